@@ -1,0 +1,30 @@
+"""adapt: parameter-efficient adaptation of frozen vision-language models from a few labelled images."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+# imported when first used: `adapt --help` answers at once, though torch takes seconds
+_EXPORTS = {
+    "AdaptError": "adapt.errors",
+    "AdaptedModel": "adapt.model",
+    "Backbone": "adapt.backbones.base",
+    "fit": "adapt.training.fit",
+    "load": "adapt.adapter",
+    "load_backbone": "adapt.backbones.load",
+    "wrap": "adapt.model",
+}
+_SUBPACKAGES = ("backbones", "bench", "data", "evaluation", "methods", "tasks", "training")
+
+__all__ = ["AdaptError", "AdaptedModel", "Backbone", "data", "fit", "load", "load_backbone", "methods", "wrap"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _EXPORTS:
+        return getattr(importlib.import_module(_EXPORTS[name]), name)
+    if name in _SUBPACKAGES:
+        return importlib.import_module(f"adapt.{name}")
+    raise AttributeError(f"module 'adapt' has no attribute {name!r}")

@@ -1,0 +1,1 @@
+"""What a frozen model is made of: maps of parts, loading, preprocessing."""

@@ -1,0 +1,104 @@
+"""A frozen vision-language model with its tokenizer and preprocessing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from adapt.backbones import fingerprint
+from adapt.backbones.preprocess import Preprocess, Transform
+from adapt.backbones.tokenizer import TextTokenizer, pad_rows
+from adapt.backbones.tower import Tower
+from adapt.errors import AdaptError
+
+
+class Backbone:
+    """A dual encoder of one of the supported libraries, described by its towers.
+
+    Nothing here changes the model: `encode_image` and `encode_text` are the library's own forward, untouched.
+    Build one with `adapt.load_backbone(spec)`, `Backbone.from_open_clip` or `Backbone.from_transformers`.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        towers: dict[str, Tower],
+        tokenizer: TextTokenizer,
+        preprocess: Preprocess,
+        encode_image: Callable[[Tensor], Tensor],
+        encode_text: Callable[[Tensor], Tensor],
+        name: str | None = None,
+        eval_transform: Transform | None = None,
+    ) -> None:
+        self.model = model
+        self.towers = towers
+        self.tokenizer = tokenizer
+        self.preprocess = preprocess
+        self.encode_image = encode_image  # (b, 3, h, w) -> (b, e)
+        self.encode_text = encode_text  # (n, context length) -> (n, e)
+        self.name = name
+        self._eval_transform = eval_transform
+
+    @classmethod
+    def from_open_clip(cls, model: nn.Module, tokenizer: Any, preprocess: Any = None, name: str | None = None) -> Backbone:
+        """Takes an open_clip model that the caller holds, with its tokenizer and evaluation transform."""
+        from adapt.backbones import openclip
+
+        return openclip.build(model, tokenizer, preprocess, name)
+
+    @classmethod
+    def from_transformers(cls, model: nn.Module, processor: Any, name: str | None = None) -> Backbone:
+        """Takes a transformers CLIP or SigLIP model that the caller holds, with its processor."""
+        from adapt.backbones import hf
+
+        return hf.build(model, processor, name)
+
+    def tower(self, name: str) -> Tower:
+        """The tower called `name`; AdaptError where this model has none whose blocks can be edited."""
+        if name not in self.towers:
+            raise AdaptError(
+                f"the {name} tower of {self.describe()} has no transformer blocks that can be edited; "
+                f"towers that can: {', '.join(self.towers) or 'none'}. Use a ViT backbone, or a method that leaves it alone"
+            )
+        return self.towers[name]
+
+    def describe(self) -> str:
+        return self.name or type(self.model).__name__
+
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
+        """Texts to ids `(n, context length)`. Raises AdaptError where a text is too long."""
+        return pad_rows([self.tokenizer.row(text) for text in texts], self.tokenizer)
+
+    def transform(self, train: bool) -> Transform:
+        """PIL image -> `(3, h, w)`: the papers' augmentation for training, the model's own transform otherwise."""
+        if train:
+            return self.preprocess.training()
+        return self._eval_transform or self.preprocess.evaluation()
+
+    @cached_property
+    def fingerprint(self) -> fingerprint.Fingerprint:
+        return fingerprint.of_model(self.model)
+
+    @property
+    def logit_scale(self) -> float:
+        """exp of the learned log scale."""
+        return float(self.model.logit_scale.detach().float().exp())
+
+    @property
+    def logit_bias(self) -> float:
+        """SigLIP's learned bias; zero for CLIP."""
+        bias = getattr(self.model, "logit_bias", None)
+        return 0.0 if bias is None else float(bias.detach().float())
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.logit_scale.device
+
+    def to(self, device: torch.device | str) -> Self:
+        self.model.to(device)
+        return self

@@ -1,0 +1,102 @@
+"""`load_backbone(spec)`: from a name or a folder to a backbone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from adapt.backbones.base import Backbone
+from adapt.errors import AdaptError, nearest
+
+SPECS = {
+    "mini-clip": "the bundled 64-pixel CLIP of emoji (offline)",
+    "open_clip:ARCH/PRETRAINED": "any open_clip model and weights, e.g. open_clip:ViT-B-16/openai",
+    "open_clip:ARCH": "an open_clip architecture with random weights",
+    "hf:NAME_OR_PATH": "a transformers CLIP or SigLIP model, e.g. hf:openai/clip-vit-base-patch16",
+    "FOLDER": "a folder in open_clip's or transformers' format",
+}
+
+
+def bundled(name: str = "mini-clip") -> Path:
+    """The folder of a bundled checkpoint: inside the installed package, or beside it in a source checkout."""
+    package = Path(__file__).resolve().parents[1]
+    for folder in (package / "_checkpoints" / name, package.parent / "checkpoints" / name):
+        if (folder / "open_clip_config.json").is_file():
+            return folder
+    raise AdaptError(f"the bundled backbone {name!r} is missing from this installation; reinstall adapt")
+
+
+def load_backbone(spec: str, device: str = "cpu") -> Backbone:
+    """Builds the backbone that `spec` names; see `adapt backbones` for the forms.
+
+    Raises AdaptError for an unknown form, architecture, weight tag or folder.
+    """
+    kind, _, rest = spec.partition(":")
+    if spec == "mini-clip":
+        backbone = _open_clip_folder(bundled(), name=spec)
+    elif kind == "open_clip" and rest:
+        backbone = _open_clip(rest, name=spec)
+    elif kind == "hf" and rest:
+        backbone = _transformers(rest, name=spec)
+    elif Path(spec).is_dir():
+        backbone = _folder(Path(spec), name=spec)
+    else:
+        raise AdaptError(f"unknown backbone {spec!r}: neither a folder nor one of the known forms; {nearest(spec, SPECS)}")
+    return backbone.to(device)
+
+
+def _folder(path: Path, name: str) -> Backbone:
+    if (path / "open_clip_config.json").is_file():
+        return _open_clip_folder(path, name)
+    if (path / "config.json").is_file():
+        return _transformers(str(path), name)
+    raise AdaptError(f"{path} is no model folder: it holds neither open_clip_config.json nor config.json")
+
+
+def _open_clip_folder(path: Path, name: str) -> Backbone:
+    import open_clip
+
+    try:
+        config = json.loads((path / "open_clip_config.json").read_text())["model_cfg"]
+    except (json.JSONDecodeError, KeyError) as error:
+        raise AdaptError(f"{path / 'open_clip_config.json'} is damaged ({error}); fetch the folder again") from error
+    model, preprocess = open_clip.create_model_from_pretrained(f"local-dir:{path}")
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{path}", context_length=config["text_cfg"].get("context_length"))
+    return Backbone.from_open_clip(model.eval(), tokenizer, preprocess, name)
+
+
+def _open_clip(spec: str, name: str) -> Backbone:
+    import open_clip
+
+    architecture, _, pretrained = spec.partition("/")
+    if architecture not in open_clip.list_models():
+        raise AdaptError(f"open_clip has no architecture {architecture!r}; {_closest(architecture, open_clip.list_models())}")
+    tags = open_clip.list_pretrained_tags_by_model(architecture)
+    if pretrained and pretrained not in tags and not Path(pretrained).is_file():
+        raise AdaptError(f"open_clip has no weights {pretrained!r} for {architecture}; {nearest(pretrained, tags)}")
+    model, _, preprocess = open_clip.create_model_and_transforms(architecture, pretrained=pretrained or None)
+    return Backbone.from_open_clip(model.eval(), open_clip.get_tokenizer(architecture), preprocess, name)
+
+
+def _closest(word: str, choices: list[str]) -> str:
+    import difflib
+
+    close = difflib.get_close_matches(word, choices, n=3)
+    return f"did you mean {', '.join(close)}? " * bool(close) + "open_clip.list_models() lists them"
+
+
+def _transformers(source: str, name: str) -> Backbone:
+    from transformers import AutoConfig, AutoProcessor, CLIPModel, SiglipModel
+
+    classes: dict[str, Any] = {"clip": CLIPModel, "siglip": SiglipModel}
+    try:
+        config = AutoConfig.from_pretrained(source)
+        if config.model_type not in classes:
+            raise AdaptError(f"{source} is a {config.model_type} model; {nearest(config.model_type, classes)}")
+        model = classes[config.model_type].from_pretrained(source)
+        processor = AutoProcessor.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise AdaptError(f"cannot load {source!r} with transformers: {reason}") from error
+    return Backbone.from_transformers(model.eval(), processor, name)

@@ -1,0 +1,139 @@
+"""Maps open_clip models (`CLIP`, `CustomTextCLIP`; native and timm ViT trunks) to towers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import open_clip
+from open_clip.transformer import ResidualAttentionBlock, TextTransformer, Transformer, VisionTransformer
+from torch import Tensor, nn
+
+from adapt.backbones.base import Backbone
+from adapt.backbones.preprocess import Preprocess, from_torchvision
+from adapt.backbones.tokenizer import HFText, SimpleText, TextTokenizer
+from adapt.backbones.tower import Block, Form, Pooling, Projection, TextParts, Tower, fused_qkv
+from adapt.errors import AdaptError
+
+_TEXT_POOLING: dict[str, Pooling] = {"argmax": "end", "eos": "end", "first": "class", "last": "last", "none": "none"}
+_VISION_POOLING: dict[str, Pooling] = {"tok": "class", "avg": "mean", "none": "none"}
+
+
+def build(model: nn.Module, tokenizer: Any, preprocess: Any = None, name: str | None = None) -> Backbone:
+    """The backbone of an open_clip `model`; `preprocess` is the evaluation transform that came with it, if any."""
+    if not isinstance(model, open_clip.CLIP | open_clip.CustomTextCLIP):
+        raise AdaptError(
+            f"from_open_clip got a {type(model).__name__}; expected open_clip's CLIP or CustomTextCLIP "
+            "(for transformers models use Backbone.from_transformers)"
+        )
+    towers = {tower.name: tower for tower in (_text_tower(model), _vision_tower(model.visual)) if tower is not None}
+    return Backbone(
+        model=model,
+        towers=towers,
+        tokenizer=_tokenizer(tokenizer, model),
+        preprocess=_preprocess(model, preprocess),
+        encode_image=model.encode_image,
+        encode_text=model.encode_text,
+        name=name,
+        eval_transform=preprocess,
+    )
+
+
+def _tokenizer(tokenizer: Any, model: nn.Module) -> TextTokenizer:
+    context_length = int(model.context_length)
+    if isinstance(tokenizer, open_clip.SimpleTokenizer):
+        return SimpleText(tokenizer, context_length)
+    if isinstance(tokenizer, open_clip.HFTokenizer):
+        return HFText(tokenizer.tokenizer, context_length, clean=tokenizer.clean_fn)
+    raise AdaptError(
+        f"the tokenizer is a {type(tokenizer).__name__}; expected what open_clip.get_tokenizer(...) returns"
+    )
+
+
+def _preprocess(model: nn.Module, preprocess: Any) -> Preprocess:
+    if preprocess is not None:
+        return from_torchvision(preprocess, model.visual.image_size)
+    config = open_clip.get_model_preprocess_cfg(model)
+    size = config.get("size", model.visual.image_size)
+    return Preprocess(
+        size=size if isinstance(size, int) else size[0],
+        mean=tuple(config.get("mean", open_clip.OPENAI_DATASET_MEAN)),
+        std=tuple(config.get("std", open_clip.OPENAI_DATASET_STD)),
+        interpolation=config.get("interpolation", "bicubic"),
+        resize="squash" if config.get("resize_mode") == "squash" else "shortest",
+    )
+
+
+def _block(module: nn.Module) -> Block:
+    attn, mlp = module.attn, module.mlp
+    projections = fused_qkv(attn, attn.embed_dim, "in_proj_weight", "in_proj_bias")
+    projections |= {"out": Projection(attn.out_proj), "fc1": Projection(mlp.c_fc), "fc2": Projection(mlp.c_proj)}
+    return Block(module, attn, module.ln_1, module.ln_2, mlp.gelu, projections, module.ls_1, module.ls_2)
+
+
+def _native_blocks(transformer: nn.Module) -> tuple[Block, ...] | None:
+    """The blocks of open_clip's own `Transformer`; None where its blocks are of a variant with other arithmetic."""
+    if type(transformer) is not Transformer:
+        return None
+    if any(type(block) is not ResidualAttentionBlock for block in transformer.resblocks):
+        return None
+    return tuple(_block(block) for block in transformer.resblocks)
+
+
+def _text_tower(model: nn.Module) -> Tower | None:
+    """CLIP keeps its text tower inline, CustomTextCLIP in `.text`; the parts have the same names in both."""
+    owner = model.text if isinstance(model, open_clip.CustomTextCLIP) else model
+    if owner is not model and type(owner) is not TextTransformer:
+        return None
+    blocks = _native_blocks(owner.transformer)
+    if blocks is None:
+        return None
+    pool_type = getattr(owner, "text_pool_type", None) or owner.pool_type
+    appended_class_token = getattr(owner, "cls_emb", None) is not None
+    form = Form(
+        causal=owner.attn_mask is not None,
+        pooling="last" if appended_class_token else _TEXT_POOLING[pool_type],
+    )
+    parts = TextParts(
+        embedding=owner.token_embedding,
+        positions=lambda: owner.positional_embedding.detach(),
+        final_norm=owner.ln_final,
+        project=lambda pooled: _project(pooled, owner.text_projection),
+    )
+    width = blocks[0].attn.embed_dim
+    return Tower("text", width, blocks[0].attn.num_heads, form, blocks, parts)
+
+
+def _project(pooled: Tensor, projection: nn.Module | Tensor | None) -> Tensor:
+    if projection is None:
+        return pooled
+    return projection(pooled) if isinstance(projection, nn.Module) else pooled @ projection.detach()
+
+
+def _vision_tower(visual: nn.Module) -> Tower | None:
+    """The vision tower of a native ViT or a timm ViT trunk; None for ResNets and other trunks without such blocks."""
+    if isinstance(visual, VisionTransformer):
+        blocks = _native_blocks(visual.transformer)
+        if blocks is None:
+            return None
+        pooling: Pooling = "map" if visual.attn_pool is not None else _VISION_POOLING[visual.pool_type]
+        return Tower("vision", blocks[0].attn.embed_dim, blocks[0].attn.num_heads, Form(False, pooling), blocks)
+    trunk = getattr(visual, "trunk", None)
+    return None if trunk is None else _timm_tower(trunk)
+
+
+def _timm_tower(trunk: nn.Module) -> Tower | None:
+    from timm.models.vision_transformer import Block as TimmBlock
+    from timm.models.vision_transformer import VisionTransformer as TimmViT
+
+    if not isinstance(trunk, TimmViT) or any(type(block) is not TimmBlock for block in trunk.blocks):
+        return None
+    blocks = tuple(_timm_block(block) for block in trunk.blocks)
+    pooling: Pooling = {"token": "class", "avg": "mean", "map": "map"}.get(trunk.global_pool, "none")  # type: ignore[assignment]
+    return Tower("vision", trunk.embed_dim, trunk.blocks[0].attn.num_heads, Form(False, pooling), blocks)
+
+
+def _timm_block(module: nn.Module) -> Block:
+    attn, mlp = module.attn, module.mlp
+    projections = fused_qkv(attn.qkv, attn.attn_dim)
+    projections |= {"out": Projection(attn.proj), "fc1": Projection(mlp.fc1), "fc2": Projection(mlp.fc2)}
+    return Block(module, attn, module.norm1, module.norm2, mlp.act, projections, module.ls1, module.ls2)

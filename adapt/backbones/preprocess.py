@@ -1,0 +1,70 @@
+"""From an image file to the tensor a vision tower expects: the model's own evaluation transform, and the papers' training one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from torch import Tensor
+
+Transform = Callable[[Any], Tensor]  # PIL image -> (3, h, w)
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """How a model reads an image: all that an adapter must record to be used elsewhere."""
+
+    size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str = "bicubic"
+    resize: Literal["shortest", "squash"] = "shortest"
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def evaluation(self) -> Transform:
+        """Resize (the smaller edge and centre crop, or both edges), then normalise."""
+        from torchvision.transforms import InterpolationMode, v2
+
+        mode = InterpolationMode(self.interpolation)
+        if self.resize == "squash":
+            resize = [v2.Resize((self.size, self.size), interpolation=mode)]
+        else:
+            resize = [v2.Resize(self.size, interpolation=mode), v2.CenterCrop(self.size)]
+        return v2.Compose([*resize, *self._to_tensor()])
+
+    def training(self) -> Transform:
+        """Random resized crop (scale 0.08 to 1, bicubic), horizontal flip, normalise: CoOp's and CLIP-LoRA's setting."""
+        from torchvision.transforms import InterpolationMode, v2
+
+        crop = v2.RandomResizedCrop(self.size, scale=(0.08, 1.0), interpolation=InterpolationMode.BICUBIC)
+        return v2.Compose([crop, v2.RandomHorizontalFlip(0.5), *self._to_tensor()])
+
+    def _to_tensor(self) -> list[Any]:
+        import torch
+        from torchvision.transforms import v2
+
+        scale = v2.ToDtype(torch.float32, scale=True)
+        return [v2.PILToTensor(), scale, v2.Normalize(list(self.mean), list(self.std))]
+
+
+def from_torchvision(transform: Any, image_size: int | tuple[int, int]) -> Preprocess:
+    """Reads size, statistics and resizing off a torchvision `Compose`, as open_clip's factory builds it.
+
+    Where the transform has no `Normalize` (a function of the user's own), CLIP's statistics are assumed for the
+    training transform; evaluation uses the transform itself.
+    """
+    from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+
+    steps = {type(step).__name__: step for step in getattr(transform, "transforms", [])}
+    normalize, resize = steps.get("Normalize"), steps.get("Resize")
+    squash = resize is not None and "CenterCrop" not in steps
+    return Preprocess(
+        size=image_size if isinstance(image_size, int) else image_size[0],
+        mean=tuple(map(float, normalize.mean)) if normalize else OPENAI_DATASET_MEAN,
+        std=tuple(map(float, normalize.std)) if normalize else OPENAI_DATASET_STD,
+        interpolation=resize.interpolation.value if resize else "bicubic",
+        resize="squash" if squash else "shortest",
+    )

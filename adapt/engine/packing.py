@@ -1,0 +1,76 @@
+"""Prompts of many classes as one matrix of rows: the shared prefix once, then the suffixes grouped by length."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import torch
+from torch import Tensor
+
+from adapt.prompts import Prompt
+
+
+@dataclass(frozen=True)
+class Group:
+    """`classes` suffixes of `length` rows each; `start` counts suffix rows, the prefix left out."""
+
+    start: int
+    classes: int
+    length: int
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Where each token of each prompt stands among the `prefix + sum(suffix lengths)` rows.
+
+    Rows: the prefix, then the suffixes sorted by length. `slot_rows` of them hold learned tokens: slot `slot_index` of
+    class `slot_class`. `ends` are the end-of-text rows in packed order, `order` sorts them back to the classes' order.
+    """
+
+    prefix: int
+    groups: tuple[Group, ...]
+    ids: Tensor
+    positions: Tensor
+    slot_rows: Tensor
+    slot_index: Tensor
+    slot_class: Tensor
+    ends: Tensor
+    order: Tensor
+
+    @property
+    def rows(self) -> int:
+        return len(self.ids)
+
+
+def pack(prompts: Sequence[Prompt], prefix: int, first_class: int, device: torch.device) -> Packing:
+    """Packs `prompts`, whose first `prefix` tokens are the same; the first is class `first_class` of the whole list."""
+    by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i].ids))
+    tokens = [(prompts[0], 0, position) for position in range(prefix)]
+    groups: list[Group] = []
+    ends: list[int] = []
+    for length, members in groupby(by_length, key=lambda i: len(prompts[i].ids) - prefix):
+        start, chosen = len(tokens) - prefix, list(members)
+        groups.append(Group(start, len(chosen), length))
+        for i in chosen:
+            tokens.extend((prompts[i], i, prefix + offset) for offset in range(length))
+            ends.append(len(tokens) - 1)
+    learned = [(row, prompt.slots[at], first_class + i) for row, (prompt, i, at) in enumerate(tokens) if prompt.slots[at] is not None]
+    slot_rows, slot_index, slot_class = zip(*learned) if learned else ((), (), ())
+
+    def index(values: Sequence[int | None]) -> Tensor:
+        return torch.tensor(values, dtype=torch.long, device=device)
+
+    order = sorted(range(len(by_length)), key=by_length.__getitem__)
+    return Packing(
+        prefix=prefix,
+        groups=tuple(groups),
+        ids=index([prompt.ids[at] for prompt, _, at in tokens]),
+        positions=index([at for _, _, at in tokens]),
+        slot_rows=index(slot_rows),
+        slot_index=index(slot_index),
+        slot_class=index(slot_class),
+        ends=index(ends),
+        order=index(order),
+    )

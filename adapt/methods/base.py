@@ -1,0 +1,94 @@
+"""The interface of a method: a plug-in that owns every trainable tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import Tensor, nn
+
+from adapt.backbones.base import Backbone
+from adapt.backbones.tokenizer import TextTokenizer
+from adapt.backbones.tower import Tower
+from adapt.edits import Edit
+from adapt.errors import AdaptError, nearest
+from adapt.prompts import Prompt
+
+
+class MethodConfig(BaseModel):
+    """The settings of a method, written into the adapter. Unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Context:
+    """What a method may read while one call of the adapted model runs: the features of a tower, computed once."""
+
+    def __init__(self, compute: dict[str, Callable[[], Tensor]] | None = None) -> None:
+        self._compute = compute or {}
+        self._features: dict[str, Tensor] = {}
+
+    def features(self, tower: str) -> Tensor:
+        """Unit-length features `(b, e)` of this call's inputs to `tower`."""
+        if tower not in self._compute:
+            raise AdaptError(f"the method reads the {tower} features, but this call has no {tower} input")
+        if tower not in self._features:
+            self._features[tower] = self._compute[tower]()
+        return self._features[tower]
+
+
+class Method(nn.Module):
+    """Base of all methods. `Method(**config)` makes it, `wrap` builds it on a backbone.
+
+    `named_parameters()` are exactly what trains and `state_dict()` exactly what an adapter holds, under the names of
+    the paper's reference implementation.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    Config: ClassVar[type[MethodConfig]] = MethodConfig
+    task: ClassVar[Literal["classes", "head"]] = "classes"
+
+    def __init__(self, **config: Any) -> None:
+        super().__init__()
+        try:
+            self.config: Any = self.Config(**config)
+        except ValidationError as error:
+            raise AdaptError(_explain(self.name, self.Config, error)) from None
+        self.built = False
+
+    @property
+    def touches(self) -> frozenset[str]:
+        """The towers that this method edits, known before anything runs."""
+        return frozenset()
+
+    @property
+    def per_class(self) -> bool:
+        """Whether some tensor belongs to one class, so that other class names cannot be served."""
+        return False
+
+    @property
+    def logit_scale(self) -> float | None:
+        """A fixed scale of the logits; None takes the backbone's own."""
+        return None
+
+    def build(self, backbone: Backbone, class_names: Sequence[str]) -> None:
+        """Allocates the parameters; sizes come from the backbone's towers. Called once, by `wrap`."""
+
+    def prompts(self, tokenizer: TextTokenizer, class_name: str) -> list[Prompt]:
+        """The prompts of a class; the features of several are averaged."""
+        raise NotImplementedError(f"{self.name} must say how a class reads")
+
+    def edits(self, tower: Tower, context: Context) -> list[Edit]:
+        """The changes asked of `tower` in this call."""
+        return []
+
+
+def _explain(name: str, config: type[MethodConfig], error: ValidationError) -> str:
+    """The first problem of a method's settings, in one line."""
+    problem = error.errors()[0]
+    key = ".".join(map(str, problem["loc"]))
+    if problem["type"] == "extra_forbidden":
+        return f"{name} has no setting {key!r}; {nearest(key, config.model_fields)}"
+    return f"{name}: setting {key!r} is {problem.get('input')!r}: {problem['msg']}"

@@ -1,0 +1,103 @@
+"""Context optimisation: the words around the class name are learned.
+
+Paper: Zhou et al., Learning to Prompt for Vision-Language Models, IJCV 2022.
+Reference: CoOp `ff61507`, `trainers/coop.py`.
+Deviations:
+* `ctx_init` is counted in tokens, not in words, so that a word of several tokens keeps them all; equal for the
+  published "a photo of a".
+* Class-specific context with `ctx_init` is refused; the reference silently makes the context unified.
+* Context vectors are fp32 whatever the backbone's precision (the reference trains them in fp16 by default).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import nn
+
+from adapt.backbones.base import Backbone
+from adapt.backbones.tokenizer import TextTokenizer
+from adapt.backbones.tower import Tower
+from adapt.edits import Edit, Tokens
+from adapt.errors import AdaptError
+from adapt.methods.base import Context, Method, MethodConfig
+from adapt.prompts import PLACEHOLDER, Prompt, readable
+
+DEFAULT_N_CTX = 16
+
+
+class CoOpConfig(MethodConfig):
+    n_ctx: int | None = Field(default=None, ge=1)
+    """Learned tokens; 16, or as many as `ctx_init` has."""
+    ctx_init: str = ""
+    """Words whose embeddings the context starts from; empty draws it from N(0, 0.02)."""
+    class_specific: bool = False
+    """A context of its own for every class."""
+    class_position: Literal["end", "middle", "front"] = "end"
+    """Where the class name stands among the learned tokens."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> CoOpConfig:
+        if self.ctx_init and self.class_specific:
+            raise ValueError("class_specific context starts at random, as published: leave ctx_init empty")
+        return self
+
+
+class CoOp(Method):
+    """`CoOp(n_ctx, ctx_init, class_specific, class_position)`. Trains `ctx`: `(n_ctx, d)` or `(n_classes, n_ctx, d)`."""
+
+    name = "coop"
+    title = "CoOp (Zhou et al., IJCV 2022)"
+    Config = CoOpConfig
+
+    @property
+    def touches(self) -> frozenset[str]:
+        return frozenset({"text"})
+
+    @property
+    def per_class(self) -> bool:
+        return bool(self.config.class_specific)
+
+    def build(self, backbone: Backbone, class_names: Sequence[str]) -> None:
+        tower = backbone.tower("text")
+        words = backbone.tokenizer.pieces(readable(self.config.ctx_init))
+        n_ctx = self.config.n_ctx or len(words) or DEFAULT_N_CTX
+        if words and n_ctx != len(words):
+            raise AdaptError(
+                f"coop: ctx_init {self.config.ctx_init!r} has {len(words)} tokens but n_ctx is {n_ctx}; "
+                "leave n_ctx out or give as many words"
+            )
+        if words:
+            embedding = tower.text.embedding  # type: ignore[union-attr]
+            with torch.no_grad():
+                ctx = embedding(torch.tensor(words, device=embedding.weight.device)).float()
+        else:
+            shape = (n_ctx, tower.width)
+            ctx = torch.empty(len(class_names), *shape) if self.config.class_specific else torch.empty(shape)
+            ctx = ctx.normal_(std=0.02).to(backbone.device)
+        self.ctx = nn.Parameter(ctx)
+
+    def prompts(self, tokenizer: TextTokenizer, class_name: str) -> list[Prompt]:
+        n_ctx = self.ctx.shape[-2]
+        name = readable(class_name)
+        context = readable(self.config.ctx_init) or " ".join([PLACEHOLDER] * n_ctx)
+        ids = tokenizer.row(f"{context} {name}.")
+        start = len(tokenizer.row("")) - 1  # special tokens in front; one ends the text
+        slots = [None] * start + list(range(n_ctx)) + [None] * (len(ids) - start - n_ctx)
+        # the published order of the parts: the name moves into or before the context, "." and end stay last
+        name_at = start + n_ctx
+        name_length = len(tokenizer.pieces(name))
+        before = {"end": n_ctx, "middle": n_ctx // 2, "front": 0}[self.config.class_position]
+        order = [
+            *range(start + before),
+            *range(name_at, name_at + name_length),
+            *range(start + before, name_at),
+            *range(name_at + name_length, len(ids)),
+        ]
+        return [Prompt(tuple(ids[i] for i in order), tuple(slots[i] for i in order))]
+
+    def edits(self, tower: Tower, context: Context) -> list[Edit]:
+        return [Tokens(self.ctx)] if tower.name == "text" else []

@@ -1,0 +1,80 @@
+"""Logistic regression on frozen image features.
+
+Paper: Radford et al., Learning Transferable Visual Models From Natural Language Supervision, ICML 2021, section 3.2.
+Reference: CoOp `ff61507`, `lpclip/linear_probe.py` (L-BFGS, strength searched on the validation images).
+Deviations: one grid of strengths in place of the reference's two-stage search; features of unit length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from adapt.backbones.base import Backbone
+from adapt.errors import AdaptError
+from adapt.methods.base import Method, MethodConfig
+
+STRENGTHS = tuple(10.0 ** (k / 2) for k in range(-2, 13))  # inverse regularisation, 0.1 to 1e6
+
+
+class LinearProbeConfig(MethodConfig):
+    strength: float | None = Field(default=None, gt=0)
+    """Inverse regularisation (scikit-learn's C); chosen on the validation images where left out."""
+
+
+class LinearProbe(Method):
+    """Trains `weight` `(n_classes, e)` and `bias` `(n_classes,)` by a solver, not by gradient steps."""
+
+    name = "linear_probe"
+    title = "Linear probe (Radford et al., ICML 2021)"
+    Config = LinearProbeConfig
+    task = "head"
+
+    @property
+    def per_class(self) -> bool:
+        return True
+
+    def build(self, backbone: Backbone, class_names: Sequence[str]) -> None:
+        with torch.no_grad():
+            size = backbone.preprocess.size
+            image = torch.zeros(1, 3, size, size, device=backbone.device)
+            features = backbone.encode_image(image)
+        self.weight = nn.Parameter(torch.zeros(len(class_names), features.shape[-1], device=backbone.device))
+        self.bias = nn.Parameter(torch.zeros(len(class_names), device=backbone.device))
+
+    def head(self, features: Tensor) -> Tensor:
+        """Unit-length features `(b, e)` to logits `(b, n_classes)`."""
+        return features.to(self.weight.dtype) @ self.weight.T + self.bias
+
+    def solve(self, train: tuple[Tensor, Tensor], val: tuple[Tensor, Tensor] | None) -> dict[str, float]:
+        """Fits the head to features `(n, e)` and labels `(n,)`; returns the strength chosen and its accuracy."""
+        if self.config.strength is not None:
+            self._fit(train, self.config.strength)
+            return {"strength": self.config.strength}
+        if val is None or len(val[1]) == 0:
+            raise AdaptError("linear_probe chooses its strength on validation images: give some, or set `strength`")
+        scored = {strength: self._accuracy(self._fit(train, strength), val) for strength in STRENGTHS}
+        best = max(scored, key=scored.__getitem__)
+        self._fit(train, best)
+        return {"strength": best, "val_accuracy": scored[best]}
+
+    def _fit(self, train: tuple[Tensor, Tensor], strength: float) -> LinearProbe:
+        from sklearn.linear_model import LogisticRegression
+
+        features, labels = (tensor.cpu().numpy() for tensor in train)
+        solver = LogisticRegression(C=strength, max_iter=2000).fit(features, labels)
+        weight, bias = torch.from_numpy(solver.coef_), torch.from_numpy(solver.intercept_)
+        if len(solver.classes_) == 2:  # scikit-learn keeps one row for two classes
+            weight, bias = torch.cat([-weight / 2, weight / 2]), torch.cat([-bias / 2, bias / 2])
+        with torch.no_grad():
+            self.weight.copy_(weight)
+            self.bias.copy_(bias)
+        return self
+
+    @torch.no_grad()
+    def _accuracy(self, fitted: LinearProbe, val: tuple[Tensor, Tensor]) -> float:
+        features, labels = val
+        return float((fitted.head(features.to(self.weight.device)).argmax(-1).cpu() == labels).float().mean())

@@ -1,0 +1,51 @@
+"""Zero-shot classification with hand-written prompts.
+
+Paper: Radford et al., Learning Transferable Visual Models From Natural Language Supervision, ICML 2021.
+Reference: CoOp `ff61507`, `trainers/zsclip.py` (one template, or the mean of the unit-length features of several).
+Deviations: none.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import field_validator
+
+from adapt.backbones.tokenizer import TextTokenizer
+from adapt.methods.base import Method, MethodConfig
+from adapt.prompts import Prompt, from_template
+
+
+def check_template(template: str) -> str:
+    """A template needs a place for the class name."""
+    if "{}" not in template:
+        raise ValueError("a template must contain {} where the class name goes")
+    return template
+
+
+class ZeroShotConfig(MethodConfig):
+    template: str | tuple[str, ...] = "a photo of a {}."
+    """One template, or several whose features are averaged."""
+
+    @field_validator("template")
+    @classmethod
+    def _places(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        for template in [value] if isinstance(value, str) else value:
+            check_template(template)
+        return value
+
+
+class ZeroShot(Method):
+    """The frozen model with templates: `ZeroShot(template)`. Nothing trains."""
+
+    name = "zero_shot"
+    title = "Zero-shot CLIP (Radford et al., ICML 2021)"
+    Config = ZeroShotConfig
+
+    def __init__(self, template: str | tuple[str, ...] = "a photo of a {}.", **config: Any) -> None:
+        super().__init__(template=template, **config)
+
+    def prompts(self, tokenizer: TextTokenizer, class_name: str) -> list[Prompt]:
+        template = self.config.template
+        templates = [template] if isinstance(template, str) else template
+        return [from_template(tokenizer, each, class_name) for each in templates]

@@ -1,0 +1,235 @@
+"""`wrap(backbone, method, class_names)`: a frozen backbone and a method, as one module."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from adapt.backbones.base import Backbone
+from adapt.engine import text
+from adapt.engine.hooks import edited
+from adapt.engine.memory import free_bytes
+from adapt.errors import AdaptError
+from adapt.methods.base import Context, Method
+from adapt.tasks import classes
+
+TextPath = text.FastText | text.PlainText
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The most probable class of one image, and the best few with their probabilities, most probable first."""
+
+    class_name: str
+    probability: float
+    top: tuple[tuple[str, float], ...]
+
+
+def wrap(
+    backbone: Backbone,
+    method: Method,
+    class_names: Sequence[str],
+    fast: bool | None = None,
+    *,
+    checkpointing: bool = False,
+    text_memory: int | None = None,
+) -> AdaptedModel:
+    """Builds `method` on `backbone` for `class_names`.
+
+    `fast`: None takes the fast exact text path where it applies, True refuses where it does not, False takes the
+    library's own forward. `checkpointing` recomputes the blocks of edited towers in the backward pass. `text_memory`
+    bounds the text side's activations in bytes (default: half of what is free).
+
+    Raises AdaptError for a method that is already built, bad class names, or a backbone that the method does not fit.
+    """
+    if method.built:
+        raise AdaptError(f"this {method.name} already belongs to a model: make a new one, or use model.with_classes(...)")
+    names = check_class_names(class_names)
+    method.build(backbone, names)
+    method.built = True
+    return AdaptedModel(backbone, method, names, fast, checkpointing=checkpointing, text_memory=text_memory)
+
+
+def check_class_names(class_names: Sequence[str]) -> tuple[str, ...]:
+    """At least one name, none empty, none twice."""
+    names = tuple(class_names)
+    if isinstance(class_names, str) or not names:
+        raise AdaptError(f"class_names is {class_names!r}; expected a list of at least one name")
+    for name in names:
+        if not isinstance(name, str) or not name.strip():
+            raise AdaptError(f"class name {name!r} is empty; every class needs a name to read")
+    repeated = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
+    if repeated:
+        raise AdaptError(f"class name {repeated[0]!r} appears more than once; names tell classes apart")
+    return names
+
+
+class AdaptedModel(nn.Module):
+    """A frozen backbone under a method. Its parameters and its `state_dict()` are the method's.
+
+    Edits act inside the calls of this object only: several adapted models may share one backbone.
+    """
+
+    method: Method
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        method: Method,
+        class_names: Sequence[str],
+        fast: bool | None,
+        *,
+        checkpointing: bool = False,
+        text_memory: int | None = None,
+    ) -> None:
+        super().__init__()
+        self._backbone: Backbone | None = backbone
+        self.method = method
+        self.class_names = tuple(class_names)
+        self.fast = fast
+        self.checkpointing = checkpointing
+        self.text_memory = text_memory
+        self.metadata: dict[str, Any] = {}  # what an adapter file records beside the method: recipe, metrics, ...
+        prompts = [method.prompts(backbone.tokenizer, name) for name in self.class_names] if method.task == "classes" else []
+        self._prompts_per_class = len(prompts[0]) if prompts else 0
+        self._text = self._text_path([prompt for own in prompts for prompt in own]) if prompts else None
+        self._cached: tuple[Any, Tensor] | None = None
+
+    @property
+    def backbone(self) -> Backbone:
+        if self._backbone is None:
+            raise AdaptError("this model was unwrapped: wrap the backbone again")
+        return self._backbone
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images `(b, 3, h, w)` to logits `(b, n_classes)`."""
+        return self.logits(self.image_features(images))
+
+    def logits(self, image_features: Tensor) -> Tensor:
+        """Unit-length image features `(b, e)` to logits: scaled cosines with the class features, or the head's output."""
+        if self.method.task == "head":
+            return self.method.head(image_features)
+        scale = self.method.logit_scale or self.backbone.logit_scale
+        return classes.logits(image_features, self.class_features(), scale, self.backbone.logit_bias)
+
+    def image_features(self, images: Tensor) -> Tensor:
+        """Images `(b, 3, h, w)` to unit-length features `(b, e)`."""
+        backbone = self.backbone
+        tower, edits = None, []
+        if "vision" in self.method.touches:
+            tower = backbone.tower("vision")
+            edits = self.method.edits(tower, Context())
+        with edited(backbone.model, tower, edits, checkpointing=self.checkpointing and torch.is_grad_enabled()):
+            return F.normalize(backbone.encode_image(images), dim=-1)
+
+    def class_features(self) -> Tensor:
+        """Unit-length features of the classes `(n_classes, e)`, differentiable in the method's parameters.
+
+        While gradients are off they are computed once, until a parameter changes.
+        """
+        if torch.is_grad_enabled() or self.method.training:
+            return self._encode_classes()
+        key = (self.backbone.device, *(parameter._version for parameter in self.method.parameters()))
+        if self._cached is None or self._cached[0] != key:
+            self._cached = (key, self._encode_classes())
+        return self._cached[1]
+
+    def _encode_classes(self) -> Tensor:
+        backbone = self.backbone
+        edits = self.method.edits(backbone.tower("text"), Context()) if "text" in self.method.touches else []
+        budget = self.text_memory or free_bytes(backbone.device) // 2
+        features = F.normalize(self._text(edits, budget), dim=-1)  # type: ignore[misc]
+        if self._prompts_per_class > 1:
+            features = F.normalize(features.unflatten(0, (-1, self._prompts_per_class)).mean(1), dim=-1)
+        return features
+
+    def _text_path(self, prompts: list[Any]) -> TextPath:
+        tower = self.backbone.towers.get("text")
+        reason = "the fast path is switched off" if self.fast is False else text.reason_against(tower)
+        if reason is None and not text.agrees(self.backbone, prompts):
+            reason = "its features differ from the library's own forward on two prompts"
+        if self.fast is True and reason is not None:
+            raise AdaptError(f"fast=True, but the text tower of {self.backbone.describe()} cannot take it: {reason}")
+        return text.PlainText(self.backbone, prompts) if reason else text.FastText(self.backbone, prompts)
+
+    @property
+    def text_path(self) -> str:
+        """Which text path serves this model: `fast`, `plain`, or `none` for a method without text."""
+        return {text.FastText: "fast", text.PlainText: "plain"}.get(type(self._text), "none")  # type: ignore[arg-type]
+
+    def with_classes(self, class_names: Sequence[str]) -> AdaptedModel:
+        """The same method, its tensors shared, for other class names. Refused where a tensor belongs to one class."""
+        names = check_class_names(class_names)
+        if self.method.per_class and names != self.class_names:
+            raise AdaptError(
+                f"this {self.method.name} learned tensors for its {len(self.class_names)} classes one by one and cannot "
+                "serve other class names; train on the new classes, or use a method whose tensors all classes share"
+            )
+        return AdaptedModel(
+            self.backbone, self.method, names, self.fast, checkpointing=self.checkpointing, text_memory=self.text_memory
+        )
+
+    def unwrap(self) -> Backbone:
+        """The backbone as it was before `wrap`; this model computes no more."""
+        backbone, self._backbone, self._text = self.backbone, None, None
+        return backbone
+
+    @torch.inference_mode()
+    def predict(self, images: Iterable[Any] | Any, top_k: int = 5, batch_size: int = 64) -> list[Prediction]:
+        """Classifies images: PIL images, paths, or an iterable of them. Raises AdaptError naming an unreadable file."""
+        return list(self.predict_stream(images, top_k, batch_size))
+
+    @torch.inference_mode()
+    def predict_stream(self, images: Iterable[Any] | Any, top_k: int = 5, batch_size: int = 64) -> Iterator[Prediction]:
+        """As `predict`, one prediction at a time, holding one batch of images."""
+        from adapt.data.images import open_image
+
+        transform = self.backbone.transform(train=False)
+        was_training = self.training
+        self.eval()
+        try:
+            for batch in _batches(images, batch_size):
+                pixels = torch.stack([transform(open_image(image)) for image in batch]).to(self.backbone.device)
+                yield from self._predictions(self(pixels), top_k)
+        finally:
+            self.train(was_training)
+
+    def _predictions(self, logits: Tensor, top_k: int) -> Iterator[Prediction]:
+        probabilities, indices = logits.float().softmax(-1).topk(min(top_k, len(self.class_names)))
+        for row, chosen in zip(probabilities.tolist(), indices.tolist()):
+            top = tuple((self.class_names[index], probability) for index, probability in zip(chosen, row))
+            yield Prediction(top[0][0], top[0][1], top)
+
+    def save(self, path: str | Path) -> Path:
+        """Writes the adapter file; see `adapt.adapter`."""
+        from adapt import adapter
+
+        return adapter.save(self, path)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """`.to()` and its kin move the backbone too, though it is no child of this module."""
+        super()._apply(fn, recurse)
+        if self._backbone is not None:
+            self._backbone.model._apply(fn)
+        return self
+
+
+def _batches(images: Iterable[Any] | Any, size: int) -> Iterator[list[Any]]:
+    from PIL import Image
+
+    if isinstance(images, str | Path | Image.Image):
+        images = [images]
+    batch: list[Any] = []
+    for image in images:
+        batch.append(image)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch

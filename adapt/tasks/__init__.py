@@ -1,0 +1,1 @@
+"""What is asked of the adapted model: loss, metrics and prediction."""
