@@ -1,0 +1,50 @@
+"""Data: readers, few-shot sampling, decoding, loading, and the cache of image features.
+
+Names are imported when they are first used: reading a split takes no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+# At once, because it shares its module's name: a later import of the module would put the module in its place.
+from adapt.data.loader import loader
+
+if TYPE_CHECKING:
+    from adapt.data.cache import FeatureCache
+    from adapt.data.images import open_image
+    from adapt.data.loader import ImageSet
+    from adapt.data.readers import load, read_csv, read_folder, read_split
+    from adapt.data.split import Item, Split
+
+__all__ = [
+    "FeatureCache",
+    "ImageSet",
+    "Item",
+    "Split",
+    "load",
+    "loader",
+    "open_image",
+    "read_csv",
+    "read_folder",
+    "read_split",
+]
+
+_MODULES = {
+    "FeatureCache": "cache",
+    "ImageSet": "loader",
+    "Item": "split",
+    "Split": "split",
+    "load": "readers",
+    "open_image": "images",
+    "read_csv": "readers",
+    "read_folder": "readers",
+    "read_split": "readers",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -1,0 +1,117 @@
+"""Image features kept on disk, by what they depend on: the backbone and transform (the key), the image, the view."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from adapt.data import shards
+from adapt.data.batches import Decoded
+from adapt.data.draws import Draw
+from adapt.data.loader import ImageSet, Transform
+from adapt.data.split import Item
+from adapt.errors import AdaptError
+
+_FORMAT = "1"  # enters every folder's name: a newer format leaves the older one's shards alone
+_SHARD_ROWS = 1024  # what a killed run loses at most
+
+
+class FeatureCache:
+    """Features of images, computed once, in `directory` (default: `$ADAPT_CACHE` or `~/.cache/adapt/features`).
+
+    Data sets, few-shot samples and processes share the features of the images that they have in common. Above
+    `max_bytes` the shards that were not used for longest are deleted.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str] | None = None, max_bytes: int = 4 * 2**30) -> None:
+        default = os.environ.get("ADAPT_CACHE") or Path.home() / ".cache" / "adapt" / "features"
+        self.directory = Path(directory or default)
+        self.max_bytes = max_bytes
+
+    def features(
+        self,
+        items: Sequence[Item],
+        transform: Transform,
+        encode: Callable[[Tensor], Tensor],
+        key: str,
+        *,
+        views: int = 0,
+        batch_size: int = 64,
+        workers: int = 0,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Tensor:
+        """The features of `items` on the CPU: (n, d), or with `views` of a random transform (n, views, d).
+
+        `encode` takes images (b, 3, h, w), runs under inference mode and returns (b, d). `key` stands for the backbone
+        and the transform: another one, another feature. A view's seed is made of the image's content and the view's
+        number, so view 0 of an image is the same in every data set. Only images without an entry are decoded;
+        `progress` is told how many of them are done, and of how many.
+
+        Raises AdaptError when there are no items, a file cannot be decoded, or the cache cannot be written.
+        """
+        if not items:
+            raise AdaptError("There are no images to take features of: the part of the data is empty.")
+        ids = [row_id for item in items for row_id in _row_ids(item, views)]
+        draws: dict[bytes, Draw] = {}
+        for position, row_id in enumerate(ids):
+            seed = int.from_bytes(row_id[:8]) >> 1
+            draws.setdefault(row_id, Draw(position // max(views, 1), seed))
+        folder = self.directory / hashlib.sha256(f"{_FORMAT}\n{key}".encode()).hexdigest()[:32]
+        rows = shards.read(folder, draws.keys())
+        missing = {row_id: draw for row_id, draw in draws.items() if row_id not in rows}
+        for computed in _compute(missing, ImageSet(items, transform), encode, batch_size, workers, progress):
+            shards.write(folder, computed)
+            shards.trim(self.directory, self.max_bytes)
+            rows |= computed
+        features = torch.stack([rows[row_id] for row_id in ids])
+        return features.view(len(items), views, -1) if views else features
+
+
+def _row_ids(item: Item, views: int) -> list[bytes]:
+    """What the item's rows are stored under: its content, and the view where there are views."""
+    content = hashlib.blake2b(item.read())
+    ids = []
+    for view in range(views) if views else [""]:
+        digest = hashlib.blake2b(content.digest() + f"{view}".encode(), digest_size=shards.ID_BYTES)
+        ids.append(digest.digest())
+    return ids
+
+
+def _compute(
+    missing: dict[bytes, Draw],
+    dataset: ImageSet,
+    encode: Callable[[Tensor], Tensor],
+    batch_size: int,
+    workers: int,
+    progress: Callable[[int, int], None] | None,
+) -> Iterator[dict[bytes, Tensor]]:
+    """The missing rows, each (d,), by the shard."""
+    ids = list(missing)
+    chunks = [ids[start : start + batch_size] for start in range(0, len(ids), batch_size)]
+    decoded = Decoded(dataset, [[missing[row_id] for row_id in chunk] for chunk in chunks], workers)
+    shard: dict[bytes, Tensor] = {}
+    done = 0
+    for chunk, (images, _) in zip(chunks, decoded, strict=True):
+        shard.update(zip(chunk, _encode(encode, images), strict=True))
+        done += len(chunk)
+        if progress:
+            progress(done, len(ids))
+        if len(shard) >= _SHARD_ROWS:
+            yield shard
+            shard = {}
+    if shard:
+        yield shard
+
+
+def _encode(encode: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    with torch.inference_mode():
+        features = encode(images)
+    if features.ndim != 2:
+        raise ValueError(f"encode returned features of shape {tuple(features.shape)}, not (b, d)")
+    # A copy outside inference mode: tensors of inference mode cannot take part in a later backward.
+    return features.cpu().clone()

@@ -1,0 +1,70 @@
+"""CSV files that list images: `path,label[,split][,domain]`."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from adapt.data import parts
+from adapt.data.files import under
+from adapt.data.rows import Row, to_split
+from adapt.data.split import Split
+from adapt.errors import AdaptError, nearest
+
+_COLUMNS = ("path", "label", "split", "domain")
+
+
+def read_csv(
+    path: str | os.PathLike[str],
+    root: str | os.PathLike[str] | None = None,
+    ratios: Sequence[float] = parts.RATIOS,
+    seed: int = 0,
+) -> Split:
+    """The split in a CSV file with the columns `path,label[,split][,domain]`; `label` is the class name.
+
+    Paths start from `root`, by default the CSV's folder, and must stay under it. Without a `split` column the images
+    are divided by `ratios` (train, val, test) and `seed`.
+
+    Raises AdaptError, naming the line, when a column or a value is not as expected.
+    """
+    source = os.fspath(path)
+    folder = os.path.abspath(Path(source).parent if root is None else root)
+    try:
+        # utf-8-sig: spreadsheets put a byte order mark in front of the first column's name.
+        with open(source, encoding="utf-8-sig", newline="") as file:
+            rows = list(_rows(csv.DictReader(file, strict=True), folder, f"CSV {source!r}"))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise AdaptError(f"CSV {source!r} cannot be read: {error}.") from error
+    if not rows:
+        raise AdaptError(f"CSV {source!r} lists no images.")
+    return to_split(Path(source).stem, folder, rows, {row.class_name for row in rows}, ratios, seed)
+
+
+def _rows(reader: csv.DictReader[str], folder: str, where: str) -> Iterator[Row]:
+    columns = reader.fieldnames or ()
+    for column in columns:
+        if column not in _COLUMNS:
+            raise AdaptError(f"{where}: unknown column {column!r}; {nearest(column, _COLUMNS)}.")
+    for column in ("path", "label"):
+        if column not in columns:
+            raise AdaptError(f"{where}: no column {column!r}. Expected a first line path,label[,split][,domain].")
+    for record in reader:
+        yield _row(record, folder, f"{where} line {reader.line_num}")
+
+
+def _row(record: dict[str | None, str | None], folder: str, where: str) -> Row:
+    """One line; a cell too many has the key None, a cell too few the value None."""
+    if None in record or None in record.values():
+        raise AdaptError(f"{where}: more or fewer cells than the first line has. Quote values that hold a comma.")
+    cells = {column: (value or "").strip() for column, value in record.items()}
+    for column in ("path", "label"):
+        if not cells[column]:
+            raise AdaptError(f"{where}: the {column} is empty.")
+    part = ""
+    if "split" in cells:
+        if cells["split"] not in parts.ALIASES:
+            raise AdaptError(f"{where}: unknown split {cells['split']!r}; {nearest(cells['split'], parts.ALIASES)}.")
+        part = parts.ALIASES[cells["split"]]
+    return Row(under(folder, cells["path"], where), cells["label"], part, cells.get("domain", ""))

@@ -1,0 +1,66 @@
+"""Image folders: one folder of images per class."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from adapt.data import parts
+from adapt.data.rows import Row, to_split
+from adapt.data.split import Split
+from adapt.errors import AdaptError
+
+IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+
+
+def read_folder(root: str | os.PathLike[str], ratios: Sequence[float] = parts.RATIOS, seed: int = 0) -> Split:
+    """A folder of class folders; or of `train/`, perhaps `val/` (`valid/`, `validation/`) and `test/`, that hold those.
+
+    Images count at any depth below their class folder; other files and hidden ones are passed over. `ratios` (train,
+    val, test) and `seed` divide a folder that is not divided yet; they do nothing to one that is.
+
+    Raises AdaptError when the folder is missing, or when a part or a class is empty.
+    """
+    root = os.path.abspath(root)
+    if not os.path.isdir(root):
+        raise AdaptError(f"Image folder {root!r} does not exist. Expected a folder with a folder of images per class.")
+    rows: list[Row] = []
+    class_names: set[str] = set()
+    for folder, part in _part_folders(root):
+        rows += _class_rows(folder, part)
+        class_names.update(_subfolders(folder))
+    return to_split(os.path.basename(root), root, rows, class_names, ratios, seed)
+
+
+def _part_folders(root: str) -> list[tuple[str, str]]:
+    """Folders of class folders, each with its part; the root itself, with part "", where the data is not divided."""
+    # A class may be called "train": it then holds images, where a part holds the folders of the classes.
+    found = [name for name in _subfolders(root) if name in parts.ALIASES and _subfolders(os.path.join(root, name))]
+    part_of = {name: parts.ALIASES[name] for name in found}
+    if len(set(part_of.values())) < len(found):
+        raise AdaptError(f"Image folder {root!r} has two folders for one part: {', '.join(found)}. Keep one of each.")
+    return [(os.path.join(root, name), part) for name, part in part_of.items()] or [(root, "")]
+
+
+def _class_rows(folder: str, part: str) -> list[Row]:
+    """The images of all class folders in `folder`, sorted."""
+    rows = [Row(path, name, part) for name in _subfolders(folder) for path in _images(os.path.join(folder, name))]
+    if not rows:
+        raise AdaptError(
+            f"Image folder {folder!r} has no images in folders of their classes. "
+            f"Expected CLASS/IMAGE, an image being one of: {' '.join(IMAGE_SUFFIXES)}."
+        )
+    return rows
+
+
+def _subfolders(folder: str) -> list[str]:
+    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _images(folder: str) -> list[str]:
+    found: list[str] = []
+    for parent, children, files in os.walk(folder, followlinks=True):
+        children[:] = [name for name in children if not name.startswith(".")]
+        visible = (name for name in files if not name.startswith(".") and name.lower().endswith(IMAGE_SUFFIXES))
+        found.extend(os.path.join(parent, name) for name in visible)
+    return sorted(found)

@@ -1,0 +1,36 @@
+"""Train, val and test: the names they go by, and seeded parts for data that comes without them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+from adapt.errors import AdaptError
+
+RATIOS = (0.6, 0.1, 0.3)
+ALIASES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+
+
+def assign(class_names: Sequence[str], ratios: Sequence[float], seed: int) -> list[str]:
+    """The part ("train", "val" or "test") of each image, given each image's class.
+
+    Every class is shuffled by a stream of its own, so that adding a class leaves the parts of the others as they were,
+    and is cut by `ratios`; at least one of its images is for training.
+
+    Raises AdaptError when `ratios` is not three shares that add up to 1.
+    """
+    if len(ratios) != 3 or min(ratios) < 0 or ratios[0] == 0 or abs(sum(ratios) - 1) > 1e-6:
+        raise AdaptError(
+            f"ratios is {tuple(ratios)}; expected the shares of train, val and test, adding up to 1, train above 0."
+        )
+    by_class: dict[str, list[int]] = {}
+    for index, name in enumerate(class_names):
+        by_class.setdefault(name, []).append(index)
+    parts = ["test"] * len(class_names)
+    for name, indices in by_class.items():
+        random.Random(f"{seed}/{name}").shuffle(indices)
+        train_end = max(1, round(len(indices) * ratios[0]))
+        val_end = max(train_end, round(len(indices) * (ratios[0] + ratios[1])))
+        for position, index in enumerate(indices[:val_end]):
+            parts[index] = "train" if position < train_end else "val"
+    return parts

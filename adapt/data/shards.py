@@ -1,0 +1,129 @@
+"""Feature rows on disk: immutable safetensors files that each hold some rows and, in front, the list of their ids.
+
+A shard's name is its checksum, and it appears by a rename: any number of processes may write and read one folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Set
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from adapt.errors import AdaptError
+
+ID_BYTES = 16
+_SUFFIX = ".safetensors"
+_STALE_SECONDS = 3600
+
+
+def read(folder: Path, wanted: Set[bytes]) -> dict[bytes, Tensor]:
+    """The rows, each (d,), that the shards in `folder` have of the `wanted` ids.
+
+    A damaged shard is deleted, so that its rows are computed again. Raises AdaptError when the disk fails.
+    """
+    rows: dict[bytes, Tensor] = {}
+    with _disk(folder, "read"):
+        for path in sorted(folder.glob(f"*{_SUFFIX}")):
+            if rows.keys() >= wanted:
+                break
+            try:
+                rows |= _read_shard(path, wanted)
+            except FileNotFoundError:
+                continue  # another process has just trimmed it
+            except (SafetensorError, _DamagedError):
+                path.unlink(missing_ok=True)
+    return rows
+
+
+def write(folder: Path, rows: Mapping[bytes, Tensor]) -> None:
+    """Add a shard with `rows`, each (d,), to `folder`.
+
+    Raises AdaptError when the disk does not take it; no part of it is left then.
+    """
+    ids = torch.frombuffer(bytearray(b"".join(rows)), dtype=torch.uint8).view(-1, ID_BYTES)
+    features = torch.stack(list(rows.values()))
+    content = save({"ids": ids, "features": features})
+    with _disk(folder, "written"):
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(dir=folder, suffix=".tmp")
+        try:
+            with open(descriptor, "wb") as file:
+                file.write(content)
+            os.replace(temporary, folder / (_checksum(ids, features) + _SUFFIX))
+        except OSError:
+            os.unlink(temporary)
+            raise
+
+
+def trim(directory: Path, max_bytes: int) -> None:
+    """Delete the shards that were not used for longest, in all of `directory`, until the rest takes `max_bytes`.
+
+    Also deletes what a killed process left half written. Others may trim at the same time. Raises AdaptError when the
+    disk fails.
+    """
+    shards = []
+    with _disk(directory, "trimmed"):
+        for path in directory.rglob("*"):
+            with contextlib.suppress(FileNotFoundError):
+                status = path.stat()
+                if path.suffix == ".tmp" and time.time() - status.st_mtime > _STALE_SECONDS:
+                    path.unlink()
+                elif path.suffix == _SUFFIX:
+                    shards.append((status.st_mtime, status.st_size, path))
+        total = sum(size for _, size, _ in shards)
+        for _, size, path in sorted(shards):
+            if total <= max_bytes:
+                break
+            path.unlink(missing_ok=True)
+            total -= size
+
+
+class _DamagedError(Exception):
+    """A shard whose content is not what its name says."""
+
+
+def _read_shard(path: Path, wanted: Set[bytes]) -> dict[bytes, Tensor]:
+    with safe_open(path, framework="pt") as shard:
+        if set(shard.keys()) != {"ids", "features"}:
+            raise _DamagedError
+        ids = shard.get_tensor("ids")
+        packed = ids.numpy().tobytes()
+        found = {packed[start : start + ID_BYTES]: start // ID_BYTES for start in range(0, len(packed), ID_BYTES)}
+        hits = found.keys() & wanted
+        if not hits:
+            return {}
+        features = shard.get_tensor("features")
+    if _checksum(ids, features) != path.stem:
+        raise _DamagedError
+    # When it was last used, for `trim`. Should it be another user's, or trimmed by now, what was read is still good.
+    with contextlib.suppress(PermissionError, FileNotFoundError):
+        os.utime(path)
+    # Copies: the tensors themselves are a mapping of the file.
+    return {row_id: features[found[row_id]].clone() for row_id in hits}
+
+
+def _checksum(ids: Tensor, features: Tensor) -> str:
+    digest = hashlib.blake2b(f"{features.dtype} {tuple(features.shape)}".encode(), digest_size=16)
+    for tensor in (ids, features):
+        digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def _disk(folder: Path, verb: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise AdaptError(
+            f"The feature cache {str(folder)!r} cannot be {verb}: {error.strerror or error}. "
+            "Free space, set ADAPT_CACHE to another folder, or switch the cache off."
+        ) from error

@@ -1,0 +1,132 @@
+"""A data set as lists of labelled files, and few-shot sampling exactly as CoOp published it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import chain
+
+from adapt.data.files import read_bytes
+from adapt.errors import AdaptError
+
+_MAX_VAL_SHOTS = 4
+
+
+@dataclass(frozen=True)
+class Item:
+    """One labelled image. `path` is a file, or `ARCHIVE.zip!MEMBER`; `domain` is "" where there are none."""
+
+    path: str
+    label: int
+    class_name: str
+    domain: str = ""
+
+    def read(self) -> bytes:
+        """The file's bytes. Raises AdaptError, naming the file, when it cannot be read."""
+        return read_bytes(self.path)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Train, validation and test images of one data set; label `i` is the class `class_names[i]`.
+
+    `root` is what the paths have in common; it does not enter the fingerprint. A split without any training image is
+    for evaluation only; otherwise every class must have one.
+
+    Raises AdaptError when a class has no training image, or when labels and names do not agree one to one.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    train: tuple[Item, ...]
+    val: tuple[Item, ...]
+    test: tuple[Item, ...]
+    template: str = "a photo of a {}."
+    root: str = ""
+
+    def __post_init__(self) -> None:
+        _check_names(self)
+        _check_labels(self)
+        _check_no_empty_class(self)
+
+    def few_shot(self, shots: int, seed: int) -> Split:
+        """`shots` training and min(shots, 4) validation images of each class; the test images stay.
+
+        Picks and order are CoOp's: one random stream; train, then val; classes in the order in which they first appear
+        in the list; a class with fewer images gives all of them. The global random state is not touched.
+
+        Raises AdaptError when there is nothing to sample.
+        """
+        if shots < 1:
+            raise AdaptError(f"shots is {shots}; expected at least 1 image per class.")
+        if not self.train:
+            raise AdaptError(f"Data {self.name!r} has no training images to take {shots} shots from.")
+        stream = random.Random(seed)
+        train = _sample(self.train, shots, stream)
+        val = _sample(self.val, min(shots, _MAX_VAL_SHOTS), stream)
+        return replace(self, train=train, val=val)
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits that stand for the files (relative to `root`) and labels of all three parts, in order."""
+        digest = hashlib.sha256()
+        for part, items in (("train", self.train), ("val", self.val), ("test", self.test)):
+            for item in items:
+                relative = item.path.removeprefix(self.root).replace(os.sep, "/").lstrip("/")
+                digest.update(f"{part}\0{relative}\0{item.label}\n".encode(errors="surrogateescape"))
+        return digest.hexdigest()[:16]
+
+    def items(self) -> Iterator[Item]:
+        """All images: train, then val, then test."""
+        return chain(self.train, self.val, self.test)
+
+
+def _sample(items: tuple[Item, ...], shots: int, stream: random.Random) -> tuple[Item, ...]:
+    by_label: dict[int, list[Item]] = {}
+    for item in items:
+        by_label.setdefault(item.label, []).append(item)
+    picks = (group if len(group) < shots else stream.sample(group, shots) for group in by_label.values())
+    return tuple(chain.from_iterable(picks))
+
+
+def _check_names(split: Split) -> None:
+    if not split.class_names:
+        raise AdaptError(f"Data {split.name!r} has no classes.")
+    first: dict[str, int] = {}
+    for label, name in enumerate(split.class_names):
+        if not name.strip():
+            raise AdaptError(f"Data {split.name!r}: the name of label {label} is empty. Give every class a name.")
+        if first.setdefault(name, label) != label:
+            raise AdaptError(
+                f"Data {split.name!r}: labels {first[name]} and {label} are both named {name!r}. "
+                "Give each label a name of its own."
+            )
+
+
+def _check_labels(split: Split) -> None:
+    for item in split.items():
+        if not 0 <= item.label < len(split.class_names):
+            raise AdaptError(
+                f"Data {split.name!r}: {item.path!r} has label {item.label}; "
+                f"expected 0 to {len(split.class_names) - 1}, one for each class name."
+            )
+        if item.class_name != split.class_names[item.label]:
+            raise AdaptError(
+                f"Data {split.name!r}: {item.path!r} has label {item.label} and the name {item.class_name!r}, "
+                f"but label {item.label} is {split.class_names[item.label]!r}."
+            )
+
+
+def _check_no_empty_class(split: Split) -> None:
+    if not split.train:
+        return
+    present = {item.label for item in split.train}
+    empty = [name for label, name in enumerate(split.class_names) if label not in present]
+    if empty:
+        listed = ", ".join(map(repr, empty[:5])) + (f" and {len(empty) - 5} more" if len(empty) > 5 else "")
+        raise AdaptError(
+            f"Data {split.name!r}: no training image of {listed}. Add images to each class or take the class out."
+        )

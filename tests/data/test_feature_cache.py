@@ -1,0 +1,220 @@
+"""The cache of image features: what it computes, shares, validates and deletes."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from sample_transforms import to_tensor, with_noise
+from torch import Tensor
+
+from adapt.data import FeatureCache, Item, cache
+from adapt.errors import AdaptError
+
+
+class Encoder:
+    """Features (b, 3): the colour of the first pixel. Counts its images."""
+
+    def __init__(self) -> None:
+        self.images = 0
+
+    def __call__(self, images: Tensor) -> Tensor:
+        self.images += len(images)
+        assert torch.is_inference_mode_enabled()
+        return images[:, :, 0, 0] * 1.0
+
+
+@pytest.fixture
+def encode() -> Encoder:
+    return Encoder()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> FeatureCache:
+    return FeatureCache(tmp_path / "cache")
+
+
+def _shards(store: FeatureCache) -> list[Path]:
+    return sorted(store.directory.rglob("*.safetensors"))
+
+
+def test_features_come_in_the_order_of_the_items(store: FeatureCache, items: list[Item], encode: Encoder) -> None:
+    expected = torch.tensor([[i, 2 * i, 255 - i] for i in range(10)]).float()
+    assert torch.equal(store.features(items, to_tensor, encode, "k", batch_size=3), expected)
+    assert torch.equal(store.features(items[::-1], to_tensor, encode, "k"), expected.flip(0))
+    assert encode.images == 10
+
+
+def test_only_what_is_missing_is_decoded(store: FeatureCache, items: list[Item], encode: Encoder) -> None:
+    decoded = []
+
+    def transform(picture: Any) -> Tensor:
+        decoded.append(picture)
+        return to_tensor(picture)
+
+    store.features(items[:6], transform, encode, "k")
+    FeatureCache(store.directory).features(items[4:], transform, encode, "k")
+    assert (encode.images, len(decoded)) == (10, 10)
+
+
+def test_another_key_is_another_feature(store: FeatureCache, items: list[Item], encode: Encoder) -> None:
+    store.features(items, to_tensor, encode, "one")
+    store.features(items, to_tensor, encode, "two")
+    assert encode.images == 20
+
+
+def test_content_counts_and_not_the_path(store: FeatureCache, items: list[Item], encode: Encoder) -> None:
+    copy = shutil.copy(items[0].path, items[0].path + ".copy.png")
+    features = store.features([items[0], Item(copy, 1, "b")], to_tensor, encode, "k")
+    assert encode.images == 1
+    assert torch.equal(features[0], features[1])
+    shutil.copy(items[5].path, items[0].path)
+    assert store.features(items[:1], to_tensor, encode, "k")[0, 0] == 5
+    assert encode.images == 2
+
+
+def test_views_are_seeded_by_image_and_number(store: FeatureCache, items: list[Item], encode: Encoder) -> None:
+    two = store.features(items, with_noise, encode, "k", views=2)
+    three = store.features(items[3:], with_noise, encode, "k", views=3, workers=1)
+    assert (two.shape, three.shape) == ((10, 2, 3), (7, 3, 3))
+    assert encode.images == 20 + 7
+    assert torch.equal(two[3:], three[:, :2])
+    assert len(three[:, :, 0].unique()) == 21
+
+
+def test_features_can_take_part_in_a_backward(store: FeatureCache, items: list[Item], encode: Encoder) -> None:
+    weight = torch.ones(3, requires_grad=True)
+    (store.features(items, to_tensor, encode, "k") @ weight).sum().backward()
+    assert weight.grad is not None
+    assert weight.grad[0] == 45
+
+
+def test_dtypes_are_kept(store: FeatureCache, items: list[Item]) -> None:
+    for _ in range(2):
+        assert store.features(items, to_tensor, lambda x: x[:, :, 0, 0].bfloat16(), "k").dtype == torch.bfloat16
+
+
+def test_progress_counts_what_is_computed(store: FeatureCache, items: list[Item], encode: Encoder) -> None:
+    calls: list[tuple[int, int]] = []
+    store.features(items[:2], to_tensor, encode, "k")
+    for _ in range(2):
+        store.features(items, to_tensor, encode, "k", batch_size=5, progress=lambda *call: calls.append(call))
+    assert calls == [(5, 8), (8, 8)]
+
+
+def test_large_sets_are_written_shard_by_shard(
+    store: FeatureCache, items: list[Item], encode: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache, "_SHARD_ROWS", 4)
+    broken = Item(__file__, 0, "a")
+    with pytest.raises(AdaptError, match=r"test_feature_cache.py' cannot be decoded"):
+        store.features([*items, broken], to_tensor, encode, "k", batch_size=2)
+    assert len(_shards(store)) == 2
+    store.features(items, to_tensor, encode, "k", batch_size=2)
+    assert encode.images == 10 + 2
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "flipped", "foreign"])
+def test_a_damaged_shard_is_computed_again(
+    store: FeatureCache, items: list[Item], encode: Encoder, damage: str
+) -> None:
+    expected = store.features(items, to_tensor, encode, "k")
+    (shard,) = _shards(store)
+    content = shard.read_bytes()
+    flipped = content[:-1] + bytes([content[-1] ^ 1])
+    damaged = {"truncated": content[:-5], "empty": b"", "flipped": flipped, "foreign": b"\x02" + bytes(7) + b"{}"}
+    shard.write_bytes(damaged[damage])
+    assert torch.equal(store.features(items, to_tensor, encode, "k"), expected)
+    assert encode.images == 20
+    assert torch.equal(store.features(items, to_tensor, encode, "k"), expected)
+    assert encode.images == 20
+
+
+def test_nothing_half_written_is_read(store: FeatureCache, items: list[Item], encode: Encoder) -> None:
+    store.features(items, to_tensor, encode, "k")
+    (shard,) = _shards(store)
+    killed = shard.rename(shard.with_name("tmp123.tmp"))
+    store.features(items, to_tensor, encode, "k")
+    assert encode.images == 20
+    os.utime(killed, (0, 0))
+    store.features(items, to_tensor, encode, "another")
+    assert not killed.exists()
+
+
+def test_above_the_limit_the_longest_unused_go(store: FeatureCache, items: list[Item], encode: Encoder) -> None:
+    for number, key in enumerate("abc"):
+        store.features(items[:2], to_tensor, encode, key)
+        newest = max(_shards(store), key=lambda path: path.stat().st_mtime)
+        os.utime(newest, (time.time() - 100 + number,) * 2)
+    store.features(items[:2], to_tensor, encode, "a")  # used again: "b" is now the oldest
+    store.max_bytes = sum(path.stat().st_size for path in _shards(store))
+    store.features(items[:2], to_tensor, encode, "d")
+    assert len(_shards(store)) == 3
+    for key, hit in (("a", True), ("c", True), ("d", True), ("b", False)):
+        before = encode.images
+        store.features(items[:2], to_tensor, encode, key)
+        assert (encode.images == before) is hit, key
+
+
+def _fill(directory: Path, items: list[Item], barrier: Any, results: Any) -> None:
+    torch.set_num_threads(1)
+    store, encode = FeatureCache(directory), Encoder()
+    barrier.wait()
+    for start in range(9):
+        features = store.features(items[start : start + 2], to_tensor, encode, "k")
+        assert features[:, 0].tolist() == [start, start + 1]
+    results.put(encode.images)
+
+
+def test_two_processes_fill_one_cache(store: FeatureCache, items: list[Item], encode: Encoder) -> None:
+    context = multiprocessing.get_context("fork")
+    barrier, results = context.Barrier(2), context.Queue()
+    both = [context.Process(target=_fill, args=(store.directory, items, barrier, results)) for _ in range(2)]
+    for process in both:
+        process.start()
+    counts = [results.get(timeout=30) for _ in both]
+    for process in both:
+        process.join()
+        assert process.exitcode == 0
+    assert 10 <= sum(counts) <= 20
+    store.features(items, to_tensor, encode, "k")
+    assert encode.images == 0
+
+
+def test_the_default_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("ADAPT_CACHE", str(tmp_path))
+    assert FeatureCache().directory == tmp_path
+    monkeypatch.delenv("ADAPT_CACHE")
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert FeatureCache().directory == Path("/home/someone/.cache/adapt/features")
+
+
+def test_a_cache_that_cannot_be_written_says_what_to_do(tmp_path: Path, items: list[Item], encode: Encoder) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(AdaptError, match=r"file.* cannot be written: Not a directory. .* set ADAPT_CACHE"):
+        FeatureCache(tmp_path / "file").features(items, to_tensor, encode, "k")
+
+
+def test_a_full_disk_leaves_nothing_behind(
+    store: FeatureCache, items: list[Item], encode: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(AdaptError, match=r"cannot be written: No space left on device. Free space"):
+        store.features(items, to_tensor, encode, "k")
+    assert [path for path in store.directory.rglob("*") if path.is_file()] == []
+
+
+def test_what_is_refused(store: FeatureCache, items: list[Item]) -> None:
+    with pytest.raises(AdaptError, match="no images to take features of"):
+        store.features([], to_tensor, Encoder(), "k")
+    with pytest.raises(ValueError, match=r"shape \(10, 3, 8, 8\), not \(b, d\)"):
+        store.features(items, to_tensor, lambda images: images, "k")

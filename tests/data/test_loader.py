@@ -1,0 +1,146 @@
+"""Batches: order, augmentation and resumption by seed, epoch and step; errors from workers."""
+
+from __future__ import annotations
+
+import random
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from sample_transforms import to_tensor, with_noise
+from torch import Tensor
+
+from adapt.data import ImageSet, Item, load, loader
+from adapt.data.batches import Batches
+from adapt.data.draws import seed_for, seeded
+from adapt.errors import AdaptError
+
+Loaded = list[tuple[Tensor, Tensor]]
+
+
+def _train(items: list[Item], seed: int = 1, workers: int = 0, batch_size: int = 4) -> Batches:
+    return loader(items, with_noise, batch_size, train=True, seed=seed, workers=workers)
+
+
+def _equal(one: Loaded, other: Loaded) -> bool:
+    return len(one) == len(other) and all(
+        torch.equal(images, images2) and torch.equal(labels, labels2)
+        for (images, labels), (images2, labels2) in zip(one, other, strict=True)
+    )
+
+
+def test_an_image_set_gives_tensors_and_labels(items: list[Item]) -> None:
+    images = ImageSet(items, to_tensor)
+    image, label = images[3]
+    assert (len(images), label) == (10, 1)
+    assert image[:, 0, 0].tolist() == [3, 6, 252]
+
+
+def test_a_test_loader_goes_through_all_in_order(items: list[Item]) -> None:
+    batches = loader(items, to_tensor, 4, train=False)
+    loaded = list(batches)
+    assert len(batches) == 3
+    assert [images.shape for images, _ in loaded] == [(4, 3, 8, 8), (4, 3, 8, 8), (2, 3, 8, 8)]
+    assert torch.cat([images[:, 0, 0, 0] for images, _ in loaded]).tolist() == list(range(10))
+    assert torch.cat([labels for _, labels in loaded]).tolist() == [0, 1] * 5
+
+
+def test_training_shuffles_and_drops_the_short_batch(items: list[Item]) -> None:
+    batches = loader(items, to_tensor, 4, train=True)
+    seen = [int(pixel) for images, _ in batches for pixel in images[:, 0, 0, 0]]
+    assert (len(batches), len(seen), len(set(seen))) == (2, 8, 8)
+    assert seen != sorted(seen)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "drop_last", "sizes"), [(16, None, [10]), (4, False, [4, 4, 2]), (16, True, []), (5, None, [5, 5])]
+)
+def test_drop_last(items: list[Item], batch_size: int, drop_last: bool | None, sizes: list[int]) -> None:
+    batches = loader(items, to_tensor, batch_size, train=True, drop_last=drop_last)
+    assert len(batches) == len(sizes)
+    assert [len(labels) for _, labels in batches] == sizes
+
+
+def test_two_workers_give_what_none_gives_over_two_epochs(items: list[Item]) -> None:
+    alone, together = _train(items), _train(items, workers=2)
+    first, second = list(alone), list(alone)
+    assert not _equal(first, second)
+    assert _equal(first, list(together))
+    assert _equal(second, list(together))
+
+
+def test_another_seed_gives_another_order_and_augmentation(items: list[Item]) -> None:
+    assert not _equal(list(_train(items, seed=1)), list(_train(items, seed=2)))
+
+
+def test_augmentation_belongs_to_the_image_and_not_to_the_batch(items: list[Item]) -> None:
+    def rows(batch_size: int) -> Tensor:
+        return torch.cat([images for images, _ in _train(items, batch_size=batch_size)])
+
+    assert torch.equal(rows(2), rows(5))
+
+
+def test_resuming_at_an_epoch_and_a_step_is_exact(items: list[Item]) -> None:
+    whole = _train(items)
+    whole.set_epoch(3)
+    third, fourth = list(whole), list(whole)
+    resumed = _train(items)
+    resumed.set_epoch(3, step=1)
+    assert _equal(third[1:], list(resumed))
+    assert _equal(fourth, list(resumed))
+
+
+def test_skipped_steps_are_not_decoded(items: list[Item], tmp_path: Path) -> None:
+    skipped = Item(str(tmp_path / "missing.png"), 0, "a")
+    batches = loader([skipped, *items], to_tensor, 1, train=False)
+    batches.set_epoch(0, step=1)
+    assert len(list(batches)) == 10
+
+
+def test_the_global_random_states_are_left_as_they_were(items: list[Item]) -> None:
+    before = (torch.get_rng_state(), random.getstate())
+    list(_train(items))
+    list(_train(items, workers=1))
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert random.getstate() == before[1]
+
+
+def test_seeded_covers_torch_and_random() -> None:
+    def draw() -> tuple[float, float]:
+        with seeded(seed_for("a", 1)):
+            return torch.rand(()).item(), random.random()
+
+    assert draw() == draw()
+    assert seed_for("a", 1) != seed_for("a", 2)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_broken_file_raises_the_error_itself(items: list[Item], tmp_path: Path, workers: int) -> None:
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    broken = Item(str(tmp_path / "broken.png"), 0, "a")
+    with pytest.raises(AdaptError, match=r"^Image '.*broken.png' cannot be decoded: unknown format\.") as caught:
+        list(loader([*items, broken], to_tensor, 4, train=False, workers=workers))
+    assert "Traceback" not in str(caught.value)
+
+
+def test_workers_read_from_a_zip_that_is_open_already(emoji_zip: Path) -> None:
+    items = load("emoji-concepts").train
+    images = ImageSet(items, to_tensor)
+    expected = torch.stack([images[position][0] for position in range(len(items))])
+    loaded = torch.cat([images for images, _ in loader(items, to_tensor, 1, train=False, workers=2)])
+    assert torch.equal(loaded, expected)
+
+
+def test_more_workers_than_processors_do_not_warn(items: list[Item], recwarn: Any) -> None:
+    batches = loader(items, to_tensor, 4, train=False, workers=1000)
+    assert len(list(islice(batches, 1))) == 1
+    assert not recwarn.list
+
+
+def test_what_is_refused(items: list[Item]) -> None:
+    with pytest.raises(AdaptError, match="no images to load"):
+        loader([], to_tensor, 4, train=True)
+    with pytest.raises(AdaptError, match="batch_size is 0; expected at least 1"):
+        loader(items, to_tensor, 0, train=True)

@@ -1,0 +1,260 @@
+"""Folders, CSV files, split JSON, and `load`, with the message of each mistake."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adapt.data import load, read_csv, read_folder, read_split
+from adapt.errors import AdaptError
+
+
+def _touch(root: Path, *names: str) -> Path:
+    """Empty files: the readers open no image."""
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return root
+
+
+def _relative(items: Any, root: Path) -> list[str]:
+    return [os.path.relpath(item.path, root) for item in items]
+
+
+# ---- folders
+
+
+def test_a_divided_folder_keeps_its_parts(tmp_path: Path) -> None:
+    root = _touch(tmp_path / "pets", "train/dog/2.jpg", "train/dog/1.PNG", "train/cat/a.webp", "valid/cat/b.jpg")
+    _touch(root, "test/dog/c.jpg", "train/dog/notes.txt", "train/dog/.hidden.jpg", "train/.git/d.jpg", "readme.png")
+    split = read_folder(root)
+    assert (split.name, split.class_names) == ("pets", ("cat", "dog"))
+    assert _relative(split.train, root) == ["train/cat/a.webp", "train/dog/1.PNG", "train/dog/2.jpg"]
+    assert [item.label for item in split.train] == [0, 1, 1]
+    assert _relative(split.val, root) == ["valid/cat/b.jpg"]
+    assert _relative(split.test, root) == ["test/dog/c.jpg"]
+
+
+def test_val_and_test_folders_are_optional(tmp_path: Path) -> None:
+    split = read_folder(_touch(tmp_path, "train/dog/1.jpg"))
+    assert (len(split.train), split.val, split.test) == (1, (), ())
+
+
+def test_an_undivided_folder_is_divided_by_seeded_ratios(tmp_path: Path) -> None:
+    root = _touch(tmp_path, *(f"{name}/deep/{i:02}.jpg" for name in ("ant", "bee") for i in range(20)))
+    split = read_folder(root)
+    for items, size in ((split.train, 12), (split.val, 2), (split.test, 6)):
+        assert Counter(item.class_name for item in items) == {"ant": size, "bee": size}
+    assert len({item.path for item in split.items()}) == 40
+    assert read_folder(root).fingerprint == split.fingerprint
+    assert read_folder(root, seed=1).fingerprint != split.fingerprint
+    assert [len(part) for part in _parts(read_folder(root, ratios=(0.5, 0.5, 0)))] == [20, 20, 0]
+
+
+def _parts(split: Any) -> tuple[Any, Any, Any]:
+    return split.train, split.val, split.test
+
+
+def test_another_class_leaves_the_parts_of_the_others(tmp_path: Path) -> None:
+    root = _touch(tmp_path, *(f"bee/{i}.jpg" for i in range(10)))
+    before = [_relative(part, root) for part in _parts(read_folder(root))]
+    _touch(root, *(f"ant/{i}.jpg" for i in range(7)))
+    after = [[path for path in _relative(part, root) if "bee" in path] for part in _parts(read_folder(root))]
+    assert before == after
+
+
+def test_a_class_of_one_image_trains_on_it(tmp_path: Path) -> None:
+    assert [len(part) for part in _parts(read_folder(_touch(tmp_path, "a/1.jpg"), ratios=(0.1, 0.2, 0.7)))] == [1, 0, 0]
+
+
+def test_a_class_may_be_called_train(tmp_path: Path) -> None:
+    assert read_folder(_touch(tmp_path, "train/1.jpg", "bus/1.jpg")).class_names == ("bus", "train")
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ((), "has no images in folders of their classes. Expected CLASS/IMAGE, an image being one of: .bmp .gif .jpeg"),
+        (("1.jpg",), "has no images in folders of their classes"),
+        (("train/a/1.jpg", "test/a/x.txt"), "test' has no images in folders of their classes"),
+        (("train/a/1.jpg", "val/a/1.jpg", "valid/a/1.jpg"), "two folders for one part: train, val, valid"),
+        (("train/a/1.jpg", "test/b/1.jpg"), "no training image of 'b'"),
+        (("a/1.jpg", "b/notes.txt"), "no training image of 'b'"),
+    ],
+)
+def test_folders_that_are_refused(tmp_path: Path, names: tuple[str, ...], message: str) -> None:
+    with pytest.raises(AdaptError, match=re.escape(message)):
+        read_folder(_touch(tmp_path, *names))
+
+
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(AdaptError, match=r"Image folder '.*nowhere' does not exist"):
+        read_folder(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("ratios", [(0.5, 0.5), (0, 0.5, 0.5), (0.6, 0.6, 0.6), (1.2, -0.1, -0.1)])
+def test_ratios_that_are_refused(tmp_path: Path, ratios: tuple[float, ...]) -> None:
+    with pytest.raises(AdaptError, match="expected the shares of train, val and test, adding up to 1"):
+        read_folder(_touch(tmp_path, "a/1.jpg"), ratios=ratios)
+
+
+# ---- CSV
+
+
+def _csv(tmp_path: Path, text: str, encoding: str = "utf-8") -> Path:
+    path = tmp_path / "list.csv"
+    path.write_bytes(text.encode(encoding))
+    return path
+
+
+def test_a_csv_with_all_columns(tmp_path: Path) -> None:
+    text = 'path,label,split,domain\nb.png,"cat, wild",train,sketch\nsub/a.png,ant,train,\nc.png,ant,validation,photo\n'
+    split = read_csv(_csv(tmp_path, text, "utf-8-sig"))
+    assert (split.name, split.class_names) == ("list", ("ant", "cat, wild"))
+    assert [(item.label, item.domain) for item in split.train] == [(1, "sketch"), (0, "")]
+    assert _relative(split.train, tmp_path) == ["b.png", "sub/a.png"]
+    assert _relative(split.val, tmp_path) == ["c.png"]
+    assert split.test == ()
+
+
+def test_a_csv_without_split_is_divided_by_seeded_ratios(tmp_path: Path) -> None:
+    path = _csv(tmp_path, "label,path\n" + "".join(f"{'ab'[i % 2]},{i}.png\n" for i in range(20)))
+    split = read_csv(path)
+    assert [len(part) for part in _parts(split)] == [12, 2, 6]
+    assert read_csv(path).fingerprint == split.fingerprint != read_csv(path, seed=1).fingerprint
+
+
+def test_paths_of_a_csv_start_from_root(tmp_path: Path) -> None:
+    split = read_csv(_csv(tmp_path, "path,label\na.png,a\n/images/b.png,a\n"), root="/images")
+    assert sorted(item.path for item in split.items()) == ["/images/a.png", "/images/b.png"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "no column 'path'. Expected a first line path,label[,split][,domain]"),
+        ("path,label\n", "lists no images"),
+        ("path,lable\n", "unknown column 'lable'; did you mean 'label'?"),
+        ("path\na.png\n", "no column 'label'"),
+        ("path,label\na.png,a\nb.png\n", "line 3: more or fewer cells"),
+        ("path,label\na.png,cat, wild\n", "line 2: more or fewer cells"),
+        ("path,label\na.png, \n", "line 2: the label is empty"),
+        ("path,label,split\na.png,a,trian\n", "line 2: unknown split 'trian'; did you mean 'train'?"),
+        ("path,label\n../../etc/passwd,a\n", "line 2: the image '../../etc/passwd' is not under"),
+        ("path,label,split\na.png,a,train\nb.png,b,test\n", "no training image of 'b'"),
+        ('path,label\n"a.png,a\n', "cannot be read: unexpected end of data"),
+    ],
+)
+def test_csv_files_that_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(AdaptError, match=re.escape(message)):
+        read_csv(_csv(tmp_path, text))
+
+
+def test_a_csv_that_is_missing_or_not_text_is_named(tmp_path: Path) -> None:
+    with pytest.raises(AdaptError, match=r"nothing.csv' cannot be read: .*No such file"):
+        read_csv(tmp_path / "nothing.csv")
+    with pytest.raises(AdaptError, match=r"list.csv' cannot be read: .*codec can't decode"):
+        read_csv(_csv(tmp_path, "path,label\nä.png,ä\n", "latin-1"))
+
+
+# ---- split JSON
+
+ENTRIES = {
+    "train": [["b/1.jpg", 1, "hot_dog"], ["a/1.jpg", 0, "apple"]],
+    "val": [["b/2.jpg", 1, "hot_dog"]],
+    "test": [["a/2.jpg", 0, "apple"]],
+}
+
+
+def _json(tmp_path: Path, content: Any, name: str = "split_zhou_Food.json") -> Path:
+    path = tmp_path / name
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_a_split_file_keeps_order_and_names(tmp_path: Path) -> None:
+    split = read_split(_json(tmp_path, ENTRIES))
+    assert (split.name, split.class_names) == ("Food", ("apple", "hot_dog"))
+    assert [(item.path, item.label, item.class_name) for item in split.train] == [
+        ("b/1.jpg", 1, "hot_dog"),
+        ("a/1.jpg", 0, "apple"),
+    ]
+    assert (split.val[0].path, split.test[0].path) == ("b/2.jpg", "a/2.jpg")
+
+
+def test_a_split_file_with_root_and_gzip(tmp_path: Path) -> None:
+    path = tmp_path / "split.json.gz"
+    path.write_bytes(gzip.compress(json.dumps(ENTRIES).encode()))
+    split = read_split(path, root="/data/food")
+    assert split.train[0].path == "/data/food/b/1.jpg"
+    assert split.fingerprint == read_split(path).fingerprint
+
+
+def _with(**parts: Any) -> dict[str, Any]:
+    return {**ENTRIES, **parts}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([1], "expected an object with the lists train, val, test"),
+        ({"train": []}, "expected an object with the lists train, val, test"),
+        (_with(val=[["x.jpg", "1", "a"]]), "val has ['x.jpg', '1', 'a']; expected [path, label from 0, class name]"),
+        (_with(val=[["x.jpg", -1, "a"]]), "expected [path, label from 0, class name]"),
+        (_with(test=[["x.jpg", 0, "pear"]]), "test names label 0 'pear', but it is 'apple' before"),
+        (_with(test=[["x.jpg", 3, "pear"]]), "no image has label 2. Number the labels from 0 without a gap"),
+        (_with(test=[["x.jpg", 2, "apple"]]), "labels 0 and 2 are both named 'apple'"),
+        (_with(test=[["x.jpg", 2, "pear"]]), "no training image of 'pear'"),
+        (_with(test=[["../x.jpg", 0, "apple"]]), "test: the image '../x.jpg' is not under '/data'"),
+        ({"train": [], "val": [], "test": []}, "has no classes"),
+    ],
+)
+def test_split_files_that_are_refused(tmp_path: Path, content: Any, message: str) -> None:
+    with pytest.raises(AdaptError, match=re.escape(message)):
+        read_split(_json(tmp_path, content), root="/data")
+
+
+@pytest.mark.parametrize(("name", "content"), [("a.json", b"{"), ("a.json", b"\xff"), ("a.json.gz", b"\x1f\x8b\x08")])
+def test_split_files_that_are_broken(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(AdaptError, match=f"{name}' cannot be read: "):
+        read_split(tmp_path / name)
+
+
+# ---- load
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda tmp: _touch(tmp / "folder", "a/1.jpg"), "folder"),
+        (lambda tmp: _csv(tmp, "path,label\na.png,a\n"), "list"),
+        (lambda tmp: _json(tmp, ENTRIES), "Food"),
+        (lambda tmp: "emoji", "emoji"),
+    ],
+)
+def test_load_picks_the_reader(tmp_path: Path, emoji_zip: Path, make: Callable[[Path], Path], name: str) -> None:
+    assert load(make(tmp_path)).name == name
+
+
+def test_load_hands_root_to_the_files_that_need_it(tmp_path: Path, emoji_zip: Path) -> None:
+    assert load(_json(tmp_path, ENTRIES), root="/data").test[0].path == "/data/a/2.jpg"
+    for spec in ("emoji", _touch(tmp_path / "folder", "a/1.jpg")):
+        with pytest.raises(AdaptError, match=r"has its images with it: root '/data' is for .csv and .json only"):
+            load(spec, root="/data")
+
+
+@pytest.mark.parametrize("spec", ["emojis", "missing.json", "missing.csv"])
+def test_load_says_what_it_tried(emoji_zip: Path, spec: str) -> None:
+    message = f"'{spec}' is neither a folder, nor a .csv, .json or .json.gz file that exists, nor a bundled set: "
+    with pytest.raises(AdaptError, match=message + ".*Valid: emoji, emoji-concepts, emoji@fluent-3d, emoji@noto"):
+        load(spec)
