@@ -15,11 +15,23 @@ _EXPORTS = {
     "fit": "adapt.training.fit",
     "load": "adapt.adapter",
     "load_backbone": "adapt.backbones.load",
+    "split_attention": "adapt.backbones.split",
     "wrap": "adapt.model",
 }
 _SUBPACKAGES = ("backbones", "bench", "data", "evaluation", "methods", "tasks", "training")
 
-__all__ = ["AdaptError", "AdaptedModel", "Backbone", "data", "fit", "load", "load_backbone", "methods", "wrap"]
+__all__ = [
+    "AdaptError",
+    "AdaptedModel",
+    "Backbone",
+    "data",
+    "fit",
+    "load",
+    "load_backbone",
+    "methods",
+    "split_attention",
+    "wrap",
+]
 
 
 def __getattr__(name: str) -> Any:

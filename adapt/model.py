@@ -49,7 +49,9 @@ def wrap(
     Raises AdaptError for a method that is already built, bad class names, or a backbone that the method does not fit.
     """
     if method.built:
-        raise AdaptError(f"this {method.name} already belongs to a model: make a new one, or use model.with_classes(...)")
+        raise AdaptError(
+            f"this {method.name} already belongs to a model: make a new one, or use model.with_classes(...)"
+        )
     names = check_class_names(class_names)
     method.build(backbone, names)
     method.built = True
@@ -96,7 +98,9 @@ class AdaptedModel(nn.Module):
         self.checkpointing = checkpointing
         self.text_memory = text_memory
         self.metadata: dict[str, Any] = {}  # what an adapter file records beside the method: recipe, metrics, ...
-        prompts = [method.prompts(backbone.tokenizer, name) for name in self.class_names] if method.task == "classes" else []
+        prompts = (
+            [method.prompts(backbone.tokenizer, name) for name in self.class_names] if method.task == "classes" else []
+        )
         self._prompts_per_class = len(prompts[0]) if prompts else 0
         self._text = self._text_path([prompt for own in prompts for prompt in own]) if prompts else None
         self._cached: tuple[Any, Tensor] | None = None
@@ -112,7 +116,7 @@ class AdaptedModel(nn.Module):
         return self.logits(self.image_features(images))
 
     def logits(self, image_features: Tensor) -> Tensor:
-        """Unit-length image features `(b, e)` to logits: scaled cosines with the class features, or the head's output."""
+        """Unit-length image features `(b, e)` to logits: scaled cosines with the classes, or the head's output."""
         if self.method.task == "head":
             return self.method.head(image_features)
         scale = self.method.logit_scale or self.backbone.logit_scale
@@ -161,15 +165,16 @@ class AdaptedModel(nn.Module):
     @property
     def text_path(self) -> str:
         """Which text path serves this model: `fast`, `plain`, or `none` for a method without text."""
-        return {text.FastText: "fast", text.PlainText: "plain"}.get(type(self._text), "none")  # type: ignore[arg-type]
+        names: dict[type, str] = {text.FastText: "fast", text.PlainText: "plain"}
+        return names.get(type(self._text), "none")
 
     def with_classes(self, class_names: Sequence[str]) -> AdaptedModel:
         """The same method, its tensors shared, for other class names. Refused where a tensor belongs to one class."""
         names = check_class_names(class_names)
         if self.method.per_class and names != self.class_names:
             raise AdaptError(
-                f"this {self.method.name} learned tensors for its {len(self.class_names)} classes one by one and cannot "
-                "serve other class names; train on the new classes, or use a method whose tensors all classes share"
+                f"this {self.method.name} learned tensors for each of its {len(self.class_names)} classes "
+                "and cannot serve other class names; train on the new classes, or use a method that shares its tensors"
             )
         return AdaptedModel(
             self.backbone, self.method, names, self.fast, checkpointing=self.checkpointing, text_memory=self.text_memory

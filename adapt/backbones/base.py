@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -34,6 +35,7 @@ class Backbone:
         encode_text: Callable[[Tensor], Tensor],
         name: str | None = None,
         eval_transform: Transform | None = None,
+        export: Callable[[Path, nn.Module], None] | None = None,
     ) -> None:
         self.model = model
         self.towers = towers
@@ -43,9 +45,12 @@ class Backbone:
         self.encode_text = encode_text  # (n, context length) -> (n, e)
         self.name = name
         self._eval_transform = eval_transform
+        self._export = export
 
     @classmethod
-    def from_open_clip(cls, model: nn.Module, tokenizer: Any, preprocess: Any = None, name: str | None = None) -> Backbone:
+    def from_open_clip(
+        cls, model: nn.Module, tokenizer: Any, preprocess: Any = None, name: str | None = None
+    ) -> Backbone:
         """Takes an open_clip model that the caller holds, with its tokenizer and evaluation transform."""
         from adapt.backbones import openclip
 
@@ -63,7 +68,7 @@ class Backbone:
         if name not in self.towers:
             raise AdaptError(
                 f"the {name} tower of {self.describe()} has no transformer blocks that can be edited; "
-                f"towers that can: {', '.join(self.towers) or 'none'}. Use a ViT backbone, or a method that leaves it alone"
+                f"towers that can: {', '.join(self.towers) or 'none'}. Use a ViT, or a method that leaves it alone"
             )
         return self.towers[name]
 
@@ -80,6 +85,14 @@ class Backbone:
             return self.preprocess.training()
         return self._eval_transform or self.preprocess.evaluation()
 
+    def export(self, folder: Path, model: nn.Module) -> None:
+        """Writes `model`, a changed copy of this backbone's, to `folder` in the library's own format."""
+        if self._export is None:
+            raise AdaptError(
+                f"{self.describe()} was not built from a name or folder, so its format is not known: save it yourself"
+            )
+        self._export(folder, model)
+
     @cached_property
     def fingerprint(self) -> fingerprint.Fingerprint:
         return fingerprint.of_model(self.model)
@@ -87,7 +100,7 @@ class Backbone:
     @property
     def logit_scale(self) -> float:
         """exp of the learned log scale."""
-        return float(self.model.logit_scale.detach().float().exp())
+        return float(self._logit_scale.detach().float().exp())
 
     @property
     def logit_bias(self) -> float:
@@ -97,8 +110,14 @@ class Backbone:
 
     @property
     def device(self) -> torch.device:
-        return self.model.logit_scale.device
+        return self._logit_scale.device
 
     def to(self, device: torch.device | str) -> Self:
         self.model.to(device)
         return self
+
+    @property
+    def _logit_scale(self) -> Tensor:
+        scale = self.model.logit_scale
+        assert isinstance(scale, Tensor)  # every CLIP and SigLIP has one
+        return scale

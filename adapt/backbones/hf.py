@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import CLIPModel, SiglipModel
 
 from adapt.backbones.base import Backbone
@@ -16,14 +17,15 @@ from adapt.errors import AdaptError
 _RESAMPLE = {0: "nearest", 2: "bilinear", 3: "bicubic"}
 
 
-def build(model: nn.Module, processor: Any, name: str | None = None) -> Backbone:
+def build(model: Any, processor: Any, name: str | None = None) -> Backbone:
     """The backbone of a transformers `CLIPModel` or `SiglipModel` and its processor."""
     if not isinstance(model, CLIPModel | SiglipModel):
         raise AdaptError(
             f"from_transformers got a {type(model).__name__}; expected CLIPModel or SiglipModel "
             "(for open_clip models use Backbone.from_open_clip)"
         )
-    text_config, vision_config = model.config.text_config, model.config.vision_config
+    text_config: Any = model.config.text_config
+    vision_config: Any = model.config.vision_config
     siglip = isinstance(model, SiglipModel)
     text = Tower(
         name="text",
@@ -48,7 +50,13 @@ def build(model: nn.Module, processor: Any, name: str | None = None) -> Backbone
         encode_image=lambda images: _pooled(model.get_image_features(pixel_values=images)),
         encode_text=lambda ids: _pooled(model.get_text_features(input_ids=ids)),
         name=name,
+        export=lambda folder, changed: _export(folder, changed, processor),
     )
+
+
+def _export(folder: Path, model: Any, processor: Any) -> None:
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
 
 
 def _pooled(output: Any) -> Tensor:
@@ -56,11 +64,11 @@ def _pooled(output: Any) -> Tensor:
     return output if isinstance(output, Tensor) else output.pooler_output
 
 
-def _blocks(tower: nn.Module) -> tuple[Block, ...]:
+def _blocks(tower: Any) -> tuple[Block, ...]:
     return tuple(_block(layer) for layer in tower.encoder.layers)
 
 
-def _block(layer: nn.Module) -> Block:
+def _block(layer: Any) -> Block:
     attn, mlp = layer.self_attn, layer.mlp
     projections = {"q": attn.q_proj, "k": attn.k_proj, "v": attn.v_proj, "out": attn.out_proj}
     projections |= {"fc1": mlp.fc1, "fc2": mlp.fc2}
@@ -74,7 +82,7 @@ def _block(layer: nn.Module) -> Block:
     )
 
 
-def _text_parts(model: nn.Module, siglip: bool) -> TextParts:
+def _text_parts(model: Any, siglip: bool) -> TextParts:
     text = model.text_model
     return TextParts(
         embedding=text.embeddings.token_embedding,

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +45,9 @@ def load_backbone(spec: str, device: str = "cpu") -> Backbone:
     elif Path(spec).is_dir():
         backbone = _folder(Path(spec), name=spec)
     else:
-        raise AdaptError(f"unknown backbone {spec!r}: neither a folder nor one of the known forms; {nearest(spec, SPECS)}")
+        raise AdaptError(
+            f"unknown backbone {spec!r}: neither a folder nor one of the known forms; {nearest(spec, SPECS)}"
+        )
     return backbone.to(device)
 
 
@@ -57,26 +62,35 @@ def _folder(path: Path, name: str) -> Backbone:
 def _open_clip_folder(path: Path, name: str) -> Backbone:
     import open_clip
 
+    from adapt.backbones import openclip
+
     try:
         config = json.loads((path / "open_clip_config.json").read_text())["model_cfg"]
     except (json.JSONDecodeError, KeyError) as error:
         raise AdaptError(f"{path / 'open_clip_config.json'} is damaged ({error}); fetch the folder again") from error
-    model, preprocess = open_clip.create_model_from_pretrained(f"local-dir:{path}")
+    with _without_notes():
+        model, preprocess = open_clip.create_model_from_pretrained(f"local-dir:{path}")
     tokenizer = open_clip.get_tokenizer(f"local-dir:{path}", context_length=config["text_cfg"].get("context_length"))
-    return Backbone.from_open_clip(model.eval(), tokenizer, preprocess, name)
+    return openclip.build(model.eval(), tokenizer, preprocess, name, config)
 
 
 def _open_clip(spec: str, name: str) -> Backbone:
     import open_clip
 
+    from adapt.backbones import openclip
+
     architecture, _, pretrained = spec.partition("/")
     if architecture not in open_clip.list_models():
-        raise AdaptError(f"open_clip has no architecture {architecture!r}; {_closest(architecture, open_clip.list_models())}")
+        raise AdaptError(
+            f"open_clip has no architecture {architecture!r}; {_closest(architecture, open_clip.list_models())}"
+        )
     tags = open_clip.list_pretrained_tags_by_model(architecture)
     if pretrained and pretrained not in tags and not Path(pretrained).is_file():
         raise AdaptError(f"open_clip has no weights {pretrained!r} for {architecture}; {nearest(pretrained, tags)}")
-    model, _, preprocess = open_clip.create_model_and_transforms(architecture, pretrained=pretrained or None)
-    return Backbone.from_open_clip(model.eval(), open_clip.get_tokenizer(architecture), preprocess, name)
+    with _without_notes():
+        model, _, preprocess = open_clip.create_model_and_transforms(architecture, pretrained=pretrained or None)
+    config = open_clip.get_model_config(architecture)
+    return openclip.build(model.eval(), open_clip.get_tokenizer(architecture), preprocess, name, config)
 
 
 def _closest(word: str, choices: list[str]) -> str:
@@ -100,3 +114,15 @@ def _transformers(source: str, name: str) -> Backbone:
         reason = str(error).strip().splitlines()[0]
         raise AdaptError(f"cannot load {source!r} with transformers: {reason}") from error
     return Backbone.from_transformers(model.eval(), processor, name)
+
+
+@contextmanager
+def _without_notes() -> Iterator[None]:
+    """open_clip notes on the root logger what the caller asked for in so many words (random weights, activations)."""
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        root.setLevel(level)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import open_clip
 from open_clip.transformer import ResidualAttentionBlock, TextTransformer, Transformer, VisionTransformer
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from adapt.backbones.base import Backbone
@@ -18,8 +22,17 @@ _TEXT_POOLING: dict[str, Pooling] = {"argmax": "end", "eos": "end", "first": "cl
 _VISION_POOLING: dict[str, Pooling] = {"tok": "class", "avg": "mean", "none": "none"}
 
 
-def build(model: nn.Module, tokenizer: Any, preprocess: Any = None, name: str | None = None) -> Backbone:
-    """The backbone of an open_clip `model`; `preprocess` is the evaluation transform that came with it, if any."""
+def build(
+    model: Any,
+    tokenizer: Any,
+    preprocess: Any = None,
+    name: str | None = None,
+    config: dict[str, Any] | None = None,
+) -> Backbone:
+    """The backbone of an open_clip `model`; `preprocess` is the evaluation transform that came with it, if any.
+
+    `config` is the `model_cfg` that the model was built from; with it, changed copies can be written as folders.
+    """
     if not isinstance(model, open_clip.CLIP | open_clip.CustomTextCLIP):
         raise AdaptError(
             f"from_open_clip got a {type(model).__name__}; expected open_clip's CLIP or CustomTextCLIP "
@@ -35,10 +48,25 @@ def build(model: nn.Module, tokenizer: Any, preprocess: Any = None, name: str | 
         encode_text=model.encode_text,
         name=name,
         eval_transform=preprocess,
+        export=None if config is None else partial(_export, config, tokenizer),
     )
 
 
-def _tokenizer(tokenizer: Any, model: nn.Module) -> TextTokenizer:
+def _export(config: dict[str, Any], tokenizer: Any, folder: Path, model: Any) -> None:
+    """A folder that open_clip's `local-dir:` loads. Where weights forced QuickGELU, that is recorded."""
+    activations = {type(module).__name__ for module in model.modules()}
+    cfg = {
+        "model_cfg": config | {"quick_gelu": "QuickGELU" in activations},
+        "preprocess_cfg": open_clip.get_model_preprocess_cfg(model),
+    }
+    (folder / "open_clip_config.json").write_text(json.dumps(cfg, indent=2) + "\n")
+    tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    save_file(tensors, folder / "open_clip_model.safetensors")
+    if isinstance(tokenizer, open_clip.HFTokenizer):
+        tokenizer.save_pretrained(folder)
+
+
+def _tokenizer(tokenizer: Any, model: Any) -> TextTokenizer:
     context_length = int(model.context_length)
     if isinstance(tokenizer, open_clip.SimpleTokenizer):
         return SimpleText(tokenizer, context_length)
@@ -49,7 +77,7 @@ def _tokenizer(tokenizer: Any, model: nn.Module) -> TextTokenizer:
     )
 
 
-def _preprocess(model: nn.Module, preprocess: Any) -> Preprocess:
+def _preprocess(model: Any, preprocess: Any) -> Preprocess:
     if preprocess is not None:
         return from_torchvision(preprocess, model.visual.image_size)
     config = open_clip.get_model_preprocess_cfg(model)
@@ -63,14 +91,14 @@ def _preprocess(model: nn.Module, preprocess: Any) -> Preprocess:
     )
 
 
-def _block(module: nn.Module) -> Block:
+def _block(module: Any) -> Block:
     attn, mlp = module.attn, module.mlp
     projections = fused_qkv(attn, attn.embed_dim, "in_proj_weight", "in_proj_bias")
     projections |= {"out": Projection(attn.out_proj), "fc1": Projection(mlp.c_fc), "fc2": Projection(mlp.c_proj)}
     return Block(module, attn, module.ln_1, module.ln_2, mlp.gelu, projections, module.ls_1, module.ls_2)
 
 
-def _native_blocks(transformer: nn.Module) -> tuple[Block, ...] | None:
+def _native_blocks(transformer: Any) -> tuple[Block, ...] | None:
     """The blocks of open_clip's own `Transformer`; None where its blocks are of a variant with other arithmetic."""
     if type(transformer) is not Transformer:
         return None
@@ -79,7 +107,7 @@ def _native_blocks(transformer: nn.Module) -> tuple[Block, ...] | None:
     return tuple(_block(block) for block in transformer.resblocks)
 
 
-def _text_tower(model: nn.Module) -> Tower | None:
+def _text_tower(model: Any) -> Tower | None:
     """CLIP keeps its text tower inline, CustomTextCLIP in `.text`; the parts have the same names in both."""
     owner = model.text if isinstance(model, open_clip.CustomTextCLIP) else model
     if owner is not model and type(owner) is not TextTransformer:
@@ -99,8 +127,13 @@ def _text_tower(model: nn.Module) -> Tower | None:
         final_norm=owner.ln_final,
         project=lambda pooled: _project(pooled, owner.text_projection),
     )
-    width = blocks[0].attn.embed_dim
-    return Tower("text", width, blocks[0].attn.num_heads, form, blocks, parts)
+    return _tower("text", form, blocks, parts)
+
+
+def _tower(name: str, form: Form, blocks: tuple[Block, ...], parts: TextParts | None = None) -> Tower:
+    attn: Any = blocks[0].attn
+    width: int = blocks[0].projections["out"].weight.shape[0]
+    return Tower(name, width, attn.num_heads, form, blocks, parts)
 
 
 def _project(pooled: Tensor, projection: nn.Module | Tensor | None) -> Tensor:
@@ -109,19 +142,19 @@ def _project(pooled: Tensor, projection: nn.Module | Tensor | None) -> Tensor:
     return projection(pooled) if isinstance(projection, nn.Module) else pooled @ projection.detach()
 
 
-def _vision_tower(visual: nn.Module) -> Tower | None:
+def _vision_tower(visual: Any) -> Tower | None:
     """The vision tower of a native ViT or a timm ViT trunk; None for ResNets and other trunks without such blocks."""
     if isinstance(visual, VisionTransformer):
         blocks = _native_blocks(visual.transformer)
         if blocks is None:
             return None
         pooling: Pooling = "map" if visual.attn_pool is not None else _VISION_POOLING[visual.pool_type]
-        return Tower("vision", blocks[0].attn.embed_dim, blocks[0].attn.num_heads, Form(False, pooling), blocks)
+        return _tower("vision", Form(False, pooling), blocks)
     trunk = getattr(visual, "trunk", None)
     return None if trunk is None else _timm_tower(trunk)
 
 
-def _timm_tower(trunk: nn.Module) -> Tower | None:
+def _timm_tower(trunk: Any) -> Tower | None:
     from timm.models.vision_transformer import Block as TimmBlock
     from timm.models.vision_transformer import VisionTransformer as TimmViT
 
@@ -129,10 +162,10 @@ def _timm_tower(trunk: nn.Module) -> Tower | None:
         return None
     blocks = tuple(_timm_block(block) for block in trunk.blocks)
     pooling: Pooling = {"token": "class", "avg": "mean", "map": "map"}.get(trunk.global_pool, "none")  # type: ignore[assignment]
-    return Tower("vision", trunk.embed_dim, trunk.blocks[0].attn.num_heads, Form(False, pooling), blocks)
+    return _tower("vision", Form(False, pooling), blocks)
 
 
-def _timm_block(module: nn.Module) -> Block:
+def _timm_block(module: Any) -> Block:
     attn, mlp = module.attn, module.mlp
     projections = fused_qkv(attn.qkv, attn.attn_dim)
     projections |= {"out": Projection(attn.proj), "fc1": Projection(mlp.fc1), "fc2": Projection(mlp.fc2)}

@@ -1,4 +1,4 @@
-"""From an image file to the tensor a vision tower expects: the model's own evaluation transform, and the papers' training one."""
+"""From a picture to the tensor a vision tower expects: the model's own way, and the papers' training augmentation."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Preprocess:
         return v2.Compose([*resize, *self._to_tensor()])
 
     def training(self) -> Transform:
-        """Random resized crop (scale 0.08 to 1, bicubic), horizontal flip, normalise: CoOp's and CLIP-LoRA's setting."""
+        """Random resized crop (scale 0.08 to 1, bicubic), horizontal flip, normalise: as CoOp and CLIP-LoRA do."""
         from torchvision.transforms import InterpolationMode, v2
 
         crop = v2.RandomResizedCrop(self.size, scale=(0.08, 1.0), interpolation=InterpolationMode.BICUBIC)

@@ -87,7 +87,9 @@ class Tower:
         return tuple(self.blocks[0].projections)
 
 
-def fused_qkv(module: nn.Module, width: int, weight_name: str = "weight", bias_name: str = "bias") -> dict[str, Projection]:
+def fused_qkv(
+    module: nn.Module, width: int, weight_name: str = "weight", bias_name: str = "bias"
+) -> dict[str, Projection]:
     """q, k and v as the three thirds of one weight `(3 * width, in)`."""
     return {
         letter: Projection(module, slice(i * width, (i + 1) * width), weight_name, bias_name)

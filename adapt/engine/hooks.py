@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from adapt.backbones.split import attend
 from adapt.backbones.tower import Block, Projection, Tower
 from adapt.edits import Edit, Replace, Tokens
 from adapt.prompts import Prompt
@@ -48,7 +49,13 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def edited(model: nn.Module, tower: Tower | None, edits: Sequence[Edit], prompts: Sequence[Prompt] = (), checkpointing: bool = False) -> Iterator[None]:
+def edited(
+    model: nn.Module,
+    tower: Tower | None,
+    edits: Sequence[Edit],
+    prompts: Sequence[Prompt] = (),
+    checkpointing: bool = False,
+) -> Iterator[None]:
     """Inside, the library's forward of `model` computes what `edits` ask of `tower`.
 
     `prompts` say where learned tokens stand in each row; `checkpointing` recomputes every block in the backward pass.
@@ -80,7 +87,7 @@ def _inside_blocks(model: nn.Module, tower: Tower | None, edits: Sequence[Edit])
 
 
 @contextmanager
-def _forward_as(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+def _forward_as(module: Any, forward: Callable[..., Any]) -> Iterator[None]:
     missing = object()
     before = module.__dict__.get("forward", missing)
     module.forward = forward
@@ -90,19 +97,22 @@ def _forward_as(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None
         if before is missing:
             del module.forward
         else:
-            module.forward = before  # type: ignore[assignment]
+            module.forward = before
 
 
 def _forwards(block: Block, modules: dict[str, nn.Module]) -> Iterator[tuple[nn.Module, Callable[..., Any]]]:
     """Which modules of `block` compute differently, and how, when `modules` stand for its projections."""
-    linears = {letter: modules.get(letter, frozen_linear(projection)) for letter, projection in block.projections.items()}
-    fused_attention = isinstance(block.attn, nn.MultiheadAttention)
+    linears = {
+        letter: modules.get(letter, frozen_linear(projection)) for letter, projection in block.projections.items()
+    }
+    attn: Any = block.attn
+    fused_attention = isinstance(attn, nn.MultiheadAttention)
     if fused_attention and modules.keys() & {"q", "k", "v", "out"}:
         # nn.MultiheadAttention never calls its projections: the whole attention has to be computed from the parts
-        yield block.attn, partial(_split_attention, block.attn, linears)
+        yield attn, partial(_split_attention, attn, linears)
     owners = {id(block.projections[letter].module): block.projections[letter].module for letter in modules}
     for owner in owners.values():
-        if fused_attention and (owner is block.attn or owner is block.attn.out_proj):
+        if fused_attention and (owner is attn or owner is attn.out_proj):
             continue
         shared = [letter for letter, projection in block.projections.items() if projection.module is owner]
         yield owner, partial(_side_by_side, [linears[letter] for letter in shared])
@@ -120,25 +130,26 @@ def _side_by_side(linears: Sequence[Linear], x: Tensor) -> Tensor:
 
 
 def _split_attention(
-    attn: nn.MultiheadAttention, linears: dict[str, Linear], query: Tensor, key: Tensor, value: Tensor,
-    need_weights: bool = False, attn_mask: Tensor | None = None,
+    attn: nn.MultiheadAttention,
+    linears: dict[str, Linear],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    need_weights: bool = False,
+    attn_mask: Tensor | None = None,
 ) -> tuple[Tensor, None]:
-    """`nn.MultiheadAttention`'s forward over separate projections; `query` is `(b, l, d)` or `(l, b, d)`."""
-    if not attn.batch_first:
-        query, key, value = (x.transpose(0, 1) for x in (query, key, value))
-    q, k, v = (
-        linears[letter](x).unflatten(-1, (attn.num_heads, -1)).transpose(1, 2)
-        for letter, x in zip("qkv", (query, key, value))
-    )
-    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask)
-    out = linears["out"](mixed.transpose(1, 2).flatten(2))
-    return (out if attn.batch_first else out.transpose(0, 1)), None
+    """`nn.MultiheadAttention`'s forward over separate projections, with None for its weights."""
+    return attend(linears, attn.num_heads, attn.batch_first, query, key, value, attn_mask), None
 
 
 @contextmanager
 def _tokens(embedding: nn.Embedding, edit: Tokens, prompts: Sequence[Prompt]) -> Iterator[None]:
-    places = [(row, position, slot) for row, prompt in enumerate(prompts)
-              for position, slot in enumerate(prompt.slots) if slot is not None]
+    places = [
+        (row, position, slot)
+        for row, prompt in enumerate(prompts)
+        for position, slot in enumerate(prompt.slots)
+        if slot is not None
+    ]
     rows, positions, slots = (torch.tensor(column, device=edit.values.device) for column in zip(*places))
 
     def overwrite(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:

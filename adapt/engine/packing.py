@@ -56,7 +56,11 @@ def pack(prompts: Sequence[Prompt], prefix: int, first_class: int, device: torch
         for i in chosen:
             tokens.extend((prompts[i], i, prefix + offset) for offset in range(length))
             ends.append(len(tokens) - 1)
-    learned = [(row, prompt.slots[at], first_class + i) for row, (prompt, i, at) in enumerate(tokens) if prompt.slots[at] is not None]
+    learned = [
+        (row, prompt.slots[at], first_class + i)
+        for row, (prompt, i, at) in enumerate(tokens)
+        if prompt.slots[at] is not None
+    ]
     slot_rows, slot_index, slot_class = zip(*learned) if learned else ((), (), ())
 
     def index(values: Sequence[int | None]) -> Tensor:

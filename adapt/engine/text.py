@@ -68,14 +68,16 @@ class PlainText:
         keeps = torch.is_grad_enabled() and bool(edits)
         tower = self._backbone.towers.get("text")
         length = self._ids.shape[1]
-        size = len(self._prompts) if tower is None else classes_within(budget, tower, len(self._prompts), length, 0, length, keeps)
+        size = (
+            len(self._prompts)
+            if tower is None
+            else classes_within(budget, tower, len(self._prompts), length, 0, length, keeps)
+        )
         parts = [slice(start, start + size) for start in range(0, len(self._prompts), size)]
         return in_parts(parts, lambda part: self._encode(edits, part), recompute=keeps)
 
     def _encode(self, edits: Sequence[Edit], part: slice) -> Tensor:
-        own = [
-            Tokens(edit.values[part]) if isinstance(edit, Tokens) and edit.per_class else edit for edit in edits
-        ]
+        own = [Tokens(edit.values[part]) if isinstance(edit, Tokens) and edit.per_class else edit for edit in edits]
         tower = self._backbone.towers.get("text")
         with edited(self._backbone.model, tower, own, self._prompts[part]):
             return self._backbone.encode_text(self._ids[part].to(self._backbone.device))
@@ -102,16 +104,20 @@ class FastText:
         own_rows = sum(lengths) / len(lengths) - prefix
         size = classes_within(budget, self._tower, len(lengths), own_rows, prefix, max(lengths), keeps)
         values = None if tokens is None else tokens.values
-        return in_parts(self._packed(prefix, size), lambda packing: self._encode(packing, values, replaced), recompute=keeps)
+        return in_parts(
+            self._packed(prefix, size), lambda packing: self._encode(packing, values, replaced), recompute=keeps
+        )
 
     def _packed(self, prefix: int, size: int) -> list[Packing]:
         device = self._tower.text.embedding.weight.device  # type: ignore[union-attr]
         key = (prefix, size, device)
         if key not in self._packings:
-            self._packings = {key: [  # one entry: a new budget or device replaces the old packings
-                pack(self._prompts[start : start + size], prefix, start, device)
-                for start in range(0, len(self._prompts), size)
-            ]}
+            self._packings = {
+                key: [  # one entry: a new budget or device replaces the old packings
+                    pack(self._prompts[start : start + size], prefix, start, device)
+                    for start in range(0, len(self._prompts), size)
+                ]
+            }
         return self._packings[key]
 
     def _encode(self, packing: Packing, values: Tensor | None, replaced: dict[tuple[int, str], nn.Module]) -> Tensor:
@@ -136,13 +142,19 @@ def classes_within(
 
     A class has `own_rows` rows of its own, `prefix` rows are shared, and a row attends to at most `length` keys.
     """
-    layers = len(tower.blocks) if keeps_activations else 1
-    mlp = tower.blocks[0].projections["fc1"].weight.shape[0]
-    # floats a row and block keeps for backward: norms, q k v and attention's result, the MLP's inside, the scores
-    row = 4 * layers * (8 * tower.width + 3 * mlp + 3 * tower.heads * length)
+    row = activation_bytes(tower, length, len(tower.blocks) if keeps_activations else 1)
     fitting = max(1, int((budget - prefix * row) / (own_rows * row)))
     parts = math.ceil(classes / fitting)
     return math.ceil(classes / parts)
+
+
+def activation_bytes(tower: Tower, keys: int, blocks: int) -> int:
+    """About what a row that attends to `keys` keys leaves in memory for the backward pass of `blocks` blocks, in fp32.
+
+    The norms' inputs, q, k, v and the attention's result, the inside of the MLP, and the attention's scores.
+    """
+    inner = tower.blocks[0].projections["fc1"].weight.shape[0]
+    return 4 * blocks * (8 * tower.width + 3 * inner + 3 * tower.heads * keys)
 
 
 def in_parts(parts: Sequence[Part], encode: Callable[[Part], Tensor], recompute: bool) -> Tensor:
@@ -163,7 +175,9 @@ def _embed(parts: TextParts, packing: Packing, values: Tensor | None) -> Tensor:
     return x + parts.positions()[packing.positions].to(x.dtype)
 
 
-def _block(block: Block, linears: dict[str, Linear | nn.Module], x: Tensor, packing: Packing, heads: int, last: bool) -> Tensor:
+def _block(
+    block: Block, linears: dict[str, Linear | nn.Module], x: Tensor, packing: Packing, heads: int, last: bool
+) -> Tensor:
     """One block over `(rows, d)`; the last one returns end-of-text rows `(n, d)` only."""
     normed = block.norm1(x)
     queries = normed

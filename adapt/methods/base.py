@@ -12,14 +12,15 @@ from adapt.backbones.base import Backbone
 from adapt.backbones.tokenizer import TextTokenizer
 from adapt.backbones.tower import Tower
 from adapt.edits import Edit
-from adapt.errors import AdaptError, nearest
+from adapt.errors import AdaptError
 from adapt.prompts import Prompt
+from adapt.validation import explain
 
 
 class MethodConfig(BaseModel):
     """The settings of a method, written into the adapter. Unknown keys are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class Context:
@@ -55,7 +56,7 @@ class Method(nn.Module):
         try:
             self.config: Any = self.Config(**config)
         except ValidationError as error:
-            raise AdaptError(_explain(self.name, self.Config, error)) from None
+            raise AdaptError(explain(self.Config, error, self.name)) from None
         self.built = False
 
     @property
@@ -67,6 +68,11 @@ class Method(nn.Module):
     def per_class(self) -> bool:
         """Whether some tensor belongs to one class, so that other class names cannot be served."""
         return False
+
+    @property
+    def learned_tokens(self) -> dict[str, Tensor]:
+        """Learned text tokens `(..., d)` by parameter name, whose nearest words a person may read."""
+        return {}
 
     @property
     def logit_scale(self) -> float | None:
@@ -84,11 +90,6 @@ class Method(nn.Module):
         """The changes asked of `tower` in this call."""
         return []
 
-
-def _explain(name: str, config: type[MethodConfig], error: ValidationError) -> str:
-    """The first problem of a method's settings, in one line."""
-    problem = error.errors()[0]
-    key = ".".join(map(str, problem["loc"]))
-    if problem["type"] == "extra_forbidden":
-        return f"{name} has no setting {key!r}; {nearest(key, config.model_fields)}"
-    return f"{name}: setting {key!r} is {problem.get('input')!r}: {problem['msg']}"
+    def head(self, features: Tensor) -> Tensor:
+        """Unit-length image features `(b, e)` to logits, for methods whose task is a head."""
+        raise TypeError(f"{self.name} classifies by names and has no head")

@@ -16,7 +16,7 @@ from typing import Literal
 
 import torch
 from pydantic import Field, model_validator
-from torch import nn
+from torch import Tensor, nn
 
 from adapt.backbones.base import Backbone
 from adapt.backbones.tokenizer import TextTokenizer
@@ -47,7 +47,7 @@ class CoOpConfig(MethodConfig):
 
 
 class CoOp(Method):
-    """`CoOp(n_ctx, ctx_init, class_specific, class_position)`. Trains `ctx`: `(n_ctx, d)` or `(n_classes, n_ctx, d)`."""
+    """`CoOp(n_ctx, ctx_init, class_specific, class_position)` trains `ctx`: `(n_ctx, d)` or `(n_classes, n_ctx, d)`."""
 
     name = "coop"
     title = "CoOp (Zhou et al., IJCV 2022)"
@@ -60,6 +60,10 @@ class CoOp(Method):
     @property
     def per_class(self) -> bool:
         return bool(self.config.class_specific)
+
+    @property
+    def learned_tokens(self) -> dict[str, Tensor]:
+        return {"ctx": self.ctx}
 
     def build(self, backbone: Backbone, class_names: Sequence[str]) -> None:
         tower = backbone.tower("text")

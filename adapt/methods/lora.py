@@ -17,13 +17,14 @@ peft works on stand-ins: linears that hold views of the frozen weights. The back
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from adapt.backbones.base import Backbone
+from adapt.backbones.split import linear_over
 from adapt.backbones.tokenizer import TextTokenizer
 from adapt.backbones.tower import Projection, Tower
 from adapt.edits import Edit, Replace
@@ -33,6 +34,7 @@ from adapt.methods.zero_shot import check_template
 from adapt.prompts import Prompt, from_template
 
 PROJECTIONS = ("q", "k", "v", "out", "fc1", "fc2")
+Site = tuple[str, int, str]  # tower, block, projection
 ADAPTER = "adapt"  # the stand-ins belong to one method each, so one name serves
 
 
@@ -53,7 +55,7 @@ class LoRAConfig(MethodConfig):
     """Whether the low-rank path passes gradient to its input; left out: while dropout is on, as in the reference."""
     tuner: str = "lora"
     """The name of a peft tuner."""
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field(default_factory=dict)
     """More settings of that tuner's peft config, such as `use_dora: true`."""
 
     @field_validator("projections", mode="before")
@@ -84,6 +86,8 @@ class LoRA(Method):
     name = "lora"
     title = "CLIP-LoRA (Zanella and Ben Ayed, CVPR-W 2024) and peft's other tuners"
     Config = LoRAConfig
+    _sites_of: dict[Site, Projection]
+    _shell: Any  # an nn.ModuleDict of peft's layers
 
     @property
     def touches(self) -> frozenset[str]:
@@ -101,7 +105,7 @@ class LoRA(Method):
         for (tower, block, letter), layer in self._layers():
             _register(self, (tower, str(block), letter), _adapter_parameters(layer))
 
-    def _sites(self, backbone: Backbone) -> Iterator[tuple[tuple[str, int, str], Projection]]:
+    def _sites(self, backbone: Backbone) -> Iterator[tuple[Site, Projection]]:
         for name in self.config.towers:
             tower = backbone.tower(name)
             first, stop = self.config.blocks or (0, len(tower.blocks))
@@ -114,9 +118,14 @@ class LoRA(Method):
                 for letter in self.config.projections:
                     yield (name, index, letter), tower.blocks[index].projections[letter]
 
-    def _layers(self) -> Iterator[tuple[tuple[str, int, str], Any]]:
+    def _layers(self) -> Iterator[tuple[Site, Any]]:
         for site in self._sites_of:
             yield site, self._shell[_key(site)]
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """The adapted projections: tower, block, letter."""
+        return tuple(self._sites_of)
 
     def pair(self, tower: str, block: int, projection: str) -> tuple[Tensor, Tensor]:
         """The factors of one projection: A `(r, in)` and B `(out, r)`."""
@@ -126,7 +135,7 @@ class LoRA(Method):
         layer = self._shell[_key(site)]
         return layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
 
-    def merged(self) -> dict[tuple[str, int, str], Tensor]:
+    def merged(self) -> dict[Site, Tensor]:
         """The weight `(out, in)` of every adapted projection with the adapter folded in; nothing here changes."""
         weights = {}
         for site, layer in self._layers():
@@ -185,23 +194,13 @@ class _ThroughFrozen(torch.autograd.Function):
         return output.view_as(output)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
         (weight,) = ctx.saved_tensors
         return gradient, gradient @ weight, None
 
 
-def _key(site: tuple[str, int, str]) -> str:
+def _key(site: Site) -> str:
     return "_".join(map(str, site))
-
-
-def _stand_in(projection: Projection) -> nn.Linear:
-    """A linear over the frozen weight itself, not a copy."""
-    out_features, in_features = projection.weight.shape
-    linear = nn.Linear(in_features, out_features, bias=projection.bias is not None, device="meta")
-    linear.weight = nn.Parameter(projection.weight, requires_grad=False)
-    if projection.bias is not None:
-        linear.bias = nn.Parameter(projection.bias, requires_grad=False)
-    return linear
 
 
 def _tie(linear: nn.Linear, projection: Projection) -> None:
@@ -212,11 +211,13 @@ def _tie(linear: nn.Linear, projection: Projection) -> None:
             linear.bias.data = projection.bias
 
 
-def _inject(method: LoRA, sites: dict[tuple[str, int, str], Projection]) -> nn.ModuleDict:
+def _inject(method: LoRA, sites: dict[Site, Projection]) -> nn.ModuleDict:
     """peft's tuner layers around a stand-in for every site."""
     import peft
 
-    shell = nn.ModuleDict({_key(site): _stand_in(projection) for site, projection in sites.items()})
+    shell = nn.ModuleDict(
+        {_key(site): linear_over(projection.weight, projection.bias) for site, projection in sites.items()}
+    )
     config = _peft_config(method.config, list(shell))
     peft.inject_adapter_in_model(config, shell, ADAPTER)
     _refuse_shared_state(shell, method.config.tuner)
@@ -243,14 +244,14 @@ def _refuse_shared_state(shell: nn.ModuleDict, tuner: str) -> None:
     """A tensor that several layers hold could not be saved, moved or compared layer by layer."""
     owners: dict[int, str] = {}
     for key, layer in shell.items():
-        base = {id(tensor) for tensor in layer.get_base_layer().parameters()}
+        base = {id(tensor) for tensor in cast(Any, layer).get_base_layer().parameters()}
         for tensor in {id(t): t for t in [*layer.parameters(), *layer.buffers()] if id(t) not in base}.values():
             if owners.setdefault(id(tensor), key) != key:
                 raise AdaptError(f"lora: peft's {tuner} shares state between layers and is not supported")
 
 
 def _adapter_parameters(layer: Any) -> dict[str, nn.Parameter]:
-    """What peft lists as the layer's adapter parameters, by attribute: `lora_A.weight`, `lora_magnitude_vector.weight`."""
+    """What peft lists as the layer's adapter parameters, by name, such as `lora_A.weight`."""
     found = {}
     for attribute in layer.adapter_layer_names:
         holder = getattr(layer, attribute, {})
@@ -272,5 +273,3 @@ def _register(root: nn.Module, path: tuple[str, ...], parameters: dict[str, nn.P
                 owner.add_module(part, nn.Module())
             owner = owner._modules[part]  # type: ignore[assignment]
         owner.register_parameter(leaf, parameter)
-
-

@@ -1,0 +1,75 @@
+"""Separate q, k, v and out linears over open_clip's fused attention, for tools that look for linears by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+_PARTS = ("q_proj", "k_proj", "v_proj")
+
+
+class SplitAttention(nn.Module):
+    """Computes what an `nn.MultiheadAttention` does, with `q_proj`, `k_proj`, `v_proj` and `out_proj` as modules.
+
+    The three linears are views of the fused weight: nothing is copied.
+    """
+
+    def __init__(self, attn: nn.MultiheadAttention) -> None:
+        super().__init__()
+        self.num_heads, self.embed_dim, self.batch_first = attn.num_heads, attn.embed_dim, attn.batch_first
+        for index, name in enumerate(_PARTS):
+            rows = slice(index * attn.embed_dim, (index + 1) * attn.embed_dim)
+            bias = None if attn.in_proj_bias is None else attn.in_proj_bias.detach()[rows]
+            self.add_module(name, linear_over(attn.in_proj_weight.detach()[rows], bias))
+        out_bias = None if attn.out_proj.bias is None else attn.out_proj.bias.detach()
+        self.out_proj = linear_over(attn.out_proj.weight.detach(), out_bias)
+
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, need_weights: bool = False, attn_mask: Tensor | None = None
+    ) -> tuple[Tensor, None]:
+        """`(b, l, d)`, or `(l, b, d)` where the attention was built so."""
+        linears = {name[0]: getattr(self, name) for name in _PARTS} | {"out": self.out_proj}
+        return attend(linears, self.num_heads, self.batch_first, query, key, value, attn_mask), None
+
+
+def attend(
+    linears: Mapping[str, Callable[[Tensor], Tensor]],
+    heads: int,
+    batch_first: bool,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None,
+) -> Tensor:
+    """`nn.MultiheadAttention`'s arithmetic over the projections q, k, v and out."""
+    if not batch_first:
+        query, key, value = (x.transpose(0, 1) for x in (query, key, value))
+    q, k, v = (
+        linears[letter](x).unflatten(-1, (heads, -1)).transpose(1, 2) for letter, x in zip("qkv", (query, key, value))
+    )
+    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask)
+    out = linears["out"](mixed.transpose(1, 2).flatten(2))
+    return out if batch_first else out.transpose(0, 1)
+
+
+def linear_over(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    """A frozen linear over the given tensors themselves, not copies."""
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    linear.weight = nn.Parameter(weight, requires_grad=False)
+    if bias is not None:
+        linear.bias = nn.Parameter(bias, requires_grad=False)
+    return linear
+
+
+def split_attention(model: nn.Module) -> nn.Module:
+    """Replaces every `nn.MultiheadAttention` of `model` by its split form, in place, and returns `model`.
+
+    peft and quantisers then find the linears by name; the model computes the same.
+    """
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.MultiheadAttention):
+                setattr(module, name, SplitAttention(child))
+    return model

@@ -1,0 +1,67 @@
+"""The command line: thin commands over the Python surface, imported when they are run."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import sys
+from typing import Any
+
+import click
+
+from adapt import __version__
+from adapt.errors import AdaptError
+
+# command -> the module of this package that holds it, and its line in the overview
+_COMMANDS = {
+    "train": ("train", "Train an adapter from a recipe."),
+    "eval": ("measure", "Measure an adapter on labelled images."),
+    "zeroshot": ("measure", "Measure a backbone with hand-written prompts."),
+    "predict": ("predict", "Classify images or folders of images."),
+    "inspect": ("files", "Show what an adapter holds, and the words nearest to its learned tokens."),
+    "merge": ("files", "Fold a LoRA adapter into a standalone checkpoint."),
+    "convert": ("files", "Import a published checkpoint, or export LoRA to peft's layout."),
+    "recipes": ("lists", "List the shipped recipes."),
+    "methods": ("lists", "List the methods and their settings."),
+    "backbones": ("lists", "List the forms of backbone names."),
+    "bench": ("bench", "Measure what the README quotes."),
+}
+
+
+class _Commands(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        module = importlib.import_module(f"adapt.cli.{_COMMANDS[cmd_name][0]}")
+        command: click.Command = module.COMMANDS[cmd_name]
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in _COMMANDS.items()])
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Exit codes: 0 done, 2 for a user's mistake (one line), 130 after Ctrl-C."""
+        try:
+            return super().main(*args, **kwargs)
+        except AdaptError as error:
+            click.echo(f"Error: {error}", err=True)
+            sys.exit(2)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="adapt")
+def main() -> None:
+    """Adapt a frozen vision-language model to your task, from a few labelled images.
+
+    \b
+    Start here (offline, about a minute):
+      adapt train quickstart --out runs/first
+      adapt predict runs/first/adapter.safetensors photo.png
+    """
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("adapt").setLevel(logging.INFO)
+    logging.getLogger().addFilter(lambda record: record.name.startswith("adapt"))

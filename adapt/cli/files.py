@@ -1,0 +1,169 @@
+"""`adapt inspect`, `adapt merge` and `adapt convert`"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from adapt.errors import AdaptError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from adapt.adapter import Header
+    from adapt.model import AdaptedModel
+
+
+@click.command()
+@click.argument("adapter", type=click.Path(path_type=Path))
+@click.option("--backbone", help="The backbone whose words are searched, where the adapter does not name it.")
+@click.option(
+    "--words", type=click.IntRange(min=0), default=3, show_default=True, help="Nearest words of each learned token."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the whole header as JSON.")
+def inspect(adapter: Path, backbone: str | None, words: int, as_json: bool) -> None:
+    """Show what ADAPTER holds: method, backbone, classes, sizes, origin, and the words nearest to learned tokens."""
+    from dataclasses import asdict
+
+    from adapt.adapter import read_header, read_tensors
+    from adapt.cli.quiet import quiet_libraries
+
+    header = read_header(adapter)
+    tensors = read_tensors(adapter)
+    if as_json:
+        click.echo(json.dumps(asdict(header), indent=2))
+        return
+    click.echo(f"{adapter}  {adapter.stat().st_size / 1024:.1f} KB, format {header.format[0]}.{header.format[1]}")
+    for title, text in _lines(header):
+        click.echo(f"{title:10} {text}")
+    click.echo(f"parameters {sum(math.prod(tensor.shape) for tensor in tensors.values()):,} in {len(tensors)} tensors")
+    for name, tensor in list(tensors.items())[:12]:
+        click.echo(f"  {name:40} {tuple(tensor.shape)}")
+    if len(tensors) > 12:
+        click.echo(f"  and {len(tensors) - 12} more")
+    if words and header.method == "coop":
+        with quiet_libraries():
+            _show_words(_load(adapter, backbone), words)
+
+
+def _lines(header: Header) -> Iterator[tuple[str, str]]:
+    shown = ", ".join(header.class_names[:8]) + ", ..." * (len(header.class_names) > 8)
+    yield "method", f"{header.method} {_settings(header.config)}"
+    yield "backbone", f"{header.backbone or 'without a name'} ({header.preprocess['size']} px)"
+    yield "logits", f"cosine x {header.logit_scale:.1f}"
+    yield "classes", f"{len(header.class_names)}: {shown}"
+    measured = header.metrics or {}
+    scores = {key: measured[key]["accuracy"] for key in ("zero_shot", "adapted") if key in measured}
+    if scores:
+        listed = ", ".join(f"{key} {100 * value:.1f} %" for key, value in scores.items())
+        yield "accuracy", f"{listed} (seed {header.seed})"
+    yield "versions", ", ".join(f"{key} {value}" for key, value in header.versions.items())
+
+
+def _settings(config: dict[str, Any]) -> str:
+    return "(" + ", ".join(f"{key}={value!r}" for key, value in config.items() if value not in (None, "", {})) + ")"
+
+
+def _load(adapter: Path, backbone: str | None) -> AdaptedModel:
+    from adapt.adapter import load
+    from adapt.backbones.load import load_backbone
+
+    return load(adapter, load_backbone(backbone) if backbone else None)
+
+
+def _show_words(model: AdaptedModel, count: int) -> None:
+    """Nearest by Euclidean distance to the token embeddings, as CoOp's authors read them."""
+    embedding = model.backbone.tower("text").text.embedding.weight.detach()  # type: ignore[union-attr]
+    for name, tokens in model.method.learned_tokens.items():
+        click.echo(f"nearest words of {name} (distance)")
+        for index, row in enumerate(_flat(tokens)):
+            distances, ids = (embedding - row).norm(dim=-1).topk(count, largest=False)
+            found = (f"{model.backbone.tokenizer.token(int(i))} ({d:.2f})" for d, i in zip(distances.tolist(), ids))
+            click.echo(f"  {index:3}  {', '.join(found)}")
+
+
+def _flat(tokens: Tensor) -> Tensor:
+    return tokens.detach().flatten(0, -2)
+
+
+@click.command()
+@click.argument("adapter", type=click.Path(path_type=Path))
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--backbone", help="The backbone, where the adapter does not name it.")
+def merge(adapter: Path, folder: Path, backbone: str | None) -> None:
+    """Fold a LoRA ADAPTER into a copy of its backbone and write that to the new FOLDER, in the backbone's own format.
+
+    The result needs neither adapt nor peft; with adapt it is used as `--backbone FOLDER`.
+    """
+    from adapt.cli.quiet import quiet_libraries
+
+    with quiet_libraries():
+        from adapt.merge import merge as write
+
+        click.echo(f"merged into {write(_load(adapter, backbone), folder)}")
+
+
+@click.command()
+@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("target", type=click.Path(path_type=Path))
+@click.option("--to", "target_form", type=click.Choice(["adapter", "peft"]), default="adapter", show_default=True)
+@click.option("--backbone", help="The backbone that SOURCE was trained on; published files do not name it.")
+@click.option(
+    "--classes",
+    type=click.Path(path_type=Path),
+    help="A text file with one class name a line, in the order of training.",
+)
+@click.option("--class-position", type=click.Choice(["end", "middle", "front"]), default="end", show_default=True)
+@click.option("--ctx-init", default="", help="The words that the context started from, if any.")
+def convert(
+    source: Path,
+    target: Path,
+    target_form: str,
+    backbone: str | None,
+    classes: Path | None,
+    class_position: str,
+    ctx_init: str,
+) -> None:
+    """Convert SOURCE to TARGET.
+
+    \b
+    SOURCE is one of
+      a published CoOp checkpoint (model.pth.tar-50): needs --backbone and --classes
+      a folder in peft's LoRA layout: needs --backbone and --classes
+      an adapter of adapt: with --to peft, TARGET becomes a folder in peft's layout
+
+    Pickles are read here only, weights only, and refused where they name anything but tensors and Dassl's records.
+    """
+    from adapt.cli.quiet import quiet_libraries
+
+    with quiet_libraries():
+        if source.suffix == ".safetensors":
+            if target_form != "peft":
+                raise AdaptError(f"{source} is an adapter already; give --to peft to export it")
+            from adapt.peft_layout import export
+
+            click.echo(f"written to {export(_load(source, backbone), target)}")
+            return
+        click.echo(f"written to {_imported(source, backbone, classes, class_position, ctx_init).save(target)}")
+
+
+def _imported(
+    source: Path, backbone: str | None, classes: Path | None, class_position: str, ctx_init: str
+) -> AdaptedModel:
+    from adapt import convert, peft_layout
+    from adapt.backbones.load import load_backbone
+
+    if backbone is None or classes is None or not classes.is_file():
+        raise AdaptError(f"{source} names neither backbone nor classes: give --backbone and --classes FILE")
+    names = [line.strip() for line in classes.read_text().splitlines() if line.strip()]
+    if source.is_dir():
+        return peft_layout.load(source, load_backbone(backbone), names)
+    return convert.import_coop(source, load_backbone(backbone), names, class_position, ctx_init)
+
+
+COMMANDS = {"inspect": inspect, "merge": merge, "convert": convert}

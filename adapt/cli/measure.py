@@ -1,0 +1,105 @@
+"""`adapt eval` and `adapt zeroshot`"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from adapt.errors import AdaptError
+
+if TYPE_CHECKING:
+    from adapt.data.split import Split
+    from adapt.model import AdaptedModel
+
+_PARTS = click.Choice(["train", "val", "test"])
+
+
+@click.command("eval")
+@click.argument("adapter", type=click.Path(path_type=Path))
+@click.option("--data", required=True, help="A bundled set, an image folder, a .csv or a split .json.")
+@click.option("--root", help="The folder that paths inside a .csv or .json start from.")
+@click.option("--part", type=_PARTS, default="test", show_default=True, help="Which images of the data.")
+@click.option(
+    "--data-classes", is_flag=True, help="Classify among the data's class names, where they are not the adapter's."
+)
+@click.option("--backbone", help="The backbone, where the adapter does not name it.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def evaluate_adapter(
+    adapter: Path, data: str, root: str | None, part: str, data_classes: bool, backbone: str | None, as_json: bool
+) -> None:
+    """Measure ADAPTER on labelled images.
+
+    \b
+    Examples:
+      adapt eval runs/first/adapter.safetensors --data emoji
+      adapt eval runs/first/adapter.safetensors --data emoji@fluent-3d
+      adapt eval runs/first/adapter.safetensors --data photos --data-classes
+    """
+    from adapt.cli.quiet import quiet_libraries
+    from adapt.data.readers import load as load_data
+
+    split = load_data(data, root)
+    with quiet_libraries():
+        from adapt.adapter import load
+        from adapt.backbones.load import load_backbone
+
+        given = load_backbone(backbone) if backbone else None
+        model = load(adapter, given, split.class_names if data_classes else None)
+        if set(split.class_names) != set(model.class_names):
+            raise AdaptError(
+                f"{data} has other classes than {adapter}: add --data-classes to classify among the data's own names"
+            )
+        if model.class_names != split.class_names:
+            raise AdaptError(f"{data} has the adapter's classes in another order: add --data-classes")
+        _print(model, split, part, as_json)
+
+
+@click.command()
+@click.option("--data", required=True, help="A bundled set, an image folder, a .csv or a split .json.")
+@click.option("--root", help="The folder that paths inside a .csv or .json start from.")
+@click.option("--part", type=_PARTS, default="test", show_default=True, help="Which images of the data.")
+@click.option("--backbone", default="mini-clip", show_default=True, help="See `adapt backbones`.")
+@click.option(
+    "--template",
+    "templates",
+    multiple=True,
+    help="With {} for the class name; several are averaged. [default: a photo of a {}.]",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def zeroshot(data: str, root: str | None, part: str, backbone: str, templates: tuple[str, ...], as_json: bool) -> None:
+    """Measure a backbone on labelled images with hand-written prompts.
+
+    \b
+    Examples:
+      adapt zeroshot --data emoji
+      adapt zeroshot --data photos --backbone open_clip:ViT-B-16/openai --template "a picture of a {}."
+    """
+    from adapt.cli.quiet import quiet_libraries
+    from adapt.data.readers import load as load_data
+
+    split = load_data(data, root)
+    with quiet_libraries():
+        from adapt.backbones.load import load_backbone
+        from adapt.methods.zero_shot import ZeroShot
+        from adapt.model import wrap
+
+        model = wrap(load_backbone(backbone), ZeroShot(templates or split.template), split.class_names)
+        _print(model, split, part, as_json)
+
+
+def _print(model: AdaptedModel, split: Split, part: str, as_json: bool) -> None:
+    from adapt.evaluation.evaluate import evaluate
+
+    scores = evaluate(model, getattr(split, part))
+    if as_json:
+        figures = {"data": split.name, "part": part, "accuracy": scores.accuracy, "images": scores.images}
+        click.echo(json.dumps({"method": model.method.name, "backbone": model.backbone.name, **figures}))
+    else:
+        of = f"{scores.images} {part} images of {split.name} ({len(split.class_names)} classes)"
+        click.echo(f"{100 * scores.accuracy:.1f} % of {of}")
+
+
+COMMANDS = {"eval": evaluate_adapter, "zeroshot": zeroshot}

@@ -1,0 +1,116 @@
+"""`adapt predict`"""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from adapt.errors import AdaptError
+
+if TYPE_CHECKING:
+    from adapt.model import Prediction
+
+_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+
+
+@click.command()
+@click.argument("adapter", type=click.Path(path_type=Path))
+@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--top-k", type=click.IntRange(min=1), default=5, show_default=True, help="Classes to show for an image.")
+@click.option("--classes", help="Other class names: separated by commas, or a text file with one a line.")
+@click.option("--backbone", help="The backbone, where the adapter does not name it.")
+@click.option("--json", "layout", flag_value="json", help="One JSON object a line.")
+@click.option("--csv", "layout", flag_value="csv", help="Columns image, rank, class, probability.")
+def predict(
+    adapter: Path, images: tuple[Path, ...], top_k: int, classes: str | None, backbone: str | None, layout: str | None
+) -> None:
+    """Classify IMAGES (files, or folders searched at any depth) with ADAPTER.
+
+    Results are printed as they come. An image that cannot be read is reported and left out; the exit code is 2 then.
+
+    \b
+    Examples:
+      adapt predict adapter.safetensors photo.png
+      adapt predict adapter.safetensors photos/ --csv > labels.csv
+      adapt predict adapter.safetensors photo.png --classes "cat,dog,parrot"
+    """
+    from adapt.cli.quiet import quiet_libraries
+
+    files = list(_files(images))
+    names = _class_names(classes)
+    with quiet_libraries():
+        from adapt.adapter import load
+        from adapt.backbones.load import load_backbone
+
+        model = load(adapter, load_backbone(backbone) if backbone else None, names)
+        readable: list[Path] = []
+        write = _writer(layout)
+        for number, prediction in enumerate(model.predict_stream(_readable(files, readable), top_k)):
+            write(readable[number], prediction)
+    if len(readable) < len(files):
+        click.echo(f"{len(files) - len(readable)} of {len(files)} images could not be read", err=True)
+        sys.exit(2)
+
+
+def _files(images: tuple[Path, ...]) -> Iterator[Path]:
+    for path in images:
+        if path.is_dir():
+            found = sorted(file for file in path.rglob("*") if file.suffix.lower() in _SUFFIXES)
+            if not found:
+                raise AdaptError(f"the folder {path} holds no image ({', '.join(sorted(_SUFFIXES))})")
+            yield from found
+        else:
+            yield path
+
+
+def _class_names(classes: str | None) -> list[str] | None:
+    if classes is None:
+        return None
+    lines = Path(classes).read_text().splitlines() if Path(classes).is_file() else classes.split(",")
+    return [line.strip() for line in lines if line.strip()]
+
+
+def _readable(files: list[Path], read: list[Path]) -> Iterator[Any]:
+    """Decoded images; `read` gets the path of each, and what cannot be read is reported."""
+    from adapt.data.images import open_image
+
+    for file in files:
+        try:
+            image = open_image(file)
+        except AdaptError as error:
+            click.echo(f"Error: {error}", err=True)
+            continue
+        read.append(file)
+        yield image
+
+
+def _writer(layout: str | None) -> Any:
+    """A function that prints the prediction of one image."""
+    if layout == "csv":
+        rows = csv.writer(sys.stdout)
+        rows.writerow(["image", "rank", "class", "probability"])
+        return lambda path, found: rows.writerows(
+            [str(path), rank, name, f"{probability:.6f}"] for rank, (name, probability) in enumerate(found.top, 1)
+        )
+    if layout == "json":
+        return lambda path, found: click.echo(
+            json.dumps(
+                {"image": str(path), "top": [{"class": name, "probability": value} for name, value in found.top]}
+            )
+        )
+    return _lines
+
+
+def _lines(path: Path, found: Prediction) -> None:
+    click.echo(path)
+    for name, probability in found.top:
+        click.echo(f"  {100 * probability:5.1f} %  {name}")
+
+
+COMMANDS = {"predict": predict}

@@ -1,0 +1,63 @@
+"""`adapt train`"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("recipe")
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Change a key, such as data.shots=4. May be repeated.",
+)
+@click.option("--out", type=click.Path(path_type=Path), help="The run's directory; must not hold a run yet.")
+@click.option(
+    "--resume", is_flag=True, help="Go on with the interrupted run in --out, exactly as if it had not stopped."
+)
+@click.option("--plot", is_flag=True, help="Also draw the curves to OUT/curves.png.")
+@click.option("--quiet", is_flag=True, help="No progress.")
+def train(recipe: str, overrides: tuple[str, ...], out: Path | None, resume: bool, plot: bool, quiet: bool) -> None:
+    """Train an adapter from RECIPE: a YAML file, or the name of a shipped one (`adapt recipes`).
+
+    \b
+    Examples:
+      adapt train quickstart --out runs/first
+      adapt train coop/folder --set data.source=photos --set data.shots=8 --out runs/mine
+      adapt train lora/eurosat --set data.source=eurosat/split_zhou_EuroSAT.json \\
+            --set data.root=eurosat/2750 --out runs/eurosat
+
+    \b
+    OUT gets adapter.safetensors (a few kilobytes), metrics.json, log.jsonl (every step),
+    recipe.yaml (resolved) and environment.json. Without --out only the figures are printed.
+    """
+    from adapt.cli.quiet import quiet_libraries
+    from adapt.errors import AdaptError
+    from adapt.recipe import find_recipe, read_recipe
+
+    if (resume or plot) and out is None:
+        raise AdaptError("--resume and --plot need the run's directory: give --out")
+    chosen = read_recipe(find_recipe(recipe), overrides)
+    with quiet_libraries():
+        from adapt.training.run_recipe import run_recipe
+
+        try:
+            result = run_recipe(chosen, out, resume, progress=not quiet)
+        except KeyboardInterrupt:
+            click.echo(
+                f"stopped; go on with: adapt train {recipe} --out {out} --resume" if out else "stopped", err=True
+            )
+            raise SystemExit(130) from None
+    click.echo(str(result))
+    if plot and out is not None:
+        result.plot(out / "curves.png")
+    if result.adapter is not None:
+        click.echo(f"adapter    {result.adapter} ({result.metrics['adapter_bytes'] / 1024:.1f} KB)")
+
+
+COMMANDS = {"train": train}

@@ -1,0 +1,73 @@
+"""Imports published checkpoints. The only place where pickles are read: weights only, by a narrow allow-list."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adapt.adapter import load_tensors
+from adapt.backbones.base import Backbone
+from adapt.errors import AdaptError
+from adapt.methods.coop import CoOp
+from adapt.model import AdaptedModel, wrap
+
+
+class _Inert:
+    """Stands for the training objects inside Dassl's checkpoints: their state is taken in and never used."""
+
+
+# what Dassl pickles beside tensors: an optimiser, schedulers, counters. Each is replaced by something inert
+_ALLOWED = {
+    "collections.defaultdict": collections.defaultdict,
+    "dassl.optim.lr_scheduler.ConstantWarmupScheduler": _Inert,
+    "torch.optim.lr_scheduler.CosineAnnealingLR": _Inert,
+    "torch.optim.sgd.SGD": _Inert,
+}
+
+
+def read_dassl(path: str | Path) -> dict[str, Tensor]:
+    """The tensors under `state_dict` of a Dassl checkpoint (`model.pth.tar-50`).
+
+    Raises AdaptError for a missing file, one that names anything outside the allow-list, or one without tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise AdaptError(f"there is no checkpoint at {path}")
+    try:
+        allowed: list[Any] = [(replacement, name) for name, replacement in _ALLOWED.items()]
+        with torch.serialization.safe_globals([*allowed, dict]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise AdaptError(
+            f"{path} is refused: {str(error).splitlines()[0]} Only tensors and Dassl's own records are read"
+        ) from error
+    state = content.get("state_dict") if isinstance(content, dict) else None
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise AdaptError(f"{path} is no Dassl checkpoint: it has no tensors under 'state_dict'")
+    return state
+
+
+def import_coop(
+    path: str | Path, backbone: Backbone, class_names: Sequence[str], class_position: str = "end", ctx_init: str = ""
+) -> AdaptedModel:
+    """A published CoOp checkpoint as an adapted model: its `ctx`; the frozen token buffers beside it are dropped.
+
+    The file records neither class position nor words, so they are given. Raises AdaptError as `read_dassl` does, and
+    where the context does not fit the backbone or the classes.
+    """
+    state = read_dassl(path)
+    if "ctx" not in state:
+        raise AdaptError(
+            f"{path} is no CoOp checkpoint: it has no tensor 'ctx', but {', '.join(sorted(state)) or 'nothing'}"
+        )
+    ctx = state["ctx"].float()
+    method = CoOp(n_ctx=ctx.shape[-2], ctx_init=ctx_init, class_specific=ctx.ndim == 3, class_position=class_position)
+    with torch.random.fork_rng(devices=[]):
+        model = wrap(backbone, method, class_names)
+    load_tensors(method, {"ctx": ctx}, str(path))
+    return model.eval()

@@ -1,0 +1,1 @@
+"""Measures an adapted model on labelled images."""

@@ -1,0 +1,42 @@
+"""Folds a LoRA adapter into a copy of its backbone: a standalone checkpoint in the backbone's own format."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from adapt.errors import AdaptError
+from adapt.methods.lora import LoRA
+from adapt.model import AdaptedModel
+
+
+def merged_model(model: AdaptedModel) -> nn.Module:
+    """A copy of the backbone's model with the adapter in its weights. Raises AdaptError unless the method is LoRA."""
+    if not isinstance(model.method, LoRA):
+        raise AdaptError(
+            f"{model.method.name} does not change weights, so there is nothing to merge; only LoRA can be merged"
+        )
+    backbone = model.backbone
+    copied = copy.deepcopy(backbone.model)
+    modules = dict(copied.named_modules())
+    names = {id(module): name for name, module in backbone.model.named_modules()}
+    with torch.no_grad():
+        for (tower, block, letter), weight in model.method.merged().items():
+            projection = backbone.tower(tower).blocks[block].projections[letter]
+            target = getattr(modules[names[id(projection.module)]], projection.weight_name)
+            (target if projection.rows is None else target[projection.rows]).copy_(weight)
+    return copied
+
+
+def merge(model: AdaptedModel, folder: str | Path) -> Path:
+    """Writes the merged checkpoint to `folder`, which must not exist; it loads as `adapt.load_backbone(folder)`."""
+    folder = Path(folder)
+    if folder.exists():
+        raise AdaptError(f"{folder} exists already; name a new folder for the merged checkpoint")
+    merged = merged_model(model)
+    folder.mkdir(parents=True)
+    model.backbone.export(folder, merged)
+    return folder

@@ -1,0 +1,133 @@
+"""Where a training step's inputs come from: decoded images, or features that were computed once."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from adapt.data.cache import FeatureCache
+from adapt.data.epochs import Epochs
+from adapt.data.loader import loader
+from adapt.data.split import Item
+from adapt.model import AdaptedModel
+from adapt.training.settings import TrainSettings
+
+Progress = Callable[[int, int], None]
+
+
+class Batches(Protocol):
+    """One epoch of inputs and labels, from any step of it."""
+
+    def __len__(self) -> int: ...
+
+    def epoch(self, epoch: int, step: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yields inputs and labels `(b,)` of the steps from `step` on."""
+
+    def logits(self, model: AdaptedModel, inputs: Tensor) -> Tensor:
+        """What `model` says of a batch's inputs: `(b, n)`."""
+
+
+class ImageBatches:
+    """Freshly decoded, freshly augmented images `(b, 3, h, w)`."""
+
+    def __init__(self, model: AdaptedModel, items: Sequence[Item], settings: TrainSettings, seed: int) -> None:
+        transform = model.backbone.transform(train=settings.augment == "published")
+        drop_last = settings.drop_last and len(items) >= settings.batch_size
+        self._loader = loader(
+            items, transform, settings.batch_size, train=True, seed=seed, workers=settings.workers, drop_last=drop_last
+        )
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def epoch(self, epoch: int, step: int) -> Iterator[tuple[Tensor, Tensor]]:
+        self._loader.set_epoch(epoch, step)
+        yield from self._loader
+
+    def logits(self, model: AdaptedModel, inputs: Tensor) -> Tensor:
+        return model(inputs)
+
+
+class FeatureBatches:
+    """Features `(b, e)` of a vision tower that nothing edits, of one of `views` fixed views an image."""
+
+    def __init__(self, features: Tensor, labels: Tensor, settings: TrainSettings, seed: int) -> None:
+        self._features = features if features.ndim == 3 else features[:, None]  # (n, views, e)
+        self._labels = labels
+        drop_last = settings.drop_last and len(labels) >= settings.batch_size
+        self._epochs = Epochs(len(labels), settings.batch_size, shuffle=True, seed=seed, drop_last=drop_last)
+
+    def __len__(self) -> int:
+        return len(self._epochs)
+
+    def epoch(self, epoch: int, step: int) -> Iterator[tuple[Tensor, Tensor]]:
+        self._epochs.epoch, self._epochs.step = epoch, step
+        views = self._features.shape[1]
+        for draws in self._epochs:
+            positions = torch.tensor([draw.position for draw in draws])
+            view = torch.tensor([draw.seed % views for draw in draws])
+            yield self._features[positions, view], self._labels[positions]
+
+    def logits(self, model: AdaptedModel, inputs: Tensor) -> Tensor:
+        return model.logits(inputs)
+
+
+def training_batches(
+    model: AdaptedModel,
+    items: Sequence[Item],
+    settings: TrainSettings,
+    seed: int,
+    cache: bool,
+    progress: Progress | None,
+) -> Batches:
+    """Features where no edit, no fresh augmentation and no switch stands against them, images otherwise."""
+    fixed = settings.augment == "none" or settings.views is not None
+    if not (cache and fixed and "vision" not in model.method.touches):
+        return ImageBatches(model, items, settings, seed)
+    views = settings.views or 0
+    features = image_features(model, items, workers=settings.workers, views=views, seed=seed, progress=progress)
+    return FeatureBatches(features, labels_of(items), settings, seed)
+
+
+def image_features(
+    model: AdaptedModel,
+    items: Sequence[Item],
+    *,
+    workers: int,
+    views: int = 0,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Tensor:
+    """Unit-length features `(n, e)`, or `(n, views, e)`, by the cache on disk. The vision tower must be unedited."""
+    backbone = model.backbone
+    transform = backbone.transform(train=views > 0)
+    key = f"{backbone.fingerprint.short()}/{_describe(transform)}/{seed if views else 0}"
+    return FeatureCache().features(
+        items,
+        transform,
+        lambda images: model.image_features(images.to(backbone.device)).float(),
+        key,
+        views=views,
+        workers=workers,
+        progress=progress,
+    )
+
+
+_THIS_PROCESS = uuid.uuid4().hex
+
+
+def _describe(transform: Any) -> str:
+    """What a transform does, for the cache's key; one that does not say so shares nothing with other processes."""
+    described = re.sub(r" at 0x[0-9a-f]+", "", repr(transform))
+    anonymous = "<lambda>" in described or "<locals>" in described or "object>" in described
+    return f"{described}/{_THIS_PROCESS}/{id(transform)}" if anonymous else described
+
+
+def labels_of(items: Sequence[Item]) -> Tensor:
+    """Labels `(n,)`."""
+    return torch.tensor([item.label for item in items])

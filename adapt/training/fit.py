@@ -1,0 +1,177 @@
+"""`fit(model, train_set, test_set)`: trains a wrapped model, measures it, and leaves an adapter."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from pydantic import ValidationError
+
+from adapt.data.split import Item
+from adapt.errors import AdaptError
+from adapt.evaluation.evaluate import check_labels, evaluate
+from adapt.methods.zero_shot import ZeroShot
+from adapt.model import AdaptedModel, wrap
+from adapt.training.batches import image_features, labels_of, training_batches
+from adapt.training.estimate import check_memory
+from adapt.training.loop import Trainer
+from adapt.training.progress import counting_bar, training_bar
+from adapt.training.result import Result
+from adapt.training.run import Run
+from adapt.training.settings import TrainSettings
+from adapt.validation import explain
+
+
+def fit(
+    model: AdaptedModel,
+    train_set: Sequence[Item],
+    test_set: Sequence[Item] = (),
+    *,
+    val_set: Sequence[Item] = (),
+    template: str = "a photo of a {}.",
+    seed: int = 1,
+    out: str | Path | Run | None = None,
+    resume: bool = False,
+    recipe: dict[str, Any] | None = None,
+    cache: bool = True,
+    progress: bool = True,
+    **settings: Any,
+) -> Result:
+    """Trains `model` in place on labelled images and compares it with zero-shot classification on `test_set`.
+
+    `settings` are those of `TrainSettings` (epochs or iterations, lr, batch_size, ...); methods that a solver fits, or
+    that nothing trains, take none. `val_set` is used by such a solver only. `out` is a run directory to make (or
+    to go on with, by `resume`): it gets the adapter, metrics, log and checkpoints. `recipe` is what the adapter records
+    as its origin.
+
+    Raises AdaptError for bad settings, labels that are not the model's, images that cannot be decoded, a step that does
+    not fit into memory, or a loss that is not finite; KeyboardInterrupt when the user stops it.
+    """
+    check_labels(model, train_set)
+    if test_set:
+        check_labels(model, test_set)
+    chosen = _settings(model, settings)
+    origin = recipe or {"method": {"name": model.method.name}, "train": settings, "seed": seed}
+    with _directory(out, origin, resume) as run:
+        return _fit(model, (train_set, val_set, test_set), template, seed, run, recipe, cache, progress, chosen)
+
+
+def _directory(
+    out: str | Path | Run | None, origin: dict[str, Any], resume: bool
+) -> AbstractContextManager[Run | None]:
+    """A run directory to enter; one that the caller has entered, or none, is passed through."""
+    if out is None or isinstance(out, Run):
+        return nullcontext(out)
+    return Run(out, yaml.safe_dump(origin, sort_keys=False), resume)
+
+
+def _fit(
+    model: AdaptedModel,
+    parts: tuple[Sequence[Item], Sequence[Item], Sequence[Item]],
+    template: str,
+    seed: int,
+    run: Run | None,
+    recipe: dict[str, Any] | None,
+    cache: bool,
+    progress: bool,
+    chosen: TrainSettings | None,
+) -> Result:
+    train_set, val_set, test_set = parts
+    workers = chosen.workers if chosen else 2
+    metrics: dict[str, Any] = {"method": model.method.name, "backbone": model.backbone.name, "seed": seed}
+    if test_set:
+        metrics["zero_shot"] = _zero_shot(model, test_set, template, workers, cache, progress)
+    history, trained = _train(model, train_set, val_set, chosen, seed, run, cache, progress)
+    metrics |= trained
+    metrics["trainable_parameters"] = sum(parameter.numel() for parameter in model.method.parameters())
+    metrics["train_images"] = len(train_set)
+    model.eval()
+    if test_set:
+        with counting_bar("evaluating", progress) as bar:
+            scores = evaluate(model, test_set, workers=workers, cache=cache, progress=bar)
+        metrics["adapted"] = {"accuracy": scores.accuracy, "images": scores.images}
+    model.metadata = {"recipe": recipe, "seed": seed, "metrics": dict(metrics)}
+    adapter = None
+    if run is not None:
+        adapter = model.save(run.adapter)
+        metrics["adapter_bytes"] = adapter.stat().st_size
+        run.finish(metrics)
+    return Result(metrics, history, adapter)
+
+
+def _settings(model: AdaptedModel, settings: dict[str, Any]) -> TrainSettings | None:
+    """The checked settings; None for a method that takes no gradient steps."""
+    if hasattr(model.method, "solve") or not list(model.method.parameters()):
+        if settings:
+            raise AdaptError(f"{model.method.name} is not trained by steps: leave out {', '.join(sorted(settings))}")
+        return None
+    try:
+        return TrainSettings(**settings).at(None)
+    except ValidationError as error:
+        raise AdaptError(explain(TrainSettings, error, "fit")) from None
+
+
+def _zero_shot(
+    model: AdaptedModel, test_set: Sequence[Item], template: str, workers: int, cache: bool, progress: bool
+) -> dict[str, Any]:
+    baseline = wrap(model.backbone, ZeroShot(template), model.class_names, model.fast, text_memory=model.text_memory)
+    with counting_bar("zero-shot", progress) as bar:
+        scores = evaluate(baseline, test_set, workers=workers, cache=cache, progress=bar)
+    return {"accuracy": scores.accuracy, "images": scores.images, "template": template}
+
+
+def _train(
+    model: AdaptedModel,
+    train_set: Sequence[Item],
+    val_set: Sequence[Item],
+    settings: TrainSettings | None,
+    seed: int,
+    run: Run | None,
+    cache: bool,
+    progress: bool,
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The history of steps, and what training adds to the metrics."""
+    if settings is None:
+        return [], _solve(model, train_set, val_set)
+    with counting_bar("encoding", progress) as bar:
+        batches = training_batches(model, train_set, settings, seed, cache, bar)
+    needed = check_memory(model, batches, settings)
+    history: list[dict[str, Any]] = []
+    with torch.random.fork_rng(enabled=model.backbone.device.type == "cpu"):
+        torch.manual_seed(seed)
+        trainer = Trainer(model, batches, settings, run)
+        with training_bar(trainer.plan.steps, trainer.position.step, progress) as report:
+
+            def told(entry: dict[str, Any]) -> None:
+                history.append(entry)
+                report(entry)
+
+            position = trainer.train(told)
+    if run is not None:  # a resumed run's whole history
+        history = [json.loads(line) for line in (run.path / "log.jsonl").read_text().splitlines()]
+    return history, {
+        "seconds": round(position.seconds, 3),
+        "steps": position.step,
+        "final_loss": history[-1]["loss"],
+        "text_path": model.text_path,
+        "estimated_bytes": needed,
+    }
+
+
+def _solve(model: AdaptedModel, train_set: Sequence[Item], val_set: Sequence[Item]) -> dict[str, Any]:
+    """Fits a head by its solver; a method without parameters needs nothing."""
+    if not hasattr(model.method, "solve"):
+        return {"seconds": 0.0}
+    started = time.monotonic()
+    parts = [
+        (image_features(model, items, workers=2), labels_of(items)) if items else None for items in (train_set, val_set)
+    ]
+    method: Any = model.method
+    chosen = method.solve(*parts)
+    return {"seconds": round(time.monotonic() - started, 3), "solver": chosen}

@@ -1,0 +1,35 @@
+"""Ctrl-C ends training between two steps, where the state is whole."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+class Interrupt:
+    """Set once the user asks to stop."""
+
+    requested = False
+
+    def request(self, signum: int, frame: FrameType | None) -> None:
+        if self.requested:
+            raise KeyboardInterrupt  # asked twice: at once
+        self.requested = True
+
+
+@contextmanager
+def graceful() -> Iterator[Interrupt]:
+    """Inside, SIGINT and SIGTERM only set a flag. In a thread other than the main one, signals stay as they are."""
+    interrupt = Interrupt()
+    if threading.current_thread() is not threading.main_thread():
+        yield interrupt
+        return
+    before = {number: signal.signal(number, interrupt.request) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield interrupt
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

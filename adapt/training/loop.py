@@ -1,0 +1,157 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import SGD, AdamW, Optimizer
+
+from adapt.errors import AdaptError
+from adapt.model import AdaptedModel
+from adapt.tasks import classes
+from adapt.training import checkpoint
+from adapt.training.batches import Batches
+from adapt.training.checkpoint import Position
+from adapt.training.interrupt import graceful
+from adapt.training.run import Run
+from adapt.training.schedules import learning_rate
+from adapt.training.settings import TrainSettings
+
+Report = Callable[[dict[str, Any]], None]
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long training takes: optimiser steps in all, and the epochs that they fill."""
+
+    steps: int
+    epochs: int
+
+    @classmethod
+    def of(cls, settings: TrainSettings, batches: int) -> Plan:
+        an_epoch = -(-batches // settings.accumulate)
+        steps = settings.iterations or an_epoch * settings.epochs  # type: ignore[operator]
+        return cls(steps, -(-steps // an_epoch))
+
+
+class Trainer:
+    """One training: a model, its optimiser, and where they stand."""
+
+    def __init__(self, model: AdaptedModel, batches: Batches, settings: TrainSettings, run: Run | None) -> None:
+        self.model, self.batches, self.settings, self.run = model, batches, settings, run
+        self.plan = Plan.of(settings, len(batches))
+        self.optimizer = make_optimizer(model, settings)
+        self.scaler = torch.amp.GradScaler(model.backbone.device.type, enabled=settings.precision == "fp16")
+        self.position = Position()
+        if run is not None and run.resume and run.checkpoint.exists():
+            self.position = checkpoint.load(run.checkpoint, model.method, self.optimizer, self.scaler, run.recipe_id)
+            run.cut_log(self.position.step)
+
+    def train(self, report: Report) -> Position:
+        """Trains to the end of the plan; `report` is told of every step.
+
+        Raises AdaptError when a loss is not finite and KeyboardInterrupt when the user stops it. With a run directory,
+        the last good state is in its checkpoint then.
+        """
+        self.model.train()
+        saved = time.monotonic()
+        with graceful() as interrupt:
+            while self.position.step < self.plan.steps:
+                for entry in self._epoch():
+                    report(entry)
+                    if self.run is not None:
+                        self.run.log(entry)
+                    if interrupt.requested:
+                        self._keep()
+                        raise KeyboardInterrupt
+                    if time.monotonic() - saved > 60 * self.settings.checkpoint_minutes:
+                        self._keep()
+                        saved = time.monotonic()
+                self.position.epoch, self.position.batch = self.position.epoch + 1, 0
+        return self.position
+
+    def _epoch(self) -> Iterator[dict[str, Any]]:
+        """The rest of the current epoch, an entry for each optimiser step."""
+        position, accumulate = self.position, self.settings.accumulate
+        remaining = self.batches.epoch(position.epoch, position.batch)
+        while position.step < self.plan.steps and (group := list(islice(remaining, accumulate))):
+            started = time.monotonic()
+            rate = self._set_rate()
+            loss, accuracy = self._step(group)
+            elapsed = time.monotonic() - started
+            position.batch += len(group)
+            position.step += 1
+            position.seconds += elapsed
+            images = sum(len(labels) for _, labels in group)
+            yield {
+                "step": position.step,
+                "epoch": position.epoch,
+                "loss": loss,
+                "accuracy": accuracy,
+                "lr": rate,
+                "images_per_second": round(images / elapsed, 1),
+            }
+
+    def _set_rate(self) -> float:
+        rate = learning_rate(self.settings, self.position.epoch, self.plan.epochs, self.position.step, self.plan.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        return rate
+
+    def _step(self, group: list[tuple[Tensor, Tensor]]) -> tuple[float, float]:
+        """One optimiser step over the accumulated batches; returns their mean loss and accuracy."""
+        device = self.model.backbone.device
+        self.optimizer.zero_grad(set_to_none=True)
+        total, correct, images = 0.0, 0, 0
+        for inputs, labels in group:
+            labels = labels.to(device)
+            with autocast(device, self.settings.precision):
+                logits = self.batches.logits(self.model, inputs.to(device))
+                loss = classes.loss(logits.float(), labels)
+            if not loss.isfinite():
+                raise self._not_finite(float(loss))
+            self.scaler.scale(loss / len(group)).backward()
+            total += float(loss.detach()) / len(group)
+            correct += classes.correct(logits, labels)
+            images += len(labels)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return total, correct / images
+
+    def _keep(self) -> None:
+        if self.run is not None:
+            checkpoint.save(
+                self.run.checkpoint, self.model.method, self.optimizer, self.scaler, self.position, self.run.recipe_id
+            )
+
+    def _not_finite(self, loss: float) -> AdaptError:
+        """The step did not happen yet: unless the one before broke the values, the state is good and kept."""
+        if checkpoint.finite(self.model.method):
+            self._keep()
+        kept = f"; the last good state is in {self.run.checkpoint}" if self.run and self.run.checkpoint.exists() else ""
+        return AdaptError(
+            f"the loss is {loss} at step {self.position.step + 1}{kept}. Lower the learning rate, or train in fp32"
+        )
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
+    """Mixed precision for the forward pass, or nothing for fp32."""
+    return torch.autocast(device.type, _DTYPES.get(precision), enabled=precision in _DTYPES)
+
+
+def make_optimizer(model: AdaptedModel, settings: TrainSettings) -> Optimizer:
+    """The optimiser over all that the method trains. Raises AdaptError for fp16 off CUDA."""
+    if settings.precision == "fp16" and model.backbone.device.type != "cuda":
+        raise AdaptError("precision fp16 needs a CUDA device and a loss scaler; use bf16 or fp32 on the CPU")
+    parameters = list(model.method.parameters())
+    if settings.optimizer == "adamw":
+        return AdamW(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
+    return SGD(parameters, lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay)

@@ -1,0 +1,67 @@
+"""What `fit` returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Result:
+    """`metrics` as in metrics.json; `history` has an entry for every optimiser step."""
+
+    metrics: dict[str, Any]
+    history: list[dict[str, Any]]
+    adapter: Path | None
+
+    @property
+    def accuracy(self) -> float:
+        """On the test images, in [0, 1]."""
+        return float(self.metrics["adapted"]["accuracy"])
+
+    @property
+    def zero_shot_accuracy(self) -> float:
+        return float(self.metrics["zero_shot"]["accuracy"])
+
+    def __str__(self) -> str:
+        lines = [f"{self.metrics['trainable_parameters']:,} trained parameters, {self.metrics['seconds']:.1f} s"]
+        if "adapted" in self.metrics:
+            gain = 100 * (self.accuracy - self.zero_shot_accuracy)
+            lines += [
+                f"zero-shot  {100 * self.zero_shot_accuracy:5.1f} %",
+                f"adapted    {100 * self.accuracy:5.1f} %  ({gain:+.1f} points)",
+            ]
+        return "\n".join(lines)
+
+    def plot(self, path: str | Path | None = None) -> Any:
+        """Loss and training accuracy by epoch, and the test accuracies as lines; written to `path` if given.
+
+        Needs matplotlib (`pip install "adapt[plot]"`).
+        """
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(9, 3.4), layout="constrained")
+        loss_axes, accuracy_axes = figure.subplots(1, 2)
+        epochs = sorted({entry["epoch"] for entry in self.history})
+        for axes, key in ((loss_axes, "loss"), (accuracy_axes, "accuracy")):
+            means = [_mean([entry[key] for entry in self.history if entry["epoch"] == epoch]) for epoch in epochs]
+            axes.plot([epoch + 1 for epoch in epochs], means, color="#1f77b4", label="training")
+            axes.set_xlabel("epoch")
+        loss_axes.set_ylabel("training loss")
+        accuracy_axes.set_ylabel("accuracy")
+        if "adapted" in self.metrics:
+            accuracy_axes.axhline(self.accuracy, color="#2ca02c", label=f"test, adapted ({100 * self.accuracy:.1f} %)")
+            zero_shot = self.zero_shot_accuracy
+            accuracy_axes.axhline(
+                zero_shot, color="#7f7f7f", ls="--", label=f"test, zero-shot ({100 * zero_shot:.1f} %)"
+            )
+        accuracy_axes.set_ylim(0, 1.02)
+        accuracy_axes.legend(fontsize="small", loc="lower right")
+        if path is not None:
+            figure.savefig(path, dpi=150)
+        return figure
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)

@@ -1,0 +1,107 @@
+"""A run directory: locked while in use, never overwritten, and all that a run leaves behind."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from filelock import FileLock, Timeout
+
+from adapt.adapter import versions
+from adapt.errors import AdaptError
+from adapt.files import write_text
+
+
+class Run:
+    """Holds the lock of `path` as a context manager.
+
+    Raises AdaptError where another process uses the directory, where it holds a run that is not to be resumed, or where
+    there is none to resume or it is of another recipe.
+    """
+
+    def __init__(self, path: str | Path, recipe: str, resume: bool) -> None:
+        self.path = Path(path)
+        self.recipe = recipe
+        self.resume = resume
+        self._lock = FileLock(self.path / ".lock")
+
+    def __enter__(self) -> Self:
+        if self.path.exists() and not self.path.is_dir():
+            raise AdaptError(f"{self.path} is a file; a run needs a directory of its own")
+        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise AdaptError(f"{self.path} is in use by another run: wait for it, or choose another --out") from None
+        try:
+            self._check()
+        except AdaptError:
+            self._lock.release()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._lock.release()
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.path / "checkpoint.safetensors"
+
+    @property
+    def adapter(self) -> Path:
+        return self.path / "adapter.safetensors"
+
+    @property
+    def recipe_id(self) -> str:
+        return hashlib.sha256(self.recipe.encode()).hexdigest()[:16]
+
+    def _check(self) -> None:
+        recipe = self.path / "recipe.yaml"
+        if not self.resume:
+            if recipe.exists() or self.checkpoint.exists():
+                raise AdaptError(f"{self.path} already holds a run: choose another --out, or go on with it by --resume")
+            write_text(recipe, self.recipe)
+            write_text(self.path / "environment.json", json.dumps(environment(), indent=2) + "\n")
+        elif not recipe.is_file():
+            raise AdaptError(f"{self.path} holds no run to resume; leave out --resume to start one")
+        elif recipe.read_text() != self.recipe:
+            raise AdaptError(
+                f"{self.path} was started with another recipe ({recipe}): resume with that one, or choose another --out"
+            )
+
+    def log(self, entry: dict[str, Any]) -> None:
+        """Appends one line to log.jsonl."""
+        with (self.path / "log.jsonl").open("a") as file:
+            file.write(json.dumps(entry) + "\n")
+
+    def cut_log(self, step: int) -> None:
+        """Drops what a killed run logged after the checkpoint at `step`, so that no step appears twice."""
+        log = self.path / "log.jsonl"
+        if log.is_file():
+            lines = [line for line in log.read_text().splitlines() if json.loads(line)["step"] <= step]
+            write_text(log, "".join(f"{line}\n" for line in lines))
+
+    def finish(self, metrics: dict[str, Any]) -> None:
+        """Writes metrics.json; the checkpoint has served."""
+        write_text(self.path / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+        self.checkpoint.unlink(missing_ok=True)
+
+
+def environment() -> dict[str, Any]:
+    """What a result may depend on beside the recipe."""
+    import torch
+
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "versions": versions(),
+    }

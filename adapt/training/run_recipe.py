@@ -1,0 +1,69 @@
+"""From a recipe to a trained adapter."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from adapt import methods
+from adapt.backbones.load import load_backbone
+from adapt.data.readers import load
+from adapt.data.split import Split
+from adapt.errors import AdaptError
+from adapt.model import AdaptedModel, wrap
+from adapt.recipe import Recipe
+from adapt.training.fit import fit
+from adapt.training.result import Result
+from adapt.training.run import Run
+
+
+def read_data(recipe: Recipe) -> Split:
+    """The recipe's data, sampled to its shots. Raises AdaptError where there is nothing to train on."""
+    split = load(recipe.data.source, recipe.data.root)
+    if recipe.data.shots is not None:
+        return split.few_shot(recipe.data.shots, recipe.seed)
+    if not split.train:
+        raise AdaptError(f"{recipe.data.source} has no training images")
+    return split
+
+
+def build(recipe: Recipe, class_names: tuple[str, ...]) -> AdaptedModel:
+    """The recipe's method on its backbone, initialised by its seed."""
+    backbone = load_backbone(recipe.backbone, recipe.device)
+    method = methods.find(recipe.method["name"])(**recipe.method_config)
+    memory = recipe.text_memory_gib
+    torch.manual_seed(recipe.seed)
+    return wrap(
+        backbone,
+        method,
+        class_names,
+        recipe.fast,
+        checkpointing=recipe.checkpointing,
+        text_memory=None if memory is None else int(memory * 2**30),
+    )
+
+
+def run_recipe(recipe: Recipe, out: str | Path | None, resume: bool = False, progress: bool = True) -> Result:
+    """Trains what `recipe` says; with `out`, leaves a run directory. All that can be refused is refused first."""
+    split = read_data(recipe)
+    settings: dict[str, Any] = {}
+    if recipe.train is not None:
+        settings = recipe.train.at(recipe.data.shots).model_dump(exclude_unset=True, exclude_none=True)
+    with Run(out, recipe.to_yaml(), resume) if out is not None else nullcontext() as run:
+        model = build(recipe, split.class_names)
+        return fit(
+            model,
+            split.train,
+            split.test,
+            val_set=split.val,
+            template=recipe.data.template,
+            seed=recipe.seed,
+            out=run,
+            recipe=recipe.model_dump(mode="json", exclude_none=True),
+            cache=recipe.cache,
+            progress=progress,
+            **settings,
+        )

@@ -1,0 +1,31 @@
+"""Learning rates in closed form, as published."""
+
+from __future__ import annotations
+
+import math
+
+from adapt.training.settings import TrainSettings
+
+
+def cosine_epoch(epoch: int, epochs: int, lr: float, warmup_epochs: int, warmup_lr: float) -> float:
+    """Dassl's constant warm-up before a cosine (CoOp and its descendants).
+
+    The cosine starts after the warm-up but keeps the period of all epochs, so it does not reach zero.
+    """
+    if epoch < warmup_epochs:
+        return warmup_lr
+    return 0.5 * lr * (1 + math.cos(math.pi * (epoch - warmup_epochs) / epochs))
+
+
+def cosine_iteration(step: int, steps: int, lr: float, min_lr: float) -> float:
+    """CLIP-LoRA's cosine over all iterations, down to `min_lr`."""
+    return min_lr + 0.5 * (lr - min_lr) * (1 + math.cos(math.pi * step / steps))
+
+
+def learning_rate(settings: TrainSettings, epoch: int, epochs: int, step: int, steps: int) -> float:
+    """The rate of optimiser step `step` of `steps`, in epoch `epoch` of `epochs`, all counted from 0."""
+    if settings.schedule == "cosine_epoch":
+        return cosine_epoch(epoch, epochs, settings.lr, settings.warmup_epochs, settings.warmup_lr)
+    if settings.schedule == "cosine_iteration":
+        return cosine_iteration(step, steps, settings.lr, settings.min_lr)
+    return settings.lr

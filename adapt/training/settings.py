@@ -1,0 +1,71 @@
+"""How to train, as data: the `train` section of a recipe and the keyword arguments of `fit`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from adapt.errors import AdaptError
+
+
+class TrainSettings(BaseModel):
+    """Optimiser, schedule and loop. The defaults are CoOp's (Dassl's), except for the number of epochs."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    epochs: int | dict[int, int] | None = None
+    """Passes over the training images, or passes for each number of shots. Give one of the three."""
+    iterations: int | None = Field(default=None, ge=1)
+    """Optimiser steps in all; the last epoch is cut short."""
+    iterations_per_shot: int | None = Field(default=None, ge=1)
+    """Optimiser steps for each shot (CLIP-LoRA)."""
+    batch_size: int = Field(default=32, ge=1)
+    accumulate: int = Field(default=1, ge=1)
+    """Batches whose gradients are averaged into one step."""
+    drop_last: bool = True
+    """Leave out a last short batch (only where there is a full one)."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: float = Field(default=0.002, gt=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    weight_decay: float = Field(default=5e-4, ge=0)
+    schedule: Literal["cosine_epoch", "cosine_iteration", "constant"] = "cosine_epoch"
+    warmup_epochs: int = Field(default=1, ge=0)
+    warmup_lr: float = Field(default=1e-5, ge=0)
+    min_lr: float = Field(default=0.0, ge=0)
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Autocast of the forward pass; the trained tensors stay fp32. fp16 needs CUDA and brings a loss scaler."""
+    augment: Literal["published", "none"] = "published"
+    """Random resized crop and flip, or the backbone's own evaluation transform."""
+    views: int | None = Field(default=None, ge=1)
+    """Encode this many seeded augmented views of each image once, in place of a fresh one each time (a departure)."""
+    workers: int = Field(default=2, ge=0)
+    checkpoint_minutes: float = Field(default=1.0, ge=0)
+    """How often a run directory's checkpoint is renewed within an epoch; it is at every epoch's end."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TrainSettings:
+        if sum(length is not None for length in (self.epochs, self.iterations, self.iterations_per_shot)) != 1:
+            raise ValueError("give one of epochs, iterations and iterations_per_shot")
+        for epochs in self.epochs.values() if isinstance(self.epochs, dict) else [self.epochs or 1]:
+            if epochs < 1:
+                raise ValueError(f"{epochs} epochs; at least 1 is needed")
+        if self.views is not None and self.augment == "none":
+            raise ValueError("views are of augmented images: set augment to published, or leave views out")
+        if self.epochs is None and self.schedule == "cosine_epoch":
+            raise ValueError("the cosine_epoch schedule counts epochs: give epochs, or take cosine_iteration")
+        return self
+
+    def at(self, shots: int | None) -> TrainSettings:
+        """These settings with a plain length of training. Raises AdaptError where there is none for `shots`."""
+        if isinstance(self.epochs, dict):
+            if shots not in self.epochs:
+                raise AdaptError(f"train.epochs has no entry for {shots} shots; it has {sorted(self.epochs)}")
+            return self.model_copy(update={"epochs": self.epochs[shots]})
+        if self.iterations_per_shot is not None:
+            if shots is None:
+                raise AdaptError(
+                    "train.iterations_per_shot needs data.shots; give train.iterations to train on all images"
+                )
+            return self.model_copy(update={"iterations": self.iterations_per_shot * shots, "iterations_per_shot": None})
+        return self
