@@ -41,16 +41,25 @@ class Header:
 
 def save(model: AdaptedModel, path: str | Path) -> Path:
     """Writes `model`'s adapter to `path`, atomically. Raises AdaptError for values that are not finite."""
-    from safetensors.torch import save_file
-
     from adapt.files import replacing
 
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.method.state_dict().items()}
     _check_finite(tensors, "the model")
     metadata = {key: json.dumps(value) for key, value in asdict(_header(model)).items() if value is not None}
     with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata)
+        write_tensors(tensors, temporary, metadata)
     return Path(path)
+
+
+def write_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    """Writes a safetensors file. Raises OSError where the disk does not take it, as Python's own writers do."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        save_file(tensors, path, metadata)
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
 
 
 def _header(model: AdaptedModel) -> Header:
@@ -97,9 +106,18 @@ def read_header(path: str | Path) -> Header:
             )
         known = {key: value for key, value in values.items() if key in Header.__dataclass_fields__}
         header = Header(**known | {"format": (major, minor), "class_names": tuple(values["class_names"])})
+        _check_kinds(header)
     except (json.JSONDecodeError, TypeError, ValueError, KeyError) as error:
         raise AdaptError(f"{path} has a damaged header ({error}); fetch or train the adapter again") from error
     return header
+
+
+def _check_kinds(header: Header) -> None:
+    """ValueError where what loading reads as keys and values is something else."""
+    if not isinstance(header.config, dict):
+        raise ValueError(f"config is {header.config!r}; expected keys and values")
+    if not isinstance(header.fingerprint, dict) or not {"structure", "values"} <= header.fingerprint.keys():
+        raise ValueError("the backbone's fingerprint is incomplete")
 
 
 def _raw_metadata(path: Path) -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,9 +20,14 @@ class _Inert:
     """Stands for the training objects inside Dassl's checkpoints: their state is taken in and never used."""
 
 
+def _plain_dict(*factory: Any) -> dict[Any, Any]:
+    """Stands for `collections.defaultdict`, which torch's reader does not fill."""
+    return {}
+
+
 # what Dassl pickles beside tensors: an optimiser, schedulers, counters. Each is replaced by something inert
 _ALLOWED = {
-    "collections.defaultdict": collections.defaultdict,
+    "collections.defaultdict": _plain_dict,
     "dassl.optim.lr_scheduler.ConstantWarmupScheduler": _Inert,
     "torch.optim.lr_scheduler.CosineAnnealingLR": _Inert,
     "torch.optim.sgd.SGD": _Inert,
@@ -44,12 +48,18 @@ def read_dassl(path: str | Path) -> dict[str, Tensor]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise AdaptError(
-            f"{path} is refused: {str(error).splitlines()[0]} Only tensors and Dassl's own records are read"
+            f"{path} is refused: {_reason(error)} Only tensors and Dassl's own records are read"
         ) from error
     state = content.get("state_dict") if isinstance(content, dict) else None
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise AdaptError(f"{path} is no Dassl checkpoint: it has no tensors under 'state_dict'")
     return state
+
+
+def _reason(error: Exception) -> str:
+    """The reader's own reason, without torch's advice to run the file's code."""
+    lines = [line.strip() for line in str(error).partition("WeightsUnpickler error:")[2].splitlines()]
+    return next(filter(None, lines), f"it cannot be read as a checkpoint ({type(error).__name__}).")
 
 
 def import_coop(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from adapt.backbones.base import Backbone
 from adapt.engine import text
-from adapt.engine.hooks import edited
+from adapt.engine.hooks import edited, frozen
 from adapt.engine.memory import free_bytes
 from adapt.errors import AdaptError
 from adapt.methods.base import Context, Method
@@ -53,7 +54,8 @@ def wrap(
             f"this {method.name} already belongs to a model: make a new one, or use model.with_classes(...)"
         )
     names = check_class_names(class_names)
-    method.build(backbone, names)
+    with frozen(backbone.model):  # a forward in training mode would move batch statistics
+        method.build(backbone, names)
     method.built = True
     return AdaptedModel(backbone, method, names, fast, checkpointing=checkpointing, text_memory=text_memory)
 
@@ -66,9 +68,9 @@ def check_class_names(class_names: Sequence[str]) -> tuple[str, ...]:
     for name in names:
         if not isinstance(name, str) or not name.strip():
             raise AdaptError(f"class name {name!r} is empty; every class needs a name to read")
-    repeated = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
-    if repeated:
-        raise AdaptError(f"class name {repeated[0]!r} appears more than once; names tell classes apart")
+    most_common, count = Counter(names).most_common(1)[0]
+    if count > 1:
+        raise AdaptError(f"class name {most_common!r} appears {count} times; names tell classes apart")
     return names
 
 
@@ -130,7 +132,7 @@ class AdaptedModel(nn.Module):
             tower = backbone.tower("vision")
             edits = self.method.edits(tower, Context())
         with edited(backbone.model, tower, edits, checkpointing=self.checkpointing and torch.is_grad_enabled()):
-            return F.normalize(backbone.encode_image(images), dim=-1)
+            return F.normalize(backbone.encode_image(images.to(backbone.dtype)), dim=-1)
 
     def class_features(self) -> Tensor:
         """Unit-length features of the classes `(n_classes, e)`, differentiable in the method's parameters.

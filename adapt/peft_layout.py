@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from adapt.adapter import load_tensors, read_tensors
+from adapt.adapter import load_tensors, read_tensors, write_tensors
 from adapt.backbones.base import Backbone
 from adapt.errors import AdaptError
 from adapt.files import replacing, write_text
@@ -32,8 +32,6 @@ def export(model: AdaptedModel, folder: str | Path) -> Path:
         raise AdaptError(
             f"only plain LoRA has peft's layout; this adapter is {method.name} {method.config.model_dump()}"
         )
-    from safetensors.torch import save_file
-
     names = module_names(model.backbone)
     tensors = {}
     for site in method.sites:
@@ -41,7 +39,7 @@ def export(model: AdaptedModel, folder: str | Path) -> Path:
             tensors[f"{_PREFIX}{names[site]}.lora_{letter}.weight"] = factor.detach().cpu().contiguous()
     folder = Path(folder)
     with replacing(folder / "adapter_model.safetensors") as temporary:
-        save_file(tensors, temporary, {"format": "pt"})
+        write_tensors(tensors, temporary, {"format": "pt"})
     config = {
         "peft_type": "LORA",
         "base_model_name_or_path": model.backbone.name,

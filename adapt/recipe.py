@@ -28,6 +28,13 @@ class DataSection(BaseModel):
     template: str = "a photo of a {}."
     """Of the zero-shot baseline that every run reports."""
 
+    @field_validator("template")
+    @classmethod
+    def _place(cls, value: str) -> str:
+        from adapt.methods.zero_shot import check_template
+
+        return check_template(value)
+
 
 class Recipe(BaseModel):
     """All of a run: what is adapted, by what, on which images, how."""
@@ -63,7 +70,7 @@ class Recipe(BaseModel):
         return {key: value for key, value in self.method.items() if key != "name"}
 
     def to_yaml(self) -> str:
-        return yaml.safe_dump(self.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True)
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
 def read_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
@@ -75,8 +82,8 @@ def read_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     if not path.is_file():
         raise AdaptError(f"there is no recipe at {path}; `adapt recipes` lists the shipped ones")
     try:
-        raw = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
+        raw = yaml.safe_load(path.read_bytes())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise AdaptError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(raw, dict):
         raise AdaptError(f"{path} is no recipe: expected keys such as method, data and train")

@@ -12,10 +12,10 @@ from adapt.errors import nearest
 def explain(model: type[BaseModel], error: ValidationError, where: str) -> str:
     """The first problem: the path of the key, its value, what was expected, and the nearest valid key."""
     problem = error.errors()[0]
-    path = [part for part in problem["loc"] if isinstance(part, str)]
+    path, owner = _locate(model, problem["loc"])
     key = ".".join(path) or "its keys"
     if problem["type"] == "extra_forbidden":
-        return f"{where}: unknown key {key!r}; {nearest(path[-1], _owner(model, path[:-1]).model_fields)}"
+        return f"{where}: unknown key {key!r}; {nearest(path[-1], owner.model_fields)}"
     if problem["type"] == "missing":
         return f"{where}: the key {key!r} is missing"
     message = problem["msg"].removeprefix("Value error, ")
@@ -24,10 +24,15 @@ def explain(model: type[BaseModel], error: ValidationError, where: str) -> str:
     return f"{where}: {key}{shown}: {message}"
 
 
-def _owner(model: type[BaseModel], path: list[str]) -> type[BaseModel]:
-    """The model whose keys stand under `path`."""
-    for part in path:
-        annotation: Any = model.model_fields[part].annotation
+def _locate(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[list[str], type[BaseModel]]:
+    """The keys down to a value, without the positions and types inside it, and the model that owns the last key."""
+    path: list[str] = []
+    for part in map(str, location):
+        path.append(part)
+        annotation: Any = model.model_fields[part].annotation if part in model.model_fields else None
         choices = [annotation, *get_args(annotation)]
-        model = next(choice for choice in choices if isinstance(choice, type) and issubclass(choice, BaseModel))
-    return model
+        inner = [choice for choice in choices if isinstance(choice, type) and issubclass(choice, BaseModel)]
+        if not inner or len(path) == len(location):
+            break
+        model = inner[0]
+    return path, model

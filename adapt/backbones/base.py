@@ -112,6 +112,10 @@ class Backbone:
     def device(self) -> torch.device:
         return self._logit_scale.device
 
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._logit_scale.dtype
+
     def to(self, device: torch.device | str) -> Self:
         self.model.to(device)
         return self

@@ -33,8 +33,9 @@ def bundled(name: str = "mini-clip") -> Path:
 def load_backbone(spec: str, device: str = "cpu") -> Backbone:
     """Builds the backbone that `spec` names; see `adapt backbones` for the forms.
 
-    Raises AdaptError for an unknown form, architecture, weight tag or folder.
+    Raises AdaptError for an unknown form, architecture, weight tag, folder or device.
     """
+    _check_device(device)
     kind, _, rest = spec.partition(":")
     if spec == "mini-clip":
         backbone = _open_clip_folder(bundled(), name=spec)
@@ -51,6 +52,16 @@ def load_backbone(spec: str, device: str = "cpu") -> Backbone:
     return backbone.to(device)
 
 
+def _check_device(device: str) -> None:
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise AdaptError(f"device {device!r} cannot be used here: {reason}. Take cpu, or cuda if it is there") from None
+
+
 def _folder(path: Path, name: str) -> Backbone:
     if (path / "open_clip_config.json").is_file():
         return _open_clip_folder(path, name)
@@ -61,6 +72,7 @@ def _folder(path: Path, name: str) -> Backbone:
 
 def _open_clip_folder(path: Path, name: str) -> Backbone:
     import open_clip
+    from safetensors import SafetensorError
 
     from adapt.backbones import openclip
 
@@ -68,8 +80,12 @@ def _open_clip_folder(path: Path, name: str) -> Backbone:
         config = json.loads((path / "open_clip_config.json").read_text())["model_cfg"]
     except (json.JSONDecodeError, KeyError) as error:
         raise AdaptError(f"{path / 'open_clip_config.json'} is damaged ({error}); fetch the folder again") from error
-    with _without_notes():
-        model, preprocess = open_clip.create_model_from_pretrained(f"local-dir:{path}")
+    try:
+        with _without_notes():
+            model, preprocess = open_clip.create_model_from_pretrained(f"local-dir:{path}")
+    except (SafetensorError, RuntimeError, OSError, TypeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise AdaptError(f"{path} cannot be loaded with open_clip: {reason}; fetch the folder again") from error
     tokenizer = open_clip.get_tokenizer(f"local-dir:{path}", context_length=config["text_cfg"].get("context_length"))
     return openclip.build(model.eval(), tokenizer, preprocess, name, config)
 
@@ -101,6 +117,7 @@ def _closest(word: str, choices: list[str]) -> str:
 
 
 def _transformers(source: str, name: str) -> Backbone:
+    from safetensors import SafetensorError
     from transformers import AutoConfig, AutoProcessor, CLIPModel, SiglipModel
 
     classes: dict[str, Any] = {"clip": CLIPModel, "siglip": SiglipModel}
@@ -110,7 +127,7 @@ def _transformers(source: str, name: str) -> Backbone:
             raise AdaptError(f"{source} is a {config.model_type} model; {nearest(config.model_type, classes)}")
         model = classes[config.model_type].from_pretrained(source)
         processor = AutoProcessor.from_pretrained(source)
-    except (OSError, ValueError) as error:
+    except (SafetensorError, RuntimeError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise AdaptError(f"cannot load {source!r} with transformers: {reason}") from error
     return Backbone.from_transformers(model.eval(), processor, name)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import open_clip
+from open_clip.tokenizer import HFTokenizer
 from open_clip.transformer import ResidualAttentionBlock, TextTransformer, Transformer, VisionTransformer
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -62,7 +63,7 @@ def _export(config: dict[str, Any], tokenizer: Any, folder: Path, model: Any) ->
     (folder / "open_clip_config.json").write_text(json.dumps(cfg, indent=2) + "\n")
     tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     save_file(tensors, folder / "open_clip_model.safetensors")
-    if isinstance(tokenizer, open_clip.HFTokenizer):
+    if isinstance(tokenizer, HFTokenizer):
         tokenizer.save_pretrained(folder)
 
 
@@ -70,7 +71,7 @@ def _tokenizer(tokenizer: Any, model: Any) -> TextTokenizer:
     context_length = int(model.context_length)
     if isinstance(tokenizer, open_clip.SimpleTokenizer):
         return SimpleText(tokenizer, context_length)
-    if isinstance(tokenizer, open_clip.HFTokenizer):
+    if isinstance(tokenizer, HFTokenizer):
         return HFText(tokenizer.tokenizer, context_length, clean=tokenizer.clean_fn)
     raise AdaptError(
         f"the tokenizer is a {type(tokenizer).__name__}; expected what open_clip.get_tokenizer(...) returns"

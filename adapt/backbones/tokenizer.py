@@ -62,7 +62,7 @@ class HFText:
         return list(self._tokenizer(self._clean(text))["input_ids"])
 
     def token(self, token_id: int) -> str:
-        return self._tokenizer.convert_ids_to_tokens(token_id).removesuffix("</w>")
+        return self._tokenizer.decode([token_id]).strip() or repr(self._tokenizer.convert_ids_to_tokens(token_id))
 
 
 def pad_rows(rows: Iterable[list[int]], tokenizer: TextTokenizer) -> Tensor:

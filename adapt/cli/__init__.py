@@ -43,6 +43,12 @@ class _Commands(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in _COMMANDS.items()])
 
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise SystemExit(130) from None
+
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Exit codes: 0 done, 2 for a user's mistake (one line), 130 after Ctrl-C."""
         try:

@@ -15,7 +15,7 @@ def quiet_libraries() -> Iterator[None]:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore")
-        warnings.filterwarnings("default", module=r"adapt\\.")
+        warnings.filterwarnings("default", module=r"adapt\.")
         from transformers.utils import logging
 
         logging.set_verbosity_error()

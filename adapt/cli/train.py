@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import click
@@ -49,9 +50,8 @@ def train(recipe: str, overrides: tuple[str, ...], out: Path | None, resume: boo
         try:
             result = run_recipe(chosen, out, resume, progress=not quiet)
         except KeyboardInterrupt:
-            click.echo(
-                f"stopped; go on with: adapt train {recipe} --out {out} --resume" if out else "stopped", err=True
-            )
+            again = shlex.join(["adapt", "train", recipe, *(f"--set={each}" for each in overrides), f"--out={out}"])
+            click.echo(f"stopped; go on with: {again} --resume" if out else "stopped", err=True)
             raise SystemExit(130) from None
     click.echo(str(result))
     if plot and out is not None:

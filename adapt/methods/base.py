@@ -20,7 +20,7 @@ from adapt.validation import explain
 class MethodConfig(BaseModel):
     """The settings of a method, written into the adapter. Unknown keys are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class Context:

@@ -196,7 +196,7 @@ class _ThroughFrozen(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
         (weight,) = ctx.saved_tensors
-        return gradient, gradient @ weight, None
+        return gradient, gradient @ weight.to(gradient.dtype), None
 
 
 def _key(site: Site) -> str:

@@ -23,9 +23,10 @@ def check_memory(model: AdaptedModel, batches: Batches, settings: TrainSettings)
     free = free_bytes(model.backbone.device)
     if needed > free:
         fitting = settings.batch_size * free // needed
-        advice = (
-            f"set train.batch_size to {fitting} and train.accumulate to {-(-settings.batch_size // max(1, fitting))}"
-        )
+        if fitting:
+            advice = f"set train.batch_size to {fitting} and train.accumulate to {-(-settings.batch_size // fitting)}"
+        else:
+            advice = "not even one image fits: free some, take a smaller backbone"
         also = "" if model.checkpointing or "vision" not in model.method.touches else ", or set checkpointing: true"
         raise AdaptError(
             f"a step over {settings.batch_size} images needs about {readable_bytes(needed)} and {readable_bytes(free)} "

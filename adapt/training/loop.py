@@ -51,8 +51,10 @@ class Trainer:
         self.optimizer = make_optimizer(model, settings)
         self.scaler = torch.amp.GradScaler(model.backbone.device.type, enabled=settings.precision == "fp16")
         self.position = Position()
-        if run is not None and run.resume and run.checkpoint.exists():
-            self.position = checkpoint.load(run.checkpoint, model.method, self.optimizer, self.scaler, run.recipe_id)
+        if run is not None and run.resume:
+            if run.checkpoint.exists():
+                trained = (model.method, self.optimizer, self.scaler)
+                self.position = checkpoint.load(run.checkpoint, *trained, run.recipe_id)
             run.cut_log(self.position.step)
 
     def train(self, report: Report) -> Position:
@@ -76,14 +78,15 @@ class Trainer:
                         self._keep()
                         saved = time.monotonic()
                 self.position.epoch, self.position.batch = self.position.epoch + 1, 0
+                self._keep()
         return self.position
 
     def _epoch(self) -> Iterator[dict[str, Any]]:
         """The rest of the current epoch, an entry for each optimiser step."""
         position, accumulate = self.position, self.settings.accumulate
         remaining = self.batches.epoch(position.epoch, position.batch)
+        started = time.monotonic()
         while position.step < self.plan.steps and (group := list(islice(remaining, accumulate))):
-            started = time.monotonic()
             rate = self._set_rate()
             loss, accuracy = self._step(group)
             elapsed = time.monotonic() - started
@@ -99,6 +102,7 @@ class Trainer:
                 "lr": rate,
                 "images_per_second": round(images / elapsed, 1),
             }
+            started = time.monotonic()
 
     def _set_rate(self) -> float:
         rate = learning_rate(self.settings, self.position.epoch, self.plan.epochs, self.position.step, self.plan.steps)
@@ -117,7 +121,7 @@ class Trainer:
                 logits = self.batches.logits(self.model, inputs.to(device))
                 loss = classes.loss(logits.float(), labels)
             if not loss.isfinite():
-                raise self._not_finite(float(loss))
+                raise self._not_finite(float(loss.detach()))
             self.scaler.scale(loss / len(group)).backward()
             total += float(loss.detach()) / len(group)
             correct += classes.correct(logits, labels)
@@ -127,15 +131,15 @@ class Trainer:
         return total, correct / images
 
     def _keep(self) -> None:
-        if self.run is not None:
+        """Renews the checkpoint, unless the last step broke the values."""
+        if self.run is not None and checkpoint.finite(self.model.method):
             checkpoint.save(
                 self.run.checkpoint, self.model.method, self.optimizer, self.scaler, self.position, self.run.recipe_id
             )
 
     def _not_finite(self, loss: float) -> AdaptError:
         """The step did not happen yet: unless the one before broke the values, the state is good and kept."""
-        if checkpoint.finite(self.model.method):
-            self._keep()
+        self._keep()
         kept = f"; the last good state is in {self.run.checkpoint}" if self.run and self.run.checkpoint.exists() else ""
         return AdaptError(
             f"the loss is {loss} at step {self.position.step + 1}{kept}. Lower the learning rate, or train in fp32"

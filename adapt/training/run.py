@@ -47,6 +47,10 @@ class Run:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if isinstance(value, AdaptError) and not self.resume and not self._trained():
+            # refused before anything was trained: the next try may use the directory
+            for name in ("recipe.yaml", "environment.json"):
+                (self.path / name).unlink(missing_ok=True)
         self._lock.release()
 
     @property
@@ -61,6 +65,9 @@ class Run:
     def recipe_id(self) -> str:
         return hashlib.sha256(self.recipe.encode()).hexdigest()[:16]
 
+    def _trained(self) -> bool:
+        return self.checkpoint.exists() or (self.path / "log.jsonl").exists()
+
     def _check(self) -> None:
         recipe = self.path / "recipe.yaml"
         if not self.resume:
@@ -70,6 +77,8 @@ class Run:
             write_text(self.path / "environment.json", json.dumps(environment(), indent=2) + "\n")
         elif not recipe.is_file():
             raise AdaptError(f"{self.path} holds no run to resume; leave out --resume to start one")
+        elif (self.path / "metrics.json").exists():
+            raise AdaptError(f"the run in {self.path} is complete: nothing to resume. To train again, change --out")
         elif recipe.read_text() != self.recipe:
             raise AdaptError(
                 f"{self.path} was started with another recipe ({recipe}): resume with that one, or choose another --out"
@@ -84,7 +93,7 @@ class Run:
         """Drops what a killed run logged after the checkpoint at `step`, so that no step appears twice."""
         log = self.path / "log.jsonl"
         if log.is_file():
-            lines = [line for line in log.read_text().splitlines() if json.loads(line)["step"] <= step]
+            lines = log.read_text().splitlines()[:step]  # one a step; the last may be cut short
             write_text(log, "".join(f"{line}\n" for line in lines))
 
     def finish(self, metrics: dict[str, Any]) -> None:

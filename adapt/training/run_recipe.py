@@ -62,7 +62,7 @@ def run_recipe(recipe: Recipe, out: str | Path | None, resume: bool = False, pro
             template=recipe.data.template,
             seed=recipe.seed,
             out=run,
-            recipe=recipe.model_dump(mode="json", exclude_none=True),
+            recipe=recipe.model_dump(mode="json"),
             cache=recipe.cache,
             progress=progress,
             **settings,

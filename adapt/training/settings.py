@@ -12,7 +12,7 @@ from adapt.errors import AdaptError
 class TrainSettings(BaseModel):
     """Optimiser, schedule and loop. The defaults are CoOp's (Dassl's), except for the number of epochs."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
     epochs: int | dict[int, int] | None = None
     """Passes over the training images, or passes for each number of shots. Give one of the three."""
@@ -47,8 +47,8 @@ class TrainSettings(BaseModel):
     def _consistent(self) -> TrainSettings:
         if sum(length is not None for length in (self.epochs, self.iterations, self.iterations_per_shot)) != 1:
             raise ValueError("give one of epochs, iterations and iterations_per_shot")
-        for epochs in self.epochs.values() if isinstance(self.epochs, dict) else [self.epochs or 1]:
-            if epochs < 1:
+        for epochs in self.epochs.values() if isinstance(self.epochs, dict) else [self.epochs]:
+            if epochs is not None and epochs < 1:
                 raise ValueError(f"{epochs} epochs; at least 1 is needed")
         if self.views is not None and self.augment == "none":
             raise ValueError("views are of augmented images: set augment to published, or leave views out")

@@ -1,0 +1,29 @@
+# The two commands of the README. Each does all its own set-up: Python 3.11, make and git are enough.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+RUN := runs/quickstart-$(shell date +%Y%m%d-%H%M%S)
+
+.PHONY: quickstart test lint
+
+quickstart: $(VENV)/installed
+	$(BIN)/adapt train quickstart --out $(RUN) --plot
+	$(BIN)/adapt eval $(RUN)/adapter.safetensors --data emoji@fluent-3d
+	$(BIN)/adapt predict $(RUN)/adapter.safetensors notebooks/example.png
+
+test: $(VENV)/installed-dev
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+$(VENV)/installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --editable ".[plot]"
+	touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	$(BIN)/pip install --quiet --editable ".[dev]"
+	touch $@

@@ -1,0 +1,57 @@
+"""`adapt bench`"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import pkgutil
+from pathlib import Path
+from typing import Any
+
+import click
+
+_NOT_BENCHES = {"measure"}
+
+
+@click.command()
+@click.argument("name", required=False)
+@click.option("--out", type=click.Path(path_type=Path), help="Also write the rows to this JSON file.")
+def bench(name: str | None, out: Path | None) -> None:
+    """Measure NAME; without it, list what can be measured.
+
+    Two ways to do the same are timed side by side, in fresh processes with two threads, at random weights of real
+    shapes. What takes minutes is timed over a few steps and scaled; such figures are marked by ~.
+    """
+    from adapt import bench as package
+    from adapt.cli.quiet import quiet_libraries
+    from adapt.errors import AdaptError, nearest
+
+    names = [module.name for module in pkgutil.iter_modules(package.__path__) if module.name not in _NOT_BENCHES]
+    if name is None:
+        for each in names:
+            click.echo(f"{each:8} {(importlib.import_module(f'adapt.bench.{each}').__doc__ or '').splitlines()[0]}")
+        return
+    if name not in names:
+        raise AdaptError(f"unknown measurement {name!r}; {nearest(name, names)}")
+    with quiet_libraries():
+        rows = []
+        measurement = importlib.import_module(f"adapt.bench.{name}")
+        for row in measurement.rows(lambda text: click.echo(f"  {text} ...", err=True)):
+            rows.append(row)
+            click.echo(_line(row))
+    if out is not None:
+        from adapt.files import write_text
+
+        write_text(out, json.dumps({"bench": name, "rows": rows}, indent=2) + "\n")
+
+
+def _line(row: dict[str, Any]) -> str:
+    from adapt.engine.memory import readable_bytes
+
+    budget = "" if row.get("budget_bytes") is None else f" inside {readable_bytes(row['budget_bytes'])}"
+    seconds = f"{'~' if row['plain_scaled'] else ''}{row['plain_seconds']:.2f} s -> {row['fast_seconds']:.2f} s"
+    peak = readable_bytes(row["fast_peak_bytes"])
+    return f"{row['classes']:>6} classes{budget}: {seconds}, {row['ratio']:.1f} x, peak {peak}"
+
+
+COMMANDS = {"bench": bench}
