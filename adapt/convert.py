@@ -58,7 +58,8 @@ def read_dassl(path: str | Path) -> dict[str, Tensor]:
 
 def _reason(error: Exception) -> str:
     """The reader's own reason, without torch's advice to run the file's code."""
-    lines = [line.strip() for line in str(error).partition("WeightsUnpickler error:")[2].splitlines()]
+    advice = ("Please file an issue", "Check the documentation")
+    lines = [line.strip() for line in str(error).splitlines()[1:] if not line.startswith(advice)]
     return next(filter(None, lines), f"it cannot be read as a checkpoint ({type(error).__name__}).")
 
 

@@ -37,6 +37,5 @@ def merge(model: AdaptedModel, folder: str | Path) -> Path:
     if folder.exists():
         raise AdaptError(f"{folder} exists already; name a new folder for the merged checkpoint")
     merged = merged_model(model)
-    folder.mkdir(parents=True)
     model.backbone.export(folder, merged)
     return folder

@@ -91,6 +91,7 @@ class Backbone:
             raise AdaptError(
                 f"{self.describe()} was not built from a name or folder, so its format is not known: save it yourself"
             )
+        folder.mkdir(parents=True, exist_ok=True)
         self._export(folder, model)
 
     @cached_property

@@ -112,12 +112,13 @@ class FastText:
         device = self._tower.text.embedding.weight.device  # type: ignore[union-attr]
         key = (prefix, size, device)
         if key not in self._packings:
-            self._packings = {
-                key: [  # one entry: a new budget or device replaces the old packings
-                    pack(self._prompts[start : start + size], prefix, start, device)
-                    for start in range(0, len(self._prompts), size)
-                ]
-            }
+            with torch.inference_mode(False):  # what predicting packs, training must be able to use
+                self._packings = {
+                    key: [  # one entry: a new budget or device replaces the old packings
+                        pack(self._prompts[start : start + size], prefix, start, device)
+                        for start in range(0, len(self._prompts), size)
+                    ]
+                }
         return self._packings[key]
 
     def _encode(self, packing: Packing, values: Tensor | None, replaced: dict[tuple[int, str], nn.Module]) -> Tensor:

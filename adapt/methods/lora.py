@@ -144,7 +144,7 @@ class LoRA(Method):
             base.weight.data = frozen.clone()
             try:
                 layer.merge(safe_merge=True)
-                weights[site] = base.weight.data
+                weights[site] = base.weight.data.clone()  # unmerge subtracts in place
                 layer.unmerge()
             finally:
                 base.weight.data = frozen
@@ -219,7 +219,10 @@ def _inject(method: LoRA, sites: dict[Site, Projection]) -> nn.ModuleDict:
         {_key(site): linear_over(projection.weight, projection.bias) for site, projection in sites.items()}
     )
     config = _peft_config(method.config, list(shell))
-    peft.inject_adapter_in_model(config, shell, ADAPTER)
+    try:
+        peft.inject_adapter_in_model(config, shell, ADAPTER)
+    except ValueError as error:  # among others, peft itself refuses tuners whose layers share state
+        raise AdaptError(f"lora: peft's {method.config.tuner} cannot be used here: {error}") from error
     _refuse_shared_state(shell, method.config.tuner)
     return shell
 

@@ -1,0 +1,134 @@
+"""Sizes, tokenizers, transforms and fingerprints come from the model; what cannot be mapped is refused by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_backbones
+import torch
+from checks import scaled
+from PIL import Image
+from torch import Tensor, nn
+
+import adapt
+from adapt import AdaptError, Backbone
+from adapt.backbones import fingerprint
+
+TEXTS = ["a photo of a sea cucumber.", "X X X X red panda.", "a"]
+SIZES = {
+    "open_clip": {"text": (128, 2, 3), "vision": (192, 3, 3)},
+    "open_clip_timm": {"text": (64, 2, 2), "vision": (64, 4, 2)},
+    "open_clip_resnet": {"text": (64, 2, 2)},
+    "hf_clip": {"text": (128, 2, 3), "vision": (192, 3, 3)},
+    "hf_siglip": {"text": (64, 4, 2), "vision": (64, 4, 2)},
+}
+
+
+@pytest.mark.parametrize("kind", tiny_backbones.KINDS)
+def test_sizes_are_read_from_the_model(kind: str) -> None:
+    towers = tiny_backbones.backbone(kind).towers
+    assert {name: (t.width, t.heads, len(t.blocks)) for name, t in towers.items()} == SIZES[kind]
+    assert all(tower.projections == ("q", "k", "v", "out", "fc1", "fc2") for tower in towers.values())
+    assert towers["text"].form.causal == (kind != "hf_siglip")
+
+
+@pytest.mark.parametrize("kind", ["open_clip", "open_clip_timm", "open_clip_resnet"])
+def test_ids_are_those_of_open_clips_tokenizer(kind: str) -> None:
+    assert torch.equal(tiny_backbones.backbone(kind).tokenize(TEXTS), tiny_backbones.clip_tokenizer()(TEXTS))
+
+
+@pytest.mark.parametrize("backbone", ["hf_clip", "hf_siglip"], indirect=True)
+def test_ids_are_those_of_transformers_tokenizer(backbone: Backbone) -> None:
+    tokenizer = tiny_backbones.hf_clip_tokenizer() if "CLIPModel" in backbone.describe() else None
+    tokenizer = tokenizer or tiny_backbones.siglip_tokenizer()
+    expected = tokenizer(TEXTS, padding="max_length", return_tensors="pt")["input_ids"]
+    assert torch.equal(backbone.tokenize(TEXTS), expected)
+
+
+@pytest.mark.parametrize("backbone", tiny_backbones.KINDS, indirect=True)
+def test_a_text_that_is_too_long_is_refused_not_cut(backbone: Backbone) -> None:
+    length = backbone.tokenizer.context_length
+    with pytest.raises(AdaptError, match=rf"a prompt has \d+ tokens but the text tower reads {length}"):
+        backbone.tokenize(["x " * length])
+
+
+@pytest.mark.parametrize("backbone", tiny_backbones.KINDS, indirect=True)
+def test_images_are_transformed_to_the_models_size(backbone: Backbone) -> None:
+    picture = Image.new("RGB", (50, 40), (255, 0, 0))
+    for train in (True, False):
+        pixels = backbone.transform(train)(picture)
+        assert pixels.shape == (3, 32, 32)
+        red = (1 - backbone.preprocess.mean[0]) / backbone.preprocess.std[0]
+        assert pixels[0].mean().item() == pytest.approx(red, abs=1e-3)
+
+
+def test_the_models_own_statistics_are_kept(hf_siglip: Backbone, hf_clip: Backbone) -> None:
+    assert hf_siglip.preprocess.mean == (0.5, 0.5, 0.5)
+    assert (hf_siglip.preprocess.resize, hf_clip.preprocess.resize) == ("squash", "shortest")
+
+
+def test_a_given_transform_is_used_and_described() -> None:
+    import open_clip
+    from open_clip.transform import image_transform
+
+    model = tiny_backbones.native_clip()
+    own = image_transform(32, is_train=False, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
+    backbone = Backbone.from_open_clip(model, open_clip.get_tokenizer("ViT-B-16"), own)
+    assert backbone.transform(train=False) is own
+    assert backbone.preprocess.mean == (0.1, 0.2, 0.3)
+
+
+def test_a_vision_tower_without_blocks_is_refused_by_name(open_clip_resnet: Backbone) -> None:
+    with pytest.raises(AdaptError, match="the vision tower of CLIP has no transformer blocks.*towers that can: text"):
+        open_clip_resnet.tower("vision")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Backbone.from_open_clip(nn.Linear(1, 1), None), "got a Linear; expected open_clip's CLIP"),
+        (lambda: Backbone.from_transformers(nn.Linear(1, 1), None), "got a Linear; expected CLIPModel or SiglipModel"),
+        (lambda: Backbone.from_open_clip(tiny_backbones.native_clip(), str), "the tokenizer is a type"),
+    ],
+)
+def test_what_is_no_model_is_refused(make: Any, message: str) -> None:
+    with pytest.raises(AdaptError, match=message):
+        make()
+
+
+def test_a_fingerprint_survives_rounding_and_tells_weights_apart(open_clip: Backbone, hf_clip: Backbone) -> None:
+    original = open_clip.fingerprint
+    assert original.matches(fingerprint.of_model(tiny_backbones.backbone("open_clip").model.bfloat16()))
+    torch.manual_seed(9)
+    assert not original.matches(fingerprint.of_model(tiny_backbones.native_clip()))
+    assert original.structure != hf_clip.fingerprint.structure
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("mini-clp", "unknown backbone 'mini-clp'.*did you mean 'mini-clip'"),
+        ("open_clip:ViT-B-17", "no architecture 'ViT-B-17'; did you mean .*ViT-B-16"),
+        ("open_clip:ViT-B-16/openia", "no weights 'openia' for ViT-B-16; did you mean 'openai'"),
+        ("no/such/folder", "neither a folder nor one of the known forms"),
+    ],
+)
+def test_an_unknown_spec_names_the_nearest(spec: str, message: str) -> None:
+    with pytest.raises(AdaptError, match=message):
+        adapt.load_backbone(spec)
+
+
+def test_a_folder_that_holds_no_model(tmp_path: Path) -> None:
+    with pytest.raises(AdaptError, match="neither open_clip_config.json nor config.json"):
+        adapt.load_backbone(str(tmp_path))
+
+
+def test_a_folder_of_transformers(hf_clip: Backbone, images: Tensor, tmp_path: Path) -> None:
+    hf_clip.export(tmp_path / "model", hf_clip.model)
+    loaded = adapt.load_backbone(str(tmp_path / "model"))
+    assert loaded.fingerprint.matches(hf_clip.fingerprint)
+    assert torch.equal(loaded.tokenize(TEXTS), hf_clip.tokenize(TEXTS))
+    assert scaled(loaded.encode_image(images), hf_clip.encode_image(images)) < 1e-6
+    assert loaded.preprocess == hf_clip.preprocess

@@ -1,0 +1,78 @@
+"""Comparisons and small steps that many tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from adapt import AdaptedModel
+
+HOOKS = (
+    "_forward_hooks",
+    "_forward_pre_hooks",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+    "_state_dict_hooks",
+    "_load_state_dict_pre_hooks",
+)
+
+
+def relative(value: Tensor, expected: Tensor) -> float:
+    """Norm of the difference over the norm of what was expected."""
+    return float(((value - expected).norm() / expected.norm().clamp_min(1e-30)).detach())
+
+
+def scaled(value: Tensor, expected: Tensor) -> float:
+    """The largest difference, in units of max(1, largest expected value)."""
+    return float(((value - expected).abs().max() / expected.abs().max().clamp_min(1.0)).detach())
+
+
+def flat(tensors: Iterable[Tensor | None]) -> Tensor:
+    """All values in one vector."""
+    return torch.cat([tensor.flatten() for tensor in tensors])  # type: ignore[union-attr]
+
+
+def perturb(model: AdaptedModel, seed: int = 3, size: float = 0.05) -> AdaptedModel:
+    """Moves every method parameter off its start, so that none is zero by construction."""
+    noise = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.method.parameters():
+            parameter.add_(size * torch.randn(parameter.shape, generator=noise))
+    return model
+
+
+def loss_of(model: AdaptedModel, images: Tensor, labels: Tensor) -> Tensor:
+    return F.cross_entropy(model(images), labels)
+
+
+def gradient(model: AdaptedModel, images: Tensor, labels: Tensor) -> Tensor:
+    """The gradient of the loss in all method parameters, as one vector."""
+    parameters = list(model.method.parameters())
+    return flat(torch.autograd.grad(loss_of(model, images, labels), parameters))
+
+
+def snapshot(model: nn.Module) -> dict[str, Any]:
+    """All that wrapping must leave alone: objects, values, flags, hooks and attributes of every module."""
+    return {
+        "modules": [(name, id(module), type(module)) for name, module in model.named_modules()],
+        "tensors": {name: tensor.clone() for name, tensor in model.state_dict().items()},
+        "storage": {name: tensor.data_ptr() for name, tensor in model.state_dict().items()},
+        "flags": {name: (id(p), p.requires_grad, p.grad) for name, p in model.named_parameters()},
+        "training": {name: module.training for name, module in model.named_modules()},
+        "hooks": {name: [dict(getattr(module, kind)) for kind in HOOKS] for name, module in model.named_modules()},
+        "attributes": {name: sorted(vars(module)) for name, module in model.named_modules()},
+    }
+
+
+def assert_untouched(model: nn.Module, before: dict[str, Any]) -> None:
+    after = snapshot(model)
+    tensors = before["tensors"], after["tensors"]
+    assert tensors[0].keys() == tensors[1].keys()
+    assert [name for name in tensors[0] if not torch.equal(tensors[0][name], tensors[1][name])] == []
+    assert {key: after[key] for key in after if key != "tensors"} == {
+        key: before[key] for key in before if key != "tensors"
+    }

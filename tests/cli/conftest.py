@@ -1,0 +1,134 @@
+"""A tiny backbone as a folder, a folder of images, and a run over both: what the commands are given."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from PIL import Image
+from safetensors.torch import save_file
+
+from adapt.cli import main
+
+Run = Callable[..., Result]
+
+_CONFIG: dict[str, Any] = {
+    "embed_dim": 32,
+    "vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "patch_size": 8, "head_width": 32},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
+}
+_COLOURS = {"goldfish": (230, 60, 40), "lime tree": (40, 200, 70), "sky": (50, 80, 220)}
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ADAPT_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A seeded open_clip model in open_clip's own folder format."""
+    folder = tmp_path_factory.mktemp("backbone") / "tiny"
+    folder.mkdir()
+    torch.manual_seed(0)
+    model = open_clip.model.CLIP(**_CONFIG)
+    save_file(model.state_dict(), folder / "open_clip_model.safetensors")
+    preprocess = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "shortest"}
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": _CONFIG, "preprocess_cfg": preprocess}))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`train/`, `val/` and `test/` with two images of each of three classes."""
+    folder = tmp_path_factory.mktemp("data") / "photos"
+    for number, part in enumerate(("train", "val", "test")):
+        for name, colour in _COLOURS.items():
+            for i in range(2):
+                path = folder / part / name / f"{i}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.new("RGB", (40, 32), tuple(value + 5 * number + i for value in colour)).save(path)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def recipe(tmp_path_factory: pytest.TempPathFactory, model_folder: Path, photos: Path) -> Path:
+    """A CoOp recipe of two steps."""
+    path = tmp_path_factory.mktemp("recipes") / "tiny.yaml"
+    path.write_text(
+        f"method: {{name: coop, n_ctx: 2}}\nbackbone: {model_folder}\ndata: {{source: {photos}, shots: 2}}\n"
+        "train: {epochs: 2, augment: none, workers: 0}\n"
+    )
+    return path
+
+
+@pytest.fixture
+def run() -> Run:
+    """`run(*arguments)`: the command line, in this process."""
+
+    def invoke(*arguments: object) -> Result:
+        return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+    return invoke
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory, recipe: Path) -> Callable[[str], Path]:
+    """`trained(method)`: the run directory of `coop` or `lora`, trained once."""
+    runs: dict[str, Path] = {}
+    lora = ("method={name: lora, projections: v}", "train.optimizer=adamw", "train.lr=0.1", "train.warmup_epochs=0")
+    methods = {"coop": [], "lora": [f"--set={override}" for override in lora]}
+
+    def get(method: str) -> Path:
+        if method not in runs:
+            out = tmp_path_factory.mktemp("runs") / method
+            result = CliRunner().invoke(main, ["train", str(recipe), "--out", str(out), "--quiet", *methods[method]])
+            assert result.exit_code == 0, result.stderr
+            runs[method] = out
+        return runs[method]
+
+    return get
+
+
+@pytest.fixture
+def adapter(trained: Callable[[str], Path]) -> Path:
+    """A trained CoOp adapter."""
+    return trained("coop") / "adapter.safetensors"
+
+
+def start(*arguments: object, **options: Any) -> subprocess.Popen[str]:
+    """The real command, as a user runs it."""
+    command = [sys.executable, "-m", "adapt", *map(str, arguments)]
+    environment = os.environ | {"PYTHONWARNINGS": "default", "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, **options
+    )
+
+
+@pytest.fixture
+def real() -> Callable[..., subprocess.Popen[str]]:
+    return start
+
+
+def refused(result: Result, *words: str) -> None:
+    """A user's mistake: exit code 2 and one line on stderr that says so."""
+    assert result.exit_code == 2, result.output
+    assert result.stderr.startswith("Error: ")
+    assert result.stderr.count("\n") == 1
+    assert "Traceback" not in result.output
+    for word in words:
+        assert word in result.stderr
+
+
+@pytest.fixture(name="refused")
+def _refused() -> Callable[..., None]:
+    return refused

@@ -1,0 +1,69 @@
+"""Help, lists and start-up."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from adapt import __version__, methods
+from adapt.cli import _COMMANDS
+from adapt.recipe import shipped
+
+
+def test_the_overview_names_every_command_and_imports_no_torch() -> None:
+    code = "import sys; from adapt.cli import main\ntry: main(['--help'])\nexcept SystemExit: print(*sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    *lines, modules = result.stdout.splitlines()
+    listed = [line.split()[0] for line in lines[lines.index("Commands:") + 1 :] if line.startswith("  ")]
+    assert [name for name in listed if name in _COMMANDS] == list(_COMMANDS)
+    assert not {"torch", "open_clip", "transformers", "peft", "timm", "numpy"} & set(modules.split())
+    assert result.stderr == ""
+
+
+@pytest.mark.parametrize("command", _COMMANDS)
+def test_every_command_explains_itself(run, command: str) -> None:
+    result = run(command, "--help")
+    assert result.exit_code == 0
+    assert result.stdout.startswith(f"Usage: main {command} ")
+    assert len(result.stdout.splitlines()) > 4
+
+
+def test_version(run) -> None:
+    assert run("--version").stdout == f"adapt, version {__version__}\n"
+
+
+def test_recipes(run) -> None:
+    lines = run("recipes").stdout.splitlines()
+    assert [line.split()[0] for line in lines] == list(shipped())
+    assert all(len(line.split()) > 3 for line in lines)
+
+
+def test_methods(run) -> None:
+    output = run("methods").stdout
+    for name in methods.names():
+        assert f"{methods.find(name).title}" in output
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_the_settings_of_a_method(run, name: str) -> None:
+    output = run("methods", name).stdout
+    assert output.startswith(methods.find(name).title)
+    assert all(key in output for key in methods.find(name).Config.model_fields)
+
+
+def test_an_unknown_method(run, refused) -> None:
+    refused(run("methods", "lore"), "unknown method 'lore'; did you mean 'lora'?")
+
+
+def test_backbones(run) -> None:
+    output = run("backbones").stdout
+    assert all(form in output for form in ("mini-clip", "open_clip:ARCH/PRETRAINED", "hf:NAME_OR_PATH", "FOLDER"))
+
+
+@pytest.mark.parametrize("arguments", [["trian"], ["train"], ["predict", "a", "b", "--top-k", "0"], ["train", "--no"]])
+def test_wrong_usage_exits_with_2(run, arguments: list[str]) -> None:
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert result.stderr.startswith("Usage: ")

@@ -1,0 +1,78 @@
+"""`adapt eval` and `adapt zeroshot`."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from adapt import load_backbone, methods, wrap
+from adapt.data import read_folder
+from adapt.evaluation.evaluate import evaluate
+
+
+def test_eval_repeats_the_accuracy_of_the_run(run, adapter: Path, photos: Path) -> None:
+    metrics = json.loads((adapter.parent / "metrics.json").read_text())
+    result = run("eval", adapter, "--data", photos, "--json")
+    assert (result.exit_code, result.stderr) == (0, "")
+    found = json.loads(result.stdout)
+    assert found["accuracy"] == metrics["adapted"]["accuracy"]
+    assert (found["method"], found["part"], found["images"]) == ("coop", "test", 6)
+
+
+def test_zeroshot_is_the_baseline_of_the_run(run, adapter: Path, photos: Path, model_folder: Path) -> None:
+    metrics = json.loads((adapter.parent / "metrics.json").read_text())
+    result = run("zeroshot", "--data", photos, "--backbone", model_folder, "--json")
+    assert json.loads(result.stdout)["accuracy"] == metrics["zero_shot"]["accuracy"]
+
+
+def test_as_text(run, adapter: Path, photos: Path) -> None:
+    result = run("eval", adapter, "--data", photos, "--part", "val")
+    assert result.stdout.endswith(" % of 6 val images of photos (3 classes)\n")
+
+
+def test_several_templates_are_averaged(run, photos: Path, model_folder: Path) -> None:
+    templates = ("a {}.", "{} texture.")
+    given = [word for template in templates for word in ("--template", template)]
+    result = run("zeroshot", "--data", photos, "--backbone", model_folder, *given, "--part", "train", "--json")
+    split = read_folder(photos)
+    model = wrap(load_backbone(str(model_folder)), methods.ZeroShot(templates), split.class_names)
+    assert json.loads(result.stdout)["accuracy"] == evaluate(model, split.train).accuracy
+
+
+@pytest.fixture
+def other_photos(photos: Path, tmp_path: Path) -> Path:
+    folder = Path(shutil.copytree(photos, tmp_path / "others"))
+    for part in folder.iterdir():
+        (part / "sky").rename(part / "ocean")
+    return folder
+
+
+def test_data_with_other_classes(run, refused, adapter: Path, other_photos: Path) -> None:
+    refused(run("eval", adapter, "--data", other_photos), "has other classes than", "add --data-classes")
+    assert run("eval", adapter, "--data", other_photos, "--data-classes").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--data", "nowhere"], "Data 'nowhere' is neither a folder"),
+        (["--data", "PHOTOS", "--backbone", "mini-clap"], "unknown backbone 'mini-clap'"),
+        (["--data", "PHOTOS", "--backbone", "MODEL", "--template", "a photo"], "a template must contain {}"),
+        (["--data", "PHOTOS", "--root", "x"], "root 'x' is for .csv and .json only"),
+    ],
+)
+def test_refusals(run, refused, photos: Path, model_folder: Path, arguments: list[str], words: str) -> None:
+    given = {"PHOTOS": photos, "MODEL": model_folder}
+    refused(run("zeroshot", *(given.get(argument, argument) for argument in arguments)), words)
+
+
+def test_a_damaged_model_folder(run, refused, photos: Path, model_folder: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(model_folder, tmp_path / "damaged"))
+    weights = folder / "open_clip_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    refused(run("zeroshot", "--data", photos, "--backbone", folder), str(folder))
+    (folder / "open_clip_config.json").write_text("{")
+    refused(run("zeroshot", "--data", photos, "--backbone", folder), "open_clip_config.json is damaged")

@@ -1,0 +1,99 @@
+"""`adapt predict`: layouts, other classes, and images that cannot be read."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+import adapt
+
+
+def test_lines(run, adapter: Path, photos: Path) -> None:
+    image = photos / "test/sky/0.png"
+    result = run("predict", adapter, image, "--top-k", 2)
+    assert (result.exit_code, result.stderr) == (0, "")
+    title, *lines = result.stdout.splitlines()
+    assert title == str(image)
+    assert len(lines) == 2
+    top = adapt.load(adapter).predict(image)[0].top
+    assert lines == [f"  {100 * probability:5.1f} %  {name}" for name, probability in top[:2]]
+
+
+def test_json_lines_of_a_folder(run, adapter: Path, photos: Path) -> None:
+    lines = run("predict", adapter, photos / "test", "--json").stdout.splitlines()
+    found = [json.loads(line) for line in lines]
+    assert [entry["image"] for entry in found] == sorted(map(str, (photos / "test").rglob("*.png")))
+    for entry in found:
+        assert sum(each["probability"] for each in entry["top"]) == pytest.approx(1)
+        assert {each["class"] for each in entry["top"]} == {"goldfish", "lime tree", "sky"}
+
+
+def test_csv(run, adapter: Path, photos: Path) -> None:
+    rows = list(csv.DictReader(run("predict", adapter, photos / "test", "--csv").stdout.splitlines()))
+    assert len(rows) == 6 * 3
+    assert [row["rank"] for row in rows[:3]] == ["1", "2", "3"]
+    probabilities = [float(row["probability"]) for row in rows[:3]]
+    assert probabilities == sorted(probabilities, reverse=True)
+
+
+@pytest.mark.parametrize("as_file", [True, False])
+def test_other_classes(run, adapter: Path, photos: Path, tmp_path: Path, as_file: bool) -> None:
+    given = "cat, polar bear"
+    if as_file:
+        given = tmp_path / "names.txt"
+        given.write_text("cat\npolar bear\n\n")
+    result = run("predict", adapter, photos / "test/sky/0.png", "--classes", given, "--json")
+    assert {each["class"] for each in json.loads(result.stdout)["top"]} == {"cat", "polar bear"}
+
+
+def test_unreadable_images_are_reported_and_the_others_classified(
+    run, adapter: Path, photos: Path, tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no image")
+    missing = tmp_path / "missing.png"
+    good = [photos / "test/sky/0.png", photos / "test/goldfish/1.png"]
+    result = run("predict", adapter, good[0], broken, missing, good[1], "--json")
+    assert result.exit_code == 2
+    assert [json.loads(line)["image"] for line in result.stdout.splitlines()] == [str(path) for path in good]
+    first, second, summary = result.stderr.splitlines()
+    assert first.startswith(f"Error: Image '{broken}' cannot be decoded")
+    assert second.startswith(f"Error: Image '{missing}' does not exist")
+    assert summary == "2 of 4 images could not be read"
+
+
+def test_a_folder_without_images(run, refused, adapter: Path, tmp_path: Path) -> None:
+    refused(run("predict", adapter, tmp_path), f"the folder {tmp_path} holds no image")
+
+
+def _edit(adapter: Path, tmp_path: Path, how: str) -> Path:
+    content = adapter.read_bytes()
+    path = tmp_path / "adapter.safetensors"
+    if how == "truncated":
+        path.write_bytes(content[:-100])
+    elif how == "no adapter":
+        path.write_bytes(b"hello, I am no adapter")
+    elif how == "empty":
+        path.touch()
+    return path
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ("truncated", "is truncated or damaged"),
+        ("no adapter", "is truncated or no safetensors file"),
+        ("empty", "is truncated or no safetensors file"),
+        ("missing", "there is no adapter at"),
+    ],
+)
+@pytest.mark.parametrize("command", ["predict", "inspect", "eval", "merge"])
+def test_adapters_that_cannot_be_used(
+    run, refused, adapter: Path, photos: Path, tmp_path: Path, command: str, how: str, words: str
+) -> None:
+    more = {"predict": [photos], "inspect": [], "eval": ["--data", photos], "merge": [tmp_path / "merged"]}
+    refused(run(command, _edit(adapter, tmp_path, how), *more[command]), words)
+    assert not (tmp_path / "merged").exists()

@@ -1,0 +1,132 @@
+"""`adapt train`: what it prints and leaves, how it stops and goes on, what it refuses."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from adapt.training.run import Run
+
+
+def _log(out: Path) -> list[str]:
+    log = out / "log.jsonl"
+    return log.read_text().splitlines() if log.exists() else []
+
+
+def test_what_it_prints(run, recipe: Path, tmp_path: Path) -> None:
+    result = run("train", recipe, "--out", tmp_path / "run", "--plot", "--set", "train.epochs=1")
+    assert result.exit_code == 0
+    metrics = json.loads((tmp_path / "run/metrics.json").read_text())
+    trained, zero_shot, adapted, adapter = result.stdout.splitlines()
+    assert trained.startswith("64 trained parameters, ")
+    assert zero_shot == f"zero-shot  {100 * metrics['zero_shot']['accuracy']:5.1f} %"
+    assert adapted.startswith(f"adapted    {100 * metrics['adapted']['accuracy']:5.1f} %")
+    assert adapter == f"adapter    {tmp_path}/run/adapter.safetensors ({metrics['adapter_bytes'] / 1024:.1f} KB)"
+    assert (tmp_path / "run/curves.png").stat().st_size > 0
+
+
+def test_a_clean_run_says_nothing_on_stderr(real, recipe: Path, tmp_path: Path) -> None:
+    lora = ("--set", "method={name: lora, projections: q}", "--set", "train.epochs=1")
+    process = real("train", recipe, "--out", tmp_path / "run", "--quiet", *lora)
+    output, errors = process.communicate(timeout=120)
+    assert (process.returncode, errors) == (0, "")
+    assert "adapted" in output
+
+
+def test_ctrl_c_stops_the_real_command_and_it_can_go_on(real, run, recipe: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    arguments = ("train", recipe, "--out", out, "--set", "train.epochs=100000")
+    process = real(*arguments)
+    while process.poll() is None and len(_log(out)) < 3:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert errors.splitlines()[-1].startswith("stopped; go on with: adapt train ")
+    assert "Traceback" not in errors
+    assert (out / "checkpoint.safetensors").is_file()
+    assert len(_log(out)) >= 3
+
+
+def test_the_command_to_go_on_with_works(run, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = Run.log
+
+    def log_and_stop(self: Run, entry: dict[str, object]) -> None:
+        log(self, entry)
+        if entry["step"] == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Run, "log", log_and_stop)
+    stopped = run("train", recipe, "--out", tmp_path / "my run", "--set", "train.epochs=4", "--set", "seed=5")
+    assert stopped.exit_code == 130
+    monkeypatch.undo()
+    _, *arguments = shlex.split(stopped.stderr.partition("go on with: ")[2])
+    assert run(*arguments).exit_code == 0
+    assert [json.loads(line)["step"] for line in _log(tmp_path / "my run")] == [1, 2, 3, 4]
+
+
+def test_without_out_nothing_is_written(run, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    result = run("train", recipe, "--set", "train.epochs=1")
+    assert result.exit_code == 0
+    assert "adapter " not in result.stdout
+    assert list((tmp_path / "here").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("method.name=cop", ["unknown method 'cop'; did you mean 'coop'?"]),
+        ("method.ctx=4", ["method: unknown key 'ctx'; did you mean 'n_ctx'?"]),
+        ("train.epoch=4", ["unknown key 'train.epoch'; did you mean 'epochs'?"]),
+        ("train.lr=fast", ["train.lr is 'fast'"]),
+        ("seed", ["override 'seed' is not of the form key=value"]),
+        ("backbone=mini-clap", ["unknown backbone 'mini-clap'", "did you mean 'mini-clip'?"]),
+        ("backbone=open_clip:ViT-B-61", ["open_clip has no architecture 'ViT-B-61'; did you mean ViT-B-16"]),
+        ("backbone=open_clip:ViT-B-16/openia", ["no weights 'openia'", "did you mean 'openai'?"]),
+        ("data.source=nowhere", ["Data 'nowhere' is neither a folder, nor a .csv"]),
+        ("train.precision=fp16", ["fp16 needs a CUDA device"]),
+        ("method={name: linear_probe}", ["linear_probe is not trained by steps: leave out"]),
+        ("device=gpu", ["device 'gpu' cannot be used here"]),
+        ("device=cuda:99", ["device 'cuda:99' cannot be used here"]),
+    ],
+)
+def test_refusals(run, refused, recipe: Path, tmp_path: Path, override: str, words: list[str]) -> None:
+    refused(run("train", recipe, "--out", tmp_path / "run", "--set", override), *words)
+    assert not (tmp_path / "run/recipe.yaml").exists()  # the directory is free for the corrected command
+
+
+def test_an_unknown_recipe(run, refused) -> None:
+    refused(run("train", "coop/eurosad"), "no recipe file 'coop/eurosad'", "did you mean 'coop/eurosat'?")
+
+
+@pytest.mark.parametrize("flag", ["--resume", "--plot"])
+def test_flags_that_need_a_directory(run, refused, recipe: Path, flag: str) -> None:
+    refused(run("train", recipe, flag), "need the run's directory: give --out")
+
+
+def test_a_finished_run_is_not_overwritten(run, refused, recipe: Path, trained) -> None:
+    refused(run("train", recipe, "--out", trained("coop")), "already holds a run")
+
+
+@pytest.fixture
+def broken_photos(photos: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(photos, tmp_path / "photos"))
+
+
+def test_an_empty_class_folder(run, refused, recipe: Path, broken_photos: Path) -> None:
+    (broken_photos / "train/unicorn").mkdir()
+    refused(run("train", recipe, "--set", f"data.source={broken_photos}"), "no training image of 'unicorn'")
+
+
+def test_an_unreadable_training_image(run, refused, recipe: Path, broken_photos: Path) -> None:
+    broken = broken_photos / "train/sky/0.png"
+    broken.write_bytes(b"no image")
+    refused(run("train", recipe, "--set", f"data.source={broken_photos}"), f"Image '{broken}' cannot be decoded")

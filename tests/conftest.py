@@ -1,0 +1,102 @@
+"""Tiny backbones, images and splits for all tests: seeded, offline, on the CPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import tiny_backbones
+import torch
+from PIL import Image
+from torch import Tensor
+
+from adapt import Backbone
+from adapt.data import Item, Split
+
+torch.set_num_threads(1)  # the tensors are tiny: more threads only wait for one another
+
+NAMES = ("goldfish", "red_panda", "sea cucumber")
+_COLOURS = ((230, 60, 40), (40, 200, 70), (50, 80, 220))
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def open_clip() -> Backbone:
+    """A native open_clip CLIP of the parity sizes."""
+    return tiny_backbones.backbone("open_clip")
+
+
+@pytest.fixture
+def open_clip_timm() -> Backbone:
+    """A CustomTextCLIP over a timm ViT."""
+    return tiny_backbones.backbone("open_clip_timm")
+
+
+@pytest.fixture
+def open_clip_resnet() -> Backbone:
+    """A CLIP whose vision tower has no transformer blocks."""
+    return tiny_backbones.backbone("open_clip_resnet")
+
+
+@pytest.fixture
+def hf_clip() -> Backbone:
+    """transformers' CLIP of the parity sizes."""
+    return tiny_backbones.backbone("hf_clip")
+
+
+@pytest.fixture
+def hf_siglip() -> Backbone:
+    """transformers' SigLIP: text that is not causal."""
+    return tiny_backbones.backbone("hf_siglip")
+
+
+@pytest.fixture
+def backbone(request: pytest.FixtureRequest) -> Backbone:
+    """The backbone of the kind that the test's parameter names; the native CLIP without one."""
+    return tiny_backbones.backbone(getattr(request, "param", "open_clip"))
+
+
+@pytest.fixture
+def class_names() -> tuple[str, ...]:
+    """Three names whose prompts differ in length."""
+    return NAMES
+
+
+@pytest.fixture
+def images() -> Tensor:
+    """Six images, already transformed."""
+    return torch.randn(6, 3, tiny_backbones.IMAGE, tiny_backbones.IMAGE, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def labels() -> Tensor:
+    """The labels of `images`."""
+    return torch.tensor([0, 1, 2, 0, 1, 2])
+
+
+@pytest.fixture
+def tiny_split(tmp_path: Path) -> Split:
+    """Three classes of noisy plain-coloured PNGs: 4 for training, 2 for validation and 2 for the test of each."""
+    noise = torch.Generator().manual_seed(2)
+
+    def part(name: str, count: int) -> tuple[Item, ...]:
+        folder = tmp_path / "images" / name
+        folder.mkdir(parents=True)
+        return tuple(
+            Item(_picture(folder / f"{label}-{i}.png", _COLOURS[label], noise), label, class_name)
+            for label, class_name in enumerate(NAMES)
+            for i in range(count)
+        )
+
+    root = str(tmp_path / "images")
+    return Split("tiny", NAMES, part("train", 4), part("val", 2), part("test", 2), root=root)
+
+
+def _picture(path: Path, colour: tuple[int, int, int], noise: torch.Generator) -> str:
+    pixels = torch.tensor(colour) + torch.randint(-20, 21, (24, 24, 3), generator=noise)
+    Image.fromarray(pixels.clamp(0, 255).byte().numpy()).save(path)
+    return str(path)

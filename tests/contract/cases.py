@@ -1,0 +1,46 @@
+"""Every method on every tiny backbone. A new method is found by itself; its limits are declared here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import tiny_backbones
+import torch
+from checks import perturb
+
+import adapt
+from adapt import AdaptedModel, Backbone, methods
+
+# small settings for methods whose defaults are large; others take their defaults
+CONFIGS: dict[str, dict[str, Any]] = {
+    "coop": {"n_ctx": 4},
+    "linear_probe": {"strength": 10.0},
+    "lora": {"dropout": 0.0},
+}
+NEEDS_VISION_BLOCKS = {"lora"}
+TRAINED_BY_STEPS = tuple(name for name in methods.names() if name not in ("zero_shot", "linear_probe"))
+ALL_WITH_TEXT = tuple(name for name in methods.names() if methods.find(name).task == "classes")
+KINDS = tuple(tiny_backbones.KINDS)
+FAST_KINDS = tiny_backbones.WITH_FAST_PATH
+NAMES = ("goldfish", "red_panda", "sea cucumber")
+
+
+def fits(method: str, kind: str) -> bool:
+    return kind in tiny_backbones.WITH_VISION_BLOCKS or method not in NEEDS_VISION_BLOCKS
+
+
+def pairs(names: tuple[str, ...] | list[str], kinds: tuple[str, ...] = KINDS) -> pytest.MarkDecorator:
+    """Parametrises a test by `method` and `backbone`, over all that fit each other."""
+    chosen = [(name, kind) for name in names for kind in kinds if fits(name, kind)]
+    return pytest.mark.parametrize(("method", "backbone"), chosen, indirect=["backbone"])
+
+
+def new(method: str, **changes: Any) -> methods.Method:
+    return methods.find(method)(**CONFIGS.get(method, {}) | changes)
+
+
+def build(method: str, backbone: Backbone, **options: Any) -> AdaptedModel:
+    """A wrapped model whose parameters are off their start; the same values at every call."""
+    torch.manual_seed(0)
+    return perturb(adapt.wrap(backbone, new(method), NAMES, **options))

@@ -1,0 +1,60 @@
+"""The fast text path against the library's own forward, and memory budgets, for every method."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from cases import ALL_WITH_TEXT, FAST_KINDS, KINDS, NAMES, TRAINED_BY_STEPS, build, new, pairs
+from checks import gradient, relative, scaled
+from torch import Tensor
+
+import adapt
+from adapt import AdaptError, Backbone
+from adapt.engine import text
+
+ONE_CLASS_AT_A_TIME = 1  # bytes: nothing fits, so every class is a part of its own
+
+
+@pairs(ALL_WITH_TEXT, FAST_KINDS)
+def test_both_paths_give_the_same_features(method: str, backbone: Backbone) -> None:
+    fast, plain = (build(method, backbone, fast=fast) for fast in (True, False))
+    assert (fast.text_path, plain.text_path) == ("fast", "plain")
+    assert scaled(fast.class_features(), plain.class_features()) < 1e-5
+
+
+@pairs(TRAINED_BY_STEPS, FAST_KINDS)
+def test_both_paths_give_the_same_gradients(method: str, backbone: Backbone, images: Tensor, labels: Tensor) -> None:
+    fast, plain = (gradient(build(method, backbone, fast=fast), images, labels) for fast in (True, False))
+    assert relative(fast, plain) < 1e-5
+
+
+@pytest.mark.parametrize("method", ALL_WITH_TEXT)
+def test_the_fast_path_is_refused_where_text_is_not_causal(method: str, hf_siglip: Backbone) -> None:
+    with pytest.raises(AdaptError, match=r"fast=True.*SiglipModel cannot take it: it is not causal"):
+        adapt.wrap(hf_siglip, new(method), NAMES, fast=True)
+    assert adapt.wrap(hf_siglip, new(method), NAMES).text_path == "plain"
+
+
+@pairs(TRAINED_BY_STEPS, KINDS)
+@pytest.mark.parametrize("fast", [None, False])
+def test_classes_in_parts_give_the_same_features_and_gradients(
+    method: str, backbone: Backbone, fast: bool | None, images: Tensor, labels: Tensor, monkeypatch: Any
+) -> None:
+    parts: list[int] = []
+    in_parts = text.in_parts
+
+    def counted(chosen: Any, *args: Any, **kwargs: Any) -> Tensor:
+        parts.append(len(chosen))
+        return in_parts(chosen, *args, **kwargs)
+
+    whole = build(method, backbone, fast=fast)
+    chunked = build(method, backbone, fast=fast, text_memory=ONE_CLASS_AT_A_TIME)
+    expected = whole.class_features(), gradient(whole, images, labels)
+    monkeypatch.setattr(text, "in_parts", counted)
+    assert scaled(chunked.class_features(), expected[0]) < 1e-5
+    assert relative(gradient(chunked, images, labels), expected[1]) < 1e-5
+    assert parts == [len(NAMES)] * 2
+    with torch.no_grad():
+        assert scaled(chunked.eval().class_features(), expected[0]) < 1e-5

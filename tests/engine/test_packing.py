@@ -1,0 +1,121 @@
+"""Which rows the fast path computes: the shared prefix once, every suffix, nothing else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from checks import loss_of, scaled
+from torch import Tensor
+
+import adapt
+from adapt import AdaptedModel, Backbone
+from adapt.engine import text
+from adapt.engine.attention import prefix_suffix_attention
+from adapt.engine.packing import Packing, pack
+from adapt.prompts import Prompt, shared_prefix
+
+NAMES = ("goldfish", "red_panda", "sea cucumber")
+CPU = torch.device("cpu")
+# three texts that share two tokens, of lengths 6, 3 and 6; the second has learned tokens at 1 and 2
+PROMPTS = (
+    Prompt((9, 1, 2, 3, 4, 8), (None, 0, 1, None, None, None)),
+    Prompt((9, 1, 8), (None, 0, None)),
+    Prompt((9, 1, 5, 6, 7, 8), (None, 0, 1, None, None, None)),
+)
+
+
+@pytest.fixture
+def packings(monkeypatch: pytest.MonkeyPatch) -> list[Packing]:
+    """All packings that are made from now on."""
+    made: list[Packing] = []
+
+    def recorded(*args: Any) -> Packing:
+        made.append(pack(*args))
+        return made[-1]
+
+    monkeypatch.setattr(text, "pack", recorded)
+    return made
+
+
+def encode(backbone: Backbone, method: Any, packings: list[Packing], **options: Any) -> tuple[AdaptedModel, Packing]:
+    model = adapt.wrap(backbone, method, NAMES, True, **options)
+    packings.clear()  # the check of two prompts
+    model.class_features()
+    return model, packings[0]
+
+
+def test_the_prefix_stands_once_and_every_suffix_follows() -> None:
+    packing = pack(PROMPTS, 2, 0, CPU)
+    assert packing.rows == 2 + 4 + 1 + 4
+    assert packing.ids.tolist() == [9, 1, 8, 2, 3, 4, 8, 5, 6, 7, 8]
+    assert packing.positions.tolist() == [0, 1, 2, 2, 3, 4, 5, 2, 3, 4, 5]
+    assert [(group.start, group.classes, group.length) for group in packing.groups] == [(0, 1, 1), (1, 2, 4)]
+    assert packing.ends[packing.order].tolist() == [6, 2, 10]
+
+
+def test_learned_tokens_are_placed_by_slot_and_class() -> None:
+    packing = pack(PROMPTS, 0, 10, CPU)
+    places = zip(packing.slot_class.tolist(), packing.slot_index.tolist(), packing.slot_rows.tolist())
+    assert sorted(places) == [(10, 0, 4), (10, 1, 5), (11, 0, 1), (12, 0, 10), (12, 1, 11)]
+
+
+def test_the_prefix_leaves_an_end_to_every_prompt() -> None:
+    assert shared_prefix(PROMPTS, per_class=False) == 2
+    assert shared_prefix(PROMPTS, per_class=True) == 1
+    assert shared_prefix(PROMPTS[:1] * 2, per_class=False) == 5
+
+
+@pytest.mark.parametrize(("prefix", "ends_only"), [(0, False), (2, False), (2, True), (0, True)])
+def test_attention_over_packed_rows_is_causal_attention_of_each_prompt(prefix: int, ends_only: bool) -> None:
+    packing = pack(PROMPTS, prefix, 0, CPU)
+    q, k, v = torch.randn(3, packing.rows, 8)
+    queries = q[packing.ends] if ends_only else q
+    mixed = prefix_suffix_attention(queries, k, v, packing, 2, ends_only)
+    ends = mixed if ends_only else mixed[packing.ends]
+    for i, prompt in enumerate(PROMPTS):
+        last = int(packing.ends[packing.order][i])
+        rows = [*range(prefix), *range(last - (len(prompt.ids) - prefix) + 1, last + 1)]
+        heads = (x[rows].unflatten(-1, (2, -1)).transpose(0, 1) for x in (q, k, v))
+        expected = F.scaled_dot_product_attention(*heads, is_causal=True).transpose(0, 1).flatten(1)[-1]
+        assert scaled(ends[packing.order][i], expected) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("config", "prefix"),
+    [
+        ({"n_ctx": 8}, 9),
+        ({"n_ctx": 8, "class_position": "middle"}, 5),
+        ({"n_ctx": 8, "class_position": "front"}, 1),
+        ({"n_ctx": 8, "class_specific": True}, 1),
+        ({"ctx_init": "a photo of a"}, 5),
+    ],
+    ids=str,
+)
+def test_coop_shares_the_start_and_the_context_before_the_name(
+    config: dict[str, Any], prefix: int, open_clip: Backbone, packings: list[Packing]
+) -> None:
+    model, packing = encode(open_clip, adapt.methods.CoOp(**config), packings)
+    prompts = [model.method.prompts(open_clip.tokenizer, name)[0] for name in NAMES]
+    assert packing.prefix == prefix
+    assert packing.rows == prefix + sum(len(prompt.ids) - prefix for prompt in prompts)
+
+
+def test_active_dropout_switches_sharing_off(open_clip: Backbone, packings: list[Packing]) -> None:
+    model, noisy = encode(open_clip, adapt.methods.LoRA(dropout=0.5), packings)
+    model.eval().class_features()
+    assert (noisy.prefix, packings[-1].prefix) == (0, 5)
+
+
+def test_dropout_on_vision_only_keeps_sharing(open_clip: Backbone, packings: list[Packing]) -> None:
+    _, packing = encode(open_clip, adapt.methods.LoRA(dropout=0.5, towers=("vision",)), packings)
+    assert packing.prefix == 5
+
+
+def test_packings_are_made_once(open_clip: Backbone, images: Tensor, packings: list[Packing]) -> None:
+    model, _ = encode(open_clip, adapt.methods.CoOp(n_ctx=4), packings)
+    for _ in range(3):
+        loss_of(model, images, torch.zeros(len(images), dtype=torch.long)).backward()
+    assert len(packings) == 1

@@ -1,0 +1,102 @@
+"""The numbers of the published implementations in ../shared/parity, and the tiny CLIP they were computed on."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import tiny_backbones
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from adapt import Backbone
+
+FOLDER = Path(__file__).resolve().parents[3] / "shared" / "parity"
+needs_reference = pytest.mark.skipif(not (FOLDER / "reference.json").is_file(), reason=f"{FOLDER} is not here")
+LIBRARIES = ("open_clip", "transformers")
+TOLERANCE = 1e-5  # of max(1, largest logit)
+GRADIENT_TOLERANCE = 1e-4  # relative
+
+
+@cache
+def case(name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The settings and the tensors of one case."""
+    settings = json.loads((FOLDER / "reference.json").read_text())[name]
+    tensors = load_file(FOLDER / "reference.safetensors")
+    return settings, {key.removeprefix(f"{name}/"): x for key, x in tensors.items() if key.startswith(f"{name}/")}
+
+
+@cache
+def backbone(library: str) -> Backbone:
+    """The tiny CLIP in open_clip, or with the same weights in transformers."""
+    model = tiny_backbones.native_clip()
+    _weights().fill_clip(model)
+    if library == "open_clip":
+        return tiny_backbones.from_open_clip(model)
+    same = tiny_backbones.hf_clip_model()
+    same.load_state_dict(to_transformers(model.state_dict()))
+    return tiny_backbones.from_hf_clip(same)
+
+
+def _weights() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("parity_weights", FOLDER / "weights.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+_TOP = {
+    "token_embedding.weight": "text_model.embeddings.token_embedding.weight",
+    "positional_embedding": "text_model.embeddings.position_embedding.weight",
+    "visual.class_embedding": "vision_model.embeddings.class_embedding",
+    "visual.positional_embedding": "vision_model.embeddings.position_embedding.weight",
+    "visual.conv1.weight": "vision_model.embeddings.patch_embedding.weight",
+    "logit_scale": "logit_scale",
+}
+_PREFIXES = {
+    "visual.transformer.resblocks.": "vision_model.encoder.layers.",
+    "visual.ln_pre.": "vision_model.pre_layrnorm.",
+    "visual.ln_post.": "vision_model.post_layernorm.",
+    "transformer.resblocks.": "text_model.encoder.layers.",
+    "ln_final.": "text_model.final_layer_norm.",
+}
+_PARTS = {
+    ".attn.out_proj.": ".self_attn.out_proj.",
+    ".ln_1.": ".layer_norm1.",
+    ".ln_2.": ".layer_norm2.",
+    ".mlp.c_fc.": ".mlp.fc1.",
+    ".mlp.c_proj.": ".mlp.fc2.",
+}
+
+
+def to_transformers(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """open_clip's names and layouts to those of transformers' CLIPModel."""
+    mapped = {}
+    for key, tensor in state.items():
+        if key in _TOP:
+            mapped[_TOP[key]] = tensor
+        elif key in ("text_projection", "visual.proj"):
+            mapped["text_projection.weight" if key == "text_projection" else "visual_projection.weight"] = tensor.T
+        elif key != "attn_mask":
+            mapped |= _in_a_block(key, tensor)
+    return mapped
+
+
+def _in_a_block(key: str, tensor: Tensor) -> dict[str, Tensor]:
+    old, new = next((old, new) for old, new in _PREFIXES.items() if key.startswith(old))
+    name = new + key.removeprefix(old)
+    for part, renamed in _PARTS.items():
+        name = name.replace(part, renamed)
+    if ".attn.in_proj_" not in name:
+        return {name: tensor}
+    block, kind = name.split(".attn.in_proj_")
+    thirds = zip("qkv", torch.chunk(tensor, 3))
+    return {f"{block}.self_attn.{letter}_proj.{kind}": third for letter, third in thirds}

@@ -1,0 +1,122 @@
+"""The adapted model: class names, the cache of class features, prediction."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from checks import loss_of, scaled
+from PIL import Image
+from torch import Tensor
+
+import adapt
+from adapt import AdaptedModel, AdaptError, Backbone
+from adapt.data import Split
+
+NAMES = ("goldfish", "red_panda", "sea cucumber")
+CoOp, ZeroShot = adapt.methods.CoOp, adapt.methods.ZeroShot
+
+
+@pytest.fixture
+def model(open_clip: Backbone) -> AdaptedModel:
+    return adapt.wrap(open_clip, CoOp(n_ctx=4), NAMES)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ([], "expected a list of at least one name"),
+        ("dog", "expected a list of at least one name"),
+        (["dog", " "], "class name ' ' is empty"),
+        (["dog", "cat", "dog"], "class name 'dog' appears"),
+    ],
+)
+def test_class_names_that_are_refused(names: Any, message: str, open_clip: Backbone, model: AdaptedModel) -> None:
+    with pytest.raises(AdaptError, match=message):
+        adapt.wrap(open_clip, ZeroShot(), names)
+    with pytest.raises(AdaptError, match=message):
+        model.with_classes(names)
+
+
+def test_a_method_belongs_to_one_model(open_clip: Backbone, model: AdaptedModel) -> None:
+    with pytest.raises(AdaptError, match="already belongs to a model"):
+        adapt.wrap(open_clip, model.method, NAMES)
+
+
+@pytest.mark.parametrize(("fast", "path"), [(None, "fast"), (True, "fast"), (False, "plain")])
+def test_the_text_path_follows_the_switch(fast: bool | None, path: str, open_clip: Backbone) -> None:
+    assert adapt.wrap(open_clip, ZeroShot(), NAMES, fast).text_path == path
+    assert adapt.wrap(open_clip, adapt.methods.LinearProbe(), NAMES, fast).text_path == "none"
+
+
+def test_a_tower_whose_forward_differs_takes_the_plain_path(open_clip: Backbone) -> None:
+    open_clip.model.ln_final.register_forward_hook(lambda module, inputs, output: 2 * output.sin())
+    open_clip.model.transformer.register_forward_hook(lambda module, inputs, output: output + output.cos())
+    assert adapt.wrap(open_clip, ZeroShot(), NAMES).text_path == "plain"
+    with pytest.raises(AdaptError, match="differ from the library's own forward on two prompts"):
+        adapt.wrap(open_clip, ZeroShot(), NAMES, fast=True)
+
+
+def test_logits_are_scaled_cosines_plus_siglips_bias(hf_siglip: Backbone, images: Tensor) -> None:
+    hf_siglip.model.logit_bias.data.fill_(-3.0)
+    model = adapt.wrap(hf_siglip, ZeroShot(), NAMES)
+    cosines = model.image_features(images) @ model.class_features().T
+    assert scaled(model(images), hf_siglip.logit_scale * cosines - 3.0) < 1e-6
+
+
+def test_class_features_are_computed_once_until_a_parameter_changes(model: AdaptedModel, images: Tensor) -> None:
+    model.eval()
+    with torch.no_grad():
+        first = model.class_features()
+        assert model.class_features() is first
+    optimizer = torch.optim.AdamW(model.method.parameters(), lr=0.1)
+    loss_of(model, images, torch.zeros(6, dtype=torch.long)).backward()
+    optimizer.step()
+    with torch.no_grad():
+        second = model.class_features()
+        assert not torch.equal(second, first)
+        model.method.load_state_dict({"ctx": torch.zeros(4, 128)})
+        assert not torch.equal(model.class_features(), second)
+
+
+def test_gradients_flow_in_eval_mode_after_a_cached_call(model: AdaptedModel) -> None:
+    model.eval()
+    with torch.inference_mode():
+        model.class_features()
+    assert model.class_features().requires_grad
+
+
+def test_training_mode_leaves_the_backbone_in_eval_mode(model: AdaptedModel) -> None:
+    model.train()
+    assert not any(module.training for module in model.backbone.model.modules())
+
+
+@pytest.mark.parametrize("source", ["paths", "pictures"])
+def test_predict(source: str, model: AdaptedModel, tiny_split: Split) -> None:
+    paths = [Path(item.path) for item in tiny_split.test]
+    pictures = [Image.open(path) for path in paths] if source == "pictures" else paths
+    predictions = model.predict(pictures, top_k=2, batch_size=4)
+    transform = model.backbone.transform(train=False)
+    logits = model(torch.stack([transform(Image.open(path).convert("RGB")) for path in paths]))
+    probabilities, order = logits.softmax(-1).topk(2)
+    assert [p.class_name for p in predictions] == [NAMES[i] for i in order[:, 0]]
+    assert [[name for name, _ in p.top] for p in predictions] == [[NAMES[i] for i in row] for row in order.tolist()]
+    found = torch.tensor([[probability for _, probability in p.top] for p in predictions])
+    assert scaled(found, probabilities) < 1e-5
+    assert model.training
+
+
+def test_predict_takes_one_image_and_at_most_all_classes(model: AdaptedModel, tiny_split: Split) -> None:
+    [prediction] = model.predict(tiny_split.test[0].path, top_k=10)
+    assert sorted(name for name, _ in prediction.top) == sorted(NAMES)
+    assert sum(probability for _, probability in prediction.top) == pytest.approx(1, abs=1e-5)
+
+
+def test_predict_names_an_unreadable_image(model: AdaptedModel, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no picture")
+    with pytest.raises(AdaptError, match=r"broken\.png"):
+        model.predict([broken])
+    assert model.training

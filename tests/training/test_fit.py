@@ -1,0 +1,109 @@
+"""`fit` as a whole: what it measures, returns and refuses."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from adapt import AdaptError, fit
+from adapt.training.progress import training_bar
+
+_ENTRY = {"step": 1, "epoch": 0, "loss": 0.5, "accuracy": 0.75, "images_per_second": 10.0}
+
+
+def test_accuracy_before_and_after(train, tiny_split) -> None:
+    result = train(test_set=tiny_split.test, epochs=20, lr=0.05)
+    assert result.accuracy > result.zero_shot_accuracy
+    assert str(result).splitlines() == [
+        f"512 trained parameters, {result.metrics['seconds']:.1f} s",
+        f"zero-shot  {100 * result.zero_shot_accuracy:5.1f} %",
+        f"adapted    {100 * result.accuracy:5.1f} %  "
+        f"({100 * (result.accuracy - result.zero_shot_accuracy):+.1f} points)",
+    ]
+
+
+def test_cache_on_and_off_measure_the_same(train, tiny_split) -> None:
+    on, off = (train(test_set=tiny_split.test, cache=cache).metrics for cache in (True, False))
+    assert on["adapted"] == off["adapted"]
+    assert on["zero_shot"] == off["zero_shot"]
+
+
+def test_without_test_images_nothing_is_measured(train) -> None:
+    result = train(epochs=1)
+    assert not result.metrics.keys() & {"zero_shot", "adapted"}
+    assert "zero-shot" not in str(result)
+
+
+@pytest.mark.parametrize("with_test", [True, False])
+def test_the_plot_is_drawn(train, tiny_split, tmp_path: Path, with_test: bool) -> None:
+    result = train(test_set=tiny_split.test if with_test else ())
+    figure = result.plot(tmp_path / "curves.png")
+    loss, accuracy = figure.axes
+    assert [list(line.get_xdata()) for line in loss.lines] == [[1, 2, 3]]
+    assert len(accuracy.lines) == (3 if with_test else 1)
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_labels_must_be_the_models(train, make_model, tiny_split) -> None:
+    wrong = [replace(item, class_name="shark") for item in tiny_split.test]
+    with pytest.raises(AdaptError, match="is of class 'shark', label 0, which the model calls otherwise"):
+        train(test_set=wrong)
+
+
+def test_no_training_images(make_model) -> None:
+    with pytest.raises(AdaptError, match="there are no images"):
+        fit(make_model(), [], epochs=1)
+
+
+def test_an_unreadable_training_image_is_named(train, make_model, tiny_split) -> None:
+    broken = tiny_split.train[5].path
+    Path(broken).write_bytes(b"no image")
+    with pytest.raises(AdaptError, match=f"Image '{broken}' cannot be decoded"):
+        train(make_model(n_ctx=4), augment="published", workers=1)
+
+
+def test_linear_probe_chooses_its_strength_on_validation_images(make_model, tiny_split) -> None:
+    model = make_model("linear_probe")
+    result = fit(model, tiny_split.train, tiny_split.test, val_set=tiny_split.val, progress=False)
+    assert result.accuracy == 1
+    assert result.metrics["solver"]["val_accuracy"] == 1
+    assert result.history == []
+    assert len(result.plot().axes) == 2
+
+
+def test_linear_probe_needs_validation_images_or_a_strength(make_model, tiny_split) -> None:
+    with pytest.raises(AdaptError, match="chooses its strength on validation images: give some, or set `strength`"):
+        fit(make_model("linear_probe"), tiny_split.train, progress=False)
+    result = fit(make_model("linear_probe", strength=3.0), tiny_split.train, progress=False)
+    assert result.metrics["solver"] == {"strength": 3.0}
+
+
+@pytest.mark.parametrize("method", ["linear_probe", "zero_shot"])
+def test_methods_without_steps_take_no_settings(make_model, tiny_split, method: str) -> None:
+    with pytest.raises(AdaptError, match=f"{method} is not trained by steps: leave out epochs, lr"):
+        fit(make_model(method), tiny_split.train, epochs=1, lr=0.1)
+
+
+def test_zero_shot_is_measured_and_saved(make_model, tiny_split, tmp_path: Path) -> None:
+    result = fit(make_model("zero_shot"), tiny_split.train, tiny_split.test, out=tmp_path / "run", progress=False)
+    assert result.metrics["trainable_parameters"] == 0
+    assert result.metrics["adapted"]["accuracy"] == result.metrics["zero_shot"]["accuracy"]
+    assert (tmp_path / "run/adapter.safetensors").is_file()
+
+
+def test_progress_off_the_terminal_is_a_line_at_the_end(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "adapt")
+    with training_bar(2, 0, show=True) as report:
+        report(_ENTRY)
+        report(_ENTRY | {"step": 2})
+    assert caplog.messages == ["step 2 of 2  loss 0.500  accuracy 75.0 %  10 images/s"]
+
+
+def test_progress_on_a_terminal_is_a_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    with training_bar(2, 1, show=True) as report:
+        report(_ENTRY | {"step": 2})
+    assert "2/2" in capsys.readouterr().err

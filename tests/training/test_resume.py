@@ -1,0 +1,142 @@
+"""A run that was stopped and goes on ends exactly as one that was not."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from adapt import AdaptError
+from adapt.adapter import read_tensors
+from adapt.tasks import classes
+
+_CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "features": ("coop", {"n_ctx": 4}, {}),
+    "views": ("coop", {"n_ctx": 4}, {"views": 3, "augment": "published"}),
+    "augmented": ("coop", {"n_ctx": 4}, {"augment": "published", "workers": 1}),
+    "dropout": ("lora", {"dropout": 0.5, "projections": "v"}, {"augment": "published", "optimizer": "adamw"}),
+    "accumulated": ("coop", {"n_ctx": 4}, {"accumulate": 2, "epochs": 4}),
+}
+
+
+class Killed(BaseException):
+    """Ends a run on the spot, as a power cut does."""
+
+
+def kill() -> None:
+    raise Killed
+
+
+def interrupt() -> None:
+    signal.raise_signal(signal.SIGINT)
+
+
+def _log(folder: Path) -> list[dict[str, Any]]:
+    entries = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in entry.items() if key != "images_per_second"} for entry in entries]
+
+
+def _assert_same_run(one: Path, other: Path) -> None:
+    expected, found = (read_tensors(folder / "adapter.safetensors") for folder in (one, other))
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    assert _log(one) == _log(other)
+
+
+@pytest.mark.parametrize("case", _CASES)
+def test_a_run_killed_within_an_epoch_goes_on_exactly(train, make_model, at_step, tmp_path: Path, case: str) -> None:
+    method, config, settings = _CASES[case]
+    train(make_model(method, **config), out=tmp_path / "whole", **settings)
+    at_step(5, kill)
+    settings |= {"checkpoint_minutes": 0, "out": tmp_path / "cut"}
+    with pytest.raises(Killed):
+        train(make_model(method, **config), **settings)
+    assert not (tmp_path / "cut/adapter.safetensors").exists()
+    train(make_model(method, **config), resume=True, **settings)
+    _assert_same_run(tmp_path / "whole", tmp_path / "cut")
+
+
+@pytest.mark.parametrize(
+    ("step", "stop", "error"),
+    [
+        pytest.param(2, kill, Killed, id="before the first checkpoint"),
+        pytest.param(5, kill, Killed, id="after an epoch's checkpoint"),
+        pytest.param(5, interrupt, KeyboardInterrupt, id="Ctrl-C"),
+        pytest.param(9, interrupt, KeyboardInterrupt, id="Ctrl-C at the last step"),
+    ],
+)
+def test_wherever_a_run_is_stopped(train, at_step, tmp_path: Path, step: int, stop: Any, error: Any) -> None:
+    train(out=tmp_path / "whole")
+    at_step(step, stop)
+    with pytest.raises(error):
+        train(out=tmp_path / "cut")
+    train(out=tmp_path / "cut", resume=True)
+    _assert_same_run(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_a_log_line_cut_short_is_written_again(train, at_step, tmp_path: Path) -> None:
+    train(out=tmp_path / "whole")
+    at_step(4, kill)
+    with pytest.raises(Killed):
+        train(out=tmp_path / "cut")
+    log = tmp_path / "cut/log.jsonl"
+    log.write_text(log.read_text()[:-20])
+    train(out=tmp_path / "cut", resume=True)
+    _assert_same_run(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_ctrl_c_keeps_the_step_that_it_met(train, at_step, tmp_path: Path) -> None:
+    at_step(5, interrupt)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        train(out=tmp_path / "run")
+    assert signal.getsignal(signal.SIGINT) is before
+    assert len(_log(tmp_path / "run")) == 5
+    steps: list[int] = []
+    at_step(6, lambda: steps.extend(entry["step"] for entry in _log(tmp_path / "run")))
+    train(out=tmp_path / "run", resume=True)
+    assert steps == [1, 2, 3, 4, 5, 6]
+
+
+def _fail_from(monkeypatch: pytest.MonkeyPatch, call: int, broken: Any) -> None:
+    """`classes.loss` returns `broken(loss, logits)` from its `call`-th call on."""
+    loss, calls = classes.loss, []
+
+    def failing(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        calls.append(1)
+        value = loss(logits, labels)
+        return broken(value, logits) if len(calls) >= call else value
+
+    monkeypatch.setattr(classes, "loss", failing)
+
+
+@pytest.mark.parametrize(
+    ("broken", "named"),
+    [
+        pytest.param(lambda loss, logits: loss * float("nan"), 5, id="loss"),
+        # finite itself, with a gradient that is not: the values break in step 5, the loss in the next
+        pytest.param(lambda loss, logits: loss + (0 * logits.sum()).sqrt(), 6, id="gradient"),
+    ],
+)
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state(
+    train, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, broken: Any, named: int
+) -> None:
+    train(out=tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        _fail_from(patch, 5, broken)
+        message = rf"the loss is nan at step {named}; the last good state is in \S+checkpoint.safetensors"
+        with pytest.raises(AdaptError, match=message):
+            train(out=tmp_path / "run", checkpoint_minutes=0)
+    assert not (tmp_path / "run/adapter.safetensors").exists()
+    train(out=tmp_path / "run", checkpoint_minutes=0, resume=True)
+    _assert_same_run(tmp_path / "whole", tmp_path / "run")
+
+
+def test_without_a_run_directory_a_bad_loss_just_stops(train, monkeypatch: pytest.MonkeyPatch) -> None:
+    _fail_from(monkeypatch, 2, lambda loss, logits: loss * float("nan"))
+    with pytest.raises(AdaptError, match=r"the loss is nan at step 2\. Lower the learning rate"):
+        train()
