@@ -211,6 +211,11 @@ def check_backbone(header: Header, backbone: Backbone, path: str | Path) -> None
             f"{backbone.describe()} ({backbone.fingerprint.short()}): "
             f"{'same architecture, other weights' if same else 'another architecture'}. Give the one it was trained on"
         )
+    if header.preprocess != json.loads(json.dumps(backbone.preprocess.to_dict())):
+        raise AdaptError(
+            f"{path} was trained on images prepared by {header.preprocess}, {backbone.describe()} prepares them by "
+            f"{backbone.preprocess.to_dict()}: give the backbone with the preprocessing it was trained with"
+        )
 
 
 def load_tensors(method: Method, tensors: dict[str, Tensor], source: str) -> None:

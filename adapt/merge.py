@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import math
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import nn
@@ -24,6 +26,8 @@ def merged_model(model: AdaptedModel) -> nn.Module:
     modules = dict(copied.named_modules())
     names = {id(module): name for name, module in backbone.model.named_modules()}
     with torch.no_grad():
+        if model.method.logit_scale is not None:  # or else the merged model's probabilities would differ
+            modules[""].logit_scale.fill_(math.log(model.method.logit_scale))
         for (tower, block, letter), weight in model.method.merged().items():
             projection = backbone.tower(tower).blocks[block].projections[letter]
             target = getattr(modules[names[id(projection.module)]], projection.weight_name)
@@ -37,5 +41,13 @@ def merge(model: AdaptedModel, folder: str | Path) -> Path:
     if folder.exists():
         raise AdaptError(f"{folder} exists already; name a new folder for the merged checkpoint")
     merged = merged_model(model)
-    model.backbone.export(folder, merged)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
+            whole = Path(temporary) / folder.name
+            whole.mkdir()
+            model.backbone.export(whole, merged)
+            whole.rename(folder)
+    except OSError as error:
+        raise AdaptError(f"cannot write {folder}: {error.strerror or error}; choose another place") from error
     return folder

@@ -98,7 +98,8 @@ class AdaptedModel(nn.Module):
         self.class_names = tuple(class_names)
         self.fast = fast
         self.checkpointing = checkpointing
-        self.text_memory = text_memory
+        # read once: parts that changed from step to step would draw other dropout, and a resumed run would differ
+        self.text_memory = text_memory or free_bytes(backbone.device) // 2
         self.metadata: dict[str, Any] = {}  # what an adapter file records beside the method: recipe, metrics, ...
         prompts = (
             [method.prompts(backbone.tokenizer, name) for name in self.class_names] if method.task == "classes" else []
@@ -141,16 +142,17 @@ class AdaptedModel(nn.Module):
         """
         if torch.is_grad_enabled() or self.method.training:
             return self._encode_classes()
-        key = (self.backbone.device, *(parameter._version for parameter in self.method.parameters()))
+        precision = (torch.is_autocast_enabled(), self.backbone.dtype)
+        key = (self.backbone.device, precision, *(parameter._version for parameter in self.method.parameters()))
         if self._cached is None or self._cached[0] != key:
-            self._cached = (key, self._encode_classes())
-        return self._cached[1]
+            with torch.inference_mode(False), torch.no_grad():  # a tensor that may enter a graph later
+                self._cached = (key, self._encode_classes())
+        return self._cached[1].clone()
 
     def _encode_classes(self) -> Tensor:
         backbone = self.backbone
         edits = self.method.edits(backbone.tower("text"), Context()) if "text" in self.method.touches else []
-        budget = self.text_memory or free_bytes(backbone.device) // 2
-        features = F.normalize(self._text(edits, budget), dim=-1)  # type: ignore[misc]
+        features = F.normalize(self._text(edits, self.text_memory), dim=-1)  # type: ignore[misc]
         if self._prompts_per_class > 1:
             features = F.normalize(features.unflatten(0, (-1, self._prompts_per_class)).mean(1), dim=-1)
         return features
@@ -162,7 +164,8 @@ class AdaptedModel(nn.Module):
             reason = "its features differ from the library's own forward on two prompts"
         if self.fast is True and reason is not None:
             raise AdaptError(f"fast=True, but the text tower of {self.backbone.describe()} cannot take it: {reason}")
-        return text.PlainText(self.backbone, prompts) if reason else text.FastText(self.backbone, prompts)
+        path = text.PlainText if reason else text.FastText
+        return path(self.backbone, prompts, self.checkpointing)
 
     @property
     def text_path(self) -> str:

@@ -22,6 +22,7 @@ from adapt.methods.lora import PROJECTIONS, LoRA
 from adapt.model import AdaptedModel, wrap
 
 _PREFIX = "base_model.model."
+_UNKNOWN_HERE = ("use_dora", "alpha_pattern", "rank_pattern", "lora_bias", "fan_in_fan_out")  # change the arithmetic
 Site = tuple[str, int, str]
 
 
@@ -66,8 +67,8 @@ def load(
     path = folder / "adapter_config.json"
     if not path.is_file():
         raise AdaptError(f"{folder} is not in peft's layout: it has no adapter_config.json")
-    config = json.loads(path.read_text())
-    if config.get("peft_type") != "LORA" or config.get("use_dora"):
+    config = _read_config(path)
+    if config.get("peft_type") != "LORA" or any(config.get(key) for key in _UNKNOWN_HERE):
         raise AdaptError(f"{folder} holds peft's {config.get('peft_type')}; only plain LoRA can be imported")
     sites = {name: site for site, name in module_names(backbone).items()}
     tensors = {}
@@ -79,24 +80,46 @@ def load(
     adapted = [
         sites[name] for name in sites if any(key.startswith(".".join(map(str, sites[name])) + ".") for key in tensors)
     ]
+    if not adapted:
+        raise AdaptError(f"{folder} holds no LoRA tensors")
     with torch.random.fork_rng(devices=[]):
-        model = wrap(backbone, LoRA(**_settings(config, adapted), template=template), class_names)
+        model = wrap(backbone, LoRA(**_settings(config, adapted, backbone), template=template), class_names)
     load_tensors(model.method, tensors, str(folder))
     return model.eval()
 
 
-def _settings(config: dict[str, Any], sites: list[Site]) -> dict[str, Any]:
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text())
+        return config | {"r": int(config["r"]), "lora_alpha": float(config["lora_alpha"])}
+    except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+        raise AdaptError(f"{path} is damaged ({error!r}): expected peft's settings of a LoRA") from error
+
+
+def _settings(config: dict[str, Any], sites: list[Site], backbone: Backbone) -> dict[str, Any]:
     """The method's settings; its scaling is alpha / sqrt(rank), peft's plain one alpha / rank."""
     rank, alpha = config["r"], config["lora_alpha"]
-    blocks = [block for _, block, _ in sites]
     return {
         "rank": rank,
         "alpha": alpha if config.get("use_rslora") else alpha / math.sqrt(rank),
         "dropout": config.get("lora_dropout", 0.0),
         "towers": tuple(tower for tower in ("text", "vision") if any(site[0] == tower for site in sites)),
         "projections": tuple(letter for letter in PROJECTIONS if any(site[2] == letter for site in sites)),
-        "blocks": (min(blocks), max(blocks) + 1),
+        "blocks": _blocks(sites, backbone),
     }
+
+
+def _blocks(sites: list[Site], backbone: Backbone) -> tuple[int, int] | None:
+    """The range of blocks; None where every tower is adapted whole, whatever its depth."""
+    adapted = {name: {block for tower, block, _ in sites if tower == name} for name in {site[0] for site in sites}}
+    if all(len(blocks) == len(backbone.tower(name).blocks) for name, blocks in adapted.items()):
+        return None
+    ranges = {(min(blocks), max(blocks) + 1) for blocks in adapted.values()}
+    if len(ranges) > 1:
+        raise AdaptError(
+            f"the towers are adapted in different blocks, {sorted(ranges)}; only one range can be imported"
+        )
+    return ranges.pop()
 
 
 def module_names(backbone: Backbone) -> dict[Site, str]:

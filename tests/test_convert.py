@@ -98,7 +98,7 @@ def test_bytes_that_are_no_checkpoint(tmp_path: Path) -> None:
 
 def test_a_checkpoint_of_another_method(open_clip: Backbone, tmp_path: Path) -> None:
     torch.save({"state_dict": {"meta_net.linear1.weight": torch.zeros(2)}}, tmp_path / "other.pt")
-    with pytest.raises(AdaptError, match="no tensor 'ctx', but meta_net.linear1.weight"):
+    with pytest.raises(AdaptError, match=r"no tensor 'ctx', but meta_net.linear1.weight"):
         import_coop(tmp_path / "other.pt", open_clip, NAMES)
 
 

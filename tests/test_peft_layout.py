@@ -80,7 +80,7 @@ def test_only_plain_lora_has_the_layout(open_clip: Backbone, tmp_path: Path) -> 
 
 
 def test_a_folder_without_a_config(open_clip: Backbone, tmp_path: Path) -> None:
-    with pytest.raises(AdaptError, match="has no adapter_config.json"):
+    with pytest.raises(AdaptError, match=r"has no adapter_config.json"):
         peft_layout.load(tmp_path, open_clip, NAMES)
 
 

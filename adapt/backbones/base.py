@@ -98,6 +98,10 @@ class Backbone:
     def fingerprint(self) -> fingerprint.Fingerprint:
         return fingerprint.of_model(self.model)
 
+    def content(self) -> str:
+        """Hex digits that stand for every value of the model: what cached features depend on."""
+        return fingerprint.content(self.model)
+
     @property
     def logit_scale(self) -> float:
         """exp of the learned log scale."""

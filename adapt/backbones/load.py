@@ -122,11 +122,11 @@ def _transformers(source: str, name: str) -> Backbone:
 
     classes: dict[str, Any] = {"clip": CLIPModel, "siglip": SiglipModel}
     try:
-        config = AutoConfig.from_pretrained(source)
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         if config.model_type not in classes:
             raise AdaptError(f"{source} is a {config.model_type} model; {nearest(config.model_type, classes)}")
-        model = classes[config.model_type].from_pretrained(source)
-        processor = AutoProcessor.from_pretrained(source)
+        model = classes[config.model_type].from_pretrained(source, use_safetensors=True)
+        processor = AutoProcessor.from_pretrained(source, trust_remote_code=False)
     except (SafetensorError, RuntimeError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise AdaptError(f"cannot load {source!r} with transformers: {reason}") from error

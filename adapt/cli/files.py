@@ -149,6 +149,8 @@ def convert(
 
             click.echo(f"written to {export(_load(source, backbone), target)}")
             return
+        if target_form == "peft":
+            raise AdaptError(f"--to peft exports an adapter of adapt; {source} is none")
         click.echo(f"written to {_imported(source, backbone, classes, class_position, ctx_init).save(target)}")
 
 

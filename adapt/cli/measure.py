@@ -26,9 +26,21 @@ _PARTS = click.Choice(["train", "val", "test"])
     "--data-classes", is_flag=True, help="Classify among the data's class names, where they are not the adapter's."
 )
 @click.option("--backbone", help="The backbone, where the adapter does not name it.")
+@click.option("--device", default="cpu", show_default=True, help="Where the model runs, such as cuda.")
+@click.option(
+    "--cache/--no-cache", default=True, show_default=True, help="Keep image features on disk for the next time."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def evaluate_adapter(
-    adapter: Path, data: str, root: str | None, part: str, data_classes: bool, backbone: str | None, as_json: bool
+    adapter: Path,
+    data: str,
+    root: str | None,
+    part: str,
+    data_classes: bool,
+    backbone: str | None,
+    device: str,
+    cache: bool,
+    as_json: bool,
 ) -> None:
     """Measure ADAPTER on labelled images.
 
@@ -46,15 +58,13 @@ def evaluate_adapter(
         from adapt.adapter import load
         from adapt.backbones.load import load_backbone
 
-        given = load_backbone(backbone) if backbone else None
-        model = load(adapter, given, split.class_names if data_classes else None)
+        given = load_backbone(backbone, device) if backbone else None
+        model = load(adapter, given, split.class_names if data_classes else None, device=device)
         if set(split.class_names) != set(model.class_names):
             raise AdaptError(
                 f"{data} has other classes than {adapter}: add --data-classes to classify among the data's own names"
             )
-        if model.class_names != split.class_names:
-            raise AdaptError(f"{data} has the adapter's classes in another order: add --data-classes")
-        _print(model, split, part, as_json)
+        _print(model, split, part, as_json, cache)
 
 
 @click.command()
@@ -68,8 +78,21 @@ def evaluate_adapter(
     multiple=True,
     help="With {} for the class name; several are averaged. [default: a photo of a {}.]",
 )
+@click.option("--device", default="cpu", show_default=True, help="Where the model runs, such as cuda.")
+@click.option(
+    "--cache/--no-cache", default=True, show_default=True, help="Keep image features on disk for the next time."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def zeroshot(data: str, root: str | None, part: str, backbone: str, templates: tuple[str, ...], as_json: bool) -> None:
+def zeroshot(
+    data: str,
+    root: str | None,
+    part: str,
+    backbone: str,
+    templates: tuple[str, ...],
+    device: str,
+    cache: bool,
+    as_json: bool,
+) -> None:
     """Measure a backbone on labelled images with hand-written prompts.
 
     \b
@@ -86,14 +109,18 @@ def zeroshot(data: str, root: str | None, part: str, backbone: str, templates: t
         from adapt.methods.zero_shot import ZeroShot
         from adapt.model import wrap
 
-        model = wrap(load_backbone(backbone), ZeroShot(templates or split.template), split.class_names)
-        _print(model, split, part, as_json)
+        model = wrap(load_backbone(backbone, device), ZeroShot(templates or split.template), split.class_names)
+        _print(model, split, part, as_json, cache)
 
 
-def _print(model: AdaptedModel, split: Split, part: str, as_json: bool) -> None:
+def _print(model: AdaptedModel, split: Split, part: str, as_json: bool, cache: bool) -> None:
+    from dataclasses import replace
+
     from adapt.evaluation.evaluate import evaluate
 
-    scores = evaluate(model, getattr(split, part))
+    label = {name: index for index, name in enumerate(model.class_names)}  # the data may number its classes otherwise
+    items = [replace(item, label=label[item.class_name]) for item in getattr(split, part)]
+    scores = evaluate(model, items, cache=cache)
     if as_json:
         figures = {"data": split.name, "part": part, "accuracy": scores.accuracy, "images": scores.images}
         click.echo(json.dumps({"method": model.method.name, "backbone": model.backbone.name, **figures}))

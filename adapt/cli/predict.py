@@ -25,10 +25,17 @@ _SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 @click.option("--top-k", type=click.IntRange(min=1), default=5, show_default=True, help="Classes to show for an image.")
 @click.option("--classes", help="Other class names: separated by commas, or a text file with one a line.")
 @click.option("--backbone", help="The backbone, where the adapter does not name it.")
+@click.option("--device", default="cpu", show_default=True, help="Where the model runs, such as cuda.")
 @click.option("--json", "layout", flag_value="json", help="One JSON object a line.")
 @click.option("--csv", "layout", flag_value="csv", help="Columns image, rank, class, probability.")
 def predict(
-    adapter: Path, images: tuple[Path, ...], top_k: int, classes: str | None, backbone: str | None, layout: str | None
+    adapter: Path,
+    images: tuple[Path, ...],
+    top_k: int,
+    classes: str | None,
+    backbone: str | None,
+    device: str,
+    layout: str | None,
 ) -> None:
     """Classify IMAGES (files, or folders searched at any depth) with ADAPTER.
 
@@ -48,7 +55,7 @@ def predict(
         from adapt.adapter import load
         from adapt.backbones.load import load_backbone
 
-        model = load(adapter, load_backbone(backbone) if backbone else None, names)
+        model = load(adapter, load_backbone(backbone, device) if backbone else None, names, device=device)
         readable: list[Path] = []
         write = _writer(layout)
         for number, prediction in enumerate(model.predict_stream(_readable(files, readable), top_k)):
@@ -72,8 +79,15 @@ def _files(images: tuple[Path, ...]) -> Iterator[Path]:
 def _class_names(classes: str | None) -> list[str] | None:
     if classes is None:
         return None
-    lines = Path(classes).read_text().splitlines() if Path(classes).is_file() else classes.split(",")
+    lines = Path(classes).read_text().splitlines() if _is_file(classes) else classes.split(",")
     return [line.strip() for line in lines if line.strip()]
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).is_file()
+    except OSError:  # too long for a file's name: a list of classes
+        return False
 
 
 def _readable(files: list[Path], read: list[Path]) -> Iterator[Any]:

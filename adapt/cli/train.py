@@ -43,6 +43,8 @@ def train(recipe: str, overrides: tuple[str, ...], out: Path | None, resume: boo
 
     if (resume or plot) and out is None:
         raise AdaptError("--resume and --plot need the run's directory: give --out")
+    if plot:
+        _check_matplotlib()
     chosen = read_recipe(find_recipe(recipe), overrides)
     with quiet_libraries():
         from adapt.training.run_recipe import run_recipe
@@ -58,6 +60,16 @@ def train(recipe: str, overrides: tuple[str, ...], out: Path | None, resume: boo
         result.plot(out / "curves.png")
     if result.adapter is not None:
         click.echo(f"adapter    {result.adapter} ({result.metrics['adapter_bytes'] / 1024:.1f} KB)")
+
+
+def _check_matplotlib() -> None:
+    """Before training, not after."""
+    from importlib.util import find_spec
+
+    from adapt.errors import AdaptError
+
+    if find_spec("matplotlib") is None:
+        raise AdaptError('--plot needs matplotlib: pip install "adapt[plot]"')
 
 
 COMMANDS = {"train": train}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 
@@ -82,6 +82,12 @@ class Split:
     def items(self) -> Iterator[Item]:
         """All images: train, then val, then test."""
         return chain(self.train, self.val, self.test)
+
+
+def items_id(items: Sequence[Item]) -> str:
+    """16 hex digits that stand for these images, by file name and label, in this order; wherever the folder lies."""
+    listed = "".join(f"{item.path.rsplit('/', 1)[-1]}\0{item.label}\n" for item in items)
+    return hashlib.sha256(listed.encode(errors="surrogateescape")).hexdigest()[:16]
 
 
 def _sample(items: tuple[Item, ...], shots: int, stream: random.Random) -> tuple[Item, ...]:

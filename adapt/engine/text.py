@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -58,8 +59,9 @@ def active_dropout(module: nn.Module) -> bool:
 class PlainText:
     """The library's own forward over padded prompts: serves every tower, and is the oracle of the fast path."""
 
-    def __init__(self, backbone: Backbone, prompts: Sequence[Prompt]) -> None:
+    def __init__(self, backbone: Backbone, prompts: Sequence[Prompt], checkpointing: bool = False) -> None:
         self._backbone = backbone
+        self._checkpointing = checkpointing
         self._prompts = prompts
         self._ids = pad_rows([list(prompt.ids) for prompt in prompts], backbone.tokenizer)
 
@@ -79,15 +81,17 @@ class PlainText:
     def _encode(self, edits: Sequence[Edit], part: slice) -> Tensor:
         own = [Tokens(edit.values[part]) if isinstance(edit, Tokens) and edit.per_class else edit for edit in edits]
         tower = self._backbone.towers.get("text")
-        with edited(self._backbone.model, tower, own, self._prompts[part]):
+        checkpointing = self._checkpointing and torch.is_grad_enabled()
+        with edited(self._backbone.model, tower, own, self._prompts[part], checkpointing):
             return self._backbone.encode_text(self._ids[part].to(self._backbone.device))
 
 
 class FastText:
     """Encodes the prompts of one list of classes; packings are made once and reused by every step."""
 
-    def __init__(self, backbone: Backbone, prompts: Sequence[Prompt]) -> None:
+    def __init__(self, backbone: Backbone, prompts: Sequence[Prompt], checkpointing: bool = False) -> None:
         self._model = backbone.model
+        self._checkpointing = checkpointing
         self._tower = backbone.tower("text")
         self._prompts = prompts
         self._packings: dict[tuple[int, int, torch.device], list[Packing]] = {}
@@ -132,8 +136,19 @@ class FastText:
                     for letter, projection in block.projections.items()
                 }
                 last = index == len(self._tower.blocks) - 1
-                x = _block(block, linears, x, packing, self._tower.heads, last)
+                x = self._block(partial(_block, block, linears, packing=packing, heads=self._tower.heads, last=last), x)
             return parts.project(parts.final_norm(x))[packing.order]
+
+    def _block(self, block: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """`block(x)`, computed again in the backward pass where checkpointing is asked for."""
+        if not (self._checkpointing and torch.is_grad_enabled() and x.requires_grad):
+            return block(x)
+
+        def again(x: Tensor) -> Tensor:
+            with frozen(self._model):
+                return block(x)
+
+        return checkpoint(again, x, use_reentrant=False)
 
 
 def classes_within(

@@ -90,6 +90,11 @@ class CoOp(Method):
         context = readable(self.config.ctx_init) or " ".join([PLACEHOLDER] * n_ctx)
         ids = tokenizer.row(f"{context} {name}.")
         start = len(tokenizer.row("")) - 1  # special tokens in front; one ends the text
+        if ids[start : start + n_ctx] != tokenizer.pieces(context) or len(tokenizer.pieces(context)) != n_ctx:
+            raise AdaptError(
+                f"coop: the tokenizer does not read {context!r} as {n_ctx} tokens in front of {name!r}: "
+                "choose words for ctx_init that it reads one by one"
+            )
         slots = [None] * start + list(range(n_ctx)) + [None] * (len(ids) - start - n_ctx)
         # the published order of the parts: the name moves into or before the context, "." and end stay last
         name_at = start + n_ctx

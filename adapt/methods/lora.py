@@ -35,6 +35,16 @@ from adapt.prompts import Prompt, from_template
 
 PROJECTIONS = ("q", "k", "v", "out", "fc1", "fc2")
 Site = tuple[str, int, str]  # tower, block, projection
+# settings of peft's configs that are not the user's to set here, and what stands for them
+_OWNED = {
+    "target_modules": "see projections, towers and blocks",
+    "modules_to_save": "adapters hold the tuner's tensors only",
+    "bias": "biases stay frozen",
+    "lora_bias": "biases stay frozen",
+    "lora_alpha": "see alpha",
+    "lora_dropout": "see dropout",
+    "use_rslora": "the scaling is alpha / sqrt(rank)",
+}
 ADAPTER = "adapt"  # the stand-ins belong to one method each, so one name serves
 
 
@@ -49,7 +59,7 @@ class LoRAConfig(MethodConfig):
     blocks: tuple[int, int] | None = None
     """First block and the one after the last; all where left out."""
     template: str = "a photo of a {}."
-    logit_scale: float | None = 100.0
+    logit_scale: float | None = Field(default=100.0, gt=0)
     """Constant, as published; null takes the backbone's own."""
     input_gradient: bool | None = None
     """Whether the low-rank path passes gradient to its input; left out: while dropout is on, as in the reference."""
@@ -67,6 +77,17 @@ class LoRAConfig(MethodConfig):
     @classmethod
     def _place(cls, value: str) -> str:
         return check_template(value)
+
+    @field_validator("options")
+    @classmethod
+    def _ours(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for key in value.keys() & _OWNED:
+            raise ValueError(f"{key} is set by the method itself ({_OWNED[key]})")
+        if value.get("init_lora_weights", True) not in (True, False, "gaussian", "orthogonal"):
+            raise ValueError(
+                "such init_lora_weights change the frozen weights; take true, false, gaussian or orthogonal"
+            )
+        return value
 
     @model_validator(mode="after")
     def _only_plain(self) -> LoRAConfig:
@@ -103,7 +124,10 @@ class LoRA(Method):
         object.__setattr__(self, "_sites_of", sites)
         object.__setattr__(self, "_shell", _inject(self, sites))
         for (tower, block, letter), layer in self._layers():
-            _register(self, (tower, str(block), letter), _adapter_parameters(layer))
+            parameters = _adapter_parameters(layer)
+            for parameter in parameters.values():
+                parameter.data = parameter.data.float()  # what trains is fp32, whatever the backbone is
+            _register(self, (tower, str(block), letter), parameters)
 
     def _sites(self, backbone: Backbone) -> Iterator[tuple[Site, Projection]]:
         for name in self.config.towers:
@@ -235,6 +259,8 @@ def _peft_config(config: LoRAConfig, targets: list[str]) -> Any:
         raise AdaptError(f"lora: peft has no tuner {config.tuner!r}; {nearest(config.tuner, known)}")
     settings: dict[str, Any] = {"target_modules": targets, **config.options}
     if config.tuner == "lora":
+        if "r" in config.options:
+            raise AdaptError("lora: options set r; give rank in its place")
         low_rank = {"r": config.rank, "lora_alpha": config.alpha, "lora_dropout": config.dropout, "use_rslora": True}
         settings = low_rank | settings
     try:

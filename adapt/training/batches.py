@@ -14,6 +14,7 @@ from adapt.data.cache import FeatureCache
 from adapt.data.epochs import Epochs
 from adapt.data.loader import loader
 from adapt.data.split import Item
+from adapt.errors import AdaptError
 from adapt.model import AdaptedModel
 from adapt.training.settings import TrainSettings
 
@@ -86,6 +87,11 @@ def training_batches(
     progress: Progress | None,
 ) -> Batches:
     """Features where no edit, no fresh augmentation and no switch stands against them, images otherwise."""
+    if settings.views is not None and not (cache and "vision" not in model.method.touches):
+        raise AdaptError(
+            "train.views are encoded once, by a vision tower that nothing edits and with the cache on: "
+            f"{model.method.name} with these settings needs fresh images, so leave views out"
+        )
     fixed = settings.augment == "none" or settings.views is not None
     if not (cache and fixed and "vision" not in model.method.touches):
         return ImageBatches(model, items, settings, seed)
@@ -99,18 +105,30 @@ def image_features(
     items: Sequence[Item],
     *,
     workers: int,
+    cache: bool = True,
     views: int = 0,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Tensor:
-    """Unit-length features `(n, e)`, or `(n, views, e)`, by the cache on disk. The vision tower must be unedited."""
+    """Unit-length features `(n, e)`, or `(n, views, e)`, by the cache on disk unless it is switched off.
+
+    The vision tower must be unedited. Views need the cache.
+    """
     backbone = model.backbone
     transform = backbone.transform(train=views > 0)
-    key = f"{backbone.fingerprint.short()}/{_describe(transform)}/{seed if views else 0}"
+
+    def encode(images: Tensor) -> Tensor:
+        return model.image_features(images.to(backbone.device)).float()
+
+    if not cache:
+        with torch.no_grad():
+            decoded = loader(items, transform, 64, train=False, workers=workers)
+            return torch.cat([encode(images).cpu() for images, _ in decoded])
+    key = f"{backbone.content()}/{_describe(transform)}/{seed if views else 0}"
     return FeatureCache().features(
         items,
         transform,
-        lambda images: model.image_features(images.to(backbone.device)).float(),
+        encode,
         key,
         views=views,
         workers=workers,

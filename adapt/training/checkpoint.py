@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from adapt.adapter import load_tensors, read_tensors
+from adapt.adapter import load_tensors, read_tensors, write_tensors
 from adapt.errors import AdaptError
 from adapt.files import replacing
 from adapt.methods.base import Method
@@ -29,8 +29,6 @@ class Position:
 
 def save(path: Path, method: Method, optimizer: Optimizer, scaler: Any, position: Position, recipe: str) -> None:
     """Replaces the checkpoint at `path`, atomically. `recipe` identifies what was being trained."""
-    from safetensors.torch import save_file
-
     tensors = {f"method.{name}": tensor for name, tensor in method.state_dict().items()}
     plain: dict[str, Any] = {}
     for index, state in optimizer.state_dict()["state"].items():
@@ -44,7 +42,7 @@ def save(path: Path, method: Method, optimizer: Optimizer, scaler: Any, position
         "scaler": json.dumps(scaler.state_dict()),
     }
     with replacing(path) as temporary:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary, metadata)
+        write_tensors({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, temporary, metadata)
 
 
 def load(path: Path, method: Method, optimizer: Optimizer, scaler: Any, recipe: str) -> Position:
@@ -60,9 +58,7 @@ def load(path: Path, method: Method, optimizer: Optimizer, scaler: Any, recipe: 
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
     if metadata["recipe"] != recipe:
-        raise AdaptError(
-            f"{path} is a checkpoint of another recipe: resume with the one it was started with, or choose a new --out"
-        )
+        raise AdaptError(f"{path} is of another recipe or other images: resume with its own, or choose a new --out")
     load_tensors(method, _under("method.", tensors), str(path))
     state: dict[int, dict[str, Any]] = {}
     for name, value in [

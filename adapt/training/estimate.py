@@ -55,7 +55,7 @@ def _tokens(model: AdaptedModel) -> int:
     try:
         size = backbone.preprocess.size
         with torch.inference_mode():
-            backbone.encode_image(torch.zeros(1, 3, size, size, device=backbone.device))
+            backbone.encode_image(torch.zeros(1, 3, size, size, device=backbone.device, dtype=backbone.dtype))
     finally:
         handle.remove()
     return int(seen[0])

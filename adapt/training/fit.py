@@ -13,7 +13,7 @@ import torch
 import yaml
 from pydantic import ValidationError
 
-from adapt.data.split import Item
+from adapt.data.split import Item, items_id
 from adapt.errors import AdaptError
 from adapt.evaluation.evaluate import check_labels, evaluate
 from adapt.methods.zero_shot import ZeroShot
@@ -57,8 +57,11 @@ def fit(
     if test_set:
         check_labels(model, test_set)
     chosen = _settings(model, settings)
-    origin = recipe or {"method": {"name": model.method.name}, "train": settings, "seed": seed}
+    method = {"name": model.method.name, **model.method.config.model_dump(mode="json")}
+    origin = recipe or {"method": method, "classes": list(model.class_names), "train": settings, "seed": seed}
     with _directory(out, origin, resume) as run:
+        if run is not None:
+            run.images = items_id(train_set)
         return _fit(model, (train_set, val_set, test_set), template, seed, run, recipe, cache, progress, chosen)
 
 
@@ -91,6 +94,7 @@ def _fit(
     metrics |= trained
     metrics["trainable_parameters"] = sum(parameter.numel() for parameter in model.method.parameters())
     metrics["train_images"] = len(train_set)
+    metrics["train_set"] = items_id(train_set)
     model.eval()
     if test_set:
         with counting_bar("evaluating", progress) as bar:
@@ -138,12 +142,12 @@ def _train(
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """The history of steps, and what training adds to the metrics."""
     if settings is None:
-        return [], _solve(model, train_set, val_set)
+        return [], _solve(model, train_set, val_set, cache)
     with counting_bar("encoding", progress) as bar:
         batches = training_batches(model, train_set, settings, seed, cache, bar)
     needed = check_memory(model, batches, settings)
     history: list[dict[str, Any]] = []
-    with torch.random.fork_rng(enabled=model.backbone.device.type == "cpu"):
+    with torch.random.fork_rng():
         torch.manual_seed(seed)
         trainer = Trainer(model, batches, settings, run)
         with training_bar(trainer.plan.steps, trainer.position.step, progress) as report:
@@ -164,13 +168,19 @@ def _train(
     }
 
 
-def _solve(model: AdaptedModel, train_set: Sequence[Item], val_set: Sequence[Item]) -> dict[str, Any]:
+def _solve(model: AdaptedModel, train_set: Sequence[Item], val_set: Sequence[Item], cache: bool) -> dict[str, Any]:
     """Fits a head by its solver; a method without parameters needs nothing."""
     if not hasattr(model.method, "solve"):
         return {"seconds": 0.0}
     started = time.monotonic()
+    unlearnt = sorted(set(model.class_names) - {item.class_name for item in train_set})
+    if unlearnt:
+        raise AdaptError(f"{model.method.name} needs an image of every class; there is none of {unlearnt[0]!r}")
+    if val_set:
+        check_labels(model, val_set)
     parts = [
-        (image_features(model, items, workers=2), labels_of(items)) if items else None for items in (train_set, val_set)
+        (image_features(model, items, workers=2, cache=cache), labels_of(items)) if items else None
+        for items in (train_set, val_set)
     ]
     method: Any = model.method
     chosen = method.solve(*parts)

@@ -54,7 +54,7 @@ class Trainer:
         if run is not None and run.resume:
             if run.checkpoint.exists():
                 trained = (model.method, self.optimizer, self.scaler)
-                self.position = checkpoint.load(run.checkpoint, *trained, run.recipe_id)
+                self.position = checkpoint.load(run.checkpoint, *trained, run.identity)
             run.cut_log(self.position.step)
 
     def train(self, report: Report) -> Position:
@@ -134,7 +134,7 @@ class Trainer:
         """Renews the checkpoint, unless the last step broke the values."""
         if self.run is not None and checkpoint.finite(self.model.method):
             checkpoint.save(
-                self.run.checkpoint, self.model.method, self.optimizer, self.scaler, self.position, self.run.recipe_id
+                self.run.checkpoint, self.model.method, self.optimizer, self.scaler, self.position, self.run.identity
             )
 
     def _not_finite(self, loss: float) -> AdaptError:

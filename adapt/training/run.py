@@ -27,14 +27,17 @@ class Run:
         self.path = Path(path)
         self.recipe = recipe
         self.resume = resume
+        self.images = ""  # the training images, once they are known
         self._lock = FileLock(self.path / ".lock")
 
     def __enter__(self) -> Self:
         if self.path.exists() and not self.path.is_dir():
             raise AdaptError(f"{self.path} is a file; a run needs a directory of its own")
-        self.path.mkdir(parents=True, exist_ok=True)
         try:
+            self.path.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(timeout=0)
+        except OSError as error:
+            raise AdaptError(f"cannot make the run directory {self.path}: {error.strerror or error}") from error
         except Timeout:
             raise AdaptError(f"{self.path} is in use by another run: wait for it, or choose another --out") from None
         try:
@@ -62,8 +65,9 @@ class Run:
         return self.path / "adapter.safetensors"
 
     @property
-    def recipe_id(self) -> str:
-        return hashlib.sha256(self.recipe.encode()).hexdigest()[:16]
+    def identity(self) -> str:
+        """What a checkpoint must belong to: this recipe, on these images."""
+        return hashlib.sha256(f"{self.recipe}\n{self.images}".encode()).hexdigest()[:16]
 
     def _trained(self) -> bool:
         return self.checkpoint.exists() or (self.path / "log.jsonl").exists()
@@ -86,8 +90,12 @@ class Run:
 
     def log(self, entry: dict[str, Any]) -> None:
         """Appends one line to log.jsonl."""
-        with (self.path / "log.jsonl").open("a") as file:
-            file.write(json.dumps(entry) + "\n")
+        log = self.path / "log.jsonl"
+        try:
+            with log.open("a") as file:
+                file.write(json.dumps(entry) + "\n")
+        except OSError as error:
+            raise AdaptError(f"cannot write {log}: {error.strerror or error}; then go on by --resume") from error
 
     def cut_log(self, step: int) -> None:
         """Drops what a killed run logged after the checkpoint at `step`, so that no step appears twice."""

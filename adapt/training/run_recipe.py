@@ -35,15 +35,16 @@ def build(recipe: Recipe, class_names: tuple[str, ...]) -> AdaptedModel:
     backbone = load_backbone(recipe.backbone, recipe.device)
     method = methods.find(recipe.method["name"])(**recipe.method_config)
     memory = recipe.text_memory_gib
-    torch.manual_seed(recipe.seed)
-    return wrap(
-        backbone,
-        method,
-        class_names,
-        recipe.fast,
-        checkpointing=recipe.checkpointing,
-        text_memory=None if memory is None else int(memory * 2**30),
-    )
+    with torch.random.fork_rng():
+        torch.manual_seed(recipe.seed)
+        return wrap(
+            backbone,
+            method,
+            class_names,
+            recipe.fast,
+            checkpointing=recipe.checkpointing,
+            text_memory=None if memory is None else int(memory * 2**30),
+        )
 
 
 def run_recipe(recipe: Recipe, out: str | Path | None, resume: bool = False, progress: bool = True) -> Result:

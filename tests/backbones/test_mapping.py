@@ -81,7 +81,7 @@ def test_a_given_transform_is_used_and_described() -> None:
 
 
 def test_a_vision_tower_without_blocks_is_refused_by_name(open_clip_resnet: Backbone) -> None:
-    with pytest.raises(AdaptError, match="the vision tower of CLIP has no transformer blocks.*towers that can: text"):
+    with pytest.raises(AdaptError, match=r"the vision tower of CLIP has no transformer blocks.*towers that can: text"):
         open_clip_resnet.tower("vision")
 
 
@@ -121,7 +121,7 @@ def test_an_unknown_spec_names_the_nearest(spec: str, message: str) -> None:
 
 
 def test_a_folder_that_holds_no_model(tmp_path: Path) -> None:
-    with pytest.raises(AdaptError, match="neither open_clip_config.json nor config.json"):
+    with pytest.raises(AdaptError, match=r"neither open_clip_config.json nor config.json"):
         adapt.load_backbone(str(tmp_path))
 
 

@@ -61,10 +61,18 @@ def test_frozen_restores_flags_after_an_error(open_clip: Backbone) -> None:
     model.visual.train()
     model.set_grad_checkpointing()
     before = snapshot(model)
-    with pytest.raises(KeyError), frozen(model):
-        assert not any(module.training for module in model.modules())
-        assert not any(parameter.requires_grad for parameter in model.parameters())
-        assert not any(getattr(module, "grad_checkpointing", False) for module in model.modules())
-        raise KeyError
+    seen = []
+
+    def fails() -> None:
+        with frozen(model):
+            seen.append(
+                any(module.training or getattr(module, "grad_checkpointing", False) for module in model.modules())
+            )
+            seen.append(any(parameter.requires_grad for parameter in model.parameters()))
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fails()
+    assert seen == [False, False]
     assert_untouched(model, before)
     assert model.transformer.grad_checkpointing

@@ -124,7 +124,7 @@ def test_a_range_outside_the_tower(blocks: tuple[int, int], open_clip: Backbone)
 
 
 def test_a_pair_that_is_not_adapted_is_named(open_clip: Backbone) -> None:
-    with pytest.raises(AdaptError, match="no pair at .*'fc1'.*adapted: text_0_q"):
+    with pytest.raises(AdaptError, match=r"no pair at .*'fc1'.*adapted: text_0_q"):
         lora(open_clip).method.pair("text", 0, "fc1")
 
 
@@ -137,7 +137,7 @@ OTHERS = [
 
 
 @pytest.mark.parametrize(("tuner", "options"), OTHERS, ids=["dora", "loha", "ia3", "oft"])
-@pytest.mark.parametrize("backbone", ["open_clip", "hf_clip"], indirect=True)
+@pytest.mark.parametrize("backbone", ["open_clip"], indirect=True)
 def test_other_tuners_train_save_and_reload(
     tuner: str, options: dict[str, Any], backbone: Backbone, images: Tensor, labels: Tensor, tmp_path: Path
 ) -> None:
@@ -156,7 +156,7 @@ def test_other_tuners_train_save_and_reload(
 
 
 def test_a_tuner_that_shares_state_is_refused(open_clip: Backbone) -> None:
-    with pytest.raises(AdaptError, match="peft's vera .*shared state"):
+    with pytest.raises(AdaptError, match=r"peft's vera .*shared state"):
         adapt.wrap(open_clip, LoRA(tuner="vera", towers=("text",)), NAMES)
 
 
@@ -166,7 +166,7 @@ def test_an_unknown_tuner_is_refused_with_the_nearest(open_clip: Backbone) -> No
 
 
 def test_options_that_the_tuner_does_not_have(open_clip: Backbone) -> None:
-    with pytest.raises(AdaptError, match="do not fit peft's lora.*shoe_size"):
+    with pytest.raises(AdaptError, match=r"do not fit peft's lora.*shoe_size"):
         adapt.wrap(open_clip, LoRA(options={"shoe_size": 43}), NAMES)
 
 

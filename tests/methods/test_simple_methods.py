@@ -34,7 +34,7 @@ def test_an_ensemble_averages_unit_features(open_clip: Backbone) -> None:
 
 def test_a_template_needs_a_place_for_the_name() -> None:
     for make in (methods.ZeroShot, lambda template: methods.LoRA(template=template)):
-        with pytest.raises(AdaptError, match="must contain {}"):
+        with pytest.raises(AdaptError, match=r"must contain .* where the class name goes"):
             make("a photo")
 
 
@@ -53,7 +53,7 @@ def test_the_probe_chooses_its_strength_on_validation_images(probe: adapt.Adapte
     chosen = probe.method.solve(train, val)
     reached = float((probe.logits(val[0]).argmax(-1) == val[1]).float().mean())
     assert chosen["val_accuracy"] == reached > 0.8
-    for strength in methods.linear_probe.STRENGTHS[::4]:
+    for strength in methods.linear_probe.STRENGTHS[::7]:
         other = adapt.wrap(probe.backbone, methods.LinearProbe(strength=strength), NAMES)
         other.method.solve(train, None)
         assert float((other.logits(val[0]).argmax(-1) == val[1]).float().mean()) <= reached

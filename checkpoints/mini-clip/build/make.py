@@ -1,7 +1,7 @@
 """Make the checkpoint and the few-shot set from nothing: `python make.py WORK`.
 
 Every step leaves a file in the work folder and is skipped when the file is there; the image tower goes on from its last
-checkpoint. Two cores need about two and a half hours.
+checkpoint. Two cores need about an hour and a half.
 """
 
 import argparse
@@ -21,7 +21,7 @@ def main() -> None:
     """Run the steps that are not done yet."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("work", type=Path, help="folder for packages, renders and checkpoints (2 GB)")
-    parser.add_argument("--image-minutes", type=float, default=80, help="time budget of the image tower")
+    parser.add_argument("--image-minutes", type=float, default=68, help="time budget of the image tower")
     arguments = parser.parse_args()
     work = arguments.work.resolve()
     sources.fetch(work)

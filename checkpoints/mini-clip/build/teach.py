@@ -19,7 +19,7 @@ TEACHER_DIM = 256
 class Whitening:
     """Centre, rotate to the `keep` strongest directions, and flatten their variances as far as the shrinkage allows."""
 
-    def __init__(self, samples: torch.Tensor, keep: int, shrinkage: float):
+    def __init__(self, samples: torch.Tensor, keep: int, shrinkage: float = 0.5):
         self.mean = samples.mean(0)
         covariance = torch.cov((samples - self.mean).T)
         values, vectors = torch.linalg.eigh(covariance)
@@ -55,7 +55,7 @@ def save_meanings(work: Path) -> None:
     texts = phrases.build(work)
     names = [concept.name for concept in load(work)]
     raw = sentence_embeddings(texts + names)
-    whiten = Whitening(raw[: len(texts)], EMBED_DIM, shrinkage=0.5)
+    whiten = Whitening(raw[: len(texts)], EMBED_DIM)
     targets = whiten(raw)
     torch.save(
         {"raw": raw.half(), "phrases": texts, "targets": targets[: len(texts)].half(), "names": targets[len(texts) :]},
@@ -96,8 +96,8 @@ def save_looks(work: Path) -> None:
     renders = open_renders(work)
     rows = training_rows(renders, load(work))
     features = [teacher_features(renders.images[rows], version, TEACHER_SIDE) for version in TEACHERS]
-    joined = torch.cat([Whitening(f, 2 * TEACHER_DIM, 0.5)(f) for f in features], dim=1)
-    own = Whitening(joined, TEACHER_DIM, shrinkage=0.5)(joined)
+    joined = torch.cat([Whitening(f, 2 * TEACHER_DIM)(f) for f in features], dim=1)
+    own = Whitening(joined, TEACHER_DIM)(joined)
     concept = torch.from_numpy(renders.concept[rows])
     shared = torch.zeros(int(concept.max()) + 1, own.shape[1]).index_add_(0, concept, own)
     looks = torch.zeros(len(renders.concept), own.shape[1])

@@ -74,7 +74,7 @@ def start_with_meanings(tower: nn.Module, work: Path, tokenizer: Tokenizer) -> N
     raw = torch.load(work / "meanings.pt")["raw"].float()
     broad = raw[: len(raw) - len(load(work))]
     words = [tokenizer.decode([i]).strip() or "nothing" for i in range(vocabulary.SIZE)]
-    targets = Whitening(broad, EMBED_DIM, shrinkage=0.5)(sentence_embeddings(words))
+    targets = Whitening(broad, EMBED_DIM)(sentence_embeddings(words))
     _, _, directions = torch.pca_lowrank(targets, q=TOWER["width"], center=False)
     tower.token_embedding.weight.copy_(targets @ directions * 0.5)
     tower.text_projection.copy_(directions.T * TOWER["width"] ** -0.5)
