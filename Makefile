@@ -12,7 +12,7 @@ quickstart: $(VENV)/installed
 	$(BIN)/adapt predict $(RUN)/adapter.safetensors notebooks/example.png
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

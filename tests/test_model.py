@@ -66,11 +66,18 @@ def test_logits_are_scaled_cosines_plus_siglips_bias(hf_siglip: Backbone, images
     assert scaled(model(images), hf_siglip.logit_scale * cosines - 3.0) < 1e-6
 
 
-def test_class_features_are_computed_once_until_a_parameter_changes(model: AdaptedModel, images: Tensor) -> None:
+def test_class_features_are_computed_once_until_a_parameter_changes(
+    model: AdaptedModel, images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model.eval()
+    computed = []
+    encode = model._encode_classes
+    monkeypatch.setattr(model, "_encode_classes", lambda: computed.append(1) or encode())
     with torch.no_grad():
         first = model.class_features()
-        assert model.class_features() is first
+        model.class_features().zero_()  # a caller's own copy
+        assert torch.equal(model.class_features(), first)
+        assert len(computed) == 1
     optimizer = torch.optim.AdamW(model.method.parameters(), lr=0.1)
     loss_of(model, images, torch.zeros(6, dtype=torch.long)).backward()
     optimizer.step()

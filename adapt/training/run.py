@@ -36,10 +36,10 @@ class Run:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(timeout=0)
-        except OSError as error:
-            raise AdaptError(f"cannot make the run directory {self.path}: {error.strerror or error}") from error
         except Timeout:
             raise AdaptError(f"{self.path} is in use by another run: wait for it, or choose another --out") from None
+        except OSError as error:
+            raise AdaptError(f"cannot make the run directory {self.path}: {error.strerror or error}") from error
         try:
             self._check()
         except AdaptError:

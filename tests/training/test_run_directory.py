@@ -144,7 +144,7 @@ def _of_another_recipe(content: bytes) -> bytes:
 
 @pytest.mark.parametrize(
     ("damage", "message"),
-    [(_truncate, "is truncated or damaged"), (_of_another_recipe, "is a checkpoint of another recipe")],
+    [(_truncate, "is truncated or damaged"), (_of_another_recipe, "is of another recipe")],
 )
 def test_a_checkpoint_that_does_not_fit_is_refused(
     train, at_step, out: Path, damage: Callable[[bytes], bytes], message: str
