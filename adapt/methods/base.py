@@ -83,8 +83,8 @@ class Method(nn.Module):
         """Allocates the parameters; sizes come from the backbone's towers. Called once, by `wrap`."""
 
     def prompts(self, tokenizer: TextTokenizer, class_name: str) -> list[Prompt]:
-        """The prompts of a class; the features of several are averaged."""
-        raise NotImplementedError(f"{self.name} must say how a class reads")
+        """The prompts of a class; the features of several are averaged. None for a method whose task is a head."""
+        return []
 
     def edits(self, tower: Tower, context: Context) -> list[Edit]:
         """The changes asked of `tower` in this call."""
