@@ -12,7 +12,7 @@ quickstart: $(VENV)/installed
 	$(BIN)/adapt predict $(RUN)/adapter.safetensors notebooks/example.png
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -n auto
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto  # a process for each core; threads on top only get in their way
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
