@@ -16,13 +16,16 @@ Row = dict[str, Any]
 
 
 def class_names(count: int) -> list[str]:
-    """The bundled concepts' names, and then the same with a colour in front."""
+    """The bundled concepts' names, and then the same with an adjective in front."""
     from adapt.data.bundled import concept_names
 
     known, held_out = concept_names()
     concepts = [*known, *held_out]
-    colours = ("", "red ", "green ", "blue ", "black ", "white ", "golden ")
-    names = dict.fromkeys(f"{colour}{concept}" for colour, concept in product(colours, concepts))
+    words = (
+        "red green blue black white golden small large old new wooden paper happy sad quiet loud soft hard bright dark"
+    )
+    adjectives = ("", *(f"{word} " for word in words.split()))
+    names = dict.fromkeys(f"{adjective}{concept}" for adjective, concept in product(adjectives, concepts))
     return list(islice(names, count))
 
 
