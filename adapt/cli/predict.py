@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from adapt.data.folder import IMAGE_SUFFIXES
 from adapt.errors import AdaptError
 
 if TYPE_CHECKING:
     from adapt.model import Prediction
-
-_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
 
 @click.command()
@@ -68,9 +67,9 @@ def predict(
 def _files(images: tuple[Path, ...]) -> Iterator[Path]:
     for path in images:
         if path.is_dir():
-            found = sorted(file for file in path.rglob("*") if file.suffix.lower() in _SUFFIXES)
+            found = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
             if not found:
-                raise AdaptError(f"the folder {path} holds no image ({', '.join(sorted(_SUFFIXES))})")
+                raise AdaptError(f"the folder {path} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
             yield from found
         else:
             yield path
