@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -9,16 +10,26 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Tokens:
-    """Learned tokens take the places that the prompts keep for them, before positions are added.
+    """`k` learned tokens of a tower.
 
-    `values`: `(k, d)` shared by all classes, or `(n, k, d)` for each class its own.
+    Without `block` they enter where the tower's own tokens do: in text they take the places that the prompts keep for
+    them, before positions are added; in vision they are appended to the patches, after positions and before the
+    pre-norm. With `block` they overwrite, at the input of that block, what the entered ones have become.
+
+    `values` broadcast to `(b, n, k, d)` over images and classes: `(k, d)` shared by all, `(n, k, d)` for each class its
+    own, `(b, 1, k, d)` for each image its own (text only).
     """
 
     values: Tensor
+    block: int | None = None
 
     @property
     def per_class(self) -> bool:
         return self.values.ndim == 3
+
+    @property
+    def per_image(self) -> bool:
+        return self.values.ndim == 4
 
 
 @dataclass(frozen=True)
@@ -30,4 +41,21 @@ class Replace:
     module: nn.Module
 
 
-Edit = Tokens | Replace
+Weights = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Another way from scores to weights in the self-attention of one block that carries learned tokens.
+
+    `weights(scores, learned_queries, learned_keys)`: scaled scores `(..., q, k)`, minus infinity where the query may
+    not look, and which of the queries `(..., q)` and keys `(..., k)` are learned tokens, to weights `(..., q, k)`.
+    With `names_seen`, learned tokens of a causal tower also look at the class name that follows them.
+    """
+
+    block: int
+    weights: Weights
+    names_seen: bool = False
+
+
+Edit = Tokens | Replace | Attention

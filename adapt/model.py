@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adapt.backbones.base import Backbone
+from adapt.edits import Edit
 from adapt.engine import text
 from adapt.engine.hooks import edited, frozen
 from adapt.engine.memory import free_bytes
@@ -123,7 +124,7 @@ class AdaptedModel(nn.Module):
         if self.method.task == "head":
             return self.method.head(image_features)
         scale = self.method.logit_scale or self.backbone.logit_scale
-        return classes.logits(image_features, self.class_features(), scale, self.backbone.logit_bias)
+        return classes.logits(image_features, self.class_features(image_features), scale, self.backbone.logit_bias)
 
     def image_features(self, images: Tensor) -> Tensor:
         """Images `(b, 3, h, w)` to unit-length features `(b, e)`."""
@@ -135,13 +136,14 @@ class AdaptedModel(nn.Module):
         with edited(backbone.model, tower, edits, checkpointing=self.checkpointing and torch.is_grad_enabled()):
             return F.normalize(backbone.encode_image(images.to(backbone.dtype)), dim=-1)
 
-    def class_features(self) -> Tensor:
+    def class_features(self, image_features: Tensor | None = None) -> Tensor:
         """Unit-length features of the classes `(n_classes, e)`, differentiable in the method's parameters.
 
-        While gradients are off they are computed once, until a parameter changes.
+        A method whose prompts depend on the image needs unit-length `image_features` `(b, e)` and gives
+        `(b, n_classes, e)`. For others, while gradients are off, they are computed once, until a parameter changes.
         """
-        if torch.is_grad_enabled() or self.method.training:
-            return self._encode_classes()
+        if torch.is_grad_enabled() or self.method.training or self.method.per_image:
+            return self._encode_classes(image_features)
         precision = (torch.is_autocast_enabled(), self.backbone.dtype)
         key = (self.backbone.device, precision, *(parameter._version for parameter in self.method.parameters()))
         if self._cached is None or self._cached[0] != key:
@@ -149,12 +151,14 @@ class AdaptedModel(nn.Module):
                 self._cached = (key, self._encode_classes())
         return self._cached[1].clone()
 
-    def _encode_classes(self) -> Tensor:
-        backbone = self.backbone
-        edits = self.method.edits(backbone.tower("text"), Context()) if "text" in self.method.touches else []
+    def _encode_classes(self, image_features: Tensor | None = None) -> Tensor:
+        edits: list[Edit] = []
+        if "text" in self.method.touches:
+            context = Context({} if image_features is None else {"vision": lambda: image_features})
+            edits = self.method.edits(self.backbone.tower("text"), context)
         features = F.normalize(self._text(edits, self.text_memory), dim=-1)  # type: ignore[misc]
         if self._prompts_per_class > 1:
-            features = F.normalize(features.unflatten(0, (-1, self._prompts_per_class)).mean(1), dim=-1)
+            features = F.normalize(features.unflatten(-2, (-1, self._prompts_per_class)).mean(-2), dim=-1)
         return features
 
     def _text_path(self, prompts: list[Any]) -> TextPath:

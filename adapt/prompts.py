@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
+from adapt.backbones.base import Backbone
 from adapt.backbones.tokenizer import TextTokenizer
+from adapt.errors import AdaptError
 
 PLACEHOLDER = "X"  # CoOp's; its embedding is overwritten, its id only keeps the place
 
@@ -15,10 +20,12 @@ class Prompt:
     """One tokenised text, from the start token to the end token, unpadded.
 
     `slots[i]` is the index of the learned token that stands at position `i`, or None where the text itself does.
+    `name` are the positions of the class name, where the prompt says which they are.
     """
 
     ids: tuple[int, ...]
     slots: tuple[int | None, ...]
+    name: range = range(0)
 
     def __post_init__(self) -> None:
         if len(self.ids) != len(self.slots):
@@ -36,10 +43,64 @@ def from_template(tokenizer: TextTokenizer, template: str, class_name: str) -> P
     return Prompt(tuple(ids), (None,) * len(ids))
 
 
+def with_context(tokenizer: TextTokenizer, words: str, n_ctx: int, class_name: str) -> Prompt:
+    """The context, the class name and a full stop; the first `n_ctx` tokens of the context are learned.
+
+    The context are `words`, whose tokens after the learned ones stay as text (MaPLe), or `n_ctx` placeholders.
+    Raises AdaptError where the tokenizer reads the words otherwise than one after the other.
+    """
+    name = readable(class_name)
+    context = readable(words) or " ".join([PLACEHOLDER] * n_ctx)
+    pieces, ids = tokenizer.pieces(context), tokenizer.row(f"{context} {name}.".lstrip())
+    start = len(tokenizer.row("")) - 1  # special tokens in front; one ends the text
+    name_at = start + len(pieces)
+    if ids[start:name_at] != pieces or (not words and len(pieces) != n_ctx):
+        raise AdaptError(
+            f"the tokenizer does not read {context!r} as {len(pieces) if words else n_ctx} tokens in front of {name!r}:"
+            " choose words for ctx_init that it reads one by one"
+        )
+    slots = [None] * start + list(range(n_ctx)) + [None] * (len(ids) - start - n_ctx)
+    return Prompt(tuple(ids), tuple(slots), range(name_at, name_at + len(tokenizer.pieces(name))))
+
+
+def context_length(n_ctx: int | None, words: str, tokenizer: TextTokenizer) -> int | None:
+    """How many tokens are learned where all the words are: `n_ctx`, or as many as `words` have, or None.
+
+    Raises AdaptError where the two disagree.
+    """
+    count = len(tokenizer.pieces(readable(words)))
+    if words and n_ctx not in (None, count):
+        raise AdaptError(
+            f"ctx_init {words!r} has {count} tokens but n_ctx is {n_ctx}; leave n_ctx out, give as many words, "
+            'or leave ctx_init empty ("") for a random start'
+        )
+    return n_ctx or count or None
+
+
+def initial_context(backbone: Backbone, words: str, n_ctx: int) -> Tensor:
+    """Learned tokens to start from `(n_ctx, d)`, in fp32: the first tokens of `words`, or N(0, 0.02) without words.
+
+    Raises AdaptError where there are fewer words than tokens.
+    """
+    tower = backbone.tower("text")
+    if not words:
+        return torch.empty(n_ctx, tower.width).normal_(std=0.02).to(backbone.device)
+    pieces = backbone.tokenizer.pieces(readable(words))
+    if len(pieces) < n_ctx:
+        raise AdaptError(
+            f"ctx_init {words!r} has {len(pieces)} tokens but n_ctx is {n_ctx}; give more words, or leave ctx_init "
+            'empty ("") for a random start'
+        )
+    embedding = tower.text.embedding  # type: ignore[union-attr]
+    with torch.no_grad():
+        return embedding(torch.tensor(pieces[:n_ctx], device=embedding.weight.device)).float()
+
+
 def shared_prefix(prompts: Sequence[Prompt], per_class: bool) -> int:
     """How many leading positions all prompts share, leaving at least the end token of each to itself.
 
-    With `per_class` tokens a learned token ends the prefix: its value differs though its slot does not.
+    With `per_class`, what stands in the place of a learned token differs from class to class though its slot does not,
+    so the first one ends the prefix.
     """
     length = 0
     for column in zip(*(zip(prompt.ids, prompt.slots) for prompt in prompts)):

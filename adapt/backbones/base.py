@@ -79,6 +79,12 @@ class Backbone:
         """Texts to ids `(n, context length)`. Raises AdaptError where a text is too long."""
         return pad_rows([self.tokenizer.row(text) for text in texts], self.tokenizer)
 
+    @cached_property
+    def embed_dim(self) -> int:
+        """Width `e` of the features: read off one text."""
+        with torch.inference_mode():
+            return int(self.encode_text(self.tokenize([""]).to(self.device)).shape[-1])
+
     def transform(self, train: bool) -> Transform:
         """PIL image -> `(3, h, w)`: the papers' augmentation for training, the model's own transform otherwise."""
         if train:

@@ -41,6 +41,7 @@ def build(model: Any, processor: Any, name: str | None = None) -> Backbone:
         heads=vision_config.num_attention_heads,
         form=Form(causal=False, pooling="map" if siglip else "class"),
         blocks=_blocks(model.vision_model),
+        pre_norm=None if siglip else model.vision_model.pre_layrnorm,
     )
     return Backbone(
         model=model,

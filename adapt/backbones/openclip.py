@@ -96,7 +96,8 @@ def _block(module: Any) -> Block:
     attn, mlp = module.attn, module.mlp
     projections = fused_qkv(attn, attn.embed_dim, "in_proj_weight", "in_proj_bias")
     projections |= {"out": Projection(attn.out_proj), "fc1": Projection(mlp.c_fc), "fc2": Projection(mlp.c_proj)}
-    return Block(module, attn, module.ln_1, module.ln_2, mlp.gelu, projections, module.ls_1, module.ls_2)
+    scales = (module.ls_1, module.ls_2)
+    return Block(module, attn, module.ln_1, module.ln_2, mlp.gelu, projections, *scales, batch_first=attn.batch_first)
 
 
 def _native_blocks(transformer: Any) -> tuple[Block, ...] | None:
@@ -131,10 +132,16 @@ def _text_tower(model: Any) -> Tower | None:
     return _tower("text", form, blocks, parts)
 
 
-def _tower(name: str, form: Form, blocks: tuple[Block, ...], parts: TextParts | None = None) -> Tower:
+def _tower(
+    name: str,
+    form: Form,
+    blocks: tuple[Block, ...],
+    parts: TextParts | None = None,
+    pre_norm: nn.Module | None = None,
+) -> Tower:
     attn: Any = blocks[0].attn
     width: int = blocks[0].projections["out"].weight.shape[0]
-    return Tower(name, width, attn.num_heads, form, blocks, parts)
+    return Tower(name, width, attn.num_heads, form, blocks, parts, pre_norm)
 
 
 def _project(pooled: Tensor, projection: nn.Module | Tensor | None) -> Tensor:
@@ -150,7 +157,7 @@ def _vision_tower(visual: Any) -> Tower | None:
         if blocks is None:
             return None
         pooling: Pooling = "map" if visual.attn_pool is not None else _VISION_POOLING[visual.pool_type]
-        return _tower("vision", Form(False, pooling), blocks)
+        return _tower("vision", Form(False, pooling), blocks, pre_norm=visual.ln_pre)
     trunk = getattr(visual, "trunk", None)
     return None if trunk is None else _timm_tower(trunk)
 
@@ -163,11 +170,23 @@ def _timm_tower(trunk: Any) -> Tower | None:
         return None
     blocks = tuple(_timm_block(block) for block in trunk.blocks)
     pooling: Pooling = {"token": "class", "avg": "mean", "map": "map"}.get(trunk.global_pool, "none")  # type: ignore[assignment]
-    return _tower("vision", Form(False, pooling), blocks)
+    return _tower("vision", Form(False, pooling), blocks, pre_norm=trunk.norm_pre)
 
 
 def _timm_block(module: Any) -> Block:
     attn, mlp = module.attn, module.mlp
     projections = fused_qkv(attn.qkv, attn.attn_dim)
     projections |= {"out": Projection(attn.proj), "fc1": Projection(mlp.fc1), "fc2": Projection(mlp.fc2)}
-    return Block(module, attn, module.norm1, module.norm2, mlp.act, projections, module.ls1, module.ls2)
+    between = (attn.q_norm, attn.k_norm, attn.norm, getattr(attn, "gate", None))
+    return Block(
+        module,
+        attn,
+        module.norm1,
+        module.norm2,
+        mlp.act,
+        projections,
+        module.ls1,
+        module.ls2,
+        attn_returns_weights=False,
+        plain_attention=all(part is None or isinstance(part, nn.Identity) for part in between),
+    )

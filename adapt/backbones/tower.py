@@ -50,6 +50,9 @@ class Block:
     projections: dict[str, Projection]
     scale1: nn.Module = field(default_factory=nn.Identity)
     scale2: nn.Module = field(default_factory=nn.Identity)
+    batch_first: bool = True  # whether the library hands it (b, l, d), not (l, b, d)
+    attn_returns_weights: bool = True  # (output, weights or None), not the output alone
+    plain_attention: bool = True  # nothing but softmax(q k / sqrt(d)) v between the projections: no norms, no gates
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,12 @@ class Tower:
     form: Form
     blocks: tuple[Block, ...]
     text: TextParts | None = None
+    pre_norm: nn.Module | None = None
+
+    @property
+    def entrance(self) -> nn.Module:
+        """The module whose input are all tokens with their positions: the pre-norm, or else the first block."""
+        return self.pre_norm or self.blocks[0].module
 
     @property
     def projections(self) -> tuple[str, ...]:

@@ -1,41 +1,90 @@
-"""Causal attention over packed prompts: prefix keys by one product for all classes, suffix keys per length."""
+"""Self-attention computed from its parts: over packed prompts for the fast path, with other weights for either path."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from adapt.engine.packing import Packing
+from adapt.edits import Attention
+from adapt.engine.packing import Group, Packing
 
 
-def prefix_suffix_attention(q: Tensor, k: Tensor, v: Tensor, packing: Packing, heads: int, ends_only: bool) -> Tensor:
-    """Attention of packed rows, `(rows, d)` each for `k` and `v`.
+def weighted_attention(
+    linears: Mapping[str, Callable[[Tensor], Tensor]], x: Tensor, heads: int, weights: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """Self-attention of `x` `(b, l, d)` whose weights are `weights(scaled scores (b, h, l, l))`."""
+    q, k, v = (linears[letter](x).unflatten(-1, (heads, -1)).transpose(1, 2) for letter in "qkv")
+    mixed = weights(q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)) @ v
+    return linears["out"](mixed.transpose(1, 2).flatten(2))
+
+
+def prefix_suffix_attention(
+    q: Tensor, k: Tensor, v: Tensor, packing: Packing, heads: int, ends_only: bool, edit: Attention | None = None
+) -> Tensor:
+    """Causal attention of packed rows, `(..., rows, d)` each for `k` and `v`; leading dimensions are images.
 
     `q` has all rows, or with `ends_only` one end-of-text row a class in packed order. Returns one row per query:
-    softmax over the prefix's keys and the class's own up to the query, in one normalisation.
+    softmax, or what `edit` makes of the scores, over the prefix's keys and the class's own up to the query.
     """
     prefix = packing.prefix
-    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(0, 1) for x in (q, k, v))  # (h, rows, d/h)
+    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(-3, -2) for x in (q, k, v))  # (..., h, rows, d/h)
+    q = q * q.shape[-1] ** -0.5
     prefix_rows = []
     if prefix and not ends_only:
-        prefix_rows = [F.scaled_dot_product_attention(q[:, :prefix], k[:, :prefix], v[:, :prefix], is_causal=True)]
-        q = q[:, prefix:]
-    q = q * q.shape[-1] ** -0.5
-    to_prefix = q @ k[:, :prefix].transpose(1, 2)  # (h, suffix rows, prefix): one product for all classes
+        first = slice(prefix)
+        prefix_rows = [_prefix_attention(q[..., first, :], k[..., first, :], v[..., first, :], packing, edit)]
+        q = q[..., prefix:, :]
+    to_prefix = q @ k[..., :prefix, :].transpose(-1, -2)  # (..., h, suffix rows, prefix): one product for all classes
     weights, mixed, at = [], [], 0
     for group in packing.groups:
         n, length = group.classes, group.length
         queries = n if ends_only else n * length
         own = slice(prefix + group.start, prefix + group.start + n * length)
-        q_own, k_own, v_own = (x.unflatten(1, (n, -1)) for x in (q[:, at : at + queries], k[:, own], v[:, own]))
-        scores = q_own @ k_own.transpose(2, 3)  # (h, n, queries of a class, length)
-        if not ends_only and length > 1:
-            future = torch.ones(length, length, dtype=torch.bool, device=q.device).triu(1)
-            scores = scores.masked_fill(future, float("-inf"))
-        both = torch.cat([to_prefix[:, at : at + queries].unflatten(1, (n, -1)), scores], dim=-1).softmax(-1)
-        weights.append(both[..., :prefix].flatten(1, 2))
-        mixed.append((both[..., prefix:] @ v_own).flatten(1, 2))
+        q_own, k_own, v_own = (
+            x.unflatten(-2, (n, -1)) for x in (q[..., at : at + queries, :], k[..., own, :], v[..., own, :])
+        )
+        scores = q_own @ k_own.transpose(-1, -2)  # (..., h, n, queries of a class, length)
+        hidden = _hidden(packing, group, own, edit, ends_only)
+        if hidden is not None:
+            scores = scores.masked_fill(hidden, float("-inf"))
+        both = torch.cat([to_prefix[..., at : at + queries, :].unflatten(-2, (n, -1)), scores], dim=-1)
+        both = _weights(both, packing, own, n, edit, ends_only)
+        weights.append(both[..., :prefix].flatten(-3, -2))
+        mixed.append((both[..., prefix:] @ v_own).flatten(-3, -2))
         at += queries
-    suffix_rows = torch.cat(mixed, 1) + torch.cat(weights, 1) @ v[:, :prefix]
-    return torch.cat([*prefix_rows, suffix_rows], dim=1).transpose(0, 1).flatten(1)
+    suffix_rows = torch.cat(mixed, -2) + torch.cat(weights, -2) @ v[..., :prefix, :]
+    return torch.cat([*prefix_rows, suffix_rows], dim=-2).transpose(-3, -2).flatten(-2)
+
+
+def _prefix_attention(q: Tensor, k: Tensor, v: Tensor, packing: Packing, edit: Attention | None) -> Tensor:
+    """The prefix's rows among themselves `(..., h, prefix, d/h)`; `q` is scaled."""
+    if edit is None:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=1.0)
+    future = torch.ones(packing.prefix, packing.prefix, dtype=torch.bool, device=q.device).triu(1)
+    learned = packing.learned[: packing.prefix]
+    return edit.weights((q @ k.transpose(-1, -2)).masked_fill(future, float("-inf")), learned, learned) @ v
+
+
+def _hidden(packing: Packing, group: Group, own: slice, edit: Attention | None, ends_only: bool) -> Tensor | None:
+    """Which of a class's own keys its queries may not look at `([n,] length, length)`; an end row looks at all."""
+    if ends_only or group.length == 1:
+        return None
+    future = torch.ones(group.length, group.length, dtype=torch.bool, device=packing.ids.device).triu(1)
+    if edit is None or not edit.names_seen:
+        return future
+    learned, named = (flags[own].unflatten(0, (group.classes, -1)) for flags in (packing.learned, packing.named))
+    return future & ~(learned[:, :, None] & named[:, None, :])
+
+
+def _weights(
+    scores: Tensor, packing: Packing, own: slice, classes: int, edit: Attention | None, ends_only: bool
+) -> Tensor:
+    """Scores `(..., n, queries, prefix + length)` to weights."""
+    if edit is None:
+        return scores.softmax(-1)
+    learned = packing.learned[own].unflatten(0, (classes, -1))  # (n, length)
+    prefix = packing.learned[: packing.prefix].expand(classes, -1)
+    return edit.weights(scores, learned[:, -1:] if ends_only else learned, torch.cat([prefix, learned], dim=-1))

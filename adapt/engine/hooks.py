@@ -1,8 +1,8 @@
 """The plain path: the library's own forward, with edits that act only inside one call.
 
-A replaced projection is an instance attribute `forward` that lives for the call; learned tokens enter through a forward
-hook on the token embedding. Both are gone when the call returns, and a checkpointed block brings its own back when it
-is computed again in the backward pass.
+A replaced projection or attention is an instance attribute `forward` that lives for the call; learned tokens enter
+through hooks. All are gone when the call returns, and a checkpointed block brings its own back when it is computed
+again in the backward pass.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ from torch.utils.checkpoint import checkpoint
 
 from adapt.backbones.split import attend
 from adapt.backbones.tower import Block, Projection, Tower
-from adapt.edits import Edit, Replace, Tokens
+from adapt.edits import Edit
+from adapt.engine import tokens
+from adapt.engine.attention import weighted_attention
+from adapt.engine.plan import Plan, plan
 from adapt.prompts import Prompt
 
 Linear = Callable[[Tensor], Tensor]
@@ -58,30 +61,35 @@ def edited(
 ) -> Iterator[None]:
     """Inside, the library's forward of `model` computes what `edits` ask of `tower`.
 
-    `prompts` say where learned tokens stand in each row; `checkpointing` recomputes every block in the backward pass.
+    `prompts` say where learned tokens stand in each row of text; `checkpointing` recomputes every block in the
+    backward pass.
     """
+    if tower is None:
+        with frozen(model):
+            yield
+        return
+    asked = plan(edits)
+    inside = partial(_inside_blocks, model, tower, asked, prompts)
     with ExitStack() as stack:
-        stack.enter_context(_inside_blocks(model, tower, edits))
-        for edit in edits:
-            if isinstance(edit, Tokens):
-                stack.enter_context(_tokens(tower.text.embedding, edit, prompts))  # type: ignore[union-attr]
-        if checkpointing and tower is not None:
+        stack.enter_context(inside())
+        stack.enter_context(tokens.entered(tower, asked, prompts))
+        if checkpointing:
             for block in tower.blocks:
-                stack.enter_context(_checkpointed(block.module, partial(_inside_blocks, model, tower, edits)))
+                stack.enter_context(_checkpointed(block.module, inside))
         yield
 
 
 @contextmanager
-def _inside_blocks(model: nn.Module, tower: Tower | None, edits: Sequence[Edit]) -> Iterator[None]:
-    """What must hold while a block computes, the first time and again: a frozen model and replaced projections."""
-    replaced: dict[int, dict[str, nn.Module]] = {}
-    for edit in edits:
-        if isinstance(edit, Replace):
-            replaced.setdefault(edit.block, {})[edit.projection] = edit.module
+def _inside_blocks(model: nn.Module, tower: Tower, asked: Plan, prompts: Sequence[Prompt]) -> Iterator[None]:
+    """What must hold while a block computes, the first time and again: a frozen model, its parts replaced."""
     with ExitStack() as stack:
         stack.enter_context(frozen(model))
-        for index, modules in replaced.items():
-            for module, forward in _forwards(tower.blocks[index], modules):  # type: ignore[union-attr]
+        for index in asked.replaced.keys() | asked.attention.keys():
+            weights = None
+            if index in asked.attention:
+                weights = tokens.masked(tower, asked, prompts, asked.attention[index])
+            modules = asked.replaced.get(index, {})
+            for module, forward in _forwards(tower.blocks[index], modules, tower.heads, weights):
                 stack.enter_context(_forward_as(module, forward))
         yield
 
@@ -100,22 +108,28 @@ def _forward_as(module: Any, forward: Callable[..., Any]) -> Iterator[None]:
             module.forward = before
 
 
-def _forwards(block: Block, modules: dict[str, nn.Module]) -> Iterator[tuple[nn.Module, Callable[..., Any]]]:
-    """Which modules of `block` compute differently, and how, when `modules` stand for its projections."""
-    linears = {
+def _forwards(
+    block: Block, modules: dict[str, nn.Module], heads: int, weights: Callable[[Tensor], Tensor] | None
+) -> Iterator[tuple[nn.Module, Callable[..., Any]]]:
+    """Which modules of `block` compute differently, and how.
+
+    `modules` stand for its projections, `weights` makes attention weights of scaled scores.
+    """
+    linears: dict[str, Linear] = {
         letter: modules.get(letter, frozen_linear(projection)) for letter, projection in block.projections.items()
     }
     attn: Any = block.attn
     fused_attention = isinstance(attn, nn.MultiheadAttention)
-    if fused_attention and modules.keys() & {"q", "k", "v", "out"}:
+    whole_attention = weights is not None or (fused_attention and modules.keys() & {"q", "k", "v", "out"})
+    if weights is not None:
+        yield attn, partial(_weighted, block, linears, heads, weights)
+    elif whole_attention:
         # nn.MultiheadAttention never calls its projections: the whole attention has to be computed from the parts
         yield attn, partial(_split_attention, attn, linears)
-    owners = {id(block.projections[letter].module): block.projections[letter].module for letter in modules}
-    for owner in owners.values():
-        if fused_attention and (owner is attn or owner is attn.out_proj):
-            continue
+    for owner in {block.projections[letter].module for letter in modules}:
         shared = [letter for letter, projection in block.projections.items() if projection.module is owner]
-        yield owner, partial(_side_by_side, [linears[letter] for letter in shared])
+        if not (whole_attention and set(shared) <= {"q", "k", "v", "out"}):
+            yield owner, partial(_side_by_side, [linears[letter] for letter in shared])
 
 
 def frozen_linear(projection: Projection) -> Linear:
@@ -142,25 +156,21 @@ def _split_attention(
     return attend(linears, attn.num_heads, attn.batch_first, query, key, value, attn_mask), None
 
 
-@contextmanager
-def _tokens(embedding: nn.Embedding, edit: Tokens, prompts: Sequence[Prompt]) -> Iterator[None]:
-    places = [
-        (row, position, slot)
-        for row, prompt in enumerate(prompts)
-        for position, slot in enumerate(prompt.slots)
-        if slot is not None
-    ]
-    rows, positions, slots = (torch.tensor(column, device=edit.values.device) for column in zip(*places))
-
-    def overwrite(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-        values = edit.values[rows, slots] if edit.per_class else edit.values[slots]
-        return output.index_put((rows, positions), values.to(output.dtype))
-
-    handle = embedding.register_forward_hook(overwrite)
-    try:
-        yield
-    finally:
-        handle.remove()
+def _weighted(
+    block: Block,
+    linears: dict[str, Linear],
+    heads: int,
+    weights: Callable[[Tensor], Tensor],
+    x: Tensor | None = None,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    """Self-attention by other weights, under the library's own signature; the mask is made anew, not taken over."""
+    x = next(kwargs[name] for name in ("hidden_states", "query", "x") if name in kwargs) if x is None else x
+    x = x if block.batch_first else x.transpose(0, 1)
+    out = weighted_attention(linears, x, heads, weights)
+    out = out if block.batch_first else out.transpose(0, 1)
+    return (out, None) if block.attn_returns_weights else out
 
 
 @contextmanager

@@ -26,7 +26,8 @@ class Packing:
     """Where each token of each prompt stands among the `prefix + sum(suffix lengths)` rows.
 
     Rows: the prefix, then the suffixes sorted by length. `slot_rows` of them hold learned tokens: slot `slot_index` of
-    class `slot_class`. `ends` are the end-of-text rows in packed order, `order` sorts them back to the classes' order.
+    class `slot_class`; `learned` and `named` tell of every row whether it is one, and whether it is of the class name.
+    `ends` are the end-of-text rows in packed order, `order` sorts them back to the classes' order.
     """
 
     prefix: int
@@ -36,6 +37,8 @@ class Packing:
     slot_rows: Tensor
     slot_index: Tensor
     slot_class: Tensor
+    learned: Tensor
+    named: Tensor
     ends: Tensor
     order: Tensor
 
@@ -66,6 +69,9 @@ def pack(prompts: Sequence[Prompt], prefix: int, first_class: int, device: torch
     def index(values: Sequence[int | None]) -> Tensor:
         return torch.tensor(values, dtype=torch.long, device=device)
 
+    def flags(values: Sequence[bool]) -> Tensor:
+        return torch.tensor(values, dtype=torch.bool, device=device)
+
     order = sorted(range(len(by_length)), key=by_length.__getitem__)
     return Packing(
         prefix=prefix,
@@ -75,6 +81,8 @@ def pack(prompts: Sequence[Prompt], prefix: int, first_class: int, device: torch
         slot_rows=index(slot_rows),
         slot_index=index(slot_index),
         slot_class=index(slot_class),
+        learned=flags([prompt.slots[at] is not None for prompt, _, at in tokens]),
+        named=flags([at in prompt.name for prompt, _, at in tokens]),
         ends=index(ends),
         order=index(order),
     )

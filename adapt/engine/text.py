@@ -6,10 +6,9 @@ by suffix length, and the last block computes end-of-text rows only. Every linea
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -19,14 +18,14 @@ from torch.utils.checkpoint import checkpoint
 from adapt.backbones.base import Backbone
 from adapt.backbones.tokenizer import pad_rows
 from adapt.backbones.tower import Block, TextParts, Tower
-from adapt.edits import Edit, Replace, Tokens
+from adapt.edits import Attention, Edit, Tokens
 from adapt.engine.attention import prefix_suffix_attention
 from adapt.engine.hooks import Linear, edited, frozen, frozen_linear
 from adapt.engine.memory import free_bytes
 from adapt.engine.packing import Packing, pack
+from adapt.engine.parts import classes_within, in_parts
+from adapt.engine.plan import Plan, plan
 from adapt.prompts import Prompt, shared_prefix
-
-Part = TypeVar("Part")
 
 
 def reason_against(tower: Tower | None) -> str | None:
@@ -66,7 +65,16 @@ class PlainText:
         self._ids = pad_rows([list(prompt.ids) for prompt in prompts], backbone.tokenizer)
 
     def __call__(self, edits: Sequence[Edit], budget: int) -> Tensor:
-        """Features `(n, e)` before normalisation, inside about `budget` bytes of activations."""
+        """Features before normalisation, inside about `budget` bytes of activations.
+
+        `(n, e)`, or `(b, n, e)` where the learned tokens are those of `b` images: one image after the other.
+        """
+        images = plan(edits).images
+        if images is None:
+            return self._of_all(edits, budget)
+        return torch.stack([self._of_all(_of_image(edits, i), budget // images) for i in range(images)])
+
+    def _of_all(self, edits: Sequence[Edit], budget: int) -> Tensor:
         keeps = torch.is_grad_enabled() and bool(edits)
         tower = self._backbone.towers.get("text")
         length = self._ids.shape[1]
@@ -79,11 +87,21 @@ class PlainText:
         return in_parts(parts, lambda part: self._encode(edits, part), recompute=keeps)
 
     def _encode(self, edits: Sequence[Edit], part: slice) -> Tensor:
-        own = [Tokens(edit.values[part]) if isinstance(edit, Tokens) and edit.per_class else edit for edit in edits]
+        own = [
+            replace(edit, values=edit.values[part]) if isinstance(edit, Tokens) and edit.per_class else edit
+            for edit in edits
+        ]
         tower = self._backbone.towers.get("text")
         checkpointing = self._checkpointing and torch.is_grad_enabled()
         with edited(self._backbone.model, tower, own, self._prompts[part], checkpointing):
             return self._backbone.encode_text(self._ids[part].to(self._backbone.device))
+
+
+def _of_image(edits: Sequence[Edit], image: int) -> list[Edit]:
+    return [
+        replace(edit, values=edit.values[image, 0]) if isinstance(edit, Tokens) and edit.per_image else edit
+        for edit in edits
+    ]
 
 
 class FastText:
@@ -97,20 +115,20 @@ class FastText:
         self._packings: dict[tuple[int, int, torch.device], list[Packing]] = {}
 
     def __call__(self, edits: Sequence[Edit], budget: int) -> Tensor:
-        """Features `(n, e)` before normalisation, inside about `budget` bytes of activations."""
-        tokens = next((edit for edit in edits if isinstance(edit, Tokens)), None)
-        replaced = {(edit.block, edit.projection): edit.module for edit in edits if isinstance(edit, Replace)}
+        """Features before normalisation, inside about `budget` bytes of activations.
+
+        `(n, e)`, or `(b, n, e)` where the learned tokens are those of `b` images.
+        """
+        asked = plan(edits)
         # with dropout, each class draws its own noise on the prefix, as it does on the plain path
-        noisy = any(active_dropout(module) for module in replaced.values())
-        prefix = 0 if noisy else shared_prefix(self._prompts, per_class=tokens is not None and tokens.per_class)
+        noisy = any(active_dropout(module) for modules in asked.replaced.values() for module in modules.values())
+        prefix = 0 if noisy else shared_prefix(self._prompts, asked.prefix_per_class)
         keeps = torch.is_grad_enabled() and bool(edits)
         lengths = [len(prompt.ids) for prompt in self._prompts]
-        own_rows = sum(lengths) / len(lengths) - prefix
-        size = classes_within(budget, self._tower, len(lengths), own_rows, prefix, max(lengths), keeps)
-        values = None if tokens is None else tokens.values
-        return in_parts(
-            self._packed(prefix, size), lambda packing: self._encode(packing, values, replaced), recompute=keeps
-        )
+        images = asked.images or 1
+        own_rows = images * (sum(lengths) / len(lengths) - prefix)
+        size = classes_within(budget, self._tower, len(lengths), own_rows, images * prefix, max(lengths), keeps)
+        return in_parts(self._packed(prefix, size), lambda packing: self._encode(packing, asked), recompute=keeps)
 
     def _packed(self, prefix: int, size: int) -> list[Packing]:
         device = self._tower.text.embedding.weight.device  # type: ignore[union-attr]
@@ -125,19 +143,25 @@ class FastText:
                 }
         return self._packings[key]
 
-    def _encode(self, packing: Packing, values: Tensor | None, replaced: dict[tuple[int, str], nn.Module]) -> Tensor:
-        """Features `(n, e)` of one packing; `values` are the learned tokens `(k, d)` or `(n, k, d)`."""
+    def _encode(self, packing: Packing, asked: Plan) -> Tensor:
+        """Features `([b,] n, e)` of one packing."""
         parts: TextParts = self._tower.text  # type: ignore[assignment]
         with frozen(self._model):
-            x = _embed(parts, packing, values)
+            x = parts.embedding(packing.ids)
+            if asked.entering is not None:
+                x = _placed(x, asked.entering.values, packing)
+            x = x + parts.positions()[packing.positions].to(x.dtype)
             for index, block in enumerate(self._tower.blocks):
-                linears = {
-                    letter: replaced.get((index, letter)) or frozen_linear(projection)
-                    for letter, projection in block.projections.items()
+                if index in asked.overwriting:
+                    x = _placed(x, asked.overwriting[index].values, packing)
+                linears: dict[str, Linear | nn.Module] = {
+                    letter: frozen_linear(projection) for letter, projection in block.projections.items()
                 }
+                linears |= asked.replaced.get(index, {})
                 last = index == len(self._tower.blocks) - 1
-                x = self._block(partial(_block, block, linears, packing=packing, heads=self._tower.heads, last=last), x)
-            return parts.project(parts.final_norm(x))[packing.order]
+                attention = asked.attention.get(index)
+                x = self._block(partial(_block, block, linears, packing, self._tower.heads, last, attention), x)
+            return parts.project(parts.final_norm(x))[..., packing.order, :]
 
     def _block(self, block: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         """`block(x)`, computed again in the backward pass where checkpointing is asked for."""
@@ -151,56 +175,31 @@ class FastText:
         return checkpoint(again, x, use_reentrant=False)
 
 
-def classes_within(
-    budget: int, tower: Tower, classes: int, own_rows: float, prefix: int, length: int, keeps_activations: bool
-) -> int:
-    """How many of `classes` to encode at once inside `budget` bytes, in parts of about equal size.
-
-    A class has `own_rows` rows of its own, `prefix` rows are shared, and a row attends to at most `length` keys.
-    """
-    row = activation_bytes(tower, length, len(tower.blocks) if keeps_activations else 1)
-    # half the budget: the allocator holds on to about as much again as is in use at once
-    fitting = max(1, int((budget / 2 - prefix * row) / (own_rows * row)))
-    parts = math.ceil(classes / fitting)
-    return math.ceil(classes / parts)
-
-
-def activation_bytes(tower: Tower, keys: int, blocks: int) -> int:
-    """About what a row that attends to `keys` keys leaves in memory for the backward pass of `blocks` blocks, in fp32.
-
-    The norms' inputs, q, k, v and the attention's result, the inside of the MLP, and the attention's scores.
-    """
-    inner = tower.blocks[0].projections["fc1"].weight.shape[0]
-    return 4 * blocks * (8 * tower.width + 3 * inner + 3 * tower.heads * keys)
-
-
-def in_parts(parts: Sequence[Part], encode: Callable[[Part], Tensor], recompute: bool) -> Tensor:
-    """The parts' features in one tensor; several parts keep no activations but compute again in the backward pass."""
-    if len(parts) == 1:
-        return encode(parts[0])
-    if not recompute:
-        return torch.cat([encode(part) for part in parts])
-    return torch.cat([checkpoint(encode, part, use_reentrant=False) for part in parts])
-
-
-def _embed(parts: TextParts, packing: Packing, values: Tensor | None) -> Tensor:
-    """Token embeddings, learned tokens in their places, plus positions: `(rows, d)`."""
-    x = parts.embedding(packing.ids)
-    if values is not None:
+def _placed(x: Tensor, values: Tensor, packing: Packing) -> Tensor:
+    """`x` `([b,] rows, d)` with learned tokens in their places, `([b, 1,] k, d)` or one `(n, k, d)` a class."""
+    if values.ndim == 4:
+        chosen = values[:, 0, packing.slot_index]
+        x = x.expand(len(values), *x.shape[-2:])
+    else:
         chosen = values[packing.slot_class, packing.slot_index] if values.ndim == 3 else values[packing.slot_index]
-        x = x.index_copy(0, packing.slot_rows, chosen.to(x.dtype))
-    return x + parts.positions()[packing.positions].to(x.dtype)
+    return x.index_copy(-2, packing.slot_rows, chosen.to(x.dtype).expand(*x.shape[:-2], *chosen.shape[-2:]))
 
 
 def _block(
-    block: Block, linears: dict[str, Linear | nn.Module], x: Tensor, packing: Packing, heads: int, last: bool
+    block: Block,
+    linears: dict[str, Linear | nn.Module],
+    packing: Packing,
+    heads: int,
+    last: bool,
+    attention: Attention | None,
+    x: Tensor,
 ) -> Tensor:
-    """One block over `(rows, d)`; the last one returns end-of-text rows `(n, d)` only."""
+    """One block over `(..., rows, d)`; the last one returns end-of-text rows `(..., n, d)` only."""
     normed = block.norm1(x)
     queries = normed
     if last:
-        x, queries = x[packing.ends], normed[packing.ends]
+        x, queries = x[..., packing.ends, :], normed[..., packing.ends, :]
     q, k, v = linears["q"](queries), linears["k"](normed), linears["v"](normed)
-    mixed = prefix_suffix_attention(q, k, v, packing, heads, ends_only=last)
+    mixed = prefix_suffix_attention(q, k, v, packing, heads, last, attention)
     x = x + block.scale1(linears["out"](mixed))
     return x + block.scale2(linears["fc2"](block.act(linears["fc1"](block.norm2(x)))))

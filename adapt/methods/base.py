@@ -70,6 +70,11 @@ class Method(nn.Module):
         return False
 
     @property
+    def per_image(self) -> bool:
+        """Whether the features of the classes depend on the image that is classified."""
+        return False
+
+    @property
     def learned_tokens(self) -> dict[str, Tensor]:
         """Learned text tokens `(..., d)` by parameter name, whose nearest words a person may read."""
         return {}
@@ -93,3 +98,12 @@ class Method(nn.Module):
     def head(self, features: Tensor) -> Tensor:
         """Unit-length image features `(b, e)` to logits, for methods whose task is a head."""
         raise TypeError(f"{self.name} classifies by names and has no head")
+
+
+def check_depth(tower: Tower, depth: int, method: str) -> None:
+    """AdaptError where `tower` has fewer than `depth` blocks."""
+    if depth > len(tower.blocks):
+        raise AdaptError(
+            f"{method}: depth {depth} asks for learned tokens in {depth} blocks, "
+            f"but the {tower.name} tower has {len(tower.blocks)}"
+        )

@@ -22,9 +22,8 @@ from adapt.backbones.base import Backbone
 from adapt.backbones.tokenizer import TextTokenizer
 from adapt.backbones.tower import Tower
 from adapt.edits import Edit, Tokens
-from adapt.errors import AdaptError
 from adapt.methods.base import Context, Method, MethodConfig
-from adapt.prompts import PLACEHOLDER, Prompt, readable
+from adapt.prompts import Prompt, context_length, initial_context, with_context
 
 DEFAULT_N_CTX = 16
 
@@ -66,47 +65,23 @@ class CoOp(Method):
         return {"ctx": self.ctx}
 
     def build(self, backbone: Backbone, class_names: Sequence[str]) -> None:
-        tower = backbone.tower("text")
-        words = backbone.tokenizer.pieces(readable(self.config.ctx_init))
-        n_ctx = self.config.n_ctx or len(words) or DEFAULT_N_CTX
-        if words and n_ctx != len(words):
-            raise AdaptError(
-                f"coop: ctx_init {self.config.ctx_init!r} has {len(words)} tokens but n_ctx is {n_ctx}; "
-                "leave n_ctx out or give as many words"
-            )
-        if words:
-            embedding = tower.text.embedding  # type: ignore[union-attr]
-            with torch.no_grad():
-                ctx = embedding(torch.tensor(words, device=embedding.weight.device)).float()
+        n_ctx = context_length(self.config.n_ctx, self.config.ctx_init, backbone.tokenizer) or DEFAULT_N_CTX
+        if self.config.class_specific:
+            ctx = torch.empty(len(class_names), n_ctx, backbone.tower("text").width).normal_(std=0.02)
+            ctx = ctx.to(backbone.device)
         else:
-            shape = (n_ctx, tower.width)
-            ctx = torch.empty(len(class_names), *shape) if self.config.class_specific else torch.empty(shape)
-            ctx = ctx.normal_(std=0.02).to(backbone.device)
+            ctx = initial_context(backbone, self.config.ctx_init, n_ctx)
         self.ctx = nn.Parameter(ctx)
 
     def prompts(self, tokenizer: TextTokenizer, class_name: str) -> list[Prompt]:
         n_ctx = self.ctx.shape[-2]
-        name = readable(class_name)
-        context = readable(self.config.ctx_init) or " ".join([PLACEHOLDER] * n_ctx)
-        ids = tokenizer.row(f"{context} {name}.")
-        start = len(tokenizer.row("")) - 1  # special tokens in front; one ends the text
-        if ids[start : start + n_ctx] != tokenizer.pieces(context) or len(tokenizer.pieces(context)) != n_ctx:
-            raise AdaptError(
-                f"coop: the tokenizer does not read {context!r} as {n_ctx} tokens in front of {name!r}: "
-                "choose words for ctx_init that it reads one by one"
-            )
-        slots = [None] * start + list(range(n_ctx)) + [None] * (len(ids) - start - n_ctx)
+        prompt = with_context(tokenizer, self.config.ctx_init, n_ctx, class_name)
         # the published order of the parts: the name moves into or before the context, "." and end stay last
-        name_at = start + n_ctx
-        name_length = len(tokenizer.pieces(name))
-        before = {"end": n_ctx, "middle": n_ctx // 2, "front": 0}[self.config.class_position]
-        order = [
-            *range(start + before),
-            *range(name_at, name_at + name_length),
-            *range(start + before, name_at),
-            *range(name_at + name_length, len(ids)),
-        ]
-        return [Prompt(tuple(ids[i] for i in order), tuple(slots[i] for i in order))]
+        name = prompt.name
+        to = name.start - n_ctx + {"end": n_ctx, "middle": n_ctx // 2, "front": 0}[self.config.class_position]
+        order = [*range(to), *name, *range(to, name.start), *range(name.stop, len(prompt.ids))]
+        ids, slots = (tuple(values[i] for i in order) for values in (prompt.ids, prompt.slots))
+        return [Prompt(ids, slots, range(to, to + len(name)))]
 
     def edits(self, tower: Tower, context: Context) -> list[Edit]:
         return [Tokens(self.ctx)] if tower.name == "text" else []

@@ -38,11 +38,7 @@ class LinearProbe(Method):
         return True
 
     def build(self, backbone: Backbone, class_names: Sequence[str]) -> None:
-        with torch.no_grad():
-            size = backbone.preprocess.size
-            image = torch.zeros(1, 3, size, size, device=backbone.device, dtype=backbone.dtype)
-            features = backbone.encode_image(image)
-        self.weight = nn.Parameter(torch.zeros(len(class_names), features.shape[-1], device=backbone.device))
+        self.weight = nn.Parameter(torch.zeros(len(class_names), backbone.embed_dim, device=backbone.device))
         self.bias = nn.Parameter(torch.zeros(len(class_names), device=backbone.device))
 
     def head(self, features: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from adapt.engine.memory import free_bytes, readable_bytes
-from adapt.engine.text import activation_bytes
+from adapt.engine.parts import activation_bytes
 from adapt.errors import AdaptError
 from adapt.model import AdaptedModel
 from adapt.training.batches import Batches, FeatureBatches

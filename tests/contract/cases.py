@@ -7,18 +7,24 @@ from typing import Any
 import pytest
 import tiny_backbones
 import torch
+import torch.nn.functional as F
 from checks import perturb
+from torch import Tensor
 
 import adapt
 from adapt import AdaptedModel, Backbone, methods
 
 # small settings for methods whose defaults are large; others take their defaults
 CONFIGS: dict[str, dict[str, Any]] = {
+    "cocoop": {"n_ctx": 3, "ctx_init": ""},
     "coop": {"n_ctx": 4},
+    "dpl": {"depth_text": 2, "depth_vision": 2, "mix": "learned", "reads_names": True},
+    "ivlp": {"n_ctx_vision": 3, "depth_text": 2, "depth_vision": 2},
     "linear_probe": {"strength": 10.0},
     "lora": {"dropout": 0.0},
+    "maple": {"depth": 2},
 }
-NEEDS_VISION_BLOCKS = {"lora"}
+NEEDS_VISION_BLOCKS = {"dpl", "ivlp", "lora", "maple"}
 TRAINED_BY_STEPS = tuple(name for name in methods.names() if name not in ("zero_shot", "linear_probe"))
 ALL_WITH_TEXT = tuple(name for name in methods.names() if methods.find(name).task == "classes")
 KINDS = tuple(tiny_backbones.KINDS)
@@ -44,3 +50,11 @@ def build(method: str, backbone: Backbone, **options: Any) -> AdaptedModel:
     """A wrapped model whose parameters are off their start; the same values at every call."""
     torch.manual_seed(0)
     return perturb(adapt.wrap(backbone, new(method), NAMES, **options))
+
+
+def class_features(model: AdaptedModel) -> Tensor:
+    """The classes' features `(n, e)`, or `(2, n, e)` where they depend on the image."""
+    if not model.method.per_image:
+        return model.class_features()
+    noise = torch.Generator().manual_seed(4)
+    return model.class_features(F.normalize(torch.randn(2, model.backbone.embed_dim, generator=noise), dim=-1))

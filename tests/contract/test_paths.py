@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import ALL_WITH_TEXT, FAST_KINDS, KINDS, NAMES, TRAINED_BY_STEPS, build, new, pairs
+from cases import ALL_WITH_TEXT, FAST_KINDS, KINDS, NAMES, TRAINED_BY_STEPS, build, class_features, new, pairs
 from checks import gradient, relative, scaled
 from torch import Tensor
 
@@ -21,7 +21,7 @@ ONE_CLASS_AT_A_TIME = 1  # bytes: nothing fits, so every class is a part of its 
 def test_both_paths_give_the_same_features(method: str, backbone: Backbone) -> None:
     fast, plain = (build(method, backbone, fast=fast) for fast in (True, False))
     assert (fast.text_path, plain.text_path) == ("fast", "plain")
-    assert scaled(fast.class_features(), plain.class_features()) < 1e-5
+    assert scaled(class_features(fast), class_features(plain)) < 1e-5
 
 
 @pairs(TRAINED_BY_STEPS, FAST_KINDS)
@@ -51,10 +51,10 @@ def test_classes_in_parts_give_the_same_features_and_gradients(
 
     whole = build(method, backbone, fast=fast)
     chunked = build(method, backbone, fast=fast, text_memory=ONE_CLASS_AT_A_TIME)
-    expected = whole.class_features(), gradient(whole, images, labels)
+    expected = class_features(whole), gradient(whole, images, labels)
     monkeypatch.setattr(text, "in_parts", counted)
-    assert scaled(chunked.class_features(), expected[0]) < 1e-5
+    assert scaled(class_features(chunked), expected[0]) < 1e-5
     assert relative(gradient(chunked, images, labels), expected[1]) < 1e-5
-    assert parts == [len(NAMES)] * 2
+    assert set(parts) == {len(NAMES)}
     with torch.no_grad():
-        assert scaled(chunked.eval().class_features(), expected[0]) < 1e-5
+        assert scaled(class_features(chunked.eval()), expected[0]) < 1e-5

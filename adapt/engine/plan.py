@@ -1,0 +1,59 @@
+"""The edits of one call of one tower, sorted by where they act."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from adapt.edits import Attention, Edit, Replace, Tokens
+from adapt.errors import AdaptError
+
+
+@dataclass
+class Plan:
+    """Learned tokens that enter and those that overwrite them at a block; what stands for projections and attention."""
+
+    entering: Tokens | None = None
+    overwriting: dict[int, Tokens] = field(default_factory=dict)
+    replaced: dict[int, dict[str, nn.Module]] = field(default_factory=dict)
+    attention: dict[int, Attention] = field(default_factory=dict)
+
+    @property
+    def images(self) -> int | None:
+        """How many images have learned tokens of their own; None where all share them."""
+        return len(self.entering.values) if self.entering is not None and self.entering.per_image else None
+
+    @property
+    def prefix_per_class(self) -> bool:
+        """Whether learned tokens come to differ from class to class, by their values or by what they look at."""
+        tokens = [self.entering, *self.overwriting.values()]
+        return any(each is not None and each.per_class for each in tokens) or any(
+            edit.names_seen for edit in self.attention.values()
+        )
+
+
+def plan(edits: Sequence[Edit]) -> Plan:
+    """Raises AdaptError where two edits claim one place, or tokens overwrite where none have entered."""
+    sorted_out = Plan()
+    for edit in edits:
+        if isinstance(edit, Replace):
+            _claim(sorted_out.replaced.setdefault(edit.block, {}), edit.projection, edit.module)
+        elif isinstance(edit, Attention):
+            _claim(sorted_out.attention, edit.block, edit)
+        elif edit.block is not None:
+            _claim(sorted_out.overwriting, edit.block, edit)
+        elif sorted_out.entering is not None:
+            raise AdaptError("two edits want their learned tokens to enter one tower")
+        else:
+            sorted_out.entering = edit
+    if sorted_out.entering is None and (sorted_out.overwriting or sorted_out.attention):
+        raise AdaptError("an edit changes learned tokens inside a tower that none have entered")
+    return sorted_out
+
+
+def _claim(places: dict, place: object, edit: object) -> None:
+    if place in places:
+        raise AdaptError(f"two edits of one kind want the same place of a block: {place!r}")
+    places[place] = edit

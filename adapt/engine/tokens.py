@@ -1,0 +1,113 @@
+"""Learned tokens on the plain path: they enter, and are overwritten, through hooks on the library's own modules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adapt.backbones.tower import Block, Tower
+from adapt.edits import Attention, Tokens
+from adapt.engine.plan import Plan
+from adapt.prompts import Prompt
+
+Change = Callable[[Tensor], Tensor]  # (b, l, d) -> (b, l', d)
+
+
+@contextmanager
+def entered(tower: Tower, asked: Plan, prompts: Sequence[Prompt]) -> Iterator[None]:
+    """Inside, the library's forward of `tower` runs with the learned tokens of `asked`."""
+    handles: list[Any] = []
+    try:
+        for edit in (asked.entering, *asked.overwriting.values()):
+            if edit is not None:
+                handles += _text_hook(tower, edit, prompts) if tower.name == "text" else _vision_hooks(tower, edit)
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _text_hook(tower: Tower, edit: Tokens, prompts: Sequence[Prompt]) -> Iterator[Any]:
+    """Learned tokens take the places that `prompts` keep for them, `(k, d)` or one `(n, k, d)` a prompt."""
+    places = [
+        (row, position, slot)
+        for row, prompt in enumerate(prompts)
+        for position, slot in enumerate(prompt.slots)
+        if slot is not None
+    ]
+    rows, positions, slots = (torch.tensor(column, device=edit.values.device) for column in zip(*places))
+
+    def overwrite(x: Tensor) -> Tensor:
+        values = edit.values[rows, slots] if edit.per_class else edit.values[slots]
+        return x.index_put((rows, positions), values.to(x.dtype))
+
+    if edit.block is None:
+        embedding = tower.text.embedding  # type: ignore[union-attr]
+        yield embedding.register_forward_hook(lambda module, inputs, output: overwrite(output))
+    else:
+        yield _before(tower.blocks[edit.block], overwrite)
+
+
+def _vision_hooks(tower: Tower, edit: Tokens) -> Iterator[Any]:
+    """Learned tokens `(k, d)` or `(b, k, d)` stand after the patches, and no pooling sees them."""
+    count = edit.values.shape[-2]
+
+    def expanded(x: Tensor) -> Tensor:
+        return edit.values.to(x.dtype).expand(len(x), -1, -1)
+
+    if edit.block is not None:
+        yield _before(tower.blocks[edit.block], lambda x: torch.cat([x[:, :-count], expanded(x)], dim=1))
+        return
+    yield _change_input(tower.entrance, lambda x: torch.cat([x, expanded(x)], dim=1))
+    last = tower.blocks[-1]
+    yield last.module.register_forward_hook(
+        lambda module, inputs, output: _oriented(last, lambda x: x[:, :-count])(output)
+    )
+
+
+def _before(block: Block, change: Change) -> Any:
+    return _change_input(block.module, _oriented(block, change))
+
+
+def _oriented(block: Block, change: Change) -> Change:
+    """`change` for what the library hands to `block`, which may be `(l, b, d)`."""
+    return change if block.batch_first else lambda x: change(x.transpose(0, 1)).transpose(0, 1)
+
+
+def _change_input(module: nn.Module, change: Change) -> Any:
+    return module.register_forward_pre_hook(lambda module, inputs: (change(inputs[0]), *inputs[1:]))
+
+
+def masked(tower: Tower, asked: Plan, prompts: Sequence[Prompt], edit: Attention) -> Callable[[Tensor], Tensor]:
+    """`edit`'s weights as a function of scores `(b, h, l, l)` that no mask has touched yet."""
+    if tower.name == "text":
+        return partial(_text_weights, edit, prompts, tower.form.causal)
+    count = asked.entering.values.shape[-2]  # type: ignore[union-attr]
+
+    def weights(scores: Tensor) -> Tensor:
+        learned = torch.arange(scores.shape[-1], device=scores.device) >= scores.shape[-1] - count
+        return edit.weights(scores, learned, learned)
+
+    return weights
+
+
+def _text_weights(edit: Attention, prompts: Sequence[Prompt], causal: bool, scores: Tensor) -> Tensor:
+    length = scores.shape[-1]
+
+    def flags(rows: list[list[bool]]) -> Tensor:
+        padded = [row + [False] * (length - len(row)) for row in rows]
+        return torch.tensor(padded, device=scores.device)[:, None]  # (n, 1, l)
+
+    learned = flags([[slot is not None for slot in prompt.slots] for prompt in prompts])
+    if causal:
+        hidden = torch.ones(length, length, dtype=torch.bool, device=scores.device).triu(1)
+        if edit.names_seen:
+            named = flags([[at in prompt.name for at in range(len(prompt.ids))] for prompt in prompts])
+            hidden = hidden & ~(learned[..., :, None] & named[..., None, :])
+        scores = scores.masked_fill(hidden, float("-inf"))
+    return edit.weights(scores, learned, learned)

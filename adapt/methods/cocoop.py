@@ -1,0 +1,76 @@
+"""Conditional context optimisation: every image shifts the learned words.
+
+Paper: Zhou et al., Conditional Prompt Learning for Vision-Language Models, CVPR 2022 (CoCoOp).
+Reference: CoOp `ff61507`, `trainers/cocoop.py`.
+Deviations:
+* `ctx_init` is counted in tokens, not in words; equal for the published "a photo of a".
+* Context and meta-network are fp32 whatever the backbone's precision (the reference trains them in fp16 by default).
+* The images of a batch go through the text tower together on the fast path (the reference takes one after the other).
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from adapt.backbones.base import Backbone
+from adapt.backbones.tokenizer import TextTokenizer
+from adapt.backbones.tower import Tower
+from adapt.edits import Edit, Tokens
+from adapt.methods.base import Context, Method, MethodConfig
+from adapt.prompts import Prompt, context_length, initial_context, with_context
+
+DEFAULT_N_CTX = 4
+REDUCTION = 16  # the meta-network's hidden layer is the image features' width over this
+
+
+class CoCoOpConfig(MethodConfig):
+    n_ctx: int | None = Field(default=None, ge=1)
+    """Learned tokens: as many as `ctx_init` has, or 4."""
+    ctx_init: str = "a photo of a"
+    """Words whose embeddings the context starts from; empty draws it from N(0, 0.02)."""
+
+
+class CoCoOp(Method):
+    """`CoCoOp(n_ctx, ctx_init)` trains `ctx` `(n_ctx, d)` and `meta_net`, which maps image features to one shift."""
+
+    name = "cocoop"
+    title = "CoCoOp (Zhou et al., CVPR 2022)"
+    Config = CoCoOpConfig
+
+    @property
+    def touches(self) -> frozenset[str]:
+        return frozenset({"text"})
+
+    @property
+    def per_image(self) -> bool:
+        return True
+
+    @property
+    def learned_tokens(self) -> dict[str, Tensor]:
+        return {"ctx": self.ctx}
+
+    def build(self, backbone: Backbone, class_names: Sequence[str]) -> None:
+        n_ctx = context_length(self.config.n_ctx, self.config.ctx_init, backbone.tokenizer) or DEFAULT_N_CTX
+        self.ctx = nn.Parameter(initial_context(backbone, self.config.ctx_init, n_ctx))
+        features, width = backbone.embed_dim, backbone.tower("text").width
+        hidden = max(1, features // REDUCTION)
+        layers = {
+            "linear1": nn.Linear(features, hidden),
+            "relu": nn.ReLU(),
+            "linear2": nn.Linear(hidden, width),
+        }
+        self.meta_net = nn.Sequential(OrderedDict(layers)).to(backbone.device)
+
+    def prompts(self, tokenizer: TextTokenizer, class_name: str) -> list[Prompt]:
+        return [with_context(tokenizer, self.config.ctx_init, len(self.ctx), class_name)]
+
+    def edits(self, tower: Tower, context: Context) -> list[Edit]:
+        if tower.name != "text":
+            return []
+        features = context.features("vision").to(self.ctx.dtype)
+        shifts = self.meta_net(features)  # (b, d), one for all tokens of the context
+        return [Tokens((self.ctx + shifts[:, None])[:, None])]

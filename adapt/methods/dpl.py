@@ -1,0 +1,125 @@
+"""Decoupled prompt learning: the attention over prompts and instance tokens, taken apart into four weighted parts.
+
+Paper: Xu et al., Decoupled Prompt Learning for Vision-Language Models, arXiv 2308.10061, 2023. Not to be confused with
+Domain Prompt Learning (DPLCLIP) or Differentiable Prompt Learning (arXiv 2501.00457), which share the initials.
+Reference: none. No code, equations or hyper-parameters are public; this is our reading of the abstract, and nothing
+here is "DPL as in the paper".
+
+For a query q, attention over the prompts P and the instance tokens X is exactly
+`(1 - mix) Attn(q; X) + mix Attn(q; P)` with `mix = Z_P / (Z_P + Z_X)`, where `Z_S` is the sum of `exp(q k / sqrt(d))`
+over the keys of S that q may see. Queries of X and of P give four sub-processes: X to X, X to P, P to X, P to P. What
+we chose:
+
+* Each part has a strength. `mix` is the softmax's own, a constant, or learned for each block. All strengths at one
+  with the softmax's own mix are ordinary attention, and the method is IVLP.
+* Language-conditioned textual prompting (`reads_names`): in a causal text tower prompts also look at the class name
+  that follows them, while the name's own way through X to X stays as it was trained.
+* Prompts are those of IVLP; the attention is changed in every block of a tower that has prompts. An overwritten prompt
+  forgets what it read, so names are read in the blocks from the last overwritten one on.
+* Defaults were chosen on the bundled images' base-to-new protocol; the card of the bundled backbone has the figures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from adapt.backbones.base import Backbone
+from adapt.backbones.tower import Tower
+from adapt.edits import Attention, Edit
+from adapt.errors import AdaptError
+from adapt.methods.base import Context
+from adapt.methods.ivlp import IVLP, IVLPConfig
+
+Strengths = tuple[float, float, float, float]
+
+
+class DPLConfig(IVLPConfig):
+    mix: Literal["softmax", "constant", "learned"] = "softmax"
+    """How much of the attention goes to the prompts: what the softmax gives them, a constant, or learned by block."""
+    mix_start: float = Field(default=0.1, gt=0, lt=1)
+    """The constant, or where the learned share starts."""
+    x_to_x: float = Field(default=1.0, ge=0)
+    """Strength of what instance tokens read of one another."""
+    x_to_p: float = Field(default=1.0, ge=0)
+    """Strength of what instance tokens read of the prompts."""
+    p_to_x: float = Field(default=1.0, ge=0)
+    """Strength of what prompts read of the instance tokens."""
+    p_to_p: float = Field(default=1.0, ge=0)
+    """Strength of what prompts read of one another."""
+    reads_names: bool = False
+    """Whether text prompts also read the class name that follows them."""
+
+
+class DPL(IVLP):
+    """`DPL(...)` trains IVLP's `text.I` and `vision.I`, and with `mix="learned"` also `mix_text`, `mix_vision`."""
+
+    name = "dpl"
+    title = "Decoupled prompt learning, our reading of the abstract (Xu et al., 2023)"
+    Config = DPLConfig
+
+    def build(self, backbone: Backbone, class_names: Sequence[str]) -> None:
+        super().build(backbone, class_names)
+        for name in sorted(self.touches):
+            tower = backbone.tower(name)
+            _check(tower, backbone)
+            if self.config.mix == "learned":
+                start = torch.full((len(tower.blocks),), self.config.mix_start, device=backbone.device)
+                setattr(self, f"mix_{name}", nn.Parameter(start.logit()))
+
+    def edits(self, tower: Tower, context: Context) -> list[Edit]:
+        edits = super().edits(tower, context)
+        if tower.name in self.touches:
+            config = self.config
+            strengths = (config.x_to_x, config.x_to_p, config.p_to_x, config.p_to_p)
+            for block in range(len(tower.blocks)):
+                weights = partial(decoupled, mix=self._mix(tower.name, block), strengths=strengths)
+                edits.append(Attention(block, weights, names_seen=config.reads_names))
+        return edits
+
+    def _mix(self, tower: str, block: int) -> Tensor | float | None:
+        if self.config.mix == "learned":
+            return getattr(self, f"mix_{tower}")[block].sigmoid()
+        return self.config.mix_start if self.config.mix == "constant" else None
+
+
+def decoupled(
+    scores: Tensor,
+    prompt_queries: Tensor,
+    prompt_keys: Tensor,
+    mix: Tensor | float | None = None,
+    strengths: Strengths = (1.0, 1.0, 1.0, 1.0),
+) -> Tensor:
+    """Attention weights `(..., q, k)` of scores, minus infinity where a query may not look.
+
+    `prompt_queries` `(..., q)` and `prompt_keys` `(..., k)` tell prompts from instance tokens. `mix` is the share of
+    the prompts, None for the softmax's own; a query that sees no prompt gives them nothing. `strengths` are those of X
+    to X, X to P, P to X and P to P.
+    """
+    queries, keys = prompt_queries[..., :, None], prompt_keys[..., None, :]
+    if mix is None:
+        weights = scores.softmax(-1)
+    else:
+        lowest = torch.finfo(scores.dtype).min  # not minus infinity: a query that sees no prompt would give nan
+        to_prompts = scores.masked_fill(~keys, lowest).softmax(-1).masked_fill(~keys, 0)
+        to_instance = scores.masked_fill(keys, lowest).softmax(-1).masked_fill(keys, 0)
+        share = mix * (keys & (scores > float("-inf"))).any(-1, keepdim=True)
+        weights = ((1 - share) * to_instance + share * to_prompts).to(scores.dtype)
+    xx, xp, px, pp = strengths
+    if strengths == (1.0, 1.0, 1.0, 1.0):
+        return weights
+    strength = torch.where(queries, torch.where(keys, pp, px), torch.where(keys, xp, xx))
+    return weights * strength.to(weights.dtype)
+
+
+def _check(tower: Tower, backbone: Backbone) -> None:
+    where = f"the {tower.name} tower of {backbone.describe()}"
+    if any(not block.plain_attention for block in tower.blocks):
+        raise AdaptError(f"dpl: {where} norms or gates inside its attention, which decoupled attention leaves out")
+    if tower.form.causal and tower.form.pooling != "end":
+        raise AdaptError(f"dpl: {where} appends a class token with a mask of its own, which decoupled attention lacks")

@@ -1,0 +1,88 @@
+"""Independent prompts in the blocks of either tower: deep visual prompts (VPT), deep language prompts, or both (IVLP).
+
+Papers: Jia et al., Visual Prompt Tuning, ECCV 2022 (VPT); Rasheed et al., Fine-tuned CLIP Models are Efficient Video
+Learners, CVPR 2023 (IVLP); both as baselines of Khattak et al., MaPLe, CVPR 2023.
+Reference: MaPLe `69bce21`, `trainers/ivlp.py`, `trainers/vpt.py`, `clip/model.py`.
+Deviations:
+* Parameters are called `text.I` and `vision.I` by the block that they enter; the reference keeps the first ones in its
+  prompt learner and vision tower and the deeper ones inside the blocks. Published checkpoints are renamed on import.
+* More learned tokens than `ctx_init` has are refused; the reference starts them at random and drops the words.
+* Prompts are fp32 whatever the backbone's precision.
+
+VPT is `n_ctx_text=0`, deep language prompts are `n_ctx_vision=0`; the text of VPT is `ctx_init` and the class name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from adapt.backbones.base import Backbone
+from adapt.backbones.tokenizer import TextTokenizer
+from adapt.backbones.tower import Tower
+from adapt.edits import Edit, Tokens
+from adapt.methods.base import Context, Method, MethodConfig, check_depth
+from adapt.prompts import Prompt, initial_context, with_context
+
+
+class IVLPConfig(MethodConfig):
+    n_ctx_text: int = Field(default=2, ge=0)
+    """Learned tokens of the text tower; 0 leaves it alone (VPT)."""
+    n_ctx_vision: int = Field(default=2, ge=0)
+    """Learned tokens of the vision tower; 0 leaves it alone."""
+    depth_text: int = Field(default=12, ge=1)
+    """Blocks of the text tower with learned tokens of their own, from the first."""
+    depth_vision: int = Field(default=12, ge=1)
+    """Blocks of the vision tower with learned tokens of their own, from the first."""
+    ctx_init: str = "a photo of a"
+    """The words before the class name; the first learned tokens start from them. Empty draws them from N(0, 0.02)."""
+
+    @model_validator(mode="after")
+    def _something_learns(self) -> IVLPConfig:
+        if self.n_ctx_text + self.n_ctx_vision == 0:
+            raise ValueError("n_ctx_text and n_ctx_vision are both 0, so nothing would learn")
+        return self
+
+
+class IVLP(Method):
+    """`IVLP(n_ctx_text, n_ctx_vision, depth_text, depth_vision, ctx_init)` trains `text.I` and `vision.I`: `(k, d)`."""
+
+    name = "ivlp"
+    title = "VPT, deep language prompts and IVLP (Jia et al., ECCV 2022; Khattak et al., CVPR 2023)"
+    Config = IVLPConfig
+
+    @property
+    def touches(self) -> frozenset[str]:
+        counts = {"text": self.config.n_ctx_text, "vision": self.config.n_ctx_vision}
+        return frozenset(tower for tower, count in counts.items() if count)
+
+    @property
+    def learned_tokens(self) -> dict[str, Tensor]:
+        return {"text.0": self.text[0]} if "text" in self.touches else {}
+
+    def build(self, backbone: Backbone, class_names: Sequence[str]) -> None:
+        config = self.config
+        self.text, self.vision = nn.ParameterList(), nn.ParameterList()
+        if "text" in self.touches:
+            first = initial_context(backbone, config.ctx_init, config.n_ctx_text)
+            self.text = _prompts(backbone, "text", first, config.depth_text, self.name)
+        if "vision" in self.touches:
+            first = torch.empty(config.n_ctx_vision, backbone.tower("vision").width).normal_(std=0.02)
+            self.vision = _prompts(backbone, "vision", first, config.depth_vision, self.name)
+
+    def prompts(self, tokenizer: TextTokenizer, class_name: str) -> list[Prompt]:
+        return [with_context(tokenizer, self.config.ctx_init, self.config.n_ctx_text, class_name)]
+
+    def edits(self, tower: Tower, context: Context) -> list[Edit]:
+        prompts = {"text": self.text, "vision": self.vision}[tower.name]
+        return [Tokens(values, block or None) for block, values in enumerate(prompts)]
+
+
+def _prompts(backbone: Backbone, name: str, first: Tensor, depth: int, method: str) -> nn.ParameterList:
+    """`first` for the entrance of a tower, and N(0, 0.02) for each deeper block."""
+    check_depth(backbone.tower(name), depth, method)
+    deeper = [torch.empty_like(first).normal_(std=0.02) for _ in range(depth - 1)]
+    return nn.ParameterList([values.to(backbone.device) for values in (first, *deeper)])

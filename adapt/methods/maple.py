@@ -1,0 +1,75 @@
+"""Multi-modal prompt learning: deep text prompts, and vision prompts that are projections of them.
+
+Paper: Khattak et al., MaPLe: Multi-modal Prompt Learning, CVPR 2023.
+Reference: MaPLe `69bce21`, `trainers/maple.py`, `clip/model.py`.
+Deviations:
+* More learned tokens than `ctx_init` has are refused; the reference starts them at random and drops the words, which
+  is `ctx_init=""` here.
+* All parameters are fp32 whatever the backbone's precision; the reference keeps the first prompts and their projection
+  in fp16. Widths are the towers' own (the reference writes 512 and 768).
+* One depth serves both towers, as published; it is refused where either tower has fewer blocks.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from adapt.backbones.base import Backbone
+from adapt.backbones.tokenizer import TextTokenizer
+from adapt.backbones.tower import Tower
+from adapt.edits import Edit, Tokens
+from adapt.methods.base import Context, Method, MethodConfig, check_depth
+from adapt.prompts import Prompt, initial_context, with_context
+
+
+class MaPLeConfig(MethodConfig):
+    n_ctx: int = Field(default=2, ge=1)
+    """Learned tokens of each tower."""
+    depth: int = Field(default=9, ge=1)
+    """Blocks with learned tokens of their own, from the first."""
+    ctx_init: str = "a photo of a"
+    """The words before the class name; the first learned tokens start from them. Empty draws them from N(0, 0.02)."""
+
+
+class MaPLe(Method):
+    """`MaPLe(n_ctx, depth, ctx_init)` trains text prompts `ctx`, `compound_prompts_text.I` and their projections."""
+
+    name = "maple"
+    title = "MaPLe (Khattak et al., CVPR 2023)"
+    Config = MaPLeConfig
+
+    @property
+    def touches(self) -> frozenset[str]:
+        return frozenset({"text", "vision"})
+
+    @property
+    def learned_tokens(self) -> dict[str, Tensor]:
+        return {"ctx": self.ctx}
+
+    def build(self, backbone: Backbone, class_names: Sequence[str]) -> None:
+        text, vision, deeper = backbone.tower("text"), backbone.tower("vision"), self.config.depth - 1
+        for tower in (text, vision):
+            check_depth(tower, self.config.depth, self.name)
+        self.ctx = nn.Parameter(initial_context(backbone, self.config.ctx_init, self.config.n_ctx))
+        self.proj = nn.Linear(text.width, vision.width)
+        self.compound_prompts_text = nn.ParameterList(
+            torch.empty(self.config.n_ctx, text.width).normal_(std=0.02) for _ in range(deeper)
+        )
+        projection = nn.Linear(text.width, vision.width)
+        self.compound_prompt_projections = nn.ModuleList(copy.deepcopy(projection) for _ in range(deeper))
+        self.to(backbone.device)
+
+    def prompts(self, tokenizer: TextTokenizer, class_name: str) -> list[Prompt]:
+        return [with_context(tokenizer, self.config.ctx_init, self.config.n_ctx, class_name)]
+
+    def edits(self, tower: Tower, context: Context) -> list[Edit]:
+        prompts = [self.ctx, *self.compound_prompts_text]
+        if tower.name == "vision":
+            couplings = [self.proj, *self.compound_prompt_projections]
+            prompts = [coupling(values) for coupling, values in zip(couplings, prompts)]
+        return [Tokens(values, block or None) for block, values in enumerate(prompts)]
