@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adapt import methods
 from adapt.adapter import load_tensors
 from adapt.backbones.base import Backbone
 from adapt.errors import AdaptError
-from adapt.methods.coop import CoOp
 from adapt.model import AdaptedModel, wrap
 
 
@@ -63,22 +63,22 @@ def _reason(error: Exception) -> str:
     return next(filter(None, lines), f"it cannot be read as a checkpoint ({type(error).__name__}).")
 
 
-def import_coop(
-    path: str | Path, backbone: Backbone, class_names: Sequence[str], class_position: str = "end", ctx_init: str = ""
+def import_published(
+    path: str | Path, method: str, backbone: Backbone, class_names: Sequence[str], **settings: Any
 ) -> AdaptedModel:
-    """A published CoOp checkpoint as an adapted model: its `ctx`; the frozen token buffers beside it are dropped.
+    """A published checkpoint of `method` as an adapted model. What it holds of CLIP and of token buffers is left out.
 
-    The file records neither class position nor words, so they are given. Raises AdaptError as `read_dassl` does, and
-    where the context does not fit the backbone or the classes.
+    `settings` are those that the file does not tell, such as CoOp's `class_position`. Raises AdaptError as `read_dassl`
+    does, and where the tensors do not fit the method, the backbone or the classes.
     """
-    state = read_dassl(path)
-    if "ctx" not in state:
-        raise AdaptError(
-            f"{path} is no CoOp checkpoint: it has no tensor 'ctx', but {', '.join(sorted(state)) or 'nothing'}"
-        )
-    ctx = state["ctx"].float()
-    method = CoOp(n_ctx=ctx.shape[-2], ctx_init=ctx_init, class_specific=ctx.ndim == 3, class_position=class_position)
+    cls, state = methods.find(method), read_dassl(path)
+    try:
+        tensors, told = cls.published(state)
+    except KeyError as error:
+        listed = ", ".join(sorted(state)[:5]) or "nothing"
+        raise AdaptError(f"{path} is no {method} checkpoint: it has no tensor {error}, but {listed}") from None
+    new = cls(**told | settings)
     with torch.random.fork_rng(devices=[]):
-        model = wrap(backbone, method, class_names)
-    load_tensors(method, {"ctx": ctx}, str(path))
+        model = wrap(backbone, new, class_names)
+    load_tensors(new, {name: tensor.float() for name, tensor in tensors.items()}, str(path))
     return model.eval()

@@ -140,12 +140,14 @@ class AdaptedModel(nn.Module):
         """Unit-length features of the classes `(n_classes, e)`, differentiable in the method's parameters.
 
         A method whose prompts depend on the image needs unit-length `image_features` `(b, e)` and gives
-        `(b, n_classes, e)`. For others, while gradients are off, they are computed once, until a parameter changes.
+        `(b, n_classes, e)`. For others, while gradients are off, they are computed once, until a parameter changes;
+        where the method leaves the text tower alone, once for all.
         """
-        if torch.is_grad_enabled() or self.method.training or self.method.per_image:
+        fixed = "text" not in self.method.touches
+        if not fixed and (torch.is_grad_enabled() or self.method.training or self.method.per_image):
             return self._encode_classes(image_features)
-        precision = (torch.is_autocast_enabled(), self.backbone.dtype)
-        key = (self.backbone.device, precision, *(parameter._version for parameter in self.method.parameters()))
+        versions = () if fixed else tuple(parameter._version for parameter in self.method.parameters())
+        key = (self.backbone.device, torch.is_autocast_enabled(), self.backbone.dtype, versions)
         if self._cached is None or self._cached[0] != key:
             with torch.inference_mode(False), torch.no_grad():  # a tensor that may enter a graph later
                 self._cached = (key, self._encode_classes())

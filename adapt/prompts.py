@@ -96,6 +96,11 @@ def initial_context(backbone: Backbone, words: str, n_ctx: int) -> Tensor:
         return embedding(torch.tensor(pieces[:n_ctx], device=embedding.weight.device)).float()
 
 
+def published_words(n_ctx: int) -> str:
+    """The words of published MaPLe, IVLP and VPT checkpoints, which drop them where more than four tokens learn."""
+    return "a photo of a" if n_ctx <= 4 else ""
+
+
 def shared_prefix(prompts: Sequence[Prompt], per_class: bool) -> int:
     """How many leading positions all prompts share, leaving at least the end token of each to itself.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -25,6 +25,8 @@ class DataSection(BaseModel):
     """The folder that paths inside a .csv or .json start from."""
     shots: int | None = Field(default=16, ge=1)
     """Training images a class; null takes all."""
+    classes: Literal["all", "base", "new"] = "all"
+    """All classes, or one half of them, as the base-to-new protocol cuts them."""
     template: str = "a photo of a {}."
     """Of the zero-shot baseline that every run reports."""
 
@@ -88,7 +90,7 @@ def read_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     if not isinstance(raw, dict):
         raise AdaptError(f"{path} is no recipe: expected keys such as method, data and train")
     for override in overrides:
-        _set(raw, override)
+        set_key(raw, override)
     return build_recipe(raw, str(path))
 
 
@@ -110,7 +112,8 @@ def build_recipe(raw: dict[str, Any], where: str) -> Recipe:
     return recipe
 
 
-def _set(raw: dict[str, Any], override: str) -> None:
+def set_key(raw: dict[str, Any], override: str) -> None:
+    """Puts `key=value`, such as `data.shots=4`, into plain data. Raises AdaptError where it is of another form."""
     key, separator, value = override.partition("=")
     if not separator or not key:
         raise AdaptError(f"override {override!r} is not of the form key=value, such as data.shots=4")

@@ -17,6 +17,7 @@ _COMMANDS = {
     "train": ("train", "Train an adapter from a recipe."),
     "eval": ("measure", "Measure an adapter on labelled images."),
     "zeroshot": ("measure", "Measure a backbone with hand-written prompts."),
+    "base-to-new": ("protocols", "Train on half of the classes, measure on both halves, over seeds."),
     "predict": ("predict", "Classify images or folders of images."),
     "inspect": ("files", "Show what an adapter holds, and the words nearest to its learned tokens."),
     "merge": ("files", "Fold a LoRA adapter into a standalone checkpoint."),

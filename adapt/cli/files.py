@@ -46,9 +46,13 @@ def inspect(adapter: Path, backbone: str | None, words: int, as_json: bool) -> N
         click.echo(f"  {name:40} {tuple(tensor.shape)}")
     if len(tensors) > 12:
         click.echo(f"  and {len(tensors) - 12} more")
-    if words and header.method == "coop":
+    if words:
         with quiet_libraries():
-            _show_words(_load(adapter, backbone), words)
+            from adapt import methods
+            from adapt.methods.base import Method
+
+            if methods.find(header.method).learned_tokens is not Method.learned_tokens:
+                _show_words(_load(adapter, backbone), words)
 
 
 def _lines(header: Header) -> Iterator[tuple[str, str]]:
@@ -118,22 +122,29 @@ def merge(adapter: Path, folder: Path, backbone: str | None) -> None:
     type=click.Path(path_type=Path),
     help="A text file with one class name a line, in the order of training.",
 )
-@click.option("--class-position", type=click.Choice(["end", "middle", "front"]), default="end", show_default=True)
-@click.option("--ctx-init", default="", help="The words that the context started from, if any.")
+@click.option("--method", default="coop", show_default=True, help="The method of a published checkpoint.")
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="A setting of the method that the file does not tell, such as class_position=middle. May be repeated.",
+)
 def convert(
     source: Path,
     target: Path,
     target_form: str,
     backbone: str | None,
     classes: Path | None,
-    class_position: str,
-    ctx_init: str,
+    method: str,
+    settings: tuple[str, ...],
 ) -> None:
     """Convert SOURCE to TARGET.
 
     \b
     SOURCE is one of
-      a published CoOp checkpoint (model.pth.tar-50): needs --backbone and --classes
+      a published checkpoint of CoOp, or with --method of CoCoOp, MaPLe or IVLP and VPT
+      (model.pth.tar-50): needs --backbone and --classes
       a folder in peft's LoRA layout: needs --backbone and --classes
       an adapter of adapt: with --to peft, TARGET becomes a folder in peft's layout
 
@@ -151,21 +162,25 @@ def convert(
             return
         if target_form == "peft":
             raise AdaptError(f"--to peft exports an adapter of adapt; {source} is none")
-        click.echo(f"written to {_imported(source, backbone, classes, class_position, ctx_init).save(target)}")
+        click.echo(f"written to {_imported(source, backbone, classes, method, settings).save(target)}")
 
 
 def _imported(
-    source: Path, backbone: str | None, classes: Path | None, class_position: str, ctx_init: str
+    source: Path, backbone: str | None, classes: Path | None, method: str, settings: tuple[str, ...]
 ) -> AdaptedModel:
     from adapt import convert, peft_layout
     from adapt.backbones.load import load_backbone
+    from adapt.recipe import set_key
 
     if backbone is None or classes is None or not classes.is_file():
         raise AdaptError(f"{source} names neither backbone nor classes: give --backbone and --classes FILE")
     names = [line.strip() for line in classes.read_text().splitlines() if line.strip()]
     if source.is_dir():
         return peft_layout.load(source, load_backbone(backbone), names)
-    return convert.import_coop(source, load_backbone(backbone), names, class_position, ctx_init)
+    given: dict[str, Any] = {}
+    for setting in settings:
+        set_key(given, setting)
+    return convert.import_published(source, method, load_backbone(backbone), names, **given)
 
 
 COMMANDS = {"inspect": inspect, "merge": merge, "convert": convert}

@@ -8,11 +8,13 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
+from typing import Literal
 
 from adapt.data.files import read_bytes
 from adapt.errors import AdaptError
 
 _MAX_VAL_SHOTS = 4
+Classes = Literal["all", "base", "new"]
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,25 @@ class Split:
         train = _sample(self.train, shots, stream)
         val = _sample(self.val, min(shots, _MAX_VAL_SHOTS), stream)
         return replace(self, train=train, val=val)
+
+    def only(self, classes: Classes) -> Split:
+        """All classes, or the base or the new half of them, labelled from 0 (CoOp).
+
+        The base half are the first labels, one more where their number is odd. To get the published images, sample the
+        shots first: the picks are drawn over all classes.
+        """
+        if classes == "all":
+            return self
+        middle = (len(self.class_names) + 1) // 2
+        kept = range(middle) if classes == "base" else range(middle, len(self.class_names))
+        if not kept:
+            raise AdaptError(f"Data {self.name!r} has one class, which leaves none to be new.")
+
+        def part(items: tuple[Item, ...]) -> tuple[Item, ...]:
+            return tuple(replace(item, label=item.label - kept.start) for item in items if item.label in kept)
+
+        names = self.class_names[kept.start : kept.stop]
+        return replace(self, class_names=names, train=part(self.train), val=part(self.val), test=part(self.test))
 
     @property
     def fingerprint(self) -> str:

@@ -84,6 +84,14 @@ class Method(nn.Module):
         """A fixed scale of the logits; None takes the backbone's own."""
         return None
 
+    @classmethod
+    def published(cls, state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """This method's tensors in the state of a published checkpoint, and the settings that follow from them.
+
+        Raises KeyError for a tensor that is missing, AdaptError for a method of which nothing was published.
+        """
+        raise AdaptError(f"there are no published {cls.name} checkpoints that adapt knows how to read")
+
     def build(self, backbone: Backbone, class_names: Sequence[str]) -> None:
         """Allocates the parameters; sizes come from the backbone's towers. Called once, by `wrap`."""
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import Any
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -52,6 +53,11 @@ class CoCoOp(Method):
     @property
     def learned_tokens(self) -> dict[str, Tensor]:
         return {"ctx": self.ctx}
+
+    @classmethod
+    def published(cls, state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        tensors = {"ctx": state["ctx"]} | {key: x for key, x in state.items() if key.startswith("meta_net.")}
+        return tensors, {"n_ctx": len(state["ctx"]), "ctx_init": ""}  # all words are learned: none is left to read
 
     def build(self, backbone: Backbone, class_names: Sequence[str]) -> None:
         n_ctx = context_length(self.config.n_ctx, self.config.ctx_init, backbone.tokenizer) or DEFAULT_N_CTX

@@ -12,7 +12,7 @@ Deviations:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -63,6 +63,11 @@ class CoOp(Method):
     @property
     def learned_tokens(self) -> dict[str, Tensor]:
         return {"ctx": self.ctx}
+
+    @classmethod
+    def published(cls, state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        ctx = state["ctx"]
+        return {"ctx": ctx}, {"n_ctx": ctx.shape[-2], "class_specific": ctx.ndim == 3}
 
     def build(self, backbone: Backbone, class_names: Sequence[str]) -> None:
         n_ctx = context_length(self.config.n_ctx, self.config.ctx_init, backbone.tokenizer) or DEFAULT_N_CTX

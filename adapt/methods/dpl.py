@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -62,6 +62,10 @@ class DPL(IVLP):
     name = "dpl"
     title = "Decoupled prompt learning, our reading of the abstract (Xu et al., 2023)"
     Config = DPLConfig
+
+    @classmethod
+    def published(cls, state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        return super(IVLP, cls).published(state)  # refused: IVLP's files are not ours
 
     def build(self, backbone: Backbone, class_names: Sequence[str]) -> None:
         super().build(backbone, class_names)

@@ -14,7 +14,9 @@ VPT is `n_ctx_text=0`, deep language prompts are `n_ctx_vision=0`; the text of V
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from pydantic import Field, model_validator
@@ -25,7 +27,12 @@ from adapt.backbones.tokenizer import TextTokenizer
 from adapt.backbones.tower import Tower
 from adapt.edits import Edit, Tokens
 from adapt.methods.base import Context, Method, MethodConfig, check_depth
-from adapt.prompts import Prompt, initial_context, with_context
+from adapt.prompts import Prompt, initial_context, published_words, with_context
+
+# where published checkpoints, which hold all of CLIP, keep the prompts
+_TOWERS = {"text": "text", "image": "vision"}
+_FIRST = {"prompt_learner.ctx": "text.0", "image_encoder.VPT": "vision.0"}
+_DEEPER = re.compile(r"(text|image)_encoder\.transformer\.resblocks\.(\d+)\.VPT_shallow")
 
 
 class IVLPConfig(MethodConfig):
@@ -62,6 +69,20 @@ class IVLP(Method):
     @property
     def learned_tokens(self) -> dict[str, Tensor]:
         return {"text.0": self.text[0]} if "text" in self.touches else {}
+
+    @classmethod
+    def published(cls, state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        tensors = {name: state[key] for key, name in _FIRST.items() if key in state}
+        for key, x in state.items():
+            if match := _DEEPER.fullmatch(key):
+                tensors[f"{_TOWERS[match[1]]}.{match[2]}"] = x
+        if not tensors:
+            raise KeyError(" or ".join(_FIRST))
+        settings: dict[str, Any] = {}
+        for tower in _TOWERS.values():
+            own = [x for name, x in tensors.items() if name.startswith(tower)]
+            settings |= {f"n_ctx_{tower}": len(own[0]) if own else 0, f"depth_{tower}": max(1, len(own))}
+        return tensors, settings | {"ctx_init": published_words(settings["n_ctx_text"])}
 
     def build(self, backbone: Backbone, class_names: Sequence[str]) -> None:
         config = self.config

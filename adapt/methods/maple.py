@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from pydantic import Field
@@ -24,7 +25,9 @@ from adapt.backbones.tokenizer import TextTokenizer
 from adapt.backbones.tower import Tower
 from adapt.edits import Edit, Tokens
 from adapt.methods.base import Context, Method, MethodConfig, check_depth
-from adapt.prompts import Prompt, initial_context, with_context
+from adapt.prompts import Prompt, initial_context, published_words, with_context
+
+_LEARNER = "prompt_learner."  # published checkpoints hold all of CLIP beside it
 
 
 class MaPLeConfig(MethodConfig):
@@ -50,6 +53,13 @@ class MaPLe(Method):
     @property
     def learned_tokens(self) -> dict[str, Tensor]:
         return {"ctx": self.ctx}
+
+    @classmethod
+    def published(cls, state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        own = {key.removeprefix(_LEARNER): x for key, x in state.items() if key.startswith(_LEARNER)}
+        tensors = {key: x for key, x in own.items() if not key.startswith("token_")}
+        n_ctx, deeper = len(own["ctx"]), sum(key.startswith("compound_prompts_text.") for key in own)
+        return tensors, {"n_ctx": n_ctx, "depth": 1 + deeper, "ctx_init": published_words(n_ctx)}
 
     def build(self, backbone: Backbone, class_names: Sequence[str]) -> None:
         text, vision, deeper = backbone.tower("text"), backbone.tower("vision"), self.config.depth - 1

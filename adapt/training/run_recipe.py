@@ -23,11 +23,11 @@ from adapt.training.run import Run
 def read_data(recipe: Recipe) -> Split:
     """The recipe's data, sampled to its shots. Raises AdaptError where there is nothing to train on."""
     split = load(recipe.data.source, recipe.data.root)
-    if recipe.data.shots is not None:
-        return split.few_shot(recipe.data.shots, recipe.seed)
     if not split.train:
         raise AdaptError(f"{recipe.data.source} has no training images")
-    return split
+    if recipe.data.shots is not None:
+        split = split.few_shot(recipe.data.shots, recipe.seed)
+    return split.only(recipe.data.classes)
 
 
 def build(recipe: Recipe, class_names: tuple[str, ...]) -> AdaptedModel:
