@@ -22,7 +22,10 @@ class Measured:
 
 
 def in_fresh_process(build: Callable[..., Callable[[], Any]], *arguments: Any, repeats: int = 3) -> Measured:
-    """Measures the step that `build(*arguments)` returns, after one step that warms up, in a spawned process."""
+    """Measures the step that `build(*arguments)` returns, after one step that warms up, in a spawned process.
+
+    With no repetitions the first step itself is timed, for steps so long that warming up does not matter.
+    """
     context = multiprocessing.get_context("spawn")
     with context.Pool(1) as pool:
         return pool.apply(_measure, (build, arguments, repeats))
@@ -36,14 +39,16 @@ def _measure(build: Callable[..., Callable[[], Any]], arguments: tuple[Any, ...]
     step = build(*arguments)
     gc.collect()
     before = _reset_peak()
+    started = time.perf_counter()
     step()
+    warming = time.perf_counter() - started
     peak = _peak() - before
     seconds = []
     for _ in range(repeats):
         started = time.perf_counter()
         step()
         seconds.append(time.perf_counter() - started)
-    return Measured(min(seconds), peak)
+    return Measured(min(seconds, default=warming), peak)
 
 
 def _reset_peak() -> int:

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-_NOT_BENCHES = {"measure"}
+_NOT_BENCHES = {"measure", "step"}
 
 
 @click.command()

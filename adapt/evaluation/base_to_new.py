@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from adapt import adapter
+from adapt import adapter, methods
 from adapt.data.readers import load
 from adapt.errors import AdaptError
 from adapt.evaluation.evaluate import evaluate
@@ -38,6 +38,8 @@ def base_to_new(
     """
     if not seeds or len(set(seeds)) < len(seeds):
         raise AdaptError(f"seeds are {list(seeds)}; expected different numbers, such as 1,2,3")
+    if methods.find(recipe.method["name"])(**recipe.method_config).per_class:
+        raise AdaptError(f"{recipe.method['name']} learns tensors for each of its classes and cannot serve new ones")
     on_base = recipe.model_copy(update={"data": recipe.data.model_copy(update={"classes": "base"})})
     rows = []
     for seed in seeds:

@@ -10,8 +10,9 @@ For a query q, attention over the prompts P and the instance tokens X is exactly
 over the keys of S that q may see. Queries of X and of P give four sub-processes: X to X, X to P, P to X, P to P. What
 we chose:
 
-* Each part has a strength. `mix` is the softmax's own, a constant, or learned for each block. All strengths at one
-  with the softmax's own mix are ordinary attention, and the method is IVLP.
+* Each part has a strength. `mix` is the softmax's own, a constant, or learned: the softmax's own odds `Z_P / Z_X` times
+  a factor for each block, which starts at one. All strengths at one with the softmax's own mix are ordinary attention,
+  and the method is IVLP.
 * Language-conditioned textual prompting (`reads_names`): in a causal text tower prompts also look at the class name
   that follows them, while the name's own way through X to X stays as it was trained.
 * Prompts are those of IVLP; the attention is changed in every block of a tower that has prompts. An overwritten prompt
@@ -42,8 +43,8 @@ Strengths = tuple[float, float, float, float]
 class DPLConfig(IVLPConfig):
     mix: Literal["softmax", "constant", "learned"] = "softmax"
     """How much of the attention goes to the prompts: what the softmax gives them, a constant, or learned by block."""
-    mix_start: float = Field(default=0.1, gt=0, lt=1)
-    """The constant, or where the learned share starts."""
+    share: float = Field(default=0.1, gt=0, lt=1)
+    """The constant share of the prompts."""
     x_to_x: float = Field(default=1.0, ge=0)
     """Strength of what instance tokens read of one another."""
     x_to_p: float = Field(default=1.0, ge=0)
@@ -57,7 +58,7 @@ class DPLConfig(IVLPConfig):
 
 
 class DPL(IVLP):
-    """`DPL(...)` trains IVLP's `text.I` and `vision.I`, and with `mix="learned"` also `mix_text`, `mix_vision`."""
+    """`DPL(...)` trains `text.I` and `vision.I` as IVLP does, and with `mix="learned"` the log odds `mix_TOWER`."""
 
     name = "dpl"
     title = "Decoupled prompt learning, our reading of the abstract (Xu et al., 2023)"
@@ -73,47 +74,46 @@ class DPL(IVLP):
             tower = backbone.tower(name)
             _check(tower, backbone)
             if self.config.mix == "learned":
-                start = torch.full((len(tower.blocks),), self.config.mix_start, device=backbone.device)
-                setattr(self, f"mix_{name}", nn.Parameter(start.logit()))
+                setattr(self, f"mix_{name}", nn.Parameter(torch.zeros(len(tower.blocks), device=backbone.device)))
 
     def edits(self, tower: Tower, context: Context) -> list[Edit]:
         edits = super().edits(tower, context)
         if tower.name in self.touches:
             config = self.config
+            share = config.share if config.mix == "constant" else None
             strengths = (config.x_to_x, config.x_to_p, config.p_to_x, config.p_to_p)
             for block in range(len(tower.blocks)):
-                weights = partial(decoupled, mix=self._mix(tower.name, block), strengths=strengths)
+                log_odds = getattr(self, f"mix_{tower.name}")[block] if config.mix == "learned" else None
+                weights = partial(decoupled, share=share, log_odds=log_odds, strengths=strengths)
                 edits.append(Attention(block, weights, names_seen=config.reads_names))
         return edits
-
-    def _mix(self, tower: str, block: int) -> Tensor | float | None:
-        if self.config.mix == "learned":
-            return getattr(self, f"mix_{tower}")[block].sigmoid()
-        return self.config.mix_start if self.config.mix == "constant" else None
 
 
 def decoupled(
     scores: Tensor,
     prompt_queries: Tensor,
     prompt_keys: Tensor,
-    mix: Tensor | float | None = None,
+    share: Tensor | float | None = None,
+    log_odds: Tensor | None = None,
     strengths: Strengths = (1.0, 1.0, 1.0, 1.0),
 ) -> Tensor:
     """Attention weights `(..., q, k)` of scores, minus infinity where a query may not look.
 
-    `prompt_queries` `(..., q)` and `prompt_keys` `(..., k)` tell prompts from instance tokens. `mix` is the share of
-    the prompts, None for the softmax's own; a query that sees no prompt gives them nothing. `strengths` are those of X
-    to X, X to P, P to X and P to P.
+    `prompt_queries` `(..., q)` and `prompt_keys` `(..., k)` tell prompts from instance tokens. `share` is what the
+    prompts get, None for what the softmax gives them; a query that sees no prompt gives them nothing. `log_odds` are
+    added to those of the softmax. `strengths` are those of X to X, X to P, P to X and P to P.
     """
     queries, keys = prompt_queries[..., :, None], prompt_keys[..., None, :]
-    if mix is None:
+    if log_odds is not None:
+        scores = scores + (log_odds * keys).to(scores.dtype)
+    if share is None:
         weights = scores.softmax(-1)
     else:
         lowest = torch.finfo(scores.dtype).min  # not minus infinity: a query that sees no prompt would give nan
         to_prompts = scores.masked_fill(~keys, lowest).softmax(-1).masked_fill(~keys, 0)
         to_instance = scores.masked_fill(keys, lowest).softmax(-1).masked_fill(keys, 0)
-        share = mix * (keys & (scores > float("-inf"))).any(-1, keepdim=True)
-        weights = ((1 - share) * to_instance + share * to_prompts).to(scores.dtype)
+        given = share * (keys & (scores > float("-inf"))).any(-1, keepdim=True)
+        weights = ((1 - given) * to_instance + given * to_prompts).to(scores.dtype)
     xx, xp, px, pp = strengths
     if strengths == (1.0, 1.0, 1.0, 1.0):
         return weights

@@ -103,6 +103,23 @@ def test_coop_shares_the_start_and_the_context_before_the_name(
     assert packing.rows == prefix + sum(len(prompt.ids) - prefix for prompt in prompts)
 
 
+@pytest.mark.parametrize("method", [adapt.methods.MaPLe(depth=3), adapt.methods.IVLP(depth_text=3, depth_vision=3)])
+def test_prompts_that_are_overwritten_stand_in_the_shared_prefix(
+    method: Any, open_clip: Backbone, packings: list[Packing]
+) -> None:
+    _, packing = encode(open_clip, method, packings)
+    assert (packing.prefix, packing.slot_rows.tolist()) == (5, [1, 2])
+
+
+def test_cocoop_shares_the_rows_of_the_prefix_among_the_classes_of_an_image(
+    open_clip: Backbone, images: Tensor, packings: list[Packing]
+) -> None:
+    model = adapt.wrap(open_clip, adapt.methods.CoCoOp(), NAMES, True)
+    packings.clear()
+    model(images)
+    assert [(packing.prefix, packing.slot_rows.tolist()) for packing in packings] == [(5, [1, 2, 3, 4])]
+
+
 def test_active_dropout_switches_sharing_off(open_clip: Backbone, packings: list[Packing]) -> None:
     model, noisy = encode(open_clip, adapt.methods.LoRA(dropout=0.5), packings)
     model.eval().class_features()

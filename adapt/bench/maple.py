@@ -1,0 +1,20 @@
+"""A MaPLe training step on 4 images: the fast text path against the library's own forward over 77 tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from adapt.bench.measure import in_fresh_process
+from adapt.bench.step import row, training_step
+from adapt.bench.text import Row
+
+BATCH = 4
+
+
+def rows(progress: Callable[[str], None]) -> Iterator[Row]:
+    """At 100 and 1,000 classes; both sides take the classes in parts where they do not fit into memory."""
+    for classes, repeats in ((100, 2), (1000, 0)):
+        progress(f"plain text path, {classes} classes")
+        plain = in_fresh_process(training_step, "maple", {}, classes, BATCH, False, repeats=repeats)
+        progress(f"fast text path, {classes} classes")
+        yield row(classes, plain, in_fresh_process(training_step, "maple", {}, classes, BATCH, True))
