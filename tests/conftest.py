@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
+import open_clip as open_clip_library
 import pytest
 import tiny_backbones
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from torch import Tensor
 
 from adapt import Backbone
@@ -17,6 +21,11 @@ torch.set_num_threads(1)  # the tensors are tiny: more threads only wait for one
 
 NAMES = ("goldfish", "red_panda", "sea cucumber")
 _COLOURS = ((230, 60, 40), (40, 200, 70), (50, 80, 220))
+_FOLDER_MODEL: dict[str, Any] = {
+    "embed_dim": 32,
+    "vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "patch_size": 8, "head_width": 32},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
+}
 
 
 @pytest.fixture(autouse=True)
@@ -76,6 +85,32 @@ def images() -> Tensor:
 def labels() -> Tensor:
     """The labels of `images`."""
     return torch.tensor([0, 1, 2, 0, 1, 2])
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A seeded open_clip model in open_clip's own folder format."""
+    folder = tmp_path_factory.mktemp("backbone") / "tiny"
+    folder.mkdir()
+    torch.manual_seed(0)
+    model = open_clip_library.model.CLIP(**_FOLDER_MODEL)
+    save_file(model.state_dict(), folder / "open_clip_model.safetensors")
+    preprocess = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "shortest"}
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": _FOLDER_MODEL, "preprocess_cfg": preprocess}))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def five_classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`train/` and `test/` with four images, plain in any colour, of each of five classes."""
+    folder, colours = tmp_path_factory.mktemp("data") / "plain", torch.Generator().manual_seed(3)
+    for part in ("train", "test"):
+        for name in ("goldfish", "lime tree", "red panda", "sky", "tin can"):
+            (folder / part / name).mkdir(parents=True)
+            for i in range(4):
+                colour = tuple(torch.randint(0, 256, (3,), generator=colours).tolist())
+                Image.new("RGB", (8, 8), colour).save(folder / part / name / f"{name}-{i}.png")
+    return folder
 
 
 @pytest.fixture

@@ -15,6 +15,8 @@ from adapt.model import AdaptedModel
 from adapt.training.batches import Progress, image_features, labels_of
 
 BATCH_SIZE = 100
+FEATURES = 1024  # cached features classified at once
+FEATURES_PER_IMAGE = 32  # the same where every image has class features of its own
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,8 @@ def evaluate(
     try:
         if cache and "vision" not in model.method.touches:
             features = image_features(model, items, workers=workers, progress=progress).to(model.backbone.device)
-            predicted = [model.logits(part).argmax(-1).cpu() for part in features.split(1024)]
+            size = FEATURES_PER_IMAGE if model.method.per_image else FEATURES
+            predicted = [model.logits(part).argmax(-1).cpu() for part in features.split(size)]
         else:
             predicted = _decoded(model, items, workers, progress)
     finally:

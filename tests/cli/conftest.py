@@ -1,8 +1,7 @@
-"""A tiny backbone as a folder, a folder of images, and a run over both: what the commands are given."""
+"""A folder of images, and a run over it: what the commands are given."""
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -10,41 +9,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import pytest
-import torch
 from click.testing import CliRunner, Result
 from PIL import Image
-from safetensors.torch import save_file
 
 from adapt.cli import main
 
 Run = Callable[..., Result]
 
-_CONFIG: dict[str, Any] = {
-    "embed_dim": 32,
-    "vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "patch_size": 8, "head_width": 32},
-    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
-}
 _COLOURS = {"goldfish": (230, 60, 40), "lime tree": (40, 200, 70), "sky": (50, 80, 220)}
 
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ADAPT_CACHE", str(tmp_path / "cache"))
-
-
-@pytest.fixture(scope="session")
-def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A seeded open_clip model in open_clip's own folder format."""
-    folder = tmp_path_factory.mktemp("backbone") / "tiny"
-    folder.mkdir()
-    torch.manual_seed(0)
-    model = open_clip.model.CLIP(**_CONFIG)
-    save_file(model.state_dict(), folder / "open_clip_model.safetensors")
-    preprocess = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "shortest"}
-    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": _CONFIG, "preprocess_cfg": preprocess}))
-    return folder
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""All listed few-shot picks of the original code, on the split files that CoOp published."""
+"""All listed few-shot picks of the original code, and their halves, on the split files that CoOp published."""
 
 from __future__ import annotations
 
@@ -50,6 +50,29 @@ def test_the_published_splits_have_the_published_sizes() -> None:
     }
     assert _split("EuroSAT").name == "EuroSAT"
     assert _split("EuroSAT").class_names[2] == "Herbaceous Vegetation Land"
+
+
+def test_the_halves_have_the_published_numbers_of_classes() -> None:
+    halves = {name: [len(_split(name).only(half).class_names) for half in ("base", "new")] for name in DATA_SETS}
+    assert halves == {
+        "EuroSAT": [5, 5],
+        "DescribableTextures": [24, 23],
+        "OxfordPets": [19, 18],
+        "OxfordFlowers": [51, 51],
+    }
+
+
+@pytest.mark.parametrize("name", DATA_SETS)
+def test_the_halves_of_the_picks_are_the_published_picks_of_their_classes(name: str) -> None:
+    split = _split(name)
+    labels = sorted({item.label for item in split.train})  # as published; half of them, rounded up, are base
+    reference = json.loads((SPLITS / "fewshot_picks.json").read_text())[name]["shots4-seed2"]["train"]
+    few = split.few_shot(4, seed=2)
+    for half, own in (("base", labels[: -(-len(labels) // 2)]), ("new", labels[-(-len(labels) // 2) :])):
+        picks = [split.train[position] for position in reference if split.train[position].label in own]
+        assert [(item.path, item.label) for item in few.only(half).train] == [
+            (item.path, own.index(item.label)) for item in picks
+        ]
 
 
 def _parts(split: Split) -> tuple[tuple[Item, ...], ...]:

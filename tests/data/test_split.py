@@ -1,4 +1,4 @@
-"""Split: few-shot sampling as published, validation, fingerprint."""
+"""Split: few-shot sampling as published, base and new halves, validation, fingerprint."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from adapt.data.split import Item, Split
+from adapt.data.split import Classes, Item, Split
 from adapt.errors import AdaptError
 
 EUROSAT_TRAIN = (1500, 1500, 1500, 1250, 1250, 1000, 1250, 1500, 1250, 1500)
@@ -101,6 +101,66 @@ def test_sampling_refuses_no_shots_and_no_training_images() -> None:
         split.few_shot(0, seed=1)
     with pytest.raises(AdaptError, match="'counts' has no training images to take 4 shots from"):
         replace(split, train=()).few_shot(4, seed=1)
+
+
+@pytest.mark.parametrize(("classes", "base"), [(2, 1), (5, 3), (10, 5), (37, 19)])
+def test_the_base_half_are_the_first_classes_one_more_where_odd(classes: int, base: int) -> None:
+    split = _split(_same_size(classes, 1))
+    assert split.only("base").class_names == split.class_names[:base]
+    assert split.only("new").class_names == split.class_names[base:]
+
+
+def test_all_three_parts_are_cut_and_labelled_from_0() -> None:
+    split = _split((3, 2, 4, 1, 2), (1, 0, 2, 1, 3))
+    base, new = split.only("base"), split.only("new")
+    assert [_positions(part) for part in (base.train, base.val, base.test)] == [[*range(9)], [0, 1, 2], [*range(9)]]
+    assert [_positions(part) for part in (new.train, new.val, new.test)] == [[9, 10, 11], [3, 4, 5, 6], [9, 10, 11]]
+    assert [item.label for item in base.test] == [0, 0, 0, 1, 1, 2, 2, 2, 2]
+    assert [item.label for item in new.test] == [0, 1, 1]
+    assert [item.label for item in new.val] == [0, 1, 1, 1]
+    assert [item.class_name for item in new.train] == ["class 3", "class 4", "class 4"]
+    assert (new.name, new.template, new.root) == (split.name, split.template, split.root)
+
+
+@pytest.mark.parametrize(
+    ("half", "train", "val"),
+    [
+        ("base", [275, 2665, 3129, 5022, 5991], [96, 1099, 1229, 2257, 2727]),
+        ("new", [7507, 8920, 10217, 11527, 12429], [2999, 3421, 3702, 4656, 5256]),
+    ],
+)
+def test_the_halves_of_the_one_shot_picks_of_eurosat(half: Classes, train: list[int], val: list[int]) -> None:
+    few = _split(EUROSAT_TRAIN, EUROSAT_VAL).few_shot(1, seed=1).only(half)
+    assert _positions(few.train) == train
+    assert _positions(few.val) == val
+    assert [item.label for item in few.train] == [item.label for item in few.val] == [0, 1, 2, 3, 4]
+
+
+def test_the_picks_are_drawn_over_all_classes_and_then_cut() -> None:
+    split = _split((9, 9, 9, 9, 9), (5, 5, 5, 5, 5), order=(4, 0, 3, 1, 2))
+    few = split.few_shot(2, seed=1)
+    for half, labels in (("base", {0, 1, 2}), ("new", {3, 4})):
+        picked = [_positions(tuple(i for i in part if i.label in labels)) for part in (few.train, few.val)]
+        cut = few.only(half)
+        assert [_positions(cut.train), _positions(cut.val)] == picked
+        assert _positions(split.only(half).few_shot(2, seed=1).train) != picked[0]
+
+
+def test_all_classes_are_the_split_itself() -> None:
+    split = _split((2, 2))
+    assert split.only("all") is split
+
+
+def test_one_class_leaves_none_to_be_new() -> None:
+    split = _split((2,))
+    assert split.only("base") == split
+    with pytest.raises(AdaptError, match="'counts' has one class, which leaves none to be new"):
+        split.only("new")
+
+
+def test_a_split_for_evaluation_is_cut_too() -> None:
+    split = Split("v2", ("a", "b"), (), (), (Item("x", 1, "b"), Item("y", 0, "a")))
+    assert split.only("new").test == (Item("x", 0, "b"),)
 
 
 def test_an_empty_class_is_named() -> None:

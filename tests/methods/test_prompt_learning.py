@@ -142,3 +142,21 @@ def test_nothing_to_learn_is_refused() -> None:
 def test_text_prompts_alone_serve_a_model_without_vision_blocks(open_clip_resnet: Backbone, images: Tensor) -> None:
     model = adapt.wrap(open_clip_resnet, methods.IVLP(n_ctx_vision=0, depth_text=2), NAMES)
     assert model(images).shape == (len(images), len(NAMES))
+
+
+@pytest.mark.parametrize("method", [methods.IVLP, methods.DPL])
+def test_towers_that_hand_blocks_the_length_first(method: Any, open_clip: Backbone, images: Tensor) -> None:
+    """open_clip's transformers may run `(l, b, d)`: the same weights, the same prompts, the same logits."""
+    settings = {"depth_text": 2, "depth_vision": 2}
+    torch.manual_seed(1)
+    expected = perturb(adapt.wrap(open_clip, method(**settings), NAMES, fast=False))(images)
+    model: Any = open_clip.model
+    for transformer in (model.transformer, model.visual.transformer):
+        transformer.batch_first = False
+        for block in transformer.resblocks:
+            block.attn.batch_first = False
+    torch.manual_seed(1)
+    turned = Backbone.from_open_clip(model, tiny_backbones.clip_tokenizer())
+    assert not any(block.batch_first for tower in turned.towers.values() for block in tower.blocks)
+    actual = perturb(adapt.wrap(turned, method(**settings), NAMES, fast=False))(images)
+    assert scaled(actual, expected) < 1e-5

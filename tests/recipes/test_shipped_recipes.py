@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from pathlib import Path
+from statistics import mean
+from typing import Any
 
+import open_clip
 import pytest
 import tiny_backbones
+import torch
 import yaml
 
+from adapt import methods
 from adapt.backbones.base import Backbone
+from adapt.evaluation.base_to_new import harmonic
 from adapt.recipe import Recipe, build_recipe, read_recipe, shipped
 from adapt.training import run_recipe
 
@@ -19,6 +26,7 @@ _ELEVEN = {
     "imagenet", "caltech101", "oxford_pets", "stanford_cars", "oxford_flowers", "food101", "fgvc_aircraft", "sun397",
     "dtd", "eurosat", "ucf101",
 }  # fmt: skip
+_OF_ELEVEN = ("coop", "lora", "cocoop", "maple", "ivlp")  # methods with a recipe for each of the eleven
 _COOP_TEMPLATES = {
     "oxford_pets": "a photo of a {}, a type of pet.",
     "oxford_flowers": "a photo of a {}, a type of flower.",
@@ -34,14 +42,23 @@ every_data_set = pytest.mark.parametrize("name", sorted(_ELEVEN))
 
 
 def _header(path: Path) -> str:
-    lines = path.read_text().splitlines()
+    lines = path.read_text(encoding="utf-8").splitlines()
     count = next(number for number, line in enumerate(lines) if not line.startswith("#"))
     return "\n".join(line.removeprefix("#").strip() for line in lines[:count])
 
 
+def _overrides(words: list[str]) -> list[str]:
+    return [words[at + 1] for at, word in enumerate(words) if word == "--set"]
+
+
 @pytest.fixture(scope="module")
 def backbone() -> Backbone:
-    return tiny_backbones.backbone("open_clip")
+    """A narrow CLIP with as many blocks as ViT-B/16 has: settings of any published depth build on it."""
+    vision = open_clip.CLIPVisionCfg(**tiny_backbones.VISION | {"layers": 12, "width": 32, "head_width": 16})
+    text = open_clip.CLIPTextCfg(**tiny_backbones.TEXT | {"layers": 12, "width": 32})
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return tiny_backbones.from_open_clip(open_clip.model.CLIP(32, vision, text, quick_gelu=True))
 
 
 @every_recipe
@@ -52,7 +69,8 @@ def test_it_builds(
     recipe = read_recipe(path)
     model = run_recipe.build(recipe, class_names)
     assert model.method.name == recipe.method["name"]
-    assert (recipe.train is not None) == model.method.name.startswith(("coop", "lora"))
+    by_steps = bool(list(model.method.parameters())) and not hasattr(model.method, "solve")
+    assert (recipe.train is not None) == by_steps
 
 
 @every_recipe
@@ -69,15 +87,22 @@ def test_its_header_says_what_to_run_and_what_to_expect(path: Path) -> None:
     assert title
     assert command[2] == name
     assert "--out" in command
-    overrides = [command[at + 1] for at, word in enumerate(command) if word == "--set"]
-    assert isinstance(read_recipe(path, overrides), Recipe)
+    assert isinstance(read_recipe(path, _overrides(command)), Recipe)
     for word in ("Paper:", "Expected:"):
         assert any(line.startswith(word) for line in rest), word
+    assert max(len(line) for line in path.read_text(encoding="utf-8").splitlines()) <= 120
 
 
 def test_all_are_listed_by_their_names() -> None:
     assert list(shipped().values()) == _FILES
-    assert {f"{method}/{name}" for method in ("coop", "lora") for name in _ELEVEN} < shipped().keys()
+    assert {f"{method}/{name}" for method in _OF_ELEVEN for name in _ELEVEN} < shipped().keys()
+
+
+@pytest.mark.parametrize("method", ["cocoop", "maple", "ivlp"])
+@every_data_set
+def test_its_header_says_how_to_repeat_the_papers_protocol(method: str, name: str) -> None:
+    header = _header(_FOLDER / method / f"{name}.yaml").splitlines()
+    assert f"adapt base-to-new {method}/{name} --out runs/{method}-{name}-b2n" in header
 
 
 @every_data_set
@@ -117,7 +142,95 @@ def test_lora_has_the_papers_settings(name: str) -> None:
     assert (train.augment, train.views) == ("published", None)
 
 
+def _check_base_to_new(recipe: Recipe, name: str, epochs: int, batch_size: int, lr: float) -> None:
+    """What CoCoOp, MaPLe and IVLP share, and the three settings in which they differ."""
+    assert recipe.backbone == "open_clip:ViT-B-16/openai"
+    assert (recipe.data.shots, recipe.data.classes, recipe.seed) == (16, "all", 1)
+    assert recipe.data.template == _COOP_TEMPLATES.get(name, "a photo of a {}.")
+    train = recipe.train
+    assert train is not None
+    assert (train.epochs, train.batch_size, train.lr) == (epochs, batch_size, lr)
+    assert (train.optimizer, train.momentum, train.weight_decay) == ("sgd", 0.9, 5e-4)
+    assert (train.schedule, train.warmup_epochs, train.warmup_lr) == ("cosine_epoch", 1, 1e-5)
+    assert (train.accumulate, train.drop_last, train.augment, train.views) == (1, True, "published", None)
+
+
 @every_data_set
-def test_both_methods_read_the_same_files(name: str) -> None:
-    coop, lora = (read_recipe(_FOLDER / method / f"{name}.yaml").data for method in ("coop", "lora"))
-    assert (coop.source, coop.root) == (lora.source, lora.root)
+def test_cocoop_has_the_papers_settings(name: str) -> None:
+    recipe = read_recipe(_FOLDER / "cocoop" / f"{name}.yaml")
+    assert recipe.method == {"name": "cocoop", "n_ctx": 4, "ctx_init": "a photo of a"}
+    _check_base_to_new(recipe, name, epochs=10, batch_size=1, lr=0.002)
+
+
+@every_data_set
+def test_maple_has_the_papers_settings(name: str) -> None:
+    recipe = read_recipe(_FOLDER / "maple" / f"{name}.yaml")
+    assert recipe.method == {"name": "maple", "n_ctx": 2, "depth": 9, "ctx_init": "a photo of a"}
+    _check_base_to_new(recipe, name, epochs=5, batch_size=4, lr=0.0035)
+
+
+def test_maple_has_the_papers_settings_for_transfer() -> None:
+    recipe = read_recipe(_FOLDER / "maple" / "imagenet_transfer.yaml")
+    assert recipe.method == {"name": "maple", "n_ctx": 2, "depth": 3, "ctx_init": "a photo of a"}
+    assert recipe.data == read_recipe(_FOLDER / "maple" / "imagenet.yaml").data
+    _check_base_to_new(recipe, "imagenet", epochs=2, batch_size=4, lr=0.0026)
+
+
+_IVLP = {"depth_text": 12, "depth_vision": 12, "ctx_init": "a photo of a"}
+
+
+@every_data_set
+def test_ivlp_has_the_papers_settings(name: str) -> None:
+    recipe = read_recipe(_FOLDER / "ivlp" / f"{name}.yaml")
+    assert recipe.method == {"name": "ivlp", "n_ctx_text": 2, "n_ctx_vision": 2} | _IVLP
+    _check_base_to_new(recipe, name, epochs=5, batch_size=4, lr=0.0035)
+
+
+@pytest.mark.parametrize(
+    ("which", "counts", "touches"),
+    [
+        (0, {"n_ctx_text": 0, "n_ctx_vision": 8}, {"vision"}),
+        (1, {"n_ctx_text": 4, "n_ctx_vision": 0}, {"text"}),
+    ],
+    ids=["vpt", "language"],
+)
+@every_data_set
+def test_the_header_of_ivlp_turns_it_into_its_variants(
+    name: str, which: int, counts: dict[str, Any], touches: set[str]
+) -> None:
+    path = _FOLDER / "ivlp" / f"{name}.yaml"
+    variants = [shlex.split(line) for line in _header(path).splitlines() if line.startswith("--set ")]
+    assert len(variants) == 2
+    recipe = read_recipe(path, _overrides(variants[which]))
+    assert recipe.method == {"name": "ivlp"} | counts | _IVLP
+    assert methods.IVLP(**recipe.method_config).touches == touches
+    _check_base_to_new(recipe, name, epochs=5, batch_size=4, lr=0.0025)
+
+
+@pytest.mark.parametrize(
+    ("method", "averages"),
+    [("cocoop", (80.47, 71.69, 75.83)), ("maple", (82.28, 75.14, 78.55))],
+    ids=["cocoop", "maple"],
+)
+def test_the_figures_that_headers_quote_agree_with_the_published_averages(
+    method: str, averages: tuple[float, float, float]
+) -> None:
+    figures: dict[str, list[tuple[float, float, float]]] = {method: [], "zero-shot": []}
+    for name in sorted(_ELEVEN):
+        header = " ".join(_header(_FOLDER / method / f"{name}.yaml").split()).replace("†", "")
+        for kind, words in ((method, "base-to-new"), ("zero-shot", "zero-shot CLIP")):
+            (row,) = re.findall(rf"{words} ([\d.]+) / ([\d.]+) / ([\d.]+) %", header)
+            base, new, both = map(float, row)
+            assert harmonic(base, new) == pytest.approx(both, abs=0.011), (name, kind)
+            figures[kind].append((base, new, both))
+        assert f"The eleven average {' / '.join(f'{figure:.2f}' for figure in averages)} %" in header
+    for kind, published in ((method, averages), ("zero-shot", (69.34, 74.22, 71.70))):
+        base, new = (mean(row[at] for row in figures[kind]) for at in (0, 1))
+        assert (base, new, harmonic(base, new)) == pytest.approx(published, abs=0.0051), kind
+
+
+@every_data_set
+def test_all_methods_read_the_same_files(name: str) -> None:
+    data = {path.parent.name: read_recipe(path).data for path in _FOLDER.glob(f"*/{name}.yaml")}
+    assert data.keys() >= set(_OF_ELEVEN)
+    assert len({(each.source, each.root, each.shots) for each in data.values()}) == 1
