@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,11 @@ def _reason(error: Exception) -> str:
 
 
 def import_published(
-    path: str | Path, method: str, backbone: Backbone, class_names: Sequence[str], **settings: Any
+    path: str | Path,
+    method: str,
+    backbone: Backbone,
+    class_names: Sequence[str],
+    settings: Mapping[str, Any] | None = None,
 ) -> AdaptedModel:
     """A published checkpoint of `method` as an adapted model. What it holds of CLIP and of token buffers is left out.
 
@@ -77,7 +81,7 @@ def import_published(
     except KeyError as error:
         listed = ", ".join(sorted(state)[:5]) or "nothing"
         raise AdaptError(f"{path} is no {method} checkpoint: it has no tensor {error}, but {listed}") from None
-    new = cls(**told | settings)
+    new = cls(**told | dict(settings or {}))
     with torch.random.fork_rng(devices=[]):
         model = wrap(backbone, new, class_names)
     load_tensors(new, {name: tensor.float() for name, tensor in tensors.items()}, str(path))

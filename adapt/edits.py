@@ -23,6 +23,10 @@ class Tokens:
     values: Tensor
     block: int | None = None
 
+    def __post_init__(self) -> None:
+        if self.values.ndim not in (2, 3, 4) or (self.per_image and self.values.shape[1] != 1):
+            raise ValueError(f"learned tokens are (k, d), (n, k, d) or (b, 1, k, d), not {tuple(self.values.shape)}")
+
     @property
     def per_class(self) -> bool:
         return self.values.ndim == 3

@@ -90,7 +90,7 @@ def load(
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        config = json.loads(path.read_text())
+        config = json.loads(path.read_text(encoding="utf-8"))
         return config | {"r": int(config["r"]), "lora_alpha": float(config["lora_alpha"])}
     except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
         raise AdaptError(f"{path} is damaged ({error!r}): expected peft's settings of a LoRA") from error

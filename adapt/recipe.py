@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -13,6 +13,9 @@ from adapt.errors import AdaptError, nearest
 from adapt.training.settings import TrainSettings
 from adapt.validation import explain
 
+if TYPE_CHECKING:
+    from adapt.data.split import Split
+
 
 class DataSection(BaseModel):
     """Which images."""
@@ -20,13 +23,19 @@ class DataSection(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     source: str
-    """A bundled set, an image folder, a .csv or a split .json."""
+    """A bundled or published set, an image folder, a .csv or a split .json; see `adapt.data.load`."""
     root: str | None = None
-    """The folder that paths inside a .csv or .json start from."""
+    """The folder that holds the published sets' folders, or that paths inside a .csv or .json start from."""
+    names: str | None = None
+    """A file with readable names for the classes: a .csv (class,name) or a .json object."""
     shots: int | None = Field(default=16, ge=1)
     """Training images a class; null takes all."""
+    sampling: Literal["coop", "clip-lora"] = "coop"
+    """Whose code's picks the shots are."""
     classes: Literal["all", "base", "new"] = "all"
     """All classes, or one half of them, as the base-to-new protocol cuts them."""
+    broken: Literal["refuse", "skip"] = "refuse"
+    """What happens where images do not decode; the check comes before training."""
     template: str = "a photo of a {}."
     """Of the zero-shot baseline that every run reports."""
 
@@ -36,6 +45,12 @@ class DataSection(BaseModel):
         from adapt.methods.zero_shot import check_template
 
         return check_template(value)
+
+    def load(self) -> Split:
+        """The whole data set, before shots are picked and classes are cut."""
+        from adapt.data.readers import load
+
+        return load(self.source, self.root, self.names)
 
 
 class Recipe(BaseModel):

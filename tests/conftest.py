@@ -96,7 +96,9 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = open_clip_library.model.CLIP(**_FOLDER_MODEL)
     save_file(model.state_dict(), folder / "open_clip_model.safetensors")
     preprocess = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "shortest"}
-    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": _FOLDER_MODEL, "preprocess_cfg": preprocess}))
+    (folder / "open_clip_config.json").write_text(
+        json.dumps({"model_cfg": _FOLDER_MODEL, "preprocess_cfg": preprocess})
+    )
     return folder
 
 

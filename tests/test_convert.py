@@ -1,39 +1,59 @@
-"""Published checkpoints: CoOp's are imported, anything else in a pickle is refused and never run."""
+"""Published checkpoints are imported; anything else in a pickle is refused and never run."""
 
 from __future__ import annotations
 
-import collections
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import dassl_files
 import pytest
+import tiny_backbones
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from adapt import AdaptError, Backbone
-from adapt.convert import import_coop, read_dassl
+from adapt.convert import import_published, read_dassl
 
 NAMES = ("goldfish", "red_panda", "sea cucumber")
 
 
-def dassl_checkpoint(path: Path, ctx: Tensor, **more: Any) -> Path:
-    """What Dassl saves for CoOp: state, optimiser, and a schedule that holds the optimiser itself."""
-    parameter = torch.nn.Parameter(ctx.clone())
-    optimizer = torch.optim.SGD([parameter], lr=0.002, momentum=0.9)
-    parameter.sum().backward()
-    optimizer.step()
-    successor = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 50)
-    state = {"ctx": ctx, "token_prefix": torch.zeros(3, 1, 128), "token_suffix": torch.zeros(3, 60, 128)}
-    content = {
-        "state_dict": state,
-        "epoch": 50,
-        "optimizer": optimizer.state_dict(),
-        "scheduler": {"successor": successor, "counts": collections.defaultdict(dict), "last_epoch": 50},
-        "val_result": None,
-    }
-    torch.save(content | more, path)
-    return path
+def of(method: str, **sizes: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Random tensors of a method on the tiny CLIP, and the state of a checkpoint that holds them."""
+    tensors = {name: torch.randn(shape) for name, shape in _SHAPES[method](**sizes).items()}
+    return tensors, _STATES.get(method, dassl_files.of_a_learner)(tensors)
+
+
+def _cocoop(n_ctx: int = 4) -> dict[str, tuple[int, ...]]:
+    first, second = {"weight": (4, 64), "bias": (4,)}, {"weight": (128, 4), "bias": (128,)}
+    layers = {f"meta_net.linear{i}.{kind}": x for i, layer in ((1, first), (2, second)) for kind, x in layer.items()}
+    return {"ctx": (n_ctx, 128), **layers}
+
+
+def _maple(n_ctx: int = 2, depth: int = 3, width: int = 128) -> dict[str, tuple[int, ...]]:
+    coupling = {"weight": (192, width), "bias": (192,)}
+    shapes = {"ctx": (n_ctx, width)} | {f"proj.{kind}": shape for kind, shape in coupling.items()}
+    for i in range(depth - 1):
+        shapes |= {f"compound_prompt_projections.{i}.{kind}": shape for kind, shape in coupling.items()}
+        shapes[f"compound_prompts_text.{i}"] = (n_ctx, width)
+    return shapes
+
+
+def _ivlp(n_text: int = 2, n_vision: int = 4, depth_text: int = 3, depth_vision: int = 2) -> dict[str, tuple[int, ...]]:
+    text = {f"text.{block}": (n_text, 128) for block in range(depth_text if n_text else 0)}
+    return text | {f"vision.{block}": (n_vision, 192) for block in range(depth_vision if n_vision else 0)}
+
+
+_SHAPES: dict[str, Callable[..., dict[str, tuple[int, ...]]]] = {
+    "coop": lambda n_ctx=4: {"ctx": (n_ctx, 128)},
+    "cocoop": _cocoop,
+    "maple": _maple,
+    "ivlp": _ivlp,
+}
+_STATES = {"maple": dassl_files.of_maple, "ivlp": dassl_files.of_ivlp}
+WORDS = "a photo of a"
 
 
 class Runs:
@@ -48,17 +68,73 @@ class Runs:
 
 @pytest.mark.parametrize("shape", [(4, 128), (3, 4, 128)], ids=["unified", "class-specific"])
 def test_a_coop_checkpoint_becomes_a_model(shape: tuple[int, ...], open_clip: Backbone, tmp_path: Path) -> None:
-    ctx = torch.randn(shape)
-    model = import_coop(dassl_checkpoint(tmp_path / "model.pth.tar-50", ctx.half()), open_clip, NAMES, "middle")
-    assert torch.equal(model.method.ctx, ctx.half().float())
+    ctx = torch.randn(shape).half()
+    path = dassl_files.save(tmp_path / "model.pth.tar-50", dassl_files.of_a_learner({"ctx": ctx}))
+    model = import_published(path, "coop", open_clip, NAMES, {"class_position": "middle"})
+    assert torch.equal(model.method.ctx, ctx.float())
     assert model.method.config.class_position == "middle"
     assert model.method.per_class == (len(shape) == 3)
     assert model.class_features().shape == (3, 64)
 
 
+@pytest.mark.parametrize(
+    ("method", "sizes", "settings"),
+    [
+        pytest.param("coop", {"n_ctx": 8}, {"n_ctx": 8, "ctx_init": "", "class_specific": False}, id="coop"),
+        pytest.param("cocoop", {"n_ctx": 4}, {"n_ctx": 4, "ctx_init": ""}, id="cocoop"),
+        pytest.param("maple", {"n_ctx": 2, "depth": 3}, {"n_ctx": 2, "depth": 3, "ctx_init": WORDS}, id="maple"),
+        pytest.param(
+            "maple", {"n_ctx": 4, "depth": 1}, {"n_ctx": 4, "depth": 1, "ctx_init": WORDS}, id="maple shallow"
+        ),
+        pytest.param("maple", {"n_ctx": 5, "depth": 2}, {"n_ctx": 5, "depth": 2, "ctx_init": ""}, id="maple wide"),
+        pytest.param(
+            "ivlp",
+            {},
+            {"n_ctx_text": 2, "n_ctx_vision": 4, "depth_text": 3, "depth_vision": 2, "ctx_init": WORDS},
+            id="ivlp",
+        ),
+        pytest.param("ivlp", {"n_text": 5, "n_vision": 0}, {"n_ctx_vision": 0, "ctx_init": ""}, id="language alone"),
+        pytest.param(
+            "ivlp",
+            {"n_text": 0, "n_vision": 8, "depth_vision": 3},
+            {"n_ctx_text": 0, "n_ctx_vision": 8, "depth_vision": 3, "ctx_init": WORDS},
+            id="vpt",
+        ),
+    ],
+)
+def test_a_checkpoint_becomes_an_adapter_of_the_methods_tensors(
+    method: str, sizes: dict[str, int], settings: dict[str, Any], images: Tensor, tmp_path: Path
+) -> None:
+    tensors, state = of(method, **sizes)
+    path = dassl_files.save(tmp_path / "model.pth.tar-5", {name: tensor.half() for name, tensor in state.items()})
+    backbone = tiny_backbones.backbone("open_clip")
+    model = import_published(path, method, backbone, NAMES)
+    assert settings.items() <= model.method.config.model_dump().items()
+    assert model(images).shape == (len(images), len(NAMES))
+    found = load_file(model.save(tmp_path / "adapter.safetensors"))
+    assert found.keys() == tensors.keys()
+    assert {tensor.dtype for tensor in found.values()} == {torch.float32}
+    assert [name for name, tensor in tensors.items() if not torch.equal(found[name], tensor.half().float())] == []
+
+
+def test_settings_that_are_given_win(open_clip: Backbone, tmp_path: Path) -> None:
+    path = dassl_files.save(tmp_path / "model.pth.tar-5", of("maple")[1])
+    model = import_published(path, "maple", open_clip, NAMES, {"ctx_init": "an image showing a"})
+    assert model.method.config.ctx_init == "an image showing a"
+    with pytest.raises(AdaptError, match=r"maple: unknown key 'n_ctxt'; did you mean 'n_ctx'"):
+        import_published(path, "maple", open_clip, NAMES, {"n_ctxt": 2})
+
+
+def test_importing_draws_nothing_from_the_global_stream(open_clip: Backbone, tmp_path: Path) -> None:
+    path = dassl_files.save(tmp_path / "model.pth.tar-5", of("maple")[1])
+    before = torch.get_rng_state()
+    import_published(path, "maple", open_clip, NAMES)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_a_pickle_that_runs_code_is_refused(tmp_path: Path) -> None:
     marker = tmp_path / "ran"
-    path = dassl_checkpoint(tmp_path / "model.pth.tar", torch.zeros(4, 128), val_result=Runs(marker))
+    path = dassl_files.save(tmp_path / "model.pth.tar", of("coop")[1], val_result=Runs(marker))
     with pytest.raises(AdaptError, match=r"is refused: .*system") as caught:
         read_dassl(path)
     assert "\n" not in str(caught.value)
@@ -67,14 +143,14 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path: Path) -> None:
 
 def test_the_pickle_of_that_test_does_run(tmp_path: Path) -> None:
     marker = tmp_path / "ran"
-    path = dassl_checkpoint(tmp_path / "model.pth.tar", torch.zeros(4, 128), val_result=Runs(marker))
+    path = dassl_files.save(tmp_path / "model.pth.tar", of("coop")[1], val_result=Runs(marker))
     torch.load(path, weights_only=False)
     assert marker.exists()
 
 
 def test_reading_leaves_torchs_list_of_safe_names_as_it_was(tmp_path: Path) -> None:
     before = set(torch.serialization.get_safe_globals())
-    read_dassl(dassl_checkpoint(tmp_path / "model.pth.tar", torch.zeros(4, 128)))
+    read_dassl(dassl_files.save(tmp_path / "model.pth.tar", of("coop")[1]))
     assert set(torch.serialization.get_safe_globals()) == before
 
 
@@ -96,13 +172,67 @@ def test_bytes_that_are_no_checkpoint(tmp_path: Path) -> None:
         read_dassl(tmp_path / "noise.pt")
 
 
-def test_a_checkpoint_of_another_method(open_clip: Backbone, tmp_path: Path) -> None:
-    torch.save({"state_dict": {"meta_net.linear1.weight": torch.zeros(2)}}, tmp_path / "other.pt")
-    with pytest.raises(AdaptError, match=r"no tensor 'ctx', but meta_net.linear1.weight"):
-        import_coop(tmp_path / "other.pt", open_clip, NAMES)
+@pytest.mark.parametrize(
+    ("saved", "method", "message"),
+    [
+        ("coop", "cocoop", r"lacks meta_net.linear1.bias, .*: it does not fit its method cocoop"),
+        ("coop", "ivlp", r"is no ivlp checkpoint: it has no tensor '?prompt_learner.ctx or image_encoder.VPT"),
+        ("maple", "coop", r"is no coop checkpoint: it has no tensor 'ctx', but image_encoder.conv1.weight, "),
+        ("maple", "cocoop", r"is no cocoop checkpoint: it has no tensor 'ctx', but image_encoder.conv1.weight, "),
+        ("ivlp", "maple", r"lacks proj.bias, proj.weight: it does not fit its method maple"),
+        ("cocoop", "maple", r"has no tensor .prompt_learner.ctx.*, but ctx, meta_net"),
+        ("cocoop", "coop", "meta_net.linear1"),
+        ("maple", "ivlp", "compound_prompt|proj"),
+    ],
+)
+def test_a_checkpoint_of_another_method(
+    saved: str, method: str, message: str, open_clip: Backbone, tmp_path: Path
+) -> None:
+    path = dassl_files.save(tmp_path / "model.pth.tar-5", of(saved)[1])
+    with pytest.raises(AdaptError, match=message):
+        import_published(path, method, open_clip, NAMES)
+
+
+@pytest.mark.parametrize(
+    ("method", "sizes", "message"),
+    [
+        ("maple", {"depth": 4}, "maple: depth is 4, but the text tower has 3 blocks"),
+        ("maple", {"width": 64}, r"tensor 'ctx' of \S+ has shape \(2, 64\); maple on this backbone expects \(2, 128\)"),
+        ("ivlp", {"depth_text": 4}, "ivlp: depth_text is 4, but the text tower has 3"),
+        ("ivlp", {"n_text": 0, "depth_vision": 4}, "ivlp: depth_vision is 4, but the vision tower has 3"),
+    ],
+)
+def test_what_does_not_fit_the_backbone_is_named(
+    method: str, sizes: dict[str, int], message: str, open_clip: Backbone, tmp_path: Path
+) -> None:
+    path = dassl_files.save(tmp_path / "model.pth.tar-5", of(method, **sizes)[1])
+    with pytest.raises(AdaptError, match=message):
+        import_published(path, method, open_clip, NAMES)
+
+
+def test_a_missing_block_is_named(open_clip: Backbone, tmp_path: Path) -> None:
+    state = of("ivlp")[1]
+    del state["text_encoder.transformer.resblocks.1.VPT_shallow"]
+    path = dassl_files.save(tmp_path / "model.pth.tar-5", state)
+    with pytest.raises(AdaptError, match=r"lacks text\.1 and has the unknown text\.2: it does not fit its method ivlp"):
+        import_published(path, "ivlp", open_clip, NAMES)
+
+
+@pytest.mark.parametrize("method", ["dpl", "lora", "linear_probe", "zero_shot"])
+def test_methods_of_which_nothing_was_published(method: str, open_clip: Backbone, tmp_path: Path) -> None:
+    path = dassl_files.save(tmp_path / "model.pth.tar-5", of("ivlp")[1])
+    with pytest.raises(AdaptError, match=f"there are no published {method} checkpoints that adapt knows how to read"):
+        import_published(path, method, open_clip, NAMES)
+
+
+def test_an_unknown_method(open_clip: Backbone, tmp_path: Path) -> None:
+    path = dassl_files.save(tmp_path / "model.pth.tar-5", of("maple")[1])
+    with pytest.raises(AdaptError, match="unknown method 'mapel'; did you mean 'maple'"):
+        import_published(path, "mapel", open_clip, NAMES)
 
 
 def test_a_context_of_another_width(open_clip: Backbone, tmp_path: Path) -> None:
-    path = dassl_checkpoint(tmp_path / "model.pth.tar", torch.zeros(4, 512))
+    state = dassl_files.of_a_learner({"ctx": torch.zeros(4, 512)})
+    path = dassl_files.save(tmp_path / "model.pth.tar", state)
     with pytest.raises(AdaptError, match=r"shape \(4, 512\).*expects \(4, 128\)"):
-        import_coop(path, open_clip, NAMES)
+        import_published(path, "coop", open_clip, NAMES)

@@ -77,7 +77,7 @@ def _open_clip_folder(path: Path, name: str) -> Backbone:
     from adapt.backbones import openclip
 
     try:
-        config = json.loads((path / "open_clip_config.json").read_text())["model_cfg"]
+        config = json.loads((path / "open_clip_config.json").read_text(encoding="utf-8"))["model_cfg"]
     except (json.JSONDecodeError, KeyError) as error:
         raise AdaptError(f"{path / 'open_clip_config.json'} is damaged ({error}); fetch the folder again") from error
     try:

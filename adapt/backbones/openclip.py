@@ -122,6 +122,7 @@ def _text_tower(model: Any) -> Tower | None:
     form = Form(
         causal=owner.attn_mask is not None,
         pooling="last" if appended_class_token else _TEXT_POOLING[pool_type],
+        plain_mask=not (appended_class_token or getattr(owner, "use_pad_mask", False)),
     )
     parts = TextParts(
         embedding=owner.token_embedding,
@@ -163,10 +164,13 @@ def _vision_tower(visual: Any) -> Tower | None:
 
 
 def _timm_tower(trunk: Any) -> Tower | None:
+    from timm.layers import Attention as TimmAttention
     from timm.models.vision_transformer import Block as TimmBlock
     from timm.models.vision_transformer import VisionTransformer as TimmViT
 
     if not isinstance(trunk, TimmViT) or any(type(block) is not TimmBlock for block in trunk.blocks):
+        return None
+    if any(type(block.attn) is not TimmAttention for block in trunk.blocks):
         return None
     blocks = tuple(_timm_block(block) for block in trunk.blocks)
     pooling: Pooling = {"token": "class", "avg": "mean", "map": "map"}.get(trunk.global_pool, "none")  # type: ignore[assignment]
@@ -175,9 +179,9 @@ def _timm_tower(trunk: Any) -> Tower | None:
 
 def _timm_block(module: Any) -> Block:
     attn, mlp = module.attn, module.mlp
-    projections = fused_qkv(attn.qkv, attn.attn_dim)
+    projections = fused_qkv(attn.qkv, attn.num_heads * attn.head_dim)
     projections |= {"out": Projection(attn.proj), "fc1": Projection(mlp.fc1), "fc2": Projection(mlp.fc2)}
-    between = (attn.q_norm, attn.k_norm, attn.norm, getattr(attn, "gate", None))
+    between = (attn.q_norm, attn.k_norm, getattr(attn, "norm", None), getattr(attn, "gate", None))
     return Block(
         module,
         attn,

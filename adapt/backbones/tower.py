@@ -61,6 +61,7 @@ class Form:
 
     causal: bool
     pooling: Pooling
+    plain_mask: bool = True  # causal or none; no padding and no appended token masked besides
 
 
 @dataclass(frozen=True)
@@ -83,12 +84,7 @@ class Tower:
     form: Form
     blocks: tuple[Block, ...]
     text: TextParts | None = None
-    pre_norm: nn.Module | None = None
-
-    @property
-    def entrance(self) -> nn.Module:
-        """The module whose input are all tokens with their positions: the pre-norm, or else the first block."""
-        return self.pre_norm or self.blocks[0].module
+    pre_norm: nn.Module | None = None  # where all tokens enter; without one, at the first block
 
     @property
     def projections(self) -> tuple[str, ...]:

@@ -51,7 +51,8 @@ def inspect(adapter: Path, backbone: str | None, words: int, as_json: bool) -> N
             from adapt import methods
             from adapt.methods.base import Method
 
-            if methods.find(header.method).learned_tokens is not Method.learned_tokens:
+            found = methods.find(header.method)
+            if found.learned_tokens is not Method.learned_tokens and "text" in found(**header.config).touches:
                 _show_words(_load(adapter, backbone), words)
 
 
@@ -122,7 +123,7 @@ def merge(adapter: Path, folder: Path, backbone: str | None) -> None:
     type=click.Path(path_type=Path),
     help="A text file with one class name a line, in the order of training.",
 )
-@click.option("--method", default="coop", show_default=True, help="The method of a published checkpoint.")
+@click.option("--method", help="The method of a published checkpoint. [default: coop]")
 @click.option(
     "--set",
     "settings",
@@ -136,7 +137,7 @@ def convert(
     target_form: str,
     backbone: str | None,
     classes: Path | None,
-    method: str,
+    method: str | None,
     settings: tuple[str, ...],
 ) -> None:
     """Convert SOURCE to TARGET.
@@ -166,21 +167,25 @@ def convert(
 
 
 def _imported(
-    source: Path, backbone: str | None, classes: Path | None, method: str, settings: tuple[str, ...]
+    source: Path, backbone: str | None, classes: Path | None, method: str | None, settings: tuple[str, ...]
 ) -> AdaptedModel:
     from adapt import convert, peft_layout
     from adapt.backbones.load import load_backbone
     from adapt.recipe import set_key
 
-    if backbone is None or classes is None or not classes.is_file():
+    if backbone is None or classes is None:
         raise AdaptError(f"{source} names neither backbone nor classes: give --backbone and --classes FILE")
-    names = [line.strip() for line in classes.read_text().splitlines() if line.strip()]
+    if not classes.is_file():
+        raise AdaptError(f"there is no file {classes} to read the class names from")
+    names = [line.strip() for line in classes.read_text(encoding="utf-8").splitlines() if line.strip()]
     if source.is_dir():
+        if method or settings:
+            raise AdaptError(f"{source} is in peft's layout, which tells its settings: leave out --method and --set")
         return peft_layout.load(source, load_backbone(backbone), names)
     given: dict[str, Any] = {}
     for setting in settings:
         set_key(given, setting)
-    return convert.import_published(source, method, load_backbone(backbone), names, **given)
+    return convert.import_published(source, method or "coop", load_backbone(backbone), names, given)
 
 
 COMMANDS = {"inspect": inspect, "merge": merge, "convert": convert}

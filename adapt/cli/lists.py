@@ -11,7 +11,7 @@ def recipes() -> None:
     from adapt.recipe import shipped
 
     for name, path in shipped().items():
-        click.echo(f"{name:32} {path.read_text().splitlines()[0].removeprefix('#').strip()}")
+        click.echo(f"{name:32} {path.read_text(encoding='utf-8').splitlines()[0].removeprefix('#').strip()}")
 
 
 @click.command()

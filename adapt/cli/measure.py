@@ -19,8 +19,9 @@ _PARTS = click.Choice(["train", "val", "test"])
 
 @click.command("eval")
 @click.argument("adapter", type=click.Path(path_type=Path))
-@click.option("--data", required=True, help="A bundled set, an image folder, a .csv or a split .json.")
-@click.option("--root", help="The folder that paths inside a .csv or .json start from.")
+@click.option("--data", required=True, help="A bundled or published set, an image folder, a .csv or a split .json.")
+@click.option("--root", help="The folder of the published sets' folders, or of the paths inside a .csv or .json.")
+@click.option("--names", help="A file with readable names for the data's classes: .csv (class,name) or .json.")
 @click.option("--part", type=_PARTS, default="test", show_default=True, help="Which images of the data.")
 @click.option(
     "--data-classes", is_flag=True, help="Classify among the data's class names, where they are not the adapter's."
@@ -35,6 +36,7 @@ def evaluate_adapter(
     adapter: Path,
     data: str,
     root: str | None,
+    names: str | None,
     part: str,
     data_classes: bool,
     backbone: str | None,
@@ -53,7 +55,7 @@ def evaluate_adapter(
     from adapt.cli.quiet import quiet_libraries
     from adapt.data.readers import load as load_data
 
-    split = load_data(data, root)
+    split = load_data(data, root, names)
     with quiet_libraries():
         from adapt.adapter import load
         from adapt.backbones.load import load_backbone
@@ -68,8 +70,9 @@ def evaluate_adapter(
 
 
 @click.command()
-@click.option("--data", required=True, help="A bundled set, an image folder, a .csv or a split .json.")
-@click.option("--root", help="The folder that paths inside a .csv or .json start from.")
+@click.option("--data", required=True, help="A bundled or published set, an image folder, a .csv or a split .json.")
+@click.option("--root", help="The folder of the published sets' folders, or of the paths inside a .csv or .json.")
+@click.option("--names", help="A file with readable names for the data's classes: .csv (class,name) or .json.")
 @click.option("--part", type=_PARTS, default="test", show_default=True, help="Which images of the data.")
 @click.option("--backbone", default="mini-clip", show_default=True, help="See `adapt backbones`.")
 @click.option(
@@ -86,6 +89,7 @@ def evaluate_adapter(
 def zeroshot(
     data: str,
     root: str | None,
+    names: str | None,
     part: str,
     backbone: str,
     templates: tuple[str, ...],
@@ -103,7 +107,7 @@ def zeroshot(
     from adapt.cli.quiet import quiet_libraries
     from adapt.data.readers import load as load_data
 
-    split = load_data(data, root)
+    split = load_data(data, root, names)
     with quiet_libraries():
         from adapt.backbones.load import load_backbone
         from adapt.methods.zero_shot import ZeroShot
@@ -122,7 +126,7 @@ def _print(model: AdaptedModel, split: Split, part: str, as_json: bool, cache: b
     items = [replace(item, label=label[item.class_name]) for item in getattr(split, part)]
     scores = evaluate(model, items, cache=cache)
     if as_json:
-        figures = {"data": split.name, "part": part, "accuracy": scores.accuracy, "images": scores.images}
+        figures = {"data": split.name, "part": part, **scores.figures(), "by_class": scores.by_class}
         click.echo(json.dumps({"method": model.method.name, "backbone": model.backbone.name, **figures}))
     else:
         of = f"{scores.images} {part} images of {split.name} ({len(split.class_names)} classes)"

@@ -78,7 +78,7 @@ def _files(images: tuple[Path, ...]) -> Iterator[Path]:
 def _class_names(classes: str | None) -> list[str] | None:
     if classes is None:
         return None
-    lines = Path(classes).read_text().splitlines() if _is_file(classes) else classes.split(",")
+    lines = Path(classes).read_text(encoding="utf-8").splitlines() if _is_file(classes) else classes.split(",")
     return [line.strip() for line in lines if line.strip()]
 
 

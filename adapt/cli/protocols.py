@@ -1,20 +1,74 @@
-"""`adapt base-to-new`"""
+"""`adapt few-shot`, `base-to-new`, `cross-dataset`, `domain-generalisation`, and `adapt table` of what they find"""
 
 from __future__ import annotations
 
-import shlex
+import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from adapt.errors import AdaptError
+
+if TYPE_CHECKING:
+    from adapt.evaluation.protocols import Protocol
+    from adapt.evaluation.runs import Target
+    from adapt.recipe import Recipe
+
+Command = Callable[..., None]
+
+
+def _common(command: Command) -> Command:
+    """What all protocols take."""
+    options = (
+        click.argument("recipe"),
+        click.option(
+            "--out", type=click.Path(path_type=Path), required=True, help="A folder for the runs and the figures."
+        ),
+        click.option("--seeds", default="1,2,3", show_default=True, help="One run for each."),
+        click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="As for `adapt train`."),
+        click.option(
+            "--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Runs at once on a machine."
+        ),
+        click.option(
+            "--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True, help="Where runs go."
+        ),
+        click.option("--address", help="Of a Ray cluster; without it Ray starts one here."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+_to = click.option(
+    "--to", "targets", multiple=True, metavar="DATA", help="Data to measure on. May be repeated. [default: the papers']"
+)
+_root = click.option("--root", help="The folder that holds the published data sets, for --to. [default: data.root]")
+
+
+@click.command("few-shot")
+@_common
+@click.option("--shots", default="1,2,4,8,16", show_default=True, help="Training images a class.")
+def few_shot(recipe: str, shots: str, seeds: str, overrides: tuple[str, ...], **where: Any) -> None:
+    """Train RECIPE on few and more images of each class, over several seeds.
+
+    \b
+    Example:
+      adapt few-shot coop/emoji --out runs/coop-curve
+
+    OUT gets a run directory for each number of shots and seed, few_shot.json and few_shot.csv. Runs that are there are
+    not repeated, and an interrupted one goes on: give the same command again.
+    """
+    from adapt.evaluation import protocols
+
+    chosen = _recipe(recipe, overrides)
+    _run(protocols.few_shot(chosen, _numbers("shots", shots), _numbers("seeds", seeds)), **where)
+
 
 @click.command("base-to-new")
-@click.argument("recipe")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="A folder for the runs and the figures.")
-@click.option("--seeds", default="1,2,3", show_default=True, help="One run for each.")
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="As for `adapt train`.")
-def base_to_new(recipe: str, out: Path, seeds: str, overrides: tuple[str, ...]) -> None:
+@_common
+def base_to_new(recipe: str, seeds: str, overrides: tuple[str, ...], **where: Any) -> None:
     """Train RECIPE on the first half of the classes and measure it on both halves, over several seeds.
 
     \b
@@ -26,36 +80,154 @@ def base_to_new(recipe: str, out: Path, seeds: str, overrides: tuple[str, ...]) 
     OUT gets a run directory for each seed, base_to_new.json and base_to_new.csv. Runs that are there are not repeated,
     and an interrupted one goes on: give the same command again.
     """
-    from adapt.cli.quiet import quiet_libraries
-    from adapt.errors import AdaptError
+    from adapt.evaluation import protocols
+
+    _run(protocols.base_to_new(_recipe(recipe, overrides), _numbers("seeds", seeds)), **where)
+
+
+@click.command("cross-dataset")
+@_common
+@_to
+@_root
+def cross_dataset(
+    recipe: str, seeds: str, overrides: tuple[str, ...], targets: tuple[str, ...], root: str | None, **where: Any
+) -> None:
+    """Train RECIPE on one data set and measure it on others, among their own class names.
+
+    \b
+    Examples:
+      adapt cross-dataset maple/imagenet_transfer --root data --out runs/maple-transfer
+      adapt cross-dataset coop/folder --set data.source=photos --to drawings --to sketches --out runs/mine
+
+    Without --to they are the ten other data sets of the papers, under --root. OUT gets a run directory for each seed,
+    cross_dataset.json and cross_dataset.csv.
+    """
+    _transfer("cross_dataset", recipe, overrides, seeds, targets, root, where)
+
+
+@click.command("domain-generalisation")
+@_common
+@_to
+@_root
+def domain_generalisation(
+    recipe: str, seeds: str, overrides: tuple[str, ...], targets: tuple[str, ...], root: str | None, **where: Any
+) -> None:
+    """Train RECIPE on one data set and measure it on other domains of its classes.
+
+    \b
+    Examples:
+      adapt domain-generalisation maple/imagenet_transfer --root data --out runs/maple-domains
+      adapt domain-generalisation coop/emoji --to emoji@fluent-3d --out runs/emoji-domains
+
+    Without --to they are ImageNetV2, -Sketch, -A and -R, under --root. OUT gets a run directory for each seed,
+    domain_generalisation.json and domain_generalisation.csv.
+    """
+    _transfer("domain_generalisation", recipe, overrides, seeds, targets, root, where)
+
+
+def _transfer(
+    name: str,
+    recipe: str,
+    overrides: tuple[str, ...],
+    seeds: str,
+    targets: tuple[str, ...],
+    root: str | None,
+    where: dict[str, Any],
+) -> None:
+    from adapt.evaluation import protocols
+
+    chosen = _recipe(recipe, overrides)
+    root = root or chosen.data.root
+    names = targets or protocols.PAPERS_TARGETS[name]
+    _run(protocols.transfer(name, chosen, [_target(each, root) for each in names], _numbers("seeds", seeds)), **where)
+
+
+def _target(spec: str, root: str | None) -> Target:
+    """Data called by the end of its path; `root` is for what has its images elsewhere."""
+    from adapt.data import published
+    from adapt.evaluation.runs import Target
+    from adapt.recipe import DataSection
+
+    entry = published.find(spec)
+    needs_root = entry is not None or spec.endswith((".csv", ".json", ".json.gz"))
+    section = DataSection(source=spec, root=root if needs_root else None, shots=None)
+    template = section.load().template
+    name = entry.name if entry is not None else Path(spec).name
+    return Target(name, section.model_copy(update={"template": template}))
+
+
+def _recipe(recipe: str, overrides: tuple[str, ...]) -> Recipe:
     from adapt.recipe import find_recipe, read_recipe
 
-    chosen = read_recipe(find_recipe(recipe), overrides)
+    return read_recipe(find_recipe(recipe), overrides)
+
+
+def _numbers(what: str, text: str) -> list[int]:
     try:
-        numbers = [int(seed) for seed in seeds.split(",")]
+        return [int(each) for each in text.split(",")]
     except ValueError:
-        raise AdaptError(f"--seeds is {seeds!r}; expected numbers such as 1,2,3") from None
+        raise AdaptError(f"--{what} is {text!r}; expected numbers such as 1,2,3") from None
+
+
+def _run(protocol: Protocol, out: Path, jobs: int, engine: Any, address: str | None) -> None:
+    from adapt.cli.quiet import quiet_libraries
+
+    if address is not None and engine != "ray":
+        raise AdaptError("--address is of a Ray cluster: add --engine ray")
     with quiet_libraries():
-        from adapt.evaluation.base_to_new import base_to_new as measure
+        from adapt.evaluation.engines import Engine
+        from adapt.evaluation.run_protocol import run_protocol
+        from adapt.evaluation.tables import as_text, table
 
         try:
-            results = measure(chosen, numbers, out, lambda line: click.echo(f"  {line}", err=True))
+            where = Engine(engine, jobs, address)
+            results = run_protocol(protocol, out, where, lambda line: click.echo(f"  {line}", err=True))
         except KeyboardInterrupt:
-            again = ["adapt", "base-to-new", recipe, f"--out={out}", f"--seeds={seeds}"]
-            again += [f"--set={each}" for each in overrides]
-            click.echo(f"stopped; go on with: {shlex.join(again)}", err=True)
+            click.echo("stopped; go on with the same command", err=True)
             raise SystemExit(130) from None
-    click.echo(_table(chosen.method["name"], results))
+    click.echo(as_text(table([results])))
 
 
-def _table(name: str, results: dict[str, Any]) -> str:
-    mean, spread = ({key: 100 * value for key, value in results[kind].items()} for kind in ("mean", "std"))
-    lines = [f"{'':12} {'base':>12} {'new':>12} {'harmonic':>12}"]
-    zero_shot = (mean[f"zero_shot_{key}"] for key in ("base", "new", "harmonic"))
-    lines.append(f"{'zero-shot':12} " + " ".join(f"{f'{value:.1f}':>12}" for value in zero_shot))
-    cells = (f"{mean[key]:.1f} ± {spread[key]:.1f}" for key in ("base", "new", "harmonic"))
-    lines.append(f"{name:12} " + " ".join(f"{cell:>12}" for cell in cells))
-    return "\n".join(lines)
+@click.command("table")
+@click.argument("results", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--format", "form", type=click.Choice(["text", "markdown", "csv"]), default="text", show_default=True)
+@click.option("--published/--no-published", default=True, show_default=True, help="Show the papers' figures too.")
+def table(results: tuple[Path, ...], form: str, published: bool) -> None:
+    """Show RESULTS side by side: JSON files of one protocol, or the folders that hold them.
+
+    \b
+    Example:
+      adapt table runs/coop-b2n runs/maple-b2n --format markdown
+
+    Published figures carry where they come from: F an official file, A the abstract, S a secondary source, R recalled.
+    """
+    from adapt.evaluation import tables
+
+    found = [each for path in results for each in _read(path)]
+    click.echo(tables.FORMATS[form](tables.table(found, published)))
 
 
-COMMANDS = {"base-to-new": base_to_new}
+def _read(path: Path) -> list[dict[str, Any]]:
+    names = ("few_shot", "base_to_new", "cross_dataset", "domain_generalisation")
+    files = [path / f"{name}.json" for name in names if (path / f"{name}.json").is_file()] if path.is_dir() else [path]
+    if not files:
+        raise AdaptError(f"{path} holds no results of a protocol, such as base_to_new.json")
+    found = []
+    for file in files:
+        try:
+            results = json.loads(file.read_text(encoding="utf-8"))
+            if not {"protocol", "recipe", "runs", "summary"} <= results.keys():
+                raise ValueError("it has no protocol, recipe, runs and summary")
+        except (OSError, ValueError, AttributeError) as error:
+            raise AdaptError(f"{file} holds no results of a protocol: {error}") from error
+        found.append(results)
+    return found
+
+
+COMMANDS = {
+    "few-shot": few_shot,
+    "base-to-new": base_to_new,
+    "cross-dataset": cross_dataset,
+    "domain-generalisation": domain_generalisation,
+    "table": table,
+}

@@ -30,8 +30,7 @@ def train(recipe: str, overrides: tuple[str, ...], out: Path | None, resume: boo
     Examples:
       adapt train quickstart --out runs/first
       adapt train coop/folder --set data.source=photos --set data.shots=8 --out runs/mine
-      adapt train lora/eurosat --set data.source=eurosat/split_zhou_EuroSAT.json \\
-            --set data.root=eurosat/2750 --out runs/eurosat
+      adapt train lora/eurosat --set data.root=/mnt/data --out runs/eurosat
 
     \b
     OUT gets adapter.safetensors (a few kilobytes), metrics.json, log.jsonl (every step),

@@ -15,7 +15,16 @@ if TYPE_CHECKING:
     from adapt.data.cache import FeatureCache
     from adapt.data.images import open_image
     from adapt.data.loader import ImageSet
-    from adapt.data.readers import load, read_csv, read_folder, read_split
+    from adapt.data.readers import (
+        load,
+        read_csv,
+        read_folder,
+        read_hugging_face,
+        read_names,
+        read_published,
+        read_split,
+        read_torchvision,
+    )
     from adapt.data.split import Item, Split
 
 __all__ = [
@@ -28,7 +37,11 @@ __all__ = [
     "open_image",
     "read_csv",
     "read_folder",
+    "read_hugging_face",
+    "read_names",
+    "read_published",
     "read_split",
+    "read_torchvision",
 ]
 
 _MODULES = {
@@ -40,7 +53,11 @@ _MODULES = {
     "open_image": "images",
     "read_csv": "readers",
     "read_folder": "readers",
+    "read_hugging_face": "readers",
+    "read_names": "readers",
+    "read_published": "readers",
     "read_split": "readers",
+    "read_torchvision": "readers",
 }
 
 

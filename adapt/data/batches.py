@@ -25,7 +25,7 @@ class Decoded:
 
     def __init__(self, dataset: ImageSet, draws: Epochs | list[list[Draw]], workers: int) -> None:
         self.dataset = dataset
-        self._draws, self._workers = draws, min(workers, _processors())
+        self._draws, self._workers = draws, min(workers, processors())
         self._loader = self._new_loader()
 
     def __len__(self) -> int:
@@ -96,7 +96,8 @@ def _collate(batch: list[tuple[Tensor, int]] | AdaptError) -> Any:
     return batch if isinstance(batch, AdaptError) else default_collate(batch)
 
 
-def _processors() -> int:
-    if hasattr(os, "sched_getaffinity"):  # Linux: those that this process may use
+def processors() -> int:
+    """How many processors this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # Linux
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

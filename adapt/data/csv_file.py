@@ -39,7 +39,7 @@ def read_csv(
         raise AdaptError(f"CSV {source!r} cannot be read: {error}.") from error
     if not rows:
         raise AdaptError(f"CSV {source!r} lists no images.")
-    return to_split(Path(source).stem, folder, rows, {row.class_name for row in rows}, ratios, seed)
+    return to_split(Path(source).stem, folder, rows, sorted({row.class_name for row in rows}), ratios, seed)
 
 
 def _rows(reader: csv.DictReader[str], folder: str, where: str) -> Iterator[Row]:

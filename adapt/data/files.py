@@ -1,15 +1,17 @@
-"""Image files as bytes: a path on disk, or `ARCHIVE.zip!MEMBER` for one inside a zip."""
+"""Image files as bytes: a path on disk, `ARCHIVE.zip!MEMBER`, or `TABLE.arrow!COLUMN/ROW`."""
 
 from __future__ import annotations
 
 import os
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
+from io import BytesIO
+from typing import Any, BinaryIO
 
 from adapt.errors import AdaptError
-
-_MARK = ".zip!"
 
 
 def zip_root(archive: str | os.PathLike[str]) -> str:
@@ -25,30 +27,64 @@ def under(root: str, path: str, where: str) -> str:
     return joined
 
 
+def open_file(path: str | os.PathLike[str]) -> BinaryIO:
+    """The file at `path`, open for reading: one on disk is read as it is needed, one in an archive at once.
+
+    Raises AdaptError, naming the file, when it is missing or cannot be opened.
+    """
+    path = os.fspath(path)
+    with _named(path):
+        for suffix, read in ((".zip", _zip_member), (".arrow", _arrow_cell)):
+            container, mark, member = path.partition(f"{suffix}!")
+            if mark:
+                return BytesIO(read(container + suffix, member))
+        return open(path, "rb")
+
+
 def read_bytes(path: str | os.PathLike[str]) -> bytes:
     """The content of the file at `path`.
 
     Raises AdaptError, naming the file, when it is missing or cannot be read.
     """
-    path = os.fspath(path)
-    archive, mark, member = path.partition(_MARK)
+    with open_file(path) as file, _named(os.fspath(path)):
+        return file.read()
+
+
+@contextmanager
+def _named(path: str) -> Iterator[None]:
+    """What the file system and the archives raise, as an AdaptError that names the file."""
     try:
-        if mark:
-            return _open_zip(archive + ".zip", os.getpid()).read(member)
-        with open(path, "rb") as file:
-            return file.read()
+        yield
     except FileNotFoundError:
         raise AdaptError(f"Image {path!r} does not exist{_missing_folder(path)}.") from None
     except KeyError:
         raise AdaptError(f"Image {path!r} does not exist: the archive has no such member.") from None
-    except (OSError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, zipfile.BadZipFile, zlib.error, ValueError) as error:
         raise AdaptError(f"Image {path!r} cannot be read: {error}. Replace it or take it out of the data.") from error
+
+
+def _zip_member(archive: str, member: str) -> bytes:
+    return _open_zip(archive, os.getpid()).read(member)
 
 
 @lru_cache(maxsize=8)
 def _open_zip(archive: str, pid: int) -> zipfile.ZipFile:
     # One handle per process: after a fork, workers that share a file offset would read each other's bytes.
     return zipfile.ZipFile(archive)
+
+
+def _arrow_cell(table: str, member: str) -> bytes:
+    column, _, row = member.rpartition("/")
+    content: bytes = _open_arrow(table)[column][int(row)].as_py()["bytes"]
+    return content
+
+
+@lru_cache(maxsize=64)
+def _open_arrow(table: str) -> Any:
+    import pyarrow
+
+    # A memory map: only the rows that are asked for are read, and processes share them.
+    return pyarrow.ipc.open_stream(pyarrow.memory_map(table)).read_all()
 
 
 def _missing_folder(path: str) -> str:

@@ -28,14 +28,14 @@ def read_folder(root: str | os.PathLike[str], ratios: Sequence[float] = parts.RA
     class_names: set[str] = set()
     for folder, part in _part_folders(root):
         rows += _class_rows(folder, part)
-        class_names.update(_subfolders(folder))
-    return to_split(os.path.basename(root), root, rows, class_names, ratios, seed)
+        class_names.update(subfolders(folder))
+    return to_split(os.path.basename(root), root, rows, sorted(class_names), ratios, seed)
 
 
 def _part_folders(root: str) -> list[tuple[str, str]]:
     """Folders of class folders, each with its part; the root itself, with part "", where the data is not divided."""
     # A class may be called "train": it then holds images, where a part holds the folders of the classes.
-    found = [name for name in _subfolders(root) if name in parts.ALIASES and _subfolders(os.path.join(root, name))]
+    found = [name for name in subfolders(root) if name in parts.ALIASES and subfolders(os.path.join(root, name))]
     part_of = {name: parts.ALIASES[name] for name in found}
     if len(set(part_of.values())) < len(found):
         raise AdaptError(f"Image folder {root!r} has two folders for one part: {', '.join(found)}. Keep one of each.")
@@ -44,7 +44,7 @@ def _part_folders(root: str) -> list[tuple[str, str]]:
 
 def _class_rows(folder: str, part: str) -> list[Row]:
     """The images of all class folders in `folder`, sorted."""
-    rows = [Row(path, name, part) for name in _subfolders(folder) for path in _images(os.path.join(folder, name))]
+    rows = [Row(path, name, part) for name in subfolders(folder) for path in images_in(os.path.join(folder, name))]
     if not rows:
         raise AdaptError(
             f"Image folder {folder!r} has no images in folders of their classes. "
@@ -53,11 +53,13 @@ def _class_rows(folder: str, part: str) -> list[Row]:
     return rows
 
 
-def _subfolders(folder: str) -> list[str]:
+def subfolders(folder: str | os.PathLike[str]) -> list[str]:
+    """The names of the folders in `folder`, sorted, without hidden ones."""
     return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
 
 
-def _images(folder: str) -> list[str]:
+def images_in(folder: str) -> list[str]:
+    """The paths of the images at any depth in `folder`, sorted, without hidden ones."""
     found: list[str] = []
     for parent, children, files in os.walk(folder, followlinks=True):
         children[:] = [name for name in children if not name.startswith(".")]

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import os
 import struct
+import warnings
 import zlib
-from io import BytesIO
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import cast
 
 from PIL import Image
 from PIL.Image import DecompressionBombError
 
-from adapt.data.files import read_bytes
+from adapt.data.files import open_file
 from adapt.data.split import Item
 from adapt.errors import AdaptError
 
@@ -30,12 +32,41 @@ def open_image(source: Item | str | os.PathLike[str] | Image.Image) -> Image.Ima
 
     Raises AdaptError, naming the file, when it is missing, broken, or larger than Pillow's limit on pixels.
     """
-    file = source.path if isinstance(source, Item) else source
+    if isinstance(source, Image.Image):
+        with _naming("in memory"):
+            return _to_rgb(source)
+    with _opened(source) as picture:
+        return _to_rgb(picture)
+
+
+def check_image(source: Item | str | os.PathLike[str]) -> None:
+    """Raises AdaptError for what `open_image` refuses, in less time and memory.
+
+    A JPEG is decoded at an eighth of its size, which reads all of its data; a picture above the limit is refused by
+    its header.
+    """
+    with warnings.catch_warnings(), _opened(source) as picture:
+        warnings.simplefilter("ignore")  # of Pillow, on what it can decode all the same
+        picture.draft(None, (1, 1))
+        picture.load()
+        if picture.mode.startswith(("I", "F")):
+            _to_rgb(picture)
+
+
+@contextmanager
+def _opened(source: Item | str | os.PathLike[str]) -> Iterator[Image.Image]:
+    path = source.path if isinstance(source, Item) else os.fspath(source)
+    with open_file(path) as file, _naming(repr(path)):
+        yield Image.open(file)
+
+
+@contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """What Pillow raises, as an AdaptError that names the image."""
     try:
-        return _to_rgb(file if isinstance(file, Image.Image) else Image.open(BytesIO(read_bytes(file))))
+        yield
     except _BROKEN as error:
-        name = "in memory" if isinstance(file, Image.Image) else repr(os.fspath(file))
-        reason = "unknown format" if isinstance(error, Image.UnidentifiedImageError) else str(error)
+        reason = "unknown format" if isinstance(error, Image.UnidentifiedImageError) else str(error).rstrip(".")
         raise AdaptError(f"Image {name} cannot be decoded: {reason}. Replace it or take it out of the data.") from error
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from adapt.data import parts
@@ -19,17 +19,16 @@ class Row(NamedTuple):
 
 
 def to_split(
-    name: str, root: str, rows: Sequence[Row], class_names: Collection[str], ratios: Sequence[float], seed: int
+    name: str, root: str, rows: Sequence[Row], class_names: Sequence[str], ratios: Sequence[float], seed: int
 ) -> Split:
-    """The split of `rows`, with labels by the order of the sorted class names.
+    """The split of `rows`, with labels by the order of `class_names`.
 
     Rows without a part are divided by `ratios` and `seed`. Raises AdaptError when a class has no training image.
     """
-    classes = tuple(sorted(class_names))
-    label = {class_name: number for number, class_name in enumerate(classes)}
+    label = {class_name: number for number, class_name in enumerate(class_names)}
     undivided = not any(row.part for row in rows)
     part_of = parts.assign([row.class_name for row in rows], ratios, seed) if undivided else [row.part for row in rows]
     items: dict[str, list[Item]] = {"train": [], "val": [], "test": []}
     for row, part in zip(rows, part_of, strict=True):
         items[part].append(Item(row.path, label[row.class_name], row.class_name, row.domain))
-    return Split(name, classes, tuple(items["train"]), tuple(items["val"]), tuple(items["test"]), root=root)
+    return Split(name, tuple(class_names), tuple(items["train"]), tuple(items["val"]), tuple(items["test"]), root=root)

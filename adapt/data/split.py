@@ -1,19 +1,18 @@
-"""A data set as lists of labelled files, and few-shot sampling exactly as CoOp published it."""
+"""A data set as lists of labelled files, few of them or all, of all classes or of one half."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Literal
 
+from adapt.data.few_shot import Sampling, pick
 from adapt.data.files import read_bytes
 from adapt.errors import AdaptError
 
-_MAX_VAL_SHOTS = 4
 Classes = Literal["all", "base", "new"]
 
 
@@ -54,11 +53,11 @@ class Split:
         _check_labels(self)
         _check_no_empty_class(self)
 
-    def few_shot(self, shots: int, seed: int) -> Split:
+    def few_shot(self, shots: int, seed: int, sampling: Sampling = "coop") -> Split:
         """`shots` training and min(shots, 4) validation images of each class; the test images stay.
 
-        Picks and order are CoOp's: one random stream; train, then val; classes in the order in which they first appear
-        in the list; a class with fewer images gives all of them. The global random state is not touched.
+        Picks and order are those of the published code: CoOp's, or with `sampling="clip-lora"` CLIP-LoRA's (see
+        `adapt.data.few_shot`). The global random state is not touched.
 
         Raises AdaptError when there is nothing to sample.
         """
@@ -66,9 +65,7 @@ class Split:
             raise AdaptError(f"shots is {shots}; expected at least 1 image per class.")
         if not self.train:
             raise AdaptError(f"Data {self.name!r} has no training images to take {shots} shots from.")
-        stream = random.Random(seed)
-        train = _sample(self.train, shots, stream)
-        val = _sample(self.val, min(shots, _MAX_VAL_SHOTS), stream)
+        train, val = pick(self.train, self.val, shots, seed, sampling)
         return replace(self, train=train, val=val)
 
     def only(self, classes: Classes) -> Split:
@@ -90,6 +87,21 @@ class Split:
         names = self.class_names[kept.start : kept.stop]
         return replace(self, class_names=names, train=part(self.train), val=part(self.val), test=part(self.test))
 
+    def renamed(self, names: Mapping[str, str]) -> Split:
+        """The same classes under the names that `names` has for them; entries for other classes are passed over.
+
+        Raises AdaptError for a class without an entry, and for two classes of one name.
+        """
+        missing = [name for name in self.class_names if name not in names]
+        if missing:
+            raise AdaptError(f"Data {self.name!r}: no name is given for {_listed(missing)}. Give one for every class.")
+
+        def part(items: tuple[Item, ...]) -> tuple[Item, ...]:
+            return tuple(replace(item, class_name=names[item.class_name]) for item in items)
+
+        class_names = tuple(names[name] for name in self.class_names)
+        return replace(self, class_names=class_names, train=part(self.train), val=part(self.val), test=part(self.test))
+
     @property
     def fingerprint(self) -> str:
         """16 hex digits that stand for the files (relative to `root`) and labels of all three parts, in order."""
@@ -109,14 +121,6 @@ def items_id(items: Sequence[Item]) -> str:
     """16 hex digits that stand for these images, by file name and label, in this order; wherever the folder lies."""
     listed = "".join(f"{item.path.rsplit('/', 1)[-1]}\0{item.label}\n" for item in items)
     return hashlib.sha256(listed.encode(errors="surrogateescape")).hexdigest()[:16]
-
-
-def _sample(items: tuple[Item, ...], shots: int, stream: random.Random) -> tuple[Item, ...]:
-    by_label: dict[int, list[Item]] = {}
-    for item in items:
-        by_label.setdefault(item.label, []).append(item)
-    picks = (group if len(group) < shots else stream.sample(group, shots) for group in by_label.values())
-    return tuple(chain.from_iterable(picks))
 
 
 def _check_names(split: Split) -> None:
@@ -153,7 +157,11 @@ def _check_no_empty_class(split: Split) -> None:
     present = {item.label for item in split.train}
     empty = [name for label, name in enumerate(split.class_names) if label not in present]
     if empty:
-        listed = ", ".join(map(repr, empty[:5])) + (f" and {len(empty) - 5} more" if len(empty) > 5 else "")
         raise AdaptError(
-            f"Data {split.name!r}: no training image of {listed}. Add images to each class or take the class out."
+            f"Data {split.name!r}: no training image of {_listed(empty)}. "
+            "Add images to each class or take the class out."
         )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

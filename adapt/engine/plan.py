@@ -50,7 +50,17 @@ def plan(edits: Sequence[Edit]) -> Plan:
             sorted_out.entering = edit
     if sorted_out.entering is None and (sorted_out.overwriting or sorted_out.attention):
         raise AdaptError("an edit changes learned tokens inside a tower that none have entered")
+    for edit in sorted_out.overwriting.values():
+        _check_shape(edit, sorted_out.entering)  # type: ignore[arg-type]
     return sorted_out
+
+
+def _check_shape(edit: Tokens, entering: Tokens) -> None:
+    shape, entered = edit.values.shape, entering.values.shape
+    if shape[-2:] != entered[-2:] or (edit.per_image and not entering.per_image):
+        raise AdaptError(
+            f"learned tokens {tuple(shape)} at block {edit.block} do not fit those that entered, {tuple(entered)}"
+        )
 
 
 def _claim(places: dict, place: object, edit: object) -> None:

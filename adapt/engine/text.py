@@ -46,7 +46,7 @@ def agrees(backbone: Backbone, prompts: Sequence[Prompt]) -> bool:
     pair = [pair[0], pair[-1]] if len(pair) > 1 else pair
     budget = free_bytes(backbone.device)
     plain, fast = (F.normalize(path(backbone, pair)([], budget).float(), dim=-1) for path in (PlainText, FastText))
-    exact = backbone.model.logit_scale.dtype == torch.float32 and not torch.is_autocast_enabled()
+    exact = backbone.model.logit_scale.dtype == torch.float32 and not torch.is_autocast_enabled(backbone.device.type)
     return bool((plain - fast).abs().max() < (1e-4 if exact else 2e-2))
 
 
@@ -72,7 +72,8 @@ class PlainText:
         images = plan(edits).images
         if images is None:
             return self._of_all(edits, budget)
-        return torch.stack([self._of_all(_of_image(edits, i), budget // images) for i in range(images)])
+        share = budget // images if torch.is_grad_enabled() else budget  # what images keep adds up
+        return torch.stack([self._of_all(_of_image(edits, i), share) for i in range(images)])
 
     def _of_all(self, edits: Sequence[Edit], budget: int) -> Tensor:
         keeps = torch.is_grad_enabled() and bool(edits)

@@ -57,13 +57,13 @@ def _vision_hooks(tower: Tower, edit: Tokens) -> Iterator[Any]:
     """Learned tokens `(k, d)` or `(b, k, d)` stand after the patches, and no pooling sees them."""
     count = edit.values.shape[-2]
 
-    def expanded(x: Tensor) -> Tensor:
-        return edit.values.to(x.dtype).expand(len(x), -1, -1)
+    def appended(x: Tensor) -> Tensor:
+        return torch.cat([x, edit.values.to(x.dtype).expand(len(x), -1, -1)], dim=1)
 
     if edit.block is not None:
-        yield _before(tower.blocks[edit.block], lambda x: torch.cat([x[:, :-count], expanded(x)], dim=1))
+        yield _before(tower.blocks[edit.block], lambda x: appended(x[:, :-count]))
         return
-    yield _change_input(tower.entrance, lambda x: torch.cat([x, expanded(x)], dim=1))
+    yield _before(tower.blocks[0], appended) if tower.pre_norm is None else _change_input(tower.pre_norm, appended)
     last = tower.blocks[-1]
     yield last.module.register_forward_hook(
         lambda module, inputs, output: _oriented(last, lambda x: x[:, :-count])(output)

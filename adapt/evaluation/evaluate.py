@@ -1,9 +1,8 @@
-"""Accuracy over a list of images, as published: correct over all, in the last state of training."""
+"""Classifies a list of images with a model in its last state, as published."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -11,21 +10,13 @@ from torch import Tensor
 from adapt.data.loader import loader
 from adapt.data.split import Item
 from adapt.errors import AdaptError
+from adapt.evaluation.scores import Scores
 from adapt.model import AdaptedModel
-from adapt.training.batches import Progress, image_features, labels_of
+from adapt.training.batches import Progress, image_features
 
 BATCH_SIZE = 100
 FEATURES = 1024  # cached features classified at once
 FEATURES_PER_IMAGE = 32  # the same where every image has class features of its own
-
-
-@dataclass(frozen=True)
-class Scores:
-    """`accuracy` in [0, 1] over `images` images; `predicted` `(n,)` are the labels chosen, in the images' order."""
-
-    accuracy: float
-    images: int
-    predicted: Tensor
 
 
 @torch.inference_mode()
@@ -45,27 +36,36 @@ def evaluate(
     was_training = model.training
     model.eval()
     try:
-        if cache and "vision" not in model.method.touches:
-            features = image_features(model, items, workers=workers, progress=progress).to(model.backbone.device)
-            size = FEATURES_PER_IMAGE if model.method.per_image else FEATURES
-            predicted = [model.logits(part).argmax(-1).cpu() for part in features.split(size)]
-        else:
-            predicted = _decoded(model, items, workers, progress)
+        cached = cache and "vision" not in model.method.touches
+        batches = _from_features if cached else _decoded
+        best = [logits.float().softmax(-1).max(-1) for logits in batches(model, items, workers, progress)]
     finally:
         model.train(was_training)
-    labels = torch.cat(predicted)
-    return Scores(int((labels == labels_of(items)).sum()) / len(items), len(items), labels)
+    predicted = torch.cat([each.indices.cpu() for each in best]).tolist()
+    return Scores(
+        paths=tuple(item.path for item in items),
+        actual=tuple(item.class_name for item in items),
+        predicted=tuple(model.class_names[label] for label in predicted),
+        confidence=tuple(torch.cat([each.values.cpu() for each in best]).tolist()),
+    )
 
 
-def _decoded(model: AdaptedModel, items: Sequence[Item], workers: int, progress: Progress | None) -> list[Tensor]:
+def _from_features(
+    model: AdaptedModel, items: Sequence[Item], workers: int, progress: Progress | None
+) -> Iterator[Tensor]:
+    features = image_features(model, items, workers=workers, progress=progress).to(model.backbone.device)
+    for part in features.split(FEATURES_PER_IMAGE if model.method.per_image else FEATURES):
+        yield model.logits(part)
+
+
+def _decoded(model: AdaptedModel, items: Sequence[Item], workers: int, progress: Progress | None) -> Iterator[Tensor]:
     transform = model.backbone.transform(train=False)
-    predicted, done = [], 0
+    done = 0
     for images, _ in loader(items, transform, BATCH_SIZE, train=False, workers=workers):
-        predicted.append(model(images.to(model.backbone.device)).argmax(-1).cpu())
+        yield model(images.to(model.backbone.device))
         done += len(images)
         if progress is not None:
             progress(done, len(items))
-    return predicted
 
 
 def check_labels(model: AdaptedModel, items: Sequence[Item]) -> None:

@@ -16,6 +16,8 @@ from adapt.errors import AdaptError
 from adapt.prompts import Prompt
 from adapt.validation import explain
 
+LEARNER = "prompt_learner."  # where published checkpoints that hold all of CLIP keep a method's tensors
+
 
 class MethodConfig(BaseModel):
     """The settings of a method, written into the adapter. Unknown keys are errors."""
@@ -33,7 +35,10 @@ class Context:
     def features(self, tower: str) -> Tensor:
         """Unit-length features `(b, e)` of this call's inputs to `tower`."""
         if tower not in self._compute:
-            raise AdaptError(f"the method reads the {tower} features, but this call has no {tower} input")
+            raise AdaptError(
+                f"the method reads the {tower} features, and this call was given none: "
+                "call model(images), or model.class_features(model.image_features(images))"
+            )
         if tower not in self._features:
             self._features[tower] = self._compute[tower]()
         return self._features[tower]
@@ -108,10 +113,14 @@ class Method(nn.Module):
         raise TypeError(f"{self.name} classifies by names and has no head")
 
 
-def check_depth(tower: Tower, depth: int, method: str) -> None:
-    """AdaptError where `tower` has fewer than `depth` blocks."""
-    if depth > len(tower.blocks):
-        raise AdaptError(
-            f"{method}: depth {depth} asks for learned tokens in {depth} blocks, "
-            f"but the {tower.name} tower has {len(tower.blocks)}"
-        )
+def learned(state: dict[str, Tensor], prefix: str = "") -> dict[str, Tensor]:
+    """What a published checkpoint's prompt learner holds under `prefix`, its buffers of frozen tokens left out."""
+    own = {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
+    return {key: tensor for key, tensor in own.items() if key not in ("token_prefix", "token_suffix")}
+
+
+def check_depth(tower: Tower, depth: int, field: str) -> None:
+    """AdaptError, naming the setting `field`, where `tower` has fewer than `depth` blocks."""
+    blocks = len(tower.blocks)
+    if depth > blocks:
+        raise AdaptError(f"{field} is {depth}, but the {tower.name} tower has {blocks} blocks: set it to 1 to {blocks}")

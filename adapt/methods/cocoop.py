@@ -21,7 +21,7 @@ from adapt.backbones.base import Backbone
 from adapt.backbones.tokenizer import TextTokenizer
 from adapt.backbones.tower import Tower
 from adapt.edits import Edit, Tokens
-from adapt.methods.base import Context, Method, MethodConfig
+from adapt.methods.base import Context, Method, MethodConfig, learned
 from adapt.prompts import Prompt, context_length, initial_context, with_context
 
 DEFAULT_N_CTX = 4
@@ -56,8 +56,8 @@ class CoCoOp(Method):
 
     @classmethod
     def published(cls, state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        tensors = {"ctx": state["ctx"]} | {key: x for key, x in state.items() if key.startswith("meta_net.")}
-        return tensors, {"n_ctx": len(state["ctx"]), "ctx_init": ""}  # all words are learned: none is left to read
+        # all words are learned, so that none is left to read
+        return learned(state), {"n_ctx": len(state["ctx"]), "ctx_init": ""}
 
     def build(self, backbone: Backbone, class_names: Sequence[str]) -> None:
         n_ctx = context_length(self.config.n_ctx, self.config.ctx_init, backbone.tokenizer) or DEFAULT_N_CTX

@@ -22,7 +22,7 @@ from adapt.backbones.base import Backbone
 from adapt.backbones.tokenizer import TextTokenizer
 from adapt.backbones.tower import Tower
 from adapt.edits import Edit, Tokens
-from adapt.methods.base import Context, Method, MethodConfig
+from adapt.methods.base import Context, Method, MethodConfig, learned
 from adapt.prompts import Prompt, context_length, initial_context, with_context
 
 DEFAULT_N_CTX = 16
@@ -67,7 +67,7 @@ class CoOp(Method):
     @classmethod
     def published(cls, state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
         ctx = state["ctx"]
-        return {"ctx": ctx}, {"n_ctx": ctx.shape[-2], "class_specific": ctx.ndim == 3}
+        return learned(state), {"n_ctx": ctx.shape[-2], "class_specific": ctx.ndim == 3}
 
     def build(self, backbone: Backbone, class_names: Sequence[str]) -> None:
         n_ctx = context_length(self.config.n_ctx, self.config.ctx_init, backbone.tokenizer) or DEFAULT_N_CTX

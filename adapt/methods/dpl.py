@@ -27,7 +27,7 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from adapt.backbones.base import Backbone
@@ -41,10 +41,14 @@ Strengths = tuple[float, float, float, float]
 
 
 class DPLConfig(IVLPConfig):
+    depth_text: int = Field(default=9, ge=1)
+    """Blocks of the text tower with learned tokens of their own; in those after them prompts go on reading."""
+    depth_vision: int = Field(default=9, ge=1)
+    """Blocks of the vision tower with learned tokens of their own; in those after them prompts go on reading."""
     mix: Literal["softmax", "constant", "learned"] = "softmax"
     """How much of the attention goes to the prompts: what the softmax gives them, a constant, or learned by block."""
-    share: float = Field(default=0.1, gt=0, lt=1)
-    """The constant share of the prompts."""
+    share: float | None = Field(default=None, gt=0, lt=1)
+    """The constant share of the prompts, for `mix: constant`."""
     x_to_x: float = Field(default=1.0, ge=0)
     """Strength of what instance tokens read of one another."""
     x_to_p: float = Field(default=1.0, ge=0)
@@ -54,7 +58,24 @@ class DPLConfig(IVLPConfig):
     p_to_p: float = Field(default=1.0, ge=0)
     """Strength of what prompts read of one another."""
     reads_names: bool = False
-    """Whether text prompts also read the class name that follows them."""
+    """Whether text prompts also read the class name that follows them; where text is not causal they always do."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> DPLConfig:
+        if (self.mix == "constant") != (self.share is not None):
+            raise ValueError("share is the constant of mix: constant; give both or neither")
+        if self.reads_names and not self.n_ctx_text:
+            raise ValueError("reads_names is of text prompts, and n_ctx_text is 0")
+        return self
+
+    @property
+    def strengths(self) -> Strengths:
+        return self.x_to_x, self.x_to_p, self.p_to_x, self.p_to_p
+
+    @property
+    def ordinary(self) -> bool:
+        """Whether the attention is as it was."""
+        return self.mix == "softmax" and self.strengths == (1, 1, 1, 1) and not self.reads_names
 
 
 class DPL(IVLP):
@@ -73,18 +94,17 @@ class DPL(IVLP):
         for name in sorted(self.touches):
             tower = backbone.tower(name)
             _check(tower, backbone)
+            _check_readers(self.config, name, len(tower.blocks))
             if self.config.mix == "learned":
                 setattr(self, f"mix_{name}", nn.Parameter(torch.zeros(len(tower.blocks), device=backbone.device)))
 
     def edits(self, tower: Tower, context: Context) -> list[Edit]:
         edits = super().edits(tower, context)
-        if tower.name in self.touches:
-            config = self.config
-            share = config.share if config.mix == "constant" else None
-            strengths = (config.x_to_x, config.x_to_p, config.p_to_x, config.p_to_p)
+        config = self.config
+        if tower.name in self.touches and not config.ordinary:
             for block in range(len(tower.blocks)):
                 log_odds = getattr(self, f"mix_{tower.name}")[block] if config.mix == "learned" else None
-                weights = partial(decoupled, share=share, log_odds=log_odds, strengths=strengths)
+                weights = partial(decoupled, share=config.share, log_odds=log_odds, strengths=config.strengths)
                 edits.append(Attention(block, weights, names_seen=config.reads_names))
         return edits
 
@@ -115,15 +135,26 @@ def decoupled(
         given = share * (keys & (scores > float("-inf"))).any(-1, keepdim=True)
         weights = ((1 - given) * to_instance + given * to_prompts).to(scores.dtype)
     xx, xp, px, pp = strengths
-    if strengths == (1.0, 1.0, 1.0, 1.0):
-        return weights
     strength = torch.where(queries, torch.where(keys, pp, px), torch.where(keys, xp, xx))
     return weights * strength.to(weights.dtype)
+
+
+def _check_readers(config: DPLConfig, tower: str, blocks: int) -> None:
+    """Refuses what could change nothing: a prompt that is overwritten forgets what it read in the block before."""
+    depth = config.depth_text if tower == "text" else config.depth_vision
+    reading = config.p_to_x != 1 or config.p_to_p != 1 or (config.reads_names and tower == "text")
+    if depth >= blocks and reading:
+        raise AdaptError(
+            f"dpl: p_to_x, p_to_p and reads_names change nothing in the {tower} tower, whose prompts are overwritten "
+            f"in all of its {blocks} blocks: set depth_{tower} to less than {blocks}"
+        )
 
 
 def _check(tower: Tower, backbone: Backbone) -> None:
     where = f"the {tower.name} tower of {backbone.describe()}"
     if any(not block.plain_attention for block in tower.blocks):
         raise AdaptError(f"dpl: {where} norms or gates inside its attention, which decoupled attention leaves out")
-    if tower.form.causal and tower.form.pooling != "end":
-        raise AdaptError(f"dpl: {where} appends a class token with a mask of its own, which decoupled attention lacks")
+    if not tower.form.plain_mask:
+        raise AdaptError(
+            f"dpl: {where} masks padding or a class token of its own, which decoupled attention leaves out"
+        )

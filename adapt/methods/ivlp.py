@@ -26,12 +26,12 @@ from adapt.backbones.base import Backbone
 from adapt.backbones.tokenizer import TextTokenizer
 from adapt.backbones.tower import Tower
 from adapt.edits import Edit, Tokens
-from adapt.methods.base import Context, Method, MethodConfig, check_depth
+from adapt.methods.base import LEARNER, Context, Method, MethodConfig, check_depth, learned
 from adapt.prompts import Prompt, initial_context, published_words, with_context
 
 # where published checkpoints, which hold all of CLIP, keep the prompts
 _TOWERS = {"text": "text", "image": "vision"}
-_FIRST = {"prompt_learner.ctx": "text.0", "image_encoder.VPT": "vision.0"}
+_FIRST_VISION = "image_encoder.VPT"
 _DEEPER = re.compile(r"(text|image)_encoder\.transformer\.resblocks\.(\d+)\.VPT_shallow")
 
 
@@ -72,12 +72,14 @@ class IVLP(Method):
 
     @classmethod
     def published(cls, state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        tensors = {name: state[key] for key, name in _FIRST.items() if key in state}
+        tensors = {"text.0" if key == "ctx" else key: x for key, x in learned(state, LEARNER).items()}
         for key, x in state.items():
+            if key == _FIRST_VISION:
+                tensors["vision.0"] = x
             if match := _DEEPER.fullmatch(key):
                 tensors[f"{_TOWERS[match[1]]}.{match[2]}"] = x
         if not tensors:
-            raise KeyError(" or ".join(_FIRST))
+            raise KeyError(f"{LEARNER}ctx or {_FIRST_VISION}")
         settings: dict[str, Any] = {}
         for tower in _TOWERS.values():
             own = [x for name, x in tensors.items() if name.startswith(tower)]
@@ -104,6 +106,6 @@ class IVLP(Method):
 
 def _prompts(backbone: Backbone, name: str, first: Tensor, depth: int, method: str) -> nn.ParameterList:
     """`first` for the entrance of a tower, and N(0, 0.02) for each deeper block."""
-    check_depth(backbone.tower(name), depth, method)
+    check_depth(backbone.tower(name), depth, f"{method}: depth_{name}")
     deeper = [torch.empty_like(first).normal_(std=0.02) for _ in range(depth - 1)]
     return nn.ParameterList([values.to(backbone.device) for values in (first, *deeper)])

@@ -24,10 +24,8 @@ from adapt.backbones.base import Backbone
 from adapt.backbones.tokenizer import TextTokenizer
 from adapt.backbones.tower import Tower
 from adapt.edits import Edit, Tokens
-from adapt.methods.base import Context, Method, MethodConfig, check_depth
+from adapt.methods.base import LEARNER, Context, Method, MethodConfig, check_depth, learned
 from adapt.prompts import Prompt, initial_context, published_words, with_context
-
-_LEARNER = "prompt_learner."  # published checkpoints hold all of CLIP beside it
 
 
 class MaPLeConfig(MethodConfig):
@@ -56,15 +54,15 @@ class MaPLe(Method):
 
     @classmethod
     def published(cls, state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        own = {key.removeprefix(_LEARNER): x for key, x in state.items() if key.startswith(_LEARNER)}
-        tensors = {key: x for key, x in own.items() if not key.startswith("token_")}
-        n_ctx, deeper = len(own["ctx"]), sum(key.startswith("compound_prompts_text.") for key in own)
+        n_ctx = len(state[f"{LEARNER}ctx"])
+        tensors = learned(state, LEARNER)
+        deeper = sum(key.startswith("compound_prompts_text.") for key in tensors)
         return tensors, {"n_ctx": n_ctx, "depth": 1 + deeper, "ctx_init": published_words(n_ctx)}
 
     def build(self, backbone: Backbone, class_names: Sequence[str]) -> None:
         text, vision, deeper = backbone.tower("text"), backbone.tower("vision"), self.config.depth - 1
         for tower in (text, vision):
-            check_depth(tower, self.config.depth, self.name)
+            check_depth(tower, self.config.depth, "maple: depth")
         self.ctx = nn.Parameter(initial_context(backbone, self.config.ctx_init, self.config.n_ctx))
         self.proj = nn.Linear(text.width, vision.width)
         self.compound_prompts_text = nn.ParameterList(

@@ -50,8 +50,9 @@ def vision_bytes(model: AdaptedModel, batch_size: int) -> int:
 def _tokens(model: AdaptedModel) -> int:
     """How many tokens an image has in the vision tower: read off one pass."""
     backbone, seen = model.backbone, []
-    first = backbone.tower("vision").blocks[0].module
-    handle = first.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape[1]))
+    first = backbone.tower("vision").blocks[0]
+    length = 1 if first.batch_first else 0
+    handle = first.module.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape[length]))
     try:
         size = backbone.preprocess.size
         with torch.inference_mode():

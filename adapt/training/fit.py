@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from adapt.data.split import Item, items_id
 from adapt.errors import AdaptError
 from adapt.evaluation.evaluate import check_labels, evaluate
+from adapt.files import write_csv
 from adapt.methods.zero_shot import ZeroShot
 from adapt.model import AdaptedModel, wrap
 from adapt.training.batches import image_features, labels_of, training_batches
@@ -96,14 +97,18 @@ def _fit(
     metrics["train_images"] = len(train_set)
     metrics["train_set"] = items_id(train_set)
     model.eval()
+    scores = None
     if test_set:
         with counting_bar("evaluating", progress) as bar:
             scores = evaluate(model, test_set, workers=workers, cache=cache, progress=bar)
-        metrics["adapted"] = {"accuracy": scores.accuracy, "images": scores.images}
+        metrics["adapted"] = scores.figures()
     model.metadata = {"recipe": recipe, "seed": seed, "metrics": dict(metrics)}
     adapter = None
     if run is not None:
         adapter = model.save(run.adapter)
+        if scores is not None:  # what grows with images and classes stays out of the adapter's header
+            write_csv(run.predictions, scores.rows())
+            metrics["adapted"] = scores.figures() | {"by_class": scores.by_class}
         metrics["adapter_bytes"] = adapter.stat().st_size
         run.finish(metrics)
     return Result(metrics, history, adapter)
@@ -127,7 +132,7 @@ def _zero_shot(
     baseline = wrap(model.backbone, ZeroShot(template), model.class_names, model.fast, text_memory=model.text_memory)
     with counting_bar("zero-shot", progress) as bar:
         scores = evaluate(baseline, test_set, workers=workers, cache=cache, progress=bar)
-    return {"accuracy": scores.accuracy, "images": scores.images, "template": template}
+    return scores.figures() | {"template": template}
 
 
 def _train(
@@ -158,7 +163,7 @@ def _train(
 
             position = trainer.train(told)
     if run is not None:  # a resumed run's whole history
-        history = [json.loads(line) for line in (run.path / "log.jsonl").read_text().splitlines()]
+        history = [json.loads(line) for line in (run.path / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     return history, {
         "seconds": round(position.seconds, 3),
         "steps": position.step,

@@ -65,6 +65,10 @@ class Run:
         return self.path / "adapter.safetensors"
 
     @property
+    def predictions(self) -> Path:
+        return self.path / "predictions.csv"
+
+    @property
     def identity(self) -> str:
         """What a checkpoint must belong to: this recipe, on these images."""
         return hashlib.sha256(f"{self.recipe}\n{self.images}".encode()).hexdigest()[:16]
@@ -83,7 +87,7 @@ class Run:
             raise AdaptError(f"{self.path} holds no run to resume; leave out --resume to start one")
         elif (self.path / "metrics.json").exists():
             raise AdaptError(f"the run in {self.path} is complete: nothing to resume. To train again, change --out")
-        elif recipe.read_text() != self.recipe:
+        elif recipe.read_text(encoding="utf-8") != self.recipe:
             raise AdaptError(
                 f"{self.path} was started with another recipe ({recipe}): resume with that one, or choose another --out"
             )
@@ -101,7 +105,7 @@ class Run:
         """Drops what a killed run logged after the checkpoint at `step`, so that no step appears twice."""
         log = self.path / "log.jsonl"
         if log.is_file():
-            lines = log.read_text().splitlines()[:step]  # one a step; the last may be cut short
+            lines = log.read_text(encoding="utf-8").splitlines()[:step]  # one a step; the last may be cut short
             write_text(log, "".join(f"{line}\n" for line in lines))
 
     def finish(self, metrics: dict[str, Any]) -> None:

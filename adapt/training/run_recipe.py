@@ -10,24 +10,29 @@ import torch
 
 from adapt import methods
 from adapt.backbones.load import load_backbone
-from adapt.data.readers import load
+from adapt.data.check import without_broken
 from adapt.data.split import Split
 from adapt.errors import AdaptError
 from adapt.model import AdaptedModel, wrap
 from adapt.recipe import Recipe
 from adapt.training.fit import fit
+from adapt.training.progress import counting_bar
 from adapt.training.result import Result
 from adapt.training.run import Run
 
 
-def read_data(recipe: Recipe) -> Split:
-    """The recipe's data, sampled to its shots. Raises AdaptError where there is nothing to train on."""
-    split = load(recipe.data.source, recipe.data.root)
+def read_data(recipe: Recipe, progress: bool = False) -> Split:
+    """The recipe's data, sampled to its shots, with images that all decode.
+
+    Raises AdaptError where there is nothing to train on, and for broken images unless the recipe skips them.
+    """
+    split = recipe.data.load()
     if not split.train:
         raise AdaptError(f"{recipe.data.source} has no training images")
     if recipe.data.shots is not None:
-        split = split.few_shot(recipe.data.shots, recipe.seed)
-    return split.only(recipe.data.classes)
+        split = split.few_shot(recipe.data.shots, recipe.seed, recipe.data.sampling)
+    with counting_bar("checking", progress) as bar:
+        return without_broken(split.only(recipe.data.classes), recipe.data.broken, bar)
 
 
 def build(recipe: Recipe, class_names: tuple[str, ...]) -> AdaptedModel:
@@ -49,7 +54,7 @@ def build(recipe: Recipe, class_names: tuple[str, ...]) -> AdaptedModel:
 
 def run_recipe(recipe: Recipe, out: str | Path | None, resume: bool = False, progress: bool = True) -> Result:
     """Trains what `recipe` says; with `out`, leaves a run directory. All that can be refused is refused first."""
-    split = read_data(recipe)
+    split = read_data(recipe, progress)
     settings: dict[str, Any] = {}
     if recipe.train is not None:
         settings = recipe.train.at(recipe.data.shots).model_dump(exclude_unset=True, exclude_none=True)

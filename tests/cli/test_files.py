@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import dassl_files
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 import adapt
 
@@ -23,6 +25,57 @@ def test_inspect(run, adapter: Path, model_folder: Path) -> None:
     nearest = output.splitlines()[-2:]
     assert [line.split()[0] for line in nearest] == ["0", "1"]
     assert all(line.count("(") == 2 for line in nearest)
+
+
+def _untrained(model_folder: Path, path: Path, name: str, **settings: object) -> Path:
+    """The adapter of a method as it starts."""
+    method = adapt.methods.find(name)(**settings)
+    return adapt.wrap(adapt.load_backbone(str(model_folder)), method, ("goldfish", "sky")).save(path)
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "name", "words"),
+    [
+        ("coop", {"ctx_init": "a red car"}, "ctx", ["a", "red", "car"]),
+        ("cocoop", {}, "ctx", ["a", "photo", "of", "a"]),
+        ("maple", {"n_ctx": 2, "depth": 2}, "ctx", ["a", "photo"]),
+        ("ivlp", {"n_ctx_text": 3, "depth_text": 2, "depth_vision": 1}, "text.0", ["a", "photo", "of"]),
+        ("dpl", {"n_ctx_text": 2, "depth_text": 1, "depth_vision": 1}, "text.0", ["a", "photo"]),
+    ],
+)
+def test_the_words_nearest_to_tokens_that_start_from_words_are_those(
+    run, model_folder: Path, tmp_path: Path, method: str, settings: dict[str, object], name: str, words: list[str]
+) -> None:
+    adapter = _untrained(model_folder, tmp_path / "start.safetensors", method, **settings)
+    result = run("inspect", adapter, "--words", 1)
+    assert (result.exit_code, result.stderr) == (0, "")
+    shown = result.stdout.splitlines()
+    assert [line for line in shown if line.startswith("nearest")] == [f"nearest words of {name} (distance)"]
+    assert [line.split() for line in shown[-len(words) :]] == [[str(i), w, "(0.00)"] for i, w in enumerate(words)]
+
+
+def test_class_specific_tokens_are_read_class_by_class(run, model_folder: Path, tmp_path: Path) -> None:
+    settings = {"n_ctx": 2, "class_specific": True}
+    adapter = _untrained(model_folder, tmp_path / "start.safetensors", "coop", **settings)
+    shown = run("inspect", adapter).stdout.partition("nearest words of ctx (distance)\n")[2]
+    assert [line.split()[0] for line in shown.splitlines()] == ["0", "1", "2", "3"]
+
+
+@pytest.mark.parametrize(
+    ("method", "settings"), [("ivlp", {"n_ctx_text": 0, "depth_vision": 2}), ("lora", {}), ("zero_shot", {})]
+)
+def test_no_words_are_shown_where_no_text_tokens_are_learned(
+    run, model_folder: Path, tmp_path: Path, method: str, settings: dict[str, object]
+) -> None:
+    result = run("inspect", _untrained(model_folder, tmp_path / "start.safetensors", method, **settings))
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert f"method     {method} (" in result.stdout
+    assert "nearest" not in result.stdout
+
+
+def test_vision_tokens_are_shown_without_a_backbone(run, open_clip, tmp_path: Path) -> None:
+    model = adapt.wrap(open_clip, adapt.methods.IVLP(n_ctx_text=0, depth_vision=2), ("goldfish", "sky"))
+    assert run("inspect", model.save(tmp_path / "nameless.safetensors")).exit_code == 0
 
 
 def test_inspect_as_json(run, adapter: Path) -> None:
@@ -69,13 +122,61 @@ def test_lora_to_pefts_layout_and_back(run, trained, names: Path, photos: Path, 
     assert predictions[0] == predictions[1]
 
 
+def _random(**shapes: tuple[int, ...]) -> dict[str, Tensor]:
+    return {name.replace("__", "."): torch.randn(shape).half() for name, shape in shapes.items()}
+
+
 def test_a_published_coop_checkpoint(run, names: Path, photos: Path, tmp_path: Path, model_folder: Path) -> None:
     source, target = tmp_path / "model.pth.tar-50", tmp_path / "adapter.safetensors"
-    ctx = torch.randn(4, 32, generator=torch.Generator().manual_seed(0)).half()
-    torch.save({"state_dict": {"ctx": ctx, "token_prefix": torch.zeros(3, 1, 32)}, "epoch": 50}, source)
-    result = run("convert", source, target, "--backbone", model_folder, "--classes", names)
-    assert (result.exit_code, result.stderr) == (0, "")
+    tensors = _random(ctx=(4, 32))
+    dassl_files.save(source, dassl_files.of_a_learner(tensors))
+    given = ("--backbone", model_folder, "--classes", names, "--set", "class_position=middle")
+    result = run("convert", source, target, *given)
+    assert (result.exit_code, result.stdout, result.stderr) == (0, f"written to {target}\n", "")
+    model = adapt.load(target)
+    assert torch.equal(model.method.ctx, tensors["ctx"].float())
+    assert model.method.config.class_position == "middle"
+    assert model.class_names == ("goldfish", "lime tree", "sky")
     assert run("predict", target, photos / "test").exit_code == 0
+
+
+def test_a_published_maple_checkpoint(run, names: Path, photos: Path, tmp_path: Path, model_folder: Path) -> None:
+    source, target = tmp_path / "model.pth.tar-5", tmp_path / "adapter.safetensors"
+    couplings = {"proj__weight": (64, 32), "proj__bias": (64,)}
+    couplings |= {name.replace("proj", "compound_prompt_projections__0"): shape for name, shape in couplings.items()}
+    tensors = _random(ctx=(2, 32), compound_prompts_text__0=(2, 32), **couplings)
+    dassl_files.save(source, dassl_files.of_maple(tensors))
+    result = run("convert", source, target, "--method", "maple", "--backbone", model_folder, "--classes", names)
+    assert (result.exit_code, result.stdout, result.stderr) == (0, f"written to {target}\n", "")
+    model = adapt.load(target)
+    assert model.method.config.model_dump() == {"n_ctx": 2, "depth": 2, "ctx_init": "a photo of a"}
+    found = model.method.state_dict()
+    assert found.keys() == tensors.keys()
+    assert all(torch.equal(found[name], tensor.float()) for name, tensor in tensors.items())
+    assert run("predict", target, photos / "test").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--method", "cocoop"], "lacks meta_net.linear1.bias"),
+        (["--method", "maple"], "is no maple checkpoint"),
+        (["--method", "copo"], "unknown method 'copo'; did you mean 'coop'?"),
+        (["--method", "lora"], "there are no published lora checkpoints"),
+        (["--set", "class_position=back"], "class_position is 'back'"),
+        (["--set", "position=end"], "coop: unknown key 'position'; did you mean 'class_position'?"),
+        (["--set", "class_position"], "override 'class_position' is not of the form key=value"),
+        (["--set", "path=x"], "unknown key 'path'"),
+        (["--set", "method=x"], "unknown key 'method'"),
+    ],
+)
+def test_refusals_of_published_checkpoints(
+    run, refused, names: Path, model_folder: Path, tmp_path: Path, options: list[str], words: str
+) -> None:
+    source, target = tmp_path / "model.pth.tar-50", tmp_path / "adapter.safetensors"
+    dassl_files.save(source, dassl_files.of_a_learner(_random(ctx=(4, 32))))
+    refused(run("convert", source, target, "--backbone", model_folder, "--classes", names, *options), words)
+    assert not target.exists()
 
 
 @pytest.mark.parametrize(

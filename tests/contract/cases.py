@@ -18,7 +18,7 @@ from adapt import AdaptedModel, Backbone, methods
 CONFIGS: dict[str, dict[str, Any]] = {
     "cocoop": {"n_ctx": 3, "ctx_init": ""},
     "coop": {"n_ctx": 4},
-    "dpl": {"depth_text": 2, "depth_vision": 2, "mix": "learned", "reads_names": True},
+    "dpl": {"depth_text": 1, "depth_vision": 1, "mix": "learned", "p_to_x": 2.0, "reads_names": True},
     "ivlp": {"n_ctx_vision": 3, "depth_text": 2, "depth_vision": 2},
     "linear_probe": {"strength": 10.0},
     "lora": {"dropout": 0.0},

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import miniatures
 import pytest
 from PIL import Image
 
@@ -66,3 +67,9 @@ def emoji_zip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         file.writestr("index.json", json.dumps(index))
     monkeypatch.setattr(bundled, "ARCHIVE", archive)
     return archive
+
+
+@pytest.fixture(scope="session")
+def published_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The fifteen published data sets in miniature."""
+    return miniatures.build(tmp_path_factory.mktemp("published"))

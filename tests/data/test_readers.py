@@ -1,4 +1,4 @@
-"""Folders, CSV files, split JSON, and `load`, with the message of each mistake."""
+"""Folders, CSV files, split JSON, files of class names, and `load`, with the message of each mistake."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from adapt.data import load, read_csv, read_folder, read_split
+from adapt.data import load, read_csv, read_folder, read_names, read_split
 from adapt.errors import AdaptError
 
 
@@ -249,12 +249,82 @@ def test_load_picks_the_reader(tmp_path: Path, emoji_zip: Path, make: Callable[[
 def test_load_hands_root_to_the_files_that_need_it(tmp_path: Path, emoji_zip: Path) -> None:
     assert load(_json(tmp_path, ENTRIES), root="/data").test[0].path == "/data/a/2.jpg"
     for spec in ("emoji", _touch(tmp_path / "folder", "a/1.jpg")):
-        with pytest.raises(AdaptError, match=r"has its images with it: root '/data' is for .csv and .json only"):
+        with pytest.raises(AdaptError, match=r"has its images with it: root '/data' is for .csv and .json only, and"):
             load(spec, root="/data")
 
 
 @pytest.mark.parametrize("spec", ["emojis", "missing.json", "missing.csv"])
 def test_load_says_what_it_tried(emoji_zip: Path, spec: str) -> None:
-    message = f"'{spec}' is neither a folder, nor a .csv, .json or .json.gz file that exists, nor a bundled set: "
-    with pytest.raises(AdaptError, match=message + ".*Valid: emoji, emoji-concepts, emoji@fluent-3d, emoji@noto"):
+    message = (
+        f"'{spec}' is neither a folder, nor a .csv, .json or .json.gz file that exists, nor a bundled or published"
+    )
+    with pytest.raises(
+        AdaptError, match=message + " set: .*Valid: caltech101, dtd, emoji, emoji-concepts, emoji@fluent"
+    ):
         load(spec)
+
+
+# ---- files of class names
+
+
+def _names(tmp_path: Path, name: str, text: str) -> Path:
+    path = tmp_path / name
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("names.csv", '\ufeffclass,name\nn02,"cat, wild"\n n01 ,Käfer\nn03,of no image\n'),
+        ("names.json", '{"n02": "cat, wild", "n01": "Käfer", "n03": "of no image"}'),
+    ],
+)
+def test_classes_get_readable_names_and_keep_their_labels(tmp_path: Path, name: str, text: str) -> None:
+    folder = _touch(tmp_path / "folder", "train/n01/1.jpg", "train/n02/1.jpg", "test/n02/2.jpg")
+    split = load(folder, names=_names(tmp_path, name, text))
+    assert split.class_names == ("Käfer", "cat, wild")
+    assert [(item.label, item.class_name) for item in split.items()] == [
+        (0, "Käfer"),
+        (1, "cat, wild"),
+        (1, "cat, wild"),
+    ]
+    assert split.fingerprint == load(folder).fingerprint
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("class,name\na,ant\n", "no name is given for 'b', 'c'. Give one for every class"),
+        ("class,name\na,ant\nb,ant\nc,bee\n", "labels 0 and 1 are both named 'ant'"),
+    ],
+)
+def test_names_that_do_not_fit_the_classes(tmp_path: Path, text: str, message: str) -> None:
+    folder = _touch(tmp_path / "folder", *(f"{name}/1.jpg" for name in "abc"))
+    with pytest.raises(AdaptError, match=re.escape(message)):
+        load(folder, names=_names(tmp_path, "names.csv", text))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.txt", "", "a.txt' are neither a .csv nor a .json file"),
+        ("a.csv", "", "the first line is ''; expected 'class,name'"),
+        ("a.csv", "name,class\n", "the first line is 'name,class'; expected 'class,name'"),
+        ("a.csv", "class,name\na,b,c\n", "entry 1 is ['a', 'b', 'c']; expected a class, given once, and its name"),
+        ("a.csv", "class,name\na,b\na,c\n", "entry 2 is ['a', 'c']; expected a class, given once"),
+        ("a.csv", "class,name\na,\n", "entry 1 is ['a', '']"),
+        ("a.json", '{"a": 1}', "entry 1 is ('a', 1)"),
+        ("a.json", '{"a": "b", "a": "c"}', "entry 2 is ('a', 'c')"),
+        ("a.json", '["a"]', "expected an object {class: name}"),
+        ("a.json", "{", "cannot be read: Expecting property name"),
+    ],
+)
+def test_files_of_names_that_are_refused(tmp_path: Path, name: str, text: str, message: str) -> None:
+    with pytest.raises(AdaptError, match=re.escape(message)):
+        read_names(_names(tmp_path, name, text))
+
+
+def test_a_missing_file_of_names(tmp_path: Path) -> None:
+    with pytest.raises(AdaptError, match=r"nowhere.csv' cannot be read: .*No such file"):
+        read_names(tmp_path / "nowhere.csv")

@@ -31,9 +31,12 @@ def test_it_counts_what_the_model_itself_says(open_clip: Backbone, tiny_split: S
     model = _model(open_clip, tiny_split, name).eval()
     transform = open_clip.transform(train=False)
     with torch.inference_mode():
-        expected = model(torch.stack([transform(open_image(item)) for item in tiny_split.train])).argmax(-1)
+        logits = model(torch.stack([transform(open_image(item)) for item in tiny_split.train]))
+    expected = logits.argmax(-1)
     scores = evaluate(model, tiny_split.train, cache=cache, workers=0)
-    assert torch.equal(scores.predicted, expected)
+    assert list(scores.predicted) == [tiny_split.class_names[label] for label in expected]
+    assert torch.allclose(torch.tensor(scores.confidence), logits.softmax(-1).max(-1).values, atol=1e-5)
+    assert (scores.paths[3], scores.actual[3]) == (tiny_split.train[3].path, tiny_split.train[3].class_name)
     labels = torch.tensor([item.label for item in tiny_split.train])
     assert scores.accuracy == (expected == labels).sum().item() / 12
     assert scores.images == 12
@@ -43,7 +46,7 @@ def test_it_counts_what_the_model_itself_says(open_clip: Backbone, tiny_split: S
 def test_the_mode_is_as_it_was(open_clip: Backbone, tiny_split: Split, training: bool) -> None:
     model = _model(open_clip, tiny_split, "lora").train(training)
     first, second = (evaluate(model, tiny_split.test, workers=0).predicted for _ in range(2))
-    assert torch.equal(first, second)  # dropout is off
+    assert first == second  # dropout is off
     assert model.training is model.method.training is training
 
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import tiny_backbones
 import torch
-from checks import gradient, perturb, relative, scaled
+from checks import flat, gradient, loss_of, perturb, relative, scaled
 from torch import Tensor
 
 import adapt
-from adapt import Backbone, methods
+from adapt import AdaptError, Backbone, methods
+from adapt.methods.base import Context
 from adapt.methods.dpl import decoupled
 from adapt.prompts import Prompt
 
@@ -28,14 +30,25 @@ def scores(causal: bool = True) -> Tensor:
 
 @pytest.mark.parametrize("backbone", tiny_backbones.WITH_VISION_BLOCKS, indirect=True)
 @pytest.mark.parametrize("fast", [None, False])
+@pytest.mark.parametrize("mix", ["softmax", "learned"])
 def test_all_strengths_at_one_are_ordinary_attention(
-    backbone: Backbone, fast: bool | None, images: Tensor, labels: Tensor
+    backbone: Backbone, fast: bool | None, mix: Any, images: Tensor, labels: Tensor
 ) -> None:
-    """The same prompts under joint attention (IVLP) and under decoupled attention: logits and gradients."""
-    joint, apart = (perturb(adapt.wrap(backbone, cls(**SIZES), NAMES, fast)) for cls in (methods.IVLP, methods.DPL))
-    apart.method.load_state_dict(joint.method.state_dict())
+    """The same prompts under the library's attention (IVLP) and under ours, whose odds start at the softmax's."""
+    joint, apart = (
+        adapt.wrap(backbone, method, NAMES, fast) for method in (methods.IVLP(**SIZES), methods.DPL(**SIZES, mix=mix))
+    )
+    perturb(joint)
+    apart.method.load_state_dict({**apart.method.state_dict(), **joint.method.state_dict()})
+    assert bool(apart.method.edits(backbone.tower("text"), Context())[2:]) == (mix == "learned")
     assert scaled(apart(images), joint(images)) < 1e-5
-    assert relative(gradient(apart, images, labels), gradient(joint, images, labels)) < 1e-5
+    own = list(joint.method.state_dict())
+    parameters = [dict(model.method.named_parameters()) for model in (apart, joint)]
+    ours, theirs = (
+        flat(torch.autograd.grad(loss_of(model, images, labels), [named[name] for name in own]))
+        for model, named in zip((apart, joint), parameters)
+    )
+    assert relative(ours, theirs) < 1e-5
 
 
 @pytest.mark.parametrize("causal", [True, False])
@@ -70,10 +83,11 @@ def test_each_strength_scales_its_own_part(share: float | None) -> None:
 
 @pytest.mark.parametrize("fast", [True, False])
 def test_prompts_that_read_names_make_the_names_features_their_own(fast: bool, open_clip: Backbone) -> None:
-    """With one class, reading the name changes its features; the same name gives the same features in any company."""
+    """The same prompts give other features when they read the name, and the same in any company of classes."""
     blind, reading = (
-        perturb(adapt.wrap(open_clip, methods.DPL(**SIZES, reads_names=reads), NAMES, fast)) for reads in (False, True)
+        adapt.wrap(open_clip, methods.DPL(**SIZES, reads_names=reads), NAMES, fast) for reads in (False, True)
     )
+    reading.method.load_state_dict(perturb(blind).method.state_dict())
     assert relative(reading.class_features(), blind.class_features()) > 1e-3
     assert scaled(reading.with_classes(NAMES[1:2]).class_features(), reading.class_features()[1:2]) < 1e-5
 
@@ -82,8 +96,7 @@ def test_a_name_is_read_by_the_prompts_alone(open_clip: Backbone) -> None:
     """With instance tokens deaf to the prompts, what the prompts read does not matter: X to X is as it was trained."""
     deaf = {"x_to_p": 0.0, "mix": "constant", "share": 0.5}
     blind, reading = (
-        perturb(adapt.wrap(open_clip, methods.DPL(**SIZES, **deaf, reads_names=reads), NAMES))  # type: ignore[arg-type]
-        for reads in (False, True)
+        adapt.wrap(open_clip, methods.DPL(**SIZES, **deaf, reads_names=reads), NAMES) for reads in (False, True)
     )
     assert scaled(reading.class_features(), blind.class_features()) < 1e-6
 
@@ -100,18 +113,15 @@ def test_names_that_are_read_leave_only_the_start_to_share(open_clip: Backbone, 
     pack = text.pack
     monkeypatch.setattr(text, "pack", recorded)
     for reads in (False, True):
-        adapt.wrap(open_clip, methods.DPL(**SIZES, reads_names=reads), NAMES).class_features()
+        adapt.wrap(open_clip, methods.DPL(**SIZES, mix="learned", reads_names=reads), NAMES).class_features()
     assert prefixes[1::2] == [5, 1]  # the others are the check of two prompts, which no edit touches
 
 
-def test_learned_odds_start_at_the_softmaxs_own_and_multiply_them(open_clip: Backbone, images: Tensor) -> None:
+def test_learned_odds_multiply_the_softmaxs_own(open_clip: Backbone) -> None:
     method = methods.DPL(**SIZES, mix="learned")
-    model = adapt.wrap(open_clip, method, NAMES)
+    adapt.wrap(open_clip, method, NAMES)
     shapes = {name: tuple(x.shape) for name, x in method.named_parameters() if name.startswith("mix")}
     assert shapes == {"mix_text": (3,), "mix_vision": (3,)}
-    joint = adapt.wrap(open_clip, methods.IVLP(**SIZES), NAMES)
-    joint.method.load_state_dict({name: x for name, x in method.state_dict().items() if not name.startswith("mix")})
-    assert scaled(model(images), joint(images)) < 1e-5
     each = scores()
     own, tripled = (decoupled(each, PROMPTS, PROMPTS, log_odds=torch.tensor(odds).log()) for odds in (1.0, 3.0))
     odds = [weights[..., PROMPTS].sum(-1) / weights[..., ~PROMPTS].sum(-1) for weights in (own, tripled)]
@@ -125,3 +135,44 @@ def test_one_tower_alone(alone: dict[str, int], towers: set[str], open_clip: Bac
     assert model.method.touches == towers
     assert {name.split(".")[0].removeprefix("mix_") for name, _ in model.method.named_parameters()} == towers
     assert torch.isfinite(model(images)).all()
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_both_paths_agree_on_unequal_parts(
+    checkpointing: bool, open_clip: Backbone, images: Tensor, labels: Tensor
+) -> None:
+    parts = {"mix": "constant", "share": 0.3, "x_to_x": 0.9, "x_to_p": 0.7, "p_to_x": 2.0, "p_to_p": 0.5}
+    fast, plain = (
+        adapt.wrap(open_clip, methods.DPL(**SIZES, **parts, reads_names=True), NAMES, path, checkpointing=checkpointing)
+        for path in (True, False)
+    )
+    plain.method.load_state_dict(perturb(fast).method.state_dict())
+    assert scaled(fast.class_features(), plain.class_features()) < 1e-5
+    assert relative(gradient(fast, images, labels), gradient(plain, images, labels)) < 1e-5
+
+
+@pytest.mark.parametrize("reader", [{"p_to_x": 2.0}, {"p_to_p": 0.0}, {"reads_names": True}], ids=str)
+def test_readers_that_forget_are_refused(reader: dict[str, Any], open_clip: Backbone) -> None:
+    with pytest.raises(AdaptError, match=r"change nothing in the text tower.*set depth_text to less than 3"):
+        adapt.wrap(open_clip, methods.DPL(**SIZES | {"depth_text": 3}, **reader), NAMES)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"share": 0.2}, "share is the constant of mix: constant"),
+        ({"mix": "constant"}, "share is the constant of mix: constant"),
+        ({"reads_names": True, "n_ctx_text": 0}, "reads_names is of text prompts, and n_ctx_text is 0"),
+    ],
+    ids=str,
+)
+def test_settings_that_do_not_fit_together(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(AdaptError, match=message):
+        methods.DPL(**settings)
+
+
+def test_a_tower_that_masks_more_than_the_future_is_refused(open_clip: Backbone) -> None:
+    tower = open_clip.tower("text")
+    open_clip.towers["text"] = replace(tower, form=replace(tower.form, plain_mask=False))
+    with pytest.raises(AdaptError, match="the text tower of CLIP masks padding or a class token of its own"):
+        adapt.wrap(open_clip, methods.DPL(**SIZES), NAMES)

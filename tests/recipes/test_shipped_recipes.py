@@ -16,7 +16,7 @@ import yaml
 
 from adapt import methods
 from adapt.backbones.base import Backbone
-from adapt.evaluation.base_to_new import harmonic
+from adapt.evaluation.protocols import harmonic
 from adapt.recipe import Recipe, build_recipe, read_recipe, shipped
 from adapt.training import run_recipe
 

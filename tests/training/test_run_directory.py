@@ -38,6 +38,7 @@ def test_what_a_run_leaves(train, tiny_split, out: Path) -> None:
         "environment.json",
         "log.jsonl",
         "metrics.json",
+        "predictions.csv",
         "recipe.yaml",
     }
     metrics = json.loads((out / "metrics.json").read_text())

@@ -11,7 +11,8 @@ import card
 from export import TARGET
 from matplotlib.figure import Figure
 
-from adapt.evaluation.base_to_new import base_to_new
+from adapt.evaluation.protocols import base_to_new
+from adapt.evaluation.run_protocol import run_protocol
 from adapt.recipe import find_recipe, read_recipe
 
 RECIPES = {
@@ -27,20 +28,23 @@ COLUMNS = ("base", "new", "harmonic")
 
 def measure(work: Path) -> dict:
     """Mean and standard deviation over the seeds by method, and each seed's figures, in per cent."""
+    protocols = {title: base_to_new(read_recipe(find_recipe(name)), SEEDS) for title, name in RECIPES.items()}
     results = {}
-    for title, name in RECIPES.items():
-        print(f"{title}: {name}", flush=True)
-        found = base_to_new(read_recipe(find_recipe(name)), SEEDS, work / "base-to-new" / title, print)
-        results[title] = {"recipe": name} | {
-            kind: {key: round(100 * value, 2) for key, value in found[kind].items()} for kind in ("mean", "std")
+    for title, protocol in protocols.items():
+        print(f"{title}: {RECIPES[title]}", flush=True)
+        found = run_protocol(protocol, work / "base-to-new" / title, progress=print)
+        (summary,) = found["summary"]
+        results[title] = {"recipe": RECIPES[title]} | {
+            kind: {key: round(100 * value, 2) for key, value in summary[kind].items()}
+            for kind in ("mean", "std", "zero_shot")
         }
-        results[title]["seeds"] = [{key: round(100 * row[key], 2) for key in ("base", "new")} for row in found["seeds"]]
+        results[title]["seeds"] = [{key: round(100 * row[key], 2) for key in ("base", "new")} for row in found["runs"]]
     return results
 
 
 def zero_shot(results: dict) -> list[float]:
     """Base, new and harmonic mean without training: the same in every run."""
-    (figures,) = {tuple(result["mean"][f"zero_shot_{key}"] for key in COLUMNS) for result in results.values()}
+    (figures,) = {tuple(result["zero_shot"][key] for key in COLUMNS) for result in results.values()}
     return list(figures)
 
 

@@ -1,0 +1,115 @@
+"""`adapt data list`, `adapt data check` and `adapt data show`"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from adapt.data.published import Published
+    from adapt.data.split import Split
+
+_PARTS = ("train", "val", "test")
+
+
+@click.group()
+def data() -> None:
+    """List the data sets of the papers, check data before training on it, and look at it.
+
+    \b
+    Examples:
+      adapt data list
+      adapt data check eurosat data
+      adapt data check photos
+      adapt data show photos --out photos.png
+    """
+
+
+@data.command("list")
+def list_sets() -> None:
+    """List the data that is known by name: the papers' data sets, and where their files go."""
+    from adapt.data import bundled, published, torchvision_sets
+
+    click.echo(f"{'name':16} {'classes':>7} {'train':>9} {'val':>6} {'test':>6}  files under ROOT")
+    for name, each in published.sets().items():
+        sizes = " ".join(f"{size:{width},}" for size, width in zip(each.sizes, (9, 6, 6), strict=True))
+        files = ", ".join([*(f"{folder}/" for folder in each.images), *each.lists])
+        click.echo(f"{name:16} {each.classes:7,} {sizes}  {each.folder}/: {files}")
+    click.echo("\nWhat to fetch and from where: adapt data check NAME ROOT")
+    click.echo(f"Bundled: {', '.join(bundled.names())}")
+    click.echo(f"Others:  torchvision:NAME ({', '.join(torchvision_sets.names())}),")
+    click.echo("         hf:NAME_OR_FOLDER, an image folder, a .csv, a split .json")
+
+
+@data.command()
+@click.argument("source")
+@click.argument("root", required=False)
+def check(source: str, root: str | None) -> None:
+    """Check SOURCE: what is missing, whether the counts are the published ones, and that every image decodes.
+
+    SOURCE is a name of `adapt data list`, an image folder, a .csv or a split .json. ROOT is the folder that holds the
+    published data sets' own folders, or that the paths inside a .csv or .json start from.
+
+    Nothing is downloaded. Problems are printed one a line, and the exit code is 2 then.
+    """
+    from adapt.data import published
+    from adapt.data.check import broken_images
+    from adapt.data.readers import load
+    from adapt.training.progress import counting_bar
+
+    entry = published.find(source)
+    split = load(source, root)
+    sizes = ", ".join(f"{part} {len(getattr(split, part)):,}" for part in _PARTS)
+    click.echo(f"{split.name}: {len(split.class_names):,} classes; images: {sizes}")
+    with counting_bar("checking", True) as bar:
+        problems = [*_wrong_counts(entry, split), *broken_images(list(split.items()), bar).values()]
+    if problems:
+        click.echo("\n".join(problems))
+        click.echo(f"{len(problems):,} problems in {split.name}. {entry.advice if entry else ''}".rstrip(), err=True)
+        sys.exit(2)
+    click.echo("All images can be used.")
+
+
+def _wrong_counts(entry: Published | None, split: Split) -> list[str]:
+    found = {part: len(getattr(split, part)) for part in _PARTS}
+    published = dict(zip(_PARTS, entry.sizes, strict=True)) if entry else found
+    return [
+        f"{part}: {found[part]:,} images; {published[part]:,} are published"
+        for part in _PARTS
+        if found[part] != published[part]
+    ]
+
+
+@data.command()
+@click.argument("source")
+@click.argument("root", required=False)
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The PNG to write.")
+@click.option("--part", type=click.Choice(_PARTS), help="Which images.  [default: train, or else test]")
+@click.option("--images", type=click.IntRange(min=1), default=6, show_default=True, help="Images of each class.")
+@click.option("--names", help="A file with readable names for the classes: .csv (class,name) or .json.")
+@click.option("--font", help="A TrueType file, for names in letters that DejaVu Sans has not.")
+def show(
+    source: str, root: str | None, out: Path, part: str | None, images: int, names: str | None, font: str | None
+) -> None:
+    """Draw a few images of each class of SOURCE, with the class names, to a PNG.
+
+    SOURCE and ROOT are as for `adapt data check`. An image that cannot be decoded is crossed out.
+    """
+    from adapt.data.contact_sheet import contact_sheet
+    from adapt.data.readers import load
+    from adapt.files import replacing
+    from adapt.training.progress import counting_bar
+
+    split = load(source, root, names)
+    items = getattr(split, part) if part else split.train or split.test
+    with counting_bar("drawing", True) as bar:
+        sheet = contact_sheet(items, split.class_names, images, font=font, progress=bar)
+    with replacing(out) as temporary:
+        sheet.save(temporary, "PNG")
+    click.echo(f"{out}  {sheet.width} x {sheet.height} pixels, {len(split.class_names):,} classes")
+
+
+COMMANDS = {"data": data}

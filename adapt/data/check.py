@@ -1,0 +1,110 @@
+"""Do the images decode? Found out in worker processes, before anything is trained on them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import replace
+from typing import Literal, get_args
+
+from adapt.data.images import check_image
+from adapt.data.split import Item, Split
+from adapt.errors import AdaptError, nearest
+
+Broken = Literal["refuse", "skip"]
+Progress = Callable[[int, int], None]
+
+logger = logging.getLogger("adapt")
+_BATCH = 32
+_FEW = 256  # not worth starting a process for
+_WORKERS = 4  # each holds one decoded picture at a time
+_NAMED = 3
+
+
+def broken_images(items: Sequence[Item], progress: Progress | None = None) -> dict[str, str]:
+    """Why `adapt.data.open_image` would refuse an image, by its path, in the order of `items`.
+
+    `progress` is told how many files are done, and of how many. A file that several items share is looked at once.
+    """
+    paths = list(dict.fromkeys(item.path for item in items))
+    found: dict[str, str] = {}
+    for done, (path, problem) in enumerate(zip(paths, _problems(paths), strict=True), 1):
+        if problem:
+            found[path] = problem
+        if progress is not None:
+            progress(done, len(paths))
+    return found
+
+
+def without_broken(split: Split, broken: Broken, progress: Progress | None = None) -> Split:
+    """`split` with images that all decode: itself, or where `broken` is "skip" what is left of it, which is logged.
+
+    Raises AdaptError, with their number, where images do not decode and `broken` is "refuse"; and where a class has
+    no training image left.
+    """
+    if broken not in get_args(Broken):
+        raise AdaptError(f"broken is {broken!r}; {nearest(broken, get_args(Broken))}")
+    items = list(split.items())
+    found = broken_images(items, progress)
+    if not found:
+        return split
+    count = f"{sum(item.path in found for item in items):,} of {len(items):,} images of data {split.name!r}"
+    if broken == "refuse":
+        raise AdaptError(
+            f"{count} cannot be used. {_first(found)} "
+            "`adapt data check` lists them all; data.broken=skip leaves them out."
+        )
+    logger.warning("left out %s. %s", count, _first(found))
+    train, val, test = (_kept(part, found) for part in (split.train, split.val, split.test))
+    return replace(split, train=train, val=val, test=test)
+
+
+def _kept(items: tuple[Item, ...], found: Collection[str]) -> tuple[Item, ...]:
+    return tuple(item for item in items if item.path not in found)
+
+
+def _first(found: dict[str, str]) -> str:
+    more = f" And {len(found) - _NAMED:,} more." if len(found) > _NAMED else ""
+    return " ".join(list(found.values())[:_NAMED]) + more
+
+
+def _problems(paths: list[str]) -> Iterator[str]:
+    """What is wrong with each file, "" for nothing; a bounded number of results is ever in flight."""
+    if len(paths) < _FEW:
+        yield from map(_problem, paths)
+        return
+    import torch
+    from torch.utils.data import DataLoader
+
+    from adapt.data.batches import processors
+
+    batches: DataLoader[str] = DataLoader(
+        _Problems(paths),  # type: ignore[arg-type]  # a map-style dataset by its methods
+        batch_size=_BATCH,
+        num_workers=min(_WORKERS, processors()),
+        collate_fn=list,
+        generator=torch.Generator(),  # or else a number would be drawn from the global one
+    )
+    for batch in batches:
+        yield from batch
+
+
+class _Problems:
+    """A map-style torch dataset: item `i` is what is wrong with file `i`."""
+
+    def __init__(self, paths: list[str]) -> None:
+        self._paths = paths
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, index: int) -> str:
+        return _problem(self._paths[index])
+
+
+def _problem(path: str) -> str:
+    try:
+        check_image(path)
+    except AdaptError as error:
+        return str(error)
+    return ""

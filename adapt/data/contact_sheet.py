@@ -1,0 +1,105 @@
+"""A contact sheet: a few images of every class under its name, as the model sees them (the middle square)."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Sequence
+
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+from adapt.data.images import open_image
+from adapt.data.split import Item
+from adapt.errors import AdaptError
+
+_SIDE, _SMALL_SIDE, _MANY = 96, 64, 100  # pixels of an image; smaller above so many classes
+_GAP, _MARGIN, _CAPTION = 2, 18, 17
+_FONT_SIZE = 12
+_SHAPE = 1.4  # width over height, about
+_PAPER, _INK, _BLANK, _MISSING = "white", "black", "#eeeeee", "#cc3333"
+
+Progress = Callable[[int, int], None]
+
+
+def contact_sheet(
+    items: Sequence[Item],
+    class_names: Sequence[str],
+    per_class: int = 6,
+    *,
+    font: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+) -> Image.Image:
+    """`per_class` of the `items` of each class, evenly spaced, in blocks by label from left to right and down.
+
+    An image that cannot be decoded is crossed out. `font` is a TrueType file, by default matplotlib's DejaVu Sans,
+    which has Latin, Greek, Cyrillic and more. `progress` is told how many classes are drawn, and of how many.
+
+    Raises AdaptError where there are no images to draw, or no font.
+    """
+    if not items or per_class < 1:
+        raise AdaptError(f"There is nothing to draw: {len(items)} images, {per_class} of each class.")
+    groups: list[list[Item]] = [[] for _ in class_names]
+    for item in items:
+        groups[item.label].append(item)
+    side = _SIDE if len(class_names) <= _MANY else _SMALL_SIDE
+    width, height = per_class * (side + _GAP) + _MARGIN, side + _CAPTION + _MARGIN
+    columns = min(len(groups), max(1, round(math.sqrt(len(groups) * _SHAPE * height / width))))
+    rows = math.ceil(len(groups) / columns)
+    sheet = Image.new("RGB", (columns * width + _MARGIN, rows * height + _MARGIN), _PAPER)
+    pen = ImageDraw.Draw(sheet)
+    pen.font = _font(font)
+    for label, group in enumerate(groups):
+        row, column = divmod(label, columns)
+        left, top = _MARGIN + column * width, _MARGIN + row * height
+        caption = f"{class_names[label].replace('_', ' ')} ({len(group)})"  # as prompts read names
+        pen.text((left, top), _fitted(caption, width - _MARGIN, pen), fill=_INK)
+        for place, chosen in enumerate(_spaced(group, per_class)):
+            _draw(chosen, sheet, pen, (left + place * (side + _GAP), top + _CAPTION), side)
+        if progress is not None:
+            progress(label + 1, len(groups))
+    return sheet
+
+
+def _font(path: str | os.PathLike[str] | None) -> ImageFont.FreeTypeFont:
+    """Pillow's own font has letters of English only."""
+    if path is None:
+        try:
+            import matplotlib
+        except ImportError:
+            raise AdaptError(
+                'Names are drawn in a font of matplotlib: pip install "adapt[plot]", or give one.'
+            ) from None
+        path = os.path.join(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
+    try:
+        return ImageFont.truetype(path, _FONT_SIZE)
+    except OSError as error:
+        raise AdaptError(f"Font {os.fspath(path)!r} cannot be used: {error}. Expected a TrueType file.") from error
+
+
+def _fitted(text: str, width: int, pen: ImageDraw.ImageDraw) -> str:
+    """`text`, or as much of its beginning as fits into `width` pixels."""
+    if pen.textlength(text) <= width:
+        return text
+    kept = len(text)
+    while kept and pen.textlength(f"{text[:kept]}…") > width:
+        kept -= 1
+    return f"{text[:kept]}…"
+
+
+def _spaced(group: Sequence[Item], count: int) -> list[Item | None]:
+    """`count` of the group, from its whole length; None in the places of those that a small group lacks."""
+    if len(group) <= count:
+        return [*group, *[None] * (count - len(group))]
+    return [group[place * len(group) // count] for place in range(count)]
+
+
+def _draw(item: Item | None, sheet: Image.Image, pen: ImageDraw.ImageDraw, at: tuple[int, int], side: int) -> None:
+    square = (*at, at[0] + side - 1, at[1] + side - 1)
+    if item is None:
+        pen.rectangle(square, fill=_BLANK)
+        return
+    try:
+        sheet.paste(ImageOps.fit(open_image(item), (side, side)), at)
+    except AdaptError:
+        pen.line(square, fill=_MISSING, width=2)
+        pen.rectangle(square, outline=_MISSING, width=2)

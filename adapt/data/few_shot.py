@@ -1,0 +1,73 @@
+"""Few-shot picks, exactly as two papers' code draws them from one random stream."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+from itertools import chain
+from typing import TYPE_CHECKING, Literal, get_args
+
+from adapt.errors import AdaptError, nearest
+
+if TYPE_CHECKING:
+    from adapt.data.split import Item
+
+    Items = tuple[Item, ...]
+
+Sampling = Literal["coop", "clip-lora"]
+_MAX_VAL_SHOTS = 4
+
+
+def pick(train: Items, val: Items, shots: int, seed: int, sampling: Sampling) -> tuple[Items, Items]:
+    """`shots` training and min(shots, 4) validation images of each class, in the order in which they are drawn.
+
+    `coop` (CoOp `ff61507`, Dassl): train, then val; a class with fewer images gives all of them.
+    `clip-lora` (CLIP-LoRA `358f0d7`): val, then train; a class with fewer images gives some of them several times.
+    Without validation images (ImageNet), one draw of train for both, the last of it being val.
+
+    Raises AdaptError for another rule, and where one draw for both finds too few images.
+    """
+    if sampling not in get_args(Sampling):
+        raise AdaptError(f"sampling is {sampling!r}; {nearest(sampling, get_args(Sampling))}")
+    stream, val_shots = random.Random(seed), min(shots, _MAX_VAL_SHOTS)
+    if sampling == "coop":
+        return _all_if_few(train, shots, stream), _all_if_few(val, val_shots, stream)
+    if not val:
+        return _both(train, shots, val_shots, stream)
+    picked_val = _repeated_if_few(val, val_shots, stream)
+    return _repeated_if_few(train, shots, stream), picked_val
+
+
+def _all_if_few(items: Items, shots: int, stream: random.Random) -> Items:
+    return _flat(group if len(group) < shots else stream.sample(group, shots) for group in _by_label(items))
+
+
+def _repeated_if_few(items: Items, shots: int, stream: random.Random) -> Items:
+    return _flat(
+        stream.choices(group, k=shots) if len(group) < shots else stream.sample(group, shots)
+        for group in _by_label(items)
+    )
+
+
+def _both(items: Items, shots: int, val_shots: int, stream: random.Random) -> tuple[Items, Items]:
+    needed = shots + val_shots
+    for group in _by_label(items):
+        if len(group) < needed:
+            raise AdaptError(
+                f"class {group[0].class_name!r} has {len(group)} training images; without validation images the "
+                f"clip-lora rule takes {needed} of each class. Take fewer shots, or the coop rule"
+            )
+    picks = [stream.sample(group, needed) for group in _by_label(items)]
+    return _flat(group[:shots] for group in picks), _flat(group[shots:] for group in picks)
+
+
+def _by_label(items: Items) -> list[list[Item]]:
+    """The items of each class, classes in the order in which they first appear in the list."""
+    groups: dict[int, list[Item]] = {}
+    for item in items:
+        groups.setdefault(item.label, []).append(item)
+    return list(groups.values())
+
+
+def _flat(groups: Iterable[list[Item]]) -> Items:
+    return tuple(chain.from_iterable(groups))

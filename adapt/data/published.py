@@ -1,0 +1,71 @@
+"""The fifteen data sets of the papers: published.toml as records, found by either name."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+TABLE = Path(__file__).with_name("published.toml")
+_GUIDE = "https://github.com/KaiyangZhou/CoOp/blob/main/DATASETS.md"
+
+
+@dataclass(frozen=True)
+class Published:
+    """One data set; the fields are explained at the head of the table."""
+
+    name: str
+    registry: str
+    folder: str
+    layout: Literal["split", "variants", "synsets", "numbers"]
+    images: tuple[str, ...]
+    lists: tuple[str, ...]
+    classes: int
+    sizes: tuple[int, int, int]
+    template: str
+    fetch: str
+    source: str
+
+    def missing(self, root: str) -> list[str]:
+        """What of the data set's own folder, folders of images and lists there is not under `root`."""
+        home = Path(root, self.folder)
+        folders = [f"folder {path}" for path in (home, *(home / name for name in self.images)) if not path.is_dir()]
+        return folders + [f"file {home / name}" for name in self.lists if not (home / name).is_file()]
+
+    @property
+    def advice(self) -> str:
+        """What to fetch, and where its official source is described."""
+        return f"Fetch {self.fetch}, as {self.source} says."
+
+
+@cache
+def sets() -> dict[str, Published]:
+    """The fifteen, by our names, in the order of the papers."""
+    return {name: _record(name, row) for name, row in tomllib.loads(TABLE.read_text(encoding="utf-8")).items()}
+
+
+def find(name: str) -> Published | None:
+    """The data set that is called `name` here (`oxford_pets`) or in CoOp's code (`OxfordPets`)."""
+    return next((each for each in sets().values() if name in (each.name, each.registry)), None)
+
+
+def _record(name: str, row: Mapping[str, Any]) -> Published:
+    registry = row["registry"]
+    split_file = f"split_zhou_{registry}.json"
+    train, val, test = row["sizes"]
+    return Published(
+        name=name,
+        registry=registry,
+        folder=row["folder"],
+        layout=row.get("layout", "split"),
+        images=tuple(row["images"]),
+        lists=tuple(row.get("lists", [split_file])),
+        classes=row["classes"],
+        sizes=(train, val, test),
+        template=row.get("template", "a photo of a {}."),
+        fetch=row["fetch"] if "lists" in row else f"{row['fetch']} and {split_file}",
+        source=f"{_GUIDE}#{row['section']}",
+    )

@@ -1,0 +1,67 @@
+"""What a classifier did on a list of images, and the figures that follow from it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+CALIBRATION_BINS = 15
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The images' paths and classes, the class predicted for each, and its probability, in the images' order."""
+
+    paths: tuple[str, ...]
+    actual: tuple[str, ...]
+    predicted: tuple[str, ...]
+    confidence: tuple[float, ...]
+
+    @property
+    def images(self) -> int:
+        return len(self.actual)
+
+    @property
+    def right(self) -> tuple[bool, ...]:
+        return tuple(actual == predicted for actual, predicted in zip(self.actual, self.predicted))
+
+    @property
+    def accuracy(self) -> float:
+        """Correct over all, in [0, 1], as published: not the mean over classes."""
+        return sum(self.right) / self.images
+
+    @property
+    def by_class(self) -> dict[str, float]:
+        """Accuracy of each class that has images, in [0, 1]."""
+        right: dict[str, list[bool]] = defaultdict(list)
+        for name, hit in zip(self.actual, self.right):
+            right[name].append(hit)
+        return {name: sum(hits) / len(hits) for name, hits in sorted(right.items())}
+
+    @property
+    def calibration_error(self) -> float:
+        """Expected calibration error in [0, 1] over 15 bins of equal width (Guo et al., ICML 2017)."""
+        bins: dict[int, list[tuple[float, bool]]] = defaultdict(list)
+        for confidence, hit in zip(self.confidence, self.right):
+            bins[min(int(confidence * CALIBRATION_BINS), CALIBRATION_BINS - 1)].append((confidence, hit))
+        gaps = (abs(sum(confidence - hit for confidence, hit in members)) for members in bins.values())
+        return sum(gaps) / self.images
+
+    def figures(self) -> dict[str, Any]:
+        """For metrics.json, small enough for an adapter's header too."""
+        return {
+            "accuracy": self.accuracy,
+            "images": self.images,
+            "mean_class_accuracy": sum(self.by_class.values()) / len(self.by_class),
+            "calibration_error": self.calibration_error,
+        }
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row an image, as in a run's predictions.csv."""
+        columns: Sequence[tuple[Any, ...]] = (self.paths, self.actual, self.predicted, self.confidence)
+        return [
+            {"path": path, "class": actual, "predicted": predicted, "confidence": round(confidence, 6)}
+            for path, actual, predicted, confidence in zip(*columns)
+        ]

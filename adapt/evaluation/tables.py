@@ -1,0 +1,93 @@
+"""Results of protocols as tables: our mean and standard deviation by method, the published figures beside them."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from typing import Any
+
+from adapt.errors import AdaptError
+from adapt.evaluation.published import figures_for
+
+Results = dict[str, Any]  # what run_protocol returns and writes
+Cells = list[list[str]]
+
+
+def table(results: Sequence[Results], published: bool = True) -> Cells:
+    """A header, a zero-shot row, one row for each of `results`, and the published rows where there are some.
+
+    Percentages; few-shot curves have a column for each number of shots, other protocols one for each figure. Raises
+    AdaptError for results of different protocols or data.
+    """
+    first = results[0]
+    for each in results:
+        if (each["protocol"], _data(each)) != (first["protocol"], _data(first)):
+            raise AdaptError(
+                f"one table shows one protocol on one data set; these are {first['protocol']} on {_data(first)} and "
+                f"{each['protocol']} on {_data(each)}"
+            )
+    columns = _columns(results)
+    rows = [["", *columns]]
+    rows.append(["zero-shot", *(_cell(_of(first, "zero_shot"), column) for column in columns)])
+    for each in results:
+        spread = _of(each, "std") if len(each["runs"]) > len(each["summary"]) else {}
+        rows.append([_title(each, results), *(_cell(_of(each, "mean"), column, spread) for column in columns)])
+    if published:
+        rows += [[title, *(values.get(column, "") for column in columns)] for title, values in figures_for(first)]
+    return rows
+
+
+def as_text(cells: Cells) -> str:
+    """Aligned columns for a terminal."""
+    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
+    lines = ("  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in cells)
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def as_markdown(cells: Cells) -> str:
+    lines = [f"| {' | '.join(row)} |" for row in cells]
+    return "\n".join([lines[0], "| --- " * len(cells[0]) + "|", *lines[1:]])
+
+
+def as_csv(cells: Cells) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(cells)
+    return text.getvalue().rstrip("\n")
+
+
+FORMATS = {"text": as_text, "markdown": as_markdown, "csv": as_csv}
+
+
+def _data(results: Results) -> str:
+    source: str = results["recipe"]["data"]["source"]
+    return source
+
+
+def _title(results: Results, among: Sequence[Results]) -> str:
+    """The method's name, with its settings where another result has the same name."""
+    method = dict(results["recipe"]["method"])
+    name = method.pop("name")
+    if sum(each["recipe"]["method"]["name"] == name for each in among) == 1:
+        return str(name)
+    return f"{name} ({', '.join(f'{key}={value}' for key, value in method.items()) or 'defaults'})"
+
+
+def _columns(results: Sequence[Results]) -> list[str]:
+    """In the order of the first result that has each."""
+    return list(dict.fromkeys(column for each in results for column in _of(each, "mean")))
+
+
+def _of(results: Results, kind: str) -> dict[str, float]:
+    """Means, spreads or the frozen model's figures by column."""
+    if results["protocol"] == "few_shot":
+        return {f"{group['shots']} shots": group[kind]["test"] for group in results["summary"]}
+    figures: dict[str, float] = results["summary"][0][kind]
+    return figures
+
+
+def _cell(values: dict[str, float], column: str, spread: dict[str, float] | None = None) -> str:
+    if column not in values:
+        return ""
+    mean = f"{100 * values[column]:.1f}"
+    return f"{mean} ± {100 * spread[column]:.1f}" if spread else mean

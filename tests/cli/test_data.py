@@ -1,0 +1,173 @@
+"""`adapt data`: what is listed, checked and drawn; and how training takes data that has something wrong with it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import miniatures
+import pytest
+from PIL import Image
+
+from adapt.data import published
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return miniatures.build(tmp_path_factory.mktemp("published"))
+
+
+@pytest.fixture
+def damaged(photos: Path, tmp_path: Path) -> Path:
+    """The photos with a broken image in every part."""
+    folder = Path(shutil.copytree(photos, tmp_path / "damaged"))
+    for part in ("train", "val", "test"):
+        (folder / part / "sky/1.png").write_bytes(b"no image")
+    return folder
+
+
+# ---- list
+
+
+def test_list_says_what_goes_where(run) -> None:
+    output = run("data", "list").stdout
+    lines = {line.split()[0]: line for line in output.splitlines() if line}
+    assert lines.keys() > published.sets().keys()
+    assert (
+        " 196     6,509  1,635  8,041  stanford_cars/: cars_train/, cars_test/, split_zhou_" in lines["stanford_cars"]
+    )
+    assert "imagenet-adversarial/: imagenet-a/, classnames.txt" in lines["imagenet_a"]
+    assert "emoji@fluent-3d" in lines["Bundled:"]
+
+
+# ---- check
+
+
+def test_check_names_what_is_missing_and_where_it_is_described(run, refused, tmp_path: Path) -> None:
+    (tmp_path / "sun397").mkdir()
+    refused(
+        run("data", "check", "SUN397", tmp_path),
+        f"no folder {tmp_path}/sun397/SUN397 and no file {tmp_path}/sun397/split_zhou_SUN397.json. Fetch SUN397.tar.gz",
+        "https://github.com/KaiyangZhou/CoOp/blob/main/DATASETS.md#sun397",
+    )
+
+
+def test_check_compares_with_the_published_counts_and_looks_at_the_files(run, root: Path, tmp_path: Path) -> None:
+    shutil.copytree(root / "eurosat", tmp_path / "eurosat")
+    (tmp_path / "eurosat/2750/River/River_1.jpg").unlink()
+    result = run("data", "check", "eurosat", tmp_path)
+    assert result.exit_code == 2
+    lines = result.stdout.splitlines()
+    assert lines == [
+        "eurosat: 10 classes; images: train 10, val 10, test 10",
+        "train: 10 images; 13,500 are published",
+        "val: 10 images; 5,400 are published",
+        "test: 10 images; 8,100 are published",
+        f"Image '{tmp_path}/eurosat/2750/River/River_1.jpg' does not exist.",
+    ]
+    assert result.stderr.startswith("4 problems in eurosat. Fetch EuroSAT.zip and split_zhou_EuroSAT.json, as https://")
+
+
+def test_check_lists_the_broken_images_of_a_folder(run, damaged: Path) -> None:
+    result = run("data", "check", damaged)
+    assert result.exit_code == 2
+    assert result.stdout.splitlines() == [
+        "damaged: 3 classes; images: train 6, val 6, test 6",
+        *(
+            f"Image '{damaged}/{part}/sky/1.png' cannot be decoded: unknown format. "
+            "Replace it or take it out of the data."
+            for part in ("train", "val", "test")
+        ),
+    ]
+    assert result.stderr == "3 problems in damaged.\n"
+
+
+def test_check_of_good_data(run, photos: Path, tmp_path: Path) -> None:
+    listed = tmp_path / "list.csv"
+    listed.write_text("path,label,split\nsky/0.png,sky,train\nsky/1.png,sky,test\n")
+    for arguments, name in (((photos,), "photos: 3 classes"), ((listed, photos / "train"), "list: 1 classes")):
+        result = run("data", "check", *arguments)
+        assert (result.exit_code, result.stderr) == (0, "")
+        assert result.stdout.startswith(name)
+        assert result.stdout.endswith("\nAll images can be used.\n")
+
+
+def test_check_of_nothing(run, refused) -> None:
+    refused(run("data", "check", "nowhere"), "Data 'nowhere' is neither a folder")
+
+
+# ---- show
+
+
+def test_show_draws_a_png(run, photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "sheets/photos.png"
+    result = run("data", "show", photos, "--out", out, "--images", 2)
+    with Image.open(out) as sheet:
+        assert result.stdout == f"{out}  {sheet.width} x {sheet.height} pixels, 3 classes\n"
+        assert sheet.getpixel((18 + 48, 18 + 17 + 48)) == (230, 60, 40)
+    run("data", "show", photos, "--out", out, "--images", 2, "--part", "test")
+    with Image.open(out) as sheet:
+        assert sheet.getpixel((18 + 48, 18 + 17 + 48)) == (240, 70, 50)
+
+
+def test_show_draws_the_test_images_of_data_without_others(run, root: Path, tmp_path: Path) -> None:
+    result = run("data", "show", "imagenet_a", root, "--out", tmp_path / "a.png", "--images", 1)
+    assert result.exit_code == 0
+    assert result.stdout.endswith("200 classes\n")
+
+
+# ---- training and measuring
+
+
+def test_training_refuses_broken_images_before_it_starts(
+    run, refused, recipe: Path, damaged: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    result = run("train", recipe, "--out", out, "--set", f"data.source={damaged}")
+    refused(result, "3 of 18 images of data 'damaged' cannot be used", f"Image '{damaged}/train/sky/1.png' cannot be")
+    assert not out.exists()
+
+
+def test_training_skips_broken_images_with_a_count(run, recipe: Path, damaged: Path, tmp_path: Path, caplog) -> None:
+    out = tmp_path / "run"
+    overrides = ("--set", f"data.source={damaged}", "--set", "data.broken=skip")
+    result = run("train", recipe, "--out", out, *overrides)
+    assert result.exit_code == 0
+    assert "left out 3 of 18 images of data 'damaged'" in caplog.text
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert (metrics["train_images"], metrics["adapted"]["images"]) == (5, 5)
+
+
+def test_names_and_sampling_of_a_recipe(run, recipe: Path, photos: Path, tmp_path: Path) -> None:
+    names = tmp_path / "names.json"
+    names.write_text(json.dumps({"sky": "clear sky", "goldfish": "orange fish", "lime tree": "a lime tree"}))
+    out = tmp_path / "run"
+    result = run("train", recipe, "--out", out, "--set", f"data.names={names}", "--set", "data.sampling=clip-lora")
+    assert result.exit_code == 0
+    adapter = out / "adapter.safetensors"
+    assert "orange fish, a lime tree, clear sky" in run("inspect", adapter, "--words", 0).stdout
+    accuracy = json.loads((out / "metrics.json").read_text())["adapted"]["accuracy"]
+    found = json.loads(run("eval", adapter, "--data", photos, "--names", names, "--json").stdout)
+    assert found["accuracy"] == accuracy
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("data.sampling=clip_lora", "data.sampling is 'clip_lora': Input should be 'coop' or 'clip-lora'"),
+        ("data.broken=drop", "data.broken is 'drop': Input should be 'refuse' or 'skip'"),
+        ("data.names=nowhere.csv", "Class names 'nowhere.csv' cannot be read"),
+        ("data.source=eurosat", "Data 'eurosat' needs a root"),
+    ],
+)
+def test_refusals(run, refused, recipe: Path, override: str, words: str) -> None:
+    refused(run("train", recipe, "--set", override), words)
+
+
+@pytest.mark.parametrize("command", ["list", "check", "show"])
+def test_every_subcommand_explains_itself(run, command: str) -> None:
+    result = run("data", command, "--help")
+    assert result.exit_code == 0
+    assert result.stdout.startswith(f"Usage: main data {command} ")
+    assert len(result.stdout.splitlines()) > 4

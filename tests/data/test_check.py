@@ -1,0 +1,135 @@
+"""Images that do not decode: found, told, refused or left out; and what is found without decoding."""
+
+from __future__ import annotations
+
+import logging
+import struct
+import zlib
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from adapt.data import Item, Split, open_image
+from adapt.data import check as module
+from adapt.data.check import broken_images, without_broken
+from adapt.data.images import check_image
+from adapt.errors import AdaptError
+
+
+def _png_header(width: int, height: int) -> bytes:
+    """A PNG that says it is of that size and holds no pixels."""
+    size = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunks = [struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+              for kind, body in ((b"IHDR", size), (b"IDAT", b""))]  # fmt: skip
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+@pytest.fixture
+def mixed(tmp_path: Path) -> tuple[list[Item], list[str]]:
+    """Every kind of image that is good, and the paths of those that are not."""
+    noise = Image.effect_noise((64, 64), 80)
+    noise.save(tmp_path / "Ämse ☃ 犬.png")
+    noise.convert("CMYK").save(tmp_path / "cmyk.jpg")
+    noise.save(tmp_path / "progressive.jpg", progressive=True)
+    Image.new("I;16", (8, 8), 0x8123).save(tmp_path / "16bit.png")
+    Image.new("P", (8, 8)).save(tmp_path / "a.gif", save_all=True, append_images=[Image.new("P", (8, 8), 3)] * 3)
+    whole = {name: (tmp_path / name).read_bytes() for name in ("progressive.jpg", "Ämse ☃ 犬.png", "a.gif")}
+    broken = {
+        "half.jpg": whole["progressive.jpg"][:1500],
+        "half.png": whole["Ämse ☃ 犬.png"][:2000],
+        "half.gif": whole["a.gif"][:30],
+        "empty.jpg": b"",
+        "page.jpg": b"<html>not found</html>",
+        "huge.png": _png_header(20_000, 20_000),
+    }
+    for name, content in broken.items():
+        (tmp_path / name).write_bytes(content)
+    Image.new("F", (8, 8)).save(tmp_path / "float.tiff")
+    files = sorted(str(path) for path in tmp_path.iterdir())
+    items = [Item(path, 0, "a") for path in [*files, str(tmp_path / "gone.png")]]
+    return items, sorted(str(tmp_path / name) for name in [*broken, "float.tiff", "gone.png"])
+
+
+def test_what_is_found_is_what_open_image_refuses(mixed: tuple[list[Item], list[str]]) -> None:
+    items, broken = mixed
+    found = broken_images(items)
+    assert sorted(found) == broken
+    for item in items:
+        if item.path in found:
+            with pytest.raises(AdaptError) as refused:
+                open_image(item)
+            assert str(refused.value).split(":")[0] == found[item.path].split(":")[0]
+        else:
+            assert open_image(item).mode == "RGB"
+
+
+def test_a_huge_picture_is_refused_by_its_header(mixed: tuple[list[Item], list[str]], tmp_path: Path) -> None:
+    with pytest.raises(AdaptError, match=r"huge.png' cannot be decoded: Image size \(400000000 pixels\) exceeds limit"):
+        check_image(tmp_path / "huge.png")
+
+
+def test_workers_find_the_same_and_leave_the_random_state(
+    mixed: tuple[list[Item], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    items, _ = mixed
+    alone = broken_images(items)
+    monkeypatch.setattr(module, "_FEW", 0)
+    monkeypatch.setattr(module, "_BATCH", 3)
+    before = torch.get_rng_state()
+    told: list[tuple[int, int]] = []
+    assert list(broken_images(items * 2, lambda *done: told.append(done)).items()) == list(alone.items())
+    assert told == [(done, len(items)) for done in range(1, len(items) + 1)]  # each file once
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.fixture
+def split(tmp_path: Path) -> Split:
+    """Two classes of three images; one of the training images is broken, and the only one for the test."""
+    items = []
+    for i, name in enumerate(("ant", "ant", "bee", "bee", "bee")):
+        Image.new("RGB", (4, 4), (i, 0, 0)).save(tmp_path / f"{i}.png")
+        items.append(Item(str(tmp_path / f"{i}.png"), int(name == "bee"), name))
+    for i in (1, 4):
+        (tmp_path / f"{i}.png").write_bytes(b"no image")
+    return Split("insects", ("ant", "bee"), tuple(items[:4]), (), (items[4],))
+
+
+def test_broken_images_are_refused_with_their_number(split: Split) -> None:
+    with pytest.raises(AdaptError) as caught:
+        without_broken(split, "refuse")
+    first, second = split.train[1].path, split.test[0].path
+    advice = "cannot be decoded: unknown format. Replace it or take it out of the data."
+    assert str(caught.value) == (
+        f"2 of 5 images of data 'insects' cannot be used. Image '{first}' {advice} Image '{second}' {advice} "
+        "`adapt data check` lists them all; data.broken=skip leaves them out."
+    )
+
+
+def test_broken_images_are_left_out_with_their_number(split: Split, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "adapt"):
+        kept = without_broken(split, "skip")
+    assert kept.train == (split.train[0], *split.train[2:])
+    assert kept.test == ()
+    (line,) = caplog.messages
+    assert line.startswith(f"left out 2 of 5 images of data 'insects'. Image '{split.train[1].path}'")
+
+
+def test_a_class_without_a_good_image_is_refused(split: Split) -> None:
+    Path(split.train[0].path).write_bytes(b"")
+    with pytest.raises(AdaptError, match="'insects': no training image of 'ant'"):
+        without_broken(split, "skip")
+
+
+def test_many_broken_images_are_counted(tmp_path: Path) -> None:
+    items = tuple(Item(str(tmp_path / f"{i}.png"), 0, "a") for i in range(1200))
+    with pytest.raises(AdaptError, match=r"^1,200 of 1,200 images .*/2.png' does not exist\. And 1,197 more\. `adapt"):
+        without_broken(Split("gone", ("a",), items, (), ()), "refuse")
+
+
+def test_good_images_are_the_same_split(split: Split) -> None:
+    good = Split("good", ("ant",), (split.train[0],), (), ())
+    assert without_broken(good, "refuse") is good
+    with pytest.raises(AdaptError, match="broken is 'drop'; Valid: refuse, skip"):
+        without_broken(good, "drop")  # type: ignore[arg-type]

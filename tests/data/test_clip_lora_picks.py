@@ -1,0 +1,74 @@
+"""CLIP-LoRA's few-shot rule: val before train, small classes repeated, and one draw for both where there is no val."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import pytest
+
+from adapt.data import Item, Split
+from adapt.errors import AdaptError
+
+
+def _items(counts: tuple[int, ...], start: int = 0) -> tuple[Item, ...]:
+    labels = [label for label, count in enumerate(counts) for _ in range(count)]
+    return tuple(Item(str(start + position), label, "abc"[label]) for position, label in enumerate(labels))
+
+
+def _split(train: tuple[int, ...], val: tuple[int, ...] = ()) -> Split:
+    return Split("counts", tuple("abc"[: len(train)]), _items(train), _items(val, 1000), ())
+
+
+def _paths(items: tuple[Item, ...]) -> list[int]:
+    return [int(item.path) for item in items]
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize(("shots", "val_shots"), [(1, 1), (2, 2), (4, 4), (8, 4), (16, 4)])
+def test_val_is_drawn_first_from_the_same_stream(seed: int, shots: int, val_shots: int) -> None:
+    few = _split((20, 30, 25), (9, 8, 7)).few_shot(shots, seed, "clip-lora")
+    random.seed(seed)  # the published code draws from the global stream
+    val = [start + pick for start, size in ((1000, 9), (1009, 8), (1017, 7)) for pick in _drawn(size, val_shots)]
+    train = [start + pick for start, size in ((0, 20), (20, 30), (50, 25)) for pick in _drawn(size, shots)]
+    assert _paths(few.val) == val
+    assert _paths(few.train) == train
+
+
+def _drawn(size: int, count: int) -> list[int]:
+    return random.sample(range(size), count)
+
+
+def test_a_small_class_is_repeated_up_to_the_shots() -> None:
+    few = _split((3, 20), (2, 20)).few_shot(8, 5, "clip-lora")
+    stream = random.Random(5)
+    assert _paths(few.val)[:4] == stream.choices([1000, 1001], k=4)
+    stream.sample(range(20), 4)
+    assert _paths(few.train)[:8] == stream.choices([0, 1, 2], k=8)
+    assert [len(few.train), len(few.val)] == [16, 8]
+
+
+def test_without_validation_images_one_draw_of_train_gives_both() -> None:
+    few = _split((30, 40)).few_shot(16, 2, "clip-lora")
+    random.seed(2)
+    first, second = random.sample(range(30), 20), random.sample(range(30, 70), 20)
+    assert _paths(few.train) == first[:16] + second[:16]
+    assert _paths(few.val) == first[16:] + second[16:]
+
+
+def test_one_draw_for_both_needs_the_images_of_both() -> None:
+    with pytest.raises(AdaptError, match=r"class 'b' has 5 training images; .* takes 6 of each class"):
+        _split((30, 5)).few_shot(3, 1, "clip-lora")
+
+
+def test_the_rules_pick_different_images() -> None:
+    split = _split((30, 30), (30, 30))
+    assert split.few_shot(4, 1, "clip-lora").train != split.few_shot(4, 1).train
+    assert split.few_shot(4, 1, "coop") == split.few_shot(4, 1)
+
+
+def test_what_is_refused() -> None:
+    with pytest.raises(AdaptError, match=r"sampling is 'clip-lore'; did you mean 'clip-lora'"):
+        _split((3,)).few_shot(1, 1, "clip-lore")  # type: ignore[arg-type]
+    with pytest.raises(AdaptError, match="no training images to take 1 shots from"):
+        replace(_split((3,)), train=()).few_shot(1, 1, "clip-lora")

@@ -1,0 +1,160 @@
+"""Data of torchvision and of the Hugging Face library, from files on disk as those libraries lay them out."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from adapt.data import load, open_image, read_hugging_face, read_torchvision
+from adapt.data.check import broken_images
+from adapt.errors import AdaptError
+
+
+def _image(path: Path, colour: tuple[int, int, int] = (1, 2, 3)) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (4, 4), colour).save(path)
+    return path
+
+
+# ---- torchvision
+
+
+@pytest.fixture
+def textures(tmp_path: Path) -> Path:
+    """torchvision's layout of DTD: lists of the parts, and images by class."""
+    labels = tmp_path / "dtd/dtd/labels"
+    labels.mkdir(parents=True)
+    for number, part in enumerate(("train", "val", "test")):
+        names = [f"{name}/{name}_{number}.jpg" for name in ("zigzagged", "banded")]
+        (labels / f"{part}1.txt").write_text("\n".join(names) + "\n")
+        for name in names:
+            _image(tmp_path / "dtd/dtd/images" / name)
+    return tmp_path
+
+
+def test_torchvisions_parts_are_kept(textures: Path) -> None:
+    split = load("torchvision:DTD", textures)
+    assert (split.name, split.class_names) == ("DTD", ("banded", "zigzagged"))
+    assert [(Path(item.path).name, item.label) for item in split.val] == [("zigzagged_1.jpg", 1), ("banded_1.jpg", 0)]
+    assert [len(split.train), len(split.val), len(split.test)] == [2, 2, 2]
+    assert broken_images(list(split.items())) == {}
+
+
+def test_torchvisions_undivided_data_is_divided(tmp_path: Path) -> None:
+    for name in ("River", "Forest"):
+        for i in range(10):
+            _image(tmp_path / f"eurosat/2750/{name}/{name}_{i}.jpg")
+    split = read_torchvision("EuroSAT", tmp_path)
+    assert split.class_names == ("Forest", "River")
+    assert [Counter(i.label for i in part) for part in (split.train, split.val, split.test)] == [
+        {0: 6, 1: 6}, {0: 1, 1: 1}, {0: 3, 1: 3}
+    ]  # fmt: skip
+
+
+def test_torchvisions_trainval_is_train_and_its_order_of_classes_stays(tmp_path: Path) -> None:
+    home = tmp_path / "oxford-iiit-pet"
+    for part, number in (("trainval", 1), ("test", 2)):
+        names = [f"{name}_{number}" for name in ("pug", "Abyssinian")]
+        (home / "annotations").mkdir(parents=True, exist_ok=True)
+        lines = [f"{name} {label} 1 1" for label, name in enumerate(names, 1)]
+        (home / f"annotations/{part}.txt").write_text("\n".join(lines) + "\n")
+        for name in names:
+            _image(home / f"images/{name}.jpg")
+    split = load("torchvision:OxfordIIITPet", tmp_path)
+    assert split.class_names == ("Pug", "Abyssinian")
+    assert [Path(item.path).name for item in split.train] == ["pug_1.jpg", "Abyssinian_1.jpg"]
+    assert [len(split.train), len(split.val), len(split.test)] == [2, 0, 2]
+
+
+def test_torchvisions_two_lists_of_food(tmp_path: Path) -> None:
+    meta = tmp_path / "food-101/meta"
+    meta.mkdir(parents=True)
+    for part, i in (("train", 1), ("test", 2)):
+        (meta / f"{part}.json").write_text(json.dumps({"waffles": [f"waffles/{i}"], "apple_pie": [f"apple_pie/{i}"]}))
+        for name in ("waffles", "apple_pie"):
+            _image(tmp_path / f"food-101/images/{name}/{i}.jpg")
+    split = load("torchvision:Food101", tmp_path)
+    assert split.class_names == ("apple_pie", "waffles")
+    assert [item.class_name for item in split.test] == ["waffles", "apple_pie"]
+
+
+def test_torchvision_data_that_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(AdaptError, match=r"no set 'CIFAR10' of image files with class names; .*Valid: Country211, DTD"):
+        load("torchvision:CIFAR10", tmp_path)
+    with pytest.raises(AdaptError, match=r"torchvision finds no DTD in '.*': Dataset not found.*datasets.DTD\("):
+        load("torchvision:DTD", tmp_path)
+    with pytest.raises(AdaptError, match="'torchvision:DTD' needs a root: as for torchvision"):
+        load("torchvision:DTD")
+
+
+# ---- Hugging Face
+
+
+def _dataset(count: int = 6, **columns: list[Any]) -> Any:
+    datasets = pytest.importorskip("datasets")
+    features = {"picture": datasets.Image(), "kind": datasets.ClassLabel(names=["zebra", "ant"])}
+    given = {name: datasets.Value("string") for name in columns}
+    pictures = [Image.new("RGB", (4, 4), (i, 0, 0)) for i in range(count)]
+    content = {"picture": pictures, "kind": [i % 2 for i in range(count)], **columns}
+    return datasets.Dataset.from_dict(content, features=datasets.Features({**features, **given}))
+
+
+def test_hugging_face_parts_and_labels_are_kept_and_images_come_from_its_tables(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    whole = _dataset(6, domain=["sketch", "photo"] * 3)
+    parts = datasets.DatasetDict({"train": whole, "validation": _dataset(2, domain=["photo"] * 2), "test": whole})
+    parts.save_to_disk(tmp_path / "animals", num_shards={"train": 2, "validation": 1, "test": 1})
+    split = load(f"hf:{tmp_path}/animals")
+    assert (split.name, split.class_names) == ("animals", ("zebra", "ant"))
+    assert [len(split.train), len(split.val), len(split.test)] == [6, 2, 6]
+    assert [(item.label, item.domain) for item in split.train[:2]] == [(0, "sketch"), (1, "photo")]
+    assert [open_image(item).getpixel((0, 0)) for item in split.train] == [(i, 0, 0) for i in range(6)]
+    assert split.few_shot(2, seed=1).train[0] in split.train
+    assert broken_images(list(split.items())) == {}
+
+
+def test_one_hugging_face_table_is_divided(tmp_path: Path) -> None:
+    _dataset(20).save_to_disk(tmp_path / "one")
+    split = read_hugging_face(tmp_path / "one")
+    assert [len(split.train), len(split.val), len(split.test)] == [12, 2, 6]
+
+
+def test_hugging_face_images_that_are_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets")
+    for i in range(20):
+        _image(tmp_path / f"kinds/{'ab'[i % 2]}/{i}.png", (0, i, 0))
+    of_folder = datasets.load_dataset(
+        "imagefolder", data_dir=str(tmp_path / "kinds"), cache_dir=str(tmp_path / "cache")
+    )
+    monkeypatch.setattr(datasets, "load_dataset", {"user/kinds": of_folder}.get)  # as the hub's image folders come
+    split = load("hf:user/kinds")
+    assert {item.path for item in split.items()} == {str(path) for path in (tmp_path / "kinds").rglob("*.png")}
+    assert all(Path(item.path).parent.name == item.class_name for item in split.items())
+    assert [len(split.train), len(split.val), len(split.test)] == [12, 2, 6]
+
+
+def test_hugging_face_data_that_is_refused(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    _dataset(2).remove_columns("kind").save_to_disk(tmp_path / "unlabelled")
+    with pytest.raises(AdaptError, match="has 0 columns of kind ClassLabel among picture; expected one"):
+        read_hugging_face(tmp_path / "unlabelled")
+    partly = _dataset(2).map(lambda row: {"kind": -1})
+    partly.save_to_disk(tmp_path / "partly")
+    with pytest.raises(AdaptError, match="part train: row 0 has no label"):
+        read_hugging_face(tmp_path / "partly")
+    datasets.DatasetDict({"extra": _dataset(2)}).save_to_disk(tmp_path / "extra")
+    with pytest.raises(AdaptError, match="has a part 'extra'; expected train, val"):
+        read_hugging_face(tmp_path / "extra")
+    with pytest.raises(AdaptError, match=r"datasets cannot load '.*': Directory .* is neither"):
+        read_hugging_face(_image(tmp_path / "pictures/1.png").parent)
+
+
+def test_without_the_library_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "datasets", None)
+    with pytest.raises(AdaptError, match=r'needs the library datasets: pip install "adapt\[hf-data\]"'):
+        load("hf:mnist")
