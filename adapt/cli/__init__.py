@@ -22,6 +22,7 @@ _COMMANDS = {
     "cross-dataset": ("protocols", "Train on one data set, measure on others, over seeds."),
     "domain-generalisation": ("protocols", "Train on one data set, measure on other domains, over seeds."),
     "table": ("protocols", "Show what protocols found side by side, the papers' figures too."),
+    "report": ("protocols", "Write an HTML page about runs: tables, curves, confusions, errors."),
     "predict": ("predict", "Classify images or folders of images."),
     "inspect": ("files", "Show what an adapter holds, and the words nearest to its learned tokens."),
     "merge": ("files", "Fold a LoRA adapter into a standalone checkpoint."),

@@ -1,8 +1,7 @@
-"""`adapt few-shot`, `base-to-new`, `cross-dataset`, `domain-generalisation`, and `adapt table` of what they find"""
+"""`adapt few-shot`, `base-to-new`, `cross-dataset`, `domain-generalisation`; `adapt table` and `adapt report`"""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -203,25 +202,31 @@ def table(results: tuple[Path, ...], form: str, published: bool) -> None:
     """
     from adapt.evaluation import tables
 
-    found = [each for path in results for each in _read(path)]
+    found = [each for path in results for each in tables.read_results(path)]
     click.echo(tables.FORMATS[form](tables.table(found, published)))
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
-    names = ("few_shot", "base_to_new", "cross_dataset", "domain_generalisation")
-    files = [path / f"{name}.json" for name in names if (path / f"{name}.json").is_file()] if path.is_dir() else [path]
-    if not files:
-        raise AdaptError(f"{path} holds no results of a protocol, such as base_to_new.json")
-    found = []
-    for file in files:
-        try:
-            results = json.loads(file.read_text(encoding="utf-8"))
-            if not {"protocol", "recipe", "runs", "summary"} <= results.keys():
-                raise ValueError("it has no protocol, recipe, runs and summary")
-        except (OSError, ValueError, AttributeError) as error:
-            raise AdaptError(f"{file} holds no results of a protocol: {error}") from error
-        found.append(results)
-    return found
+@click.command("report")
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), default=Path("report.html"), show_default=True)
+def report(runs: tuple[Path, ...], out: Path) -> None:
+    """Write one HTML page about RUNS: run directories, or folders that protocols wrote.
+
+    \b
+    Example:
+      adapt report runs/coop-b2n runs/maple-b2n --out report.html
+
+    The page needs nothing beside it: tables, curves, confusions, and the errors that the models were surest of.
+    """
+    from importlib.util import find_spec
+
+    if find_spec("matplotlib") is None:
+        raise AdaptError('a report needs matplotlib: pip install "adapt[plot]"')
+    from adapt.evaluation.report import report as page
+    from adapt.files import write_text
+
+    write_text(out, page(runs))
+    click.echo(f"written to {out} ({out.stat().st_size / 1024:.0f} KB)")
 
 
 COMMANDS = {
@@ -230,4 +235,5 @@ COMMANDS = {
     "cross-dataset": cross_dataset,
     "domain-generalisation": domain_generalisation,
     "table": table,
+    "report": report,
 }

@@ -18,7 +18,7 @@ Classes = Literal["all", "base", "new"]
 
 @dataclass(frozen=True)
 class Item:
-    """One labelled image. `path` is a file, or `ARCHIVE.zip!MEMBER`; `domain` is "" where there are none."""
+    """One labelled image. `path` is of `adapt.data.files`'s forms; `domain` is "" where there are none."""
 
     path: str
     label: int

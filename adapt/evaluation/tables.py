@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from adapt.errors import AdaptError
@@ -30,9 +32,9 @@ def table(results: Sequence[Results], published: bool = True) -> Cells:
     columns = _columns(results)
     rows = [["", *columns]]
     rows.append(["zero-shot", *(_cell(_of(first, "zero_shot"), column) for column in columns)])
-    for each in results:
+    for title, each in zip(titles(results), results):
         spread = _of(each, "std") if len(each["runs"]) > len(each["summary"]) else {}
-        rows.append([_title(each, results), *(_cell(_of(each, "mean"), column, spread) for column in columns)])
+        rows.append([title, *(_cell(_of(each, "mean"), column, spread) for column in columns)])
     if published:
         rows += [[title, *(values.get(column, "") for column in columns)] for title, values in figures_for(first)]
     return rows
@@ -64,13 +66,34 @@ def _data(results: Results) -> str:
     return source
 
 
-def _title(results: Results, among: Sequence[Results]) -> str:
-    """The method's name, with its settings where another result has the same name."""
-    method = dict(results["recipe"]["method"])
-    name = method.pop("name")
-    if sum(each["recipe"]["method"]["name"] == name for each in among) == 1:
-        return str(name)
-    return f"{name} ({', '.join(f'{key}={value}' for key, value in method.items()) or 'defaults'})"
+def titles(results: Sequence[Results]) -> list[str]:
+    """The methods' names, with their settings where another result has the same name."""
+    methods = [dict(each["recipe"]["method"]) for each in results]
+    names = [str(method.pop("name")) for method in methods]
+    return [
+        name
+        if names.count(name) == 1
+        else f"{name} ({', '.join(f'{key}={value}' for key, value in method.items()) or 'defaults'})"
+        for name, method in zip(names, methods)
+    ]
+
+
+def read_results(path: Path) -> list[Results]:
+    """The results in a file, or in a folder that a protocol wrote. Raises AdaptError where there are none."""
+    names = ("few_shot", "base_to_new", "cross_dataset", "domain_generalisation")
+    files = [path / f"{name}.json" for name in names if (path / f"{name}.json").is_file()] if path.is_dir() else [path]
+    if not files:
+        raise AdaptError(f"{path} holds neither a finished run nor results of a protocol, such as base_to_new.json")
+    found = []
+    for file in files:
+        try:
+            results = json.loads(file.read_text(encoding="utf-8"))
+            if not {"protocol", "recipe", "runs", "summary"} <= results.keys():
+                raise ValueError("it has no protocol, recipe, runs and summary")
+        except (OSError, ValueError, AttributeError) as error:
+            raise AdaptError(f"{file} holds no results of a protocol: {error}") from error
+        found.append(results)
+    return found
 
 
 def _columns(results: Sequence[Results]) -> list[str]:

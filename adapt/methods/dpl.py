@@ -17,7 +17,10 @@ we chose:
   that follows them, while the name's own way through X to X stays as it was trained.
 * Prompts are those of IVLP; the attention is changed in every block of a tower that has prompts. An overwritten prompt
   forgets what it read, so names are read in the blocks from the last overwritten one on.
-* Defaults were chosen on the bundled images' base-to-new protocol; the card of the bundled backbone has the figures.
+* Defaults were chosen on the bundled images' base-to-new protocol (16 shots, three seeds, harmonic means): prompts that
+  read names and read everything twice as strongly, at half the depth, gave 44.6 where ordinary attention gave 43.7. A
+  constant share gave 42.0, learned odds 43.5; one standard deviation is about one point, so this is a choice, not a
+  finding. The card of the bundled backbone has the table.
 """
 
 from __future__ import annotations
@@ -53,19 +56,17 @@ class DPLConfig(IVLPConfig):
     """Strength of what instance tokens read of one another."""
     x_to_p: float = Field(default=1.0, ge=0)
     """Strength of what instance tokens read of the prompts."""
-    p_to_x: float = Field(default=1.0, ge=0)
+    p_to_x: float = Field(default=2.0, ge=0)
     """Strength of what prompts read of the instance tokens."""
     p_to_p: float = Field(default=1.0, ge=0)
     """Strength of what prompts read of one another."""
-    reads_names: bool = False
+    reads_names: bool = True
     """Whether text prompts also read the class name that follows them; where text is not causal they always do."""
 
     @model_validator(mode="after")
     def _consistent(self) -> DPLConfig:
         if (self.mix == "constant") != (self.share is not None):
             raise ValueError("share is the constant of mix: constant; give both or neither")
-        if self.reads_names and not self.n_ctx_text:
-            raise ValueError("reads_names is of text prompts, and n_ctx_text is 0")
         return self
 
     @property

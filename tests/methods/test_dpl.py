@@ -18,6 +18,7 @@ from adapt.methods.dpl import decoupled
 from adapt.prompts import Prompt
 
 NAMES = ("goldfish", "red_panda", "sea cucumber")
+PLAIN = {"p_to_x": 1.0, "reads_names": False}
 SIZES = {"n_ctx_text": 2, "n_ctx_vision": 3, "depth_text": 2, "depth_vision": 2}
 PROMPTS = torch.tensor([False, True, True, False, False])
 
@@ -36,7 +37,8 @@ def test_all_strengths_at_one_are_ordinary_attention(
 ) -> None:
     """The same prompts under the library's attention (IVLP) and under ours, whose odds start at the softmax's."""
     joint, apart = (
-        adapt.wrap(backbone, method, NAMES, fast) for method in (methods.IVLP(**SIZES), methods.DPL(**SIZES, mix=mix))
+        adapt.wrap(backbone, method, NAMES, fast)
+        for method in (methods.IVLP(**SIZES), methods.DPL(**SIZES, **PLAIN, mix=mix))
     )
     perturb(joint)
     apart.method.load_state_dict({**apart.method.state_dict(), **joint.method.state_dict()})
@@ -162,7 +164,6 @@ def test_readers_that_forget_are_refused(reader: dict[str, Any], open_clip: Back
     [
         ({"share": 0.2}, "share is the constant of mix: constant"),
         ({"mix": "constant"}, "share is the constant of mix: constant"),
-        ({"reads_names": True, "n_ctx_text": 0}, "reads_names is of text prompts, and n_ctx_text is 0"),
     ],
     ids=str,
 )

@@ -70,7 +70,7 @@ def test_maples_vision_prompts_are_projections_of_its_text_prompts(open_clip: Ba
 @pytest.mark.parametrize("backbone", tiny_backbones.WITH_VISION_BLOCKS, indirect=True)
 def test_no_pooling_sees_vision_prompts(backbone: Backbone, images: Tensor) -> None:
     """Prompts that no patch attends to change nothing, whatever the tower pools."""
-    deaf = {"mix": "constant", "share": 0.5, "x_to_x": 2.0, "x_to_p": 0.0}
+    deaf = {"mix": "constant", "share": 0.5, "x_to_x": 2.0, "x_to_p": 0.0, "p_to_x": 1.0}
     model = adapt.wrap(backbone, methods.DPL(n_ctx_text=0, n_ctx_vision=3, depth_vision=2, **deaf), NAMES)
     frozen = F.normalize(backbone.encode_image(images), dim=-1)
     assert scaled(model.image_features(images), frozen) < 1e-5

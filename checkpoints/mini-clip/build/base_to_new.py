@@ -1,4 +1,4 @@
-"""Base to new on the bundled set by the shipped recipes: `python base_to_new.py WORK` fills the card and draws the plot.
+"""Base to new on the bundled set by the shipped recipes: `python base_to_new.py WORK` fills the card, draws the plot.
 
 Runs that exist in the work folder are not repeated, so an interrupted measurement goes on.
 """

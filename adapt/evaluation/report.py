@@ -1,0 +1,133 @@
+"""One self-contained HTML page of runs and protocols: tables, pictures, and the errors worth looking at."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader
+
+from adapt import __version__
+from adapt.errors import AdaptError
+from adapt.evaluation.tables import Cells, read_results, table, titles
+
+WORST_ERRORS, THUMBNAIL, WORST_CLASSES = 12, 96, 10
+Results = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Error:
+    """A wrong prediction, the image as JPEG in base64 or None where it is gone."""
+
+    actual: str
+    predicted: str
+    confidence: float
+    path: str
+    image: str | None
+
+
+@dataclass(frozen=True)
+class RunPage:
+    """What the page says of one run directory."""
+
+    name: str
+    metrics: dict[str, Any]
+    confusion: str
+    classes_shown: str
+    worst_classes: list[tuple[str, float]]
+    errors: list[Error]
+
+    @property
+    def predictions(self) -> bool:
+        return bool(self.confusion)
+
+
+@dataclass(frozen=True)
+class ProtocolPage:
+    """One protocol on one data set: a table of all results, and a picture where the protocol has one."""
+
+    name: str
+    data: str
+    cells: Cells
+    picture: str
+
+
+def report(paths: Sequence[Path]) -> str:
+    """The page for run directories, and for folders that protocols wrote, with the runs inside.
+
+    Raises AdaptError for a path that is neither.
+    """
+    protocols: list[tuple[Path, Results]] = []
+    runs: list[Path] = []
+    for path in paths:
+        if (path / "metrics.json").is_file():
+            runs.append(path)
+            continue
+        for results in read_results(path):
+            protocols.append((path, results))
+            runs += [path / row["run"] for row in results["runs"]]
+    runs = list(dict.fromkeys(runs))
+    template = Environment(loader=PackageLoader("adapt.evaluation", "."), autoescape=True).get_template("report.html")
+    pages = [_run_page(run) for run in runs]
+    return template.render(protocols=list(_protocol_pages(protocols)), runs=pages, version=__version__)
+
+
+def _protocol_pages(found: Sequence[tuple[Path, Results]]) -> Iterator[ProtocolPage]:
+    from adapt.evaluation.plots import base_against_new, few_shot_curves
+
+    draw = {"few_shot": few_shot_curves, "base_to_new": base_against_new}
+    groups: dict[tuple[str, str], list[Results]] = defaultdict(list)
+    for _, results in found:
+        groups[results["protocol"], results["recipe"]["data"]["source"]].append(results)
+    for (protocol, data), members in groups.items():
+        picture = draw[protocol](list(zip(titles(members), members))) if protocol in draw else ""
+        yield ProtocolPage(protocol.replace("_", " "), data, table(members), picture)
+
+
+def _run_page(run: Path) -> RunPage:
+    from adapt.evaluation.plots import confusion_matrix
+
+    try:
+        metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise AdaptError(f"{run} holds no finished run: {error}") from error
+    rows = _predictions(run)
+    confusion, shown = confusion_matrix(rows) if rows else ("", "")
+    by_class: dict[str, float] = metrics.get("adapted", {}).get("by_class", {})
+    worst = sorted(by_class.items(), key=lambda pair: pair[1])[:WORST_CLASSES]
+    return RunPage(f"{run.parent.name}/{run.name}", metrics, confusion, shown, worst, _worst_errors(rows))
+
+
+def _predictions(run: Path) -> list[dict[str, str]]:
+    file = run / "predictions.csv"
+    return list(csv.DictReader(file.open(encoding="utf-8"))) if file.is_file() else []
+
+
+def _worst_errors(rows: Sequence[dict[str, str]]) -> list[Error]:
+    """The wrong predictions of which the model was most sure."""
+    wrong = [row for row in rows if row["class"] != row["predicted"]]
+    wrong.sort(key=lambda row: -float(row["confidence"]))
+    return [
+        Error(row["class"], row["predicted"], float(row["confidence"]), row["path"], _thumbnail(row["path"]))
+        for row in wrong[:WORST_ERRORS]
+    ]
+
+
+def _thumbnail(path: str) -> str | None:
+    from adapt.data.images import open_image
+
+    try:
+        image = open_image(path)
+    except AdaptError:
+        return None  # moved since the run; the page says so
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    data = io.BytesIO()
+    image.save(data, "JPEG", quality=80)
+    return base64.b64encode(data.getvalue()).decode("ascii")
