@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adapt import AdaptedModel
+from adapt.data import Item, open_image
 
 HOOKS = (
     "_forward_hooks",
@@ -54,6 +56,19 @@ def gradient(model: AdaptedModel, images: Tensor, labels: Tensor) -> Tensor:
     """The gradient of the loss in all method parameters, as one vector."""
     parameters = list(model.method.parameters())
     return flat(torch.autograd.grad(loss_of(model, images, labels), parameters))
+
+
+@torch.inference_mode()
+def by_hand(model: AdaptedModel, items: Sequence[Item], first: int = 0) -> float:
+    """The share of `items` whose class the model calls right, its own labels starting at `first`."""
+    transform = model.backbone.transform(train=False)
+    chosen = model.eval()(torch.stack([transform(open_image(item)) for item in items])).argmax(-1).tolist()
+    return sum(label + first == item.label for label, item in zip(chosen, items)) / len(items)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below `folder`."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def snapshot(model: nn.Module) -> dict[str, Any]:

@@ -28,6 +28,7 @@ _COMMANDS = {
     "merge": ("files", "Fold a LoRA adapter into a standalone checkpoint."),
     "convert": ("files", "Import a published checkpoint, or export LoRA to peft's layout."),
     "data": ("data", "List, check and look at data sets."),
+    "cache": ("cache", "Show or clear the image features kept on disk."),
     "recipes": ("lists", "List the shipped recipes."),
     "methods": ("lists", "List the methods and their settings."),
     "backbones": ("lists", "List the forms of backbone names."),

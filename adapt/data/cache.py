@@ -25,13 +25,27 @@ class FeatureCache:
     """Features of images, computed once, in `directory` (default: `$ADAPT_CACHE` or `~/.cache/adapt/features`).
 
     Data sets, few-shot samples and processes share the features of the images that they have in common. Above
-    `max_bytes` the shards that were not used for longest are deleted.
+    `max_bytes` (default: `$ADAPT_CACHE_GIB`, or 4 GiB) the shards that were not used for longest are deleted.
+
+    Raises AdaptError where `$ADAPT_CACHE_GIB` is no positive number.
     """
 
-    def __init__(self, directory: str | os.PathLike[str] | None = None, max_bytes: int = 4 * 2**30) -> None:
+    def __init__(self, directory: str | os.PathLike[str] | None = None, max_bytes: int | None = None) -> None:
         default = os.environ.get("ADAPT_CACHE") or Path.home() / ".cache" / "adapt" / "features"
         self.directory = Path(directory or default)
-        self.max_bytes = max_bytes
+        self.max_bytes = _limit() if max_bytes is None else max_bytes
+
+    def sizes(self) -> dict[str, tuple[int, int]]:
+        """Files and bytes of each folder in the cache: one for each backbone, transform and way to draw views."""
+        folders: dict[str, tuple[int, int]] = {}
+        for folder, size in shards.sizes(self.directory):
+            files, total = folders.get(folder.name, (0, 0))
+            folders[folder.name] = files + 1, total + size
+        return folders
+
+    def clear(self) -> None:
+        """Deletes every shard; what else there is in the directory stays."""
+        shards.trim(self.directory, 0)
 
     def features(
         self,
@@ -70,6 +84,17 @@ class FeatureCache:
             rows |= computed
         features = torch.stack([rows[row_id] for row_id in ids])
         return features.view(len(items), views, -1) if views else features
+
+
+def _limit() -> int:
+    text = os.environ.get("ADAPT_CACHE_GIB") or "4"
+    try:
+        gib = float(text)
+    except ValueError:
+        gib = -1.0
+    if not 0 < gib < float("inf"):
+        raise AdaptError(f"ADAPT_CACHE_GIB is {text!r}; expected the most GiB that cached features may take, such as 4")
+    return int(gib * 2**30)
 
 
 def _row_ids(item: Item, views: int) -> list[bytes]:

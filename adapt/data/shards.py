@@ -87,6 +87,13 @@ def trim(directory: Path, max_bytes: int) -> None:
             total -= size
 
 
+def sizes(directory: Path) -> Iterator[tuple[Path, int]]:
+    """Folder and bytes of every shard in all of `directory`."""
+    for path in sorted(directory.rglob(f"*{_SUFFIX}")):
+        with contextlib.suppress(FileNotFoundError):  # another process has just trimmed it
+            yield path.parent, path.stat().st_size
+
+
 class _DamagedError(Exception):
     """A shard whose content is not what its name says."""
 

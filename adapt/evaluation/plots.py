@@ -67,8 +67,9 @@ def confusion_matrix(rows: Sequence[dict[str, str]]) -> tuple[str, str]:
         for (actual, predicted), count in counts.items():
             if actual != predicted:
                 errors.update({actual: count, predicted: count})
-        caption = f"the {MOST_CLASSES} of {len(classes)} classes in the most errors"
+        every = len(classes)
         classes = sorted(name for name, _ in errors.most_common(MOST_CLASSES))
+        caption = f"the {len(classes)} of {every} classes in the most errors"
     of_class = Counter(row["class"] for row in rows)
     shares = [[counts[actual, name] / max(1, of_class[actual]) for name in classes] for actual in classes]
     side = 2.2 + 0.22 * len(classes)

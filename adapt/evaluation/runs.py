@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from adapt import adapter, methods
+from adapt.data.check import without_broken
 from adapt.data.split import Split
 from adapt.errors import AdaptError
 from adapt.evaluation.evaluate import evaluate
@@ -88,7 +89,7 @@ def _on_targets(run: Run, folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def _measured(model: AdaptedModel, data: DataSection, recipe: Recipe) -> dict[str, Any]:
-    split = _images(data)
+    split = without_broken(_images(data), data.broken)
     workers = recipe.train.workers if recipe.train is not None else 2
     adapted = model.with_classes(split.class_names)
     baseline = wrap(model.backbone, ZeroShot(data.template), split.class_names, recipe.fast)

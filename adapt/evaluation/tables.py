@@ -30,7 +30,7 @@ def table(results: Sequence[Results], published: bool = True) -> Cells:
                 f"{each['protocol']} on {_data(each)}"
             )
     columns = _columns(results)
-    rows = [["", *columns]]
+    rows = [["shots" if first["protocol"] == "few_shot" else "", *columns]]
     rows.append(["zero-shot", *(_cell(_of(first, "zero_shot"), column) for column in columns)])
     for title, each in zip(titles(results), results):
         spread = _of(each, "std") if len(each["runs"]) > len(each["summary"]) else {}
@@ -104,7 +104,7 @@ def _columns(results: Sequence[Results]) -> list[str]:
 def _of(results: Results, kind: str) -> dict[str, float]:
     """Means, spreads or the frozen model's figures by column."""
     if results["protocol"] == "few_shot":
-        return {f"{group['shots']} shots": group[kind]["test"] for group in results["summary"]}
+        return {str(group["shots"]): group[kind]["test"] for group in results["summary"]}
     figures: dict[str, float] = results["summary"][0][kind]
     return figures
 

@@ -106,6 +106,7 @@ def _fit(
     adapter = None
     if run is not None:
         adapter = model.save(run.adapter)
+        write_csv(run.picks, [{"path": item.path, "class": item.class_name} for item in train_set])
         if scores is not None:  # what grows with images and classes stays out of the adapter's header
             write_csv(run.predictions, scores.rows())
             metrics["adapted"] = scores.figures() | {"by_class": scores.by_class}

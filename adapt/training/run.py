@@ -69,6 +69,10 @@ class Run:
         return self.path / "predictions.csv"
 
     @property
+    def picks(self) -> Path:
+        return self.path / "train_images.csv"
+
+    @property
     def identity(self) -> str:
         """What a checkpoint must belong to: this recipe, on these images."""
         return hashlib.sha256(f"{self.recipe}\n{self.images}".encode()).hexdigest()[:16]

@@ -218,3 +218,25 @@ def test_what_is_refused(store: FeatureCache, items: list[Item]) -> None:
         store.features([], to_tensor, Encoder(), "k")
     with pytest.raises(ValueError, match=r"shape \(10, 3, 8, 8\), not \(b, d\)"):
         store.features(items, to_tensor, lambda images: images, "k")
+
+
+def test_its_size_is_told_and_it_can_be_cleared(store: FeatureCache, items: list[Item], encode: Encoder) -> None:
+    for key in ("one", "two"):
+        store.features(items, to_tensor, encode, key)
+    mine = store.directory / "mine.txt"
+    mine.write_text("not a shard")
+    files = list(store.directory.rglob("*.safetensors"))
+    assert sorted(store.sizes().values()) == sorted((1, file.stat().st_size) for file in files)
+    assert len(files) == 2
+    store.clear()
+    assert store.sizes() == {}
+    assert mine.exists()
+
+
+def test_the_limit_may_come_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert FeatureCache(tmp_path).max_bytes == 4 * 2**30
+    monkeypatch.setenv("ADAPT_CACHE_GIB", "0.5")
+    assert FeatureCache(tmp_path).max_bytes == 2**29
+    monkeypatch.setenv("ADAPT_CACHE_GIB", "much")
+    with pytest.raises(AdaptError, match="ADAPT_CACHE_GIB is 'much'; expected the most GiB"):
+        FeatureCache(tmp_path)

@@ -12,18 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+from checks import by_hand, contents
 
 import adapt
-from adapt import AdaptedModel, AdaptError, methods
-from adapt.data import Item, Split, open_image, read_folder
+from adapt import AdaptError, methods
+from adapt.data import Split
 from adapt.data.split import items_id
 from adapt.evaluation import protocols
 from adapt.evaluation.protocols import harmonic
 from adapt.evaluation.run_protocol import run_protocol, summaries
 from adapt.recipe import Recipe, build_recipe
 from adapt.training.run import Run
-from adapt.training.run_recipe import read_data, run_recipe
+from adapt.training.run_recipe import read_data
 
 SEEDS = (1, 2)
 NAMES = ("goldfish", "lime tree", "red panda", "sky", "tin can")
@@ -32,28 +32,6 @@ MODULE = "adapt.evaluation.runs"
 
 def base_to_new(recipe: Recipe, seeds: Sequence[int], out: Path, progress: Any = None) -> dict[str, Any]:
     return run_protocol(protocols.base_to_new(recipe, seeds), out, progress=progress)
-
-
-@pytest.fixture(scope="module")
-def raw(model_folder: Path, five_classes: Path) -> dict[str, Any]:
-    """CoOp on five classes, for three epochs of one step or more."""
-    return {
-        "method": {"name": "coop", "n_ctx": 2},
-        "backbone": str(model_folder),
-        "data": {"source": str(five_classes), "shots": 2, "template": "{} texture."},
-        "train": {"epochs": 3, "batch_size": 3, "lr": 0.1, "warmup_epochs": 0, "augment": "none", "workers": 0},
-        "cache": False,
-    }
-
-
-@pytest.fixture(scope="module")
-def recipe(raw: dict[str, Any]) -> Recipe:
-    return build_recipe(raw, "tiny")
-
-
-@pytest.fixture(scope="module")
-def split(five_classes: Path) -> Split:
-    return read_folder(five_classes)
 
 
 @pytest.fixture(scope="module")
@@ -70,34 +48,9 @@ def out(finished: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(finished, tmp_path / "copy"))
 
 
-@pytest.fixture
-def trained(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The seeds that are trained from here on."""
-    seeds: list[int] = []
-
-    def counted(recipe: Recipe, *arguments: Any, **options: Any) -> Any:
-        seeds.append(recipe.seed)
-        return run_recipe(recipe, *arguments, **options)
-
-    monkeypatch.setattr(f"{MODULE}.run_recipe", counted)
-    return seeds
-
-
 def read(out: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((out / "base_to_new.json").read_text())
     return found
-
-
-def contents(out: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
-
-
-@torch.inference_mode()
-def by_hand(model: AdaptedModel, items: Sequence[Item], first: int) -> float:
-    """The share of `items` whose class the model calls right, its own labels starting at `first`."""
-    transform = model.backbone.transform(train=False)
-    chosen = model.eval()(torch.stack([transform(open_image(item)) for item in items])).argmax(-1).tolist()
-    return sum(label + first == item.label for label, item in zip(chosen, items)) / len(items)
 
 
 def test_each_half_is_measured_among_its_own_names(finished: Path, split: Split, model_folder: Path) -> None:

@@ -40,6 +40,7 @@ def test_what_a_run_leaves(train, tiny_split, out: Path) -> None:
         "metrics.json",
         "predictions.csv",
         "recipe.yaml",
+        "train_images.csv",
     }
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics == result.metrics

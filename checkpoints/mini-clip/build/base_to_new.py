@@ -8,13 +8,13 @@ import json
 from pathlib import Path
 
 import card
-from export import TARGET
 from matplotlib.figure import Figure
 
 from adapt.evaluation.protocols import base_to_new
 from adapt.evaluation.run_protocol import run_protocol
 from adapt.recipe import find_recipe, read_recipe
 
+TARGET = Path(__file__).resolve().parents[1]
 RECIPES = {
     "CoOp": "coop/emoji_base_to_new",
     "CoCoOp": "cocoop/emoji",

@@ -1,0 +1,34 @@
+"""`adapt cache`"""
+
+from __future__ import annotations
+
+import click
+
+
+@click.command()
+@click.option("--clear", is_flag=True, help="Delete all cached features; they are computed again when needed.")
+def cache(clear: bool) -> None:
+    """Show how much disk the cached image features take, or clear them.
+
+    They lie in $ADAPT_CACHE (by default ~/.cache/adapt/features) and take at most $ADAPT_CACHE_GIB (by default 4):
+    above that, what was not used for longest goes.
+    """
+    from adapt.cli.quiet import quiet_libraries
+
+    with quiet_libraries():
+        from adapt.data.cache import FeatureCache
+        from adapt.engine.memory import readable_bytes
+
+        store = FeatureCache()
+        before = store.sizes()
+        if clear:
+            store.clear()
+        total = sum(size for _, size in before.values())
+        click.echo(f"{store.directory}: {readable_bytes(total)} of {readable_bytes(store.max_bytes)}")
+        for name, (files, size) in before.items():
+            click.echo(f"  {name}  {files:5} files  {readable_bytes(size):>10}")
+        if clear:
+            click.echo("cleared")
+
+
+COMMANDS = {"cache": cache}
