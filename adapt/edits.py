@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor, nn
 
@@ -62,4 +63,22 @@ class Attention:
     names_seen: bool = False
 
 
-Edit = Tokens | Replace | Attention
+@dataclass(frozen=True)
+class Parallel:
+    """`module` runs beside the attention or the MLP of one block: its output `(..., d)` of the same residual stream
+    `(..., d)` is added to theirs, after their layer scale."""
+
+    block: int
+    site: Literal["attn", "mlp"]
+    module: nn.Module
+
+
+@dataclass(frozen=True)
+class Bypass:
+    """`module` computes one block in place of the frozen one, which is not executed: `(..., d) -> (..., d)`."""
+
+    block: int
+    module: nn.Module
+
+
+Edit = Tokens | Replace | Attention | Parallel | Bypass

@@ -80,6 +80,7 @@ def _block(layer: Any) -> Block:
         norm2=layer.layer_norm2,
         act=mlp.activation_fn,
         projections={letter: Projection(module) for letter, module in projections.items()},
+        added={"attn": attn, "mlp": mlp},
     )
 
 

@@ -97,7 +97,9 @@ def _block(module: Any) -> Block:
     projections = fused_qkv(attn, attn.embed_dim, "in_proj_weight", "in_proj_bias")
     projections |= {"out": Projection(attn.out_proj), "fc1": Projection(mlp.c_fc), "fc2": Projection(mlp.c_proj)}
     scales = (module.ls_1, module.ls_2)
-    return Block(module, attn, module.ln_1, module.ln_2, mlp.gelu, projections, *scales, batch_first=attn.batch_first)
+    added = dict(zip(("attn", "mlp"), scales))
+    norms = (module.ln_1, module.ln_2)
+    return Block(module, attn, *norms, mlp.gelu, projections, *scales, added, batch_first=attn.batch_first)
 
 
 def _native_blocks(transformer: Any) -> tuple[Block, ...] | None:
@@ -191,6 +193,7 @@ def _timm_block(module: Any) -> Block:
         projections,
         module.ls1,
         module.ls2,
+        added={"attn": module.ls1, "mlp": module.ls2},
         attn_returns_weights=False,
         plain_attention=all(part is None or isinstance(part, nn.Identity) for part in between),
     )

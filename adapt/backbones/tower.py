@@ -50,6 +50,7 @@ class Block:
     projections: dict[str, Projection]
     scale1: nn.Module = field(default_factory=nn.Identity)
     scale2: nn.Module = field(default_factory=nn.Identity)
+    added: dict[str, nn.Module] = field(default_factory=dict)  # attn, mlp: whose output joins the residual stream
     batch_first: bool = True  # whether the library hands it (b, l, d), not (l, b, d)
     attn_returns_weights: bool = True  # (output, weights or None), not the output alone
     plain_attention: bool = True  # nothing but softmax(q k / sqrt(d)) v between the projections: no norms, no gates

@@ -48,10 +48,15 @@ def bench(name: str | None, out: Path | None) -> None:
 def _line(row: dict[str, Any]) -> str:
     from adapt.engine.memory import readable_bytes
 
+    case = row.get("case") or f"{row['classes']:>6} classes"
     budget = "" if row.get("budget_bytes") is None else f" inside {readable_bytes(row['budget_bytes'])}"
-    seconds = f"{'~' if row['plain_scaled'] else ''}{row['plain_seconds']:.2f} s -> {row['fast_seconds']:.2f} s"
+    places = 2 if row["plain_seconds"] >= 1 else 3
+    seconds = (
+        f"{'~' if row['plain_scaled'] else ''}{row['plain_seconds']:.{places}f} s -> {row['fast_seconds']:.{places}f} s"
+    )
     peak = readable_bytes(row["fast_peak_bytes"])
-    return f"{row['classes']:>6} classes{budget}: {seconds}, {row['ratio']:.1f} x, peak {peak}"
+    saved = f", {100 * row['flops_saved']:.1f} % of operations saved" if "flops_saved" in row else ""
+    return f"{case}{budget}: {seconds}, {row['ratio']:.1f} x, peak {peak}{saved}"
 
 
 COMMANDS = {"bench": bench}

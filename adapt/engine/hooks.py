@@ -8,7 +8,7 @@ again in the backward pass.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -69,14 +69,35 @@ def edited(
             yield
         return
     asked = plan(edits)
-    inside = partial(_inside_blocks, model, tower, asked, prompts)
+    inside = _once(partial(_inside_blocks, model, tower, asked, prompts))
     with ExitStack() as stack:
         stack.enter_context(inside())
         stack.enter_context(tokens.entered(tower, asked, prompts))
+        for index, module in asked.bypassed.items():
+            stack.enter_context(_forward_as(tower.blocks[index].module, partial(_bypass, module)))
         if checkpointing:
             for block in tower.blocks:
                 stack.enter_context(_checkpointed(block.module, inside))
         yield
+
+
+def _once(enter: Callable[[], AbstractContextManager[None]]) -> Callable[[], AbstractContextManager[None]]:
+    """`enter`, which does nothing while it is entered already: the first pass of a checkpointed block is inside too."""
+    entered: list[bool] = []
+
+    @contextmanager
+    def inside() -> Iterator[None]:
+        if entered:
+            yield
+            return
+        entered.append(True)
+        try:
+            with enter():
+                yield
+        finally:
+            entered.clear()
+
+    return inside
 
 
 @contextmanager
@@ -91,6 +112,8 @@ def _inside_blocks(model: nn.Module, tower: Tower, asked: Plan, prompts: Sequenc
             modules = asked.replaced.get(index, {})
             for module, forward in _forwards(tower.blocks[index], modules, tower.heads, weights):
                 stack.enter_context(_forward_as(module, forward))
+        for index, modules in asked.parallel.items():
+            stack.enter_context(_beside(tower.blocks[index], modules))
         yield
 
 
@@ -106,6 +129,37 @@ def _forward_as(module: Any, forward: Callable[..., Any]) -> Iterator[None]:
             del module.forward
         else:
             module.forward = before
+
+
+@contextmanager
+def _beside(block: Block, modules: dict[str, nn.Module]) -> Iterator[None]:
+    """Each module's output of what its site's norm reads joins the site's own."""
+    handles = []
+    for site, module in modules.items():
+        norm = block.norm1 if site == "attn" else block.norm2
+        read: list[Tensor] = []
+
+        def keep(norm: nn.Module, inputs: Any, read: list[Tensor] = read) -> None:
+            read[:] = inputs[:1]
+
+        def join(
+            added: nn.Module, inputs: Any, output: Any, read: list[Tensor] = read, module: nn.Module = module
+        ) -> Any:
+            beside = module(read.pop())
+            return (output[0] + beside, *output[1:]) if isinstance(output, tuple) else output + beside
+
+        handles.append(norm.register_forward_pre_hook(keep))
+        handles.append(block.added[site].register_forward_hook(join))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _bypass(module: nn.Module, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+    """`module` in place of a block, whatever masks the library hands over."""
+    return module(x)
 
 
 def _forwards(

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from torch import nn
 
-from adapt.edits import Attention, Edit, Replace, Tokens
+from adapt.edits import Attention, Bypass, Edit, Parallel, Replace, Tokens
 from adapt.errors import AdaptError
 
 
 @dataclass
 class Plan:
-    """Learned tokens that enter and those that overwrite them at a block; what stands for projections and attention."""
+    """Learned tokens that enter and those that overwrite them; what stands for, or beside, the parts of each block."""
 
     entering: Tokens | None = None
     overwriting: dict[int, Tokens] = field(default_factory=dict)
     replaced: dict[int, dict[str, nn.Module]] = field(default_factory=dict)
     attention: dict[int, Attention] = field(default_factory=dict)
+    parallel: dict[int, dict[str, nn.Module]] = field(default_factory=dict)
+    bypassed: dict[int, nn.Module] = field(default_factory=dict)
+
+    @property
+    def modules(self) -> Iterator[nn.Module]:
+        """All modules that compute something."""
+        yield from self.bypassed.values()
+        for by_place in (*self.replaced.values(), *self.parallel.values()):
+            yield from by_place.values()
 
     @property
     def images(self) -> int | None:
@@ -42,6 +51,10 @@ def plan(edits: Sequence[Edit]) -> Plan:
             _claim(sorted_out.replaced.setdefault(edit.block, {}), edit.projection, edit.module)
         elif isinstance(edit, Attention):
             _claim(sorted_out.attention, edit.block, edit)
+        elif isinstance(edit, Parallel):
+            _claim(sorted_out.parallel.setdefault(edit.block, {}), edit.site, edit.module)
+        elif isinstance(edit, Bypass):
+            _claim(sorted_out.bypassed, edit.block, edit.module)
         elif edit.block is not None:
             _claim(sorted_out.overwriting, edit.block, edit)
         elif sorted_out.entering is not None:
@@ -50,6 +63,9 @@ def plan(edits: Sequence[Edit]) -> Plan:
             sorted_out.entering = edit
     if sorted_out.entering is None and (sorted_out.overwriting or sorted_out.attention):
         raise AdaptError("an edit changes learned tokens inside a tower that none have entered")
+    inside = sorted_out.replaced.keys() | sorted_out.attention.keys() | sorted_out.parallel.keys()
+    if wasted := sorted(sorted_out.bypassed.keys() & inside):
+        raise AdaptError(f"block {wasted[0]} is skipped by one edit and changed inside by another")
     for edit in sorted_out.overwriting.values():
         _check_shape(edit, sorted_out.entering)  # type: ignore[arg-type]
     return sorted_out

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from adapt.backbones.base import Backbone
 from adapt.backbones.tokenizer import pad_rows
 from adapt.backbones.tower import Block, TextParts, Tower
-from adapt.edits import Attention, Edit, Tokens
+from adapt.edits import Edit, Tokens
 from adapt.engine.attention import prefix_suffix_attention
 from adapt.engine.hooks import Linear, edited, frozen, frozen_linear
 from adapt.engine.memory import free_bytes
@@ -122,7 +122,7 @@ class FastText:
         """
         asked = plan(edits)
         # with dropout, each class draws its own noise on the prefix, as it does on the plain path
-        noisy = any(active_dropout(module) for modules in asked.replaced.values() for module in modules.values())
+        noisy = any(active_dropout(module) for module in asked.modules)
         prefix = 0 if noisy else shared_prefix(self._prompts, asked.prefix_per_class)
         keeps = torch.is_grad_enabled() and bool(edits)
         lengths = [len(prompt.ids) for prompt in self._prompts]
@@ -155,13 +155,11 @@ class FastText:
             for index, block in enumerate(self._tower.blocks):
                 if index in asked.overwriting:
                     x = _placed(x, asked.overwriting[index].values, packing)
-                linears: dict[str, Linear | nn.Module] = {
-                    letter: frozen_linear(projection) for letter, projection in block.projections.items()
-                }
-                linears |= asked.replaced.get(index, {})
                 last = index == len(self._tower.blocks) - 1
-                attention = asked.attention.get(index)
-                x = self._block(partial(_block, block, linears, packing, self._tower.heads, last, attention), x)
+                if index in asked.bypassed:
+                    x = asked.bypassed[index](x[..., packing.ends, :] if last else x)
+                else:
+                    x = self._block(partial(_block, block, index, asked, packing, self._tower.heads, last), x)
             return parts.project(parts.final_norm(x))[..., packing.order, :]
 
     def _block(self, block: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -186,21 +184,23 @@ def _placed(x: Tensor, values: Tensor, packing: Packing) -> Tensor:
     return x.index_copy(-2, packing.slot_rows, chosen.to(x.dtype).expand(*x.shape[:-2], *chosen.shape[-2:]))
 
 
-def _block(
-    block: Block,
-    linears: dict[str, Linear | nn.Module],
-    packing: Packing,
-    heads: int,
-    last: bool,
-    attention: Attention | None,
-    x: Tensor,
-) -> Tensor:
+def _block(block: Block, index: int, asked: Plan, packing: Packing, heads: int, last: bool, x: Tensor) -> Tensor:
     """One block over `(..., rows, d)`; the last one returns end-of-text rows `(..., n, d)` only."""
+    linears: dict[str, Linear | nn.Module] = {
+        letter: frozen_linear(projection) for letter, projection in block.projections.items()
+    }
+    linears |= asked.replaced.get(index, {})
+    beside = asked.parallel.get(index, {})
     normed = block.norm1(x)
     queries = normed
     if last:
         x, queries = x[..., packing.ends, :], normed[..., packing.ends, :]
     q, k, v = linears["q"](queries), linears["k"](normed), linears["v"](normed)
-    mixed = prefix_suffix_attention(q, k, v, packing, heads, last, attention)
-    x = x + block.scale1(linears["out"](mixed))
-    return x + block.scale2(linears["fc2"](block.act(linears["fc1"](block.norm2(x)))))
+    mixed = prefix_suffix_attention(q, k, v, packing, heads, last, asked.attention.get(index))
+    x = _joined(x, block.scale1(linears["out"](mixed)), beside.get("attn"))
+    return _joined(x, block.scale2(linears["fc2"](block.act(linears["fc1"](block.norm2(x))))), beside.get("mlp"))
+
+
+def _joined(x: Tensor, added: Tensor, beside: nn.Module | None) -> Tensor:
+    """The residual stream with what a site adds to it, and what runs beside the site."""
+    return x + added if beside is None else x + added + beside(x)

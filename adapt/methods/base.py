@@ -75,6 +75,11 @@ class Method(nn.Module):
         return False
 
     @property
+    def searches(self) -> bool:
+        """Whether training starts with a search of the architecture (see `adapt/training/search.py`)."""
+        return False
+
+    @property
     def per_image(self) -> bool:
         """Whether the features of the classes depend on the image that is classified."""
         return False

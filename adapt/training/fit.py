@@ -19,12 +19,13 @@ from adapt.evaluation.evaluate import check_labels, evaluate
 from adapt.files import write_csv
 from adapt.methods.zero_shot import ZeroShot
 from adapt.model import AdaptedModel, wrap
-from adapt.training.batches import image_features, labels_of, training_batches
+from adapt.training.batches import Batches, image_features, labels_of, training_batches
 from adapt.training.estimate import check_memory
-from adapt.training.loop import Trainer
+from adapt.training.loop import Plan, Trainer
 from adapt.training.progress import counting_bar, training_bar
 from adapt.training.result import Result
 from adapt.training.run import Run
+from adapt.training.search import Found, search
 from adapt.training.settings import TrainSettings
 from adapt.validation import explain
 
@@ -153,8 +154,14 @@ def _train(
         batches = training_batches(model, train_set, settings, seed, cache, bar)
     needed = check_memory(model, batches, settings)
     history: list[dict[str, Any]] = []
+    found = None
     with torch.random.fork_rng():
         torch.manual_seed(seed)
+        if model.method.searches:
+            found = _search(model, batches, val_set, settings, seed, cache, run, progress)
+            torch.manual_seed(seed)  # as a run that is resumed after its search
+            method: Any = model.method
+            method.settle(found["chosen"])
         trainer = Trainer(model, batches, settings, run)
         with training_bar(trainer.plan.steps, trainer.position.step, progress) as report:
 
@@ -165,12 +172,41 @@ def _train(
             position = trainer.train(told)
     if run is not None:  # a resumed run's whole history
         history = [json.loads(line) for line in (run.path / "log.jsonl").read_text(encoding="utf-8").splitlines()]
-    return history, {
+    searched = {} if found is None else {"search": _summary(found, position.seconds)}
+    return history, searched | {
         "seconds": round(position.seconds, 3),
         "steps": position.step,
         "final_loss": history[-1]["loss"],
         "text_path": model.text_path,
         "estimated_bytes": needed,
+    }
+
+
+def _search(
+    model: AdaptedModel,
+    batches: Batches,
+    held_back: Sequence[Item],
+    settings: TrainSettings,
+    seed: int,
+    cache: bool,
+    run: Run | None,
+    progress: bool,
+) -> Found:
+    if held_back:
+        check_labels(model, held_back)
+    steps = Plan.of(settings.model_copy(update={"epochs": model.method.config.search_epochs}), len(batches)).steps
+    with training_bar(steps, 0, progress) as report:
+        return search(model, batches, held_back, settings, seed, cache, run, report)
+
+
+def _summary(found: Found, training_seconds: float) -> dict[str, Any]:
+    """What metrics.json says of a search; its trace is in search.json."""
+    return {
+        "chosen": found["chosen"],
+        "gates": dict(zip(found["blocks"], found["trace"][-1]["gates"])) if found["trace"] else {},
+        "updates": len(found["trace"]),
+        "seconds": found["seconds"],
+        "share_of_training": round(found["seconds"] / (found["seconds"] + training_seconds), 3),
     }
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import signal
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from adapt.cli import main
 from adapt.training.run import Run
 
 
@@ -106,3 +109,160 @@ def test_train_on_one_half(run, of_five: Path, tmp_path: Path, half: str, names:
     assert run("train", of_five, "--out", out, "--quiet", "--set", f"data.classes={half}").exit_code == 0
     shown = run("inspect", out / "adapter.safetensors", "--words", 0).stdout
     assert f"classes    {len(names.split(', '))}: {names}\n" in shown
+
+
+# The other protocols, and tables
+
+
+@pytest.fixture(scope="session")
+def others(tmp_path_factory: pytest.TempPathFactory, five_classes: Path) -> Path:
+    """`drawings` and `sketches`: the test images of two and of three classes."""
+    folder = tmp_path_factory.mktemp("others")
+    for target, names in {"drawings": ("sky", "tin can"), "sketches": ("goldfish", "lime tree", "sky")}.items():
+        for name in names:
+            shutil.copytree(five_classes / "test" / name, folder / target / "test" / name)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def halves(tmp_path_factory: pytest.TempPathFactory, of_five: Path) -> Path:
+    """A folder of base-to-new over one seed."""
+    out = tmp_path_factory.mktemp("halves")
+    arguments = ["base-to-new", str(of_five), "--out", str(out), "--seeds", "1", "--set", "cache=false"]
+    assert CliRunner().invoke(main, arguments).exit_code == 0
+    return out
+
+
+def percentages(figures: dict[str, float]) -> list[str]:
+    return [f"{100 * value:.1f}" for value in figures.values()]
+
+
+def test_few_shot_shows_a_column_for_each_number_of_shots(run, of_five: Path, tmp_path: Path) -> None:
+    out = tmp_path / "curve"
+    result = run("few-shot", of_five, "--out", out, "--shots", "1,2", "--seeds", "4,5")
+    assert result.exit_code == 0
+    found = json.loads((out / "few_shot.json").read_text())
+    runs = ["shots-1-seed-4", "shots-1-seed-5", "shots-2-seed-4", "shots-2-seed-5"]
+    assert [row["run"] for row in found["runs"]] == runs
+    assert [row["run"] for row in csv.DictReader((out / "few_shot.csv").open())] == runs
+    assert all((out / name / "adapter.safetensors").is_file() for name in runs)
+    mean, spread, frozen = (
+        [f"{100 * group[kind]['test']:.1f}" for group in found["summary"]] for kind in ("mean", "std", "zero_shot")
+    )
+    assert [line.split() for line in result.stdout.splitlines()] == [
+        ["shots", "1", "2"],
+        ["zero-shot", *frozen],
+        ["coop", mean[0], "±", spread[0], mean[1], "±", spread[1]],
+    ]
+    told = [f"  {i} of 4  {row['run']}: test {100 * row['test']:.1f} %" for i, row in enumerate(found["runs"], 1)]
+    assert result.stderr.splitlines() == told
+
+
+def test_few_shot_takes_the_papers_shots_by_default(run, refused, of_five: Path, tmp_path: Path) -> None:
+    epochs = ("--set", "train.epochs={1: 1, 2: 1, 4: 1, 8: 1}")
+    message = "train.epochs has no entry for 16 shots; it has [1, 2, 4, 8]"
+    refused(run("few-shot", of_five, "--out", tmp_path / "curve", *epochs), message)
+    assert not (tmp_path / "curve").exists()
+
+
+@pytest.mark.parametrize("command", ["domain-generalisation", "cross-dataset"])
+def test_transfer_measures_what_to_names(run, of_five: Path, others: Path, tmp_path: Path, command: str) -> None:
+    out = tmp_path / "transfer"
+    to = ("--to", others / "drawings", "--to", others / "sketches")
+    result = run(command, of_five, "--out", out, "--seeds", "1", *to)
+    assert result.exit_code == 0
+    found = json.loads((out / f"{command.replace('-', '_')}.json").read_text())
+    (row,), (summary,) = found["runs"], found["summary"]
+    columns = ["source", "drawings", "sketches", "average"]
+    assert list(summary["mean"]) == columns
+    assert summary["mean"]["average"] == pytest.approx((row["drawings"] + row["sketches"]) / 2)
+    assert [line.split() for line in result.stdout.splitlines()] == [
+        columns,
+        ["zero-shot", *percentages(summary["zero_shot"])],
+        ["coop", *percentages(summary["mean"])],
+    ]
+    assert json.loads((out / "seed-1/targets.json").read_text())["drawings"]["images"] == 8
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--to", "nowhere"], "Data 'nowhere' is neither a folder"),
+        ([], "Data 'imagenet_v2' needs a root: the folder that holds imagenetv2/"),
+        (["--root", "nowhere"], "imagenetv2"),
+        (["--to", "{others}/sketches", "--to", "{others}/sketches/"], "needs targets of different names"),
+        (["--to", "{others}/sketches", "--set", "method.class_specific=true"], "coop learns tensors for each of its"),
+        (
+            ["--to", "{others}/sketches", "--address", "10.0.0.1:6379"],
+            "--address is of a Ray cluster: add --engine ray",
+        ),
+    ],
+)
+def test_transfers_that_are_refused(
+    run, refused, of_five: Path, others: Path, tmp_path: Path, options: list[str], words: str
+) -> None:
+    given = [option.format(others=others) for option in options]
+    refused(run("domain-generalisation", of_five, "--out", tmp_path / "none", *given), words)
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--shots", "1,few"], "--shots is '1,few'; expected numbers such as 1,2,3"),
+        (["--shots", "1,1"], "shots are [1, 1]; expected different numbers from 1 on"),
+        (["--shots", "0"], "shots are [0]; expected different numbers from 1 on"),
+    ],
+)
+def test_curves_that_are_refused(run, refused, of_five: Path, tmp_path: Path, options: list[str], words: str) -> None:
+    refused(run("few-shot", of_five, "--out", tmp_path / "none", *options), words)
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_table_of_what_was_found(run, of_five: Path, halves: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    result = run("base-to-new", of_five, "--out", other, "--seeds", "1", "--set", "method.n_ctx=3")
+    assert result.exit_code == 0
+    assert run("table", other).stdout == result.stdout
+    summaries = [json.loads((out / "base_to_new.json").read_text())["summary"][0] for out in (halves, other)]
+    rows = [
+        ["", "base", "new", "harmonic"],
+        ["zero-shot", *percentages(summaries[0]["zero_shot"])],
+        ["coop (n_ctx=2)", *percentages(summaries[0]["mean"])],
+        ["coop (n_ctx=3)", *percentages(summaries[1]["mean"])],
+    ]
+    shown = run("table", halves, other / "base_to_new.json", "--format", "csv").stdout
+    assert list(csv.reader(shown.splitlines())) == rows
+    lines = run("table", halves, other, "--format", "markdown").stdout.splitlines()
+    assert [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if "---" not in line] == rows
+
+
+def test_a_table_shows_the_papers_figures_unless_told_not_to(run, halves: Path, tmp_path: Path) -> None:
+    found = json.loads((halves / "base_to_new.json").read_text())
+    found["recipe"]["data"]["source"] = "dtd"
+    (tmp_path / "dtd.json").write_text(json.dumps(found))
+    shown = run("table", tmp_path / "dtd.json", "--format", "csv").stdout.splitlines()
+    assert shown[4] == '"CoOp, published [S]",79.44,41.18,54.24'
+    assert run("table", tmp_path / "dtd.json", "--format", "csv", "--no-published").stdout.splitlines() == shown[:3]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "none.json holds no results of a protocol: "),
+        ("no JSON", "none.json holds no results of a protocol: "),
+        ("[1, 2]", "none.json holds no results of a protocol: "),
+        (
+            '{"recipe": {}, "runs": []}',
+            "none.json holds no results of a protocol: it has no protocol, recipe, runs and",
+        ),
+    ],
+)
+def test_files_that_hold_no_results(run, refused, tmp_path: Path, content: str | None, words: str) -> None:
+    if content is not None:
+        (tmp_path / "none.json").write_text(content)
+    refused(run("table", tmp_path / "none.json"), words)
+
+
+def test_a_folder_that_holds_no_results(run, refused, tmp_path: Path) -> None:
+    refused(run("table", tmp_path), f"{tmp_path} holds neither a finished run nor results of a protocol")

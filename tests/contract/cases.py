@@ -18,13 +18,14 @@ from adapt import AdaptedModel, Backbone, methods
 CONFIGS: dict[str, dict[str, Any]] = {
     "cocoop": {"n_ctx": 3, "ctx_init": ""},
     "coop": {"n_ctx": 4},
+    "das": {"skip": 1, "skipped": ["text.1"], "towers": ["text", "vision"]},
     "dpl": {"depth_text": 1, "depth_vision": 1, "mix": "learned", "p_to_x": 2.0, "reads_names": True},
     "ivlp": {"n_ctx_vision": 3, "depth_text": 2, "depth_vision": 2},
     "linear_probe": {"strength": 10.0},
     "lora": {"dropout": 0.0},
     "maple": {"depth": 2},
 }
-NEEDS_VISION_BLOCKS = {"dpl", "ivlp", "lora", "maple"}
+NEEDS_VISION_BLOCKS = {"das", "dpl", "ivlp", "lora", "maple"}
 TRAINED_BY_STEPS = tuple(name for name in methods.names() if name not in ("zero_shot", "linear_probe"))
 ALL_WITH_TEXT = tuple(name for name in methods.names() if methods.find(name).task == "classes")
 KINDS = tuple(tiny_backbones.KINDS)

@@ -28,6 +28,7 @@ def test_accuracy_is_over_images_and_the_mean_over_classes_beside_it() -> None:
         ("aabb", (0.5, 0.5, 0.5, 0.5), 0.0),  # half of one bin is right
         ("aabb", (0.9, 0.9, 0.5, 0.5), (2 * 0.1 + 2 * 0.5) / 4),  # two bins: 0.9 and all right, 0.5 and none
         ("ab", (0.51, 0.52), (abs(0.51 + 0.52 - 1)) / 2),  # errors of one bin cancel out
+        ("ab", (0.32, 0.34), (0.68 + 0.34) / 2),  # a third is where two of fifteen bins meet
     ],
 )
 def test_calibration_error_is_the_gap_between_confidence_and_accuracy(

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from filelock import FileLock
 
 import adapt
 from adapt import AdaptError
+from adapt.data import open_image
 from adapt.training.run import Run
 
 
@@ -64,6 +68,58 @@ def test_the_log_has_a_line_for_every_step(train, out: Path) -> None:
     assert [entry["step"] for entry in entries] == list(range(1, 10))
     assert [entry["epoch"] for entry in entries] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     assert entries[0].keys() == {"step", "epoch", "loss", "accuracy", "lr", "images_per_second"}
+
+
+def _read_csv(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_predictions_agree_with_the_metrics(train, tiny_split, out: Path) -> None:
+    test_set = tiny_split.test[1:] + tiny_split.val  # three, four and four of the classes
+    train(test_set=test_set, out=out, epochs=1)
+    rows = _read_csv(out / "predictions.csv")
+    metrics = json.loads((out / "metrics.json").read_text())["adapted"]
+    assert [(row["path"], row["class"]) for row in rows] == [(item.path, item.class_name) for item in test_set]
+    right = np.array([row["class"] == row["predicted"] for row in rows])
+    of_class = {name: right[[row["class"] == name for row in rows]] for name in tiny_split.class_names}
+    assert {len(hits) for hits in of_class.values()} == {3, 4}
+    assert metrics["accuracy"] == right.mean() != metrics["mean_class_accuracy"]
+    assert metrics["by_class"] == {name: pytest.approx(hits.mean()) for name, hits in of_class.items()}
+    assert metrics["mean_class_accuracy"] == pytest.approx(np.mean([hits.mean() for hits in of_class.values()]))
+    confidence = np.array([float(row["confidence"]) for row in rows])
+    bins = np.minimum((confidence * 15).astype(int), 14)
+    gaps = [abs((confidence - right)[bins == each].sum()) for each in range(15)]
+    assert metrics["calibration_error"] == pytest.approx(sum(gaps) / len(rows), abs=1e-6)  # six digits are kept
+
+
+def test_predictions_are_those_of_the_adapter(train, make_model, tiny_split, out: Path) -> None:
+    model = make_model(n_ctx=4)
+    train(model, test_set=tiny_split.test, out=out)
+    loaded = adapt.load(out / "adapter.safetensors", model.backbone).eval()
+    transform = model.backbone.transform(train=False)
+    with torch.inference_mode():
+        chances = loaded(torch.stack([transform(open_image(item)) for item in tiny_split.test])).softmax(-1)
+    rows = _read_csv(out / "predictions.csv")
+    assert [row["predicted"] for row in rows] == [tiny_split.class_names[i] for i in chances.argmax(-1)]
+    assert [float(row["confidence"]) for row in rows] == pytest.approx(chances.max(-1).values.tolist(), abs=1e-5)
+
+
+def test_without_test_images_there_are_no_predictions(train, out: Path) -> None:
+    train(out=out, epochs=1)
+    assert not (out / "predictions.csv").exists()
+    assert "adapted" not in json.loads((out / "metrics.json").read_text())
+
+
+def test_what_grows_with_the_classes_stays_out_of_the_adapter(train, tiny_split, out: Path) -> None:
+    kept = adapt.adapter.read_header(train(test_set=tiny_split.test, out=out, epochs=1).adapter).metrics["adapted"]
+    assert kept.keys() == {"accuracy", "images", "mean_class_accuracy", "calibration_error"}
+
+
+def test_the_picks_are_the_training_images_in_order(train, tiny_split, out: Path) -> None:
+    train(out=out, epochs=1)
+    rows = [{"path": item.path, "class": item.class_name} for item in tiny_split.train]
+    assert _read_csv(out / "train_images.csv") == rows
 
 
 def test_the_adapter_of_a_run_is_the_trained_model(train, make_model, tiny_split, out: Path) -> None:

@@ -1,0 +1,175 @@
+"""Dynamic architecture skipping: a bandit finds the blocks that a task can do without, light adapters take their place.
+
+Paper: Wu et al., Parameter and Computation Efficient Transfer Learning for Vision-Language Pre-trained Models,
+NeurIPS 2023 (DAS).
+Reference: DAS `1d6a0d6`, `ViLT/vilt/modules/vilt_module_search.py`, `meter_module_search.py`.
+Deviations:
+* The towers are CLIP's, for classification by names; the reference skips blocks of ViLT, METER's fusion layers and
+  decoder layers of LLaMA.
+* Adapters are allocated for the blocks that need them; the reference keeps both kinds for all.
+* Rewards come from batches that walk through the held-back images; the reference takes its loader's first batch again
+  and again.
+* Warm-up and turn are counted in optimiser steps; the reference counts micro-batches.
+* METER's rule has no learning rate: `gate_lr=1`, which is also ViLT's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from pydantic import Field, field_validator, model_validator
+from torch import Tensor, nn
+
+from adapt.backbones.base import Backbone
+from adapt.backbones.tokenizer import TextTokenizer
+from adapt.backbones.tower import Tower
+from adapt.edits import Bypass, Edit, Parallel
+from adapt.errors import AdaptError
+from adapt.methods.base import Context, Method, MethodConfig
+from adapt.methods.zero_shot import check_template
+from adapt.prompts import Prompt, from_template
+
+SITES: tuple[Literal["attn", "mlp"], ...] = ("attn", "mlp")
+
+
+class DASConfig(MethodConfig):
+    skip: int = Field(default=2, ge=0)
+    """How many blocks to skip; a search chooses which."""
+    skipped: tuple[str, ...] | None = None
+    """The skipped blocks themselves, such as vision.3, in place of a search; a trained adapter has them."""
+    towers: tuple[Literal["text", "vision"], ...] = ("vision",)
+    reduction: int = Field(default=8, ge=1)
+    """The tower's width over the hidden size of an adapter beside a site; one in place of a block has twice that."""
+    search_epochs: int = Field(default=3, ge=1)
+    warmup_epochs: int = Field(default=1, ge=0)
+    """Epochs of the search before the gates first change."""
+    turn: int = Field(default=10, ge=1)
+    """Steps of the search between two updates of the gates."""
+    draws: int = Field(default=3, ge=2)
+    """Different subsets of blocks that are compared for one update."""
+    gate_lr: float = Field(default=1.0, gt=0)
+    template: str = "a photo of a {}."
+
+    @field_validator("template")
+    @classmethod
+    def _place(cls, value: str) -> str:
+        return check_template(value)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> DASConfig:
+        if self.skipped is not None and (len(self.skipped) != self.skip or len(set(self.skipped)) != self.skip):
+            raise ValueError(f"skipped names {len(set(self.skipped))} blocks and skip is {self.skip}")
+        if self.skipped is None and self.skip and self.warmup_epochs >= self.search_epochs:
+            raise ValueError("warmup_epochs leave no epoch of the search to change the gates in")
+        return self
+
+
+class Adapter(nn.Module):
+    """`up(relu(down(norm(x))))`, and with `residual` the input added: `(..., d) -> (..., d)`."""
+
+    def __init__(self, width: int, hidden: int, residual: bool) -> None:
+        super().__init__()
+        self.residual = residual
+        self.norm = nn.LayerNorm(width)
+        self.down, self.up = nn.Linear(width, hidden), nn.Linear(hidden, width)
+        for linear in (self.down, self.up):
+            nn.init.normal_(linear.weight, std=0.02)
+            nn.init.zeros_(linear.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        change = self.up(self.down(self.norm(x.to(self.up.weight.dtype))).relu()).to(x.dtype)
+        return x + change if self.residual else change
+
+
+class DAS(Method):
+    """`DAS(skip, towers)` trains `TOWER.BLOCK.attn`, `.mlp` beside kept blocks and `.bypass` in place of skipped ones.
+
+    While it searches, every block has all three. `select` says which blocks are skipped now, `settle` for good.
+    """
+
+    name = "das"
+    title = "DAS (Wu et al., NeurIPS 2023)"
+    Config = DASConfig
+    _widths: dict[str, int]  # of the block that each name stands for
+
+    @property
+    def touches(self) -> frozenset[str]:
+        return frozenset(self.config.towers)
+
+    @property
+    def searches(self) -> bool:
+        return self.config.skipped is None and self.config.skip > 0
+
+    @property
+    def blocks(self) -> tuple[str, ...]:
+        """The names of all blocks that might be skipped."""
+        return tuple(self._widths)
+
+    def build(self, backbone: Backbone, class_names: Sequence[str]) -> None:
+        towers = [backbone.tower(name) for name in self.config.towers]
+        self._widths = {f"{tower.name}.{i}": tower.width for tower in towers for i in range(len(tower.blocks))}
+        if self.config.skip >= len(self._widths):
+            raise AdaptError(f"das: skip is {self.config.skip}, and there are {len(self._widths)} blocks: keep some")
+        for name in self.config.skipped or ():
+            if name not in self._widths:
+                raise AdaptError(f"das: skipped names {name!r}; expected some of {', '.join(self._widths)}")
+        self._device = backbone.device
+        self.selected: frozenset[str] = frozenset()
+        if self.searches:
+            self._allocate(dict.fromkeys(self.blocks, (*SITES, "bypass")))
+        else:
+            self.settle(self.config.skipped or ())
+
+    def select(self, names: Sequence[str]) -> None:
+        """Skips these blocks from now on, and no others."""
+        self.selected = frozenset(names)
+
+    def settle(self, names: Sequence[str]) -> None:
+        """Skips these blocks for good, with new adapters for all; the search's own are dropped."""
+        self.config = self.config.model_copy(update={"skipped": tuple(sorted(names, key=self.blocks.index))})
+        self._allocate({name: ("bypass",) if name in names else SITES for name in self.blocks})
+        self.select(names)
+
+    def _allocate(self, kinds: dict[str, tuple[str, ...]]) -> None:
+        """Adapters of the given kinds for each block, as `TOWER.BLOCK.KIND`."""
+        for tower in self.config.towers:
+            setattr(self, tower, nn.ModuleDict())
+        for name, wanted in kinds.items():
+            tower, index = name.split(".")
+            width = self._widths[name]
+            hidden = max(1, width // self.config.reduction)
+            adapters = {
+                kind: Adapter(width, 2 * hidden, True) if kind == "bypass" else Adapter(width, hidden, False)
+                for kind in wanted
+            }
+            getattr(self, tower)[index] = nn.ModuleDict(adapters)
+        self.to(self._device)
+
+    def prompts(self, tokenizer: TextTokenizer, class_name: str) -> list[Prompt]:
+        return [from_template(tokenizer, self.config.template, class_name)]
+
+    def edits(self, tower: Tower, context: Context) -> list[Edit]:
+        edits: list[Edit] = []
+        for index, adapters in getattr(self, tower.name, {}).items():
+            if f"{tower.name}.{index}" in self.selected:
+                edits.append(Bypass(int(index), adapters["bypass"]))
+            else:
+                edits += [Parallel(int(index), site, adapters[site]) for site in SITES]
+        return edits
+
+
+def updated_gates(gates: Tensor, subsets: Sequence[Sequence[int]], losses: Sequence[float], lr: float) -> Tensor:
+    """`g_i + lr (R_k - mean R) p_i (1 - p_i)` for each subset k and block i in it, with R = exp(-loss), p = sigmoid(g).
+
+    The probabilities are those of the gates `(blocks,)` before the update; a larger gate is a more redundant block.
+    """
+    rewards = torch.tensor(losses, dtype=gates.dtype).neg().exp()
+    advantages = rewards - rewards.mean()
+    probabilities = gates.sigmoid()
+    changed = gates.clone()
+    for subset, advantage in zip(subsets, advantages):
+        for block in subset:
+            changed[block] += lr * advantage * probabilities[block] * (1 - probabilities[block])
+    return changed
