@@ -143,16 +143,15 @@ def _transfer(
 
 def _target(spec: str, root: str | None) -> Target:
     """Data called by the end of its path; `root` is for what has its images elsewhere."""
-    from adapt.data import published
+    from adapt.evaluation.published import data_set
     from adapt.evaluation.runs import Target
     from adapt.recipe import DataSection
 
-    entry = published.find(spec)
-    needs_root = entry is not None or spec.endswith((".csv", ".json", ".json.gz"))
+    name = data_set(spec)
+    needs_root = name == spec or spec.startswith("torchvision:") or spec.endswith((".csv", ".json", ".json.gz"))
     section = DataSection(source=spec, root=root if needs_root else None, shots=None)
     template = section.load().template
-    name = entry.name if entry is not None else Path(spec).name
-    return Target(name, section.model_copy(update={"template": template}))
+    return Target(name or Path(spec).resolve().name, section.model_copy(update={"template": template}))
 
 
 def _recipe(recipe: str, overrides: tuple[str, ...]) -> Recipe:

@@ -58,7 +58,7 @@ class Engine:
             raise AdaptError('--engine ray needs Ray: pip install "adapt[ray]"') from None
         started = not ray.is_initialized()
         if started:
-            ray.init(address=self.address, log_to_driver=False, include_dashboard=False)
+            self._start(ray)
         try:
             task: Any = ray.remote(num_cpus=self.threads, max_retries=0)(_measure)
             pending = [task.remote(run, out.absolute(), self.threads) for run in runs]
@@ -70,6 +70,24 @@ class Engine:
         finally:
             if started:
                 ray.shutdown()
+
+    def _start(self, ray: Any) -> None:
+        """A cluster here that holds the runs at once, or the one at `address`, which must have a node for one."""
+        quiet = {"log_to_driver": False, "include_dashboard": False}
+        if self.address is None:
+            ray.init(num_cpus=self.threads * self.at_once, **quiet)
+            return
+        try:
+            ray.init(address=self.address, log_to_driver=False)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise AdaptError(f"there is no Ray cluster at {self.address!r}: {error}") from error
+        largest = max((node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]), default=0)
+        if largest < self.threads:
+            ray.shutdown()
+            raise AdaptError(
+                f"a run takes {self.threads} threads and the largest node at {self.address} has {largest:.0f} CPUs: "
+                "raise --jobs, or set OMP_NUM_THREADS"
+            )
 
 
 def _measure(run: Run, out: Path, threads: int) -> Row:

@@ -28,6 +28,8 @@ PAPERS_TARGETS = {
     "domain_generalisation": ("imagenet_v2", "imagenet_sketch", "imagenet_a", "imagenet_r"),
 }
 
+_TAKEN = {"run", "shots", "seed", "train_set", "source", "average"}
+
 
 @dataclass(frozen=True)
 class Protocol:
@@ -71,8 +73,10 @@ def base_to_new(recipe: Recipe, seeds: Sequence[int]) -> Protocol:
 def transfer(name: str, recipe: Recipe, targets: Sequence[Target], seeds: Sequence[int]) -> Protocol:
     """Trains on one data set and measures it and others: cross-dataset transfer, or domain generalisation."""
     names = tuple(target.name for target in targets)
-    if not names or len(set(names)) < len(names) or "source" in names:
+    if not names or len(set(names)) < len(names):
         raise AdaptError(f"{name} needs targets of different names, and has {list(names)}: give some by --to")
+    for taken in _TAKEN.intersection(names):
+        raise AdaptError(f"a target cannot be called {taken!r}, which is a column of the results: rename its folder")
     runs = tuple(Run(f"seed-{one.seed}", one, "source", tuple(targets)) for one in _seeded(recipe, seeds))
 
     def average(mean: Figures) -> Figures:

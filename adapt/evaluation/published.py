@@ -21,16 +21,17 @@ def rows() -> tuple[dict[str, Any], ...]:
 
 def figures_for(results: dict[str, Any]) -> list[tuple[str, dict[str, str]]]:
     """Titles and values by column for a protocol's results; none where its data are not of the papers."""
-    name = _data_set(results["recipe"]["data"]["source"])
+    name = data_set(results["recipe"]["data"]["source"])
     return [
-        (f"{row['method']}, published [{row['from']}]", row["values"])
+        (f"{row['method']}, published [{row['from']}] (ViT-B/16)", row["values"])
         for row in rows()
         if (row["protocol"], row["data"]) == (results["protocol"], name)
     ]
 
 
-def _data_set(source: str) -> str | None:
-    """The data set's name here, of a name or of the path of its split file."""
-    stem = Path(source).name.split(".")[0].removeprefix("split_zhou_")
-    entry = data_sets.find(source) or data_sets.find(stem)
+def data_set(source: str) -> str | None:
+    """The name here of a published data set, given by name or as its split file (`split_zhou_EuroSAT.json`)."""
+    stem = Path(source).name.removesuffix(".gz").removesuffix(".json")
+    is_split_file = source.endswith((".json", ".json.gz")) and stem.startswith("split_zhou_")
+    entry = data_sets.find(stem.removeprefix("split_zhou_") if is_split_file else source)
     return None if entry is None else entry.name

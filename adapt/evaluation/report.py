@@ -85,10 +85,11 @@ def _protocol_pages(found: Sequence[tuple[Path, Results]]) -> Iterator[ProtocolP
     draw = {"few_shot": few_shot_curves, "base_to_new": base_against_new}
     groups: dict[tuple[str, str], list[Results]] = defaultdict(list)
     for _, results in found:
-        groups[results["protocol"], results["recipe"]["data"]["source"]].append(results)
-    for (protocol, data), members in groups.items():
+        recipe = results["recipe"]
+        groups[results["protocol"], f"{recipe['data']['source']}, {recipe['backbone']}"].append(results)
+    for (protocol, subject), members in groups.items():
         picture = draw[protocol](list(zip(titles(members), members))) if protocol in draw else ""
-        yield ProtocolPage(protocol.replace("_", " "), data, table(members), picture)
+        yield ProtocolPage(protocol.replace("_", " "), subject, table(members), picture)
 
 
 def _run_page(run: Path) -> RunPage:

@@ -25,8 +25,7 @@ def run_protocol(
     Runs that are there are not repeated, an interrupted one goes on. Raises AdaptError for what can be refused before
     anything is trained, and where a folder holds a run of another recipe.
     """
-    for run in protocol.runs:
-        check(run)
+    check(protocol.runs)
     rows: list[Row] = []
     for row in engine.rows(protocol.runs, out):
         rows.append(row)

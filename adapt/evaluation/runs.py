@@ -7,13 +7,14 @@ not measured twice.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from adapt import adapter, methods
 from adapt.data.check import without_broken
-from adapt.data.split import Split
+from adapt.data.split import Split, items_id
 from adapt.errors import AdaptError
 from adapt.evaluation.evaluate import evaluate
 from adapt.files import write_text
@@ -43,16 +44,22 @@ class Run:
     targets: tuple[Target, ...] = ()
 
 
-def check(run: Run) -> None:
+def check(runs: Sequence[Run]) -> None:
     """Raises AdaptError for what would only be found out after training: missing test images, tensors of one class."""
-    recipe = run.recipe
-    if recipe.train is not None:
-        recipe.train.at(recipe.data.shots)
-    if run.targets and methods.find(recipe.method["name"])(**recipe.method_config).per_class:
-        raise AdaptError(f"{recipe.method['name']} learns tensors for each of its classes and cannot serve new ones")
-    _check_test(run.own, _images(recipe.data))
-    for target in run.targets:
-        _check_test(target.name, _images(target.data))
+    measured: dict[str, DataSection] = {}
+    for run in runs:
+        recipe = run.recipe
+        if recipe.train is not None:
+            recipe.train.at(recipe.data.shots)
+        if run.targets and methods.find(recipe.method["name"])(**recipe.method_config).per_class:
+            raise AdaptError(
+                f"{recipe.method['name']} learns tensors for each of its classes and cannot serve new ones"
+            )
+        measured |= {run.own: recipe.data} | {target.name: target.data for target in run.targets}
+    for name, data in measured.items():  # the runs of a protocol share them
+        split = _images(data)
+        if not split.test:
+            raise AdaptError(f"{split.name} has no test images to measure {name!r} on")
 
 
 def measure(run: Run, out: Path) -> Row:
@@ -80,16 +87,17 @@ def _on_targets(run: Run, folder: Path) -> dict[str, dict[str, Any]]:
     known = _read(file) if file.exists() else {}
     model: AdaptedModel | None = None
     for target in run.targets:
-        data = target.data.model_dump(mode="json")
-        if known.get(target.name, {}).get("data") != data:
+        split = _images(target.data)
+        asked = {"data": target.data.model_dump(mode="json"), "test_set": items_id(split.test)}
+        if known.get(target.name, {}) | asked != known.get(target.name):
             model = model or adapter.load(folder / "adapter.safetensors", device=run.recipe.device)
-            known[target.name] = {"data": data, **_measured(model, target.data, run.recipe)}
+            known[target.name] = asked | _measured(model, split, target.data, run.recipe)
             write_text(file, json.dumps(known, indent=2) + "\n")
     return {target.name: known[target.name] for target in run.targets}
 
 
-def _measured(model: AdaptedModel, data: DataSection, recipe: Recipe) -> dict[str, Any]:
-    split = without_broken(_images(data), data.broken)
+def _measured(model: AdaptedModel, split: Split, data: DataSection, recipe: Recipe) -> dict[str, Any]:
+    split = without_broken(split, data.broken)
     workers = recipe.train.workers if recipe.train is not None else 2
     adapted = model.with_classes(split.class_names)
     baseline = wrap(model.backbone, ZeroShot(data.template), split.class_names, recipe.fast)
@@ -99,11 +107,6 @@ def _measured(model: AdaptedModel, data: DataSection, recipe: Recipe) -> dict[st
 
 def _images(data: DataSection) -> Split:
     return data.load().only(data.classes)
-
-
-def _check_test(name: str, split: Split) -> None:
-    if not split.test:
-        raise AdaptError(f"{split.name} has no test images to measure {name!r} on")
 
 
 def _read(path: Path) -> dict[str, Any]:

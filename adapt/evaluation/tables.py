@@ -24,10 +24,9 @@ def table(results: Sequence[Results], published: bool = True) -> Cells:
     """
     first = results[0]
     for each in results:
-        if (each["protocol"], _data(each)) != (first["protocol"], _data(first)):
+        if _subject(each) != _subject(first):
             raise AdaptError(
-                f"one table shows one protocol on one data set; these are {first['protocol']} on {_data(first)} and "
-                f"{each['protocol']} on {_data(each)}"
+                f"one table shows one protocol, data set and backbone; these are {_subject(first)} and {_subject(each)}"
             )
     columns = _columns(results)
     rows = [["shots" if first["protocol"] == "few_shot" else "", *columns]]
@@ -61,9 +60,9 @@ def as_csv(cells: Cells) -> str:
 FORMATS = {"text": as_text, "markdown": as_markdown, "csv": as_csv}
 
 
-def _data(results: Results) -> str:
-    source: str = results["recipe"]["data"]["source"]
-    return source
+def _subject(results: Results) -> str:
+    recipe = results["recipe"]
+    return f"{results['protocol']} on {recipe['data']['source']} with {recipe['backbone']}"
 
 
 def titles(results: Sequence[Results]) -> list[str]:

@@ -242,7 +242,7 @@ def test_a_table_shows_the_papers_figures_unless_told_not_to(run, halves: Path, 
     found["recipe"]["data"]["source"] = "dtd"
     (tmp_path / "dtd.json").write_text(json.dumps(found))
     shown = run("table", tmp_path / "dtd.json", "--format", "csv").stdout.splitlines()
-    assert shown[4] == '"CoOp, published [S]",79.44,41.18,54.24'
+    assert shown[4] == '"CoOp, published [S] (ViT-B/16)",79.44,41.18,54.24'
     assert run("table", tmp_path / "dtd.json", "--format", "csv", "--no-published").stdout.splitlines() == shown[:3]
 
 

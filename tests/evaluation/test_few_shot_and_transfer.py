@@ -247,7 +247,13 @@ def test_a_target_whose_data_changed_is_measured_again(
             assert new["zero_shot_sketches"] != old["zero_shot_sketches"]
 
 
-@pytest.mark.parametrize("names", [(), ("drawings", "drawings"), ("drawings", "source")], ids=str)
+@pytest.mark.parametrize("taken", ["source", "average", "run", "shots", "seed", "train_set"])
+def test_targets_cannot_be_called_as_other_columns_are(recipe: Recipe, targets: dict[str, Target], taken: str) -> None:
+    with pytest.raises(AdaptError, match=f"a target cannot be called '{taken}', which is a column of the results"):
+        protocols.transfer("cross_dataset", recipe, [replace(targets["drawings"], name=taken)], SEEDS)
+
+
+@pytest.mark.parametrize("names", [(), ("drawings", "drawings")], ids=str)
 def test_targets_need_names_of_their_own(recipe: Recipe, targets: dict[str, Target], names: tuple[str, ...]) -> None:
     given = [replace(targets["drawings"], name=name) for name in names]
     with pytest.raises(

@@ -30,7 +30,7 @@ def halves(base: float = 0.8, source: str = "emoji", runs: int = 3, **method: An
         "std": {name: 0.0123 * i for i, name in enumerate(figures, 1)},
         "zero_shot": {name: value / 2 for name, value in figures.items()},
     }
-    recipe = {"method": {"name": "coop"} | method, "data": {"source": source}}
+    recipe = {"method": {"name": "coop"} | method, "data": {"source": source}, "backbone": "mini-clip"}
     return {"protocol": "base_to_new", "recipe": recipe, "runs": [{}] * runs, "summary": [summary]}
 
 
@@ -40,7 +40,7 @@ def curve(by_shots: dict[int, float], source: str = "emoji") -> dict[str, Any]:
         {"shots": shots, "runs": 2, "mean": {"test": mean}, "std": {"test": 0.05}, "zero_shot": {"test": 0.25}}
         for shots, mean in by_shots.items()
     ]
-    recipe = {"method": {"name": "lora"}, "data": {"source": source}}
+    recipe = {"method": {"name": "lora"}, "data": {"source": source}, "backbone": "mini-clip"}
     return {"protocol": "few_shot", "recipe": recipe, "runs": [{}] * 2 * len(summary), "summary": summary}
 
 
@@ -89,13 +89,13 @@ def test_curves_of_different_shots_share_a_table() -> None:
 @pytest.mark.parametrize(
     ("other", "words"),
     [
-        (halves(source="photos"), "base_to_new on emoji and base_to_new on photos"),
-        (curve({1: 0.5}), "base_to_new on emoji and few_shot on emoji"),
+        (halves(source="photos"), "base_to_new on emoji with mini-clip and base_to_new on photos"),
+        (curve({1: 0.5}), "base_to_new on emoji with mini-clip and few_shot on emoji"),
     ],
     ids=["data", "protocol"],
 )
 def test_what_cannot_be_compared_is_refused(other: dict[str, Any], words: str) -> None:
-    with pytest.raises(AdaptError, match=f"one table shows one protocol on one data set; these are {words}"):
+    with pytest.raises(AdaptError, match=f"one table shows one protocol, data set and backbone; these are {words}"):
         table([halves(), other])
 
 
@@ -105,19 +105,19 @@ def test_what_cannot_be_compared_is_refused(other: dict[str, Any], words: str) -
 )
 def test_published_rows_stand_beside_a_published_data_set(source: str) -> None:
     assert table([halves(source=source)])[3:] == [
-        ["CLIP zero-shot, published [S]", "56.48", "64.05", "60.03"],
-        ["CoOp, published [S]", "92.19", "54.74", "68.69"],
-        ["CoCoOp, published [S]", "87.49", "60.04", "71.21"],
-        ["MaPLe, published [R]", "94.07", "73.23", "82.35"],
-        ["PromptSRC, published [S]", "92.90", "73.90", "82.32"],
+        ["CLIP zero-shot, published [S] (ViT-B/16)", "56.48", "64.05", "60.03"],
+        ["CoOp, published [S] (ViT-B/16)", "92.19", "54.74", "68.69"],
+        ["CoCoOp, published [S] (ViT-B/16)", "87.49", "60.04", "71.21"],
+        ["MaPLe, published [R] (ViT-B/16)", "94.07", "73.23", "82.35"],
+        ["PromptSRC, published [S] (ViT-B/16)", "92.90", "73.90", "82.32"],
     ]
     assert len(table([halves(source=source)], published=False)) == 3
 
 
 def test_published_rows_are_of_the_protocol_and_have_its_columns() -> None:
     assert table([curve({1: 0.5, 3: 0.6, 8: 0.7}, "eurosat")])[3:] == [
-        ["CLIP-LoRA, published [S]", "72.3", "", "~89.7"],
-        ["CLIP zero-shot, CLIP-LoRA protocol, published [S]", "47.5", "", "47.5"],
+        ["CLIP-LoRA, published [S] (ViT-B/16)", "72.3", "", "~89.7"],
+        ["CLIP zero-shot, CLIP-LoRA protocol, published [S] (ViT-B/16)", "47.5", "", "47.5"],
     ]
 
 
