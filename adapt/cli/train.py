@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from pathlib import Path
 
@@ -21,7 +22,7 @@ import click
 @click.option(
     "--resume", is_flag=True, help="Go on with the interrupted run in --out, exactly as if it had not stopped."
 )
-@click.option("--plot", is_flag=True, help="Also draw the curves to OUT/curves.png.")
+@click.option("--plot", is_flag=True, help="Also draw the curves to OUT/curves.png, and a search to OUT/search.png.")
 @click.option("--quiet", is_flag=True, help="No progress.")
 def train(recipe: str, overrides: tuple[str, ...], out: Path | None, resume: bool, plot: bool, quiet: bool) -> None:
     """Train an adapter from RECIPE: a YAML file, or the name of a shipped one (`adapt recipes`).
@@ -57,6 +58,10 @@ def train(recipe: str, overrides: tuple[str, ...], out: Path | None, resume: boo
     click.echo(str(result))
     if plot and out is not None:
         result.plot(out / "curves.png")
+        if (out / "search.json").is_file():
+            from adapt.training.search import plot_search
+
+            plot_search(json.loads((out / "search.json").read_text(encoding="utf-8")), out / "search.png")
     if result.adapter is not None:
         click.echo(f"adapter    {result.adapter} ({result.metrics['adapter_bytes'] / 1024:.1f} KB)")
 

@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -137,3 +138,20 @@ def _cycle(
     for epoch in count():
         for inputs, labels in batches.epoch(epoch, 0):
             yield batches, inputs, labels
+
+
+def plot_search(found: Found, path: Path) -> None:
+    """The gates over the search's steps, those of the chosen blocks thick. Needs matplotlib."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+    axes = figure.subplots()
+    steps = [entry["step"] for entry in found["trace"]]
+    for index, name in enumerate(found["blocks"]):
+        chosen = name in found["chosen"]
+        gates = [entry["gates"][index] for entry in found["trace"]]
+        axes.plot(steps, gates, lw=2.5 if chosen else 1, label=f"{name}, skipped" if chosen else name)
+    axes.set_xlabel("step of the search")
+    axes.set_ylabel("gate: larger is more redundant")
+    axes.legend(fontsize="small", ncols=2)
+    figure.savefig(path, dpi=150)
