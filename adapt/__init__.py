@@ -40,3 +40,8 @@ def __getattr__(name: str) -> Any:
     if name in _SUBPACKAGES:
         return importlib.import_module(f"adapt.{name}")
     raise AttributeError(f"module 'adapt' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """What there is to use, imported yet or not."""
+    return sorted({*__all__, *_SUBPACKAGES, "__version__"})

@@ -103,10 +103,20 @@ def _open_clip(spec: str, name: str) -> Backbone:
     tags = open_clip.list_pretrained_tags_by_model(architecture)
     if pretrained and pretrained not in tags and not Path(pretrained).is_file():
         raise AdaptError(f"open_clip has no weights {pretrained!r} for {architecture}; {nearest(pretrained, tags)}")
-    with _without_notes():
-        model, _, preprocess = open_clip.create_model_and_transforms(architecture, pretrained=pretrained or None)
+    try:
+        with _without_notes():
+            model, _, preprocess = open_clip.create_model_and_transforms(architecture, pretrained=pretrained or None)
+    except (RuntimeError, OSError, ValueError) as error:
+        raise AdaptError(
+            f"the weights {pretrained!r} of {architecture} are not on this machine and cannot be fetched, or are "
+            f"damaged: {_reason(error)}. Connect it, or give a file as open_clip:{architecture}/FILE, or a local folder"
+        ) from error
     config = open_clip.get_model_config(architecture)
     return openclip.build(model.eval(), open_clip.get_tokenizer(architecture), preprocess, name, config)
+
+
+def _reason(error: Exception) -> str:
+    return str(error).strip().splitlines()[0].rstrip(".")
 
 
 def _closest(word: str, choices: list[str]) -> str:
@@ -128,18 +138,21 @@ def _transformers(source: str, name: str) -> Backbone:
         model = classes[config.model_type].from_pretrained(source, use_safetensors=True)
         processor = AutoProcessor.from_pretrained(source, trust_remote_code=False)
     except (SafetensorError, RuntimeError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise AdaptError(f"cannot load {source!r} with transformers: {reason}") from error
+        raise AdaptError(
+            f"cannot load {source!r} with transformers: {_reason(error)}. Connect this machine, or give a local folder"
+        ) from error
     return Backbone.from_transformers(model.eval(), processor, name)
 
 
 @contextmanager
 def _without_notes() -> Iterator[None]:
-    """open_clip notes on the root logger what the caller asked for in so many words (random weights, activations)."""
-    root = logging.getLogger()
-    level = root.level
-    root.setLevel(logging.ERROR)
+    """No notes of what the caller asked for (random weights, activations), nor of each failed request to the hub."""
+    loggers = {logging.getLogger(): logging.ERROR, logging.getLogger("huggingface_hub"): logging.CRITICAL}
+    levels = {logger: logger.level for logger in loggers}
+    for logger, level in loggers.items():
+        logger.setLevel(level)
     try:
         yield
     finally:
-        root.setLevel(level)
+        for logger, level in levels.items():
+            logger.setLevel(level)

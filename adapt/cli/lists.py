@@ -28,7 +28,7 @@ def methods(name: str | None) -> None:
     method = package.find(name)
     click.echo(f"{method.title}\n")
     for key, field in method.Config.model_fields.items():
-        click.echo(f"  {key:18} {field.default!r:24} {field.description or ''}".rstrip())
+        click.echo(f"  {key:18} {field.get_default(call_default_factory=True)!r:24} {field.description or ''}".rstrip())
 
 
 @click.command()

@@ -220,7 +220,7 @@ def report(runs: tuple[Path, ...], out: Path) -> None:
     from importlib.util import find_spec
 
     if find_spec("matplotlib") is None:
-        raise AdaptError('a report needs matplotlib: pip install "adapt[plot]"')
+        raise AdaptError('a report needs matplotlib: pip install -e ".[plot]"')
     from adapt.evaluation.report import report as page
     from adapt.files import write_text
 

@@ -73,7 +73,7 @@ def _check_matplotlib() -> None:
     from adapt.errors import AdaptError
 
     if find_spec("matplotlib") is None:
-        raise AdaptError('--plot needs matplotlib: pip install "adapt[plot]"')
+        raise AdaptError('--plot needs matplotlib: pip install -e ".[plot]"')
 
 
 COMMANDS = {"train": train}

@@ -67,7 +67,7 @@ def _font(path: str | os.PathLike[str] | None) -> ImageFont.FreeTypeFont:
             import matplotlib
         except ImportError:
             raise AdaptError(
-                'Names are drawn in a font of matplotlib: pip install "adapt[plot]", or give one.'
+                'Names are drawn in a font of matplotlib: pip install -e ".[plot]", or give one.'
             ) from None
         path = os.path.join(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
     try:

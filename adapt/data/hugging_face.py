@@ -40,7 +40,7 @@ def _parts(source: str) -> dict[str, Any]:
     try:
         import datasets
     except ImportError:
-        raise AdaptError('Hugging Face data needs the library datasets: pip install "adapt[hf-data]".') from None
+        raise AdaptError('Hugging Face data needs the library datasets: pip install -e ".[hf-data]".') from None
     try:
         found = datasets.load_from_disk(source) if os.path.isdir(source) else datasets.load_dataset(source)
     except (OSError, ValueError) as error:

@@ -55,7 +55,7 @@ class Engine:
         try:
             import ray
         except ImportError:
-            raise AdaptError('--engine ray needs Ray: pip install "adapt[ray]"') from None
+            raise AdaptError('--engine ray needs Ray: pip install -e ".[ray]"') from None
         started = not ray.is_initialized()
         if started:
             self._start(ray)

@@ -48,6 +48,7 @@ def base_against_new(results: Sequence[tuple[str, Results]]) -> str:
         dot = axes.scatter(100 * mean["base"], 100 * mean["new"], s=90, label=title, zorder=3)
         on_base, on_new = ([100 * row[half] for row in each["runs"]] for half in ("base", "new"))
         axes.scatter(on_base, on_new, s=14, color=dot.get_facecolor(), zorder=2)
+    axes.margins(0.2)
     axes.set_xlabel("accuracy on base classes, %")
     axes.set_ylabel("accuracy on new classes, %")
     axes.legend()

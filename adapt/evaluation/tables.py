@@ -79,10 +79,12 @@ def titles(results: Sequence[Results]) -> list[str]:
 
 def read_results(path: Path) -> list[Results]:
     """The results in a file, or in a folder that a protocol wrote. Raises AdaptError where there are none."""
+    if not path.exists():
+        raise AdaptError(f"{path} does not exist; expected results of a protocol, such as base_to_new.json")
     names = ("few_shot", "base_to_new", "cross_dataset", "domain_generalisation")
     files = [path / f"{name}.json" for name in names if (path / f"{name}.json").is_file()] if path.is_dir() else [path]
     if not files:
-        raise AdaptError(f"{path} holds neither a finished run nor results of a protocol, such as base_to_new.json")
+        raise AdaptError(f"{path} holds no results of a protocol, such as base_to_new.json")
     found = []
     for file in files:
         try:

@@ -50,7 +50,9 @@ class DASConfig(MethodConfig):
     draws: int = Field(default=3, ge=2)
     """Different subsets of blocks that are compared for one update."""
     gate_lr: float = Field(default=1.0, gt=0)
+    """How far one comparison moves the gates."""
     template: str = "a photo of a {}."
+    """With {} for the class name."""
 
     @field_validator("template")
     @classmethod

@@ -50,7 +50,9 @@ ADAPTER = "adapt"  # the stand-ins belong to one method each, so one name serves
 
 class LoRAConfig(MethodConfig):
     rank: int = Field(default=2, ge=1)
+    """Of each update."""
     alpha: float = Field(default=1.0, gt=0)
+    """The update is scaled by alpha / sqrt(rank), as published."""
     dropout: float = Field(default=0.25, ge=0, lt=1)
     """On the input of the low-rank path, while training."""
     projections: tuple[Literal["q", "k", "v", "out", "fc1", "fc2"], ...] = ("q", "k", "v")
@@ -59,6 +61,7 @@ class LoRAConfig(MethodConfig):
     blocks: tuple[int, int] | None = None
     """First block and the one after the last; all where left out."""
     template: str = "a photo of a {}."
+    """With {} for the class name."""
     logit_scale: float | None = Field(default=100.0, gt=0)
     """Constant, as published; null takes the backbone's own."""
     input_gradient: bool | None = None

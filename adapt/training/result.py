@@ -37,7 +37,7 @@ class Result:
     def plot(self, path: str | Path | None = None) -> Any:
         """Loss and training accuracy by epoch, and the test accuracies as lines; written to `path` if given.
 
-        Needs matplotlib (`pip install "adapt[plot]"`).
+        Needs matplotlib (`pip install -e ".[plot]"`).
         """
         from matplotlib.figure import Figure
 
@@ -48,6 +48,7 @@ class Result:
             means = [_mean([entry[key] for entry in self.history if entry["epoch"] == epoch]) for epoch in epochs]
             axes.plot([epoch + 1 for epoch in epochs], means, color="#1f77b4", label="training")
             axes.set_xlabel("epoch")
+            axes.xaxis.get_major_locator().set_params(integer=True)
         loss_axes.set_ylabel("training loss")
         accuracy_axes.set_ylabel("accuracy")
         if "adapted" in self.metrics:

@@ -50,8 +50,8 @@ class Run:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if isinstance(value, AdaptError) and not self.resume and not self._trained():
-            # refused before anything was trained: the next try may use the directory
+        if isinstance(value, Exception) and not self.resume and not self._trained():
+            # refused, or failed, before anything was trained: the next try may use the directory
             for name in ("recipe.yaml", "environment.json"):
                 (self.path / name).unlink(missing_ok=True)
         self._lock.release()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,8 @@ from adapt.training.progress import counting_bar
 from adapt.training.result import Result
 from adapt.training.run import Run
 
+logger = logging.getLogger("adapt")
+
 
 def read_data(recipe: Recipe, progress: bool = False) -> Split:
     """The recipe's data, sampled to its shots, with images that all decode.
@@ -31,8 +35,18 @@ def read_data(recipe: Recipe, progress: bool = False) -> Split:
         raise AdaptError(f"{recipe.data.source} has no training images")
     if recipe.data.shots is not None:
         split = split.few_shot(recipe.data.shots, recipe.seed, recipe.data.sampling)
+        _note_short(split, recipe.data.shots)
     with counting_bar("checking", progress) as bar:
         return without_broken(split.only(recipe.data.classes), recipe.data.broken, bar)
+
+
+def _note_short(split: Split, shots: int) -> None:
+    """Says where classes have fewer images than were asked for."""
+    counts = Counter(item.class_name for item in split.train)
+    short = [name for name in split.class_names if counts[name] < shots]
+    if short:
+        listed = f"{short[0]!r}" + f" and {len(short) - 1} more" * (len(short) > 1)
+        logger.warning("fewer than %d training images of %s: all that there are are taken", shots, listed)
 
 
 def build(recipe: Recipe, class_names: tuple[str, ...]) -> AdaptedModel:

@@ -249,7 +249,7 @@ def test_a_table_shows_the_papers_figures_unless_told_not_to(run, halves: Path, 
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (None, "none.json holds no results of a protocol: "),
+        (None, "none.json does not exist"),
         ("no JSON", "none.json holds no results of a protocol: "),
         ("[1, 2]", "none.json holds no results of a protocol: "),
         (
@@ -265,4 +265,4 @@ def test_files_that_hold_no_results(run, refused, tmp_path: Path, content: str |
 
 
 def test_a_folder_that_holds_no_results(run, refused, tmp_path: Path) -> None:
-    refused(run("table", tmp_path), f"{tmp_path} holds neither a finished run nor results of a protocol")
+    refused(run("table", tmp_path), f"{tmp_path} holds no results of a protocol")

@@ -123,7 +123,7 @@ def test_without_ray_the_extra_is_named(
     recipe: Recipe, trained: list[int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(AdaptError, match=r'--engine ray needs Ray: pip install "adapt\[ray\]"'):
+    with pytest.raises(AdaptError, match=r'--engine ray needs Ray: pip install -e ".\[ray\]"'):
         run_protocol(protocols.base_to_new(recipe, SEEDS), tmp_path / "none", Engine("ray"))
     assert trained == []
     assert not (tmp_path / "none").exists()

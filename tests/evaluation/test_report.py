@@ -95,10 +95,10 @@ def test_its_numbers_are_those_of_the_files(found: Path) -> None:
         adapted = metrics["adapted"]
         shares = [metrics["zero_shot"]["accuracy"]]
         shares += [adapted[key] for key in ("accuracy", "mean_class_accuracy", "calibration_error")]
-        counts = (adapted["images"], metrics["trainable_parameters"], metrics["seconds"])
+        counts = (adapted["images"], f"{metrics['trainable_parameters']:,}", f"{metrics['seconds']:.1f}")
         expected = [metrics["method"], metrics["seed"], *(f"{100 * share:.1f}" for share in shares), *counts]
         assert row[1:] == [str(value) for value in expected]
-    assert all(text.rstrip(" %") in (f"{100 * value:.1f}", f"{100 * value:.0f}") for text, value in page.values)
+    assert all(text.rstrip("\xa0%") in (f"{100 * value:.1f}", f"{100 * value:.0f}") for text, value in page.values)
 
 
 def test_the_errors_it_was_surest_of_are_shown(found: Path) -> None:
@@ -110,7 +110,7 @@ def test_the_errors_it_was_surest_of_are_shown(found: Path) -> None:
     assert html.count("data:image/jpeg;base64,") == min(len(wrong), WORST_ERRORS)
     first = html[html.index("<figcaption>") :][:200]
     assert wrong[0]["class"] in first
-    assert f"{100 * float(wrong[0]['confidence']):.0f} %" in first
+    assert f"{100 * float(wrong[0]['confidence']):.0f}&nbsp;%" in first
 
 
 def test_an_image_that_is_gone_is_said_to_be(found: Path, tmp_path: Path) -> None:
