@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 import sys
 from typing import Any
 
@@ -76,6 +77,9 @@ def main() -> None:
       adapt train quickstart --out runs/first
       adapt predict runs/first/adapter.safetensors photo.png
     """
+    # read when torch loads OpenMP: by default waiting threads spin, and two trainings on one machine each take ten times
+    # as long; this short a spin costs one alone nothing
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("adapt").setLevel(logging.INFO)
     logging.getLogger().addFilter(lambda record: record.name.startswith("adapt"))
