@@ -77,8 +77,8 @@ def main() -> None:
       adapt train quickstart --out runs/first
       adapt predict runs/first/adapter.safetensors photo.png
     """
-    # read when torch loads OpenMP: by default waiting threads spin, and two trainings on one machine each take ten times
-    # as long; this short a spin costs one alone nothing
+    # read when torch loads OpenMP: by default waiting threads spin, and two trainings beside one another took eight
+    # times as long as one alone; with so short a spin they take twice as long, and one alone no longer than before
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("adapt").setLevel(logging.INFO)
