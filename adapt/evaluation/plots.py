@@ -1,4 +1,4 @@
-"""The pictures of a report, as SVG: curves with bands, base against new, confusions."""
+"""The pictures of a report: curves with bands, base against new, confusions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Results = dict[str, Any]  # what run_protocol writes
 MOST_CLASSES = 30  # of a confusion matrix that can still be read
 
 
-def few_shot_curves(results: Sequence[tuple[str, Results]]) -> str:
+def few_shot_curves(results: Sequence[tuple[str, Results]]) -> Figure:
     """Mean accuracy by shots, a band of one standard deviation, the frozen model dashed."""
     figure = Figure(figsize=(6.4, 4), layout="constrained")
     axes = figure.subplots()
@@ -33,10 +33,10 @@ def few_shot_curves(results: Sequence[tuple[str, Results]]) -> str:
     axes.set_xlabel("training images a class")
     axes.set_ylabel("test accuracy, %")
     axes.legend()
-    return _svg(figure)
+    return figure
 
 
-def base_against_new(results: Sequence[tuple[str, Results]]) -> str:
+def base_against_new(results: Sequence[tuple[str, Results]]) -> Figure:
     """A small dot for each seed, a large one for the mean; dashed where the frozen model stands."""
     figure = Figure(figsize=(5.6, 4.2), layout="constrained")
     axes = figure.subplots()
@@ -52,10 +52,10 @@ def base_against_new(results: Sequence[tuple[str, Results]]) -> str:
     axes.set_xlabel("accuracy on base classes, %")
     axes.set_ylabel("accuracy on new classes, %")
     axes.legend()
-    return _svg(figure)
+    return figure
 
 
-def confusion_matrix(rows: Sequence[dict[str, str]]) -> tuple[str, str]:
+def confusion_matrix(rows: Sequence[dict[str, str]]) -> tuple[Figure, str]:
     """Shares of each class's images by what they were taken for, and a caption that says which classes are shown.
 
     `rows` are those of predictions.csv. Where there are many classes, those in the most errors.
@@ -81,13 +81,13 @@ def confusion_matrix(rows: Sequence[dict[str, str]]) -> tuple[str, str]:
     axes.set_yticks(range(len(classes)), classes, fontsize=7)
     axes.set_xlabel("predicted")
     axes.set_ylabel("actual")
-    return _svg(figure), caption
+    return figure, caption
 
 
-def _svg(figure: Figure) -> str:
+def svg(figure: Figure) -> str:
     """The figure as an element that stands in a page; text stays text."""
     text = io.StringIO()
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "adapt", "font.family": "sans-serif"}):
         figure.savefig(text, format="svg", metadata={"Date": None})
-    svg = text.getvalue()
-    return svg[svg.index("<svg") :]
+    page = text.getvalue()
+    return page[page.index("<svg") :]

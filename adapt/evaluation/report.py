@@ -80,7 +80,7 @@ def report(paths: Sequence[Path]) -> str:
 
 
 def _protocol_pages(found: Sequence[tuple[Path, Results]]) -> Iterator[ProtocolPage]:
-    from adapt.evaluation.plots import base_against_new, few_shot_curves
+    from adapt.evaluation.plots import base_against_new, few_shot_curves, svg
 
     draw = {"few_shot": few_shot_curves, "base_to_new": base_against_new}
     groups: dict[tuple[str, str], list[Results]] = defaultdict(list)
@@ -88,19 +88,22 @@ def _protocol_pages(found: Sequence[tuple[Path, Results]]) -> Iterator[ProtocolP
         recipe = results["recipe"]
         groups[results["protocol"], f"{recipe['data']['source']}, {recipe['backbone']}"].append(results)
     for (protocol, subject), members in groups.items():
-        picture = draw[protocol](list(zip(titles(members), members))) if protocol in draw else ""
+        picture = svg(draw[protocol](list(zip(titles(members), members)))) if protocol in draw else ""
         yield ProtocolPage(protocol.replace("_", " "), subject, table(members), picture)
 
 
 def _run_page(run: Path) -> RunPage:
-    from adapt.evaluation.plots import confusion_matrix
+    from adapt.evaluation.plots import confusion_matrix, svg
 
     try:
         metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise AdaptError(f"{run} holds no finished run: {error}") from error
     rows = _predictions(run)
-    confusion, shown = confusion_matrix(rows) if rows else ("", "")
+    confusion, shown = "", ""
+    if rows:
+        figure, shown = confusion_matrix(rows)
+        confusion = svg(figure)
     by_class: dict[str, float] = metrics.get("adapted", {}).get("by_class", {})
     worst = sorted(by_class.items(), key=lambda pair: pair[1])[:WORST_CLASSES]
     return RunPage(f"{run.parent.name}/{run.name}", metrics, confusion, shown, worst, _worst_errors(rows))

@@ -13,7 +13,7 @@ import pytest
 
 from adapt import AdaptError
 from adapt.evaluation import protocols
-from adapt.evaluation.plots import MOST_CLASSES, confusion_matrix
+from adapt.evaluation.plots import MOST_CLASSES, confusion_matrix, svg
 from adapt.evaluation.report import WORST_ERRORS, report
 from adapt.evaluation.run_protocol import run_protocol
 from adapt.recipe import Recipe
@@ -136,10 +136,11 @@ def test_names_cannot_become_markup(tmp_path: Path, found: Path) -> None:
 def test_many_classes_leave_those_in_the_most_errors() -> None:
     rows = [{"class": f"c{i:03}", "predicted": f"c{i:03}", "confidence": "0.5"} for i in range(100)]
     rows += [{"class": "c007", "predicted": "c042", "confidence": "0.5"}] * 3
-    svg, caption = confusion_matrix(rows)
+    figure, caption = confusion_matrix(rows)
+    picture = svg(figure)
     assert caption == "the 2 of 100 classes in the most errors"
-    assert {"c007", "c042"} <= set(re.findall(r"c\d{3}", svg))
-    assert "c001" not in svg
+    assert {"c007", "c042"} <= set(re.findall(r"c\d{3}", picture))
+    assert "c001" not in picture
     assert confusion_matrix(rows[:MOST_CLASSES])[1] == f"all {MOST_CLASSES} classes"
 
 
