@@ -62,6 +62,10 @@ def _lines(header: Header) -> Iterator[tuple[str, str]]:
     yield "backbone", f"{header.backbone or 'without a name'} ({header.preprocess['size']} px)"
     yield "logits", f"cosine x {header.logit_scale:.1f}"
     yield "classes", f"{len(header.class_names)}: {shown}"
+    data = (header.recipe or {}).get("data")
+    if data:
+        shots = "all images" if data["shots"] is None else f"{data['shots']} shots"
+        yield "trained on", f"{data['source']}, {shots}, {data.get('classes', 'all')} classes"
     measured = header.metrics or {}
     scores = {key: measured[key]["accuracy"] for key in ("zero_shot", "adapted") if key in measured}
     if scores:
