@@ -73,8 +73,7 @@ def base_to_new(recipe: str, seeds: str, overrides: tuple[str, ...], **where: An
     \b
     Examples:
       adapt base-to-new maple/emoji --out runs/maple-b2n
-      adapt base-to-new maple/eurosat --out runs/eurosat-b2n \\
-            --set data.source=eurosat/split_zhou_EuroSAT.json --set data.root=eurosat/2750
+      adapt base-to-new maple/eurosat --set data.root=data --out runs/eurosat-b2n
 
     OUT gets a run directory for each seed, base_to_new.json and base_to_new.csv. Runs that are there are not repeated,
     and an interrupted one goes on: give the same command again.
@@ -217,10 +216,9 @@ def report(runs: tuple[Path, ...], out: Path) -> None:
 
     The page needs nothing beside it: tables, curves, confusions, and the errors that the models were surest of.
     """
-    from importlib.util import find_spec
+    from adapt.cli.plotting import check_matplotlib
 
-    if find_spec("matplotlib") is None:
-        raise AdaptError('a report needs matplotlib: pip install -e ".[plot]"')
+    check_matplotlib("a report")
     from adapt.evaluation.report import report as page
     from adapt.files import write_text
 

@@ -31,12 +31,13 @@ def train(recipe: str, overrides: tuple[str, ...], out: Path | None, resume: boo
     Examples:
       adapt train quickstart --out runs/first
       adapt train coop/folder --set data.source=photos --set data.shots=8 --out runs/mine
-      adapt train lora/eurosat --set data.root=/mnt/data --out runs/eurosat
+      adapt train lora/eurosat --set data.root=data --out runs/eurosat
 
     \b
     OUT gets adapter.safetensors (a few kilobytes), metrics.json, log.jsonl (every step),
     recipe.yaml (resolved) and environment.json. Without --out only the figures are printed.
     """
+    from adapt.cli.plotting import check_matplotlib
     from adapt.cli.quiet import quiet_libraries
     from adapt.errors import AdaptError
     from adapt.recipe import find_recipe, read_recipe
@@ -44,7 +45,7 @@ def train(recipe: str, overrides: tuple[str, ...], out: Path | None, resume: boo
     if (resume or plot) and out is None:
         raise AdaptError("--resume and --plot need the run's directory: give --out")
     if plot:
-        _check_matplotlib()
+        check_matplotlib("--plot")
     chosen = read_recipe(find_recipe(recipe), overrides)
     with quiet_libraries():
         from adapt.training.run_recipe import run_recipe
@@ -64,16 +65,6 @@ def train(recipe: str, overrides: tuple[str, ...], out: Path | None, resume: boo
             plot_search(json.loads((out / "search.json").read_text(encoding="utf-8")), out / "search.png")
     if result.adapter is not None:
         click.echo(f"adapter    {result.adapter} ({result.metrics['adapter_bytes'] / 1024:.1f} KB)")
-
-
-def _check_matplotlib() -> None:
-    """Before training, not after."""
-    from importlib.util import find_spec
-
-    from adapt.errors import AdaptError
-
-    if find_spec("matplotlib") is None:
-        raise AdaptError('--plot needs matplotlib: pip install -e ".[plot]"')
 
 
 COMMANDS = {"train": train}

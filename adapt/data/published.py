@@ -18,7 +18,7 @@ class Published:
     """One data set; the fields are explained at the head of the table."""
 
     name: str
-    registry: str
+    coop_name: str
     folder: str
     layout: Literal["split", "variants", "synsets", "numbers"]
     images: tuple[str, ...]
@@ -49,16 +49,16 @@ def sets() -> dict[str, Published]:
 
 def find(name: str) -> Published | None:
     """The data set that is called `name` here (`oxford_pets`) or in CoOp's code (`OxfordPets`)."""
-    return next((each for each in sets().values() if name in (each.name, each.registry)), None)
+    return next((each for each in sets().values() if name in (each.name, each.coop_name)), None)
 
 
 def _record(name: str, row: Mapping[str, Any]) -> Published:
-    registry = row["registry"]
-    split_file = f"split_zhou_{registry}.json"
+    coop_name = row["coop_name"]
+    split_file = f"split_zhou_{coop_name}.json"
     train, val, test = row["sizes"]
     return Published(
         name=name,
-        registry=registry,
+        coop_name=coop_name,
         folder=row["folder"],
         layout=row.get("layout", "split"),
         images=tuple(row["images"]),

@@ -19,13 +19,13 @@ from adapt.evaluation.evaluate import check_labels, evaluate
 from adapt.files import write_csv
 from adapt.methods.zero_shot import ZeroShot
 from adapt.model import AdaptedModel, wrap
-from adapt.training.batches import Batches, image_features, labels_of, training_batches
+from adapt.training.batches import image_features, labels_of, training_batches
 from adapt.training.estimate import check_memory
 from adapt.training.loop import Plan, Trainer
 from adapt.training.progress import counting_bar, training_bar
 from adapt.training.result import Result
 from adapt.training.run import Run
-from adapt.training.search import Found, search
+from adapt.training.search import Found, search, search_settings
 from adapt.training.settings import TrainSettings
 from adapt.validation import explain
 
@@ -158,7 +158,9 @@ def _train(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         if model.method.searches:
-            found = _search(model, batches, val_set, settings, seed, cache, run, progress)
+            steps = Plan.of(search_settings(model, settings), len(batches)).steps
+            with training_bar(steps, 0, progress) as report:
+                found = search(model, batches, val_set, settings, seed, cache, run, report)
             torch.manual_seed(seed)  # as a run that is resumed after its search
             method: Any = model.method
             method.settle(found["chosen"])
@@ -180,23 +182,6 @@ def _train(
         "text_path": model.text_path,
         "estimated_bytes": needed,
     }
-
-
-def _search(
-    model: AdaptedModel,
-    batches: Batches,
-    held_back: Sequence[Item],
-    settings: TrainSettings,
-    seed: int,
-    cache: bool,
-    run: Run | None,
-    progress: bool,
-) -> Found:
-    if held_back:
-        check_labels(model, held_back)
-    steps = Plan.of(settings.model_copy(update={"epochs": model.method.config.search_epochs}), len(batches)).steps
-    with training_bar(steps, 0, progress) as report:
-        return search(model, batches, held_back, settings, seed, cache, run, report)
 
 
 def _summary(found: Found, training_seconds: float) -> dict[str, Any]:

@@ -73,6 +73,10 @@ class Run:
         return self.path / "train_images.csv"
 
     @property
+    def search(self) -> Path:
+        return self.path / "search.json"
+
+    @property
     def identity(self) -> str:
         """What a checkpoint must belong to: this recipe, on these images."""
         return hashlib.sha256(f"{self.recipe}\n{self.images}".encode()).hexdigest()[:16]

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from adapt.data.split import Item
 from adapt.errors import AdaptError
+from adapt.evaluation.evaluate import check_labels
 from adapt.files import write_text
 from adapt.methods.das import updated_gates
 from adapt.model import AdaptedModel
@@ -45,19 +46,25 @@ def search(
     With a run directory it is kept in search.json, and read from there when the run is resumed. Draws from torch's
     global random state. Raises AdaptError where nothing is held back, or there are too few subsets to compare.
     """
-    file = None if run is None else run.path / "search.json"
-    if run is not None and run.resume and file is not None and file.is_file():
-        kept: Found = json.loads(file.read_text(encoding="utf-8"))
+    if run is not None and run.resume and run.search.is_file():
+        kept: Found = json.loads(run.search.read_text(encoding="utf-8"))
         return kept
     if not held_back:
         raise AdaptError(
             "the search compares architectures on validation images, and there are none: give some, or name the blocks "
             "by method.skipped"
         )
+    check_labels(model, held_back)
     found = Search(model, _cycle(model, held_back, settings, seed, cache), settings).run(batches, report)
-    if file is not None:
-        write_text(file, json.dumps(found) + "\n")
+    if run is not None:
+        write_text(run.search, json.dumps(found) + "\n")
     return found
+
+
+def search_settings(model: AdaptedModel, settings: TrainSettings) -> TrainSettings:
+    """Those of the training, for as long as the search takes."""
+    method: Any = model.method
+    return settings.model_copy(update={"epochs": method.config.search_epochs, "iterations": None})
 
 
 class Search:
@@ -77,8 +84,7 @@ class Search:
 
     def run(self, batches: Batches, report: Callable[[dict[str, Any]], None]) -> Found:
         """Trains for the search's epochs, updating the gates in turn, and chooses the blocks of the largest gates."""
-        lengths = {"epochs": self.config.search_epochs, "iterations": None}
-        trainer = Trainer(self.model, batches, self.settings.model_copy(update=lengths), None)
+        trainer = Trainer(self.model, batches, search_settings(self.model, self.settings), None)
         since_update = 0
 
         def told(entry: dict[str, Any]) -> None:

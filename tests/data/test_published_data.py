@@ -42,7 +42,7 @@ def _sizes(split: Split) -> list[int]:
 
 def test_the_table_has_the_published_facts() -> None:
     table = {
-        name: (each.registry, each.classes, -(-each.classes // 2), each.classes // 2, each.sizes, each.template)
+        name: (each.coop_name, each.classes, -(-each.classes // 2), each.classes // 2, each.sizes, each.template)
         for name, each in published.sets().items()
     }
     assert table == FACTS
