@@ -13,9 +13,9 @@ from adapt.errors import AdaptError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from adapt.adapted import Adapted
     from adapt.backbones.base import Backbone
     from adapt.methods.base import Method
-    from adapt.model import AdaptedModel
 
 FORMAT = (1, 0)  # a newer major is refused, a newer minor only adds keys
 _MAX_HEADER = 100_000_000  # safetensors' own limit
@@ -31,7 +31,7 @@ class Header:
     class_names: tuple[str, ...]
     fingerprint: dict[str, Any]
     preprocess: dict[str, Any]
-    logit_scale: float
+    logit_scale: float | None = None  # of a dual encoder
     backbone: str | None = None  # one that the user held has no name
     versions: dict[str, str] = field(default_factory=dict)
     recipe: dict[str, Any] | None = None
@@ -39,7 +39,7 @@ class Header:
     metrics: dict[str, Any] | None = None
 
 
-def save(model: AdaptedModel, path: str | Path) -> Path:
+def save(model: Adapted[Any], path: str | Path) -> Path:
     """Writes `model`'s adapter to `path`, atomically. Raises AdaptError for values that are not finite."""
     from adapt.files import replacing
 
@@ -62,7 +62,7 @@ def write_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, st
         raise OSError(str(error)) from error
 
 
-def _header(model: AdaptedModel) -> Header:
+def _header(model: Adapted[Any]) -> Header:
     backbone = model.backbone
     return Header(
         format=FORMAT,
@@ -71,8 +71,8 @@ def _header(model: AdaptedModel) -> Header:
         class_names=model.class_names,
         backbone=backbone.name,
         fingerprint=asdict(backbone.fingerprint),
-        preprocess=backbone.preprocess.to_dict(),
-        logit_scale=model.method.logit_scale or backbone.logit_scale,
+        preprocess=backbone.reading(),
+        logit_scale=model.method.logit_scale or getattr(backbone, "logit_scale", None),
         versions=versions(),
         **model.metadata,
     )
@@ -170,7 +170,7 @@ def load(
     *,
     fast: bool | None = None,
     device: str = "cpu",
-) -> AdaptedModel:
+) -> Any:
     """The adapted model that was saved at `path`, in evaluation mode.
 
     The backbone is built by its recorded name unless given; `class_names` classifies among other classes.
@@ -195,6 +195,8 @@ def load(
     load_tensors(method, tensors, str(path))
     model.metadata = {key: getattr(header, key) for key in ("recipe", "seed", "metrics")}
     if class_names is not None and tuple(class_names) != header.class_names:
+        if not hasattr(model, "with_classes"):
+            raise AdaptError(f"{path} answers questions about images and takes no class names")
         model = model.with_classes(class_names)
     return model.eval()
 
@@ -211,10 +213,10 @@ def check_backbone(header: Header, backbone: Backbone, path: str | Path) -> None
             f"{backbone.describe()} ({backbone.fingerprint.short()}): "
             f"{'same architecture, other weights' if same else 'another architecture'}. Give the one it was trained on"
         )
-    if header.preprocess != json.loads(json.dumps(backbone.preprocess.to_dict())):
+    if header.preprocess != json.loads(json.dumps(backbone.reading())):
         raise AdaptError(
             f"{path} was trained on images prepared by {header.preprocess}, {backbone.describe()} prepares them by "
-            f"{backbone.preprocess.to_dict()}: give the backbone with the preprocessing it was trained with"
+            f"{backbone.reading()}: give the backbone with the preprocessing it was trained with"
         )
 
 

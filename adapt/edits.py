@@ -15,10 +15,11 @@ class Tokens:
 
     Without `block` they enter where the tower's own tokens do: in text they take the places that the prompts keep for
     them, before positions are added; in vision they are appended to the patches, after positions and before the
-    pre-norm. With `block` they overwrite, at the input of that block, what the entered ones have become.
+    pre-norm; in a decoder they take the place of the prompt's image. With `block` they overwrite, at the input of that
+    block, what the entered ones have become.
 
     `values` broadcast to `(b, n, k, d)` over images and classes: `(k, d)` shared by all, `(n, k, d)` for each class its
-    own, `(b, 1, k, d)` for each image its own (text only).
+    own, `(b, 1, k, d)` for each image its own (text and decoder).
     """
 
     values: Tensor
@@ -42,7 +43,7 @@ class Replace:
     """`module` computes a projection of one block in place of the frozen one: `(..., in) -> (..., out)`."""
 
     block: int
-    projection: str  # q, k, v, out, fc1 or fc2
+    projection: str  # q, k, v, out, fc1, fc2, or of a decoder gate, up, down
     module: nn.Module
 
 
@@ -69,7 +70,7 @@ class Parallel:
     `(..., d)` is added to theirs, after their layer scale."""
 
     block: int
-    site: Literal["attn", "mlp"]
+    site: Literal["attn", "cross", "mlp"]
     module: nn.Module
 
 
@@ -81,4 +82,19 @@ class Bypass:
     module: nn.Module
 
 
-Edit = Tokens | Replace | Attention | Parallel | Bypass
+@dataclass(frozen=True)
+class LowRank:
+    """`scale * x @ down @ up.T` joins what one linear map of a decoder block makes of `x`, for each image by its own
+    factors: `down` `(b, in, r)`, `up` `(b or 1, out, r)`.
+
+    Rows that belong to one image stand together: of `n` rows, row `i` is of image `i // (n // b)`.
+    """
+
+    block: int
+    site: str  # a projection, or mlp for the whole of it
+    down: Tensor
+    up: Tensor
+    scale: float
+
+
+Edit = Tokens | Replace | Attention | Parallel | Bypass | LowRank

@@ -3,62 +3,64 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Self
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from adapt.backbones.base import Backbone
-from adapt.edits import Edit
+from adapt.adapted import Adapted
+from adapt.backbones.base import Backbone, DualEncoder
 from adapt.engine import text
-from adapt.engine.hooks import edited, frozen
+from adapt.engine.hooks import frozen
 from adapt.engine.memory import free_bytes
 from adapt.errors import AdaptError
 from adapt.methods.base import Context, Method
+from adapt.prediction import Prediction, batches_of, predictions
 from adapt.tasks import classes
 
 TextPath = text.FastText | text.PlainText
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """The most probable class of one image, and the best few with their probabilities, most probable first."""
-
-    class_name: str
-    probability: float
-    top: tuple[tuple[str, float], ...]
-
-
 def wrap(
     backbone: Backbone,
     method: Method,
-    class_names: Sequence[str],
+    class_names: Sequence[str] = (),
     fast: bool | None = None,
     *,
     checkpointing: bool = False,
     text_memory: int | None = None,
-) -> AdaptedModel:
-    """Builds `method` on `backbone` for `class_names`.
+) -> Any:
+    """Builds `method` on `backbone`: an `AdaptedModel`, `AnsweringModel` or `SpeakingModel` by the backbone's family.
 
-    `fast`: None takes the fast exact text path where it applies, True refuses where it does not, False takes the
-    library's own forward. `checkpointing` recomputes the blocks of edited towers in the backward pass. `text_memory`
-    bounds the text side's activations in bytes (default: half of what is free).
+    `class_names` are the classes, a fusion encoder's answers, and nothing for a vision LLM, which answers in words of
+    its own. `fast`: None takes the fast exact text path where it applies, True refuses where it does not, False takes
+    the library's own forward. `checkpointing` recomputes the blocks of edited towers in the backward pass.
+    `text_memory` bounds the text side's activations in bytes (default: half of what is free).
 
     Raises AdaptError for a method that is already built, bad class names, or a backbone that the method does not fit.
     """
+    from adapt.answering import AnsweringModel
+    from adapt.speaking import SpeakingModel
+
     if method.built:
         raise AdaptError(
             f"this {method.name} already belongs to a model: make a new one, or use model.with_classes(...)"
         )
-    names = check_class_names(class_names)
+    if backbone.family not in method.serves:
+        raise AdaptError(
+            f"{method.name} adapts a {' or a '.join(method.serves)}, and {backbone.describe()} is a {backbone.family}"
+        )
+    speaks = backbone.family == "vision LLM"
+    names = () if speaks else check_class_names(class_names)
     with frozen(backbone.model):  # a forward in training mode would move batch statistics
         method.build(backbone, names)
     method.built = True
-    return AdaptedModel(backbone, method, names, fast, checkpointing=checkpointing, text_memory=text_memory)
+    if isinstance(backbone, DualEncoder):
+        return AdaptedModel(backbone, method, names, fast, checkpointing=checkpointing, text_memory=text_memory)
+    kind: Any = SpeakingModel if speaks else AnsweringModel
+    return kind(backbone, method, names, checkpointing=checkpointing)
 
 
 def check_class_names(class_names: Sequence[str]) -> tuple[str, ...]:
@@ -75,17 +77,12 @@ def check_class_names(class_names: Sequence[str]) -> tuple[str, ...]:
     return names
 
 
-class AdaptedModel(nn.Module):
-    """A frozen backbone under a method. Its parameters and its `state_dict()` are the method's.
-
-    Edits act inside the calls of this object only: several adapted models may share one backbone.
-    """
-
-    method: Method
+class AdaptedModel(Adapted[DualEncoder]):
+    """Classifies images by names, or by a trained head."""
 
     def __init__(
         self,
-        backbone: Backbone,
+        backbone: DualEncoder,
         method: Method,
         class_names: Sequence[str],
         fast: bool | None,
@@ -93,27 +90,16 @@ class AdaptedModel(nn.Module):
         checkpointing: bool = False,
         text_memory: int | None = None,
     ) -> None:
-        super().__init__()
-        self._backbone: Backbone | None = backbone
-        self.method = method
-        self.class_names = tuple(class_names)
+        super().__init__(backbone, method, class_names, checkpointing=checkpointing)
         self.fast = fast
-        self.checkpointing = checkpointing
         # read once: parts that changed from step to step would draw other dropout, and a resumed run would differ
         self.text_memory = text_memory or free_bytes(backbone.device) // 2
-        self.metadata: dict[str, Any] = {}  # what an adapter file records beside the method: recipe, metrics, ...
         prompts = (
             [method.prompts(backbone.tokenizer, name) for name in self.class_names] if method.task == "classes" else []
         )
         self._prompts_per_class = len(prompts[0]) if prompts else 0
         self._text = self._text_path([prompt for own in prompts for prompt in own]) if prompts else None
         self._cached: tuple[Any, Tensor] | None = None
-
-    @property
-    def backbone(self) -> Backbone:
-        if self._backbone is None:
-            raise AdaptError("this model was unwrapped: wrap the backbone again")
-        return self._backbone
 
     def forward(self, images: Tensor) -> Tensor:
         """Images `(b, 3, h, w)` to logits `(b, n_classes)`."""
@@ -129,12 +115,14 @@ class AdaptedModel(nn.Module):
     def image_features(self, images: Tensor) -> Tensor:
         """Images `(b, 3, h, w)` to unit-length features `(b, e)`."""
         backbone = self.backbone
-        tower, edits = None, []
-        if "vision" in self.method.touches:
-            tower = backbone.tower("vision")
-            edits = self.method.edits(tower, Context())
-        with edited(backbone.model, tower, edits, checkpointing=self.checkpointing and torch.is_grad_enabled()):
+        with self._edited("vision", self._edits("vision", Context())):
             return F.normalize(backbone.encode_image(images.to(backbone.dtype)), dim=-1)
+
+    def objective(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        return classes.objective(self(inputs.to(self.backbone.device)), labels)
+
+    def decide(self, inputs: Tensor) -> tuple[list[str], list[float]]:
+        return classes.decided(self(inputs.to(self.backbone.device)), self.class_names)
 
     def class_features(self, image_features: Tensor | None = None) -> Tensor:
         """Unit-length features of the classes `(n_classes, e)`, differentiable in the method's parameters.
@@ -156,10 +144,7 @@ class AdaptedModel(nn.Module):
         return self._cached[1].clone()
 
     def _encode_classes(self, image_features: Tensor | None = None) -> Tensor:
-        edits: list[Edit] = []
-        if "text" in self.method.touches:
-            context = Context({} if image_features is None else {"vision": lambda: image_features})
-            edits = self.method.edits(self.backbone.tower("text"), context)
+        edits = self._edits("text", Context({} if image_features is None else {"vision": lambda: image_features}))
         features = F.normalize(self._text(edits, self.text_memory), dim=-1)  # type: ignore[misc]
         if self._prompts_per_class > 1:
             features = F.normalize(features.unflatten(-2, (-1, self._prompts_per_class)).mean(-2), dim=-1)
@@ -177,7 +162,6 @@ class AdaptedModel(nn.Module):
 
     @property
     def text_path(self) -> str:
-        """Which text path serves this model: `fast`, `plain`, or `none` for a method without text."""
         names: dict[type, str] = {text.FastText: "fast", text.PlainText: "plain"}
         return names.get(type(self._text), "none")
 
@@ -193,10 +177,9 @@ class AdaptedModel(nn.Module):
             self.backbone, self.method, names, self.fast, checkpointing=self.checkpointing, text_memory=self.text_memory
         )
 
-    def unwrap(self) -> Backbone:
-        """The backbone as it was before `wrap`; this model computes no more."""
-        backbone, self._backbone, self._text = self.backbone, None, None
-        return backbone
+    def unwrap(self) -> DualEncoder:
+        self._text = None
+        return super().unwrap()
 
     @torch.inference_mode()
     def predict(self, images: Iterable[Any] | Any, top_k: int = 5, batch_size: int = 64) -> list[Prediction]:
@@ -212,42 +195,8 @@ class AdaptedModel(nn.Module):
         was_training = self.training
         self.eval()
         try:
-            for batch in _batches(images, batch_size):
+            for batch in batches_of(images, batch_size):
                 pixels = torch.stack([transform(open_image(image)) for image in batch]).to(self.backbone.device)
-                yield from self._predictions(self(pixels), top_k)
+                yield from predictions(self(pixels), self.class_names, top_k)
         finally:
             self.train(was_training)
-
-    def _predictions(self, logits: Tensor, top_k: int) -> Iterator[Prediction]:
-        probabilities, indices = logits.float().softmax(-1).topk(min(top_k, len(self.class_names)))
-        for row, chosen in zip(probabilities.tolist(), indices.tolist()):
-            top = tuple((self.class_names[index], probability) for index, probability in zip(chosen, row))
-            yield Prediction(top[0][0], top[0][1], top)
-
-    def save(self, path: str | Path) -> Path:
-        """Writes the adapter file; see `adapt.adapter`."""
-        from adapt import adapter
-
-        return adapter.save(self, path)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """`.to()` and its kin move the backbone too, though it is no child of this module."""
-        super()._apply(fn, recurse)
-        if self._backbone is not None:
-            self._backbone.model._apply(fn)
-        return self
-
-
-def _batches(images: Iterable[Any] | Any, size: int) -> Iterator[list[Any]]:
-    from PIL import Image
-
-    if isinstance(images, str | Path | Image.Image):
-        images = [images]
-    batch: list[Any] = []
-    for image in images:
-        batch.append(image)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch

@@ -5,34 +5,34 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
 from adapt.backbones import fingerprint
 from adapt.backbones.preprocess import Preprocess, Transform
-from adapt.backbones.tokenizer import TextTokenizer, pad_rows
+from adapt.backbones.tokenizer import pad_rows
 from adapt.backbones.tower import Tower
 from adapt.errors import AdaptError
 
 
 class Backbone:
-    """A dual encoder of one of the supported libraries, described by its towers.
+    """A frozen model with its tokenizer and preprocessing, described by its towers. Nothing here changes the model.
 
-    Nothing here changes the model: `encode_image` and `encode_text` are the library's own forward, untouched.
-    Build one with `adapt.load_backbone(spec)`, `Backbone.from_open_clip` or `Backbone.from_transformers`.
+    Build one with `adapt.load_backbone(spec)`, or from a model that you hold: `Backbone.from_open_clip`,
+    `Backbone.from_transformers`, `VisionLLM(...)`.
     """
+
+    family: ClassVar[str]  # what methods say they serve
 
     def __init__(
         self,
         *,
         model: nn.Module,
         towers: dict[str, Tower],
-        tokenizer: TextTokenizer,
+        tokenizer: Any,
         preprocess: Preprocess,
-        encode_image: Callable[[Tensor], Tensor],
-        encode_text: Callable[[Tensor], Tensor],
         name: str | None = None,
         eval_transform: Transform | None = None,
         export: Callable[[Path, nn.Module], None] | None = None,
@@ -41,27 +41,28 @@ class Backbone:
         self.towers = towers
         self.tokenizer = tokenizer
         self.preprocess = preprocess
-        self.encode_image = encode_image  # (b, 3, h, w) -> (b, e)
-        self.encode_text = encode_text  # (n, context length) -> (n, e)
         self.name = name
         self._eval_transform = eval_transform
         self._export = export
 
-    @classmethod
+    @staticmethod
     def from_open_clip(
-        cls, model: nn.Module, tokenizer: Any, preprocess: Any = None, name: str | None = None
-    ) -> Backbone:
+        model: nn.Module, tokenizer: Any, preprocess: Any = None, name: str | None = None
+    ) -> DualEncoder:
         """Takes an open_clip model that the caller holds, with its tokenizer and evaluation transform."""
         from adapt.backbones import openclip
 
         return openclip.build(model, tokenizer, preprocess, name)
 
-    @classmethod
-    def from_transformers(cls, model: nn.Module, processor: Any, name: str | None = None) -> Backbone:
-        """Takes a transformers CLIP or SigLIP model that the caller holds, with its processor."""
-        from adapt.backbones import hf
+    @staticmethod
+    def from_transformers(model: nn.Module, processor: Any, name: str | None = None) -> Any:
+        """Takes a transformers model that the caller holds, with its processor.
 
-        return hf.build(model, processor, name)
+        CLIP and SigLIP give a `DualEncoder`, ViLT and BridgeTower a `FusionEncoder`, LLaVA a `VisionLLM`.
+        """
+        from adapt.backbones.transformers_models import build
+
+        return build(model, processor, name)
 
     def tower(self, name: str) -> Tower:
         """The tower called `name`; AdaptError where this model has none whose blocks can be edited."""
@@ -74,16 +75,6 @@ class Backbone:
 
     def describe(self) -> str:
         return self.name or type(self.model).__name__
-
-    def tokenize(self, texts: Sequence[str]) -> Tensor:
-        """Texts to ids `(n, context length)`. Raises AdaptError where a text is too long."""
-        return pad_rows([self.tokenizer.row(text) for text in texts], self.tokenizer)
-
-    @cached_property
-    def embed_dim(self) -> int:
-        """Width `e` of the features: read off one text."""
-        with torch.inference_mode():
-            return int(self.encode_text(self.tokenize([""]).to(self.device)).shape[-1])
 
     def transform(self, train: bool) -> Transform:
         """PIL image -> `(3, h, w)`: the papers' augmentation for training, the model's own transform otherwise."""
@@ -108,10 +99,57 @@ class Backbone:
         """Hex digits that stand for every value of the model: what cached features depend on."""
         return fingerprint.content(self.model)
 
+    def reading(self) -> dict[str, Any]:
+        """How inputs are prepared: what an adapter records, and what must be the same where it is loaded."""
+        return self.preprocess.to_dict()
+
+    @property
+    def device(self) -> torch.device:
+        return self._parameter.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision that images are read in."""
+        return self._parameter.dtype
+
+    @property
+    def _parameter(self) -> Tensor:
+        return next(parameter for parameter in self.model.parameters() if parameter.is_floating_point())
+
+    def to(self, device: torch.device | str) -> Self:
+        self.model.to(device)
+        return self
+
+
+class DualEncoder(Backbone):
+    """A CLIP or SigLIP of one of the supported libraries: images and texts to features of one space.
+
+    `encode_image` and `encode_text` are the library's own forward, untouched.
+    """
+
+    family = "dual encoder"
+
+    def __init__(
+        self, *, encode_image: Callable[[Tensor], Tensor], encode_text: Callable[[Tensor], Tensor], **parts: Any
+    ) -> None:
+        super().__init__(**parts)
+        self.encode_image = encode_image  # (b, 3, h, w) -> (b, e)
+        self.encode_text = encode_text  # (n, context length) -> (n, e)
+
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
+        """Texts to ids `(n, context length)`. Raises AdaptError where a text is too long."""
+        return pad_rows([self.tokenizer.row(text) for text in texts], self.tokenizer)
+
+    @cached_property
+    def embed_dim(self) -> int:
+        """Width `e` of the features: read off one text."""
+        with torch.inference_mode():
+            return int(self.encode_text(self.tokenize([""]).to(self.device)).shape[-1])
+
     @property
     def logit_scale(self) -> float:
         """exp of the learned log scale."""
-        return float(self._logit_scale.detach().float().exp())
+        return float(self._parameter.detach().float().exp())
 
     @property
     def logit_bias(self) -> float:
@@ -120,19 +158,7 @@ class Backbone:
         return 0.0 if bias is None else float(bias.detach().float())
 
     @property
-    def device(self) -> torch.device:
-        return self._logit_scale.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self._logit_scale.dtype
-
-    def to(self, device: torch.device | str) -> Self:
-        self.model.to(device)
-        return self
-
-    @property
-    def _logit_scale(self) -> Tensor:
+    def _parameter(self) -> Tensor:
         scale = self.model.logit_scale
         assert isinstance(scale, Tensor)  # every CLIP and SigLIP has one
         return scale

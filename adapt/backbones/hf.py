@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 from transformers import CLIPModel, SiglipModel
 
-from adapt.backbones.base import Backbone
+from adapt.backbones.base import DualEncoder
 from adapt.backbones.preprocess import Preprocess
 from adapt.backbones.tokenizer import HFText
-from adapt.backbones.tower import Block, Form, Projection, TextParts, Tower
+from adapt.backbones.tower import Block, Form, Projection, Site, TextParts, Tower
 from adapt.errors import AdaptError
 
 _RESAMPLE = {0: "nearest", 2: "bilinear", 3: "bicubic"}
 
 
-def build(model: Any, processor: Any, name: str | None = None) -> Backbone:
+def build(model: Any, processor: Any, name: str | None = None) -> DualEncoder:
     """The backbone of a transformers `CLIPModel` or `SiglipModel` and its processor."""
     if not isinstance(model, CLIPModel | SiglipModel):
-        raise AdaptError(
-            f"from_transformers got a {type(model).__name__}; expected CLIPModel or SiglipModel "
-            "(for open_clip models use Backbone.from_open_clip)"
-        )
+        raise AdaptError(f"from_transformers got a {type(model).__name__}; expected CLIPModel or SiglipModel")
     text_config: Any = model.config.text_config
     vision_config: Any = model.config.vision_config
     siglip = isinstance(model, SiglipModel)
@@ -35,27 +32,34 @@ def build(model: Any, processor: Any, name: str | None = None) -> Backbone:
         blocks=_blocks(model.text_model),
         text=_text_parts(model, siglip),
     )
-    vision = Tower(
-        name="vision",
-        width=vision_config.hidden_size,
-        heads=vision_config.num_attention_heads,
-        form=Form(causal=False, pooling="map" if siglip else "class"),
-        blocks=_blocks(model.vision_model),
-        pre_norm=None if siglip else model.vision_model.pre_layrnorm,
-    )
-    return Backbone(
+    vision = vision_tower(model.vision_model, vision_config)
+    return DualEncoder(
         model=model,
         towers={"text": text, "vision": vision},
         tokenizer=HFText(processor.tokenizer, text_config.max_position_embeddings),
-        preprocess=_preprocess(processor.image_processor, vision_config.image_size),
+        preprocess=preprocess_of(processor.image_processor, vision_config.image_size),
         encode_image=lambda images: _pooled(model.get_image_features(pixel_values=images)),
         encode_text=lambda ids: _pooled(model.get_text_features(input_ids=ids)),
         name=name,
-        export=lambda folder, changed: _export(folder, changed, processor),
+        export=lambda folder, changed: export_folder(folder, changed, processor),
     )
 
 
-def _export(folder: Path, model: Any, processor: Any) -> None:
+def vision_tower(model: Any, config: Any) -> Tower:
+    """The vision tower of CLIP or SigLIP, by itself or inside another model."""
+    pre_norm = getattr(model, "pre_layrnorm", None)  # SigLIP has neither it nor a class token
+    return Tower(
+        name="vision",
+        width=config.hidden_size,
+        heads=config.num_attention_heads,
+        form=Form(causal=False, pooling="map" if pre_norm is None else "class"),
+        blocks=_blocks(model),
+        pre_norm=pre_norm,
+    )
+
+
+def export_folder(folder: Path, model: Any, processor: Any) -> None:
+    """Writes a model and its processor in transformers' format."""
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
 
@@ -80,7 +84,8 @@ def _block(layer: Any) -> Block:
         norm2=layer.layer_norm2,
         act=mlp.activation_fn,
         projections={letter: Projection(module) for letter, module in projections.items()},
-        added={"attn": attn, "mlp": mlp},
+        sites={"attn": Site(layer.layer_norm1, attn), "mlp": Site(layer.layer_norm2, mlp)},
+        mlp=mlp,
     )
 
 
@@ -94,12 +99,15 @@ def _text_parts(model: Any, siglip: bool) -> TextParts:
     )
 
 
-def _preprocess(image_processor: Any, image_size: int) -> Preprocess:
+def preprocess_of(
+    image_processor: Any, image_size: int, resize: Literal["shortest", "squash"] | None = None
+) -> Preprocess:
+    """How an image processor of transformers reads images, for a model of square images of this size."""
     crops = getattr(image_processor, "do_center_crop", None)
     return Preprocess(
         size=image_size,
         mean=tuple(image_processor.image_mean),
         std=tuple(image_processor.image_std),
         interpolation=_RESAMPLE[int(image_processor.resample)],
-        resize="shortest" if crops else "squash",
+        resize=resize or ("shortest" if crops else "squash"),
     )

@@ -13,10 +13,10 @@ from open_clip.transformer import ResidualAttentionBlock, TextTransformer, Trans
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from adapt.backbones.base import Backbone
+from adapt.backbones.base import DualEncoder
 from adapt.backbones.preprocess import Preprocess, from_torchvision
 from adapt.backbones.tokenizer import HFText, SimpleText, TextTokenizer
-from adapt.backbones.tower import Block, Form, Pooling, Projection, TextParts, Tower, fused_qkv
+from adapt.backbones.tower import Block, Form, Pooling, Projection, Site, TextParts, Tower, fused_qkv
 from adapt.errors import AdaptError
 
 _TEXT_POOLING: dict[str, Pooling] = {"argmax": "end", "eos": "end", "first": "class", "last": "last", "none": "none"}
@@ -29,7 +29,7 @@ def build(
     preprocess: Any = None,
     name: str | None = None,
     config: dict[str, Any] | None = None,
-) -> Backbone:
+) -> DualEncoder:
     """The backbone of an open_clip `model`; `preprocess` is the evaluation transform that came with it, if any.
 
     `config` is the `model_cfg` that the model was built from; with it, changed copies can be written as folders.
@@ -40,7 +40,7 @@ def build(
             "(for transformers models use Backbone.from_transformers)"
         )
     towers = {tower.name: tower for tower in (_text_tower(model), _vision_tower(model.visual)) if tower is not None}
-    return Backbone(
+    return DualEncoder(
         model=model,
         towers=towers,
         tokenizer=_tokenizer(tokenizer, model),
@@ -97,9 +97,9 @@ def _block(module: Any) -> Block:
     projections = fused_qkv(attn, attn.embed_dim, "in_proj_weight", "in_proj_bias")
     projections |= {"out": Projection(attn.out_proj), "fc1": Projection(mlp.c_fc), "fc2": Projection(mlp.c_proj)}
     scales = (module.ls_1, module.ls_2)
-    added = dict(zip(("attn", "mlp"), scales))
     norms = (module.ln_1, module.ln_2)
-    return Block(module, attn, *norms, mlp.gelu, projections, *scales, added, batch_first=attn.batch_first)
+    sites = dict(zip(("attn", "mlp"), map(Site, norms, scales)))
+    return Block(module, attn, *norms, mlp.gelu, projections, *scales, sites, mlp, batch_first=attn.batch_first)
 
 
 def _native_blocks(transformer: Any) -> tuple[Block, ...] | None:
@@ -193,7 +193,8 @@ def _timm_block(module: Any) -> Block:
         projections,
         module.ls1,
         module.ls2,
-        added={"attn": module.ls1, "mlp": module.ls2},
+        sites={"attn": Site(module.norm1, module.ls1), "mlp": Site(module.norm2, module.ls2)},
+        mlp=mlp,
         attn_returns_weights=False,
         plain_attention=all(part is None or isinstance(part, nn.Identity) for part in between),
     )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from itertools import accumulate
+from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 Pooling = Literal["end", "last", "class", "mean", "map", "none"]
@@ -15,17 +17,18 @@ Pooling = Literal["end", "last", "class", "mean", "map", "none"]
 class Projection:
     """One linear map of a block, as some output rows of a module's weight.
 
-    A fused query-key-value weight is three projections over one module, addressed without being taken apart.
+    A fused query-key-value weight is three projections over one module, addressed without being taken apart. Rows that
+    are interleaved by heads are an index `(out,)`.
     """
 
     module: nn.Module
-    rows: slice | None = None
+    rows: slice | Tensor | None = None
     weight_name: str = "weight"
     bias_name: str = "bias"
 
     @property
     def weight(self) -> Tensor:
-        """The frozen weight `(out, in)`: a detached view, so no gradient ever reaches the backbone."""
+        """The frozen weight `(out, in)`, a view but for an index; detached: no gradient ever reaches the backbone."""
         return self._rows_of(getattr(self.module, self.weight_name))
 
     @property
@@ -34,13 +37,36 @@ class Projection:
         bias = getattr(self.module, self.bias_name)
         return None if bias is None else self._rows_of(bias)
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Output and input width, also where the weight is quantised and packed."""
+        module: Any = self.module
+        rows, columns = (
+            (module.out_features, module.in_features)
+            if isinstance(module, nn.Linear)
+            else getattr(module, self.weight_name).shape
+        )
+        return len(torch.arange(rows)[slice(None) if self.rows is None else self.rows]), columns
+
     def _rows_of(self, tensor: Tensor) -> Tensor:
         return tensor.detach() if self.rows is None else tensor.detach()[self.rows]
 
 
 @dataclass(frozen=True)
+class Site:
+    """A part of a block that adds to the residual stream."""
+
+    read: nn.Module  # its first input is the residual stream `(b, l, d)`
+    added: nn.Module  # its output, or the first of them, joins the stream
+
+
+@dataclass(frozen=True)
 class Block:
-    """One pre-norm transformer layer: `x + scale1(attn(norm1(x)))`, then `x + scale2(fc2(act(fc1(norm2(x)))))`."""
+    """One transformer layer.
+
+    In CLIP and SigLIP it is pre-norm: `x + scale1(attn(norm1(x)))`, then `x + scale2(fc2(act(fc1(norm2(x)))))`.
+    Elsewhere only `sites` say how its parts are joined.
+    """
 
     module: nn.Module
     attn: nn.Module
@@ -50,9 +76,11 @@ class Block:
     projections: dict[str, Projection]
     scale1: nn.Module = field(default_factory=nn.Identity)
     scale2: nn.Module = field(default_factory=nn.Identity)
-    added: dict[str, nn.Module] = field(default_factory=dict)  # attn, mlp: whose output joins the residual stream
+    sites: dict[str, Site] = field(default_factory=dict)  # attn, cross, mlp, in the order of their computation
+    mlp: nn.Module | None = None
     batch_first: bool = True  # whether the library hands it (b, l, d), not (l, b, d)
     attn_returns_weights: bool = True  # (output, weights or None), not the output alone
+    returns: int = 0  # how many values the module returns in a tuple; 0 where it returns `(b, l, d)` itself
     plain_attention: bool = True  # nothing but softmax(q k / sqrt(d)) v between the projections: no norms, no gates
 
 
@@ -63,6 +91,7 @@ class Form:
     causal: bool
     pooling: Pooling
     plain_mask: bool = True  # causal or none; no padding and no appended token masked besides
+    kinds: tuple[str, ...] = ()  # each decoder block's kind of attention, where there are several
 
 
 @dataclass(frozen=True)
@@ -97,7 +126,11 @@ def fused_qkv(
     module: nn.Module, width: int, weight_name: str = "weight", bias_name: str = "bias"
 ) -> dict[str, Projection]:
     """q, k and v as the three thirds of one weight `(3 * width, in)`."""
-    return {
-        letter: Projection(module, slice(i * width, (i + 1) * width), weight_name, bias_name)
-        for i, letter in enumerate("qkv")
-    }
+    rows = fused_rows([width] * 3)
+    return {letter: Projection(module, part, weight_name, bias_name) for letter, part in zip("qkv", rows)}
+
+
+def fused_rows(sizes: Sequence[int]) -> list[slice]:
+    """The rows of maps of these output widths that one weight holds, one after the other."""
+    ends = list(accumulate(sizes))
+    return [slice(end - size, end) for size, end in zip(sizes, ends)]

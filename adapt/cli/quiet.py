@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging as standard
 import os
 import warnings
 from collections.abc import Iterator
@@ -19,5 +20,6 @@ def quiet_libraries() -> Iterator[None]:
         from transformers.utils import logging
 
         logging.set_verbosity_error()
+        standard.getLogger("bitsandbytes").setLevel(standard.ERROR)  # it misses a kernel that is optional
         logging.disable_progress_bar()
         yield

@@ -12,13 +12,14 @@ from torch.utils.data import DataLoader, default_collate
 
 from adapt.data.draws import Draw, seeded
 from adapt.data.epochs import Epochs
-from adapt.data.loader import ImageSet
+from adapt.data.loader import ImageSet, Inputs
 from adapt.errors import AdaptError
 
 
 class Decoded:
     """Batches of draws from a dataset as (images (b, 3, h, w), labels (b,)), each time it is iterated.
 
+    Of items with questions, `[images, questions, answers]` stands in the place of the images.
     Iterating raises AdaptError for a file that cannot be decoded, also when a worker met it. Workers beyond the number
     of processors are not started: they would not help, and torch warns of them.
     """
@@ -31,14 +32,14 @@ class Decoded:
     def __len__(self) -> int:
         return len(self._draws)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[tuple[Any, Tensor]]:
         complete = False
         try:
             for batch in self._loader:
                 if isinstance(batch, AdaptError):
                     raise batch
-                images, labels = batch
-                yield images, labels
+                inputs, labels = batch
+                yield inputs, labels
             complete = True
         finally:
             if not complete:
@@ -67,7 +68,7 @@ class Batches(Decoded):
         """Go to `epoch`, its first `step` batches left out undecoded: a resumed run gets what it would have got."""
         self.epochs.epoch, self.epochs.step = epoch, step
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[tuple[Any, Tensor]]:
         yield from super().__iter__()
         self.set_epoch(self.epochs.epoch + 1)
 
@@ -81,19 +82,25 @@ class _Drawn:
     def __init__(self, dataset: ImageSet) -> None:
         self.dataset = dataset
 
-    def __getitems__(self, draws: Sequence[Draw]) -> list[tuple[Tensor, int]] | AdaptError:
+    def __getitems__(self, draws: Sequence[Draw]) -> list[tuple[Inputs, int]] | AdaptError:
         try:
             return [self._one(draw) for draw in draws]
         except AdaptError as error:
             return error
 
-    def _one(self, draw: Draw) -> tuple[Tensor, int]:
+    def _one(self, draw: Draw) -> tuple[Inputs, int]:
         with seeded(draw.seed):
             return self.dataset[draw.position]
 
 
-def _collate(batch: list[tuple[Tensor, int]] | AdaptError) -> Any:
-    return batch if isinstance(batch, AdaptError) else default_collate(batch)
+def _collate(batch: list[tuple[Inputs, int]] | AdaptError) -> Any:
+    if isinstance(batch, AdaptError):
+        return batch
+    inputs, labels = default_collate(batch)
+    if isinstance(inputs, list):
+        images, *texts = inputs
+        inputs = [images, *map(list, texts)]  # torch makes tuples of texts
+    return inputs, labels
 
 
 def processors() -> int:

@@ -1,10 +1,11 @@
-"""The bundled set: emoji in several drawing styles, one zip beside this file, decoded as they are needed.
+"""The bundled sets: emoji in several drawing styles, one zip beside this file, decoded as they are needed.
 
 `emoji`           classes are groups of concepts ("animal mammal"), drawn in the styles that the bundled backbone knows
 `emoji@STYLE`     the same classes and concepts, all three parts in one style; `emoji@fluent-3d` is the unseen one
 `emoji-concepts`  classes are the concepts ("dog face"); the seen styles are a class's shots, the unseen style its test
                   set. The concepts that the backbone knows come first; the held-out ones, never seen in any style, come
                   after them: `concept_names()` gives both lists, for a base/new cut by name.
+`emoji-questions` questions about scenes of emoji, also `emoji-questions@STYLE`: see `adapt.data.questions`
 """
 
 from __future__ import annotations
@@ -22,29 +23,32 @@ from adapt.errors import AdaptError, nearest
 ARCHIVE = Path(__file__).with_name("emoji.zip")
 UNSEEN_STYLE = "fluent-3d"
 _GROUPS, _CONCEPTS, _AT = "emoji", "emoji-concepts", "emoji@"
+_QUESTIONS, _QUESTIONS_AT = "emoji-questions", "emoji-questions@"
 
 _Entry = dict[str, Any]  # one of the index's "items"
 
 
 def is_bundled(spec: str) -> bool:
-    """Whether `spec` asks for the bundled set, be it with a style that there is or not."""
-    return spec in (_GROUPS, _CONCEPTS) or spec.startswith(_AT)
+    """Whether `spec` asks for a bundled set, be it with a style that there is or not."""
+    return spec in (_GROUPS, _CONCEPTS, _QUESTIONS) or spec.startswith((_AT, _QUESTIONS_AT))
 
 
 def names() -> list[str]:
     """All the names that `read_bundled` takes."""
-    return [_GROUPS, _CONCEPTS, *(_AT + style for style in _index(ARCHIVE)["styles"])]
+    styles = index()["styles"]
+    at_style = [at + style for at in (_AT, _QUESTIONS_AT) for style in styles]
+    return [_GROUPS, _CONCEPTS, _QUESTIONS, *at_style]
 
 
 def concept_names() -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The concepts that the bundled backbone was trained on, and the held-out ones, each sorted."""
-    held_out = {entry["concept"]: bool(entry["held_out"]) for entry in _index(ARCHIVE)["items"]}
+    held_out = {entry["concept"]: bool(entry["held_out"]) for entry in index()["items"]}
     base, new = (tuple(sorted(name for name, held in held_out.items() if held is flag)) for flag in (False, True))
     return base, new
 
 
 def read_bundled(spec: str) -> Split:
-    """The variant `spec` of the bundled set; the domain of each item is its style.
+    """The bundled set `spec`; the domain of each item is its style, where it has one.
 
     Raises AdaptError for a style that there is not.
     """
@@ -54,13 +58,16 @@ def read_bundled(spec: str) -> Split:
         return _groups(spec, lambda entry: entry["style"] != UNSEEN_STYLE)
     if spec not in names():
         raise AdaptError(f"Unknown bundled data {spec!r}; {nearest(spec, names())}.")
+    if spec.startswith(_QUESTIONS):
+        from adapt.data.questions import read_questions  # not above: it needs this module's index
+
+        return read_questions(spec)
     return _groups(spec, lambda entry: entry["style"] == spec.removeprefix(_AT))
 
 
 def _groups(spec: str, wanted: Callable[[_Entry], bool]) -> Split:
-    index = _index(ARCHIVE)
-    classes = tuple(index["classes"])
-    entries = [entry for entry in index["items"] if entry["class"] is not None and wanted(entry)]
+    classes = tuple(index()["classes"])
+    entries = [entry for entry in index()["items"] if entry["class"] is not None and wanted(entry)]
 
     def part(name: str) -> tuple[Item, ...]:
         return _items([entry for entry in entries if entry["split"] == name], "class", classes)
@@ -71,7 +78,7 @@ def _groups(spec: str, wanted: Callable[[_Entry], bool]) -> Split:
 def _concepts() -> Split:
     base, new = concept_names()
     classes = base + new
-    entries = _index(ARCHIVE)["items"]
+    entries = index()["items"]
     train = _items([entry for entry in entries if entry["style"] != UNSEEN_STYLE], "concept", classes)
     test = _items([entry for entry in entries if entry["style"] == UNSEEN_STYLE], "concept", classes)
     return Split(_CONCEPTS, classes, train, (), test, root=zip_root(ARCHIVE))
@@ -83,9 +90,14 @@ def _items(entries: list[_Entry], field: str, classes: tuple[str, ...]) -> tuple
     return tuple(Item(root + entry["file"], label[entry[field]], entry[field], entry["style"]) for entry in entries)
 
 
+def index() -> dict[str, Any]:
+    """What the zip says of itself: "styles", "classes", and "items", an entry for each drawing."""
+    return _index(ARCHIVE)
+
+
 @lru_cache(maxsize=2)
 def _index(archive: Path) -> dict[str, Any]:
     if not archive.is_file():
         raise AdaptError(f"The bundled data set {str(archive)!r} is missing: install adapt again.")
-    index: dict[str, Any] = json.loads(read_bytes(zip_root(archive) + "index.json"))
-    return index
+    content: dict[str, Any] = json.loads(read_bytes(zip_root(archive) + "index.json"))
+    return content

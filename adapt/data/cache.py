@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -78,7 +79,8 @@ class FeatureCache:
         folder = self.directory / hashlib.sha256(f"{_FORMAT}\n{key}".encode()).hexdigest()[:32]
         rows = shards.read(folder, draws.keys())
         missing = {row_id: draw for row_id, draw in draws.items() if row_id not in rows}
-        for computed in _compute(missing, ImageSet(items, transform), encode, batch_size, workers, progress):
+        images = ImageSet([replace(item, question="") for item in items], transform)  # features are of images only
+        for computed in _compute(missing, images, encode, batch_size, workers, progress):
             shards.write(folder, computed)
             shards.trim(self.directory, self.max_bytes)
             rows |= computed

@@ -1,4 +1,4 @@
-"""CSV files that list images: `path,label[,split][,domain]`."""
+"""CSV files that list images: `path,label[,split][,domain][,question]`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from adapt.data.rows import Row, to_split
 from adapt.data.split import Split
 from adapt.errors import AdaptError, nearest
 
-_COLUMNS = ("path", "label", "split", "domain")
+_COLUMNS = ("path", "label", "split", "domain", "question")
+_FIRST_LINE = "path,label[,split][,domain][,question]"
 
 
 def read_csv(
@@ -22,10 +23,10 @@ def read_csv(
     ratios: Sequence[float] = parts.RATIOS,
     seed: int = 0,
 ) -> Split:
-    """The split in a CSV file with the columns `path,label[,split][,domain]`; `label` is the class name.
+    """The split in a CSV file with the columns `path,label[,split][,domain][,question]`; `label` is the class name.
 
     Paths start from `root`, by default the CSV's folder, and must stay under it. Without a `split` column the images
-    are divided by `ratios` (train, val, test) and `seed`.
+    are divided by `ratios` (train, val, test) and `seed`. With a column `question`, `label` is the answer.
 
     Raises AdaptError, naming the line, when a column or a value is not as expected.
     """
@@ -49,7 +50,7 @@ def _rows(reader: csv.DictReader[str], folder: str, where: str) -> Iterator[Row]
             raise AdaptError(f"{where}: unknown column {column!r}; {nearest(column, _COLUMNS)}.")
     for column in ("path", "label"):
         if column not in columns:
-            raise AdaptError(f"{where}: no column {column!r}. Expected a first line path,label[,split][,domain].")
+            raise AdaptError(f"{where}: no column {column!r}. Expected a first line {_FIRST_LINE}.")
     for record in reader:
         yield _row(record, folder, f"{where} line {reader.line_num}")
 
@@ -59,12 +60,13 @@ def _row(record: dict[str | None, str | None], folder: str, where: str) -> Row:
     if None in record or None in record.values():
         raise AdaptError(f"{where}: more or fewer cells than the first line has. Quote values that hold a comma.")
     cells = {column: (value or "").strip() for column, value in record.items()}
-    for column in ("path", "label"):
-        if not cells[column]:
+    for column in ("path", "label", "question"):
+        if not cells.get(column, "absent"):
             raise AdaptError(f"{where}: the {column} is empty.")
     part = ""
     if "split" in cells:
         if cells["split"] not in parts.ALIASES:
             raise AdaptError(f"{where}: unknown split {cells['split']!r}; {nearest(cells['split'], parts.ALIASES)}.")
         part = parts.ALIASES[cells["split"]]
-    return Row(under(folder, cells["path"], where), cells["label"], part, cells.get("domain", ""))
+    path = under(folder, cells["path"], where)
+    return Row(path, cells["label"], part, cells.get("domain", ""), cells.get("question", ""))

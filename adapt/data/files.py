@@ -1,4 +1,7 @@
-"""Image files as bytes: a path on disk, `ARCHIVE.zip!MEMBER`, or `TABLE.arrow!COLUMN/ROW`."""
+"""Image files as bytes: on disk, or `ARCHIVE.zip!MEMBER`, `TABLE.arrow!COLUMN/ROW`, `SET.scenes!PART/NUMBER.png`.
+
+The last one is a picture that is drawn when it is read, see `adapt.data.questions`.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,7 @@ def open_file(path: str | os.PathLike[str]) -> BinaryIO:
     """
     path = os.fspath(path)
     with _named(path):
-        for suffix, read in ((".zip", _zip_member), (".arrow", _arrow_cell)):
+        for suffix, read in ((".zip", _zip_member), (".arrow", _arrow_cell), (".scenes", _scene)):
             container, mark, member = path.partition(f"{suffix}!")
             if mark:
                 return BytesIO(read(container + suffix, member))
@@ -85,6 +88,12 @@ def _open_arrow(table: str) -> Any:
 
     # A memory map: only the rows that are asked for are read, and processes share them.
     return pyarrow.ipc.open_stream(pyarrow.memory_map(table)).read_all()
+
+
+def _scene(scenes: str, member: str) -> bytes:
+    from adapt.data import questions  # not above: it reads the drawings by way of this module
+
+    return questions.scene(scenes.removesuffix(".scenes"), member).png()
 
 
 def _missing_folder(path: str) -> str:

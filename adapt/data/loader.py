@@ -6,7 +6,7 @@ This module does not import torch, so that `adapt.data` can import it at once (s
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Union
 
 from adapt.data.images import open_image
 from adapt.data.split import Item
@@ -19,10 +19,15 @@ if TYPE_CHECKING:
     from adapt.data.batches import Batches
 
 Transform = Callable[["Image"], "Tensor"]
+# An image (3, h, w); of an item with a question: image, question and answer. `|` does not take names in quotes.
+Inputs = Union["Tensor", tuple["Tensor", str, str]]
 
 
 class ImageSet:
-    """A map-style torch dataset: item `i` as its transformed image, (3, h, w), and its label."""
+    """A map-style torch dataset: item `i` as its inputs and its label.
+
+    The inputs are the transformed image, (3, h, w), or `(image, question, answer)` of an item with a question.
+    """
 
     def __init__(self, items: Sequence[Item], transform: Transform) -> None:
         self.items = items
@@ -31,10 +36,11 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.items)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+    def __getitem__(self, index: int) -> tuple[Inputs, int]:
         """Raises AdaptError, naming the file, when it cannot be decoded."""
         item = self.items[index]
-        return self.transform(open_image(item)), item.label
+        image = self.transform(open_image(item))
+        return ((image, item.question, item.class_name) if item.question else image), item.label
 
 
 def loader(
@@ -48,6 +54,8 @@ def loader(
     drop_last: bool | None = None,
 ) -> Batches:
     """Batches of `items` as images (b, 3, h, w) and labels (b,), for training or in order.
+
+    Of items with questions: `[images, questions, answers]`, the latter lists of b texts, and labels.
 
     For training, as in the published code: shuffled, and the last short batch is dropped if there is a full one (or by
     `drop_last`). Order and augmentation depend on `seed`, the epoch and the image only; see `Batches.set_epoch`.

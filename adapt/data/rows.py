@@ -16,6 +16,7 @@ class Row(NamedTuple):
     class_name: str
     part: str = ""
     domain: str = ""
+    question: str = ""
 
 
 def to_split(
@@ -30,5 +31,5 @@ def to_split(
     part_of = parts.assign([row.class_name for row in rows], ratios, seed) if undivided else [row.part for row in rows]
     items: dict[str, list[Item]] = {"train": [], "val": [], "test": []}
     for row, part in zip(rows, part_of, strict=True):
-        items[part].append(Item(row.path, label[row.class_name], row.class_name, row.domain))
+        items[part].append(Item(row.path, label[row.class_name], row.class_name, row.domain, row.question))
     return Split(name, tuple(class_names), tuple(items["train"]), tuple(items["val"]), tuple(items["test"]), root=root)

@@ -18,12 +18,16 @@ Classes = Literal["all", "base", "new"]
 
 @dataclass(frozen=True)
 class Item:
-    """One labelled image. `path` is of `adapt.data.files`'s forms; `domain` is "" where there are none."""
+    """One labelled image. `path` is of `adapt.data.files`'s forms; `domain` is "" where there are none.
+
+    With a `question` about the image, the class name is the answer, and the label the answer's number.
+    """
 
     path: str
     label: int
     class_name: str
     domain: str = ""
+    question: str = ""
 
     def read(self) -> bytes:
         """The file's bytes. Raises AdaptError, naming the file, when it cannot be read."""
@@ -37,7 +41,8 @@ class Split:
     `root` is what the paths have in common; it does not enter the fingerprint. A split without any training image is
     for evaluation only; otherwise every class must have one.
 
-    Raises AdaptError when a class has no training image, or when labels and names do not agree one to one.
+    Raises AdaptError when a class has no training image, when labels and names do not agree one to one, or when some
+    items have a question and others have none.
     """
 
     name: str
@@ -52,6 +57,7 @@ class Split:
         _check_names(self)
         _check_labels(self)
         _check_no_empty_class(self)
+        _check_questions(self)
 
     def few_shot(self, shots: int, seed: int, sampling: Sampling = "coop") -> Split:
         """`shots` training and min(shots, 4) validation images of each class; the test images stay.
@@ -104,12 +110,12 @@ class Split:
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits that stand for the files (relative to `root`) and labels of all three parts, in order."""
+        """16 hex digits that stand for the files (relative to `root`), labels and questions of all parts, in order."""
         digest = hashlib.sha256()
         for part, items in (("train", self.train), ("val", self.val), ("test", self.test)):
             for item in items:
                 relative = item.path.removeprefix(self.root).replace(os.sep, "/").lstrip("/")
-                digest.update(f"{part}\0{relative}\0{item.label}\n".encode(errors="surrogateescape"))
+                digest.update(f"{part}\0{_identity(relative, item)}".encode(errors="surrogateescape"))
         return digest.hexdigest()[:16]
 
     def items(self) -> Iterator[Item]:
@@ -118,9 +124,15 @@ class Split:
 
 
 def items_id(items: Sequence[Item]) -> str:
-    """16 hex digits that stand for these images, by file name and label, in this order; wherever the folder lies."""
-    listed = "".join(f"{item.path.rsplit('/', 1)[-1]}\0{item.label}\n" for item in items)
+    """16 hex digits that stand for these items, by file name, label and question, in this order, in any folder."""
+    listed = "".join(_identity(item.path.rsplit("/", 1)[-1], item) for item in items)
     return hashlib.sha256(listed.encode(errors="surrogateescape")).hexdigest()[:16]
+
+
+def _identity(path: str, item: Item) -> str:
+    # Nothing where there is no question: the digests of other data are on record in runs and results.
+    question = f"\0{item.question}" if item.question else ""
+    return f"{path}\0{item.label}{question}\n"
 
 
 def _check_names(split: Split) -> None:
@@ -160,6 +172,17 @@ def _check_no_empty_class(split: Split) -> None:
         raise AdaptError(
             f"Data {split.name!r}: no training image of {_listed(empty)}. "
             "Add images to each class or take the class out."
+        )
+
+
+def _check_questions(split: Split) -> None:
+    asked: dict[bool, Item] = {}
+    for item in split.items():
+        asked.setdefault(bool(item.question), item)
+    if len(asked) == 2:
+        raise AdaptError(
+            f"Data {split.name!r}: {asked[True].path!r} has a question and {asked[False].path!r} has none. "
+            "Give every item a question, or none."
         )
 
 

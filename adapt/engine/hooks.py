@@ -20,9 +20,11 @@ from torch.utils.checkpoint import checkpoint
 from adapt.backbones.split import attend
 from adapt.backbones.tower import Block, Projection, Tower
 from adapt.edits import Edit
-from adapt.engine import tokens
+from adapt.engine import low_rank, tokens
 from adapt.engine.attention import weighted_attention
+from adapt.engine.patching import forward_as
 from adapt.engine.plan import Plan, plan
+from adapt.errors import AdaptError
 from adapt.prompts import Prompt
 
 Linear = Callable[[Tensor], Tensor]
@@ -58,27 +60,39 @@ def edited(
     edits: Sequence[Edit],
     prompts: Sequence[Prompt] = (),
     checkpointing: bool = False,
+    merge: bool = False,
 ) -> Iterator[None]:
     """Inside, the library's forward of `model` computes what `edits` ask of `tower`.
 
     `prompts` say where learned tokens stand in each row of text; `checkpointing` recomputes every block in the
-    backward pass.
+    backward pass; `merge` folds one image's low-rank updates into copies of the weights.
+
+    Raises AdaptError for an edit that the tower cannot carry.
     """
     if tower is None:
         with frozen(model):
             yield
         return
     asked = plan(edits)
-    inside = _once(partial(_inside_blocks, model, tower, asked, prompts))
+    _check(tower, asked)
+    inside = _once(partial(_inside_blocks, model, tower, asked, prompts, merge))
     with ExitStack() as stack:
         stack.enter_context(inside())
         stack.enter_context(tokens.entered(tower, asked, prompts))
         for index, module in asked.bypassed.items():
-            stack.enter_context(_forward_as(tower.blocks[index].module, partial(_bypass, module)))
+            block = tower.blocks[index]
+            stack.enter_context(forward_as(block.module, partial(_bypass, module, block.returns)))
         if checkpointing:
             for block in tower.blocks:
                 stack.enter_context(_checkpointed(block.module, inside))
         yield
+
+
+def _check(tower: Tower, asked: Plan) -> None:
+    if tower.name not in ("text", "vision") and (asked.entering or asked.attention):
+        raise AdaptError(f"learned tokens cannot enter the blocks of a {tower.name} tower")
+    if tower.name != "decoder" and asked.low_rank:
+        raise AdaptError(f"low-rank updates of each image act in a decoder, not in a {tower.name} tower")
 
 
 def _once(enter: Callable[[], AbstractContextManager[None]]) -> Callable[[], AbstractContextManager[None]]:
@@ -101,7 +115,9 @@ def _once(enter: Callable[[], AbstractContextManager[None]]) -> Callable[[], Abs
 
 
 @contextmanager
-def _inside_blocks(model: nn.Module, tower: Tower, asked: Plan, prompts: Sequence[Prompt]) -> Iterator[None]:
+def _inside_blocks(
+    model: nn.Module, tower: Tower, asked: Plan, prompts: Sequence[Prompt], merge: bool
+) -> Iterator[None]:
     """What must hold while a block computes, the first time and again: a frozen model, its parts replaced."""
     with ExitStack() as stack:
         stack.enter_context(frozen(model))
@@ -111,35 +127,22 @@ def _inside_blocks(model: nn.Module, tower: Tower, asked: Plan, prompts: Sequenc
                 weights = tokens.masked(tower, asked, prompts, asked.attention[index])
             modules = asked.replaced.get(index, {})
             for module, forward in _forwards(tower.blocks[index], modules, tower.heads, weights):
-                stack.enter_context(_forward_as(module, forward))
+                stack.enter_context(forward_as(module, forward))
         for index, modules in asked.parallel.items():
             stack.enter_context(_beside(tower.blocks[index], modules))
+        for index, updates in asked.low_rank.items():
+            stack.enter_context(low_rank.updated(tower.blocks[index], updates, merge))
         yield
-
-
-@contextmanager
-def _forward_as(module: Any, forward: Callable[..., Any]) -> Iterator[None]:
-    missing = object()
-    before = module.__dict__.get("forward", missing)
-    module.forward = forward
-    try:
-        yield
-    finally:
-        if before is missing:
-            del module.forward
-        else:
-            module.forward = before
 
 
 @contextmanager
 def _beside(block: Block, modules: dict[str, nn.Module]) -> Iterator[None]:
-    """Each module's output of what its site's norm reads joins the site's own."""
+    """Each module's output of what its site reads joins the site's own."""
     handles = []
-    for site, module in modules.items():
-        norm = block.norm1 if site == "attn" else block.norm2
-        read: list[Tensor] = []
+    for name, module in modules.items():
+        site, read = block.sites[name], list[Tensor]()
 
-        def keep(norm: nn.Module, inputs: Any, read: list[Tensor] = read) -> None:
+        def keep(reader: nn.Module, inputs: Any, read: list[Tensor] = read) -> None:
             read[:] = inputs[:1]
 
         def join(
@@ -148,8 +151,8 @@ def _beside(block: Block, modules: dict[str, nn.Module]) -> Iterator[None]:
             beside = module(read.pop())
             return (output[0] + beside, *output[1:]) if isinstance(output, tuple) else output + beside
 
-        handles.append(norm.register_forward_pre_hook(keep))
-        handles.append(block.added[site].register_forward_hook(join))
+        handles.append(site.read.register_forward_pre_hook(keep))
+        handles.append(site.added.register_forward_hook(join))
     try:
         yield
     finally:
@@ -157,9 +160,9 @@ def _beside(block: Block, modules: dict[str, nn.Module]) -> Iterator[None]:
             handle.remove()
 
 
-def _bypass(module: nn.Module, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-    """`module` in place of a block, whatever masks the library hands over."""
-    return module(x)
+def _bypass(module: nn.Module, returns: int, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+    """`module` in place of a block, whatever masks the library hands over; None for the attention weights."""
+    return (module(x), *[None] * (returns - 1)) if returns else module(x)
 
 
 def _forwards(
@@ -239,5 +242,5 @@ def _checkpointed(module: nn.Module, inside: Callable[[], Any]) -> Iterator[None
     def run(*args: Any, **kwargs: Any) -> Any:
         return checkpoint(again, *args, use_reentrant=False, **kwargs)
 
-    with _forward_as(module, run):
+    with forward_as(module, run):
         yield

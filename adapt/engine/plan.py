@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from adapt.edits import Attention, Bypass, Edit, Parallel, Replace, Tokens
+from adapt.edits import Attention, Bypass, Edit, LowRank, Parallel, Replace, Tokens
 from adapt.errors import AdaptError
 
 
@@ -21,6 +21,7 @@ class Plan:
     attention: dict[int, Attention] = field(default_factory=dict)
     parallel: dict[int, dict[str, nn.Module]] = field(default_factory=dict)
     bypassed: dict[int, nn.Module] = field(default_factory=dict)
+    low_rank: dict[int, dict[str, LowRank]] = field(default_factory=dict)
 
     @property
     def modules(self) -> Iterator[nn.Module]:
@@ -53,6 +54,8 @@ def plan(edits: Sequence[Edit]) -> Plan:
             _claim(sorted_out.attention, edit.block, edit)
         elif isinstance(edit, Parallel):
             _claim(sorted_out.parallel.setdefault(edit.block, {}), edit.site, edit.module)
+        elif isinstance(edit, LowRank):
+            _claim(sorted_out.low_rank.setdefault(edit.block, {}), edit.site, edit)
         elif isinstance(edit, Bypass):
             _claim(sorted_out.bypassed, edit.block, edit.module)
         elif edit.block is not None:
@@ -63,7 +66,7 @@ def plan(edits: Sequence[Edit]) -> Plan:
             sorted_out.entering = edit
     if sorted_out.entering is None and (sorted_out.overwriting or sorted_out.attention):
         raise AdaptError("an edit changes learned tokens inside a tower that none have entered")
-    inside = sorted_out.replaced.keys() | sorted_out.attention.keys() | sorted_out.parallel.keys()
+    inside = set[int]().union(sorted_out.replaced, sorted_out.attention, sorted_out.parallel, sorted_out.low_rank)
     if wasted := sorted(sorted_out.bypassed.keys() & inside):
         raise AdaptError(f"block {wasted[0]} is skipped by one edit and changed inside by another")
     for edit in sorted_out.overwriting.values():

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from adapt.backbones.base import Backbone
+from adapt.backbones.base import DualEncoder
 from adapt.backbones.tokenizer import pad_rows
 from adapt.backbones.tower import Block, TextParts, Tower
 from adapt.edits import Edit, Tokens
@@ -40,7 +40,7 @@ def reason_against(tower: Tower | None) -> str | None:
 
 
 @torch.no_grad()
-def agrees(backbone: Backbone, prompts: Sequence[Prompt]) -> bool:
+def agrees(backbone: DualEncoder, prompts: Sequence[Prompt]) -> bool:
     """Whether both paths give the same features for the shortest and the longest prompt."""
     pair = sorted(prompts, key=lambda prompt: len(prompt.ids))
     pair = [pair[0], pair[-1]] if len(pair) > 1 else pair
@@ -58,7 +58,7 @@ def active_dropout(module: nn.Module) -> bool:
 class PlainText:
     """The library's own forward over padded prompts: serves every tower, and is the oracle of the fast path."""
 
-    def __init__(self, backbone: Backbone, prompts: Sequence[Prompt], checkpointing: bool = False) -> None:
+    def __init__(self, backbone: DualEncoder, prompts: Sequence[Prompt], checkpointing: bool = False) -> None:
         self._backbone = backbone
         self._checkpointing = checkpointing
         self._prompts = prompts
@@ -108,7 +108,7 @@ def _of_image(edits: Sequence[Edit], image: int) -> list[Edit]:
 class FastText:
     """Encodes the prompts of one list of classes; packings are made once and reused by every step."""
 
-    def __init__(self, backbone: Backbone, prompts: Sequence[Prompt], checkpointing: bool = False) -> None:
+    def __init__(self, backbone: DualEncoder, prompts: Sequence[Prompt], checkpointing: bool = False) -> None:
         self._model = backbone.model
         self._checkpointing = checkpointing
         self._tower = backbone.tower("text")

@@ -3,32 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
 
+from adapt.adapted import Adapted
 from adapt.data.loader import loader
 from adapt.data.split import Item
 from adapt.errors import AdaptError
 from adapt.evaluation.scores import Scores
 from adapt.model import AdaptedModel
+from adapt.tasks import classes
 from adapt.training.batches import Progress, image_features
+
+Decided = tuple[list[str], list[float]]  # what a model says of a batch, and how sure it is
 
 BATCH_SIZE = 100
 FEATURES = 1024  # cached features classified at once
 FEATURES_PER_IMAGE = 32  # the same where every image has class features of its own
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def evaluate(
-    model: AdaptedModel,
+    model: Adapted[Any],
     items: Sequence[Item],
     *,
     workers: int = 2,
     cache: bool = True,
     progress: Progress | None = None,
 ) -> Scores:
-    """Classifies `items` with the backbone's own transform. Features of an unedited vision tower come from the cache.
+    """Classifies `items`, or answers their questions. Features of an unedited vision tower come from the cache.
 
     Raises AdaptError where labels do not belong to the model's classes, or a file cannot be decoded.
     """
@@ -36,42 +40,50 @@ def evaluate(
     was_training = model.training
     model.eval()
     try:
-        cached = cache and "vision" not in model.method.touches
-        batches = _from_features if cached else _decoded
-        best = [logits.float().softmax(-1).max(-1) for logits in batches(model, items, workers, progress)]
+        if cache and isinstance(model, AdaptedModel) and "vision" not in model.method.touches:
+            decided = list(_from_features(model, items, workers, progress))
+        else:
+            decided = list(_decoded(model, items, workers, progress))
     finally:
         model.train(was_training)
-    predicted = torch.cat([each.indices.cpu() for each in best]).tolist()
     return Scores(
         paths=tuple(item.path for item in items),
         actual=tuple(item.class_name for item in items),
-        predicted=tuple(model.class_names[label] for label in predicted),
-        confidence=tuple(torch.cat([each.values.cpu() for each in best]).tolist()),
+        predicted=tuple(answer for answers, _ in decided for answer in answers),
+        confidence=tuple(value for _, values in decided for value in values),
     )
 
 
 def _from_features(
     model: AdaptedModel, items: Sequence[Item], workers: int, progress: Progress | None
-) -> Iterator[Tensor]:
+) -> Iterator[Decided]:
     features = image_features(model, items, workers=workers, progress=progress).to(model.backbone.device)
     for part in features.split(FEATURES_PER_IMAGE if model.method.per_image else FEATURES):
-        yield model.logits(part)
+        yield classes.decided(model.logits(part), model.class_names)
 
 
-def _decoded(model: AdaptedModel, items: Sequence[Item], workers: int, progress: Progress | None) -> Iterator[Tensor]:
+def _decoded(model: Adapted[Any], items: Sequence[Item], workers: int, progress: Progress | None) -> Iterator[Decided]:
     transform = model.backbone.transform(train=False)
     done = 0
-    for images, _ in loader(items, transform, BATCH_SIZE, train=False, workers=workers):
-        yield model(images.to(model.backbone.device))
-        done += len(images)
+    for inputs, labels in loader(items, transform, BATCH_SIZE, train=False, workers=workers):
+        yield model.decide(inputs)
+        done += len(labels)
         if progress is not None:
             progress(done, len(items))
 
 
-def check_labels(model: AdaptedModel, items: Sequence[Item]) -> None:
-    """Raises AdaptError unless every item's class is the model's class of that label."""
+def check_labels(model: Adapted[Any], items: Sequence[Item]) -> None:
+    """Raises AdaptError unless each item's class is the model's of that label, and a question is there if need be."""
     if not items:
         raise AdaptError("there are no images to classify: this part of the data is empty")
+    asks = bool(items[0].question)
+    if asks != (not isinstance(model, AdaptedModel)):
+        family = model.backbone.family
+        if asks:
+            raise AdaptError(f"the data asks questions, and a {family} classifies images: take a ViLT or a vision LLM")
+        raise AdaptError(f"a {family} answers questions, and the data has none: give a .csv with path,question,label")
+    if not model.class_names:  # it answers in words of its own
+        return
     names = model.class_names
     for item in items:
         if item.label >= len(names) or names[item.label] != item.class_name:

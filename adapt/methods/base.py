@@ -26,22 +26,35 @@ class MethodConfig(BaseModel):
 
 
 class Context:
-    """What a method may read while one call of the adapted model runs: the features of a tower, computed once."""
+    """What a method may read while one call of the adapted model runs: outputs of a tower, each computed once."""
 
-    def __init__(self, compute: dict[str, Callable[[], Tensor]] | None = None) -> None:
-        self._compute = compute or {}
-        self._features: dict[str, Tensor] = {}
+    def __init__(
+        self,
+        features: dict[str, Callable[[], Tensor]] | None = None,
+        tokens: dict[str, Callable[[], Tensor]] | None = None,
+    ) -> None:
+        self._compute = {("features", name): compute for name, compute in (features or {}).items()}
+        self._compute |= {("tokens", name): compute for name, compute in (tokens or {}).items()}
+        self._known: dict[tuple[str, str], Tensor] = {}
 
     def features(self, tower: str) -> Tensor:
         """Unit-length features `(b, e)` of this call's inputs to `tower`."""
-        if tower not in self._compute:
+        return self._read("features", tower)
+
+    def tokens(self, tower: str) -> Tensor:
+        """Features `(b, p, d)` of the patches of this call's images, as the backbone reads them off `tower`."""
+        return self._read("tokens", tower)
+
+    def _read(self, kind: str, tower: str) -> Tensor:
+        key = (kind, tower)
+        if key not in self._compute:
             raise AdaptError(
-                f"the method reads the {tower} features, and this call was given none: "
+                f"the method reads {kind} of the {tower} tower, and this call was given none: "
                 "call model(images), or model.class_features(model.image_features(images))"
             )
-        if tower not in self._features:
-            self._features[tower] = self._compute[tower]()
-        return self._features[tower]
+        if key not in self._known:
+            self._known[key] = self._compute[key]()
+        return self._known[key]
 
 
 class Method(nn.Module):
@@ -55,6 +68,8 @@ class Method(nn.Module):
     title: ClassVar[str]
     Config: ClassVar[type[MethodConfig]] = MethodConfig
     task: ClassVar[Literal["classes", "head"]] = "classes"
+    serves: ClassVar[tuple[str, ...]] = ("dual encoder",)
+    """The families of backbones that it adapts."""
 
     def __init__(self, **config: Any) -> None:
         super().__init__()

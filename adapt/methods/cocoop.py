@@ -17,7 +17,7 @@ from typing import Any
 from pydantic import Field
 from torch import Tensor, nn
 
-from adapt.backbones.base import Backbone
+from adapt.backbones.base import DualEncoder
 from adapt.backbones.tokenizer import TextTokenizer
 from adapt.backbones.tower import Tower
 from adapt.edits import Edit, Tokens
@@ -59,7 +59,7 @@ class CoCoOp(Method):
         # all words are learned, so that none is left to read
         return learned(state), {"n_ctx": len(state["ctx"]), "ctx_init": ""}
 
-    def build(self, backbone: Backbone, class_names: Sequence[str]) -> None:
+    def build(self, backbone: DualEncoder, class_names: Sequence[str]) -> None:  # type: ignore[override]
         n_ctx = context_length(self.config.n_ctx, self.config.ctx_init, backbone.tokenizer) or DEFAULT_N_CTX
         self.ctx = nn.Parameter(initial_context(backbone, self.config.ctx_init, n_ctx))
         features, width = backbone.embed_dim, backbone.tower("text").width

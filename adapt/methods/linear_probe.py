@@ -13,7 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from adapt.backbones.base import Backbone
+from adapt.backbones.base import DualEncoder
 from adapt.errors import AdaptError
 from adapt.methods.base import Method, MethodConfig
 
@@ -37,7 +37,7 @@ class LinearProbe(Method):
     def per_class(self) -> bool:
         return True
 
-    def build(self, backbone: Backbone, class_names: Sequence[str]) -> None:
+    def build(self, backbone: DualEncoder, class_names: Sequence[str]) -> None:  # type: ignore[override]
         self.weight = nn.Parameter(torch.zeros(len(class_names), backbone.embed_dim, device=backbone.device))
         self.bias = nn.Parameter(torch.zeros(len(class_names), device=backbone.device))
 

@@ -1,6 +1,8 @@
-"""Classification by names: scaled cosines, cross-entropy, accuracy."""
+"""Classification: scaled cosines, cross-entropy, decisions."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -19,6 +21,13 @@ def loss(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits, labels)
 
 
-def correct(logits: Tensor, labels: Tensor) -> int:
-    """How many of a batch are right."""
-    return int((logits.argmax(-1) == labels).sum())
+def objective(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The loss of logits `(b, n)`, and which of them are right `(b,)`."""
+    labels = labels.to(logits.device)
+    return loss(logits.float(), labels), logits.argmax(-1) == labels
+
+
+def decided(logits: Tensor, class_names: Sequence[str]) -> tuple[list[str], list[float]]:
+    """The most probable class of each row of `(b, n)`, and its probability."""
+    best = logits.float().softmax(-1).max(-1)
+    return [class_names[label] for label in best.indices.tolist()], best.values.tolist()

@@ -10,12 +10,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from adapt.adapted import Adapted
 from adapt.data.cache import FeatureCache
 from adapt.data.epochs import Epochs
 from adapt.data.loader import loader
 from adapt.data.split import Item
 from adapt.errors import AdaptError
 from adapt.model import AdaptedModel
+from adapt.tasks import classes
 from adapt.training.settings import TrainSettings
 
 Progress = Callable[[int, int], None]
@@ -26,17 +28,17 @@ class Batches(Protocol):
 
     def __len__(self) -> int: ...
 
-    def epoch(self, epoch: int, step: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def epoch(self, epoch: int, step: int) -> Iterator[tuple[Any, Tensor]]:
         """Yields inputs and labels `(b,)` of the steps from `step` on."""
 
-    def logits(self, model: AdaptedModel, inputs: Tensor) -> Tensor:
-        """What `model` says of a batch's inputs: `(b, n)`."""
+    def objective(self, model: Any, inputs: Any, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The mean loss of `model` on a batch, and which of its answers `(b,)` are right."""
 
 
 class ImageBatches:
-    """Freshly decoded, freshly augmented images `(b, 3, h, w)`."""
+    """Freshly decoded, freshly augmented images `(b, 3, h, w)`, with their questions where they have some."""
 
-    def __init__(self, model: AdaptedModel, items: Sequence[Item], settings: TrainSettings, seed: int) -> None:
+    def __init__(self, model: Adapted[Any], items: Sequence[Item], settings: TrainSettings, seed: int) -> None:
         transform = model.backbone.transform(train=settings.augment == "published")
         drop_last = settings.drop_last and len(items) >= settings.batch_size
         self._loader = loader(
@@ -46,12 +48,12 @@ class ImageBatches:
     def __len__(self) -> int:
         return len(self._loader)
 
-    def epoch(self, epoch: int, step: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def epoch(self, epoch: int, step: int) -> Iterator[tuple[Any, Tensor]]:
         self._loader.set_epoch(epoch, step)
         yield from self._loader
 
-    def logits(self, model: AdaptedModel, inputs: Tensor) -> Tensor:
-        return model(inputs)
+    def objective(self, model: Adapted[Any], inputs: Any, labels: Tensor) -> tuple[Tensor, Tensor]:
+        return model.objective(inputs, labels)
 
 
 class FeatureBatches:
@@ -74,28 +76,30 @@ class FeatureBatches:
             view = torch.tensor([draw.seed % views for draw in draws])
             yield self._features[positions, view], self._labels[positions]
 
-    def logits(self, model: AdaptedModel, inputs: Tensor) -> Tensor:
-        return model.logits(inputs)
+    def objective(self, model: AdaptedModel, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        return classes.objective(model.logits(inputs.to(model.backbone.device)), labels)
 
 
 def training_batches(
-    model: AdaptedModel,
+    model: Adapted[Any],
     items: Sequence[Item],
     settings: TrainSettings,
     seed: int,
     cache: bool,
     progress: Progress | None,
 ) -> Batches:
-    """Features where no edit, no fresh augmentation and no switch stands against them, images otherwise."""
-    if settings.views is not None and not (cache and "vision" not in model.method.touches):
+    """Features where no edit, question, fresh augmentation or switch stands against them, images otherwise."""
+    keeps = cache and isinstance(model, AdaptedModel) and "vision" not in model.method.touches
+    if settings.views is not None and not keeps:
         raise AdaptError(
             "train.views are encoded once, by a vision tower that nothing edits and with the cache on: "
             f"{model.method.name} with these settings needs fresh images, so leave views out"
         )
     fixed = settings.augment == "none" or settings.views is not None
-    if not (cache and fixed and "vision" not in model.method.touches):
+    if not (fixed and keeps):
         return ImageBatches(model, items, settings, seed)
     views = settings.views or 0
+    assert isinstance(model, AdaptedModel)
     features = image_features(model, items, workers=settings.workers, views=views, seed=seed, progress=progress)
     return FeatureBatches(features, labels_of(items), settings, seed)
 

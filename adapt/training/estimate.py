@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
+from adapt.adapted import Adapted
 from adapt.engine.memory import free_bytes, readable_bytes
 from adapt.engine.parts import activation_bytes
 from adapt.errors import AdaptError
@@ -12,12 +15,12 @@ from adapt.training.batches import Batches, FeatureBatches
 from adapt.training.settings import TrainSettings
 
 
-def check_memory(model: AdaptedModel, batches: Batches, settings: TrainSettings) -> int:
+def check_memory(model: Adapted[Any], batches: Batches, settings: TrainSettings) -> int:
     """The estimated bytes of a step's vision activations; the text side keeps to a budget of its own.
 
     Raises AdaptError, with what would fit, where they exceed what is free.
     """
-    if isinstance(batches, FeatureBatches):
+    if isinstance(batches, FeatureBatches) or not isinstance(model, AdaptedModel):
         return 0
     needed = vision_bytes(model, settings.batch_size)
     free = free_bytes(model.backbone.device)

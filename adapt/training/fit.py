@@ -13,6 +13,7 @@ import torch
 import yaml
 from pydantic import ValidationError
 
+from adapt.adapted import Adapted
 from adapt.data.split import Item, items_id
 from adapt.errors import AdaptError
 from adapt.evaluation.evaluate import check_labels, evaluate
@@ -31,7 +32,7 @@ from adapt.validation import explain
 
 
 def fit(
-    model: AdaptedModel,
+    model: Adapted[Any],
     train_set: Sequence[Item],
     test_set: Sequence[Item] = (),
     *,
@@ -77,7 +78,7 @@ def _directory(
 
 
 def _fit(
-    model: AdaptedModel,
+    model: Adapted[Any],
     parts: tuple[Sequence[Item], Sequence[Item], Sequence[Item]],
     template: str,
     seed: int,
@@ -90,7 +91,7 @@ def _fit(
     train_set, val_set, test_set = parts
     workers = chosen.workers if chosen else 2
     metrics: dict[str, Any] = {"method": model.method.name, "backbone": model.backbone.name, "seed": seed}
-    if test_set:
+    if test_set and (not hasattr(model.backbone, "answers") or model.backbone.answers == model.class_names):
         metrics["zero_shot"] = _zero_shot(model, test_set, template, workers, cache, progress)
     history, trained = _train(model, train_set, val_set, chosen, seed, run, cache, progress)
     metrics |= trained
@@ -116,7 +117,7 @@ def _fit(
     return Result(metrics, history, adapter)
 
 
-def _settings(model: AdaptedModel, settings: dict[str, Any]) -> TrainSettings | None:
+def _settings(model: Adapted[Any], settings: dict[str, Any]) -> TrainSettings | None:
     """The checked settings; None for a method that takes no gradient steps."""
     if hasattr(model.method, "solve") or not list(model.method.parameters()):
         if settings:
@@ -129,16 +130,20 @@ def _settings(model: AdaptedModel, settings: dict[str, Any]) -> TrainSettings | 
 
 
 def _zero_shot(
-    model: AdaptedModel, test_set: Sequence[Item], template: str, workers: int, cache: bool, progress: bool
+    model: Adapted[Any], test_set: Sequence[Item], template: str, workers: int, cache: bool, progress: bool
 ) -> dict[str, Any]:
-    baseline = wrap(model.backbone, ZeroShot(template), model.class_names, model.fast, text_memory=model.text_memory)
+    """The backbone by itself: by hand-written prompts, by its own head, or as a language model that sees no image."""
+    options: dict[str, Any] = {}
+    if isinstance(model, AdaptedModel):
+        options = {"fast": model.fast, "text_memory": model.text_memory}
+    baseline = wrap(model.backbone, ZeroShot(template), model.class_names, **options)
     with counting_bar("zero-shot", progress) as bar:
         scores = evaluate(baseline, test_set, workers=workers, cache=cache, progress=bar)
     return scores.figures() | {"template": template}
 
 
 def _train(
-    model: AdaptedModel,
+    model: Adapted[Any],
     train_set: Sequence[Item],
     val_set: Sequence[Item],
     settings: TrainSettings | None,
@@ -162,8 +167,7 @@ def _train(
             with training_bar(steps, 0, progress) as report:
                 found = search(model, batches, val_set, settings, seed, cache, run, report)
             torch.manual_seed(seed)  # as a run that is resumed after its search
-            method: Any = model.method
-            method.settle(found["chosen"])
+            model.settle(found["chosen"])
         trainer = Trainer(model, batches, settings, run)
         with training_bar(trainer.plan.steps, trainer.position.step, progress) as report:
 
@@ -195,7 +199,7 @@ def _summary(found: Found, training_seconds: float) -> dict[str, Any]:
     }
 
 
-def _solve(model: AdaptedModel, train_set: Sequence[Item], val_set: Sequence[Item], cache: bool) -> dict[str, Any]:
+def _solve(model: Adapted[Any], train_set: Sequence[Item], val_set: Sequence[Item], cache: bool) -> dict[str, Any]:
     """Fits a head by its solver; a method without parameters needs nothing."""
     if not hasattr(model.method, "solve"):
         return {"seconds": 0.0}
@@ -205,6 +209,7 @@ def _solve(model: AdaptedModel, train_set: Sequence[Item], val_set: Sequence[Ite
         raise AdaptError(f"{model.method.name} needs an image of every class; there is none of {unlearnt[0]!r}")
     if val_set:
         check_labels(model, val_set)
+    assert isinstance(model, AdaptedModel)  # solvers fit heads
     parts = [
         (image_features(model, items, workers=2, cache=cache), labels_of(items)) if items else None
         for items in (train_set, val_set)

@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, AdamW, Optimizer
 
+from adapt.adapted import Adapted
 from adapt.errors import AdaptError
-from adapt.model import AdaptedModel
-from adapt.tasks import classes
 from adapt.training import checkpoint
 from adapt.training.batches import Batches
 from adapt.training.checkpoint import Position
@@ -45,7 +44,7 @@ class Plan:
 class Trainer:
     """One training: a model, its optimiser, and where they stand."""
 
-    def __init__(self, model: AdaptedModel, batches: Batches, settings: TrainSettings, run: Run | None) -> None:
+    def __init__(self, model: Adapted[Any], batches: Batches, settings: TrainSettings, run: Run | None) -> None:
         self.model, self.batches, self.settings, self.run = model, batches, settings, run
         self.plan = Plan.of(settings, len(batches))
         self.optimizer = make_optimizer(model, settings)
@@ -110,21 +109,19 @@ class Trainer:
             group["lr"] = rate
         return rate
 
-    def _step(self, group: list[tuple[Tensor, Tensor]]) -> tuple[float, float]:
+    def _step(self, group: list[tuple[Any, Tensor]]) -> tuple[float, float]:
         """One optimiser step over the accumulated batches; returns their mean loss and accuracy."""
         device = self.model.backbone.device
         self.optimizer.zero_grad(set_to_none=True)
         total, correct, images = 0.0, 0, 0
         for inputs, labels in group:
-            labels = labels.to(device)
             with autocast(device, self.settings.precision):
-                logits = self.batches.logits(self.model, inputs.to(device))
-                loss = classes.loss(logits.float(), labels)
+                loss, right = self.batches.objective(self.model, inputs, labels)
             if not loss.isfinite():
                 raise self._not_finite(float(loss.detach()))
             self.scaler.scale(loss / len(group)).backward()
             total += float(loss.detach()) / len(group)
-            correct += classes.correct(logits, labels)
+            correct += int(right.sum())
             images += len(labels)
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -151,7 +148,7 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any
     return torch.autocast(device.type, _DTYPES.get(precision), enabled=precision in _DTYPES)
 
 
-def make_optimizer(model: AdaptedModel, settings: TrainSettings) -> Optimizer:
+def make_optimizer(model: Adapted[Any], settings: TrainSettings) -> Optimizer:
     """The optimiser over all that the method trains. Raises AdaptError for fp16 off CUDA."""
     if settings.precision == "fp16" and model.backbone.device.type != "cuda":
         raise AdaptError("precision fp16 needs a CUDA device and a loss scaler; use bf16 or fp32 on the CPU")

@@ -27,11 +27,11 @@ class Result:
     def __str__(self) -> str:
         lines = [f"{self.metrics['trainable_parameters']:,} trained parameters, {self.metrics['seconds']:.1f} s"]
         if "adapted" in self.metrics:
-            gain = 100 * (self.accuracy - self.zero_shot_accuracy)
-            lines += [
-                f"zero-shot  {100 * self.zero_shot_accuracy:5.1f} %",
-                f"adapted    {100 * self.accuracy:5.1f} %  ({gain:+.1f} points)",
-            ]
+            gain = ""
+            if "zero_shot" in self.metrics:
+                lines.append(f"zero-shot  {100 * self.zero_shot_accuracy:5.1f} %")
+                gain = f"  ({100 * (self.accuracy - self.zero_shot_accuracy):+.1f} points)"
+            lines.append(f"adapted    {100 * self.accuracy:5.1f} %{gain}")
         return "\n".join(lines)
 
     def plot(self, path: str | Path | None = None) -> Any:

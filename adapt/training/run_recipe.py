@@ -11,11 +11,12 @@ from typing import Any
 import torch
 
 from adapt import methods
+from adapt.adapted import Adapted
 from adapt.backbones.load import load_backbone
 from adapt.data.check import without_broken
 from adapt.data.split import Split
 from adapt.errors import AdaptError
-from adapt.model import AdaptedModel, wrap
+from adapt.model import wrap
 from adapt.recipe import Recipe
 from adapt.training.fit import fit
 from adapt.training.progress import counting_bar
@@ -49,14 +50,14 @@ def _note_short(split: Split, shots: int) -> None:
         logger.warning("fewer than %d training images of %s: all that there are are taken", shots, listed)
 
 
-def build(recipe: Recipe, class_names: tuple[str, ...]) -> AdaptedModel:
+def build(recipe: Recipe, class_names: tuple[str, ...]) -> Adapted[Any]:
     """The recipe's method on its backbone, initialised by its seed."""
     backbone = load_backbone(recipe.backbone, recipe.device)
     method = methods.find(recipe.method["name"])(**recipe.method_config)
     memory = recipe.text_memory_gib
     with torch.random.fork_rng():
         torch.manual_seed(recipe.seed)
-        return wrap(
+        model: Adapted[Any] = wrap(
             backbone,
             method,
             class_names,
@@ -64,6 +65,7 @@ def build(recipe: Recipe, class_names: tuple[str, ...]) -> AdaptedModel:
             checkpointing=recipe.checkpointing,
             text_memory=None if memory is None else int(memory * 2**30),
         )
+    return model
 
 
 def run_recipe(recipe: Recipe, out: str | Path | None, resume: bool = False, progress: bool = True) -> Result:

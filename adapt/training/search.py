@@ -16,13 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adapt.adapted import Adapted
 from adapt.data.split import Item
 from adapt.errors import AdaptError
 from adapt.evaluation.evaluate import check_labels
 from adapt.files import write_text
 from adapt.methods.das import updated_gates
-from adapt.model import AdaptedModel
-from adapt.tasks import classes
 from adapt.training.batches import Batches, training_batches
 from adapt.training.loop import Trainer, autocast
 from adapt.training.run import Run
@@ -32,7 +31,7 @@ Found = dict[str, Any]  # chosen, blocks, trace (step, gates, subsets, losses), 
 
 
 def search(
-    model: AdaptedModel,
+    model: Adapted[Any],
     batches: Batches,
     held_back: Sequence[Item],
     settings: TrainSettings,
@@ -61,7 +60,7 @@ def search(
     return found
 
 
-def search_settings(model: AdaptedModel, settings: TrainSettings) -> TrainSettings:
+def search_settings(model: Adapted[Any], settings: TrainSettings) -> TrainSettings:
     """Those of the training, for as long as the search takes."""
     method: Any = model.method
     return settings.model_copy(update={"epochs": method.config.search_epochs, "iterations": None})
@@ -70,7 +69,7 @@ def search_settings(model: AdaptedModel, settings: TrainSettings) -> TrainSettin
 class Search:
     """Gates, one for each block, and the trace of what changed them."""
 
-    def __init__(self, model: AdaptedModel, held_back: Iterator[tuple[Batches, Tensor, Tensor]], settings: Any) -> None:
+    def __init__(self, model: Adapted[Any], held_back: Iterator[tuple[Batches, Any, Tensor]], settings: Any) -> None:
         self.model, self.held_back, self.settings = model, held_back, settings
         method: Any = model.method
         self.method, self.config = method, method.config
@@ -127,17 +126,17 @@ class Search:
         self.trace.append({"step": step, "gates": self.gates.tolist(), "subsets": compared, "losses": losses})
 
     @torch.no_grad()
-    def _loss(self, subset: tuple[int, ...], batches: Batches, inputs: Tensor, labels: Tensor) -> float:
+    def _loss(self, subset: tuple[int, ...], batches: Batches, inputs: Any, labels: Tensor) -> float:
         self._select(subset)
         device = self.model.backbone.device
         with autocast(device, self.settings.precision):
-            logits = batches.logits(self.model, inputs.to(device))
-        return float(classes.loss(logits.float(), labels.to(device)))
+            loss, _ = batches.objective(self.model, inputs, labels)
+        return float(loss)
 
 
 def _cycle(
-    model: AdaptedModel, items: Sequence[Item], settings: TrainSettings, seed: int, cache: bool
-) -> Iterator[tuple[Batches, Tensor, Tensor]]:
+    model: Adapted[Any], items: Sequence[Item], settings: TrainSettings, seed: int, cache: bool
+) -> Iterator[tuple[Batches, Any, Tensor]]:
     """Batches of the held-back images as the model sees them in a test, again and again."""
     plain = settings.model_copy(update={"augment": "none", "views": None})
     batches = training_batches(model, items, plain, seed, cache, None)

@@ -26,8 +26,9 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "maple": {"depth": 2},
 }
 NEEDS_VISION_BLOCKS = {"das", "dpl", "ivlp", "lora", "maple"}
-TRAINED_BY_STEPS = tuple(name for name in methods.names() if name not in ("zero_shot", "linear_probe"))
-ALL_WITH_TEXT = tuple(name for name in methods.names() if methods.find(name).task == "classes")
+ALL = tuple(name for name in methods.names() if "dual encoder" in methods.find(name).serves)
+TRAINED_BY_STEPS = tuple(name for name in ALL if name not in ("zero_shot", "linear_probe"))
+ALL_WITH_TEXT = tuple(name for name in ALL if methods.find(name).task == "classes")
 KINDS = tuple(tiny_backbones.KINDS)
 FAST_KINDS = tiny_backbones.WITH_FAST_PATH
 NAMES = ("goldfish", "red_panda", "sea cucumber")

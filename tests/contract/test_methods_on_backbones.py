@@ -6,14 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases import KINDS, NAMES, NEEDS_VISION_BLOCKS, TRAINED_BY_STEPS, build, new, pairs
+from cases import ALL, KINDS, NAMES, NEEDS_VISION_BLOCKS, TRAINED_BY_STEPS, build, new, pairs
 from checks import assert_untouched, gradient, loss_of, relative, scaled, snapshot
 from torch import Tensor, nn
 
 import adapt
-from adapt import AdaptError, Backbone, methods
+from adapt import AdaptError, Backbone
 
-ALL = methods.names()
 OTHER_NAMES = ("apple pie", "goldfish", "toy", "red_panda")
 
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import ALL_WITH_TEXT, KINDS, TRAINED_BY_STEPS, build, class_features, pairs
+from cases import ALL, ALL_WITH_TEXT, KINDS, TRAINED_BY_STEPS, build, class_features, pairs
 from checks import gradient, loss_of, relative, scaled
 from torch import Tensor
 
-from adapt import Backbone, methods
-
-ALL = methods.names()
+from adapt import Backbone
 
 
 @pairs(ALL)

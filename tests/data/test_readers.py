@@ -133,6 +133,17 @@ def test_a_csv_without_split_is_divided_by_seeded_ratios(tmp_path: Path) -> None
     assert read_csv(path).fingerprint == split.fingerprint != read_csv(path, seed=1).fingerprint
 
 
+def test_a_csv_of_questions_has_answers_for_labels(tmp_path: Path) -> None:
+    text = 'path,question,label,split\na.png,what is it?,dog,train\na.png,"how many, say?",two,train\n'
+    split = read_csv(_csv(tmp_path, text))
+    assert split.class_names == ("dog", "two")
+    assert [(item.question, item.class_name) for item in split.train] == [
+        ("what is it?", "dog"),
+        ("how many, say?", "two"),
+    ]
+    assert len({item.path for item in split.train}) == 1
+
+
 def test_paths_of_a_csv_start_from_root(tmp_path: Path) -> None:
     split = read_csv(_csv(tmp_path, "path,label\na.png,a\n/images/b.png,a\n"), root="/images")
     assert sorted(item.path for item in split.items()) == ["/images/a.png", "/images/b.png"]
@@ -141,13 +152,14 @@ def test_paths_of_a_csv_start_from_root(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "no column 'path'. Expected a first line path,label[,split][,domain]"),
+        ("", "no column 'path'. Expected a first line path,label[,split][,domain][,question]"),
         ("path,label\n", "lists no images"),
         ("path,lable\n", "unknown column 'lable'; did you mean 'label'?"),
         ("path\na.png\n", "no column 'label'"),
         ("path,label\na.png,a\nb.png\n", "line 3: more or fewer cells"),
         ("path,label\na.png,cat, wild\n", "line 2: more or fewer cells"),
         ("path,label\na.png, \n", "line 2: the label is empty"),
+        ("path,label,question\na.png,cat,what is it?\nb.png,dog,\n", "line 3: the question is empty"),
         ("path,label,split\na.png,a,trian\n", "line 2: unknown split 'trian'; did you mean 'train'?"),
         ("path,label\n../../etc/passwd,a\n", "line 2: the image '../../etc/passwd' is not under"),
         ("path,label,split\na.png,a,train\nb.png,b,test\n", "no training image of 'b'"),
@@ -259,7 +271,7 @@ def test_load_says_what_it_tried(emoji_zip: Path, spec: str) -> None:
         f"'{spec}' is neither a folder, nor a .csv, .json or .json.gz file that exists, nor a bundled or published"
     )
     with pytest.raises(
-        AdaptError, match=message + " set: .*Valid: caltech101, dtd, emoji, emoji-concepts, emoji@fluent"
+        AdaptError, match=message + " set: .*Valid: caltech101, dtd, emoji, emoji-concepts, emoji-questions, "
     ):
         load(spec)
 

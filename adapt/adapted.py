@@ -1,0 +1,93 @@
+"""What all adapted models are: a frozen backbone under a method, as one module."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from adapt.backbones.base import Backbone
+from adapt.engine.hooks import edited
+from adapt.errors import AdaptError
+from adapt.methods.base import Context, Method
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from adapt.edits import Edit
+
+B = TypeVar("B", bound=Backbone)
+
+
+class Adapted(nn.Module, Generic[B]):
+    """A frozen backbone under a method. Its parameters and its `state_dict()` are the method's.
+
+    Edits act inside the calls of this object only: several adapted models may share one backbone.
+    """
+
+    method: Method
+    class_names: tuple[str, ...]  # what it tells apart; empty where answers are free text
+
+    def __init__(self, backbone: B, method: Method, class_names: Sequence[str], *, checkpointing: bool = False) -> None:
+        super().__init__()
+        self._backbone: B | None = backbone
+        self.method = method
+        self.class_names = tuple(class_names)
+        self.checkpointing = checkpointing
+        self.metadata: dict[str, Any] = {}  # what an adapter file records beside the method: recipe, metrics, ...
+
+    @property
+    def backbone(self) -> B:
+        if self._backbone is None:
+            raise AdaptError("this model was unwrapped: wrap the backbone again")
+        return self._backbone
+
+    @property
+    def text_path(self) -> str:
+        """Which text path serves it: `fast`, `plain`, or `none` for a model without class prompts."""
+        return "none"
+
+    def unwrap(self) -> B:
+        """The backbone as it was before `wrap`; this model computes no more."""
+        backbone, self._backbone = self.backbone, None
+        return backbone
+
+    def objective(self, inputs: Any, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The mean loss of a batch from the data loader, and which of its answers `(b,)` are right."""
+        raise NotImplementedError
+
+    def decide(self, inputs: Any) -> tuple[list[str], list[float]]:
+        """What the model says of each of a batch from the data loader, and how sure it is, in [0, 1]."""
+        raise NotImplementedError
+
+    def settle(self, blocks: Sequence[str]) -> None:
+        """Takes the architecture that a search chose, with all that trains started anew."""
+        method: Any = self.method
+        method.settle(blocks)
+
+    def save(self, path: str | Path) -> Path:
+        """Writes the adapter file; see `adapt.adapter`."""
+        from adapt import adapter
+
+        return adapter.save(self, path)
+
+    def _edits(self, tower: str, context: Context) -> list[Edit]:
+        """What the method asks of `tower` in this call."""
+        touched = tower in self.method.touches
+        return self.method.edits(self.backbone.tower(tower), context) if touched else []
+
+    def _edited(self, tower: str, edits: Sequence[Edit], merge: bool = False) -> AbstractContextManager[None]:
+        """The frozen backbone with these edits of a tower, until the call is over."""
+        backbone, checkpointing = self.backbone, self.checkpointing and torch.is_grad_enabled()
+        changed = backbone.tower(tower) if edits else None
+        return edited(backbone.model, changed, edits, checkpointing=checkpointing, merge=merge)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """`.to()` and its kin move the backbone too, though it is no child of this module."""
+        super()._apply(fn, recurse)
+        if self._backbone is not None:
+            self._backbone.model._apply(fn)
+        return self

@@ -1,0 +1,150 @@
+"""Maps transformers' ViLT and BridgeTower: encoders in which an image and a question meet."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import BridgeTowerModel, ViltForQuestionAnswering, ViltModel
+
+from adapt.backbones.base import Backbone
+from adapt.backbones.hf import export_folder, preprocess_of
+from adapt.backbones.tower import Block, Form, Projection, Site, Tower
+from adapt.errors import AdaptError
+
+_LONGEST = 40  # words of a question, as published, where the model takes as many
+
+
+class FusionEncoder(Backbone):
+    """A frozen encoder of an image with a question: `encode(images, questions)` to features `(b, d)`.
+
+    Images are resized to one square size; the published code keeps their shapes.
+    """
+
+    family = "fusion encoder"
+
+    def __init__(
+        self,
+        *,
+        encode: Callable[[Tensor, dict[str, Tensor]], Tensor],
+        features: int,
+        longest: int,
+        classifier: nn.Sequential | None = None,
+        answers: tuple[str, ...] = (),
+        **parts: Any,
+    ) -> None:
+        super().__init__(**parts)
+        self._encode, self.features, self._longest = encode, features, longest
+        self.classifier, self.answers = classifier, answers  # the model's own, where it was trained to answer
+
+    def tokenize(self, questions: Sequence[str]) -> dict[str, Tensor]:
+        """`input_ids` and `attention_mask` `(b, l)`. Raises AdaptError where a question is too long."""
+        tokens = self.tokenizer(list(questions), padding=True, return_tensors="pt")
+        if tokens["input_ids"].shape[1] > self._longest:
+            longest = max(questions, key=len)
+            raise AdaptError(f"a question has more than {self._longest} tokens: {longest!r}. Shorten it")
+        return {key: tokens[key].to(self.device) for key in ("input_ids", "attention_mask")}
+
+    def encode(self, images: Tensor, questions: Sequence[str]) -> Tensor:
+        """Images `(b, 3, h, w)` with a question each to features `(b, d)`, by the library's own forward."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # ViLT shuffles its patches, which changes nothing but the last bits
+            return self._encode(images.to(self.dtype), self.tokenize(questions))
+
+    def new_classifier(self, answers: Sequence[str]) -> nn.Sequential:
+        """A head `(b, d) -> (b, answers)` of ViLT's form: the model's own, copied, where it has the same answers."""
+        if self.classifier is not None and self.answers == tuple(answers):
+            return copy.deepcopy(self.classifier).requires_grad_(True)
+        width = 2 * self.features
+        layers = (nn.Linear(self.features, width), nn.LayerNorm(width), nn.GELU(), nn.Linear(width, len(answers)))
+        return nn.Sequential(*layers).to(self.device)
+
+
+def build_vilt(model: Any, processor: Any, name: str | None = None) -> FusionEncoder:
+    """The backbone of a `ViltForQuestionAnswering` or a `ViltModel` and its processor."""
+    vilt: ViltModel = model.vilt if isinstance(model, ViltForQuestionAnswering) else model
+    config: Any = model.config
+    blocks = tuple(_vilt_block(layer) for layer in vilt.encoder.layer)
+    answering = isinstance(model, ViltForQuestionAnswering)
+    return FusionEncoder(
+        model=model,
+        towers={"fusion": Tower("fusion", config.hidden_size, config.num_attention_heads, _MIXED, blocks)},
+        tokenizer=processor.tokenizer,
+        preprocess=preprocess_of(processor.image_processor, config.image_size, "squash"),
+        encode=lambda images, tokens: vilt(pixel_values=images, **tokens).pooler_output,
+        features=config.hidden_size,
+        longest=min(_LONGEST, config.max_position_embeddings),
+        classifier=model.classifier if answering else None,
+        answers=tuple(config.id2label[i] for i in range(config.num_labels)) if answering else (),
+        name=name,
+        export=_exporter(processor),
+    )
+
+
+def build_bridgetower(model: Any, processor: Any, name: str | None = None) -> FusionEncoder:
+    """The backbone of a BridgeTower model and its processor; its two cross-modal streams are two towers."""
+    bridge: Any = model if isinstance(model, BridgeTowerModel) else model.bridgetower
+    config = bridge.config
+    streams = {"text": bridge.cross_modal_text_layers, "vision": bridge.cross_modal_image_layers}
+    shape = (config.hidden_size, config.num_attention_heads, _MIXED)
+    towers = [Tower(f"{name}_fusion", *shape, tuple(map(_cross_block, layers))) for name, layers in streams.items()]
+    return FusionEncoder(
+        model=model,
+        towers={tower.name: tower for tower in towers},
+        tokenizer=processor.tokenizer,
+        preprocess=preprocess_of(processor.image_processor, config.vision_config.image_size, "squash"),
+        encode=lambda images, tokens: bridge(pixel_values=images, **tokens).pooler_output,
+        features=2 * config.hidden_size,
+        longest=min(_LONGEST, config.text_config.max_position_embeddings - 2),
+        name=name,
+        export=_exporter(processor),
+    )
+
+
+_MIXED = Form(causal=False, pooling="none", plain_mask=False)
+
+
+def _vilt_block(layer: Any) -> Block:
+    attention, norms = layer.attention, (layer.layernorm_before, layer.layernorm_after)
+    projections = _self_attention(attention.attention) | {"out": Projection(attention.output.dense)}
+    return Block(
+        layer,
+        attention,
+        *norms,
+        layer.intermediate.intermediate_act_fn,
+        projections | {"fc1": Projection(layer.intermediate.dense), "fc2": Projection(layer.output.dense)},
+        sites={"attn": Site(norms[0], attention), "mlp": Site(norms[1], layer.output)},
+        returns=1,
+    )
+
+
+def _cross_block(layer: Any) -> Block:
+    """A post-norm block: a site reads the stream itself, and its output is the stream after it."""
+    attention, cross = layer.attention, layer.crossattention
+    projections = _self_attention(attention.self) | {"out": Projection(attention.output.dense)}
+    return Block(
+        layer,
+        attention,
+        attention.output.LayerNorm,
+        layer.output.LayerNorm,
+        layer.intermediate.intermediate_act_fn,
+        projections | {"fc1": Projection(layer.intermediate.dense), "fc2": Projection(layer.output.dense)},
+        sites={
+            "attn": Site(attention, attention),
+            "cross": Site(cross, cross),
+            "mlp": Site(layer.intermediate, layer.output),
+        },
+        returns=3,
+    )
+
+
+def _self_attention(attention: Any) -> dict[str, Projection]:
+    return {name[0]: Projection(getattr(attention, name)) for name in ("query", "key", "value")}
+
+
+def _exporter(processor: Any) -> Callable[[Path, nn.Module], None]:
+    return lambda folder, changed: export_folder(folder, changed, processor)

@@ -1,0 +1,115 @@
+"""A frozen vision tower beside a frozen decoder language model; a method says how the one reaches the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adapt.backbones.base import Backbone, DualEncoder
+from adapt.backbones.decoder import decoder_tower
+from adapt.backbones.preprocess import Preprocess
+from adapt.backbones.tower import Tower
+from adapt.errors import AdaptError
+
+IMAGE = "<image>"  # where an image's tokens stand in a prompt, as in LLaVA's
+PROMPT = f"{IMAGE} question: {{}} answer:"
+
+
+@dataclass(frozen=True)
+class Vision:
+    """A vision tower by itself."""
+
+    model: nn.Module
+    tower: Tower
+    preprocess: Preprocess
+    encode: Callable[[Tensor], Any]  # runs the tower over images (b, 3, h, w)
+
+    @classmethod
+    def of(cls, encoder: DualEncoder) -> Vision:
+        return cls(encoder.model, encoder.tower("vision"), encoder.preprocess, encoder.encode_image)
+
+
+class VisionLLM(Backbone):
+    """Any mapped vision tower with any decoder language model of transformers that `decoder_tower` knows.
+
+    `prompt` has {} for the question and <image> for the image; left out, it is the tokenizer's chat template, or plain
+    words where there is none. `patch_block` is the vision block whose output are the patch features, as in LLaVA.
+    """
+
+    family = "vision LLM"
+
+    def __init__(
+        self,
+        vision: Vision | DualEncoder,
+        llm: Any,
+        tokenizer: Any,
+        *,
+        name: str | None = None,
+        prompt: str | None = None,
+        patch_block: int = -2,
+    ) -> None:
+        vision = Vision.of(vision) if isinstance(vision, DualEncoder) else vision
+        if vision.tower.form.pooling not in ("class", "mean", "map"):
+            raise AdaptError(f"the vision tower pools by {vision.tower.form.pooling!r}; expected class, mean or map")
+        blocks = len(vision.tower.blocks)
+        if not -blocks <= patch_block < blocks:
+            raise AdaptError(f"patch_block is {patch_block}, and the vision tower has {blocks} blocks")
+        super().__init__(
+            model=nn.ModuleDict({"vision": vision.model, "llm": llm}),
+            towers={"vision": vision.tower, "decoder": decoder_tower(llm)},
+            tokenizer=tokenizer,
+            preprocess=vision.preprocess,
+            name=name,
+        )
+        self.llm, self.patch_block = llm, patch_block
+        self.prompt = prompt or _chat_prompt(tokenizer) or PROMPT
+        if self.prompt.count("{}") != 1 or self.prompt.count(IMAGE) != 1:
+            raise AdaptError(f"prompt is {self.prompt!r}; expected {{}} for the question once, and {IMAGE} once")
+        self._encode, self._vision = vision.encode, vision.model
+
+    def patches(self, images: Tensor) -> Tensor:
+        """Patch features `(b, p, d)` of images `(b, 3, h, w)`: a vision block's output without the class token."""
+        tower = self.towers["vision"]
+        block, found = tower.blocks[self.patch_block], list[Tensor]()
+        handle = block.module.register_forward_hook(lambda module, inputs, output: found.append(_tensor(output)))
+        try:
+            self._encode(images.to(self.dtype))
+        finally:
+            handle.remove()
+        features = found[0] if block.batch_first else found[0].transpose(0, 1)
+        return features[:, 1:] if tower.form.pooling == "class" else features
+
+    def patch_shape(self) -> tuple[int, int]:
+        """How many patches an image has, and their width: read off one pass."""
+        size = self.preprocess.size
+        with torch.inference_mode():
+            _, count, width = self.patches(torch.zeros(1, 3, size, size, device=self.device)).shape
+        return count, width
+
+    def reading(self) -> dict[str, Any]:
+        return super().reading() | {"prompt": self.prompt, "patch_block": self.patch_block}
+
+    @property
+    def longest(self) -> int:
+        """How many tokens the language model takes."""
+        return int(getattr(self.llm.config.get_text_config(), "max_position_embeddings", 2**31))
+
+    @property
+    def _parameter(self) -> Tensor:
+        return next(parameter for parameter in self._vision.parameters() if parameter.is_floating_point())
+
+
+def _tensor(output: Any) -> Tensor:
+    return output[0] if isinstance(output, tuple) else output
+
+
+def _chat_prompt(tokenizer: Any) -> str | None:
+    """The prompt of one turn by the tokenizer's chat template, None where it has none."""
+    if not getattr(tokenizer, "chat_template", None):
+        return None
+    turn: Sequence[dict[str, str]] = [{"role": "user", "content": f"{IMAGE}\n{{}}"}]
+    return str(tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False))

@@ -1,0 +1,64 @@
+"""Patch features become tokens of the language model, by a linear map or a small MLP: the usual visual tokens.
+
+Papers: Merullo et al., Linearly Mapping from Image to Text Space, ICLR 2023 (LiMBeR); Liu et al., Improved Baselines
+with Visual Instruction Tuning, CVPR 2024 (LLaVA-1.5).
+Reference: LLaVA as transformers has it (`LlavaMultiModalProjector`); these are its parameter names.
+Deviations:
+* The language model stays frozen; LLaVA trains it, too, in its second stage (see `compose` and `lora` for that).
+* LiMBeR's map of CLIP is a convolution over its grid; here each patch is a token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from adapt.backbones.tower import Tower
+from adapt.backbones.vision_llm import VisionLLM
+from adapt.edits import Edit, Tokens
+from adapt.methods.base import Context, Method, MethodConfig
+
+
+class ProjectorConfig(MethodConfig):
+    kind: Literal["linear", "mlp"] = "mlp"
+    """One linear map (LiMBeR), or two with a GELU between them (LLaVA-1.5)."""
+
+
+class Projector(Method):
+    """`Projector(kind)`: a visual token `(d,)` of the language model for each patch of the image."""
+
+    name = "projector"
+    title = "Projector (LiMBeR, ICLR 2023; LLaVA-1.5, CVPR 2024)"
+    serves = ("vision LLM",)
+    Config = ProjectorConfig
+
+    @property
+    def touches(self) -> frozenset[str]:
+        return frozenset({"decoder"})
+
+    @classmethod
+    def published(cls, state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """From a checkpoint of transformers' LLaVA, or LLaVA's own `mm_projector.bin`."""
+        own = {key.rpartition("projector.")[2]: value for key, value in state.items() if "projector." in key}
+        renamed = {key.replace("0.", "linear_1.").replace("2.", "linear_2."): value for key, value in own.items()}
+        tensors = own if "linear_1.weight" in own else renamed
+        if "linear_1.weight" not in tensors:
+            return {f"linear_1.{key}": tensors[key] for key in ("weight", "bias")}, {"kind": "linear"}
+        return {f"linear_{i}.{part}": tensors[f"linear_{i}.{part}"] for i in (1, 2) for part in ("weight", "bias")}, {}
+
+    def build(self, backbone: VisionLLM, class_names: Sequence[str]) -> None:  # type: ignore[override]
+        _, width = backbone.patch_shape()
+        target = backbone.tower("decoder").width
+        self.linear_1 = nn.Linear(width, target)
+        self.linear_2 = nn.Linear(target, target) if self.config.kind == "mlp" else None
+        self.act = nn.GELU()
+        self.to(backbone.device)
+
+    def edits(self, tower: Tower, context: Context) -> list[Edit]:
+        features = context.tokens("vision").to(self.linear_1.weight.dtype)
+        tokens = self.linear_1(features)
+        if self.linear_2 is not None:
+            tokens = self.linear_2(self.act(tokens))
+        return [Tokens(tokens[:, None])]

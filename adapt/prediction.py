@@ -1,0 +1,46 @@
+"""What a model says of images, and the batches that it says it in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The most probable class of one image, or answer about it, and the best few with their probabilities.
+
+    The most probable comes first.
+    """
+
+    class_name: str
+    probability: float
+    top: tuple[tuple[str, float], ...]
+
+
+def predictions(logits: Tensor, class_names: Sequence[str], top_k: int) -> Iterator[Prediction]:
+    """The predictions that logits `(b, n)` of `n` classes make."""
+    probabilities, indices = logits.float().softmax(-1).topk(min(top_k, len(class_names)))
+    for row, chosen in zip(probabilities.tolist(), indices.tolist()):
+        top = tuple((class_names[index], probability) for index, probability in zip(chosen, row))
+        yield Prediction(top[0][0], top[0][1], top)
+
+
+def batches_of(images: Iterable[Any] | Any, size: int) -> Iterator[list[Any]]:
+    """Lists of up to `size` images of an iterable, or of a single image."""
+    from PIL import Image
+
+    if isinstance(images, str | Path | Image.Image):
+        images = [images]
+    batch: list[Any] = []
+    for image in images:
+        batch.append(image)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch

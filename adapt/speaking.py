@@ -1,0 +1,141 @@
+"""A vision LLM under a method: answers questions about images in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from adapt.adapted import Adapted
+from adapt.answering import check_questions
+from adapt.edits import Tokens
+from adapt.methods.base import Context, Method
+from adapt.tasks import generate
+
+if TYPE_CHECKING:
+    from adapt.backbones.vision_llm import VisionLLM
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What was said, and the geometric mean of its tokens' probabilities."""
+
+    text: str
+    probability: float
+    tokens: int
+
+
+class SpeakingModel(Adapted["VisionLLM"]):
+    """`model.answer(image, question)` in words; `model(images, questions)` gives the language model's logits."""
+
+    def __init__(
+        self, backbone: VisionLLM, method: Method, names: Sequence[str] = (), *, checkpointing: bool = False
+    ) -> None:
+        super().__init__(backbone, method, names, checkpointing=checkpointing)
+
+    def forward(self, images: Tensor, questions: Sequence[str], answers: Sequence[str] | None = None) -> Tensor:
+        """Images `(b, 3, h, w)` with a question each, answers behind them if given, to logits `(b, l, vocabulary)`.
+
+        Rows are padded on the right.
+        """
+        return self._read(images, questions, answers)[0]
+
+    def loss(self, images: Tensor, questions: Sequence[str], answers: Sequence[str]) -> Tensor:
+        """The mean cross-entropy of the answers' tokens, their ends included."""
+        return generate.loss(*self._read(images, questions, answers))[0]
+
+    def _read(self, images: Tensor, questions: Sequence[str], answers: Sequence[str] | None) -> tuple[Tensor, Tensor]:
+        with self._asked(images, questions, answers, left=False) as (rows, embedded):
+            output = self.backbone.llm(
+                inputs_embeds=embedded,
+                attention_mask=rows.mask.long(),
+                position_ids=rows.positions,
+                use_cache=False,
+            )
+        return output.logits, rows.targets
+
+    @contextmanager
+    def _asked(
+        self, images: Tensor, questions: Sequence[str], answers: Sequence[str] | None, left: bool, merge: bool = False
+    ) -> Iterator[tuple[generate.Rows, Tensor]]:
+        """The edited backbone, the rows that it reads and their embeddings `(b, l, d)`."""
+        check_questions(images, questions)
+        backbone = self.backbone
+        context = Context(tokens={"vision": lambda: self._patches(images)})
+        edits = self._edits("decoder", context)
+        entering = [edit for edit in edits if isinstance(edit, Tokens)]
+        values = torch.cat([edit.values.flatten(0, -3) for edit in entering], dim=1) if entering else None
+        rows = generate.rows(backbone, questions, answers, 0 if values is None else values.shape[1], left)
+        with self._edited("decoder", [edit for edit in edits if not isinstance(edit, Tokens)], merge):
+            embedded = backbone.llm.get_input_embeddings()(rows.ids.clamp(min=0))
+            if values is not None:
+                embedded = embedded.masked_scatter(rows.visual[..., None], values.to(embedded.dtype))
+            yield rows, embedded
+
+    def _patches(self, images: Tensor) -> Tensor:
+        with self._edited("vision", self._edits("vision", Context())):
+            return self.backbone.patches(images.to(self.backbone.device))
+
+    def objective(self, inputs: Any, labels: Tensor) -> tuple[Tensor, Tensor]:
+        return generate.loss(*self._read(*inputs))
+
+    def decide(self, inputs: Any) -> tuple[list[str], list[float]]:
+        images, questions, _ = inputs
+        answers = self.generate(images, questions)
+        return [answer.text for answer in answers], [answer.probability for answer in answers]
+
+    @torch.no_grad()
+    def generate(
+        self,
+        images: Tensor,
+        questions: Sequence[str],
+        *,
+        max_new_tokens: int = 32,
+        merge: bool | None = None,
+        **options: Any,
+    ) -> list[Answer]:
+        """Answers to a question about each of the images `(b, 3, h, w)`, by transformers' `generate`.
+
+        `merge` folds low-rank updates into copies of the weights, which one image's tokens then share; by default where
+        there is one image. `options` are `generate`'s own, such as `num_beams`.
+        """
+        backbone = self.backbone
+        merge = len(images) == 1 if merge is None else merge
+        with self._asked(images, questions, None, left=True, merge=merge) as (rows, embedded):
+            output = backbone.llm.generate(
+                inputs_embeds=embedded,
+                attention_mask=rows.mask.long(),
+                max_new_tokens=max_new_tokens,
+                pad_token_id=generate.padding(backbone.tokenizer),
+                return_dict_in_generate=True,
+                output_scores=True,
+                **{"do_sample": False} | options,
+            )
+        return self._answers(output)
+
+    def _answers(self, output: Any) -> list[Answer]:
+        llm, tokenizer = self.backbone.llm, self.backbone.tokenizer
+        beams = getattr(output, "beam_indices", None)
+        scores = llm.compute_transition_scores(output.sequences, output.scores, beams, normalize_logits=True)
+        said = output.sequences[:, -scores.shape[1] :]
+        ended = (said == tokenizer.eos_token_id).cumsum(-1) - (said == tokenizer.eos_token_id).long() > 0
+        lengths = (~ended).sum(-1)
+        means = scores.float().masked_fill(ended | ~scores.isfinite(), 0).sum(-1) / lengths
+        texts = tokenizer.batch_decode(said, skip_special_tokens=True)
+        return [Answer(text.strip(), p, n) for text, p, n in zip(texts, means.exp().tolist(), lengths.tolist())]
+
+    def answer(self, image: Any, question: str, **options: Any) -> Answer:
+        """The answer to a question about one image, a PIL image or a path. Options are those of `generate`."""
+        from adapt.data.images import open_image
+
+        was_training = self.training
+        self.eval()
+        try:
+            pixels = self.backbone.transform(train=False)(open_image(image))[None]
+            return self.generate(pixels, [question], **options)[0]
+        finally:
+            self.train(was_training)

@@ -1,0 +1,101 @@
+"""Answering in words: rows of tokens for a language model, the loss on answers only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import repeat
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from adapt.backbones.vision_llm import IMAGE, VisionLLM
+from adapt.errors import AdaptError
+
+_NO_TARGET = -100  # what cross_entropy leaves out
+_VISUAL = -1  # stands for a visual token until its values are put in
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Prompts, with answers in training, as padded rows `(b, l)`."""
+
+    ids: Tensor
+    mask: Tensor  # True where there is a token
+    targets: Tensor  # the token itself where it is of an answer
+
+    @property
+    def visual(self) -> Tensor:
+        """Where the visual tokens go `(b, l)`."""
+        return self.ids == _VISUAL
+
+    @property
+    def positions(self) -> Tensor:
+        """Counted from the first token of each row, whatever side is padded."""
+        return (self.mask.cumsum(-1) - 1).clamp(min=0)
+
+
+def rows(backbone: VisionLLM, questions: Sequence[str], answers: Sequence[str] | None, visual: int, left: bool) -> Rows:
+    """The prompts of `questions` with `visual` tokens at their image's place, and `answers` behind them.
+
+    Padded on the `left` or on the right. Raises AdaptError for a question with several images, an empty answer, or a
+    row that is longer than the language model takes.
+    """
+    tokens = [
+        _row(backbone, question, answer, visual)
+        for question, answer in zip(questions, repeat(None) if answers is None else answers)
+    ]
+    length = max(len(ids) for ids, _ in tokens)
+    if length > backbone.longest:
+        raise AdaptError(
+            f"a question takes {length} tokens, {visual} of them for its image, and the language model at most "
+            f"{backbone.longest}: shorten it, or use a method without visual tokens"
+        )
+    table = torch.full((3, len(tokens), length), 0)
+    table[0], table[2] = padding(backbone.tokenizer), _NO_TARGET
+    for index, (ids, answer) in enumerate(tokens):
+        place = slice(length - len(ids), length) if left else slice(0, len(ids))
+        table[0, index, place] = torch.tensor(ids)
+        table[1, index, place] = 1
+        table[2, index, place] = torch.tensor([_NO_TARGET] * (len(ids) - answer) + ids[len(ids) - answer :])
+    ids, mask, targets = table.to(backbone.device)
+    return Rows(ids, mask.bool(), targets)
+
+
+def _row(backbone: VisionLLM, question: str, answer: str | None, visual: int) -> tuple[list[int], int]:
+    """A row's tokens, and how many of them, at its end, are of the answer."""
+    tokenizer = backbone.tokenizer
+    given = question.count(IMAGE)
+    if given > 1:
+        raise AdaptError(f"{question!r} has {given} places for an image, and a question is about one")
+    prompt = backbone.prompt.replace(IMAGE, "") if given else backbone.prompt
+    before, after = prompt.format(question).split(IMAGE)
+    start = tokenizer(before)["input_ids"] if before.strip() or _starts(tokenizer) else []
+    start = start + [_VISUAL] * visual
+    ids = tokenizer(after, add_special_tokens=False)["input_ids"]
+    if answer is None:
+        return start + ids, 0
+    if not answer.strip():
+        raise AdaptError(f"the answer to {question!r} is empty; expected words")
+    whole = tokenizer(after + " " * (not after[-1:].isspace()) + answer, add_special_tokens=False)["input_ids"]
+    common = next((i for i, (a, b) in enumerate(zip(ids, whole)) if a != b), min(len(ids), len(whole)))
+    return [*start, *whole, tokenizer.eos_token_id], len(whole) - common + 1
+
+
+def _starts(tokenizer: Any) -> bool:
+    """Whether a row starts with a token of its own."""
+    return bool(tokenizer("")["input_ids"])
+
+
+def padding(tokenizer: Any) -> int:
+    """The token that fills rows: any, since it is masked."""
+    return int(tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id)
+
+
+def loss(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean cross-entropy of answer tokens by logits `(b, l, v)`, and which answers `(b,)` are right as a whole."""
+    logits, targets = logits[:, :-1].float(), targets[:, 1:]
+    value = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=_NO_TARGET)
+    return value, ((logits.argmax(-1) == targets) | (targets == _NO_TARGET)).all(-1)
