@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from adapt.adapted import Adapted
     from adapt.backbones.base import Backbone
     from adapt.methods.base import Method
+
+logger = logging.getLogger("adapt")
 
 FORMAT = (1, 0)  # a newer major is refused, a newer minor only adds keys
 _MAX_HEADER = 100_000_000  # safetensors' own limit
@@ -33,6 +36,7 @@ class Header:
     preprocess: dict[str, Any]
     logit_scale: float | None = None  # of a dual encoder
     backbone: str | None = None  # one that the user held has no name
+    quantization: str | None = None  # of the backbone while it was trained
     versions: dict[str, str] = field(default_factory=dict)
     recipe: dict[str, Any] | None = None
     seed: int | None = None
@@ -70,6 +74,7 @@ def _header(model: Adapted[Any]) -> Header:
         config=model.method.config.model_dump(mode="json"),
         class_names=model.class_names,
         backbone=backbone.name,
+        quantization=backbone.quantization,
         fingerprint=asdict(backbone.fingerprint),
         preprocess=backbone.reading(),
         logit_scale=model.method.logit_scale or getattr(backbone, "logit_scale", None),
@@ -84,7 +89,7 @@ def versions() -> dict[str, str]:
 
     import adapt
 
-    libraries = ("torch", "open_clip_torch", "transformers", "peft", "timm", "safetensors")
+    libraries = ("torch", "open_clip_torch", "transformers", "peft", "timm", "safetensors", "bitsandbytes")
     return {"adapt": adapt.__version__, **{name: version(name) for name in libraries}}
 
 
@@ -143,16 +148,21 @@ def _raw_metadata(path: Path) -> dict[str, str]:
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file. Raises AdaptError where it is damaged, or a value is not finite."""
+    """The tensors of an adapter. Raises AdaptError where the file is damaged, or a value is not finite."""
+    tensors = read_safetensors(path)
+    _check_finite(tensors, str(path))
+    return tensors
+
+
+def read_safetensors(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file. Raises AdaptError where it is damaged."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
-        tensors = load_file(path)
+        return dict(load_file(path))
     except (SafetensorError, OSError) as error:
         raise AdaptError(f"{path} is truncated or damaged ({error}); fetch or train the adapter again") from error
-    _check_finite(tensors, str(path))
-    return tensors
 
 
 def _check_finite(tensors: dict[str, Tensor], source: str) -> None:
@@ -173,7 +183,8 @@ def load(
 ) -> Any:
     """The adapted model that was saved at `path`, in evaluation mode.
 
-    The backbone is built by its recorded name unless given; `class_names` classifies among other classes.
+    The backbone is built by its recorded name unless given; `class_names` classifies among other classes. A compact
+    folder (see `adapt.compact`) brings its own backbone.
     Raises AdaptError where file and backbone do not fit each other, and as `read_header` and `read_tensors` do.
     """
     import torch
@@ -182,13 +193,26 @@ def load(
     from adapt.backbones.load import load_backbone
     from adapt.model import wrap
 
+    if Path(path).is_dir():
+        from adapt import compact
+
+        if backbone is not None:
+            raise AdaptError(
+                f"{path} is a folder, and an adapter in a folder has its backbone there: leave backbone out"
+            )
+        return compact.load(Path(path), class_names, fast=fast, device=device)
     header = read_header(path)
     tensors = read_tensors(path)
     method = methods.find(header.method)(**header.config)
     if backbone is None:
         if header.backbone is None:
             raise AdaptError(f"{path} was trained on a backbone without a name: give it as load(path, backbone=...)")
-        backbone = load_backbone(header.backbone, device)
+        backbone = load_backbone(header.backbone, device, header.quantization)
+    if backbone.quantization != header.quantization:
+        trained, given = (each or "no quantisation" for each in (header.quantization, backbone.quantization))
+        logger.warning(
+            "%s was trained on a backbone of %s, this one has %s: results differ a little", path, trained, given
+        )
     check_backbone(header, backbone, path)
     with torch.random.fork_rng(devices=[]):  # building draws initial values that the file replaces
         model = wrap(backbone, method, header.class_names, fast=fast)

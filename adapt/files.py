@@ -48,6 +48,26 @@ def _umask() -> int:
     return mask
 
 
+@contextmanager
+def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yields a temporary folder beside `path`; it becomes `path`, whole, when the body has succeeded.
+
+    Raises AdaptError where `path` exists, or the disk does not take it: nothing new is left then.
+    """
+    path = Path(path)
+    if path.exists():
+        raise AdaptError(f"{path} exists already; name a new folder")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as temporary:
+            whole = Path(temporary) / path.name
+            whole.mkdir()
+            yield whole
+            whole.rename(path)
+    except OSError as error:
+        raise AdaptError(f"cannot write {path}: {error.strerror or error}; choose another place") from error
+
+
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Replaces `path` by `text`."""
     with replacing(path) as temporary:

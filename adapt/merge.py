@@ -5,12 +5,12 @@ from __future__ import annotations
 import copy
 import math
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
 from torch import nn
 
 from adapt.errors import AdaptError
+from adapt.files import new_folder
 from adapt.methods.lora import LoRA
 from adapt.model import AdaptedModel
 
@@ -37,17 +37,6 @@ def merged_model(model: AdaptedModel) -> nn.Module:
 
 def merge(model: AdaptedModel, folder: str | Path) -> Path:
     """Writes the merged checkpoint to `folder`, which must not exist; it loads as `adapt.load_backbone(folder)`."""
-    folder = Path(folder)
-    if folder.exists():
-        raise AdaptError(f"{folder} exists already; name a new folder for the merged checkpoint")
-    merged = merged_model(model)
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
-            whole = Path(temporary) / folder.name
-            whole.mkdir()
-            model.backbone.export(whole, merged)
-            whole.rename(folder)
-    except OSError as error:
-        raise AdaptError(f"cannot write {folder}: {error.strerror or error}; choose another place") from error
-    return folder
+    with new_folder(folder) as whole:
+        model.backbone.export(whole, merged_model(model))
+    return Path(folder)

@@ -48,10 +48,7 @@ def wrap(
         raise AdaptError(
             f"this {method.name} already belongs to a model: make a new one, or use model.with_classes(...)"
         )
-    if backbone.family not in method.serves:
-        raise AdaptError(
-            f"{method.name} adapts a {' or a '.join(method.serves)}, and {backbone.describe()} is a {backbone.family}"
-        )
+    method.check_family(backbone)
     speaks = backbone.family == "vision LLM"
     names = () if speaks else check_class_names(class_names)
     with frozen(backbone.model):  # a forward in training mode would move batch statistics

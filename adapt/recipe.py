@@ -66,6 +66,8 @@ class Recipe(BaseModel):
     """Left out for methods that nothing trains by steps."""
     seed: int = Field(default=1, ge=0)
     device: str = "cpu"
+    quantize: Literal["nf4", "int8"] | None = None
+    """Keep the linears of the backbone's blocks in 4 or 8 bits."""
     fast: bool | None = None
     """The fast exact text path: null where it applies, true or refuse, false never."""
     cache: bool = True

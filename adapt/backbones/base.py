@@ -25,6 +25,7 @@ class Backbone:
     """
 
     family: ClassVar[str]  # what methods say they serve
+    quantization: str | None = None  # of the linears in its blocks: nf4 or int8
 
     def __init__(
         self,

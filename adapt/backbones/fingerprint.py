@@ -7,7 +7,7 @@ import zlib
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 SAMPLES = 64
 TOLERANCE = 0.01  # relative; bf16 rounds by 0.4 %
@@ -41,12 +41,15 @@ def content(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
+def sampled(name: str, parameter: Tensor) -> Tensor:
+    """The entry of a parameter that stands for it, a place that its name chooses."""
+    return parameter.detach().flatten()[zlib.crc32(name.encode()) % parameter.numel()].float().cpu()
+
+
 def of_model(model: nn.Module) -> Fingerprint:
-    """The fingerprint of `model`'s parameters: places are chosen by each parameter's name, so order does not matter."""
+    """The fingerprint of `model`'s parameters, in whatever order."""
     parameters = dict(sorted(model.named_parameters()))
     described = ";".join(f"{name}:{tuple(value.shape)}" for name, value in parameters.items())
     chosen = sorted(parameters, key=lambda name: zlib.crc32(name.encode()))[:SAMPLES]
-    with torch.no_grad():
-        values = [parameters[name].flatten()[zlib.crc32(name.encode()) % parameters[name].numel()] for name in chosen]
-        sampled = torch.stack([value.float().cpu() for value in values]).tolist()
-    return Fingerprint(hashlib.sha256(described.encode()).hexdigest(), tuple(sampled))
+    values = tuple(float(sampled(name, parameters[name])) for name in chosen)
+    return Fingerprint(hashlib.sha256(described.encode()).hexdigest(), values)

@@ -61,7 +61,8 @@ def vision_tower(model: Any, config: Any) -> Tower:
 def export_folder(folder: Path, model: Any, processor: Any) -> None:
     """Writes a model and its processor in transformers' format."""
     model.save_pretrained(folder)
-    processor.save_pretrained(folder)
+    processor.image_processor.save_pretrained(folder)
+    processor.tokenizer.save_pretrained(folder)
 
 
 def _pooled(output: Any) -> Tensor:

@@ -14,31 +14,61 @@ from adapt.errors import AdaptError, nearest
 
 SPECS = {
     "mini-clip": "the bundled 64-pixel CLIP of emoji (offline)",
+    "mini-vilt": "the bundled ViLT that answers questions about emoji (offline)",
+    "mini-clip+mini-lm": "the bundled CLIP's eyes for the bundled language model (offline)",
     "open_clip:ARCH/PRETRAINED": "any open_clip model and weights, e.g. open_clip:ViT-B-16/openai",
     "open_clip:ARCH": "an open_clip architecture with random weights",
-    "hf:NAME_OR_PATH": "a transformers CLIP or SigLIP model, e.g. hf:openai/clip-vit-base-patch16",
+    "hf:NAME_OR_PATH": "a transformers CLIP, SigLIP, ViLT, BridgeTower or LLaVA, e.g. hf:openai/clip-vit-base-patch16",
     "FOLDER": "a folder in open_clip's or transformers' format",
+    "VISION+LLM": "a CLIP from above, and a decoder of transformers, e.g. mini-clip+hf:Qwen/Qwen2.5-0.5B",
 }
+COMPACT = "compact.json"  # in folders that lack blocks, see adapt/compact.py
+BUNDLED = ("mini-clip", "mini-lm", "mini-vilt")
 
 
 def bundled(name: str = "mini-clip") -> Path:
     """The folder of a bundled checkpoint: inside the installed package, or beside it in a source checkout."""
     package = Path(__file__).resolve().parents[1]
     for folder in (package / "_checkpoints" / name, package.parent / "checkpoints" / name):
-        if (folder / "open_clip_config.json").is_file():
+        if (folder / "tokenizer.json").is_file():
             return folder
     raise AdaptError(f"the bundled backbone {name!r} is missing from this installation; reinstall adapt")
 
 
-def load_backbone(spec: str, device: str = "cpu") -> Backbone:
+def load_backbone(spec: str, device: str = "cpu", quantize: str | None = None) -> Any:
     """Builds the backbone that `spec` names; see `adapt backbones` for the forms.
 
-    Raises AdaptError for an unknown form, architecture, weight tag, folder or device.
+    `quantize` keeps the linears of its blocks as nf4 or int8. Raises AdaptError for an unknown form, architecture,
+    weight tag, folder, device or quantisation.
     """
+    from adapt.backbones import quantize as quantized
+
     _check_device(device)
+    if quantize is not None:
+        quantized.check_kind(quantize)
+    vision, _, llm = spec.partition("+")
+    if llm and vision:
+        from adapt.backbones.language import with_language_model
+
+        backbone: Backbone = with_language_model(_of_one_model(vision), llm, name=spec)
+    else:
+        backbone = _of_one_model(spec)
+    if quantize is not None:
+        quantized.quantize(backbone, quantize)
+    return backbone.to(device)
+
+
+def _of_one_model(spec: str) -> Backbone:
+    folder = Path(spec.removeprefix("hf:"))
+    if (folder / COMPACT).is_file():
+        raise AdaptError(
+            f"{folder} is no backbone by itself: the blocks that its adapter skips were cut out. Load both by "
+            "adapt.load(FOLDER), or give the whole backbone"
+        )
     kind, _, rest = spec.partition(":")
-    if spec == "mini-clip":
-        backbone = _open_clip_folder(bundled(), name=spec)
+    backbone: Backbone
+    if spec in BUNDLED:
+        backbone = _folder(bundled(spec), name=spec)
     elif kind == "open_clip" and rest:
         backbone = _open_clip(rest, name=spec)
     elif kind == "hf" and rest:
@@ -49,7 +79,7 @@ def load_backbone(spec: str, device: str = "cpu") -> Backbone:
         raise AdaptError(
             f"unknown backbone {spec!r}: neither a folder nor one of the known forms; {nearest(spec, SPECS)}"
         )
-    return backbone.to(device)
+    return backbone
 
 
 def _check_device(device: str) -> None:
@@ -62,15 +92,23 @@ def _check_device(device: str) -> None:
         raise AdaptError(f"device {device!r} cannot be used here: {reason}. Take cpu, or cuda if it is there") from None
 
 
-def _folder(path: Path, name: str) -> Backbone:
+def hollow(path: Path, name: str | None) -> Backbone:
+    """The backbone that a folder's configuration describes, all its tensors on the meta device: none has memory."""
+    import torch
+
+    with torch.device("meta"):
+        return _folder(path, name, tensors=False)
+
+
+def _folder(path: Path, name: str | None, tensors: bool = True) -> Backbone:
     if (path / "open_clip_config.json").is_file():
-        return _open_clip_folder(path, name)
+        return _open_clip_folder(path, name, tensors)
     if (path / "config.json").is_file():
-        return _transformers(str(path), name)
+        return _transformers(str(path), name, tensors)
     raise AdaptError(f"{path} is no model folder: it holds neither open_clip_config.json nor config.json")
 
 
-def _open_clip_folder(path: Path, name: str) -> Backbone:
+def _open_clip_folder(path: Path, name: str | None, tensors: bool) -> Backbone:
     import open_clip
     from safetensors import SafetensorError
 
@@ -80,9 +118,11 @@ def _open_clip_folder(path: Path, name: str) -> Backbone:
         config = json.loads((path / "open_clip_config.json").read_text(encoding="utf-8"))["model_cfg"]
     except (json.JSONDecodeError, KeyError) as error:
         raise AdaptError(f"{path / 'open_clip_config.json'} is damaged ({error}); fetch the folder again") from error
+    how: dict[str, Any] = {"load_weights": tensors, "require_pretrained": tensors}
+    how |= {"pretrained_text": False, "device": "cpu" if tensors else "meta"}
     try:
         with _without_notes():
-            model, preprocess = open_clip.create_model_from_pretrained(f"local-dir:{path}")
+            model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{path}", **how)
     except (SafetensorError, RuntimeError, OSError, TypeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise AdaptError(f"{path} cannot be loaded with open_clip: {reason}; fetch the folder again") from error
@@ -126,22 +166,25 @@ def _closest(word: str, choices: list[str]) -> str:
     return f"did you mean {', '.join(close)}? " * bool(close) + "open_clip.list_models() lists them"
 
 
-def _transformers(source: str, name: str) -> Backbone:
-    from safetensors import SafetensorError
-    from transformers import AutoConfig, AutoProcessor, CLIPModel, SiglipModel
+def _transformers(source: str, name: str | None, tensors: bool = True) -> Backbone:
+    from adapt.backbones import transformers_models
 
-    classes: dict[str, Any] = {"clip": CLIPModel, "siglip": SiglipModel}
+    with fetching(source):
+        model, processor = transformers_models.fetch(source, tensors)
+    return transformers_models.build(model.eval(), processor, name)
+
+
+@contextmanager
+def fetching(source: str) -> Iterator[None]:
+    """AdaptError where transformers cannot load `source` inside."""
+    from safetensors import SafetensorError
+
     try:
-        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-        if config.model_type not in classes:
-            raise AdaptError(f"{source} is a {config.model_type} model; {nearest(config.model_type, classes)}")
-        model = classes[config.model_type].from_pretrained(source, use_safetensors=True)
-        processor = AutoProcessor.from_pretrained(source, trust_remote_code=False)
+        yield
     except (SafetensorError, RuntimeError, OSError, ValueError) as error:
         raise AdaptError(
             f"cannot load {source!r} with transformers: {_reason(error)}. Connect this machine, or give a local folder"
         ) from error
-    return Backbone.from_transformers(model.eval(), processor, name)
 
 
 @contextmanager

@@ -8,8 +8,10 @@ from itertools import accumulate
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+TowerName = Literal["text", "vision", "fusion", "text_fusion", "vision_fusion", "decoder"]
 Pooling = Literal["end", "last", "class", "mean", "map", "none"]
 
 
@@ -26,10 +28,29 @@ class Projection:
     weight_name: str = "weight"
     bias_name: str = "bias"
 
+    def __call__(self, x: Tensor) -> Tensor:
+        """`(..., in) -> (..., out)` by the frozen weight, whatever stands in the module's place for a call."""
+        if not self.quantized:
+            return F.linear(x, self.weight, self.bias)
+        output: Tensor = type(self.module).forward(self.module, x)
+        return output if self.rows is None else output[..., self.rows]
+
     @property
     def weight(self) -> Tensor:
-        """The frozen weight `(out, in)`, a view but for an index; detached: no gradient ever reaches the backbone."""
-        return self._rows_of(getattr(self.module, self.weight_name))
+        """The frozen weight `(out, in)`: detached, so no gradient ever reaches the backbone.
+
+        A view, but a copy of rows that are interleaved, and of a quantised weight, in full precision.
+        """
+        return self._rows_of(full_weight(self.module) if self.quantized else getattr(self.module, self.weight_name))
+
+    @property
+    def is_view(self) -> bool:
+        """Whether `weight` shares memory with the module's."""
+        return not self.quantized and not isinstance(self.rows, Tensor)
+
+    @property
+    def quantized(self) -> bool:
+        return hasattr(self.module, "int8_original_dtype")
 
     @property
     def bias(self) -> Tensor | None:
@@ -120,6 +141,18 @@ class Tower:
     def projections(self) -> tuple[str, ...]:
         """The letters that every block of this tower has."""
         return tuple(self.blocks[0].projections)
+
+
+def full_weight(module: Any) -> Tensor:
+    """The weight `(out, in)` that a linear of bitsandbytes stands for, in full precision."""
+    import bitsandbytes as bnb
+
+    weight = module.weight
+    if isinstance(weight, bnb.nn.Params4bit):
+        full: Tensor = bnb.functional.dequantize_4bit(weight.data, weight.quant_state)
+        return full
+    scale = module.state.SCB if weight.SCB is None else weight.SCB
+    return bnb.functional.int8_vectorwise_dequant(weight.data, scale).to(module.int8_original_dtype)
 
 
 def fused_qkv(

@@ -1,30 +1,59 @@
-"""Which kind of backbone a transformers model is."""
+"""Which kind of backbone a transformers model is, and how it is fetched."""
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 from adapt.backbones.base import Backbone
-from adapt.errors import AdaptError
+from adapt.errors import AdaptError, nearest
 
-KINDS = ("clip", "siglip", "vilt", "bridgetower", "llava")  # by config.model_type
+# config.model_type -> the classes that hold its weights, the first of them that a checkpoint names, or the last
+_CLASSES = {
+    "clip": ("CLIPModel",),
+    "siglip": ("SiglipModel",),
+    "vilt": ("ViltForQuestionAnswering", "ViltModel"),
+    "bridgetower": ("BridgeTowerModel",),
+    "llava": ("LlavaForConditionalGeneration",),
+}
+
+
+def fetch(source: str, tensors: bool = True) -> tuple[Any, Any]:
+    """The model and the processor at a name or in a folder; safetensors only, never with remote code.
+
+    Without `tensors`, the model is made from its configuration alone. Raises AdaptError for a model of another kind,
+    and what transformers raises.
+    """
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
+    if config.model_type not in _CLASSES:
+        raise AdaptError(f"{source} is a {config.model_type} model; {nearest(config.model_type, _CLASSES)}")
+    known = _CLASSES[config.model_type]
+    name = next((name for name in known if name in (config.architectures or ())), known[-1])
+    kind = getattr(transformers, name)
+    model = kind.from_pretrained(source, use_safetensors=True) if tensors else kind(config)
+    readers = (transformers.AutoImageProcessor, transformers.AutoTokenizer)
+    image_processor, tokenizer = (each.from_pretrained(source, trust_remote_code=False) for each in readers)
+    return model, SimpleNamespace(image_processor=image_processor, tokenizer=tokenizer)
 
 
 def build(model: Any, processor: Any, name: str | None = None) -> Backbone:
     """The backbone of a transformers model and its processor. Raises AdaptError for one of another kind."""
     from adapt.backbones import fusion, hf, llava
 
-    kind = getattr(getattr(model, "config", None), "model_type", None)
-    builders = {
+    builders: dict[str, Any] = {
         "clip": hf.build,
         "siglip": hf.build,
         "vilt": fusion.build_vilt,
         "bridgetower": fusion.build_bridgetower,
         "llava": llava.build,
     }
+    kind = getattr(getattr(model, "config", None), "model_type", None)
     if kind not in builders:
         raise AdaptError(
             f"from_transformers got a {type(model).__name__}; expected CLIPModel, SiglipModel, a ViLT, BridgeTower or "
             "LLaVA model (for open_clip models use Backbone.from_open_clip)"
         )
-    return builders[kind](model, processor, name)
+    backbone: Backbone = builders[kind](model, processor, name)
+    return backbone

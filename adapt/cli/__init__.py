@@ -27,6 +27,7 @@ _COMMANDS = {
     "predict": ("predict", "Classify images or folders of images."),
     "inspect": ("files", "Show what an adapter holds, and the words nearest to its learned tokens."),
     "merge": ("files", "Fold a LoRA adapter into a standalone checkpoint."),
+    "export": ("files", "Write an adapter with its backbone, without the blocks that it skips."),
     "convert": ("files", "Import a published checkpoint, or export LoRA to peft's layout."),
     "data": ("data", "List, check and look at data sets."),
     "cache": ("cache", "Show or clear the image features kept on disk."),

@@ -1,4 +1,4 @@
-"""`adapt inspect`, `adapt merge` and `adapt convert`"""
+"""`adapt inspect`, `adapt merge`, `adapt export` and `adapt convert`"""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import click
 from adapt.errors import AdaptError
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from adapt.adapter import Header
     from adapt.model import AdaptedModel
@@ -118,6 +118,41 @@ def merge(adapter: Path, folder: Path, backbone: str | None) -> None:
 
 
 @click.command()
+@click.argument("adapter", type=click.Path(path_type=Path))
+@click.option("--compact", is_flag=True, help="With its backbone, out of which the blocks that it skips are cut.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The new folder.")
+@click.option("--backbone", help="The backbone, where the adapter does not name it.")
+def export(adapter: Path, compact: bool, out: Path, backbone: str | None) -> None:
+    """Write ADAPTER with all that it needs to a new folder, which stands for an adapter in every command.
+
+    Predictions are the same; a DAS adapter's folder is smaller than its backbone, on disk and in memory.
+
+    \b
+    Examples:
+      adapt export runs/das-emoji/adapter.safetensors --compact --out light
+      adapt predict light photo.png
+    """
+    if not compact:
+        raise AdaptError("give --compact, the one form of export; LoRA adapters: adapt merge, adapt convert --to peft")
+    from adapt.cli.quiet import quiet_libraries
+
+    with quiet_libraries():
+        from adapt.backbones.absent import block_paths
+        from adapt.compact import export as write
+
+        model = _load(adapter, backbone)
+        write(model, out)
+    whole, paths = model.backbone.model, block_paths(model.backbone, model.method.skipped).values()
+    count, cut = _parameters(whole), sum(_parameters(whole.get_submodule(path)) for path in paths)
+    size = sum(path.stat().st_size for path in out.iterdir()) / 2**20
+    click.echo(f"written to {out}: {size:.1f} MB, {count - cut:,} of the backbone's {count:,} parameters")
+
+
+def _parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+@click.command()
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("target", type=click.Path(path_type=Path))
 @click.option("--to", "target_form", type=click.Choice(["adapter", "peft"]), default="adapter", show_default=True)
@@ -192,4 +227,4 @@ def _imported(
     return convert.import_published(source, method or "coop", load_backbone(backbone), names, given)
 
 
-COMMANDS = {"inspect": inspect, "merge": merge, "convert": convert}
+COMMANDS = {"inspect": inspect, "merge": merge, "export": export, "convert": convert}

@@ -18,19 +18,33 @@ import click
     metavar="KEY=VALUE",
     help="Change a key, such as data.shots=4. May be repeated.",
 )
+@click.option(
+    "--keep-flops",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    help="For das: skip as many blocks as leave this share of operations. Short for --set method.keep_flops=SHARE.",
+)
 @click.option("--out", type=click.Path(path_type=Path), help="The run's directory; must not hold a run yet.")
 @click.option(
     "--resume", is_flag=True, help="Go on with the interrupted run in --out, exactly as if it had not stopped."
 )
 @click.option("--plot", is_flag=True, help="Also draw the curves to OUT/curves.png, and a search to OUT/search.png.")
 @click.option("--quiet", is_flag=True, help="No progress.")
-def train(recipe: str, overrides: tuple[str, ...], out: Path | None, resume: bool, plot: bool, quiet: bool) -> None:
+def train(
+    recipe: str,
+    overrides: tuple[str, ...],
+    keep_flops: float | None,
+    out: Path | None,
+    resume: bool,
+    plot: bool,
+    quiet: bool,
+) -> None:
     """Train an adapter from RECIPE: a YAML file, or the name of a shipped one (`adapt recipes`).
 
     \b
     Examples:
       adapt train quickstart --out runs/first
       adapt train coop/folder --set data.source=photos --set data.shots=8 --out runs/mine
+      adapt train das/emoji --keep-flops 0.85 --out runs/light
       adapt train lora/eurosat --set data.root=data --out runs/eurosat
 
     \b
@@ -42,6 +56,8 @@ def train(recipe: str, overrides: tuple[str, ...], out: Path | None, resume: boo
     from adapt.errors import AdaptError
     from adapt.recipe import find_recipe, read_recipe
 
+    if keep_flops is not None:
+        overrides += (f"method.keep_flops={keep_flops}",)
     if (resume or plot) and out is None:
         raise AdaptError("--resume and --plot need the run's directory: give --out")
     if plot:

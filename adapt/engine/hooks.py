@@ -13,12 +13,11 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from adapt.backbones.split import attend
-from adapt.backbones.tower import Block, Projection, Tower
+from adapt.backbones.tower import Block, Tower
 from adapt.edits import Edit
 from adapt.engine import low_rank, tokens
 from adapt.engine.attention import weighted_attention
@@ -173,10 +172,10 @@ def _forwards(
     `modules` stand for its projections, `weights` makes attention weights of scaled scores.
     """
     linears: dict[str, Linear] = {
-        letter: modules.get(letter, frozen_linear(projection)) for letter, projection in block.projections.items()
+        letter: modules.get(letter, projection) for letter, projection in block.projections.items()
     }
     attn: Any = block.attn
-    fused_attention = isinstance(attn, nn.MultiheadAttention)
+    fused_attention = isinstance(attn, nn.MultiheadAttention)  # a quantised one is split
     whole_attention = weights is not None or (fused_attention and modules.keys() & {"q", "k", "v", "out"})
     if weights is not None:
         yield attn, partial(_weighted, block, linears, heads, weights)
@@ -186,18 +185,19 @@ def _forwards(
     for owner in {block.projections[letter].module for letter in modules}:
         shared = [letter for letter, projection in block.projections.items() if projection.module is owner]
         if not (whole_attention and set(shared) <= {"q", "k", "v", "out"}):
-            yield owner, partial(_side_by_side, [linears[letter] for letter in shared])
+            rows = [block.projections[letter].rows for letter in shared]
+            yield owner, partial(_side_by_side, [linears[letter] for letter in shared], rows)
 
 
-def frozen_linear(projection: Projection) -> Linear:
-    """The frozen projection as a function `(..., in) -> (..., out)`."""
-    return partial(F.linear, weight=projection.weight, bias=projection.bias)
-
-
-def _side_by_side(linears: Sequence[Linear], x: Tensor) -> Tensor:
-    """`(..., in) -> (..., sum of out)`: what a fused linear computes, from its parts in the order of their rows."""
+def _side_by_side(linears: Sequence[Linear], rows: Sequence[Any], x: Tensor) -> Tensor:
+    """`(..., in) -> (..., sum of out)`: what a fused linear computes, from its parts, each of its own rows."""
     outputs = [linear(x) for linear in linears]
-    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
+    if len(outputs) == 1:
+        return outputs[0]
+    joined = torch.cat(outputs, dim=-1)
+    if isinstance(rows[0], slice):
+        return joined
+    return joined[..., torch.cat(list(rows)).argsort().to(joined.device)]
 
 
 def _split_attention(

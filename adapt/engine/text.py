@@ -15,12 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from adapt.backbones.absent import Absent
 from adapt.backbones.base import DualEncoder
 from adapt.backbones.tokenizer import pad_rows
 from adapt.backbones.tower import Block, TextParts, Tower
-from adapt.edits import Edit, Tokens
+from adapt.edits import Bypass, Edit, Tokens
 from adapt.engine.attention import prefix_suffix_attention
-from adapt.engine.hooks import Linear, edited, frozen, frozen_linear
+from adapt.engine.hooks import Linear, edited, frozen
 from adapt.engine.memory import free_bytes
 from adapt.engine.packing import Packing, pack
 from adapt.engine.parts import classes_within, in_parts
@@ -44,8 +45,9 @@ def agrees(backbone: DualEncoder, prompts: Sequence[Prompt]) -> bool:
     """Whether both paths give the same features for the shortest and the longest prompt."""
     pair = sorted(prompts, key=lambda prompt: len(prompt.ids))
     pair = [pair[0], pair[-1]] if len(pair) > 1 else pair
-    budget = free_bytes(backbone.device)
-    plain, fast = (F.normalize(path(backbone, pair)([], budget).float(), dim=-1) for path in (PlainText, FastText))
+    budget, blocks = free_bytes(backbone.device), backbone.tower("text").blocks
+    absent = [Bypass(i, nn.Identity()) for i, block in enumerate(blocks) if isinstance(block.module, Absent)]
+    plain, fast = (F.normalize(path(backbone, pair)(absent, budget).float(), dim=-1) for path in (PlainText, FastText))
     exact = backbone.model.logit_scale.dtype == torch.float32 and not torch.is_autocast_enabled(backbone.device.type)
     return bool((plain - fast).abs().max() < (1e-4 if exact else 2e-2))
 
@@ -186,10 +188,7 @@ def _placed(x: Tensor, values: Tensor, packing: Packing) -> Tensor:
 
 def _block(block: Block, index: int, asked: Plan, packing: Packing, heads: int, last: bool, x: Tensor) -> Tensor:
     """One block over `(..., rows, d)`; the last one returns end-of-text rows `(..., n, d)` only."""
-    linears: dict[str, Linear | nn.Module] = {
-        letter: frozen_linear(projection) for letter, projection in block.projections.items()
-    }
-    linears |= asked.replaced.get(index, {})
+    linears: dict[str, Linear] = {**block.projections, **asked.replaced.get(index, {})}
     beside = asked.parallel.get(index, {})
     normed = block.norm1(x)
     queries = normed

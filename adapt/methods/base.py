@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -90,13 +90,23 @@ class Method(nn.Module):
         return False
 
     @property
-    def searches(self) -> bool:
-        """Whether training starts with a search of the architecture (see `adapt/training/search.py`)."""
-        return False
+    def searcher(self) -> Method | None:
+        """The method whose architecture a search chooses before training (see `adapt/training/search.py`), if any."""
+        return None
+
+    @property
+    def skipped(self) -> frozenset[str]:
+        """The blocks that are never executed, such as vision.3."""
+        return frozenset()
 
     @property
     def per_image(self) -> bool:
         """Whether the features of the classes depend on the image that is classified."""
+        return False
+
+    @property
+    def owns_prompts(self) -> bool:
+        """Whether learned tokens have places in its prompts, so that a template would not do."""
         return False
 
     @property
@@ -117,8 +127,18 @@ class Method(nn.Module):
         """
         raise AdaptError(f"there are no published {cls.name} checkpoints that adapt knows how to read")
 
+    def check_family(self, backbone: Backbone) -> None:
+        """AdaptError unless it adapts backbones of this family."""
+        if backbone.family not in self.serves:
+            raise AdaptError(
+                f"{self.name} adapts a {' or a '.join(self.serves)}, and {backbone.describe()} is a {backbone.family}"
+            )
+
     def build(self, backbone: Backbone, class_names: Sequence[str]) -> None:
         """Allocates the parameters; sizes come from the backbone's towers. Called once, by `wrap`."""
+
+    def spare(self, blocks: Collection[str]) -> None:
+        """Drops what it keeps inside these blocks, such as vision.3, which another method skips for good."""
 
     def prompts(self, tokenizer: TextTokenizer, class_name: str) -> list[Prompt]:
         """The prompts of a class; the features of several are averaged. None for a method whose task is a head."""

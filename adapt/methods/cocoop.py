@@ -51,6 +51,10 @@ class CoCoOp(Method):
         return True
 
     @property
+    def owns_prompts(self) -> bool:
+        return True
+
+    @property
     def learned_tokens(self) -> dict[str, Tensor]:
         return {"ctx": self.ctx}
 

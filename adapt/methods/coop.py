@@ -61,6 +61,10 @@ class CoOp(Method):
         return bool(self.config.class_specific)
 
     @property
+    def owns_prompts(self) -> bool:
+        return True
+
+    @property
     def learned_tokens(self) -> dict[str, Tensor]:
         return {"ctx": self.ctx}
 

@@ -31,12 +31,15 @@ from adapt.methods.base import Context, Method, MethodConfig
 from adapt.methods.zero_shot import check_template
 from adapt.prompts import Prompt, from_template
 
+DEFAULT_SKIP = 2
 SITES: tuple[Literal["attn", "mlp"], ...] = ("attn", "mlp")
 
 
 class DASConfig(MethodConfig):
-    skip: int = Field(default=2, ge=0)
-    """How many blocks to skip; a search chooses which."""
+    skip: int | None = Field(default=None, ge=0)
+    """How many blocks to skip; a search chooses which. 2, unless keep_flops or skipped say otherwise."""
+    keep_flops: float | None = Field(default=None, gt=0, lt=1)
+    """In place of skip: the share of the towers' operations that may remain of those of all blocks with adapters."""
     skipped: tuple[str, ...] | None = None
     """The skipped blocks themselves, such as vision.3, in place of a search; a trained adapter has them."""
     towers: tuple[Literal["text", "vision"], ...] = ("vision",)
@@ -61,11 +64,25 @@ class DASConfig(MethodConfig):
 
     @model_validator(mode="after")
     def _consistent(self) -> DASConfig:
-        if self.skipped is not None and (len(self.skipped) != self.skip or len(set(self.skipped)) != self.skip):
-            raise ValueError(f"skipped names {len(set(self.skipped))} blocks and skip is {self.skip}")
-        if self.skipped is None and self.skip and self.warmup_epochs >= self.search_epochs:
+        if self.keep_flops is not None and (self.skip is not None or self.skipped is not None):
+            raise ValueError("keep_flops chooses how many blocks are skipped: leave it out, or skip and skipped")
+        if self.skipped is not None and not len(set(self.skipped)) == len(self.skipped) == self.count:
+            raise ValueError(f"skipped names {len(set(self.skipped))} blocks and skip is {self.count}")
+        if self.searches and self.warmup_epochs >= self.search_epochs:
             raise ValueError("warmup_epochs leave no epoch of the search to change the gates in")
         return self
+
+    @property
+    def count(self) -> int | None:
+        """How many blocks are skipped; None where a share of the operations decides."""
+        if self.keep_flops is not None or self.skip is not None:
+            return self.skip
+        return DEFAULT_SKIP if self.skipped is None else len(self.skipped)
+
+    @property
+    def searches(self) -> bool:
+        """Whether it is left to a search which blocks are skipped."""
+        return self.skipped is None and self.count != 0
 
 
 class Adapter(nn.Module):
@@ -101,8 +118,12 @@ class DAS(Method):
         return frozenset(self.config.towers)
 
     @property
-    def searches(self) -> bool:
-        return self.config.skipped is None and self.config.skip > 0
+    def searcher(self) -> DAS | None:
+        return self if self.config.searches else None
+
+    @property
+    def skipped(self) -> frozenset[str]:
+        return frozenset(self.config.skipped or ())
 
     @property
     def blocks(self) -> tuple[str, ...]:
@@ -112,14 +133,14 @@ class DAS(Method):
     def build(self, backbone: Backbone, class_names: Sequence[str]) -> None:
         towers = [backbone.tower(name) for name in self.config.towers]
         self._widths = {f"{tower.name}.{i}": tower.width for tower in towers for i in range(len(tower.blocks))}
-        if self.config.skip >= len(self._widths):
-            raise AdaptError(f"das: skip is {self.config.skip}, and there are {len(self._widths)} blocks: keep some")
+        if (self.config.count or 0) >= len(self._widths):
+            raise AdaptError(f"das: skip is {self.config.count}, and there are {len(self._widths)} blocks: keep some")
         for name in self.config.skipped or ():
             if name not in self._widths:
                 raise AdaptError(f"das: skipped names {name!r}; expected some of {', '.join(self._widths)}")
         self._device = backbone.device
         self.selected: frozenset[str] = frozenset()
-        if self.searches:
+        if self.searcher is not None:
             self._allocate(dict.fromkeys(self.blocks, (*SITES, "bypass")))
         else:
             self.settle(self.config.skipped or ())
@@ -130,7 +151,9 @@ class DAS(Method):
 
     def settle(self, names: Sequence[str]) -> None:
         """Skips these blocks for good, with new adapters for all; the search's own are dropped."""
-        self.config = self.config.model_copy(update={"skipped": tuple(sorted(names, key=self.blocks.index))})
+        skipped = tuple(sorted(names, key=self.blocks.index))
+        chosen = {"skipped": skipped, "skip": len(skipped), "keep_flops": None}
+        self.config = self.config.model_copy(update=chosen)
         self._allocate({name: ("bypass",) if name in names else SITES for name in self.blocks})
         self.select(names)
 

@@ -67,6 +67,10 @@ class IVLP(Method):
         return frozenset(tower for tower, count in counts.items() if count)
 
     @property
+    def owns_prompts(self) -> bool:
+        return "text" in self.touches
+
+    @property
     def learned_tokens(self) -> dict[str, Tensor]:
         return {"text.0": self.text[0]} if "text" in self.touches else {}
 

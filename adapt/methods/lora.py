@@ -16,7 +16,7 @@ peft works on stand-ins: linears that hold views of the frozen weights. The back
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, Literal, cast
 
 import torch
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from adapt.backbones.base import Backbone
 from adapt.backbones.split import linear_over
 from adapt.backbones.tokenizer import TextTokenizer
-from adapt.backbones.tower import Projection, Tower
+from adapt.backbones.tower import Projection, Tower, TowerName
 from adapt.edits import Edit, Replace
 from adapt.errors import AdaptError, nearest
 from adapt.methods.base import Context, Method, MethodConfig
@@ -55,9 +55,9 @@ class LoRAConfig(MethodConfig):
     """The update is scaled by alpha / sqrt(rank), as published."""
     dropout: float = Field(default=0.25, ge=0, lt=1)
     """On the input of the low-rank path, while training."""
-    projections: tuple[Literal["q", "k", "v", "out", "fc1", "fc2"], ...] = ("q", "k", "v")
+    projections: tuple[Literal["q", "k", "v", "out", "fc1", "fc2", "gate", "up", "down"], ...] = ("q", "k", "v")
     """Names, or a string of the letters q k v o."""
-    towers: tuple[Literal["text", "vision"], ...] = ("text", "vision")
+    towers: tuple[TowerName, ...] = ("text", "vision")
     blocks: tuple[int, int] | None = None
     """First block and the one after the last; all where left out."""
     template: str = "a photo of a {}."
@@ -109,6 +109,7 @@ class LoRA(Method):
 
     name = "lora"
     title = "CLIP-LoRA (Zanella and Ben Ayed, CVPR-W 2024) and peft's other tuners"
+    serves = ("dual encoder", "fusion encoder", "vision LLM")
     Config = LoRAConfig
     _sites_of: dict[Site, Projection]
     _shell: Any  # an nn.ModuleDict of peft's layers
@@ -132,6 +133,12 @@ class LoRA(Method):
                 parameter.data = parameter.data.float()  # what trains is fp32, whatever the backbone is
             _register(self, (tower, str(block), letter), parameters)
 
+    def spare(self, blocks: Collection[str]) -> None:
+        for tower, block, letter in self.sites:
+            if f"{tower}.{block}" in blocks:
+                del self._sites_of[tower, block, letter], self._shell[_key((tower, block, letter))]
+                self._modules[tower]._modules.pop(str(block), None)  # type: ignore[union-attr]
+
     def _sites(self, backbone: Backbone) -> Iterator[tuple[Site, Projection]]:
         for name in self.config.towers:
             tower = backbone.tower(name)
@@ -143,6 +150,9 @@ class LoRA(Method):
                 )
             for index in range(first, stop):
                 for letter in self.config.projections:
+                    if letter not in tower.projections:
+                        has = ", ".join(tower.projections)
+                        raise AdaptError(f"lora: the {name} tower has no projection {letter}; it has {has}")
                     yield (name, index, letter), tower.blocks[index].projections[letter]
 
     def _layers(self) -> Iterator[tuple[Site, Any]]:
@@ -167,6 +177,8 @@ class LoRA(Method):
         weights = {}
         for site, layer in self._layers():
             base = layer.get_base_layer()
+            if isinstance(base, _Frozen):
+                raise AdaptError("lora cannot be merged into quantised weights: load the backbone without quantize")
             frozen = base.weight.data
             base.weight.data = frozen.clone()
             try:
@@ -209,21 +221,20 @@ class _StopInputGradient(nn.Module):
         self.layer = layer
 
     def forward(self, x: Tensor) -> Tensor:
-        return _ThroughFrozen.apply(self.layer(x.detach()), x, self.layer.get_base_layer().weight)
+        return _ThroughFrozen.apply(self.layer(x.detach()), x, self.layer.get_base_layer())
 
 
 class _ThroughFrozen(torch.autograd.Function):
-    """`output` as it is; backward gives `x` the gradient of `x @ weight.T`."""
+    """`output` as it is; backward gives `x` the gradient of `x @ weight.T`, with the weight of a frozen `linear`."""
 
     @staticmethod
-    def forward(ctx: Any, output: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(weight)
+    def forward(ctx: Any, output: Tensor, x: Tensor, linear: nn.Linear) -> Tensor:
+        ctx.linear = linear
         return output.view_as(output)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
-        (weight,) = ctx.saved_tensors
-        return gradient, gradient @ weight.to(gradient.dtype), None
+        return gradient, gradient @ _frozen_weight(ctx.linear).to(gradient.dtype), None
 
 
 def _key(site: Site) -> str:
@@ -232,7 +243,7 @@ def _key(site: Site) -> str:
 
 def _tie(linear: nn.Linear, projection: Projection) -> None:
     """Points the stand-in at the backbone's weight again after `.to()` moved that elsewhere."""
-    if linear.weight.data_ptr() != projection.weight.data_ptr():
+    if projection.is_view and linear.weight.data_ptr() != projection.weight.data_ptr():
         linear.weight.data = projection.weight
         if projection.bias is not None:
             linear.bias.data = projection.bias
@@ -242,9 +253,7 @@ def _inject(method: LoRA, sites: dict[Site, Projection]) -> nn.ModuleDict:
     """peft's tuner layers around a stand-in for every site."""
     import peft
 
-    shell = nn.ModuleDict(
-        {_key(site): linear_over(projection.weight, projection.bias) for site, projection in sites.items()}
-    )
+    shell = nn.ModuleDict({_key(site): _stand_in(projection, method.config) for site, projection in sites.items()})
     config = _peft_config(method.config, list(shell))
     try:
         peft.inject_adapter_in_model(config, shell, ADAPTER)
@@ -252,6 +261,37 @@ def _inject(method: LoRA, sites: dict[Site, Projection]) -> nn.ModuleDict:
         raise AdaptError(f"lora: peft's {method.config.tuner} cannot be used here: {error}") from error
     _refuse_shared_state(shell, method.config.tuner)
     return shell
+
+
+def _stand_in(projection: Projection, config: LoRAConfig) -> nn.Linear:
+    """What peft takes for the frozen linear: one over views of its weight, or one that computes by the projection."""
+    if projection.is_view:
+        return linear_over(projection.weight, projection.bias)
+    if not config.plain:
+        raise AdaptError(
+            f"lora: {config.tuner} with options {config.options} reads frozen weights, and these are quantised or "
+            "interleaved: use the plain tuner, lora without options"
+        )
+    return _Frozen(projection)
+
+
+class _Frozen(nn.Linear):
+    """Computes a projection that has no view of its weight, and holds no weight itself."""
+
+    def __init__(self, projection: Projection) -> None:
+        rows, columns = projection.shape
+        super().__init__(columns, rows, bias=False, device="meta")
+        device = getattr(projection.module, projection.weight_name).device
+        placed = torch.zeros(1, device=device).expand(rows, columns)
+        self.weight = nn.Parameter(placed, requires_grad=False)  # one number, for peft to see where it is
+        self.projection = projection
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.projection(x)
+
+
+def _frozen_weight(linear: nn.Linear) -> Tensor:
+    return linear.projection.weight if isinstance(linear, _Frozen) else linear.weight
 
 
 def _peft_config(config: LoRAConfig, targets: list[str]) -> Any:

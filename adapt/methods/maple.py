@@ -49,6 +49,10 @@ class MaPLe(Method):
         return frozenset({"text", "vision"})
 
     @property
+    def owns_prompts(self) -> bool:
+        return True
+
+    @property
     def learned_tokens(self) -> dict[str, Tensor]:
         return {"ctx": self.ctx}
 

@@ -162,7 +162,7 @@ def _train(
     found = None
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        if model.method.searches:
+        if model.method.searcher is not None:
             steps = Plan.of(search_settings(model, settings), len(batches)).steps
             with training_bar(steps, 0, progress) as report:
                 found = search(model, batches, val_set, settings, seed, cache, run, report)
@@ -194,6 +194,7 @@ def _summary(found: Found, training_seconds: float) -> dict[str, Any]:
         "chosen": found["chosen"],
         "gates": dict(zip(found["blocks"], found["trace"][-1]["gates"])) if found["trace"] else {},
         "updates": len(found["trace"]),
+        "kept_flops": found["kept_flops"],
         "seconds": found["seconds"],
         "share_of_training": round(found["seconds"] / (found["seconds"] + training_seconds), 3),
     }

@@ -52,7 +52,7 @@ def _note_short(split: Split, shots: int) -> None:
 
 def build(recipe: Recipe, class_names: tuple[str, ...]) -> Adapted[Any]:
     """The recipe's method on its backbone, initialised by its seed."""
-    backbone = load_backbone(recipe.backbone, recipe.device)
+    backbone = load_backbone(recipe.backbone, recipe.device, recipe.quantize)
     method = methods.find(recipe.method["name"])(**recipe.method_config)
     memory = recipe.text_memory_gib
     with torch.random.fork_rng():

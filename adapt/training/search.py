@@ -8,8 +8,9 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from itertools import count
+from itertools import count, product
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from adapt.adapted import Adapted
 from adapt.data.split import Item
 from adapt.errors import AdaptError
 from adapt.evaluation.evaluate import check_labels
+from adapt.evaluation.flops import block_flops
 from adapt.files import write_text
 from adapt.methods.das import updated_gates
 from adapt.training.batches import Batches, training_batches
@@ -27,7 +29,7 @@ from adapt.training.loop import Trainer, autocast
 from adapt.training.run import Run
 from adapt.training.settings import TrainSettings
 
-Found = dict[str, Any]  # chosen, blocks, trace (step, gates, subsets, losses), seconds
+Found = dict[str, Any]  # chosen, kept_flops, blocks, trace (step, gates, subsets, losses), seconds
 
 
 def search(
@@ -43,7 +45,8 @@ def search(
     """Chooses the blocks that `model.method` skips, from rewards on `held_back` images.
 
     With a run directory it is kept in search.json, and read from there when the run is resumed. Draws from torch's
-    global random state. Raises AdaptError where nothing is held back, or there are too few subsets to compare.
+    global random state. Raises AdaptError where nothing is held back, the share of operations cannot be reached, or
+    there are too few subsets to compare.
     """
     if run is not None and run.resume and run.search.is_file():
         kept: Found = json.loads(run.search.read_text(encoding="utf-8"))
@@ -62,7 +65,7 @@ def search(
 
 def search_settings(model: Adapted[Any], settings: TrainSettings) -> TrainSettings:
     """Those of the training, for as long as the search takes."""
-    method: Any = model.method
+    method: Any = model.method.searcher
     return settings.model_copy(update={"epochs": method.config.search_epochs, "iterations": None})
 
 
@@ -71,15 +74,31 @@ class Search:
 
     def __init__(self, model: Adapted[Any], held_back: Iterator[tuple[Batches, Any, Tensor]], settings: Any) -> None:
         self.model, self.held_back, self.settings = model, held_back, settings
-        method: Any = model.method
+        method: Any = model.method.searcher
         self.method, self.config = method, method.config
         self.names: tuple[str, ...] = method.blocks
         self.gates = torch.zeros(len(self.names), dtype=torch.float64)
         self.trace: list[dict[str, Any]] = []
         self.updating = 0.0  # seconds
-        subsets = math.comb(len(self.names), self.config.skip)
+        self.operations, saved = block_flops(model)
+        self.saved = [saved[name] for name in self.names]
+        if self.config.keep_flops is None:
+            self.gains, self.goal = [1.0] * len(self.names), float(self.config.count)
+        else:
+            self.gains, self.goal = self.saved, (1 - self.config.keep_flops) * self.operations
+            self._check_goal()
+        subsets = number_of_subsets(self.gains, self.goal)
         if subsets < self.config.draws:
             raise AdaptError(f"das: {self.config.draws} draws of different subsets are asked for; there are {subsets}")
+
+    def _check_goal(self) -> None:
+        most = sum(self.saved) - min(self.saved)
+        if most < self.goal:
+            least = math.ceil(1000 * (1 - most / self.operations)) / 1000
+            raise AdaptError(
+                f"das: keep_flops is {self.config.keep_flops}, and more remains with all but one of the "
+                f"{len(self.names)} blocks skipped: give at least {least}"
+            )
 
     def run(self, batches: Batches, report: Callable[[dict[str, Any]], None]) -> Found:
         """Trains for the search's epochs, updating the gates in turn, and chooses the blocks of the largest gates."""
@@ -97,9 +116,10 @@ class Search:
 
         self._select(self._draw())
         position = trainer.train(told)
-        largest = self.gates.topk(self.config.skip).indices.tolist()
+        chosen = self._enough(self.gates.sort(descending=True, stable=True).indices.tolist())
         return {
-            "chosen": [self.names[i] for i in sorted(largest)],
+            "chosen": [self.names[i] for i in chosen],
+            "kept_flops": round(1 - sum(self.saved[i] for i in chosen) / self.operations, 4),
             "blocks": list(self.names),
             "trace": self.trace,
             "seconds": round(position.seconds + self.updating, 3),  # as training counts them: without decoding
@@ -107,8 +127,16 @@ class Search:
 
     def _draw(self) -> tuple[int, ...]:
         """A random subset of blocks, the likelier to hold a block the larger its gate."""
-        chosen = torch.multinomial(self.gates.sigmoid(), self.config.skip)
-        return tuple(sorted(chosen.tolist()))
+        return self._enough(torch.multinomial(self.gates.sigmoid(), len(self.names)).tolist())
+
+    def _enough(self, order: Sequence[int]) -> tuple[int, ...]:
+        """The first blocks of `order` that reach the goal together."""
+        taken: list[int] = []
+        for block in order:
+            if sum(self.gains[i] for i in taken) >= self.goal:
+                break
+            taken.append(block)
+        return tuple(sorted(taken))
 
     def _select(self, subset: Sequence[int]) -> None:
         self.method.select([self.names[i] for i in subset])
@@ -132,6 +160,18 @@ class Search:
         with autocast(device, self.settings.precision):
             loss, _ = batches.objective(self.model, inputs, labels)
         return float(loss)
+
+
+def number_of_subsets(gains: Sequence[float], goal: float) -> int:
+    """How many sets of blocks reach `goal` with the one that was taken last, and not without it."""
+    sizes = Counter(gains)  # blocks of one tower gain the same
+    found = 0
+    for counts in product(*(range(size + 1) for size in sizes.values())):
+        gained = sum(gain * taken for gain, taken in zip(sizes, counts))
+        largest = max((gain for gain, taken in zip(sizes, counts) if taken), default=0.0)
+        if gained - largest < goal <= gained:
+            found += math.prod(math.comb(size, taken) for size, taken in zip(sizes.values(), counts))
+    return found
 
 
 def _cycle(

@@ -103,6 +103,17 @@ def test_refusals(run, refused, recipe: Path, tmp_path: Path, override: str, wor
     assert not (tmp_path / "run/recipe.yaml").exists()  # the directory is free for the corrected command
 
 
+def test_keep_flops_sets_the_methods_key(run, refused, recipe: Path, tmp_path: Path) -> None:
+    das = "method={name: das, search_epochs: 2, warmup_epochs: 0, turn: 1, draws: 2}"
+    refused(run("train", recipe, "--set", das, "--keep-flops", 0.01), "das: keep_flops is 0.01, and more remains with")
+    result = run("train", recipe, "--set", das, "--keep-flops", 0.9, "--out", tmp_path / "run", "--quiet")
+    assert result.exit_code == 0
+    search = json.loads((tmp_path / "run/metrics.json").read_text())["search"]
+    assert len(search["chosen"]) == 1
+    assert search["kept_flops"] <= 0.9
+    assert "keep_flops: 0.9" in (tmp_path / "run/recipe.yaml").read_text()
+
+
 def test_an_unknown_recipe(run, refused) -> None:
     refused(run("train", "coop/eurosad"), "no recipe file 'coop/eurosad'", "did you mean 'coop/eurosat'?")
 

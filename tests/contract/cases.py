@@ -14,21 +14,26 @@ from torch import Tensor
 import adapt
 from adapt import AdaptedModel, Backbone, methods
 
+_SKIPPING = {"skipped": ["text.1"], "towers": ["text", "vision"]}
 # small settings for methods whose defaults are large; others take their defaults
 CONFIGS: dict[str, dict[str, Any]] = {
     "cocoop": {"n_ctx": 3, "ctx_init": ""},
     "coop": {"n_ctx": 4},
-    "das": {"skip": 1, "skipped": ["text.1"], "towers": ["text", "vision"]},
+    "compose/das+lora": {"methods": [{"name": "das", **_SKIPPING}, {"name": "lora", "dropout": 0.0}]},
+    "compose/das+coop": {"methods": [{"name": "das", **_SKIPPING}, {"name": "coop", "n_ctx": 4}]},
+    "das": _SKIPPING,
     "dpl": {"depth_text": 1, "depth_vision": 1, "mix": "learned", "p_to_x": 2.0, "reads_names": True},
     "ivlp": {"n_ctx_vision": 3, "depth_text": 2, "depth_vision": 2},
     "linear_probe": {"strength": 10.0},
     "lora": {"dropout": 0.0},
     "maple": {"depth": 2},
 }
-NEEDS_VISION_BLOCKS = {"das", "dpl", "ivlp", "lora", "maple"}
-ALL = tuple(name for name in methods.names() if "dual encoder" in methods.find(name).serves)
+_COMPOSED = tuple(case for case in CONFIGS if case.startswith("compose/"))
+NEEDS_VISION_BLOCKS = {"das", "dpl", "ivlp", "lora", "maple", *_COMPOSED}
+ALL = tuple(name for name in methods.names() if "dual encoder" in methods.find(name).serves and name != "compose")
+ALL += _COMPOSED  # cases of one method: method/case
 TRAINED_BY_STEPS = tuple(name for name in ALL if name not in ("zero_shot", "linear_probe"))
-ALL_WITH_TEXT = tuple(name for name in ALL if methods.find(name).task == "classes")
+ALL_WITH_TEXT = tuple(name for name in ALL if name != "linear_probe")
 KINDS = tuple(tiny_backbones.KINDS)
 FAST_KINDS = tiny_backbones.WITH_FAST_PATH
 NAMES = ("goldfish", "red_panda", "sea cucumber")
@@ -45,7 +50,7 @@ def pairs(names: tuple[str, ...] | list[str], kinds: tuple[str, ...] = KINDS) ->
 
 
 def new(method: str, **changes: Any) -> methods.Method:
-    return methods.find(method)(**CONFIGS.get(method, {}) | changes)
+    return methods.find(method.partition("/")[0])(**CONFIGS.get(method, {}) | changes)
 
 
 def build(method: str, backbone: Backbone, **options: Any) -> AdaptedModel:

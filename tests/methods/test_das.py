@@ -93,15 +93,23 @@ def test_skipping_saves_operations_in_proportion(open_clip: Backbone) -> None:
 def test_settling_starts_anew(open_clip: Backbone) -> None:
     method = methods.DAS(skip=1)
     model = perturb(adapt.wrap(open_clip, method, NAMES))
-    assert method.searches
+    assert method.searcher is method
     assert {name.split(".")[2] for name, _ in method.named_parameters()} == {"attn", "mlp", "bypass"}
     searched = method.vision["0"]["attn"].down.weight.clone()
     method.settle(["vision.2"])
-    assert not method.searches
-    assert (method.config.skipped, method.selected) == (("vision.2",), {"vision.2"})
+    assert method.searcher is None
+    assert (method.config.skipped, method.selected, method.skipped) == (("vision.2",), {"vision.2"}, {"vision.2"})
     assert set(dict(method.vision["2"].named_children())) == {"bypass"}
     assert not torch.equal(method.vision["0"]["attn"].down.weight, searched)
     assert model.method.state_dict().keys() == das(open_clip, "vision.2").method.state_dict().keys()
+
+
+@pytest.mark.parametrize(
+    ("settings", "count"),
+    [({}, 2), ({"skip": 0}, 0), ({"skipped": ["vision.1"]}, 1), ({"keep_flops": 0.9}, None)],
+)
+def test_how_many_blocks_are_skipped(settings: dict[str, Any], count: int | None) -> None:
+    assert methods.DAS(**settings).config.count == count
 
 
 @pytest.mark.parametrize(
@@ -125,9 +133,12 @@ def test_what_does_not_fit_the_towers_is_refused(settings: dict[str, Any], messa
     ("settings", "message"),
     [
         ({"skip": 2, "skipped": ["vision.1"]}, "skipped names 1 blocks and skip is 2"),
+        ({"skip": 1, "keep_flops": 0.9}, "keep_flops chooses how many blocks are skipped: leave it out, or skip"),
+        ({"skipped": ["vision.1"], "keep_flops": 0.9}, "keep_flops chooses how many blocks are skipped: leave it out"),
+        ({"keep_flops": 1.0}, r"keep_flops is 1\.0: .*less than 1"),
         ({"search_epochs": 1}, "warmup_epochs leave no epoch of the search"),
     ],
 )
-def test_settings_that_do_not_fit_together(settings: dict[str, Any], message: str) -> None:
+def test_refused_settings(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(AdaptError, match=message):
         methods.DAS(**settings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +11,30 @@ import pytest
 import torch
 
 import adapt
-from adapt import AdaptError
+from adapt import AdaptedModel, AdaptError, methods, wrap
 from adapt.data import Split
+from adapt.evaluation.flops import image_flops, text_flops
 from adapt.methods.das import updated_gates
 from adapt.training import search as module
+from adapt.training.search import number_of_subsets
 
 SEARCH: dict[str, Any] = {"skip": 1, "search_epochs": 3, "warmup_epochs": 1, "turn": 2, "draws": 2}
 
 
+COMPOSED = {"methods": [{"name": "das", **SEARCH}, {"name": "lora", "rank": 2}]}
+
+
+@pytest.fixture(params=[("das", SEARCH), ("compose", COMPOSED)], ids=["das", "compose"])
+def new(request: pytest.FixtureRequest, make_model) -> Callable[[], AdaptedModel]:
+    """A model whose blocks are to be searched, always with the same initial values."""
+    name, config = request.param
+    return lambda: make_model(name, **config)
+
+
 @pytest.fixture
-def searched(train, make_model, tiny_split: Split, tmp_path: Path) -> tuple[Any, Path]:
-    """A trained DAS of three batches an epoch, and its run directory."""
-    model = make_model("das", **SEARCH)
+def searched(train, new, tiny_split: Split, tmp_path: Path) -> tuple[Any, Path]:
+    """Such a model trained with three batches an epoch, and its run directory."""
+    model = new()
     train(model, val_set=tiny_split.val, out=tmp_path / "run")
     return model, tmp_path / "run"
 
@@ -37,7 +50,7 @@ def test_gates_are_updated_in_turn_after_the_warm_up(searched: tuple[Any, Path])
         gates = updated_gates(gates, entry["subsets"], entry["losses"], 1.0)
         assert entry["gates"] == gates.tolist()
     assert found["chosen"] == [f"vision.{int(gates.argmax())}"]
-    assert model.method.config.skipped == tuple(found["chosen"])
+    assert model.method.skipped == set(found["chosen"])
 
 
 def test_the_metrics_say_what_it_chose_and_cost(searched: tuple[Any, Path]) -> None:
@@ -45,6 +58,7 @@ def test_the_metrics_say_what_it_chose_and_cost(searched: tuple[Any, Path]) -> N
     found, metrics = (json.loads((run / name).read_text()) for name in ("search.json", "metrics.json"))
     summary = metrics["search"]
     assert (summary["chosen"], summary["updates"], summary["seconds"]) == (found["chosen"], 3, found["seconds"])
+    assert summary["kept_flops"] == found["kept_flops"]
     assert summary["gates"] == dict(zip(found["blocks"], found["trace"][-1]["gates"]))
     whole = found["seconds"] + metrics["seconds"]
     assert summary["share_of_training"] == pytest.approx(found["seconds"] / whole, abs=1e-2)
@@ -54,15 +68,15 @@ def test_the_metrics_say_what_it_chose_and_cost(searched: tuple[Any, Path]) -> N
 def test_the_adapter_needs_no_search(searched: tuple[Any, Path], images: torch.Tensor) -> None:
     model, run = searched
     loaded = adapt.load(run / "adapter.safetensors", model.backbone)
-    assert not loaded.method.searches
+    assert loaded.method.searcher is None
     assert torch.equal(loaded(images), model.eval()(images))
 
 
 def test_a_killed_training_goes_on_with_the_same_blocks(
-    searched: tuple[Any, Path], train, make_model, tiny_split: Split, at_step, tmp_path: Path, monkeypatch: Any
+    searched: tuple[Any, Path], train, new, tiny_split: Split, at_step, tmp_path: Path, monkeypatch: Any
 ) -> None:
     model, _ = searched
-    again, out = make_model("das", **SEARCH), tmp_path / "killed"
+    again, out = new(), tmp_path / "killed"
 
     def stop() -> None:
         raise RuntimeError("killed")
@@ -71,7 +85,7 @@ def test_a_killed_training_goes_on_with_the_same_blocks(
     with pytest.raises(RuntimeError, match="killed"):
         train(again, val_set=tiny_split.val, out=out)
     monkeypatch.setattr(module, "Search", None)  # it is not done again
-    resumed = make_model("das", **SEARCH)
+    resumed = new()
     train(resumed, val_set=tiny_split.val, out=out, resume=True)
     state, expected = resumed.method.state_dict(), model.method.state_dict()
     assert state.keys() == expected.keys()
@@ -87,6 +101,62 @@ def test_named_blocks_need_no_search_and_no_held_back_images(train, make_model, 
 def test_without_validation_images_it_is_refused(train, make_model) -> None:
     with pytest.raises(AdaptError, match="validation images, and there are none: give some, or name the blocks"):
         train(make_model("das", **SEARCH))
+
+
+def _kept(model: AdaptedModel, skipped: Sequence[str]) -> float:
+    """The share of the searched towers' operations that is left, by the counter."""
+    towers = model.method.config.towers
+    count = {"vision": image_flops, "text": text_flops}
+
+    def operations(names: Sequence[str]) -> float:
+        method = methods.DAS(skipped=names, towers=towers)
+        other = wrap(model.backbone, method, model.class_names)
+        return sum(count[tower](other) for tower in towers)
+
+    return operations(skipped) / operations([])
+
+
+@pytest.mark.parametrize(("share", "blocks"), [(0.85, 1), (0.5, 2)])
+def test_a_budget_chooses_how_many_blocks(
+    train, make_model, tiny_split: Split, tmp_path: Path, share: float, blocks: int
+) -> None:
+    model = make_model("das", **SEARCH | {"skip": None, "keep_flops": share})
+    result = train(model, val_set=tiny_split.val, out=tmp_path / "run")
+    config, search = model.method.config, result.metrics["search"]
+    assert (config.skip, config.keep_flops, list(config.skipped)) == (blocks, None, search["chosen"])
+    assert search["kept_flops"] == pytest.approx(_kept(model, config.skipped), abs=1e-4)
+    assert _kept(model, config.skipped) <= share < _kept(model, config.skipped[1:])
+    assert adapt.load(result.adapter, model.backbone).method.config == config
+
+
+def test_subsets_of_two_towers_meet_a_budget_too(train, make_model, tiny_split: Split, tmp_path: Path) -> None:
+    share = 0.7
+    model = make_model("das", **SEARCH | {"skip": None, "keep_flops": share, "towers": ["text", "vision"]})
+    train(model, val_set=tiny_split.val, out=tmp_path / "run")
+    found = json.loads((tmp_path / "run/search.json").read_text())
+    assert found["kept_flops"] <= share
+    blocks = found["blocks"]
+    drawn = [[blocks[i] for i in subset] for entry in found["trace"] for subset in entry["subsets"]]
+    for subset in [found["chosen"], *drawn]:
+        assert _kept(model, subset) <= share
+        assert any(_kept(model, [name for name in subset if name != last]) > share for last in subset)
+
+
+def test_a_budget_below_the_last_block_is_refused(train, make_model, tiny_split: Split) -> None:
+    model = make_model("das", **SEARCH | {"skip": None, "keep_flops": 0.2})
+    with pytest.raises(
+        AdaptError, match=r"keep_flops is 0\.2, and more remains with all but one of the 3 .* give at least (0\.\d+)"
+    ) as refusal:
+        train(model, val_set=tiny_split.val)
+    least = float(str(refusal.value).split()[-1])
+    assert least - 1e-3 <= _kept(model, ["vision.0", "vision.1"]) <= least
+
+
+def test_the_number_of_subsets() -> None:
+    assert number_of_subsets([1.0] * 6, 2.0) == 15
+    # one of three dear blocks and any of two cheap ones, in the orders that need them: d, cd, ccd
+    assert number_of_subsets([5.0, 5.0, 5.0, 1.0, 1.0], 5.0) == 3 + 2 * 3 + 3
+    assert number_of_subsets([5.0, 1.0], 7.0) == 0
 
 
 def test_more_draws_than_subsets_are_refused(train, make_model, tiny_split: Split) -> None:

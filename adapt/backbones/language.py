@@ -1,0 +1,33 @@
+"""A language model of transformers beside the vision tower of a backbone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from adapt.backbones.base import Backbone, DualEncoder
+from adapt.backbones.load import BUNDLED, bundled, fetching
+from adapt.backbones.vision_llm import VisionLLM
+from adapt.errors import AdaptError
+
+
+def with_language_model(encoder: Backbone, spec: str, name: str | None = None) -> VisionLLM:
+    """The vision tower of `encoder` with the causal language model that `spec` names: hf:NAME, a folder, or mini-lm.
+
+    Raises AdaptError for an encoder that is no CLIP or SigLIP, or a language model that cannot be loaded.
+    """
+    if not isinstance(encoder, DualEncoder):
+        raise AdaptError(f"{encoder.describe()} is a {encoder.family}: the eyes of a language model are a CLIP's")
+    llm, tokenizer = _language_model(spec)
+    return VisionLLM(encoder, llm, tokenizer, name=name)
+
+
+def _language_model(spec: str) -> tuple[Any, Any]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    source = str(bundled(spec)) if spec in BUNDLED else spec.removeprefix("hf:")
+    if not spec.startswith("hf:") and not Path(source).is_dir():
+        raise AdaptError(f"the language model {spec!r} is no folder; give a folder, hf:NAME or mini-lm")
+    with fetching(source):
+        llm = AutoModelForCausalLM.from_pretrained(source, use_safetensors=True, trust_remote_code=False)
+        return llm.float().eval(), AutoTokenizer.from_pretrained(source, trust_remote_code=False)

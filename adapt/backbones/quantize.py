@@ -1,0 +1,133 @@
+"""Frozen linears of a backbone's blocks in 4 or 8 bits, by bitsandbytes; on the CPU too.
+
+Adapters train in full precision on top (QLoRA). Embeddings, norms and heads stay as they are.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from adapt.backbones.base import Backbone
+from adapt.backbones.split import SplitAttention
+from adapt.backbones.tower import Block, Projection, Site, Tower
+from adapt.errors import AdaptError, nearest
+
+Kind = Literal["nf4", "int8"]
+KINDS: tuple[Kind, ...] = ("nf4", "int8")
+B = TypeVar("B", bound=Backbone)
+
+
+def quantize(backbone: B, kind: str) -> B:
+    """Quantises every linear inside the blocks of all towers, in place, and returns `backbone`.
+
+    The fingerprint is taken before. Fused attention becomes separate linears first, copies of the weight's parts. The
+    originals are freed. Raises AdaptError for an unknown kind, or a backbone that is quantised already.
+    """
+    check_kind(kind)
+    if backbone.quantization is not None:
+        raise AdaptError(f"{backbone.describe()} is quantised already, to {backbone.quantization}")
+    _ = backbone.fingerprint  # kept from now on
+    backbone.model.requires_grad_(False)
+    for name, tower in backbone.towers.items():
+        backbone.towers[name] = replace(tower, blocks=tuple(_quantized(tower, block, kind) for block in tower.blocks))
+    backbone.quantization = kind
+    return backbone
+
+
+def check_kind(kind: str) -> None:
+    """AdaptError, with the nearest, for a kind that there is not."""
+    if kind not in KINDS:
+        raise AdaptError(f"quantize is {kind!r}; {nearest(kind, KINDS)}")
+
+
+def _quantized(tower: Tower, block: Block, kind: str) -> Block:
+    """`block` over quantised linears, which take the place of the original ones inside its module."""
+    block = _split(block)
+    new: dict[nn.Module, nn.Module] = {}
+    for owner in list(block.module.modules()):
+        for name, child in list(owner.named_children()):
+            if type(child) is nn.Linear or isinstance(child, nn.modules.linear.NonDynamicallyQuantizableLinear):
+                new[child] = _MAKERS[kind](child)
+                setattr(owner, name, new[child])
+    projections = {
+        letter: replace(projection, module=new[projection.module]) for letter, projection in block.projections.items()
+    }
+    sites = {
+        name: Site(new.get(site.read, site.read), new.get(site.added, site.added)) for name, site in block.sites.items()
+    }
+    return replace(block, projections=projections, sites=sites)
+
+
+def _split(block: Block) -> Block:
+    """`block` with separate q, k, v and out linears where its attention is torch's fused one."""
+    if not isinstance(block.attn, nn.MultiheadAttention):
+        return block
+    split: Any = SplitAttention(block.attn)
+    for part in split.children():
+        part.weight = nn.Parameter(part.weight.detach().clone(), requires_grad=False)  # the fused one is freed
+    name = next(name for name, child in block.module.named_children() if child is block.attn)
+    setattr(block.module, name, split)
+    named = {"q": split.q_proj, "k": split.k_proj, "v": split.v_proj, "out": split.out_proj}
+    projections = block.projections | {letter: Projection(module) for letter, module in named.items()}
+    return replace(block, attn=split, projections=projections)
+
+
+def _nf4(linear: nn.Linear) -> nn.Module:
+    import bitsandbytes as bnb
+
+    made = bnb.nn.Linear4bit(
+        linear.in_features, linear.out_features, linear.bias is not None,
+        compute_dtype=linear.weight.dtype, quant_type="nf4", device="meta",
+    )  # fmt: skip
+    # on processors with bf16 instructions it would repack the weight in evaluation, for a product without a gradient
+    made.support_avx512bf16_for_cpu = False
+    made.weight = bnb.nn.Params4bit(linear.weight.data, requires_grad=False, quant_type="nf4", module=made)
+    return _finished(made, linear)
+
+
+def _int8(linear: nn.Linear) -> nn.Module:
+    import bitsandbytes as bnb
+
+    # it says at every product of fp32 that it rounds the input to fp16
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+    made = bnb.nn.Linear8bitLt(
+        linear.in_features, linear.out_features, linear.bias is not None, has_fp16_weights=False, device="meta"
+    )
+    made.weight = bnb.nn.Int8Params(linear.weight.data, requires_grad=False, has_fp16_weights=False)
+    return _finished(made, linear)
+
+
+def _finished(made: Any, linear: nn.Linear) -> nn.Module:
+    if linear.bias is not None:
+        made.bias = nn.Parameter(linear.bias.data, requires_grad=False)
+    # open_clip reads the precision of activations off a weight unless it finds this
+    made.int8_original_dtype = linear.weight.dtype
+    quantised: nn.Module = made.to(linear.weight.device).eval()  # moving is what quantises
+    return quantised
+
+
+_MAKERS: dict[str, Callable[[nn.Linear], nn.Module]] = {"nf4": _nf4, "int8": _int8}
+
+
+def weight_bytes(module: nn.Module) -> int:
+    """What the parameters and buffers of `module` take in memory, scales of quantised weights included."""
+    tensors: dict[int, Tensor] = {}
+    for part in module.modules():
+        for tensor in (*part.parameters(recurse=False), *part.buffers(recurse=False), *_scales(part)):
+            tensors[tensor.untyped_storage().data_ptr()] = tensor
+    return sum(tensor.untyped_storage().nbytes() for tensor in tensors.values())
+
+
+def _scales(module: Any) -> list[Tensor]:
+    weight = getattr(module, "weight", None)
+    state = getattr(weight, "quant_state", None)
+    if state is not None:
+        return [value for value in state.as_dict(packed=False).values() if isinstance(value, torch.Tensor)]
+    scale = getattr(weight, "SCB", None)
+    return [] if scale is None else [scale]
