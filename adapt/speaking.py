@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from adapt.adapted import Adapted
 from adapt.answering import check_questions
 from adapt.edits import Tokens
 from adapt.methods.base import Context, Method
+from adapt.prediction import Prediction, batches_of
 from adapt.tasks import generate
 
 if TYPE_CHECKING:
@@ -127,6 +128,18 @@ class SpeakingModel(Adapted["VisionLLM"]):
         means = scores.float().masked_fill(ended | ~scores.isfinite(), 0).sum(-1) / lengths
         texts = tokenizer.batch_decode(said, skip_special_tokens=True)
         return [Answer(text.strip(), p, n) for text, p, n in zip(texts, means.exp().tolist(), lengths.tolist())]
+
+    def predict_stream(
+        self, images: Iterable[Any] | Any, top_k: int = 1, batch_size: int = 64, *, question: str
+    ) -> Iterator[Prediction]:
+        """The answer to `question` about each image (PIL images or paths), one at a time. One answer each."""
+        from adapt.data.images import open_image
+
+        transform = self.backbone.transform(train=False)
+        for batch in batches_of(images, batch_size):
+            pixels = torch.stack([transform(open_image(image)) for image in batch])
+            for answer in self.generate(pixels, [question] * len(batch)):
+                yield Prediction(answer.text, answer.probability, ((answer.text, answer.probability),))
 
     def answer(self, image: Any, question: str, **options: Any) -> Answer:
         """The answer to a question about one image, a PIL image or a path. Options are those of `generate`."""

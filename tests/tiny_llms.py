@@ -23,17 +23,23 @@ _SHARED: dict[str, Any] = {
 _GROUPED = {"num_key_value_heads": 2}
 
 
-@cache
-def tokenizer() -> Any:
-    """A word is a token; rows start with <s>."""
+def word_tokenizer(vocabulary: list[str], single: str, **special: str) -> Any:
+    """A word is a token; `single` says where the special tokens stand about a text, `$A`."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(VOCABULARY)}, unk_token="<unk>"))
+    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token=special["unk_token"]))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
-    words.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 2)])
-    special = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+    around = [(token, vocabulary.index(token)) for token in single.split() if token != "$A"]
+    words.post_processor = processors.TemplateProcessing(single=single, special_tokens=around)
     return PreTrainedTokenizerFast(tokenizer_object=words, **special)
+
+
+@cache
+def tokenizer() -> Any:
+    """Rows start with <s>."""
+    special = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+    return word_tokenizer(VOCABULARY, "<s> $A", **special)
 
 
 def _causal(config: str, **settings: Any) -> Callable[[], nn.Module]:

@@ -25,6 +25,7 @@ _COMMANDS = {
     "table": ("protocols", "Show what protocols found side by side, the papers' figures too."),
     "report": ("protocols", "Write an HTML page about runs: tables, curves, confusions, errors."),
     "predict": ("predict", "Classify images or folders of images."),
+    "chat": ("chat", "Ask questions about an image."),
     "inspect": ("files", "Show what an adapter holds, and the words nearest to its learned tokens."),
     "merge": ("files", "Fold a LoRA adapter into a standalone checkpoint."),
     "export": ("files", "Write an adapter with its backbone, without the blocks that it skips."),

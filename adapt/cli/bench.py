@@ -49,6 +49,8 @@ def _line(row: dict[str, Any]) -> str:
     from adapt.engine.memory import readable_bytes
 
     case = row.get("case") or f"{row['classes']:>6} classes"
+    if "text" in row:
+        return f"{case}: {row['text']}"
     budget = "" if row.get("budget_bytes") is None else f" inside {readable_bytes(row['budget_bytes'])}"
     places = 2 if row["plain_seconds"] >= 1 else 3
     seconds = (

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from adapt.errors import AdaptError
 
 if TYPE_CHECKING:
+    from adapt.adapted import Adapted
     from adapt.data.split import Split
-    from adapt.model import AdaptedModel
 
 _PARTS = click.Choice(["train", "val", "test"])
 
@@ -44,13 +44,14 @@ def evaluate_adapter(
     cache: bool,
     as_json: bool,
 ) -> None:
-    """Measure ADAPTER on labelled images.
+    """Measure ADAPTER on labelled images, or on questions about images.
 
     \b
     Examples:
       adapt eval runs/first/adapter.safetensors --data emoji
       adapt eval runs/first/adapter.safetensors --data emoji@fluent-3d
       adapt eval runs/first/adapter.safetensors --data photos --data-classes
+      adapt eval runs/vlora/adapter.safetensors --data emoji-questions
     """
     from adapt.cli.quiet import quiet_libraries
     from adapt.data.readers import load as load_data
@@ -62,7 +63,7 @@ def evaluate_adapter(
 
         given = load_backbone(backbone, device) if backbone else None
         model = load(adapter, given, split.class_names if data_classes else None, device=device)
-        if set(split.class_names) != set(model.class_names):
+        if model.class_names and set(split.class_names) != set(model.class_names):
             raise AdaptError(
                 f"{data} has other classes than {adapter}: add --data-classes to classify among the data's own names"
             )
@@ -117,19 +118,22 @@ def zeroshot(
         _print(model, split, part, as_json, cache)
 
 
-def _print(model: AdaptedModel, split: Split, part: str, as_json: bool, cache: bool) -> None:
+def _print(model: Adapted[Any], split: Split, part: str, as_json: bool, cache: bool) -> None:
     from dataclasses import replace
 
     from adapt.evaluation.evaluate import evaluate
 
-    label = {name: index for index, name in enumerate(model.class_names)}  # the data may number its classes otherwise
-    items = [replace(item, label=label[item.class_name]) for item in getattr(split, part)]
+    items = getattr(split, part)
+    if model.class_names:  # the data may number its classes otherwise
+        label = {name: index for index, name in enumerate(model.class_names)}
+        items = [replace(item, label=label[item.class_name]) for item in items]
     scores = evaluate(model, items, cache=cache)
     if as_json:
         figures = {"data": split.name, "part": part, **scores.figures(), "by_class": scores.by_class}
         click.echo(json.dumps({"method": model.method.name, "backbone": model.backbone.name, **figures}))
     else:
-        of = f"{scores.images} {part} images of {split.name} ({len(split.class_names)} classes)"
+        of = f"{scores.images} {part} {'questions' if items[0].question else 'images'} of {split.name}"
+        of += f" ({len(split.class_names)} {'answers' if items[0].question else 'classes'})"
         click.echo(f"{100 * scores.accuracy:.1f} % of {of}")
 
 

@@ -15,7 +15,7 @@ from adapt.data.folder import IMAGE_SUFFIXES
 from adapt.errors import AdaptError
 
 if TYPE_CHECKING:
-    from adapt.model import Prediction
+    from adapt.prediction import Prediction
 
 
 @click.command()
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--top-k", type=click.IntRange(min=1), default=5, show_default=True, help="Classes to show for an image.")
 @click.option("--classes", help="Other class names: separated by commas, or a text file with one a line.")
+@click.option("--question", help="What is asked about the images, of an adapter that answers questions.")
 @click.option("--backbone", help="The backbone, where the adapter does not name it.")
 @click.option("--device", default="cpu", show_default=True, help="Where the model runs, such as cuda.")
 @click.option("--json", "layout", flag_value="json", help="One JSON object a line.")
@@ -32,11 +33,12 @@ def predict(
     images: tuple[Path, ...],
     top_k: int,
     classes: str | None,
+    question: str | None,
     backbone: str | None,
     device: str,
     layout: str | None,
 ) -> None:
-    """Classify IMAGES (files, or folders searched at any depth) with ADAPTER.
+    """Classify IMAGES (files, or folders searched at any depth) with ADAPTER, or answer a question about each.
 
     Results are printed as they come. An image that cannot be read is reported and left out; the exit code is 2 then.
 
@@ -45,6 +47,7 @@ def predict(
       adapt predict adapter.safetensors photo.png
       adapt predict adapter.safetensors photos/ --csv > labels.csv
       adapt predict adapter.safetensors photo.png --classes "cat,dog,parrot"
+      adapt predict adapter.safetensors photo.png --question "what is it?"
     """
     from adapt.cli.quiet import quiet_libraries
 
@@ -57,11 +60,20 @@ def predict(
         model = load(adapter, load_backbone(backbone, device) if backbone else None, names, device=device)
         readable: list[Path] = []
         write = _writer(layout)
-        for number, prediction in enumerate(model.predict_stream(_readable(files, readable), top_k)):
+        asked = _asked(adapter, model, question)
+        for number, prediction in enumerate(model.predict_stream(_readable(files, readable), top_k, **asked)):
             write(readable[number], prediction)
     if len(readable) < len(files):
         click.echo(f"{len(files) - len(readable)} of {len(files)} images could not be read", err=True)
         sys.exit(2)
+
+
+def _asked(adapter: Path, model: Any, question: str | None) -> dict[str, str]:
+    answers = model.backbone.family != "dual encoder"
+    if answers != (question is not None):
+        need = "answers questions: give --question" if answers else "classifies images: leave --question out"
+        raise AdaptError(f"{adapter} {need}")
+    return {} if question is None else {"question": question}
 
 
 def _files(images: tuple[Path, ...]) -> Iterator[Path]:

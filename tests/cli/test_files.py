@@ -121,6 +121,7 @@ def test_a_compact_folder_stands_for_its_adapter(run, model_folder: Path, photos
         command, *rest = arguments
         before, after = (run(command, source, *rest) for source in (adapter, folder))
         assert (after.exit_code, after.stdout) == (0, before.stdout)
+    assert run("inspect", folder).stdout.startswith(f"{folder / 'adapter.safetensors'}  ")
 
 
 def test_export_refusals(run, refused, adapter: Path, tmp_path: Path) -> None:

@@ -1,0 +1,62 @@
+"""`adapt chat`"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("adapter", type=click.Path(path_type=Path))
+@click.argument("image", type=click.Path(path_type=Path))
+@click.option("--question", "questions", multiple=True, help="Ask this and stop. May be repeated.")
+@click.option("--max-tokens", type=click.IntRange(min=1), default=64, show_default=True, help="Of an answer.")
+@click.option("--beams", type=click.IntRange(min=1), default=1, show_default=True, help="Of the search for an answer.")
+@click.option("--backbone", help="The backbone, where the adapter does not name it.")
+@click.option("--device", default="cpu", show_default=True, help="Where the model runs, such as cuda.")
+def chat(
+    adapter: Path,
+    image: Path,
+    questions: tuple[str, ...],
+    max_tokens: int,
+    beams: int,
+    backbone: str | None,
+    device: str,
+) -> None:
+    """Ask the vision LLM of ADAPTER questions about IMAGE, one a line; an empty line ends it.
+
+    Each question stands for itself: earlier ones are not remembered.
+
+    \b
+    Examples:
+      adapt chat runs/vlora/adapter.safetensors photo.png
+      adapt chat runs/vlora/adapter.safetensors photo.png --question "what is it?" --question "how many?"
+    """
+    from adapt.cli.quiet import quiet_libraries
+    from adapt.errors import AdaptError
+
+    with quiet_libraries():
+        from adapt.adapter import load
+        from adapt.backbones.load import load_backbone
+        from adapt.data.images import open_image
+        from adapt.speaking import SpeakingModel
+
+        picture = open_image(image)
+        model = load(adapter, load_backbone(backbone, device) if backbone else None, device=device)
+        if not isinstance(model, SpeakingModel):
+            raise AdaptError(f"{adapter} is of a {model.backbone.family}, which does not speak: use `adapt predict`")
+        for question in questions or iter(_typed, ""):
+            answer = model.answer(picture, question, max_new_tokens=max_tokens, num_beams=beams)
+            click.echo(f"{question}  {answer.text}" if questions else answer.text)
+
+
+def _typed() -> str:
+    """The next question that the user types, empty at the end of the input."""
+    try:
+        return str(click.prompt("", prompt_suffix="> ", default="", show_default=False, err=True)).strip()
+    except click.Abort:
+        return ""
+
+
+COMMANDS = {"chat": chat}
