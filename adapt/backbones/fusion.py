@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,20 +46,18 @@ class FusionEncoder(Backbone):
         """`input_ids` and `attention_mask` `(b, l)`. Raises AdaptError where a question is too long."""
         tokens = self.tokenizer(list(questions), padding=True, return_tensors="pt")
         if tokens["input_ids"].shape[1] > self._longest:
-            longest = max(questions, key=len)
+            longest = questions[int(tokens["attention_mask"].sum(-1).argmax())]
             raise AdaptError(f"a question has more than {self._longest} tokens: {longest!r}. Shorten it")
         return {key: tokens[key].to(self.device) for key in ("input_ids", "attention_mask")}
 
     def encode(self, images: Tensor, questions: Sequence[str]) -> Tensor:
         """Images `(b, 3, h, w)` with a question each to features `(b, d)`, by the library's own forward."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)  # ViLT shuffles its patches, which changes nothing but the last bits
-            return self._encode(images.to(self.dtype), self.tokenize(questions))
+        return self._encode(images.to(self.dtype), self.tokenize(questions))
 
     def new_classifier(self, answers: Sequence[str]) -> nn.Sequential:
         """A head `(b, d) -> (b, answers)` of ViLT's form: the model's own, copied, where it has the same answers."""
         if self.classifier is not None and self.answers == tuple(answers):
-            return copy.deepcopy(self.classifier).requires_grad_(True)
+            return copy.deepcopy(self.classifier).float().requires_grad_(True)
         width = 2 * self.features
         layers = (nn.Linear(self.features, width), nn.LayerNorm(width), nn.GELU(), nn.Linear(width, len(answers)))
         return nn.Sequential(*layers).to(self.device)
@@ -75,7 +74,7 @@ def build_vilt(model: Any, processor: Any, name: str | None = None) -> FusionEnc
         towers={"fusion": Tower("fusion", config.hidden_size, config.num_attention_heads, _MIXED, blocks)},
         tokenizer=processor.tokenizer,
         preprocess=preprocess_of(processor.image_processor, config.image_size, "squash"),
-        encode=lambda images, tokens: vilt(pixel_values=images, **tokens).pooler_output,
+        encode=partial(_through_vilt, vilt),
         features=config.hidden_size,
         longest=min(_LONGEST, config.max_position_embeddings),
         classifier=model.classifier if answering else None,
@@ -83,6 +82,19 @@ def build_vilt(model: Any, processor: Any, name: str | None = None) -> FusionEnc
         name=name,
         export=_exporter(processor),
     )
+
+
+def _through_vilt(vilt: Any, images: Tensor, tokens: dict[str, Tensor]) -> Tensor:
+    """ViLT shuffles an image's patches, which changes nothing but the last bits: here always alike.
+
+    Nothing else is drawn from that seed, such as the dropout of a method inside the blocks.
+    """
+    seen = torch.ones(len(images), *images.shape[-2:], device=images.device)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        patches, mask, _ = vilt.embeddings.visual_embed(images, seen, vilt.config.max_image_length)
+    features: Tensor = vilt(image_embeds=patches, pixel_mask=mask, **tokens).pooler_output
+    return features
 
 
 def build_bridgetower(model: Any, processor: Any, name: str | None = None) -> FusionEncoder:

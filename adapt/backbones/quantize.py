@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -96,11 +97,30 @@ def _int8(linear: nn.Linear) -> nn.Module:
 
     # it says at every product of fp32 that it rounds the input to fp16
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
-    made = bnb.nn.Linear8bitLt(
+    made = _int8_linear()(
         linear.in_features, linear.out_features, linear.bias is not None, has_fp16_weights=False, device="meta"
     )
-    made.weight = bnb.nn.Int8Params(linear.weight.data, requires_grad=False, has_fp16_weights=False)
-    return _finished(made, linear)
+    # only a weight that comes from the CPU is quantised where it goes
+    made.weight = bnb.nn.Int8Params(linear.weight.data.cpu(), requires_grad=False, has_fp16_weights=False)
+    finished: Any = _finished(made, linear)
+    finished.init_8bit_state()  # or the first product would, and what it reads would not be moved with the weight
+    return finished  # type: ignore[no-any-return]
+
+
+@cache
+def _int8_linear() -> type[nn.Module]:
+    import bitsandbytes as bnb
+
+    class Int8Linear(bnb.nn.Linear8bitLt):
+        """Its products read `state`, which bitsandbytes leaves behind when a module around it is moved."""
+
+        def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+            moved: nn.Module = super()._apply(fn, recurse)
+            if self.state.CB is not None:
+                self.state.CB, self.state.SCB = self.weight.data, self.state.SCB.to(self.weight.device)
+            return moved
+
+    return Int8Linear
 
 
 def _finished(made: Any, linear: nn.Linear) -> nn.Module:
@@ -129,5 +149,5 @@ def _scales(module: Any) -> list[Tensor]:
     state = getattr(weight, "quant_state", None)
     if state is not None:
         return [value for value in state.as_dict(packed=False).values() if isinstance(value, torch.Tensor)]
-    scale = getattr(weight, "SCB", None)
-    return [] if scale is None else [scale]
+    scale = getattr(getattr(module, "state", None), "SCB", None)
+    return [scale] if isinstance(scale, torch.Tensor) else []

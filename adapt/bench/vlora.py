@@ -25,7 +25,7 @@ def answering(method: str, settings: dict[str, Any]) -> Callable[[], Any]:
 
 
 def large(method: str) -> int:
-    """Operations of one question of 32 tokens at Vicuna-7B's and CLIP ViT-L/14-336's sizes, but for the vision tower."""
+    """Operations of one question of 32 tokens at Vicuna-7B's and CLIP ViT-L/14-336's sizes, without its tower."""
     import torch
 
     import adapt

@@ -33,12 +33,13 @@ def inspect(adapter: Path, backbone: str | None, words: int, as_json: bool) -> N
     from adapt.adapter import read_header, read_tensors
     from adapt.cli.quiet import quiet_libraries
 
-    header = read_header(adapter)
-    tensors = read_tensors(adapter)
+    file = adapter / "adapter.safetensors" if adapter.is_dir() else adapter
+    header = read_header(file)
+    tensors = read_tensors(file)
     if as_json:
         click.echo(json.dumps(asdict(header), indent=2))
         return
-    click.echo(f"{adapter}  {adapter.stat().st_size / 1024:.1f} KB, format {header.format[0]}.{header.format[1]}")
+    click.echo(f"{file}  {file.stat().st_size / 1024:.1f} KB, format {header.format[0]}.{header.format[1]}")
     for title, text in _lines(header):
         click.echo(f"{title:10} {text}")
     click.echo(f"parameters {sum(math.prod(tensor.shape) for tensor in tensors.values()):,} in {len(tensors)} tensors")
@@ -60,7 +61,8 @@ def _lines(header: Header) -> Iterator[tuple[str, str]]:
     shown = ", ".join(header.class_names[:8]) + ", ..." * (len(header.class_names) > 8)
     yield "method", f"{header.method} {_settings(header.config)}"
     yield "backbone", f"{header.backbone or 'without a name'} ({header.preprocess['size']} px)"
-    yield "logits", f"cosine x {header.logit_scale:.1f}"
+    if header.logit_scale is not None:
+        yield "logits", f"cosine x {header.logit_scale:.1f}"
     yield "classes", f"{len(header.class_names)}: {shown}"
     data = (header.recipe or {}).get("data")
     if data:
@@ -123,7 +125,7 @@ def merge(adapter: Path, folder: Path, backbone: str | None) -> None:
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The new folder.")
 @click.option("--backbone", help="The backbone, where the adapter does not name it.")
 def export(adapter: Path, compact: bool, out: Path, backbone: str | None) -> None:
-    """Write ADAPTER with all that it needs to a new folder, which stands for an adapter in every command.
+    """Write ADAPTER with all that it needs to a new folder, which predict, eval and inspect take for an adapter.
 
     Predictions are the same; a DAS adapter's folder is smaller than its backbone, on disk and in memory.
 

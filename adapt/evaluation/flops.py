@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from adapt.adapted import Adapted
 from adapt.model import AdaptedModel
+
+QUESTION = "what is in the picture?"  # of a few words, where the model answers questions
 
 
 def flops(compute: Callable[[], Any]) -> int:
@@ -26,9 +29,7 @@ def flops(compute: Callable[[], Any]) -> int:
 
 def image_flops(model: AdaptedModel) -> int:
     """Operations of the vision tower for one image."""
-    backbone = model.backbone
-    size = backbone.preprocess.size
-    image = torch.zeros(1, 3, size, size, device=backbone.device, dtype=backbone.dtype)
+    image = _image(model)
     return flops(lambda: model.image_features(image))
 
 
@@ -39,29 +40,39 @@ def text_flops(model: AdaptedModel) -> float:
     return flops(lambda: fresh.class_features(features)) / len(model.class_names)
 
 
-_COUNTED: dict[str, Callable[[Any], float]] = {"vision": image_flops, "text": text_flops}
+def tower_flops(model: Adapted[Any], towers: Collection[str]) -> float:
+    """Operations of these towers for one image and one class; of the whole model where it answers a question."""
+    if isinstance(model, AdaptedModel):
+        counted: dict[str, Callable[[AdaptedModel], float]] = {"vision": image_flops, "text": text_flops}
+        return sum(counted[tower](model) for tower in towers)
+    image = _image(model)
+    return flops(lambda: model(image, [QUESTION]))
 
 
 def block_flops(model: Adapted[Any]) -> tuple[float, dict[str, float]]:
-    """Operations of the towers that are searched while all blocks are executed, and how many skipping each one saves.
+    """`tower_flops` of the towers that are searched, all blocks executed, and how many skipping each block saves.
 
-    For one image and one class. The method's selection of blocks is left empty.
+    The method's selection of blocks is left empty.
     """
     searcher: Any = model.method.searcher
+    towers = {name: name.partition(".")[0] for name in searcher.blocks}
     training = model.training
     model.eval()
-    whole = {tower: _COUNTED[tower](model) for tower in dict.fromkeys(map(_tower, searcher.blocks))}
+    searcher.select(())
+    whole = {tower: tower_flops(model, [tower]) for tower in towers.values()}
+    together = tower_flops(model, whole.keys())
     saved = {}
-    for name in searcher.blocks:
+    for name, tower in towers.items():
         searcher.select([name])
-        saved[name] = whole[_tower(name)] - _COUNTED[_tower(name)](model)
+        saved[name] = whole[tower] - tower_flops(model, [tower])
     searcher.select(())
     model.train(training)
-    return sum(whole.values()), saved
+    return together, saved
 
 
-def _tower(block: str) -> str:
-    return block.partition(".")[0]
+def _image(model: Adapted[Any]) -> Tensor:
+    backbone, size = model.backbone, model.backbone.preprocess.size
+    return torch.zeros(1, 3, size, size, device=backbone.device, dtype=backbone.dtype)
 
 
 @contextmanager

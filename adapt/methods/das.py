@@ -4,8 +4,10 @@ Paper: Wu et al., Parameter and Computation Efficient Transfer Learning for Visi
 NeurIPS 2023 (DAS).
 Reference: DAS `1d6a0d6`, `ViLT/vilt/modules/vilt_module_search.py`, `meter_module_search.py`.
 Deviations:
-* The towers are CLIP's, for classification by names; the reference skips blocks of ViLT, METER's fusion layers and
-  decoder layers of LLaMA.
+* Besides ViLT's blocks and decoder layers, as in the reference, CLIP's towers for classification by names, and
+  BridgeTower's two cross-modal streams in place of METER's.
+* Decoder blocks have the adapters of ViLT's; the reference has others for LLaMA. The first block of each kind of
+  attention is never skipped, since the cache of keys and values is read there.
 * Adapters are allocated for the blocks that need them; the reference keeps both kinds for all.
 * Rewards come from batches that walk through the held-back images; the reference takes its loader's first batch again
   and again.
@@ -24,7 +26,7 @@ from torch import Tensor, nn
 
 from adapt.backbones.base import Backbone
 from adapt.backbones.tokenizer import TextTokenizer
-from adapt.backbones.tower import Tower
+from adapt.backbones.tower import Tower, TowerName
 from adapt.edits import Bypass, Edit, Parallel
 from adapt.errors import AdaptError
 from adapt.methods.base import Context, Method, MethodConfig
@@ -32,7 +34,7 @@ from adapt.methods.zero_shot import check_template
 from adapt.prompts import Prompt, from_template
 
 DEFAULT_SKIP = 2
-SITES: tuple[Literal["attn", "mlp"], ...] = ("attn", "mlp")
+Site = Literal["attn", "cross", "mlp"]
 
 
 class DASConfig(MethodConfig):
@@ -42,9 +44,11 @@ class DASConfig(MethodConfig):
     """In place of skip: the share of the towers' operations that may remain of those of all blocks with adapters."""
     skipped: tuple[str, ...] | None = None
     """The skipped blocks themselves, such as vision.3, in place of a search; a trained adapter has them."""
-    towers: tuple[Literal["text", "vision"], ...] = ("vision",)
+    towers: tuple[TowerName, ...] = ("vision",)
+    """ViLT's tower is fusion, BridgeTower's are text_fusion and vision_fusion, a language model's is decoder."""
     reduction: int = Field(default=8, ge=1)
-    """The tower's width over the hidden size of an adapter beside a site; one in place of a block has twice that."""
+    """The tower's width over the hidden size of an adapter beside a site; one in place of a block has that of all its
+    sites together."""
     search_epochs: int = Field(default=3, ge=1)
     warmup_epochs: int = Field(default=1, ge=0)
     """Epochs of the search before the gates first change."""
@@ -103,15 +107,18 @@ class Adapter(nn.Module):
 
 
 class DAS(Method):
-    """`DAS(skip, towers)` trains `TOWER.BLOCK.attn`, `.mlp` beside kept blocks and `.bypass` in place of skipped ones.
+    """`DAS(skip, towers)` trains `TOWER.BLOCK.SITE` beside kept blocks, `TOWER.BLOCK.bypass` in place of skipped ones.
 
-    While it searches, every block has all three. `select` says which blocks are skipped now, `settle` for good.
+    The sites are attn and mlp, and cross where a block attends to another stream. While it searches, every block has
+    all of them. `select` says which blocks are skipped now, `settle` for good.
     """
 
     name = "das"
     title = "DAS (Wu et al., NeurIPS 2023)"
+    serves = ("dual encoder", "fusion encoder", "vision LLM")
     Config = DASConfig
     _widths: dict[str, int]  # of the block that each name stands for
+    _sites: dict[str, tuple[Site, ...]]  # of each block, those that cannot be skipped too
 
     @property
     def touches(self) -> frozenset[str]:
@@ -128,22 +135,37 @@ class DAS(Method):
     @property
     def blocks(self) -> tuple[str, ...]:
         """The names of all blocks that might be skipped."""
-        return tuple(self._widths)
+        return tuple(name for name in self._widths if name not in self._needed)
 
     def build(self, backbone: Backbone, class_names: Sequence[str]) -> None:
         towers = [backbone.tower(name) for name in self.config.towers]
-        self._widths = {f"{tower.name}.{i}": tower.width for tower in towers for i in range(len(tower.blocks))}
-        if (self.config.count or 0) >= len(self._widths):
-            raise AdaptError(f"das: skip is {self.config.count}, and there are {len(self._widths)} blocks: keep some")
-        for name in self.config.skipped or ():
-            if name not in self._widths:
-                raise AdaptError(f"das: skipped names {name!r}; expected some of {', '.join(self._widths)}")
+        named = {f"{tower.name}.{i}": (tower, block) for tower in towers for i, block in enumerate(tower.blocks)}
+        self._widths = {name: tower.width for name, (tower, _) in named.items()}
+        self._sites = {name: tuple(block.sites) for name, (_, block) in named.items()}  # type: ignore[arg-type]
+        self._needed = frozenset().union(*map(_needed, towers))
+        self._check()
         self._device = backbone.device
         self.selected: frozenset[str] = frozenset()
         if self.searcher is not None:
-            self._allocate(dict.fromkeys(self.blocks, (*SITES, "bypass")))
+            bypass = dict.fromkeys(self.blocks, ("bypass",))
+            self._allocate({name: sites + bypass.get(name, ()) for name, sites in self._sites.items()})
         else:
             self.settle(self.config.skipped or ())
+
+    def _check(self) -> None:
+        """AdaptError where too many blocks are to be skipped, or one that does not exist or is needed."""
+        blocks, count = self.blocks, self.config.count or 0
+        if count >= len(self._widths) or count > len(blocks):
+            may = f", of which {len(blocks)} may be skipped" if self._needed else ""
+            raise AdaptError(f"das: skip is {count}, and there are {len(self._widths)} blocks{may}: keep some")
+        for name in self.config.skipped or ():
+            if name in self._needed:
+                raise AdaptError(
+                    f"das: skipped names {name!r}, and a decoder needs the first block of each kind of attention: "
+                    "while it generates, masks and positions are read from that block's cache"
+                )
+            if name not in blocks:
+                raise AdaptError(f"das: skipped names {name!r}; expected some of {', '.join(blocks)}")
 
     def select(self, names: Sequence[str]) -> None:
         """Skips these blocks from now on, and no others."""
@@ -154,7 +176,7 @@ class DAS(Method):
         skipped = tuple(sorted(names, key=self.blocks.index))
         chosen = {"skipped": skipped, "skip": len(skipped), "keep_flops": None}
         self.config = self.config.model_copy(update=chosen)
-        self._allocate({name: ("bypass",) if name in names else SITES for name in self.blocks})
+        self._allocate({name: ("bypass",) if name in names else sites for name, sites in self._sites.items()})
         self.select(names)
 
     def _allocate(self, kinds: dict[str, tuple[str, ...]]) -> None:
@@ -165,8 +187,9 @@ class DAS(Method):
             tower, index = name.split(".")
             width = self._widths[name]
             hidden = max(1, width // self.config.reduction)
+            whole = len(self._sites[name]) * hidden
             adapters = {
-                kind: Adapter(width, 2 * hidden, True) if kind == "bypass" else Adapter(width, hidden, False)
+                kind: Adapter(width, whole, True) if kind == "bypass" else Adapter(width, hidden, False)
                 for kind in wanted
             }
             getattr(self, tower)[index] = nn.ModuleDict(adapters)
@@ -178,11 +201,20 @@ class DAS(Method):
     def edits(self, tower: Tower, context: Context) -> list[Edit]:
         edits: list[Edit] = []
         for index, adapters in getattr(self, tower.name, {}).items():
-            if f"{tower.name}.{index}" in self.selected:
+            name = f"{tower.name}.{index}"
+            if name in self.selected:
                 edits.append(Bypass(int(index), adapters["bypass"]))
             else:
-                edits += [Parallel(int(index), site, adapters[site]) for site in SITES]
+                edits += [Parallel(int(index), site, adapters[site]) for site in self._sites[name]]
         return edits
+
+
+def _needed(tower: Tower) -> frozenset[str]:
+    """The blocks of a decoder that must stay: the first of each kind of attention."""
+    if tower.name != "decoder":
+        return frozenset()
+    kinds = tower.form.kinds or ("full",) * len(tower.blocks)
+    return frozenset(f"{tower.name}.{kinds.index(kind)}" for kind in kinds)
 
 
 def updated_gates(gates: Tensor, subsets: Sequence[Sequence[int]], losses: Sequence[float], lr: float) -> Tensor:

@@ -17,6 +17,13 @@ from adapt.speaking import SpeakingModel
 from adapt.tasks import generate
 
 CONFIGS: dict[str, dict[str, Any]] = {
+    "compose": {
+        "methods": [
+            {"name": "vlora", "dim": 16, "depth": 1, "rank": 2, "heads": 4, "skip": 2},
+            {"name": "lora", "towers": ["decoder"], "dropout": 0.0, "projections": ["q", "v"]},
+        ]
+    },
+    "das": {"towers": ["decoder"], "skipped": ["decoder.2"]},
     "lora": {"towers": ["decoder"], "dropout": 0.0},
     "projector": {},
     "vlora": {"dim": 16, "depth": 1, "rank": 2, "heads": 4, "skip": 2},
@@ -109,6 +116,26 @@ def test_unwrap_gives_the_backbone_back_as_it_was(method: str, kind: str, pictur
     assert_untouched(backbone.model, before)
     with pytest.raises(AdaptError, match="was unwrapped"):
         model(pictures, QUESTIONS)
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_a_skipped_blocks_cache_is_not_missed(kind: str, beams: int, pictures: Tensor) -> None:
+    torch.manual_seed(0)
+    settings = {"towers": ["decoder"], "skipped": ["decoder.2", "decoder.3"]}
+    model = perturb(adapt.wrap(tiny_llms.vision_llm(kind), methods.DAS(**settings))).eval()
+    cached, anew = (
+        model.generate(pictures, QUESTIONS, max_new_tokens=6, num_beams=beams, use_cache=use) for use in (True, False)
+    )
+    assert [answer.text for answer in cached] == [answer.text for answer in anew]
+
+
+def test_the_first_block_of_each_kind_of_attention_stays(kind: str) -> None:
+    needed = {"decoder.0", "decoder.1"} if kind == "gemma" else {"decoder.0"}
+    for name in needed:
+        with pytest.raises(AdaptError, match=f"'{name}'.*needs the first block of each kind of attention"):
+            adapt.wrap(tiny_llms.vision_llm(kind), methods.DAS(towers=["decoder"], skipped=[name]))
+    model = adapt.wrap(tiny_llms.vision_llm(kind), methods.DAS(towers=["decoder"], skip=1))
+    assert set(model.method.blocks) == {f"decoder.{i}" for i in range(4)} - needed
 
 
 def test_without_the_learned_factors_the_language_model_is_unchanged(kind: str, pictures: Tensor) -> None:

@@ -1,0 +1,176 @@
+"""Several methods on one backbone, in one adapter: skipped blocks and low-rank updates, light adapters and prompts.
+
+Paper: none; each part is its own (see its file).
+Reference: none.
+Deviations: none from the parts', but where two meet:
+
+* A block that one part skips has no inside: what the others ask inside it is left out, and what they would keep for it
+  is dropped once the blocks are chosen. Everywhere else two edits of one place are refused.
+* At most one part has learned tokens in the prompts, and its prompts are taken; the templates of the others are not
+  read then. Without such a part, all must read the same text.
+* After a search of blocks all parts start anew, not only the part that searched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import combinations
+from typing import Any
+
+from pydantic import Field, field_validator
+from torch import Tensor
+
+from adapt.backbones.base import Backbone
+from adapt.backbones.tokenizer import TextTokenizer
+from adapt.backbones.tower import Tower
+from adapt.edits import Bypass, Edit, Tokens
+from adapt.errors import AdaptError
+from adapt.methods import find
+from adapt.methods.base import Context, Method, MethodConfig
+from adapt.prompts import Prompt
+
+
+class ComposeConfig(MethodConfig):
+    methods: tuple[dict[str, Any], ...] = Field(default=(), validate_default=True)
+    """The parts, at least two: each a method's name and settings, as in [{name: das, skip: 2}, {name: lora}]."""
+
+    @field_validator("methods")
+    @classmethod
+    def _fit(cls, value: tuple[dict[str, Any], ...]) -> tuple[dict[str, Any], ...]:
+        if len(value) < 2:
+            raise ValueError("name at least two methods")
+        try:
+            _check(_named([_made(each) for each in value]))
+        except AdaptError as error:
+            raise ValueError(str(error)) from None
+        return value
+
+
+class Compose(Method):
+    """`Compose([DAS(skip=2), LoRA(rank=2)])` trains what its parts do, as `das.…` and `lora.…` (a second `lora2.…`)."""
+
+    name = "compose"
+    title = "Several methods on one backbone"
+    serves = ("dual encoder", "fusion encoder", "vision LLM")  # those that its parts do
+    Config = ComposeConfig
+
+    def __init__(self, methods: Sequence[Method | dict[str, Any]] = (), **config: Any) -> None:
+        described = [_described(each) if isinstance(each, Method) else each for each in methods]
+        super().__init__(methods=described, **config)
+        self.parts = _named([each if isinstance(each, Method) else _made(each) for each in methods])
+        for name, part in self.parts.items():
+            if part.built:
+                raise AdaptError(f"compose: this {part.name} already belongs to a model: make a new one")
+            self.add_module(name, part)
+
+    @property
+    def touches(self) -> frozenset[str]:
+        return frozenset().union(*(part.touches for part in self.parts.values()))
+
+    @property
+    def per_class(self) -> bool:
+        return any(part.per_class for part in self.parts.values())
+
+    @property
+    def per_image(self) -> bool:
+        return any(part.per_image for part in self.parts.values())
+
+    @property
+    def learned_tokens(self) -> dict[str, Tensor]:
+        return {
+            f"{name}.{key}": tokens for name, part in self.parts.items() for key, tokens in part.learned_tokens.items()
+        }
+
+    @property
+    def logit_scale(self) -> float | None:
+        return next((part.logit_scale for part in self.parts.values() if part.logit_scale is not None), None)
+
+    @property
+    def searcher(self) -> Method | None:
+        return next((part.searcher for part in self.parts.values() if part.searcher is not None), None)
+
+    @property
+    def skipped(self) -> frozenset[str]:
+        return frozenset().union(*(part.skipped for part in self.parts.values()))
+
+    def check_family(self, backbone: Backbone) -> None:
+        for part in self.parts.values():
+            part.check_family(backbone)
+
+    def build(self, backbone: Backbone, class_names: Sequence[str]) -> None:
+        for part in self.parts.values():
+            part.build(backbone, class_names)
+            part.built = True
+        self._start = {
+            name: {key: value.clone() for key, value in part.state_dict().items()}
+            for name, part in self.parts.items()
+            if self.searcher not in (None, part)
+        }
+        self._chosen()
+
+    def settle(self, names: Sequence[str]) -> None:
+        """Skips these blocks for good, as the searching part does; the other parts are again as they were built."""
+        searcher: Any = self.searcher
+        searcher.settle(names)
+        for name, state in self._start.items():
+            self.parts[name].load_state_dict(state)
+        self._chosen()
+
+    def _chosen(self) -> None:
+        """What follows from the choice of blocks: nothing is kept inside skipped ones, and the settings tell it."""
+        for part in self.parts.values():
+            part.spare(self.skipped)
+        self.config = ComposeConfig(methods=tuple(map(_described, self.parts.values())))
+
+    def prompts(self, tokenizer: TextTokenizer, class_name: str) -> list[Prompt]:
+        owners = {name: part for name, part in self.parts.items() if part.owns_prompts} or self.parts
+        prompts = {name: part.prompts(tokenizer, class_name) for name, part in owners.items()}
+        for one, other in combinations(prompts, 2):
+            if [prompt.ids for prompt in prompts[one]] != [prompt.ids for prompt in prompts[other]]:
+                raise AdaptError(
+                    f"compose: {one} and {other} read {class_name!r} in different texts: give both the same template"
+                )
+        return next(iter(prompts.values()))
+
+    def edits(self, tower: Tower, context: Context) -> list[Edit]:
+        asked: list[Edit] = []
+        for part in self.parts.values():
+            asked += part.edits(tower, context) if tower.name in part.touches else []
+        bypassed = {edit.block for edit in asked if isinstance(edit, Bypass)}
+        return [edit for edit in asked if edit.block not in bypassed or isinstance(edit, Bypass | Tokens)]
+
+
+def _made(described: dict[str, Any]) -> Method:
+    settings = dict(described)
+    name = settings.pop("name", None)
+    if not isinstance(name, str):
+        raise AdaptError(f"a part is {described!r}: give its name, as in {{name: lora, rank: 2}}")
+    return find(name)(**settings)
+
+
+def _described(part: Method) -> dict[str, Any]:
+    return {"name": part.name, **part.config.model_dump(mode="json")}
+
+
+def _named(parts: Sequence[Method]) -> dict[str, Method]:
+    """The parts by their methods' names, from the second of one method on numbered."""
+    named: dict[str, Method] = {}
+    for part in parts:
+        before = sum(other.name == part.name for other in named.values())
+        named[f"{part.name}{before + 1}" if before else part.name] = part
+    return named
+
+
+def _check(parts: dict[str, Method]) -> None:
+    """AdaptError, by name, for a part that cannot be one, or two that do not go together."""
+    for name, part in parts.items():
+        if isinstance(part, Compose) or not part.touches:
+            raise AdaptError(f"{name} cannot be a part: expected methods that change a tower, each named by itself")
+    for one, other in combinations(parts, 2):
+        a, b = parts[one], parts[other]
+        if a.owns_prompts and b.owns_prompts:
+            raise AdaptError(f"{one} and {other} both learn tokens of the prompts: take one of them")
+        if a.searcher and b.searcher:
+            raise AdaptError(f"{one} and {other} both search which blocks to skip: name those of one by skipped")
+        if a.logit_scale and b.logit_scale and a.logit_scale != b.logit_scale:
+            raise AdaptError(f"logit_scale is {a.logit_scale} in {one} and {b.logit_scale} in {other}: take one value")
