@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 import torch
 from torch import Tensor, nn
 
+from adapt.backbones.absent import cut_out
 from adapt.backbones.base import Backbone
 from adapt.engine.hooks import edited
 from adapt.errors import AdaptError
@@ -67,6 +68,15 @@ class Adapted(nn.Module, Generic[B]):
         """Takes the architecture that a search chose, with all that trains started anew."""
         method: Any = self.method
         method.settle(blocks)
+
+    def cut_skipped(self) -> None:
+        """Frees the blocks that the method skips: the backbone itself changes, and serves this model only from then on.
+
+        Raises AdaptError for a method that skips none.
+        """
+        if not self.method.skipped:
+            raise AdaptError(f"this {self.method.name} skips no block that could be freed")
+        cut_out(self.backbone, self.method.skipped)
 
     def save(self, path: str | Path) -> Path:
         """Writes the adapter file; see `adapt.adapter`."""

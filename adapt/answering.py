@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from adapt.adapted import Adapted
 from adapt.errors import AdaptError
@@ -37,7 +37,7 @@ class AnsweringModel(Adapted["FusionEncoder"]):
 
     def forward(self, images: Tensor, questions: Sequence[str]) -> Tensor:
         """Images `(b, 3, h, w)` with a question each to logits `(b, answers)`."""
-        check_questions(images, questions)
+        check_texts(images, questions)
         with ExitStack() as stack:
             for name in sorted(self.method.touches) or [""]:
                 stack.enter_context(self._edited(name, self._edits(name, Context())))
@@ -61,17 +61,29 @@ class AnsweringModel(Adapted["FusionEncoder"]):
         from adapt.data.images import open_image
 
         transform = self.backbone.transform(train=False)
-        for batch in batches_of(images, batch_size):
-            pixels = torch.stack([transform(open_image(image)) for image in batch]).to(self.backbone.device)
-            yield from predictions(self(pixels, [question] * len(batch)), self.class_names, top_k)
+        with evaluating(self):
+            for batch in batches_of(images, batch_size):
+                pixels = torch.stack([transform(open_image(image)) for image in batch]).to(self.backbone.device)
+                yield from predictions(self(pixels, [question] * len(batch)), self.class_names, top_k)
 
     def predict(self, images: Iterable[Any] | Any, top_k: int = 5, *, question: str) -> list[Prediction]:
         """The answers to `question` about images, most probable first. Raises AdaptError for an unreadable file."""
         return list(self.predict_stream(images, top_k, question=question))
 
 
-def check_questions(images: Tensor, questions: Sequence[str]) -> None:
-    """AdaptError unless there is one question, in a list, for each image."""
-    if isinstance(questions, str) or len(questions) != len(images):
-        given = "one string" if isinstance(questions, str) else f"{len(questions)} questions"
-        raise AdaptError(f"{given} about {len(images)} images: give a list of one question for each image")
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Inside, `model` is in evaluation mode."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+def check_texts(images: Tensor, texts: Sequence[str], kind: str = "question") -> None:
+    """AdaptError unless there is one text of this kind, in a list, for each image."""
+    if isinstance(texts, str) or len(texts) != len(images):
+        given = "one string" if isinstance(texts, str) else f"{len(texts)} {kind}s"
+        raise AdaptError(f"{given} about {len(images)} images: give a list of one {kind} for each image")

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from adapt import methods
-from adapt.adapter import load_tensors
+from adapt.adapter import load_tensors, read_safetensors
 from adapt.backbones.base import Backbone
 from adapt.errors import AdaptError
-from adapt.model import AdaptedModel, wrap
+from adapt.model import wrap
 
 
 class _Inert:
@@ -35,7 +35,7 @@ _ALLOWED = {
 
 
 def read_dassl(path: str | Path) -> dict[str, Tensor]:
-    """The tensors under `state_dict` of a Dassl checkpoint (`model.pth.tar-50`).
+    """The tensors of a pickle: those under `state_dict` (Dassl's `model.pth.tar-50`), or all (`mm_projector.bin`).
 
     Raises AdaptError for a missing file, one that names anything outside the allow-list, or one without tensors.
     """
@@ -50,9 +50,9 @@ def read_dassl(path: str | Path) -> dict[str, Tensor]:
         raise AdaptError(
             f"{path} is refused: {_reason(error)} Only tensors and Dassl's own records are read"
         ) from error
-    state = content.get("state_dict") if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise AdaptError(f"{path} is no Dassl checkpoint: it has no tensors under 'state_dict'")
+    state = content.get("state_dict", content) if isinstance(content, dict) else None
+    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise AdaptError(f"{path} is no published checkpoint: it has no tensors under 'state_dict', nor tensors alone")
     return state
 
 
@@ -67,15 +67,16 @@ def import_published(
     path: str | Path,
     method: str,
     backbone: Backbone,
-    class_names: Sequence[str],
+    class_names: Sequence[str] = (),
     settings: Mapping[str, Any] | None = None,
-) -> AdaptedModel:
+) -> Any:
     """A published checkpoint of `method` as an adapted model. What it holds of CLIP and of token buffers is left out.
 
-    `settings` are those that the file does not tell, such as CoOp's `class_position`. Raises AdaptError as `read_dassl`
-    does, and where the tensors do not fit the method, the backbone or the classes.
+    `settings` are those that the file does not tell, such as CoOp's `class_position`. A vision LLM has no class names.
+    Raises AdaptError as `read_dassl` does, and where the tensors do not fit the method, the backbone or the classes.
     """
-    cls, state = methods.find(method), read_dassl(path)
+    cls = methods.find(method)
+    state = read_safetensors(path) if Path(path).suffix == ".safetensors" else read_dassl(path)
     try:
         tensors, told = cls.published(state)
     except KeyError as error:

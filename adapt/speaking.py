@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from adapt.adapted import Adapted
-from adapt.answering import check_questions
+from adapt.answering import check_texts, evaluating
 from adapt.edits import Tokens
 from adapt.methods.base import Context, Method
 from adapt.prediction import Prediction, batches_of
@@ -64,7 +64,9 @@ class SpeakingModel(Adapted["VisionLLM"]):
         self, images: Tensor, questions: Sequence[str], answers: Sequence[str] | None, left: bool, merge: bool = False
     ) -> Iterator[tuple[generate.Rows, Tensor]]:
         """The edited backbone, the rows that it reads and their embeddings `(b, l, d)`."""
-        check_questions(images, questions)
+        check_texts(images, questions)
+        if answers is not None:
+            check_texts(images, answers, "answer")
         backbone = self.backbone
         context = Context(tokens={"vision": lambda: self._patches(images)})
         edits = self._edits("decoder", context)
@@ -106,7 +108,8 @@ class SpeakingModel(Adapted["VisionLLM"]):
         """
         backbone = self.backbone
         merge = len(images) == 1 if merge is None else merge
-        with self._asked(images, questions, None, left=True, merge=merge) as (rows, embedded):
+        settings: dict[str, Any] = {"do_sample": False, "eos_token_id": generate.ends(backbone)} | options
+        with evaluating(self), self._asked(images, questions, None, left=True, merge=merge) as (rows, embedded):
             output = backbone.llm.generate(
                 inputs_embeds=embedded,
                 attention_mask=rows.mask.long(),
@@ -114,16 +117,18 @@ class SpeakingModel(Adapted["VisionLLM"]):
                 pad_token_id=generate.padding(backbone.tokenizer),
                 return_dict_in_generate=True,
                 output_scores=True,
-                **{"do_sample": False} | options,
+                **settings,
             )
-        return self._answers(output)
+        return self._answers(output, settings["eos_token_id"])
 
-    def _answers(self, output: Any) -> list[Answer]:
+    def _answers(self, output: Any, ends: int | Sequence[int]) -> list[Answer]:
+        """What was said up to the first of the tokens `ends`, after which a row is padding."""
         llm, tokenizer = self.backbone.llm, self.backbone.tokenizer
         beams = getattr(output, "beam_indices", None)
         scores = llm.compute_transition_scores(output.sequences, output.scores, beams, normalize_logits=True)
         said = output.sequences[:, -scores.shape[1] :]
-        ended = (said == tokenizer.eos_token_id).cumsum(-1) - (said == tokenizer.eos_token_id).long() > 0
+        last = torch.isin(said, torch.tensor(ends, device=said.device)).long()
+        ended = last.cumsum(-1) - last > 0
         lengths = (~ended).sum(-1)
         means = scores.float().masked_fill(ended | ~scores.isfinite(), 0).sum(-1) / lengths
         texts = tokenizer.batch_decode(said, skip_special_tokens=True)
@@ -145,10 +150,5 @@ class SpeakingModel(Adapted["VisionLLM"]):
         """The answer to a question about one image, a PIL image or a path. Options are those of `generate`."""
         from adapt.data.images import open_image
 
-        was_training = self.training
-        self.eval()
-        try:
-            pixels = self.backbone.transform(train=False)(open_image(image))[None]
-            return self.generate(pixels, [question], **options)[0]
-        finally:
-            self.train(was_training)
+        pixels = self.backbone.transform(train=False)(open_image(image))[None]
+        return self.generate(pixels, [question], **options)[0]

@@ -9,6 +9,7 @@ from typing import Any
 import open_clip as open_clip_library
 import pytest
 import tiny_backbones
+import tiny_fusion
 import torch
 from checks import perturb
 from safetensors.torch import load_file, save_file
@@ -35,14 +36,6 @@ def _timm_folder(folder: Path) -> str:
     return str(folder)
 
 
-def _siglip() -> Backbone:
-    from transformers import SiglipImageProcessor, SiglipProcessor
-
-    image_processor = SiglipImageProcessor(size={"height": tiny_backbones.IMAGE, "width": tiny_backbones.IMAGE})
-    processor = SiglipProcessor(image_processor, tiny_backbones.siglip_tokenizer())
-    return Backbone.from_transformers(tiny_backbones.backbone("hf_siglip").model, processor)
-
-
 @pytest.fixture(params=["open_clip", "timm", "hf_clip", "hf_siglip"])
 def whole(request: pytest.FixtureRequest, model_folder: Path, tmp_path: Path) -> Backbone:
     """A backbone whose format is known, of every kind that has blocks to skip."""
@@ -50,7 +43,7 @@ def whole(request: pytest.FixtureRequest, model_folder: Path, tmp_path: Path) ->
         "open_clip": lambda: adapt.load_backbone(str(model_folder)),
         "timm": lambda: adapt.load_backbone(_timm_folder(tmp_path / "timm")),
         "hf_clip": lambda: tiny_backbones.backbone("hf_clip"),
-        "hf_siglip": _siglip,
+        "hf_siglip": lambda: tiny_backbones.backbone("hf_siglip"),
     }
     return make[request.param]()
 
@@ -83,6 +76,19 @@ def test_it_computes_the_same_without_the_blocks(
     written = sum(x.numel() for x in load_file(tmp_path / "light" / compact.TENSORS).values() if x.is_floating_point())
     buffers = sum(x.numel() for x in whole.model.buffers() if x.is_floating_point())
     assert written == parameters(loaded.backbone) + buffers
+
+
+@pytest.mark.parametrize(
+    ("make", "skipped"),
+    [(tiny_fusion.vilt, ("fusion.1",)), (tiny_fusion.bridgetower, ("text_fusion.0", "vision_fusion.1"))],
+)
+def test_models_that_answer_questions(make: Any, skipped: tuple[str, ...], images: Tensor, tmp_path: Path) -> None:
+    backbone, towers = make(), tuple(name.split(".")[0] for name in skipped)
+    model = perturb(adapt.wrap(backbone, DAS(skipped=skipped, towers=towers), ("red", "green"))).eval()
+    loaded = adapt.load(compact.export(model, tmp_path / "light"))
+    questions = ["what is it?"] * len(images)
+    assert torch.equal(loaded(images, questions), model(images, questions))
+    assert parameters(loaded.backbone) < parameters(backbone)
 
 
 def test_the_file_shrinks_by_the_blocks(tiny: Backbone, tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ def _seeded(make: Callable[[], nn.Module]) -> nn.Module:
         torch.manual_seed(0)
         model = make()
         with torch.no_grad():
-            for name, parameter in model.named_parameters():
+            for parameter in model.parameters():
                 if parameter.ndim > 1:
                     parameter.normal_(std=0.2)
     return model

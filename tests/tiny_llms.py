@@ -9,9 +9,12 @@ from typing import Any
 
 import tiny_backbones
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from adapt.backbones.vision_llm import VisionLLM
+from adapt.backbones.preprocess import Preprocess
+from adapt.backbones.tower import Block, Form, Tower
+from adapt.backbones.vision_llm import Vision, VisionLLM
 
 _WORDS = "question : answer is what which how many colour animal it there a the red green blue cat dog two three ? ."
 WORDS = _WORDS.split()
@@ -42,7 +45,9 @@ def tokenizer() -> Any:
     return word_tokenizer(VOCABULARY, "<s> $A", **special)
 
 
-def _causal(config: str, **settings: Any) -> Callable[[], nn.Module]:
+def causal(config: str, **settings: Any) -> Callable[[], nn.Module]:
+    """How to make a causal language model of that transformers config."""
+
     def make() -> nn.Module:
         import transformers
 
@@ -54,14 +59,14 @@ def _causal(config: str, **settings: Any) -> Callable[[], nn.Module]:
 
 
 KINDS: dict[str, Callable[[], nn.Module]] = {
-    "llama": _causal("LlamaConfig"),
-    "llama_grouped": _causal("LlamaConfig", **_GROUPED),
-    "qwen": _causal("Qwen2Config", **_GROUPED),
-    "mistral": _causal("MistralConfig", **_GROUPED, sliding_window=16),
-    "gemma": _causal("Gemma2Config", **_GROUPED, head_dim=16, sliding_window=16),
-    "gpt_neox": _causal("GPTNeoXConfig"),
-    "phi": _causal("PhiConfig", **_GROUPED),
-    "phi3": _causal("Phi3Config", **_GROUPED),
+    "llama": causal("LlamaConfig"),
+    "llama_grouped": causal("LlamaConfig", **_GROUPED),
+    "qwen": causal("Qwen2Config", **_GROUPED),
+    "mistral": causal("MistralConfig", **_GROUPED, sliding_window=16),
+    "gemma": causal("Gemma2Config", **_GROUPED, head_dim=16, sliding_window=16),
+    "gpt_neox": causal("GPTNeoXConfig"),
+    "phi": causal("PhiConfig", **_GROUPED),
+    "phi3": causal("Phi3Config", **_GROUPED),
 }
 
 
@@ -80,3 +85,26 @@ def llm(kind: str) -> Any:
 def vision_llm(kind: str, **settings: Any) -> VisionLLM:
     """The tiny open_clip CLIP's vision tower with the language model of that kind."""
     return VisionLLM(tiny_backbones.backbone("open_clip"), llm(kind), tokenizer(), **settings)
+
+
+class Unfold(nn.Module):
+    """Stands for a vision tower: its patch features are the pixels of the image's squares."""
+
+    def __init__(self, image: int, patch: int) -> None:
+        super().__init__()
+        self.image, self.patch = image, patch
+        self.precision = nn.Parameter(torch.zeros(1))
+        self.block = nn.Identity()
+
+    def forward(self, images: Tensor) -> Tensor:
+        features: Tensor = self.block(F.unfold(images, self.patch, stride=self.patch).transpose(1, 2))
+        return features.mean(1)
+
+    def images(self, features: Tensor) -> Tensor:
+        """The images `(b, 3, h, w)` whose patch features are `features` `(b, p, d)`."""
+        return F.fold(features.transpose(1, 2), self.image, self.patch, stride=self.patch)
+
+    def vision(self) -> Vision:
+        inside = Block(self.block, *[self.block] * 4, projections={})
+        tower = Tower("vision", 3 * self.patch**2, 1, Form(causal=False, pooling="mean"), (inside,))
+        return Vision(self, tower, Preprocess(self.image, (0.5,) * 3, (0.5,) * 3), self)

@@ -104,7 +104,7 @@ def _int8(linear: nn.Linear) -> nn.Module:
     made.weight = bnb.nn.Int8Params(linear.weight.data.cpu(), requires_grad=False, has_fp16_weights=False)
     finished: Any = _finished(made, linear)
     finished.init_8bit_state()  # or the first product would, and what it reads would not be moved with the weight
-    return finished  # type: ignore[no-any-return]
+    return finished
 
 
 @cache
@@ -112,12 +112,18 @@ def _int8_linear() -> type[nn.Module]:
     import bitsandbytes as bnb
 
     class Int8Linear(bnb.nn.Linear8bitLt):
-        """Its products read `state`, which bitsandbytes leaves behind when a module around it is moved."""
+        """What its products read is moved with the weight, and no product changes its bias."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.state.is_training = self.training
+            bias = None if self.bias is None else self.bias.to(x.dtype)
+            product: Tensor = bnb.matmul(x, self.weight, bias=bias, state=self.state)
+            return product
 
         def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
             moved: nn.Module = super()._apply(fn, recurse)
             if self.state.CB is not None:
-                self.state.CB, self.state.SCB = self.weight.data, self.state.SCB.to(self.weight.device)
+                self.state.CB, self.state.SCB = self.weight.data, self.state.SCB.to(self.weight.device)  # type: ignore[union-attr]
             return moved
 
     return Int8Linear

@@ -111,5 +111,10 @@ def _chat_prompt(tokenizer: Any) -> str | None:
     """The prompt of one turn by the tokenizer's chat template, None where it has none."""
     if not getattr(tokenizer, "chat_template", None):
         return None
-    turn: Sequence[dict[str, str]] = [{"role": "user", "content": f"{IMAGE}\n{{}}"}]
-    return str(tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False))
+    # templates of language models take text, those of LLaVA its parts
+    for content in (f"{IMAGE}\n{{}}", [{"type": "image"}, {"type": "text", "text": "{}"}]):
+        turn: Sequence[dict[str, Any]] = [{"role": "user", "content": content}]
+        prompt = str(tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False))
+        if IMAGE in prompt:
+            break
+    return prompt

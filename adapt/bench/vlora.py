@@ -63,6 +63,7 @@ class _OneToken:
     """A tokenizer of words that are all the same token."""
 
     eos_token_id = pad_token_id = 0
+    bos_token = None
 
     def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
         return {"input_ids": [0] * len(text.split())}

@@ -71,9 +71,9 @@ def _row(backbone: VisionLLM, question: str, answer: str | None, visual: int) ->
     if given > 1:
         raise AdaptError(f"{question!r} has {given} places for an image, and a question is about one")
     prompt = backbone.prompt.replace(IMAGE, "") if given else backbone.prompt
-    before, after = prompt.format(question).split(IMAGE)
-    start = tokenizer(before)["input_ids"] if before.strip() or _starts(tokenizer) else []
-    start = start + [_VISUAL] * visual
+    before, after = prompt.replace("{}", question).split(IMAGE)
+    started = bool(tokenizer.bos_token) and before.startswith(tokenizer.bos_token)  # as chat templates write it
+    start = tokenizer(before, add_special_tokens=not started)["input_ids"] + [_VISUAL] * visual
     ids = tokenizer(after, add_special_tokens=False)["input_ids"]
     if answer is None:
         return start + ids, 0
@@ -84,9 +84,11 @@ def _row(backbone: VisionLLM, question: str, answer: str | None, visual: int) ->
     return [*start, *whole, tokenizer.eos_token_id], len(whole) - common + 1
 
 
-def _starts(tokenizer: Any) -> bool:
-    """Whether a row starts with a token of its own."""
-    return bool(tokenizer("")["input_ids"])
+def ends(backbone: VisionLLM) -> list[int]:
+    """The tokens that end an answer: the one that training puts there, and the language model's own."""
+    own = backbone.llm.generation_config.eos_token_id
+    known = {backbone.tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])}
+    return sorted(known - {None})
 
 
 def padding(tokenizer: Any) -> int:

@@ -129,6 +129,22 @@ def test_a_skipped_blocks_cache_is_not_missed(kind: str, beams: int, pictures: T
     assert [answer.text for answer in cached] == [answer.text for answer in anew]
 
 
+def test_skipped_blocks_can_be_freed(kind: str, pictures: Tensor) -> None:
+    torch.manual_seed(0)
+    backbone = tiny_llms.vision_llm(kind)
+    blocks = backbone.tower("decoder").blocks
+    inside = sum(parameter.numel() for block in blocks[2:] for parameter in block.module.parameters())
+    model = perturb(adapt.wrap(backbone, methods.DAS(towers=["decoder"], skipped=["decoder.2", "decoder.3"]))).eval()
+    expected = model(pictures, QUESTIONS), [answer.text for answer in model.generate(pictures, QUESTIONS)]
+    before = sum(parameter.numel() for parameter in backbone.model.parameters())
+    model.cut_skipped()
+    assert before - sum(parameter.numel() for parameter in backbone.model.parameters()) == inside
+    assert torch.equal(model(pictures, QUESTIONS), expected[0])
+    assert [answer.text for answer in model.generate(pictures, QUESTIONS)] == expected[1]
+    with pytest.raises(AdaptError, match="the block decoder.2 was cut out"):
+        adapt.wrap(backbone, methods.Projector())(pictures, QUESTIONS)
+
+
 def test_the_first_block_of_each_kind_of_attention_stays(kind: str) -> None:
     needed = {"decoder.0", "decoder.1"} if kind == "gemma" else {"decoder.0"}
     for name in needed:
