@@ -19,7 +19,7 @@ from adapt.backbones.vision_llm import Vision, VisionLLM
 _WORDS = "question : answer is what which how many colour animal it there a the red green blue cat dog two three ? ."
 WORDS = _WORDS.split()
 VOCABULARY = ["<pad>", "<unk>", "<s>", "</s>", *WORDS]
-_SHARED: dict[str, Any] = {
+SIZES: dict[str, Any] = {
     "vocab_size": len(VOCABULARY), "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4,
     "num_attention_heads": 4, "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3,
 }  # fmt: skip
@@ -51,7 +51,7 @@ def causal(config: str, **settings: Any) -> Callable[[], nn.Module]:
     def make() -> nn.Module:
         import transformers
 
-        made = getattr(transformers, config)(**_SHARED | settings)
+        made = getattr(transformers, config)(**SIZES | settings)
         model: nn.Module = transformers.AutoModelForCausalLM.from_config(made)
         return model
 

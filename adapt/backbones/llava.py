@@ -15,20 +15,18 @@ def build(model: LlavaForConditionalGeneration, processor: Any, name: str | None
     """Both towers of a LLaVA model, its projector left out: the `projector` method learns, or imports, one.
 
     The language model's head joins its blocks again, all weights shared with `model`. Raises AdaptError where patch
-    features are of several layers or keep the class token.
+    features are of several layers, keep the class token, or lack a patch.
     """
     config: Any = model.config
-    layer = config.vision_feature_layer
-    if not isinstance(layer, int) or layer == 0 or config.vision_feature_select_strategy != "default":
+    eyes: Any = model.model.vision_tower
+    tower, layer = vision_tower(eyes, config.vision_config), config.vision_feature_layer
+    patches_alone = "default" if tower.form.pooling == "class" else "full"  # SigLIP has no class token
+    if not isinstance(layer, int) or layer == 0 or config.vision_feature_select_strategy != patches_alone:
         raise AdaptError(
             f"this LLaVA reads patch features of layers {layer} by {config.vision_feature_select_strategy!r}; "
-            "expected one layer but the embeddings, by 'default'"
+            f"expected one layer but the embeddings, by {patches_alone!r}"
         )
-    tower: Any = model.model.vision_tower
-    size = config.vision_config.image_size
-    vision = Vision(
-        tower, vision_tower(tower, config.vision_config), preprocess_of(processor.image_processor, size), tower
-    )
+    vision = Vision(eyes, tower, preprocess_of(processor.image_processor, config.vision_config.image_size), eyes)
     block = layer if layer < 0 else layer - 1  # layer 0 are the embeddings
     return VisionLLM(vision, _language_model(model), processor.tokenizer, name=name, patch_block=block)
 

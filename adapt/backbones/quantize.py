@@ -12,6 +12,7 @@ from functools import cache
 from typing import Any, Literal, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adapt.backbones.base import Backbone
@@ -21,6 +22,7 @@ from adapt.errors import AdaptError, nearest
 
 Kind = Literal["nf4", "int8"]
 KINDS: tuple[Kind, ...] = ("nf4", "int8")
+_BLOCK = 64  # values that share a scale in nf4
 B = TypeVar("B", bound=Backbone)
 
 
@@ -82,14 +84,33 @@ def _split(block: Block) -> Block:
 def _nf4(linear: nn.Linear) -> nn.Module:
     import bitsandbytes as bnb
 
-    made = bnb.nn.Linear4bit(
+    made = _nf4_linear()(
         linear.in_features, linear.out_features, linear.bias is not None,
         compute_dtype=linear.weight.dtype, quant_type="nf4", device="meta",
     )  # fmt: skip
     # on processors with bf16 instructions it would repack the weight in evaluation, for a product without a gradient
     made.support_avx512bf16_for_cpu = False
-    made.weight = bnb.nn.Params4bit(linear.weight.data, requires_grad=False, quant_type="nf4", module=made)
+    whole_blocks = F.pad(linear.weight.data, (0, -linear.in_features % _BLOCK))
+    made.weight = bnb.nn.Params4bit(whole_blocks, requires_grad=False, quant_type="nf4", module=made)
     return _finished(made, linear)
+
+
+@cache
+def _nf4_linear() -> type[Any]:
+    import bitsandbytes as bnb
+
+    class NF4Linear(bnb.nn.Linear4bit):
+        """Its weight's rows are padded to whole blocks.
+
+        On the CPU bitsandbytes 0.50 reads wrong scales where a row ends inside a block.
+        """
+
+        def forward(self, x: Tensor) -> Tensor:
+            missing = -self.in_features % _BLOCK
+            product: Tensor = super().forward(F.pad(x, (0, missing)) if missing else x)
+            return product
+
+    return NF4Linear
 
 
 def _int8(linear: nn.Linear) -> nn.Module:
@@ -102,13 +123,13 @@ def _int8(linear: nn.Linear) -> nn.Module:
     )
     # only a weight that comes from the CPU is quantised where it goes
     made.weight = bnb.nn.Int8Params(linear.weight.data.cpu(), requires_grad=False, has_fp16_weights=False)
-    finished: Any = _finished(made, linear)
+    finished = _finished(made, linear)
     finished.init_8bit_state()  # or the first product would, and what it reads would not be moved with the weight
     return finished
 
 
 @cache
-def _int8_linear() -> type[nn.Module]:
+def _int8_linear() -> type[Any]:
     import bitsandbytes as bnb
 
     class Int8Linear(bnb.nn.Linear8bitLt):
@@ -129,13 +150,12 @@ def _int8_linear() -> type[nn.Module]:
     return Int8Linear
 
 
-def _finished(made: Any, linear: nn.Linear) -> nn.Module:
+def _finished(made: Any, linear: nn.Linear) -> Any:
     if linear.bias is not None:
         made.bias = nn.Parameter(linear.bias.data, requires_grad=False)
     # open_clip reads the precision of activations off a weight unless it finds this
     made.int8_original_dtype = linear.weight.dtype
-    quantised: nn.Module = made.to(linear.weight.device).eval()  # moving is what quantises
-    return quantised
+    return made.to(linear.weight.device).eval()  # moving is what quantises
 
 
 _MAKERS: dict[str, Callable[[nn.Linear], nn.Module]] = {"nf4": _nf4, "int8": _int8}
@@ -151,8 +171,7 @@ def weight_bytes(module: nn.Module) -> int:
 
 
 def _scales(module: Any) -> list[Tensor]:
-    weight = getattr(module, "weight", None)
-    state = getattr(weight, "quant_state", None)
+    state = getattr(getattr(module, "weight", None), "quant_state", None)
     if state is not None:
         return [value for value in state.as_dict(packed=False).values() if isinstance(value, torch.Tensor)]
     scale = getattr(getattr(module, "state", None), "SCB", None)

@@ -150,7 +150,7 @@ def full_weight(module: Any) -> Tensor:
     weight = module.weight
     if isinstance(weight, bnb.nn.Params4bit):
         full: Tensor = bnb.functional.dequantize_4bit(weight.data, weight.quant_state)
-        return full
+        return full[:, : module.in_features]  # without what pads it to whole blocks
     scale = module.state.SCB if weight.SCB is None else weight.SCB
     return bnb.functional.int8_vectorwise_dequant(weight.data, scale).to(module.int8_original_dtype)
 
