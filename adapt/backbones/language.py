@@ -5,20 +5,25 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from adapt.backbones.base import Backbone, DualEncoder
 from adapt.backbones.load import BUNDLED, bundled, fetching
 from adapt.backbones.vision_llm import VisionLLM
 from adapt.errors import AdaptError
 
 
-def with_language_model(encoder: Backbone, spec: str, name: str | None = None) -> VisionLLM:
+def with_language_model(encoder: Backbone, spec: str, name: str | None = None, device: str = "cpu") -> VisionLLM:
     """The vision tower of `encoder` with the causal language model that `spec` names: hf:NAME, a folder, or mini-lm.
 
+    It keeps the precision of its checkpoint, but fp16 becomes fp32 for the CPU, which is slow in it.
     Raises AdaptError for an encoder that is no CLIP or SigLIP, or a language model that cannot be loaded.
     """
     if not isinstance(encoder, DualEncoder):
         raise AdaptError(f"{encoder.describe()} is a {encoder.family}: the eyes of a language model are a CLIP's")
     llm, tokenizer = _language_model(spec)
+    if device == "cpu" and llm.dtype == torch.float16:
+        llm = llm.float()
     return VisionLLM(encoder, llm, tokenizer, name=name)
 
 
@@ -29,5 +34,5 @@ def _language_model(spec: str) -> tuple[Any, Any]:
     if not spec.startswith("hf:") and not Path(source).is_dir():
         raise AdaptError(f"the language model {spec!r} is no folder; give a folder, hf:NAME or mini-lm")
     with fetching(source):
-        llm = AutoModelForCausalLM.from_pretrained(source, use_safetensors=True, trust_remote_code=False)
-        return llm.float().eval(), AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        llm = AutoModelForCausalLM.from_pretrained(source, use_safetensors=True, trust_remote_code=False, dtype="auto")
+        return llm.eval(), AutoTokenizer.from_pretrained(source, trust_remote_code=False)

@@ -50,7 +50,7 @@ def load_backbone(spec: str, device: str = "cpu", quantize: str | None = None) -
     if llm and vision:
         from adapt.backbones.language import with_language_model
 
-        backbone: Backbone = with_language_model(_of_one_model(vision), llm, name=spec)
+        backbone: Backbone = with_language_model(_of_one_model(vision), llm, name=spec, device=device)
     else:
         backbone = _of_one_model(spec)
     if quantize is not None:

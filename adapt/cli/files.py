@@ -60,10 +60,12 @@ def inspect(adapter: Path, backbone: str | None, words: int, as_json: bool) -> N
 def _lines(header: Header) -> Iterator[tuple[str, str]]:
     shown = ", ".join(header.class_names[:8]) + ", ..." * (len(header.class_names) > 8)
     yield "method", f"{header.method} {_settings(header.config)}"
-    yield "backbone", f"{header.backbone or 'without a name'} ({header.preprocess['size']} px)"
+    quantized = f", {header.quantization}" if header.quantization else ""
+    yield "backbone", f"{header.backbone or 'without a name'} ({header.preprocess['size']} px{quantized})"
     if header.logit_scale is not None:
         yield "logits", f"cosine x {header.logit_scale:.1f}"
-    yield "classes", f"{len(header.class_names)}: {shown}"
+    if header.class_names:
+        yield "classes", f"{len(header.class_names)}: {shown}"
     data = (header.recipe or {}).get("data")
     if data:
         shots = "all images" if data["shots"] is None else f"{data['shots']} shots"
