@@ -30,6 +30,11 @@ class Answer:
     tokens: int
 
 
+def _of_each(edit: Tokens, images: int) -> Tensor:
+    """The learned tokens of each image `(b, k, d)`, those that all share too."""
+    return edit.values.expand(images, 1, *edit.values.shape[-2:])[:, 0]
+
+
 class SpeakingModel(Adapted["VisionLLM"]):
     """`model.answer(image, question)` in words; `model(images, questions)` gives the language model's logits."""
 
@@ -71,7 +76,7 @@ class SpeakingModel(Adapted["VisionLLM"]):
         context = Context(tokens={"vision": lambda: self._patches(images)})
         edits = self._edits("decoder", context)
         entering = [edit for edit in edits if isinstance(edit, Tokens)]
-        values = torch.cat([edit.values.flatten(0, -3) for edit in entering], dim=1) if entering else None
+        values = torch.cat([_of_each(edit, len(images)) for edit in entering], dim=1) if entering else None
         rows = generate.rows(backbone, questions, answers, 0 if values is None else values.shape[1], left)
         with self._edited("decoder", [edit for edit in edits if not isinstance(edit, Tokens)], merge):
             embedded = backbone.llm.get_input_embeddings()(rows.ids.clamp(min=0))
