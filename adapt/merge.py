@@ -22,6 +22,8 @@ def merged_model(model: AdaptedModel) -> nn.Module:
             f"{model.method.name} does not change weights, so there is nothing to merge; only LoRA can be merged"
         )
     backbone = model.backbone
+    if backbone.family != "dual encoder":
+        raise AdaptError(f"only a CLIP or SigLIP can be merged, and {backbone.describe()} is a {backbone.family}")
     copied = copy.deepcopy(backbone.model)
     modules = dict(copied.named_modules())
     names = {id(module): name for name, module in backbone.model.named_modules()}

@@ -47,7 +47,7 @@ def load_backbone(spec: str, device: str = "cpu", quantize: str | None = None) -
     if quantize is not None:
         quantized.check_kind(quantize)
     vision, _, llm = spec.partition("+")
-    if llm and vision:
+    if llm and vision and not Path(spec).is_dir():
         from adapt.backbones.language import with_language_model
 
         backbone: Backbone = with_language_model(_of_one_model(vision), llm, name=spec, device=device)

@@ -189,6 +189,7 @@ def convert(
     SOURCE is one of
       a published checkpoint of CoOp, or with --method of CoCoOp, MaPLe or IVLP and VPT
       (model.pth.tar-50): needs --backbone and --classes
+      with --method vlora or projector, a mm_projector.bin or a .safetensors of LLaVA's: needs --backbone VISION+LLM
       a folder in peft's LoRA layout: needs --backbone and --classes
       an adapter of adapt: with --to peft, TARGET becomes a folder in peft's layout
 
@@ -197,9 +198,11 @@ def convert(
     from adapt.cli.quiet import quiet_libraries
 
     with quiet_libraries():
-        if source.suffix == ".safetensors":
+        if source.suffix == ".safetensors" and method is None:
             if target_form != "peft":
-                raise AdaptError(f"{source} is an adapter already; give --to peft to export it")
+                raise AdaptError(
+                    f"{source} is an adapter already: give --to peft to export it, or --method to import it"
+                )
             from adapt.peft_layout import export
 
             click.echo(f"written to {export(_load(source, backbone), target)}")
@@ -212,15 +215,14 @@ def convert(
 def _imported(
     source: Path, backbone: str | None, classes: Path | None, method: str | None, settings: tuple[str, ...]
 ) -> AdaptedModel:
-    from adapt import convert, peft_layout
+    from adapt import convert, methods, peft_layout
     from adapt.backbones.load import load_backbone
     from adapt.recipe import set_key
 
-    if backbone is None or classes is None:
+    speaks = method is not None and methods.find(method).serves == ("vision LLM",)
+    if backbone is None or (classes is None and not speaks):
         raise AdaptError(f"{source} names neither backbone nor classes: give --backbone and --classes FILE")
-    if not classes.is_file():
-        raise AdaptError(f"there is no file {classes} to read the class names from")
-    names = [line.strip() for line in classes.read_text(encoding="utf-8").splitlines() if line.strip()]
+    names = [] if classes is None else _lines_of(classes)
     if source.is_dir():
         if method or settings:
             raise AdaptError(f"{source} is in peft's layout, which tells its settings: leave out --method and --set")
@@ -229,6 +231,12 @@ def _imported(
     for setting in settings:
         set_key(given, setting)
     return convert.import_published(source, method or "coop", load_backbone(backbone), names, given)
+
+
+def _lines_of(classes: Path) -> list[str]:
+    if not classes.is_file():
+        raise AdaptError(f"there is no file {classes} to read the class names from")
+    return [line.strip() for line in classes.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
 COMMANDS = {"inspect": inspect, "merge": merge, "export": export, "convert": convert}

@@ -178,7 +178,11 @@ class LoRA(Method):
         for site, layer in self._layers():
             base = layer.get_base_layer()
             if isinstance(base, _Frozen):
-                raise AdaptError("lora cannot be merged into quantised weights: load the backbone without quantize")
+                if base.projection.quantized:
+                    raise AdaptError("lora cannot be merged into quantised weights: load the backbone without quantize")
+                raise AdaptError(
+                    "lora cannot be merged into weights that are interleaved by heads: keep it beside them"
+                )
             frozen = base.weight.data
             base.weight.data = frozen.clone()
             try:

@@ -208,7 +208,7 @@ def test_refusals_of_published_checkpoints(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["ADAPTER", "x"], "is an adapter already; give --to peft"),
+        (["ADAPTER", "x"], "is an adapter already: give --to peft"),
         (["ADAPTER", "x", "--to", "peft"], "only plain LoRA has peft's layout"),
         (["model.pth.tar", "x"], "names neither backbone nor classes: give --backbone and --classes"),
         (["model.pth.tar", "x", "--backbone", "MODEL", "--classes", "NAMES"], "there is no checkpoint at model.pth"),
