@@ -29,6 +29,7 @@ class Adapted(nn.Module, Generic[B]):
     Edits act inside the calls of this object only: several adapted models may share one backbone.
     """
 
+    baseline = "zero-shot"  # what the backbone does by itself is called so
     method: Method
     class_names: tuple[str, ...]  # what it tells apart; empty where answers are free text
 
@@ -50,6 +51,11 @@ class Adapted(nn.Module, Generic[B]):
     def text_path(self) -> str:
         """Which text path serves it: `fast`, `plain`, or `none` for a model without class prompts."""
         return "none"
+
+    @property
+    def has_baseline(self) -> bool:
+        """Whether the backbone can do the task by itself."""
+        return True
 
     def unwrap(self) -> B:
         """The backbone as it was before `wrap`; this model computes no more."""
@@ -76,7 +82,9 @@ class Adapted(nn.Module, Generic[B]):
         """
         if not self.method.skipped:
             raise AdaptError(f"this {self.method.name} skips no block that could be freed")
-        cut_out(self.backbone, self.method.skipped)
+        backbone: Any = self.backbone
+        _ = backbone.fingerprint, getattr(backbone, "embed_dim", None)  # both are of the whole model: kept from now on
+        cut_out(backbone, self.method.skipped)
 
     def save(self, path: str | Path) -> Path:
         """Writes the adapter file; see `adapt.adapter`."""

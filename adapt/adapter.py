@@ -183,16 +183,18 @@ def load(
 ) -> Any:
     """The adapted model that was saved at `path`, in evaluation mode.
 
-    The backbone is built by its recorded name unless given; `class_names` classifies among other classes. A compact
-    folder (see `adapt.compact`) brings its own backbone.
+    The backbone is built by its recorded name unless given; `class_names` classifies among other classes. A run
+    directory stands for its adapter, and a compact folder (see `adapt.compact`) brings its own backbone.
     Raises AdaptError where file and backbone do not fit each other, and as `read_header` and `read_tensors` do.
     """
     import torch
 
     from adapt import methods
-    from adapt.backbones.load import load_backbone
+    from adapt.backbones.load import COMPACT, load_backbone
     from adapt.model import wrap
 
+    if (Path(path) / "adapter.safetensors").is_file() and not (Path(path) / COMPACT).is_file():
+        path = Path(path) / "adapter.safetensors"  # of a run
     if Path(path).is_dir():
         from adapt import compact
 
@@ -208,6 +210,7 @@ def load(
         if header.backbone is None:
             raise AdaptError(f"{path} was trained on a backbone without a name: give it as load(path, backbone=...)")
         backbone = load_backbone(header.backbone, device, header.quantization)
+        backbone.read_as(header.preprocess)
     if backbone.quantization != header.quantization:
         trained, given = (each or "no quantisation" for each in (header.quantization, backbone.quantization))
         logger.warning(
@@ -239,8 +242,8 @@ def check_backbone(header: Header, backbone: Backbone, path: str | Path) -> None
         )
     if header.preprocess != json.loads(json.dumps(backbone.reading())):
         raise AdaptError(
-            f"{path} was trained on images prepared by {header.preprocess}, {backbone.describe()} prepares them by "
-            f"{backbone.reading()}: give the backbone with the preprocessing it was trained with"
+            f"{path} was trained on inputs prepared by {header.preprocess}, {backbone.describe()} prepares them by "
+            f"{backbone.reading()}: give the backbone with the preprocessing (and prompt) it was trained with"
         )
 
 

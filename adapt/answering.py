@@ -29,7 +29,18 @@ class AnsweringModel(Adapted["FusionEncoder"]):
         self._renew_head()
 
     def _renew_head(self) -> None:
+        if not self.method.touches and not self.backbone.knows(self.class_names):
+            raise AdaptError(
+                f"{self.method.name} trains nothing, and {self.backbone.describe()} has no head for these answers: "
+                "take a method that adapts a tower"
+            )
         self.method.classifier = self.backbone.new_classifier(self.class_names)
+
+    baseline = "own head"
+
+    @property
+    def has_baseline(self) -> bool:
+        return self.backbone.knows(self.class_names)
 
     def settle(self, blocks: Sequence[str]) -> None:
         super().settle(blocks)
@@ -83,7 +94,10 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def check_texts(images: Tensor, texts: Sequence[str], kind: str = "question") -> None:
-    """AdaptError unless there is one text of this kind, in a list, for each image."""
+    """AdaptError unless there is one text of this kind, in a list, for each image `(b, 3, h, w)`."""
+    if not isinstance(images, Tensor) or images.ndim != 4:
+        given = f"of shape {tuple(images.shape)}" if isinstance(images, Tensor) else repr(images)
+        raise AdaptError(f"images are {given}; expected (b, 3, h, w), one image for each {kind}")
     if isinstance(texts, str) or len(texts) != len(images):
         given = "one string" if isinstance(texts, str) else f"{len(texts)} {kind}s"
         raise AdaptError(f"{given} about {len(images)} images: give a list of one {kind} for each image")

@@ -117,6 +117,7 @@ def _record(folder: Path) -> dict[str, Any]:
     try:
         record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         newer = record["format"] > FORMAT
+        _ = record["skipped"], record["cut"], record["halves"], record["embed_dim"]
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise AdaptError(f"{path} is damaged ({error}): export the folder again") from error
     if newer:

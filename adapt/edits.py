@@ -66,8 +66,8 @@ class Attention:
 
 @dataclass(frozen=True)
 class Parallel:
-    """`module` runs beside the attention or the MLP of one block: its output `(..., d)` of the same residual stream
-    `(..., d)` is added to theirs, after their layer scale."""
+    """`module` runs beside one site of a block: its output `(..., d)` of the same residual stream `(..., d)` is added
+    to the site's, after its layer scale or, in a post-norm block, its norm."""
 
     block: int
     site: Literal["attn", "cross", "mlp"]

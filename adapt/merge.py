@@ -19,7 +19,7 @@ def merged_model(model: AdaptedModel) -> nn.Module:
     """A copy of the backbone's model with the adapter in its weights. Raises AdaptError unless the method is LoRA."""
     if not isinstance(model.method, LoRA):
         raise AdaptError(
-            f"{model.method.name} does not change weights, so there is nothing to merge; only LoRA can be merged"
+            f"{model.method.name} cannot be merged: only lora, by itself, is nothing but a change of weights"
         )
     backbone = model.backbone
     if backbone.family != "dual encoder":

@@ -131,10 +131,10 @@ class AdaptedModel(Adapted[DualEncoder]):
         fixed = "text" not in self.method.touches
         if not fixed and (torch.is_grad_enabled() or self.method.training or self.method.per_image):
             return self._encode_classes(image_features)
-        versions = () if fixed else tuple(parameter._version for parameter in self.method.parameters())
+        versions = () if fixed else tuple((id(each), each._version) for each in self.method.parameters())
         device = self.backbone.device
         lower = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
-        key = (device, lower, self.backbone.dtype, versions)
+        key = (device, lower, self.backbone.dtype, versions, getattr(self.method, "selected", None))
         if self._cached is None or self._cached[0] != key:
             with torch.inference_mode(False), torch.no_grad():  # a tensor that may enter a graph later
                 self._cached = (key, self._encode_classes())

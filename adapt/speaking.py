@@ -13,6 +13,8 @@ from torch import Tensor
 from adapt.adapted import Adapted
 from adapt.answering import check_texts, evaluating
 from adapt.edits import Tokens
+from adapt.engine.plan import plan
+from adapt.errors import AdaptError
 from adapt.methods.base import Context, Method
 from adapt.prediction import Prediction, batches_of
 from adapt.tasks import generate
@@ -37,6 +39,8 @@ def _of_each(edit: Tokens, images: int) -> Tensor:
 
 class SpeakingModel(Adapted["VisionLLM"]):
     """`model.answer(image, question)` in words; `model(images, questions)` gives the language model's logits."""
+
+    baseline = "no image"
 
     def __init__(
         self, backbone: VisionLLM, method: Method, names: Sequence[str] = (), *, checkpointing: bool = False
@@ -75,8 +79,10 @@ class SpeakingModel(Adapted["VisionLLM"]):
         backbone = self.backbone
         context = Context(tokens={"vision": lambda: self._patches(images)})
         edits = self._edits("decoder", context)
-        entering = [edit for edit in edits if isinstance(edit, Tokens)]
-        values = torch.cat([_of_each(edit, len(images)) for edit in entering], dim=1) if entering else None
+        asked = plan(edits)
+        if asked.overwriting or asked.attention:
+            raise AdaptError("learned tokens cannot be changed inside the blocks of a decoder")
+        values = None if asked.entering is None else _of_each(asked.entering, len(images))
         rows = generate.rows(backbone, questions, answers, 0 if values is None else values.shape[1], left)
         with self._edited("decoder", [edit for edit in edits if not isinstance(edit, Tokens)], merge):
             embedded = backbone.llm.get_input_embeddings()(rows.ids.clamp(min=0))

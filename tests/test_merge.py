@@ -58,7 +58,7 @@ def test_a_backbone_of_unknown_format_leaves_no_folder(open_clip: Backbone, tmp_
 
 
 def test_only_lora_merges(open_clip: Backbone) -> None:
-    with pytest.raises(AdaptError, match="coop does not change weights"):
+    with pytest.raises(AdaptError, match="coop cannot be merged"):
         merged_model(adapt.wrap(open_clip, adapt.methods.CoOp(n_ctx=2), NAMES))
 
 

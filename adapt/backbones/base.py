@@ -70,7 +70,7 @@ class Backbone:
         if name not in self.towers:
             raise AdaptError(
                 f"the {name} tower of {self.describe()} has no transformer blocks that can be edited; "
-                f"towers that can: {', '.join(self.towers) or 'none'}. Use a ViT, or a method that leaves it alone"
+                f"towers that can: {', '.join(self.towers) or 'none'}. Name one in towers, or use another method"
             )
         return self.towers[name]
 
@@ -103,6 +103,9 @@ class Backbone:
     def reading(self) -> dict[str, Any]:
         """How inputs are prepared: what an adapter records, and what must be the same where it is loaded."""
         return self.preprocess.to_dict()
+
+    def read_as(self, reading: dict[str, Any]) -> None:
+        """Takes over what an adapter recorded of how it reads, as far as that is the user's choice: nothing here."""
 
     @property
     def device(self) -> torch.device:

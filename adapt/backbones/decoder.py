@@ -66,7 +66,7 @@ def _attention(attn: Any, config: Any) -> dict[str, Projection]:
 
 
 def _mlp(mlp: Any) -> dict[str, Projection]:
-    """None where the MLP is a mixture of experts."""
+    """No projections where the MLP is a mixture of experts."""
     if hasattr(mlp, "gate_up_proj") and isinstance(mlp.gate_up_proj, nn.Linear):
         half = mlp.gate_up_proj.out_features // 2
         parts = zip(("gate", "up"), fused_rows([half, half]))

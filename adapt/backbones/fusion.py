@@ -54,10 +54,19 @@ class FusionEncoder(Backbone):
         """Images `(b, 3, h, w)` with a question each to features `(b, d)`, by the library's own forward."""
         return self._encode(images.to(self.dtype), self.tokenize(questions))
 
+    def knows(self, answers: Sequence[str]) -> bool:
+        """Whether the model's own head tells these answers apart."""
+        return set(answers) <= set(self.answers)
+
     def new_classifier(self, answers: Sequence[str]) -> nn.Sequential:
-        """A head `(b, d) -> (b, answers)` of ViLT's form: the model's own, copied, where it has the same answers."""
-        if self.classifier is not None and self.answers == tuple(answers):
-            return copy.deepcopy(self.classifier).float().requires_grad_(True)
+        """A head `(b, d) -> (b, answers)` of ViLT's form: a copy of the model's own where that knows the answers."""
+        if self.classifier is not None and self.knows(answers):
+            head = copy.deepcopy(self.classifier).float()
+            rows = [self.answers.index(answer) for answer in answers]
+            last: Any = head[-1]
+            last.weight, last.bias = nn.Parameter(last.weight[rows]), nn.Parameter(last.bias[rows])
+            last.out_features = len(rows)
+            return head.requires_grad_(True)
         width = 2 * self.features
         layers = (nn.Linear(self.features, width), nn.LayerNorm(width), nn.GELU(), nn.Linear(width, len(answers)))
         return nn.Sequential(*layers).to(self.device)

@@ -39,4 +39,5 @@ def _language_model(model: Any) -> Any:
         llm: Any = AutoModelForCausalLM.from_config(model.config.text_config)
     setattr(llm, llm.base_model_prefix, model.model.language_model)
     llm.lm_head = model.lm_head
-    return llm.eval()
+    llm.training = False  # by itself: its parts are the user's
+    return llm

@@ -27,6 +27,8 @@ def fetch(source: str, tensors: bool = True) -> tuple[Any, Any]:
     import transformers
 
     config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
+    if config.model_type not in _CLASSES and "CausalLM" in str(config.architectures):
+        raise AdaptError(f"{source} is a language model: give it eyes, as in mini-clip+{source}")
     if config.model_type not in _CLASSES:
         raise AdaptError(f"{source} is a {config.model_type} model; {nearest(config.model_type, _CLASSES)}")
     known = _CLASSES[config.model_type]

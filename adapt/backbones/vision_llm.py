@@ -93,6 +93,10 @@ class VisionLLM(Backbone):
     def reading(self) -> dict[str, Any]:
         return super().reading() | {"prompt": self.prompt, "patch_block": self.patch_block}
 
+    def read_as(self, reading: dict[str, Any]) -> None:
+        self.prompt = reading.get("prompt", self.prompt)
+        self.patch_block = reading.get("patch_block", self.patch_block)
+
     @property
     def longest(self) -> int:
         """How many tokens the language model takes."""

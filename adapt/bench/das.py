@@ -12,7 +12,7 @@ BACKBONE, BLOCKS, BATCH = "mini-clip", 6, 32
 
 
 def encoding(skipped: int) -> Callable[[], Any]:
-    """One batch of images through DAS's vision tower, the last blocks but one skipped, no gradients."""
+    """One batch of images through DAS's vision tower, the last blocks skipped, no gradients."""
     import torch
 
     model = _model(skipped)

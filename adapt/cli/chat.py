@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -46,9 +47,23 @@ def chat(
         model = load(adapter, load_backbone(backbone, device) if backbone else None, device=device)
         if not isinstance(model, SpeakingModel):
             raise AdaptError(f"{adapter} is of a {model.backbone.family}, which does not speak: use `adapt predict`")
-        for question in questions or iter(_typed, ""):
-            answer = model.answer(picture, question, max_new_tokens=max_tokens, num_beams=beams)
-            click.echo(f"{question}  {answer.text}" if questions else answer.text)
+        settings = {"max_new_tokens": max_tokens, "num_beams": beams}
+        for question in questions:
+            click.echo(f"{question}  {model.answer(picture, question, **settings).text}")
+        if not questions:
+            click.echo(f"Ask about {image}; an empty line ends it.", err=True)
+            _converse(lambda question: model.answer(picture, question, **settings).text)
+
+
+def _converse(answer: Callable[[str], str]) -> None:
+    """Answers what the user types; a question that cannot be asked does not end it."""
+    from adapt.errors import AdaptError
+
+    for question in iter(_typed, ""):
+        try:
+            click.echo(answer(question))
+        except AdaptError as error:
+            click.echo(f"Error: {error}", err=True)
 
 
 def _typed() -> str:

@@ -56,12 +56,15 @@ def train(
     from adapt.errors import AdaptError
     from adapt.recipe import find_recipe, read_recipe
 
-    if keep_flops is not None:
-        overrides += (f"method.keep_flops={keep_flops}",)
     if (resume or plot) and out is None:
         raise AdaptError("--resume and --plot need the run's directory: give --out")
     if plot:
         check_matplotlib("--plot")
+    if keep_flops is not None:
+        method = read_recipe(find_recipe(recipe), overrides).method["name"]
+        if method != "das":
+            raise AdaptError(f"--keep-flops is a setting of das, and this recipe's method is {method}")
+        overrides += ("method.skip=null", f"method.keep_flops={keep_flops}")
     chosen = read_recipe(find_recipe(recipe), overrides)
     with quiet_libraries():
         from adapt.training.run_recipe import run_recipe

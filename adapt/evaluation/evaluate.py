@@ -51,6 +51,7 @@ def evaluate(
         actual=tuple(item.class_name for item in items),
         predicted=tuple(answer for answers, _ in decided for answer in answers),
         confidence=tuple(value for _, values in decided for value in values),
+        questions=tuple(item.question for item in items if item.question),
     )
 
 

@@ -18,6 +18,7 @@ class Scores:
     actual: tuple[str, ...]
     predicted: tuple[str, ...]
     confidence: tuple[float, ...]
+    questions: tuple[str, ...] = ()  # what was asked about each, if anything
 
     @property
     def images(self) -> int:
@@ -61,7 +62,8 @@ class Scores:
     def rows(self) -> list[dict[str, Any]]:
         """One row an image, as in a run's predictions.csv."""
         columns: Sequence[tuple[Any, ...]] = (self.paths, self.actual, self.predicted, self.confidence)
-        return [
+        rows = [
             {"path": path, "class": actual, "predicted": predicted, "confidence": round(confidence, 6)}
             for path, actual, predicted, confidence in zip(*columns)
         ]
+        return [row | {"question": question} for row, question in zip(rows, self.questions)] or rows

@@ -158,7 +158,12 @@ class DAS(Method):
         if count >= len(self._widths) or count > len(blocks):
             may = f", of which {len(blocks)} may be skipped" if self._needed else ""
             raise AdaptError(f"das: skip is {count}, and there are {len(self._widths)} blocks{may}: keep some")
-        for name in self.config.skipped or ():
+        skipped = self.config.skipped or ()
+        for tower in self.config.towers:
+            own = [name for name in self._widths if name.startswith(f"{tower}.")]
+            if own and set(own) <= set(skipped):
+                raise AdaptError(f"das: skipped names all {len(own)} blocks of the {tower} tower: keep some")
+        for name in skipped:
             if name in self._needed:
                 raise AdaptError(
                     f"das: skipped names {name!r}, and a decoder needs the first block of each kind of attention: "

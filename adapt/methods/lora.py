@@ -1,4 +1,4 @@
-"""Low-rank adaptation of both towers, by peft's tuners.
+"""Low-rank adaptation of any tower, by peft's tuners.
 
 Paper: Zanella and Ben Ayed, Low-Rank Few-Shot Adaptation of Vision-Language Models, CVPR-W 2024 (CLIP-LoRA).
 Reference: CLIP-LoRA `358f0d7`, `loralib/`, `lora.py`.

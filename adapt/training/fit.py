@@ -49,9 +49,9 @@ def fit(
     """Trains `model` in place on labelled images and compares it with zero-shot classification on `test_set`.
 
     `settings` are those of `TrainSettings` (epochs or iterations, lr, batch_size, ...); methods that a solver fits, or
-    that nothing trains, take none. `val_set` is used by such a solver only. `out` is a run directory to make (or
-    to go on with, by `resume`): it gets the adapter, metrics, log and checkpoints. `recipe` is what the adapter records
-    as its origin.
+    that nothing trains, take none. `val_set` is used by such a solver, and by a search of blocks. `out` is a run
+    directory to make (or to go on with, by `resume`): it gets the adapter, metrics, log and checkpoints. `recipe` is
+    what the adapter records as its origin.
 
     Raises AdaptError for bad settings, labels that are not the model's, images that cannot be decoded, a step that does
     not fit into memory, or a loss that is not finite; KeyboardInterrupt when the user stops it.
@@ -91,7 +91,8 @@ def _fit(
     train_set, val_set, test_set = parts
     workers = chosen.workers if chosen else 2
     metrics: dict[str, Any] = {"method": model.method.name, "backbone": model.backbone.name, "seed": seed}
-    if test_set and (not hasattr(model.backbone, "answers") or model.backbone.answers == model.class_names):
+    if test_set and model.has_baseline:
+        metrics["baseline"] = model.baseline
         metrics["zero_shot"] = _zero_shot(model, test_set, template, workers, cache, progress)
     history, trained = _train(model, train_set, val_set, chosen, seed, run, cache, progress)
     metrics |= trained
@@ -108,13 +109,17 @@ def _fit(
     adapter = None
     if run is not None:
         adapter = model.save(run.adapter)
-        write_csv(run.picks, [{"path": item.path, "class": item.class_name} for item in train_set])
+        write_csv(run.picks, [_pick(item) for item in train_set])
         if scores is not None:  # what grows with images and classes stays out of the adapter's header
             write_csv(run.predictions, scores.rows())
             metrics["adapted"] = scores.figures() | {"by_class": scores.by_class}
         metrics["adapter_bytes"] = adapter.stat().st_size
         run.finish(metrics)
     return Result(metrics, history, adapter)
+
+
+def _pick(item: Item) -> dict[str, str]:
+    return {"path": item.path, "class": item.class_name} | ({"question": item.question} if item.question else {})
 
 
 def _settings(model: Adapted[Any], settings: dict[str, Any]) -> TrainSettings | None:
@@ -137,9 +142,9 @@ def _zero_shot(
     if isinstance(model, AdaptedModel):
         options = {"fast": model.fast, "text_memory": model.text_memory}
     baseline = wrap(model.backbone, ZeroShot(template), model.class_names, **options)
-    with counting_bar("zero-shot", progress) as bar:
+    with counting_bar(model.baseline, progress) as bar:
         scores = evaluate(baseline, test_set, workers=workers, cache=cache, progress=bar)
-    return scores.figures() | {"template": template}
+    return scores.figures() | ({"template": template} if options else {})
 
 
 def _train(

@@ -29,9 +29,13 @@ class Result:
         if "adapted" in self.metrics:
             gain = ""
             if "zero_shot" in self.metrics:
-                lines.append(f"zero-shot  {100 * self.zero_shot_accuracy:5.1f} %")
+                lines.append(f"{self.metrics.get('baseline', 'zero-shot'):10} {100 * self.zero_shot_accuracy:5.1f} %")
                 gain = f"  ({100 * (self.accuracy - self.zero_shot_accuracy):+.1f} points)"
             lines.append(f"adapted    {100 * self.accuracy:5.1f} %{gain}")
+        if search := self.metrics.get("search"):
+            saved, share = 100 * (1 - search["kept_flops"]), 100 * search["share_of_training"]
+            lines.append(f"skipped    {', '.join(search['chosen'])}: {saved:.0f} % of operations saved")
+            lines.append(f"search     {search['seconds']:.1f} s, {share:.0f} % of the training time")
         return "\n".join(lines)
 
     def plot(self, path: str | Path | None = None) -> Any:

@@ -129,7 +129,7 @@ def test_a_skipped_blocks_cache_is_not_missed(kind: str, beams: int, pictures: T
     assert [answer.text for answer in cached] == [answer.text for answer in anew]
 
 
-def test_skipped_blocks_can_be_freed(kind: str, pictures: Tensor) -> None:
+def test_skipped_blocks_can_be_freed(kind: str, pictures: Tensor, tmp_path: Path) -> None:
     torch.manual_seed(0)
     backbone = tiny_llms.vision_llm(kind)
     blocks = backbone.tower("decoder").blocks
@@ -141,6 +141,8 @@ def test_skipped_blocks_can_be_freed(kind: str, pictures: Tensor) -> None:
     assert before - sum(parameter.numel() for parameter in backbone.model.parameters()) == inside
     assert torch.equal(model(pictures, QUESTIONS), expected[0])
     assert [answer.text for answer in model.generate(pictures, QUESTIONS)] == expected[1]
+    loaded = adapt.load(model.save(tmp_path / "a.safetensors"), tiny_llms.vision_llm(kind))
+    assert torch.equal(loaded(pictures, QUESTIONS), expected[0])
     with pytest.raises(AdaptError, match=r"the block decoder\.2 was cut out"):
         adapt.wrap(backbone, methods.Projector())(pictures, QUESTIONS)
 
