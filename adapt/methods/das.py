@@ -6,6 +6,8 @@ Reference: DAS `1d6a0d6`, `ViLT/vilt/modules/vilt_module_search.py`, `meter_modu
 Deviations:
 * Besides ViLT's blocks and decoder layers, as in the reference, CLIP's towers for classification by names, and
   BridgeTower's two cross-modal streams in place of METER's.
+* Only adapters and head train, at one rate; the reference also trains ViLT's pooler and token type embeddings, and its
+  head and METER's fusion adapters faster.
 * Decoder blocks have the adapters of ViLT's; the reference has others for LLaMA. The first block of each kind of
   attention is never skipped, since the cache of keys and values is read there.
 * Adapters are allocated for the blocks that need them; the reference keeps both kinds for all.
