@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
@@ -14,6 +15,7 @@ from adapt.backbones.base import Backbone
 from adapt.engine.hooks import edited
 from adapt.errors import AdaptError
 from adapt.methods.base import Context, Method
+from adapt.prediction import Prediction, batches_of
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -70,6 +72,33 @@ class Adapted(nn.Module, Generic[B]):
         """What the model says of each of a batch from the data loader, and how sure it is, in [0, 1]."""
         raise NotImplementedError
 
+    def _predictions(self, pixels: Tensor, top_k: int, question: str | None) -> Iterator[Prediction]:
+        """What the model says of images `(b, 3, h, w)`, a question about each of them if it answers questions."""
+        raise NotImplementedError
+
+    def predict(
+        self, images: Iterable[Any] | Any, top_k: int = 5, batch_size: int = 64, *, question: str | None = None
+    ) -> list[Prediction]:
+        """Classes of images (PIL images, paths, or an iterable of them), or answers to `question` about each.
+
+        Raises AdaptError naming an unreadable file.
+        """
+        return list(self.predict_stream(images, top_k, batch_size, question=question))
+
+    def predict_stream(
+        self, images: Iterable[Any] | Any, top_k: int = 5, batch_size: int = 64, *, question: str | None = None
+    ) -> Iterator[Prediction]:
+        """As `predict`, one prediction at a time, holding one batch of images."""
+        from adapt.data.images import open_image
+
+        transform = self.backbone.transform(train=False)
+        with evaluating(self):
+            for batch in batches_of(images, batch_size):
+                pixels = torch.stack([transform(open_image(image)) for image in batch]).to(self.backbone.device)
+                with torch.no_grad():
+                    found = list(self._predictions(pixels, top_k, question))
+                yield from found
+
     def settle(self, blocks: Sequence[str]) -> None:
         """Takes the architecture that a search chose, with all that trains started anew."""
         method: Any = self.method
@@ -109,3 +138,14 @@ class Adapted(nn.Module, Generic[B]):
         if self._backbone is not None:
             self._backbone.model._apply(fn)
         return self
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Inside, `model` is in evaluation mode."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)

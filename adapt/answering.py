@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from adapt.adapted import Adapted
+from adapt.engine.hooks import frozen
 from adapt.errors import AdaptError
 from adapt.methods.base import Context, Method
-from adapt.prediction import Prediction, batches_of, predictions
+from adapt.prediction import Prediction, predictions
 from adapt.tasks import classes
+from adapt.tasks import questions as asking
 
 if TYPE_CHECKING:
     from adapt.backbones.fusion import FusionEncoder
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 class AnsweringModel(Adapted["FusionEncoder"]):
     """`model(images, questions)` gives logits over the answers. Its trained head belongs to the method."""
+
+    baseline = "own head"
 
     def __init__(
         self, backbone: FusionEncoder, method: Method, answers: Sequence[str], *, checkpointing: bool = False
@@ -36,8 +39,6 @@ class AnsweringModel(Adapted["FusionEncoder"]):
             )
         self.method.classifier = self.backbone.new_classifier(self.class_names)
 
-    baseline = "own head"
-
     @property
     def has_baseline(self) -> bool:
         return self.backbone.knows(self.class_names)
@@ -48,9 +49,10 @@ class AnsweringModel(Adapted["FusionEncoder"]):
 
     def forward(self, images: Tensor, questions: Sequence[str]) -> Tensor:
         """Images `(b, 3, h, w)` with a question each to logits `(b, answers)`."""
-        check_texts(images, questions)
+        asking.check(images, questions)
         with ExitStack() as stack:
-            for name in sorted(self.method.touches) or [""]:
+            stack.enter_context(frozen(self.backbone.model))
+            for name in sorted(self.method.touches):
                 stack.enter_context(self._edited(name, self._edits(name, Context())))
             features = self.backbone.encode(images, questions)
         head: Any = self.method.classifier
@@ -64,40 +66,5 @@ class AnsweringModel(Adapted["FusionEncoder"]):
         images, questions, _ = inputs
         return classes.decided(self(images.to(self.backbone.device), questions), self.class_names)
 
-    @torch.inference_mode()
-    def predict_stream(
-        self, images: Iterable[Any] | Any, top_k: int = 5, batch_size: int = 64, *, question: str
-    ) -> Iterator[Prediction]:
-        """The answers to `question` about each image (PIL images or paths), one prediction at a time."""
-        from adapt.data.images import open_image
-
-        transform = self.backbone.transform(train=False)
-        with evaluating(self):
-            for batch in batches_of(images, batch_size):
-                pixels = torch.stack([transform(open_image(image)) for image in batch]).to(self.backbone.device)
-                yield from predictions(self(pixels, [question] * len(batch)), self.class_names, top_k)
-
-    def predict(self, images: Iterable[Any] | Any, top_k: int = 5, *, question: str) -> list[Prediction]:
-        """The answers to `question` about images, most probable first. Raises AdaptError for an unreadable file."""
-        return list(self.predict_stream(images, top_k, question=question))
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Inside, `model` is in evaluation mode."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
-
-
-def check_texts(images: Tensor, texts: Sequence[str], kind: str = "question") -> None:
-    """AdaptError unless there is one text of this kind, in a list, for each image `(b, 3, h, w)`."""
-    if not isinstance(images, Tensor) or images.ndim != 4:
-        given = f"of shape {tuple(images.shape)}" if isinstance(images, Tensor) else repr(images)
-        raise AdaptError(f"images are {given}; expected (b, 3, h, w), one image for each {kind}")
-    if isinstance(texts, str) or len(texts) != len(images):
-        given = "one string" if isinstance(texts, str) else f"{len(texts)} {kind}s"
-        raise AdaptError(f"{given} about {len(images)} images: give a list of one {kind} for each image")
+    def _predictions(self, pixels: Tensor, top_k: int, question: str | None) -> Iterator[Prediction]:
+        return predictions(self(pixels, asking.of_each(pixels, question)), self.class_names, top_k)

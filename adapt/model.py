@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from adapt.engine.hooks import frozen
 from adapt.engine.memory import free_bytes
 from adapt.errors import AdaptError
 from adapt.methods.base import Context, Method
-from adapt.prediction import Prediction, batches_of, predictions
+from adapt.prediction import Prediction, predictions
 from adapt.tasks import classes
 
 TextPath = text.FastText | text.PlainText
@@ -178,22 +178,7 @@ class AdaptedModel(Adapted[DualEncoder]):
         self._text = None
         return super().unwrap()
 
-    @torch.inference_mode()
-    def predict(self, images: Iterable[Any] | Any, top_k: int = 5, batch_size: int = 64) -> list[Prediction]:
-        """Classifies images: PIL images, paths, or an iterable of them. Raises AdaptError naming an unreadable file."""
-        return list(self.predict_stream(images, top_k, batch_size))
-
-    @torch.inference_mode()
-    def predict_stream(self, images: Iterable[Any] | Any, top_k: int = 5, batch_size: int = 64) -> Iterator[Prediction]:
-        """As `predict`, one prediction at a time, holding one batch of images."""
-        from adapt.data.images import open_image
-
-        transform = self.backbone.transform(train=False)
-        was_training = self.training
-        self.eval()
-        try:
-            for batch in batches_of(images, batch_size):
-                pixels = torch.stack([transform(open_image(image)) for image in batch]).to(self.backbone.device)
-                yield from predictions(self(pixels), self.class_names, top_k)
-        finally:
-            self.train(was_training)
+    def _predictions(self, pixels: Tensor, top_k: int, question: str | None) -> Iterator[Prediction]:
+        if question is not None:
+            raise AdaptError(f"{self.backbone.describe()} classifies images and answers no question: leave it out")
+        return predictions(self(pixels), self.class_names, top_k)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from adapt.adapted import Adapted
-from adapt.answering import check_texts, evaluating
+from adapt.adapted import Adapted, evaluating
 from adapt.edits import Tokens
 from adapt.engine.plan import plan
 from adapt.errors import AdaptError
 from adapt.methods.base import Context, Method
-from adapt.prediction import Prediction, batches_of
+from adapt.prediction import Prediction
 from adapt.tasks import generate
+from adapt.tasks import questions as asking
 
 if TYPE_CHECKING:
     from adapt.backbones.vision_llm import VisionLLM
@@ -73,9 +73,9 @@ class SpeakingModel(Adapted["VisionLLM"]):
         self, images: Tensor, questions: Sequence[str], answers: Sequence[str] | None, left: bool, merge: bool = False
     ) -> Iterator[tuple[generate.Rows, Tensor]]:
         """The edited backbone, the rows that it reads and their embeddings `(b, l, d)`."""
-        check_texts(images, questions)
+        asking.check(images, questions)
         if answers is not None:
-            check_texts(images, answers, "answer")
+            asking.check(images, answers, "answer")
         backbone = self.backbone
         context = Context(tokens={"vision": lambda: self._patches(images)})
         edits = self._edits("decoder", context)
@@ -145,17 +145,10 @@ class SpeakingModel(Adapted["VisionLLM"]):
         texts = tokenizer.batch_decode(said, skip_special_tokens=True)
         return [Answer(text.strip(), p, n) for text, p, n in zip(texts, means.exp().tolist(), lengths.tolist())]
 
-    def predict_stream(
-        self, images: Iterable[Any] | Any, top_k: int = 1, batch_size: int = 64, *, question: str
-    ) -> Iterator[Prediction]:
-        """The answer to `question` about each image (PIL images or paths), one at a time. One answer each."""
-        from adapt.data.images import open_image
-
-        transform = self.backbone.transform(train=False)
-        for batch in batches_of(images, batch_size):
-            pixels = torch.stack([transform(open_image(image)) for image in batch])
-            for answer in self.generate(pixels, [question] * len(batch)):
-                yield Prediction(answer.text, answer.probability, ((answer.text, answer.probability),))
+    def _predictions(self, pixels: Tensor, top_k: int, question: str | None) -> Iterator[Prediction]:
+        """One answer each, whatever `top_k` is."""
+        for answer in self.generate(pixels, asking.of_each(pixels, question)):
+            yield Prediction(answer.text, answer.probability, ((answer.text, answer.probability),))
 
     def answer(self, image: Any, question: str, **options: Any) -> Answer:
         """The answer to a question about one image, a PIL image or a path. Options are those of `generate`."""

@@ -12,12 +12,14 @@ BACKBONE, QUESTION, NEW_TOKENS = "mini-clip+mini-lm", "what is on the left?", 4
 TEXT, PATCHES = 32, 576  # tokens
 
 
-def answering(method: str, settings: dict[str, Any]) -> Callable[[], Any]:
-    """One image and question to a few tokens of an answer, at the start of training."""
+def answering(method: str) -> Callable[[], Any]:
+    """One image and question to a few tokens of an answer, by the shipped recipe's method before any training."""
     import torch
 
     import adapt
+    from adapt.recipe import find_recipe, read_recipe
 
+    settings = read_recipe(find_recipe(f"{method}/emoji_questions")).method_config
     model = adapt.wrap(adapt.load_backbone(BACKBONE), adapt.methods.find(method)(**settings)).eval()
     image = torch.randn(1, 3, *[model.backbone.preprocess.size] * 2)
     length = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS}
@@ -103,9 +105,9 @@ def rows(progress: Callable[[str], None]) -> Iterator[Row]:
         f"(by formula {100 * computed['vlora'] / computed['projector']:.1f} %)",
     }
     measured = {}
-    for method, settings in (("projector", {}), ("vlora", VLORA)):
+    for method in ("projector", "vlora"):
         progress(f"answering by {method}")
-        measured[method] = in_fresh_process(answering, method, settings, repeats=20)
+        measured[method] = in_fresh_process(answering, method, repeats=20)
     plain, fast = measured["projector"], measured["vlora"]
     yield {
         "case": f"{BACKBONE}, an answer of {NEW_TOKENS} tokens",
@@ -116,6 +118,3 @@ def rows(progress: Callable[[str], None]) -> Iterator[Row]:
         "plain_peak_bytes": plain.peak_bytes,
         "fast_peak_bytes": fast.peak_bytes,
     }
-
-
-VLORA = {"dim": 128, "depth": 2, "rank": 8, "heads": 4, "skip": 2}  # as in recipes/vlora/emoji_questions.yaml

@@ -103,6 +103,8 @@ class VLoRA(Method):
         separate = "gen.1.queries" in own
         generators = len({key.split(".")[1] for key in own if key.startswith("gen.")})
         letters = "qkvom"[:generators] if separate else "qkvom"
+        if own["Bs"].shape[1] % len(letters):
+            raise AdaptError(f"a shared generator's {own['Bs'].shape[1]} factors are not of the letters {letters}")
         own |= {f"Bs.{letter}": part for letter, part in zip(letters, own.pop("Bs").chunk(len(letters), dim=1))}
         dim = own["visual_proj.weight"].shape[0]
         return own, {"dim": dim, "depth": depth, "separate": separate, "letters": letters}
