@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gc
 import multiprocessing
+import random
+import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +51,19 @@ def _measure(build: Callable[..., Callable[[], Any]], arguments: tuple[Any, ...]
         step()
         seconds.append(time.perf_counter() - started)
     return Measured(min(seconds, default=warming), peak)
+
+
+def by_turns(steps: Sequence[Callable[[], Any]], rounds: int) -> list[float]:
+    """The median seconds of each step, over rounds in which they take turns, in another order each."""
+    taken: list[list[float]] = [[] for _ in steps]
+    draw = random.Random(0)
+    for number in range(-5, rounds):  # the first ones warm up
+        for index in draw.sample(range(len(steps)), len(steps)):
+            started = time.perf_counter()
+            steps[index]()
+            if number >= 0:
+                taken[index].append(time.perf_counter() - started)
+    return [statistics.median(each) for each in taken]
 
 
 def _reset_peak() -> int:

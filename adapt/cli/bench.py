@@ -57,8 +57,7 @@ def _line(row: dict[str, Any]) -> str:
         f"{'~' if row['plain_scaled'] else ''}{row['plain_seconds']:.{places}f} s -> {row['fast_seconds']:.{places}f} s"
     )
     peak = readable_bytes(row["fast_peak_bytes"])
-    saved = f", {100 * row['flops_saved']:.1f} % of operations saved" if "flops_saved" in row else ""
-    return f"{case}{budget}: {seconds}, {row['ratio']:.1f} x, peak {peak}{saved}"
+    return f"{case}{budget}: {seconds}, {row['ratio']:.1f} x, peak {peak}"
 
 
 COMMANDS = {"bench": bench}

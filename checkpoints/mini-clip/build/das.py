@@ -7,7 +7,6 @@ import argparse
 import json
 import random
 import statistics
-import time
 from itertools import combinations
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import torch
 from matplotlib.figure import Figure
 
 from adapt import adapter
+from adapt.bench.das import BATCH, seconds
 from adapt.evaluation.flops import image_flops
 from adapt.evaluation.tables import as_markdown
 from adapt.recipe import find_recipe, read_recipe
@@ -27,7 +27,7 @@ SEEDS = (1, 2, 3)
 SKIPPED = (0, 1, 2, 3)
 BLOCKS = 6
 RANDOM, RANDOM_SKIPS, RANDOM_SEED = 10, 2, 1  # choices of two blocks, trained on the images of one seed
-BATCH, ROUNDS = 32, 150
+ROUNDS = 150
 
 
 def measure(out: Path, *changes: str) -> dict:
@@ -78,26 +78,10 @@ def encoders(work: Path) -> list[dict]:
     if not file.exists():
         models = [adapter.load(folder(work, skipped, SEEDS[0]) / "adapter.safetensors") for skipped in SKIPPED]
         operations = [image_flops(model) for model in models]
-        seconds = side_by_side(models)
-        rows = [dict(zip(("skipped", "flops", "seconds"), row)) for row in zip(SKIPPED, operations, seconds)]
+        taken = seconds(models, ROUNDS)
+        rows = [dict(zip(("skipped", "flops", "seconds"), row)) for row in zip(SKIPPED, operations, taken)]
         file.write_text(json.dumps(rows, indent=2) + "\n")
     return json.loads(file.read_text())
-
-
-def side_by_side(models: list) -> list[float]:
-    """Seconds for one batch of images: medians over rounds in which the models take turns, in another order each."""
-    size = models[0].backbone.preprocess.size
-    images = torch.randn(BATCH, 3, size, size)
-    taken: list[list[float]] = [[] for _ in models]
-    draw = random.Random(0)
-    with torch.inference_mode():
-        for each in range(ROUNDS + 5):
-            for index in draw.sample(range(len(models)), len(models)):
-                started = time.perf_counter()
-                models[index].image_features(images)
-                if each >= 5:  # those before warm up
-                    taken[index].append(time.perf_counter() - started)
-    return [statistics.median(seconds) for seconds in taken]
 
 
 def table(results: dict) -> list[list[str]]:
