@@ -190,10 +190,10 @@ def load(
     import torch
 
     from adapt import methods
-    from adapt.backbones.load import COMPACT, load_backbone
+    from adapt.backbones.load import load_backbone
     from adapt.model import wrap
 
-    if (Path(path) / "adapter.safetensors").is_file() and not (Path(path) / COMPACT).is_file():
+    if (Path(path) / "recipe.yaml").is_file():
         path = Path(path) / "adapter.safetensors"  # of a run
     if Path(path).is_dir():
         from adapt import compact
