@@ -14,13 +14,13 @@ from adapt.adapted import Adapted, evaluating
 from adapt.edits import Tokens
 from adapt.engine.plan import plan
 from adapt.errors import AdaptError
-from adapt.methods.base import Context, Method
+from adapt.methods.base import Context
 from adapt.prediction import Prediction
 from adapt.tasks import generate
 from adapt.tasks import questions as asking
 
 if TYPE_CHECKING:
-    from adapt.backbones.vision_llm import VisionLLM
+    pass
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,6 @@ class SpeakingModel(Adapted["VisionLLM"]):
     """`model.answer(image, question)` in words; `model(images, questions)` gives the language model's logits."""
 
     baseline = "no image"
-
-    def __init__(
-        self, backbone: VisionLLM, method: Method, names: Sequence[str] = (), *, checkpointing: bool = False
-    ) -> None:
-        super().__init__(backbone, method, names, checkpointing=checkpointing)
 
     def forward(self, images: Tensor, questions: Sequence[str], answers: Sequence[str] | None = None) -> Tensor:
         """Images `(b, 3, h, w)` with a question each, answers behind them if given, to logits `(b, l, vocabulary)`.

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from adapt.backbones.base import Backbone
 from adapt.backbones.split import SplitAttention
-from adapt.backbones.tower import Block, Projection, Site, Tower
+from adapt.backbones.tower import Block, Projection, Site
 from adapt.errors import AdaptError, nearest
 
 Kind = Literal["nf4", "int8"]
@@ -38,7 +38,7 @@ def quantize(backbone: B, kind: str) -> B:
     _ = backbone.fingerprint  # kept from now on
     backbone.model.requires_grad_(False)
     for name, tower in backbone.towers.items():
-        backbone.towers[name] = replace(tower, blocks=tuple(_quantized(tower, block, kind) for block in tower.blocks))
+        backbone.towers[name] = replace(tower, blocks=tuple(_quantized(block, kind) for block in tower.blocks))
     backbone.quantization = kind
     return backbone
 
@@ -49,7 +49,7 @@ def check_kind(kind: str) -> None:
         raise AdaptError(f"quantize is {kind!r}; {nearest(kind, KINDS)}")
 
 
-def _quantized(tower: Tower, block: Block, kind: str) -> Block:
+def _quantized(block: Block, kind: str) -> Block:
     """`block` over quantised linears, which take the place of the original ones inside its module."""
     block = _split(block)
     new: dict[nn.Module, nn.Module] = {}

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from adapt.errors import AdaptError
+
 
 @click.command()
 @click.argument("adapter", type=click.Path(path_type=Path))
@@ -35,7 +37,6 @@ def chat(
       adapt chat runs/vlora/adapter.safetensors photo.png --question "what is it?" --question "how many?"
     """
     from adapt.cli.quiet import quiet_libraries
-    from adapt.errors import AdaptError
 
     with quiet_libraries():
         from adapt.adapter import load
@@ -57,8 +58,6 @@ def chat(
 
 def _converse(answer: Callable[[str], str]) -> None:
     """Answers what the user types; a question that cannot be asked does not end it."""
-    from adapt.errors import AdaptError
-
     for question in iter(_typed, ""):
         try:
             click.echo(answer(question))

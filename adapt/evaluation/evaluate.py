@@ -7,14 +7,14 @@ from typing import Any
 
 import torch
 
-from adapt.adapted import Adapted
+from adapt.adapted import Adapted, evaluating
 from adapt.data.loader import loader
 from adapt.data.split import Item
 from adapt.errors import AdaptError
 from adapt.evaluation.scores import Scores
 from adapt.model import AdaptedModel
 from adapt.tasks import classes
-from adapt.training.batches import Progress, image_features
+from adapt.training.batches import Progress, image_features, keeps_features
 
 Decided = tuple[list[str], list[float]]  # what a model says of a batch, and how sure it is
 
@@ -37,15 +37,11 @@ def evaluate(
     Raises AdaptError where labels do not belong to the model's classes, or a file cannot be decoded.
     """
     check_labels(model, items)
-    was_training = model.training
-    model.eval()
-    try:
-        if cache and isinstance(model, AdaptedModel) and "vision" not in model.method.touches:
+    with evaluating(model):
+        if keeps_features(model, cache):
             decided = list(_from_features(model, items, workers, progress))
         else:
             decided = list(_decoded(model, items, workers, progress))
-    finally:
-        model.train(was_training)
     return Scores(
         paths=tuple(item.path for item in items),
         actual=tuple(item.class_name for item in items),

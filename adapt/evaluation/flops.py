@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from adapt.adapted import Adapted
+from adapt.adapted import Adapted, evaluating
 from adapt.model import AdaptedModel
 
 QUESTION = "what is in the picture?"  # of a few words, where the model answers questions
@@ -56,17 +56,15 @@ def block_flops(model: Adapted[Any]) -> tuple[float, dict[str, float]]:
     """
     searcher: Any = model.method.searcher
     towers = {name: name.partition(".")[0] for name in searcher.blocks}
-    training = model.training
-    model.eval()
-    searcher.select(())
-    whole = {tower: tower_flops(model, [tower]) for tower in towers.values()}
-    together = tower_flops(model, whole.keys())
-    saved = {}
-    for name, tower in towers.items():
-        searcher.select([name])
-        saved[name] = whole[tower] - tower_flops(model, [tower])
-    searcher.select(())
-    model.train(training)
+    with evaluating(model):
+        searcher.select(())
+        whole = {tower: tower_flops(model, [tower]) for tower in dict.fromkeys(towers.values())}
+        together = tower_flops(model, whole.keys())
+        saved = {}
+        for name, tower in towers.items():
+            searcher.select([name])
+            saved[name] = whole[tower] - tower_flops(model, [tower])
+        searcher.select(())
     return together, saved
 
 

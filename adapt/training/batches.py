@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 
 import torch
 from torch import Tensor
@@ -89,19 +89,22 @@ def training_batches(
     progress: Progress | None,
 ) -> Batches:
     """Features where no edit, question, fresh augmentation or switch stands against them, images otherwise."""
-    keeps = cache and isinstance(model, AdaptedModel) and "vision" not in model.method.touches
-    if settings.views is not None and not keeps:
+    if settings.views is not None and not keeps_features(model, cache):
         raise AdaptError(
             "train.views are encoded once, by a vision tower that nothing edits and with the cache on: "
             f"{model.method.name} with these settings needs fresh images, so leave views out"
         )
     fixed = settings.augment == "none" or settings.views is not None
-    if not (fixed and keeps):
+    if not (fixed and keeps_features(model, cache)):
         return ImageBatches(model, items, settings, seed)
     views = settings.views or 0
-    assert isinstance(model, AdaptedModel)
     features = image_features(model, items, workers=settings.workers, views=views, seed=seed, progress=progress)
     return FeatureBatches(features, labels_of(items), settings, seed)
+
+
+def keeps_features(model: Adapted[Any], cache: bool) -> TypeGuard[AdaptedModel]:
+    """Whether the cache may serve the image features: those of classes, by a vision tower that nothing edits."""
+    return cache and isinstance(model, AdaptedModel) and "vision" not in model.method.touches
 
 
 def image_features(

@@ -5,15 +5,13 @@ Both recipes are trained, unless WORK holds their runs, and measured side by sid
 
 import argparse
 import json
-import statistics
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 import adapt
+from adapt.bench.measure import by_turns
 from adapt.evaluation.flops import flops
 from adapt.evaluation.tables import as_markdown
 from adapt.recipe import find_recipe, read_recipe
@@ -79,20 +77,8 @@ def example(model: SpeakingModel) -> tuple[torch.Tensor, str]:
 def side_by_side(models: dict[str, SpeakingModel]) -> dict[str, float]:
     """The median seconds of an answer, by turns."""
     image, question = example(models[METHODS[0]])
-    seconds: dict[str, list[float]] = {method: [] for method in models}
-    for repeat in range(REPEATS + 3):
-        for method, model in models.items():
-            spent = timed(lambda model=model: model.generate(image, [question]))
-            if repeat >= 3:  # the first ones warm up
-                seconds[method].append(spent)
-    return {method: statistics.median(each) for method, each in seconds.items()}
-
-
-def timed(answer: Callable[[], object]) -> float:
-    """Seconds of one call."""
-    started = time.perf_counter()
-    answer()
-    return time.perf_counter() - started
+    answers = [lambda model=model: model.generate(image, [question]) for model in models.values()]
+    return dict(zip(models, by_turns(answers, REPEATS)))
 
 
 def table(figures: dict[str, dict]) -> list[list[str]]:

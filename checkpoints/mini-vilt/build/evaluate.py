@@ -1,13 +1,17 @@
 """Measure the finished model through `adapt`, on the bundled questions."""
 
 import json
-import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import adapt
 from adapt.data import Item
 from adapt.evaluation.evaluate import evaluate
+
+sys.path.append(str(Path(__file__).resolve().parents[2] / "mini-clip" / "build"))
+
+import card
 
 TARGET = Path(__file__).resolve().parents[1]
 UNSEEN = "emoji-questions@fluent-3d"
@@ -18,10 +22,9 @@ def save(folder: Path) -> None:
     """Write `results.json`: accuracy in per cent, by part and question; fill the card's table with it."""
     results = {f"{spec} {part}": measured(getattr(adapt.data.load(spec), part), spec) for spec, part in PARTS}
     (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-    card = folder / "README.md"
-    if card.is_file():
-        rows = re.compile("(<!-- results -->\n).*?(<!-- end -->)", re.DOTALL)
-        card.write_text(rows.sub(lambda match: f"{match[1]}{table(results)}\n{match[2]}", card.read_text()))
+    page = folder / "README.md"
+    if page.is_file():
+        page.write_text(card.filled(page.read_text(), "results", table(results)))
     print(table(results))
 
 
