@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from adapt.adapted import Adapted, evaluating
+from adapt.backbones.vision_llm import VisionLLM
 from adapt.edits import Tokens
 from adapt.engine.plan import plan
 from adapt.errors import AdaptError
@@ -18,9 +19,6 @@ from adapt.methods.base import Context
 from adapt.prediction import Prediction
 from adapt.tasks import generate
 from adapt.tasks import questions as asking
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)
@@ -37,7 +35,7 @@ def _of_each(edit: Tokens, images: int) -> Tensor:
     return edit.values.expand(images, 1, *edit.values.shape[-2:])[:, 0]
 
 
-class SpeakingModel(Adapted["VisionLLM"]):
+class SpeakingModel(Adapted[VisionLLM]):
     """`model.answer(image, question)` in words; `model(images, questions)` gives the language model's logits."""
 
     baseline = "no image"
