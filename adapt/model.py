@@ -12,6 +12,7 @@ from torch import Tensor
 
 from adapt.adapted import Adapted
 from adapt.backbones.base import Backbone, DualEncoder
+from adapt.edits import Edit
 from adapt.engine import text
 from adapt.engine.hooks import frozen
 from adapt.engine.memory import free_bytes
@@ -111,8 +112,15 @@ class AdaptedModel(Adapted[DualEncoder]):
 
     def image_features(self, images: Tensor) -> Tensor:
         """Images `(b, 3, h, w)` to unit-length features `(b, e)`."""
+        return self._image_features(images, self._edits("vision", Context()))
+
+    def backbone_features(self, images: Tensor) -> Tensor:
+        """As `image_features`, by the backbone without the method."""
+        return self._image_features(images, [])
+
+    def _image_features(self, images: Tensor, edits: Sequence[Edit]) -> Tensor:
         backbone = self.backbone
-        with self._edited("vision", self._edits("vision", Context())):
+        with self._edited("vision", edits):
             return F.normalize(backbone.encode_image(images.to(backbone.dtype)), dim=-1)
 
     def objective(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -56,6 +56,28 @@ class ImageBatches:
         return model.objective(inputs, labels)
 
 
+class DistilledBatches(ImageBatches):
+    """Images whose loss has `train.distill` times one minus the cosine of their features with the backbone's own."""
+
+    def __init__(self, model: Adapted[Any], items: Sequence[Item], settings: TrainSettings, seed: int) -> None:
+        if not isinstance(model, AdaptedModel) or "vision" not in model.method.touches:
+            raise AdaptError(
+                f"train.distill is {settings.distill:g}, and {model.method.name} on {model.backbone.describe()} does "
+                "not edit a vision tower whose features could be held to the backbone's own: leave it out"
+            )
+        super().__init__(model, items, settings, seed)
+        self._weight = settings.distill
+
+    def objective(self, model: AdaptedModel, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        images = inputs.to(model.backbone.device)
+        features = model.image_features(images)
+        loss, right = classes.objective(model.logits(features), labels)
+        with torch.no_grad():
+            own = model.backbone_features(images)
+        apart = 1 - (features * own).sum(-1).float().mean()
+        return loss + self._weight * apart, right
+
+
 class FeatureBatches:
     """Features `(b, e)` of a vision tower that nothing edits, of one of `views` fixed views an image."""
 
@@ -94,6 +116,8 @@ def training_batches(
             "train.views are encoded once, by a vision tower that nothing edits and with the cache on: "
             f"{model.method.name} with these settings needs fresh images, so leave views out"
         )
+    if settings.distill:
+        return DistilledBatches(model, items, settings, seed)
     fixed = settings.augment == "none" or settings.views is not None
     if not (fixed and keeps_features(model, cache)):
         return ImageBatches(model, items, settings, seed)

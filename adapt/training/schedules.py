@@ -22,10 +22,22 @@ def cosine_iteration(step: int, steps: int, lr: float, min_lr: float) -> float:
     return min_lr + 0.5 * (lr - min_lr) * (1 + math.cos(math.pi * step / steps))
 
 
+def linear_iteration(step: int, steps: int, lr: float, min_lr: float) -> float:
+    """A straight line over all iterations, down to `min_lr` (DAS)."""
+    return lr + (min_lr - lr) * step / steps
+
+
 def learning_rate(settings: TrainSettings, epoch: int, epochs: int, step: int, steps: int) -> float:
-    """The rate of optimiser step `step` of `steps`, in epoch `epoch` of `epochs`, all counted from 0."""
+    """The rate of optimiser step `step` of `steps`, in epoch `epoch` of `epochs`, all counted from 0.
+
+    After a warm-up by steps, as in transformers' trainer (VLoRA, DAS), the schedule covers the remaining ones.
+    """
     if settings.schedule == "cosine_epoch":
         return cosine_epoch(epoch, epochs, settings.lr, settings.warmup_epochs, settings.warmup_lr)
-    if settings.schedule == "cosine_iteration":
-        return cosine_iteration(step, steps, settings.lr, settings.min_lr)
-    return settings.lr
+    rising = math.ceil(settings.warmup * steps)
+    if step < rising:
+        return settings.lr * step / rising
+    if settings.schedule == "constant":
+        return settings.lr
+    decay = {"cosine_iteration": cosine_iteration, "linear_iteration": linear_iteration}[settings.schedule]
+    return decay(step - rising, steps - rising, settings.lr, settings.min_lr)

@@ -29,10 +29,14 @@ class TrainSettings(BaseModel):
     lr: float = Field(default=0.002, gt=0)
     momentum: float = Field(default=0.9, ge=0, lt=1)
     weight_decay: float = Field(default=5e-4, ge=0)
-    schedule: Literal["cosine_epoch", "cosine_iteration", "constant"] = "cosine_epoch"
+    schedule: Literal["cosine_epoch", "cosine_iteration", "linear_iteration", "constant"] = "cosine_epoch"
+    warmup: float = Field(default=0.0, ge=0, lt=1)
+    """Share of all steps in which the rate first rises from zero; cosine_epoch has warmup_epochs in its place."""
     warmup_epochs: int = Field(default=1, ge=0)
     warmup_lr: float = Field(default=1e-5, ge=0)
     min_lr: float = Field(default=0.0, ge=0)
+    distill: float = Field(default=0.0, ge=0)
+    """Weight of a second loss: one minus the cosine of image features with those of the backbone alone."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Autocast of the forward pass; the trained tensors stay fp32. fp16 needs CUDA and brings a loss scaler."""
     augment: Literal["published", "none"] = "published"
@@ -52,8 +56,11 @@ class TrainSettings(BaseModel):
                 raise ValueError(f"{epochs} epochs; at least 1 is needed")
         if self.views is not None and self.augment == "none":
             raise ValueError("views are of augmented images: set augment to published, or leave views out")
-        if self.epochs is None and self.schedule == "cosine_epoch":
-            raise ValueError("the cosine_epoch schedule counts epochs: give epochs, or take cosine_iteration")
+        if self.schedule == "cosine_epoch":
+            if self.epochs is None:
+                raise ValueError("the cosine_epoch schedule counts epochs: give epochs, or take cosine_iteration")
+            if self.warmup:
+                raise ValueError("warmup is a share of steps: with cosine_epoch give warmup_epochs")
         return self
 
     def at(self, shots: int | None) -> TrainSettings:

@@ -1,10 +1,11 @@
-"""Learning rates against the published numbers, and against torch's own scheduler."""
+"""Learning rates against the published numbers, and against the schedulers of torch and transformers."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR
+from transformers import get_scheduler
 
 from adapt.training.schedules import cosine_epoch, cosine_iteration, learning_rate
 from adapt.training.settings import TrainSettings
@@ -36,6 +37,23 @@ def test_cosine_by_iteration_is_torchs() -> None:
 
 
 @pytest.mark.parametrize(
+    ("schedule", "theirs"),
+    [("cosine_iteration", "cosine"), ("linear_iteration", "linear"), ("constant", "constant_with_warmup")],
+)
+@pytest.mark.parametrize(("warmup", "rising"), [(0.0, 0), (0.03, 8), (0.1, 25)])
+def test_a_warm_up_by_steps_is_that_of_transformers(schedule: str, theirs: str, warmup: float, rising: int) -> None:
+    settings = TrainSettings(epochs=1, schedule=schedule, warmup=warmup, lr=2e-4)
+    optimizer = torch.optim.AdamW([torch.zeros(1, requires_grad=True)], lr=2e-4)
+    scheduler = get_scheduler(theirs, optimizer, num_warmup_steps=rising, num_training_steps=250)
+    for step in range(250):
+        assert learning_rate(settings, 0, 1, step, 250) == pytest.approx(
+            scheduler.get_last_lr()[0], rel=1e-6, abs=1e-12
+        )
+        optimizer.step()
+        scheduler.step()
+
+
+@pytest.mark.parametrize(
     ("settings", "expected"),
     [
         ({"epochs": 10, "schedule": "cosine_epoch", "lr": 0.002}, cosine_epoch(4, 10, 0.002, 1, 1e-5)),
@@ -53,6 +71,8 @@ def test_the_settings_choose_the_schedule(settings: dict[str, object], expected:
     [
         ({"epochs": 3, "warmup_epochs": 1}, [1e-5] * 3 + [0.002] * 3 + [0.0015] * 3),
         ({"epochs": None, "iterations": 4, "schedule": "cosine_iteration"}, [0.002, 0.001707, 0.001, 0.000293]),
+        ({"epochs": None, "iterations": 4, "schedule": "linear_iteration"}, [0.002, 0.0015, 0.001, 0.0005]),
+        ({"epochs": None, "iterations": 4, "schedule": "constant", "warmup": 0.5}, [0, 0.001, 0.002, 0.002]),
     ],
 )
 def test_every_step_is_taken_at_its_rate(train, settings: dict[str, object], rates: list[float]) -> None:

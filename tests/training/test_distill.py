@@ -1,0 +1,68 @@
+"""Image features that are held to the frozen backbone's own while they learn."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import tiny_fusion
+import torch
+import torch.nn.functional as F
+
+from adapt import AdaptError, methods, wrap
+from adapt.training.batches import ImageBatches, training_batches
+from adapt.training.settings import TrainSettings
+
+SKIPPING: dict[str, Any] = {"skip": 1, "skipped": ["vision.1"]}
+
+
+def _batches(model, items, **settings: Any) -> ImageBatches:
+    chosen = TrainSettings(epochs=1, workers=0, augment="none", batch_size=6, **settings)
+    batches = training_batches(model, items, chosen, 1, True, None)
+    assert isinstance(batches, ImageBatches)
+    return batches
+
+
+def test_the_second_loss_is_one_minus_the_cosine(make_model, tiny_split) -> None:
+    model = make_model("das", **SKIPPING)
+    own = wrap(model.backbone, methods.ZeroShot(), model.class_names)
+    batches = _batches(model, tiny_split.train, distill=20)
+    images, labels = next(batches.epoch(0, 0))
+    loss, right = batches.objective(model, images, labels)
+    features = model.image_features(images)
+    assert torch.equal(model.backbone_features(images), own.image_features(images))
+    apart = 1 - F.cosine_similarity(features, own.image_features(images)).mean()
+    plain, right_too = model.objective(images, labels)
+    assert apart > 0.01
+    torch.testing.assert_close(loss, plain + 20 * apart, rtol=1e-5, atol=0)
+    assert torch.equal(right, right_too)
+    loss.backward()
+    expected = torch.autograd.grad(plain + 20 * apart, tuple(model.method.parameters()))
+    for parameter, gradient in zip(model.method.parameters(), expected):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_where_nothing_has_changed_yet_there_is_none(make_model, tiny_split) -> None:
+    model = make_model("lora", dropout=0.0)
+    batches = _batches(model, tiny_split.train, distill=1000)
+    images, labels = next(batches.epoch(0, 0))
+    torch.testing.assert_close(batches.objective(model, images, labels), model.objective(images, labels))
+
+
+def test_features_stay_nearer_to_the_backbones(train, make_model, images: torch.Tensor) -> None:
+    def cosine(distill: float) -> float:
+        model = make_model("das", **SKIPPING)
+        train(model, epochs=15, optimizer="adamw", lr=0.01, distill=distill)
+        model.eval()
+        with torch.no_grad():
+            return float(F.cosine_similarity(model.image_features(images), model.backbone_features(images)).mean())
+
+    assert cosine(100) > cosine(0) + 0.02
+
+
+def test_a_model_without_such_features_refuses_it(make_model, tiny_split, train) -> None:
+    with pytest.raises(AdaptError, match=r"train\.distill is 2, and coop on .* does not edit a vision tower"):
+        train(make_model("coop", n_ctx=4), distill=2)
+    fusion = wrap(tiny_fusion.vilt(), methods.DAS(towers=["fusion"], skip=0), ("yes", "no"))
+    with pytest.raises(AdaptError, match=r"train\.distill is 2, and das on .* does not edit a vision tower"):
+        _batches(fusion, tiny_split.train, distill=2)
