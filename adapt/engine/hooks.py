@@ -32,9 +32,13 @@ Linear = Callable[[Tensor], Tensor]
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, no gradient for any parameter, no checkpointing by the library; all as before afterwards."""
-    training = [module for module in model.modules() if module.training]
-    checkpointing = [module for module in model.modules() if getattr(module, "grad_checkpointing", False)]
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    training, checkpointing, trainable = list[nn.Module](), list[nn.Module](), list[nn.Parameter]()
+    for module in model.modules():  # one walk: a call of a small model is not much longer than it
+        if module.training:
+            training.append(module)
+        if vars(module).get("grad_checkpointing"):
+            checkpointing.append(module)
+        trainable += [parameter for parameter in module.parameters(recurse=False) if parameter.requires_grad]
     try:
         for module in training:
             module.training = False

@@ -48,8 +48,9 @@ def _merged(module: Any, block: Block, updates: dict[str, LowRank]) -> Any:
     weight = module.weight.detach().clone()
     for site, update in updates.items():
         rows = block.projections[site].rows
-        change = update.scale * update.up[0].float() @ update.down[0].float().T
-        weight[slice(None) if rows is None else rows] += change.to(weight.dtype)
+        own = slice(None) if rows is None else rows
+        up, down = update.up[0].float(), update.down[0].float()
+        weight[own] = torch.addmm(weight[own].float(), up, down.T, alpha=update.scale).to(weight.dtype)
     return partial(F.linear, weight=weight, bias=module.bias)
 
 
