@@ -148,4 +148,5 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        model.train(was_training)
+        if was_training:
+            model.train()

@@ -38,7 +38,7 @@ def frozen(model: nn.Module) -> Iterator[None]:
             training.append(module)
         if vars(module).get("grad_checkpointing"):
             checkpointing.append(module)
-        trainable += [parameter for parameter in module.parameters(recurse=False) if parameter.requires_grad]
+        trainable += [each for each in module._parameters.values() if each is not None and each.requires_grad]
     try:
         for module in training:
             module.training = False

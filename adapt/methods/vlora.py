@@ -15,7 +15,6 @@ Deviations:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import product
 from typing import Any
 
 import torch
@@ -147,14 +146,16 @@ class VLoRA(Method):
         For each letter A `(b, in, rank)`, from the images, and B `(1, out, rank)`, the same for all.
         """
         tokens = self.visual_proj(features.to(self.pos_embed.dtype)) + self.pos_embed
-        letters, blocks = self.config.letters, len(self.updated)
+        letters, matrix = self.config.letters, (-1, self.config.rank)
         made = [generator(tokens) for generator in self.gen]
         if not self.config.separate:
             made = list(made[0].chunk(len(letters), dim=1))
-        found: list[dict[str, tuple[Tensor, Tensor]]] = [{} for _ in range(blocks)]
-        for (i, letter), block in product(enumerate(letters), range(blocks)):
-            a = made[i][:, block].unflatten(-1, (-1, self.config.rank))[:, : self._ins[letter]]
-            found[block][letter] = (a, self.Bs[letter][:, block].unflatten(-1, (-1, self.config.rank)))
+        found: list[dict[str, tuple[Tensor, Tensor]]] = [{} for _ in self.updated]
+        for letter, factors in zip(letters, made):
+            a = factors.unflatten(-1, matrix)[:, :, : self._ins[letter]].unbind(1)
+            b = self.Bs[letter].unflatten(-1, matrix).unbind(1)
+            for block, pair in zip(found, zip(a, b)):
+                block[letter] = pair
         return found
 
     def edits(self, tower: Tower, context: Context) -> list[Edit]:

@@ -177,8 +177,8 @@ def number_of_subsets(gains: Sequence[float], goal: float) -> int:
 def _cycle(
     model: Adapted[Any], items: Sequence[Item], settings: TrainSettings, seed: int, cache: bool
 ) -> Iterator[tuple[Batches, Any, Tensor]]:
-    """Batches of the held-back images as the model sees them in a test, again and again."""
-    plain = settings.model_copy(update={"augment": "none", "views": None})
+    """Batches of the held-back images as the model sees them in a test, by the task's own loss, again and again."""
+    plain = settings.model_copy(update={"augment": "none", "views": None, "distill": 0.0})
     batches = training_batches(model, items, plain, seed, cache, None)
     for epoch in count():
         for inputs, labels in batches.epoch(epoch, 0):
