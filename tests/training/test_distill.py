@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -58,6 +59,19 @@ def test_features_stay_nearer_to_the_backbones(train, make_model, images: torch.
             return float(F.cosine_similarity(model.image_features(images), model.backbone_features(images)).mean())
 
     assert cosine(100) > cosine(0) + 0.02
+
+
+def test_a_search_is_rewarded_by_the_tasks_own_loss(train, make_model, tiny_split, tmp_path) -> None:
+    def losses(distill: float) -> list[list[float]]:
+        model = make_model("das", skip=1, search_epochs=2, warmup_epochs=0, turn=1, draws=2)
+        out = tmp_path / f"{distill:g}"
+        train(model, val_set=tiny_split.val, out=out, lr=1e-12, weight_decay=0, distill=distill)
+        return [entry["losses"] for entry in json.loads((out / "search.json").read_text())["trace"]]
+
+    plain = losses(0)
+    assert len(plain) == 6
+    for found, expected in zip(losses(1000), plain):
+        assert found == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_model_without_such_features_refuses_it(make_model, tiny_split, train) -> None:
