@@ -100,6 +100,11 @@ class Method(nn.Module):
         return frozenset()
 
     @property
+    def bypasses(self) -> dict[str, nn.Module] | None:
+        """What stands, or may come to, in place of blocks, such as vision.3; None for a method that never skips one."""
+        return None
+
+    @property
     def per_image(self) -> bool:
         """Whether the features of the classes depend on the image that is classified."""
         return False

@@ -13,12 +13,13 @@ Deviations: none from the parts', but where two meet:
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Sequence
 from itertools import combinations
 from typing import Any
 
 from pydantic import Field, field_validator
-from torch import Tensor
+from torch import Tensor, nn
 
 from adapt.backbones.base import Backbone
 from adapt.backbones.tokenizer import TextTokenizer
@@ -92,6 +93,11 @@ class Compose(Method):
     @property
     def skipped(self) -> frozenset[str]:
         return frozenset().union(*(part.skipped for part in self.parts.values()))
+
+    @property
+    def bypasses(self) -> dict[str, nn.Module] | None:
+        found = [part.bypasses for part in self.parts.values() if part.bypasses is not None]
+        return dict(ChainMap(*found)) if found else None
 
     def check_family(self, backbone: Backbone) -> None:
         for part in self.parts.values():

@@ -135,6 +135,15 @@ class DAS(Method):
         return frozenset(self.config.skipped or ())
 
     @property
+    def bypasses(self) -> dict[str, nn.Module]:
+        return {
+            f"{tower}.{index}": adapters["bypass"]
+            for tower in self.config.towers
+            for index, adapters in getattr(self, tower).items()
+            if "bypass" in adapters
+        }
+
+    @property
     def blocks(self) -> tuple[str, ...]:
         """The names of all blocks that might be skipped."""
         return tuple(name for name in self._widths if name not in self._needed)

@@ -22,6 +22,7 @@ from adapt.methods.zero_shot import ZeroShot
 from adapt.model import AdaptedModel, wrap
 from adapt.training.batches import image_features, labels_of, training_batches
 from adapt.training.estimate import check_memory
+from adapt.training.imitate import imitate
 from adapt.training.loop import Plan, Trainer
 from adapt.training.progress import counting_bar, training_bar
 from adapt.training.result import Result
@@ -170,9 +171,11 @@ def _train(
         if model.method.searcher is not None:
             steps = Plan.of(search_settings(model, settings), len(batches)).steps
             with training_bar(steps, 0, progress) as report:
-                found = search(model, batches, val_set, settings, seed, cache, run, report)
+                found = search(model, batches, val_set, settings, seed, cache, run, report, progress)
             torch.manual_seed(seed)  # as a run that is resumed after its search
             model.settle(found["chosen"])
+        resumed = run is not None and run.resume and run.checkpoint.exists()
+        imitating = 0.0 if resumed else imitate(model, batches, settings, progress)
         trainer = Trainer(model, batches, settings, run)
         with training_bar(trainer.plan.steps, trainer.position.step, progress) as report:
 
@@ -183,9 +186,9 @@ def _train(
             position = trainer.train(told)
     if run is not None:  # a resumed run's whole history
         history = [json.loads(line) for line in (run.path / "log.jsonl").read_text(encoding="utf-8").splitlines()]
-    searched = {} if found is None else {"search": _summary(found, position.seconds)}
+    searched = {} if found is None else {"search": _summary(found, position.seconds + imitating)}
     return history, searched | {
-        "seconds": round(position.seconds, 3),
+        "seconds": round(position.seconds + imitating, 3),
         "steps": position.step,
         "final_loss": history[-1]["loss"],
         "text_path": model.text_path,

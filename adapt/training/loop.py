@@ -10,7 +10,7 @@ from itertools import islice
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from adapt.adapted import Adapted
@@ -105,8 +105,7 @@ class Trainer:
 
     def _set_rate(self) -> float:
         rate = learning_rate(self.settings, self.position.epoch, self.plan.epochs, self.position.step, self.plan.steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        set_rate(self.optimizer, rate)
         return rate
 
     def _step(self, group: list[tuple[Any, Tensor]]) -> tuple[float, float]:
@@ -143,6 +142,12 @@ class Trainer:
         )
 
 
+def set_rate(optimizer: Optimizer, rate: float) -> None:
+    """From the next step on, the optimiser takes this learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
     """Mixed precision for the forward pass, or nothing for fp32."""
     return torch.autocast(device.type, _DTYPES.get(precision), enabled=precision in _DTYPES)
@@ -152,7 +157,11 @@ def make_optimizer(model: Adapted[Any], settings: TrainSettings) -> Optimizer:
     """The optimiser over all that the method trains. Raises AdaptError for fp16 off CUDA."""
     if settings.precision == "fp16" and model.backbone.device.type != "cuda":
         raise AdaptError("precision fp16 needs a CUDA device and a loss scaler; use bf16 or fp32 on the CPU")
-    parameters = list(model.method.parameters())
+    return optimizer_of(list(model.method.parameters()), settings)
+
+
+def optimizer_of(parameters: list[nn.Parameter], settings: TrainSettings) -> Optimizer:
+    """The optimiser that the settings name."""
     if settings.optimizer == "adamw":
         return AdamW(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
     return SGD(parameters, lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay)

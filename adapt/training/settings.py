@@ -37,6 +37,8 @@ class TrainSettings(BaseModel):
     min_lr: float = Field(default=0.0, ge=0)
     distill: float = Field(default=0.0, ge=0)
     """Weight of a second loss: one minus the cosine of image features with those of the backbone alone."""
+    imitate: int = Field(default=0, ge=0)
+    """Epochs in which adapters in place of skipped blocks first learn to do what the blocks do."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Autocast of the forward pass; the trained tensors stay fp32. fp16 needs CUDA and brings a loss scaler."""
     augment: Literal["published", "none"] = "published"
