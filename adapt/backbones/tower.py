@@ -105,6 +105,12 @@ class Block:
     plain_attention: bool = True  # nothing but softmax(q k / sqrt(d)) v between the projections: no norms, no gates
 
 
+def tokens_of(output: Any) -> Tensor:
+    """The tokens in what a block's module returns, whether or not there is more."""
+    tokens: Tensor = output[0] if isinstance(output, tuple) else output
+    return tokens
+
+
 @dataclass(frozen=True)
 class Form:
     """What kind of transformer a tower is: decides which edits and which fast paths it can carry."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from adapt.backbones.base import Backbone, DualEncoder
 from adapt.backbones.decoder import decoder_tower
 from adapt.backbones.preprocess import Preprocess
-from adapt.backbones.tower import Tower
+from adapt.backbones.tower import Tower, tokens_of
 from adapt.errors import AdaptError
 
 IMAGE = "<image>"  # where an image's tokens stand in a prompt, as in LLaVA's
@@ -75,7 +75,7 @@ class VisionLLM(Backbone):
         """Patch features `(b, p, d)` of images `(b, 3, h, w)`: a vision block's output without the class token."""
         tower = self.towers["vision"]
         block, found = tower.blocks[self.patch_block], list[Tensor]()
-        handle = block.module.register_forward_hook(lambda module, inputs, output: found.append(_tensor(output)))
+        handle = block.module.register_forward_hook(lambda module, inputs, output: found.append(tokens_of(output)))
         try:
             self._encode(images.to(self.dtype))
         finally:
@@ -105,10 +105,6 @@ class VisionLLM(Backbone):
     @property
     def _parameter(self) -> Tensor:
         return next(parameter for parameter in self._vision.parameters() if parameter.is_floating_point())
-
-
-def _tensor(output: Any) -> Tensor:
-    return output[0] if isinstance(output, tuple) else output
 
 
 def _chat_prompt(tokenizer: Any) -> str | None:

@@ -101,7 +101,7 @@ class Method(nn.Module):
 
     @property
     def bypasses(self) -> dict[str, nn.Module] | None:
-        """What stands, or may come to, in place of blocks, such as vision.3; None for a method that never skips one."""
+        """What stands in place of blocks, or may, by their names (vision.3); None for a method that skips none."""
         return None
 
     @property

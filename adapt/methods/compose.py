@@ -13,7 +13,6 @@ Deviations: none from the parts', but where two meet:
 
 from __future__ import annotations
 
-from collections import ChainMap
 from collections.abc import Sequence
 from itertools import combinations
 from typing import Any
@@ -97,7 +96,7 @@ class Compose(Method):
     @property
     def bypasses(self) -> dict[str, nn.Module] | None:
         found = [part.bypasses for part in self.parts.values() if part.bypasses is not None]
-        return dict(ChainMap(*found)) if found else None
+        return {name: module for each in found for name, module in each.items()} if found else None
 
     def check_family(self, backbone: Backbone) -> None:
         for part in self.parts.values():

@@ -146,14 +146,14 @@ class VLoRA(Method):
         For each letter A `(b, in, rank)`, from the images, and B `(1, out, rank)`, the same for all.
         """
         tokens = self.visual_proj(features.to(self.pos_embed.dtype)) + self.pos_embed
-        letters, matrix = self.config.letters, (-1, self.config.rank)
+        letters, by_rank = self.config.letters, (-1, self.config.rank)
         made = [generator(tokens) for generator in self.gen]
         if not self.config.separate:
             made = list(made[0].chunk(len(letters), dim=1))
         found: list[dict[str, tuple[Tensor, Tensor]]] = [{} for _ in self.updated]
         for letter, factors in zip(letters, made):
-            a = factors.unflatten(-1, matrix)[:, :, : self._ins[letter]].unbind(1)
-            b = self.Bs[letter].unflatten(-1, matrix).unbind(1)
+            a = factors.unflatten(-1, by_rank)[:, :, : self._ins[letter]].unbind(1)
+            b = self.Bs[letter].unflatten(-1, by_rank).unbind(1)
             for block, pair in zip(found, zip(a, b)):
                 block[letter] = pair
         return found

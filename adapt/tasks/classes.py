@@ -21,6 +21,11 @@ def loss(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits, labels)
 
 
+def distance(features: Tensor, others: Tensor) -> Tensor:
+    """The mean of one minus the cosine of unit-length features `(b, e)` and `(b, e)`."""
+    return 1 - (features.float() * others.float()).sum(-1).mean()
+
+
 def objective(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """The loss of logits `(b, n)`, and which of them are right `(b,)`."""
     labels = labels.to(logits.device)

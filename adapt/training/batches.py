@@ -57,14 +57,12 @@ class ImageBatches:
 
 
 class DistilledBatches(ImageBatches):
-    """Images whose loss has `train.distill` times one minus the cosine of their features with the backbone's own."""
+    """Images whose loss has `train.distill` times the distance of their features from the backbone's own.
+
+    The latter are computed anew for each batch, whatever the transform.
+    """
 
     def __init__(self, model: Adapted[Any], items: Sequence[Item], settings: TrainSettings, seed: int) -> None:
-        if not isinstance(model, AdaptedModel) or "vision" not in model.method.touches:
-            raise AdaptError(
-                f"train.distill is {settings.distill:g}, and {model.method.name} on {model.backbone.describe()} does "
-                "not edit a vision tower whose features could be held to the backbone's own: leave it out"
-            )
         super().__init__(model, items, settings, seed)
         self._weight = settings.distill
 
@@ -74,8 +72,7 @@ class DistilledBatches(ImageBatches):
         loss, right = classes.objective(model.logits(features), labels)
         with torch.no_grad():
             own = model.backbone_features(images)
-        apart = 1 - (features * own).sum(-1).float().mean()
-        return loss + self._weight * apart, right
+        return loss + self._weight * classes.distance(features, own), right
 
 
 class FeatureBatches:

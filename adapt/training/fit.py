@@ -23,11 +23,11 @@ from adapt.model import AdaptedModel, wrap
 from adapt.training.batches import image_features, labels_of, training_batches
 from adapt.training.estimate import check_memory
 from adapt.training.imitate import imitate
-from adapt.training.loop import Plan, Trainer
+from adapt.training.loop import Trainer
 from adapt.training.progress import counting_bar, training_bar
 from adapt.training.result import Result
 from adapt.training.run import Run
-from adapt.training.search import Found, search, search_settings
+from adapt.training.search import Found, search
 from adapt.training.settings import TrainSettings
 from adapt.validation import explain
 
@@ -130,9 +130,29 @@ def _settings(model: Adapted[Any], settings: dict[str, Any]) -> TrainSettings | 
             raise AdaptError(f"{model.method.name} is not trained by steps: leave out {', '.join(sorted(settings))}")
         return None
     try:
-        return TrainSettings(**settings).at(None)
+        chosen = TrainSettings(**settings).at(None)
     except ValidationError as error:
         raise AdaptError(explain(TrainSettings, error, "fit")) from None
+    _check_vision(model, chosen)
+    return chosen
+
+
+def _check_vision(model: Adapted[Any], settings: TrainSettings) -> None:
+    """AdaptError for settings about an edited vision tower, or skipped blocks of it, where there is none."""
+    edited = isinstance(model, AdaptedModel) and "vision" in model.method.touches
+    bypasses = model.method.bypasses
+    skips = edited and bypasses is not None and all(name.startswith("vision.") for name in bypasses)
+    what = f"{model.method.name} on {model.backbone.describe()}"
+    if settings.distill and not edited:
+        raise AdaptError(
+            f"train.distill is {settings.distill:g}, and {what} changes no image features that could be held to the "
+            "backbone's own: leave it out"
+        )
+    if settings.imitate and not skips:
+        raise AdaptError(
+            f"train.imitate is {settings.imitate}, and {what} skips no blocks, or such of another tower than vision: "
+            "leave it out"
+        )
 
 
 def _zero_shot(
@@ -169,14 +189,12 @@ def _train(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         if model.method.searcher is not None:
-            steps = Plan.of(search_settings(model, settings), len(batches)).steps
-            with training_bar(steps, 0, progress) as report:
-                found = search(model, batches, val_set, settings, seed, cache, run, report, progress)
+            found = search(model, batches, val_set, settings, seed, cache, run, progress)
             torch.manual_seed(seed)  # as a run that is resumed after its search
             model.settle(found["chosen"])
-        resumed = run is not None and run.resume and run.checkpoint.exists()
-        imitating = 0.0 if resumed else imitate(model, batches, settings, progress)
         trainer = Trainer(model, batches, settings, run)
+        if not trainer.resumed:
+            trainer.position.seconds += imitate(model, batches, settings, progress)
         with training_bar(trainer.plan.steps, trainer.position.step, progress) as report:
 
             def told(entry: dict[str, Any]) -> None:
@@ -186,9 +204,9 @@ def _train(
             position = trainer.train(told)
     if run is not None:  # a resumed run's whole history
         history = [json.loads(line) for line in (run.path / "log.jsonl").read_text(encoding="utf-8").splitlines()]
-    searched = {} if found is None else {"search": _summary(found, position.seconds + imitating)}
+    searched = {} if found is None else {"search": _summary(found, position.seconds)}
     return history, searched | {
-        "seconds": round(position.seconds + imitating, 3),
+        "seconds": round(position.seconds, 3),
         "steps": position.step,
         "final_loss": history[-1]["loss"],
         "text_path": model.text_path,

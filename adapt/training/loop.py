@@ -10,7 +10,7 @@ from itertools import islice
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import SGD, AdamW, Optimizer
 
 from adapt.adapted import Adapted
@@ -50,8 +50,9 @@ class Trainer:
         self.optimizer = make_optimizer(model, settings)
         self.scaler = torch.amp.GradScaler(model.backbone.device.type, enabled=settings.precision == "fp16")
         self.position = Position()
+        self.resumed = run is not None and run.resume and run.checkpoint.exists()
         if run is not None and run.resume:
-            if run.checkpoint.exists():
+            if self.resumed:
                 trained = (model.method, self.optimizer, self.scaler)
                 self.position = checkpoint.load(run.checkpoint, *trained, run.identity)
             run.cut_log(self.position.step)
@@ -105,7 +106,8 @@ class Trainer:
 
     def _set_rate(self) -> float:
         rate = learning_rate(self.settings, self.position.epoch, self.plan.epochs, self.position.step, self.plan.steps)
-        set_rate(self.optimizer, rate)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
         return rate
 
     def _step(self, group: list[tuple[Any, Tensor]]) -> tuple[float, float]:
@@ -142,12 +144,6 @@ class Trainer:
         )
 
 
-def set_rate(optimizer: Optimizer, rate: float) -> None:
-    """From the next step on, the optimiser takes this learning rate."""
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-
-
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
     """Mixed precision for the forward pass, or nothing for fp32."""
     return torch.autocast(device.type, _DTYPES.get(precision), enabled=precision in _DTYPES)
@@ -157,11 +153,7 @@ def make_optimizer(model: Adapted[Any], settings: TrainSettings) -> Optimizer:
     """The optimiser over all that the method trains. Raises AdaptError for fp16 off CUDA."""
     if settings.precision == "fp16" and model.backbone.device.type != "cuda":
         raise AdaptError("precision fp16 needs a CUDA device and a loss scaler; use bf16 or fp32 on the CPU")
-    return optimizer_of(list(model.method.parameters()), settings)
-
-
-def optimizer_of(parameters: list[nn.Parameter], settings: TrainSettings) -> Optimizer:
-    """The optimiser that the settings name."""
+    parameters = list(model.method.parameters())
     if settings.optimizer == "adamw":
         return AdamW(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
     return SGD(parameters, lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay)

@@ -20,19 +20,18 @@ class Reporter(Protocol):
 
 
 def _describe(entry: dict[str, Any]) -> str:
-    """`loss 0.42  accuracy 87.5 %  310 images/s`."""
-    return (
-        f"loss {entry['loss']:.3f}  accuracy {100 * entry['accuracy']:.1f} %  {entry['images_per_second']:.0f} images/s"
-    )
+    """`loss 0.42  accuracy 87.5 %  310 images/s`, the accuracy where there is one."""
+    accuracy = f"accuracy {100 * entry['accuracy']:.1f} %  " if "accuracy" in entry else ""
+    return f"loss {entry['loss']:.3f}  {accuracy}{entry['images_per_second']:.0f} images/s"
 
 
 @contextmanager
-def training_bar(total: int, done: int, show: bool) -> Iterator[Reporter]:
+def training_bar(total: int, done: int, show: bool, title: str = "training") -> Iterator[Reporter]:
     """A reporter of training steps, `done` of `total` behind it."""
     if not show:
         yield lambda entry: None
     elif sys.stderr.isatty():
-        with _bar("training", total, done) as advance:
+        with _bar(title, total, done) as advance:
             yield lambda entry: advance(1, _describe(entry))
     else:
         yield _lines(total)

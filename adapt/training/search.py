@@ -26,7 +26,8 @@ from adapt.files import write_text
 from adapt.methods.das import updated_gates
 from adapt.training.batches import Batches, training_batches
 from adapt.training.imitate import imitate
-from adapt.training.loop import Trainer, autocast
+from adapt.training.loop import Plan, Trainer, autocast
+from adapt.training.progress import training_bar
 from adapt.training.run import Run
 from adapt.training.settings import TrainSettings
 
@@ -41,7 +42,6 @@ def search(
     seed: int,
     cache: bool,
     run: Run | None,
-    report: Callable[[dict[str, Any]], None],
     progress: bool,
 ) -> Found:
     """Chooses the blocks that `model.method` skips, from rewards on `held_back` images.
@@ -61,7 +61,9 @@ def search(
     check_labels(model, held_back)
     searching = Search(model, _cycle(model, held_back, settings, seed, cache), settings)
     imitating = imitate(model, batches, settings, progress)
-    found = searching.run(batches, report)
+    steps = Plan.of(search_settings(model, settings), len(batches)).steps
+    with training_bar(steps, 0, progress, "searching blocks") as report:
+        found = searching.run(batches, report)
     found["seconds"] = round(found["seconds"] + imitating, 3)
     if run is not None:
         write_text(run.search, json.dumps(found) + "\n")

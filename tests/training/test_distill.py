@@ -6,7 +6,6 @@ import json
 from typing import Any
 
 import pytest
-import tiny_fusion
 import torch
 import torch.nn.functional as F
 
@@ -47,7 +46,8 @@ def test_where_nothing_has_changed_yet_there_is_none(make_model, tiny_split) -> 
     model = make_model("lora", dropout=0.0)
     batches = _batches(model, tiny_split.train, distill=1000)
     images, labels = next(batches.epoch(0, 0))
-    torch.testing.assert_close(batches.objective(model, images, labels), model.objective(images, labels))
+    (loss, _), (plain, _) = batches.objective(model, images, labels), model.objective(images, labels)
+    torch.testing.assert_close(loss, plain, rtol=0, atol=1e-3)  # 1000 roundings of a cosine
 
 
 def test_features_stay_nearer_to_the_backbones(train, make_model, images: torch.Tensor) -> None:
@@ -75,8 +75,5 @@ def test_a_search_is_rewarded_by_the_tasks_own_loss(train, make_model, tiny_spli
 
 
 def test_a_model_without_such_features_refuses_it(make_model, tiny_split, train) -> None:
-    with pytest.raises(AdaptError, match=r"train\.distill is 2, and coop on .* does not edit a vision tower"):
+    with pytest.raises(AdaptError, match=r"train\.distill is 2, and coop on .* changes no image features"):
         train(make_model("coop", n_ctx=4), distill=2)
-    fusion = wrap(tiny_fusion.vilt(), methods.DAS(towers=["fusion"], skip=0), ("yes", "no"))
-    with pytest.raises(AdaptError, match=r"train\.distill is 2, and das on .* does not edit a vision tower"):
-        _batches(fusion, tiny_split.train, distill=2)
