@@ -148,7 +148,7 @@ def plot(results: dict, file: Path) -> None:
     axes.axhline(results["runs"][0]["zero_shot"], color="gray", ls="--", lw=1, label="zero-shot")
     for skipped, mean in zip(SKIPPED, means):
         axes.annotate(f"{skipped} skipped", (saved[skipped], mean), (6, 6), textcoords="offset points")
-    axes.margins(0.15)
+    axes.margins(x=0.22, y=0.15)
     axes.set_xlabel("operations of the vision tower saved, %")
     axes.set_ylabel("test accuracy, %")
     axes.legend(fontsize="small", loc="lower left")
