@@ -33,7 +33,7 @@ Linear = Callable[[Tensor], Tensor]
 def frozen(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, no gradient for any parameter, no checkpointing by the library; all as before afterwards."""
     training, checkpointing, trainable = list[nn.Module](), list[nn.Module](), list[nn.Parameter]()
-    for module in model.modules():  # all in one walk, which is half of a small call
+    for module in model.modules():  # one walk for all three: every call pays for it
         if module.training:
             training.append(module)
         if vars(module).get("grad_checkpointing"):

@@ -9,6 +9,7 @@ import tiny_fusion
 import torch
 
 from adapt import AdaptError, methods, wrap
+from adapt.tasks import classes
 from adapt.training import fit as fitting
 from adapt.training import search as searching
 from adapt.training.batches import training_batches
@@ -34,7 +35,7 @@ def _imitated(model, items, epochs: int) -> float:
 
 def _apart(model, images: torch.Tensor) -> float:
     with torch.no_grad():
-        return float(1 - (model.image_features(images) * model.backbone_features(images)).sum(-1).mean())
+        return float(classes.distance(model.image_features(images), model.backbone_features(images)))
 
 
 @pytest.mark.parametrize(("method", "config"), [("das", SKIPPING), ("compose", COMPOSED)])
