@@ -45,27 +45,37 @@ def _mergeable(projection: Projection, update: LowRank) -> bool:
 
 
 def _merged(module: Any, block: Block, updates: dict[str, LowRank]) -> Any:
-    weight = module.weight.detach().clone()
-    for site, update in updates.items():
-        rows = block.projections[site].rows
-        own = slice(None) if rows is None else rows
-        up, down = update.up[0].float(), update.down[0].float()
-        weight[own] = torch.addmm(weight[own].float(), up, down.T, alpha=update.scale).to(weight.dtype)
+    weight = module.weight.detach()
+    rows = {site: block.projections[site].rows for site in updates}
+    if None in rows.values():  # the whole weight is one projection, so there is one update
+        (update,) = updates.values()
+        weight = _plus(weight, update)
+    else:
+        weight = weight.clone()
+        for site, update in updates.items():
+            weight[rows[site]] = _plus(weight[rows[site]], update)
     return partial(F.linear, weight=weight, bias=module.bias)
 
 
+def _plus(weight: Tensor, update: LowRank) -> Tensor:
+    """`weight + scale * up @ down.T`, computed in fp32."""
+    up, down = update.up[0].float(), update.down[0].float()
+    return torch.addmm(weight.float(), up, down.T, alpha=update.scale).to(weight.dtype)
+
+
 def _beside(block: Block, site: str, update: LowRank) -> Any:
+    change = partial(_change, update.scale * update.down, update.up.transpose(1, 2))
     if site == "mlp":
-        return _mlp(block).register_forward_hook(lambda module, inputs, output: output + _change(inputs[0], update))
+        return _mlp(block).register_forward_hook(lambda module, inputs, output: output + change(inputs[0]))
     projection = block.projections[site]
     rows = projection.rows
 
     def join(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-        change = _change(inputs[0], update)
+        changed = change(inputs[0])
         if rows is None:
-            return output + change
+            return output + changed
         index = torch.arange(output.shape[-1])[rows].to(output.device)
-        return output.index_add(-1, index, change.to(output.dtype))
+        return output.index_add(-1, index, changed.to(output.dtype))
 
     return projection.module.register_forward_hook(join)
 
@@ -76,12 +86,13 @@ def _mlp(block: Block) -> nn.Module:
     return block.mlp
 
 
-def _change(x: Tensor, update: LowRank) -> Tensor:
-    """`scale * x @ down @ up.T` `(n, l, out)` of `x` `(n, l, in)`, rows shared out among the images."""
-    images = len(update.down)
+def _change(down: Tensor, up: Tensor, x: Tensor) -> Tensor:
+    """`x @ down @ up` `(n, l, out)` of `x` `(n, l, in)`: n is a multiple of the images, and each has its next rows.
+
+    `down` is `(images, in, rank)`, `up` `(images or 1, rank, out)`.
+    """
+    images = len(down)
     if len(x) % images:
         raise AdaptError(f"{len(x)} rows cannot be shared out among the updates of {images} images")
-    down, up = update.down.to(x.dtype), update.up.to(x.dtype)
-    down = down.repeat_interleave(len(x) // images, dim=0)
-    up = up if len(up) == 1 else up.repeat_interleave(len(x) // images, dim=0)
-    return update.scale * (x @ down) @ up.transpose(1, 2)
+    of_images = x.reshape(images, -1, x.shape[-1])
+    return (of_images @ down.to(x.dtype) @ up.to(x.dtype)).reshape(*x.shape[:-1], -1)

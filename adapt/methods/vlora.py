@@ -6,7 +6,10 @@ Deviations:
 * Projections need not be square: the factors of each have its own widths, so grouped-query attention fits. The factors
   that do not depend on the image are `Bs.LETTER`, one tensor a letter; the reference stacks those of all letters in
   `Bs`, which `adapt convert` takes apart.
-* A shared generator (`separate=False`) makes factors of the widest input; narrower projections take the first rows.
+* The generators of all letters are computed together: `gen.NAME` is the reference's `gen.0.NAME`, `gen.1.NAME`, ...
+  stacked, which `adapt convert` does. One product serves all letters, and queries that have not seen an image yet
+  attend to each other once for all images.
+* Factors are made for the widest input; narrower projections take the first rows.
 * The image's place in the prompt is left out; the reference keeps a token there and masks it.
 * The defaults are those of the reference's fine-tuning script. Its pre-training script has dim 1024, which does not
   load into it.
@@ -18,6 +21,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
@@ -56,30 +60,95 @@ class VLoRAConfig(MethodConfig):
         return value
 
 
-class Generator(nn.Module):
-    """`queries` learned queries read an image's tokens and become factors: `(b, p, dim) -> (b, queries, in * rank)`."""
+class Linears(nn.Module):
+    """A linear map for each of g generators: `(g, ..., in) -> (g, ..., out)`."""
 
-    def __init__(self, dim: int, depth: int, heads: int, queries: int, out: int) -> None:
+    def __init__(self, generators: int, width: int, out: int) -> None:
         super().__init__()
-        self.queries = nn.Parameter(torch.randn(1, queries, dim))
-        settings: dict[str, Any] = {"dropout": 0.0, "activation": "gelu", "batch_first": True, "norm_first": True}
-        self.decoders = nn.ModuleList(nn.TransformerDecoderLayer(dim, heads, 4 * dim, **settings) for _ in range(depth))
-        self.norm = nn.LayerNorm(dim)
-        self.weights_head = nn.Linear(dim, out)
-        self.apply(_initialise)
+        self.weight = nn.Parameter(nn.init.trunc_normal_(torch.empty(generators, out, width), std=0.02))
+        self.bias = nn.Parameter(torch.zeros(generators, out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _linear(x, self.weight, self.bias)
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    mapped = torch.baddbmm(bias[:, None], x.flatten(1, -2), weight.transpose(1, 2))
+    return mapped.unflatten(1, x.shape[1:-1])
+
+
+class Norms(nn.Module):
+    """A layer normalisation for each of g generators, of `(g, b, n, d)`."""
+
+    def __init__(self, generators: int, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(generators, width))
+        self.bias = nn.Parameter(torch.zeros(generators, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale, shift = self.weight[:, None, None], self.bias[:, None, None]
+        return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:]), scale)
+
+
+class Attentions(nn.Module):
+    """An attention for each of g generators: `x` `(g, 1 or b, n, d)` looks at `seen` `(g, b, p, d)`."""
+
+    def __init__(self, generators: int, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        bound = (6 / (4 * width)) ** 0.5  # nn.MultiheadAttention's: q, k and v are one matrix
+        self.in_proj_weight = nn.Parameter(torch.empty(generators, 3 * width, width).uniform_(-bound, bound))
+        self.in_proj_bias = nn.Parameter(torch.zeros(generators, 3 * width))
+        self.out_proj = Linears(generators, width, width)
+
+    def forward(self, x: Tensor, seen: Tensor) -> Tensor:
+        weight, bias, width = self.in_proj_weight, self.in_proj_bias, x.shape[-1]
+        queries = _linear(x, weight[:, :width], bias[:, :width]).expand(-1, seen.shape[1], -1, -1)
+        keys, values = _linear(seen, weight[:, width:], bias[:, width:]).chunk(2, dim=-1)
+        q, k, v = (
+            part.unflatten(-1, (self.heads, -1)).transpose(2, 3).flatten(0, 1) for part in (queries, keys, values)
+        )
+        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        attended: Tensor = self.out_proj(mixed.unflatten(0, (len(x), -1)))
+        return attended
+
+
+class Decoders(nn.Module):
+    """One block of each generator, pre-norm: queries look at each other, then at an image's tokens."""
+
+    def __init__(self, generators: int, width: int, heads: int) -> None:
+        super().__init__()
+        self.self_attn = Attentions(generators, width, heads)
+        self.multihead_attn = Attentions(generators, width, heads)
+        self.linear1, self.linear2 = Linears(generators, width, 4 * width), Linears(generators, 4 * width, width)
+        self.norm1, self.norm2, self.norm3 = (Norms(generators, width) for _ in range(3))
+
+    def forward(self, x: Tensor, tokens: Tensor) -> Tensor:
+        """`(g, 1 or b, n, d), (g, b, p, d) -> (g, b, n, d)`: what is the same for all images is computed once."""
+        normed = self.norm1(x)
+        x = x + self.self_attn(normed, normed)
+        x = x + self.multihead_attn(self.norm2(x), tokens)
+        changed: Tensor = x + self.linear2(F.gelu(self.linear1(self.norm3(x))))
+        return changed
+
+
+class Generators(nn.Module):
+    """In each of g generators n learned queries read the images' tokens: `(b, p, d) -> (g, b, n, out)`."""
+
+    def __init__(self, generators: int, width: int, depth: int, heads: int, queries: int, out: int) -> None:
+        super().__init__()
+        self.queries = nn.Parameter(torch.randn(generators, 1, queries, width))
+        self.decoders = nn.ModuleList(Decoders(generators, width, heads) for _ in range(depth))
+        self.norm = Norms(generators, width)
+        self.weights_head = Linears(generators, width, out)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        x = self.queries.expand(len(tokens), -1, -1)
+        x: Tensor = self.queries
+        tokens = tokens.expand(len(x), -1, -1, -1)
         for decoder in self.decoders:
             x = decoder(x, tokens)
         factors: Tensor = self.weights_head(self.norm(x))
         return factors
-
-
-def _initialise(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        nn.init.zeros_(module.bias)
 
 
 class VLoRA(Method):
@@ -98,15 +167,17 @@ class VLoRA(Method):
     def published(cls, state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """From the reference's `mm_projector.bin`; give rank, heads and skip where they are not the defaults."""
         own = {key.rpartition("mm_projector.")[2]: tensor for key, tensor in state.items()}
-        depth = len({key.split(".")[3] for key in own if key.startswith("gen.0.decoders.")})
-        separate = "gen.1.queries" in own
-        generators = len({key.split(".")[1] for key in own if key.startswith("gen.")})
-        letters = "qkvom"[:generators] if separate else "qkvom"
+        generators = sorted({int(key.split(".")[1]) for key in own if key.startswith("gen.")})
+        of_first = [key.removeprefix("gen.0.") for key in own if key.startswith("gen.0.")]
+        stacked = {f"gen.{key}": torch.stack([own.pop(f"gen.{each}.{key}") for each in generators]) for key in of_first}
+        separate = len(generators) > 1
+        letters = "qkvom"[: len(generators)] if separate else "qkvom"
         if own["Bs"].shape[1] % len(letters):
             raise AdaptError(f"a shared generator's {own['Bs'].shape[1]} factors are not of the letters {letters}")
         own |= {f"Bs.{letter}": part for letter, part in zip(letters, own.pop("Bs").chunk(len(letters), dim=1))}
         dim = own["visual_proj.weight"].shape[0]
-        return own, {"dim": dim, "depth": depth, "separate": separate, "letters": letters}
+        depth = len({key.split(".")[1] for key in of_first if key.startswith("decoders.")})
+        return stacked | own, {"dim": dim, "depth": depth, "separate": separate, "letters": letters}
 
     def build(self, backbone: VisionLLM, class_names: Sequence[str]) -> None:  # type: ignore[override]
         config, tower = self.config, backbone.tower("decoder")
@@ -124,14 +195,13 @@ class VLoRA(Method):
         self._ins = {letter: shape[0] for letter, shape in widths[0].items()}
         patches, width = backbone.patch_shape()
         self.visual_proj = nn.Linear(width, config.dim)
-        _initialise(self.visual_proj)
+        nn.init.trunc_normal_(self.visual_proj.weight, std=0.02)
+        nn.init.zeros_(self.visual_proj.bias)
         self.pos_embed = nn.Parameter(torch.randn(1, patches, config.dim))
-        shape = (config.dim, config.depth, config.heads)
-        if config.separate:
-            made = [Generator(*shape, len(self.updated), self._ins[letter] * config.rank) for letter in config.letters]
-        else:
-            made = [Generator(*shape, len(self.updated) * len(config.letters), max(self._ins.values()) * config.rank)]
-        self.gen = nn.ModuleList(made)
+        blocks, letters = len(self.updated), len(config.letters)
+        generators, queries = (letters, blocks) if config.separate else (1, letters * blocks)
+        out = max(self._ins.values()) * config.rank
+        self.gen = Generators(generators, config.dim, config.depth, config.heads, queries, out)
         self.Bs = nn.ParameterDict(
             {
                 letter: nn.Parameter(torch.zeros(1, len(self.updated), out * config.rank))
@@ -146,14 +216,14 @@ class VLoRA(Method):
         For each letter A `(b, in, rank)`, from the images, and B `(1, out, rank)`, the same for all.
         """
         tokens = self.visual_proj(features.to(self.pos_embed.dtype)) + self.pos_embed
-        letters, by_rank = self.config.letters, (-1, self.config.rank)
-        made = [generator(tokens) for generator in self.gen]
+        made = self.gen(tokens)
+        letters = self.config.letters
         if not self.config.separate:
-            made = list(made[0].chunk(len(letters), dim=1))
+            made = made[0].unflatten(1, (len(letters), -1)).transpose(0, 1)
         found: list[dict[str, tuple[Tensor, Tensor]]] = [{} for _ in self.updated]
-        for letter, factors in zip(letters, made):
-            a = factors.unflatten(-1, by_rank)[:, :, : self._ins[letter]].unbind(1)
-            b = self.Bs[letter].unflatten(-1, by_rank).unbind(1)
+        for letter, factors in zip(letters, made.unflatten(-1, (-1, self.config.rank))):
+            a = factors[:, :, : self._ins[letter]].unbind(1)
+            b = self.Bs[letter].unflatten(-1, (-1, self.config.rank)).unbind(1)
             for block, pair in zip(found, zip(a, b)):
                 block[letter] = pair
         return found

@@ -38,7 +38,7 @@ def speaking(tmp_path_factory: pytest.TempPathFactory, questions: Path, photos: 
     recipe.write_text(
         "method: {name: vlora, dim: 16, depth: 1, rank: 2, heads: 4, skip: 3}\nbackbone: mini-clip+mini-lm\n"
         f"data: {{source: {questions}, root: {photos}, shots: null}}\n"
-        "train: {iterations: 40, batch_size: 3, optimizer: adamw, lr: 0.01, "
+        "train: {iterations: 60, batch_size: 3, optimizer: adamw, lr: 0.005, "
         "schedule: cosine_iteration, augment: none, workers: 0}\n"
     )
     result = CliRunner().invoke(main, ["train", str(recipe), "--out", str(folder / "run"), "--quiet"])
