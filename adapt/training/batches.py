@@ -59,20 +59,25 @@ class ImageBatches:
 class DistilledBatches(ImageBatches):
     """Images whose loss has `train.distill` times the distance of their features from the backbone's own.
 
-    The latter are computed anew for each batch, whatever the transform.
+    The latter are computed anew for each batch, whatever the transform, and once for a batch that is asked about again.
     """
 
     def __init__(self, model: Adapted[Any], items: Sequence[Item], settings: TrainSettings, seed: int) -> None:
         super().__init__(model, items, settings, seed)
         self._weight = settings.distill
+        self._last: tuple[Tensor, Tensor] | None = None  # the images of the last batch, and the backbone's features
 
     def objective(self, model: AdaptedModel, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         images = inputs.to(model.backbone.device)
         features = model.image_features(images)
         loss, right = classes.objective(model.logits(features), labels)
-        with torch.no_grad():
-            own = model.backbone_features(images)
-        return loss + self._weight * classes.distance(features, own), right
+        return loss + self._weight * classes.distance(features, self._own(model, inputs)), right
+
+    def _own(self, model: AdaptedModel, inputs: Tensor) -> Tensor:
+        if self._last is None or self._last[0] is not inputs:
+            with torch.no_grad():
+                self._last = inputs, model.backbone_features(inputs.to(model.backbone.device))
+        return self._last[1]
 
 
 class FeatureBatches:

@@ -189,12 +189,12 @@ def _train(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         if model.method.searcher is not None:
-            found = search(model, batches, val_set, settings, seed, cache, run, progress)
+            found = search(model, batches, train_set, val_set, settings, seed, cache, run, progress)
             torch.manual_seed(seed)  # as a run that is resumed after its search
             model.settle(found["chosen"])
         trainer = Trainer(model, batches, settings, run)
         if not trainer.resumed:
-            trainer.position.seconds += imitate(model, batches, settings, progress)
+            trainer.position.seconds += imitate(model, train_set, settings, seed, progress)
         with training_bar(trainer.plan.steps, trainer.position.step, progress) as report:
 
             def told(entry: dict[str, Any]) -> None:

@@ -6,30 +6,36 @@ starts from random adapters.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from adapt.adapted import Adapted
+from adapt.data.split import Item
 from adapt.engine.watching import watched
 from adapt.model import AdaptedModel
-from adapt.training.batches import Batches
+from adapt.training.batches import ImageBatches
 from adapt.training.loop import Trainer
 from adapt.training.progress import training_bar
 from adapt.training.settings import TrainSettings
 
+IMAGES = 4  # of one step: each has many tokens, and an adapter learns from every one of them
 
-def imitate(model: Adapted[Any], batches: Batches, settings: TrainSettings, progress: bool) -> float:
+
+def imitate(
+    model: Adapted[Any], train_set: Sequence[Item], settings: TrainSettings, seed: int, progress: bool
+) -> float:
     """Trains the bypasses of `model.method`, and nothing else, for `train.imitate` epochs; the seconds that took.
 
-    Rate and schedule are those of the training, without warm-up epochs.
+    Rate and schedule are those of the training, without warm-up epochs; steps take fewer images.
     """
     if not (settings.imitate and model.method.bypasses):
         return 0.0
-    alone = settings.model_copy(update={"epochs": settings.imitate, "iterations": None, "warmup_epochs": 0})
-    trainer = Trainer(model, _BlockBatches(batches), alone, None)
+    length = {"epochs": settings.imitate, "iterations": None, "iterations_per_shot": None, "warmup_epochs": 0}
+    alone = settings.model_copy(update={**length, "batch_size": min(IMAGES, settings.batch_size)})
+    trainer = Trainer(model, _BlockBatches(model, train_set, alone, seed), alone, None)
     with training_bar(trainer.plan.steps, 0, progress, "imitating blocks") as report:
 
         def told(entry: dict[str, Any]) -> None:
@@ -38,28 +44,24 @@ def imitate(model: Adapted[Any], batches: Batches, settings: TrainSettings, prog
         return trainer.train(told).seconds
 
 
-class _BlockBatches:
-    """Batches of images whose loss is what each bypass lacks to its block in the whole backbone, summed up."""
+class _BlockBatches(ImageBatches):
+    """Images whose loss is what each bypass lacks to its block in the whole backbone, summed up.
 
-    def __init__(self, batches: Batches) -> None:
-        self._batches = batches
+    The token that the tower is read at is one of many, and the one that counts: it is also measured by itself.
+    """
 
-    def __len__(self) -> int:
-        return len(self._batches)
-
-    def epoch(self, epoch: int, step: int) -> Iterator[tuple[Any, Tensor]]:
-        return self._batches.epoch(epoch, step)
-
-    def objective(self, model: AdaptedModel, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def objective(self, model: AdaptedModel, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         """No answers are given, so none are right."""
         backbone, bypasses = model.backbone, model.method.bypasses or {}
         with watched(backbone.towers, bypasses) as seen, torch.no_grad():
             model.backbone_features(inputs.to(backbone.device))
         lacking = [_lacking(module, *seen[name]) for name, module in bypasses.items()]
+        if backbone.tower("vision").form.pooling == "class":
+            lacking += [_lacking(module, *(x[:, 0] for x in seen[name])) for name, module in bypasses.items()]
         return torch.stack(lacking).sum(), torch.zeros_like(labels, dtype=torch.bool)
 
 
 def _lacking(bypass: nn.Module, before: Tensor, after: Tensor) -> Tensor:
-    """How far `bypass` is from turning `before` into `after`, both `(b, l, d)`: 0 where it does, 1 for no change."""
+    """How far `bypass` is from turning `before` into `after`, both `(..., d)`: 0 where it does, 1 for no change."""
     before, after = before.float(), after.float()
     return (bypass(before).float() - after).square().sum() / (after - before).square().sum()

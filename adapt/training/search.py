@@ -37,6 +37,7 @@ Found = dict[str, Any]  # chosen, kept_flops, blocks, trace (step, gates, subset
 def search(
     model: Adapted[Any],
     batches: Batches,
+    train_set: Sequence[Item],
     held_back: Sequence[Item],
     settings: TrainSettings,
     seed: int,
@@ -60,7 +61,7 @@ def search(
         )
     check_labels(model, held_back)
     searching = Search(model, _cycle(model, held_back, settings, seed, cache), settings)
-    imitating = imitate(model, batches, settings, progress)
+    imitating = imitate(model, train_set, settings, seed, progress)
     steps = Plan.of(search_settings(model, settings), len(batches)).steps
     with training_bar(steps, 0, progress, "searching blocks") as report:
         found = searching.run(batches, report)
@@ -184,8 +185,8 @@ def number_of_subsets(gains: Sequence[float], goal: float) -> int:
 def _cycle(
     model: Adapted[Any], items: Sequence[Item], settings: TrainSettings, seed: int, cache: bool
 ) -> Iterator[tuple[Batches, Any, Tensor]]:
-    """Batches of the held-back images as the model sees them in a test, by the task's own loss, again and again."""
-    plain = settings.model_copy(update={"augment": "none", "views": None, "distill": 0.0})
+    """Batches of the held-back images as the model sees them in a test, by the loss of training, again and again."""
+    plain = settings.model_copy(update={"augment": "none", "views": None})
     batches = training_batches(model, items, plain, seed, cache, None)
     for epoch in count():
         for inputs, labels in batches.epoch(epoch, 0):

@@ -12,7 +12,6 @@ from adapt import AdaptError, methods, wrap
 from adapt.tasks import classes
 from adapt.training import fit as fitting
 from adapt.training import search as searching
-from adapt.training.batches import training_batches
 from adapt.training.imitate import imitate
 from adapt.training.settings import TrainSettings
 
@@ -29,8 +28,7 @@ def _settings(imitate: int) -> TrainSettings:
 
 
 def _imitated(model, items, epochs: int) -> float:
-    settings = _settings(epochs)
-    return imitate(model, training_batches(model, items, settings, 1, True, None), settings, progress=False)
+    return imitate(model, items, _settings(epochs), seed=1, progress=False)
 
 
 def _apart(model, images: torch.Tensor) -> float:
