@@ -92,6 +92,18 @@ def from_open_clip(model: nn.Module) -> Backbone:
     return Backbone.from_open_clip(model.eval(), clip_tokenizer())
 
 
+def length_first(backbone: Backbone) -> Backbone:
+    """The open_clip model of `backbone`, changed in place so that its transformers run `(l, b, d)`."""
+    model: Any = backbone.model
+    for transformer in (model.transformer, model.visual.transformer):
+        transformer.batch_first = False
+        for block in transformer.resblocks:
+            block.attn.batch_first = False
+    turned = from_open_clip(model)
+    assert not any(block.batch_first for tower in turned.towers.values() for block in tower.blocks)
+    return turned
+
+
 def from_hf_clip(model: nn.Module) -> Backbone:
     return Backbone.from_transformers(model.eval(), hf_clip_processor())
 

@@ -47,7 +47,7 @@ def _mergeable(projection: Projection, update: LowRank) -> bool:
 def _merged(module: Any, block: Block, updates: dict[str, LowRank]) -> Any:
     weight = module.weight.detach()
     rows = {site: block.projections[site].rows for site in updates}
-    if None in rows.values():  # the whole weight is one projection, so there is one update
+    if None in rows.values():  # one update of the whole weight, which need not be copied first
         (update,) = updates.values()
         weight = _plus(weight, update)
     else:
@@ -64,18 +64,18 @@ def _plus(weight: Tensor, update: LowRank) -> Tensor:
 
 
 def _beside(block: Block, site: str, update: LowRank) -> Any:
-    change = partial(_change, update.scale * update.down, update.up.transpose(1, 2))
+    added_by = partial(_change, update.scale * update.down, update.up.transpose(1, 2))
     if site == "mlp":
-        return _mlp(block).register_forward_hook(lambda module, inputs, output: output + change(inputs[0]))
+        return _mlp(block).register_forward_hook(lambda module, inputs, output: output + added_by(inputs[0]))
     projection = block.projections[site]
     rows = projection.rows
 
     def join(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-        changed = change(inputs[0])
+        added = added_by(inputs[0])
         if rows is None:
-            return output + changed
+            return output + added
         index = torch.arange(output.shape[-1])[rows].to(output.device)
-        return output.index_add(-1, index, changed.to(output.dtype))
+        return output.index_add(-1, index, added.to(output.dtype))
 
     return projection.module.register_forward_hook(join)
 

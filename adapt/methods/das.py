@@ -59,7 +59,7 @@ class DASConfig(MethodConfig):
     draws: int = Field(default=3, ge=2)
     """Different subsets of blocks that are compared for one update."""
     gate_lr: float = Field(default=1.0, gt=0)
-    """How far one comparison moves the gates."""
+    """How far one comparison moves the gates. Rewards are exp(-loss): a larger loss, as with distill, needs more."""
     template: str = "a photo of a {}."
     """With {} for the class name."""
 

@@ -7,9 +7,9 @@ Deviations:
   that do not depend on the image are `Bs.LETTER`, one tensor a letter; the reference stacks those of all letters in
   `Bs`, which `adapt convert` takes apart.
 * The generators of all letters are computed together: `gen.NAME` is the reference's `gen.0.NAME`, `gen.1.NAME`, ...
-  stacked, which `adapt convert` does. One product serves all letters, and queries that have not seen an image yet
+  stacked, which `adapt convert` does. One batched product serves all letters, and queries that have seen no image yet
   attend to each other once for all images.
-* Factors are made for the widest input; narrower projections take the first rows.
+* Factors are made for the widest input; narrower projections take the first rows, and the rest is unused.
 * The image's place in the prompt is left out; the reference keeps a token there and masks it.
 * The defaults are those of the reference's fine-tuning script. Its pre-training script has dim 1024, which does not
   load into it.
@@ -31,6 +31,7 @@ from adapt.edits import Edit, LowRank
 from adapt.errors import AdaptError
 from adapt.methods.base import Context, Method, MethodConfig
 
+STD = 0.02  # of the linear maps
 SITES = {"q": "q", "k": "k", "v": "v", "o": "out", "m": "mlp"}
 
 
@@ -65,7 +66,7 @@ class Linears(nn.Module):
 
     def __init__(self, generators: int, width: int, out: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(nn.init.trunc_normal_(torch.empty(generators, out, width), std=0.02))
+        self.weight = nn.Parameter(nn.init.trunc_normal_(torch.empty(generators, out, width), std=STD))
         self.bias = nn.Parameter(torch.zeros(generators, out))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -73,12 +74,13 @@ class Linears(nn.Module):
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """`x` `(g, ..., in)`, `weight` `(g, out, in)`, `bias` `(g, out)` to `(g, ..., out)`."""
     mapped = torch.baddbmm(bias[:, None], x.flatten(1, -2), weight.transpose(1, 2))
     return mapped.unflatten(1, x.shape[1:-1])
 
 
 class Norms(nn.Module):
-    """A layer normalisation for each of g generators, of `(g, b, n, d)`."""
+    """A layer normalisation for each of g generators, of `(g, 1 or b, n, d)`."""
 
     def __init__(self, generators: int, width: int) -> None:
         super().__init__()
@@ -195,18 +197,15 @@ class VLoRA(Method):
         self._ins = {letter: shape[0] for letter, shape in widths[0].items()}
         patches, width = backbone.patch_shape()
         self.visual_proj = nn.Linear(width, config.dim)
-        nn.init.trunc_normal_(self.visual_proj.weight, std=0.02)
+        nn.init.trunc_normal_(self.visual_proj.weight, std=STD)
         nn.init.zeros_(self.visual_proj.bias)
         self.pos_embed = nn.Parameter(torch.randn(1, patches, config.dim))
         blocks, letters = len(self.updated), len(config.letters)
         generators, queries = (letters, blocks) if config.separate else (1, letters * blocks)
-        out = max(self._ins.values()) * config.rank
-        self.gen = Generators(generators, config.dim, config.depth, config.heads, queries, out)
+        factors = max(self._ins.values()) * config.rank
+        self.gen = Generators(generators, config.dim, config.depth, config.heads, queries, factors)
         self.Bs = nn.ParameterDict(
-            {
-                letter: nn.Parameter(torch.zeros(1, len(self.updated), out * config.rank))
-                for letter, (_, out) in widths[0].items()
-            }
+            {letter: nn.Parameter(torch.zeros(1, blocks, out * config.rank)) for letter, (_, out) in widths[0].items()}
         )
         self.to(backbone.device)
 

@@ -59,7 +59,8 @@ class ImageBatches:
 class DistilledBatches(ImageBatches):
     """Images whose loss has `train.distill` times the distance of their features from the backbone's own.
 
-    The latter are computed anew for each batch, whatever the transform, and once for a batch that is asked about again.
+    The latter are computed anew for each batch, whatever the transform, but once for a batch on which a search compares
+    subsets of blocks.
     """
 
     def __init__(self, model: Adapted[Any], items: Sequence[Item], settings: TrainSettings, seed: int) -> None:
@@ -71,12 +72,12 @@ class DistilledBatches(ImageBatches):
         images = inputs.to(model.backbone.device)
         features = model.image_features(images)
         loss, right = classes.objective(model.logits(features), labels)
-        return loss + self._weight * classes.distance(features, self._own(model, inputs)), right
+        return loss + self._weight * classes.distance(features, self._own(model, inputs, images)), right
 
-    def _own(self, model: AdaptedModel, inputs: Tensor) -> Tensor:
+    def _own(self, model: AdaptedModel, inputs: Tensor, images: Tensor) -> Tensor:
         if self._last is None or self._last[0] is not inputs:
             with torch.no_grad():
-                self._last = inputs, model.backbone_features(inputs.to(model.backbone.device))
+                self._last = inputs, model.backbone_features(images)
         return self._last[1]
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from adapt.adapted import Adapted
 from adapt.data.split import Item
@@ -29,12 +29,13 @@ def imitate(
 ) -> float:
     """Trains the bypasses of `model.method`, and nothing else, for `train.imitate` epochs; the seconds that took.
 
-    Rate and schedule are those of the training, without warm-up epochs; steps take fewer images.
+    Rate and schedule are those of the training, without warm-up epochs; a step takes at most four images.
     """
     if not (settings.imitate and model.method.bypasses):
         return 0.0
-    length = {"epochs": settings.imitate, "iterations": None, "iterations_per_shot": None, "warmup_epochs": 0}
-    alone = settings.model_copy(update={**length, "batch_size": min(IMAGES, settings.batch_size)})
+    length = {"epochs": settings.imitate, "iterations": None, "warmup_epochs": 0}
+    step = {"batch_size": min(IMAGES, settings.batch_size), "accumulate": 1}
+    alone = settings.model_copy(update=length | step)
     trainer = Trainer(model, _BlockBatches(model, train_set, alone, seed), alone, None)
     with training_bar(trainer.plan.steps, 0, progress, "imitating blocks") as report:
 
@@ -53,15 +54,19 @@ class _BlockBatches(ImageBatches):
     def objective(self, model: AdaptedModel, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         """No answers are given, so none are right."""
         backbone, bypasses = model.backbone, model.method.bypasses or {}
+        read_at_class = backbone.tower("vision").form.pooling == "class"
         with watched(backbone.towers, bypasses) as seen, torch.no_grad():
             model.backbone_features(inputs.to(backbone.device))
-        lacking = [_lacking(module, *seen[name]) for name, module in bypasses.items()]
-        if backbone.tower("vision").form.pooling == "class":
-            lacking += [_lacking(module, *(x[:, 0] for x in seen[name])) for name, module in bypasses.items()]
+        lacking = []
+        for name, bypass in bypasses.items():
+            before, after = (x.float() for x in seen[name])
+            made = bypass(before).float()
+            lacking.append(_lacking(before, made, after))
+            if read_at_class:
+                lacking.append(_lacking(before[:, 0], made[:, 0], after[:, 0]))
         return torch.stack(lacking).sum(), torch.zeros_like(labels, dtype=torch.bool)
 
 
-def _lacking(bypass: nn.Module, before: Tensor, after: Tensor) -> Tensor:
-    """How far `bypass` is from turning `before` into `after`, both `(..., d)`: 0 where it does, 1 for no change."""
-    before, after = before.float(), after.float()
-    return (bypass(before).float() - after).square().sum() / (after - before).square().sum()
+def _lacking(before: Tensor, made: Tensor, after: Tensor) -> Tensor:
+    """How far `made` of `before` is from `after`, all `(..., d)`: 0 where it is the same, 1 where nothing was done."""
+    return (made - after).square().sum() / (after - before).square().sum()

@@ -47,9 +47,9 @@ def search(
 ) -> Found:
     """Chooses the blocks that `model.method` skips, from rewards on `held_back` images.
 
-    With a run directory it is kept in search.json, and read from there when the run is resumed. Draws from torch's
-    global random state. Raises AdaptError where nothing is held back, the share of operations cannot be reached, or
-    there are too few subsets to compare.
+    Imitation draws batches of its own from `train_set`. With a run directory the search is kept in search.json, and
+    read from there when the run is resumed. Draws from torch's global random state. Raises AdaptError where nothing is
+    held back, the share of operations cannot be reached, or there are too few subsets to compare.
     """
     if run is not None and run.resume and run.search.is_file():
         kept: Found = json.loads(run.search.read_text(encoding="utf-8"))

@@ -36,7 +36,8 @@ class TrainSettings(BaseModel):
     warmup_lr: float = Field(default=1e-5, ge=0)
     min_lr: float = Field(default=0.0, ge=0)
     distill: float = Field(default=0.0, ge=0)
-    """Weight of a second loss: one minus the cosine of image features with those of the backbone alone."""
+    """Weight of a second loss: one minus the cosine of image features with those of the backbone alone. A search's
+    rewards have it too."""
     imitate: int = Field(default=0, ge=0)
     """Epochs in which adapters in place of skipped blocks first learn to do what the blocks do."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"

@@ -174,7 +174,7 @@ def test_merged_weights_say_the_same(kind: str, pictures: Tensor) -> None:
         assert merged.probability == pytest.approx(beside.probability, rel=1e-4)
 
 
-def test_the_generator_is_sized_by_each_projection(kind: str, pictures: Tensor) -> None:
+def test_the_factors_are_sized_by_each_projection(kind: str, pictures: Tensor) -> None:
     model = build("vlora", kind)
     block = model.backbone.tower("decoder").blocks[1]
     found = model.method.weights(model.backbone.patches(pictures))
@@ -183,3 +183,5 @@ def test_the_generator_is_sized_by_each_projection(kind: str, pictures: Tensor) 
         out, into = block.projections[site].weight.shape
         a, b = found[0][letter]
         assert (a.shape, b.shape) == ((3, into, 2), (1, out, 2))
+    widest = max(block.projections[site].weight.shape[1] for site in ("q", "k", "v", "out"))
+    assert model.method.gen.weights_head.weight.shape[1] == widest * 2

@@ -150,13 +150,7 @@ def test_towers_that_hand_blocks_the_length_first(method: Any, open_clip: Backbo
     settings = {"depth_text": 2, "depth_vision": 2}
     torch.manual_seed(1)
     expected = perturb(adapt.wrap(open_clip, method(**settings), NAMES, fast=False))(images)
-    model: Any = open_clip.model
-    for transformer in (model.transformer, model.visual.transformer):
-        transformer.batch_first = False
-        for block in transformer.resblocks:
-            block.attn.batch_first = False
     torch.manual_seed(1)
-    turned = Backbone.from_open_clip(model, tiny_backbones.clip_tokenizer())
-    assert not any(block.batch_first for tower in turned.towers.values() for block in tower.blocks)
+    turned = tiny_backbones.length_first(open_clip)
     actual = perturb(adapt.wrap(turned, method(**settings), NAMES, fast=False))(images)
     assert scaled(actual, expected) < 1e-5

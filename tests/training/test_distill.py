@@ -61,14 +61,37 @@ def test_features_stay_nearer_to_the_backbones(train, make_model, images: torch.
     assert cosine(100) > cosine(0) + 0.02
 
 
+def test_the_backbones_features_of_one_batch_are_computed_once(make_model, tiny_split, monkeypatch) -> None:
+    model = make_model("das", **SKIPPING)
+    batches, fresh = (_batches(model, tiny_split.train, distill=20) for _ in range(2))
+    computed: list[int] = []
+    whole = type(model).backbone_features
+
+    def counted(self, images):
+        computed.append(len(images))
+        return whole(self, images)
+
+    monkeypatch.setattr(type(model), "backbone_features", counted)
+    first, second = list(batches.epoch(0, 0))[:2]
+    losses = [batches.objective(model, *batch)[0] for batch in (first, first, second)]
+    assert len(computed) == 2
+    assert torch.equal(losses[0], losses[1])
+    assert torch.equal(losses[2], fresh.objective(model, *second)[0])
+
+
 def test_a_search_is_rewarded_by_the_loss_that_is_trained(train, make_model, tiny_split, tmp_path) -> None:
-    def losses(distill: float) -> list[list[float]]:
-        model = make_model("das", skip=1, search_epochs=2, warmup_epochs=0, turn=1, draws=2)
+    subsets: list[Any] = []
+
+    def losses(distill: float) -> torch.Tensor:
+        model = make_model("das", skip=1, search_epochs=2, warmup_epochs=0, turn=1, draws=2, gate_lr=1e-12)
         out = tmp_path / f"{distill:g}"
         train(model, val_set=tiny_split.val, out=out, lr=1e-12, weight_decay=0, distill=distill)
-        return [entry["losses"] for entry in json.loads((out / "search.json").read_text())["trace"]]
+        trace = json.loads((out / "search.json").read_text())["trace"]
+        subsets.append([entry["subsets"] for entry in trace])
+        return torch.tensor([entry["losses"] for entry in trace])
 
-    plain, once, thrice = (torch.tensor(losses(distill)) for distill in (0, 1, 3))
+    plain, once, thrice = map(losses, (0, 1, 3))
+    assert subsets[0] == subsets[1] == subsets[2]
     assert plain.shape == (6, 2)
     assert (once - plain).min() > 0.01
     torch.testing.assert_close(thrice - plain, 3 * (once - plain), rtol=1e-3, atol=1e-5)

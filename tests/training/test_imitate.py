@@ -5,14 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import tiny_backbones
 import tiny_fusion
 import torch
 
 from adapt import AdaptError, methods, wrap
 from adapt.tasks import classes
 from adapt.training import fit as fitting
+from adapt.training import imitate as imitating
 from adapt.training import search as searching
 from adapt.training.imitate import imitate
+from adapt.training.loop import Trainer
 from adapt.training.settings import TrainSettings
 
 SEARCH: dict[str, Any] = {"skip": 1, "search_epochs": 2, "warmup_epochs": 0, "turn": 1, "draws": 2}
@@ -46,6 +49,62 @@ def test_a_skipped_block_is_missed_less(make_model, tiny_split, images, method: 
     changed = {name for name, tensor in model.method.state_dict().items() if not torch.equal(tensor, before[name])}
     assert changed
     assert all("vision.1.bypass" in name for name in changed)
+
+
+@pytest.mark.parametrize(("batch_size", "expected"), [(6, 4), (2, 2)])
+def test_a_step_takes_few_images(make_model, tiny_split, monkeypatch, batch_size: int, expected: int) -> None:
+    made: list[Trainer] = []
+
+    class Kept(Trainer):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            made.append(self)
+
+    monkeypatch.setattr(imitating, "Trainer", Kept)
+    settings = _settings(3).model_copy(update={"batch_size": batch_size, "accumulate": 3, "epochs": 1})
+    imitate(make_model("das", **SKIPPING), tiny_split.train, settings, seed=1, progress=False)
+    [trainer] = made
+    assert trainer.plan.steps == 3 * (len(tiny_split.train) // expected)
+
+
+@pytest.mark.parametrize("length_first", [False, True], ids=["(b, l, d)", "(l, b, d)"])
+def test_the_class_token_is_also_measured_by_itself(make_model, tiny_split, images, length_first: bool) -> None:
+    model = make_model("das", **SKIPPING)
+    tower, bypass = model.backbone.tower("vision"), model.method.bypasses["vision.1"]
+    assert tower.form.pooling == "class"
+    seen: list[torch.Tensor] = []
+
+    def keep(module: Any, inputs: Any, output: Any) -> None:
+        seen[:] = inputs[0], output
+
+    handle = tower.blocks[1].module.register_forward_hook(keep)
+    with torch.no_grad():
+        model.backbone_features(images)
+    handle.remove()
+    before, after = seen
+    made = bypass(before)
+
+    def lacking(token: slice) -> torch.Tensor:
+        wrong, change = (made - after)[:, token], (after - before)[:, token]
+        return wrong.square().sum() / change.square().sum()
+
+    if length_first:
+        torch.manual_seed(0)  # the same bypass
+        model = wrap(tiny_backbones.length_first(model.backbone), methods.DAS(**SKIPPING), model.class_names)
+    settings = _settings(1)
+    batches = imitating._BlockBatches(model, tiny_split.train, settings, 1)
+    labels = torch.zeros(len(images), dtype=torch.long)
+    loss, right = batches.objective(model, images, labels)
+    torch.testing.assert_close(loss, lacking(slice(None)) + lacking(slice(1)), rtol=1e-4, atol=0)
+    assert not right.any()
+
+
+def test_a_tower_that_is_read_at_all_tokens_has_no_class_token(hf_siglip, tiny_split, images, class_names) -> None:
+    model = wrap(hf_siglip, methods.DAS(**SKIPPING), class_names)
+    assert model.backbone.tower("vision").form.pooling != "class"
+    batches = imitating._BlockBatches(model, tiny_split.train, _settings(1), 1)
+    loss, _ = batches.objective(model, images, torch.zeros(len(images), dtype=torch.long))
+    assert 0.5 < loss < 1.5  # one ratio, not two: a new adapter changes next to nothing
 
 
 def test_a_search_and_the_training_after_it_start_so(make_model, tiny_split, train, tmp_path, monkeypatch) -> None:

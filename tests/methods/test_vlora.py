@@ -1,0 +1,101 @@
+"""VLoRA's generators: all letters together compute what each would by itself, by torch's own layers."""
+
+from __future__ import annotations
+
+import pytest
+import tiny_llms
+import torch
+from checks import perturb
+from torch import Tensor, nn
+
+import adapt
+from adapt.methods import VLoRA
+from adapt.methods.vlora import Generators
+from adapt.speaking import SpeakingModel
+
+GENERATORS, WIDTH, HEADS, QUERIES, OUT = 3, 16, 4, 2, 6
+
+
+def _apart(generators: Generators, index: int, depth: int) -> tuple[nn.ModuleList, nn.LayerNorm, nn.Linear]:
+    """One of the generators in torch's layers."""
+    shape = {"dropout": 0.0, "activation": "gelu", "batch_first": True, "norm_first": True}
+    decoders = nn.ModuleList(nn.TransformerDecoderLayer(WIDTH, HEADS, 4 * WIDTH, **shape) for _ in range(depth))  # type: ignore[arg-type]
+    parts = decoders, nn.LayerNorm(WIDTH), nn.Linear(WIDTH, OUT)
+    for part, own in zip(parts, (generators.decoders, generators.norm, generators.weights_head)):
+        part.load_state_dict({name: tensor[index] for name, tensor in own.state_dict().items()})
+    return parts
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_all_generators_together_and_one_by_one(depth: int) -> None:
+    generators = Generators(GENERATORS, WIDTH, depth, HEADS, QUERIES, OUT)
+    for parameter in generators.parameters():  # biases and norms off their start
+        nn.init.normal_(parameter, std=0.3)
+    tokens = torch.randn(2, 5, WIDTH)
+    made = generators(tokens)
+    assert made.shape == (GENERATORS, 2, QUERIES, OUT)
+    weights = torch.randn_like(made)
+    (made * weights).sum().backward()
+    for index in range(GENERATORS):
+        decoders, norm, head = _apart(generators, index, depth)
+        queries = generators.queries.detach()[index].clone().requires_grad_()
+        x = queries.expand(2, -1, -1)
+        for decoder in decoders:
+            x = decoder(x, tokens)
+        expected = head(norm(x))
+        torch.testing.assert_close(made[index], expected, rtol=1e-4, atol=1e-5)
+        (expected * weights[index]).sum().backward()
+        torch.testing.assert_close(generators.queries.grad[index], queries.grad, rtol=1e-4, atol=1e-5)  # type: ignore[index]
+        whole = generators.decoders[0].multihead_attn.in_proj_weight.grad[index]  # type: ignore[union-attr,index]
+        torch.testing.assert_close(whole, decoders[0].multihead_attn.in_proj_weight.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_where_a_generator_starts() -> None:
+    torch.manual_seed(0)
+    generators = Generators(GENERATORS, 64, 1, HEADS, QUERIES, OUT)
+    decoder = generators.decoders[0]
+    for name, tensor in generators.state_dict().items():
+        if name.endswith("bias"):
+            assert not tensor.any()
+        elif "norm" in name:
+            assert (tensor == 1).all()
+    assert decoder.linear1.weight.std().item() == pytest.approx(0.02, rel=0.05)
+    bound = (6 / (4 * 64)) ** 0.5
+    assert 0.95 * bound < decoder.self_attn.in_proj_weight.abs().max().item() <= bound
+
+
+def _shared() -> SpeakingModel:
+    torch.manual_seed(0)
+    method = VLoRA(dim=16, depth=1, rank=2, heads=4, skip=2, separate=False, letters="qvm")
+    model: SpeakingModel = perturb(adapt.wrap(tiny_llms.vision_llm("llama"), method))
+    return model.eval()
+
+
+def test_a_shared_generator_has_a_query_for_each_letter_of_each_block(images: Tensor) -> None:
+    model = _shared()
+    features = model.backbone.patches(images[:3])
+    method = model.method
+    made = method.gen(method.visual_proj(features) + method.pos_embed)[0].unflatten(-1, (-1, 2))
+    found = method.weights(features)
+    assert len(found) == 2
+    assert made.shape[:2] == (3, 3 * 2)
+    for block, factors in enumerate(found):
+        for letter, (a, _) in factors.items():
+            query = "qvm".index(letter) * 2 + block
+            assert torch.equal(a, made[:, query, : a.shape[1]])
+
+
+def test_a_checkpoint_of_a_shared_generator() -> None:
+    torch.manual_seed(0)
+    method = VLoRA(dim=16, depth=1, rank=2, heads=4, skip=2, separate=False)
+    adapt.wrap(tiny_llms.vision_llm("llama"), method)
+    own = dict(method.state_dict())
+    kept = {key: tensor for key, tensor in own.items() if not key.startswith(("gen.", "Bs."))}
+    kept |= {key.replace("gen.", "gen.0.", 1): tensor[0] for key, tensor in own.items() if key.startswith("gen.")}
+    kept["Bs"] = torch.cat([torch.randn_like(own[f"Bs.{letter}"]) for letter in "qkvom"], dim=1)
+    tensors, told = VLoRA.published({f"model.mm_projector.{key}": tensor for key, tensor in kept.items()})
+    assert told == {"dim": 16, "depth": 1, "separate": False, "letters": "qkvom"}
+    assert tensors.keys() == own.keys()
+    assert all(tensors[key].shape == tensor.shape for key, tensor in own.items())
+    assert torch.equal(torch.cat([tensors[f"Bs.{letter}"] for letter in "qkvom"], dim=1), kept["Bs"])
+    assert torch.equal(tensors["gen.queries"], own["gen.queries"])
