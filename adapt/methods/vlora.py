@@ -171,7 +171,7 @@ class VLoRA(Method):
         own = {key.rpartition("mm_projector.")[2]: tensor for key, tensor in state.items()}
         generators = sorted({int(key.split(".")[1]) for key in own if key.startswith("gen.")})
         of_first = [key.removeprefix("gen.0.") for key in own if key.startswith("gen.0.")]
-        stacked = {f"gen.{key}": torch.stack([own.pop(f"gen.{each}.{key}") for each in generators]) for key in of_first}
+        stacked = {f"gen.{key}": _stacked(key, [own.pop(f"gen.{i}.{key}") for i in generators]) for key in of_first}
         separate = len(generators) > 1
         letters = "qkvom"[: len(generators)] if separate else "qkvom"
         if own["Bs"].shape[1] % len(letters):
@@ -234,6 +234,13 @@ class VLoRA(Method):
             for index, factors in zip(self.updated, self.weights(context.tokens("vision")))
             for letter, (a, b) in factors.items()
         ]
+
+
+def _stacked(name: str, of_generators: list[Tensor]) -> Tensor:
+    shapes = {tuple(tensor.shape) for tensor in of_generators}
+    if len(shapes) > 1:
+        raise AdaptError(f"the generators' tensors {name} have shapes {sorted(shapes)}; expected one shape for all")
+    return torch.stack(of_generators)
 
 
 def _widths(tower: Tower, block: Block, letters: str) -> dict[str, tuple[int, int]]:

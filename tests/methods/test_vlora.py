@@ -9,6 +9,7 @@ from checks import perturb
 from torch import Tensor, nn
 
 import adapt
+from adapt.errors import AdaptError
 from adapt.methods import VLoRA
 from adapt.methods.vlora import Generators
 from adapt.speaking import SpeakingModel
@@ -99,3 +100,10 @@ def test_a_checkpoint_of_a_shared_generator() -> None:
     assert all(tensors[key].shape == tensor.shape for key, tensor in own.items())
     assert torch.equal(torch.cat([tensors[f"Bs.{letter}"] for letter in "qkvom"], dim=1), kept["Bs"])
     assert torch.equal(tensors["gen.queries"], own["gen.queries"])
+
+
+def test_generators_of_unlike_shapes_are_refused() -> None:
+    head = "mm_projector.gen.{}.weights_head.weight"
+    state = {head.format(0): torch.zeros(6, 16), head.format(1): torch.zeros(8, 16)}
+    with pytest.raises(AdaptError, match=r"weights_head\.weight have shapes \[\(6, 16\), \(8, 16\)\]"):
+        VLoRA.published(state)
