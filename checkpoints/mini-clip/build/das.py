@@ -151,7 +151,7 @@ def plot(results: dict, file: Path) -> None:
     axes.margins(x=0.22, y=0.15)
     axes.set_xlabel("operations of the vision tower saved, %")
     axes.set_ylabel("test accuracy, %")
-    axes.legend(fontsize="small", loc="lower left")
+    axes.legend(fontsize="small", loc="upper right")
     figure.savefig(file, dpi=130)
 
 
