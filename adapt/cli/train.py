@@ -21,7 +21,8 @@ import click
 @click.option(
     "--keep-flops",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    help="For das: skip as many blocks as leave this share of operations. Short for --set method.keep_flops=SHARE.",
+    help="For das: skip blocks until at most this share of operations is left. "
+    "Short for --set method.keep_flops=SHARE.",
 )
 @click.option("--out", type=click.Path(path_type=Path), help="The run's directory; must not hold a run yet.")
 @click.option(
@@ -44,7 +45,7 @@ def train(
     Examples:
       adapt train quickstart --out runs/first
       adapt train coop/folder --set data.source=photos --set data.shots=8 --out runs/mine
-      adapt train das/emoji --keep-flops 0.85 --out runs/light
+      adapt train das/emoji --keep-flops 0.75 --out runs/light
       adapt train lora/eurosat --set data.root=data --out runs/eurosat
 
     \b

@@ -15,6 +15,7 @@ Deviations:
   and again.
 * Warm-up and turn are counted in optimiser steps; the reference counts micro-batches.
 * METER's rule has no learning rate: `gate_lr=1`, which is also ViLT's.
+* No block's chance to be drawn falls below 1e-4, so that gates moved far still leave different subsets to compare.
 """
 
 from __future__ import annotations

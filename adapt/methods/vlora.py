@@ -17,6 +17,7 @@ Deviations:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -93,7 +94,10 @@ class Norms(nn.Module):
 
 
 class Attentions(nn.Module):
-    """An attention for each of g generators: `x` `(g, 1 or b, n, d)` looks at `seen` `(g, b, p, d)`."""
+    """An attention for each of g generators: `x` `(g, 1 or b, n, d)` looks at `seen` `(g, b, p, d)`.
+
+    What it finds is `(g, b, n, d)`.
+    """
 
     def __init__(self, generators: int, width: int, heads: int) -> None:
         super().__init__()
@@ -169,7 +173,7 @@ class VLoRA(Method):
     def published(cls, state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """From the reference's `mm_projector.bin`; give rank, heads and skip where they are not the defaults."""
         own = {key.rpartition("mm_projector.")[2]: tensor for key, tensor in state.items()}
-        generators = sorted({int(key.split(".")[1]) for key in own if key.startswith("gen.")})
+        generators = sorted({int(found[1]) for found in map(re.compile(r"gen\.(\d+)\.").match, own) if found})
         of_first = [key.removeprefix("gen.0.") for key in own if key.startswith("gen.0.")]
         stacked = {f"gen.{key}": _stacked(key, [own.pop(f"gen.{i}.{key}") for i in generators]) for key in of_first}
         separate = len(generators) > 1

@@ -31,6 +31,7 @@ from adapt.training.progress import training_bar
 from adapt.training.run import Run
 from adapt.training.settings import TrainSettings
 
+LEAST_CHANCE = 1e-4  # of a block in a draw: gates that have gone far down leave other subsets to compare with
 Found = dict[str, Any]  # chosen, kept_flops, blocks, trace (step, gates, subsets, losses), seconds
 
 
@@ -135,7 +136,8 @@ class Search:
 
     def _draw(self) -> tuple[int, ...]:
         """A random subset of blocks, the likelier to hold a block the larger its gate."""
-        return self._enough(torch.multinomial(self.gates.sigmoid(), len(self.names)).tolist())
+        chances = self.gates.sigmoid().clamp_min(LEAST_CHANCE)
+        return self._enough(torch.multinomial(chances, len(self.names)).tolist())
 
     def _enough(self, order: Sequence[int]) -> tuple[int, ...]:
         """The first blocks of `order` that reach the goal together."""

@@ -39,7 +39,8 @@ class TrainSettings(BaseModel):
     """Weight of a second loss: one minus the cosine of image features with those of the backbone alone. A search's
     rewards have it too."""
     imitate: int = Field(default=0, ge=0)
-    """Epochs in which adapters in place of skipped blocks first learn to do what the blocks do."""
+    """Epochs in which adapters in place of skipped blocks first learn to do what the blocks do, before a search and
+    again before the training: at the training's rate, in steps of at most four images."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Autocast of the forward pass; the trained tensors stay fp32. fp16 needs CUDA and brings a loss scaler."""
     augment: Literal["published", "none"] = "published"

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import tiny_llms
 import torch
 from checks import perturb
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import adapt
+from adapt.convert import import_published
 from adapt.errors import AdaptError
 from adapt.methods import VLoRA
 from adapt.methods.vlora import Generators
@@ -107,3 +111,11 @@ def test_generators_of_unlike_shapes_are_refused() -> None:
     state = {head.format(0): torch.zeros(6, 16), head.format(1): torch.zeros(8, 16)}
     with pytest.raises(AdaptError, match=r"weights_head\.weight have shapes \[\(6, 16\), \(8, 16\)\]"):
         VLoRA.published(state)
+
+
+def test_an_adapter_of_ours_is_no_published_checkpoint(tmp_path: Path) -> None:
+    model = _shared()
+    file = tmp_path / "vlora.safetensors"
+    save_file(model.method.state_dict(), file)
+    with pytest.raises(AdaptError, match=r"is no vlora checkpoint: it has no tensor 'Bs', but Bs\.m"):
+        import_published(file, "vlora", model.backbone)

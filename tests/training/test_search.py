@@ -53,6 +53,15 @@ def test_gates_are_updated_in_turn_after_the_warm_up(searched: tuple[Any, Path])
     assert model.method.skipped == set(found["chosen"])
 
 
+def test_gates_that_went_far_still_leave_subsets_to_compare(
+    train, make_model, tiny_split: Split, tmp_path: Path
+) -> None:
+    train(make_model("das", **SEARCH | {"draws": 3, "gate_lr": 1e6}), val_set=tiny_split.val, out=tmp_path / "run")
+    trace = json.loads((tmp_path / "run/search.json").read_text())["trace"]
+    assert max(map(abs, trace[0]["gates"])) > 100
+    assert [len({tuple(subset) for subset in entry["subsets"]}) for entry in trace] == [3, 3, 3]
+
+
 def test_the_metrics_say_what_it_chose_and_cost(searched: tuple[Any, Path]) -> None:
     _, run = searched
     found, metrics = (json.loads((run / name).read_text()) for name in ("search.json", "metrics.json"))
