@@ -14,8 +14,8 @@ import card
 import torch
 from matplotlib.figure import Figure
 
-from adapt import adapter
-from adapt.bench.das import BATCH, seconds
+import adapt
+from adapt.bench.das import BACKBONE, BATCH, seconds
 from adapt.evaluation.flops import image_flops
 from adapt.evaluation.tables import as_markdown
 from adapt.recipe import find_recipe, read_recipe
@@ -26,7 +26,7 @@ RECIPE = "das/emoji"
 SEEDS = (1, 2, 3)
 SKIPPED = (0, 1, 2, 3)
 BLOCKS = 6
-RANDOM, RANDOM_SKIPS, RANDOM_SEED = 10, 2, 1  # choices of two blocks, trained on the images of one seed
+RANDOM, PAIR_SEED = 10, 1  # pairs of blocks drawn at random; all pairs are trained on the images of one seed
 ROUNDS = 60
 
 
@@ -39,9 +39,10 @@ def measure(out: Path, *changes: str) -> dict:
     return json.loads((out / "metrics.json").read_text())
 
 
-def run(work: Path, skipped: int, seed: int) -> dict:
+def run(work: Path, skipped: int, seed: int, *changes: str) -> dict:
     """What one search and one training gave; without skipped blocks there is no search."""
-    metrics = measure(folder(work, skipped, seed), f"method.skip={skipped}", f"seed={seed}")
+    out = folder(work, skipped, seed, *changes)
+    metrics = measure(out, f"method.skip={skipped}", f"seed={seed}", *changes)
     found = {"skipped": skipped, "seed": seed, "accuracy": percent(metrics), "zero_shot": percent(metrics, "zero_shot")}
     if skipped:
         search = metrics["search"]
@@ -50,9 +51,9 @@ def run(work: Path, skipped: int, seed: int) -> dict:
     return found | {"training_seconds": metrics["seconds"], "train_set": metrics["train_set"]}
 
 
-def folder(work: Path, skipped: int, seed: int) -> Path:
+def folder(work: Path, skipped: int, seed: int, *changes: str) -> Path:
     """Where that run is kept."""
-    return work / f"skip-{skipped}-{seed}"
+    return work / "-".join(map(str, ("skip", skipped, seed, *changes)))
 
 
 def percent(metrics: dict, model: str = "adapted") -> float:
@@ -60,53 +61,77 @@ def percent(metrics: dict, model: str = "adapted") -> float:
     return round(100 * metrics[model]["accuracy"], 2)
 
 
-def random_choices(work: Path) -> list[dict]:
-    """Blocks drawn by a fixed seed and trained without a search, by the same settings."""
-    every = list(combinations(range(BLOCKS), RANDOM_SKIPS))
+def pairs(work: Path) -> list[dict]:
+    """Every pair of blocks trained without a search, by the same settings; some are also those of a random draw."""
+    every = list(combinations(range(BLOCKS), 2))
+    drawn = random.Random(0).sample(every, RANDOM)
     found = []
-    for choice in sorted(random.Random(0).sample(every, RANDOM)):
-        names = [f"vision.{index}" for index in choice]
-        out = work / f"random-{'-'.join(map(str, choice))}"
-        changes = (f"method.skip={RANDOM_SKIPS}", f"method.skipped=[{', '.join(names)}]", f"seed={RANDOM_SEED}")
-        found.append({"skipped": names, "seed": RANDOM_SEED, "accuracy": percent(measure(out, *changes))})
+    for pair in every:
+        names = [f"vision.{index}" for index in pair]
+        out = work / f"pair-{'-'.join(map(str, pair))}"
+        metrics = measure(out, "method.skip=2", f"method.skipped=[{', '.join(names)}]", f"seed={PAIR_SEED}")
+        found.append({"skipped": names, "accuracy": percent(metrics), "drawn": pair in drawn})
     return found
 
 
 def encoders(work: Path) -> list[dict]:
-    """Operations and seconds of the trained vision towers of the first seed, one row for each number of blocks."""
+    """Operations and seconds of vision towers: the backbone's alone, then those trained on the first seed."""
     file = work / "encoders.json"
     if not file.exists():
-        models = [adapter.load(folder(work, skipped, SEEDS[0]) / "adapter.safetensors") for skipped in SKIPPED]
+        models = [adapt.wrap(adapt.load_backbone(BACKBONE), adapt.methods.ZeroShot(), ["cat", "dog"]).eval()]
+        models += [adapt.load(folder(work, skipped, SEEDS[0]) / "adapter.safetensors") for skipped in SKIPPED]
         operations = [image_flops(model) for model in models]
         taken = seconds(models, ROUNDS)
-        rows = [dict(zip(("skipped", "flops", "seconds"), row)) for row in zip(SKIPPED, operations, taken)]
+        rows = [dict(zip(("skipped", "flops", "seconds"), row)) for row in zip((None, *SKIPPED), operations, taken)]
         file.write_text(json.dumps(rows, indent=2) + "\n")
     return json.loads(file.read_text())
 
 
 def table(results: dict) -> list[list[str]]:
-    """A row for each number of skipped blocks, the unskipped adapter model first."""
+    """A row for the backbone alone, and one for each number of skipped blocks with what it saves against none."""
     rows = [
         ["blocks skipped", "accuracy", "chosen, by seed", "gate updates", "search's share of training time"]
         + ["FLOPs an image", "saved", f"seconds, batch of {BATCH}", "saved"]
     ]
-    whole = results["encoders"][0]
-    for encoder in results["encoders"]:
+    alone, *encoders = results["encoders"]
+    zero_shot = results["runs"][0]["zero_shot"]
+    rows.append(["backbone alone", f"{zero_shot:.1f}", "", "", "", _operations(alone), "", _seconds(alone), ""])
+    for encoder in encoders:
         runs = [each for each in results["runs"] if each["skipped"] == encoder["skipped"]]
-        accuracies = [each["accuracy"] for each in runs]
-        row = [f"{encoder['skipped']} of {BLOCKS}"]
-        row.append(f"{statistics.mean(accuracies):.1f} ± {statistics.stdev(accuracies):.1f}")
+        row = [f"{encoder['skipped']} of {BLOCKS}", spread([each["accuracy"] for each in runs])]
         if encoder["skipped"]:
-            chosen = ["+".join(name.removeprefix("vision.") for name in each["chosen"]) for each in runs]
-            row += [", ".join(chosen), span([each["updates"] for each in runs], "d")]
+            row += [chosen(runs), span([each["updates"] for each in runs], "d")]
             row.append(f"{span([100 * each['search_share'] for each in runs], '.0f')} %")
         else:
             row += ["", "", ""]
-        for key, shown in (("flops", f"{encoder['flops'] / 1e6:.0f} M"), ("seconds", f"{encoder['seconds']:.4f}")):
-            saved = 1 - encoder[key] / whole[key]
+        for key, shown in (("flops", _operations(encoder)), ("seconds", _seconds(encoder))):
+            saved = 1 - encoder[key] / encoders[0][key]
             row += [shown, f"{100 * saved:.1f} %" if encoder["skipped"] else ""]
         rows.append(row)
     return rows
+
+
+def _operations(encoder: dict) -> str:
+    return f"{encoder['flops'] / 1e6:.0f} M"
+
+
+def _seconds(encoder: dict) -> str:
+    return f"{encoder['seconds']:.4f}"
+
+
+def spread(values: list[float]) -> str:
+    """Mean and standard deviation."""
+    return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}"
+
+
+def chosen(runs: list[dict]) -> str:
+    """The blocks that each seed's search chose."""
+    return ", ".join(blocks(each["chosen"]) for each in runs)
+
+
+def blocks(names: list[str]) -> str:
+    """Their numbers."""
+    return "+".join(name.removeprefix("vision.") for name in names)
 
 
 def span(values: list, form: str) -> str:
@@ -116,23 +141,24 @@ def span(values: list, form: str) -> str:
 
 
 def choices(results: dict) -> str:
-    """The search's choice against the random ones, as a sentence and a table."""
-    (own,) = (each for each in results["runs"] if (each["skipped"], each["seed"]) == (RANDOM_SKIPS, RANDOM_SEED))
-    every = sorted(results["random"], key=lambda each: -each["accuracy"])
+    """The search's choice of two blocks against all others, as a sentence and a table."""
+    (own,) = (each for each in results["runs"] if (each["skipped"], each["seed"]) == (2, PAIR_SEED))
+    every = sorted(results["pairs"], key=lambda each: -each["accuracy"])
     mean = statistics.mean(each["accuracy"] for each in every)
-    cells = [["+".join(name.removeprefix("vision.") for name in each["skipped"]) for each in every]]
+    drawn = statistics.mean(each["accuracy"] for each in every if each["drawn"])
+    cells = [[blocks(each["skipped"]) + ("" if each["drawn"] else "*") for each in every]]
     cells.append([f"{each['accuracy']:.1f}" for each in every])
-    chosen = "+".join(name.removeprefix("vision.") for name in own["chosen"])
     return (
-        f"Two blocks on seed {RANDOM_SEED}: the search took {chosen}, {own['accuracy']:.1f} %; "
-        f"{len(every)} random choices by the same settings give {mean:.1f} % on average:\n\n{as_markdown(cells)}"
+        f"Two blocks on seed {PAIR_SEED}: the search took {blocks(own['chosen'])}, {own['accuracy']:.1f} %. All "
+        f"{len(every)} pairs by the same settings give {mean:.1f} % on average, {RANDOM} that were drawn at random "
+        f"(without *) {drawn:.1f} %:\n\n{as_markdown(cells)}"
     )
 
 
 def plot(results: dict, file: Path) -> None:
     """Accuracy against the share of operations that is saved: means, the seeds as dots, random choices faint."""
-    whole = results["encoders"][0]["flops"]
-    saved = {each["skipped"]: 100 * (1 - each["flops"] / whole) for each in results["encoders"]}
+    _, *encoders = results["encoders"]
+    saved = {each["skipped"]: 100 * (1 - each["flops"] / encoders[0]["flops"]) for each in encoders}
     figure = Figure(figsize=(6.4, 4), layout="constrained")
     axes = figure.subplots()
     means = []
@@ -142,14 +168,13 @@ def plot(results: dict, file: Path) -> None:
         axes.scatter([saved[skipped]] * len(accuracies), accuracies, s=16, color="#1f77b4", zorder=3)
     (line,) = axes.plot(list(saved.values()), means, marker="o", ms=8, label="chosen by the search, mean of 3 seeds")
     line.set_color("#1f77b4")
-    points = [each["accuracy"] for each in results["random"]]
-    at = [saved[RANDOM_SKIPS]] * len(points)
-    axes.scatter(at, points, marker="x", color="gray", alpha=0.5, label=f"random choices, seed {RANDOM_SEED}")
+    points = [each["accuracy"] for each in results["pairs"]]
+    axes.scatter([saved[2]] * len(points), points, marker="x", color="gray", alpha=0.5, label="every pair, seed 1")
     axes.axhline(results["runs"][0]["zero_shot"], color="gray", ls="--", lw=1, label="zero-shot")
     for skipped, mean in zip(SKIPPED, means):
         axes.annotate(f"{skipped} skipped", (saved[skipped], mean), (6, 6), textcoords="offset points")
     axes.margins(x=0.22, y=0.15)
-    axes.set_xlabel("operations of the vision tower saved, %")
+    axes.set_xlabel("operations saved, % of the vision tower's with all blocks and their adapters")
     axes.set_ylabel("test accuracy, %")
     axes.legend(fontsize="small", loc="upper right")
     figure.savefig(file, dpi=130)
@@ -160,14 +185,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("work", type=Path, help="the work folder of make.py")
     work = parser.parse_args().work / "das"
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # runs in other processes may go on beside this one
     runs = [run(work, skipped, seed) for skipped in SKIPPED for seed in SEEDS]
     results = {
         "recipe": read_recipe(find_recipe(RECIPE)).model_dump(mode="json"),
         "runs": runs,
-        "random": random_choices(work),
-        "encoders": encoders(work),
-        "threads": torch.get_num_threads(),
+        "pairs": pairs(work),
     }
+    torch.set_num_threads(threads)
+    results |= {"encoders": encoders(work), "threads": threads}
     (TARGET / "das.json").write_text(json.dumps(results, indent=2) + "\n")
     plot(results, TARGET / "das.png")
     cells, compared = as_markdown(table(results)), choices(results)
