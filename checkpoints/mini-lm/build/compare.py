@@ -1,10 +1,12 @@
 """VLoRA against the projector on questions about emoji: `python compare.py WORK` fills the card and the README.
 
-Both recipes are trained, unless WORK holds their runs, and measured side by side in one process.
+Both recipes are trained on three seeds, unless WORK holds the runs, and the models of the first are measured side by
+side in one process.
 """
 
 import argparse
 import json
+import statistics
 import sys
 from pathlib import Path
 
@@ -24,6 +26,7 @@ import card
 
 TARGET = Path(__file__).resolve().parents[1]
 METHODS = ("projector", "vlora")
+SEEDS = (1, 2, 3)
 REPEATS = 40
 
 
@@ -32,36 +35,38 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("work", type=Path)
     work = parser.parse_args().work
-    runs = {method: trained(method, work / method) for method in METHODS}
-    models = {method: adapt.load(run / "adapter.safetensors") for method, run in runs.items()}
+    runs = {method: [trained(method, seed, work) for seed in SEEDS] for method in METHODS}
+    models = {method: adapt.load(first / "adapter.safetensors") for method, (first, *_) in runs.items()}
     figures = {method: measured(models[method], runs[method]) for method in METHODS}
     for method, seconds in side_by_side(models).items():
         figures[method]["seconds"] = seconds
     (TARGET / "compare.json").write_text(json.dumps(figures, indent=2) + "\n")
-    cells = table(figures)
+    body = f"{as_markdown(table(figures))}\n\n{ratios(figures)}"
     for file in (TARGET / "README.md", TARGET.parents[1] / "README.md"):
-        file.write_text(card.filled(file.read_text(), "vlora", as_markdown(cells)))
-    print(as_markdown(cells))
+        file.write_text(card.filled(file.read_text(), "vlora", body))
+    print(body)
 
 
-def trained(method: str, run: Path) -> Path:
-    """The run of the method's recipe."""
+def trained(method: str, seed: int, work: Path) -> Path:
+    """The run of the method's recipe with that seed."""
+    run = work / f"{method}-{seed}"
     if not (run / "metrics.json").is_file():
-        run_recipe(read_recipe(find_recipe(f"{method}/emoji_questions")), run, resume=run.exists())
+        recipe = read_recipe(find_recipe(f"{method}/emoji_questions"), (f"seed={seed}",))
+        run_recipe(recipe, run, resume=run.exists())
     return run
 
 
-def measured(model: SpeakingModel, run: Path) -> dict:
+def measured(model: SpeakingModel, runs: list[Path]) -> dict:
     """What training found, and what one question costs before its answer."""
-    metrics = json.loads((run / "metrics.json").read_text())
+    metrics = [json.loads((run / "metrics.json").read_text()) for run in runs]
     image, question = example(model)
     model.requires_grad_(False)
     tower = flops(lambda: model.backbone.patches(image))
     return {
-        "accuracy": metrics["adapted"]["accuracy"],
-        "alone": metrics["zero_shot"]["accuracy"],
-        "trained_parameters": metrics["trainable_parameters"],
-        "training_seconds": metrics["seconds"],
+        "accuracy": [each["adapted"]["accuracy"] for each in metrics],
+        "alone": metrics[0]["zero_shot"]["accuracy"],
+        "trained_parameters": metrics[0]["trainable_parameters"],
+        "training_seconds": [each["seconds"] for each in metrics],
         "tokens": model(image, [question]).shape[1],
         "operations": flops(lambda: model(image, [question])) - tower,
         "vision_operations": tower,
@@ -86,9 +91,19 @@ def table(figures: dict[str, dict]) -> list[list[str]]:
     head = ["", "accuracy", "tokens before the answer", "operations, vision tower apart", "an answer takes"]
     rows = [["language model alone", f"{100 * figures[METHODS[0]]['alone']:.1f} %", "", "", ""]]
     for method, each in figures.items():
-        accuracy, operations = f"{100 * each['accuracy']:.1f} %", f"{each['operations'] / 1e6:.0f} M"
-        rows.append([method, accuracy, str(each["tokens"]), operations, f"{each['seconds']:.3f} s"])
+        percents = [100 * accuracy for accuracy in each["accuracy"]]
+        accuracy = f"{statistics.mean(percents):.1f} ± {statistics.stdev(percents):.1f} %"
+        operations = f"{each['operations'] / 1e6:.0f} M"
+        rows.append([method, accuracy, str(each["tokens"]), operations, f"{each['seconds']:.4f} s"])
     return [head, *rows]
+
+
+def ratios(figures: dict[str, dict]) -> str:
+    """What vlora has of the projector's accuracy and seconds."""
+    projector, vlora = (figures[method] for method in METHODS)
+    accuracy = 100 * statistics.mean(vlora["accuracy"]) / statistics.mean(projector["accuracy"])
+    seconds = 100 * vlora["seconds"] / projector["seconds"]
+    return f"VLoRA has {accuracy:.1f} % of the projector's accuracy, and an answer takes {seconds:.1f} % of its time."
 
 
 if __name__ == "__main__":
