@@ -65,6 +65,9 @@ def train(
         method = read_recipe(find_recipe(recipe), overrides).method["name"]
         if method != "das":
             raise AdaptError(f"--keep-flops is a setting of das, and this recipe's method is {method}")
+        given = [each for each in overrides if each.startswith(("method.skip=", "method.skipped="))]
+        if given:
+            raise AdaptError(f"--keep-flops chooses how many blocks are skipped: leave it out, or --set {given[0]}")
         overrides += ("method.skip=null", f"method.keep_flops={keep_flops}")
     chosen = read_recipe(find_recipe(recipe), overrides)
     with quiet_libraries():

@@ -34,7 +34,7 @@ def training_bar(total: int, done: int, show: bool, title: str = "training") -> 
         with _bar(title, total, done) as advance:
             yield lambda entry: advance(1, _describe(entry))
     else:
-        yield _lines(total)
+        yield _lines(title, total)
 
 
 @contextmanager
@@ -71,13 +71,13 @@ def _bar(title: str, total: int, done: int) -> Iterator[Any]:
         yield advance
 
 
-def _lines(total: int) -> Reporter:
+def _lines(title: str, total: int) -> Reporter:
     last = time.monotonic()
 
     def report(entry: dict[str, Any]) -> None:
         nonlocal last
         if time.monotonic() - last > _SECONDS_BETWEEN_LINES or entry["step"] == total:
             last = time.monotonic()
-            logger.info("step %d of %d  %s", entry["step"], total, _describe(entry))
+            logger.info("%s  step %d of %d  %s", title, entry["step"], total, _describe(entry))
 
     return report

@@ -35,7 +35,7 @@ class Result:
         if search := self.metrics.get("search"):
             saved, share = 100 * (1 - search["kept_flops"]), 100 * search["share_of_training"]
             lines.append(f"skipped    {', '.join(search['chosen'])}: {saved:.0f} % of operations saved")
-            lines.append(f"search     {search['seconds']:.1f} s, {share:.0f} % of the training time")
+            lines.append(f"search     {search['seconds']:.1f} s, {share:.0f} % of search and training")
         return "\n".join(lines)
 
     def plot(self, path: str | Path | None = None) -> Any:

@@ -50,8 +50,8 @@ class Run:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if isinstance(value, Exception) and not self.resume and not self._trained():
-            # refused, or failed, before anything was trained: the next try may use the directory
+        if isinstance(value, Exception) and not self.resume and not self._begun():
+            # refused, or failed, before there is anything to go on from: the next try may use the directory
             for name in ("recipe.yaml", "environment.json"):
                 (self.path / name).unlink(missing_ok=True)
         self._lock.release()
@@ -81,8 +81,8 @@ class Run:
         """What a checkpoint must belong to: this recipe, on these images."""
         return hashlib.sha256(f"{self.recipe}\n{self.images}".encode()).hexdigest()[:16]
 
-    def _trained(self) -> bool:
-        return self.checkpoint.exists() or (self.path / "log.jsonl").exists()
+    def _begun(self) -> bool:
+        return any(file.exists() for file in (self.search, self.checkpoint, self.path / "log.jsonl"))
 
     def _check(self) -> None:
         recipe = self.path / "recipe.yaml"

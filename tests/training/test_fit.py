@@ -96,10 +96,10 @@ def test_zero_shot_is_measured_and_saved(make_model, tiny_split, tmp_path: Path)
 
 def test_progress_off_the_terminal_is_a_line_at_the_end(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "adapt")
-    with training_bar(2, 0, show=True) as report:
+    with training_bar(2, 0, True, "imitating blocks") as report:
         report(_ENTRY)
         report(_ENTRY | {"step": 2})
-    assert caplog.messages == ["step 2 of 2  loss 0.500  accuracy 75.0 %  10 images/s"]
+    assert caplog.messages == ["imitating blocks  step 2 of 2  loss 0.500  accuracy 75.0 %  10 images/s"]
 
 
 def test_progress_on_a_terminal_is_a_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:

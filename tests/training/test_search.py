@@ -16,6 +16,7 @@ from adapt.data import Split
 from adapt.evaluation.flops import image_flops, text_flops
 from adapt.methods.das import updated_gates
 from adapt.training import search as module
+from adapt.training.run import Run
 from adapt.training.search import number_of_subsets
 
 SEARCH: dict[str, Any] = {"skip": 1, "search_epochs": 3, "warmup_epochs": 1, "turn": 2, "draws": 2}
@@ -99,6 +100,24 @@ def test_a_killed_training_goes_on_with_the_same_blocks(
     state, expected = resumed.method.state_dict(), model.method.state_dict()
     assert state.keys() == expected.keys()
     assert all(torch.equal(state[name], expected[name]) for name in state)
+
+
+def test_a_training_that_fails_at_once_goes_on_from_its_search(
+    train, new, tiny_split: Split, tmp_path: Path, monkeypatch: Any
+) -> None:
+    out = tmp_path / "failed"
+
+    def fail(self: Run, entry: dict[str, Any]) -> None:
+        raise RuntimeError("a worker died")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Run, "log", fail)
+        with pytest.raises(RuntimeError, match="a worker died"):
+            train(new(), val_set=tiny_split.val, out=out)
+    found = (out / "search.json").read_text()
+    monkeypatch.setattr(module, "Search", None)  # it is not done again
+    result = train(new(), val_set=tiny_split.val, out=out, resume=True)
+    assert result.metrics["search"]["chosen"] == json.loads(found)["chosen"]
 
 
 def test_named_blocks_need_no_search_and_no_held_back_images(train, make_model, tmp_path: Path) -> None:
