@@ -169,7 +169,8 @@ def plot(results: dict, file: Path) -> None:
     (line,) = axes.plot(list(saved.values()), means, marker="o", ms=8, label="chosen by the search, mean of 3 seeds")
     line.set_color("#1f77b4")
     points = [each["accuracy"] for each in results["pairs"]]
-    axes.scatter([saved[2]] * len(points), points, marker="x", color="gray", alpha=0.5, label="every pair, seed 1")
+    label = f"every pair, seed {PAIR_SEED}"
+    axes.scatter([saved[2]] * len(points), points, marker="x", color="gray", alpha=0.5, label=label)
     axes.axhline(results["runs"][0]["zero_shot"], color="gray", ls="--", lw=1, label="zero-shot")
     for skipped, mean in zip(SKIPPED, means):
         axes.annotate(f"{skipped} skipped", (saved[skipped], mean), (6, 6), textcoords="offset points")
