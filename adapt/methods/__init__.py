@@ -14,7 +14,7 @@ from adapt.errors import AdaptError, nearest
 if TYPE_CHECKING:
     from adapt.methods.base import Method
 
-_NOT_METHODS = {"base"}
+_NOT_METHODS = {"base", "peft_layers"}
 
 
 def names() -> list[str]:

@@ -17,18 +17,19 @@ peft works on stand-ins: linears that hold views of the frozen weights. The back
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from adapt.backbones.base import Backbone
-from adapt.backbones.split import linear_over
+from adapt.backbones.stand_in import StandIn
 from adapt.backbones.tokenizer import TextTokenizer
 from adapt.backbones.tower import Projection, Tower, TowerName
 from adapt.edits import Edit, Replace
-from adapt.errors import AdaptError, nearest
+from adapt.errors import AdaptError
+from adapt.methods import peft_layers
 from adapt.methods.base import Context, Method, MethodConfig
 from adapt.methods.zero_shot import check_template
 from adapt.prompts import Prompt, from_template
@@ -45,16 +46,16 @@ _OWNED = {
     "lora_dropout": "see dropout",
     "use_rslora": "the scaling is alpha / sqrt(rank)",
 }
-ADAPTER = "adapt"  # the stand-ins belong to one method each, so one name serves
+_PUBLISHED = {"rank": 2, "alpha": 1.0, "dropout": 0.25}  # CLIP-LoRA's
 
 
 class LoRAConfig(MethodConfig):
-    rank: int = Field(default=2, ge=1)
-    """Of each update."""
-    alpha: float = Field(default=1.0, gt=0)
-    """The update is scaled by alpha / sqrt(rank), as published."""
-    dropout: float = Field(default=0.25, ge=0, lt=1)
-    """On the input of the low-rank path, while training."""
+    rank: int | None = Field(default=None, ge=1)
+    """Of each update: 2, or of another tuner peft's default."""
+    alpha: float | None = Field(default=None, gt=0)
+    """The update is scaled by alpha / sqrt(rank), as published: 1, or of another tuner peft's default."""
+    dropout: float | None = Field(default=None, ge=0, lt=1)
+    """On the input of the low-rank path, while training: 0.25, or of another tuner peft's default."""
     projections: tuple[Literal["q", "k", "v", "out", "fc1", "fc2", "gate", "up", "down"], ...] = ("q", "k", "v")
     """Names, or a string of the letters q k v o."""
     towers: tuple[TowerName, ...] = ("text", "vision")
@@ -70,6 +71,13 @@ class LoRAConfig(MethodConfig):
     """The name of a peft tuner."""
     options: dict[str, Any] = Field(default_factory=dict)
     """More settings of that tuner's peft config, such as `use_dora: true`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_published(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or values.get("tuner", "lora") != "lora":
+            return values
+        return values | {key: value for key, value in _PUBLISHED.items() if values.get(key) is None}
 
     @field_validator("projections", mode="before")
     @classmethod
@@ -113,6 +121,7 @@ class LoRA(Method):
     Config = LoRAConfig
     _sites_of: dict[Site, Projection]
     _shell: Any  # an nn.ModuleDict of peft's layers
+    _ties: dict[Site, list[tuple[peft_layers.Held, peft_layers.Held]]]  # where peft's layers keep ours, and where we do
 
     @property
     def touches(self) -> frozenset[str]:
@@ -126,17 +135,30 @@ class LoRA(Method):
         sites = dict(self._sites(backbone))
         # kept out of this module's children: a stand-in's frozen weight is not ours to train, save or move
         object.__setattr__(self, "_sites_of", sites)
-        object.__setattr__(self, "_shell", _inject(self, sites))
-        for (tower, block, letter), layer in self._layers():
-            parameters = _adapter_parameters(layer)
-            for parameter in parameters.values():
-                parameter.data = parameter.data.float()  # what trains is fp32, whatever the backbone is
-            _register(self, (tower, str(block), letter), parameters)
+        chosen = {name: getattr(self.config, name) for name in _PUBLISHED}
+        shell = peft_layers.inject(
+            {_key(site): projection for site, projection in sites.items()},
+            self.config.tuner,
+            chosen,
+            self.config.options,
+        )
+        object.__setattr__(self, "_shell", shell)
+        object.__setattr__(self, "_ties", {site: list(self._tied(site)) for site in sites})
+
+    def _tied(self, site: Site) -> Iterator[tuple[peft_layers.Held, peft_layers.Held]]:
+        """Registers what peft's layer at `site` trains, and says where the layer keeps each parameter."""
+        tower, block, letter = site
+        for name, held in peft_layers.parameters(self._shell[_key(site)]).items():
+            parameter = held.module._parameters[held.name]
+            assert parameter is not None
+            parameter.data = parameter.data.float()  # what trains is fp32, whatever the backbone is
+            yield held, peft_layers.register(self, (tower, str(block), letter, *name.split(".")), parameter)
 
     def spare(self, blocks: Collection[str]) -> None:
         for tower, block, letter in self.sites:
             if f"{tower}.{block}" in blocks:
-                del self._sites_of[tower, block, letter], self._shell[_key((tower, block, letter))]
+                site = (tower, block, letter)
+                del self._sites_of[site], self._ties[site], self._shell[_key(site)]
                 self._modules[tower]._modules.pop(str(block), None)  # type: ignore[union-attr]
 
     def _sites(self, backbone: Backbone) -> Iterator[tuple[Site, Projection]]:
@@ -156,8 +178,18 @@ class LoRA(Method):
                     yield (name, index, letter), tower.blocks[index].projections[letter]
 
     def _layers(self) -> Iterator[tuple[Site, Any]]:
+        """peft's layers with what this module holds now: its parameters, its mode, the backbone's present weights."""
         for site in self._sites_of:
-            yield site, self._shell[_key(site)]
+            layer = self._shell[_key(site)]
+            for held, own in self._ties[site]:
+                held.module._parameters[held.name] = own.module._parameters[own.name]
+            if layer.training != self.training:
+                layer.train(self.training)
+            layer.get_base_layer().place()
+            yield site, layer
+
+    def _layer(self, site: Site) -> Any:
+        return dict(self._layers())[site]
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -169,35 +201,12 @@ class LoRA(Method):
         site = (tower, block, "out" if projection == "o" else projection)
         if site not in self._sites_of:
             raise AdaptError(f"lora has no pair at {site}; adapted: {', '.join(map(_key, self._sites_of))}")
-        layer = self._shell[_key(site)]
-        return layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
+        layer = self._layer(site)
+        return layer.lora_A[peft_layers.NAME].weight, layer.lora_B[peft_layers.NAME].weight
 
     def merged(self) -> dict[Site, Tensor]:
         """The weight `(out, in)` of every adapted projection with the adapter folded in; nothing here changes."""
-        weights = {}
-        for site, layer in self._layers():
-            base = layer.get_base_layer()
-            if isinstance(base, _Frozen):
-                if base.projection.quantized:
-                    raise AdaptError("lora cannot be merged into quantised weights: load the backbone without quantize")
-                raise AdaptError(
-                    "lora cannot be merged into weights that are interleaved by heads: keep it beside them"
-                )
-            frozen = base.weight.data
-            base.weight.data = frozen.clone()
-            try:
-                layer.merge(safe_merge=True)
-                weights[site] = base.weight.data.clone()  # unmerge subtracts in place
-                layer.unmerge()
-            finally:
-                base.weight.data = frozen
-        return weights
-
-    def train(self, mode: bool = True) -> LoRA:
-        super().train(mode)
-        if self.built:
-            self._shell.train(mode)
-        return self
+        return {site: peft_layers.merged(layer) for site, layer in self._layers()}
 
     def prompts(self, tokenizer: TextTokenizer, class_name: str) -> list[Prompt]:
         return [from_template(tokenizer, self.config.template, class_name)]
@@ -207,14 +216,14 @@ class LoRA(Method):
         whole = self._whole_gradient()
         for site, layer in self._layers():
             if site[0] == tower.name:
-                _tie(layer.get_base_layer(), self._sites_of[site])
                 edits.append(Replace(site[1], site[2], layer if whole else _StopInputGradient(layer)))
         return edits
 
     def _whole_gradient(self) -> bool:
         config = self.config
-        drops = self.training and config.dropout > 0
-        return not config.plain or drops if config.input_gradient is None else config.input_gradient
+        if config.input_gradient is None:
+            return not config.plain or (self.training and config.dropout > 0)
+        return bool(config.input_gradient)
 
 
 class _StopInputGradient(nn.Module):
@@ -229,123 +238,17 @@ class _StopInputGradient(nn.Module):
 
 
 class _ThroughFrozen(torch.autograd.Function):
-    """`output` as it is; backward gives `x` the gradient of `x @ weight.T`, with the weight of a frozen `linear`."""
+    """`output` as it is; backward gives `x` the gradient of `x @ weight.T`, with the weight of a frozen projection."""
 
     @staticmethod
-    def forward(ctx: Any, output: Tensor, x: Tensor, linear: nn.Linear) -> Tensor:
-        ctx.linear = linear
+    def forward(ctx: Any, output: Tensor, x: Tensor, frozen: StandIn) -> Tensor:
+        ctx.frozen = frozen
         return output.view_as(output)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
-        return gradient, gradient @ _frozen_weight(ctx.linear).to(gradient.dtype), None
+        return gradient, gradient @ ctx.frozen.projection.weight.to(gradient.dtype), None
 
 
 def _key(site: Site) -> str:
     return "_".join(map(str, site))
-
-
-def _tie(linear: nn.Linear, projection: Projection) -> None:
-    """Points the stand-in at the backbone's weight again after `.to()` moved that elsewhere."""
-    if projection.is_view and linear.weight.data_ptr() != projection.weight.data_ptr():
-        linear.weight.data = projection.weight
-        if projection.bias is not None:
-            linear.bias.data = projection.bias
-
-
-def _inject(method: LoRA, sites: dict[Site, Projection]) -> nn.ModuleDict:
-    """peft's tuner layers around a stand-in for every site."""
-    import peft
-
-    shell = nn.ModuleDict({_key(site): _stand_in(projection, method.config) for site, projection in sites.items()})
-    config = _peft_config(method.config, list(shell))
-    try:
-        peft.inject_adapter_in_model(config, shell, ADAPTER)
-    except ValueError as error:  # among others, peft itself refuses tuners whose layers share state
-        raise AdaptError(f"lora: peft's {method.config.tuner} cannot be used here: {error}") from error
-    _refuse_shared_state(shell, method.config.tuner)
-    return shell
-
-
-def _stand_in(projection: Projection, config: LoRAConfig) -> nn.Linear:
-    """What peft takes for the frozen linear: one over views of its weight, or one that computes by the projection."""
-    if projection.is_view:
-        return linear_over(projection.weight, projection.bias)
-    if not config.plain:
-        raise AdaptError(
-            f"lora: {config.tuner} with options {config.options} reads frozen weights, and these are quantised or "
-            "interleaved: use the plain tuner, lora without options"
-        )
-    return _Frozen(projection)
-
-
-class _Frozen(nn.Linear):
-    """Computes a projection that has no view of its weight, and holds no weight itself."""
-
-    def __init__(self, projection: Projection) -> None:
-        rows, columns = projection.shape
-        super().__init__(columns, rows, bias=False, device="meta")
-        device = getattr(projection.module, projection.weight_name).device
-        placed = torch.zeros(1, device=device).expand(rows, columns)
-        self.weight = nn.Parameter(placed, requires_grad=False)  # one number, for peft to see where it is
-        self.projection = projection
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.projection(x)
-
-
-def _frozen_weight(linear: nn.Linear) -> Tensor:
-    return linear.projection.weight if isinstance(linear, _Frozen) else linear.weight
-
-
-def _peft_config(config: LoRAConfig, targets: list[str]) -> Any:
-    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
-
-    known = {str(kind.value).lower(): PEFT_TYPE_TO_CONFIG_MAPPING[kind] for kind in PEFT_TYPE_TO_TUNER_MAPPING}
-    if config.tuner not in known:
-        raise AdaptError(f"lora: peft has no tuner {config.tuner!r}; {nearest(config.tuner, known)}")
-    settings: dict[str, Any] = {"target_modules": targets, **config.options}
-    if config.tuner == "lora":
-        if "r" in config.options:
-            raise AdaptError("lora: options set r; give rank in its place")
-        low_rank = {"r": config.rank, "lora_alpha": config.alpha, "lora_dropout": config.dropout, "use_rslora": True}
-        settings = low_rank | settings
-    try:
-        return known[config.tuner](**settings)
-    except (TypeError, ValueError) as error:
-        raise AdaptError(f"lora: options {config.options} do not fit peft's {config.tuner}: {error}") from error
-
-
-def _refuse_shared_state(shell: nn.ModuleDict, tuner: str) -> None:
-    """A tensor that several layers hold could not be saved, moved or compared layer by layer."""
-    owners: dict[int, str] = {}
-    for key, layer in shell.items():
-        base = {id(tensor) for tensor in cast(Any, layer).get_base_layer().parameters()}
-        for tensor in {id(t): t for t in [*layer.parameters(), *layer.buffers()] if id(t) not in base}.values():
-            if owners.setdefault(id(tensor), key) != key:
-                raise AdaptError(f"lora: peft's {tuner} shares state between layers and is not supported")
-
-
-def _adapter_parameters(layer: Any) -> dict[str, nn.Parameter]:
-    """What peft lists as the layer's adapter parameters, by name, such as `lora_A.weight`."""
-    found = {}
-    for attribute in layer.adapter_layer_names:
-        holder = getattr(layer, attribute, {})
-        if ADAPTER not in holder:
-            continue
-        held = holder[ADAPTER]
-        named = {"": held} if isinstance(held, nn.Parameter) else dict(held.named_parameters())
-        found.update({".".join(filter(None, (attribute, name))): parameter for name, parameter in named.items()})
-    return found
-
-
-def _register(root: nn.Module, path: tuple[str, ...], parameters: dict[str, nn.Parameter]) -> None:
-    """Registers `parameters` under `path` below `root`, so that their names read as dotted paths."""
-    for name, parameter in parameters.items():
-        *modules, leaf = [*path, *name.split(".")]
-        owner = root
-        for part in modules:
-            if part not in owner._modules:
-                owner.add_module(part, nn.Module())
-            owner = owner._modules[part]  # type: ignore[assignment]
-        owner.register_parameter(leaf, parameter)

@@ -1,0 +1,51 @@
+"""Linears that stand for frozen projections of a backbone, for tools that wrap a linear."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adapt.backbones.tower import Projection
+
+
+class StandIn(nn.Linear):
+    """Computes a projection for those that want a linear. It holds one number in place of a weight.
+
+    Whoever copies, saves or compares it does not do so to the backbone's weight.
+    """
+
+    def __init__(self, projection: Projection) -> None:
+        rows, columns = projection.shape
+        super().__init__(columns, rows, bias=False, device="meta")
+        self.projection = projection
+        self.place()
+
+    def place(self) -> None:
+        """Its one number, in a weight's shape, says where the backbone's is."""
+        device = getattr(self.projection.module, self.projection.weight_name).device
+        if self.weight is None or self.weight.device != device:
+            number = torch.zeros(1, device=device).expand(self.projection.shape)
+            self.weight = nn.Parameter(number, requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.projection(x)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_parameters": {"weight": None, "bias": None}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.place()
+
+
+class ViewedWeight(StandIn):
+    """One for those that read the weight itself: a view of the backbone's, or a copy where that is quantised."""
+
+    def place(self) -> None:
+        """Points at the backbone's weight, also after that was moved or replaced."""
+        weight, bias = self.projection.weight, self.projection.bias
+        if self.weight is None or self.weight.data_ptr() != weight.data_ptr():
+            self.weight = nn.Parameter(weight, requires_grad=False)
+            self.register_parameter("bias", None if bias is None else nn.Parameter(bias, requires_grad=False))

@@ -1,0 +1,153 @@
+"""peft's tuner layers around stand-ins for the frozen projections of a backbone, which peft itself never sees."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, cast
+
+from torch import Tensor, nn
+
+from adapt.backbones.stand_in import StandIn, ViewedWeight
+from adapt.backbones.tower import Projection
+from adapt.errors import AdaptError, nearest
+
+NAME = "adapt"  # of the adapter in each layer: the stand-ins belong to one method each, so one serves
+# what peft's configs call these settings, the first that one has; TUNER is its name
+_NAMES = {
+    "rank": ("init_r", "r"),
+    "alpha": ("TUNER_alpha", "lora_alpha", "alpha"),
+    "dropout": ("TUNER_dropout", "lora_dropout"),
+}
+
+
+def inject(
+    projections: Mapping[str, Projection], tuner: str, settings: Mapping[str, Any], options: Mapping[str, Any]
+) -> nn.ModuleDict:
+    """A layer of peft's `tuner` for every projection.
+
+    `settings` are rank, alpha and dropout, those that are not None; `options` are peft's own. Raises AdaptError where
+    peft has no such tuner, or that none of these, or its layers share state.
+    """
+    kinds = _known()
+    if tuner not in kinds:
+        raise AdaptError(f"lora: peft has no tuner {tuner!r}; {nearest(tuner, kinds)}")
+    plain = tuner == "lora" and not options
+    shell = nn.ModuleDict({key: _stand_in(each, plain, tuner) for key, each in projections.items()})
+    chosen = {"target_modules": list(shell), **_named(settings, tuner, kinds[tuner], options), **options}
+    try:
+        config = kinds[tuner](**chosen)
+    except (TypeError, ValueError) as error:
+        raise AdaptError(f"lora: options {dict(options)} do not fit peft's {tuner}: {error}") from error
+    import peft
+
+    try:
+        peft.inject_adapter_in_model(config, shell, NAME)
+    except ValueError as error:  # among others, peft itself refuses tuners whose layers share state
+        raise AdaptError(f"lora: peft's {tuner} cannot be used here: {error}") from error
+    _refuse_shared_state(shell, tuner)
+    return shell
+
+
+def _known() -> dict[str, type[Any]]:
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
+
+    return {str(kind.value).lower(): PEFT_TYPE_TO_CONFIG_MAPPING[kind] for kind in PEFT_TYPE_TO_TUNER_MAPPING}
+
+
+def _named(settings: Mapping[str, Any], tuner: str, kind: type[Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that are given, as peft's config `kind` calls them."""
+    fields = {field.name for field in dataclasses.fields(kind)}
+    named: dict[str, Any] = {"use_rslora": True} if tuner == "lora" else {}
+    for ours, value in settings.items():
+        if value is None:
+            continue
+        theirs = [name.replace("TUNER", tuner) for name in _NAMES[ours]]
+        name = next((name for name in theirs if name in fields), None)
+        if name is None and value == 0:  # no dropout
+            continue
+        if name is None:
+            raise AdaptError(f"lora: {ours} is {value}, and peft's {tuner} has no such setting: leave it out")
+        if name in options:
+            raise AdaptError(f"lora: options set {name}; give {ours} in its place")
+        named[name] = value
+    return named
+
+
+def _stand_in(projection: Projection, plain: bool, tuner: str) -> StandIn:
+    """What peft takes for the frozen linear: tuners other than the plain one read its weight."""
+    if plain:
+        return StandIn(projection)
+    if not projection.is_view:
+        raise AdaptError(
+            f"lora: {tuner} with options reads frozen weights, and these are quantised or interleaved: use the plain "
+            "tuner, lora without options"
+        )
+    return ViewedWeight(projection)
+
+
+def _refuse_shared_state(shell: nn.ModuleDict, tuner: str) -> None:
+    """A tensor that several layers hold could not be saved, moved or compared layer by layer."""
+    owners: dict[int, str] = {}
+    for key, layer in shell.items():
+        base = {id(tensor) for tensor in cast(Any, layer).get_base_layer().parameters()}
+        for tensor in {id(t): t for t in [*layer.parameters(), *layer.buffers()] if id(t) not in base}.values():
+            if owners.setdefault(id(tensor), key) != key:
+                raise AdaptError(f"lora: peft's {tuner} shares state between layers and is not supported")
+
+
+class Held(NamedTuple):
+    """Where a parameter is kept."""
+
+    module: nn.Module
+    name: str
+
+
+def parameters(layer: Any) -> dict[str, Held]:
+    """What peft lists as the layer's adapter parameters, by names such as `lora_A.weight`."""
+    found: dict[str, Held] = {}
+    for attribute in layer.adapter_layer_names:
+        holder: Any = getattr(layer, attribute, {})
+        if NAME not in holder:
+            continue
+        if isinstance(holder[NAME], nn.Parameter):
+            found[attribute] = Held(holder, NAME)
+            continue
+        for path, module in holder[NAME].named_modules():
+            for name in module._parameters:
+                if module._parameters[name] is not None:
+                    found[".".join(filter(None, (attribute, path, name)))] = Held(module, name)
+    return found
+
+
+def register(root: nn.Module, path: Sequence[str], parameter: nn.Parameter) -> Held:
+    """Registers `parameter` below `root`, so that its name reads as a dotted path."""
+    *modules, leaf = path
+    owner = root
+    for part in modules:
+        if part not in owner._modules:
+            owner.add_module(part, nn.Module())
+        owner = owner._modules[part]  # type: ignore[assignment]
+    owner.register_parameter(leaf, parameter)
+    return Held(owner, leaf)
+
+
+def merged(layer: Any) -> Tensor:
+    """The weight `(out, in)` with what the layer adds. AdaptError where that cannot be one weight of the backbone's."""
+    base: StandIn = layer.get_base_layer()
+    if base.projection.quantized:
+        raise AdaptError("lora cannot be merged into quantised weights: load the backbone without quantize")
+    if not base.projection.is_view:
+        raise AdaptError("lora cannot be merged into weights that are interleaved by heads: keep it beside them")
+    if not isinstance(base, ViewedWeight):
+        update: Tensor = layer.get_delta_weight(NAME)
+        return base.projection.weight + update.to(base.projection.weight.dtype)
+    frozen = base.weight.data
+    base.weight.data = frozen.clone()
+    try:
+        layer.merge(safe_merge=True)
+        weight: Tensor = base.weight.data.clone()  # unmerge subtracts in place
+        layer.unmerge()
+    finally:
+        base.weight.data = frozen
+    return weight
