@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
@@ -12,17 +12,18 @@ from torch import Tensor, nn
 
 from adapt.backbones.absent import cut_out
 from adapt.backbones.base import Backbone
-from adapt.engine.hooks import edited
+from adapt.backbones.turns import alone
+from adapt.engine.frozen import frozen
+from adapt.engine.hooks import run
 from adapt.errors import AdaptError
 from adapt.methods.base import Context, Method
 from adapt.prediction import Prediction, batches_of
 
 if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
-
     from adapt.edits import Edit
 
 B = TypeVar("B", bound=Backbone)
+Result = TypeVar("Result")
 
 
 class Adapted(nn.Module, Generic[B]):
@@ -92,12 +93,11 @@ class Adapted(nn.Module, Generic[B]):
         from adapt.data.images import open_image
 
         transform = self.backbone.transform(train=False)
-        with evaluating(self):
-            for batch in batches_of(images, batch_size):
-                pixels = torch.stack([transform(open_image(image)) for image in batch]).to(self.backbone.device)
-                with torch.no_grad():
-                    found = list(self._predictions(pixels, top_k, question))
-                yield from found
+        for batch in batches_of(images, batch_size):
+            pixels = torch.stack([transform(open_image(image)) for image in batch]).to(self.backbone.device)
+            with evaluating(self), torch.no_grad():  # not around the yield: what the caller does meanwhile is its own
+                found = list(self._predictions(pixels, top_k, question))
+            yield from found
 
     def settle(self, blocks: Sequence[str]) -> None:
         """Takes the architecture that a search chose, with all that trains started anew."""
@@ -121,16 +121,23 @@ class Adapted(nn.Module, Generic[B]):
 
         return adapter.save(self, path)
 
+    @torch.compiler.disable  # objects made anew for every call: nothing that tracing could keep
     def _edits(self, tower: str, context: Context) -> list[Edit]:
         """What the method asks of `tower` in this call."""
         touched = tower in self.method.touches
         return self.method.edits(self.backbone.tower(tower), context) if touched else []
 
-    def _edited(self, tower: str, edits: Sequence[Edit], merge: bool = False) -> AbstractContextManager[None]:
-        """The frozen backbone with these edits of a tower, until the call is over."""
-        backbone, checkpointing = self.backbone, self.checkpointing and torch.is_grad_enabled()
-        changed = backbone.tower(tower) if edits else None
-        return edited(backbone.model, changed, edits, checkpointing=checkpointing, merge=merge)
+    def _through(
+        self, edits: Mapping[str, Sequence[Edit]], compute: Callable[[], Result], merge: bool = False
+    ) -> Result:
+        """What `compute()` gives through the frozen backbone with these edits of its towers."""
+        backbone = self.backbone
+        changes = [(backbone.tower(name), asked) for name, asked in edits.items() if asked]
+        if not changes:
+            with frozen(backbone.model):
+                return compute()
+        checkpointing = self.checkpointing and torch.is_grad_enabled()
+        return run(backbone.model, changes, compute, checkpointing=checkpointing, merge=merge)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """`.to()` and its kin move the backbone too, though it is no child of this module."""
@@ -141,12 +148,19 @@ class Adapted(nn.Module, Generic[B]):
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Inside, `model` is in evaluation mode."""
-    was_training = model.training
-    model.eval()
-    try:
+def evaluating(model: Adapted[Any]) -> Iterator[None]:
+    """Inside, `model` is in evaluation mode; afterwards each of its modules is in the mode that it was in.
+
+    Where there is a mode to change, no other thread's call runs on the backbone meanwhile.
+    """
+    if not any(module.training for module in model.modules()):
         yield
-    finally:
-        if was_training:
-            model.train()
+        return
+    with alone(model.backbone.model):
+        training = [module for module in model.modules() if module.training]
+        model.eval()
+        try:
+            yield
+        finally:
+            for module in training:
+                module.training = True

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from adapt.adapted import Adapted
-from adapt.engine.hooks import frozen
 from adapt.errors import AdaptError
 from adapt.methods.base import Context, Method
 from adapt.prediction import Prediction, predictions
@@ -50,11 +48,8 @@ class AnsweringModel(Adapted["FusionEncoder"]):
     def forward(self, images: Tensor, questions: Sequence[str]) -> Tensor:
         """Images `(b, 3, h, w)` with a question each to logits `(b, answers)`."""
         asking.check(images, questions)
-        with ExitStack() as stack:
-            stack.enter_context(frozen(self.backbone.model))
-            for name in sorted(self.method.touches):
-                stack.enter_context(self._edited(name, self._edits(name, Context())))
-            features = self.backbone.encode(images, questions)
+        edits = {name: self._edits(name, Context()) for name in sorted(self.method.touches)}
+        features = self._through(edits, lambda: self.backbone.encode(images, questions))
         head: Any = self.method.classifier
         return head(features.to(head[0].weight.dtype))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,10 +13,12 @@ from torch import Tensor
 
 from adapt.adapted import Adapted
 from adapt.backbones.base import Backbone, DualEncoder
+from adapt.backbones.turns import alone
 from adapt.edits import Edit
 from adapt.engine import text
-from adapt.engine.hooks import frozen
+from adapt.engine.frozen import frozen
 from adapt.engine.memory import free_bytes
+from adapt.engine.stale import Inputs, Weights
 from adapt.errors import AdaptError
 from adapt.methods.base import Context, Method
 from adapt.prediction import Prediction, predictions
@@ -52,7 +55,7 @@ def wrap(
     method.check_family(backbone)
     speaks = backbone.family == "vision LLM"
     names = () if speaks else check_class_names(class_names)
-    with frozen(backbone.model):  # a forward in training mode would move batch statistics
+    with alone(backbone.model), frozen(backbone.model):  # a forward in training mode would move batch statistics
         method.build(backbone, names)
     method.built = True
     if isinstance(backbone, DualEncoder):
@@ -73,6 +76,16 @@ def check_class_names(class_names: Sequence[str]) -> tuple[str, ...]:
     if count > 1:
         raise AdaptError(f"class name {most_common!r} appears {count} times; names tell classes apart")
     return names
+
+
+@dataclass(frozen=True)
+class _Known:
+    """Features of the classes, and what they were computed from."""
+
+    precision: tuple[Any, ...]
+    weights: Weights
+    edits: Inputs
+    features: Tensor
 
 
 class AdaptedModel(Adapted[DualEncoder]):
@@ -97,7 +110,7 @@ class AdaptedModel(Adapted[DualEncoder]):
         )
         self._prompts_per_class = len(prompts[0]) if prompts else 0
         self._text = self._text_path([prompt for own in prompts for prompt in own]) if prompts else None
-        self._cached: tuple[Any, Tensor] | None = None
+        self._cached: _Known | None = None
 
     def forward(self, images: Tensor) -> Tensor:
         """Images `(b, 3, h, w)` to logits `(b, n_classes)`."""
@@ -120,8 +133,8 @@ class AdaptedModel(Adapted[DualEncoder]):
 
     def _image_features(self, images: Tensor, edits: Sequence[Edit]) -> Tensor:
         backbone = self.backbone
-        with self._edited("vision", edits):
-            return F.normalize(backbone.encode_image(images.to(backbone.dtype)), dim=-1)
+        features = self._through({"vision": edits}, lambda: backbone.encode_image(images.to(backbone.dtype)))
+        return F.normalize(features, dim=-1)
 
     def objective(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         return classes.objective(self(inputs.to(self.backbone.device)), labels)
@@ -133,23 +146,31 @@ class AdaptedModel(Adapted[DualEncoder]):
         """Unit-length features of the classes `(n_classes, e)`, differentiable in the method's parameters.
 
         A method whose prompts depend on the image needs unit-length `image_features` `(b, e)` and gives
-        `(b, n_classes, e)`. For others, while gradients are off, they are computed once, until a parameter changes;
-        where the method leaves the text tower alone, once for all.
+        `(b, n_classes, e)`. For others, while gradients are off, they are computed once, until something changes that
+        they depend on: what the method asks of the text tower, the backbone's weights, or the precision.
         """
-        fixed = "text" not in self.method.touches
-        if not fixed and (torch.is_grad_enabled() or self.method.training or self.method.per_image):
-            return self._encode_classes(image_features)
-        versions = () if fixed else tuple((id(each), each._version) for each in self.method.parameters())
+        edits = self._edits("text", Context({} if image_features is None else {"vision": lambda: image_features}))
+        if edits and (torch.is_grad_enabled() or self.method.training or self.method.per_image):
+            return self._encode_classes(edits)
+        return self._remembered(edits)
+
+    @torch.compiler.disable  # it looks at what tracing takes for constant
+    def _remembered(self, edits: Sequence[Edit]) -> Tensor:
+        """The features of the classes without gradients, computed anew only where something changed."""
+        known, precision = self._cached, self._precision()
+        if known is None or known.precision != precision or not (known.weights.same() and known.edits.same(edits)):
+            with torch.inference_mode(False), torch.no_grad():  # a tensor that may enter a graph later
+                features = self._encode_classes(edits)
+            known = self._cached = _Known(precision, Weights(self.backbone.model), Inputs(edits), features)
+        return known.features.clone()
+
+    def _precision(self) -> tuple[Any, ...]:
+        """What decides on the bits beside weights and edits: where the model is, its precision and autocast's."""
         device = self.backbone.device
         lower = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
-        key = (device, lower, self.backbone.dtype, versions, getattr(self.method, "selected", None))
-        if self._cached is None or self._cached[0] != key:
-            with torch.inference_mode(False), torch.no_grad():  # a tensor that may enter a graph later
-                self._cached = (key, self._encode_classes())
-        return self._cached[1].clone()
+        return device, self.backbone.dtype, lower
 
-    def _encode_classes(self, image_features: Tensor | None = None) -> Tensor:
-        edits = self._edits("text", Context({} if image_features is None else {"vision": lambda: image_features}))
+    def _encode_classes(self, edits: Sequence[Edit]) -> Tensor:
         features = F.normalize(self._text(edits, self.text_memory), dim=-1)  # type: ignore[misc]
         if self._prompts_per_class > 1:
             features = F.normalize(features.unflatten(-2, (-1, self._prompts_per_class)).mean(-2), dim=-1)
@@ -178,9 +199,11 @@ class AdaptedModel(Adapted[DualEncoder]):
                 f"this {self.method.name} learned tensors for each of its {len(self.class_names)} classes "
                 "and cannot serve other class names; train on the new classes, or use a method that shares its tensors"
             )
-        return AdaptedModel(
+        other = AdaptedModel(
             self.backbone, self.method, names, self.fast, checkpointing=self.checkpointing, text_memory=self.text_memory
         )
+        other.training, other.metadata = self.training, dict(self.metadata)
+        return other
 
     def unwrap(self) -> DualEncoder:
         self._text = None

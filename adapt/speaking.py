@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +10,9 @@ import torch
 from torch import Tensor
 
 from adapt.adapted import Adapted, evaluating
+from adapt.backbones.turns import alone
 from adapt.backbones.vision_llm import VisionLLM
-from adapt.edits import Tokens
+from adapt.edits import Edit, Tokens
 from adapt.engine.plan import plan
 from adapt.errors import AdaptError
 from adapt.methods.base import Context
@@ -52,40 +52,45 @@ class SpeakingModel(Adapted[VisionLLM]):
         return generate.loss(*self._read(images, questions, answers))[0]
 
     def _read(self, images: Tensor, questions: Sequence[str], answers: Sequence[str] | None) -> tuple[Tensor, Tensor]:
-        with self._asked(images, questions, answers, left=False) as (rows, embedded):
-            output = self.backbone.llm(
-                inputs_embeds=embedded,
+        rows, values, edits = self._asked(images, questions, answers, left=False)
+
+        def read() -> Any:
+            return self.backbone.llm(
+                inputs_embeds=self._embedded(rows, values),
                 attention_mask=rows.mask.long(),
                 position_ids=rows.positions,
                 use_cache=False,
             )
-        return output.logits, rows.targets
 
-    @contextmanager
+        return self._through({"decoder": edits}, read).logits, rows.targets
+
     def _asked(
-        self, images: Tensor, questions: Sequence[str], answers: Sequence[str] | None, left: bool, merge: bool = False
-    ) -> Iterator[tuple[generate.Rows, Tensor]]:
-        """The edited backbone, the rows that it reads and their embeddings `(b, l, d)`."""
+        self, images: Tensor, questions: Sequence[str], answers: Sequence[str] | None, left: bool
+    ) -> tuple[generate.Rows, Tensor | None, list[Edit]]:
+        """The rows to read, what stands for each image in them `(b, k, d)` if anything, and the decoder's edits."""
         asking.check(images, questions)
         if answers is not None:
             asking.check(images, answers, "answer")
-        backbone = self.backbone
         context = Context(tokens={"vision": lambda: self._patches(images)})
         edits = self._edits("decoder", context)
-        asked = plan(edits)
+        asked = plan(self.backbone.tower("decoder"), edits)
         if asked.overwriting or asked.attention:
             raise AdaptError("learned tokens cannot be changed inside the blocks of a decoder")
         values = None if asked.entering is None else _of_each(asked.entering, len(images))
-        rows = generate.rows(backbone, questions, answers, 0 if values is None else values.shape[1], left)
-        with self._edited("decoder", [edit for edit in edits if not isinstance(edit, Tokens)], merge):
-            embedded = backbone.llm.get_input_embeddings()(rows.ids.clamp(min=0))
-            if values is not None:
-                embedded = embedded.masked_scatter(rows.visual[..., None], values.to(embedded.dtype))
-            yield rows, embedded
+        rows = generate.rows(self.backbone, questions, answers, 0 if values is None else values.shape[1], left)
+        return rows, values, [edit for edit in edits if not isinstance(edit, Tokens)]
+
+    def _embedded(self, rows: generate.Rows, values: Tensor | None) -> Tensor:
+        """What the decoder reads `(b, l, d)`."""
+        embedded: Tensor = self.backbone.llm.get_input_embeddings()(rows.ids.clamp(min=0))
+        return (
+            embedded if values is None else embedded.masked_scatter(rows.visual[..., None], values.to(embedded.dtype))
+        )
 
     def _patches(self, images: Tensor) -> Tensor:
-        with self._edited("vision", self._edits("vision", Context())):
-            return self.backbone.patches(images.to(self.backbone.device))
+        backbone, edits = self.backbone, self._edits("vision", Context())
+        with alone(backbone.model):  # as reading a block's output needs it
+            return self._through({"vision": edits}, lambda: backbone.patches(images.to(backbone.device)))
 
     def objective(self, inputs: Any, labels: Tensor) -> tuple[Tensor, Tensor]:
         return generate.loss(*self._read(*inputs))
@@ -113,16 +118,21 @@ class SpeakingModel(Adapted[VisionLLM]):
         backbone = self.backbone
         merge = len(images) == 1 if merge is None else merge
         settings: dict[str, Any] = {"do_sample": False, "eos_token_id": generate.ends(backbone)} | options
-        with evaluating(self), self._asked(images, questions, None, left=True, merge=merge) as (rows, embedded):
-            output = backbone.llm.generate(
-                inputs_embeds=embedded,
-                attention_mask=rows.mask.long(),
-                max_new_tokens=max_new_tokens,
-                pad_token_id=generate.padding(backbone.tokenizer),
-                return_dict_in_generate=True,
-                output_scores=True,
-                **settings,
-            )
+        with evaluating(self):
+            rows, values, edits = self._asked(images, questions, None, left=True)
+
+            def speak() -> Any:
+                return backbone.llm.generate(
+                    inputs_embeds=self._embedded(rows, values),
+                    attention_mask=rows.mask.long(),
+                    max_new_tokens=max_new_tokens,
+                    pad_token_id=generate.padding(backbone.tokenizer),
+                    return_dict_in_generate=True,
+                    output_scores=True,
+                    **settings,
+                )
+
+            output = self._through({"decoder": edits}, speak, merge)
         return self._answers(output, settings["eos_token_id"])
 
     def _answers(self, output: Any, ends: int | Sequence[int]) -> list[Answer]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +11,15 @@ import pytest
 import torch
 from checks import loss_of, scaled
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils import vector_to_parameters
 
 import adapt
 from adapt import AdaptedModel, AdaptError, Backbone
+from adapt.backbones.tower import Tower
 from adapt.data import Split
+from adapt.edits import Edit
+from adapt.methods.base import Context
 
 NAMES = ("goldfish", "red_panda", "sea cucumber")
 CoOp, ZeroShot = adapt.methods.CoOp, adapt.methods.ZeroShot
@@ -86,6 +92,55 @@ def test_class_features_are_computed_once_until_a_parameter_changes(
         assert not torch.equal(second, first)
         model.method.load_state_dict({"ctx": torch.zeros(4, 128)})
         assert not torch.equal(model.class_features(), second)
+
+
+def halve(tensor: Tensor) -> None:
+    tensor.data.mul_(0.5)  # which no version counts
+
+
+CHANGES: dict[str, Callable[[AdaptedModel], object]] = {
+    "a vector": lambda model: vector_to_parameters(torch.ones(512), model.method.parameters()),
+    "a value in place": lambda model: halve(model.method.ctx),
+    "a selection of a part": lambda model: model.method.parts["das"].select(["text.1"]),
+    "a buffer": lambda model: model.method.shift.normal_(),
+    "an attribute": lambda model: setattr(model.method, "times", 3.0),
+    "the owner's weights": lambda model: halve(model.backbone.model.transformer.resblocks[1].mlp.c_fc.weight),
+    "the owner's state": lambda model: model.backbone.model.load_state_dict(
+        {name: value * 1.1 for name, value in model.backbone.model.state_dict().items()}
+    ),
+    "the owner's parameter": lambda model: setattr(
+        model.backbone.model, "text_projection", nn.Parameter(torch.randn(128, 64))
+    ),
+}
+
+
+class Shifted(CoOp):  # type: ignore[misc, valid-type]
+    """CoOp whose prompts depend on a buffer and on a plain attribute."""
+
+    name = "shifted"
+
+    def build(self, backbone: Backbone, class_names: Sequence[str]) -> None:
+        super().build(backbone, class_names)
+        self.register_buffer("shift", torch.zeros(4, 128))
+        self.times = 1.0
+
+    def edits(self, tower: Tower, context: Context) -> list[Edit]:
+        return [replace(edit, values=self.times * edit.values + self.shift) for edit in super().edits(tower, context)]
+
+
+@pytest.mark.parametrize("fast", [None, False])
+@pytest.mark.parametrize("change", CHANGES)
+def test_class_features_follow_whatever_they_depend_on(change: str, fast: bool | None, open_clip: Backbone) -> None:
+    das = adapt.methods.DAS(skip=1, towers=("text",))  # which searches, and so may select
+    method = adapt.methods.Compose([das, CoOp(n_ctx=4)]) if "part" in change else Shifted(n_ctx=4)
+    model = adapt.wrap(open_clip, method, NAMES, fast).eval()
+    with torch.no_grad():
+        first = model.class_features()
+        assert torch.equal(model.class_features(), first)
+        CHANGES[change](model)
+        second = model.class_features()
+        assert scaled(second, first) > 1e-4
+        assert scaled(second, model.with_classes(NAMES).class_features()) < 1e-6
 
 
 def test_gradients_flow_in_eval_mode_after_a_cached_call(model: AdaptedModel) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -89,7 +88,7 @@ def build_vilt(model: Any, processor: Any, name: str | None = None) -> FusionEnc
         classifier=model.classifier if answering else None,
         answers=tuple(config.id2label[i] for i in range(config.num_labels)) if answering else (),
         name=name,
-        export=_exporter(processor),
+        export=partial(export_folder, processor),
     )
 
 
@@ -118,12 +117,17 @@ def build_bridgetower(model: Any, processor: Any, name: str | None = None) -> Fu
         towers={tower.name: tower for tower in towers},
         tokenizer=processor.tokenizer,
         preprocess=preprocess_of(processor.image_processor, config.vision_config.image_size, "squash"),
-        encode=lambda images, tokens: bridge(pixel_values=images, **tokens).pooler_output,
+        encode=partial(_through_bridgetower, bridge),
         features=2 * config.hidden_size,
         longest=min(_LONGEST, config.text_config.max_position_embeddings - 2),
         name=name,
-        export=_exporter(processor),
+        export=partial(export_folder, processor),
     )
+
+
+def _through_bridgetower(bridge: Any, images: Tensor, tokens: dict[str, Tensor]) -> Tensor:
+    features: Tensor = bridge(pixel_values=images, **tokens).pooler_output
+    return features
 
 
 _MIXED = Form(causal=False, pooling="none", plain_mask=False)
@@ -165,7 +169,3 @@ def _cross_block(layer: Any) -> Block:
 
 def _self_attention(attention: Any) -> dict[str, Projection]:
     return {name[0]: Projection(getattr(attention, name)) for name in ("query", "key", "value")}
-
-
-def _exporter(processor: Any) -> Callable[[Path, nn.Module], None]:
-    return lambda folder, changed: export_folder(folder, changed, processor)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,10 +39,10 @@ def build(model: Any, processor: Any, name: str | None = None) -> DualEncoder:
         towers={"text": text, "vision": vision},
         tokenizer=HFText(processor.tokenizer, text_config.max_position_embeddings),
         preprocess=preprocess_of(processor.image_processor, vision_config.image_size),
-        encode_image=lambda images: _pooled(model.get_image_features(pixel_values=images)),
-        encode_text=lambda ids: _pooled(model.get_text_features(input_ids=ids)),
+        encode_image=partial(_image_features, model),
+        encode_text=partial(_text_features, model),
         name=name,
-        export=lambda folder, changed: export_folder(folder, changed, processor),
+        export=partial(export_folder, processor),
     )
 
 
@@ -58,11 +59,27 @@ def vision_tower(model: Any, config: Any) -> Tower:
     )
 
 
-def export_folder(folder: Path, model: Any, processor: Any) -> None:
+def export_folder(processor: Any, folder: Path, model: Any) -> None:
     """Writes a model and its processor in transformers' format."""
     model.save_pretrained(folder)
     processor.image_processor.save_pretrained(folder)
     processor.tokenizer.save_pretrained(folder)
+
+
+# functions of the model, not closures over it: a copy of the backbone must call its own
+
+
+def _image_features(model: Any, images: Tensor) -> Tensor:
+    return _pooled(model.get_image_features(pixel_values=images))
+
+
+def _text_features(model: Any, ids: Tensor) -> Tensor:
+    return _pooled(model.get_text_features(input_ids=ids))
+
+
+def _positions(embeddings: Any) -> Tensor:
+    weight: Tensor = embeddings.position_embedding.weight
+    return weight.detach()
 
 
 def _pooled(output: Any) -> Tensor:
@@ -94,7 +111,7 @@ def _text_parts(model: Any, siglip: bool) -> TextParts:
     text = model.text_model
     return TextParts(
         embedding=text.embeddings.token_embedding,
-        positions=lambda: text.embeddings.position_embedding.weight.detach(),
+        positions=partial(_positions, text.embeddings),
         final_norm=text.final_layer_norm,
         project=text.head if siglip else model.text_projection,
     )

@@ -128,9 +128,9 @@ def _text_tower(model: Any) -> Tower | None:
     )
     parts = TextParts(
         embedding=owner.token_embedding,
-        positions=lambda: owner.positional_embedding.detach(),
+        positions=partial(_positions, owner),
         final_norm=owner.ln_final,
-        project=lambda pooled: _project(pooled, owner.text_projection),
+        project=partial(_project, owner),
     )
     return _tower("text", form, blocks, parts)
 
@@ -147,7 +147,16 @@ def _tower(
     return Tower(name, width, attn.num_heads, form, blocks, parts, pre_norm)
 
 
-def _project(pooled: Tensor, projection: nn.Module | Tensor | None) -> Tensor:
+# functions of their owner, not closures over it: a copy of the backbone must read its own
+
+
+def _positions(owner: Any) -> Tensor:
+    positions: Tensor = owner.positional_embedding.detach()
+    return positions
+
+
+def _project(owner: Any, pooled: Tensor) -> Tensor:
+    projection: nn.Module | Tensor | None = owner.text_projection
     if projection is None:
         return pooled
     return projection(pooled) if isinstance(projection, nn.Module) else pooled @ projection.detach()

@@ -13,6 +13,7 @@ from adapt.backbones.base import Backbone, DualEncoder
 from adapt.backbones.decoder import decoder_tower
 from adapt.backbones.preprocess import Preprocess
 from adapt.backbones.tower import Tower, tokens_of
+from adapt.backbones.turns import alone
 from adapt.errors import AdaptError
 
 IMAGE = "<image>"  # where an image's tokens stand in a prompt, as in LLaVA's
@@ -75,11 +76,12 @@ class VisionLLM(Backbone):
         """Patch features `(b, p, d)` of images `(b, 3, h, w)`: a vision block's output without the class token."""
         tower = self.towers["vision"]
         block, found = tower.blocks[self.patch_block], list[Tensor]()
-        handle = block.module.register_forward_hook(lambda module, inputs, output: found.append(tokens_of(output)))
-        try:
-            self._encode(images.to(self.dtype))
-        finally:
-            handle.remove()
+        with alone(self.model):  # a hook hears every thread's calls
+            handle = block.module.register_forward_hook(lambda module, inputs, output: found.append(tokens_of(output)))
+            try:
+                self._encode(images.to(self.dtype))
+            finally:
+                handle.remove()
         features = found[0] if block.batch_first else found[0].transpose(0, 1)
         return features[:, 1:] if tower.form.pooling == "class" else features
 

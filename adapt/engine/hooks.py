@@ -10,75 +10,56 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from adapt.backbones.split import attend
-from adapt.backbones.tower import Block, Tower
+from adapt.backbones.tower import Block, Site, Tower
+from adapt.backbones.turns import alone
 from adapt.edits import Edit
 from adapt.engine import low_rank, tokens
 from adapt.engine.attention import weighted_attention
+from adapt.engine.frozen import frozen
 from adapt.engine.patching import forward_as
 from adapt.engine.plan import Plan, plan
-from adapt.errors import AdaptError
 from adapt.prompts import Prompt
 
 Linear = Callable[[Tensor], Tensor]
+Result = TypeVar("Result")
 
 
-@contextmanager
-def frozen(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, no gradient for any parameter, no checkpointing by the library; all as before afterwards."""
-    training, checkpointing, trainable = list[nn.Module](), list[nn.Module](), list[nn.Parameter]()
-    for module in model.modules():  # one walk for all three: every call pays for it
-        if module.training:
-            training.append(module)
-        if vars(module).get("grad_checkpointing"):
-            checkpointing.append(module)
-        trainable += [each for each in module._parameters.values() if each is not None and each.requires_grad]
-    try:
-        for module in training:
-            module.training = False
-        for module in checkpointing:
-            module.grad_checkpointing = False  # type: ignore[assignment]
-        for parameter in trainable:
-            parameter.requires_grad_(False)
-        yield
-    finally:
-        for module in training:
-            module.training = True
-        for module in checkpointing:
-            module.grad_checkpointing = True  # type: ignore[assignment]
-        for parameter in trainable:
-            parameter.requires_grad_(True)
-
-
-@contextmanager
-def edited(
+@torch.compiler.disable  # a compiled forward would keep the edits of the call that it was traced in
+def run(
     model: nn.Module,
-    tower: Tower | None,
-    edits: Sequence[Edit],
+    changes: Sequence[tuple[Tower, Sequence[Edit]]],
+    compute: Callable[[], Result],
+    *,
     prompts: Sequence[Prompt] = (),
     checkpointing: bool = False,
     merge: bool = False,
-) -> Iterator[None]:
-    """Inside, the library's forward of `model` computes what `edits` ask of `tower`.
+) -> Result:
+    """What `compute()` gives while the library's forward of `model` computes what edits ask of towers.
 
-    `prompts` say where learned tokens stand in each row of text; `checkpointing` recomputes every block in the
-    backward pass; `merge` folds one image's low-rank updates into copies of the weights.
+    `prompts` say where learned tokens stand in each row of text; `checkpointing` recomputes every block of these towers
+    in the backward pass; `merge` folds one image's low-rank updates into copies of the weights.
 
-    Raises AdaptError for an edit that the tower cannot carry.
+    No other call runs on `model` meanwhile. Raises AdaptError for an edit that its tower cannot carry.
     """
-    if tower is None:
-        with frozen(model):
-            yield
-        return
-    asked = plan(edits)
-    _check(tower, asked)
-    inside = _once(partial(_inside_blocks, model, tower, asked, prompts, merge))
+    planned = [(tower, plan(tower, edits)) for tower, edits in changes]
+    with alone(model), frozen(model), ExitStack() as stack:
+        for tower, asked in planned:
+            stack.enter_context(_edited(model, tower, asked, prompts, checkpointing, merge))
+        return compute()
+
+
+@contextmanager
+def _edited(
+    model: nn.Module, tower: Tower, asked: Plan, prompts: Sequence[Prompt], checkpointing: bool, merge: bool
+) -> Iterator[None]:
+    inside = _once(model, partial(_inside_blocks, tower, asked, prompts, merge))
     with ExitStack() as stack:
         stack.enter_context(inside())
         stack.enter_context(tokens.entered(tower, asked, prompts))
@@ -91,39 +72,32 @@ def edited(
         yield
 
 
-def _check(tower: Tower, asked: Plan) -> None:
-    if tower.name not in ("text", "vision") and (asked.entering or asked.attention):
-        raise AdaptError(f"learned tokens cannot enter the blocks of a {tower.name} tower")
-    if tower.name != "decoder" and asked.low_rank:
-        raise AdaptError(f"low-rank updates of each image act in a decoder, not in a {tower.name} tower")
-
-
-def _once(enter: Callable[[], AbstractContextManager[None]]) -> Callable[[], AbstractContextManager[None]]:
-    """`enter`, which does nothing while it is entered already: the first pass of a checkpointed block is inside too."""
+def _once(
+    model: nn.Module, enter: Callable[[], AbstractContextManager[None]]
+) -> Callable[[], AbstractContextManager[None]]:
+    """`enter` on a frozen model of one's own; nothing where it is entered already, as in a block's first pass."""
     entered: list[bool] = []
 
     @contextmanager
     def inside() -> Iterator[None]:
-        if entered:
-            yield
-            return
-        entered.append(True)
-        try:
-            with enter():
+        with alone(model):
+            if entered:
                 yield
-        finally:
-            entered.clear()
+                return
+            entered.append(True)
+            try:
+                with frozen(model), enter():
+                    yield
+            finally:
+                entered.clear()
 
     return inside
 
 
 @contextmanager
-def _inside_blocks(
-    model: nn.Module, tower: Tower, asked: Plan, prompts: Sequence[Prompt], merge: bool
-) -> Iterator[None]:
-    """What must hold while a block computes, the first time and again: a frozen model, its parts replaced."""
+def _inside_blocks(tower: Tower, asked: Plan, prompts: Sequence[Prompt], merge: bool) -> Iterator[None]:
+    """What must hold while a block computes, the first time and again: its parts replaced."""
     with ExitStack() as stack:
-        stack.enter_context(frozen(model))
         for index in asked.replaced.keys() | asked.attention.keys():
             weights = None
             if index in asked.attention:
@@ -132,35 +106,29 @@ def _inside_blocks(
             for module, forward in _forwards(tower.blocks[index], modules, tower.heads, weights):
                 stack.enter_context(forward_as(module, forward))
         for index, modules in asked.parallel.items():
-            stack.enter_context(_beside(tower.blocks[index], modules))
+            for site, module in modules.items():
+                stack.enter_context(_beside(tower.blocks[index].sites[site], module))
         for index, updates in asked.low_rank.items():
             stack.enter_context(low_rank.updated(tower.blocks[index], updates, merge))
         yield
 
 
 @contextmanager
-def _beside(block: Block, modules: dict[str, nn.Module]) -> Iterator[None]:
-    """Each module's output of what its site reads joins the site's own."""
-    handles = []
-    for name, module in modules.items():
-        site, read = block.sites[name], list[Tensor]()
+def _beside(site: Site, module: nn.Module) -> Iterator[None]:
+    """Inside, the output of `module` of what the site reads joins the site's own."""
+    read: list[Tensor] = []
 
-        def keep(reader: nn.Module, inputs: Any, read: list[Tensor] = read) -> None:
-            read[:] = inputs[:1]
+    def keep(reader: nn.Module, inputs: Any) -> None:
+        read[:] = inputs[:1]
 
-        def join(
-            added: nn.Module, inputs: Any, output: Any, read: list[Tensor] = read, module: nn.Module = module
-        ) -> Any:
-            beside = module(read.pop())
-            return (output[0] + beside, *output[1:]) if isinstance(output, tuple) else output + beside
+    def join(added: nn.Module, inputs: Any, output: Any) -> Any:
+        beside = module(read.pop())
+        return (output[0] + beside, *output[1:]) if isinstance(output, tuple) else output + beside
 
-        handles.append(site.read.register_forward_pre_hook(keep))
-        handles.append(site.added.register_forward_hook(join))
-    try:
+    with ExitStack() as stack:
+        stack.callback(site.read.register_forward_pre_hook(keep).remove)
+        stack.callback(site.added.register_forward_hook(join).remove)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _bypass(module: nn.Module, returns: int, x: Tensor, *args: Any, **kwargs: Any) -> Any:

@@ -66,7 +66,8 @@ def _plus(weight: Tensor, update: LowRank) -> Tensor:
 def _beside(block: Block, site: str, update: LowRank) -> Any:
     added_by = partial(_change, update.scale * update.down, update.up.transpose(1, 2))
     if site == "mlp":
-        return _mlp(block).register_forward_hook(lambda module, inputs, output: output + added_by(inputs[0]))
+        mlp: Any = block.mlp
+        return mlp.register_forward_hook(lambda module, inputs, output: output + added_by(inputs[0]))
     projection = block.projections[site]
     rows = projection.rows
 
@@ -78,12 +79,6 @@ def _beside(block: Block, site: str, update: LowRank) -> Any:
         return output.index_add(-1, index, added.to(output.dtype))
 
     return projection.module.register_forward_hook(join)
-
-
-def _mlp(block: Block) -> nn.Module:
-    if block.mlp is None:
-        raise AdaptError("this tower has no MLP that can be updated as a whole")
-    return block.mlp
 
 
 def _change(down: Tensor, up: Tensor, x: Tensor) -> Tensor:

@@ -7,8 +7,11 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
+from adapt.backbones.tower import Tower
 from adapt.edits import Attention, Bypass, Edit, LowRank, Parallel, Replace, Tokens
-from adapt.errors import AdaptError
+from adapt.errors import AdaptError, nearest
+
+_TAKES_TOKENS = ("text", "vision", "decoder")
 
 
 @dataclass
@@ -44,24 +47,30 @@ class Plan:
         )
 
 
-def plan(edits: Sequence[Edit]) -> Plan:
-    """Raises AdaptError where two edits claim one place, or tokens overwrite where none have entered."""
+def plan(tower: Tower | None, edits: Sequence[Edit]) -> Plan:
+    """The edits of `tower`, sorted out; None is a tower whose blocks are not mapped, which takes none.
+
+    Raises AdaptError, by name, for a block, projection or site that the tower does not have, an edit that towers of its
+    kind cannot carry, two edits that claim one place, or tokens that overwrite where none have entered.
+    """
     sorted_out = Plan()
     for edit in edits:
+        assert tower is not None  # methods ask for it by `Backbone.tower`, which refuses
+        place = _place(tower, edit)
         if isinstance(edit, Replace):
-            _claim(sorted_out.replaced.setdefault(edit.block, {}), edit.projection, edit.module)
+            _claim(sorted_out.replaced.setdefault(edit.block, {}), edit.projection, edit.module, place)
         elif isinstance(edit, Attention):
-            _claim(sorted_out.attention, edit.block, edit)
+            _claim(sorted_out.attention, edit.block, edit, place)
         elif isinstance(edit, Parallel):
-            _claim(sorted_out.parallel.setdefault(edit.block, {}), edit.site, edit.module)
+            _claim(sorted_out.parallel.setdefault(edit.block, {}), edit.site, edit.module, place)
         elif isinstance(edit, LowRank):
-            _claim(sorted_out.low_rank.setdefault(edit.block, {}), edit.site, edit)
+            _claim(sorted_out.low_rank.setdefault(edit.block, {}), edit.site, edit, place)
         elif isinstance(edit, Bypass):
-            _claim(sorted_out.bypassed, edit.block, edit.module)
+            _claim(sorted_out.bypassed, edit.block, edit.module, place)
         elif edit.block is not None:
-            _claim(sorted_out.overwriting, edit.block, edit)
+            _claim(sorted_out.overwriting, edit.block, edit, place)
         elif sorted_out.entering is not None:
-            raise AdaptError("two edits want their learned tokens to enter one tower")
+            raise AdaptError(f"two edits want their learned tokens to enter the {tower.name} tower: keep one")
         else:
             sorted_out.entering = edit
     if sorted_out.entering is None and (sorted_out.overwriting or sorted_out.attention):
@@ -74,6 +83,31 @@ def plan(edits: Sequence[Edit]) -> Plan:
     return sorted_out
 
 
+def _place(tower: Tower, edit: Edit) -> str:
+    """Where `edit` acts, in words. AdaptError where the tower has no such place, or cannot carry such an edit."""
+    kind, where = type(edit).__name__, f"the {tower.name} tower"
+    if isinstance(edit, Tokens | Attention) and tower.name not in _TAKES_TOKENS:
+        raise AdaptError(f"learned tokens cannot enter {where}; those that take some: {', '.join(_TAKES_TOKENS)}")
+    if isinstance(edit, LowRank) and tower.name != "decoder":
+        raise AdaptError(f"low-rank updates of each image act in a decoder, not in {where}")
+    if edit.block is None:
+        return where
+    if not 0 <= edit.block < len(tower.blocks):
+        raise AdaptError(f"{kind} names block {edit.block} of {where}, which has blocks 0 to {len(tower.blocks) - 1}")
+    block = tower.blocks[edit.block]
+    if isinstance(edit, Replace):
+        part, parts = edit.projection, (*block.projections,)
+    elif isinstance(edit, Parallel):
+        part, parts = edit.site, (*block.sites,)
+    elif isinstance(edit, LowRank):
+        part, parts = edit.site, (*block.projections, *(("mlp",) if block.mlp is not None else ()))
+    else:
+        return f"block {edit.block} of {where}"
+    if part not in parts:
+        raise AdaptError(f"{kind} names {part!r} of block {edit.block} of {where}; {nearest(part, parts)}")
+    return f"{part} of block {edit.block} of {where}"
+
+
 def _check_shape(edit: Tokens, entering: Tokens) -> None:
     shape, entered = edit.values.shape, entering.values.shape
     if shape[-2:] != entered[-2:] or (edit.per_image and not entering.per_image):
@@ -82,7 +116,7 @@ def _check_shape(edit: Tokens, entering: Tokens) -> None:
         )
 
 
-def _claim(places: dict, place: object, edit: object) -> None:
-    if place in places:
-        raise AdaptError(f"two edits of one kind want the same place of a block: {place!r}")
-    places[place] = edit
+def _claim(places: dict, key: object, edit: object, place: str) -> None:
+    if key in places:
+        raise AdaptError(f"two edits of one kind want the same place, {place}: leave one of them out")
+    places[key] = edit

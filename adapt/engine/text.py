@@ -21,7 +21,8 @@ from adapt.backbones.tokenizer import pad_rows
 from adapt.backbones.tower import Block, TextParts, Tower
 from adapt.edits import Bypass, Edit, Tokens
 from adapt.engine.attention import prefix_suffix_attention
-from adapt.engine.hooks import Linear, edited, frozen
+from adapt.engine.frozen import frozen
+from adapt.engine.hooks import Linear, run
 from adapt.engine.memory import free_bytes
 from adapt.engine.packing import Packing, pack
 from adapt.engine.parts import classes_within, in_parts
@@ -71,7 +72,7 @@ class PlainText:
 
         `(n, e)`, or `(b, n, e)` where the learned tokens are those of `b` images: one image after the other.
         """
-        images = plan(edits).images
+        images = plan(self._backbone.towers.get("text"), edits).images
         if images is None:
             return self._of_all(edits, budget)
         share = budget // images if torch.is_grad_enabled() else budget  # what images keep adds up
@@ -94,10 +95,17 @@ class PlainText:
             replace(edit, values=edit.values[part]) if isinstance(edit, Tokens) and edit.per_class else edit
             for edit in edits
         ]
-        tower = self._backbone.towers.get("text")
-        checkpointing = self._checkpointing and torch.is_grad_enabled()
-        with edited(self._backbone.model, tower, own, self._prompts[part], checkpointing):
-            return self._backbone.encode_text(self._ids[part].to(self._backbone.device))
+        ids = self._ids[part].to(self._backbone.device)
+        if not own:
+            with frozen(self._backbone.model):
+                return self._backbone.encode_text(ids)
+        return run(
+            self._backbone.model,
+            [(self._backbone.tower("text"), own)],
+            lambda: self._backbone.encode_text(ids),
+            prompts=self._prompts[part],
+            checkpointing=self._checkpointing and torch.is_grad_enabled(),
+        )
 
 
 def _of_image(edits: Sequence[Edit], image: int) -> list[Edit]:
@@ -111,9 +119,8 @@ class FastText:
     """Encodes the prompts of one list of classes; packings are made once and reused by every step."""
 
     def __init__(self, backbone: DualEncoder, prompts: Sequence[Prompt], checkpointing: bool = False) -> None:
-        self._model = backbone.model
+        self._backbone = backbone
         self._checkpointing = checkpointing
-        self._tower = backbone.tower("text")
         self._prompts = prompts
         self._packings: dict[tuple[int, int, torch.device], list[Packing]] = {}
 
@@ -122,7 +129,8 @@ class FastText:
 
         `(n, e)`, or `(b, n, e)` where the learned tokens are those of `b` images.
         """
-        asked = plan(edits)
+        tower = self._backbone.tower("text")  # asked for anew: blocks may have been cut out of it
+        asked = plan(tower, edits)
         # with dropout, each class draws its own noise on the prefix, as it does on the plain path
         noisy = any(active_dropout(module) for module in asked.modules)
         prefix = 0 if noisy else shared_prefix(self._prompts, asked.prefix_per_class)
@@ -130,38 +138,40 @@ class FastText:
         lengths = [len(prompt.ids) for prompt in self._prompts]
         images = asked.images or 1
         own_rows = images * (sum(lengths) / len(lengths) - prefix)
-        size = classes_within(budget, self._tower, len(lengths), own_rows, images * prefix, max(lengths), keeps)
-        return in_parts(self._packed(prefix, size), lambda packing: self._encode(packing, asked), recompute=keeps)
+        size = classes_within(budget, tower, len(lengths), own_rows, images * prefix, max(lengths), keeps)
+        return in_parts(
+            self._packed(prefix, size), lambda packing: self._encode(tower, packing, asked), recompute=keeps
+        )
 
     def _packed(self, prefix: int, size: int) -> list[Packing]:
-        device = self._tower.text.embedding.weight.device  # type: ignore[union-attr]
+        device = self._backbone.device
         key = (prefix, size, device)
-        if key not in self._packings:
+        packings = self._packings.get(key)
+        if packings is None:
             with torch.inference_mode(False):  # what predicting packs, training must be able to use
-                self._packings = {
-                    key: [  # one entry: a new budget or device replaces the old packings
-                        pack(self._prompts[start : start + size], prefix, start, device)
-                        for start in range(0, len(self._prompts), size)
-                    ]
-                }
-        return self._packings[key]
+                packings = [
+                    pack(self._prompts[start : start + size], prefix, start, device)
+                    for start in range(0, len(self._prompts), size)
+                ]
+            self._packings = {key: packings}  # one entry: a new budget or device replaces the old packings
+        return packings
 
-    def _encode(self, packing: Packing, asked: Plan) -> Tensor:
+    def _encode(self, tower: Tower, packing: Packing, asked: Plan) -> Tensor:
         """Features `([b,] n, e)` of one packing."""
-        parts: TextParts = self._tower.text  # type: ignore[assignment]
-        with frozen(self._model):
+        parts: TextParts = tower.text  # type: ignore[assignment]
+        with frozen(self._backbone.model):
             x = parts.embedding(packing.ids)
             if asked.entering is not None:
                 x = _placed(x, asked.entering.values, packing)
             x = x + parts.positions()[packing.positions].to(x.dtype)
-            for index, block in enumerate(self._tower.blocks):
+            for index, block in enumerate(tower.blocks):
                 if index in asked.overwriting:
                     x = _placed(x, asked.overwriting[index].values, packing)
-                last = index == len(self._tower.blocks) - 1
+                last = index == len(tower.blocks) - 1
                 if index in asked.bypassed:
                     x = asked.bypassed[index](x[..., packing.ends, :] if last else x)
                 else:
-                    x = self._block(partial(_block, block, index, asked, packing, self._tower.heads, last), x)
+                    x = self._block(partial(_block, block, index, asked, packing, tower.heads, last), x)
             return parts.project(parts.final_norm(x))[..., packing.order, :]
 
     def _block(self, block: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -170,7 +180,7 @@ class FastText:
             return block(x)
 
         def again(x: Tensor) -> Tensor:
-            with frozen(self._model):
+            with frozen(self._backbone.model):
                 return block(x)
 
         return checkpoint(again, x, use_reentrant=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -21,15 +21,13 @@ Change = Callable[[Tensor], Tensor]  # (b, l, d) -> (b, l', d)
 @contextmanager
 def entered(tower: Tower, asked: Plan, prompts: Sequence[Prompt]) -> Iterator[None]:
     """Inside, the library's forward of `tower` runs with the learned tokens of `asked`."""
-    handles: list[Any] = []
-    try:
+    with ExitStack() as stack:
         for edit in (asked.entering, *asked.overwriting.values()):
             if edit is not None:
-                handles += _text_hook(tower, edit, prompts) if tower.name == "text" else _vision_hooks(tower, edit)
+                hooks = _text_hook(tower, edit, prompts) if tower.name == "text" else _vision_hooks(tower, edit)
+                for handle in hooks:
+                    stack.callback(handle.remove)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _text_hook(tower: Tower, edit: Tokens, prompts: Sequence[Prompt]) -> Iterator[Any]:

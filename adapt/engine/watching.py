@@ -9,15 +9,19 @@ from typing import Any
 from torch import Tensor, nn
 
 from adapt.backbones.tower import Block, Tower, tokens_of
+from adapt.backbones.turns import alone
 
 Seen = dict[str, tuple[Tensor, Tensor]]
 
 
 @contextmanager
-def watched(towers: Mapping[str, Tower], names: Collection[str]) -> Iterator[Seen]:
-    """Inside, blocks such as vision.3 leave the input and output `(b, l, d)` of their last call in what is yielded."""
+def watched(model: nn.Module, towers: Mapping[str, Tower], names: Collection[str]) -> Iterator[Seen]:
+    """Inside, blocks such as vision.3 leave the input and output `(b, l, d)` of their last call in what is yielded.
+
+    No other thread's call runs on `model`, of which the towers are, meanwhile.
+    """
     seen: Seen = {}
-    with ExitStack() as stack:
+    with alone(model), ExitStack() as stack:
         for name in names:
             tower, _, index = name.partition(".")
             block = towers[tower].blocks[int(index)]

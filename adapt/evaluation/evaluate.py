@@ -37,11 +37,10 @@ def evaluate(
     Raises AdaptError where labels do not belong to the model's classes, or a file cannot be decoded.
     """
     check_labels(model, items)
-    with evaluating(model):
-        if keeps_features(model, cache):
-            decided = list(_from_features(model, items, workers, progress))
-        else:
-            decided = list(_decoded(model, items, workers, progress))
+    if keeps_features(model, cache):
+        decided = list(_from_features(model, items, workers, progress))
+    else:
+        decided = list(_decoded(model, items, workers, progress))
     return Scores(
         paths=tuple(item.path for item in items),
         actual=tuple(item.class_name for item in items),
@@ -56,14 +55,18 @@ def _from_features(
 ) -> Iterator[Decided]:
     features = image_features(model, items, workers=workers, progress=progress).to(model.backbone.device)
     for part in features.split(FEATURES_PER_IMAGE if model.method.per_image else FEATURES):
-        yield classes.decided(model.logits(part), model.class_names)
+        with evaluating(model):
+            decided = classes.decided(model.logits(part), model.class_names)
+        yield decided
 
 
 def _decoded(model: Adapted[Any], items: Sequence[Item], workers: int, progress: Progress | None) -> Iterator[Decided]:
     transform = model.backbone.transform(train=False)
     done = 0
     for inputs, labels in loader(items, transform, BATCH_SIZE, train=False, workers=workers):
-        yield model.decide(inputs)
+        with evaluating(model):  # for a batch at a time, so that other threads' calls come in between
+            decided = model.decide(inputs)
+        yield decided
         done += len(labels)
         if progress is not None:
             progress(done, len(items))

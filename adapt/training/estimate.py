@@ -9,6 +9,7 @@ import torch
 from adapt.adapted import Adapted
 from adapt.engine.memory import free_bytes, readable_bytes
 from adapt.engine.parts import activation_bytes
+from adapt.engine.watching import watched
 from adapt.errors import AdaptError
 from adapt.model import AdaptedModel
 from adapt.training.batches import Batches, FeatureBatches
@@ -52,14 +53,9 @@ def vision_bytes(model: AdaptedModel, batch_size: int) -> int:
 
 def _tokens(model: AdaptedModel) -> int:
     """How many tokens an image has in the vision tower: read off one pass."""
-    backbone, seen = model.backbone, []
-    first = backbone.tower("vision").blocks[0]
-    length = 1 if first.batch_first else 0
-    handle = first.module.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape[length]))
-    try:
-        size = backbone.preprocess.size
-        with torch.inference_mode():
-            backbone.encode_image(torch.zeros(1, 3, size, size, device=backbone.device, dtype=backbone.dtype))
-    finally:
-        handle.remove()
-    return int(seen[0])
+    backbone, size = model.backbone, model.backbone.preprocess.size
+    image = torch.zeros(1, 3, size, size, device=backbone.device, dtype=backbone.dtype)
+    with watched(backbone.model, backbone.towers, ["vision.0"]) as seen, torch.inference_mode():
+        backbone.encode_image(image)
+    entered, _ = seen["vision.0"]
+    return entered.shape[1]

@@ -55,7 +55,7 @@ class _BlockBatches(ImageBatches):
         """No answers are given, so none are right."""
         backbone, bypasses = model.backbone, model.method.bypasses or {}
         read_at_class = backbone.tower("vision").form.pooling == "class"
-        with watched(backbone.towers, bypasses) as seen, torch.no_grad():
+        with watched(backbone.model, backbone.towers, bypasses) as seen, torch.no_grad():
             model.backbone_features(inputs.to(backbone.device))
         lacking = []
         for name, bypass in bypasses.items():

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from adapt import Backbone
 from adapt.backbones.split import linear_over
 from adapt.edits import Replace, Tokens
-from adapt.engine.hooks import edited, frozen
+from adapt.engine.frozen import frozen
+from adapt.engine.hooks import run
 from adapt.prompts import Prompt
 
 LETTERS = ("q", "k", "v", "out", "fc1", "fc2")
@@ -31,8 +32,8 @@ def test_a_projection_can_be_replaced(backbone: Backbone, tower: str, letter: st
     other = nn.Linear(same.in_features, same.out_features)
     results = []
     for module in (same, other):
-        with edited(backbone.model, backbone.tower(tower), [Replace(1, letter, module)]):
-            results.append(features(backbone, tower, images))
+        changes = [(backbone.tower(tower), [Replace(1, letter, module)])]
+        results.append(run(backbone.model, changes, lambda: features(backbone, tower, images)))
     assert scaled(results[0], expected) < 1e-5
     assert scaled(results[1], expected) > 1e-4
     assert torch.equal(features(backbone, tower, images), expected)
@@ -48,12 +49,11 @@ def test_learned_tokens_stand_where_the_prompt_keeps_their_place(backbone: Backb
         Prompt(tuple(ids[1].tolist()), tuple({start: 1}.get(i) for i in range(ids.shape[1]))),
     ]
     values = torch.randn(2, embedding.weight.shape[1])
-    seen = []
-    with edited(backbone.model, backbone.tower("text"), [Tokens(values)], prompts):
-        seen.append(embedding(ids))
-    assert torch.equal(seen[0][0, start + 1 : start + 3], values)
-    assert torch.equal(seen[0][1, start], values[1])
-    assert torch.equal(seen[0][1, start + 1 :], embedding(ids)[1, start + 1 :])
+    changes = [(backbone.tower("text"), [Tokens(values)])]
+    seen = run(backbone.model, changes, lambda: embedding(ids), prompts=prompts)
+    assert torch.equal(seen[0, start + 1 : start + 3], values)
+    assert torch.equal(seen[1, start], values[1])
+    assert torch.equal(seen[1, start + 1 :], embedding(ids)[1, start + 1 :])
 
 
 def test_frozen_restores_flags_after_an_error(open_clip: Backbone) -> None:

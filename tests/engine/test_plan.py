@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import pytest
+import tiny_backbones
+import tiny_fusion
+import tiny_llms
 import torch
+from checks import assert_untouched, snapshot
 from torch import nn
 
-from adapt import AdaptError
-from adapt.edits import Attention, Edit, Replace, Tokens
+from adapt import AdaptError, Backbone
+from adapt.edits import Attention, Bypass, Edit, LowRank, Parallel, Replace, Tokens
 from adapt.engine.plan import plan
+from adapt.engine.text import FastText, PlainText
+from adapt.prompts import Prompt
 
 SHARED, PER_CLASS, PER_IMAGE = (Tokens(torch.zeros(shape)) for shape in ((2, 4), (3, 2, 4), (5, 1, 2, 4)))
 DEEP = Tokens(torch.zeros(2, 4), block=1)
 LINEAR = nn.Linear(4, 4)
+TOWER = tiny_backbones.backbone("open_clip").tower("text")
 
 
 def attention(names_seen: bool = False) -> Attention:
@@ -20,11 +27,48 @@ def attention(names_seen: bool = False) -> Attention:
 
 
 def test_edits_are_found_by_their_place() -> None:
-    asked = plan([SHARED, DEEP, Replace(1, "q", LINEAR), attention()])
+    asked = plan(TOWER, [SHARED, DEEP, Replace(1, "q", LINEAR), attention()])
     assert asked.entering is SHARED
     assert asked.overwriting == {1: DEEP}
     assert asked.replaced == {1: {"q": LINEAR}}
     assert list(asked.attention) == [0]
+
+
+TEXT = "the text tower"
+MISSING = [
+    (Replace(-1, "q", LINEAR), f"Replace names block -1 of {TEXT}, which has blocks 0 to 2"),
+    (Replace(99, "q", LINEAR), f"Replace names block 99 of {TEXT}, which has blocks 0 to 2"),
+    (Bypass(3, LINEAR), f"Bypass names block 3 of {TEXT}"),
+    (Parallel(-2, "mlp", LINEAR), f"Parallel names block -2 of {TEXT}"),
+    (Tokens(torch.zeros(2, 4), block=7), f"Tokens names block 7 of {TEXT}"),
+    (Attention(5, lambda scores, queries, keys: scores), f"Attention names block 5 of {TEXT}"),
+    (Replace(0, "nope", LINEAR), f"Replace names 'nope' of block 0 of {TEXT}; .*Valid: fc1, fc2, k, out, q, v"),
+    (Parallel(0, "cross", LINEAR), f"Parallel names 'cross' of block 0 of {TEXT}; Valid: attn, mlp"),
+    (LowRank(0, "q", torch.zeros(1, 4, 1), torch.zeros(1, 4, 1), 1.0), "act in a decoder, not in the text tower"),
+]
+
+
+@pytest.mark.parametrize(("edit", "message"), MISSING, ids=lambda value: type(value).__name__)
+@pytest.mark.parametrize("path", [PlainText, FastText])
+def test_a_place_that_does_not_exist_is_refused_by_name_on_both_paths(
+    edit: Edit, message: str, path: type[PlainText | FastText], open_clip: Backbone
+) -> None:
+    prompts = [Prompt((49406, 320, 49407), (None, 0, None))]
+    entering = [SHARED] if isinstance(edit, Tokens | Attention) else []
+    before = snapshot(open_clip.model)
+    with pytest.raises(AdaptError, match=message):
+        path(open_clip, prompts)([*entering, edit], 2**30)
+    assert_untouched(open_clip.model, before)
+
+
+def test_a_decoder_and_a_fusion_tower_refuse_what_they_cannot_carry() -> None:
+    fusion = tiny_fusion.vilt().tower("fusion")
+    for edit in (SHARED, attention()):
+        with pytest.raises(AdaptError, match="learned tokens cannot enter the fusion tower"):
+            plan(fusion, [edit])
+    update = LowRank(0, "nope", torch.zeros(1, 4, 1), torch.zeros(1, 4, 1), 1.0)
+    with pytest.raises(AdaptError, match=r"LowRank names 'nope' of block 0 of the decoder tower; .*mlp"):
+        plan(tiny_llms.vision_llm("llama").tower("decoder"), [update])
 
 
 @pytest.mark.parametrize(
@@ -40,21 +84,21 @@ def test_edits_are_found_by_their_place() -> None:
     ],
 )
 def test_what_prompts_can_share(edits: list[Edit], images: int | None, prefix_per_class: bool) -> None:
-    asked = plan(edits)
+    asked = plan(TOWER, edits)
     assert (asked.images, asked.prefix_per_class) == (images, prefix_per_class)
 
 
 @pytest.mark.parametrize(
     ("edits", "message"),
     [
-        ([SHARED, PER_CLASS], "learned tokens to enter one tower"),
-        ([SHARED, DEEP, DEEP], "the same place of a block: 1"),
-        ([Replace(0, "q", LINEAR), Replace(0, "q", LINEAR)], "the same place of a block: 'q'"),
-        ([SHARED, attention(), attention()], "the same place of a block: 0"),
+        ([SHARED, PER_CLASS], "learned tokens to enter the text tower"),
+        ([SHARED, DEEP, DEEP], "the same place, block 1 of the text tower"),
+        ([Replace(0, "q", LINEAR), Replace(0, "q", LINEAR)], "the same place, q of block 0 of the text tower"),
+        ([SHARED, attention(), attention()], "the same place, block 0 of the text tower"),
         ([DEEP], "that none have entered"),
         ([attention()], "that none have entered"),
     ],
 )
 def test_edits_that_do_not_fit_together_are_refused(edits: list[Edit], message: str) -> None:
     with pytest.raises(AdaptError, match=message):
-        plan(edits)
+        plan(TOWER, edits)

@@ -1,0 +1,92 @@
+"""Whose turn it is on a frozen model: calls that leave its modules alone run side by side, one that edits them alone.
+
+A turn lasts for one forward, or one block that is computed again: never while a caller's own code runs.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from weakref import WeakKeyDictionary
+
+from torch import nn
+
+
+class _Turns:
+    """The turns of one model by thread, each of which may nest its own.
+
+    Who waits to be alone goes before those who come later to share.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._sharing: dict[int, int] = {}  # how deep each thread is inside
+        self._alone: int | None = None
+        self._depth = self._waiting = 0
+
+    @contextmanager
+    def shared(self) -> Iterator[None]:
+        me = threading.get_ident()
+        with self._changed:
+            if me not in self._sharing and self._alone != me:
+                self._changed.wait_for(lambda: self._alone is None and not self._waiting)
+            self._sharing[me] = self._sharing.get(me, 0) + 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._sharing[me] -= 1
+                if not self._sharing[me]:
+                    del self._sharing[me]
+                    self._changed.notify_all()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        me = threading.get_ident()
+        with self._changed:
+            if self._alone != me:
+                if me in self._sharing:  # two such would wait for each other
+                    raise RuntimeError("a call that shares the model with others cannot become one that edits it")
+                self._waiting += 1
+                try:
+                    self._changed.wait_for(lambda: self._alone is None and not self._sharing)
+                finally:
+                    self._waiting -= 1
+                self._alone = me
+            self._depth += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._depth -= 1
+                if not self._depth:
+                    self._alone = None
+                    self._changed.notify_all()
+
+
+_TURNS: WeakKeyDictionary[nn.Module, _Turns] = WeakKeyDictionary()
+
+
+def roots(model: nn.Module) -> list[nn.Module]:
+    """The models that are frozen and edited as a whole: those side by side in a vision LLM also serve by themselves."""
+    return list(model.values()) if isinstance(model, nn.ModuleDict) else [model]
+
+
+def sharing(model: nn.Module) -> AbstractContextManager[None]:
+    """Inside, no call edits `model`."""
+    return _entered(model, _Turns.shared)
+
+
+def alone(model: nn.Module) -> AbstractContextManager[None]:
+    """Inside, no other thread's call runs on `model`. RuntimeError in a thread that shares it already."""
+    return _entered(model, _Turns.alone)
+
+
+@contextmanager
+def _entered(model: nn.Module, enter: Callable[[_Turns], AbstractContextManager[None]]) -> Iterator[None]:
+    turns = [_TURNS.setdefault(root, _Turns()) for root in roots(model)]
+    with ExitStack() as stack:
+        for each in sorted(turns, key=id):  # in one order, so that two calls never wait for each other
+            stack.enter_context(enter(each))
+        yield

@@ -1,0 +1,70 @@
+"""A model frozen for a while, whatever its owner's flags are; they are back when the last call is over."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from weakref import WeakKeyDictionary
+
+from torch import nn
+
+from adapt.backbones.turns import roots, sharing
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, no gradient for any parameter, no checkpointing by the library; all as before afterwards.
+
+    No other thread edits `model` meanwhile; those that do not are frozen together with this one.
+    """
+    with sharing(model), ExitStack() as stack:
+        for root in roots(model):
+            stack.enter_context(_HOLDS.setdefault(root, _Hold())(root))
+        yield
+
+
+class _Hold:
+    """The owner's flags of one model, while calls hold it frozen."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._holders = 0
+        self._training: list[nn.Module] = []
+        self._checkpointing: list[nn.Module] = []
+        self._trainable: list[nn.Parameter] = []
+
+    @contextmanager
+    def __call__(self, model: nn.Module) -> Iterator[None]:
+        with self._lock:
+            if not self._holders:
+                self._note(model)
+                self._set(False)
+            self._holders += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._holders -= 1
+                if not self._holders:
+                    self._set(True)
+                    self._training, self._checkpointing, self._trainable = [], [], []
+
+    def _note(self, model: nn.Module) -> None:
+        for module in model.modules():  # one walk for all three: every call pays for it
+            if module.training:
+                self._training.append(module)
+            if vars(module).get("grad_checkpointing"):
+                self._checkpointing.append(module)
+            self._trainable += [each for each in module._parameters.values() if each is not None and each.requires_grad]
+
+    def _set(self, to: bool) -> None:
+        for module in self._training:
+            module.training = to
+        for module in self._checkpointing:
+            module.grad_checkpointing = to  # type: ignore[assignment]
+        for parameter in self._trainable:
+            parameter.requires_grad_(to)
+
+
+_HOLDS: WeakKeyDictionary[nn.Module, _Hold] = WeakKeyDictionary()

@@ -1,0 +1,104 @@
+"""Whether what a result was computed from is still what it was.
+
+Edits are compared to the bit, whatever changed them: an optimiser, `vector_to_parameters`, a buffer, a selection. The
+backbone is too large for that: its tensors count as changed by their version, their memory, or a sampled value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+from operator import is_
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adapt.backbones.stand_in import StandIn
+from adapt.edits import Edit
+
+
+class Inputs:
+    """A detached copy of values, such as a list of edits, that later ones are compared with."""
+
+    def __init__(self, values: Any) -> None:
+        self._leaves = [leaf.detach().clone() if isinstance(leaf, Tensor) else leaf for leaf in _leaves(values)]
+
+    def same(self, values: Any) -> bool:
+        """Whether `values` are what these were. An object that cannot be looked into is the same as itself only."""
+        leaves = list(_leaves(values))
+        return len(leaves) == len(self._leaves) and all(map(_same, self._leaves, leaves))
+
+
+def _same(kept: Any, leaf: Any) -> bool:
+    if isinstance(kept, Tensor):
+        alike = isinstance(leaf, Tensor) and kept.dtype == leaf.dtype and kept.device == leaf.device
+        return alike and torch.equal(kept, leaf)  # False for another shape
+    return kept is leaf or (type(kept) is type(leaf) and isinstance(kept, _PLAIN) and kept == leaf)
+
+
+_PLAIN = (bool, int, float, str, bytes, frozenset, type(None), torch.Size, torch.dtype, torch.device)
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    """What `value` is made of: tensors, plain values, and objects that cannot be looked into."""
+    if isinstance(value, StandIn):  # for the backbone's own tensors, which are watched there
+        yield type(value)
+    elif isinstance(value, Edit | nn.Module):
+        yield type(value)
+        yield from _leaves(vars(value))
+    elif isinstance(value, partial):
+        yield from _leaves((value.func, value.args, value.keywords))
+    elif isinstance(value, Mapping):
+        for key, each in value.items():
+            yield key
+            yield from _leaves(each)
+    elif isinstance(value, list | tuple):
+        yield len(value)
+        for each in value:
+            yield from _leaves(each)
+    else:
+        yield value
+
+
+class Weights:
+    """The tensors and modules of a model as they were, compared in a fraction of a call's time."""
+
+    def __init__(self, model: nn.Module) -> None:
+        modules = list(model.modules())
+        self._holders = [holder for each in modules for holder in (each._parameters, each._buffers, each._modules)]
+        self._held = self._found()
+        tensors = [x for x in self._held if isinstance(x, Tensor) and x.numel() and not x.is_meta]
+        self._tensors, self._memory = tensors, [*map(_memory, tensors)]
+        self._views: dict[torch.device, list[Tensor]] = {}
+        for tensor in tensors:
+            self._views.setdefault(tensor.device, []).append(_middle(tensor))
+        self._values = self._sampled()
+
+    def same(self) -> bool:
+        """Whether the model has the same tensors in the same modules, and the values that were sampled."""
+        found = self._found()
+        return (
+            len(found) == len(self._held)
+            and all(map(is_, found, self._held))
+            and [*map(_memory, self._tensors)] == self._memory
+            and all(map(torch.equal, self._sampled(), self._values))
+        )
+
+    def _found(self) -> list[Any]:
+        return [each for holder in self._holders for each in holder.values()]
+
+    def _sampled(self) -> list[Tensor]:
+        return [torch.cat(views) for views in self._views.values()]
+
+
+def _memory(tensor: Tensor) -> tuple[int, int]:
+    return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
+
+
+def _middle(tensor: Tensor) -> Tensor:
+    """A view `(1,)` of the entry in the middle of each axis."""
+    view = tensor.data
+    for axis, size in enumerate(tensor.shape):
+        view = view.narrow(axis, size // 2, 1)
+    return view.reshape(1)

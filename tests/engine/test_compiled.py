@@ -1,0 +1,42 @@
+"""Compiled models: each computes its own edits, whatever was compiled on the backbone before."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from cases import build
+from checks import scaled
+from torch import Tensor
+
+import adapt
+from adapt import Backbone
+
+
+@pytest.fixture(autouse=True)
+def _fresh() -> None:
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize(("method", "fast"), [("maple", None), ("lora", False), ("das", False)])
+@pytest.mark.parametrize("backbone", ["open_clip", "hf_clip"], indirect=True)
+def test_a_second_compiled_model_computes_its_own_edits(
+    method: str, fast: bool | None, backbone: Backbone, images: Tensor
+) -> None:
+    models = [build(method, backbone, fast=fast).eval() for _ in range(2)]
+    models.append(build("zero_shot", backbone, fast=fast))
+    with torch.no_grad():
+        for parameter in models[1].method.parameters():
+            parameter.mul_(1.5)
+        expected = [model(images) for model in models]
+        compiled = [torch.compile(model, backend="eager") for model in models]
+        for one, logits in [*zip(compiled, expected, strict=True)][::-1]:
+            assert scaled(one(images), logits) < 1e-5
+
+
+def test_an_unedited_tower_is_compiled(open_clip: Backbone, images: Tensor) -> None:
+    counter = torch._dynamo.testing.CompileCounter()
+    model = adapt.wrap(open_clip, adapt.methods.CoOp(n_ctx=4), ("goldfish", "toy")).eval()
+    with torch.no_grad():
+        expected = model(images)
+        assert scaled(torch.compile(model, backend=counter)(images), expected) < 1e-5
+    assert counter.op_count > 20
