@@ -14,10 +14,12 @@ from torch import Tensor
 from adapt.adapted import Adapted
 from adapt.backbones.base import Backbone, DualEncoder
 from adapt.backbones.turns import alone
+from adapt.backbones.vision_llm import VisionLLM
 from adapt.edits import Edit
 from adapt.engine import text
 from adapt.engine.frozen import frozen
 from adapt.engine.memory import free_bytes
+from adapt.engine.plan import plan
 from adapt.engine.stale import Inputs, Weights
 from adapt.errors import AdaptError
 from adapt.methods.base import Context, Method
@@ -57,11 +59,26 @@ def wrap(
     names = () if speaks else check_class_names(class_names)
     with alone(backbone.model), frozen(backbone.model):  # a forward in training mode would move batch statistics
         method.build(backbone, names)
+        _check_edits(backbone, method)
     method.built = True
     if isinstance(backbone, DualEncoder):
         return AdaptedModel(backbone, method, names, fast, checkpointing=checkpointing, text_memory=text_memory)
     kind: Any = SpeakingModel if speaks else AnsweringModel
     return kind(backbone, method, names, checkpointing=checkpointing)
+
+
+@torch.no_grad()
+def _check_edits(backbone: Backbone, method: Method) -> None:
+    """AdaptError where a tower cannot carry what `method` asks of it, or two edits want one place."""
+    features: dict[str, Any] = {}
+    tokens: dict[str, Any] = {}
+    if isinstance(backbone, DualEncoder):
+        features["vision"] = lambda: torch.zeros(1, backbone.embed_dim, device=backbone.device)
+    if isinstance(backbone, VisionLLM):
+        tokens["vision"] = lambda: torch.zeros(1, *backbone.patch_shape(), device=backbone.device)
+    for name in sorted(method.touches):
+        tower = backbone.tower(name)
+        plan(tower, method.edits(tower, Context(features, tokens)))
 
 
 def check_class_names(class_names: Sequence[str]) -> tuple[str, ...]:
@@ -206,8 +223,12 @@ class AdaptedModel(Adapted[DualEncoder]):
         return other
 
     def unwrap(self) -> DualEncoder:
-        self._text = None
+        self._text = self._cached = None
         return super().unwrap()
+
+    def cut_skipped(self) -> None:
+        super().cut_skipped()
+        self._cached = None  # it holds on to the weights that it depends on
 
     def _predictions(self, pixels: Tensor, top_k: int, question: str | None) -> Iterator[Prediction]:
         if question is not None:

@@ -95,6 +95,11 @@ class Method(nn.Module):
         return None
 
     @property
+    def chosen_on_validation(self) -> str | None:
+        """The setting that it chooses on validation images where it is left out, if there is such a one."""
+        return None
+
+    @property
     def skipped(self) -> frozenset[str]:
         """The blocks that are never executed, such as vision.3."""
         return frozenset()
@@ -164,8 +169,11 @@ def learned(state: dict[str, Tensor], prefix: str = "") -> dict[str, Tensor]:
     return {key: tensor for key, tensor in own.items() if key not in ("token_prefix", "token_suffix")}
 
 
-def check_depth(tower: Tower, depth: int, field: str) -> None:
-    """AdaptError, naming the setting `field`, where `tower` has fewer than `depth` blocks."""
+def check_depth(tower: Tower, depth: int, method: str, field: str) -> None:
+    """AdaptError, naming the setting `field` of `method`, where `tower` has fewer than `depth` blocks."""
     blocks = len(tower.blocks)
     if depth > blocks:
-        raise AdaptError(f"{field} is {depth}, but the {tower.name} tower has {blocks} blocks: set it to 1 to {blocks}")
+        raise AdaptError(
+            f"{method}: {field} is {depth}, but the {tower.name} tower has {blocks} blocks: set method.{field} to 1 to "
+            f"{blocks}"
+        )

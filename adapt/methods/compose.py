@@ -90,6 +90,10 @@ class Compose(Method):
         return next((part.searcher for part in self.parts.values() if part.searcher is not None), None)
 
     @property
+    def chosen_on_validation(self) -> str | None:
+        return next((each for part in self.parts.values() if (each := part.chosen_on_validation)), None)
+
+    @property
     def skipped(self) -> frozenset[str]:
         return frozenset().union(*(part.skipped for part in self.parts.values()))
 

@@ -132,6 +132,10 @@ class DAS(Method):
         return self if self.config.searches else None
 
     @property
+    def chosen_on_validation(self) -> str | None:
+        return "skipped" if self.config.searches else None
+
+    @property
     def skipped(self) -> frozenset[str]:
         return frozenset(self.config.skipped or ())
 

@@ -110,6 +110,6 @@ class IVLP(Method):
 
 def _prompts(backbone: Backbone, name: str, first: Tensor, depth: int, method: str) -> nn.ParameterList:
     """`first` for the entrance of a tower, and N(0, 0.02) for each deeper block."""
-    check_depth(backbone.tower(name), depth, f"{method}: depth_{name}")
+    check_depth(backbone.tower(name), depth, method, f"depth_{name}")
     deeper = [torch.empty_like(first).normal_(std=0.02) for _ in range(depth - 1)]
     return nn.ParameterList([values.to(backbone.device) for values in (first, *deeper)])

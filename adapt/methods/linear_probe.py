@@ -14,7 +14,6 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from adapt.backbones.base import DualEncoder
-from adapt.errors import AdaptError
 from adapt.methods.base import Method, MethodConfig
 
 STRENGTHS = tuple(10.0 ** (k / 2) for k in range(-2, 13))  # inverse regularisation, 0.1 to 1e6
@@ -37,6 +36,10 @@ class LinearProbe(Method):
     def per_class(self) -> bool:
         return True
 
+    @property
+    def chosen_on_validation(self) -> str | None:
+        return "strength" if self.config.strength is None else None
+
     def build(self, backbone: DualEncoder, class_names: Sequence[str]) -> None:  # type: ignore[override]
         self.weight = nn.Parameter(torch.zeros(len(class_names), backbone.embed_dim, device=backbone.device))
         self.bias = nn.Parameter(torch.zeros(len(class_names), device=backbone.device))
@@ -50,8 +53,7 @@ class LinearProbe(Method):
         if self.config.strength is not None:
             self._fit(train, self.config.strength)
             return {"strength": self.config.strength}
-        if val is None or len(val[1]) == 0:
-            raise AdaptError("linear_probe chooses its strength on validation images: give some, or set `strength`")
+        assert val is not None  # as `chosen_on_validation` asks for
         scored = {strength: self._accuracy(self._fit(train, strength), val) for strength in STRENGTHS}
         best = max(scored, key=scored.__getitem__)
         self._fit(train, best)

@@ -66,7 +66,7 @@ class MaPLe(Method):
     def build(self, backbone: Backbone, class_names: Sequence[str]) -> None:
         text, vision, deeper = backbone.tower("text"), backbone.tower("vision"), self.config.depth - 1
         for tower in (text, vision):
-            check_depth(tower, self.config.depth, "maple: depth")
+            check_depth(tower, self.config.depth, self.name, "depth")
         self.ctx = nn.Parameter(initial_context(backbone, self.config.ctx_init, self.config.n_ctx))
         self.proj = nn.Linear(text.width, vision.width)
         self.compound_prompts_text = nn.ParameterList(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -31,6 +32,8 @@ from adapt.training.search import Found, search
 from adapt.training.settings import TrainSettings
 from adapt.validation import explain
 
+logger = logging.getLogger("adapt")
+
 
 def fit(
     model: Adapted[Any],
@@ -57,10 +60,8 @@ def fit(
     Raises AdaptError for bad settings, labels that are not the model's, images that cannot be decoded, a step that does
     not fit into memory, or a loss that is not finite; KeyboardInterrupt when the user stops it.
     """
-    check_labels(model, train_set)
-    if test_set:
-        check_labels(model, test_set)
     chosen = _settings(model, settings)
+    _check_parts(model, train_set, val_set, test_set)
     method = {"name": model.method.name, **model.method.config.model_dump(mode="json")}
     origin = recipe or {"method": method, "classes": list(model.class_names), "train": settings, "seed": seed}
     with _directory(out, origin, resume) as run:
@@ -69,10 +70,33 @@ def fit(
         return _fit(model, (train_set, val_set, test_set), template, seed, run, recipe, cache, progress, chosen)
 
 
+def _check_parts(
+    model: Adapted[Any], train_set: Sequence[Item], val_set: Sequence[Item], test_set: Sequence[Item]
+) -> None:
+    """Refuses what these images make impossible, before any of them is encoded."""
+    check_labels(model, train_set)
+    for part in (val_set, test_set):
+        if part:
+            check_labels(model, part)
+    method, needed = model.method, model.method.chosen_on_validation
+    if needed is not None and not val_set:
+        raise AdaptError(
+            f"{method.name} chooses {needed} on validation images, and there are none: give some, or set "
+            f"method.{needed}"
+        )
+    unlearnt = sorted(set(model.class_names) - {item.class_name for item in train_set})
+    if hasattr(method, "solve") and unlearnt:
+        raise AdaptError(f"{method.name} needs an image of every class; there is none of {unlearnt[0]!r}")
+
+
 def _directory(
     out: str | Path | Run | None, origin: dict[str, Any], resume: bool
 ) -> AbstractContextManager[Run | None]:
     """A run directory to enter; one that the caller has entered, or none, is passed through."""
+    if out is None and resume:
+        raise AdaptError(
+            "resume goes on with the run in a directory, and none is given: name it by out, or leave resume out"
+        )
     if out is None or isinstance(out, Run):
         return nullcontext(out)
     return Run(out, yaml.safe_dump(origin, sort_keys=False), resume)
@@ -106,6 +130,7 @@ def _fit(
         with counting_bar("evaluating", progress) as bar:
             scores = evaluate(model, test_set, workers=workers, cache=cache, progress=bar)
         metrics["adapted"] = scores.figures()
+        _note_harm(metrics, history)
     model.metadata = {"recipe": recipe, "seed": seed, "metrics": dict(metrics)}
     adapter = None
     if run is not None:
@@ -117,6 +142,27 @@ def _fit(
         metrics["adapter_bytes"] = adapter.stat().st_size
         run.finish(metrics)
     return Result(metrics, history, adapter)
+
+
+def _note_harm(metrics: dict[str, Any], history: list[dict[str, Any]]) -> None:
+    """Says where training made the backbone worse, and what to try."""
+    before, after = metrics.get("zero_shot", {}).get("accuracy", 0.0), metrics["adapted"]["accuracy"]
+    if after >= before:
+        return
+    last = history[-len(history) // 10 :]  # the last tenth of the steps
+    fitted = sum(entry["accuracy"] for entry in last) / len(last) if last else 1.0
+    if fitted > before:
+        why, remedy = (
+            "it fits its training images only",
+            "fewer epochs, a lower train.lr, more shots or fewer parameters",
+        )
+    else:
+        why, remedy = "it has not learned", "another train.lr or more epochs"
+    logger.warning(
+        "adapted accuracy, %.1f %%, is below the %.1f %% of %s: %s (%.1f %% right at the end). Try %s, and compare on "
+        "validation images",
+        100 * after, 100 * before, metrics["baseline"], why, 100 * fitted, remedy,
+    )  # fmt: skip
 
 
 def _pick(item: Item) -> dict[str, str]:
@@ -231,11 +277,6 @@ def _solve(model: Adapted[Any], train_set: Sequence[Item], val_set: Sequence[Ite
     if not hasattr(model.method, "solve"):
         return {"seconds": 0.0}
     started = time.monotonic()
-    unlearnt = sorted(set(model.class_names) - {item.class_name for item in train_set})
-    if unlearnt:
-        raise AdaptError(f"{model.method.name} needs an image of every class; there is none of {unlearnt[0]!r}")
-    if val_set:
-        check_labels(model, val_set)
     assert isinstance(model, AdaptedModel)  # solvers fit heads
     parts = [
         (image_features(model, items, workers=2, cache=cache), labels_of(items)) if items else None

@@ -20,7 +20,6 @@ from torch import Tensor
 from adapt.adapted import Adapted
 from adapt.data.split import Item
 from adapt.errors import AdaptError
-from adapt.evaluation.evaluate import check_labels
 from adapt.evaluation.flops import block_flops
 from adapt.files import write_text
 from adapt.methods.das import updated_gates
@@ -49,18 +48,12 @@ def search(
     """Chooses the blocks that `model.method` skips, from rewards on `held_back` images.
 
     Imitation draws batches of its own from `train_set`. With a run directory the search is kept in search.json, and
-    read from there when the run is resumed. Draws from torch's global random state. Raises AdaptError where nothing is
-    held back, the share of operations cannot be reached, or there are too few subsets to compare.
+    read from there when the run is resumed. Draws from torch's global random state. Raises AdaptError where the share
+    of operations cannot be reached, or there are too few subsets to compare.
     """
     if run is not None and run.resume and run.search.is_file():
         kept: Found = json.loads(run.search.read_text(encoding="utf-8"))
         return kept
-    if not held_back:
-        raise AdaptError(
-            "the search compares architectures on validation images, and there are none: give some, or name the blocks "
-            "by method.skipped"
-        )
-    check_labels(model, held_back)
     searching = Search(model, _cycle(model, held_back, settings, seed, cache), settings)
     imitating = imitate(model, train_set, settings, seed, progress)
     steps = Plan.of(search_settings(model, settings), len(batches)).steps

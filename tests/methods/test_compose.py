@@ -178,7 +178,15 @@ def test_parts_serve_the_backbones_that_each_of_them_serves(open_clip: Backbone,
     assert all(parameter.grad.norm() > 0 for parameter in model.method.parameters())
 
 
-def test_two_edits_of_one_place_are_refused(open_clip: Backbone, images: Tensor) -> None:
-    model = wrapped(open_clip, LoRA(), LoRA())
-    with pytest.raises(AdaptError, match="two edits of one kind want the same place of a block: 'q'"):
-        model(images)
+@pytest.mark.parametrize(
+    ("parts", "place"),
+    [
+        ([LoRA(), LoRA()], "k of block 0 of the text tower|q of block 0 of the text tower"),
+        ([DAS(skip=0), DAS(skip=0)], "attn of block 0 of the vision tower"),
+    ],
+)
+def test_parts_that_want_one_place_are_refused_when_it_is_built(
+    parts: list[methods.Method], place: str, open_clip: Backbone
+) -> None:
+    with pytest.raises(AdaptError, match=f"two edits of one kind want the same place, ({place})"):
+        adapt.wrap(open_clip, Compose(parts), NAMES)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import math
+import weakref
 from typing import Any
 
 import pytest
@@ -13,7 +15,9 @@ from torch import Tensor
 
 import adapt
 from adapt import AdaptedModel, AdaptError, Backbone, methods
+from adapt.engine.hooks import run
 from adapt.evaluation.flops import image_flops
+from adapt.methods.base import Context
 from adapt.methods.das import updated_gates
 
 NAMES = ("goldfish", "red_panda", "sea cucumber")
@@ -64,13 +68,10 @@ def test_kept_blocks_have_their_adapters_beside_them(open_clip: Backbone) -> Non
     adapters = model.method.vision["1"]
     after = x + block.attention(block.ln_1(x)) + adapters["attn"](x)
     expected = after + block.mlp(block.ln_2(after)) + adapters["mlp"](after)
-    from adapt.engine.hooks import edited
-    from adapt.methods.base import Context
-
     tower = open_clip.tower("vision")
-    with edited(open_clip.model, tower, model.method.edits(tower, Context())):
-        found = block(x)
-        bypassed = open_clip.model.visual.transformer.resblocks[0](x)
+    changes = [(tower, model.method.edits(tower, Context()))]
+    first = open_clip.model.visual.transformer.resblocks[0]
+    found, bypassed = run(open_clip.model, changes, lambda: (block(x), first(x)))
     assert scaled(found, expected) < 1e-5
     assert scaled(bypassed, model.method.vision["0"]["bypass"](x)) < 1e-6
     assert scaled(block(x), expected) > 1e-3
@@ -142,3 +143,17 @@ def test_what_does_not_fit_the_towers_is_refused(settings: dict[str, Any], messa
 def test_refused_settings(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(AdaptError, match=message):
         methods.DAS(**settings)
+
+
+@pytest.mark.parametrize("fast", [None, False])
+def test_skipped_blocks_of_either_tower_can_be_freed(fast: bool | None, images: Tensor, open_clip: Backbone) -> None:
+    das, lora = adapt.methods.DAS(skipped=["text.1", "vision.0"], towers=("text", "vision")), adapt.methods.LoRA()
+    model = adapt.wrap(open_clip, adapt.methods.Compose([das, lora]), NAMES, fast).eval()
+    inside = [weakref.ref(open_clip.tower(name).blocks[i].module) for name, i in (("text", 1), ("vision", 0))]
+    with torch.no_grad():
+        expected = model(images)
+    model.cut_skipped()
+    gc.collect()
+    assert [each() for each in inside] == [None, None]
+    with torch.no_grad():
+        assert torch.equal(model(images), expected)

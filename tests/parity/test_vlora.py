@@ -21,7 +21,7 @@ from adapt.adapter import load_tensors
 from adapt.backbones.tower import Tower
 from adapt.backbones.vision_llm import VisionLLM
 from adapt.convert import import_published
-from adapt.engine.hooks import edited
+from adapt.engine.hooks import run
 from adapt.methods import VLoRA
 from adapt.methods.base import Context
 from adapt.speaking import SpeakingModel
@@ -87,8 +87,8 @@ def added(model: SpeakingModel, images: Tensor, x: Tensor, merge: bool) -> dict[
     seeing, tower = model.backbone, model.backbone.tower("decoder")
     edits = model.method.edits(tower, Context(tokens={"vision": lambda: seeing.patches(images)}))
     frozen = outputs(tower, x)
-    with edited(seeing.model, tower, edits, merge=merge):
-        return {key: output - frozen[key] for key, output in outputs(tower, x).items()}
+    changed = run(seeing.model, [(tower, edits)], lambda: outputs(tower, x), merge=merge)
+    return {key: output - frozen[key] for key, output in changed.items()}
 
 
 def test_the_factors_of_each_image() -> None:

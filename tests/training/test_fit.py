@@ -75,7 +75,9 @@ def test_linear_probe_chooses_its_strength_on_validation_images(make_model, tiny
 
 
 def test_linear_probe_needs_validation_images_or_a_strength(make_model, tiny_split) -> None:
-    with pytest.raises(AdaptError, match="chooses its strength on validation images: give some, or set `strength`"):
+    with pytest.raises(
+        AdaptError, match="chooses strength on validation images, and there are none: give some, or set method.strength"
+    ):
         fit(make_model("linear_probe"), tiny_split.train, progress=False)
     result = fit(make_model("linear_probe", strength=3.0), tiny_split.train, progress=False)
     assert result.metrics["solver"] == {"strength": 3.0}
@@ -107,3 +109,39 @@ def test_progress_on_a_terminal_is_a_bar(monkeypatch: pytest.MonkeyPatch, capsys
     with training_bar(2, 1, show=True) as report:
         report(_ENTRY | {"step": 2})
     assert "2/2" in capsys.readouterr().err
+
+
+def test_what_the_images_make_impossible_is_refused_before_any_is_encoded(make_model, tiny_split, monkeypatch) -> None:
+    model = make_model("linear_probe")
+    monkeypatch.setattr(model.backbone, "encode_image", lambda images: pytest.fail("an image was encoded"))
+    with pytest.raises(AdaptError, match="linear_probe chooses strength on validation images"):
+        fit(model, tiny_split.train, tiny_split.test, progress=False)
+    with pytest.raises(AdaptError, match="needs an image of every class; there is none of 'goldfish'"):
+        fit(model, tiny_split.train[4:], tiny_split.test, val_set=tiny_split.val, progress=False)
+    with pytest.raises(AdaptError, match="resume goes on with the run in a directory, and none is given"):
+        fit(make_model(), tiny_split.train, resume=True, epochs=1)
+
+
+@pytest.mark.parametrize(
+    ("method", "config", "key"), [("maple", {"depth": 4}, "depth"), ("ivlp", {"depth_text": 9}, "depth_text")]
+)
+def test_a_depth_beyond_the_tower_names_the_recipes_key(make_model, method: str, config: dict, key: str) -> None:
+    with pytest.raises(AdaptError, match=rf"{method}: {key} is \d, but the text tower has 3 blocks: set method\.{key}"):
+        make_model(method, **config)
+
+
+def test_training_that_does_harm_is_said(make_model, tiny_split, caplog) -> None:
+    """Pictures that go by another class's name teach what is wrong of the others."""
+    paths = [item.path for item in tiny_split.train]
+    wrong = [replace(item, path=path) for item, path in zip(tiny_split.train, paths[4:] + paths[:4], strict=True)]
+    said = []
+    for items in (tiny_split.train, wrong):
+        caplog.clear()
+        settings = {"epochs": 20, "lr": 0.05, "batch_size": 4, "augment": "none", "workers": 0, "progress": False}
+        result = fit(make_model(n_ctx=4), items, tiny_split.test, **settings)
+        said.append([message for message in caplog.messages if "adapted accuracy" in message])
+    assert result.accuracy < result.zero_shot_accuracy
+    assert said[0] == []
+    assert len(said[1]) == 1
+    for part in (f"{100 * result.accuracy:.1f} %, is below the", "zero-shot: it fits its training images only", "lr"):
+        assert part in said[1][0]

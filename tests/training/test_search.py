@@ -127,7 +127,7 @@ def test_named_blocks_need_no_search_and_no_held_back_images(train, make_model, 
 
 
 def test_without_validation_images_it_is_refused(train, make_model) -> None:
-    with pytest.raises(AdaptError, match="validation images, and there are none: give some, or name the blocks"):
+    with pytest.raises(AdaptError, match="chooses skipped on validation images, and there are none"):
         train(make_model("das", **SEARCH))
 
 
