@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 RUN := runs/quickstart-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: quickstart test test-full lint
+.PHONY: quickstart test test-full mutants lint
 
 quickstart: $(VENV)/installed
 	$(BIN)/adapt train quickstart --out $(RUN) --plot
@@ -20,6 +20,10 @@ test: $(VENV)/installed-dev
 # each method on every backbone that it fits
 test-full: $(VENV)/installed-dev
 	$(PYTEST) --all-pairs
+
+# small changes to the code that some test must notice; tests/mutation/README.md says how
+mutants: $(VENV)/installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python tests/mutation/run.py
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
