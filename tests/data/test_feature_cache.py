@@ -218,6 +218,8 @@ def test_what_is_refused(store: FeatureCache, items: list[Item]) -> None:
         store.features([], to_tensor, Encoder(), "k")
     with pytest.raises(ValueError, match=r"shape \(10, 3, 8, 8\), not \(b, d\)"):
         store.features(items, to_tensor, lambda images: images, "k")
+    with pytest.raises(ValueError, match="shorter"):
+        store.features(items, to_tensor, lambda images: images[1:, :, 0, 0], "k")
 
 
 def test_its_size_is_told_and_it_can_be_cleared(store: FeatureCache, items: list[Item], encode: Encoder) -> None:
@@ -237,6 +239,7 @@ def test_the_limit_may_come_from_the_environment(monkeypatch: pytest.MonkeyPatch
     assert FeatureCache(tmp_path).max_bytes == 4 * 2**30
     monkeypatch.setenv("ADAPT_CACHE_GIB", "0.5")
     assert FeatureCache(tmp_path).max_bytes == 2**29
-    monkeypatch.setenv("ADAPT_CACHE_GIB", "much")
-    with pytest.raises(AdaptError, match="ADAPT_CACHE_GIB is 'much'; expected the most GiB"):
-        FeatureCache(tmp_path)
+    for wrong in ("much", "0", "-1", "inf", "nan"):
+        monkeypatch.setenv("ADAPT_CACHE_GIB", wrong)
+        with pytest.raises(AdaptError, match=f"ADAPT_CACHE_GIB is '{wrong}'; expected the most GiB"):
+            FeatureCache(tmp_path)
