@@ -37,6 +37,17 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(scope="session")
+def _features(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("features")
+
+
+@pytest.fixture(autouse=True)
+def _no_cache_of_the_user(_features: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a user of this machine has cached stands for nothing that a test computes."""
+    monkeypatch.setenv("ADAPT_CACHE", str(_features))
+
+
 @pytest.fixture
 def open_clip() -> Backbone:
     """A native open_clip CLIP of the parity sizes."""

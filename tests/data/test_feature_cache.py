@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import multiprocessing
 import os
 import shutil
@@ -86,6 +87,24 @@ def test_views_are_seeded_by_image_and_number(store: FeatureCache, items: list[I
     assert encode.images == 20 + 7
     assert torch.equal(two[3:], three[:, :2])
     assert len(three[:, :, 0].unique()) == 21
+
+
+def test_what_an_earlier_version_has_stored_is_found(store: FeatureCache, items: list[Item]) -> None:
+    """Folder, row and view are named as ever: another seed would put other views beside those that are stored."""
+    seeds = store.features(items[:2], _seed, lambda images: images[:, :, 0, 0], "k", views=2).long()
+    for item, views in zip(items, seeds):
+        content = hashlib.blake2b(Path(item.path).read_bytes()).digest()
+        rows = [hashlib.blake2b(content + str(view).encode(), digest_size=16).digest() for view in range(2)]
+        expected = [int.from_bytes(row[:8]) >> 1 for row in rows]
+        assert views.tolist() == [[seed >> 43, seed >> 22 & 0x1FFFFF, seed & 0x3FFFFF] for seed in expected]
+    name = hashlib.sha256(f"{cache._FORMAT}\nk".encode()).hexdigest()[:32]
+    assert [folder.name for folder in store.directory.iterdir()] == [name]
+
+
+def _seed(picture: Any) -> Tensor:
+    """The seed that torch's generator has, in three parts that float32 holds."""
+    seed = torch.initial_seed()
+    return torch.tensor([seed >> 43, seed >> 22 & 0x1FFFFF, seed & 0x3FFFFF]).float().view(3, 1, 1)
 
 
 def test_features_can_take_part_in_a_backward(store: FeatureCache, items: list[Item], encode: Encoder) -> None:

@@ -1,0 +1,85 @@
+"""The search's draws: how likely a block is, how many are taken, and what an update compares."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+
+from adapt.methods.das import updated_gates
+from adapt.training.search import LEAST_CHANCE, Search, number_of_subsets
+
+
+@pytest.fixture
+def searching(make_model) -> Any:
+    """`searching(**config)`: a search among the three blocks of the vision tower, with no step taken."""
+
+    def new(**config: Any) -> Search:
+        settings = {"search_epochs": 3, "warmup_epochs": 1, "turn": 2, "draws": 2}
+        return Search(make_model("das", **settings | config), iter(()), None)
+
+    return new
+
+
+def test_a_block_is_drawn_the_likelier_the_larger_its_gate(searching) -> None:
+    search = searching(skip=1)
+    search.gates = torch.tensor([50.0, 0.0, -50.0], dtype=torch.float64)
+    torch.manual_seed(0)
+    drawn = Counter(search._draw() for _ in range(3000))
+    assert set(drawn) <= {(0,), (1,), (2,)}
+    assert drawn[0,] / 3000 == pytest.approx(1 / 1.5, abs=0.03)
+    assert drawn[1,] / 3000 == pytest.approx(0.5 / 1.5, abs=0.03)
+    assert 0 < LEAST_CHANCE < 0.001
+
+
+def test_a_block_whose_gate_is_far_down_is_drawn_at_times(searching) -> None:
+    search = searching(skip=2)
+    search.gates = torch.tensor([-900.0, -900.0, 0.0], dtype=torch.float64)
+    torch.manual_seed(0)
+    drawn = Counter(search._draw() for _ in range(300))
+    assert drawn[0, 2] + drawn[1, 2] > 290
+    assert min(drawn[0, 2], drawn[1, 2]) > 100  # both are as likely, though sigmoid has made zeros of them
+
+
+@pytest.mark.parametrize(
+    ("order", "taken"),
+    [
+        ((1, 2, 3, 0), (1, 2, 3)),  # 1 + 1 + 3
+        ((3, 1, 0), (1, 3)),  # 3 + 1 is just the goal
+        ((0, 1), (0,)),
+        ((1, 2), (1, 2)),  # all there are
+    ],
+)
+def test_blocks_are_taken_until_they_reach_the_goal(order: Any, taken: Any, searching) -> None:
+    search = searching(skip=1)
+    search.gains, search.goal = [5.0, 1.0, 1.0, 3.0], 4.0
+    assert search._enough(order) == taken
+
+
+def test_an_update_compares_different_subsets_on_one_batch(searching, monkeypatch: pytest.MonkeyPatch) -> None:
+    search = searching(skip=1, draws=3, gate_lr=0.5)
+    search.held_back = iter([("batches", "inputs", "labels")])
+    compared = []
+
+    def loss(subset: Any, *batch: Any) -> float:
+        compared.append((subset, batch))
+        return float(subset[0])
+
+    monkeypatch.setattr(search, "_loss", loss)
+    search._update(step=7)
+    assert compared == [((i,), ("batches", "inputs", "labels")) for i in range(3)]
+    expected = updated_gates(torch.zeros(3, dtype=torch.float64), [(0,), (1,), (2,)], [0.0, 1.0, 2.0], 0.5)
+    assert torch.equal(search.gates, expected)
+    subsets = [(0,), (1,), (2,)]
+    assert search.trace == [{"step": 7, "gates": expected.tolist(), "subsets": subsets, "losses": [0.0, 1.0, 2.0]}]
+    assert search.updating > 0
+
+
+@pytest.mark.parametrize(
+    ("gains", "goal", "count"),
+    [([1.0] * 6, 2.0, 15), ([5.0, 5.0, 5.0, 1.0, 1.0], 5.0, 12), ([5.0, 1.0], 7.0, 0), ([2.0, 1.0], 1.0, 2)],
+)
+def test_the_subsets_that_reach_a_goal_are_counted(gains: list[float], goal: float, count: int) -> None:
+    assert number_of_subsets(gains, goal) == count
