@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from sample_transforms import to_tensor, with_noise
 from torch import Tensor
 
-from adapt.data import FeatureCache, Item, cache
+from adapt.data import FeatureCache, Item, cache, open_image
 from adapt.errors import AdaptError
 
 
@@ -204,6 +205,44 @@ def test_two_processes_fill_one_cache(store: FeatureCache, items: list[Item], en
     assert 10 <= sum(counts) <= 20
     store.features(items, to_tensor, encode, "k")
     assert encode.images == 0
+
+
+def test_shards_that_others_delete_at_the_same_time_are_not_missed(
+    store: FeatureCache, items: list[Item], encode: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A shard that is gone when it is opened, one that is gone when it is deleted as damaged, and one when trimmed."""
+    store.features(items[:5], to_tensor, encode, "k")
+    (shard,) = _shards(store)
+    (shard.parent / "-gone.safetensors").symlink_to(shard.parent / "gone")
+    (shard.parent / "-wrong.safetensors").write_bytes(b"damaged")
+    unlink = Path.unlink
+
+    def second(path: Path, missing_ok: bool = False) -> None:
+        os.unlink(path)
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", second)
+    store.features(items[:5], to_tensor, encode, "k")
+    assert encode.images == 5
+    assert not (shard.parent / "-wrong.safetensors").exists()
+    store.clear()
+    assert not shard.exists()
+
+
+def test_shards_are_read_until_all_is_found(store: FeatureCache, items: list[Item], encode: Encoder) -> None:
+    for part in (items[:5], items[5:]):
+        store.features(part, to_tensor, encode, "k")
+    first, second = _shards(store)
+    second.write_bytes(b"damaged")
+    rows = [store.features([item], to_tensor, encode, "k") for item in items if _in(first, item)]
+    assert len(rows) == 5
+    assert encode.images == 10
+    assert second.read_bytes() == b"damaged"  # was never opened
+
+
+def _in(shard: Path, item: Item) -> bool:
+    """Whether `shard` has the features of `item`, the colour of its first pixel."""
+    return float(to_tensor(open_image(item))[0, 0, 0]) in load_file(shard)["features"][:, 0].tolist()
 
 
 def test_the_default_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
