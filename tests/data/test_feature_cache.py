@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 from sample_transforms import to_tensor, with_noise
 from torch import Tensor
 
@@ -100,6 +100,7 @@ def test_what_an_earlier_version_has_stored_is_found(store: FeatureCache, items:
         assert views.tolist() == [[seed >> 43, seed >> 22 & 0x1FFFFF, seed & 0x3FFFFF] for seed in expected]
     name = hashlib.sha256(f"{cache._FORMAT}\nk".encode()).hexdigest()[:32]
     assert [folder.name for folder in store.directory.iterdir()] == [name]
+    assert [len(shard.stem) for shard in _shards(store)] == [32]
 
 
 def _seed(picture: Any) -> Tensor:
@@ -140,15 +141,22 @@ def test_large_sets_are_written_shard_by_shard(
     assert encode.images == 10 + 2
 
 
-@pytest.mark.parametrize("damage", ["truncated", "empty", "flipped", "foreign"])
+@pytest.mark.parametrize("damage", ["truncated", "empty", "id", "feature", "extra", "foreign"])
 def test_a_damaged_shard_is_computed_again(
     store: FeatureCache, items: list[Item], encode: Encoder, damage: str
 ) -> None:
     expected = store.features(items, to_tensor, encode, "k")
     (shard,) = _shards(store)
     content = shard.read_bytes()
-    flipped = content[:-1] + bytes([content[-1] ^ 1])
-    damaged = {"truncated": content[:-5], "empty": b"", "flipped": flipped, "foreign": b"\x02" + bytes(7) + b"{}"}
+    first = 8 + int.from_bytes(content[:8], "little")  # byte of the features; the ids stand at the end
+    damaged = {
+        "truncated": content[:-5],
+        "empty": b"",
+        "id": content[:-1] + bytes([content[-1] ^ 1]),
+        "feature": content[:first] + bytes([content[first] ^ 1]) + content[first + 1 :],
+        "extra": save(load_file(shard) | {"more": torch.zeros(1)}),
+        "foreign": b"\x02" + bytes(7) + b"{}",
+    }
     shard.write_bytes(damaged[damage])
     assert torch.equal(store.features(items, to_tensor, encode, "k"), expected)
     assert encode.images == 20
