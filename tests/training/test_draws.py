@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from adapt.methods.das import updated_gates
+from adapt.training import search as module
 from adapt.training.search import LEAST_CHANCE, Search, number_of_subsets
 
 
@@ -75,6 +77,41 @@ def test_an_update_compares_different_subsets_on_one_batch(searching, monkeypatc
     subsets = [(0,), (1,), (2,)]
     assert search.trace == [{"step": 7, "gates": expected.tolist(), "subsets": subsets, "losses": [0.0, 1.0, 2.0]}]
     assert search.updating > 0
+
+
+def test_updates_come_in_turn_after_the_warm_up_and_draws_at_every_step(
+    searching, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nine steps in three epochs, by a trainer that trains nothing."""
+    search = searching(skip=1, turn=2, warmup_epochs=1)
+    entries = [{"step": step, "epoch": (step - 1) // 3} for step in range(1, 10)]
+    updated, drawn, reported = [], [], []
+
+    class Trainer:
+        def __init__(self, *_: Any) -> None:
+            pass
+
+        def train(self, told: Any) -> Any:
+            for entry in entries:
+                told(entry)
+            return SimpleNamespace(seconds=2.0)
+
+    def update(step: int) -> None:
+        updated.append(step)
+        search.updating += 0.125
+
+    monkeypatch.setattr(module, "Trainer", Trainer)
+    monkeypatch.setattr(module, "search_settings", lambda *_: None)
+    monkeypatch.setattr(search, "_update", update)
+    monkeypatch.setattr(search.method, "select", drawn.append)
+    search.gates = torch.tensor([0.0, 5.0, 5.0], dtype=torch.float64)
+    found = search.run(None, reported.append)
+    assert updated == [4, 6, 8]  # counted from the first step on
+    assert reported == entries
+    assert len(drawn) == 10
+    assert found["chosen"] == ["vision.1"]  # the first of equals
+    assert found["seconds"] == 2.375
+    assert found["kept_flops"] == round(1 - search.saved[1] / search.operations, 4)
 
 
 @pytest.mark.parametrize(
