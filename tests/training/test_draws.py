@@ -70,13 +70,15 @@ def test_an_update_compares_different_subsets_on_one_batch(searching, monkeypatc
         return float(subset[0])
 
     monkeypatch.setattr(search, "_loss", loss)
+    clock = iter((10.0, 12.5))
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     search._update(step=7)
     assert compared == [((i,), ("batches", "inputs", "labels")) for i in range(3)]
     expected = updated_gates(torch.zeros(3, dtype=torch.float64), [(0,), (1,), (2,)], [0.0, 1.0, 2.0], 0.5)
     assert torch.equal(search.gates, expected)
     subsets = [(0,), (1,), (2,)]
     assert search.trace == [{"step": 7, "gates": expected.tolist(), "subsets": subsets, "losses": [0.0, 1.0, 2.0]}]
-    assert search.updating > 0
+    assert search.updating == 2.5
 
 
 def test_updates_come_in_turn_after_the_warm_up_and_draws_at_every_step(
