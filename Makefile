@@ -2,17 +2,28 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
+# a process for each core; threads on top only get in their way
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 RUN := runs/quickstart-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: quickstart test lint
+.PHONY: quickstart test test-full mutants lint
 
 quickstart: $(VENV)/installed
 	$(BIN)/adapt train quickstart --out $(RUN) --plot
 	$(BIN)/adapt eval $(RUN)/adapter.safetensors --data emoji@fluent-3d
 	$(BIN)/adapt predict $(RUN)/adapter.safetensors notebooks/example.png
 
+# each method on two backbones, and all other tests
 test: $(VENV)/installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto  # a process for each core; threads on top only get in their way
+	$(PYTEST)
+
+# each method on every backbone that it fits
+test-full: $(VENV)/installed-dev
+	$(PYTEST) --all-pairs
+
+# small changes to the code that some test must notice; tests/mutation/README.md says how
+mutants: $(VENV)/installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python tests/mutation/run.py
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,34 @@ def assert_untouched(model: nn.Module, before: dict[str, Any]) -> None:
     assert {key: after[key] for key in after if key != "tensors"} == {
         key: before[key] for key in before if key != "tensors"
     }
+
+
+class Fault(Exception):
+    """What a test raises inside a model."""
+
+
+@contextmanager
+def failing(module: nn.Module) -> Iterator[list[None]]:
+    """Inside, `module` computes and then raises Fault. Each of its calls adds to the list that is yielded."""
+    calls: list[None] = []
+
+    def fail(*_: Any) -> None:
+        calls.append(None)
+        raise Fault
+
+    handle = module.register_forward_hook(fail)
+    try:
+        yield calls
+    finally:
+        handle.remove()
+
+
+def flag(model: nn.Module) -> None:
+    """Gives the model flags of its owner: some parameters trainable, some modules in training mode."""
+    for index, parameter in enumerate(model.parameters()):
+        parameter.requires_grad_(index % 2 == 0)
+    for index, module in enumerate(model.modules()):
+        module.training = index % 3 == 0
 
 
 def known(bug: str) -> pytest.MarkDecorator:

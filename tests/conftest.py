@@ -28,9 +28,24 @@ _FOLDER_MODEL: dict[str, Any] = {
 }
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all-pairs", action="store_true", help="run each method on all backbones, not on two")
+
+
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def _features(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("features")
+
+
+@pytest.fixture(autouse=True)
+def _no_cache_of_the_user(_features: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a user of this machine has cached stands for nothing that a test computes."""
+    monkeypatch.setenv("ADAPT_CACHE", str(_features))
 
 
 @pytest.fixture

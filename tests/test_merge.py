@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,20 @@ def test_a_merged_checkpoint_loads_by_its_folder(hf_clip: Backbone, images: Tens
     zero_shot = adapt.wrap(loaded, adapt.methods.ZeroShot(), NAMES)
     assert scaled(zero_shot.image_features(images), model.image_features(images)) < 1e-5
     assert scaled(zero_shot.class_features(), model.class_features()) < 1e-5
+
+
+@pytest.mark.parametrize("backbone", ["open_clip", "hf_siglip"], indirect=True)
+def test_a_merged_model_is_as_sure_as_the_adapted_one(backbone: Backbone, images: Tensor) -> None:
+    """LoRA's scale of the logits is not the backbone's own."""
+    model = perturb(adapt.wrap(backbone, LoRA(), NAMES)).eval()
+    assert backbone.logit_scale < 20 < model.method.logit_scale == 100
+    merged = copy.copy(backbone)
+    merged.model = merged_model(model)
+    assert merged.logit_scale == pytest.approx(100, rel=1e-5)
+    assert merged.logit_bias == backbone.logit_bias
+    cosines = model.image_features(images) @ model.class_features().T
+    assert scaled(merged.logit_scale * cosines + merged.logit_bias, model(images)) < 1e-5
+    assert backbone.logit_scale < 20
 
 
 def test_nothing_is_overwritten(open_clip: Backbone, tmp_path: Path) -> None:

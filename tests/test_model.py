@@ -143,6 +143,25 @@ def test_class_features_follow_whatever_they_depend_on(change: str, fast: bool |
         assert scaled(second, model.with_classes(NAMES).class_features()) < 1e-6
 
 
+@pytest.mark.parametrize("method", [ZeroShot, CoOp])
+def test_class_features_are_of_the_precision_they_are_asked_in(method: Any, open_clip: Backbone) -> None:
+    """Under autocast, and after it, as a model computes them that has computed none before."""
+
+    def features(model: AdaptedModel, dtype: torch.dtype | None) -> Tensor:
+        with torch.no_grad(), torch.autocast("cpu", dtype, enabled=dtype is not None):
+            return model.class_features()
+
+    torch.manual_seed(0)
+    used = adapt.wrap(open_clip, method(), NAMES).eval()
+    precisions = (None, torch.bfloat16, torch.float16, None)
+    found = [features(used, dtype) for dtype in precisions]
+    for each, dtype in zip(found, precisions):
+        torch.manual_seed(0)
+        assert torch.equal(each, features(adapt.wrap(open_clip, method(), NAMES).eval(), dtype))
+    assert scaled(found[1].float(), found[0]) > 1e-4
+    assert not torch.equal(found[1].float(), found[2].float())
+
+
 def test_gradients_flow_in_eval_mode_after_a_cached_call(model: AdaptedModel) -> None:
     model.eval()
     with torch.inference_mode():

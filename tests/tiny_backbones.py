@@ -16,7 +16,7 @@ from torch import nn
 
 from adapt import Backbone
 
-# the sizes of the tiny CLIP in ../shared/parity
+# the sizes of the tiny CLIP in tests/parity
 IMAGE = 32
 EMBED = 64
 VISION = {"image_size": IMAGE, "layers": 3, "width": 192, "patch_size": 8, "head_width": 64}

@@ -106,6 +106,16 @@ def test_a_fingerprint_survives_rounding_and_tells_weights_apart(open_clip: Back
     assert original.structure != hf_clip.fingerprint.structure
 
 
+@pytest.mark.parametrize(("change", "same"), [(1.004, True), (1.03, False), (0.97, False), (-1.0, False)])
+def test_a_fingerprint_forgives_what_rounding_does_and_no_more(change: float, same: bool, open_clip: Backbone) -> None:
+    changed = tiny_backbones.backbone("open_clip")
+    with torch.no_grad():
+        for parameter in changed.model.parameters():
+            parameter.mul_(change)
+    assert open_clip.fingerprint.matches(changed.fingerprint) is same
+    assert changed.fingerprint.matches(open_clip.fingerprint) is same
+
+
 @pytest.mark.parametrize(
     ("spec", "message"),
     [

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import tiny_fusion
 import torch
-from checks import assert_untouched, perturb, relative, snapshot
+from checks import Fault, assert_untouched, failing, flag, perturb, relative, snapshot
 from torch import Tensor
 
 import adapt
@@ -97,6 +97,27 @@ def test_an_adapter_loads_bit_for_bit_and_unwrap_restores_the_encoder(kind: str,
     assert loaded.class_names == ANSWERS
     assert model.unwrap() is backbone
     assert_untouched(backbone.model, before)
+
+
+def test_an_error_inside_a_block_leaves_the_encoder_as_it_was(kind: str) -> None:
+    """In the call itself, and where the block is computed again in the backward pass."""
+    backbone = MAKERS[kind]()
+    flag(backbone.model)
+    before = snapshot(backbone.model)
+    model = build(kind, backbone=backbone, checkpointing=True).eval()
+    batch, labels = (pictures(model), QUESTIONS, ANSWERS), torch.tensor([0, 2, 1])
+    expected = model(*batch[:2])
+    for tower in STREAMS[kind]:
+        index = next(i for i in range(len(backbone.tower(tower).blocks)) if f"{tower}.{i}" not in SKIPPED[kind])
+        part = backbone.tower(tower).blocks[index].norm2
+        with failing(part), pytest.raises(Fault):
+            model.objective(batch, labels)
+        assert_untouched(backbone.model, before)
+        loss, _ = model.objective(batch, labels)
+        with failing(part), pytest.raises(Fault):
+            torch.autograd.grad(loss, list(model.parameters()))
+        assert_untouched(backbone.model, before)
+        assert torch.equal(model(*batch[:2]), expected)
 
 
 def test_a_search_starts_the_head_anew(kind: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import tiny_llms
 import torch
-from checks import assert_untouched, perturb, relative, scaled, snapshot
+from checks import Fault, assert_untouched, failing, flag, perturb, relative, scaled, snapshot
 from torch import Tensor
 
 import adapt
@@ -116,6 +116,29 @@ def test_unwrap_gives_the_backbone_back_as_it_was(method: str, kind: str, pictur
     assert_untouched(backbone.model, before)
     with pytest.raises(AdaptError, match="was unwrapped"):
         model(pictures, QUESTIONS)
+
+
+@every_method
+def test_an_error_inside_a_block_leaves_the_backbone_as_it_was(method: str, kind: str, pictures: Tensor) -> None:
+    """In the call itself, where the block is computed again in the backward pass, and while an answer is generated."""
+    backbone = tiny_llms.vision_llm(kind)
+    flag(backbone.model)
+    before = snapshot(backbone.model)
+    model = perturb(adapt.wrap(backbone, methods.find(method)(**CONFIGS[method]), checkpointing=True)).eval()
+    expected = model(pictures, QUESTIONS)
+    for part in (backbone.tower("decoder").blocks[1].norm1, backbone.tower("decoder").blocks[3].norm1):
+        with failing(part), pytest.raises(Fault):
+            model.loss(pictures, QUESTIONS, ANSWERS)
+        assert_untouched(backbone.model, before)
+        with failing(part), pytest.raises(Fault):
+            model.generate(pictures[:1], QUESTIONS[:1], max_new_tokens=3)
+        assert_untouched(backbone.model, before)
+        if method != "projector":  # it gives tokens to the first block: none is computed again
+            loss = model.loss(pictures, QUESTIONS, ANSWERS)
+            with failing(part), pytest.raises(Fault):
+                torch.autograd.grad(loss, list(model.parameters()))
+            assert_untouched(backbone.model, before)
+        assert torch.equal(model(pictures, QUESTIONS), expected)
 
 
 @pytest.mark.parametrize("beams", [1, 3])

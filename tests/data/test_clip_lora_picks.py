@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -56,9 +57,27 @@ def test_without_validation_images_one_draw_of_train_gives_both() -> None:
     assert _paths(few.val) == first[16:] + second[16:]
 
 
+@pytest.mark.parametrize("sampling", ["coop", "clip-lora"])
+def test_a_class_with_just_enough_images_is_shuffled_and_not_repeated(sampling: Any) -> None:
+    few = _split((8, 20), (4, 20)).few_shot(8, 5, sampling)
+    stream = random.Random(5)
+    if sampling == "coop":
+        train = stream.sample(range(8), 8) + stream.sample(range(8, 28), 8)
+        val = stream.sample(range(1000, 1004), 4)
+    else:
+        val = stream.sample(range(1000, 1004), 4)
+        stream.sample(range(20), 4)
+        train = stream.sample(range(8), 8) + stream.sample(range(8, 28), 8)
+    assert _paths(few.train) == train
+    assert _paths(few.val)[:4] == val
+    assert val != sorted(val)
+
+
 def test_one_draw_for_both_needs_the_images_of_both() -> None:
     with pytest.raises(AdaptError, match=r"class 'b' has 5 training images; .* takes 6 of each class"):
         _split((30, 5)).few_shot(3, 1, "clip-lora")
+    few = _split((30, 6)).few_shot(3, 1, "clip-lora")
+    assert sorted(_paths(few.train + few.val))[-6:] == list(range(30, 36))
 
 
 def test_the_rules_pick_different_images() -> None:

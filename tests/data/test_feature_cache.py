@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import multiprocessing
 import os
 import shutil
@@ -11,10 +12,11 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save
 from sample_transforms import to_tensor, with_noise
 from torch import Tensor
 
-from adapt.data import FeatureCache, Item, cache
+from adapt.data import FeatureCache, Item, cache, open_image
 from adapt.errors import AdaptError
 
 
@@ -88,6 +90,25 @@ def test_views_are_seeded_by_image_and_number(store: FeatureCache, items: list[I
     assert len(three[:, :, 0].unique()) == 21
 
 
+def test_what_an_earlier_version_has_stored_is_found(store: FeatureCache, items: list[Item]) -> None:
+    """Folder, row and view are named as ever: another seed would put other views beside those that are stored."""
+    seeds = store.features(items[:2], _seed, lambda images: images[:, :, 0, 0], "k", views=2).long()
+    for item, views in zip(items, seeds):
+        content = hashlib.blake2b(Path(item.path).read_bytes()).digest()
+        rows = [hashlib.blake2b(content + str(view).encode(), digest_size=16).digest() for view in range(2)]
+        expected = [int.from_bytes(row[:8]) >> 1 for row in rows]
+        assert views.tolist() == [[seed >> 43, seed >> 22 & 0x1FFFFF, seed & 0x3FFFFF] for seed in expected]
+    name = hashlib.sha256(f"{cache._FORMAT}\nk".encode()).hexdigest()[:32]
+    assert [folder.name for folder in store.directory.iterdir()] == [name]
+    assert [len(shard.stem) for shard in _shards(store)] == [32]
+
+
+def _seed(picture: Any) -> Tensor:
+    """The seed that torch's generator has, in three parts that float32 holds."""
+    seed = torch.initial_seed()
+    return torch.tensor([seed >> 43, seed >> 22 & 0x1FFFFF, seed & 0x3FFFFF]).float().view(3, 1, 1)
+
+
 def test_features_can_take_part_in_a_backward(store: FeatureCache, items: list[Item], encode: Encoder) -> None:
     weight = torch.ones(3, requires_grad=True)
     (store.features(items, to_tensor, encode, "k") @ weight).sum().backward()
@@ -120,15 +141,22 @@ def test_large_sets_are_written_shard_by_shard(
     assert encode.images == 10 + 2
 
 
-@pytest.mark.parametrize("damage", ["truncated", "empty", "flipped", "foreign"])
+@pytest.mark.parametrize("damage", ["truncated", "empty", "id", "feature", "extra", "foreign"])
 def test_a_damaged_shard_is_computed_again(
     store: FeatureCache, items: list[Item], encode: Encoder, damage: str
 ) -> None:
     expected = store.features(items, to_tensor, encode, "k")
     (shard,) = _shards(store)
     content = shard.read_bytes()
-    flipped = content[:-1] + bytes([content[-1] ^ 1])
-    damaged = {"truncated": content[:-5], "empty": b"", "flipped": flipped, "foreign": b"\x02" + bytes(7) + b"{}"}
+    first = 8 + int.from_bytes(content[:8], "little")  # byte of the features; the ids stand at the end
+    damaged = {
+        "truncated": content[:-5],
+        "empty": b"",
+        "id": content[:-1] + bytes([content[-1] ^ 1]),
+        "feature": content[:first] + bytes([content[first] ^ 1]) + content[first + 1 :],
+        "extra": save(load_file(shard) | {"more": torch.zeros(1)}),
+        "foreign": b"\x02" + bytes(7) + b"{}",
+    }
     shard.write_bytes(damaged[damage])
     assert torch.equal(store.features(items, to_tensor, encode, "k"), expected)
     assert encode.images == 20
@@ -187,6 +215,44 @@ def test_two_processes_fill_one_cache(store: FeatureCache, items: list[Item], en
     assert encode.images == 0
 
 
+def test_shards_that_others_delete_at_the_same_time_are_not_missed(
+    store: FeatureCache, items: list[Item], encode: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A shard that is gone when it is opened, one that is gone when it is deleted as damaged, and one when trimmed."""
+    store.features(items[:5], to_tensor, encode, "k")
+    (shard,) = _shards(store)
+    (shard.parent / "-gone.safetensors").symlink_to(shard.parent / "gone")
+    (shard.parent / "-wrong.safetensors").write_bytes(b"damaged")
+    unlink = Path.unlink
+
+    def second(path: Path, missing_ok: bool = False) -> None:
+        os.unlink(path)
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", second)
+    store.features(items[:5], to_tensor, encode, "k")
+    assert encode.images == 5
+    assert not (shard.parent / "-wrong.safetensors").exists()
+    store.clear()
+    assert not shard.exists()
+
+
+def test_shards_are_read_until_all_is_found(store: FeatureCache, items: list[Item], encode: Encoder) -> None:
+    for part in (items[:5], items[5:]):
+        store.features(part, to_tensor, encode, "k")
+    first, second = _shards(store)
+    second.write_bytes(b"damaged")
+    rows = [store.features([item], to_tensor, encode, "k") for item in items if _in(first, item)]
+    assert len(rows) == 5
+    assert encode.images == 10
+    assert second.read_bytes() == b"damaged"  # was never opened
+
+
+def _in(shard: Path, item: Item) -> bool:
+    """Whether `shard` has the features of `item`, the colour of its first pixel."""
+    return float(to_tensor(open_image(item))[0, 0, 0]) in load_file(shard)["features"][:, 0].tolist()
+
+
 def test_the_default_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("ADAPT_CACHE", str(tmp_path))
     assert FeatureCache().directory == tmp_path
@@ -218,6 +284,8 @@ def test_what_is_refused(store: FeatureCache, items: list[Item]) -> None:
         store.features([], to_tensor, Encoder(), "k")
     with pytest.raises(ValueError, match=r"shape \(10, 3, 8, 8\), not \(b, d\)"):
         store.features(items, to_tensor, lambda images: images, "k")
+    with pytest.raises(ValueError, match="shorter"):
+        store.features(items, to_tensor, lambda images: images[1:, :, 0, 0], "k")
 
 
 def test_its_size_is_told_and_it_can_be_cleared(store: FeatureCache, items: list[Item], encode: Encoder) -> None:
@@ -237,6 +305,7 @@ def test_the_limit_may_come_from_the_environment(monkeypatch: pytest.MonkeyPatch
     assert FeatureCache(tmp_path).max_bytes == 4 * 2**30
     monkeypatch.setenv("ADAPT_CACHE_GIB", "0.5")
     assert FeatureCache(tmp_path).max_bytes == 2**29
-    monkeypatch.setenv("ADAPT_CACHE_GIB", "much")
-    with pytest.raises(AdaptError, match="ADAPT_CACHE_GIB is 'much'; expected the most GiB"):
-        FeatureCache(tmp_path)
+    for wrong in ("much", "0", "-1", "inf", "nan"):
+        monkeypatch.setenv("ADAPT_CACHE_GIB", wrong)
+        with pytest.raises(AdaptError, match=f"ADAPT_CACHE_GIB is '{wrong}'; expected the most GiB"):
+            FeatureCache(tmp_path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 import adapt
@@ -16,7 +17,7 @@ def coop(backbone: Backbone, classes: int, **options: object) -> AdaptedModel:
     return adapt.wrap(backbone, adapt.methods.CoOp(n_ctx=4), [f"name number {i}" for i in range(classes)], **options)
 
 
-def kept_bytes(model: AdaptedModel) -> int:
+def kept_bytes(model: AdaptedModel, image_features: Tensor | None = None) -> int:
     """What the forward pass keeps for the backward pass, each storage once, the model's own weights left out."""
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.backbone.model.parameters()}
     kept: dict[int, int] = {}
@@ -28,7 +29,7 @@ def kept_bytes(model: AdaptedModel) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        features = model.class_features()
+        features = model.class_features(image_features)
     assert features.requires_grad  # alive until here, so that no storage is counted for another
     return sum(kept.values())
 
@@ -40,6 +41,24 @@ def test_a_step_inside_a_budget_does_not_grow_with_the_classes(fast: bool, open_
     assert many < budget
     assert kept_bytes(coop(open_clip, 96, fast=fast)) > 2 * budget
     assert many - few < 96 * 4096  # ids and features of a class, no activations
+
+
+@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize(("n_ctx", "classes"), [(1, 30), (56, 2)])  # mostly the classes' own rows, mostly shared ones
+def test_the_images_of_a_batch_share_the_budget(n_ctx: int, classes: int, fast: bool, open_clip: Backbone) -> None:
+    """Learned tokens of each image: the classes are encoded for each, and what all of them keep adds up."""
+    features = F.normalize(torch.randn(16, 64), dim=-1)
+
+    def kept(images: int, **options: object) -> int:
+        method = adapt.methods.CoCoOp(n_ctx=n_ctx, ctx_init="")
+        names = [f"name number {i}" for i in range(classes)]
+        return kept_bytes(adapt.wrap(open_clip, method, names, fast, **options), features[:images])
+
+    alone = kept(1)
+    budget = 12 * alone
+    assert kept(1, text_memory=budget) == alone
+    assert kept(16) > budget
+    assert kept(16, text_memory=budget) < budget / 2
 
 
 @pytest.mark.parametrize("fast", [True, False])

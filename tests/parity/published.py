@@ -1,24 +1,21 @@
-"""The numbers of the published implementations in ../shared/parity, and the tiny CLIP they were computed on."""
+"""The numbers of the published implementations in `cases`, and the tiny CLIP that they were computed on."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from functools import cache
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-import pytest
 import tiny_backbones
+import tiny_clip
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
 from adapt import Backbone
 
-FOLDER = Path(__file__).resolve().parents[3] / "shared" / "parity"
-needs_reference = pytest.mark.skipif(not (FOLDER / "reference.json").is_file(), reason=f"{FOLDER} is not here")
+CASES = Path(__file__).parent / "cases"
 LIBRARIES = ("open_clip", "transformers")
 TOLERANCE = 1e-5  # of max(1, largest logit)
 GRADIENT_TOLERANCE = 1e-4  # relative
@@ -27,30 +24,19 @@ GRADIENT_TOLERANCE = 1e-4  # relative
 @cache
 def case(name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The settings and the tensors of one case."""
-    settings = json.loads((FOLDER / "reference.json").read_text())[name]
-    tensors = load_file(FOLDER / "reference.safetensors")
-    return settings, {key.removeprefix(f"{name}/"): x for key, x in tensors.items() if key.startswith(f"{name}/")}
+    return json.loads((CASES / f"{name}.json").read_text(encoding="utf-8")), load_file(CASES / f"{name}.safetensors")
 
 
 @cache
 def backbone(library: str) -> Backbone:
     """The tiny CLIP in open_clip, or with the same weights in transformers."""
     model = tiny_backbones.native_clip()
-    _weights().fill_clip(model)
+    tiny_clip.fill(model)
     if library == "open_clip":
         return tiny_backbones.from_open_clip(model)
     same = tiny_backbones.hf_clip_model()
     same.load_state_dict(to_transformers(model.state_dict()))
     return tiny_backbones.from_hf_clip(same)
-
-
-def _weights() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("parity_weights", FOLDER / "weights.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 _TOP = {

@@ -13,7 +13,6 @@ from published import GRADIENT_TOLERANCE, LIBRARIES, TOLERANCE
 import adapt
 from adapt import methods
 
-pytestmark = published.needs_reference
 CASES: dict[str, tuple[type[methods.Method], tuple[str, ...]]] = {
     "cocoop4": (methods.CoCoOp, ("n_ctx", "ctx_init")),
     "maple2_d3": (methods.MaPLe, ("n_ctx", "depth", "ctx_init")),

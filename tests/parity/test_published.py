@@ -12,7 +12,6 @@ from published import GRADIENT_TOLERANCE, LIBRARIES, TOLERANCE
 import adapt
 from adapt import Backbone
 
-pytestmark = published.needs_reference
 COOP = ("coop_end16", "coop_middle4", "coop_front4", "coop_csc8", "coop_init")
 
 

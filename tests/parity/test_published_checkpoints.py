@@ -14,7 +14,6 @@ from torch import Tensor
 
 from adapt.convert import import_published
 
-pytestmark = published.needs_reference
 CASES: dict[str, tuple[str, Callable[..., dict[str, Tensor]]]] = {
     "cocoop4": ("cocoop", dassl_files.of_a_learner),
     "maple2_d3": ("maple", dassl_files.of_maple),

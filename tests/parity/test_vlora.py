@@ -26,7 +26,6 @@ from adapt.methods import VLoRA
 from adapt.methods.base import Context
 from adapt.speaking import SpeakingModel
 
-pytestmark = published.needs_reference
 # how a language model keeps its queries, keys and values
 FAMILIES = {"apart": "LlamaConfig", "fused": "Phi3Config", "interleaved": "GPTNeoXConfig"}
 LAYERS = (1, 3)

@@ -75,9 +75,7 @@ def test_linear_probe_chooses_its_strength_on_validation_images(make_model, tiny
 
 
 def test_linear_probe_needs_validation_images_or_a_strength(make_model, tiny_split) -> None:
-    with pytest.raises(
-        AdaptError, match="chooses strength on validation images, and there are none: give some, or set method.strength"
-    ):
+    with pytest.raises(AdaptError, match="chooses strength on validation images, and there are none"):
         fit(make_model("linear_probe"), tiny_split.train, progress=False)
     result = fit(make_model("linear_probe", strength=3.0), tiny_split.train, progress=False)
     assert result.metrics["solver"] == {"strength": 3.0}

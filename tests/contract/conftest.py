@@ -1,0 +1,24 @@
+"""Which pairs of a method and a backbone run: two backbones for each method, or all with `--all-pairs`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+TWO = {"open_clip", "hf_clip", "llama", "phi3"}  # of dual encoders, and of language models
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--all-pairs"):
+        return
+    config.hook.pytest_deselected(items=[item for item in items if not _is_chosen(item)])
+    items[:] = [item for item in items if _is_chosen(item)]
+
+
+def _is_chosen(item: pytest.Item) -> bool:
+    if item.path.parent != Path(__file__).parent or not hasattr(item, "callspec"):
+        return True
+    params = item.callspec.params
+    kind = params.get("backbone", params.get("kind"))
+    return "method" not in params or kind is None or kind in TWO
