@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -113,27 +112,49 @@ def _open_clip_folder(path: Path, name: str | None, tensors: bool) -> Backbone:
     from safetensors import SafetensorError
 
     from adapt.backbones import openclip
+    from adapt.backbones.foreign_code import check_source, needs_code, no_questions
 
-    try:
-        config = json.loads((path / "open_clip_config.json").read_text(encoding="utf-8"))["model_cfg"]
-    except (json.JSONDecodeError, KeyError) as error:
-        raise AdaptError(f"{path / 'open_clip_config.json'} is damaged ({error}); fetch the folder again") from error
-    how: dict[str, Any] = {"load_weights": tensors, "require_pretrained": tensors}
+    check_source(path)
+    config = _open_clip_config(path)
+    text = config["text_cfg"]
+    if text.get("hf_model_name"):
+        check_source(text["hf_model_name"])
+    how: dict[str, Any] = {"load_weights": tensors, "require_pretrained": tensors, "weights_only": True}
     how |= {"pretrained_text": False, "device": "cpu" if tensors else "meta"}
     try:
-        with _without_notes():
+        with _without_notes(), no_questions():
             model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{path}", **how)
-    except (SafetensorError, RuntimeError, OSError, TypeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise AdaptError(f"{path} cannot be loaded with open_clip: {reason}; fetch the folder again") from error
-    tokenizer = open_clip.get_tokenizer(f"local-dir:{path}", context_length=config["text_cfg"].get("context_length"))
+            tokenizer = open_clip.get_tokenizer(f"local-dir:{path}", **_tokenizer_options(text))
+    except (SafetensorError, RuntimeError, OSError, TypeError, ValueError, AssertionError) as error:
+        raise needs_code(error, path) or AdaptError(
+            f"{path} cannot be loaded with open_clip: {_reason(error)}; fetch the folder again"
+        ) from error
     return openclip.build(model.eval(), tokenizer, preprocess, name, config)
+
+
+def _open_clip_config(path: Path) -> dict[str, Any]:
+    from adapt.backbones.foreign_code import read_configuration
+
+    file = path / "open_clip_config.json"
+    try:
+        config: dict[str, Any] = read_configuration(file)["model_cfg"]
+        _ = config["text_cfg"].get, config["vision_cfg"].get
+    except (KeyError, TypeError, AttributeError) as error:
+        raise AdaptError(f"{file} is damaged ({error}); fetch the folder again") from error
+    return config
+
+
+def _tokenizer_options(text: dict[str, Any]) -> dict[str, Any]:
+    """What open_clip's `get_tokenizer` gets: only a tokenizer of transformers is asked not to run code."""
+    options = {"context_length": text.get("context_length")}
+    return options | {"trust_remote_code": False} if text.get("hf_tokenizer_name") else options
 
 
 def _open_clip(spec: str, name: str) -> Backbone:
     import open_clip
 
     from adapt.backbones import openclip
+    from adapt.backbones.foreign_code import check_configuration, needs_code, no_questions
 
     architecture, _, pretrained = spec.partition("/")
     if architecture not in open_clip.list_models():
@@ -143,16 +164,19 @@ def _open_clip(spec: str, name: str) -> Backbone:
     tags = open_clip.list_pretrained_tags_by_model(architecture)
     if pretrained and pretrained not in tags and not Path(pretrained).is_file():
         raise AdaptError(f"open_clip has no weights {pretrained!r} for {architecture}; {nearest(pretrained, tags)}")
+    config = open_clip.get_model_config(architecture)
+    check_configuration(config, f"open_clip's configuration of {architecture}")
+    how: dict[str, Any] = {"pretrained": pretrained or None, "pretrained_text": False, "weights_only": True}
     try:
-        with _without_notes():
-            model, _, preprocess = open_clip.create_model_and_transforms(architecture, pretrained=pretrained or None)
+        with _without_notes(), no_questions():
+            model, _, preprocess = open_clip.create_model_and_transforms(architecture, **how)
+            tokenizer = open_clip.get_tokenizer(architecture, **_tokenizer_options(config["text_cfg"]))
     except (RuntimeError, OSError, ValueError) as error:
-        raise AdaptError(
+        raise needs_code(error, architecture) or AdaptError(
             f"the weights {pretrained!r} of {architecture} are not on this machine and cannot be fetched, or are "
             f"damaged: {_reason(error)}. Connect it, or give a file as open_clip:{architecture}/FILE, or a local folder"
         ) from error
-    config = open_clip.get_model_config(architecture)
-    return openclip.build(model.eval(), open_clip.get_tokenizer(architecture), preprocess, name, config)
+    return openclip.build(model.eval(), tokenizer, preprocess, name, config)
 
 
 def _reason(error: Exception) -> str:
@@ -176,13 +200,17 @@ def _transformers(source: str, name: str | None, tensors: bool = True) -> Backbo
 
 @contextmanager
 def fetching(source: str) -> Iterator[None]:
-    """AdaptError where transformers cannot load `source` inside."""
+    """AdaptError where transformers cannot load `source` inside, or would have to run code that comes with it."""
     from safetensors import SafetensorError
 
+    from adapt.backbones.foreign_code import check_source, needs_code, no_questions
+
+    check_source(source)
     try:
-        yield
+        with no_questions():
+            yield
     except (SafetensorError, RuntimeError, OSError, ValueError) as error:
-        raise AdaptError(
+        raise needs_code(error, source) or AdaptError(
             f"cannot load {source!r} with transformers: {_reason(error)}. Connect this machine, or give a local folder"
         ) from error
 

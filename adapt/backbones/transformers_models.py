@@ -34,7 +34,8 @@ def fetch(source: str, tensors: bool = True) -> tuple[Any, Any]:
     known = _CLASSES[config.model_type]
     name = next((name for name in known if name in (config.architectures or ())), known[-1])
     kind = getattr(transformers, name)
-    model = kind.from_pretrained(source, use_safetensors=True) if tensors else kind(config)
+    native = {"use_safetensors": True, "trust_remote_code": False}
+    model = kind.from_pretrained(source, **native) if tensors else kind(config)
     readers = (transformers.AutoImageProcessor, transformers.AutoTokenizer)
     image_processor, tokenizer = (each.from_pretrained(source, trust_remote_code=False) for each in readers)
     return model, SimpleNamespace(image_processor=image_processor, tokenizer=tokenizer)
