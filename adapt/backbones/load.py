@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,11 +12,13 @@ from typing import Any
 from adapt.backbones.base import Backbone
 from adapt.errors import AdaptError, nearest
 
+logger = logging.getLogger("adapt")
+
 SPECS = {
     "mini-clip": "the bundled 64-pixel CLIP of emoji (offline)",
     "mini-vilt": "the bundled ViLT that answers questions about emoji (offline)",
     "mini-clip+mini-lm": "the bundled CLIP's eyes for the bundled language model (offline)",
-    "open_clip:ARCH/PRETRAINED": "any open_clip model and weights, e.g. open_clip:ViT-B-16/openai",
+    "open_clip:ARCH/PRETRAINED": "any open_clip model and weights, e.g. open_clip:ViT-B-16-quickgelu/openai",
     "open_clip:ARCH": "an open_clip architecture with random weights",
     "hf:NAME_OR_PATH": "a transformers CLIP, SigLIP, ViLT, BridgeTower or LLaVA, e.g. hf:openai/clip-vit-base-patch16",
     "FOLDER": "a folder in open_clip's or transformers' format",
@@ -176,7 +179,25 @@ def _open_clip(spec: str, name: str) -> Backbone:
             f"the weights {pretrained!r} of {architecture} are not on this machine and cannot be fetched, or are "
             f"damaged: {_reason(error)}. Connect it, or give a file as open_clip:{architecture}/FILE, or a local folder"
         ) from error
+    _warn_of_activation(architecture, pretrained, bool(config.get("quick_gelu")))
     return openclip.build(model.eval(), tokenizer, preprocess, name, config)
+
+
+def _warn_of_activation(architecture: str, pretrained: str, quick: bool) -> None:
+    """open_clip loads weights that were trained with another activation, and says so in a warning of its own."""
+    import open_clip
+
+    trained = bool(open_clip.get_pretrained_cfg(architecture, pretrained).get("quick_gelu")) if pretrained else quick
+    if trained == quick or Path(pretrained).is_file():
+        return
+    names = {True: "QuickGELU", False: "GELU"}
+    other = f"{architecture}-quickgelu" if trained else architecture.removesuffix("-quickgelu")
+    known = other != architecture and pretrained in open_clip.list_pretrained_tags_by_model(other)
+    logger.warning(
+        "the weights %r were trained with %s, and %s computes %s: features and accuracy differ from the published ones"
+        + f"; take open_clip:{other}/{pretrained}" * known,
+        pretrained, names[trained], architecture, names[quick],
+    )  # fmt: skip
 
 
 def _reason(error: Exception) -> str:
@@ -219,11 +240,13 @@ def fetching(source: str) -> Iterator[None]:
 def _without_notes() -> Iterator[None]:
     """No notes of what the caller asked for (random weights, activations), nor of each failed request to the hub."""
     loggers = {logging.getLogger(): logging.ERROR, logging.getLogger("huggingface_hub"): logging.CRITICAL}
-    levels = {logger: logger.level for logger in loggers}
-    for logger, level in loggers.items():
-        logger.setLevel(level)
+    levels = {each: each.level for each in loggers}
+    for each, level in loggers.items():
+        each.setLevel(level)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="QuickGELU mismatch")  # said in our own words, see above
+            yield
     finally:
-        for logger, level in levels.items():
-            logger.setLevel(level)
+        for each, level in levels.items():
+            each.setLevel(level)
