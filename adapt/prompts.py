@@ -52,7 +52,7 @@ def with_context(tokenizer: TextTokenizer, words: str, n_ctx: int, class_name: s
     name = readable(class_name)
     context = readable(words) or " ".join([PLACEHOLDER] * n_ctx)
     pieces, ids = tokenizer.pieces(context), tokenizer.row(f"{context} {name}.".lstrip())
-    start = len(tokenizer.row("")) - 1  # special tokens in front; one ends the text
+    start = tokenizer.row(PLACEHOLDER).index(tokenizer.pieces(PLACEHOLDER)[0])  # special tokens in front
     name_at = start + len(pieces)
     if ids[start:name_at] != pieces or (not words and len(pieces) != n_ctx):
         raise AdaptError(

@@ -10,7 +10,7 @@ from transformers import CLIPModel, SiglipModel
 
 from adapt.backbones.base import DualEncoder
 from adapt.backbones.preprocess import Preprocess
-from adapt.backbones.tokenizer import HFText
+from adapt.backbones.tokenizer import HFText, check_tokenizer
 from adapt.backbones.tower import Block, Form, Projection, Site, TextParts, Tower
 from adapt.errors import AdaptError
 
@@ -36,13 +36,20 @@ def build(model: Any, processor: Any, name: str | None = None) -> DualEncoder:
     return DualEncoder(
         model=model,
         towers={"text": text, "vision": vision},
-        tokenizer=HFText(processor.tokenizer, text_config.max_position_embeddings),
+        tokenizer=_tokenizer(processor.tokenizer, text_config.max_position_embeddings),
         preprocess=preprocess_of(processor.image_processor, vision_config.image_size),
         encode_image=lambda images: _pooled(model.get_image_features(pixel_values=images)),
         encode_text=lambda ids: _pooled(model.get_text_features(input_ids=ids)),
         name=name,
         export=lambda folder, changed: export_folder(folder, changed, processor),
     )
+
+
+def _tokenizer(tokenizer: Any, length: int) -> HFText:
+    options = {"padding": "max_length", "max_length": length, "truncation": True, "return_tensors": "pt"}
+    ours = HFText(tokenizer, length)
+    check_tokenizer(ours, lambda texts: tokenizer(texts, **options)["input_ids"], type(tokenizer).__name__)
+    return ours
 
 
 def vision_tower(model: Any, config: Any) -> Tower:

@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import open_clip
-from open_clip.tokenizer import HFTokenizer
+from open_clip.hf_model import HFTextEncoder
+from open_clip.tokenizer import HFTokenizer, syntax_mask_tokenize
 from open_clip.transformer import ResidualAttentionBlock, TextTransformer, Transformer, VisionTransformer
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from adapt.backbones.base import DualEncoder
 from adapt.backbones.preprocess import Preprocess, from_torchvision
-from adapt.backbones.tokenizer import HFText, SimpleText, TextTokenizer
+from adapt.backbones.tokenizer import HFText, SimpleText, TextTokenizer, check_tokenizer
 from adapt.backbones.tower import Block, Form, Pooling, Projection, Site, TextParts, Tower, fused_qkv
 from adapt.errors import AdaptError
 
@@ -68,14 +69,22 @@ def _export(config: dict[str, Any], tokenizer: Any, folder: Path, model: Any) ->
 
 
 def _tokenizer(tokenizer: Any, model: Any) -> TextTokenizer:
-    context_length = int(model.context_length)
+    length = int(model.context_length)
+    if isinstance(getattr(model, "text", None), HFTextEncoder):  # whose own length counts positions that pad
+        length = min(length, tokenizer.context_length or length)
     if isinstance(tokenizer, open_clip.SimpleTokenizer):
-        return SimpleText(tokenizer, context_length)
-    if isinstance(tokenizer, HFTokenizer):
-        return HFText(tokenizer.tokenizer, context_length, clean=tokenizer.clean_fn)
-    raise AdaptError(
-        f"the tokenizer is a {type(tokenizer).__name__}; expected what open_clip.get_tokenizer(...) returns"
-    )
+        if tokenizer.reduction_fn is syntax_mask_tokenize:
+            raise AdaptError("the tokenizer drops words by their syntax; build it without reduction_mask='syntax'")
+        ours: TextTokenizer = SimpleText(tokenizer, length)
+    elif isinstance(tokenizer, HFTokenizer):
+        options = {"strip_sep": tokenizer.strip_sep_token, "class_token_last": tokenizer.tokenizer_mode == "clips"}
+        ours = HFText(tokenizer.tokenizer, length, tokenizer.clean_fn, **options)
+    else:
+        raise AdaptError(
+            f"the tokenizer is a {type(tokenizer).__name__}; expected what open_clip.get_tokenizer(...) returns"
+        )
+    check_tokenizer(ours, partial(tokenizer, context_length=length), type(tokenizer).__name__)
+    return ours
 
 
 def _preprocess(model: Any, preprocess: Any) -> Preprocess:
