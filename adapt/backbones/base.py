@@ -162,6 +162,16 @@ class DualEncoder(Backbone):
         return 0.0 if bias is None else float(bias.detach().float())
 
     @property
+    def dtype(self) -> torch.dtype:
+        """The precision of the towers' weights, which images are read in; the scale may keep a higher one."""
+        return self._parameter.dtype if self._entrance is None else self._entrance.weight.dtype
+
+    @cached_property
+    def _entrance(self) -> nn.Conv2d | None:
+        """Where images enter, None where that is no convolution."""
+        return next((module for module in self.model.modules() if isinstance(module, nn.Conv2d)), None)
+
+    @property
     def _parameter(self) -> Tensor:
         scale = self.model.logit_scale
         assert isinstance(scale, Tensor)  # every CLIP and SigLIP has one

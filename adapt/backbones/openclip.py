@@ -181,17 +181,27 @@ def _timm_tower(trunk: Any) -> Tower | None:
 
     if not isinstance(trunk, TimmViT) or any(type(block) is not TimmBlock for block in trunk.blocks):
         return None
-    if any(type(block.attn) is not TimmAttention for block in trunk.blocks):
+    if any(type(block.attn) is not TimmAttention or not _timm_mlp(block.mlp) for block in trunk.blocks):
         return None
     blocks = tuple(_timm_block(block) for block in trunk.blocks)
     pooling: Pooling = {"token": "class", "avg": "mean", "map": "map"}.get(trunk.global_pool, "none")  # type: ignore[assignment]
     return _tower("vision", Form(False, pooling), blocks, pre_norm=trunk.norm_pre)
 
 
+# linears of timm's MLPs: plain ones, and those with a gate (ViTamin)
+_MLPS: tuple[dict[str, str], ...] = ({"fc1": "fc1", "fc2": "fc2"}, {"w0": "gate", "w1": "up", "w2": "down"})
+
+
+def _timm_mlp(mlp: Any) -> dict[str, Projection]:
+    """The projections of an MLP, none where its form is not known."""
+    names = next((known for known in _MLPS if all(hasattr(mlp, name) for name in known)), {})
+    return {letter: Projection(getattr(mlp, name)) for name, letter in names.items()}
+
+
 def _timm_block(module: Any) -> Block:
     attn, mlp = module.attn, module.mlp
     projections = fused_qkv(attn.qkv, attn.num_heads * attn.head_dim)
-    projections |= {"out": Projection(attn.proj), "fc1": Projection(mlp.fc1), "fc2": Projection(mlp.fc2)}
+    projections |= {"out": Projection(attn.proj)} | _timm_mlp(mlp)
     between = (attn.q_norm, attn.k_norm, getattr(attn, "norm", None), getattr(attn, "gate", None))
     return Block(
         module,
