@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adapt.adapted import Adapted
-from adapt.backbones.base import Backbone, DualEncoder
+from adapt.backbones.base import Backbone, DualEncoder, outside_inference_mode
 from adapt.edits import Edit
 from adapt.engine import text
 from adapt.engine.hooks import frozen
@@ -40,11 +40,13 @@ def wrap(
     the library's own forward. `checkpointing` recomputes the blocks of edited towers in the backward pass.
     `text_memory` bounds the text side's activations in bytes (default: half of what is free).
 
-    Raises AdaptError for a method that is already built, bad class names, or a backbone that the method does not fit.
+    Raises AdaptError for what is no backbone, a method that is already built, bad class names, or a backbone that the
+    method does not fit.
     """
     from adapt.answering import AnsweringModel
     from adapt.speaking import SpeakingModel
 
+    _check_parts(backbone, method)
     if method.built:
         raise AdaptError(
             f"this {method.name} already belongs to a model: make a new one, or use model.with_classes(...)"
@@ -52,13 +54,27 @@ def wrap(
     method.check_family(backbone)
     speaks = backbone.family == "vision LLM"
     names = () if speaks else check_class_names(class_names)
-    with frozen(backbone.model):  # a forward in training mode would move batch statistics
-        method.build(backbone, names)
-    method.built = True
-    if isinstance(backbone, DualEncoder):
-        return AdaptedModel(backbone, method, names, fast, checkpointing=checkpointing, text_memory=text_memory)
-    kind: Any = SpeakingModel if speaks else AnsweringModel
-    return kind(backbone, method, names, checkpointing=checkpointing)
+    with outside_inference_mode():
+        with frozen(backbone.model):  # a forward in training mode would move batch statistics
+            method.build(backbone, names)
+        method.built = True
+        if isinstance(backbone, DualEncoder):
+            return AdaptedModel(backbone, method, names, fast, checkpointing=checkpointing, text_memory=text_memory)
+        kind: Any = SpeakingModel if speaks else AnsweringModel
+        return kind(backbone, method, names, checkpointing=checkpointing)
+
+
+def _check_parts(backbone: Any, method: Any) -> None:
+    """Raises AdaptError, with what to call, for a model of a library, a name, or a class in place of its object."""
+    if not isinstance(backbone, Backbone):
+        given = f"the name {backbone!r}" if isinstance(backbone, str) else f"a {type(backbone).__name__}"
+        raise AdaptError(
+            f"wrap got {given}; expected a backbone: call adapt.load_backbone(NAME), "
+            "Backbone.from_open_clip(model, tokenizer) or Backbone.from_transformers(model, processor)"
+        )
+    if not isinstance(method, Method):
+        given = f"the class {method.__name__}" if isinstance(method, type) else repr(method)
+        raise AdaptError(f"wrap got {given} as method; expected an object such as adapt.methods.CoOp()")
 
 
 def check_class_names(class_names: Sequence[str]) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from adapt.backbones.base import Backbone
+from adapt.backbones.base import Backbone, outside_inference_mode
 from adapt.errors import AdaptError, nearest
 
 logger = logging.getLogger("adapt")
@@ -49,15 +49,16 @@ def load_backbone(spec: str, device: str = "cpu", quantize: str | None = None) -
     if quantize is not None:
         quantized.check_kind(quantize)
     vision, _, llm = spec.partition("+")
-    if llm and vision and not Path(spec).is_dir():
-        from adapt.backbones.language import with_language_model
+    with outside_inference_mode():
+        if llm and vision and not Path(spec).is_dir():
+            from adapt.backbones.language import with_language_model
 
-        backbone: Backbone = with_language_model(_of_one_model(vision), llm, name=spec, device=device)
-    else:
-        backbone = _of_one_model(spec)
-    if quantize is not None:
-        quantized.quantize(backbone, quantize)
-    return backbone.to(device)
+            backbone: Backbone = with_language_model(_of_one_model(vision), llm, name=spec, device=device)
+        else:
+            backbone = _of_one_model(spec)
+        if quantize is not None:
+            quantized.quantize(backbone, quantize)
+        return backbone.to(device)
 
 
 def _of_one_model(spec: str) -> Backbone:

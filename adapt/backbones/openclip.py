@@ -71,7 +71,7 @@ def _export(config: dict[str, Any], tokenizer: Any, folder: Path, model: Any) ->
 def _tokenizer(tokenizer: Any, model: Any) -> TextTokenizer:
     length = int(model.context_length)
     if isinstance(getattr(model, "text", None), HFTextEncoder):  # whose own length counts positions that pad
-        length = min(length, tokenizer.context_length or length)
+        length = min(length, getattr(tokenizer, "context_length", None) or length)
     if isinstance(tokenizer, open_clip.SimpleTokenizer):
         if tokenizer.reduction_fn is syntax_mask_tokenize:
             raise AdaptError("the tokenizer drops words by their syntax; build it without reduction_mask='syntax'")
@@ -80,9 +80,8 @@ def _tokenizer(tokenizer: Any, model: Any) -> TextTokenizer:
         options = {"strip_sep": tokenizer.strip_sep_token, "class_token_last": tokenizer.tokenizer_mode == "clips"}
         ours = HFText(tokenizer.tokenizer, length, tokenizer.clean_fn, **options)
     else:
-        raise AdaptError(
-            f"the tokenizer is a {type(tokenizer).__name__}; expected what open_clip.get_tokenizer(...) returns"
-        )
+        given = "None" if tokenizer is None else f"a {type(tokenizer).__name__}"
+        raise AdaptError(f"the tokenizer is {given}; expected what open_clip.get_tokenizer(ARCHITECTURE) returns")
     check_tokenizer(ours, partial(tokenizer, context_length=length), type(tokenizer).__name__)
     return ours
 

@@ -58,5 +58,12 @@ def build(model: Any, processor: Any, name: str | None = None) -> Backbone:
             f"from_transformers got a {type(model).__name__}; expected CLIPModel, SiglipModel, a ViLT, BridgeTower or "
             "LLaVA model (for open_clip models use Backbone.from_open_clip)"
         )
+    missing = [part for part in ("tokenizer", "image_processor") if getattr(processor, part, None) is None]
+    if missing:
+        given = "no processor" if processor is None else f"a {type(processor).__name__}"
+        raise AdaptError(
+            f"from_transformers got {given} beside the {type(model).__name__}, without {' and '.join(missing)}: "
+            "give transformers.AutoProcessor.from_pretrained(NAME), or any object with both"
+        )
     backbone: Backbone = builders[kind](model, processor, name)
     return backbone
