@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from adapt.engine.memory import free_bytes
 from adapt.errors import AdaptError
 from adapt.methods.base import Context, Method
 from adapt.prediction import Prediction, predictions
+from adapt.prompts import of_classes
 from adapt.tasks import classes
 
 TextPath = text.FastText | text.PlainText
@@ -109,7 +111,9 @@ class AdaptedModel(Adapted[DualEncoder]):
         # read once: parts that changed from step to step would draw other dropout, and a resumed run would differ
         self.text_memory = text_memory or free_bytes(backbone.device) // 2
         prompts = (
-            [method.prompts(backbone.tokenizer, name) for name in self.class_names] if method.task == "classes" else []
+            of_classes(backbone.tokenizer, self.class_names, partial(method.prompts, backbone.tokenizer))
+            if method.task == "classes"
+            else []
         )
         self._prompts_per_class = len(prompts[0]) if prompts else 0
         self._text = self._text_path([prompt for own in prompts for prompt in own]) if prompts else None
