@@ -130,17 +130,11 @@ def test_predict_names_an_unreadable_image(model: AdaptedModel, tmp_path: Path) 
     assert model.training
 
 
-def _reads_alike() -> list[tuple[str, str]]:
-    return [
-        ("Red Panda", "red_panda"),
-        ("Apple", "apple"),
-        ("sea  cucumber", "sea cucumber"),
-        ("cafe\u0301", "caf\u00e9"),
-    ]
+ALIKE = [("Red Panda", "red_panda"), ("Apple", "apple"), ("sea  cucumber", "sea cucumber"), ("cafe\u0301", "caf\u00e9")]
 
 
-@pytest.mark.parametrize("pair", _reads_alike(), ids=str)
-@pytest.mark.parametrize("method", ["zero_shot", "coop", "maple", "lora"])
+@pytest.mark.parametrize("pair", ALIKE, ids=str)
+@pytest.mark.parametrize("method", ["zero_shot", "coop", "cocoop", "lora"])
 def test_names_that_read_the_same(method: str, pair: tuple[str, str], open_clip: Backbone) -> None:
     new = adapt.methods.find(method)
     said = f"class names {pair[0]!r} and {pair[1]!r} read the same to the text tower: give the classes names"
