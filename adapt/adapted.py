@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from adapt.backbones.absent import cut_out
-from adapt.backbones.base import Backbone
+from adapt.backbones.base import Backbone, outside_inference_mode
 from adapt.backbones.turns import alone
 from adapt.engine.frozen import frozen
 from adapt.engine.hooks import run
@@ -141,9 +141,10 @@ class Adapted(nn.Module, Generic[B]):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """`.to()` and its kin move the backbone too, though it is no child of this module."""
-        super()._apply(fn, recurse)
-        if self._backbone is not None:
-            self._backbone.model._apply(fn)
+        with outside_inference_mode():
+            super()._apply(fn, recurse)
+            if self._backbone is not None:
+                self._backbone.model._apply(fn)
         return self
 
 

@@ -232,13 +232,12 @@ def check_backbone(header: Header, backbone: Backbone, path: str | Path) -> None
     """Raises AdaptError unless `backbone` is the model that the adapter was trained on."""
     from adapt.backbones.fingerprint import Fingerprint
 
-    recorded: Fingerprint = Fingerprint(header.fingerprint["structure"], tuple(header.fingerprint["values"]))
-    if not recorded.matches(backbone.fingerprint):
-        same = recorded.structure == backbone.fingerprint.structure
+    recorded = Fingerprint(**header.fingerprint | {"values": tuple(header.fingerprint["values"])})
+    if difference := recorded.difference(backbone.fingerprint):
         raise AdaptError(
             f"{path} was trained on {header.backbone or 'another backbone'} ({recorded.short()}), not on "
             f"{backbone.describe()} ({backbone.fingerprint.short()}): "
-            f"{'same architecture, other weights' if same else 'another architecture'}. Give the one it was trained on"
+            f"{difference}. Give the one it was trained on"
         )
     if header.preprocess != json.loads(json.dumps(backbone.reading())):
         raise AdaptError(

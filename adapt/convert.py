@@ -78,7 +78,7 @@ def import_published(
     cls = methods.find(method)
     state = read_safetensors(path) if Path(path).suffix == ".safetensors" else read_dassl(path)
     try:
-        tensors, told = cls.published(state)
+        tensors, told = cls.published(state, dict(settings or {}))
     except KeyError as error:
         listed = ", ".join(sorted(state)[:5]) or "nothing"
         raise AdaptError(f"{path} is no {method} checkpoint: it has no tensor {error}, but {listed}") from None

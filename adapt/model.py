@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adapt.adapted import Adapted
-from adapt.backbones.base import Backbone, DualEncoder
+from adapt.backbones.base import Backbone, DualEncoder, outside_inference_mode
 from adapt.backbones.turns import alone
 from adapt.backbones.vision_llm import VisionLLM
 from adapt.edits import Edit
@@ -24,6 +25,7 @@ from adapt.engine.stale import Inputs, Weights
 from adapt.errors import AdaptError
 from adapt.methods.base import Context, Method
 from adapt.prediction import Prediction, predictions
+from adapt.prompts import of_classes
 from adapt.tasks import classes
 
 TextPath = text.FastText | text.PlainText
@@ -45,11 +47,13 @@ def wrap(
     the library's own forward. `checkpointing` recomputes the blocks of edited towers in the backward pass.
     `text_memory` bounds the text side's activations in bytes (default: half of what is free).
 
-    Raises AdaptError for a method that is already built, bad class names, or a backbone that the method does not fit.
+    Raises AdaptError for what is no backbone, a method that is already built, bad class names, or a backbone that the
+    method does not fit.
     """
     from adapt.answering import AnsweringModel
     from adapt.speaking import SpeakingModel
 
+    _check_parts(backbone, method)
     if method.built:
         raise AdaptError(
             f"this {method.name} already belongs to a model: make a new one, or use model.with_classes(...)"
@@ -57,14 +61,28 @@ def wrap(
     method.check_family(backbone)
     speaks = backbone.family == "vision LLM"
     names = () if speaks else check_class_names(class_names)
-    with alone(backbone.model), frozen(backbone.model):  # a forward in training mode would move batch statistics
-        method.build(backbone, names)
-        _check_edits(backbone, method)
-    method.built = True
-    if isinstance(backbone, DualEncoder):
-        return AdaptedModel(backbone, method, names, fast, checkpointing=checkpointing, text_memory=text_memory)
-    kind: Any = SpeakingModel if speaks else AnsweringModel
-    return kind(backbone, method, names, checkpointing=checkpointing)
+    with outside_inference_mode():
+        with alone(backbone.model), frozen(backbone.model):  # in training mode a forward would move batch statistics
+            method.build(backbone, names)
+            _check_edits(backbone, method)
+        method.built = True
+        if isinstance(backbone, DualEncoder):
+            return AdaptedModel(backbone, method, names, fast, checkpointing=checkpointing, text_memory=text_memory)
+        kind: Any = SpeakingModel if speaks else AnsweringModel
+        return kind(backbone, method, names, checkpointing=checkpointing)
+
+
+def _check_parts(backbone: Any, method: Any) -> None:
+    """Raises AdaptError, with what to call, for a model of a library, a name, or a class in place of its object."""
+    if not isinstance(backbone, Backbone):
+        given = f"the name {backbone!r}" if isinstance(backbone, str) else f"a {type(backbone).__name__}"
+        raise AdaptError(
+            f"wrap got {given}; expected a backbone: call adapt.load_backbone(NAME), "
+            "Backbone.from_open_clip(model, tokenizer) or Backbone.from_transformers(model, processor)"
+        )
+    if not isinstance(method, Method):
+        given = f"the class {method.__name__}" if isinstance(method, type) else repr(method)
+        raise AdaptError(f"wrap got {given} as method; expected an object such as adapt.methods.CoOp()")
 
 
 @torch.no_grad()
@@ -123,7 +141,9 @@ class AdaptedModel(Adapted[DualEncoder]):
         # read once: parts that changed from step to step would draw other dropout, and a resumed run would differ
         self.text_memory = text_memory or free_bytes(backbone.device) // 2
         prompts = (
-            [method.prompts(backbone.tokenizer, name) for name in self.class_names] if method.task == "classes" else []
+            of_classes(backbone.tokenizer, self.class_names, partial(method.prompts, backbone.tokenizer))
+            if method.task == "classes"
+            else []
         )
         self._prompts_per_class = len(prompts[0]) if prompts else 0
         self._text = self._text_path([prompt for own in prompts for prompt in own]) if prompts else None

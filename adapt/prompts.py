@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -52,7 +52,7 @@ def with_context(tokenizer: TextTokenizer, words: str, n_ctx: int, class_name: s
     name = readable(class_name)
     context = readable(words) or " ".join([PLACEHOLDER] * n_ctx)
     pieces, ids = tokenizer.pieces(context), tokenizer.row(f"{context} {name}.".lstrip())
-    start = len(tokenizer.row("")) - 1  # special tokens in front; one ends the text
+    start = tokenizer.row(PLACEHOLDER).index(tokenizer.pieces(PLACEHOLDER)[0])  # special tokens in front
     name_at = start + len(pieces)
     if ids[start:name_at] != pieces or (not words and len(pieces) != n_ctx):
         raise AdaptError(
@@ -61,6 +61,32 @@ def with_context(tokenizer: TextTokenizer, words: str, n_ctx: int, class_name: s
         )
     slots = [None] * start + list(range(n_ctx)) + [None] * (len(ids) - start - n_ctx)
     return Prompt(tuple(ids), tuple(slots), range(name_at, name_at + len(tokenizer.pieces(name))))
+
+
+def of_classes(
+    tokenizer: TextTokenizer, class_names: Sequence[str], prompts: Callable[[str], list[Prompt]]
+) -> list[list[Prompt]]:
+    """The prompts of each class.
+
+    Raises AdaptError naming a class whose prompt is too long, or two classes that the text tower could not tell apart:
+    it may read capitals, underscores, punctuation or letters that it does not know all alike.
+    """
+    found: dict[tuple[Prompt, ...], str] = {}
+    for name in class_names:
+        own = tuple(prompts(name))
+        longest = max(len(prompt.ids) for prompt in own)
+        if longest > tokenizer.context_length:
+            raise AdaptError(
+                f"the prompt of class {name!r} has {longest} tokens but the text tower reads "
+                f"{tokenizer.context_length}: shorten the class name or learn fewer context tokens"
+            )
+        if own in found:
+            raise AdaptError(
+                f"class names {found[own]!r} and {name!r} read the same to the text tower: give the classes names that "
+                "it reads differently (a file of names: data.names in a recipe), or put their images into one class"
+            )
+        found[own] = name
+    return [list(own) for own in found]
 
 
 def context_length(n_ctx: int | None, words: str, tokenizer: TextTokenizer) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -201,3 +202,35 @@ def test_predict_names_an_unreadable_image(model: AdaptedModel, tmp_path: Path) 
     with pytest.raises(AdaptError, match=r"broken\.png"):
         model.predict([broken])
     assert model.training
+
+
+ALIKE = [("Red Panda", "red_panda"), ("Apple", "apple"), ("sea  cucumber", "sea cucumber"), ("cafe\u0301", "caf\u00e9")]
+
+
+@pytest.mark.parametrize("pair", ALIKE, ids=str)
+@pytest.mark.parametrize("method", ["zero_shot", "coop", "cocoop", "lora"])
+def test_names_that_read_the_same(method: str, pair: tuple[str, str], open_clip: Backbone) -> None:
+    new = adapt.methods.find(method)
+    said = f"class names {pair[0]!r} and {pair[1]!r} read the same to the text tower: give the classes names"
+    with pytest.raises(AdaptError, match=re.escape(said)):
+        adapt.wrap(open_clip, new(), ["goldfish", *pair])
+    model = adapt.wrap(open_clip, new(), ["goldfish", pair[0]])
+    with pytest.raises(AdaptError, match=re.escape(said)):
+        model.with_classes(["toy", *pair])
+
+
+def test_names_that_a_tokenizer_of_its_own_reads_the_same(hf_siglip: Backbone) -> None:
+    with pytest.raises(AdaptError, match=r"'md-80' and 'md80' read the same"):
+        adapt.wrap(hf_siglip, ZeroShot(), ["md-80", "md80"])
+    assert adapt.wrap(hf_siglip, ZeroShot(), ["md 80", "md80"]).class_names == ("md 80", "md80")
+
+
+def test_a_head_reads_no_names(open_clip: Backbone) -> None:
+    assert adapt.wrap(open_clip, adapt.methods.LinearProbe(), ["Apple", "apple"]).class_names == ("Apple", "apple")
+
+
+@pytest.mark.parametrize("fast", [None, False])
+def test_a_prompt_that_is_too_long_names_its_class(fast: bool | None, open_clip: Backbone) -> None:
+    long = "red panda " * 40
+    with pytest.raises(AdaptError, match=rf"the prompt of class '{long}' has 8\d tokens but the text tower reads 77"):
+        adapt.wrap(open_clip, ZeroShot(), ["goldfish", long], fast=fast)

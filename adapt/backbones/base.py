@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -15,6 +16,16 @@ from adapt.backbones.preprocess import Preprocess, Transform
 from adapt.backbones.tokenizer import pad_rows
 from adapt.backbones.tower import Tower
 from adapt.errors import AdaptError
+
+
+@contextmanager
+def outside_inference_mode() -> Iterator[None]:
+    """What is made inside can take part in training, also where the caller is in `torch.inference_mode()`."""
+    if not torch.is_inference_mode_enabled():
+        yield  # the mode that is none would switch gradients on where the caller has them off
+        return
+    with torch.inference_mode(False):
+        yield
 
 
 class Backbone:
@@ -121,7 +132,8 @@ class Backbone:
         return next(parameter for parameter in self.model.parameters() if parameter.is_floating_point())
 
     def to(self, device: torch.device | str) -> Self:
-        self.model.to(device)
+        with outside_inference_mode():
+            self.model.to(device)
         return self
 
 
@@ -160,6 +172,16 @@ class DualEncoder(Backbone):
         """SigLIP's learned bias; zero for CLIP."""
         bias = getattr(self.model, "logit_bias", None)
         return 0.0 if bias is None else float(bias.detach().float())
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of the towers' weights, which images are read in; the scale may keep a higher one."""
+        return self._parameter.dtype if self._entrance is None else self._entrance.weight.dtype
+
+    @cached_property
+    def _entrance(self) -> nn.Conv2d | None:
+        """Where images enter, None where that is no convolution."""
+        return next((module for module in self.model.modules() if isinstance(module, nn.Conv2d)), None)
 
     @property
     def _parameter(self) -> Tensor:

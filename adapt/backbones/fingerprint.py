@@ -1,13 +1,17 @@
-"""Which model an adapter belongs to: names, shapes and a few sampled values."""
+"""Which model an adapter belongs to: names, shapes, a few sampled values, and how it computes with them."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import zlib
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from adapt.backbones import configuration
 
 SAMPLES = 64
 TOLERANCE = 0.01  # relative; bf16 rounds by 0.4 %
@@ -15,26 +19,48 @@ TOLERANCE = 0.01  # relative; bf16 rounds by 0.4 %
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """`structure` hashes the parameters' names and shapes; `values` are sampled entries, one per chosen parameter."""
+    """`structure` hashes the parameters' names and shapes; `values` are sampled entries, one per chosen parameter.
+
+    `configuration` says what the model computes with them; None where an adapter was written before it was recorded.
+    """
 
     structure: str
     values: tuple[float, ...]
+    configuration: dict[str, Any] | None = None
 
     def matches(self, other: Fingerprint) -> bool:
         """Whether both are of one model, whatever its precision."""
+        return self.difference(other) is None
+
+    def difference(self, other: Fingerprint) -> str | None:
+        """What tells the models apart, the first thing of each kind; None where they are one."""
         if self.structure != other.structure or len(self.values) != len(other.values):
-            return False
-        return all(abs(a - b) <= TOLERANCE * max(abs(a), abs(b), 1e-3) for a, b in zip(self.values, other.values))
+            return "another architecture"
+        if not all(abs(a - b) <= TOLERANCE * max(abs(a), abs(b), 1e-3) for a, b in zip(self.values, other.values)):
+            return "same architecture, other weights"
+        if self.configuration is None or other.configuration is None:
+            return None
+        found = configuration.differences(self.configuration, other.configuration, TOLERANCE)
+        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+        return f"same weights, another configuration: {found[0]}{more}" if found else None
 
     def short(self) -> str:
         """Twelve hex digits that identify the model in messages, cache keys and metadata."""
         sampled = ",".join(f"{value:.2e}" for value in self.values)
-        return hashlib.sha256(f"{self.structure}/{sampled}".encode()).hexdigest()[:12]
+        configured = "" if self.configuration is None else f"/{_text(self.configuration)}"
+        return hashlib.sha256(f"{self.structure}/{sampled}{configured}".encode()).hexdigest()[:12]
+
+
+def _text(configured: dict[str, Any]) -> str:
+    return json.dumps(configured, sort_keys=True)
 
 
 def content(model: nn.Module) -> str:
-    """A hash of all parameters and buffers, to the bit and with their types; about a second for each gigabyte."""
-    digest = hashlib.blake2b(digest_size=16)
+    """A hash of all parameters and buffers, to the bit and with their types, and of what is computed with them.
+
+    About a second for each gigabyte.
+    """
+    digest = hashlib.blake2b(_text(configuration.of_model(model)).encode(), digest_size=16)
     for name, value in sorted(model.state_dict().items()):
         digest.update(f"{name}:{value.dtype}".encode())
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
@@ -47,9 +73,9 @@ def sampled(name: str, parameter: Tensor) -> Tensor:
 
 
 def of_model(model: nn.Module) -> Fingerprint:
-    """The fingerprint of `model`'s parameters, in whatever order."""
+    """The fingerprint of `model`, its parameters in whatever order."""
     parameters = dict(sorted(model.named_parameters()))
     described = ";".join(f"{name}:{tuple(value.shape)}" for name, value in parameters.items())
     chosen = sorted(parameters, key=lambda name: zlib.crc32(name.encode()))[:SAMPLES]
     values = tuple(float(sampled(name, parameters[name])) for name in chosen)
-    return Fingerprint(hashlib.sha256(described.encode()).hexdigest(), values)
+    return Fingerprint(hashlib.sha256(described.encode()).hexdigest(), values, configuration.of_model(model))

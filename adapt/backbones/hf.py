@@ -11,11 +11,11 @@ from transformers import CLIPModel, SiglipModel
 
 from adapt.backbones.base import DualEncoder
 from adapt.backbones.preprocess import Preprocess
-from adapt.backbones.tokenizer import HFText
+from adapt.backbones.tokenizer import HFText, check_tokenizer
 from adapt.backbones.tower import Block, Form, Projection, Site, TextParts, Tower
 from adapt.errors import AdaptError
 
-_RESAMPLE = {0: "nearest", 2: "bilinear", 3: "bicubic"}
+_RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}  # Pillow's numbers
 
 
 def build(model: Any, processor: Any, name: str | None = None) -> DualEncoder:
@@ -37,13 +37,20 @@ def build(model: Any, processor: Any, name: str | None = None) -> DualEncoder:
     return DualEncoder(
         model=model,
         towers={"text": text, "vision": vision},
-        tokenizer=HFText(processor.tokenizer, text_config.max_position_embeddings),
+        tokenizer=_tokenizer(processor.tokenizer, text_config.max_position_embeddings),
         preprocess=preprocess_of(processor.image_processor, vision_config.image_size),
         encode_image=partial(_image_features, model),
         encode_text=partial(_text_features, model),
         name=name,
         export=partial(export_folder, processor),
     )
+
+
+def _tokenizer(tokenizer: Any, length: int) -> HFText:
+    options = {"padding": "max_length", "max_length": length, "truncation": True, "return_tensors": "pt"}
+    ours = HFText(tokenizer, length)
+    check_tokenizer(ours, lambda texts: tokenizer(texts, **options)["input_ids"], type(tokenizer).__name__)
+    return ours
 
 
 def vision_tower(model: Any, config: Any) -> Tower:
@@ -120,12 +127,70 @@ def _text_parts(model: Any, siglip: bool) -> TextParts:
 def preprocess_of(
     image_processor: Any, image_size: int, resize: Literal["shortest", "squash"] | None = None
 ) -> Preprocess:
-    """How an image processor of transformers reads images, for a model of square images of this size."""
-    crops = getattr(image_processor, "do_center_crop", None)
+    """How an image processor of transformers reads images, for a model of square images of this size.
+
+    With `resize`, images are resized in that way instead of its own. Raises AdaptError, with the setting, for a
+    processor that does something else with pictures.
+    """
+    _check_settings(image_processor, resize is not None)
+    how, edge = (resize, None) if resize else _resizing(image_processor, image_size)
+    interpolation = _RESAMPLE[int(image_processor.resample)]
+    normalizes = image_processor.do_normalize
     return Preprocess(
         size=image_size,
-        mean=tuple(image_processor.image_mean),
-        std=tuple(image_processor.image_std),
-        interpolation=_RESAMPLE[int(image_processor.resample)],
-        resize=resize or ("shortest" if crops else "squash"),
+        mean=tuple(image_processor.image_mean) if normalizes else (0.0,) * 3,
+        std=tuple(image_processor.image_std) if normalizes else (1.0,) * 3,
+        interpolation=interpolation,
+        resize=how,
+        edge=edge,
+        floor_crop=True,
+        on_tensors=_resizes_tensors(image_processor, interpolation),
     )
+
+
+def _check_settings(image_processor: Any, resized_our_way: bool) -> None:
+    def refuse(name: str, expected: str) -> None:
+        raise AdaptError(
+            f"the {type(image_processor).__name__} has {name} = {getattr(image_processor, name)!r}; expected {expected}"
+            ". Give a processor that is set so, or adapt would read other pixels than the model was trained on"
+        )
+
+    if not getattr(image_processor, "do_resize", True):
+        refuse("do_resize", "True")
+    if not getattr(image_processor, "do_rescale", True):
+        refuse("do_rescale", "True")
+    if abs(getattr(image_processor, "rescale_factor", 1 / 255) - 1 / 255) > 1e-6:
+        refuse("rescale_factor", "1/255")
+    if int(image_processor.resample) not in _RESAMPLE:
+        refuse("resample", ", ".join(f"{number} ({name})" for number, name in _RESAMPLE.items()))
+    if getattr(image_processor, "do_pad", False) and not resized_our_way:
+        refuse("do_pad", "False")
+
+
+def _resizing(image_processor: Any, image_size: int) -> tuple[Literal["shortest", "squash"], int | None]:
+    """How pictures become squares of that size, and what their shorter edge becomes where that is something else."""
+    crops = bool(getattr(image_processor, "do_center_crop", False))
+    size, crop = _sides(image_processor.size), _sides(image_processor.crop_size) if crops else {}
+    square = {"height": image_size, "width": image_size}
+    if size == square and crop in ({}, square):
+        return "squash", None
+    if crop == square and set(size) == {"shortest_edge"}:
+        return "shortest", None if size["shortest_edge"] == image_size else size["shortest_edge"]
+    raise AdaptError(
+        f"the {type(image_processor).__name__} gives images of size {size}{f' cropped to {crop}' * crops}, and the "
+        f"model reads {image_size} x {image_size}: expected size {square}, or a shortest_edge cropped to that. Give "
+        "the processor that belongs to the model"
+    )
+
+
+def _resizes_tensors(image_processor: Any, interpolation: str) -> bool:
+    """Whether it resizes in torch, which has Lanczos since torchvision 0.27, and box and Hamming never."""
+    from torchvision import __version__
+
+    version = tuple(int(part) for part in __version__.split(".")[:2])
+    has = interpolation in ("nearest", "bilinear", "bicubic") or (interpolation == "lanczos" and version >= (0, 27))
+    return has and getattr(image_processor, "backend", "pil") == "torchvision"
+
+
+def _sides(size: Any) -> dict[str, int]:
+    return {key: int(value) for key, value in dict(size or {}).items() if value}

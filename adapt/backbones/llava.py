@@ -36,7 +36,7 @@ def _language_model(model: Any) -> Any:
     import torch
 
     with torch.device("meta"):
-        llm: Any = AutoModelForCausalLM.from_config(model.config.text_config)
+        llm: Any = AutoModelForCausalLM.from_config(model.config.text_config, trust_remote_code=False)
     setattr(llm, llm.base_model_prefix, model.model.language_model)
     llm.lm_head = model.lm_head
     llm.training = False  # by itself: its parts are the user's

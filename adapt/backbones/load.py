@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import logging
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from adapt.backbones.base import Backbone
+from adapt.backbones.base import Backbone, outside_inference_mode
 from adapt.errors import AdaptError, nearest
+
+logger = logging.getLogger("adapt")
 
 SPECS = {
     "mini-clip": "the bundled 64-pixel CLIP of emoji (offline)",
     "mini-vilt": "the bundled ViLT that answers questions about emoji (offline)",
     "mini-clip+mini-lm": "the bundled CLIP's eyes for the bundled language model (offline)",
-    "open_clip:ARCH/PRETRAINED": "any open_clip model and weights, e.g. open_clip:ViT-B-16/openai",
+    "open_clip:ARCH/PRETRAINED": "any open_clip model and weights, e.g. open_clip:ViT-B-16-quickgelu/openai",
     "open_clip:ARCH": "an open_clip architecture with random weights",
     "hf:NAME_OR_PATH": "a transformers CLIP, SigLIP, ViLT, BridgeTower or LLaVA, e.g. hf:openai/clip-vit-base-patch16",
     "FOLDER": "a folder in open_clip's or transformers' format",
@@ -47,15 +49,16 @@ def load_backbone(spec: str, device: str = "cpu", quantize: str | None = None) -
     if quantize is not None:
         quantized.check_kind(quantize)
     vision, _, llm = spec.partition("+")
-    if llm and vision and not Path(spec).is_dir():
-        from adapt.backbones.language import with_language_model
+    with outside_inference_mode():
+        if llm and vision and not Path(spec).is_dir():
+            from adapt.backbones.language import with_language_model
 
-        backbone: Backbone = with_language_model(_of_one_model(vision), llm, name=spec, device=device)
-    else:
-        backbone = _of_one_model(spec)
-    if quantize is not None:
-        quantized.quantize(backbone, quantize)
-    return backbone.to(device)
+            backbone: Backbone = with_language_model(_of_one_model(vision), llm, name=spec, device=device)
+        else:
+            backbone = _of_one_model(spec)
+        if quantize is not None:
+            quantized.quantize(backbone, quantize)
+        return backbone.to(device)
 
 
 def _of_one_model(spec: str) -> Backbone:
@@ -113,27 +116,49 @@ def _open_clip_folder(path: Path, name: str | None, tensors: bool) -> Backbone:
     from safetensors import SafetensorError
 
     from adapt.backbones import openclip
+    from adapt.backbones.foreign_code import check_source, needs_code, no_questions
 
-    try:
-        config = json.loads((path / "open_clip_config.json").read_text(encoding="utf-8"))["model_cfg"]
-    except (json.JSONDecodeError, KeyError) as error:
-        raise AdaptError(f"{path / 'open_clip_config.json'} is damaged ({error}); fetch the folder again") from error
-    how: dict[str, Any] = {"load_weights": tensors, "require_pretrained": tensors}
+    check_source(path)
+    config = _open_clip_config(path)
+    text = config["text_cfg"]
+    if text.get("hf_model_name"):
+        check_source(text["hf_model_name"])
+    how: dict[str, Any] = {"load_weights": tensors, "require_pretrained": tensors, "weights_only": True}
     how |= {"pretrained_text": False, "device": "cpu" if tensors else "meta"}
     try:
-        with _without_notes():
+        with _without_notes(), no_questions():
             model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{path}", **how)
-    except (SafetensorError, RuntimeError, OSError, TypeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise AdaptError(f"{path} cannot be loaded with open_clip: {reason}; fetch the folder again") from error
-    tokenizer = open_clip.get_tokenizer(f"local-dir:{path}", context_length=config["text_cfg"].get("context_length"))
+            tokenizer = open_clip.get_tokenizer(f"local-dir:{path}", **_tokenizer_options(text))
+    except (SafetensorError, RuntimeError, OSError, TypeError, ValueError, AssertionError) as error:
+        raise needs_code(error, path) or AdaptError(
+            f"{path} cannot be loaded with open_clip: {_reason(error)}; fetch the folder again"
+        ) from error
     return openclip.build(model.eval(), tokenizer, preprocess, name, config)
+
+
+def _open_clip_config(path: Path) -> dict[str, Any]:
+    from adapt.backbones.foreign_code import read_configuration
+
+    file = path / "open_clip_config.json"
+    try:
+        config: dict[str, Any] = read_configuration(file)["model_cfg"]
+        _ = config["text_cfg"].get, config["vision_cfg"].get
+    except (KeyError, TypeError, AttributeError) as error:
+        raise AdaptError(f"{file} is damaged ({error}); fetch the folder again") from error
+    return config
+
+
+def _tokenizer_options(text: dict[str, Any]) -> dict[str, Any]:
+    """What open_clip's `get_tokenizer` gets: only a tokenizer of transformers is asked not to run code."""
+    options = {"context_length": text.get("context_length")}
+    return options | {"trust_remote_code": False} if text.get("hf_tokenizer_name") else options
 
 
 def _open_clip(spec: str, name: str) -> Backbone:
     import open_clip
 
     from adapt.backbones import openclip
+    from adapt.backbones.foreign_code import check_configuration, needs_code, no_questions
 
     architecture, _, pretrained = spec.partition("/")
     if architecture not in open_clip.list_models():
@@ -143,16 +168,37 @@ def _open_clip(spec: str, name: str) -> Backbone:
     tags = open_clip.list_pretrained_tags_by_model(architecture)
     if pretrained and pretrained not in tags and not Path(pretrained).is_file():
         raise AdaptError(f"open_clip has no weights {pretrained!r} for {architecture}; {nearest(pretrained, tags)}")
+    config = open_clip.get_model_config(architecture)
+    check_configuration(config, f"open_clip's configuration of {architecture}")
+    how: dict[str, Any] = {"pretrained": pretrained or None, "pretrained_text": False, "weights_only": True}
     try:
-        with _without_notes():
-            model, _, preprocess = open_clip.create_model_and_transforms(architecture, pretrained=pretrained or None)
+        with _without_notes(), no_questions():
+            model, _, preprocess = open_clip.create_model_and_transforms(architecture, **how)
+            tokenizer = open_clip.get_tokenizer(architecture, **_tokenizer_options(config["text_cfg"]))
     except (RuntimeError, OSError, ValueError) as error:
-        raise AdaptError(
+        raise needs_code(error, architecture) or AdaptError(
             f"the weights {pretrained!r} of {architecture} are not on this machine and cannot be fetched, or are "
             f"damaged: {_reason(error)}. Connect it, or give a file as open_clip:{architecture}/FILE, or a local folder"
         ) from error
-    config = open_clip.get_model_config(architecture)
-    return openclip.build(model.eval(), open_clip.get_tokenizer(architecture), preprocess, name, config)
+    _warn_of_activation(architecture, pretrained, bool(config.get("quick_gelu")))
+    return openclip.build(model.eval(), tokenizer, preprocess, name, config)
+
+
+def _warn_of_activation(architecture: str, pretrained: str, quick: bool) -> None:
+    """open_clip loads weights that were trained with another activation, and says so in a warning of its own."""
+    import open_clip
+
+    trained = bool(open_clip.get_pretrained_cfg(architecture, pretrained).get("quick_gelu")) if pretrained else quick
+    if trained == quick or Path(pretrained).is_file():
+        return
+    names = {True: "QuickGELU", False: "GELU"}
+    other = f"{architecture}-quickgelu" if trained else architecture.removesuffix("-quickgelu")
+    known = other != architecture and pretrained in open_clip.list_pretrained_tags_by_model(other)
+    logger.warning(
+        "the weights %r were trained with %s, and %s computes %s: features and accuracy differ from the published ones"
+        + f"; take open_clip:{other}/{pretrained}" * known,
+        pretrained, names[trained], architecture, names[quick],
+    )  # fmt: skip
 
 
 def _reason(error: Exception) -> str:
@@ -176,13 +222,17 @@ def _transformers(source: str, name: str | None, tensors: bool = True) -> Backbo
 
 @contextmanager
 def fetching(source: str) -> Iterator[None]:
-    """AdaptError where transformers cannot load `source` inside."""
+    """AdaptError where transformers cannot load `source` inside, or would have to run code that comes with it."""
     from safetensors import SafetensorError
 
+    from adapt.backbones.foreign_code import check_source, needs_code, no_questions
+
+    check_source(source)
     try:
-        yield
+        with no_questions():
+            yield
     except (SafetensorError, RuntimeError, OSError, ValueError) as error:
-        raise AdaptError(
+        raise needs_code(error, source) or AdaptError(
             f"cannot load {source!r} with transformers: {_reason(error)}. Connect this machine, or give a local folder"
         ) from error
 
@@ -191,11 +241,13 @@ def fetching(source: str) -> Iterator[None]:
 def _without_notes() -> Iterator[None]:
     """No notes of what the caller asked for (random weights, activations), nor of each failed request to the hub."""
     loggers = {logging.getLogger(): logging.ERROR, logging.getLogger("huggingface_hub"): logging.CRITICAL}
-    levels = {logger: logger.level for logger in loggers}
-    for logger, level in loggers.items():
-        logger.setLevel(level)
+    levels = {each: each.level for each in loggers}
+    for each, level in loggers.items():
+        each.setLevel(level)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="QuickGELU mismatch")  # said in our own words, see above
+            yield
     finally:
-        for logger, level in levels.items():
-            logger.setLevel(level)
+        for each, level in levels.items():
+            each.setLevel(level)

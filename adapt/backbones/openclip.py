@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import open_clip
-from open_clip.tokenizer import HFTokenizer
+from open_clip.hf_model import HFTextEncoder
+from open_clip.tokenizer import HFTokenizer, syntax_mask_tokenize
 from open_clip.transformer import ResidualAttentionBlock, TextTransformer, Transformer, VisionTransformer
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from adapt.backbones.base import DualEncoder
 from adapt.backbones.preprocess import Preprocess, from_torchvision
-from adapt.backbones.tokenizer import HFText, SimpleText, TextTokenizer
+from adapt.backbones.tokenizer import HFText, SimpleText, TextTokenizer, check_tokenizer
 from adapt.backbones.tower import Block, Form, Pooling, Projection, Site, TextParts, Tower, fused_qkv
 from adapt.errors import AdaptError
 
@@ -68,14 +69,21 @@ def _export(config: dict[str, Any], tokenizer: Any, folder: Path, model: Any) ->
 
 
 def _tokenizer(tokenizer: Any, model: Any) -> TextTokenizer:
-    context_length = int(model.context_length)
+    length = int(model.context_length)
+    if isinstance(getattr(model, "text", None), HFTextEncoder):  # whose own length counts positions that pad
+        length = min(length, getattr(tokenizer, "context_length", None) or length)
     if isinstance(tokenizer, open_clip.SimpleTokenizer):
-        return SimpleText(tokenizer, context_length)
-    if isinstance(tokenizer, HFTokenizer):
-        return HFText(tokenizer.tokenizer, context_length, clean=tokenizer.clean_fn)
-    raise AdaptError(
-        f"the tokenizer is a {type(tokenizer).__name__}; expected what open_clip.get_tokenizer(...) returns"
-    )
+        if tokenizer.reduction_fn is syntax_mask_tokenize:
+            raise AdaptError("the tokenizer drops words by their syntax; build it without reduction_mask='syntax'")
+        ours: TextTokenizer = SimpleText(tokenizer, length)
+    elif isinstance(tokenizer, HFTokenizer):
+        options = {"strip_sep": tokenizer.strip_sep_token, "class_token_last": tokenizer.tokenizer_mode == "clips"}
+        ours = HFText(tokenizer.tokenizer, length, tokenizer.clean_fn, **options)
+    else:
+        given = "None" if tokenizer is None else f"a {type(tokenizer).__name__}"
+        raise AdaptError(f"the tokenizer is {given}; expected what open_clip.get_tokenizer(ARCHITECTURE) returns")
+    check_tokenizer(ours, partial(tokenizer, context_length=length), type(tokenizer).__name__)
+    return ours
 
 
 def _preprocess(model: Any, preprocess: Any) -> Preprocess:
@@ -181,17 +189,27 @@ def _timm_tower(trunk: Any) -> Tower | None:
 
     if not isinstance(trunk, TimmViT) or any(type(block) is not TimmBlock for block in trunk.blocks):
         return None
-    if any(type(block.attn) is not TimmAttention for block in trunk.blocks):
+    if any(type(block.attn) is not TimmAttention or not _timm_mlp(block.mlp) for block in trunk.blocks):
         return None
     blocks = tuple(_timm_block(block) for block in trunk.blocks)
     pooling: Pooling = {"token": "class", "avg": "mean", "map": "map"}.get(trunk.global_pool, "none")  # type: ignore[assignment]
     return _tower("vision", Form(False, pooling), blocks, pre_norm=trunk.norm_pre)
 
 
+# linears of timm's MLPs: plain ones, and those with a gate (ViTamin)
+_MLPS: tuple[dict[str, str], ...] = ({"fc1": "fc1", "fc2": "fc2"}, {"w0": "gate", "w1": "up", "w2": "down"})
+
+
+def _timm_mlp(mlp: Any) -> dict[str, Projection]:
+    """The projections of an MLP, none where its form is not known."""
+    names = next((known for known in _MLPS if all(hasattr(mlp, name) for name in known)), {})
+    return {letter: Projection(getattr(mlp, name)) for name, letter in names.items()}
+
+
 def _timm_block(module: Any) -> Block:
     attn, mlp = module.attn, module.mlp
     projections = fused_qkv(attn.qkv, attn.num_heads * attn.head_dim)
-    projections |= {"out": Projection(attn.proj), "fc1": Projection(mlp.fc1), "fc2": Projection(mlp.fc2)}
+    projections |= {"out": Projection(attn.proj)} | _timm_mlp(mlp)
     between = (attn.q_norm, attn.k_norm, getattr(attn, "norm", None), getattr(attn, "gate", None))
     return Block(
         module,

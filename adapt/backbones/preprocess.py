@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, Literal
 
 from torch import Tensor
@@ -20,20 +21,31 @@ class Preprocess:
     std: tuple[float, ...]
     interpolation: str = "bicubic"
     resize: Literal["shortest", "squash"] = "shortest"
+    edge: int | None = None  # what the shorter edge becomes before the crop, where that is not `size`
+    floor_crop: bool = False  # an odd margin is cut as transformers does, not rounded as torchvision does
+    on_tensors: bool = False  # resizes in torch, as transformers' processors do, which rounds otherwise than Pillow
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """What an adapter records. Not how a library rounds: its models' fingerprints tell libraries apart."""
+        recorded = asdict(self)
+        del recorded["floor_crop"], recorded["on_tensors"]
+        if self.edge is None:
+            del recorded["edge"]
+        return recorded
 
     def evaluation(self) -> Transform:
         """Resize (the smaller edge and centre crop, or both edges), then normalise."""
         from torchvision.transforms import InterpolationMode, v2
 
-        mode = InterpolationMode(self.interpolation)
+        exact = "-exact" if self.on_tensors and self.interpolation == "nearest" else ""  # which Pillow's always is
+        mode = InterpolationMode(self.interpolation + exact)
         if self.resize == "squash":
             resize = [v2.Resize((self.size, self.size), interpolation=mode)]
         else:
-            resize = [v2.Resize(self.size, interpolation=mode), v2.CenterCrop(self.size)]
-        return v2.Compose([*resize, *self._to_tensor()])
+            crop = v2.Lambda(partial(_floor_crop, size=self.size)) if self.floor_crop else v2.CenterCrop(self.size)
+            resize = [v2.Resize(self.edge or self.size, interpolation=mode), crop]
+        to_tensor, *rest = self._to_tensor()
+        return v2.Compose([to_tensor, *resize, *rest] if self.on_tensors else [*resize, to_tensor, *rest])
 
     def training(self) -> Transform:
         """Random resized crop (scale 0.08 to 1, bicubic), horizontal flip, normalise: as CoOp and CLIP-LoRA do."""
@@ -48,6 +60,15 @@ class Preprocess:
 
         scale = v2.ToDtype(torch.float32, scale=True)
         return [v2.PILToTensor(), scale, v2.Normalize(list(self.mean), list(self.std))]
+
+
+def _floor_crop(picture: Any, size: int) -> Any:
+    """The central square of a picture or its pixels, padded with black where that is smaller."""
+    from torchvision.transforms.v2 import functional as F
+
+    height, width = (max(size, edge) for edge in F.get_size(picture))
+    picture = F.center_crop(picture, [height, width])  # pads, and cuts nothing
+    return F.crop(picture, (height - size) // 2, (width - size) // 2, size, size)
 
 
 def from_torchvision(transform: Any, image_size: int | tuple[int, int]) -> Preprocess:

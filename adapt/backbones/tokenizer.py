@@ -47,22 +47,64 @@ class SimpleText:
 
 
 class HFText:
-    """A tokenizer of transformers, alone or inside open_clip's wrapper (which cleans the text first)."""
+    """A tokenizer of transformers, alone or inside open_clip's wrapper, which has options of its own.
 
-    def __init__(self, tokenizer: Any, context_length: int, clean: Callable[[str], str] = str) -> None:
+    That cleans the text first, may strike the separator out (`strip_sep`, CLIPA), and may set a class token at the end
+    of the context, behind the padding (`class_token_last`, CLIPS).
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        context_length: int,
+        clean: Callable[[str], str] = str,
+        strip_sep: bool = False,
+        class_token_last: bool = False,
+    ) -> None:
         self._tokenizer = tokenizer
         self._clean = clean
+        self._struck = tokenizer.sep_token_id if strip_sep else None
+        self._class_token_last = class_token_last
         self.context_length = context_length
         self.pad_id = int(tokenizer.pad_token_id or 0)
 
     def pieces(self, text: str) -> list[int]:
-        return list(self._tokenizer(self._clean(text), add_special_tokens=False)["input_ids"])
+        return self._strike(self._tokenizer(self._clean(text), add_special_tokens=False)["input_ids"])
 
     def row(self, text: str) -> list[int]:
-        return list(self._tokenizer(self._clean(text))["input_ids"])
+        if not self._class_token_last:
+            return self._strike(self._tokenizer(self._clean(text))["input_ids"])
+        ids = [self._tokenizer.bos_token_id, *self.pieces(text), self._tokenizer.eos_token_id]
+        return ids + [self.pad_id] * (self.context_length - 1 - len(ids)) + [self._tokenizer.cls_token_id]
+
+    def _strike(self, ids: Iterable[int]) -> list[int]:
+        return [0 if token_id == self._struck else token_id for token_id in ids]
 
     def token(self, token_id: int) -> str:
         return self._tokenizer.decode([token_id]).strip() or repr(self._tokenizer.convert_ids_to_tokens(token_id))
+
+
+_PROBES = (
+    "",
+    "a photo of a red panda.",
+    "A Cat_and-dog, isn't it?  (No. 7)\n",
+    "na\u00efve caf\u00e9 \u2014 \u732b &amp; \U0001f63a",
+    "a photo of a pneumonoultramicroscopicsilicovolcanoconiosis, a type of lung disease.",
+)  # words, punctuation, other scripts, and a long class name
+
+
+def check_tokenizer(tokenizer: TextTokenizer, library: Callable[[list[str]], Tensor], name: str) -> None:
+    """Raises AdaptError unless our rows, padded, are what the library's own call gives for a few texts."""
+    for text in _PROBES:
+        row = tokenizer.row(text)
+        if len(row) > tokenizer.context_length:
+            continue  # the library cuts it, and we refuse it
+        ours, theirs = pad_rows([row], tokenizer)[0].tolist(), library([text])[0].tolist()
+        if ours != theirs:
+            raise AdaptError(
+                f"the tokenizer of {name} reads {text!r} as {theirs}, and adapt would give it {ours}: it has an option "
+                "that adapt does not know, so features would be of other texts. Give the tokenizer without it"
+            )
 
 
 def pad_rows(rows: Iterable[list[int]], tokenizer: TextTokenizer) -> Tensor:

@@ -49,6 +49,12 @@ class Projection:
         return not self.quantized and not isinstance(self.rows, Tensor)
 
     @property
+    def dtype(self) -> torch.dtype:
+        """The precision that it computes in, also where the weight is quantised."""
+        stored: torch.dtype = getattr(self.module, self.weight_name).dtype
+        return getattr(self.module, "int8_original_dtype", stored)
+
+    @property
     def quantized(self) -> bool:
         return hasattr(self.module, "int8_original_dtype")
 
@@ -142,6 +148,11 @@ class Tower:
     blocks: tuple[Block, ...]
     text: TextParts | None = None
     pre_norm: nn.Module | None = None  # where all tokens enter; without one, at the first block
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """The precision of its blocks' weights, which embeddings and norms may exceed; None where no block is left."""
+        return next((each.dtype for block in self.blocks for each in block.projections.values()), None)
 
     @property
     def projections(self) -> tuple[str, ...]:

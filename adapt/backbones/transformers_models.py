@@ -34,7 +34,8 @@ def fetch(source: str, tensors: bool = True) -> tuple[Any, Any]:
     known = _CLASSES[config.model_type]
     name = next((name for name in known if name in (config.architectures or ())), known[-1])
     kind = getattr(transformers, name)
-    model = kind.from_pretrained(source, use_safetensors=True) if tensors else kind(config)
+    native = {"use_safetensors": True, "trust_remote_code": False}
+    model = kind.from_pretrained(source, **native) if tensors else kind(config)
     readers = (transformers.AutoImageProcessor, transformers.AutoTokenizer)
     image_processor, tokenizer = (each.from_pretrained(source, trust_remote_code=False) for each in readers)
     return model, SimpleNamespace(image_processor=image_processor, tokenizer=tokenizer)
@@ -56,6 +57,13 @@ def build(model: Any, processor: Any, name: str | None = None) -> Backbone:
         raise AdaptError(
             f"from_transformers got a {type(model).__name__}; expected CLIPModel, SiglipModel, a ViLT, BridgeTower or "
             "LLaVA model (for open_clip models use Backbone.from_open_clip)"
+        )
+    missing = [part for part in ("tokenizer", "image_processor") if getattr(processor, part, None) is None]
+    if missing:
+        given = "no processor" if processor is None else f"a {type(processor).__name__}"
+        raise AdaptError(
+            f"from_transformers got {given} beside the {type(model).__name__}, without {' and '.join(missing)}: "
+            "give transformers.AutoProcessor.from_pretrained(NAME), or any object with both"
         )
     backbone: Backbone = builders[kind](model, processor, name)
     return backbone

@@ -53,6 +53,7 @@ class VisionLLM(Backbone):
         prompt: str | None = None,
         patch_block: int = -2,
     ) -> None:
+        own = vision._eval_transform if isinstance(vision, DualEncoder) else None
         vision = Vision.of(vision) if isinstance(vision, DualEncoder) else vision
         if vision.tower.form.pooling not in ("class", "mean", "map"):
             raise AdaptError(f"the vision tower pools by {vision.tower.form.pooling!r}; expected class, mean or map")
@@ -65,6 +66,7 @@ class VisionLLM(Backbone):
             tokenizer=tokenizer,
             preprocess=vision.preprocess,
             name=name,
+            eval_transform=own,
         )
         self.llm, self.patch_block = llm, patch_block
         self.prompt = prompt or _chat_prompt(tokenizer) or PROMPT

@@ -44,7 +44,7 @@ def rows(progress: Callable[[str], None]) -> Iterator[Row]:
 def _features(backbone: Any) -> Any:
     """Unit-length features of the bundled test images."""
     import adapt
-    from adapt.training.batches import image_features
+    from adapt.features import image_features
 
     split = adapt.data.load(DATA)
     model = adapt.wrap(backbone, adapt.methods.ZeroShot(), split.class_names).eval()

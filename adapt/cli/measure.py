@@ -103,7 +103,7 @@ def zeroshot(
     \b
     Examples:
       adapt zeroshot --data emoji
-      adapt zeroshot --data photos --backbone open_clip:ViT-B-16/openai --template "a picture of a {}."
+      adapt zeroshot --data photos --backbone open_clip:ViT-B-16-quickgelu/openai --template "a picture of a {}."
     """
     from adapt.cli.quiet import quiet_libraries
     from adapt.data.readers import load as load_data

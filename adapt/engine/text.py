@@ -49,7 +49,7 @@ def agrees(backbone: DualEncoder, prompts: Sequence[Prompt]) -> bool:
     budget, blocks = free_bytes(backbone.device), backbone.tower("text").blocks
     absent = [Bypass(i, nn.Identity()) for i, block in enumerate(blocks) if isinstance(block.module, Absent)]
     plain, fast = (F.normalize(path(backbone, pair)(absent, budget).float(), dim=-1) for path in (PlainText, FastText))
-    exact = backbone.model.logit_scale.dtype == torch.float32 and not torch.is_autocast_enabled(backbone.device.type)
+    exact = backbone.tower("text").dtype == torch.float32 and not torch.is_autocast_enabled(backbone.device.type)
     return bool((plain - fast).abs().max() < (1e-4 if exact else 2e-2))
 
 
@@ -160,7 +160,7 @@ class FastText:
         """Features `([b,] n, e)` of one packing."""
         parts: TextParts = tower.text  # type: ignore[assignment]
         with frozen(self._backbone.model):
-            x = parts.embedding(packing.ids)
+            x = parts.embedding(packing.ids).to(tower.dtype)  # as open_clip, where only the blocks are low
             if asked.entering is not None:
                 x = _placed(x, asked.entering.values, packing)
             x = x + parts.positions()[packing.positions].to(x.dtype)

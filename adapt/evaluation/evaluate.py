@@ -12,9 +12,9 @@ from adapt.data.loader import loader
 from adapt.data.split import Item
 from adapt.errors import AdaptError
 from adapt.evaluation.scores import Scores
+from adapt.features import Progress, image_features, keeps_features
 from adapt.model import AdaptedModel
 from adapt.tasks import classes
-from adapt.training.batches import Progress, image_features, keeps_features
 
 Decided = tuple[list[str], list[float]]  # what a model says of a batch, and how sure it is
 

@@ -130,9 +130,10 @@ class Method(nn.Module):
         return None
 
     @classmethod
-    def published(cls, state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def published(cls, state: dict[str, Tensor], given: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """This method's tensors in the state of a published checkpoint, and the settings that follow from them.
 
+        `given` are settings that the caller knows, for what the tensors do not tell.
         Raises KeyError for a tensor that is missing, AdaptError for a method of which nothing was published.
         """
         raise AdaptError(f"there are no published {cls.name} checkpoints that adapt knows how to read")

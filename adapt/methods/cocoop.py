@@ -59,7 +59,7 @@ class CoCoOp(Method):
         return {"ctx": self.ctx}
 
     @classmethod
-    def published(cls, state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def published(cls, state: dict[str, Tensor], given: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
         # all words are learned, so that none is left to read
         return learned(state), {"n_ctx": len(state["ctx"]), "ctx_init": ""}
 

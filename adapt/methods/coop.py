@@ -69,7 +69,7 @@ class CoOp(Method):
         return {"ctx": self.ctx}
 
     @classmethod
-    def published(cls, state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def published(cls, state: dict[str, Tensor], given: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
         ctx = state["ctx"]
         return learned(state), {"n_ctx": ctx.shape[-2], "class_specific": ctx.ndim == 3}
 

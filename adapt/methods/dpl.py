@@ -87,8 +87,8 @@ class DPL(IVLP):
     Config = DPLConfig
 
     @classmethod
-    def published(cls, state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        return super(IVLP, cls).published(state)  # refused: IVLP's files are not ours
+    def published(cls, state: dict[str, Tensor], given: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        return super(IVLP, cls).published(state, given)  # refused: IVLP's files are not ours
 
     def build(self, backbone: Backbone, class_names: Sequence[str]) -> None:
         super().build(backbone, class_names)

@@ -75,7 +75,7 @@ class IVLP(Method):
         return {"text.0": self.text[0]} if "text" in self.touches else {}
 
     @classmethod
-    def published(cls, state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def published(cls, state: dict[str, Tensor], given: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors = {"text.0" if key == "ctx" else key: x for key, x in learned(state, LEARNER).items()}
         for key, x in state.items():
             if key == _FIRST_VISION:

@@ -57,7 +57,7 @@ class MaPLe(Method):
         return {"ctx": self.ctx}
 
     @classmethod
-    def published(cls, state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def published(cls, state: dict[str, Tensor], given: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
         n_ctx = len(state[f"{LEARNER}ctx"])
         tensors = learned(state, LEARNER)
         deeper = sum(key.startswith("compound_prompts_text.") for key in tensors)

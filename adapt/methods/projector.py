@@ -39,7 +39,7 @@ class Projector(Method):
         return frozenset({"decoder"})
 
     @classmethod
-    def published(cls, state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def published(cls, state: dict[str, Tensor], given: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """From a checkpoint of transformers' LLaVA, or LLaVA's own `mm_projector.bin`."""
         own = {key.rpartition("projector.")[2]: value for key, value in state.items() if "projector." in key}
         renamed = {key.replace("0.", "linear_1.").replace("2.", "linear_2."): value for key, value in own.items()}

@@ -170,20 +170,23 @@ class VLoRA(Method):
         return frozenset({"decoder"})
 
     @classmethod
-    def published(cls, state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """From the reference's `mm_projector.bin`; give rank, heads and skip where they are not the defaults."""
+    def published(cls, state: dict[str, Tensor], given: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """From the reference's `mm_projector.bin`; give rank, heads, skip and letters where they are not the defaults.
+
+        With a generator for each letter its tensors are `gen.0.NAME`, `gen.1.NAME` and so on; with one for all
+        (`weights_sep=False`) `gen.NAME`.
+        """
         own = {key.rpartition("mm_projector.")[2]: tensor for key, tensor in state.items()}
-        generators = sorted({int(found[1]) for found in map(re.compile(r"gen\.(\d+)\.").match, own) if found})
-        of_first = [key.removeprefix("gen.0.") for key in own if key.startswith("gen.0.")]
-        stacked = {f"gen.{key}": _stacked(key, [own.pop(f"gen.{i}.{key}") for i in generators]) for key in of_first}
-        separate = len(generators) > 1
-        letters = "qkvom"[: len(generators)] if separate else "qkvom"
-        if own["Bs"].shape[1] % len(letters):
-            raise AdaptError(f"a shared generator's {own['Bs'].shape[1]} factors are not of the letters {letters}")
+        rows = own["Bs"].shape[1]  # letters times blocks
+        numbers = sorted({int(found[1]) for found in map(re.compile(r"gen\.(\d+)\.").match, own) if found})
+        prefixes = [f"gen.{number}." for number in numbers] or ["gen."]
+        names = [key.removeprefix(prefixes[0]) for key in own if key.startswith(prefixes[0])]
+        stacked = {f"gen.{name}": _stacked(name, [own.pop(prefix + name) for prefix in prefixes]) for name in names}
+        letters = _published_letters(given.get("letters"), len(numbers), rows)
         own |= {f"Bs.{letter}": part for letter, part in zip(letters, own.pop("Bs").chunk(len(letters), dim=1))}
         dim = own["visual_proj.weight"].shape[0]
-        depth = len({key.split(".")[1] for key in of_first if key.startswith("decoders.")})
-        return stacked | own, {"dim": dim, "depth": depth, "separate": separate, "letters": letters}
+        depth = len({name.split(".")[1] for name in names if name.startswith("decoders.")})
+        return stacked | own, {"dim": dim, "depth": depth, "separate": bool(numbers), "letters": letters}
 
     def build(self, backbone: VisionLLM, class_names: Sequence[str]) -> None:  # type: ignore[override]
         config, tower = self.config, backbone.tower("decoder")
@@ -238,6 +241,26 @@ class VLoRA(Method):
             for index, factors in zip(self.updated, self.weights(context.tokens("vision")))
             for letter, (a, b) in factors.items()
         ]
+
+
+def _published_letters(given: str | None, generators: int, rows: int) -> str:
+    """The letters of a published checkpoint, which holds `rows` of `Bs` and no names: those given, or all five.
+
+    `generators` is how many are numbered, 0 where one serves all letters. Raises AdaptError where they do not fit.
+    """
+    every = "".join(SITES)
+    letters = given or every
+    advice = "give those that it was trained with, in that order, as letters=qkv"
+    if generators and len(letters) != generators:
+        raise AdaptError(
+            f"the checkpoint has generators of {generators} letters and does not name them, letters are {letters!r}: "
+            + advice
+        )
+    if rows % len(letters):
+        raise AdaptError(
+            f"the checkpoint has {rows} factors, which are not of {len(letters)} letters {letters!r}: {advice}"
+        )
+    return letters
 
 
 def _stacked(name: str, of_generators: list[Tensor]) -> Tensor:

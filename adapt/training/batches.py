@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import re
-import uuid
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol, TypeGuard
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from adapt.adapted import Adapted
-from adapt.data.cache import FeatureCache
 from adapt.data.epochs import Epochs
 from adapt.data.loader import loader
 from adapt.data.split import Item
 from adapt.errors import AdaptError
+from adapt.features import Progress, image_features, keeps_features, labels_of
 from adapt.model import AdaptedModel
 from adapt.tasks import classes
 from adapt.training.settings import TrainSettings
-
-Progress = Callable[[int, int], None]
 
 
 class Batches(Protocol):
@@ -127,59 +123,3 @@ def training_batches(
     views = settings.views or 0
     features = image_features(model, items, workers=settings.workers, views=views, seed=seed, progress=progress)
     return FeatureBatches(features, labels_of(items), settings, seed)
-
-
-def keeps_features(model: Adapted[Any], cache: bool) -> TypeGuard[AdaptedModel]:
-    """Whether the cache may serve the image features: those of classes, by a vision tower that nothing edits."""
-    return cache and isinstance(model, AdaptedModel) and "vision" not in model.method.touches
-
-
-def image_features(
-    model: AdaptedModel,
-    items: Sequence[Item],
-    *,
-    workers: int,
-    cache: bool = True,
-    views: int = 0,
-    seed: int = 0,
-    progress: Progress | None = None,
-) -> Tensor:
-    """Unit-length features `(n, e)`, or `(n, views, e)`, by the cache on disk unless it is switched off.
-
-    The vision tower must be unedited. Views need the cache.
-    """
-    backbone = model.backbone
-    transform = backbone.transform(train=views > 0)
-
-    def encode(images: Tensor) -> Tensor:
-        return model.image_features(images.to(backbone.device)).float()
-
-    if not cache:
-        with torch.no_grad():
-            decoded = loader(items, transform, 64, train=False, workers=workers)
-            return torch.cat([encode(images).cpu() for images, _ in decoded])
-    key = f"{backbone.content()}/{_describe(transform)}/{seed if views else 0}"
-    return FeatureCache().features(
-        items,
-        transform,
-        encode,
-        key,
-        views=views,
-        workers=workers,
-        progress=progress,
-    )
-
-
-_THIS_PROCESS = uuid.uuid4().hex
-
-
-def _describe(transform: Any) -> str:
-    """What a transform does, for the cache's key; one that does not say so shares nothing with other processes."""
-    described = re.sub(r" at 0x[0-9a-f]+", "", repr(transform))
-    anonymous = "<lambda>" in described or "<locals>" in described or "object>" in described
-    return f"{described}/{_THIS_PROCESS}/{id(transform)}" if anonymous else described
-
-
-def labels_of(items: Sequence[Item]) -> Tensor:
-    """Labels `(n,)`."""
-    return torch.tensor([item.label for item in items])

@@ -18,10 +18,11 @@ from adapt.adapted import Adapted
 from adapt.data.split import Item, items_id
 from adapt.errors import AdaptError
 from adapt.evaluation.evaluate import check_labels, evaluate
+from adapt.features import image_features, labels_of
 from adapt.files import write_csv
 from adapt.methods.zero_shot import ZeroShot
 from adapt.model import AdaptedModel, wrap
-from adapt.training.batches import image_features, labels_of, training_batches
+from adapt.training.batches import training_batches
 from adapt.training.estimate import check_memory
 from adapt.training.imitate import imitate
 from adapt.training.loop import Trainer

@@ -58,7 +58,7 @@ def processor() -> Any:
 
 
 def with_its_projector(backbone: VisionLLM, state: dict[str, Tensor]) -> SpeakingModel:
-    tensors, told = Projector.published(state)
+    tensors, told = Projector.published(state, {})
     model: SpeakingModel = adapt.wrap(backbone, Projector(**told))
     load_tensors(model.method, tensors, "the checkpoint")
     return model.eval()

@@ -90,27 +90,59 @@ def test_a_shared_generator_has_a_query_for_each_letter_of_each_block(images: Te
             assert torch.equal(a, made[:, query, : a.shape[1]])
 
 
-def test_a_checkpoint_of_a_shared_generator() -> None:
-    torch.manual_seed(0)
-    method = VLoRA(dim=16, depth=1, rank=2, heads=4, skip=2, separate=False)
-    adapt.wrap(tiny_llms.vision_llm("llama"), method)
-    own = dict(method.state_dict())
+def _as_published(method: VLoRA) -> dict[str, Tensor]:
+    """The tensors of `method` as the reference saves them: no letters, and numbers where each has a generator."""
+    own, letters = dict(method.state_dict()), method.config.letters
     kept = {key: tensor for key, tensor in own.items() if not key.startswith(("gen.", "Bs."))}
-    kept |= {key.replace("gen.", "gen.0.", 1): tensor[0] for key, tensor in own.items() if key.startswith("gen.")}
-    kept["Bs"] = torch.cat([torch.randn_like(own[f"Bs.{letter}"]) for letter in "qkvom"], dim=1)
-    tensors, told = VLoRA.published({f"model.mm_projector.{key}": tensor for key, tensor in kept.items()})
-    assert told == {"dim": 16, "depth": 1, "separate": False, "letters": "qkvom"}
-    assert tensors.keys() == own.keys()
-    assert all(tensors[key].shape == tensor.shape for key, tensor in own.items())
-    assert torch.equal(torch.cat([tensors[f"Bs.{letter}"] for letter in "qkvom"], dim=1), kept["Bs"])
-    assert torch.equal(tensors["gen.queries"], own["gen.queries"])
+    for key, tensor in own.items():
+        if key.startswith("gen."):
+            numbered = [key.replace("gen.", f"gen.{i}.", 1) for i in range(len(tensor))]
+            kept |= dict(zip(numbered if method.config.separate else [key], tensor))
+    kept["Bs"] = torch.cat([own[f"Bs.{letter}"] for letter in letters], dim=1)
+    return {f"model.mm_projector.{key}": tensor.clone() for key, tensor in kept.items()}
+
+
+SIZES = {"dim": 16, "depth": 1, "rank": 2, "heads": 4, "skip": 2}
+
+
+@pytest.mark.parametrize("letters", ["qkvom", "qkv", "qvm", "q", "vq"])
+@pytest.mark.parametrize("separate", [True, False])
+def test_a_checkpoint_of_some_letters(letters: str, separate: bool, tmp_path: Path, images: Tensor) -> None:
+    torch.manual_seed(0)
+    seeing = tiny_llms.vision_llm("llama")
+    made: SpeakingModel = perturb(adapt.wrap(seeing, VLoRA(**SIZES, letters=letters, separate=separate))).eval()
+    torch.save(_as_published(made.method), tmp_path / "mm_projector.bin")
+    given = {"rank": 2, "heads": 4, "skip": 2} | ({} if letters == "qkvom" else {"letters": letters})
+    model = import_published(tmp_path / "mm_projector.bin", "vlora", seeing, settings=given)
+    assert model.method.config == made.method.config
+    assert torch.equal(model(images[:1], ["what is it ?"]), made(images[:1], ["what is it ?"]))
+
+
+def test_letters_that_a_checkpoint_does_not_name(tmp_path: Path) -> None:
+    seeing, given = tiny_llms.vision_llm("llama"), {"rank": 2, "heads": 4, "skip": 2}
+
+    def imported(separate: bool, **more: str) -> object:
+        method = VLoRA(**SIZES, letters="qvm", separate=separate)
+        adapt.wrap(seeing, method)
+        torch.save(_as_published(method), tmp_path / "mm_projector.bin")
+        return import_published(tmp_path / "mm_projector.bin", "vlora", seeing, settings=given | more)
+
+    with pytest.raises(AdaptError, match=r"generators of 3 letters and does not name them, letters are 'qkvom': give"):
+        imported(True)
+    with pytest.raises(AdaptError, match=r"generators of 3 letters.* letters are 'qk': give those that it was"):
+        imported(True, letters="qk")
+    with pytest.raises(AdaptError, match=r"has 6 factors, which are not of 5 letters 'qkvom': give those"):
+        imported(False)
+    with pytest.raises(AdaptError, match=r"'gen\.queries' .* has shape \(1, 1, 6, 16\); vlora on .* \(1, 1, 4, 16\)"):
+        imported(False, letters="qk")
 
 
 def test_generators_of_unlike_shapes_are_refused() -> None:
     head = "mm_projector.gen.{}.weights_head.weight"
     state = {head.format(0): torch.zeros(6, 16), head.format(1): torch.zeros(8, 16)}
+    state["mm_projector.Bs"] = torch.zeros(1, 4, 16)
     with pytest.raises(AdaptError, match=r"weights_head\.weight have shapes \[\(6, 16\), \(8, 16\)\]"):
-        VLoRA.published(state)
+        VLoRA.published(state, {})
 
 
 def test_an_adapter_of_ours_is_no_published_checkpoint(tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def settings() -> dict[str, Any]:
 
 
 def wrapped(config: str = "LlamaConfig") -> SpeakingModel:
-    tensors, told = VLoRA.published(checkpoint())
+    tensors, told = VLoRA.published(checkpoint(), {})
     model: SpeakingModel = adapt.wrap(backbone(config), VLoRA(**told, **settings()))
     load_tensors(model.method, tensors, "the reference")
     return model

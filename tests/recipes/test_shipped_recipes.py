@@ -110,7 +110,7 @@ def test_its_header_says_how_to_repeat_the_papers_protocol(method: str, name: st
 def test_coop_has_the_papers_settings(name: str) -> None:
     recipe = read_recipe(_FOLDER / "coop" / f"{name}.yaml")
     assert recipe.method == {"name": "coop", "n_ctx": 16, "class_position": "end"}
-    assert recipe.backbone == "open_clip:ViT-B-16/openai"
+    assert recipe.backbone == "open_clip:ViT-B-16-quickgelu/openai"
     assert (recipe.data.shots, recipe.seed) == (16, 1)
     assert recipe.data.template == _COOP_TEMPLATES.get(name, "a photo of a {}.")
     train = recipe.train
@@ -133,7 +133,7 @@ def test_lora_has_the_papers_settings(name: str) -> None:
     assert (set(config.projections), set(config.towers)) == ({"q", "k", "v"}, {"text", "vision"})
     assert (config.blocks, config.tuner, config.options) == (None, "lora", {})
     assert config.template == recipe.data.template == "a photo of a {}."
-    assert recipe.backbone == "open_clip:ViT-B-16/openai"
+    assert recipe.backbone == "open_clip:ViT-B-16-quickgelu/openai"
     train = recipe.train
     assert train is not None
     assert {shots: train.at(shots).iterations for shots in (1, 4, 16)} == {1: 500, 4: 2000, 16: 8000}
@@ -145,7 +145,7 @@ def test_lora_has_the_papers_settings(name: str) -> None:
 
 def _check_base_to_new(recipe: Recipe, name: str, epochs: int, batch_size: int, lr: float) -> None:
     """What CoCoOp, MaPLe and IVLP share, and the three settings in which they differ."""
-    assert recipe.backbone == "open_clip:ViT-B-16/openai"
+    assert recipe.backbone == "open_clip:ViT-B-16-quickgelu/openai"
     assert (recipe.data.shots, recipe.data.classes, recipe.seed) == (16, "all", 1)
     assert recipe.data.template == _COOP_TEMPLATES.get(name, "a photo of a {}.")
     train = recipe.train

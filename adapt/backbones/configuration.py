@@ -1,0 +1,150 @@
+"""What a model computes with its tensors: all of its configuration that changes values, as plain JSON."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Mapping
+from functools import partial
+from types import FunctionType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# attributes of modules that change no value in evaluation: modes, layouts, names, counters, what dropout draws
+_INERT = {
+    "training", "batch_first", "fused_attn", "output_dict", "output_tokens", "grad_checkpointing", "layer_idx",
+    "gradient_checkpointing", "name_or_path", "max_seq_len_cached", "drop_prob", "p", "dropout", "attention_dropout",
+    "inplace", "compute_type_is_set", "support_avx512bf16_for_cpu", "loss_type", "all_tied_weights_keys", "name",
+    "preprocess_cfg", "image_mean", "image_std",
+}  # fmt: skip
+# those that the shapes of the parameters say already
+_SHAPES = {
+    "in_features", "out_features", "in_channels", "out_channels", "normalized_shape", "num_embeddings", "embed_dim",
+    "embedding_dim", "elementwise_affine", "norm_type", "sparse", "scale_grad_by_freq", "kdim", "vdim", "groups",
+    "output_padding", "transposed", "vocab_size", "width", "layers", "output_dim", "hidden_size", "intermediate_size",
+    "add_zero_attn", "kernel_size", "grid_size", "num_patches", "num_positions",
+}  # fmt: skip
+# entries of transformers' configurations that modules read in their forward and do not keep themselves
+_READ = re.compile(
+    r"hidden_act|activation|_eps$|softcapping|rope|rotary|sliding_window|layer_types|max_image_length"
+    r"|^num_(attention_heads|key_value_heads|hidden_layers)$"
+)
+_PROBE = (-3.0, -1.0, -0.25, 0.5, 2.0)
+_FUNCTIONS: dict[str, Any] = {
+    "identity": lambda x: x,
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+    "relu": F.relu,
+    "silu": F.silu,
+    "tanh": torch.tanh,
+}
+Configuration = dict[str, Any]
+
+
+def of_model(model: nn.Module) -> Configuration:
+    """By place in the model: hyper-parameters of its modules, functions without parameters, and computed buffers.
+
+    The blocks of a stack share an entry, with a list of their values where those differ. Equal for one model however it
+    was loaded, in whatever precision and on whatever device.
+    """
+    found: dict[str, list[Any]] = {}
+    for path, module in model.named_modules():
+        for name, value in _of_module(module).items():
+            found.setdefault(re.sub(r"(^|\.)\d+(?=\.)", r"\1*", f"{path}.{name}".lstrip(".")), []).append(value)
+    found |= {f"config.{name}": [value] for name, value in _of_library(getattr(model, "config", None)).items()}
+    return {
+        place: values[0] if all(value == values[0] for value in values) else values
+        for place, values in sorted(found.items())
+    }
+
+
+def _of_module(module: nn.Module) -> Configuration:
+    composed = any(True for _ in (*module.children(), *module.parameters()))
+    left_out = _INERT | _SHAPES if composed else _INERT
+    found = {
+        name: _plain(value)
+        for name, value in vars(module).items()
+        if not name.startswith("_") and name not in left_out and _is_plain(value)
+    }
+    computed = module._non_persistent_buffers_set
+    found |= {name: _sampled(buffer) for name, buffer in module._buffers.items() if name in computed}
+    function = None if composed else _function(module)
+    return found if function is None else found | {"function": function}
+
+
+def _of_library(config: Any) -> Configuration:
+    """What a configuration of transformers says besides, with those of the towers inside it."""
+    values = config.to_dict() if hasattr(config, "to_dict") else config
+    if not isinstance(values, Mapping):
+        return {}
+    found = {name: _plain(value) for name, value in values.items() if _READ.search(name) and _is_plain(value)}
+    for name, inner in values.items():
+        if name.endswith("_config") and name != "quantization_config":
+            found |= {f"{name}.{key}": value for key, value in _of_library(inner).items()}
+    return found
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _is_plain(each) for key, each in value.items())
+    return value is None or isinstance(value, bool | int | float | str | FunctionType)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
+    return value.__name__ if isinstance(value, FunctionType) else value
+
+
+def _sampled(buffer: Tensor | None) -> list[Any] | None:
+    """Shape and three entries of a buffer that is computed, not stored: a mask, or the frequencies of positions."""
+    if buffer is None:
+        return None
+    if buffer.is_meta or not buffer.is_floating_point() or not buffer.numel():
+        return [list(buffer.shape)]
+    places = torch.tensor([0, buffer.numel() // 3, buffer.numel() - 1], device=buffer.device)
+    values = buffer.detach().flatten()[places].float().cpu().tolist()
+    return [list(buffer.shape), *(value if abs(value) < 1e30 else "inf" for value in values)]
+
+
+def _function(module: nn.Module) -> Any:
+    """What a module without parameters computes, by trying it: libraries call one function by many names.
+
+    A name, or the values at some numbers; torch's name of the module where it takes no single row, None of any other.
+    """
+    probe = torch.tensor(_PROBE)
+    try:
+        output = copy.deepcopy(module).eval().forward(probe)
+    except (TypeError, ValueError, RuntimeError, IndexError, AttributeError, NotImplementedError):
+        return type(module).__name__ if type(module).__module__.startswith("torch.nn") else None
+    if not isinstance(output, Tensor) or output.shape != probe.shape:
+        return None
+    named = (name for name, known in _FUNCTIONS.items() if torch.allclose(output, known(probe), atol=1e-5))
+    return next(named, [round(value, 4) for value in output.tolist()])
+
+
+def differences(one: Configuration, other: Configuration, tolerance: float) -> list[str]:
+    """Where two configurations disagree. What only one of them says is left out: another release may say more."""
+    shared = sorted(one.keys() & other.keys())
+    return [
+        f"{place} is {one[place]!r}, not {other[place]!r}"
+        for place in shared
+        if not _same(one[place], other[place], tolerance)
+    ]
+
+
+def _same(one: Any, other: Any, tolerance: float) -> bool:
+    """Equal, but for the rounding of numbers that were computed in another precision."""
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(_same(a, b, tolerance) for a, b in zip(one, other))
+    if isinstance(one, float) and isinstance(other, int | float):
+        return abs(one - other) <= tolerance * max(abs(one), abs(other))
+    return bool(one == other)

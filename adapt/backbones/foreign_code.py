@@ -1,0 +1,112 @@
+"""No code that comes with a model is run: what would have a library run it is refused by name beforehand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from adapt.errors import AdaptError
+
+# where transformers, open_clip and peft look; in a folder, any other JSON file may be named by one of these
+_FILES = (
+    "config.json", "tokenizer_config.json", "preprocessor_config.json", "processor_config.json",
+    "generation_config.json", "adapter_config.json",
+)  # fmt: skip
+_VOCABULARIES = {"tokenizer.json", "vocab.json", "added_tokens.json"}  # their keys are words of any language
+_KERNELS = ("attn_implementation", "experts_implementation")  # with a / in it, the name of a repository with code
+_READERS = ("AutoTokenizer", "AutoImageProcessor", "AutoProcessor", "AutoFeatureExtractor")
+# what open_clip's own configurations hand to a tokenizer; it hands on anything else to transformers
+_TOKENIZER_KEYS = {"additional_special_tokens", "clean", "language", "reduction_mask", "strip_sep_token"}
+
+
+def check_source(source: str | Path) -> None:
+    """Raises AdaptError where a configuration file in a folder, or of that name on the hub, would have code run."""
+    for path in _configurations(source):
+        if path.name == "adapter_config.json":
+            raise AdaptError(
+                f"{path} would have transformers change the model by peft, which imports modules that it names: "
+                "give the folder of the model alone, and load the adapter with adapt.peft_layout.load"
+            )
+        check_configuration(read_configuration(path), str(path))
+
+
+def _configurations(source: str | Path) -> list[Path]:
+    if Path(source).is_dir():
+        return sorted(path for path in Path(source).glob("*.json") if path.name not in _VOCABULARIES)
+    from transformers.utils import cached_file
+
+    quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+    found = [cached_file(str(source), name, _raise_exceptions_for_gated_repo=False, **quiet) for name in _FILES]
+    return [Path(path) for path in found if path is not None]
+
+
+def read_configuration(path: Path) -> Any:
+    """A JSON file of a model. Raises AdaptError where it is none."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError, OSError) as error:
+        raise AdaptError(f"{path} is damaged ({error}); fetch the folder again") from error
+
+
+def check_configuration(configuration: Any, source: str, place: str = "") -> None:
+    """Raises AdaptError for a key of a configuration, nested as deep as it may be, that would have code run."""
+    if isinstance(configuration, list):
+        for value in configuration:
+            check_configuration(value, source, place)
+    if not isinstance(configuration, Mapping):
+        return
+    for key, value in configuration.items():
+        where = f"{place}.{key}" if place else str(key)
+        if key == "trust_remote_code" and value not in (False, None):
+            raise _refused(source, where, value, "have code of the model's own run")
+        if str(key).lstrip("_").removesuffix("_internal") in _KERNELS and "/" in json.dumps(value):
+            raise _refused(source, where, value, "have code of a repository run")
+        if key == "auto_map" and _names_readers(value):
+            raise _refused(source, where, value, "have the inputs prepared by code of the model's own")
+        if key == "tokenizer_kwargs" and isinstance(value, Mapping):
+            for unknown in sorted(value.keys() - _TOKENIZER_KEYS - {"trust_remote_code"}):
+                known = ", ".join(sorted(_TOKENIZER_KEYS))
+                raise _refused(source, f"{where}.{unknown}", value[unknown], f"reach transformers; expected {known}")
+        check_configuration(value, source, where)
+
+
+def _names_readers(auto_map: Any) -> bool:
+    """Whether `auto_map` names a tokenizer or processor; for a model, transformers' own class stands in."""
+    return not isinstance(auto_map, Mapping) or any(key.startswith(_READERS) for key in auto_map)
+
+
+def _refused(source: str, where: str, value: Any, would: str) -> AdaptError:
+    return AdaptError(
+        f"{source} is refused: {where} is {value!r} and would {would}. adapt runs no code that comes with a model: "
+        "take the key out if you trust the rest"
+    )
+
+
+@contextmanager
+def no_questions() -> Iterator[None]:
+    """Inside, transformers refuses a model that needs code of its own where it would ask at the terminal.
+
+    It asks wherever a library above it, such as open_clip, does not say `trust_remote_code=False`.
+    """
+    from transformers import dynamic_module_utils
+
+    seconds = dynamic_module_utils.TIME_OUT_REMOTE_CODE
+    dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
+    try:
+        yield
+    finally:
+        dynamic_module_utils.TIME_OUT_REMOTE_CODE = seconds
+
+
+def needs_code(error: Exception, source: str | Path) -> AdaptError | None:
+    """What to say where transformers refused to run the code of a model; None where `error` is another one."""
+    if "custom code" not in str(error) and "trust_remote_code" not in str(error):
+        return None
+    named = ", ".join(path.name for path in _configurations(source) if "auto_map" in path.read_text(encoding="utf-8"))
+    return AdaptError(
+        f"{source} needs code of its own (auto_map in {named or 'its configuration'}), and adapt runs no code that "
+        "comes with a model: take one whose classes transformers itself has"
+    )

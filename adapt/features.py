@@ -1,0 +1,64 @@
+"""Image features of a data set, from the cache on disk or computed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeGuard
+
+import torch
+from torch import Tensor
+
+from adapt.adapted import Adapted
+from adapt.data.cache import FeatureCache
+from adapt.data.loader import loader
+from adapt.data.split import Item
+from adapt.data.transform_key import transform_key
+from adapt.model import AdaptedModel
+
+Progress = Callable[[int, int], None]
+
+
+def keeps_features(model: Adapted[Any], cache: bool) -> TypeGuard[AdaptedModel]:
+    """Whether the cache may serve the image features: those of classes, by a vision tower that nothing edits."""
+    return cache and isinstance(model, AdaptedModel) and "vision" not in model.method.touches
+
+
+def image_features(
+    model: AdaptedModel,
+    items: Sequence[Item],
+    *,
+    workers: int,
+    cache: bool = True,
+    views: int = 0,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Tensor:
+    """Unit-length features `(n, e)`, or `(n, views, e)`, by the cache on disk unless it is switched off.
+
+    The vision tower must be unedited. Views need the cache.
+    """
+    backbone = model.backbone
+    transform = backbone.transform(train=views > 0)
+
+    def encode(images: Tensor) -> Tensor:
+        return model.image_features(images.to(backbone.device)).float()
+
+    if not cache:
+        with torch.no_grad():
+            decoded = loader(items, transform, 64, train=False, workers=workers)
+            return torch.cat([encode(images).cpu() for images, _ in decoded])
+    key = f"{backbone.content()}/{transform_key(transform)}/{seed if views else 0}"
+    return FeatureCache().features(
+        items,
+        transform,
+        encode,
+        key,
+        views=views,
+        workers=workers,
+        progress=progress,
+    )
+
+
+def labels_of(items: Sequence[Item]) -> Tensor:
+    """Labels `(n,)`."""
+    return torch.tensor([item.label for item in items])
