@@ -129,9 +129,7 @@ def test_letters_that_a_checkpoint_does_not_name(tmp_path: Path) -> None:
 
     with pytest.raises(AdaptError, match=r"generators of 3 letters and does not name them, letters are 'qkvom': give"):
         imported(True)
-    with pytest.raises(
-        AdaptError, match=r"generators of 3 letters.* letters are 'qk': give those that it was"
-    ):
+    with pytest.raises(AdaptError, match=r"generators of 3 letters.* letters are 'qk': give those that it was"):
         imported(True, letters="qk")
     with pytest.raises(AdaptError, match=r"has 6 factors, which are not of 5 letters 'qkvom': give those"):
         imported(False)
