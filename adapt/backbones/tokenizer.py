@@ -99,7 +99,8 @@ def check_tokenizer(tokenizer: TextTokenizer, library: Callable[[list[str]], Ten
         row = tokenizer.row(text)
         if len(row) > tokenizer.context_length:
             continue  # the library cuts it, and we refuse it
-        ours, theirs = pad_rows([row], tokenizer)[0].tolist(), library([text])[0].tolist()
+        with torch.device("cpu"):  # a model may be built on the meta device
+            ours, theirs = pad_rows([row], tokenizer)[0].tolist(), library([text])[0].tolist()
         if ours != theirs:
             raise AdaptError(
                 f"the tokenizer of {name} reads {text!r} as {theirs}, and adapt would give it {ours}: it has an option "

@@ -152,7 +152,8 @@ class Tower:
     @property
     def dtype(self) -> torch.dtype | None:
         """The precision of its blocks' weights, which embeddings and norms may exceed; None where no block is left."""
-        return next((each.dtype for block in self.blocks for each in block.projections.values()), None)
+        there = (block for block in self.blocks if any(True for _ in block.module.parameters()))  # not cut out
+        return next((each.dtype for block in there for each in block.projections.values()), None)
 
     @property
     def projections(self) -> tuple[str, ...]:

@@ -160,7 +160,8 @@ class FastText:
         """Features `([b,] n, e)` of one packing."""
         parts: TextParts = tower.text  # type: ignore[assignment]
         with frozen(self._backbone.model):
-            x = parts.embedding(packing.ids).to(tower.dtype)  # as open_clip, where only the blocks are low
+            x = parts.embedding(packing.ids)
+            x = x.to(tower.dtype or x.dtype)  # as open_clip, where only the blocks are low
             if asked.entering is not None:
                 x = _placed(x, asked.entering.values, packing)
             x = x + parts.positions()[packing.positions].to(x.dtype)

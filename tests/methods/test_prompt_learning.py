@@ -125,7 +125,7 @@ def test_a_batch_gives_cocoops_gradients_of_its_images(fast: bool, open_clip: Ba
         (methods.IVLP(n_ctx_vision=0, depth_text=4), "ivlp: depth_text is 4, but the text tower has 3"),
         (methods.MaPLe(n_ctx=5, depth=2), "has 4 tokens but n_ctx is 5"),
         (methods.CoCoOp(n_ctx=5), "has 4 tokens but n_ctx is 5"),
-        (methods.MaPLe(n_ctx=73, depth=2, ctx_init=""), "a prompt has 79 tokens but the text tower reads 77"),
+        (methods.MaPLe(n_ctx=73, depth=2, ctx_init=""), "has 79 tokens but the text tower reads 77"),
     ],
     ids=str,
 )
