@@ -42,22 +42,40 @@ def wrap(
 
     Raises AdaptError for a method that is already built, bad class names, or a backbone that the method does not fit.
     """
-    from adapt.answering import AnsweringModel
-    from adapt.speaking import SpeakingModel
+    names = build(backbone, method, class_names)
+    return assemble(backbone, method, names, fast, checkpointing=checkpointing, text_memory=text_memory)
 
+
+def build(backbone: Backbone, method: Method, class_names: Sequence[str]) -> tuple[str, ...]:
+    """Allocates the parameters of `method`, and returns the names of its classes. Raises AdaptError as `wrap` does."""
     if method.built:
         raise AdaptError(
             f"this {method.name} already belongs to a model: make a new one, or use model.with_classes(...)"
         )
     method.check_family(backbone)
-    speaks = backbone.family == "vision LLM"
-    names = () if speaks else check_class_names(class_names)
+    names = () if backbone.family == "vision LLM" else check_class_names(class_names)
     with frozen(backbone.model):  # a forward in training mode would move batch statistics
         method.build(backbone, names)
     method.built = True
+    return names
+
+
+def assemble(
+    backbone: Backbone,
+    method: Method,
+    names: tuple[str, ...],
+    fast: bool | None,
+    *,
+    checkpointing: bool = False,
+    text_memory: int | None = None,
+) -> Any:
+    """The model of a method that was built on `backbone`, by the backbone's family."""
+    from adapt.answering import AnsweringModel
+    from adapt.speaking import SpeakingModel
+
     if isinstance(backbone, DualEncoder):
         return AdaptedModel(backbone, method, names, fast, checkpointing=checkpointing, text_memory=text_memory)
-    kind: Any = SpeakingModel if speaks else AnsweringModel
+    kind: Any = SpeakingModel if backbone.family == "vision LLM" else AnsweringModel
     return kind(backbone, method, names, checkpointing=checkpointing)
 
 
