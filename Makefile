@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN := runs/quickstart-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: quickstart test lint
+.PHONY: quickstart test faults lint
 
 quickstart: $(VENV)/installed
 	$(BIN)/adapt train quickstart --out $(RUN) --plot
@@ -13,6 +13,9 @@ quickstart: $(VENV)/installed
 
 test: $(VENV)/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto  # a process for each core; threads on top only get in their way
+
+faults: $(VENV)/installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m faults -rP tests/faults
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

@@ -167,8 +167,11 @@ def build_for(
 
     held = sum(tensor.numel() for tensor in tensors.values())
     with torch.random.fork_rng(devices=[]):  # building draws initial values that the file replaces
-        with at_most(held, source):
-            names = model.build(backbone, method, class_names)
+        try:
+            with at_most(held):
+                names = model.build(backbone, method, class_names)
+        except AdaptError as error:
+            raise AdaptError(f"{source}: {error}") from error
         _check_shapes(method, tensors, source)
         built = model.assemble(backbone, method, names, fast)
     load_tensors(method, tensors, source)

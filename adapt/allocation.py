@@ -49,8 +49,8 @@ def _new_size(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Sequenc
 
 
 @contextmanager
-def at_most(held: int, source: str) -> Iterator[None]:
-    """Inside, new tensors hold little more than the `held` numbers of the file `source`; AdaptError beyond.
+def at_most(held: int) -> Iterator[None]:
+    """Inside, new tensors hold little more than the `held` numbers of a file's tensors; AdaptError beyond.
 
     Raised before the memory is taken.
     """
@@ -59,6 +59,6 @@ def at_most(held: int, source: str) -> Iterator[None]:
             yield
     except _TooMuch:
         raise AdaptError(
-            f"{source}: its settings ask for far more than the {held:,} numbers that its tensors hold; "
+            f"its settings ask for far more than the {held:,} numbers that its tensors hold; "
             "the file is damaged, or was made by hand"
         ) from None

@@ -73,7 +73,7 @@ def measure(run: Run, out: Path) -> Row:
         raise AdaptError(f"{folder} holds a run of another recipe: choose another --out")
     if not (folder / "metrics.json").exists():
         run_recipe(run.recipe, folder, resume=started.is_file(), progress=False)
-    metrics = stored.read(folder / "metrics.json", stored.Metrics, "metrics of a finished run")
+    metrics = stored.read(folder / "metrics.json", stored.Measured, "scores of a finished run")
     row: Row = {"run": run.name, "shots": run.recipe.data.shots, "seed": run.recipe.seed}
     row |= {run.own: metrics["adapted"]["accuracy"], f"zero_shot_{run.own}": metrics["zero_shot"]["accuracy"]}
     for name, found in _on_targets(run, folder).items():

@@ -37,6 +37,13 @@ class Metrics(_Stored):
     zero_shot: _Scores | None = None
 
 
+class Measured(Metrics):
+    """The same of a run that has scores."""
+
+    adapted: _Scores
+    zero_shot: _Scores
+
+
 class _Target(_Stored):
     data: dict[str, Any]
     test_set: str
