@@ -163,7 +163,7 @@ _LAUGHS = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" f
         ("seed: 2020-13-45", "is not valid YAML: month must be in"),
         ("# " + "x" * 2**20, "is larger than 1,048,576 bytes and no recipe"),
         (yaml.safe_dump(_RAW | {"seed": 2**70}), "a whole number of 71 bits; expected at most 64"),
-        (yaml.safe_dump(_RAW | {"method": {"name": "zero_shot", "template": []}}), "template is .*: give at least one template"),
+        (yaml.safe_dump(_RAW | {"method": {"name": "zero_shot", "template": []}}), "give at least one template"),
         (yaml.safe_dump(_RAW | {"method": {"name": "coop", "ctx_init": "x" * 2000}}), "a text of 2,000 characters"),
     ],
 )  # fmt: skip
