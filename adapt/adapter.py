@@ -108,7 +108,7 @@ def _of_file(
 ) -> Any:
     described = read_header(path)
     tensors = read_tensors(path)
-    method = _method(described, path)
+    method = method_of(described, path)
     if backbone is None:
         backbone = _named_backbone(described, path, device)
     if backbone.quantization != described.quantization:
@@ -126,7 +126,7 @@ def _of_file(
     return model.eval()
 
 
-def _method(described: Header, path: Path) -> Method:
+def method_of(described: Header, path: Path) -> Method:
     """The method that the header names, not yet built."""
     from adapt import methods
 

@@ -65,7 +65,7 @@ class Header(BaseModel):
 
     def metadata(self) -> dict[str, str]:
         """As the file keeps it: JSON under each key that has a value."""
-        return {key: plain.dump(value) for key, value in self.model_dump(mode="json").items() if value is not None}
+        return {key: plain.dump(value) for key, value in self.model_dump().items() if value is not None}
 
 
 def _checked(model: type[BaseModel], value: dict[str, Any]) -> dict[str, Any]:
@@ -80,9 +80,12 @@ def _checked(model: type[BaseModel], value: dict[str, Any]) -> dict[str, Any]:
 def make(**values: Any) -> Header:
     """The header of a model. Raises AdaptError for what could not be read again."""
     try:
+        plain.check(values, longest=None)
         return Header(format=FORMAT, **values)
     except ValidationError as error:
         raise AdaptError(explain(Header, error, "this model cannot be saved")) from None
+    except ValueError as error:
+        raise AdaptError(f"this model cannot be saved: what its header would hold is too much ({error})") from error
 
 
 def read_header(path: str | Path) -> Header:

@@ -147,3 +147,27 @@ def test_inspect_shows_what_it_can_of_odd_records(saved: Path, values: dict[str,
 def test_the_old_format_had_no_checksum() -> None:
     assert tensor_file.describe(FOLDER / "coop.safetensors").checksum is None
     assert torch.equal(tensor_file.read(FOLDER / "coop.safetensors")["ctx"].isfinite().all(), torch.tensor(True))
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ({"seed": 2**70}, "a whole number of 71 bits; expected at most 64"),
+        ({"seed": 1.5}, "seed is 1.5: .*valid integer"),
+        ({"metrics": {"loss": float("nan")}}, "a result is not finite"),
+        ({"recipe": [1]}, "recipe is .*valid dict"),
+    ],
+)
+def test_what_could_not_be_read_again_is_not_saved(
+    model: AdaptedModel, tmp_path: Path, metadata: dict[str, Any], message: str
+) -> None:
+    model.metadata = metadata
+    with pytest.raises(AdaptError, match=message):
+        model.save(tmp_path / "a.safetensors")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_inspect_looks_for_words_of_methods_that_can_be_made_only(saved: Path) -> None:
+    result = CliRunner().invoke(main, ["inspect", str(say(saved, config={"self": 1}))])
+    assert result.exit_code == 2
+    assert "does not take such settings" in result.stderr

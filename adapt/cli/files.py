@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 def inspect(adapter: Path, backbone: str | None, words: int, as_json: bool) -> None:
     """Show what ADAPTER holds: method, backbone, classes, sizes, origin, and the words nearest to learned tokens."""
     from adapt import plain
-    from adapt.adapter import read_header, read_tensors
+    from adapt.adapter import method_of, read_header, read_tensors
     from adapt.cli.quiet import quiet_libraries
 
     file = adapter / "adapter.safetensors" if adapter.is_dir() else adapter
@@ -52,7 +52,7 @@ def inspect(adapter: Path, backbone: str | None, words: int, as_json: bool) -> N
             from adapt.methods.base import Method
 
             found = methods.find(header.method)
-            if found.learned_tokens is not Method.learned_tokens and "text" in found(**header.config).touches:
+            if found.learned_tokens is not Method.learned_tokens and "text" in method_of(header, file).touches:
                 _show_words(_load(adapter, backbone), words)
 
 

@@ -57,6 +57,8 @@ def fit(
     Raises AdaptError for bad settings, labels that are not the model's, images that cannot be decoded, a step that does
     not fit into memory, or a loss that is not finite; KeyboardInterrupt when the user stops it.
     """
+    if not 0 <= seed < 2**63:
+        raise AdaptError(f"seed is {seed}; expected a whole number from 0 to 2^63 - 1")
     check_labels(model, train_set)
     if test_set:
         check_labels(model, test_set)

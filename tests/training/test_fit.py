@@ -107,3 +107,9 @@ def test_progress_on_a_terminal_is_a_bar(monkeypatch: pytest.MonkeyPatch, capsys
     with training_bar(2, 1, show=True) as report:
         report(_ENTRY | {"step": 2})
     assert "2/2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63, 2**70])
+def test_a_seed_beyond_what_generators_take_is_refused(train, seed: int) -> None:
+    with pytest.raises(AdaptError, match=rf"seed is {seed}; expected a whole number from 0 to"):
+        train(seed=seed)
