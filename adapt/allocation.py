@@ -37,12 +37,14 @@ class _Counting(TorchDispatchMode):
 
 
 def _new_size(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Sequence[int] | None:
-    """The size of the tensor that `func` makes anew, where a list of sizes says it; views make none."""
-    if func.is_view:
-        return None
-    named = [argument.name for argument in func._schema.arguments]
-    if "size" not in named:
-        return None
+    """The size of the tensor that `func` makes out of nothing, where a list of sizes says it; () without memory."""
+    arguments = func._schema.arguments
+    named = [argument.name for argument in arguments]
+    of_tensors = any(str(argument.type) == "Tensor" for argument in arguments)
+    if "size" not in named or (of_tensors and not func._schema.name.startswith("aten::new_")):
+        return None  # what is computed of tensors is bounded by them
+    if str(kwargs.get("device")) == "meta":
+        return ()
     position = named.index("size")
     found = args[position] if position < len(args) else kwargs.get("size")
     return found if isinstance(found, list | tuple) else None

@@ -76,6 +76,7 @@ def test_new_tensors_are_counted_before_they_are_allocated(allocate: Callable[[]
 def test_views_and_what_is_small_go_through() -> None:
     with at_most(100):
         assert torch.zeros(1).expand(LARGE, 512).shape == (LARGE, 512)
+        assert torch.nn.Linear(LARGE, 512, device="meta").weight.shape == (512, LARGE)  # takes no memory
         assert torch.nn.Linear(64, 64)(torch.ones(3, 64)).shape == (3, 64)
 
 

@@ -21,7 +21,7 @@ from faults import corrupt, outcomes
 import adapt
 from adapt import peft_layout
 
-SEEDS = 60
+SEEDS = 40
 NAMES = ("goldfish", "red_panda", "sea cucumber")
 ROWS: dict[str, corrupt.Damage] = {
     "a bit of the header turned over": corrupt.flip_in_header,
