@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from adapt import plain
 from adapt.errors import AdaptError, one_line
@@ -55,8 +55,12 @@ class _Data(_Stored):
     source: str
 
 
+class _Method(_Stored):
+    name: str
+
+
 class _Recipe(_Stored):
-    method: dict[str, Any]
+    method: _Method
     backbone: str
     data: _Data
 
@@ -66,6 +70,7 @@ class _Row(_Stored):
 
 
 class _Summary(_Stored):
+    shots: int | None
     mean: dict[str, float]
     std: dict[str, float]
     zero_shot: dict[str, float]
@@ -78,6 +83,13 @@ class Results(_Stored):
     recipe: _Recipe
     runs: list[_Row]
     summary: list[_Summary] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _of_curves(self) -> Results:
+        figures = [each for group in self.summary for each in (group.mean, group.std, group.zero_shot)]
+        if self.protocol == "few_shot" and not all("test" in each for each in figures):
+            raise ValueError("a curve has figures called test for each number of shots")
+        return self
 
 
 Targets = dict[str, _Target]  # targets.json of a run
