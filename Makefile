@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 RUN := runs/quickstart-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: quickstart test test-full mutants lint
+.PHONY: quickstart test test-full faults mutants lint
 
 quickstart: $(VENV)/installed
 	$(BIN)/adapt train quickstart --out $(RUN) --plot
@@ -24,6 +24,9 @@ test-full: $(VENV)/installed-dev
 # small changes to the code that some test must notice; tests/mutation/README.md says how
 mutants: $(VENV)/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python tests/mutation/run.py
+
+faults: $(VENV)/installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m faults -rP tests/faults
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

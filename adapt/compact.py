@@ -8,15 +8,15 @@ its tensors, cuts the blocks out and only then moves it to a device.
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
 
-from adapt import adapter
+from adapt import adapter, plain, tensor_file
 from adapt.adapted import Adapted
 from adapt.backbones import fingerprint
 from adapt.backbones.absent import Absent, block_paths, cut_out
@@ -24,9 +24,23 @@ from adapt.backbones.base import Backbone
 from adapt.backbones.load import COMPACT, hollow
 from adapt.errors import AdaptError
 from adapt.files import new_folder, replacing, write_text
+from adapt.validation import explain
 
 ADAPTER, TENSORS = "adapter.safetensors", "backbone.safetensors"
 FORMAT = 1
+
+
+class _Record(BaseModel):
+    """What the folder says of how it was cut."""
+
+    model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False)
+
+    format: int
+    skipped: tuple[str, ...]
+    cut: dict[str, float]
+    """Of each tensor that was cut out, the entry that a fingerprint reads."""
+    halves: bool
+    embed_dim: int | None
 
 
 def export(model: Adapted[Any], folder: str | Path) -> Path:
@@ -47,15 +61,15 @@ def export(model: Adapted[Any], folder: str | Path) -> Path:
     if halves:
         kept = {name: x.half() if x.is_floating_point() else x for name, x in kept.items()}
     embed_dim = getattr(backbone, "embed_dim", None)
-    record = {"format": FORMAT, "skipped": skipped, "cut": cut, "halves": halves, "embed_dim": embed_dim}
+    record = _Record(format=FORMAT, skipped=tuple(skipped), cut=cut, halves=halves, embed_dim=embed_dim)
     with new_folder(folder) as whole:
         backbone.export(whole, _outline(backbone.model))
         for written in whole.glob("*.safetensors*"):
             written.unlink()
         with replacing(whole / TENSORS) as temporary:
-            adapter.write_tensors(kept, temporary, {})
+            tensor_file.write(kept, temporary, {})
         model.save(whole / ADAPTER)
-        write_text(whole / COMPACT, json.dumps(record, indent=2) + "\n")
+        write_text(whole / COMPACT, plain.dump(record.model_dump(mode="json"), indent=2) + "\n")
     return Path(folder)
 
 
@@ -93,35 +107,35 @@ def load(
     record = _record(folder)
     backbone = hollow(folder, adapter.read_header(folder / ADAPTER).backbone)
     try:
-        kept = adapter.read_safetensors(folder / TENSORS)
-        if record["halves"]:
+        kept = tensor_file.read(folder / TENSORS)
+        if record.halves:
             kept = {name: x.float() if x.is_floating_point() else x for name, x in kept.items()}
-        _fill(backbone, kept, record["cut"])
+        _fill(backbone, kept, record.cut)
         whole = fingerprint.of_model(backbone.model)
     except (KeyError, ValueError) as error:
         raise AdaptError(f"{folder} is damaged: {error}. Export it again") from error
-    cut_out(backbone, record["skipped"])
+    cut_out(backbone, record.skipped)
     backbone.fingerprint = whole
-    if record["embed_dim"] is not None:
-        vars(backbone)["embed_dim"] = record["embed_dim"]  # reading it takes a pass through all blocks
+    if record.embed_dim is not None:
+        vars(backbone)["embed_dim"] = record.embed_dim  # reading it takes a pass through all blocks
     model = adapter.load(folder / ADAPTER, backbone.to(device), class_names, fast=fast)
-    if model.method.skipped != set(record["skipped"]):
+    if model.method.skipped != set(record.skipped):
         raise AdaptError(f"{folder} was cut for another adapter than the one in it: export it again")
     return model
 
 
-def _record(folder: Path) -> dict[str, Any]:
+def _record(folder: Path) -> _Record:
     path = folder / COMPACT
     if not path.is_file():
         raise AdaptError(f"there is no adapter at {folder}: a folder, but not one of `adapt export --compact`")
     try:
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        newer = record["format"] > FORMAT
-        _ = record["skipped"], record["cut"], record["halves"], record["embed_dim"]
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        record = _Record.model_validate_json(plain.dump(plain.parse(path.read_bytes())))
+    except ValidationError as error:
+        raise AdaptError(f"{explain(_Record, error, f'{path} is damaged')}: export the folder again") from None
+    except ValueError as error:
         raise AdaptError(f"{path} is damaged ({error}): export the folder again") from error
-    if newer:
-        raise AdaptError(f"{folder} has compact format {record['format']}, this adapt reads {FORMAT}: upgrade adapt")
+    if record.format > FORMAT:
+        raise AdaptError(f"{folder} has compact format {record.format}, this adapt reads {FORMAT}: upgrade adapt")
     return record
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adapt import methods
-from adapt.adapter import load_tensors, read_safetensors
+from adapt import methods, tensor_file
+from adapt.adapter import build_for
 from adapt.backbones.base import Backbone
 from adapt.errors import AdaptError
-from adapt.model import wrap
 
 
 class _Inert:
@@ -42,6 +42,7 @@ def read_dassl(path: str | Path) -> dict[str, Tensor]:
     path = Path(path)
     if not path.is_file():
         raise AdaptError(f"there is no checkpoint at {path}")
+    _refuse_packed(path)
     try:
         allowed: list[Any] = [(replacement, name) for name, replacement in _ALLOWED.items()]
         with torch.serialization.safe_globals([*allowed, dict]):
@@ -53,7 +54,36 @@ def read_dassl(path: str | Path) -> dict[str, Tensor]:
     state = content.get("state_dict", content) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise AdaptError(f"{path} is no published checkpoint: it has no tensors under 'state_dict', nor tensors alone")
+    _check_stored(state, path)
     return state
+
+
+def _refuse_packed(path: Path) -> None:
+    """AdaptError for a zip whose members are larger than itself: torch writes them as they are, and reads any."""
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as file:
+            size = sum(member.file_size for member in file.infolist())
+    except (zipfile.BadZipFile, OSError, ValueError) as error:
+        raise AdaptError(f"{path} is a damaged zip file ({error}); fetch it again") from error
+    if size > path.stat().st_size:
+        raise AdaptError(f"{path} is refused: unpacked it is {size:,} bytes. Published checkpoints are not packed")
+
+
+def _check_stored(state: dict[str, Tensor], path: Path) -> None:
+    """AdaptError for tensors that are more than the file holds, as expanded ones are, or no plain ones."""
+    held = path.stat().st_size
+    for name, tensor in state.items():
+        if not isinstance(name, str) or tensor.layout is not torch.strided or tensor.device.type != "cpu":
+            raise AdaptError(f"tensor {name!r} of {path} is no plain tensor of numbers: it cannot be imported")
+        if tensor.numel() * tensor.element_size() > held:
+            raise AdaptError(
+                f"tensor {name!r} of {path} has shape {tuple(tensor.shape)}, more than the file's {held:,} bytes hold"
+            )
+    total = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+    if total > 2 * held:  # models may hold a tensor under two names
+        raise AdaptError(f"{path} is refused: its tensors are {total:,} bytes, and the file is {held:,}")
 
 
 def _reason(error: Exception) -> str:
@@ -76,14 +106,14 @@ def import_published(
     Raises AdaptError as `read_dassl` does, and where the tensors do not fit the method, the backbone or the classes.
     """
     cls = methods.find(method)
-    state = read_safetensors(path) if Path(path).suffix == ".safetensors" else read_dassl(path)
+    state = tensor_file.read(Path(path)) if Path(path).suffix == ".safetensors" else read_dassl(path)
     try:
         tensors, told = cls.published(state, dict(settings or {}))
     except KeyError as error:
         listed = ", ".join(sorted(state)[:5]) or "nothing"
         raise AdaptError(f"{path} is no {method} checkpoint: it has no tensor {error}, but {listed}") from None
+    except (IndexError, TypeError, ValueError, RuntimeError) as error:
+        raise AdaptError(f"{path} is no {method} checkpoint: its tensors are of other shapes ({error})") from error
     new = cls(**told | dict(settings or {}))
-    with torch.random.fork_rng(devices=[]):
-        model = wrap(backbone, new, class_names)
-    load_tensors(new, {name: tensor.float() for name, tensor in tensors.items()}, str(path))
-    return model.eval()
+    floats = {name: tensor.float() for name, tensor in tensors.items()}
+    return build_for(new, backbone, class_names, floats, str(path)).eval()

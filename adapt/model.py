@@ -50,25 +50,43 @@ def wrap(
     Raises AdaptError for what is no backbone, a method that is already built, bad class names, or a backbone that the
     method does not fit.
     """
-    from adapt.answering import AnsweringModel
-    from adapt.speaking import SpeakingModel
+    names = build(backbone, method, class_names)
+    return assemble(backbone, method, names, fast, checkpointing=checkpointing, text_memory=text_memory)
 
+
+def build(backbone: Backbone, method: Method, class_names: Sequence[str]) -> tuple[str, ...]:
+    """Allocates the parameters of `method`, and returns the names of its classes. Raises AdaptError as `wrap` does."""
     _check_parts(backbone, method)
     if method.built:
         raise AdaptError(
             f"this {method.name} already belongs to a model: make a new one, or use model.with_classes(...)"
         )
     method.check_family(backbone)
-    speaks = backbone.family == "vision LLM"
-    names = () if speaks else check_class_names(class_names)
+    names = () if backbone.family == "vision LLM" else check_class_names(class_names)
+    with outside_inference_mode(), alone(backbone.model), frozen(backbone.model):  # frozen: no batch statistics move
+        method.build(backbone, names)
+        _check_edits(backbone, method)
+    method.built = True
+    return names
+
+
+def assemble(
+    backbone: Backbone,
+    method: Method,
+    names: tuple[str, ...],
+    fast: bool | None,
+    *,
+    checkpointing: bool = False,
+    text_memory: int | None = None,
+) -> Any:
+    """The model of a method that was built on `backbone`, by the backbone's family."""
+    from adapt.answering import AnsweringModel
+    from adapt.speaking import SpeakingModel
+
     with outside_inference_mode():
-        with alone(backbone.model), frozen(backbone.model):  # in training mode a forward would move batch statistics
-            method.build(backbone, names)
-            _check_edits(backbone, method)
-        method.built = True
         if isinstance(backbone, DualEncoder):
             return AdaptedModel(backbone, method, names, fast, checkpointing=checkpointing, text_memory=text_memory)
-        kind: Any = SpeakingModel if speaks else AnsweringModel
+        kind: Any = SpeakingModel if backbone.family == "vision LLM" else AnsweringModel
         return kind(backbone, method, names, checkpointing=checkpointing)
 
 

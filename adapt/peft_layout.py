@@ -6,20 +6,18 @@ The folder loads with plain `PeftModel.from_pretrained` on a transformers model,
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from adapt.adapter import load_tensors, read_tensors, write_tensors
+from adapt import plain, tensor_file
+from adapt.adapter import build_for, read_tensors
 from adapt.backbones.base import Backbone
 from adapt.errors import AdaptError
 from adapt.files import replacing, write_text
 from adapt.methods.lora import PROJECTIONS, LoRA
-from adapt.model import AdaptedModel, wrap
+from adapt.model import AdaptedModel
 
 _PREFIX = "base_model.model."
 _UNKNOWN_HERE = ("use_dora", "alpha_pattern", "rank_pattern", "lora_bias", "fan_in_fan_out")  # change the arithmetic
@@ -40,7 +38,7 @@ def export(model: AdaptedModel, folder: str | Path) -> Path:
             tensors[f"{_PREFIX}{names[site]}.lora_{letter}.weight"] = factor.detach().cpu().contiguous()
     folder = Path(folder)
     with replacing(folder / "adapter_model.safetensors") as temporary:
-        write_tensors(tensors, temporary, {"format": "pt"})
+        tensor_file.write(tensors, temporary, {"format": "pt"})
     config = {
         "peft_type": "LORA",
         "base_model_name_or_path": model.backbone.name,
@@ -52,7 +50,7 @@ def export(model: AdaptedModel, folder: str | Path) -> Path:
         "bias": "none",
         "inference_mode": True,
     }
-    write_text(folder / "adapter_config.json", json.dumps(config, indent=2) + "\n")
+    write_text(folder / "adapter_config.json", plain.dump(config, indent=2) + "\n")
     return folder
 
 
@@ -82,17 +80,16 @@ def load(
     ]
     if not adapted:
         raise AdaptError(f"{folder} holds no LoRA tensors")
-    with torch.random.fork_rng(devices=[]):
-        model = wrap(backbone, LoRA(**_settings(config, adapted, backbone), template=template), class_names)
-    load_tensors(model.method, tensors, str(folder))
+    method = LoRA(**_settings(config, adapted, backbone), template=template)
+    model: AdaptedModel = build_for(method, backbone, class_names, tensors, str(folder))
     return model.eval()
 
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = plain.parse(path.read_bytes())
         return config | {"r": int(config["r"]), "lora_alpha": float(config["lora_alpha"])}
-    except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise AdaptError(f"{path} is damaged ({error!r}): expected peft's settings of a LoRA") from error
 
 

@@ -9,6 +9,20 @@ from typing import Any
 
 from torch import Tensor
 
+from adapt.errors import AdaptError
+
+NOT_FINITE = (
+    "the model's output is not finite: the adapter's values, or the backbone's, overflow. Train again at a lower rate, "
+    "or use a precision with a wider range, such as bf16 or fp32"
+)
+
+
+def finite(logits: Tensor) -> Tensor:
+    """`logits` as they are. AdaptError where one is no number, so that no answer could be told from it."""
+    if not logits.isfinite().all():
+        raise AdaptError(NOT_FINITE)
+    return logits
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -24,7 +38,7 @@ class Prediction:
 
 def predictions(logits: Tensor, class_names: Sequence[str], top_k: int) -> Iterator[Prediction]:
     """The predictions that logits `(b, n)` of `n` classes make."""
-    probabilities, indices = logits.float().softmax(-1).topk(min(top_k, len(class_names)))
+    probabilities, indices = finite(logits).float().softmax(-1).topk(min(top_k, len(class_names)))
     for row, chosen in zip(probabilities.tolist(), indices.tolist()):
         top = tuple((class_names[index], probability) for index, probability in zip(chosen, row))
         yield Prediction(top[0][0], top[0][1], top)

@@ -9,12 +9,16 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from adapt import plain
 from adapt.errors import AdaptError, nearest
 from adapt.training.settings import TrainSettings
 from adapt.validation import explain
 
 if TYPE_CHECKING:
     from adapt.data.split import Split
+
+
+_LARGEST = 2**20  # bytes of a recipe
 
 
 class DataSection(BaseModel):
@@ -64,7 +68,7 @@ class Recipe(BaseModel):
     data: DataSection
     train: TrainSettings | None = None
     """Left out for methods that nothing trains by steps."""
-    seed: int = Field(default=1, ge=0)
+    seed: int = Field(default=1, ge=0, lt=2**63)
     device: str = "cpu"
     quantize: Literal["nf4", "int8"] | None = None
     """Keep the linears of the backbone's blocks in 4 or 8 bits."""
@@ -101,14 +105,39 @@ def read_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     if not path.is_file():
         raise AdaptError(f"there is no recipe at {path}; `adapt recipes` lists the shipped ones")
     try:
-        raw = yaml.safe_load(path.read_bytes())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        if path.stat().st_size > _LARGEST:
+            raise AdaptError(f"{path} is larger than {_LARGEST:,} bytes and no recipe")
+        raw = _parsed(path.read_bytes())
+    except (yaml.YAMLError, ValueError, OSError) as error:
         raise AdaptError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(raw, dict):
         raise AdaptError(f"{path} is no recipe: expected keys such as method, data and train")
     for override in overrides:
         set_key(raw, override)
     return build_recipe(raw, str(path))
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain data without references, which a few lines can multiply beyond all memory, and not too deep."""
+
+    depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.composer.ComposerError(None, None, "recipes have no references (*name): write the value out")
+        if self.depth == plain.DEPTH:
+            raise yaml.composer.ComposerError(None, None, "it is nested too deep")
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+
+def _parsed(text: str | bytes) -> Any:
+    """What YAML says. YAMLError or ValueError where it is broken, or holds what no recipe may."""
+    value = yaml.load(text, _Loader)
+    plain.check(value, longest=None)
+    return value
 
 
 def build_recipe(raw: dict[str, Any], where: str) -> Recipe:
@@ -141,8 +170,8 @@ def set_key(raw: dict[str, Any], override: str) -> None:
         if not isinstance(section, dict):
             raise AdaptError(f"override {override!r}: {part!r} is a value, not a section")
     try:
-        section[leaf] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
+        section[leaf] = _parsed(value)
+    except (yaml.YAMLError, ValueError) as error:
         raise AdaptError(f"override {override!r}: the value is not valid YAML") from error
 
 

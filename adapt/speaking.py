@@ -16,7 +16,7 @@ from adapt.edits import Edit, Tokens
 from adapt.engine.plan import plan
 from adapt.errors import AdaptError
 from adapt.methods.base import Context
-from adapt.prediction import Prediction
+from adapt.prediction import NOT_FINITE, Prediction
 from adapt.tasks import generate
 from adapt.tasks import questions as asking
 
@@ -144,6 +144,8 @@ class SpeakingModel(Adapted[VisionLLM]):
         last = torch.isin(said, torch.tensor(ends, device=said.device)).long()
         ended = last.cumsum(-1) - last > 0
         lengths = (~ended).sum(-1)
+        if scores[~ended].isnan().any():
+            raise AdaptError(NOT_FINITE)
         means = scores.float().masked_fill(ended | ~scores.isfinite(), 0).sum(-1) / lengths
         texts = tokenizer.batch_decode(said, skip_special_tokens=True)
         return [Answer(text.strip(), p, n) for text, p, n in zip(texts, means.exp().tolist(), lengths.tolist())]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -20,7 +21,7 @@ def explain(model: type[BaseModel], error: ValidationError, where: str) -> str:
         return f"{where}: the key {key!r} is missing"
     message = problem["msg"].removeprefix("Value error, ")
     value = problem["input"]
-    shown = "" if isinstance(value, dict | BaseModel) else f" is {value!r}"
+    shown = "" if isinstance(value, dict | BaseModel) else f" is {reprlib.repr(value)}"
     return f"{where}: {key}{shown}: {message}"
 
 

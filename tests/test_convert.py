@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -236,3 +237,48 @@ def test_a_context_of_another_width(open_clip: Backbone, tmp_path: Path) -> None
     path = dassl_files.save(tmp_path / "model.pth.tar", state)
     with pytest.raises(AdaptError, match=r"shape \(4, 512\).*expects \(4, 128\)"):
         import_published(path, "coop", open_clip, NAMES)
+
+
+def test_an_expanded_tensor_is_refused_before_it_takes_its_memory(open_clip: Backbone, tmp_path: Path) -> None:
+    huge = torch.zeros(1).half().expand(10**6, 1000)  # two bytes in the file, 3.7 GiB as floats
+    path = dassl_files.save(tmp_path / "model.pth.tar-5", {"ctx": huge})
+    assert path.stat().st_size < 10_000
+    with pytest.raises(AdaptError, match=r"tensor 'ctx' of \S+ has shape \(1000000, 1000\), more than the file's"):
+        import_published(path, "coop", open_clip, NAMES)
+
+
+def test_one_tensor_under_many_names_is_refused(tmp_path: Path) -> None:
+    shared = torch.zeros(1000).half()
+    path = dassl_files.save(tmp_path / "model.pth.tar-5", {f"token_prefix{i}": shared for i in range(10_000)})
+    with pytest.raises(AdaptError, match=r"is refused: its tensors are 20,000,000 bytes, and the file is"):
+        read_dassl(path)
+
+
+def test_a_packed_member_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
+    source = dassl_files.save(tmp_path / "whole.pth.tar", {"ctx": torch.zeros(4, 10**6)})
+    with zipfile.ZipFile(source) as whole, zipfile.ZipFile(tmp_path / "a.pth", "w", zipfile.ZIP_DEFLATED) as packed:
+        for member in whole.infolist():
+            packed.writestr(member.filename, whole.read(member))
+    with pytest.raises(AdaptError, match=r"is refused: unpacked it is 16,\d+,\d+ bytes"):
+        read_dassl(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize(
+    ("tensor", "message"),
+    [
+        (torch.tensor(1.0), "its tensors are of other shapes"),
+        (torch.zeros(2, 2).to_sparse(), "'ctx' of .* is no plain tensor of numbers"),
+        (torch.zeros(2, 128, device="meta"), "'ctx' of .* is no plain tensor of numbers"),
+        (torch.full((2, 128), float("nan")), "'ctx' of .* not finite"),
+    ],
+)  # fmt: skip
+def test_odd_tensors_of_a_pickle(tensor: Tensor, message: str, open_clip: Backbone, tmp_path: Path) -> None:
+    path = dassl_files.save(tmp_path / "model.pth.tar-5", {"ctx": tensor})
+    with pytest.raises(AdaptError, match=message):
+        import_published(path, "coop", open_clip, NAMES)
+
+
+def test_settings_that_ask_for_more_than_the_file_holds(open_clip: Backbone, tmp_path: Path) -> None:
+    path = dassl_files.save(tmp_path / "model.pth.tar-5", of("coop")[1])
+    with pytest.raises(AdaptError, match=r"its settings ask for far more than the 512 numbers"):
+        import_published(path, "coop", open_clip, NAMES, {"n_ctx": 3_000_000})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import pkgutil
 from pathlib import Path
 from typing import Any
@@ -40,9 +39,10 @@ def bench(name: str | None, out: Path | None) -> None:
             rows.append(row)
             click.echo(_line(row))
     if out is not None:
+        from adapt import plain
         from adapt.files import write_text
 
-        write_text(out, json.dumps({"bench": name, "rows": rows}, indent=2) + "\n")
+        write_text(out, plain.dump({"bench": name, "rows": rows}, indent=2) + "\n")
 
 
 def _line(row: dict[str, Any]) -> str:

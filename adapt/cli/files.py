@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adapt.errors import AdaptError
+from adapt.errors import AdaptError, one_line
+from adapt.plain import within
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -28,23 +28,22 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="Print the whole header as JSON.")
 def inspect(adapter: Path, backbone: str | None, words: int, as_json: bool) -> None:
     """Show what ADAPTER holds: method, backbone, classes, sizes, origin, and the words nearest to learned tokens."""
-    from dataclasses import asdict
-
-    from adapt.adapter import read_header, read_tensors
+    from adapt import plain
+    from adapt.adapter import method_of, read_header, read_tensors
     from adapt.cli.quiet import quiet_libraries
 
     file = adapter / "adapter.safetensors" if adapter.is_dir() else adapter
     header = read_header(file)
     tensors = read_tensors(file)
     if as_json:
-        click.echo(json.dumps(asdict(header), indent=2))
+        click.echo(plain.dump(header.model_dump(mode="json"), indent=2))
         return
     click.echo(f"{file}  {file.stat().st_size / 1024:.1f} KB, format {header.format[0]}.{header.format[1]}")
     for title, text in _lines(header):
-        click.echo(f"{title:10} {text}")
+        click.echo(f"{title:10} {one_line(text)}")
     click.echo(f"parameters {sum(math.prod(tensor.shape) for tensor in tensors.values()):,} in {len(tensors)} tensors")
     for name, tensor in list(tensors.items())[:12]:
-        click.echo(f"  {name:40} {tuple(tensor.shape)}")
+        click.echo(f"  {one_line(name):40} {tuple(tensor.shape)}")
     if len(tensors) > 12:
         click.echo(f"  and {len(tensors) - 12} more")
     if words:
@@ -53,7 +52,7 @@ def inspect(adapter: Path, backbone: str | None, words: int, as_json: bool) -> N
             from adapt.methods.base import Method
 
             found = methods.find(header.method)
-            if found.learned_tokens is not Method.learned_tokens and "text" in found(**header.config).touches:
+            if found.learned_tokens is not Method.learned_tokens and "text" in method_of(header, file).touches:
                 _show_words(_load(adapter, backbone), words)
 
 
@@ -66,12 +65,12 @@ def _lines(header: Header) -> Iterator[tuple[str, str]]:
         yield "logits", f"cosine x {header.logit_scale:.1f}"
     if header.class_names:
         yield "classes", f"{len(header.class_names)}: {shown}"
-    data = (header.recipe or {}).get("data")
+    data = within(header.recipe, "data", kind=dict)
     if data:
-        shots = "all images" if data["shots"] is None else f"{data['shots']} shots"
-        yield "trained on", f"{data['source']}, {shots}, {data.get('classes', 'all')} classes"
-    measured = header.metrics or {}
-    scores = {key: measured[key]["accuracy"] for key in ("zero_shot", "adapted") if key in measured}
+        shots = "all images" if data.get("shots") is None else f"{data['shots']} shots"
+        yield "trained on", f"{data.get('source')}, {shots}, {data.get('classes', 'all')} classes"
+    found = {key: within(header.metrics, key, "accuracy", kind=float) for key in ("zero_shot", "adapted")}
+    scores = {key: value for key, value in found.items() if value is not None}
     if scores:
         listed = ", ".join(f"{key} {100 * value:.1f} %" for key, value in scores.items())
         yield "accuracy", f"{listed} (seed {header.seed})"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -129,8 +128,10 @@ def _print(model: Adapted[Any], split: Split, part: str, as_json: bool, cache: b
         items = [replace(item, label=label[item.class_name]) for item in items]
     scores = evaluate(model, items, cache=cache)
     if as_json:
+        from adapt import plain
+
         figures = {"data": split.name, "part": part, **scores.figures(), "by_class": scores.by_class}
-        click.echo(json.dumps({"method": model.method.name, "backbone": model.backbone.name, **figures}))
+        click.echo(plain.dump({"method": model.method.name, "backbone": model.backbone.name, **figures}))
     else:
         of = f"{scores.images} {part} {'questions' if items[0].question else 'images'} of {split.name}"
         of += f" ({len(split.class_names)} {'answers' if items[0].question else 'classes'})"

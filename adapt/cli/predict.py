@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from adapt import plain
 from adapt.data.folder import IMAGE_SUFFIXES
 from adapt.errors import AdaptError
 
@@ -125,7 +125,7 @@ def _writer(layout: str | None) -> Any:
         )
     if layout == "json":
         return lambda path, found: click.echo(
-            json.dumps(
+            plain.dump(
                 {"image": str(path), "top": [{"class": name, "probability": value} for name, value in found.top]}
             )
         )

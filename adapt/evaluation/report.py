@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import csv
 import io
-import json
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from jinja2 import Environment, PackageLoader
 
 from adapt import __version__
 from adapt.errors import AdaptError
+from adapt.evaluation import stored
 from adapt.evaluation.tables import Cells, read_results, table, titles
 
 WORST_ERRORS, THUMBNAIL, WORST_CLASSES = 12, 96, 10
@@ -95,10 +95,7 @@ def _protocol_pages(found: Sequence[tuple[Path, Results]]) -> Iterator[ProtocolP
 def _run_page(run: Path) -> RunPage:
     from adapt.evaluation.plots import confusion_matrix, svg
 
-    try:
-        metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise AdaptError(f"{run} holds no finished run: {error}") from error
+    metrics = stored.read(run / "metrics.json", stored.Metrics, "metrics of a finished run")
     rows = _predictions(run)
     confusion, shown = "", ""
     if rows:
@@ -111,7 +108,20 @@ def _run_page(run: Path) -> RunPage:
 
 def _predictions(run: Path) -> list[dict[str, str]]:
     file = run / "predictions.csv"
-    return list(csv.DictReader(file.open(encoding="utf-8"))) if file.is_file() else []
+    if not file.is_file():
+        return []
+    try:
+        with file.open(encoding="utf-8", newline="") as lines:
+            rows = list(csv.DictReader(lines))
+        if any(
+            None in (row.get("path"), row.get("class"), row.get("predicted"), row.get("confidence")) for row in rows
+        ):
+            raise ValueError("a row lacks path, class, predicted or confidence")
+        for row in rows:
+            float(row["confidence"])
+    except (OSError, ValueError, csv.Error) as error:
+        raise AdaptError(f"{file} holds no predictions of a run: {error}") from error
+    return rows
 
 
 def _worst_errors(rows: Sequence[dict[str, str]]) -> list[Error]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from adapt import plain
 from adapt.evaluation.engines import Engine
 from adapt.evaluation.protocols import Figures, Protocol
 from adapt.evaluation.runs import Row, check
@@ -39,7 +39,7 @@ def run_protocol(
         "runs": rows,
         "summary": summaries(protocol, rows),
     }
-    write_text(out / f"{protocol.name}.json", json.dumps(results, indent=2) + "\n")
+    write_text(out / f"{protocol.name}.json", plain.dump(results, indent=2) + "\n")
     write_csv(out / f"{protocol.name}.csv", rows)
     return results
 

@@ -6,16 +6,16 @@ not measured twice.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adapt import adapter, methods
+from adapt import adapter, methods, plain
 from adapt.data.check import without_broken
 from adapt.data.split import Split, items_id
 from adapt.errors import AdaptError
+from adapt.evaluation import stored
 from adapt.evaluation.evaluate import evaluate
 from adapt.files import write_text
 from adapt.methods.zero_shot import ZeroShot
@@ -73,7 +73,7 @@ def measure(run: Run, out: Path) -> Row:
         raise AdaptError(f"{folder} holds a run of another recipe: choose another --out")
     if not (folder / "metrics.json").exists():
         run_recipe(run.recipe, folder, resume=started.is_file(), progress=False)
-    metrics = _read(folder / "metrics.json")
+    metrics = stored.read(folder / "metrics.json", stored.Measured, "scores of a finished run")
     row: Row = {"run": run.name, "shots": run.recipe.data.shots, "seed": run.recipe.seed}
     row |= {run.own: metrics["adapted"]["accuracy"], f"zero_shot_{run.own}": metrics["zero_shot"]["accuracy"]}
     for name, found in _on_targets(run, folder).items():
@@ -84,7 +84,7 @@ def measure(run: Run, out: Path) -> Row:
 def _on_targets(run: Run, folder: Path) -> dict[str, dict[str, Any]]:
     """Accuracies by target, those that are missing measured and kept in the run's targets.json."""
     file = folder / "targets.json"
-    known = _read(file) if file.exists() else {}
+    known = stored.read(file, stored.Targets, "figures of targets") if file.exists() else {}
     model: AdaptedModel | None = None
     for target in run.targets:
         split = _images(target.data)
@@ -92,7 +92,7 @@ def _on_targets(run: Run, folder: Path) -> dict[str, dict[str, Any]]:
         if known.get(target.name, {}) | asked != known.get(target.name):
             model = model or adapter.load(folder / "adapter.safetensors", device=run.recipe.device)
             known[target.name] = asked | _measured(model, split, target.data, run.recipe)
-            write_text(file, json.dumps(known, indent=2) + "\n")
+            write_text(file, plain.dump(known, indent=2) + "\n")
     return {target.name: known[target.name] for target in run.targets}
 
 
@@ -107,8 +107,3 @@ def _measured(model: AdaptedModel, split: Split, data: DataSection, recipe: Reci
 
 def _images(data: DataSection) -> Split:
     return data.load().only(data.classes)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return found

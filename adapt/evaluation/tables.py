@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from adapt.errors import AdaptError
+from adapt.evaluation import stored
 from adapt.evaluation.published import figures_for
 
 Results = dict[str, Any]  # what run_protocol returns and writes
@@ -85,16 +85,7 @@ def read_results(path: Path) -> list[Results]:
     files = [path / f"{name}.json" for name in names if (path / f"{name}.json").is_file()] if path.is_dir() else [path]
     if not files:
         raise AdaptError(f"{path} holds no results of a protocol, such as base_to_new.json")
-    found = []
-    for file in files:
-        try:
-            results = json.loads(file.read_text(encoding="utf-8"))
-            if not {"protocol", "recipe", "runs", "summary"} <= results.keys():
-                raise ValueError("it has no protocol, recipe, runs and summary")
-        except (OSError, ValueError, AttributeError) as error:
-            raise AdaptError(f"{file} holds no results of a protocol: {error}") from error
-        found.append(results)
-    return found
+    return [stored.read(file, stored.Results, "results of a protocol") for file in files]
 
 
 def _columns(results: Sequence[Results]) -> list[str]:

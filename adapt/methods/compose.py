@@ -154,6 +154,8 @@ def _made(described: dict[str, Any]) -> Method:
     name = settings.pop("name", None)
     if not isinstance(name, str):
         raise AdaptError(f"a part is {described!r}: give its name, as in {{name: lora, rank: 2}}")
+    if name == Compose.name:  # before its own parts are made, and theirs: each level takes several times as long
+        raise AdaptError(f"{name} cannot be a part: expected methods that change a tower, each named by itself")
     return find(name)(**settings)
 
 

@@ -30,6 +30,8 @@ class ZeroShotConfig(MethodConfig):
     @field_validator("template")
     @classmethod
     def _places(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        if not value:
+            raise ValueError("give at least one template")
         for template in [value] if isinstance(value, str) else value:
             check_template(template)
         return value

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
+from adapt.prediction import finite
+
 
 def logits(image_features: Tensor, class_features: Tensor, scale: float, bias: float = 0.0) -> Tensor:
     """`scale * cosine + bias` of unit-length features `(b, e)` and `(n, e)` or, by image, `(b, n, e)`: `(b, n)`."""
@@ -34,5 +36,5 @@ def objective(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 def decided(logits: Tensor, class_names: Sequence[str]) -> tuple[list[str], list[float]]:
     """The most probable class of each row of `(b, n)`, and its probability."""
-    best = logits.float().softmax(-1).max(-1)
+    best = finite(logits).float().softmax(-1).max(-1)
     return [class_names[label] for label in best.indices.tolist()], best.values.tolist()

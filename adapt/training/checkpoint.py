@@ -2,47 +2,49 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from adapt.adapter import load_tensors, read_tensors, write_tensors
-from adapt.errors import AdaptError
+from adapt import plain, tensor_file
+from adapt.adapter import load_tensors, read_tensors
+from adapt.errors import AdaptError, one_line
 from adapt.files import replacing
 from adapt.methods.base import Method
 
 
-@dataclass
-class Position:
+class Position(BaseModel):
     """How far training is. `batch` counts the current epoch's batches that are done, `step` all steps."""
 
-    epoch: int = 0
-    batch: int = 0
-    step: int = 0
-    seconds: float = 0.0
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    epoch: int = Field(default=0, ge=0)
+    batch: int = Field(default=0, ge=0)
+    step: int = Field(default=0, ge=0)
+    seconds: float = Field(default=0.0, ge=0)
 
 
 def save(path: Path, method: Method, optimizer: Optimizer, scaler: Any, position: Position, recipe: str) -> None:
     """Replaces the checkpoint at `path`, atomically. `recipe` identifies what was being trained."""
     tensors = {f"method.{name}": tensor for name, tensor in method.state_dict().items()}
-    plain: dict[str, Any] = {}
+    numbers: dict[str, Any] = {}
     for index, state in optimizer.state_dict()["state"].items():
         for key, value in state.items():
-            (tensors if isinstance(value, Tensor) else plain)[f"optimizer.{index}.{key}"] = value
+            (tensors if isinstance(value, Tensor) else numbers)[f"optimizer.{index}.{key}"] = value
     tensors |= {f"rng.{name}": state for name, state in _rng_states().items()}
+    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     metadata = {
         "recipe": recipe,
-        "position": json.dumps(vars(position)),
-        "optimizer": json.dumps(plain),
-        "scaler": json.dumps(scaler.state_dict()),
+        "position": plain.dump(position.model_dump()),
+        "optimizer": plain.dump(numbers),
+        "scaler": plain.dump(scaler.state_dict()),
     }
     with replacing(path) as temporary:
-        write_tensors({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, temporary, metadata)
+        tensor_file.write(tensors, temporary, metadata)
 
 
 def load(path: Path, method: Method, optimizer: Optimizer, scaler: Any, recipe: str) -> Position:
@@ -50,27 +52,37 @@ def load(path: Path, method: Method, optimizer: Optimizer, scaler: Any, recipe: 
 
     Raises AdaptError where the checkpoint is missing, damaged, or of another recipe.
     """
-    from safetensors import safe_open
-
     if not path.is_file():
         raise AdaptError(f"there is no checkpoint at {path}: nothing to resume. Leave out --resume to start a new run")
+    metadata = tensor_file.describe(path).metadata
     tensors = read_tensors(path)
-    with safe_open(path, framework="pt") as file:
-        metadata = file.metadata()
-    if metadata["recipe"] != recipe:
+    if metadata.get("recipe") != recipe:
         raise AdaptError(f"{path} is of another recipe or other images: resume with its own, or choose a new --out")
     load_tensors(method, _under("method.", tensors), str(path))
+    try:
+        numbers = plain.parse(metadata["optimizer"])
+        state = _optimizer_state(optimizer, _under("optimizer.", tensors) | _under("optimizer.", numbers))
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        scaler.load_state_dict(plain.parse(metadata["scaler"]))
+        _restore_rng(_under("rng.", tensors))
+        return Position.model_validate(plain.parse(metadata["position"]))
+    except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+        raise AdaptError(
+            f"{path} is damaged ({one_line(error)}): it cannot be resumed, so start again in a new --out"
+        ) from error
+
+
+def _optimizer_state(optimizer: Optimizer, named: dict[str, Any]) -> dict[int, dict[str, Any]]:
+    """By parameter what the optimiser keeps of it. ValueError for what is of no parameter, or not of its shape."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Any]] = {}
-    for name, value in [
-        *_under("optimizer.", tensors).items(),
-        *_under("optimizer.", json.loads(metadata["optimizer"])).items(),
-    ]:
+    for name, value in named.items():
         index, key = name.split(".", 1)
+        shape = value.shape if isinstance(value, Tensor) else ()
+        if not 0 <= int(index) < len(parameters) or shape not in ((), parameters[int(index)].shape):
+            raise ValueError(f"{name} of the optimiser fits no parameter")
         state.setdefault(int(index), {})[key] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    scaler.load_state_dict(json.loads(metadata["scaler"]))
-    _restore_rng(_under("rng.", tensors))
-    return Position(**json.loads(metadata["position"]))
+    return state
 
 
 def finite(method: nn.Module) -> bool:

@@ -61,6 +61,8 @@ def fit(
     Raises AdaptError for bad settings, labels that are not the model's, images that cannot be decoded, a step that does
     not fit into memory, or a loss that is not finite; KeyboardInterrupt when the user stops it.
     """
+    if not 0 <= seed < 2**63:
+        raise AdaptError(f"seed is {seed}; expected a whole number from 0 to 2^63 - 1")
     chosen = _settings(model, settings)
     _check_parts(model, train_set, val_set, test_set)
     method = {"name": model.method.name, **model.method.config.model_dump(mode="json")}

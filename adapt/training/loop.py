@@ -24,6 +24,7 @@ from adapt.training.schedules import learning_rate
 from adapt.training.settings import TrainSettings
 
 Report = Callable[[dict[str, Any]], None]
+_ADVICE = "Lower the learning rate, or train in fp32"
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -60,8 +61,8 @@ class Trainer:
     def train(self, report: Report) -> Position:
         """Trains to the end of the plan; `report` is told of every step.
 
-        Raises AdaptError when a loss is not finite and KeyboardInterrupt when the user stops it. With a run directory,
-        the last good state is in its checkpoint then.
+        Raises AdaptError when a loss, or what the last step left, is not finite, and KeyboardInterrupt when the user
+        stops it. With a run directory, the last good state is in its checkpoint then.
         """
         self.model.train()
         saved = time.monotonic()
@@ -79,6 +80,10 @@ class Trainer:
                         saved = time.monotonic()
                 self.position.epoch, self.position.batch = self.position.epoch + 1, 0
                 self._keep()
+        if not checkpoint.finite(self.model.method):
+            raise AdaptError(
+                f"step {self.position.step}, the last, left values that are not finite{self._kept()}. {_ADVICE}"
+            )
         return self.position
 
     def _epoch(self) -> Iterator[dict[str, Any]]:
@@ -138,10 +143,11 @@ class Trainer:
     def _not_finite(self, loss: float) -> AdaptError:
         """The step did not happen yet: unless the one before broke the values, the state is good and kept."""
         self._keep()
-        kept = f"; the last good state is in {self.run.checkpoint}" if self.run and self.run.checkpoint.exists() else ""
-        return AdaptError(
-            f"the loss is {loss} at step {self.position.step + 1}{kept}. Lower the learning rate, or train in fp32"
-        )
+        return AdaptError(f"the loss is {loss} at step {self.position.step + 1}{self._kept()}. {_ADVICE}")
+
+    def _kept(self) -> str:
+        there = self.run is not None and self.run.checkpoint.exists()
+        return f"; the last good state is in {self.run.checkpoint}" if there else ""  # type: ignore[union-attr]
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import platform
 from pathlib import Path
 from types import TracebackType
@@ -11,6 +10,7 @@ from typing import Any, Self
 
 from filelock import FileLock, Timeout
 
+from adapt import plain
 from adapt.adapter import versions
 from adapt.errors import AdaptError
 from adapt.files import write_text
@@ -90,7 +90,7 @@ class Run:
             if recipe.exists() or self.checkpoint.exists():
                 raise AdaptError(f"{self.path} already holds a run: choose another --out, or go on with it by --resume")
             write_text(recipe, self.recipe)
-            write_text(self.path / "environment.json", json.dumps(environment(), indent=2) + "\n")
+            write_text(self.path / "environment.json", plain.dump(environment(), indent=2) + "\n")
         elif not recipe.is_file():
             raise AdaptError(f"{self.path} holds no run to resume; leave out --resume to start one")
         elif (self.path / "metrics.json").exists():
@@ -105,7 +105,7 @@ class Run:
         log = self.path / "log.jsonl"
         try:
             with log.open("a") as file:
-                file.write(json.dumps(entry) + "\n")
+                file.write(plain.dump(entry) + "\n")
         except OSError as error:
             raise AdaptError(f"cannot write {log}: {error.strerror or error}; then go on by --resume") from error
 
@@ -118,7 +118,7 @@ class Run:
 
     def finish(self, metrics: dict[str, Any]) -> None:
         """Writes metrics.json; the checkpoint has served."""
-        write_text(self.path / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+        write_text(self.path / "metrics.json", plain.dump(metrics, indent=2) + "\n")
         self.checkpoint.unlink(missing_ok=True)
 
 

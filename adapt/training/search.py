@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adapt import plain
 from adapt.adapted import Adapted
 from adapt.data.split import Item
 from adapt.errors import AdaptError
@@ -61,7 +62,7 @@ def search(
         found = searching.run(batches, report)
     found["seconds"] = round(found["seconds"] + imitating, 3)
     if run is not None:
-        write_text(run.search, json.dumps(found) + "\n")
+        write_text(run.search, plain.dump(found) + "\n")
     return found
 
 

@@ -7,8 +7,10 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 import adapt
+from adapt import tensor_file
 
 
 def test_lines(run, adapter: Path, photos: Path) -> None:
@@ -97,3 +99,20 @@ def test_adapters_that_cannot_be_used(
     more = {"predict": [photos], "inspect": [], "eval": ["--data", photos], "merge": [tmp_path / "merged"]}
     refused(run(command, _edit(adapter, tmp_path, how), *more[command]), words)
     assert not (tmp_path / "merged").exists()
+
+
+@pytest.mark.parametrize("layout", [[], ["--json"], ["--csv"]])
+@pytest.mark.parametrize("command", ["predict", "eval"])
+def test_outputs_that_are_not_finite_are_refused(
+    run, refused, adapter: Path, photos: Path, tmp_path: Path, command: str, layout: list[str]
+) -> None:
+    """Each value is a number, and what the model computes of them is none."""
+    tensors, metadata = tensor_file.read(adapter), tensor_file.describe(adapter).metadata
+    path = tmp_path / "a.safetensors"
+    tensor_file.write({name: torch.full_like(x, 3e38) for name, x in tensors.items()}, path, metadata)
+    options = (
+        ["--data", photos, *[each for each in layout if each == "--json"]] if command == "eval" else [photos, *layout]
+    )
+    result = run(command, path, *options)
+    refused(result, "the model's output is not finite")
+    assert "nan" not in result.stdout.lower()

@@ -254,7 +254,7 @@ def test_a_table_shows_the_papers_figures_unless_told_not_to(run, halves: Path, 
         ("[1, 2]", "none.json holds no results of a protocol: "),
         (
             '{"recipe": {}, "runs": []}',
-            "none.json holds no results of a protocol: it has no protocol, recipe, runs and",
+            "none.json holds no results of a protocol: protocol: Field required",
         ),
     ],
 )

@@ -151,3 +151,37 @@ def test_what_is_no_run_is_refused(content: str | None, tmp_path: Path) -> None:
         path.write_text(content)
     with pytest.raises(AdaptError, match="results of a protocol"):
         report([tmp_path])
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"adapted": []},
+        {"adapted": {"accuracy": 0.5}},
+        {"zero_shot": {"accuracy": "x"}},
+        {"seed": None},
+        {"seconds": "long"},
+        {"trainable_parameters": [1]},
+        {"adapted": {"by_class": [1]}},
+    ],
+)
+def test_damaged_metrics_are_refused_by_name(tmp_path: Path, found: Path, damage: dict[str, Any]) -> None:
+    metrics = read(found / "curve/shots-1-seed-1/metrics.json")
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics | damage))
+    with pytest.raises(AdaptError, match=rf"metrics\.json holds no metrics of a finished run: {next(iter(damage))}"):
+        report([tmp_path])
+
+
+@pytest.mark.parametrize("text", ["", "[", "[" * 5000, "NaN", "[]", "null", "9" * 5000, "\xff"])
+def test_metrics_that_are_none(tmp_path: Path, text: str) -> None:
+    (tmp_path / "metrics.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(AdaptError, match=r"metrics\.json holds no metrics of a finished run"):
+        report([tmp_path])
+
+
+@pytest.mark.parametrize("text", ["a,b\n1,2\n", "path,class,predicted,confidence\nx,y,z,much\n", "\xff"])
+def test_predictions_that_are_none(tmp_path: Path, found: Path, text: str) -> None:
+    (tmp_path / "metrics.json").write_bytes((found / "curve/shots-1-seed-1/metrics.json").read_bytes())
+    (tmp_path / "predictions.csv").write_bytes(text.encode("latin-1"))
+    with pytest.raises(AdaptError, match=r"predictions\.csv holds no predictions of a run"):
+        report([tmp_path])

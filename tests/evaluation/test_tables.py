@@ -31,7 +31,7 @@ def halves(base: float = 0.8, source: str = "emoji", runs: int = 3, **method: An
         "zero_shot": {name: value / 2 for name, value in figures.items()},
     }
     recipe = {"method": {"name": "coop"} | method, "data": {"source": source}, "backbone": "mini-clip"}
-    return {"protocol": "base_to_new", "recipe": recipe, "runs": [{}] * runs, "summary": [summary]}
+    return {"protocol": "base_to_new", "recipe": recipe, "runs": [{"run": "seed-1"}] * runs, "summary": [summary]}
 
 
 def curve(by_shots: dict[int, float], source: str = "emoji") -> dict[str, Any]:
@@ -41,7 +41,12 @@ def curve(by_shots: dict[int, float], source: str = "emoji") -> dict[str, Any]:
         for shots, mean in by_shots.items()
     ]
     recipe = {"method": {"name": "lora"}, "data": {"source": source}, "backbone": "mini-clip"}
-    return {"protocol": "few_shot", "recipe": recipe, "runs": [{}] * 2 * len(summary), "summary": summary}
+    return {
+        "protocol": "few_shot",
+        "recipe": recipe,
+        "runs": [{"run": "seed-1"}] * 2 * len(summary),
+        "summary": summary,
+    }
 
 
 def test_text_has_aligned_columns_of_means_and_deviations() -> None:
@@ -245,3 +250,18 @@ def test_few_shot_rows_are_those_of_the_notes() -> None:
         for name, cell in zip(names, cells):
             expected[name][shots.split()[0]] = mark + cell
     assert {row["data"]: row["values"] for row in rows_of("few_shot") if row["method"] == "CLIP-LoRA"} == expected
+
+
+@pytest.mark.parametrize(
+    ("damage", "key"),
+    [
+        ({"summary": []}, "summary"),
+        ({"summary": [{"shots": 1, "mean": {}, "std": {}, "zero_shot": {}}]}, "a curve has figures called test"),
+        ({"recipe": {"method": {}, "backbone": "x", "data": {"source": "x"}}}, "recipe.method.name"),
+        ({"runs": [{}]}, "runs.0.run"),
+    ],
+)
+def test_damaged_results_are_refused_by_name(tmp_path: Path, damage: dict[str, Any], key: str) -> None:
+    (tmp_path / "few_shot.json").write_text(json.dumps(curve({1: 0.5}) | damage))
+    with pytest.raises(AdaptError, match=rf"few_shot\.json holds no results of a protocol: .*{key}"):
+        read_results(tmp_path)

@@ -148,3 +148,34 @@ def test_all_values_survive_the_resolved_form() -> None:
     assert again == recipe
     assert again.data.shots is None
     assert again.method["logit_scale"] is None
+
+
+_LAUGHS = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 40))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (_LAUGHS, r"recipes have no references \(\*name\): write the value out"),
+        ("method: " + "[" * 5000, "it is nested too deep"),
+        ("method: " + "[" * 40 + "]" * 40, "it is nested too deep"),
+        ("seed: " + "9" * 5000, "is not valid YAML: Exceeds the limit"),
+        ("seed: 2020-13-45", "is not valid YAML: month must be in"),
+        ("# " + "x" * 2**20, "is larger than 1,048,576 bytes and no recipe"),
+        (yaml.safe_dump(_RAW | {"seed": 2**70}), "a whole number of 71 bits; expected at most 64"),
+        (yaml.safe_dump(_RAW | {"method": {"name": "zero_shot", "template": []}}), "give at least one template"),
+        (yaml.safe_dump(_RAW | {"method": {"name": "coop", "ctx_init": "x" * 2000}}), "a text of 2,000 characters"),
+    ],
+)  # fmt: skip
+def test_recipes_that_are_too_much(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(AdaptError, match=message) as caught:
+        read_recipe(tmp_path / "mine.yaml")
+    assert str(caught.value).startswith(str(tmp_path / "mine.yaml"))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", ["9" * 5000, "*x", "[" * 5000])
+def test_overrides_that_are_too_much(value: str, path: Path) -> None:
+    with pytest.raises(AdaptError, match="the value is not valid YAML"):
+        read_recipe(path, [f"seed={value}"])

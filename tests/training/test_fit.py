@@ -143,3 +143,9 @@ def test_training_that_does_harm_is_said(make_model, tiny_split, caplog) -> None
     assert len(said[1]) == 1
     for part in (f"{100 * result.accuracy:.1f} %, is below the", "zero-shot: it fits its training images only", "lr"):
         assert part in said[1][0]
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63, 2**70])
+def test_a_seed_beyond_what_generators_take_is_refused(train, seed: int) -> None:
+    with pytest.raises(AdaptError, match=rf"seed is {seed}; expected a whole number from 0 to"):
+        train(seed=seed)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from adapt import AdaptError
+from adapt import AdaptError, tensor_file
 from adapt.adapter import read_tensors
 from adapt.tasks import classes
 
@@ -140,3 +140,42 @@ def test_without_a_run_directory_a_bad_loss_just_stops(train, monkeypatch: pytes
     _fail_from(monkeypatch, 2, lambda loss, logits: loss * float("nan"))
     with pytest.raises(AdaptError, match=r"the loss is nan at step 2\. Lower the learning rate"):
         train()
+
+
+@pytest.mark.parametrize("out", [True, False])
+def test_values_that_the_last_step_breaks_are_named(train, tmp_path: Path, out: bool) -> None:
+    options: dict[str, Any] = {"lr": 3e38, "optimizer": "sgd", "epochs": None, "iterations": 1, "schedule": "constant"}
+    if out:
+        options["out"] = tmp_path / "run"
+    with pytest.raises(AdaptError, match=r"step 1, the last, left values that are not finite\. Lower the"):
+        train(**options)
+    assert not (tmp_path / "run/adapter.safetensors").exists()
+
+
+@pytest.mark.parametrize("part", ["position", "optimizer", "scaler", "recipe", "rng.cpu", "method.ctx"])
+def test_a_checkpoint_that_is_damaged_is_refused(train, at_step, tmp_path: Path, part: str) -> None:
+    at_step(5, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        train(out=tmp_path / "run")
+    path = tmp_path / "run/checkpoint.safetensors"
+    tensors, metadata = tensor_file.read(path), tensor_file.describe(path).metadata
+    if part in tensors:
+        tensors[part] = tensors[part][:1].clone()
+    else:
+        metadata[part] = '{"step": -1}' if part == "position" else "{"
+    tensor_file.write(tensors, path, metadata)
+    with pytest.raises(AdaptError, match=r"checkpoint\.safetensors") as caught:
+        train(out=tmp_path / "run", resume=True)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_flipped_bit_of_a_checkpoint_is_found(train, at_step, tmp_path: Path) -> None:
+    at_step(5, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        train(out=tmp_path / "run")
+    path = tmp_path / "run/checkpoint.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-20] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(AdaptError, match="not those that were saved"):
+        train(out=tmp_path / "run", resume=True)

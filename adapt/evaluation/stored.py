@@ -1,0 +1,109 @@
+"""What runs and protocols left behind as JSON, checked where it is read again: anybody may have changed it since."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+
+from adapt import plain
+from adapt.errors import AdaptError, one_line
+
+_SHARE = Field(ge=0, le=1)
+
+
+class _Stored(BaseModel):
+    model_config = ConfigDict(extra="allow", allow_inf_nan=False)
+
+
+class _Scores(_Stored):
+    accuracy: float = _SHARE
+    mean_class_accuracy: float = _SHARE
+    calibration_error: float = _SHARE
+    images: int = Field(ge=1)
+    by_class: dict[str, float] = {}
+
+
+class Metrics(_Stored):
+    """metrics.json of a finished run; one without test images has no scores."""
+
+    method: str
+    seed: int
+    train_set: str
+    trainable_parameters: int
+    seconds: float
+    adapted: _Scores | None = None
+    zero_shot: _Scores | None = None
+
+
+class Measured(Metrics):
+    """The same of a run that has scores."""
+
+    adapted: _Scores
+    zero_shot: _Scores
+
+
+class _Target(_Stored):
+    data: dict[str, Any]
+    test_set: str
+    adapted: float = _SHARE
+    zero_shot: float = _SHARE
+
+
+class _Data(_Stored):
+    source: str
+
+
+class _Method(_Stored):
+    name: str
+
+
+class _Recipe(_Stored):
+    method: _Method
+    backbone: str
+    data: _Data
+
+
+class _Row(_Stored):
+    run: str
+
+
+class _Summary(_Stored):
+    shots: int | None
+    mean: dict[str, float]
+    std: dict[str, float]
+    zero_shot: dict[str, float]
+
+
+class Results(_Stored):
+    """What a protocol found."""
+
+    protocol: str
+    recipe: _Recipe
+    runs: list[_Row]
+    summary: list[_Summary] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _of_curves(self) -> Results:
+        figures = [each for group in self.summary for each in (group.mean, group.std, group.zero_shot)]
+        if self.protocol == "few_shot" and not all("test" in each for each in figures):
+            raise ValueError("a curve has figures called test for each number of shots")
+        return self
+
+
+Targets = dict[str, _Target]  # targets.json of a run
+
+
+def read(path: Path, kind: Any, what: str) -> dict[str, Any]:
+    """The plain data of the file at `path`, which are of `kind`. AdaptError, saying `what` it should hold, if not."""
+    try:
+        found: dict[str, Any] = plain.parse(path.read_bytes())
+        TypeAdapter(kind).validate_python(found)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(map(str, problem["loc"])) or "it"
+        raise AdaptError(f"{path} holds no {what}: {one_line(where)}: {problem['msg']}") from None
+    except (OSError, ValueError) as error:
+        raise AdaptError(f"{path} holds no {what}: {error}") from error
+    return found

@@ -1,0 +1,118 @@
+"""Safetensors files that are checked: one header that can be trusted, and a checksum over all that the file says.
+
+The checksum covers metadata, names, types, shapes and bytes in an order of their own, so that it stays the same however
+a writer lays the tensors out. SHA-256 takes 0.6 ms a MiB where the processor has instructions for it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adapt import plain
+from adapt.errors import AdaptError, one_line
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+CHECKSUM = "checksum"  # its key in the metadata
+_MAX_HEADER = 16 * 2**20  # bytes; parsing takes some thirty times as much memory
+_TYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL")
+_ADVICE = "fetch or train the adapter again"
+
+
+@dataclass(frozen=True)
+class Described:
+    """What a file says before any tensor is read."""
+
+    metadata: dict[str, str]
+    checksum: str | None
+    shapes: dict[str, tuple[int, ...]]
+
+
+def write(tensors: dict[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
+    """Writes a safetensors file. Raises OSError where the disk does not take it, as Python's own writers do."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        save_file(tensors, path, {**metadata, CHECKSUM: checksum(tensors, metadata)})
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
+
+
+def checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    """`sha256:` and 64 hex digits."""
+    import torch
+
+    kinds = [(name, str(tensor.dtype), tuple(tensor.shape)) for name, tensor in sorted(tensors.items())]
+    digest = hashlib.sha256(json.dumps([sorted(metadata.items()), kinds]).encode())
+    for _, tensor in sorted(tensors.items()):
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return f"sha256:{digest.hexdigest()}"
+
+
+def describe(path: Path) -> Described:
+    """The header of the file at `path`. AdaptError where it is missing, truncated, or its header makes no sense.
+
+    safetensors itself accepts a key that stands twice, and types that little can be computed with.
+    """
+    try:
+        header = plain.parse(_header_text(path))
+        metadata = header.pop("__metadata__", {})
+        if not all(isinstance(value, str) for value in metadata.values()):
+            raise ValueError("its metadata are not all text")
+        shapes = {name: _shape(name, entry) for name, entry in header.items()}
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise AdaptError(f"{path} has no readable header ({one_line(error)}); {_ADVICE}") from error
+    return Described(metadata, metadata.pop(CHECKSUM, None), shapes)
+
+
+def _header_text(path: Path) -> bytes:
+    if not path.is_file():
+        raise AdaptError(f"there is no adapter at {path}")
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if not 2 <= length <= path.stat().st_size - 8:
+                raise AdaptError(f"{path} is truncated or no safetensors file; {_ADVICE}")
+            if length > _MAX_HEADER:
+                raise AdaptError(f"{path} has a header of {length:,} bytes; expected at most {_MAX_HEADER:,}")
+            return file.read(length)
+    except OSError as error:
+        raise AdaptError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def _shape(name: str, entry: dict[str, Any]) -> tuple[int, ...]:
+    """The shape of one tensor. ValueError for a type or a shape that no tensor here has."""
+    shape = tuple(entry["shape"])
+    if entry["dtype"] not in _TYPES:
+        raise ValueError(f"tensor {name!r} is of type {entry['dtype']!r}; expected one of {', '.join(_TYPES)}")
+    if not all(type(size) is int and size >= 0 for size in shape):
+        raise ValueError(f"tensor {name!r} has the shape {shape!r}")
+    return shape
+
+
+def read(path: Path) -> dict[str, Tensor]:
+    """The tensors of the file at `path`. AdaptError where it is damaged, or not what its checksum says."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    described = describe(path)
+    try:
+        tensors = dict(load_file(path))
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise AdaptError(f"{path} is truncated or damaged ({one_line(error)}); {_ADVICE}") from error
+    if described.checksum not in (None, checksum(tensors, described.metadata)):
+        raise AdaptError(f"{path} is damaged: its tensors and header are not those that were saved; {_ADVICE}")
+    return tensors
+
+
+def numbers(shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """How many numbers tensors of these shapes hold together."""
+    return sum(math.prod(shape) for shape in shapes.values())
