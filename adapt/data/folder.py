@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from typing import NoReturn
 
 from adapt.data import parts
-from adapt.data.rows import Row, to_split
+from adapt.data.images import FORMATS
+from adapt.data.rows import Row, one_each, to_split
 from adapt.data.split import Split
 from adapt.errors import AdaptError
 
-IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+IMAGE_SUFFIXES = tuple(sorted(chain.from_iterable(FORMATS.values())))
 
 
 def read_folder(root: str | os.PathLike[str], ratios: Sequence[float] = parts.RATIOS, seed: int = 0) -> Split:
     """A folder of class folders; or of `train/`, perhaps `val/` (`valid/`, `validation/`) and `test/`, that hold those.
 
-    Images count at any depth below their class folder; other files and hidden ones are passed over. `ratios` (train,
-    val, test) and `seed` divide a folder that is not divided yet; they do nothing to one that is.
+    Images count at any depth below their class folder; other files and hidden ones are passed over. Symbolic links are
+    followed, and a picture counts once: where it lies, if it lies here. `ratios` (train, val, test) and `seed` divide a
+    folder that is not divided yet; they do nothing to one that is.
 
-    Raises AdaptError when the folder is missing, or when a part or a class is empty.
+    Raises AdaptError when the folder is missing, when a part or a class is empty, or when links put one picture from
+    elsewhere into two parts or classes.
     """
     root = os.path.abspath(root)
     if not os.path.isdir(root):
@@ -29,6 +34,7 @@ def read_folder(root: str | os.PathLike[str], ratios: Sequence[float] = parts.RA
     for folder, part in _part_folders(root):
         rows += _class_rows(folder, part)
         class_names.update(subfolders(folder))
+    rows = one_each(rows, root, f"Image folder {root!r}")
     return to_split(os.path.basename(root), root, rows, sorted(class_names), ratios, seed)
 
 
@@ -59,10 +65,43 @@ def subfolders(folder: str | os.PathLike[str]) -> list[str]:
 
 
 def images_in(folder: str) -> list[str]:
-    """The paths of the images at any depth in `folder`, sorted, without hidden ones."""
-    found: list[str] = []
-    for parent, children, files in os.walk(folder, followlinks=True):
-        children[:] = [name for name in children if not name.startswith(".")]
-        visible = (name for name in files if not name.startswith(".") and name.lower().endswith(IMAGE_SUFFIXES))
-        found.extend(os.path.join(parent, name) for name in visible)
-    return sorted(found)
+    """The paths of the images at any depth in `folder`, sorted, without hidden ones.
+
+    Symbolic links are followed. A picture is listed once, by a path without a link where there is one.
+    """
+    found: dict[str, str] = {}  # by real path
+    linked: list[tuple[str, str]] = []
+    for parent, files in _folders(folder):
+        home = os.path.realpath(parent)
+        for name in files:
+            path = os.path.join(parent, name)
+            if os.path.islink(path):
+                linked.append((path, os.path.realpath(path)))
+            else:
+                found[os.path.join(home, name)] = path
+    for path, real in linked:
+        found.setdefault(real, path)
+    return sorted(found.values())
+
+
+def _folders(folder: str) -> Iterator[tuple[str, list[str]]]:
+    """Every folder at any depth, once, with the names of the images there; those behind links come last."""
+    seen: set[str] = set()
+    waiting = [folder]
+    while waiting:
+        for parent, children, files in os.walk(waiting.pop(0), onerror=_unreadable):
+            real = os.path.realpath(parent)
+            children[:] = [] if real in seen else sorted(name for name in children if not name.startswith("."))
+            if real in seen:
+                continue
+            seen.add(real)
+            paths = (os.path.join(parent, name) for name in children)
+            waiting += [path for path in paths if os.path.islink(path)]  # the walk itself does not go there
+            yield (
+                parent,
+                sorted(name for name in files if not name.startswith(".") and name.lower().endswith(IMAGE_SUFFIXES)),
+            )
+
+
+def _unreadable(error: OSError) -> NoReturn:
+    raise AdaptError(f"Folder {error.filename!r} cannot be read: {error.strerror}.") from error

@@ -12,6 +12,7 @@ from typing import Literal
 from adapt.data.few_shot import Sampling, pick
 from adapt.data.files import read_bytes
 from adapt.errors import AdaptError
+from adapt.shown import unseen
 
 Classes = Literal["all", "base", "new"]
 
@@ -142,6 +143,11 @@ def _check_names(split: Split) -> None:
     for label, name in enumerate(split.class_names):
         if not name.strip():
             raise AdaptError(f"Data {split.name!r}: the name of label {label} is empty. Give every class a name.")
+        if unseen(name):
+            raise AdaptError(
+                f"Data {split.name!r}: label {label} is named {name!r}, with a line break or control character. "
+                "Take it out."
+            )
         if first.setdefault(name, label) != label:
             raise AdaptError(
                 f"Data {split.name!r}: labels {first[name]} and {label} are both named {name!r}. "
