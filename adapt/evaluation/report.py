@@ -15,6 +15,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader
 
 from adapt import __version__
+from adapt.cells import unguarded
 from adapt.errors import AdaptError
 from adapt.evaluation.tables import Cells, read_results, table, titles
 
@@ -111,7 +112,10 @@ def _run_page(run: Path) -> RunPage:
 
 def _predictions(run: Path) -> list[dict[str, str]]:
     file = run / "predictions.csv"
-    return list(csv.DictReader(file.open(encoding="utf-8"))) if file.is_file() else []
+    if not file.is_file():
+        return []
+    with file.open(encoding="utf-8", errors="surrogateescape", newline="") as lines:
+        return [{key: unguarded(cell) for key, cell in row.items()} for row in csv.DictReader(lines)]
 
 
 def _worst_errors(rows: Sequence[dict[str, str]]) -> list[Error]:
