@@ -137,7 +137,9 @@ def _open_arrow(table: str) -> Any:
 
     check_regular(table)
     # A memory map: only the rows that are asked for are read, and processes share them.
-    return pyarrow.ipc.open_stream(pyarrow.memory_map(table)).read_all()
+    content = pyarrow.ipc.open_stream(pyarrow.memory_map(table)).read_all()
+    content.validate(full=True)  # or else a damaged table's offsets lead out of memory, which ends the process
+    return content
 
 
 def _scene(scenes: str, member: str) -> bytes:
