@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import resource
-import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,67 +13,23 @@ from typing import Any
 import forked_runs
 import pytest
 import torch
+from hostile import damaged, picture, survives
 from PIL import Image
 from sample_transforms import to_tensor
 
-from adapt import AdaptError
 from adapt.data import FeatureCache, Item, open_image, read_csv, read_names, read_split
 from adapt.data.images import FORMATS, check_image
 
 pytestmark = pytest.mark.faults
 
 FLIPS = 2000  # damaged files of each kind
-_MOST_SECONDS, _MOST_BYTES = 10.0, 2**30
-_MODES = {"JPEG": "RGB", "PPM": "L", "GIF": "P"}
 _SPLIT = {"train": [["a.png", 0, "cat"], ["b.png", 1, "dog"]], "val": [], "test": [["c.png", 1, "dog"]]}
-
-
-def damaged(content: bytes, stream: Random) -> bytes:
-    """`content` with bytes flipped, a stretch cut out or doubled, or its end cut off."""
-    changed = bytearray(content)
-    kind, at = stream.randrange(4), stream.randrange(len(content))
-    stretch = slice(at, at + stream.randrange(1, 64))
-    if kind == 0:
-        for _ in range(stream.choice((1, 2, 8))):
-            changed[stream.randrange(min(len(content), stream.choice((64, 10**6))))] = stream.randrange(256)
-    elif kind == 1:
-        del changed[stretch]
-    elif kind == 2:
-        changed[at:at] = changed[stretch] * stream.randrange(1, 9)
-    else:
-        del changed[at:]
-    return bytes(changed)
-
-
-def survives(read: Callable[[], Any]) -> bool:
-    """Whether `read` gave a result; an AdaptError of one line is the only other end, soon and in little memory."""
-    started = time.monotonic()
-    try:
-        read()
-    except AdaptError as error:
-        assert "\n" not in str(error)
-        return False
-    finally:
-        assert time.monotonic() - started < _MOST_SECONDS
-        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 < _before + _MOST_BYTES
-    return True
-
-
-_before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _picture(image_format: str) -> bytes:
-    noise = Image.effect_noise((40, 30), 80).convert(_MODES.get(image_format, "RGBA"))
-    content = io.BytesIO()
-    options = {"compression": "tiff_deflate"} if image_format == "TIFF" else {}
-    noise.save(content, image_format, **options)
-    return content.getvalue()
 
 
 @pytest.mark.filterwarnings("ignore")  # Pillow's, of what it decodes all the same
 @pytest.mark.parametrize("image_format", FORMATS)
 def test_pictures(tmp_path: Path, image_format: str) -> None:
-    whole, stream, path = _picture(image_format), Random(image_format), tmp_path / "a.png"
+    whole, stream, path = picture(image_format), Random(image_format), tmp_path / "a.png"
     for _ in range(FLIPS):
         path.write_bytes(damaged(whole, stream))
         for read in (open_image, check_image):
@@ -86,8 +40,8 @@ def test_pictures(tmp_path: Path, image_format: str) -> None:
 def test_archives(tmp_path: Path, method: int) -> None:
     content, stream = io.BytesIO(), Random(method)
     with zipfile.ZipFile(content, "w", method) as archive:
-        archive.writestr("a.png", _picture("PNG"))
-        archive.writestr("b.png", _picture("PNG"))
+        archive.writestr("a.png", picture("PNG"))
+        archive.writestr("b.png", picture("PNG"))
     for number in range(FLIPS):
         path = tmp_path / f"{number}.zip"  # archives are kept open by name
         path.write_bytes(damaged(content.getvalue(), stream))
@@ -98,7 +52,7 @@ def test_archives(tmp_path: Path, method: int) -> None:
 def test_tables(tmp_path: Path) -> None:
     pyarrow = pytest.importorskip("pyarrow")
     content, stream = pyarrow.BufferOutputStream(), Random("arrow")
-    table = pyarrow.table({"image": [{"bytes": _picture("PNG"), "path": "a.png"}] * 3, "label": [0, 1, 0]})
+    table = pyarrow.table({"image": [{"bytes": picture("PNG"), "path": "a.png"}] * 3, "label": [0, 1, 0]})
     with pyarrow.ipc.new_stream(content, table.schema) as writer:
         writer.write_table(table)
     whole = content.getvalue().to_pybytes()
