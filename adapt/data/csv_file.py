@@ -12,7 +12,7 @@ from adapt.cells import unguarded
 from adapt.data import parts
 from adapt.data.files import under
 from adapt.data.lines import read_text
-from adapt.data.rows import Row, one_each, to_split
+from adapt.data.rows import Row, one_each, real_paths, to_split
 from adapt.data.split import Split
 from adapt.errors import AdaptError, nearest
 
@@ -43,7 +43,7 @@ def read_csv(
         raise AdaptError(f"CSV {source!r} cannot be read: {error}.") from error
     if not rows:
         raise AdaptError(f"CSV {source!r} lists no images.")
-    rows = one_each(rows, folder, f"CSV {source!r}")
+    rows = one_each(rows, folder, real_paths(row.path for row in rows), f"CSV {source!r}")
     return to_split(Path(source).stem, folder, rows, sorted({row.class_name for row in rows}), ratios, seed)
 
 

@@ -40,14 +40,14 @@ def to_split(
     return Split(name, tuple(class_names), tuple(items["train"]), tuple(items["val"]), tuple(items["test"]), root=root)
 
 
-def one_each(rows: Sequence[Row], root: str, where: str) -> list[Row]:
-    """`rows` without those that come by a symbolic link to a picture that another path has; paths are below `root`.
+def one_each(rows: Sequence[Row], root: str, real: Mapping[str, str], where: str) -> list[Row]:
+    """`rows` without those that come by a symbolic link to a picture that another path has.
 
-    The path without a link stays, or else the first one; what another part or class loses by it is logged. Raises
-    AdaptError where links alone put one picture into two parts or classes: neither is the right one.
+    Paths are below `root`; `real` has each path's real one. The path without a link stays, or else the first one; what
+    another part or class loses by it is logged. Raises AdaptError where links alone put one picture into two parts or classes: neither is the right one.
     """
-    real = _real_paths([root, *(row.path for row in rows)])
-    own = {row.path for row in rows if real[row.path] == os.path.join(real[root], os.path.relpath(row.path, root))}
+    home = os.path.realpath(root)
+    own = {row.path for row in rows if real[row.path] == home + row.path.removeprefix(root)}
     kept: dict[str, Row] = {}  # by real path
     lost: list[tuple[Row, Row]] = []
     for row in sorted(rows, key=lambda row: row.path not in own):  # stable
@@ -77,7 +77,7 @@ def _pair(row: Row, other: Row) -> str:
 
 def check_linked(items: Mapping[str, Sequence[Item]], where: str) -> None:
     """Raises AdaptError where symbolic links list one picture in two parts. One path that stands twice may."""
-    real = _real_paths(item.path for listed in items.values() for item in listed)
+    real = real_paths(item.path for listed in items.values() for item in listed)
     seen: dict[str, tuple[str, str]] = {}
     for part, listed in items.items():
         for item in listed:
@@ -89,7 +89,7 @@ def check_linked(items: Mapping[str, Sequence[Item]], where: str) -> None:
                 )
 
 
-def _real_paths(paths: Iterable[str]) -> dict[str, str]:
+def real_paths(paths: Iterable[str]) -> dict[str, str]:
     """Each path without symbolic links; folders are looked up once, because they have many files."""
     folders: dict[str, str] = {}
     real: dict[str, str] = {}

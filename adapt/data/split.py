@@ -56,6 +56,7 @@ class Split:
 
     def __post_init__(self) -> None:
         _check_names(self)
+        _check_domains(self)
         _check_labels(self)
         _check_no_empty_class(self)
         _check_questions(self)
@@ -153,6 +154,13 @@ def _check_names(split: Split) -> None:
                 f"Data {split.name!r}: labels {first[name]} and {label} are both named {name!r}. "
                 "Give each label a name of its own."
             )
+
+
+def _check_domains(split: Split) -> None:
+    for domain in filter(unseen, {item.domain for item in split.items()}):
+        raise AdaptError(
+            f"Data {split.name!r}: the domain {domain!r} has a line break or control character. Take it out."
+        )
 
 
 def _check_labels(split: Split) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from adapt.data import lines, load, read_csv, read_folder, read_names, read_split
+from adapt.data import load, read_csv, read_folder, read_names, read_split
 from adapt.errors import AdaptError
 
 
@@ -105,84 +105,6 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
 def test_ratios_that_are_refused(tmp_path: Path, ratios: tuple[float, ...]) -> None:
     with pytest.raises(AdaptError, match="expected the shares of train, val and test, adding up to 1"):
         read_folder(_touch(tmp_path, "a/1.jpg"), ratios=ratios)
-
-
-# ---- symbolic links
-
-
-@pytest.mark.parametrize("target", [".", "..", "../..", "deep"])
-def test_links_in_a_class_folder_add_no_picture(tmp_path: Path, target: str) -> None:
-    names = [f"{name}/deep/{i}.png" for name in ("ant", "bee") for i in range(10)]
-    root = _touch(tmp_path / "set", *names)
-    before = read_folder(root)
-    (root / "ant/again").symlink_to(target)
-    (root / "ant/deep/again.png").symlink_to("0.png")
-    split = read_folder(root)
-    assert split == before
-    assert len(list(split.items())) == 20
-
-
-def test_a_folder_behind_a_link_is_read(tmp_path: Path) -> None:
-    _touch(tmp_path / "pool", "a/1.png", "a/2.png", "b/1.png")
-    _touch(tmp_path / "set/a", "0.png")
-    for link, target in (("set/a/more", "pool/a"), ("set/b", "pool/b"), ("set/a/more-of-it", "pool/a")):
-        (tmp_path / link).symlink_to(tmp_path / target)
-    (tmp_path / "link").symlink_to("set")
-    for root in (tmp_path / "set", tmp_path / "link"):
-        split = read_folder(root)
-        assert sorted(_relative(split.items(), root)) == ["a/0.png", "a/more/1.png", "a/more/2.png", "b/1.png"]
-
-
-def test_a_picture_counts_where_it_lies(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    root = _touch(tmp_path / "set", "train/a/1.png", "train/b/1.png", "test/a/2.png", "test/b/2.png")
-    (root / "test/a/0.png").symlink_to("../../train/a/1.png")
-    (root / "train/a/3.png").symlink_to("../b/1.png")
-    split = read_folder(root)
-    assert _relative(split.items(), root) == ["train/a/1.png", "train/b/1.png", "test/a/2.png", "test/b/2.png"]
-    assert caplog.messages == [
-        f"Image folder '{root}': left out 2 links of pictures that count elsewhere, such as '{root}/test/a/0.png' "
-        f"(test a) is the same picture as '{root}/train/a/1.png' (train a)."
-    ]
-
-
-@pytest.mark.parametrize(("one", "other"), [("test/a/1.png", "train/a/1.png"), ("train/a/1.png", "train/b/1.png")])
-def test_links_that_put_one_picture_into_two_places_are_refused(tmp_path: Path, one: str, other: str) -> None:
-    root = _touch(tmp_path / "set", "train/a/0.png", "train/b/0.png", "test/b/0.png")
-    picture = _touch(tmp_path, "pool.png") / "pool.png"
-    for link in (one, other):
-        (root / link).parent.mkdir(exist_ok=True)
-        (root / link).symlink_to(picture)
-    with pytest.raises(AdaptError, match=f"{other}' .* is the same picture as .*{one}' .* by symbolic links. Keep one"):
-        read_folder(root)
-
-
-def test_a_link_in_a_list_adds_no_picture(tmp_path: Path) -> None:
-    _touch(tmp_path, *(f"{i}.png" for i in range(20)))
-    for i in range(20):
-        (tmp_path / f"link{i}.png").symlink_to(f"{i}.png")
-    listed = [f"{i}.png" for i in range(20)]
-    links = [f"link{name}" for name in listed]
-    text = "path,label\n" + "".join(f"{name},a\n" for pair in zip(links, listed) for name in pair)
-    assert sorted(_relative(read_csv(_csv(tmp_path, text)).items(), tmp_path)) == sorted(listed)
-    content = {"train": [["0.png", 0, "a"]], "val": [["0.png", 0, "a"]], "test": [["link0.png", 0, "a"]]}
-    with pytest.raises(
-        AdaptError, match=r"link0.png' \(test\) is the same picture as '.*/0.png' \(train\) by symbolic"
-    ):
-        read_split(_json(tmp_path, content), root=tmp_path)
-
-
-def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    root = _touch(tmp_path, "a/deep/1.png")
-    scandir = os.scandir
-
-    def failing(path: Any) -> Any:
-        if str(path).endswith("deep"):
-            raise PermissionError(13, "Permission denied", path)
-        return scandir(path)
-
-    monkeypatch.setattr(os, "scandir", failing)
-    with pytest.raises(AdaptError, match=r"Folder '.*deep' cannot be read: Permission denied"):
-        read_folder(root)
 
 
 # ---- CSV
@@ -318,54 +240,6 @@ def test_split_files_that_are_broken(tmp_path: Path, name: str, content: bytes) 
     (tmp_path / name).write_bytes(content)
     with pytest.raises(AdaptError, match=f"{name}' cannot be read: "):
         read_split(tmp_path / name)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (_with(test=[["x.jpg", 3 * 10**9, "pear"]]), "no image has label 2. Number the labels from 0"),
-        (_with(test=[["x.jpg", True, "hot_dog"]]), "test has ['x.jpg', True, 'hot_dog']; expected"),
-        (_with(test=[["x.jpg", 2, "pe\nar"]]), "label 2 is named 'pe\\nar', with a line break or control character"),
-        (_with(test=[["x.jpg", 2, "pe\ud800ar"]]), "label 2 is named 'pe\\ud800ar', with a line break or control"),
-        (_with(test=[["x\0.jpg", 0, "apple"]]), "the image 'x\\x00.jpg' cannot be a file's name"),
-        (_with(test=[["x\ud800.jpg", 0, "apple"]]), "the image 'x\\ud800.jpg' cannot be a file's name"),
-    ],
-)
-def test_split_files_of_strangers(tmp_path: Path, content: Any, message: str) -> None:
-    for root in (None, "/data"):
-        with pytest.raises(AdaptError, match=re.escape(message)):
-            read_split(_json(tmp_path, content), root=root)
-
-
-def test_a_long_entry_is_cut_in_the_message(tmp_path: Path) -> None:
-    with pytest.raises(AdaptError, match="expected \\[path, label from 0, class name\\]") as caught:
-        read_split(_json(tmp_path, _with(test=[["x" * 10**5] * 10**2])))
-    assert len(str(caught.value)) < 2000
-
-
-def test_brackets_in_thousands(tmp_path: Path) -> None:
-    (tmp_path / "deep.json").write_text("[" * 100_000)
-    for read in (read_split, read_names):
-        with pytest.raises(AdaptError, match=r"deep.json' cannot be read: maximum recursion depth"):
-            read(tmp_path / "deep.json")
-
-
-def test_a_gzip_that_unpacks_to_far_more_than_a_list(tmp_path: Path) -> None:
-    (tmp_path / "bomb.json.gz").write_bytes(gzip.compress(b"[" + b" " * 17 * 2**20 + b"]"))
-    with pytest.raises(AdaptError, match=r"bomb.json.gz' cannot be read: it has more than 16,777,216 bytes"):
-        read_split(tmp_path / "bomb.json.gz")
-
-
-@pytest.mark.parametrize(("read", "name"), [(read_split, "a.json"), (read_csv, "a.csv"), (read_names, "a.csv")])
-def test_lists_that_are_pipes_or_endless(tmp_path: Path, read: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    os.mkfifo(tmp_path / name)
-    with pytest.raises(AdaptError, match=f"{name}' cannot be read: it is a named pipe, not a regular file"):
-        read(tmp_path / name)
-    (tmp_path / name).unlink()
-    (tmp_path / name).write_text("x" * 100)
-    monkeypatch.setattr(lines, "_MOST_BYTES", 99)
-    with pytest.raises(AdaptError, match=f"{name}' cannot be read: it has more than 99 bytes"):
-        read(tmp_path / name)
 
 
 # ---- load
