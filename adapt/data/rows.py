@@ -44,7 +44,8 @@ def one_each(rows: Sequence[Row], root: str, real: Mapping[str, str], where: str
     """`rows` without those that come by a symbolic link to a picture that another path has.
 
     Paths are below `root`; `real` has each path's real one. The path without a link stays, or else the first one; what
-    another part or class loses by it is logged. Raises AdaptError where links alone put one picture into two parts or classes: neither is the right one.
+    another part or class loses by it is logged. Raises AdaptError where links alone put one picture into two parts or
+    classes: neither is the right one.
     """
     home = os.path.realpath(root)
     own = {row.path for row in rows if real[row.path] == home + row.path.removeprefix(root)}

@@ -55,3 +55,12 @@ def test_a_run_on_a_full_disk(tiny_split: Split, tmp_path: Path, size: int) -> N
     assert "File too large" in told
     forked_runs.finish("coop", tiny_split, tmp_path / "cut")
     forked_runs.assert_same(expected, tmp_path / "cut")
+
+
+def test_a_machine_without_room_between_processes(tiny_split: Split, tmp_path: Path) -> None:
+    expected = _expected("worker", tiny_split, tmp_path)
+    told = forked_runs.refused("worker", tiny_split, tmp_path / "cut", 10_000)
+    assert told.startswith("a worker cannot hand over images: unable to ")
+    assert told.endswith("File too large (27). Free shared memory (/dev/shm), or set workers to 0")
+    forked_runs.finish("worker", tiny_split, tmp_path / "cut")
+    forked_runs.assert_same(expected, tmp_path / "cut")
