@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -86,11 +87,14 @@ def _check_stored(state: dict[str, Tensor], path: Path) -> None:
         raise AdaptError(f"{path} is refused: its tensors are {total:,} bytes, and the file is {held:,}")
 
 
+# a sentence of torch's reader; what stands around it is advice to run the file's code
+_REASON = re.compile(r"((?:Unsupported|Trying to load) .*?)(?:\. |\.?$)", re.MULTILINE)
+
+
 def _reason(error: Exception) -> str:
     """The reader's own reason, without torch's advice to run the file's code."""
-    advice = ("Please file an issue", "Check the documentation")
-    lines = [line.strip() for line in str(error).splitlines()[1:] if not line.startswith(advice)]
-    return next(filter(None, lines), f"it cannot be read as a checkpoint ({type(error).__name__}).")
+    found = _REASON.search(str(error))
+    return f"{found[1]}." if found else f"it cannot be read as a checkpoint ({type(error).__name__})."
 
 
 def import_published(

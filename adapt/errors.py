@@ -13,14 +13,6 @@ class AdaptError(Exception):
     """
 
 
-def one_line(value: object) -> str:
-    """`value` as text that prints as one line: what is no printable character is escaped, so that none forges a line.
-
-    Names and paths out of files may hold line breaks, control characters and halves of characters.
-    """
-    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in str(value))
-
-
 def nearest(word: str, choices: Iterable[str]) -> str:
     """A hint for an unknown `word`: the closest valid choice if there is one, and all the choices."""
     known = sorted(choices)

@@ -1,17 +1,52 @@
-"""Writing files so that nothing that existed is lost."""
+"""Opening what is a file and nothing else, and writing files so that nothing that existed is lost."""
 
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import os
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+from adapt.cells import guarded
 from adapt.errors import AdaptError
+
+_PART = 16 * 2**10
+_KINDS = ((stat.S_ISFIFO, "named pipe"), (stat.S_ISSOCK, "socket"), (stat.S_ISCHR, "device"), (stat.S_ISBLK, "device"))
+
+
+def check_regular(path: str | os.PathLike[str]) -> None:
+    """Raises OSError where there is no file at `path`, or what is none: a pipe or a device may block, or never end."""
+    mode = os.stat(path).st_mode
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
+    if not stat.S_ISREG(mode):
+        kind = next((name for is_kind, name in _KINDS if is_kind(mode)), "special file")
+        raise OSError(f"it is a {kind}, not a regular file")
+
+
+def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+    """The file at `path`, open for reading. Raises OSError as `check_regular` does, with nothing opened."""
+    check_regular(path)
+    return open(path, "rb")
+
+
+def read_bounded(file: BinaryIO, most: int) -> bytes:
+    """The rest of `file`. Raises OSError where it is more than `most` bytes, without reading them all."""
+    parts: list[bytes] = []
+    left = most
+    # in small parts, because unpacking may make each thousands of times as large
+    while part := file.read(_PART):
+        left -= len(part)
+        if left < 0:
+            raise OSError(f"it has more than {most:,} bytes")
+        parts.append(part)
+    return b"".join(parts)
 
 
 @contextmanager
@@ -39,7 +74,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         ) from error
     finally:
         if temporary is not None:
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):  # what failed before says more
+                temporary.unlink()
 
 
 def _umask() -> int:
@@ -75,9 +111,9 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 
 def write_csv(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Writes rows with the same keys, in that order, as `write_text` does."""
+    """Writes rows with the same keys, in that order, as `write_text` does; texts as `adapt.cells` says."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({key: guarded(value) for key, value in row.items()} for row in rows)
     write_text(path, text.getvalue())

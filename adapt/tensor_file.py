@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapt import plain
-from adapt.errors import AdaptError, one_line
+from adapt.errors import AdaptError
+from adapt.shown import shown
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -69,7 +70,7 @@ def describe(path: Path) -> Described:
             raise ValueError("its metadata are not all text")
         shapes = {name: _shape(name, entry) for name, entry in header.items()}
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise AdaptError(f"{path} has no readable header ({one_line(error)}); {_ADVICE}") from error
+        raise AdaptError(f"{path} has no readable header ({shown(error)}); {_ADVICE}") from error
     return Described(metadata, metadata.pop(CHECKSUM, None), shapes)
 
 
@@ -107,7 +108,7 @@ def read(path: Path) -> dict[str, Tensor]:
     try:
         tensors = dict(load_file(path))
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        raise AdaptError(f"{path} is truncated or damaged ({one_line(error)}); {_ADVICE}") from error
+        raise AdaptError(f"{path} is truncated or damaged ({shown(error)}); {_ADVICE}") from error
     if described.checksum not in (None, checksum(tensors, described.metadata)):
         raise AdaptError(f"{path} is damaged: its tensors and header are not those that were saved; {_ADVICE}")
     return tensors

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import zipfile
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -140,6 +141,19 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path: Path) -> None:
         read_dassl(path)
     assert "\n" not in str(caught.value)
     assert not marker.exists()
+
+
+def test_the_refusal_gives_the_reason_and_not_torchs_advice(tmp_path: Path) -> None:
+    torch.save({"state_dict": {}, "options": Namespace(lr=1)}, tmp_path / "options.pt")
+    with pytest.raises(AdaptError) as caught:
+        read_dassl(tmp_path / "options.pt")
+    assert str(caught.value) == (
+        f"{tmp_path}/options.pt is refused: Unsupported global: GLOBAL argparse.Namespace was not an allowed global by "
+        "default. Only tensors and Dassl's own records are read"
+    )
+    torch.jit.save(torch.jit.script(torch.nn.Linear(1, 1)), tmp_path / "script.pt")
+    with pytest.warns(match="TorchScript"), pytest.raises(AdaptError, match=r"is refused: it cannot be read"):
+        read_dassl(tmp_path / "script.pt")
 
 
 def test_the_pickle_of_that_test_does_run(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ from typing import Any
 import click
 
 from adapt import __version__
-from adapt.errors import AdaptError, one_line
+from adapt.errors import AdaptError
+from adapt.shown import shown
 
 # command -> the module of this package that holds it, and its line in the overview
 _COMMANDS = {
@@ -65,7 +66,7 @@ class _Commands(click.Group):
         try:
             return super().main(*args, **kwargs)
         except AdaptError as error:
-            click.echo(f"Error: {one_line(error)}", err=True)
+            click.echo(f"Error: {shown(error)}", err=True)
             sys.exit(2)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import click
 
+from adapt.shown import shown
+
 
 @click.command()
 @click.option("--clear", is_flag=True, help="Delete all cached features; they are computed again when needed.")
@@ -26,7 +28,7 @@ def cache(clear: bool) -> None:
         total = sum(size for _, size in before.values())
         click.echo(f"{store.directory}: {readable_bytes(total)} of {readable_bytes(store.max_bytes)}")
         for name, (files, size) in before.items():
-            click.echo(f"  {name}  {files:5} files  {readable_bytes(size):>10}")
+            click.echo(f"  {shown(name)}  {files:5} files  {readable_bytes(size):>10}")
         if clear:
             click.echo("cleared")
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from adapt.shown import shown
+
 if TYPE_CHECKING:
     from adapt.data.published import Published
     from adapt.data.split import Split
@@ -63,12 +65,14 @@ def check(source: str, root: str | None) -> None:
     entry = published.find(source)
     split = load(source, root)
     sizes = ", ".join(f"{part} {len(getattr(split, part)):,}" for part in _PARTS)
-    click.echo(f"{split.name}: {len(split.class_names):,} classes; images: {sizes}")
+    click.echo(f"{shown(split.name)}: {len(split.class_names):,} classes; images: {sizes}")
     with counting_bar("checking", True) as bar:
         problems = [*_wrong_counts(entry, split), *broken_images(list(split.items()), bar).values()]
     if problems:
         click.echo("\n".join(problems))
-        click.echo(f"{len(problems):,} problems in {split.name}. {entry.advice if entry else ''}".rstrip(), err=True)
+        click.echo(
+            f"{len(problems):,} problems in {shown(split.name)}. {entry.advice if entry else ''}".rstrip(), err=True
+        )
         sys.exit(2)
     click.echo("All images can be used.")
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adapt.errors import AdaptError, one_line
+from adapt.errors import AdaptError
 from adapt.plain import within
+from adapt.shown import shown
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -40,10 +41,10 @@ def inspect(adapter: Path, backbone: str | None, words: int, as_json: bool) -> N
         return
     click.echo(f"{file}  {file.stat().st_size / 1024:.1f} KB, format {header.format[0]}.{header.format[1]}")
     for title, text in _lines(header):
-        click.echo(f"{title:10} {one_line(text)}")
+        click.echo(f"{title:10} {shown(text)}")
     click.echo(f"parameters {sum(math.prod(tensor.shape) for tensor in tensors.values()):,} in {len(tensors)} tensors")
     for name, tensor in list(tensors.items())[:12]:
-        click.echo(f"  {one_line(name):40} {tuple(tensor.shape)}")
+        click.echo(f"  {shown(name):40} {tuple(tensor.shape)}")
     if len(tensors) > 12:
         click.echo(f"  and {len(tensors) - 12} more")
     if words:

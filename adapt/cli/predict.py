@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import csv
+import io
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from adapt import plain
-from adapt.data.folder import IMAGE_SUFFIXES
+from adapt.cells import guarded
+from adapt.data.folder import IMAGE_SUFFIXES, images_in
+from adapt.data.lines import read_lines
 from adapt.errors import AdaptError
+from adapt.shown import shown, unseen
 
 if TYPE_CHECKING:
     from adapt.prediction import Prediction
@@ -27,7 +31,12 @@ if TYPE_CHECKING:
 @click.option("--backbone", help="The backbone, where the adapter does not name it.")
 @click.option("--device", default="cpu", show_default=True, help="Where the model runs, such as cuda.")
 @click.option("--json", "layout", flag_value="json", help="One JSON object a line.")
-@click.option("--csv", "layout", flag_value="csv", help="Columns image, rank, class, probability.")
+@click.option(
+    "--csv",
+    "layout",
+    flag_value="csv",
+    help="Columns image, rank, class, probability; what a spreadsheet takes for a formula after a '.",
+)
 def predict(
     adapter: Path,
     images: tuple[Path, ...],
@@ -40,7 +49,8 @@ def predict(
 ) -> None:
     """Classify IMAGES (files, or folders searched at any depth) with ADAPTER, or answer a question about each.
 
-    Results are printed as they come. An image that cannot be read is reported and left out; the exit code is 2 then.
+    Results are printed as they come. In folders, symbolic links are followed, and an image counts once. An image that
+    cannot be read is reported and left out; the exit code is 2 then.
 
     \b
     Examples:
@@ -79,10 +89,10 @@ def _asked(adapter: Path, model: Any, question: str | None) -> dict[str, str]:
 def _files(images: tuple[Path, ...]) -> Iterator[Path]:
     for path in images:
         if path.is_dir():
-            found = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+            found = images_in(str(path))
             if not found:
-                raise AdaptError(f"the folder {path} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
-            yield from found
+                raise AdaptError(f"the folder {path} holds no image ({', '.join(IMAGE_SUFFIXES)})")
+            yield from map(Path, found)
         else:
             yield path
 
@@ -90,8 +100,11 @@ def _files(images: tuple[Path, ...]) -> Iterator[Path]:
 def _class_names(classes: str | None) -> list[str] | None:
     if classes is None:
         return None
-    lines = Path(classes).read_text(encoding="utf-8").splitlines() if _is_file(classes) else classes.split(",")
-    return [line.strip() for line in lines if line.strip()]
+    lines = read_lines(Path(classes)) if _is_file(classes) else classes.split(",")
+    names = [line.strip() for line in lines if line.strip()]
+    for name in filter(unseen, names):
+        raise AdaptError(f"--classes has {name!r}, with a control character: take it out")
+    return names
 
 
 def _is_file(text: str) -> bool:
@@ -118,9 +131,8 @@ def _readable(files: list[Path], read: list[Path]) -> Iterator[Any]:
 def _writer(layout: str | None) -> Any:
     """A function that prints the prediction of one image."""
     if layout == "csv":
-        rows = csv.writer(sys.stdout)
-        rows.writerow(["image", "rank", "class", "probability"])
-        return lambda path, found: rows.writerows(
+        _print_csv([["image", "rank", "class", "probability"]])
+        return lambda path, found: _print_csv(
             [str(path), rank, name, f"{probability:.6f}"] for rank, (name, probability) in enumerate(found.top, 1)
         )
     if layout == "json":
@@ -132,10 +144,17 @@ def _writer(layout: str | None) -> Any:
     return _lines
 
 
+def _print_csv(rows: Iterable[Sequence[Any]]) -> None:
+    """Guarded as in files; in UTF-8, and paths that are none as their bytes are."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(map(guarded, row) for row in rows)
+    click.echo(text.getvalue().encode(errors="surrogateescape"), nl=False)
+
+
 def _lines(path: Path, found: Prediction) -> None:
-    click.echo(path)
+    click.echo(shown(path))
     for name, probability in found.top:
-        click.echo(f"  {100 * probability:5.1f} %  {name}")
+        click.echo(f"  {100 * probability:5.1f} %  {shown(name)}")
 
 
 COMMANDS = {"predict": predict}

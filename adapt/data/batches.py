@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -15,12 +16,16 @@ from adapt.data.epochs import Epochs
 from adapt.data.loader import ImageSet, Inputs
 from adapt.errors import AdaptError
 
+# torch's words for a worker's batch that finds no room between the processes
+_NO_ROOM = re.compile(r"unable to (?:write|open|mmap|resize|allocate|map)\b.*|.*out of shared memory.*")
+
 
 class Decoded:
     """Batches of draws from a dataset as (images (b, 3, h, w), labels (b,)), each time it is iterated.
 
     Of items with questions, `[images, questions, answers]` stands in the place of the images.
-    Iterating raises AdaptError for a file that cannot be decoded, also when a worker met it. Workers beyond the number
+    Iterating raises AdaptError for a file that cannot be decoded, also when a worker met it, and where the machine has
+    no shared memory for what workers decode. Workers beyond the number
     of processors are not started: they would not help, and torch warns of them.
     """
 
@@ -41,6 +46,13 @@ class Decoded:
                 inputs, labels = batch
                 yield inputs, labels
             complete = True
+        except RuntimeError as error:
+            no_room = _NO_ROOM.search(str(error))
+            if no_room is None:
+                raise
+            raise AdaptError(
+                f"a worker cannot hand over images: {no_room[0]}. Free shared memory (/dev/shm), or set workers to 0"
+            ) from error
         finally:
             if not complete:
                 # Ends the workers now. Left to the garbage collector, with the error's frames, it takes 5 s for each.

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,15 +19,18 @@ from adapt.data.loader import ImageSet, Transform
 from adapt.data.split import Item
 from adapt.errors import AdaptError
 
+logger = logging.getLogger("adapt")
 _FORMAT = "1"  # enters every folder's name: a newer format leaves the older one's shards alone
 _SHARD_ROWS = 1024  # what a killed run loses at most
+_told: set[Path] = set()  # the directories whose failure this process has been told of
 
 
 class FeatureCache:
     """Features of images, computed once, in `directory` (default: `$ADAPT_CACHE` or `~/.cache/adapt/features`).
 
     Data sets, few-shot samples and processes share the features of the images that they have in common. Above
-    `max_bytes` (default: `$ADAPT_CACHE_GIB`, or 4 GiB) the shards that were not used for longest are deleted.
+    `max_bytes` (default: `$ADAPT_CACHE_GIB`, or 4 GiB) the shards that were not used for longest are deleted. Where the
+    disk fails, is full, or is only read, what it has is used, and the rest is computed each time; that is logged once.
 
     Raises AdaptError where `$ADAPT_CACHE_GIB` is no positive number.
     """
@@ -67,7 +71,7 @@ class FeatureCache:
         number, so view 0 of an image is the same in every data set. Only images without an entry are decoded;
         `progress` is told how many of them are done, and of how many.
 
-        Raises AdaptError when there are no items, a file cannot be decoded, or the cache cannot be written.
+        Raises AdaptError when there are no items, or a file cannot be decoded.
         """
         if not items:
             raise AdaptError("There are no images to take features of: the part of the data is empty.")
@@ -77,15 +81,34 @@ class FeatureCache:
             seed = int.from_bytes(row_id[:8]) >> 1
             draws.setdefault(row_id, Draw(position // max(views, 1), seed))
         folder = self.directory / hashlib.sha256(f"{_FORMAT}\n{key}".encode()).hexdigest()[:32]
-        rows = shards.read(folder, draws.keys())
+        rows = self._stored(folder, draws.keys())
         missing = {row_id: draw for row_id, draw in draws.items() if row_id not in rows}
         images = ImageSet([replace(item, question="") for item in items], transform)  # features are of images only
         for computed in _compute(missing, images, encode, batch_size, workers, progress):
-            shards.write(folder, computed)
-            shards.trim(self.directory, self.max_bytes)
+            self._store(folder, computed)
             rows |= computed
         features = torch.stack([rows[row_id] for row_id in ids])
         return features.view(len(items), views, -1) if views else features
+
+    def _stored(self, folder: Path, wanted: Set[bytes]) -> dict[bytes, Tensor]:
+        try:
+            return shards.read(folder, wanted)
+        except AdaptError as error:
+            self._warn(error)
+            return {}
+
+    def _store(self, folder: Path, rows: dict[bytes, Tensor]) -> None:
+        try:
+            shards.write(folder, rows)
+            shards.trim(self.directory, self.max_bytes)
+        except AdaptError as error:
+            self._warn(error)
+
+    def _warn(self, error: AdaptError) -> None:
+        """Once for a process: a training takes features of several sets."""
+        if self.directory not in _told:
+            _told.add(self.directory)
+            logger.warning("%s. Until then, features are computed each time.", error)
 
 
 def _limit() -> int:

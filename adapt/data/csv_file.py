@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from adapt.cells import unguarded
 from adapt.data import parts
 from adapt.data.files import under
-from adapt.data.rows import Row, to_split
+from adapt.data.lines import read_text
+from adapt.data.rows import Row, one_each, real_paths, to_split
 from adapt.data.split import Split
 from adapt.errors import AdaptError, nearest
 
@@ -26,20 +29,21 @@ def read_csv(
     """The split in a CSV file with the columns `path,label[,split][,domain][,question]`; `label` is the class name.
 
     Paths start from `root`, by default the CSV's folder, and must stay under it. Without a `split` column the images
-    are divided by `ratios` (train, val, test) and `seed`. With a column `question`, `label` is the answer.
+    are divided by `ratios` (train, val, test) and `seed`. With a column `question`, `label` is the answer. What
+    symbolic links list again counts once. Cells may be guarded as in `adapt.cells`.
 
     Raises AdaptError, naming the line, when a column or a value is not as expected.
     """
     source = os.fspath(path)
     folder = os.path.abspath(Path(source).parent if root is None else root)
     try:
-        # utf-8-sig: spreadsheets put a byte order mark in front of the first column's name.
-        with open(source, encoding="utf-8-sig", newline="") as file:
-            rows = list(_rows(csv.DictReader(file, strict=True), folder, f"CSV {source!r}"))
+        lines = io.StringIO(read_text(source), newline="")
+        rows = list(_rows(csv.DictReader(lines, strict=True), folder, f"CSV {source!r}"))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise AdaptError(f"CSV {source!r} cannot be read: {error}.") from error
     if not rows:
         raise AdaptError(f"CSV {source!r} lists no images.")
+    rows = one_each(rows, folder, real_paths(row.path for row in rows), f"CSV {source!r}")
     return to_split(Path(source).stem, folder, rows, sorted({row.class_name for row in rows}), ratios, seed)
 
 
@@ -59,7 +63,7 @@ def _row(record: dict[str | None, str | None], folder: str, where: str) -> Row:
     """One line; a cell too many has the key None, a cell too few the value None."""
     if None in record or None in record.values():
         raise AdaptError(f"{where}: more or fewer cells than the first line has. Quote values that hold a comma.")
-    cells = {column: (value or "").strip() for column, value in record.items()}
+    cells = {column: unguarded((value or "").strip()) for column, value in record.items()}
     for column in ("path", "label", "question"):
         if not cells.get(column, "absent"):
             raise AdaptError(f"{where}: the {column} is empty.")

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
-from typing import Any, TextIO
+from typing import Any
 
+from adapt.cells import unguarded
+from adapt.data.lines import read_text
 from adapt.errors import AdaptError
+from adapt.shown import brief
 
 _COLUMNS = ["class", "name"]
 
@@ -22,9 +26,10 @@ def read_names(path: str | os.PathLike[str]) -> dict[str, str]:
     if not source.endswith((".csv", ".json")):
         raise AdaptError(f"{where} are neither a .csv nor a .json file.")
     try:
-        with open(source, encoding="utf-8-sig", newline="") as file:
-            pairs = _from_csv(file, where) if source.endswith(".csv") else _from_json(file, where)
-    except (OSError, ValueError, csv.Error) as error:
+        text = read_text(source)
+        pairs = _from_csv(text, where) if source.endswith(".csv") else _from_json(text, where)
+    # RecursionError: JSON with brackets in thousands
+    except (OSError, ValueError, RecursionError, csv.Error) as error:
         raise AdaptError(f"{where} cannot be read: {error}.") from error
     names: dict[str, str] = {}
     for number, pair in enumerate(pairs, 1):
@@ -32,19 +37,22 @@ def read_names(path: str | os.PathLike[str]) -> dict[str, str]:
             case [str(key), str(name)] if key and name and key not in names:
                 names[key] = name
             case _:
-                raise AdaptError(f"{where}: entry {number} is {pair}; expected a class, given once, and its name.")
+                raise AdaptError(
+                    f"{where}: entry {number} is {brief(pair)}; expected a class, given once, and its name."
+                )
     return names
 
 
-def _from_csv(file: TextIO, where: str) -> list[Any]:
-    first, *rows = [[cell.strip() for cell in row] for row in csv.reader(file, strict=True)] or [[]]
+def _from_csv(text: str, where: str) -> list[Any]:
+    lines = csv.reader(io.StringIO(text, newline=""), strict=True)
+    first, *rows = [[unguarded(cell.strip()) for cell in row] for row in lines] or [[]]
     if first != _COLUMNS:
         raise AdaptError(f"{where}: the first line is {','.join(first)!r}; expected {','.join(_COLUMNS)!r}.")
     return rows
 
 
-def _from_json(file: TextIO, where: str) -> list[Any]:
-    content = json.load(file, object_pairs_hook=tuple)  # pairs, so that a key that stands twice is seen
+def _from_json(text: str, where: str) -> list[Any]:
+    content = json.loads(text, object_pairs_hook=tuple)  # pairs, so that a key that stands twice is seen
     if not isinstance(content, tuple):
         raise AdaptError(f"{where}: expected an object {{class: name}}.")
     return list(content)

@@ -35,12 +35,15 @@ def read(folder: Path, wanted: Set[bytes]) -> dict[bytes, Tensor]:
         for path in sorted(folder.glob(f"*{_SUFFIX}")):
             if rows.keys() >= wanted:
                 break
+            if not path.is_file():  # a pipe would block
+                continue
             try:
                 rows |= _read_shard(path, wanted)
             except FileNotFoundError:
                 continue  # another process has just trimmed it
             except (SafetensorError, _DamagedError):
-                path.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # of a disk that takes nothing: then it stays, and is never used
+                    path.unlink()
     return rows
 
 
@@ -60,7 +63,8 @@ def write(folder: Path, rows: Mapping[bytes, Tensor]) -> None:
                 file.write(content)
             os.replace(temporary, folder / (_checksum(ids, features) + _SUFFIX))
         except OSError:
-            os.unlink(temporary)
+            with contextlib.suppress(OSError):  # the first error says more
+                os.unlink(temporary)
             raise
 
 
@@ -91,7 +95,8 @@ def sizes(directory: Path) -> Iterator[tuple[Path, int]]:
     """Folder and bytes of every shard in all of `directory`."""
     for path in sorted(directory.rglob(f"*{_SUFFIX}")):
         with contextlib.suppress(FileNotFoundError):  # another process has just trimmed it
-            yield path.parent, path.stat().st_size
+            if path.is_file():
+                yield path.parent, path.stat().st_size
 
 
 class _DamagedError(Exception):
@@ -109,10 +114,11 @@ def _read_shard(path: Path, wanted: Set[bytes]) -> dict[bytes, Tensor]:
         if not hits:
             return {}
         features = shard.get_tensor("features")
-    if _checksum(ids, features) != path.stem:
+    if _checksum(ids, features) != path.stem or features.ndim != 2 or len(features) * ID_BYTES != len(packed):
         raise _DamagedError
-    # When it was last used, for `trim`. Should it be another user's, or trimmed by now, what was read is still good.
-    with contextlib.suppress(PermissionError, FileNotFoundError):
+    # When it was last used, for `trim`. Should it be another user's, trimmed by now, or on a disk that is only read,
+    # what was read is still good.
+    with contextlib.suppress(OSError):
         os.utime(path)
     # Copies: the tensors themselves are a mapping of the file.
     return {row_id: features[found[row_id]].clone() for row_id in hits}
@@ -131,6 +137,6 @@ def _disk(folder: Path, verb: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise AdaptError(
-            f"The feature cache {str(folder)!r} cannot be {verb}: {error.strerror or error}. "
-            "Free space, set ADAPT_CACHE to another folder, or switch the cache off."
+            f"the feature cache {str(folder)!r} cannot be {verb}: {error.strerror or error}. "
+            "Free space, set ADAPT_CACHE to another folder, or switch the cache off"
         ) from error

@@ -12,6 +12,7 @@ from typing import Literal
 from adapt.data.few_shot import Sampling, pick
 from adapt.data.files import read_bytes
 from adapt.errors import AdaptError
+from adapt.shown import unseen
 
 Classes = Literal["all", "base", "new"]
 
@@ -55,6 +56,7 @@ class Split:
 
     def __post_init__(self) -> None:
         _check_names(self)
+        _check_domains(self)
         _check_labels(self)
         _check_no_empty_class(self)
         _check_questions(self)
@@ -142,11 +144,23 @@ def _check_names(split: Split) -> None:
     for label, name in enumerate(split.class_names):
         if not name.strip():
             raise AdaptError(f"Data {split.name!r}: the name of label {label} is empty. Give every class a name.")
+        if unseen(name):
+            raise AdaptError(
+                f"Data {split.name!r}: label {label} is named {name!r}, with a line break or control character. "
+                "Take it out."
+            )
         if first.setdefault(name, label) != label:
             raise AdaptError(
                 f"Data {split.name!r}: labels {first[name]} and {label} are both named {name!r}. "
                 "Give each label a name of its own."
             )
+
+
+def _check_domains(split: Split) -> None:
+    for domain in filter(unseen, {item.domain for item in split.items()}):
+        raise AdaptError(
+            f"Data {split.name!r}: the domain {domain!r} has a line break or control character. Take it out."
+        )
 
 
 def _check_labels(split: Split) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader
 
 from adapt import __version__
+from adapt.cells import unguarded
 from adapt.errors import AdaptError
 from adapt.evaluation import stored
 from adapt.evaluation.tables import Cells, read_results, table, titles
@@ -111,15 +112,15 @@ def _predictions(run: Path) -> list[dict[str, str]]:
     if not file.is_file():
         return []
     try:
-        with file.open(encoding="utf-8", newline="") as lines:
-            rows = list(csv.DictReader(lines))
+        with file.open(encoding="utf-8", errors="surrogateescape", newline="") as lines:
+            rows = [{key: unguarded(cell) for key, cell in row.items()} for row in csv.DictReader(lines)]
         if any(
             None in (row.get("path"), row.get("class"), row.get("predicted"), row.get("confidence")) for row in rows
         ):
             raise ValueError("a row lacks path, class, predicted or confidence")
         for row in rows:
             float(row["confidence"])
-    except (OSError, ValueError, csv.Error) as error:
+    except (OSError, ValueError, TypeError, csv.Error) as error:
         raise AdaptError(f"{file} holds no predictions of a run: {error}") from error
     return rows
 

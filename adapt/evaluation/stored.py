@@ -8,7 +8,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from adapt import plain
-from adapt.errors import AdaptError, one_line
+from adapt.errors import AdaptError
+from adapt.shown import shown
 
 _SHARE = Field(ge=0, le=1)
 
@@ -103,7 +104,7 @@ def read(path: Path, kind: Any, what: str) -> dict[str, Any]:
     except ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(map(str, problem["loc"])) or "it"
-        raise AdaptError(f"{path} holds no {what}: {one_line(where)}: {problem['msg']}") from None
+        raise AdaptError(f"{path} holds no {what}: {shown(where)}: {problem['msg']}") from None
     except (OSError, ValueError) as error:
         raise AdaptError(f"{path} holds no {what}: {error}") from error
     return found

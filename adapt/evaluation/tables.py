@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from adapt.cells import guarded
 from adapt.errors import AdaptError
 from adapt.evaluation import stored
 from adapt.evaluation.published import figures_for
@@ -53,7 +54,7 @@ def as_markdown(cells: Cells) -> str:
 
 def as_csv(cells: Cells) -> str:
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(cells)
+    csv.writer(text, lineterminator="\n").writerows(map(guarded, row) for row in cells)
     return text.getvalue().rstrip("\n")
 
 

@@ -12,9 +12,10 @@ from torch.optim import Optimizer
 
 from adapt import plain, tensor_file
 from adapt.adapter import load_tensors, read_tensors
-from adapt.errors import AdaptError, one_line
+from adapt.errors import AdaptError
 from adapt.files import replacing
 from adapt.methods.base import Method
+from adapt.shown import shown
 
 
 class Position(BaseModel):
@@ -68,7 +69,7 @@ def load(path: Path, method: Method, optimizer: Optimizer, scaler: Any, recipe: 
         return Position.model_validate(plain.parse(metadata["position"]))
     except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         raise AdaptError(
-            f"{path} is damaged ({one_line(error)}): it cannot be resumed, so start again in a new --out"
+            f"{path} is damaged ({shown(error)}): it cannot be resumed, so start again in a new --out"
         ) from error
 
 

@@ -42,7 +42,8 @@ class Run:
             raise AdaptError(f"cannot make the run directory {self.path}: {error.strerror or error}") from error
         try:
             self._check()
-        except AdaptError:
+            self._clean()
+        except BaseException:
             self._lock.release()
             raise
         return self
@@ -95,10 +96,15 @@ class Run:
             raise AdaptError(f"{self.path} holds no run to resume; leave out --resume to start one")
         elif (self.path / "metrics.json").exists():
             raise AdaptError(f"the run in {self.path} is complete: nothing to resume. To train again, change --out")
-        elif recipe.read_text(encoding="utf-8") != self.recipe:
+        elif recipe.read_text(encoding="utf-8", errors="replace") != self.recipe:
             raise AdaptError(
                 f"{self.path} was started with another recipe ({recipe}): resume with that one, or choose another --out"
             )
+
+    def _clean(self) -> None:
+        """Deletes what a killed run left half written."""
+        for path in self.path.glob(".*.tmp"):
+            path.unlink(missing_ok=True)
 
     def log(self, entry: dict[str, Any]) -> None:
         """Appends one line to log.jsonl."""
@@ -113,7 +119,8 @@ class Run:
         """Drops what a killed run logged after the checkpoint at `step`, so that no step appears twice."""
         log = self.path / "log.jsonl"
         if log.is_file():
-            lines = log.read_text(encoding="utf-8").splitlines()[:step]  # one a step; the last may be cut short
+            # one a step; the last may be cut short
+            lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[:step]
             write_text(log, "".join(f"{line}\n" for line in lines))
 
     def finish(self, metrics: dict[str, Any]) -> None:

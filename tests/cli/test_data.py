@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -81,6 +82,24 @@ def test_check_lists_the_broken_images_of_a_folder(run, damaged: Path) -> None:
         ),
     ]
     assert result.stderr == "3 problems in damaged.\n"
+
+
+def test_check_of_a_folder_of_strangers(run, photos: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "two\nlines"
+    shutil.copytree(photos / "train", folder)
+    os.mkfifo(folder / "sky/pipe.png")
+    Image.new("1", (1, 300_000)).save(folder / "sky/narrow.png")
+    (folder / "sky/loop").symlink_to(".")
+    result = run("data", "check", folder)
+    assert result.exit_code == 2
+    title, *problems = result.stdout.splitlines()
+    assert title == "two\\nlines: 3 classes; images: train 4, val 1, test 3"
+    assert sorted(problem.partition("sky/")[2] for problem in problems) == [
+        "narrow.png' cannot be decoded: it is 1 x 300000 pixels; one side may be 100 times the other. "
+        "Replace it or take it out of the data.",
+        "pipe.png' cannot be read: it is a named pipe, not a regular file. Replace it or take it out of the data.",
+    ]
+    assert result.stderr == "2 problems in two\\nlines.\n"
 
 
 def test_check_of_good_data(run, photos: Path, tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ import torch
 
 import adapt
 from adapt import tensor_file
+from adapt.cells import unguarded
 
 
 def test_lines(run, adapter: Path, photos: Path) -> None:
@@ -65,6 +68,60 @@ def test_unreadable_images_are_reported_and_the_others_classified(
     assert first.startswith(f"Error: Image '{broken}' cannot be decoded")
     assert second.startswith(f"Error: Image '{missing}' does not exist")
     assert summary == "2 of 4 images could not be read"
+
+
+def test_csv_cells_are_no_formulas(run, adapter: Path, photos: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    name = "=cmd|'c calc'!A1.png"
+    shutil.copy(photos / "test/sky/0.png", name)
+    result = run("predict", adapter, name, "--csv", "--classes", "@SUM(A1),+1+cmd,cat")
+    rows = list(csv.DictReader(result.stdout.splitlines()))
+    assert {row["image"] for row in rows} == {f"'{name}"}
+    assert {row["class"] for row in rows} == {"'@SUM(A1)", "'+1+cmd", "cat"}
+    assert {unguarded(row["image"]) for row in rows} == {name}
+
+
+def test_names_of_files_forge_no_lines(run, adapter: Path, photos: Path, tmp_path: Path) -> None:
+    names = ["a\n  99.0 %  cat.png", "\x1b[2Jb.png", os.fsdecode(b"c\xff.png")]
+    for name in names:
+        shutil.copy(photos / "test/sky/0.png", tmp_path / name)
+    result = run("predict", adapter, tmp_path, "--top-k", 1)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout.splitlines()[::2] == [
+        f"{tmp_path}/\\x1b[2Jb.png",
+        f"{tmp_path}/a\\n  99.0 %  cat.png",
+        f"{tmp_path}/c\\udcff.png",
+    ]
+    assert os.fsencode(tmp_path / names[2]) in run("predict", adapter, tmp_path, "--csv").stdout_bytes
+    assert [json.loads(line)["image"] for line in run("predict", adapter, tmp_path, "--json").stdout.splitlines()] == [
+        str(tmp_path / name) for name in sorted(names)
+    ]
+    refused_one = run("predict", adapter, tmp_path / "no\nError: none\x1b.png")
+    assert refused_one.stderr.splitlines()[1:] == ["1 of 1 images could not be read"]
+
+
+def test_a_folder_with_a_pipe_and_a_loop(run, adapter: Path, photos: Path, tmp_path: Path) -> None:
+    shutil.copy(photos / "test/sky/0.png", tmp_path / "a.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "loop").symlink_to(tmp_path)
+    result = run("predict", adapter, tmp_path, "--json")
+    assert result.exit_code == 2
+    assert [json.loads(line)["image"] for line in result.stdout.splitlines()] == [str(tmp_path / "a.png")]
+    assert "pipe.png' cannot be read: it is a named pipe, not a regular file" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"caf\xe9\n", "cannot be read: 'utf-8' codec"),
+        (b"cat\ndog\x1b[2J\n", "has 'dog\\x1b[2J', with a control character"),
+    ],
+)
+def test_files_of_classes_that_are_refused(
+    run, refused, adapter: Path, photos: Path, tmp_path: Path, content: bytes, words: str
+) -> None:
+    (tmp_path / "names.txt").write_bytes(content)
+    refused(run("predict", adapter, photos, "--classes", tmp_path / "names.txt"), words)
 
 
 def test_a_folder_without_images(run, refused, adapter: Path, tmp_path: Path) -> None:

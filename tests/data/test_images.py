@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import io
+import os
+import socket
+import zipfile
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
 from PIL import Image
 
-from adapt.data import Item, open_image
+from adapt.data import Item, files, images, open_image
+from adapt.data.check import broken_images
+from adapt.data.images import check_image
 from adapt.errors import AdaptError
 
 
@@ -106,3 +113,137 @@ def test_a_picture_above_the_pixel_limit_is_refused(make_image: Any, monkeypatch
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 30)
     with pytest.raises(AdaptError, match=r"large.png' cannot be decoded: Image size .64 pixels. exceeds limit of 60"):
         open_image(path)
+
+
+@pytest.mark.parametrize("size", [(1, 300_000), (300_000, 1), (3, 301)])
+def test_a_picture_too_narrow_is_refused_by_its_header(tmp_path: Path, size: tuple[int, int]) -> None:
+    Image.new("1", size).save(tmp_path / "narrow.png")
+    with pytest.raises(AdaptError, match=f"it is {size[0]} x {size[1]} pixels; one side may be 100 times the other"):
+        open_image(tmp_path / "narrow.png")
+    assert list(broken_images([Item(str(tmp_path / "narrow.png"), 0, "a")])) == [str(tmp_path / "narrow.png")]
+
+
+def test_a_picture_as_narrow_as_may_be(tmp_path: Path) -> None:
+    Image.new("RGB", (3, 300)).save(tmp_path / "a.png")
+    assert open_image(tmp_path / "a.png").size == (3, 300)
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize(("name", "most"), [("a.png", 42), ("a.webp", 16)])
+def test_fewer_pixels_are_decoded_than_pillow_decodes(
+    make_image: Any, monkeypatch: pytest.MonkeyPatch, name: str, most: int
+) -> None:
+    path = make_image(name)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 32)
+    with pytest.raises(AdaptError, match=f"it has 64 pixels; at most {most} are decoded"):
+        open_image(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    assert open_image(path).size == (8, 8)
+
+
+@pytest.mark.parametrize(("mode", "bytes_each"), [("RGBA", 4), ("LA", 2), ("I;16", 2)])
+def test_large_pictures_are_converted_by_bands_to_the_same_pixels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, bytes_each: int
+) -> None:
+    noise = Random(0).randbytes(30 * 31 * bytes_each)
+    Image.frombytes(mode, (30, 31), noise).save(tmp_path / "noise.png")
+    whole = open_image(tmp_path / "noise.png")
+    monkeypatch.setattr(images, "_BAND", 7 * 30)
+    assert open_image(tmp_path / "noise.png").tobytes() == whole.tobytes()
+
+
+def test_only_the_formats_that_are_listed_are_decoded(make_image: Any, tmp_path: Path) -> None:
+    for name, image_format in (("eps.png", "EPS"), ("pcx.png", "PCX"), ("icon.png", "ICO")):
+        content = io.BytesIO()
+        Image.new("RGB", (8, 8)).save(content, image_format)
+        (tmp_path / name).write_bytes(content.getvalue())
+        with pytest.raises(AdaptError, match=f"{name}' cannot be decoded: unknown format"):
+            open_image(tmp_path / name)
+    for suffix in (".bmp", ".gif", ".jpeg", ".pgm", ".ppm", ".tiff", ".webp"):
+        assert open_image(make_image(f"a{suffix}", 10, "L")).size == (8, 8)
+
+
+def test_ghostscript_is_not_run(make_image: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from PIL import EpsImagePlugin
+
+    calls: list[Any] = []
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *given, **more: calls.append(given))
+    with pytest.raises(AdaptError, match="unknown format"):
+        open_image(Path(make_image("a.eps")).rename(Path(make_image("a.png"))))
+    assert calls == []
+
+
+def test_pipes_sockets_and_devices_are_refused_unopened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(os.path.relpath(tmp_path / "socket.png"))
+    (tmp_path / "device.png").symlink_to("/dev/zero")
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    for name, reason in (
+        ("pipe", "it is a named pipe, not a regular file"),
+        ("socket", "it is a socket, not a regular file"),
+        ("device", "it is a device, not a regular file"),
+        ("loop", ".*Too many levels of symbolic links.*"),
+    ):
+        item = Item(str(tmp_path / f"{name}.png"), 0, "a")
+        for read in (open_image, check_image, Item.read):
+            with pytest.raises(AdaptError, match=f"Image .*{name}.png' cannot be read: {reason}"):
+                read(item)
+
+
+def test_an_archive_that_is_a_pipe(tmp_path: Path) -> None:
+    for suffix in ("zip!a.png", "arrow!image/0"):
+        os.mkfifo(tmp_path / f"pipe.{suffix.partition('!')[0]}")
+        with pytest.raises(AdaptError, match="cannot be read: it is a named pipe"):
+            open_image(f"{tmp_path}/pipe.{suffix}")
+
+
+def test_a_file_too_large_to_be_a_picture(tmp_path: Path) -> None:
+    with (tmp_path / "sparse.png").open("wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(AdaptError, match=r"sparse.png' cannot be read: it has more than 268,435,456 bytes"):
+        Item(str(tmp_path / "sparse.png"), 0, "a").read()
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_member_that_unpacks_to_too_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: int) -> None:
+    archive = tmp_path / "bomb.zip"
+    with zipfile.ZipFile(archive, "w", method) as file:
+        file.writestr("a.png", bytes(2**20))
+    whole = archive.read_bytes()
+    monkeypatch.setattr(files, "_MOST_BYTES", 2**19)
+    with pytest.raises(AdaptError, match="it unpacks to 1,048,576 bytes, and at most 524,288 are read"):
+        open_image(f"{archive}!a.png")
+    # a header that says less than there is
+    (tmp_path / "liar.zip").write_bytes(whole.replace((2**20).to_bytes(4, "little"), (1000).to_bytes(4, "little")))
+    with pytest.raises(AdaptError, match=r"liar.zip!a.png' cannot be read: Bad CRC-32"):
+        open_image(f"{tmp_path / 'liar.zip'}!a.png")
+
+
+def test_an_encrypted_member_is_named(tmp_path: Path) -> None:
+    archive = tmp_path / "secret.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("a.png", b"x")
+    content = bytearray(archive.read_bytes())
+    for signature, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        content[content.index(signature) + offset] |= 1
+    archive.write_bytes(content)
+    with pytest.raises(
+        AdaptError, match=r"secret.zip!a.png' cannot be read: it is encrypted; save the archive without"
+    ):
+        open_image(f"{archive}!a.png")
+
+
+@pytest.mark.parametrize("member", ["nowhere/1", "image/7", "image/x", "image", "label/0", ""])
+def test_cells_that_a_table_has_not(tmp_path: Path, member: str) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    table = pyarrow.table({"image": [{"bytes": None}], "label": [0]})
+    with pyarrow.OSFile(str(tmp_path / "t.arrow"), "wb") as file, pyarrow.ipc.new_stream(file, table.schema) as stream:
+        stream.write_table(table)
+    with pytest.raises(AdaptError, match=r"Image '.*t.arrow!.*' (cannot be read|does not exist)"):
+        open_image(f"{tmp_path}/t.arrow!{member}")
+
+
+def test_a_scene_of_no_set(tmp_path: Path) -> None:
+    with pytest.raises(AdaptError, match=r"Image '.*' (cannot be read|does not exist)"):
+        open_image(f"{tmp_path}/nothing.scenes!train/00000.png")

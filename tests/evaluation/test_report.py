@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from adapt.evaluation import protocols
 from adapt.evaluation.plots import MOST_CLASSES, confusion_matrix, svg
 from adapt.evaluation.report import WORST_ERRORS, report
 from adapt.evaluation.run_protocol import run_protocol
+from adapt.files import write_csv
 from adapt.recipe import Recipe
 
 
@@ -121,6 +123,17 @@ def test_an_image_that_is_gone_is_said_to_be(found: Path, tmp_path: Path) -> Non
     html = report([tmp_path])
     assert "data:image/jpeg" not in html
     assert "image not<br>found" in html
+
+
+def test_names_that_a_spreadsheet_would_run_are_shown_as_they_are(tmp_path: Path, found: Path) -> None:
+    shutil.copy(found / "curve/shots-1-seed-1/metrics.json", tmp_path)
+    row = {"path": "/x.png", "class": "=cmd|'c'!A1", "predicted": "@it", "confidence": "0.900000"}
+    write_csv(tmp_path / "predictions.csv", [row])
+    assert "\n/x.png,'=cmd|'c'!A1,'@it,0.900000\n" in (tmp_path / "predictions.csv").read_text()
+    html = report([tmp_path])
+    assert ">=cmd|&#39;c&#39;!A1" in html or "=cmd|&#39;c&#39;!A1 " in html
+    assert "&#39;=cmd" not in html
+    assert "&#39;@it" not in html
 
 
 def test_names_cannot_become_markup(tmp_path: Path, found: Path) -> None:

@@ -74,6 +74,10 @@ def test_csv_quotes_what_holds_commas() -> None:
     )
 
 
+def test_csv_cells_are_no_formulas() -> None:
+    assert as_csv([["", "=1+1"], ["@it", "-1.5"], ["-", "-1 ± 2"]]) == ",'=1+1\n'@it,-1.5\n'-,'-1 ± 2"
+
+
 def test_one_seed_shows_no_deviation() -> None:
     assert table([halves(runs=1)])[2] == ["coop", "80.0", "40.0", "53.3"]
 

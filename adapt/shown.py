@@ -1,0 +1,29 @@
+"""Text of others as one line of ours: what would break a line, or steer a terminal, is found or written out."""
+
+from __future__ import annotations
+
+import reprlib
+import unicodedata
+from typing import Any
+
+# controls, lone surrogates (bytes that are no UTF-8), separators of lines and of paragraphs
+_UNSEEN = {"Cc", "Cs", "Zl", "Zp"}
+
+_brief = reprlib.Repr()
+_brief.maxstring = _brief.maxother = 200
+
+
+def unseen(text: str) -> bool:
+    """Whether `text` holds a character that breaks a line, steers a terminal, or has no form at all."""
+    # printable text, nearly all, is known at once
+    return not text.isprintable() and any(unicodedata.category(letter) in _UNSEEN for letter in text)
+
+
+def shown(text: object) -> str:
+    r"""`text` on one line: a newline as `\n`, an escape as `\x1b`, and so on; all else as it is."""
+    return "".join(repr(letter)[1:-1] if unseen(letter) else letter for letter in str(text))
+
+
+def brief(value: Any) -> str:
+    """`repr(value)`, cut where it is long or deep: what a file holds may be both."""
+    return _brief.repr(value)

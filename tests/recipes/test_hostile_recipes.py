@@ -1,0 +1,76 @@
+"""Recipes as no one should write them: a recipe or an AdaptError of one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+import yaml
+from hostile import damaged, survives
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from adapt import methods
+from adapt.recipe import Recipe, read_recipe, set_key, shipped
+from adapt.training.settings import TrainSettings
+
+_quick = settings(
+    max_examples=100,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+_text = st.text(max_size=12)
+_value: st.SearchStrategy[Any] = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | _text,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_text, inner, max_size=3),
+    max_leaves=8,
+)
+
+
+def _section(*keys: str) -> st.SearchStrategy[dict[str, Any]]:
+    return st.dictionaries(st.sampled_from(keys) | _text, _value, max_size=4)
+
+
+def _named(name: str) -> st.SearchStrategy[dict[str, Any]]:
+    return _section(*methods.find(name).Config.model_fields).map(lambda config: {"name": name} | config)
+
+
+_method = st.sampled_from(methods.names()).flatmap(_named)
+_recipe = st.fixed_dictionaries(
+    {
+        "method": _method | _value,
+        "data": _section("source", "shots", "template", "classes", "root", "names") | _value,
+    },
+    optional={
+        "train": _section(*TrainSettings.model_fields) | _value,
+        **{key: _value for key in Recipe.model_fields if key not in ("method", "data", "train")},
+    },
+)
+
+
+@_quick
+@given(_recipe | _value)
+def test_recipes_that_are_made_up(tmp_path: Path, content: Any) -> None:
+    (tmp_path / "a.yaml").write_text(yaml.safe_dump(content, allow_unicode=True), errors="replace")
+    survives(lambda: read_recipe(tmp_path / "a.yaml").to_yaml())
+
+
+@_quick
+@given(st.text(max_size=60), st.binary(max_size=60))
+def test_texts_that_are_made_up(tmp_path: Path, text: str, content: bytes) -> None:
+    for written in (text.encode(errors="replace"), content):
+        (tmp_path / "a.yaml").write_bytes(written)
+        survives(lambda: read_recipe(tmp_path / "a.yaml"))
+    survives(lambda: set_key({"data": {"source": "photos"}}, text))
+
+
+@pytest.mark.parametrize(("name", "path"), sorted(shipped().items())[::4])
+def test_damaged_recipes(tmp_path: Path, name: str, path: Path) -> None:
+    stream = Random(name)
+    for _ in range(20):
+        (tmp_path / "a.yaml").write_bytes(damaged(path.read_bytes(), stream))
+        survives(lambda: read_recipe(tmp_path / "a.yaml").to_yaml())

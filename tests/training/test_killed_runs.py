@@ -1,0 +1,66 @@
+"""Runs in processes of their own that are killed, stopped, or out of disk; tests/faults has many more of each."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import forked_runs
+import pytest
+
+from adapt.data import Split
+
+
+def _expected(case: str, split: Split, tmp_path: Path) -> Path:
+    forked_runs.train(case, split, tmp_path / "whole")  # in this process: those that are forked find all imported
+    return tmp_path / "whole"
+
+
+@pytest.mark.parametrize("write", [2, 4, 10, 27])
+def test_a_run_killed_while_it_writes(tiny_split: Split, tmp_path: Path, write: int) -> None:
+    """Of the files that take another's place: the recipe, the environment, features, checkpoints, the last files."""
+    expected = _expected("coop", tiny_split, tmp_path)
+    out, replace, left = tmp_path / "cut", os.replace, [write]
+
+    def run() -> None:
+        def killed(*paths: str) -> None:
+            left[0] -= 1
+            if not left[0]:
+                os.kill(os.getpid(), signal.SIGKILL)
+            replace(*paths)
+
+        os.replace = killed  # type: ignore[assignment]  # in the process that is killed
+        forked_runs.train("coop", tiny_split, out)
+
+    assert forked_runs.join(forked_runs.fork(run, tmp_path / "error")) == -signal.SIGKILL
+    forked_runs.finish("coop", tiny_split, out)
+    forked_runs.assert_same(expected, out)
+
+
+@pytest.mark.parametrize(("number", "after"), [(signal.SIGTERM, 0.3), (signal.SIGKILL, 0.2)])
+def test_a_run_stopped_by_a_signal(tiny_split: Split, tmp_path: Path, number: int, after: float) -> None:
+    expected = _expected("lora", tiny_split, tmp_path)
+    ended = forked_runs.stopped("lora", tiny_split, tmp_path / "cut", number, after)
+    assert ended in (forked_runs.INTERRUPTED, -number, 0)
+    forked_runs.finish("lora", tiny_split, tmp_path / "cut")
+    forked_runs.assert_same(expected, tmp_path / "cut")
+
+
+@pytest.mark.parametrize("size", [0, 5000])
+def test_a_run_on_a_full_disk(tiny_split: Split, tmp_path: Path, size: int) -> None:
+    expected = _expected("coop", tiny_split, tmp_path)
+    told = forked_runs.refused("coop", tiny_split, tmp_path / "cut", size)
+    assert told.startswith("cannot write ")
+    assert "File too large" in told
+    forked_runs.finish("coop", tiny_split, tmp_path / "cut")
+    forked_runs.assert_same(expected, tmp_path / "cut")
+
+
+def test_a_machine_without_room_between_processes(tiny_split: Split, tmp_path: Path) -> None:
+    expected = _expected("worker", tiny_split, tmp_path)
+    told = forked_runs.refused("worker", tiny_split, tmp_path / "cut", 10_000)
+    assert told.startswith("a worker cannot hand over images: unable to ")
+    assert told.endswith("File too large (27). Free shared memory (/dev/shm), or set workers to 0")
+    forked_runs.finish("worker", tiny_split, tmp_path / "cut")
+    forked_runs.assert_same(expected, tmp_path / "cut")
