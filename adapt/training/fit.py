@@ -70,6 +70,8 @@ def fit(
     with _directory(out, origin, resume) as run:
         if run is not None:
             run.images = items_id(train_set)
+            if isinstance(model, AdaptedModel):
+                model.text_memory = run.text_memory(model.text_memory)
         return _fit(model, (train_set, val_set, test_set), template, seed, run, recipe, cache, progress, chosen)
 
 

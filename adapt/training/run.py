@@ -106,6 +106,24 @@ class Run:
         for path in self.path.glob(".*.tmp"):
             path.unlink(missing_ok=True)
 
+    def text_memory(self, own: int) -> int:
+        """The bytes within which this run cuts the text side into parts: `own`, or those that it began with.
+
+        Other parts would draw other dropout, so a run that goes on elsewhere keeps to them.
+        """
+        path = self.path / "environment.json"
+        try:
+            known = plain.parse(path.read_bytes())
+            if not isinstance(known, dict):
+                raise ValueError("it holds no keys")
+        except (OSError, ValueError) as error:
+            raise AdaptError(f"{path} is missing or damaged ({error}): start a new run in another --out") from error
+        kept = plain.within(known, "text_memory", kind=int)
+        if kept is None:  # a new run, or one of an older release
+            kept = own
+            write_text(path, plain.dump(known | {"text_memory": own}, indent=2) + "\n")
+        return kept
+
     def log(self, entry: dict[str, Any]) -> None:
         """Appends one line to log.jsonl."""
         log = self.path / "log.jsonl"

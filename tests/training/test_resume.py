@@ -179,3 +179,25 @@ def test_a_flipped_bit_of_a_checkpoint_is_found(train, at_step, tmp_path: Path) 
     path.write_bytes(content)
     with pytest.raises(AdaptError, match="not those that were saved"):
         train(out=tmp_path / "run", resume=True)
+
+
+def test_a_run_goes_on_in_the_parts_that_it_began_with(
+    train, make_model, at_step, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Parts of the classes draw their own dropout: another machine's free memory must not cut others."""
+    settings: dict[str, Any] = {"checkpoint_minutes": 0}
+    free = [2**21]  # bytes: a class at a time
+    monkeypatch.setattr("adapt.model.free_bytes", lambda device: free[0])
+    method = ("lora", {"dropout": 0.5, "towers": ["text"], "projections": "v"})
+    train(make_model(method[0], **method[1]), out=tmp_path / "whole", **settings)
+    at_step(5, kill)
+    with pytest.raises(Killed):
+        train(make_model(method[0], **method[1]), out=tmp_path / "cut", **settings)
+    free[0] = 2**34
+    model = make_model(method[0], **method[1])
+    train(model, out=tmp_path / "cut", resume=True, **settings)
+    assert model.text_memory == 2**20
+    _assert_same_run(tmp_path / "whole", tmp_path / "cut")
+    train(make_model(method[0], **method[1]), out=tmp_path / "roomy", **settings)
+    with pytest.raises(AssertionError):
+        _assert_same_run(tmp_path / "whole", tmp_path / "roomy")
