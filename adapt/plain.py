@@ -26,7 +26,7 @@ def parse(text: str | bytes) -> Any:
 def dump(value: Any, indent: int | None = None) -> str:
     """JSON that every reader takes. AdaptError where a number in it is not finite."""
     try:
-        return json.dumps(value, indent=indent, allow_nan=False)
+        return json.dumps(value, indent=indent, allow_nan=False, separators=None if indent else (",", ":"))
     except ValueError as error:
         raise AdaptError(f"a result is not finite, and JSON has no name for that ({error})") from error
 

@@ -113,11 +113,10 @@ def _predictions(run: Path) -> list[dict[str, str]]:
         return []
     try:
         with file.open(encoding="utf-8", errors="surrogateescape", newline="") as lines:
-            rows = [{key: unguarded(cell) for key, cell in row.items()} for row in csv.DictReader(lines)]
-        if any(
-            None in (row.get("path"), row.get("class"), row.get("predicted"), row.get("confidence")) for row in rows
-        ):
-            raise ValueError("a row lacks path, class, predicted or confidence")
+            reader = csv.DictReader(lines)
+            rows = [{key: unguarded(cell) for key, cell in row.items()} for row in reader]
+        if missing := {"path", "class", "predicted", "confidence"}.difference(reader.fieldnames or ()):
+            raise ValueError(f"it has no column {min(missing)}")
         for row in rows:
             float(row["confidence"])
     except (OSError, ValueError, TypeError, csv.Error) as error:

@@ -113,11 +113,12 @@ class Run:
         """
         path = self.path / "environment.json"
         try:
-            known = plain.parse(path.read_bytes())
+            # missing where a run was stopped before it had begun
+            known = plain.parse(path.read_bytes()) if path.exists() else environment()
             if not isinstance(known, dict):
                 raise ValueError("it holds no keys")
         except (OSError, ValueError) as error:
-            raise AdaptError(f"{path} is missing or damaged ({error}): start a new run in another --out") from error
+            raise AdaptError(f"{path} is damaged ({error}): start a new run in another --out") from error
         kept = plain.within(known, "text_memory", kind=int)
         if kept is None:  # a new run, or one of an older release
             kept = own

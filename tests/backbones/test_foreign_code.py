@@ -9,13 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import safetensors.torch
 import tiny_backbones
 import tiny_llms
-from safetensors import safe_open
 
 import adapt
-from adapt import AdaptError, Backbone, compact
+from adapt import AdaptError, Backbone, compact, tensor_file
 from adapt.backbones.foreign_code import check_configuration
 
 MARKER = "ran"
@@ -178,9 +176,8 @@ def test_an_adapter_that_names_such_a_folder(model_folder: Path, tmp_path: Path,
     made = adapt.wrap(adapt.load_backbone(str(model_folder)), adapt.methods.CoOp(n_ctx=2), ["cat", "dog"])
     path = made.save(tmp_path / "adapter.safetensors")
     marker = open_clip_folder(model_folder, tmp_path / "model", plant, {"trust_remote_code": True})
-    with safe_open(path, "pt") as file:
-        header = file.metadata() | {"backbone": json.dumps(str(tmp_path / "model"))}
-    safetensors.torch.save_file(safetensors.torch.load_file(path), path, header)
+    header = tensor_file.describe(path).metadata
+    tensor_file.write(tensor_file.read(path), path, header | {"backbone": json.dumps(str(tmp_path / "model"))})
     refused(lambda: adapt.load(path), marker, "tokenizer_kwargs.trust_remote_code")
 
 

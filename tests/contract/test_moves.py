@@ -8,6 +8,7 @@ from cases import ALL, ALL_WITH_TEXT, KINDS, TRAINED_BY_STEPS, build, class_feat
 from checks import gradient, loss_of, relative, scaled
 from torch import Tensor
 
+import adapt
 from adapt import Backbone
 
 
@@ -75,8 +76,11 @@ def test_autocast(method: str, backbone: Backbone, images: Tensor, labels: Tenso
 
 @pytest.mark.parametrize("backbone", [kind for kind in KINDS if kind != "open_clip_resnet"], indirect=True)
 def test_loras_stand_ins_follow_the_backbone(backbone: Backbone, images: Tensor) -> None:
-    model = build("lora", backbone)
-    model.to(torch.float64)(images.double())
-    for (tower, block, letter), layer in model.method._layers():
-        projection = backbone.tower(tower).blocks[block].projections[letter]
-        assert layer.get_base_layer().weight.data_ptr() == projection.weight.data_ptr()
+    """Those of tuners that read the weight have the backbone's own; the plain one's hold none."""
+    for options, tied in (({}, False), ({"use_dora": True}, True)):
+        model = adapt.wrap(backbone, adapt.methods.LoRA(dropout=0.0, options=options), ("goldfish", "toy"))
+        model.to(torch.float64)(images.double())
+        for (tower, block, letter), layer in model.method._layers():
+            weight, base = backbone.tower(tower).blocks[block].projections[letter].weight, layer.get_base_layer().weight
+            assert (base.data_ptr() == weight.data_ptr()) == tied
+            assert base.untyped_storage().nbytes() == (weight.untyped_storage().nbytes() if tied else 4)

@@ -120,7 +120,7 @@ def test_a_batch_gives_cocoops_gradients_of_its_images(fast: bool, open_clip: Ba
 @pytest.mark.parametrize(
     ("method", "message"),
     [
-        (methods.MaPLe(depth=4), "maple: depth is 4, but the text tower has 3 blocks: set it to 1 to 3"),
+        (methods.MaPLe(depth=4), "maple: depth is 4, but the text tower has 3 blocks: set method.depth to 1 to 3"),
         (methods.IVLP(n_ctx_text=0, depth_vision=4), "ivlp: depth_vision is 4, but the vision tower has 3"),
         (methods.IVLP(n_ctx_vision=0, depth_text=4), "ivlp: depth_text is 4, but the text tower has 3"),
         (methods.MaPLe(n_ctx=5, depth=2), "has 4 tokens but n_ctx is 5"),

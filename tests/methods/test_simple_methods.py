@@ -76,9 +76,3 @@ def test_two_classes_have_a_row_each(open_clip: Backbone) -> None:
     model.method.solve(train, None)
     assert model.method.weight.shape == (2, 64)
     assert torch.equal(model.logits(train[0]).argmax(-1), train[1])
-
-
-@pytest.mark.parametrize("val", [None, (torch.zeros(0, 64), torch.zeros(0))])
-def test_the_probe_needs_validation_images_or_a_strength(val: object, probe: adapt.AdaptedModel) -> None:
-    with pytest.raises(AdaptError, match="give some, or set `strength`"):
-        probe.method.solve(features(3, 0.1), val)

@@ -13,7 +13,7 @@ import torch
 from filelock import FileLock
 
 import adapt
-from adapt import AdaptError
+from adapt import AdaptError, tensor_file
 from adapt.data import open_image
 from adapt.training.run import Run
 
@@ -191,13 +191,14 @@ def test_a_file_is_no_run_directory(train, out: Path) -> None:
     assert out.read_text() == "precious"
 
 
-def _truncate(content: bytes) -> bytes:
-    return content[: len(content) // 2]
+def _truncate(checkpoint: Path) -> None:
+    content = checkpoint.read_bytes()
+    checkpoint.write_bytes(content[: len(content) // 2])
 
 
-def _of_another_recipe(content: bytes) -> bytes:
-    at = content.index(b'"recipe":"') + len('"recipe":"')
-    return content[:at] + b"0" * 16 + content[at + 16 :]
+def _of_another_recipe(checkpoint: Path) -> None:
+    metadata = tensor_file.describe(checkpoint).metadata
+    tensor_file.write(tensor_file.read(checkpoint), checkpoint, metadata | {"recipe": "0" * 16})
 
 
 @pytest.mark.parametrize(
@@ -205,11 +206,11 @@ def _of_another_recipe(content: bytes) -> bytes:
     [(_truncate, "is truncated or damaged"), (_of_another_recipe, "is of another recipe")],
 )
 def test_a_checkpoint_that_does_not_fit_is_refused(
-    train, at_step, out: Path, damage: Callable[[bytes], bytes], message: str
+    train, at_step, out: Path, damage: Callable[[Path], None], message: str
 ) -> None:
     _start(train, at_step, out)
     checkpoint = out / "checkpoint.safetensors"
-    checkpoint.write_bytes(damage(checkpoint.read_bytes()))
+    damage(checkpoint)
     before = _contents(out)
     with pytest.raises(AdaptError, match=message):
         train(out=out, resume=True)
