@@ -131,8 +131,9 @@ def method_of(described: Header, path: Path) -> Method:
     from adapt import methods
 
     try:
-        return methods.find(described.method)(**described.config)
-    except TypeError as error:  # of settings that the method's own signature refuses
+        kind = methods.find(described.method)
+        return kind(**kind.settings_of(described.config, described.format))
+    except (TypeError, KeyError) as error:  # of settings that the method's own signature refuses
         raise AdaptError(f"{path}: {described.method} does not take such settings ({error})") from error
     except AdaptError as error:
         raise AdaptError(f"{path}: {error}") from error

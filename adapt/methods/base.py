@@ -145,6 +145,11 @@ class Method(nn.Module):
         """
         raise AdaptError(f"there are no published {cls.name} checkpoints that adapt knows how to read")
 
+    @classmethod
+    def settings_of(cls, config: dict[str, Any], adapter_format: tuple[int, int]) -> dict[str, Any]:
+        """What the settings in an adapter of this format, perhaps an older one, mean today."""
+        return config
+
     def check_family(self, backbone: Backbone) -> None:
         """AdaptError unless it adapts backbones of this family."""
         if backbone.family not in self.serves:

@@ -123,6 +123,12 @@ class LoRA(Method):
     _shell: Any  # an nn.ModuleDict of peft's layers
     _ties: dict[Site, list[tuple[peft_layers.Held, peft_layers.Held]]]  # where peft's layers keep ours, and where we do
 
+    @classmethod
+    def settings_of(cls, config: dict[str, Any], adapter_format: tuple[int, int]) -> dict[str, Any]:
+        if adapter_format >= (1, 1) or config.get("tuner", "lora") == "lora":
+            return config
+        return {key: value for key, value in config.items() if key not in _PUBLISHED}  # they meant nothing then
+
     @property
     def touches(self) -> frozenset[str]:
         return frozenset(self.config.towers)

@@ -40,6 +40,8 @@ def _classifiers() -> dict[str, tuple[str, dict[str, Any], str]]:
         "coop_specific_hf": ("coop", {"n_ctx": 2, "class_specific": True, "class_position": "middle"}, "hf_clip"),
         "coop_resnet": ("coop", {"n_ctx": 2}, "open_clip_resnet"),
         "dora_hf": ("lora", {"dropout": 0.0, "options": {"use_dora": True}, "projections": ["q"]}, "hf_clip"),
+        # rank, alpha and dropout, which such files record, meant nothing to tuners other than lora
+        "loha": ("lora", {"tuner": "loha", "towers": ["text"], "options": {"r": 4, "alpha": 2}}, "open_clip"),
         "lora_mlp_timm": ("lora", {"dropout": 0.0, "projections": ["fc1", "fc2"], "blocks": [1, 2]}, "open_clip_timm"),
         "lora_siglip": ("lora", {"dropout": 0.0, "logit_scale": None}, "hf_siglip"),
         "templates_hf": ("zero_shot", {"template": ["a photo of a {}.", "a {}"]}, "hf_clip"),
