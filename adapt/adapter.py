@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -183,14 +182,14 @@ def check_backbone(described: Header, backbone: Backbone, path: str | Path) -> N
     """Raises AdaptError unless `backbone` is the model that the adapter was trained on."""
     from adapt.backbones.fingerprint import Fingerprint
 
-    recorded = Fingerprint(**described.fingerprint | {"values": tuple(described.fingerprint["values"])})
+    known = described.fingerprint  # a newer adapt may have written more
+    recorded = Fingerprint(known["structure"], tuple(known["values"]), known.get("configuration"))
     if difference := recorded.difference(backbone.fingerprint):
         raise AdaptError(
             f"{path} was trained on {described.backbone or 'another backbone'} ({recorded.short()}), not on "
-            f"{backbone.describe()} ({backbone.fingerprint.short()}): "
-            f"{difference}. Give the one it was trained on"
+            f"{backbone.describe()} ({backbone.fingerprint.short()}): {difference}. Give the one it was trained on"
         )
-    if described.preprocess != json.loads(plain.dump(backbone.reading())):
+    if described.preprocess != plain.parse(plain.dump(backbone.reading())):
         raise AdaptError(
             f"{path} was trained on inputs prepared by {described.preprocess}, {backbone.describe()} prepares them by "
             f"{backbone.reading()}: give the backbone with the preprocessing (and prompt) it was trained with"

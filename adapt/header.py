@@ -21,6 +21,7 @@ class _Fingerprint(BaseModel):
 
     structure: str
     values: tuple[float, ...]
+    configuration: dict[str, Any] | None = None
 
 
 class _Reading(BaseModel):

@@ -63,6 +63,7 @@ def say(path: Path, signed: bool = True, **values: Any) -> Path:
         ({"quantization": '"int3"'}, "quantization is 'int3'"),
         ({"preprocess": {}}, "preprocess.*size' is missing"),
         ({"fingerprint": {"structure": "x", "values": ["a"]}}, "fingerprint.*values.* is 'a'"),
+        ({"fingerprint": {"structure": "x", "values": [], "configuration": 3}}, "fingerprint.*configuration is 3"),
         ({"shoe_size": 43}, "it has the unknown key 'shoe_size'"),
     ],
 )
@@ -79,6 +80,11 @@ def test_a_header_of_the_present_format_has_a_checksum(saved: Path) -> None:
     saved.write_bytes(corrupt.put_together(header, data))
     with pytest.raises(AdaptError, match=r"it has no checksum, and adapters of format 1\.1 have one"):
         read_header(saved)
+
+
+def test_more_in_a_fingerprint_than_is_known_here_is_passed_over(saved: Path, open_clip: Backbone) -> None:
+    fingerprint = read_header(saved).fingerprint
+    assert adapt.load(say(saved, fingerprint=fingerprint | {"heads": 4}), open_clip).class_names == NAMES
 
 
 @pytest.mark.parametrize("key", ["class_names", "config", "seed", "backbone"])

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from adapt.shown import brief
+
 # attributes of modules that change no value in evaluation: modes, layouts, names, counters, what dropout draws
 _INERT = {
     "training", "batch_first", "fused_attn", "output_dict", "output_tokens", "grad_checkpointing", "layer_idx",
@@ -135,7 +137,7 @@ def differences(one: Configuration, other: Configuration, tolerance: float) -> l
     """Where two configurations disagree. What only one of them says is left out: another release may say more."""
     shared = sorted(one.keys() & other.keys())
     return [
-        f"{place} is {one[place]!r}, not {other[place]!r}"
+        f"{place} is {brief(one[place])}, not {brief(other[place])}"
         for place in shared
         if not _same(one[place], other[place], tolerance)
     ]
