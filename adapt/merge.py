@@ -33,7 +33,12 @@ def merged_model(model: AdaptedModel) -> nn.Module:
         for (tower, block, letter), weight in model.method.merged().items():
             projection = backbone.tower(tower).blocks[block].projections[letter]
             target = getattr(modules[names[id(projection.module)]], projection.weight_name)
-            (target if projection.rows is None else target[projection.rows]).copy_(weight)
+            merged = (target if projection.rows is None else target[projection.rows]).copy_(weight)
+            if not merged.isfinite().all():
+                raise AdaptError(
+                    f"merged weights of {letter} of block {block} of the {tower} tower are not finite: the adapter's "
+                    f"values are beyond what {merged.dtype} holds. Train again at a lower rate, or keep it beside them"
+                )
     return copied
 
 

@@ -82,3 +82,13 @@ def test_merging_does_not_touch_what_the_optimiser_holds(open_clip: Backbone) ->
     before = {name: tensor.clone() for name, tensor in model.method.state_dict().items()}
     merged_model(model)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.method.state_dict().items())
+
+
+def test_weights_that_are_not_finite_are_refused(open_clip: Backbone, tmp_path: Path) -> None:
+    model = adapt.wrap(open_clip, LoRA(), NAMES).eval()
+    with torch.no_grad():
+        for parameter in model.method.parameters():
+            parameter.fill_(3e38)
+    with pytest.raises(AdaptError, match=r"merged weights of q of block 0 of the text tower are not finite: .*float32"):
+        merge(model, tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
