@@ -142,7 +142,9 @@ def _open_clip_config(path: Path) -> dict[str, Any]:
     file = path / "open_clip_config.json"
     try:
         config: dict[str, Any] = read_configuration(file)["model_cfg"]
-        _ = config["text_cfg"].get, config["vision_cfg"].get
+        text, _ = config["text_cfg"].get, config["vision_cfg"].get
+        if not isinstance(text("hf_model_name") or "", str):
+            raise TypeError(f"hf_model_name is {text('hf_model_name')!r}; expected a name")
     except (KeyError, TypeError, AttributeError) as error:
         raise AdaptError(f"{file} is damaged ({error}); fetch the folder again") from error
     return config

@@ -186,3 +186,11 @@ def test_what_turns_nothing_on_is_taken() -> None:
     check_configuration({"text_cfg": {"tokenizer_kwargs": {"clean": "lower", "strip_sep_token": True}}}, "config.json")
     with pytest.raises(AdaptError, match=r"c.json is refused: a\.b\.trust_remote_code is True"):
         check_configuration({"a": [{"b": {"trust_remote_code": True}}]}, "c.json")
+
+
+@pytest.mark.parametrize("name", [3, ["anything"], {"a": 1}])
+def test_a_language_model_that_is_no_name_is_refused(tmp_path: Path, name: Any) -> None:
+    config = {"model_cfg": {"embed_dim": 4, "text_cfg": {"hf_model_name": name}, "vision_cfg": {}}}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    with pytest.raises(AdaptError, match=r"is damaged.*hf_model_name is .*; expected a name"):
+        adapt.load_backbone(str(tmp_path))
