@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +32,6 @@ class Described:
 
     metadata: dict[str, str]
     checksum: str | None
-    shapes: dict[str, tuple[int, ...]]
 
 
 def write(tensors: dict[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
@@ -68,10 +66,12 @@ def describe(path: Path) -> Described:
         metadata = header.pop("__metadata__", {})
         if not all(isinstance(value, str) for value in metadata.values()):
             raise ValueError("its metadata are not all text")
-        shapes = {name: _shape(name, entry) for name, entry in header.items()}
+        for name, entry in header.items():
+            _check_tensor(name, entry)
+        signed = metadata.pop(CHECKSUM, None)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise AdaptError(f"{path} has no readable header ({shown(error)}); {_ADVICE}") from error
-    return Described(metadata, metadata.pop(CHECKSUM, None), shapes)
+    return Described(metadata, signed)
 
 
 def _header_text(path: Path) -> bytes:
@@ -89,14 +89,13 @@ def _header_text(path: Path) -> bytes:
         raise AdaptError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
-def _shape(name: str, entry: dict[str, Any]) -> tuple[int, ...]:
-    """The shape of one tensor. ValueError for a type or a shape that no tensor here has."""
+def _check_tensor(name: str, entry: dict[str, Any]) -> None:
+    """ValueError for a type or a shape that no tensor here has."""
     shape = tuple(entry["shape"])
     if entry["dtype"] not in _TYPES:
         raise ValueError(f"tensor {name!r} is of type {entry['dtype']!r}; expected one of {', '.join(_TYPES)}")
     if not all(type(size) is int and size >= 0 for size in shape):
         raise ValueError(f"tensor {name!r} has the shape {shape!r}")
-    return shape
 
 
 def read(path: Path) -> dict[str, Tensor]:
@@ -112,8 +111,3 @@ def read(path: Path) -> dict[str, Tensor]:
     if described.checksum not in (None, checksum(tensors, described.metadata)):
         raise AdaptError(f"{path} is damaged: its tensors and header are not those that were saved; {_ADVICE}")
     return tensors
-
-
-def numbers(shapes: Mapping[str, tuple[int, ...]]) -> int:
-    """How many numbers tensors of these shapes hold together."""
-    return sum(math.prod(shape) for shape in shapes.values())

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import reprlib
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
 from adapt.errors import nearest
+from adapt.shown import brief
 
 
 def explain(model: type[BaseModel], error: ValidationError, where: str) -> str:
@@ -21,8 +21,8 @@ def explain(model: type[BaseModel], error: ValidationError, where: str) -> str:
         return f"{where}: the key {key!r} is missing"
     message = problem["msg"].removeprefix("Value error, ")
     value = problem["input"]
-    shown = "" if isinstance(value, dict | BaseModel) else f" is {reprlib.repr(value)}"
-    return f"{where}: {key}{shown}: {message}"
+    found = "" if isinstance(value, dict | BaseModel) else f" is {brief(value)}"
+    return f"{where}: {key}{found}: {message}"
 
 
 def _locate(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[list[str], type[BaseModel]]:

@@ -58,14 +58,14 @@ def inspect(adapter: Path, backbone: str | None, words: int, as_json: bool) -> N
 
 
 def _lines(header: Header) -> Iterator[tuple[str, str]]:
-    shown = ", ".join(header.class_names[:8]) + ", ..." * (len(header.class_names) > 8)
     yield "method", f"{header.method} {_settings(header.config)}"
     quantized = f", {header.quantization}" if header.quantization else ""
     yield "backbone", f"{header.backbone or 'without a name'} ({header.preprocess['size']} px{quantized})"
     if header.logit_scale is not None:
         yield "logits", f"cosine x {header.logit_scale:.1f}"
     if header.class_names:
-        yield "classes", f"{len(header.class_names)}: {shown}"
+        first = ", ".join(header.class_names[:8]) + ", ..." * (len(header.class_names) > 8)
+        yield "classes", f"{len(header.class_names)}: {first}"
     data = within(header.recipe, "data", kind=dict)
     if data:
         shots = "all images" if data.get("shots") is None else f"{data['shots']} shots"

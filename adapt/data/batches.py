@@ -25,8 +25,8 @@ class Decoded:
 
     Of items with questions, `[images, questions, answers]` stands in the place of the images.
     Iterating raises AdaptError for a file that cannot be decoded, also when a worker met it, and where the machine has
-    no shared memory for what workers decode. Workers beyond the number
-    of processors are not started: they would not help, and torch warns of them.
+    no shared memory for what workers decode. Workers beyond the number of processors are not started: they would not
+    help, and torch warns of them.
     """
 
     def __init__(self, dataset: ImageSet, draws: Epochs | list[list[Draw]], workers: int) -> None:

@@ -19,9 +19,8 @@ from typing import Any, BinaryIO
 from adapt.errors import AdaptError
 from adapt.files import check_regular, open_regular, read_bounded
 
-_MOST_BYTES = (
-    256 * 2**20
-)  # of one image's file; what is larger is no photograph, and one in an archive may be so packed
+# Of one image's file: what is larger is no photograph, and a member of an archive may be packed to nearly nothing.
+_MOST_BYTES = 256 * 2**20
 _ENCRYPTED = 1  # the bit of a zip member's flags
 
 # What the file system and the archives' readers raise; RuntimeError: a kind of zip that is not read.
