@@ -12,8 +12,9 @@ from typing import Any
 import miniatures
 import pytest
 from PIL import Image
+from sample_transforms import Encoder
 
-from adapt.data import bundled
+from adapt.data import FeatureCache, bundled
 from adapt.data.split import Item
 
 MakeImage = Callable[..., str]
@@ -73,3 +74,13 @@ def emoji_zip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def published_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The fifteen published data sets in miniature."""
     return miniatures.build(tmp_path_factory.mktemp("published"))
+
+
+@pytest.fixture
+def encode() -> Encoder:
+    return Encoder()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> FeatureCache:
+    return FeatureCache(tmp_path / "cache")

@@ -8,28 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from listed import relative, touch
 
 from adapt.data import read_csv, read_folder, read_split
 from adapt.errors import AdaptError
 
 
-def _touch(root: Path, *names: str) -> Path:
-    """Empty files: the readers open no image."""
-    for name in names:
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-    return root
-
-
-def _relative(items: Any, root: Path) -> list[str]:
-    return [os.path.relpath(item.path, root) for item in items]
-
-
 @pytest.mark.parametrize("target", [".", "..", "../..", "deep"])
 def test_links_in_a_class_folder_add_no_picture(tmp_path: Path, target: str) -> None:
     names = [f"{name}/deep/{i}.png" for name in ("ant", "bee") for i in range(10)]
-    root = _touch(tmp_path / "set", *names)
+    root = touch(tmp_path / "set", *names)
     before = read_folder(root)
     (root / "ant/again").symlink_to(target)
     (root / "ant/deep/again.png").symlink_to("0.png")
@@ -40,22 +28,22 @@ def test_links_in_a_class_folder_add_no_picture(tmp_path: Path, target: str) -> 
 
 
 def test_a_folder_behind_a_link_is_read(tmp_path: Path) -> None:
-    _touch(tmp_path / "pool", "a/1.png", "a/2.png", "b/1.png")
-    _touch(tmp_path / "set/a", "0.png")
+    touch(tmp_path / "pool", "a/1.png", "a/2.png", "b/1.png")
+    touch(tmp_path / "set/a", "0.png")
     for link, target in (("set/a/more", "pool/a"), ("set/b", "pool/b"), ("set/a/more-of-it", "pool/a")):
         (tmp_path / link).symlink_to(tmp_path / target)
     (tmp_path / "link").symlink_to("set")
     for root in (tmp_path / "set", tmp_path / "link"):
         split = read_folder(root)
-        assert sorted(_relative(split.items(), root)) == ["a/0.png", "a/more/1.png", "a/more/2.png", "b/1.png"]
+        assert sorted(relative(split.items(), root)) == ["a/0.png", "a/more/1.png", "a/more/2.png", "b/1.png"]
 
 
 def test_a_picture_counts_where_it_lies(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    root = _touch(tmp_path / "set", "train/a/1.png", "train/b/1.png", "test/a/2.png", "test/b/2.png")
+    root = touch(tmp_path / "set", "train/a/1.png", "train/b/1.png", "test/a/2.png", "test/b/2.png")
     (root / "test/a/0.png").symlink_to("../../train/a/1.png")
     (root / "train/a/3.png").symlink_to("../b/1.png")
     split = read_folder(root)
-    assert _relative(split.items(), root) == ["train/a/1.png", "train/b/1.png", "test/a/2.png", "test/b/2.png"]
+    assert relative(split.items(), root) == ["train/a/1.png", "train/b/1.png", "test/a/2.png", "test/b/2.png"]
     assert caplog.messages == [
         f"Image folder '{root}': left out 2 links of pictures that count elsewhere, such as '{root}/test/a/0.png' "
         f"(test a) is the same picture as '{root}/train/a/1.png' (train a)."
@@ -64,8 +52,8 @@ def test_a_picture_counts_where_it_lies(tmp_path: Path, caplog: pytest.LogCaptur
 
 @pytest.mark.parametrize(("one", "other"), [("test/a/1.png", "train/a/1.png"), ("train/a/1.png", "train/b/1.png")])
 def test_links_that_put_one_picture_into_two_places_are_refused(tmp_path: Path, one: str, other: str) -> None:
-    root = _touch(tmp_path / "set", "train/a/0.png", "train/b/0.png", "test/b/0.png")
-    picture = _touch(tmp_path, "pool.png") / "pool.png"
+    root = touch(tmp_path / "set", "train/a/0.png", "train/b/0.png", "test/b/0.png")
+    picture = touch(tmp_path, "pool.png") / "pool.png"
     for link in (one, other):
         (root / link).parent.mkdir(exist_ok=True)
         (root / link).symlink_to(picture)
@@ -79,13 +67,13 @@ def _written(path: Path, text: str) -> Path:
 
 
 def test_a_link_in_a_list_adds_no_picture(tmp_path: Path) -> None:
-    _touch(tmp_path, *(f"{i}.png" for i in range(20)))
+    touch(tmp_path, *(f"{i}.png" for i in range(20)))
     for i in range(20):
         (tmp_path / f"link{i}.png").symlink_to(f"{i}.png")
     listed = [f"{i}.png" for i in range(20)]
     links = [f"link{name}" for name in listed]
     text = "path,label\n" + "".join(f"{name},a\n" for pair in zip(links, listed) for name in pair)
-    assert sorted(_relative(read_csv(_written(tmp_path / "list.csv", text)).items(), tmp_path)) == sorted(listed)
+    assert sorted(relative(read_csv(_written(tmp_path / "list.csv", text)).items(), tmp_path)) == sorted(listed)
     content = {"train": [["0.png", 0, "a"]], "val": [["0.png", 0, "a"]], "test": [["link0.png", 0, "a"]]}
     with pytest.raises(
         AdaptError, match=r"link0.png' \(test\) is the same picture as '.*/0.png' \(train\) by symbolic"
@@ -94,7 +82,7 @@ def test_a_link_in_a_list_adds_no_picture(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    root = _touch(tmp_path, "a/deep/1.png")
+    root = touch(tmp_path, "a/deep/1.png")
     scandir = os.scandir
 
     def failing(path: Any) -> Any:

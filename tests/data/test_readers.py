@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -12,45 +11,32 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from listed import relative, touch
 
 from adapt.data import load, read_csv, read_folder, read_names, read_split
 from adapt.errors import AdaptError
-
-
-def _touch(root: Path, *names: str) -> Path:
-    """Empty files: the readers open no image."""
-    for name in names:
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-    return root
-
-
-def _relative(items: Any, root: Path) -> list[str]:
-    return [os.path.relpath(item.path, root) for item in items]
-
 
 # ---- folders
 
 
 def test_a_divided_folder_keeps_its_parts(tmp_path: Path) -> None:
-    root = _touch(tmp_path / "pets", "train/dog/2.jpg", "train/dog/1.PNG", "train/cat/a.webp", "valid/cat/b.jpg")
-    _touch(root, "test/dog/c.jpg", "train/dog/notes.txt", "train/dog/.hidden.jpg", "train/.git/d.jpg", "readme.png")
+    root = touch(tmp_path / "pets", "train/dog/2.jpg", "train/dog/1.PNG", "train/cat/a.webp", "valid/cat/b.jpg")
+    touch(root, "test/dog/c.jpg", "train/dog/notes.txt", "train/dog/.hidden.jpg", "train/.git/d.jpg", "readme.png")
     split = read_folder(root)
     assert (split.name, split.class_names) == ("pets", ("cat", "dog"))
-    assert _relative(split.train, root) == ["train/cat/a.webp", "train/dog/1.PNG", "train/dog/2.jpg"]
+    assert relative(split.train, root) == ["train/cat/a.webp", "train/dog/1.PNG", "train/dog/2.jpg"]
     assert [item.label for item in split.train] == [0, 1, 1]
-    assert _relative(split.val, root) == ["valid/cat/b.jpg"]
-    assert _relative(split.test, root) == ["test/dog/c.jpg"]
+    assert relative(split.val, root) == ["valid/cat/b.jpg"]
+    assert relative(split.test, root) == ["test/dog/c.jpg"]
 
 
 def test_val_and_test_folders_are_optional(tmp_path: Path) -> None:
-    split = read_folder(_touch(tmp_path, "train/dog/1.jpg"))
+    split = read_folder(touch(tmp_path, "train/dog/1.jpg"))
     assert (len(split.train), split.val, split.test) == (1, (), ())
 
 
 def test_an_undivided_folder_is_divided_by_seeded_ratios(tmp_path: Path) -> None:
-    root = _touch(tmp_path, *(f"{name}/deep/{i:02}.jpg" for name in ("ant", "bee") for i in range(20)))
+    root = touch(tmp_path, *(f"{name}/deep/{i:02}.jpg" for name in ("ant", "bee") for i in range(20)))
     split = read_folder(root)
     for items, size in ((split.train, 12), (split.val, 2), (split.test, 6)):
         assert Counter(item.class_name for item in items) == {"ant": size, "bee": size}
@@ -65,19 +51,19 @@ def _parts(split: Any) -> tuple[Any, Any, Any]:
 
 
 def test_another_class_leaves_the_parts_of_the_others(tmp_path: Path) -> None:
-    root = _touch(tmp_path, *(f"bee/{i}.jpg" for i in range(10)))
-    before = [_relative(part, root) for part in _parts(read_folder(root))]
-    _touch(root, *(f"ant/{i}.jpg" for i in range(7)))
-    after = [[path for path in _relative(part, root) if "bee" in path] for part in _parts(read_folder(root))]
+    root = touch(tmp_path, *(f"bee/{i}.jpg" for i in range(10)))
+    before = [relative(part, root) for part in _parts(read_folder(root))]
+    touch(root, *(f"ant/{i}.jpg" for i in range(7)))
+    after = [[path for path in relative(part, root) if "bee" in path] for part in _parts(read_folder(root))]
     assert before == after
 
 
 def test_a_class_of_one_image_trains_on_it(tmp_path: Path) -> None:
-    assert [len(part) for part in _parts(read_folder(_touch(tmp_path, "a/1.jpg"), ratios=(0.1, 0.2, 0.7)))] == [1, 0, 0]
+    assert [len(part) for part in _parts(read_folder(touch(tmp_path, "a/1.jpg"), ratios=(0.1, 0.2, 0.7)))] == [1, 0, 0]
 
 
 def test_a_class_may_be_called_train(tmp_path: Path) -> None:
-    assert read_folder(_touch(tmp_path, "train/1.jpg", "bus/1.jpg")).class_names == ("bus", "train")
+    assert read_folder(touch(tmp_path, "train/1.jpg", "bus/1.jpg")).class_names == ("bus", "train")
 
 
 @pytest.mark.parametrize(
@@ -93,7 +79,7 @@ def test_a_class_may_be_called_train(tmp_path: Path) -> None:
 )
 def test_folders_that_are_refused(tmp_path: Path, names: tuple[str, ...], message: str) -> None:
     with pytest.raises(AdaptError, match=re.escape(message)):
-        read_folder(_touch(tmp_path, *names))
+        read_folder(touch(tmp_path, *names))
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
@@ -104,7 +90,7 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("ratios", [(0.5, 0.5), (0, 0.5, 0.5), (0.6, 0.6, 0.6), (1.2, -0.1, -0.1)])
 def test_ratios_that_are_refused(tmp_path: Path, ratios: tuple[float, ...]) -> None:
     with pytest.raises(AdaptError, match="expected the shares of train, val and test, adding up to 1"):
-        read_folder(_touch(tmp_path, "a/1.jpg"), ratios=ratios)
+        read_folder(touch(tmp_path, "a/1.jpg"), ratios=ratios)
 
 
 # ---- CSV
@@ -121,8 +107,8 @@ def test_a_csv_with_all_columns(tmp_path: Path) -> None:
     split = read_csv(_csv(tmp_path, text, "utf-8-sig"))
     assert (split.name, split.class_names) == ("list", ("ant", "cat, wild"))
     assert [(item.label, item.domain) for item in split.train] == [(1, "sketch"), (0, "")]
-    assert _relative(split.train, tmp_path) == ["b.png", "sub/a.png"]
-    assert _relative(split.val, tmp_path) == ["c.png"]
+    assert relative(split.train, tmp_path) == ["b.png", "sub/a.png"]
+    assert relative(split.val, tmp_path) == ["c.png"]
     assert split.test == ()
 
 
@@ -248,7 +234,7 @@ def test_split_files_that_are_broken(tmp_path: Path, name: str, content: bytes) 
 @pytest.mark.parametrize(
     ("make", "name"),
     [
-        (lambda tmp: _touch(tmp / "folder", "a/1.jpg"), "folder"),
+        (lambda tmp: touch(tmp / "folder", "a/1.jpg"), "folder"),
         (lambda tmp: _csv(tmp, "path,label\na.png,a\n"), "list"),
         (lambda tmp: _json(tmp, ENTRIES), "Food"),
         (lambda tmp: "emoji", "emoji"),
@@ -260,7 +246,7 @@ def test_load_picks_the_reader(tmp_path: Path, emoji_zip: Path, make: Callable[[
 
 def test_load_hands_root_to_the_files_that_need_it(tmp_path: Path, emoji_zip: Path) -> None:
     assert load(_json(tmp_path, ENTRIES), root="/data").test[0].path == "/data/a/2.jpg"
-    for spec in ("emoji", _touch(tmp_path / "folder", "a/1.jpg")):
+    for spec in ("emoji", touch(tmp_path / "folder", "a/1.jpg")):
         with pytest.raises(AdaptError, match=r"has its images with it: root '/data' is for .csv and .json only, and"):
             load(spec, root="/data")
 
@@ -293,7 +279,7 @@ def _names(tmp_path: Path, name: str, text: str) -> Path:
     ],
 )
 def test_classes_get_readable_names_and_keep_their_labels(tmp_path: Path, name: str, text: str) -> None:
-    folder = _touch(tmp_path / "folder", "train/n01/1.jpg", "train/n02/1.jpg", "test/n02/2.jpg")
+    folder = touch(tmp_path / "folder", "train/n01/1.jpg", "train/n02/1.jpg", "test/n02/2.jpg")
     split = load(folder, names=_names(tmp_path, name, text))
     assert split.class_names == ("Käfer", "cat, wild")
     assert [(item.label, item.class_name) for item in split.items()] == [
@@ -312,7 +298,7 @@ def test_classes_get_readable_names_and_keep_their_labels(tmp_path: Path, name: 
     ],
 )
 def test_names_that_do_not_fit_the_classes(tmp_path: Path, text: str, message: str) -> None:
-    folder = _touch(tmp_path / "folder", *(f"{name}/1.jpg" for name in "abc"))
+    folder = touch(tmp_path / "folder", *(f"{name}/1.jpg" for name in "abc"))
     with pytest.raises(AdaptError, match=re.escape(message)):
         load(folder, names=_names(tmp_path, "names.csv", text))
 
