@@ -14,6 +14,7 @@ from adapt import plain
 from adapt.adapter import versions
 from adapt.errors import AdaptError
 from adapt.files import write_text
+from adapt.shown import brief
 
 
 class Run:
@@ -117,13 +118,14 @@ class Run:
             known = plain.parse(path.read_bytes()) if path.exists() else environment()
             if not isinstance(known, dict):
                 raise ValueError("it holds no keys")
+            kept: int | None = known.get("text_memory")  # None of a new run, or one of an older release
+            if kept is not None and (type(kept) is not int or kept < 0):
+                raise ValueError(f"text_memory is {brief(kept)}; expected a number of bytes")
         except (OSError, ValueError) as error:
             raise AdaptError(f"{path} is damaged ({error}): start a new run in another --out") from error
-        kept = plain.within(known, "text_memory", kind=int)
-        if kept is None:  # a new run, or one of an older release
-            kept = own
+        if kept is None:
             write_text(path, plain.dump(known | {"text_memory": own}, indent=2) + "\n")
-        return kept
+        return own if kept is None else kept
 
     def log(self, entry: dict[str, Any]) -> None:
         """Appends one line to log.jsonl."""

@@ -181,6 +181,19 @@ def test_a_flipped_bit_of_a_checkpoint_is_found(train, at_step, tmp_path: Path) 
         train(out=tmp_path / "run", resume=True)
 
 
+@pytest.mark.parametrize("value", [-5, True, "much", [1]])
+def test_parts_of_no_size_are_refused(train, at_step, tmp_path: Path, value: Any) -> None:
+    at_step(5, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        train(out=tmp_path / "run")
+    path = tmp_path / "run/environment.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"text_memory": value}))
+    with pytest.raises(
+        AdaptError, match=r"environment\.json is damaged \(text_memory is .*; expected a number of bytes"
+    ):
+        train(out=tmp_path / "run", resume=True)
+
+
 def test_a_run_goes_on_in_the_parts_that_it_began_with(
     train, make_model, at_step, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
