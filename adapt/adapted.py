@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -154,14 +156,27 @@ def evaluating(model: Adapted[Any]) -> Iterator[None]:
 
     Where there is a mode to change, no other thread's call runs on the backbone meanwhile.
     """
-    if not any(module.training for module in model.modules()):
+    with _LOCK:  # what another thread has put into evaluation mode for a while is not so by itself
+        changing = _CHANGING.get(model.method, 0)
+        as_it_is = not changing and not any(module.training for module in model.modules())
+        if not as_it_is:
+            _CHANGING[model.method] = changing + 1
+    if as_it_is:
         yield
         return
-    with alone(model.backbone.model):
-        training = [module for module in model.modules() if module.training]
-        model.eval()
-        try:
-            yield
-        finally:
-            for module in training:
-                module.training = True
+    try:
+        with alone(model.backbone.model):
+            training = [module for module in model.modules() if module.training]
+            model.eval()
+            try:
+                yield
+            finally:
+                for module in training:
+                    module.training = True
+    finally:
+        with _LOCK:
+            _CHANGING[model.method] -= 1
+
+
+_LOCK = threading.Lock()
+_CHANGING: WeakKeyDictionary[Method, int] = WeakKeyDictionary()  # calls that change the mode, or wait to

@@ -182,3 +182,32 @@ def test_a_stream_leaves_the_mode_to_what_comes_between(open_clip: Backbone, ima
     two.close()
     assert all(module.training for module in model.modules())
     assert len({(answer.class_name, round(answer.probability, 5)) for answer in answers}) == 1
+
+
+def test_evaluation_mode_lasts_while_another_threads_ends(open_clip: Backbone) -> None:
+    """A model that is in training mode, as `wrap` leaves it, under two evaluations that overlap."""
+    model = build("lora", open_clip).train()
+    first_inside, first_may_end, modes = threading.Event(), threading.Event(), list[bool]()
+
+    def first() -> None:
+        with adapt.adapted.evaluating(model):
+            first_inside.set()
+            first_may_end.wait(30)
+
+    def second() -> None:
+        first_inside.wait(30)
+        with adapt.adapted.evaluating(model):
+            first_may_end.set()
+            ended.join(30)
+            modes.append(model.method.training)
+
+    ended = threading.Thread(target=first)
+    other = threading.Thread(target=second)
+    ended.start()
+    other.start()
+    other.join(0.2)  # it waits for the first, or is inside by now
+    first_may_end.set()
+    other.join(30)
+    assert modes == [False]
+    assert model.training
+    assert all(module.training for module in model.modules())
