@@ -19,6 +19,7 @@ from adapt.engine.frozen import frozen
 from adapt.engine.hooks import run
 from adapt.errors import AdaptError
 from adapt.methods.base import Context, Method
+from adapt.methods.step import TERMS, Step, Terms
 from adapt.prediction import Prediction, batches_of
 
 if TYPE_CHECKING:
@@ -67,9 +68,20 @@ class Adapted(nn.Module, Generic[B]):
         backbone, self._backbone = self.backbone, None
         return backbone
 
-    def objective(self, inputs: Any, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """The mean loss of a batch from the data loader, and which of its answers `(b,)` are right."""
-        raise NotImplementedError
+    def step(self, inputs: Any, labels: Tensor) -> Step:
+        """A batch from the data loader, or of encoded images, as the method sees it."""
+        return Step(self, inputs, labels)
+
+    def losses(self, step: Step, weights: Mapping[str, float] | None = None) -> tuple[Terms, Tensor]:
+        """The parts of a batch's mean loss, with `weights` of terms that any method may have; which answers are right.
+
+        The latter is `(b,)`.
+        """
+        terms = dict(self.method.loss(step))
+        for name, weight in (weights or {}).items():
+            terms[name] = weight * TERMS[name](step)
+        assert step.labels is not None
+        return terms, step.logits.argmax(-1).eq(step.labels)
 
     def decide(self, inputs: Any) -> tuple[list[str], list[float]]:
         """What the model says of each of a batch from the data loader, and how sure it is, in [0, 1]."""

@@ -209,6 +209,7 @@ def load_tensors(method: Method, tensors: dict[str, Tensor], source: str) -> Non
     _check_shapes(method, tensors, source)
     cast = {name: tensor.to(expected[name].dtype) for name, tensor in tensors.items()}
     _check_finite(cast, source)  # a number may be beyond the largest of the method's own type
+    method.check_tensors(cast, source)
     method.load_state_dict(cast)
 
 

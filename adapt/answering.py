@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -10,6 +10,7 @@ from torch import Tensor
 from adapt.adapted import Adapted
 from adapt.errors import AdaptError
 from adapt.methods.base import Context, Method
+from adapt.methods.step import Step, Terms
 from adapt.prediction import Prediction, predictions
 from adapt.tasks import classes
 from adapt.tasks import questions as asking
@@ -53,9 +54,10 @@ class AnsweringModel(Adapted["FusionEncoder"]):
         head: Any = self.method.classifier
         return head(features.to(head[0].weight.dtype))
 
-    def objective(self, inputs: Any, labels: Tensor) -> tuple[Tensor, Tensor]:
-        images, questions, _ = inputs
-        return classes.objective(self(images.to(self.backbone.device), questions), labels)
+    def losses(self, step: Step, weights: Mapping[str, float] | None = None) -> tuple[Terms, Tensor]:
+        images, questions, _ = step.inputs
+        step.logits = self(images.to(self.backbone.device), questions)  # of the trained head
+        return super().losses(step, weights)
 
     def decide(self, inputs: Any) -> tuple[list[str], list[float]]:
         images, questions, _ = inputs

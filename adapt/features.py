@@ -31,23 +31,24 @@ def image_features(
     cache: bool = True,
     views: int = 0,
     seed: int = 0,
+    unit: bool = True,
     progress: Progress | None = None,
 ) -> Tensor:
-    """Unit-length features `(n, e)`, or `(n, views, e)`, by the cache on disk unless it is switched off.
+    """Features, of `unit` length or as the tower gives them, `(n, e)`, or `(n, views, e)`.
 
-    The vision tower must be unedited. Views need the cache.
+    By the cache on disk unless it is switched off. The vision tower must be unedited. Views need the cache.
     """
     backbone = model.backbone
     transform = backbone.transform(train=views > 0)
 
     def encode(images: Tensor) -> Tensor:
-        return model.image_features(images.to(backbone.device)).float()
+        return model.image_features(images.to(backbone.device), unit).float()
 
     if not cache:
         with torch.no_grad():
             decoded = loader(items, transform, 64, train=False, workers=workers)
             return torch.cat([encode(images).cpu() for images, _ in decoded])
-    key = f"{backbone.content()}/{transform_key(transform)}/{seed if views else 0}"
+    key = f"{backbone.content()}/{transform_key(transform)}/{seed if views else 0}" + ("" if unit else "/raw")
     return FeatureCache().features(
         items,
         transform,

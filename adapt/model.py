@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,19 +15,17 @@ from adapt.adapted import Adapted
 from adapt.backbones.base import Backbone, DualEncoder, outside_inference_mode
 from adapt.backbones.turns import alone
 from adapt.backbones.vision_llm import VisionLLM
+from adapt.class_texts import ClassTexts
 from adapt.edits import Edit
-from adapt.engine import text
 from adapt.engine.frozen import frozen
 from adapt.engine.memory import free_bytes
 from adapt.engine.plan import plan
-from adapt.engine.stale import Inputs, Weights
 from adapt.errors import AdaptError
 from adapt.methods.base import Context, Method
+from adapt.methods.step import Encoded, ImageStep
 from adapt.prediction import Prediction, predictions
-from adapt.prompts import of_classes
+from adapt.prompts import Prompt, from_template, of_classes
 from adapt.tasks import classes
-
-TextPath = text.FastText | text.PlainText
 
 
 def wrap(
@@ -131,16 +128,6 @@ def check_class_names(class_names: Sequence[str]) -> tuple[str, ...]:
     return names
 
 
-@dataclass(frozen=True)
-class _Known:
-    """Features of the classes, and what they were computed from."""
-
-    precision: tuple[Any, ...]
-    weights: Weights
-    edits: Inputs
-    features: Tensor
-
-
 class AdaptedModel(Adapted[DualEncoder]):
     """Classifies images by names, or by a trained head."""
 
@@ -158,41 +145,39 @@ class AdaptedModel(Adapted[DualEncoder]):
         self.fast = fast
         # read once: parts that changed from step to step would draw other dropout, and a resumed run would differ
         self.text_memory = text_memory or free_bytes(backbone.device) // 2
-        prompts = (
-            of_classes(backbone.tokenizer, self.class_names, partial(method.prompts, backbone.tokenizer))
-            if method.task == "classes"
-            else []
-        )
-        self._prompts_per_class = len(prompts[0]) if prompts else 0
-        self._text = self._text_path([prompt for own in prompts for prompt in own]) if prompts else None
-        self._cached: _Known | None = None
+        self._texts = self._class_texts(partial(method.prompts, backbone.tokenizer), checkpointing)
+        self._frozen_texts: dict[tuple[str, ...], ClassTexts] = {}
+
+    def _class_texts(self, prompts: Callable[[str], list[Prompt]], checkpointing: bool = False) -> ClassTexts | None:
+        """The texts of the classes, None where there are none."""
+        if not prompts(self.class_names[0]):
+            return None
+        found = of_classes(self.backbone.tokenizer, self.class_names, prompts)
+        return ClassTexts(self.backbone, found, self.fast, checkpointing)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images `(b, 3, h, w)` to logits `(b, n_classes)`."""
-        return self.logits(self.image_features(images))
+        return ImageStep(self, images).logits
 
     def logits(self, image_features: Tensor) -> Tensor:
-        """Unit-length image features `(b, e)` to logits: scaled cosines with the classes, or the head's output."""
-        if self.method.task == "head":
-            return self.method.head(image_features)
-        scale = self.method.logit_scale or self.backbone.logit_scale
-        return classes.logits(image_features, self.class_features(image_features), scale, self.backbone.logit_bias)
+        """Unit-length image features `(b, e)` to logits `(b, n_classes)`."""
+        return ImageStep(self, Encoded(image_features)).logits
 
-    def image_features(self, images: Tensor) -> Tensor:
-        """Images `(b, 3, h, w)` to unit-length features `(b, e)`."""
-        return self._image_features(images, self._edits("vision", Context()))
+    def step(self, inputs: Tensor | Encoded, labels: Tensor) -> ImageStep:
+        return ImageStep(self, inputs, labels)
+
+    def image_features(self, images: Tensor, unit: bool = True) -> Tensor:
+        """Images `(b, 3, h, w)` to features `(b, e)`, of `unit` length or as the tower gives them."""
+        features = self._image_features(images, self._edits("vision", Context()))
+        return F.normalize(features, dim=-1) if unit else features
 
     def backbone_features(self, images: Tensor) -> Tensor:
-        """As `image_features`, by the backbone without the method."""
-        return self._image_features(images, [])
+        """Unit-length features by the backbone without the method."""
+        return F.normalize(self._image_features(images, []), dim=-1)
 
     def _image_features(self, images: Tensor, edits: Sequence[Edit]) -> Tensor:
         backbone = self.backbone
-        features = self._through({"vision": edits}, lambda: backbone.encode_image(images.to(backbone.dtype)))
-        return F.normalize(features, dim=-1)
-
-    def objective(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        return classes.objective(self(inputs.to(self.backbone.device)), labels)
+        return self._through({"vision": edits}, lambda: backbone.encode_image(images.to(backbone.dtype)))
 
     def decide(self, inputs: Tensor) -> tuple[list[str], list[float]]:
         return classes.decided(self(inputs.to(self.backbone.device)), self.class_names)
@@ -206,45 +191,27 @@ class AdaptedModel(Adapted[DualEncoder]):
         """
         edits = self._edits("text", Context({} if image_features is None else {"vision": lambda: image_features}))
         if edits and (torch.is_grad_enabled() or self.method.training or self.method.per_image):
-            return self._encode_classes(edits)
-        return self._remembered(edits)
+            return self._own_texts.encode(edits, self.text_memory)
+        return self._own_texts.remembered(edits, self.text_memory)
 
-    @torch.compiler.disable  # it looks at what tracing takes for constant
-    def _remembered(self, edits: Sequence[Edit]) -> Tensor:
-        """The features of the classes without gradients, computed anew only where something changed."""
-        known, precision = self._cached, self._precision()
-        if known is None or known.precision != precision or not (known.weights.same() and known.edits.same(edits)):
-            with torch.inference_mode(False), torch.no_grad():  # a tensor that may enter a graph later
-                features = self._encode_classes(edits)
-            known = self._cached = _Known(precision, Weights(self.backbone.model), Inputs(edits), features)
-        return known.features.clone()
+    def frozen_class_features(self, templates: tuple[str, ...]) -> Tensor:
+        """Unit-length features of the classes `(n_classes, e)` by the backbone alone, in hand-written templates."""
+        tokenizer = self.backbone.tokenizer
+        if templates not in self._frozen_texts:
+            texts = self._class_texts(lambda name: [from_template(tokenizer, each, name) for each in templates])
+            assert texts is not None
+            self._frozen_texts[templates] = texts
+        return self._frozen_texts[templates].remembered([], self.text_memory)
 
-    def _precision(self) -> tuple[Any, ...]:
-        """What decides on the bits beside weights and edits: where the model is, its precision and autocast's."""
-        device = self.backbone.device
-        lower = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
-        return device, self.backbone.dtype, lower
-
-    def _encode_classes(self, edits: Sequence[Edit]) -> Tensor:
-        features = F.normalize(self._text(edits, self.text_memory), dim=-1)  # type: ignore[misc]
-        if self._prompts_per_class > 1:
-            features = F.normalize(features.unflatten(-2, (-1, self._prompts_per_class)).mean(-2), dim=-1)
-        return features
-
-    def _text_path(self, prompts: list[Any]) -> TextPath:
-        tower = self.backbone.towers.get("text")
-        reason = "the fast path is switched off" if self.fast is False else text.reason_against(tower)
-        if reason is None and not text.agrees(self.backbone, prompts):
-            reason = "its features differ from the library's own forward on two prompts"
-        if self.fast is True and reason is not None:
-            raise AdaptError(f"fast=True, but the text tower of {self.backbone.describe()} cannot take it: {reason}")
-        path = text.PlainText if reason else text.FastText
-        return path(self.backbone, prompts, self.checkpointing)
+    @property
+    def _own_texts(self) -> ClassTexts:
+        if self._texts is None:
+            raise AdaptError(f"{self.method.name} has no prompts, and so no class features")
+        return self._texts
 
     @property
     def text_path(self) -> str:
-        names: dict[type, str] = {text.FastText: "fast", text.PlainText: "plain"}
-        return names.get(type(self._text), "none")
+        return "none" if self._texts is None else self._texts.path
 
     def with_classes(self, class_names: Sequence[str]) -> AdaptedModel:
         """The same method, its tensors shared, for other class names. Refused where a tensor belongs to one class."""
@@ -261,12 +228,15 @@ class AdaptedModel(Adapted[DualEncoder]):
         return other
 
     def unwrap(self) -> DualEncoder:
-        self._text = self._cached = None
+        self._texts = None
+        self._frozen_texts = {}
         return super().unwrap()
 
     def cut_skipped(self) -> None:
         super().cut_skipped()
-        self._cached = None  # it holds on to the weights that it depends on
+        for texts in (self._texts, *self._frozen_texts.values()):
+            if texts is not None:
+                texts.forget()
 
     def _predictions(self, pixels: Tensor, top_k: int, question: str | None) -> Iterator[Prediction]:
         if question is not None:

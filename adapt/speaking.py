@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from adapt.edits import Edit, Tokens
 from adapt.engine.plan import plan
 from adapt.errors import AdaptError
 from adapt.methods.base import Context
+from adapt.methods.step import Step, Terms
 from adapt.prediction import NOT_FINITE, Prediction
 from adapt.tasks import generate
 from adapt.tasks import questions as asking
@@ -92,8 +93,9 @@ class SpeakingModel(Adapted[VisionLLM]):
         with alone(backbone.model):  # as reading a block's output needs it
             return self._through({"vision": edits}, lambda: backbone.patches(images.to(backbone.device)))
 
-    def objective(self, inputs: Any, labels: Tensor) -> tuple[Tensor, Tensor]:
-        return generate.loss(*self._read(*inputs))
+    def losses(self, step: Step, weights: Mapping[str, float] | None = None) -> tuple[Terms, Tensor]:
+        loss, right = generate.loss(*self._read(*step.inputs))
+        return {"cross_entropy": loss}, right
 
     def decide(self, inputs: Any) -> tuple[list[str], list[float]]:
         images, questions, _ = inputs

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from adapt import AdaptedModel
 from adapt.data import Item, open_image
+from adapt.methods.step import total
 
 HOOKS = (
     "_forward_hooks",
@@ -51,6 +52,12 @@ def perturb(model: AdaptedModel, seed: int = 3, size: float = 0.05) -> AdaptedMo
 
 def loss_of(model: AdaptedModel, images: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(model(images), labels)
+
+
+def objective(model: Any, inputs: Any, labels: Tensor, **weights: float) -> tuple[Tensor, Tensor]:
+    """The loss of a batch, with the weights of more terms, and which answers are right."""
+    terms, right = model.losses(model.step(inputs, labels), weights)
+    return total(terms), right
 
 
 def gradient(model: AdaptedModel, images: Tensor, labels: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ def training_step(
 
     import adapt
     from adapt import methods
-    from adapt.tasks import classes as task
+    from adapt.methods.step import Encoded, total
 
     backbone = adapt.load_backbone(f"open_clip:{ARCHITECTURE}")
     model = adapt.wrap(backbone, methods.find(method)(**config), class_names(classes), fast=fast)
@@ -28,8 +28,8 @@ def training_step(
 
     def step() -> None:
         optimizer.zero_grad()
-        logits = model.logits(features) if cached else model(images)
-        task.loss(logits, labels).backward()
+        inputs = Encoded(features) if cached else images
+        total(model.losses(model.step(inputs, labels))[0]).backward()
         optimizer.step()
 
     return step

@@ -6,6 +6,7 @@ import importlib
 import logging
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 import click
@@ -72,7 +73,14 @@ class _Commands(click.Group):
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="adapt")
-def main() -> None:
+@click.option(
+    "--plugin",
+    "plugins",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Run this Python file of yours first, and take the methods that it defines. May be repeated.",
+)
+def main(plugins: tuple[Path, ...]) -> None:
     """Adapt a frozen vision-language model to your task, from a few labelled images.
 
     \b
@@ -86,3 +94,7 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("adapt").setLevel(logging.INFO)
     logging.getLogger().addFilter(lambda record: record.name.startswith("adapt"))
+    for path in plugins:
+        from adapt.cli import plugin
+
+        plugin.load(path)

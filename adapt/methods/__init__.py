@@ -1,36 +1,58 @@
 """One paper, one file. A method is found by its file: `coop.py` holds the method called `coop`.
 
-`adapt.methods.CoOp` and the like are imported when first used, so that listing names costs nothing.
+Methods of other people are found by an entry point in the group `adapt.methods` of an installed package, whose name is
+the method's, or are told of by `register`. `adapt.methods.CoOp` and the like are imported when first used, so that
+listing names costs nothing.
 """
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
-from typing import TYPE_CHECKING, Any
+from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from adapt.errors import AdaptError, nearest
 
 if TYPE_CHECKING:
     from adapt.methods.base import Method
 
-_NOT_METHODS = {"base", "peft_layers"}
+GROUP = "adapt.methods"
+_NOT_METHODS = {"base", "peft_layers", "step"}
+_registered: dict[str, type[Method]] = {}
+M = TypeVar("M", bound="type[Method]")
 
 
 def names() -> list[str]:
-    """The names of all methods: those of the files in this package."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name not in _NOT_METHODS)
+    """The names of all methods: those of the files in this package, of installed packages, and registered ones."""
+    return sorted({*_files(), *_entry_points(), *_registered})
 
 
 def find(name: str) -> type[Method]:
-    """The method class called `name`. Raises AdaptError with the nearest names."""
-    if name not in names():
-        raise AdaptError(f"unknown method {name!r}; {nearest(name, names())}")
-    module = importlib.import_module(f"{__name__}.{name}")
-    return next(cls for cls in _classes(module) if cls.name == name)
+    """The method class called `name`. Raises AdaptError with the nearest names, or where a package cannot be loaded."""
+    if name in _files():
+        module = importlib.import_module(f"{__name__}.{name}")
+        return next(cls for cls in classes_of(module) if cls.name == name)
+    if name in _registered:
+        return _registered[name]
+    if name in _entry_points():
+        return _loaded(_entry_points()[name])
+    raise AdaptError(f"unknown method {name!r}; {nearest(name, names())}")
 
 
-def _classes(module: Any) -> list[type[Method]]:
+def register(cls: M) -> M:
+    """Makes a method of one's own known by its name in this process; also as a decorator.
+
+    Raises AdaptError where it is no method, has no name, or another method has its name.
+    """
+    _check(cls)
+    if cls.name in _files() or _registered.get(cls.name, cls) is not cls:
+        raise AdaptError(f"there is a method called {cls.name!r} already: give {cls.__name__} another name")
+    _registered[cls.name] = cls
+    return cls
+
+
+def classes_of(module: Any) -> list[type[Method]]:
     """The method classes that `module` itself defines."""
     from adapt.methods.base import Method
 
@@ -38,10 +60,38 @@ def _classes(module: Any) -> list[type[Method]]:
     return [cls for cls in found if cls.__module__ == module.__name__ and cls is not Method]
 
 
+def _files() -> list[str]:
+    return [module.name for module in pkgutil.iter_modules(__path__) if module.name not in _NOT_METHODS]
+
+
+def _entry_points() -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=GROUP)}
+
+
+def _loaded(point: EntryPoint) -> type[Method]:
+    try:
+        cls = point.load()
+    except (ImportError, AttributeError) as error:
+        raise AdaptError(f"the method {point.name!r} of {point.value} cannot be imported: {error}") from error
+    _check(cls)
+    if cls.name != point.name:
+        raise AdaptError(f"the method of {point.value} is called {cls.name!r}, and its entry point {point.name!r}")
+    return cls
+
+
+def _check(cls: Any) -> None:
+    from adapt.methods.base import Method
+
+    if not (isinstance(cls, type) and issubclass(cls, Method)):
+        raise AdaptError(f"{cls!r} is no method: expected a class made from adapt.methods.base.Method")
+    if not isinstance(getattr(cls, "name", None), str):
+        raise AdaptError(f"{cls.__name__} has no name: give the class a `name`, by which recipes and adapters call it")
+
+
 def __getattr__(attribute: str) -> Any:
     if not attribute.startswith("_"):
-        for name in names():
-            for cls in _classes(importlib.import_module(f"{__name__}.{name}")):
+        for name in _files():
+            for cls in classes_of(importlib.import_module(f"{__name__}.{name}")):
                 if cls.__name__ == attribute:
                     return cls
     raise AttributeError(f"module {__name__!r} has no attribute {attribute!r}")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
-from typing import Any, ClassVar, Literal
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from adapt.backbones.tokenizer import TextTokenizer
 from adapt.backbones.tower import Tower
 from adapt.edits import Edit
 from adapt.errors import AdaptError
+from adapt.methods.step import Terms, cross_entropy
 from adapt.prompts import Prompt
 from adapt.validation import explain
 
@@ -74,7 +75,8 @@ class Method(nn.Module):
     name: ClassVar[str]
     title: ClassVar[str]
     Config: ClassVar[type[MethodConfig]] = MethodConfig
-    task: ClassVar[Literal["classes", "head"]] = "classes"
+    needs_every_class: ClassVar[bool] = False
+    """Whether there must be a training image of every class."""
     serves: ClassVar[tuple[str, ...]] = ("dual encoder",)
     """The families of backbones that it adapts."""
 
@@ -163,17 +165,36 @@ class Method(nn.Module):
     def spare(self, blocks: Collection[str]) -> None:
         """Drops what it keeps inside these blocks, such as vision.3, which another method skips for good."""
 
+    def check_tensors(self, tensors: Mapping[str, Tensor], source: str) -> None:
+        """AdaptError where tensors of `source` that fit in name, shape and type hold what this method cannot use."""
+
     def prompts(self, tokenizer: TextTokenizer, class_name: str) -> list[Prompt]:
-        """The prompts of a class; the features of several are averaged. None for a method whose task is a head."""
+        """The prompts of a class; the features of several are averaged. None where logits need no class features."""
         return []
 
     def edits(self, tower: Tower, context: Context) -> list[Edit]:
         """The changes asked of `tower` in this call."""
         return []
 
-    def head(self, features: Tensor) -> Tensor:
-        """Unit-length image features `(b, e)` to logits, for methods whose task is a head."""
-        raise TypeError(f"{self.name} classifies by names and has no head")
+    def logits(self, step: Any) -> Tensor:
+        """What a batch's images are taken for `(b, n)`: cosines of image and class features, scaled."""
+        logits: Tensor = step.cosine_logits(step.class_features)
+        return logits
+
+    def loss(self, step: Any) -> Terms:
+        """What training makes smaller, by parts that add up, which the log keeps apart."""
+        return {"cross_entropy": cross_entropy(step)}
+
+    @property
+    def takes_steps(self) -> bool:
+        """Whether it is trained by steps; by default where there is something to train."""
+        return any(True for _ in self.parameters())
+
+    def prepare(self, training: Any) -> None:
+        """What comes before the first step, or in place of all: closed forms, caches, statistics, a start, a search."""
+
+    def finish(self, training: Any) -> None:
+        """What comes after the last step, such as a choice on validation images."""
 
 
 def learned(state: dict[str, Tensor], prefix: str = "") -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ Deviations: one grid of strengths in place of the reference's two-stage search; 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from pydantic import Field
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from adapt.backbones.base import DualEncoder
 from adapt.methods.base import Method, MethodConfig
+from adapt.methods.step import ImageStep
 
 STRENGTHS = tuple(10.0 ** (k / 2) for k in range(-2, 13))  # inverse regularisation, 0.1 to 1e6
 
@@ -30,7 +32,7 @@ class LinearProbe(Method):
     name = "linear_probe"
     title = "Linear probe (Radford et al., ICML 2021)"
     Config = LinearProbeConfig
-    task = "head"
+    needs_every_class = True
 
     @property
     def per_class(self) -> bool:
@@ -44,9 +46,21 @@ class LinearProbe(Method):
         self.weight = nn.Parameter(torch.zeros(len(class_names), backbone.embed_dim, device=backbone.device))
         self.bias = nn.Parameter(torch.zeros(len(class_names), device=backbone.device))
 
-    def head(self, features: Tensor) -> Tensor:
+    def logits(self, step: ImageStep) -> Tensor:
+        return self._head(step.features)
+
+    def _head(self, features: Tensor) -> Tensor:
         """Unit-length features `(b, e)` to logits `(b, n_classes)`."""
         return features.to(self.weight.dtype) @ self.weight.T + self.bias
+
+    @property
+    def takes_steps(self) -> bool:
+        return False
+
+    def prepare(self, training: Any) -> None:
+        train = training.features("train"), training.labels("train")
+        val = (training.features("val"), training.labels("val")) if training.items("val") else None
+        training.note(solver=self.solve(train, val))
 
     def solve(self, train: tuple[Tensor, Tensor], val: tuple[Tensor, Tensor] | None) -> dict[str, float]:
         """Fits the head to features `(n, e)` and labels `(n,)`; returns the strength chosen and its accuracy."""
@@ -75,4 +89,4 @@ class LinearProbe(Method):
     @torch.no_grad()
     def _accuracy(self, fitted: LinearProbe, val: tuple[Tensor, Tensor]) -> float:
         features, labels = val
-        return float((fitted.head(features.to(self.weight.device)).argmax(-1).cpu() == labels).float().mean())
+        return float((fitted._head(features.to(self.weight.device)).argmax(-1).cpu() == labels).float().mean())

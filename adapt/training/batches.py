@@ -14,8 +14,7 @@ from adapt.data.loader import loader
 from adapt.data.split import Item
 from adapt.errors import AdaptError
 from adapt.features import Progress, image_features, keeps_features, labels_of
-from adapt.model import AdaptedModel
-from adapt.tasks import classes
+from adapt.methods.step import Encoded
 from adapt.training.settings import TrainSettings
 
 
@@ -26,9 +25,6 @@ class Batches(Protocol):
 
     def epoch(self, epoch: int, step: int) -> Iterator[tuple[Any, Tensor]]:
         """Yields inputs and labels `(b,)` of the steps from `step` on."""
-
-    def objective(self, model: Any, inputs: Any, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """The mean loss of `model` on a batch, and which of its answers `(b,)` are right."""
 
 
 class ImageBatches:
@@ -48,34 +44,6 @@ class ImageBatches:
         self._loader.set_epoch(epoch, step)
         yield from self._loader
 
-    def objective(self, model: Adapted[Any], inputs: Any, labels: Tensor) -> tuple[Tensor, Tensor]:
-        return model.objective(inputs, labels)
-
-
-class DistilledBatches(ImageBatches):
-    """Images whose loss has `train.distill` times the distance of their features from the backbone's own.
-
-    The latter are computed anew for each batch, whatever the transform, but once for a batch on which a search compares
-    subsets of blocks.
-    """
-
-    def __init__(self, model: Adapted[Any], items: Sequence[Item], settings: TrainSettings, seed: int) -> None:
-        super().__init__(model, items, settings, seed)
-        self._weight = settings.distill
-        self._last: tuple[Tensor, Tensor] | None = None  # the images of the last batch, and the backbone's features
-
-    def objective(self, model: AdaptedModel, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        images = inputs.to(model.backbone.device)
-        features = model.image_features(images)
-        loss, right = classes.objective(model.logits(features), labels)
-        return loss + self._weight * classes.distance(features, self._own(model, inputs, images)), right
-
-    def _own(self, model: AdaptedModel, inputs: Tensor, images: Tensor) -> Tensor:
-        if self._last is None or self._last[0] is not inputs:
-            with torch.no_grad():
-                self._last = inputs, model.backbone_features(images)
-        return self._last[1]
-
 
 class FeatureBatches:
     """Features `(b, e)` of a vision tower that nothing edits, of one of `views` fixed views an image."""
@@ -89,16 +57,13 @@ class FeatureBatches:
     def __len__(self) -> int:
         return len(self._epochs)
 
-    def epoch(self, epoch: int, step: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def epoch(self, epoch: int, step: int) -> Iterator[tuple[Encoded, Tensor]]:
         self._epochs.epoch, self._epochs.step = epoch, step
         views = self._features.shape[1]
         for draws in self._epochs:
             positions = torch.tensor([draw.position for draw in draws])
             view = torch.tensor([draw.seed % views for draw in draws])
-            yield self._features[positions, view], self._labels[positions]
-
-    def objective(self, model: AdaptedModel, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        return classes.objective(model.logits(inputs.to(model.backbone.device)), labels)
+            yield Encoded(self._features[positions, view]), self._labels[positions]
 
 
 def training_batches(
@@ -115,8 +80,6 @@ def training_batches(
             "train.views are encoded once, by a vision tower that nothing edits and with the cache on: "
             f"{model.method.name} with these settings needs fresh images, so leave views out"
         )
-    if settings.distill:
-        return DistilledBatches(model, items, settings, seed)
     fixed = settings.augment == "none" or settings.views is not None
     if not (fixed and keeps_features(model, cache)):
         return ImageBatches(model, items, settings, seed)

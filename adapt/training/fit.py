@@ -18,7 +18,6 @@ from adapt.adapted import Adapted
 from adapt.data.split import Item, items_id
 from adapt.errors import AdaptError
 from adapt.evaluation.evaluate import check_labels, evaluate
-from adapt.features import image_features, labels_of
 from adapt.files import write_csv
 from adapt.methods.zero_shot import ZeroShot
 from adapt.model import AdaptedModel, wrap
@@ -31,6 +30,7 @@ from adapt.training.result import Result
 from adapt.training.run import Run
 from adapt.training.search import Found, search
 from adapt.training.settings import TrainSettings
+from adapt.training.training import Training
 from adapt.validation import explain
 
 logger = logging.getLogger("adapt")
@@ -72,7 +72,8 @@ def fit(
             run.images = items_id(train_set)
             if isinstance(model, AdaptedModel):
                 model.text_memory = run.text_memory(model.text_memory)
-        return _fit(model, (train_set, val_set, test_set), template, seed, run, recipe, cache, progress, chosen)
+        training = Training(model, train_set, val_set, chosen, seed, run, cache, progress)
+        return _fit(training, test_set, template, recipe)
 
 
 def _check_parts(
@@ -90,7 +91,7 @@ def _check_parts(
             f"method.{needed}"
         )
     unlearnt = sorted(set(model.class_names) - {item.class_name for item in train_set})
-    if hasattr(method, "solve") and unlearnt:
+    if method.needs_every_class and unlearnt:
         raise AdaptError(f"{method.name} needs an image of every class; there is none of {unlearnt[0]!r}")
 
 
@@ -107,40 +108,29 @@ def _directory(
     return Run(out, yaml.safe_dump(origin, sort_keys=False), resume)
 
 
-def _fit(
-    model: Adapted[Any],
-    parts: tuple[Sequence[Item], Sequence[Item], Sequence[Item]],
-    template: str,
-    seed: int,
-    run: Run | None,
-    recipe: dict[str, Any] | None,
-    cache: bool,
-    progress: bool,
-    chosen: TrainSettings | None,
-) -> Result:
-    train_set, val_set, test_set = parts
-    workers = chosen.workers if chosen else 2
+def _fit(training: Training, test_set: Sequence[Item], template: str, recipe: dict[str, Any] | None) -> Result:
+    model, run, seed = training.model, training.run, training.seed
     metrics: dict[str, Any] = {"method": model.method.name, "backbone": model.backbone.name, "seed": seed}
     if test_set and model.has_baseline:
         metrics["baseline"] = model.baseline
-        metrics["zero_shot"] = _zero_shot(model, test_set, template, workers, cache, progress)
-    history, trained = _train(model, train_set, val_set, chosen, seed, run, cache, progress)
+        metrics["zero_shot"] = _zero_shot(training, test_set, template)
+    history, trained = _train(training)
     metrics |= trained
     metrics["trainable_parameters"] = sum(parameter.numel() for parameter in model.method.parameters())
-    metrics["train_images"] = len(train_set)
-    metrics["train_set"] = items_id(train_set)
+    metrics["train_images"] = len(training.train_set)
+    metrics["train_set"] = items_id(training.train_set)
     model.eval()
     scores = None
     if test_set:
-        with counting_bar("evaluating", progress) as bar:
-            scores = evaluate(model, test_set, workers=workers, cache=cache, progress=bar)
+        with counting_bar("evaluating", training.progress) as bar:
+            scores = evaluate(model, test_set, workers=training.workers, cache=training.cache, progress=bar)
         metrics["adapted"] = scores.figures()
         _note_harm(metrics, history)
     model.metadata = {"recipe": recipe, "seed": seed, "metrics": dict(metrics)}
     adapter = None
     if run is not None:
         adapter = model.save(run.adapter)
-        write_csv(run.picks, [_pick(item) for item in train_set])
+        write_csv(run.picks, [_pick(item) for item in training.train_set])
         if scores is not None:  # what grows with images and classes stays out of the adapter's header
             write_csv(run.predictions, scores.rows())
             metrics["adapted"] = scores.figures() | {"by_class": scores.by_class}
@@ -176,7 +166,7 @@ def _pick(item: Item) -> dict[str, str]:
 
 def _settings(model: Adapted[Any], settings: dict[str, Any]) -> TrainSettings | None:
     """The checked settings; None for a method that takes no gradient steps."""
-    if hasattr(model.method, "solve") or not list(model.method.parameters()):
+    if not model.method.takes_steps:
         if settings:
             raise AdaptError(f"{model.method.name} is not trained by steps: leave out {', '.join(sorted(settings))}")
         return None
@@ -194,10 +184,10 @@ def _check_vision(model: Adapted[Any], settings: TrainSettings) -> None:
     bypasses = model.method.bypasses
     skips = edited and bypasses is not None and all(name.startswith("vision.") for name in bypasses)
     what = f"{model.method.name} on {model.backbone.describe()}"
-    if settings.distill and not edited:
+    if settings.terms.get("distill") and not edited:
         raise AdaptError(
-            f"train.distill is {settings.distill:g}, and {what} changes no image features that could be held to the "
-            "backbone's own: leave it out"
+            f"train.terms has distill: {settings.terms['distill']:g}, and {what} changes no image features that could "
+            "be held to the backbone's own: leave it out"
         )
     if settings.imitate and not skips:
         raise AdaptError(
@@ -206,46 +196,46 @@ def _check_vision(model: Adapted[Any], settings: TrainSettings) -> None:
         )
 
 
-def _zero_shot(
-    model: Adapted[Any], test_set: Sequence[Item], template: str, workers: int, cache: bool, progress: bool
-) -> dict[str, Any]:
+def _zero_shot(training: Training, test_set: Sequence[Item], template: str) -> dict[str, Any]:
     """The backbone by itself: by hand-written prompts, by its own head, or as a language model that sees no image."""
-    options: dict[str, Any] = {}
+    model, options = training.model, dict[str, Any]()
     if isinstance(model, AdaptedModel):
         options = {"fast": model.fast, "text_memory": model.text_memory}
     baseline = wrap(model.backbone, ZeroShot(template), model.class_names, **options)
-    with counting_bar(model.baseline, progress) as bar:
-        scores = evaluate(baseline, test_set, workers=workers, cache=cache, progress=bar)
+    with counting_bar(model.baseline, training.progress) as bar:
+        scores = evaluate(baseline, test_set, workers=training.workers, cache=training.cache, progress=bar)
     return scores.figures() | ({"template": template} if options else {})
 
 
-def _train(
-    model: Adapted[Any],
-    train_set: Sequence[Item],
-    val_set: Sequence[Item],
-    settings: TrainSettings | None,
-    seed: int,
-    run: Run | None,
-    cache: bool,
-    progress: bool,
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def _train(training: Training) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """The history of steps, and what training adds to the metrics."""
-    if settings is None:
-        return [], _solve(model, train_set, val_set, cache)
+    started, method = time.monotonic(), training.model.method
+    if training.settings is None:
+        method.prepare(training)
+        method.finish(training)
+        return [], {"seconds": round(time.monotonic() - started, 3), **training.noted}
+    history, figures = _steps(training, training.settings)
+    method.finish(training)
+    return history, figures | training.noted
+
+
+def _steps(training: Training, settings: TrainSettings) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    model, seed, run, progress = training.model, training.seed, training.run, training.progress
     with counting_bar("encoding", progress) as bar:
-        batches = training_batches(model, train_set, settings, seed, cache, bar)
+        batches = training_batches(model, training.train_set, settings, seed, training.cache, bar)
     needed = check_memory(model, batches, settings)
     history: list[dict[str, Any]] = []
     found = None
     with torch.random.fork_rng():
         torch.manual_seed(seed)
+        model.method.prepare(training)
         if model.method.searcher is not None:
-            found = search(model, batches, train_set, val_set, settings, seed, cache, run, progress)
+            found = search(training, settings, batches)
             torch.manual_seed(seed)  # as a run that is resumed after its search
             model.settle(found["chosen"])
         trainer = Trainer(model, batches, settings, run)
         if not trainer.resumed:
-            trainer.position.seconds += imitate(model, train_set, settings, seed, progress)
+            trainer.position.seconds += imitate(model, training.train_set, settings, seed, progress)
         with training_bar(trainer.plan.steps, trainer.position.step, progress) as report:
 
             def told(entry: dict[str, Any]) -> None:
@@ -275,18 +265,3 @@ def _summary(found: Found, training_seconds: float) -> dict[str, Any]:
         "seconds": found["seconds"],
         "share_of_training": round(found["seconds"] / (found["seconds"] + training_seconds), 3),
     }
-
-
-def _solve(model: Adapted[Any], train_set: Sequence[Item], val_set: Sequence[Item], cache: bool) -> dict[str, Any]:
-    """Fits a head by its solver; a method without parameters needs nothing."""
-    if not hasattr(model.method, "solve"):
-        return {"seconds": 0.0}
-    started = time.monotonic()
-    assert isinstance(model, AdaptedModel)  # solvers fit heads
-    parts = [
-        (image_features(model, items, workers=2, cache=cache), labels_of(items)) if items else None
-        for items in (train_set, val_set)
-    ]
-    method: Any = model.method
-    chosen = method.solve(*parts)
-    return {"seconds": round(time.monotonic() - started, 3), "solver": chosen}

@@ -7,6 +7,7 @@ starts from random adapters.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 from adapt.adapted import Adapted
 from adapt.data.split import Item
 from adapt.engine.watching import watched
-from adapt.model import AdaptedModel
+from adapt.methods.step import Terms
 from adapt.training.batches import ImageBatches
 from adapt.training.loop import Trainer
 from adapt.training.progress import training_bar
@@ -36,7 +37,7 @@ def imitate(
     length = {"epochs": settings.imitate, "iterations": None, "warmup_epochs": 0}
     step = {"batch_size": min(IMAGES, settings.batch_size), "accumulate": 1}
     alone = settings.model_copy(update=length | step)
-    trainer = Trainer(model, _BlockBatches(model, train_set, alone, seed), alone, None)
+    trainer = Trainer(model, ImageBatches(model, train_set, alone, seed), alone, None, partial(_lacking_blocks, model))
     with training_bar(trainer.plan.steps, 0, progress, "imitating blocks") as report:
 
         def told(entry: dict[str, Any]) -> None:
@@ -45,26 +46,23 @@ def imitate(
         return trainer.train(told).seconds
 
 
-class _BlockBatches(ImageBatches):
-    """Images whose loss is what each bypass lacks to its block in the whole backbone, summed up.
+def _lacking_blocks(model: Any, inputs: Tensor, labels: Tensor) -> tuple[Terms, Tensor]:
+    """What each bypass lacks to its block in the whole backbone, summed up. No answers are given, so none are right.
 
     The token that the tower is read at is one of many, and the one that counts: it is also measured by itself.
     """
-
-    def objective(self, model: AdaptedModel, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        """No answers are given, so none are right."""
-        backbone, bypasses = model.backbone, model.method.bypasses or {}
-        read_at_class = backbone.tower("vision").form.pooling == "class"
-        with watched(backbone.model, backbone.towers, bypasses) as seen, torch.no_grad():
-            model.backbone_features(inputs.to(backbone.device))
-        lacking = []
-        for name, bypass in bypasses.items():
-            before, after = (x.float() for x in seen[name])
-            made = bypass(before).float()
-            lacking.append(_lacking(before, made, after))
-            if read_at_class:
-                lacking.append(_lacking(before[:, 0], made[:, 0], after[:, 0]))
-        return torch.stack(lacking).sum(), torch.zeros_like(labels, dtype=torch.bool)
+    backbone, bypasses = model.backbone, model.method.bypasses or {}
+    read_at_class = backbone.tower("vision").form.pooling == "class"
+    with watched(backbone.model, backbone.towers, bypasses) as seen, torch.no_grad():
+        model.backbone_features(inputs.to(backbone.device))
+    lacking = []
+    for name, bypass in bypasses.items():
+        before, after = (x.float() for x in seen[name])
+        made = bypass(before).float()
+        lacking.append(_lacking(before, made, after))
+        if read_at_class:
+            lacking.append(_lacking(before[:, 0], made[:, 0], after[:, 0]))
+    return {"imitation": torch.stack(lacking).sum()}, torch.zeros_like(labels, dtype=torch.bool)
 
 
 def _lacking(before: Tensor, made: Tensor, after: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -11,10 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import SGD, AdamW, Optimizer
+from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from adapt.adapted import Adapted
 from adapt.errors import AdaptError
+from adapt.methods.step import Terms, total
 from adapt.training import checkpoint
 from adapt.training.batches import Batches
 from adapt.training.checkpoint import Position
@@ -24,6 +26,7 @@ from adapt.training.schedules import learning_rate
 from adapt.training.settings import TrainSettings
 
 Report = Callable[[dict[str, Any]], None]
+Losses = Callable[[Any, Tensor], tuple[Terms, Tensor]]  # of a batch: the loss by its terms, and which answers are right
 _ADVICE = "Lower the learning rate, or train in fp32"
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -45,8 +48,16 @@ class Plan:
 class Trainer:
     """One training: a model, its optimiser, and where they stand."""
 
-    def __init__(self, model: Adapted[Any], batches: Batches, settings: TrainSettings, run: Run | None) -> None:
+    def __init__(
+        self,
+        model: Adapted[Any],
+        batches: Batches,
+        settings: TrainSettings,
+        run: Run | None,
+        losses: Losses | None = None,
+    ) -> None:
         self.model, self.batches, self.settings, self.run = model, batches, settings, run
+        self.losses = losses or self._models_losses
         self.plan = Plan.of(settings, len(batches))
         self.optimizer = make_optimizer(model, settings)
         self.scaler = torch.amp.GradScaler(model.backbone.device.type, enabled=settings.precision == "fp16")
@@ -93,7 +104,7 @@ class Trainer:
         started = time.monotonic()
         while position.step < self.plan.steps and (group := list(islice(remaining, accumulate))):
             rate = self._set_rate()
-            loss, accuracy = self._step(group)
+            terms, accuracy = self._step(group)
             elapsed = time.monotonic() - started
             position.batch += len(group)
             position.step += 1
@@ -102,11 +113,11 @@ class Trainer:
             yield {
                 "step": position.step,
                 "epoch": position.epoch,
-                "loss": loss,
+                "loss": sum(terms.values()),
                 "accuracy": accuracy,
                 "lr": rate,
                 "images_per_second": round(images / elapsed, 1),
-            }
+            } | ({"terms": terms} if len(terms) > 1 else {})
             started = time.monotonic()
 
     def _set_rate(self) -> float:
@@ -115,23 +126,27 @@ class Trainer:
             group["lr"] = rate
         return rate
 
-    def _step(self, group: list[tuple[Any, Tensor]]) -> tuple[float, float]:
-        """One optimiser step over the accumulated batches; returns their mean loss and accuracy."""
+    def _models_losses(self, inputs: Any, labels: Tensor) -> tuple[Terms, Tensor]:
+        return self.model.losses(self.model.step(inputs, labels), self.settings.terms)
+
+    def _step(self, group: list[tuple[Any, Tensor]]) -> tuple[dict[str, float], float]:
+        """One optimiser step over the accumulated batches; their mean loss, by its terms, and their accuracy."""
         device = self.model.backbone.device
         self.optimizer.zero_grad(set_to_none=True)
-        total, correct, images = 0.0, 0, 0
+        means, correct, images = Counter[str](), 0, 0
         for inputs, labels in group:
             with autocast(device, self.settings.precision):
-                loss, right = self.batches.objective(self.model, inputs, labels)
+                terms, right = self.losses(inputs, labels)
+                loss = total(terms)
             if not loss.isfinite():
                 raise self._not_finite(float(loss.detach()))
             self.scaler.scale(loss / len(group)).backward()
-            total += float(loss.detach()) / len(group)
+            means.update({name: float(term.detach()) / len(group) for name, term in terms.items()})
             correct += int(right.sum())
             images += len(labels)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        return total, correct / images
+        return dict(means), correct / images
 
     def _keep(self) -> None:
         """Renews the checkpoint, unless the last step broke the values."""
@@ -160,6 +175,7 @@ def make_optimizer(model: Adapted[Any], settings: TrainSettings) -> Optimizer:
     if settings.precision == "fp16" and model.backbone.device.type != "cuda":
         raise AdaptError("precision fp16 needs a CUDA device and a loss scaler; use bf16 or fp32 on the CPU")
     parameters = list(model.method.parameters())
-    if settings.optimizer == "adamw":
-        return AdamW(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
+    if settings.optimizer != "sgd":
+        kind = {"adam": Adam, "adamw": AdamW}[settings.optimizer]
+        return kind(parameters, lr=settings.lr, eps=settings.eps, weight_decay=settings.weight_decay)
     return SGD(parameters, lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay)

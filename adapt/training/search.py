@@ -24,39 +24,31 @@ from adapt.errors import AdaptError
 from adapt.evaluation.flops import block_flops
 from adapt.files import write_text
 from adapt.methods.das import updated_gates
+from adapt.methods.step import Step, total
 from adapt.training.batches import Batches, training_batches
 from adapt.training.imitate import imitate
 from adapt.training.loop import Plan, Trainer, autocast
 from adapt.training.progress import training_bar
-from adapt.training.run import Run
 from adapt.training.settings import TrainSettings
+from adapt.training.training import Training
 
 LEAST_CHANCE = 1e-4  # of a block in a draw: gates that have gone far down leave other subsets to compare with
 Found = dict[str, Any]  # chosen, kept_flops, blocks, trace (step, gates, subsets, losses), seconds
 
 
-def search(
-    model: Adapted[Any],
-    batches: Batches,
-    train_set: Sequence[Item],
-    held_back: Sequence[Item],
-    settings: TrainSettings,
-    seed: int,
-    cache: bool,
-    run: Run | None,
-    progress: bool,
-) -> Found:
-    """Chooses the blocks that `model.method` skips, from rewards on `held_back` images.
+def search(training: Training, settings: TrainSettings, batches: Batches) -> Found:
+    """Chooses the blocks that the method skips, from rewards on validation images.
 
-    Imitation draws batches of its own from `train_set`. With a run directory the search is kept in search.json, and
-    read from there when the run is resumed. Draws from torch's global random state. Raises AdaptError where the share
-    of operations cannot be reached, or there are too few subsets to compare.
+    Imitation draws batches of its own. With a run directory the search is kept in search.json, and read from there when
+    the run is resumed. Draws from torch's global random state. Raises AdaptError where the share of operations cannot
+    be reached, or there are too few subsets to compare.
     """
+    model, run, seed, progress = training.model, training.run, training.seed, training.progress
     if run is not None and run.resume and run.search.is_file():
         kept: Found = json.loads(run.search.read_text(encoding="utf-8"))
         return kept
-    searching = Search(model, _cycle(model, held_back, settings, seed, cache), settings)
-    imitating = imitate(model, train_set, settings, seed, progress)
+    searching = Search(model, _cycle(model, training.val_set, settings, seed, training.cache), settings)
+    imitating = imitate(model, training.train_set, settings, seed, progress)
     steps = Plan.of(search_settings(model, settings), len(batches)).steps
     with training_bar(steps, 0, progress, "searching blocks") as report:
         found = searching.run(batches, report)
@@ -75,7 +67,7 @@ def search_settings(model: Adapted[Any], settings: TrainSettings) -> TrainSettin
 class Search:
     """Gates, one for each block, and the trace of what changed them."""
 
-    def __init__(self, model: Adapted[Any], held_back: Iterator[tuple[Batches, Any, Tensor]], settings: Any) -> None:
+    def __init__(self, model: Adapted[Any], held_back: Iterator[tuple[Any, Tensor]], settings: Any) -> None:
         self.model, self.held_back, self.settings = model, held_back, settings
         method: Any = model.method.searcher
         self.method, self.config = method, method.config
@@ -150,20 +142,19 @@ class Search:
         while len(subsets) < self.config.draws:
             subsets.add(self._draw())
         compared = sorted(subsets)
-        batches, inputs, labels = next(self.held_back)
+        batch = self.model.step(*next(self.held_back))
         started = time.monotonic()
-        losses = [self._loss(subset, batches, inputs, labels) for subset in compared]
+        losses = [self._loss(subset, batch.again()) for subset in compared]
         self.updating += time.monotonic() - started
         self.gates = updated_gates(self.gates, compared, losses, self.config.gate_lr)
         self.trace.append({"step": step, "gates": self.gates.tolist(), "subsets": compared, "losses": losses})
 
     @torch.no_grad()
-    def _loss(self, subset: tuple[int, ...], batches: Batches, inputs: Any, labels: Tensor) -> float:
+    def _loss(self, subset: tuple[int, ...], step: Step) -> float:
         self._select(subset)
-        device = self.model.backbone.device
-        with autocast(device, self.settings.precision):
-            loss, _ = batches.objective(self.model, inputs, labels)
-        return float(loss)
+        with autocast(self.model.backbone.device, self.settings.precision):
+            terms, _ = self.model.losses(step, self.settings.terms)
+        return float(total(terms))
 
 
 def number_of_subsets(gains: Sequence[float], goal: float) -> int:
@@ -180,13 +171,12 @@ def number_of_subsets(gains: Sequence[float], goal: float) -> int:
 
 def _cycle(
     model: Adapted[Any], items: Sequence[Item], settings: TrainSettings, seed: int, cache: bool
-) -> Iterator[tuple[Batches, Any, Tensor]]:
+) -> Iterator[tuple[Any, Tensor]]:
     """Batches of the held-back images as the model sees them in a test, by the loss of training, again and again."""
     plain = settings.model_copy(update={"augment": "none", "views": None})
     batches = training_batches(model, items, plain, seed, cache, None)
     for epoch in count():
-        for inputs, labels in batches.epoch(epoch, 0):
-            yield batches, inputs, labels
+        yield from batches.epoch(epoch, 0)
 
 
 def plot_search(found: Found, path: Path) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import logging
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from adapt.errors import AdaptError
+from adapt.errors import AdaptError, nearest
+
+logger = logging.getLogger("adapt")
 
 
 class TrainSettings(BaseModel):
@@ -25,9 +28,11 @@ class TrainSettings(BaseModel):
     """Batches whose gradients are averaged into one step."""
     drop_last: bool = True
     """Leave out a last short batch (only where there is a full one)."""
-    optimizer: Literal["sgd", "adamw"] = "sgd"
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
     lr: float = Field(default=0.002, gt=0)
     momentum: float = Field(default=0.9, ge=0, lt=1)
+    eps: float = Field(default=1e-8, gt=0)
+    """Of adam and adamw."""
     weight_decay: float = Field(default=5e-4, ge=0)
     schedule: Literal["cosine_epoch", "cosine_iteration", "linear_iteration", "constant"] = "cosine_epoch"
     warmup: float = Field(default=0.0, ge=0, lt=1)
@@ -35,9 +40,9 @@ class TrainSettings(BaseModel):
     warmup_epochs: int = Field(default=1, ge=0)
     warmup_lr: float = Field(default=1e-5, ge=0)
     min_lr: float = Field(default=0.0, ge=0)
-    distill: float = Field(default=0.0, ge=0)
-    """Weight of a second loss: one minus the cosine of image features with those of the backbone alone. A search's
-    rewards have it too."""
+    terms: dict[str, float] = Field(default_factory=dict)
+    """More terms of the loss with their weights, which a search's rewards have too. distill: one minus the cosine of
+    image features with those of the backbone alone."""
     imitate: int = Field(default=0, ge=0)
     """Epochs in which adapters in place of skipped blocks first learn to do what the blocks do, before a search and
     again before the training: at the training's rate, in steps of at most four images."""
@@ -50,6 +55,30 @@ class TrainSettings(BaseModel):
     workers: int = Field(default=2, ge=0)
     checkpoint_minutes: float = Field(default=1.0, ge=0)
     """How often a run directory's checkpoint is renewed within an epoch; it is at every epoch's end."""
+
+    @field_validator("terms")
+    @classmethod
+    def _known(cls, terms: dict[str, float]) -> dict[str, float]:
+        from adapt.methods.step import TERMS  # not above: recipes are read without torch
+
+        for name, weight in terms.items():
+            if name not in TERMS:
+                raise ValueError(f"there is no term {name!r}; {nearest(name, TERMS)}")
+            if weight <= 0:
+                raise ValueError(f"the weight of {name} is {weight}; expected a positive number")
+        return terms
+
+    @model_validator(mode="before")
+    @classmethod
+    def _renamed(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or "distill" not in values:
+            return values
+        values = dict(values)
+        weight = values.pop("distill")
+        logger.warning(
+            "train.distill is called train.terms: {distill: %s} now, and will go with the next release", weight
+        )
+        return values | {"terms": {**values.get("terms", {}), **({"distill": weight} if weight else {})}}
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainSettings:

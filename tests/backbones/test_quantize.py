@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import checks
 import open_clip as open_clip_library
 import pytest
 import tiny_backbones
@@ -83,8 +84,7 @@ def objective(model: Any, pictures: Tensor) -> Tensor:
     if family == "dual encoder":
         return loss_of(model, pictures, torch.tensor([0, 1, 2]))
     texts = ANSWERS if family == "vision LLM" else NAMES
-    value: Tensor = model.objective((pictures, QUESTIONS, texts), torch.tensor([0, 1, 2]))[0]
-    return value
+    return checks.objective(model, (pictures, QUESTIONS, texts), torch.tensor([0, 1, 2]))[0]
 
 
 def trained(model: Any, pictures: Tensor, steps: int = 3) -> tuple[float, float]:

@@ -27,12 +27,15 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "linear_probe": {"strength": 10.0},
     "lora": {"dropout": 0.0},
     "maple": {"depth": 2},
+    "tip_adapter": {"keys": 6},
+    "tip_adapter/trained": {"keys": 6, "train": True},
 }
-_COMPOSED = tuple(case for case in CONFIGS if case.startswith("compose/"))
+_CASES = tuple(case for case in CONFIGS if "/" in case)  # of one method: method/case
+_COMPOSED = tuple(case for case in _CASES if case.startswith("compose/"))
 NEEDS_VISION_BLOCKS = {"das", "dpl", "ivlp", "lora", "maple", *_COMPOSED}
 ALL = tuple(name for name in methods.names() if "dual encoder" in methods.find(name).serves and name != "compose")
-ALL += _COMPOSED  # cases of one method: method/case
-TRAINED_BY_STEPS = tuple(name for name in ALL if name not in ("zero_shot", "linear_probe"))
+ALL += _CASES
+TRAINED_BY_STEPS = tuple(name for name in ALL if name not in ("zero_shot", "linear_probe", "tip_adapter"))
 ALL_WITH_TEXT = tuple(name for name in ALL if name != "linear_probe")
 KINDS = tuple(tiny_backbones.KINDS)
 FAST_KINDS = tiny_backbones.WITH_FAST_PATH

@@ -64,7 +64,8 @@ def test_parameters_and_state_are_the_methods(method: str, backbone: Backbone) -
     own = {id(parameter) for parameter in model.method.parameters()}
     assert {id(parameter) for parameter in model.parameters()} == own
     assert own.isdisjoint(map(id, backbone.model.parameters()))
-    assert {name for name, _ in model.method.named_parameters()} == set(model.method.state_dict())
+    held = dict(model.method.named_parameters()) | dict(model.method.named_buffers())
+    assert held.keys() == model.method.state_dict().keys()
 
 
 @pairs(ALL)

@@ -94,7 +94,10 @@ def test_bad_overrides(path: Path, override: str, message: str) -> None:
         ({"train": {"epochs": "many"}}, r"^mine: train.epochs is 'many': .*integer"),
         ({"train": {"epochs": {"one": 5}}}, r"^mine: train.epochs: .*valid integer"),
         ({"train": {"epochs": 1, "lr": "fast"}}, r"^mine: train.lr is 'fast': .*number"),
-        ({"train": {"epochs": 1, "optimizer": "adam"}}, r"^mine: train.optimizer is 'adam': .*'sgd' or 'adamw'"),
+        (
+            {"train": {"epochs": 1, "optimizer": "adagrad"}},
+            r"^mine: train.optimizer is 'adagrad': .*'sgd', 'adam' or 'adamw'",
+        ),
         ({"train": {"lr": 1}}, r"^mine: train: give one of epochs, iterations and iterations_per_shot"),
         ({3: 4}, r"^mine: "),
     ],

@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from checks import objective
 
 from adapt import AdaptError, methods, wrap
+from adapt.methods.step import total
 from adapt.training.batches import ImageBatches, training_batches
 from adapt.training.settings import TrainSettings
 
@@ -26,13 +28,12 @@ def _batches(model, items, **settings: Any) -> ImageBatches:
 def test_the_second_loss_is_one_minus_the_cosine(make_model, tiny_split) -> None:
     model = make_model("das", **SKIPPING)
     own = wrap(model.backbone, methods.ZeroShot(), model.class_names)
-    batches = _batches(model, tiny_split.train, distill=20)
-    images, labels = next(batches.epoch(0, 0))
-    loss, right = batches.objective(model, images, labels)
+    images, labels = next(_batches(model, tiny_split.train).epoch(0, 0))
+    loss, right = objective(model, images, labels, distill=20)
     features = model.image_features(images)
     assert torch.equal(model.backbone_features(images), own.image_features(images))
     apart = 1 - F.cosine_similarity(features, own.image_features(images)).mean()
-    plain, right_too = model.objective(images, labels)
+    plain, right_too = objective(model, images, labels)
     assert apart > 0.01
     torch.testing.assert_close(loss, plain + 20 * apart, rtol=1e-5, atol=0)
     assert torch.equal(right, right_too)
@@ -44,16 +45,15 @@ def test_the_second_loss_is_one_minus_the_cosine(make_model, tiny_split) -> None
 
 def test_where_nothing_has_changed_yet_there_is_none(make_model, tiny_split) -> None:
     model = make_model("lora", dropout=0.0)
-    batches = _batches(model, tiny_split.train, distill=1000)
-    images, labels = next(batches.epoch(0, 0))
-    (loss, _), (plain, _) = batches.objective(model, images, labels), model.objective(images, labels)
+    batch = next(_batches(model, tiny_split.train).epoch(0, 0))
+    (loss, _), (plain, _) = objective(model, *batch, distill=1000), objective(model, *batch)
     torch.testing.assert_close(loss, plain, rtol=0, atol=1e-3)  # 1000 roundings of a cosine
 
 
 def test_features_stay_nearer_to_the_backbones(train, make_model, images: torch.Tensor) -> None:
     def cosine(distill: float) -> float:
         model = make_model("das", **SKIPPING)
-        train(model, epochs=15, optimizer="adamw", lr=0.01, distill=distill)
+        train(model, epochs=15, optimizer="adamw", lr=0.01, terms={"distill": distill} if distill else {})
         model.eval()
         with torch.no_grad():
             return float(F.cosine_similarity(model.image_features(images), model.backbone_features(images)).mean())
@@ -62,8 +62,8 @@ def test_features_stay_nearer_to_the_backbones(train, make_model, images: torch.
 
 
 def test_the_backbones_features_of_one_batch_are_computed_once(make_model, tiny_split, monkeypatch) -> None:
+    """Also where the method changes between two looks at it, as a search does."""
     model = make_model("das", **SKIPPING)
-    batches, fresh = (_batches(model, tiny_split.train, distill=20) for _ in range(2))
     computed: list[int] = []
     whole = type(model).backbone_features
 
@@ -72,11 +72,29 @@ def test_the_backbones_features_of_one_batch_are_computed_once(make_model, tiny_
         return whole(self, images)
 
     monkeypatch.setattr(type(model), "backbone_features", counted)
-    first, second = list(batches.epoch(0, 0))[:2]
-    losses = [batches.objective(model, *batch)[0] for batch in (first, first, second)]
+    first, second = (model.step(*batch) for batch in list(_batches(model, tiny_split.train).epoch(0, 0))[:2])
+    losses = [total(model.losses(step.again(), {"distill": 20})[0]) for step in (first, first, second)]
     assert len(computed) == 2
     assert torch.equal(losses[0], losses[1])
-    assert torch.equal(losses[2], fresh.objective(model, *second)[0])
+    assert not torch.equal(losses[1], losses[2])
+
+
+def test_the_log_keeps_the_terms_apart(train, make_model, tmp_path) -> None:
+    history = train(make_model("das", **SKIPPING), out=tmp_path / "run", terms={"distill": 2.0}).history
+    assert all(entry["loss"] == pytest.approx(sum(entry["terms"].values())) for entry in history)
+    assert {tuple(entry["terms"]) for entry in history} == {("cross_entropy", "distill")}
+    assert "terms" not in train(make_model("coop", n_ctx=4)).history[0]
+
+
+def test_the_old_key_means_the_term_and_is_said(caplog) -> None:
+    assert TrainSettings(epochs=1, distill=3).terms == {"distill": 3}
+    assert "train.terms: {distill: 3" in caplog.text
+    for terms, message in (
+        ({"distil": 1.0}, "did you mean 'distill'"),
+        ({"distill": -1.0}, "expected a positive number"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            TrainSettings(epochs=1, terms=terms)
 
 
 def test_a_search_is_rewarded_by_the_loss_that_is_trained(train, make_model, tiny_split, tmp_path) -> None:
@@ -85,7 +103,14 @@ def test_a_search_is_rewarded_by_the_loss_that_is_trained(train, make_model, tin
     def losses(distill: float) -> torch.Tensor:
         model = make_model("das", skip=1, search_epochs=2, warmup_epochs=0, turn=1, draws=2, gate_lr=1e-12)
         out = tmp_path / f"{distill:g}"
-        train(model, val_set=tiny_split.val, out=out, lr=1e-12, weight_decay=0, distill=distill)
+        train(
+            model,
+            val_set=tiny_split.val,
+            out=out,
+            lr=1e-12,
+            weight_decay=0,
+            terms={"distill": distill} if distill else {},
+        )
         trace = json.loads((out / "search.json").read_text())["trace"]
         subsets.append([entry["subsets"] for entry in trace])
         return torch.tensor([entry["losses"] for entry in trace])
@@ -98,5 +123,5 @@ def test_a_search_is_rewarded_by_the_loss_that_is_trained(train, make_model, tin
 
 
 def test_a_model_without_such_features_refuses_it(make_model, tiny_split, train) -> None:
-    with pytest.raises(AdaptError, match=r"train\.distill is 2, and coop on .* changes no image features"):
-        train(make_model("coop", n_ctx=4), distill=2)
+    with pytest.raises(AdaptError, match=r"train\.terms has distill: 2, and coop on .* changes no image features"):
+        train(make_model("coop", n_ctx=4), terms={"distill": 2})

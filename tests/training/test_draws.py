@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from adapt.methods.das import updated_gates
+from adapt.methods.step import ImageStep
 from adapt.training import search as module
 from adapt.training.search import LEAST_CHANCE, Search, number_of_subsets
 
@@ -62,18 +63,19 @@ def test_blocks_are_taken_until_they_reach_the_goal(order: Any, taken: Any, sear
 
 def test_an_update_compares_different_subsets_on_one_batch(searching, monkeypatch: pytest.MonkeyPatch) -> None:
     search = searching(skip=1, draws=3, gate_lr=0.5)
-    search.held_back = iter([("batches", "inputs", "labels")])
+    images, labels = torch.zeros(2, 3, 32, 32), torch.zeros(2, dtype=torch.long)
+    search.held_back = iter([(images, labels)])
     compared = []
 
-    def loss(subset: Any, *batch: Any) -> float:
-        compared.append((subset, batch))
+    def loss(subset: Any, step: ImageStep) -> float:
+        compared.append((subset, step.images is images))
         return float(subset[0])
 
     monkeypatch.setattr(search, "_loss", loss)
     clock = iter((10.0, 12.5))
     monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     search._update(step=7)
-    assert compared == [((i,), ("batches", "inputs", "labels")) for i in range(3)]
+    assert compared == [((i,), True) for i in range(3)]
     expected = updated_gates(torch.zeros(3, dtype=torch.float64), [(0,), (1,), (2,)], [0.0, 1.0, 2.0], 0.5)
     assert torch.equal(search.gates, expected)
     subsets = [(0,), (1,), (2,)]

@@ -10,7 +10,7 @@ import tiny_fusion
 import torch
 
 from adapt import AdaptError, methods, wrap
-from adapt.tasks import classes
+from adapt.methods.step import ImageStep, distill
 from adapt.training import fit as fitting
 from adapt.training import imitate as imitating
 from adapt.training import search as searching
@@ -36,7 +36,7 @@ def _imitated(model, items, epochs: int) -> float:
 
 def _apart(model, images: torch.Tensor) -> float:
     with torch.no_grad():
-        return float(classes.distance(model.image_features(images), model.backbone_features(images)))
+        return float(distill(ImageStep(model, images)))
 
 
 @pytest.mark.parametrize(("method", "config"), [("das", SKIPPING), ("compose", COMPOSED)])
@@ -91,20 +91,17 @@ def test_the_class_token_is_also_measured_by_itself(make_model, tiny_split, imag
     if length_first:
         torch.manual_seed(0)  # the same bypass
         model = wrap(tiny_backbones.length_first(model.backbone), methods.DAS(**SKIPPING), model.class_names)
-    settings = _settings(1)
-    batches = imitating._BlockBatches(model, tiny_split.train, settings, 1)
     labels = torch.zeros(len(images), dtype=torch.long)
-    loss, right = batches.objective(model, images, labels)
-    torch.testing.assert_close(loss, lacking(slice(None)) + lacking(slice(1)), rtol=1e-4, atol=0)
+    terms, right = imitating._lacking_blocks(model, images, labels)
+    torch.testing.assert_close(terms["imitation"], lacking(slice(None)) + lacking(slice(1)), rtol=1e-4, atol=0)
     assert not right.any()
 
 
 def test_a_tower_that_is_read_at_all_tokens_has_no_class_token(hf_siglip, tiny_split, images, class_names) -> None:
     model = wrap(hf_siglip, methods.DAS(**SKIPPING), class_names)
     assert model.backbone.tower("vision").form.pooling != "class"
-    batches = imitating._BlockBatches(model, tiny_split.train, _settings(1), 1)
-    loss, _ = batches.objective(model, images, torch.zeros(len(images), dtype=torch.long))
-    assert 0.5 < loss < 1.5  # one ratio, not two: a new adapter changes next to nothing
+    terms, _ = imitating._lacking_blocks(model, images, torch.zeros(len(images), dtype=torch.long))
+    assert 0.5 < terms["imitation"] < 1.5  # one ratio, not two: a new adapter changes next to nothing
 
 
 def test_a_search_and_the_training_after_it_start_so(make_model, tiny_split, train, tmp_path, monkeypatch) -> None:
@@ -172,5 +169,5 @@ def test_a_fusion_encoder_refuses_it(train) -> None:
     model = wrap(tiny_fusion.vilt(), methods.DAS(towers=["fusion"], skip=1, skipped=["fusion.1"]), ("cat", "dog"))
     with pytest.raises(AdaptError, match=r"train\.imitate is 2, and das on .* skips no blocks, or such of another"):
         fitting._settings(model, {"epochs": 1, "imitate": 2})
-    with pytest.raises(AdaptError, match=r"train\.distill is 2, and das on .* changes no image features"):
+    with pytest.raises(AdaptError, match=r"train\.terms has distill: 2, and das on .* changes no image features"):
         fitting._settings(model, {"epochs": 1, "distill": 2})

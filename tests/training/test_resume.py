@@ -12,7 +12,8 @@ import torch
 
 from adapt import AdaptError, tensor_file
 from adapt.adapter import read_tensors
-from adapt.tasks import classes
+from adapt.methods import base
+from adapt.methods.step import Step
 
 _CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "features": ("coop", {"n_ctx": 4}, {}),
@@ -103,15 +104,15 @@ def test_ctrl_c_keeps_the_step_that_it_met(train, at_step, tmp_path: Path) -> No
 
 
 def _fail_from(monkeypatch: pytest.MonkeyPatch, call: int, broken: Any) -> None:
-    """`classes.loss` returns `broken(loss, logits)` from its `call`-th call on."""
-    loss, calls = classes.loss, []
+    """The cross-entropy is `broken(loss, logits)` from its `call`-th call on."""
+    loss, calls = base.cross_entropy, []
 
-    def failing(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def failing(step: Step) -> torch.Tensor:
         calls.append(1)
-        value = loss(logits, labels)
-        return broken(value, logits) if len(calls) >= call else value
+        value = loss(step)
+        return broken(value, step.logits) if len(calls) >= call else value
 
-    monkeypatch.setattr(classes, "loss", failing)
+    monkeypatch.setattr(base, "cross_entropy", failing)
 
 
 @pytest.mark.parametrize(

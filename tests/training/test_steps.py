@@ -79,8 +79,8 @@ def test_views_are_fixed_augmented_features(make_model, tiny_split) -> None:
     assert isinstance(batches, FeatureBatches)
     again = training_batches(model, tiny_split.train, settings, 1, True, None)
     epochs = [next(batches.epoch(epoch, 0)) for epoch in range(6)]
-    assert torch.equal(epochs[0][0], next(again.epoch(0, 0))[0])
-    assert len(torch.cat([features for features, _ in epochs]).unique(dim=0)) > 2 * len(tiny_split.train)
+    assert torch.equal(epochs[0][0].features, next(again.epoch(0, 0))[0].features)
+    assert len(torch.cat([encoded.features for encoded, _ in epochs]).unique(dim=0)) > 2 * len(tiny_split.train)
 
 
 @pytest.mark.parametrize(

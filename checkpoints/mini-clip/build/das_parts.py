@@ -15,7 +15,7 @@ from das import BLOCKS, SEEDS, TARGET, chosen, run, spread
 from adapt.evaluation.tables import as_markdown
 
 SKIPPED = 2
-NO_DISTILL = ("train.distill=0", "method.gate_lr=1")  # the rate goes with the size of the loss
+NO_DISTILL = ("train.terms={}", "method.gate_lr=1")  # the rate goes with the size of the loss
 WITHOUT = {
     "as the recipe says": (),
     "without `imitate`": ("train.imitate=0",),

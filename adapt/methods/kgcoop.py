@@ -1,0 +1,53 @@
+"""Knowledge-guided context optimisation: learned words whose class features are held to those of hand-written prompts.
+
+Paper: Yao et al., Visual-Language Prompt Tuning with Knowledge-guided Context Optimization, CVPR 2023 (KgCoOp).
+Reference: KgCoOp `c43ccc3`, `KgCoOp/trainers/kgcoop.py`.
+Deviations:
+* CoOp's: `ctx_init` is counted in tokens, and the context is fp32 whatever the backbone's precision.
+* The hand-written prompts are read by the backbone itself; the reference loads a second CLIP for them, in fp16.
+* The reference also builds and saves a bias and a network that nothing uses; of its checkpoints `ctx` is imported.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field, field_validator
+from torch import Tensor
+
+from adapt.methods.base import learned
+from adapt.methods.coop import CoOp, CoOpConfig
+from adapt.methods.step import ImageStep, Terms
+from adapt.methods.zero_shot import check_template
+
+
+class KgCoOpConfig(CoOpConfig):
+    ctx_init: str = "a photo of a"
+    """Words whose embeddings the context starts from; empty draws it from N(0, 0.02)."""
+    weight: float = Field(default=8.0, ge=0)
+    """Of the distance to the hand-written prompts' class features: one minus the mean cosine over the classes."""
+    template: str = "a photo of a {}."
+    """The hand-written prompt, with {} for the class name."""
+
+    @field_validator("template")
+    @classmethod
+    def _place(cls, value: str) -> str:
+        return check_template(value)
+
+
+class KgCoOp(CoOp):
+    """`KgCoOp(n_ctx, ctx_init, weight, template)` trains `ctx` `(n_ctx, d)`, as CoOp does."""
+
+    name = "kgcoop"
+    title = "KgCoOp (Yao et al., CVPR 2023)"
+    Config = KgCoOpConfig
+
+    @classmethod
+    def published(cls, state: dict[str, Tensor], given: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        ctx = learned(state)["ctx"]
+        return {"ctx": ctx}, {"n_ctx": ctx.shape[-2], "ctx_init": "", "class_specific": False}
+
+    def loss(self, step: ImageStep) -> Terms:
+        hand_written = step.frozen_class_features([self.config.template])
+        apart = 1 - (step.class_features * hand_written).sum(-1).mean()
+        return super().loss(step) | {"knowledge": self.config.weight * apart}

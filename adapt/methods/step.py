@@ -1,0 +1,121 @@
+"""One batch as a method sees it while it learns or decides: lazily, and each thing is computed once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Terms = dict[str, Tensor]  # the parts of a loss by name, which add up
+
+
+class Encoded(NamedTuple):
+    """A batch whose image features `(b, e)` are known, of unit length: the images themselves are not there."""
+
+    features: Tensor
+
+
+class Step:
+    """One batch of a task: its labels `(b,)`, and its logits `(b, n)` once they are asked for."""
+
+    def __init__(self, model: Any, inputs: Any, labels: Tensor | None = None) -> None:
+        self.model, self.inputs = model, inputs
+        self.labels = None if labels is None else labels.to(model.backbone.device)
+
+    @cached_property
+    def logits(self) -> Tensor:
+        """What the method makes of this batch `(b, n)`."""
+        logits: Tensor = self.model.method.logits(self)
+        return logits
+
+    def again(self) -> Step:
+        """The same batch, for a method that has changed since: only what is frozen is kept."""
+        return type(self)(self.model, self.inputs, self.labels)
+
+
+class ImageStep(Step):
+    """A batch of images `(b, 3, h, w)`, or their features, to be told apart by the names of classes."""
+
+    def __init__(self, model: Any, inputs: Tensor | Encoded, labels: Tensor | None = None) -> None:
+        super().__init__(model, inputs, labels)
+        self._frozen: dict[str, Tensor] = {}
+
+    def again(self) -> Step:
+        again = ImageStep(self.model, self.inputs, self.labels)
+        again._frozen = self._frozen
+        return again
+
+    @cached_property
+    def images(self) -> Tensor:
+        """`(b, 3, h, w)`, where they are there."""
+        assert isinstance(self.inputs, Tensor), "features of these images come from the cache"
+        return self.inputs.to(self.model.backbone.device)
+
+    @cached_property
+    def features(self) -> Tensor:
+        """Unit-length features of the images `(b, e)`, under the method's edits."""
+        if isinstance(self.inputs, Encoded):
+            return self.inputs.features.to(self.model.backbone.device)
+        features: Tensor = self.model.image_features(self.images)
+        return features
+
+    @cached_property
+    def class_features(self) -> Tensor:
+        """Unit-length features of the classes `(n, e)`, or `(b, n, e)` where they depend on the image."""
+        features: Tensor = self.model.class_features(self.features if self.model.method.per_image else None)
+        return features
+
+    @property
+    def frozen_features(self) -> Tensor:
+        """Unit-length features of the images `(b, e)` by the backbone alone, without gradient."""
+        if isinstance(self.inputs, Encoded):  # which nothing edits
+            return self.features
+        if "features" not in self._frozen:
+            with torch.no_grad():
+                self._frozen["features"] = self.model.backbone_features(self.images)
+        return self._frozen["features"]
+
+    def frozen_class_features(self, templates: Sequence[str]) -> Tensor:
+        """Unit-length features of the classes `(n, e)` by the backbone alone, without gradient.
+
+        Of several templates, the mean of the unit-length features.
+        """
+        features: Tensor = self.model.frozen_class_features(tuple(templates))
+        return features
+
+    def cosine_logits(self, class_features: Tensor) -> Tensor:
+        """Logits `(b, n)`: the images' cosines with `class_features` `(n, e)` or, by image, `(b, n, e)`, scaled.
+
+        The scale is the method's own or the backbone's; SigLIP's bias is added.
+        """
+        backbone, class_features = self.model.backbone, class_features.to(self.features.dtype)
+        scale = self.model.method.logit_scale or backbone.logit_scale
+        if class_features.ndim == 3:
+            return scale * (class_features @ self.features[..., None])[..., 0] + backbone.logit_bias
+        return scale * self.features @ class_features.T + backbone.logit_bias
+
+
+def total(terms: Terms) -> Tensor:
+    """The loss that its terms add up to."""
+    first, *others = terms.values()
+    return sum(others, first)
+
+
+def cross_entropy(step: Step) -> Tensor:
+    """The mean over a batch, in full precision."""
+    assert step.labels is not None
+    return F.cross_entropy(step.logits.float(), step.labels)
+
+
+def distill(step: ImageStep) -> Tensor:
+    """The mean of one minus the cosine of image features with those of the backbone alone."""
+    return 1 - (step.features.float() * step.frozen_features.float()).sum(-1).mean()
+
+
+TERMS: dict[str, Callable[[Any], Tensor]] = {
+    "distill": distill
+}  # those that a recipe may add to any method's loss, by `train.terms`

@@ -1,0 +1,146 @@
+"""The training images as a look-up table: what their labels say of a similar image joins the zero-shot logits.
+
+Paper: Zhang et al., Tip-Adapter: Training-free Adaption of CLIP for Few-shot Classification, ECCV 2022 (Tip-Adapter,
+and with trained keys Tip-Adapter-F).
+Reference: Tip-Adapter `d0e2d6f`, `main.py`, `utils.py`.
+Deviations:
+* alpha and beta are chosen on the validation images of the few-shot sample; the reference takes the whole validation
+  split, and on ImageNet the test images. Without validation images they stay as they are given.
+* The trained keys are those after the last step; the reference keeps those of the best epoch on the test images.
+* The views of a key are the papers' random crops of scale 0.08 to 1 here, of scale 0.5 to 1 there.
+* Keys and labels are kept in place of one-hot values, in fp32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, field_validator
+from torch import Tensor, nn
+
+from adapt.backbones.base import DualEncoder
+from adapt.backbones.tokenizer import TextTokenizer
+from adapt.errors import AdaptError
+from adapt.methods.base import Method, MethodConfig
+from adapt.methods.step import Encoded, ImageStep
+from adapt.methods.zero_shot import check_template
+from adapt.prompts import Prompt, from_template
+
+LEAST = 0.1  # where the search of alpha and beta begins
+
+
+class TipAdapterConfig(MethodConfig):
+    train: bool = False
+    """Whether the keys are trained after they were taken from the images (Tip-Adapter-F)."""
+    views: int = Field(default=10, ge=0)
+    """Random views of an image whose features are averaged into its key; 0 takes the image as it is."""
+    alpha: float = Field(default=1.0, ge=0)
+    """Weight of what the table says; where it is searched, the start of the training."""
+    beta: float = Field(default=1.0, gt=0)
+    """Sharpness of the similarity."""
+    search_alpha: float | None = Field(default=3.0, gt=LEAST)
+    """The largest alpha tried on validation images, in steps of a 20th; null keeps alpha and beta."""
+    search_beta: float = Field(default=7.0, gt=LEAST)
+    """The largest beta tried on validation images, in steps of a 200th."""
+    template: str | tuple[str, ...] = "a photo of a {}."
+    """One template, or several whose features are averaged."""
+    keys: int | None = Field(default=None, ge=1)
+    """How many images the table holds; a trained adapter has it."""
+
+    @field_validator("template")
+    @classmethod
+    def _places(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        for template in [value] if isinstance(value, str) else value:
+            check_template(template)
+        return value
+
+
+class TipAdapter(Method):
+    """`TipAdapter(train, views, alpha, beta)` keeps `keys` `(n, e)` and `labels` `(n,)`; `train` trains the keys."""
+
+    name = "tip_adapter"
+    title = "Tip-Adapter and Tip-Adapter-F (Zhang et al., ECCV 2022)"
+    Config = TipAdapterConfig
+    needs_every_class = True
+    keys: Tensor
+    labels: Tensor
+
+    @property
+    def per_class(self) -> bool:
+        return True
+
+    @property
+    def logit_scale(self) -> float | None:
+        return 100.0  # written out in the reference
+
+    @property
+    def takes_steps(self) -> bool:
+        return bool(self.config.train)
+
+    def build(self, backbone: DualEncoder, class_names: Sequence[str]) -> None:  # type: ignore[override]
+        self._classes = len(class_names)
+        count = self.config.keys or 0
+        self._hold(torch.zeros(count, backbone.embed_dim), torch.zeros(count, dtype=torch.long), backbone.device)
+
+    def _hold(self, keys: Tensor, labels: Tensor, device: torch.device) -> None:
+        self.register_buffer("labels", labels.to(device))
+        if self.config.train:
+            self.keys = nn.Parameter(keys.to(device))
+        else:
+            self.register_buffer("keys", keys.to(device))
+
+    def check_tensors(self, tensors: Mapping[str, Tensor], source: str) -> None:
+        labels = tensors["labels"]
+        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < self._classes:
+            raise AdaptError(
+                f"labels of {source} are {int(labels.min())} to {int(labels.max())}, and there are {self._classes} "
+                "classes: fetch or train the adapter again"
+            )
+
+    def prompts(self, tokenizer: TextTokenizer, class_name: str) -> list[Prompt]:
+        template = self.config.template
+        templates = [template] if isinstance(template, str) else template
+        return [from_template(tokenizer, each, class_name) for each in templates]
+
+    def prepare(self, training: Any) -> None:
+        features = training.features("train", views=self.config.views, unit=False)
+        if self.config.views:
+            features = features.mean(1)  # of (n, views, e), before normalisation
+        self._hold(F.normalize(features, dim=-1), training.labels("train"), self.labels.device)
+        self.config = self.config.model_copy(update={"keys": len(features)})
+
+    def finish(self, training: Any) -> None:
+        """Chooses alpha and beta: of the pairs that tell most validation images right, the one that comes first."""
+        if self.config.search_alpha is None or not training.items("val"):
+            return
+        features, labels = training.features("val").to(self.keys.device), training.labels("val").to(self.keys.device)
+        step = ImageStep(training.model, Encoded(features), labels)
+        alphas, best = grid(self.config.search_alpha, 20), (-1, 0.0, 0.0)
+        weights = torch.tensor(alphas, device=features.device)[:, None, None]
+        with torch.no_grad():
+            zero_shot = step.cosine_logits(step.class_features)
+            for beta in grid(self.config.search_beta, 200):
+                found = (zero_shot + weights * self._said(features, beta)).argmax(-1)  # (alphas, images)
+                rights = found.eq(labels).sum(-1).tolist()
+                if max(rights) > best[0]:  # the first of equals
+                    best = (max(rights), alphas[rights.index(max(rights))], beta)
+        right, alpha, beta = best
+        self.config = self.config.model_copy(update={"alpha": alpha, "beta": beta, "search_alpha": None})
+        training.note(searched={"alpha": alpha, "beta": beta, "val_accuracy": right / len(labels)})
+
+    def logits(self, step: ImageStep) -> Tensor:
+        said = self._said(step.features.to(self.keys.dtype), self.config.beta)
+        return step.cosine_logits(step.class_features) + self.config.alpha * said
+
+    def _said(self, features: Tensor, beta: float) -> Tensor:
+        """What the table says of unit-length features `(b, e)`: `(b, n_classes)`."""
+        similar = (beta * (features @ self.keys.T - 1)).exp()
+        return similar @ F.one_hot(self.labels, self._classes).to(similar.dtype)
+
+
+def grid(most: float, steps: int) -> list[float]:
+    """The reference's: `steps` values from 0.1 on, evenly, that end before `most`."""
+    return [LEAST + i * (most - LEAST) / steps for i in range(steps)]

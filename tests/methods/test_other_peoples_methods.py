@@ -1,0 +1,125 @@
+"""Methods of other people: an installed package's, found by its entry point, and a file's of one's own."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+import adapt
+from adapt import AdaptError, methods
+from adapt.cli import main
+from adapt.data import Split
+from adapt.recipe import build_recipe
+
+SOURCE = '''
+from torch import nn
+import torch
+
+from adapt.methods.base import Method, MethodConfig
+
+
+class Config(MethodConfig):
+    start: float = 0.0
+    """Where the shift starts."""
+
+
+class Shifted(Method):
+    """Zero-shot with a learned shift of the image features."""
+
+    name = "shifted_features"
+    title = "A shift"
+    Config = Config
+
+    def build(self, backbone, class_names):
+        self.shift = nn.Parameter(torch.full((backbone.embed_dim,), self.config.start, device=backbone.device))
+
+    def prompts(self, tokenizer, class_name):
+        from adapt.prompts import from_template
+
+        return [from_template(tokenizer, "a photo of a {}.", class_name)]
+
+    def logits(self, step):
+        return 100 * torch.nn.functional.normalize(step.features + self.shift, dim=-1) @ step.class_features.T
+'''
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A package as pip leaves it, outside this repository."""
+    site = tmp_path / "site"
+    (site / "their_package").mkdir(parents=True)
+    (site / "their_package" / "__init__.py").write_text(SOURCE)
+    about = site / "their_package-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: their-package\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text("[adapt.methods]\nshifted_features = their_package:Shifted\n")
+    monkeypatch.syspath_prepend(str(site))
+    yield
+    sys.modules.pop("their_package", None)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(methods, "_registered", {})
+
+
+def test_an_installed_method_trains_resumes_saves_and_loads(
+    package: None, open_clip: adapt.Backbone, tiny_split: Split, tmp_path: Path
+) -> None:
+    assert "shifted_features" in methods.names()
+    recipe = {"method": {"name": "shifted_features", "start": 0.1}, "data": {"source": "emoji"}, "train": {"epochs": 1}}
+    assert build_recipe(recipe, "theirs").method_config == {"start": 0.1}
+    model = adapt.wrap(open_clip, methods.find("shifted_features")(start=0.01), tiny_split.class_names)
+    settings = {"epochs": 2, "lr": 0.01, "augment": "none", "workers": 0, "progress": False, "out": tmp_path / "run"}
+    result = adapt.fit(model, tiny_split.train, tiny_split.test, **settings)
+    assert result.history[-1]["loss"] < result.history[0]["loss"]
+    images = torch.randn(2, 3, 32, 32)
+    loaded = adapt.load(tmp_path / "run", open_clip)
+    assert type(loaded.method).__name__ == "Shifted"
+    assert torch.equal(loaded(images), model(images))
+    with pytest.raises(AdaptError, match=r"unknown key .*'form'|start"):
+        build_recipe(recipe | {"method": {"name": "shifted_features", "from": "mine.py"}}, "theirs")
+
+
+def test_a_package_that_cannot_be_imported_is_named(package: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "their_package", None)
+    with pytest.raises(AdaptError, match="'shifted_features' of their_package:Shifted cannot be imported"):
+        methods.find("shifted_features")
+
+
+def test_a_file_of_ones_own_by_the_command_line(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(SOURCE)
+    listed = CliRunner().invoke(main, ["--plugin", str(tmp_path / "mine.py"), "methods", "shifted_features"])
+    assert listed.exit_code == 0
+    assert "Where the shift starts" in listed.output
+    (tmp_path / "none.py").write_text("x = 1\n")
+    for file, message in (("none.py", "defines no method"), ("missing.py", "is no Python file with methods")):
+        refused = CliRunner().invoke(main, ["--plugin", str(tmp_path / file), "methods"])
+        assert refused.exit_code == 2
+        assert message in refused.output
+
+
+def test_what_is_registered_is_found_and_names_are_unique() -> None:
+    class Mine(methods.ZeroShot):
+        name = "mine"
+
+    assert methods.register(Mine) is Mine
+    assert methods.find("mine") is Mine
+    assert methods.register(Mine) is Mine
+
+    class Other(methods.ZeroShot):
+        name = "mine"
+
+    class Taken(methods.ZeroShot):
+        name = "coop"
+
+    for cls in (Other, Taken):
+        with pytest.raises(AdaptError, match=f"already: give {cls.__name__} another name"):
+            methods.register(cls)
+    with pytest.raises(AdaptError, match="is no method"):
+        methods.register(dict)  # type: ignore[type-var]

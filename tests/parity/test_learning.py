@@ -1,0 +1,147 @@
+"""How methods learn, against their published implementations: terms of losses, tables of features, steps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import published
+import pytest
+import torch
+import torch.nn.functional as F
+from checks import relative, scaled
+from published import GRADIENT_TOLERANCE, LIBRARIES, TOLERANCE
+from torch import Tensor
+
+import adapt
+from adapt import AdaptedModel
+from adapt.methods import CoOp, KgCoOp, TipAdapter
+from adapt.methods.step import Encoded, total
+
+
+def prompted(name: str, library: str) -> AdaptedModel:
+    settings, expected = published.case(name)
+    model: AdaptedModel = adapt.wrap(published.backbone(library), CoOp(n_ctx=settings["n_ctx"]), settings["names"])
+    model.method.load_state_dict({"ctx": expected["param.ctx"]})
+    return model
+
+
+@pytest.mark.parametrize("fast", [None, False])
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_kgcoop(library: str, fast: bool | None) -> None:
+    settings, expected = published.case("kgcoop_w8")
+    method = KgCoOp(n_ctx=settings["n_ctx"], weight=settings["weight"], template=settings["teacher_template"])
+    model = adapt.wrap(published.backbone(library), method, settings["names"], fast)
+    method.load_state_dict({"ctx": expected["param.ctx"]})
+    teacher = model.frozen_class_features((settings["teacher_template"],))
+    assert scaled(teacher, F.normalize(expected["teacher_text"], dim=-1)) < TOLERANCE
+    step = model.step(expected["images"], expected["labels"])
+    terms, right = model.losses(step)
+    total(terms).backward()
+    assert scaled(step.logits, expected["logits"]) < TOLERANCE
+    assert scaled(terms["knowledge"] / settings["weight"], expected["score"]) < TOLERANCE
+    assert scaled(total(terms), expected["loss"]) < TOLERANCE
+    assert relative(method.ctx.grad, expected["grad.ctx"]) < GRADIENT_TOLERANCE
+    assert torch.equal(right, expected["logits"].argmax(-1) == expected["labels"])
+
+
+class Stub:
+    """A training whose features are at hand."""
+
+    def __init__(self, model: AdaptedModel, views: Tensor, labels: Tensor, val: tuple[Tensor, Tensor]) -> None:
+        self.model, self._views, self._labels, self._val = model, views, labels, val
+        self.noted: dict[str, Any] = {}
+
+    def features(self, part: str, *, views: int = 0, unit: bool = True) -> Tensor:
+        return self._views[:, :views] if part == "train" else self._val[0]
+
+    def labels(self, part: str) -> Tensor:
+        return self._labels if part == "train" else self._val[1]
+
+    def items(self, part: str) -> list[int]:
+        return self.labels(part).tolist()
+
+    def note(self, **figures: Any) -> None:
+        self.noted |= figures
+
+
+def table(name: str, library: str, **config: Any) -> tuple[AdaptedModel, Stub]:
+    """A Tip-Adapter model of a case, and the training that it was prepared by."""
+    settings, expected = published.case(name)
+    chosen = {key: settings[key] for key in ("views", "alpha", "beta")} | {"template": tuple(settings["templates"])}
+    chosen |= {"search_beta": settings["search_scale"][0], "search_alpha": settings["search_scale"][1]}
+    model = adapt.wrap(published.backbone(library), TipAdapter(**chosen | config), settings["names"])
+    images = expected["images"]
+    raw = model.image_features(images.flatten(0, 1), unit=False).unflatten(0, images.shape[:2]).transpose(0, 1)
+    stub = Stub(model, raw, expected["labels"], (expected["val_features"], expected["val_labels"]))
+    model.method.prepare(stub)
+    return model, stub
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_tip_adapter(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings, expected = published.case("tip_adapter")
+    model, stub = table("tip_adapter", library)
+    steps = dict(zip(settings["search_scale"], settings["search_step"], strict=True))
+    whole = adapt.methods.tip_adapter.grid
+    monkeypatch.setattr(adapt.methods.tip_adapter, "grid", lambda most, count: whole(most, steps[most]))
+    assert scaled(model.class_features().T, expected["clip_weights"]) < TOLERANCE
+    assert scaled(model.method.keys.T, expected["keys"]) < TOLERANCE
+    assert torch.equal(F.one_hot(model.method.labels).float(), expected["values"])
+    zero_shot = model.step(Encoded(expected["val_features"]), expected["val_labels"])
+    assert scaled(zero_shot.cosine_logits(model.class_features()), expected["zero_shot_val_logits"]) < TOLERANCE
+    assert scaled(model.logits(expected["val_features"]), expected["logits"]) < TOLERANCE
+    model.method.finish(stub)
+    assert (model.method.config.alpha, model.method.config.beta) == pytest.approx(
+        (settings["best_alpha"], settings["best_beta"])
+    )
+    assert scaled(model.logits(expected["test_features"]), expected["test_logits"]) < TOLERANCE
+    assert stub.noted["searched"]["beta"] == pytest.approx(settings["best_beta"])
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_tip_adapter_f(library: str) -> None:
+    """The first step's logits, loss and gradient, and the keys after all steps, with the trainer's own optimiser."""
+    from adapt.training.loop import make_optimizer
+    from adapt.training.schedules import learning_rate
+    from adapt.training.settings import TrainSettings
+
+    settings, expected = published.case("tip_adapter_f")
+    model, _ = table("tip_adapter_f", library, train=True)
+    assert scaled(model.method.keys, expected["param.weight"]) < TOLERANCE
+    how = {key: settings[key] for key in ("lr", "eps", "weight_decay", "epochs", "batch_size")}
+    chosen = TrainSettings(optimizer="adamw", schedule="cosine_iteration", **how)
+    optimizer, losses = make_optimizer(model, chosen), []
+    batches = [slice(i, i + chosen.batch_size) for i in range(0, len(expected["labels"]), chosen.batch_size)]
+    steps = chosen.epochs * len(batches)
+    for epoch in range(chosen.epochs):
+        images = expected["images"][epoch % settings["views"]]
+        for batch in batches:
+            optimizer.param_groups[0]["lr"] = learning_rate(chosen, epoch, chosen.epochs, len(losses), steps)
+            step = model.step(images[batch], expected["labels"][batch])
+            loss = total(model.losses(step)[0])
+            optimizer.zero_grad()
+            loss.backward()
+            if not losses:
+                assert scaled(step.logits, expected["logits"]) < TOLERANCE
+                assert scaled(loss, expected["loss"]) < TOLERANCE
+                assert relative(model.method.keys.grad, expected["grad.weight"]) < GRADIENT_TOLERANCE
+            optimizer.step()
+            losses.append(loss.detach())
+    assert scaled(torch.stack(losses), expected["steps.loss"]) < TOLERANCE
+    assert relative(model.method.keys, expected["after.weight"]) < GRADIENT_TOLERANCE
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_tpt_starts_from_coops_answers_and_keeps_the_surest_views(library: str) -> None:
+    settings, expected = published.case("tpt")
+    model = prompted("tpt", library)
+    logits = model(expected["images"])
+    assert scaled(logits, expected["logits"]) < TOLERANCE
+    entropy = -(logits.softmax(-1) * logits.log_softmax(-1)).sum(-1)
+    surest = entropy.argsort()[: int(settings["views"] * settings["selection"])]
+    assert sorted(surest.tolist()) == sorted(expected["selected"].tolist())
+    mean = logits[surest].softmax(-1).mean(0)
+    loss = -(mean * mean.log()).sum()
+    loss.backward()
+    assert scaled(loss, expected["loss"]) < TOLERANCE
+    assert relative(model.method.ctx.grad, expected["grad.ctx"]) < GRADIENT_TOLERANCE
