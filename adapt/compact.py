@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from adapt import adapter, plain, tensor_file
 from adapt.adapted import Adapted
+from adapt.allocation import at_most
 from adapt.backbones import fingerprint
 from adapt.backbones.absent import Absent, block_paths, cut_out
 from adapt.backbones.base import Backbone
@@ -105,9 +106,10 @@ def load(
     Raises AdaptError where the folder is none, or damaged, and as `adapt.load` does.
     """
     record = _record(folder)
-    backbone = hollow(folder, adapter.read_header(folder / ADAPTER).backbone)
+    name, kept = adapter.read_header(folder / ADAPTER).backbone, tensor_file.read(folder / TENSORS)
+    with at_most(sum(x.numel() for x in kept.values())):  # also of tensors without memory, in number
+        backbone = hollow(folder, name)
     try:
-        kept = tensor_file.read(folder / TENSORS)
         if record.halves:
             kept = {name: x.float() if x.is_floating_point() else x for name, x in kept.items()}
         _fill(backbone, kept, record.cut)

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from adapt import plain
 from adapt.adapted import Adapted
 from adapt.backbones.base import Backbone, DualEncoder, outside_inference_mode
 from adapt.backbones.turns import alone
@@ -122,6 +123,10 @@ def check_class_names(class_names: Sequence[str]) -> tuple[str, ...]:
     for name in names:
         if not isinstance(name, str) or not name.strip():
             raise AdaptError(f"class name {name!r} is empty; every class needs a name to read")
+        if len(name) > plain.TEXT:
+            raise AdaptError(
+                f"class name {name[:40]!r}... has {len(name):,} characters; expected at most {plain.TEXT:,}"
+            )
     most_common, count = Counter(names).most_common(1)[0]
     if count > 1:
         raise AdaptError(f"class name {most_common!r} appears {count} times; names tell classes apart")

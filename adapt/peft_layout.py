@@ -24,6 +24,9 @@ _UNKNOWN_HERE = ("use_dora", "alpha_pattern", "rank_pattern", "lora_bias", "fan_
 Site = tuple[str, int, str]
 
 
+_OURS = "adapt"  # the key of our own in the header of the tensors
+
+
 def export(model: AdaptedModel, folder: str | Path) -> Path:
     """Writes the LoRA adapter of `model` to `folder`. Raises AdaptError for another method or tuner."""
     method = model.method
@@ -38,7 +41,7 @@ def export(model: AdaptedModel, folder: str | Path) -> Path:
             tensors[f"{_PREFIX}{names[site]}.lora_{letter}.weight"] = factor.detach().cpu().contiguous()
     folder = Path(folder)
     with replacing(folder / "adapter_model.safetensors") as temporary:
-        tensor_file.write(tensors, temporary, {"format": "pt"})
+        tensor_file.write(tensors, temporary, {"format": "pt", _OURS: plain.dump(_beside(method))})
     config = {
         "peft_type": "LORA",
         "base_model_name_or_path": model.backbone.name,
@@ -54,10 +57,15 @@ def export(model: AdaptedModel, folder: str | Path) -> Path:
     return folder
 
 
-def load(
-    folder: str | Path, backbone: Backbone, class_names: Sequence[str], template: str = "a photo of a {}."
-) -> AdaptedModel:
+def _beside(method: LoRA) -> dict[str, Any]:
+    """What the method has and peft's layout has no word for."""
+    return {"logit_scale": method.config.logit_scale, "template": method.config.template}
+
+
+def load(folder: str | Path, backbone: Backbone, class_names: Sequence[str]) -> AdaptedModel:
     """The model of a LoRA adapter in peft's layout; peft records neither backbone nor classes, so both are given.
+
+    Where `export` did not write the folder, logits have the backbone's own scale and the template is LoRA's default.
 
     Raises AdaptError for another peft method, or modules that are no projections of the backbone's towers.
     """
@@ -80,9 +88,21 @@ def load(
     ]
     if not adapted:
         raise AdaptError(f"{folder} holds no LoRA tensors")
-    method = LoRA(**_settings(config, adapted, backbone), template=template)
+    method = LoRA(**_settings(config, adapted, backbone), **_recorded(folder / "adapter_model.safetensors"))
     model: AdaptedModel = build_for(method, backbone, class_names, tensors, str(folder))
     return model.eval()
+
+
+def _recorded(path: Path) -> dict[str, Any]:
+    """What `export` noted beside the tensors."""
+    noted = tensor_file.describe(path).metadata.get(_OURS)
+    if noted is None:
+        return {"logit_scale": None}
+    try:
+        found = plain.parse(noted)
+        return {key: found[key] for key in ("logit_scale", "template")}
+    except (KeyError, TypeError, ValueError) as error:
+        raise AdaptError(f"{path} is damaged ({error!r}): its header's {_OURS} holds no settings") from error
 
 
 def _read_config(path: Path) -> dict[str, Any]:

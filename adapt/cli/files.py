@@ -197,6 +197,8 @@ def convert(
     """
     from adapt.cli.quiet import quiet_libraries
 
+    if target.exists():
+        raise AdaptError(f"{target} exists already: name a new target")
     with quiet_libraries():
         if source.suffix == ".safetensors" and method is None:
             if target_form != "peft":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from pathlib import Path
 
@@ -83,9 +82,10 @@ def train(
     if plot and out is not None:
         result.plot(out / "curves.png")
         if (out / "search.json").is_file():
+            from adapt.evaluation import stored
             from adapt.training.search import plot_search
 
-            plot_search(json.loads((out / "search.json").read_text(encoding="utf-8")), out / "search.png")
+            plot_search(stored.read(out / "search.json", stored.Found, "search of blocks"), out / "search.png")
     if result.adapter is not None:
         click.echo(f"adapter    {result.adapter} ({result.metrics['adapter_bytes'] / 1024:.1f} KB)")
 

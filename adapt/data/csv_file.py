@@ -43,8 +43,21 @@ def read_csv(
         raise AdaptError(f"CSV {source!r} cannot be read: {error}.") from error
     if not rows:
         raise AdaptError(f"CSV {source!r} lists no images.")
+    _check_listed_once(rows, f"CSV {source!r}")
     rows = one_each(rows, folder, real_paths(row.path for row in rows), f"CSV {source!r}")
     return to_split(Path(source).stem, folder, rows, sorted({row.class_name for row in rows}), ratios, seed)
+
+
+def _check_listed_once(rows: Sequence[Row], where: str) -> None:
+    """AdaptError for a picture that is listed for two parts, or two classes; several questions may be about one."""
+    listed: dict[str, Row] = {}
+    for row in rows:
+        first = listed.setdefault(row.path, row)
+        for what, one, other in (("parts", first.part, row.part), ("classes", first.class_name, row.class_name)):
+            if one != other and not row.question:
+                raise AdaptError(
+                    f"{where}: {row.path!r} is of two {what}, {one!r} and {other!r}. Keep one of the lines."
+                )
 
 
 def _rows(reader: csv.DictReader[str], folder: str, where: str) -> Iterator[Row]:

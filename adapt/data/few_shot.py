@@ -29,6 +29,8 @@ def pick(train: Items, val: Items, shots: int, seed: int, sampling: Sampling) ->
     """
     if sampling not in get_args(Sampling):
         raise AdaptError(f"sampling is {sampling!r}; {nearest(sampling, get_args(Sampling))}")
+    if seed < 0:
+        raise AdaptError(f"seed is {seed}; expected a whole number from 0 on: Python draws the same for -1 and 1")
     stream, val_shots = random.Random(seed), min(shots, _MAX_VAL_SHOTS)
     if sampling == "coop":
         return _all_if_few(train, shots, stream), _all_if_few(val, val_shots, stream)

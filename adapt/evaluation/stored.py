@@ -93,6 +93,21 @@ class Results(_Stored):
         return self
 
 
+class _Update(_Stored):
+    step: int
+    gates: list[float]
+
+
+class Found(_Stored):
+    """search.json of a run."""
+
+    chosen: list[str]
+    kept_flops: float
+    blocks: list[str]
+    trace: list[_Update]
+    seconds: float
+
+
 Targets = dict[str, _Target]  # targets.json of a run
 
 

@@ -96,7 +96,8 @@ class Compose(Method):
 
     @property
     def chosen_on_validation(self) -> str | None:
-        return next((each for part in self.parts.values() if (each := part.chosen_on_validation)), None)
+        keys = enumerate(part.chosen_on_validation for part in self.parts.values())
+        return next((f"methods.{index}.{key}" for index, key in keys if key), None)
 
     @property
     def skipped(self) -> frozenset[str]:

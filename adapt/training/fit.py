@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Sequence
@@ -145,18 +144,17 @@ def _note_harm(metrics: dict[str, Any], history: list[dict[str, Any]]) -> None:
     if after >= before:
         return
     last = history[-len(history) // 10 :]  # the last tenth of the steps
-    fitted = sum(entry["accuracy"] for entry in last) / len(last) if last else 1.0
-    if fitted > before:
-        why, remedy = (
-            "it fits its training images only",
-            "fewer epochs, a lower train.lr, more shots or fewer parameters",
-        )
+    fitted = sum(entry["accuracy"] for entry in last) / len(last) if last else None
+    if fitted is None:
+        advice = "Try other settings of the method, or more shots"
+    elif fitted > before:
+        advice = f"It fits its training images, {100 * fitted:.1f} % right at the end: try fewer epochs, a lower "
+        advice += "train.lr or more shots"
     else:
-        why, remedy = "it has not learned", "another train.lr or more epochs"
+        advice = f"It has not learned, {100 * fitted:.1f} % right at the end: try another train.lr or more epochs"
     logger.warning(
-        "adapted accuracy, %.1f %%, is below the %.1f %% of %s: %s (%.1f %% right at the end). Try %s, and compare on "
-        "validation images",
-        100 * after, 100 * before, metrics["baseline"], why, 100 * fitted, remedy,
+        "adapted accuracy, %.1f %%, is below the %.1f %% of %s. %s, and compare on validation images",
+        100 * after, 100 * before, metrics["baseline"], advice,
     )  # fmt: skip
 
 
@@ -244,7 +242,7 @@ def _steps(training: Training, settings: TrainSettings) -> tuple[list[dict[str, 
 
             position = trainer.train(told)
     if run is not None:  # a resumed run's whole history
-        history = [json.loads(line) for line in (run.path / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+        history = run.history()
     searched = {} if found is None else {"search": _summary(found, position.seconds)}
     return history, searched | {
         "seconds": round(position.seconds, 3),

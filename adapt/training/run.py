@@ -136,6 +136,17 @@ class Run:
         except OSError as error:
             raise AdaptError(f"cannot write {log}: {error.strerror or error}; then go on by --resume") from error
 
+    def history(self) -> list[dict[str, Any]]:
+        """The entries of log.jsonl. AdaptError where it is damaged."""
+        log = self.path / "log.jsonl"
+        try:
+            entries = [plain.parse(line) for line in log.read_bytes().splitlines()]
+            if not all(isinstance(each, dict) and {"epoch", "loss", "accuracy"} <= each.keys() for each in entries):
+                raise ValueError("a line is no step of a training")
+        except (OSError, ValueError) as error:
+            raise AdaptError(f"{log} is damaged ({error}): train again in another --out") from error
+        return entries
+
     def cut_log(self, step: int) -> None:
         """Drops what a killed run logged after the checkpoint at `step`, so that no step appears twice."""
         log = self.path / "log.jsonl"

@@ -5,7 +5,6 @@ Source: DAS `1d6a0d6`, `ViLT/vilt/modules/vilt_module_search.py`; the gates' rul
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections import Counter
@@ -21,6 +20,7 @@ from adapt import plain
 from adapt.adapted import Adapted
 from adapt.data.split import Item
 from adapt.errors import AdaptError
+from adapt.evaluation import stored
 from adapt.evaluation.flops import block_flops
 from adapt.files import write_text
 from adapt.methods.das import updated_gates
@@ -45,8 +45,7 @@ def search(training: Training, settings: TrainSettings, batches: Batches) -> Fou
     """
     model, run, seed, progress = training.model, training.run, training.seed, training.progress
     if run is not None and run.resume and run.search.is_file():
-        kept: Found = json.loads(run.search.read_text(encoding="utf-8"))
-        return kept
+        return stored.read(run.search, stored.Found, "search of blocks")
     searching = Search(model, _cycle(model, training.val_set, settings, seed, training.cache), settings)
     imitating = imitate(model, training.train_set, settings, seed, progress)
     steps = Plan.of(search_settings(model, settings), len(batches)).steps
@@ -173,8 +172,8 @@ def _cycle(
     model: Adapted[Any], items: Sequence[Item], settings: TrainSettings, seed: int, cache: bool
 ) -> Iterator[tuple[Any, Tensor]]:
     """Batches of the held-back images as the model sees them in a test, by the loss of training, again and again."""
-    plain = settings.model_copy(update={"augment": "none", "views": None})
-    batches = training_batches(model, items, plain, seed, cache, None)
+    unchanged = settings.model_copy(update={"augment": "none", "views": None})
+    batches = training_batches(model, items, unchanged, seed, cache, None)
     for epoch in count():
         yield from batches.epoch(epoch, 0)
 

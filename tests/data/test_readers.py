@@ -326,3 +326,19 @@ def test_files_of_names_that_are_refused(tmp_path: Path, name: str, text: str, m
 def test_a_missing_file_of_names(tmp_path: Path) -> None:
     with pytest.raises(AdaptError, match=r"nowhere.csv' cannot be read: .*No such file"):
         read_names(tmp_path / "nowhere.csv")
+
+
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [
+        ("a.png,cat,test", "is of two parts, 'train' and 'test'"),
+        ("a.png,dog,train", "is of two classes, 'cat' and 'dog'"),
+    ],
+)
+def test_a_picture_that_a_csv_lists_for_two_parts_or_classes(second: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "data.csv").write_text(f"path,label,split\na.png,cat,train\n{second}\n")
+    with pytest.raises(AdaptError, match=message):
+        read_csv(tmp_path / "data.csv")
+    questions = tmp_path / "questions.csv"
+    questions.write_text("path,label,split,question\na.png,cat,train,what?\na.png,two,test,how many?\n")
+    assert len(read_csv(questions).test) == 1

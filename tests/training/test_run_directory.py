@@ -233,3 +233,14 @@ def test_a_full_disk_keeps_the_last_checkpoint(train, at_step, out: Path, monkey
             train(out=out)
     assert list(out.glob(".*.tmp")) == []
     assert train(out=out, resume=True).metrics["steps"] == 9
+
+
+@pytest.mark.parametrize(
+    ("file", "damage"), [("log.jsonl", b"[]"), ("log.jsonl", b'{"epoch": 1'), ("log.jsonl", b"\xff")]
+)
+def test_a_log_that_was_changed_is_refused_by_name(train, at_step, out: Path, file: str, damage: bytes) -> None:
+    _start(train, at_step, out)
+    lines = (out / file).read_bytes().splitlines()
+    (out / file).write_bytes(b"\n".join([damage, *lines[1:]]) + b"\n")
+    with pytest.raises(AdaptError, match=rf"{file} is damaged .*: train again in another --out"):
+        train(out=out, resume=True)

@@ -190,3 +190,20 @@ def test_the_number_of_subsets() -> None:
 def test_more_draws_than_subsets_are_refused(train, make_model, tiny_split: Split) -> None:
     with pytest.raises(AdaptError, match="4 draws of different subsets are asked for; there are 3"):
         train(make_model("das", **SEARCH | {"draws": 4}), val_set=tiny_split.val)
+
+
+def test_a_search_that_was_changed_is_refused_by_name(train, new, tiny_split: Split, at_step, tmp_path: Path) -> None:
+    def stop() -> None:
+        raise RuntimeError
+
+    at_step(1, stop)
+    with pytest.raises(RuntimeError):
+        train(new(), val_set=tiny_split.val, out=tmp_path / "run")
+    (tmp_path / "run" / "search.json").write_text('{"chosen": [3]}')
+    with pytest.raises(AdaptError, match=r"search\.json holds no search of blocks: chosen\.0"):
+        train(new(), val_set=tiny_split.val, out=tmp_path / "run", resume=True)
+
+
+def test_a_search_inside_compose_names_its_key(make_model, tiny_split: Split) -> None:
+    with pytest.raises(AdaptError, match=r"compose chooses methods\.0\.skipped on validation images"):
+        adapt.fit(make_model("compose", **COMPOSED), tiny_split.train, epochs=1)
