@@ -1,4 +1,7 @@
-"""Methods of other people: an installed package's, found by its entry point, and a file's of one's own."""
+"""Methods of other people: an installed package's, found by its entry point, and a file's of one's own.
+
+The method is the example of docs/write_a_method.md.
+"""
 
 from __future__ import annotations
 
@@ -16,36 +19,8 @@ from adapt.cli import main
 from adapt.data import Split
 from adapt.recipe import build_recipe
 
-SOURCE = '''
-from torch import nn
-import torch
-
-from adapt.methods.base import Method, MethodConfig
-
-
-class Config(MethodConfig):
-    start: float = 0.0
-    """Where the shift starts."""
-
-
-class Shifted(Method):
-    """Zero-shot with a learned shift of the image features."""
-
-    name = "shifted_features"
-    title = "A shift"
-    Config = Config
-
-    def build(self, backbone, class_names):
-        self.shift = nn.Parameter(torch.full((backbone.embed_dim,), self.config.start, device=backbone.device))
-
-    def prompts(self, tokenizer, class_name):
-        from adapt.prompts import from_template
-
-        return [from_template(tokenizer, "a photo of a {}.", class_name)]
-
-    def logits(self, step):
-        return 100 * torch.nn.functional.normalize(step.features + self.shift, dim=-1) @ step.class_features.T
-'''
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "write_a_method.md"
+SOURCE = PAGE.read_text(encoding="utf-8").partition("```python\n")[2].partition("```")[0]
 
 
 @pytest.fixture
@@ -57,7 +32,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     about = site / "their_package-1.0.dist-info"
     about.mkdir()
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: their-package\nVersion: 1.0\n")
-    (about / "entry_points.txt").write_text("[adapt.methods]\nshifted_features = their_package:Shifted\n")
+    (about / "entry_points.txt").write_text("[adapt.methods]\nshift = their_package:Shift\n")
     monkeypatch.syspath_prepend(str(site))
     yield
     sys.modules.pop("their_package", None)
@@ -71,30 +46,31 @@ def _nothing_stays(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_installed_method_trains_resumes_saves_and_loads(
     package: None, open_clip: adapt.Backbone, tiny_split: Split, tmp_path: Path
 ) -> None:
-    assert "shifted_features" in methods.names()
-    recipe = {"method": {"name": "shifted_features", "start": 0.1}, "data": {"source": "emoji"}, "train": {"epochs": 1}}
+    assert "shift" in methods.names()
+    recipe = {"method": {"name": "shift", "start": 0.1}, "data": {"source": "emoji"}, "train": {"epochs": 1}}
     assert build_recipe(recipe, "theirs").method_config == {"start": 0.1}
-    model = adapt.wrap(open_clip, methods.find("shifted_features")(start=0.01), tiny_split.class_names)
+    model = adapt.wrap(open_clip, methods.find("shift")(start=0.01), tiny_split.class_names)
     settings = {"epochs": 2, "lr": 0.01, "augment": "none", "workers": 0, "progress": False, "out": tmp_path / "run"}
     result = adapt.fit(model, tiny_split.train, tiny_split.test, **settings)
     assert result.history[-1]["loss"] < result.history[0]["loss"]
+    assert set(result.history[0]["terms"]) == {"cross_entropy", "size"}
     images = torch.randn(2, 3, 32, 32)
     loaded = adapt.load(tmp_path / "run", open_clip)
-    assert type(loaded.method).__name__ == "Shifted"
+    assert type(loaded.method).__name__ == "Shift"
     assert torch.equal(loaded(images), model(images))
     with pytest.raises(AdaptError, match=r"unknown key .*'form'|start"):
-        build_recipe(recipe | {"method": {"name": "shifted_features", "from": "mine.py"}}, "theirs")
+        build_recipe(recipe | {"method": {"name": "shift", "from": "mine.py"}}, "theirs")
 
 
 def test_a_package_that_cannot_be_imported_is_named(package: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "their_package", None)
-    with pytest.raises(AdaptError, match="'shifted_features' of their_package:Shifted cannot be imported"):
-        methods.find("shifted_features")
+    with pytest.raises(AdaptError, match="'shift' of their_package:Shift cannot be imported"):
+        methods.find("shift")
 
 
 def test_a_file_of_ones_own_by_the_command_line(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(SOURCE)
-    listed = CliRunner().invoke(main, ["--plugin", str(tmp_path / "mine.py"), "methods", "shifted_features"])
+    listed = CliRunner().invoke(main, ["--plugin", str(tmp_path / "mine.py"), "methods", "shift"])
     assert listed.exit_code == 0
     assert "Where the shift starts" in listed.output
     (tmp_path / "none.py").write_text("x = 1\n")
