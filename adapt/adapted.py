@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from adapt.backbones.absent import cut_out
 from adapt.backbones.base import Backbone, outside_inference_mode
-from adapt.backbones.turns import alone
+from adapt.backbones.turns import alone, changing_modes, keeping_modes
 from adapt.engine.frozen import frozen
 from adapt.engine.hooks import run
 from adapt.errors import AdaptError
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from adapt.edits import Edit
 
 B = TypeVar("B", bound=Backbone)
+M = TypeVar("M", bound="Adapted[Any]")
+P = ParamSpec("P")
 Result = TypeVar("Result")
 
 
@@ -148,16 +151,29 @@ class Adapted(nn.Module, Generic[B]):
         return self
 
 
+def in_one_mode(call: Callable[Concatenate[M, P], Result]) -> Callable[Concatenate[M, P], Result]:
+    """A method of an adapted model during which no other thread changes what is in training mode and what is not."""
+
+    @wraps(call)
+    def whole(model: M, *args: P.args, **kwargs: P.kwargs) -> Result:
+        with keeping_modes(model.backbone.model):
+            return call(model, *args, **kwargs)
+
+    return whole
+
+
 @contextmanager
 def evaluating(model: Adapted[Any]) -> Iterator[None]:
     """Inside, `model` is in evaluation mode; afterwards each of its modules is in the mode that it was in.
 
-    Where there is a mode to change, no other thread's call runs on the backbone meanwhile.
+    Other threads' calls on the backbone run in the modes that their callers left: before this, or after it.
     """
-    if not any(module.training for module in model.modules()):
-        yield
-        return
-    with alone(model.backbone.model):
+    frozen_model = model.backbone.model
+    with keeping_modes(frozen_model):
+        if not any(module.training for module in model.modules()):
+            yield
+            return
+    with changing_modes(frozen_model), alone(frozen_model):  # nor are blocks computed again in another mode
         training = [module for module in model.modules() if module.training]
         model.eval()
         try:

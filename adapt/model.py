@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from adapt.adapted import Adapted
+from adapt.adapted import Adapted, in_one_mode
 from adapt.backbones.base import Backbone, DualEncoder, outside_inference_mode
 from adapt.backbones.turns import alone
 from adapt.backbones.vision_llm import VisionLLM
@@ -167,10 +167,12 @@ class AdaptedModel(Adapted[DualEncoder]):
         self._text = self._text_path([prompt for own in prompts for prompt in own]) if prompts else None
         self._cached: _Known | None = None
 
+    @in_one_mode
     def forward(self, images: Tensor) -> Tensor:
         """Images `(b, 3, h, w)` to logits `(b, n_classes)`."""
         return self.logits(self.image_features(images))
 
+    @in_one_mode
     def logits(self, image_features: Tensor) -> Tensor:
         """Unit-length image features `(b, e)` to logits: scaled cosines with the classes, or the head's output."""
         if self.method.task == "head":
@@ -178,6 +180,7 @@ class AdaptedModel(Adapted[DualEncoder]):
         scale = self.method.logit_scale or self.backbone.logit_scale
         return classes.logits(image_features, self.class_features(image_features), scale, self.backbone.logit_bias)
 
+    @in_one_mode
     def image_features(self, images: Tensor) -> Tensor:
         """Images `(b, 3, h, w)` to unit-length features `(b, e)`."""
         return self._image_features(images, self._edits("vision", Context()))
@@ -197,6 +200,7 @@ class AdaptedModel(Adapted[DualEncoder]):
     def decide(self, inputs: Tensor) -> tuple[list[str], list[float]]:
         return classes.decided(self(inputs.to(self.backbone.device)), self.class_names)
 
+    @in_one_mode
     def class_features(self, image_features: Tensor | None = None) -> Tensor:
         """Unit-length features of the classes `(n_classes, e)`, differentiable in the method's parameters.
 

@@ -1,6 +1,7 @@
 """Whose turn it is on a frozen model: calls that leave its modules alone run side by side, one that edits them alone.
 
 A turn lasts for one forward, or one block that is computed again: never while a caller's own code runs.
+The modes of the methods on a model have turns of their own, taken before those on the model itself.
 """
 
 from __future__ import annotations
@@ -65,7 +66,9 @@ class _Turns:
                     self._changed.notify_all()
 
 
-_TURNS: WeakKeyDictionary[nn.Module, _Turns] = WeakKeyDictionary()
+_AllTurns = WeakKeyDictionary[nn.Module, _Turns]
+_TURNS: _AllTurns = WeakKeyDictionary()
+_MODES: _AllTurns = WeakKeyDictionary()
 
 
 def roots(model: nn.Module) -> list[nn.Module]:
@@ -75,17 +78,29 @@ def roots(model: nn.Module) -> list[nn.Module]:
 
 def sharing(model: nn.Module) -> AbstractContextManager[None]:
     """Inside, no call edits `model`."""
-    return _entered(model, _Turns.shared)
+    return _entered(_TURNS, model, _Turns.shared)
 
 
 def alone(model: nn.Module) -> AbstractContextManager[None]:
     """Inside, no other thread's call runs on `model`. RuntimeError in a thread that shares it already."""
-    return _entered(model, _Turns.alone)
+    return _entered(_TURNS, model, _Turns.alone)
+
+
+def keeping_modes(model: nn.Module) -> AbstractContextManager[None]:
+    """Inside, no other thread turns methods on `model` from training to evaluation, or back."""
+    return _entered(_MODES, model, _Turns.shared)
+
+
+def changing_modes(model: nn.Module) -> AbstractContextManager[None]:
+    """Inside, no other thread's call on `model` reads a method's mode. RuntimeError in a thread that keeps them."""
+    return _entered(_MODES, model, _Turns.alone)
 
 
 @contextmanager
-def _entered(model: nn.Module, enter: Callable[[_Turns], AbstractContextManager[None]]) -> Iterator[None]:
-    turns = [_TURNS.setdefault(root, _Turns()) for root in roots(model)]
+def _entered(
+    of: _AllTurns, model: nn.Module, enter: Callable[[_Turns], AbstractContextManager[None]]
+) -> Iterator[None]:
+    turns = [of.setdefault(root, _Turns()) for root in roots(model)]
     with ExitStack() as stack:
         for each in sorted(turns, key=id):  # in one order, so that two calls never wait for each other
             stack.enter_context(enter(each))
