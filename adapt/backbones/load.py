@@ -113,7 +113,6 @@ def _folder(path: Path, name: str | None, tensors: bool = True) -> Backbone:
 
 def _open_clip_folder(path: Path, name: str | None, tensors: bool) -> Backbone:
     import open_clip
-    from safetensors import SafetensorError
 
     from adapt.backbones import openclip
     from adapt.backbones.foreign_code import check_source, needs_code, no_questions
@@ -129,7 +128,7 @@ def _open_clip_folder(path: Path, name: str | None, tensors: bool) -> Backbone:
         with _without_notes(), no_questions():
             model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{path}", **how)
             tokenizer = open_clip.get_tokenizer(f"local-dir:{path}", **_tokenizer_options(text))
-    except (SafetensorError, RuntimeError, OSError, TypeError, ValueError, AssertionError) as error:
+    except _library_errors() as error:
         raise needs_code(error, path) or AdaptError(
             f"{path} cannot be loaded with open_clip: {_reason(error)}; fetch the folder again"
         ) from error
@@ -201,8 +200,18 @@ def _warn_of_activation(architecture: str, pretrained: str, quick: bool) -> None
     )  # fmt: skip
 
 
+def _library_errors() -> tuple[type[Exception], ...]:
+    """What libraries raise where files are missing or damaged, or where a configuration makes no sense to them."""
+    from huggingface_hub.errors import StrictDataclassError
+    from safetensors import SafetensorError
+
+    of_configurations = (TypeError, LookupError, AttributeError, ArithmeticError, ImportError, StrictDataclassError)
+    return (SafetensorError, RuntimeError, OSError, ValueError, AssertionError, *of_configurations)
+
+
 def _reason(error: Exception) -> str:
-    return str(error).strip().splitlines()[0].rstrip(".")
+    said = next(iter(str(error).strip().splitlines()), "").rstrip(".")
+    return said if isinstance(error, RuntimeError | OSError | ValueError) else f"{type(error).__name__} {said}".strip()
 
 
 def _closest(word: str, choices: list[str]) -> str:
@@ -223,15 +232,13 @@ def _transformers(source: str, name: str | None, tensors: bool = True) -> Backbo
 @contextmanager
 def fetching(source: str) -> Iterator[None]:
     """AdaptError where transformers cannot load `source` inside, or would have to run code that comes with it."""
-    from safetensors import SafetensorError
-
     from adapt.backbones.foreign_code import check_source, needs_code, no_questions
 
     check_source(source)
     try:
         with no_questions():
             yield
-    except (SafetensorError, RuntimeError, OSError, ValueError) as error:
+    except _library_errors() as error:
         raise needs_code(error, source) or AdaptError(
             f"cannot load {source!r} with transformers: {_reason(error)}. Connect this machine, or give a local folder"
         ) from error
