@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from adapt.backbones.absent import cut_out
 from adapt.backbones.base import Backbone, outside_inference_mode
-from adapt.backbones.turns import alone, changing_modes, keeping_modes
+from adapt.backbones.turns import alone, changing_modes, copied_alone, keeping_modes
 from adapt.engine.frozen import frozen
 from adapt.engine.hooks import run
 from adapt.errors import AdaptError
@@ -46,6 +46,10 @@ class Adapted(nn.Module, Generic[B]):
         self.class_names = tuple(class_names)
         self.checkpointing = checkpointing
         self.metadata: dict[str, Any] = {}  # what an adapter file records beside the method: recipe, metrics, ...
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        # one that was unwrapped has no turns to wait for
+        return copied_alone(self, self.method if self._backbone is None else self._backbone.model, memo)
 
     @property
     def backbone(self) -> B:

@@ -6,12 +6,16 @@ The modes of the methods on a model have turns of their own, taken before those 
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 from torch import nn
+
+T = TypeVar("T")
 
 
 class _Turns:
@@ -84,6 +88,14 @@ def sharing(model: nn.Module) -> AbstractContextManager[None]:
 def alone(model: nn.Module) -> AbstractContextManager[None]:
     """Inside, no other thread's call runs on `model`. RuntimeError in a thread that shares it already."""
     return _entered(_TURNS, model, _Turns.alone)
+
+
+def copied_alone(whole: T, model: nn.Module, memo: dict[int, Any]) -> T:
+    """A deep copy of an object that `model` belongs to, while no other thread's call has it frozen or edited."""
+    copied = memo[id(whole)] = object.__new__(type(whole))
+    with alone(model):
+        vars(copied).update(copy.deepcopy(vars(whole), memo))
+    return copied
 
 
 def keeping_modes(model: nn.Module) -> AbstractContextManager[None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -206,3 +207,25 @@ def test_a_stream_leaves_the_mode_to_what_comes_between(open_clip: Backbone, ima
     two.close()
     assert all(module.training for module in model.modules())
     assert len({(answer.class_name, round(answer.probability, 5)) for answer in answers}) == 1
+
+
+@pytest.mark.parametrize("backbone", LIBRARIES, indirect=True)
+def test_a_copy_that_is_made_while_others_call_is_whole(backbone: Backbone, images: Tensor) -> None:
+    backbone.model.requires_grad_(True).train()
+    before = snapshot(backbone.model)
+    model = build("maple", backbone, fast=False).eval()
+    with torch.no_grad():
+        expected = model(images)
+
+    def work(number: int) -> float:
+        with torch.no_grad():
+            if number % 4:
+                return scaled(model(images), expected)
+            copied = copy.deepcopy(model if number else backbone)
+            parts = snapshot(copied.model if isinstance(copied, Backbone) else copied.backbone.model)
+            assert all(parts["training"].values())
+            assert all(trainable for _, trainable, _ in parts["flags"].values())
+            assert (parts["attributes"], parts["hooks"]) == (before["attributes"], before["hooks"])
+            return 0.0 if isinstance(copied, Backbone) else scaled(copied(images), expected)
+
+    assert max(max(at_once(work)) for _ in range(4)) < 1e-5
