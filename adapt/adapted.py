@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
-from weakref import WeakKeyDictionary
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from adapt.backbones.absent import cut_out
 from adapt.backbones.base import Backbone, outside_inference_mode
-from adapt.backbones.turns import alone
+from adapt.backbones.turns import alone, changing_modes, copied_alone, keeping_modes
 from adapt.engine.frozen import frozen
 from adapt.engine.hooks import run
 from adapt.errors import AdaptError
@@ -26,6 +25,8 @@ if TYPE_CHECKING:
     from adapt.edits import Edit
 
 B = TypeVar("B", bound=Backbone)
+M = TypeVar("M", bound="Adapted[Any]")
+P = ParamSpec("P")
 Result = TypeVar("Result")
 
 
@@ -46,6 +47,10 @@ class Adapted(nn.Module, Generic[B]):
         self.class_names = tuple(class_names)
         self.checkpointing = checkpointing
         self.metadata: dict[str, Any] = {}  # what an adapter file records beside the method: recipe, metrics, ...
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        # one that was unwrapped has no turns to wait for
+        return copied_alone(self, self.method if self._backbone is None else self._backbone.model, memo)
 
     @property
     def backbone(self) -> B:
@@ -77,11 +82,12 @@ class Adapted(nn.Module, Generic[B]):
 
         The latter is `(b,)`.
         """
-        terms = dict(self.method.loss(step))
-        for name, weight in (weights or {}).items():
-            terms[name] = weight * TERMS[name](step)
-        assert step.labels is not None
-        return terms, step.logits.argmax(-1).eq(step.labels)
+        with keeping_modes(self.backbone.model):
+            terms = dict(self.method.loss(step))
+            for name, weight in (weights or {}).items():
+                terms[name] = weight * TERMS[name](step)
+            assert step.labels is not None
+            return terms, step.logits.argmax(-1).eq(step.labels)
 
     def decide(self, inputs: Any) -> tuple[list[str], list[float]]:
         """What the model says of each of a batch from the data loader, and how sure it is, in [0, 1]."""
@@ -162,33 +168,33 @@ class Adapted(nn.Module, Generic[B]):
         return self
 
 
+def in_one_mode(call: Callable[Concatenate[M, P], Result]) -> Callable[Concatenate[M, P], Result]:
+    """A method of an adapted model during which no other thread changes what is in training mode and what is not."""
+
+    @wraps(call)
+    def whole(model: M, *args: P.args, **kwargs: P.kwargs) -> Result:
+        with keeping_modes(model.backbone.model):
+            return call(model, *args, **kwargs)
+
+    return whole
+
+
 @contextmanager
 def evaluating(model: Adapted[Any]) -> Iterator[None]:
     """Inside, `model` is in evaluation mode; afterwards each of its modules is in the mode that it was in.
 
-    Where there is a mode to change, no other thread's call runs on the backbone meanwhile.
+    Other threads' calls on the backbone run in the modes that their callers left: before this, or after it.
     """
-    with _LOCK:  # what another thread has put into evaluation mode for a while is not so by itself
-        changing = _CHANGING.get(model.method, 0)
-        as_it_is = not changing and not any(module.training for module in model.modules())
-        if not as_it_is:
-            _CHANGING[model.method] = changing + 1
-    if as_it_is:
-        yield
-        return
-    try:
-        with alone(model.backbone.model):
-            training = [module for module in model.modules() if module.training]
-            model.eval()
-            try:
-                yield
-            finally:
-                for module in training:
-                    module.training = True
-    finally:
-        with _LOCK:
-            _CHANGING[model.method] -= 1
-
-
-_LOCK = threading.Lock()
-_CHANGING: WeakKeyDictionary[Method, int] = WeakKeyDictionary()  # calls that change the mode, or wait to
+    frozen_model = model.backbone.model
+    with keeping_modes(frozen_model):
+        if not any(module.training for module in model.modules()):
+            yield
+            return
+    with changing_modes(frozen_model), alone(frozen_model):  # nor are blocks computed again in another mode
+        training = [module for module in model.modules() if module.training]
+        model.eval()
+        try:
+            yield
+        finally:
+            for module in training:
+                module.training = True

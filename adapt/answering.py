@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from adapt.adapted import Adapted
+from adapt.adapted import Adapted, in_one_mode
 from adapt.errors import AdaptError
 from adapt.methods.base import Context, Method
 from adapt.methods.step import Step, Terms
@@ -46,6 +46,7 @@ class AnsweringModel(Adapted["FusionEncoder"]):
         super().settle(blocks)
         self._renew_head()
 
+    @in_one_mode
     def forward(self, images: Tensor, questions: Sequence[str]) -> Tensor:
         """Images `(b, 3, h, w)` with a question each to logits `(b, answers)`."""
         asking.check(images, questions)

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from adapt.backbones.turns import alone
 from adapt.errors import AdaptError
 from adapt.files import new_folder
 from adapt.methods.lora import LoRA
@@ -24,7 +25,8 @@ def merged_model(model: AdaptedModel) -> nn.Module:
     backbone = model.backbone
     if backbone.family != "dual encoder":
         raise AdaptError(f"only a CLIP or SigLIP can be merged, and {backbone.describe()} is a {backbone.family}")
-    copied = copy.deepcopy(backbone.model)
+    with alone(backbone.model):
+        copied = copy.deepcopy(backbone.model)
     modules = dict(copied.named_modules())
     names = {id(module): name for name, module in backbone.model.named_modules()}
     with torch.no_grad():

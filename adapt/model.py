@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adapt import plain
-from adapt.adapted import Adapted
+from adapt.adapted import Adapted, in_one_mode
 from adapt.backbones.base import Backbone, DualEncoder, outside_inference_mode
 from adapt.backbones.turns import alone
 from adapt.backbones.vision_llm import VisionLLM
@@ -160,10 +160,12 @@ class AdaptedModel(Adapted[DualEncoder]):
         found = of_classes(self.backbone.tokenizer, self.class_names, prompts)
         return ClassTexts(self.backbone, found, self.fast, checkpointing)
 
+    @in_one_mode
     def forward(self, images: Tensor) -> Tensor:
         """Images `(b, 3, h, w)` to logits `(b, n_classes)`."""
         return ImageStep(self, images).logits
 
+    @in_one_mode
     def logits(self, image_features: Tensor) -> Tensor:
         """Unit-length image features `(b, e)` to logits `(b, n_classes)`."""
         return ImageStep(self, Encoded(image_features)).logits
@@ -171,6 +173,7 @@ class AdaptedModel(Adapted[DualEncoder]):
     def step(self, inputs: Tensor | Encoded, labels: Tensor) -> ImageStep:
         return ImageStep(self, inputs, labels)
 
+    @in_one_mode
     def image_features(self, images: Tensor, unit: bool = True) -> Tensor:
         """Images `(b, 3, h, w)` to features `(b, e)`, of `unit` length or as the tower gives them."""
         features = self._image_features(images, self._edits("vision", Context()))
@@ -187,6 +190,7 @@ class AdaptedModel(Adapted[DualEncoder]):
     def decide(self, inputs: Tensor) -> tuple[list[str], list[float]]:
         return classes.decided(self(inputs.to(self.backbone.device)), self.class_names)
 
+    @in_one_mode
     def class_features(self, image_features: Tensor | None = None) -> Tensor:
         """Unit-length features of the classes `(n_classes, e)`, differentiable in the method's parameters.
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adapt.adapted import Adapted, evaluating
+from adapt.adapted import Adapted, evaluating, in_one_mode
 from adapt.backbones.turns import alone
 from adapt.backbones.vision_llm import VisionLLM
 from adapt.edits import Edit, Tokens
@@ -52,6 +52,7 @@ class SpeakingModel(Adapted[VisionLLM]):
         """The mean cross-entropy of the answers' tokens, their ends included."""
         return generate.loss(*self._read(images, questions, answers))[0]
 
+    @in_one_mode
     def _read(self, images: Tensor, questions: Sequence[str], answers: Sequence[str] | None) -> tuple[Tensor, Tensor]:
         rows, values, edits = self._asked(images, questions, answers, left=False)
 

@@ -176,6 +176,17 @@ def test_the_prompt_is_the_tokenizers_chat_template_where_it_has_one() -> None:
     assert generate.rows(given, ["what"], None, 0, left=False).ids[0].tolist()[-3:] == ids("what answer :")
 
 
+@pytest.mark.parametrize(
+    "template", ["{{ raise_exception('no') }}", "{% for %}", "{{ ''.__class__.mro() }}", "{{ 1 / 0 }}", 5]
+)
+def test_a_chat_template_that_makes_no_prompt(template: Any) -> None:
+    parts = tiny_llms.vision_llm("llama")
+    tokenizer = copy.deepcopy(parts.tokenizer)
+    tokenizer.chat_template = template
+    with pytest.raises(AdaptError, match="the chat template of the language model's tokenizer cannot be used"):
+        VisionLLM(tiny_backbones.backbone("open_clip"), parts.llm, tokenizer)
+
+
 @every_method
 def test_the_loss_is_the_mean_over_the_answers_tokens(method: str, pictures: Tensor) -> None:
     """By hand: the prompts' tokens, and the padding, have no part in it."""

@@ -15,6 +15,7 @@ from adapt.backbones import fingerprint
 from adapt.backbones.preprocess import Preprocess, Transform
 from adapt.backbones.tokenizer import pad_rows
 from adapt.backbones.tower import Tower
+from adapt.backbones.turns import copied_alone
 from adapt.errors import AdaptError
 
 
@@ -56,6 +57,9 @@ class Backbone:
         self.name = name
         self._eval_transform = eval_transform
         self._export = export
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return copied_alone(self, self.model, memo)
 
     @staticmethod
     def from_open_clip(

@@ -64,6 +64,8 @@ def check_configuration(configuration: Any, source: str, place: str = "") -> Non
             raise _refused(source, where, value, "have code of the model's own run")
         if str(key).lstrip("_").removesuffix("_internal") in _KERNELS and "/" in json.dumps(value):
             raise _refused(source, where, value, "have code of a repository run")
+        if key == "quantization_config" and value is not None:
+            raise _refused(source, where, value, "have a quantiser of another library run (quantize=... is adapt's)")
         if key == "auto_map" and _names_readers(value):
             raise _refused(source, where, value, "have the inputs prepared by code of the model's own")
         if key == "tokenizer_kwargs" and isinstance(value, Mapping):

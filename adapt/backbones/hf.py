@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -165,6 +166,15 @@ def _check_settings(image_processor: Any, resized_our_way: bool) -> None:
         refuse("resample", ", ".join(f"{number} ({name})" for number, name in _RESAMPLE.items()))
     if getattr(image_processor, "do_pad", False) and not resized_our_way:
         refuse("do_pad", "False")
+    for name in ("image_mean", "image_std") if image_processor.do_normalize else ():
+        if not _of_colours(getattr(image_processor, name), positive=name == "image_std"):
+            refuse(name, "three numbers" + ", above 0" * (name == "image_std"))
+
+
+def _of_colours(values: Any, positive: bool) -> bool:
+    """Whether there is a number for each colour."""
+    numbers = isinstance(values, list | tuple) and all(isinstance(each, int | float) for each in values)
+    return numbers and len(values) == 3 and all(math.isfinite(x) and (x > 0 or not positive) for x in values)
 
 
 def _resizing(image_processor: Any, image_size: int) -> tuple[Literal["shortest", "squash"], int | None]:

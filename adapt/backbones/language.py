@@ -9,6 +9,7 @@ import torch
 
 from adapt.backbones.base import Backbone, DualEncoder
 from adapt.backbones.load import BUNDLED, bundled, fetching
+from adapt.backbones.transformers_models import whole
 from adapt.backbones.vision_llm import VisionLLM
 from adapt.errors import AdaptError
 
@@ -34,5 +35,5 @@ def _language_model(spec: str) -> tuple[Any, Any]:
     if not spec.startswith("hf:") and not Path(source).is_dir():
         raise AdaptError(f"the language model {spec!r} is no folder; give a folder, hf:NAME or mini-lm")
     with fetching(source):
-        llm = AutoModelForCausalLM.from_pretrained(source, use_safetensors=True, trust_remote_code=False, dtype="auto")
+        llm = whole(AutoModelForCausalLM, source, dtype="auto")
         return llm.eval(), AutoTokenizer.from_pretrained(source, trust_remote_code=False)

@@ -15,7 +15,6 @@ from adapt.errors import AdaptError, nearest
 logger = logging.getLogger("adapt")
 
 # what libraries raise that compute with a damaged configuration as it stands
-_OF_ITS_DATA = (TypeError, LookupError, AttributeError, ArithmeticError)
 SPECS = {
     "mini-clip": "the bundled 64-pixel CLIP of emoji (offline)",
     "mini-vilt": "the bundled ViLT that answers questions about emoji (offline)",
@@ -115,7 +114,6 @@ def _folder(path: Path, name: str | None, tensors: bool = True) -> Backbone:
 
 def _open_clip_folder(path: Path, name: str | None, tensors: bool) -> Backbone:
     import open_clip
-    from safetensors import SafetensorError
 
     from adapt.backbones import openclip
     from adapt.backbones.foreign_code import check_source, needs_code, no_questions
@@ -131,7 +129,7 @@ def _open_clip_folder(path: Path, name: str | None, tensors: bool) -> Backbone:
         with _without_notes(), no_questions():
             model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{path}", **how)
             tokenizer = open_clip.get_tokenizer(f"local-dir:{path}", **_tokenizer_options(text))
-    except (SafetensorError, RuntimeError, OSError, ValueError, AssertionError, *_OF_ITS_DATA) as error:
+    except (*_library_errors(), *_of_its_data()) as error:
         raise needs_code(error, path) or AdaptError(
             f"{path} cannot be loaded with open_clip: {_reason(error)}; fetch the folder again"
         ) from error
@@ -205,11 +203,26 @@ def _warn_of_activation(architecture: str, pretrained: str, quick: bool) -> None
     )  # fmt: skip
 
 
+def _of_its_data() -> tuple[type[Exception], ...]:
+    """What libraries raise where a configuration makes no sense to them."""
+    from huggingface_hub.errors import StrictDataclassError
+
+    return TypeError, LookupError, AttributeError, ArithmeticError, ImportError, StrictDataclassError
+
+
+def _library_errors() -> tuple[type[Exception], ...]:
+    """What libraries raise where files are missing or damaged."""
+    from safetensors import SafetensorError
+
+    return SafetensorError, RuntimeError, OSError, ValueError, AssertionError
+
+
 def _reason(error: Exception) -> str:
     """The first line of what a library says, with the next one where it announces that."""
     lines = str(error).strip().splitlines() or [""]
     said = " ".join(line.strip() for line in lines[: 2 if lines[0].endswith(":") else 1]).rstrip(".")
-    return f"{type(error).__name__} {said}".rstrip() if isinstance(error, LookupError) or not said else said
+    named = isinstance(error, RuntimeError | OSError | ValueError) and said
+    return said if named else f"{type(error).__name__} {said}".rstrip()
 
 
 def _closest(word: str, choices: list[str]) -> str:
@@ -230,20 +243,17 @@ def _transformers(source: str, name: str | None, tensors: bool = True) -> Backbo
 @contextmanager
 def fetching(source: str) -> Iterator[None]:
     """AdaptError where transformers cannot load `source` inside, or would have to run code that comes with it."""
-    from huggingface_hub.errors import StrictDataclassError
-    from safetensors import SafetensorError
-
     from adapt.backbones.foreign_code import check_source, needs_code, no_questions
 
     check_source(source)
     try:
         with no_questions():
             yield
-    except (SafetensorError, RuntimeError, OSError, ValueError) as error:
+    except _library_errors() as error:
         raise needs_code(error, source) or AdaptError(
             f"cannot load {source!r} with transformers: {_reason(error)}. Connect this machine, or give a local folder"
         ) from error
-    except (StrictDataclassError, *_OF_ITS_DATA) as error:
+    except _of_its_data() as error:
         raise AdaptError(
             f"{source!r} is damaged, transformers cannot load it: {_reason(error)}. Fetch it again"
         ) from error

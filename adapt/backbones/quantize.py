@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -95,15 +95,40 @@ def _nf4(linear: nn.Linear) -> nn.Module:
     return _finished(made, linear)
 
 
+class _Pickled(nn.Module):
+    """Its class is made when bitsandbytes is first needed, so pickle finds it by its kind, not by its name."""
+
+    kind: ClassVar[Kind]
+    of_weight: ClassVar[type[Any]]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _empty, (self.kind,), self.__getstate__()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        weight: Any = self._parameters["weight"]
+        if not isinstance(weight, self.of_weight):  # torch pickles any parameter as a plain one
+            again = torch.Tensor._make_subclass(self.of_weight, weight.data, False)
+            vars(again).update(vars(weight))
+            self._parameters["weight"] = again
+
+
+def _empty(kind: Kind) -> Any:
+    made: Any = _CLASSES[kind]()
+    return object.__new__(made)
+
+
 @cache
 def _nf4_linear() -> type[Any]:
     import bitsandbytes as bnb
 
-    class NF4Linear(bnb.nn.Linear4bit):
+    class NF4Linear(_Pickled, bnb.nn.Linear4bit):
         """Its weight's rows are padded to whole blocks.
 
         On the CPU bitsandbytes 0.50 reads wrong scales where a row ends inside a block.
         """
+
+        kind, of_weight = "nf4", bnb.nn.Params4bit
 
         def forward(self, x: Tensor) -> Tensor:
             missing = -self.in_features % _BLOCK
@@ -132,8 +157,10 @@ def _int8(linear: nn.Linear) -> nn.Module:
 def _int8_linear() -> type[Any]:
     import bitsandbytes as bnb
 
-    class Int8Linear(bnb.nn.Linear8bitLt):
+    class Int8Linear(_Pickled, bnb.nn.Linear8bitLt):
         """What its products read is moved with the weight, and no product changes its bias."""
+
+        kind, of_weight = "int8", bnb.nn.Int8Params
 
         def forward(self, x: Tensor) -> Tensor:
             self.state.is_training = self.training
@@ -158,6 +185,7 @@ def _finished(made: Any, linear: nn.Linear) -> Any:
     return made.to(linear.weight.device).eval()  # moving is what quantises
 
 
+_CLASSES: dict[Kind, Callable[[], type[Any]]] = {"nf4": _nf4_linear, "int8": _int8_linear}
 _MAKERS: dict[str, Callable[[nn.Linear], nn.Module]] = {"nf4": _nf4, "int8": _int8}
 
 

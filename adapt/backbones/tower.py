@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from adapt.errors import AdaptError
+
 TowerName = Literal["text", "vision", "fusion", "text_fusion", "vision_fusion", "decoder"]
 Pooling = Literal["end", "last", "class", "mean", "map", "none"]
 
@@ -159,6 +161,20 @@ class Tower:
     def projections(self) -> tuple[str, ...]:
         """The letters that every block of this tower has."""
         return tuple(self.blocks[0].projections)
+
+
+def check_parts(tower: Tower, model: nn.Module) -> None:
+    """AdaptError where a part of `tower` is no longer in `model`: edits of it would act on what computes nothing."""
+    inside = set(model.modules())
+    for index, block in enumerate(tower.blocks):
+        projections = (projection.module for projection in block.projections.values())
+        parts = (block.module, block.attn, block.norm1, block.norm2, block.act, *projections)
+        cut_out = not any(True for _ in block.module.parameters())
+        if not (cut_out or inside.issuperset(parts)):
+            raise AdaptError(
+                f"a module in block {index} of the {tower.name} tower was replaced after the backbone was built: build "
+                "a backbone of the model as it is now, and wrap that"
+            )
 
 
 def full_weight(module: Any) -> Tensor:

@@ -34,11 +34,22 @@ def fetch(source: str, tensors: bool = True) -> tuple[Any, Any]:
     known = _CLASSES[config.model_type]
     name = next((name for name in known if name in (config.architectures or ())), known[-1])
     kind = getattr(transformers, name)
-    native = {"use_safetensors": True, "trust_remote_code": False}
-    model = kind.from_pretrained(source, **native) if tensors else kind(config)
+    model = whole(kind, source) if tensors else kind(config)
     readers = (transformers.AutoImageProcessor, transformers.AutoTokenizer)
     image_processor, tokenizer = (each.from_pretrained(source, trust_remote_code=False) for each in readers)
     return model, SimpleNamespace(image_processor=image_processor, tokenizer=tokenizer)
+
+
+def whole(kind: Any, source: str, **options: Any) -> Any:
+    """The model of class `kind` at `source`. AdaptError where a tensor is missing: transformers draws random values."""
+    native = {"use_safetensors": True, "trust_remote_code": False, "output_loading_info": True}
+    model, report = kind.from_pretrained(source, **native, **options)
+    if missing := sorted(report["missing_keys"]):
+        raise AdaptError(
+            f"{source} lacks {len(missing)} of its tensors, such as {missing[0]}: configuration and weights are not of "
+            "one model. Fetch it again"
+        )
+    return model
 
 
 def build(model: Any, processor: Any, name: str | None = None) -> Backbone:

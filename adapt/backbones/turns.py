@@ -1,16 +1,21 @@
 """Whose turn it is on a frozen model: calls that leave its modules alone run side by side, one that edits them alone.
 
 A turn lasts for one forward, or one block that is computed again: never while a caller's own code runs.
+The modes of the methods on a model have turns of their own, taken before those on the model itself.
 """
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 from torch import nn
+
+T = TypeVar("T")
 
 
 class _Turns:
@@ -65,7 +70,9 @@ class _Turns:
                     self._changed.notify_all()
 
 
-_TURNS: WeakKeyDictionary[nn.Module, _Turns] = WeakKeyDictionary()
+_AllTurns = WeakKeyDictionary[nn.Module, _Turns]
+_TURNS: _AllTurns = WeakKeyDictionary()
+_MODES: _AllTurns = WeakKeyDictionary()
 
 
 def roots(model: nn.Module) -> list[nn.Module]:
@@ -75,17 +82,37 @@ def roots(model: nn.Module) -> list[nn.Module]:
 
 def sharing(model: nn.Module) -> AbstractContextManager[None]:
     """Inside, no call edits `model`."""
-    return _entered(model, _Turns.shared)
+    return _entered(_TURNS, model, _Turns.shared)
 
 
 def alone(model: nn.Module) -> AbstractContextManager[None]:
     """Inside, no other thread's call runs on `model`. RuntimeError in a thread that shares it already."""
-    return _entered(model, _Turns.alone)
+    return _entered(_TURNS, model, _Turns.alone)
+
+
+def copied_alone(whole: T, model: nn.Module, memo: dict[int, Any]) -> T:
+    """A deep copy of an object that `model` belongs to, while no other thread's call has it frozen or edited."""
+    copied = memo[id(whole)] = object.__new__(type(whole))
+    with alone(model):
+        vars(copied).update(copy.deepcopy(vars(whole), memo))
+    return copied
+
+
+def keeping_modes(model: nn.Module) -> AbstractContextManager[None]:
+    """Inside, no other thread turns methods on `model` from training to evaluation, or back."""
+    return _entered(_MODES, model, _Turns.shared)
+
+
+def changing_modes(model: nn.Module) -> AbstractContextManager[None]:
+    """Inside, no other thread's call on `model` reads a method's mode. RuntimeError in a thread that keeps them."""
+    return _entered(_MODES, model, _Turns.alone)
 
 
 @contextmanager
-def _entered(model: nn.Module, enter: Callable[[_Turns], AbstractContextManager[None]]) -> Iterator[None]:
-    turns = [_TURNS.setdefault(root, _Turns()) for root in roots(model)]
+def _entered(
+    of: _AllTurns, model: nn.Module, enter: Callable[[_Turns], AbstractContextManager[None]]
+) -> Iterator[None]:
+    turns = [of.setdefault(root, _Turns()) for root in roots(model)]
     with ExitStack() as stack:
         for each in sorted(turns, key=id):  # in one order, so that two calls never wait for each other
             stack.enter_context(enter(each))

@@ -15,6 +15,7 @@ from adapt.backbones.preprocess import Preprocess
 from adapt.backbones.tower import Tower, tokens_of
 from adapt.backbones.turns import alone
 from adapt.errors import AdaptError
+from adapt.shown import shown
 
 IMAGE = "<image>"  # where an image's tokens stand in a prompt, as in LLaVA's
 PROMPT = f"{IMAGE} question: {{}} answer:"
@@ -115,10 +116,18 @@ def _chat_prompt(tokenizer: Any) -> str | None:
     """The prompt of one turn by the tokenizer's chat template, None where it has none."""
     if not getattr(tokenizer, "chat_template", None):
         return None
+    from jinja2 import TemplateError
+
     # templates of language models take text, those of LLaVA its parts
     for content in (f"{IMAGE}\n{{}}", [{"type": "image"}, {"type": "text", "text": "{}"}]):
         turn: Sequence[dict[str, Any]] = [{"role": "user", "content": content}]
-        prompt = str(tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False))
+        try:
+            prompt = str(tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False))
+        except (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+            raise AdaptError(
+                f"the chat template of the language model's tokenizer cannot be used ({type(error).__name__}: "
+                f"{shown(error)}): mend it, take it out, or give prompt"
+            ) from error
         if IMAGE in prompt:
             break
     return prompt

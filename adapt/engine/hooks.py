@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from adapt.backbones.split import attend
-from adapt.backbones.tower import Block, Site, Tower
+from adapt.backbones.tower import Block, Site, Tower, check_parts
 from adapt.backbones.turns import alone
 from adapt.edits import Edit
 from adapt.engine import low_rank, tokens
@@ -46,11 +46,13 @@ def run(
     `prompts` say where learned tokens stand in each row of text; `checkpointing` recomputes every block of these towers
     in the backward pass; `merge` folds one image's low-rank updates into copies of the weights.
 
-    No other call runs on `model` meanwhile. Raises AdaptError for an edit that its tower cannot carry.
+    No other call runs on `model` meanwhile. Raises AdaptError for an edit that its tower cannot carry, and where the
+    tower is no longer the model's.
     """
     planned = [(tower, plan(tower, edits)) for tower, edits in changes]
     with alone(model), frozen(model), ExitStack() as stack:
         for tower, asked in planned:
+            check_parts(tower, model)
             stack.enter_context(_edited(model, tower, asked, prompts, checkpointing, merge))
         return compute()
 

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from adapt.backbones.absent import Absent
 from adapt.backbones.base import DualEncoder
 from adapt.backbones.tokenizer import pad_rows
-from adapt.backbones.tower import Block, TextParts, Tower
+from adapt.backbones.tower import Block, TextParts, Tower, check_parts
 from adapt.edits import Bypass, Edit, Tokens
 from adapt.engine.attention import prefix_suffix_attention
 from adapt.engine.frozen import frozen
@@ -160,6 +160,7 @@ class FastText:
         """Features `([b,] n, e)` of one packing."""
         parts: TextParts = tower.text  # type: ignore[assignment]
         with frozen(self._backbone.model):
+            check_parts(tower, self._backbone.model)
             x = parts.embedding(packing.ids)
             x = x.to(tower.dtype or x.dtype)  # as open_clip, where only the blocks are low
             if asked.entering is not None:

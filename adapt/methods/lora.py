@@ -121,6 +121,7 @@ class LoRA(Method):
     Config = LoRAConfig
     _sites_of: dict[Site, Projection]
     _shell: Any  # an nn.ModuleDict of peft's layers
+    _in_training: bool
     _ties: dict[Site, list[tuple[peft_layers.Held, peft_layers.Held]]]  # where peft's layers keep ours, and where we do
 
     @classmethod
@@ -132,6 +133,17 @@ class LoRA(Method):
     @property
     def touches(self) -> frozenset[str]:
         return frozenset(self.config.towers)
+
+    @property
+    def training(self) -> bool:
+        """Its mode, which is always that of peft's layers: a block may be computed again in the backward pass."""
+        return self._in_training
+
+    @training.setter
+    def training(self, mode: bool) -> None:
+        vars(self)["_in_training"] = mode
+        if "_shell" in vars(self):
+            self._shell.train(mode)
 
     @property
     def logit_scale(self) -> float | None:
@@ -148,7 +160,7 @@ class LoRA(Method):
             chosen,
             self.config.options,
         )
-        object.__setattr__(self, "_shell", shell)
+        object.__setattr__(self, "_shell", shell.train(self.training))
         object.__setattr__(self, "_ties", {site: list(self._tied(site)) for site in sites})
 
     def _tied(self, site: Site) -> Iterator[tuple[peft_layers.Held, peft_layers.Held]]:
@@ -184,13 +196,11 @@ class LoRA(Method):
                     yield (name, index, letter), tower.blocks[index].projections[letter]
 
     def _layers(self) -> Iterator[tuple[Site, Any]]:
-        """peft's layers with what this module holds now: its parameters, its mode, the backbone's present weights."""
+        """peft's layers with what this module holds now: its parameters, and the backbone's present weights."""
         for site in self._sites_of:
             layer = self._shell[_key(site)]
             for held, own in self._ties[site]:
                 held.module._parameters[held.name] = own.module._parameters[own.name]
-            if layer.training != self.training:
-                layer.train(self.training)
             layer.get_base_layer().place()
             yield site, layer
 

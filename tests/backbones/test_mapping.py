@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import tiny_backbones
 import torch
 from checks import scaled
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import adapt
@@ -142,3 +145,41 @@ def test_a_folder_of_transformers(hf_clip: Backbone, images: Tensor, tmp_path: P
     assert torch.equal(loaded.tokenize(TEXTS), hf_clip.tokenize(TEXTS))
     assert scaled(loaded.encode_image(images), hf_clip.encode_image(images)) < 1e-6
     assert loaded.preprocess == hf_clip.preprocess
+
+
+def _in_configuration(vision: dict[str, Any], whole: dict[str, Any]) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        config = json.loads((folder / "config.json").read_text())
+        config["vision_config"] |= vision
+        (folder / "config.json").write_text(json.dumps(config | whole))
+
+    return change
+
+
+def _without_a_tensor(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["text_model.final_layer_norm.weight"]
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (_without_a_tensor, "lacks 1 of its tensors, such as text_model.final_layer_norm.weight"),
+        (_in_configuration({"num_hidden_layers": 4}, {}), "lacks 16 of its tensors"),
+        (_in_configuration({"num_attention_heads": 0}, {}), "ZeroDivisionError"),
+        (_in_configuration({"num_attention_heads": "x"}, {}), "num_attention_heads"),
+        (_in_configuration({"hidden_act": "os.system"}, {}), "KeyError 'os.system'"),
+        (_in_configuration({}, {"architectures": 5}), "TypeError"),
+        (_in_configuration({}, {"quantization_config": {"quant_method": "quanto"}}), "quantization_config is"),
+    ],
+)  # fmt: skip
+def test_a_damaged_folder_of_transformers(
+    damage: Callable[[Path], None], message: str, hf_clip: Backbone, tmp_path: Path
+) -> None:
+    """Nothing that is missing is drawn at random, and what the library makes of nonsense is an error of one line."""
+    hf_clip.export(tmp_path / "clip", hf_clip.model)
+    damage(tmp_path / "clip")
+    with pytest.raises(AdaptError, match=message) as caught:
+        adapt.load_backbone(str(tmp_path / "clip"))
+    assert "\n" not in str(caught.value)

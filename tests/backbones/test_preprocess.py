@@ -76,6 +76,8 @@ def test_processors_of_pillow_and_filters_that_torch_does_not_have(number: int) 
         ({"rescale_factor": 1 / 127.5}, "rescale_factor = 0.0078.*expected 1/255"),
         ({"resample": 9}, r"resample = 9; expected 0 \(nearest\), 1 \(lanczos\)"),
         ({"do_pad": True}, "do_pad = True; expected False"),
+        ({"image_mean": [0.5]}, r"image_mean = .*0.5.*; expected three numbers"),
+        ({"image_std": [0.5, 0.0, 0.5]}, r"image_std = .*; expected three numbers, above 0"),
     ],
 )  # fmt: skip
 def test_what_gives_other_pixels_is_refused(settings: dict[str, Any], message: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import pickle
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -350,3 +351,19 @@ def test_unwrap_gives_the_quantised_backbone_back_as_it_was(name: str, kind: str
     assert small.content() == content
     for what in ("modules", "flags", "training", "hooks", "attributes"):
         assert after[what] == before[what]
+
+
+@every_kind
+@on_one_of_each
+def test_a_pickled_model_is_whole(name: str, kind: str, pictures: Tensor) -> None:
+    backbone = quantize(fresh(name), kind)
+    expected = outputs(backbone, pictures)
+    again = pickle.loads(pickle.dumps(backbone))
+    for one, other in zip(outputs(again, pictures), expected, strict=True):
+        assert torch.equal(one, other)
+    for tower, blocks in ((each.name, each.blocks) for each in backbone.towers.values()):
+        for block, restored in zip(blocks, again.towers[tower].blocks, strict=True):
+            for letter, projection in block.projections.items():
+                assert torch.equal(restored.projections[letter].weight, projection.weight)
+    assert again.quantization == kind
+    assert weight_bytes(again.model) < 1.01 * weight_bytes(backbone.model)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -68,6 +70,29 @@ def test_predictions(method: str, backbone: Backbone, options: dict[str, Any], i
     assert max(at_once(work)) < 1e-5
     assert all(module.training for module in models[0].modules())
     assert_untouched(backbone.model, before)
+
+
+@pytest.mark.parametrize("backbone", LIBRARIES, indirect=True)
+def test_a_model_that_is_trained_while_it_predicts(backbone: Backbone, images: Tensor) -> None:
+    """Every prediction is one without dropout, and every training step has its dropout."""
+    model: AdaptedModel = adapt.wrap(backbone, new("lora", dropout=0.9, rank=4), ("goldfish", "toy"))
+    with torch.no_grad():
+        for parameter in model.method.parameters():
+            parameter.normal_(std=0.2)
+        expected = model.eval()(images)
+    model.train()
+
+    def work(number: int) -> list[float]:
+        differences = []
+        for _ in range(CALLS):
+            with adapt.adapted.evaluating(model) if number % 4 else contextlib.nullcontext(), torch.no_grad():
+                differences.append(scaled(model(images), expected))
+        return differences
+
+    found = at_once(work)
+    assert max(difference for number in range(THREADS) if number % 4 for difference in found[number]) < 1e-5
+    assert min(found[0] + found[4]) > 1e-3
+    assert all(module.training for module in model.modules())
 
 
 @pairs(TRAINED_BY_STEPS, LIBRARIES)
@@ -211,3 +236,25 @@ def test_evaluation_mode_lasts_while_another_threads_ends(open_clip: Backbone) -
     assert modes == [False]
     assert model.training
     assert all(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize("backbone", LIBRARIES, indirect=True)
+def test_a_copy_that_is_made_while_others_call_is_whole(backbone: Backbone, images: Tensor) -> None:
+    backbone.model.requires_grad_(True).train()
+    before = snapshot(backbone.model)
+    model = build("maple", backbone, fast=False).eval()
+    with torch.no_grad():
+        expected = model(images)
+
+    def work(number: int) -> float:
+        with torch.no_grad():
+            if number % 4:
+                return scaled(model(images), expected)
+            copied = copy.deepcopy(model if number else backbone)
+            parts = snapshot(copied.model if isinstance(copied, Backbone) else copied.backbone.model)
+            assert all(parts["training"].values())
+            assert all(trainable for _, trainable, _ in parts["flags"].values())
+            assert (parts["attributes"], parts["hooks"]) == (before["attributes"], before["hooks"])
+            return 0.0 if isinstance(copied, Backbone) else scaled(copied(images), expected)
+
+    assert max(max(at_once(work)) for _ in range(4)) < 1e-5

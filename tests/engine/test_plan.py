@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import tiny_backbones
 import tiny_fusion
@@ -10,6 +12,7 @@ import torch
 from checks import assert_untouched, snapshot
 from torch import nn
 
+import adapt
 from adapt import AdaptError, Backbone
 from adapt.edits import Attention, Bypass, Edit, LowRank, Parallel, Replace, Tokens
 from adapt.engine.plan import plan
@@ -102,3 +105,19 @@ def test_what_prompts_can_share(edits: list[Edit], images: int | None, prefix_pe
 def test_edits_that_do_not_fit_together_are_refused(edits: list[Edit], message: str) -> None:
     with pytest.raises(AdaptError, match=message):
         plan(TOWER, edits)
+
+
+@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize("backbone", ["open_clip", "hf_clip"], indirect=True)
+@pytest.mark.parametrize("part", ["linear", "activation", "block"])
+def test_a_part_that_its_owner_replaced_is_refused(
+    part: str, backbone: Backbone, fast: bool, images: torch.Tensor
+) -> None:
+    model = adapt.wrap(backbone, adapt.methods.CoOp(n_ctx=4), ("goldfish", "toy"), fast).eval()
+    model(images)
+    block = backbone.tower("text").blocks[1]
+    whole = {"linear": block.projections["fc1"].module, "activation": block.act, "block": block.module}[part]
+    path = next(path for path, module in backbone.model.named_modules() if module is whole)
+    backbone.model.set_submodule(path, nn.ReLU() if part == "activation" else copy.deepcopy(whole))
+    with pytest.raises(AdaptError, match="block 1 of the text tower was replaced after"), torch.no_grad():
+        model(images)

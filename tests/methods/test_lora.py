@@ -173,3 +173,20 @@ def test_options_that_the_tuner_does_not_have(open_clip: Backbone) -> None:
 def test_stopping_the_gradient_needs_the_plain_tuner() -> None:
     with pytest.raises(AdaptError, match="input_gradient can be stopped for the plain lora tuner only"):
         LoRA(tuner="loha", input_gradient=False)
+
+
+@pytest.mark.parametrize("options", [{"checkpointing": True}, {"text_memory": 1}], ids=["checkpointed", "in parts"])
+def test_a_prediction_before_the_backward_pass_leaves_its_dropout(
+    options: dict[str, Any], open_clip: Backbone, images: Tensor, labels: Tensor
+) -> None:
+    """What is computed again in the backward pass draws the dropout of the forward pass."""
+    model = perturb(adapt.wrap(open_clip, LoRA(dropout=0.5), NAMES, **options)).train()
+
+    def gradients(predicting: bool) -> Tensor:
+        torch.manual_seed(0)
+        loss = loss_of(model, images, labels)
+        if predicting:
+            model.predict(["notebooks/example.png"])
+        return torch.cat([each.flatten() for each in torch.autograd.grad(loss, list(model.method.parameters()))])
+
+    assert torch.equal(gradients(True), gradients(False))
