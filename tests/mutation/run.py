@@ -1,6 +1,6 @@
 """Runs the tests of each module of modules.toml on its mutants and says which of them survive.
 
-    python tests/mutation/run.py [--only few_shot] [--out runs/mutants.json] [--jobs 2]
+    python tests/mutation/run.py [--only few_shot] [--at-most 40] [--out runs/mutants.json] [--jobs 2]
 
 Each mutant lives in a process of its own, forked from one that has imported the libraries but nothing of adapt: that
 saves seconds for each, and no file is changed. Exit code 1 where a module's score is below 0.85.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import importlib.abc
 import importlib.machinery
 import importlib.util
@@ -99,6 +100,7 @@ def warm(imported: Path) -> None:
     for name in imported.read_text(encoding="utf-8").split():
         with contextlib.suppress(Exception):  # parts of libraries that cannot be imported by themselves
             importlib.import_module(name)
+    gc.freeze()  # children need not look through all of it again
 
 
 @dataclass
@@ -158,11 +160,12 @@ def measure(module: Module, jobs: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="", help="modules whose path has this in it")
+    parser.add_argument("--at-most", type=int, default=AT_MOST, help="mutants of a module; more are sampled")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "mutants.json")
     arguments = parser.parse_args()
     listed = tomllib.loads((HERE / "modules.toml").read_text(encoding="utf-8"))["module"]
-    modules = [Module(**each) for each in listed if arguments.only in each["path"]]
+    modules = [Module(**{"at_most": arguments.at_most, **each}) for each in listed if arguments.only in each["path"]]
     os.chdir(ROOT)
     found = [measure(module, arguments.jobs) for module in modules]
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
