@@ -88,7 +88,7 @@ def test_who_waits_to_be_alone_goes_before_those_who_come_later(model: nn.Module
 def test_all_who_wait_go_on(model: nn.Module) -> None:
     with alone(model):
         others = [Elsewhere(sharing, model) for _ in range(3)]
-        assert all([other.waits() for other in others])
+        assert all(other.waits() for other in others)
     assert all(other.has_come() for other in others)  # together: none has left
     for other in others:
         other.leave()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,7 +11,7 @@ from torch import Tensor
 
 import adapt
 from adapt import AdaptedModel, Backbone
-from adapt.engine.memory import readable_bytes
+from adapt.engine.memory import free_bytes, readable_bytes
 from adapt.engine.parts import activation_bytes, classes_within
 
 
@@ -82,6 +84,17 @@ def test_parts_are_as_equal_as_can_be(keeps: bool, open_clip: Backbone) -> None:
     assert classes_within(0, tower, 100, 5, 3, 10, keeps) == 1
 
 
-@pytest.mark.parametrize(("size", "text"), [(5, "5 B"), (1536, "1.5 KiB"), (3 * 2**20, "3.0 MiB"), (2**31, "2.0 GiB")])
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [(5, "5 B"), (1536, "1.5 KiB"), (3 * 2**20, "3.0 MiB"), (1024, "1.0 KiB"), (2**20, "1.0 MiB"), (2**31, "2.0 GiB")],
+)
 def test_bytes_read_well(size: int, text: str) -> None:
     assert readable_bytes(size) == text
+
+
+def test_free_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the device that is asked about: of a GPU what is free of it, else what the system can hand out."""
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=123))
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (7 + device.index, 100))
+    assert free_bytes(torch.device("cpu")) == 123
+    assert free_bytes(torch.device("cuda:1")) == 8
