@@ -11,7 +11,7 @@ from torch import nn
 
 from adapt.backbones.turns import alone, roots, sharing
 
-ENOUGH = 20  # seconds in which a turn that is free has come for sure
+ENOUGH = 10  # seconds in which a turn that is free has come for sure
 Enter = Callable[[nn.Module], AbstractContextManager[None]]
 
 
