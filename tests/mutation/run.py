@@ -140,8 +140,10 @@ def measure(module: Module, jobs: int, earlier: dict[str, Any] | None = None) ->
         _, status = os.waitpid(start(module, None, imported), 0)
         if status:
             raise SystemExit(f"the tests of {module.path} fail without a mutant: {' '.join(module.tests)}")
-        limit = 10 + 4 * (time.monotonic() - started)
         warm(imported)
+    unchanged = time.monotonic()
+    os.waitpid(start(module, None), 0)
+    limit = 10 + 4 * (time.monotonic() - unchanged)
     every = module.mutants()
     chosen = module.sample(every)
     outcomes = {"killed": 0, "survived": 0, "out of time": 0}
