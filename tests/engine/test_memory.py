@@ -75,6 +75,13 @@ def test_the_estimate_bounds_what_a_step_keeps(fast: bool, open_clip: Backbone) 
     assert 0.4 * estimate < kept_bytes(model) < 1.2 * estimate
 
 
+def test_what_a_row_leaves_in_memory(open_clip: Backbone) -> None:
+    """Numbers of four bytes: eight of the width, three of the MLP's inside, three for each head and key."""
+    tower = open_clip.tower("text")
+    of_a_block = 8 * tower.width + 3 * 4 * tower.width + 3 * tower.heads * 10
+    assert activation_bytes(tower, 10, 5) == 4 * 5 * of_a_block
+
+
 @pytest.mark.parametrize("keeps", [True, False])
 def test_parts_are_as_equal_as_can_be(keeps: bool, open_clip: Backbone) -> None:
     tower = open_clip.tower("text")
