@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 import safetensors.torch
 import tiny_backbones
+import tiny_llms
 import torch
 from checks import perturb
 from safetensors import safe_open
 
 import adapt
 from adapt import AdaptedModel, AdaptError, Backbone, tensor_file
-from adapt.adapter import load_tensors
+from adapt.adapter import load_tensors, read_tensors
 from adapt.header import FORMAT, read_header
 
 NAMES = ("goldfish", "red_panda", "sea cucumber")
@@ -310,3 +311,34 @@ def test_tensors_are_missing_or_unknown_by_name(model: AdaptedModel) -> None:
         with pytest.raises(AdaptError, match=message):
             load_tensors(model.method, tensors, "here")
     assert torch.equal(model.method.ctx, before)
+
+
+def test_the_versions_of_all_libraries_that_compute_are_kept(saved: Path) -> None:
+    from importlib.metadata import version
+
+    libraries = ("torch", "open_clip_torch", "transformers", "peft", "timm", "safetensors", "bitsandbytes")
+    assert read_header(saved).versions == {"adapt": adapt.__version__} | {name: version(name) for name in libraries}
+
+
+def test_tensors_are_refused_where_they_are_read(saved: Path) -> None:
+    rewrite(saved, _put("ctx", torch.full((4, 128), float("nan"))))
+    with pytest.raises(AdaptError, match=r"'ctx' of .*a\.safetensors has values that are not finite"):
+        read_tensors(saved)
+
+
+def test_what_does_not_fit_is_refused_before_the_model_is_put_together(
+    saved: Path, open_clip: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("adapt.model.assemble", lambda *args: pytest.fail("it was put together"))
+    refused(rewrite(saved, _put("ctx", torch.zeros(5, 128))), open_clip, r"shape \(5, 128\)")
+
+
+def test_an_adapter_that_answers_questions_takes_no_class_names(tmp_path: Path) -> None:
+    backbone = tiny_llms.vision_llm("llama")
+    path = adapt.wrap(backbone, LoRA(rank=2, towers=("decoder",))).save(tmp_path / "a.safetensors")
+    refused(path, backbone, "answers questions about images and takes no class names", class_names=["toy"])
+
+
+def test_parts_without_a_name_are_refused(saved: Path, open_clip: Backbone) -> None:
+    rewrite(saved, _say("method", "compose"))
+    refused(rewrite(saved, _say("config", {"methods": [{"skip": 1}]})), open_clip, "'name'")
