@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import tiny_backbones
 import tiny_llms
@@ -11,7 +13,7 @@ from torch import Tensor, nn
 
 from adapt import Backbone
 from adapt.backbones.split import linear_over
-from adapt.edits import Bypass, LowRank, Parallel, Replace, Tokens
+from adapt.edits import Attention, Bypass, LowRank, Parallel, Replace, Tokens
 from adapt.engine.frozen import frozen
 from adapt.engine.hooks import run
 from adapt.prompts import Prompt
@@ -89,6 +91,19 @@ def test_updates_are_folded_into_weights_only_where_that_is_asked_for(merge: boo
     found = run(backbone.model, [(tower, [update])], compute, **options)
     assert seen == [merge]
     assert scaled(found, projection.module(x) + 0.5 * x @ update.down[0] @ update.up[0].T) < 1e-5
+
+
+def test_other_weights_serve_a_block_that_takes_the_length_first(open_clip: Backbone) -> None:
+    tower, x = open_clip.tower("text"), torch.randn(2, 5, 128)
+    length_first = replace(tower, blocks=tuple(replace(block, batch_first=False) for block in tower.blocks))
+    prompts = [Prompt((1, 2, 3, 4, 5), (None, 0, None, None, None))] * 2
+    edits = [Tokens(torch.zeros(1, 128)), Attention(1, lambda scores, learned, _: (2 * scores).softmax(-1))]
+    attn = tower.blocks[1].attn
+    expected = run(open_clip.model, [(tower, edits)], lambda: attn(x, x, x)[0], prompts=prompts)
+    turned = x.transpose(0, 1)
+    found = run(open_clip.model, [(length_first, edits)], lambda: attn(turned, turned, turned)[0], prompts=prompts)
+    assert scaled(found.transpose(0, 1), expected) < 1e-6
+    assert scaled(attn(x, x, x)[0], expected) > 1e-3
 
 
 @pytest.mark.parametrize("backbone", tiny_backbones.KINDS, indirect=True)

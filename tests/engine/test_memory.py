@@ -88,6 +88,8 @@ def test_parts_are_as_equal_as_can_be(keeps: bool, open_clip: Backbone) -> None:
     row = activation_bytes(tower, 10, len(tower.blocks) if keeps else 1)
     assert classes_within(10**12, tower, 100, 5, 3, 10, keeps) == 100
     assert classes_within(2 * (3 * row + 5 * row * 60), tower, 100, 5, 3, 10, keeps) == 50
+    assert classes_within(2 * (7 * row + 5 * row * 60), tower, 60, 5, 7, 10, keeps) == 60
+    assert classes_within(2 * (7 * row + 5 * row * 60), tower, 61, 5, 7, 10, keeps) == 31  # one too many: two parts
     assert classes_within(0, tower, 100, 5, 3, 10, keeps) == 1
 
 
