@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import FrozenInstanceError
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,11 @@ def test_files_of_others_have_no_checksum(tmp_path: Path) -> None:
         ('{"x": NaN}', "NaN is no number"),
         ("[]", "no readable header"),
         ('{"x": 5}', "no readable header"),
+        ('{"x": {"dtype": "F32", "shape": [true], "data_offsets": [0, 4]}}', r"'x' has the shape \(True,\)"),
+        ('{"x": {"dtype": "F32", "shape": 1, "data_offsets": [0, 4]}}', "no readable header"),
+        ('{"x": {"dtype": "F32"}}', "no readable header"),
+        ('{"__metadata__": 1}', "no readable header"),
+        ("x", "is truncated or no safetensors file"),
     ],
 )  # fmt: skip
 def test_headers_that_make_no_sense(header: str, message: str, tmp_path: Path) -> None:
@@ -111,6 +117,25 @@ def test_headers_that_make_no_sense(header: str, message: str, tmp_path: Path) -
     with pytest.raises(AdaptError, match=message) as caught:
         tensor_file.read(tmp_path / "x.safetensors")
     assert str(tmp_path / "x.safetensors") in str(caught.value)
+
+
+TYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.bool]
+TYPES += [torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8]
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_types_that_can_be_computed_with(kind: torch.dtype, tmp_path: Path) -> None:
+    tensor_file.write({"x": torch.ones(2, 3).to(kind)}, tmp_path / "x.safetensors", {})
+    assert tensor_file.read(tmp_path / "x.safetensors")["x"].dtype == kind
+    assert tensor_file.numbers(tensor_file.describe(tmp_path / "x.safetensors").shapes) == 6
+
+
+def test_an_empty_file_of_tensors(tmp_path: Path) -> None:
+    (tmp_path / "x.safetensors").write_bytes(corrupt.put_together("{}", b""))
+    described = tensor_file.describe(tmp_path / "x.safetensors")
+    assert (described.metadata, described.checksum, described.shapes) == ({}, None, {})
+    with pytest.raises(FrozenInstanceError):
+        described.checksum = "x"  # type: ignore[misc]
 
 
 def test_a_header_beyond_all_bounds_is_not_read(tmp_path: Path) -> None:

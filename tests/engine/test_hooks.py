@@ -15,7 +15,7 @@ from adapt import Backbone
 from adapt.backbones.split import linear_over
 from adapt.edits import Attention, Bypass, LowRank, Parallel, Replace, Tokens
 from adapt.engine.frozen import frozen
-from adapt.engine.hooks import run
+from adapt.engine.hooks import _bypass, run
 from adapt.prompts import Prompt
 
 LETTERS = ("q", "k", "v", "out", "fc1", "fc2")
@@ -74,6 +74,11 @@ def test_blocks_are_computed_again_only_where_that_is_asked_for(checkpointing: b
     features.sum().backward()
     assert sorted(calls) == ([0, 0, 2, 2] if checkpointing else [0, 2])
     assert all(module.weight.grad is not None for module in (bypass, beside, linear))
+
+
+@pytest.mark.parametrize(("returns", "expected"), [(0, 5), (1, (5,)), (3, (5, None, None))])
+def test_a_skipped_block_returns_as_many_values_as_it_did(returns: int, expected: object) -> None:
+    assert _bypass(nn.Identity(), returns, 5, "a mask") == expected
 
 
 @pytest.mark.parametrize("merge", [False, True])
