@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from adapt.backbones.tower import Block, Form, Tower
 from adapt.edits import Attention, Tokens
 from adapt.engine.plan import plan
-from adapt.engine.tokens import entered, masked
+from adapt.engine.tokens import _change_input, entered, masked
 from adapt.prompts import Prompt
 
 FIRST, SECOND = torch.full((2, 3), 7.0), torch.full((2, 3), 8.0)
@@ -102,3 +102,13 @@ def test_which_text_tokens_are_learned_and_what_they_see(names_seen: bool, causa
     if names_seen:
         visible[0, 1:3, 3] = visible[1, 1, 2] = 1  # learned tokens of each row, and its name after them
     assert torch.equal(scores[:, 0] == 0, visible.bool())
+
+
+def test_what_else_a_block_is_handed_stays() -> None:
+    class Listening(nn.Module):
+        def forward(self, *handed: Any) -> tuple[Any, ...]:
+            return handed
+
+    block = Listening()
+    _change_input(block, lambda x: x + 1)
+    assert block(1, "a mask", None) == (2, "a mask", None)
