@@ -73,7 +73,7 @@ def test_the_layout_of_the_file_does_not_matter(file: Path, tensors: dict[str, T
     assert torch.equal(tensor_file.read(file)["b"], tensors["b"])
 
 
-@pytest.mark.parametrize("kind", ["shape", "dtype", "name", "metadata"])
+@pytest.mark.parametrize("kind", ["shape", "dtype", "name", "metadata", "value"])
 def test_the_checksum_covers_what_is_said_of_the_bytes(kind: str, tensors: dict[str, Tensor]) -> None:
     metadata = dict(METADATA)
     before = tensor_file.checksum(tensors, metadata)
@@ -83,9 +83,25 @@ def test_the_checksum_covers_what_is_said_of_the_bytes(kind: str, tensors: dict[
         tensors["b"] = tensors["b"].view(torch.int32)
     elif kind == "name":
         tensors["e"] = tensors.pop("d")
+    elif kind == "value":
+        tensors["a"][3] = 4
     else:
         metadata["who"] = "you"
     assert tensor_file.checksum(tensors, metadata) != before
+
+
+@pytest.mark.parametrize("error", [safetensors.SafetensorError, OSError, ValueError, RuntimeError])
+def test_whatever_the_library_cannot_read_is_damaged(
+    error: type[Exception], file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(path: Path) -> None:
+        raise error("it is odd\ninside")
+
+    monkeypatch.setattr(safetensors.torch, "load_file", fails)
+    with pytest.raises(
+        AdaptError, match=r"a\.safetensors is truncated or damaged \(it is odd.*inside\); fetch or train"
+    ):
+        tensor_file.read(file)
 
 
 def test_files_of_others_have_no_checksum(tmp_path: Path) -> None:
