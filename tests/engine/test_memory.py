@@ -93,10 +93,11 @@ def test_parts_are_as_equal_as_can_be(keeps: bool, open_clip: Backbone) -> None:
     assert classes_within(0, tower, 100, 5, 3, 10, keeps) == 1
 
 
-@pytest.mark.parametrize(
-    ("size", "text"),
-    [(5, "5 B"), (1536, "1.5 KiB"), (3 * 2**20, "3.0 MiB"), (1024, "1.0 KiB"), (2**20, "1.0 MiB"), (2**31, "2.0 GiB")],
-)
+SIZES = [(5, "5 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (1536, "1.5 KiB"), (2**20, "1.0 MiB"), (3 * 2**20, "3.0 MiB")]
+SIZES += [(2**31, "2.0 GiB"), (200 * 2**30, "200.0 GiB")]
+
+
+@pytest.mark.parametrize(("size", "text"), SIZES)
 def test_bytes_read_well(size: int, text: str) -> None:
     assert readable_bytes(size) == text
 
