@@ -100,8 +100,8 @@ def test_long_texts_are_kept_where_no_tokenizer_reads_them(model: AdaptedModel, 
 
 
 def test_keys_of_the_preprocessing_that_others_add_are_kept(saved: Path) -> None:
-    say(saved, format="[1, 2]", preprocess={"size": 8, "prompt": "a", "patch_block": -1, "shoe_size": 43}, hat=1)
-    assert read_header(saved).preprocess == {"size": 8, "prompt": "a", "patch_block": -1, "shoe_size": 43}
+    say(saved, format="[1, 2]", preprocess={"size": 1, "prompt": "a", "patch_block": -1, "shoe_size": 43}, hat=1)
+    assert read_header(saved).preprocess == {"size": 1, "prompt": "a", "patch_block": -1, "shoe_size": 43}
 
 
 def test_a_header_of_the_present_format_has_a_checksum(saved: Path) -> None:
@@ -177,6 +177,7 @@ def test_inspect_shows_what_it_can_of_odd_records(saved: Path, values: dict[str,
 
 def test_the_old_format_had_no_checksum() -> None:
     assert tensor_file.describe(FOLDER / "coop.safetensors").checksum is None
+    assert read_header(FOLDER / "coop.safetensors").format == (1, 0)
     assert torch.equal(tensor_file.read(FOLDER / "coop.safetensors")["ctx"].isfinite().all(), torch.tensor(True))
 
 
