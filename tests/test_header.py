@@ -99,6 +99,13 @@ def test_long_texts_are_kept_where_no_tokenizer_reads_them(model: AdaptedModel, 
     assert read_header(model.save(tmp_path / "a.safetensors")).recipe == model.metadata["recipe"]
 
 
+def test_a_header_needs_no_versions(saved: Path) -> None:
+    tensors, metadata = tensor_file.read(saved), tensor_file.describe(saved).metadata
+    del metadata["versions"]
+    tensor_file.write(tensors, saved, metadata)
+    assert read_header(saved).versions == {}
+
+
 def test_keys_of_the_preprocessing_that_others_add_are_kept(saved: Path) -> None:
     say(saved, format="[1, 2]", preprocess={"size": 1, "prompt": "a", "patch_block": -1, "shoe_size": 43}, hat=1)
     assert read_header(saved).preprocess == {"size": 1, "prompt": "a", "patch_block": -1, "shoe_size": 43}
