@@ -15,7 +15,7 @@ from adapt.engine.watching import watched
 
 
 class Doubling(nn.Module):
-    def forward(self, x: Tensor) -> tuple[Tensor, None]:
+    def forward(self, x: Tensor, mask: None) -> tuple[Tensor, None]:
         return 2 * x, None
 
 
@@ -28,8 +28,9 @@ def tower(name: str, length_first: bool) -> Tower:
 
 
 def forward(of: Tower, x: Tensor) -> Tensor:
+    mask = None
     for block in of.blocks:
-        x, _ = block.module(x)
+        x, mask = block.module(x, mask)
     return x
 
 
