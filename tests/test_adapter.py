@@ -12,12 +12,14 @@ from typing import Any
 import pytest
 import safetensors.torch
 import tiny_backbones
+import tiny_llms
 import torch
 from checks import perturb
 from safetensors import safe_open
 
 import adapt
 from adapt import AdaptedModel, AdaptError, Backbone, tensor_file
+from adapt.adapter import load_tensors, read_tensors
 from adapt.header import FORMAT, read_header
 
 NAMES = ("goldfish", "red_panda", "sea cucumber")
@@ -45,7 +47,7 @@ def rewrite(path: Path, change: Callable[[dict[str, Any], dict[str, str]], None]
     return path
 
 
-def refused(path: Path, backbone: Backbone, message: str, **options: Any) -> None:
+def refused(path: Path, backbone: Backbone | None, message: str, **options: Any) -> None:
     """Loading raises `message`, names the file, and leaves the file as it is."""
     before = path.read_bytes() if path.is_file() else None
     with pytest.raises(AdaptError, match=message) as caught:
@@ -245,3 +247,98 @@ def test_a_write_that_the_system_cuts_off_loses_nothing(model: AdaptedModel, sav
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert saved.read_bytes() == before
     assert list(saved.parent.iterdir()) == [saved]
+
+
+def test_a_run_directory_stands_for_its_adapter(model: AdaptedModel, tmp_path: Path) -> None:
+    model.save(tmp_path / "adapter.safetensors")
+    (tmp_path / "recipe.yaml").touch()
+    assert torch.equal(adapt.load(tmp_path, model.backbone).method.ctx, model.method.ctx)
+
+
+def test_a_folder_has_its_own_backbone(open_clip: Backbone, tmp_path: Path) -> None:
+    refused(tmp_path, open_clip, "an adapter in a folder has its backbone there: leave backbone out")
+    refused(tmp_path, None, "compact")
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_a_loaded_model_serves_by_the_path_that_is_asked_for(fast: bool, saved: Path, open_clip: Backbone) -> None:
+    loaded = adapt.load(saved, open_clip, fast=fast)
+    assert loaded.text_path == ("fast" if fast else "plain")
+    assert not any(module.training for module in loaded.modules())
+
+
+@pytest.mark.parametrize(
+    ("trained", "given", "message"),
+    [
+        ("nf4", None, "was trained on a backbone of nf4, this one has no quantisation: results differ a little"),
+        (None, "int8", "was trained on a backbone of no quantisation, this one has int8"),
+        (None, None, ""),
+        ("nf4", "nf4", ""),
+    ],
+)
+def test_another_quantisation_is_told(
+    trained: str | None, given: str | None, message: str, saved: Path, open_clip: Backbone, caplog: Any
+) -> None:
+    path = rewrite(saved, _say("quantization", trained)) if trained else saved
+    open_clip.quantization = given
+    adapt.load(path, open_clip)
+    assert (message in caplog.text) if message else (caplog.text == "")
+
+
+def test_the_recorded_backbone_is_built_and_reads_as_it_did(
+    saved: Path, open_clip: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr("adapt.backbones.load.load_backbone", lambda *args: asked.append(args) or open_clip)
+    monkeypatch.setattr(type(open_clip), "read_as", lambda self, preprocess: asked.append(preprocess["size"]))
+    adapt.load(rewrite(saved, _say("backbone", "tiny/one")))
+    assert asked == [("tiny/one", "cpu", None), tiny_backbones.IMAGE]
+
+
+def test_another_preprocessing_is_refused(saved: Path, open_clip: Backbone) -> None:
+    reading = read_header(saved).preprocess
+    rewrite(saved, _say("preprocess", reading | {"size": 2 * reading["size"]}))
+    refused(saved, open_clip, "prepares them by .*: give the backbone with the preprocessing")
+
+
+def test_tensors_are_missing_or_unknown_by_name(model: AdaptedModel) -> None:
+    before = model.method.ctx.detach().clone()
+    for tensors, message in [
+        ({"a": before, "b": before}, "^here lacks ctx and has the unknown a, b: it does not fit its method coop$"),
+        ({"ctx": before, "b": before}, "^here has the unknown b: it"),
+        ({"ctx": before[1:]}, r"^tensor 'ctx' of here has shape \(3, 128\)"),
+    ]:
+        with pytest.raises(AdaptError, match=message):
+            load_tensors(model.method, tensors, "here")
+    assert torch.equal(model.method.ctx, before)
+
+
+def test_the_versions_of_all_libraries_that_compute_are_kept(saved: Path) -> None:
+    from importlib.metadata import version
+
+    libraries = ("torch", "open_clip_torch", "transformers", "peft", "timm", "safetensors", "bitsandbytes")
+    assert read_header(saved).versions == {"adapt": adapt.__version__} | {name: version(name) for name in libraries}
+
+
+def test_tensors_are_refused_where_they_are_read(saved: Path) -> None:
+    rewrite(saved, _put("ctx", torch.full((4, 128), float("nan"))))
+    with pytest.raises(AdaptError, match=r"'ctx' of .*a\.safetensors has values that are not finite"):
+        read_tensors(saved)
+
+
+def test_what_does_not_fit_is_refused_before_the_model_is_put_together(
+    saved: Path, open_clip: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("adapt.model.assemble", lambda *args: pytest.fail("it was put together"))
+    refused(rewrite(saved, _put("ctx", torch.zeros(5, 128))), open_clip, r"shape \(5, 128\)")
+
+
+def test_an_adapter_that_answers_questions_takes_no_class_names(tmp_path: Path) -> None:
+    backbone = tiny_llms.vision_llm("llama")
+    path = adapt.wrap(backbone, LoRA(rank=2, towers=("decoder",))).save(tmp_path / "a.safetensors")
+    refused(path, backbone, "answers questions about images and takes no class names", class_names=["toy"])
+
+
+def test_parts_without_a_name_are_refused(saved: Path, open_clip: Backbone) -> None:
+    rewrite(saved, _say("method", "compose"))
+    refused(rewrite(saved, _say("config", {"methods": [{"skip": 1}]})), open_clip, "'name'")

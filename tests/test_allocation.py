@@ -87,3 +87,22 @@ def test_a_generator_of_its_own_size_is_built() -> None:
     held = sum(parameter.numel() for parameter in model.parameters())
     with at_most(held):
         adapt.wrap(tiny_llms.vision_llm("llama"), adapt.methods.VLoRA(dim=64, depth=6, rank=8, heads=4, skip=2))
+
+
+def test_the_bound_is_four_times_the_files_numbers_and_a_few_millions() -> None:
+    bound = 4 * 100 + 2**22
+    with at_most(100):
+        torch.empty(bound)
+    with pytest.raises(AdaptError), at_most(100):
+        torch.empty(bound + 1)
+
+
+@pytest.mark.parametrize(
+    "small", [lambda: torch.empty(0), lambda: torch.empty(9), lambda: torch.empty(9, device="meta")]
+)
+def test_each_tensor_counts_as_sixty_four_numbers_at_least(small: Callable[[], Any]) -> None:
+    with at_most(0):
+        torch.empty(2**22 - 64)
+        small()
+    with pytest.raises(AdaptError), at_most(0):
+        _ = torch.empty(2**22 - 63), small()

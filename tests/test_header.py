@@ -11,6 +11,7 @@ import torch
 from adapters_1_0.make import FOLDER
 from click.testing import CliRunner
 from faults import corrupt
+from pydantic import ValidationError
 
 import adapt
 from adapt import AdaptedModel, AdaptError, Backbone, tensor_file
@@ -65,6 +66,16 @@ def say(path: Path, signed: bool = True, **values: Any) -> Path:
         ({"fingerprint": {"structure": "x", "values": ["a"]}}, "fingerprint.*values.* is 'a'"),
         ({"fingerprint": {"structure": "x", "values": [], "configuration": 3}}, "fingerprint.*configuration is 3"),
         ({"shoe_size": 43}, "it has the unknown key 'shoe_size'"),
+        ({"format": "[1]"}, "expected two numbers"),
+        ({"format": "[1, -1]"}, "expected two numbers"),
+        ({"format": "[1, true]"}, "expected two numbers"),
+        ({"format": "[2, 0]"}, r"has adapter format 2\.0, this adapt reads up to 1: upgrade adapt"),
+        ({"preprocess": {"size": 0}}, "size.* is 0"),
+        ({"preprocess": {"size": "8"}}, "size.* is '8'"),
+        ({"preprocess": {"size": 8, "patch_block": "x"}}, "patch_block.* is 'x'"),
+        ({"fingerprint": {"structure": 1, "values": []}}, "structure.* is 1"),
+        ({"logit_scale": '"1"'}, "logit_scale is '1'"),
+        ({"versions": {"adapt": 1}}, "versions.* is 1"),
     ],
 )
 def test_values_that_make_no_sense_are_named(saved: Path, values: dict[str, Any], message: str) -> None:
@@ -72,6 +83,33 @@ def test_values_that_make_no_sense_are_named(saved: Path, values: dict[str, Any]
         read_header(say(saved, **values))
     assert str(caught.value).startswith(str(saved))
     assert "\n" not in str(caught.value)
+
+
+def test_a_header_keeps_what_has_a_value_and_cannot_be_changed(saved: Path) -> None:
+    metadata = tensor_file.describe(saved).metadata
+    assert metadata["format"] == "[1,1]"
+    assert metadata.keys() & {"backbone", "quantization", "recipe", "seed", "metrics"} == set()
+    header = read_header(saved)
+    assert (header.backbone, header.quantization, header.recipe, header.seed, header.metrics) == (None,) * 5
+    with pytest.raises(ValidationError, match="frozen"):
+        header.seed = 1
+
+
+def test_long_texts_are_kept_where_no_tokenizer_reads_them(model: AdaptedModel, tmp_path: Path) -> None:
+    model.metadata = {"recipe": {"note": "x" * 5000}}
+    assert read_header(model.save(tmp_path / "a.safetensors")).recipe == model.metadata["recipe"]
+
+
+def test_a_header_needs_no_versions(saved: Path) -> None:
+    tensors, metadata = tensor_file.read(saved), tensor_file.describe(saved).metadata
+    del metadata["versions"]
+    tensor_file.write(tensors, saved, metadata)
+    assert read_header(saved).versions == {}
+
+
+def test_keys_of_the_preprocessing_that_others_add_are_kept(saved: Path) -> None:
+    say(saved, format="[1, 2]", preprocess={"size": 1, "prompt": "a", "patch_block": -1, "shoe_size": 43}, hat=1)
+    assert read_header(saved).preprocess == {"size": 1, "prompt": "a", "patch_block": -1, "shoe_size": 43}
 
 
 def test_a_header_of_the_present_format_has_a_checksum(saved: Path) -> None:
@@ -152,6 +190,7 @@ def test_inspect_shows_what_it_can_of_odd_records(saved: Path, values: dict[str,
 
 def test_the_old_format_had_no_checksum() -> None:
     assert tensor_file.describe(FOLDER / "coop.safetensors").checksum is None
+    assert read_header(FOLDER / "coop.safetensors").format == (1, 0)
     assert torch.equal(tensor_file.read(FOLDER / "coop.safetensors")["ctx"].isfinite().all(), torch.tensor(True))
 
 

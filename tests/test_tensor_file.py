@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import FrozenInstanceError
 from pathlib import Path
 
 import pytest
@@ -72,7 +73,7 @@ def test_the_layout_of_the_file_does_not_matter(file: Path, tensors: dict[str, T
     assert torch.equal(tensor_file.read(file)["b"], tensors["b"])
 
 
-@pytest.mark.parametrize("kind", ["shape", "dtype", "name", "metadata"])
+@pytest.mark.parametrize("kind", ["shape", "dtype", "name", "metadata", "value"])
 def test_the_checksum_covers_what_is_said_of_the_bytes(kind: str, tensors: dict[str, Tensor]) -> None:
     metadata = dict(METADATA)
     before = tensor_file.checksum(tensors, metadata)
@@ -82,9 +83,25 @@ def test_the_checksum_covers_what_is_said_of_the_bytes(kind: str, tensors: dict[
         tensors["b"] = tensors["b"].view(torch.int32)
     elif kind == "name":
         tensors["e"] = tensors.pop("d")
+    elif kind == "value":
+        tensors["a"][3] = 4
     else:
         metadata["who"] = "you"
     assert tensor_file.checksum(tensors, metadata) != before
+
+
+@pytest.mark.parametrize("error", [safetensors.SafetensorError, OSError, ValueError, RuntimeError])
+def test_whatever_the_library_cannot_read_is_damaged(
+    error: type[Exception], file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(path: Path) -> None:
+        raise error("it is odd\ninside")
+
+    monkeypatch.setattr(safetensors.torch, "load_file", fails)
+    with pytest.raises(
+        AdaptError, match=r"a\.safetensors is truncated or damaged \(it is odd.*inside\); fetch or train"
+    ):
+        tensor_file.read(file)
 
 
 def test_files_of_others_have_no_checksum(tmp_path: Path) -> None:
@@ -104,6 +121,11 @@ def test_files_of_others_have_no_checksum(tmp_path: Path) -> None:
         ('{"x": NaN}', "NaN is no number"),
         ("[]", "no readable header"),
         ('{"x": 5}', "no readable header"),
+        ('{"x": {"dtype": "F32", "shape": [true], "data_offsets": [0, 4]}}', r"'x' has the shape \(True,\)"),
+        ('{"x": {"dtype": "F32", "shape": 1, "data_offsets": [0, 4]}}', "no readable header"),
+        ('{"x": {"dtype": "F32"}}', "no readable header"),
+        ('{"__metadata__": 1}', "no readable header"),
+        ("x", "is truncated or no safetensors file"),
     ],
 )  # fmt: skip
 def test_headers_that_make_no_sense(header: str, message: str, tmp_path: Path) -> None:
@@ -111,6 +133,25 @@ def test_headers_that_make_no_sense(header: str, message: str, tmp_path: Path) -
     with pytest.raises(AdaptError, match=message) as caught:
         tensor_file.read(tmp_path / "x.safetensors")
     assert str(tmp_path / "x.safetensors") in str(caught.value)
+
+
+TYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.bool]
+TYPES += [torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8]
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_types_that_can_be_computed_with(kind: torch.dtype, tmp_path: Path) -> None:
+    tensor_file.write({"x": torch.ones(2, 3).to(kind)}, tmp_path / "x.safetensors", {})
+    assert tensor_file.read(tmp_path / "x.safetensors")["x"].dtype == kind
+    assert tensor_file.numbers(tensor_file.describe(tmp_path / "x.safetensors").shapes) == 6
+
+
+def test_an_empty_file_of_tensors(tmp_path: Path) -> None:
+    (tmp_path / "x.safetensors").write_bytes(corrupt.put_together("{}", b""))
+    described = tensor_file.describe(tmp_path / "x.safetensors")
+    assert (described.metadata, described.checksum, described.shapes) == ({}, None, {})
+    with pytest.raises(FrozenInstanceError):
+        described.checksum = "x"  # type: ignore[misc]
 
 
 def test_a_header_beyond_all_bounds_is_not_read(tmp_path: Path) -> None:

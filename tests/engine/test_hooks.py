@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import tiny_backbones
+import tiny_llms
 import torch
 from checks import assert_untouched, scaled, snapshot
 from torch import Tensor, nn
 
 from adapt import Backbone
 from adapt.backbones.split import linear_over
-from adapt.edits import Replace, Tokens
+from adapt.edits import Attention, Bypass, LowRank, Parallel, Replace, Tokens
 from adapt.engine.frozen import frozen
-from adapt.engine.hooks import run
+from adapt.engine.hooks import _bypass, run
 from adapt.prompts import Prompt
 
 LETTERS = ("q", "k", "v", "out", "fc1", "fc2")
@@ -37,6 +40,75 @@ def test_a_projection_can_be_replaced(backbone: Backbone, tower: str, letter: st
     assert scaled(results[0], expected) < 1e-5
     assert scaled(results[1], expected) > 1e-4
     assert torch.equal(features(backbone, tower, images), expected)
+
+
+@pytest.mark.parametrize("kind", ["gpt_neox", "phi3", "llama"])  # rows in turn, one after the other, apart
+@pytest.mark.parametrize("letters", ["q", "k", "qv"])
+def test_projections_of_a_decoder_can_be_replaced(kind: str, letters: str) -> None:
+    backbone = tiny_llms.vision_llm(kind)
+    tower, ids = backbone.tower("decoder"), torch.tensor([[2, 5, 7, 9], [2, 8, 6, 4]])
+    language: nn.Module = backbone.model["llm"]
+    linears = [linear_over(p.weight, p.bias) for p in (tower.blocks[1].projections[letter] for letter in letters)]
+    others = [nn.Linear(linear.in_features, linear.out_features) for linear in linears]
+    expected = language(ids).logits
+    same, changed = (
+        run(backbone.model, [(tower, [*map(Replace, [1] * len(letters), letters, modules)])], lambda: language(ids))
+        for modules in (linears, others)
+    )
+    assert scaled(same.logits, expected) < 1e-5
+    assert scaled(changed.logits, expected) > 1e-4
+    assert torch.equal(language(ids).logits, expected)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_blocks_are_computed_again_only_where_that_is_asked_for(checkpointing: bool, open_clip: Backbone) -> None:
+    tower, ids, width = open_clip.tower("text"), open_clip.tokenize(["a photo"]), 128
+    bypass, beside, linear = nn.Linear(width, width), nn.Linear(width, width), nn.Linear(width, 4 * width)
+    edits = [Replace(0, "fc1", linear), Bypass(1, bypass), Parallel(2, "mlp", beside)]
+    calls: list[int] = []
+    for index, block in enumerate(tower.blocks):
+        block.norm2.register_forward_hook(lambda *_, index=index: calls.append(index))
+    options = {"checkpointing": True} if checkpointing else {}
+    features = run(open_clip.model, [(tower, edits)], lambda: open_clip.encode_text(ids), **options)
+    assert calls == [0, 2]
+    features.sum().backward()
+    assert sorted(calls) == ([0, 0, 2, 2] if checkpointing else [0, 2])
+    assert all(module.weight.grad is not None for module in (bypass, beside, linear))
+
+
+@pytest.mark.parametrize(("returns", "expected"), [(0, 5), (1, (5,)), (3, (5, None, None))])
+def test_a_skipped_block_returns_as_many_values_as_it_did(returns: int, expected: object) -> None:
+    assert _bypass(nn.Identity(), returns, 5, "a mask") == expected
+
+
+@pytest.mark.parametrize("merge", [False, True])
+def test_updates_are_folded_into_weights_only_where_that_is_asked_for(merge: bool) -> None:
+    backbone = tiny_llms.vision_llm("llama")
+    tower, projection = backbone.tower("decoder"), backbone.tower("decoder").blocks[0].projections["q"]
+    update = LowRank(0, "q", torch.randn(1, 32, 2), torch.randn(1, 32, 2), 0.5)
+    x, options = torch.randn(1, 3, 32), {"merge": True} if merge else {}
+    seen = []
+
+    def compute() -> Tensor:
+        seen.append("forward" in vars(projection.module))
+        return projection.module(x)
+
+    found = run(backbone.model, [(tower, [update])], compute, **options)
+    assert seen == [merge]
+    assert scaled(found, projection.module(x) + 0.5 * x @ update.down[0] @ update.up[0].T) < 1e-5
+
+
+def test_other_weights_serve_a_block_that_takes_the_length_first(open_clip: Backbone) -> None:
+    tower, x = open_clip.tower("text"), torch.randn(2, 5, 128)
+    length_first = replace(tower, blocks=tuple(replace(block, batch_first=False) for block in tower.blocks))
+    prompts = [Prompt((1, 2, 3, 4, 5), (None, 0, None, None, None))] * 2
+    edits = [Tokens(torch.zeros(1, 128)), Attention(1, lambda scores, learned, _: (2 * scores).softmax(-1))]
+    attn = tower.blocks[1].attn
+    expected = run(open_clip.model, [(tower, edits)], lambda: attn(x, x, x)[0], prompts=prompts)
+    turned = x.transpose(0, 1)
+    found = run(open_clip.model, [(length_first, edits)], lambda: attn(turned, turned, turned)[0], prompts=prompts)
+    assert scaled(found.transpose(0, 1), expected) < 1e-6
+    assert scaled(attn(x, x, x)[0], expected) > 1e-3
 
 
 @pytest.mark.parametrize("backbone", tiny_backbones.KINDS, indirect=True)

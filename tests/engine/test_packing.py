@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import FrozenInstanceError, replace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor
 
 import adapt
 from adapt import AdaptedModel, Backbone
+from adapt.edits import Attention
 from adapt.engine import text
 from adapt.engine.attention import prefix_suffix_attention
 from adapt.engine.packing import Packing, pack
@@ -62,6 +64,28 @@ def test_learned_tokens_are_placed_by_slot_and_class() -> None:
     assert sorted(places) == [(10, 0, 4), (10, 1, 5), (11, 0, 1), (12, 0, 10), (12, 1, 11)]
 
 
+def test_rows_say_whether_they_are_learned_or_of_the_name() -> None:
+    prompts = [replace(prompt, name=range(3, len(prompt.ids) - 1)) for prompt in PROMPTS]
+    packing = pack(prompts, 2, 10, CPU)
+    assert packing.ids[packing.learned].tolist() == [1, 2, 5]
+    assert packing.ids[packing.named].tolist() == [3, 4, 6, 7]
+    assert dict(zip(packing.slot_rows.tolist(), packing.slot_class.tolist())) == {1: 10, 3: 10, 7: 12}
+
+
+def test_one_prompt_may_be_all_prefix_but_its_end() -> None:
+    packing = pack(PROMPTS[:1], 5, 0, CPU)
+    assert (packing.ids.tolist(), packing.ends.tolist(), packing.order.tolist()) == ([9, 1, 2, 3, 4, 8], [5], [0])
+    nothing_learned = pack([Prompt((9, 8), (None, None))], 1, 0, CPU)
+    assert nothing_learned.slot_rows.tolist() == nothing_learned.slot_class.tolist() == []
+
+
+def test_what_all_steps_share_cannot_be_changed() -> None:
+    packing = pack(PROMPTS, 2, 0, CPU)
+    for each, name in ((packing, "prefix"), (packing.groups[0], "start")):
+        with pytest.raises(FrozenInstanceError):
+            setattr(each, name, 1)
+
+
 def test_the_prefix_leaves_an_end_to_every_prompt() -> None:
     assert shared_prefix(PROMPTS, per_class=False) == 2
     assert shared_prefix(PROMPTS, per_class=True) == 1
@@ -81,6 +105,34 @@ def test_attention_over_packed_rows_is_causal_attention_of_each_prompt(prefix: i
         heads = (x[rows].unflatten(-1, (2, -1)).transpose(0, 1) for x in (q, k, v))
         expected = F.scaled_dot_product_attention(*heads, is_causal=True).transpose(0, 1).flatten(1)[-1]
         assert scaled(ends[packing.order][i], expected) < 1e-6
+
+
+def _between_learned(scores: Tensor, queries: Tensor, keys: Tensor) -> Tensor:
+    """Twice the weight between learned tokens."""
+    return scores.softmax(-1) * (1 + (queries[..., :, None] & keys[..., None, :]))
+
+
+@pytest.mark.parametrize("names_seen", [False, True])
+@pytest.mark.parametrize(("prefix", "ends_only"), [(0, False), (1, True), (1, False), (2, True), (2, False)])
+def test_other_weights_over_packed_rows_are_those_of_each_prompt(
+    prefix: int, ends_only: bool, names_seen: bool
+) -> None:
+    prefix = min(prefix, 1) if names_seen else prefix  # a prompt that reads its name is shared up to there
+    prompts = [replace(prompt, name=range(3, len(prompt.ids) - 1)) for prompt in PROMPTS]
+    packing, edit = pack(prompts, prefix, 0, CPU), Attention(0, _between_learned, names_seen)
+    q, k, v = torch.randn(3, 2, packing.rows, 8)  # of two images
+    mixed = prefix_suffix_attention(q[:, packing.ends] if ends_only else q, k, v, packing, 2, ends_only, edit)
+    for i, prompt in enumerate(prompts):
+        length, last = len(prompt.ids), int(packing.ends[packing.order][i])
+        rows = [*range(prefix), *range(last - (length - prefix) + 1, last + 1)]
+        learned = torch.tensor([slot is not None for slot in prompt.slots])
+        named = torch.tensor([at in prompt.name for at in range(length)])
+        hidden = torch.ones(length, length).triu(1).bool() & ~(names_seen & learned[:, None] & named)
+        queries, keys, values = (x[:, rows].unflatten(-1, (2, 4)).transpose(1, 2) for x in (q, k, v))
+        scores = (queries @ keys.transpose(-1, -2) / 2).masked_fill(hidden, float("-inf"))
+        expected = (_between_learned(scores, learned, learned) @ values).transpose(1, 2).flatten(2)
+        found = mixed[:, [int(packing.order[i])]] if ends_only else mixed[:, rows]
+        assert scaled(found, expected[:, -1:] if ends_only else expected) < 1e-6
 
 
 @pytest.mark.parametrize(

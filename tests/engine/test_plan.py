@@ -37,6 +37,13 @@ def test_edits_are_found_by_their_place() -> None:
     assert list(asked.attention) == [0]
 
 
+def test_what_computes_is_found_wherever_it_acts() -> None:
+    bypass, replaced, beside = (nn.Linear(4, 4) for _ in range(3))
+    edits = [SHARED, DEEP, attention(), Bypass(0, bypass), Replace(1, "q", replaced), Parallel(2, "mlp", beside)]
+    assert list(plan(TOWER, edits[:2] + edits[3:]).modules) == [bypass, replaced, beside]
+    assert plan(TOWER, [SHARED, Tokens(torch.zeros(3, 2, 4), block=1)]).overwriting[1].per_class
+
+
 TEXT = "the text tower"
 MISSING = [
     (Replace(-1, "q", LINEAR), f"Replace names block -1 of {TEXT}, which has blocks 0 to 2"),
@@ -100,6 +107,11 @@ def test_what_prompts_can_share(edits: list[Edit], images: int | None, prefix_pe
         ([SHARED, attention(), attention()], "the same place, block 0 of the text tower"),
         ([DEEP], "that none have entered"),
         ([attention()], "that none have entered"),
+        ([Bypass(1, LINEAR), Replace(1, "q", LINEAR)], "block 1 is skipped by one edit and changed inside by another"),
+        ([Parallel(1, "mlp", LINEAR), Bypass(1, LINEAR)], "block 1 is skipped by one edit"),
+        ([SHARED, attention(), Bypass(0, LINEAR)], "block 0 is skipped by one edit"),
+        ([SHARED, Tokens(torch.zeros(3, 4), block=1)], r"tokens \(3, 4\) at block 1 do not fit those .* \(2, 4\)"),
+        ([SHARED, Tokens(torch.zeros(5, 1, 2, 4), block=1)], r"tokens \(5, 1, 2, 4\) at block 1 do not fit"),
     ],
 )
 def test_edits_that_do_not_fit_together_are_refused(edits: list[Edit], message: str) -> None:

@@ -1,6 +1,6 @@
 """Runs the tests of each module of modules.toml on its mutants and says which of them survive.
 
-    python tests/mutation/run.py [--only few_shot] [--out runs/mutants.json] [--jobs 2]
+    python tests/mutation/run.py [--only few_shot] [--at-most 40] [--out runs/mutants.json] [--jobs 2] [--again]
 
 Each mutant lives in a process of its own, forked from one that has imported the libraries but nothing of adapt: that
 saves seconds for each, and no file is changed. Exit code 1 where a module's score is below 0.85.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import importlib.abc
 import importlib.machinery
 import importlib.util
@@ -46,11 +47,12 @@ class Module:
     def name(self) -> str:
         return self.path.removesuffix(".py").replace("/", ".")
 
-    def mutants(self) -> tuple[list[generated.Mutant], int]:
-        """Those to run, and how many there are."""
-        every = generated.mutants((ROOT / self.path).read_text(encoding="utf-8"), self.functions)
-        chosen = random.Random(0).sample(every, min(self.at_most, len(every)))
-        return sorted(chosen, key=every.index), len(every)
+    def mutants(self) -> list[generated.Mutant]:
+        return generated.mutants((ROOT / self.path).read_text(encoding="utf-8"), self.functions)
+
+    def sample(self, every: list[generated.Mutant]) -> list[generated.Mutant]:
+        """Those to run."""
+        return sorted(random.Random(0).sample(every, min(self.at_most, len(every))), key=every.index)
 
 
 class Mutated(importlib.abc.MetaPathFinder, importlib.abc.SourceLoader):
@@ -99,6 +101,7 @@ def warm(imported: Path) -> None:
     for name in imported.read_text(encoding="utf-8").split():
         with contextlib.suppress(Exception):  # parts of libraries that cannot be imported by themselves
             importlib.import_module(name)
+    gc.freeze()  # children need not look through all of it again
 
 
 @dataclass
@@ -129,27 +132,35 @@ def run(
         time.sleep(0.02)
 
 
-def measure(module: Module, jobs: int) -> dict[str, Any]:
+def measure(module: Module, jobs: int, earlier: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Runs all mutants, or those that survived `earlier`; the others are as they were then."""
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         imported = Path(folder) / "imported"
         _, status = os.waitpid(start(module, None, imported), 0)
         if status:
             raise SystemExit(f"the tests of {module.path} fail without a mutant: {' '.join(module.tests)}")
-        limit = 10 + 4 * (time.monotonic() - started)
         warm(imported)
-    chosen, every = module.mutants()
+    unchanged = time.monotonic()
+    os.waitpid(start(module, None), 0)
+    limit = 10 + 4 * (time.monotonic() - unchanged)
+    every = module.mutants()
+    chosen = module.sample(every)
     outcomes = {"killed": 0, "survived": 0, "out of time": 0}
+    if earlier is not None:
+        outcomes = earlier["outcomes"] | {"survived": 0}
+        left = {each["name"] for each in earlier["survivors"]}
+        chosen = [each for each in every if each.name in left]
     survivors = []
     for mutant, outcome in run(module, chosen, limit, jobs):
         outcomes[outcome] += 1
         if outcome == "survived":
             survivors.append({"name": mutant.name, "change": mutant.change})
             print(f"{module.path}: survived {mutant.name}\n{mutant.change}", flush=True)
-    score = 1 - outcomes["survived"] / max(1, len(chosen))
-    seconds = round(time.monotonic() - started)
-    print(f"{module.path}: {score:.2f}, {outcomes['survived']} of {len(chosen)} survive ({every} in all), {seconds} s")
-    return {"path": module.path, "score": round(score, 3), "mutants": every, "run": len(chosen), "seconds": seconds} | {
+    ran, seconds = sum(outcomes.values()), round(time.monotonic() - started)
+    score = 1 - outcomes["survived"] / max(1, ran)
+    print(f"{module.path}: {score:.2f}, {outcomes['survived']} of {ran} survive ({len(every)} in all), {seconds} s")
+    return {"path": module.path, "score": round(score, 3), "mutants": len(every), "run": ran, "seconds": seconds} | {
         "outcomes": outcomes,
         "survivors": survivors,
     }
@@ -158,13 +169,17 @@ def measure(module: Module, jobs: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="", help="modules whose path has this in it")
+    parser.add_argument("--at-most", type=int, default=AT_MOST, help="mutants of a module; more are sampled")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "mutants.json")
+    parser.add_argument("--again", action="store_true", help="only those that survived in --out: tests were added")
     arguments = parser.parse_args()
     listed = tomllib.loads((HERE / "modules.toml").read_text(encoding="utf-8"))["module"]
-    modules = [Module(**each) for each in listed if arguments.only in each["path"]]
+    modules = [Module(**{"at_most": arguments.at_most, **each}) for each in listed if arguments.only in each["path"]]
     os.chdir(ROOT)
-    found = [measure(module, arguments.jobs) for module in modules]
+    earlier = json.loads(arguments.out.read_text(encoding="utf-8")) if arguments.again else []
+    known = {each["path"]: each for each in earlier}
+    found = [measure(module, arguments.jobs, known.get(module.path)) for module in modules]
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     raise SystemExit(any(each["score"] < LEAST for each in found))
