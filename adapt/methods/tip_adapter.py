@@ -83,7 +83,7 @@ class TipAdapter(Method):
     def build(self, backbone: DualEncoder, class_names: Sequence[str]) -> None:  # type: ignore[override]
         self._classes = len(class_names)
         count = self.config.keys or 0
-        self._hold(torch.zeros(count, backbone.embed_dim), torch.zeros(count, dtype=torch.long), backbone.device)
+        self._hold(torch.zeros(count, backbone.embed_dim), torch.arange(count) % self._classes, backbone.device)
 
     def _hold(self, keys: Tensor, labels: Tensor, device: torch.device) -> None:
         self.register_buffer("labels", labels.to(device))

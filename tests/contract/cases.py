@@ -36,6 +36,7 @@ NEEDS_VISION_BLOCKS = {"das", "dpl", "ivlp", "lora", "maple", *_COMPOSED}
 ALL = tuple(name for name in methods.names() if "dual encoder" in methods.find(name).serves and name != "compose")
 ALL += _CASES
 TRAINED_BY_STEPS = tuple(name for name in ALL if name not in ("zero_shot", "linear_probe", "tip_adapter"))
+TRAINED_INSIDE = tuple(name for name in TRAINED_BY_STEPS if name != "tip_adapter/trained")  # with edits of a tower
 ALL_WITH_TEXT = tuple(name for name in ALL if name != "linear_probe")
 KINDS = tuple(tiny_backbones.KINDS)
 FAST_KINDS = tiny_backbones.WITH_FAST_PATH

@@ -78,8 +78,12 @@ def test_tensors_that_take_the_place_of_parameters_count(method: str, backbone: 
     """By `load_state_dict(assign=True)`, and for one call by `torch.func.functional_call`."""
     model = build(method, backbone).eval()
     before = model(images).detach()
-    state = {name: (1.5 * value + 0.1).detach() for name, value in model.method.state_dict().items()}
-    other = {f"method.{name}": value.clone().requires_grad_() for name, value in state.items()}
+    parameters = dict(model.method.named_parameters())
+    state = {
+        name: (1.5 * value + 0.1).detach() if name in parameters else value
+        for name, value in model.method.state_dict().items()
+    }
+    other = {f"method.{name}": value.clone().requires_grad_() for name, value in state.items() if name in parameters}
     called = torch.func.functional_call(model, other, (images,))
     gradients = torch.autograd.grad(called.square().sum(), list(other.values()))
     assert all(each.norm() > 0 for each in gradients)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import ALL, TRAINED_BY_STEPS, build, pairs
+from cases import ALL, TRAINED_INSIDE, build, pairs
 from checks import Fault, assert_untouched, failing, flag, gradient, loss_of, relative, snapshot
 from torch import Tensor, nn
 
@@ -42,7 +42,7 @@ def test_an_error_inside_a_block(
     assert torch.equal(model(images), expected)  # only now: it may keep its class features
 
 
-@pairs(TRAINED_BY_STEPS)
+@pairs(TRAINED_INSIDE)
 @pytest.mark.parametrize("fast", [None, False])
 def test_an_error_inside_a_block_that_is_computed_again(
     method: str, backbone: Backbone, fast: bool | None, images: Tensor, labels: Tensor

@@ -61,7 +61,7 @@ def test_equal_values_are_the_same(make: Callable[[], Any]) -> None:
     assert Inputs(make()).same(make())
 
 
-@pytest.mark.parametrize(("before", "after"), DIFFERENT, ids=str)
+@pytest.mark.parametrize(("before", "after"), DIFFERENT, ids=lambda value: type(value).__name__)
 def test_other_values_are_not(before: Any, after: Any) -> None:
     assert Inputs(before).same(before)
     assert not Inputs(before).same(after)
