@@ -51,12 +51,19 @@ class _Hold:
                     self._training, self._checkpointing, self._trainable = [], [], []
 
     def _note(self, model: nn.Module) -> None:
-        for module in model.modules():  # one walk for all three: every call pays for it
+        modules, seen = [model], {model}
+        for module in modules:  # grows meanwhile: every call pays for this walk, and `modules()` takes twice as long
             if module.training:
                 self._training.append(module)
-            if vars(module).get("grad_checkpointing"):
+            if "grad_checkpointing" in vars(module) and module.grad_checkpointing:
                 self._checkpointing.append(module)
-            self._trainable += [each for each in module._parameters.values() if each is not None and each.requires_grad]
+            for parameter in module._parameters.values():
+                if parameter is not None and parameter.requires_grad:
+                    self._trainable.append(parameter)
+            for child in module._modules.values():
+                if child is not None and child not in seen:
+                    seen.add(child)
+                    modules.append(child)
 
     def _set(self, to: bool) -> None:
         for module in self._training:
