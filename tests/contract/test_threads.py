@@ -55,7 +55,8 @@ def test_predictions(method: str, backbone: Backbone, options: dict[str, Any], i
     models = [build(method, backbone, **options), build("coop", backbone, **options), build("zero_shot", backbone)]
     models.append(build(method, backbone, **options))
     with torch.no_grad():
-        models[-1].method.load_state_dict({k: 1.5 * v for k, v in models[-1].method.state_dict().items()})
+        for parameter in models[-1].method.parameters():
+            parameter.mul_(1.5)
         expected = [model.eval()(images) for model in models]
     models[0].train()  # one that is being trained is served too, in evaluation mode
 
