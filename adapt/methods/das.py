@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from adapt.backbones.base import Backbone
@@ -33,7 +33,7 @@ from adapt.backbones.tower import Tower, TowerName
 from adapt.edits import Bypass, Edit, Parallel
 from adapt.errors import AdaptError
 from adapt.methods.base import Context, Method, MethodConfig
-from adapt.methods.zero_shot import check_template
+from adapt.methods.zero_shot import Template
 from adapt.prompts import Prompt, from_template
 
 DEFAULT_SKIP = 2
@@ -61,13 +61,8 @@ class DASConfig(MethodConfig):
     """Different subsets of blocks that are compared for one update."""
     gate_lr: float = Field(default=1.0, gt=0)
     """How far one comparison moves the gates. Rewards are exp(-loss): a larger loss, as with distill, needs more."""
-    template: str = "a photo of a {}."
+    template: Template = "a photo of a {}."
     """With {} for the class name."""
-
-    @field_validator("template")
-    @classmethod
-    def _place(cls, value: str) -> str:
-        return check_template(value)
 
     @model_validator(mode="after")
     def _consistent(self) -> DASConfig:

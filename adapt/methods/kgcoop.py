@@ -12,13 +12,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import Field, field_validator
+from pydantic import Field
 from torch import Tensor
 
 from adapt.methods.base import learned
 from adapt.methods.coop import CoOp, CoOpConfig
 from adapt.methods.step import ImageStep, Terms
-from adapt.methods.zero_shot import check_template
+from adapt.methods.zero_shot import Template
 
 
 class KgCoOpConfig(CoOpConfig):
@@ -26,13 +26,8 @@ class KgCoOpConfig(CoOpConfig):
     """Words whose embeddings the context starts from; empty draws it from N(0, 0.02)."""
     weight: float = Field(default=8.0, ge=0)
     """Of the distance to the hand-written prompts' class features: one minus the mean cosine over the classes."""
-    template: str = "a photo of a {}."
+    template: Template = "a photo of a {}."
     """The hand-written prompt, with {} for the class name."""
-
-    @field_validator("template")
-    @classmethod
-    def _place(cls, value: str) -> str:
-        return check_template(value)
 
 
 class KgCoOp(CoOp):

@@ -31,7 +31,7 @@ from adapt.edits import Edit, Replace
 from adapt.errors import AdaptError
 from adapt.methods import peft_layers
 from adapt.methods.base import Context, Method, MethodConfig
-from adapt.methods.zero_shot import check_template
+from adapt.methods.zero_shot import Template
 from adapt.prompts import Prompt, from_template
 
 PROJECTIONS = ("q", "k", "v", "out", "fc1", "fc2")
@@ -61,7 +61,7 @@ class LoRAConfig(MethodConfig):
     towers: tuple[TowerName, ...] = ("text", "vision")
     blocks: tuple[int, int] | None = None
     """First block and the one after the last; all where left out."""
-    template: str = "a photo of a {}."
+    template: Template = "a photo of a {}."
     """With {} for the class name."""
     logit_scale: float | None = Field(default=100.0, gt=0)
     """Constant, as published; null takes the backbone's own."""
@@ -83,11 +83,6 @@ class LoRAConfig(MethodConfig):
     @classmethod
     def _letters(cls, value: Any) -> Any:
         return tuple("out" if letter == "o" else letter for letter in value) if isinstance(value, str) else value
-
-    @field_validator("template")
-    @classmethod
-    def _place(cls, value: str) -> str:
-        return check_template(value)
 
     @field_validator("options")
     @classmethod

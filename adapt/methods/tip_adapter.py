@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, field_validator
+from pydantic import Field
 from torch import Tensor, nn
 
 from adapt.backbones.base import DualEncoder
@@ -26,7 +26,7 @@ from adapt.backbones.tokenizer import TextTokenizer
 from adapt.errors import AdaptError
 from adapt.methods.base import Method, MethodConfig
 from adapt.methods.step import Encoded, ImageStep
-from adapt.methods.zero_shot import check_template
+from adapt.methods.zero_shot import Templates
 from adapt.prompts import Prompt, from_template
 
 LEAST = 0.1  # where the search of alpha and beta begins
@@ -45,17 +45,10 @@ class TipAdapterConfig(MethodConfig):
     """The largest alpha tried on validation images, in steps of a 20th; null keeps alpha and beta."""
     search_beta: float = Field(default=7.0, gt=LEAST)
     """The largest beta tried on validation images, in steps of a 200th."""
-    template: str | tuple[str, ...] = "a photo of a {}."
+    template: Templates = "a photo of a {}."
     """One template, or several whose features are averaged."""
     keys: int | None = Field(default=None, ge=1)
     """How many images the table holds; a trained adapter has it."""
-
-    @field_validator("template")
-    @classmethod
-    def _places(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
-        for template in [value] if isinstance(value, str) else value:
-            check_template(template)
-        return value
 
 
 class TipAdapter(Method):

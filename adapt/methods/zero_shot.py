@@ -7,9 +7,9 @@ Deviations: none.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import field_validator
+from pydantic import AfterValidator
 
 from adapt.backbones.tokenizer import TextTokenizer
 from adapt.methods.base import Method, MethodConfig
@@ -23,18 +23,22 @@ def check_template(template: str) -> str:
     return template
 
 
-class ZeroShotConfig(MethodConfig):
-    template: str | tuple[str, ...] = "a photo of a {}."
-    """One template, or several whose features are averaged."""
+def check_templates(value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+    """One template, or several: each needs such a place, and there must be one."""
+    if not value:
+        raise ValueError("give at least one template")
+    for template in [value] if isinstance(value, str) else value:
+        check_template(template)
+    return value
 
-    @field_validator("template")
-    @classmethod
-    def _places(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
-        if not value:
-            raise ValueError("give at least one template")
-        for template in [value] if isinstance(value, str) else value:
-            check_template(template)
-        return value
+
+Template = Annotated[str, AfterValidator(check_template)]
+Templates = Annotated[str | tuple[str, ...], AfterValidator(check_templates)]
+
+
+class ZeroShotConfig(MethodConfig):
+    template: Templates = "a photo of a {}."
+    """One template, or several whose features are averaged."""
 
 
 class ZeroShot(Method):
