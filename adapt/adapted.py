@@ -13,12 +13,14 @@ from torch import Tensor, nn
 
 from adapt.backbones.absent import cut_out
 from adapt.backbones.base import Backbone, outside_inference_mode
+from adapt.backbones.preprocess import Transform
 from adapt.backbones.turns import alone, changing_modes, copied_alone, keeping_modes
+from adapt.data.views import Views
 from adapt.engine.frozen import frozen
 from adapt.engine.hooks import run
 from adapt.errors import AdaptError
 from adapt.methods.base import Context, Method
-from adapt.methods.step import TERMS, Step, Terms
+from adapt.methods.base.step import TERMS, Step, Terms
 from adapt.prediction import Prediction, batches_of
 
 if TYPE_CHECKING:
@@ -73,6 +75,11 @@ class Adapted(nn.Module, Generic[B]):
         backbone, self._backbone = self.backbone, None
         return backbone
 
+    def transform(self) -> Transform:
+        """How images are read for an answer: with views `(1 + v, 3, h, w)` where the method looks at some."""
+        plain, views = self.backbone.transform(train=False), self.method.views
+        return Views(plain, self.backbone.transform(train=True), views) if views else plain
+
     def step(self, inputs: Any, labels: Tensor) -> Step:
         """A batch from the data loader, or of encoded images, as the method sees it."""
         return Step(self, inputs, labels)
@@ -112,17 +119,17 @@ class Adapted(nn.Module, Generic[B]):
         """As `predict`, one prediction at a time, holding one batch of images."""
         from adapt.data.images import open_image
 
-        transform = self.backbone.transform(train=False)
+        transform = self.transform()
         for batch in batches_of(images, batch_size):
             pixels = torch.stack([transform(open_image(image)) for image in batch]).to(self.backbone.device)
             with evaluating(self), torch.no_grad():  # not around the yield: what the caller does meanwhile is its own
                 found = list(self._predictions(pixels, top_k, question))
             yield from found
 
-    def settle(self, blocks: Sequence[str]) -> None:
-        """Takes the architecture that a search chose, with all that trains started anew."""
-        method: Any = self.method
-        method.settle(blocks)
+    def start_anew(self) -> None:
+        """All that trains is built once more, as the method's settings are now."""
+        with outside_inference_mode(), alone(self.backbone.model), frozen(self.backbone.model):
+            self.method.build(self.backbone, self.class_names)
 
     def cut_skipped(self) -> None:
         """Frees the blocks that the method skips: the backbone itself changes, and serves this model only from then on.

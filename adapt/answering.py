@@ -9,8 +9,7 @@ from torch import Tensor
 
 from adapt.adapted import Adapted, in_one_mode
 from adapt.errors import AdaptError
-from adapt.methods.base import Context, Method
-from adapt.methods.step import Step, Terms
+from adapt.methods.base import Context, Method, Step, Terms
 from adapt.prediction import Prediction, predictions
 from adapt.tasks import classes
 from adapt.tasks import questions as asking
@@ -42,8 +41,8 @@ class AnsweringModel(Adapted["FusionEncoder"]):
     def has_baseline(self) -> bool:
         return self.backbone.knows(self.class_names)
 
-    def settle(self, blocks: Sequence[str]) -> None:
-        super().settle(blocks)
+    def start_anew(self) -> None:
+        super().start_anew()
         self._renew_head()
 
     @in_one_mode

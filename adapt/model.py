@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from functools import partial
 from typing import Any
 
@@ -21,9 +22,9 @@ from adapt.edits import Edit
 from adapt.engine.frozen import frozen
 from adapt.engine.memory import free_bytes
 from adapt.engine.plan import plan
+from adapt.engine.watching import watched
 from adapt.errors import AdaptError
-from adapt.methods.base import Context, Method
-from adapt.methods.step import Encoded, ImageStep
+from adapt.methods.base import Context, Encoded, ImageStep, Method
 from adapt.prediction import Prediction, predictions
 from adapt.prompts import Prompt, from_template, of_classes
 from adapt.tasks import classes
@@ -162,13 +163,13 @@ class AdaptedModel(Adapted[DualEncoder]):
 
     @in_one_mode
     def forward(self, images: Tensor) -> Tensor:
-        """Images `(b, 3, h, w)` to logits `(b, n_classes)`."""
-        return ImageStep(self, images).logits
+        """Images `(b, 3, h, w)`, or views of each `(b, v, 3, h, w)`, to logits `(b, n_classes)`."""
+        return self.method.infer(ImageStep(self, images))
 
     @in_one_mode
-    def logits(self, image_features: Tensor) -> Tensor:
-        """Unit-length image features `(b, e)` to logits `(b, n_classes)`."""
-        return ImageStep(self, Encoded(image_features)).logits
+    def logits(self, image_features: Tensor, views: Tensor | None = None) -> Tensor:
+        """Unit-length image features `(b, e)`, and those of views of each `(b, v, e)`, to logits `(b, n_classes)`."""
+        return self.method.infer(ImageStep(self, Encoded(image_features, views)))
 
     def step(self, inputs: Tensor | Encoded, labels: Tensor) -> ImageStep:
         return ImageStep(self, inputs, labels)
@@ -182,6 +183,13 @@ class AdaptedModel(Adapted[DualEncoder]):
     def backbone_features(self, images: Tensor) -> Tensor:
         """Unit-length features by the backbone without the method."""
         return F.normalize(self._image_features(images, []), dim=-1)
+
+    def frozen_blocks(self, images: Tensor, names: Sequence[str]) -> dict[str, tuple[Tensor, Tensor]]:
+        """What goes into blocks of the vision tower by itself, such as vision.3, and what comes out: `(b, l, d)`."""
+        backbone = self.backbone
+        with watched(backbone.model, backbone.towers, names) as seen, torch.no_grad():
+            self.backbone_features(images)
+        return seen
 
     def _image_features(self, images: Tensor, edits: Sequence[Edit]) -> Tensor:
         backbone = self.backbone
@@ -221,6 +229,12 @@ class AdaptedModel(Adapted[DualEncoder]):
     @property
     def text_path(self) -> str:
         return "none" if self._texts is None else self._texts.path
+
+    def under(self, method: Method) -> AdaptedModel:
+        """The same backbone and texts under another method of this kind: one that learns from a batch, say."""
+        other = copy(self)
+        other._modules = self._modules | {"method": method}
+        return other
 
     def with_classes(self, class_names: Sequence[str]) -> AdaptedModel:
         """The same method, its tensors shared, for other class names. Refused where a tensor belongs to one class."""

@@ -15,8 +15,7 @@ from adapt.backbones.vision_llm import VisionLLM
 from adapt.edits import Edit, Tokens
 from adapt.engine.plan import plan
 from adapt.errors import AdaptError
-from adapt.methods.base import Context
-from adapt.methods.step import Step, Terms
+from adapt.methods.base import Context, Step, Terms
 from adapt.prediction import NOT_FINITE, Prediction
 from adapt.tasks import generate
 from adapt.tasks import questions as asking

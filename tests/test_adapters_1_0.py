@@ -34,7 +34,7 @@ def test_an_adapter_of_format_1_0_gives_the_logits_that_it_gave(file: Path, expe
 
 
 def test_every_method_has_one() -> None:
-    assert {read_header(file).method for file in FILES} | {"kgcoop", "tip_adapter"} == set(
+    assert {read_header(file).method for file in FILES} | {"kgcoop", "tip_adapter", "tpt"} == set(
         methods.names()
     )  # newer ones
     assert {file.stem for file in FILES} <= set(makers())  # the others are of newer methods

@@ -17,7 +17,7 @@ def training_step(
 
     import adapt
     from adapt import methods
-    from adapt.methods.step import Encoded, total
+    from adapt.methods.base import Encoded, total
 
     backbone = adapt.load_backbone(f"open_clip:{ARCHITECTURE}")
     model = adapt.wrap(backbone, methods.find(method)(**config), class_names(classes), fast=fast)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import repeat
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from adapt.adapted import Adapted, evaluating
 from adapt.data.loader import loader
@@ -53,15 +55,21 @@ def evaluate(
 def _from_features(
     model: AdaptedModel, items: Sequence[Item], workers: int, progress: Progress | None
 ) -> Iterator[Decided]:
-    features = image_features(model, items, workers=workers, progress=progress).to(model.backbone.device)
-    for part in features.split(FEATURES_PER_IMAGE if model.method.per_image else FEATURES):
+    method, device = model.method, model.backbone.device
+    features = image_features(model, items, workers=workers, progress=progress).to(device)
+    size = FEATURES_PER_IMAGE if method.per_image or method.views else FEATURES
+    views: Iterable[Tensor | None] = repeat(None)
+    if method.views:
+        found = image_features(model, items, workers=workers, views=method.views, progress=progress)
+        views = found.to(device).split(size)
+    for part, its_views in zip(features.split(size), views):
         with evaluating(model):
-            decided = classes.decided(model.logits(part), model.class_names)
+            decided = classes.decided(model.logits(part, its_views), model.class_names)
         yield decided
 
 
 def _decoded(model: Adapted[Any], items: Sequence[Item], workers: int, progress: Progress | None) -> Iterator[Decided]:
-    transform = model.backbone.transform(train=False)
+    transform = model.transform()
     done = 0
     for inputs, labels in loader(items, transform, BATCH_SIZE, train=False, workers=workers):
         with evaluating(model):  # for a batch at a time, so that other threads' calls come in between

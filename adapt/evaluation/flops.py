@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from adapt.adapted import Adapted, evaluating
+from adapt.adapted import Adapted
 from adapt.model import AdaptedModel
 
 QUESTION = "what is in the picture?"  # of a few words, where the model answers questions
@@ -47,25 +47,6 @@ def tower_flops(model: Adapted[Any], towers: Collection[str]) -> float:
         return sum(counted[tower](model) for tower in towers)
     image = _image(model)
     return flops(lambda: model(image, [QUESTION]))
-
-
-def block_flops(model: Adapted[Any]) -> tuple[float, dict[str, float]]:
-    """`tower_flops` of the towers that are searched, all blocks executed, and how many skipping each block saves.
-
-    The method's selection of blocks is left empty.
-    """
-    searcher: Any = model.method.searcher
-    towers = {name: name.partition(".")[0] for name in searcher.blocks}
-    with evaluating(model):
-        searcher.select(())
-        whole = {tower: tower_flops(model, [tower]) for tower in dict.fromkeys(towers.values())}
-        together = tower_flops(model, whole.keys())
-        saved = {}
-        for name, tower in towers.items():
-            searcher.select([name])
-            saved[name] = whole[tower] - tower_flops(model, [tower])
-        searcher.select(())
-    return together, saved
 
 
 def _image(model: Adapted[Any]) -> Tensor:

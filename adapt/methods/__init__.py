@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from adapt.methods.base import Method
 
 GROUP = "adapt.methods"
-_NOT_METHODS = {"base", "peft_layers", "step"}
+_NOT_METHODS = {"base"}
 _registered: dict[str, type[Method]] = {}
 M = TypeVar("M", bound="type[Method]")
 

@@ -9,16 +9,17 @@ Deviations: none from the parts', but where two meet:
 * At most one part has learned tokens in the prompts, and its prompts are taken; the templates of the others are not
   read then. Without such a part, all must read the same text.
 * After a search of blocks all parts start anew, not only the part that searched.
+* Losses add up, term by term; one part at most decides on the logits, or on the gradients, in its own way.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
 from pydantic import Field, field_validator
-from torch import Tensor, nn
+from torch import Tensor
 
 from adapt.backbones.base import Backbone
 from adapt.backbones.tokenizer import TextTokenizer
@@ -26,7 +27,7 @@ from adapt.backbones.tower import Tower
 from adapt.edits import Bypass, Edit, Tokens
 from adapt.errors import AdaptError
 from adapt.methods import find
-from adapt.methods.base import Context, Method, MethodConfig
+from adapt.methods.base import Context, Method, MethodConfig, Terms, Training
 from adapt.prompts import Prompt
 
 
@@ -91,10 +92,6 @@ class Compose(Method):
         return next((part.logit_scale for part in self.parts.values() if part.logit_scale is not None), None)
 
     @property
-    def searcher(self) -> Method | None:
-        return next((part.searcher for part in self.parts.values() if part.searcher is not None), None)
-
-    @property
     def chosen_on_validation(self) -> str | None:
         keys = enumerate(part.chosen_on_validation for part in self.parts.values())
         return next((f"methods.{index}.{key}" for index, key in keys if key), None)
@@ -103,39 +100,59 @@ class Compose(Method):
     def skipped(self) -> frozenset[str]:
         return frozenset().union(*(part.skipped for part in self.parts.values()))
 
-    @property
-    def bypasses(self) -> dict[str, nn.Module] | None:
-        found = [part.bypasses for part in self.parts.values() if part.bypasses is not None]
-        return {name: module for each in found for name, module in each.items()} if found else None
-
     def check_family(self, backbone: Backbone) -> None:
         for part in self.parts.values():
             part.check_family(backbone)
 
     def build(self, backbone: Backbone, class_names: Sequence[str]) -> None:
         for part in self.parts.values():
+            part.absent = self.skipped - part.skipped
             part.build(backbone, class_names)
             part.built = True
-        self._start = {
-            name: {key: value.clone() for key, value in part.state_dict().items()}
-            for name, part in self.parts.items()
-            if self.searcher not in (None, part)
-        }
-        self._chosen()
+        self._describe()
 
-    def settle(self, names: Sequence[str]) -> None:
-        """Skips these blocks for good, as the searching part does; the other parts are again as they were built."""
-        searcher: Any = self.searcher
-        searcher.settle(names)
-        for name, state in self._start.items():
-            self.parts[name].load_state_dict(state)
-        self._chosen()
+    def check_tensors(self, tensors: Mapping[str, Tensor], source: str) -> None:
+        for name, part in self.parts.items():
+            part.check_tensors(_under(name, tensors), source)
 
-    def _chosen(self) -> None:
-        """What follows from the choice of blocks: nothing is kept inside skipped ones, and the settings tell it."""
-        for part in self.parts.values():
-            part.spare(self.skipped)
+    def _describe(self) -> None:
+        """The settings say what the parts' own do, which a training may have completed."""
         self.config = ComposeConfig(methods=tuple(map(_described, self.parts.values())))
+
+    def prepare(self, training: Training) -> None:
+        for part in self.parts.values():
+            part.prepare(training)
+        self._describe()
+
+    def epoch_done(self, epoch: int, epochs: int) -> None:
+        for part in self.parts.values():
+            part.epoch_done(epoch, epochs)
+
+    def finish(self, training: Training) -> None:
+        for part in self.parts.values():
+            part.finish(training)
+        self._describe()
+
+    def training_state(self) -> dict[str, Tensor]:
+        return {
+            f"{name}.{key}": value for name, part in self.parts.items() for key, value in part.training_state().items()
+        }
+
+    def logits(self, step: Any) -> Tensor:
+        part = self._owner("logits")
+        return super().logits(step) if part is None else part.logits(step)
+
+    def loss(self, step: Any) -> Terms:
+        """The terms of all parts; those that several have, such as the cross-entropy, count once."""
+        return {name: term for part in self.parts.values() for name, term in part.loss(step).items()}
+
+    def backward(self, terms: Terms) -> None:
+        part = self._owner("backward")
+        super().backward(terms) if part is None else part.backward(terms)
+
+    def _owner(self, member: str) -> Method | None:
+        """The part that has a `member` of its own in place of the default, of which there is at most one."""
+        return next((part for part in self.parts.values() if _overrides(part, member)), None)
 
     def prompts(self, tokenizer: TextTokenizer, class_name: str) -> list[Prompt]:
         owners = {name: part for name, part in self.parts.items() if part.owns_prompts} or self.parts
@@ -178,16 +195,28 @@ def _named(parts: Sequence[Method]) -> dict[str, Method]:
     return named
 
 
+def _under(name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {key.removeprefix(f"{name}."): tensor for key, tensor in tensors.items() if key.startswith(f"{name}.")}
+
+
+def _overrides(part: Method, member: str) -> bool:
+    return getattr(type(part), member) is not getattr(Method, member)
+
+
 def _check(parts: dict[str, Method]) -> None:
     """AdaptError, by name, for a part that cannot be one, or two that do not go together."""
     for name, part in parts.items():
-        if isinstance(part, Compose) or not part.touches:
+        if isinstance(part, Compose) or not part.touches or part.views or _overrides(part, "infer"):
             raise AdaptError(f"{name} cannot be a part: expected methods that change a tower, each named by itself")
     for one, other in combinations(parts, 2):
         a, b = parts[one], parts[other]
         if a.owns_prompts and b.owns_prompts:
             raise AdaptError(f"{one} and {other} both learn tokens of the prompts: take one of them")
-        if a.searcher and b.searcher:
-            raise AdaptError(f"{one} and {other} both search which blocks to skip: name those of one by skipped")
+        for member in ("logits", "backward"):
+            if _overrides(a, member) and _overrides(b, member):
+                raise AdaptError(f"{one} and {other} both have {member} of their own: take one of them")
+        if a.chosen_on_validation and a.chosen_on_validation == b.chosen_on_validation:
+            key = a.chosen_on_validation
+            raise AdaptError(f"{one} and {other} both choose {key} on validation images: give it to one of them")
         if a.logit_scale and b.logit_scale and a.logit_scale != b.logit_scale:
             raise AdaptError(f"logit_scale is {a.logit_scale} in {one} and {b.logit_scale} in {other}: take one value")

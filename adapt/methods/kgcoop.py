@@ -15,9 +15,8 @@ from typing import Any
 from pydantic import Field
 from torch import Tensor
 
-from adapt.methods.base import learned
+from adapt.methods.base import ImageStep, Terms, learned
 from adapt.methods.coop import CoOp, CoOpConfig
-from adapt.methods.step import ImageStep, Terms
 from adapt.methods.zero_shot import Template
 
 

@@ -8,15 +8,13 @@ Deviations: one grid of strengths in place of the reference's two-stage search; 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from adapt.backbones.base import DualEncoder
-from adapt.methods.base import Method, MethodConfig
-from adapt.methods.step import ImageStep
+from adapt.methods.base import ImageStep, Method, MethodConfig, Training
 
 STRENGTHS = tuple(10.0 ** (k / 2) for k in range(-2, 13))  # inverse regularisation, 0.1 to 1e6
 
@@ -57,7 +55,7 @@ class LinearProbe(Method):
     def takes_steps(self) -> bool:
         return False
 
-    def prepare(self, training: Any) -> None:
+    def prepare(self, training: Training) -> None:
         train = training.features("train"), training.labels("train")
         val = (training.features("val"), training.labels("val")) if training.items("val") else None
         training.note(solver=self.solve(train, val))

@@ -14,7 +14,6 @@ Deviations:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,8 +23,7 @@ from torch import Tensor, nn
 from adapt.backbones.base import DualEncoder
 from adapt.backbones.tokenizer import TextTokenizer
 from adapt.errors import AdaptError
-from adapt.methods.base import Method, MethodConfig
-from adapt.methods.step import Encoded, ImageStep
+from adapt.methods.base import Encoded, ImageStep, Method, MethodConfig, Training
 from adapt.methods.zero_shot import Templates
 from adapt.prompts import Prompt, from_template
 
@@ -98,14 +96,14 @@ class TipAdapter(Method):
         templates = [template] if isinstance(template, str) else template
         return [from_template(tokenizer, each, class_name) for each in templates]
 
-    def prepare(self, training: Any) -> None:
+    def prepare(self, training: Training) -> None:
         features = training.features("train", views=self.config.views, unit=False)
         if self.config.views:
             features = features.mean(1)  # of (n, views, e), before normalisation
         self._hold(F.normalize(features, dim=-1), training.labels("train"), self.labels.device)
         self.config = self.config.model_copy(update={"keys": len(features)})
 
-    def finish(self, training: Any) -> None:
+    def finish(self, training: Training) -> None:
         """Chooses alpha and beta: of the pairs that tell most validation images right, the one that comes first."""
         if self.config.search_alpha is None or not training.items("val"):
             return

@@ -14,7 +14,7 @@ from adapt.data.loader import loader
 from adapt.data.split import Item
 from adapt.errors import AdaptError
 from adapt.features import Progress, image_features, keeps_features, labels_of
-from adapt.methods.step import Encoded
+from adapt.methods.base import Encoded
 from adapt.training.settings import TrainSettings
 
 

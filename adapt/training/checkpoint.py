@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +31,21 @@ class Position(BaseModel):
     seconds: float = Field(default=0.0, ge=0)
 
 
-def save(path: Path, method: Method, optimizer: Optimizer, scaler: Any, position: Position, recipe: str) -> None:
+@dataclass(frozen=True)
+class Trained:
+    """What a checkpoint keeps, and restores in place; `beside` are tensors by name that no adapter has."""
+
+    method: Method
+    optimizer: Optimizer
+    scaler: Any
+    beside: Mapping[str, Tensor]
+
+
+def save(path: Path, trained: Trained, position: Position, recipe: str) -> None:
     """Replaces the checkpoint at `path`, atomically. `recipe` identifies what was being trained."""
-    tensors = {f"method.{name}": tensor for name, tensor in method.state_dict().items()}
+    optimizer, scaler = trained.optimizer, trained.scaler
+    tensors = {f"method.{name}": tensor for name, tensor in trained.method.state_dict().items()}
+    tensors |= {f"beside.{name}": tensor for name, tensor in trained.beside.items()}
     numbers: dict[str, Any] = {}
     for index, state in optimizer.state_dict()["state"].items():
         for key, value in state.items():
@@ -48,8 +62,8 @@ def save(path: Path, method: Method, optimizer: Optimizer, scaler: Any, position
         tensor_file.write(tensors, temporary, metadata)
 
 
-def load(path: Path, method: Method, optimizer: Optimizer, scaler: Any, recipe: str) -> Position:
-    """Restores method, optimiser, scaler and random state; returns where training stood.
+def load(path: Path, trained: Trained, recipe: str) -> Position:
+    """Restores what trains and the random state; returns where training stood.
 
     Raises AdaptError where the checkpoint is missing, damaged, or of another recipe.
     """
@@ -59,12 +73,14 @@ def load(path: Path, method: Method, optimizer: Optimizer, scaler: Any, recipe: 
     tensors = read_tensors(path)
     if metadata.get("recipe") != recipe:
         raise AdaptError(f"{path} is of another recipe or other images: resume with its own, or choose a new --out")
-    load_tensors(method, _under("method.", tensors), str(path))
+    load_tensors(trained.method, _under("method.", tensors), str(path))
+    optimizer = trained.optimizer
     try:
+        _fill(trained.beside, _under("beside.", tensors))
         numbers = plain.parse(metadata["optimizer"])
         state = _optimizer_state(optimizer, _under("optimizer.", tensors) | _under("optimizer.", numbers))
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-        scaler.load_state_dict(plain.parse(metadata["scaler"]))
+        trained.scaler.load_state_dict(plain.parse(metadata["scaler"]))
         _restore_rng(_under("rng.", tensors))
         return Position.model_validate(plain.parse(metadata["position"]))
     except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
@@ -84,6 +100,15 @@ def _optimizer_state(optimizer: Optimizer, named: dict[str, Any]) -> dict[int, d
             raise ValueError(f"{name} of the optimiser fits no parameter")
         state.setdefault(int(index), {})[key] = value
     return state
+
+
+@torch.no_grad()
+def _fill(tensors: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    """ValueError where the names, or a shape, are others."""
+    if tensors.keys() != values.keys() or any(tensors[name].shape != value.shape for name, value in values.items()):
+        raise ValueError("what only training needs is of another method")
+    for name, value in values.items():
+        tensors[name].copy_(value)
 
 
 def finite(method: nn.Module) -> bool:

@@ -20,14 +20,11 @@ from adapt.evaluation.evaluate import check_labels, evaluate
 from adapt.files import write_csv
 from adapt.methods.zero_shot import ZeroShot
 from adapt.model import AdaptedModel, wrap
-from adapt.training.batches import training_batches
 from adapt.training.estimate import check_memory
-from adapt.training.imitate import imitate
 from adapt.training.loop import Trainer
 from adapt.training.progress import counting_bar, training_bar
 from adapt.training.result import Result
 from adapt.training.run import Run
-from adapt.training.search import Found, search
 from adapt.training.settings import TrainSettings
 from adapt.training.training import Training
 from adapt.validation import explain
@@ -177,20 +174,13 @@ def _settings(model: Adapted[Any], settings: dict[str, Any]) -> TrainSettings | 
 
 
 def _check_vision(model: Adapted[Any], settings: TrainSettings) -> None:
-    """AdaptError for settings about an edited vision tower, or skipped blocks of it, where there is none."""
+    """AdaptError for settings about an edited vision tower where there is none."""
     edited = isinstance(model, AdaptedModel) and "vision" in model.method.touches
-    bypasses = model.method.bypasses
-    skips = edited and bypasses is not None and all(name.startswith("vision.") for name in bypasses)
-    what = f"{model.method.name} on {model.backbone.describe()}"
     if settings.terms.get("distill") and not edited:
         raise AdaptError(
-            f"train.terms has distill: {settings.terms['distill']:g}, and {what} changes no image features that could "
-            "be held to the backbone's own: leave it out"
-        )
-    if settings.imitate and not skips:
-        raise AdaptError(
-            f"train.imitate is {settings.imitate}, and {what} skips no blocks, or such of another tower than vision: "
-            "leave it out"
+            f"train.terms has distill: {settings.terms['distill']:g}, and {model.method.name} on "
+            f"{model.backbone.describe()} changes no image features that could be held to the backbone's own: leave it "
+            "out"
         )
 
 
@@ -207,59 +197,41 @@ def _zero_shot(training: Training, test_set: Sequence[Item], template: str) -> d
 
 def _train(training: Training) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """The history of steps, and what training adds to the metrics."""
-    started, method = time.monotonic(), training.model.method
-    if training.settings is None:
+    method = training.model.method
+    if training.chosen is None:
+        started = time.monotonic()
         method.prepare(training)
         method.finish(training)
         return [], {"seconds": round(time.monotonic() - started, 3), **training.noted}
-    history, figures = _steps(training, training.settings)
+    history, figures = _steps(training)
     method.finish(training)
-    return history, figures | training.noted
+    return history, training.noted | figures
 
 
-def _steps(training: Training, settings: TrainSettings) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    model, seed, run, progress = training.model, training.seed, training.run, training.progress
-    with counting_bar("encoding", progress) as bar:
-        batches = training_batches(model, training.train_set, settings, seed, training.cache, bar)
-    needed = check_memory(model, batches, settings)
+def _steps(training: Training) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    model, run, settings = training.model, training.run, training.settings
+    needed = check_memory(model, training.batches, settings)
     history: list[dict[str, Any]] = []
-    found = None
     with torch.random.fork_rng():
-        torch.manual_seed(seed)
+        torch.manual_seed(training.seed)
         model.method.prepare(training)
-        if model.method.searcher is not None:
-            found = search(training, settings, batches)
-            torch.manual_seed(seed)  # as a run that is resumed after its search
-            model.settle(found["chosen"])
-        trainer = Trainer(model, batches, settings, run)
+        trainer = Trainer(model, training.batches, settings, run)
         if not trainer.resumed:
-            trainer.position.seconds += imitate(model, training.train_set, settings, seed, progress)
-        with training_bar(trainer.plan.steps, trainer.position.step, progress) as report:
+            trainer.position.seconds = training.seconds
+        with training_bar(trainer.plan.steps, trainer.position.step, training.progress) as report:
 
             def told(entry: dict[str, Any]) -> None:
                 history.append(entry)
                 report(entry)
 
-            position = trainer.train(told)
+            position = trainer.train(told, model.method.epoch_done)
+    training.seconds = position.seconds
     if run is not None:  # a resumed run's whole history
         history = run.history()
-    searched = {} if found is None else {"search": _summary(found, position.seconds)}
-    return history, searched | {
+    return history, {
         "seconds": round(position.seconds, 3),
         "steps": position.step,
         "final_loss": history[-1]["loss"],
         "text_path": model.text_path,
         "estimated_bytes": needed,
-    }
-
-
-def _summary(found: Found, training_seconds: float) -> dict[str, Any]:
-    """What metrics.json says of a search; its trace is in search.json."""
-    return {
-        "chosen": found["chosen"],
-        "gates": dict(zip(found["blocks"], found["trace"][-1]["gates"])) if found["trace"] else {},
-        "updates": len(found["trace"]),
-        "kept_flops": found["kept_flops"],
-        "seconds": found["seconds"],
-        "share_of_training": round(found["seconds"] / (found["seconds"] + training_seconds), 3),
     }

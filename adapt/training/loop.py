@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from adapt.adapted import Adapted
 from adapt.errors import AdaptError
-from adapt.methods.step import Terms, total
+from adapt.methods.base import Terms, total
 from adapt.training import checkpoint
+from adapt.training.average import RunningAverage
 from adapt.training.batches import Batches
 from adapt.training.checkpoint import Position
 from adapt.training.interrupt import graceful
@@ -26,7 +27,7 @@ from adapt.training.schedules import learning_rate
 from adapt.training.settings import TrainSettings
 
 Report = Callable[[dict[str, Any]], None]
-Losses = Callable[[Any, Tensor], tuple[Terms, Tensor]]  # of a batch: the loss by its terms, and which answers are right
+Loss = Callable[[Any], Terms]  # of a step
 _ADVICE = "Lower the learning rate, or train in fp32"
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -46,7 +47,10 @@ class Plan:
 
 
 class Trainer:
-    """One training: a model, its optimiser, and where they stand."""
+    """One training: a model, its optimiser, and where they stand.
+
+    It trains `parameters`, by default all of the method's, on `loss`, by default the model's.
+    """
 
     def __init__(
         self,
@@ -54,23 +58,23 @@ class Trainer:
         batches: Batches,
         settings: TrainSettings,
         run: Run | None,
-        losses: Losses | None = None,
+        parameters: Iterable[nn.Parameter] | None = None,
+        loss: Loss | None = None,
     ) -> None:
-        self.model, self.batches, self.settings, self.run = model, batches, settings, run
-        self.losses = losses or self._models_losses
+        self.model, self.batches, self.settings, self.run, self.loss = model, batches, settings, run, loss
         self.plan = Plan.of(settings, len(batches))
-        self.optimizer = make_optimizer(model, settings)
+        self.optimizer = make_optimizer(model, settings, parameters)
         self.scaler = torch.amp.GradScaler(model.backbone.device.type, enabled=settings.precision == "fp16")
+        self.average = RunningAverage(model.method, settings.average, self.plan.epochs) if settings.average else None
         self.position = Position()
         self.resumed = run is not None and run.resume and run.checkpoint.exists()
         if run is not None and run.resume:
             if self.resumed:
-                trained = (model.method, self.optimizer, self.scaler)
-                self.position = checkpoint.load(run.checkpoint, *trained, run.identity)
+                self.position = checkpoint.load(run.checkpoint, self._trained(), run.identity)
             run.cut_log(self.position.step)
 
-    def train(self, report: Report) -> Position:
-        """Trains to the end of the plan; `report` is told of every step.
+    def train(self, report: Report, epoch_done: Callable[[int, int], None] = lambda epoch, epochs: None) -> Position:
+        """Trains to the end of the plan; `report` is told of every step, `epoch_done` of every epoch, and of how many.
 
         Raises AdaptError when a loss, or what the last step left, is not finite, and KeyboardInterrupt when the user
         stops it. With a run directory, the last good state is in its checkpoint then.
@@ -89,12 +93,17 @@ class Trainer:
                     if time.monotonic() - saved > 60 * self.settings.checkpoint_minutes:
                         self._keep()
                         saved = time.monotonic()
+                epoch_done(self.position.epoch, self.plan.epochs)
+                if self.average is not None:
+                    self.average.epoch_done(self.position.epoch)
                 self.position.epoch, self.position.batch = self.position.epoch + 1, 0
                 self._keep()
         if not checkpoint.finite(self.model.method):
             raise AdaptError(
                 f"step {self.position.step}, the last, left values that are not finite{self._kept()}. {_ADVICE}"
             )
+        if self.average is not None:
+            self.average.settle()
         return self.position
 
     def _epoch(self) -> Iterator[dict[str, Any]]:
@@ -110,14 +119,14 @@ class Trainer:
             position.step += 1
             position.seconds += elapsed
             images = sum(len(labels) for _, labels in group)
-            yield {
-                "step": position.step,
-                "epoch": position.epoch,
-                "loss": sum(terms.values()),
-                "accuracy": accuracy,
-                "lr": rate,
-                "images_per_second": round(images / elapsed, 1),
-            } | ({"terms": terms} if len(terms) > 1 else {})
+            right = {} if accuracy is None else {"accuracy": accuracy}
+            apart = {"terms": terms} if len(terms) > 1 else {}
+            yield (
+                {"step": position.step, "epoch": position.epoch, "loss": sum(terms.values())}
+                | right
+                | {"lr": rate, "images_per_second": round(images / elapsed, 1)}
+                | apart
+            )
             started = time.monotonic()
 
     def _set_rate(self) -> float:
@@ -126,34 +135,42 @@ class Trainer:
             group["lr"] = rate
         return rate
 
-    def _models_losses(self, inputs: Any, labels: Tensor) -> tuple[Terms, Tensor]:
-        return self.model.losses(self.model.step(inputs, labels), self.settings.terms)
+    def _losses(self, step: Any) -> tuple[Terms, Tensor | None]:
+        """A batch's loss by its terms, and which answers `(b,)` are right, where some were given."""
+        if self.loss is not None:
+            return self.loss(step), None
+        return self.model.losses(step, self.settings.terms)
 
-    def _step(self, group: list[tuple[Any, Tensor]]) -> tuple[dict[str, float], float]:
+    def _step(self, group: list[tuple[Any, Tensor]]) -> tuple[dict[str, float], float | None]:
         """One optimiser step over the accumulated batches; their mean loss, by its terms, and their accuracy."""
         device = self.model.backbone.device
         self.optimizer.zero_grad(set_to_none=True)
-        means, correct, images = Counter[str](), 0, 0
+        means, correct = Counter[str](), list[Tensor]()
         for inputs, labels in group:
             with autocast(device, self.settings.precision):
-                terms, right = self.losses(inputs, labels)
+                terms, right = self._losses(self.model.step(inputs, labels))
                 loss = total(terms)
             if not loss.isfinite():
                 raise self._not_finite(float(loss.detach()))
-            self.scaler.scale(loss / len(group)).backward()
+            self.model.method.backward({name: self.scaler.scale(term / len(group)) for name, term in terms.items()})
             means.update({name: float(term.detach()) / len(group) for name, term in terms.items()})
-            correct += int(right.sum())
-            images += len(labels)
+            correct += [] if right is None else [right]
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        return dict(means), correct / images
+        if self.average is not None:
+            self.average.step_done()
+        return dict(means), float(torch.cat(correct).double().mean()) if correct else None
 
     def _keep(self) -> None:
         """Renews the checkpoint, unless the last step broke the values."""
         if self.run is not None and checkpoint.finite(self.model.method):
-            checkpoint.save(
-                self.run.checkpoint, self.model.method, self.optimizer, self.scaler, self.position, self.run.identity
-            )
+            checkpoint.save(self.run.checkpoint, self._trained(), self.position, self.run.identity)
+
+    def _trained(self) -> checkpoint.Trained:
+        method, average = self.model.method, self.average.values if self.average else {}
+        beside = {f"average.{name}": value for name, value in average.items()}
+        beside |= {f"method.{name}": value for name, value in method.training_state().items()}
+        return checkpoint.Trained(method, self.optimizer, self.scaler, beside)
 
     def _not_finite(self, loss: float) -> AdaptError:
         """The step did not happen yet: unless the one before broke the values, the state is good and kept."""
@@ -170,11 +187,13 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any
     return torch.autocast(device.type, _DTYPES.get(precision), enabled=precision in _DTYPES)
 
 
-def make_optimizer(model: Adapted[Any], settings: TrainSettings) -> Optimizer:
-    """The optimiser over all that the method trains. Raises AdaptError for fp16 off CUDA."""
+def make_optimizer(
+    model: Adapted[Any], settings: TrainSettings, parameters: Iterable[nn.Parameter] | None = None
+) -> Optimizer:
+    """The optimiser over `parameters`, by default all that the method trains. Raises AdaptError for fp16 off CUDA."""
     if settings.precision == "fp16" and model.backbone.device.type != "cuda":
         raise AdaptError("precision fp16 needs a CUDA device and a loss scaler; use bf16 or fp32 on the CPU")
-    parameters = list(model.method.parameters())
+    parameters = list(model.method.parameters() if parameters is None else parameters)
     if settings.optimizer != "sgd":
         kind = {"adam": Adam, "adamw": AdamW}[settings.optimizer]
         return kind(parameters, lr=settings.lr, eps=settings.eps, weight_decay=settings.weight_decay)

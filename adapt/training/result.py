@@ -38,8 +38,13 @@ class Result:
             lines.append(f"search     {search['seconds']:.1f} s, {share:.0f} % of search and training")
         return "\n".join(lines)
 
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """What the loss is the sum of, where that is more than one term."""
+        return tuple(self.history[0].get("terms", ())) if self.history else ()
+
     def plot(self, path: str | Path | None = None) -> Any:
-        """Loss and training accuracy by epoch, and the test accuracies as lines; written to `path` if given.
+        """Loss, by its terms, and training accuracy by epoch, and the test accuracies as lines; written to `path` if given.
 
         Needs matplotlib (`pip install -e ".[plot]"`).
         """
@@ -48,11 +53,13 @@ class Result:
         figure = Figure(figsize=(9, 3.4), layout="constrained")
         loss_axes, accuracy_axes = figure.subplots(1, 2)
         epochs = sorted({entry["epoch"] for entry in self.history})
-        for axes, key in ((loss_axes, "loss"), (accuracy_axes, "accuracy")):
-            means = [_mean([entry[key] for entry in self.history if entry["epoch"] == epoch]) for epoch in epochs]
-            axes.plot([epoch + 1 for epoch in epochs], means, color="#1f77b4", label="training")
-            axes.set_xlabel("epoch")
-            axes.xaxis.get_major_locator().set_params(integer=True)
+        curves = {"loss": [entry["loss"] for entry in self.history]}
+        curves |= {term: [entry["terms"][term] for entry in self.history] for term in self.terms}
+        for term, values in curves.items():
+            self._draw(loss_axes, epochs, values, "training" if term == "loss" else term, thin=term != "loss")
+        if self.terms:
+            loss_axes.legend(fontsize="small")
+        self._draw(accuracy_axes, epochs, [entry["accuracy"] for entry in self.history], "training")
         loss_axes.set_ylabel("training loss")
         accuracy_axes.set_ylabel("accuracy")
         if "adapted" in self.metrics:
@@ -67,6 +74,13 @@ class Result:
             figure.savefig(path, dpi=150)
         return figure
 
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values)
+    def _draw(self, axes: Any, epochs: list[int], values: list[float], label: str, thin: bool = False) -> None:
+        """The means of `values`, one for each step, over the epochs."""
+        by_epoch: dict[int, list[float]] = {epoch: [] for epoch in epochs}
+        for entry, value in zip(self.history, values, strict=True):
+            by_epoch[entry["epoch"]].append(value)
+        means = [sum(each) / len(each) for each in by_epoch.values()]
+        style = {"lw": 1, "ls": "--"} if thin else {"color": "#1f77b4"}
+        axes.plot([epoch + 1 for epoch in epochs], means, label=label, **style)
+        axes.set_xlabel("epoch")
+        axes.xaxis.get_major_locator().set_params(integer=True)

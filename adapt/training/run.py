@@ -74,9 +74,9 @@ class Run:
     def picks(self) -> Path:
         return self.path / "train_images.csv"
 
-    @property
-    def search(self) -> Path:
-        return self.path / "search.json"
+    def kept(self, name: str) -> Path:
+        """Where a method keeps what took it long to find out."""
+        return self.path / f"{name}.json"
 
     @property
     def identity(self) -> str:
@@ -84,7 +84,8 @@ class Run:
         return hashlib.sha256(f"{self.recipe}\n{self.images}".encode()).hexdigest()[:16]
 
     def _begun(self) -> bool:
-        return any(file.exists() for file in (self.search, self.checkpoint, self.path / "log.jsonl"))
+        kept = {path.name for path in self.path.glob("*.json")} - {"environment.json"}
+        return bool(kept) or self.checkpoint.exists() or (self.path / "log.jsonl").exists()
 
     def _check(self) -> None:
         recipe = self.path / "recipe.yaml"

@@ -12,10 +12,45 @@ from adapt.errors import AdaptError, nearest
 logger = logging.getLogger("adapt")
 
 
-class TrainSettings(BaseModel):
-    """Optimiser, schedule and loop. The defaults are CoOp's (Dassl's), except for the number of epochs."""
-
+class _Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+class Gaussian(_Settings):
+    """Weights of epochs by a bell around the epoch `mean`, the first being 1 (PromptSRC)."""
+
+    mean: float
+    std: float = Field(gt=0)
+
+
+class EMA(_Settings):
+    """A moving average over steps that keeps the share `decay` at each, and starts from where training does."""
+
+    decay: float = Field(gt=0, lt=1)
+
+
+class SWA(_Settings):
+    """The mean of the epochs from `start` on, the first being 1."""
+
+    start: int = Field(default=1, ge=1)
+
+
+class Average(_Settings):
+    """One of three averages, such as `{gaussian: {mean: 15, std: 1}}`."""
+
+    gaussian: Gaussian | None = None
+    ema: EMA | None = None
+    swa: SWA | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> Average:
+        if sum(each is not None for each in (self.gaussian, self.ema, self.swa)) != 1:
+            raise ValueError("give one of gaussian, ema and swa")
+        return self
+
+
+class TrainSettings(_Settings):
+    """Optimiser, schedule and loop. The defaults are CoOp's (Dassl's), except for the number of epochs."""
 
     epochs: int | dict[int, int] | None = None
     """Passes over the training images, or passes for each number of shots. Give one of the three."""
@@ -43,9 +78,8 @@ class TrainSettings(BaseModel):
     terms: dict[str, float] = Field(default_factory=dict)
     """More terms of the loss with their weights, which a search's rewards have too. distill: one minus the cosine of
     image features with those of the backbone alone."""
-    imitate: int = Field(default=0, ge=0)
-    """Epochs in which adapters in place of skipped blocks first learn to do what the blocks do, before a search and
-    again before the training: at the training's rate, in steps of at most four images."""
+    average: Average | None = None
+    """What takes the place of the trained tensors at the end: an average of theirs over the training."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Autocast of the forward pass; the trained tensors stay fp32. fp16 needs CUDA and brings a loss scaler."""
     augment: Literal["published", "none"] = "published"
@@ -59,7 +93,7 @@ class TrainSettings(BaseModel):
     @field_validator("terms")
     @classmethod
     def _known(cls, terms: dict[str, float]) -> dict[str, float]:
-        from adapt.methods.step import TERMS  # not above: recipes are read without torch
+        from adapt.methods.base.step import TERMS  # not above: recipes are read without torch
 
         for name, weight in terms.items():
             if name not in TERMS:
@@ -71,6 +105,8 @@ class TrainSettings(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _renamed(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "imitate" in values:
+            raise ValueError("imitate is a setting of das: give method.imitate in its place")
         if not isinstance(values, dict) or "distill" not in values:
             return values
         values = dict(values)
@@ -87,6 +123,8 @@ class TrainSettings(BaseModel):
         for epochs in self.epochs.values() if isinstance(self.epochs, dict) else [self.epochs]:
             if epochs is not None and epochs < 1:
                 raise ValueError(f"{epochs} epochs; at least 1 is needed")
+        if self.average and self.average.swa and isinstance(self.epochs, int) and self.average.swa.start > self.epochs:
+            raise ValueError(f"swa starts at epoch {self.average.swa.start}, and there are {self.epochs} epochs")
         if self.views is not None and self.augment == "none":
             raise ValueError("views are of augmented images: set augment to published, or leave views out")
         if self.schedule == "cosine_epoch":

@@ -33,7 +33,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
 _CASES = tuple(case for case in CONFIGS if "/" in case)  # of one method: method/case
 _COMPOSED = tuple(case for case in _CASES if case.startswith("compose/"))
 NEEDS_VISION_BLOCKS = {"das", "dpl", "ivlp", "lora", "maple", *_COMPOSED}
-ALL = tuple(name for name in methods.names() if "dual encoder" in methods.find(name).serves and name != "compose")
+_ELSEWHERE = ("compose", "tpt")  # by its cases; in tests/methods/test_tpt.py, since its answers need views
+ALL = tuple(name for name in methods.names() if "dual encoder" in methods.find(name).serves and name not in _ELSEWHERE)
 ALL += _CASES
 TRAINED_BY_STEPS = tuple(name for name in ALL if name not in ("zero_shot", "linear_probe", "tip_adapter"))
 TRAINED_INSIDE = tuple(name for name in TRAINED_BY_STEPS if name != "tip_adapter/trained")  # with edits of a tower

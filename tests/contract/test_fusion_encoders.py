@@ -125,7 +125,8 @@ def test_a_search_starts_the_head_anew(kind: str) -> None:
     model = adapt.wrap(MAKERS[kind](), methods.DAS(towers=STREAMS[kind], skip=2), ANSWERS)
     before = model.method.classifier[0].weight.clone()
     perturb(model)
-    model.settle(SKIPPED[kind])
+    model.method.config = methods.DAS(skipped=SKIPPED[kind], towers=model.method.config.towers).config
+    model.start_anew()
     assert model.method.config.skipped == SKIPPED[kind]
     assert not torch.equal(model.method.classifier[0].weight, before)
     assert float(model.method.classifier[1].weight.detach().sub(1).abs().max()) == 0  # the norm of a new head

@@ -70,8 +70,7 @@ def test_while_blocks_are_searched_only_what_is_inside_the_skipped_ones_rests(
     open_clip: Backbone, images: Tensor, labels: Tensor
 ) -> None:
     model = wrapped(open_clip, DAS(skip=1), LoRA(dropout=0, towers=["vision"]))
-    das = model.method.searcher
-    assert das is model.method.parts["das"]
+    das = model.method.parts["das"]
     das.select(["vision.2"])
     loss_of(model, images, labels).backward()
     resting = {name for name, parameter in model.method.named_parameters() if parameter.grad is None}
@@ -82,22 +81,37 @@ def test_while_blocks_are_searched_only_what_is_inside_the_skipped_ones_rests(
     assert {".".join(name.split(".")[:4]) for name in resting - inside} == other
 
 
-def test_settling_starts_all_parts_anew(open_clip: Backbone) -> None:
+def test_all_parts_start_anew_as_if_the_blocks_had_been_named(open_clip: Backbone) -> None:
     method = Compose([DAS(skip=1), LoRA(towers=["vision"])])
-    model = adapt.wrap(open_clip, method, NAMES)
-    start = {name: value.clone() for name, value in method.parts["lora"].state_dict().items()}
-    perturb(model)
-    method.settle(["vision.2"])
-    assert (method.searcher, method.skipped) == (None, {"vision.2"})
+    model = perturb(adapt.wrap(open_clip, method, NAMES))
+    method.parts["das"].config = DAS(skipped=["vision.2"]).config
+    torch.manual_seed(1)
+    model.start_anew()
+    assert method.skipped == {"vision.2"}
     assert method.config.methods[0] | {"skip": 1, "skipped": ["vision.2"]} == method.config.methods[0]
-    state = method.parts["lora"].state_dict()
-    assert state.keys() == {name for name in start if not name.startswith("vision.2.")}
-    assert all(torch.equal(value, start[name]) for name, value in state.items())
+    torch.manual_seed(1)
+    named = adapt.wrap(open_clip, Compose([DAS(skipped=["vision.2"]), LoRA(towers=["vision"])]), NAMES)
+    expected = named.method.state_dict()
+    assert method.state_dict().keys() == expected.keys()
+    assert not any(name.startswith("lora.vision.2.") for name in expected)
+    assert all(torch.equal(value, expected[name]) for name, value in method.state_dict().items())
+
+
+def test_terms_of_all_parts_add_up(open_clip: Backbone, images: Tensor, labels: Tensor) -> None:
+    alone = adapt.wrap(open_clip, methods.KgCoOp(n_ctx=4, ctx_init=""), NAMES)
+    parts = [methods.KgCoOp(n_ctx=4, ctx_init=""), LoRA(dropout=0, logit_scale=None)]
+    model = adapt.wrap(open_clip, Compose(parts), NAMES)
+    model.method.parts["kgcoop"].load_state_dict(alone.method.state_dict())
+    terms, _ = model.losses(model.step(images, labels))
+    expected, _ = alone.losses(alone.step(images, labels))  # LoRA's updates are zero at the start
+    assert terms.keys() == expected.keys() == {"cross_entropy", "knowledge"}
+    assert all(torch.allclose(terms[name], expected[name], atol=1e-5) for name in terms)
 
 
 def test_it_is_saved_with_the_settings_of_its_parts(open_clip: Backbone, images: Tensor, tmp_path: Path) -> None:
     model = wrapped(open_clip, DAS(skip=1), LoRA(rank=3))
-    model.method.settle(["vision.0"])
+    model.method.parts["das"].config = DAS(skipped=["vision.0"]).config
+    model.start_anew()
     loaded = adapt.load(perturb(model).save(tmp_path / "a.safetensors"), open_clip)
     assert loaded.method.config == model.method.config
     assert loaded.method.parts["lora"].config.rank == 3
@@ -140,7 +154,7 @@ _DAS, _LORA = {"name": "das", "skip": 1}, {"name": "lora"}
         ([{"name": "coop"}, {"name": "maple"}], "coop and maple both learn tokens of the prompts: take one of them"),
         ([{"name": "coop"}, {"name": "coop"}], "coop and coop2 both learn tokens of the prompts"),
         ([{"name": "ivlp"}, {"name": "cocoop"}], "ivlp and cocoop both learn tokens"),
-        ([_DAS, _LORA, _DAS], "das and das2 both search which blocks to skip: name those of one by skipped"),
+        ([_DAS, _LORA, _DAS], "das and das2 both choose skipped on validation images: give it to one of them"),
         ([_LORA, _LORA | {"logit_scale": 50}], r"logit_scale is 100\.0 in lora and 50\.0 in lora2: take one value"),
         ([_DAS, {"name": "zero_shot"}], "zero_shot cannot be a part: expected methods that change a tower"),
         ([_DAS, {"name": "linear_probe"}], "linear_probe cannot be a part"),

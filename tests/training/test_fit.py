@@ -27,7 +27,7 @@ def test_accuracy_before_and_after(train, tiny_split) -> None:
 
 def test_cache_on_and_off_measure_the_same(train, tiny_split) -> None:
     on, off = (train(test_set=tiny_split.test, cache=cache).metrics for cache in (True, False))
-    assert on["adapted"] == off["adapted"]
+    assert on["adapted"] == pytest.approx(off["adapted"], abs=1e-5)  # batches of other sizes round otherwise
     assert on["zero_shot"] == off["zero_shot"]
 
 

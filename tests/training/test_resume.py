@@ -13,7 +13,7 @@ import torch
 from adapt import AdaptError, tensor_file
 from adapt.adapter import read_tensors
 from adapt.methods import base
-from adapt.methods.step import Step
+from adapt.methods.base.step import Step
 
 _CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "features": ("coop", {"n_ctx": 4}, {}),

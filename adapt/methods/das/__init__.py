@@ -20,10 +20,9 @@ Deviations:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Literal
 
-import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
@@ -32,7 +31,9 @@ from adapt.backbones.tokenizer import TextTokenizer
 from adapt.backbones.tower import Tower, TowerName
 from adapt.edits import Bypass, Edit, Parallel
 from adapt.errors import AdaptError
-from adapt.methods.base import Context, Method, MethodConfig
+from adapt.methods.base import Context, Method, MethodConfig, Training
+from adapt.methods.das.imitation import imitate
+from adapt.methods.das.search import Found, Search
 from adapt.methods.zero_shot import Template
 from adapt.prompts import Prompt, from_template
 
@@ -61,6 +62,9 @@ class DASConfig(MethodConfig):
     """Different subsets of blocks that are compared for one update."""
     gate_lr: float = Field(default=1.0, gt=0)
     """How far one comparison moves the gates. Rewards are exp(-loss): a larger loss, as with distill, needs more."""
+    imitate: int = Field(default=0, ge=0)
+    """Epochs in which adapters in place of vision blocks first learn to do what the blocks do, before a search and
+    again before the training: at the training's rate, in steps of at most four images."""
     template: Template = "a photo of a {}."
     """With {} for the class name."""
 
@@ -108,7 +112,7 @@ class DAS(Method):
     """`DAS(skip, towers)` trains `TOWER.BLOCK.SITE` beside kept blocks, `TOWER.BLOCK.bypass` in place of skipped ones.
 
     The sites are attn and mlp, and cross where a block attends to another stream. While it searches, every block has
-    all of them. `select` says which blocks are skipped now, `settle` for good.
+    all of them, and `select` says which are skipped now.
     """
 
     name = "das"
@@ -123,25 +127,12 @@ class DAS(Method):
         return frozenset(self.config.towers)
 
     @property
-    def searcher(self) -> DAS | None:
-        return self if self.config.searches else None
-
-    @property
     def chosen_on_validation(self) -> str | None:
         return "skipped" if self.config.searches else None
 
     @property
     def skipped(self) -> frozenset[str]:
         return frozenset(self.config.skipped or ())
-
-    @property
-    def bypasses(self) -> dict[str, nn.Module]:
-        return {
-            f"{tower}.{index}": adapters["bypass"]
-            for tower in self.config.towers
-            for index, adapters in getattr(self, tower).items()
-            if "bypass" in adapters
-        }
 
     @property
     def blocks(self) -> tuple[str, ...]:
@@ -155,13 +146,21 @@ class DAS(Method):
         self._sites = {name: tuple(block.sites) for name, (_, block) in named.items()}  # type: ignore[arg-type]
         self._needed = frozenset().union(*map(_needed, towers))
         self._check()
+        if self.config.imitate and (backbone.family != "dual encoder" or set(self.config.towers) != {"vision"}):
+            raise AdaptError(
+                f"das: imitate is {self.config.imitate}, and on {backbone.describe()} it stands in place of blocks of "
+                f"{' and '.join(self.config.towers)}: those of a dual encoder's vision tower can be imitated, so leave "
+                "it out"
+            )
         self._device = backbone.device
-        self.selected: frozenset[str] = frozenset()
-        if self.searcher is not None:
+        if self.config.searches:
             bypass = dict.fromkeys(self.blocks, ("bypass",))
             self._allocate({name: sites + bypass.get(name, ()) for name, sites in self._sites.items()})
         else:
-            self.settle(self.config.skipped or ())
+            self._settle(self.skipped)
+            kinds = {name: ("bypass",) if name in self.skipped else sites for name, sites in self._sites.items()}
+            self._allocate(kinds)
+        self.select(self.skipped)
 
     def _check(self) -> None:
         """AdaptError where too many blocks are to be skipped, or one that does not exist or is needed."""
@@ -183,19 +182,50 @@ class DAS(Method):
             if name not in blocks:
                 raise AdaptError(f"das: skipped names {name!r}; expected some of {', '.join(blocks)}")
 
-    def select(self, names: Sequence[str]) -> None:
+    def select(self, names: Collection[str]) -> None:
         """Skips these blocks from now on, and no others."""
         self.selected = frozenset(names)
 
-    def settle(self, names: Sequence[str]) -> None:
-        """Skips these blocks for good, with new adapters for all; the search's own are dropped."""
-        skipped = tuple(sorted(names, key=self.blocks.index))
+    def _settle(self, names: Collection[str]) -> None:
+        """The settings of a method that skips these blocks for good."""
+        places = {name: place for place, name in enumerate(self.blocks)}
+        skipped = tuple(sorted(names, key=lambda name: places.get(name, -1)))  # unknown ones are refused by name later
         chosen = {"skipped": skipped, "skip": len(skipped), "keep_flops": None}
         self.config = self.config.model_copy(update=chosen)
-        self._allocate({name: ("bypass",) if name in names else sites for name, sites in self._sites.items()})
-        self.select(names)
 
-    def _allocate(self, kinds: dict[str, tuple[str, ...]]) -> None:
+    def prepare(self, training: Training) -> None:
+        """The search, where the blocks are not named, after which all starts anew; and the imitation of blocks."""
+        if self.config.searches:
+            found = training.kept("search", Found) or self._search(training)
+            self._settle(found.chosen)
+            training.restart()
+        if not training.resumed:
+            training.seconds += self._imitate(training)
+
+    def _search(self, training: Training) -> Found:
+        search = Search(self, training)
+        imitating = self._imitate(training)
+        found = search.run()
+        found.seconds = round(found.seconds + imitating, 3)
+        training.keep("search", found)
+        return found
+
+    def _imitate(self, training: Training) -> float:
+        bypasses = {
+            f"{tower}.{index}": adapters["bypass"]
+            for tower in self.config.towers
+            for index, adapters in getattr(self, tower).items()
+            if "bypass" in adapters
+        }
+        epochs = self.config.imitate
+        return imitate(bypasses, epochs, training) if epochs and bypasses else 0.0
+
+    def finish(self, training: Training) -> None:
+        found = training.kept("search", Found)
+        if found is not None:
+            training.note(search=found.summary(training.seconds))
+
+    def _allocate(self, kinds: Mapping[str, tuple[str, ...]]) -> None:
         """Adapters of the given kinds for each block, as `TOWER.BLOCK.KIND`."""
         for tower in self.config.towers:
             setattr(self, tower, nn.ModuleDict())
@@ -231,18 +261,3 @@ def _needed(tower: Tower) -> frozenset[str]:
         return frozenset()
     kinds = tower.form.kinds or ("full",) * len(tower.blocks)
     return frozenset(f"{tower.name}.{kinds.index(kind)}" for kind in kinds)
-
-
-def updated_gates(gates: Tensor, subsets: Sequence[Sequence[int]], losses: Sequence[float], lr: float) -> Tensor:
-    """`g_i + lr (R_k - mean R) p_i (1 - p_i)` for each subset k and block i in it, with R = exp(-loss), p = sigmoid(g).
-
-    The probabilities are those of the gates `(blocks,)` before the update; a larger gate is a more redundant block.
-    """
-    rewards = torch.tensor(losses, dtype=gates.dtype).neg().exp()
-    advantages = rewards - rewards.mean()
-    probabilities = gates.sigmoid()
-    changed = gates.clone()
-    for subset, advantage in zip(subsets, advantages):
-        for block in subset:
-            changed[block] += lr * advantage * probabilities[block] * (1 - probabilities[block])
-    return changed

@@ -16,7 +16,7 @@ peft works on stand-ins: linears that hold views of the frozen weights. The back
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -29,8 +29,8 @@ from adapt.backbones.tokenizer import TextTokenizer
 from adapt.backbones.tower import Projection, Tower, TowerName
 from adapt.edits import Edit, Replace
 from adapt.errors import AdaptError
-from adapt.methods import peft_layers
 from adapt.methods.base import Context, Method, MethodConfig
+from adapt.methods.lora import peft_layers
 from adapt.methods.zero_shot import Template
 from adapt.prompts import Prompt, from_template
 
@@ -145,6 +145,7 @@ class LoRA(Method):
         return self.config.logit_scale
 
     def build(self, backbone: Backbone, class_names: Sequence[str]) -> None:
+        self._modules.clear()  # of an earlier build, perhaps inside blocks that are absent now
         sites = dict(self._sites(backbone))
         # kept out of this module's children: a stand-in's frozen weight is not ours to train, save or move
         object.__setattr__(self, "_sites_of", sites)
@@ -167,13 +168,6 @@ class LoRA(Method):
             parameter.data = parameter.data.float()  # what trains is fp32, whatever the backbone is
             yield held, peft_layers.register(self, (tower, str(block), letter, *name.split(".")), parameter)
 
-    def spare(self, blocks: Collection[str]) -> None:
-        for tower, block, letter in self.sites:
-            if f"{tower}.{block}" in blocks:
-                site = (tower, block, letter)
-                del self._sites_of[site], self._ties[site], self._shell[_key(site)]
-                self._modules[tower]._modules.pop(str(block), None)  # type: ignore[union-attr]
-
     def _sites(self, backbone: Backbone) -> Iterator[tuple[Site, Projection]]:
         for name in self.config.towers:
             tower = backbone.tower(name)
@@ -184,6 +178,8 @@ class LoRA(Method):
                     "give the first and the one after the last"
                 )
             for index in range(first, stop):
+                if f"{name}.{index}" in self.absent:
+                    continue
                 for letter in self.config.projections:
                     if letter not in tower.projections:
                         has = ", ".join(tower.projections)

@@ -10,13 +10,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from adapt.errors import AdaptError
+
 Terms = dict[str, Tensor]  # the parts of a loss by name, which add up
 
 
 class Encoded(NamedTuple):
-    """A batch whose image features `(b, e)` are known, of unit length: the images themselves are not there."""
+    """A batch whose image features `(b, e)` are known, of unit length: the images themselves are not there.
+
+    `views` `(b, v, e)` are those of several views of each image, where a method asks for some.
+    """
 
     features: Tensor
+    views: Tensor | None = None
 
 
 class Step:
@@ -38,7 +44,10 @@ class Step:
 
 
 class ImageStep(Step):
-    """A batch of images `(b, 3, h, w)`, or their features, to be told apart by the names of classes."""
+    """A batch of images `(b, 3, h, w)`, or their features, to be told apart by the names of classes.
+
+    Several views of each image `(b, v, 3, h, w)` are one batch too, the image itself being the first of them.
+    """
 
     def __init__(self, model: Any, inputs: Tensor | Encoded, labels: Tensor | None = None) -> None:
         super().__init__(model, inputs, labels)
@@ -49,11 +58,44 @@ class ImageStep(Step):
         again._frozen = self._frozen
         return again
 
+    def under(self, method: Any) -> ImageStep:
+        """The same batch under another method of the same kind, such as a copy that learns from it."""
+        other = ImageStep(self.model.under(method), self.inputs, self.labels)
+        other._frozen = self._frozen
+        return other
+
     @cached_property
     def images(self) -> Tensor:
         """`(b, 3, h, w)`, where they are there."""
         assert isinstance(self.inputs, Tensor), "features of these images come from the cache"
-        return self.inputs.to(self.model.backbone.device)
+        images = self.inputs.to(self.model.backbone.device)
+        return images[:, 0] if images.ndim == 5 else images
+
+    @cached_property
+    def view_features(self) -> Tensor:
+        """Unit-length features of the views of each image `(b, v, e)`, the image itself first.
+
+        AdaptError where there are none.
+        """
+        if isinstance(self.inputs, Encoded) and self.inputs.views is not None:
+            views: Tensor = self.inputs.views.to(self.model.backbone.device)
+            return torch.cat([self.features[:, None], views], dim=1)
+        if isinstance(self.inputs, Tensor) and self.inputs.ndim == 5:
+            features: Tensor = self.model.image_features(self.inputs.flatten(0, 1))
+            return features.unflatten(0, self.inputs.shape[:2])
+        method = self.model.method
+        raise AdaptError(
+            f"{method.name} decides on {method.views + 1} views of an image, and was given one: call model.predict, or "
+            "give the model images (b, v, 3, h, w), each one itself first"
+        )
+
+    def frozen_blocks(self, names: Sequence[str]) -> dict[str, tuple[Tensor, Tensor]]:
+        """What goes into blocks of the backbone, such as vision.3, by itself, and what comes out of them: `(b, l, d)`.
+
+        Without gradient.
+        """
+        found: dict[str, tuple[Tensor, Tensor]] = self.model.frozen_blocks(self.images, names)
+        return found
 
     @cached_property
     def features(self) -> Tensor:

@@ -10,28 +10,20 @@ import tiny_fusion
 import torch
 
 from adapt import AdaptError, methods, wrap
-from adapt.methods.step import ImageStep, distill
-from adapt.training import fit as fitting
-from adapt.training import imitate as imitating
-from adapt.training import search as searching
-from adapt.training.imitate import imitate
+from adapt.methods import das
+from adapt.methods.base.step import ImageStep, distill
+from adapt.methods.das import search as searching
+from adapt.methods.das.imitation import lacking_blocks
+from adapt.training import training as trainings
 from adapt.training.loop import Trainer
-from adapt.training.settings import TrainSettings
 
 SEARCH: dict[str, Any] = {"skip": 1, "search_epochs": 2, "warmup_epochs": 0, "turn": 1, "draws": 2}
 SKIPPING: dict[str, Any] = {"skip": 1, "skipped": ["vision.1"]}
-COMPOSED = {"methods": [{"name": "das", **SKIPPING}, {"name": "lora", "rank": 2}]}
+HOW: dict[str, Any] = {"batch_size": 6, "optimizer": "adamw", "lr": 0.01, "schedule": "cosine_iteration"}
 
 
-def _settings(imitate: int) -> TrainSettings:
-    return TrainSettings(
-        epochs=1, workers=0, augment="none", batch_size=6, optimizer="adamw", lr=0.01,
-        schedule="cosine_iteration", imitate=imitate,
-    )  # fmt: skip
-
-
-def _imitated(model, items, epochs: int) -> float:
-    return imitate(model, items, _settings(epochs), seed=1, progress=False)
+def _composed(**config: Any) -> dict[str, Any]:
+    return {"methods": [{"name": "das", **SKIPPING | config}, {"name": "lora", "rank": 2}]}
 
 
 def _apart(model, images: torch.Tensor) -> float:
@@ -39,12 +31,19 @@ def _apart(model, images: torch.Tensor) -> float:
         return float(distill(ImageStep(model, images)))
 
 
-@pytest.mark.parametrize(("method", "config"), [("das", SKIPPING), ("compose", COMPOSED)])
-def test_a_skipped_block_is_missed_less(make_model, tiny_split, images, method: str, config: dict[str, Any]) -> None:
-    model = make_model(method, **config)
+def _bypass(model) -> torch.nn.Module:
+    return model.method.vision["1"]["bypass"]
+
+
+@pytest.mark.parametrize("composed", [False, True])
+def test_a_skipped_block_is_missed_less(make_model, training_of, images, composed: bool) -> None:
+    config = {**SKIPPING, "imitate": 30}
+    model = make_model("compose", **_composed(imitate=30)) if composed else make_model("das", **config)
     before = {name: tensor.clone() for name, tensor in model.method.state_dict().items()}
     apart = _apart(model.eval(), images)
-    assert _imitated(model, tiny_split.train, 30) > 0
+    training = training_of(model, **HOW)
+    model.method.prepare(training)
+    assert training.seconds > 0
     assert _apart(model, images) < 0.6 * apart
     changed = {name for name, tensor in model.method.state_dict().items() if not torch.equal(tensor, before[name])}
     assert changed
@@ -52,7 +51,7 @@ def test_a_skipped_block_is_missed_less(make_model, tiny_split, images, method: 
 
 
 @pytest.mark.parametrize(("batch_size", "expected"), [(6, 4), (2, 2)])
-def test_a_step_takes_few_images(make_model, tiny_split, monkeypatch, batch_size: int, expected: int) -> None:
+def test_a_step_takes_few_images(make_model, training_of, monkeypatch, batch_size: int, expected: int) -> None:
     made: list[Trainer] = []
 
     class Kept(Trainer):
@@ -60,17 +59,19 @@ def test_a_step_takes_few_images(make_model, tiny_split, monkeypatch, batch_size
             super().__init__(*arguments)
             made.append(self)
 
-    monkeypatch.setattr(imitating, "Trainer", Kept)
-    settings = _settings(3).model_copy(update={"batch_size": batch_size, "accumulate": 3, "epochs": 1})
-    imitate(make_model("das", **SKIPPING), tiny_split.train, settings, seed=1, progress=False)
+    monkeypatch.setattr(trainings, "Trainer", Kept)
+    model = make_model("das", **SKIPPING, imitate=3)
+    training = training_of(model, **HOW | {"batch_size": batch_size, "accumulate": 3, "average": {"swa": {}}})
+    model.method.prepare(training)
     [trainer] = made
-    assert trainer.plan.steps == 3 * (len(tiny_split.train) // expected)
+    assert trainer.plan.steps == 3 * (len(training.train_set) // expected)
+    assert trainer.average is None  # of the training alone
 
 
 @pytest.mark.parametrize("length_first", [False, True], ids=["(b, l, d)", "(l, b, d)"])
-def test_the_class_token_is_also_measured_by_itself(make_model, tiny_split, images, length_first: bool) -> None:
+def test_the_class_token_is_also_measured_by_itself(make_model, images, length_first: bool) -> None:
     model = make_model("das", **SKIPPING)
-    tower, bypass = model.backbone.tower("vision"), model.method.bypasses["vision.1"]
+    tower = model.backbone.tower("vision")
     assert tower.form.pooling == "class"
     seen: list[torch.Tensor] = []
 
@@ -82,7 +83,7 @@ def test_the_class_token_is_also_measured_by_itself(make_model, tiny_split, imag
         model.backbone_features(images)
     handle.remove()
     before, after = seen
-    made = bypass(before)
+    made = _bypass(model)(before)
 
     def lacking(token: slice) -> torch.Tensor:
         wrong, change = (made - after)[:, token], (after - before)[:, token]
@@ -91,17 +92,15 @@ def test_the_class_token_is_also_measured_by_itself(make_model, tiny_split, imag
     if length_first:
         torch.manual_seed(0)  # the same bypass
         model = wrap(tiny_backbones.length_first(model.backbone), methods.DAS(**SKIPPING), model.class_names)
-    labels = torch.zeros(len(images), dtype=torch.long)
-    terms, right = imitating._lacking_blocks(model, images, labels)
-    torch.testing.assert_close(terms["imitation"], lacking(slice(None)) + lacking(slice(1)), rtol=1e-4, atol=0)
-    assert not right.any()
+    found = lacking_blocks({"vision.1": _bypass(model)}, ImageStep(model, images))
+    torch.testing.assert_close(found, lacking(slice(None)) + lacking(slice(1)), rtol=1e-4, atol=0)
 
 
-def test_a_tower_that_is_read_at_all_tokens_has_no_class_token(hf_siglip, tiny_split, images, class_names) -> None:
+def test_a_tower_that_is_read_at_all_tokens_has_no_class_token(hf_siglip, images, class_names) -> None:
     model = wrap(hf_siglip, methods.DAS(**SKIPPING), class_names)
     assert model.backbone.tower("vision").form.pooling != "class"
-    terms, _ = imitating._lacking_blocks(model, images, torch.zeros(len(images), dtype=torch.long))
-    assert 0.5 < terms["imitation"] < 1.5  # one ratio, not two: a new adapter changes next to nothing
+    found = lacking_blocks({"vision.1": _bypass(model)}, ImageStep(model, images))
+    assert 0.5 < found < 1.5  # one ratio, not two: a new adapter changes next to nothing
 
 
 def test_a_search_and_the_training_after_it_start_so(make_model, tiny_split, train, tmp_path, monkeypatch) -> None:
@@ -110,16 +109,17 @@ def test_a_search_and_the_training_after_it_start_so(make_model, tiny_split, tra
     monkeypatch.setattr(searching.Search, "_update", lambda self, step: None)
 
     def first(epochs: int) -> tuple[float, float]:
-        settings = {"lr": 0.01, "optimizer": "adamw", "schedule": "constant", "imitate": epochs, "distill": 100}
+        settings = {"lr": 0.01, "optimizer": "adamw", "schedule": "constant", "terms": {"distill": 100}}
         steps: list[float] = []
-        run = searching.Search.run
+        after = searching.Search._after
 
-        def watched(self, batches, report):
-            return run(self, batches, lambda entry: steps.append(entry["loss"]))
+        def watched(self, entry):
+            steps.append(entry["loss"])
+            after(self, entry)
 
         with monkeypatch.context() as patch:
-            patch.setattr(searching.Search, "run", watched)
-            model = make_model("das", **SEARCH)
+            patch.setattr(searching.Search, "_after", watched)
+            model = make_model("das", **SEARCH, imitate=epochs)
             result = train(model, val_set=tiny_split.val, out=tmp_path / str(epochs), epochs=1, **settings)
         assert model.method.skipped == {"vision.1"}
         return steps[0], result.history[0]["loss"]
@@ -136,14 +136,14 @@ def test_a_resumed_run_ends_as_one_that_was_not_stopped(
     def stop() -> None:
         raise RuntimeError("killed")
 
-    options = {"val_set": tiny_split.val, "imitate": 2}
-    whole, stopped, resumed = (make_model("das", **SEARCH) for _ in range(3))
+    options = {"val_set": tiny_split.val}
+    whole, stopped, resumed = (make_model("das", **SEARCH, imitate=2) for _ in range(3))
     train(whole, out=tmp_path / "whole", **options)
     at_step(step, stop)
     with pytest.raises(RuntimeError, match="killed"):
         train(stopped, out=tmp_path / "run", **options)
     if (tmp_path / "run/checkpoint.safetensors").exists():
-        monkeypatch.setattr(fitting, "imitate", None)  # it is not done again
+        monkeypatch.setattr(das, "imitate", None)  # it is not done again
     else:
         assert step == 1
     train(resumed, out=tmp_path / "run", resume=True, **options)
@@ -151,23 +151,25 @@ def test_a_resumed_run_ends_as_one_that_was_not_stopped(
     assert all(torch.equal(tensor, expected[name]) for name, tensor in resumed.method.state_dict().items())
 
 
-def test_without_skipped_blocks_there_is_nothing_to_do(make_model, tiny_split) -> None:
-    assert _imitated(make_model("das", skip=0), tiny_split.train, 2) == 0
+def test_without_skipped_blocks_there_is_nothing_to_do(make_model, training_of) -> None:
+    model = make_model("das", skip=0, imitate=2)
+    training = training_of(model)
+    model.method.prepare(training)
+    assert training.seconds == 0
 
 
-@pytest.mark.parametrize(("method", "config"), [("coop", {"n_ctx": 4}), ("das", {"skip": 1, "towers": ["text"]})])
-def test_a_model_that_skips_no_vision_block_refuses_it(train, make_model, method: str, config: dict[str, Any]) -> None:
-    if method == "das":
-        config |= {"skipped": ["text.1"]}
-    with pytest.raises(
-        AdaptError, match=rf"train\.imitate is 2, and {method} on .* skips no blocks, or such of another"
-    ):
-        train(make_model(method, **config), imitate=2)
+@pytest.mark.parametrize("towers", [["text"], ["text", "vision"]])
+def test_blocks_of_another_tower_are_refused(make_model, towers: list[str]) -> None:
+    named = " and ".join(towers)
+    with pytest.raises(AdaptError, match=rf"das: imitate is 2, and on .* it stands in place of blocks of {named}:"):
+        make_model("das", skip=1, towers=towers, imitate=2)
 
 
 def test_a_fusion_encoder_refuses_it(train) -> None:
+    with pytest.raises(AdaptError, match=r"das: imitate is 2, and on .* it stands in place of blocks of fusion:"):
+        wrap(tiny_fusion.vilt(), methods.DAS(towers=["fusion"], skip=1, imitate=2), ("cat", "dog"))
     model = wrap(tiny_fusion.vilt(), methods.DAS(towers=["fusion"], skip=1, skipped=["fusion.1"]), ("cat", "dog"))
-    with pytest.raises(AdaptError, match=r"train\.imitate is 2, and das on .* skips no blocks, or such of another"):
-        fitting._settings(model, {"epochs": 1, "imitate": 2})
+    from adapt.training import fit as fitting
+
     with pytest.raises(AdaptError, match=r"train\.terms has distill: 2, and das on .* changes no image features"):
         fitting._settings(model, {"epochs": 1, "distill": 2})

@@ -18,7 +18,7 @@ from adapt import AdaptedModel, AdaptError, Backbone, methods
 from adapt.engine.hooks import run
 from adapt.evaluation.flops import image_flops
 from adapt.methods.base import Context
-from adapt.methods.das import updated_gates
+from adapt.methods.das.search import updated_gates
 
 NAMES = ("goldfish", "red_panda", "sea cucumber")
 
@@ -93,14 +93,13 @@ def test_skipping_saves_operations_in_proportion(open_clip: Backbone) -> None:
     assert whole - two == 2 * (whole - one) > 0
 
 
-def test_settling_starts_anew(open_clip: Backbone) -> None:
+def test_a_model_starts_anew_as_its_settings_are(open_clip: Backbone) -> None:
     method = methods.DAS(skip=1)
     model = perturb(adapt.wrap(open_clip, method, NAMES))
-    assert method.searcher is method
     assert {name.split(".")[2] for name, _ in method.named_parameters()} == {"attn", "mlp", "bypass"}
     searched = method.vision["0"]["attn"].down.weight.clone()
-    method.settle(["vision.2"])
-    assert method.searcher is None
+    method.config = methods.DAS(skipped=["vision.2"]).config
+    model.start_anew()
     assert (method.config.skipped, method.selected, method.skipped) == (("vision.2",), {"vision.2"}, {"vision.2"})
     assert set(dict(method.vision["2"].named_children())) == {"bypass"}
     assert not torch.equal(method.vision["0"]["attn"].down.weight, searched)

@@ -2,67 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import ValidationError
 from torch import Tensor, nn
 
-from adapt import plain
 from adapt.backbones.base import Backbone
 from adapt.backbones.tokenizer import TextTokenizer
 from adapt.backbones.tower import Tower
 from adapt.edits import Edit
 from adapt.errors import AdaptError
-from adapt.methods.step import Terms, cross_entropy
+from adapt.methods.base.config import MethodConfig
+from adapt.methods.base.context import Context
+from adapt.methods.base.step import Encoded, ImageStep, Step, Terms, cross_entropy, total
+from adapt.methods.base.training import Training
 from adapt.prompts import Prompt
 from adapt.validation import explain
 
+__all__ = [
+    "Context", "Encoded", "ImageStep", "Method", "MethodConfig", "Step", "Terms", "Training", "check_depth",
+    "cross_entropy", "learned", "total",
+]  # fmt: skip
+
 LEARNER = "prompt_learner."  # where published checkpoints that hold all of CLIP keep a method's tensors
-
-
-class MethodConfig(BaseModel):
-    """The settings of a method, written into the adapter. Unknown keys are errors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _bounded(cls, value: Any) -> Any:
-        plain.check(value)
-        return value
-
-
-class Context:
-    """What a method may read while one call of the adapted model runs: outputs of a tower, each computed once."""
-
-    def __init__(
-        self,
-        features: dict[str, Callable[[], Tensor]] | None = None,
-        tokens: dict[str, Callable[[], Tensor]] | None = None,
-    ) -> None:
-        self._compute = {("features", name): compute for name, compute in (features or {}).items()}
-        self._compute |= {("tokens", name): compute for name, compute in (tokens or {}).items()}
-        self._known: dict[tuple[str, str], Tensor] = {}
-
-    def features(self, tower: str) -> Tensor:
-        """Unit-length features `(b, e)` of this call's inputs to `tower`."""
-        return self._read("features", tower)
-
-    def tokens(self, tower: str) -> Tensor:
-        """Features `(b, p, d)` of the patches of this call's images, as the backbone reads them off `tower`."""
-        return self._read("tokens", tower)
-
-    def _read(self, kind: str, tower: str) -> Tensor:
-        key = (kind, tower)
-        if key not in self._compute:
-            raise AdaptError(
-                f"the method reads {kind} of the {tower} tower, and this call was given none: "
-                "call model(images), or model.class_features(model.image_features(images))"
-            )
-        if key not in self._known:
-            self._known[key] = self._compute[key]()
-        return self._known[key]
 
 
 class Method(nn.Module):
@@ -79,6 +42,8 @@ class Method(nn.Module):
     """Whether there must be a training image of every class."""
     serves: ClassVar[tuple[str, ...]] = ("dual encoder",)
     """The families of backbones that it adapts."""
+    absent: frozenset[str] = frozenset()
+    """The blocks that another method on the backbone skips for good, such as vision.3: nothing is kept inside them."""
 
     def __init__(self, **config: Any) -> None:
         super().__init__()
@@ -99,11 +64,6 @@ class Method(nn.Module):
         return False
 
     @property
-    def searcher(self) -> Method | None:
-        """The method whose architecture a search chooses before training (see `adapt/training/search.py`), if any."""
-        return None
-
-    @property
     def chosen_on_validation(self) -> str | None:
         """The setting that it chooses on validation images where it is left out, if there is such a one."""
         return None
@@ -112,11 +72,6 @@ class Method(nn.Module):
     def skipped(self) -> frozenset[str]:
         """The blocks that are never executed, such as vision.3."""
         return frozenset()
-
-    @property
-    def bypasses(self) -> dict[str, nn.Module] | None:
-        """What stands in place of blocks, or may, by their names (vision.3); None for a method that skips none."""
-        return None
 
     @property
     def per_image(self) -> bool:
@@ -160,10 +115,7 @@ class Method(nn.Module):
             )
 
     def build(self, backbone: Backbone, class_names: Sequence[str]) -> None:
-        """Allocates the parameters; sizes come from the backbone's towers. Called once, by `wrap`."""
-
-    def spare(self, blocks: Collection[str]) -> None:
-        """Drops what it keeps inside these blocks, such as vision.3, which another method skips for good."""
+        """Allocates the parameters; sizes come from the backbone's towers. Called by `wrap`, and to start anew."""
 
     def check_tensors(self, tensors: Mapping[str, Tensor], source: str) -> None:
         """AdaptError where tensors of `source` that fit in name, shape and type hold what this method cannot use."""
@@ -190,11 +142,35 @@ class Method(nn.Module):
         """Whether it is trained by steps; by default where there is something to train."""
         return any(True for _ in self.parameters())
 
-    def prepare(self, training: Any) -> None:
-        """What comes before the first step, or in place of all: closed forms, caches, statistics, a start, a search."""
+    def prepare(self, training: Training) -> None:
+        """What comes before the first step, or in place of all: closed forms, caches, statistics, a start, a search.
 
-    def finish(self, training: Any) -> None:
+        A run that goes on calls it too: its steps' values then come from the checkpoint (`training.resumed`).
+        """
+
+    def backward(self, terms: Terms) -> None:
+        """Leaves the gradients of a batch's loss in the parameters. `terms` are scaled for accumulation, and fp16."""
+        total(terms).backward()
+
+    def epoch_done(self, epoch: int, epochs: int) -> None:
+        """What follows an epoch, the first being 0, of as many."""
+
+    def finish(self, training: Training) -> None:
         """What comes after the last step, such as a choice on validation images."""
+
+    def training_state(self) -> dict[str, Tensor]:
+        """What only training needs, by name: it is kept in checkpoints, which fill these tensors, never in adapters."""
+        return {}
+
+    @property
+    def views(self) -> int:
+        """How many random views of each image `infer` looks at, beside the image itself."""
+        return 0
+
+    def infer(self, step: Any) -> Tensor:
+        """The answer to a batch at test time, as logits `(b, n)`. Changes nothing: several threads may ask at once."""
+        logits: Tensor = step.logits
+        return logits
 
 
 def learned(state: dict[str, Tensor], prefix: str = "") -> dict[str, Tensor]:

@@ -9,19 +9,19 @@ from typing import Any
 import pytest
 import torch
 
-from adapt.methods.das import updated_gates
-from adapt.methods.step import ImageStep
-from adapt.training import search as module
-from adapt.training.search import LEAST_CHANCE, Search, number_of_subsets
+from adapt.methods.base import ImageStep
+from adapt.methods.das import search as module
+from adapt.methods.das.search import LEAST_CHANCE, Search, number_of_subsets, updated_gates
 
 
 @pytest.fixture
-def searching(make_model) -> Any:
+def searching(make_model, training_of) -> Any:
     """`searching(**config)`: a search among the three blocks of the vision tower, with no step taken."""
 
     def new(**config: Any) -> Search:
         settings = {"search_epochs": 3, "warmup_epochs": 1, "turn": 2, "draws": 2}
-        return Search(make_model("das", **settings | config), iter(()), None)
+        model = make_model("das", **settings | config)
+        return Search(model.method, training_of(model))
 
     return new
 
@@ -64,7 +64,7 @@ def test_blocks_are_taken_until_they_reach_the_goal(order: Any, taken: Any, sear
 def test_an_update_compares_different_subsets_on_one_batch(searching, monkeypatch: pytest.MonkeyPatch) -> None:
     search = searching(skip=1, draws=3, gate_lr=0.5)
     images, labels = torch.zeros(2, 3, 32, 32), torch.zeros(2, dtype=torch.long)
-    search.held_back = iter([(images, labels)])
+    search.held_back = iter([search.training.model.step(images, labels)])
     compared = []
 
     def loss(subset: Any, step: ImageStep) -> float:
@@ -78,8 +78,8 @@ def test_an_update_compares_different_subsets_on_one_batch(searching, monkeypatc
     assert compared == [((i,), True) for i in range(3)]
     expected = updated_gates(torch.zeros(3, dtype=torch.float64), [(0,), (1,), (2,)], [0.0, 1.0, 2.0], 0.5)
     assert torch.equal(search.gates, expected)
-    subsets = [(0,), (1,), (2,)]
-    assert search.trace == [{"step": 7, "gates": expected.tolist(), "subsets": subsets, "losses": [0.0, 1.0, 2.0]}]
+    made = module.Update(step=7, gates=expected.tolist(), subsets=[[0], [1], [2]], losses=[0.0, 1.0, 2.0])
+    assert search.trace == [made]
     assert search.updating == 2.5
 
 
@@ -89,33 +89,28 @@ def test_updates_come_in_turn_after_the_warm_up_and_draws_at_every_step(
     """Nine steps in three epochs, by a trainer that trains nothing."""
     search = searching(skip=1, turn=2, warmup_epochs=1)
     entries = [{"step": step, "epoch": (step - 1) // 3} for step in range(1, 10)]
-    updated, drawn, reported = [], [], []
+    updated, drawn = [], []
 
-    class Trainer:
-        def __init__(self, *_: Any) -> None:
-            pass
-
-        def train(self, told: Any) -> Any:
-            for entry in entries:
-                told(entry)
-            return SimpleNamespace(seconds=2.0)
+    def train(title: str, *, after: Any, epochs: int, iterations: None) -> float:
+        assert epochs == 3
+        for entry in entries:
+            after(entry)
+        return 2.0
 
     def update(step: int) -> None:
         updated.append(step)
         search.updating += 0.125
 
-    monkeypatch.setattr(module, "Trainer", Trainer)
-    monkeypatch.setattr(module, "search_settings", lambda *_: None)
+    monkeypatch.setattr(search.training, "train", train)
     monkeypatch.setattr(search, "_update", update)
     monkeypatch.setattr(search.method, "select", drawn.append)
     search.gates = torch.tensor([0.0, 5.0, 5.0], dtype=torch.float64)
-    found = search.run(None, reported.append)
+    found = search.run()
     assert updated == [4, 6, 8]  # counted from the first step on
-    assert reported == entries
     assert len(drawn) == 10
-    assert found["chosen"] == ["vision.1"]  # the first of equals
-    assert found["seconds"] == 2.375
-    assert found["kept_flops"] == round(1 - search.saved[1] / search.operations, 4)
+    assert found.chosen == ["vision.1"]  # the first of equals
+    assert found.seconds == 2.375
+    assert found.kept_flops == round(1 - search.saved[1] / search.operations, 4)
 
 
 @pytest.mark.parametrize(

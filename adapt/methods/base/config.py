@@ -1,0 +1,21 @@
+"""The settings of a method, as data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, model_validator
+
+from adapt import plain
+
+
+class MethodConfig(BaseModel):
+    """The settings of a method, written into the adapter. Unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bounded(cls, value: Any) -> Any:
+        plain.check(value)
+        return value

@@ -1,0 +1,224 @@
+"""The search: random subsets of blocks are skipped while a whole model trains, a bandit learns which may be.
+
+Source: DAS `1d6a0d6`, `ViLT/vilt/modules/vilt_module_search.py`.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+from adapt.errors import AdaptError
+from adapt.methods.base import Step, Training
+
+LEAST_CHANCE = 1e-4  # of a block in a draw: gates that have gone far down leave other subsets to compare with
+
+
+class Update(BaseModel):
+    """What one comparison of subsets, by their losses, made of the gates."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    step: int
+    gates: list[float]
+    subsets: list[list[int]]
+    losses: list[float]
+
+
+class Found(BaseModel):
+    """What a search found: search.json of a run."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    chosen: list[str]
+    kept_flops: float
+    blocks: list[str]
+    trace: list[Update]
+    seconds: float
+
+    def summary(self, training_seconds: float) -> dict[str, Any]:
+        """What metrics.json says of it."""
+        return {
+            "chosen": self.chosen,
+            "gates": dict(zip(self.blocks, self.trace[-1].gates)) if self.trace else {},
+            "updates": len(self.trace),
+            "kept_flops": self.kept_flops,
+            "seconds": self.seconds,
+            "share_of_training": round(self.seconds / (self.seconds + training_seconds), 3),
+        }
+
+
+class Skipping(Protocol):
+    """A method of which any subset of `blocks` can be skipped."""
+
+    config: Any
+
+    @property
+    def blocks(self) -> tuple[str, ...]:
+        """The names of all blocks that might be skipped."""
+
+    def select(self, names: Collection[str]) -> None:
+        """Skips these blocks from now on, and no others."""
+
+
+class Search:
+    """Gates, one for each block, and the trace of what changed them.
+
+    Draws from torch's global random state. Raises AdaptError where the share of operations cannot be reached, or there
+    are too few subsets to compare.
+    """
+
+    def __init__(self, method: Skipping, training: Training) -> None:
+        self.method, self.training, self.config = method, training, method.config
+        self.names = method.blocks
+        self.gates = torch.zeros(len(self.names), dtype=torch.float64)
+        self.trace: list[Update] = []
+        self.updating = 0.0  # seconds
+        self.since_update = 0
+        self.held_back: Iterator[Step] = training.held_back()
+        self.operations, saved = block_flops(method, training)
+        self.saved = [saved[name] for name in self.names]
+        if self.config.keep_flops is None:
+            self.gains, self.goal = [1.0] * len(self.names), float(self.config.count)
+        else:
+            self.gains, self.goal = self.saved, (1 - self.config.keep_flops) * self.operations
+            self._check_goal()
+        subsets = number_of_subsets(self.gains, self.goal)
+        if subsets < self.config.draws:
+            raise AdaptError(f"das: {self.config.draws} draws of different subsets are asked for; there are {subsets}")
+
+    def _check_goal(self) -> None:
+        most = sum(self.saved) - min(self.saved)
+        if most < self.goal:
+            least = math.ceil(1000 * (1 - most / self.operations)) / 1000
+            raise AdaptError(
+                f"das: keep_flops is {self.config.keep_flops}, and more remains with all but one of the "
+                f"{len(self.names)} blocks skipped: give at least {least}"
+            )
+
+    def run(self) -> Found:
+        """Trains for the search's epochs, updating the gates in turn, and chooses the blocks of the largest gates."""
+        self._select(self._draw())
+        length = {"epochs": self.config.search_epochs, "iterations": None}
+        seconds = self.training.train("searching blocks", after=self._after, **length)
+        chosen = self._enough(self.gates.sort(descending=True, stable=True).indices.tolist())
+        return Found(
+            chosen=[self.names[i] for i in chosen],
+            kept_flops=round(1 - sum(self.saved[i] for i in chosen) / self.operations, 4),
+            blocks=list(self.names),
+            trace=self.trace,
+            seconds=round(seconds + self.updating, 3),  # as training counts them: without decoding
+        )
+
+    def _after(self, entry: dict[str, Any]) -> None:
+        """Between two steps: a comparison when it is time for one, and another subset."""
+        self.since_update += 1
+        if self.since_update >= self.config.turn and entry["epoch"] >= self.config.warmup_epochs:
+            self.since_update = 0
+            self._update(entry["step"])
+        self._select(self._draw())
+
+    def _draw(self) -> tuple[int, ...]:
+        """A random subset of blocks, the likelier to hold a block the larger its gate."""
+        chances = self.gates.sigmoid().clamp_min(LEAST_CHANCE)
+        return self._enough(torch.multinomial(chances, len(self.names)).tolist())
+
+    def _enough(self, order: Sequence[int]) -> tuple[int, ...]:
+        """The first blocks of `order` that reach the goal together."""
+        taken: list[int] = []
+        for block in order:
+            if sum(self.gains[i] for i in taken) >= self.goal:
+                break
+            taken.append(block)
+        return tuple(sorted(taken))
+
+    def _select(self, subset: Sequence[int]) -> None:
+        self.method.select([self.names[i] for i in subset])
+
+    def _update(self, step: int) -> None:
+        subsets: set[tuple[int, ...]] = set()
+        while len(subsets) < self.config.draws:
+            subsets.add(self._draw())
+        compared = sorted(subsets)
+        batch = next(self.held_back)
+        started = time.monotonic()
+        losses = [self._loss(subset, batch.again()) for subset in compared]
+        self.updating += time.monotonic() - started
+        self.gates = updated_gates(self.gates, compared, losses, self.config.gate_lr)
+        gates, drawn = self.gates.tolist(), [list(subset) for subset in compared]
+        self.trace.append(Update(step=step, gates=gates, subsets=drawn, losses=losses))
+
+    @torch.no_grad()
+    def _loss(self, subset: tuple[int, ...], step: Step) -> float:
+        self._select(subset)
+        return float(self.training.loss(step))
+
+
+def block_flops(method: Skipping, training: Training) -> tuple[float, dict[str, float]]:
+    """Operations of the towers that are searched, all blocks executed, and how many skipping each block saves.
+
+    The method's selection of blocks is left empty.
+    """
+    towers = {name: name.partition(".")[0] for name in method.blocks}
+    method.select(())
+    whole = {tower: training.flops([tower]) for tower in dict.fromkeys(towers.values())}
+    together = training.flops(list(whole))
+    saved = {}
+    for name, tower in towers.items():
+        method.select([name])
+        saved[name] = whole[tower] - training.flops([tower])
+    method.select(())
+    return together, saved
+
+
+def updated_gates(gates: Tensor, subsets: Sequence[Sequence[int]], losses: Sequence[float], lr: float) -> Tensor:
+    """`g_i + lr (R_k - mean R) p_i (1 - p_i)` for each subset k and block i in it, with R = exp(-loss), p = sigmoid(g).
+
+    The probabilities are those of the gates `(blocks,)` before the update; a larger gate is a more redundant block.
+    """
+    rewards = torch.tensor(losses, dtype=gates.dtype).neg().exp()
+    advantages = rewards - rewards.mean()
+    probabilities = gates.sigmoid()
+    changed = gates.clone()
+    for subset, advantage in zip(subsets, advantages):
+        for block in subset:
+            changed[block] += lr * advantage * probabilities[block] * (1 - probabilities[block])
+    return changed
+
+
+def number_of_subsets(gains: Sequence[float], goal: float) -> int:
+    """How many sets of blocks reach `goal` with the one that was taken last, and not without it."""
+    sizes = Counter(gains)  # blocks of one tower gain the same
+    found = 0
+    for counts in product(*(range(size + 1) for size in sizes.values())):
+        gained = sum(gain * taken for gain, taken in zip(sizes, counts))
+        largest = max((gain for gain, taken in zip(sizes, counts) if taken), default=0.0)
+        if gained - largest < goal <= gained:
+            found += math.prod(math.comb(size, taken) for size, taken in zip(sizes.values(), counts))
+    return found
+
+
+def plot_search(found: Found, path: Path) -> None:
+    """The gates over the search's steps, those of the chosen blocks thick. Needs matplotlib."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+    axes = figure.subplots()
+    steps = [update.step for update in found.trace]
+    for index, name in enumerate(found.blocks):
+        chosen = name in found.chosen
+        gates = [update.gates[index] for update in found.trace]
+        axes.plot(steps, gates, lw=2.5 if chosen else 1, label=f"{name}, skipped" if chosen else name)
+    axes.set_xlabel("step of the search")
+    axes.set_ylabel("gate: larger is more redundant")
+    axes.legend(fontsize="small", ncols=2)
+    figure.savefig(path, dpi=150)

@@ -1,0 +1,64 @@
+"""Averages of the trained tensors over a training, which take their place at its end.
+
+Sources: PromptSRC `bb95c77` (Gaussian weights of epochs); Izmailov et al., UAI 2018 (stochastic weight averaging, SWA);
+Polyak and Juditsky, 1992, with exponential weights (EMA).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from adapt.training.settings import Average
+
+
+class RunningAverage:
+    """The average of a module's parameters so far: by epochs, each with its weight, or after every step."""
+
+    def __init__(self, module: nn.Module, settings: Average, epochs: int) -> None:
+        self._parameters = dict(module.named_parameters())
+        self._weights = epoch_weights(settings, epochs)
+        self._decay = settings.ema.decay if settings.ema else None
+        self.values: dict[str, Tensor] = {  # a moving average starts where the training does
+            name: torch.zeros_like(each) if self._decay is None else each.detach().clone()
+            for name, each in self._parameters.items()
+        }
+
+    @torch.no_grad()
+    def step_done(self) -> None:
+        if self._decay is not None:
+            for name, parameter in self._parameters.items():
+                self.values[name].lerp_(parameter, 1 - self._decay)
+
+    @torch.no_grad()
+    def epoch_done(self, epoch: int) -> None:
+        """Counts in the tensors at the end of `epoch`, the first being 0."""
+        if self._decay is None:
+            for name, parameter in self._parameters.items():
+                self.values[name] += self._weights[epoch] * parameter
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """The parameters are their average from now on."""
+        for name, parameter in self._parameters.items():
+            parameter.copy_(self.values[name])
+
+
+def epoch_weights(settings: Average, epochs: int) -> Sequence[float]:
+    """The weights of all epochs, which sum to 1; none where steps are averaged.
+
+    Gaussian: `exp(-(t - mean)^2 / (2 std^2))` of epoch t, counted from 1.
+    """
+    if settings.gaussian is not None:
+        mean, std = settings.gaussian.mean, settings.gaussian.std
+        weights = [math.exp(-((epoch - mean) ** 2) / (2 * std**2)) for epoch in range(1, epochs + 1)]
+    elif settings.swa is not None:
+        weights = [float(epoch >= settings.swa.start) for epoch in range(1, epochs + 1)]
+    else:
+        return ()
+    return [weight / sum(weights) for weight in weights]

@@ -1,0 +1,98 @@
+"""Averages of the trained tensors: by epochs with their weights, or over steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from adapt.training.average import epoch_weights
+from adapt.training.loop import Trainer
+from adapt.training.settings import Average
+
+AVERAGES: list[dict[str, Any]] = [
+    {"gaussian": {"mean": 2, "std": 0.7}}, {"swa": {"start": 2}}, {"ema": {"decay": 0.6}},
+]  # fmt: skip
+
+
+def test_gaussian_weights_are_the_published_ones() -> None:
+    found = epoch_weights(Average(gaussian={"mean": 15, "std": 1}), 20)
+    bell = [math.exp(-((t - 15) ** 2) / 2) for t in range(1, 21)]
+    assert found == pytest.approx([value / sum(bell) for value in bell])
+    assert sum(found[12:17]) > 0.98
+
+
+def test_swa_takes_the_epochs_from_its_start_on() -> None:
+    assert epoch_weights(Average(swa={"start": 3}), 4) == [0, 0, 0.5, 0.5]
+
+
+@pytest.mark.parametrize("average", AVERAGES, ids=lambda each: next(iter(each)))
+def test_what_is_left_is_the_average(make_model, train, monkeypatch, average: dict[str, Any]) -> None:
+    steps: list[torch.Tensor] = []
+    step = Trainer._step
+
+    def watched(self: Trainer, group: Any) -> Any:
+        found = step(self, group)
+        steps.append(self.model.method.ctx.detach().clone())
+        return found
+
+    monkeypatch.setattr(Trainer, "_step", watched)
+    model = make_model(n_ctx=4)
+    start = model.method.ctx.detach().clone()
+    train(model, average=average)  # three epochs of three steps
+    assert len(steps) == 9
+    expected = start.clone()
+    if "ema" in average:
+        for each in steps:
+            expected = 0.6 * expected + 0.4 * each
+    else:
+        weights = epoch_weights(Average(**average), 3)
+        expected = sum(weight * each for weight, each in zip(weights, steps[2::3]))
+    torch.testing.assert_close(model.method.ctx.detach(), expected)
+    assert not torch.equal(model.method.ctx, steps[-1])
+
+
+@pytest.mark.parametrize("average", AVERAGES, ids=lambda each: next(iter(each)))
+@pytest.mark.parametrize("at", [2, 5, 9])
+def test_a_resumed_run_has_the_same_average(
+    make_model, train, at_step: Callable[..., None], tmp_path: Path, average: dict[str, Any], at: int
+) -> None:
+    def stop() -> None:
+        raise RuntimeError("killed")
+
+    whole, stopped, resumed = (make_model(n_ctx=4) for _ in range(3))
+    options = {"average": average, "checkpoint_minutes": 0}
+    train(whole, **options)
+    at_step(at, stop)
+    with pytest.raises(RuntimeError, match="killed"):
+        train(stopped, out=tmp_path / "run", **options)
+    train(resumed, out=tmp_path / "run", resume=True, **options)
+    assert torch.equal(resumed.method.ctx, whole.method.ctx)
+
+
+def test_a_checkpoint_of_a_training_without_an_average_is_not_taken_for_one(
+    make_model, train, at_step: Callable[..., None], tmp_path: Path
+) -> None:
+    from adapt import AdaptError
+    from adapt.training import checkpoint
+
+    def stop() -> None:
+        raise RuntimeError("killed")
+
+    at_step(4, stop)
+    with pytest.raises(RuntimeError, match="killed"):
+        train(make_model(n_ctx=4), out=tmp_path / "run")
+    trained = checkpoint.Trained(
+        make_model(n_ctx=4).method, _no_optimizer(), None, {"average.ctx": torch.zeros(4, 128)}
+    )
+    recipe = checkpoint.tensor_file.describe(tmp_path / "run/checkpoint.safetensors").metadata["recipe"]
+    with pytest.raises(AdaptError, match="what only training needs is of another method"):
+        checkpoint.load(tmp_path / "run/checkpoint.safetensors", trained, recipe)
+
+
+def _no_optimizer() -> Any:
+    return torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])

@@ -1,0 +1,101 @@
+"""What the trainer asks of a method while it learns: gradients, epochs, and what only training needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from adapt import AdaptedModel, methods, wrap
+from adapt.methods.base import Terms, Training, cross_entropy
+
+
+class Counting(methods.CoOp):
+    """CoOp whose second term pulls it to the mean of what it was at the ends of epochs, and that tells of each call."""
+
+    name = "counting"
+
+    def build(self, backbone, class_names) -> None:
+        super().build(backbone, class_names)
+        self.called: list[str] = []
+        self._memory = torch.zeros_like(self.ctx)
+
+    def prepare(self, training: Training) -> None:
+        self.called.append("prepare")
+
+    def loss(self, step) -> Terms:
+        return {"cross_entropy": cross_entropy(step), "pull": (self.ctx - self._memory).square().mean()}
+
+    def backward(self, terms: Terms) -> None:
+        """The gradients of the second term alone, doubled."""
+        (2 * terms["pull"]).backward()
+
+    def epoch_done(self, epoch: int, epochs: int) -> None:
+        self.called.append(f"epoch {epoch} of {epochs}")
+        with torch.no_grad():
+            self._memory.lerp_(self.ctx, 0.5)
+
+    def finish(self, training: Training) -> None:
+        self.called.append("finish")
+
+    def training_state(self) -> dict[str, Tensor]:
+        return {"memory": self._memory}
+
+
+@pytest.fixture
+def new(make_model, class_names) -> Callable[[], AdaptedModel]:
+    backbone = make_model().backbone
+
+    def make() -> AdaptedModel:
+        torch.manual_seed(0)
+        return wrap(backbone, Counting(n_ctx=4), class_names)
+
+    return make
+
+
+def test_each_is_called_in_its_turn(new, train) -> None:
+    model = new()
+    result = train(model)
+    epochs = [f"epoch {epoch} of 3" for epoch in range(3)]
+    assert model.method.called == ["prepare", *epochs, "finish"]
+    assert set(result.history[0]["terms"]) == {"cross_entropy", "pull"}
+    assert result.history[0]["loss"] == pytest.approx(sum(result.history[0]["terms"].values()))
+    assert result.terms == ("cross_entropy", "pull")
+
+
+def test_its_own_gradients_are_taken(new, train) -> None:
+    model = new()
+    before = model.method.ctx.detach().clone()
+    train(model, epochs=1, batch_size=12, lr=0.5, momentum=0.0, weight_decay=0.0, schedule="constant")
+    expected = before - 0.5 * 2 * (2 * before / before.numel())
+    torch.testing.assert_close(model.method.ctx.detach(), expected)
+
+
+def test_what_only_training_needs_is_in_checkpoints_and_in_no_adapter(
+    new, train, at_step: Callable[..., None], tmp_path: Path
+) -> None:
+    def stop() -> None:
+        raise RuntimeError("killed")
+
+    whole, stopped, resumed = new(), new(), new()
+    result = train(whole, out=tmp_path / "whole")
+    assert result.adapter is not None
+    at_step(5, stop)
+    with pytest.raises(RuntimeError, match="killed"):
+        train(stopped, out=tmp_path / "run")
+    train(resumed, out=tmp_path / "run", resume=True)
+    assert torch.equal(resumed.method.ctx, whole.method.ctx)
+    assert torch.equal(resumed.method._memory, whole.method._memory)
+    from adapt.adapter import read_tensors
+
+    assert list(read_tensors(result.adapter)) == ["ctx"]
+
+
+def test_the_curves_have_a_line_for_each_term(new, train) -> None:
+    figure = train(new()).plot()
+    loss, accuracy = figure.axes
+    assert [line.get_label() for line in loss.get_lines()] == ["training", "cross_entropy", "pull"]
+    assert len(accuracy.get_lines()) == 1
