@@ -40,10 +40,15 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Replace:
-    """`module` computes a projection of one block in place of the frozen one: `(..., in) -> (..., out)`."""
+    """`module` computes a part of one block in place of the frozen one.
 
-    block: int
-    projection: str  # q, k, v, out, fc1, fc2, or of a decoder gate, up, down
+    The part is a projection `(..., in) -> (..., out)`: q, k, v, out, fc1, fc2, or of a decoder gate, up, down; or a
+    norm `(..., d) -> (..., d)`: norm1, norm2. Without `block` it is the tower's own: pre_norm, final_norm, or
+    projection, which makes features `(n, e)` of what the tower is read at `(n, d)`.
+    """
+
+    block: int | None
+    part: str
     module: nn.Module
 
 
@@ -66,12 +71,18 @@ class Attention:
 
 @dataclass(frozen=True)
 class Parallel:
-    """`module` runs beside one site of a block: its output `(..., d)` of the same residual stream `(..., d)` is added
-    to the site's, after its layer scale or, in a post-norm block, its norm."""
+    """`module` runs beside one site of a block, or the whole block.
+
+    Its output `(..., d)` of the residual stream `(..., d)` that the site, or the block, reads is added to the site's,
+    after its layer scale or, in a post-norm block, its norm, or to the block's.
+
+    `normed`: it reads the stream as the frozen norm of that site, or the first one of the block, leaves it.
+    """
 
     block: int
-    site: Literal["attn", "cross", "mlp"]
+    site: Literal["attn", "cross", "mlp", "block"]
     module: nn.Module
+    normed: bool = False
 
 
 @dataclass(frozen=True)

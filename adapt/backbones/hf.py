@@ -13,7 +13,7 @@ from transformers import CLIPModel, SiglipModel
 from adapt.backbones.base import DualEncoder
 from adapt.backbones.preprocess import Preprocess
 from adapt.backbones.tokenizer import HFText, check_tokenizer
-from adapt.backbones.tower import Block, Form, Projection, Site, TextParts, Tower
+from adapt.backbones.tower import Block, Form, LastProjection, Projection, Site, TextParts, Tower
 from adapt.errors import AdaptError
 
 _RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}  # Pillow's numbers
@@ -33,8 +33,11 @@ def build(model: Any, processor: Any, name: str | None = None) -> DualEncoder:
         form=Form(causal=not siglip, pooling="last" if siglip else "end"),
         blocks=_blocks(model.text_model),
         text=_text_parts(model, siglip),
+        final_norm=model.text_model.final_layer_norm,
+        projection=LastProjection(model.text_model, "head") if siglip else LastProjection(model, "text_projection"),
     )
-    vision = vision_tower(model.vision_model, vision_config)
+    projection = None if siglip else LastProjection(model, "visual_projection")
+    vision = vision_tower(model.vision_model, vision_config, projection)
     return DualEncoder(
         model=model,
         towers={"text": text, "vision": vision},
@@ -54,8 +57,8 @@ def _tokenizer(tokenizer: Any, length: int) -> HFText:
     return ours
 
 
-def vision_tower(model: Any, config: Any) -> Tower:
-    """The vision tower of CLIP or SigLIP, by itself or inside another model."""
+def vision_tower(model: Any, config: Any, projection: LastProjection | None = None) -> Tower:
+    """The vision tower of CLIP or SigLIP, by itself or inside another model, which may have its last `projection`."""
     pre_norm = getattr(model, "pre_layrnorm", None)  # SigLIP has neither it nor a class token
     return Tower(
         name="vision",
@@ -64,6 +67,8 @@ def vision_tower(model: Any, config: Any) -> Tower:
         form=Form(causal=False, pooling="map" if pre_norm is None else "class"),
         blocks=_blocks(model),
         pre_norm=pre_norm,
+        final_norm=model.post_layernorm,
+        projection=projection,
     )
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from adapt.backbones.base import DualEncoder
 from adapt.backbones.preprocess import Preprocess, from_torchvision
 from adapt.backbones.tokenizer import HFText, SimpleText, TextTokenizer, check_tokenizer
-from adapt.backbones.tower import Block, Form, Pooling, Projection, Site, TextParts, Tower, fused_qkv
+from adapt.backbones.tower import Block, Form, LastProjection, Pooling, Projection, Site, TextParts, Tower, fused_qkv
 from adapt.errors import AdaptError
 
 _TEXT_POOLING: dict[str, Pooling] = {"argmax": "end", "eos": "end", "first": "class", "last": "last", "none": "none"}
@@ -140,19 +140,21 @@ def _text_tower(model: Any) -> Tower | None:
         final_norm=owner.ln_final,
         project=partial(_project, owner),
     )
-    return _tower("text", form, blocks, parts)
+    return _tower(
+        "text", form, blocks, text=parts, final_norm=owner.ln_final, projection=_last(owner, "text_projection")
+    )
 
 
-def _tower(
-    name: str,
-    form: Form,
-    blocks: tuple[Block, ...],
-    parts: TextParts | None = None,
-    pre_norm: nn.Module | None = None,
-) -> Tower:
+def _tower(name: str, form: Form, blocks: tuple[Block, ...], **parts: Any) -> Tower:
     attn: Any = blocks[0].attn
     width: int = blocks[0].projections["out"].weight.shape[0]
-    return Tower(name, width, attn.num_heads, form, blocks, parts, pre_norm)
+    return Tower(name, width, attn.num_heads, form, blocks, **parts)
+
+
+def _last(owner: Any, name: str) -> LastProjection | None:
+    """The map to features that `owner` keeps as `name`: a parameter or a linear map; None where it is neither."""
+    known = isinstance(getattr(owner, name, None), nn.Parameter | nn.Linear)
+    return LastProjection(owner, name) if known else None
 
 
 # functions of their owner, not closures over it: a copy of the backbone must read its own
@@ -177,12 +179,13 @@ def _vision_tower(visual: Any) -> Tower | None:
         if blocks is None:
             return None
         pooling: Pooling = "map" if visual.attn_pool is not None else _VISION_POOLING[visual.pool_type]
-        return _tower("vision", Form(False, pooling), blocks, pre_norm=visual.ln_pre)
+        outside = {"pre_norm": visual.ln_pre, "final_norm": visual.ln_post, "projection": _last(visual, "proj")}
+        return _tower("vision", Form(False, pooling), blocks, **outside)
     trunk = getattr(visual, "trunk", None)
-    return None if trunk is None else _timm_tower(trunk)
+    return None if trunk is None else _timm_tower(trunk, _last(visual.head, "proj"))
 
 
-def _timm_tower(trunk: Any) -> Tower | None:
+def _timm_tower(trunk: Any, projection: LastProjection | None) -> Tower | None:
     from timm.layers import Attention as TimmAttention
     from timm.models.vision_transformer import Block as TimmBlock
     from timm.models.vision_transformer import VisionTransformer as TimmViT
@@ -193,7 +196,9 @@ def _timm_tower(trunk: Any) -> Tower | None:
         return None
     blocks = tuple(_timm_block(block) for block in trunk.blocks)
     pooling: Pooling = {"token": "class", "avg": "mean", "map": "map"}.get(trunk.global_pool, "none")  # type: ignore[assignment]
-    return _tower("vision", Form(False, pooling), blocks, pre_norm=trunk.norm_pre)
+    final = trunk.fc_norm if isinstance(trunk.norm, nn.Identity) else trunk.norm  # behind the pooling, or before it
+    outside = {"pre_norm": trunk.norm_pre, "final_norm": final, "projection": projection}
+    return _tower("vision", Form(False, pooling), blocks, **outside)
 
 
 # linears of timm's MLPs: plain ones, and those with a gate (ViTamin)

@@ -112,6 +112,11 @@ class Block:
     returns: int = 0  # how many values the module returns in a tuple; 0 where it returns `(b, l, d)` itself
     plain_attention: bool = True  # nothing but softmax(q k / sqrt(d)) v between the projections: no norms, no gates
 
+    def norm_of(self, site: str) -> nn.Module | None:
+        """The norm through which a site, or the whole block, reads the residual stream; None in a post-norm block."""
+        read = next(iter(self.sites.values())).read if site == "block" else self.sites[site].read
+        return read if read is self.norm1 or read is self.norm2 else None
+
 
 def tokens_of(output: Any) -> Tensor:
     """The tokens in what a block's module returns, whether or not there is more."""
@@ -140,6 +145,24 @@ class TextParts:
 
 
 @dataclass(frozen=True)
+class LastProjection:
+    """The map from what a tower is read at, `(n, d)`, to features `(n, e)`: a parameter `(d, e)`, or a linear map."""
+
+    owner: nn.Module
+    name: str  # of the parameter, or the module, in its owner
+
+    @property
+    def weight(self) -> Tensor:
+        """The frozen weight `(e, d)`."""
+        found = getattr(self.owner, self.name)
+        weight: Tensor = found.weight if isinstance(found, nn.Linear) else found.T
+        return weight.detach()
+
+
+NORMS = ("norm1", "norm2")  # of a block, before its attention and before its MLP
+
+
+@dataclass(frozen=True)
 class Tower:
     """One transformer stack of a backbone. Sizes are read from the model."""
 
@@ -150,6 +173,14 @@ class Tower:
     blocks: tuple[Block, ...]
     text: TextParts | None = None
     pre_norm: nn.Module | None = None  # where all tokens enter; without one, at the first block
+    final_norm: nn.Module | None = None
+    projection: LastProjection | None = None
+
+    @property
+    def parts(self) -> dict[str, nn.Module | LastProjection]:
+        """What is there outside the blocks, by the names that edits call it by."""
+        named = {"pre_norm": self.pre_norm, "final_norm": self.final_norm, "projection": self.projection}
+        return {name: part for name, part in named.items() if part is not None}
 
     @property
     def dtype(self) -> torch.dtype | None:

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from adapt.backbones.split import attend
-from adapt.backbones.tower import Block, Site, Tower, check_parts
+from adapt.backbones.tower import NORMS, Block, Site, Tower, check_parts
 from adapt.backbones.turns import alone
-from adapt.edits import Edit
+from adapt.edits import Edit, Parallel
 from adapt.engine import low_rank, tokens
 from adapt.engine.attention import weighted_attention
 from adapt.engine.frozen import frozen
@@ -54,7 +54,10 @@ def run(
         for tower, asked in planned:
             check_parts(tower, model)
             stack.enter_context(_edited(model, tower, asked, prompts, checkpointing, merge))
-        return compute()
+        result = compute()
+    for tower, asked in planned:
+        result = _projected(tower, asked, result)
+    return result
 
 
 @contextmanager
@@ -65,9 +68,13 @@ def _edited(
     with ExitStack() as stack:
         stack.enter_context(inside())
         stack.enter_context(tokens.entered(tower, asked, prompts))
+        stack.enter_context(_outer(tower, asked))
         for index, module in asked.bypassed.items():
             block = tower.blocks[index]
             stack.enter_context(forward_as(block.module, partial(_bypass, module, block.returns)))
+        for index, beside in asked.parallel.items():
+            if "block" in beside:
+                stack.enter_context(_beside_block(tower.blocks[index], beside["block"]))
         if checkpointing:
             for block in tower.blocks:
                 stack.enter_context(_checkpointed(block.module, inside))
@@ -104,33 +111,83 @@ def _inside_blocks(tower: Tower, asked: Plan, prompts: Sequence[Prompt], merge: 
             weights = None
             if index in asked.attention:
                 weights = tokens.masked(tower, asked, prompts, asked.attention[index])
-            modules = asked.replaced.get(index, {})
+            replaced = asked.replaced.get(index, {})
+            modules = {part: module for part, module in replaced.items() if part not in NORMS}
             for module, forward in _forwards(tower.blocks[index], modules, tower.heads, weights):
                 stack.enter_context(forward_as(module, forward))
-        for index, modules in asked.parallel.items():
-            for site, module in modules.items():
-                stack.enter_context(_beside(tower.blocks[index].sites[site], module))
+        for index, parts in asked.replaced.items():
+            for name in parts.keys() & set(NORMS):
+                stack.enter_context(forward_as(getattr(tower.blocks[index], name), parts[name]))
+        for index, beside in asked.parallel.items():
+            for edit in beside.values():
+                if edit.site != "block":
+                    stack.enter_context(_beside(tower.blocks[index].sites[edit.site], edit))
         for index, updates in asked.low_rank.items():
             stack.enter_context(low_rank.updated(tower.blocks[index], updates, merge))
         yield
 
 
 @contextmanager
-def _beside(site: Site, module: nn.Module) -> Iterator[None]:
-    """Inside, the output of `module` of what the site reads joins the site's own."""
+def _beside(site: Site, edit: Parallel) -> Iterator[None]:
+    """Inside, the output of the edit's module of what the site reads joins the site's own."""
     read: list[Tensor] = []
 
-    def keep(reader: nn.Module, inputs: Any) -> None:
-        read[:] = inputs[:1]
+    def keep(reader: nn.Module, inputs: Any, output: Any) -> None:
+        read[:] = [output if edit.normed else inputs[0]]
 
     def join(added: nn.Module, inputs: Any, output: Any) -> Any:
-        beside = module(read.pop())
-        return (output[0] + beside, *output[1:]) if isinstance(output, tuple) else output + beside
+        return _added(output, edit.module(read.pop()))
 
     with ExitStack() as stack:
-        stack.callback(site.read.register_forward_pre_hook(keep).remove)
-        stack.callback(site.added.register_forward_hook(join).remove)
+        stack.callback(site.read.register_forward_hook(keep).remove)
+        stack.callback(site.added.register_forward_hook(join).remove)  # after the former, where they are one module
         yield
+
+
+@contextmanager
+def _beside_block(block: Block, edit: Parallel) -> Iterator[None]:
+    """Inside, the output of the edit's module of what the block reads joins the block's own.
+
+    It runs outside the block, which may be computed again: a norm before it is computed once more.
+    """
+
+    def join(module: nn.Module, inputs: Any, output: Any) -> Any:
+        norm = block.norm_of("block") if edit.normed else None
+        return _added(output, edit.module(inputs[0] if norm is None else norm(inputs[0])))
+
+    handle = block.module.register_forward_hook(join)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _added(output: Any, beside: Tensor) -> Any:
+    return (output[0] + beside, *output[1:]) if isinstance(output, tuple) else output + beside
+
+
+@contextmanager
+def _outer(tower: Tower, asked: Plan) -> Iterator[None]:
+    """Inside, the tower's own norms and last projection are others, or, as a parameter, the latter is left out."""
+    with ExitStack() as stack:
+        for name, module in asked.outer.items():
+            part = tower.parts[name]
+            if isinstance(part, nn.Module):
+                stack.enter_context(forward_as(part, module))
+            elif isinstance(getattr(part.owner, part.name), nn.Module):
+                stack.enter_context(forward_as(getattr(part.owner, part.name), module))
+            else:
+                stack.callback(setattr, part.owner, part.name, getattr(part.owner, part.name))
+                setattr(part.owner, part.name, None)
+        yield
+
+
+def _projected(tower: Tower, asked: Plan, result: Any) -> Any:
+    """What the library read off the tower, by another last projection where its own, a parameter, was left out."""
+    part, module = tower.projection, asked.outer.get("projection")
+    if part is None or module is None or isinstance(getattr(part.owner, part.name), nn.Module):
+        return result
+    return module(result)
 
 
 def _bypass(module: nn.Module, returns: int, x: Tensor, *args: Any, **kwargs: Any) -> Any:

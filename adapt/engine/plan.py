@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from torch import nn
 
-from adapt.backbones.tower import Tower
+from adapt.backbones.tower import NORMS, Tower
 from adapt.edits import Attention, Bypass, Edit, LowRank, Parallel, Replace, Tokens
 from adapt.errors import AdaptError, nearest
 
@@ -22,16 +22,19 @@ class Plan:
     overwriting: dict[int, Tokens] = field(default_factory=dict)
     replaced: dict[int, dict[str, nn.Module]] = field(default_factory=dict)
     attention: dict[int, Attention] = field(default_factory=dict)
-    parallel: dict[int, dict[str, nn.Module]] = field(default_factory=dict)
+    parallel: dict[int, dict[str, Parallel]] = field(default_factory=dict)
     bypassed: dict[int, nn.Module] = field(default_factory=dict)
     low_rank: dict[int, dict[str, LowRank]] = field(default_factory=dict)
+    outer: dict[str, nn.Module] = field(default_factory=dict)  # in place of the tower's own norms and projection
 
     @property
     def modules(self) -> Iterator[nn.Module]:
         """All modules that compute something."""
-        yield from self.bypassed.values()
-        for by_place in (*self.replaced.values(), *self.parallel.values()):
-            yield from by_place.values()
+        yield from (*self.bypassed.values(), *self.outer.values())
+        for modules in self.replaced.values():
+            yield from modules.values()
+        for edits in self.parallel.values():
+            yield from (edit.module for edit in edits.values())
 
     @property
     def images(self) -> int | None:
@@ -58,11 +61,12 @@ def plan(tower: Tower | None, edits: Sequence[Edit]) -> Plan:
         assert tower is not None  # methods ask for it by `Backbone.tower`, which refuses
         place = _place(tower, edit)
         if isinstance(edit, Replace):
-            _claim(sorted_out.replaced.setdefault(edit.block, {}), edit.projection, edit.module, place)
+            within = sorted_out.outer if edit.block is None else sorted_out.replaced.setdefault(edit.block, {})
+            _claim(within, edit.part, edit.module, place)
         elif isinstance(edit, Attention):
             _claim(sorted_out.attention, edit.block, edit, place)
         elif isinstance(edit, Parallel):
-            _claim(sorted_out.parallel.setdefault(edit.block, {}), edit.site, edit.module, place)
+            _claim(sorted_out.parallel.setdefault(edit.block, {}), edit.site, edit, place)
         elif isinstance(edit, LowRank):
             _claim(sorted_out.low_rank.setdefault(edit.block, {}), edit.site, edit, place)
         elif isinstance(edit, Bypass):
@@ -91,21 +95,27 @@ def _place(tower: Tower, edit: Edit) -> str:
     if isinstance(edit, LowRank) and tower.name != "decoder":
         raise AdaptError(f"low-rank updates of each image act in a decoder, not in {where}")
     if edit.block is None:
-        return where
+        return _named(kind, edit.part, tower.parts, where) if isinstance(edit, Replace) else where
     if not 0 <= edit.block < len(tower.blocks):
         raise AdaptError(f"{kind} names block {edit.block} of {where}, which has blocks 0 to {len(tower.blocks) - 1}")
     block = tower.blocks[edit.block]
+    inside = f"block {edit.block} of {where}"
     if isinstance(edit, Replace):
-        part, parts = edit.projection, (*block.projections,)
-    elif isinstance(edit, Parallel):
-        part, parts = edit.site, (*block.sites,)
-    elif isinstance(edit, LowRank):
-        part, parts = edit.site, (*block.projections, *(("mlp",) if block.mlp is not None else ()))
-    else:
-        return f"block {edit.block} of {where}"
+        return _named(kind, edit.part, (*block.projections, *NORMS), inside)
+    if isinstance(edit, Parallel):
+        place = _named(kind, edit.site, (*block.sites, "block"), inside)
+        if edit.normed and block.norm_of(edit.site) is None:
+            raise AdaptError(f"Parallel is to read {place} behind its norm, which does not stand before it there")
+        return place
+    if isinstance(edit, LowRank):
+        return _named(kind, edit.site, (*block.projections, *(("mlp",) if block.mlp is not None else ())), inside)
+    return inside
+
+
+def _named(kind: str, part: str, parts: Collection[str], where: str) -> str:
     if part not in parts:
-        raise AdaptError(f"{kind} names {part!r} of block {edit.block} of {where}; {nearest(part, parts)}")
-    return f"{part} of block {edit.block} of {where}"
+        raise AdaptError(f"{kind} names {part!r} of {where}; {nearest(part, parts)}")
+    return f"{part} of {where}"
 
 
 def _check_shape(edit: Tokens, entering: Tokens) -> None:

@@ -19,7 +19,7 @@ from adapt.backbones.absent import Absent
 from adapt.backbones.base import DualEncoder
 from adapt.backbones.tokenizer import pad_rows
 from adapt.backbones.tower import Block, TextParts, Tower, check_parts
-from adapt.edits import Bypass, Edit, Tokens
+from adapt.edits import Bypass, Edit, Parallel, Tokens
 from adapt.engine.attention import prefix_suffix_attention
 from adapt.engine.frozen import frozen
 from adapt.engine.hooks import Linear, run
@@ -174,7 +174,11 @@ class FastText:
                     x = asked.bypassed[index](x[..., packing.ends, :] if last else x)
                 else:
                     x = self._block(partial(_block, block, index, asked, packing, tower.heads, last), x)
-            return parts.project(parts.final_norm(x))[..., packing.order, :]
+            norm, project = (
+                asked.outer.get("final_norm", parts.final_norm),
+                asked.outer.get("projection", parts.project),
+            )
+            return project(norm(x))[..., packing.order, :]
 
     def _block(self, block: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         """`block(x)`, computed again in the backward pass where checkpointing is asked for."""
@@ -200,18 +204,22 @@ def _placed(x: Tensor, values: Tensor, packing: Packing) -> Tensor:
 
 def _block(block: Block, index: int, asked: Plan, packing: Packing, heads: int, last: bool, x: Tensor) -> Tensor:
     """One block over `(..., rows, d)`; the last one returns end-of-text rows `(..., n, d)` only."""
-    linears: dict[str, Linear] = {**block.projections, **asked.replaced.get(index, {})}
+    frozen_parts: dict[str, Linear] = {"norm1": block.norm1, "norm2": block.norm2, **block.projections}
+    linears = frozen_parts | asked.replaced.get(index, {})
     beside = asked.parallel.get(index, {})
-    normed = block.norm1(x)
+    normed = linears["norm1"](x)
     queries = normed
     if last:
         x, queries = x[..., packing.ends, :], normed[..., packing.ends, :]
     q, k, v = linears["q"](queries), linears["k"](normed), linears["v"](normed)
     mixed = prefix_suffix_attention(q, k, v, packing, heads, last, asked.attention.get(index))
-    x = _joined(x, block.scale1(linears["out"](mixed)), beside.get("attn"))
-    return _joined(x, block.scale2(linears["fc2"](block.act(linears["fc1"](block.norm2(x))))), beside.get("mlp"))
+    entered = x
+    x = _joined(x + block.scale1(linears["out"](mixed)), beside.get("attn"), entered, queries)
+    read = linears["norm2"](x)
+    x = _joined(x + block.scale2(linears["fc2"](block.act(linears["fc1"](read)))), beside.get("mlp"), x, read)
+    return _joined(x, beside.get("block"), entered, queries)
 
 
-def _joined(x: Tensor, added: Tensor, beside: nn.Module | None) -> Tensor:
-    """The residual stream with what a site adds to it, and what runs beside the site."""
-    return x + added if beside is None else x + added + beside(x)
+def _joined(x: Tensor, edit: Parallel | None, read: Tensor, normed: Tensor) -> Tensor:
+    """The residual stream `x` with what runs beside the site, or the block, that read it so, or behind its norm."""
+    return x if edit is None else x + edit.module(normed if edit.normed else read)

@@ -44,9 +44,9 @@ class Result:
         return tuple(self.history[0].get("terms", ())) if self.history else ()
 
     def plot(self, path: str | Path | None = None) -> Any:
-        """Loss, by its terms, and training accuracy by epoch, and the test accuracies as lines; written to `path` if given.
+        """Loss, by its terms, and training accuracy by epoch, and the test accuracies as lines.
 
-        Needs matplotlib (`pip install -e ".[plot]"`).
+        Written to `path` if given. Needs matplotlib (`pip install -e ".[plot]"`).
         """
         from matplotlib.figure import Figure
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from adapt import Backbone
 from adapt.backbones.split import linear_over
+from adapt.backbones.tower import NORMS
 from adapt.edits import Attention, Bypass, LowRank, Parallel, Replace, Tokens
 from adapt.engine.frozen import frozen
 from adapt.engine.hooks import _bypass, run
@@ -39,6 +41,75 @@ def test_a_projection_can_be_replaced(backbone: Backbone, tower: str, letter: st
         results.append(run(backbone.model, changes, lambda: features(backbone, tower, images)))
     assert scaled(results[0], expected) < 1e-5
     assert scaled(results[1], expected) > 1e-4
+    assert torch.equal(features(backbone, tower, images), expected)
+
+
+@pytest.mark.parametrize("backbone", tiny_backbones.WITH_VISION_BLOCKS, indirect=True)
+@pytest.mark.parametrize("tower", ["text", "vision"])
+@pytest.mark.parametrize("part", ["norm1", "norm2", "pre_norm", "final_norm", "projection"])
+def test_a_norm_and_the_last_projection_can_be_replaced(
+    backbone: Backbone, tower: str, part: str, images: Tensor
+) -> None:
+    there = backbone.tower(tower)
+    block, frozen = (1, getattr(there.blocks[1], part)) if part in NORMS else (None, there.parts.get(part))
+    if frozen is None or isinstance(frozen, nn.Identity):
+        assert (tower, part) in {("text", "pre_norm"), ("vision", "pre_norm"), ("vision", "projection")}
+        return
+    expected = features(backbone, tower, images)
+    if part == "projection":
+        bias = getattr(getattr(frozen.owner, frozen.name), "bias", None)
+        same: nn.Module = linear_over(frozen.weight, bias)
+        other: nn.Module = nn.Linear(same.in_features, same.out_features)
+    else:
+        same, other = copy.deepcopy(frozen), nn.LayerNorm(there.width)
+        nn.init.normal_(other.weight)
+    before = dict(backbone.model.named_parameters())
+    found = [
+        run(backbone.model, [(there, [Replace(block, part, each)])], lambda: features(backbone, tower, images))
+        for each in (same, other)
+    ]
+    assert scaled(found[0], expected) < 1e-5
+    assert scaled(found[1], expected) > 1e-4
+    assert torch.equal(features(backbone, tower, images), expected)
+    after = dict(backbone.model.named_parameters())
+    assert list(after) == list(before)
+    assert all(after[name] is before[name] for name in before)
+
+
+@pytest.mark.parametrize("backbone", tiny_backbones.WITH_VISION_BLOCKS, indirect=True)
+@pytest.mark.parametrize("tower", ["text", "vision"])
+@pytest.mark.parametrize("normed", [False, True])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_module_beside_a_block_reads_its_input(
+    backbone: Backbone, tower: str, normed: bool, checkpointing: bool, images: Tensor
+) -> None:
+    """A block whose module takes off what it added, and adds what the block beside it does, is another block."""
+    there = backbone.tower(tower)
+    block = there.blocks[1]
+    seen: list[Tensor] = []
+
+    class Keeping(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(x)
+            return super().forward(x)
+
+    beside = Keeping(there.width, there.width)
+    entered: list[Tensor] = []
+    handle = block.module.register_forward_hook(lambda module, inputs, output: entered.append(inputs[0]))
+    edits = [Parallel(1, "block", beside, normed)]
+    options = {"checkpointing": checkpointing}
+    expected = features(backbone, tower, images)
+    entered.clear()
+    found = run(backbone.model, [(there, edits)], lambda: features(backbone, tower, images), **options)
+    handle.remove()
+    torch.testing.assert_close(seen[0], block.norm1(entered[0]) if normed else entered[0])
+    assert scaled(found, expected) > 1e-4
+    found.sum().backward()
+    assert beside.weight.grad is not None
+    nn.init.zeros_(beside.weight)
+    nn.init.zeros_(beside.bias)
+    nothing = run(backbone.model, [(there, edits)], lambda: features(backbone, tower, images))
+    assert scaled(nothing, expected) < 1e-6
     assert torch.equal(features(backbone, tower, images), expected)
 
 

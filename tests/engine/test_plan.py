@@ -37,6 +37,21 @@ def test_edits_are_found_by_their_place() -> None:
     assert list(asked.attention) == [0]
 
 
+def test_parts_of_the_tower_itself_are_claimed_once() -> None:
+    edits = [Replace(None, "projection", LINEAR), Replace(None, "final_norm", LINEAR)]
+    assert plan(TOWER, edits).outer == {"projection": LINEAR, "final_norm": LINEAR}
+    with pytest.raises(AdaptError, match="the same place, projection of the text tower"):
+        plan(TOWER, [edits[0], edits[0]])
+
+
+def test_a_norm_that_stands_behind_its_site_cannot_be_read() -> None:
+    tower = tiny_fusion.bridgetower().tower("text_fusion")
+    with pytest.raises(
+        AdaptError, match="Parallel is to read attn of block 0 of the text_fusion tower behind its norm"
+    ):
+        plan(tower, [Parallel(0, "attn", LINEAR, normed=True)])
+
+
 def test_what_computes_is_found_wherever_it_acts() -> None:
     bypass, replaced, beside = (nn.Linear(4, 4) for _ in range(3))
     edits = [SHARED, DEEP, attention(), Bypass(0, bypass), Replace(1, "q", replaced), Parallel(2, "mlp", beside)]
@@ -52,8 +67,9 @@ MISSING = [
     (Parallel(-2, "mlp", LINEAR), f"Parallel names block -2 of {TEXT}"),
     (Tokens(torch.zeros(2, 4), block=7), f"Tokens names block 7 of {TEXT}"),
     (Attention(5, lambda scores, queries, keys: scores), f"Attention names block 5 of {TEXT}"),
-    (Replace(0, "nope", LINEAR), f"Replace names 'nope' of block 0 of {TEXT}; .*Valid: fc1, fc2, k, out, q, v"),
-    (Parallel(0, "cross", LINEAR), f"Parallel names 'cross' of block 0 of {TEXT}; Valid: attn, mlp"),
+    (Replace(0, "nope", LINEAR), f"Replace names 'nope' of block 0 of {TEXT}; .*Valid: .*norm2"),
+    (Parallel(0, "cross", LINEAR), f"Parallel names 'cross' of block 0 of {TEXT}; Valid: attn, block, mlp"),
+    (Replace(None, "pre_norm", LINEAR), f"Replace names 'pre_norm' of {TEXT}; .*Valid: final_norm, projection"),
     (LowRank(0, "q", torch.zeros(1, 4, 1), torch.zeros(1, 4, 1), 1.0), "act in a decoder, not in the text tower"),
 ]
 

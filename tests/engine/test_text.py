@@ -31,9 +31,17 @@ def values(*shape: int) -> Tensor:
     return torch.randn(*shape, WIDTH, generator=torch.Generator().manual_seed(4)).mul_(0.1).requires_grad_()
 
 
-def module(seed: int) -> nn.Linear:
+def module(seed: int, out: int = WIDTH) -> nn.Linear:
     torch.manual_seed(seed)
-    return nn.Linear(WIDTH, WIDTH)
+    return nn.Linear(WIDTH, out)
+
+
+def norm(seed: int) -> nn.LayerNorm:
+    torch.manual_seed(seed)
+    other = nn.LayerNorm(WIDTH)
+    nn.init.normal_(other.weight, 1, 0.3)
+    nn.init.normal_(other.bias)
+    return other
 
 
 EDITS: dict[str, list[Edit]] = {
@@ -43,6 +51,15 @@ EDITS: dict[str, list[Edit]] = {
     "tokens of an image": [Tokens(values(2, 1, 2)), Tokens(values(2), block=1)],
     "a projection": [Replace(0, "v", module(1)), Replace(2, "out", module(2))],
     "beside a site": [Parallel(0, "attn", module(1)), Parallel(2, "mlp", module(2))],
+    "beside a site, behind its norm": [
+        Parallel(1, "attn", module(1), normed=True),
+        Parallel(2, "mlp", module(2), True),
+    ],
+    "beside blocks": [Parallel(0, "block", module(1)), Parallel(2, "block", module(2))],
+    "beside blocks, behind their norms": [Parallel(0, "block", module(1), True), Parallel(2, "block", module(2), True)],
+    "norms": [Replace(0, "norm1", norm(1)), Replace(2, "norm1", norm(2)), Replace(2, "norm2", norm(3))],
+    "norms under modules that read them": [Replace(2, "norm1", norm(2)), Parallel(2, "block", module(2), True)],
+    "the tower's own parts": [Replace(None, "final_norm", norm(1)), Replace(None, "projection", module(2, 64))],
     "a block skipped": [Bypass(1, module(1))],
     "the last block skipped": [Bypass(2, module(1))],
     "weights": [Tokens(values(2)), Attention(1, lambda scores, *_: (2 * scores).softmax(-1))],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -38,7 +38,7 @@ class Step:
         logits: Tensor = self.model.method.logits(self)
         return logits
 
-    def again(self) -> Step:
+    def again(self) -> Self:
         """The same batch, for a method that has changed since: only what is frozen is kept."""
         return type(self)(self.model, self.inputs, self.labels)
 
@@ -53,8 +53,8 @@ class ImageStep(Step):
         super().__init__(model, inputs, labels)
         self._frozen: dict[str, Tensor] = {}
 
-    def again(self) -> Step:
-        again = ImageStep(self.model, self.inputs, self.labels)
+    def again(self) -> Self:
+        again = type(self)(self.model, self.inputs, self.labels)
         again._frozen = self._frozen
         return again
 
