@@ -41,6 +41,7 @@ class CoCoOp(Method):
     name = "cocoop"
     title = "CoCoOp (Zhou et al., CVPR 2022)"
     Config = CoCoOpConfig
+    example = {"n_ctx": 3, "ctx_init": ""}
 
     @property
     def touches(self) -> frozenset[str]:

@@ -54,6 +54,7 @@ class Compose(Method):
     title = "Several methods on one backbone"
     serves = ("dual encoder", "fusion encoder", "vision LLM")  # those that its parts do
     Config = ComposeConfig
+    example = {"methods": [{"name": "das", "skipped": ["vision.1"]}, {"name": "lora", "dropout": 0.0}]}
 
     def __init__(self, methods: Sequence[Method | dict[str, Any]] = (), **config: Any) -> None:
         described = [_described(each) if isinstance(each, Method) else each for each in methods]

@@ -51,6 +51,7 @@ class CoOp(Method):
     name = "coop"
     title = "CoOp (Zhou et al., IJCV 2022)"
     Config = CoOpConfig
+    example = {"n_ctx": 4}
 
     @property
     def touches(self) -> frozenset[str]:

@@ -85,6 +85,7 @@ class DPL(IVLP):
     name = "dpl"
     title = "Decoupled prompt learning, our reading of the abstract (Xu et al., 2023)"
     Config = DPLConfig
+    example = {"depth_text": 1, "depth_vision": 1, "mix": "learned", "p_to_x": 2.0, "reads_names": True}
 
     @classmethod
     def published(cls, state: dict[str, Tensor], given: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -60,6 +60,7 @@ class IVLP(Method):
     name = "ivlp"
     title = "VPT, deep language prompts and IVLP (Jia et al., ECCV 2022; Khattak et al., CVPR 2023)"
     Config = IVLPConfig
+    example = {"n_ctx_vision": 3, "depth_text": 2, "depth_vision": 2}
 
     @property
     def touches(self) -> frozenset[str]:

@@ -10,7 +10,7 @@ Deviations:
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field
 from torch import Tensor
@@ -35,6 +35,7 @@ class KgCoOp(CoOp):
     name = "kgcoop"
     title = "KgCoOp (Yao et al., CVPR 2023)"
     Config = KgCoOpConfig
+    example: ClassVar[dict[str, Any]] = {}
 
     @classmethod
     def published(cls, state: dict[str, Tensor], given: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -30,6 +30,7 @@ class LinearProbe(Method):
     name = "linear_probe"
     title = "Linear probe (Radford et al., ICML 2021)"
     Config = LinearProbeConfig
+    example = {"strength": 10.0}
     needs_every_class = True
 
     @property

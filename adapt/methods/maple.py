@@ -43,6 +43,7 @@ class MaPLe(Method):
     name = "maple"
     title = "MaPLe (Khattak et al., CVPR 2023)"
     Config = MaPLeConfig
+    example = {"depth": 2}
 
     @property
     def touches(self) -> frozenset[str]:

@@ -55,6 +55,7 @@ class TipAdapter(Method):
     name = "tip_adapter"
     title = "Tip-Adapter and Tip-Adapter-F (Zhang et al., ECCV 2022)"
     Config = TipAdapterConfig
+    example = {"views": 0, "keys": 6}
     needs_every_class = True
     keys: Tensor
     labels: Tensor

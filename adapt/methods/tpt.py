@@ -44,6 +44,7 @@ class TPT(CoOp):
     name = "tpt"
     title = "TPT (Shu et al., NeurIPS 2022)"
     Config = TPTConfig
+    example = {"views": 3, "kept": 0.5}
 
     @property
     def takes_steps(self) -> bool:

@@ -164,6 +164,7 @@ class VLoRA(Method):
     title = "VLoRA (Ma et al., NeurIPS 2024)"
     serves = ("vision LLM",)
     Config = VLoRAConfig
+    example = {"dim": 16, "depth": 1, "rank": 2, "heads": 4, "skip": 2}
 
     @property
     def touches(self) -> frozenset[str]:

@@ -15,22 +15,13 @@ import adapt
 from adapt import AdaptedModel, Backbone, methods
 
 _SKIPPING = {"skipped": ["text.1"], "towers": ["text", "vision"]}
-# small settings for methods whose defaults are large; others take their defaults
+# of more cases than a method's own example; each is called method/case
 CONFIGS: dict[str, dict[str, Any]] = {
-    "cocoop": {"n_ctx": 3, "ctx_init": ""},
-    "coop": {"n_ctx": 4},
     "compose/das+lora": {"methods": [{"name": "das", **_SKIPPING}, {"name": "lora", "dropout": 0.0}]},
     "compose/das+coop": {"methods": [{"name": "das", **_SKIPPING}, {"name": "coop", "n_ctx": 4}]},
-    "das": _SKIPPING,
-    "dpl": {"depth_text": 1, "depth_vision": 1, "mix": "learned", "p_to_x": 2.0, "reads_names": True},
-    "ivlp": {"n_ctx_vision": 3, "depth_text": 2, "depth_vision": 2},
-    "linear_probe": {"strength": 10.0},
-    "lora": {"dropout": 0.0},
-    "maple": {"depth": 2},
-    "tip_adapter": {"keys": 6},
     "tip_adapter/trained": {"keys": 6, "train": True},
 }
-_CASES = tuple(case for case in CONFIGS if "/" in case)  # of one method: method/case
+_CASES = tuple(CONFIGS)
 _COMPOSED = tuple(case for case in _CASES if case.startswith("compose/"))
 NEEDS_VISION_BLOCKS = {"das", "dpl", "ivlp", "lora", "maple", *_COMPOSED}
 _ELSEWHERE = ("compose", "tpt")  # by its cases; in tests/methods/test_tpt.py, since its answers need views
@@ -55,7 +46,8 @@ def pairs(names: tuple[str, ...] | list[str], kinds: tuple[str, ...] = KINDS) ->
 
 
 def new(method: str, **changes: Any) -> methods.Method:
-    return methods.find(method.partition("/")[0])(**CONFIGS.get(method, {}) | changes)
+    kind = methods.find(method.partition("/")[0])
+    return kind(**CONFIGS.get(method, kind.example) | changes)
 
 
 def build(method: str, backbone: Backbone, **options: Any) -> AdaptedModel:

@@ -42,6 +42,8 @@ class Method(nn.Module):
     """Whether there must be a training image of every class."""
     serves: ClassVar[tuple[str, ...]] = ("dual encoder",)
     """The families of backbones that it adapts."""
+    example: ClassVar[dict[str, Any]] = {}
+    """Small settings, with which the contract suite and `adapt.testing.check_method` run."""
     absent: frozenset[str] = frozenset()
     """The blocks that another method on the backbone skips for good, such as vision.3: nothing is kept inside them."""
 

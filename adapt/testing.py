@@ -1,0 +1,262 @@
+"""The contract of a method, for methods of other people too: `check_method(Mine)` raises where it does not hold."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adapt import data
+from adapt.adapted import Adapted
+from adapt.adapter import load
+from adapt.backbones.base import Backbone
+from adapt.backbones.load import load_backbone
+from adapt.data.split import Item
+from adapt.errors import AdaptError
+from adapt.evaluation.evaluate import evaluate
+from adapt.methods.base import Method, total
+from adapt.model import AdaptedModel, wrap
+from adapt.training.fit import fit
+
+BACKBONES = {"dual encoder": "mini-clip", "fusion encoder": "mini-vilt", "vision LLM": "mini-clip+mini-lm"}
+STEPS = {"epochs": 2, "batch_size": 4, "warmup_epochs": 0, "augment": "none", "workers": 0}
+CLASSES, IMAGES = 3, 4  # of a check
+
+
+def check_method(method: type[Method], backbone: Backbone | None = None, **settings: Any) -> list[str]:
+    """Runs all checks on `method` with `settings`, by default its `example`; their names.
+
+    `backbone` is by default the bundled one of the first family that the method serves. Raises AssertionError with the
+    name of the check and what did not hold.
+    """
+    chosen = settings or method.example
+    case = Case(method, chosen, backbone or load_backbone(BACKBONES[method.serves[0]]))
+    for check in CHECKS:
+        try:
+            check(case)
+        except AssertionError as error:
+            raise AssertionError(f"{method.name}, {check.__name__.strip('_').replace('_', ' ')}: {error}") from error
+    return [check.__name__ for check in CHECKS]
+
+
+@dataclass
+class Case:
+    """A method, and what it is tried on."""
+
+    method: type[Method]
+    settings: dict[str, Any]
+    backbone: Backbone
+
+    @cached_property
+    def split(self) -> data.Split:
+        """A few bundled images of three classes, or questions about some."""
+        if self.backbone.family != "dual encoder":
+            whole = data.load("emoji-questions")
+            few = {part: tuple(getattr(whole, part)[:IMAGES]) for part in ("train", "val", "test")}
+            return data.Split("questions", whole.class_names, **few)
+        whole = data.load("emoji").few_shot(IMAGES, seed=1)
+        names = whole.class_names[:CLASSES]
+        few = {part: tuple(item for item in getattr(whole, part) if item.label < CLASSES) for part in ("train", "val")}
+        return data.Split("few", names, **few, test=tuple(i for i in whole.test if i.label < CLASSES)[:6])
+
+    def new(self, **options: Any) -> Adapted[Any]:
+        """A model, always with the same initial values."""
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model: Adapted[Any] = wrap(self.backbone, self.method(**self.settings), self.split.class_names, **options)
+        return model
+
+    @cached_property
+    def trained(self) -> Adapted[Any]:
+        model = self.new()
+        self.train(model)
+        return model.eval()
+
+    def train(self, model: Adapted[Any], **options: Any) -> Any:
+        steps = STEPS if model.method.takes_steps else {}
+        return fit(model, self.split.train, val_set=self.split.val, progress=False, cache=False, **steps, **options)
+
+    def answers(self, model: Adapted[Any], items: Sequence[Item] | None = None) -> tuple[tuple[str, ...], Tensor]:
+        """What a model says of the test images, and how sure it is of each `(n,)`."""
+        scores = evaluate(model, items or self.split.test, workers=0, cache=False)
+        return scores.predicted, torch.tensor(scores.confidence)
+
+
+def bad_settings_are_refused(case: Case) -> None:
+    try:
+        case.method(**case.settings, no_such_setting=1)
+    except AdaptError:
+        return
+    raise AssertionError("a setting that does not exist was taken without a word: build on MethodConfig")
+
+
+def only_its_own_tensors_train(case: Case) -> None:
+    model = case.new()
+    frozen = {id(parameter) for parameter in case.backbone.model.parameters()}
+    own = dict(model.method.named_parameters())
+    shared = [name for name, parameter in own.items() if id(parameter) in frozen]
+    assert not shared, f"{shared[0]} is a parameter of the backbone: keep no module of it in the method"
+    still = [name for name, parameter in own.items() if not parameter.requires_grad]
+    assert not still, f"{still[0]} does not train: register what is only saved as a buffer"
+
+
+def the_backbone_stays_as_it_is(case: Case) -> None:
+    model = case.backbone.model
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    flags = [(parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
+    case.train(case.new(), test_set=case.split.test)
+    changed = [name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])]
+    assert not changed, f"training changed {changed[0]} of the backbone"
+    assert flags == [(p.requires_grad, p.grad) for p in model.parameters()], "training left flags or gradients on it"
+
+
+def every_parameter_learns(case: Case) -> None:
+    if not case.new().method.takes_steps:
+        return
+    model = case.new()
+    start = {name: tensor.detach().clone() for name, tensor in model.method.named_parameters()}
+    result = case.train(model)
+    now = dict(model.method.named_parameters())
+    for name, parameter in now.items():
+        assert parameter.isfinite().all(), f"{name} is not finite after training"
+    changed = [name for name, before in start.items() if name in now and not torch.equal(before, now[name])]
+    assert changed or now.keys() != start.keys(), "no step changed any parameter"
+    assert all(torch.tensor(entry["loss"]).isfinite() for entry in result.history), "a loss is not finite"
+
+
+def a_model_can_be_built_anew(case: Case) -> None:
+    model = case.new()
+    names = list(model.method.state_dict())
+    model.start_anew()
+    assert list(model.method.state_dict()) == names, "a second `build` leaves other tensors than the first"
+
+
+def both_text_paths_agree(case: Case) -> None:
+    fast = case.new()
+    if not isinstance(fast, AdaptedModel) or fast.text_path != "fast":
+        return
+    losses = []
+    for model in (fast, case.new(fast=False)):
+        model.method.load_state_dict(case.new().method.state_dict())
+        images, labels = _batch(case, model)
+        losses.append(total(model.eval().losses(model.step(images, labels))[0]))
+    assert torch.allclose(losses[0], losses[1], rtol=1e-4, atol=1e-4), f"losses {losses[0]:.6f} and {losses[1]:.6f}"
+
+
+def _batch(case: Case, model: Adapted[Any]) -> tuple[Tensor, Tensor]:
+    transform = model.backbone.transform(train=False)
+    images = [transform(data.open_image(item)) for item in case.split.test]
+    return torch.stack(images), torch.tensor([item.label for item in case.split.test])
+
+
+def a_loaded_adapter_answers_alike(case: Case) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = case.trained.save(Path(folder) / "adapter.safetensors")
+        loaded = load(path, case.backbone)
+    _assert_equal(case.answers(case.trained), case.answers(loaded), "a loaded adapter")
+
+
+def a_stopped_training_goes_on_exactly(case: Case) -> None:
+    whole, stopped = case.new(), case.new()
+    if not whole.method.takes_steps:
+        return
+    steps, losses = case.train(whole).metrics["steps"], stopped.losses
+    taken: list[int] = []
+
+    def failing(*given: Any) -> Any:
+        taken.append(1)
+        if len(taken) == steps:  # the last: one epoch is in the checkpoint
+            raise InterruptedError
+        return losses(*given)
+
+    with tempfile.TemporaryDirectory() as folder:
+        stopped.losses = failing  # type: ignore[method-assign]
+        try:
+            case.train(stopped, out=Path(folder) / "run")
+        except InterruptedError:
+            pass
+        resumed = case.new()
+        case.train(resumed, out=Path(folder) / "run", resume=True)
+    expected = whole.method.state_dict()
+    for name, tensor in resumed.method.state_dict().items():
+        assert torch.equal(tensor, expected[name]), f"{name} is another after a training that was resumed"
+
+
+def other_class_names_are_served_or_refused(case: Case) -> None:
+    if not isinstance(case.trained, AdaptedModel):
+        return
+    names = ("red", "green", "blue", "yellow")
+    try:
+        other = case.trained.with_classes(names)
+    except AdaptError:
+        assert case.trained.method.per_class, "other class names were refused, though per_class is not set"
+        return
+    assert not case.trained.method.per_class, "per_class is set, and other class names were served"
+    pixels = case.trained.transform()(data.open_image(case.split.test[0]))
+    shape = tuple(other(pixels[None]).shape)
+    assert shape == (1, len(names)), f"logits of one image and four classes are {shape}"
+
+
+def answers_do_not_depend_on_the_batch(case: Case) -> None:
+    predicted, sure = case.answers(case.trained)
+    alone = [case.answers(case.trained, [item]) for item in case.split.test]
+    found = tuple(names[0] for names, _ in alone), torch.cat([each for _, each in alone])
+    _assert_equal((predicted, sure), found, "an image by itself", 1e-3)
+
+
+def copies_are_whole(case: Case) -> None:
+    copied = copy.deepcopy(case.trained)
+    with torch.no_grad():
+        for parameter in copied.method.parameters():
+            parameter.fill_(float("nan"))
+    again = copy.deepcopy(case.trained)
+    _assert_equal(case.answers(case.trained), case.answers(again), "a copy")
+
+
+def threads_are_answered_alike(case: Case) -> None:
+    expected = case.answers(case.trained)
+    found: list[Any] = [None] * 3
+
+    def ask(place: int) -> None:
+        found[place] = case.answers(case.trained)
+
+    threads = [threading.Thread(target=ask, args=(place,)) for place in range(len(found))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for each in found:
+        assert each is not None, "a thread got no answer"
+        _assert_equal(expected, each, "a thread", 1e-4)
+
+
+def _assert_equal(
+    expected: tuple[Sequence[str], Tensor], found: tuple[Sequence[str], Tensor], what: str, tolerance: float = 1e-5
+) -> None:
+    apart = float((expected[1] - found[1]).abs().max())
+    assert apart <= tolerance, f"{what} is sure by another {apart:.2g}"
+    assert tuple(expected[0]) == tuple(found[0]), f"{what} gives other answers"
+
+
+CHECKS: tuple[Callable[[Case], None], ...] = (
+    bad_settings_are_refused,
+    only_its_own_tensors_train,
+    the_backbone_stays_as_it_is,
+    every_parameter_learns,
+    a_model_can_be_built_anew,
+    both_text_paths_agree,
+    a_loaded_adapter_answers_alike,
+    a_stopped_training_goes_on_exactly,
+    other_class_names_are_served_or_refused,
+    answers_do_not_depend_on_the_batch,
+    copies_are_whole,
+    threads_are_answered_alike,
+)

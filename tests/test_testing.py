@@ -1,0 +1,92 @@
+"""The contract suite that other people's methods can run: all of ours hold it, and faults are named."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import adapt
+from adapt import methods
+from adapt.methods.base import ImageStep
+from adapt.testing import CHECKS, check_method
+
+
+@pytest.fixture(scope="module")
+def backbones() -> dict[str, adapt.Backbone]:
+    names = {"dual encoder": "mini-clip", "fusion encoder": "mini-vilt", "vision LLM": "mini-clip+mini-lm"}
+    return {family: adapt.load_backbone(name) for family, name in names.items()}
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_every_method_holds_the_contract(name: str, backbones: dict[str, adapt.Backbone]) -> None:
+    method = methods.find(name)
+    assert check_method(method, backbones[method.serves[0]]) == [check.__name__ for check in CHECKS]
+
+
+class Writes(methods.CoOp):
+    name = "writes"
+
+    def loss(self, step: ImageStep) -> Any:
+        with torch.no_grad():
+            next(step.model.backbone.model.parameters()).add_(1e-3)
+        return super().loss(step)
+
+
+class Draws(methods.CoOp):
+    name = "draws"
+
+    def logits(self, step: ImageStep) -> torch.Tensor:
+        logits = super().logits(step)
+        return logits + torch.randn_like(logits)
+
+
+class Forgets(methods.CoOp):
+    """What it learned at the end is kept in an attribute, which no adapter holds."""
+
+    name = "forgets"
+    shift = 0.0
+
+    def finish(self, training: Any) -> None:
+        self.shift = torch.arange(3.0)
+
+    def logits(self, step: ImageStep) -> torch.Tensor:
+        logits = super().logits(step)
+        return logits + self.shift if logits.shape[-1] == 3 else logits
+
+
+class Holds(methods.CoOp):
+    name = "holds"
+
+    def build(self, backbone: Any, class_names: Any) -> None:
+        super().build(backbone, class_names)
+        self.borrowed = backbone.tower("text").blocks[0].norm1
+
+
+class Remembers(methods.CoOp):
+    """Answers lean on the batch that they are asked in."""
+
+    name = "remembers"
+
+    def infer(self, step: ImageStep) -> torch.Tensor:
+        logits = super().infer(step)
+        return logits - logits.mean(0)
+
+
+@pytest.mark.parametrize(
+    ("method", "check"),
+    [
+        (Writes, "the backbone stays as it is: training changed"),
+        (Draws, "a loaded adapter answers alike|a stopped training|answers do not depend"),
+        (Forgets, "a loaded adapter answers alike: a loaded adapter is sure by another"),
+        (Holds, r"only its own tensors train: borrowed\.\w+ is a parameter of the backbone"),
+        (Remembers, "answers do not depend on the batch: an image by itself is sure by another"),
+    ],
+)
+def test_what_does_not_hold_is_named(
+    method: type[methods.Method], check: str, backbones: dict[str, adapt.Backbone], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(methods, "_registered", {method.name: method})
+    with pytest.raises(AssertionError, match=rf"^{method.name}, ({check})"):
+        check_method(method, adapt.load_backbone("mini-clip") if method is Writes else backbones["dual encoder"])
