@@ -118,8 +118,13 @@ class TrainSettings(_Settings):
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainSettings:
-        if sum(length is not None for length in (self.epochs, self.iterations, self.iterations_per_shot)) != 1:
+        lengths = {name: getattr(self, name) for name in ("epochs", "iterations", "iterations_per_shot")}
+        given = {name: length for name, length in lengths.items() if length is not None}
+        if not given:
             raise ValueError("give one of epochs, iterations and iterations_per_shot")
+        if len(given) > 1:
+            both = " and ".join(f"{name} ({length})" for name, length in given.items())
+            raise ValueError(f"{both} both say how long to train: keep one, and set the other to null")
         for epochs in self.epochs.values() if isinstance(self.epochs, dict) else [self.epochs]:
             if epochs is not None and epochs < 1:
                 raise ValueError(f"{epochs} epochs; at least 1 is needed")
