@@ -23,5 +23,7 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     hint = f"did you mean {close[0]!r}? " if close else ""
     if len(known) <= _LISTED:
         return f"{hint}Valid: {', '.join(known)}"
-    few = difflib.get_close_matches(word, known, n=5, cutoff=0.4) or known[:5]
-    return f"{hint}Of {len(known)} that are valid: {', '.join(few)}"
+    near = [each for each in difflib.get_close_matches(word, known, n=5, cutoff=0.4) if each not in close]
+    if close:
+        return f"{hint}" + (f"Also near: {', '.join(near)}" if near else f"(one of {len(known)})")
+    return f"Valid are {len(known)}, such as {', '.join(near or known[:5])}"

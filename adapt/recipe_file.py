@@ -57,7 +57,7 @@ class RecipeFile:
 
     def needs_data(self) -> AdaptError:
         """What is wrong where nobody said which data."""
-        known = list(dict.fromkeys(name for name in [*self.on, *published.trained()] if name != OWN))
+        known = [*(name for name in self.on if bundled.is_bundled(name)), *published.trained()]
         return AdaptError(
             f"the recipe {self.name} says how, and not on what: add --data with a folder of images, a .csv, or one of "
             f"{', '.join(known)}; for example --data {known[0]}"

@@ -46,12 +46,18 @@ def find_recipe(name: str, protocol: str | None = None) -> Found:
     if key in recipes:
         return Found(recipes[key], key)
     if of_method(key):
-        key = _chosen(key, protocol)
-        return Found(recipes[key], key)
+        chosen = recipe_of(key, protocol)
+        if chosen is None:
+            raise AdaptError(f"{key} has several recipes: choose {' or '.join(of_method(key))}")
+        return Found(recipes[chosen], chosen)
     old = old_recipes.find(key)
     if old is not None:
         old_recipes.note(key, old, protocol)
         return Found(recipes[old.recipe], old.recipe, old.data)
+    method, _, protocol_or_data = key.partition("/")
+    if of_method(method):
+        has = ", ".join(of_method(method))
+        raise AdaptError(f"{method} has no recipe {protocol_or_data!r}: it has {has}; data sets are chosen by --data")
     methods = {each.partition("/")[0] for each in recipes}
     raise AdaptError(
         f"there is no recipe file {name!r} and no shipped recipe of that name; {nearest(key, {*recipes, *methods})}"
@@ -63,21 +69,15 @@ def of_method(method: str) -> list[str]:
     return [name for name in shipped() if name.startswith(f"{method}/")]
 
 
-def short(name: str, protocol: str | None = None) -> str:
-    """The shortest word by which `find_recipe` gives the shipped recipe `name`."""
-    method = name.partition("/")[0]
-    return method if of_method(method) and _first(method, protocol) == name else name
-
-
-def _chosen(method: str, protocol: str | None) -> str:
-    first = _first(method, protocol)
-    if first is None:
-        raise AdaptError(f"{method} has several recipes: choose {' or '.join(of_method(method))}")
-    return first
-
-
-def _first(method: str, protocol: str | None) -> str | None:
+def recipe_of(method: str, protocol: str | None = None) -> str | None:
+    """The recipe that the name of `method` alone stands for; None where it has several and none of them is it."""
     recipes = of_method(method)
     wanted = (*(_TAKES.get(protocol, (protocol,)) if protocol else ()), FEW_SHOT)
     named = [f"{method}/{each}" for each in wanted if f"{method}/{each}" in recipes]
     return next(iter(named or (recipes if len(recipes) == 1 else [])), None)
+
+
+def short(name: str, protocol: str | None = None) -> str:
+    """The shortest word by which `find_recipe` finds the shipped recipe `name`."""
+    method = name.partition("/")[0]
+    return method if recipe_of(method, protocol) == name else name
