@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from adapt.errors import AdaptError
-from adapt.recipe_file import add_the_sets_own, read_file, set_key, source_of
+from adapt.recipe_file import Override, add_the_sets_own, read_file, set_key, source_of
 from adapt.recipe_names import find_recipe
 from adapt.training.settings import TrainSettings
 from adapt.validation import explain
@@ -95,12 +95,12 @@ class Recipe(BaseModel):
 
 
 def read_recipe(
-    recipe: str | Path, overrides: Iterable[str] = (), data: str | None = None, protocol: str | None = None
+    recipe: str | Path, overrides: Iterable[Override] = (), data: str | None = None, protocol: str | None = None
 ) -> Recipe:
     """`recipe`, a file or the name of a shipped one, on the data set `data`.
 
-    `overrides` are of the form key=value, such as `data.shots=4`; `data.source=NAME` means the same as `data`. Where
-    `recipe` is a method's name alone, `protocol` (such as `base_to_new`) says which of its recipes is meant.
+    `overrides` are of the form `data.shots=4` or `("data.shots", 4)`; `data.source=NAME` means the same as `data`.
+    Where `recipe` is a method's name alone, `protocol` (such as `base_to_new`) says which of its recipes is meant.
 
     Raises AdaptError where there is no such recipe (with the nearest names), for broken YAML, an unknown key (with the
     nearest valid one), a bad value, and where nothing says on what data.

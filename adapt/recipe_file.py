@@ -18,6 +18,8 @@ from adapt import plain
 from adapt.data import bundled, published
 from adapt.errors import AdaptError, nearest
 
+Override = str | tuple[str, Any]  # `key=value`, whose value is YAML, or a key and a value that is taken as it is
+
 OWN = "own"
 _ROOT = "data"  # where published sets are looked for, unless told otherwise
 _LARGEST = 2**20  # bytes of a recipe
@@ -37,7 +39,7 @@ class RecipeFile:
     def title(self) -> str:
         return self.comment.partition("\n")[0]
 
-    def source(self, overrides: Iterable[str] = ()) -> Any:
+    def source(self, overrides: Iterable[Override] = ()) -> Any:
         """The data that the file, or an override, names; None where neither does."""
         return source_of(copy.deepcopy(self.settings), overrides)
 
@@ -80,12 +82,14 @@ def read_file(path: Path, name: str) -> RecipeFile:
     on, expected = (_by_data(raw.pop(key, None) or {}, key, name) for key in ("on", "expected"))
     for data, changes in on.items():
         if not isinstance(changes, dict):
-            raise AdaptError(f"{name}: on.{data} is {changes!r}; expected keys of a recipe such as train: {{epochs: 5}}")
+            raise AdaptError(
+                f"{name}: on.{data} is {changes!r}; expected keys of a recipe such as train: {{epochs: 5}}"
+            )
     figures = {data: " ".join(str(text).split()) for data, text in expected.items()}
     return RecipeFile(name, _comment(content), raw, on, figures)
 
 
-def source_of(raw: dict[str, Any], overrides: Iterable[str] = ()) -> Any:
+def source_of(raw: dict[str, Any], overrides: Iterable[Override] = ()) -> Any:
     """The data that `raw`, which this changes, names under its overrides; None where there is none."""
     for override in overrides:
         set_key(raw, override)
@@ -100,19 +104,24 @@ def add_the_sets_own(raw: dict[str, Any], source: str) -> None:
         raw["data"] = {"root": _ROOT, "template": entry.template} | data
 
 
-def set_key(raw: dict[str, Any], override: str) -> None:
+def set_key(raw: dict[str, Any], override: Override) -> None:
     """Puts `key=value`, such as `data.shots=4`, into plain data. Raises AdaptError where it is of another form."""
-    key, separator, value = override.partition("=")
-    if not separator or not key:
-        raise AdaptError(f"override {override!r} is not of the form key=value, such as data.shots=4")
+    key, value = override if isinstance(override, tuple) else _pair(override)
     *parents, leaf = key.split(".")
     section: Any = raw
     for part in parents:
         section = section.setdefault(part, {})
         if not isinstance(section, dict):
             raise AdaptError(f"override {override!r}: {part!r} is a value, not a section")
+    section[leaf] = value
+
+
+def _pair(override: str) -> tuple[str, Any]:
+    key, separator, value = override.partition("=")
+    if not separator or not key:
+        raise AdaptError(f"override {override!r} is not of the form key=value, such as data.shots=4")
     try:
-        section[leaf] = _parsed(value)
+        return key, _parsed(value)
     except (yaml.YAMLError, ValueError) as error:
         raise AdaptError(f"override {override!r}: the value is not valid YAML") from error
 
@@ -124,7 +133,9 @@ def _by_data(section: Any, key: str, name: str) -> dict[str, Any]:
     for data in section:
         if data != OWN and (not isinstance(data, str) or _names(data) == (OWN,)):
             known = [OWN, *bundled.names(), *published.sets()]
-            raise AdaptError(f"{name}: {key} has {data!r}, which is no data set known by name; {nearest(str(data), known)}")
+            raise AdaptError(
+                f"{name}: {key} has {data!r}, which is no data set known by name; {nearest(str(data), known)}"
+            )
     return section
 
 
@@ -156,11 +167,6 @@ class _Loader(yaml.SafeLoader):
     """Plain data without references, which a few lines can multiply beyond all memory, and not too deep."""
 
     depth = 0
-    # true and false alone, as in YAML 1.2: `on` is a key, and no truth
-    yaml_implicit_resolvers = {
-        first: [each for each in resolvers if (first or " ") in "tTfF" or not each[0].endswith(":bool")]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
@@ -171,6 +177,13 @@ class _Loader(yaml.SafeLoader):
         node = super().compose_node(parent, index)
         self.depth -= 1
         return node
+
+
+# true and false alone, as in YAML 1.2: `on` is a key, and no truth
+_Loader.yaml_implicit_resolvers = {
+    first: [each for each in resolvers if (first or " ") in "tTfF" or not each[0].endswith(":bool")]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 
 
 def _parsed(text: str | bytes) -> Any:

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adapt import plain
 from adapt.errors import AdaptError
 
 if TYPE_CHECKING:
     from adapt.recipe import Recipe
+    from adapt.recipe_file import Override
 
 Command = Callable[..., None]
 Options = dict[str, Any]
@@ -92,7 +92,7 @@ def read(recipe: str, overrides: tuple[str, ...], options: Options, protocol: st
 
     given = dict(options)
     data = given.pop("data", None)
-    changes = [*overrides, *_as_overrides(given, overrides)]
+    changes: list[Override] = [*overrides, *_as_overrides(given, overrides)]
     if data is not None:
         _check_agreement("data", "data.source", data, overrides)
     return read_recipe(recipe, changes, data, protocol)
@@ -103,13 +103,13 @@ def as_words(options: Options) -> list[str]:
     return [f"--{name}={value}" for name, value in options.items() if value is not None]
 
 
-def _as_overrides(options: Options, overrides: tuple[str, ...]) -> list[str]:
+def _as_overrides(options: Options, overrides: tuple[str, ...]) -> list[tuple[str, Any]]:
     found = []
     for name, value in options.items():
         if value is not None:
             value = None if value == ALL and name == "shots" else value
             _check_agreement(name, _KEYS[name], value, overrides)
-            found.append(f"{_KEYS[name]}={plain.dump(value)}")  # JSON is YAML: no name is taken for anything else
+            found.append((_KEYS[name], value))
     return found
 
 

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 _common = common.together(
     click.argument("recipe"),
-    click.option("--out", type=click.Path(path_type=Path), required=True, help="A folder for the runs and the figures."),
+    click.option(
+        "--out", type=click.Path(path_type=Path), required=True, help="A folder for the runs and the figures."
+    ),
     common.recipe_data,
     common.recipe_root,
     common.recipe_device,

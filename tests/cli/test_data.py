@@ -177,7 +177,7 @@ def test_names_and_sampling_of_a_recipe(run, recipe: Path, photos: Path, tmp_pat
         ("data.sampling=clip_lora", "data.sampling is 'clip_lora': Input should be 'coop' or 'clip-lora'"),
         ("data.broken=drop", "data.broken is 'drop': Input should be 'refuse' or 'skip'"),
         ("data.names=nowhere.csv", "Class names 'nowhere.csv' cannot be read"),
-        ("data.source=eurosat", "Data 'eurosat' needs a root"),
+        ("data.source=eurosat", "Data 'eurosat': there is no folder "),
     ],
 )
 def test_refusals(run, refused, recipe: Path, override: str, words: str) -> None:

@@ -44,9 +44,11 @@ def test_defaults(path: Path) -> None:
         ("train.lr=1e-3", lambda recipe: recipe.train.lr, 0.001),
         ("train.epochs={1: 5}", lambda recipe: recipe.train.epochs, {1: 5}),
         ("fast=true", lambda recipe: recipe.fast, True),
+        ("fast=off", lambda recipe: recipe.fast, False),
+        (("data.root", "a: b # c \N{GRINNING FACE}"), lambda recipe: recipe.data.root, "a: b # c \N{GRINNING FACE}"),
     ],
 )
-def test_overrides(path: Path, override: str, read: Any, expected: object) -> None:
+def test_overrides(path: Path, override: Any, read: Any, expected: object) -> None:
     assert read(read_recipe(path, [override])) == expected
 
 
@@ -101,7 +103,7 @@ def test_bad_overrides(path: Path, override: str, message: str) -> None:
         ({"train": {"lr": 1}}, r"^mine: train: give one of epochs, iterations and iterations_per_shot"),
         (
             {"train": {"iterations": 5, "iterations_per_shot": 2}},
-            r"^mine: train: iterations \(5\) and iterations_per_shot \(2\) both say how long to train: keep one, and set",
+            r"^mine: train: iterations \(5\) and iterations_per_shot \(2\) both say how long to train: keep one",
         ),
         ({3: 4}, r"^mine: "),
     ],
