@@ -103,7 +103,7 @@ def test_bad_overrides(path: Path, override: str, message: str) -> None:
         ({"train": {"lr": 1}}, r"^mine: train: give one of epochs, iterations and iterations_per_shot"),
         (
             {"train": {"iterations": 5, "iterations_per_shot": 2}},
-            r"^mine: train: iterations \(5\) and iterations_per_shot \(2\) both say how long to train: keep one",
+            r"^mine: train: give one of .*; iterations 5 and iterations_per_shot 2 are given: leave one out, or",
         ),
         ({3: 4}, r"^mine: "),
     ],
