@@ -112,6 +112,16 @@ def test_check_of_good_data(run, photos: Path, tmp_path: Path) -> None:
         assert result.stdout.endswith("\nAll images can be used.\n")
 
 
+def test_the_root_is_an_option_too(run, refused, root: Path, tmp_path: Path) -> None:
+    drawn = [
+        run("data", "show", "imagenet_a", *given, "--out", tmp_path / "a.png", "--images", 1).stdout
+        for given in ((root,), ("--root", root), (root, "--root", root))
+    ]
+    assert len(set(drawn)) == 1
+    assert drawn[0]
+    refused(run("data", "check", "eurosat", "a", "--root", "b"), "the root is given twice, as a and as --root b")
+
+
 def test_check_of_nothing(run, refused) -> None:
     refused(run("data", "check", "nowhere"), "Data 'nowhere' is neither a folder")
 
