@@ -14,7 +14,7 @@ from adapt.data import published
 from adapt.recipe import Recipe, build_recipe, read_recipe
 from adapt.recipe_names import shipped
 
-# what the resolved settings were, without keys that are null by default
+# what the resolved settings were, without keys that were off by default; train.imitate is method.imitate of das now
 _OLD: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_name("old_recipes.json").read_text(encoding="utf-8"))
 _PAGE = Path(__file__).resolve().parents[2] / "docs" / "old_recipes.md"
 

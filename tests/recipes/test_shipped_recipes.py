@@ -85,8 +85,7 @@ def test_it_builds(
         monkeypatch.setattr(run_recipe, "load_backbone", lambda *_: backbone)
     model = run_recipe.build(recipe, class_names)
     assert model.method.name == recipe.method["name"]
-    by_steps = bool(list(model.method.parameters())) and not hasattr(model.method, "solve")
-    assert (recipe.train is not None) == by_steps
+    assert (recipe.train is not None) == model.method.takes_steps
 
 
 @on_all_data
