@@ -13,9 +13,17 @@ class AdaptError(Exception):
     """
 
 
+_LISTED = 16  # so many choices are all shown; of more, the nearest few
+
+
 def nearest(word: str, choices: Iterable[str]) -> str:
-    """A hint for an unknown `word`: the closest valid choice if there is one, and all the choices."""
+    """A hint for an unknown `word`: the closest valid choice if there is one, and the choices, of many the nearest."""
     known = sorted(choices)
     close = difflib.get_close_matches(word, known, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
-    return f"{hint}Valid: {', '.join(known)}"
+    if len(known) <= _LISTED:
+        return f"{hint}Valid: {', '.join(known)}"
+    near = [each for each in difflib.get_close_matches(word, known, n=5, cutoff=0.4) if each not in close]
+    if close:
+        return f"{hint}" + (f"Also near: {', '.join(near)}" if near else f"(one of {len(known)})")
+    return f"Valid are {len(known)}, such as {', '.join(near or known[:5])}"

@@ -9,16 +9,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from adapt import plain
-from adapt.errors import AdaptError, nearest
+from adapt.errors import AdaptError
+from adapt.recipe_file import Override, add_the_sets_own, read_file, set_key, source_of
+from adapt.recipe_names import find_recipe
 from adapt.training.settings import TrainSettings
 from adapt.validation import explain
 
 if TYPE_CHECKING:
     from adapt.data.split import Split
-
-
-_LARGEST = 2**20  # bytes of a recipe
 
 
 class DataSection(BaseModel):
@@ -96,48 +94,33 @@ class Recipe(BaseModel):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def read_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
-    """The recipe at `path` with `key=value` overrides, such as `data.shots=4`.
+def read_recipe(
+    recipe: str | Path, overrides: Iterable[Override] = (), data: str | None = None, protocol: str | None = None
+) -> Recipe:
+    """`recipe`, a file or the name of a shipped one, on the data set `data`.
 
-    Raises AdaptError for a missing file, broken YAML, an unknown key (with the nearest valid one) or a bad value.
+    `overrides` are of the form `data.shots=4` or `("data.shots", 4)`; `data.source=NAME` means the same as `data`.
+    Where `recipe` is a method's name alone, `protocol` (such as `base_to_new`) says which of its recipes is meant.
+
+    Raises AdaptError where there is no such recipe (with the nearest names), for broken YAML, an unknown key (with the
+    nearest valid one), a bad value, and where nothing says on what data.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise AdaptError(f"there is no recipe at {path}; `adapt recipes` lists the shipped ones")
-    try:
-        if path.stat().st_size > _LARGEST:
-            raise AdaptError(f"{path} is larger than {_LARGEST:,} bytes and no recipe")
-        raw = _parsed(path.read_bytes())
-    except (yaml.YAMLError, ValueError, OSError) as error:
-        raise AdaptError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(raw, dict):
-        raise AdaptError(f"{path} is no recipe: expected keys such as method, data and train")
+    found = find_recipe(str(recipe), protocol)
+    file = read_file(found.path, found.name)
+    overrides = tuple(overrides)
+    changed = source_of({}, overrides)
+    if None not in (data, changed) and data != changed:
+        raise AdaptError(f"data.source={changed} is set, and the data is to be {data!r} too: give one of them")
+    source = data or found.data or file.source(overrides)
+    if source is None:
+        raise file.needs_data()
+    if not isinstance(source, str):
+        return build_recipe(file.settings | {"data": {"source": source}}, found.name)  # which says what is wrong
+    raw = file.on_data(source)
     for override in overrides:
         set_key(raw, override)
-    return build_recipe(raw, str(path))
-
-
-class _Loader(yaml.SafeLoader):
-    """Plain data without references, which a few lines can multiply beyond all memory, and not too deep."""
-
-    depth = 0
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.composer.ComposerError(None, None, "recipes have no references (*name): write the value out")
-        if self.depth == plain.DEPTH:
-            raise yaml.composer.ComposerError(None, None, "it is nested too deep")
-        self.depth += 1
-        node = super().compose_node(parent, index)
-        self.depth -= 1
-        return node
-
-
-def _parsed(text: str | bytes) -> Any:
-    """What YAML says. YAMLError or ValueError where it is broken, or holds what no recipe may."""
-    value = yaml.load(text, _Loader)
-    plain.check(value, longest=None)
-    return value
+    add_the_sets_own(raw, source)
+    return build_recipe(raw, found.name)
 
 
 def build_recipe(raw: dict[str, Any], where: str) -> Recipe:
@@ -156,44 +139,3 @@ def build_recipe(raw: dict[str, Any], where: str) -> Recipe:
     except ValidationError as error:
         raise AdaptError(explain(method.Config, error, f"{where}: method")) from None
     return recipe
-
-
-def set_key(raw: dict[str, Any], override: str) -> None:
-    """Puts `key=value`, such as `data.shots=4`, into plain data. Raises AdaptError where it is of another form."""
-    key, separator, value = override.partition("=")
-    if not separator or not key:
-        raise AdaptError(f"override {override!r} is not of the form key=value, such as data.shots=4")
-    *parents, leaf = key.split(".")
-    section: Any = raw
-    for part in parents:
-        section = section.setdefault(part, {})
-        if not isinstance(section, dict):
-            raise AdaptError(f"override {override!r}: {part!r} is a value, not a section")
-    try:
-        section[leaf] = _parsed(value)
-    except (yaml.YAMLError, ValueError) as error:
-        raise AdaptError(f"override {override!r}: the value is not valid YAML") from error
-
-
-def shipped() -> dict[str, Path]:
-    """The recipes that come with adapt by name, such as `coop/eurosat`: found by listing the folder."""
-    package = Path(__file__).resolve().parent
-    for folder in (package / "_recipes", package.parent / "recipes"):
-        if folder.is_dir():
-            return {
-                path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.yaml"))
-            }
-    return {}
-
-
-def find_recipe(name: str) -> Path:
-    """A recipe's file: `name` itself, or the shipped one of that name. Raises AdaptError with the nearest names."""
-    if Path(name).is_file():
-        return Path(name)
-    recipes = shipped()
-    key = name.removeprefix("recipes/").removesuffix(".yaml")
-    if key not in recipes:
-        raise AdaptError(
-            f"there is no recipe file {name!r} and no shipped recipe of that name; {nearest(key, recipes)}"
-        )
-    return recipes[key]

@@ -14,10 +14,10 @@ BACKBONE, BLOCKS, BATCH, ROUNDS = "mini-clip", 6, 32, 60
 def model(skipped: int) -> Any:
     """The shipped recipe's DAS on the bundled vision tower before any training, the last blocks skipped."""
     import adapt
-    from adapt.recipe import find_recipe, read_recipe
+    from adapt.recipe import read_recipe
 
     names = [f"vision.{BLOCKS - 1 - i}" for i in range(skipped)]
-    method = adapt.methods.DAS(**read_recipe(find_recipe("das/emoji")).method_config | {"skipped": names})
+    method = adapt.methods.DAS(**read_recipe("das").method_config | {"skipped": names})
     return adapt.wrap(adapt.load_backbone(BACKBONE), method, ["cat", "dog"]).eval()
 
 

@@ -17,9 +17,9 @@ def answering(method: str) -> Callable[[], Any]:
     import torch
 
     import adapt
-    from adapt.recipe import find_recipe, read_recipe
+    from adapt.recipe import read_recipe
 
-    settings = read_recipe(find_recipe(f"{method}/emoji_questions")).method_config
+    settings = read_recipe(method).method_config
     model = adapt.wrap(adapt.load_backbone(BACKBONE), adapt.methods.find(method)(**settings)).eval()
     image = torch.randn(1, 3, *[model.backbone.preprocess.size] * 2)
     length = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS}

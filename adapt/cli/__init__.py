@@ -34,7 +34,7 @@ _COMMANDS = {
     "convert": ("files", "Import a published checkpoint, or export LoRA to peft's layout."),
     "data": ("data", "List, check and look at data sets."),
     "cache": ("cache", "Show or clear the image features kept on disk."),
-    "recipes": ("lists", "List the shipped recipes."),
+    "recipes": ("recipes", "List the recipes, or show one."),
     "methods": ("lists", "List the methods and their settings."),
     "backbones": ("lists", "List the forms of backbone names."),
     "bench": ("bench", "Measure what the README quotes."),

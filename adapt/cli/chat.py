@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from adapt.cli import options as common
 from adapt.errors import AdaptError
 
 
@@ -16,8 +17,8 @@ from adapt.errors import AdaptError
 @click.option("--question", "questions", multiple=True, help="Ask this and stop. May be repeated.")
 @click.option("--max-tokens", type=click.IntRange(min=1), default=64, show_default=True, help="Of an answer.")
 @click.option("--beams", type=click.IntRange(min=1), default=1, show_default=True, help="Of the search for an answer.")
-@click.option("--backbone", help="The backbone, where the adapter does not name it.")
-@click.option("--device", default="cpu", show_default=True, help="Where the model runs, such as cuda.")
+@common.of_adapter
+@common.device
 def chat(
     adapter: Path,
     image: Path,

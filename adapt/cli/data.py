@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 import click
 
+from adapt.cli import options as common
+from adapt.errors import AdaptError
 from adapt.shown import shown
 
 if TYPE_CHECKING:
     from adapt.data.published import Published
     from adapt.data.split import Split
-
-_PARTS = ("train", "val", "test")
 
 
 @click.group()
@@ -46,10 +46,15 @@ def list_sets() -> None:
     click.echo("         hf:NAME_OR_FOLDER, an image folder, a .csv, a split .json")
 
 
+# the root is also taken after the source
+_source = common.together(
+    click.argument("source"), click.argument("folder", required=False, metavar="[ROOT]"), common.root
+)
+
+
 @data.command()
-@click.argument("source")
-@click.argument("root", required=False)
-def check(source: str, root: str | None) -> None:
+@_source
+def check(source: str, folder: str | None, root: str | None) -> None:
     """Check SOURCE: what is missing, whether the counts are the published ones, and that every image decodes.
 
     SOURCE is a name of `adapt data list`, an image folder, a .csv or a split .json. ROOT is the folder that holds the
@@ -63,8 +68,8 @@ def check(source: str, root: str | None) -> None:
     from adapt.training.progress import counting_bar
 
     entry = published.find(source)
-    split = load(source, root)
-    sizes = ", ".join(f"{part} {len(getattr(split, part)):,}" for part in _PARTS)
+    split = load(source, _root(folder, root))
+    sizes = ", ".join(f"{part} {len(getattr(split, part)):,}" for part in common.PARTS)
     click.echo(f"{shown(split.name)}: {len(split.class_names):,} classes; images: {sizes}")
     with counting_bar("checking", True) as bar:
         problems = [*_wrong_counts(entry, split), *broken_images(list(split.items()), bar).values()]
@@ -77,26 +82,38 @@ def check(source: str, root: str | None) -> None:
     click.echo("All images can be used.")
 
 
+def _root(folder: str | None, root: str | None) -> str | None:
+    if None not in (folder, root) and folder != root:
+        raise AdaptError(f"the root is given twice, as {folder} and as --root {root}: give it once")
+    return root or folder
+
+
 def _wrong_counts(entry: Published | None, split: Split) -> list[str]:
-    found = {part: len(getattr(split, part)) for part in _PARTS}
-    published = dict(zip(_PARTS, entry.sizes, strict=True)) if entry else found
+    found = {part: len(getattr(split, part)) for part in common.PARTS}
+    published = dict(zip(common.PARTS, entry.sizes, strict=True)) if entry else found
     return [
         f"{part}: {found[part]:,} images; {published[part]:,} are published"
-        for part in _PARTS
+        for part in common.PARTS
         if found[part] != published[part]
     ]
 
 
 @data.command()
-@click.argument("source")
-@click.argument("root", required=False)
+@_source
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The PNG to write.")
-@click.option("--part", type=click.Choice(_PARTS), help="Which images.  [default: train, or else test]")
+@click.option("--part", type=click.Choice(common.PARTS), help="Which images.  [default: train, or else test]")
 @click.option("--images", type=click.IntRange(min=1), default=6, show_default=True, help="Images of each class.")
-@click.option("--names", help="A file with readable names for the classes: .csv (class,name) or .json.")
+@common.names
 @click.option("--font", help="A TrueType file, for names in letters that DejaVu Sans has not.")
 def show(
-    source: str, root: str | None, out: Path, part: str | None, images: int, names: str | None, font: str | None
+    source: str,
+    folder: str | None,
+    root: str | None,
+    out: Path,
+    part: str | None,
+    images: int,
+    names: str | None,
+    font: str | None,
 ) -> None:
     """Draw a few images of each class of SOURCE, with the class names, to a PNG.
 
@@ -107,7 +124,7 @@ def show(
     from adapt.files import replacing
     from adapt.training.progress import counting_bar
 
-    split = load(source, root, names)
+    split = load(source, _root(folder, root), names)
     items = getattr(split, part) if part else split.train or split.test
     with counting_bar("drawing", True) as bar:
         sheet = contact_sheet(items, split.class_names, images, font=font, progress=bar)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from adapt.cli import options as common
 from adapt.errors import AdaptError
 from adapt.plain import within
 from adapt.shown import shown
@@ -107,7 +108,7 @@ def _flat(tokens: Tensor) -> Tensor:
 @click.command()
 @click.argument("adapter", type=click.Path(path_type=Path))
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--backbone", help="The backbone, where the adapter does not name it.")
+@common.of_adapter
 def merge(adapter: Path, folder: Path, backbone: str | None) -> None:
     """Fold a LoRA ADAPTER into a copy of its backbone and write that to the new FOLDER, in the backbone's own format.
 
@@ -125,7 +126,7 @@ def merge(adapter: Path, folder: Path, backbone: str | None) -> None:
 @click.argument("adapter", type=click.Path(path_type=Path))
 @click.option("--compact", is_flag=True, help="With its backbone, out of which the blocks that it skips are cut.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The new folder.")
-@click.option("--backbone", help="The backbone, where the adapter does not name it.")
+@common.of_adapter
 def export(adapter: Path, compact: bool, out: Path, backbone: str | None) -> None:
     """Write ADAPTER with all that it needs to a new folder, which predict, eval and inspect take for an adapter.
 
@@ -219,7 +220,7 @@ def _imported(
 ) -> AdaptedModel:
     from adapt import convert, methods, peft_layout
     from adapt.backbones.load import load_backbone
-    from adapt.recipe import set_key
+    from adapt.recipe_file import set_key
 
     speaks = method is not None and methods.find(method).serves == ("vision LLM",)
     if backbone is None or (classes is None and not speaks):

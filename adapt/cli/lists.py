@@ -1,17 +1,8 @@
-"""`adapt recipes`, `adapt methods` and `adapt backbones`"""
+"""`adapt methods` and `adapt backbones`"""
 
 from __future__ import annotations
 
 import click
-
-
-@click.command()
-def recipes() -> None:
-    """List the shipped recipes; train one by its name, such as `adapt train coop/eurosat`."""
-    from adapt.recipe import shipped
-
-    for name, path in shipped().items():
-        click.echo(f"{name:32} {path.read_text(encoding='utf-8').splitlines()[0].removeprefix('#').strip()}")
 
 
 @click.command()
@@ -40,4 +31,4 @@ def backbones() -> None:
         click.echo(f"{form:28} {text}")
 
 
-COMMANDS = {"recipes": recipes, "methods": methods, "backbones": backbones}
+COMMANDS = {"methods": methods, "backbones": backbones}

@@ -7,30 +7,27 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from adapt.cli import options as common
 from adapt.errors import AdaptError
 
 if TYPE_CHECKING:
     from adapt.adapted import Adapted
     from adapt.data.split import Split
 
-_PARTS = click.Choice(["train", "val", "test"])
-
 
 @click.command("eval")
 @click.argument("adapter", type=click.Path(path_type=Path))
-@click.option("--data", required=True, help="A bundled or published set, an image folder, a .csv or a split .json.")
-@click.option("--root", help="The folder of the published sets' folders, or of the paths inside a .csv or .json.")
-@click.option("--names", help="A file with readable names for the data's classes: .csv (class,name) or .json.")
-@click.option("--part", type=_PARTS, default="test", show_default=True, help="Which images of the data.")
+@common.data
+@common.root
+@common.names
+@common.part
 @click.option(
     "--data-classes", is_flag=True, help="Classify among the data's class names, where they are not the adapter's."
 )
-@click.option("--backbone", help="The backbone, where the adapter does not name it.")
-@click.option("--device", default="cpu", show_default=True, help="Where the model runs, such as cuda.")
-@click.option(
-    "--cache/--no-cache", default=True, show_default=True, help="Keep image features on disk for the next time."
-)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@common.of_adapter
+@common.device
+@common.cache
+@common.as_json
 def evaluate_adapter(
     adapter: Path,
     data: str,
@@ -70,10 +67,10 @@ def evaluate_adapter(
 
 
 @click.command()
-@click.option("--data", required=True, help="A bundled or published set, an image folder, a .csv or a split .json.")
-@click.option("--root", help="The folder of the published sets' folders, or of the paths inside a .csv or .json.")
-@click.option("--names", help="A file with readable names for the data's classes: .csv (class,name) or .json.")
-@click.option("--part", type=_PARTS, default="test", show_default=True, help="Which images of the data.")
+@common.data
+@common.root
+@common.names
+@common.part
 @click.option("--backbone", default="mini-clip", show_default=True, help="See `adapt backbones`.")
 @click.option(
     "--template",
@@ -81,11 +78,9 @@ def evaluate_adapter(
     multiple=True,
     help="With {} for the class name; several are averaged. [default: a photo of a {}.]",
 )
-@click.option("--device", default="cpu", show_default=True, help="Where the model runs, such as cuda.")
-@click.option(
-    "--cache/--no-cache", default=True, show_default=True, help="Keep image features on disk for the next time."
-)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@common.device
+@common.cache
+@common.as_json
 def zeroshot(
     data: str,
     root: str | None,

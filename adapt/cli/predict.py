@@ -13,6 +13,7 @@ import click
 
 from adapt import plain
 from adapt.cells import guarded
+from adapt.cli import options as common
 from adapt.data.folder import IMAGE_SUFFIXES, images_in
 from adapt.data.lines import read_lines
 from adapt.errors import AdaptError
@@ -28,13 +29,13 @@ if TYPE_CHECKING:
 @click.option("--top-k", type=click.IntRange(min=1), default=5, show_default=True, help="Classes to show for an image.")
 @click.option("--classes", help="Other class names: separated by commas, or a text file with one a line.")
 @click.option("--question", help="What is asked about the images, of an adapter that answers questions.")
-@click.option("--backbone", help="The backbone, where the adapter does not name it.")
-@click.option("--device", default="cpu", show_default=True, help="Where the model runs, such as cuda.")
-@click.option("--json", "layout", flag_value="json", help="One JSON object a line.")
+@common.of_adapter
+@common.device
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 @click.option(
     "--csv",
-    "layout",
-    flag_value="csv",
+    "as_csv",
+    is_flag=True,
     help="Columns image, rank, class, probability; what a spreadsheet takes for a formula after a '.",
 )
 def predict(
@@ -45,7 +46,8 @@ def predict(
     question: str | None,
     backbone: str | None,
     device: str,
-    layout: str | None,
+    as_json: bool,
+    as_csv: bool,
 ) -> None:
     """Classify IMAGES (files, or folders searched at any depth) with ADAPTER, or answer a question about each.
 
@@ -61,6 +63,8 @@ def predict(
     """
     from adapt.cli.quiet import quiet_libraries
 
+    if as_json and as_csv:
+        raise AdaptError("--json and --csv are two layouts of one output: give one of them")
     files = list(_files(images))
     names = _class_names(classes)
     with quiet_libraries():
@@ -69,7 +73,7 @@ def predict(
 
         model = load(adapter, load_backbone(backbone, device) if backbone else None, names, device=device)
         readable: list[Path] = []
-        write = _writer(layout)
+        write = _writer(as_json, as_csv)
         asked = _asked(adapter, model, question)
         for number, prediction in enumerate(model.predict_stream(_readable(files, readable), top_k, **asked)):
             write(readable[number], prediction)
@@ -128,14 +132,14 @@ def _readable(files: list[Path], read: list[Path]) -> Iterator[Any]:
         yield image
 
 
-def _writer(layout: str | None) -> Any:
+def _writer(as_json: bool, as_csv: bool) -> Any:
     """A function that prints the prediction of one image."""
-    if layout == "csv":
+    if as_csv:
         _print_csv([["image", "rank", "class", "probability"]])
         return lambda path, found: _print_csv(
             [str(path), rank, name, f"{probability:.6f}"] for rank, (name, probability) in enumerate(found.top, 1)
         )
-    if layout == "json":
+    if as_json:
         return lambda path, found: click.echo(
             plain.dump(
                 {"image": str(path), "top": [{"class": name, "probability": value} for name, value in found.top]}

@@ -2,142 +2,140 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from adapt.cli import options as common
 from adapt.errors import AdaptError
 
 if TYPE_CHECKING:
     from adapt.evaluation.protocols import Protocol
     from adapt.evaluation.runs import Target
-    from adapt.recipe import Recipe
 
-Command = Callable[..., None]
-
-
-def _common(command: Command) -> Command:
-    """What all protocols take."""
-    options = (
-        click.argument("recipe"),
-        click.option(
-            "--out", type=click.Path(path_type=Path), required=True, help="A folder for the runs and the figures."
-        ),
-        click.option("--seeds", default="1,2,3", show_default=True, help="One run for each."),
-        click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="As for `adapt train`."),
-        click.option(
-            "--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Runs at once on a machine."
-        ),
-        click.option(
-            "--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True, help="Where runs go."
-        ),
-        click.option("--address", help="Of a Ray cluster; without it Ray starts one here."),
-    )
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
+_common = common.together(
+    click.argument("recipe"),
+    click.option(
+        "--out", type=click.Path(path_type=Path), required=True, help="A folder for the runs and the figures."
+    ),
+    common.recipe_data,
+    common.recipe_root,
+    common.recipe_device,
+    common.recipe_backbone,
+    click.option("--seeds", default="1,2,3", show_default=True, help="One run for each."),
+    common.overrides,
+    click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Runs at once on a machine."),
+    click.option(
+        "--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True, help="Where runs go."
+    ),
+    click.option("--address", help="Of a Ray cluster; without it Ray starts one here."),
+)
+_OF_RUNS = ("out", "jobs", "engine", "address")
 _to = click.option(
     "--to", "targets", multiple=True, metavar="DATA", help="Data to measure on. May be repeated. [default: the papers']"
 )
-_root = click.option("--root", help="The folder that holds the published data sets, for --to. [default: data.root]")
 
 
 @click.command("few-shot")
 @_common
 @click.option("--shots", default="1,2,4,8,16", show_default=True, help="Training images a class.")
-def few_shot(recipe: str, shots: str, seeds: str, overrides: tuple[str, ...], **where: Any) -> None:
+def few_shot(recipe: str, shots: str, seeds: str, overrides: tuple[str, ...], **options: Any) -> None:
     """Train RECIPE on few and more images of each class, over several seeds.
 
     \b
     Example:
-      adapt few-shot coop/emoji --out runs/coop-curve
+      adapt few-shot coop --data emoji --out runs/coop-curve
 
     OUT gets a run directory for each number of shots and seed, few_shot.json and few_shot.csv. Runs that are there are
     not repeated, and an interrupted one goes on: give the same command again.
     """
     from adapt.evaluation import protocols
 
-    chosen = _recipe(recipe, overrides)
+    where = _where(options)
+    chosen = common.read(recipe, overrides, options, "few_shot")
     _run(protocols.few_shot(chosen, _numbers("shots", shots), _numbers("seeds", seeds)), **where)
 
 
 @click.command("base-to-new")
 @_common
-def base_to_new(recipe: str, seeds: str, overrides: tuple[str, ...], **where: Any) -> None:
+@common.shots
+def base_to_new(recipe: str, seeds: str, overrides: tuple[str, ...], **options: Any) -> None:
     """Train RECIPE on the first half of the classes and measure it on both halves, over several seeds.
 
     \b
     Examples:
-      adapt base-to-new maple/emoji --out runs/maple-b2n
-      adapt base-to-new maple/eurosat --set data.root=data --out runs/eurosat-b2n
+      adapt base-to-new maple --data emoji --out runs/maple-b2n
+      adapt base-to-new maple --data eurosat --root data --out runs/eurosat-b2n
 
     OUT gets a run directory for each seed, base_to_new.json and base_to_new.csv. Runs that are there are not repeated,
     and an interrupted one goes on: give the same command again.
     """
     from adapt.evaluation import protocols
 
-    _run(protocols.base_to_new(_recipe(recipe, overrides), _numbers("seeds", seeds)), **where)
+    where = _where(options)
+    chosen = common.read(recipe, overrides, options, "base_to_new")
+    _run(protocols.base_to_new(chosen, _numbers("seeds", seeds)), **where)
 
 
 @click.command("cross-dataset")
 @_common
+@common.shots
 @_to
-@_root
 def cross_dataset(
-    recipe: str, seeds: str, overrides: tuple[str, ...], targets: tuple[str, ...], root: str | None, **where: Any
+    recipe: str, seeds: str, overrides: tuple[str, ...], targets: tuple[str, ...], **options: Any
 ) -> None:
     """Train RECIPE on one data set and measure it on others, among their own class names.
 
     \b
     Examples:
-      adapt cross-dataset maple/imagenet_transfer --root data --out runs/maple-transfer
-      adapt cross-dataset coop/folder --set data.source=photos --to drawings --to sketches --out runs/mine
+      adapt cross-dataset maple --root data --out runs/maple-transfer
+      adapt cross-dataset coop --data photos/ --to drawings --to sketches --out runs/mine
 
     Without --to they are the ten other data sets of the papers, under --root. OUT gets a run directory for each seed,
     cross_dataset.json and cross_dataset.csv.
     """
-    _transfer("cross_dataset", recipe, overrides, seeds, targets, root, where)
+    _transfer("cross_dataset", recipe, overrides, seeds, targets, options)
 
 
 @click.command("domain-generalisation")
 @_common
+@common.shots
 @_to
-@_root
 def domain_generalisation(
-    recipe: str, seeds: str, overrides: tuple[str, ...], targets: tuple[str, ...], root: str | None, **where: Any
+    recipe: str, seeds: str, overrides: tuple[str, ...], targets: tuple[str, ...], **options: Any
 ) -> None:
     """Train RECIPE on one data set and measure it on other domains of its classes.
 
     \b
     Examples:
-      adapt domain-generalisation maple/imagenet_transfer --root data --out runs/maple-domains
-      adapt domain-generalisation coop/emoji --to emoji@fluent-3d --out runs/emoji-domains
+      adapt domain-generalisation maple --root data --out runs/maple-domains
+      adapt domain-generalisation coop --data emoji --to emoji@fluent-3d --out runs/emoji-domains
 
     Without --to they are ImageNetV2, -Sketch, -A and -R, under --root. OUT gets a run directory for each seed,
     domain_generalisation.json and domain_generalisation.csv.
     """
-    _transfer("domain_generalisation", recipe, overrides, seeds, targets, root, where)
+    _transfer("domain_generalisation", recipe, overrides, seeds, targets, options)
 
 
 def _transfer(
-    name: str,
-    recipe: str,
-    overrides: tuple[str, ...],
-    seeds: str,
-    targets: tuple[str, ...],
-    root: str | None,
-    where: dict[str, Any],
+    name: str, recipe: str, overrides: tuple[str, ...], seeds: str, targets: tuple[str, ...], options: common.Options
 ) -> None:
     from adapt.evaluation import protocols
 
-    chosen = _recipe(recipe, overrides)
+    where = _where(options)
+    root = options.pop("root")
+    chosen = common.read(recipe, overrides, options, name)
+    if root is not None and _needs_root(chosen.data.source):  # it may be for the targets alone
+        chosen = common.read(recipe, overrides, options | {"root": root}, name)
     root = root or chosen.data.root
     names = targets or protocols.PAPERS_TARGETS[name]
     _run(protocols.transfer(name, chosen, [_target(each, root) for each in names], _numbers("seeds", seeds)), **where)
+
+
+def _where(options: common.Options) -> dict[str, Any]:
+    """What `_run` takes, moved out of `options`: the rest changes the recipe."""
+    return {name: options.pop(name) for name in _OF_RUNS}
 
 
 def _target(spec: str, root: str | None) -> Target:
@@ -146,17 +144,16 @@ def _target(spec: str, root: str | None) -> Target:
     from adapt.evaluation.runs import Target
     from adapt.recipe import DataSection
 
-    name = data_set(spec)
-    needs_root = name == spec or spec.startswith("torchvision:") or spec.endswith((".csv", ".json", ".json.gz"))
-    section = DataSection(source=spec, root=root if needs_root else None, shots=None)
+    section = DataSection(source=spec, root=root if _needs_root(spec) else None, shots=None)
     template = section.load().template
-    return Target(name or Path(spec).resolve().name, section.model_copy(update={"template": template}))
+    return Target(data_set(spec) or Path(spec).resolve().name, section.model_copy(update={"template": template}))
 
 
-def _recipe(recipe: str, overrides: tuple[str, ...]) -> Recipe:
-    from adapt.recipe import find_recipe, read_recipe
+def _needs_root(spec: str) -> bool:
+    """Whether the data `spec` has its images elsewhere."""
+    from adapt.evaluation.published import data_set
 
-    return read_recipe(find_recipe(recipe), overrides)
+    return data_set(spec) == spec or spec.startswith("torchvision:") or spec.endswith((".csv", ".json", ".json.gz"))
 
 
 def _numbers(what: str, text: str) -> list[int]:

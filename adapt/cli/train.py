@@ -4,19 +4,30 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
+
+from adapt.cli import options as common
+from adapt.errors import AdaptError
+
+if TYPE_CHECKING:
+    from adapt.recipe import Recipe
+
+_changes = common.together(
+    common.recipe_data,
+    common.recipe_root,
+    common.shots,
+    common.seed,
+    common.recipe_device,
+    common.recipe_backbone,
+    common.overrides,
+)
 
 
 @click.command()
 @click.argument("recipe")
-@click.option(
-    "--set",
-    "overrides",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Change a key, such as data.shots=4. May be repeated.",
-)
+@_changes
 @click.option(
     "--keep-flops",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
@@ -37,15 +48,16 @@ def train(
     resume: bool,
     plot: bool,
     quiet: bool,
+    **options: Any,
 ) -> None:
-    """Train an adapter from RECIPE: a YAML file, or the name of a shipped one (`adapt recipes`).
+    """Train an adapter as RECIPE says: a method, another name that `adapt recipes` lists, or a YAML file of yours.
 
     \b
     Examples:
       adapt train quickstart --out runs/first
-      adapt train coop/folder --set data.source=photos --set data.shots=8 --out runs/mine
-      adapt train das/emoji --keep-flops 0.75 --out runs/light
-      adapt train lora/eurosat --set data.root=data --out runs/eurosat
+      adapt train coop --data photos/ --shots 8 --out runs/mine
+      adapt train lora --data eurosat --root data --out runs/eurosat
+      adapt train das --keep-flops 0.75 --out runs/light
 
     \b
     OUT gets adapter.safetensors (a few kilobytes), metrics.json, log.jsonl (every step),
@@ -53,29 +65,22 @@ def train(
     """
     from adapt.cli.plotting import check_matplotlib
     from adapt.cli.quiet import quiet_libraries
-    from adapt.errors import AdaptError
-    from adapt.recipe import find_recipe, read_recipe
 
     if (resume or plot) and out is None:
         raise AdaptError("--resume and --plot need the run's directory: give --out")
     if plot:
         check_matplotlib("--plot")
     if keep_flops is not None:
-        method = read_recipe(find_recipe(recipe), overrides).method["name"]
-        if method != "das":
-            raise AdaptError(f"--keep-flops is a setting of das, and this recipe's method is {method}")
-        given = [each for each in overrides if each.startswith(("method.skip=", "method.skipped="))]
-        if given:
-            raise AdaptError(f"--keep-flops chooses how many blocks are skipped: leave it out, or --set {given[0]}")
-        overrides += ("method.skip=null", f"method.keep_flops={keep_flops}")
-    chosen = read_recipe(find_recipe(recipe), overrides)
+        overrides = _keeping(keep_flops, common.read(recipe, overrides, options), overrides)
+    chosen = common.read(recipe, overrides, options)
     with quiet_libraries():
         from adapt.training.run_recipe import run_recipe
 
         try:
             result = run_recipe(chosen, out, resume, progress=not quiet)
         except KeyboardInterrupt:
-            again = shlex.join(["adapt", "train", recipe, *(f"--set={each}" for each in overrides), f"--out={out}"])
+            changes = [*common.as_words(options), *(f"--set={each}" for each in overrides)]
+            again = shlex.join(["adapt", "train", recipe, *changes, f"--out={out}"])
             click.echo(f"stopped; go on with: {again} --resume" if out else "stopped", err=True)
             raise SystemExit(130) from None
     click.echo(str(result))
@@ -88,6 +93,16 @@ def train(
             plot_search(stored.read(out / "search.json", stored.Found, "search of blocks"), out / "search.png")
     if result.adapter is not None:
         click.echo(f"adapter    {result.adapter} ({result.metrics['adapter_bytes'] / 1024:.1f} KB)")
+
+
+def _keeping(share: float, recipe: Recipe, overrides: tuple[str, ...]) -> tuple[str, ...]:
+    """The overrides with those that --keep-flops stands for. AdaptError where it is no setting, or another is given."""
+    if recipe.method["name"] != "das":
+        raise AdaptError(f"--keep-flops is a setting of das, and this recipe's method is {recipe.method['name']}")
+    for each in overrides:
+        if each.startswith(("method.skip=", "method.skipped=")):
+            raise AdaptError(f"--keep-flops chooses how many blocks are skipped: leave it out, or --set {each}")
+    return (*overrides, "method.skip=null", f"method.keep_flops={share}")
 
 
 COMMANDS = {"train": train}

@@ -47,6 +47,11 @@ def sets() -> dict[str, Published]:
     return {name: _record(name, row) for name, row in tomllib.loads(TABLE.read_text(encoding="utf-8")).items()}
 
 
+def trained() -> list[str]:
+    """The names of those that have training images: the eleven of the few-shot papers."""
+    return [name for name, each in sets().items() if each.sizes[0]]
+
+
 def find(name: str) -> Published | None:
     """The data set that is called `name` here (`oxford_pets`) or in CoOp's code (`OxfordPets`)."""
     return next((each for each in sets().values() if name in (each.name, each.coop_name)), None)

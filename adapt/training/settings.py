@@ -118,8 +118,12 @@ class TrainSettings(_Settings):
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainSettings:
-        if sum(length is not None for length in (self.epochs, self.iterations, self.iterations_per_shot)) != 1:
-            raise ValueError("give one of epochs, iterations and iterations_per_shot")
+        lengths = {name: getattr(self, name) for name in ("epochs", "iterations", "iterations_per_shot")}
+        given = {name: length for name, length in lengths.items() if length is not None}
+        if len(given) != 1:
+            several = " and ".join(f"{name} {length}" for name, length in given.items())
+            found = f"; {several} are given: leave one out, or set it to null" if given else ""
+            raise ValueError(f"give one of epochs, iterations and iterations_per_shot{found}")
         for epochs in self.epochs.values() if isinstance(self.epochs, dict) else [self.epochs]:
             if epochs is not None and epochs < 1:
                 raise ValueError(f"{epochs} epochs; at least 1 is needed")

@@ -112,6 +112,16 @@ def test_check_of_good_data(run, photos: Path, tmp_path: Path) -> None:
         assert result.stdout.endswith("\nAll images can be used.\n")
 
 
+def test_the_root_is_an_option_too(run, refused, root: Path, tmp_path: Path) -> None:
+    drawn = [
+        run("data", "show", "imagenet_a", *given, "--out", tmp_path / "a.png", "--images", 1).stdout
+        for given in ((root,), ("--root", root), (root, "--root", root))
+    ]
+    assert len(set(drawn)) == 1
+    assert drawn[0]
+    refused(run("data", "check", "eurosat", "a", "--root", "b"), "the root is given twice, as a and as --root b")
+
+
 def test_check_of_nothing(run, refused) -> None:
     refused(run("data", "check", "nowhere"), "Data 'nowhere' is neither a folder")
 
@@ -177,7 +187,7 @@ def test_names_and_sampling_of_a_recipe(run, recipe: Path, photos: Path, tmp_pat
         ("data.sampling=clip_lora", "data.sampling is 'clip_lora': Input should be 'coop' or 'clip-lora'"),
         ("data.broken=drop", "data.broken is 'drop': Input should be 'refuse' or 'skip'"),
         ("data.names=nowhere.csv", "Class names 'nowhere.csv' cannot be read"),
-        ("data.source=eurosat", "Data 'eurosat' needs a root"),
+        ("data.source=eurosat", "Data 'eurosat': there is no folder "),
     ],
 )
 def test_refusals(run, refused, recipe: Path, override: str, words: str) -> None:

@@ -9,7 +9,6 @@ import pytest
 
 from adapt import __version__, methods
 from adapt.cli import _COMMANDS
-from adapt.recipe import shipped
 
 
 def test_the_overview_names_every_command_and_imports_no_torch() -> None:
@@ -32,12 +31,6 @@ def test_every_command_explains_itself(run, command: str) -> None:
 
 def test_version(run) -> None:
     assert run("--version").stdout == f"adapt, version {__version__}\n"
-
-
-def test_recipes(run) -> None:
-    lines = run("recipes").stdout.splitlines()
-    assert [line.split()[0] for line in lines] == list(shipped())
-    assert all(len(line.split()) > 3 for line in lines)
 
 
 def test_methods(run) -> None:

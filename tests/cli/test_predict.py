@@ -44,6 +44,10 @@ def test_csv(run, adapter: Path, photos: Path) -> None:
     assert probabilities == sorted(probabilities, reverse=True)
 
 
+def test_two_layouts_of_one_output(run, refused, adapter: Path, photos: Path) -> None:
+    refused(run("predict", adapter, photos, "--json", "--csv"), "--json and --csv are two layouts of one output")
+
+
 @pytest.mark.parametrize("as_file", [True, False])
 def test_other_classes(run, adapter: Path, photos: Path, tmp_path: Path, as_file: bool) -> None:
     given = "cat, polar bear"

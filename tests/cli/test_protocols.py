@@ -111,6 +111,37 @@ def test_train_on_one_half(run, of_five: Path, tmp_path: Path, half: str, names:
     assert f"classes    {len(names.split(', '))}: {names}\n" in shown
 
 
+def test_options_change_the_recipe(run, of_five: Path, five_classes: Path, model_folder: Path, tmp_path: Path) -> None:
+    options = ("--data", f"{five_classes}/", "--shots", 1, "--device", "cpu", "--backbone", model_folder)
+    assert run("base-to-new", of_five, "--out", tmp_path / "b2n", "--seeds", "1", *options).exit_code == 0
+    found = json.loads((tmp_path / "b2n/base_to_new.json").read_text())["recipe"]
+    assert (found["data"]["source"], found["data"]["shots"]) == (f"{five_classes}/", 1)
+    assert (found["backbone"], found["device"]) == (str(model_folder), "cpu")
+
+
+def test_seeds_are_a_protocols_own(run, of_five: Path, tmp_path: Path) -> None:
+    result = run("base-to-new", of_five, "--out", tmp_path / "b2n", "--seed", "1")
+    assert result.exit_code == 2
+    assert "No such option" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "method", "recipe"),
+    [
+        ("few-shot", "coop", "coop/few_shot"),
+        ("base-to-new", "coop", "coop/base_to_new"),
+        ("base-to-new", "maple", "maple/few_shot"),
+        ("cross-dataset", "maple", "maple/cross_dataset"),
+        ("domain-generalisation", "maple", "maple/cross_dataset"),
+    ],
+)
+def test_a_method_alone_stands_for_its_recipe_of_the_protocol(
+    run, refused, tmp_path: Path, command: str, method: str, recipe: str
+) -> None:
+    result = run(command, method, "--data", "emoji", "--set", "sead=1", "--out", tmp_path / "none")
+    refused(result, f"Error: {recipe}: unknown key 'sead'")
+
+
 # The other protocols, and tables
 
 
@@ -190,6 +221,7 @@ def test_transfer_measures_what_to_names(run, of_five: Path, others: Path, tmp_p
         (["--to", "nowhere"], "Data 'nowhere' is neither a folder"),
         ([], "Data 'imagenet_v2' needs a root: the folder that holds imagenetv2/"),
         (["--root", "nowhere"], "imagenetv2"),
+        (["--data", "eurosat", "--root", "nowhere", "--to", "{others}/sketches"], "nowhere/eurosat"),
         (["--to", "{others}/sketches", "--to", "{others}/sketches/"], "needs targets of different names"),
         (["--to", "{others}/sketches", "--set", "method.class_specific=true"], "coop learns tensors for each of its"),
         (

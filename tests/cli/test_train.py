@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from adapt.training.run import Run
 
@@ -63,7 +64,7 @@ def test_the_command_to_go_on_with_works(run, recipe: Path, tmp_path: Path, monk
             signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(Run, "log", log_and_stop)
-    stopped = run("train", recipe, "--out", tmp_path / "my run", "--set", "train.epochs=4", "--set", "seed=5")
+    stopped = run("train", recipe, "--out", tmp_path / "my run", "--set", "train.epochs=4", "--seed", 5, "--shots", 2)
     assert stopped.exit_code == 130
     monkeypatch.undo()
     _, *arguments = shlex.split(stopped.stderr.partition("go on with: ")[2])
@@ -117,7 +118,48 @@ def test_keep_flops_sets_the_methods_key(run, refused, recipe: Path, tmp_path: P
 
 
 def test_an_unknown_recipe(run, refused) -> None:
-    refused(run("train", "coop/eurosad"), "no recipe file 'coop/eurosad'", "did you mean 'coop/eurosat'?")
+    refused(run("train", "cop"), "no recipe file 'cop'", "did you mean 'coop'?")
+    refused(run("train", "coop/eurosad"), "coop has no recipe 'eurosad': it has coop/base_to_new, coop/few_shot; data")
+
+
+def test_options_are_keys_of_the_recipe(run, recipe: Path, photos: Path, model_folder: Path, tmp_path: Path) -> None:
+    options = ("--data", f"{photos}/", "--shots", "all", "--seed", 5, "--device", "cpu", "--backbone", model_folder)
+    out = tmp_path / "run"
+    assert run("train", recipe, *options, "--out", out, "--quiet", "--set", "train.epochs=1").exit_code == 0
+    found = yaml.safe_load((out / "recipe.yaml").read_text())
+    assert (found["data"]["source"], found["data"]["shots"]) == (f"{photos}/", None)
+    assert (found["seed"], found["device"], found["backbone"]) == (5, "cpu", str(model_folder))
+    assert not {"on", "expected"} & found.keys()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--data", "emoji", "--set", "data.source=photos"], "--data emoji and --set data.source=photos disagree"),
+        (["--shots", "4", "--set", "data.shots=8"], "--shots 4 and --set data.shots=8 disagree: give one of them"),
+        (["--shots", "all", "--set", "data.shots=8"], "--shots all and --set data.shots=8 disagree"),
+        (["--seed", "4", "--set", "seed=5"], "--seed 4 and --set seed=5 disagree"),
+        (["--root", "a", "--set", "data={source: x, root: b}"], "--root a and --set data.root=b disagree"),
+        (
+            ["--backbone", "mini-clip", "--set", "backbone=hf:x"],
+            "--backbone mini-clip and --set backbone=hf:x disagree",
+        ),
+        (["--device", "cpu", "--set", "device=cuda"], "--device cpu and --set device=cuda disagree"),
+        (["--root", "somewhere"], "root 'somewhere' is for .csv and .json only"),
+    ],
+)
+def test_options_and_keys_that_disagree(run, refused, recipe: Path, options: list[str], words: str) -> None:
+    refused(run("train", recipe, *options), words)
+
+
+def test_options_and_keys_that_agree(run, recipe: Path, photos: Path) -> None:
+    both = ("--shots", 1, "--set", "data.shots=1", "--data", photos, "--set", f"data.source={photos}")
+    assert run("train", recipe, *both, "--set", "train.epochs=1").exit_code == 0
+
+
+def test_how_without_on_what(run, refused) -> None:
+    words = "the recipe coop/few_shot says how, and not on what: add --data with a folder of images, a .csv, or one of"
+    refused(run("train", "coop"), words, " emoji, imagenet, caltech101, ", "for example --data emoji")
 
 
 @pytest.mark.parametrize("flag", ["--resume", "--plot"])

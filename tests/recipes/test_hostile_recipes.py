@@ -13,7 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from adapt import methods
-from adapt.recipe import Recipe, read_recipe, set_key, shipped
+from adapt.recipe import Recipe, read_recipe
+from adapt.recipe_file import set_key
+from adapt.recipe_names import shipped
 from adapt.training.settings import TrainSettings
 
 _quick = settings(
@@ -47,6 +49,8 @@ _recipe = st.fixed_dictionaries(
     },
     optional={
         "train": _section(*TrainSettings.model_fields) | _value,
+        "on": st.dictionaries(st.sampled_from(["emoji", "own"]) | _text, _value, max_size=2) | _value,
+        "expected": _value,
         **{key: _value for key in Recipe.model_fields if key not in ("method", "data", "train")},
     },
 )

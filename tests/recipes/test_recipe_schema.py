@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from adapt import AdaptError
-from adapt.recipe import Recipe, build_recipe, find_recipe, read_recipe
+from adapt.recipe import Recipe, build_recipe, read_recipe
 
 _RAW: dict[str, Any] = {
     "method": {"name": "coop", "n_ctx": 4},
@@ -44,9 +44,11 @@ def test_defaults(path: Path) -> None:
         ("train.lr=1e-3", lambda recipe: recipe.train.lr, 0.001),
         ("train.epochs={1: 5}", lambda recipe: recipe.train.epochs, {1: 5}),
         ("fast=true", lambda recipe: recipe.fast, True),
+        ("fast=off", lambda recipe: recipe.fast, False),
+        (("data.root", "a: b # c \N{GRINNING FACE}"), lambda recipe: recipe.data.root, "a: b # c \N{GRINNING FACE}"),
     ],
 )
-def test_overrides(path: Path, override: str, read: Any, expected: object) -> None:
+def test_overrides(path: Path, override: Any, read: Any, expected: object) -> None:
     assert read(read_recipe(path, [override])) == expected
 
 
@@ -99,6 +101,10 @@ def test_bad_overrides(path: Path, override: str, message: str) -> None:
             r"^mine: train.optimizer is 'adagrad': .*'sgd', 'adam' or 'adamw'",
         ),
         ({"train": {"lr": 1}}, r"^mine: train: give one of epochs, iterations and iterations_per_shot"),
+        (
+            {"train": {"iterations": 5, "iterations_per_shot": 2}},
+            r"^mine: train: give one of .*; iterations 5 and iterations_per_shot 2 are given: leave one out, or",
+        ),
         ({3: 4}, r"^mine: "),
     ],
 )
@@ -125,22 +131,6 @@ def test_files_that_are_no_recipe(tmp_path: Path, text: str | bytes, message: st
     with pytest.raises(AdaptError, match=message):
         read_recipe(file)
     assert not mark.exists()
-
-
-def test_a_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(AdaptError, match=r"there is no recipe at \S+none\.yaml; `adapt recipes` lists"):
-        read_recipe(tmp_path / "none.yaml")
-
-
-@pytest.mark.parametrize("name", ["coop/eurosat", "coop/eurosat.yaml", "recipes/coop/eurosat.yaml"])
-def test_a_shipped_recipe_by_name(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert find_recipe(name).as_posix().endswith("recipes/coop/eurosat.yaml")
-
-
-def test_an_unknown_name_gets_the_nearest() -> None:
-    with pytest.raises(AdaptError, match=r"no recipe file 'coop/eurosad' .*did you mean 'coop/eurosat'\?"):
-        find_recipe("coop/eurosad")
 
 
 def test_all_values_survive_the_resolved_form() -> None:

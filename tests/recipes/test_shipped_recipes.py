@@ -13,20 +13,23 @@ import pytest
 import tiny_backbones
 import torch
 import yaml
+from click.testing import CliRunner
 
 from adapt import methods
 from adapt.backbones.base import Backbone
+from adapt.cli import main, options
+from adapt.data import published
 from adapt.evaluation.protocols import harmonic
-from adapt.recipe import Recipe, build_recipe, read_recipe, shipped
+from adapt.recipe import Recipe, build_recipe, read_recipe
+from adapt.recipe_file import OWN, RecipeFile, read_file
+from adapt.recipe_names import find_recipe, shipped
 from adapt.training import run_recipe
 
-_FOLDER = Path(__file__).resolve().parents[2] / "recipes"
-_FILES = sorted(_FOLDER.rglob("*.yaml"))
 _ELEVEN = {
     "imagenet", "caltech101", "oxford_pets", "stanford_cars", "oxford_flowers", "food101", "fgvc_aircraft", "sun397",
     "dtd", "eurosat", "ucf101",
 }  # fmt: skip
-_OF_ELEVEN = ("coop", "lora", "cocoop", "maple", "ivlp")  # methods with a recipe for each of the eleven
+_OF_ELEVEN = ("coop", "lora", "cocoop", "maple", "ivlp")  # methods with the papers' settings for the eleven
 _COOP_TEMPLATES = {
     "oxford_pets": "a photo of a {}, a type of pet.",
     "oxford_flowers": "a photo of a {}, a type of flower.",
@@ -37,14 +40,26 @@ _COOP_TEMPLATES = {
     "ucf101": "a photo of a person doing {}.",
 }
 
-every_recipe = pytest.mark.parametrize("path", _FILES, ids=lambda path: path.relative_to(_FOLDER).as_posix())
-every_data_set = pytest.mark.parametrize("name", sorted(_ELEVEN))
+every_recipe = pytest.mark.parametrize("name", shipped())
+every_data_set = pytest.mark.parametrize("data", sorted(_ELEVEN))
+_WORDS_OF_COMMANDS = ("train", "few-shot", "base-to-new", "cross-dataset", "domain-generalisation")
 
 
-def _header(path: Path) -> str:
-    lines = path.read_text(encoding="utf-8").splitlines()
-    count = next(number for number, line in enumerate(lines) if not line.startswith("#"))
-    return "\n".join(line.removeprefix("#").strip() for line in lines[:count])
+def _file(name: str) -> RecipeFile:
+    return read_file(shipped()[name], name)
+
+
+def _on_all_data() -> list[tuple[str, str]]:
+    """Each recipe on the data that it names, on each of its own settings, and on one of the eleven."""
+    pairs = []
+    for name in shipped():
+        file = _file(name)
+        known = ["photos" if data == OWN else data for data in file.on]
+        pairs += [(name, data) for data in dict.fromkeys([file.source() or "eurosat", *known])]
+    return pairs
+
+
+on_all_data = pytest.mark.parametrize(("name", "data"), _on_all_data())
 
 
 def _overrides(words: list[str]) -> list[str]:
@@ -61,61 +76,74 @@ def backbone() -> Backbone:
         return tiny_backbones.from_open_clip(open_clip.model.CLIP(32, vision, text, quick_gelu=True))
 
 
-@every_recipe
+@on_all_data
 def test_it_builds(
-    path: Path, backbone: Backbone, class_names: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+    name: str, data: str, backbone: Backbone, class_names: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = read_recipe(path)
+    recipe = read_recipe(name, data=data)
     if not recipe.backbone.startswith("mini-"):
         monkeypatch.setattr(run_recipe, "load_backbone", lambda *_: backbone)
     model = run_recipe.build(recipe, class_names)
     assert model.method.name == recipe.method["name"]
-    by_steps = bool(list(model.method.parameters())) and not hasattr(model.method, "solve")
-    assert (recipe.train is not None) == by_steps
+    assert (recipe.train is not None) == model.method.takes_steps
 
 
-@every_recipe
-def test_its_resolved_form_is_the_same_recipe(path: Path) -> None:
-    recipe = read_recipe(path)
+@on_all_data
+def test_its_resolved_form_is_the_same_recipe(name: str, data: str) -> None:
+    recipe = read_recipe(name, data=data)
     assert build_recipe(yaml.safe_load(recipe.to_yaml()), "resolved") == recipe
 
 
 @every_recipe
-def test_its_header_says_what_to_run_and_what_to_expect(path: Path) -> None:
-    name = path.relative_to(_FOLDER).with_suffix("").as_posix()
-    title, *rest = header = _header(path).splitlines()
-    (command,) = (shlex.split(line) for line in header if line.startswith("adapt train "))
+def test_its_header_says_what_to_run_and_what_to_expect(name: str) -> None:
+    title, *rest = [line.strip() for line in _file(name).comment.splitlines()]
     assert title
-    assert command[2] == name
-    assert "--out" in command
-    assert isinstance(read_recipe(path, _overrides(command)), Recipe)
     for word in ("Paper:", "Expected:"):
         assert any(line.startswith(word) for line in rest), word
-    assert max(len(line) for line in path.read_text(encoding="utf-8").splitlines()) <= 120
+    assert max(len(line) for line in shipped()[name].read_text(encoding="utf-8").splitlines()) <= 120
+
+
+@every_recipe
+def test_the_commands_of_its_header_take_it(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Up to the data, which are not here: each command finds this recipe, and gives only what it has."""
+    monkeypatch.chdir(tmp_path)
+    read = []
+    monkeypatch.setattr(options, "read", lambda *given: read.append(given) or _stop())
+    commands = [shlex.split(line) for line in _file(name).comment.splitlines() if line.strip().startswith("adapt ")]
+    trainings = [words[1:] for words in commands if words[1] in _WORDS_OF_COMMANDS]
+    for words in trainings:
+        assert isinstance(CliRunner().invoke(main, words).exception, _Stopped), words
+    assert len(read) == len(trainings) > 0
+    for recipe, overrides, given, *protocol in read:
+        assert find_recipe(recipe, *protocol).name == name
+        assert isinstance(read_recipe(recipe, overrides, given["data"], *protocol), Recipe)
+
+
+class _Stopped(Exception):
+    pass
+
+
+def _stop() -> None:
+    raise _Stopped
 
 
 def test_all_are_listed_by_their_names() -> None:
-    assert list(shipped().values()) == _FILES
-    assert {f"{method}/{name}" for method in _OF_ELEVEN for name in _ELEVEN} < shipped().keys()
-
-
-@pytest.mark.parametrize("method", ["cocoop", "maple", "ivlp"])
-@every_data_set
-def test_its_header_says_how_to_repeat_the_papers_protocol(method: str, name: str) -> None:
-    header = _header(_FOLDER / method / f"{name}.yaml").splitlines()
-    assert f"adapt base-to-new {method}/{name} --out runs/{method}-{name}-b2n" in header
+    folder = Path(__file__).resolve().parents[2] / "recipes"
+    assert list(shipped().values()) == sorted(folder.rglob("*.yaml"))
+    assert len(shipped()) <= 28
+    assert {f"{method}/few_shot" for method in _OF_ELEVEN} < shipped().keys()
 
 
 @every_data_set
-def test_coop_has_the_papers_settings(name: str) -> None:
-    recipe = read_recipe(_FOLDER / "coop" / f"{name}.yaml")
+def test_coop_has_the_papers_settings(data: str) -> None:
+    recipe = read_recipe("coop", data=data)
     assert recipe.method == {"name": "coop", "n_ctx": 16, "class_position": "end"}
     assert recipe.backbone == "open_clip:ViT-B-16-quickgelu/openai"
     assert (recipe.data.shots, recipe.seed) == (16, 1)
-    assert recipe.data.template == _COOP_TEMPLATES.get(name, "a photo of a {}.")
+    assert recipe.data.template == _COOP_TEMPLATES.get(data, "a photo of a {}.")
     train = recipe.train
     assert train is not None
-    epochs = {1: 50, 2: 100, 4: 100, 8: 200, 16: 200} if name != "imagenet" else dict.fromkeys((1, 2, 4, 8, 16), 50)
+    epochs = {1: 50, 2: 100, 4: 100, 8: 200, 16: 200} if data != "imagenet" else dict.fromkeys((1, 2, 4, 8, 16), 50)
     assert {shots: train.at(shots).epochs for shots in epochs} == epochs
     assert (train.optimizer, train.lr, train.momentum, train.weight_decay) == ("sgd", 0.002, 0.9, 5e-4)
     assert (train.schedule, train.warmup_epochs, train.warmup_lr) == ("cosine_epoch", 1, 1e-5)
@@ -124,10 +152,10 @@ def test_coop_has_the_papers_settings(name: str) -> None:
 
 
 @every_data_set
-def test_lora_has_the_papers_settings(name: str) -> None:
+def test_lora_has_the_papers_settings(data: str) -> None:
     from adapt.methods.lora import LoRAConfig
 
-    recipe = read_recipe(_FOLDER / "lora" / f"{name}.yaml")
+    recipe = read_recipe("lora", data=data)
     config = LoRAConfig(**recipe.method_config)
     assert (config.rank, config.alpha, config.dropout, config.logit_scale) == (2, 1, 0.25, 100)
     assert (set(config.projections), set(config.towers)) == ({"q", "k", "v"}, {"text", "vision"})
@@ -143,11 +171,11 @@ def test_lora_has_the_papers_settings(name: str) -> None:
     assert (train.augment, train.views) == ("published", None)
 
 
-def _check_base_to_new(recipe: Recipe, name: str, epochs: int, batch_size: int, lr: float) -> None:
+def _check_base_to_new(recipe: Recipe, data: str, epochs: int, batch_size: int, lr: float) -> None:
     """What CoCoOp, MaPLe and IVLP share, and the three settings in which they differ."""
     assert recipe.backbone == "open_clip:ViT-B-16-quickgelu/openai"
     assert (recipe.data.shots, recipe.data.classes, recipe.seed) == (16, "all", 1)
-    assert recipe.data.template == _COOP_TEMPLATES.get(name, "a photo of a {}.")
+    assert recipe.data.template == _COOP_TEMPLATES.get(data, "a photo of a {}.")
     train = recipe.train
     assert train is not None
     assert (train.epochs, train.batch_size, train.lr) == (epochs, batch_size, lr)
@@ -157,23 +185,23 @@ def _check_base_to_new(recipe: Recipe, name: str, epochs: int, batch_size: int, 
 
 
 @every_data_set
-def test_cocoop_has_the_papers_settings(name: str) -> None:
-    recipe = read_recipe(_FOLDER / "cocoop" / f"{name}.yaml")
+def test_cocoop_has_the_papers_settings(data: str) -> None:
+    recipe = read_recipe("cocoop", data=data)
     assert recipe.method == {"name": "cocoop", "n_ctx": 4, "ctx_init": "a photo of a"}
-    _check_base_to_new(recipe, name, epochs=10, batch_size=1, lr=0.002)
+    _check_base_to_new(recipe, data, epochs=10, batch_size=1, lr=0.002)
 
 
 @every_data_set
-def test_maple_has_the_papers_settings(name: str) -> None:
-    recipe = read_recipe(_FOLDER / "maple" / f"{name}.yaml")
+def test_maple_has_the_papers_settings(data: str) -> None:
+    recipe = read_recipe("maple", data=data)
     assert recipe.method == {"name": "maple", "n_ctx": 2, "depth": 9, "ctx_init": "a photo of a"}
-    _check_base_to_new(recipe, name, epochs=5, batch_size=4, lr=0.0035)
+    _check_base_to_new(recipe, data, epochs=5, batch_size=4, lr=0.0035)
 
 
 def test_maple_has_the_papers_settings_for_transfer() -> None:
-    recipe = read_recipe(_FOLDER / "maple" / "imagenet_transfer.yaml")
+    recipe = read_recipe("maple/cross_dataset")
     assert recipe.method == {"name": "maple", "n_ctx": 2, "depth": 3, "ctx_init": "a photo of a"}
-    assert recipe.data == read_recipe(_FOLDER / "maple" / "imagenet.yaml").data
+    assert recipe.data == read_recipe("maple", data="imagenet").data
     _check_base_to_new(recipe, "imagenet", epochs=2, batch_size=4, lr=0.0026)
 
 
@@ -181,10 +209,10 @@ _IVLP = {"depth_text": 12, "depth_vision": 12, "ctx_init": "a photo of a"}
 
 
 @every_data_set
-def test_ivlp_has_the_papers_settings(name: str) -> None:
-    recipe = read_recipe(_FOLDER / "ivlp" / f"{name}.yaml")
+def test_ivlp_has_the_papers_settings(data: str) -> None:
+    recipe = read_recipe("ivlp", data=data)
     assert recipe.method == {"name": "ivlp", "n_ctx_text": 2, "n_ctx_vision": 2} | _IVLP
-    _check_base_to_new(recipe, name, epochs=5, batch_size=4, lr=0.0035)
+    _check_base_to_new(recipe, data, epochs=5, batch_size=4, lr=0.0035)
 
 
 @pytest.mark.parametrize(
@@ -197,15 +225,15 @@ def test_ivlp_has_the_papers_settings(name: str) -> None:
 )
 @every_data_set
 def test_the_header_of_ivlp_turns_it_into_its_variants(
-    name: str, which: int, counts: dict[str, Any], touches: set[str]
+    data: str, which: int, counts: dict[str, Any], touches: set[str]
 ) -> None:
-    path = _FOLDER / "ivlp" / f"{name}.yaml"
-    variants = [shlex.split(line) for line in _header(path).splitlines() if line.startswith("--set ")]
+    lines = [line.strip() for line in _file("ivlp/few_shot").comment.splitlines()]
+    variants = [shlex.split(line) for line in lines if line.startswith("--set ")]
     assert len(variants) == 2
-    recipe = read_recipe(path, _overrides(variants[which]))
+    recipe = read_recipe("ivlp", _overrides(variants[which]), data)
     assert recipe.method == {"name": "ivlp"} | counts | _IVLP
     assert methods.IVLP(**recipe.method_config).touches == touches
-    _check_base_to_new(recipe, name, epochs=5, batch_size=4, lr=0.0025)
+    _check_base_to_new(recipe, data, epochs=5, batch_size=4, lr=0.0025)
 
 
 @pytest.mark.parametrize(
@@ -213,25 +241,44 @@ def test_the_header_of_ivlp_turns_it_into_its_variants(
     [("cocoop", (80.47, 71.69, 75.83)), ("maple", (82.28, 75.14, 78.55))],
     ids=["cocoop", "maple"],
 )
-def test_the_figures_that_headers_quote_agree_with_the_published_averages(
+def test_the_figures_that_recipes_quote_agree_with_the_published_averages(
     method: str, averages: tuple[float, float, float]
 ) -> None:
+    file = _file(f"{method}/few_shot")
     figures: dict[str, list[tuple[float, float, float]]] = {method: [], "zero-shot": []}
-    for name in sorted(_ELEVEN):
-        header = " ".join(_header(_FOLDER / method / f"{name}.yaml").split()).replace("†", "")
-        for kind, words in ((method, "base-to-new"), ("zero-shot", "zero-shot CLIP")):
-            (row,) = re.findall(rf"{words} ([\d.]+) / ([\d.]+) / ([\d.]+) %", header)
+    assert set(file.expected) == _ELEVEN
+    for data, text in file.expected.items():
+        rows = re.findall(r"([\d.]+) / ([\d.]+) / ([\d.]+) %", text.replace("†", ""))
+        for kind, row in zip(figures, rows, strict=True):
             base, new, both = map(float, row)
-            assert harmonic(base, new) == pytest.approx(both, abs=0.011), (name, kind)
+            assert harmonic(base, new) == pytest.approx(both, abs=0.011), (data, kind)
             figures[kind].append((base, new, both))
-        assert f"The eleven average {' / '.join(f'{figure:.2f}' for figure in averages)} %" in header
-    for kind, published in ((method, averages), ("zero-shot", (69.34, 74.22, 71.70))):
+    words = " ".join(file.comment.split())
+    assert f"The eleven average {' / '.join(f'{figure:.2f}' for figure in averages)} %" in words
+    for kind, quoted in ((method, averages), ("zero-shot", (69.34, 74.22, 71.70))):
         base, new = (mean(row[at] for row in figures[kind]) for at in (0, 1))
-        assert (base, new, harmonic(base, new)) == pytest.approx(published, abs=0.0051), kind
+        assert (base, new, harmonic(base, new)) == pytest.approx(quoted, abs=0.0051), kind
+
+
+@pytest.mark.parametrize("method", _OF_ELEVEN)
+@every_data_set
+def test_all_methods_read_the_published_files(method: str, data: str) -> None:
+    found, entry = read_recipe(method, data=data).data, published.sets()[data]
+    assert (found.source, found.root, found.shots) == (data, "data", 16)
+    is_lora = method == "lora"
+    assert found.template == ("a photo of a {}." if is_lora else entry.template)
+    assert found.sampling == ("clip-lora" if is_lora else "coop")
 
 
 @every_data_set
-def test_all_methods_read_the_same_files(name: str) -> None:
-    data = {path.parent.name: read_recipe(path).data for path in _FOLDER.glob(f"*/{name}.yaml")}
-    assert data.keys() >= set(_OF_ELEVEN)
-    assert len({(each.source, each.root, each.shots) for each in data.values()}) == 1
+def test_coop_has_the_references_settings_for_base_to_new(data: str) -> None:
+    recipe = read_recipe("coop", data=data, protocol="base_to_new")
+    assert recipe.method == {"name": "coop", "ctx_init": "a photo of a"}
+    _check_base_to_new(recipe, data, epochs=50, batch_size=32, lr=0.002)
+
+
+@pytest.mark.parametrize("method", _OF_ELEVEN)
+def test_ones_own_images_have_the_papers_backbone(method: str) -> None:
+    recipe = read_recipe(method, data="photos/")
+    assert recipe.backbone == "open_clip:ViT-B-16-quickgelu/openai"
+    assert (recipe.data.root, recipe.data.template, recipe.data.sampling) == (None, "a photo of a {}.", "coop")

@@ -13,10 +13,10 @@ from adapt.evaluation.plots import base_against_new
 from adapt.evaluation.protocols import base_to_new
 from adapt.evaluation.run_protocol import run_protocol
 from adapt.evaluation.tables import as_markdown, table, titles
-from adapt.recipe import find_recipe, read_recipe
+from adapt.recipe import read_recipe
 
 TARGET = Path(__file__).resolve().parents[1]
-RECIPES = ("coop/emoji_base_to_new", "cocoop/emoji", "ivlp/emoji", "maple/emoji", "dpl/emoji")
+RECIPES = ("coop", "cocoop", "ivlp", "maple", "dpl")
 SEEDS = (1, 2, 3)
 
 
@@ -25,7 +25,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("work", type=Path, help="the work folder of make.py")
     work = parser.parse_args().work / "base-to-new"
-    protocols = [base_to_new(read_recipe(find_recipe(name)), SEEDS) for name in RECIPES]
+    protocols = [base_to_new(read_recipe(name, data="emoji", protocol="base_to_new"), SEEDS) for name in RECIPES]
     results = [run_protocol(protocol, work / protocol.recipe.method["name"], progress=print) for protocol in protocols]
     figures = [
         {"recipe": name, "runs": each["runs"], "summary": each["summary"]}

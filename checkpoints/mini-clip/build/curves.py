@@ -13,7 +13,7 @@ import card
 from export import TARGET
 from matplotlib.figure import Figure
 
-from adapt.recipe import find_recipe, read_recipe
+from adapt.recipe import read_recipe
 from adapt.training.run_recipe import run_recipe
 
 METHODS = {"linear_probe": "linear probe", "coop": "CoOp", "lora": "LoRA"}
@@ -25,7 +25,7 @@ def measure(work: Path, method: str, shots: int, seed: int) -> dict:
     """The metrics of one run."""
     out = work / "curves" / f"{method}-{shots}-{seed}"
     if not (out / "metrics.json").exists():
-        recipe = read_recipe(find_recipe(f"{method}/emoji"), [f"data.shots={shots}", f"seed={seed}"])
+        recipe = read_recipe(method, [f"data.shots={shots}", f"seed={seed}"], data="emoji")
         run_recipe(recipe, out, resume=(out / "recipe.yaml").exists(), progress=False)
         print(f"measured {out.name}", flush=True)
     return json.loads((out / "metrics.json").read_text())

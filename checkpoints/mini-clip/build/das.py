@@ -18,11 +18,11 @@ import adapt
 from adapt.bench.das import BACKBONE, BATCH, seconds
 from adapt.evaluation.flops import image_flops
 from adapt.evaluation.tables import as_markdown
-from adapt.recipe import find_recipe, read_recipe
+from adapt.recipe import read_recipe
 from adapt.training.run_recipe import run_recipe
 
 TARGET = Path(__file__).resolve().parents[1]
-RECIPE = "das/emoji"
+RECIPE = "das"
 SEEDS = (1, 2, 3)
 SKIPPED = (0, 1, 2, 3)
 BLOCKS = 6
@@ -33,7 +33,7 @@ ROUNDS = 60
 def measure(out: Path, *changes: str) -> dict:
     """The metrics of the recipe with `changes`, trained in `out`."""
     if not (out / "metrics.json").exists():
-        recipe = read_recipe(find_recipe(RECIPE), changes)
+        recipe = read_recipe(RECIPE, changes)
         run_recipe(recipe, out, resume=(out / "recipe.yaml").exists(), progress=False)
         print(f"measured {out.name}", flush=True)
     return json.loads((out / "metrics.json").read_text())
@@ -190,7 +190,7 @@ def main() -> None:
     torch.set_num_threads(1)  # runs in other processes may go on beside this one
     runs = [run(work, skipped, seed) for skipped in SKIPPED for seed in SEEDS]
     results = {
-        "recipe": read_recipe(find_recipe(RECIPE)).model_dump(mode="json"),
+        "recipe": read_recipe(RECIPE).model_dump(mode="json"),
         "runs": runs,
         "pairs": pairs(work),
     }

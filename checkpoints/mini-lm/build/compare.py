@@ -16,7 +16,7 @@ import adapt
 from adapt.bench.measure import by_turns
 from adapt.evaluation.flops import flops
 from adapt.evaluation.tables import as_markdown
-from adapt.recipe import find_recipe, read_recipe
+from adapt.recipe import read_recipe
 from adapt.speaking import SpeakingModel
 from adapt.training.run_recipe import run_recipe
 
@@ -51,7 +51,7 @@ def trained(method: str, seed: int, work: Path) -> Path:
     """The run of the method's recipe with that seed."""
     run = work / f"{method}-{seed}"
     if not (run / "metrics.json").is_file():
-        recipe = read_recipe(find_recipe(f"{method}/emoji_questions"), (f"seed={seed}",))
+        recipe = read_recipe(method, (f"seed={seed}",))
         run_recipe(recipe, run, resume=run.exists())
     return run
 

@@ -1,0 +1,128 @@
+"""What several commands take, said once: data, shots, seeds, devices, backbones, and a recipe with its changes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from adapt.errors import AdaptError
+
+if TYPE_CHECKING:
+    from adapt.recipe import Recipe
+    from adapt.recipe_file import Override
+
+Command = Callable[..., None]
+Options = dict[str, Any]
+
+PARTS = ("train", "val", "test")
+ALL = "all"
+
+# the option of a recipe's command -> the recipe's key
+_KEYS = {
+    "root": "data.root",
+    "shots": "data.shots",
+    "seed": "seed",
+    "device": "device",
+    "backbone": "backbone",
+}
+
+
+class _Shots(click.ParamType):
+    name = "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return value if value == ALL else click.IntRange(min=1).convert(value, param, ctx)
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        return "NUMBER|all"
+
+
+_DATA = "A bundled or published set, an image folder, a .csv or a split .json."
+_ROOT = "The folder of the published sets' folders, or of the paths inside a .csv or .json."
+
+# of commands that measure or look at data
+
+data = click.option("--data", required=True, help=_DATA)
+root = click.option("--root", help=_ROOT)
+names = click.option("--names", help="A file with readable names for the data's classes: .csv (class,name) or .json.")
+part = click.option(
+    "--part", type=click.Choice(PARTS), default="test", show_default=True, help="Which images of the data."
+)
+device = click.option("--device", default="cpu", show_default=True, help="Where the model runs, such as cuda.")
+cache = click.option(
+    "--cache/--no-cache", default=True, show_default=True, help="Keep image features on disk for the next time."
+)
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+of_adapter = click.option("--backbone", help="The backbone, where the adapter does not name it.")
+
+
+def together(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """One decorator for several, in their order."""
+
+    def decorate(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+# of commands that take a recipe; what they leave out is as the recipe has it
+
+recipe_data = click.option("--data", help=f"What to train on. {_DATA}")
+recipe_root = click.option("--root", help=f"{_ROOT}  [default for published sets: data]")
+shots = click.option("--shots", type=_Shots(), help="Training images a class, or all.  [default: the recipe's]")
+seed = click.option("--seed", type=click.IntRange(min=0), help="Of picks and training.  [default: the recipe's]")
+recipe_device = click.option("--device", help="Where to train, such as cuda.  [default: cpu]")
+recipe_backbone = click.option("--backbone", help="See `adapt backbones`.  [default: the recipe's]")
+overrides = click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Change any key of the recipe, such as train.lr=0.01. May be repeated.",
+)
+
+
+def read(recipe: str, overrides: tuple[str, ...], options: Options, protocol: str | None = None) -> Recipe:
+    """The recipe that a command asks for. AdaptError where an option and a --set disagree on the same key."""
+    from adapt.recipe import read_recipe
+
+    given = dict(options)
+    data = given.pop("data", None)
+    changes: list[Override] = [*overrides, *_as_overrides(given, overrides)]
+    if data is not None:
+        _check_agreement("data", "data.source", data, overrides)
+    return read_recipe(recipe, changes, data, protocol)
+
+
+def as_words(options: Options) -> list[str]:
+    """The options as they are typed."""
+    return [f"--{name}={value}" for name, value in options.items() if value is not None]
+
+
+def _as_overrides(options: Options, overrides: tuple[str, ...]) -> list[tuple[str, Any]]:
+    found = []
+    for name, value in options.items():
+        if value is not None:
+            value = None if value == ALL and name == "shots" else value
+            _check_agreement(name, _KEYS[name], value, overrides)
+            found.append((_KEYS[name], value))
+    return found
+
+
+def _check_agreement(name: str, key: str, value: Any, overrides: tuple[str, ...]) -> None:
+    from adapt.recipe_file import set_key
+
+    raw: Any = {}
+    for override in overrides:
+        set_key(raw, override)
+    for part in key.split("."):
+        if not isinstance(raw, dict) or part not in raw:
+            return
+        raw = raw[part]
+    if raw != value:
+        said = ALL if value is None else value
+        raise AdaptError(f"--{name} {said} and --set {key}={raw} disagree: give one of them")

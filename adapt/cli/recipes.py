@@ -1,0 +1,110 @@
+"""`adapt recipes`"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from adapt import plain
+from adapt.cli import options as common
+from adapt.shown import shown
+
+if TYPE_CHECKING:
+    from adapt.recipe_file import RecipeFile
+    from adapt.recipe_names import Found
+
+# recipes that a command of their own takes; `adapt train` takes all
+_PROTOCOLS = ("base_to_new", "cross_dataset", "domain_generalisation")
+
+
+@click.command()
+@click.argument("name", required=False)
+@click.option("--data", help="Show all settings on this data set, and the papers' figures for it.")
+@common.as_json
+def recipes(name: str | None, data: str | None, as_json: bool) -> None:
+    """List the recipes, or show the recipe NAME: what it is, its settings, and the command that takes it.
+
+    \b
+    Examples:
+      adapt recipes
+      adapt recipes coop
+      adapt recipes coop --data eurosat
+    """
+    from adapt.recipe_file import read_file
+    from adapt.recipe_names import find_recipe, of_method, recipe_of, shipped
+
+    if name is None or (of_method(name) and recipe_of(name) is None):
+        _list(shipped() if name is None else of_method(name), as_json)
+        return
+    found = find_recipe(name)
+    file, data = read_file(found.path, found.name), data or found.data
+    described = _described(found, file, data)
+    click.echo(plain.dump(described) if as_json else _as_text(described, data))
+
+
+def _list(names: Iterable[str], as_json: bool) -> None:
+    from adapt.recipe_file import read_file
+    from adapt.recipe_names import shipped
+
+    titles = {name: read_file(shipped()[name], name).title for name in names}
+    if as_json:
+        click.echo(plain.dump([{"name": name, "title": title} for name, title in titles.items()]))
+    else:
+        click.echo("\n".join(f"{name:21} {title}" for name, title in titles.items()))
+        click.echo("\nOne of them: adapt recipes NAME --data DATA")
+
+
+def _described(found: Found, file: RecipeFile, data: str | None) -> dict[str, Any]:
+    """What there is to say of a recipe; with `data` as it is there, otherwise as the file has it."""
+    from adapt.recipe import read_recipe
+    from adapt.recipe_names import of_method
+
+    described: dict[str, Any] = {"name": found.name, "title": file.title, "comment": file.comment}
+    described["command"] = _command(found, file, data)
+    described["others"] = [name for name in of_method(found.name.partition("/")[0]) if name != found.name]
+    if data is None:
+        return described | {"settings": file.settings, "on": file.on, "expected": file.expected}
+    resolved = read_recipe(found.path, data=data).model_dump(mode="json")
+    return described | {"settings": resolved, "on": {}, "expected": file.expected_on(data)}
+
+
+def _command(found: Found, file: RecipeFile, data: str | None) -> str:
+    """The command that takes the recipe; its own data are not repeated."""
+    from adapt.recipe_names import short
+
+    protocol = found.path.stem if found.path.stem in _PROTOCOLS else None
+    recipe = short(found.name, protocol)
+    on = [] if data is None and file.source() else ["--data", data or "DATA"]
+    verb = protocol.replace("_", "-") if protocol else "train"
+    return shlex.join(["adapt", verb, recipe, *on, "--out", f"runs/{Path(recipe).stem}"])
+
+
+def _as_text(described: dict[str, Any], data: str | None) -> str:
+    lines = [described["name"], "", described["comment"], "", f"Settings on {data}:" if data else "Settings:"]
+    lines.append(_yaml(described["settings"]))
+    for name, changes in described["on"].items():
+        others = "data of your own" if name == "own" else name
+        lines += [f"On {others}, in place of these:", _yaml(changes)]
+    expected = described["expected"]
+    if expected and data:
+        lines += [f"Expected on {data}: {expected}", ""]
+    elif expected:
+        lines += [f"Figures to expect, by --data: {', '.join(expected)}", ""]
+    lines.append(f"Command: {described['command']}")
+    if described["others"]:
+        lines.append(f"Others of this method: {', '.join(described['others'])}")
+    return "\n".join(shown(line) for line in "\n".join(lines).splitlines())
+
+
+def _yaml(settings: dict[str, Any]) -> str:
+    import yaml
+
+    text: str = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
+    return "".join(f"  {line}\n" for line in text.splitlines())
+
+
+COMMANDS = {"recipes": recipes}
