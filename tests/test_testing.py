@@ -78,7 +78,7 @@ class Remembers(methods.CoOp):
     ("method", "check"),
     [
         (Writes, "the backbone stays as it is: training changed"),
-        (Draws, "a loaded adapter answers alike|a stopped training|answers do not depend"),
+        (Draws, "both text paths agree|a loaded adapter answers alike|a stopped training|answers do not depend"),
         (Forgets, "a loaded adapter answers alike: a loaded adapter is sure by another"),
         (Holds, r"only its own tensors train: borrowed\.\w+ is a parameter of the backbone"),
         (Remembers, "answers do not depend on the batch: an image by itself is sure by another"),
