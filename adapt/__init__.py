@@ -10,15 +10,15 @@ __version__ = "0.1.0"
 # imported when first used: `adapt --help` answers at once, though torch takes seconds
 _EXPORTS = {
     "AdaptError": "adapt.errors",
-    "AdaptedModel": "adapt.model",
+    "AdaptedModel": "adapt.models.classifier",
     "Backbone": "adapt.backbones.base",
     "fit": "adapt.training.fit",
-    "load": "adapt.adapter",
+    "load": "adapt.loading",
     "load_backbone": "adapt.backbones.load",
-    "split_attention": "adapt.backbones.split",
-    "wrap": "adapt.model",
+    "split_attention": "adapt.backbones.split_attention",
+    "wrap": "adapt.models.wrap",
 }
-_SUBPACKAGES = ("backbones", "bench", "data", "evaluation", "methods", "tasks", "training")
+_SUBPACKAGES = ("backbones", "data", "evaluation", "formats", "methods", "models", "protocols", "testing", "training")
 
 __all__ = [
     "AdaptError",

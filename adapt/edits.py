@@ -52,7 +52,7 @@ class Replace:
     module: nn.Module
 
 
-Weights = Callable[[Tensor, Tensor, Tensor], Tensor]
+AttentionWeights = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Attention:
     """
 
     block: int
-    weights: Weights
+    weights: AttentionWeights
     names_seen: bool = False
 
 

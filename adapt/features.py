@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
 
-from adapt.adapted import Adapted
-from adapt.data.cache import FeatureCache
-from adapt.data.loader import loader
+from adapt.data.decoding.cache import FeatureCache
+from adapt.data.decoding.loader import loader
+from adapt.data.decoding.transform_key import transform_key
 from adapt.data.split import Item
-from adapt.data.transform_key import transform_key
-from adapt.model import AdaptedModel
-
-Progress = Callable[[int, int], None]
+from adapt.models.base import Adapted
+from adapt.models.classifier import AdaptedModel
+from adapt.progress import Progress
 
 
 def keeps_features(model: Adapted[Any], cache: bool) -> TypeGuard[AdaptedModel]:

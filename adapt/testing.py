@@ -6,6 +6,7 @@ import copy
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,15 +16,16 @@ import torch
 from torch import Tensor
 
 from adapt import data
-from adapt.adapted import Adapted
-from adapt.adapter import load
 from adapt.backbones.base import Backbone
 from adapt.backbones.load import load_backbone
 from adapt.data.split import Item
 from adapt.errors import AdaptError
 from adapt.evaluation.evaluate import evaluate
+from adapt.loading import load
 from adapt.methods.base import Method, total
-from adapt.model import AdaptedModel, wrap
+from adapt.models.base import Adapted
+from adapt.models.classifier import AdaptedModel
+from adapt.models.wrap import wrap
 from adapt.training.fit import fit
 
 BACKBONES = {"dual encoder": "mini-clip", "fusion encoder": "mini-vilt", "vision LLM": "mini-clip+mini-lm"}
@@ -60,12 +62,13 @@ class Case:
         """A few bundled images of three classes, or questions about some."""
         if self.backbone.family != "dual encoder":
             whole = data.load("emoji-questions")
-            few = {part: tuple(getattr(whole, part)[:IMAGES]) for part in ("train", "val", "test")}
-            return data.Split("questions", whole.class_names, **few)
+            train, val, test = (part[:IMAGES] for part in (whole.train, whole.val, whole.test))
+            return data.Split("questions", whole.class_names, train, val, test)
         whole = data.load("emoji").few_shot(IMAGES, seed=1)
-        names = whole.class_names[:CLASSES]
-        few = {part: tuple(item for item in getattr(whole, part) if item.label < CLASSES) for part in ("train", "val")}
-        return data.Split("few", names, **few, test=tuple(i for i in whole.test if i.label < CLASSES)[:6])
+        train, val, test = (
+            tuple(item for item in part if item.label < CLASSES) for part in (whole.train, whole.val, whole.test)
+        )
+        return data.Split("few", whole.class_names[:CLASSES], train, val, test[:6])
 
     def new(self, **options: Any) -> Adapted[Any]:
         """A model, always with the same initial values."""
@@ -81,7 +84,7 @@ class Case:
         return model.eval()
 
     def train(self, model: Adapted[Any], **options: Any) -> Any:
-        steps = STEPS if model.method.takes_steps else {}
+        steps: dict[str, Any] = STEPS if model.method.takes_steps else {}
         return fit(model, self.split.train, val_set=self.split.val, progress=False, cache=False, **steps, **options)
 
     def answers(self, model: Adapted[Any], items: Sequence[Item] | None = None) -> tuple[tuple[str, ...], Tensor]:
@@ -178,11 +181,9 @@ def a_stopped_training_goes_on_exactly(case: Case) -> None:
         return losses(*given)
 
     with tempfile.TemporaryDirectory() as folder:
-        stopped.losses = failing  # type: ignore[method-assign]
-        try:
+        stopped.losses = failing  # type: ignore[method-assign, assignment]
+        with suppress(InterruptedError):
             case.train(stopped, out=Path(folder) / "run")
-        except InterruptedError:
-            pass
         resumed = case.new()
         case.train(resumed, out=Path(folder) / "run", resume=True)
     expected = whole.method.state_dict()

@@ -17,8 +17,8 @@ import tiny_backbones
 import torch
 
 from adapt import AdaptError, fit, methods, wrap
-from adapt.adapter import read_tensors
 from adapt.data import Split
+from adapt.formats.adapter import read_tensors
 
 INTERRUPTED = 130
 _SETTINGS = {"epochs": 4, "batch_size": 4, "warmup_epochs": 0, "augment": "none", "workers": 0}

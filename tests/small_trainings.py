@@ -12,10 +12,10 @@ import torch
 
 from adapt import AdaptedModel, fit, methods, wrap
 from adapt.data import Split
+from adapt.training.fitting import Fitting
 from adapt.training.result import Result
 from adapt.training.run import Run
 from adapt.training.settings import TrainSettings
-from adapt.training.training import Training
 
 MakeModel = Callable[..., AdaptedModel]
 Train = Callable[..., Result]
@@ -50,12 +50,12 @@ def train(make_model: MakeModel, tiny_split: Split) -> Train:
 
 
 @pytest.fixture
-def training_of(tiny_split: Split) -> Callable[..., Training]:
+def training_of(tiny_split: Split) -> Callable[..., Fitting]:
     """`training_of(model, **settings)`: what a method's `prepare` is given, with small settings and no directory."""
 
-    def make(model: AdaptedModel, **settings: Any) -> Training:
+    def make(model: AdaptedModel, **settings: Any) -> Fitting:
         chosen = TrainSettings(**SETTINGS | settings)
-        return Training(model, tiny_split.train, tiny_split.val, chosen, 1, None, True, False)
+        return Fitting(model, tiny_split.train, tiny_split.val, chosen, 1, None, True, False)
 
     return make
 

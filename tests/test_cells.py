@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from adapt.cells import guarded, unguarded
 from adapt.data import read_csv
-from adapt.files import write_csv
+from adapt.disk import write_csv
 
 _STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
 

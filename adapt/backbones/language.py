@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from adapt.backbones.base import Backbone, DualEncoder
-from adapt.backbones.load import BUNDLED, bundled, fetching
+from adapt.backbones.sources import BUNDLED, bundled, fetching
 from adapt.backbones.transformers_models import whole
 from adapt.backbones.vision_llm import VisionLLM
 from adapt.errors import AdaptError

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from adapt.backbones.base import Backbone, outside_inference_mode
+from adapt.backbones.sources import BUNDLED, bundled, errors_of_data, fetching, library_errors, reason
 from adapt.errors import AdaptError, nearest
 
 logger = logging.getLogger("adapt")
 
-# what libraries raise that compute with a damaged configuration as it stands
 SPECS = {
     "mini-clip": "the bundled 64-pixel CLIP of emoji (offline)",
     "mini-vilt": "the bundled ViLT that answers questions about emoji (offline)",
@@ -25,17 +25,7 @@ SPECS = {
     "FOLDER": "a folder in open_clip's or transformers' format",
     "VISION+LLM": "a CLIP from above, and a decoder of transformers, e.g. mini-clip+hf:Qwen/Qwen2.5-0.5B",
 }
-COMPACT = "compact.json"  # in folders that lack blocks, see adapt/compact.py
-BUNDLED = ("mini-clip", "mini-lm", "mini-vilt")
-
-
-def bundled(name: str = "mini-clip") -> Path:
-    """The folder of a bundled checkpoint: inside the installed package, or beside it in a source checkout."""
-    package = Path(__file__).resolve().parents[1]
-    for folder in (package / "_checkpoints" / name, package.parent / "checkpoints" / name):
-        if (folder / "tokenizer.json").is_file():
-            return folder
-    raise AdaptError(f"the bundled backbone {name!r} is missing from this installation; reinstall adapt")
+COMPACT = "compact.json"  # in folders that lack blocks, see adapt/formats/compact.py
 
 
 def load_backbone(spec: str, device: str = "cpu", quantize: str | None = None) -> Any:
@@ -129,9 +119,9 @@ def _open_clip_folder(path: Path, name: str | None, tensors: bool) -> Backbone:
         with _without_notes(), no_questions():
             model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{path}", **how)
             tokenizer = open_clip.get_tokenizer(f"local-dir:{path}", **_tokenizer_options(text))
-    except (*_library_errors(), *_of_its_data()) as error:
+    except (*library_errors(), *errors_of_data()) as error:
         raise needs_code(error, path) or AdaptError(
-            f"{path} cannot be loaded with open_clip: {_reason(error)}; fetch the folder again"
+            f"{path} cannot be loaded with open_clip: {reason(error)}; fetch the folder again"
         ) from error
     return openclip.build(model.eval(), tokenizer, preprocess, name, config)
 
@@ -180,7 +170,7 @@ def _open_clip(spec: str, name: str) -> Backbone:
     except (RuntimeError, OSError, ValueError) as error:
         raise needs_code(error, architecture) or AdaptError(
             f"the weights {pretrained!r} of {architecture} are not on this machine and cannot be fetched, or are "
-            f"damaged: {_reason(error)}. Connect it, or give a file as open_clip:{architecture}/FILE, or a local folder"
+            f"damaged: {reason(error)}. Connect it, or give a file as open_clip:{architecture}/FILE, or a local folder"
         ) from error
     _warn_of_activation(architecture, pretrained, bool(config.get("quick_gelu")))
     return openclip.build(model.eval(), tokenizer, preprocess, name, config)
@@ -203,28 +193,6 @@ def _warn_of_activation(architecture: str, pretrained: str, quick: bool) -> None
     )  # fmt: skip
 
 
-def _of_its_data() -> tuple[type[Exception], ...]:
-    """What libraries raise where a configuration makes no sense to them."""
-    from huggingface_hub.errors import StrictDataclassError
-
-    return TypeError, LookupError, AttributeError, ArithmeticError, ImportError, StrictDataclassError
-
-
-def _library_errors() -> tuple[type[Exception], ...]:
-    """What libraries raise where files are missing or damaged."""
-    from safetensors import SafetensorError
-
-    return SafetensorError, RuntimeError, OSError, ValueError, AssertionError
-
-
-def _reason(error: Exception) -> str:
-    """The first line of what a library says, with the next one where it announces that."""
-    lines = str(error).strip().splitlines() or [""]
-    said = " ".join(line.strip() for line in lines[: 2 if lines[0].endswith(":") else 1]).rstrip(".")
-    named = isinstance(error, RuntimeError | OSError | ValueError) and said
-    return said if named else f"{type(error).__name__} {said}".rstrip()
-
-
 def _closest(word: str, choices: list[str]) -> str:
     import difflib
 
@@ -238,25 +206,6 @@ def _transformers(source: str, name: str | None, tensors: bool = True) -> Backbo
     with fetching(source):
         model, processor = transformers_models.fetch(source, tensors)
     return transformers_models.build(model.eval(), processor, name)
-
-
-@contextmanager
-def fetching(source: str) -> Iterator[None]:
-    """AdaptError where transformers cannot load `source` inside, or would have to run code that comes with it."""
-    from adapt.backbones.foreign_code import check_source, needs_code, no_questions
-
-    check_source(source)
-    try:
-        with no_questions():
-            yield
-    except _library_errors() as error:
-        raise needs_code(error, source) or AdaptError(
-            f"cannot load {source!r} with transformers: {_reason(error)}. Connect this machine, or give a local folder"
-        ) from error
-    except _of_its_data() as error:
-        raise AdaptError(
-            f"{source!r} is damaged, transformers cannot load it: {_reason(error)}. Fetch it again"
-        ) from error
 
 
 @contextmanager

@@ -16,12 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adapt.backbones.base import Backbone
-from adapt.backbones.split import SplitAttention
+from adapt.backbones.split_attention import SplitAttention
 from adapt.backbones.tower import Block, Projection, Site
 from adapt.errors import AdaptError, nearest
 
-Kind = Literal["nf4", "int8"]
-KINDS: tuple[Kind, ...] = ("nf4", "int8")
+Quantization = Literal["nf4", "int8"]
+KINDS: tuple[Quantization, ...] = ("nf4", "int8")
 _BLOCK = 64  # values that share a scale in nf4
 B = TypeVar("B", bound=Backbone)
 
@@ -98,7 +98,7 @@ def _nf4(linear: nn.Linear) -> nn.Module:
 class _Pickled(nn.Module):
     """Its class is made when bitsandbytes is first needed, so pickle finds it by its kind, not by its name."""
 
-    kind: ClassVar[Kind]
+    kind: ClassVar[Quantization]
     of_weight: ClassVar[type[Any]]
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -113,7 +113,7 @@ class _Pickled(nn.Module):
             self._parameters["weight"] = again
 
 
-def _empty(kind: Kind) -> Any:
+def _empty(kind: Quantization) -> Any:
     made: Any = _CLASSES[kind]()
     return object.__new__(made)
 
@@ -185,7 +185,7 @@ def _finished(made: Any, linear: nn.Linear) -> Any:
     return made.to(linear.weight.device).eval()  # moving is what quantises
 
 
-_CLASSES: dict[Kind, Callable[[], type[Any]]] = {"nf4": _nf4_linear, "int8": _int8_linear}
+_CLASSES: dict[Quantization, Callable[[], type[Any]]] = {"nf4": _nf4_linear, "int8": _int8_linear}
 _MAKERS: dict[str, Callable[[nn.Linear], nn.Module]] = {"nf4": _nf4, "int8": _int8}
 
 

@@ -28,16 +28,15 @@ _COMMANDS = {
     "report": ("protocols", "Write an HTML page about runs: tables, curves, confusions, errors."),
     "predict": ("predict", "Classify images or folders of images."),
     "chat": ("chat", "Ask questions about an image."),
-    "inspect": ("files", "Show what an adapter holds, and the words nearest to its learned tokens."),
-    "merge": ("files", "Fold a LoRA adapter into a standalone checkpoint."),
-    "export": ("files", "Write an adapter with its backbone, without the blocks that it skips."),
-    "convert": ("files", "Import a published checkpoint, or export LoRA to peft's layout."),
+    "inspect": ("formats", "Show what an adapter holds, and the words nearest to its learned tokens."),
+    "merge": ("formats", "Fold a LoRA adapter into a standalone checkpoint."),
+    "export": ("formats", "Write an adapter with its backbone, without the blocks that it skips."),
+    "convert": ("formats", "Import a published checkpoint, or export LoRA to peft's layout."),
     "data": ("data", "List, check and look at data sets."),
     "cache": ("cache", "Show or clear the image features kept on disk."),
     "recipes": ("recipes", "List the recipes, or show one."),
     "methods": ("lists", "List the methods and their settings."),
     "backbones": ("lists", "List the forms of backbone names."),
-    "bench": ("bench", "Measure what the README quotes."),
 }
 
 

@@ -18,7 +18,7 @@ def cache(clear: bool) -> None:
     from adapt.cli.quiet import quiet_libraries
 
     with quiet_libraries():
-        from adapt.data.cache import FeatureCache
+        from adapt.data.decoding.cache import FeatureCache
         from adapt.engine.memory import readable_bytes
 
         store = FeatureCache()

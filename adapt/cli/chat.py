@@ -40,10 +40,10 @@ def chat(
     from adapt.cli.quiet import quiet_libraries
 
     with quiet_libraries():
-        from adapt.adapter import load
         from adapt.backbones.load import load_backbone
-        from adapt.data.images import open_image
-        from adapt.speaking import SpeakingModel
+        from adapt.data.decoding.images import open_image
+        from adapt.loading import load
+        from adapt.models.speaking import SpeakingModel
 
         picture = open_image(image)
         model = load(adapter, load_backbone(backbone, device) if backbone else None, device=device)

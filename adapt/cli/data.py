@@ -13,7 +13,7 @@ from adapt.errors import AdaptError
 from adapt.shown import shown
 
 if TYPE_CHECKING:
-    from adapt.data.published import Published
+    from adapt.data.readers.published import Published
     from adapt.data.split import Split
 
 
@@ -33,7 +33,8 @@ def data() -> None:
 @data.command("list")
 def list_sets() -> None:
     """List the data that is known by name: the papers' data sets, and where their files go."""
-    from adapt.data import bundled, published, torchvision_sets
+    from adapt.data.emoji import bundled
+    from adapt.data.readers import published, torchvision_sets
 
     click.echo(f"{'name':16} {'classes':>7} {'train':>9} {'val':>6} {'test':>6}  files under ROOT")
     for name, each in published.sets().items():
@@ -62,10 +63,9 @@ def check(source: str, folder: str | None, root: str | None) -> None:
 
     Nothing is downloaded. Problems are printed one a line, and the exit code is 2 then.
     """
-    from adapt.data import published
     from adapt.data.check import broken_images
-    from adapt.data.readers import load
-    from adapt.training.progress import counting_bar
+    from adapt.data.readers import load, published
+    from adapt.progress import counting_bar
 
     entry = published.find(source)
     split = load(source, _root(folder, root))
@@ -121,8 +121,8 @@ def show(
     """
     from adapt.data.contact_sheet import contact_sheet
     from adapt.data.readers import load
-    from adapt.files import replacing
-    from adapt.training.progress import counting_bar
+    from adapt.disk import replacing
+    from adapt.progress import counting_bar
 
     split = load(source, _root(folder, root), names)
     items = getattr(split, part) if part else split.train or split.test

@@ -11,8 +11,8 @@ from adapt.cli import options as common
 from adapt.errors import AdaptError
 
 if TYPE_CHECKING:
-    from adapt.adapted import Adapted
     from adapt.data.split import Split
+    from adapt.models.base import Adapted
 
 
 @click.command("eval")
@@ -54,8 +54,8 @@ def evaluate_adapter(
 
     split = load_data(data, root, names)
     with quiet_libraries():
-        from adapt.adapter import load
         from adapt.backbones.load import load_backbone
+        from adapt.loading import load
 
         given = load_backbone(backbone, device) if backbone else None
         model = load(adapter, given, split.class_names if data_classes else None, device=device)
@@ -106,7 +106,7 @@ def zeroshot(
     with quiet_libraries():
         from adapt.backbones.load import load_backbone
         from adapt.methods.zero_shot import ZeroShot
-        from adapt.model import wrap
+        from adapt.models.wrap import wrap
 
         model = wrap(load_backbone(backbone, device), ZeroShot(templates or split.template), split.class_names)
         _print(model, split, part, as_json, cache)

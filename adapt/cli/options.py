@@ -11,7 +11,7 @@ from adapt.errors import AdaptError
 
 if TYPE_CHECKING:
     from adapt.recipe import Recipe
-    from adapt.recipe_file import Override
+    from adapt.recipe.file import Override
 
 Command = Callable[..., None]
 Options = dict[str, Any]
@@ -114,7 +114,7 @@ def _as_overrides(options: Options, overrides: tuple[str, ...]) -> list[tuple[st
 
 
 def _check_agreement(name: str, key: str, value: Any, overrides: tuple[str, ...]) -> None:
-    from adapt.recipe_file import set_key
+    from adapt.recipe.file import set_key
 
     raw: Any = {}
     for override in overrides:

@@ -14,13 +14,13 @@ import click
 from adapt import plain
 from adapt.cells import guarded
 from adapt.cli import options as common
-from adapt.data.folder import IMAGE_SUFFIXES, images_in
-from adapt.data.lines import read_lines
+from adapt.data.readers.folder import IMAGE_SUFFIXES, images_in
+from adapt.data.readers.lines import read_lines
 from adapt.errors import AdaptError
 from adapt.shown import shown, unseen
 
 if TYPE_CHECKING:
-    from adapt.prediction import Prediction
+    from adapt.models.prediction import Prediction
 
 
 @click.command()
@@ -68,8 +68,8 @@ def predict(
     files = list(_files(images))
     names = _class_names(classes)
     with quiet_libraries():
-        from adapt.adapter import load
         from adapt.backbones.load import load_backbone
+        from adapt.loading import load
 
         model = load(adapter, load_backbone(backbone, device) if backbone else None, names, device=device)
         readable: list[Path] = []
@@ -120,7 +120,7 @@ def _is_file(text: str) -> bool:
 
 def _readable(files: list[Path], read: list[Path]) -> Iterator[Any]:
     """Decoded images; `read` gets the path of each, and what cannot be read is reported."""
-    from adapt.data.images import open_image
+    from adapt.data.decoding.images import open_image
 
     for file in files:
         try:

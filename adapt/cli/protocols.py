@@ -11,8 +11,8 @@ from adapt.cli import options as common
 from adapt.errors import AdaptError
 
 if TYPE_CHECKING:
-    from adapt.evaluation.protocols import Protocol
-    from adapt.evaluation.runs import Target
+    from adapt.protocols.protocol import Protocol
+    from adapt.protocols.runs import Target
 
 _common = common.together(
     click.argument("recipe"),
@@ -50,7 +50,7 @@ def few_shot(recipe: str, shots: str, seeds: str, overrides: tuple[str, ...], **
     OUT gets a run directory for each number of shots and seed, few_shot.json and few_shot.csv. Runs that are there are
     not repeated, and an interrupted one goes on: give the same command again.
     """
-    from adapt.evaluation import protocols
+    from adapt.protocols import protocol as protocols
 
     where = _where(options)
     chosen = common.read(recipe, overrides, options, "few_shot")
@@ -71,7 +71,7 @@ def base_to_new(recipe: str, seeds: str, overrides: tuple[str, ...], **options: 
     OUT gets a run directory for each seed, base_to_new.json and base_to_new.csv. Runs that are there are not repeated,
     and an interrupted one goes on: give the same command again.
     """
-    from adapt.evaluation import protocols
+    from adapt.protocols import protocol as protocols
 
     where = _where(options)
     chosen = common.read(recipe, overrides, options, "base_to_new")
@@ -121,7 +121,7 @@ def domain_generalisation(
 def _transfer(
     name: str, recipe: str, overrides: tuple[str, ...], seeds: str, targets: tuple[str, ...], options: common.Options
 ) -> None:
-    from adapt.evaluation import protocols
+    from adapt.protocols import protocol as protocols
 
     where = _where(options)
     root = options.pop("root")
@@ -140,8 +140,8 @@ def _where(options: common.Options) -> dict[str, Any]:
 
 def _target(spec: str, root: str | None) -> Target:
     """Data called by the end of its path; `root` is for what has its images elsewhere."""
-    from adapt.evaluation.published import data_set
-    from adapt.evaluation.runs import Target
+    from adapt.protocols.papers import data_set
+    from adapt.protocols.runs import Target
     from adapt.recipe import DataSection
 
     section = DataSection(source=spec, root=root if _needs_root(spec) else None, shots=None)
@@ -151,7 +151,7 @@ def _target(spec: str, root: str | None) -> Target:
 
 def _needs_root(spec: str) -> bool:
     """Whether the data `spec` has its images elsewhere."""
-    from adapt.evaluation.published import data_set
+    from adapt.protocols.papers import data_set
 
     return data_set(spec) == spec or spec.startswith("torchvision:") or spec.endswith((".csv", ".json", ".json.gz"))
 
@@ -169,9 +169,9 @@ def _run(protocol: Protocol, out: Path, jobs: int, engine: Any, address: str | N
     if address is not None and engine != "ray":
         raise AdaptError("--address is of a Ray cluster: add --engine ray")
     with quiet_libraries():
-        from adapt.evaluation.engines import Engine
-        from adapt.evaluation.run_protocol import run_protocol
-        from adapt.evaluation.tables import as_text, table
+        from adapt.protocols.engines import Engine
+        from adapt.protocols.run_protocol import run_protocol
+        from adapt.protocols.tables import as_text, table
 
         try:
             where = Engine(engine, jobs, address)
@@ -195,7 +195,7 @@ def table(results: tuple[Path, ...], form: str, published: bool) -> None:
 
     Published figures carry where they come from: F an official file, A the abstract, S a secondary source, R recalled.
     """
-    from adapt.evaluation import tables
+    from adapt.protocols import tables
 
     found = [each for path in results for each in tables.read_results(path)]
     click.echo(tables.FORMATS[form](tables.table(found, published)))
@@ -216,8 +216,8 @@ def report(runs: tuple[Path, ...], out: Path) -> None:
     from adapt.cli.plotting import check_matplotlib
 
     check_matplotlib("a report")
-    from adapt.evaluation.report import report as page
-    from adapt.files import write_text
+    from adapt.disk import write_text
+    from adapt.protocols.report import report as page
 
     write_text(out, page(runs))
     click.echo(f"written to {out} ({out.stat().st_size / 1024:.0f} KB)")

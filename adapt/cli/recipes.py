@@ -14,8 +14,8 @@ from adapt.cli import options as common
 from adapt.shown import shown
 
 if TYPE_CHECKING:
-    from adapt.recipe_file import RecipeFile
-    from adapt.recipe_names import Found
+    from adapt.recipe.file import RecipeFile
+    from adapt.recipe.shipped import Located
 
 # recipes that a command of their own takes; `adapt train` takes all
 _PROTOCOLS = ("base_to_new", "cross_dataset", "domain_generalisation")
@@ -34,8 +34,8 @@ def recipes(name: str | None, data: str | None, as_json: bool) -> None:
       adapt recipes coop
       adapt recipes coop --data eurosat
     """
-    from adapt.recipe_file import read_file
-    from adapt.recipe_names import find_recipe, of_method, recipe_of, shipped
+    from adapt.recipe.file import read_file
+    from adapt.recipe.shipped import find_recipe, of_method, recipe_of, shipped
 
     if name is None or (of_method(name) and recipe_of(name) is None):
         _list(shipped() if name is None else of_method(name), as_json)
@@ -47,8 +47,8 @@ def recipes(name: str | None, data: str | None, as_json: bool) -> None:
 
 
 def _list(names: Iterable[str], as_json: bool) -> None:
-    from adapt.recipe_file import read_file
-    from adapt.recipe_names import shipped
+    from adapt.recipe.file import read_file
+    from adapt.recipe.shipped import shipped
 
     titles = {name: read_file(shipped()[name], name).title for name in names}
     if as_json:
@@ -58,10 +58,10 @@ def _list(names: Iterable[str], as_json: bool) -> None:
         click.echo("\nOne of them: adapt recipes NAME --data DATA")
 
 
-def _described(found: Found, file: RecipeFile, data: str | None) -> dict[str, Any]:
+def _described(found: Located, file: RecipeFile, data: str | None) -> dict[str, Any]:
     """What there is to say of a recipe; with `data` as it is there, otherwise as the file has it."""
     from adapt.recipe import read_recipe
-    from adapt.recipe_names import of_method
+    from adapt.recipe.shipped import of_method
 
     described: dict[str, Any] = {"name": found.name, "title": file.title, "comment": file.comment}
     described["command"] = _command(found, file, data)
@@ -72,9 +72,9 @@ def _described(found: Found, file: RecipeFile, data: str | None) -> dict[str, An
     return described | {"settings": resolved, "on": {}, "expected": file.expected_on(data)}
 
 
-def _command(found: Found, file: RecipeFile, data: str | None) -> str:
+def _command(found: Located, file: RecipeFile, data: str | None) -> str:
     """The command that takes the recipe; its own data are not repeated."""
-    from adapt.recipe_names import short
+    from adapt.recipe.shipped import short
 
     protocol = found.path.stem if found.path.stem in _PROTOCOLS else None
     recipe = short(found.name, protocol)

@@ -88,9 +88,9 @@ def train(
         result.plot(out / "curves.png")
         if (out / "search.json").is_file():
             from adapt.evaluation import stored
-            from adapt.training.search import plot_search
+            from adapt.methods.das.search import Found, plot_search
 
-            plot_search(stored.read(out / "search.json", stored.Found, "search of blocks"), out / "search.png")
+            plot_search(Found(**stored.read(out / "search.json", Found, "search")), out / "search.png")
     if result.adapter is not None:
         click.echo(f"adapter    {result.adapter} ({result.metrics['adapter_bytes'] / 1024:.1f} KB)")
 

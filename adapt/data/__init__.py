@@ -8,13 +8,11 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-# At once, because it shares its module's name: a later import of the module would put the module in its place.
-from adapt.data.loader import loader
-
 if TYPE_CHECKING:
-    from adapt.data.cache import FeatureCache
-    from adapt.data.images import open_image
-    from adapt.data.loader import ImageSet
+    from adapt.data.decoding.cache import FeatureCache
+    from adapt.data.decoding.image_set import ImageSet
+    from adapt.data.decoding.images import open_image
+    from adapt.data.decoding.loader import loader
     from adapt.data.readers import (
         load,
         read_csv,
@@ -45,12 +43,13 @@ __all__ = [
 ]
 
 _MODULES = {
-    "FeatureCache": "cache",
-    "ImageSet": "loader",
+    "FeatureCache": "decoding.cache",
+    "ImageSet": "decoding.image_set",
     "Item": "split",
     "Split": "split",
     "load": "readers",
-    "open_image": "images",
+    "loader": "decoding.loader",
+    "open_image": "decoding.images",
     "read_csv": "readers",
     "read_folder": "readers",
     "read_hugging_face": "readers",

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import Literal, get_args
 
-from adapt.data.images import check_image
+from adapt.data.decoding.images import check_image
 from adapt.data.split import Item, Split
 from adapt.errors import AdaptError, nearest
+from adapt.progress import Progress
 
 Broken = Literal["refuse", "skip"]
-Progress = Callable[[int, int], None]
 
 logger = logging.getLogger("adapt")
 _BATCH = 32
@@ -76,7 +76,7 @@ def _problems(paths: list[str]) -> Iterator[str]:
     import torch
     from torch.utils.data import DataLoader
 
-    from adapt.data.batches import processors
+    from adapt.data.decoding.decoded import processors
 
     batches: DataLoader[str] = DataLoader(
         _Problems(paths),  # type: ignore[arg-type]  # a map-style dataset by its methods

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from adapt.data.images import open_image
+from adapt.data.decoding.images import open_image
 from adapt.data.split import Item
 from adapt.errors import AdaptError
+from adapt.progress import Progress
 
 _SIDE, _SMALL_SIDE, _MANY = 96, 64, 100  # pixels of an image; smaller above so many classes
 _GAP, _MARGIN, _CAPTION = 2, 18, 17
 _FONT_SIZE = 12
 _SHAPE = 1.4  # width over height, about
 _PAPER, _INK, _BLANK, _MISSING = "white", "black", "#eeeeee", "#cc3333"
-
-Progress = Callable[[int, int], None]
 
 
 def contact_sheet(

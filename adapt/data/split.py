@@ -10,7 +10,6 @@ from itertools import chain
 from typing import Literal
 
 from adapt.data.few_shot import Sampling, pick
-from adapt.data.files import read_bytes
 from adapt.errors import AdaptError
 from adapt.shown import unseen
 
@@ -19,7 +18,7 @@ Classes = Literal["all", "base", "new"]
 
 @dataclass(frozen=True)
 class Item:
-    """One labelled image. `path` is of `adapt.data.files`'s forms; `domain` is "" where there are none.
+    """One labelled image. `path` is of `adapt.data.decoding.files`'s forms; `domain` is "" where there are none.
 
     With a `question` about the image, the class name is the answer, and the label the answer's number.
     """
@@ -29,10 +28,6 @@ class Item:
     class_name: str
     domain: str = ""
     question: str = ""
-
-    def read(self) -> bytes:
-        """The file's bytes. Raises AdaptError, naming the file, when it cannot be read."""
-        return read_bytes(self.path)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from adapt.backbones.split import attend
+from adapt.backbones.split_attention import attend
 from adapt.backbones.tower import NORMS, Block, Site, Tower, check_parts
 from adapt.backbones.turns import alone
 from adapt.edits import Edit, Parallel
@@ -28,19 +28,19 @@ from adapt.engine.plan import Plan, plan
 from adapt.prompts import Prompt
 
 Linear = Callable[[Tensor], Tensor]
-Result = TypeVar("Result")
+Computed = TypeVar("Computed")
 
 
 @torch.compiler.disable  # a compiled forward would keep the edits of the call that it was traced in
 def run(
     model: nn.Module,
     changes: Sequence[tuple[Tower, Sequence[Edit]]],
-    compute: Callable[[], Result],
+    compute: Callable[[], Computed],
     *,
     prompts: Sequence[Prompt] = (),
     checkpointing: bool = False,
     merge: bool = False,
-) -> Result:
+) -> Computed:
     """What `compute()` gives while the library's forward of `model` computes what edits ask of towers.
 
     `prompts` say where learned tokens stand in each row of text; `checkpointing` recomputes every block of these towers

@@ -18,7 +18,7 @@ from adapt.backbones.stand_in import StandIn
 from adapt.edits import Edit
 
 
-class Inputs:
+class Values:
     """A detached copy of values, such as a list of edits, that later ones are compared with."""
 
     def __init__(self, values: Any) -> None:

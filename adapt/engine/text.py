@@ -21,11 +21,11 @@ from adapt.backbones.tokenizer import pad_rows
 from adapt.backbones.tower import Block, TextParts, Tower, check_parts
 from adapt.edits import Bypass, Edit, Parallel, Tokens
 from adapt.engine.attention import prefix_suffix_attention
+from adapt.engine.budget import classes_within, in_parts
 from adapt.engine.frozen import frozen
 from adapt.engine.hooks import Linear, run
 from adapt.engine.memory import free_bytes
 from adapt.engine.packing import Packing, pack
-from adapt.engine.parts import classes_within, in_parts
 from adapt.engine.plan import Plan, plan
 from adapt.prompts import Prompt, shared_prefix
 

@@ -9,14 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adapt.adapted import Adapted, evaluating
-from adapt.data.loader import loader
+from adapt.data.decoding.loader import loader
 from adapt.data.split import Item
 from adapt.errors import AdaptError
 from adapt.evaluation.scores import Scores
-from adapt.features import Progress, image_features, keeps_features
-from adapt.model import AdaptedModel
-from adapt.tasks import classes
+from adapt.features import image_features, keeps_features
+from adapt.models.base import Adapted, evaluating
+from adapt.models.classifier import AdaptedModel
+from adapt.models.prediction import decided
+from adapt.progress import Progress
 
 Decided = tuple[list[str], list[float]]  # what a model says of a batch, and how sure it is
 
@@ -40,14 +41,14 @@ def evaluate(
     """
     check_labels(model, items)
     if keeps_features(model, cache):
-        decided = list(_from_features(model, items, workers, progress))
+        found = list(_from_features(model, items, workers, progress))
     else:
-        decided = list(_decoded(model, items, workers, progress))
+        found = list(_decoded(model, items, workers, progress))
     return Scores(
         paths=tuple(item.path for item in items),
         actual=tuple(item.class_name for item in items),
-        predicted=tuple(answer for answers, _ in decided for answer in answers),
-        confidence=tuple(value for _, values in decided for value in values),
+        predicted=tuple(answer for answers, _ in found for answer in answers),
+        confidence=tuple(value for _, values in found for value in values),
         questions=tuple(item.question for item in items if item.question),
     )
 
@@ -60,12 +61,12 @@ def _from_features(
     size = FEATURES_PER_IMAGE if method.per_image or method.views else FEATURES
     views: Iterable[Tensor | None] = repeat(None)
     if method.views:
-        found = image_features(model, items, workers=workers, views=method.views, progress=progress)
-        views = found.to(device).split(size)
+        of_views = image_features(model, items, workers=workers, views=method.views, progress=progress)
+        views = of_views.to(device).split(size)
     for part, its_views in zip(features.split(size), views):
         with evaluating(model):
-            decided = classes.decided(model.logits(part, its_views), model.class_names)
-        yield decided
+            found = decided(model.logits(part, its_views), model.class_names)
+        yield found
 
 
 def _decoded(model: Adapted[Any], items: Sequence[Item], workers: int, progress: Progress | None) -> Iterator[Decided]:
@@ -73,8 +74,8 @@ def _decoded(model: Adapted[Any], items: Sequence[Item], workers: int, progress:
     done = 0
     for inputs, labels in loader(items, transform, BATCH_SIZE, train=False, workers=workers):
         with evaluating(model):  # for a batch at a time, so that other threads' calls come in between
-            decided = model.decide(inputs)
-        yield decided
+            found = model.decide(inputs)
+        yield found
         done += len(labels)
         if progress is not None:
             progress(done, len(items))

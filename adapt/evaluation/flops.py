@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from adapt.adapted import Adapted
-from adapt.model import AdaptedModel
+from adapt.models.base import Adapted
+from adapt.models.classifier import AdaptedModel
 
 QUESTION = "what is in the picture?"  # of a few words, where the model answers questions
 

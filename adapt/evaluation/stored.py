@@ -77,7 +77,7 @@ class _Summary(_Stored):
     zero_shot: dict[str, float]
 
 
-class Results(_Stored):
+class ProtocolResults(_Stored):
     """What a protocol found."""
 
     protocol: str
@@ -86,26 +86,11 @@ class Results(_Stored):
     summary: list[_Summary] = Field(min_length=1)
 
     @model_validator(mode="after")
-    def _of_curves(self) -> Results:
+    def _of_curves(self) -> ProtocolResults:
         figures = [each for group in self.summary for each in (group.mean, group.std, group.zero_shot)]
         if self.protocol == "few_shot" and not all("test" in each for each in figures):
             raise ValueError("a curve has figures called test for each number of shots")
         return self
-
-
-class _Update(_Stored):
-    step: int
-    gates: list[float]
-
-
-class Found(_Stored):
-    """search.json of a run."""
-
-    chosen: list[str]
-    kept_flops: float
-    blocks: list[str]
-    trace: list[_Update]
-    seconds: float
 
 
 Targets = dict[str, _Target]  # targets.json of a run

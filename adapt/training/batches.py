@@ -8,13 +8,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from adapt.adapted import Adapted
-from adapt.data.epochs import Epochs
-from adapt.data.loader import loader
+from adapt.data.decoding.epochs import Epochs
+from adapt.data.decoding.loader import loader
 from adapt.data.split import Item
 from adapt.errors import AdaptError
-from adapt.features import Progress, image_features, keeps_features, labels_of
+from adapt.features import image_features, keeps_features, labels_of
 from adapt.methods.base import Encoded
+from adapt.models.base import Adapted
+from adapt.progress import Progress
 from adapt.training.settings import TrainSettings
 
 

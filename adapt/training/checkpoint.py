@@ -12,10 +12,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from adapt import plain, tensor_file
-from adapt.adapter import load_tensors, read_tensors
+from adapt import plain
+from adapt.disk import replacing
 from adapt.errors import AdaptError
-from adapt.files import replacing
+from adapt.formats import tensor_file
+from adapt.formats.adapter import load_tensors, read_tensors
 from adapt.methods.base import Method
 from adapt.shown import shown
 

@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 
-from adapt.adapted import Adapted
+from adapt.engine.budget import activation_bytes
 from adapt.engine.memory import free_bytes, readable_bytes
-from adapt.engine.parts import activation_bytes
 from adapt.engine.watching import watched
 from adapt.errors import AdaptError
-from adapt.model import AdaptedModel
+from adapt.models.base import Adapted
+from adapt.models.classifier import AdaptedModel
 from adapt.training.batches import Batches, FeatureBatches
 from adapt.training.settings import TrainSettings
 

@@ -13,20 +13,21 @@ import torch
 import yaml
 from pydantic import ValidationError
 
-from adapt.adapted import Adapted
 from adapt.data.split import Item, items_id
+from adapt.disk import write_csv
 from adapt.errors import AdaptError
 from adapt.evaluation.evaluate import check_labels, evaluate
-from adapt.files import write_csv
 from adapt.methods.zero_shot import ZeroShot
-from adapt.model import AdaptedModel, wrap
+from adapt.models.base import Adapted
+from adapt.models.classifier import AdaptedModel
+from adapt.models.wrap import wrap
+from adapt.progress import counting_bar, training_bar
 from adapt.training.estimate import check_memory
+from adapt.training.fitting import Fitting
 from adapt.training.loop import Trainer
-from adapt.training.progress import counting_bar, training_bar
 from adapt.training.result import Result
 from adapt.training.run import Run
 from adapt.training.settings import TrainSettings
-from adapt.training.training import Training
 from adapt.validation import explain
 
 logger = logging.getLogger("adapt")
@@ -68,7 +69,7 @@ def fit(
             run.images = items_id(train_set)
             if isinstance(model, AdaptedModel):
                 model.text_memory = run.text_memory(model.text_memory)
-        training = Training(model, train_set, val_set, chosen, seed, run, cache, progress)
+        training = Fitting(model, train_set, val_set, chosen, seed, run, cache, progress)
         return _fit(training, test_set, template, recipe)
 
 
@@ -104,7 +105,7 @@ def _directory(
     return Run(out, yaml.safe_dump(origin, sort_keys=False), resume)
 
 
-def _fit(training: Training, test_set: Sequence[Item], template: str, recipe: dict[str, Any] | None) -> Result:
+def _fit(training: Fitting, test_set: Sequence[Item], template: str, recipe: dict[str, Any] | None) -> Result:
     model, run, seed = training.model, training.run, training.seed
     metrics: dict[str, Any] = {"method": model.method.name, "backbone": model.backbone.name, "seed": seed}
     if test_set and model.has_baseline:
@@ -184,7 +185,7 @@ def _check_vision(model: Adapted[Any], settings: TrainSettings) -> None:
         )
 
 
-def _zero_shot(training: Training, test_set: Sequence[Item], template: str) -> dict[str, Any]:
+def _zero_shot(training: Fitting, test_set: Sequence[Item], template: str) -> dict[str, Any]:
     """The backbone by itself: by hand-written prompts, by its own head, or as a language model that sees no image."""
     model, options = training.model, dict[str, Any]()
     if isinstance(model, AdaptedModel):
@@ -195,7 +196,7 @@ def _zero_shot(training: Training, test_set: Sequence[Item], template: str) -> d
     return scores.figures() | ({"template": template} if options else {})
 
 
-def _train(training: Training) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def _train(training: Fitting) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """The history of steps, and what training adds to the metrics."""
     method = training.model.method
     if training.chosen is None:
@@ -208,7 +209,7 @@ def _train(training: Training) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     return history, training.noted | figures
 
 
-def _steps(training: Training) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def _steps(training: Fitting) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     model, run, settings = training.model, training.run, training.settings
     needed = check_memory(model, training.batches, settings)
     history: list[dict[str, Any]] = []

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from adapt.adapted import Adapted
 from adapt.errors import AdaptError
 from adapt.methods.base import Terms, total
+from adapt.models.base import Adapted
 from adapt.training import checkpoint
 from adapt.training.average import RunningAverage
 from adapt.training.batches import Batches
@@ -33,14 +33,14 @@ _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
-class Plan:
+class Length:
     """How long training takes: optimiser steps in all, and the epochs that they fill."""
 
     steps: int
     epochs: int
 
     @classmethod
-    def of(cls, settings: TrainSettings, batches: int) -> Plan:
+    def of(cls, settings: TrainSettings, batches: int) -> Length:
         an_epoch = -(-batches // settings.accumulate)
         steps = settings.iterations or an_epoch * settings.epochs  # type: ignore[operator]
         return cls(steps, -(-steps // an_epoch))
@@ -62,7 +62,7 @@ class Trainer:
         loss: Loss | None = None,
     ) -> None:
         self.model, self.batches, self.settings, self.run, self.loss = model, batches, settings, run, loss
-        self.plan = Plan.of(settings, len(batches))
+        self.plan = Length.of(settings, len(batches))
         self.optimizer = make_optimizer(model, settings, parameters)
         self.scaler = torch.amp.GradScaler(model.backbone.device.type, enabled=settings.precision == "fp16")
         self.average = RunningAverage(model.method, settings.average, self.plan.epochs) if settings.average else None

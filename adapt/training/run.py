@@ -11,9 +11,9 @@ from typing import Any, Self
 from filelock import FileLock, Timeout
 
 from adapt import plain
-from adapt.adapter import versions
+from adapt.disk import write_text
 from adapt.errors import AdaptError
-from adapt.files import write_text
+from adapt.formats.adapter import versions
 from adapt.shown import brief
 
 

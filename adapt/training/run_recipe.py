@@ -11,15 +11,15 @@ from typing import Any
 import torch
 
 from adapt import methods
-from adapt.adapted import Adapted
 from adapt.backbones.load import load_backbone
 from adapt.data.check import without_broken
 from adapt.data.split import Split
 from adapt.errors import AdaptError
-from adapt.model import wrap
+from adapt.models.base import Adapted
+from adapt.models.wrap import wrap
+from adapt.progress import counting_bar
 from adapt.recipe import Recipe
 from adapt.training.fit import fit
-from adapt.training.progress import counting_bar
 from adapt.training.result import Result
 from adapt.training.run import Run
 

@@ -33,8 +33,7 @@ Made = tuple[Any, Any, tuple[str, ...]]  # backbone, method, class names
 def _classifiers() -> dict[str, tuple[str, dict[str, Any], str]]:
     """Methods with their settings and kinds of backbones, by the names of the files."""
     every = {
-        case.replace("/", "_").replace("+", "_"): (case.partition("/")[0], cases.CONFIGS.get(case, {}))
-        for case in cases.ALL
+        case.replace("/", "_").replace("+", "_"): (case.partition("/")[0], cases.config(case)) for case in cases.ALL
     }
     more: dict[str, tuple[str, dict[str, Any], str]] = {
         "coop_specific_hf": ("coop", {"n_ctx": 2, "class_specific": True, "class_position": "middle"}, "hf_clip"),

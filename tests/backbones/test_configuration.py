@@ -16,8 +16,9 @@ import torch
 from torch import nn
 
 import adapt
-from adapt import AdaptError, Backbone, tensor_file
+from adapt import AdaptError, Backbone
 from adapt.backbones import configuration, fingerprint
+from adapt.formats import tensor_file
 
 
 def _activation(model: Any) -> None:

@@ -13,8 +13,9 @@ import tiny_backbones
 import tiny_llms
 
 import adapt
-from adapt import AdaptError, Backbone, compact, tensor_file
+from adapt import AdaptError, Backbone
 from adapt.backbones.foreign_code import check_configuration
+from adapt.formats import compact, tensor_file
 
 MARKER = "ran"
 Planted = Callable[[Path], Path]

@@ -15,8 +15,8 @@ from torch import Tensor
 
 import adapt
 from adapt import AdaptError, methods
-from adapt.answering import AnsweringModel
 from adapt.backbones.fusion import FusionEncoder
+from adapt.models.answering import AnsweringModel
 
 QUESTIONS = ["what is it ?", "how many dog ?", "which animal"]
 LETTERS = ("q", "k", "v", "out", "fc1", "fc2")

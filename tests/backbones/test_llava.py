@@ -16,11 +16,11 @@ from torch import Tensor
 
 import adapt
 from adapt import AdaptError, Backbone
-from adapt.adapter import load_tensors
 from adapt.backbones.vision_llm import VisionLLM
-from adapt.convert import import_published
+from adapt.formats.adapter import load_tensors
+from adapt.formats.checkpoints import import_published
 from adapt.methods import Projector
-from adapt.speaking import SpeakingModel
+from adapt.models.speaking import SpeakingModel
 
 QUESTIONS = ["what is it ?", "which animal is there : red green blue ?"]
 ANSWERS = ["a cat", "dog"]

@@ -22,11 +22,11 @@ from torch import Tensor, nn
 
 import adapt
 from adapt import AdaptError, Backbone, methods
-from adapt.adapter import read_header
 from adapt.backbones.quantize import quantize, weight_bytes
-from adapt.backbones.split import linear_over
+from adapt.backbones.split_attention import linear_over
 from adapt.backbones.tower import Projection
-from adapt.merge import merge
+from adapt.formats.header import read_header
+from adapt.formats.merge import merge
 
 NAMES = ("goldfish", "red_panda", "sea cucumber")
 QUESTIONS = ["what is it ?", "how many dog ?", "which animal"]

@@ -11,7 +11,7 @@ import miniatures
 import pytest
 from PIL import Image
 
-from adapt.data import published
+from adapt.data.readers import published
 
 
 @pytest.fixture(scope="module")

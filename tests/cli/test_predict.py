@@ -12,8 +12,8 @@ import pytest
 import torch
 
 import adapt
-from adapt import tensor_file
 from adapt.cells import unguarded
+from adapt.formats import tensor_file
 
 
 def test_lines(run, adapter: Path, photos: Path) -> None:

@@ -7,8 +7,8 @@ import json
 import yaml
 
 from adapt.recipe import read_recipe
-from adapt.recipe_file import read_file
-from adapt.recipe_names import shipped
+from adapt.recipe.file import read_file
+from adapt.recipe.shipped import shipped
 
 
 def test_the_list(run) -> None:

@@ -45,9 +45,13 @@ def pairs(names: tuple[str, ...] | list[str], kinds: tuple[str, ...] = KINDS) ->
     return pytest.mark.parametrize(("method", "backbone"), chosen, indirect=["backbone"])
 
 
+def config(method: str) -> dict[str, Any]:
+    """Small settings of a method, or of one of its cases."""
+    return CONFIGS[method] if method in CONFIGS else methods.find(method).example
+
+
 def new(method: str, **changes: Any) -> methods.Method:
-    kind = methods.find(method.partition("/")[0])
-    return kind(**CONFIGS.get(method, kind.example) | changes)
+    return methods.find(method.partition("/")[0])(**config(method) | changes)
 
 
 def build(method: str, backbone: Backbone, **options: Any) -> AdaptedModel:

@@ -13,8 +13,8 @@ from torch import Tensor
 
 import adapt
 from adapt import AdaptError, methods
-from adapt.speaking import SpeakingModel
-from adapt.tasks import generate
+from adapt.models import generation as generate
+from adapt.models.speaking import SpeakingModel
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "compose": {

@@ -64,7 +64,7 @@ def test_predictions(method: str, backbone: Backbone, options: dict[str, Any], i
         worst = 0.0
         for call in range(CALLS):
             index = (number + call) % len(models)
-            with torch.no_grad(), adapt.adapted.evaluating(models[index]):
+            with torch.no_grad(), adapt.models.base.evaluating(models[index]):
                 worst = max(worst, scaled(models[index](images), expected[index]))
         return worst
 
@@ -86,7 +86,7 @@ def test_a_model_that_is_trained_while_it_predicts(backbone: Backbone, images: T
     def work(number: int) -> list[float]:
         differences = []
         for _ in range(CALLS):
-            with adapt.adapted.evaluating(model) if number % 4 else contextlib.nullcontext(), torch.no_grad():
+            with adapt.models.base.evaluating(model) if number % 4 else contextlib.nullcontext(), torch.no_grad():
                 differences.append(scaled(model(images), expected))
         return differences
 
@@ -216,13 +216,13 @@ def test_evaluation_mode_lasts_while_another_threads_ends(open_clip: Backbone) -
     first_inside, first_may_end, modes = threading.Event(), threading.Event(), list[bool]()
 
     def first() -> None:
-        with adapt.adapted.evaluating(model):
+        with adapt.models.base.evaluating(model):
             first_inside.set()
             first_may_end.wait(30)
 
     def second() -> None:
         first_inside.wait(30)
-        with adapt.adapted.evaluating(model):
+        with adapt.models.base.evaluating(model):
             first_may_end.set()
             ended.join(30)
             modes.append(model.method.training)

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from sample_transforms import Encoder
 
-from adapt.data import FeatureCache, bundled
+from adapt.data import FeatureCache
 from adapt.data.split import Item
 
 MakeImage = Callable[..., str]
@@ -66,7 +66,7 @@ def emoji_zip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
                 entries.append(entry | {"split": split, "held_out": held_out})
         index = {"styles": _STYLES, "classes": ["animal mammal", "food fruit"], "items": entries}
         file.writestr("index.json", json.dumps(index))
-    monkeypatch.setattr(bundled, "ARCHIVE", archive)
+    monkeypatch.setattr("adapt.data.emoji.archive.ARCHIVE", archive)
     return archive
 
 

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from adapt.data import Split, bundled, load, open_image
+from adapt.data import Split, load, open_image
+from adapt.data.decoding.content import read_bytes
+from adapt.data.emoji import archive, bundled
 from adapt.errors import AdaptError
 
 
@@ -43,7 +45,7 @@ def test_concepts_put_the_held_out_ones_last(emoji_zip: Path) -> None:
 def test_members_are_read_and_decoded(emoji_zip: Path) -> None:
     item = load("emoji@noto").train[1]
     assert item.path == f"{emoji_zip}!noto/3.png"
-    assert item.read().startswith(b"\x89PNG")
+    assert read_bytes(item.path).startswith(b"\x89PNG")
     assert open_image(item).getpixel((0, 0)) == (3, 0, 0)
 
 
@@ -53,12 +55,12 @@ def test_an_unknown_style_is_refused(emoji_zip: Path) -> None:
 
 
 def test_a_missing_archive_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bundled, "ARCHIVE", tmp_path / "emoji.zip")
+    monkeypatch.setattr(archive, "ARCHIVE", tmp_path / "emoji.zip")
     with pytest.raises(AdaptError, match=r"emoji.zip' is missing: install adapt again"):
         load("emoji")
 
 
-@pytest.mark.skipif(not bundled.ARCHIVE.is_file(), reason="the bundled set is not built yet")
+@pytest.mark.skipif(not archive.ARCHIVE.is_file(), reason="the bundled set is not built yet")
 def test_the_real_set_gives_sixteen_shots_of_every_group_and_has_new_concepts() -> None:
     few = load("emoji").few_shot(16, seed=1)
     assert len(few.train) == 16 * len(few.class_names)
@@ -68,6 +70,6 @@ def test_the_real_set_gives_sixteen_shots_of_every_group_and_has_new_concepts() 
     base, new = bundled.concept_names()
     assert concepts.class_names == base + new
     assert new
-    assert all(item.domain == bundled.UNSEEN_STYLE for item in concepts.test)
+    assert all(item.domain == archive.UNSEEN_STYLE for item in concepts.test)
     for item in (concepts.train[0], concepts.test[-1]):
         assert open_image(item).size == (64, 64)

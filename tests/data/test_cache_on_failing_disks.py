@@ -13,7 +13,8 @@ import pytest
 import torch
 from sample_transforms import Encoder, to_tensor
 
-from adapt.data import FeatureCache, Item, cache, shards
+from adapt.data import FeatureCache, Item
+from adapt.data.decoding import cache, shards
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from PIL import Image
 from adapt.data import Item, Split, open_image
 from adapt.data import check as module
 from adapt.data.check import broken_images, without_broken
-from adapt.data.images import check_image
+from adapt.data.decoding.images import check_image
 from adapt.errors import AdaptError
 
 

@@ -16,7 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from adapt.data import load, open_image, read_names, read_split
-from adapt.data.images import FORMATS, check_image
+from adapt.data.decoding.images import check_image
+from adapt.data.decoding.pictures import FORMATS
 
 _quick = settings(
     max_examples=60,

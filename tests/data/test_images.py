@@ -13,9 +13,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from adapt.data import Item, files, images, open_image
+from adapt.data import Item, open_image
 from adapt.data.check import broken_images
-from adapt.data.images import check_image
+from adapt.data.decoding import files, pictures
+from adapt.data.decoding.content import read_bytes
+from adapt.data.decoding.images import check_image
 from adapt.errors import AdaptError
 
 
@@ -148,7 +150,7 @@ def test_large_pictures_are_converted_by_bands_to_the_same_pixels(
     noise = Random(0).randbytes(30 * 31 * bytes_each)
     Image.frombytes(mode, (30, 31), noise).save(tmp_path / "noise.png")
     whole = open_image(tmp_path / "noise.png")
-    monkeypatch.setattr(images, "_BAND", 7 * 30)
+    monkeypatch.setattr(pictures, "_BAND", 7 * 30)
     assert open_image(tmp_path / "noise.png").tobytes() == whole.tobytes()
 
 
@@ -186,7 +188,7 @@ def test_pipes_sockets_and_devices_are_refused_unopened(tmp_path: Path) -> None:
         ("loop", ".*Too many levels of symbolic links.*"),
     ):
         item = Item(str(tmp_path / f"{name}.png"), 0, "a")
-        for read in (open_image, check_image, Item.read):
+        for read in (open_image, check_image, lambda item: read_bytes(item.path)):
             with pytest.raises(AdaptError, match=f"Image .*{name}.png' cannot be read: {reason}"):
                 read(item)
 
@@ -202,7 +204,7 @@ def test_a_file_too_large_to_be_a_picture(tmp_path: Path) -> None:
     with (tmp_path / "sparse.png").open("wb") as file:
         file.truncate(2**40)
     with pytest.raises(AdaptError, match=r"sparse.png' cannot be read: it has more than 268,435,456 bytes"):
-        Item(str(tmp_path / "sparse.png"), 0, "a").read()
+        read_bytes(tmp_path / "sparse.png")
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from adapt.data import lines, read_csv, read_names, read_split
+from adapt.data import read_csv, read_names, read_split
+from adapt.data.readers import lines
 from adapt.errors import AdaptError
 
 ENTRIES = {

@@ -1,4 +1,4 @@
-"""Batches: order, augmentation and resumption by seed, epoch and step; errors from workers."""
+"""Loader: order, augmentation and resumption by seed, epoch and step; errors from workers."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from sample_transforms import to_tensor, with_noise
 from torch import Tensor
 
 from adapt.data import ImageSet, Item, load, loader
-from adapt.data.batches import Batches
-from adapt.data.draws import seed_for, seeded
+from adapt.data.decoding.decoded import Loader
+from adapt.data.decoding.draws import seed_for, seeded
 from adapt.errors import AdaptError
 
 Loaded = list[tuple[Tensor, Tensor]]
 
 
-def _train(items: list[Item], seed: int = 1, workers: int = 0, batch_size: int = 4) -> Batches:
+def _train(items: list[Item], seed: int = 1, workers: int = 0, batch_size: int = 4) -> Loader:
     return loader(items, with_noise, batch_size, train=True, seed=seed, workers=workers)
 
 

@@ -11,7 +11,8 @@ import miniatures
 import pytest
 
 from adapt import Backbone
-from adapt.data import Split, load, published
+from adapt.data import Split, load
+from adapt.data.readers import published
 from adapt.errors import AdaptError
 from adapt.prompts import from_template, with_context
 

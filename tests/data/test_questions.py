@@ -12,9 +12,11 @@ from click.testing import CliRunner
 from sample_transforms import to_tensor
 
 from adapt.cli import main
-from adapt.data import FeatureCache, ImageSet, Item, Split, bundled, load, loader, open_image, questions
+from adapt.data import FeatureCache, ImageSet, Item, Split, load, loader, open_image
 from adapt.data.check import broken_images
-from adapt.data.scenes import Scene
+from adapt.data.decoding.content import read_bytes
+from adapt.data.emoji import archive, bundled, questions
+from adapt.data.emoji.scenes import Scene
 from adapt.data.split import items_id
 from adapt.errors import AdaptError
 
@@ -69,7 +71,7 @@ def test_a_test_drawing_is_in_no_other_part(split: Split) -> None:
     assert not unseen & _drawings(split.train)
     assert not unseen & _drawings(split.val)
     assert len(unseen) == len(questions.concepts()) == 51
-    assert not any(bundled.UNSEEN_STYLE in path for path in unseen | _drawings(split.train))
+    assert not any(archive.UNSEEN_STYLE in path for path in unseen | _drawings(split.train))
 
 
 def test_parts_of_one_style_have_other_scenes_of_the_same_drawings() -> None:
@@ -80,12 +82,12 @@ def test_parts_of_one_style_have_other_scenes_of_the_same_drawings() -> None:
 
 
 def test_it_is_drawn_the_same_every_time(split: Split) -> None:
-    again = questions._scenes.__wrapped__(SET, bundled.ARCHIVE)
-    assert again == questions._scenes(SET, bundled.ARCHIVE)
+    again = questions._scenes.__wrapped__(SET, archive.ARCHIVE)
+    assert again == questions._scenes(SET, archive.ARCHIVE)
     assert split.fingerprint == "e6236ab2db262c05"
     item = split.train[0]
     assert item.path == "emoji-questions.scenes!train/00000.png"
-    assert item.read() == _scene(item).png()
+    assert read_bytes(item.path) == _scene(item).png()
     picture = open_image(item)
     assert (picture.size, picture.mode) == ((64, 64), "RGB")
 

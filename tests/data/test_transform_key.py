@@ -19,7 +19,7 @@ import adapt
 from adapt import Backbone
 from adapt.backbones.preprocess import Preprocess
 from adapt.data import Split
-from adapt.data.transform_key import transform_key
+from adapt.data.decoding.transform_key import transform_key
 from adapt.features import image_features
 
 CELL = """
@@ -123,7 +123,7 @@ def test_a_transform_that_holds_itself() -> None:
 def test_processes_share_torchvisions_transforms_and_functions(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
-        f"{CELL}\nfrom adapt.data.transform_key import transform_key\n"
+        f"{CELL}\nfrom adapt.data.decoding.transform_key import transform_key\n"
         "from adapt.backbones.preprocess import Preprocess\n"
         "read = Preprocess(32, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))\n"
         "print(transform_key(read.evaluation()), transform_key(read.training()), transform_key(transform))\n"

@@ -13,7 +13,7 @@ from checks import assert_untouched, scaled, snapshot
 from torch import Tensor, nn
 
 from adapt import Backbone
-from adapt.backbones.split import linear_over
+from adapt.backbones.split_attention import linear_over
 from adapt.backbones.tower import NORMS
 from adapt.edits import Attention, Bypass, LowRank, Parallel, Replace, Tokens
 from adapt.engine.frozen import frozen

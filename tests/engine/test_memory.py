@@ -11,8 +11,8 @@ from torch import Tensor
 
 import adapt
 from adapt import AdaptedModel, Backbone
+from adapt.engine.budget import activation_bytes, classes_within
 from adapt.engine.memory import free_bytes, readable_bytes
-from adapt.engine.parts import activation_bytes, classes_within
 
 
 def coop(backbone: Backbone, classes: int, **options: object) -> AdaptedModel:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from adapt import Backbone
 from adapt.backbones.stand_in import StandIn, ViewedWeight
 from adapt.edits import Bypass, Tokens
-from adapt.engine.stale import Inputs, Weights, _middle
+from adapt.engine.stale import Values, Weights, _middle
 
 LINEAR = nn.Linear(2, 2)
 
@@ -58,19 +58,19 @@ DIFFERENT: list[tuple[Any, Any]] = [
 
 @pytest.mark.parametrize("make", EQUAL)
 def test_equal_values_are_the_same(make: Callable[[], Any]) -> None:
-    assert Inputs(make()).same(make())
+    assert Values(make()).same(make())
 
 
 @pytest.mark.parametrize(("before", "after"), DIFFERENT, ids=lambda value: type(value).__name__)
 def test_other_values_are_not(before: Any, after: Any) -> None:
-    assert Inputs(before).same(before)
-    assert not Inputs(before).same(after)
+    assert Values(before).same(before)
+    assert not Values(before).same(after)
 
 
 @pytest.mark.parametrize("change", [lambda x: halve(x.weight), lambda x: x.eval(), lambda x: setattr(x, "times", 2)])
 def test_a_module_that_changes_is_another(change: Callable[[nn.Module], Any]) -> None:
     module = nn.Linear(2, 2)
-    inputs = Inputs([module])
+    inputs = Values([module])
     assert inputs.same([module])
     change(module)
     assert not inputs.same([module])
@@ -78,7 +78,7 @@ def test_a_module_that_changes_is_another(change: Callable[[nn.Module], Any]) ->
 
 def test_a_stand_in_is_compared_by_its_kind_only(open_clip: Backbone) -> None:
     projection = open_clip.tower("text").blocks[0].projections["fc1"]
-    inputs = Inputs(ViewedWeight(projection))
+    inputs = Values(ViewedWeight(projection))
     halve(projection.weight)  # which is watched with the backbone
     assert inputs.same(ViewedWeight(projection))
     assert not inputs.same(StandIn(projection))

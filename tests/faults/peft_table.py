@@ -19,7 +19,7 @@ from checks import perturb
 from faults import corrupt, outcomes
 
 import adapt
-from adapt import peft_layout
+from adapt.formats import peft_layout
 
 SEEDS = 40
 NAMES = ("goldfish", "red_panda", "sea cucumber")

@@ -18,7 +18,8 @@ from PIL import Image
 from sample_transforms import to_tensor
 
 from adapt.data import FeatureCache, Item, open_image, read_csv, read_names, read_split
-from adapt.data.images import FORMATS, check_image
+from adapt.data.decoding.images import check_image
+from adapt.data.decoding.pictures import FORMATS
 
 pytestmark = pytest.mark.faults
 

@@ -12,11 +12,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import adapt
-from adapt.convert import import_published
 from adapt.errors import AdaptError
+from adapt.formats.checkpoints import import_published
 from adapt.methods import VLoRA
 from adapt.methods.vlora import Generators
-from adapt.speaking import SpeakingModel
+from adapt.models.speaking import SpeakingModel
 
 GENERATORS, WIDTH, HEADS, QUERIES, OUT = 3, 16, 4, 2, 6
 

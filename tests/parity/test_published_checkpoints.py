@@ -12,7 +12,7 @@ from checks import scaled
 from published import LIBRARIES, TOLERANCE
 from torch import Tensor
 
-from adapt.convert import import_published
+from adapt.formats.checkpoints import import_published
 
 CASES: dict[str, tuple[str, Callable[..., dict[str, Tensor]]]] = {
     "cocoop4": ("cocoop", dassl_files.of_a_learner),

@@ -17,14 +17,14 @@ from torch import Tensor
 
 import adapt
 from adapt import AdaptError
-from adapt.adapter import load_tensors
 from adapt.backbones.tower import Tower
 from adapt.backbones.vision_llm import VisionLLM
-from adapt.convert import import_published
 from adapt.engine.hooks import run
+from adapt.formats.adapter import load_tensors
+from adapt.formats.checkpoints import import_published
 from adapt.methods import VLoRA
 from adapt.methods.base import Context
-from adapt.speaking import SpeakingModel
+from adapt.models.speaking import SpeakingModel
 
 # how a language model keeps its queries, keys and values
 FAMILIES = {"apart": "LlamaConfig", "fused": "Phi3Config", "interleaved": "GPTNeoXConfig"}

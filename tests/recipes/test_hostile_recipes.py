@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from adapt import methods
 from adapt.recipe import Recipe, read_recipe
-from adapt.recipe_file import set_key
-from adapt.recipe_names import shipped
+from adapt.recipe.file import set_key
+from adapt.recipe.shipped import shipped
 from adapt.training.settings import TrainSettings
 
 _quick = settings(

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from adapt import methods, old_recipes
-from adapt.data import published
+from adapt import methods
+from adapt.data.readers import published
 from adapt.recipe import Recipe, build_recipe, read_recipe
-from adapt.recipe_names import shipped
+from adapt.recipe import old_names as old_recipes
+from adapt.recipe.shipped import shipped
 
 # what the resolved settings were, without keys that were off by default; train.imitate is method.imitate of das now
 _OLD: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_name("old_recipes.json").read_text(encoding="utf-8"))

@@ -10,8 +10,8 @@ import yaml
 
 from adapt import AdaptError
 from adapt.recipe import read_recipe
-from adapt.recipe_file import read_file
-from adapt.recipe_names import find_recipe, recipe_of, short
+from adapt.recipe.file import read_file
+from adapt.recipe.shipped import find_recipe, recipe_of, short
 
 _TEXT = """\
 # A title

@@ -18,11 +18,11 @@ from click.testing import CliRunner
 from adapt import methods
 from adapt.backbones.base import Backbone
 from adapt.cli import main, options
-from adapt.data import published
-from adapt.evaluation.protocols import harmonic
+from adapt.data.readers import published
+from adapt.protocols.protocol import harmonic
 from adapt.recipe import Recipe, build_recipe, read_recipe
-from adapt.recipe_file import OWN, RecipeFile, read_file
-from adapt.recipe_names import find_recipe, shipped
+from adapt.recipe.file import OWN, RecipeFile, read_file
+from adapt.recipe.shipped import find_recipe, shipped
 from adapt.training import run_recipe
 
 _ELEVEN = {

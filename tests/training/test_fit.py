@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from adapt import AdaptError, fit
-from adapt.training.progress import training_bar
+from adapt.progress import training_bar
 
 _ENTRY = {"step": 1, "epoch": 0, "loss": 0.5, "accuracy": 0.75, "images_per_second": 10.0}
 

@@ -89,7 +89,7 @@ def test_what_only_training_needs_is_in_checkpoints_and_in_no_adapter(
     train(resumed, out=tmp_path / "run", resume=True)
     assert torch.equal(resumed.method.ctx, whole.method.ctx)
     assert torch.equal(resumed.method._memory, whole.method._memory)
-    from adapt.adapter import read_tensors
+    from adapt.formats.adapter import read_tensors
 
     assert list(read_tensors(result.adapter)) == ["ctx"]
 

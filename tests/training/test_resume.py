@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from adapt import AdaptError, tensor_file
-from adapt.adapter import read_tensors
+from adapt import AdaptError
+from adapt.formats import tensor_file
+from adapt.formats.adapter import read_tensors
 from adapt.methods import base
 from adapt.methods.base.step import Step
 
@@ -201,7 +202,7 @@ def test_a_run_goes_on_in_the_parts_that_it_began_with(
     """Parts of the classes draw their own dropout: another machine's free memory must not cut others."""
     settings: dict[str, Any] = {"checkpoint_minutes": 0}
     free = [2**21]  # bytes: a class at a time
-    monkeypatch.setattr("adapt.model.free_bytes", lambda device: free[0])
+    monkeypatch.setattr("adapt.models.classifier.free_bytes", lambda device: free[0])
     method = ("lora", {"dropout": 0.5, "towers": ["text"], "projections": "v"})
     train(make_model(method[0], **method[1]), out=tmp_path / "whole", **settings)
     at_step(5, kill)

@@ -13,8 +13,10 @@ import torch
 from filelock import FileLock
 
 import adapt
-from adapt import AdaptError, tensor_file
+from adapt import AdaptError
 from adapt.data import open_image
+from adapt.formats import tensor_file
+from adapt.formats.header import read_header
 from adapt.training.run import Run
 
 
@@ -112,7 +114,7 @@ def test_without_test_images_there_are_no_predictions(train, out: Path) -> None:
 
 
 def test_what_grows_with_the_classes_stays_out_of_the_adapter(train, tiny_split, out: Path) -> None:
-    kept = adapt.adapter.read_header(train(test_set=tiny_split.test, out=out, epochs=1).adapter).metrics["adapted"]
+    kept = read_header(train(test_set=tiny_split.test, out=out, epochs=1).adapter).metrics["adapted"]
     assert kept.keys() == {"accuracy", "images", "mean_class_accuracy", "calibration_error"}
 
 

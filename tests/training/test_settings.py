@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from adapt import AdaptError
 from adapt.training.batches import FeatureBatches, ImageBatches
-from adapt.training.loop import Plan
+from adapt.training.loop import Length
 from adapt.training.settings import TrainSettings
 
 
@@ -25,7 +25,7 @@ from adapt.training.settings import TrainSettings
     ],
 )
 def test_plan(settings: dict[str, Any], batches: int, steps: int, epochs: int) -> None:
-    assert Plan.of(TrainSettings(**settings), batches) == Plan(steps, epochs)
+    assert Length.of(TrainSettings(**settings), batches) == Length(steps, epochs)
 
 
 @pytest.mark.parametrize(

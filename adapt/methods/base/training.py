@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from adapt.methods.base.step import Step, Terms
 
 Part = Literal["train", "val"]
-Data = TypeVar("Data", bound=BaseModel)
+Kept = TypeVar("Kept", bound=BaseModel)
 
 
 class Training(Protocol):
@@ -73,7 +73,7 @@ class Training(Protocol):
     def keep(self, name: str, data: BaseModel) -> None:
         """Keeps what took long to find out, for a run that goes on: in a run directory as `name`.json."""
 
-    def kept(self, name: str, kind: type[Data]) -> Data | None:
+    def kept(self, name: str, kind: type[Kept]) -> Kept | None:
         """What was kept, here or by the run that goes on. AdaptError where that is damaged."""
 
     def note(self, **figures: Any) -> None:

@@ -38,7 +38,7 @@ from adapt.methods.zero_shot import Template
 from adapt.prompts import Prompt, from_template
 
 DEFAULT_SKIP = 2
-Site = Literal["attn", "cross", "mlp"]
+SiteName = Literal["attn", "cross", "mlp"]
 
 
 class DASConfig(MethodConfig):
@@ -121,7 +121,7 @@ class DAS(Method):
     Config = DASConfig
     example = {"skipped": ["text.1"], "towers": ["text", "vision"]}
     _widths: dict[str, int]  # of the block that each name stands for
-    _sites: dict[str, tuple[Site, ...]]  # of each block, those that cannot be skipped too
+    _sites: dict[str, tuple[SiteName, ...]]  # of each block, those that cannot be skipped too
 
     @property
     def touches(self) -> frozenset[str]:

@@ -35,7 +35,7 @@ from adapt.methods.zero_shot import Template
 from adapt.prompts import Prompt, from_template
 
 PROJECTIONS = ("q", "k", "v", "out", "fc1", "fc2")
-Site = tuple[str, int, str]  # tower, block, projection
+Place = tuple[str, int, str]  # tower, block, projection
 # settings of peft's configs that are not the user's to set here, and what stands for them
 _OWNED = {
     "target_modules": "see projections, towers and blocks",
@@ -115,10 +115,10 @@ class LoRA(Method):
     serves = ("dual encoder", "fusion encoder", "vision LLM")
     Config = LoRAConfig
     example = {"dropout": 0.0}
-    _sites_of: dict[Site, Projection]
+    _sites_of: dict[Place, Projection]
     _shell: Any  # an nn.ModuleDict of peft's layers
     _in_training: bool
-    _ties: dict[Site, list[tuple[peft_layers.Held, peft_layers.Held]]]  # where peft's layers keep ours, and where we do
+    _ties: dict[Place, list[tuple[peft_layers.Held, peft_layers.Held]]]  # peft's layers' own, and ours
 
     @classmethod
     def settings_of(cls, config: dict[str, Any], adapter_format: tuple[int, int]) -> dict[str, Any]:
@@ -160,7 +160,7 @@ class LoRA(Method):
         object.__setattr__(self, "_shell", shell.train(self.training))
         object.__setattr__(self, "_ties", {site: list(self._tied(site)) for site in sites})
 
-    def _tied(self, site: Site) -> Iterator[tuple[peft_layers.Held, peft_layers.Held]]:
+    def _tied(self, site: Place) -> Iterator[tuple[peft_layers.Held, peft_layers.Held]]:
         """Registers what peft's layer at `site` trains, and says where the layer keeps each parameter."""
         tower, block, letter = site
         for name, held in peft_layers.parameters(self._shell[_key(site)]).items():
@@ -169,7 +169,7 @@ class LoRA(Method):
             parameter.data = parameter.data.float()  # what trains is fp32, whatever the backbone is
             yield held, peft_layers.register(self, (tower, str(block), letter, *name.split(".")), parameter)
 
-    def _sites(self, backbone: Backbone) -> Iterator[tuple[Site, Projection]]:
+    def _sites(self, backbone: Backbone) -> Iterator[tuple[Place, Projection]]:
         for name in self.config.towers:
             tower = backbone.tower(name)
             first, stop = self.config.blocks or (0, len(tower.blocks))
@@ -187,7 +187,7 @@ class LoRA(Method):
                         raise AdaptError(f"lora: the {name} tower has no projection {letter}; it has {has}")
                     yield (name, index, letter), tower.blocks[index].projections[letter]
 
-    def _layers(self) -> Iterator[tuple[Site, Any]]:
+    def _layers(self) -> Iterator[tuple[Place, Any]]:
         """peft's layers with what this module holds now: its parameters, and the backbone's present weights."""
         for site in self._sites_of:
             layer = self._shell[_key(site)]
@@ -196,11 +196,11 @@ class LoRA(Method):
             layer.get_base_layer().place()
             yield site, layer
 
-    def _layer(self, site: Site) -> Any:
+    def _layer(self, site: Place) -> Any:
         return dict(self._layers())[site]
 
     @property
-    def sites(self) -> tuple[Site, ...]:
+    def sites(self) -> tuple[Place, ...]:
         """The adapted projections: tower, block, letter."""
         return tuple(self._sites_of)
 
@@ -212,7 +212,7 @@ class LoRA(Method):
         layer = self._layer(site)
         return layer.lora_A[peft_layers.NAME].weight, layer.lora_B[peft_layers.NAME].weight
 
-    def merged(self) -> dict[Site, Tensor]:
+    def merged(self) -> dict[Place, Tensor]:
         """The weight `(out, in)` of every adapted projection with the adapter folded in; nothing here changes."""
         return {site: peft_layers.merged(layer) for site, layer in self._layers()}
 
@@ -258,5 +258,5 @@ class _ThroughFrozen(torch.autograd.Function):
         return gradient, gradient @ ctx.frozen.projection.weight.to(gradient.dtype), None
 
 
-def _key(site: Site) -> str:
+def _key(site: Place) -> str:
     return "_".join(map(str, site))

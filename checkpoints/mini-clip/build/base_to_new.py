@@ -9,10 +9,10 @@ from pathlib import Path
 
 import card
 
-from adapt.evaluation.plots import base_against_new
-from adapt.evaluation.protocols import base_to_new
-from adapt.evaluation.run_protocol import run_protocol
-from adapt.evaluation.tables import as_markdown, table, titles
+from adapt.protocols.plots import base_against_new
+from adapt.protocols.protocol import base_to_new
+from adapt.protocols.run_protocol import run_protocol
+from adapt.protocols.tables import as_markdown, table, titles
 from adapt.recipe import read_recipe
 
 TARGET = Path(__file__).resolve().parents[1]

@@ -15,11 +15,11 @@ import torch
 from matplotlib.figure import Figure
 
 import adapt
-from adapt.bench.das import BACKBONE, BATCH, seconds
 from adapt.evaluation.flops import image_flops
-from adapt.evaluation.tables import as_markdown
+from adapt.protocols.tables import as_markdown
 from adapt.recipe import read_recipe
 from adapt.training.run_recipe import run_recipe
+from benchmarks.das import BACKBONE, BATCH, seconds
 
 TARGET = Path(__file__).resolve().parents[1]
 RECIPE = "das"

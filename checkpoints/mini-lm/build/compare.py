@@ -13,12 +13,12 @@ from pathlib import Path
 import torch
 
 import adapt
-from adapt.bench.measure import by_turns
 from adapt.evaluation.flops import flops
-from adapt.evaluation.tables import as_markdown
+from adapt.models.speaking import SpeakingModel
+from adapt.protocols.tables import as_markdown
 from adapt.recipe import read_recipe
-from adapt.speaking import SpeakingModel
 from adapt.training.run_recipe import run_recipe
+from benchmarks.measure import by_turns
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "mini-clip" / "build"))
 

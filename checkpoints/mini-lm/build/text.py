@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from world import COLOURS, NO_ARTICLE, Thing, asked, others, with_article
 
-from adapt.data.questions import ANIMAL, COLOUR, COUNT, GROUP, LEFT, NUMBERS, RIGHT, WHAT
+from adapt.data.emoji.questions import ANIMAL, COLOUR, COUNT, GROUP, LEFT, NUMBERS, RIGHT, WHAT
 
 HELD_OUT = 20  # one of so many descriptions
 OTHER_WORDS = {

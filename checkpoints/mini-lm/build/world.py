@@ -3,7 +3,7 @@
 from functools import cache
 from typing import NamedTuple
 
-from adapt.data import bundled, questions
+from adapt.data.emoji import bundled, questions
 
 # The index's classes by the word for what is in them; concepts of no class get no group.
 GROUPS = {

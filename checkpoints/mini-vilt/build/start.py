@@ -6,7 +6,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast, ViltConfig, ViltForQuestionAnswering
 
 import adapt
-from adapt.data import questions
+from adapt.data.emoji import questions
 
 SHAPE = {
     "hidden_size": 192,

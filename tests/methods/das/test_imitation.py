@@ -14,7 +14,7 @@ from adapt.methods import das
 from adapt.methods.base.step import ImageStep, distill
 from adapt.methods.das import search as searching
 from adapt.methods.das.imitation import lacking_blocks
-from adapt.training import training as trainings
+from adapt.training import fitting as trainings
 from adapt.training.loop import Trainer
 
 SEARCH: dict[str, Any] = {"skip": 1, "search_epochs": 2, "warmup_epochs": 0, "turn": 1, "draws": 2}

@@ -1,0 +1,61 @@
+"""Where backbones come from: bundled folders, and what libraries raise while they load others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from adapt.errors import AdaptError
+
+BUNDLED = ("mini-clip", "mini-lm", "mini-vilt")
+
+
+def bundled(name: str = "mini-clip") -> Path:
+    """The folder of a bundled checkpoint: inside the installed package, or beside it in a source checkout."""
+    package = Path(__file__).resolve().parents[1]
+    for folder in (package / "_checkpoints" / name, package.parent / "checkpoints" / name):
+        if (folder / "tokenizer.json").is_file():
+            return folder
+    raise AdaptError(f"the bundled backbone {name!r} is missing from this installation; reinstall adapt")
+
+
+@contextmanager
+def fetching(source: str) -> Iterator[None]:
+    """AdaptError where transformers cannot load `source` inside, or would have to run code that comes with it."""
+    from adapt.backbones.foreign_code import check_source, needs_code, no_questions
+
+    check_source(source)
+    try:
+        with no_questions():
+            yield
+    except library_errors() as error:
+        raise needs_code(error, source) or AdaptError(
+            f"cannot load {source!r} with transformers: {reason(error)}. Connect this machine, or give a local folder"
+        ) from error
+    except errors_of_data() as error:
+        raise AdaptError(
+            f"{source!r} is damaged, transformers cannot load it: {reason(error)}. Fetch it again"
+        ) from error
+
+
+def errors_of_data() -> tuple[type[Exception], ...]:
+    """What libraries raise where a configuration makes no sense to them."""
+    from huggingface_hub.errors import StrictDataclassError
+
+    return TypeError, LookupError, AttributeError, ArithmeticError, ImportError, StrictDataclassError
+
+
+def library_errors() -> tuple[type[Exception], ...]:
+    """What libraries raise where files are missing or damaged."""
+    from safetensors import SafetensorError
+
+    return SafetensorError, RuntimeError, OSError, ValueError, AssertionError
+
+
+def reason(error: Exception) -> str:
+    """The first line of what a library says, with the next one where it announces that."""
+    lines = str(error).strip().splitlines() or [""]
+    said = " ".join(line.strip() for line in lines[: 2 if lines[0].endswith(":") else 1]).rstrip(".")
+    named = isinstance(error, RuntimeError | OSError | ValueError) and said
+    return said if named else f"{type(error).__name__} {said}".rstrip()

@@ -1,0 +1,1 @@
+"""From image files to tensors, and the cache of their features."""

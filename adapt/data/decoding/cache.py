@@ -1,0 +1,172 @@
+"""Image features kept on disk, by what they depend on: the backbone and transform (the key), the image, the view."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence, Set
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from adapt.data.decoding import shards
+from adapt.data.decoding.content import read_bytes
+from adapt.data.decoding.decoded import Decoded
+from adapt.data.decoding.draws import Draw
+from adapt.data.decoding.image_set import ImageSet
+from adapt.data.split import Item
+from adapt.errors import AdaptError
+
+if TYPE_CHECKING:
+    from adapt.backbones.preprocess import Transform
+
+logger = logging.getLogger("adapt")
+_FORMAT = "1"  # enters every folder's name: a newer format leaves the older one's shards alone
+_SHARD_ROWS = 1024  # what a killed run loses at most
+_told: set[Path] = set()  # the directories whose failure this process has been told of
+
+
+class FeatureCache:
+    """Features of images, computed once, in `directory` (default: `$ADAPT_CACHE` or `~/.cache/adapt/features`).
+
+    Data sets, few-shot samples and processes share the features of the images that they have in common. Above
+    `max_bytes` (default: `$ADAPT_CACHE_GIB`, or 4 GiB) the shards that were not used for longest are deleted. Where the
+    disk fails, is full, or is only read, what it has is used, and the rest is computed each time; that is logged once.
+
+    Raises AdaptError where `$ADAPT_CACHE_GIB` is no positive number.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str] | None = None, max_bytes: int | None = None) -> None:
+        default = os.environ.get("ADAPT_CACHE") or Path.home() / ".cache" / "adapt" / "features"
+        self.directory = Path(directory or default)
+        self.max_bytes = _limit() if max_bytes is None else max_bytes
+
+    def sizes(self) -> dict[str, tuple[int, int]]:
+        """Files and bytes of each folder in the cache: one for each backbone, transform and way to draw views."""
+        folders: dict[str, tuple[int, int]] = {}
+        for folder, size in shards.sizes(self.directory):
+            files, total = folders.get(folder.name, (0, 0))
+            folders[folder.name] = files + 1, total + size
+        return folders
+
+    def clear(self) -> None:
+        """Deletes every shard; what else there is in the directory stays."""
+        shards.trim(self.directory, 0)
+
+    def features(
+        self,
+        items: Sequence[Item],
+        transform: Transform,
+        encode: Callable[[Tensor], Tensor],
+        key: str,
+        *,
+        views: int = 0,
+        batch_size: int = 64,
+        workers: int = 0,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Tensor:
+        """The features of `items` on the CPU: (n, d), or with `views` of a random transform (n, views, d).
+
+        `encode` takes images (b, 3, h, w), runs under inference mode and returns (b, d). `key` stands for the backbone
+        and the transform: another one, another feature. A view's seed is made of the image's content and the view's
+        number, so view 0 of an image is the same in every data set. Only images without an entry are decoded;
+        `progress` is told how many of them are done, and of how many.
+
+        Raises AdaptError when there are no items, or a file cannot be decoded.
+        """
+        if not items:
+            raise AdaptError("There are no images to take features of: the part of the data is empty.")
+        ids = [row_id for item in items for row_id in _row_ids(item, views)]
+        draws: dict[bytes, Draw] = {}
+        for position, row_id in enumerate(ids):
+            seed = int.from_bytes(row_id[:8]) >> 1
+            draws.setdefault(row_id, Draw(position // max(views, 1), seed))
+        folder = self.directory / hashlib.sha256(f"{_FORMAT}\n{key}".encode()).hexdigest()[:32]
+        rows = self._stored(folder, draws.keys())
+        missing = {row_id: draw for row_id, draw in draws.items() if row_id not in rows}
+        images = ImageSet([replace(item, question="") for item in items], transform)  # features are of images only
+        for computed in _compute(missing, images, encode, batch_size, workers, progress):
+            self._store(folder, computed)
+            rows |= computed
+        features = torch.stack([rows[row_id] for row_id in ids])
+        return features.view(len(items), views, -1) if views else features
+
+    def _stored(self, folder: Path, wanted: Set[bytes]) -> dict[bytes, Tensor]:
+        try:
+            return shards.read(folder, wanted)
+        except AdaptError as error:
+            self._warn(error)
+            return {}
+
+    def _store(self, folder: Path, rows: dict[bytes, Tensor]) -> None:
+        try:
+            shards.write(folder, rows)
+            shards.trim(self.directory, self.max_bytes)
+        except AdaptError as error:
+            self._warn(error)
+
+    def _warn(self, error: AdaptError) -> None:
+        """Once for a process: a training takes features of several sets."""
+        if self.directory not in _told:
+            _told.add(self.directory)
+            logger.warning("%s. Until then, features are computed each time.", error)
+
+
+def _limit() -> int:
+    text = os.environ.get("ADAPT_CACHE_GIB") or "4"
+    try:
+        gib = float(text)
+    except ValueError:
+        gib = -1.0
+    if not 0 < gib < float("inf"):
+        raise AdaptError(f"ADAPT_CACHE_GIB is {text!r}; expected the most GiB that cached features may take, such as 4")
+    return int(gib * 2**30)
+
+
+def _row_ids(item: Item, views: int) -> list[bytes]:
+    """What the item's rows are stored under: its content, and the view where there are views."""
+    content = hashlib.blake2b(read_bytes(item.path))
+    ids = []
+    for view in range(views) if views else [""]:
+        digest = hashlib.blake2b(content.digest() + f"{view}".encode(), digest_size=shards.ID_BYTES)
+        ids.append(digest.digest())
+    return ids
+
+
+def _compute(
+    missing: dict[bytes, Draw],
+    dataset: ImageSet,
+    encode: Callable[[Tensor], Tensor],
+    batch_size: int,
+    workers: int,
+    progress: Callable[[int, int], None] | None,
+) -> Iterator[dict[bytes, Tensor]]:
+    """The missing rows, each (d,), by the shard."""
+    ids = list(missing)
+    chunks = [ids[start : start + batch_size] for start in range(0, len(ids), batch_size)]
+    decoded = Decoded(dataset, [[missing[row_id] for row_id in chunk] for chunk in chunks], workers)
+    shard: dict[bytes, Tensor] = {}
+    done = 0
+    for chunk, (images, _) in zip(chunks, decoded, strict=True):
+        shard.update(zip(chunk, _encode(encode, images), strict=True))
+        done += len(chunk)
+        if progress:
+            progress(done, len(ids))
+        if len(shard) >= _SHARD_ROWS:
+            yield shard
+            shard = {}
+    if shard:
+        yield shard
+
+
+def _encode(encode: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    with torch.inference_mode():
+        features = encode(images)
+    if features.ndim != 2:
+        raise ValueError(f"encode returned features of shape {tuple(features.shape)}, not (b, d)")
+    # A copy outside inference mode: tensors of inference mode cannot take part in a later backward.
+    return features.cpu().clone()

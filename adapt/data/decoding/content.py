@@ -1,0 +1,26 @@
+"""Image files as bytes, those too that are drawn when they are read: `SET.scenes!PART/NUMBER.png`."""
+
+from __future__ import annotations
+
+import os
+from typing import BinaryIO
+
+from adapt.data.decoding import files
+from adapt.data.emoji import questions
+
+
+def open_file(path: str | os.PathLike[str]) -> BinaryIO:
+    """As `adapt.data.decoding.files.open_file`, scenes of the bundled questions too."""
+    return files.open_file(path, _DRAWN)
+
+
+def read_bytes(path: str | os.PathLike[str]) -> bytes:
+    """As `adapt.data.decoding.files.read_bytes`, scenes of the bundled questions too."""
+    return files.read_bytes(path, _DRAWN)
+
+
+def _scene(scenes: str, member: str) -> bytes:
+    return questions.scene(scenes.removesuffix(".scenes"), member).png()
+
+
+_DRAWN = {".scenes": _scene}

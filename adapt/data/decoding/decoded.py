@@ -1,0 +1,122 @@
+"""Decoding in workers: batches in a fixed order, errors as they were raised, no worker left behind."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, default_collate
+
+from adapt.data.decoding.draws import Draw, seeded
+from adapt.data.decoding.epochs import Epochs
+from adapt.data.decoding.image_set import ImageSet, Inputs
+from adapt.errors import AdaptError
+
+# torch's words for a worker's batch that finds no room between the processes
+_NO_ROOM = re.compile(r"unable to (?:write|open|mmap|resize|allocate|map)\b.*|.*out of shared memory.*")
+
+
+class Decoded:
+    """Batches of draws from a dataset as (images (b, 3, h, w), labels (b,)), each time it is iterated.
+
+    Of items with questions, `[images, questions, answers]` stands in the place of the images.
+    Iterating raises AdaptError for a file that cannot be decoded, also when a worker met it, and where the machine has
+    no shared memory for what workers decode. Workers beyond the number of processors are not started: they would not
+    help, and torch warns of them.
+    """
+
+    def __init__(self, dataset: ImageSet, draws: Epochs | list[list[Draw]], workers: int) -> None:
+        self.dataset = dataset
+        self._draws, self._workers = draws, min(workers, processors())
+        self._loader = self._new_loader()
+
+    def __len__(self) -> int:
+        return len(self._draws)
+
+    def __iter__(self) -> Iterator[tuple[Any, Tensor]]:
+        complete = False
+        try:
+            for batch in self._loader:
+                if isinstance(batch, AdaptError):
+                    raise batch
+                inputs, labels = batch
+                yield inputs, labels
+            complete = True
+        except RuntimeError as error:
+            no_room = _NO_ROOM.search(str(error))
+            if no_room is None:
+                raise
+            raise AdaptError(
+                f"a worker cannot hand over images: {no_room[0]}. Free shared memory (/dev/shm), or set workers to 0"
+            ) from error
+        finally:
+            if not complete:
+                # Ends the workers now. Left to the garbage collector, with the error's frames, it takes 5 s for each.
+                self._loader = self._new_loader()
+
+    def _new_loader(self) -> DataLoader[Any]:
+        return DataLoader(
+            _Drawn(self.dataset),  # type: ignore[arg-type]  # a map-style dataset by its methods
+            batch_sampler=self._draws,
+            num_workers=self._workers,
+            collate_fn=_collate,
+            persistent_workers=self._workers > 0,
+            generator=torch.Generator(),  # or else each epoch would draw a number from the global one
+        )
+
+
+class Loader(Decoded):
+    """What `adapt.data.loader` returns: one epoch each time it is iterated, and after a whole epoch the next one."""
+
+    def __init__(self, dataset: ImageSet, epochs: Epochs, workers: int) -> None:
+        super().__init__(dataset, epochs, workers)
+        self.epochs = epochs
+
+    def set_epoch(self, epoch: int, step: int = 0) -> None:
+        """Go to `epoch`, its first `step` batches left out undecoded: a resumed run gets what it would have got."""
+        self.epochs.epoch, self.epochs.step = epoch, step
+
+    def __iter__(self) -> Iterator[tuple[Any, Tensor]]:
+        yield from super().__iter__()
+        self.set_epoch(self.epochs.epoch + 1)
+
+
+class _Drawn:
+    """The dataset as the workers see it: indexed by draws, with an AdaptError as a value.
+
+    Raised in a worker, it would reach the user inside torch's traceback.
+    """
+
+    def __init__(self, dataset: ImageSet) -> None:
+        self.dataset = dataset
+
+    def __getitems__(self, draws: Sequence[Draw]) -> list[tuple[Inputs, int]] | AdaptError:
+        try:
+            return [self._one(draw) for draw in draws]
+        except AdaptError as error:
+            return error
+
+    def _one(self, draw: Draw) -> tuple[Inputs, int]:
+        with seeded(draw.seed):
+            return self.dataset[draw.position]
+
+
+def _collate(batch: list[tuple[Inputs, int]] | AdaptError) -> Any:
+    if isinstance(batch, AdaptError):
+        return batch
+    inputs, labels = default_collate(batch)
+    if isinstance(inputs, list):
+        images, *texts = inputs
+        inputs = [images, *map(list, texts)]  # torch makes tuples of texts
+    return inputs, labels
+
+
+def processors() -> int:
+    """How many processors this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # Linux
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,0 +1,35 @@
+"""Which images a batch draws, epoch after epoch: a function of the seed, the epoch and the step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from adapt.data.decoding.draws import Draw, seed_for
+
+
+class Epochs:
+    """A batch sampler whose whole state is an epoch and a step; iterating it goes from there to the epoch's end."""
+
+    def __init__(self, size: int, batch_size: int, *, shuffle: bool, seed: int, drop_last: bool) -> None:
+        self.size, self.batch_size, self.shuffle, self.seed, self.drop_last = size, batch_size, shuffle, seed, drop_last
+        self.epoch, self.step = 0, 0
+
+    def __len__(self) -> int:
+        """Batches in a whole epoch."""
+        full, rest = divmod(self.size, self.batch_size)
+        return full + (rest > 0 and not self.drop_last)
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        order = self._order()
+        for step in range(self.step, len(self)):
+            chosen = order[step * self.batch_size : (step + 1) * self.batch_size]
+            yield [Draw(position, seed_for(self.seed, self.epoch, position)) for position in chosen]
+
+    def _order(self) -> list[int]:
+        if not self.shuffle:
+            return list(range(self.size))
+        generator = torch.Generator().manual_seed(seed_for(self.seed, self.epoch, "order"))
+        order: list[int] = torch.randperm(self.size, generator=generator).tolist()
+        return order

@@ -1,0 +1,149 @@
+"""Image files as bytes: on disk, or `ARCHIVE.zip!MEMBER`, `TABLE.arrow!COLUMN/ROW`."""
+
+from __future__ import annotations
+
+import lzma
+import os
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import lru_cache
+from io import BytesIO
+from typing import Any, BinaryIO
+
+from adapt.disk import check_regular, open_regular, read_bounded
+from adapt.errors import AdaptError
+
+Reader = Callable[[str, str], bytes]  # of a container and a member of it
+
+# Of one image's file: what is larger is no photograph, and a member of an archive may be packed to nearly nothing.
+_MOST_BYTES = 256 * 2**20
+_ENCRYPTED = 1  # the bit of a zip member's flags
+
+# What the file system and the archives' readers raise; RuntimeError: a kind of zip that is not read.
+_UNREADABLE = (
+    OSError,
+    EOFError,
+    ValueError,
+    LookupError,
+    RuntimeError,
+    struct.error,
+    zlib.error,
+    lzma.LZMAError,
+    zipfile.BadZipFile,
+)
+
+
+def zip_root(archive: str | os.PathLike[str]) -> str:
+    """The prefix that makes a member's name a path: `zip_root("a.zip") + "b.png"` is `"a.zip!b.png"`."""
+    return f"{os.fspath(archive)}!"
+
+
+def under(root: str, path: str, where: str) -> str:
+    """`path` joined to the absolute folder `root`, if that is not "".
+
+    Raises AdaptError when it leads out of `root`, and for what no file can be called.
+    """
+    if not _may_exist(path):
+        raise AdaptError(f"{where}: the image {path!r} cannot be a file's name. Correct it or take it out.")
+    if not root:
+        return path
+    joined = os.path.normpath(os.path.join(root, path))
+    if not joined.startswith(os.path.join(root, "")):
+        raise AdaptError(f"{where}: the image {path!r} is not under {root!r}. Give the root folder of the images.")
+    return joined
+
+
+def _may_exist(path: str) -> bool:
+    try:
+        return b"\0" not in os.fsencode(path)
+    except UnicodeEncodeError:
+        return False
+
+
+def open_file(path: str | os.PathLike[str], more: Mapping[str, Reader] | None = None) -> BinaryIO:
+    """The file at `path`, open for reading: one on disk is read as it is needed, one in an archive at once.
+
+    `more` are readers of other containers than archives and tables, by their suffix. Raises AdaptError, naming the
+    file, when it is missing, cannot be opened, or is no regular file.
+    """
+    path = os.fspath(path)
+    with _named(path):
+        for suffix, read in ({".zip": _zip_member, ".arrow": _arrow_cell} | dict(more or {})).items():
+            container, mark, member = path.partition(f"{suffix}!")
+            if mark:
+                return BytesIO(read(container + suffix, member))
+        return open_regular(path)
+
+
+def read_bytes(path: str | os.PathLike[str], more: Mapping[str, Reader] | None = None) -> bytes:
+    """The content of the file at `path`.
+
+    Raises AdaptError, naming the file, when it is missing, cannot be read, or takes more than 256 MiB.
+    """
+    with open_file(path, more) as file, _named(os.fspath(path)):
+        return read_bounded(file, _MOST_BYTES)
+
+
+@contextmanager
+def _named(path: str) -> Iterator[None]:
+    """What the file system and the archives raise, as an AdaptError that names the file."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise AdaptError(f"Image {path!r} does not exist{_missing_folder(path)}.") from None
+    except KeyError:
+        raise AdaptError(f"Image {path!r} does not exist: the archive has no such member.") from None
+    except _UNREADABLE as error:
+        raise AdaptError(f"Image {path!r} cannot be read: {error}. Replace it or take it out of the data.") from error
+
+
+def _zip_member(archive: str, member: str) -> bytes:
+    opened = _open_zip(archive, os.getpid())
+    entry = opened.getinfo(member)
+    if entry.flag_bits & _ENCRYPTED:
+        raise ValueError("it is encrypted; save the archive without a password")
+    if entry.file_size > _MOST_BYTES:
+        raise ValueError(f"it unpacks to {entry.file_size:,} bytes, and at most {_MOST_BYTES:,} are read")
+    with opened.open(entry) as file:
+        return read_bounded(file, _MOST_BYTES)  # type: ignore[arg-type]  # its reads are those of any file
+
+
+@lru_cache(maxsize=8)
+def _open_zip(archive: str, pid: int) -> zipfile.ZipFile:
+    # One handle per process: after a fork, workers that share a file offset would read each other's bytes.
+    check_regular(archive)
+    return zipfile.ZipFile(archive)
+
+
+def _arrow_cell(table: str, member: str) -> bytes:
+    column, _, row = member.rpartition("/")
+    cell = _open_arrow(table)[column][int(row)].as_py()
+    if not (isinstance(cell, dict) and isinstance(cell.get("bytes"), bytes)):
+        raise ValueError("the table has no image there")
+    content: bytes = cell["bytes"]
+    return content
+
+
+@lru_cache(maxsize=64)
+def _open_arrow(table: str) -> Any:
+    try:
+        import pyarrow
+    except ImportError:
+        raise ValueError('tables are read by pyarrow: pip install -e ".[hf-data]"') from None
+
+    check_regular(table)
+    # A memory map: only the rows that are asked for are read, and processes share them.
+    content = pyarrow.ipc.open_stream(pyarrow.memory_map(table)).read_all()
+    content.validate(full=True)  # or else a damaged table's offsets lead out of memory, which ends the process
+    return content
+
+
+def _missing_folder(path: str) -> str:
+    """The topmost missing folder above `path`: mostly a wrong root."""
+    missing, folder = "", os.path.dirname(path)
+    while folder and not os.path.isdir(folder):
+        missing, folder = folder, os.path.dirname(folder)
+    return f": there is no folder {missing!r}. Check the root of the data set" if missing else ""

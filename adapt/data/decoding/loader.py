@@ -1,0 +1,49 @@
+"""Loader of images and labels, the same for a seed whatever the number of workers.
+
+This module does not import torch, so that `adapt.data` can import it at once (see there).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from adapt.data.decoding.image_set import ImageSet
+from adapt.data.split import Item
+from adapt.errors import AdaptError
+
+if TYPE_CHECKING:
+    from adapt.backbones.preprocess import Transform
+    from adapt.data.decoding.decoded import Loader
+
+
+def loader(
+    items: Sequence[Item],
+    transform: Transform,
+    batch_size: int,
+    *,
+    train: bool,
+    seed: int = 0,
+    workers: int = 0,
+    drop_last: bool | None = None,
+) -> Loader:
+    """Loader of `items` as images (b, 3, h, w) and labels (b,), for training or in order.
+
+    Of items with questions: `[images, questions, answers]`, the latter lists of b texts, and labels.
+
+    For training, as in the published code: shuffled, and the last short batch is dropped if there is a full one (or by
+    `drop_last`). Order and augmentation depend on `seed`, the epoch and the image only; see `Loader.set_epoch`.
+
+    Raises AdaptError when there is nothing to load; iterating raises it for a file that cannot be decoded.
+    """
+    from adapt.data.decoding.decoded import Loader
+    from adapt.data.decoding.epochs import Epochs
+
+    if not items:
+        raise AdaptError("There are no images to load: the part of the data that was asked for is empty.")
+    if batch_size < 1:
+        raise AdaptError(f"batch_size is {batch_size}; expected at least 1.")
+    if drop_last is None:
+        drop_last = train and len(items) >= batch_size
+    epochs = Epochs(len(items), batch_size, shuffle=train, seed=seed, drop_last=drop_last)
+    return Loader(ImageSet(items, transform), epochs, workers)

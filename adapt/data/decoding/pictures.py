@@ -1,0 +1,113 @@
+"""Decoding: every image file becomes an RGB picture, or an error that names the file.
+
+Decisions: transparency is laid over white; 16-bit grey keeps its high byte, as Pillow does for 16-bit colour; of an
+animation the first frame counts. EXIF orientation is not applied, because the published pipelines (torchvision's
+folder readers, Dassl) do not apply it, and applying it would change their numbers.
+
+A small file may claim a large picture. Sides and pixels are held, by the header, to what is decoded in 1 GiB.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import BinaryIO, cast
+
+from PIL import Image
+from PIL.Image import DecompressionBombError
+
+from adapt.errors import AdaptError
+
+# Pillow's names of what is decoded, with the suffixes of such files. It knows more: one of them runs Ghostscript.
+FORMATS = {
+    "BMP": (".bmp",),
+    "GIF": (".gif",),
+    "JPEG": (".jpeg", ".jpg"),
+    "PNG": (".png",),
+    "PPM": (".pgm", ".ppm"),
+    "TIFF": (".tif", ".tiff"),
+    "WEBP": (".webp",),
+}
+_RATIO = 100  # of the sides; resizing the shorter one to some hundred pixels makes this many times as many of the other
+# Of `Image.MAX_IMAGE_PIXELS`, where Pillow only warns: all cameras' pictures, in less than 1 GiB with the conversion.
+# WebP's own decoder holds a picture several times.
+_PIXELS, _PIXELS_OF = 4 / 3, {"WEBP": 1 / 2}
+_BAND = 2**22  # pixels that are converted at a time
+
+# What Pillow raises on malformed files.
+_BROKEN = (OSError, SyntaxError, ValueError, EOFError, LookupError, struct.error, zlib.error, DecompressionBombError)
+_NO_RANGE = "pixels of 32 bits have no fixed range; save it with 8 or 16 bits"
+
+
+def decoded(file: BinaryIO, name: str) -> Image.Image:
+    """The picture in `file`, in mode RGB. Raises AdaptError, by `name`, for a broken, too large or too narrow one."""
+    with opened(file, name) as picture:
+        return to_rgb(picture)
+
+
+@contextmanager
+def opened(file: BinaryIO, name: str) -> Iterator[Image.Image]:
+    """The picture in `file` before it is decoded; what Pillow raises inside names it."""
+    with naming(repr(name)):
+        picture = Image.open(file, formats=list(FORMATS))
+        _check_size(picture)
+        yield picture
+
+
+def _check_size(picture: Image.Image) -> None:
+    """ValueError for a picture whose header asks for more memory than any photograph does."""
+    shorter, longer = sorted(picture.size)
+    if longer > _RATIO * shorter:
+        raise ValueError(f"it is {picture.width} x {picture.height} pixels; one side may be {_RATIO} times the other")
+    limit = Image.MAX_IMAGE_PIXELS
+    most = None if limit is None else int(limit * _PIXELS_OF.get(picture.format or "", _PIXELS))
+    if most is not None and shorter * longer > most:
+        raise ValueError(f"it has {shorter * longer:,} pixels; at most {most:,} are decoded")
+
+
+@contextmanager
+def naming(name: str) -> Iterator[None]:
+    """What Pillow raises, as an AdaptError that names the image."""
+    try:
+        yield
+    except _BROKEN as error:
+        reason = "unknown format" if isinstance(error, Image.UnidentifiedImageError) else str(error).rstrip(".")
+        raise AdaptError(f"Image {name} cannot be decoded: {reason}. Replace it or take it out of the data.") from error
+
+
+def to_rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode.startswith("I"):
+        return _by_bands(picture, _high_byte)
+    if picture.mode == "F":
+        raise ValueError(_NO_RANGE)
+    if picture.has_transparency_data:
+        return _by_bands(picture, _over_white)
+    return picture.convert("RGB")
+
+
+def _by_bands(picture: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """`picture` converted to RGB, some rows at a time: pictures in between are only as large as a band."""
+    rows = max(1, _BAND // picture.width)
+    if picture.height <= rows:
+        return convert(picture)
+    whole = Image.new("RGB", picture.size)
+    for top in range(0, picture.height, rows):
+        whole.paste(convert(picture.crop((0, top, picture.width, min(top + rows, picture.height)))), (0, top))
+    return whole
+
+
+def _over_white(picture: Image.Image) -> Image.Image:
+    rgba = picture.convert("RGBA")
+    white = Image.new("RGBA", rgba.size, "white")
+    return Image.alpha_composite(white, rgba).convert("RGB")
+
+
+def _high_byte(picture: Image.Image) -> Image.Image:
+    """16-bit grey as 8-bit grey, in RGB. Pillow's own conversion clips at 255 in some versions: all white."""
+    wide = picture.convert("I")
+    _, highest = cast(tuple[int, int], wide.getextrema())
+    if highest > 0xFFFF:
+        raise ValueError(_NO_RANGE)
+    return wide.point(lambda value: value * (1 / 256)).convert("L").convert("RGB")

@@ -1,0 +1,1 @@
+"""The bundled sets: emoji, and questions about scenes of them."""

@@ -1,0 +1,27 @@
+"""The drawings: one zip beside this file, with an index of its own."""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from adapt.data.decoding.files import read_bytes, zip_root
+from adapt.errors import AdaptError
+
+ARCHIVE = Path(__file__).with_name("emoji.zip")
+UNSEEN_STYLE = "fluent-3d"
+
+
+def index() -> dict[str, Any]:
+    """What the zip says of itself: "styles", "classes", and "items", an entry for each drawing."""
+    return _index(ARCHIVE)
+
+
+@lru_cache(maxsize=2)
+def _index(archive: Path) -> dict[str, Any]:
+    if not archive.is_file():
+        raise AdaptError(f"The bundled data set {str(archive)!r} is missing: install adapt again.")
+    content: dict[str, Any] = json.loads(read_bytes(zip_root(archive) + "index.json"))
+    return content

@@ -1,0 +1,86 @@
+"""The bundled sets: emoji in several drawing styles, one zip beside this file, decoded as they are needed.
+
+`emoji`           classes are groups of concepts ("animal mammal"), drawn in the styles that the bundled backbone knows
+`emoji@STYLE`     the same classes and concepts, all three parts in one style; `emoji@fluent-3d` is the unseen one
+`emoji-concepts`  classes are the concepts ("dog face"); the seen styles are a class's shots, the unseen style its test
+                  set. The concepts that the backbone knows come first; the held-out ones, never seen in any style, come
+                  after them: `concept_names()` gives both lists, for a base/new cut by name.
+`emoji-questions` questions about scenes of emoji, also `emoji-questions@STYLE`: see `adapt.data.emoji.questions`
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from adapt.data.decoding.files import zip_root
+from adapt.data.emoji import archive
+from adapt.data.emoji.archive import UNSEEN_STYLE, index
+from adapt.data.emoji.questions import read_questions
+from adapt.data.split import Item, Split
+from adapt.errors import AdaptError, nearest
+
+_GROUPS, _CONCEPTS, _AT = "emoji", "emoji-concepts", "emoji@"
+_QUESTIONS, _QUESTIONS_AT = "emoji-questions", "emoji-questions@"
+
+_Entry = dict[str, Any]  # one of the index's "items"
+
+
+def is_bundled(spec: str) -> bool:
+    """Whether `spec` asks for a bundled set, be it with a style that there is or not."""
+    return spec in (_GROUPS, _CONCEPTS, _QUESTIONS) or spec.startswith((_AT, _QUESTIONS_AT))
+
+
+def names() -> list[str]:
+    """All the names that `read_bundled` takes."""
+    styles = index()["styles"]
+    at_style = [at + style for at in (_AT, _QUESTIONS_AT) for style in styles]
+    return [_GROUPS, _CONCEPTS, _QUESTIONS, *at_style]
+
+
+def concept_names() -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The concepts that the bundled backbone was trained on, and the held-out ones, each sorted."""
+    held_out = {entry["concept"]: bool(entry["held_out"]) for entry in index()["items"]}
+    base, new = (tuple(sorted(name for name, held in held_out.items() if held is flag)) for flag in (False, True))
+    return base, new
+
+
+def read_bundled(spec: str) -> Split:
+    """The bundled set `spec`; the domain of each item is its style, where it has one.
+
+    Raises AdaptError for a style that there is not.
+    """
+    if spec == _CONCEPTS:
+        return _concepts()
+    if spec == _GROUPS:
+        return _groups(spec, lambda entry: entry["style"] != UNSEEN_STYLE)
+    if spec not in names():
+        raise AdaptError(f"Unknown bundled data {spec!r}; {nearest(spec, names())}.")
+    if spec.startswith(_QUESTIONS):
+        return read_questions(spec)
+    return _groups(spec, lambda entry: entry["style"] == spec.removeprefix(_AT))
+
+
+def _groups(spec: str, wanted: Callable[[_Entry], bool]) -> Split:
+    classes = tuple(index()["classes"])
+    entries = [entry for entry in index()["items"] if entry["class"] is not None and wanted(entry)]
+
+    def part(name: str) -> tuple[Item, ...]:
+        return _items([entry for entry in entries if entry["split"] == name], "class", classes)
+
+    return Split(spec, classes, part("train"), part("val"), part("test"), root=zip_root(archive.ARCHIVE))
+
+
+def _concepts() -> Split:
+    base, new = concept_names()
+    classes = base + new
+    entries = index()["items"]
+    train = _items([entry for entry in entries if entry["style"] != UNSEEN_STYLE], "concept", classes)
+    test = _items([entry for entry in entries if entry["style"] == UNSEEN_STYLE], "concept", classes)
+    return Split(_CONCEPTS, classes, train, (), test, root=zip_root(archive.ARCHIVE))
+
+
+def _items(entries: list[_Entry], field: str, classes: tuple[str, ...]) -> tuple[Item, ...]:
+    label = {name: number for number, name in enumerate(classes)}
+    root = zip_root(archive.ARCHIVE)
+    return tuple(Item(root + entry["file"], label[entry[field]], entry[field], entry["style"]) for entry in entries)

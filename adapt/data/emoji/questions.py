@@ -1,0 +1,116 @@
+"""The bundled set of questions about images: scenes of emoji, drawn when they are read.
+
+`emoji-questions`        drawings in the seen styles; of each concept's four drawings one is in the test scenes only
+`emoji-questions@STYLE`  drawings in one style, the same ones in all three parts; `@fluent-3d` is the unseen style
+
+A scene's path is `SET.scenes!PART/NUMBER.png`; several questions are asked about one. The answers are the classes, the
+same ones under the same numbers in every variant.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable, Iterator
+from functools import cache, lru_cache
+from pathlib import Path
+from random import Random
+
+from adapt.data.decoding.files import zip_root
+from adapt.data.emoji import archive, scenes
+from adapt.data.emoji.scenes import Concept, Drawing, Scene
+from adapt.data.split import Item, Split
+
+TABLE = Path(__file__).with_name("questions.toml")
+WHAT, GROUP, COLOUR = "what is it?", "what kind of thing is it?", "what colour is it?"
+ANIMAL, COUNT = "which animal?", "how many?"
+LEFT, RIGHT = "what is on the left?", "what is on the right?"
+NUMBERS = ("one", "two", "three", "four")
+_ANIMALS = "animal"
+_ALL_STYLES = "emoji-questions"
+# Scenes of each kind in train, val and test, which are asked two questions on the average.
+_SIZES, _SIZES_OF_A_STYLE = (450, 45, 90), (90, 15, 90)
+
+
+def read_questions(spec: str) -> Split:
+    """The variant `spec`, one that there is; the domain of an item is the style, "" where scenes mix them."""
+    label = {answer: number for number, answer in enumerate(answers())}
+    root, style = f"{spec}.scenes!", spec.partition("@")[2]
+    items: dict[str, list[Item]] = {"train": [], "val": [], "test": []}
+    for member, scene in _scenes(spec, archive.ARCHIVE).items():
+        part = items[member.partition("/")[0]]
+        part += [Item(root + member, label[answer], answer, style, question) for question, answer in asked(scene)]
+    train, val, test = map(tuple, items.values())
+    return Split(spec, answers(), train, val, test, root=root)
+
+
+def scene(spec: str, member: str) -> Scene:
+    """The scene `PART/NUMBER.png` of the variant `spec`. Raises KeyError where there is none."""
+    return _scenes(spec, archive.ARCHIVE)[member]
+
+
+def asked(scene: Scene) -> Iterator[tuple[str, str]]:
+    """The questions that are asked about a scene, each with its answer."""
+    first = scene.concepts[0]
+    if scene.kind == "one":
+        yield WHAT, first.name
+        yield GROUP, first.group
+        if first.colour:
+            yield COLOUR, first.colour
+    elif scene.kind == "several":
+        yield COUNT, NUMBERS[len(scene.pieces) - 1]
+    else:
+        yield LEFT, first.name
+        yield RIGHT, scene.concepts[1].name
+    animals = {concept.name for concept in scene.concepts if concept.group == _ANIMALS}
+    if len(animals) == 1:
+        yield ANIMAL, animals.pop()
+
+
+@cache
+def concepts() -> dict[str, Concept]:
+    """What there are questions about, by the concept's name in the bundled index."""
+    groups = tomllib.loads(TABLE.read_text(encoding="utf-8"))
+    return {
+        row.get("concept", row["name"]): Concept(row["name"], group, row.get("colour", ""))
+        for group, rows in groups.items()
+        for row in rows
+    }
+
+
+@cache
+def answers() -> tuple[str, ...]:
+    """All answers, which are the class names: names, then groups, colours and numbers."""
+    known = list(concepts().values())
+    listed = [*(each.name for each in known), *(each.group for each in known), *(each.colour for each in known)]
+    return tuple(dict.fromkeys(answer for answer in (*listed, *NUMBERS) if answer))
+
+
+def drawings(spec: str, part: str) -> list[list[Drawing]]:
+    """The drawings of each concept that the scenes of one part are made of."""
+    if spec != _ALL_STYLES:
+        return _drawn(lambda number, style: style == spec.partition("@")[2])
+    seen = [style for style in archive.index()["styles"] if style != archive.UNSEEN_STYLE]
+    return _drawn(lambda number, style: style in seen and (style == seen[number % len(seen)]) is (part == "test"))
+
+
+def _drawn(wanted: Callable[[int, str], bool]) -> list[list[Drawing]]:
+    """The drawings whose concept's number and whose style are wanted."""
+    found: dict[str, list[Drawing]] = {name: [] for name in concepts()}
+    number = {name: place for place, name in enumerate(concepts())}
+    root = zip_root(archive.ARCHIVE)
+    for entry in archive.index()["items"]:
+        name = entry["concept"]
+        if name in found and wanted(number[name], entry["style"]):
+            found[name].append(Drawing(concepts()[name], root + entry["file"]))
+    return list(found.values())
+
+
+@lru_cache(maxsize=8)
+def _scenes(spec: str, archive: Path) -> dict[str, Scene]:
+    """By `PART/NUMBER.png`; the archive, which is the bundled one, enters what is remembered."""
+    sizes = _SIZES if spec == _ALL_STYLES else _SIZES_OF_A_STYLE
+    return {
+        f"{part}/{number:05}.png": scene
+        for part, per_kind in zip(("train", "val", "test"), sizes)
+        for number, scene in enumerate(scenes.scenes(drawings(spec, part), per_kind, Random(f"{spec}/{part}")))
+    }

@@ -1,0 +1,149 @@
+"""Scenes: drawings laid out on a small picture by a seeded stream; data until they are drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from io import BytesIO
+from random import Random
+from typing import Literal, NamedTuple, TypeVar
+
+from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageOps
+
+from adapt.data.decoding.files import open_file
+from adapt.data.decoding.pictures import decoded
+
+Layout = Literal["one", "several", "pair"]
+
+SIDE = 64  # pixels
+MOST = 4  # copies, one in each cell of a grid of 2 x 2
+_CELL = SIDE // 2
+# White as often as all the others together, which are pale enough to leave a drawing its colours.
+_WHITE = (255, 255, 255)
+_PALE = ((255, 244, 214), (222, 238, 255), (226, 247, 226), (255, 228, 232), (238, 230, 252), (236, 236, 236))
+_MARK, _NEARLY_WHITE = (1, 254, 3), 12  # a colour of no drawing; what the channels may lack to white, together
+_WHOLE_SIDES, _CELL_SIDES = (50, SIDE), (24, _CELL)  # from, to
+
+T = TypeVar("T")
+
+
+class Concept(NamedTuple):
+    """What there are drawings of; `colour` is "" where they differ in it."""
+
+    name: str
+    group: str
+    colour: str
+
+
+class Drawing(NamedTuple):
+    """One drawing of a concept; `path` is of `adapt.data.decoding.files`'s forms."""
+
+    concept: Concept
+    path: str
+
+
+class Piece(NamedTuple):
+    """A drawing's place in a scene: a square of `side` pixels."""
+
+    drawing: Drawing
+    left: int
+    top: int
+    side: int
+    mirrored: bool
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One concept, several copies of one, or two of them, the left one first."""
+
+    kind: Layout
+    pieces: tuple[Piece, ...]
+    background: tuple[int, int, int] = _WHITE
+
+    @property
+    def concepts(self) -> list[Concept]:
+        """The concept of each piece."""
+        return [piece.drawing.concept for piece in self.pieces]
+
+    def draw(self) -> Image.Image:
+        """The picture, in mode RGB, 64 pixels wide and high."""
+        picture = Image.new("RGB", (SIDE, SIDE), self.background)
+        for piece in self.pieces:
+            place = (piece.left, piece.top, piece.left + piece.side, piece.top + piece.side)
+            drawing, paper = (_fitted(image, piece) for image in _cut_out(piece.drawing.path))
+            # Multiplied, white paper becomes the background, and so do the soft edges on it.
+            behind = ImageChops.multiply(picture.crop(place), drawing)
+            picture.paste(Image.composite(behind, drawing, paper), place)
+        return picture
+
+    def png(self) -> bytes:
+        """The picture as a PNG file."""
+        file = BytesIO()
+        self.draw().save(file, "PNG")
+        return file.getvalue()
+
+
+def scenes(drawings: Sequence[Sequence[Drawing]], per_kind: int, stream: Random) -> Iterator[Scene]:
+    """`per_kind` scenes of each of the three kinds, by turns; `drawings` has those of each concept.
+
+    Every concept has its turn in each kind before any has its second one, and so has every number of copies.
+    """
+    alone, repeated, left, right = (_turns(drawings, stream) for _ in range(4))
+    for number in range(per_kind):
+        yield _one(stream.choice(next(alone)), stream)
+        yield _several(stream.choice(next(repeated)), number % MOST + 1, stream)
+        first = next(left)
+        second = next(each for each in right if each is not first)
+        yield _pair(stream.choice(first), stream.choice(second), stream)
+
+
+def _one(drawing: Drawing, stream: Random) -> Scene:
+    return Scene("one", (_placed(drawing, (0, 0, SIDE, SIDE), _WHOLE_SIDES, stream),), _background(stream))
+
+
+def _several(drawing: Drawing, count: int, stream: Random) -> Scene:
+    cells = stream.sample([(left, top, _CELL, _CELL) for top in (0, _CELL) for left in (0, _CELL)], count)
+    pieces = tuple(_placed(drawing, cell, _CELL_SIDES, stream) for cell in cells)
+    return Scene("several", pieces, _background(stream))
+
+
+def _pair(left: Drawing, right: Drawing, stream: Random) -> Scene:
+    halves = (0, 0, _CELL, SIDE), (_CELL, 0, _CELL, SIDE)
+    pieces = tuple(_placed(drawing, half, _CELL_SIDES, stream) for drawing, half in zip((left, right), halves))
+    return Scene("pair", pieces, _background(stream))
+
+
+def _placed(drawing: Drawing, box: tuple[int, int, int, int], sides: tuple[int, int], stream: Random) -> Piece:
+    """The drawing somewhere in `box` (left, top, width, height)."""
+    left, top, width, height = box
+    side = stream.randint(*sides)
+    across, down = stream.randint(0, width - side), stream.randint(0, height - side)
+    return Piece(drawing, left + across, top + down, side, stream.random() < 0.5)
+
+
+def _background(stream: Random) -> tuple[int, int, int]:
+    return _WHITE if stream.random() < 0.5 else stream.choice(_PALE)
+
+
+def _turns(members: Sequence[T], stream: Random) -> Iterator[T]:
+    """All members in random order, then in another one, without end."""
+    while True:
+        yield from stream.sample(members, len(members))
+
+
+@lru_cache(maxsize=512)
+def _cut_out(path: str) -> tuple[Image.Image, Image.Image]:
+    """A drawing, and a mask in mode L that is white on the paper around it and on the drawing's outermost pixels."""
+    with open_file(path) as file:
+        drawing = decoded(file, path)
+    framed = ImageOps.expand(drawing, 1, _WHITE)
+    ImageDraw.floodfill(framed, (0, 0), _MARK, thresh=_NEARLY_WHITE)
+    others = ImageChops.difference(framed, Image.new("RGB", framed.size, _MARK)).convert("L")
+    paper = others.point(lambda value: 0 if value else 255).filter(ImageFilter.MaxFilter(3))
+    return drawing, ImageOps.crop(paper, 1)
+
+
+def _fitted(image: Image.Image, piece: Piece) -> Image.Image:
+    scaled = image.resize((piece.side, piece.side), Image.Resampling.LANCZOS)
+    return ImageOps.mirror(scaled) if piece.mirrored else scaled

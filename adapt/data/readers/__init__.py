@@ -1,0 +1,83 @@
+"""The readers in one place, and `load`, which picks one by what it is given. No image is opened by any of them."""
+
+from __future__ import annotations
+
+import os
+
+from adapt.data.emoji import bundled
+from adapt.data.readers import published, torchvision_sets
+from adapt.data.readers.csv_file import read_csv
+from adapt.data.readers.folder import read_folder
+from adapt.data.readers.hugging_face import read_hugging_face
+from adapt.data.readers.names_file import read_names
+from adapt.data.readers.published_layout import read_published
+from adapt.data.readers.split_file import read_split
+from adapt.data.split import Split
+from adapt.errors import AdaptError, nearest
+
+__all__ = [
+    "load",
+    "read_csv",
+    "read_folder",
+    "read_hugging_face",
+    "read_names",
+    "read_published",
+    "read_split",
+    "read_torchvision",
+]
+
+read_torchvision = torchvision_sets.read_torchvision
+_TORCHVISION, _HUGGING_FACE = "torchvision:", "hf:"
+_Path = str | os.PathLike[str]
+
+
+def load(spec: _Path, root: _Path | None = None, names: _Path | None = None) -> Split:
+    """The data set that `spec` stands for.
+
+    `spec` is a bundled name; a published one (`oxford_pets` or `OxfordPets`), with `root` the folder that holds all
+    published data sets' own folders; `torchvision:NAME`, with torchvision's `root`; `hf:NAME_OR_FOLDER` of the library
+    datasets; an image folder; or a `.csv`, a `.json` or a `.json.gz`, with `root` the folder that the paths inside
+    start from. A name wins over a folder of that name; write `./emoji` for the folder. `names` is a file with other
+    names for the classes, see `read_names`.
+
+    Raises AdaptError when `spec` is none of these, or as its reader does.
+    """
+    split = _read(os.fspath(spec), root)
+    return split if names is None else split.renamed(read_names(names))
+
+
+def _read(spec: str, root: _Path | None) -> Split:
+    entry = published.find(spec)
+    if entry is not None:
+        return read_published(entry, _given(root, spec, f"the folder that holds {entry.folder}/"))
+    if spec.startswith(_TORCHVISION):
+        return read_torchvision(spec.removeprefix(_TORCHVISION), _given(root, spec, "as for torchvision"))
+    if os.path.isfile(spec) and spec.endswith(".csv"):
+        return read_csv(spec, root)
+    if os.path.isfile(spec) and spec.endswith((".json", ".json.gz")):
+        return read_split(spec, root)
+    return _read_rootless(spec, root)
+
+
+def _given(root: _Path | None, spec: str, expected: str) -> _Path:
+    if root is None:
+        raise AdaptError(f"Data {spec!r} needs a root: {expected}. An image folder of that name is './{spec}'.")
+    return root
+
+
+def _read_rootless(spec: str, root: _Path | None) -> Split:
+    """What has its images with it."""
+    is_bundled, is_hugging_face = bundled.is_bundled(spec), spec.startswith(_HUGGING_FACE)
+    if not (is_bundled or is_hugging_face or os.path.isdir(spec)):
+        raise AdaptError(
+            f"Data {spec!r} is neither a folder, nor a .csv, .json or .json.gz file that exists, nor a bundled or "
+            f"published set: {nearest(spec, [*bundled.names(), *published.sets()])}."
+        )
+    if root is not None:
+        raise AdaptError(
+            f"Data {spec!r} has its images with it: root {os.fspath(root)!r} is for .csv and .json only, and for "
+            "published data sets."
+        )
+    if is_bundled:
+        return bundled.read_bundled(spec)
+    return read_hugging_face(spec.removeprefix(_HUGGING_FACE)) if is_hugging_face else read_folder(spec)

@@ -1,0 +1,89 @@
+"""CSV files that list images: `path,label[,split][,domain][,question]`."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from adapt.cells import unguarded
+from adapt.data.decoding.files import under
+from adapt.data.readers import parts
+from adapt.data.readers.lines import read_text
+from adapt.data.readers.rows import Listed, one_each, real_paths, to_split
+from adapt.data.split import Split
+from adapt.errors import AdaptError, nearest
+
+_COLUMNS = ("path", "label", "split", "domain", "question")
+_FIRST_LINE = "path,label[,split][,domain][,question]"
+
+
+def read_csv(
+    path: str | os.PathLike[str],
+    root: str | os.PathLike[str] | None = None,
+    ratios: Sequence[float] = parts.RATIOS,
+    seed: int = 0,
+) -> Split:
+    """The split in a CSV file with the columns `path,label[,split][,domain][,question]`; `label` is the class name.
+
+    Paths start from `root`, by default the CSV's folder, and must stay under it. Without a `split` column the images
+    are divided by `ratios` (train, val, test) and `seed`. With a column `question`, `label` is the answer. What
+    symbolic links list again counts once. Cells may be guarded as in `adapt.cells`.
+
+    Raises AdaptError, naming the line, when a column or a value is not as expected.
+    """
+    source = os.fspath(path)
+    folder = os.path.abspath(Path(source).parent if root is None else root)
+    try:
+        lines = io.StringIO(read_text(source), newline="")
+        rows = list(_rows(csv.DictReader(lines, strict=True), folder, f"CSV {source!r}"))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise AdaptError(f"CSV {source!r} cannot be read: {error}.") from error
+    if not rows:
+        raise AdaptError(f"CSV {source!r} lists no images.")
+    _check_listed_once(rows, f"CSV {source!r}")
+    rows = one_each(rows, folder, real_paths(row.path for row in rows), f"CSV {source!r}")
+    return to_split(Path(source).stem, folder, rows, sorted({row.class_name for row in rows}), ratios, seed)
+
+
+def _check_listed_once(rows: Sequence[Listed], where: str) -> None:
+    """AdaptError for a picture that is listed for two parts, or two classes; several questions may be about one."""
+    listed: dict[str, Listed] = {}
+    for row in rows:
+        first = listed.setdefault(row.path, row)
+        for what, one, other in (("parts", first.part, row.part), ("classes", first.class_name, row.class_name)):
+            if one != other and not row.question:
+                raise AdaptError(
+                    f"{where}: {row.path!r} is of two {what}, {one!r} and {other!r}. Keep one of the lines."
+                )
+
+
+def _rows(reader: csv.DictReader[str], folder: str, where: str) -> Iterator[Listed]:
+    columns = reader.fieldnames or ()
+    for column in columns:
+        if column not in _COLUMNS:
+            raise AdaptError(f"{where}: unknown column {column!r}; {nearest(column, _COLUMNS)}.")
+    for column in ("path", "label"):
+        if column not in columns:
+            raise AdaptError(f"{where}: no column {column!r}. Expected a first line {_FIRST_LINE}.")
+    for record in reader:
+        yield _row(record, folder, f"{where} line {reader.line_num}")
+
+
+def _row(record: dict[str | None, str | None], folder: str, where: str) -> Listed:
+    """One line; a cell too many has the key None, a cell too few the value None."""
+    if None in record or None in record.values():
+        raise AdaptError(f"{where}: more or fewer cells than the first line has. Quote values that hold a comma.")
+    cells = {column: unguarded((value or "").strip()) for column, value in record.items()}
+    for column in ("path", "label", "question"):
+        if not cells.get(column, "absent"):
+            raise AdaptError(f"{where}: the {column} is empty.")
+    part = ""
+    if "split" in cells:
+        if cells["split"] not in parts.ALIASES:
+            raise AdaptError(f"{where}: unknown split {cells['split']!r}; {nearest(cells['split'], parts.ALIASES)}.")
+        part = parts.ALIASES[cells["split"]]
+    path = under(folder, cells["path"], where)
+    return Listed(path, cells["label"], part, cells.get("domain", ""), cells.get("question", ""))

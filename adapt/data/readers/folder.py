@@ -1,0 +1,114 @@
+"""Image folders: one folder of images per class."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from itertools import chain
+
+from adapt.data.decoding.pictures import FORMATS
+from adapt.data.readers import parts
+from adapt.data.readers.rows import Listed, one_each, to_split
+from adapt.data.split import Split
+from adapt.errors import AdaptError
+
+IMAGE_SUFFIXES = tuple(sorted(chain.from_iterable(FORMATS.values())))
+
+
+def read_folder(root: str | os.PathLike[str], ratios: Sequence[float] = parts.RATIOS, seed: int = 0) -> Split:
+    """A folder of class folders; or of `train/`, perhaps `val/` (`valid/`, `validation/`) and `test/`, that hold those.
+
+    Images count at any depth below their class folder; other files and hidden ones are passed over. Symbolic links are
+    followed, and a picture counts once: where it lies, if it lies here. `ratios` (train, val, test) and `seed` divide a
+    folder that is not divided yet; they do nothing to one that is.
+
+    Raises AdaptError when the folder is missing, when a part or a class is empty, or when links put one picture from
+    elsewhere into two parts or classes.
+    """
+    root = os.path.abspath(root)
+    if not os.path.isdir(root):
+        raise AdaptError(f"Image folder {root!r} does not exist. Expected a folder with a folder of images per class.")
+    rows: list[Listed] = []
+    real: dict[str, str] = {}
+    class_names: set[str] = set()
+    for folder, part in _part_folders(root):
+        rows += _class_rows(folder, part, real)
+        class_names.update(subfolders(folder))
+    rows = one_each(rows, root, real, f"Image folder {root!r}")
+    return to_split(os.path.basename(root), root, rows, sorted(class_names), ratios, seed)
+
+
+def _part_folders(root: str) -> list[tuple[str, str]]:
+    """Folders of class folders, each with its part; the root itself, with part "", where the data is not divided."""
+    # A class may be called "train": it then holds images, where a part holds the folders of the classes.
+    found = [name for name in subfolders(root) if name in parts.ALIASES and subfolders(os.path.join(root, name))]
+    part_of = {name: parts.ALIASES[name] for name in found}
+    if len(set(part_of.values())) < len(found):
+        raise AdaptError(f"Image folder {root!r} has two folders for one part: {', '.join(found)}. Keep one of each.")
+    return [(os.path.join(root, name), part) for name, part in part_of.items()] or [(root, "")]
+
+
+def _class_rows(folder: str, part: str, real: dict[str, str]) -> list[Listed]:
+    """The images of all class folders in `folder`, sorted; `real` gets the real path of each."""
+    rows: list[Listed] = []
+    for name in subfolders(folder):
+        images = _real_images(os.path.join(folder, name))
+        real |= images
+        rows += [Listed(path, name, part) for path in sorted(images)]
+    if not rows:
+        raise AdaptError(
+            f"Image folder {folder!r} has no images in folders of their classes. "
+            f"Expected CLASS/IMAGE, an image being one of: {' '.join(IMAGE_SUFFIXES)}."
+        )
+    return rows
+
+
+def subfolders(folder: str | os.PathLike[str]) -> list[str]:
+    """The names of the folders in `folder`, sorted, without hidden ones."""
+    return [entry.name for entry in _visible(folder) if _is_folder(entry)]
+
+
+def images_in(folder: str) -> list[str]:
+    """The paths of the images at any depth in `folder`, sorted, without hidden ones.
+
+    Symbolic links are followed. A picture is listed once, by a path without a link where there is one.
+    """
+    return sorted(_real_images(folder))
+
+
+def _real_images(folder: str) -> dict[str, str]:
+    """The real path of each of `images_in`, by its path; both are the same where there are no links."""
+    found: dict[str, str] = {}  # path by real path
+    here, behind, linked = [folder], list[str](), list[str]()
+    seen: set[str] = set()
+    while here or behind:  # folders behind links come last: what lies here has its own path
+        home = (here or behind).pop(0)
+        real = os.path.realpath(home)
+        if real in seen:
+            continue
+        seen.add(real)
+        for entry in _visible(home):
+            if _is_folder(entry):
+                (behind if entry.is_symlink() else here).append(entry.path)
+            elif entry.name.lower().endswith(IMAGE_SUFFIXES):
+                if entry.is_symlink():
+                    linked.append(entry.path)
+                else:
+                    found[os.path.join(real, entry.name)] = entry.path
+    for path in linked:
+        found.setdefault(os.path.realpath(path), path)
+    return {path: real for real, path in found.items()}
+
+
+def _visible(folder: str | os.PathLike[str]) -> list[os.DirEntry[str]]:
+    """What is in `folder`, sorted, without what is hidden."""
+    try:
+        with os.scandir(os.fspath(folder)) as entries:
+            return sorted((each for each in entries if not each.name.startswith(".")), key=lambda each: each.name)
+    except OSError as error:
+        raise AdaptError(f"Folder {os.fspath(folder)!r} cannot be read: {error.strerror}.") from error
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    # of a link that leads to itself, `is_dir` raises
+    return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()

@@ -1,0 +1,91 @@
+"""Data sets of the Hugging Face library `datasets`, read out of its Arrow files without a copy."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from adapt.data.readers import parts
+from adapt.data.readers.rows import Listed, to_split
+from adapt.data.split import Split
+from adapt.errors import AdaptError
+
+
+def read_hugging_face(source: str | os.PathLike[str], ratios: Sequence[float] = parts.RATIOS, seed: int = 0) -> Split:
+    """The data set in a folder that `save_to_disk` wrote, or of that name on the hub (fetched by the library).
+
+    It has one column of images and one of class labels; a column `domain` of text is read where there is one. Classes
+    are numbered as there. `ratios` (train, val, test) and `seed` divide one that has no parts, or `train` only.
+
+    Raises AdaptError when the library is missing or finds no such data set, or for other columns.
+    """
+    source = os.fspath(source)
+    found = _parts(source)
+    features = next(iter(found.values())).features
+    image, label = (_only(features, kind, source) for kind in ("Image", "ClassLabel"))
+    class_names: list[str] = features[label].names
+    undivided = len(found) == 1
+    rows = [
+        Listed(path, class_names[number], "" if undivided else part, domain)
+        for part, dataset in found.items()
+        for path, number, domain in _listed(dataset, image, label, f"Data {source!r}, part {part}")
+    ]
+    root = os.path.abspath(source) if os.path.isdir(source) else ""
+    return to_split(os.path.basename(source.rstrip("/")), root, rows, class_names, ratios, seed)
+
+
+def _parts(source: str) -> dict[str, Any]:
+    """The data set's parts by our names of them."""
+    try:
+        import datasets
+    except ImportError:
+        raise AdaptError('Hugging Face data needs the library datasets: pip install -e ".[hf-data]".') from None
+    try:
+        found = datasets.load_from_disk(source) if os.path.isdir(source) else datasets.load_dataset(source)
+    except (OSError, ValueError) as error:
+        raise AdaptError(f"datasets cannot load {source!r}: {' '.join(str(error).split())}") from error
+    named = {"train": found} if isinstance(found, datasets.Dataset) else dict(found)
+    unknown = named.keys() - parts.ALIASES.keys()
+    if unknown:
+        raise AdaptError(f"Data {source!r} has a part {min(unknown)!r}; expected {', '.join(parts.ALIASES)}.")
+    return {parts.ALIASES[name]: dataset for name, dataset in named.items()}
+
+
+def _only(features: Any, kind: str, source: str) -> str:
+    """The name of the only column of that kind."""
+    columns = [name for name, feature in features.items() if type(feature).__name__ == kind]
+    if len(columns) != 1:
+        raise AdaptError(
+            f"Data {source!r} has {len(columns)} columns of kind {kind} among {', '.join(features)}; expected one. "
+            "Cast or remove columns with datasets and save the result by save_to_disk."
+        )
+    return columns[0]
+
+
+def _listed(dataset: Any, image: str, label: str, where: str) -> Iterator[tuple[str, int, str]]:
+    """Path, label and domain of each row; the path is the image's own, or its cell in an Arrow file."""
+    from pyarrow import compute
+
+    if dataset._indices is not None:  # rows chosen or shuffled after they were written
+        raise AdaptError(f"{where}: the rows are not those of its files. Save it by save_to_disk and load the result.")
+    content = dataset.data.column(image)
+    outside = compute.struct_field(content, "path").filter(compute.struct_field(content, "bytes").is_null())
+    paths = outside.to_pylist() if len(outside) else [f"{cell[0]}!{image}/{cell[1]}" for cell in _cells(dataset)]
+    if len(paths) != len(dataset):
+        raise AdaptError(f"{where}: some images are files and some are in its tables. Save it by save_to_disk first.")
+    domains = dataset["domain"] if "domain" in dataset.column_names else [""] * len(dataset)
+    for row, (path, number, domain) in enumerate(zip(paths, dataset[label], domains, strict=True)):
+        if number is None or number < 0:
+            raise AdaptError(f"{where}: row {row} has no label. Remove the rows or the part without labels.")
+        yield path, number, domain
+
+
+def _cells(dataset: Any) -> Iterator[tuple[str, int]]:
+    """The Arrow file of each row, and its place there."""
+    import pyarrow
+
+    for entry in dataset.cache_files:
+        path = os.path.abspath(entry["filename"])
+        count = pyarrow.ipc.open_stream(pyarrow.memory_map(path)).read_all().num_rows
+        yield from ((path, row) for row in range(count))

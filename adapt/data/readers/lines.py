@@ -1,0 +1,37 @@
+"""Text files that list something: read whole, within bounds, by every reader of lists."""
+
+from __future__ import annotations
+
+import gzip
+import os
+from pathlib import Path
+
+from adapt.disk import open_regular, read_bounded
+from adapt.errors import AdaptError
+
+_MOST_BYTES = 512 * 2**20
+# Gzipped lists of images are a tenth of their size; what unpacks to far more is no list.
+_MOST_RATIO, _MOST_OF_FEW = 64, 16 * 2**20
+
+
+def read_text(path: str | os.PathLike[str]) -> str:
+    """The text of a list, also gzipped (`.gz`), without a byte order mark.
+
+    Raises OSError or EOFError where there is no such file or it is too large, ValueError where it is not UTF-8.
+    """
+    with open_regular(path) as file:
+        if not os.fspath(path).endswith(".gz"):
+            content = read_bounded(file, _MOST_BYTES)
+        else:
+            most = max(_MOST_OF_FEW, _MOST_RATIO * os.fstat(file.fileno()).st_size)
+            with gzip.open(file) as unpacked:
+                content = read_bounded(unpacked, min(most, _MOST_BYTES))  # type: ignore[arg-type]  # read as any file
+    return content.decode("utf-8-sig")  # spreadsheets and some editors put a byte order mark in front
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines that are not empty, without the space around them. Raises AdaptError where there is no such text."""
+    try:
+        return [line.strip() for line in read_text(path).splitlines() if line.strip()]
+    except (OSError, EOFError, ValueError) as error:
+        raise AdaptError(f"List {str(path)!r} cannot be read: {error}.") from error

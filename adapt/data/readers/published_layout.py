@@ -1,0 +1,75 @@
+"""The published data sets as splits: most are a split file over a folder of images, Aircraft and ImageNet's are not."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from adapt.data.readers import imagenet
+from adapt.data.readers.lines import read_lines
+from adapt.data.readers.published import Published
+from adapt.data.readers.split_file import read_split
+from adapt.data.split import Item, Split
+from adapt.errors import AdaptError
+
+
+def read_published(data: Published, root: str | os.PathLike[str]) -> Split:
+    """The data set under its own folder in `root`, the folder that all published data sets share (CoOp's `$DATA`).
+
+    Raises AdaptError, with what to fetch, for a folder or a list that is missing, and where the number of classes is
+    not the published one. Images are neither opened nor counted; `adapt data check` does both.
+    """
+    root = os.path.abspath(root)
+    missing = data.missing(root)
+    if missing:
+        absent = " and no ".join(missing)
+        raise AdaptError(f"Data {data.name!r}: there is no {absent}.{_hint(data, root)} {data.advice}")
+    home = Path(root, data.folder)
+    split = _READERS[data.layout](data, home)
+    if len(split.class_names) != data.classes:
+        raise AdaptError(
+            f"Data {data.name!r} has {len(split.class_names)} classes in {str(home)!r}; {data.classes} are published. "
+            f"{data.advice}"
+        )
+    return replace(split, name=data.name, template=data.template)
+
+
+def _hint(data: Published, root: str) -> str:
+    """For who gave the data set's own folder."""
+    own = os.path.basename(root) == data.folder and os.path.isdir(root)
+    return f" Give the folder that holds {data.folder}/ as root, not that folder itself." if own else ""
+
+
+def _by_split_file(data: Published, home: Path) -> Split:
+    """Labels, order and class names are the file's. The paths of StanfordCars, in two folders, start above them."""
+    (listed,) = data.lists
+    return read_split(home / listed, home / data.images[0] if len(data.images) == 1 else home)
+
+
+def _by_variants(data: Published, home: Path) -> Split:
+    """FGVCAircraft: `variants.txt` numbers the classes, and each part's list has lines `IMAGE VARIANT`."""
+    variants, *parts = (read_lines(home / name) for name in data.lists)
+    label = {name: number for number, name in enumerate(variants)}
+    images = home / data.images[0]
+
+    def part(lines: list[str], listed: str) -> tuple[Item, ...]:
+        items = []
+        for line in lines:
+            image, _, name = line.partition(" ")
+            if name not in label:
+                raise AdaptError(f"{str(home / listed)!r} has {line!r}; expected an image and one of variants.txt.")
+            items.append(Item(str(images / f"{image}.jpg"), label[name], name))
+        return tuple(items)
+
+    train, val, test = map(part, parts, data.lists[1:])
+    return Split(data.name, tuple(variants), train, val, test, root=str(images))
+
+
+_READERS: dict[str, Callable[[Published, Path], Split]] = {
+    "split": _by_split_file,
+    "variants": _by_variants,
+    "synsets": imagenet.by_synsets,
+    "numbers": imagenet.by_numbers,
+}

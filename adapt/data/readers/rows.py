@@ -1,0 +1,103 @@
+"""From listed images to a split: numbers for the classes, and parts where the list does not say them."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from adapt.data.readers import parts
+from adapt.data.split import Item, Split
+from adapt.errors import AdaptError
+
+logger = logging.getLogger("adapt")
+
+
+class Listed(NamedTuple):
+    """An image before its class has a number; `part` is "" where the data set does not say it."""
+
+    path: str
+    class_name: str
+    part: str = ""
+    domain: str = ""
+    question: str = ""
+
+
+def to_split(
+    name: str, root: str, rows: Sequence[Listed], class_names: Sequence[str], ratios: Sequence[float], seed: int
+) -> Split:
+    """The split of `rows`, with labels by the order of `class_names`.
+
+    Rows without a part are divided by `ratios` and `seed`. Raises AdaptError when a class has no training image.
+    """
+    label = {class_name: number for number, class_name in enumerate(class_names)}
+    undivided = not any(row.part for row in rows)
+    part_of = parts.assign([row.class_name for row in rows], ratios, seed) if undivided else [row.part for row in rows]
+    items: dict[str, list[Item]] = {"train": [], "val": [], "test": []}
+    for row, part in zip(rows, part_of, strict=True):
+        items[part].append(Item(row.path, label[row.class_name], row.class_name, row.domain, row.question))
+    return Split(name, tuple(class_names), tuple(items["train"]), tuple(items["val"]), tuple(items["test"]), root=root)
+
+
+def one_each(rows: Sequence[Listed], root: str, real: Mapping[str, str], where: str) -> list[Listed]:
+    """`rows` without those that come by a symbolic link to a picture that another path has.
+
+    Paths are below `root`; `real` has each path's real one. The path without a link stays, or else the first one; what
+    another part or class loses by it is logged. Raises AdaptError where links alone put one picture into two parts or
+    classes: neither is the right one.
+    """
+    home = os.path.realpath(root)
+    own = {row.path for row in rows if real[row.path] == home + row.path.removeprefix(root)}
+    kept: dict[str, Listed] = {}  # by real path
+    lost: list[tuple[Listed, Listed]] = []
+    for row in sorted(rows, key=lambda row: row.path not in own):  # stable
+        first = kept.setdefault(real[row.path], row)
+        if first.path != row.path and (first.part, first.class_name) != (row.part, row.class_name):
+            _check_own(first, row, own, where)
+            lost.append((row, first))
+    if lost:
+        logger.warning(
+            "%s: left out %s of pictures that count elsewhere, such as %s.",
+            where,
+            f"{len(lost):,} links",
+            _pair(*lost[0]),
+        )
+    return [row for row in rows if kept[real[row.path]].path == row.path]
+
+
+def _check_own(first: Listed, row: Listed, own: set[str], where: str) -> None:
+    if first.path not in own:
+        raise AdaptError(f"{where}: {_pair(row, first)} by symbolic links. Keep one of them.")
+
+
+def _pair(row: Listed, other: Listed) -> str:
+    place, other_place = (f"{each.part} {each.class_name}".strip() for each in (row, other))
+    return f"{row.path!r} ({place}) is the same picture as {other.path!r} ({other_place})"
+
+
+def check_linked(items: Mapping[str, Sequence[Item]], where: str) -> None:
+    """Raises AdaptError where symbolic links list one picture in two parts. One path that stands twice may."""
+    real = real_paths(item.path for listed in items.values() for item in listed)
+    seen: dict[str, tuple[str, str]] = {}
+    for part, listed in items.items():
+        for item in listed:
+            first, path = seen.setdefault(real[item.path], (part, item.path))
+            if first != part and path != item.path:
+                raise AdaptError(
+                    f"{where}: {item.path!r} ({part}) is the same picture as {path!r} ({first}) by symbolic links. "
+                    "Keep one of them."
+                )
+
+
+def real_paths(paths: Iterable[str]) -> dict[str, str]:
+    """Each path without symbolic links; folders are looked up once, because they have many files."""
+    folders: dict[str, str] = {}
+    real: dict[str, str] = {}
+    for path in paths:
+        folder, name = os.path.split(path)
+        if folder not in folders:
+            folders[folder] = os.path.realpath(folder)
+        whole = os.path.join(folders[folder], name)
+        real[path] = os.path.realpath(whole) if os.path.islink(whole) else whole
+    return real

@@ -1,0 +1,63 @@
+"""CoOp's split files, `split_zhou_*.json`."""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from typing import Any
+
+from adapt.data.decoding.files import under
+from adapt.data.readers.lines import read_text
+from adapt.data.readers.rows import check_linked
+from adapt.data.split import Item, Split
+from adapt.errors import AdaptError
+from adapt.shown import brief
+
+_PARTS = ("train", "val", "test")
+
+
+def read_split(path: str | os.PathLike[str], root: str | os.PathLike[str] | None = None) -> Split:
+    """The split in a file `{"train": [[path, label, class name], ...], "val": ..., "test": ...}`, also gzipped.
+
+    With `root`, paths are joined to it and must stay under it; without, they stay as they are in the file.
+
+    Raises AdaptError when the file is not of this form, when a label has two names or none, or when a symbolic link
+    puts one picture into two parts.
+    """
+    source = os.fspath(path)
+    folder = "" if root is None else os.path.abspath(root)
+    content = _read(source)
+    names: dict[int, str] = {}
+    train, val, test = (
+        tuple(_item(entry, names, folder, f"Split {source!r}: {part}") for entry in content[part]) for part in _PARTS
+    )
+    free = next(label for label in range(len(names) + 1) if label not in names)
+    if free < len(names):
+        raise AdaptError(f"Split {source!r}: no image has label {free}. Number the labels from 0 without a gap.")
+    check_linked({"train": train, "val": val, "test": test}, f"Split {source!r}")
+    title = os.path.basename(source).split(".json")[0].removeprefix("split_zhou_")
+    return Split(title, tuple(names[label] for label in sorted(names)), train, val, test, root=folder)
+
+
+def _read(source: str) -> dict[str, list[Any]]:
+    try:
+        content = json.loads(read_text(source))
+    # ValueError: malformed JSON or UTF-8; EOFError, zlib.error: a damaged gzip; RecursionError: brackets in thousands.
+    except (OSError, EOFError, ValueError, RecursionError, zlib.error) as error:
+        raise AdaptError(f"Split {source!r} cannot be read: {error}.") from error
+    if not isinstance(content, dict) or not all(isinstance(content.get(part), list) for part in _PARTS):
+        raise AdaptError(f"Split {source!r}: expected an object with the lists {', '.join(_PARTS)}.")
+    return content
+
+
+def _item(entry: Any, names: dict[int, str], folder: str, where: str) -> Item:
+    """One entry; `names` collects the class names by label."""
+    match entry:
+        case [str(path), int(label), str(name)] if label >= 0 and not isinstance(label, bool):
+            pass
+        case _:
+            raise AdaptError(f"{where} has {brief(entry)}; expected [path, label from 0, class name].")
+    if names.setdefault(label, name) != name:
+        raise AdaptError(f"{where} names label {label} {name!r}, but it is {names[label]!r} before.")
+    return Item(under(folder, path, where), label, name)

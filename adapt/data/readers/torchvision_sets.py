@@ -1,0 +1,80 @@
+"""torchvision's data sets by name, where they are files of images with class names. Nothing is downloaded.
+
+torchvision keeps the files and labels of a data set in attributes that differ from class to class and are mostly
+private; the names of all of them are here, and a data set that has none is refused.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from adapt.data.readers import parts
+from adapt.data.readers.rows import Listed, to_split
+from adapt.data.split import Split
+from adapt.errors import AdaptError, nearest
+
+# The names of its parts, each with the part that it is here; none where there is only one list of images.
+_PARTS: dict[str, dict[str, str]] = {
+    "Country211": {"train": "train", "valid": "val", "test": "test"},
+    "DTD": {"train": "train", "val": "val", "test": "test"},
+    "EuroSAT": {},
+    "FGVCAircraft": {"train": "train", "val": "val", "test": "test"},
+    "Flowers102": {"train": "train", "val": "val", "test": "test"},
+    "Food101": {"train": "train", "test": "test"},
+    "OxfordIIITPet": {"trainval": "train", "test": "test"},
+    "RenderedSST2": {"train": "train", "val": "val", "test": "test"},
+    "StanfordCars": {"train": "train", "test": "test"},
+    "SUN397": {},
+}
+_FILES, _LABELS, _PAIRS = ("_image_files", "_images"), ("_labels",), ("samples", "_samples")
+
+
+def names() -> list[str]:
+    """The data sets that `read_torchvision` takes."""
+    return list(_PARTS)
+
+
+def read_torchvision(
+    name: str, root: str | os.PathLike[str], ratios: Sequence[float] = parts.RATIOS, seed: int = 0
+) -> Split:
+    """torchvision's data set `name` as it lies under `root`, where torchvision would put it.
+
+    `ratios` (train, val, test) and `seed` divide one that torchvision does not divide. Files, class names and parts are
+    torchvision's, which are not those of the papers: for these, give the data set's published name.
+
+    Raises AdaptError for an unknown name, and where torchvision finds no such data set under `root`.
+    """
+    if name not in _PARTS:
+        raise AdaptError(f"torchvision has no set {name!r} of image files with class names; {nearest(name, _PARTS)}.")
+    root = os.path.abspath(root)
+    divided = [(_open(name, root, split=theirs), part) for theirs, part in _PARTS[name].items()]
+    found = divided or [(_open(name, root), "")]
+    class_names = [str(each) for each in found[0][0].classes]
+    rows = [Listed(path, class_names[label], part) for dataset, part in found for path, label in _listed(dataset)]
+    return to_split(name, root, rows, class_names, ratios, seed)
+
+
+def _open(name: str, root: str, **options: str) -> Any:
+    from torchvision import datasets
+
+    try:
+        return getattr(datasets, name)(root, **options)
+    except (RuntimeError, OSError) as error:
+        raise AdaptError(
+            f"torchvision finds no {name} in {root!r}: {error}. Put it where torchvision's documentation says, "
+            f"for example by `torchvision.datasets.{name}({root!r}, download=True)`."
+        ) from error
+
+
+def _listed(dataset: Any) -> list[tuple[str, int]]:
+    """The files and labels of a torchvision data set, in its order."""
+    held = vars(dataset)
+    pairs = next((held[key] for key in _PAIRS if key in held), None)
+    if pairs is None:
+        columns = [next((held[key] for key in keys if key in held), None) for keys in (_FILES, _LABELS)]
+        if None in columns:
+            raise AdaptError(f"This version of torchvision keeps the files of {type(dataset).__name__} elsewhere.")
+        pairs = zip(*columns, strict=True)
+    return [(os.fspath(path), int(label)) for path, label in pairs]

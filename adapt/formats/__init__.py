@@ -1,0 +1,1 @@
+"""The adapter file, compact folders, published checkpoints, merged models, and the layout of peft."""

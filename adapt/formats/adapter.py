@@ -1,0 +1,120 @@
+"""The adapter file: one safetensors file with the method's tensors and, in its header, all that loading must check."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adapt import plain
+from adapt.errors import AdaptError
+from adapt.formats import header, tensor_file
+from adapt.formats.header import Header
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from adapt.backbones.base import Backbone
+    from adapt.methods.base import Method
+    from adapt.models.base import Adapted
+
+
+def save(model: Adapted[Any], path: str | Path) -> Path:
+    """Writes `model`'s adapter to `path`, atomically. Raises AdaptError for values that are not finite."""
+    from adapt.disk import replacing
+
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.method.state_dict().items()}
+    _check_finite(tensors, "the model")
+    metadata = _header(model).metadata()
+    with replacing(path) as temporary:
+        tensor_file.write(tensors, temporary, metadata)
+    return Path(path)
+
+
+def _header(model: Adapted[Any]) -> Header:
+    backbone = model.backbone
+    return header.make(
+        method=model.method.name,
+        config=model.method.config.model_dump(mode="json"),
+        class_names=model.class_names,
+        backbone=backbone.name,
+        quantization=backbone.quantization,
+        fingerprint=asdict(backbone.fingerprint),
+        preprocess=backbone.reading(),
+        logit_scale=model.method.logit_scale or getattr(backbone, "logit_scale", None),
+        versions=versions(),
+        **model.metadata,
+    )
+
+
+def versions() -> dict[str, str]:
+    """The versions of adapt and of the libraries whose arithmetic it uses."""
+    from importlib.metadata import version
+
+    import adapt
+
+    libraries = ("torch", "open_clip_torch", "transformers", "peft", "timm", "safetensors", "bitsandbytes")
+    return {"adapt": adapt.__version__, **{name: version(name) for name in libraries}}
+
+
+def read_tensors(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of an adapter. Raises AdaptError where the file is damaged, or a value is not finite."""
+    tensors = tensor_file.read(Path(path))
+    _check_finite(tensors, str(path))
+    return tensors
+
+
+def _check_finite(tensors: dict[str, Tensor], source: str) -> None:
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise AdaptError(
+                f"tensor {name!r} of {source} has values that are not finite; train again, at a lower rate"
+            )
+
+
+def check_backbone(described: Header, backbone: Backbone, path: str | Path) -> None:
+    """Raises AdaptError unless `backbone` is the model that the adapter was trained on."""
+    from adapt.backbones.fingerprint import Fingerprint
+
+    known = described.fingerprint  # a newer adapt may have written more
+    recorded = Fingerprint(known["structure"], tuple(known["values"]), known.get("configuration"))
+    if difference := recorded.difference(backbone.fingerprint):
+        raise AdaptError(
+            f"{path} was trained on {described.backbone or 'another backbone'} ({recorded.short()}), not on "
+            f"{backbone.describe()} ({backbone.fingerprint.short()}): {difference}. Give the one it was trained on"
+        )
+    if described.preprocess != plain.parse(plain.dump(backbone.reading())):
+        raise AdaptError(
+            f"{path} was trained on inputs prepared by {described.preprocess}, {backbone.describe()} prepares them by "
+            f"{backbone.reading()}: give the backbone with the preprocessing (and prompt) it was trained with"
+        )
+
+
+def load_tensors(method: Method, tensors: dict[str, Tensor], source: str) -> None:
+    """Copies `tensors` into `method`. AdaptError for missing, unknown or misshapen ones: none is copied then."""
+    expected = method.state_dict()
+    missing, unknown = expected.keys() - tensors.keys(), tensors.keys() - expected.keys()
+    if missing or unknown:
+        lacks = f"lacks {', '.join(sorted(missing))}" if missing else ""
+        extra = f"has the unknown {', '.join(sorted(unknown))}" if unknown else ""
+        raise AdaptError(
+            f"{source} {' and '.join(filter(None, (lacks, extra)))}: it does not fit its method {method.name}"
+        )
+    check_shapes(method, tensors, source)
+    cast = {name: tensor.to(expected[name].dtype) for name, tensor in tensors.items()}
+    _check_finite(cast, source)  # a number may be beyond the largest of the method's own type
+    method.check_tensors(cast, source)
+    method.load_state_dict(cast)
+
+
+def check_shapes(method: Method, tensors: dict[str, Tensor], source: str) -> None:
+    """AdaptError for tensors that the method has in another shape, or of another kind of numbers."""
+    expected = method.state_dict()
+    for name in filter(expected.__contains__, tensors):
+        if tensors[name].shape != expected[name].shape:
+            raise AdaptError(
+                f"tensor {name!r} of {source} has shape {tuple(tensors[name].shape)}; {method.name} on this backbone "
+                f"expects {tuple(expected[name].shape)}"
+            )
+        if tensors[name].is_floating_point() != expected[name].is_floating_point():
+            raise AdaptError(f"tensor {name!r} of {source} is {tensors[name].dtype}; expected floating point numbers")

@@ -1,0 +1,51 @@
+"""Folds a LoRA adapter into a copy of its backbone: a standalone checkpoint in the backbone's own format."""
+
+from __future__ import annotations
+
+import copy
+import math
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from adapt.backbones.turns import alone
+from adapt.disk import new_folder
+from adapt.errors import AdaptError
+from adapt.methods.lora import LoRA
+from adapt.models.classifier import AdaptedModel
+
+
+def merged_model(model: AdaptedModel) -> nn.Module:
+    """A copy of the backbone's model with the adapter in its weights. Raises AdaptError unless the method is LoRA."""
+    if not isinstance(model.method, LoRA):
+        raise AdaptError(
+            f"{model.method.name} cannot be merged: only lora, by itself, is nothing but a change of weights"
+        )
+    backbone = model.backbone
+    if backbone.family != "dual encoder":
+        raise AdaptError(f"only a CLIP or SigLIP can be merged, and {backbone.describe()} is a {backbone.family}")
+    with alone(backbone.model):
+        copied = copy.deepcopy(backbone.model)
+    modules = dict(copied.named_modules())
+    names = {id(module): name for name, module in backbone.model.named_modules()}
+    with torch.no_grad():
+        if model.method.logit_scale is not None:  # or else the merged model's probabilities would differ
+            modules[""].logit_scale.fill_(math.log(model.method.logit_scale))
+        for (tower, block, letter), weight in model.method.merged().items():
+            projection = backbone.tower(tower).blocks[block].projections[letter]
+            target = getattr(modules[names[id(projection.module)]], projection.weight_name)
+            merged = (target if projection.rows is None else target[projection.rows]).copy_(weight)
+            if not merged.isfinite().all():
+                raise AdaptError(
+                    f"merged weights of {letter} of block {block} of the {tower} tower are not finite: the adapter's "
+                    f"values are beyond what {merged.dtype} holds. Train again at a lower rate, or keep it beside them"
+                )
+    return copied
+
+
+def merge(model: AdaptedModel, folder: str | Path) -> Path:
+    """Writes the merged checkpoint to `folder`, which must not exist; it loads as `adapt.load_backbone(folder)`."""
+    with new_folder(folder) as whole:
+        model.backbone.export(whole, merged_model(model))
+    return Path(folder)

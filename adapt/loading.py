@@ -1,0 +1,118 @@
+"""`adapt.load`: the one place that knows formats, backbones and how a model is put together."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adapt import methods
+from adapt.backbones.base import Backbone
+from adapt.backbones.load import load_backbone
+from adapt.errors import AdaptError
+from adapt.formats import compact
+from adapt.formats.adapter import check_backbone, check_shapes, load_tensors, read_tensors
+from adapt.formats.allocation import at_most
+from adapt.formats.header import Header, read_header
+from adapt.methods.base import Method
+from adapt.models.wrap import assemble, build
+
+logger = logging.getLogger("adapt")
+
+
+def load(
+    path: str | Path,
+    backbone: Backbone | None = None,
+    class_names: Sequence[str] | None = None,
+    *,
+    fast: bool | None = None,
+    device: str = "cpu",
+) -> Any:
+    """The adapted model that was saved at `path`, in evaluation mode.
+
+    The backbone is built by its recorded name unless given; `class_names` classifies among other classes. A run
+    directory stands for its adapter, and a compact folder (see `adapt.formats.compact`) brings its own backbone.
+    Raises AdaptError where file and backbone do not fit each other, and as `read_header` and `read_tensors` do.
+    """
+    if (Path(path) / "recipe.yaml").is_file():
+        path = Path(path) / "adapter.safetensors"  # of a run
+    if not Path(path).is_dir():
+        return _of_file(Path(path), backbone, class_names, fast, device)
+    if backbone is not None:
+        raise AdaptError(f"{path} is a folder, and an adapter in a folder has its backbone there: leave backbone out")
+    backbone, skipped = compact.backbone_of(Path(path))
+    model = _of_file(Path(path) / compact.ADAPTER, backbone.to(device), class_names, fast, device)
+    if model.method.skipped != skipped:
+        raise AdaptError(f"{path} was cut for another adapter than the one in it: export it again")
+    return model
+
+
+def _of_file(
+    path: Path, backbone: Backbone | None, class_names: Sequence[str] | None, fast: bool | None, device: str
+) -> Any:
+    described = read_header(path)
+    tensors = read_tensors(path)
+    method = method_of(described, path)
+    if backbone is None:
+        backbone = _named_backbone(described, path, device)
+    if backbone.quantization != described.quantization:
+        trained, given = (each or "no quantisation" for each in (described.quantization, backbone.quantization))
+        logger.warning(
+            "%s was trained on a backbone of %s, this one has %s: results differ a little", path, trained, given
+        )
+    check_backbone(described, backbone, path)
+    model = build_for(method, backbone, described.class_names, tensors, str(path), fast)
+    model.metadata = {key: getattr(described, key) for key in ("recipe", "seed", "metrics")}
+    if class_names is not None and tuple(class_names) != described.class_names:
+        if not hasattr(model, "with_classes"):
+            raise AdaptError(f"{path} answers questions about images and takes no class names")
+        model = model.with_classes(class_names)
+    return model.eval()
+
+
+def method_of(described: Header, path: Path) -> Method:
+    """The method that the header names, not yet built."""
+    try:
+        kind = methods.find(described.method)
+        return kind(**kind.settings_of(described.config, described.format))
+    except (TypeError, KeyError) as error:  # of settings that the method's own signature refuses
+        raise AdaptError(f"{path}: {described.method} does not take such settings ({error})") from error
+    except AdaptError as error:
+        raise AdaptError(f"{path}: {error}") from error
+
+
+def _named_backbone(described: Header, path: Path, device: str) -> Backbone:
+    if described.backbone is None:
+        raise AdaptError(f"{path} was trained on a backbone without a name: give it as load(path, backbone=...)")
+    backbone = load_backbone(described.backbone, device, described.quantization)
+    backbone.read_as(described.preprocess)
+    return backbone
+
+
+def build_for(
+    method: Method,
+    backbone: Backbone,
+    class_names: Sequence[str],
+    tensors: dict[str, Tensor],
+    source: str,
+    fast: bool | None = None,
+) -> Any:
+    """The model of `method` with the tensors of the file `source`.
+
+    Raises AdaptError where they do not fit each other, and before anything larger than the tensors is built.
+    """
+    held = sum(tensor.numel() for tensor in tensors.values())
+    with torch.random.fork_rng(devices=[]):  # building draws initial values that the file replaces
+        try:
+            with at_most(held):
+                names = build(backbone, method, class_names)
+        except AdaptError as error:
+            raise AdaptError(f"{source}: {error}") from error
+        check_shapes(method, tensors, source)
+        built = assemble(backbone, method, names, fast)
+    load_tensors(method, tensors, source)
+    return built

@@ -1,0 +1,66 @@
+"""A fusion encoder under a method: answers a question about an image, out of a list of answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from adapt.errors import AdaptError
+from adapt.methods.base import Context, Method, Step, Terms
+from adapt.models import asking
+from adapt.models.base import Adapted, in_one_mode
+from adapt.models.prediction import Prediction, decided, predictions
+
+if TYPE_CHECKING:
+    from adapt.backbones.fusion import FusionEncoder
+
+
+class AnsweringModel(Adapted["FusionEncoder"]):
+    """`model(images, questions)` gives logits over the answers. Its trained head belongs to the method."""
+
+    baseline = "own head"
+
+    def __init__(
+        self, backbone: FusionEncoder, method: Method, answers: Sequence[str], *, checkpointing: bool = False
+    ) -> None:
+        super().__init__(backbone, method, answers, checkpointing=checkpointing)
+        self._renew_head()
+
+    def _renew_head(self) -> None:
+        if not self.method.touches and not self.backbone.knows(self.class_names):
+            raise AdaptError(
+                f"{self.method.name} trains nothing, and {self.backbone.describe()} has no head for these answers: "
+                "take a method that adapts a tower"
+            )
+        self.method.classifier = self.backbone.new_classifier(self.class_names)
+
+    @property
+    def has_baseline(self) -> bool:
+        return self.backbone.knows(self.class_names)
+
+    def start_anew(self) -> None:
+        super().start_anew()
+        self._renew_head()
+
+    @in_one_mode
+    def forward(self, images: Tensor, questions: Sequence[str]) -> Tensor:
+        """Images `(b, 3, h, w)` with a question each to logits `(b, answers)`."""
+        asking.check(images, questions)
+        edits = {name: self._edits(name, Context()) for name in sorted(self.method.touches)}
+        features = self._through(edits, lambda: self.backbone.encode(images, questions))
+        head: Any = self.method.classifier
+        return head(features.to(head[0].weight.dtype))
+
+    def losses(self, step: Step, weights: Mapping[str, float] | None = None) -> tuple[Terms, Tensor]:
+        images, questions, _ = step.inputs
+        step.logits = self(images.to(self.backbone.device), questions)  # of the trained head
+        return super().losses(step, weights)
+
+    def decide(self, inputs: Any) -> tuple[list[str], list[float]]:
+        images, questions, _ = inputs
+        return decided(self(images.to(self.backbone.device), questions), self.class_names)
+
+    def _predictions(self, pixels: Tensor, top_k: int, question: str | None) -> Iterator[Prediction]:
+        return predictions(self(pixels, asking.of_each(pixels, question)), self.class_names, top_k)

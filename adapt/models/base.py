@@ -1,0 +1,207 @@
+"""What all adapted models are: a frozen backbone under a method, as one module."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Self, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from adapt.backbones.absent import cut_out
+from adapt.backbones.base import Backbone, outside_inference_mode
+from adapt.backbones.preprocess import Transform
+from adapt.backbones.turns import alone, changing_modes, copied_alone, keeping_modes
+from adapt.data.decoding.views import Views
+from adapt.engine.frozen import frozen
+from adapt.engine.hooks import run
+from adapt.errors import AdaptError
+from adapt.methods.base import Context, Method
+from adapt.methods.base.step import TERMS, Step, Terms
+from adapt.models.prediction import Prediction, batches_of
+
+if TYPE_CHECKING:
+    from adapt.edits import Edit
+
+B = TypeVar("B", bound=Backbone)
+M = TypeVar("M", bound="Adapted[Any]")
+P = ParamSpec("P")
+Computed = TypeVar("Computed")
+
+
+class Adapted(nn.Module, Generic[B]):
+    """A frozen backbone under a method. Its parameters and its `state_dict()` are the method's.
+
+    Edits act inside the calls of this object only: several adapted models may share one backbone.
+    """
+
+    baseline = "zero-shot"  # what the backbone does by itself is called so
+    method: Method
+    class_names: tuple[str, ...]  # what it tells apart; empty where answers are free text
+
+    def __init__(self, backbone: B, method: Method, class_names: Sequence[str], *, checkpointing: bool = False) -> None:
+        super().__init__()
+        self._backbone: B | None = backbone
+        self.method = method
+        self.class_names = tuple(class_names)
+        self.checkpointing = checkpointing
+        self.metadata: dict[str, Any] = {}  # what an adapter file records beside the method: recipe, metrics, ...
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        # one that was unwrapped has no turns to wait for
+        return copied_alone(self, self.method if self._backbone is None else self._backbone.model, memo)
+
+    @property
+    def backbone(self) -> B:
+        if self._backbone is None:
+            raise AdaptError("this model was unwrapped: wrap the backbone again")
+        return self._backbone
+
+    @property
+    def text_path(self) -> str:
+        """Which text path serves it: `fast`, `plain`, or `none` for a model without class prompts."""
+        return "none"
+
+    @property
+    def has_baseline(self) -> bool:
+        """Whether the backbone can do the task by itself."""
+        return True
+
+    def unwrap(self) -> B:
+        """The backbone as it was before `wrap`; this model computes no more."""
+        backbone, self._backbone = self.backbone, None
+        return backbone
+
+    def transform(self) -> Transform:
+        """How images are read for an answer: with views `(1 + v, 3, h, w)` where the method looks at some."""
+        plain, views = self.backbone.transform(train=False), self.method.views
+        return Views(plain, self.backbone.transform(train=True), views) if views else plain
+
+    def step(self, inputs: Any, labels: Tensor) -> Step:
+        """A batch from the data loader, or of encoded images, as the method sees it."""
+        return Step(self, inputs, labels)
+
+    def losses(self, step: Step, weights: Mapping[str, float] | None = None) -> tuple[Terms, Tensor]:
+        """The parts of a batch's mean loss, with `weights` of terms that any method may have; which answers are right.
+
+        The latter is `(b,)`.
+        """
+        with keeping_modes(self.backbone.model):
+            terms = dict(self.method.loss(step))
+            for name, weight in (weights or {}).items():
+                terms[name] = weight * TERMS[name](step)
+            assert step.labels is not None
+            return terms, step.logits.argmax(-1).eq(step.labels)
+
+    def decide(self, inputs: Any) -> tuple[list[str], list[float]]:
+        """What the model says of each of a batch from the data loader, and how sure it is, in [0, 1]."""
+        raise NotImplementedError
+
+    def _predictions(self, pixels: Tensor, top_k: int, question: str | None) -> Iterator[Prediction]:
+        """What the model says of images `(b, 3, h, w)`, a question about each of them if it answers questions."""
+        raise NotImplementedError
+
+    def predict(
+        self, images: Iterable[Any] | Any, top_k: int = 5, batch_size: int = 64, *, question: str | None = None
+    ) -> list[Prediction]:
+        """Classes of images (PIL images, paths, or an iterable of them), or answers to `question` about each.
+
+        Raises AdaptError naming an unreadable file.
+        """
+        return list(self.predict_stream(images, top_k, batch_size, question=question))
+
+    def predict_stream(
+        self, images: Iterable[Any] | Any, top_k: int = 5, batch_size: int = 64, *, question: str | None = None
+    ) -> Iterator[Prediction]:
+        """As `predict`, one prediction at a time, holding one batch of images."""
+        from adapt.data.decoding.images import open_image
+
+        transform = self.transform()
+        for batch in batches_of(images, batch_size):
+            pixels = torch.stack([transform(open_image(image)) for image in batch]).to(self.backbone.device)
+            with evaluating(self), torch.no_grad():  # not around the yield: what the caller does meanwhile is its own
+                found = list(self._predictions(pixels, top_k, question))
+            yield from found
+
+    def start_anew(self) -> None:
+        """All that trains is built once more, as the method's settings are now."""
+        with outside_inference_mode(), alone(self.backbone.model), frozen(self.backbone.model):
+            self.method.build(self.backbone, self.class_names)
+
+    def cut_skipped(self) -> None:
+        """Frees the blocks that the method skips: the backbone itself changes, and serves this model only from then on.
+
+        Raises AdaptError for a method that skips none.
+        """
+        if not self.method.skipped:
+            raise AdaptError(f"this {self.method.name} skips no block that could be freed")
+        backbone: Any = self.backbone
+        _ = backbone.fingerprint, getattr(backbone, "embed_dim", None)  # both are of the whole model: kept from now on
+        cut_out(backbone, self.method.skipped)
+
+    def save(self, path: str | Path) -> Path:
+        """Writes the adapter file; see `adapt.formats.adapter`."""
+        from adapt.formats import adapter
+
+        return adapter.save(self, path)
+
+    @torch.compiler.disable  # objects made anew for every call: nothing that tracing could keep
+    def _edits(self, tower: str, context: Context) -> list[Edit]:
+        """What the method asks of `tower` in this call."""
+        touched = tower in self.method.touches
+        return self.method.edits(self.backbone.tower(tower), context) if touched else []
+
+    def _through(
+        self, edits: Mapping[str, Sequence[Edit]], compute: Callable[[], Computed], merge: bool = False
+    ) -> Computed:
+        """What `compute()` gives through the frozen backbone with these edits of its towers."""
+        backbone = self.backbone
+        changes = [(backbone.tower(name), asked) for name, asked in edits.items() if asked]
+        if not changes:
+            with frozen(backbone.model):
+                return compute()
+        checkpointing = self.checkpointing and torch.is_grad_enabled()
+        return run(backbone.model, changes, compute, checkpointing=checkpointing, merge=merge)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """`.to()` and its kin move the backbone too, though it is no child of this module."""
+        with outside_inference_mode():
+            super()._apply(fn, recurse)
+            if self._backbone is not None:
+                self._backbone.model._apply(fn)
+        return self
+
+
+def in_one_mode(call: Callable[Concatenate[M, P], Computed]) -> Callable[Concatenate[M, P], Computed]:
+    """A method of an adapted model during which no other thread changes what is in training mode and what is not."""
+
+    @wraps(call)
+    def whole(model: M, *args: P.args, **kwargs: P.kwargs) -> Computed:
+        with keeping_modes(model.backbone.model):
+            return call(model, *args, **kwargs)
+
+    return whole
+
+
+@contextmanager
+def evaluating(model: Adapted[Any]) -> Iterator[None]:
+    """Inside, `model` is in evaluation mode; afterwards each of its modules is in the mode that it was in.
+
+    Other threads' calls on the backbone run in the modes that their callers left: before this, or after it.
+    """
+    frozen_model = model.backbone.model
+    with keeping_modes(frozen_model):
+        if not any(module.training for module in model.modules()):
+            yield
+            return
+    with changing_modes(frozen_model), alone(frozen_model):  # nor are blocks computed again in another mode
+        training = [module for module in model.modules() if module.training]
+        model.eval()
+        try:
+            yield
+        finally:
+            for module in training:
+                module.training = True

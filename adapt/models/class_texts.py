@@ -1,0 +1,89 @@
+"""Texts of classes as features: encoded by the path that serves the tower, and only where something has changed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from adapt.backbones.base import DualEncoder
+from adapt.edits import Edit
+from adapt.engine import text
+from adapt.engine.stale import Values, Weights
+from adapt.errors import AdaptError
+from adapt.prompts import Prompt
+
+TextPath = text.FastText | text.PlainText
+
+
+@dataclass(frozen=True)
+class _Known:
+    """Features of the classes, and what they were computed from."""
+
+    precision: tuple[Any, ...]
+    weights: Weights
+    edits: Values
+    features: Tensor
+
+
+class ClassTexts:
+    """The prompts of each class, the same number of each. `budget` are the bytes that encoding them may take.
+
+    `fast`: None takes the fast exact path where it applies, True refuses where it does not, False takes the library's
+    own forward.
+    """
+
+    def __init__(
+        self, backbone: DualEncoder, prompts: Sequence[Sequence[Prompt]], fast: bool | None, checkpointing: bool = False
+    ) -> None:
+        self._backbone, self._per_class = backbone, len(prompts[0])
+        every = [prompt for own in prompts for prompt in own]
+        path = text.PlainText if _reason_against(backbone, every, fast) else text.FastText
+        self._path: TextPath = path(backbone, every, checkpointing)
+        self._known: _Known | None = None
+
+    @property
+    def path(self) -> str:
+        """Which path serves them: `fast` or `plain`."""
+        return "fast" if isinstance(self._path, text.FastText) else "plain"
+
+    def encode(self, edits: Sequence[Edit], budget: int) -> Tensor:
+        """Unit-length features `([b,] n, e)`: of several prompts of a class, of the mean of theirs."""
+        features = F.normalize(self._path(edits, budget), dim=-1)
+        if self._per_class > 1:
+            features = F.normalize(features.unflatten(-2, (-1, self._per_class)).mean(-2), dim=-1)
+        return features
+
+    @torch.compiler.disable  # it looks at what tracing takes for constant
+    def remembered(self, edits: Sequence[Edit], budget: int) -> Tensor:
+        """The same without gradients, computed anew only where something changed that they depend on."""
+        known, precision = self._known, self._precision()
+        if known is None or known.precision != precision or not (known.weights.same() and known.edits.same(edits)):
+            with torch.inference_mode(False), torch.no_grad():  # a tensor that may enter a graph later
+                features = self.encode(edits, budget)
+            known = self._known = _Known(precision, Weights(self._backbone.model), Values(edits), features)
+        return known.features.clone()
+
+    def forget(self) -> None:
+        """Drops what is remembered, which holds on to the weights that it depends on."""
+        self._known = None
+
+    def _precision(self) -> tuple[Any, ...]:
+        """What decides on the bits beside weights and edits: where the model is, its precision and autocast's."""
+        device = self._backbone.device
+        lower = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
+        return device, self._backbone.dtype, lower
+
+
+def _reason_against(backbone: DualEncoder, prompts: Sequence[Prompt], fast: bool | None) -> str | None:
+    """Why the fast path does not serve, or None where it does."""
+    reason = "the fast path is switched off" if fast is False else text.reason_against(backbone.towers.get("text"))
+    if reason is None and not text.agrees(backbone, prompts):
+        reason = "its features differ from the library's own forward on two prompts"
+    if fast is True and reason is not None:
+        raise AdaptError(f"fast=True, but the text tower of {backbone.describe()} cannot take it: {reason}")
+    return reason

@@ -1,0 +1,156 @@
+"""A dual encoder under a method: classifies images by names, or by a trained head."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from copy import copy
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from adapt.backbones.base import DualEncoder
+from adapt.edits import Edit
+from adapt.engine.memory import free_bytes
+from adapt.engine.watching import watched
+from adapt.errors import AdaptError
+from adapt.methods.base import Context, Encoded, ImageStep, Method
+from adapt.models.base import Adapted, in_one_mode
+from adapt.models.class_names import check_class_names
+from adapt.models.class_texts import ClassTexts
+from adapt.models.prediction import Prediction, decided, predictions
+from adapt.prompts import Prompt, from_template, of_classes
+
+
+class AdaptedModel(Adapted[DualEncoder]):
+    """Classifies images by names, or by a trained head."""
+
+    def __init__(
+        self,
+        backbone: DualEncoder,
+        method: Method,
+        class_names: Sequence[str],
+        fast: bool | None,
+        *,
+        checkpointing: bool = False,
+        text_memory: int | None = None,
+    ) -> None:
+        super().__init__(backbone, method, class_names, checkpointing=checkpointing)
+        self.fast = fast
+        # read once: parts that changed from step to step would draw other dropout, and a resumed run would differ
+        self.text_memory = text_memory or free_bytes(backbone.device) // 2
+        self._texts = self._class_texts(partial(method.prompts, backbone.tokenizer), checkpointing)
+        self._frozen_texts: dict[tuple[str, ...], ClassTexts] = {}
+
+    def _class_texts(self, prompts: Callable[[str], list[Prompt]], checkpointing: bool = False) -> ClassTexts | None:
+        """The texts of the classes, None where there are none."""
+        if not prompts(self.class_names[0]):
+            return None
+        found = of_classes(self.backbone.tokenizer, self.class_names, prompts)
+        return ClassTexts(self.backbone, found, self.fast, checkpointing)
+
+    @in_one_mode
+    def forward(self, images: Tensor) -> Tensor:
+        """Images `(b, 3, h, w)`, or views of each `(b, v, 3, h, w)`, to logits `(b, n_classes)`."""
+        return self.method.infer(ImageStep(self, images))
+
+    @in_one_mode
+    def logits(self, image_features: Tensor, views: Tensor | None = None) -> Tensor:
+        """Unit-length image features `(b, e)`, and those of views of each `(b, v, e)`, to logits `(b, n_classes)`."""
+        return self.method.infer(ImageStep(self, Encoded(image_features, views)))
+
+    def step(self, inputs: Tensor | Encoded, labels: Tensor) -> ImageStep:
+        return ImageStep(self, inputs, labels)
+
+    @in_one_mode
+    def image_features(self, images: Tensor, unit: bool = True) -> Tensor:
+        """Images `(b, 3, h, w)` to features `(b, e)`, of `unit` length or as the tower gives them."""
+        features = self._image_features(images, self._edits("vision", Context()))
+        return F.normalize(features, dim=-1) if unit else features
+
+    def backbone_features(self, images: Tensor) -> Tensor:
+        """Unit-length features by the backbone without the method."""
+        return F.normalize(self._image_features(images, []), dim=-1)
+
+    def frozen_blocks(self, images: Tensor, names: Sequence[str]) -> dict[str, tuple[Tensor, Tensor]]:
+        """What goes into blocks of the vision tower by itself, such as vision.3, and what comes out: `(b, l, d)`."""
+        backbone = self.backbone
+        with watched(backbone.model, backbone.towers, names) as seen, torch.no_grad():
+            self.backbone_features(images)
+        return seen
+
+    def _image_features(self, images: Tensor, edits: Sequence[Edit]) -> Tensor:
+        backbone = self.backbone
+        return self._through({"vision": edits}, lambda: backbone.encode_image(images.to(backbone.dtype)))
+
+    def decide(self, inputs: Tensor) -> tuple[list[str], list[float]]:
+        return decided(self(inputs.to(self.backbone.device)), self.class_names)
+
+    @in_one_mode
+    def class_features(self, image_features: Tensor | None = None) -> Tensor:
+        """Unit-length features of the classes `(n_classes, e)`, differentiable in the method's parameters.
+
+        A method whose prompts depend on the image needs unit-length `image_features` `(b, e)` and gives
+        `(b, n_classes, e)`. For others, while gradients are off, they are computed once, until something changes that
+        they depend on: what the method asks of the text tower, the backbone's weights, or the precision.
+        """
+        edits = self._edits("text", Context({} if image_features is None else {"vision": lambda: image_features}))
+        if edits and (torch.is_grad_enabled() or self.method.training or self.method.per_image):
+            return self._own_texts.encode(edits, self.text_memory)
+        return self._own_texts.remembered(edits, self.text_memory)
+
+    def frozen_class_features(self, templates: tuple[str, ...]) -> Tensor:
+        """Unit-length features of the classes `(n_classes, e)` by the backbone alone, in hand-written templates."""
+        tokenizer = self.backbone.tokenizer
+        if templates not in self._frozen_texts:
+            texts = self._class_texts(lambda name: [from_template(tokenizer, each, name) for each in templates])
+            assert texts is not None
+            self._frozen_texts[templates] = texts
+        return self._frozen_texts[templates].remembered([], self.text_memory)
+
+    @property
+    def _own_texts(self) -> ClassTexts:
+        if self._texts is None:
+            raise AdaptError(f"{self.method.name} has no prompts, and so no class features")
+        return self._texts
+
+    @property
+    def text_path(self) -> str:
+        return "none" if self._texts is None else self._texts.path
+
+    def under(self, method: Method) -> AdaptedModel:
+        """The same backbone and texts under another method of this kind: one that learns from a batch, say."""
+        other = copy(self)
+        other._modules = self._modules | {"method": method}
+        return other
+
+    def with_classes(self, class_names: Sequence[str]) -> AdaptedModel:
+        """The same method, its tensors shared, for other class names. Refused where a tensor belongs to one class."""
+        names = check_class_names(class_names)
+        if self.method.per_class and names != self.class_names:
+            raise AdaptError(
+                f"this {self.method.name} learned tensors for each of its {len(self.class_names)} classes "
+                "and cannot serve other class names; train on the new classes, or use a method that shares its tensors"
+            )
+        other = AdaptedModel(
+            self.backbone, self.method, names, self.fast, checkpointing=self.checkpointing, text_memory=self.text_memory
+        )
+        other.training, other.metadata = self.training, dict(self.metadata)
+        return other
+
+    def unwrap(self) -> DualEncoder:
+        self._texts = None
+        self._frozen_texts = {}
+        return super().unwrap()
+
+    def cut_skipped(self) -> None:
+        super().cut_skipped()
+        for texts in (self._texts, *self._frozen_texts.values()):
+            if texts is not None:
+                texts.forget()
+
+    def _predictions(self, pixels: Tensor, top_k: int, question: str | None) -> Iterator[Prediction]:
+        if question is not None:
+            raise AdaptError(f"{self.backbone.describe()} classifies images and answers no question: leave it out")
+        return predictions(self(pixels), self.class_names, top_k)

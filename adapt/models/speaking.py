@@ -1,0 +1,164 @@
+"""A vision LLM under a method: answers questions about images in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adapt.backbones.turns import alone
+from adapt.backbones.vision_llm import VisionLLM
+from adapt.edits import Edit, Tokens
+from adapt.engine.plan import plan
+from adapt.errors import AdaptError
+from adapt.methods.base import Context, Step, Terms
+from adapt.models import asking, generation
+from adapt.models.base import Adapted, evaluating, in_one_mode
+from adapt.models.prediction import NOT_FINITE, Prediction
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What was said, and the geometric mean of its tokens' probabilities."""
+
+    text: str
+    probability: float
+    tokens: int
+
+
+def _of_each(edit: Tokens, images: int) -> Tensor:
+    """The learned tokens of each image `(b, k, d)`, those that all share too."""
+    return edit.values.expand(images, 1, *edit.values.shape[-2:])[:, 0]
+
+
+class SpeakingModel(Adapted[VisionLLM]):
+    """`model.answer(image, question)` in words; `model(images, questions)` gives the language model's logits."""
+
+    baseline = "no image"
+
+    def forward(self, images: Tensor, questions: Sequence[str], answers: Sequence[str] | None = None) -> Tensor:
+        """Images `(b, 3, h, w)` with a question each, answers behind them if given, to logits `(b, l, vocabulary)`.
+
+        Rows are padded on the right.
+        """
+        return self._read(images, questions, answers)[0]
+
+    def loss(self, images: Tensor, questions: Sequence[str], answers: Sequence[str]) -> Tensor:
+        """The mean cross-entropy of the answers' tokens, their ends included."""
+        return generation.loss(*self._read(images, questions, answers))[0]
+
+    @in_one_mode
+    def _read(self, images: Tensor, questions: Sequence[str], answers: Sequence[str] | None) -> tuple[Tensor, Tensor]:
+        rows, values, edits = self._asked(images, questions, answers, left=False)
+
+        def read() -> Any:
+            return self.backbone.llm(
+                inputs_embeds=self._embedded(rows, values),
+                attention_mask=rows.mask.long(),
+                position_ids=rows.positions,
+                use_cache=False,
+            )
+
+        return self._through({"decoder": edits}, read).logits, rows.targets
+
+    def _asked(
+        self, images: Tensor, questions: Sequence[str], answers: Sequence[str] | None, left: bool
+    ) -> tuple[generation.Rows, Tensor | None, list[Edit]]:
+        """The rows to read, what stands for each image in them `(b, k, d)` if anything, and the decoder's edits."""
+        asking.check(images, questions)
+        if answers is not None:
+            asking.check(images, answers, "answer")
+        context = Context(tokens={"vision": lambda: self._patches(images)})
+        edits = self._edits("decoder", context)
+        asked = plan(self.backbone.tower("decoder"), edits)
+        if asked.overwriting or asked.attention:
+            raise AdaptError("learned tokens cannot be changed inside the blocks of a decoder")
+        values = None if asked.entering is None else _of_each(asked.entering, len(images))
+        rows = generation.rows(self.backbone, questions, answers, 0 if values is None else values.shape[1], left)
+        return rows, values, [edit for edit in edits if not isinstance(edit, Tokens)]
+
+    def _embedded(self, rows: generation.Rows, values: Tensor | None) -> Tensor:
+        """What the decoder reads `(b, l, d)`."""
+        embedded: Tensor = self.backbone.llm.get_input_embeddings()(rows.ids.clamp(min=0))
+        return (
+            embedded if values is None else embedded.masked_scatter(rows.visual[..., None], values.to(embedded.dtype))
+        )
+
+    def _patches(self, images: Tensor) -> Tensor:
+        backbone, edits = self.backbone, self._edits("vision", Context())
+        with alone(backbone.model):  # as reading a block's output needs it
+            return self._through({"vision": edits}, lambda: backbone.patches(images.to(backbone.device)))
+
+    def losses(self, step: Step, weights: Mapping[str, float] | None = None) -> tuple[Terms, Tensor]:
+        loss, right = generation.loss(*self._read(*step.inputs))
+        return {"cross_entropy": loss}, right
+
+    def decide(self, inputs: Any) -> tuple[list[str], list[float]]:
+        images, questions, _ = inputs
+        answers = self.generate(images, questions)
+        return [answer.text for answer in answers], [answer.probability for answer in answers]
+
+    @torch.no_grad()
+    def generate(
+        self,
+        images: Tensor,
+        questions: Sequence[str],
+        *,
+        max_new_tokens: int = 32,
+        merge: bool | None = None,
+        **options: Any,
+    ) -> list[Answer]:
+        """Answers to a question about each of the images `(b, 3, h, w)`, by transformers' `generate`.
+
+        `merge` folds low-rank updates into copies of the weights, which one image's tokens then share; by default where
+        there is one image. `options` are `generate`'s own, such as `num_beams`.
+        """
+        backbone = self.backbone
+        merge = len(images) == 1 if merge is None else merge
+        settings: dict[str, Any] = {"do_sample": False, "eos_token_id": generation.ends(backbone)} | options
+        with evaluating(self):
+            rows, values, edits = self._asked(images, questions, None, left=True)
+
+            def speak() -> Any:
+                return backbone.llm.generate(
+                    inputs_embeds=self._embedded(rows, values),
+                    attention_mask=rows.mask.long(),
+                    max_new_tokens=max_new_tokens,
+                    pad_token_id=generation.padding(backbone.tokenizer),
+                    return_dict_in_generate=True,
+                    output_scores=True,
+                    **settings,
+                )
+
+            output = self._through({"decoder": edits}, speak, merge)
+        return self._answers(output, settings["eos_token_id"])
+
+    def _answers(self, output: Any, ends: int | Sequence[int]) -> list[Answer]:
+        """What was said up to the first of the tokens `ends`, after which a row is padding."""
+        llm, tokenizer = self.backbone.llm, self.backbone.tokenizer
+        beams = getattr(output, "beam_indices", None)
+        scores = llm.compute_transition_scores(output.sequences, output.scores, beams, normalize_logits=True)
+        said = output.sequences[:, -scores.shape[1] :]
+        last = torch.isin(said, torch.tensor(ends, device=said.device)).long()
+        ended = last.cumsum(-1) - last > 0
+        lengths = (~ended).sum(-1)
+        if scores[~ended].isnan().any():
+            raise AdaptError(NOT_FINITE)
+        means = scores.float().masked_fill(ended | ~scores.isfinite(), 0).sum(-1) / lengths
+        texts = tokenizer.batch_decode(said, skip_special_tokens=True)
+        return [Answer(text.strip(), p, n) for text, p, n in zip(texts, means.exp().tolist(), lengths.tolist())]
+
+    def _predictions(self, pixels: Tensor, top_k: int, question: str | None) -> Iterator[Prediction]:
+        """One answer each, whatever `top_k` is."""
+        for answer in self.generate(pixels, asking.of_each(pixels, question)):
+            yield Prediction(answer.text, answer.probability, ((answer.text, answer.probability),))
+
+    def answer(self, image: Any, question: str, **options: Any) -> Answer:
+        """The answer to a question about one image, a PIL image or a path. Options are those of `generate`."""
+        from adapt.data.decoding.images import open_image
+
+        pixels = self.backbone.transform(train=False)(open_image(image))[None]
+        return self.generate(pixels, [question], **options)[0]

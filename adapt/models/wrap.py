@@ -1,0 +1,103 @@
+"""`wrap(backbone, method, class_names)`: a frozen backbone and a method, as one module."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from adapt.backbones.base import Backbone, DualEncoder, outside_inference_mode
+from adapt.backbones.turns import alone
+from adapt.backbones.vision_llm import VisionLLM
+from adapt.engine.frozen import frozen
+from adapt.engine.plan import plan
+from adapt.errors import AdaptError
+from adapt.methods.base import Context, Method
+from adapt.models.answering import AnsweringModel
+from adapt.models.class_names import check_class_names
+from adapt.models.classifier import AdaptedModel
+from adapt.models.speaking import SpeakingModel
+
+
+def wrap(
+    backbone: Backbone,
+    method: Method,
+    class_names: Sequence[str] = (),
+    fast: bool | None = None,
+    *,
+    checkpointing: bool = False,
+    text_memory: int | None = None,
+) -> Any:
+    """Builds `method` on `backbone`: an `AdaptedModel`, `AnsweringModel` or `SpeakingModel` by the backbone's family.
+
+    `class_names` are the classes, a fusion encoder's answers, and nothing for a vision LLM, which answers in words of
+    its own. `fast`: None takes the fast exact text path where it applies, True refuses where it does not, False takes
+    the library's own forward. `checkpointing` recomputes the blocks of edited towers in the backward pass.
+    `text_memory` bounds the text side's activations in bytes (default: half of what is free).
+
+    Raises AdaptError for what is no backbone, a method that is already built, bad class names, or a backbone that the
+    method does not fit.
+    """
+    names = build(backbone, method, class_names)
+    return assemble(backbone, method, names, fast, checkpointing=checkpointing, text_memory=text_memory)
+
+
+def build(backbone: Backbone, method: Method, class_names: Sequence[str]) -> tuple[str, ...]:
+    """Allocates the parameters of `method`, and returns the names of its classes. Raises AdaptError as `wrap` does."""
+    _check_parts(backbone, method)
+    if method.built:
+        raise AdaptError(
+            f"this {method.name} already belongs to a model: make a new one, or use model.with_classes(...)"
+        )
+    method.check_family(backbone)
+    names = () if backbone.family == "vision LLM" else check_class_names(class_names)
+    with outside_inference_mode(), alone(backbone.model), frozen(backbone.model):  # frozen: no batch statistics move
+        method.build(backbone, names)
+        _check_edits(backbone, method)
+    method.built = True
+    return names
+
+
+def assemble(
+    backbone: Backbone,
+    method: Method,
+    names: tuple[str, ...],
+    fast: bool | None,
+    *,
+    checkpointing: bool = False,
+    text_memory: int | None = None,
+) -> Any:
+    """The model of a method that was built on `backbone`, by the backbone's family."""
+    with outside_inference_mode():
+        if isinstance(backbone, DualEncoder):
+            return AdaptedModel(backbone, method, names, fast, checkpointing=checkpointing, text_memory=text_memory)
+        kind: Any = SpeakingModel if backbone.family == "vision LLM" else AnsweringModel
+        return kind(backbone, method, names, checkpointing=checkpointing)
+
+
+def _check_parts(backbone: Any, method: Any) -> None:
+    """Raises AdaptError, with what to call, for a model of a library, a name, or a class in place of its object."""
+    if not isinstance(backbone, Backbone):
+        given = f"the name {backbone!r}" if isinstance(backbone, str) else f"a {type(backbone).__name__}"
+        raise AdaptError(
+            f"wrap got {given}; expected a backbone: call adapt.load_backbone(NAME), "
+            "Backbone.from_open_clip(model, tokenizer) or Backbone.from_transformers(model, processor)"
+        )
+    if not isinstance(method, Method):
+        given = f"the class {method.__name__}" if isinstance(method, type) else repr(method)
+        raise AdaptError(f"wrap got {given} as method; expected an object such as adapt.methods.CoOp()")
+
+
+@torch.no_grad()
+def _check_edits(backbone: Backbone, method: Method) -> None:
+    """AdaptError where a tower cannot carry what `method` asks of it, or two edits want one place."""
+    features: dict[str, Any] = {}
+    tokens: dict[str, Any] = {}
+    if isinstance(backbone, DualEncoder):
+        features["vision"] = lambda: torch.zeros(1, backbone.embed_dim, device=backbone.device)
+    if isinstance(backbone, VisionLLM):
+        tokens["vision"] = lambda: torch.zeros(1, *backbone.patch_shape(), device=backbone.device)
+    for name in sorted(method.touches):
+        tower = backbone.tower(name)
+        plan(tower, method.edits(tower, Context(features, tokens)))

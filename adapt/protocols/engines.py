@@ -1,0 +1,101 @@
+"""Independent runs one after the other, in several processes, or on Ray: the same results from each.
+
+Results depend on the number of threads in the last bits, so it is the same for all engines: what torch takes by itself
+(the cores, or OMP_NUM_THREADS) over the runs at once.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from adapt.errors import AdaptError
+from adapt.protocols.runs import PlannedRun, Row, measure
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Where runs are computed; `at_once` of them on a machine, on the Ray cluster at `address` or a local one."""
+
+    name: Literal["local", "ray"] = "local"
+    at_once: int = 1
+    address: str | None = None
+
+    @property
+    def threads(self) -> int:
+        """CPU threads of each run."""
+        import torch
+
+        return max(1, torch.get_num_threads() // self.at_once)
+
+    def rows(self, runs: Sequence[PlannedRun], out: Path) -> Iterator[Row]:
+        """Each run's row, in the runs' order, when it and those before it are done."""
+        if self.name == "ray":
+            return self._on_ray(runs, out)
+        if self.at_once == 1:
+            return (_measure(run, out, self.threads) for run in runs)
+        return self._in_processes(runs, out)
+
+    def _in_processes(self, runs: Sequence[PlannedRun], out: Path) -> Iterator[Row]:
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(self.at_once, mp_context=context) as pool:
+            futures = [pool.submit(_measure, run, out, self.threads) for run in runs]
+            try:
+                for future in futures:
+                    yield future.result()
+            finally:
+                for future in futures:
+                    future.cancel()
+
+    def _on_ray(self, runs: Sequence[PlannedRun], out: Path) -> Iterator[Row]:
+        try:
+            import ray
+        except ImportError:
+            raise AdaptError('--engine ray needs Ray: pip install -e ".[ray]"') from None
+        started = not ray.is_initialized()
+        if started:
+            self._start(ray)
+        try:
+            task: Any = ray.remote(num_cpus=self.threads, max_retries=0)(_measure)
+            pending = [task.remote(run, out.absolute(), self.threads) for run in runs]
+            for each in pending:
+                try:
+                    yield ray.get(each)
+                except ray.exceptions.RayTaskError as error:
+                    raise error.cause from None
+        finally:
+            if started:
+                ray.shutdown()
+
+    def _start(self, ray: Any) -> None:
+        """A cluster here that holds the runs at once, or the one at `address`, which must have a node for one."""
+        quiet = {"log_to_driver": False, "include_dashboard": False}
+        if self.address is None:
+            ray.init(num_cpus=self.threads * self.at_once, **quiet)
+            return
+        try:
+            ray.init(address=self.address, log_to_driver=False)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise AdaptError(f"there is no Ray cluster at {self.address!r}: {error}") from error
+        largest = max((node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]), default=0)
+        if largest < self.threads:
+            ray.shutdown()
+            raise AdaptError(
+                f"a run takes {self.threads} threads and the largest node at {self.address} has {largest:.0f} CPUs: "
+                "raise --jobs, or set OMP_NUM_THREADS"
+            )
+
+
+def _measure(run: PlannedRun, out: Path, threads: int) -> Row:
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        return measure(run, out)
+    finally:
+        torch.set_num_threads(before)

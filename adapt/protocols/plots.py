@@ -1,0 +1,93 @@
+"""The pictures of a report: curves with bands, base against new, confusions."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from collections.abc import Sequence
+
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+from adapt.protocols.tables import Results
+
+MOST_CLASSES = 30  # of a confusion matrix that can still be read
+
+
+def few_shot_curves(results: Sequence[tuple[str, Results]]) -> Figure:
+    """Mean accuracy by shots, a band of one standard deviation, the frozen model dashed."""
+    figure = Figure(figsize=(6.4, 4), layout="constrained")
+    axes = figure.subplots()
+    for title, each in results:
+        groups = sorted(each["summary"], key=lambda group: group["shots"])
+        shots = [group["shots"] for group in groups]
+        mean, spread = ([100 * group[kind]["test"] for group in groups] for kind in ("mean", "std"))
+        (line,) = axes.plot(shots, mean, marker="o", label=title)
+        low, high = ([m + sign * s for m, s in zip(mean, spread)] for sign in (-1, 1))
+        axes.fill_between(shots, low, high, color=line.get_color(), alpha=0.15)
+    frozen = 100 * results[0][1]["summary"][0]["zero_shot"]["test"]
+    axes.axhline(frozen, color="gray", ls="--", label="zero-shot")
+    every = sorted({group["shots"] for _, each in results for group in each["summary"]})
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(every, [str(count) for count in every])
+    axes.set_xlabel("training images a class")
+    axes.set_ylabel("test accuracy, %")
+    axes.legend()
+    return figure
+
+
+def base_against_new(results: Sequence[tuple[str, Results]]) -> Figure:
+    """A small dot for each seed, a large one for the mean; dashed where the frozen model stands."""
+    figure = Figure(figsize=(5.6, 4.2), layout="constrained")
+    axes = figure.subplots()
+    frozen = results[0][1]["summary"][0]["zero_shot"]
+    axes.axvline(100 * frozen["base"], color="gray", ls="--", lw=1)
+    axes.axhline(100 * frozen["new"], color="gray", ls="--", lw=1, label="zero-shot")
+    for title, each in results:
+        mean = each["summary"][0]["mean"]
+        dot = axes.scatter(100 * mean["base"], 100 * mean["new"], s=90, label=title, zorder=3)
+        on_base, on_new = ([100 * row[half] for row in each["runs"]] for half in ("base", "new"))
+        axes.scatter(on_base, on_new, s=14, color=dot.get_facecolor(), zorder=2)
+    axes.margins(0.2)
+    axes.set_xlabel("accuracy on base classes, %")
+    axes.set_ylabel("accuracy on new classes, %")
+    axes.legend()
+    return figure
+
+
+def confusion_matrix(rows: Sequence[dict[str, str]]) -> tuple[Figure, str]:
+    """Shares of each class's images by what they were taken for, and a caption that says which classes are shown.
+
+    `rows` are those of predictions.csv. Where there are many classes, those in the most errors.
+    """
+    counts = Counter((row["class"], row["predicted"]) for row in rows)
+    classes = sorted({row["class"] for row in rows} | {row["predicted"] for row in rows})
+    caption = f"all {len(classes)} classes"
+    if len(classes) > MOST_CLASSES:
+        errors: Counter[str] = Counter()
+        for (actual, predicted), count in counts.items():
+            if actual != predicted:
+                errors.update({actual: count, predicted: count})
+        every = len(classes)
+        classes = sorted(name for name, _ in errors.most_common(MOST_CLASSES))
+        caption = f"the {len(classes)} of {every} classes in the most errors"
+    of_class = Counter(row["class"] for row in rows)
+    shares = [[counts[actual, name] / max(1, of_class[actual]) for name in classes] for actual in classes]
+    side = 2.2 + 0.22 * len(classes)
+    figure = Figure(figsize=(side, side), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.set_xticks(range(len(classes)), classes, rotation=90, fontsize=7)
+    axes.set_yticks(range(len(classes)), classes, fontsize=7)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("actual")
+    return figure, caption
+
+
+def svg(figure: Figure) -> str:
+    """The figure as an element that stands in a page; text stays text."""
+    text = io.StringIO()
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "adapt", "font.family": "sans-serif"}):
+        figure.savefig(text, format="svg", metadata={"Date": None})
+    page = text.getvalue()
+    return page[page.index("<svg") :]

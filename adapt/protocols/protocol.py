@@ -1,0 +1,107 @@
+"""The papers' protocols: which runs each of them makes of one recipe, and what its table says of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from adapt.errors import AdaptError
+from adapt.protocols.runs import PlannedRun, Target
+from adapt.recipe import Recipe, build_recipe
+
+Figures = dict[str, float]
+
+PAPERS_TARGETS = {
+    "cross_dataset": (
+        "caltech101",
+        "oxford_pets",
+        "stanford_cars",
+        "oxford_flowers",
+        "food101",
+        "fgvc_aircraft",
+        "sun397",
+        "dtd",
+        "eurosat",
+        "ucf101",
+    ),
+    "domain_generalisation": ("imagenet_v2", "imagenet_sketch", "imagenet_a", "imagenet_r"),
+}
+
+_TAKEN = {"run", "shots", "seed", "train_set", "source", "average"}
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """`figures` are the accuracies of a run; `derive` adds what follows from them, of one run or of their means."""
+
+    name: str
+    recipe: Recipe
+    runs: tuple[PlannedRun, ...]
+    figures: tuple[str, ...]
+    derive: Callable[[Figures], Figures] = lambda figures: {}
+
+
+def few_shot(recipe: Recipe, shots: Sequence[int], seeds: Sequence[int]) -> Protocol:
+    """Trains on 1, 2, 4, ... images of each class: a curve (CoOp, section 4.1)."""
+    _check_numbers("shots", shots, 1)
+    return Protocol(
+        "few_shot",
+        recipe,
+        tuple(
+            PlannedRun(f"shots-{count}-seed-{one.seed}", changed(one, data={"shots": count}))
+            for count in shots
+            for one in _seeded(recipe, seeds)
+        ),
+        ("test",),
+    )
+
+
+def base_to_new(recipe: Recipe, seeds: Sequence[int]) -> Protocol:
+    """Trains on the first half of the classes, measures both halves, each among its own names (CoCoOp, section 4.1).
+
+    The harmonic mean is that of the accuracies averaged over the seeds, as in the papers' tables.
+    """
+    new = Target("new", recipe.data.model_copy(update={"classes": "new"}))
+    on_base = changed(recipe, data={"classes": "base"})
+    runs = tuple(PlannedRun(f"seed-{one.seed}", one, "base", (new,)) for one in _seeded(on_base, seeds))
+    return Protocol(
+        "base_to_new", recipe, runs, ("base", "new"), lambda mean: {"harmonic": harmonic(mean["base"], mean["new"])}
+    )
+
+
+def transfer(name: str, recipe: Recipe, targets: Sequence[Target], seeds: Sequence[int]) -> Protocol:
+    """Trains on one data set and measures it and others: cross-dataset transfer, or domain generalisation."""
+    names = tuple(target.name for target in targets)
+    if not names or len(set(names)) < len(names):
+        raise AdaptError(f"{name} needs targets of different names, and has {list(names)}: give some by --to")
+    for taken in _TAKEN.intersection(names):
+        raise AdaptError(f"a target cannot be called {taken!r}, which is a column of the results: rename its folder")
+    runs = tuple(PlannedRun(f"seed-{one.seed}", one, "source", tuple(targets)) for one in _seeded(recipe, seeds))
+
+    def average(mean: Figures) -> Figures:
+        return {"average": sum(mean[each] for each in names) / len(names)}
+
+    return Protocol(name, recipe, runs, ("source", *names), average)
+
+
+def harmonic(base: float, new: float) -> float:
+    """Of two accuracies; 0 where either is."""
+    return 2 * base * new / (base + new) if base and new else 0.0
+
+
+def _seeded(recipe: Recipe, seeds: Sequence[int]) -> list[Recipe]:
+    _check_numbers("seeds", seeds, 0)
+    return [changed(recipe, seed=seed) for seed in seeds]
+
+
+def changed(recipe: Recipe, data: dict[str, Any] | None = None, **keys: Any) -> Recipe:
+    """`recipe` with other keys, checked again."""
+    raw = recipe.model_dump(mode="json") | keys
+    raw["data"] |= data or {}
+    return build_recipe(raw, "the protocol's recipe")
+
+
+def _check_numbers(what: str, numbers: Sequence[int], least: int) -> None:
+    if not numbers or len(set(numbers)) < len(numbers) or min(numbers) < least:
+        raise AdaptError(f"{what} are {list(numbers)}; expected different numbers from {least} on, such as 1,2,3")

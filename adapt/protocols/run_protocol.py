@@ -1,0 +1,70 @@
+"""Runs a protocol and writes what it found: one JSON and one CSV beside the run directories."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from adapt import plain
+from adapt.disk import write_csv, write_text
+from adapt.protocols.engines import Engine
+from adapt.protocols.protocol import Figures, Protocol
+from adapt.protocols.runs import Row, check
+from adapt.training.run import environment
+
+LOCAL = Engine()
+
+
+def run_protocol(
+    protocol: Protocol, out: Path, engine: Engine = LOCAL, progress: Callable[[str], None] | None = None
+) -> dict[str, Any]:
+    """Makes the runs of `protocol` in `out` and returns what its JSON file holds.
+
+    Runs that are there are not repeated, an interrupted one goes on. Raises AdaptError for what can be refused before
+    anything is trained, and where a folder holds a run of another recipe.
+    """
+    check(protocol.runs)
+    rows: list[Row] = []
+    for row in engine.rows(protocol.runs, out):
+        rows.append(row)
+        if progress is not None:
+            shown = ", ".join(f"{name} {100 * row[name]:.1f} %" for name in protocol.figures)
+            progress(f"{len(rows)} of {len(protocol.runs)}  {row['run']}: {shown}")
+    results = {
+        "protocol": protocol.name,
+        "recipe": protocol.recipe.model_dump(mode="json"),
+        "environment": environment() | {"threads": engine.threads},
+        "runs": rows,
+        "summary": summaries(protocol, rows),
+    }
+    write_text(out / f"{protocol.name}.json", plain.dump(results, indent=2) + "\n")
+    write_csv(out / f"{protocol.name}.csv", rows)
+    return results
+
+
+def summaries(protocol: Protocol, rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """For each number of shots: means and standard deviations over the seeds, in [0, 1], the frozen model's beside."""
+    groups: dict[int | None, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(row["shots"], []).append(row)
+    return [{"shots": shots, "runs": len(group), **_summary(protocol, group)} for shots, group in groups.items()]
+
+
+def _summary(protocol: Protocol, rows: Sequence[Row]) -> dict[str, Figures]:
+    zero_shot = [{name: row[f"zero_shot_{name}"] for name in protocol.figures} for row in rows]
+    adapted = [{name: row[name] for name in protocol.figures} for row in rows]
+    each = [figures | protocol.derive(figures) for figures in adapted]
+    return {
+        "mean": _mean(protocol, adapted),
+        "std": {
+            name: statistics.stdev(figures[name] for figures in each) if len(each) > 1 else 0.0 for name in each[0]
+        },
+        "zero_shot": _mean(protocol, zero_shot),
+    }
+
+
+def _mean(protocol: Protocol, rows: Sequence[Figures]) -> Figures:
+    mean = {name: statistics.mean(row[name] for row in rows) for name in protocol.figures}
+    return mean | protocol.derive(mean)

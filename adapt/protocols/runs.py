@@ -1,0 +1,111 @@
+"""One run of a protocol: a recipe trained in a directory of its own, and what its adapter says of other data.
+
+What is there is not done again: a finished run is read, an interrupted one goes on, and a target that was measured is
+not measured twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adapt import methods, plain
+from adapt.data.check import without_broken
+from adapt.data.split import Split, items_id
+from adapt.disk import write_text
+from adapt.errors import AdaptError
+from adapt.evaluation import stored
+from adapt.evaluation.evaluate import evaluate
+from adapt.loading import load
+from adapt.methods.zero_shot import ZeroShot
+from adapt.models.classifier import AdaptedModel
+from adapt.models.wrap import wrap
+from adapt.recipe import DataSection, Recipe
+from adapt.training.run_recipe import run_recipe
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Target:
+    """Test images, other than the recipe's own, that a trained adapter classifies among their own class names."""
+
+    name: str
+    data: DataSection
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """`recipe` in the folder `name`; `own` is what the accuracy on its own test images is called."""
+
+    name: str
+    recipe: Recipe
+    own: str = "test"
+    targets: tuple[Target, ...] = ()
+
+
+def check(runs: Sequence[PlannedRun]) -> None:
+    """Raises AdaptError for what would only be found out after training: missing test images, tensors of one class."""
+    measured: dict[str, DataSection] = {}
+    for run in runs:
+        recipe = run.recipe
+        if recipe.train is not None:
+            recipe.train.at(recipe.data.shots)
+        if run.targets and methods.find(recipe.method["name"])(**recipe.method_config).per_class:
+            raise AdaptError(
+                f"{recipe.method['name']} learns tensors for each of its classes and cannot serve new ones"
+            )
+        measured |= {run.own: recipe.data} | {target.name: target.data for target in run.targets}
+    for name, data in measured.items():  # the runs of a protocol share them
+        split = _images(data)
+        if not split.test:
+            raise AdaptError(f"{split.name} has no test images to measure {name!r} on")
+
+
+def measure(run: PlannedRun, out: Path) -> Row:
+    """Accuracies in [0, 1] under `run.own` and the targets' names, `zero_shot_` before those of the frozen model.
+
+    Raises AdaptError where the folder holds a run of another recipe.
+    """
+    folder = out / run.name
+    started = folder / "recipe.yaml"
+    if started.is_file() and started.read_text(encoding="utf-8") != run.recipe.to_yaml():
+        raise AdaptError(f"{folder} holds a run of another recipe: choose another --out")
+    if not (folder / "metrics.json").exists():
+        run_recipe(run.recipe, folder, resume=started.is_file(), progress=False)
+    metrics = stored.read(folder / "metrics.json", stored.Measured, "scores of a finished run")
+    row: Row = {"run": run.name, "shots": run.recipe.data.shots, "seed": run.recipe.seed}
+    row |= {run.own: metrics["adapted"]["accuracy"], f"zero_shot_{run.own}": metrics["zero_shot"]["accuracy"]}
+    for name, found in _on_targets(run, folder).items():
+        row |= {name: found["adapted"], f"zero_shot_{name}": found["zero_shot"]}
+    return row | {"train_set": metrics["train_set"]}
+
+
+def _on_targets(run: PlannedRun, folder: Path) -> dict[str, dict[str, Any]]:
+    """Accuracies by target, those that are missing measured and kept in the run's targets.json."""
+    file = folder / "targets.json"
+    known = stored.read(file, stored.Targets, "figures of targets") if file.exists() else {}
+    model: AdaptedModel | None = None
+    for target in run.targets:
+        split = _images(target.data)
+        asked = {"data": target.data.model_dump(mode="json"), "test_set": items_id(split.test)}
+        if known.get(target.name, {}) | asked != known.get(target.name):
+            model = model or load(folder / "adapter.safetensors", device=run.recipe.device)
+            known[target.name] = asked | _measured(model, split, target.data, run.recipe)
+            write_text(file, plain.dump(known, indent=2) + "\n")
+    return {target.name: known[target.name] for target in run.targets}
+
+
+def _measured(model: AdaptedModel, split: Split, data: DataSection, recipe: Recipe) -> dict[str, Any]:
+    split = without_broken(split, data.broken)
+    workers = recipe.train.workers if recipe.train is not None else 2
+    adapted = model.with_classes(split.class_names)
+    baseline = wrap(model.backbone, ZeroShot(data.template), split.class_names, recipe.fast)
+    found = [evaluate(each, split.test, workers=workers, cache=recipe.cache) for each in (adapted, baseline)]
+    return {"adapted": found[0].accuracy, "zero_shot": found[1].accuracy, "images": found[0].images}
+
+
+def _images(data: DataSection) -> Split:
+    return data.load().only(data.classes)

@@ -1,0 +1,109 @@
+"""Results of protocols as tables: our mean and standard deviation by method, the published figures beside them."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from adapt.cells import guarded
+from adapt.errors import AdaptError
+from adapt.evaluation import stored
+from adapt.protocols.papers import figures_for
+
+Results = dict[str, Any]  # what run_protocol returns and writes
+Cells = list[list[str]]
+
+
+def table(results: Sequence[Results], published: bool = True) -> Cells:
+    """A header, a zero-shot row, one row for each of `results`, and the published rows where there are some.
+
+    Percentages; few-shot curves have a column for each number of shots, other protocols one for each figure. Raises
+    AdaptError for results of different protocols or data.
+    """
+    first = results[0]
+    for each in results:
+        if _subject(each) != _subject(first):
+            raise AdaptError(
+                f"one table shows one protocol, data set and backbone; these are {_subject(first)} and {_subject(each)}"
+            )
+    columns = _columns(results)
+    rows = [["shots" if first["protocol"] == "few_shot" else "", *columns]]
+    rows.append(["zero-shot", *(_cell(_of(first, "zero_shot"), column) for column in columns)])
+    for title, each in zip(titles(results), results):
+        spread = _of(each, "std") if len(each["runs"]) > len(each["summary"]) else {}
+        rows.append([title, *(_cell(_of(each, "mean"), column, spread) for column in columns)])
+    if published:
+        rows += [[title, *(values.get(column, "") for column in columns)] for title, values in figures_for(first)]
+    return rows
+
+
+def as_text(cells: Cells) -> str:
+    """Aligned columns for a terminal."""
+    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
+    lines = ("  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in cells)
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def as_markdown(cells: Cells) -> str:
+    lines = [f"| {' | '.join(row)} |" for row in cells]
+    return "\n".join([lines[0], "| --- " * len(cells[0]) + "|", *lines[1:]])
+
+
+def as_csv(cells: Cells) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(map(guarded, row) for row in cells)
+    return text.getvalue().rstrip("\n")
+
+
+FORMATS = {"text": as_text, "markdown": as_markdown, "csv": as_csv}
+
+
+def _subject(results: Results) -> str:
+    recipe = results["recipe"]
+    return f"{results['protocol']} on {recipe['data']['source']} with {recipe['backbone']}"
+
+
+def titles(results: Sequence[Results]) -> list[str]:
+    """The methods' names, with their settings where another result has the same name."""
+    methods = [dict(each["recipe"]["method"]) for each in results]
+    names = [str(method.pop("name")) for method in methods]
+    return [
+        name
+        if names.count(name) == 1
+        else f"{name} ({', '.join(f'{key}={value}' for key, value in method.items()) or 'defaults'})"
+        for name, method in zip(names, methods)
+    ]
+
+
+def read_results(path: Path) -> list[Results]:
+    """The results in a file, or in a folder that a protocol wrote. Raises AdaptError where there are none."""
+    if not path.exists():
+        raise AdaptError(f"{path} does not exist; expected results of a protocol, such as base_to_new.json")
+    names = ("few_shot", "base_to_new", "cross_dataset", "domain_generalisation")
+    files = [path / f"{name}.json" for name in names if (path / f"{name}.json").is_file()] if path.is_dir() else [path]
+    if not files:
+        raise AdaptError(f"{path} holds no results of a protocol, such as base_to_new.json")
+    return [stored.read(file, stored.ProtocolResults, "results of a protocol") for file in files]
+
+
+def _columns(results: Sequence[Results]) -> list[str]:
+    """In the order of the first result that has each."""
+    return list(dict.fromkeys(column for each in results for column in _of(each, "mean")))
+
+
+def _of(results: Results, kind: str) -> dict[str, float]:
+    """Means, spreads or the frozen model's figures by column."""
+    if results["protocol"] == "few_shot":
+        return {str(group["shots"]): group[kind]["test"] for group in results["summary"]}
+    figures: dict[str, float] = results["summary"][0][kind]
+    return figures
+
+
+def _cell(values: dict[str, float], column: str, spread: dict[str, float] | None = None) -> str:
+    if column not in values:
+        return ""
+    mean = f"{100 * values[column]:.1f}"
+    return f"{mean} ± {100 * spread[column]:.1f}" if spread else mean

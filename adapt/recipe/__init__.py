@@ -1,0 +1,141 @@
+"""The recipe: a YAML file that one command runs. Plain data; nothing in it is ever imported or executed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from adapt.errors import AdaptError
+from adapt.recipe.file import Override, add_the_sets_own, read_file, set_key, source_of
+from adapt.recipe.shipped import find_recipe
+from adapt.training.settings import TrainSettings
+from adapt.validation import explain
+
+if TYPE_CHECKING:
+    from adapt.data.split import Split
+
+
+class DataSection(BaseModel):
+    """Which images."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    source: str
+    """A bundled or published set, an image folder, a .csv or a split .json; see `adapt.data.load`."""
+    root: str | None = None
+    """The folder that holds the published sets' folders, or that paths inside a .csv or .json start from."""
+    names: str | None = None
+    """A file with readable names for the classes: a .csv (class,name) or a .json object."""
+    shots: int | None = Field(default=16, ge=1)
+    """Training images a class; null takes all."""
+    sampling: Literal["coop", "clip-lora"] = "coop"
+    """Whose code's picks the shots are."""
+    classes: Literal["all", "base", "new"] = "all"
+    """All classes, or one half of them, as the base-to-new protocol cuts them."""
+    broken: Literal["refuse", "skip"] = "refuse"
+    """What happens where images do not decode; the check comes before training."""
+    template: str = "a photo of a {}."
+    """Of the zero-shot baseline that every run reports."""
+
+    @field_validator("template")
+    @classmethod
+    def _place(cls, value: str) -> str:
+        from adapt.methods.zero_shot import check_template
+
+        return check_template(value)
+
+    def load(self) -> Split:
+        """The whole data set, before shots are picked and classes are cut."""
+        from adapt.data.readers import load
+
+        return load(self.source, self.root, self.names)
+
+
+class Recipe(BaseModel):
+    """All of a run: what is adapted, by what, on which images, how."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    method: dict[str, Any]
+    """`name` and the method's own settings."""
+    backbone: str = "mini-clip"
+    data: DataSection
+    train: TrainSettings | None = None
+    """Left out for methods that nothing trains by steps."""
+    seed: int = Field(default=1, ge=0, lt=2**63)
+    device: str = "cpu"
+    quantize: Literal["nf4", "int8"] | None = None
+    """Keep the linears of the backbone's blocks in 4 or 8 bits."""
+    fast: bool | None = None
+    """The fast exact text path: null where it applies, true or refuse, false never."""
+    cache: bool = True
+    """Keep features of an unedited vision tower on disk."""
+    checkpointing: bool = False
+    """Recompute the blocks of edited towers in the backward pass, to save memory."""
+    text_memory_gib: float | None = Field(default=None, gt=0)
+    """Bound on the text side's activations; left out: half of what is free."""
+
+    @field_validator("method")
+    @classmethod
+    def _named(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if not isinstance(value.get("name"), str):
+            raise ValueError("give the method's name, as in `method: {name: coop}`")
+        return value
+
+    @property
+    def method_config(self) -> dict[str, Any]:
+        return {key: value for key, value in self.method.items() if key != "name"}
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def read_recipe(
+    recipe: str | Path, overrides: Iterable[Override] = (), data: str | None = None, protocol: str | None = None
+) -> Recipe:
+    """`recipe`, a file or the name of a shipped one, on the data set `data`.
+
+    `overrides` are of the form `data.shots=4` or `("data.shots", 4)`; `data.source=NAME` means the same as `data`.
+    Where `recipe` is a method's name alone, `protocol` (such as `base_to_new`) says which of its recipes is meant.
+
+    Raises AdaptError where there is no such recipe (with the nearest names), for broken YAML, an unknown key (with the
+    nearest valid one), a bad value, and where nothing says on what data.
+    """
+    found = find_recipe(str(recipe), protocol)
+    file = read_file(found.path, found.name)
+    overrides = tuple(overrides)
+    changed = source_of({}, overrides)
+    if None not in (data, changed) and data != changed:
+        raise AdaptError(f"data.source={changed} is set, and the data is to be {data!r} too: give one of them")
+    source = data or found.data or file.source(overrides)
+    if source is None:
+        raise file.needs_data()
+    if not isinstance(source, str):
+        return build_recipe(file.settings | {"data": {"source": source}}, found.name)  # which says what is wrong
+    raw = file.on_data(source)
+    for override in overrides:
+        set_key(raw, override)
+    add_the_sets_own(raw, source)
+    return build_recipe(raw, found.name)
+
+
+def build_recipe(raw: dict[str, Any], where: str) -> Recipe:
+    """Checks plain data as a recipe, the method's own settings included."""
+    from adapt import methods
+
+    try:
+        recipe = Recipe(**raw)
+    except ValidationError as error:
+        raise AdaptError(explain(Recipe, error, where)) from None
+    except TypeError as error:
+        raise AdaptError(f"{where}: {error}") from None
+    method = methods.find(recipe.method["name"])
+    try:
+        method.Config(**recipe.method_config)
+    except ValidationError as error:
+        raise AdaptError(explain(method.Config, error, f"{where}: method")) from None
+    return recipe

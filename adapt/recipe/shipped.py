@@ -1,0 +1,83 @@
+"""Shipped recipes by name: `METHOD/PROTOCOL`, or the method's name alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from adapt.errors import AdaptError, nearest
+from adapt.recipe import old_names
+
+FEW_SHOT = "few_shot"
+# recipes of a method that a protocol takes, the first that there is
+_TAKES = {"domain_generalisation": ("domain_generalisation", "cross_dataset")}
+
+
+@dataclass(frozen=True)
+class Located:
+    """A recipe's file, what errors call it, and the data that an old name stood for."""
+
+    path: Path
+    name: str
+    data: str | None = None
+
+
+def shipped() -> dict[str, Path]:
+    """The recipes that come with adapt by name, such as `coop/few_shot`: found by listing the folder."""
+    package = Path(__file__).resolve().parents[1]
+    for folder in (package / "_recipes", package.parent / "recipes"):
+        if folder.is_dir():
+            return {
+                path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.yaml"))
+            }
+    return {}
+
+
+def find_recipe(name: str, protocol: str | None = None) -> Located:
+    """The recipe called `name`: a file, a shipped recipe, or a method, of which `protocol` says the recipe.
+
+    A method alone stands for its recipe of the protocol, or else its few-shot one, or else its only one. Raises
+    AdaptError where there is none, with the nearest names.
+    """
+    if Path(name).is_file():
+        return Located(Path(name), name)
+    recipes = shipped()
+    key = name.removeprefix("recipes/").removesuffix(".yaml")
+    if key in recipes:
+        return Located(recipes[key], key)
+    if of_method(key):
+        chosen = recipe_of(key, protocol)
+        if chosen is None:
+            raise AdaptError(f"{key} has several recipes: choose {' or '.join(of_method(key))}")
+        return Located(recipes[chosen], chosen)
+    old = old_names.find(key)
+    if old is not None:
+        old_names.note(key, old, protocol)
+        return Located(recipes[old.recipe], old.recipe, old.data)
+    method, _, protocol_or_data = key.partition("/")
+    if of_method(method):
+        has = ", ".join(of_method(method))
+        raise AdaptError(f"{method} has no recipe {protocol_or_data!r}: it has {has}; data sets are chosen by --data")
+    methods = {each.partition("/")[0] for each in recipes}
+    raise AdaptError(
+        f"there is no recipe file {name!r} and no shipped recipe of that name; {nearest(key, {*recipes, *methods})}"
+    )
+
+
+def of_method(method: str) -> list[str]:
+    """The shipped recipes of `method`."""
+    return [name for name in shipped() if name.startswith(f"{method}/")]
+
+
+def recipe_of(method: str, protocol: str | None = None) -> str | None:
+    """The recipe that the name of `method` alone stands for; None where it has several and none of them is it."""
+    recipes = of_method(method)
+    wanted = (*(_TAKES.get(protocol, (protocol,)) if protocol else ()), FEW_SHOT)
+    named = [f"{method}/{each}" for each in wanted if f"{method}/{each}" in recipes]
+    return next(iter(named or (recipes if len(recipes) == 1 else [])), None)
+
+
+def short(name: str, protocol: str | None = None) -> str:
+    """The shortest word by which `find_recipe` finds the shipped recipe `name`."""
+    method = name.partition("/")[0]
+    return method if recipe_of(method, protocol) == name else name

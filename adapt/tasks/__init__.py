@@ -1,1 +1,0 @@
-"""What is asked of the adapted model: loss, metrics and prediction."""

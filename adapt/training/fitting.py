@@ -1,0 +1,142 @@
+"""One training as a method's `prepare` and `finish` see it, and as the trainer carries it along."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, TypeVar
+
+import torch
+from pydantic import BaseModel
+from torch import Tensor, nn
+
+from adapt import plain
+from adapt.data.split import Item
+from adapt.disk import write_text
+from adapt.errors import AdaptError
+from adapt.evaluation import stored
+from adapt.evaluation.flops import tower_flops
+from adapt.features import image_features, labels_of
+from adapt.methods.base import Step, Terms, total
+from adapt.methods.base.training import Part
+from adapt.models.base import Adapted, evaluating
+from adapt.models.classifier import AdaptedModel
+from adapt.progress import counting_bar, training_bar
+from adapt.training.batches import Batches, ImageBatches, training_batches
+from adapt.training.loop import Trainer, autocast
+from adapt.training.run import Run
+from adapt.training.settings import TrainSettings
+
+Kept = TypeVar("Kept", bound=BaseModel)
+
+
+@dataclass
+class Fitting:
+    """A model, the images it learns from, and how; `chosen` is None for a method that takes no steps."""
+
+    model: Adapted[Any]
+    train_set: Sequence[Item]
+    val_set: Sequence[Item]
+    chosen: TrainSettings | None
+    seed: int
+    run: Run | None
+    cache: bool
+    progress: bool
+    seconds: float = 0.0
+    noted: dict[str, Any] = field(default_factory=dict)
+    _kept: dict[str, BaseModel] = field(default_factory=dict)
+
+    @property
+    def settings(self) -> TrainSettings:
+        """AdaptError for a method that takes no steps."""
+        if self.chosen is None:
+            raise AdaptError(f"{self.model.method.name} is not trained by steps: it has no settings of a training")
+        return self.chosen
+
+    @property
+    def workers(self) -> int:
+        """Processes that decode images."""
+        return self.chosen.workers if self.chosen else 2
+
+    @cached_property
+    def batches(self) -> Batches:
+        """Of the training images, as the trainer and a search go through them."""
+        with counting_bar("encoding", self.progress) as bar:
+            return training_batches(self.model, self.train_set, self.settings, self.seed, self.cache, bar)
+
+    def items(self, part: Part) -> Sequence[Item]:
+        return self.train_set if part == "train" else self.val_set
+
+    def labels(self, part: Part) -> Tensor:
+        return labels_of(self.items(part))
+
+    def features(self, part: Part, *, views: int = 0, unit: bool = True) -> Tensor:
+        assert isinstance(self.model, AdaptedModel)
+        if views and not self.cache:
+            raise AdaptError(
+                f"{self.model.method.name} encodes {views} views of each image once, in the cache: switch it on"
+            )
+        items, cache = self.items(part), self.cache
+        return image_features(
+            self.model, items, workers=self.workers, cache=cache, views=views, seed=self.seed, unit=unit
+        )
+
+    def held_back(self) -> Iterator[Step]:
+        unchanged = self.settings.model_copy(update={"augment": "none", "views": None})
+        batches = training_batches(self.model, self.val_set, unchanged, self.seed, self.cache, None)
+        for epoch in itertools.count():
+            for inputs, labels in batches.epoch(epoch, 0):
+                yield self.model.step(inputs, labels)
+
+    def train(
+        self,
+        title: str,
+        *,
+        parameters: Iterable[nn.Parameter] | None = None,
+        loss: Callable[[Any], Terms] | None = None,
+        after: Callable[[dict[str, Any]], None] = lambda entry: None,
+        **changed: Any,
+    ) -> float:
+        settings = self.settings.model_copy(update={"average": None} | changed)  # which is of the whole training
+        batches = self.batches if loss is None else ImageBatches(self.model, self.train_set, settings, self.seed)
+        trainer = Trainer(self.model, batches, settings, None, parameters, loss)
+        with training_bar(trainer.plan.steps, 0, self.progress, title) as report:
+
+            def told(entry: dict[str, Any]) -> None:
+                after(entry)
+                report(entry)
+
+            return trainer.train(told).seconds
+
+    def loss(self, step: Step) -> Tensor:
+        with autocast(self.model.backbone.device, self.settings.precision):
+            terms, _ = self.model.losses(step, self.settings.terms)
+        return total(terms)
+
+    def flops(self, towers: Collection[str]) -> float:
+        with evaluating(self.model):
+            return tower_flops(self.model, towers)
+
+    def restart(self) -> None:
+        torch.manual_seed(self.seed)
+        self.model.start_anew()
+
+    @property
+    def resumed(self) -> bool:
+        return self.run is not None and self.run.resume and self.run.checkpoint.is_file()
+
+    def keep(self, name: str, data: BaseModel) -> None:
+        self._kept[name] = data
+        if self.run is not None:
+            write_text(self.run.kept(name), plain.dump(data.model_dump()) + "\n")
+
+    def kept(self, name: str, kind: type[Kept]) -> Kept | None:
+        path = None if self.run is None or not self.run.resume else self.run.kept(name)
+        if name not in self._kept and path is not None and path.is_file():
+            self._kept[name] = kind.model_validate(stored.read(path, kind, name))
+        return self._kept.get(name)  # type: ignore[return-value]  # as it was kept
+
+    def note(self, **figures: Any) -> None:
+        self.noted |= figures

@@ -1,0 +1,94 @@
+"""Merging LoRA: a copy of the backbone that computes what the adapted model does."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from checks import assert_untouched, perturb, scaled, snapshot
+from torch import Tensor
+
+import adapt
+from adapt import AdaptError, Backbone
+from adapt.formats.merge import merge, merged_model
+
+NAMES = ("goldfish", "red_panda", "sea cucumber")
+LoRA = adapt.methods.LoRA
+
+
+@pytest.mark.parametrize("backbone", ["open_clip", "open_clip_timm", "hf_clip", "hf_siglip"], indirect=True)
+@pytest.mark.parametrize("options", [{}, {"use_dora": True}], ids=["lora", "dora"])
+def test_a_merged_model_computes_the_adapted_features(
+    backbone: Backbone, options: dict[str, bool], images: Tensor
+) -> None:
+    before = snapshot(backbone.model)
+    method = LoRA(projections=("q", "k", "v", "out", "fc1", "fc2"), options=options)
+    model = perturb(adapt.wrap(backbone, method, NAMES)).eval()
+    expected = model.image_features(images)
+    merged = merged_model(model)
+    assert_untouched(backbone.model, before)
+    assert [name for name, _ in merged.named_modules()] == [name for name, _ in backbone.model.named_modules()]
+    if hasattr(merged, "encode_image"):
+        features = merged.encode_image(images)
+    else:
+        features = merged.get_image_features(pixel_values=images).pooler_output
+    assert scaled(F.normalize(features, dim=-1), expected) < 1e-5
+    assert scaled(model.image_features(images), expected) == 0
+
+
+def test_a_merged_checkpoint_loads_by_its_folder(hf_clip: Backbone, images: Tensor, tmp_path: Path) -> None:
+    model = perturb(adapt.wrap(hf_clip, LoRA(), NAMES)).eval()
+    loaded = adapt.load_backbone(str(merge(model, tmp_path / "merged")))
+    zero_shot = adapt.wrap(loaded, adapt.methods.ZeroShot(), NAMES)
+    assert scaled(zero_shot.image_features(images), model.image_features(images)) < 1e-5
+    assert scaled(zero_shot.class_features(), model.class_features()) < 1e-5
+
+
+@pytest.mark.parametrize("backbone", ["open_clip", "hf_siglip"], indirect=True)
+def test_a_merged_model_is_as_sure_as_the_adapted_one(backbone: Backbone, images: Tensor) -> None:
+    """LoRA's scale of the logits is not the backbone's own."""
+    model = perturb(adapt.wrap(backbone, LoRA(), NAMES)).eval()
+    assert backbone.logit_scale < 20 < model.method.logit_scale == 100
+    merged = copy.copy(backbone)
+    merged.model = merged_model(model)
+    assert merged.logit_scale == pytest.approx(100, rel=1e-5)
+    assert merged.logit_bias == backbone.logit_bias
+    cosines = model.image_features(images) @ model.class_features().T
+    assert scaled(merged.logit_scale * cosines + merged.logit_bias, model(images)) < 1e-5
+    assert backbone.logit_scale < 20
+
+
+def test_nothing_is_overwritten(open_clip: Backbone, tmp_path: Path) -> None:
+    with pytest.raises(AdaptError, match="exists already"):
+        merge(adapt.wrap(open_clip, LoRA(), NAMES), tmp_path)
+
+
+def test_a_backbone_of_unknown_format_leaves_no_folder(open_clip: Backbone, tmp_path: Path) -> None:
+    with pytest.raises(AdaptError, match="its format is not known"):
+        merge(adapt.wrap(open_clip, LoRA(), NAMES), tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+
+
+def test_only_lora_merges(open_clip: Backbone) -> None:
+    with pytest.raises(AdaptError, match="coop cannot be merged"):
+        merged_model(adapt.wrap(open_clip, adapt.methods.CoOp(n_ctx=2), NAMES))
+
+
+def test_merging_does_not_touch_what_the_optimiser_holds(open_clip: Backbone) -> None:
+    model = perturb(adapt.wrap(open_clip, LoRA(), NAMES))
+    before = {name: tensor.clone() for name, tensor in model.method.state_dict().items()}
+    merged_model(model)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.method.state_dict().items())
+
+
+def test_weights_that_are_not_finite_are_refused(open_clip: Backbone, tmp_path: Path) -> None:
+    model = adapt.wrap(open_clip, LoRA(), NAMES).eval()
+    with torch.no_grad():
+        for parameter in model.method.parameters():
+            parameter.fill_(3e38)
+    with pytest.raises(AdaptError, match=r"merged weights of q of block 0 of the text tower are not finite: .*float32"):
+        merge(model, tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()

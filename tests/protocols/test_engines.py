@@ -1,0 +1,129 @@
+"""Engines: the same rows from each, refusals of single runs, and what an interruption leaves."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from adapt import AdaptError
+from adapt.protocols import protocol as protocols
+from adapt.protocols.engines import Engine
+from adapt.protocols.run_protocol import run_protocol
+from adapt.protocols.runs import PlannedRun, Row
+from adapt.recipe import Recipe
+from adapt.training.run import Run
+
+SEEDS = (1, 2, 3)
+
+
+@pytest.fixture(scope="module")
+def runs(recipe: Recipe) -> tuple[PlannedRun, ...]:
+    """Of base-to-new over three seeds."""
+    return protocols.base_to_new(recipe, SEEDS).runs
+
+
+@dataclass
+class Outcome:
+    """What an engine gave before it ended, and how it ended."""
+
+    rows: list[Row] = field(default_factory=list)
+    error: BaseException | None = None
+
+
+def outcome(engine: Engine, runs: tuple[PlannedRun, ...], out: Path) -> Outcome:
+    """Of runs the last of which finds its folder taken by another recipe."""
+    taken = out / runs[-1].name / "recipe.yaml"
+    taken.parent.mkdir(parents=True)
+    taken.write_text("another")
+    found = Outcome()
+    try:
+        for row in engine.rows(runs, out):
+            found.rows.append(row)
+    except AdaptError as error:
+        found.error = error
+    return found
+
+
+@pytest.fixture(scope="module")
+def sequential(tmp_path_factory: pytest.TempPathFactory, runs: tuple[PlannedRun, ...]) -> Outcome:
+    return outcome(Engine(), runs, tmp_path_factory.mktemp("engines") / "sequential")
+
+
+def same(found: Outcome, sequential: Outcome, out: Path) -> None:
+    assert [row["seed"] for row in sequential.rows] == [1, 2]
+    assert found.rows == sequential.rows
+    for each in (found, sequential):
+        assert type(each.error) is AdaptError
+        assert str(each.error).endswith("seed-3 holds a run of another recipe: choose another --out")
+    assert str(out) in str(found.error)
+    assert [(out / name / "metrics.json").exists() for name in ("seed-1", "seed-2", "seed-3")] == [True, True, False]
+    assert (out / "seed-3/recipe.yaml").read_text() == "another"
+
+
+def threads(out: Path) -> set[int]:
+    """Of the finished runs."""
+    return {json.loads((out / f"seed-{seed}/environment.json").read_text())["threads"] for seed in (1, 2)}
+
+
+def test_two_processes_give_the_rows_and_the_refusal_of_one(
+    sequential: Outcome, runs: tuple[PlannedRun, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)  # a thread for each process
+    same(outcome(Engine(at_once=2), runs, tmp_path / "out"), sequential, tmp_path / "out")
+    assert threads(tmp_path / "out") == {1}
+
+
+def test_ray_gives_the_rows_and_the_refusal_of_one_process(
+    sequential: Outcome, runs: tuple[PlannedRun, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ray = pytest.importorskip("ray")
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    same(outcome(Engine("ray"), runs, tmp_path / "out"), sequential, tmp_path / "out")
+    assert threads(tmp_path / "out") == {1}
+    assert not ray.is_initialized()
+
+
+@pytest.mark.parametrize(("at_once", "expected"), [(1, 8), (3, 2), (8, 1), (20, 1)])
+def test_runs_at_once_share_the_threads(monkeypatch: pytest.MonkeyPatch, at_once: int, expected: int) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    assert Engine(at_once=at_once).threads == Engine("ray", at_once).threads == expected
+
+
+def test_an_interruption_leaves_the_finished_runs(
+    runs: tuple[PlannedRun, ...], trained: list[int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    log = Run.log
+
+    def log_and_stop(self: Run, entry: dict[str, Any]) -> None:
+        log(self, entry)
+        if self.path.name == "seed-2":
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Run, "log", log_and_stop)
+    rows = Engine().rows(runs, tmp_path)
+    first = next(rows)
+    with pytest.raises(KeyboardInterrupt):
+        next(rows)
+    assert sorted(path.name for path in tmp_path.glob("seed-*")) == ["seed-1", "seed-2"]
+    assert [path.parent.name for path in tmp_path.glob("*/metrics.json")] == ["seed-1"]
+    monkeypatch.setattr(Run, "log", log)
+    assert next(Engine().rows(runs, tmp_path)) == first
+    assert trained == [1, 2]
+
+
+def test_without_ray_the_extra_is_named(
+    recipe: Recipe, trained: list[int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(AdaptError, match=r'--engine ray needs Ray: pip install -e ".\[ray\]"'):
+        run_protocol(protocols.base_to_new(recipe, SEEDS), tmp_path / "none", Engine("ray"))
+    assert trained == []
+    assert not (tmp_path / "none").exists()

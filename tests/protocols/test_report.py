@@ -1,0 +1,200 @@
+"""The HTML report: offline, small, and with the numbers of the files that it is about."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adapt import AdaptError
+from adapt.disk import write_csv
+from adapt.protocols import protocol as protocols
+from adapt.protocols.plots import MOST_CLASSES, confusion_matrix, svg
+from adapt.protocols.report import WORST_ERRORS, report
+from adapt.protocols.run_protocol import run_protocol
+from adapt.recipe import Recipe
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory, recipe: Recipe) -> Path:
+    """A few-shot curve and a base-to-new protocol, side by side."""
+    out = tmp_path_factory.mktemp("found")
+    run_protocol(protocols.few_shot(recipe, (1, 2), (1, 2)), out / "curve")
+    run_protocol(protocols.base_to_new(recipe, (1, 2)), out / "halves")
+    return out
+
+
+class Page(HTMLParser):
+    """Collects table cells by table, values given as data, and whatever would be fetched."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tables: list[list[list[str]]] = []
+        self.values: list[tuple[str, float]] = []
+        self.fetched: list[str] = []
+        self._open: list[str] | None = None
+        self._value: str | None = None
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        self.fetched += [str(given[key]) for key in ("src", "href") if key in given]
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("td", "th"):
+            self._open = []
+        if "data-value" in given:
+            self._value = given["data-value"]
+
+    def handle_data(self, data: str) -> None:
+        if self._open is not None:
+            self._open.append(data)
+        if self._value is not None:
+            self.values.append((data.strip(), float(self._value)))
+            self._value = None
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in ("td", "th") and self._open is not None:
+            self.tables[-1][-1].append("".join(self._open).strip())
+            self._open = None
+
+
+def read(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
+
+
+def test_the_page_needs_nothing_beside_it(found: Path) -> None:
+    html = report([found / "curve", found / "halves"])
+    outside = [each for each in Page(html).fetched if not each.startswith(("data:", "#"))]
+    assert outside == []
+    assert re.findall(r"<script|@import|url\((?!#)", html) == []
+    assert len(html) < 2 * 2**20
+
+
+def test_its_numbers_are_those_of_the_files(found: Path) -> None:
+    page = Page(report([found / "curve", found / "halves"]))
+    curve, halves, runs = page.tables[:3]
+    for table, name in ((curve, "curve/few_shot.json"), (halves, "halves/base_to_new.json")):
+        results = read(found / name)
+        for column, title in enumerate(table[0][1:], 1):
+            figure = "test" if "few" in name else title
+            group = next(each for each in results["summary"] if "halves" in name or str(each["shots"]) == title)
+            shown = f"{100 * group['mean'][figure]:.1f} ± {100 * group['std'][figure]:.1f}"
+            assert table[2][column] == shown
+            assert table[1][column] == f"{100 * group['zero_shot'][figure]:.1f}"
+    assert len(runs) == 1 + 6
+    for row in runs[1:]:
+        metrics = read(found / row[0] / "metrics.json")
+        adapted = metrics["adapted"]
+        shares = [metrics["zero_shot"]["accuracy"]]
+        shares += [adapted[key] for key in ("accuracy", "mean_class_accuracy", "calibration_error")]
+        counts = (adapted["images"], f"{metrics['trainable_parameters']:,}", f"{metrics['seconds']:.1f}")
+        expected = [metrics["method"], metrics["seed"], *(f"{100 * share:.1f}" for share in shares), *counts]
+        assert row[1:] == [str(value) for value in expected]
+    assert all(text.rstrip("\xa0%") in (f"{100 * value:.1f}", f"{100 * value:.0f}") for text, value in page.values)
+
+
+def test_the_errors_it_was_surest_of_are_shown(found: Path) -> None:
+    run = found / "curve/shots-1-seed-1"
+    wrong = [row for row in csv.DictReader((run / "predictions.csv").open()) if row["class"] != row["predicted"]]
+    wrong.sort(key=lambda row: -float(row["confidence"]))
+    html = report([run])
+    assert html.count("<figcaption>") == min(len(wrong), WORST_ERRORS)
+    assert html.count("data:image/jpeg;base64,") == min(len(wrong), WORST_ERRORS)
+    first = html[html.index("<figcaption>") :][:200]
+    assert wrong[0]["class"] in first
+    assert f"{100 * float(wrong[0]['confidence']):.0f}&nbsp;%" in first
+
+
+def test_an_image_that_is_gone_is_said_to_be(found: Path, tmp_path: Path) -> None:
+    run = found / "curve/shots-1-seed-1"
+    for name in ("metrics.json", "predictions.csv"):
+        text = (run / name).read_text()
+        (tmp_path / name).write_text(re.sub(r"^/\S+/", "/nowhere/", text, flags=re.M))
+    html = report([tmp_path])
+    assert "data:image/jpeg" not in html
+    assert "image not<br>found" in html
+
+
+def test_names_that_a_spreadsheet_would_run_are_shown_as_they_are(tmp_path: Path, found: Path) -> None:
+    shutil.copy(found / "curve/shots-1-seed-1/metrics.json", tmp_path)
+    row = {"path": "/x.png", "class": "=cmd|'c'!A1", "predicted": "@it", "confidence": "0.900000"}
+    write_csv(tmp_path / "predictions.csv", [row])
+    assert "\n/x.png,'=cmd|'c'!A1,'@it,0.900000\n" in (tmp_path / "predictions.csv").read_text()
+    html = report([tmp_path])
+    assert ">=cmd|&#39;c&#39;!A1" in html or "=cmd|&#39;c&#39;!A1 " in html
+    assert "&#39;=cmd" not in html
+    assert "&#39;@it" not in html
+
+
+def test_names_cannot_become_markup(tmp_path: Path, found: Path) -> None:
+    metrics = read(found / "curve/shots-1-seed-1/metrics.json")
+    metrics["adapted"]["by_class"] = {"<script>alert(1)</script>": 0.5}
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
+    rows = 'path,class,predicted,confidence\n"/x.png",<b>bold</b>,<i>it</i>,0.9\n'
+    (tmp_path / "predictions.csv").write_text(rows)
+    html = report([tmp_path])
+    assert all(tag not in html for tag in ("<script>alert", "<b>bold", "<i>it"))
+
+
+def test_many_classes_leave_those_in_the_most_errors() -> None:
+    rows = [{"class": f"c{i:03}", "predicted": f"c{i:03}", "confidence": "0.5"} for i in range(100)]
+    rows += [{"class": "c007", "predicted": "c042", "confidence": "0.5"}] * 3
+    figure, caption = confusion_matrix(rows)
+    picture = svg(figure)
+    assert caption == "the 2 of 100 classes in the most errors"
+    assert {"c007", "c042"} <= set(re.findall(r"c\d{3}", picture))
+    assert "c001" not in picture
+    assert confusion_matrix(rows[:MOST_CLASSES])[1] == f"all {MOST_CLASSES} classes"
+
+
+@pytest.mark.parametrize("content", [None, "{}", "not JSON"])
+def test_what_is_no_run_is_refused(content: str | None, tmp_path: Path) -> None:
+    path = tmp_path / "few_shot.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(AdaptError, match="results of a protocol"):
+        report([tmp_path])
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"adapted": []},
+        {"adapted": {"accuracy": 0.5}},
+        {"zero_shot": {"accuracy": "x"}},
+        {"seed": None},
+        {"seconds": "long"},
+        {"trainable_parameters": [1]},
+        {"adapted": {"by_class": [1]}},
+    ],
+)
+def test_damaged_metrics_are_refused_by_name(tmp_path: Path, found: Path, damage: dict[str, Any]) -> None:
+    metrics = read(found / "curve/shots-1-seed-1/metrics.json")
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics | damage))
+    with pytest.raises(AdaptError, match=rf"metrics\.json holds no metrics of a finished run: {next(iter(damage))}"):
+        report([tmp_path])
+
+
+@pytest.mark.parametrize("text", ["", "[", "[" * 5000, "NaN", "[]", "null", "9" * 5000, "\xff"])
+def test_metrics_that_are_none(tmp_path: Path, text: str) -> None:
+    (tmp_path / "metrics.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(AdaptError, match=r"metrics\.json holds no metrics of a finished run"):
+        report([tmp_path])
+
+
+@pytest.mark.parametrize("text", ["a,b\n1,2\n", "path,class,predicted,confidence\nx,y,z,much\n", "\xff"])
+def test_predictions_that_are_none(tmp_path: Path, found: Path, text: str) -> None:
+    (tmp_path / "metrics.json").write_bytes((found / "curve/shots-1-seed-1/metrics.json").read_bytes())
+    (tmp_path / "predictions.csv").write_bytes(text.encode("latin-1"))
+    with pytest.raises(AdaptError, match=r"predictions\.csv holds no predictions of a run"):
+        report([tmp_path])

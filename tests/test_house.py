@@ -1,0 +1,110 @@
+"""The house: imports run one way, no room but methods' own knows a method, one word one meaning, short files."""
+
+from __future__ import annotations
+
+import ast
+from collections import defaultdict
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+FILES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted((ROOT / "adapt").rglob("*.py"))
+}
+# an honest lazy door: `Backbone.from_open_clip` and `from_transformers` open onto what is built on the base
+DOORS = {
+    ("adapt.backbones.base", "adapt.backbones.openclip"),
+    ("adapt.backbones.base", "adapt.backbones.transformers_models"),
+}
+NO_METHOD_BY_NAME = {"backbones", "data", "engine", "evaluation", "models", "training"}
+LONGEST_FILE, LONGEST_FUNCTION = 350, 60  # lines
+
+
+@cache
+def tree(module: str) -> ast.Module:
+    return ast.parse(FILES[module].read_text(encoding="utf-8"))
+
+
+def imported(module: str) -> Iterator[str]:
+    """The modules of adapt that `module` imports, inside functions too, but not for types only."""
+    typing_only = {
+        inner
+        for node in ast.walk(tree(module))
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree(module)):
+        if node in typing_only:
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in FILES)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                yield from {inner if inner in FILES else node.module} & FILES.keys()
+
+
+def test_imports_run_in_no_circle() -> None:
+    arrows = {module: {to for to in imported(module) if (module, to) not in DOORS} for module in FILES}
+    done: set[str] = set()
+
+    def walk(module: str, way: tuple[str, ...]) -> None:
+        assert module not in way, " -> ".join([*way[way.index(module) :], module])
+        if module not in done:
+            for to in sorted(arrows[module] - {module}):
+                walk(to, (*way, module))
+            done.add(module)
+
+    for module in FILES:
+        walk(module, ())
+    assert done == set(FILES)
+
+
+def test_no_room_names_a_method() -> None:
+    methods = {module.split(".")[2] for module in FILES if module.startswith("adapt.methods.")} - {"base"}
+    assert {"coop", "das", "lora", "tip_adapter"} <= methods
+    known = [
+        f"{module} knows {to}"
+        for module in FILES
+        if module.count(".") > 1 and module.split(".")[1] in NO_METHOD_BY_NAME
+        for to in imported(module)
+        if to.startswith("adapt.methods.") and to.split(".")[2] in methods - {"zero_shot"}  # every run's baseline
+    ]
+    assert known == []
+
+
+def test_a_word_has_one_meaning() -> None:
+    """No two classes, aliases of types or files of rooms are called the same."""
+    words: dict[str, list[str]] = defaultdict(list)
+    for module in FILES:
+        for node in tree(module).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                words[node.name].append(module)
+            elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+                name, value = node.targets[0].id, ast.dump(node.value)
+                if name[0].isupper() and not name.isupper() and "TypeVar" not in value and "ParamSpec" not in value:
+                    words[name].append(module)
+        leaf = module.rpartition(".")[2]
+        if module.count(".") > 1 and leaf != "base" and not module.startswith("adapt.cli."):
+            words[f"{leaf}.py"].append(module)
+    assert {word: where for word, where in words.items() if len(where) > 1} == {}
+
+
+@pytest.mark.parametrize("top", ["adapt", "benchmarks"])
+def test_files_and_functions_are_short(top: str) -> None:
+    paths = sorted((ROOT / top).rglob("*.py"))
+    assert paths
+    long = []
+    for path in paths:
+        text = path.read_text(encoding="utf-8")
+        if text.count("\n") > LONGEST_FILE:
+            long.append(f"{path.name}: {text.count(chr(10))} lines")
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                lines = (node.end_lineno or 0) - node.lineno + 1
+                long += [f"{path.name}: {node.name} has {lines} lines"] * (lines > LONGEST_FUNCTION)
+    assert long == []
