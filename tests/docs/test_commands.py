@@ -53,7 +53,7 @@ def is_recipe(name: str) -> bool:
     return name.endswith(".yaml") or (RECIPES / f"{name}.yaml").is_file() or (RECIPES / name).is_dir()
 
 
-@pytest.mark.parametrize("page", pages.PAGES, ids=pages.name)
+@pytest.mark.parametrize("page", [*pages.PAGES, *pages.NOTEBOOKS], ids=pages.name)
 def test_commands_in_prose_exist(page: Path) -> None:
     wrong = []
     for line in pages.commands_in_prose(page):

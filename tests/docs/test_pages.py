@@ -10,6 +10,7 @@ import pytest
 
 import adapt
 from adapt import methods
+from adapt.header import Header
 
 
 def test_readme_is_short() -> None:
@@ -32,6 +33,11 @@ def test_the_layout_is_that_of_the_design() -> None:
 def test_public_names_are_in_the_reference(module: object, page: str) -> None:
     words = set(re.findall(r"\w+", (pages.ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")))
     assert set(module.__all__) - words == set()  # type: ignore[attr-defined]
+
+
+def test_the_keys_of_the_header_are_listed() -> None:
+    text = (pages.ROOT / "docs" / "adapter_file.md").read_text(encoding="utf-8")
+    assert [key for key in Header.model_fields if f"`{key}`" not in text] == []
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/methods.md", "docs/reference/methods.md"])
