@@ -1,4 +1,4 @@
-# The two commands of the README. Each does all its own set-up: Python 3.11, make and git are enough.
+# The commands of the README. Each does all its own set-up: Python 3.11, make and git are enough.
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 RUN := runs/quickstart-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: quickstart test test-full faults mutants lint
+.PHONY: quickstart test test-full faults mutants lint docs
 
 quickstart: $(VENV)/installed
 	$(BIN)/adapt train quickstart --out $(RUN) --plot
@@ -28,6 +28,10 @@ mutants: $(VENV)/installed-dev
 faults: $(VENV)/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m faults -rP tests/faults
 
+# the site, in build/docs/index.html
+docs: $(VENV)/installed-docs
+	$(BIN)/sphinx-build -q -W -n --keep-going docs build/docs
+
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -40,4 +44,8 @@ $(VENV)/installed: pyproject.toml
 
 $(VENV)/installed-dev: $(VENV)/installed
 	$(BIN)/pip install --quiet --editable ".[dev]"
+	touch $@
+
+$(VENV)/installed-docs: $(VENV)/installed
+	$(BIN)/pip install --quiet --editable ".[docs]"
 	touch $@

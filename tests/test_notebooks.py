@@ -1,7 +1,8 @@
-"""Every notebook runs from top to bottom."""
+"""Every notebook is stored with what it shows, and runs from top to bottom."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import nbformat
@@ -9,9 +10,23 @@ import pytest
 from nbclient import NotebookClient
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
+each_notebook = pytest.mark.parametrize("path", sorted(FOLDER.glob("*.ipynb")), ids=lambda path: path.stem)
 
 
-@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.ipynb")), ids=lambda path: path.stem)
+@each_notebook
+def test_notebook_is_stored_executed_and_small(path: Path) -> None:
+    assert path.stat().st_size < 400 * 1024
+    notebook = nbformat.read(path, as_version=4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    outputs = [output for cell in code for output in cell.outputs]
+    assert {output.output_type for output in outputs} <= {"stream", "display_data", "execute_result"}
+    assert any("image/png" in output.get("data", {}) for output in outputs)
+    told = "".join(output.get("text", "") + output.get("data", {}).get("text/plain", "") for output in outputs)
+    assert re.findall(r"\S*(?:site-packages|/home/|/root/|/tmp/|/Users/)\S*", told) == []
+
+
+@each_notebook
 def test_notebook_runs(path: Path) -> None:
     notebook = nbformat.read(path, as_version=4)
 

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pages
 import pytest
 import torch
 from click.testing import CliRunner
@@ -19,8 +20,7 @@ from adapt.cli import main
 from adapt.data import Split
 from adapt.recipe import build_recipe
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "write_a_method.md"
-SOURCE = PAGE.read_text(encoding="utf-8").partition("```python\n")[2].partition("```")[0]
+SOURCE = str(next(iter(pages.document(pages.ROOT / "docs" / "write_a_method.md").examples())).parsed)
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
-"""Base to new on the bundled set by the shipped recipes: `python base_to_new.py WORK` fills the card, draws the plot.
+"""Base to new on the bundled set by the shipped recipes: `python base_to_new.py WORK`.
 
-Runs that exist in the work folder are not repeated, so an interrupted measurement goes on.
+It fills the card and docs/protocols.md, and draws the plot. Runs that exist in the work folder are not
+repeated, so an interrupted measurement goes on.
 """
 
 import argparse
@@ -34,7 +35,7 @@ def main() -> None:
     (TARGET / "base_to_new.json").write_text(json.dumps(figures, indent=2) + "\n")
     base_against_new(list(zip(titles(results), results, strict=True))).savefig(TARGET / "base_to_new.png", dpi=130)
     cells = table(results)
-    for file in (TARGET / "README.md", TARGET.parents[1] / "README.md"):
+    for file in (TARGET / "README.md", TARGET.parents[1] / "docs" / "protocols.md"):
         file.write_text(card.filled(file.read_text(), "base-to-new", as_markdown(cells)))
     print(as_markdown(cells))
 

@@ -1,6 +1,7 @@
-"""Skipped blocks on the bundled set by the shipped recipe: `python das.py WORK` fills the card and draws the plot.
+"""Skipped blocks on the bundled set by the shipped recipe: `python das.py WORK`.
 
-Runs that exist in the work folder are not repeated, so an interrupted measurement goes on.
+It fills the card and docs/fewer_operations.md, and draws the plot. Runs that exist in the work folder are not
+repeated, so an interrupted measurement goes on.
 """
 
 import argparse
@@ -199,7 +200,8 @@ def main() -> None:
     (TARGET / "das.json").write_text(json.dumps(results, indent=2) + "\n")
     plot(results, TARGET / "das.png")
     cells, compared = as_markdown(table(results)), choices(results)
-    for file, body in ((TARGET / "README.md", f"{cells}\n\n{compared}"), (TARGET.parents[1] / "README.md", cells)):
+    page = TARGET.parents[1] / "docs" / "fewer_operations.md"
+    for file, body in ((TARGET / "README.md", f"{cells}\n\n{compared}"), (page, cells)):
         file.write_text(card.filled(file.read_text(), "das", body))
     print(cells, compared, sep="\n\n")
 

@@ -1,4 +1,4 @@
-"""VLoRA against the projector on questions about emoji: `python compare.py WORK` fills the card and the README.
+"""VLoRA against the projector on questions about emoji: `python compare.py WORK` fills the card and docs/questions.md.
 
 Both recipes are trained on three seeds, unless WORK holds the runs, and the models of the first are measured side by
 side in one process.
@@ -42,7 +42,7 @@ def main() -> None:
         figures[method]["seconds"] = seconds
     (TARGET / "compare.json").write_text(json.dumps(figures, indent=2) + "\n")
     body = f"{as_markdown(table(figures))}\n\n{ratios(figures)}"
-    for file in (TARGET / "README.md", TARGET.parents[1] / "README.md"):
+    for file in (TARGET / "README.md", TARGET.parents[1] / "docs" / "questions.md"):
         file.write_text(card.filled(file.read_text(), "vlora", body))
     print(body)
 

@@ -1,0 +1,27 @@
+"""A desk to run snippets on: a folder with the files that the pages speak of."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pages
+import pytest
+
+from adapt import data, methods
+
+
+@pytest.fixture
+def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory: `photo.png`, `scene.png`, and `photos/` with ten images of each of two classes."""
+    monkeypatch.setattr(methods, "_registered", {})
+    monkeypatch.chdir(tmp_path)
+    for stored, called in (("example", "photo"), ("scene", "scene")):
+        shutil.copy(pages.ROOT / "notebooks" / f"{stored}.png", f"{called}.png")
+    items = data.load("emoji").train
+    for class_name in sorted({item.class_name for item in items})[:2]:
+        folder = tmp_path / "photos" / class_name.replace(" ", "_")
+        folder.mkdir(parents=True)
+        for number, item in enumerate([item for item in items if item.class_name == class_name][:10]):
+            data.open_image(item).save(folder / f"{number}.png")
+    return tmp_path

@@ -1,0 +1,42 @@
+"""Every Python snippet of README and docs/ runs, those of a page one after the other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from unittest import SkipTest
+
+import pages
+import pytest
+import yaml
+
+from adapt.recipe import build_recipe
+
+WITH_SNIPPETS = [page for page in pages.PAGES if "```python" in page.read_text(encoding="utf-8")]
+
+
+@pytest.mark.parametrize("page", WITH_SNIPPETS, ids=pages.name)
+def test_the_snippets_of_a_page_run(page: Path, desk: Path) -> None:
+    run, left_out = 0, []
+    for example in pages.document(page).examples():
+        try:
+            example.evaluate()
+            run += 1
+        except SkipTest as reason:  # which the page gives in a comment
+            left_out.append(str(reason))
+    assert run
+    assert set(left_out) <= {"downloads weights"}
+
+
+def test_the_recipe_of_the_guide_is_one() -> None:
+    text = (pages.ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+    block = text.partition("```yaml\n")[2].partition("```")[0]
+    assert build_recipe(yaml.safe_load(block), "the guide").method == {"name": "lora", "rank": 4}
+
+
+def test_a_snippet_that_fails_is_seen(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("```python\nx = 1\n```\n\n```python\nassert x == 2\n```\n")
+    first, second = pages.document(page).examples()
+    first.evaluate()
+    with pytest.raises(AssertionError):
+        second.evaluate()
