@@ -1,4 +1,4 @@
-"""The directive `settings`: a table of what a method, or a section of a recipe, may be given."""
+"""The directives `settings`, a table of what a method or a section of a recipe may be given, and `every-method`."""
 
 from __future__ import annotations
 
@@ -29,6 +29,25 @@ class Settings(SphinxDirective):
         return self.parse_text_to_nodes("\n".join(["| key | form | default | |", "|---|---|---|---|", *rows]))
 
 
+class EveryMethod(SphinxDirective):
+    """A section for each method: what its class says of itself, and its settings."""
+
+    def run(self) -> list[nodes.Node]:
+        return self.parse_text_to_nodes("\n".join(map(_section, methods.names())), allow_section_headings=True)
+
+
+def _section(name: str) -> str:
+    return f"""## {name}
+
+```{{eval-rst}}
+.. autoclass:: adapt.methods.{methods.find(name).__name__}
+```
+
+```{{settings}} {name}
+```
+"""
+
+
 def _model(name: str) -> type[BaseModel]:
     if "." not in name:
         return methods.find(name).Config
@@ -57,4 +76,5 @@ def _cell(field: FieldInfo) -> str:
 
 def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("settings", Settings)
+    app.add_directive("every-method", EveryMethod)
     return {"parallel_read_safe": True}
