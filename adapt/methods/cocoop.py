@@ -42,18 +42,9 @@ class CoCoOp(Method):
     title = "CoCoOp (Zhou et al., CVPR 2022)"
     Config = CoCoOpConfig
     example = {"n_ctx": 3, "ctx_init": ""}
-
-    @property
-    def touches(self) -> frozenset[str]:
-        return frozenset({"text"})
-
-    @property
-    def per_image(self) -> bool:
-        return True
-
-    @property
-    def owns_prompts(self) -> bool:
-        return True
+    touches = frozenset({"text"})
+    per_image = True
+    owns_prompts = True
 
     @property
     def learned_tokens(self) -> dict[str, Tensor]:

@@ -52,18 +52,12 @@ class CoOp(Method):
     title = "CoOp (Zhou et al., IJCV 2022)"
     Config = CoOpConfig
     example = {"n_ctx": 4}
-
-    @property
-    def touches(self) -> frozenset[str]:
-        return frozenset({"text"})
+    touches = frozenset({"text"})
+    owns_prompts = True
 
     @property
     def per_class(self) -> bool:
         return bool(self.config.class_specific)
-
-    @property
-    def owns_prompts(self) -> bool:
-        return True
 
     @property
     def learned_tokens(self) -> dict[str, Tensor]:

@@ -32,10 +32,8 @@ class LinearProbe(Method):
     Config = LinearProbeConfig
     example = {"strength": 10.0}
     needs_every_class = True
-
-    @property
-    def per_class(self) -> bool:
-        return True
+    per_class = True
+    takes_steps = False
 
     @property
     def chosen_on_validation(self) -> str | None:
@@ -51,10 +49,6 @@ class LinearProbe(Method):
     def _head(self, features: Tensor) -> Tensor:
         """Unit-length features `(b, e)` to logits `(b, n_classes)`."""
         return features.to(self.weight.dtype) @ self.weight.T + self.bias
-
-    @property
-    def takes_steps(self) -> bool:
-        return False
 
     def prepare(self, training: Training) -> None:
         train = training.features("train"), training.labels("train")

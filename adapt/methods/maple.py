@@ -44,14 +44,8 @@ class MaPLe(Method):
     title = "MaPLe (Khattak et al., CVPR 2023)"
     Config = MaPLeConfig
     example = {"depth": 2}
-
-    @property
-    def touches(self) -> frozenset[str]:
-        return frozenset({"text", "vision"})
-
-    @property
-    def owns_prompts(self) -> bool:
-        return True
+    touches = frozenset({"text", "vision"})
+    owns_prompts = True
 
     @property
     def learned_tokens(self) -> dict[str, Tensor]:

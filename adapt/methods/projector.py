@@ -33,10 +33,7 @@ class Projector(Method):
     title = "Projector (LiMBeR, ICLR 2023; LLaVA-1.5, CVPR 2024)"
     serves = ("vision LLM",)
     Config = ProjectorConfig
-
-    @property
-    def touches(self) -> frozenset[str]:
-        return frozenset({"decoder"})
+    touches = frozenset({"decoder"})
 
     @classmethod
     def published(cls, state: dict[str, Tensor], given: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:

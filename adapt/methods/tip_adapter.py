@@ -57,16 +57,10 @@ class TipAdapter(Method):
     Config = TipAdapterConfig
     example = {"views": 0, "keys": 6}
     needs_every_class = True
+    per_class = True
+    logit_scale = 100.0  # written out in the reference
     keys: Tensor
     labels: Tensor
-
-    @property
-    def per_class(self) -> bool:
-        return True
-
-    @property
-    def logit_scale(self) -> float | None:
-        return 100.0  # written out in the reference
 
     @property
     def takes_steps(self) -> bool:

@@ -165,10 +165,7 @@ class VLoRA(Method):
     serves = ("vision LLM",)
     Config = VLoRAConfig
     example = {"dim": 16, "depth": 1, "rank": 2, "heads": 4, "skip": 2}
-
-    @property
-    def touches(self) -> frozenset[str]:
-        return frozenset({"decoder"})
+    touches = frozenset({"decoder"})
 
     @classmethod
     def published(cls, state: dict[str, Tensor], given: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:

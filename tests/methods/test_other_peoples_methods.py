@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pages
 import pytest
@@ -18,7 +19,10 @@ import adapt
 from adapt import AdaptError, methods
 from adapt.cli import main
 from adapt.data import Split
+from adapt.protocols.protocol import base_to_new
+from adapt.protocols.run_protocol import run_protocol
 from adapt.recipe import build_recipe
+from adapt.training.run import Run
 
 SOURCE = str(next(iter(pages.document(pages.ROOT / "docs" / "write_a_method.md").examples())).parsed)
 
@@ -60,6 +64,51 @@ def test_an_installed_method_trains_resumes_saves_and_loads(
     assert torch.equal(loaded(images), model(images))
     with pytest.raises(AdaptError, match=r"unknown key .*'form'|start"):
         build_recipe(recipe | {"method": {"name": "shift", "from": "mine.py"}}, "theirs")
+
+
+def test_a_stopped_training_of_an_installed_method_goes_on(
+    package: None, open_clip: adapt.Backbone, tiny_split: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"epochs": 3, "batch_size": 4, "lr": 0.01, "augment": "none", "workers": 0, "progress": False}
+
+    def trained(out: Path, **options: Any) -> adapt.AdaptedModel:
+        model = adapt.wrap(open_clip, methods.find("shift")(), tiny_split.class_names)
+        adapt.fit(model, tiny_split.train, out=out, **settings | options)
+        return model
+
+    whole = trained(tmp_path / "whole")
+    log = Run.log
+
+    def stop(self: Run, entry: dict[str, Any]) -> None:
+        log(self, entry)
+        if entry["step"] == 5:
+            raise InterruptedError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Run, "log", stop)
+        with pytest.raises(InterruptedError):
+            trained(tmp_path / "run")
+    resumed = trained(tmp_path / "run", resume=True)
+    assert torch.equal(resumed.method.shift, whole.method.shift)
+
+
+def test_an_installed_method_runs_base_to_new(
+    package: None, model_folder: Path, five_classes: Path, tmp_path: Path
+) -> None:
+    raw = {
+        "method": {"name": "shift"},
+        "backbone": str(model_folder),
+        "data": {"source": str(five_classes), "shots": 2},
+        "train": {"epochs": 2, "batch_size": 3, "lr": 0.1, "augment": "none", "workers": 0},
+        "cache": False,
+    }
+    found = run_protocol(base_to_new(build_recipe(raw, "theirs"), (1, 2)), tmp_path / "b2n")
+    (summary,) = found["summary"]
+    assert summary["runs"] == 2
+    assert set(summary["mean"]) == {"base", "new", "harmonic"}
+    loaded = adapt.load(tmp_path / "b2n" / "seed-1")
+    assert type(loaded.method).__module__ == "their_package"
+    assert float(loaded.method.shift.detach().norm()) > 0
 
 
 def test_a_package_that_cannot_be_imported_is_named(package: None, monkeypatch: pytest.MonkeyPatch) -> None:
