@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import threading
+import time
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -144,3 +146,24 @@ def test_what_is_refused(items: list[Item]) -> None:
         loader([], to_tensor, 4, train=True)
     with pytest.raises(AdaptError, match="batch_size is 0; expected at least 1"):
         loader(items, to_tensor, 0, train=True)
+
+
+def test_threads_draw_each_by_its_own_seed() -> None:
+    expected = {seed: _drawn(seed) for seed in range(8)}
+    found: dict[int, list[float]] = {}
+    threads = [threading.Thread(target=lambda seed=seed: found.update({seed: _drawn(seed)})) for seed in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == expected
+
+
+def _drawn(seed: int) -> list[float]:
+    """Numbers drawn one after the other, with time for other threads in between."""
+    with seeded(seed):
+        drawn = []
+        for _ in range(20):
+            drawn.append(float(torch.rand(1)))
+            time.sleep(1e-4)
+        return drawn

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import random
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -24,11 +26,28 @@ def seed_for(*names: object) -> int:
     return int.from_bytes(digest) >> 1
 
 
+class _Turn:
+    """One thread at a time: the generators are the process's, and two threads would draw from one another's seed."""
+
+    def __init__(self) -> None:
+        self.renew()
+        os.register_at_fork(after_in_child=self.renew)  # a thread that has it is not there in a child
+
+    def renew(self) -> None:
+        self.lock = threading.RLock()  # views of an image are drawn inside its own draw
+
+
+_TURN = _Turn()
+
+
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Run with torch's CPU generator and Python's `random` seeded, then put both back as they were."""
-    state = random.getstate()
-    with torch.random.fork_rng(devices=[]):
+    """Run with torch's CPU generator and Python's `random` seeded, then put both back as they were.
+
+    One thread at a time.
+    """
+    with _TURN.lock, torch.random.fork_rng(devices=[]):
+        state = random.getstate()
         # Not torch.manual_seed, which would seed the GPUs' generators as well, and fork_rng keeps the CPU's only.
         torch.default_generator.manual_seed(seed)
         random.seed(seed)
