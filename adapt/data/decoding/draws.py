@@ -31,7 +31,8 @@ class _Turn:
 
     def __init__(self) -> None:
         self.renew()
-        os.register_at_fork(after_in_child=self.renew)  # a thread that has it is not there in a child
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self.renew)  # a thread that has it is not there in a child
 
     def renew(self) -> None:
         self.lock = threading.RLock()  # views of an image are drawn inside its own draw
