@@ -43,6 +43,16 @@ def from_template(tokenizer: TextTokenizer, template: str, class_name: str) -> P
     return Prompt(tuple(ids), (None,) * len(ids))
 
 
+def from_templates(tokenizer: TextTokenizer, templates: str | Sequence[str], class_name: str) -> list[Prompt]:
+    """The prompts of one template, or of several."""
+    return [from_template(tokenizer, each, class_name) for each in several(templates)]
+
+
+def several(templates: str | Sequence[str]) -> Sequence[str]:
+    """One template as a list of one."""
+    return [templates] if isinstance(templates, str) else templates
+
+
 def with_context(tokenizer: TextTokenizer, words: str, n_ctx: int, class_name: str) -> Prompt:
     """The context, the class name and a full stop; the first `n_ctx` tokens of the context are learned.
 

@@ -25,7 +25,7 @@ from adapt.backbones.tokenizer import TextTokenizer
 from adapt.errors import AdaptError
 from adapt.methods.base import Encoded, ImageStep, Method, MethodConfig, Training
 from adapt.methods.zero_shot import Templates
-from adapt.prompts import Prompt, from_template
+from adapt.prompts import Prompt, from_templates
 
 LEAST = 0.1  # where the search of alpha and beta begins
 
@@ -87,9 +87,7 @@ class TipAdapter(Method):
             )
 
     def prompts(self, tokenizer: TextTokenizer, class_name: str) -> list[Prompt]:
-        template = self.config.template
-        templates = [template] if isinstance(template, str) else template
-        return [from_template(tokenizer, each, class_name) for each in templates]
+        return from_templates(tokenizer, self.config.template, class_name)
 
     def prepare(self, training: Training) -> None:
         features = training.features("train", views=self.config.views, unit=False)

@@ -13,7 +13,7 @@ from pydantic import AfterValidator
 
 from adapt.backbones.tokenizer import TextTokenizer
 from adapt.methods.base import Method, MethodConfig
-from adapt.prompts import Prompt, from_template
+from adapt.prompts import Prompt, from_templates
 
 
 def check_template(template: str) -> str:
@@ -53,6 +53,4 @@ class ZeroShot(Method):
         super().__init__(template=template, **config)
 
     def prompts(self, tokenizer: TextTokenizer, class_name: str) -> list[Prompt]:
-        template = self.config.template
-        templates = [template] if isinstance(template, str) else template
-        return [from_template(tokenizer, each, class_name) for each in templates]
+        return from_templates(tokenizer, self.config.template, class_name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,7 @@ from adapt.errors import AdaptError
 from adapt.prompts import Prompt
 
 TextPath = text.FastText | text.PlainText
+PromptAverage = Literal["unit", "raw"]
 
 
 @dataclass(frozen=True)
@@ -34,12 +35,19 @@ class ClassTexts:
     """The prompts of each class, the same number of each. `budget` are the bytes that encoding them may take.
 
     `fast`: None takes the fast exact path where it applies, True refuses where it does not, False takes the library's
-    own forward.
+    own forward. Of several prompts of a class, features are averaged at `unit` length, or as the tower gives them
+    (`raw`).
     """
 
     def __init__(
-        self, backbone: DualEncoder, prompts: Sequence[Sequence[Prompt]], fast: bool | None, checkpointing: bool = False
+        self,
+        backbone: DualEncoder,
+        prompts: Sequence[Sequence[Prompt]],
+        fast: bool | None,
+        checkpointing: bool = False,
+        average: PromptAverage = "unit",
     ) -> None:
+        self._average = average
         self._backbone, self._per_class = backbone, len(prompts[0])
         every = [prompt for own in prompts for prompt in own]
         path = text.PlainText if _reason_against(backbone, every, fast) else text.FastText
@@ -52,8 +60,11 @@ class ClassTexts:
         return "fast" if isinstance(self._path, text.FastText) else "plain"
 
     def encode(self, edits: Sequence[Edit], budget: int) -> Tensor:
-        """Unit-length features `([b,] n, e)`: of several prompts of a class, of the mean of theirs."""
-        features = F.normalize(self._path(edits, budget), dim=-1)
+        """Features `([b,] n, e)`, of unit length but for a raw average: of several prompts of a class, their mean."""
+        features = self._path(edits, budget)
+        if self._average == "raw":
+            return features.unflatten(-2, (-1, self._per_class)).mean(-2)
+        features = F.normalize(features, dim=-1)
         if self._per_class > 1:
             features = F.normalize(features.unflatten(-2, (-1, self._per_class)).mean(-2), dim=-1)
         return features

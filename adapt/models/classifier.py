@@ -18,7 +18,7 @@ from adapt.errors import AdaptError
 from adapt.methods.base import Context, Encoded, ImageStep, Method
 from adapt.models.base import Adapted, in_one_mode
 from adapt.models.class_names import check_class_names
-from adapt.models.class_texts import ClassTexts
+from adapt.models.class_texts import ClassTexts, PromptAverage
 from adapt.models.prediction import Prediction, decided, predictions
 from adapt.prompts import Prompt, from_template, of_classes
 
@@ -41,14 +41,19 @@ class AdaptedModel(Adapted[DualEncoder]):
         # read once: parts that changed from step to step would draw other dropout, and a resumed run would differ
         self.text_memory = text_memory or free_bytes(backbone.device) // 2
         self._texts = self._class_texts(partial(method.prompts, backbone.tokenizer), checkpointing)
-        self._frozen_texts: dict[tuple[str, ...], ClassTexts] = {}
+        self._frozen_texts: dict[tuple[tuple[str, ...], PromptAverage], ClassTexts] = {}
 
-    def _class_texts(self, prompts: Callable[[str], list[Prompt]], checkpointing: bool = False) -> ClassTexts | None:
+    def _class_texts(
+        self,
+        prompts: Callable[[str], list[Prompt]],
+        checkpointing: bool = False,
+        average: PromptAverage = "unit",
+    ) -> ClassTexts | None:
         """The texts of the classes, None where there are none."""
         if not prompts(self.class_names[0]):
             return None
         found = of_classes(self.backbone.tokenizer, self.class_names, prompts)
-        return ClassTexts(self.backbone, found, self.fast, checkpointing)
+        return ClassTexts(self.backbone, found, self.fast, checkpointing, average)
 
     @in_one_mode
     def forward(self, images: Tensor) -> Tensor:
@@ -95,19 +100,25 @@ class AdaptedModel(Adapted[DualEncoder]):
         `(b, n_classes, e)`. For others, while gradients are off, they are computed once, until something changes that
         they depend on: what the method asks of the text tower, the backbone's weights, or the precision.
         """
-        edits = self._edits("text", Context({} if image_features is None else {"vision": lambda: image_features}))
+        features = {} if image_features is None else {"vision": lambda: image_features}
+        edits = self._edits("text", Context(features, class_features=self.frozen_class_features))
         if edits and (torch.is_grad_enabled() or self.method.training or self.method.per_image):
             return self._own_texts.encode(edits, self.text_memory)
         return self._own_texts.remembered(edits, self.text_memory)
 
-    def frozen_class_features(self, templates: tuple[str, ...]) -> Tensor:
-        """Unit-length features of the classes `(n_classes, e)` by the backbone alone, in hand-written templates."""
-        tokenizer = self.backbone.tokenizer
-        if templates not in self._frozen_texts:
-            texts = self._class_texts(lambda name: [from_template(tokenizer, each, name) for each in templates])
+    def frozen_class_features(self, templates: Sequence[str], average: PromptAverage = "unit") -> Tensor:
+        """Features of the classes `(n_classes, e)` by the backbone alone, in hand-written templates.
+
+        Of unit length, and the mean of unit-length ones; or the mean of what the tower gives (`raw`).
+        """
+        tokenizer, key = self.backbone.tokenizer, (tuple(templates), average)
+        if key not in self._frozen_texts:
+            texts = self._class_texts(
+                lambda name: [from_template(tokenizer, each, name) for each in templates], average=average
+            )
             assert texts is not None
-            self._frozen_texts[templates] = texts
-        return self._frozen_texts[templates].remembered([], self.text_memory)
+            self._frozen_texts[key] = texts
+        return self._frozen_texts[key].remembered([], self.text_memory)
 
     @property
     def _own_texts(self) -> ClassTexts:

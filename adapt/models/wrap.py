@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from adapt.backbones.base import Backbone, DualEncoder, outside_inference_mode
 from adapt.backbones.turns import alone
@@ -54,7 +55,7 @@ def build(backbone: Backbone, method: Method, class_names: Sequence[str]) -> tup
     names = () if backbone.family == "vision LLM" else check_class_names(class_names)
     with outside_inference_mode(), alone(backbone.model), frozen(backbone.model):  # frozen: no batch statistics move
         method.build(backbone, names)
-        _check_edits(backbone, method)
+        _check_edits(backbone, method, len(names))
     method.built = True
     return names
 
@@ -90,14 +91,19 @@ def _check_parts(backbone: Any, method: Any) -> None:
 
 
 @torch.no_grad()
-def _check_edits(backbone: Backbone, method: Method) -> None:
+def _check_edits(backbone: Backbone, method: Method, classes: int) -> None:
     """AdaptError where a tower cannot carry what `method` asks of it, or two edits want one place."""
     features: dict[str, Any] = {}
     tokens: dict[str, Any] = {}
+    class_features = None
     if isinstance(backbone, DualEncoder):
         features["vision"] = lambda: torch.zeros(1, backbone.embed_dim, device=backbone.device)
+
+        def class_features(templates: Sequence[str]) -> Tensor:
+            return torch.zeros(classes, backbone.embed_dim, device=backbone.device)
+
     if isinstance(backbone, VisionLLM):
         tokens["vision"] = lambda: torch.zeros(1, *backbone.patch_shape(), device=backbone.device)
     for name in sorted(method.touches):
         tower = backbone.tower(name)
-        plan(tower, method.edits(tower, Context(features, tokens)))
+        plan(tower, method.edits(tower, Context(features, tokens, class_features)))

@@ -23,13 +23,16 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }
 _CASES = tuple(CONFIGS)
 _COMPOSED = tuple(case for case in _CASES if case.startswith("compose/"))
-NEEDS_VISION_BLOCKS = {"das", "dpl", "ivlp", "lora", "maple", *_COMPOSED}
+NEEDS_VISION_BLOCKS = {"das", "dpl", "ivlp", "lora", "maple", "mma", "prompt_src", *_COMPOSED}
 _ELSEWHERE = ("compose", "tpt")  # by its cases; in tests/methods/test_tpt.py, since its answers need views
 ALL = tuple(name for name in methods.names() if "dual encoder" in methods.find(name).serves and name not in _ELSEWHERE)
 ALL += _CASES
-TRAINED_BY_STEPS = tuple(name for name in ALL if name not in ("zero_shot", "linear_probe", "tip_adapter"))
-TRAINED_INSIDE = tuple(name for name in TRAINED_BY_STEPS if name != "tip_adapter/trained")  # with edits of a tower
-ALL_WITH_TEXT = tuple(name for name in ALL if name != "linear_probe")
+_BY_NO_STEP = ("gda", "linear_probe", "tip_adapter", "zero_shot")
+_ON_FEATURES = ("clap", "clip_adapter", "task_res", "tip_adapter/trained")  # which edit no tower
+_WITHOUT_PROMPTS = ("clap", "linear_probe", "task_res")
+TRAINED_BY_STEPS = tuple(name for name in ALL if name not in _BY_NO_STEP)
+TRAINED_INSIDE = tuple(name for name in TRAINED_BY_STEPS if name not in _ON_FEATURES)
+ALL_WITH_TEXT = tuple(name for name in ALL if name not in _WITHOUT_PROMPTS)
 KINDS = tuple(tiny_backbones.KINDS)
 FAST_KINDS = tiny_backbones.WITH_FAST_PATH
 NAMES = ("goldfish", "red_panda", "sea cucumber")

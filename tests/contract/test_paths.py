@@ -37,7 +37,7 @@ def test_the_fast_path_is_refused_where_text_is_not_causal(method: str, hf_sigli
     assert adapt.wrap(hf_siglip, new(method), NAMES).text_path == "plain"
 
 
-@pairs(TRAINED_BY_STEPS, KINDS)
+@pairs([name for name in TRAINED_BY_STEPS if name in ALL_WITH_TEXT], KINDS)
 @pytest.mark.parametrize("fast", [None, False])
 def test_classes_in_parts_give_the_same_features_and_gradients(
     method: str, backbone: Backbone, fast: bool | None, images: Tensor, labels: Tensor, monkeypatch: Any
@@ -55,6 +55,6 @@ def test_classes_in_parts_give_the_same_features_and_gradients(
     monkeypatch.setattr(text, "in_parts", counted)
     assert scaled(class_features(chunked), expected[0]) < 1e-5
     assert relative(gradient(chunked, images, labels), expected[1]) < 1e-5
-    assert set(parts) == {len(NAMES)}
+    assert max(parts) == len(NAMES)  # what the frozen model knows needs fewer, as it keeps nothing
     with torch.no_grad():
         assert scaled(class_features(chunked.eval()), expected[0]) < 1e-5

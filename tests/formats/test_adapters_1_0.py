@@ -34,9 +34,19 @@ def test_an_adapter_of_format_1_0_gives_the_logits_that_it_gave(file: Path, expe
 
 
 def test_every_method_has_one() -> None:
-    assert {read_header(file).method for file in FILES} | {"kgcoop", "tip_adapter", "tpt"} == set(
-        methods.names()
-    )  # newer ones
+    assert {read_header(file).method for file in FILES} | {
+        "clap",
+        "clip_adapter",
+        "gda",
+        "kgcoop",
+        "mma",
+        "prograd",
+        "prompt_src",
+        "task_res",
+        "tcp",
+        "tip_adapter",
+        "tpt",
+    } == set(methods.names())  # newer ones
     assert {file.stem for file in FILES} <= set(makers())  # the others are of newer methods
 
 

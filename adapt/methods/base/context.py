@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
@@ -16,7 +16,9 @@ class Context:
         self,
         features: dict[str, Callable[[], Tensor]] | None = None,
         tokens: dict[str, Callable[[], Tensor]] | None = None,
+        class_features: Callable[[Sequence[str]], Tensor] | None = None,
     ) -> None:
+        self._class_features = class_features
         self._compute = {("features", name): compute for name, compute in (features or {}).items()}
         self._compute |= {("tokens", name): compute for name, compute in (tokens or {}).items()}
         self._known: dict[tuple[str, str], Tensor] = {}
@@ -28,6 +30,12 @@ class Context:
     def tokens(self, tower: str) -> Tensor:
         """Features `(b, p, d)` of the patches of this call's images, as the backbone reads them off `tower`."""
         return self._read("tokens", tower)
+
+    def class_features(self, templates: Sequence[str]) -> Tensor:
+        """Unit-length features `(n, e)` of this call's classes in hand-written templates, by the backbone alone."""
+        if self._class_features is None:
+            raise AdaptError("the method reads features of the classes, and this model has none: take a dual encoder")
+        return self._class_features(templates)
 
     def _read(self, kind: str, tower: str) -> Tensor:
         key = (kind, tower)

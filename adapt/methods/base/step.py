@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Any, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -121,24 +121,27 @@ class ImageStep(Step):
                 self._frozen["features"] = self.model.backbone_features(self.images)
         return self._frozen["features"]
 
-    def frozen_class_features(self, templates: Sequence[str]) -> Tensor:
-        """Unit-length features of the classes `(n, e)` by the backbone alone, without gradient.
+    def frozen_class_features(self, templates: Sequence[str], average: Literal["unit", "raw"] = "unit") -> Tensor:
+        """Features of the classes `(n, e)` by the backbone alone, without gradient.
 
-        Of several templates, the mean of the unit-length features.
+        Of unit length, and of several templates the mean of unit-length features; or, `raw`, the mean of what the
+        tower gives, as it is.
         """
-        features: Tensor = self.model.frozen_class_features(tuple(templates))
+        features: Tensor = self.model.frozen_class_features(tuple(templates), average)
         return features
 
-    def cosine_logits(self, class_features: Tensor) -> Tensor:
+    def cosine_logits(self, class_features: Tensor, features: Tensor | None = None) -> Tensor:
         """Logits `(b, n)`: the images' cosines with `class_features` `(n, e)` or, by image, `(b, n, e)`, scaled.
 
-        The scale is the method's own or the backbone's; SigLIP's bias is added.
+        `features` `(b, e)` of unit length are by default the images' own. The scale is the method's own or the
+        backbone's; SigLIP's bias is added.
         """
-        backbone, class_features = self.model.backbone, class_features.to(self.features.dtype)
+        features = self.features if features is None else features
+        backbone, class_features = self.model.backbone, class_features.to(features.dtype)
         scale = self.model.method.logit_scale or backbone.logit_scale
         if class_features.ndim == 3:
-            return scale * (class_features @ self.features[..., None])[..., 0] + backbone.logit_bias
-        return scale * self.features @ class_features.T + backbone.logit_bias
+            return scale * (class_features @ features[..., None])[..., 0] + backbone.logit_bias
+        return scale * features @ class_features.T + backbone.logit_bias
 
 
 def total(terms: Terms) -> Tensor:

@@ -1,0 +1,80 @@
+"""A linear probe that starts from the class features of hand-written prompts, and is held to them class by class.
+
+Paper: Silva-Rodriguez et al., A Closer Look at the Few-Shot Adaptation of Large Vision-Language Models, CVPR 2024
+(CLAP, and without the constraint ZS-LP).
+Reference: CLAP `dbdf409`, `trainers/adapters.py`.
+Deviations:
+* Underscores of class names read as spaces, as everywhere here.
+* An epoch takes one of its views of each image; the reference's has as many steps, over rows drawn from all views.
+* Of the reference's constraints this is the published one, `l2`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from adapt.backbones.base import DualEncoder
+from adapt.methods.base import Encoded, ImageStep, Method, MethodConfig, Terms, Training
+from adapt.methods.zero_shot import Templates
+from adapt.prompts import several
+
+
+class CLAPConfig(MethodConfig):
+    constraint: Literal["l2", "none"] = "l2"
+    """What holds the weights of a class to the text's: the squared distance, the more the better zero-shot is at the
+    class; or nothing (ZS-LP)."""
+    template: Templates = "a photo of a {}."
+    """One template, or several whose features are averaged as the text tower gives them."""
+
+
+class CLAP(Method):
+    """`CLAP(constraint, template)` trains `prototypes` `(n_classes, e)` from the class features of the template."""
+
+    name = "clap"
+    title = "CLAP and ZS-LP (Silva-Rodriguez et al., CVPR 2024)"
+    Config = CLAPConfig
+    per_class = True
+    needs_every_class = True
+
+    def build(self, backbone: DualEncoder, class_names: Sequence[str]) -> None:  # type: ignore[override]
+        classes, device = len(class_names), backbone.device
+        self.prototypes = nn.Parameter(torch.zeros(classes, backbone.embed_dim, device=device))
+        self._multipliers = torch.zeros(classes, device=device)
+
+    def prepare(self, training: Training) -> None:
+        """Starts from the text, and measures how sure of each class it is on the training images."""
+        base = training.model.frozen_class_features(several(self.config.template), "raw")
+        with torch.no_grad():
+            self.prototypes.copy_(base)
+        if self.config.constraint == "l2":
+            views = training.settings.views or 0
+            features, labels = training.features("train", views=views), training.labels("train")
+            rows = features.flatten(0, -2).to(base.device)
+            labels = labels.repeat_interleave(max(views, 1)).to(base.device)
+            self._multipliers = self.sureness(ImageStep(training.model, Encoded(rows)), labels)
+
+    def sureness(self, step: ImageStep, labels: Tensor) -> Tensor:
+        """For each class `(n,)` the mean zero-shot probability of its own images, of which there must be some."""
+        base = step.frozen_class_features(several(self.config.template), "raw")
+        own = step.cosine_logits(F.normalize(base, dim=-1)).softmax(-1).gather(1, labels[:, None])[:, 0]
+        sums = own.new_zeros(len(base)).index_add(0, labels, own)
+        return sums / labels.bincount(minlength=len(base))
+
+    def logits(self, step: ImageStep) -> Tensor:
+        return step.cosine_logits(F.normalize(self.prototypes, dim=-1))
+
+    def loss(self, step: ImageStep) -> Terms:
+        terms = super().loss(step)
+        if self.config.constraint == "l2":
+            base = step.frozen_class_features(several(self.config.template), "raw")
+            apart = (self.prototypes - base).square().sum(-1)
+            terms["constraint"] = (self._multipliers * apart).mean()
+        return terms
+
+    def training_state(self) -> dict[str, Tensor]:
+        return {"multipliers": self._multipliers}

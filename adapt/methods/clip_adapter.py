@@ -1,0 +1,51 @@
+"""A small network on top of the image features, mixed with them.
+
+Paper: Gao et al., CLIP-Adapter: Better Vision-Language Models with Feature Adapters, IJCV 2024.
+Reference: CLIP-Adapter `08d07f8`, `clip_adapter.py` (its visual adapter; the paper's text adapter is not in it).
+Deviations: the network reads features of unit length, which gives the same logits, as it has no biases.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from adapt.backbones.base import DualEncoder
+from adapt.backbones.tokenizer import TextTokenizer
+from adapt.methods.base import ImageStep, Method, MethodConfig
+from adapt.methods.zero_shot import Templates
+from adapt.prompts import Prompt, from_templates
+
+
+class CLIPAdapterConfig(MethodConfig):
+    ratio: float = Field(default=0.2, gt=0, le=1)
+    """The network's share of the features."""
+    reduction: int = Field(default=4, ge=1)
+    """The features' size over that of the layer between."""
+    template: Templates = "a photo of a {}."
+    """One template, or several whose features are averaged."""
+
+
+class CLIPAdapter(Method):
+    """`CLIPAdapter(ratio, reduction)` trains `fc.0.weight` `(e / reduction, e)` and `fc.2.weight`, back again."""
+
+    name = "clip_adapter"
+    title = "CLIP-Adapter (Gao et al., IJCV 2024)"
+    Config = CLIPAdapterConfig
+
+    def build(self, backbone: DualEncoder, class_names: Sequence[str]) -> None:  # type: ignore[override]
+        size = backbone.embed_dim
+        hidden = max(1, size // self.config.reduction)
+        layers = nn.Linear(size, hidden, bias=False), nn.ReLU(), nn.Linear(hidden, size, bias=False), nn.ReLU()
+        self.fc = nn.Sequential(*layers).to(backbone.device)
+
+    def prompts(self, tokenizer: TextTokenizer, class_name: str) -> list[Prompt]:
+        return from_templates(tokenizer, self.config.template, class_name)
+
+    def logits(self, step: ImageStep) -> Tensor:
+        features = step.features.to(next(self.fc.parameters()).dtype)
+        mixed = self.config.ratio * self.fc(features) + (1 - self.config.ratio) * features
+        return step.cosine_logits(step.class_features, F.normalize(mixed, dim=-1))

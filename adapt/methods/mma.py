@@ -1,0 +1,111 @@
+"""Multi-modal adapters: beside the upper blocks of both towers, with a layer that the towers share.
+
+Paper: Yang et al., MMA: Multi-Modal Adapter for Vision-Language Models, CVPR 2024.
+Reference: VLM-MultiModalAdapter `c3d0bc2`, `trainers/mmadapter.py`, `clip/model.py`, `clip/gsl.py`.
+Deviations: adapters are fp32 whatever the backbone's precision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from adapt.backbones.base import Backbone
+from adapt.backbones.tokenizer import TextTokenizer
+from adapt.backbones.tower import Tower
+from adapt.edits import Edit, Parallel
+from adapt.errors import AdaptError
+from adapt.methods.base import Context, Method, MethodConfig
+from adapt.methods.zero_shot import Template
+from adapt.prompts import Prompt, from_template
+
+_TOWERS = {"text": "text_adapter", "vision": "visual_adapter"}  # as the reference calls them
+
+
+class MMAConfig(MethodConfig):
+    blocks: tuple[int, int] | None = None
+    """The first and the last block with an adapter, counted from 1; the last two thirds where left out."""
+    dim: int = Field(default=32, ge=1)
+    """Width of the adapters, and of the layer that the towers share."""
+    scale: float = Field(default=0.001, gt=0)
+    """Of what an adapter adds. Its own tensors learn as if this were 1, and so does nothing before it."""
+    template: Template = "a photo of a {}."
+    """With {} for the class name."""
+
+
+class MMA(Method):
+    """`MMA(blocks, dim, scale)` trains `text_adapter.I`, `visual_adapter.I` and `shared_adapter.I` of blocks I."""
+
+    name = "mma"
+    title = "MMA (Yang et al., CVPR 2024)"
+    Config = MMAConfig
+    example = {"blocks": (2, 2), "scale": 0.5}
+    touches = frozenset({"text", "vision"})
+
+    def build(self, backbone: Backbone, class_names: Sequence[str]) -> None:
+        depth = min(len(backbone.tower(name).blocks) for name in _TOWERS)
+        first, last = self.config.blocks or (depth - 2 * depth // 3 + 1, depth)
+        if not 1 <= first <= last <= depth:
+            raise AdaptError(f"mma: blocks are {first} to {last}, and both towers have blocks 1 to {depth}")
+        numbers, dim = [str(number) for number in range(first, last + 1)], self.config.dim
+        for name, called in _TOWERS.items():
+            width = backbone.tower(name).width
+            setattr(self, called, nn.ModuleDict({number: _ends(width, dim) for number in numbers}))
+        self.shared_adapter = nn.ModuleDict({number: _layer(dim, dim) for number in numbers})
+        for linear in (module for module in self.modules() if isinstance(module, nn.Linear)):
+            nn.init.kaiming_normal_(linear.weight, a=0, mode="fan_out")
+            nn.init.zeros_(linear.bias)
+        self.to(backbone.device)
+
+    def prompts(self, tokenizer: TextTokenizer, class_name: str) -> list[Prompt]:
+        return [from_template(tokenizer, self.config.template, class_name)]
+
+    def edits(self, tower: Tower, context: Context) -> list[Edit]:
+        ends: nn.ModuleDict = getattr(self, _TOWERS[tower.name])
+        return [
+            Parallel(
+                int(number) - 1,
+                "block",
+                _Adapter(own["down"], self.shared_adapter[number], own["up"], self.config.scale),  # type: ignore[index]
+                normed=True,
+            )
+            for number, own in ends.items()
+        ]
+
+
+def _layer(size: int, out: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(size, out), nn.ReLU())
+
+
+def _ends(width: int, dim: int) -> nn.ModuleDict:
+    return nn.ModuleDict({"down": _layer(width, dim), "up": nn.Linear(dim, width)})
+
+
+class _Adapter(nn.Module):
+    """`scale * up(shared(down(x)))`, whose own tensors get the gradients of scale 1."""
+
+    def __init__(self, down: nn.Module, shared: nn.Module, up: nn.Module, scale: float) -> None:
+        super().__init__()
+        self.down, self.shared, self.up, self.scale = down, shared, up, scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        read = _GradientTimes.apply(x.to(next(self.parameters()).dtype), self.scale)
+        said = self.up(self.shared(self.down(read)))
+        return (self.scale * _GradientTimes.apply(said, 1 / self.scale)).to(x.dtype)
+
+
+class _GradientTimes(torch.autograd.Function):
+    """`x` as it is; its gradient times a factor."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return ctx.factor * gradient, None

@@ -1,0 +1,86 @@
+"""Class-aware prompts: what the frozen model knows of a class becomes tokens inside the text tower.
+
+Paper: Yao et al., TCP: Textual-based Class-aware Prompt Tuning for Visual-Language Model, CVPR 2024.
+Reference: TCP `bd97bec`, `trainers/tcp.py`, `trainers/clip_text/model.py`.
+Deviations:
+* The context is fp32 whatever the backbone's precision.
+* Learned tokens stand before the class name in `prompt`; the reference's prompts of ImageNet and UCF101 have words
+  there which its tokens replace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+
+import torch.nn.functional as F
+from pydantic import AfterValidator, Field
+from torch import Tensor, nn
+
+from adapt.backbones.base import Backbone
+from adapt.backbones.tokenizer import TextTokenizer
+from adapt.backbones.tower import Tower
+from adapt.edits import Edit, Tokens
+from adapt.methods.base import Context, ImageStep, Method, MethodConfig, Terms, check_depth
+from adapt.methods.zero_shot import Template
+from adapt.prompts import Prompt, initial_context, with_context
+
+
+def _behind(text: str) -> str:
+    if not text.startswith("{}"):
+        raise ValueError("it starts with {}, the class name: learned tokens stand before it")
+    return text
+
+
+class TCPConfig(MethodConfig):
+    n_ctx: int = Field(default=4, ge=1)
+    """Learned tokens before the class name, from N(0, 0.02)."""
+    block: int = Field(default=8, ge=1)
+    """The block of the text tower, counted from 0, at whose input class-aware tokens take their places."""
+    reduction: int = Field(default=4, ge=1)
+    """The features' size over that of the layer between."""
+    weight: float = Field(default=8.0, ge=0)
+    """Of the distance to the hand-written prompts' class features: one minus the mean cosine over the classes."""
+    prompt: Annotated[str, AfterValidator(_behind)] = "{}."
+    """The class name, and what follows it in the learned prompt."""
+    template: Template = "a photo of a {}."
+    """The hand-written prompt, with {} for the class name."""
+
+
+class TCP(Method):
+    """`TCP(n_ctx, block, weight)` trains `ctx` `(n_ctx, d)` and the maps of `meta_net` from `e` to `n_ctx * d`."""
+
+    name = "tcp"
+    title = "TCP (Yao et al., CVPR 2024)"
+    Config = TCPConfig
+    example = {"block": 1}
+    touches = frozenset({"text"})
+    owns_prompts = True
+
+    @property
+    def learned_tokens(self) -> dict[str, Tensor]:
+        return {"ctx": self.ctx}
+
+    def build(self, backbone: Backbone, class_names: Sequence[str]) -> None:
+        tower, size = backbone.tower("text"), backbone.embed_dim  # type: ignore[attr-defined]
+        check_depth(tower, self.config.block + 1, self.name, "block + 1")
+        hidden = max(1, size // self.config.reduction)
+        self.ctx = nn.Parameter(initial_context(backbone, "", self.config.n_ctx))
+        self.meta_net = nn.ModuleDict(
+            {"linear1": nn.Linear(size, hidden), "linear2": nn.Linear(hidden, self.config.n_ctx * tower.width)}
+        ).to(backbone.device)
+
+    def prompts(self, tokenizer: TextTokenizer, class_name: str) -> list[Prompt]:
+        whole = self.config.prompt.replace("{}", class_name).removesuffix(".")
+        return [with_context(tokenizer, "", self.config.n_ctx, whole)]
+
+    def edits(self, tower: Tower, context: Context) -> list[Edit]:
+        known = context.class_features([self.config.template]).to(self.ctx.dtype)
+        hidden = self.meta_net["linear1"](known)
+        aware = self.meta_net["linear2"](hidden * (1.702 * hidden).sigmoid())
+        return [Tokens(self.ctx), Tokens(aware.unflatten(-1, (self.config.n_ctx, -1)), self.config.block)]
+
+    def loss(self, step: ImageStep) -> Terms:
+        known = step.frozen_class_features([self.config.template])
+        apart = 1 - F.cosine_similarity(step.class_features, known, dim=-1).mean()
+        return super().loss(step) | {"knowledge": self.config.weight * apart}

@@ -1,0 +1,235 @@
+"""The field's few-shot methods against their published implementations: logits, losses, gradients, closed forms."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import published
+import pytest
+import torch
+import torch.nn.functional as F
+from checks import relative, scaled
+from published import GRADIENT_TOLERANCE, LIBRARIES, TOLERANCE
+from torch import Tensor
+
+import adapt
+from adapt import AdaptedModel, methods
+from adapt.methods.base import Method, total
+from adapt.methods.prompt_src import divergence
+from adapt.training.average import RunningAverage
+from adapt.training.settings import Average
+
+FAST = pytest.mark.parametrize("fast", [None, False])
+EVERY_LIBRARY = pytest.mark.parametrize("library", LIBRARIES)
+
+
+def trained(name: str, library: str, method: Method, fast: bool | None = None) -> tuple[AdaptedModel, dict[str, Any]]:
+    """The model of a case with its tensors, and the case's settings."""
+    settings, expected = published.case(name)
+    model = adapt.wrap(published.backbone(library), method, settings["names"], fast)
+    given = {key.removeprefix("param."): value for key, value in expected.items() if key.startswith("param.")}
+    method.load_state_dict(method.state_dict() | given)
+    return model, settings
+
+
+def compare(name: str, model: AdaptedModel) -> dict[str, Tensor]:
+    """Logits, loss and gradients of a case; the loss's terms."""
+    _, expected = published.case(name)
+    step = model.step(expected["images"], expected["labels"])
+    terms, _ = model.losses(step)
+    total(terms).backward()
+    assert scaled(step.logits, expected["logits"]) < TOLERANCE
+    assert scaled(total(terms), expected["loss"]) < TOLERANCE
+    for key, parameter in model.method.named_parameters():
+        assert relative(parameter.grad, expected[f"grad.{key}"]) < GRADIENT_TOLERANCE, key
+    return terms
+
+
+def as_given(model: AdaptedModel, templates: list[str], average: str) -> Tensor:
+    """Class features whose names are read as they are given, underscores too, as some of the official codes do."""
+    _, backbone = model.class_names, model.backbone
+    texts = [[each.replace("{}", name) for each in templates] for name in model.class_names]
+    with torch.no_grad():
+        raw = torch.stack([backbone.encode_text(backbone.tokenize(own)).mean(0) for own in texts])
+    model.frozen_class_features = lambda *_: raw  # type: ignore[method-assign]
+    return raw
+
+
+@EVERY_LIBRARY
+def test_task_res(library: str) -> None:
+    settings, expected = published.case("taskres")
+    model, _ = trained("taskres", library, methods.TaskRes(alpha=settings["scale"]))
+    assert scaled(as_given(model, settings["templates"], "raw"), expected["base_text_features"]) < TOLERANCE
+    compare("taskres", model)
+
+
+@EVERY_LIBRARY
+@pytest.mark.parametrize("name", ["clap_l2", "zslp"])
+def test_clap_and_zs_lp(name: str, library: str) -> None:
+    settings, expected = published.case(name)
+    model, _ = trained(name, library, methods.CLAP(constraint=settings["constraint"]))
+    base = as_given(model, [settings["template"]], "raw")
+    assert scaled(base, expected["base_text_features"]) < TOLERANCE
+    step = model.step(expected["images"], expected["labels"])
+    zero_shot = step.cosine_logits(F.normalize(base, dim=-1))
+    assert scaled(zero_shot, expected["zero_shot_logits"]) < TOLERANCE
+    method: Any = model.method
+    if name == "clap_l2":
+        method._multipliers = method.sureness(step, expected["labels"])
+        assert scaled(method._multipliers, expected["multipliers"]) < TOLERANCE
+    compare(name, model)
+    with torch.no_grad():
+        method.prototypes.copy_(base)
+    optimizer = torch.optim.SGD(method.parameters(), lr=settings["lr"], momentum=settings["momentum"])
+    for before in expected["steps.loss"]:
+        loss = total(model.losses(model.step(expected["images"], expected["labels"]))[0])
+        assert scaled(loss, before) < TOLERANCE
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert relative(method.prototypes, expected["after.prototypes"]) < GRADIENT_TOLERANCE
+
+
+@EVERY_LIBRARY
+def test_clip_adapter(library: str) -> None:
+    settings, _ = published.case("clip_adapter")
+    method = methods.CLIPAdapter(ratio=settings["ratio"], reduction=settings["reduction"])
+    compare("clip_adapter", trained("clip_adapter", library, method)[0])
+
+
+class Images:
+    """A training whose features are those of a case."""
+
+    def __init__(self, model: AdaptedModel, views: Tensor, labels: Tensor, val: tuple[Tensor, Tensor]) -> None:
+        self.model, self._views, self._labels, self._val = model, views, labels, val
+        self.noted: dict[str, Any] = {}
+
+    def features(self, part: str, *, views: int = 0, unit: bool = True) -> Tensor:
+        return self._views if part == "train" else self._val[0]
+
+    def labels(self, part: str) -> Tensor:
+        return self._labels if part == "train" else self._val[1]
+
+    def items(self, part: str) -> list[int]:
+        return self.labels(part).tolist()
+
+    def note(self, **figures: Any) -> None:
+        self.noted |= figures
+
+
+@EVERY_LIBRARY
+@pytest.mark.parametrize("name", ["gda", "gda_one_shot", "gda_base_to_new"])
+def test_gda(name: str, library: str) -> None:
+    settings, expected = published.case(name)
+    base_to_new = name == "gda_base_to_new"
+    config = {"views": settings["views"], "template": tuple(settings["templates"])}
+    method = methods.GDA(**config, shrink=not base_to_new, new_classes=base_to_new)
+    model = adapt.wrap(published.backbone(library), method, settings["names"])
+    views = model.image_features(expected["images"].flatten(0, 1)).unflatten(0, expected["images"].shape[:2])
+    val = expected["val_features"], expected["val_labels"]
+    training = Images(model, views.transpose(0, 1), expected["labels"], val)
+    method.prepare(training)
+    assert scaled(model.class_features().T, expected["clip_weights"]) < TOLERANCE
+    assert relative(method.weight.T, expected["W.f64"]) < GRADIENT_TOLERANCE
+    quadratic = -2 * (method.bias + torch.tensor(float(len(settings["names"]))).log())
+    assert relative(quadratic, expected["quadratic.f64"]) < GRADIENT_TOLERANCE
+    assert method.config.alpha == pytest.approx(settings["best_alpha"])
+    assert scaled(model.logits(expected["test_features"]), expected["test_logits"]) < TOLERANCE
+    for place, alpha in enumerate(settings["alphas"]):
+        method.config = method.config.model_copy(update={"alpha": alpha})
+        assert scaled(model.logits(val[0]), expected[f"val_logits.{place}"]) < TOLERANCE
+    if base_to_new:
+        method.config = method.config.model_copy(update={"alpha": settings["best_alpha"]})
+        other = model.with_classes(settings["new_names"])
+        weight, bias = method.of_texts(other.class_features())
+        assert relative(weight.T, expected["W_new.f64"]) < GRADIENT_TOLERANCE
+        assert scaled(bias, expected["b_new"]) < GRADIENT_TOLERANCE
+        assert scaled(other.logits(expected["new_features"]), expected["new_logits"]) < TOLERANCE
+
+
+@FAST
+@EVERY_LIBRARY
+@pytest.mark.parametrize("name", ["prograd_conflict", "prograd_agree"])
+def test_prograd(name: str, library: str, fast: bool | None) -> None:
+    settings, expected = published.case(name)
+    config = {"strength": settings["lambda_"], "temperature": settings["temperature"]}
+    method = methods.ProGrad(n_ctx=settings["n_ctx"], template=settings["teacher_template"], **config)
+    model, _ = trained(name, library, method, fast)
+    step = model.step(expected["images"], expected["labels"])
+    terms, _ = model.losses(step)
+    assert scaled(step.logits, expected["logits"]) < TOLERANCE
+    assert scaled(terms["cross_entropy"], expected["loss"]) < TOLERANCE
+    assert scaled(terms["knowledge"], expected["kl"]) < TOLERANCE
+    for term, key in (("cross_entropy", "grad_ce.ctx"), ("knowledge", "grad_kl.ctx")):
+        (gradient,) = torch.autograd.grad(terms[term], [method.ctx], retain_graph=True)
+        assert relative(gradient, expected[key]) < GRADIENT_TOLERANCE
+    method.backward(terms)
+    assert relative(method.ctx.grad, expected["grad.ctx"]) < GRADIENT_TOLERANCE
+    against = (expected["grad_ce.ctx"] * expected["grad_kl.ctx"]).sum() < 0
+    assert bool(against) == settings["conflict"]
+
+
+@FAST
+@EVERY_LIBRARY
+def test_tcp(library: str, fast: bool | None) -> None:
+    settings, expected = published.case("tcp_b1")
+    behind = settings["prompt_template"].removeprefix("X X X X ")
+    config = {"n_ctx": settings["n_ctx"], "block": settings["block"], "weight": settings["weight"]}
+    method = methods.TCP(**config, prompt=behind, template=settings["teacher_template"])
+    model, _ = trained("tcp_b1", library, method, fast)
+    terms = compare("tcp_b1", model)
+    assert scaled(terms["cross_entropy"], expected["ce"]) < TOLERANCE
+    assert scaled(model.frozen_class_features([settings["teacher_template"]]), expected["teacher_text"]) < TOLERANCE
+
+
+@FAST
+@EVERY_LIBRARY
+def test_mma(library: str, fast: bool | None) -> None:
+    settings, _ = published.case("mma_2_3")
+    blocks = settings["start"], settings["end"]
+    method = methods.MMA(blocks=blocks, dim=settings["dim"], scale=settings["scale"])
+    compare("mma_2_3", trained("mma_2_3", library, method, fast)[0])
+
+
+@FAST
+@EVERY_LIBRARY
+def test_prompt_src(library: str, fast: bool | None) -> None:
+    settings, expected = published.case("promptsrc_d2")
+    templates = tuple(settings["templates"])
+    method = methods.PromptSRC(depth_text=2, depth_vision=2, templates=templates)
+    model, _ = trained("promptsrc_d2", library, method, fast)
+    teacher = F.normalize(model.frozen_class_features(templates, "raw"), dim=-1)
+    assert scaled(teacher, expected["teacher_text"]) < TOLERANCE
+    terms = compare("promptsrc_d2", model)
+    weights = {"cross_entropy": ("ce", 1), "text": ("text_l1", 25), "image": ("image_l1", 10), "answers": ("kl", 1)}
+    for term, (key, weight) in weights.items():
+        assert scaled(terms[term], weight * expected[key]) < TOLERANCE
+    step = model.step(expected["images"], expected["labels"])
+    known = step.cosine_logits(teacher, step.frozen_features)
+    assert scaled(known, expected["teacher_logits"]) < TOLERANCE
+    assert scaled(divergence(step.logits, known), expected["kl"]) < TOLERANCE
+
+
+@EVERY_LIBRARY
+def test_prompt_srcs_average_over_epochs(library: str) -> None:
+    settings, expected = published.case("promptsrc_d2")
+    method = methods.PromptSRC(depth_text=2, depth_vision=2, templates=tuple(settings["templates"]))
+    model, _ = trained("promptsrc_d2", library, method)
+    gaussian = Average(gaussian={"mean": settings["gpa_mean"], "std": settings["gpa_std"]})
+    average = RunningAverage(method, gaussian, 3)
+    losses = []
+    for epoch in range(3):
+        for batch in ("", "_b"):
+            loss = total(model.losses(model.step(expected[f"images{batch}"], expected[f"labels{batch}"]))[0])
+            gradients = torch.autograd.grad(loss, list(method.parameters()))
+            losses.append(loss.detach())
+            with torch.no_grad():
+                for parameter, gradient in zip(method.parameters(), gradients):
+                    parameter -= settings["lr"] * gradient
+        average.epoch_done(epoch)
+    average.settle()
+    assert scaled(torch.stack(losses), expected["steps.loss"]) < TOLERANCE
+    for key, value in method.state_dict().items():
+        assert relative(value, expected[f"after.{key}"]) < GRADIENT_TOLERANCE
+    logits = model(expected["images"])
+    assert scaled(logits, expected["after_logits"]) < TOLERANCE
