@@ -12,14 +12,19 @@ from adapt.data.decoding.cache import FeatureCache
 from adapt.data.decoding.loader import loader
 from adapt.data.decoding.transform_key import transform_key
 from adapt.data.split import Item
+from adapt.errors import AdaptError
 from adapt.models.base import Adapted
 from adapt.models.classifier import AdaptedModel
 from adapt.progress import Progress
 
+VIEWS_AT_ONCE = 64  # pictures that are encoded together where each image has several
+
 
 def keeps_features(model: Adapted[Any], cache: bool) -> TypeGuard[AdaptedModel]:
-    """Whether the cache may serve the image features: those of classes, by a vision tower that nothing edits."""
-    return cache and isinstance(model, AdaptedModel) and "vision" not in model.method.touches
+    """Whether the cache may serve: classes by features of a vision tower that nothing edits, and no need of images."""
+    if not (cache and isinstance(model, AdaptedModel)):
+        return False
+    return "vision" not in model.method.touches and "images" not in model.method.reads
 
 
 def image_features(
@@ -35,9 +40,11 @@ def image_features(
 ) -> Tensor:
     """Features, of `unit` length or as the tower gives them, `(n, e)`, or `(n, views, e)`.
 
-    By the cache on disk unless it is switched off. The vision tower must be unedited. Views need the cache.
+    By the cache on disk unless it is switched off. Views need the cache. Raises AdaptError where the method edits the
+    vision tower: its features are not the backbone's, which the cache holds.
     """
     backbone = model.backbone
+    _check_unedited(model)
     transform = backbone.transform(train=views > 0)
 
     def encode(images: Tensor) -> Tensor:
@@ -57,6 +64,32 @@ def image_features(
         workers=workers,
         progress=progress,
     )
+
+
+def view_features(model: AdaptedModel, items: Sequence[Item], *, workers: int, progress: Progress | None) -> Tensor:
+    """Unit-length features `(n, v, e)` of what the method decides on: each image itself, then its views."""
+    _check_unedited(model)
+    backbone, transform = model.backbone, model.transform()
+    views = 1 + model.method.views
+
+    def encode(images: Tensor) -> Tensor:
+        return model.image_features(images.flatten(0, 1).to(backbone.device)).float().reshape(len(images), -1)
+
+    plain, random = (transform_key(backbone.transform(train=train)) for train in (False, True))
+    key = f"{backbone.content()}/{plain}/{random}/{views} as they are decided on"
+    size = max(1, VIEWS_AT_ONCE // views)
+    features = FeatureCache().features(
+        items, transform, encode, key, batch_size=size, workers=workers, progress=progress
+    )
+    return features.unflatten(-1, (views, -1))
+
+
+def _check_unedited(model: AdaptedModel) -> None:
+    if "vision" in model.method.touches:
+        raise AdaptError(
+            f"{model.method.name} edits the vision tower: features for it would not be the backbone's own. Read them "
+            "off a step, as step.features or step.frozen_features"
+        )
 
 
 def labels_of(items: Sequence[Item]) -> Tensor:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adapt import data
+from adapt import data, methods
 from adapt.backbones.base import Backbone
 from adapt.backbones.load import load_backbone
 from adapt.data.split import Item
@@ -36,16 +36,18 @@ CLASSES, IMAGES = 3, 4  # of a check
 def check_method(method: type[Method], backbone: Backbone | None = None, **settings: Any) -> list[str]:
     """Runs all checks on `method` with `settings`, by default its `example`; their names.
 
-    `backbone` is by default the bundled one of the first family that the method serves. Raises AssertionError with the
-    name of the check and what did not hold.
+    `backbone` is by default the bundled one of the first family that the method serves. The method need not be known by
+    its name. Raises AssertionError with the name of the check and what did not hold, whatever was raised.
     """
     chosen = settings or method.example
     case = Case(method, chosen, backbone or load_backbone(BACKBONES[method.serves[0]]))
-    for check in CHECKS:
-        try:
-            check(case)
-        except AssertionError as error:
-            raise AssertionError(f"{method.name}, {check.__name__.strip('_').replace('_', ' ')}: {error}") from error
+    with methods.known(method):
+        for check in CHECKS:
+            try:
+                check(case)
+            except Exception as error:
+                what = str(error) if isinstance(error, AssertionError) else f"{type(error).__name__}: {error}"
+                raise AssertionError(f"{method.name}, {check.__name__.replace('_', ' ')}: {what}") from error
     return [check.__name__ for check in CHECKS]
 
 
@@ -130,9 +132,16 @@ def every_parameter_learns(case: Case) -> None:
     now = dict(model.method.named_parameters())
     for name, parameter in now.items():
         assert parameter.isfinite().all(), f"{name} is not finite after training"
-    changed = [name for name, before in start.items() if name in now and not torch.equal(before, now[name])]
-    assert changed or now.keys() != start.keys(), "no step changed any parameter"
+    still = [name for name, before in start.items() if name in now and torch.equal(before, now[name])]
+    assert not still, f"no step changed {still[0]}"
     assert all(torch.tensor(entry["loss"]).isfinite() for entry in result.history), "a loss is not finite"
+
+
+def deciding_changes_nothing(case: Case) -> None:
+    before = {name: tensor.clone() for name, tensor in case.trained.method.state_dict().items()}
+    case.answers(case.trained)
+    for name, tensor in case.trained.method.state_dict().items():
+        assert torch.equal(tensor, before[name]), f"answering changed {name}: threads would see one another's changes"
 
 
 def a_model_can_be_built_anew(case: Case) -> None:
@@ -252,6 +261,7 @@ CHECKS: tuple[Callable[[Case], None], ...] = (
     only_its_own_tensors_train,
     the_backbone_stays_as_it_is,
     every_parameter_learns,
+    deciding_changes_nothing,
     a_model_can_be_built_anew,
     both_text_paths_agree,
     a_loaded_adapter_answers_alike,

@@ -93,7 +93,7 @@ def main(plugins: tuple[Path, ...]) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("adapt").setLevel(logging.INFO)
     logging.getLogger().addFilter(lambda record: record.name.startswith("adapt"))
-    for path in plugins:
-        from adapt.cli import plugin
+    if plugins:
+        from adapt import plugins as files
 
-        plugin.load(path)
+        files.load(plugins)

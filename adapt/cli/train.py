@@ -74,13 +74,15 @@ def train(
         overrides = _keeping(keep_flops, common.read(recipe, overrides, options), overrides)
     chosen = common.read(recipe, overrides, options)
     with quiet_libraries():
+        from adapt import plugins
         from adapt.training.run_recipe import run_recipe
 
         try:
             result = run_recipe(chosen, out, resume, progress=not quiet)
         except KeyboardInterrupt:
             changes = [*common.as_words(options), *(f"--set={each}" for each in overrides)]
-            again = shlex.join(["adapt", "train", recipe, *changes, f"--out={out}"])
+            files = [f"--plugin={path}" for path in plugins.loaded()]
+            again = shlex.join(["adapt", *files, "train", recipe, *changes, f"--out={out}"])
             click.echo(f"stopped; go on with: {again} --resume" if out else "stopped", err=True)
             raise SystemExit(130) from None
     click.echo(str(result))

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import repeat
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from adapt.data.decoding.loader import loader
 from adapt.data.split import Item
 from adapt.errors import AdaptError
 from adapt.evaluation.scores import Scores
-from adapt.features import image_features, keeps_features
+from adapt.features import image_features, keeps_features, view_features
 from adapt.models.base import Adapted, evaluating
 from adapt.models.classifier import AdaptedModel
 from adapt.models.prediction import decided
@@ -56,23 +54,33 @@ def evaluate(
 def _from_features(
     model: AdaptedModel, items: Sequence[Item], workers: int, progress: Progress | None
 ) -> Iterator[Decided]:
-    method, device = model.method, model.backbone.device
-    features = image_features(model, items, workers=workers, progress=progress).to(device)
-    size = FEATURES_PER_IMAGE if method.per_image or method.views else FEATURES
-    views: Iterable[Tensor | None] = repeat(None)
-    if method.views:
-        of_views = image_features(model, items, workers=workers, views=method.views, progress=progress)
-        views = of_views.to(device).split(size)
-    for part, its_views in zip(features.split(size), views):
+    if model.method.views:
+        yield from _from_views(model, items, workers, progress)
+        return
+    features = image_features(model, items, workers=workers, progress=progress).to(model.backbone.device)
+    for part in features.split(FEATURES_PER_IMAGE if model.method.per_image else FEATURES):
         with evaluating(model):
-            found = decided(model.logits(part, its_views), model.class_names)
+            found = decided(model.logits(part), model.class_names)
         yield found
+
+
+def _from_views(
+    model: AdaptedModel, items: Sequence[Item], workers: int, progress: Progress | None
+) -> Iterator[Decided]:
+    """Some images at a time: each has many features."""
+    for start in range(0, len(items), FEATURES):
+        features = view_features(model, items[start : start + FEATURES], workers=workers, progress=progress)
+        for part in features.to(model.backbone.device).split(FEATURES_PER_IMAGE):
+            with evaluating(model):
+                found = decided(model.logits(part[:, 0], part[:, 1:]), model.class_names)
+            yield found
 
 
 def _decoded(model: Adapted[Any], items: Sequence[Item], workers: int, progress: Progress | None) -> Iterator[Decided]:
     transform = model.transform()
     done = 0
-    for inputs, labels in loader(items, transform, BATCH_SIZE, train=False, workers=workers):
+    size = max(1, BATCH_SIZE // (1 + model.method.views))
+    for inputs, labels in loader(items, transform, size, train=False, workers=workers):
         with evaluating(model):  # for a batch at a time, so that other threads' calls come in between
             found = model.decide(inputs)
         yield found

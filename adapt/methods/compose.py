@@ -9,7 +9,8 @@ Deviations: none from the parts', but where two meet:
 * At most one part has learned tokens in the prompts, and its prompts are taken; the templates of the others are not
   read then. Without such a part, all must read the same text.
 * After a search of blocks all parts start anew, not only the part that searched.
-* Losses add up, term by term; one part at most decides on the logits, or on the gradients, in its own way.
+* Losses add up, term by term, over one cross-entropy; one part at most has logits of its own. Methods with gradients or
+  answers of their own (ProGrad, TPT) stand alone.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
+import torch
 from pydantic import Field, field_validator
 from torch import Tensor
 
@@ -93,6 +95,14 @@ class Compose(Method):
         return next((part.logit_scale for part in self.parts.values() if part.logit_scale is not None), None)
 
     @property
+    def needs_every_class(self) -> bool:  # type: ignore[override]
+        return any(part.needs_every_class for part in self.parts.values())
+
+    @property
+    def reads(self) -> frozenset[str]:  # type: ignore[override]
+        return frozenset().union(*(part.reads for part in self.parts.values()))
+
+    @property
     def chosen_on_validation(self) -> str | None:
         keys = enumerate(part.chosen_on_validation for part in self.parts.values())
         return next((f"methods.{index}.{key}" for index, key in keys if key), None)
@@ -121,7 +131,8 @@ class Compose(Method):
         self.config = ComposeConfig(methods=tuple(map(_described, self.parts.values())))
 
     def prepare(self, training: Training) -> None:
-        for part in self.parts.values():
+        """A part that searches comes first: after it all start anew."""
+        for part in sorted(self.parts.values(), key=lambda part: part.chosen_on_validation is None):
             part.prepare(training)
         self._describe()
 
@@ -140,20 +151,18 @@ class Compose(Method):
         }
 
     def logits(self, step: Any) -> Tensor:
-        part = self._owner("logits")
-        return super().logits(step) if part is None else part.logits(step)
+        owner = next((part for part in self.parts.values() if _overrides(part, "logits")), None)
+        return super().logits(step) if owner is None else owner.logits(step)
 
     def loss(self, step: Any) -> Terms:
-        """The terms of all parts; those that several have, such as the cross-entropy, count once."""
-        return {name: term for part in self.parts.values() for name, term in part.loss(step).items()}
-
-    def backward(self, terms: Terms) -> None:
-        part = self._owner("backward")
-        super().backward(terms) if part is None else part.backward(terms)
-
-    def _owner(self, member: str) -> Method | None:
-        """The part that has a `member` of its own in place of the default, of which there is at most one."""
-        return next((part for part in self.parts.values() if _overrides(part, member)), None)
+        """The cross-entropy, once, and the other terms of all parts, each behind its part's name."""
+        terms = super().loss(step)
+        for name, part in self.parts.items():
+            own = part.loss(step)
+            if not torch.equal(own.pop("cross_entropy", terms["cross_entropy"]), terms["cross_entropy"]):
+                raise AdaptError(f"compose: {name} has a cross-entropy of its own, and there is one of all parts")
+            terms |= {f"{name}.{key}": term for key, term in own.items()}
+        return terms
 
     def prompts(self, tokenizer: TextTokenizer, class_name: str) -> list[Prompt]:
         owners = {name: part for name, part in self.parts.items() if part.owns_prompts} or self.parts
@@ -207,15 +216,15 @@ def _overrides(part: Method, member: str) -> bool:
 def _check(parts: dict[str, Method]) -> None:
     """AdaptError, by name, for a part that cannot be one, or two that do not go together."""
     for name, part in parts.items():
-        if isinstance(part, Compose) or not part.touches or part.views or _overrides(part, "infer"):
+        alone = part.views or _overrides(part, "infer") or _overrides(part, "backward")
+        if isinstance(part, Compose) or not part.touches or alone:
             raise AdaptError(f"{name} cannot be a part: expected methods that change a tower, each named by itself")
     for one, other in combinations(parts, 2):
         a, b = parts[one], parts[other]
         if a.owns_prompts and b.owns_prompts:
             raise AdaptError(f"{one} and {other} both learn tokens of the prompts: take one of them")
-        for member in ("logits", "backward"):
-            if _overrides(a, member) and _overrides(b, member):
-                raise AdaptError(f"{one} and {other} both have {member} of their own: take one of them")
+        if _overrides(a, "logits") and _overrides(b, "logits"):
+            raise AdaptError(f"{one} and {other} both have logits of their own: take one of them")
         if a.chosen_on_validation and a.chosen_on_validation == b.chosen_on_validation:
             key = a.chosen_on_validation
             raise AdaptError(f"{one} and {other} both choose {key} on validation images: give it to one of them")

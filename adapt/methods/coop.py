@@ -66,7 +66,7 @@ class CoOp(Method):
     @classmethod
     def published(cls, state: dict[str, Tensor], given: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
         ctx = state["ctx"]
-        return learned(state), {"n_ctx": ctx.shape[-2], "class_specific": ctx.ndim == 3}
+        return learned(state), {"n_ctx": ctx.shape[-2], "ctx_init": "", "class_specific": ctx.ndim == 3}
 
     def build(self, backbone: Backbone, class_names: Sequence[str]) -> None:
         n_ctx = context_length(self.config.n_ctx, self.config.ctx_init, backbone.tokenizer) or DEFAULT_N_CTX

@@ -62,6 +62,7 @@ class TPT(CoOp):
     def _answer(self, step: ImageStep, views: Tensor) -> Tensor:
         """Logits `(1, n)` of the image whose views have these features `(v, e)`, itself first."""
         own, sure = deepcopy(self), None
+        own.requires_grad_()  # whatever the owner has switched off
         image = ImageStep(step.model, Encoded(views)).under(own)
         optimizer = AdamW(own.parameters(), lr=self.config.lr, weight_decay=0.01)
         for _ in range(self.config.steps):

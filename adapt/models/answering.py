@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from adapt.errors import AdaptError
-from adapt.methods.base import Context, Method, Step, Terms
+from adapt.methods.base import Context, Method, Step
 from adapt.models import asking
 from adapt.models.base import Adapted, in_one_mode
 from adapt.models.prediction import Prediction, decided, predictions
@@ -48,15 +48,17 @@ class AnsweringModel(Adapted["FusionEncoder"]):
     def forward(self, images: Tensor, questions: Sequence[str]) -> Tensor:
         """Images `(b, 3, h, w)` with a question each to logits `(b, answers)`."""
         asking.check(images, questions)
+        return self.method.infer(Step(self, (images, questions)))
+
+    def own_logits(self, step: Step) -> Tensor:
+        """Of the trained head."""
+        images, questions, *_ = step.inputs
         edits = {name: self._edits(name, Context()) for name in sorted(self.method.touches)}
+        images = images.to(self.backbone.device)
         features = self._through(edits, lambda: self.backbone.encode(images, questions))
         head: Any = self.method.classifier
-        return head(features.to(head[0].weight.dtype))
-
-    def losses(self, step: Step, weights: Mapping[str, float] | None = None) -> tuple[Terms, Tensor]:
-        images, questions, _ = step.inputs
-        step.logits = self(images.to(self.backbone.device), questions)  # of the trained head
-        return super().losses(step, weights)
+        logits: Tensor = head(features.to(head[0].weight.dtype))
+        return logits
 
     def decide(self, inputs: Any) -> tuple[list[str], list[float]]:
         images, questions, _ = inputs

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Self, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adapt.backbones.absent import cut_out
@@ -93,8 +94,19 @@ class Adapted(nn.Module, Generic[B]):
             terms = dict(self.method.loss(step))
             for name, weight in (weights or {}).items():
                 terms[name] = weight * TERMS[name](step)
-            assert step.labels is not None
-            return terms, step.logits.argmax(-1).eq(step.labels)
+            return terms, self.right(step)
+
+    def own_logits(self, step: Any) -> Tensor:
+        """What a batch is taken for where the method does not say otherwise."""
+        raise NotImplementedError
+
+    def cross_entropy(self, step: Any) -> Tensor:
+        """The mean over a batch, in full precision."""
+        return F.cross_entropy(step.logits.float(), step.labels)
+
+    def right(self, step: Any) -> Tensor:
+        """Which answers to a batch `(b,)` are right."""
+        return step.logits.argmax(-1).eq(step.labels)
 
     def decide(self, inputs: Any) -> tuple[list[str], list[float]]:
         """What the model says of each of a batch from the data loader, and how sure it is, in [0, 1]."""
@@ -120,7 +132,7 @@ class Adapted(nn.Module, Generic[B]):
         from adapt.data.decoding.images import open_image
 
         transform = self.transform()
-        for batch in batches_of(images, batch_size):
+        for batch in batches_of(images, max(1, batch_size // (1 + self.method.views))):
             pixels = torch.stack([transform(open_image(image)) for image in batch]).to(self.backbone.device)
             with evaluating(self), torch.no_grad():  # not around the yield: what the caller does meanwhile is its own
                 found = list(self._predictions(pixels, top_k, question))

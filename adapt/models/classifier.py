@@ -65,6 +65,9 @@ class AdaptedModel(Adapted[DualEncoder]):
         """Unit-length image features `(b, e)`, and those of views of each `(b, v, e)`, to logits `(b, n_classes)`."""
         return self.method.infer(ImageStep(self, Encoded(image_features, views)))
 
+    def own_logits(self, step: ImageStep) -> Tensor:
+        return step.cosine_logits(step.class_features)
+
     def step(self, inputs: Tensor | Encoded, labels: Tensor) -> ImageStep:
         return ImageStep(self, inputs, labels)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from adapt.backbones.vision_llm import VisionLLM
 from adapt.edits import Edit, Tokens
 from adapt.engine.plan import plan
 from adapt.errors import AdaptError
-from adapt.methods.base import Context, Step, Terms
+from adapt.methods.base import Context, Step
 from adapt.models import asking, generation
 from adapt.models.base import Adapted, evaluating, in_one_mode
 from adapt.models.prediction import NOT_FINITE, Prediction
@@ -32,6 +33,16 @@ class Answer:
 def _of_each(edit: Tokens, images: int) -> Tensor:
     """The learned tokens of each image `(b, k, d)`, those that all share too."""
     return edit.values.expand(images, 1, *edit.values.shape[-2:])[:, 0]
+
+
+class AnswerStep(Step):
+    """A batch of images, a question and an answer each."""
+
+    @cached_property
+    def read(self) -> tuple[Tensor, Tensor]:
+        """The language model's logits `(b, l, v)`, and the tokens of the answers among them `(b, l)`."""
+        found: tuple[Tensor, Tensor] = self.model._read(*self.inputs)
+        return found
 
 
 class SpeakingModel(Adapted[VisionLLM]):
@@ -92,9 +103,17 @@ class SpeakingModel(Adapted[VisionLLM]):
         with alone(backbone.model):  # as reading a block's output needs it
             return self._through({"vision": edits}, lambda: backbone.patches(images.to(backbone.device)))
 
-    def losses(self, step: Step, weights: Mapping[str, float] | None = None) -> tuple[Terms, Tensor]:
-        loss, right = generation.loss(*self._read(*step.inputs))
-        return {"cross_entropy": loss}, right
+    def step(self, inputs: Any, labels: Tensor) -> AnswerStep:
+        return AnswerStep(self, inputs, labels)
+
+    def own_logits(self, step: AnswerStep) -> Tensor:
+        return step.read[0]
+
+    def cross_entropy(self, step: AnswerStep) -> Tensor:
+        return generation.loss(step.logits, step.read[1])[0]
+
+    def right(self, step: AnswerStep) -> Tensor:
+        return generation.loss(step.logits, step.read[1])[1]
 
     def decide(self, inputs: Any) -> tuple[list[str], list[float]]:
         images, questions, _ = inputs

@@ -52,6 +52,11 @@ def build(backbone: Backbone, method: Method, class_names: Sequence[str]) -> tup
             f"this {method.name} already belongs to a model: make a new one, or use model.with_classes(...)"
         )
     method.check_family(backbone)
+    if backbone.family == "vision LLM" and (method.views or type(method).infer is not Method.infer):
+        raise AdaptError(
+            f"{method.name} decides at test time in a way of its own, and a vision LLM answers in words: take a "
+            "backbone that classifies"
+        )
     names = () if backbone.family == "vision LLM" else check_class_names(class_names)
     with outside_inference_mode(), alone(backbone.model), frozen(backbone.model):  # frozen: no batch statistics move
         method.build(backbone, names)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from adapt import plugins
 from adapt.errors import AdaptError
 from adapt.protocols.runs import PlannedRun, Row, measure
 
@@ -43,7 +44,7 @@ class Engine:
     def _in_processes(self, runs: Sequence[PlannedRun], out: Path) -> Iterator[Row]:
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(self.at_once, mp_context=context) as pool:
-            futures = [pool.submit(_measure, run, out, self.threads) for run in runs]
+            futures = [pool.submit(_measure, run, out, self.threads, plugins.loaded()) for run in runs]
             try:
                 for future in futures:
                     yield future.result()
@@ -61,7 +62,7 @@ class Engine:
             self._start(ray)
         try:
             task: Any = ray.remote(num_cpus=self.threads, max_retries=0)(_measure)
-            pending = [task.remote(run, out.absolute(), self.threads) for run in runs]
+            pending = [task.remote(run, out.absolute(), self.threads, plugins.loaded()) for run in runs]
             for each in pending:
                 try:
                     yield ray.get(each)
@@ -90,8 +91,11 @@ class Engine:
             )
 
 
-def _measure(run: PlannedRun, out: Path, threads: int) -> Row:
+def _measure(run: PlannedRun, out: Path, threads: int, files: Sequence[Path] = ()) -> Row:
+    """`files` are those of a user's own methods, which another process has not run."""
     import torch
+
+    plugins.load(files)
 
     before = torch.get_num_threads()
     torch.set_num_threads(threads)

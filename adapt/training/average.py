@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from adapt.errors import AdaptError
+
 if TYPE_CHECKING:
     from adapt.training.settings import Average
 
@@ -52,7 +54,7 @@ class RunningAverage:
 def epoch_weights(settings: Average, epochs: int) -> Sequence[float]:
     """The weights of all epochs, which sum to 1; none where steps are averaged.
 
-    Gaussian: `exp(-(t - mean)^2 / (2 std^2))` of epoch t, counted from 1.
+    Raises AdaptError where none of them has any. Gaussian: `exp(-(t - mean)^2 / (2 std^2))` of epoch t, counted from 1.
     """
     if settings.gaussian is not None:
         mean, std = settings.gaussian.mean, settings.gaussian.std
@@ -61,4 +63,9 @@ def epoch_weights(settings: Average, epochs: int) -> Sequence[float]:
         weights = [float(epoch >= settings.swa.start) for epoch in range(1, epochs + 1)]
     else:
         return ()
+    if not sum(weights):
+        raise AdaptError(
+            f"train.average gives none of the {epochs} epochs a weight: its epochs are counted from 1, so set mean, or "
+            "start, within them"
+        )
     return [weight / sum(weights) for weight in weights]

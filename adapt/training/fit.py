@@ -22,9 +22,10 @@ from adapt.models.base import Adapted
 from adapt.models.classifier import AdaptedModel
 from adapt.models.wrap import wrap
 from adapt.progress import counting_bar, training_bar
+from adapt.training.average import epoch_weights
 from adapt.training.estimate import check_memory
 from adapt.training.fitting import Fitting
-from adapt.training.loop import Trainer
+from adapt.training.loop import Length, Trainer
 from adapt.training.result import Result
 from adapt.training.run import Run
 from adapt.training.settings import TrainSettings
@@ -201,8 +202,10 @@ def _train(training: Fitting) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     method = training.model.method
     if training.chosen is None:
         started = time.monotonic()
-        method.prepare(training)
-        method.finish(training)
+        with torch.random.fork_rng():
+            torch.manual_seed(training.seed)
+            method.prepare(training)
+            method.finish(training)
         return [], {"seconds": round(time.monotonic() - started, 3), **training.noted}
     history, figures = _steps(training)
     method.finish(training)
@@ -212,6 +215,8 @@ def _train(training: Fitting) -> tuple[list[dict[str, Any]], dict[str, Any]]:
 def _steps(training: Fitting) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     model, run, settings = training.model, training.run, training.settings
     needed = check_memory(model, training.batches, settings)
+    if settings.average is not None:  # before a search takes its time
+        epoch_weights(settings.average, Length.of(settings, len(training.batches)).epochs)
     history: list[dict[str, Any]] = []
     with torch.random.fork_rng():
         torch.manual_seed(training.seed)

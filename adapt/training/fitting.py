@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any, TypeVar
 
 import torch
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from torch import Tensor, nn
 
 from adapt import plain
@@ -28,7 +28,9 @@ from adapt.training.batches import Batches, ImageBatches, training_batches
 from adapt.training.loop import Trainer, autocast
 from adapt.training.run import Run
 from adapt.training.settings import TrainSettings
+from adapt.validation import explain
 
+_OF_BATCHES = {"batch_size", "drop_last", "augment", "views", "workers"}
 Kept = TypeVar("Kept", bound=BaseModel)
 
 
@@ -99,8 +101,13 @@ class Fitting:
         after: Callable[[dict[str, Any]], None] = lambda entry: None,
         **changed: Any,
     ) -> float:
-        settings = self.settings.model_copy(update={"average": None} | changed)  # which is of the whole training
-        batches = self.batches if loss is None else ImageBatches(self.model, self.train_set, settings, self.seed)
+        settings = self._stage(changed)
+        if loss is not None:
+            batches: Batches = ImageBatches(self.model, self.train_set, settings, self.seed)
+        elif changed.keys() & _OF_BATCHES:
+            batches = training_batches(self.model, self.train_set, settings, self.seed, self.cache, None)
+        else:
+            batches = self.batches
         trainer = Trainer(self.model, batches, settings, None, parameters, loss)
         with training_bar(trainer.plan.steps, 0, self.progress, title) as report:
 
@@ -109,6 +116,17 @@ class Fitting:
                 report(entry)
 
             return trainer.train(told).seconds
+
+    def _stage(self, changed: dict[str, Any]) -> TrainSettings:
+        """The training's settings with those of a stage, which has no average. AdaptError for wrong ones."""
+        known = self.settings.model_dump(exclude_unset=True) | {"average": None}
+        lengths = ("epochs", "iterations", "iterations_per_shot")
+        if changed.keys() & set(lengths):
+            known |= dict.fromkeys(lengths)
+        try:
+            return TrainSettings(**known | changed)
+        except ValidationError as error:
+            raise AdaptError(explain(TrainSettings, error, f"a stage of {self.model.method.name}")) from None
 
     def loss(self, step: Step) -> Tensor:
         with autocast(self.model.backbone.device, self.settings.precision):
@@ -125,7 +143,7 @@ class Fitting:
 
     @property
     def resumed(self) -> bool:
-        return self.run is not None and self.run.resume and self.run.checkpoint.is_file()
+        return self.run is not None and self.run.goes_on
 
     def keep(self, name: str, data: BaseModel) -> None:
         self._kept[name] = data

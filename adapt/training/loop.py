@@ -67,7 +67,7 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(model.backbone.device.type, enabled=settings.precision == "fp16")
         self.average = RunningAverage(model.method, settings.average, self.plan.epochs) if settings.average else None
         self.position = Position()
-        self.resumed = run is not None and run.resume and run.checkpoint.exists()
+        self.resumed = run is not None and run.goes_on
         if run is not None and run.resume:
             if self.resumed:
                 self.position = checkpoint.load(run.checkpoint, self._trained(), run.identity)
@@ -82,7 +82,7 @@ class Trainer:
         self.model.train()
         saved = time.monotonic()
         with graceful() as interrupt:
-            while self.position.step < self.plan.steps:
+            while self.position.epoch < self.plan.epochs:  # the last one may lack its end only
                 for entry in self._epoch():
                     report(entry)
                     if self.run is not None:

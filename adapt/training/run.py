@@ -74,8 +74,15 @@ class Run:
     def picks(self) -> Path:
         return self.path / "train_images.csv"
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether it has a checkpoint to go on from."""
+        return self.resume and self.checkpoint.is_file()
+
     def kept(self, name: str) -> Path:
-        """Where a method keeps what took it long to find out."""
+        """Where a method keeps what took it long to find out. AdaptError for the name of another file of a run."""
+        if name in ("metrics", "environment", "targets"):
+            raise AdaptError(f"{name}.json is a run's own: keep what a method found by another name")
         return self.path / f"{name}.json"
 
     @property

@@ -114,7 +114,10 @@ class TrainSettings(_Settings):
         logger.warning(
             "train.distill is called train.terms: {distill: %s} now, and will go with the next release", weight
         )
-        return values | {"terms": {**values.get("terms", {}), **({"distill": weight} if weight else {})}}
+        given = values.get("terms") or {}
+        if not isinstance(given, dict):
+            return values
+        return values | {"terms": {**given, **({"distill": weight} if weight else {})}}
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainSettings:

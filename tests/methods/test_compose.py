@@ -13,6 +13,7 @@ from torch import Tensor
 
 import adapt
 from adapt import AdaptedModel, AdaptError, Backbone, methods
+from adapt.methods.base import Terms
 from adapt.methods.compose import Compose
 
 NAMES = ("goldfish", "red_panda", "sea cucumber")
@@ -104,8 +105,45 @@ def test_terms_of_all_parts_add_up(open_clip: Backbone, images: Tensor, labels: 
     model.method.parts["kgcoop"].load_state_dict(alone.method.state_dict())
     terms, _ = model.losses(model.step(images, labels))
     expected, _ = alone.losses(alone.step(images, labels))  # LoRA's updates are zero at the start
-    assert terms.keys() == expected.keys() == {"cross_entropy", "knowledge"}
-    assert all(torch.allclose(terms[name], expected[name], atol=1e-5) for name in terms)
+    assert terms.keys() == {"cross_entropy", "kgcoop.knowledge"}
+    assert torch.allclose(terms["cross_entropy"], expected["cross_entropy"], atol=1e-5)
+    assert torch.allclose(terms["kgcoop.knowledge"], expected["knowledge"], atol=1e-5)
+
+
+class Pulled(LoRA):
+    """LoRA with a term that has the name of another part's."""
+
+    name = "pulled"
+
+    def loss(self, step: Any) -> Terms:
+        return super().loss(step) | {"knowledge": torch.ones(())}
+
+
+class Otherwise(LoRA):
+    name = "otherwise"
+
+    def loss(self, step: Any) -> Terms:
+        return {"cross_entropy": torch.ones(())}
+
+
+def test_terms_of_one_name_are_kept_apart(
+    open_clip: Backbone, images: Tensor, labels: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(methods, "_registered", {"pulled": Pulled, "otherwise": Otherwise})
+    for parts in ([methods.KgCoOp(ctx_init="", n_ctx=4), Pulled()], [Pulled(), methods.KgCoOp(ctx_init="", n_ctx=4)]):
+        model = adapt.wrap(open_clip, Compose([*parts]), NAMES)
+        terms, _ = model.losses(model.step(images, labels))
+        assert terms["pulled.knowledge"] == 1
+        assert 0 < terms["kgcoop.knowledge"] != 1
+    model = adapt.wrap(open_clip, Compose([Otherwise(towers=["vision"]), methods.CoOp(n_ctx=2)]), NAMES)
+    with pytest.raises(AdaptError, match="otherwise has a cross-entropy of its own"):
+        model.losses(model.step(images, labels))
+
+
+@pytest.mark.parametrize("method", [methods.ProGrad, methods.TPT])
+def test_methods_with_gradients_or_answers_of_their_own_stand_alone(method: Any) -> None:
+    with pytest.raises(AdaptError, match=f"{method.name} cannot be a part"):
+        Compose([method(), LoRA()])
 
 
 def test_it_is_saved_with_the_settings_of_its_parts(open_clip: Backbone, images: Tensor, tmp_path: Path) -> None:

@@ -73,7 +73,8 @@ def test_it_is_evaluated_and_predicts_alike_with_and_without_the_cache(model: Ad
     cached, decoded = (evaluate(model, tiny_split.test, workers=0, cache=cache) for cache in (True, False))
     again = evaluate(model, tiny_split.test, workers=0, cache=True)
     assert cached.confidence == again.confidence
-    assert cached.actual == decoded.actual
+    assert cached.predicted == decoded.predicted
+    assert cached.confidence == pytest.approx(decoded.confidence, abs=1e-5)
     predicted = model.predict([item.path for item in tiny_split.test])
     assert [each.class_name for each in predicted] == list(decoded.predicted)
     assert [each.probability for each in predicted] == pytest.approx(decoded.confidence, abs=1e-5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -96,3 +97,38 @@ def test_a_checkpoint_of_a_training_without_an_average_is_not_taken_for_one(
 
 def _no_optimizer() -> Any:
     return torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])
+
+
+@pytest.mark.parametrize("average", AVERAGES, ids=lambda each: next(iter(each)))
+def test_an_interrupt_at_the_last_step_leaves_out_no_epoch(
+    make_model, train, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, average: dict[str, Any]
+) -> None:
+    """The state is kept between the last step and the end of its epoch."""
+    whole, stopped, resumed = (make_model(n_ctx=4) for _ in range(3))
+    train(whole, average=average)
+    step = Trainer._step
+
+    def and_stop(self: Trainer, group: Any) -> Any:
+        found = step(self, group)
+        if self.position.step == 8:  # of nine, counted from 0
+            signal.raise_signal(signal.SIGINT)
+        return found
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "_step", and_stop)
+        with pytest.raises(KeyboardInterrupt):
+            train(stopped, average=average, out=tmp_path / "run")
+    train(resumed, average=average, out=tmp_path / "run", resume=True)
+    assert torch.equal(resumed.method.ctx, whole.method.ctx)
+
+
+@pytest.mark.parametrize("average", [{"gaussian": {"mean": 100, "std": 1}}, {"swa": {"start": 5}}])
+def test_an_average_of_no_epoch_is_refused_before_anything_is_trained(
+    make_model, train, average: dict[str, Any]
+) -> None:
+    from adapt import AdaptError
+
+    model = make_model(n_ctx=4)
+    model.method.prepare = lambda training: pytest.fail("it began")
+    with pytest.raises(AdaptError, match="gives none of the 2 epochs a weight"):
+        train(model, average=average, epochs=None, iterations=6, schedule="constant")

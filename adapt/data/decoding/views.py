@@ -1,7 +1,8 @@
-"""An image and random views of it, as one stack: the same views of it in every process."""
+"""An image and random views of it, as one stack: the same ones wherever it is read."""
 
 from __future__ import annotations
 
+import hashlib
 from typing import TYPE_CHECKING, Any
 
 from adapt.data.decoding.draws import seed_for, seeded
@@ -13,7 +14,10 @@ if TYPE_CHECKING:
 
 
 class Views:
-    """A transform that gives `(1 + count, 3, h, w)`: the image by `plain`, then by as many draws of `random`."""
+    """A transform that gives `(1 + count, 3, h, w)`: the image by `plain`, then by as many draws of `random`.
+
+    A draw's seed is made of the picture's pixels and the view's number.
+    """
 
     def __init__(self, plain: Transform, random: Transform, count: int) -> None:
         self.plain, self.random, self.count = plain, random, count
@@ -21,8 +25,8 @@ class Views:
     def __call__(self, image: Any) -> Tensor:
         import torch
 
-        views = [self.plain(image)]
+        views, content = [self.plain(image)], hashlib.blake2b(image.tobytes(), digest_size=16).hexdigest()
         for number in range(self.count):
-            with seeded(seed_for("view", number)):
+            with seeded(seed_for(content, image.size, "view", number)):
                 views.append(self.random(image))
         return torch.stack(views)

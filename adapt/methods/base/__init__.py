@@ -40,6 +40,8 @@ class Method(nn.Module):
     Config: ClassVar[type[MethodConfig]] = MethodConfig
     needs_every_class: ClassVar[bool] = False
     """Whether there must be a training image of every class."""
+    reads: ClassVar[frozenset[str]] = frozenset()
+    """What its logits and loss need beside features: `images`, so that the cache of features does not serve."""
     serves: ClassVar[tuple[str, ...]] = ("dual encoder",)
     """The families of backbones that it adapts."""
     example: ClassVar[dict[str, Any]] = {}
@@ -131,8 +133,9 @@ class Method(nn.Module):
         return []
 
     def logits(self, step: Any) -> Tensor:
-        """What a batch's images are taken for `(b, n)`: cosines of image and class features, scaled."""
-        logits: Tensor = step.cosine_logits(step.class_features)
+        """What a batch is taken for `(b, n)`: of images scaled cosines of image and class features, of questions about
+        them what the trained head, or the language model `(b, l, v)`, makes of both."""
+        logits: Tensor = step.model.own_logits(step)
         return logits
 
     def loss(self, step: Any) -> Terms:

@@ -7,7 +7,6 @@ from functools import cached_property
 from typing import Any, Literal, NamedTuple, Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from adapt.errors import AdaptError
@@ -38,6 +37,12 @@ class Step:
         logits: Tensor = self.model.method.logits(self)
         return logits
 
+    @cached_property
+    def cross_entropy(self) -> Tensor:
+        """The mean over the batch, in full precision: of the right classes, or of the answers' tokens."""
+        loss: Tensor = self.model.cross_entropy(self)
+        return loss
+
     def again(self) -> Self:
         """The same batch, for a method that has changed since: only what is frozen is kept."""
         return type(self)(self.model, self.inputs, self.labels)
@@ -66,8 +71,12 @@ class ImageStep(Step):
 
     @cached_property
     def images(self) -> Tensor:
-        """`(b, 3, h, w)`, where they are there."""
-        assert isinstance(self.inputs, Tensor), "features of these images come from the cache"
+        """`(b, 3, h, w)`. AdaptError where the batch has features of images only."""
+        if not isinstance(self.inputs, Tensor):
+            raise AdaptError(
+                f"{self.model.method.name} reads images, and this batch has their features: give its class "
+                '`reads = frozenset({"images"})`, so that the cache does not stand for them'
+            )
         images = self.inputs.to(self.model.backbone.device)
         return images[:, 0] if images.ndim == 5 else images
 
@@ -78,10 +87,11 @@ class ImageStep(Step):
         AdaptError where there are none.
         """
         if isinstance(self.inputs, Encoded) and self.inputs.views is not None:
-            views: Tensor = self.inputs.views.to(self.model.backbone.device)
-            return torch.cat([self.features[:, None], views], dim=1)
+            others = self.inputs.views.to(self.model.backbone.device)
+            return torch.cat([self.features[:, None], others], dim=1)
         if isinstance(self.inputs, Tensor) and self.inputs.ndim == 5:
-            features: Tensor = self.model.image_features(self.inputs.flatten(0, 1))
+            views = self.inputs.to(self.model.backbone.device)
+            features: Tensor = self.model.image_features(views.flatten(0, 1))
             return features.unflatten(0, self.inputs.shape[:2])
         method = self.model.method
         raise AdaptError(
@@ -151,9 +161,8 @@ def total(terms: Terms) -> Tensor:
 
 
 def cross_entropy(step: Step) -> Tensor:
-    """The mean over a batch, in full precision."""
-    assert step.labels is not None
-    return F.cross_entropy(step.logits.float(), step.labels)
+    """That of a batch."""
+    return step.cross_entropy
 
 
 def distill(step: ImageStep) -> Tensor:

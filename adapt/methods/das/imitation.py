@@ -30,7 +30,6 @@ def imitate(bypasses: Mapping[str, nn.Module], epochs: int, training: Training) 
         parameters=[each for bypass in bypasses.values() for each in bypass.parameters()],
         loss=loss,
         epochs=epochs,
-        iterations=None,
         warmup_epochs=0,
         batch_size=min(IMAGES, training.settings.batch_size),
         accumulate=1,

@@ -108,8 +108,7 @@ class Search:
     def run(self) -> Found:
         """Trains for the search's epochs, updating the gates in turn, and chooses the blocks of the largest gates."""
         self._select(self._draw())
-        length = {"epochs": self.config.search_epochs, "iterations": None}
-        seconds = self.training.train("searching blocks", after=self._after, **length)
+        seconds = self.training.train("searching blocks", after=self._after, epochs=self.config.search_epochs)
         chosen = self._enough(self.gates.sort(descending=True, stable=True).indices.tolist())
         return Found(
             chosen=[self.names[i] for i in chosen],

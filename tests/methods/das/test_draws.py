@@ -91,7 +91,7 @@ def test_updates_come_in_turn_after_the_warm_up_and_draws_at_every_step(
     entries = [{"step": step, "epoch": (step - 1) // 3} for step in range(1, 10)]
     updated, drawn = [], []
 
-    def train(title: str, *, after: Any, epochs: int, iterations: None) -> float:
+    def train(title: str, *, after: Any, epochs: int) -> float:
         assert epochs == 3
         for entry in entries:
             after(entry)

@@ -1,16 +1,34 @@
-"""`adapt --plugin FILE`: methods of one's own. The file is run, because who types the command asks for it."""
+"""Methods in Python files of one's own.
+
+A file is run because somebody asks for it, by `adapt --plugin FILE`: never by a recipe or an adapter.
+"""
 
 from __future__ import annotations
 
 import importlib.util
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from adapt.errors import AdaptError
 
+_loaded: dict[Path, None] = {}
 
-def load(path: Path) -> None:
-    """Runs the Python file at `path` and registers the methods that it defines. AdaptError where it defines none."""
+
+def loaded() -> tuple[Path, ...]:
+    """The files that this process has run, for others that work for it."""
+    return tuple(_loaded)
+
+
+def load(paths: Iterable[Path]) -> None:
+    """Runs these Python files, each once, and registers their methods. AdaptError where one defines none."""
+    for path in paths:
+        if path.resolve() not in _loaded:
+            _load(path)
+            _loaded[path.resolve()] = None
+
+
+def _load(path: Path) -> None:
     from adapt.methods import classes_of, register
 
     name = f"adapt_plugin_{path.stem}"
