@@ -33,7 +33,7 @@ _OTHERS = {
     "das/emoji_questions": Old("das/questions"),
     "projector/emoji_questions": Old("projector/questions"),
     "vlora/emoji_questions": Old("vlora/questions"),
-    "tip_adapter/emoji_trained": Old("tip_adapter/trained"),
+    "tip_adapter/emoji_trained": Old("tip_adapter/trained", "emoji"),
     "compose/das_lora_emoji": Old("compose/das_lora"),
     "compose/vlora_lora_emoji_questions": Old("compose/vlora_lora"),
 }
