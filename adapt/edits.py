@@ -76,7 +76,7 @@ class Parallel:
     Its output `(..., d)` of the residual stream `(..., d)` that the site, or the block, reads is added to the site's,
     after its layer scale or, in a post-norm block, its norm, or to the block's.
 
-    `normed`: it reads the stream as the frozen norm of that site, or the first one of the block, leaves it.
+    `normed`: it reads the stream as the norm of that site, or the first one of the block, leaves it in this call.
     """
 
     block: int

@@ -36,7 +36,10 @@ def _load(path: Path) -> None:
     if spec is None or spec.loader is None or not path.is_file():
         raise AdaptError(f"--plugin {path} is no Python file with methods, such as mine.py")
     module = sys.modules[name] = importlib.util.module_from_spec(spec)  # so that its classes can be pickled
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        raise AdaptError(f"--plugin {path} cannot be run: {type(error).__name__}: {error}") from error
     found = classes_of(module)
     if not found:
         raise AdaptError(f"--plugin {path} defines no method: a class made from adapt.methods.base.Method")

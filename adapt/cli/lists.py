@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import click
 
+from adapt.errors import AdaptError
+
 
 @click.command()
 @click.argument("name", required=False)
@@ -13,13 +15,23 @@ def methods(name: str | None) -> None:
 
     if name is None:
         for each in package.names():
-            click.echo(f"{each:16} {package.find(each).title}")
+            click.echo(f"{each:16} {_title(each)}")
         click.echo("\nSettings of one: adapt methods NAME")
         return
     method = package.find(name)
     click.echo(f"{method.title}\n")
     for key, field in method.Config.model_fields.items():
         click.echo(f"  {key:18} {field.get_default(call_default_factory=True)!r:24} {field.description or ''}".rstrip())
+
+
+def _title(name: str) -> str:
+    """What a method is; one whose package cannot be imported does not end the list."""
+    from adapt import methods as package
+
+    try:
+        return package.find(name).title
+    except AdaptError as error:
+        return f"({error})"
 
 
 @click.command()

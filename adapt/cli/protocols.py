@@ -31,6 +31,7 @@ _common = common.together(
     ),
     click.option("--address", help="Of a Ray cluster; without it Ray starts one here."),
 )
+_OWNED = {"seed": "give --seeds", "data.classes": "leave it out"}
 _OF_RUNS = ("out", "jobs", "engine", "address")
 _to = click.option(
     "--to", "targets", multiple=True, metavar="DATA", help="Data to measure on. May be repeated. [default: the papers']"
@@ -53,6 +54,7 @@ def few_shot(recipe: str, shots: str, seeds: str, overrides: tuple[str, ...], **
     from adapt.protocols import protocol as protocols
 
     where = _where(options)
+    _check_owned(overrides, _OWNED | {"data.shots": "give --shots"})
     chosen = common.read(recipe, overrides, options, "few_shot")
     _run(protocols.few_shot(chosen, _numbers("shots", shots), _numbers("seeds", seeds)), **where)
 
@@ -74,6 +76,7 @@ def base_to_new(recipe: str, seeds: str, overrides: tuple[str, ...], **options: 
     from adapt.protocols import protocol as protocols
 
     where = _where(options)
+    _check_owned(overrides, _OWNED)
     chosen = common.read(recipe, overrides, options, "base_to_new")
     _run(protocols.base_to_new(chosen, _numbers("seeds", seeds)), **where)
 
@@ -121,13 +124,20 @@ def domain_generalisation(
 def _transfer(
     name: str, recipe: str, overrides: tuple[str, ...], seeds: str, targets: tuple[str, ...], options: common.Options
 ) -> None:
+    from adapt.data.readers import published
     from adapt.protocols import protocol as protocols
 
     where = _where(options)
+    _check_owned(overrides, {"seed": _OWNED["seed"]})
     root = options.pop("root")
     chosen = common.read(recipe, overrides, options, name)
     if root is not None and _needs_root(chosen.data.source):  # it may be for the targets alone
         chosen = common.read(recipe, overrides, options | {"root": root}, name)
+    if not (targets or root) and published.find(chosen.data.source) is None:
+        raise AdaptError(
+            f"without --to the targets are the papers', which are not domains or kin of {chosen.data.source!r}: say on "
+            "which data to measure, such as --to emoji@fluent-3d or --to FOLDER"
+        )
     root = root or chosen.data.root
     names = targets or protocols.PAPERS_TARGETS[name]
     _run(protocols.transfer(name, chosen, [_target(each, root) for each in names], _numbers("seeds", seeds)), **where)
@@ -154,6 +164,14 @@ def _needs_root(spec: str) -> bool:
     from adapt.protocols.papers import data_set
 
     return data_set(spec) == spec or spec.startswith("torchvision:") or spec.endswith((".csv", ".json", ".json.gz"))
+
+
+def _check_owned(overrides: tuple[str, ...], options: dict[str, str]) -> None:
+    """AdaptError for a key that the protocol itself sets, with the option that says it."""
+    for override in overrides:
+        key = override.partition("=")[0]
+        if key in options:
+            raise AdaptError(f"--set {override}: this protocol sets {key}; {options[key]}")
 
 
 def _numbers(what: str, text: str) -> list[int]:

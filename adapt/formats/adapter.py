@@ -24,7 +24,7 @@ def save(model: Adapted[Any], path: str | Path) -> Path:
     from adapt.disk import replacing
 
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.method.state_dict().items()}
-    _check_finite(tensors, "the model")
+    check_finite(tensors, "the model")
     metadata = _header(model).metadata()
     with replacing(path) as temporary:
         tensor_file.write(tensors, temporary, metadata)
@@ -60,11 +60,11 @@ def versions() -> dict[str, str]:
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
     """The tensors of an adapter. Raises AdaptError where the file is damaged, or a value is not finite."""
     tensors = tensor_file.read(Path(path))
-    _check_finite(tensors, str(path))
+    check_finite(tensors, str(path))
     return tensors
 
 
-def _check_finite(tensors: dict[str, Tensor], source: str) -> None:
+def check_finite(tensors: dict[str, Tensor], source: str) -> None:
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
             raise AdaptError(
@@ -102,7 +102,7 @@ def load_tensors(method: Method, tensors: dict[str, Tensor], source: str) -> Non
         )
     check_shapes(method, tensors, source)
     cast = {name: tensor.to(expected[name].dtype) for name, tensor in tensors.items()}
-    _check_finite(cast, source)  # a number may be beyond the largest of the method's own type
+    check_finite(cast, source)  # a number may be beyond the largest of the method's own type
     method.check_tensors(cast, source)
     method.load_state_dict(cast)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import EntryPoint, entry_points
@@ -39,7 +40,10 @@ def find(name: str) -> type[Method]:
         return _registered[name]
     if name in _entry_points():
         return _loaded(_entry_points()[name])
-    raise AdaptError(f"unknown method {name!r}; {nearest(name, names())}")
+    raise AdaptError(
+        f"unknown method {name!r}; {nearest(name, names())}. One of your own is known by `adapt --plugin FILE`, "
+        "`adapt.methods.register`, or once its package is installed"
+    )
 
 
 def register(cls: M) -> M:
@@ -48,7 +52,8 @@ def register(cls: M) -> M:
     Raises AdaptError where it is no method, has no name, or another method has its name.
     """
     _check(cls)
-    if cls.name in _files() or _registered.get(cls.name, cls) is not cls:
+    taken = cls.name in _files() or cls.name in _entry_points()
+    if taken or _registered.get(cls.name, cls) is not cls:
         raise AdaptError(f"there is a method called {cls.name!r} already: give {cls.__name__} another name")
     _registered[cls.name] = cls
     return cls
@@ -68,11 +73,11 @@ def known(cls: type[Method]) -> Iterator[None]:
 
 
 def classes_of(module: Any) -> list[type[Method]]:
-    """The method classes that `module` itself defines."""
+    """The method classes that `module` itself defines and names: others are what those are made from."""
     from adapt.methods.base import Method
 
     found = [value for value in vars(module).values() if isinstance(value, type) and issubclass(value, Method)]
-    return [cls for cls in found if cls.__module__ == module.__name__ and cls is not Method]
+    return [cls for cls in found if cls.__module__ == module.__name__ and "name" in vars(cls)]
 
 
 def _files() -> list[str]:
@@ -80,14 +85,21 @@ def _files() -> list[str]:
 
 
 def _entry_points() -> dict[str, EntryPoint]:
-    return {point.name: point for point in entry_points(group=GROUP)}
+    found: dict[str, EntryPoint] = {}
+    for point in entry_points(group=GROUP):
+        if found.setdefault(point.name, point).value != point.value:
+            other = found[point.name].value
+            raise AdaptError(f"two packages have a method called {point.name!r}, {other} and {point.value}: keep one")
+    return found
 
 
 def _loaded(point: EntryPoint) -> type[Method]:
     try:
         cls = point.load()
-    except (ImportError, AttributeError) as error:
-        raise AdaptError(f"the method {point.name!r} of {point.value} cannot be imported: {error}") from error
+    except (Exception, SystemExit) as error:  # whatever a stranger's module raises
+        raise AdaptError(
+            f"the method {point.name!r} of {point.value} cannot be imported: {type(error).__name__}: {error}"
+        ) from error
     _check(cls)
     if cls.name != point.name:
         raise AdaptError(f"the method of {point.value} is called {cls.name!r}, and its entry point {point.name!r}")
@@ -95,12 +107,22 @@ def _loaded(point: EntryPoint) -> type[Method]:
 
 
 def _check(cls: Any) -> None:
-    from adapt.methods.base import Method
+    from adapt.methods.base import FAMILIES, Method, MethodConfig
 
     if not (isinstance(cls, type) and issubclass(cls, Method)):
         raise AdaptError(f"{cls!r} is no method: expected a class made from adapt.methods.base.Method")
-    if not isinstance(getattr(cls, "name", None), str):
-        raise AdaptError(f"{cls.__name__} has no name: give the class a `name`, by which recipes and adapters call it")
+    name = getattr(cls, "name", None)
+    if not (isinstance(name, str) and re.fullmatch(r"[a-z][a-z0-9_]{0,63}", name)):
+        raise AdaptError(
+            f"{cls.__name__} is called {name!r}: give the class a `name` of small letters, digits and _, by which "
+            "recipes and adapters call it"
+        )
+    if not (isinstance(cls.Config, type) and issubclass(cls.Config, MethodConfig)):
+        raise AdaptError(
+            f"{name}: Config is {cls.Config!r}; expected a class made from adapt.methods.base.MethodConfig"
+        )
+    if not set(cls.serves) or set(cls.serves) - set(FAMILIES):
+        raise AdaptError(f"{name}: serves is {cls.serves!r}; expected some of {', '.join(FAMILIES)}")
 
 
 def __getattr__(attribute: str) -> Any:

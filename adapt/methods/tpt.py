@@ -54,6 +54,7 @@ class TPT(CoOp):
     def views(self) -> int:
         return int(self.config.views)
 
+    @torch.compiler.disable  # steps of an optimiser are not to be traced
     def infer(self, step: ImageStep) -> Tensor:
         with torch.inference_mode(False), torch.enable_grad():
             features = step.view_features.detach().clone()  # an inference tensor cannot enter a graph
@@ -61,7 +62,7 @@ class TPT(CoOp):
 
     def _answer(self, step: ImageStep, views: Tensor) -> Tensor:
         """Logits `(1, n)` of the image whose views have these features `(v, e)`, itself first."""
-        own, sure = deepcopy(self), None
+        own, sure = deepcopy(self).float(), None  # AdamW's eps is nothing in half precision
         own.requires_grad_()  # whatever the owner has switched off
         image = ImageStep(step.model, Encoded(views)).under(own)
         optimizer = AdamW(own.parameters(), lr=self.config.lr, weight_decay=0.01)

@@ -20,7 +20,7 @@ from adapt.data.decoding.views import Views
 from adapt.engine.frozen import frozen
 from adapt.engine.hooks import run
 from adapt.errors import AdaptError
-from adapt.methods.base import Context, Method
+from adapt.methods.base import Context, Method, checked
 from adapt.methods.base.step import TERMS, Step, Terms
 from adapt.models.prediction import Prediction, batches_of
 
@@ -91,7 +91,7 @@ class Adapted(nn.Module, Generic[B]):
         The latter is `(b,)`.
         """
         with keeping_modes(self.backbone.model):
-            terms = dict(self.method.loss(step))
+            terms = dict(checked(self.method.loss(step), self.method.name))
             for name, weight in (weights or {}).items():
                 terms[name] = weight * TERMS[name](step)
             return terms, self.right(step)

@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from adapt.errors import AdaptError
-from adapt.recipe.file import Override, add_the_sets_own, read_file, set_key, source_of
+from adapt.recipe.file import Override, add_the_sets_own, one_length, read_file, set_key, source_of
 from adapt.recipe.shipped import find_recipe
 from adapt.training.settings import TrainSettings
 from adapt.validation import explain
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class DataSection(BaseModel):
     """Which images."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
     source: str
     """A bundled or published set, an image folder, a .csv or a split .json; see `adapt.data.load`."""
@@ -58,7 +58,7 @@ class DataSection(BaseModel):
 class Recipe(BaseModel):
     """All of a run: what is adapted, by what, on which images, how."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
     method: dict[str, Any]
     """`name` and the method's own settings."""
@@ -111,7 +111,9 @@ def read_recipe(
     changed = source_of({}, overrides)
     if None not in (data, changed) and data != changed:
         raise AdaptError(f"data.source={changed} is set, and the data is to be {data!r} too: give one of them")
-    source = data or found.data or file.source(overrides)
+    if data == "":
+        raise AdaptError("the data is '', which names none: give a data set, a folder or a .csv")
+    source = next((each for each in (data, found.data, file.source(overrides)) if each is not None), None)
     if source is None:
         raise file.needs_data()
     if not isinstance(source, str):
@@ -119,6 +121,7 @@ def read_recipe(
     raw = file.on_data(source)
     for override in overrides:
         set_key(raw, override)
+    one_length(raw, overrides)
     add_the_sets_own(raw, source)
     return build_recipe(raw, found.name)
 

@@ -7,6 +7,7 @@ Beside the recipe's own keys it may have two that no recipe keeps. `on` holds, b
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ Override = str | tuple[str, Any]  # `key=value`, whose value is YAML, or a key a
 
 OWN = "own"
 _ROOT = "data"  # where published sets are looked for, unless told otherwise
+_LENGTHS = ("epochs", "iterations", "iterations_per_shot")
 _LARGEST = 2**20  # bytes of a recipe
 
 
@@ -117,14 +119,27 @@ def set_key(raw: dict[str, Any], override: Override) -> None:
     section[leaf] = value
 
 
+def one_length(raw: dict[str, Any], overrides: Iterable[Override]) -> None:
+    """Takes the length of training that the recipe has out of plain data, where overrides give another one."""
+    keys = [override[0] if isinstance(override, tuple) else override.partition("=")[0] for override in overrides]
+    train = raw.get("train")
+    given = [
+        name for name in _LENGTHS if f"train.{name}" in keys and isinstance(train, dict) and train[name] is not None
+    ]
+    if given and isinstance(train, dict):
+        raw["train"] = {key: value for key, value in train.items() if key not in _LENGTHS or f"train.{key}" in keys}
+
+
 def _pair(override: str) -> tuple[str, Any]:
     key, separator, value = override.partition("=")
     if not separator or not key:
         raise AdaptError(f"override {override!r} is not of the form key=value, such as data.shots=4")
     try:
-        return key, _parsed(value)
+        return key, _parsed(value) if value else ""
     except (yaml.YAMLError, ValueError) as error:
-        raise AdaptError(f"override {override!r}: the value is not valid YAML") from error
+        raise AdaptError(
+            f"override {override!r}: the value is not valid YAML: {' '.join(str(error).split())}"
+        ) from error
 
 
 def _by_data(section: Any, key: str, name: str) -> dict[str, Any]:
@@ -177,12 +192,22 @@ class _Loader(yaml.SafeLoader):
         self.depth += 1
         node = super().compose_node(parent, index)
         self.depth -= 1
+        if isinstance(node, yaml.MappingNode):
+            keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+            if twice := sorted({key for key in keys if keys.count(key) > 1}):
+                raise yaml.composer.ComposerError(None, None, f"the key {twice[0]!r} stands twice", node.start_mark)
         return node
+
+
+def _resolver(tag: str, pattern: Any) -> tuple[str, Any]:
+    """As in YAML 1.2: no numbers to the base of 60."""
+    plain_number = re.compile(rf"(?!.*:)(?:{pattern.pattern})", pattern.flags)
+    return tag, plain_number if tag.endswith((":int", ":float")) else pattern
 
 
 # true and false alone, as in YAML 1.2: `on` is a key, and no truth
 _Loader.yaml_implicit_resolvers = {
-    first: [each for each in resolvers if (first or " ") in "tTfF" or not each[0].endswith(":bool")]
+    first: [_resolver(*each) for each in resolvers if (first or " ") in "tTfF" or not each[0].endswith(":bool")]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 

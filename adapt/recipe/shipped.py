@@ -6,9 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adapt.errors import AdaptError, nearest
+from adapt.methods import names as method_names
 from adapt.recipe import old_names
+from adapt.shown import brief
 
 FEW_SHOT = "few_shot"
+_LONGEST = 1024  # of what a file can be called
 # recipes of a method that a protocol takes, the first that there is
 _TAKES = {"domain_generalisation": ("domain_generalisation", "cross_dataset")}
 
@@ -39,7 +42,7 @@ def find_recipe(name: str, protocol: str | None = None) -> Located:
     A method alone stands for its recipe of the protocol, or else its few-shot one, or else its only one. Raises
     AdaptError where there is none, with the nearest names.
     """
-    if Path(name).is_file():
+    if len(name) < _LONGEST and Path(name).is_file():
         return Located(Path(name), name)
     recipes = shipped()
     key = name.removeprefix("recipes/").removesuffix(".yaml")
@@ -58,9 +61,15 @@ def find_recipe(name: str, protocol: str | None = None) -> Located:
     if of_method(method):
         has = ", ".join(of_method(method))
         raise AdaptError(f"{method} has no recipe {protocol_or_data!r}: it has {has}; data sets are chosen by --data")
+    if key in method_names():
+        raise AdaptError(
+            f"the method {key} has no recipe: write one, a .yaml file with `method: {{name: {key}}}`, and a section "
+            "train where it takes steps"
+        )
     methods = {each.partition("/")[0] for each in recipes}
     raise AdaptError(
-        f"there is no recipe file {name!r} and no shipped recipe of that name; {nearest(key, {*recipes, *methods})}"
+        f"there is no recipe file {brief(name)} and no shipped recipe of that name; "
+        f"{nearest(key, {*recipes, *methods})} (`adapt recipes` lists them)"
     )
 
 

@@ -16,7 +16,7 @@ from adapt import plain
 from adapt.disk import replacing
 from adapt.errors import AdaptError
 from adapt.formats import tensor_file
-from adapt.formats.adapter import load_tensors, read_tensors
+from adapt.formats.adapter import check_finite, load_tensors
 from adapt.methods.base import Method
 from adapt.shown import shown
 
@@ -71,7 +71,8 @@ def load(path: Path, trained: Trained, recipe: str) -> Position:
     if not path.is_file():
         raise AdaptError(f"there is no checkpoint at {path}: nothing to resume. Leave out --resume to start a new run")
     metadata = tensor_file.describe(path).metadata
-    tensors = read_tensors(path)
+    tensors = tensor_file.read(path)
+    check_finite({name: x for name, x in tensors.items() if not name.startswith("beside.")}, str(path))
     if metadata.get("recipe") != recipe:
         raise AdaptError(f"{path} is of another recipe or other images: resume with its own, or choose a new --out")
     load_tensors(trained.method, _under("method.", tensors), str(path))

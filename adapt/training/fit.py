@@ -146,11 +146,12 @@ def _note_harm(metrics: dict[str, Any], history: list[dict[str, Any]]) -> None:
     fitted = sum(entry["accuracy"] for entry in last) / len(last) if last else None
     if fitted is None:
         advice = "Try other settings of the method, or more shots"
-    elif fitted > before:
+    elif fitted > 0.6:
         advice = f"It fits its training images, {100 * fitted:.1f} % right at the end: try fewer epochs, a lower "
         advice += "train.lr or more shots"
     else:
-        advice = f"It has not learned, {100 * fitted:.1f} % right at the end: try another train.lr or more epochs"
+        advice = f"It does not fit its training images yet, {100 * fitted:.1f} % right at the end: try more epochs or "
+        advice += "another train.lr"
     logger.warning(
         "adapted accuracy, %.1f %%, is below the %.1f %% of %s. %s, and compare on validation images",
         100 * after, 100 * before, metrics["baseline"], advice,

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from adapt.errors import AdaptError
-from adapt.methods.base import Terms, total
+from adapt.methods.base import Terms, checked, total
 from adapt.models.base import Adapted
 from adapt.training import checkpoint
 from adapt.training.average import RunningAverage
@@ -137,9 +137,11 @@ class Trainer:
 
     def _losses(self, step: Any) -> tuple[Terms, Tensor | None]:
         """A batch's loss by its terms, and which answers `(b,)` are right, where some were given."""
+        name = self.model.method.name
         if self.loss is not None:
-            return self.loss(step), None
-        return self.model.losses(step, self.settings.terms)
+            return followed(checked(self.loss(step), name), name), None
+        terms, right = self.model.losses(step, self.settings.terms)
+        return followed(terms, name), right
 
     def _step(self, group: list[tuple[Any, Tensor]]) -> tuple[dict[str, float], float | None]:
         """One optimiser step over the accumulated batches; their mean loss, by its terms, and their accuracy."""
@@ -151,7 +153,7 @@ class Trainer:
                 terms, right = self._losses(self.model.step(inputs, labels))
                 loss = total(terms)
             if not loss.isfinite():
-                raise self._not_finite(float(loss.detach()))
+                raise self._not_finite({name: float(term.detach()) for name, term in terms.items()})
             self.model.method.backward({name: self.scaler.scale(term / len(group)) for name, term in terms.items()})
             means.update({name: float(term.detach()) / len(group) for name, term in terms.items()})
             correct += [] if right is None else [right]
@@ -172,14 +174,23 @@ class Trainer:
         beside |= {f"method.{name}": value for name, value in method.training_state().items()}
         return checkpoint.Trained(method, self.optimizer, self.scaler, beside)
 
-    def _not_finite(self, loss: float) -> AdaptError:
+    def _not_finite(self, terms: dict[str, float]) -> AdaptError:
         """The step did not happen yet: unless the one before broke the values, the state is good and kept."""
         self._keep()
-        return AdaptError(f"the loss is {loss} at step {self.position.step + 1}{self._kept()}. {_ADVICE}")
+        loss = sum(terms.values())
+        apart = f" ({', '.join(f'{name} {term}' for name, term in terms.items())})" * (len(terms) > 1)
+        return AdaptError(f"the loss is {loss}{apart} at step {self.position.step + 1}{self._kept()}. {_ADVICE}")
 
     def _kept(self) -> str:
         there = self.run is not None and self.run.checkpoint.exists()
         return f"; the last good state is in {self.run.checkpoint}" if there else ""  # type: ignore[union-attr]
+
+
+def followed(terms: Terms, method: str) -> Terms:
+    """The terms of a method's loss. AdaptError where none of them depends on anything that is trained."""
+    if not any(term.requires_grad for term in terms.values()):
+        raise AdaptError(f"{method}: no term of its loss ({', '.join(terms)}) depends on what is trained")
+    return terms
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
@@ -194,6 +205,8 @@ def make_optimizer(
     if settings.precision == "fp16" and model.backbone.device.type != "cuda":
         raise AdaptError("precision fp16 needs a CUDA device and a loss scaler; use bf16 or fp32 on the CPU")
     parameters = list(model.method.parameters() if parameters is None else parameters)
+    if not parameters:
+        raise AdaptError(f"{model.method.name} is to take steps, and has no parameter that could learn")
     if settings.optimizer != "sgd":
         kind = {"adam": Adam, "adamw": AdamW}[settings.optimizer]
         return kind(parameters, lr=settings.lr, eps=settings.eps, weight_decay=settings.weight_decay)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -56,6 +57,10 @@ class Run:
             # refused, or failed, before there is anything to go on from: the next try may use the directory
             for name in ("recipe.yaml", "environment.json"):
                 (self.path / name).unlink(missing_ok=True)
+            self._lock.release()
+            with suppress(OSError):  # a folder with more in it stays
+                (self.path / ".lock").unlink(missing_ok=True)
+                self.path.rmdir()
         self._lock.release()
 
     @property

@@ -83,7 +83,8 @@ def test_the_same_command_goes_on(run, of_five: Path, tmp_path: Path, monkeypatc
         (["--seeds", "2,2"], "seeds are [2, 2]; expected different numbers"),
         (["--set", "method.class_specific=true"], "coop learns tensors for each of its classes"),
         (["--set", "data.source=nowhere"], "Data 'nowhere' is neither a folder"),
-        (["--set", "data.classes=old"], "data.classes is 'old': Input should be 'all', 'base' or 'new'"),
+        (["--set", "data.classes=new"], "--set data.classes=new: this protocol sets data.classes; leave it out"),
+        (["--set", "seed=7"], "--set seed=7: this protocol sets seed; give --seeds"),
     ],
 )
 def test_refusals(run, refused, of_five: Path, tmp_path: Path, options: list[str], words: str) -> None:
@@ -219,7 +220,7 @@ def test_transfer_measures_what_to_names(run, of_five: Path, others: Path, tmp_p
     ("options", "words"),
     [
         (["--to", "nowhere"], "Data 'nowhere' is neither a folder"),
-        ([], "Data 'imagenet_v2' needs a root: the folder that holds imagenetv2/"),
+        ([], "say on which data to measure, such as --to emoji@fluent-3d or --to FOLDER"),
         (["--root", "nowhere"], "imagenetv2"),
         (["--data", "eurosat", "--root", "nowhere", "--to", "{others}/sketches"], "nowhere/eurosat"),
         (["--to", "{others}/sketches", "--to", "{others}/sketches/"], "needs targets of different names"),

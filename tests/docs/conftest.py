@@ -18,6 +18,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     for stored, called in (("example", "photo"), ("scene", "scene")):
         shutil.copy(pages.ROOT / "notebooks" / f"{stored}.png", f"{called}.png")
+    (tmp_path / "notebooks").symlink_to(pages.ROOT / "notebooks")
     items = data.load("emoji").train
     for class_name in sorted({item.class_name for item in items})[:2]:
         folder = tmp_path / "photos" / class_name.replace(" ", "_")

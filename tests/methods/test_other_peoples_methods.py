@@ -148,3 +148,51 @@ def test_what_is_registered_is_found_and_names_are_unique() -> None:
             methods.register(cls)
     with pytest.raises(AdaptError, match="is no method"):
         methods.register(dict)  # type: ignore[type-var]
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [("def broken(:", "cannot be run: SyntaxError"), ("raise SystemExit(0)", "cannot be run: SystemExit")],
+)
+def test_a_file_that_cannot_be_run_is_named(tmp_path: Path, code: str, message: str) -> None:
+    (tmp_path / "bad.py").write_text(code)
+    refused = CliRunner().invoke(main, ["--plugin", str(tmp_path / "bad.py"), "methods"])
+    assert refused.exit_code == 2
+    assert message in refused.output
+
+
+def test_what_methods_are_made_from_is_no_method(tmp_path: Path) -> None:
+    (tmp_path / "kin.py").write_text(
+        "from adapt.methods import CoOp\nclass Base(CoOp):\n    pass\nclass A(Base):\n    name = 'kin'\n"
+    )
+    listed = CliRunner().invoke(main, ["--plugin", str(tmp_path / "kin.py"), "methods"])
+    assert listed.exit_code == 0
+    assert "kin              kin" in listed.output  # a title is not needed
+
+
+@pytest.mark.parametrize("change", [{"name": ""}, {"name": "a/b"}, {"Config": dict}, {"serves": ("a clip",)}])
+def test_a_class_that_is_no_whole_method_is_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(AdaptError, match=r"give the class a `name`|expected"):
+        methods.register(type("Odd", (methods.ZeroShot,), {"name": "odd"} | change))
+
+
+def test_workers_know_the_methods_of_files(tmp_path: Path, model_folder: Path, five_classes: Path) -> None:
+    (tmp_path / "shift_of_mine.py").write_text(SOURCE)
+    recipe = f"""method: {{name: shift}}
+backbone: {model_folder}
+data: {{source: {five_classes}, shots: 2}}
+train: {{epochs: 1, batch_size: 3, augment: none, workers: 0}}
+cache: false
+"""
+    (tmp_path / "mine.yaml").write_text(recipe)
+    words = [
+        "--plugin",
+        tmp_path / "shift_of_mine.py",
+        "base-to-new",
+        tmp_path / "mine.yaml",
+        "--out",
+        tmp_path / "b2n",
+    ]
+    done = CliRunner().invoke(main, [*map(str, words), "--seeds", "1,2", "--jobs", "2"])
+    assert done.exit_code == 0, done.output
+    assert len(list((tmp_path / "b2n").glob("*/metrics.json"))) == 2

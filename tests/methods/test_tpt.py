@@ -6,6 +6,7 @@ import threading
 from pathlib import Path
 
 import pytest
+import tiny_backbones
 import torch
 from checks import assert_untouched, snapshot
 from torch import Tensor
@@ -65,7 +66,7 @@ def test_threads_do_not_see_each_others_steps(model: AdaptedModel, views: Tensor
 
 
 def test_an_image_without_views_is_refused(model: AdaptedModel, images: Tensor) -> None:
-    with pytest.raises(AdaptError, match=r"tpt decides on 8 views of an image, and was given one: call model\.predict"):
+    with pytest.raises(AdaptError, match=r"tpt decides on 8 views of an image, and was given 1: call model\.predict"):
         model(images)
 
 
@@ -97,3 +98,20 @@ def test_its_start_can_be_learned(open_clip, tiny_split: Split) -> None:
     result = adapt.fit(model, tiny_split.train, tiny_split.test, **how)
     assert result.metrics["steps"] == 3
     assert not torch.equal(model.method.ctx, start)
+
+
+def test_it_answers_in_half_precision_compiled_and_frozen(open_clip, views: Tensor) -> None:
+    model = adapt.wrap(open_clip, methods.TPT(views=7, kept=0.5, lr=0.05), NAMES).eval()
+    expected = model(views)
+    compiled = torch.compile(model, backend="eager")(views)
+    assert torch.allclose(compiled, expected, atol=1e-5)
+    model.requires_grad_(False)
+    assert torch.equal(model(views), expected)
+    assert not model.method.ctx.requires_grad
+    half = adapt.wrap(tiny_backbones.backbone("open_clip"), methods.TPT(views=7, kept=0.5), NAMES).eval().half()
+    assert half(views.half()).isfinite().all()
+
+
+def test_another_number_of_views_is_refused(model: AdaptedModel, views: Tensor) -> None:
+    with pytest.raises(AdaptError, match="decides on 8 views of an image, and was given 3"):
+        model(views[:, :3])

@@ -179,3 +179,39 @@ def test_an_old_name_is_the_settings_it_was_whatever_the_data(caplog: pytest.Log
     assert photos == read_recipe("coop", data="pictures")
     assert (moved.backbone, moved.data.source) == ("mini-clip", "pictures")
     assert len(caplog.records) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("method: {name: zero_shot}\ndata: {shots: 1}\ndata: {shots: 2}\n", "the key 'data' stands twice"),
+        ("method: {name: zero_shot}\nseed: 1:30\n", "seed is '1:30'"),
+        ("method: {name: zero_shot}\ntext_memory_gib: .inf\n", "text_memory_gib is inf"),
+    ],
+)
+def test_what_yaml_takes_without_a_word_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "a.yaml").write_text(text)
+    with pytest.raises(AdaptError, match=message):
+        read_recipe(tmp_path / "a.yaml", data="emoji")
+
+
+@pytest.mark.parametrize("key", ["epochs=1", "iterations=10"])
+def test_a_length_that_is_set_takes_the_place_of_the_recipes(key: str) -> None:
+    name, _, count = key.partition("=")
+    overrides = [f"train.{key}", "train.schedule=constant"]
+    train = read_recipe("lora", overrides, data="emoji").train  # whose length is in iterations_per_shot
+    assert train is not None
+    lengths = {each: getattr(train, each) for each in ("epochs", "iterations", "iterations_per_shot")}
+    assert {each: value for each, value in lengths.items() if value is not None} == {name: int(count)}
+
+
+def test_an_empty_name_of_data_and_a_name_too_long_for_a_file_are_refused() -> None:
+    with pytest.raises(AdaptError, match="the data is '', which names none"):
+        read_recipe("zero_shot", data="")
+    with pytest.raises(AdaptError, match="there is no recipe file"):
+        read_recipe("a" * 5000, data="emoji")
+
+
+def test_a_setting_can_be_set_to_nothing() -> None:
+    recipe = read_recipe("coop", ["method.ctx_init=", "method.n_ctx=4"], data="emoji")
+    assert recipe.method["ctx_init"] == ""

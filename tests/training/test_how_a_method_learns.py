@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from adapt import AdaptedModel, methods, wrap
+from adapt import AdaptedModel, AdaptError, methods, wrap
 from adapt.methods.base import Terms, Training, cross_entropy
 
 
@@ -99,3 +99,36 @@ def test_the_curves_have_a_line_for_each_term(new, train) -> None:
     loss, accuracy = figure.axes
     assert [line.get_label() for line in loss.get_lines()] == ["training", "cross_entropy", "pull"]
     assert len(accuracy.get_lines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (lambda self, step: {}, "its loss gave {}"),
+        (lambda self, step: None, "its loss gave None"),
+        (lambda self, step: self.ctx.sum(), "its loss gave"),
+        (lambda self, step: {"a": self.ctx}, r"the term 'a' of its loss is of shape \(4, 128\)"),
+        (lambda self, step: {"a": 1.0}, "the term 'a' of its loss is 1.0"),
+        (lambda self, step: {"a": torch.ones(())}, r"no term of its loss \(a\) depends on what is trained"),
+        (
+            lambda self, step: {"a": self.ctx.sum(), "b": self.ctx.sum() * float("nan")},
+            r"the loss is nan \(a .*, b nan\) at step 1",
+        ),
+    ],
+)
+def test_a_loss_that_is_none_is_refused_by_name(make_model, train, monkeypatch, loss, message: str) -> None:
+    monkeypatch.setattr(methods.CoOp, "loss", loss, raising=False)
+    with pytest.raises(AdaptError, match=message):
+        train(make_model(n_ctx=4))
+
+
+def test_what_only_training_needs_may_be_infinite(make_model, train, at_step, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(methods.CoOp, "training_state", lambda self: {"best": torch.tensor(float("inf"))})
+
+    def stop() -> None:
+        raise RuntimeError("killed")
+
+    at_step(5, stop)
+    with pytest.raises(RuntimeError, match="killed"):
+        train(make_model(n_ctx=4), out=tmp_path / "run")
+    assert train(make_model(n_ctx=4), out=tmp_path / "run", resume=True).metrics["steps"] == 9

@@ -15,16 +15,17 @@ from adapt.edits import Edit
 from adapt.errors import AdaptError
 from adapt.methods.base.config import MethodConfig
 from adapt.methods.base.context import Context
-from adapt.methods.base.step import Encoded, ImageStep, Step, Terms, cross_entropy, total
+from adapt.methods.base.step import Encoded, ImageStep, Step, Terms, checked, cross_entropy, total
 from adapt.methods.base.training import Training
 from adapt.prompts import Prompt
 from adapt.validation import explain
 
 __all__ = [
-    "Context", "Encoded", "ImageStep", "Method", "MethodConfig", "Step", "Terms", "Training", "check_depth",
+    "Context", "Encoded", "ImageStep", "Method", "MethodConfig", "Step", "Terms", "Training", "check_depth", "checked",
     "cross_entropy", "learned", "total",
 ]  # fmt: skip
 
+FAMILIES = ("dual encoder", "fusion encoder", "vision LLM")  # of backbones
 LEARNER = "prompt_learner."  # where published checkpoints that hold all of CLIP keep a method's tensors
 
 
@@ -36,7 +37,8 @@ class Method(nn.Module):
     """
 
     name: ClassVar[str]
-    title: ClassVar[str]
+    title: ClassVar[str] = ""
+    """One line about it, for lists; by default its name."""
     Config: ClassVar[type[MethodConfig]] = MethodConfig
     needs_every_class: ClassVar[bool] = False
     """Whether there must be a training image of every class."""
@@ -48,6 +50,11 @@ class Method(nn.Module):
     """Small settings, with which the contract suite and `adapt.testing.check_method` run."""
     absent: frozenset[str] = frozenset()
     """The blocks that another method on the backbone skips for good, such as vision.3: nothing is kept inside them."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "name" in vars(cls) and "title" not in vars(cls):
+            cls.title = cls.name
 
     def __init__(self, **config: Any) -> None:
         super().__init__()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from adapt.errors import AdaptError
+from adapt.shown import brief
 
 Terms = dict[str, Tensor]  # the parts of a loss by name, which add up
 
@@ -90,13 +91,18 @@ class ImageStep(Step):
             others = self.inputs.views.to(self.model.backbone.device)
             return torch.cat([self.features[:, None], others], dim=1)
         if isinstance(self.inputs, Tensor) and self.inputs.ndim == 5:
+            if self.inputs.shape[1] != self.model.method.views + 1:
+                raise self._wrong_views(self.inputs.shape[1])
             views = self.inputs.to(self.model.backbone.device)
             features: Tensor = self.model.image_features(views.flatten(0, 1))
             return features.unflatten(0, self.inputs.shape[:2])
+        raise self._wrong_views(1)
+
+    def _wrong_views(self, given: int) -> AdaptError:
         method = self.model.method
-        raise AdaptError(
-            f"{method.name} decides on {method.views + 1} views of an image, and was given one: call model.predict, or "
-            "give the model images (b, v, 3, h, w), each one itself first"
+        return AdaptError(
+            f"{method.name} decides on {method.views + 1} views of an image, and was given {given}: call "
+            "model.predict, or give the model images (b, v, 3, h, w), each one itself first"
         )
 
     def frozen_blocks(self, names: Sequence[str]) -> dict[str, tuple[Tensor, Tensor]]:
@@ -158,6 +164,18 @@ def total(terms: Terms) -> Tensor:
     """The loss that its terms add up to."""
     first, *others = terms.values()
     return sum(others, first)
+
+
+def checked(terms: Any, method: str) -> Terms:
+    """The terms of a method's loss. AdaptError, with its name, for what is none."""
+    expected = "expected the terms of a loss by their names, each a tensor with one number"
+    if not isinstance(terms, dict) or not terms:
+        raise AdaptError(f"{method}: its loss gave {brief(terms)}; {expected}")
+    for name, term in terms.items():
+        if not (isinstance(name, str) and isinstance(term, Tensor) and term.numel() == 1):
+            kind = f"of shape {tuple(term.shape)}" if isinstance(term, Tensor) else brief(term)
+            raise AdaptError(f"{method}: the term {name!r} of its loss is {kind}; {expected}")
+    return terms
 
 
 def cross_entropy(step: Step) -> Tensor:

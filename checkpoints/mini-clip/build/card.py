@@ -5,6 +5,8 @@ from pathlib import Path
 
 from concepts import Concept
 
+TARGET = Path(__file__).resolve().parents[1]  # the bundled checkpoint and its card
+
 
 def filled(card: str, marker: str, body: str) -> str:
     """Replace what stands between `<!-- marker -->` and `<!-- end -->`."""

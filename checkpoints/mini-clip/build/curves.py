@@ -10,7 +10,7 @@ from itertools import product
 from pathlib import Path
 
 import card
-from export import TARGET
+from card import TARGET
 from matplotlib.figure import Figure
 
 from adapt.recipe import read_recipe
@@ -22,19 +22,20 @@ SEEDS = (1, 2, 3)
 
 
 def measure(work: Path, method: str, shots: int, seed: int) -> dict:
-    """The metrics of one run."""
-    out = work / "curves" / f"{method}-{shots}-{seed}"
+    """The metrics of one run; `method` is a recipe's name, perhaps with changes behind it, as words of a command."""
+    out = work / "curves" / f"{method.replace('/', '_').replace(' ', '_')}-{shots}-{seed}"
     if not (out / "metrics.json").exists():
-        recipe = read_recipe(method, [f"data.shots={shots}", f"seed={seed}"], data="emoji")
+        name, *changes = method.split()
+        recipe = read_recipe(name, [f"data.shots={shots}", f"seed={seed}", *changes], data="emoji")
         run_recipe(recipe, out, resume=(out / "recipe.yaml").exists(), progress=False)
         print(f"measured {out.name}", flush=True)
     return json.loads((out / "metrics.json").read_text())
 
 
-def curves(work: Path) -> dict:
+def curves(work: Path, methods: dict[str, str] = METHODS) -> dict:
     """Accuracies in per cent: a list over seeds for every method and number of shots."""
-    runs = {(*case,): measure(work, *case) for case in product(METHODS, SHOTS, SEEDS)}
-    accuracies: dict = {method: {} for method in METHODS}
+    runs = {(*case,): measure(work, *case) for case in product(methods, SHOTS, SEEDS)}
+    accuracies: dict = {method: {} for method in methods}
     for (method, shots, _), metrics in runs.items():
         accuracies[method].setdefault(str(shots), []).append(round(100 * metrics["adapted"]["accuracy"], 2))
     zero_shot = {round(100 * metrics["zero_shot"]["accuracy"], 2) for metrics in runs.values()}
@@ -42,11 +43,11 @@ def curves(work: Path) -> dict:
     return {"zero-shot": baseline, "seeds": list(SEEDS), "accuracy": accuracies}
 
 
-def table(results: dict) -> str:
+def table(results: dict, methods: dict[str, str] = METHODS) -> str:
     """Mean and standard deviation over the seeds as a Markdown table."""
     lines = ["| shots | " + " | ".join(map(str, SHOTS)) + " |", "| --- " * (len(SHOTS) + 1) + "|"]
     lines.append(f"| zero-shot | {' | '.join([format(results['zero-shot'], '.1f')] * len(SHOTS))} |")
-    for method, title in METHODS.items():
+    for method, title in methods.items():
         runs = [results["accuracy"][method][str(shots)] for shots in SHOTS]
         cells = [f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}" for values in runs]
         lines.append(f"| {title} | {' | '.join(cells)} |")
