@@ -16,7 +16,7 @@ import torch
 from click.testing import CliRunner
 
 import adapt
-from adapt import AdaptError, methods
+from adapt import AdaptError, methods, plugins
 from adapt.cli import main
 from adapt.data import Split
 from adapt.protocols.protocol import base_to_new
@@ -45,6 +45,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _nothing_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(methods, "_registered", {})
+    monkeypatch.setattr(plugins, "_loaded", {})
 
 
 def test_an_installed_method_trains_resumes_saves_and_loads(
