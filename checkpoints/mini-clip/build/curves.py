@@ -6,6 +6,7 @@ Runs that exist in the work folder are not repeated, so an interrupted measureme
 import argparse
 import json
 import statistics
+from collections.abc import Collection
 from itertools import product
 from pathlib import Path
 
@@ -32,9 +33,10 @@ def measure(work: Path, method: str, shots: int, seed: int) -> dict:
     return json.loads((out / "metrics.json").read_text())
 
 
-def curves(work: Path, methods: dict[str, str] = METHODS) -> dict:
-    """Accuracies in per cent: a list over seeds for every method and number of shots."""
-    runs = {(*case,): measure(work, *case) for case in product(methods, SHOTS, SEEDS)}
+def curves(work: Path, methods: dict[str, str] = METHODS, refused: Collection[tuple[str, int]] = ()) -> dict:
+    """Accuracies in per cent: a list over seeds for every method and number of shots that it does not refuse."""
+    cases = [case for case in product(methods, SHOTS, SEEDS) if case[:2] not in refused]
+    runs = {case: measure(work, *case) for case in cases}
     accuracies: dict = {method: {} for method in methods}
     for (method, shots, _), metrics in runs.items():
         accuracies[method].setdefault(str(shots), []).append(round(100 * metrics["adapted"]["accuracy"], 2))
@@ -48,8 +50,8 @@ def table(results: dict, methods: dict[str, str] = METHODS) -> str:
     lines = ["| shots | " + " | ".join(map(str, SHOTS)) + " |", "| --- " * (len(SHOTS) + 1) + "|"]
     lines.append(f"| zero-shot | {' | '.join([format(results['zero-shot'], '.1f')] * len(SHOTS))} |")
     for method, title in methods.items():
-        runs = [results["accuracy"][method][str(shots)] for shots in SHOTS]
-        cells = [f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}" for values in runs]
+        runs = [results["accuracy"][method].get(str(shots)) for shots in SHOTS]
+        cells = [f"{statistics.mean(each):.1f} ± {statistics.stdev(each):.1f}" if each else "" for each in runs]
         lines.append(f"| {title} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

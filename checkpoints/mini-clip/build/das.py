@@ -8,6 +8,7 @@ import argparse
 import json
 import random
 import statistics
+import sys
 from itertools import combinations
 from pathlib import Path
 
@@ -20,6 +21,9 @@ from adapt.evaluation.flops import image_flops
 from adapt.protocols.tables import as_markdown
 from adapt.recipe import read_recipe
 from adapt.training.run_recipe import run_recipe
+
+sys.path.append(str(Path(__file__).resolve().parents[3]))  # benchmarks are in no package
+
 from benchmarks.das import BACKBONE, BATCH, seconds
 
 TARGET = Path(__file__).resolve().parents[1]

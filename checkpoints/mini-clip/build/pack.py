@@ -1,4 +1,4 @@
-"""Write `adapt/data/emoji.zip`, the few-shot set: subgroups as classes, five styles, split by concept."""
+"""Write `adapt/data/emoji/emoji.zip`, the few-shot set: subgroups as classes, five styles, split by concept."""
 
 import io
 import json
@@ -11,7 +11,7 @@ from PIL import Image
 from render import Renders, on_white, open_renders
 from sources import UNSEEN_STYLE
 
-TARGET = Path(__file__).resolve().parents[3] / "adapt" / "data" / "emoji.zip"
+TARGET = Path(__file__).resolve().parents[3] / "adapt" / "data" / "emoji" / "emoji.zip"
 SEED = 2309
 SIDE = 64
 STYLES = ["noto", "twemoji", "fluent-flat", "emojione", UNSEEN_STYLE]

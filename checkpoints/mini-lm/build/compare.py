@@ -18,11 +18,13 @@ from adapt.models.speaking import SpeakingModel
 from adapt.protocols.tables import as_markdown
 from adapt.recipe import read_recipe
 from adapt.training.run_recipe import run_recipe
-from benchmarks.measure import by_turns
 
+sys.path.append(str(Path(__file__).resolve().parents[3]))  # benchmarks are in no package
 sys.path.append(str(Path(__file__).resolve().parents[2] / "mini-clip" / "build"))
 
 import card
+
+from benchmarks.measure import by_turns
 
 TARGET = Path(__file__).resolve().parents[1]
 METHODS = ("projector", "vlora")
