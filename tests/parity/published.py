@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from adapt import Backbone
+from adapt import AdaptedModel, Backbone
 
 CASES = Path(__file__).parent / "cases"
 LIBRARIES = ("open_clip", "transformers")
@@ -37,6 +37,26 @@ def backbone(library: str) -> Backbone:
     same = tiny_backbones.hf_clip_model()
     same.load_state_dict(to_transformers(model.state_dict()))
     return tiny_backbones.from_hf_clip(same)
+
+
+class GivenFeatures:
+    """A training whose features are at hand: views of each training image `(n, v, e)`, and validation images `(n, e)`."""
+
+    def __init__(self, model: AdaptedModel, views: Tensor, labels: Tensor, val: tuple[Tensor, Tensor]) -> None:
+        self.model, self._views, self._labels, self._val = model, views, labels, val
+        self.noted: dict[str, Any] = {}
+
+    def features(self, part: str, *, views: int = 0, unit: bool = True) -> Tensor:
+        return self._views[:, :views] if part == "train" else self._val[0]
+
+    def labels(self, part: str) -> Tensor:
+        return self._labels if part == "train" else self._val[1]
+
+    def items(self, part: str) -> list[int]:
+        return self.labels(part).tolist()
+
+    def note(self, **figures: Any) -> None:
+        self.noted |= figures
 
 
 _TOP = {

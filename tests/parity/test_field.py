@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from checks import relative, scaled
-from published import GRADIENT_TOLERANCE, LIBRARIES, TOLERANCE
+from published import GRADIENT_TOLERANCE, LIBRARIES, TOLERANCE, GivenFeatures
 from torch import Tensor
 
 import adapt
@@ -97,26 +97,6 @@ def test_clip_adapter(library: str) -> None:
     compare("clip_adapter", trained("clip_adapter", library, method)[0])
 
 
-class Images:
-    """A training whose features are those of a case."""
-
-    def __init__(self, model: AdaptedModel, views: Tensor, labels: Tensor, val: tuple[Tensor, Tensor]) -> None:
-        self.model, self._views, self._labels, self._val = model, views, labels, val
-        self.noted: dict[str, Any] = {}
-
-    def features(self, part: str, *, views: int = 0, unit: bool = True) -> Tensor:
-        return self._views if part == "train" else self._val[0]
-
-    def labels(self, part: str) -> Tensor:
-        return self._labels if part == "train" else self._val[1]
-
-    def items(self, part: str) -> list[int]:
-        return self.labels(part).tolist()
-
-    def note(self, **figures: Any) -> None:
-        self.noted |= figures
-
-
 @EVERY_LIBRARY
 @pytest.mark.parametrize("name", ["gda", "gda_one_shot", "gda_base_to_new"])
 def test_gda(name: str, library: str) -> None:
@@ -127,7 +107,7 @@ def test_gda(name: str, library: str) -> None:
     model = adapt.wrap(published.backbone(library), method, settings["names"])
     views = model.image_features(expected["images"].flatten(0, 1)).unflatten(0, expected["images"].shape[:2])
     val = expected["val_features"], expected["val_labels"]
-    training = Images(model, views.transpose(0, 1), expected["labels"], val)
+    training = GivenFeatures(model, views.transpose(0, 1), expected["labels"], val)
     method.prepare(training)
     assert scaled(model.class_features().T, expected["clip_weights"]) < TOLERANCE
     assert relative(method.weight.T, expected["W.f64"]) < GRADIENT_TOLERANCE

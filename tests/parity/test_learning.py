@@ -9,8 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from checks import relative, scaled
-from published import GRADIENT_TOLERANCE, LIBRARIES, TOLERANCE
-from torch import Tensor
+from published import GRADIENT_TOLERANCE, LIBRARIES, TOLERANCE, GivenFeatures
 
 import adapt
 from adapt import AdaptedModel
@@ -38,27 +37,7 @@ def test_kgcoop(library: str, fast: bool | None) -> None:
     assert torch.equal(right, expected["logits"].argmax(-1) == expected["labels"])
 
 
-class Stub:
-    """A training whose features are at hand."""
-
-    def __init__(self, model: AdaptedModel, views: Tensor, labels: Tensor, val: tuple[Tensor, Tensor]) -> None:
-        self.model, self._views, self._labels, self._val = model, views, labels, val
-        self.noted: dict[str, Any] = {}
-
-    def features(self, part: str, *, views: int = 0, unit: bool = True) -> Tensor:
-        return self._views[:, :views] if part == "train" else self._val[0]
-
-    def labels(self, part: str) -> Tensor:
-        return self._labels if part == "train" else self._val[1]
-
-    def items(self, part: str) -> list[int]:
-        return self.labels(part).tolist()
-
-    def note(self, **figures: Any) -> None:
-        self.noted |= figures
-
-
-def table(name: str, library: str, **config: Any) -> tuple[AdaptedModel, Stub]:
+def table(name: str, library: str, **config: Any) -> tuple[AdaptedModel, GivenFeatures]:
     """A Tip-Adapter model of a case, and the training that it was prepared by."""
     settings, expected = published.case(name)
     chosen = {key: settings[key] for key in ("views", "alpha", "beta")} | {"template": tuple(settings["templates"])}
@@ -66,7 +45,7 @@ def table(name: str, library: str, **config: Any) -> tuple[AdaptedModel, Stub]:
     model = adapt.wrap(published.backbone(library), TipAdapter(**chosen | config), settings["names"])
     images = expected["images"]
     raw = model.image_features(images.flatten(0, 1), unit=False).unflatten(0, images.shape[:2]).transpose(0, 1)
-    stub = Stub(model, raw, expected["labels"], (expected["val_features"], expected["val_labels"]))
+    stub = GivenFeatures(model, raw, expected["labels"], (expected["val_features"], expected["val_labels"]))
     model.method.prepare(stub)
     return model, stub
 
