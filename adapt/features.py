@@ -36,25 +36,31 @@ def image_features(
     views: int = 0,
     seed: int = 0,
     unit: bool = True,
+    projected: bool = True,
     progress: Progress | None = None,
 ) -> Tensor:
     """Features, of `unit` length or as the tower gives them, `(n, e)`, or `(n, views, e)`.
+
+    Not `projected` they are those of the backbone before its last projection `(..., d)`, whatever the method edits.
 
     By the cache on disk unless it is switched off. Views need the cache. Raises AdaptError where the method edits the
     vision tower: its features are not the backbone's, which the cache holds.
     """
     backbone = model.backbone
-    _check_unedited(model)
+    if projected:
+        _check_unedited(model)
     transform = backbone.transform(train=views > 0)
 
     def encode(images: Tensor) -> Tensor:
-        return model.image_features(images.to(backbone.device), unit).float()
+        images = images.to(backbone.device)
+        return (model.image_features(images, unit) if projected else model.read_features(images, unit)).float()
 
     if not cache:
         with torch.no_grad():
             decoded = loader(items, transform, 64, train=False, workers=workers)
             return torch.cat([encode(images).cpu() for images, _ in decoded])
     key = f"{backbone.content()}/{transform_key(transform)}/{seed if views else 0}" + ("" if unit else "/raw")
+    key += "" if projected else "/not projected"
     return FeatureCache().features(
         items,
         transform,

@@ -173,6 +173,7 @@ KINDS: dict[str, tuple[Callable[[], nn.Module], Callable[[nn.Module], Backbone]]
     "hf_siglip": (_siglip, _from_siglip),
 }
 WITH_VISION_BLOCKS = tuple(kind for kind in KINDS if kind != "open_clip_resnet")
+WITH_VISION_PROJECTION = ("open_clip", "open_clip_timm", "hf_clip")
 WITH_FAST_PATH = tuple(kind for kind in KINDS if kind != "hf_siglip")
 
 

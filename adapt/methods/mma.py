@@ -43,7 +43,7 @@ class MMA(Method):
     name = "mma"
     title = "MMA (Yang et al., CVPR 2024)"
     Config = MMAConfig
-    example = {"blocks": (2, 2), "scale": 0.5}
+    example = {"blocks": (1, 2), "scale": 0.5}
     touches = frozenset({"text", "vision"})
 
     def build(self, backbone: Backbone, class_names: Sequence[str]) -> None:

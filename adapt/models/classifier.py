@@ -8,10 +8,10 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from adapt.backbones.base import DualEncoder
-from adapt.edits import Edit
+from adapt.edits import Edit, Replace
 from adapt.engine.memory import free_bytes
 from adapt.engine.watching import watched
 from adapt.errors import AdaptError
@@ -75,6 +75,14 @@ class AdaptedModel(Adapted[DualEncoder]):
     def image_features(self, images: Tensor, unit: bool = True) -> Tensor:
         """Images `(b, 3, h, w)` to features `(b, e)`, of `unit` length or as the tower gives them."""
         features = self._image_features(images, self._edits("vision", Context()))
+        return F.normalize(features, dim=-1) if unit else features
+
+    def read_features(self, images: Tensor, unit: bool = True) -> Tensor:
+        """What the backbone's last projection of the vision tower reads `(b, d)`, by the backbone alone.
+
+        AdaptError where the tower has no such projection.
+        """
+        features = self._image_features(images, [Replace(None, "projection", nn.Identity())])
         return F.normalize(features, dim=-1) if unit else features
 
     def backbone_features(self, images: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ class Old:
 _OTHERS = {
     "coop/emoji_base_to_new": Old("coop/base_to_new", "emoji"),
     "maple/imagenet_transfer": Old("maple/cross_dataset", "imagenet"),
-    "das/emoji_questions": Old("das/questions"),
+    "das/emoji_questions": Old("das/few_shot", "emoji-questions@fluent-3d"),
     "projector/emoji_questions": Old("projector/questions"),
     "vlora/emoji_questions": Old("vlora/questions"),
     "tip_adapter/emoji_trained": Old("tip_adapter/trained", "emoji"),

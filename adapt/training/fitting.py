@@ -74,7 +74,7 @@ class Fitting:
     def labels(self, part: Part) -> Tensor:
         return labels_of(self.items(part))
 
-    def features(self, part: Part, *, views: int = 0, unit: bool = True) -> Tensor:
+    def features(self, part: Part, *, views: int = 0, unit: bool = True, projected: bool = True) -> Tensor:
         assert isinstance(self.model, AdaptedModel)
         if views and not self.cache:
             raise AdaptError(
@@ -82,7 +82,14 @@ class Fitting:
             )
         items, cache = self.items(part), self.cache
         return image_features(
-            self.model, items, workers=self.workers, cache=cache, views=views, seed=self.seed, unit=unit
+            self.model,
+            items,
+            workers=self.workers,
+            cache=cache,
+            views=views,
+            seed=self.seed,
+            unit=unit,
+            projected=projected,
         )
 
     def held_back(self) -> Iterator[Step]:

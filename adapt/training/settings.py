@@ -90,6 +90,12 @@ class TrainSettings(_Settings):
     checkpoint_minutes: float = Field(default=1.0, ge=0)
     """How often a run directory's checkpoint is renewed within an epoch; it is at every epoch's end."""
 
+    @field_validator("terms", mode="before")
+    @classmethod
+    def _none(cls, terms: Any) -> Any:
+        """Null is no term, which a recipe needs to take away what it has otherwise."""
+        return {} if terms is None else terms
+
     @field_validator("terms")
     @classmethod
     def _known(cls, terms: dict[str, float]) -> dict[str, float]:

@@ -27,7 +27,7 @@ NEEDS_VISION_BLOCKS = {"das", "dpl", "ivlp", "lora", "maple", "mma", "prompt_src
 _ELSEWHERE = ("compose", "tpt")  # by its cases; in tests/methods/test_tpt.py, since its answers need views
 ALL = tuple(name for name in methods.names() if "dual encoder" in methods.find(name).serves and name not in _ELSEWHERE)
 ALL += _CASES
-_BY_NO_STEP = ("gda", "linear_probe", "tip_adapter", "zero_shot")
+_BY_NO_STEP = ("gda", "linear_probe", "lp_plus_plus", "prolip", "tip_adapter", "zero_shot")
 _ON_FEATURES = ("clap", "clip_adapter", "task_res", "tip_adapter/trained")  # which edit no tower
 _WITHOUT_PROMPTS = ("clap", "linear_probe", "task_res")
 TRAINED_BY_STEPS = tuple(name for name in ALL if name not in _BY_NO_STEP)
@@ -39,6 +39,8 @@ NAMES = ("goldfish", "red_panda", "sea cucumber")
 
 
 def fits(method: str, kind: str) -> bool:
+    if method == "prolip":
+        return kind in tiny_backbones.WITH_VISION_PROJECTION
     return kind in tiny_backbones.WITH_VISION_BLOCKS or method not in NEEDS_VISION_BLOCKS
 
 

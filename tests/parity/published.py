@@ -40,13 +40,13 @@ def backbone(library: str) -> Backbone:
 
 
 class GivenFeatures:
-    """A training whose features are at hand: views of each training image `(n, v, e)`, and validation images `(n, e)`."""
+    """A training whose features are at hand: views of the training images `(n, v, e)`, and validation ones `(n, e)`."""
 
     def __init__(self, model: AdaptedModel, views: Tensor, labels: Tensor, val: tuple[Tensor, Tensor]) -> None:
         self.model, self._views, self._labels, self._val = model, views, labels, val
         self.noted: dict[str, Any] = {}
 
-    def features(self, part: str, *, views: int = 0, unit: bool = True) -> Tensor:
+    def features(self, part: str, *, views: int = 0, unit: bool = True, projected: bool = True) -> Tensor:
         return self._views[:, :views] if part == "train" else self._val[0]
 
     def labels(self, part: str) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor
 import adapt
 from adapt import AdaptedModel, methods
 from adapt.methods.base import Method, total
+from adapt.methods.lp_plus_plus import rates
 from adapt.methods.prompt_src import divergence
 from adapt.training.average import RunningAverage
 from adapt.training.settings import Average
@@ -125,6 +126,57 @@ def test_gda(name: str, library: str) -> None:
         assert relative(weight.T, expected["W_new.f64"]) < GRADIENT_TOLERANCE
         assert scaled(bias, expected["b_new"]) < GRADIENT_TOLERANCE
         assert scaled(other.logits(expected["new_features"]), expected["new_logits"]) < TOLERANCE
+
+
+@EVERY_LIBRARY
+def test_lp_plus_plus(library: str) -> None:
+    settings, expected = published.case("lp_plus_plus")
+    method = methods.LPPlusPlus(epochs=settings["epochs"], template=tuple(settings["templates"]))
+    model = adapt.wrap(published.backbone(library), method, settings["names"])
+    features, labels = model.image_features(expected["images"]).detach(), expected["labels"]
+    texts = model.class_features().detach()
+    assert scaled(features, expected["features"]) < TOLERANCE
+    assert scaled(texts.T, expected["clip_weights"]) < TOLERANCE
+    cosines = features @ texts.T
+    assert rates(features, cosines) == pytest.approx((settings["lr_w"], settings["lr_alpha"]), rel=1e-4)
+    method.start(features, labels, cosines)
+    method.bias = expected["param.bias"]
+    for name in ("weight", "alpha"):
+        assert relative(getattr(method, name), expected[f"param.{name}"]) < GRADIENT_TOLERANCE
+    assert scaled(model.logits(features), expected["logits"]) < TOLERANCE
+    losses = []
+    steps = method.steps(features, labels, cosines)
+    for _ in range(settings["epochs"]):
+        losses.append(F.cross_entropy(model.logits(features), labels))
+        next(steps)
+    assert scaled(torch.stack(losses), expected["steps.loss"]) < TOLERANCE
+    for name in ("weight", "bias", "alpha"):
+        assert relative(getattr(method, name), expected[f"after.{name}"]) < GRADIENT_TOLERANCE
+
+
+@EVERY_LIBRARY
+def test_prolip(library: str) -> None:
+    settings, expected = published.case("prolip")
+    config = {key: settings[key] for key in ("views", "epochs", "lr")}
+    method = methods.ProLIP(**config, weight=settings["lambda_"], template=tuple(settings["templates"]))
+    model = adapt.wrap(published.backbone(library), method, settings["names"])
+    texts = model.class_features().detach()
+    assert scaled(texts.T, expected["clip_weights"]) < TOLERANCE
+    images, labels = expected["images"], expected["labels"]
+    with torch.no_grad():
+        rows = model.read_features(images.flatten(0, 1), unit=False).unflatten(0, images.shape[:2])
+        assert scaled(model.image_features(images[0]), model.backbone_features(images[0])) < TOLERANCE  # at its start
+    losses = []
+    for step, loss in enumerate(method.steps(rows, labels, texts), start=1):
+        losses.append(loss)
+        if step == 1:  # what the second step begins with
+            assert relative(method.proj, expected["param.proj"]) < GRADIENT_TOLERANCE
+            with torch.no_grad():
+                assert scaled(model(images[2]), expected["logits"]) < TOLERANCE
+    assert scaled(torch.tensor(losses), expected["steps.ce"]) < TOLERANCE
+    assert scaled(torch.tensor(losses[1]), expected["ce"]) < TOLERANCE
+    assert relative(method.proj, expected["after.proj"]) < GRADIENT_TOLERANCE
+    assert scaled(model.eval()(expected["test_images"]), expected["test_logits"]) < TOLERANCE
 
 
 @FAST

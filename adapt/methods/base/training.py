@@ -33,10 +33,11 @@ class Training(Protocol):
     def labels(self, part: Part) -> Tensor:
         """Labels of the images `(n,)`."""
 
-    def features(self, part: Part, *, views: int = 0, unit: bool = True) -> Tensor:
+    def features(self, part: Part, *, views: int = 0, unit: bool = True, projected: bool = True) -> Tensor:
         """Features of the images `(n, e)`, or of as many random views of each `(n, views, e)`, of `unit` length or not.
 
-        From the cache, on the CPU, by a vision tower that nothing edits.
+        From the cache, on the CPU, by a vision tower that nothing edits. Not `projected` they are what the tower's last
+        projection reads `(..., d)`, which such a method may replace.
         """
 
     def held_back(self) -> Iterator[Step]:

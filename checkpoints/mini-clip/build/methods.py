@@ -21,6 +21,7 @@ METHODS = {
     "tip_adapter/trained": "Tip-Adapter-F",
     "gda": "GDA",
     "gda method.views=10": "GDA, ten views",
+    "lp_plus_plus": "LP++",
     "task_res": "TaskRes",
     "clap": "CLAP",
     "clap method.constraint=none": "ZS-LP",

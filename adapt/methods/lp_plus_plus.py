@@ -1,0 +1,128 @@
+"""A linear probe beside text: class weights, and for each class how much its text counts, at rates in closed form.
+
+Paper: Huang et al., LP++: A Surprisingly Strong Linear Probe for Few-Shot CLIP, CVPR 2024.
+Reference: FewShot-CLIP-Strong-Baseline `f81054f`, `methods/linear_probe_p2.py`, `methods/utils.py`.
+Deviations:
+* As there, and not as in the paper: weights move at every epoch, the texts' multipliers at every tenth, and by the sum
+  of all their gradients so far.
+* The epoch is chosen on the validation images of the few-shot sample; without such the last one is taken.
+* Classes may have different numbers of images: a class's start is the sum of its own features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from adapt.backbones.base import DualEncoder
+from adapt.backbones.tokenizer import TextTokenizer
+from adapt.methods.base import Encoded, ImageStep, Method, MethodConfig, Training
+from adapt.methods.zero_shot import Templates
+from adapt.prompts import Prompt, from_templates
+
+TEXT = 250.0  # times the mean cosine of images with their own class, where the multipliers start
+EVERY = 10  # epochs between two steps of the multipliers
+MOMENTUM = 0.9
+
+
+class LPPlusPlusConfig(MethodConfig):
+    views: int = Field(default=1, ge=0)
+    """Random views of each training image, all of which count; 0 takes the image as it is."""
+    epochs: int = Field(default=300, ge=1)
+    """Steps over all images at once."""
+    template: Templates = "a photo of a {}."
+    """One template, or several whose features are averaged."""
+
+
+class LPPlusPlus(Method):
+    """`LPPlusPlus(views, epochs)` keeps `weight` `(n, e)`, `bias` `(n,)` and `alpha` `(1, n)` of n classes."""
+
+    name = "lp_plus_plus"
+    title = "LP++ (Huang et al., CVPR 2024)"
+    Config = LPPlusPlusConfig
+    example = {"views": 0, "epochs": 20}
+    needs_every_class = True
+    per_class = True
+    takes_steps = False
+    weight: Tensor
+    bias: Tensor
+    alpha: Tensor
+
+    def build(self, backbone: DualEncoder, class_names: Sequence[str]) -> None:  # type: ignore[override]
+        classes, size, device = len(class_names), backbone.embed_dim, backbone.device
+        self.register_buffer("weight", torch.zeros(classes, size, device=device))
+        self.register_buffer("bias", torch.empty(classes).uniform_(-(size**-0.5), size**-0.5).to(device))
+        self.register_buffer("alpha", torch.zeros(1, classes, device=device))
+
+    def prompts(self, tokenizer: TextTokenizer, class_name: str) -> list[Prompt]:
+        return from_templates(tokenizer, self.config.template, class_name)
+
+    def logits(self, step: ImageStep) -> Tensor:
+        features, texts = step.features.to(self.weight.dtype), step.class_features.to(self.weight.dtype)
+        return self._said(features, features @ texts.T)
+
+    def _said(self, features: Tensor, cosines: Tensor) -> Tensor:
+        """Logits `(b, n)` of features `(b, e)` and their cosines with the texts `(b, n)`."""
+        return features @ self.weight.T + self.bias + self.alpha * cosines
+
+    def prepare(self, training: Training) -> None:
+        views, device = self.config.views, self.weight.device
+        rows = training.features("train", views=views).flatten(0, -2).to(device)
+        labels = training.labels("train").repeat_interleave(max(views, 1)).to(device)
+        with torch.no_grad():
+            texts = training.model.class_features()
+            self.start(rows, labels, rows @ texts.T)
+            val = (training.features("val").to(device), training.labels("val")) if training.items("val") else None
+            training.note(solver=self._fit(training, rows, labels, texts, val))
+
+    def start(self, features: Tensor, labels: Tensor, cosines: Tensor) -> None:
+        """Weights and multipliers to begin with."""
+        classes = len(self.weight)
+        self.weight = torch.zeros_like(self.weight).index_add(0, labels, features)
+        own = cosines.gather(1, labels[:, None])[:, 0]
+        means = own.new_zeros(classes).index_add(0, labels, own) / labels.bincount(minlength=classes)
+        self.alpha = torch.full_like(self.alpha, float(TEXT * means.mean()))
+
+    def _fit(
+        self, training: Training, features: Tensor, labels: Tensor, texts: Tensor, val: tuple[Tensor, Tensor] | None
+    ) -> dict[str, float]:
+        """Takes all steps; with validation images, the state of the last of the epochs that tell most of them right."""
+        best: tuple[float, int, dict[str, Tensor]] = (-1.0, self.config.epochs, {})
+        for epoch in self.steps(features, labels, features @ texts.T):
+            if val is None:
+                continue
+            step = ImageStep(training.model, Encoded(val[0]))
+            accuracy = float((step.logits.argmax(-1).cpu() == val[1]).float().mean())
+            if accuracy >= best[0]:
+                best = accuracy, epoch, {name: tensor.clone() for name, tensor in self.state_dict().items()}
+        if val is None:
+            return {"epoch": self.config.epochs}
+        self.load_state_dict(best[2])
+        return {"epoch": best[1], "val_accuracy": best[0]}
+
+    def steps(self, features: Tensor, labels: Tensor, cosines: Tensor) -> Iterator[int]:
+        """Takes a step, and gives its number from 1 on, until all epochs are over."""
+        lr_weight, lr_alpha = rates(features, cosines)
+        target = F.one_hot(labels, len(self.weight)).to(features.dtype)
+        moved = [torch.zeros_like(self.weight), torch.zeros_like(self.bias)]
+        summed = torch.zeros_like(self.alpha)
+        for epoch in range(1, self.config.epochs + 1):
+            wrong = (self._said(features, cosines).softmax(-1) - target) / len(labels)
+            gradients = wrong.T @ features, wrong.sum(0)
+            summed += (wrong * cosines).sum(0)
+            moved = [MOMENTUM * before + gradient for before, gradient in zip(moved, gradients)]
+            self.weight, self.bias = self.weight - lr_weight * moved[0], self.bias - lr_weight * moved[1]
+            if epoch % EVERY == 0:
+                self.alpha = self.alpha - lr_alpha * summed
+            yield epoch
+
+
+def rates(features: Tensor, cosines: Tensor) -> tuple[float, float]:
+    """The rates of the weights and of the multipliers, by bounds of the loss's curvature along each."""
+    count = len(features)
+    largest = torch.linalg.eigvalsh(features.double().T @ features.double())[-1]
+    return float(4 * count / largest), float(count / (4 * cosines.square().sum(0).max()))

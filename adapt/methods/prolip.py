@@ -1,0 +1,113 @@
+"""The vision tower's last projection, fine-tuned on what it reads, and held to what it was.
+
+Paper: Fahes et al., CLIP's Visual Embedding Projector is a Few-shot Cornucopia, 2024 (ProLIP).
+Reference: ProLIP `b43e795`, `methods/ProLIP.py`.
+Deviations:
+* Twenty views of each image are encoded once; the reference keeps three hundred, one for each epoch.
+* Without a rate and a weight chosen on validation images: those that the reference takes for base to new.
+* The scale is 100, as written out there; ResNets, whose projection is another, are refused.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from adapt.backbones.base import DualEncoder
+from adapt.backbones.tokenizer import TextTokenizer
+from adapt.backbones.tower import Tower
+from adapt.edits import Edit, Replace
+from adapt.errors import AdaptError
+from adapt.methods.base import Context, Method, MethodConfig, Training
+from adapt.methods.zero_shot import Templates
+from adapt.prompts import Prompt, from_templates
+
+SCALE = 100.0
+
+
+class ProLIPConfig(MethodConfig):
+    views: int = Field(default=20, ge=0)
+    """Random views of each training image, one for each epoch in turn; 0 takes the image as it is."""
+    epochs: int = Field(default=300, ge=1)
+    """Steps over all images at once."""
+    lr: float = Field(default=1e-5, gt=0)
+    """Of Adam with eps 1e-4; it falls to zero by a cosine."""
+    weight: float | None = Field(default=None, ge=0)
+    """Of the squared distance to the frozen projection, summed over its entries; one over the shots where left out."""
+    template: Templates = "a photo of a {}."
+    """One template, or several whose features are averaged."""
+
+
+class ProLIP(Method):
+    """`ProLIP(views, epochs, lr, weight)` keeps `proj` `(d, e)`, which stands in place of the frozen projection."""
+
+    name = "prolip"
+    title = "ProLIP (Fahes et al., 2024)"
+    Config = ProLIPConfig
+    example = {"views": 0, "epochs": 20}
+    touches = frozenset({"vision"})
+    logit_scale = SCALE
+    takes_steps = False
+    proj: Tensor
+
+    def build(self, backbone: DualEncoder, class_names: Sequence[str]) -> None:  # type: ignore[override]
+        projection = backbone.tower("vision").projection
+        if projection is None:
+            raise AdaptError(f"prolip trains the vision tower's last projection, and {backbone.describe()} has none")
+        self.register_buffer("proj", projection.weight.T.float().clone())
+
+    def prompts(self, tokenizer: TextTokenizer, class_name: str) -> list[Prompt]:
+        return from_templates(tokenizer, self.config.template, class_name)
+
+    def edits(self, tower: Tower, context: Context) -> list[Edit]:
+        return [Replace(None, "projection", _Projected(self.proj))]
+
+    def prepare(self, training: Training) -> None:
+        views, device = self.config.views, self.proj.device
+        read = training.features("train", views=views, unit=False, projected=False).to(device)
+        rows = read.transpose(0, 1) if views else read[None]  # (views, n, d)
+        labels = training.labels("train").to(device)
+        with torch.no_grad():
+            texts = training.model.class_features()
+        losses = list(self.steps(rows, labels, texts))
+        training.note(solver={"first_loss": losses[0], "last_loss": losses[-1]})
+
+    def steps(self, rows: Tensor, labels: Tensor, texts: Tensor) -> Iterator[float]:
+        """Takes all steps on views of what the projection reads `(v, n, d)`, and gives each one's cross-entropy."""
+        start, trained = self.proj.clone(), nn.Parameter(self.proj.clone())
+        weight = self.config.weight
+        if weight is None:
+            weight = len(texts) / rows.shape[1]
+        optimizer = torch.optim.Adam([trained], lr=self.config.lr, eps=1e-4)
+        with torch.inference_mode(False), torch.enable_grad():
+            for epoch in range(self.config.epochs):
+                optimizer.param_groups[0]["lr"] = cosine(epoch, self.config.epochs) * self.config.lr
+                seen = rows[(epoch + 1) % len(rows)]
+                logits = SCALE * F.normalize(seen.to(trained.dtype) @ trained, dim=-1) @ texts.to(trained.dtype).T
+                loss = F.cross_entropy(logits, labels)
+                whole = loss + weight * (trained - start).square().sum()
+                (trained.grad,) = torch.autograd.grad(whole, [trained])
+                optimizer.step()
+                self.proj = trained.detach().clone()
+                yield float(loss.detach())
+
+
+def cosine(epoch: int, epochs: int) -> float:
+    """From 1 at the first epoch, which is 0, down to 0 after the last."""
+    return (1 + math.cos(math.pi * epoch / epochs)) / 2
+
+
+class _Projected(nn.Module):
+    """`x @ proj`: `(n, d) -> (n, e)`."""
+
+    def __init__(self, proj: Tensor) -> None:
+        super().__init__()
+        self.proj = proj
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.proj.to(x.dtype)
