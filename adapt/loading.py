@@ -19,6 +19,7 @@ from adapt.formats.adapter import check_backbone, check_shapes, load_tensors, re
 from adapt.formats.allocation import at_most
 from adapt.formats.header import Header, read_header
 from adapt.methods.base import Method
+from adapt.models.answers import Answers
 from adapt.models.wrap import assemble, build
 
 logger = logging.getLogger("adapt")
@@ -66,6 +67,8 @@ def _of_file(
         )
     check_backbone(described, backbone, path)
     model = build_for(method, backbone, described.class_names, tensors, str(path), fast)
+    if described.answers is not None:
+        model.answers = Answers(**described.answers | {"template": tuple(described.answers["template"])})
     model.metadata = {key: getattr(described, key) for key in ("recipe", "seed", "metrics")}
     if class_names is not None and tuple(class_names) != described.class_names:
         if not hasattr(model, "with_classes"):

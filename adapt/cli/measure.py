@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 @click.option(
     "--data-classes", is_flag=True, help="Classify among the data's class names, where they are not the adapter's."
 )
+@click.option(
+    "--blend",
+    help="Shares of the adapter in the answers, the rest being zero-shot (WiSE-FT): a line for each, as in 0,0.5,1.",
+)
 @common.of_adapter
 @common.device
 @common.cache
@@ -35,6 +39,7 @@ def evaluate_adapter(
     names: str | None,
     part: str,
     data_classes: bool,
+    blend: str | None,
     backbone: str | None,
     device: str,
     cache: bool,
@@ -46,6 +51,7 @@ def evaluate_adapter(
     Examples:
       adapt eval runs/first/adapter.safetensors --data emoji
       adapt eval runs/first/adapter.safetensors --data emoji@fluent-3d
+      adapt eval runs/first/adapter.safetensors --data emoji --blend 0,0.25,0.5,0.75,1
       adapt eval runs/first/adapter.safetensors --data photos --data-classes
       adapt eval runs/vlora/adapter.safetensors --data emoji-questions
     """
@@ -53,6 +59,7 @@ def evaluate_adapter(
     from adapt.data.readers import load as load_data
 
     split = load_data(data, root, names)
+    shares = [] if blend is None else common.numbers("blend", blend, float)
     with quiet_libraries():
         from adapt.backbones.load import load_backbone
         from adapt.loading import load
@@ -63,7 +70,12 @@ def evaluate_adapter(
             raise AdaptError(
                 f"{data} has other classes than {adapter}: add --data-classes to classify among the data's own names"
             )
-        _print(model, split, part, as_json, cache)
+        for share in shares:
+            if not as_json:
+                click.echo(f"blend {share:g}: ", nl=False)
+            _print(model.blended(share, split.template), split, part, as_json, cache)
+        if not shares:
+            _print(model, split, part, as_json, cache)
 
 
 @click.command()
@@ -125,7 +137,8 @@ def _print(model: Adapted[Any], split: Split, part: str, as_json: bool, cache: b
     if as_json:
         from adapt import plain
 
-        figures = {"data": split.name, "part": part, **scores.figures(), "by_class": scores.by_class}
+        blend = {} if model.answers.blend == 1 else {"blend": model.answers.blend}
+        figures = {"data": split.name, "part": part, **blend, **scores.figures(), "by_class": scores.by_class}
         click.echo(plain.dump({"method": model.method.name, "backbone": model.backbone.name, **figures}))
     else:
         of = f"{scores.images} {part} {'questions' if items[0].question else 'images'} of {split.name}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 Command = Callable[..., None]
 Options = dict[str, Any]
+Number = TypeVar("Number", int, float)
 
 PARTS = ("train", "val", "test")
 ALL = "all"
@@ -84,6 +85,16 @@ overrides = click.option(
     metavar="KEY=VALUE",
     help="Change any key of the recipe, such as train.lr=0.01. May be repeated.",
 )
+
+
+def numbers(what: str, text: str, kind: type[Number] = int) -> list[Number]:
+    """What --`what` lists, separated by commas. AdaptError for what is no number."""
+    try:
+        return [kind(each) for each in text.split(",")]
+    except ValueError:
+        raise AdaptError(
+            f"--{what} is {text!r}; expected numbers such as {'1,2,3' if kind is int else '0,0.5,1'}"
+        ) from None
 
 
 def read(recipe: str, overrides: tuple[str, ...], options: Options, protocol: str | None = None) -> Recipe:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adapt.cli import options as common
+from adapt.cli.many_runs import engines, run
 from adapt.errors import AdaptError
 
 if TYPE_CHECKING:
-    from adapt.protocols.protocol import Protocol
     from adapt.protocols.runs import Target
 
 _common = common.together(
@@ -25,11 +25,7 @@ _common = common.together(
     common.recipe_backbone,
     click.option("--seeds", default="1,2,3", show_default=True, help="One run for each."),
     common.overrides,
-    click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Runs at once on a machine."),
-    click.option(
-        "--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True, help="Where runs go."
-    ),
-    click.option("--address", help="Of a Ray cluster; without it Ray starts one here."),
+    engines,
 )
 _OWNED = {"seed": "give --seeds", "data.classes": "leave it out"}
 _OF_RUNS = ("out", "jobs", "engine", "address")
@@ -56,7 +52,7 @@ def few_shot(recipe: str, shots: str, seeds: str, overrides: tuple[str, ...], **
     where = _where(options)
     _check_owned(overrides, _OWNED | {"data.shots": "give --shots"})
     chosen = common.read(recipe, overrides, options, "few_shot")
-    _run(protocols.few_shot(chosen, _numbers("shots", shots), _numbers("seeds", seeds)), **where)
+    run(protocols.few_shot(chosen, common.numbers("shots", shots), common.numbers("seeds", seeds)), **where)
 
 
 @click.command("base-to-new")
@@ -78,7 +74,7 @@ def base_to_new(recipe: str, seeds: str, overrides: tuple[str, ...], **options: 
     where = _where(options)
     _check_owned(overrides, _OWNED)
     chosen = common.read(recipe, overrides, options, "base_to_new")
-    _run(protocols.base_to_new(chosen, _numbers("seeds", seeds)), **where)
+    run(protocols.base_to_new(chosen, common.numbers("seeds", seeds)), **where)
 
 
 @click.command("cross-dataset")
@@ -140,11 +136,14 @@ def _transfer(
         )
     root = root or chosen.data.root
     names = targets or protocols.PAPERS_TARGETS[name]
-    _run(protocols.transfer(name, chosen, [_target(each, root) for each in names], _numbers("seeds", seeds)), **where)
+    run(
+        protocols.transfer(name, chosen, [_target(each, root) for each in names], common.numbers("seeds", seeds)),
+        **where,
+    )
 
 
 def _where(options: common.Options) -> dict[str, Any]:
-    """What `_run` takes, moved out of `options`: the rest changes the recipe."""
+    """What `run` takes, moved out of `options`: the rest changes the recipe."""
     return {name: options.pop(name) for name in _OF_RUNS}
 
 
@@ -174,49 +173,35 @@ def _check_owned(overrides: tuple[str, ...], options: dict[str, str]) -> None:
             raise AdaptError(f"--set {override}: this protocol sets {key}; {options[key]}")
 
 
-def _numbers(what: str, text: str) -> list[int]:
-    try:
-        return [int(each) for each in text.split(",")]
-    except ValueError:
-        raise AdaptError(f"--{what} is {text!r}; expected numbers such as 1,2,3") from None
-
-
-def _run(protocol: Protocol, out: Path, jobs: int, engine: Any, address: str | None) -> None:
-    from adapt.cli.quiet import quiet_libraries
-
-    if address is not None and engine != "ray":
-        raise AdaptError("--address is of a Ray cluster: add --engine ray")
-    with quiet_libraries():
-        from adapt.protocols.engines import Engine
-        from adapt.protocols.run_protocol import run_protocol
-        from adapt.protocols.tables import as_text, table
-
-        try:
-            where = Engine(engine, jobs, address)
-            results = run_protocol(protocol, out, where, lambda line: click.echo(f"  {line}", err=True))
-        except KeyboardInterrupt:
-            click.echo("stopped; go on with the same command", err=True)
-            raise SystemExit(130) from None
-    click.echo(as_text(table([results])))
-
-
 @click.command("table")
 @click.argument("results", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--format", "form", type=click.Choice(["text", "markdown", "csv"]), default="text", show_default=True)
 @click.option("--published/--no-published", default=True, show_default=True, help="Show the papers' figures too.")
 def table(results: tuple[Path, ...], form: str, published: bool) -> None:
-    """Show RESULTS side by side: JSON files of one protocol, or the folders that hold them.
+    """Show RESULTS side by side: JSON files of one protocol, or the folders that hold them; or any run directories.
 
     \b
-    Example:
+    Examples:
       adapt table runs/coop-b2n runs/maple-b2n --format markdown
+      adapt table runs/first runs/second
+
+    Of run directories those that differ by their seed alone are one row.
 
     Published figures carry where they come from: F an official file, A the abstract, S a secondary source, R recalled.
     """
-    from adapt.protocols import tables
+    from adapt.protocols import plain_runs, tables
 
-    found = [each for path in results for each in tables.read_results(path)]
-    click.echo(tables.FORMATS[form](tables.table(found, published)))
+    runs = [path for path in results if plain_runs.is_run(path)]
+    if runs and len(runs) < len(results):
+        other = next(path for path in results if path not in runs)
+        raise AdaptError(
+            f"{runs[0]} is a run and {other} what a protocol found: show either, or write a report of both"
+        )
+    if runs:
+        cells = plain_runs.plain_table([plain_runs.read_run(path) for path in runs])
+    else:
+        cells = tables.table([each for path in results for each in tables.read_results(path)], published)
+    click.echo(tables.FORMATS[form](cells))
 
 
 @click.command("report")

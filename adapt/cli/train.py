@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adapt.cli import options as common
+from adapt.cli.many_runs import engines, run
 from adapt.errors import AdaptError
 
 if TYPE_CHECKING:
@@ -38,6 +39,15 @@ _changes = common.together(
 @click.option(
     "--resume", is_flag=True, help="Go on with the interrupted run in --out, exactly as if it had not stopped."
 )
+@click.option("--seeds", help="Several seeds, such as 1,2,3: a run for each, in folders of --out.")
+@click.option(
+    "--sweep",
+    "sweeps",
+    multiple=True,
+    metavar="KEY=VALUES",
+    help="Several values of a key, such as train.lr=0.002,0.02: a run for each, in folders of --out. May be repeated.",
+)
+@engines
 @click.option("--plot", is_flag=True, help="Also draw the curves to OUT/curves.png, and a search to OUT/search.png.")
 @click.option("--quiet", is_flag=True, help="No progress.")
 def train(
@@ -46,6 +56,11 @@ def train(
     keep_flops: float | None,
     out: Path | None,
     resume: bool,
+    seeds: str | None,
+    sweeps: tuple[str, ...],
+    jobs: int,
+    engine: str,
+    address: str | None,
     plot: bool,
     quiet: bool,
     **options: Any,
@@ -58,6 +73,7 @@ def train(
       adapt train coop --data photos/ --shots 8 --out runs/mine
       adapt train lora --data eurosat --root data --out runs/eurosat
       adapt train das --keep-flops 0.75 --out runs/light
+      adapt train coop --data emoji --sweep train.lr=0.002,0.02 --seeds 1,2,3 --out runs/rates
 
     \b
     OUT gets adapter.safetensors (a few kilobytes), metrics.json, log.jsonl (every step),
@@ -73,6 +89,17 @@ def train(
     if keep_flops is not None:
         overrides = _keeping(keep_flops, common.read(recipe, overrides, options), overrides)
     chosen = common.read(recipe, overrides, options)
+    if seeds or sweeps:
+        if out is None or resume or plot or options["seed"] is not None:
+            raise AdaptError(
+                "--seeds and --sweep make many runs in folders of --out: give --out, and leave out --resume (the same "
+                "command goes on), --plot (see `adapt report`) and --seed"
+            )
+        from adapt.protocols.protocol import sweep
+
+        each = common.numbers("seeds", seeds) if seeds else [chosen.seed]
+        run(sweep(chosen, dict(map(_values, sweeps)), each), out, jobs, engine, address)
+        return
     with quiet_libraries():
         from adapt import plugins
         from adapt.training.run_recipe import run_recipe
@@ -95,6 +122,18 @@ def train(
             plot_search(Found(**stored.read(out / "search.json", Found, "search")), out / "search.png")
     if result.adapter is not None:
         click.echo(f"adapter    {result.adapter} ({result.metrics['adapter_bytes'] / 1024:.1f} KB)")
+
+
+def _values(sweep: str) -> tuple[str, list[Any]]:
+    """The key and the values of KEY=VALUES."""
+    from adapt.recipe.file import pair
+
+    key, _, values = sweep.partition("=")
+    found: list[Any]
+    key, found = pair(f"{key}=[{values}]")
+    if not values or not found:
+        raise AdaptError(f"--sweep {sweep!r} is not of the form KEY=VALUES, such as train.lr=0.002,0.02")
+    return key, found
 
 
 def _keeping(share: float, recipe: Recipe, overrides: tuple[str, ...]) -> tuple[str, ...]:

@@ -40,6 +40,23 @@ def pick(train: Items, val: Items, shots: int, seed: int, sampling: Sampling) ->
     return _repeated_if_few(train, shots, stream), picked_val
 
 
+def carve(train: Items, seed: int) -> set[Item]:
+    """A fifth of the images of each class, at least one, by whole groups, one of which stays."""
+    stream, held = random.Random(seed), set["Item"]()
+    for images in _by_label(train):
+        groups: dict[str, list[Item]] = {}
+        for item in images:
+            groups.setdefault(item.group or item.path, []).append(item)
+        drawn, wanted = list(groups.values()), max(1, len(images) // 5)
+        stream.shuffle(drawn)
+        taken = 0
+        for group in drawn[1:]:
+            if taken < wanted:
+                held.update(group)
+                taken += len(group)
+    return held
+
+
 def _all_if_few(items: Items, shots: int, stream: random.Random) -> Items:
     return _flat(group if len(group) < shots else stream.sample(group, shots) for group in _by_label(items))
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Literal
 
-from adapt.data.few_shot import Sampling, pick
+from adapt.data.few_shot import Sampling, carve, pick
 from adapt.errors import AdaptError
 from adapt.shown import unseen
 
@@ -20,7 +20,8 @@ Classes = Literal["all", "base", "new"]
 class Item:
     """One labelled image. `path` is of `adapt.data.decoding.files`'s forms; `domain` is "" where there are none.
 
-    With a `question` about the image, the class name is the answer, and the label the answer's number.
+    With a `question` about the image, the class name is the answer, and the label the answer's number. Images of one
+    `group`, such as one object's photographs, are more alike than others of their class; "" where none is named.
     """
 
     path: str
@@ -28,6 +29,7 @@ class Item:
     class_name: str
     domain: str = ""
     question: str = ""
+    group: str = ""
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,17 @@ class Split:
             raise AdaptError(f"Data {self.name!r} has no training images to take {shots} shots from.")
         train, val = pick(self.train, self.val, shots, seed, sampling)
         return replace(self, train=train, val=val)
+
+    def with_validation(self, seed: int) -> Split:
+        """The same with a fifth of each class's training images for validation, drawn by `seed`, whole groups at once.
+
+        A class whose images are all of one group keeps them. Raises AdaptError where there are validation images.
+        """
+        if self.val:
+            raise AdaptError(f"Data {self.name!r} has validation images already.")
+        held = carve(self.train, seed)
+        train, val = ([item for item in self.train if (item in held) is kept] for kept in (False, True))
+        return replace(self, train=tuple(train), val=tuple(val))
 
     def only(self, classes: Classes) -> Split:
         """All classes, or the base or the new half of them, labelled from 0 (CoOp).

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
 from adapt.data.decoding.loader import loader
 from adapt.data.split import Item
@@ -17,7 +18,7 @@ from adapt.models.classifier import AdaptedModel
 from adapt.models.prediction import decided
 from adapt.progress import Progress
 
-Decided = tuple[list[str], list[float]]  # what a model says of a batch, and how sure it is
+Answer = TypeVar("Answer")
 
 BATCH_SIZE = 100
 FEATURES = 1024  # cached features classified at once
@@ -35,13 +36,16 @@ def evaluate(
 ) -> Scores:
     """Classifies `items`, or answers their questions. Features of an unedited vision tower come from the cache.
 
+    Where the method remembers a stream of images, they are one, in their order.
+
     Raises AdaptError where labels do not belong to the model's classes, or a file cannot be decoded.
     """
     check_labels(model, items)
-    if keeps_features(model, cache):
-        found = list(_from_features(model, items, workers, progress))
+    if model.class_names:
+        answered = logits(model, items, workers=workers, cache=cache, progress=progress)
+        found = [decided(batch, model.class_names) for batch in answered]
     else:
-        found = list(_decoded(model, items, workers, progress))
+        found = list(_decoded(model, model.decide, items, workers, progress))
     return Scores(
         paths=tuple(item.path for item in items),
         actual=tuple(item.class_name for item in items),
@@ -51,38 +55,60 @@ def evaluate(
     )
 
 
+def logits(
+    model: Adapted[Any],
+    items: Sequence[Item],
+    *,
+    workers: int = 2,
+    cache: bool = True,
+    progress: Progress | None = None,
+) -> Iterator[Tensor]:
+    """What `model` makes of `items`, in batches `(b, n)`; as `evaluate`, of a model that tells classes apart."""
+    model = model.stream()
+    if keeps_features(model, cache):
+        return _from_features(model, items, workers, progress)
+    return _decoded(model, model.batch_logits, items, workers, progress)
+
+
 def _from_features(
     model: AdaptedModel, items: Sequence[Item], workers: int, progress: Progress | None
-) -> Iterator[Decided]:
+) -> Iterator[Tensor]:
     if model.method.views:
         yield from _from_views(model, items, workers, progress)
         return
     features = image_features(model, items, workers=workers, progress=progress).to(model.backbone.device)
     for part in features.split(FEATURES_PER_IMAGE if model.method.per_image else FEATURES):
-        with evaluating(model):
-            found = decided(model.logits(part), model.class_names)
+        with evaluating(model), torch.no_grad():
+            found = model.logits(part)
         yield found
 
 
 def _from_views(
     model: AdaptedModel, items: Sequence[Item], workers: int, progress: Progress | None
-) -> Iterator[Decided]:
+) -> Iterator[Tensor]:
     """Some images at a time: each has many features."""
     for start in range(0, len(items), FEATURES):
         features = view_features(model, items[start : start + FEATURES], workers=workers, progress=progress)
         for part in features.to(model.backbone.device).split(FEATURES_PER_IMAGE):
-            with evaluating(model):
-                found = decided(model.logits(part[:, 0], part[:, 1:]), model.class_names)
+            with evaluating(model), torch.no_grad():
+                found = model.logits(part[:, 0], part[:, 1:])
             yield found
 
 
-def _decoded(model: Adapted[Any], items: Sequence[Item], workers: int, progress: Progress | None) -> Iterator[Decided]:
+def _decoded(
+    model: Adapted[Any],
+    answer: Callable[[Any], Answer],
+    items: Sequence[Item],
+    workers: int,
+    progress: Progress | None,
+) -> Iterator[Answer]:
+    """What `answer` makes of each batch of decoded images."""
     transform = model.transform()
     done = 0
     size = max(1, BATCH_SIZE // (1 + model.method.views))
     for inputs, labels in loader(items, transform, size, train=False, workers=workers):
-        with evaluating(model):  # for a batch at a time, so that other threads' calls come in between
-            found = model.decide(inputs)
+        with evaluating(model), torch.no_grad():  # for a batch at a time, so that other threads' calls come in between
+            found = answer(inputs)
         yield found
         done += len(labels)
         if progress is not None:

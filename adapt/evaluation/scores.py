@@ -44,11 +44,11 @@ class Scores:
     @property
     def calibration_error(self) -> float:
         """Expected calibration error in [0, 1] over 15 bins of equal width (Guo et al., ICML 2017)."""
-        bins: dict[int, list[tuple[float, bool]]] = defaultdict(list)
-        for confidence, hit in zip(self.confidence, self.right):
-            bins[min(int(confidence * CALIBRATION_BINS), CALIBRATION_BINS - 1)].append((confidence, hit))
-        gaps = (abs(sum(confidence - hit for confidence, hit in members)) for members in bins.values())
-        return sum(gaps) / self.images
+        return calibration_error(self.reliability())
+
+    def reliability(self) -> list[dict[str, float]]:
+        """For each bin of confidence that has images their number, mean confidence and accuracy."""
+        return reliability(self.confidence, self.right)
 
     def figures(self) -> dict[str, Any]:
         """For metrics.json, small enough for an adapter's header too."""
@@ -67,3 +67,24 @@ class Scores:
             for path, actual, predicted, confidence in zip(*columns)
         ]
         return [row | {"question": question} for row, question in zip(rows, self.questions)] or rows
+
+
+def reliability(confidence: Sequence[float], right: Sequence[bool]) -> list[dict[str, float]]:
+    """For each of 15 bins of confidence that has images their number, mean confidence and accuracy."""
+    bins: dict[int, list[tuple[float, bool]]] = defaultdict(list)
+    for sure, hit in zip(confidence, right, strict=True):
+        bins[min(int(sure * CALIBRATION_BINS), CALIBRATION_BINS - 1)].append((sure, hit))
+    return [
+        {
+            "images": len(members),
+            "confidence": sum(sure for sure, _ in members) / len(members),
+            "accuracy": sum(hit for _, hit in members) / len(members),
+        }
+        for _, members in sorted(bins.items())
+    ]
+
+
+def calibration_error(bins: Sequence[dict[str, float]]) -> float:
+    """The mean distance of confidence and accuracy over the images of all bins."""
+    gaps = (each["images"] * abs(each["confidence"] - each["accuracy"]) for each in bins)
+    return sum(gaps) / sum(each["images"] for each in bins)

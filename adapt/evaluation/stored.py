@@ -75,6 +75,9 @@ class _Summary(_Stored):
     mean: dict[str, float]
     std: dict[str, float]
     zero_shot: dict[str, float]
+    runs: int = Field(default=1, ge=1)
+    setting: str | None = None  # of a sweep
+    val: float | None = None
 
 
 class ProtocolResults(_Stored):
@@ -90,6 +93,8 @@ class ProtocolResults(_Stored):
         figures = [each for group in self.summary for each in (group.mean, group.std, group.zero_shot)]
         if self.protocol == "few_shot" and not all("test" in each for each in figures):
             raise ValueError("a curve has figures called test for each number of shots")
+        if self.protocol == "sweep" and any(group.setting is None for group in self.summary):
+            raise ValueError("a sweep has a setting for each group of runs")
         return self
 
 

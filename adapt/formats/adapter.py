@@ -32,6 +32,8 @@ def save(model: Adapted[Any], path: str | Path) -> Path:
 
 
 def _header(model: Adapted[Any]) -> Header:
+    from adapt.models.answers import PLAIN
+
     backbone = model.backbone
     return header.make(
         method=model.method.name,
@@ -43,6 +45,7 @@ def _header(model: Adapted[Any]) -> Header:
         preprocess=backbone.reading(),
         logit_scale=model.method.logit_scale or getattr(backbone, "logit_scale", None),
         versions=versions(),
+        answers=None if model.answers == PLAIN else asdict(model.answers),
         **model.metadata,
     )
 

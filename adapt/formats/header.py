@@ -12,7 +12,8 @@ from adapt.errors import AdaptError
 from adapt.formats import tensor_file
 from adapt.validation import explain
 
-FORMAT = (1, 1)  # a newer major is refused, a newer minor only adds keys
+FORMAT = (2, 0)  # a newer major is refused, a newer minor only adds keys
+_WITHOUT_ANSWERS = (1, 1)  # what older releases read, as long as the answers are the method's own
 _CHECKSUMS_SINCE = (1, 1)
 _STRICT = ConfigDict(frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
@@ -33,6 +34,14 @@ class _Reading(BaseModel):
     patch_block: int | None = None
 
 
+class _Answers(BaseModel):
+    model_config = _STRICT | ConfigDict(extra="forbid")
+
+    blend: float = Field(ge=0, le=1)
+    template: tuple[str, ...]
+    temperature: float = Field(gt=0)
+
+
 class Header(BaseModel):
     """What an adapter file says of itself."""
 
@@ -51,6 +60,8 @@ class Header(BaseModel):
     quantization: Literal["nf4", "int8"] | None = None
     """Of the backbone while it was trained."""
     versions: dict[str, str] = Field(default_factory=dict)
+    answers: dict[str, Any] | None = None
+    """What becomes of the method's logits: see `adapt.models.answers`."""
     recipe: dict[str, Any] | None = None
     seed: int | None = None
     metrics: dict[str, Any] | None = None
@@ -59,6 +70,11 @@ class Header(BaseModel):
     @classmethod
     def _whole(cls, value: dict[str, Any]) -> dict[str, Any]:
         return _checked(_Fingerprint, value)
+
+    @field_validator("answers")
+    @classmethod
+    def _answering(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        return None if value is None else _checked(_Answers, value)
 
     @field_validator("preprocess")
     @classmethod
@@ -83,7 +99,7 @@ def make(**values: Any) -> Header:
     """The header of a model. Raises AdaptError for what could not be read again."""
     try:
         plain.check(values, longest=None)
-        return Header(format=FORMAT, **values)
+        return Header(format=_WITHOUT_ANSWERS if values.get("answers") is None else FORMAT, **values)
     except ValidationError as error:
         raise AdaptError(explain(Header, error, "this model cannot be saved")) from None
     except ValueError as error:

@@ -11,7 +11,7 @@ from adapt.errors import AdaptError
 from adapt.methods.base import Context, Method, Step
 from adapt.models import asking
 from adapt.models.base import Adapted, in_one_mode
-from adapt.models.prediction import Prediction, decided, predictions
+from adapt.models.prediction import Prediction, predictions
 
 if TYPE_CHECKING:
     from adapt.backbones.fusion import FusionEncoder
@@ -48,7 +48,7 @@ class AnsweringModel(Adapted["FusionEncoder"]):
     def forward(self, images: Tensor, questions: Sequence[str]) -> Tensor:
         """Images `(b, 3, h, w)` with a question each to logits `(b, answers)`."""
         asking.check(images, questions)
-        return self.method.infer(Step(self, (images, questions)))
+        return self.answers.of(Step(self, (images, questions)))
 
     def own_logits(self, step: Step) -> Tensor:
         """Of the trained head."""
@@ -60,9 +60,10 @@ class AnsweringModel(Adapted["FusionEncoder"]):
         logits: Tensor = head(features.to(head[0].weight.dtype))
         return logits
 
-    def decide(self, inputs: Any) -> tuple[list[str], list[float]]:
+    def batch_logits(self, inputs: Any) -> Tensor:
         images, questions, _ = inputs
-        return decided(self(images.to(self.backbone.device), questions), self.class_names)
+        logits: Tensor = self(images.to(self.backbone.device), questions)
+        return logits
 
     def _predictions(self, pixels: Tensor, top_k: int, question: str | None) -> Iterator[Prediction]:
         return predictions(self(pixels, asking.of_each(pixels, question)), self.class_names, top_k)

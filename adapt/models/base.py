@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
+from dataclasses import replace
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Self, TypeVar
@@ -13,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adapt.backbones.absent import cut_out
-from adapt.backbones.base import Backbone, outside_inference_mode
+from adapt.backbones.base import Backbone, DualEncoder, outside_inference_mode
 from adapt.backbones.preprocess import Transform
 from adapt.backbones.turns import alone, changing_modes, copied_alone, keeping_modes
 from adapt.data.decoding.views import Views
@@ -22,7 +24,9 @@ from adapt.engine.hooks import run
 from adapt.errors import AdaptError
 from adapt.methods.base import Context, Method, checked
 from adapt.methods.base.step import TERMS, Step, Terms
-from adapt.models.prediction import Prediction, batches_of
+from adapt.models.answers import PLAIN, Answers
+from adapt.models.prediction import Prediction, batches_of, decided
+from adapt.prompts import several
 
 if TYPE_CHECKING:
     from adapt.edits import Edit
@@ -42,6 +46,8 @@ class Adapted(nn.Module, Generic[B]):
     baseline = "zero-shot"  # what the backbone does by itself is called so
     method: Method
     class_names: tuple[str, ...]  # what it tells apart; empty where answers are free text
+    memory: Any = None  # what the method remembers of the images of a stream
+    answers: Answers = PLAIN  # what becomes of the method's logits
 
     def __init__(self, backbone: B, method: Method, class_names: Sequence[str], *, checkpointing: bool = False) -> None:
         super().__init__()
@@ -81,6 +87,18 @@ class Adapted(nn.Module, Generic[B]):
         plain, views = self.backbone.transform(train=False), self.method.views
         return Views(plain, self.backbone.transform(train=True), views) if views else plain
 
+    def stream(self) -> Self:
+        """The same model for one stream of images, which its method may remember; by itself it keeps nothing.
+
+        `evaluate` and each call of `predict` make one of their own. One stream is of one thread at a time.
+        """
+        memory = self.method.memory()
+        if memory is None:
+            return self
+        other = copy(self)
+        other.memory = memory
+        return other
+
     def step(self, inputs: Any, labels: Tensor) -> Step:
         """A batch from the data loader, or of encoded images, as the method sees it."""
         return Step(self, inputs, labels)
@@ -108,9 +126,25 @@ class Adapted(nn.Module, Generic[B]):
         """Which answers to a batch `(b,)` are right."""
         return step.logits.argmax(-1).eq(step.labels)
 
+    def batch_logits(self, inputs: Any) -> Tensor:
+        """Logits `(b, n)` of a batch from the data loader. AdaptError where answers are free text."""
+        raise AdaptError(f"{self.backbone.describe()} answers in words of its own, which have no logits by class")
+
     def decide(self, inputs: Any) -> tuple[list[str], list[float]]:
         """What the model says of each of a batch from the data loader, and how sure it is, in [0, 1]."""
-        raise NotImplementedError
+        return decided(self.batch_logits(inputs), self.class_names)
+
+    def blended(self, share: float, template: str | Sequence[str] = "a photo of a {}.") -> Self:
+        """The same model, its tensors shared, whose answers are `share` its own and for the rest zero-shot ones.
+
+        0 is zero-shot classification by `template`, 1 the adapted model alone (WiSE-FT; see `adapt.models.answers`).
+        Raises AdaptError for a share outside [0, 1], and where there is no zero-shot classifier to blend with.
+        """
+        if not isinstance(self.backbone, DualEncoder):
+            raise AdaptError(f"{self.backbone.describe()} has no zero-shot classifier by names to blend with")
+        other = copy(self)
+        other.answers = replace(self.answers, blend=share, template=tuple(several(template)))
+        return other
 
     def _predictions(self, pixels: Tensor, top_k: int, question: str | None) -> Iterator[Prediction]:
         """What the model says of images `(b, 3, h, w)`, a question about each of them if it answers questions."""
@@ -131,11 +165,11 @@ class Adapted(nn.Module, Generic[B]):
         """As `predict`, one prediction at a time, holding one batch of images."""
         from adapt.data.decoding.images import open_image
 
-        transform = self.transform()
+        transform, model = self.transform(), self if self.memory is not None else self.stream()
         for batch in batches_of(images, max(1, batch_size // (1 + self.method.views))):
             pixels = torch.stack([transform(open_image(image)) for image in batch]).to(self.backbone.device)
-            with evaluating(self), torch.no_grad():  # not around the yield: what the caller does meanwhile is its own
-                found = list(self._predictions(pixels, top_k, question))
+            with evaluating(model), torch.no_grad():  # not around the yield: what the caller does meanwhile is its own
+                found = list(model._predictions(pixels, top_k, question))
             yield from found
 
     def start_anew(self) -> None:

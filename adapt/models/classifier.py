@@ -19,7 +19,7 @@ from adapt.methods.base import Context, Encoded, ImageStep, Method
 from adapt.models.base import Adapted, in_one_mode
 from adapt.models.class_names import check_class_names
 from adapt.models.class_texts import ClassTexts, PromptAverage
-from adapt.models.prediction import Prediction, decided, predictions
+from adapt.models.prediction import Prediction, predictions
 from adapt.prompts import Prompt, from_template, of_classes
 
 
@@ -58,12 +58,12 @@ class AdaptedModel(Adapted[DualEncoder]):
     @in_one_mode
     def forward(self, images: Tensor) -> Tensor:
         """Images `(b, 3, h, w)`, or views of each `(b, v, 3, h, w)`, to logits `(b, n_classes)`."""
-        return self.method.infer(ImageStep(self, images))
+        return self.answers.of(ImageStep(self, images))
 
     @in_one_mode
     def logits(self, image_features: Tensor, views: Tensor | None = None) -> Tensor:
         """Unit-length image features `(b, e)`, and those of views of each `(b, v, e)`, to logits `(b, n_classes)`."""
-        return self.method.infer(ImageStep(self, Encoded(image_features, views)))
+        return self.answers.of(ImageStep(self, Encoded(image_features, views)))
 
     def own_logits(self, step: ImageStep) -> Tensor:
         return step.cosine_logits(step.class_features)
@@ -100,8 +100,9 @@ class AdaptedModel(Adapted[DualEncoder]):
         backbone = self.backbone
         return self._through({"vision": edits}, lambda: backbone.encode_image(images.to(backbone.dtype)))
 
-    def decide(self, inputs: Tensor) -> tuple[list[str], list[float]]:
-        return decided(self(inputs.to(self.backbone.device)), self.class_names)
+    def batch_logits(self, inputs: Tensor) -> Tensor:
+        logits: Tensor = self(inputs.to(self.backbone.device))
+        return logits
 
     @in_one_mode
     def class_features(self, image_features: Tensor | None = None) -> Tensor:
@@ -158,7 +159,7 @@ class AdaptedModel(Adapted[DualEncoder]):
         other = AdaptedModel(
             self.backbone, self.method, names, self.fast, checkpointing=self.checkpointing, text_memory=self.text_memory
         )
-        other.training, other.metadata = self.training, dict(self.metadata)
+        other.training, other.metadata, other.answers = self.training, dict(self.metadata), self.answers
         return other
 
     def unwrap(self) -> DualEncoder:

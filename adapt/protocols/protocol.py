@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 from adapt.errors import AdaptError
 from adapt.protocols.runs import PlannedRun, Target
 from adapt.recipe import Recipe, build_recipe
+from adapt.recipe.file import one_length, set_key
 
 Figures = dict[str, float]
 
@@ -28,6 +31,7 @@ PAPERS_TARGETS = {
     "domain_generalisation": ("imagenet_v2", "imagenet_sketch", "imagenet_a", "imagenet_r"),
 }
 
+_UNSAFE = re.compile(r"[^\w.=+-]+")  # in the name of a run's folder
 _TAKEN = {"run", "shots", "seed", "train_set", "source", "average"}
 
 
@@ -83,6 +87,33 @@ def transfer(name: str, recipe: Recipe, targets: Sequence[Target], seeds: Sequen
         return {"average": sum(mean[each] for each in names) / len(names)}
 
     return Protocol(name, recipe, runs, ("source", *names), average)
+
+
+def sweep(recipe: Recipe, settings: Mapping[str, Sequence[Any]], seeds: Sequence[int]) -> Protocol:
+    """One recipe with every combination of `settings`, values by key such as train.lr, over seeds.
+
+    Choose by the validation images: the best of many on the test images is better than it will be on others.
+    """
+    runs = []
+    for values in product(*settings.values()):
+        chosen = dict(zip(settings, values, strict=True))
+        setting = ", ".join(f"{key}={value}" for key, value in chosen.items())
+        tried = with_settings(recipe, chosen)
+        for one in _seeded(tried, seeds):
+            name = "-".join([*(_UNSAFE.sub("_", part) for part in setting.split(", ") if part), f"seed-{one.seed}"])
+            runs.append(PlannedRun(name, one, setting=setting))
+    if len({run.name for run in runs}) < len(runs):
+        raise AdaptError(f"a value of the sweep stands twice: {', '.join(settings)} each need different ones")
+    return Protocol("sweep", recipe, tuple(runs), ("test",))
+
+
+def with_settings(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
+    """`recipe` with other values of keys such as train.lr, checked again."""
+    raw = recipe.model_dump(mode="json", exclude_unset=True)
+    for key, value in settings.items():
+        set_key(raw, (key, value))
+    one_length(raw, list(settings.items()))
+    return build_recipe(raw, "the sweep's recipe")
 
 
 def harmonic(base: float, new: float) -> float:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ from adapt.disk import write_csv, write_text
 from adapt.protocols.engines import Engine
 from adapt.protocols.protocol import Figures, Protocol
 from adapt.protocols.runs import Row, check
+from adapt.training.estimate import readable_time
 from adapt.training.run import environment
 
 LOCAL = Engine()
+SHORT = 5.0  # seconds that need no word
 
 
 def run_protocol(
@@ -27,11 +30,14 @@ def run_protocol(
     """
     check(protocol.runs)
     rows: list[Row] = []
+    started = time.monotonic()
     for row in engine.rows(protocol.runs, out):
         rows.append(row)
         if progress is not None:
             shown = ", ".join(f"{name} {100 * row[name]:.1f} %" for name in protocol.figures)
-            progress(f"{len(rows)} of {len(protocol.runs)}  {row['run']}: {shown}")
+            left = (time.monotonic() - started) / len(rows) * (len(protocol.runs) - len(rows))
+            more = f"  (about {readable_time(left)} left)" if left > SHORT else ""
+            progress(f"{len(rows)} of {len(protocol.runs)}  {row['run']}: {shown}{more}")
     results = {
         "protocol": protocol.name,
         "recipe": protocol.recipe.model_dump(mode="json"),
@@ -45,11 +51,24 @@ def run_protocol(
 
 
 def summaries(protocol: Protocol, rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """For each number of shots: means and standard deviations over the seeds, in [0, 1], the frozen model's beside."""
-    groups: dict[int | None, list[Row]] = {}
+    """Means and standard deviations over the seeds, in [0, 1], the frozen model's beside.
+
+    Of each number of shots or, in a sweep, of each setting.
+    """
+    groups: dict[tuple[int | None, str | None], list[Row]] = {}
     for row in rows:
-        groups.setdefault(row["shots"], []).append(row)
-    return [{"shots": shots, "runs": len(group), **_summary(protocol, group)} for shots, group in groups.items()]
+        groups.setdefault((row["shots"], row.get("setting")), []).append(row)
+    found = []
+    for (shots, setting), group in groups.items():
+        tried = {} if setting is None else {"setting": setting, "val": mean_of(row["val"] for row in group)}
+        found.append({"shots": shots, **tried, "runs": len(group), **_summary(protocol, group)})
+    return found
+
+
+def mean_of(values: Iterable[float | None]) -> float | None:
+    """Of those that are known; None where none is."""
+    known = [value for value in values if value is not None]
+    return statistics.mean(known) if known else None
 
 
 def _summary(protocol: Protocol, rows: Sequence[Row]) -> dict[str, Figures]:

@@ -38,12 +38,16 @@ class Target:
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """`recipe` in the folder `name`; `own` is what the accuracy on its own test images is called."""
+    """`recipe` in the folder `name`; `own` is what the accuracy on its own test images is called.
+
+    `setting` is what it is tried with, in a sweep.
+    """
 
     name: str
     recipe: Recipe
     own: str = "test"
     targets: tuple[Target, ...] = ()
+    setting: str | None = None
 
 
 def check(runs: Sequence[PlannedRun]) -> None:
@@ -77,6 +81,8 @@ def measure(run: PlannedRun, out: Path) -> Row:
         run_recipe(run.recipe, folder, resume=started.is_file(), progress=False)
     metrics = stored.read(folder / "metrics.json", stored.Measured, "scores of a finished run")
     row: Row = {"run": run.name, "shots": run.recipe.data.shots, "seed": run.recipe.seed}
+    if run.setting is not None:
+        row |= {"setting": run.setting, "val": metrics.get("val", {}).get("accuracy")}
     row |= {run.own: metrics["adapted"]["accuracy"], f"zero_shot_{run.own}": metrics["zero_shot"]["accuracy"]}
     for name, found in _on_targets(run, folder).items():
         row |= {name: found["adapted"], f"zero_shot_{name}": found["zero_shot"]}

@@ -20,7 +20,8 @@ Cells = list[list[str]]
 def table(results: Sequence[Results], published: bool = True) -> Cells:
     """A header, a zero-shot row, one row for each of `results`, and the published rows where there are some.
 
-    Percentages; few-shot curves have a column for each number of shots, other protocols one for each figure. Raises
+    Percentages; few-shot curves have a column for each number of shots, sweeps a row for each setting, other protocols
+    a column for each figure. Raises
     AdaptError for results of different protocols or data.
     """
     first = results[0]
@@ -29,6 +30,8 @@ def table(results: Sequence[Results], published: bool = True) -> Cells:
             raise AdaptError(
                 f"one table shows one protocol, data set and backbone; these are {_subject(first)} and {_subject(each)}"
             )
+    if first["protocol"] == "sweep":
+        return _settings_tried(results)
     columns = _columns(results)
     rows = [["shots" if first["protocol"] == "few_shot" else "", *columns]]
     rows.append(["zero-shot", *(_cell(_of(first, "zero_shot"), column) for column in columns)])
@@ -37,6 +40,19 @@ def table(results: Sequence[Results], published: bool = True) -> Cells:
         rows.append([title, *(_cell(_of(each, "mean"), column, spread) for column in columns)])
     if published:
         rows += [[title, *(values.get(column, "") for column in columns)] for title, values in figures_for(first)]
+    return rows
+
+
+def _settings_tried(results: Sequence[Results]) -> Cells:
+    """A row for each setting of sweeps: the accuracy by which to choose first, then that on the test images."""
+    rows = [["", "validation", "test"]]
+    rows.append(["zero-shot", "", _cell(results[0]["summary"][0]["zero_shot"], "test")])
+    for title, each in zip(titles(results), results):
+        for group in each["summary"]:
+            spread = group["std"] if group["runs"] > 1 else None
+            val = "" if group["val"] is None else f"{100 * group['val']:.1f}"
+            name = f"{title}, {group['setting']}" if group["setting"] else title
+            rows.append([name, val, _cell(group["mean"], "test", spread)])
     return rows
 
 
@@ -82,7 +98,7 @@ def read_results(path: Path) -> list[Results]:
     """The results in a file, or in a folder that a protocol wrote. Raises AdaptError where there are none."""
     if not path.exists():
         raise AdaptError(f"{path} does not exist; expected results of a protocol, such as base_to_new.json")
-    names = ("few_shot", "base_to_new", "cross_dataset", "domain_generalisation")
+    names = ("few_shot", "base_to_new", "cross_dataset", "domain_generalisation", "sweep")
     files = [path / f"{name}.json" for name in names if (path / f"{name}.json").is_file()] if path.is_dir() else [path]
     if not files:
         raise AdaptError(f"{path} holds no results of a protocol, such as base_to_new.json")

@@ -66,6 +66,10 @@ class Recipe(BaseModel):
     data: DataSection
     train: TrainSettings | None = None
     """Left out for methods that nothing trains by steps."""
+    blend: float | None = Field(default=None, ge=0, le=1)
+    """Share of the adapted model in the answers, the rest being zero-shot (WiSE-FT)."""
+    calibrate: bool = False
+    """Divide logits by a temperature chosen on validation images, so that answers are as sure as they are right."""
     seed: int = Field(default=1, ge=0, lt=2**63)
     device: str = "cpu"
     quantize: Literal["nf4", "int8"] | None = None

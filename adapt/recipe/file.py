@@ -109,7 +109,7 @@ def add_the_sets_own(raw: dict[str, Any], source: str) -> None:
 
 def set_key(raw: dict[str, Any], override: Override) -> None:
     """Puts `key=value`, such as `data.shots=4`, into plain data. Raises AdaptError where it is of another form."""
-    key, value = override if isinstance(override, tuple) else _pair(override)
+    key, value = override if isinstance(override, tuple) else pair(override)
     *parents, leaf = key.split(".")
     section: Any = raw
     for part in parents:
@@ -130,7 +130,8 @@ def one_length(raw: dict[str, Any], overrides: Iterable[Override]) -> None:
         raw["train"] = {key: value for key, value in train.items() if key not in _LENGTHS or f"train.{key}" in keys}
 
 
-def _pair(override: str) -> tuple[str, Any]:
+def pair(override: str) -> tuple[str, Any]:
+    """The key and the value of `key=value`. AdaptError where it is of another form."""
     key, separator, value = override.partition("=")
     if not separator or not key:
         raise AdaptError(f"override {override!r} is not of the form key=value, such as data.shots=4")

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,16 @@ from pydantic import ValidationError
 from adapt.data.split import Item, items_id
 from adapt.disk import write_csv
 from adapt.errors import AdaptError
+from adapt.evaluation.calibration import temperature
 from adapt.evaluation.evaluate import check_labels, evaluate
+from adapt.evaluation.scores import Scores
 from adapt.methods.zero_shot import ZeroShot
 from adapt.models.base import Adapted
 from adapt.models.classifier import AdaptedModel
 from adapt.models.wrap import wrap
 from adapt.progress import counting_bar, training_bar
 from adapt.training.average import epoch_weights
-from adapt.training.estimate import check_memory
+from adapt.training.estimate import LengthOfTime, check_memory
 from adapt.training.fitting import Fitting
 from adapt.training.loop import Length, Trainer
 from adapt.training.result import Result
@@ -47,6 +50,8 @@ def fit(
     recipe: dict[str, Any] | None = None,
     cache: bool = True,
     progress: bool = True,
+    blend: float | None = None,
+    calibrate: bool = False,
     **settings: Any,
 ) -> Result:
     """Trains `model` in place on labelled images and compares it with zero-shot classification on `test_set`.
@@ -54,7 +59,8 @@ def fit(
     `settings` are those of `TrainSettings` (epochs or iterations, lr, batch_size, ...); methods that a solver fits, or
     that nothing trains, take none. `val_set` is used by such a solver, and by a search of blocks. `out` is a run
     directory to make (or to go on with, by `resume`): it gets the adapter, metrics, log and checkpoints. `recipe` is
-    what the adapter records as its origin.
+    what the adapter records as its origin. Of the answers `blend` is the share of the adapted model, the rest being
+    zero-shot by `template` (WiSE-FT), and `calibrate` divides their logits by a temperature, chosen on `val_set`.
 
     Raises AdaptError for bad settings, labels that are not the model's, images that cannot be decoded, a step that does
     not fit into memory, or a loss that is not finite; KeyboardInterrupt when the user stops it.
@@ -63,6 +69,10 @@ def fit(
         raise AdaptError(f"seed is {seed}; expected a whole number from 0 to 2^63 - 1")
     chosen = _settings(model, settings)
     _check_parts(model, train_set, val_set, test_set)
+    if blend is not None:
+        model.answers = model.blended(blend, template).answers
+    if calibrate:
+        _check_calibration(model, val_set)
     method = {"name": model.method.name, **model.method.config.model_dump(mode="json")}
     origin = recipe or {"method": method, "classes": list(model.class_names), "train": settings, "seed": seed}
     with _directory(out, origin, resume) as run:
@@ -71,7 +81,7 @@ def fit(
             if isinstance(model, AdaptedModel):
                 model.text_memory = run.text_memory(model.text_memory)
         training = Fitting(model, train_set, val_set, chosen, seed, run, cache, progress)
-        return _fit(training, test_set, template, recipe)
+        return _fit(training, test_set, template, recipe, calibrate)
 
 
 def _check_parts(
@@ -106,7 +116,16 @@ def _directory(
     return Run(out, yaml.safe_dump(origin, sort_keys=False), resume)
 
 
-def _fit(training: Fitting, test_set: Sequence[Item], template: str, recipe: dict[str, Any] | None) -> Result:
+def _check_calibration(model: Adapted[Any], val_set: Sequence[Item]) -> None:
+    if not model.class_names:
+        raise AdaptError(f"{model.backbone.describe()} answers in words of its own: leave calibrate out")
+    if not val_set:
+        raise AdaptError("calibrate chooses a temperature on validation images, and there are none: give some")
+
+
+def _fit(
+    training: Fitting, test_set: Sequence[Item], template: str, recipe: dict[str, Any] | None, calibrate: bool
+) -> Result:
     model, run, seed = training.model, training.run, training.seed
     metrics: dict[str, Any] = {"method": model.method.name, "backbone": model.backbone.name, "seed": seed}
     if test_set and model.has_baseline:
@@ -118,10 +137,15 @@ def _fit(training: Fitting, test_set: Sequence[Item], template: str, recipe: dic
     metrics["train_images"] = len(training.train_set)
     metrics["train_set"] = items_id(training.train_set)
     model.eval()
-    scores = None
-    if test_set:
-        with counting_bar("evaluating", training.progress) as bar:
-            scores = evaluate(model, test_set, workers=training.workers, cache=training.cache, progress=bar)
+    if model.answers.blend < 1:
+        metrics["blend"] = model.answers.blend
+    scores = _scores(training, test_set, "evaluating") if test_set else None
+    if calibrate:
+        metrics["calibration"] = _calibrated(training, scores)
+        scores = _scores(training, test_set, "evaluating") if test_set else None
+    if training.val_set and model.class_names:
+        metrics["val"] = _scores(training, training.val_set, "validating").figures()
+    if scores is not None:
         metrics["adapted"] = scores.figures()
         _note_harm(metrics, history)
     model.metadata = {"recipe": recipe, "seed": seed, "metrics": dict(metrics)}
@@ -135,6 +159,22 @@ def _fit(training: Fitting, test_set: Sequence[Item], template: str, recipe: dic
         metrics["adapter_bytes"] = adapter.stat().st_size
         run.finish(metrics)
     return Result(metrics, history, adapter)
+
+
+def _scores(training: Fitting, items: Sequence[Item], title: str) -> Scores:
+    with counting_bar(title, training.progress) as bar:
+        return evaluate(training.model, items, workers=training.workers, cache=training.cache, progress=bar)
+
+
+def _calibrated(training: Fitting, before: Scores | None) -> dict[str, Any]:
+    """Sets the model's temperature; `before` are its scores on the test images without one."""
+    model, items = training.model, training.val_set
+    chosen = temperature(model, items, workers=training.workers, cache=training.cache)
+    model.answers = replace(model.answers, temperature=chosen)
+    found: dict[str, Any] = {"temperature": chosen, "val_images": len(items)}
+    return (
+        found if before is None else found | {"error_before": before.calibration_error, "before": before.reliability()}
+    )
 
 
 def _note_harm(metrics: dict[str, Any], history: list[dict[str, Any]]) -> None:
@@ -226,10 +266,12 @@ def _steps(training: Fitting) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         if not trainer.resumed:
             trainer.position.seconds = training.seconds
         with training_bar(trainer.plan.steps, trainer.position.step, training.progress) as report:
+            time_left = LengthOfTime(model, training.batches, settings, trainer.plan.steps, trainer.position.step)
 
             def told(entry: dict[str, Any]) -> None:
                 history.append(entry)
                 report(entry)
+                time_left.told()
 
             position = trainer.train(told, model.method.epoch_done)
     training.seconds = position.seconds

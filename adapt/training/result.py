@@ -32,6 +32,12 @@ class Result:
                 lines.append(f"{self.metrics.get('baseline', 'zero-shot'):10} {100 * self.zero_shot_accuracy:5.1f} %")
                 gain = f"  ({100 * (self.accuracy - self.zero_shot_accuracy):+.1f} points)"
             lines.append(f"adapted    {100 * self.accuracy:5.1f} %{gain}")
+        if (calibration := self.metrics.get("calibration")) and "error_before" in calibration:
+            before, after = calibration["error_before"], self.metrics["adapted"]["calibration_error"]
+            lines.append(
+                f"calibrated by a temperature of {calibration['temperature']:.2f}: error {100 * before:.1f} → "
+                f"{100 * after:.1f} %"
+            )
         if search := self.metrics.get("search"):
             saved, share = 100 * (1 - search["kept_flops"]), 100 * search["share_of_training"]
             lines.append(f"skipped    {', '.join(search['chosen'])}: {saved:.0f} % of operations saved")

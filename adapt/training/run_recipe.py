@@ -19,6 +19,7 @@ from adapt.models.base import Adapted
 from adapt.models.wrap import wrap
 from adapt.progress import counting_bar
 from adapt.recipe import Recipe
+from adapt.shown import shown
 from adapt.training.fit import fit
 from adapt.training.result import Result
 from adapt.training.run import Run
@@ -34,11 +35,29 @@ def read_data(recipe: Recipe, progress: bool = False) -> Split:
     split = recipe.data.load()
     if not split.train:
         raise AdaptError(f"{recipe.data.source} has no training images")
+    split = with_validation(split, recipe)
     if recipe.data.shots is not None:
         split = split.few_shot(recipe.data.shots, recipe.seed, recipe.data.sampling)
         _note_short(split, recipe.data.shots)
     with counting_bar("checking", progress) as bar:
         return without_broken(split.only(recipe.data.classes), recipe.data.broken, bar)
+
+
+def with_validation(split: Split, recipe: Recipe) -> Split:
+    """`split` itself, or with validation images taken from the training ones where the recipe cannot do without."""
+    method = methods.find(recipe.method["name"])(**recipe.method_config)
+    chosen = [method.chosen_on_validation] if method.chosen_on_validation else []
+    chosen += ["the temperature"] * recipe.calibrate
+    if split.val or not chosen or recipe.data.sampling == "clip-lora":  # whose picks have some
+        return split
+    carved = split.with_validation(recipe.seed)
+    if carved.val:
+        logger.warning(
+            "%s has no validation images, on which %s chooses %s: %d of its %d training images, by the seed, serve as "
+            "such",
+            shown(split.name), method.name, " and ".join(chosen), len(carved.val), len(split.train),
+        )  # fmt: skip
+    return carved
 
 
 def _note_short(split: Split, shots: int) -> None:
@@ -87,5 +106,7 @@ def run_recipe(recipe: Recipe, out: str | Path | None, resume: bool = False, pro
             recipe=recipe.model_dump(mode="json"),
             cache=recipe.cache,
             progress=progress,
+            blend=recipe.blend,
+            calibrate=recipe.calibrate,
             **settings,
         )

@@ -23,11 +23,13 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }
 _CASES = tuple(CONFIGS)
 _COMPOSED = tuple(case for case in _CASES if case.startswith("compose/"))
-NEEDS_VISION_BLOCKS = {"das", "dpl", "ivlp", "lora", "maple", "mma", "prompt_src", *_COMPOSED}
-_ELSEWHERE = ("compose", "tpt")  # by its cases; in tests/methods/test_tpt.py, since its answers need views
+_IN_VISION_BLOCKS = ("bitfit", "das", "dpl", "ivlp", "ln_tuning", "lora", "maple", "mma", "prompt_src")
+NEEDS_VISION_BLOCKS = {*_IN_VISION_BLOCKS, *_COMPOSED}
+# by its cases; in tests/methods, since its answers need views, or its last stage trains nothing inside
+_ELSEWHERE = ("compose", "tpt", "two_stage")
 ALL = tuple(name for name in methods.names() if "dual encoder" in methods.find(name).serves and name not in _ELSEWHERE)
 ALL += _CASES
-_BY_NO_STEP = ("gda", "linear_probe", "lp_plus_plus", "prolip", "tip_adapter", "zero_shot")
+_BY_NO_STEP = ("gda", "linear_probe", "lp_plus_plus", "prolip", "tda", "tip_adapter", "zero_shot")
 _ON_FEATURES = ("clap", "clip_adapter", "task_res", "tip_adapter/trained")  # which edit no tower
 _WITHOUT_PROMPTS = ("clap", "linear_probe", "task_res")
 TRAINED_BY_STEPS = tuple(name for name in ALL if name not in _BY_NO_STEP)

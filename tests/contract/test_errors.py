@@ -23,7 +23,7 @@ def inside(model: AdaptedModel, backbone: Backbone) -> Iterator[tuple[str, nn.Mo
             continue
         called = [i for i in range(len(tower.blocks)) if f"{name}.{i}" not in model.method.skipped]
         for index in sorted({called[0], called[-1]}):
-            yield f"{name}.{index}", tower.blocks[index].norm2
+            yield f"{name}.{index}", tower.blocks[index].act
 
 
 @pairs(ALL)

@@ -92,7 +92,8 @@ def test_other_classes_share_the_tensors_or_are_refused(method: str, backbone: B
     other = model.with_classes(OTHER_NAMES)
     assert other.method is model.method
     assert other.class_names == OTHER_NAMES
-    assert scaled(other(images)[:, [1, 3]], model(images)[:, :2]) < 1e-5
+    if model.method.memory() is None:  # else images before were taken for other classes
+        assert scaled(other(images)[:, [1, 3]], model(images)[:, :2]) < 1e-5
 
 
 @pairs(ALL)

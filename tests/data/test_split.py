@@ -202,3 +202,26 @@ def test_the_fingerprint_depends_on_files_and_labels_and_not_on_the_root() -> No
     assert one.fingerprint != split("", ("0.png", "2.png")).fingerprint
     assert one.fingerprint != replace(one, train=one.train[::-1]).fingerprint
     assert one.fingerprint != replace(one, train=(), test=one.train).fingerprint
+
+
+def grouped(count: int, size: int) -> Split:
+    """Two classes of `count` groups with `size` images each, and one of a single image."""
+    items = [
+        Item(f"/{name}/{group}/{number}.png", label, name, group=f"{name} {group}")
+        for label, name in enumerate(("cat", "dog"))
+        for group in range(count)
+        for number in range(size)
+    ]
+    return Split("grouped", ("cat", "dog", "owl"), (*items, Item("/owl.png", 2, "owl")), (), ())
+
+
+def test_validation_images_are_a_fifth_of_each_class_by_whole_groups() -> None:
+    split = grouped(5, 4)
+    carved = split.with_validation(3)
+    assert sorted((*carved.train, *carved.val), key=split.train.index) == list(split.train)
+    assert [sum(item.class_name == name for item in carved.val) for name in split.class_names] == [4, 4, 0]
+    assert {item.group for item in carved.train}.isdisjoint(item.group for item in carved.val)
+    assert carved == split.with_validation(3) != split.with_validation(4)
+    assert grouped(1, 4).with_validation(1).val == ()  # one group each: nothing could be held back
+    with pytest.raises(AdaptError, match="has validation images already"):
+        carved.with_validation(1)

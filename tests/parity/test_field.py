@@ -265,3 +265,60 @@ def test_prompt_srcs_average_over_epochs(library: str) -> None:
         assert relative(value, expected[f"after.{key}"]) < GRADIENT_TOLERANCE
     logits = model(expected["images"])
     assert scaled(logits, expected["after_logits"]) < TOLERANCE
+
+
+@FAST
+@EVERY_LIBRARY
+def test_two_stages(library: str, fast: bool | None) -> None:
+    settings, expected = published.case("two_stage_ln")
+    method = methods.TwoStage(template=settings["template"])
+    model = adapt.wrap(published.backbone(library), method, settings["names"], fast)
+    method.tuned.load_state_dict({key[6:]: value for key, value in expected.items() if key.startswith("param.")})
+    images, labels = expected["images"], expected["labels"]
+
+    def stage(parameters: list[torch.nn.Parameter], steps: int) -> list[Tensor]:
+        optimizer = torch.optim.AdamW(parameters, lr=settings["lr"], weight_decay=settings["weight_decay"])
+        falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps, settings["eta_min"])
+        losses = []
+        for number in range(steps):
+            step = model.step(images, labels)
+            losses.append(total(model.losses(step)[0]))
+            optimizer.zero_grad()
+            losses[-1].backward()
+            if number == 0 and parameters[0] is not method.classifier:
+                assert scaled(step.logits, expected["logits"]) < TOLERANCE
+                for key, parameter in method.tuned.named_parameters():
+                    assert relative(parameter.grad, expected[f"grad.{key}"]) < GRADIENT_TOLERANCE, key
+            optimizer.step()
+            falling.step()
+        return losses
+
+    with method.first_stage():
+        losses = stage(list(method.tuned.parameters()), settings["stage1_steps"])
+    for key, value in method.tuned.state_dict().items():
+        assert relative(value, expected[f"after.{key}"]) < GRADIENT_TOLERANCE, key
+    method.start(model.class_features())
+    method.tuned.requires_grad_(False)
+    assert scaled(method.classifier, expected["classifier_start"]) < TOLERANCE
+    assert scaled(model(images), expected["stage2_logits"]) < TOLERANCE
+    losses += stage([method.classifier], settings["stage2_steps"])
+    assert scaled(torch.stack(losses), expected["steps.loss"]) < TOLERANCE
+    assert relative(method.classifier, expected["classifier"]) < GRADIENT_TOLERANCE
+    every = model.with_classes((*settings["names"], *settings["new_names"]))
+    assert scaled(every(images), expected["final_logits"]) < TOLERANCE
+
+
+@EVERY_LIBRARY
+def test_tda(library: str) -> None:
+    settings, expected = published.case("tda")
+    method = methods.TDA(template=tuple(settings["templates"]))
+    model = adapt.wrap(published.backbone(library), method, settings["names"]).eval()
+    assert scaled(model.class_features().T, expected["clip_weights"]) < TOLERANCE
+    with torch.no_grad():
+        found = model(expected["images"])
+        assert scaled(found, expected["logits"]) < TOLERANCE
+        stream = model.stream()
+        by_five = torch.cat([stream(images) for images in expected["images"].split(5)])
+        assert torch.allclose(by_five, found, atol=1e-3)
+        alone = torch.cat([model(images) for images in expected["images"].split(1)])
+    assert not torch.allclose(alone, found, atol=0.1)  # each call by itself remembers nothing

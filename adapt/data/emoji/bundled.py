@@ -46,7 +46,7 @@ def concept_names() -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def read_bundled(spec: str) -> Split:
-    """The bundled set `spec`; the domain of each item is its style, where it has one.
+    """The bundled set `spec`; the domain of each item is its style, its group the concept, where it has one.
 
     Raises AdaptError for a style that there is not.
     """
@@ -83,4 +83,7 @@ def _concepts() -> Split:
 def _items(entries: list[_Entry], field: str, classes: tuple[str, ...]) -> tuple[Item, ...]:
     label = {name: number for number, name in enumerate(classes)}
     root = zip_root(archive.ARCHIVE)
-    return tuple(Item(root + entry["file"], label[entry[field]], entry[field], entry["style"]) for entry in entries)
+    return tuple(
+        Item(root + entry["file"], label[entry[field]], entry[field], entry["style"], group=entry["concept"])
+        for entry in entries
+    )

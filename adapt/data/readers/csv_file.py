@@ -1,4 +1,4 @@
-"""CSV files that list images: `path,label[,split][,domain][,question]`."""
+"""CSV files that list images: `path,label[,split][,domain][,question][,group]`."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from adapt.data.readers.rows import Listed, one_each, real_paths, to_split
 from adapt.data.split import Split
 from adapt.errors import AdaptError, nearest
 
-_COLUMNS = ("path", "label", "split", "domain", "question")
-_FIRST_LINE = "path,label[,split][,domain][,question]"
+_COLUMNS = ("path", "label", "split", "domain", "question", "group")
+_FIRST_LINE = "path,label[,split][,domain][,question][,group]"
 
 
 def read_csv(
@@ -26,10 +26,11 @@ def read_csv(
     ratios: Sequence[float] = parts.RATIOS,
     seed: int = 0,
 ) -> Split:
-    """The split in a CSV file with the columns `path,label[,split][,domain][,question]`; `label` is the class name.
+    """The split in a CSV file with the columns `path,label[,split][,domain][,question][,group]`.
 
-    Paths start from `root`, by default the CSV's folder, and must stay under it. Without a `split` column the images
-    are divided by `ratios` (train, val, test) and `seed`. With a column `question`, `label` is the answer. What
+    `label` is the class name, or with a column `question` the answer. Paths start from `root`, by default the CSV's
+    folder, and must stay under it. Without a `split` column the images are divided by `ratios` (train, val, test) and
+    `seed`. `group` names images that are more alike than others of their class, such as one object's photographs. What
     symbolic links list again counts once. Cells may be guarded as in `adapt.cells`.
 
     Raises AdaptError, naming the line, when a column or a value is not as expected.
@@ -86,4 +87,4 @@ def _row(record: dict[str | None, str | None], folder: str, where: str) -> Liste
             raise AdaptError(f"{where}: unknown split {cells['split']!r}; {nearest(cells['split'], parts.ALIASES)}.")
         part = parts.ALIASES[cells["split"]]
     path = under(folder, cells["path"], where)
-    return Listed(path, cells["label"], part, cells.get("domain", ""), cells.get("question", ""))
+    return Listed(path, cells["label"], part, *(cells.get(each, "") for each in ("domain", "question", "group")))

@@ -22,6 +22,11 @@ class Listed(NamedTuple):
     part: str = ""
     domain: str = ""
     question: str = ""
+    group: str = ""
+
+    @property
+    def of_item(self) -> tuple[str, str, str, str]:
+        return self.class_name, self.domain, self.question, self.group
 
 
 def to_split(
@@ -36,7 +41,7 @@ def to_split(
     part_of = parts.assign([row.class_name for row in rows], ratios, seed) if undivided else [row.part for row in rows]
     items: dict[str, list[Item]] = {"train": [], "val": [], "test": []}
     for row, part in zip(rows, part_of, strict=True):
-        items[part].append(Item(row.path, label[row.class_name], row.class_name, row.domain, row.question))
+        items[part].append(Item(row.path, label[row.class_name], *row.of_item))
     return Split(name, tuple(class_names), tuple(items["train"]), tuple(items["val"]), tuple(items["test"]), root=root)
 
 

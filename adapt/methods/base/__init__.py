@@ -179,8 +179,14 @@ class Method(nn.Module):
         """How many random views of each image `infer` looks at, beside the image itself."""
         return 0
 
+    def memory(self) -> Any:
+        """A new memory of a stream of images, where the answer to an image depends on those before it; else None."""
+
     def infer(self, step: Any) -> Tensor:
-        """The answer to a batch at test time, as logits `(b, n)`. Changes nothing: several threads may ask at once."""
+        """The answer to a batch at test time, as logits `(b, n)`. Changes nothing: several threads may ask at once.
+
+        What it is to remember of a stream of images it adds to `step.memory`.
+        """
         logits: Tensor = step.logits
         return logits
 

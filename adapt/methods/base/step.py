@@ -71,6 +71,12 @@ class ImageStep(Step):
         return other
 
     @cached_property
+    def memory(self) -> Any:
+        """What the method remembers of the stream that the batch belongs to; a batch by itself is one of its own."""
+        kept = self.model.memory
+        return self.model.method.memory() if kept is None else kept
+
+    @cached_property
     def images(self) -> Tensor:
         """`(b, 3, h, w)`. AdaptError where the batch has features of images only."""
         if not isinstance(self.inputs, Tensor):

@@ -1,0 +1,107 @@
+"""The layer norms inside the blocks of both towers.
+
+Paper: Farina et al., Rethinking Few-Shot Adaptation of Vision-Language Models in Two Stages, CVPR 2025, whose first
+stage this is by itself.
+Reference: rethinking_fewshot_vlms `64ac143`, `fs/ln_only.py`, `fs/utils/model_utils.py`.
+Deviations: norms are fp32 whatever the backbone's precision. As there the norms outside the blocks stay as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from adapt.backbones.base import Backbone
+from adapt.backbones.tokenizer import TextTokenizer
+from adapt.backbones.tower import Tower
+from adapt.edits import Edit, Replace
+from adapt.errors import AdaptError
+from adapt.methods.base import Context, Method, MethodConfig
+from adapt.methods.zero_shot import Templates
+from adapt.prompts import Prompt, from_templates
+
+TOWERS = ("text", "vision")
+NORMS = {"norm1": "ln_1", "norm2": "ln_2"}  # by the names of CLIP's own state
+
+
+class LNTuningConfig(MethodConfig):
+    template: Templates = "a photo of a {}."
+    """One template, or several whose features are averaged."""
+
+
+class LNTuning(Method):
+    """`LNTuning()` trains weight and bias of `transformer.resblocks.I.ln_1`, `ln_2`, and the same under `visual`."""
+
+    name = "ln_tuning"
+    title = "LayerNorm tuning (the first stage of Farina et al., CVPR 2025)"
+    Config = LNTuningConfig
+    touches = frozenset({"text", "vision"})
+
+    def build(self, backbone: Backbone, class_names: Sequence[str]) -> None:
+        for name in TOWERS:
+            tower = backbone.tower(name)
+            hold(
+                self,
+                name,
+                {
+                    str(index): {
+                        called: TunedNorm(layer_norm(getattr(block, part), self)) for part, called in NORMS.items()
+                    }
+                    for index, block in enumerate(tower.blocks)
+                    if f"{name}.{index}" not in self.absent
+                },
+            )
+        self.to(backbone.device)
+
+    def prompts(self, tokenizer: TextTokenizer, class_name: str) -> list[Prompt]:
+        return from_templates(tokenizer, self.config.template, class_name)
+
+    def edits(self, tower: Tower, context: Context) -> list[Edit]:
+        return [
+            Replace(int(index), part, own[called])
+            for index, own in held(self, tower.name)
+            for part, called in NORMS.items()
+        ]
+
+
+def hold(method: Method, tower: str, blocks: dict[str, dict[str, nn.Module]]) -> None:
+    """Keeps modules of a tower's blocks in `method`, under the names of CLIP's own state."""
+    each = {index: nn.ModuleDict(own) for index, own in blocks.items()}
+    transformer = nn.ModuleDict({"resblocks": nn.ModuleDict(each)})
+    if tower == "text":
+        method.transformer = transformer
+    else:
+        method.visual = nn.ModuleDict({"transformer": transformer})
+
+
+def held(method: Method, tower: str) -> Iterator[tuple[str, nn.ModuleDict]]:
+    """The modules of each block of a tower that `hold` keeps, by the block's number."""
+    blocks: Any = method.get_submodule("transformer.resblocks" if tower == "text" else "visual.transformer.resblocks")
+    return iter(blocks.items())
+
+
+def layer_norm(module: Any, method: Method) -> nn.LayerNorm:
+    """`module` itself. AdaptError where it is another kind of norm."""
+    if not isinstance(module, nn.LayerNorm):
+        raise AdaptError(
+            f"{method.name} tunes layer norms, and this backbone has {type(module).__name__} in its blocks"
+        )
+    return module
+
+
+class TunedNorm(nn.Module):
+    """A layer norm with a weight and a bias of its own, which start as those of the frozen one."""
+
+    def __init__(self, norm: nn.LayerNorm) -> None:
+        super().__init__()
+        shape = norm.normalized_shape
+        self.weight = nn.Parameter(torch.ones(shape) if norm.weight is None else norm.weight.detach().float().clone())
+        self.bias = nn.Parameter(torch.zeros(shape) if norm.bias is None else norm.bias.detach().float().clone())
+        self.eps = norm.eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x.to(self.weight.dtype), self.weight.shape, self.weight, self.bias, self.eps).to(x.dtype)

@@ -1,0 +1,69 @@
+"""The temperature under which labels are likeliest, and what a training says of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import tiny_backbones
+import torch
+import torch.nn.functional as F
+
+import adapt
+from adapt import AdaptError, fit, methods
+from adapt.data import Split
+from adapt.evaluation.calibration import BOUNDS, likeliest, temperature
+from adapt.evaluation.scores import calibration_error, reliability
+
+NAMES = ("goldfish", "red_panda", "sea cucumber")
+
+
+def test_it_is_found_to_the_third_digit() -> None:
+    """Labels drawn by logits over 3 have their likeliest temperature near 3; a grid agrees."""
+    torch.manual_seed(3)
+    logits = 4 * torch.randn(4000, 5, dtype=torch.double)
+    labels = torch.distributions.Categorical(logits=logits / 3).sample()
+    found = likeliest(logits, labels)
+    assert found == pytest.approx(3, rel=0.1)
+    grid = torch.linspace(2.5, 3.5, 2001, dtype=torch.double)
+    best = grid[torch.stack([F.cross_entropy(logits / each, labels) for each in grid]).argmin()]
+    assert found == pytest.approx(float(best), abs=1e-3)
+
+
+def test_answers_that_are_all_right_do_not_become_certain() -> None:
+    assert BOUNDS[0] <= likeliest(torch.eye(3, dtype=torch.double), torch.arange(3)) < 0.2
+    assert likeliest(torch.eye(2, dtype=torch.double), torch.tensor([1, 0])) == BOUNDS[1]
+
+
+def test_bins_by_hand() -> None:
+    bins = reliability([0.05, 0.06, 0.95, 1.0], [True, False, True, True])
+    assert [each["images"] for each in bins] == [2, 2]
+    assert bins[0] == pytest.approx({"images": 2, "confidence": 0.055, "accuracy": 0.5})
+    assert calibration_error(bins) == pytest.approx((2 * 0.445 + 2 * 0.025) / 4)
+
+
+def test_a_training_calibrates_and_its_adapter_keeps_it(tiny_split: Split, tmp_path: Path) -> None:
+    def made() -> adapt.AdaptedModel:
+        return adapt.wrap(tiny_backbones.backbone("open_clip"), methods.ZeroShot(), NAMES)
+
+    options = {"val_set": tiny_split.val, "progress": False}
+    plain = fit(made(), tiny_split.train, tiny_split.test, **options)
+    result = fit(made(), tiny_split.train, tiny_split.test, calibrate=True, out=tmp_path / "run", **options)
+    found = result.metrics["calibration"]
+    assert found["error_before"] == pytest.approx(plain.metrics["adapted"]["calibration_error"])
+    assert result.accuracy == plain.accuracy  # the order of the logits stays
+    assert "calibrated by a temperature of" in str(result)
+    loaded = adapt.load(tmp_path / "run", tiny_backbones.backbone("open_clip"))
+    assert loaded.answers.temperature == found["temperature"] != 1
+    assert temperature(loaded, tiny_split.val, workers=0) == pytest.approx(found["temperature"], rel=1e-3)  # not twice
+    kept = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert sum(each["images"] for each in kept["calibration"]["before"]) == len(tiny_split.test)
+    assert kept["val"]["images"] == len(tiny_split.val)
+
+
+def test_it_needs_validation_images(tiny_split: Split, tmp_path: Path) -> None:
+    model = adapt.wrap(tiny_backbones.backbone("open_clip"), methods.ZeroShot(), NAMES)
+    with pytest.raises(AdaptError, match="chooses a temperature on validation images, and there are none"):
+        fit(model, tiny_split.train, calibrate=True, out=tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
