@@ -16,7 +16,8 @@ class Answers:
 
     For class weights on frozen features a blend of logits is one of weights (Wortsman et al., Robust Fine-tuning of
     Zero-shot Models, CVPR 2022: WiSE-FT); where a method edits a tower it is our reading of it, and takes a second pass
-    of the frozen tower. Both are at the method's scale. The temperature changes how sure answers are, and none of them (Guo et al., ICML 2017).
+    of the frozen tower. Both are at the method's scale. The temperature changes how sure answers are, and none of them
+    (Guo et al., ICML 2017).
 
     Raises AdaptError for a blend outside [0, 1], or a temperature that is not positive.
     """
