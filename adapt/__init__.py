@@ -15,10 +15,22 @@ _EXPORTS = {
     "fit": "adapt.training.fit",
     "load": "adapt.loading",
     "load_backbone": "adapt.backbones.load",
+    "recommend": "adapt.choosing.recommend",
     "split_attention": "adapt.backbones.split_attention",
     "wrap": "adapt.models.wrap",
 }
-_SUBPACKAGES = ("backbones", "data", "evaluation", "formats", "methods", "models", "protocols", "testing", "training")
+_SUBPACKAGES = (
+    "backbones",
+    "choosing",
+    "data",
+    "evaluation",
+    "formats",
+    "methods",
+    "models",
+    "protocols",
+    "testing",
+    "training",
+)
 
 __all__ = [
     "AdaptError",
@@ -29,6 +41,7 @@ __all__ = [
     "load",
     "load_backbone",
     "methods",
+    "recommend",
     "split_attention",
     "wrap",
 ]

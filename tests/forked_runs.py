@@ -74,7 +74,9 @@ def stopped(case: str, split: Split, out: Path, number: int, after: float) -> in
     pid = fork(lambda: train(case, split, out), out.with_suffix(".error"))
     time.sleep(after)
     os.kill(pid, number)
-    return join(pid)
+    code = join(pid)
+    assert code != 1, out.with_suffix(".error").read_text()
+    return code
 
 
 def refused(case: str, split: Split, out: Path, size: int) -> str:

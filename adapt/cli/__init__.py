@@ -18,6 +18,7 @@ from adapt.shown import shown
 # command -> the module of this package that holds it, and its line in the overview
 _COMMANDS = {
     "train": ("train", "Train an adapter from a recipe."),
+    "recommend": ("recommend", "Say which method is best for your images, and how good it is; and train it."),
     "eval": ("measure", "Measure an adapter on labelled images."),
     "zeroshot": ("measure", "Measure a backbone with hand-written prompts."),
     "few-shot": ("protocols", "A curve: train on few and more images of each class, over seeds."),

@@ -13,7 +13,9 @@ from adapt.cli.many_runs import engines, run
 from adapt.errors import AdaptError
 
 if TYPE_CHECKING:
+    from adapt.protocols.protocol import Protocol
     from adapt.recipe import Recipe
+    from adapt.training.result import Result
 
 _changes = common.together(
     common.recipe_data,
@@ -90,15 +92,7 @@ def train(
         overrides = _keeping(keep_flops, common.read(recipe, overrides, options), overrides)
     chosen = common.read(recipe, overrides, options)
     if seeds or sweeps:
-        if out is None or resume or plot or options["seed"] is not None:
-            raise AdaptError(
-                "--seeds and --sweep make many runs in folders of --out: give --out, and leave out --resume (the same "
-                "command goes on), --plot (see `adapt report`) and --seed"
-            )
-        from adapt.protocols.protocol import sweep
-
-        each = common.numbers("seeds", seeds) if seeds else [chosen.seed]
-        run(sweep(chosen, dict(map(_values, sweeps)), each), out, jobs, engine, address)
+        run(_many(chosen, seeds, sweeps), _of_many(out, resume, plot, options), jobs, engine, address)
         return
     with quiet_libraries():
         from adapt import plugins
@@ -114,14 +108,34 @@ def train(
             raise SystemExit(130) from None
     click.echo(str(result))
     if plot and out is not None:
-        result.plot(out / "curves.png")
-        if (out / "search.json").is_file():
-            from adapt.evaluation import stored
-            from adapt.methods.das.search import Found, plot_search
-
-            plot_search(Found(**stored.read(out / "search.json", Found, "search")), out / "search.png")
+        _plot(result, out)
     if result.adapter is not None:
         click.echo(f"adapter    {result.adapter} ({result.metrics['adapter_bytes'] / 1024:.1f} KB)")
+
+
+def _of_many(out: Path | None, resume: bool, plot: bool, options: common.Options) -> Path:
+    if out is None or resume or plot or options["seed"] is not None:
+        raise AdaptError(
+            "--seeds and --sweep make many runs in folders of --out: give --out, and leave out --resume (the same "
+            "command goes on), --plot (see `adapt report`) and --seed"
+        )
+    return out
+
+
+def _many(recipe: Recipe, seeds: str | None, sweeps: tuple[str, ...]) -> Protocol:
+    from adapt.protocols.protocol import sweep
+
+    each = common.numbers("seeds", seeds) if seeds else [recipe.seed]
+    return sweep(recipe, dict(map(_values, sweeps)), each)
+
+
+def _plot(result: Result, out: Path) -> None:
+    result.plot(out / "curves.png")
+    if (out / "search.json").is_file():
+        from adapt.evaluation import stored
+        from adapt.methods.das.search import Found, plot_search
+
+        plot_search(Found(**stored.read(out / "search.json", Found, "search")), out / "search.png")
 
 
 def _values(sweep: str) -> tuple[str, list[Any]]:

@@ -98,6 +98,26 @@ class ProtocolResults(_Stored):
         return self
 
 
+class _Compared(_Stored):
+    method: str
+    accuracy: float = _SHARE
+    error: float = Field(ge=0)
+    seconds: float
+    adapter_bytes: int
+    command: str
+
+
+class Recommended(_Stored):
+    """What `adapt recommend` found."""
+
+    chosen: str
+    alike: list[str]
+    methods: list[_Compared]
+    left_out: dict[str, str]
+    notes: list[str]
+    advice: list[str]
+
+
 Targets = dict[str, _Target]  # targets.json of a run
 
 

@@ -14,6 +14,7 @@ from adapt.validation import explain
 
 FORMAT = (2, 0)  # a newer major is refused, a newer minor only adds keys
 _WITHOUT_ANSWERS = (1, 1)  # what older releases read, as long as the answers are the method's own
+_MINORS = dict([_WITHOUT_ANSWERS, FORMAT])  # the newest of each major that is known here
 _CHECKSUMS_SINCE = (1, 1)
 _STRICT = ConfigDict(frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
@@ -126,7 +127,7 @@ def read_header(path: str | Path) -> Header:
         if (major, minor) >= _CHECKSUMS_SINCE and described.checksum is None:
             raise ValueError(f"it has no {tensor_file.CHECKSUM}, and adapters of format {major}.{minor} have one")
         unknown = values.keys() - Header.model_fields.keys()
-        if unknown and (major, minor) <= FORMAT:
+        if unknown and minor <= _MINORS.get(major, 0):
             raise ValueError(f"it has the unknown key {min(unknown)!r}")
         return Header.model_validate_json(plain.dump(values))
     except ValidationError as error:

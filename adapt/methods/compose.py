@@ -54,7 +54,7 @@ class Compose(Method):
 
     name = "compose"
     title = "Several methods on one backbone"
-    serves = ("dual encoder", "fusion encoder", "vision LLM")  # those that its parts do
+    serves = ("dual encoder", "fusion encoder", "vision LLM")
     Config = ComposeConfig
     example = {"methods": [{"name": "das", "skipped": ["vision.1"]}, {"name": "lora", "dropout": 0.0}]}
 
@@ -62,6 +62,8 @@ class Compose(Method):
         described = [_described(each) if isinstance(each, Method) else each for each in methods]
         super().__init__(methods=described, **config)
         self.parts = _named([each if isinstance(each, Method) else _made(each) for each in methods])
+        served = [family for family in self.serves if all(family in part.serves for part in self.parts.values())]
+        self.serves = tuple(served)  # type: ignore[assignment,misc]  # by these parts
         for name, part in self.parts.items():
             if part.built:
                 raise AdaptError(f"compose: this {part.name} already belongs to a model: make a new one")

@@ -51,7 +51,7 @@ class TDAConfig(MethodConfig):
 
 
 @dataclass(frozen=True)
-class Seen:
+class Remembered:
     """An image: its features `(e,)`, what it was taken for `(n,)`, and the entropy of that."""
 
     features: Tensor
@@ -64,8 +64,8 @@ class Seen:
 class Memory:
     """The images of a stream that are remembered, by the class that each was taken for."""
 
-    sure: dict[int, list[Seen]] = field(default_factory=dict)
-    unsure: dict[int, list[Seen]] = field(default_factory=dict)
+    sure: dict[int, list[Remembered]] = field(default_factory=dict)
+    unsure: dict[int, list[Remembered]] = field(default_factory=dict)
 
 
 class TDA(Method):
@@ -90,7 +90,7 @@ class TDA(Method):
         with torch.no_grad():
             return torch.stack([self._answer(seen, step.memory) for seen in self._seen(step)])
 
-    def _seen(self, step: ImageStep) -> Sequence[Seen]:
+    def _seen(self, step: ImageStep) -> Sequence[Remembered]:
         if not self.views:
             features, logits = whole(step.features), whole(step.cosine_logits(step.class_features))
             probabilities = logits.softmax(-1)
@@ -98,7 +98,7 @@ class TDA(Method):
             views = [self._surest(step, each) for each in whole(step.view_features)]
             features, logits, probabilities = (torch.stack(each) for each in zip(*views))
         entropies = -(probabilities * probabilities.clamp_min(1e-45).log()).sum(-1)
-        return [Seen(*each) for each in zip(features, logits, probabilities, entropies.tolist())]
+        return [Remembered(*each) for each in zip(features, logits, probabilities, entropies.tolist())]
 
     def _surest(self, step: ImageStep, views: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Means over the surest views `(v, e)` of one image: features, logits and probabilities."""
@@ -106,7 +106,7 @@ class TDA(Method):
         kept = surest(logits, self.config.kept)
         return views[kept].mean(0), logits[kept].mean(0), logits[kept].softmax(-1).mean(0)
 
-    def _answer(self, image: Seen, memory: Memory) -> Tensor:
+    def _answer(self, image: Remembered, memory: Memory) -> Tensor:
         """Logits `(n,)` of an image, which is remembered before."""
         config, classes = self.config, len(image.logits)
         taken_for = int(image.logits.argmax())
@@ -129,7 +129,7 @@ def whole(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def remember(kept: list[Seen], image: Seen, most: int) -> None:
+def remember(kept: list[Remembered], image: Remembered, most: int) -> None:
     """Adds an image to those of its class: where there are `most`, in place of the least sure if it is surer."""
     if len(kept) == most:
         if image.entropy >= kept[-1].entropy:
@@ -139,7 +139,7 @@ def remember(kept: list[Seen], image: Seen, most: int) -> None:
     kept.sort(key=lambda each: each.entropy)  # of equals the older one comes first
 
 
-def similarity(image: Seen, kept: Sequence[Seen], beta: float) -> Tensor:
+def similarity(image: Remembered, kept: Sequence[Remembered], beta: float) -> Tensor:
     """Of an image to each of those that are kept `(k,)`: 1 where the features are the same."""
     cosines = torch.stack([each.features for each in kept]) @ image.features
     return (beta * (cosines - 1)).exp()

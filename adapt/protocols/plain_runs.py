@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adapt.errors import AdaptError
 from adapt.evaluation import stored
 from adapt.protocols.tables import Cells
 from adapt.recipe.file import read_file
 from adapt.shown import shown
 
-HEADER = ["", "data", "shots", "seeds", "zero-shot", "adapted", "gain", "calibration error", "parameters", "seconds"]
+HEADER = ["", "gain", "zero-shot", "adapted", "data", "shots", "seeds", "calibration error", "parameters", "seconds"]
 
 
 @dataclass(frozen=True)
@@ -28,6 +27,17 @@ class PlainRun:
     @property
     def seed(self) -> int:
         return int(self.metrics["seed"])
+
+    @property
+    def accuracy(self) -> float | None:
+        """On test images, in [0, 1]; None where there were none."""
+        return self.metrics["adapted"]["accuracy"] if "adapted" in self.metrics else None
+
+    @property
+    def gain(self) -> float | None:
+        """How far that is above zero-shot classification."""
+        frozen = self.metrics.get("zero_shot")
+        return None if frozen is None or self.accuracy is None else self.accuracy - frozen["accuracy"]
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -59,9 +69,24 @@ def pooled(runs: Sequence[PlainRun]) -> list[list[PlainRun]]:
 
 
 def plain_table(runs: Sequence[PlainRun]) -> Cells:
-    """A header, and a row for each group of runs. AdaptError where a run was not measured."""
+    """A header, and a row for each group of runs; figures that a run has not, for want of test images, are left out."""
     groups = pooled(runs)
     return [HEADER, *map(_row, names(groups), groups)]
+
+
+def nearest_the_mean(group: Sequence[PlainRun]) -> PlainRun:
+    """The run whose accuracy is the nearest to the mean of all; the first where none was measured."""
+    measured = [run for run in group if run.accuracy is not None]
+    if not measured:
+        return group[0]
+    mean = statistics.mean(run.accuracy for run in measured if run.accuracy is not None)
+    return min(measured, key=lambda run: abs((run.accuracy or 0.0) - mean))
+
+
+def mean_gain(group: Sequence[PlainRun]) -> float | None:
+    """By how much the runs are above zero-shot classification in the mean; None where that was not measured."""
+    gains = [run.gain for run in group if run.gain is not None]
+    return statistics.mean(gains) if gains else None
 
 
 def names(groups: Sequence[Sequence[PlainRun]]) -> list[str]:
@@ -87,22 +112,18 @@ def _name(run: PlainRun, same: Sequence[PlainRun]) -> str:
 
 def _row(name: str, group: Sequence[PlainRun]) -> list[str]:
     data = group[0].recipe.get("data") or {}
-    for run in group:
-        if "adapted" not in run.metrics:
-            raise AdaptError(f"the run in {run.path} was measured on no test image: there is nothing to show")
-    adapted = [run.metrics["adapted"]["accuracy"] for run in group]
+    adapted = [run.metrics["adapted"] for run in group if "adapted" in run.metrics]
     zero_shot = [run.metrics["zero_shot"]["accuracy"] for run in group if "zero_shot" in run.metrics]
-    gain = [mine - frozen for mine, frozen in zip(adapted, zero_shot)] if len(zero_shot) == len(group) else []
     shots = data.get("shots", "") if isinstance(data, dict) else ""
     return [
         name,
+        percent([run.gain for run in group if run.gain is not None], sign=True),
+        percent(zero_shot),
+        percent([each["accuracy"] for each in adapted]) or "not measured",
         shown(str(data.get("source", ""))),
         "all" if shots is None else str(shots),
         ", ".join(str(run.seed) for run in group),
-        percent(zero_shot),
-        percent(adapted),
-        percent(gain, sign=True),
-        percent([run.metrics["adapted"]["calibration_error"] for run in group]),
+        percent([each["calibration_error"] for each in adapted]),
         f"{group[0].metrics['trainable_parameters']:,}",
         f"{statistics.mean(run.metrics['seconds'] for run in group):.1f}",
     ]

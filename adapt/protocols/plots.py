@@ -1,10 +1,11 @@
-"""The pictures of a report: curves with bands, base against new, confusions."""
+"""The pictures of a report: curves with bands, base against new, confusions, how sure against how right."""
 
 from __future__ import annotations
 
 import io
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
@@ -56,7 +57,7 @@ def base_against_new(results: Sequence[tuple[str, Results]]) -> Figure:
 
 
 def confusion_matrix(rows: Sequence[dict[str, str]]) -> tuple[Figure, str]:
-    """Shares of each class's images by what they were taken for, and a caption that says which classes are shown.
+    """How many of each class's images were taken for what, coloured by shares, and a caption: which classes are shown.
 
     `rows` are those of predictions.csv. Where there are many classes, those in the most errors.
     """
@@ -73,15 +74,52 @@ def confusion_matrix(rows: Sequence[dict[str, str]]) -> tuple[Figure, str]:
         caption = f"the {len(classes)} of {every} classes in the most errors"
     of_class = Counter(row["class"] for row in rows)
     shares = [[counts[actual, name] / max(1, of_class[actual]) for name in classes] for actual in classes]
-    side = 2.2 + 0.22 * len(classes)
-    figure = Figure(figsize=(side, side), layout="constrained")
+    side = 2.2 + 0.24 * len(classes)
+    figure = Figure(figsize=(side + 0.8, side), layout="constrained")
     axes = figure.subplots()
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    colours = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    figure.colorbar(colours, label="share of the class's images", shrink=0.6)
+    for row, (actual, of_row) in enumerate(zip(classes, shares)):
+        for column, name in enumerate(classes):
+            if counts[actual, name]:
+                ink = "white" if of_row[column] > 0.5 else "black"
+                axes.text(column, row, str(counts[actual, name]), ha="center", va="center", fontsize=6, color=ink)
     axes.set_xticks(range(len(classes)), classes, rotation=90, fontsize=7)
     axes.set_yticks(range(len(classes)), classes, fontsize=7)
     axes.set_xlabel("predicted")
     axes.set_ylabel("actual")
     return figure, caption
+
+
+def reliability_diagram(bins: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
+    """Accuracy by confidence, a line for each of `bins` by name; dots are as large as their bins have images."""
+    figure = Figure(figsize=(4.6, 4.2), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([0, 100], [0, 100], color="gray", ls="--", lw=1, label="as sure as right")
+    most = max(each["images"] for found in bins.values() for each in found)
+    for name, found in bins.items():
+        sure, right = ([100 * each[kind] for each in found] for kind in ("confidence", "accuracy"))
+        (line,) = axes.plot(sure, right, lw=1, label=name)
+        axes.scatter(sure, right, s=[12 + 120 * each["images"] / most for each in found], color=line.get_color())
+    axes.set_xlim(0, 102)
+    axes.set_ylim(0, 102)
+    axes.set_xlabel("confidence, %")
+    axes.set_ylabel("of these right, %")
+    axes.legend(fontsize="small", loc="upper left")
+    return figure
+
+
+def compared_methods(rows: Sequence[Mapping[str, Any]], alike: Sequence[str]) -> Figure:
+    """Accuracies by cross-validation with a standard error to either side; dark those that are `alike` the best."""
+    figure = Figure(figsize=(6.4, 1 + 0.28 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    for place, row in enumerate(reversed(rows)):
+        colour = "#1f77b4" if row["method"] in alike else "#9bb8d3"
+        axes.errorbar(100 * row["accuracy"], place, xerr=100 * row["error"], fmt="o", color=colour, capsize=3)
+    axes.set_yticks(range(len(rows)), [row["method"] for row in reversed(rows)])
+    axes.set_xlabel("accuracy by cross-validation, %")
+    axes.grid(axis="x", alpha=0.3)
+    return figure
 
 
 def svg(figure: Figure) -> str:

@@ -1,7 +1,9 @@
 """A recipe's file: plain data that says how, and what is set differently on which data.
 
-Beside the recipe's own keys it may have two that no recipe keeps. `on` holds, by data set, what is put over the rest
-(`own` is for all data that is not known by name); `expected` the papers' figures, for people.
+Beside the recipe's own keys it may have four that no recipe keeps. `on` holds, by data set, what is put over the rest
+(`own` is for all data that is not known by name); `expected` the papers' figures, for people. `variants` are other
+settings, by key, that are worth a comparison under a name of their own, and `compared` says that the method is compared
+by default though its steps pass through a tower: both are for `adapt recommend`.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,8 @@ class RecipeFile:
     settings: dict[str, Any]
     on: dict[str, dict[str, Any]]
     expected: dict[str, str]
+    variants: dict[str, dict[str, Any]] = field(default_factory=dict)
+    compared: bool = False
 
     @property
     def title(self) -> str:
@@ -89,7 +93,14 @@ def read_file(path: Path, name: str) -> RecipeFile:
                 f"{name}: on.{data} is {changes!r}; expected keys of a recipe such as train: {{epochs: 5}}"
             )
     figures = {data: " ".join(str(text).split()) for data, text in expected.items()}
-    return RecipeFile(name, _comment(content), raw, on, figures)
+    variants, compared = raw.pop("variants", None) or {}, raw.pop("compared", False)
+    if not (isinstance(variants, dict) and all(isinstance(each, dict) for each in variants.values())):
+        raise AdaptError(
+            f"{name}: variants are {variants!r}; expected names, each with keys such as method.train: true"
+        )
+    if not isinstance(compared, bool):
+        raise AdaptError(f"{name}: compared is {compared!r}; expected true or false")
+    return RecipeFile(name, _comment(content), raw, on, figures, variants, compared)
 
 
 def source_of(raw: dict[str, Any], overrides: Iterable[Override] = ()) -> Any:

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from adapt import plain
+from adapt.errors import AdaptError
+
 
 @dataclass(frozen=True)
 class Result:
@@ -50,43 +53,66 @@ class Result:
         return tuple(self.history[0].get("terms", ())) if self.history else ()
 
     def plot(self, path: str | Path | None = None) -> Any:
-        """Loss, by its terms, and training accuracy by epoch, and the test accuracies as lines.
+        """Loss, by its terms, and accuracies by epoch: on training images while they are learnt, and on test images.
 
         Written to `path` if given. Needs matplotlib (`pip install -e ".[plot]"`).
         """
         from matplotlib.figure import Figure
 
-        figure = Figure(figsize=(9, 3.4), layout="constrained")
+        figure = Figure(figsize=(9, 3.7), layout="constrained")
+        figure.suptitle(self._title())
         loss_axes, accuracy_axes = figure.subplots(1, 2)
-        epochs = sorted({entry["epoch"] for entry in self.history})
         curves = {"loss": [entry["loss"] for entry in self.history]}
         curves |= {term: [entry["terms"][term] for entry in self.history] for term in self.terms}
         for term, values in curves.items():
-            self._draw(loss_axes, epochs, values, "training" if term == "loss" else term, thin=term != "loss")
+            self._draw(loss_axes, values, "sum" if term == "loss" else term, thin=term != "loss")
         if self.terms:
             loss_axes.legend(fontsize="small")
-        self._draw(accuracy_axes, epochs, [entry["accuracy"] for entry in self.history], "training")
-        loss_axes.set_ylabel("training loss")
-        accuracy_axes.set_ylabel("accuracy")
+        loss_axes.set_ylabel("loss on training images")
+        learnt = [100 * entry["accuracy"] for entry in self.history]
+        self._draw(accuracy_axes, learnt, "training images, while it learns them", thin=True)
+        accuracy_axes.set_ylabel("accuracy, %")
         if "adapted" in self.metrics:
-            accuracy_axes.axhline(self.accuracy, color="#2ca02c", label=f"test, adapted ({100 * self.accuracy:.1f} %)")
-            zero_shot = self.zero_shot_accuracy
-            accuracy_axes.axhline(
-                zero_shot, color="#7f7f7f", ls="--", label=f"test, zero-shot ({100 * zero_shot:.1f} %)"
-            )
-        accuracy_axes.set_ylim(0, 1.02)
-        accuracy_axes.legend(fontsize="small", loc="lower right")
+            accuracy = 100 * self.accuracy
+            accuracy_axes.axhline(accuracy, color="#2ca02c", lw=2.5, label=f"test images, adapted: {accuracy:.1f} %")
+        if "zero_shot" in self.metrics:
+            frozen, name = 100 * self.zero_shot_accuracy, self.metrics.get("baseline", "zero-shot")
+            accuracy_axes.axhline(frozen, color="#7f7f7f", ls="--", label=f"test images, {name}: {frozen:.1f} %")
+        accuracy_axes.set_ylim(0, 102)
+        accuracy_axes.legend(fontsize="small", loc="best")
         if path is not None:
             figure.savefig(path, dpi=150)
         return figure
 
-    def _draw(self, axes: Any, epochs: list[int], values: list[float], label: str, thin: bool = False) -> None:
+    def _title(self) -> str:
+        """What came of it."""
+        method = f"{self.metrics['method']} on {self.metrics['backbone']}"
+        if "adapted" not in self.metrics:
+            return method
+        found = f"{100 * self.accuracy:.1f} % of test images right"
+        if "zero_shot" in self.metrics:
+            gain = 100 * (self.accuracy - self.zero_shot_accuracy)
+            found += f", {gain:+.1f} points to {self.metrics.get('baseline', 'zero-shot')}"
+        return f"{method}: {found}"
+
+    def _draw(self, axes: Any, values: list[float], label: str, thin: bool = False) -> None:
         """The means of `values`, one for each step, over the epochs."""
-        by_epoch: dict[int, list[float]] = {epoch: [] for epoch in epochs}
+        by_epoch: dict[int, list[float]] = {}
         for entry, value in zip(self.history, values, strict=True):
-            by_epoch[entry["epoch"]].append(value)
+            by_epoch.setdefault(entry["epoch"], []).append(value)
         means = [sum(each) / len(each) for each in by_epoch.values()]
-        style = {"lw": 1, "ls": "--"} if thin else {"color": "#1f77b4"}
-        axes.plot([epoch + 1 for epoch in epochs], means, label=label, **style)
+        style = {"lw": 1.2, "ls": "-."} if thin else {"color": "#1f77b4"}
+        axes.plot([epoch + 1 for epoch in by_epoch], means, label=label, **style)
         axes.set_xlabel("epoch")
         axes.xaxis.get_major_locator().set_params(integer=True)
+
+
+def read_history(log: Path) -> list[dict[str, Any]]:
+    """The entries of a run's log.jsonl. AdaptError where it is damaged."""
+    try:
+        entries = [plain.parse(line) for line in log.read_bytes().splitlines()]
+        if not all(isinstance(each, dict) and {"epoch", "loss", "accuracy"} <= each.keys() for each in entries):
+            raise ValueError("a line is no step of a training")
+    except (OSError, ValueError) as error:
+        raise AdaptError(f"{log} is damaged ({error}): train again in another --out") from error
+    return entries

@@ -16,6 +16,7 @@ from adapt.disk import write_text
 from adapt.errors import AdaptError
 from adapt.formats.adapter import versions
 from adapt.shown import brief
+from adapt.training.result import read_history
 
 
 class Run:
@@ -151,14 +152,7 @@ class Run:
 
     def history(self) -> list[dict[str, Any]]:
         """The entries of log.jsonl. AdaptError where it is damaged."""
-        log = self.path / "log.jsonl"
-        try:
-            entries = [plain.parse(line) for line in log.read_bytes().splitlines()]
-            if not all(isinstance(each, dict) and {"epoch", "loss", "accuracy"} <= each.keys() for each in entries):
-                raise ValueError("a line is no step of a training")
-        except (OSError, ValueError) as error:
-            raise AdaptError(f"{log} is damaged ({error}): train again in another --out") from error
-        return entries
+        return read_history(self.path / "log.jsonl")
 
     def cut_log(self, step: int) -> None:
         """Drops what a killed run logged after the checkpoint at `step`, so that no step appears twice."""

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from adapt import methods
+from adapt.backbones.base import Backbone
 from adapt.backbones.load import load_backbone
 from adapt.data.check import without_broken
 from adapt.data.split import Split
@@ -69,9 +70,10 @@ def _note_short(split: Split, shots: int) -> None:
         logger.warning("fewer than %d training images of %s: every one there is is taken", shots, listed)
 
 
-def build(recipe: Recipe, class_names: tuple[str, ...]) -> Adapted[Any]:
-    """The recipe's method on its backbone, initialised by its seed."""
-    backbone = load_backbone(recipe.backbone, recipe.device, recipe.quantize)
+def build(recipe: Recipe, class_names: tuple[str, ...], backbone: Backbone | None = None) -> Adapted[Any]:
+    """The recipe's method on its backbone, or on one that is there already, initialised by its seed."""
+    if backbone is None:
+        backbone = load_backbone(recipe.backbone, recipe.device, recipe.quantize)
     method = methods.find(recipe.method["name"])(**recipe.method_config)
     memory = recipe.text_memory_gib
     with torch.random.fork_rng():

@@ -12,7 +12,7 @@ import adapt
 from adapt import AdaptedModel, methods
 from adapt.data import Split
 from adapt.evaluation.evaluate import evaluate
-from adapt.methods.tda import Seen, remember
+from adapt.methods.tda import Remembered, remember
 
 NAMES = ("goldfish", "red_panda", "sea cucumber")
 
@@ -61,8 +61,10 @@ def test_views_stand_for_their_image(open_clip, images: Tensor) -> None:
 
 
 def test_the_least_sure_image_makes_room() -> None:
-    kept: list[Seen] = []
-    seen = [Seen(torch.zeros(1), torch.zeros(1), torch.zeros(1), entropy) for entropy in (0.5, 0.3, 0.9, 0.3, 0.1)]
+    kept: list[Remembered] = []
+    seen = [
+        Remembered(torch.zeros(1), torch.zeros(1), torch.zeros(1), entropy) for entropy in (0.5, 0.3, 0.9, 0.3, 0.1)
+    ]
     for image in seen:
         remember(kept, image, 2)
     assert [image.entropy for image in kept] == [0.1, 0.3]

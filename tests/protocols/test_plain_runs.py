@@ -51,7 +51,7 @@ def test_runs_that_differ_by_their_seed_are_one_row(runs: dict[str, Path]) -> No
 def test_table_shows_runs_and_refuses_a_mixture(runs: dict[str, Path], tmp_path: Path) -> None:
     result = run("table", *runs.values(), "--format", "csv")
     assert result.exit_code == 0
-    assert result.stdout.splitlines()[0].startswith(",data,shots,seeds,zero-shot,adapted,gain")
+    assert result.stdout.splitlines()[0].startswith(",gain,zero-shot,adapted,data,shots,seeds")
     out = tmp_path / "sweep"
     arguments = ["--data", "emoji", "--shots", "2", "--sweep", "method.alpha=0.1,10", "--seeds", "1,2", "--out", out]
     swept = run("train", "gda", *arguments)

@@ -6,6 +6,8 @@ import csv
 import json
 import re
 import shutil
+import statistics
+from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,8 @@ from adapt import AdaptError
 from adapt.disk import write_csv
 from adapt.protocols import protocol as protocols
 from adapt.protocols.plots import MOST_CLASSES, confusion_matrix, svg
-from adapt.protocols.report import WORST_ERRORS, report
+from adapt.protocols.report import report
+from adapt.protocols.run_page import WORST_ERRORS
 from adapt.protocols.run_protocol import run_protocol
 from adapt.recipe import Recipe
 
@@ -72,6 +75,14 @@ def read(path: Path) -> dict[str, Any]:
     return found
 
 
+def _copy(found: Path, to: Path) -> dict[str, Any]:
+    """What every run has, of one of them; its metrics."""
+    run = found / "curve/shots-1-seed-1"
+    shutil.copy(run / "recipe.yaml", to)
+    shutil.copy(run / "metrics.json", to)
+    return read(run / "metrics.json")
+
+
 def test_the_page_needs_nothing_beside_it(found: Path) -> None:
     html = report([found / "curve", found / "halves"])
     outside = [each for each in Page(html).fetched if not each.startswith(("data:", "#"))]
@@ -91,16 +102,18 @@ def test_its_numbers_are_those_of_the_files(found: Path) -> None:
             shown = f"{100 * group['mean'][figure]:.1f} ± {100 * group['std'][figure]:.1f}"
             assert table[2][column] == shown
             assert table[1][column] == f"{100 * group['zero_shot'][figure]:.1f}"
-    assert len(runs) == 1 + 6
-    for row in runs[1:]:
-        metrics = read(found / row[0] / "metrics.json")
-        adapted = metrics["adapted"]
-        shares = [metrics["zero_shot"]["accuracy"]]
-        shares += [adapted[key] for key in ("accuracy", "mean_class_accuracy", "calibration_error")]
-        counts = (adapted["images"], f"{metrics['trainable_parameters']:,}", f"{metrics['seconds']:.1f}")
-        expected = [metrics["method"], metrics["seed"], *(f"{100 * share:.1f}" for share in shares), *counts]
-        assert row[1:] == [str(value) for value in expected]
-    assert all(text.rstrip("\xa0%") in (f"{100 * value:.1f}", f"{100 * value:.0f}") for text, value in page.values)
+    assert len(runs) == 1 + 3  # two seeds each
+    folders = ("curve/shots-1-", "curve/shots-2-", "halves/")
+    for row, folder in zip(runs[1:], folders, strict=True):
+        both = [read(path / "metrics.json") for path in sorted(found.glob(f"{folder}seed-*"))]
+        adapted, frozen = ([each[kind]["accuracy"] for each in both] for kind in ("adapted", "zero_shot"))
+        gains = [mine - before for mine, before in zip(adapted, frozen)]
+        assert row[1] == f"{100 * statistics.mean(gains):+.1f} ± {100 * statistics.stdev(gains):.1f}"
+        assert row[2] == f"{100 * statistics.mean(frozen):.1f} ± {100 * statistics.stdev(frozen):.1f}"
+        assert row[3] == f"{100 * statistics.mean(adapted):.1f} ± {100 * statistics.stdev(adapted):.1f}"
+        assert row[6] == "1, 2"
+    for text, value in page.values:
+        assert text.rstrip("\xa0%") in (f"{100 * value:.1f}", f"{100 * value:+.1f}", f"{100 * value:.0f}")
 
 
 def test_the_errors_it_was_surest_of_are_shown(found: Path) -> None:
@@ -115,9 +128,70 @@ def test_the_errors_it_was_surest_of_are_shown(found: Path) -> None:
     assert f"{100 * float(wrong[0]['confidence']):.0f}&nbsp;%" in first
 
 
+def test_the_run_nearest_to_the_mean_is_the_open_one(found: Path, tmp_path: Path) -> None:
+    """Of the best group alone, whatever the order."""
+    runs = []
+    for seed, accuracy in enumerate((0.5, 0.9, 0.72), 1):
+        run = tmp_path / f"good-{seed}"
+        run.mkdir()
+        metrics = _copy(found, run) | {"seed": seed}
+        metrics["adapted"]["accuracy"] = accuracy
+        (run / "metrics.json").write_text(json.dumps(metrics))
+        recipe = re.sub(r"^seed: \d+$", f"seed: {seed}", (run / "recipe.yaml").read_text(), flags=re.M)
+        (run / "recipe.yaml").write_text(recipe)
+        runs.append(run)
+    html = report([found / "halves", *runs])
+    [opened] = re.findall(r"<details open>\s*<summary>([^:<]+)", html)
+    assert opened == f"{tmp_path.name}/good-3"
+    assert html.count("nearest to the mean") == 2
+
+
+def test_curves_counts_and_what_it_was_made_with(found: Path) -> None:
+    run = found / "curve/shots-2-seed-1"
+    html = report([run])
+    metrics, environment = read(run / "metrics.json"), read(run / "environment.json")
+    assert f"{100 * metrics['adapted']['accuracy']:.1f} % of test images right" in html
+    assert "training images, while it learns them" in html
+    rows = list(csv.DictReader((run / "predictions.csv").open()))
+    pairs = Counter((row["class"], row["predicted"]) for row in rows)
+    drawn = svg(confusion_matrix(rows)[0])
+    written = Counter(int(each) for each in re.findall(r">(\d+)</text>", drawn))
+    assert written == Counter(pairs.values())
+    assert "share of the class&#x27;s images" in drawn or "share of the class's images" in drawn
+    assert f"adapt train {run / 'recipe.yaml'}" in html
+    assert f"torch {environment['versions']['torch']}" in html
+
+
+def test_how_sure_before_and_after_a_temperature(found: Path, tmp_path: Path) -> None:
+    metrics = _copy(found, tmp_path)
+    shutil.copy(found / "curve/shots-1-seed-1/predictions.csv", tmp_path)
+    after = metrics["adapted"]["calibration_error"]
+    assert f"as trained, error {100 * after:.1f} %" in report([tmp_path])
+    before = [{"images": 3, "confidence": 0.9, "accuracy": 0.4}]
+    metrics["calibration"] = {"temperature": 2.0, "error_before": 0.5, "before": before}
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
+    html = report([tmp_path])
+    assert "as trained, error 50.0 %" in html
+    assert f"calibrated, error {100 * after:.1f} %" in html
+
+
+def test_a_run_is_called_by_its_folder(found: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for here, path in (("curve", "shots-1-seed-1"), ("curve/shots-1-seed-1", "."), (".", "curve/shots-1-seed-1/")):
+        monkeypatch.chdir(found / here)
+        assert "<summary>curve/shots-1-seed-1" in report([Path(path)])
+
+
+@pytest.mark.parametrize("text", ["[", "[]", '{"versions": 3}', '{"versions": {}}'])
+def test_environments_that_are_none(tmp_path: Path, found: Path, text: str) -> None:
+    _copy(found, tmp_path)
+    (tmp_path / "environment.json").write_text(text)
+    with pytest.raises(AdaptError, match=r"environment\.json holds no environment of a run"):
+        report([tmp_path])
+
+
 def test_an_image_that_is_gone_is_said_to_be(found: Path, tmp_path: Path) -> None:
     run = found / "curve/shots-1-seed-1"
-    for name in ("metrics.json", "predictions.csv"):
+    for name in ("metrics.json", "predictions.csv", "recipe.yaml"):
         text = (run / name).read_text()
         (tmp_path / name).write_text(re.sub(r"^/\S+/", "/nowhere/", text, flags=re.M))
     html = report([tmp_path])
@@ -126,7 +200,7 @@ def test_an_image_that_is_gone_is_said_to_be(found: Path, tmp_path: Path) -> Non
 
 
 def test_names_that_a_spreadsheet_would_run_are_shown_as_they_are(tmp_path: Path, found: Path) -> None:
-    shutil.copy(found / "curve/shots-1-seed-1/metrics.json", tmp_path)
+    _copy(found, tmp_path)
     row = {"path": "/x.png", "class": "=cmd|'c'!A1", "predicted": "@it", "confidence": "0.900000"}
     write_csv(tmp_path / "predictions.csv", [row])
     assert "\n/x.png,'=cmd|'c'!A1,'@it,0.900000\n" in (tmp_path / "predictions.csv").read_text()
@@ -137,7 +211,7 @@ def test_names_that_a_spreadsheet_would_run_are_shown_as_they_are(tmp_path: Path
 
 
 def test_names_cannot_become_markup(tmp_path: Path, found: Path) -> None:
-    metrics = read(found / "curve/shots-1-seed-1/metrics.json")
+    metrics = _copy(found, tmp_path)
     metrics["adapted"]["by_class"] = {"<script>alert(1)</script>": 0.5}
     (tmp_path / "metrics.json").write_text(json.dumps(metrics))
     rows = 'path,class,predicted,confidence\n"/x.png",<b>bold</b>,<i>it</i>,0.9\n'
@@ -192,9 +266,17 @@ def test_metrics_that_are_none(tmp_path: Path, text: str) -> None:
         report([tmp_path])
 
 
-@pytest.mark.parametrize("text", ["a,b\n1,2\n", "path,class,predicted,confidence\nx,y,z,much\n", "\xff"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a,b\n1,2\n",
+        "path,class,predicted,confidence\nx,y,z,much\n",
+        "path,class,predicted,confidence\nx,y,z,7\n",
+        "\xff",
+    ],
+)
 def test_predictions_that_are_none(tmp_path: Path, found: Path, text: str) -> None:
-    (tmp_path / "metrics.json").write_bytes((found / "curve/shots-1-seed-1/metrics.json").read_bytes())
+    _copy(found, tmp_path)
     (tmp_path / "predictions.csv").write_bytes(text.encode("latin-1"))
     with pytest.raises(AdaptError, match=r"predictions\.csv holds no predictions of a run"):
         report([tmp_path])

@@ -1,0 +1,142 @@
+"""What is wrong with the images, and of which there should be more: by the features that are there anyway."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adapt.choosing.compare import Compared
+from adapt.choosing.duplicates import near_duplicates
+from adapt.data.split import Item, Split
+from adapt.disk import write_csv
+from adapt.features import labels_of
+
+SHARPNESS = 30.0  # of the vote on labels, as in a look-up table of features
+SUSPICIOUS = 0.01  # the share of the votes for its own label below which an image is listed
+WITNESSES = 3  # other images of a class, with fewer of which no label of its is doubted
+PAIRS = 5  # of classes that are taken for one another
+AT_ONCE = 1024  # rows of similarities
+
+
+@dataclass(frozen=True)
+class Advice:
+    """Rows for four lists, the worst first: each names files, and what is the matter with them.
+
+    `few` has classes with fewer images than half of them have, or with images of one group alone; `confused` images
+    that were taken for another class, of the pairs of classes where that happens most; `suspects` training images that
+    look like another class; `duplicates` test and validation images that are training images too, or nearly.
+    """
+
+    few: list[dict[str, Any]]
+    confused: list[dict[str, Any]]
+    suspects: list[dict[str, Any]]
+    duplicates: list[dict[str, Any]]
+
+    def write(self, folder: Path) -> None:
+        """A CSV for each list that has something."""
+        for name, rows in vars(self).items():
+            if rows:
+                write_csv(folder / f"{name}.csv", rows)
+
+    def lines(self) -> list[str]:
+        """What a person reads, a line for each list that has something."""
+        found = []
+        if self.few:
+            found.append(f"more images would help {_listed([row['class'] for row in self.few])} most: few.csv")
+        if self.confused:
+            pairs = dict.fromkeys(" and ".join(sorted((row["class"], row["predicted"]))) for row in self.confused)
+            found.append(f"taken for one another: {_listed(list(pairs), '; ')}: confused.csv")
+        if self.suspects:
+            found.append(
+                f"{len(self.suspects)} training images look like another class, check their labels: suspects.csv"
+            )
+        if self.duplicates:
+            found.append(
+                f"{len(self.duplicates)} test or validation images are nearly training images, take them out: "
+                "duplicates.csv"
+            )
+        return found
+
+
+def advise(split: Split, features: dict[str, Tensor], held: Sequence[Item], winner: Compared | None) -> Advice:
+    """Advice on the images of `split`, by unit-length `features` `(n, e)` of its parts by name.
+
+    `held` are the images that `winner` was tried on; both are without content where nothing could be.
+    """
+    return Advice(
+        few=_few(split.train),
+        confused=_confused(split.class_names, held, winner) if winner else [],
+        suspects=_suspects(split, features["train"]),
+        duplicates=near_duplicates(split, features),
+    )
+
+
+def _few(items: Sequence[Item]) -> list[dict[str, Any]]:
+    count = Counter(item.class_name for item in items)
+    groups = Counter(name for name, _ in {(item.class_name, item.group or item.path) for item in items})
+    enough = median(count.values()) / 2
+    rows: list[dict[str, Any]] = [
+        {"class": name, "images": number, "groups": groups[name]}
+        for name, number in count.items()
+        if number < enough or groups[name] == 1
+    ]
+    return sorted(rows, key=lambda row: row["images"])
+
+
+def _confused(names: Sequence[str], held: Sequence[Item], winner: Compared) -> list[dict[str, Any]]:
+    taken = [names[label] for label in winner.probabilities.argmax(-1).tolist()]
+    sure = winner.probabilities.amax(-1).tolist()
+    wrong: list[dict[str, Any]] = [
+        {"path": item.path, "class": item.class_name, "predicted": answer, "confidence": round(confidence, 4)}
+        for item, answer, confidence in zip(held, taken, sure, strict=True)
+        if item.class_name != answer
+    ]
+    pairs = Counter(frozenset((row["class"], row["predicted"])) for row in wrong)
+    most = {pair: number for pair, number in pairs.most_common(PAIRS) if number > 1}
+    kept = [row for row in wrong if frozenset((row["class"], row["predicted"])) in most]
+    return sorted(kept, key=lambda row: (-most[frozenset((row["class"], row["predicted"]))], -row["confidence"]))
+
+
+def _suspects(split: Split, features: Tensor) -> list[dict[str, Any]]:
+    """Training images to whose label few of the others that look like them are witnesses.
+
+    Each image's label is put to the vote of all others, weighted by exp(s * (cosine - 1)).
+    """
+    labels = labels_of(split.train)
+    votes = _votes(features, labels, len(split.class_names))
+    own = votes.gather(1, labels[:, None]).squeeze(1)
+    count = labels.bincount(minlength=len(split.class_names))
+    rows: list[dict[str, Any]] = []
+    for place in own.argsort(stable=True).tolist():
+        if own[place] >= SUSPICIOUS:
+            break
+        item, likelier = split.train[place], int(votes[place].argmax())
+        if likelier != item.label and count[item.label] > WITNESSES:
+            share = round(float(own[place]), 6)
+            other = split.class_names[likelier]
+            rows.append({"path": item.path, "class": item.class_name, "likelier": other, "share": share})
+    return rows
+
+
+def _votes(features: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """The shares of votes `(n, classes)` that each image gets from all others."""
+    voters = torch.nn.functional.one_hot(labels, classes).float()
+    found = []
+    for start in range(0, len(features), AT_ONCE):
+        similar = (SHARPNESS * (features[start : start + AT_ONCE] @ features.T - 1)).exp()
+        rows = torch.arange(len(similar))
+        similar[rows, rows + start] = 0  # no image is its own witness
+        found.append(similar @ voters)
+    votes = torch.cat(found)
+    return votes / votes.sum(-1, keepdim=True).clamp_min(torch.finfo(votes.dtype).tiny)
+
+
+def _listed(names: Sequence[str], between: str = ", ") -> str:
+    return between.join(names[:PAIRS]) + (f"{between}and {len(names) - PAIRS} more" if len(names) > PAIRS else "")

@@ -1,0 +1,98 @@
+"""What is compared: methods by their shipped recipes, and the variants that a recipe names."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+from adapt import methods
+from adapt.methods.base import Method
+from adapt.recipe import Recipe, read_recipe
+from adapt.recipe.file import read_file
+from adapt.recipe.shipped import find_recipe, of_method, shipped, short
+
+_OTHER = ("base_to_new", "cross_dataset", "domain_generalisation")  # recipes that are not of few shots
+VIEWS = 10  # of each image, encoded once, where a recipe would encode a fresh one at each step
+
+
+class Cost(IntEnum):
+    """What a training takes, the cheapest first."""
+
+    NO_STEP = 0
+    STEPS_ON_FEATURES = 1
+    STEPS_THROUGH_TOWERS = 2
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A method with its settings under the name that tables give it, and the command that trains it.
+
+    It is compared `always`, or only where all are.
+    """
+
+    name: str
+    recipe: Recipe
+    cost: Cost
+    always: bool
+    command: str
+
+
+def candidates(source: str, changes: dict[str, Any], images: int, every: bool) -> list[Candidate]:
+    """What can be compared on the data `source`, the cheapest first; `changes` are of all their recipes.
+
+    `images` is how many there are of a class. Those without steps, those with steps on cached features, and those whose
+    recipes ask for it; with `every` also the others, whose steps pass through a tower. Methods that decide by several
+    views of an image, or by the images before it, are not compared.
+    """
+    known = {name.partition("/")[0] for name in shipped()} & set(methods.names())
+    of_images = [name for method in sorted(known) for name in of_method(method) if name.partition("/")[2] not in _OTHER]
+    found = [each for name in of_images for each in _of(short(name), source, changes, images, every)]
+    return sorted(found, key=lambda each: (each.cost, not each.always))
+
+
+def _of(name: str, source: str, changes: dict[str, Any], images: int, every: bool) -> Iterator[Candidate]:
+    located = find_recipe(name)
+    file = read_file(located.path, located.name)
+    own: dict[str, dict[str, Any]] = {name: {}}
+    for title, settings in (own | file.variants).items():
+        recipe = read_recipe(name, list((settings | changes).items()), source)
+        method = methods.find(recipe.method["name"])(**recipe.method_config)
+        if "dual encoder" not in method.serves or method.views or method.memory() is not None:
+            continue
+        cost = _cost(recipe, method)
+        always = file.compared or cost < Cost.STEPS_THROUGH_TOWERS
+        if every or always:
+            all_changes = settings | _settled(recipe, method, images) | changes
+            recipe = read_recipe(name, list(all_changes.items()), source)
+            sets = [f"--set={key}={_written(value)}" for key, value in all_changes.items()]
+            command = shlex.join(["adapt", "train", name, f"--data={source}", *sets])
+            yield Candidate(title, recipe, cost, always, command)
+
+
+def _cost(recipe: Recipe, method: Method) -> Cost:
+    if recipe.train is None:
+        return Cost.NO_STEP
+    through = method.touches or method.reads or method.per_image
+    return Cost.STEPS_THROUGH_TOWERS if through else Cost.STEPS_ON_FEATURES
+
+
+def _settled(recipe: Recipe, method: Method, images: int) -> dict[str, Any]:
+    """Settings that the recipe leaves to the data: a length for so many images a class, and views for fresh crops."""
+    train, found = recipe.train, dict[str, Any]()
+    if train is None:
+        return found
+    if isinstance(train.epochs, dict) and recipe.data.shots not in train.epochs:
+        found["train.epochs"] = train.epochs[min(train.epochs, key=lambda known: abs(known - images))]
+    if train.iterations_per_shot is not None and recipe.data.shots is None:
+        found["train.iterations"] = train.iterations_per_shot * images
+    cached = "vision" not in method.touches and "images" not in method.reads
+    if cached and train.views is None and train.augment != "none":
+        found["train.views"] = VIEWS
+    return found
+
+
+def _written(value: Any) -> str:
+    return "null" if value is None else str(value)

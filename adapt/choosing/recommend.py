@@ -1,0 +1,154 @@
+"""Which method for these images, and how good will it be?"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from torch import Tensor
+
+from adapt.backbones.base import Backbone, DualEncoder
+from adapt.backbones.load import load_backbone
+from adapt.choosing.advice import advise
+from adapt.choosing.candidates import Candidate, candidates
+from adapt.choosing.compare import Compared, Comparison, take
+from adapt.choosing.recommendation import Recommendation, rows_of
+from adapt.data.split import Split
+from adapt.errors import AdaptError
+from adapt.features import image_features
+from adapt.methods.zero_shot import ZeroShot
+from adapt.models.classifier import AdaptedModel
+from adapt.models.wrap import wrap
+from adapt.progress import counting_bar
+from adapt.recipe import read_recipe
+from adapt.training.estimate import readable_time
+from adapt.training.run_recipe import read_data, run_recipe
+
+logger = logging.getLogger("adapt")
+
+# what is trained where nothing can be compared: it takes no step, and without a search nothing is to be chosen either
+UNCOMPARED = ("tip_adapter", {"method.search_alpha": None})
+
+
+def recommend(
+    data: str,
+    *,
+    root: str | None = None,
+    names: str | None = None,
+    shots: int | None = None,
+    seed: int = 1,
+    backbone: str | None = None,
+    device: str = "cpu",
+    folds: int = 3,
+    every: bool = False,
+    budget: float | None = None,
+    out: str | Path | None = None,
+    progress: bool = True,
+) -> Recommendation:
+    """Compares methods on the training images of `data`, and trains the one to take on all of them.
+
+    By cross-validation over `folds` stratified parts, whole groups at once where the data names groups; test images
+    choose nothing. Zero-shot, methods without steps, those with steps on cached features, and CoOp; with `every` also
+    those whose steps pass through a tower, and with a `budget` in seconds as many of them as it leaves time for.
+    `shots` images a class, all of them by default. `out` becomes the run directory of the chosen one, with
+    recommendation.json, methods.csv, report.html, and a list of files for each piece of advice.
+
+    Raises AdaptError for data without training images, questions, fewer than two folds, an `out` that exists, and where
+    no method can be trained.
+    """
+    out = _new(out)
+    given = {"data.root": root, "data.names": names, "backbone": backbone}
+    changes: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+    changes |= {"data.shots": shots, "seed": seed, "device": device}
+    base = read_recipe("zero_shot", list(changes.items()), data)
+    changes["backbone"] = base.backbone
+    split, loaded = read_data(base, progress), load_backbone(base.backbone, device)
+    if split.train[0].question or not isinstance(loaded, DualEncoder):
+        raise AdaptError("what is compared tells classes apart by a CLIP or SigLIP: give images without questions")
+    comparison = Comparison(split, loaded, folds, seed)
+    features = _features(split, loaded, progress)
+    compared, left_out = list[Compared](), dict[str, str]()
+    if comparison.items:
+        images = round(median(Counter(item.label for item in split.train).values()))
+        listed = candidates(data, changes, images, every or budget is not None)
+        compared, left_out = _compared(comparison, listed, budget, progress)
+    chosen, alike = take(compared) if compared else (None, [])
+    name, settings = UNCOMPARED
+    recipe = chosen.candidate.recipe if chosen else read_recipe(name, list((changes | settings).items()), data)
+    found = Recommendation(
+        chosen=chosen.candidate.name if chosen else name,
+        rows=rows_of(compared),
+        alike=[each.candidate.name for each in alike],
+        left_out=left_out,
+        notes=_notes(split, comparison),
+        advice=advise(split, features, comparison.items, chosen),
+        result=run_recipe(recipe, out, progress=progress),
+    )
+    if out is not None:
+        found.write(out)
+    return found
+
+
+def _new(out: str | Path | None) -> Path | None:
+    if out is not None and Path(out).exists():
+        raise AdaptError(f"{out} exists already; name a new folder")
+    return None if out is None else Path(out)
+
+
+def _features(split: Split, backbone: Backbone, progress: bool) -> dict[str, Tensor]:
+    """Unit-length features `(n, e)` of all images by part: what comes after finds them in the cache."""
+    model: AdaptedModel = wrap(backbone, ZeroShot(), split.class_names)
+    with counting_bar("encoding", progress) as bar:
+        parts = {"train": split.train, "val": split.val, "test": split.test}
+        return {part: image_features(model, items, workers=2, progress=bar) for part, items in parts.items() if items}
+
+
+def _compared(
+    comparison: Comparison, listed: Sequence[Candidate], budget: float | None, progress: bool
+) -> tuple[list[Compared], dict[str, str]]:
+    """All that could be tried in the time, and why the others were not."""
+    started, done, left_out = time.monotonic(), list[Compared](), dict[str, str]()
+    for number, candidate in enumerate(listed, 1):
+        try:
+            if budget is not None:
+                left = budget - (time.monotonic() - started)
+                needed = comparison.estimate(candidate) if left > 0 else 0.0
+                if needed >= left:
+                    more = f"would take about {readable_time(needed)} more" if needed else "not begun"
+                    left_out[candidate.name] = f"{more}, and the budget is {readable_time(budget)}"
+                    continue
+            found = comparison.run(candidate)
+        except AdaptError as error:
+            left_out[candidate.name] = str(error)
+            continue
+        done.append(found)
+        if progress:
+            seconds = (time.monotonic() - started) / number * (len(listed) - number)
+            logger.info(
+                "  %2d of %d  %-22s %5.1f ± %.1f %%  (about %s left)",
+                number, len(listed), candidate.name, 100 * found.accuracy, 100 * found.error, readable_time(seconds),
+            )  # fmt: skip
+    if not done:
+        name, reason = next(iter(left_out.items()))
+        raise AdaptError(f"no method could be compared; {name}: {reason}")
+    return done, left_out
+
+
+def _notes(split: Split, comparison: Comparison) -> list[str]:
+    """What the figures cannot say."""
+    untried = sorted({item.class_name for item in split.train} - {item.class_name for item in comparison.items})
+    if not comparison.items:
+        return [
+            "No class has two images that are apart, so none can be held back: which method is best here, and how "
+            "good it is, cannot be known. Two images of each class are the least that says something, and eight say "
+            f"much more. Taken is {UNCOMPARED[0]}, which takes no training step"
+        ]
+    if not untried:
+        return []
+    named = ", ".join(untried[:3]) + (f" and {len(untried) - 3} more" if len(untried) > 3 else "")
+    return [f"No image of {named} was tried on: every model needs the only one, or the only group, that there is"]

@@ -1,0 +1,88 @@
+"""`adapt recommend`"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import click
+
+from adapt.cli import options as common
+
+_SECONDS = {"s": 1, "m": 60, "h": 3600}
+
+
+class _Time(click.ParamType):
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Seconds of `90s`, `10m` or `1.5h`."""
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", str(value))
+        if found is None or not float(found[1]):
+            self.fail(f"{value!r} is no time such as 90s, 10m or 1h", param, ctx)
+        return float(found[1]) * _SECONDS[found[2]]
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        return "TIME"
+
+
+@click.command()
+@click.argument("data")
+@common.together(
+    common.recipe_root,
+    common.names,
+    click.option("--shots", type=click.IntRange(min=1), help="Training images a class.  [default: all]"),
+    click.option("--seed", type=click.IntRange(min=0), default=1, show_default=True, help="Of picks, folds, training."),
+    common.recipe_device,
+    common.recipe_backbone,
+)
+@click.option("--folds", type=click.IntRange(min=2), default=3, show_default=True, help="Parts of the training images.")
+@click.option("--all", "every", is_flag=True, help="Also compare the methods whose steps pass through a tower.")
+@click.option("--budget", type=_Time(), help="Also as many of those as fit into this time, such as 90s, 10m or 1h.")
+@click.option("--out", type=click.Path(path_type=Path), help="A new folder.  [default: runs/recommend-NAME]")
+@click.option("--quiet", is_flag=True, help="No progress.")
+def recommend(data: str, out: Path | None, device: str | None, quiet: bool, **options: Any) -> None:
+    """Say which method is best for DATA, and how good it will be; and train it.
+
+    \b
+    Examples:
+      adapt recommend photos/
+      adapt recommend emoji --shots 16
+      adapt recommend eurosat --root data --shots 16 --budget 30m
+
+    Methods are compared by cross-validation over the training images of DATA, a folder, a .csv or a data set's name;
+    test images choose nothing. Where the differences are within the noise the cheapest is taken, trained on all
+    training images, and at last measured on the test images, if there are any.
+
+    \b
+    OUT gets the run (adapter.safetensors, recipe.yaml, metrics.json, ...), recommendation.json, methods.csv,
+    report.html, and lists of files that would help most: few.csv, confused.csv, suspects.csv, duplicates.csv.
+    """
+    from adapt.cli.quiet import quiet_libraries
+
+    out = out or _free(Path("runs") / f"recommend-{_plain(data)}")
+    with quiet_libraries():
+        from adapt.choosing.recommend import recommend as run
+
+        found = run(data, out=out, device=device or "cpu", progress=not quiet, **options)
+    click.echo(f"{found}\n\nadapter    {found.result.adapter}")
+    if (out / "report.html").is_file():
+        click.echo(f"report     {out / 'report.html'}")
+
+
+def _plain(data: str) -> str:
+    """A name for a folder, of the last part of `data`."""
+    return re.sub(r"[^\w.@-]+", "-", Path(data).resolve().stem if Path(data).exists() else data).strip("-.") or "data"
+
+
+def _free(path: Path) -> Path:
+    """`path`, or the first of path-2, path-3, ... that is not there."""
+    number, free = 1, path
+    while free.exists():
+        number += 1
+        free = path.with_name(f"{path.name}-{number}")
+    return free
+
+
+COMMANDS = {"recommend": recommend}

@@ -1,0 +1,99 @@
+"""Planted faults in the bundled images are found: wrong labels, copies across parts, classes short of images."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from PIL import Image, ImageOps
+from torch import Tensor
+
+import adapt
+from adapt.choosing.advice import WITNESSES, advise
+from adapt.choosing.duplicates import near_duplicates
+from adapt.data import Item, Split, open_image
+from adapt.features import image_features
+from adapt.models.classifier import AdaptedModel
+
+PLANTED, COPIES = 50, 20
+
+
+@pytest.fixture(scope="module")
+def emoji() -> Split:
+    return adapt.data.load("emoji")
+
+
+@pytest.fixture(scope="module")
+def model(emoji: Split) -> AdaptedModel:
+    found: AdaptedModel = adapt.wrap(adapt.load_backbone("mini-clip"), adapt.methods.ZeroShot(), emoji.class_names)
+    return found
+
+
+@pytest.fixture(scope="module")
+def features(emoji: Split, model: AdaptedModel) -> dict[str, Tensor]:
+    parts = {"train": emoji.train, "val": emoji.val, "test": emoji.test}
+    return {name: image_features(model, items, workers=0) for name, items in parts.items()}
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_half_of_the_wrong_labels_are_among_as_many_suspects(
+    emoji: Split, features: dict[str, Tensor], seed: int
+) -> None:
+    stream = random.Random(seed)
+    wrong = stream.sample(range(len(emoji.train)), PLANTED)
+    items = list(emoji.train)
+    for place in wrong:
+        label = (items[place].label + stream.randrange(1, len(emoji.class_names))) % len(emoji.class_names)
+        items[place] = replace(items[place], label=label, class_name=emoji.class_names[label])
+    suspects = advise(replace(emoji, train=tuple(items)), features, [], None).suspects
+    first = {row["path"] for row in suspects[:PLANTED]}
+    assert len(first & {items[place].path for place in wrong}) >= PLANTED / 2
+    assert len(suspects) < 3 * PLANTED
+    assert all(row["class"] != row["likelier"] for row in suspects)
+
+
+def test_copies_across_parts_are_found(
+    emoji: Split, model: AdaptedModel, features: dict[str, Tensor], tmp_path: Path
+) -> None:
+    """Resized, recompressed, mirrored; the other images of the set that are listed are few."""
+    known = near_duplicates(emoji, features)
+    originals = random.Random(3).sample(emoji.train, COPIES)
+    copies = tuple(_copied(item, tmp_path / f"{number}.jpg", number) for number, item in enumerate(originals))
+    split = replace(emoji, test=copies + emoji.test)
+    encoded = image_features(model, split.test, workers=0)
+    found = near_duplicates(split, features | {"test": encoded})
+    right = {
+        row["path"]
+        for row in found
+        for item, copy in zip(originals, copies)
+        if (row["path"], row["train_path"]) == (copy.path, item.path)
+    }
+    assert len(right) >= 18
+    assert len(found) - len(right) <= 20
+    assert len(found) - len(right) <= len(known) + COPIES - len(right)
+
+
+def _copied(item: Item, path: Path, number: int) -> Item:
+    image = open_image(item)
+    if number % 2:
+        image = ImageOps.mirror(image)
+    side = (40, 100, 160)[number % 3]
+    image.resize((side, side), Image.Resampling.BICUBIC).save(path, quality=(30, 60, 90)[number % 3])
+    return replace(item, path=str(path))
+
+
+def test_classes_short_of_images(emoji: Split, features: dict[str, Tensor]) -> None:
+    kept = [place for place, item in enumerate(emoji.train) if item.label > 1]
+    kept += [place for place, item in enumerate(emoji.train) if item.label == 0][:3]
+    kept += [place for place, item in enumerate(emoji.train) if item.label == 1][:12]
+    split = replace(emoji, train=tuple(emoji.train[place] for place in kept))
+    advice = advise(split, features | {"train": features["train"][kept]}, [], None)
+    assert advice.few[0]["class"] == emoji.class_names[0]
+    assert advice.few[0]["images"] == 3
+    doubted = {row["class"] for row in advice.suspects}
+    assert emoji.class_names[0] not in doubted  # of too few witnesses
+    assert WITNESSES == 3
+    [line] = [line for line in advice.lines() if line.startswith("more images would help")]
+    assert emoji.class_names[0] in line

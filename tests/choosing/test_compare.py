@@ -1,0 +1,135 @@
+"""What is compared, by which settings, and which of several is taken."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+import adapt
+from adapt.choosing import compare as module
+from adapt.choosing.candidates import Candidate, Cost, candidates
+from adapt.choosing.compare import AS_QUICK, Compared, Comparison, take
+from adapt.cli import main
+from adapt.cli import options as common
+from adapt.data import Split
+from adapt.recipe import read_recipe
+from adapt.training.run_recipe import run_recipe
+
+CHANGES = {"data.shots": 4, "seed": 1, "backbone": "mini-clip"}
+
+
+@pytest.fixture(scope="module")
+def few() -> Split:
+    return adapt.data.load("emoji").few_shot(4, 1)
+
+
+def _listed(every: bool = False, source: str = "emoji") -> dict[str, Candidate]:
+    return {each.name: each for each in candidates(source, CHANGES, 4, every)}
+
+
+def test_without_being_asked_no_step_passes_through_a_tower_but_coops() -> None:
+    usual, every = _listed(), _listed(every=True)
+    assert len(usual) >= 12
+    assert {"zero_shot", "gda", "tip_adapter", "clap", "zs_lp", "task_res", "linear_probe", "coop"} <= usual.keys()
+    assert [name for name, each in usual.items() if each.cost is Cost.STEPS_THROUGH_TOWERS] == ["coop"]
+    assert list(every)[: len(usual)] == list(usual)
+    assert {"lora", "maple", "das", "two_stage", "prompt_src"} <= every.keys() - usual.keys()
+    assert not {"tpt", "tda", "vlora", "projector", "compose/vlora_lora"} & every.keys()
+    assert next(iter(usual)) == "gda"
+    assert usual["zs_lp"].recipe.method["constraint"] == "none"
+
+
+def test_photos_of_ones_own_are_encoded_once(tmp_path: Path) -> None:
+    """Views in place of fresh crops, and a length where the recipe has one by shots."""
+    found = {each.name: each.recipe for each in candidates(str(tmp_path), CHANGES | {"data.shots": None}, 7, True)}
+    task_res, lora = found["task_res"].train, found["lora"].train
+    assert task_res is not None
+    assert (task_res.views, task_res.epochs) == (10, 200)  # of 8 shots, the nearest to 7
+    assert lora is not None
+    assert (lora.iterations, lora.iterations_per_shot) == (3500, None)
+    assert lora.views is None
+
+
+@pytest.mark.parametrize("name", ["zs_lp", "gda", "coop"])
+def test_the_command_trains_what_was_compared(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    candidate = _listed()[name]
+    found = []
+    read = common.read
+    monkeypatch.setattr(common, "read", lambda *given: found.append(read(*given)) or pytest.exit("read"))
+    CliRunner().invoke(main, shlex.split(candidate.command)[1:], catch_exceptions=True)
+    assert found == [candidate.recipe]
+
+
+def test_images_are_answered_by_models_that_have_not_seen_them(few: Split) -> None:
+    """A table of training images knows their labels by heart; of images held back it is right about half the time."""
+    candidate = _listed()["tip_adapter"]
+    backbone = adapt.load_backbone("mini-clip")
+    found = Comparison(few, backbone, 3, seed=1).run(candidate)
+    whole = run_recipe(candidate.recipe, None, progress=False)
+    assert found.probabilities.shape == (96, 24)
+    assert torch.allclose(found.probabilities.sum(-1), torch.ones(96), atol=1e-4)
+    assert found.accuracy == found.right.double().mean()
+    assert abs(found.accuracy - whole.accuracy) < 2 * found.error < 0.15
+    assert found.size > 24 * 4
+    again = Comparison(few, backbone, 3, seed=1).run(candidate)
+    assert torch.equal(again.right, found.right)
+    assert not torch.equal(Comparison(few, backbone, 3, seed=2).run(candidate).right, found.right)
+
+
+def test_the_time_is_estimated_from_a_few_steps(few: Split, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of three folds and the whole, as if each step took half a second."""
+    listed = _listed(every=True)
+    comparison = Comparison(few, adapt.load_backbone("mini-clip"), 3, seed=1)
+    assert comparison.estimate(listed["gda"]) == 0
+    trained, seen = module._trained, []
+
+    def slow(*given: Any) -> Any:
+        model, result = trained(*given)
+        seen.append(len(result.history))
+        rate = 2.0 * given[0].recipe.train.batch_size
+        return model, replace(result, history=[entry | {"images_per_second": rate} for entry in result.history])
+
+    monkeypatch.setattr(module, "_trained", slow)
+    lora = listed["lora"].recipe.train
+    assert lora is not None
+    assert comparison.estimate(listed["lora"]) == 4 * lora.at(4).iterations * 0.5  # type: ignore[operator]
+    clap = listed["clap"].recipe.train
+    assert clap is not None
+    assert comparison.estimate(listed["clap"]) == 4 * clap.epochs * 0.5  # type: ignore[operator]  # full batches
+    assert seen == [3, 3]
+
+
+def _compared(name: str, right: list[int], seconds: float) -> Compared:
+    values = torch.tensor(right).bool()
+    candidate = Candidate(name, read_recipe("gda", data="emoji"), Cost.NO_STEP, True, "")
+    return Compared(candidate, torch.zeros(len(right), 2), values, tuple(map(str, range(len(right)))), seconds, 1)
+
+
+def test_the_best_of_the_quickest_within_the_noise_is_taken() -> None:
+    best = _compared("best", [1] * 70 + [0] * 30, 9.0)
+    close = _compared("close", [1] * 69 + [0] * 31, 1.0)
+    closer = _compared("closer", [1] * 69 + [0] * 30 + [1], 0.9 * AS_QUICK)
+    far = _compared("far", [1] * 50 + [0] * 50, 0.1)
+    chosen, alike = take([far, close, best, closer])
+    assert [each.candidate.name for each in alike] == ["best", "closer", "close"]
+    assert chosen is closer
+    assert take([far, best])[0] is best
+    slow = _compared("slow", [1] * 69 + [0] * 30 + [1], 1.1 * AS_QUICK)
+    assert take([close, best, slow])[0] is close
+
+
+def test_the_noise_is_that_of_the_difference() -> None:
+    """Two methods that err on the same images can be told apart where each alone is uncertain."""
+    one = _compared("one", [1, 0] * 50, 1.0)
+    other = _compared("other", [1, 0] * 40 + [0, 0] * 10, 0.1)
+    behind, error = other.behind(one)
+    assert behind == pytest.approx(0.1)
+    assert error == pytest.approx(0.0302, abs=1e-4)
+    assert one.error == pytest.approx(0.0503, abs=1e-4)
+    assert take([one, other])[0] is one

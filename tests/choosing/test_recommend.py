@@ -1,0 +1,152 @@
+"""`adapt recommend`: compares, trains the one to take, measures it at last, and says what would help most."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+
+import adapt
+from adapt import AdaptError
+from adapt.choosing import recommend as module
+from adapt.choosing.candidates import candidates
+from adapt.cli import main
+
+FEW = ("gda", "zero_shot", "task_res", "lora")
+
+
+@pytest.fixture(autouse=True)
+def _few_methods(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four of them, so that a test takes seconds."""
+
+    def some(source: str, changes: dict[str, Any], images: int, every: bool) -> list[Any]:
+        return [each for each in candidates(source, changes, images, every) if each.name in FEW]
+
+    monkeypatch.setattr(module, "candidates", some)
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(main, ["recommend", *map(str, arguments)])
+
+
+def test_the_chosen_one_is_trained_and_measured(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    result = run("emoji", "--shots", 4, "--out", out, "--quiet")
+    assert result.exit_code == 0, result.output
+    found = json.loads((out / "recommendation.json").read_text())
+    assert {row["method"] for row in found["methods"]} == {"gda", "zero_shot", "task_res"}
+    accuracies = [row["accuracy"] for row in found["methods"]]
+    assert accuracies == sorted(accuracies, reverse=True)
+    assert found["methods"][0]["behind"] == 0
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert found["chosen"] == metrics["method"] in ("gda", "task_res")
+    assert found["test"]["accuracy"] == metrics["adapted"]["accuracy"] > metrics["zero_shot"]["accuracy"]
+    assert f"on the 695 test images, which chose nothing: {100 * metrics['adapted']['accuracy']:.1f} %" in result.stdout
+    assert adapt.load(out / "adapter.safetensors").method.name == found["chosen"]
+    rows = list(csv.DictReader((out / "methods.csv").open()))
+    assert [float(row["accuracy"]) for row in rows] == accuracies
+    for row in csv.DictReader((out / "confused.csv").open()):
+        assert row["class"] != row["predicted"]
+        assert adapt.data.open_image(row["path"]).width
+    page = (out / "report.html").read_text()
+    assert f"Recommended: {found['chosen']}" in page
+    assert f"{100 * accuracies[0]:.1f} ± {100 * found['methods'][0]['error']:.1f}" in page
+
+
+def test_test_images_choose_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without them all is the same but their own figures."""
+    whole = adapt.recommend("emoji", shots=2, progress=False)
+    load = adapt.data.load
+
+    def without_test(*given: Any) -> Any:
+        from dataclasses import replace
+
+        return replace(load(*given), test=())
+
+    monkeypatch.setattr("adapt.data.readers.load", without_test)
+    found = adapt.recommend("emoji", shots=2, progress=False)
+    assert [{**row, "seconds": 0} for row in found.rows] == [{**row, "seconds": 0} for row in whole.rows]
+    assert "adapted" in whole.result.metrics
+    assert "adapted" not in found.result.metrics
+    assert "test images" not in str(found).replace("test or validation images", "")
+
+
+def test_one_image_a_class(tmp_path: Path) -> None:
+    found = adapt.recommend("emoji", shots=1, out=tmp_path / "out", progress=False)
+    assert (found.chosen, found.rows, found.estimate) == ("tip_adapter", [], None)
+    assert "cannot be known" in str(found)
+    assert found.result.accuracy > 0.3
+    assert not (tmp_path / "out/methods.csv").exists()
+    assert len(found.advice.few) == 24
+    assert found.advice.suspects == []  # nobody could tell
+    assert "cannot be known" in (tmp_path / "out/report.html").read_text()
+
+
+def test_a_budget_leaves_out_what_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module.Comparison, "estimate", lambda self, each: 1e6 if each.name == "lora" else 0.0)
+    found = adapt.recommend("emoji", shots=2, budget=600.0, progress=False)
+    assert [row["method"] for row in found.rows if row["method"] == "lora"] == []
+    assert found.left_out == {"lora": "would take about 277 h 47 min more, and the budget is 10 min"}
+    assert "left out: lora: would take about 277 h 47 min more" in str(found)
+
+
+def test_a_method_that_cannot_be_trained_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = module.Comparison.run
+
+    def fails(self: Any, candidate: Any) -> Any:
+        if candidate.name == "gda":
+            raise AdaptError("gda needs more")
+        return tried(self, candidate)
+
+    monkeypatch.setattr(module.Comparison, "run", fails)
+    found = adapt.recommend("emoji", shots=2, progress=False)
+    assert found.left_out == {"gda": "gda needs more"}
+    assert "left out: gda: gda needs more" in str(found)
+
+
+def test_images_in_a_folder(tmp_path: Path) -> None:
+    """Without test images, one class with a single one: that class is learnt, and not tried on."""
+    for number, (name, images) in enumerate({"red": 6, "green": 6, "blue": 1}.items()):
+        for image in range(images):
+            path = tmp_path / f"photos/train/{name}/{image}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            colour = [20 * image] * 3
+            colour[number] = 255
+            Image.new("RGB", (40, 40), tuple(colour)).save(path)
+    result = run(tmp_path / "photos", "--backbone", "mini-clip", "--out", tmp_path / "out", "--quiet")
+    assert result.exit_code == 0, result.output
+    assert "No image of blue was tried on" in result.stdout
+    assert "more images would help blue most" in result.stdout
+    assert "test images" not in result.stdout
+    [row] = csv.DictReader((tmp_path / "out/few.csv").open())
+    assert (row["class"], row["images"]) == ("blue", "1")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["emoji-questions"], "give images without questions"),
+        (["emoji", "--backbone", "tiny:no"], "tiny"),
+        (["emoji", "--out", "OUT"], "exists already; name a new folder"),
+        (["emoji", "--budget", "10x"], "is no time such as 90s, 10m or 1h"),
+        (["emoji", "--budget", "0m"], "is no time such as 90s, 10m or 1h"),
+        (["nothing-here"], "nothing-here"),
+    ],
+)
+def test_what_is_refused_is_refused_at_once(arguments: list[str], message: str, tmp_path: Path) -> None:
+    result = run(*[tmp_path if each == "OUT" else each for each in arguments])
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_out_a_new_folder_is_made_each_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("recommend-emoji", "recommend-emoji-2"):
+        assert run("emoji", "--shots", 1, "--quiet").exit_code == 0
+        assert (tmp_path / "runs" / name / "adapter.safetensors").is_file()
