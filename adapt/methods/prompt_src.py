@@ -5,7 +5,6 @@ Reference: PromptSRC `bb95c77`, `trainers/promptsrc.py`.
 Deviations:
 * IVLP's.
 * The Gaussian average over epochs is the training's, `train.average: {gaussian: {mean: 15, std: 1}}`: recipes set it.
-* The frozen model reads one template unless `templates` are given; the recipes name the reference's sixty.
 """
 
 from __future__ import annotations
@@ -19,6 +18,69 @@ from adapt.methods.ivlp import IVLP, IVLPConfig
 from adapt.methods.zero_shot import Templates
 from adapt.prompts import several
 
+TEMPLATES = (  # of the reference: those that the frozen model reads
+    "a photo of a {}.",
+    "a bad photo of a {}.",
+    "a photo of many {}.",
+    "a sculpture of a {}.",
+    "a photo of the hard to see {}.",
+    "a low resolution photo of the {}.",
+    "a rendering of a {}.",
+    "graffiti of a {}.",
+    "a bad photo of the {}.",
+    "a cropped photo of the {}.",
+    "a tattoo of a {}.",
+    "the embroidered {}.",
+    "a photo of a hard to see {}.",
+    "a bright photo of a {}.",
+    "a photo of a clean {}.",
+    "a photo of a dirty {}.",
+    "a dark photo of the {}.",
+    "a drawing of a {}.",
+    "a photo of my {}.",
+    "the plastic {}.",
+    "a photo of the cool {}.",
+    "a close-up photo of a {}.",
+    "a black and white photo of the {}.",
+    "a painting of the {}.",
+    "a painting of a {}.",
+    "a pixelated photo of the {}.",
+    "a sculpture of the {}.",
+    "a bright photo of the {}.",
+    "a cropped photo of a {}.",
+    "a plastic {}.",
+    "a photo of the dirty {}.",
+    "a jpeg corrupted photo of a {}.",
+    "a blurry photo of the {}.",
+    "a photo of the {}.",
+    "a good photo of the {}.",
+    "a rendering of the {}.",
+    "a {} in a video game.",
+    "a photo of one {}.",
+    "a doodle of a {}.",
+    "a close-up photo of the {}.",
+    "the origami {}.",
+    "the {} in a video game.",
+    "a sketch of a {}.",
+    "a doodle of the {}.",
+    "a origami {}.",
+    "a low resolution photo of a {}.",
+    "the toy {}.",
+    "a rendition of the {}.",
+    "a photo of the clean {}.",
+    "a photo of a large {}.",
+    "a rendition of a {}.",
+    "a photo of a nice {}.",
+    "a photo of a weird {}.",
+    "a blurry photo of a {}.",
+    "a cartoon {}.",
+    "art of a {}.",
+    "a sketch of the {}.",
+    "a embroidered {}.",
+    "a pixelated photo of a {}.",
+    "itap of the {}.",
+)
+
 
 class PromptSRCConfig(IVLPConfig):
     n_ctx_text: int = Field(default=4, ge=1)
@@ -29,7 +91,7 @@ class PromptSRCConfig(IVLPConfig):
     """Of the mean distance of class features to the frozen ones, entry by entry."""
     image_weight: float = Field(default=10.0, ge=0)
     """The same of image features."""
-    templates: Templates = "a photo of a {}."
+    templates: Templates = TEMPLATES
     """The hand-written prompts of the frozen model, averaged before they get unit length."""
 
 
@@ -39,6 +101,7 @@ class PromptSRC(IVLP):
     name = "prompt_src"
     title = "PromptSRC (Khattak et al., ICCV 2023)"
     Config = PromptSRCConfig
+    example = {"depth_text": 2, "depth_vision": 2, "templates": "a photo of a {}."}
 
     def loss(self, step: ImageStep) -> Terms:
         texts = F.normalize(step.frozen_class_features(several(self.config.templates), "raw"), dim=-1)
