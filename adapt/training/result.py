@@ -92,7 +92,8 @@ class Result:
         found = f"{100 * self.accuracy:.1f} % of test images right"
         if "zero_shot" in self.metrics:
             gain = 100 * (self.accuracy - self.zero_shot_accuracy)
-            found += f", {gain:+.1f} points to {self.metrics.get('baseline', 'zero-shot')}"
+            way = "above" if gain >= 0 else "below"
+            found += f", {abs(gain):.1f} points {way} {self.metrics.get('baseline', 'zero-shot')}"
         return f"{method}: {found}"
 
     def _draw(self, axes: Any, values: list[float], label: str, thin: bool = False) -> None:

@@ -44,6 +44,11 @@ def test_the_plot_is_drawn(train, tiny_split, tmp_path: Path, with_test: bool) -
     loss, accuracy = figure.axes
     assert [list(line.get_xdata()) for line in loss.lines] == [[1, 2, 3]]
     assert len(accuracy.lines) == (3 if with_test else 1)
+    assert (accuracy.get_ylim(), accuracy.get_ylabel()) == ((0, 102), "accuracy, %")
+    if with_test:  # what it is about stands above it, and all lines are in per cent
+        percent, points = 100 * result.accuracy, 100 * abs(result.accuracy - result.zero_shot_accuracy)
+        assert f"{percent:.1f} % of test images right, {points:.1f} points " in figure.get_suptitle()
+        assert [line.get_ydata()[0] for line in accuracy.lines[1:]] == [percent, 100 * result.zero_shot_accuracy]
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -97,7 +97,7 @@ def test_what_only_training_needs_is_in_checkpoints_and_in_no_adapter(
 def test_the_curves_have_a_line_for_each_term(new, train) -> None:
     figure = train(new()).plot()
     loss, accuracy = figure.axes
-    assert [line.get_label() for line in loss.get_lines()] == ["training", "cross_entropy", "pull"]
+    assert [line.get_label() for line in loss.get_lines()] == ["sum", "cross_entropy", "pull"]
     assert len(accuracy.get_lines()) == 1
 
 
