@@ -20,7 +20,7 @@ DOORS = {
     ("adapt.backbones.base", "adapt.backbones.openclip"),
     ("adapt.backbones.base", "adapt.backbones.transformers_models"),
 }
-NO_METHOD_BY_NAME = {"backbones", "data", "engine", "evaluation", "models", "training"}
+NO_METHOD_BY_NAME = {"backbones", "choosing", "data", "engine", "evaluation", "models", "training"}
 LONGEST_FILE, LONGEST_FUNCTION = 350, 60  # lines
 
 

@@ -17,7 +17,10 @@ from adapt.models.classifier import AdaptedModel
 
 
 def merged_model(model: AdaptedModel) -> nn.Module:
-    """A copy of the backbone's model with the adapter in its weights. Raises AdaptError unless the method is LoRA."""
+    """A copy of the backbone's model with the adapter in its weights, and a temperature of the answers in its scale.
+
+    Raises AdaptError unless the method is LoRA, and for answers that are blended with zero-shot ones.
+    """
     if not isinstance(model.method, LoRA):
         raise AdaptError(
             f"{model.method.name} cannot be merged: only lora, by itself, is nothing but a change of weights"
@@ -25,6 +28,11 @@ def merged_model(model: AdaptedModel) -> nn.Module:
     backbone = model.backbone
     if backbone.family != "dual encoder":
         raise AdaptError(f"only a CLIP or SigLIP can be merged, and {backbone.describe()} is a {backbone.family}")
+    if model.answers.blend < 1:
+        raise AdaptError(
+            f"{1 - model.answers.blend:.0%} of this adapter's answers are zero-shot, which weights cannot say: load it "
+            "with adapt, or train it without blend"
+        )
     with alone(backbone.model):
         copied = copy.deepcopy(backbone.model)
     modules = dict(copied.named_modules())
@@ -32,6 +40,9 @@ def merged_model(model: AdaptedModel) -> nn.Module:
     with torch.no_grad():
         if model.method.logit_scale is not None:  # or else the merged model's probabilities would differ
             modules[""].logit_scale.fill_(math.log(model.method.logit_scale))
+        modules[""].logit_scale.sub_(math.log(model.answers.temperature))
+        if getattr(modules[""], "logit_bias", None) is not None:
+            modules[""].logit_bias.div_(model.answers.temperature)
         for (tower, block, letter), weight in model.method.merged().items():
             projection = backbone.tower(tower).blocks[block].projections[letter]
             target = getattr(modules[names[id(projection.module)]], projection.weight_name)

@@ -6,6 +6,7 @@ The folder loads with plain `PeftModel.from_pretrained` on a transformers model,
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +20,10 @@ from adapt.formats import tensor_file
 from adapt.formats.adapter import read_tensors
 from adapt.loading import build_for
 from adapt.methods.lora import PROJECTIONS, LoRA, Place
+from adapt.models.answers import PLAIN
 from adapt.models.classifier import AdaptedModel
+
+logger = logging.getLogger("adapt")
 
 _PREFIX = "base_model.model."
 _UNKNOWN_HERE = ("use_dora", "alpha_pattern", "rank_pattern", "lora_bias", "fan_in_fan_out")  # change the arithmetic
@@ -35,6 +39,8 @@ def export(model: AdaptedModel, folder: str | Path) -> Path:
         raise AdaptError(
             f"only plain LoRA has peft's layout; this adapter is {method.name} {method.config.model_dump()}"
         )
+    if model.answers != PLAIN:
+        logger.warning("peft's layout holds what the towers learned: temperature and blend of answers stay behind")
     names = module_names(model.backbone)
     tensors = {}
     for site in method.sites:

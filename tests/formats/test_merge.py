@@ -14,6 +14,7 @@ from torch import Tensor
 import adapt
 from adapt import AdaptError, Backbone
 from adapt.formats.merge import merge, merged_model
+from adapt.models.answers import Answers
 
 NAMES = ("goldfish", "red_panda", "sea cucumber")
 LoRA = adapt.methods.LoRA
@@ -59,6 +60,18 @@ def test_a_merged_model_is_as_sure_as_the_adapted_one(backbone: Backbone, images
     cosines = model.image_features(images) @ model.class_features().T
     assert scaled(merged.logit_scale * cosines + merged.logit_bias, model(images)) < 1e-5
     assert backbone.logit_scale < 20
+
+
+@pytest.mark.parametrize("backbone", ["open_clip", "hf_siglip"], indirect=True)
+def test_a_temperature_goes_into_the_scale_and_a_blend_is_refused(backbone: Backbone, images: Tensor) -> None:
+    model = perturb(adapt.wrap(backbone, LoRA(), NAMES)).eval()
+    model.answers = Answers(temperature=2.5)
+    merged = copy.copy(backbone)
+    merged.model = merged_model(model)
+    cosines = model.image_features(images) @ model.class_features().T
+    assert scaled(merged.logit_scale * cosines + merged.logit_bias, model(images)) < 1e-5
+    with pytest.raises(AdaptError, match=r"25% of this adapter's answers are zero-shot"):
+        merged_model(model.blended(0.75))
 
 
 def test_nothing_is_overwritten(open_clip: Backbone, tmp_path: Path) -> None:
