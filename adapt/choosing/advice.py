@@ -14,12 +14,12 @@ from torch import Tensor
 
 from adapt.choosing.compare import Compared
 from adapt.choosing.duplicates import near_duplicates
-from adapt.data.split import Item, Split
+from adapt.data.split import Item, Split, group_of
 from adapt.disk import write_csv
 from adapt.features import labels_of
 
-SHARPNESS = 30.0  # of the vote on labels, as in a look-up table of features
-SUSPICIOUS = 0.01  # the share of the votes for its own label below which an image is listed
+SHARPNESS = 2.0  # of the vote on labels, over the standard deviation of cosines
+SUSPICIOUS = 0.1  # votes for an image's own label, of those for the likeliest, below which it is listed
 WITNESSES = 3  # other images of a class, with fewer of which no label of its is doubted
 PAIRS = 5  # of classes that are taken for one another
 AT_ONCE = 1024  # rows of similarities
@@ -29,7 +29,7 @@ AT_ONCE = 1024  # rows of similarities
 class Advice:
     """Rows for four lists, the worst first: each names files, and what is the matter with them.
 
-    `few` has classes with fewer images than half of them have, or with images of one group alone; `confused` images
+    `few` has images of classes with fewer than half as many as is usual, or with one group alone; `confused` images
     that were taken for another class, of the pairs of classes where that happens most; `suspects` training images that
     look like another class; `duplicates` test and validation images that are training images too, or nearly.
     """
@@ -49,7 +49,8 @@ class Advice:
         """What a person reads, a line for each list that has something."""
         found = []
         if self.few:
-            found.append(f"more images would help {_listed([row['class'] for row in self.few])} most: few.csv")
+            classes = list(dict.fromkeys(row["class"] for row in self.few))
+            found.append(f"more images would help {_listed(classes)} most: few.csv")
         if self.confused:
             pairs = dict.fromkeys(" and ".join(sorted((row["class"], row["predicted"]))) for row in self.confused)
             found.append(f"taken for one another: {_listed(list(pairs), '; ')}: confused.csv")
@@ -80,12 +81,12 @@ def advise(split: Split, features: dict[str, Tensor], held: Sequence[Item], winn
 
 def _few(items: Sequence[Item]) -> list[dict[str, Any]]:
     count = Counter(item.class_name for item in items)
-    groups = Counter(name for name, _ in {(item.class_name, item.group or item.path) for item in items})
+    groups = Counter(name for name, _ in {(item.class_name, group_of(item)) for item in items})
     enough = median(count.values()) / 2
     rows: list[dict[str, Any]] = [
-        {"class": name, "images": number, "groups": groups[name]}
-        for name, number in count.items()
-        if number < enough or groups[name] == 1
+        {"path": item.path, "class": name, "images": count[name], "groups": groups[name]}
+        for item in items
+        if count[name := item.class_name] < enough or groups[name] == 1
     ]
     return sorted(rows, key=lambda row: row["images"])
 
@@ -105,37 +106,51 @@ def _confused(names: Sequence[str], held: Sequence[Item], winner: Compared) -> l
 
 
 def _suspects(split: Split, features: Tensor) -> list[dict[str, Any]]:
-    """Training images to whose label few of the others that look like them are witnesses.
-
-    Each image's label is put to the vote of all others, weighted by exp(s * (cosine - 1)).
-    """
+    """Training images that resemble another class much more than their own, whose label few others are witnesses of."""
     labels = labels_of(split.train)
     votes = _votes(features, labels, len(split.class_names))
-    own = votes.gather(1, labels[:, None]).squeeze(1)
-    count = labels.bincount(minlength=len(split.class_names))
-    rows: list[dict[str, Any]] = []
-    for place in own.argsort(stable=True).tolist():
-        if own[place] >= SUSPICIOUS:
-            break
-        item, likelier = split.train[place], int(votes[place].argmax())
-        if likelier != item.label and count[item.label] > WITNESSES:
-            share = round(float(own[place]), 6)
-            other = split.class_names[likelier]
-            rows.append({"path": item.path, "class": item.class_name, "likelier": other, "share": share})
-    return rows
+    most, likeliest = votes.max(-1)
+    share = votes.gather(1, labels[:, None]).squeeze(1) / most.clamp_min(torch.finfo(votes.dtype).tiny)
+    witnesses = labels.bincount(minlength=len(split.class_names))[labels] - 1
+    listed = (share < SUSPICIOUS) & (witnesses >= WITNESSES)
+    return [
+        {
+            "path": split.train[place].path,
+            "class": split.train[place].class_name,
+            "likelier": split.class_names[int(likeliest[place])],
+            "share": round(float(share[place]), 6),
+        }
+        for place in share.argsort(stable=True).tolist()
+        if listed[place]
+    ]
 
 
 def _votes(features: Tensor, labels: Tensor, classes: int) -> Tensor:
-    """The shares of votes `(n, classes)` that each image gets from all others."""
-    voters = torch.nn.functional.one_hot(labels, classes).float()
+    """How much each image resembles each class `(n, classes)`, by the mean over all its other images.
+
+    An image at cosine c counts exp(s c); s is larger where cosines differ little.
+    """
+    members = torch.nn.functional.one_hot(labels, classes).float()
+    sharpness = SHARPNESS / _spread(features)
     found = []
     for start in range(0, len(features), AT_ONCE):
-        similar = (SHARPNESS * (features[start : start + AT_ONCE] @ features.T - 1)).exp()
-        rows = torch.arange(len(similar))
+        part = features[start : start + AT_ONCE]
+        similar = (sharpness * (part @ features.T - 1)).exp()
+        rows = torch.arange(len(part))
         similar[rows, rows + start] = 0  # no image is its own witness
-        found.append(similar @ voters)
-    votes = torch.cat(found)
-    return votes / votes.sum(-1, keepdim=True).clamp_min(torch.finfo(votes.dtype).tiny)
+        others = members.sum(0) - members[start : start + AT_ONCE]
+        found.append(similar @ members / others.clamp_min(1))
+    return torch.cat(found)
+
+
+def _spread(features: Tensor) -> float:
+    """The standard deviation of the cosines of all pairs of unit-length features `(n, e)`."""
+    features, pairs = features.double(), len(features) * (len(features) - 1)
+    if not pairs:
+        return 1.0
+    mean = float(features.sum(0).square().sum() - len(features)) / pairs
+    square = float((features.T @ features).square().sum() - len(features)) / pairs
+    return max(square - mean**2, 1e-6) ** 0.5
 
 
 def _listed(names: Sequence[str], between: str = ", ") -> str:

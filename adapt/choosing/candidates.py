@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any
 from adapt import methods
 from adapt.methods.base import Method
 from adapt.recipe import Recipe, read_recipe
-from adapt.recipe.file import read_file
+from adapt.recipe.file import pair, read_file
 from adapt.recipe.shipped import find_recipe, of_method, shipped, short
 
 _OTHER = ("base_to_new", "cross_dataset", "domain_generalisation")  # recipes that are not of few shots
@@ -95,4 +96,6 @@ def _settled(recipe: Recipe, method: Method, images: int) -> dict[str, Any]:
 
 
 def _written(value: Any) -> str:
-    return "null" if value is None else str(value)
+    """As --set reads it again: JSON, unless a word says the same."""
+    word = str(value)
+    return word if pair(f"key={word}")[1] == value else json.dumps(value, ensure_ascii=False)

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -18,14 +18,13 @@ from adapt.backbones.base import Backbone
 from adapt.choosing.candidates import Candidate
 from adapt.choosing.folds import folds, parts
 from adapt.choosing.noise import standard_error
-from adapt.data.split import Item, Split
+from adapt.data.split import Item, Split, group_of
 from adapt.evaluation.evaluate import logits
 from adapt.features import labels_of
 from adapt.models.classifier import AdaptedModel
-from adapt.training.fit import fit
 from adapt.training.loop import Length
 from adapt.training.result import Result
-from adapt.training.run_recipe import build, with_validation
+from adapt.training.run_recipe import build, learn, with_validation
 
 AS_QUICK = 2.0
 _PROBE = {  # a few steps, whatever the recipe's schedule
@@ -58,7 +57,10 @@ class Compared:
 
     @property
     def error(self) -> float:
-        """The standard error of the accuracy."""
+        """The standard error of the accuracy; where all or none are right, as if two more of each had been tried."""
+        if self.right.all() or not self.right.any():
+            count = len(set(self.groups)) + 4
+            return ((1 - 2 / count) * 2 / count / count) ** 0.5
         return standard_error(self.right.double(), self.groups)
 
     def behind(self, other: Compared) -> tuple[float, float]:
@@ -90,11 +92,11 @@ class Comparison:
                 started = time.monotonic()
                 model, _ = _trained(candidate, part, self._backbone)
                 seconds.append(time.monotonic() - started)
-                found[held] = torch.cat(list(logits(model, part.test))).softmax(-1).float().cpu()
+                found[held] = torch.cat(list(logits(model, part.test))).float().softmax(-1).cpu()
                 size = size or _size(model)
         probabilities = found[self._places]
         right = probabilities.argmax(-1) == labels_of(self.items)
-        groups = tuple(item.group or item.path for item in self.items)
+        groups = tuple(map(group_of, self.items))
         return Compared(candidate, probabilities, right, groups, min(seconds), size)
 
     def estimate(self, candidate: Candidate) -> float:
@@ -115,16 +117,10 @@ def _trained(
 ) -> tuple[AdaptedModel, Result]:
     """The candidate's model, trained on the split's own images, `changes` being other settings of the training."""
     recipe = candidate.recipe
-    split = with_validation(split, recipe)
-    settings: dict[str, Any] = {}
-    if recipe.train is not None:
-        settings = recipe.train.at(recipe.data.shots).model_dump(exclude_unset=True, exclude_none=True)
-        settings = {key: value for key, value in (settings | (changes or {})).items() if value is not None}
     model = build(recipe, split.class_names, backbone)
     assert isinstance(model, AdaptedModel)  # candidates are of dual encoders
-    template, seed = recipe.data.template, recipe.seed
-    result = fit(model, split.train, val_set=split.val, template=template, seed=seed, progress=False, **settings)
-    return model, result
+    untested = replace(with_validation(split, recipe), test=())
+    return model, learn(recipe, model, untested, None, progress=False, **changes or {})
 
 
 def take(compared: Sequence[Compared]) -> tuple[Compared, list[Compared]]:

@@ -6,36 +6,34 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from adapt.data.split import Item, Split
+from adapt.data.split import Item, Split, group_of
 from adapt.errors import AdaptError
 
 
 def folds(items: Sequence[Item], count: int, seed: int) -> list[int | None]:
     """The fold, from 0 to `count` - 1, of each of `items`: stratified by class, whole groups at once.
 
-    None for images of a class with one group alone, which every model must learn from, and so none can be tried on.
+    A group may have images of several classes. None for those of a class whose groups are all in one fold, such as its
+    only one: every model must learn from them, and so none can be tried on them.
     Raises AdaptError for fewer than two folds.
     """
     if count < 2:
         raise AdaptError(f"folds is {count}; expected at least 2: what one is tried on must learn from the others")
-    stream = random.Random(seed)
-    groups: dict[int, dict[str, list[int]]] = {}
-    for place, item in enumerate(items):
-        groups.setdefault(item.label, {}).setdefault(item.group or item.path, []).append(place)
-    chosen: list[int | None] = [None] * len(items)
+    stream, fold_of = random.Random(seed), dict[str, int]()
+    groups: dict[int, dict[str, int]] = {}  # how many images of a class each has
+    for item in items:
+        own = groups.setdefault(item.label, {})
+        own[group_of(item)] = own.get(group_of(item), 0) + 1
     for own in groups.values():
-        drawn = list(own.values())
-        if len(drawn) == 1:
-            continue
+        drawn = list(own)
         stream.shuffle(drawn)
         sizes, order = [0] * count, stream.sample(range(count), count)
-        for number, group in enumerate(sorted(drawn, key=len, reverse=True)):
-            # the first ones apart, so that none has all; then where there are fewest
-            fold = order[number] if number < count else min(order, key=lambda each: sizes[each])
-            sizes[fold] += len(group)
-            for place in group:
-                chosen[place] = fold
-    return chosen
+        for group in sorted(drawn, key=lambda each: -own[each]):  # where there are fewest of the class
+            fold = fold_of.setdefault(group, min(order, key=lambda each: sizes[each]))
+            sizes[fold] += own[group]
+    together = [own for own in groups.values() if len({fold_of[group] for group in own}) == 1]
+    kept = {group for own in together for group in own}
+    return [None if group_of(item) in kept else fold_of[group_of(item)] for item in items]
 
 
 def parts(split: Split, chosen: Sequence[int | None], count: int) -> Iterator[tuple[Split, list[int]]]:

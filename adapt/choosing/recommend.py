@@ -5,11 +5,14 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from adapt.backbones.base import Backbone, DualEncoder
@@ -25,7 +28,8 @@ from adapt.methods.zero_shot import ZeroShot
 from adapt.models.classifier import AdaptedModel
 from adapt.models.wrap import wrap
 from adapt.progress import counting_bar
-from adapt.recipe import read_recipe
+from adapt.recipe import Recipe, read_recipe
+from adapt.recipe.file import pair
 from adapt.training.estimate import readable_time
 from adapt.training.run_recipe import read_data, run_recipe
 
@@ -44,6 +48,7 @@ def recommend(
     seed: int = 1,
     backbone: str | None = None,
     device: str = "cpu",
+    overrides: Sequence[str] = (),
     folds: int = 3,
     every: bool = False,
     budget: float | None = None,
@@ -55,49 +60,91 @@ def recommend(
     By cross-validation over `folds` stratified parts, whole groups at once where the data names groups; test images
     choose nothing. Zero-shot, methods without steps, those with steps on cached features, and CoOp; with `every` also
     those whose steps pass through a tower, and with a `budget` in seconds as many of them as it leaves time for.
-    `shots` images a class, all of them by default. `out` becomes the run directory of the chosen one, with
-    recommendation.json, methods.csv, report.html, and a list of files for each piece of advice.
+    `shots` images a class, all of them by default; `overrides` such as `data.broken=skip` are of all recipes. `out`, a
+    new folder, becomes the run directory of the chosen one, with recommendation.json, methods.csv, report.html, and a
+    list of files for each piece of advice; what was compared stays there, whatever becomes of the training.
 
-    Raises AdaptError for data without training images, questions, fewer than two folds, an `out` that exists, and where
-    no method can be trained.
+    Raises AdaptError for data without training images, of one class or with questions, fewer than two folds, an `out`
+    that exists or lies inside the data, and where no method can be trained.
     """
-    out = _new(out)
-    given = {"data.root": root, "data.names": names, "backbone": backbone}
-    changes: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
-    changes |= {"data.shots": shots, "seed": seed, "device": device}
+    given = {"data.root": root, "data.names": names, "backbone": backbone, "seed": seed, "device": device}
+    changes = dict(map(pair, overrides)) | {key: value for key, value in given.items() if value is not None}
+    changes["data.shots"] = shots
     base = read_recipe("zero_shot", list(changes.items()), data)
-    changes["backbone"] = base.backbone
-    split, loaded = read_data(base, progress), load_backbone(base.backbone, device)
-    if split.train[0].question or not isinstance(loaded, DualEncoder):
-        raise AdaptError("what is compared tells classes apart by a CLIP or SigLIP: give images without questions")
-    comparison = Comparison(split, loaded, folds, seed)
-    features = _features(split, loaded, progress)
-    compared, left_out = list[Compared](), dict[str, str]()
-    if comparison.items:
+    changes |= {"backbone": base.backbone, "data.sampling": base.data.sampling}
+    with _reserved(out, data) as folder:
+        split, loaded = read_data(base, progress), load_backbone(base.backbone, device, base.quantize)
+        _check(split, loaded)
+        comparison = Comparison(split, loaded, folds, seed)
+        features = _features(split, loaded, progress)
         images = round(median(Counter(item.label for item in split.train).values()))
-        listed = candidates(data, changes, images, every or budget is not None)
+        listed = candidates(data, changes, images, every or budget is not None) if comparison.items else []
         compared, left_out = _compared(comparison, listed, budget, progress)
-    chosen, alike = take(compared) if compared else (None, [])
-    name, settings = UNCOMPARED
-    recipe = chosen.candidate.recipe if chosen else read_recipe(name, list((changes | settings).items()), data)
-    found = Recommendation(
-        chosen=chosen.candidate.name if chosen else name,
-        rows=rows_of(compared),
-        alike=[each.candidate.name for each in alike],
-        left_out=left_out,
-        notes=_notes(split, comparison),
-        advice=advise(split, features, comparison.items, chosen),
-        result=run_recipe(recipe, out, progress=progress),
-    )
-    if out is not None:
-        found.write(out)
+        chosen, alike = take(compared) if compared else (None, [])
+        name, settings = (chosen.candidate.name, dict[str, Any]()) if chosen else UNCOMPARED
+        found = Recommendation(
+            chosen=name,
+            rows=rows_of(compared),
+            alike=[each.candidate.name for each in alike],
+            left_out=left_out,
+            notes=_notes(split, comparison),
+            advice=advise(split, features, comparison.items, chosen),
+            about=_about(split, base, comparison, folds),
+        )
+        if folder is not None:
+            found.write(folder)
+        recipe = chosen.candidate.recipe if chosen else read_recipe(name, list((changes | settings).items()), data)
+        found = replace(found, result=run_recipe(recipe, folder, progress=progress, split=split, backbone=loaded))
+        if folder is not None:
+            found.write(folder)
+            found.report(folder)
     return found
 
 
-def _new(out: str | Path | None) -> Path | None:
-    if out is not None and Path(out).exists():
-        raise AdaptError(f"{out} exists already; name a new folder")
-    return None if out is None else Path(out)
+@contextmanager
+def _reserved(out: str | Path | None, data: str) -> Iterator[Path | None]:
+    """A new folder, which goes again where nothing was written to it."""
+    if out is None:
+        yield None
+        return
+    out = Path(out)
+    if Path(data).is_dir() and out.resolve().is_relative_to(Path(data).resolve()):
+        raise AdaptError(
+            f"{out} lies inside the data {data}, where it would be taken for a class: choose another --out"
+        )
+    try:
+        out.mkdir(parents=True)
+    except FileExistsError:
+        raise AdaptError(f"{out} exists already; name a new folder") from None
+    except OSError as error:
+        raise AdaptError(f"cannot make {out}: {error.strerror or error}; choose another place") from error
+    try:
+        yield out
+    finally:
+        with suppress(OSError):  # there is something in it
+            out.rmdir()
+
+
+def _check(split: Split, backbone: Backbone) -> None:
+    if split.train[0].question or not isinstance(backbone, DualEncoder):
+        raise AdaptError("what is compared tells classes apart by a CLIP or SigLIP: give images without questions")
+    if len(split.class_names) < 2:
+        raise AdaptError(f"{split.name} has one class, {split.class_names[0]!r}: there is nothing to tell apart")
+
+
+def _about(split: Split, recipe: Recipe, comparison: Comparison, folds: int) -> dict[str, Any]:
+    """On what the figures are."""
+    return {
+        "data": recipe.data.source,
+        "backbone": recipe.backbone,
+        "shots": recipe.data.shots,
+        "seed": recipe.seed,
+        "folds": folds,
+        "train_images": len(split.train),
+        "tried_images": len(comparison.items),
+        "classes": len(split.class_names),
+        "tried_classes": len({item.label for item in comparison.items}),
+    }
 
 
 def _features(split: Split, backbone: Backbone, progress: bool) -> dict[str, Tensor]:
@@ -115,7 +162,7 @@ def _compared(
     started, done, left_out = time.monotonic(), list[Compared](), dict[str, str]()
     for number, candidate in enumerate(listed, 1):
         try:
-            if budget is not None:
+            if budget is not None and not candidate.always:
                 left = budget - (time.monotonic() - started)
                 needed = comparison.estimate(candidate) if left > 0 else 0.0
                 if needed >= left:
@@ -123,7 +170,7 @@ def _compared(
                     left_out[candidate.name] = f"{more}, and the budget is {readable_time(budget)}"
                     continue
             found = comparison.run(candidate)
-        except AdaptError as error:
+        except (AdaptError, torch.OutOfMemoryError, torch.linalg.LinAlgError) as error:
             left_out[candidate.name] = str(error)
             continue
         done.append(found)
@@ -133,7 +180,7 @@ def _compared(
                 "  %2d of %d  %-22s %5.1f ± %.1f %%  (about %s left)",
                 number, len(listed), candidate.name, 100 * found.accuracy, 100 * found.error, readable_time(seconds),
             )  # fmt: skip
-    if not done:
+    if listed and not done:
         name, reason = next(iter(left_out.items()))
         raise AdaptError(f"no method could be compared; {name}: {reason}")
     return done, left_out

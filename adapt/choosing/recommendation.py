@@ -24,8 +24,8 @@ class Recommendation:
 
     `rows` are the methods, the best first: accuracy and its standard error in [0, 1] by cross-validation, how far it is
     `behind` the best with the standard error of that, seconds of a training, bytes of an adapter, and the command that
-    trains it. `alike` are those that are as good as the best within the noise. `result` is of the chosen one, trained
-    on all images and measured on the test part, if there is one.
+    trains it. `alike` are those that are as good as the best within the noise. `about` says on what data. `result` is
+    of the chosen one, trained on all images and measured on the test part, if there is one; None until it is trained.
     """
 
     chosen: str
@@ -34,7 +34,8 @@ class Recommendation:
     left_out: dict[str, str]
     notes: list[str]
     advice: Advice
-    result: Result
+    about: dict[str, Any]
+    result: Result | None = None
 
     @property
     def estimate(self) -> tuple[float, float] | None:
@@ -44,24 +45,28 @@ class Recommendation:
     def as_json(self) -> dict[str, Any]:
         """All of it that is plain data."""
         return {
+            **self.about,
             "chosen": self.chosen,
             "alike": self.alike,
             "methods": self.rows,
             "left_out": self.left_out,
             "notes": self.notes,
             "advice": self.advice.lines(),
-            "test": self.result.metrics.get("adapted"),
+            "test": self.result.metrics.get("adapted") if self.result else None,
         }
 
     def __str__(self) -> str:
         return "\n".join(_lines(self))
 
     def write(self, out: Path) -> None:
-        """recommendation.json, methods.csv, the lists of the advice and report.html, into the run's folder."""
+        """recommendation.json, methods.csv and the lists of the advice, into the folder `out`."""
         write_text(out / "recommendation.json", plain.dump(self.as_json(), indent=2) + "\n")
         if self.rows:
             write_csv(out / "methods.csv", self.rows)
         self.advice.write(out)
+
+    def report(self, out: Path) -> None:
+        """report.html, on the run in the folder `out` too."""
         if find_spec("matplotlib") is None:
             logger.warning('report.html is left out: it needs matplotlib, pip install -e ".[plot]"')
             return
@@ -108,21 +113,23 @@ def _lines(found: Recommendation) -> list[str]:
             named = [name for name, other in found.left_out.items() if other == reason]
             lines.append(f"left out: {', '.join(named)}: {reason}")
         lines += ["", _choice(found)]
-    result = found.result
-    if "adapted" in result.metrics:
-        images = result.metrics["adapted"]["images"]
-        lines.append(f"on the {images} test images, which chose nothing: {100 * result.accuracy:.1f} %")
+    if found.result is not None and "adapted" in found.result.metrics:
+        images = found.result.metrics["adapted"]["images"]
+        lines.append(f"on the {images} test images, which chose nothing: {100 * found.result.accuracy:.1f} %")
     return [*lines, *found.advice.lines()]
 
 
 def _choice(found: Recommendation) -> str:
     assert found.estimate is not None
     accuracy, error = found.estimate
-    expected = f"expect {100 * accuracy:.1f} ± {100 * error:.1f} % of it, by images that its models had not seen"
-    others = [name for name in found.alike if name != found.chosen]
+    of = "" if found.about["tried_classes"] == found.about["classes"] else " of the classes that were tried"
+    expected = f"expect {100 * accuracy:.1f} ± {100 * error:.1f} %{of}, by images that its models had not seen"
+    best, others = found.rows[0]["method"], [name for name in found.alike if name != found.chosen]
+    if len(found.rows) == 1:
+        return f"{found.chosen} is all that was compared: {expected}"
     if not others:
         return f"{found.chosen} is the best by more than the noise: {expected}"
     return (
-        f"{found.chosen} is taken, the best of the quickest: of {', '.join(others)} it differs by less than the noise. "
-        f"{expected.capitalize()}"
+        f"within the noise of the best, {best}: {', '.join(name for name in found.alike if name != best)}. "
+        f"{found.chosen} is taken, the best of the quickest of these: {expected}"
     )

@@ -36,6 +36,7 @@ class _Time(click.ParamType):
     click.option("--seed", type=click.IntRange(min=0), default=1, show_default=True, help="Of picks, folds, training."),
     common.recipe_device,
     common.recipe_backbone,
+    common.overrides,
 )
 @click.option("--folds", type=click.IntRange(min=2), default=3, show_default=True, help="Parts of the training images.")
 @click.option("--all", "every", is_flag=True, help="Also compare the methods whose steps pass through a tower.")
@@ -65,8 +66,13 @@ def recommend(data: str, out: Path | None, device: str | None, quiet: bool, **op
     with quiet_libraries():
         from adapt.choosing.recommend import recommend as run
 
-        found = run(data, out=out, device=device or "cpu", progress=not quiet, **options)
-    click.echo(f"{found}\n\nadapter    {found.result.adapter}")
+        try:
+            found = run(data, out=out, device=device or "cpu", progress=not quiet, **options)
+        except KeyboardInterrupt:
+            kept = f"; what was compared is in {out}" if (out / "recommendation.json").is_file() else ""
+            click.echo(f"stopped{kept}", err=True)
+            raise SystemExit(130) from None
+    click.echo(f"{found}\n\nadapter    {out / 'adapter.safetensors'}")
     if (out / "report.html").is_file():
         click.echo(f"report     {out / 'report.html'}")
 

@@ -42,19 +42,20 @@ def pick(train: Items, val: Items, shots: int, seed: int, sampling: Sampling) ->
 
 def carve(train: Items, seed: int) -> set[Item]:
     """A fifth of the images of each class, at least one, by whole groups, one of which stays."""
-    stream, held = random.Random(seed), set["Item"]()
+    stream, taken, kept = random.Random(seed), set[str](), set[str]()
     for images in _by_label(train):
         groups: dict[str, list[Item]] = {}
         for item in images:
             groups.setdefault(item.group or item.path, []).append(item)
-        drawn, wanted = list(groups.values()), max(1, len(images) // 5)
+        drawn, wanted = list(groups), max(1, len(images) // 5)
         stream.shuffle(drawn)
-        taken = 0
-        for group in drawn[1:]:
-            if taken < wanted:
-                held.update(group)
-                taken += len(group)
-    return held
+        kept.add(next((group for group in drawn if group not in taken), drawn[0]))
+        held = sum(len(groups[group]) for group in drawn if group in taken)
+        for group in drawn:
+            if held < wanted and group not in kept | taken:
+                taken.add(group)
+                held += len(groups[group])
+    return {item for item in train if (item.group or item.path) in taken - kept}
 
 
 def _all_if_few(items: Items, shots: int, stream: random.Random) -> Items:

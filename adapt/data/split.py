@@ -133,6 +133,11 @@ class Split:
         return chain(self.train, self.val, self.test)
 
 
+def group_of(item: Item) -> str:
+    """What its group is called, an image without one being a group by itself; the same in all classes."""
+    return item.group or item.path
+
+
 def items_id(items: Sequence[Item]) -> str:
     """16 hex digits that stand for these items, by file name, label and question, in this order, in any folder."""
     listed = "".join(_identity(item.path.rsplit("/", 1)[-1], item) for item in items)

@@ -110,6 +110,11 @@ class _Compared(_Stored):
 class Recommended(_Stored):
     """What `adapt recommend` found."""
 
+    data: str
+    backbone: str
+    folds: int
+    train_images: int
+    classes: int
     chosen: str
     alike: list[str]
     methods: list[_Compared]

@@ -44,9 +44,9 @@ Strengths = tuple[float, float, float, float]
 
 
 class DPLConfig(IVLPConfig):
-    depth_text: int = Field(default=9, ge=1)
+    depth_text: int | None = Field(default=9, ge=1)
     """Blocks of the text tower with learned tokens of their own; in those after them prompts go on reading."""
-    depth_vision: int = Field(default=9, ge=1)
+    depth_vision: int | None = Field(default=9, ge=1)
     """Blocks of the vision tower with learned tokens of their own; in those after them prompts go on reading."""
     mix: Literal["softmax", "constant", "learned"] = "softmax"
     """How much of the attention goes to the prompts: what the softmax gives them, a constant, or learned by block."""
@@ -85,6 +85,7 @@ class DPL(IVLP):
     name = "dpl"
     title = "Decoupled prompt learning, our reading of the abstract (Xu et al., 2023)"
     Config = DPLConfig
+    published_share = 0.75
     example = {"depth_text": 1, "depth_vision": 1, "mix": "learned", "p_to_x": 2.0, "reads_names": True}
 
     @classmethod
@@ -145,7 +146,7 @@ def _check_readers(config: DPLConfig, tower: str, blocks: int) -> None:
     """Refuses what could change nothing: a prompt that is overwritten forgets what it read in the block before."""
     depth = config.depth_text if tower == "text" else config.depth_vision
     reading = config.p_to_x != 1 or config.p_to_p != 1 or (config.reads_names and tower == "text")
-    if depth >= blocks and reading:
+    if depth == blocks and reading:
         raise AdaptError(
             f"dpl: p_to_x, p_to_p and reads_names change nothing in the {tower} tower, whose prompts are overwritten "
             f"in all of its {blocks} blocks: set depth_{tower} to less than {blocks}"

@@ -26,7 +26,7 @@ from adapt.backbones.base import Backbone
 from adapt.backbones.tokenizer import TextTokenizer
 from adapt.backbones.tower import Tower
 from adapt.edits import Edit, Tokens
-from adapt.methods.base import LEARNER, Context, Method, MethodConfig, check_depth, learned
+from adapt.methods.base import LEARNER, Context, Method, MethodConfig, depth_in, learned
 from adapt.prompts import Prompt, initial_context, published_words, with_context
 
 # where published checkpoints, which hold all of CLIP, keep the prompts
@@ -40,10 +40,10 @@ class IVLPConfig(MethodConfig):
     """Learned tokens of the text tower; 0 leaves it alone (VPT)."""
     n_ctx_vision: int = Field(default=2, ge=0)
     """Learned tokens of the vision tower; 0 leaves it alone."""
-    depth_text: int = Field(default=12, ge=1)
-    """Blocks of the text tower with learned tokens of their own, from the first."""
-    depth_vision: int = Field(default=12, ge=1)
-    """Blocks of the vision tower with learned tokens of their own, from the first."""
+    depth_text: int | None = Field(default=12, ge=1)
+    """Blocks of the text tower with learned tokens of their own, from the first; null: the published share of all."""
+    depth_vision: int | None = Field(default=12, ge=1)
+    """The same of the vision tower."""
     ctx_init: str = "a photo of a"
     """The words before the class name; the first learned tokens start from them. Empty draws them from N(0, 0.02)."""
 
@@ -60,6 +60,7 @@ class IVLP(Method):
     name = "ivlp"
     title = "VPT, deep language prompts and IVLP (Jia et al., ECCV 2022; Khattak et al., CVPR 2023)"
     Config = IVLPConfig
+    published_share = 1.0  # of the blocks that have tokens, where no depth is given
     example = {"n_ctx_vision": 3, "depth_text": 2, "depth_vision": 2}
 
     @property
@@ -96,10 +97,16 @@ class IVLP(Method):
         self.text, self.vision = nn.ParameterList(), nn.ParameterList()
         if "text" in self.touches:
             first = initial_context(backbone, config.ctx_init, config.n_ctx_text)
-            self.text = _prompts(backbone, "text", first, config.depth_text, self.name)
+            self.text = self._prompts(backbone.tower("text"), first, config.depth_text).to(backbone.device)
         if "vision" in self.touches:
             first = torch.empty(config.n_ctx_vision, backbone.tower("vision").width).normal_(std=0.02)
-            self.vision = _prompts(backbone, "vision", first, config.depth_vision, self.name)
+            self.vision = self._prompts(backbone.tower("vision"), first, config.depth_vision).to(backbone.device)
+
+    def _prompts(self, tower: Tower, first: Tensor, asked: int | None) -> nn.ParameterList:
+        """`first` for the entrance of a tower, and N(0, 0.02) for each deeper block."""
+        depth = depth_in((tower,), asked, self.published_share, self.name, f"depth_{tower.name}")
+        self.config = self.config.model_copy(update={f"depth_{tower.name}": depth})
+        return nn.ParameterList([first, *(torch.empty_like(first).normal_(std=0.02) for _ in range(depth - 1))])
 
     def prompts(self, tokenizer: TextTokenizer, class_name: str) -> list[Prompt]:
         return [with_context(tokenizer, self.config.ctx_init, self.config.n_ctx_text, class_name)]
@@ -107,10 +114,3 @@ class IVLP(Method):
     def edits(self, tower: Tower, context: Context) -> list[Edit]:
         prompts = {"text": self.text, "vision": self.vision}[tower.name]
         return [Tokens(values, block or None) for block, values in enumerate(prompts)]
-
-
-def _prompts(backbone: Backbone, name: str, first: Tensor, depth: int, method: str) -> nn.ParameterList:
-    """`first` for the entrance of a tower, and N(0, 0.02) for each deeper block."""
-    check_depth(backbone.tower(name), depth, method, f"depth_{name}")
-    deeper = [torch.empty_like(first).normal_(std=0.02) for _ in range(depth - 1)]
-    return nn.ParameterList([values.to(backbone.device) for values in (first, *deeper)])

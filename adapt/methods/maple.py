@@ -24,15 +24,17 @@ from adapt.backbones.base import Backbone
 from adapt.backbones.tokenizer import TextTokenizer
 from adapt.backbones.tower import Tower
 from adapt.edits import Edit, Tokens
-from adapt.methods.base import LEARNER, Context, Method, MethodConfig, check_depth, learned
+from adapt.methods.base import LEARNER, Context, Method, MethodConfig, depth_in, learned
 from adapt.prompts import Prompt, initial_context, published_words, with_context
+
+PUBLISHED_SHARE = 0.75  # of the blocks: 9 of 12
 
 
 class MaPLeConfig(MethodConfig):
     n_ctx: int = Field(default=2, ge=1)
     """Learned tokens of each tower."""
-    depth: int = Field(default=9, ge=1)
-    """Blocks with learned tokens of their own, from the first."""
+    depth: int | None = Field(default=9, ge=1)
+    """Blocks with learned tokens of their own, from the first; null: three quarters of all, as published."""
     ctx_init: str = "a photo of a"
     """The words before the class name; the first learned tokens start from them. Empty draws them from N(0, 0.02)."""
 
@@ -59,9 +61,9 @@ class MaPLe(Method):
         return tensors, {"n_ctx": n_ctx, "depth": 1 + deeper, "ctx_init": published_words(n_ctx)}
 
     def build(self, backbone: Backbone, class_names: Sequence[str]) -> None:
-        text, vision, deeper = backbone.tower("text"), backbone.tower("vision"), self.config.depth - 1
-        for tower in (text, vision):
-            check_depth(tower, self.config.depth, self.name, "depth")
+        text, vision = backbone.tower("text"), backbone.tower("vision")
+        depth = depth_in((text, vision), self.config.depth, PUBLISHED_SHARE, self.name, "depth")
+        self.config, deeper = self.config.model_copy(update={"depth": depth}), depth - 1
         self.ctx = nn.Parameter(initial_context(backbone, self.config.ctx_init, self.config.n_ctx))
         self.proj = nn.Linear(text.width, vision.width)
         self.compound_prompts_text = nn.ParameterList(

@@ -85,8 +85,8 @@ TEMPLATES = (  # of the reference: those that the frozen model reads
 class PromptSRCConfig(IVLPConfig):
     n_ctx_text: int = Field(default=4, ge=1)
     n_ctx_vision: int = Field(default=4, ge=1)
-    depth_text: int = Field(default=9, ge=1)
-    depth_vision: int = Field(default=9, ge=1)
+    depth_text: int | None = Field(default=9, ge=1)
+    depth_vision: int | None = Field(default=9, ge=1)
     text_weight: float = Field(default=25.0, ge=0)
     """Of the mean distance of class features to the frozen ones, entry by entry."""
     image_weight: float = Field(default=10.0, ge=0)
@@ -101,6 +101,7 @@ class PromptSRC(IVLP):
     name = "prompt_src"
     title = "PromptSRC (Khattak et al., ICCV 2023)"
     Config = PromptSRCConfig
+    published_share = 0.75
     example = {"depth_text": 2, "depth_vision": 2, "templates": "a photo of a {}."}
 
     def loss(self, step: ImageStep) -> Terms:

@@ -35,8 +35,9 @@ def _behind(text: str) -> str:
 class TCPConfig(MethodConfig):
     n_ctx: int = Field(default=4, ge=1)
     """Learned tokens before the class name, from N(0, 0.02)."""
-    block: int = Field(default=8, ge=1)
-    """The block of the text tower, counted from 0, at whose input class-aware tokens take their places."""
+    block: int | None = Field(default=8, ge=1)
+    """The block of the text tower, counted from 0, at whose input class-aware tokens take their places; null: two
+    thirds up, as published."""
     reduction: int = Field(default=4, ge=1)
     """The features' size over that of the layer between."""
     weight: float = Field(default=8.0, ge=0)
@@ -63,7 +64,9 @@ class TCP(Method):
 
     def build(self, backbone: Backbone, class_names: Sequence[str]) -> None:
         tower, size = backbone.tower("text"), backbone.embed_dim  # type: ignore[attr-defined]
-        check_depth(tower, self.config.block + 1, self.name, "block + 1")
+        block = 2 * len(tower.blocks) // 3 if self.config.block is None else self.config.block
+        check_depth(tower, block + 1, self.name, "block + 1")
+        self.config = self.config.model_copy(update={"block": block})
         hidden = max(1, size // self.config.reduction)
         self.ctx = nn.Parameter(initial_context(backbone, "", self.config.n_ctx))
         self.meta_net = nn.ModuleDict(

@@ -111,10 +111,11 @@ def _name(run: PlainRun, same: Sequence[PlainRun]) -> str:
 
 
 def _row(name: str, group: Sequence[PlainRun]) -> list[str]:
-    data = group[0].recipe.get("data") or {}
+    data = group[0].recipe.get("data")
+    data = data if isinstance(data, dict) else {}
     adapted = [run.metrics["adapted"] for run in group if "adapted" in run.metrics]
     zero_shot = [run.metrics["zero_shot"]["accuracy"] for run in group if "zero_shot" in run.metrics]
-    shots = data.get("shots", "") if isinstance(data, dict) else ""
+    shots = data.get("shots", "")
     return [
         name,
         percent([run.gain for run in group if run.gain is not None], sign=True),

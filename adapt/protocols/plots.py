@@ -13,8 +13,10 @@ from matplotlib.figure import Figure
 from adapt.protocols.tables import Results
 
 MOST_CLASSES = 30  # of a confusion matrix that can still be read
+_plain_text = rc_context({"text.parse_math": False})  # names of classes and recipes may have dollars
 
 
+@_plain_text
 def few_shot_curves(results: Sequence[tuple[str, Results]]) -> Figure:
     """Mean accuracy by shots, a band of one standard deviation, the frozen model dashed."""
     figure = Figure(figsize=(6.4, 4), layout="constrained")
@@ -37,6 +39,7 @@ def few_shot_curves(results: Sequence[tuple[str, Results]]) -> Figure:
     return figure
 
 
+@_plain_text
 def base_against_new(results: Sequence[tuple[str, Results]]) -> Figure:
     """A small dot for each seed, a large one for the mean; dashed where the frozen model stands."""
     figure = Figure(figsize=(5.6, 4.2), layout="constrained")
@@ -56,6 +59,7 @@ def base_against_new(results: Sequence[tuple[str, Results]]) -> Figure:
     return figure
 
 
+@_plain_text
 def confusion_matrix(rows: Sequence[dict[str, str]]) -> tuple[Figure, str]:
     """How many of each class's images were taken for what, coloured by shares, and a caption: which classes are shown.
 
@@ -70,8 +74,10 @@ def confusion_matrix(rows: Sequence[dict[str, str]]) -> tuple[Figure, str]:
             if actual != predicted:
                 errors.update({actual: count, predicted: count})
         every = len(classes)
-        classes = sorted(name for name, _ in errors.most_common(MOST_CLASSES))
-        caption = f"the {len(classes)} of {every} classes in the most errors"
+        classes = sorted(name for name, _ in errors.most_common(MOST_CLASSES)) or classes[:MOST_CLASSES]
+        caption = f"{len(classes)} of {every} classes, none with an error"
+        if errors:
+            caption = f"the {len(classes)} of {every} classes in the most errors"
     of_class = Counter(row["class"] for row in rows)
     shares = [[counts[actual, name] / max(1, of_class[actual]) for name in classes] for actual in classes]
     side = 2.2 + 0.24 * len(classes)
@@ -91,6 +97,7 @@ def confusion_matrix(rows: Sequence[dict[str, str]]) -> tuple[Figure, str]:
     return figure, caption
 
 
+@_plain_text
 def reliability_diagram(bins: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
     """Accuracy by confidence, a line for each of `bins` by name; dots are as large as their bins have images."""
     figure = Figure(figsize=(4.6, 4.2), layout="constrained")
@@ -109,6 +116,7 @@ def reliability_diagram(bins: Mapping[str, Sequence[Mapping[str, float]]]) -> Fi
     return figure
 
 
+@_plain_text
 def compared_methods(rows: Sequence[Mapping[str, Any]], alike: Sequence[str]) -> Figure:
     """Accuracies by cross-validation with a standard error to either side; dark those that are `alike` the best."""
     figure = Figure(figsize=(6.4, 1 + 0.28 * len(rows)), layout="constrained")

@@ -72,9 +72,13 @@ def report(paths: Sequence[Path]) -> str:
         recommendations=list(_recommendations([run.path for run in runs])),
         cells=plain_table(runs),
         groups=pages,
-        opened=max(range(len(pages)), key=lambda place: pages[place].gain or 0.0, default=None),
+        opened=max(range(len(pages)), key=lambda place: _gain(pages[place]), default=None),
         version=__version__,
     )
+
+
+def _gain(group: GroupPage) -> float:
+    return -1.0 if group.gain is None else group.gain  # what was not measured comes last
 
 
 def _protocol_pages(found: Sequence[Results]) -> Iterator[ProtocolPage]:

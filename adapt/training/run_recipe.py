@@ -89,26 +89,42 @@ def build(recipe: Recipe, class_names: tuple[str, ...], backbone: Backbone | Non
     return model
 
 
-def run_recipe(recipe: Recipe, out: str | Path | None, resume: bool = False, progress: bool = True) -> Result:
-    """Trains what `recipe` says; with `out`, leaves a run directory. All that can be refused is refused first."""
-    split = read_data(recipe, progress)
+def run_recipe(
+    recipe: Recipe,
+    out: str | Path | None,
+    resume: bool = False,
+    progress: bool = True,
+    split: Split | None = None,
+    backbone: Backbone | None = None,
+) -> Result:
+    """Trains what `recipe` says; with `out`, leaves a run directory. All that can be refused is refused first.
+
+    On the recipe's data and backbone, or on a `split`, sampled and checked, and a `backbone` that are there already.
+    """
+    split = read_data(recipe, progress) if split is None else with_validation(split, recipe)
+    if recipe.train is not None:
+        recipe.train.at(recipe.data.shots)
+    with Run(out, recipe.to_yaml(), resume) if out is not None else nullcontext() as run:
+        return learn(recipe, build(recipe, split.class_names, backbone), split, run, progress)
+
+
+def learn(recipe: Recipe, model: Adapted[Any], split: Split, run: Run | None, progress: bool, **changes: Any) -> Result:
+    """`fit` by the recipe's settings, with `changes` of those of the training; null leaves a setting out."""
     settings: dict[str, Any] = {}
     if recipe.train is not None:
         settings = recipe.train.at(recipe.data.shots).model_dump(exclude_unset=True, exclude_none=True)
-    with Run(out, recipe.to_yaml(), resume) if out is not None else nullcontext() as run:
-        model = build(recipe, split.class_names)
-        return fit(
-            model,
-            split.train,
-            split.test,
-            val_set=split.val,
-            template=recipe.data.template,
-            seed=recipe.seed,
-            out=run,
-            recipe=recipe.model_dump(mode="json"),
-            cache=recipe.cache,
-            progress=progress,
-            blend=recipe.blend,
-            calibrate=recipe.calibrate,
-            **settings,
-        )
+    return fit(
+        model,
+        split.train,
+        split.test,
+        val_set=split.val,
+        template=recipe.data.template,
+        seed=recipe.seed,
+        out=run,
+        recipe=recipe.model_dump(mode="json"),
+        cache=recipe.cache,
+        progress=progress,
+        blend=recipe.blend,
+        calibrate=recipe.calibrate,
+        **{key: value for key, value in (settings | changes).items() if value is not None},
+    )

@@ -7,8 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image, ImageOps
 from torch import Tensor
+from torch.nn.functional import normalize
 
 import adapt
 from adapt.choosing.advice import WITNESSES, advise
@@ -52,6 +54,24 @@ def test_half_of_the_wrong_labels_are_among_as_many_suspects(
     assert len(first & {items[place].path for place in wrong}) >= PLANTED / 2
     assert len(suspects) < 3 * PLANTED
     assert all(row["class"] != row["likelier"] for row in suspects)
+
+
+@pytest.mark.parametrize(("classes", "planted"), [(2, 3), (3, 4), (24, 36)])
+def test_wrong_labels_are_found_among_few_classes_too(classes: int, planted: int) -> None:
+    """Made features, whose cosines are 0.1 higher within a class than across."""
+    torch.manual_seed(classes)
+    centre, kinds, noise = torch.randn(512), torch.randn(classes, 512), torch.randn(30 * classes, 512)
+    labels = torch.arange(classes).repeat_interleave(30)
+    parts = (0.7, centre.expand(30 * classes, -1)), (0.1, kinds[labels]), (0.2, noise)
+    features = normalize(sum(share**0.5 * normalize(part, dim=-1) for share, part in parts), dim=-1)  # type: ignore[arg-type]
+    names = [f"class {label}" for label in range(classes)]
+    stream = random.Random(1)
+    wrong = set(stream.sample(range(len(labels)), planted))
+    moved = {place: stream.randrange(1, classes) for place in wrong}
+    said = [(int(label) + moved.get(place, 0)) % classes for place, label in enumerate(labels)]
+    items = tuple(Item(str(place), label, names[label]) for place, label in enumerate(said))
+    suspects = advise(Split("made", tuple(names), items, (), ()), {"train": features}, [], None).suspects
+    assert {int(row["path"]) for row in suspects} == wrong
 
 
 def test_copies_across_parts_are_found(

@@ -19,6 +19,7 @@ from adapt.cli import main
 from adapt.cli import options as common
 from adapt.data import Split
 from adapt.recipe import read_recipe
+from adapt.recipe.file import pair
 from adapt.training.run_recipe import run_recipe
 
 CHANGES = {"data.shots": 4, "seed": 1, "backbone": "mini-clip"}
@@ -64,6 +65,13 @@ def test_the_command_trains_what_was_compared(name: str, monkeypatch: pytest.Mon
     monkeypatch.setattr(common, "read", lambda *given: found.append(read(*given)) or pytest.exit("read"))
     CliRunner().invoke(main, shlex.split(candidate.command)[1:], catch_exceptions=True)
     assert found == [candidate.recipe]
+
+
+@pytest.mark.parametrize("root", ["/data/my photos #2", "123", "/d/a: b", "null", "true", "plain/path", "it's"])
+def test_the_command_keeps_odd_paths(root: str) -> None:
+    [gda] = [each for each in candidates("emoji", CHANGES | {"data.root": root}, 4, False) if each.name == "gda"]
+    words = [word.removeprefix("--set=") for word in shlex.split(gda.command) if word.startswith("--set=data.root")]
+    assert pair(words[0]) == ("data.root", root)
 
 
 def test_images_are_answered_by_models_that_have_not_seen_them(few: Split) -> None:
@@ -122,6 +130,13 @@ def test_the_best_of_the_quickest_within_the_noise_is_taken() -> None:
     assert take([far, best])[0] is best
     slow = _compared("slow", [1] * 69 + [0] * 30 + [1], 1.1 * AS_QUICK)
     assert take([close, best, slow])[0] is close
+
+
+def test_all_right_is_not_sure() -> None:
+    every = _compared("every", [1] * 12, 1.0)
+    assert every.error == pytest.approx(0.0827, abs=1e-4)
+    assert _compared("none", [0] * 12, 1.0).error == every.error
+    assert _compared("many", [1] * 1200, 1.0).error < 0.002
 
 
 def test_the_noise_is_that_of_the_difference() -> None:

@@ -53,6 +53,27 @@ def test_a_class_of_one_group_is_always_learnt_from() -> None:
     )
 
 
+def test_a_group_of_several_classes_is_on_one_side() -> None:
+    """Patients, say, each with images of most classes."""
+    items = tuple(
+        Item(f"/{patient}-{label}-{number}.png", label, "abc"[label], group=f"patient {patient}")
+        for patient in range(8)
+        for label in range(3)
+        for number in range(2)
+        if (patient + label) % 4
+    )
+    split = Split("made", ("a", "b", "c"), items, (), ())
+    for seed in range(10):
+        chosen = folds(split.train, 3, seed)
+        for part, places in parts(split, chosen, 3):
+            assert not {item.group for item in part.train} & {item.group for item in part.test}
+            assert {item.label for item in part.train} == {0, 1, 2}
+            assert places
+        validated = split.with_validation(seed)
+        assert validated.val
+        assert not {item.group for item in validated.train} & {item.group for item in validated.val}
+
+
 def test_the_seed_decides() -> None:
     items = _split({"cat": [1] * 20, "dog": [1] * 20}).train
     assert folds(items, 3, seed=4) == folds(items, 3, seed=4) != folds(items, 3, seed=5)

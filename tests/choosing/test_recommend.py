@@ -124,7 +124,54 @@ def test_images_in_a_folder(tmp_path: Path) -> None:
     assert "more images would help blue most" in result.stdout
     assert "test images" not in result.stdout
     [row] = csv.DictReader((tmp_path / "out/few.csv").open())
-    assert (row["class"], row["images"]) == ("blue", "1")
+    assert (row["class"], row["images"], row["path"]) == ("blue", "1", str(tmp_path / "photos/train/blue/0.png"))
+    assert "of the classes that were tried" in result.stdout
+    found = json.loads((tmp_path / "out/recommendation.json").read_text())
+    assert (found["classes"], found["tried_classes"], found["train_images"], found["tried_images"]) == (3, 2, 13, 12)
+
+
+def _painted(folder: Path, **images: int) -> Path:
+    """A folder of class folders with so many grey pictures."""
+    for name, number in images.items():
+        for image in range(number):
+            path = folder / "train" / name.replace("_", "$") / f"{image}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (40, 40), (40 * image, len(name) * 9, 50)).save(path)
+    return folder
+
+
+def test_what_was_compared_stays_where_the_training_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*given: Any, **more: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "run_recipe", fails)
+    result = run("emoji", "--shots", 2, "--out", tmp_path / "out", "--quiet")
+    assert result.exit_code == 130
+    assert f"stopped; what was compared is in {tmp_path / 'out'}" in result.stderr
+    assert len(list(csv.DictReader((tmp_path / "out/methods.csv").open()))) == 3
+
+
+def test_changes_are_of_all_recipes(tmp_path: Path) -> None:
+    """A broken file is refused with advice, which can be followed; names with dollars are names."""
+    photos = _painted(tmp_path / "photos", _a_=4, b=4)
+    (photos / "train/b/broken.png").write_bytes(b"no image")
+    arguments = (photos, "--backbone", "mini-clip", "--out", tmp_path / "out", "--quiet")
+    refused = run(*arguments)
+    assert refused.exit_code == 2
+    assert "data.broken=skip" in refused.stderr
+    assert not (tmp_path / "out").exists()
+    result = run(*arguments, "--set", "data.broken=skip")
+    assert result.exit_code == 0, result.output
+    assert "$a$" in (tmp_path / "out/report.html").read_text()
+
+
+def test_what_cannot_be_compared(tmp_path: Path) -> None:
+    photos = _painted(tmp_path / "photos", one=3)
+    for out, message in ((tmp_path / "out", "has one class, 'one'"), (photos / "runs", "lies inside the data")):
+        result = run(photos, "--backbone", "mini-clip", "--out", out, "--quiet")
+        assert result.exit_code == 2
+        assert message in result.stderr
+        assert not out.exists()
 
 
 @pytest.mark.parametrize(

@@ -231,6 +231,13 @@ def test_many_classes_leave_those_in_the_most_errors() -> None:
     assert confusion_matrix(rows[:MOST_CLASSES])[1] == f"all {MOST_CLASSES} classes"
 
 
+def test_names_with_dollars_and_runs_without_an_error_are_drawn() -> None:
+    rows = [{"class": f"$5_$1{i:02}", "predicted": f"$5_$1{i:02}", "confidence": "0.5"} for i in range(40)]
+    figure, caption = confusion_matrix(rows)
+    assert caption == "30 of 40 classes, none with an error"
+    assert "$5_$129" in svg(figure)
+
+
 @pytest.mark.parametrize("content", [None, "{}", "not JSON"])
 def test_what_is_no_run_is_refused(content: str | None, tmp_path: Path) -> None:
     path = tmp_path / "few_shot.json"

@@ -88,6 +88,20 @@ def test_it_builds(
     assert (recipe.train is not None) == model.method.takes_steps
 
 
+@pytest.mark.parametrize("name", [name for name in shipped() if name.endswith("/few_shot")])
+def test_for_ones_own_images_depths_follow_the_tower(
+    name: str, tmp_path: Path, backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Six and four blocks of the bundled backbone, and the published depths on twelve."""
+    recipe = read_recipe(name, ["backbone=mini-clip"], str(tmp_path))
+    run_recipe.build(recipe, ("cat", "dog"))
+    monkeypatch.setattr(run_recipe, "load_backbone", lambda *_: backbone)
+    config = run_recipe.build(recipe, ("cat", "dog")).method.config.model_dump()
+    published = {"maple": {"depth": 9}, "prompt_src": {"depth_text": 9, "depth_vision": 9}, "tcp": {"block": 8}}
+    published["ivlp"] = {"depth_text": 12, "depth_vision": 12}
+    assert published.get(recipe.method["name"], {}).items() <= config.items()
+
+
 @on_all_data
 def test_its_resolved_form_is_the_same_recipe(name: str, data: str) -> None:
     recipe = read_recipe(name, data=data)

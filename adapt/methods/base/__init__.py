@@ -22,7 +22,7 @@ from adapt.validation import explain
 
 __all__ = [
     "Context", "Encoded", "ImageStep", "Method", "MethodConfig", "Step", "Terms", "Training", "check_depth", "checked",
-    "cross_entropy", "learned", "total",
+    "cross_entropy", "depth_in", "learned", "total",
 ]  # fmt: skip
 
 FAMILIES = ("dual encoder", "fusion encoder", "vision LLM")  # of backbones
@@ -195,6 +195,14 @@ def learned(state: dict[str, Tensor], prefix: str = "") -> dict[str, Tensor]:
     """What a published checkpoint's prompt learner holds under `prefix`, its buffers of frozen tokens left out."""
     own = {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
     return {key: tensor for key, tensor in own.items() if key not in ("token_prefix", "token_suffix")}
+
+
+def depth_in(towers: Sequence[Tower], asked: int | None, share: float, method: str, field: str) -> int:
+    """The blocks that are `asked` for, or that `share` of the smallest tower's; AdaptError as `check_depth`."""
+    depth = max(1, int(share * min(len(tower.blocks) for tower in towers))) if asked is None else asked
+    for tower in towers:
+        check_depth(tower, depth, method, field)
+    return depth
 
 
 def check_depth(tower: Tower, depth: int, method: str, field: str) -> None:
