@@ -53,6 +53,7 @@ def fork(action: Callable[[], None], errors: Path) -> int:
     code = 1
     try:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # ray, where a test before this one began it, has one of its own
         action()
         code = 0
     except KeyboardInterrupt:
