@@ -35,7 +35,7 @@ def training_bar(total: int, done: int, show: bool, title: str = "training") -> 
         with _bar(title, total, done) as advance:
             yield lambda entry: advance(1, _describe(entry))
     else:
-        yield _lines(title, total)
+        yield _lines(title, total, done)
 
 
 @contextmanager
@@ -72,13 +72,24 @@ def _bar(title: str, total: int, done: int) -> Iterator[Any]:
         yield advance
 
 
-def _lines(title: str, total: int) -> Reporter:
-    last = time.monotonic()
+def _lines(title: str, total: int, done: int) -> Reporter:
+    began = last = time.monotonic()
 
     def report(entry: dict[str, Any]) -> None:
         nonlocal last
-        if time.monotonic() - last > _SECONDS_BETWEEN_LINES or entry["step"] == total:
-            last = time.monotonic()
-            logger.info("%s  step %d of %d  %s", title, entry["step"], total, _describe(entry))
+        now, step = time.monotonic(), entry["step"]
+        if now - last > _SECONDS_BETWEEN_LINES or step == total:
+            last = now
+            seconds = (now - began) / max(1, step - done) * (total - step)
+            left = f"  (about {readable_time(seconds)} left)" if step < total else ""
+            logger.info("%s  step %d of %d  %s%s", title, step, total, _describe(entry), left)
 
     return report
+
+
+def readable_time(seconds: float) -> str:
+    """`40 s`, `12 min`, or `2 h 5 min`."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"

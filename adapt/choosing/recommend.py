@@ -27,10 +27,9 @@ from adapt.features import image_features
 from adapt.methods.zero_shot import ZeroShot
 from adapt.models.classifier import AdaptedModel
 from adapt.models.wrap import wrap
-from adapt.progress import counting_bar
+from adapt.progress import counting_bar, readable_time
 from adapt.recipe import Recipe, read_recipe
 from adapt.recipe.file import pair
-from adapt.training.estimate import readable_time
 from adapt.training.run_recipe import read_data, run_recipe
 
 logger = logging.getLogger("adapt")

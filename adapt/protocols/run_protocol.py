@@ -10,10 +10,10 @@ from typing import Any
 
 from adapt import plain
 from adapt.disk import write_csv, write_text
+from adapt.progress import readable_time
 from adapt.protocols.engines import Engine
 from adapt.protocols.protocol import Figures, Protocol
 from adapt.protocols.runs import Row, check
-from adapt.training.estimate import readable_time
 from adapt.training.run import environment
 
 LOCAL = Engine()

@@ -15,6 +15,7 @@ from adapt.errors import AdaptError
 from adapt.features import keeps_features
 from adapt.models.base import Adapted
 from adapt.models.classifier import AdaptedModel
+from adapt.progress import readable_time
 from adapt.training.batches import Batches, FeatureBatches
 from adapt.training.settings import TrainSettings
 
@@ -67,14 +68,6 @@ class LengthOfTime:
                 "%s steps are left, of %.2g s each here: about %s. For less: %s",
                 f"{self._left - self._seen:,}", each, readable_time(seconds), self._advice,
             )  # fmt: skip
-
-
-def readable_time(seconds: float) -> str:
-    """`40 s`, `12 min`, or `2 h 5 min`."""
-    if seconds < 90:
-        return f"{max(1, round(seconds))} s"
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
 
 
 def _shorter(model: Adapted[Any], batches: Batches, settings: TrainSettings) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from adapt import AdaptError, fit
+from adapt import AdaptError, fit, progress
 from adapt.progress import training_bar
 
 _ENTRY = {"step": 1, "epoch": 0, "loss": 0.5, "accuracy": 0.75, "images_per_second": 10.0}
@@ -105,6 +106,22 @@ def test_progress_off_the_terminal_is_a_line_at_the_end(caplog: pytest.LogCaptur
         report(_ENTRY)
         report(_ENTRY | {"step": 2})
     assert caplog.messages == ["imitating blocks  step 2 of 2  loss 0.500  accuracy 75.0 %  10 images/s"]
+
+
+def test_off_a_terminal_the_time_left_is_said(monkeypatch, caplog) -> None:
+    """100 steps, of which the last 30 go on with a run, each of half a minute."""
+    clock = itertools.count(0, 30.0)
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr("sys.stderr.isatty", lambda: False)
+    entry = {"loss": 0.5, "images_per_second": 10.0}
+    with caplog.at_level("INFO", "adapt"), training_bar(100, 70, True) as report:
+        for step in (71, 72, 100):
+            report(entry | {"step": step})
+    assert [line.split("images/s")[1] for line in caplog.messages] == [
+        "  (about 14 min left)",
+        "  (about 14 min left)",
+        "",
+    ]
 
 
 def test_progress_on_a_terminal_is_a_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
