@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from adapt.protocols.tables import Results
 
+COLOURS = 10  # that lines and dots take in turn
 MOST_CLASSES = 30  # of a confusion matrix that can still be read
 _plain_text = rc_context({"text.parse_math": False})  # names of classes and recipes may have dollars
 
@@ -42,20 +43,20 @@ def few_shot_curves(results: Sequence[tuple[str, Results]]) -> Figure:
 @_plain_text
 def base_against_new(results: Sequence[tuple[str, Results]]) -> Figure:
     """A small dot for each seed, a large one for the mean; dashed where the frozen model stands."""
-    figure = Figure(figsize=(5.6, 4.2), layout="constrained")
+    figure = Figure(figsize=(6.6, 4.2), layout="constrained")
     axes = figure.subplots()
     frozen = results[0][1]["summary"][0]["zero_shot"]
     axes.axvline(100 * frozen["base"], color="gray", ls="--", lw=1)
     axes.axhline(100 * frozen["new"], color="gray", ls="--", lw=1, label="zero-shot")
-    for title, each in results:
-        mean = each["summary"][0]["mean"]
-        dot = axes.scatter(100 * mean["base"], 100 * mean["new"], s=90, label=title, zorder=3)
+    for place, (title, each) in enumerate(results):
+        mean, marker = each["summary"][0]["mean"], "osD^v"[place // COLOURS % 5]
+        dot = axes.scatter(100 * mean["base"], 100 * mean["new"], s=90, marker=marker, label=title, zorder=3)
         on_base, on_new = ([100 * row[half] for row in each["runs"]] for half in ("base", "new"))
-        axes.scatter(on_base, on_new, s=14, color=dot.get_facecolor(), zorder=2)
+        axes.scatter(on_base, on_new, s=14, marker=marker, color=dot.get_facecolor(), zorder=2)
     axes.margins(0.2)
     axes.set_xlabel("accuracy on base classes, %")
     axes.set_ylabel("accuracy on new classes, %")
-    axes.legend()
+    axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 
