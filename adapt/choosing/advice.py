@@ -56,13 +56,10 @@ class Advice:
             found.append(f"taken for one another: {_listed(list(pairs), '; ')}: confused.csv")
         if self.suspects:
             found.append(
-                f"{len(self.suspects)} training images look like another class, check their labels: suspects.csv"
+                f"{len(self.suspects)} training image(s) look like another class: check labels by suspects.csv"
             )
         if self.duplicates:
-            found.append(
-                f"{len(self.duplicates)} test or validation images are nearly training images, take them out: "
-                "duplicates.csv"
-            )
+            found.append(f"{len(self.duplicates)} test or validation image(s) nearly in training too: duplicates.csv")
         return found
 
 

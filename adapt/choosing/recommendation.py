@@ -125,6 +125,8 @@ def _choice(found: Recommendation) -> str:
     of = "" if found.about["tried_classes"] == found.about["classes"] else " of the classes that were tried"
     expected = f"expect {100 * accuracy:.1f} ± {100 * error:.1f} %{of}, by images that its models had not seen"
     best, others = found.rows[0]["method"], [name for name in found.alike if name != found.chosen]
+    if found.chosen == "zero_shot" and len(found.rows) > 1:
+        return f"nothing is surely better than zero-shot by these images, which is taken: more may tell. {expected}"
     if len(found.rows) == 1:
         return f"{found.chosen} is all that was compared: {expected}"
     if not others:

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from adapt.data.split import Item, items_id
 from adapt.disk import write_csv
 from adapt.errors import AdaptError
-from adapt.evaluation.calibration import temperature
+from adapt.evaluation.calibration import BOUNDS, temperature
 from adapt.evaluation.evaluate import check_labels, evaluate
 from adapt.evaluation.scores import Scores
 from adapt.methods.zero_shot import ZeroShot
@@ -35,6 +35,7 @@ from adapt.training.settings import TrainSettings
 from adapt.validation import explain
 
 logger = logging.getLogger("adapt")
+FEW = 50  # validation images, on which a temperature is a guess
 
 
 def fit(
@@ -170,6 +171,12 @@ def _calibrated(training: Fitting, before: Scores | None) -> dict[str, Any]:
     """Sets the model's temperature; `before` are its scores on the test images without one."""
     model, items = training.model, training.val_set
     chosen = temperature(model, items, workers=training.workers, cache=training.cache)
+    if len(items) < FEW or chosen in BOUNDS:
+        logger.warning(
+            "the temperature, %.3g, was chosen on %d validation images: on so few, or at a bound, answers may be "
+            "further from being as sure as they are right. Compare the errors before and after, and give more images",
+            chosen, len(items),
+        )  # fmt: skip
     model.answers = replace(model.answers, temperature=chosen)
     found: dict[str, Any] = {"temperature": chosen, "val_images": len(items)}
     return (
