@@ -14,7 +14,7 @@ from torch import Tensor
 
 from adapt.choosing.compare import Compared
 from adapt.choosing.duplicates import near_duplicates
-from adapt.data.split import Item, Split, group_of
+from adapt.data.split import Item, Split
 from adapt.disk import write_csv
 from adapt.features import labels_of
 
@@ -78,7 +78,7 @@ def advise(split: Split, features: dict[str, Tensor], held: Sequence[Item], winn
 
 def _few(items: Sequence[Item]) -> list[dict[str, Any]]:
     count = Counter(item.class_name for item in items)
-    groups = Counter(name for name, _ in {(item.class_name, group_of(item)) for item in items})
+    groups = Counter(name for name, _ in {(item.class_name, item.kept_with) for item in items})
     enough = median(count.values()) / 2
     rows: list[dict[str, Any]] = [
         {"path": item.path, "class": name, "images": count[name], "groups": groups[name]}

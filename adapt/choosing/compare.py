@@ -18,7 +18,7 @@ from adapt.backbones.base import Backbone
 from adapt.choosing.candidates import Candidate
 from adapt.choosing.folds import folds, parts
 from adapt.choosing.noise import standard_error
-from adapt.data.split import Item, Split, group_of
+from adapt.data.split import Item, Split
 from adapt.evaluation.evaluate import logits
 from adapt.features import labels_of
 from adapt.models.classifier import AdaptedModel
@@ -96,7 +96,7 @@ class Comparison:
                 size = size or _size(model)
         probabilities = found[self._places]
         right = probabilities.argmax(-1) == labels_of(self.items)
-        groups = tuple(map(group_of, self.items))
+        groups = tuple(item.kept_with for item in self.items)
         return Compared(candidate, probabilities, right, groups, min(seconds), size)
 
     def estimate(self, candidate: Candidate) -> float:

@@ -6,7 +6,7 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from adapt.data.split import Item, Split, group_of
+from adapt.data.split import Item, Split
 from adapt.errors import AdaptError
 
 
@@ -23,7 +23,7 @@ def folds(items: Sequence[Item], count: int, seed: int) -> list[int | None]:
     groups: dict[int, dict[str, int]] = {}  # how many images of a class each has
     for item in items:
         own = groups.setdefault(item.label, {})
-        own[group_of(item)] = own.get(group_of(item), 0) + 1
+        own[item.kept_with] = own.get(item.kept_with, 0) + 1
     for own in groups.values():
         drawn = list(own)
         stream.shuffle(drawn)
@@ -33,7 +33,7 @@ def folds(items: Sequence[Item], count: int, seed: int) -> list[int | None]:
             sizes[fold] += own[group]
     together = [own for own in groups.values() if len({fold_of[group] for group in own}) == 1]
     kept = {group for own in together for group in own}
-    return [None if group_of(item) in kept else fold_of[group_of(item)] for item in items]
+    return [None if item.kept_with in kept else fold_of[item.kept_with] for item in items]
 
 
 def parts(split: Split, chosen: Sequence[int | None], count: int) -> Iterator[tuple[Split, list[int]]]:

@@ -46,7 +46,7 @@ def carve(train: Items, seed: int) -> set[Item]:
     for images in _by_label(train):
         groups: dict[str, list[Item]] = {}
         for item in images:
-            groups.setdefault(item.group or item.path, []).append(item)
+            groups.setdefault(item.kept_with, []).append(item)
         drawn, wanted = list(groups), max(1, len(images) // 5)
         stream.shuffle(drawn)
         kept.add(next((group for group in drawn if group not in taken), drawn[0]))
@@ -55,7 +55,7 @@ def carve(train: Items, seed: int) -> set[Item]:
             if held < wanted and group not in kept | taken:
                 taken.add(group)
                 held += len(groups[group])
-    return {item for item in train if (item.group or item.path) in taken - kept}
+    return {item for item in train if item.kept_with in taken - kept}
 
 
 def _all_if_few(items: Items, shots: int, stream: random.Random) -> Items:

@@ -31,6 +31,11 @@ class Item:
     question: str = ""
     group: str = ""
 
+    @property
+    def kept_with(self) -> str:
+        """What its group is called, an image without one being a group by itself; the same in all classes."""
+        return self.group or self.path
+
 
 @dataclass(frozen=True)
 class Split:
@@ -131,11 +136,6 @@ class Split:
     def items(self) -> Iterator[Item]:
         """All images: train, then val, then test."""
         return chain(self.train, self.val, self.test)
-
-
-def group_of(item: Item) -> str:
-    """What its group is called, an image without one being a group by itself; the same in all classes."""
-    return item.group or item.path
 
 
 def items_id(items: Sequence[Item]) -> str:
