@@ -151,9 +151,9 @@ def a_model_can_be_built_anew(case: Case) -> None:
     assert list(model.method.state_dict()) == names, "a second `build` leaves other tensors than the first"
 
 
-def both_text_paths_agree(case: Case) -> None:
+def both_paths_agree(case: Case) -> None:
     fast = case.new()
-    if not isinstance(fast, AdaptedModel) or fast.text_path != "fast":
+    if not isinstance(fast, AdaptedModel) or "fast" not in (fast.text_path, fast.vision_path):
         return
     losses = []
     for model in (fast, case.new(fast=False)):
@@ -272,7 +272,7 @@ CHECKS: tuple[Callable[[Case], None], ...] = (
     every_parameter_learns,
     deciding_changes_nothing,
     a_model_can_be_built_anew,
-    both_text_paths_agree,
+    both_paths_agree,
     a_loaded_adapter_answers_alike,
     a_stopped_training_goes_on_exactly,
     other_class_names_are_served_or_refused,

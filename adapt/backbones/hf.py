@@ -7,13 +7,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CLIPModel, SiglipModel
+from transformers.activations import QuickGELUActivation
 
 from adapt.backbones.base import DualEncoder
 from adapt.backbones.preprocess import Preprocess
 from adapt.backbones.tokenizer import HFText, check_tokenizer
-from adapt.backbones.tower import Block, Form, LastProjection, Projection, Site, TextParts, Tower
+from adapt.backbones.tower import Block, Form, LastProjection, Norm, Projection, Site, TextParts, Tower, VisionParts
 from adapt.errors import AdaptError
 
 _RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}  # Pillow's numbers
@@ -60,16 +61,25 @@ def _tokenizer(tokenizer: Any, length: int) -> HFText:
 def vision_tower(model: Any, config: Any, projection: LastProjection | None = None) -> Tower:
     """The vision tower of CLIP or SigLIP, by itself or inside another model, which may have its last `projection`."""
     pre_norm = getattr(model, "pre_layrnorm", None)  # SigLIP has neither it nor a class token
+    project = nn.Identity() if projection is None else getattr(projection.owner, projection.name)
     return Tower(
         name="vision",
         width=config.hidden_size,
         heads=config.num_attention_heads,
         form=Form(causal=False, pooling="map" if pre_norm is None else "class"),
         blocks=_blocks(model),
+        vision=VisionParts(model.embeddings, partial(_read, model), project),
         pre_norm=pre_norm,
         final_norm=model.post_layernorm,
         projection=projection,
     )
+
+
+def _read(model: Any, x: Tensor, norm: Norm) -> Tensor:
+    if hasattr(model, "pre_layrnorm"):
+        return norm(x[:, 0])
+    pooled: Tensor = model.head(norm(x))
+    return pooled
 
 
 def export_folder(processor: Any, folder: Path, model: Any) -> None:
@@ -117,6 +127,7 @@ def _block(layer: Any) -> Block:
         projections={letter: Projection(module) for letter, module in projections.items()},
         sites={"attn": Site(layer.layer_norm1, attn), "mlp": Site(layer.layer_norm2, mlp)},
         mlp=mlp,
+        quick_gelu=isinstance(mlp.activation_fn, QuickGELUActivation),
     )
 
 

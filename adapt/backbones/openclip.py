@@ -8,16 +8,29 @@ from pathlib import Path
 from typing import Any
 
 import open_clip
+import torch
 from open_clip.hf_model import HFTextEncoder
 from open_clip.tokenizer import HFTokenizer, syntax_mask_tokenize
-from open_clip.transformer import ResidualAttentionBlock, TextTransformer, Transformer, VisionTransformer
+from open_clip.transformer import QuickGELU, ResidualAttentionBlock, TextTransformer, Transformer, VisionTransformer
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from adapt.backbones.base import DualEncoder
 from adapt.backbones.preprocess import Preprocess, from_torchvision
 from adapt.backbones.tokenizer import HFText, SimpleText, TextTokenizer, check_tokenizer
-from adapt.backbones.tower import Block, Form, LastProjection, Pooling, Projection, Site, TextParts, Tower, fused_qkv
+from adapt.backbones.tower import (
+    Block,
+    Form,
+    LastProjection,
+    Norm,
+    Pooling,
+    Projection,
+    Site,
+    TextParts,
+    Tower,
+    VisionParts,
+    fused_qkv,
+)
 from adapt.errors import AdaptError
 
 _TEXT_POOLING: dict[str, Pooling] = {"argmax": "end", "eos": "end", "first": "class", "last": "last", "none": "none"}
@@ -107,7 +120,8 @@ def _block(module: Any) -> Block:
     scales = (module.ls_1, module.ls_2)
     norms = (module.ln_1, module.ln_2)
     sites = dict(zip(("attn", "mlp"), map(Site, norms, scales)))
-    return Block(module, attn, *norms, mlp.gelu, projections, *scales, sites, mlp, batch_first=attn.batch_first)
+    kind = {"batch_first": attn.batch_first, "quick_gelu": type(mlp.gelu) is QuickGELU}
+    return Block(module, attn, *norms, mlp.gelu, projections, *scales, sites, mlp, **kind)
 
 
 def _native_blocks(transformer: Any) -> tuple[Block, ...] | None:
@@ -180,12 +194,30 @@ def _vision_tower(visual: Any) -> Tower | None:
             return None
         pooling: Pooling = "map" if visual.attn_pool is not None else _VISION_POOLING[visual.pool_type]
         outside = {"pre_norm": visual.ln_pre, "final_norm": visual.ln_post, "projection": _last(visual, "proj")}
-        return _tower("vision", Form(False, pooling), blocks, **outside)
+        parts = VisionParts(*(partial(part, visual) for part in (_embed, _read, _project_image)))
+        return _tower("vision", Form(False, pooling), blocks, vision=None if pooling == "map" else parts, **outside)
     trunk = getattr(visual, "trunk", None)
-    return None if trunk is None else _timm_tower(trunk, _last(visual.head, "proj"))
+    return None if trunk is None else _timm_tower(trunk, visual.head)
 
 
-def _timm_tower(trunk: Any, projection: LastProjection | None) -> Tower | None:
+def _embed(visual: Any, images: Tensor) -> Tensor:
+    patches = visual.conv1(images).flatten(2).transpose(1, 2)
+    first = visual.class_embedding.detach().to(patches.dtype).expand(len(patches), 1, -1)
+    return torch.cat([first, patches], dim=1) + visual.positional_embedding.detach().to(patches.dtype)
+
+
+def _read(visual: Any, x: Tensor, norm: Norm) -> Tensor:
+    if visual.final_ln_after_pool:
+        return norm(visual._global_pool(x)[0])
+    pooled: Tensor = visual._global_pool(norm(x))[0]
+    return pooled
+
+
+def _project_image(visual: Any, pooled: Tensor) -> Tensor:
+    return pooled if visual.proj is None else pooled @ visual.proj.detach()
+
+
+def _timm_tower(trunk: Any, head: Any) -> Tower | None:
     from timm.layers import Attention as TimmAttention
     from timm.models.vision_transformer import Block as TimmBlock
     from timm.models.vision_transformer import VisionTransformer as TimmViT
@@ -197,8 +229,20 @@ def _timm_tower(trunk: Any, projection: LastProjection | None) -> Tower | None:
     blocks = tuple(_timm_block(block) for block in trunk.blocks)
     pooling: Pooling = {"token": "class", "avg": "mean", "map": "map"}.get(trunk.global_pool, "none")  # type: ignore[assignment]
     final = trunk.fc_norm if isinstance(trunk.norm, nn.Identity) else trunk.norm  # behind the pooling, or before it
-    outside = {"pre_norm": trunk.norm_pre, "final_norm": final, "projection": projection}
-    return _tower("vision", Form(False, pooling), blocks, **outside)
+    outside = {"pre_norm": trunk.norm_pre, "final_norm": final, "projection": _last(head, "proj")}
+    parts = VisionParts(partial(_timm_embed, trunk), partial(_timm_read, trunk), head)
+    return _tower("vision", Form(False, pooling), blocks, vision=parts, **outside)
+
+
+def _timm_embed(trunk: Any, images: Tensor) -> Tensor:
+    embedded: Tensor = trunk._pos_embed(trunk.patch_embed(images))
+    return embedded
+
+
+def _timm_read(trunk: Any, x: Tensor, norm: Norm) -> Tensor:
+    before, after = (trunk.norm, norm) if isinstance(trunk.norm, nn.Identity) else (norm, trunk.fc_norm)
+    pooled: Tensor = after(trunk.pool(before(x)))
+    return pooled
 
 
 # linears of timm's MLPs: plain ones, and those with a gate (ViTamin)

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from adapt.backbones.tower import Projection
+
+_GIVEN: ContextVar[Mapping[int, Tensor]] = ContextVar("_GIVEN", default=MappingProxyType({}))  # by stand-ins' ids
 
 
 class StandIn(nn.Linear):
@@ -30,7 +36,17 @@ class StandIn(nn.Linear):
             self.weight = nn.Parameter(number, requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.projection(x)
+        given = _GIVEN.get().get(id(self))
+        return self.projection(x) if given is None else given
+
+    @contextmanager
+    def giving(self, output: Tensor) -> Iterator[None]:
+        """Inside, in this thread, it gives `output`: what it would compute, where that is known already."""
+        token = _GIVEN.set({**_GIVEN.get(), id(self): output})
+        try:
+            yield
+        finally:
+            _GIVEN.reset(token)
 
     def __getstate__(self) -> dict[str, Any]:
         return vars(self) | {"_parameters": {"weight": None, "bias": None}}

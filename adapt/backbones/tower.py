@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from itertools import accumulate
+from dataclasses import dataclass, field, replace
+from itertools import accumulate, pairwise
 from typing import Any, Literal
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from adapt.errors import AdaptError
 
 TowerName = Literal["text", "vision", "fusion", "text_fusion", "vision_fusion", "decoder"]
+Norm = Callable[[Tensor], Tensor]
 Pooling = Literal["end", "last", "class", "mean", "map", "none"]
 
 
@@ -111,6 +112,7 @@ class Block:
     attn_returns_weights: bool = True  # (output, weights or None), not the output alone
     returns: int = 0  # how many values the module returns in a tuple; 0 where it returns `(b, l, d)` itself
     plain_attention: bool = True  # nothing but softmax(q k / sqrt(d)) v between the projections: no norms, no gates
+    quick_gelu: bool = False  # act is x * sigmoid(1.702 x)
 
     def norm_of(self, site: str) -> nn.Module | None:
         """The norm through which a site, or the whole block, reads the residual stream; None in a post-norm block."""
@@ -145,6 +147,15 @@ class TextParts:
 
 
 @dataclass(frozen=True)
+class VisionParts:
+    """What surrounds the blocks of a vision tower."""
+
+    embed: Callable[[Tensor], Tensor]  # (b, 3, h, w) -> (b, l, d), before the pre-norm
+    read: Callable[[Tensor, Norm], Tensor]  # (b, l, d) and the final norm -> pooled (b, d)
+    project: Callable[[Tensor], Tensor]  # pooled (b, d) -> features (b, e)
+
+
+@dataclass(frozen=True)
 class LastProjection:
     """The map from what a tower is read at, `(n, d)`, to features `(n, e)`: a parameter `(d, e)`, or a linear map."""
 
@@ -172,6 +183,7 @@ class Tower:
     form: Form
     blocks: tuple[Block, ...]
     text: TextParts | None = None
+    vision: VisionParts | None = None
     pre_norm: nn.Module | None = None  # where all tokens enter; without one, at the first block
     final_norm: nn.Module | None = None
     projection: LastProjection | None = None
@@ -206,6 +218,18 @@ def check_parts(tower: Tower, model: nn.Module) -> None:
                 f"a module in block {index} of the {tower.name} tower was replaced after the backbone was built: build "
                 "a backbone of the model as it is now, and wrap that"
             )
+
+
+def as_one(projections: Sequence[Projection]) -> Projection | None:
+    """The one that computes all of these, one output behind the other; None where their rows are not adjacent ones of
+    one weight in floating point."""
+    first = projections[0]
+    if first.quantized or not all(each.module is first.module and isinstance(each.rows, slice) for each in projections):
+        return None
+    rows: list[Any] = [each.rows for each in projections]
+    if any(before.stop != after.start for before, after in pairwise(rows)):
+        return None
+    return replace(first, rows=slice(rows[0].start, rows[-1].stop))
 
 
 def full_weight(module: Any) -> Tensor:

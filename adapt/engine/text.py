@@ -6,24 +6,24 @@ by suffix length, and the last block computes end-of-text rows only. Every linea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from adapt.backbones.absent import Absent
 from adapt.backbones.base import DualEncoder
 from adapt.backbones.tokenizer import pad_rows
 from adapt.backbones.tower import Block, TextParts, Tower, check_parts
-from adapt.edits import Bypass, Edit, Parallel, Tokens
+from adapt.edits import Bypass, Edit, Tokens
 from adapt.engine.attention import prefix_suffix_attention
+from adapt.engine.blocks import again_in_backward, run_block
 from adapt.engine.budget import classes_within, in_parts
 from adapt.engine.frozen import frozen
-from adapt.engine.hooks import Linear, run
+from adapt.engine.hooks import run
 from adapt.engine.memory import free_bytes
 from adapt.engine.packing import Packing, pack
 from adapt.engine.plan import Plan, plan
@@ -173,23 +173,22 @@ class FastText:
                 if index in asked.bypassed:
                     x = asked.bypassed[index](x[..., packing.ends, :] if last else x)
                 else:
-                    x = self._block(partial(_block, block, index, asked, packing, tower.heads, last), x)
+                    x = self._block(block, index, asked, packing, tower.heads, last, x)
             norm, project = (
                 asked.outer.get("final_norm", parts.final_norm),
                 asked.outer.get("projection", parts.project),
             )
             return project(norm(x))[..., packing.order, :]
 
-    def _block(self, block: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """`block(x)`, computed again in the backward pass where checkpointing is asked for."""
-        if not (self._checkpointing and torch.is_grad_enabled() and x.requires_grad):
-            return block(x)
-
-        def again(x: Tensor) -> Tensor:
-            with frozen(self._backbone.model):
-                return block(x)
-
-        return checkpoint(again, x, use_reentrant=False)
+    def _block(
+        self, block: Block, index: int, asked: Plan, packing: Packing, heads: int, last: bool, x: Tensor
+    ) -> Tensor:
+        """One block over `(..., rows, d)`; the last one returns end-of-text rows `(..., n, d)` only."""
+        attend = partial(
+            prefix_suffix_attention, packing=packing, heads=heads, ends_only=last, edit=asked.attention.get(index)
+        )
+        compute = partial(run_block, block, index, asked, attend=attend, rows=packing.ends if last else None)
+        return again_in_backward(self._backbone.model, compute, x) if self._checkpointing else compute(x)
 
 
 def _placed(x: Tensor, values: Tensor, packing: Packing) -> Tensor:
@@ -200,26 +199,3 @@ def _placed(x: Tensor, values: Tensor, packing: Packing) -> Tensor:
     else:
         chosen = values[packing.slot_class, packing.slot_index] if values.ndim == 3 else values[packing.slot_index]
     return x.index_copy(-2, packing.slot_rows, chosen.to(x.dtype).expand(*x.shape[:-2], *chosen.shape[-2:]))
-
-
-def _block(block: Block, index: int, asked: Plan, packing: Packing, heads: int, last: bool, x: Tensor) -> Tensor:
-    """One block over `(..., rows, d)`; the last one returns end-of-text rows `(..., n, d)` only."""
-    frozen_parts: dict[str, Linear] = {"norm1": block.norm1, "norm2": block.norm2, **block.projections}
-    linears = frozen_parts | asked.replaced.get(index, {})
-    beside = asked.parallel.get(index, {})
-    normed = linears["norm1"](x)
-    queries = normed
-    if last:
-        x, queries = x[..., packing.ends, :], normed[..., packing.ends, :]
-    q, k, v = linears["q"](queries), linears["k"](normed), linears["v"](normed)
-    mixed = prefix_suffix_attention(q, k, v, packing, heads, last, asked.attention.get(index))
-    entered = x
-    x = _joined(x + block.scale1(linears["out"](mixed)), beside.get("attn"), entered, queries)
-    read = linears["norm2"](x)
-    x = _joined(x + block.scale2(linears["fc2"](block.act(linears["fc1"](read)))), beside.get("mlp"), x, read)
-    return _joined(x, beside.get("block"), entered, queries)
-
-
-def _joined(x: Tensor, edit: Parallel | None, read: Tensor, normed: Tensor) -> Tensor:
-    """The residual stream `x` with what runs beside the site, or the block, that read it so, or behind its norm."""
-    return x if edit is None else x + edit.module(normed if edit.normed else read)

@@ -8,7 +8,7 @@ from copy import copy
 from dataclasses import replace
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, Literal, ParamSpec, Self, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -48,6 +48,7 @@ class Adapted(nn.Module, Generic[B]):
     class_names: tuple[str, ...]  # what it tells apart; empty where answers are free text
     memory: Any = None  # what the method remembers of the images of a stream
     answers: Answers = PLAIN  # what becomes of the method's logits
+    vision_path: Literal["fast", "plain"] = "plain"  # which one images take through the vision tower
 
     def __init__(self, backbone: B, method: Method, class_names: Sequence[str], *, checkpointing: bool = False) -> None:
         super().__init__()

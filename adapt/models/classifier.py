@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from adapt.backbones.base import DualEncoder
 from adapt.edits import Edit, Replace
+from adapt.engine import vision
 from adapt.engine.memory import free_bytes
 from adapt.engine.watching import watched
 from adapt.errors import AdaptError
@@ -38,6 +39,7 @@ class AdaptedModel(Adapted[DualEncoder]):
     ) -> None:
         super().__init__(backbone, method, class_names, checkpointing=checkpointing)
         self.fast = fast
+        self.vision_path = "plain" if _against_fast_vision(backbone, fast) else "fast"
         # read once: parts that changed from step to step would draw other dropout, and a resumed run would differ
         self.text_memory = text_memory or free_bytes(backbone.device) // 2
         self._texts = self._class_texts(partial(method.prompts, backbone.tokenizer), checkpointing)
@@ -98,7 +100,10 @@ class AdaptedModel(Adapted[DualEncoder]):
 
     def _image_features(self, images: Tensor, edits: Sequence[Edit]) -> Tensor:
         backbone = self.backbone
-        return self._through({"vision": edits}, lambda: backbone.encode_image(images.to(backbone.dtype)))
+        images = images.to(backbone.dtype)
+        if self.vision_path == "fast" and not vision.hooked(backbone.tower("vision")):
+            return vision.encode(backbone, images, edits, self.checkpointing and bool(edits))
+        return self._through({"vision": edits}, lambda: backbone.encode_image(images))
 
     def batch_logits(self, inputs: Tensor) -> Tensor:
         logits: Tensor = self(inputs.to(self.backbone.device))
@@ -177,3 +182,11 @@ class AdaptedModel(Adapted[DualEncoder]):
         if question is not None:
             raise AdaptError(f"{self.backbone.describe()} classifies images and answers no question: leave it out")
         return predictions(self(pixels), self.class_names, top_k)
+
+
+def _against_fast_vision(backbone: DualEncoder, fast: bool | None) -> str | None:
+    """Why the library's own forward encodes images, None where the fast path does."""
+    reason = "the fast path is switched off" if fast is False else vision.reason_against(backbone)
+    if fast is True and reason is not None and "vision" in backbone.towers:
+        raise AdaptError(f"fast=True, but the vision tower of {backbone.describe()} cannot take it: {reason}")
+    return reason

@@ -289,5 +289,6 @@ def _steps(training: Fitting) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         "steps": position.step,
         "final_loss": history[-1]["loss"],
         "text_path": model.text_path,
+        "vision_path": model.vision_path,
         "estimated_bytes": needed,
     }

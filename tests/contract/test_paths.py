@@ -1,4 +1,4 @@
-"""The fast text path against the library's own forward, and memory budgets, for every method."""
+"""The fast paths against the library's own forward, and memory budgets, for every method."""
 
 from __future__ import annotations
 
@@ -6,8 +6,21 @@ from typing import Any
 
 import pytest
 import torch
-from cases import ALL_WITH_TEXT, FAST_KINDS, KINDS, NAMES, TRAINED_BY_STEPS, build, class_features, fits, new, pairs
+from cases import (
+    ALL,
+    ALL_WITH_TEXT,
+    FAST_KINDS,
+    KINDS,
+    NAMES,
+    TRAINED_BY_STEPS,
+    build,
+    class_features,
+    fits,
+    new,
+    pairs,
+)
 from checks import gradient, relative, scaled
+from tiny_backbones import WITH_VISION_BLOCKS
 from torch import Tensor
 
 import adapt
@@ -27,6 +40,21 @@ def test_both_paths_give_the_same_features(method: str, backbone: Backbone) -> N
 @pairs(TRAINED_BY_STEPS, FAST_KINDS)
 def test_both_paths_give_the_same_gradients(method: str, backbone: Backbone, images: Tensor, labels: Tensor) -> None:
     fast, plain = (gradient(build(method, backbone, fast=fast), images, labels) for fast in (True, False))
+    assert relative(fast, plain) < 1e-5
+
+
+@pairs(ALL, WITH_VISION_BLOCKS)
+def test_both_vision_paths_give_the_same_features(method: str, backbone: Backbone, images: Tensor) -> None:
+    fast, plain = (build(method, backbone, fast=fast).eval() for fast in (None, False))
+    assert (fast.vision_path, plain.vision_path) == ("fast", "plain")
+    assert scaled(fast.image_features(images), plain.image_features(images)) < 1e-5
+
+
+@pairs(TRAINED_BY_STEPS, WITH_VISION_BLOCKS)
+def test_both_vision_paths_give_the_same_gradients(
+    method: str, backbone: Backbone, images: Tensor, labels: Tensor
+) -> None:
+    fast, plain = (gradient(build(method, backbone, fast=fast), images, labels) for fast in (None, False))
     assert relative(fast, plain) < 1e-5
 
 

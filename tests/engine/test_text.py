@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from adapt import Backbone
 from adapt.edits import Attention, Bypass, Edit, Parallel, Replace, Tokens
+from adapt.engine import blocks as computing
 from adapt.engine import text
 from adapt.engine.text import FastText, PlainText, active_dropout, reason_against
 from adapt.prompts import Prompt
@@ -91,8 +92,10 @@ def test_blocks_are_computed_again_where_that_is_asked_for(
     checkpointing: bool, blocks: int, open_clip: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = []
-    checkpoint = text.checkpoint
-    monkeypatch.setattr(text, "checkpoint", lambda *args, **options: calls.append(1) or checkpoint(*args, **options))
+    checkpoint = computing.checkpoint
+    monkeypatch.setattr(
+        computing, "checkpoint", lambda *args, **options: calls.append(1) or checkpoint(*args, **options)
+    )
     path = FastText(open_clip, PROMPTS, checkpointing)
     path([Replace(0, "fc2", nn.Linear(4 * WIDTH, WIDTH))], ENOUGH)
     assert len(calls) == blocks

@@ -19,7 +19,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
-import torch
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
@@ -242,20 +241,10 @@ class _StopInputGradient(nn.Module):
         self.layer = layer
 
     def forward(self, x: Tensor) -> Tensor:
-        return _ThroughFrozen.apply(self.layer(x.detach()), x, self.layer.get_base_layer())
-
-
-class _ThroughFrozen(torch.autograd.Function):
-    """`output` as it is; backward gives `x` the gradient of `x @ weight.T`, with the weight of a frozen projection."""
-
-    @staticmethod
-    def forward(ctx: Any, output: Tensor, x: Tensor, frozen: StandIn) -> Tensor:
-        ctx.frozen = frozen
-        return output.view_as(output)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
-        return gradient, gradient @ ctx.frozen.projection.weight.to(gradient.dtype), None
+        frozen: StandIn = self.layer.get_base_layer()
+        with frozen.giving(frozen(x)):
+            output: Tensor = self.layer(x.detach())
+        return output
 
 
 def _key(site: Place) -> str:

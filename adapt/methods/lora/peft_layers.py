@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from adapt.backbones.stand_in import StandIn, ViewedWeight
 from adapt.backbones.tower import Projection
 from adapt.errors import AdaptError, nearest
+from adapt.methods.lora.dropout import Dropout
 
 NAME = "adapt"  # of the adapter in each layer: the stand-ins belong to one method each, so one serves
 # what peft's configs call these settings, the first that one has; TUNER is its name
@@ -46,6 +47,10 @@ def inject(
     except ValueError as error:  # among others, peft itself refuses tuners whose layers share state
         raise AdaptError(f"lora: peft's {tuner} cannot be used here: {error}") from error
     _refuse_shared_state(shell, tuner)
+    for module in list(shell.modules()):
+        for name, part in module.named_children():
+            if type(part) is nn.Dropout:
+                setattr(module, name, Dropout(part.p))
     return shell
 
 

@@ -1,0 +1,124 @@
+"""One pre-norm block computed from its parts under the edits of a call: what the fast paths share.
+
+The frozen query, key and value projections are one product where their weights are one. QuickGELU is one pass: since
+`x sigmoid(1.702 x) = silu(1.702 x) / 1.702`, both factors go into the products before and after it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from adapt.backbones.stand_in import StandIn
+from adapt.backbones.tower import Block, Projection, as_one
+from adapt.edits import Parallel
+from adapt.engine.frozen import frozen
+from adapt.engine.plan import Plan
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # queries, keys and values `(..., rows, d)` to `(..., queries, d)`
+RowIndex = Tensor | slice
+_QUICK = 1.702
+
+
+def run_block(block: Block, index: int, asked: Plan, x: Tensor, attend: Attend, rows: RowIndex | None = None) -> Tensor:
+    """What block `index` makes of `x` `(..., l, d)`; with `rows`, of these only `(..., rows, d)`."""
+    replaced, beside = asked.replaced.get(index, {}), asked.parallel.get(index, {})
+    parts: dict[str, Callable[[Tensor], Tensor]] = {"norm1": block.norm1, "norm2": block.norm2, **block.projections}
+    parts |= replaced
+    normed = parts["norm1"](x)
+    q, k, v = _read(block, replaced, normed, rows)
+    if rows is not None:
+        x, normed = x[..., rows, :], normed[..., rows, :]
+    entered = x
+    x = _joined(x + block.scale1(parts["out"](attend(q, k, v))), beside.get("attn"), entered, normed)
+    read = parts["norm2"](x)
+    x = _joined(x + block.scale2(_mlp(block, replaced, read)), beside.get("mlp"), x, read)
+    return _joined(x, beside.get("block"), entered, normed)
+
+
+def again_in_backward(model: nn.Module, block: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """`block(x)`, none of whose activations are kept: it is computed again in the backward pass."""
+    if not (torch.is_grad_enabled() and x.requires_grad):
+        return block(x)
+
+    def again(x: Tensor) -> Tensor:
+        with frozen(model):
+            return block(x)
+
+    return checkpoint(again, x, use_reentrant=False)
+
+
+def _read(block: Block, replaced: Mapping[str, nn.Module], normed: Tensor, rows: RowIndex | None) -> list[Tensor]:
+    """Queries of `rows`, keys and values of all rows."""
+    of_all = "qkv" if rows is None else "kv"
+    given = _together(block, replaced, normed, of_all)
+    results = []
+    for letter in "qkv":
+        x = normed if letter in of_all else normed[..., rows, :].contiguous()  # else: one product an image
+        module = replaced.get(letter)
+        if module is None:
+            results.append(given[letter] if letter in given else block.projections[letter](x))
+            continue
+        stand_in = _stand_in(module, block.projections[letter]) if letter in given else None
+        with nullcontext() if stand_in is None else stand_in.giving(given[letter]):
+            results.append(module(x))
+    return results
+
+
+def _together(block: Block, replaced: Mapping[str, nn.Module], x: Tensor, letters: str) -> dict[str, Tensor]:
+    """What the frozen projections make of `x`, by one product; nothing where that is not so, or one is not needed."""
+    projections = [block.projections[letter] for letter in letters]
+    one = as_one(projections)
+    needed = (letter not in replaced or _stand_in(replaced[letter], block.projections[letter]) for letter in letters)
+    return dict(zip(letters, one(x).chunk(len(letters), dim=-1))) if one is not None and all(needed) else {}
+
+
+def _stand_in(module: nn.Module, projection: Projection) -> StandIn | None:
+    """What computes the frozen projection inside a module that adds to it, None for one that does without."""
+    for part in module.modules():
+        if type(part) is StandIn and (part.projection.module, part.projection.rows) == (
+            projection.module,
+            projection.rows,
+        ):
+            return part
+    return None
+
+
+def _mlp(block: Block, replaced: Mapping[str, nn.Module], x: Tensor) -> Tensor:
+    fc1, fc2 = block.projections["fc1"], block.projections["fc2"]
+    changed = replaced.keys() & {"fc1", "fc2"} or fc1.quantized or fc2.quantized
+    if not block.quick_gelu or changed or torch.is_autocast_enabled(x.device.type):
+        return replaced.get("fc2", fc2)(block.act(replaced.get("fc1", fc1)(x)))
+    made: Tensor = _QuickMLP.apply(x, fc1.weight, fc1.bias, fc2.weight, fc2.bias)
+    return made
+
+
+class _QuickMLP(torch.autograd.Function):
+    """`fc2(x sigmoid(1.702 x))` of `fc1`'s `x` `(..., d)` by frozen weights, which keeps one tensor for backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, fc1: Tensor, bias1: Tensor | None, fc2: Tensor, bias2: Tensor | None) -> Tensor:
+        bias1, bias2 = (x.new_zeros(1) if bias is None else bias for bias in (bias1, bias2))
+        inner = torch.addmm(_QUICK * bias1, x.flatten(0, -2), fc1.T, alpha=_QUICK)
+        keeps = ctx.needs_input_grad[0]
+        if keeps:
+            ctx.save_for_backward(inner, fc1, fc2)
+        made = torch.addmm(bias2, F.silu(inner, inplace=not keeps), fc2.T, alpha=1 / _QUICK)
+        return made.unflatten(0, x.shape[:-1])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        inner, fc1, fc2 = ctx.saved_tensors  # 1.702 and 1 / 1.702 cancel out
+        of_inner = torch.ops.aten.silu_backward(gradient.flatten(0, -2) @ fc2, inner)
+        return (of_inner @ fc1).unflatten(0, gradient.shape[:-1]), None, None, None, None
+
+
+def _joined(x: Tensor, edit: Parallel | None, read: Tensor, normed: Tensor) -> Tensor:
+    """The residual stream `x` with what runs beside the site, or the block, that read it so, or behind its norm."""
+    return x if edit is None else x + edit.module(normed if edit.normed else read)

@@ -1,0 +1,135 @@
+"""The fast path of images: the exact features of a vision tower, without the work that cannot change them.
+
+Attention is computed on contiguous `(b, l, d)`: torch's `nn.MultiheadAttention` goes over to `(l, b, d)`, which makes
+autograd take one small product a position under a frozen weight. Where the class token is pooled, the last block
+computes its row only. Blocks before the first edit have no graph, as nothing in them needs gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from weakref import WeakKeyDictionary
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from adapt.backbones.absent import Absent
+from adapt.backbones.base import DualEncoder
+from adapt.backbones.tower import Block, Tower, VisionParts, check_parts
+from adapt.edits import Attention, Bypass, Edit
+from adapt.engine.blocks import again_in_backward, run_block
+from adapt.engine.frozen import frozen
+from adapt.engine.hooks import run
+from adapt.engine.plan import Plan, plan
+from adapt.engine.stale import Weights
+
+CLASS_ROW = slice(1)
+
+
+def reason_against(backbone: DualEncoder) -> str | None:
+    """Why the fast path does not serve its vision tower, or None where it does: compared with the library's forward."""
+    tower = backbone.towers.get("vision")
+    if tower is None or tower.vision is None:
+        return "its blocks are not mapped, or are not read at tokens of theirs"
+    if not all(block.plain_attention and {"fc1", "fc2"} <= block.projections.keys() for block in tower.blocks):
+        return "its blocks are of another form than CLIP's"
+    return None if _agrees(backbone) else "its features differ from the library's own forward on two images"
+
+
+def hooked(tower: Tower) -> bool:
+    """Whether somebody watches or changes parts of its blocks by hooks, which only the library's forward calls."""
+    parts = (part for block in tower.blocks for part in (block.module, block.attn, block.norm1, block.norm2, block.mlp))
+    return any(part is not None and (part._forward_hooks or part._forward_pre_hooks) for part in parts)
+
+
+def encode(backbone: DualEncoder, images: Tensor, edits: Sequence[Edit], checkpointing: bool = False) -> Tensor:
+    """Features `(b, e)`, before normalisation, of images `(b, 3, h, w)` under edits of the vision tower."""
+    tower = backbone.tower("vision")
+    asked, parts = plan(tower, edits), tower.vision
+    assert parts is not None  # where there are none, the fast path does not serve
+    with frozen(backbone.model):
+        check_parts(tower, backbone.model)
+        x = _entered(tower, parts, asked, images)
+        for index in range(len(tower.blocks)):
+            x = _block(backbone.model, tower, index, asked, x, checkpointing)
+        return _features(tower, parts, asked, x)
+
+
+def _entered(tower: Tower, parts: VisionParts, asked: Plan, images: Tensor) -> Tensor:
+    """What the first block reads `(b, l, d)`."""
+    x = parts.embed(images)
+    if asked.entering is not None:
+        x = torch.cat([x, _learned(asked.entering.values, x)], dim=1)
+    pre_norm = asked.outer.get("pre_norm", tower.pre_norm)
+    return x if pre_norm is None else pre_norm(x)
+
+
+def _learned(values: Tensor, x: Tensor) -> Tensor:
+    """Learned tokens `([b,] k, d)` for each of a batch."""
+    return values.to(x.dtype).expand(len(x), -1, -1)
+
+
+def _block(model: nn.Module, tower: Tower, index: int, asked: Plan, x: Tensor, checkpointing: bool) -> Tensor:
+    if index in asked.overwriting:
+        values = asked.overwriting[index].values
+        x = torch.cat([x[:, : -values.shape[-2]], _learned(values, x)], dim=1)
+    last = index == len(tower.blocks) - 1
+    rows = CLASS_ROW if last and tower.form.pooling == "class" else None
+    if index in asked.bypassed:
+        return asked.bypassed[index](x if rows is None else x[:, rows])
+    learned = 0 if asked.entering is None else asked.entering.values.shape[-2]
+    attend = partial(_attend, tower.heads, asked.attention.get(index), learned)
+    block = partial(run_block, tower.blocks[index], index, asked, attend=attend, rows=rows)
+    return again_in_backward(model, block, x) if checkpointing else block(x)
+
+
+def _attend(heads: int, edit: Attention | None, learned: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention of `q` `(b, queries, d)` over `k` and `v` `(b, l, d)`, whose last `learned` rows are learned tokens."""
+    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
+    if edit is None:
+        mixed = F.scaled_dot_product_attention(q, k, v)
+    else:
+        keys = torch.arange(k.shape[2], device=k.device) >= k.shape[2] - learned
+        scores = q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)
+        mixed = edit.weights(scores, keys[: q.shape[2]], keys) @ v
+    return mixed.transpose(1, 2).flatten(2)
+
+
+def _features(tower: Tower, parts: VisionParts, asked: Plan, x: Tensor) -> Tensor:
+    """Features `(b, e)` of what the last block gave."""
+    if asked.entering is not None and tower.form.pooling != "class":
+        x = x[:, : -asked.entering.values.shape[-2]]
+    norm = asked.outer.get("final_norm", tower.final_norm)
+    assert norm is not None  # every mapped tower of images has one
+    features: Tensor = asked.outer.get("projection", parts.project)(parts.read(x, norm))
+    return features
+
+
+_AGREEMENTS: WeakKeyDictionary[DualEncoder, tuple[object, Weights, bool]] = WeakKeyDictionary()
+
+
+def _agrees(backbone: DualEncoder) -> bool:
+    """Whether both paths give the same features of two images of noise: asked anew only where the model has changed."""
+    known = _AGREEMENTS.get(backbone)
+    if known is None or known[0] is not backbone.encode_image or not known[1].same():
+        known = _AGREEMENTS[backbone] = (backbone.encode_image, Weights(backbone.model), _compared(backbone))
+    return known[2]
+
+
+@torch.no_grad()
+def _compared(backbone: DualEncoder) -> bool:
+    tower, size = backbone.tower("vision"), backbone.preprocess.size
+    noise = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    images = noise.to(backbone.device, backbone.dtype)
+    absent: list[Edit] = [Bypass(i, nn.Identity()) for i, block in enumerate(tower.blocks) if _is_absent(block)]
+    plain = run(backbone.model, [(tower, absent)], lambda: backbone.encode_image(images))
+    fast = encode(backbone, images, absent)
+    difference = F.normalize(plain.float(), dim=-1) - F.normalize(fast.float(), dim=-1)
+    exact = tower.dtype == torch.float32 and not torch.is_autocast_enabled(backbone.device.type)
+    return bool(difference.abs().max() < (1e-4 if exact else 2e-2))
+
+
+def _is_absent(block: Block) -> bool:
+    return isinstance(block.module, Absent)
