@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any, TypeGuard
 
@@ -12,11 +13,13 @@ from adapt.data.decoding.cache import FeatureCache
 from adapt.data.decoding.loader import loader
 from adapt.data.decoding.transform_key import transform_key
 from adapt.data.split import Item
+from adapt.engine.memory import free_bytes, readable_bytes
 from adapt.errors import AdaptError
 from adapt.models.base import Adapted
 from adapt.models.classifier import AdaptedModel
 from adapt.progress import Progress
 
+logger = logging.getLogger("adapt")
 VIEWS_AT_ONCE = 64  # pictures that are encoded together where each image has several
 
 
@@ -88,6 +91,35 @@ def view_features(model: AdaptedModel, items: Sequence[Item], *, workers: int, p
         items, transform, encode, key, batch_size=size, workers=workers, progress=progress
     )
     return features.unflatten(-1, (views, -1))
+
+
+def block_inputs(
+    model: AdaptedModel, items: Sequence[Item], block: int, *, workers: int, progress: Progress | None
+) -> Tensor | None:
+    """What that block of the vision tower reads `(n, l, d)` of each image, by the cache on disk.
+
+    None, and a word about it, where that is more than the cache may hold, or than half of what is free in memory.
+    """
+    backbone, transform = model.backbone, model.backbone.transform(train=False)
+    width = backbone.tower("vision").width
+    pixels = torch.zeros(1, 3, *[backbone.preprocess.size] * 2, device=backbone.device)
+    tokens = model.block_inputs(pixels, block)
+    cache, needed = FeatureCache(), len(items) * tokens.nbytes
+    limits = {"the cache may hold": cache.max_bytes, "half of the free memory is": free_bytes(torch.device("cpu")) // 2}
+    what = f"inputs of block {block} of {len(items):,} images take {readable_bytes(needed)}"
+    for limit, size in limits.items():
+        if needed > size:
+            logger.warning(
+                "%s, and %s %s: the blocks before it are computed in every step", what, limit, readable_bytes(size)
+            )
+            return None
+    logger.info("%s of the cache, so that no step computes the blocks before it", what)
+
+    def encode(images: Tensor) -> Tensor:
+        return model.block_inputs(images.to(backbone.device), block).flatten(1)
+
+    key = f"{backbone.content()}/{transform_key(transform)}/inputs of block {block}"
+    return cache.features(items, transform, encode, key, workers=workers, progress=progress).unflatten(-1, (-1, width))
 
 
 def _check_unedited(model: AdaptedModel) -> None:

@@ -7,7 +7,8 @@ computes its row only. Blocks before the first edit have no graph, as nothing in
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from weakref import WeakKeyDictionary
 
@@ -24,6 +25,7 @@ from adapt.engine.frozen import frozen
 from adapt.engine.hooks import run
 from adapt.engine.plan import Plan, plan
 from adapt.engine.stale import Weights
+from adapt.errors import AdaptError
 
 CLASS_ROW = slice(1)
 
@@ -47,19 +49,64 @@ def hooked(tower: Tower) -> bool:
 def encode(backbone: DualEncoder, images: Tensor, edits: Sequence[Edit], checkpointing: bool = False) -> Tensor:
     """Features `(b, e)`, before normalisation, of images `(b, 3, h, w)` under edits of the vision tower."""
     tower = backbone.tower("vision")
-    asked, parts = plan(tower, edits), tower.vision
-    assert parts is not None  # where there are none, the fast path does not serve
+    asked = plan(tower, edits)
+    with _prepared(backbone, tower):
+        x = _through(backbone, tower, asked, range(len(tower.blocks)), _entered(tower, asked, images), checkpointing)
+        return _features(tower, asked, x)
+
+
+def encode_from(
+    backbone: DualEncoder, block: int, tokens: Tensor, edits: Sequence[Edit], checkpointing: bool = False
+) -> Tensor:
+    """The same, of what block `block` reads `(b, l, d)` of the images by the backbone alone.
+
+    Raises AdaptError where edits change an earlier block.
+    """
+    tower = backbone.tower("vision")
+    asked = plan(tower, edits)
+    if (first := _first_edited(tower, asked)) < block:
+        raise AdaptError(f"these batches begin at block {block} of the vision tower, and block {first} is edited")
+    with _prepared(backbone, tower):
+        x = _through(backbone, tower, asked, range(block, len(tower.blocks)), tokens, checkpointing)
+        return _features(tower, asked, x)
+
+
+@torch.no_grad()
+def block_inputs(backbone: DualEncoder, block: int, images: Tensor) -> Tensor:
+    """What block `block` reads `(b, l, d)` of images by the backbone alone."""
+    tower, nothing = backbone.tower("vision"), Plan()
+    with _prepared(backbone, tower):
+        return _through(backbone, tower, nothing, range(block), _entered(tower, nothing, images), False)
+
+
+def first_edited(tower: Tower, edits: Sequence[Edit]) -> int:
+    """The first block that edits change, or what it reads; the number of blocks where they change none."""
+    return _first_edited(tower, plan(tower, edits))
+
+
+def _first_edited(tower: Tower, asked: Plan) -> int:
+    if asked.entering is not None or "pre_norm" in asked.outer:
+        return 0
+    inside = (*asked.replaced, *asked.attention, *asked.parallel, *asked.bypassed)
+    return min(inside, default=len(tower.blocks))
+
+
+@contextmanager
+def _prepared(backbone: DualEncoder, tower: Tower) -> Iterator[None]:
+    """Inside, the model is frozen, and the tower's blocks are still its own."""
     with frozen(backbone.model):
         check_parts(tower, backbone.model)
-        x = _entered(tower, parts, asked, images)
-        for index in range(len(tower.blocks)):
-            x = _block(backbone.model, tower, index, asked, x, checkpointing)
-        return _features(tower, parts, asked, x)
+        yield
 
 
-def _entered(tower: Tower, parts: VisionParts, asked: Plan, images: Tensor) -> Tensor:
+def _parts(tower: Tower) -> VisionParts:
+    assert tower.vision is not None  # where there are none, the fast path does not serve
+    return tower.vision
+
+
+def _entered(tower: Tower, asked: Plan, images: Tensor) -> Tensor:
     """What the first block reads `(b, l, d)`."""
-    x = parts.embed(images)
+    x = _parts(tower).embed(images)
     if asked.entering is not None:
         x = torch.cat([x, _learned(asked.entering.values, x)], dim=1)
     pre_norm = asked.outer.get("pre_norm", tower.pre_norm)
@@ -69,6 +116,15 @@ def _entered(tower: Tower, parts: VisionParts, asked: Plan, images: Tensor) -> T
 def _learned(values: Tensor, x: Tensor) -> Tensor:
     """Learned tokens `([b,] k, d)` for each of a batch."""
     return values.to(x.dtype).expand(len(x), -1, -1)
+
+
+def _through(
+    backbone: DualEncoder, tower: Tower, asked: Plan, blocks: Iterable[int], x: Tensor, checkpointing: bool
+) -> Tensor:
+    """What these blocks make of `x` `(b, l, d)`, one after the other."""
+    for index in blocks:
+        x = _block(backbone.model, tower, index, asked, x, checkpointing)
+    return x
 
 
 def _block(model: nn.Module, tower: Tower, index: int, asked: Plan, x: Tensor, checkpointing: bool) -> Tensor:
@@ -97,8 +153,9 @@ def _attend(heads: int, edit: Attention | None, learned: int, q: Tensor, k: Tens
     return mixed.transpose(1, 2).flatten(2)
 
 
-def _features(tower: Tower, parts: VisionParts, asked: Plan, x: Tensor) -> Tensor:
+def _features(tower: Tower, asked: Plan, x: Tensor) -> Tensor:
     """Features `(b, e)` of what the last block gave."""
+    parts = _parts(tower)
     if asked.entering is not None and tower.form.pooling != "class":
         x = x[:, : -asked.entering.values.shape[-2]]
     norm = asked.outer.get("final_norm", tower.final_norm)

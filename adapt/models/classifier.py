@@ -16,7 +16,7 @@ from adapt.engine import vision
 from adapt.engine.memory import free_bytes
 from adapt.engine.watching import watched
 from adapt.errors import AdaptError
-from adapt.methods.base import Context, Encoded, ImageStep, Method
+from adapt.methods.base import BlockInputs, Context, Encoded, ImageStep, Method
 from adapt.models.base import Adapted, in_one_mode
 from adapt.models.class_names import check_class_names
 from adapt.models.class_texts import ClassTexts, PromptAverage
@@ -70,11 +70,11 @@ class AdaptedModel(Adapted[DualEncoder]):
     def own_logits(self, step: ImageStep) -> Tensor:
         return step.cosine_logits(step.class_features)
 
-    def step(self, inputs: Tensor | Encoded, labels: Tensor) -> ImageStep:
+    def step(self, inputs: Tensor | Encoded | BlockInputs, labels: Tensor) -> ImageStep:
         return ImageStep(self, inputs, labels)
 
     @in_one_mode
-    def image_features(self, images: Tensor, unit: bool = True) -> Tensor:
+    def image_features(self, images: Tensor | BlockInputs, unit: bool = True) -> Tensor:
         """Images `(b, 3, h, w)` to features `(b, e)`, of `unit` length or as the tower gives them."""
         features = self._image_features(images, self._edits("vision", Context()))
         return F.normalize(features, dim=-1) if unit else features
@@ -87,7 +87,7 @@ class AdaptedModel(Adapted[DualEncoder]):
         features = self._image_features(images, [Replace(None, "projection", nn.Identity())])
         return F.normalize(features, dim=-1) if unit else features
 
-    def backbone_features(self, images: Tensor) -> Tensor:
+    def backbone_features(self, images: Tensor | BlockInputs) -> Tensor:
         """Unit-length features by the backbone without the method."""
         return F.normalize(self._image_features(images, []), dim=-1)
 
@@ -98,11 +98,32 @@ class AdaptedModel(Adapted[DualEncoder]):
             self.backbone_features(images)
         return seen
 
-    def _image_features(self, images: Tensor, edits: Sequence[Edit]) -> Tensor:
-        backbone = self.backbone
+    @property
+    def unedited_blocks(self) -> int:
+        """How many blocks of the vision tower, from the first, compute what they do in the backbone by itself.
+
+        0 where only the library's own forward computes them.
+        """
+        if not self._sees_fast:
+            return 0
+        return vision.first_edited(self.backbone.tower("vision"), self._edits("vision", Context()))
+
+    def block_inputs(self, images: Tensor, block: int) -> Tensor:
+        """What that block of the vision tower reads `(b, l, d)` of images `(b, 3, h, w)`, by the backbone alone."""
+        return vision.block_inputs(self.backbone, block, images.to(self.backbone.dtype))
+
+    @property
+    def _sees_fast(self) -> bool:
+        return self.vision_path == "fast" and not vision.hooked(self.backbone.tower("vision"))
+
+    def _image_features(self, images: Tensor | BlockInputs, edits: Sequence[Edit]) -> Tensor:
+        backbone, checkpointing = self.backbone, self.checkpointing and bool(edits)
+        if isinstance(images, BlockInputs):
+            tokens = images.tokens.to(backbone.device)
+            return vision.encode_from(backbone, images.block, tokens, edits, checkpointing)
         images = images.to(backbone.dtype)
-        if self.vision_path == "fast" and not vision.hooked(backbone.tower("vision")):
-            return vision.encode(backbone, images, edits, self.checkpointing and bool(edits))
+        if self._sees_fast:
+            return vision.encode(backbone, images, edits, checkpointing)
         return self._through({"vision": edits}, lambda: backbone.encode_image(images))
 
     def batch_logits(self, inputs: Tensor) -> Tensor:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -12,9 +13,10 @@ from adapt.data.decoding.epochs import Epochs
 from adapt.data.decoding.loader import loader
 from adapt.data.split import Item
 from adapt.errors import AdaptError
-from adapt.features import image_features, keeps_features, labels_of
-from adapt.methods.base import Encoded
+from adapt.features import block_inputs, image_features, keeps_features, labels_of
+from adapt.methods.base import BlockInputs, Encoded
 from adapt.models.base import Adapted
+from adapt.models.classifier import AdaptedModel
 from adapt.progress import Progress
 from adapt.training.settings import TrainSettings
 
@@ -46,25 +48,42 @@ class ImageBatches:
         yield from self._loader
 
 
-class FeatureBatches:
-    """Features `(b, e)` of a vision tower that nothing edits, of one of `views` fixed views an image."""
+class KnownBatches:
+    """What was computed once of `views` fixed views of each image `(n, views, ...)`: `inputs` makes a batch of it."""
 
-    def __init__(self, features: Tensor, labels: Tensor, settings: TrainSettings, seed: int) -> None:
-        self._features = features if features.ndim == 3 else features[:, None]  # (n, views, e)
-        self._labels = labels
+    def __init__(
+        self, known: Tensor, labels: Tensor, settings: TrainSettings, seed: int, inputs: Callable[[Tensor], Any]
+    ) -> None:
+        self._known, self._labels, self._inputs = known, labels, inputs
         drop_last = settings.drop_last and len(labels) >= settings.batch_size
         self._epochs = Epochs(len(labels), settings.batch_size, shuffle=True, seed=seed, drop_last=drop_last)
 
     def __len__(self) -> int:
         return len(self._epochs)
 
-    def epoch(self, epoch: int, step: int) -> Iterator[tuple[Encoded, Tensor]]:
+    def epoch(self, epoch: int, step: int) -> Iterator[tuple[Any, Tensor]]:
         self._epochs.epoch, self._epochs.step = epoch, step
-        views = self._features.shape[1]
+        views = self._known.shape[1]
         for draws in self._epochs:
             positions = torch.tensor([draw.position for draw in draws])
             view = torch.tensor([draw.seed % views for draw in draws])
-            yield Encoded(self._features[positions, view]), self._labels[positions]
+            yield self._inputs(self._known[positions, view]), self._labels[positions]
+
+
+class FeatureBatches(KnownBatches):
+    """Features `(b, e)` of a vision tower that nothing edits."""
+
+    def __init__(self, features: Tensor, labels: Tensor, settings: TrainSettings, seed: int) -> None:
+        features = features if features.ndim == 3 else features[:, None]  # (n, views, e)
+        super().__init__(features, labels, settings, seed, Encoded)
+
+
+class BlockBatches(KnownBatches):
+    """What the first edited block of a vision tower reads `(b, l, d)`."""
+
+    def __init__(self, block: int, tokens: Tensor, labels: Tensor, settings: TrainSettings, seed: int) -> None:
+        self.block = block
+        super().__init__(tokens[:, None], labels, settings, seed, partial(BlockInputs, block))
 
 
 def training_batches(
@@ -75,15 +94,22 @@ def training_batches(
     cache: bool,
     progress: Progress | None,
 ) -> Batches:
-    """Features where no edit, question, fresh augmentation or switch stands against them, images otherwise."""
+    """Features where no edit, question, fresh augmentation or switch stands against them.
+
+    Where edits begin at a later block, what that reads, if there is room; images otherwise.
+    """
     if settings.views is not None and not keeps_features(model, cache):
         raise AdaptError(
             "train.views are encoded once, by a vision tower that nothing edits and with the cache on: "
             f"{model.method.name} with these settings needs fresh images, so leave views out"
         )
-    fixed = settings.augment == "none" or settings.views is not None
-    if not (fixed and keeps_features(model, cache)):
-        return ImageBatches(model, items, settings, seed)
-    views = settings.views or 0
-    features = image_features(model, items, workers=settings.workers, views=views, seed=seed, progress=progress)
-    return FeatureBatches(features, labels_of(items), settings, seed)
+    if keeps_features(model, cache) and (settings.augment == "none" or settings.views is not None):
+        views = settings.views or 0
+        features = image_features(model, items, workers=settings.workers, views=views, seed=seed, progress=progress)
+        return FeatureBatches(features, labels_of(items), settings, seed)
+    if settings.augment == "none" and cache and isinstance(model, AdaptedModel) and "images" not in model.method.reads:
+        block = model.unedited_blocks
+        tokens = block_inputs(model, items, block, workers=settings.workers, progress=progress) if block else None
+        if tokens is not None:
+            return BlockBatches(block, tokens, labels_of(items), settings, seed)
+    return ImageBatches(model, items, settings, seed)

@@ -26,12 +26,13 @@ from adapt.models.classifier import AdaptedModel
 from adapt.models.wrap import wrap
 from adapt.progress import counting_bar, training_bar
 from adapt.training.average import epoch_weights
-from adapt.training.estimate import LengthOfTime, check_memory
+from adapt.training.estimate import LengthOfTime
 from adapt.training.fitting import Fitting
 from adapt.training.loop import Length, Trainer
 from adapt.training.result import Result
 from adapt.training.run import Run
 from adapt.training.settings import TrainSettings
+from adapt.training.step_memory import check_memory
 from adapt.validation import explain
 
 logger = logging.getLogger("adapt")

@@ -6,10 +6,11 @@ import re
 from typing import Any
 
 import pytest
+import torch
 
 from adapt import AdaptError
-from adapt.training import estimate
-from adapt.training.estimate import vision_bytes
+from adapt.training import step_memory
+from adapt.training.step_memory import step_bytes
 
 
 @pytest.fixture
@@ -17,8 +18,8 @@ def room_for(monkeypatch: pytest.MonkeyPatch, make_model) -> Any:
     """`room_for(n)`: free memory is what a LoRA step over n images is estimated to need."""
 
     def limit(images: int) -> None:
-        needed = vision_bytes(make_model("lora"), images)
-        monkeypatch.setattr(estimate, "free_bytes", lambda device: needed)
+        needed = step_bytes(make_model("lora")).of(images)
+        monkeypatch.setattr(step_memory, "free_bytes", lambda device: needed)
 
     return limit
 
@@ -34,11 +35,13 @@ def test_what_is_suggested_fits_and_gives_the_same_batch(train, make_model, room
 
 
 def test_checkpointing_is_suggested_and_needs_less(train, make_model, room_for) -> None:
-    room_for(2)
+    room_for(3)
     model = make_model("lora")
+    whole = step_bytes(model)
     with pytest.raises(AdaptError, match="or set checkpointing: true"):
         train(model, batch_size=4)
     model.checkpointing = True
+    assert step_bytes(model).kept < 0.5 * whole.kept  # the inputs of two of three blocks
     assert train(model, batch_size=4, epochs=1).metrics["steps"] == 3
 
 
@@ -52,3 +55,23 @@ def test_where_not_one_image_fits_no_batch_is_suggested(train, make_model, room_
 def test_cached_features_need_no_room_for_images(train, room_for) -> None:
     room_for(0)
     assert train(epochs=1).metrics["estimated_bytes"] == 0
+
+
+def test_what_a_frozen_tower_keeps_is_nothing(make_model) -> None:
+    step = step_bytes(make_model())
+    assert step.kept == 0
+    assert step.of(1000) == 1000 * step.working
+    assert step.of(1) == max(step.classes, step.working)
+
+
+def test_blocks_before_the_first_edit_need_no_room(make_model) -> None:
+    whole, late = (step_bytes(make_model("lora", towers=["vision"], blocks=blocks)) for blocks in ((0, 3), (2, 3)))
+    assert late.kept < 0.5 * whole.kept
+
+
+def test_reading_off_what_is_kept_leaves_randomness_and_mode_alone(make_model) -> None:
+    model = make_model("lora", dropout=0.5).eval()
+    state = torch.get_rng_state()
+    step_bytes(model)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not model.training

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("adapt")
 _FORMAT = "1"  # enters every folder's name: a newer format leaves the older one's shards alone
-_SHARD_ROWS = 1024  # what a killed run loses at most
+_SHARD_ROWS, _SHARD_BYTES = 1024, 2**26  # what a killed run loses at most
 _told: set[Path] = set()  # the directories whose failure this process has been told of
 
 
@@ -156,7 +156,7 @@ def _compute(
         done += len(chunk)
         if progress:
             progress(done, len(ids))
-        if len(shard) >= _SHARD_ROWS:
+        if len(shard) >= _SHARD_ROWS or sum(row.nbytes for row in shard.values()) >= _SHARD_BYTES:
             yield shard
             shard = {}
     if shard:

@@ -15,14 +15,14 @@ from adapt.edits import Edit
 from adapt.errors import AdaptError
 from adapt.methods.base.config import MethodConfig
 from adapt.methods.base.context import Context
-from adapt.methods.base.step import Encoded, ImageStep, Step, Terms, checked, cross_entropy, total
+from adapt.methods.base.step import BlockInputs, Encoded, ImageStep, Step, Terms, checked, cross_entropy, total
 from adapt.methods.base.training import Training
 from adapt.prompts import Prompt
 from adapt.validation import explain
 
 __all__ = [
-    "Context", "Encoded", "ImageStep", "Method", "MethodConfig", "Step", "Terms", "Training", "check_depth", "checked",
-    "cross_entropy", "depth_in", "learned", "total",
+    "BlockInputs", "Context", "Encoded", "ImageStep", "Method", "MethodConfig", "Step", "Terms", "Training",
+    "check_depth", "checked", "cross_entropy", "depth_in", "learned", "total",
 ]  # fmt: skip
 
 FAMILIES = ("dual encoder", "fusion encoder", "vision LLM")  # of backbones

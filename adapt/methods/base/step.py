@@ -25,6 +25,16 @@ class Encoded(NamedTuple):
     views: Tensor | None = None
 
 
+class BlockInputs(NamedTuple):
+    """A batch whose way through the first blocks is known: what `block` of the vision tower reads `(b, l, d)`.
+
+    Nothing edits the blocks before it. The images themselves are not there.
+    """
+
+    block: int
+    tokens: Tensor
+
+
 class Step:
     """One batch of a task: its labels `(b,)`, and its logits `(b, n)` once they are asked for."""
 
@@ -55,7 +65,7 @@ class ImageStep(Step):
     Several views of each image `(b, v, 3, h, w)` are one batch too, the image itself being the first of them.
     """
 
-    def __init__(self, model: Any, inputs: Tensor | Encoded, labels: Tensor | None = None) -> None:
+    def __init__(self, model: Any, inputs: Tensor | Encoded | BlockInputs, labels: Tensor | None = None) -> None:
         super().__init__(model, inputs, labels)
         self._frozen: dict[str, Tensor] = {}
 
@@ -81,7 +91,7 @@ class ImageStep(Step):
         """`(b, 3, h, w)`. AdaptError where the batch has features of images only."""
         if not isinstance(self.inputs, Tensor):
             raise AdaptError(
-                f"{self.model.method.name} reads images, and this batch has their features: give its class "
+                f"{self.model.method.name} reads images, and this batch has what was made of them: give its class "
                 '`reads = frozenset({"images"})`, so that the cache does not stand for them'
             )
         images = self.inputs.to(self.model.backbone.device)
@@ -124,8 +134,13 @@ class ImageStep(Step):
         """Unit-length features of the images `(b, e)`, under the method's edits."""
         if isinstance(self.inputs, Encoded):
             return self.inputs.features.to(self.model.backbone.device)
-        features: Tensor = self.model.image_features(self.images)
+        features: Tensor = self.model.image_features(self._seen)
         return features
+
+    @property
+    def _seen(self) -> Tensor | BlockInputs:
+        """What the vision tower is given."""
+        return self.inputs if isinstance(self.inputs, BlockInputs) else self.images
 
     @cached_property
     def class_features(self) -> Tensor:
@@ -140,7 +155,7 @@ class ImageStep(Step):
             return self.features
         if "features" not in self._frozen:
             with torch.no_grad():
-                self._frozen["features"] = self.model.backbone_features(self.images)
+                self._frozen["features"] = self.model.backbone_features(self._seen)
         return self._frozen["features"]
 
     def frozen_class_features(self, templates: Sequence[str], average: Literal["unit", "raw"] = "unit") -> Tensor:
