@@ -103,8 +103,7 @@ def block_inputs(
     backbone, transform = model.backbone, model.backbone.transform(train=False)
     width = backbone.tower("vision").width
     pixels = torch.zeros(1, 3, *[backbone.preprocess.size] * 2, device=backbone.device)
-    tokens = model.block_inputs(pixels, block)
-    cache, needed = FeatureCache(), len(items) * tokens.nbytes
+    cache, needed = FeatureCache(), len(items) * model.block_inputs(pixels, block).tokens.nbytes
     limits = {"the cache may hold": cache.max_bytes, "half of the free memory is": free_bytes(torch.device("cpu")) // 2}
     what = f"inputs of block {block} of {len(items):,} images take {readable_bytes(needed)}"
     for limit, size in limits.items():
@@ -116,7 +115,7 @@ def block_inputs(
     logger.info("%s of the cache, so that no step computes the blocks before it", what)
 
     def encode(images: Tensor) -> Tensor:
-        return model.block_inputs(images.to(backbone.device), block).flatten(1)
+        return model.block_inputs(images.to(backbone.device), block).tokens.flatten(1)
 
     key = f"{backbone.content()}/{transform_key(transform)}/inputs of block {block}"
     return cache.features(items, transform, encode, key, workers=workers, progress=progress).unflatten(-1, (-1, width))

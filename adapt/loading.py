@@ -39,8 +39,7 @@ def load(
     directory stands for its adapter, and a compact folder (see `adapt.formats.compact`) brings its own backbone.
     Raises AdaptError where file and backbone do not fit each other, and as `read_header` and `read_tensors` do.
     """
-    if (Path(path) / "recipe.yaml").is_file():
-        path = Path(path) / "adapter.safetensors"  # of a run
+    path = _adapter_of_run(path)
     if not Path(path).is_dir():
         return _of_file(Path(path), backbone, class_names, fast, device)
     if backbone is not None:
@@ -50,6 +49,37 @@ def load(
     if model.method.skipped != skipped:
         raise AdaptError(f"{path} was cut for another adapter than the one in it: export it again")
     return model
+
+
+def load_many(
+    paths: Sequence[str | Path],
+    backbone: Backbone | None = None,
+    class_names: Sequence[str] | None = None,
+    *,
+    fast: bool | None = None,
+    device: str = "cpu",
+) -> list[Any]:
+    """The models that were saved at `paths`, as `load` gives them; those that name one backbone share it."""
+    shared: dict[tuple[str, str | None] | None, Backbone] = {}
+    models = []
+    for path in paths:
+        own = backbone or shared.get(_named(path))
+        models.append(load(path, own, class_names, fast=fast, device=device))
+        if own is None and (name := _named(path)) is not None:
+            shared[name] = models[-1].backbone
+    return models
+
+
+def _named(path: str | Path) -> tuple[str, str | None] | None:
+    """The backbone that an adapter names, and how it is quantised; None for a folder that brings its own."""
+    file = _adapter_of_run(path)
+    described = None if file.is_dir() else read_header(file)
+    return None if described is None or described.backbone is None else (described.backbone, described.quantization)
+
+
+def _adapter_of_run(path: str | Path) -> Path:
+    """The file in a run directory; any other path as it is."""
+    return Path(path) / "adapter.safetensors" if (Path(path) / "recipe.yaml").is_file() else Path(path)
 
 
 def _of_file(

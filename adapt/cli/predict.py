@@ -6,6 +6,8 @@ import csv
 import io
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from itertools import dropwhile, takewhile, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("adapter", type=click.Path(path_type=Path))
-@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="[ADAPTER]... IMAGES...")
 @click.option("--top-k", type=click.IntRange(min=1), default=5, show_default=True, help="Classes to show for an image.")
 @click.option("--classes", help="Other class names: separated by commas, or a text file with one a line.")
 @click.option("--question", help="What is asked about the images, of an adapter that answers questions.")
@@ -51,13 +53,15 @@ def predict(
 ) -> None:
     """Classify IMAGES (files, or folders searched at any depth) with ADAPTER, or answer a question about each.
 
-    Results are printed as they come. In folders, symbolic links are followed, and an image counts once. An image that
-    cannot be read is reported and left out; the exit code is 2 then.
+    Several adapters (files, or folders of runs) stand side by side, a column each, and what they share is computed
+    once. Results are printed as they come. In folders, symbolic links are followed, and an image counts once. An image
+    that cannot be read is reported and left out; the exit code is 2 then.
 
     \b
     Examples:
       adapt predict adapter.safetensors photo.png
       adapt predict adapter.safetensors photos/ --csv > labels.csv
+      adapt predict runs/coop runs/lora runs/gda photos/
       adapt predict adapter.safetensors photo.png --classes "cat,dog,parrot"
       adapt predict adapter.safetensors photo.png --question "what is it?"
     """
@@ -65,21 +69,38 @@ def predict(
 
     if as_json and as_csv:
         raise AdaptError("--json and --csv are two layouts of one output: give one of them")
-    files = list(_files(images))
+    adapters, given = [adapter, *takewhile(_is_adapter, images)], [*dropwhile(_is_adapter, images)]
+    if not given:
+        raise AdaptError(f"{', '.join(map(str, adapters))}: adapters, and no image to classify: name some behind them")
+    files = list(_files(given))
     names = _class_names(classes)
     with quiet_libraries():
         from adapt.backbones.load import load_backbone
-        from adapt.loading import load
+        from adapt.loading import load_many
 
-        model = load(adapter, load_backbone(backbone, device) if backbone else None, names, device=device)
+        models = load_many(adapters, load_backbone(backbone, device) if backbone else None, names, device=device)
         readable: list[Path] = []
-        write = _writer(as_json, as_csv)
-        asked = _asked(adapter, model, question)
-        for number, prediction in enumerate(model.predict_stream(_readable(files, readable), top_k, **asked)):
-            write(readable[number], prediction)
+        found = _predictions(adapters, models, _readable(files, readable), top_k, question)
+        write = (_writer if len(adapters) == 1 else _side_by_side)(as_json, as_csv, [str(each) for each in adapters])
+        for number, predictions in enumerate(found):
+            write(readable[number], predictions)
     if len(readable) < len(files):
         click.echo(f"{len(files) - len(readable)} of {len(files)} images could not be read", err=True)
         sys.exit(2)
+
+
+def _predictions(
+    adapters: Sequence[Path], models: Sequence[Any], images: Iterable[Any], top_k: int, question: str | None
+) -> Iterator[tuple[Prediction, ...]]:
+    """What each model says of each image."""
+    asked = [_asked(adapter, model, question) for adapter, model in zip(adapters, models, strict=True)]
+    if len(models) > 1 and question is None:
+        from adapt.models.many import predict_many_stream
+
+        return predict_many_stream(models, images, top_k)
+    if len(models) > 1:
+        raise AdaptError("several adapters stand side by side where they classify: ask one of them at a time")
+    return ((prediction,) for prediction in models[0].predict_stream(images, top_k, **asked[0]))
 
 
 def _asked(adapter: Path, model: Any, question: str | None) -> dict[str, str]:
@@ -90,7 +111,12 @@ def _asked(adapter: Path, model: Any, question: str | None) -> dict[str, str]:
     return {} if question is None else {"question": question}
 
 
-def _files(images: tuple[Path, ...]) -> Iterator[Path]:
+def _is_adapter(path: Path) -> bool:
+    """Whether `path` is an adapter, or a folder of a run or of an exported model."""
+    return path.suffix == ".safetensors" or (path / "adapter.safetensors").is_file()
+
+
+def _files(images: Sequence[Path]) -> Iterator[Path]:
     for path in images:
         if path.is_dir():
             found = images_in(str(path))
@@ -132,20 +158,55 @@ def _readable(files: list[Path], read: list[Path]) -> Iterator[Any]:
         yield image
 
 
-def _writer(as_json: bool, as_csv: bool) -> Any:
-    """A function that prints the prediction of one image."""
+def _writer(as_json: bool, as_csv: bool, adapters: Sequence[str]) -> Any:
+    """A function that prints the one prediction of one image."""
     if as_csv:
         _print_csv([["image", "rank", "class", "probability"]])
-        return lambda path, found: _print_csv(
-            [str(path), rank, name, f"{probability:.6f}"] for rank, (name, probability) in enumerate(found.top, 1)
-        )
+        return lambda path, found: _print_csv([str(path), rank, *_cells(each)] for rank, each in _ranked(found[0]))
+    if as_json:
+        return lambda path, found: click.echo(plain.dump({"image": str(path), "top": _top(found[0])}))
+    return _lines
+
+
+def _side_by_side(as_json: bool, as_csv: bool, adapters: Sequence[str]) -> Any:
+    """A function that prints what each of the adapters says of one image."""
+    if as_csv:
+        _print_csv([["image", "rank", *(cell for name in adapters for cell in (name, f"{name} probability"))]])
     if as_json:
         return lambda path, found: click.echo(
-            plain.dump(
-                {"image": str(path), "top": [{"class": name, "probability": value} for name, value in found.top]}
-            )
+            plain.dump({"image": str(path), "adapters": dict(zip(adapters, map(_top, found), strict=True))})
         )
-    return _lines
+    return _csv_columns if as_csv else partial(_columns, adapters)
+
+
+def _top(found: Prediction) -> list[dict[str, Any]]:
+    return [{"class": name, "probability": value} for name, value in found.top]
+
+
+def _ranked(found: Prediction) -> Iterator[tuple[int, tuple[str, float]]]:
+    return enumerate(found.top, 1)
+
+
+def _cells(each: tuple[str, float] | None) -> list[str]:
+    """Class and probability; empty behind the last class."""
+    return ["", ""] if each is None else [each[0], f"{each[1]:.6f}"]
+
+
+def _csv_columns(path: Path, found: Sequence[Prediction]) -> None:
+    ranks = enumerate(zip_longest(*(each.top for each in found)), 1)
+    _print_csv([str(path), rank, *(cell for each in row for cell in _cells(each))] for rank, row in ranks)
+
+
+def _columns(adapters: Sequence[str], path: Path, found: Sequence[Prediction]) -> None:
+    columns = [[shown(name), *map(_line, each.top)] for name, each in zip(adapters, found, strict=True)]
+    widths = [max(map(len, column)) for column in columns]
+    click.echo(shown(path))
+    for row in zip_longest(*columns, fillvalue=""):
+        click.echo("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _line(each: tuple[str, float]) -> str:
+    return f"{100 * each[1]:5.1f} %  {shown(each[0])}"
 
 
 def _print_csv(rows: Iterable[Sequence[Any]]) -> None:
@@ -155,10 +216,10 @@ def _print_csv(rows: Iterable[Sequence[Any]]) -> None:
     click.echo(text.getvalue().encode(errors="surrogateescape"), nl=False)
 
 
-def _lines(path: Path, found: Prediction) -> None:
+def _lines(path: Path, found: Sequence[Prediction]) -> None:
     click.echo(shown(path))
-    for name, probability in found.top:
-        click.echo(f"  {100 * probability:5.1f} %  {shown(name)}")
+    for each in found[0].top:
+        click.echo(f"  {_line(each)}")
 
 
 COMMANDS = {"predict": predict}

@@ -72,11 +72,12 @@ def encode_from(
 
 
 @torch.no_grad()
-def block_inputs(backbone: DualEncoder, block: int, images: Tensor) -> Tensor:
-    """What block `block` reads `(b, l, d)` of images by the backbone alone."""
+def block_inputs(backbone: DualEncoder, block: int, seen: Tensor, begun: int | None = None) -> Tensor:
+    """What block `block` reads `(b, l, d)` by the backbone alone, of images or of what block `begun` reads."""
     tower, nothing = backbone.tower("vision"), Plan()
     with _prepared(backbone, tower):
-        return _through(backbone, tower, nothing, range(block), _entered(tower, nothing, images), False)
+        entered = _entered(tower, nothing, seen) if begun is None else seen
+        return _through(backbone, tower, nothing, range(begun or 0, block), entered, False)
 
 
 def first_edited(tower: Tower, edits: Sequence[Edit]) -> int:

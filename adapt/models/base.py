@@ -147,7 +147,7 @@ class Adapted(nn.Module, Generic[B]):
         other.answers = replace(self.answers, blend=share, template=tuple(several(template)))
         return other
 
-    def _predictions(self, pixels: Tensor, top_k: int, question: str | None) -> Iterator[Prediction]:
+    def _predictions(self, pixels: Any, top_k: int, question: str | None) -> Iterator[Prediction]:
         """What the model says of images `(b, 3, h, w)`, a question about each of them if it answers questions."""
         raise NotImplementedError
 

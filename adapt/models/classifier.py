@@ -58,7 +58,7 @@ class AdaptedModel(Adapted[DualEncoder]):
         return ClassTexts(self.backbone, found, self.fast, checkpointing, average)
 
     @in_one_mode
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor | BlockInputs) -> Tensor:
         """Images `(b, 3, h, w)`, or views of each `(b, v, 3, h, w)`, to logits `(b, n_classes)`."""
         return self.answers.of(ImageStep(self, images))
 
@@ -108,9 +108,14 @@ class AdaptedModel(Adapted[DualEncoder]):
             return 0
         return vision.first_edited(self.backbone.tower("vision"), self._edits("vision", Context()))
 
-    def block_inputs(self, images: Tensor, block: int) -> Tensor:
-        """What that block of the vision tower reads `(b, l, d)` of images `(b, 3, h, w)`, by the backbone alone."""
-        return vision.block_inputs(self.backbone, block, images.to(self.backbone.dtype))
+    def block_inputs(self, images: Tensor | BlockInputs, block: int) -> BlockInputs:
+        """What that block of the vision tower reads of images `(b, 3, h, w)`, or of an earlier one's inputs.
+
+        By the backbone alone.
+        """
+        if isinstance(images, BlockInputs):
+            return BlockInputs(block, vision.block_inputs(self.backbone, block, images.tokens, images.block))
+        return BlockInputs(block, vision.block_inputs(self.backbone, block, images.to(self.backbone.dtype)))
 
     @property
     def _sees_fast(self) -> bool:
@@ -199,7 +204,7 @@ class AdaptedModel(Adapted[DualEncoder]):
             if texts is not None:
                 texts.forget()
 
-    def _predictions(self, pixels: Tensor, top_k: int, question: str | None) -> Iterator[Prediction]:
+    def _predictions(self, pixels: Tensor | BlockInputs, top_k: int, question: str | None) -> Iterator[Prediction]:
         if question is not None:
             raise AdaptError(f"{self.backbone.describe()} classifies images and answers no question: leave it out")
         return predictions(self(pixels), self.class_names, top_k)

@@ -15,7 +15,6 @@ from torch import Tensor
 from adapt.engine.memory import free_bytes, readable_bytes
 from adapt.engine.watching import watched
 from adapt.errors import AdaptError
-from adapt.methods.base import BlockInputs
 from adapt.models.base import Adapted
 from adapt.models.classifier import AdaptedModel
 from adapt.training.batches import Batches, BlockBatches, FeatureBatches
@@ -89,7 +88,7 @@ def _of_an_image(model: AdaptedModel, block: int | None) -> tuple[int, int]:
     tower = backbone.tower("vision")
     inner = tower.blocks[-1].projections["fc1"].shape[0]
     working += 4 * _tokens(model, image) * (8 * tower.width + 2 * inner)
-    seen: Any = image if block is None else BlockInputs(block, model.block_inputs(image, block))
+    seen: Any = image if block is None else model.block_inputs(image, block)
     return kept_bytes(model, lambda: model.image_features(seen)), working
 
 

@@ -177,3 +177,29 @@ def test_outputs_that_are_not_finite_are_refused(
     result = run(command, path, *options)
     refused(result, "the model's output is not finite")
     assert "nan" not in result.stdout.lower()
+
+
+def test_adapters_side_by_side(run, adapter: Path, photos: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.safetensors"
+    shutil.copy(adapter, other)
+    image = photos / "test/sky/0.png"
+    names = [str(adapter), str(other)]
+    one = json.loads(run("predict", adapter, image, "--json").stdout)["top"]
+    found = json.loads(run("predict", adapter, other, image, "--json").stdout)
+    assert list(found["adapters"]) == names
+    assert all(
+        each["class"] == own["class"] and each["probability"] == pytest.approx(own["probability"], abs=1e-5)
+        for top in found["adapters"].values()
+        for each, own in zip(top, one, strict=True)
+    )
+    first, *_ = csv.DictReader(run("predict", adapter, other, image, "--csv").stdout.splitlines())
+    assert list(first) == ["image", "rank", *(column for name in names for column in (name, f"{name} probability"))]
+    assert first[names[0]] == first[names[1]] == one[0]["class"]
+    title, header, *lines = run("predict", adapter, other, image, "--top-k", 2).stdout.splitlines()
+    assert (title, header.split()) == (str(image), names)
+    assert len(lines) == 2
+    assert all(line.count("%") == 2 for line in lines)
+
+
+def test_adapters_without_images(run, refused, adapter: Path) -> None:
+    refused(run("predict", adapter, adapter), "adapters, and no image to classify")

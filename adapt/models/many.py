@@ -1,0 +1,75 @@
+"""Many adapted models over the same images: what their backbone does for all of them is computed once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adapt.errors import AdaptError
+from adapt.models.base import evaluating
+from adapt.models.classifier import AdaptedModel
+from adapt.models.prediction import Prediction, batches_of
+
+
+def predict_many(
+    models: Sequence[AdaptedModel], images: Iterable[Any] | Any, top_k: int = 5, batch_size: int = 64
+) -> list[tuple[Prediction, ...]]:
+    """What each of `models` says of each image (PIL images, paths, or an iterable of them): a tuple an image.
+
+    Models that share a backbone (see `adapt.load_many`) read an image once. Those that leave the vision tower alone
+    share its features, and those that edit later blocks the blocks before. Raises AdaptError naming an unreadable
+    file, and for a model that does not classify.
+    """
+    return list(predict_many_stream(models, images, top_k, batch_size))
+
+
+def predict_many_stream(
+    models: Sequence[AdaptedModel], images: Iterable[Any] | Any, top_k: int = 5, batch_size: int = 64
+) -> Iterator[tuple[Prediction, ...]]:
+    """As `predict_many`, one image at a time, holding one batch of images."""
+    from adapt.data.decoding.images import open_image
+
+    for model in models:
+        if not isinstance(model, AdaptedModel):
+            raise AdaptError(f"{model.backbone.describe()} does not classify images: ask it by itself, by predict")
+    models = [model if model.memory is not None else model.stream() for model in models]
+    groups: dict[tuple[int, int], list[int]] = {}
+    for index, model in enumerate(models):
+        groups.setdefault((id(model.backbone), model.method.views), []).append(index)
+    views = max((model.method.views for model in models), default=0)
+    for batch in batches_of(images, max(1, batch_size // (1 + views))):
+        pictures = [open_image(image) for image in batch]
+        found: dict[int, list[Prediction]] = {}
+        for group in groups.values():
+            found |= _predicted({index: models[index] for index in group}, pictures, top_k)
+        yield from zip(*(found[index] for index in range(len(models))), strict=True)
+
+
+def _predicted(models: dict[int, AdaptedModel], pictures: Sequence[Any], top_k: int) -> dict[int, list[Prediction]]:
+    """The predictions of models that share a backbone, and how they see images."""
+    one = next(iter(models.values()))
+    transform = one.transform()
+    pixels = torch.stack([transform(picture) for picture in pictures]).to(one.backbone.device)
+    with ExitStack() as stack, torch.no_grad():
+        for model in sorted(models.values(), key=lambda model: not model.training):  # no mode changes once one is kept
+            stack.enter_context(evaluating(model))
+        return {index: list(models[index]._predictions(seen, top_k, None)) for index, seen in _seen(models, pixels)}
+
+
+def _seen(models: dict[int, AdaptedModel], pixels: Tensor) -> Iterator[tuple[int, Any]]:
+    """What each model is given: the images, or how far the frozen blocks that it shares have got with them."""
+    begins = {index: _begins(model) for index, model in models.items()}
+    seen: Any = pixels
+    for index in sorted(begins, key=lambda index: begins[index]):
+        if begins[index]:
+            seen = models[index].block_inputs(seen, begins[index])
+        yield index, seen
+
+
+def _begins(model: AdaptedModel) -> int:
+    """The first block of the vision tower that a model needs by itself; 0 where it needs the images."""
+    return 0 if model.method.views or "images" in model.method.reads else model.unedited_blocks

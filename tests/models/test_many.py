@@ -1,0 +1,109 @@
+"""Several adapters over the same images: as each by itself, with what they share computed once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from cases import build
+from torch import Tensor
+
+import adapt
+from adapt import AdaptError, Backbone
+from adapt.data import open_image
+from adapt.engine import vision
+from adapt.methods import CoOp, LinearProbe, LoRA, MaPLe, ZeroShot
+
+NAMES = ("goldfish", "red panda", "sea cucumber")
+
+
+def models(backbone: Backbone) -> list[Any]:
+    """Three that leave the vision tower alone, two that edit its last block, one that edits it all."""
+    torch.manual_seed(0)
+    late = {"towers": ["vision"], "blocks": (2, 3)}
+    methods = [CoOp(n_ctx=4), LoRA(**late), ZeroShot(), MaPLe(depth=2), LinearProbe(), LoRA(**late, rank=4)]
+    made = [adapt.wrap(backbone, method, NAMES) for method in methods]
+    with torch.no_grad():
+        for parameter in (p for model in made for p in model.method.parameters()):
+            parameter.add_(0.05 * torch.randn(parameter.shape))
+    return made
+
+
+@pytest.fixture
+def photos(tiny_split: Any) -> list[Path]:
+    return [item.path for item in tiny_split.train[:5]]
+
+
+def close(found: Any, expected: Any) -> bool:
+    return [name for name, _ in found.top] == [name for name, _ in expected.top] and all(
+        abs(a - b) < 1e-5 for (_, a), (_, b) in zip(found.top, expected.top, strict=True)
+    )
+
+
+def test_each_says_what_it_says_by_itself(open_clip: Backbone, photos: list[Path]) -> None:
+    made = models(open_clip)
+    together = adapt.predict_many(made, photos, batch_size=2)
+    assert len(together) == len(photos)
+    for index, model in enumerate(made):
+        assert all(close(found[index], own) for found, own in zip(together, model.predict(photos), strict=True))
+
+
+def test_what_they_share_is_computed_once(
+    open_clip: Backbone, photos: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = models(open_clip)
+    blocks: list[int] = []
+    run_block = vision.run_block
+
+    def counted(block: Any, index: int, *args: Any, **kwargs: Any) -> Tensor:
+        blocks.append(index)
+        return run_block(block, index, *args, **kwargs)
+
+    monkeypatch.setattr(vision, "run_block", counted)
+    adapt.predict_many(made, photos)
+    # the frozen tower once, the last block of two LoRAs, and MaPLe's three blocks
+    assert sorted(blocks) == sorted([0, 1, 2] + [2, 2] + [0, 1, 2])
+
+
+def test_models_keep_their_modes(open_clip: Backbone, photos: list[Path]) -> None:
+    made = models(open_clip)
+    made[1].train()
+    made[0].eval()
+    expected = [model.training for model in made]
+    adapt.predict_many(made, photos)
+    assert [model.training for model in made] == expected
+
+
+def test_backbones_of_different_sizes_stand_side_by_side(
+    open_clip: Backbone, open_clip_resnet: Backbone, photos: list[Path]
+) -> None:
+    made = [build("coop", open_clip), build("zero_shot", open_clip_resnet)]
+    for found, *own in zip(adapt.predict_many(made, photos), *(model.predict(photos) for model in made), strict=True):
+        assert all(map(close, found, own))
+
+
+def test_views_and_streams_are_each_ones_own(open_clip: Backbone, photos: list[Path]) -> None:
+    made = [build("tda", open_clip).eval(), build("coop", open_clip).eval()]
+    pictures = [open_image(photo) for photo in photos]
+    for found, *own in zip(adapt.predict_many(made, pictures), *(model.predict(photos) for model in made), strict=True):
+        assert all(map(close, found, own))
+
+
+def test_an_image_that_cannot_be_read_is_named(open_clip: Backbone, tmp_path: Path) -> None:
+    (tmp_path / "no.png").write_text("no picture")
+    with pytest.raises(AdaptError, match=r"no\.png"):
+        adapt.predict_many(models(open_clip), tmp_path / "no.png")
+
+
+def test_adapters_of_one_name_share_a_backbone(tmp_path: Path) -> None:
+    backbone = adapt.load_backbone("mini-clip")
+    paths = [
+        adapt.wrap(backbone, method, NAMES).save(tmp_path / f"{i}.safetensors")
+        for i, method in enumerate((CoOp(), ZeroShot()))
+    ]
+    loaded = adapt.load_many(paths)
+    assert loaded[0].backbone is loaded[1].backbone
+    given = adapt.load_many(paths, backbone)
+    assert all(model.backbone is backbone for model in given)
