@@ -12,6 +12,9 @@ from torch import Tensor
 from adapt.prompts import Prompt
 
 
+FEW_ROWS = 160  # above, attention to all rows, most of them hidden, takes longer than one product a group
+
+
 @dataclass(frozen=True)
 class Group:
     """`classes` suffixes of `length` rows each; `start` counts suffix rows, the prefix left out."""
@@ -27,7 +30,8 @@ class Packing:
 
     Rows: the prefix, then the suffixes sorted by length. `slot_rows` of them hold learned tokens: slot `slot_index` of
     class `slot_class`; `learned` and `named` tell of every row whether it is one, and whether it is of the class name.
-    `ends` are the end-of-text rows in packed order, `order` sorts them back to the classes' order.
+    `ends` are the end-of-text rows in packed order, `order` sorts them back to the classes' order. `seen` `(rows, rows)`
+    tells which rows each row attends to, of so few rows that it is cheap to look at all.
     """
 
     prefix: int
@@ -41,6 +45,7 @@ class Packing:
     named: Tensor
     ends: Tensor
     order: Tensor
+    seen: Tensor | None
 
     @property
     def rows(self) -> int:
@@ -85,4 +90,13 @@ def pack(prompts: Sequence[Prompt], prefix: int, first_class: int, device: torch
         named=flags([at in prompt.name for prompt, _, at in tokens]),
         ends=index(ends),
         order=index(order),
+        seen=_seen(tokens, prefix, device) if len(tokens) <= FEW_ROWS else None,
     )
+
+
+def _seen(tokens: Sequence[tuple[Prompt, int, int]], prefix: int, device: torch.device) -> Tensor:
+    """A row attends to those before it in the prefix and in its own class, and to itself."""
+    rows = torch.arange(len(tokens), device=device)
+    classes = torch.tensor([i for _, i, _ in tokens], device=device)
+    related = (classes[:, None] == classes) | (rows < prefix)
+    return related & (rows <= rows[:, None])

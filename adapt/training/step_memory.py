@@ -62,8 +62,6 @@ class StepBytes:
     def of(self, images: int) -> int:
         """Of a step over that many images."""
         classes = self.classes * (images if self.by_image else 1)
-        if not self.kept:  # the images have gone by when classes are encoded
-            return max(classes, images * self.working)
         return classes + images * int(_HELD * self.kept + self.working)
 
 
