@@ -16,7 +16,7 @@ from adapt.disk import write_text
 from adapt.engine.memory import readable_bytes
 from adapt.errors import nearest
 
-_NOT_MEASUREMENTS = {"__main__", "measure", "step"}
+_NOT_MEASUREMENTS = {"__main__", "measure", "products", "step"}
 
 
 @click.command()
@@ -32,7 +32,7 @@ def main(name: str | None, out: Path | None) -> None:
     if name is None:
         for each in names:
             title = (importlib.import_module(f"benchmarks.{each}").__doc__ or "").splitlines()[0]
-            click.echo(f"{each:8} {title}")
+            click.echo(f"{each:9} {title}")
         return
     if name not in names:
         raise click.UsageError(f"unknown measurement {name!r}; {nearest(name, names)}")

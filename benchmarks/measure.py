@@ -53,11 +53,11 @@ def _measure(build: Callable[..., Callable[[], Any]], arguments: tuple[Any, ...]
     return Measured(min(seconds, default=warming), peak)
 
 
-def by_turns(steps: Sequence[Callable[[], Any]], rounds: int) -> list[float]:
+def by_turns(steps: Sequence[Callable[[], Any]], rounds: int, warming: int = 5) -> list[float]:
     """The median seconds of each step, over rounds in which they take turns, in another order each."""
     taken: list[list[float]] = [[] for _ in steps]
     draw = random.Random(0)
-    for number in range(-5, rounds):  # the first ones warm up
+    for number in range(-warming, rounds):  # the first ones warm up
         for index in draw.sample(range(len(steps)), len(steps)):
             started = time.perf_counter()
             steps[index]()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -10,69 +11,69 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 aten = torch.ops.aten
-Product = Callable[[], Any]
+Pair = tuple[Tensor, Tensor]
 
 
-def products_of(step: Callable[[], Any]) -> Callable[[], None]:
-    """A function that computes what products `step()` has, on noise of the same shapes, and nothing else."""
-    step()  # what later steps remember is not theirs
-    with _Recorder() as recorder:
-        step()
-    products = recorder.products
+class Products(TorchDispatchMode):
+    """Notes the products of what is computed inside: of linear maps, their gradients, and inside attention.
 
-    def compute() -> None:
-        with torch.no_grad():
-            for product in products:
-                product()
-
-    return compute
-
-
-class _Recorder(TorchDispatchMode):
-    """Notes the products of what is computed inside."""
+    Called, it computes them on noise of the same shapes and layouts, each into memory that is there already.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.products: list[Product] = []
-        self._noise: dict[tuple[Any, ...], Tensor] = {}
+        self.pairs: list[Pair] = []
+        self._noise: dict[Any, Tensor] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        name = func.overloadpacket
-        if name in (aten.mm, aten.bmm):
-            self._add(args[0], args[1])
-        elif name in (aten.addmm, aten.baddbmm):
-            self._add(args[1], args[2])
-        elif name is aten._scaled_dot_product_flash_attention_for_cpu:
-            self._attention(*args[:3], passes=1)
-        elif name is aten._scaled_dot_product_flash_attention_for_cpu_backward:
-            self._attention(*args[1:4], passes=2)
-        elif name is aten.convolution:
-            images, weight = args[:2]
-            rows = images.numel() // weight[0].numel()
-            self._add(images.new_empty(rows, weight[0].numel()), weight.flatten(1).T)
-        return func(*args, **kwargs)
+        for left, right in _products(func.overloadpacket, args):
+            self.pairs.append((self._like(left), self._like(right)))
+        return func(*args, **(kwargs or {}))
 
-    def _attention(self, q: Tensor, k: Tensor, v: Tensor, passes: int) -> None:
-        q, k, v = (x.flatten(0, 1) for x in (q, k, v))
-        for _ in range(passes):
-            self._add(q, k.transpose(1, 2))
-            self._add(q.new_empty(len(q), q.shape[1], k.shape[1]), v)
+    @property
+    def flops(self) -> int:
+        return sum(2 * math.prod(left.shape) * right.shape[-1] for left, right in self.pairs)
 
-    def _add(self, left: Tensor, right: Tensor) -> None:
-        a, b = self._like(left, "left"), self._like(right, "right")
-        product = torch.mm if a.ndim == 2 else torch.bmm
-        shape = (*a.shape[:-1], b.shape[-1])
-        key = ("out", shape)
+    @torch.no_grad()
+    def __call__(self) -> None:
+        for left, right in self.pairs:
+            shape = (*left.shape[:-1], right.shape[-1])
+            if shape not in self._noise:
+                self._noise[shape] = left.new_empty(shape)
+            (torch.mm if left.ndim == 2 else torch.bmm)(left, right, out=self._noise[shape])
+
+    def _like(self, x: Tensor) -> Tensor:
+        key = (x.shape, x.stride())
         if key not in self._noise:
-            self._noise[key] = torch.empty(shape, dtype=a.dtype)
-        out = self._noise[key]
-        self.products.append(lambda: product(a, b, out=out))
-
-    def _like(self, x: Tensor, side: str) -> Tensor:
-        key = (side, tuple(x.shape), x.stride())
-        if key not in self._noise:
-            turned = x.ndim >= 2 and x.stride(-1) != 1
+            turned = x.stride(-1) != 1
             noise = torch.randn(x.mT.shape if turned else x.shape, dtype=x.dtype)
             self._noise[key] = noise.mT if turned else noise
         return self._noise[key]
+
+
+def _products(operation: Any, args: tuple[Any, ...]) -> Iterator[Pair]:
+    if operation in (aten.mm, aten.bmm):
+        yield args[0], args[1]
+    elif operation in (aten.addmm, aten.baddbmm):
+        yield args[1], args[2]
+    elif operation is aten.convolution:  # of patches that do not overlap
+        images, weight = args[:2]
+        yield images.new_empty(images.numel() // weight[0].numel(), weight[0].numel()), weight.flatten(1).T
+    elif operation is aten._scaled_dot_product_flash_attention_for_cpu:
+        yield from _attention(*args[:3])
+    elif operation is aten._scaled_dot_product_flash_attention_for_cpu_backward:
+        yield from [*_attention(*args[1:4])] * 2  # of the weights and values, and of the queries and keys
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor) -> Iterator[Pair]:
+    q, k, v = (x.flatten(0, 1) for x in (q, k, v))
+    yield q, k.mT
+    yield q.new_empty(len(q), q.shape[1], k.shape[1]), v
+
+
+def products_of(step: Callable[[], Any]) -> Products:
+    """The products of `step()`, of a second one: what the first remembers for the later ones is not theirs."""
+    step()
+    with Products() as products:
+        step()
+    return products

@@ -3,24 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 from benchmarks.measure import Measured
 from benchmarks.text import ARCHITECTURE, Row, class_names
 
 
 def training_step(
-    method: str, config: dict[str, Any], classes: int, batch: int, fast: bool, cached: bool = False
+    method: str,
+    config: dict[str, Any],
+    classes: int,
+    batch: int,
+    fast: bool | None,
+    cached: bool = False,
+    path: Literal["fast", "plain"] | None = None,
+    architecture: str = ARCHITECTURE,
 ) -> Callable[[], None]:
-    """Forward, backward and an optimiser step on images in memory (decoding is left out), or on cached features."""
+    """Forward, backward and an optimiser step on images in memory (decoding is left out), or on cached features.
+
+    `path` is that of the images, by default as `fast` says.
+    """
     import torch
 
     import adapt
     from adapt import methods
     from adapt.methods.base import Encoded, total
 
-    backbone = adapt.load_backbone(f"open_clip:{ARCHITECTURE}")
+    backbone = adapt.load_backbone(f"open_clip:{architecture}")
     model = adapt.wrap(backbone, methods.find(method)(**config), class_names(classes), fast=fast)
+    model.vision_path = path or model.vision_path
     optimizer = torch.optim.SGD(model.method.parameters(), lr=0.002, momentum=0.9, weight_decay=5e-4)
     labels = torch.randint(classes, (batch,))
     images = torch.randn(batch, 3, 224, 224)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks import meter, vlora
+from benchmarks import meter, products, vlora
 
 
 def test_das_saves_what_its_paper_says_at_meters_shape() -> None:
@@ -23,3 +23,19 @@ def test_vlora_takes_at_most_seven_hundredths_of_the_projectors_operations() -> 
     assert counted["vlora"] / counted["projector"] < 0.07
     for method, operations in counted.items():
         assert vlora.by_formula(method) == pytest.approx(operations, rel=0.02)
+
+
+def test_the_products_of_a_step_are_those_of_its_maps_and_of_gradients_through_frozen_ones() -> None:
+    import torch
+
+    frozen = [torch.nn.Linear(8, 32).requires_grad_(False), torch.nn.Linear(32, 8).requires_grad_(False)]
+    trained = torch.nn.Linear(8, 8)
+    x, rows = torch.randn(5, 8), 5
+
+    def step() -> None:
+        frozen[1](frozen[0](trained(x)).relu()).sum().backward()
+
+    forward, inner = 2 * rows * 8 * 8, 2 * 2 * rows * 8 * 32
+    counted = products.products_of(step)
+    assert counted.flops == forward + inner + inner + forward  # gradients: through the frozen ones, of the trained one
+    counted()  # and they can be computed by themselves

@@ -70,10 +70,11 @@ def evaluate_adapter(
             raise AdaptError(
                 f"{data} has other classes than {adapter}: add --data-classes to classify among the data's own names"
             )
-        for share in shares:
+        blended = [model.blended(share, split.template) for share in shares]  # all are checked before one is measured
+        for share, each in zip(shares, blended, strict=True):
             if not as_json:
                 click.echo(f"blend {share:g}: ", nl=False)
-            _print(model.blended(share, split.template), split, part, as_json, cache)
+            _print(each, split, part, as_json, cache)
         if not shares:
             _print(model, split, part, as_json, cache)
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from adapt.backbones.stand_in import StandIn
@@ -113,6 +114,7 @@ class _QuickMLP(torch.autograd.Function):
         return made.unflatten(0, x.shape[:-1])
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         inner, fc1, fc2 = ctx.saved_tensors  # 1.702 and 1 / 1.702 cancel out
         of_inner = torch.ops.aten.silu_backward(gradient.flatten(0, -2) @ fc2, inner)

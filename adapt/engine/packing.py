@@ -11,7 +11,6 @@ from torch import Tensor
 
 from adapt.prompts import Prompt
 
-
 FEW_ROWS = 160  # above, attention to all rows, most of them hidden, takes longer than one product a group
 
 
@@ -30,8 +29,9 @@ class Packing:
 
     Rows: the prefix, then the suffixes sorted by length. `slot_rows` of them hold learned tokens: slot `slot_index` of
     class `slot_class`; `learned` and `named` tell of every row whether it is one, and whether it is of the class name.
-    `ends` are the end-of-text rows in packed order, `order` sorts them back to the classes' order. `seen` `(rows, rows)`
-    tells which rows each row attends to, of so few rows that it is cheap to look at all.
+    `ends` are the end-of-text rows in packed order, `order` sorts them back to the classes' order.
+
+    `seen` `(rows, rows)` tells which rows each row attends to, where they are so few that it is cheap to look at all.
     """
 
     prefix: int

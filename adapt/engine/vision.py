@@ -24,7 +24,7 @@ from adapt.engine.blocks import again_in_backward, run_block
 from adapt.engine.frozen import frozen
 from adapt.engine.hooks import run
 from adapt.engine.plan import Plan, plan
-from adapt.engine.stale import Weights
+from adapt.engine.stale import marks
 from adapt.errors import AdaptError
 
 CLASS_ROW = slice(1)
@@ -165,15 +165,17 @@ def _features(tower: Tower, asked: Plan, x: Tensor) -> Tensor:
     return features
 
 
-_AGREEMENTS: WeakKeyDictionary[DualEncoder, tuple[object, Weights, bool]] = WeakKeyDictionary()
+_AGREEMENTS: WeakKeyDictionary[DualEncoder, tuple[object, bool]] = WeakKeyDictionary()
 
 
 def _agrees(backbone: DualEncoder) -> bool:
     """Whether both paths give the same features of two images of noise: asked anew only where the model has changed."""
-    known = _AGREEMENTS.get(backbone)
-    if known is None or known[0] is not backbone.encode_image or not known[1].same():
-        known = _AGREEMENTS[backbone] = (backbone.encode_image, Weights(backbone.model), _compared(backbone))
-    return known[2]
+    now = (backbone.encode_image, marks(backbone.model))
+    compared, agrees = _AGREEMENTS.get(backbone, (None, False))
+    if compared != now:
+        agrees = _compared(backbone)
+        _AGREEMENTS[backbone] = (now, agrees)
+    return agrees
 
 
 @torch.no_grad()

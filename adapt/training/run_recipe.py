@@ -67,7 +67,9 @@ def _note_short(split: Split, shots: int) -> None:
     short = [name for name in split.class_names if counts[name] < shots]
     if short:
         listed = f"{short[0]!r}" + f" and {len(short) - 1} more" * (len(short) > 1)
-        logger.warning("fewer than %d training images of %s: all that there are serve", shots, listed)
+        logger.warning(
+            "data.shots is %d, and there are fewer training images of %s: all that there are serve", shots, listed
+        )
 
 
 def build(recipe: Recipe, class_names: tuple[str, ...], backbone: Backbone | None = None) -> Adapted[Any]:

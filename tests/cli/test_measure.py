@@ -76,3 +76,9 @@ def test_a_damaged_model_folder(run, refused, photos: Path, model_folder: Path, 
     refused(run("zeroshot", "--data", photos, "--backbone", folder), str(folder))
     (folder / "open_clip_config.json").write_text("{")
     refused(run("zeroshot", "--data", photos, "--backbone", folder), "open_clip_config.json is damaged")
+
+
+def test_a_wrong_blend_is_refused_before_any_is_measured(run, refused, adapter: Path, photos: Path) -> None:
+    result = run("eval", adapter, "--data", photos, "--blend", "0,2")
+    refused(result, "blend is 2")
+    assert "blend 0" not in result.stdout

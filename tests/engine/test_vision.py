@@ -189,3 +189,12 @@ def test_in_bf16_autocast_both_paths_agree_by_its_rounding(open_clip: Backbone) 
     assert scaled(F.normalize(fast.float(), dim=-1), F.normalize(plain.float(), dim=-1)) < 2e-2
     fast.sum().backward()
     assert all(tensor.grad is not None for tensor in tensors(asked))
+
+
+def test_a_second_derivative_is_refused_rather_than_wrong(open_clip: Backbone) -> None:
+    images = noise().requires_grad_()
+    (slope,) = torch.autograd.grad(vision.encode(open_clip, images, []).sin().sum(), images, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        slope.square().sum().backward()
+    (plain,) = torch.autograd.grad(open_clip.encode_image(images).sin().sum(), images)
+    assert scaled(slope, plain) < 1e-5

@@ -1,0 +1,48 @@
+"""Images through an adapted vision tower, against the bare model by its library's own forward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+from benchmarks.measure import THREADS, by_turns
+from benchmarks.text import ARCHITECTURE, Row
+
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "CoOp": ("coop", {}),
+    "LoRA": ("lora", {}),
+    "MaPLe": ("maple", {}),
+    "DAS, two of twelve blocks skipped": ("das", {"skipped": ["vision.3", "vision.7"]}),
+}
+ROUNDS = {1: 40, 32: 5}  # by the images of a batch
+
+
+def rows(progress: Callable[[str], None]) -> Iterator[Row]:
+    """All of them by turns, for batches of one image and of 32."""
+    import torch
+
+    import adapt
+    from adapt import methods
+
+    torch.set_num_threads(THREADS)
+    torch.manual_seed(0)
+    backbone = adapt.load_backbone(f"open_clip:{ARCHITECTURE}")
+    models = [
+        adapt.wrap(backbone, methods.find(name)(**config), ["cat", "dog"]).eval() for name, config in CASES.values()
+    ]
+    for batch, rounds in ROUNDS.items():
+        progress(f"{rounds} rounds of {batch} images")
+        images = torch.randn(batch, 3, 224, 224)
+        encoders = [backbone.encode_image, *(model.image_features for model in models)]
+        calls = [partial(encode, images) for encode in encoders]
+        with torch.inference_mode():
+            bare, *adapted = by_turns(calls, rounds, warming=2)
+        for case, taken in zip(CASES, adapted, strict=True):
+            yield {
+                "case": f"{case}, {batch} image{'s' * (batch > 1)}",
+                "plain_seconds": bare,
+                "fast_seconds": taken,
+                "share": taken / bare,
+                "text": f"{taken:.3f} s, the bare model {bare:.3f} s: {taken / bare:.2f}",
+            }

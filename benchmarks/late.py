@@ -1,0 +1,42 @@
+"""A step of LoRA in the last three vision blocks: from what the first of them reads, and from the images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from benchmarks.measure import THREADS, by_turns
+from benchmarks.text import ARCHITECTURE, Row, class_names
+
+CLASSES, BATCH, ROUNDS = 100, 8, 15
+FIRST, LAST = 9, 12
+
+
+def rows(progress: Callable[[str], None]) -> Iterator[Row]:
+    """The same model on the same images, by turns; decoding is left out on both sides."""
+    import torch
+
+    import adapt
+    from adapt.methods.base import total
+
+    torch.set_num_threads(THREADS)
+    torch.manual_seed(0)
+    method = adapt.methods.LoRA(towers=["vision"], blocks=(FIRST, LAST))
+    model = adapt.wrap(adapt.load_backbone(f"open_clip:{ARCHITECTURE}"), method, class_names(CLASSES))
+    images, labels = torch.randn(BATCH, 3, 224, 224), torch.randint(CLASSES, (BATCH,))
+    known = model.block_inputs(images, FIRST)
+    optimizer = torch.optim.SGD(method.parameters(), lr=0.002)
+
+    def step(inputs: object) -> None:
+        optimizer.zero_grad()
+        total(model.losses(model.step(inputs, labels))[0]).backward()
+        optimizer.step()
+
+    progress(f"{ROUNDS} rounds of {BATCH} images")
+    whole, late = by_turns([lambda: step(images), lambda: step(known)], ROUNDS, warming=2)
+    yield {
+        "case": f"LoRA in blocks {FIRST} to {LAST - 1}, {BATCH} images",
+        "plain_seconds": whole,
+        "fast_seconds": late,
+        "ratio": whole / late,
+        "text": f"{whole:.3f} s -> {late:.3f} s, {whole / late:.2f} x",
+    }
