@@ -83,7 +83,8 @@ def encoders(work: Path) -> list[dict]:
     """Operations and seconds of vision towers: the backbone's alone, then those trained on the first seed."""
     file = work / "encoders.json"
     if not file.exists():
-        models = [adapt.wrap(adapt.load_backbone(BACKBONE), adapt.methods.ZeroShot(), ["cat", "dog"], fast=False).eval()]
+        alone = adapt.wrap(adapt.load_backbone(BACKBONE), adapt.methods.ZeroShot(), ["cat", "dog"], fast=False)
+        models = [alone.eval()]
         files = [folder(work, skipped, SEEDS[0]) / "adapter.safetensors" for skipped in SKIPPED]
         models += [adapt.load(file, fast=False) for file in files]
         operations = [image_flops(model) for model in models]
