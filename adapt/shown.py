@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import reprlib
 import unicodedata
+from collections.abc import Sequence
 from typing import Any
 
 # controls, lone surrogates (bytes that are no UTF-8), separators of lines and of paragraphs
@@ -22,6 +23,12 @@ def unseen(text: str) -> bool:
 def shown(text: object) -> str:
     r"""`text` on one line: a newline as `\n`, an escape as `\x1b`, and so on; all else as it is."""
     return "".join(repr(letter)[1:-1] if unseen(letter) else letter for letter in str(text))
+
+
+def first_of(names: Sequence[object], most: int = 5) -> str:
+    """`a, b and 3 more`: the first of `names`, at most so many, and how many there are besides."""
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(map(shown, names[:most])) + more
 
 
 def brief(value: Any) -> str:

@@ -30,6 +30,7 @@ from adapt.models.wrap import wrap
 from adapt.progress import counting_bar, readable_time
 from adapt.recipe import Recipe, read_recipe
 from adapt.recipe.file import pair
+from adapt.shown import first_of
 from adapt.training.run_recipe import read_data, run_recipe
 
 logger = logging.getLogger("adapt")
@@ -196,5 +197,6 @@ def _notes(split: Split, comparison: Comparison) -> list[str]:
         ]
     if not untried:
         return []
-    named = ", ".join(untried[:3]) + (f" and {len(untried) - 3} more" if len(untried) > 3 else "")
-    return [f"No image of {named} was tried on: every model needs the only one, or the only group, that there is"]
+    return [
+        f"No image of {first_of(untried, 3)} was tried on: every model needs the only one, or the only group, that there is"
+    ]

@@ -61,9 +61,10 @@ def check(source: str, folder: str | None, root: str | None) -> None:
     SOURCE is a name of `adapt data list`, an image folder, a .csv or a split .json. ROOT is the folder that holds the
     published data sets' own folders, or that the paths inside a .csv or .json start from.
 
-    Nothing is downloaded. Problems are printed one a line, and the exit code is 2 then.
+    Nothing is downloaded. Problems are printed one a line, and the exit code is 2 then. Classes with a single training
+    image, and copies of training images in other parts, are noted.
     """
-    from adapt.data.check import broken_images
+    from adapt.data.check import broken_images, remarks
     from adapt.data.readers import load, published
     from adapt.progress import counting_bar
 
@@ -80,6 +81,8 @@ def check(source: str, folder: str | None, root: str | None) -> None:
         )
         sys.exit(2)
     click.echo("All images can be used.")
+    for remark in remarks(split):
+        click.echo(f"Note: {remark}")
 
 
 def _root(folder: str | None, root: str | None) -> str | None:

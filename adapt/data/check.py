@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import Literal, get_args
 
+from adapt.data.decoding.content import read_bytes
 from adapt.data.decoding.images import check_image
 from adapt.data.split import Item, Split
 from adapt.errors import AdaptError, nearest
 from adapt.progress import Progress
+from adapt.shown import first_of
 
 Broken = Literal["refuse", "skip"]
 
@@ -57,6 +61,23 @@ def without_broken(split: Split, broken: Broken, progress: Progress | None = Non
     logger.warning("left out %s. %s", count, _first(found))
     train, val, test = (_kept(part, found) for part in (split.train, split.val, split.test))
     return replace(split, train=train, val=val, test=test)
+
+
+def remarks(split: Split) -> list[str]:
+    """What is worth knowing of images that can all be used: classes with a single one, and copies across parts."""
+    counts = Counter(item.class_name for item in split.train)
+    single = [name for name in split.class_names if counts[name] == 1]
+    found = [f"one training image each, too few to hold any back: {first_of(single)}"] if single else []
+    known = {_digest(item): item.path for item in split.train}
+    for part, items in (("val", split.val), ("test", split.test)):
+        copies = [f"{item.path} ({known[digest]})" for item in items if (digest := _digest(item)) in known]
+        if copies:
+            found.append(f"{part} images that are training images, byte for byte: {first_of(copies)}")
+    return found
+
+
+def _digest(item: Item) -> bytes:
+    return hashlib.blake2b(read_bytes(item.path), digest_size=16).digest()
 
 
 def _kept(items: tuple[Item, ...], found: Collection[str]) -> tuple[Item, ...]:

@@ -11,7 +11,7 @@ from typing import Literal
 
 from adapt.data.few_shot import Sampling, carve, pick
 from adapt.errors import AdaptError
-from adapt.shown import unseen
+from adapt.shown import first_of, unseen
 
 Classes = Literal["all", "base", "new"]
 
@@ -214,4 +214,4 @@ def _check_questions(split: Split) -> None:
 
 
 def _listed(names: Sequence[str]) -> str:
-    return ", ".join(map(repr, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    return first_of([*map(repr, names)])

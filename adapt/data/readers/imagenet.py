@@ -19,6 +19,7 @@ from adapt.data.readers.lines import read_lines
 from adapt.data.readers.published import Published
 from adapt.data.split import Item, Split
 from adapt.errors import AdaptError
+from adapt.shown import first_of
 
 
 def by_synsets(data: Published, home: Path) -> Split:
@@ -62,7 +63,7 @@ def _check_folders(data: Published, images: Path, expected: Sequence[str]) -> No
     found = subfolders(images)
     for problem, folders in (("lacks", set(expected) - set(found)), ("should not have", set(found) - set(expected))):
         if folders:
-            listed = ", ".join(sorted(folders)[:5]) + (f" and {len(folders) - 5} more" if len(folders) > 5 else "")
+            listed = first_of(sorted(folders))
             raise AdaptError(
                 f"Data {data.name!r}: {str(images)!r} {problem} the class folders {listed}. Expected {len(expected)}, "
                 f"each with the images of its class. {data.advice}"
