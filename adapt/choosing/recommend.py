@@ -197,6 +197,5 @@ def _notes(split: Split, comparison: Comparison) -> list[str]:
         ]
     if not untried:
         return []
-    return [
-        f"No image of {first_of(untried, 3)} was tried on: every model needs the only one, or the only group, that there is"
-    ]
+    named = first_of(untried, 3)
+    return [f"No image of {named} was tried on: every model needs the only one, or the only group, that there is"]

@@ -105,11 +105,13 @@ def test_check_of_a_folder_of_strangers(run, photos: Path, tmp_path: Path) -> No
 def test_check_of_good_data(run, photos: Path, tmp_path: Path) -> None:
     listed = tmp_path / "list.csv"
     listed.write_text("path,label,split\nsky/0.png,sky,train\nsky/1.png,sky,test\n")
-    for arguments, name in (((photos,), "photos: 3 classes"), ((listed, photos / "train"), "list: 1 classes")):
+    single = "Note: one training image each, too few to hold any back: sky\n"
+    cases = (((photos,), "photos: 3 classes", ""), ((listed, photos / "train"), "list: 1 classes", single))
+    for arguments, name, remark in cases:
         result = run("data", "check", *arguments)
         assert (result.exit_code, result.stderr) == (0, "")
         assert result.stdout.startswith(name)
-        assert result.stdout.endswith("\nAll images can be used.\n")
+        assert result.stdout.endswith(f"\nAll images can be used.\n{remark}")
 
 
 def test_the_root_is_an_option_too(run, refused, root: Path, tmp_path: Path) -> None:
