@@ -1,4 +1,8 @@
-"""The vocabulary of changes that a method asks of a tower, as data. Only the engine applies them."""
+"""The vocabulary of changes that a method asks of a tower, as data. Only the engine applies them.
+
+Modules act on each token by itself, `(..., d)`: the fast paths hand over those tokens alone that count, and rows of
+several classes at once.
+"""
 
 from __future__ import annotations
 

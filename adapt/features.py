@@ -56,7 +56,8 @@ def image_features(
 
     def encode(images: Tensor) -> Tensor:
         images = images.to(backbone.device)
-        return (model.image_features(images, unit) if projected else model.read_features(images, unit)).float()
+        with _in_its_own_precision(model):
+            return (model.image_features(images, unit) if projected else model.read_features(images, unit)).float()
 
     if not cache:
         with torch.no_grad():
@@ -82,7 +83,8 @@ def view_features(model: AdaptedModel, items: Sequence[Item], *, workers: int, p
     views = 1 + model.method.views
 
     def encode(images: Tensor) -> Tensor:
-        return model.image_features(images.flatten(0, 1).to(backbone.device)).float().reshape(len(images), -1)
+        with _in_its_own_precision(model):
+            return model.image_features(images.flatten(0, 1).to(backbone.device)).float().reshape(len(images), -1)
 
     plain, random = (transform_key(backbone.transform(train=train)) for train in (False, True))
     key = f"{backbone.content()}/{plain}/{random}/{views} as they are decided on"
@@ -115,10 +117,16 @@ def block_inputs(
     logger.info("%s of the cache, so that no step computes the blocks before it", what)
 
     def encode(images: Tensor) -> Tensor:
-        return model.block_inputs(images.to(backbone.device), block).tokens.flatten(1)
+        with _in_its_own_precision(model):
+            return model.block_inputs(images.to(backbone.device), block).tokens.flatten(1)
 
     key = f"{backbone.content()}/{transform_key(transform)}/inputs of block {block}"
     return cache.features(items, transform, encode, key, workers=workers, progress=progress).unflatten(-1, (-1, width))
+
+
+def _in_its_own_precision(model: AdaptedModel) -> torch.autocast:
+    """Whatever autocast the caller is in: what is kept serves others, who are in none."""
+    return torch.autocast(model.backbone.device.type, enabled=False)
 
 
 def _check_unedited(model: AdaptedModel) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adapt import methods
+from adapt import methods, plain
 from adapt.backbones.base import Backbone
 from adapt.backbones.load import load_backbone
 from adapt.errors import AdaptError
@@ -39,7 +39,7 @@ def load(
     directory stands for its adapter, and a compact folder (see `adapt.formats.compact`) brings its own backbone.
     Raises AdaptError where file and backbone do not fit each other, and as `read_header` and `read_tensors` do.
     """
-    path = _adapter_of_run(path)
+    path = _adapter_of(path)
     if not Path(path).is_dir():
         return _of_file(Path(path), backbone, class_names, fast, device)
     if backbone is not None:
@@ -60,24 +60,26 @@ def load_many(
     device: str = "cpu",
 ) -> list[Any]:
     """The models that were saved at `paths`, as `load` gives them; those that name one backbone share it."""
-    shared: dict[tuple[str, str | None] | None, Backbone] = {}
+    shared: dict[str, Backbone] = {}
     models = []
     for path in paths:
-        own = backbone or shared.get(_named(path))
-        models.append(load(path, own, class_names, fast=fast, device=device))
-        if own is None and (name := _named(path)) is not None:
-            shared[name] = models[-1].backbone
+        name = _named(path)
+        models.append(load(path, backbone or shared.get(name or ""), class_names, fast=fast, device=device))
+        if name is not None:
+            shared.setdefault(name, models[-1].backbone)
     return models
 
 
-def _named(path: str | Path) -> tuple[str, str | None] | None:
-    """The backbone that an adapter names, and how it is quantised; None for a folder that brings its own."""
-    file = _adapter_of_run(path)
+def _named(path: str | Path) -> str | None:
+    """The backbone that an adapter names and how it is used; None for a folder that brings its own."""
+    file = _adapter_of(path)
     described = None if file.is_dir() else read_header(file)
-    return None if described is None or described.backbone is None else (described.backbone, described.quantization)
+    if described is None or described.backbone is None:
+        return None
+    return plain.dump([described.backbone, described.quantization, described.preprocess])
 
 
-def _adapter_of_run(path: str | Path) -> Path:
+def _adapter_of(path: str | Path) -> Path:
     """The file in a run directory; any other path as it is."""
     return Path(path) / "adapter.safetensors" if (Path(path) / "recipe.yaml").is_file() else Path(path)
 

@@ -120,8 +120,8 @@ def _block(module: Any) -> Block:
     scales = (module.ls_1, module.ls_2)
     norms = (module.ln_1, module.ln_2)
     sites = dict(zip(("attn", "mlp"), map(Site, norms, scales)))
-    kind = {"batch_first": attn.batch_first, "quick_gelu": type(mlp.gelu) is QuickGELU}
-    return Block(module, attn, *norms, mlp.gelu, projections, *scales, sites, mlp, **kind)
+    form = {"batch_first": attn.batch_first, "quick_gelu": type(mlp.gelu) is QuickGELU}
+    return Block(module, attn, *norms, mlp.gelu, projections, *scales, sites, mlp, **form)
 
 
 def _native_blocks(transformer: Any) -> tuple[Block, ...] | None:
@@ -230,13 +230,18 @@ def _timm_tower(trunk: Any, head: Any) -> Tower | None:
     pooling: Pooling = {"token": "class", "avg": "mean", "map": "map"}.get(trunk.global_pool, "none")  # type: ignore[assignment]
     final = trunk.fc_norm if isinstance(trunk.norm, nn.Identity) else trunk.norm  # behind the pooling, or before it
     outside = {"pre_norm": trunk.norm_pre, "final_norm": final, "projection": _last(head, "proj")}
-    parts = VisionParts(partial(_timm_embed, trunk), partial(_timm_read, trunk), head)
+    parts = VisionParts(partial(_timm_embed, trunk), partial(_timm_read, trunk), partial(_timm_project, trunk, head))
     return _tower("vision", Form(False, pooling), blocks, vision=parts, **outside)
 
 
 def _timm_embed(trunk: Any, images: Tensor) -> Tensor:
     embedded: Tensor = trunk._pos_embed(trunk.patch_embed(images))
     return embedded
+
+
+def _timm_project(trunk: Any, head: Any, pooled: Tensor) -> Tensor:
+    features: Tensor = head(trunk.head(pooled))  # the former projects where open_clip's config has no projection
+    return features
 
 
 def _timm_read(trunk: Any, x: Tensor, norm: Norm) -> Tensor:

@@ -7,7 +7,7 @@ import io
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
-from itertools import dropwhile, takewhile, zip_longest
+from itertools import takewhile, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,10 +69,10 @@ def predict(
 
     if as_json and as_csv:
         raise AdaptError("--json and --csv are two layouts of one output: give one of them")
-    adapters, given = [adapter, *takewhile(_is_adapter, images)], [*dropwhile(_is_adapter, images)]
-    if not given:
-        raise AdaptError(f"{', '.join(map(str, adapters))}: adapters, and no image to classify: name some behind them")
-    files = list(_files(given))
+    adapters = [adapter, *takewhile(_is_adapter, images[:-1])]
+    if len(set(adapters)) < len(adapters):
+        raise AdaptError(f"{', '.join(map(str, adapters))}: one adapter is given twice; give each of them once")
+    files = list(_files(images[len(adapters) - 1 :]))
     names = _class_names(classes)
     with quiet_libraries():
         from adapt.backbones.load import load_backbone
@@ -81,7 +81,8 @@ def predict(
         models = load_many(adapters, load_backbone(backbone, device) if backbone else None, names, device=device)
         readable: list[Path] = []
         found = _predictions(adapters, models, _readable(files, readable), top_k, question)
-        write = (_writer if len(adapters) == 1 else _side_by_side)(as_json, as_csv, [str(each) for each in adapters])
+        titles = [str(each) for each in adapters]
+        write = _side_by_side(as_json, as_csv, titles) if len(adapters) > 1 else _writer(as_json, as_csv)
         for number, predictions in enumerate(found):
             write(readable[number], predictions)
     if len(readable) < len(files):
@@ -118,6 +119,8 @@ def _is_adapter(path: Path) -> bool:
 
 def _files(images: Sequence[Path]) -> Iterator[Path]:
     for path in images:
+        if path.suffix == ".safetensors":
+            raise AdaptError(f"{path} is an adapter, and no image is named behind it: name a file or a folder")
         if path.is_dir():
             found = images_in(str(path))
             if not found:
@@ -158,7 +161,7 @@ def _readable(files: list[Path], read: list[Path]) -> Iterator[Any]:
         yield image
 
 
-def _writer(as_json: bool, as_csv: bool, adapters: Sequence[str]) -> Any:
+def _writer(as_json: bool, as_csv: bool) -> Any:
     """A function that prints the one prediction of one image."""
     if as_csv:
         _print_csv([["image", "rank", "class", "probability"]])

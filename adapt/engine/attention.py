@@ -29,8 +29,8 @@ def prefix_suffix_attention(
     `q` has all rows, or with `ends_only` one end-of-text row a class in packed order. Returns one row per query:
     softmax, or what `edit` makes of the scores, over the prefix's keys and the class's own up to the query.
     """
-    if edit is None and packing.seen is not None:
-        return _attention_to_all(q, k, v, packing.seen[packing.ends] if ends_only else packing.seen, heads)
+    if edit is None and packing.visible is not None:
+        return _attention_to_all(q, k, v, packing.visible[packing.ends] if ends_only else packing.visible, heads)
     prefix = packing.prefix
     q, k, v = (x.unflatten(-1, (heads, -1)).transpose(-3, -2) for x in (q, k, v))  # (..., h, rows, d/h)
     q = q * q.shape[-1] ** -0.5
@@ -61,10 +61,10 @@ def prefix_suffix_attention(
     return torch.cat([*prefix_rows, suffix_rows], dim=-2).transpose(-3, -2).flatten(-2)
 
 
-def _attention_to_all(q: Tensor, k: Tensor, v: Tensor, seen: Tensor, heads: int) -> Tensor:
-    """Attention of `(..., queries, d)` in one call, where `seen` `(queries, rows)` hides what is of other classes."""
+def _attention_to_all(q: Tensor, k: Tensor, v: Tensor, visible: Tensor, heads: int) -> Tensor:
+    """Attention of `(..., queries, d)` in one call; `visible` `(queries, rows)` hides what is of other classes."""
     q, k, v = (x.unflatten(-1, (heads, -1)).transpose(-3, -2) for x in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v, seen).transpose(-3, -2).flatten(-2)
+    return F.scaled_dot_product_attention(q, k, v, visible).transpose(-3, -2).flatten(-2)
 
 
 def _prefix_attention(q: Tensor, k: Tensor, v: Tensor, packing: Packing, edit: Attention | None) -> Tensor:

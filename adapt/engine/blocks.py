@@ -45,7 +45,7 @@ def run_block(block: Block, index: int, asked: Plan, x: Tensor, attend: Attend, 
 
 def again_in_backward(model: nn.Module, block: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """`block(x)`, none of whose activations are kept: it is computed again in the backward pass."""
-    if not (torch.is_grad_enabled() and x.requires_grad):
+    if not torch.is_grad_enabled():
         return block(x)
 
     def again(x: Tensor) -> Tensor:

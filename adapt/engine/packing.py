@@ -31,7 +31,7 @@ class Packing:
     class `slot_class`; `learned` and `named` tell of every row whether it is one, and whether it is of the class name.
     `ends` are the end-of-text rows in packed order, `order` sorts them back to the classes' order.
 
-    `seen` `(rows, rows)` tells which rows each row attends to, where they are so few that it is cheap to look at all.
+    `visible` `(rows, rows)` tells which rows each attends to, where they are so few that it is cheap to look at all.
     """
 
     prefix: int
@@ -45,7 +45,7 @@ class Packing:
     named: Tensor
     ends: Tensor
     order: Tensor
-    seen: Tensor | None
+    visible: Tensor | None
 
     @property
     def rows(self) -> int:
@@ -90,11 +90,11 @@ def pack(prompts: Sequence[Prompt], prefix: int, first_class: int, device: torch
         named=flags([at in prompt.name for prompt, _, at in tokens]),
         ends=index(ends),
         order=index(order),
-        seen=_seen(tokens, prefix, device) if len(tokens) <= FEW_ROWS else None,
+        visible=_visible(tokens, prefix, device) if len(tokens) <= FEW_ROWS else None,
     )
 
 
-def _seen(tokens: Sequence[tuple[Prompt, int, int]], prefix: int, device: torch.device) -> Tensor:
+def _visible(tokens: Sequence[tuple[Prompt, int, int]], prefix: int, device: torch.device) -> Tensor:
     """A row attends to those before it in the prefix and in its own class, and to itself."""
     rows = torch.arange(len(tokens), device=device)
     classes = torch.tensor([i for _, i, _ in tokens], device=device)

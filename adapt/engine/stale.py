@@ -92,11 +92,6 @@ class Weights:
         return [torch.cat(views) for views in self._views.values()]
 
 
-def marks(model: nn.Module) -> list[tuple[int, int]]:
-    """Where a model's tensors are and how often each was written to; they themselves are not held."""
-    return [_memory(tensor) for tensor in (*model.parameters(), *model.buffers()) if not tensor.is_meta]
-
-
 def _memory(tensor: Tensor) -> tuple[int, int]:
     return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
 

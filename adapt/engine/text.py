@@ -11,7 +11,6 @@ from dataclasses import replace
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adapt.backbones.absent import Absent
@@ -19,6 +18,7 @@ from adapt.backbones.base import DualEncoder
 from adapt.backbones.tokenizer import pad_rows
 from adapt.backbones.tower import Block, TextParts, Tower, check_parts
 from adapt.edits import Bypass, Edit, Tokens
+from adapt.engine.agreement import same_features
 from adapt.engine.attention import prefix_suffix_attention
 from adapt.engine.blocks import again_in_backward, run_block
 from adapt.engine.budget import classes_within, in_parts
@@ -48,9 +48,8 @@ def agrees(backbone: DualEncoder, prompts: Sequence[Prompt]) -> bool:
     pair = [pair[0], pair[-1]] if len(pair) > 1 else pair
     budget, blocks = free_bytes(backbone.device), backbone.tower("text").blocks
     absent = [Bypass(i, nn.Identity()) for i, block in enumerate(blocks) if isinstance(block.module, Absent)]
-    plain, fast = (F.normalize(path(backbone, pair)(absent, budget).float(), dim=-1) for path in (PlainText, FastText))
-    exact = backbone.tower("text").dtype == torch.float32 and not torch.is_autocast_enabled(backbone.device.type)
-    return bool((plain - fast).abs().max() < (1e-4 if exact else 2e-2))
+    plain, fast = (path(backbone, pair)(absent, budget) for path in (PlainText, FastText))
+    return same_features(backbone, backbone.tower("text"), plain, fast)
 
 
 def active_dropout(module: nn.Module) -> bool:

@@ -18,32 +18,73 @@ from torch import Tensor, nn
 
 from adapt.backbones.absent import Absent
 from adapt.backbones.base import DualEncoder
-from adapt.backbones.tower import Block, Tower, VisionParts, check_parts
+from adapt.backbones.tower import Tower, VisionParts, check_parts
+from adapt.backbones.turns import sharing
 from adapt.edits import Attention, Bypass, Edit
+from adapt.engine.agreement import same_features
 from adapt.engine.blocks import again_in_backward, run_block
 from adapt.engine.frozen import frozen
 from adapt.engine.hooks import run
 from adapt.engine.plan import Plan, plan
-from adapt.engine.stale import marks
 from adapt.errors import AdaptError
 
 CLASS_ROW = slice(1)
 
 
 def reason_against(backbone: DualEncoder) -> str | None:
-    """Why the fast path does not serve its vision tower, or None where it does: compared with the library's forward."""
+    """Why the fast path does not serve its vision tower as it is now, or None where it does.
+
+    The answer is kept until modules, or what watches them, change: a forward costs a comparison then.
+    """
+    now = _structure(backbone)
+    known, reason = _REASONS.get(backbone, (None, None))
+    if known != now:
+        reason = _found_against(backbone, now)
+        _REASONS[backbone] = (now, reason)
+    return reason
+
+
+Structure = tuple[object, list[tuple[int, bool, bool]]]
+_REASONS: WeakKeyDictionary[DualEncoder, tuple[Structure, str | None]] = WeakKeyDictionary()
+
+
+def _structure(backbone: DualEncoder) -> Structure:
+    """What encodes images, and every module: which, whether by hooks, and whether by a forward of its own."""
+    with sharing(backbone.model):  # while no call has replaced parts for itself
+        modules = [
+            (id(each), bool(each._forward_hooks or each._forward_pre_hooks), "forward" in vars(each))
+            for each in backbone.model.modules()
+        ]
+    return backbone.encode_image, modules
+
+
+def _found_against(backbone: DualEncoder, structure: Structure) -> str | None:
     tower = backbone.towers.get("vision")
     if tower is None or tower.vision is None:
         return "its blocks are not mapped, or are not read at tokens of theirs"
     if not all(block.plain_attention and {"fc1", "fc2"} <= block.projections.keys() for block in tower.blocks):
         return "its blocks are of another form than CLIP's"
-    return None if _agrees(backbone) else "its features differ from the library's own forward on two images"
+    if any(hooks or own for _, hooks, own in structure[1]):
+        return "hooks, or a forward of its own, are on a module, and only the library's forward calls it"
+    return None if _agrees(backbone, tower) else "its features differ from the library's own forward on two images"
 
 
-def hooked(tower: Tower) -> bool:
-    """Whether somebody watches or changes parts of its blocks by hooks, which only the library's forward calls."""
-    parts = (part for block in tower.blocks for part in (block.module, block.attn, block.norm1, block.norm2, block.mlp))
-    return any(part is not None and (part._forward_hooks or part._forward_pre_hooks) for part in parts)
+@torch.no_grad()
+def _agrees(backbone: DualEncoder, tower: Tower) -> bool:
+    """Whether both paths give the same features of two images of noise."""
+    size = getattr(getattr(backbone.model, "visual", None), "image_size", backbone.preprocess.size)
+    height, width = size if isinstance(size, list | tuple) else (size, size)
+    noise = torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(0))
+    images = noise.to(backbone.device, backbone.dtype)
+    absent: list[Edit] = [
+        Bypass(i, nn.Identity()) for i, block in enumerate(tower.blocks) if isinstance(block.module, Absent)
+    ]
+    try:
+        fast = encode(backbone, images, absent)
+    except AdaptError:  # a module that was replaced is none of the tower's any more
+        return False
+    plain = run(backbone.model, [(tower, absent)], lambda: backbone.encode_image(images))
+    return same_features(backbone, tower, plain, fast)
 
 
 def encode(backbone: DualEncoder, images: Tensor, edits: Sequence[Edit], checkpointing: bool = False) -> Tensor:
@@ -65,7 +106,9 @@ def encode_from(
     tower = backbone.tower("vision")
     asked = plan(tower, edits)
     if (first := _first_edited(tower, asked)) < block:
-        raise AdaptError(f"these batches begin at block {block} of the vision tower, and block {first} is edited")
+        raise AdaptError(
+            f"these batches begin at block {block} of the vision tower, and block {first} is edited: give it the images"
+        )
     with _prepared(backbone, tower):
         x = _through(backbone, tower, asked, range(block, len(tower.blocks)), tokens, checkpointing)
         return _features(tower, asked, x)
@@ -163,33 +206,3 @@ def _features(tower: Tower, asked: Plan, x: Tensor) -> Tensor:
     assert norm is not None  # every mapped tower of images has one
     features: Tensor = asked.outer.get("projection", parts.project)(parts.read(x, norm))
     return features
-
-
-_AGREEMENTS: WeakKeyDictionary[DualEncoder, tuple[object, bool]] = WeakKeyDictionary()
-
-
-def _agrees(backbone: DualEncoder) -> bool:
-    """Whether both paths give the same features of two images of noise: asked anew only where the model has changed."""
-    now = (backbone.encode_image, marks(backbone.model))
-    compared, agrees = _AGREEMENTS.get(backbone, (None, False))
-    if compared != now:
-        agrees = _compared(backbone)
-        _AGREEMENTS[backbone] = (now, agrees)
-    return agrees
-
-
-@torch.no_grad()
-def _compared(backbone: DualEncoder) -> bool:
-    tower, size = backbone.tower("vision"), backbone.preprocess.size
-    noise = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
-    images = noise.to(backbone.device, backbone.dtype)
-    absent: list[Edit] = [Bypass(i, nn.Identity()) for i, block in enumerate(tower.blocks) if _is_absent(block)]
-    plain = run(backbone.model, [(tower, absent)], lambda: backbone.encode_image(images))
-    fast = encode(backbone, images, absent)
-    difference = F.normalize(plain.float(), dim=-1) - F.normalize(fast.float(), dim=-1)
-    exact = tower.dtype == torch.float32 and not torch.is_autocast_enabled(backbone.device.type)
-    return bool(difference.abs().max() < (1e-4 if exact else 2e-2))
-
-
-def _is_absent(block: Block) -> bool:
-    return isinstance(block.module, Absent)

@@ -104,30 +104,37 @@ class AdaptedModel(Adapted[DualEncoder]):
 
         0 where only the library's own forward computes them.
         """
-        if not self._sees_fast:
+        if not self._fast_on_images:
             return 0
         return vision.first_edited(self.backbone.tower("vision"), self._edits("vision", Context()))
 
     def block_inputs(self, images: Tensor | BlockInputs, block: int) -> BlockInputs:
         """What that block of the vision tower reads of images `(b, 3, h, w)`, or of an earlier one's inputs.
 
-        By the backbone alone.
+        By the backbone alone. AdaptError where the fast path does not serve.
         """
+        self._check_begun()
         if isinstance(images, BlockInputs):
             return BlockInputs(block, vision.block_inputs(self.backbone, block, images.tokens, images.block))
         return BlockInputs(block, vision.block_inputs(self.backbone, block, images.to(self.backbone.dtype)))
 
     @property
-    def _sees_fast(self) -> bool:
-        return self.vision_path == "fast" and not vision.hooked(self.backbone.tower("vision"))
+    def _fast_on_images(self) -> bool:
+        return self.vision_path == "fast" and vision.reason_against(self.backbone) is None
+
+    def _check_begun(self) -> None:
+        if not self._fast_on_images:
+            reason = vision.reason_against(self.backbone) or "the fast path is switched off"
+            raise AdaptError(f"a tower is entered at a later block by the fast path only: {reason}. Give it the images")
 
     def _image_features(self, images: Tensor | BlockInputs, edits: Sequence[Edit]) -> Tensor:
         backbone, checkpointing = self.backbone, self.checkpointing and bool(edits)
         if isinstance(images, BlockInputs):
+            self._check_begun()
             tokens = images.tokens.to(backbone.device)
             return vision.encode_from(backbone, images.block, tokens, edits, checkpointing)
         images = images.to(backbone.dtype)
-        if self._sees_fast:
+        if self._fast_on_images:
             return vision.encode(backbone, images, edits, checkpointing)
         return self._through({"vision": edits}, lambda: backbone.encode_image(images))
 

@@ -33,6 +33,8 @@ def predict_many_stream(
     """As `predict_many`, one image at a time, holding one batch of images."""
     from adapt.data.decoding.images import open_image
 
+    if not models:
+        raise AdaptError("there is no model to ask: give at least one, such as adapt.load_many([ADAPTER])")
     for model in models:
         if not isinstance(model, AdaptedModel):
             raise AdaptError(f"{model.backbone.describe()} does not classify images: ask it by itself, by predict")
@@ -55,7 +57,7 @@ def _predicted(models: dict[int, AdaptedModel], pictures: Sequence[Any], top_k: 
     transform = one.transform()
     pixels = torch.stack([transform(picture) for picture in pictures]).to(one.backbone.device)
     with ExitStack() as stack, torch.no_grad():
-        for model in sorted(models.values(), key=lambda model: not model.training):  # no mode changes once one is kept
+        for model in sorted(models.values(), key=_keeps_modes):  # none changes once one is kept
             stack.enter_context(evaluating(model))
         return {index: list(models[index]._predictions(seen, top_k, None)) for index, seen in _seen(models, pixels)}
 
@@ -68,6 +70,11 @@ def _seen(models: dict[int, AdaptedModel], pixels: Tensor) -> Iterator[tuple[int
         if begins[index]:
             seen = models[index].block_inputs(seen, begins[index])
         yield index, seen
+
+
+def _keeps_modes(model: AdaptedModel) -> bool:
+    """Whether all of it is in evaluation mode."""
+    return not any(module.training for module in model.modules())
 
 
 def _begins(model: AdaptedModel) -> int:

@@ -26,8 +26,8 @@ from adapt.models.classifier import AdaptedModel
 from adapt.models.wrap import wrap
 from adapt.progress import counting_bar, training_bar
 from adapt.training.average import epoch_weights
-from adapt.training.estimate import LengthOfTime
 from adapt.training.fitting import Fitting
+from adapt.training.length_of_time import LengthOfTime
 from adapt.training.loop import Length, Trainer
 from adapt.training.result import Result
 from adapt.training.run import Run
@@ -270,6 +270,7 @@ def _steps(training: Fitting) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     with torch.random.fork_rng():
         torch.manual_seed(training.seed)
         model.method.prepare(training)
+        training.renew_batches()
         trainer = Trainer(model, training.batches, settings, run)
         if not trainer.resumed:
             trainer.position.seconds = training.seconds

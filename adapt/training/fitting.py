@@ -24,7 +24,7 @@ from adapt.methods.base.training import Part
 from adapt.models.base import Adapted, evaluating
 from adapt.models.classifier import AdaptedModel
 from adapt.progress import counting_bar, training_bar
-from adapt.training.batches import Batches, ImageBatches, training_batches
+from adapt.training.batches import Batches, BlockBatches, ImageBatches, training_batches
 from adapt.training.loop import Trainer, autocast
 from adapt.training.run import Run
 from adapt.training.settings import TrainSettings
@@ -67,6 +67,12 @@ class Fitting:
         """Of the training images, as the trainer and a search go through them."""
         with counting_bar("encoding", self.progress) as bar:
             return training_batches(self.model, self.train_set, self.settings, self.seed, self.cache, bar)
+
+    def renew_batches(self) -> None:
+        """Once the method is prepared: where it now edits blocks before those that batches begin at, they are anew."""
+        begin = self.batches.block if isinstance(self.batches, BlockBatches) else 0
+        if begin and isinstance(self.model, AdaptedModel) and self.model.unedited_blocks < begin:
+            del self.batches
 
     def items(self, part: Part) -> Sequence[Item]:
         return self.train_set if part == "train" else self.val_set

@@ -1,11 +1,12 @@
 """Whether a training step fits into memory, before anything runs.
 
-What a step keeps for its backward pass is read off one image, and the classes, with whatever the method does to them.
+What a step keeps for its backward pass is read off two images, and the classes, with whatever the method does to them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +19,10 @@ from adapt.errors import AdaptError
 from adapt.models.base import Adapted
 from adapt.models.classifier import AdaptedModel
 from adapt.training.batches import Batches, BlockBatches, FeatureBatches
+from adapt.training.loop import autocast
 from adapt.training.settings import TrainSettings
 
+_IMAGES = 2  # that it is read off: norms over a batch need two
 _HELD = 1.25  # bytes that the allocator holds on to, for each that is kept; measured
 
 
@@ -31,7 +34,8 @@ def check_memory(model: Adapted[Any], batches: Batches, settings: TrainSettings)
     if isinstance(batches, FeatureBatches) or not isinstance(model, AdaptedModel):
         return 0
     size, free = settings.batch_size, free_bytes(model.backbone.device)
-    step = step_bytes(model, batches.block if isinstance(batches, BlockBatches) else None)
+    with autocast(model.backbone.device, settings.precision):
+        step = step_bytes(model, batches.block if isinstance(batches, BlockBatches) else None)
     needed = step.of(size)
     if needed > free:
         fitting = next((n for n in range(size - 1, 0, -1) if step.of(n) <= free), 0)
@@ -73,21 +77,23 @@ def step_bytes(model: AdaptedModel, block: int | None = None) -> StepBytes:
 def _of_classes(model: AdaptedModel) -> int:
     if model.text_path == "none":
         return 0
-    features = torch.zeros(1, model.backbone.embed_dim, device=model.backbone.device, dtype=model.backbone.dtype)
-    return kept_bytes(model, lambda: model.class_features(features))
+    backbone = model.backbone
+    features = torch.zeros(_IMAGES, backbone.embed_dim, device=backbone.device, dtype=backbone.dtype)
+    kept = kept_bytes(model, lambda: model.class_features(features))
+    return kept // _IMAGES if model.method.per_image else kept
 
 
 def _of_an_image(model: AdaptedModel, block: int | None) -> tuple[int, int]:
     backbone, size = model.backbone, model.backbone.preprocess.size
-    image = torch.zeros(1, 3, size, size, device=backbone.device, dtype=backbone.dtype)
+    images = torch.zeros(_IMAGES, 3, size, size, device=backbone.device, dtype=backbone.dtype)
     working = 12 * size**2  # three channels of fp32
     if "vision" not in backbone.towers:
         return 0, working
     tower = backbone.tower("vision")
-    inner = tower.blocks[-1].projections["fc1"].shape[0]
-    working += 4 * _tokens(model, image) * (8 * tower.width + 2 * inner)
-    seen: Any = image if block is None else model.block_inputs(image, block)
-    return kept_bytes(model, lambda: model.image_features(seen)), working
+    inner = max(projection.shape[0] for projection in tower.blocks[-1].projections.values())
+    working += 4 * _tokens(model, images) * (8 * tower.width + 2 * inner)
+    entered: Any = images if block is None else model.block_inputs(images, block)
+    return kept_bytes(model, lambda: model.image_features(entered)) // _IMAGES, working
 
 
 def kept_bytes(model: AdaptedModel, compute: Callable[[], Any]) -> int:
@@ -100,20 +106,33 @@ def kept_bytes(model: AdaptedModel, compute: Callable[[], Any]) -> int:
         kept[tensor.untyped_storage().data_ptr()] = tensor
         return tensor
 
-    mode, devices = model.training, [] if model.backbone.device.type == "cpu" else [model.backbone.device]
-    try:
+    devices = [] if model.backbone.device.type == "cpu" else [model.backbone.device]
+    with _left_as_it_was(model), torch.random.fork_rng(devices):
         model.train()
-        with torch.random.fork_rng(devices), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             compute()
-    finally:
-        model.train(mode)
     return sum(tensor.untyped_storage().nbytes() for address, tensor in kept.items() if address not in own)
 
 
-def _tokens(model: AdaptedModel, image: Tensor) -> int:
+@contextmanager
+def _left_as_it_was(model: AdaptedModel) -> Iterator[None]:
+    """Afterwards each module is in its mode again, and buffers have their values, such as those of a batch norm."""
+    modes = [(module, module.training) for module in model.modules()]
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        with torch.no_grad():
+            for buffer, value in buffers:
+                buffer.copy_(value)
+
+
+def _tokens(model: AdaptedModel, images: Tensor) -> int:
     """How many tokens an image has in the vision tower: read off one pass."""
     backbone = model.backbone
     with watched(backbone.model, backbone.towers, ["vision.0"]) as seen, torch.inference_mode():
-        backbone.encode_image(image)
+        backbone.encode_image(images)
     entered, _ = seen["vision.0"]
     return entered.shape[1]

@@ -202,4 +202,17 @@ def test_adapters_side_by_side(run, adapter: Path, photos: Path, tmp_path: Path)
 
 
 def test_adapters_without_images(run, refused, adapter: Path) -> None:
-    refused(run("predict", adapter, adapter), "adapters, and no image to classify")
+    refused(run("predict", adapter, adapter), "is an adapter, and no image is named behind it")
+
+
+def test_a_folder_of_images_in_which_an_adapter_lies(run, adapter: Path, photos: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "mixed"
+    shutil.copytree(photos / "test", folder)
+    shutil.copy(adapter, folder / "adapter.safetensors")
+    result = run("predict", adapter, folder, "--json")
+    assert result.exit_code == 0
+    assert len(result.stdout.splitlines()) == 6
+
+
+def test_an_adapter_given_twice(run, refused, adapter: Path, photos: Path) -> None:
+    refused(run("predict", adapter, adapter, photos), "one adapter is given twice")

@@ -17,13 +17,14 @@ OPTIONS: tuple[dict[str, Any], ...] = ({}, {"checkpointing": True}, {"fast": Fal
 
 
 def inside(model: AdaptedModel, backbone: Backbone) -> Iterator[tuple[str, nn.Module]]:
-    """A part of the first and of the last block of each tower that the model calls, where either path passes."""
+    """A part of the first and of the last block of each tower that the model calls, where its path passes."""
     for name, tower in backbone.towers.items():
         if name == "text" and model.text_path == "none":
             continue
         called = [i for i in range(len(tower.blocks)) if f"{name}.{i}" not in model.method.skipped]
         for index in sorted({called[0], called[-1]}):
-            yield f"{name}.{index}", tower.blocks[index].act
+            path = model.text_path if name == "text" else model.vision_path
+            yield f"{name}.{index}", tower.blocks[index].scale1 if path == "fast" else tower.blocks[index].act
 
 
 @pairs(ALL)

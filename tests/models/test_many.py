@@ -107,3 +107,16 @@ def test_adapters_of_one_name_share_a_backbone(tmp_path: Path) -> None:
     assert loaded[0].backbone is loaded[1].backbone
     given = adapt.load_many(paths, backbone)
     assert all(model.backbone is backbone for model in given)
+
+
+def test_a_model_half_in_training_mode_is_asked_too(open_clip: Backbone, photos: list[Path]) -> None:
+    one, other = (build("coop", open_clip).eval() for _ in range(2))
+    other.method.train()
+    assert len(adapt.predict_many([one, other], photos)) == len(photos)
+    assert other.method.training
+    assert not other.training
+
+
+def test_no_model_is_refused(photos: list[Path]) -> None:
+    with pytest.raises(AdaptError, match="no model to ask"):
+        adapt.predict_many([], photos)

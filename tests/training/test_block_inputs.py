@@ -95,3 +95,26 @@ def test_training_from_there_leaves_the_adapter_of_training_from_images(make_mod
         train(model, epochs=2, augment="none", cache=cache)
         adapters.append(flat(model.method.state_dict().values()))
     assert relative(*adapters) < 1e-4
+
+
+def test_they_are_kept_in_the_models_own_precision(make_model, tiny_split) -> None:
+    model = make_model("lora", **LATE)
+    with torch.autocast("cpu", torch.bfloat16):
+        kept = block_inputs(model, tiny_split.train, 2, workers=0, progress=None)
+    transform = model.backbone.transform(train=False)
+    images = torch.stack([transform(open_image(item.path)) for item in tiny_split.train])
+    assert scaled(kept, model.block_inputs(images, 2).tokens) < 1e-5
+
+
+def test_a_method_that_comes_to_edit_an_earlier_block_gets_other_batches(make_model, train) -> None:
+    model = make_model("lora", **LATE)
+    early = torch.nn.Linear(192, 192)
+    edits = model.method.edits
+
+    def prepare(training) -> bool:
+        model.method.early = early
+        model.method.edits = lambda tower, context: [*edits(tower, context), Parallel(0, "mlp", early)]
+        return True
+
+    model.method.prepare = prepare
+    assert train(model, epochs=1, augment="none").metrics["steps"] > 0

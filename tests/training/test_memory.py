@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from adapt import AdaptError
+from adapt.edits import Parallel
 from adapt.training import step_memory
 from adapt.training.step_memory import step_bytes
 
@@ -74,3 +75,24 @@ def test_reading_off_what_is_kept_leaves_randomness_and_mode_alone(make_model) -
     step_bytes(model)
     assert torch.equal(torch.get_rng_state(), state)
     assert not model.training
+
+
+class OverTokens(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = torch.nn.BatchNorm1d(192)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(x.flatten(0, -2)).view_as(x)
+
+
+def test_a_batch_norm_is_left_as_it_was(make_model) -> None:
+    model, norm = make_model("lora"), OverTokens().eval()
+    model.method.extra = norm
+    edits = model.method.edits
+    beside = [Parallel(2, "mlp", norm)]
+    model.method.edits = lambda tower, context: edits(tower, context) + (beside if tower.name == "vision" else [])
+    before = {name: value.clone() for name, value in norm.state_dict().items()}
+    assert step_bytes(model).kept > 0
+    assert all(torch.equal(value, before[name]) for name, value in norm.state_dict().items())
+    assert not norm.training
