@@ -81,7 +81,7 @@ def _agrees(backbone: DualEncoder, tower: Tower) -> bool:
     ]
     try:
         fast = encode(backbone, images, absent)
-    except AdaptError:  # a module that was replaced is none of the tower's any more
+    except (AdaptError, RuntimeError):  # a module was replaced, or shapes do not fit: it is another tower than mapped
         return False
     plain = run(backbone.model, [(tower, absent)], lambda: backbone.encode_image(images))
     return same_features(backbone, tower, plain, fast)
@@ -115,11 +115,11 @@ def encode_from(
 
 
 @torch.no_grad()
-def block_inputs(backbone: DualEncoder, block: int, seen: Tensor, begun: int | None = None) -> Tensor:
+def block_inputs(backbone: DualEncoder, block: int, images: Tensor, begun: int | None = None) -> Tensor:
     """What block `block` reads `(b, l, d)` by the backbone alone, of images or of what block `begun` reads."""
     tower, nothing = backbone.tower("vision"), Plan()
     with _prepared(backbone, tower):
-        entered = _entered(tower, nothing, seen) if begun is None else seen
+        entered = _entered(tower, nothing, images) if begun is None else images
         return _through(backbone, tower, nothing, range(begun or 0, block), entered, False)
 
 

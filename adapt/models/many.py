@@ -59,17 +59,18 @@ def _predicted(models: dict[int, AdaptedModel], pictures: Sequence[Any], top_k: 
     with ExitStack() as stack, torch.no_grad():
         for model in sorted(models.values(), key=_keeps_modes):  # none changes once one is kept
             stack.enter_context(evaluating(model))
-        return {index: list(models[index]._predictions(seen, top_k, None)) for index, seen in _seen(models, pixels)}
+        entering = _entering(models, pixels)
+        return {index: list(models[index]._predictions(inputs, top_k, None)) for index, inputs in entering}
 
 
-def _seen(models: dict[int, AdaptedModel], pixels: Tensor) -> Iterator[tuple[int, Any]]:
+def _entering(models: dict[int, AdaptedModel], pixels: Tensor) -> Iterator[tuple[int, Any]]:
     """What each model is given: the images, or how far the frozen blocks that it shares have got with them."""
     begins = {index: _begins(model) for index, model in models.items()}
-    seen: Any = pixels
+    inputs: Any = pixels
     for index in sorted(begins, key=lambda index: begins[index]):
         if begins[index]:
-            seen = models[index].block_inputs(seen, begins[index])
-        yield index, seen
+            inputs = models[index].block_inputs(inputs, begins[index])
+        yield index, inputs
 
 
 def _keeps_modes(model: AdaptedModel) -> bool:

@@ -134,11 +134,11 @@ class ImageStep(Step):
         """Unit-length features of the images `(b, e)`, under the method's edits."""
         if isinstance(self.inputs, Encoded):
             return self.inputs.features.to(self.model.backbone.device)
-        features: Tensor = self.model.image_features(self._seen)
+        features: Tensor = self.model.image_features(self._entering)
         return features
 
     @property
-    def _seen(self) -> Tensor | BlockInputs:
+    def _entering(self) -> Tensor | BlockInputs:
         """What the vision tower is given."""
         return self.inputs if isinstance(self.inputs, BlockInputs) else self.images
 
@@ -155,7 +155,7 @@ class ImageStep(Step):
             return self.features
         if "features" not in self._frozen:
             with torch.no_grad():
-                self._frozen["features"] = self.model.backbone_features(self._seen)
+                self._frozen["features"] = self.model.backbone_features(self._entering)
         return self._frozen["features"]
 
     def frozen_class_features(self, templates: Sequence[str], average: Literal["unit", "raw"] = "unit") -> Tensor:
