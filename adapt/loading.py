@@ -21,6 +21,7 @@ from adapt.formats.header import Header, read_header
 from adapt.methods.base import Method
 from adapt.models.answers import Answers
 from adapt.models.wrap import assemble, build
+from adapt.shown import brief
 
 logger = logging.getLogger("adapt")
 
@@ -39,6 +40,8 @@ def load(
     directory stands for its adapter, and a compact folder (see `adapt.formats.compact`) brings its own backbone.
     Raises AdaptError where file and backbone do not fit each other, and as `read_header` and `read_tensors` do.
     """
+    if not (backbone is None or isinstance(backbone, Backbone)):
+        raise AdaptError(f"backbone is {brief(backbone)}; expected one, such as adapt.load_backbone(NAME) gives")
     path = _adapter_of(path)
     if not Path(path).is_dir():
         return _of_file(Path(path), backbone, class_names, fast, device)
@@ -60,6 +63,8 @@ def load_many(
     device: str = "cpu",
 ) -> list[Any]:
     """The models that were saved at `paths`, as `load` gives them; those that name one backbone share it."""
+    if isinstance(paths, str | Path):
+        raise AdaptError(f"load_many got {str(paths)!r}; expected a list of paths: for a single one, call load")
     shared: dict[str, Backbone] = {}
     models = []
     for path in paths:

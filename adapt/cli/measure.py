@@ -74,7 +74,7 @@ def evaluate_adapter(
         for share, each in zip(shares, blended, strict=True):
             if not as_json:
                 click.echo(f"blend {share:g}: ", nl=False)
-            _print(each, split, part, as_json, cache)
+            _print(each, split, part, as_json, cache, {"blend": share})
         if not shares:
             _print(model, split, part, as_json, cache)
 
@@ -125,7 +125,10 @@ def zeroshot(
         _print(model, split, part, as_json, cache)
 
 
-def _print(model: Adapted[Any], split: Split, part: str, as_json: bool, cache: bool) -> None:
+def _print(
+    model: Adapted[Any], split: Split, part: str, as_json: bool, cache: bool, asked: dict[str, Any] | None = None
+) -> None:
+    """Measures `model`; `asked` is what was asked of it besides, and stands in each line of JSON."""
     from dataclasses import replace
 
     from adapt.evaluation.evaluate import evaluate
@@ -139,7 +142,14 @@ def _print(model: Adapted[Any], split: Split, part: str, as_json: bool, cache: b
         from adapt import plain
 
         blend = {} if model.answers.blend == 1 else {"blend": model.answers.blend}
-        figures = {"data": split.name, "part": part, **blend, **scores.figures(), "by_class": scores.by_class}
+        figures = {
+            "data": split.name,
+            "part": part,
+            **blend,
+            **(asked or {}),
+            **scores.figures(),
+            "by_class": scores.by_class,
+        }
         click.echo(plain.dump({"method": model.method.name, "backbone": model.backbone.name, **figures}))
     else:
         of = f"{scores.images} {part} {'questions' if items[0].question else 'images'} of {split.name}"

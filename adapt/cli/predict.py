@@ -19,7 +19,7 @@ from adapt.cli import options as common
 from adapt.data.readers.folder import IMAGE_SUFFIXES, images_in
 from adapt.data.readers.lines import read_lines
 from adapt.errors import AdaptError
-from adapt.shown import shown, unseen
+from adapt.shown import first_of, shown, unseen
 
 if TYPE_CHECKING:
     from adapt.models.prediction import Prediction
@@ -94,18 +94,24 @@ def _predictions(
     adapters: Sequence[Path], models: Sequence[Any], images: Iterable[Any], top_k: int, question: str | None
 ) -> Iterator[tuple[Prediction, ...]]:
     """What each model says of each image."""
-    asked = [_asked(adapter, model, question) for adapter, model in zip(adapters, models, strict=True)]
-    if len(models) > 1 and question is None:
-        from adapt.models.many import predict_many_stream
+    if len(models) == 1:
+        asked = _asked(adapters[0], models[0], question)
+        return ((prediction,) for prediction in models[0].predict_stream(images, top_k, **asked))
+    answering = [adapter for adapter, model in zip(adapters, models, strict=True) if not _classifies(model)]
+    if answering or question is not None:
+        named = f"; {first_of(answering)} answers questions" if answering else ""
+        raise AdaptError(f"several adapters stand side by side where they classify{named}: ask one at a time")
+    from adapt.models.many import predict_many_stream
 
-        return predict_many_stream(models, images, top_k)
-    if len(models) > 1:
-        raise AdaptError("several adapters stand side by side where they classify: ask one of them at a time")
-    return ((prediction,) for prediction in models[0].predict_stream(images, top_k, **asked[0]))
+    return predict_many_stream(models, images, top_k)
+
+
+def _classifies(model: Any) -> bool:
+    return bool(model.backbone.family == "dual encoder")
 
 
 def _asked(adapter: Path, model: Any, question: str | None) -> dict[str, str]:
-    answers = model.backbone.family != "dual encoder"
+    answers = not _classifies(model)
     if answers != (question is not None):
         need = "answers questions: give --question" if answers else "classifies images: leave --question out"
         raise AdaptError(f"{adapter} {need}")
@@ -119,8 +125,12 @@ def _is_adapter(path: Path) -> bool:
 
 def _files(images: Sequence[Path]) -> Iterator[Path]:
     for path in images:
-        if path.suffix == ".safetensors":
-            raise AdaptError(f"{path} is an adapter, and no image is named behind it: name a file or a folder")
+        if _is_adapter(path) and not (path.is_dir() and images_in(str(path))):
+            raise AdaptError(
+                f"{path} is an adapter, where an image is expected: adapters come first, images behind them"
+            )
+        if not (path.suffix or path.exists()):
+            raise AdaptError(f"there is nothing at {path}, neither an adapter nor an image")
         if path.is_dir():
             found = images_in(str(path))
             if not found:

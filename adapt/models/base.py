@@ -25,7 +25,7 @@ from adapt.errors import AdaptError
 from adapt.methods.base import Context, Method, checked
 from adapt.methods.base.step import TERMS, Step, Terms
 from adapt.models.answers import PLAIN, Answers
-from adapt.models.prediction import Prediction, batches_of, decided
+from adapt.models.prediction import Prediction, batches_of, check_count, decided
 from adapt.prompts import several
 
 if TYPE_CHECKING:
@@ -166,6 +166,7 @@ class Adapted(nn.Module, Generic[B]):
         """As `predict`, one prediction at a time, holding one batch of images."""
         from adapt.data.decoding.images import open_image
 
+        check_count(top_k)
         transform, model = self.transform(), self if self.memory is not None else self.stream()
         for batch in batches_of(images, max(1, batch_size // (1 + self.method.views))):
             pixels = torch.stack([transform(open_image(image)) for image in batch]).to(self.backbone.device)

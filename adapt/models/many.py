@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from adapt.errors import AdaptError
-from adapt.models.base import evaluating
+from adapt.models.base import Adapted, evaluating
 from adapt.models.classifier import AdaptedModel
-from adapt.models.prediction import Prediction, batches_of
+from adapt.models.prediction import Prediction, batches_of, check_count
+from adapt.shown import brief
 
 
 def predict_many(
@@ -33,11 +34,19 @@ def predict_many_stream(
     """As `predict_many`, one image at a time, holding one batch of images."""
     from adapt.data.decoding.images import open_image
 
+    if isinstance(models, AdaptedModel):
+        raise AdaptError("predict_many got one model; expected a list of them, or call its predict")
     if not models:
         raise AdaptError("there is no model to ask: give at least one, such as adapt.load_many([ADAPTER])")
     for model in models:
+        if isinstance(model, Adapted) and not isinstance(model, AdaptedModel):
+            raise AdaptError(
+                f"the {model.method.name} on {model.backbone.describe()} answers questions: ask it by itself, by "
+                "predict(images, question=...)"
+            )
         if not isinstance(model, AdaptedModel):
-            raise AdaptError(f"{model.backbone.describe()} does not classify images: ask it by itself, by predict")
+            raise AdaptError(f"predict_many got {brief(model)}; expected models, as adapt.load_many(PATHS) gives them")
+    check_count(top_k)
     models = [model if model.memory is not None else model.stream() for model in models]
     groups: dict[tuple[int, int], list[int]] = {}
     for index, model in enumerate(models):

@@ -36,6 +36,12 @@ class Prediction:
     top: tuple[tuple[str, float], ...]
 
 
+def check_count(top_k: int) -> None:
+    """AdaptError for a number of classes that cannot be shown."""
+    if not isinstance(top_k, int) or top_k < 1:
+        raise AdaptError(f"top_k is {top_k!r}; expected how many classes to give for an image, 1 or more")
+
+
 def predictions(logits: Tensor, class_names: Sequence[str], top_k: int) -> Iterator[Prediction]:
     """The predictions that logits `(b, n)` of `n` classes make."""
     probabilities, indices = finite(logits).float().softmax(-1).topk(min(top_k, len(class_names)))

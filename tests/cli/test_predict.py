@@ -202,7 +202,7 @@ def test_adapters_side_by_side(run, adapter: Path, photos: Path, tmp_path: Path)
 
 
 def test_adapters_without_images(run, refused, adapter: Path) -> None:
-    refused(run("predict", adapter, adapter), "is an adapter, and no image is named behind it")
+    refused(run("predict", adapter, adapter), "is an adapter, where an image is expected: adapters come first")
 
 
 def test_a_folder_of_images_in_which_an_adapter_lies(run, adapter: Path, photos: Path, tmp_path: Path) -> None:
@@ -216,3 +216,8 @@ def test_a_folder_of_images_in_which_an_adapter_lies(run, adapter: Path, photos:
 
 def test_an_adapter_given_twice(run, refused, adapter: Path, photos: Path) -> None:
     refused(run("predict", adapter, adapter, photos), "one adapter is given twice")
+
+
+def test_what_is_neither_adapter_nor_image(run, refused, adapter: Path, photos: Path) -> None:
+    refused(run("predict", adapter, "nope", photos), "there is nothing at nope, neither an adapter nor an image")
+    refused(run("predict", adapter, photos, adapter), "adapters come first, images behind them")

@@ -120,3 +120,19 @@ def test_a_model_half_in_training_mode_is_asked_too(open_clip: Backbone, photos:
 def test_no_model_is_refused(photos: list[Path]) -> None:
     with pytest.raises(AdaptError, match="no model to ask"):
         adapt.predict_many([], photos)
+
+
+def test_what_is_no_list_of_models_is_refused(open_clip: Backbone, photos: list[Path], tmp_path: Path) -> None:
+    model = build("coop", open_clip).eval()
+    for given, words in ((model, "expected a list"), ([str(tmp_path)], "expected models, as adapt.load_many")):
+        with pytest.raises(AdaptError, match=words):
+            adapt.predict_many(given, photos)
+    with pytest.raises(AdaptError, match="top_k is 0; expected"):
+        adapt.predict_many([model], photos, top_k=0)
+    with pytest.raises(AdaptError, match="top_k is 0; expected"):
+        model.predict(photos, top_k=0)
+    path = model.save(tmp_path / "adapter.safetensors")
+    with pytest.raises(AdaptError, match="expected a list of paths"):
+        adapt.load_many(path)
+    with pytest.raises(AdaptError, match=r"backbone is 'mini-clip'; expected one, such as adapt\.load_backbone"):
+        adapt.load(path, "mini-clip")
