@@ -110,7 +110,10 @@ def _of_file(
     if class_names is not None and tuple(class_names) != described.class_names:
         if not hasattr(model, "with_classes"):
             raise AdaptError(f"{path} answers questions about images and takes no class names")
-        model = model.with_classes(class_names)
+        try:
+            model = model.with_classes(class_names)
+        except AdaptError as error:
+            raise AdaptError(f"{path}: {error}") from error
     return model.eval()
 
 
