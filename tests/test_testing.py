@@ -107,7 +107,7 @@ class Raises(methods.CoOp):
         (Learns, "deciding changes nothing: answering changed ctx"),
         (Raises, "the backbone stays as it is: KeyError: 'something'"),
         (Writes, "the backbone stays as it is: training changed"),
-        (Draws, "both text paths agree|a loaded adapter answers alike|a stopped training|answers do not depend"),
+        (Draws, "both paths agree|a loaded adapter answers alike|a stopped training|answers do not depend"),
         (Forgets, "a loaded adapter answers alike: a loaded adapter is sure by another"),
         (Holds, r"only its own tensors train: borrowed\.\w+ is a parameter of the backbone"),
         (Remembers, "answers do not depend on the batch: an image by itself is sure by another"),

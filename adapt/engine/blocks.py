@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+from adapt.backbones.absent import Absent
 from adapt.backbones.stand_in import StandIn
 from adapt.backbones.tower import Block, Projection, as_one
 from adapt.edits import Parallel
@@ -28,7 +29,12 @@ _QUICK = 1.702
 
 
 def run_block(block: Block, index: int, asked: Plan, x: Tensor, attend: Attend, rows: RowIndex | None = None) -> Tensor:
-    """What block `index` makes of `x` `(..., l, d)`; with `rows`, of these only `(..., rows, d)`."""
+    """What block `index` makes of `x` `(..., l, d)`; with `rows`, of these only `(..., rows, d)`.
+
+    AdaptError for a block that was cut out.
+    """
+    if isinstance(block.module, Absent):
+        block.module()  # refuses, with its name
     replaced, beside = asked.replaced.get(index, {}), asked.parallel.get(index, {})
     parts: dict[str, Callable[[Tensor], Tensor]] = {"norm1": block.norm1, "norm2": block.norm2, **block.projections}
     parts |= replaced

@@ -39,11 +39,11 @@ class AdaptedModel(Adapted[DualEncoder]):
     ) -> None:
         super().__init__(backbone, method, class_names, checkpointing=checkpointing)
         self.fast = fast
-        self.vision_path = "plain" if _against_fast_vision(backbone, fast) else "fast"
         # read once: parts that changed from step to step would draw other dropout, and a resumed run would differ
         self.text_memory = text_memory or free_bytes(backbone.device) // 2
         self._texts = self._class_texts(partial(method.prompts, backbone.tokenizer), checkpointing)
         self._frozen_texts: dict[tuple[tuple[str, ...], PromptAverage], ClassTexts] = {}
+        self.vision_path = "plain" if _against_fast_vision(backbone, fast) else "fast"
 
     def _class_texts(
         self,

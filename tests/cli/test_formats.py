@@ -127,7 +127,7 @@ def test_a_compact_folder_stands_for_its_adapter(run, model_folder: Path, photos
 def test_export_refusals(run, refused, adapter: Path, tmp_path: Path) -> None:
     refused(run("export", adapter, "--out", tmp_path / "light"), "give --compact, the one form of export")
     refused(run("export", adapter, "--compact", "--out", tmp_path / "light"), "this coop skips no block")
-    refused(run("predict", tmp_path, adapter), "there is no adapter at", "not one of `adapt export --compact`")
+    refused(run("predict", tmp_path, "photo.png"), "there is no adapter at", "not one of `adapt export --compact`")
     assert not (tmp_path / "light").exists()
 
 
