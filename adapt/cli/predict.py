@@ -175,7 +175,7 @@ def _writer(as_json: bool, as_csv: bool) -> Any:
     """A function that prints the one prediction of one image."""
     if as_csv:
         _print_csv([["image", "rank", "class", "probability"]])
-        return lambda path, found: _print_csv([str(path), rank, *_cells(each)] for rank, each in _ranked(found[0]))
+        return lambda path, found: _csv_columns(path, found)
     if as_json:
         return lambda path, found: click.echo(plain.dump({"image": str(path), "top": _top(found[0])}))
     return _lines
@@ -194,10 +194,6 @@ def _side_by_side(as_json: bool, as_csv: bool, adapters: Sequence[str]) -> Any:
 
 def _top(found: Prediction) -> list[dict[str, Any]]:
     return [{"class": name, "probability": value} for name, value in found.top]
-
-
-def _ranked(found: Prediction) -> Iterator[tuple[int, tuple[str, float]]]:
-    return enumerate(found.top, 1)
 
 
 def _cells(each: tuple[str, float] | None) -> list[str]:

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from adapt.backbones.absent import Absent
 from adapt.backbones.base import Backbone
 from adapt.backbones.tower import Tower
+from adapt.edits import Bypass, Edit
+
+
+def bypassing_absent(tower: Tower) -> list[Edit]:
+    """Edits under which a tower computes that blocks were cut out of."""
+    return [Bypass(i, nn.Identity()) for i, block in enumerate(tower.blocks) if isinstance(block.module, Absent)]
 
 
 def same_features(backbone: Backbone, tower: Tower, plain: Tensor, fast: Tensor) -> bool:

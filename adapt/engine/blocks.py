@@ -62,9 +62,16 @@ def again_in_backward(model: nn.Module, block: Callable[[Tensor], Tensor], x: Te
 
 
 def _read(block: Block, replaced: Mapping[str, nn.Module], normed: Tensor, rows: RowIndex | None) -> list[Tensor]:
-    """Queries of `rows`, keys and values of all rows."""
+    """Queries of `rows`, keys and values of all rows; by one product what the frozen projections make of all rows.
+
+    That is left out where their weights are not one, or where a module does without the frozen projection.
+    """
     of_all = "qkv" if rows is None else "kv"
-    given = _together(block, replaced, normed, of_all)
+    stand_ins = {
+        letter: _stand_in(replaced[letter], block.projections[letter]) for letter in of_all if letter in replaced
+    }
+    one = as_one([block.projections[letter] for letter in of_all]) if all(stand_ins.values()) else None
+    given = {} if one is None else dict(zip(of_all, one(normed).chunk(len(of_all), dim=-1)))
     results = []
     for letter in "qkv":
         x = normed if letter in of_all else normed[..., rows, :].contiguous()  # else: one product an image
@@ -72,18 +79,10 @@ def _read(block: Block, replaced: Mapping[str, nn.Module], normed: Tensor, rows:
         if module is None:
             results.append(given[letter] if letter in given else block.projections[letter](x))
             continue
-        stand_in = _stand_in(module, block.projections[letter]) if letter in given else None
+        stand_in = stand_ins[letter] if letter in given else None
         with nullcontext() if stand_in is None else stand_in.giving(given[letter]):
             results.append(module(x))
     return results
-
-
-def _together(block: Block, replaced: Mapping[str, nn.Module], x: Tensor, letters: str) -> dict[str, Tensor]:
-    """What the frozen projections make of `x`, by one product; nothing where that is not so, or one is not needed."""
-    projections = [block.projections[letter] for letter in letters]
-    one = as_one(projections)
-    needed = (letter not in replaced or _stand_in(replaced[letter], block.projections[letter]) for letter in letters)
-    return dict(zip(letters, one(x).chunk(len(letters), dim=-1))) if one is not None and all(needed) else {}
 
 
 def _stand_in(module: nn.Module, projection: Projection) -> StandIn | None:

@@ -13,12 +13,11 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from adapt.backbones.absent import Absent
 from adapt.backbones.base import DualEncoder
 from adapt.backbones.tokenizer import pad_rows
 from adapt.backbones.tower import Block, TextParts, Tower, check_parts
-from adapt.edits import Bypass, Edit, Tokens
-from adapt.engine.agreement import same_features
+from adapt.edits import Edit, Tokens
+from adapt.engine.agreement import bypassing_absent, same_features
 from adapt.engine.attention import prefix_suffix_attention
 from adapt.engine.blocks import again_in_backward, run_block
 from adapt.engine.budget import classes_within, in_parts
@@ -46,8 +45,7 @@ def agrees(backbone: DualEncoder, prompts: Sequence[Prompt]) -> bool:
     """Whether both paths give the same features for the shortest and the longest prompt."""
     pair = sorted(prompts, key=lambda prompt: len(prompt.ids))
     pair = [pair[0], pair[-1]] if len(pair) > 1 else pair
-    budget, blocks = free_bytes(backbone.device), backbone.tower("text").blocks
-    absent = [Bypass(i, nn.Identity()) for i, block in enumerate(blocks) if isinstance(block.module, Absent)]
+    budget, absent = free_bytes(backbone.device), bypassing_absent(backbone.tower("text"))
     plain, fast = (path(backbone, pair)(absent, budget) for path in (PlainText, FastText))
     return same_features(backbone, backbone.tower("text"), plain, fast)
 

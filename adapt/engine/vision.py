@@ -3,12 +3,13 @@
 Attention is computed on contiguous `(b, l, d)`: torch's `nn.MultiheadAttention` goes over to `(l, b, d)`, which makes
 autograd take one small product a position under a frozen weight. Where the class token is pooled, the last block
 computes its row only. Blocks before the first edit have no graph, as nothing in them needs gradient.
+
+Who calls asks `reason_against` first, which looks whether the tower's modules are still those of the model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from functools import partial
 from weakref import WeakKeyDictionary
 
@@ -16,12 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adapt.backbones.absent import Absent
 from adapt.backbones.base import DualEncoder
 from adapt.backbones.tower import Tower, VisionParts, check_parts
 from adapt.backbones.turns import sharing
-from adapt.edits import Attention, Bypass, Edit
-from adapt.engine.agreement import same_features
+from adapt.edits import Attention, Edit
+from adapt.engine.agreement import bypassing_absent, same_features
 from adapt.engine.blocks import again_in_backward, run_block
 from adapt.engine.frozen import frozen
 from adapt.engine.hooks import run
@@ -76,10 +76,9 @@ def _agrees(backbone: DualEncoder, tower: Tower) -> bool:
     height, width = size if isinstance(size, list | tuple) else (size, size)
     noise = torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(0))
     images = noise.to(backbone.device, backbone.dtype)
-    absent: list[Edit] = [
-        Bypass(i, nn.Identity()) for i, block in enumerate(tower.blocks) if isinstance(block.module, Absent)
-    ]
+    absent = bypassing_absent(tower)
     try:
+        check_parts(tower, backbone.model)
         fast = encode(backbone, images, absent)
     except (AdaptError, RuntimeError):  # a module was replaced, or shapes do not fit: it is another tower than mapped
         return False
@@ -91,7 +90,7 @@ def encode(backbone: DualEncoder, images: Tensor, edits: Sequence[Edit], checkpo
     """Features `(b, e)`, before normalisation, of images `(b, 3, h, w)` under edits of the vision tower."""
     tower = backbone.tower("vision")
     asked = plan(tower, edits)
-    with _prepared(backbone, tower):
+    with frozen(backbone.model):
         x = _through(backbone, tower, asked, range(len(tower.blocks)), _entered(tower, asked, images), checkpointing)
         return _features(tower, asked, x)
 
@@ -109,7 +108,7 @@ def encode_from(
         raise AdaptError(
             f"these batches begin at block {block} of the vision tower, and block {first} is edited: give it the images"
         )
-    with _prepared(backbone, tower):
+    with frozen(backbone.model):
         x = _through(backbone, tower, asked, range(block, len(tower.blocks)), tokens, checkpointing)
         return _features(tower, asked, x)
 
@@ -118,7 +117,7 @@ def encode_from(
 def block_inputs(backbone: DualEncoder, block: int, images: Tensor, begun: int | None = None) -> Tensor:
     """What block `block` reads `(b, l, d)` by the backbone alone, of images or of what block `begun` reads."""
     tower, nothing = backbone.tower("vision"), Plan()
-    with _prepared(backbone, tower):
+    with frozen(backbone.model):
         entered = _entered(tower, nothing, images) if begun is None else images
         return _through(backbone, tower, nothing, range(begun or 0, block), entered, False)
 
@@ -133,14 +132,6 @@ def _first_edited(tower: Tower, asked: Plan) -> int:
         return 0
     inside = (*asked.replaced, *asked.attention, *asked.parallel, *asked.bypassed)
     return min(inside, default=len(tower.blocks))
-
-
-@contextmanager
-def _prepared(backbone: DualEncoder, tower: Tower) -> Iterator[None]:
-    """Inside, the model is frozen, and the tower's blocks are still its own."""
-    with frozen(backbone.model):
-        check_parts(tower, backbone.model)
-        yield
 
 
 def _parts(tower: Tower) -> VisionParts:

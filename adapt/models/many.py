@@ -39,13 +39,13 @@ def predict_many_stream(
     if not models:
         raise AdaptError("there is no model to ask: give at least one, such as adapt.load_many([ADAPTER])")
     for model in models:
-        if isinstance(model, Adapted) and not isinstance(model, AdaptedModel):
+        if not isinstance(model, Adapted):
+            raise AdaptError(f"predict_many got {brief(model)}; expected models, as adapt.load_many(PATHS) gives them")
+        if not isinstance(model, AdaptedModel):
             raise AdaptError(
                 f"the {model.method.name} on {model.backbone.describe()} answers questions: ask it by itself, by "
                 "predict(images, question=...)"
             )
-        if not isinstance(model, AdaptedModel):
-            raise AdaptError(f"predict_many got {brief(model)}; expected models, as adapt.load_many(PATHS) gives them")
     check_count(top_k)
     models = [model if model.memory is not None else model.stream() for model in models]
     groups: dict[tuple[int, int], list[int]] = {}
