@@ -39,7 +39,12 @@ def readable(class_name: str) -> str:
 
 def from_template(tokenizer: TextTokenizer, template: str, class_name: str) -> Prompt:
     """The prompt of a hand-written template with `{}` for the class name."""
-    ids = tokenizer.row(template.replace("{}", readable(class_name)))
+    return of_text(tokenizer, template.replace("{}", readable(class_name)))
+
+
+def of_text(tokenizer: TextTokenizer, text: str) -> Prompt:
+    """The prompt of a text as it is."""
+    ids = tokenizer.row(text)
     return Prompt(tuple(ids), (None,) * len(ids))
 
 

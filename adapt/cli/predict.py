@@ -22,6 +22,7 @@ from adapt.errors import AdaptError
 from adapt.shown import first_of, shown, unseen
 
 if TYPE_CHECKING:
+    from adapt.models.explanation import Explanation
     from adapt.models.prediction import Prediction
 
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 @click.option("--top-k", type=click.IntRange(min=1), default=5, show_default=True, help="Classes to show for an image.")
 @click.option("--classes", help="Other class names: separated by commas, or a text file with one a line.")
 @click.option("--question", help="What is asked about the images, of an adapter that answers questions.")
+@click.option("--explain", is_flag=True, help="Say which descriptors of a class decided, of an adapter that has some.")
 @common.of_adapter
 @common.device
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
@@ -46,6 +48,7 @@ def predict(
     top_k: int,
     classes: str | None,
     question: str | None,
+    explain: bool,
     backbone: str | None,
     device: str,
     as_json: bool,
@@ -64,12 +67,15 @@ def predict(
       adapt predict runs/coop runs/lora runs/gda photos/
       adapt predict adapter.safetensors photo.png --classes "cat,dog,parrot"
       adapt predict adapter.safetensors photo.png --question "what is it?"
+      adapt predict runs/described photo.png --explain --top-k 2
     """
     from adapt.cli.quiet import quiet_libraries
 
     if as_json and as_csv:
         raise AdaptError("--json and --csv are two layouts of one output: give one of them")
     adapters = [adapter, *takewhile(_is_adapter, images[:-1])]
+    if explain and (as_csv or len(adapters) > 1):
+        raise AdaptError("--explain is of one adapter, in lines or --json: leave --csv and the other adapters out")
     if len(set(adapters)) < len(adapters):
         raise AdaptError(f"{', '.join(map(str, adapters))}: one adapter is given twice; give each of them once")
     files = list(_files(images[len(adapters) - 1 :]))
@@ -80,11 +86,17 @@ def predict(
 
         models = load_many(adapters, load_backbone(backbone, device) if backbone else None, names, device=device)
         readable: list[Path] = []
-        found = _predictions(adapters, models, _readable(files, readable), top_k, question)
-        titles = [str(each) for each in adapters]
-        write = _side_by_side(as_json, as_csv, titles) if len(adapters) > 1 else _writer(as_json, as_csv)
-        for number, predictions in enumerate(found):
-            write(readable[number], predictions)
+        source = _readable(files, readable)
+        found: Iterator[Any]
+        write: Any
+        if explain:
+            found, write = _explanations(adapter, models[0], source, top_k), _explained_json if as_json else _explained
+        else:
+            found = _predictions(adapters, models, source, top_k, question)
+            titles = [str(each) for each in adapters]
+            write = _side_by_side(as_json, as_csv, titles) if len(adapters) > 1 else _writer(as_json, as_csv)
+        for number, answer in enumerate(found):
+            write(readable[number], answer)
     if len(readable) < len(files):
         click.echo(f"{len(files) - len(readable)} of {len(files)} images could not be read", err=True)
         sys.exit(2)
@@ -104,6 +116,14 @@ def _predictions(
     from adapt.models.many import predict_many_stream
 
     return predict_many_stream(models, images, top_k)
+
+
+def _explanations(adapter: Path, model: Any, images: Iterable[Any], top_k: int) -> Iterator[Explanation]:
+    if not _classifies(model):
+        raise AdaptError(f"{adapter} answers questions, and has no descriptors of classes: leave --explain out")
+    from adapt.models.explanation import explained
+
+    return explained(model, images, top_k, batch_size=64)
 
 
 def _classifies(model: Any) -> bool:
@@ -229,6 +249,19 @@ def _lines(path: Path, found: Sequence[Prediction]) -> None:
     click.echo(shown(path))
     for each in found[0].top:
         click.echo(f"  {_line(each)}")
+
+
+def _explained(path: Path, found: Explanation) -> None:
+    click.echo(shown(path))
+    for each, reasons in zip(found.prediction.top, found.reasons, strict=True):
+        click.echo(f"  {_line(each)}, mean cosine {reasons.mean:.3f}")
+        for descriptor, cosine in reasons.descriptors:
+            click.echo(f"           {cosine:6.3f}  {shown(descriptor)}")
+
+
+def _explained_json(path: Path, found: Explanation) -> None:
+    top = [told | reasons.plain() for told, reasons in zip(_top(found.prediction), found.reasons, strict=True)]
+    click.echo(plain.dump({"image": str(path), "top": top}))
 
 
 COMMANDS = {"predict": predict}

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from adapt.data.readers import (
         load,
         read_csv,
+        read_descriptors,
         read_folder,
         read_hugging_face,
         read_names,
@@ -34,6 +35,7 @@ __all__ = [
     "loader",
     "open_image",
     "read_csv",
+    "read_descriptors",
     "read_folder",
     "read_hugging_face",
     "read_names",
@@ -51,6 +53,7 @@ _MODULES = {
     "loader": "decoding.loader",
     "open_image": "decoding.images",
     "read_csv": "readers",
+    "read_descriptors": "readers",
     "read_folder": "readers",
     "read_hugging_face": "readers",
     "read_names": "readers",

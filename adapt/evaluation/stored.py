@@ -123,13 +123,31 @@ class Recommended(_Stored):
     advice: list[str]
 
 
+class _Descriptor(_Stored):
+    text: str
+    cosine: float
+
+
+class _Reasons(_Stored):
+    name: str
+    descriptors: list[_Descriptor] = Field(min_length=1)
+
+
+class _Explained(_Stored):
+    path: str
+    actual: str
+    reasons: list[_Reasons] = Field(min_length=1)
+
+
+Explained = list[_Explained]  # explanations.json of a run
+
 Targets = dict[str, _Target]  # targets.json of a run
 
 
-def read(path: Path, kind: Any, what: str) -> dict[str, Any]:
+def read(path: Path, kind: Any, what: str) -> Any:
     """The plain data of the file at `path`, which are of `kind`. AdaptError, saying `what` it should hold, if not."""
     try:
-        found: dict[str, Any] = plain.parse(path.read_bytes())
+        found = plain.parse(path.read_bytes())
         TypeAdapter(kind).validate_python(found)
     except ValidationError as error:
         problem = error.errors()[0]

@@ -18,7 +18,7 @@ from adapt.errors import AdaptError
 from adapt.prompts import Prompt
 
 TextPath = text.FastText | text.PlainText
-PromptAverage = Literal["unit", "raw"]
+PromptAverage = Literal["unit", "mean", "raw", "each"]
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,12 @@ class _Known:
 
 
 class ClassTexts:
-    """The prompts of each class, the same number of each. `budget` are the bytes that encoding them may take.
+    """The prompts of each class, any number of each. `budget` are the bytes that encoding them may take.
 
     `fast`: None takes the fast exact path where it applies, True refuses where it does not, False takes the library's
-    own forward. Of several prompts of a class, features are averaged at `unit` length, or as the tower gives them
-    (`raw`).
+    own forward. Of several prompts of a class, the features of `unit` length are averaged and get unit length again;
+    or their `mean` is taken as it is, or that of what the tower gives (`raw`); or `each` stays by itself, one prompt
+    after the other, at unit length.
     """
 
     def __init__(
@@ -48,7 +49,7 @@ class ClassTexts:
         average: PromptAverage = "unit",
     ) -> None:
         self._average = average
-        self._backbone, self._per_class = backbone, len(prompts[0])
+        self._backbone, self.counts = backbone, [len(own) for own in prompts]
         every = [prompt for own in prompts for prompt in own]
         path = text.PlainText if _reason_against(backbone, every, fast) else text.FastText
         self._path: TextPath = path(backbone, every, checkpointing)
@@ -60,14 +61,21 @@ class ClassTexts:
         return "fast" if isinstance(self._path, text.FastText) else "plain"
 
     def encode(self, edits: Sequence[Edit], budget: int) -> Tensor:
-        """Features `([b,] n, e)`, of unit length but for a raw average: of several prompts of a class, their mean."""
+        """Features `([b,] n, e)`, averaged over the prompts of each class, or `([b,] m, e)` of each of m prompts."""
         features = self._path(edits, budget)
         if self._average == "raw":
-            return features.unflatten(-2, (-1, self._per_class)).mean(-2)
+            return self._means(features)
         features = F.normalize(features, dim=-1)
-        if self._per_class > 1:
-            features = F.normalize(features.unflatten(-2, (-1, self._per_class)).mean(-2), dim=-1)
-        return features
+        if self._average == "each" or max(self.counts) == 1:
+            return features
+        means = self._means(features)
+        return means if self._average == "mean" else F.normalize(means, dim=-1)
+
+    def _means(self, features: Tensor) -> Tensor:
+        """The mean over the prompts of each class: `([b,] m, e)` to `([b,] n, e)`."""
+        if len(set(self.counts)) == 1:
+            return features.unflatten(-2, (-1, self.counts[0])).mean(-2)
+        return torch.stack([own.mean(-2) for own in features.split(self.counts, dim=-2)], dim=-2)
 
     @torch.compiler.disable  # it looks at what tracing takes for constant
     def remembered(self, edits: Sequence[Edit], budget: int) -> Tensor:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import copy
-from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,8 @@ from adapt.methods.base import BlockInputs, Context, Encoded, ImageStep, Method
 from adapt.models.base import Adapted, in_one_mode
 from adapt.models.class_names import check_class_names
 from adapt.models.class_texts import ClassTexts, PromptAverage
-from adapt.models.prediction import Prediction, predictions
+from adapt.models.explanation import Explanation, explained
+from adapt.models.prediction import Prediction, check_count, predictions
 from adapt.prompts import Prompt, from_template, of_classes
 
 
@@ -41,9 +42,13 @@ class AdaptedModel(Adapted[DualEncoder]):
         self.fast = fast
         # read once: parts that changed from step to step would draw other dropout, and a resumed run would differ
         self.text_memory = text_memory or free_bytes(backbone.device) // 2
-        self._texts = self._class_texts(partial(method.prompts, backbone.tokenizer), checkpointing)
+        self._texts = self._class_texts(self._own_prompts, checkpointing, method.prompt_average)
+        self._each_text: ClassTexts | None = None
         self._frozen_texts: dict[tuple[tuple[str, ...], PromptAverage], ClassTexts] = {}
         self.vision_path = "plain" if _against_fast_vision(backbone, fast) else "fast"
+
+    def _own_prompts(self, class_name: str) -> list[Prompt]:
+        return self.method.prompts(self.backbone.tokenizer, class_name)
 
     def _class_texts(
         self,
@@ -150,11 +155,23 @@ class AdaptedModel(Adapted[DualEncoder]):
         `(b, n_classes, e)`. For others, while gradients are off, they are computed once, until something changes that
         they depend on: what the method asks of the text tower, the backbone's weights, or the precision.
         """
-        features = {} if image_features is None else {"vision": lambda: image_features}
+        features: dict[str, Callable[[], Tensor]] = {} if image_features is None else {"vision": lambda: image_features}
+        return self._encoded(self._own_texts, features)
+
+    @in_one_mode
+    def prompt_features(self) -> tuple[Tensor, ...]:
+        """Unit-length features `(m, e)` of the m prompts of each class, which is not the same number for all."""
+        texts = self._each_text = self._each_text or self._class_texts(self._own_prompts, self.checkpointing, "each")
+        if texts is None:
+            raise self._no_prompts()
+        return self._encoded(texts, {}).split(texts.counts)
+
+    def _encoded(self, texts: ClassTexts, features: dict[str, Callable[[], Tensor]]) -> Tensor:
+        """The method's own prompts under its edits: anew, or as they are known where nothing changed."""
         edits = self._edits("text", Context(features, class_features=self.frozen_class_features))
         if edits and (torch.is_grad_enabled() or self.method.training or self.method.per_image):
-            return self._own_texts.encode(edits, self.text_memory)
-        return self._own_texts.remembered(edits, self.text_memory)
+            return texts.encode(edits, self.text_memory)
+        return texts.remembered(edits, self.text_memory)
 
     def frozen_class_features(self, templates: Sequence[str], average: PromptAverage = "unit") -> Tensor:
         """Features of the classes `(n_classes, e)` by the backbone alone, in hand-written templates.
@@ -173,8 +190,11 @@ class AdaptedModel(Adapted[DualEncoder]):
     @property
     def _own_texts(self) -> ClassTexts:
         if self._texts is None:
-            raise AdaptError(f"{self.method.name} has no prompts, and so no class features")
+            raise self._no_prompts()
         return self._texts
+
+    def _no_prompts(self) -> AdaptError:
+        return AdaptError(f"{self.method.name} has no prompts, and so no class features")
 
     @property
     def text_path(self) -> str:
@@ -201,15 +221,23 @@ class AdaptedModel(Adapted[DualEncoder]):
         return other
 
     def unwrap(self) -> DualEncoder:
-        self._texts = None
+        self._texts = self._each_text = None
         self._frozen_texts = {}
         return super().unwrap()
 
     def cut_skipped(self) -> None:
         super().cut_skipped()
-        for texts in (self._texts, *self._frozen_texts.values()):
+        for texts in (self._texts, self._each_text, *self._frozen_texts.values()):
             if texts is not None:
                 texts.forget()
+
+    def explain(self, images: Iterable[Any] | Any, top_k: int = 2, batch_size: int = 64) -> list[Explanation]:
+        """What images, as `predict` takes them, are taken for, and how well each matches the classes' descriptors.
+
+        Of the `top_k` most probable classes. Raises AdaptError where the method does not decide by descriptors.
+        """
+        check_count(top_k)
+        return list(explained(self, images, top_k, batch_size))
 
     def _predictions(self, pixels: Tensor | BlockInputs, top_k: int, question: str | None) -> Iterator[Prediction]:
         if question is not None:

@@ -13,6 +13,8 @@ from matplotlib.figure import Figure
 from adapt.protocols.tables import Results
 
 COLOURS = 10  # that lines and dots take in turn
+DESCRIPTORS = 5  # of a class that are shown, the best
+_INK = {True: "#1f77b4", False: "#d62728"}  # of right answers, of wrong ones
 MOST_CLASSES = 30  # of a confusion matrix that can still be read
 _plain_text = rc_context({"text.parse_math": False})  # names of classes and recipes may have dollars
 
@@ -128,6 +130,32 @@ def compared_methods(rows: Sequence[Mapping[str, Any]], alike: Sequence[str]) ->
     axes.set_yticks(range(len(rows)), [row["method"] for row in reversed(rows)])
     axes.set_xlabel("accuracy by cross-validation, %")
     axes.grid(axis="x", alpha=0.3)
+    return figure
+
+
+@_plain_text
+def descriptor_bars(examples: Sequence[Mapping[str, Any]], images: Sequence[Any]) -> Figure:
+    """For each image what it was taken for, right or wrong, and its likeness to that class's best descriptors.
+
+    `examples` are those of explanations.json; an image may be None, where it is gone.
+    """
+    figure = Figure(figsize=(7.4, 1.75 * len(examples)), layout="constrained")
+    rows = figure.subplots(len(examples), 2, width_ratios=[1, 3], squeeze=False)
+    most = max(each["reasons"][0]["descriptors"][0]["cosine"] for each in examples)
+    for (picture, bars), example, image in zip(rows, examples, images, strict=True):
+        picture.axis("off")
+        if image is not None:
+            picture.imshow(image)
+        chosen = example["reasons"][0]
+        best = chosen["descriptors"][:DESCRIPTORS][::-1]
+        right = chosen["name"] == example["actual"]
+        bars.barh([each["text"] for each in best], [each["cosine"] for each in best], color=_INK[right])
+        bars.set_title(
+            f"{chosen['name']}" + ("" if right else f", in fact {example['actual']}"), fontsize=9, loc="left"
+        )
+        bars.tick_params(labelsize=7)
+        bars.set_xlim(right=1.05 * most)
+    rows[-1, 1].set_xlabel("cosine of the image with the descriptor", fontsize=8)
     return figure
 
 

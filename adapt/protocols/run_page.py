@@ -10,14 +10,18 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from adapt import plain
 from adapt.cells import unguarded
 from adapt.errors import AdaptError
+from adapt.evaluation import stored
 from adapt.evaluation.scores import calibration_error, reliability
 from adapt.protocols.plain_runs import PlainRun
 from adapt.shown import shown
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 WORST_ERRORS, THUMBNAIL, WORST_CLASSES = 12, 96, 10
 
@@ -48,6 +52,7 @@ class RunPage:
     reliability: str
     worst_classes: list[tuple[str, float]]
     errors: list[Error]
+    explained: str
 
 
 def run_page(run: PlainRun) -> RunPage:
@@ -72,6 +77,7 @@ def run_page(run: PlainRun) -> RunPage:
         reliability=_reliability(rows, metrics) if rows else "",
         worst_classes=sorted(by_class.items(), key=lambda pair: pair[1])[:WORST_CLASSES],
         errors=_worst_errors(rows),
+        explained=_explained(run.path),
     )
 
 
@@ -139,6 +145,17 @@ def _predictions(run: Path) -> list[dict[str, str]]:
     return rows
 
 
+def _explained(run: Path) -> str:
+    """Examples with the descriptors that decided, where the run's method has some."""
+    from adapt.protocols.plots import descriptor_bars, svg
+
+    path = run / "explanations.json"
+    if not path.is_file():
+        return ""
+    examples = stored.read(path, stored.Explained, "explanations")
+    return svg(descriptor_bars(examples, [_small(each["path"]) for each in examples])) if examples else ""
+
+
 def _worst_errors(rows: Sequence[dict[str, str]]) -> list[Error]:
     """The wrong predictions of which the model was most sure."""
     wrong = [row for row in rows if row["class"] != row["predicted"]]
@@ -149,7 +166,7 @@ def _worst_errors(rows: Sequence[dict[str, str]]) -> list[Error]:
     ]
 
 
-def _thumbnail(path: str) -> str | None:
+def _small(path: str) -> Image.Image | None:
     from adapt.data.decoding.images import open_image
 
     try:
@@ -157,6 +174,13 @@ def _thumbnail(path: str) -> str | None:
     except AdaptError:
         return None  # moved since the run; the page says so
     image.thumbnail((THUMBNAIL, THUMBNAIL))
+    return image
+
+
+def _thumbnail(path: str) -> str | None:
+    image = _small(path)
+    if image is None:
+        return None
     data = io.BytesIO()
     image.save(data, "JPEG", quality=80)
     return base64.b64encode(data.getvalue()).decode("ascii")

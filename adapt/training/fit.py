@@ -19,6 +19,7 @@ from adapt.disk import write_csv
 from adapt.errors import AdaptError
 from adapt.evaluation.calibration import BOUNDS, temperature
 from adapt.evaluation.evaluate import check_labels, evaluate
+from adapt.evaluation.examples import keep_examples
 from adapt.evaluation.scores import Scores
 from adapt.methods.zero_shot import ZeroShot
 from adapt.models.base import Adapted
@@ -157,6 +158,7 @@ def _fit(
         write_csv(run.picks, [_pick(item) for item in training.train_set])
         if scores is not None:  # what grows with images and classes stays out of the adapter's header
             write_csv(run.predictions, scores.rows())
+            keep_examples(model, scores, run.explanations)
             metrics["adapted"] = scores.figures() | {"by_class": scores.by_class}
         metrics["adapter_bytes"] = adapter.stat().st_size
         run.finish(metrics)

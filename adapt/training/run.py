@@ -77,6 +77,10 @@ class Run:
         return self.path / "predictions.csv"
 
     @property
+    def explanations(self) -> Path:
+        return self.path / "explanations.json"
+
+    @property
     def picks(self) -> Path:
         return self.path / "train_images.csv"
 
@@ -87,7 +91,7 @@ class Run:
 
     def kept(self, name: str) -> Path:
         """Where a method keeps what took it long to find out. AdaptError for the name of another file of a run."""
-        if name in ("metrics", "environment", "targets"):
+        if name in ("metrics", "environment", "targets", "explanations"):
             raise AdaptError(f"{name}.json is a run's own: keep what a method found by another name")
         return self.path / f"{name}.json"
 

@@ -221,3 +221,32 @@ def test_an_adapter_given_twice(run, refused, adapter: Path, photos: Path) -> No
 def test_what_is_neither_adapter_nor_image(run, refused, adapter: Path, photos: Path) -> None:
     refused(run("predict", adapter, "nope", photos), "there is nothing at nope, neither an adapter nor an image")
     refused(run("predict", adapter, photos, adapter), "adapters come first, images behind them")
+
+
+@pytest.fixture(scope="session")
+def described(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Path:
+    phrases = {"goldfish": ["fins", "orange scales"], "lime tree": ["leaves"], "sky": ["blue", "a cloud"]}
+    model = adapt.wrap(adapt.load_backbone(str(model_folder)), adapt.methods.Descriptions(descriptors=phrases), phrases)
+    return model.save(tmp_path_factory.mktemp("described") / "adapter.safetensors")
+
+
+def test_explain_says_which_descriptors_decided(run, described: Path, photos: Path) -> None:
+    image = photos / "test/sky/0.png"
+    result = run("predict", described, image, "--explain", "--top-k", 2)
+    assert (result.exit_code, result.stderr) == (0, "")
+    [found] = adapt.load(described).explain(image)
+    expected = [str(image)]
+    for (name, probability), reasons in zip(found.prediction.top, found.reasons, strict=True):
+        expected.append(f"  {100 * probability:5.1f} %  {name}, mean cosine {reasons.mean:.3f}")
+        expected += [f"           {cosine:6.3f}  {text}" for text, cosine in reasons.descriptors]
+    assert result.stdout.splitlines() == expected
+    as_json = json.loads(run("predict", described, image, "--explain", "--top-k", 2, "--json").stdout)
+    assert [each["class"] for each in as_json["top"]] == [name for name, _ in found.prediction.top]
+    texts = [[each["text"] for each in top["descriptors"]] for top in as_json["top"]]
+    assert texts == [[text for text, _ in reasons.descriptors] for reasons in found.reasons]
+
+
+def test_explain_is_refused_where_nothing_could_be_said(run, refused, adapter, described: Path, photos: Path) -> None:
+    refused(run("predict", adapter, photos, "--explain"), "coop does not decide by descriptors of a class")
+    refused(run("predict", described, photos, "--explain", "--csv"), "--explain is of one adapter, in lines or --json")
+    refused(run("predict", described, adapter, photos, "--explain"), "--explain is of one adapter")

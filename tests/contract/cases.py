@@ -22,6 +22,10 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "tip_adapter/trained": {"keys": 6, "train": True},
 }
 _CASES = tuple(CONFIGS)
+# in place of a method's example, which is of other classes
+_PHRASES = {"goldfish": ["fins", "a tail"], "red_panda": ["fur"], "sea cucumber": ["a long body", "skin", "no face"]}
+_PHRASES |= {"apple pie": ["a crust"], "toy": ["wheels", "a doll"]}
+_OF_THESE_CLASSES: dict[str, dict[str, Any]] = {"descriptions": {"descriptors": _PHRASES}}
 _COMPOSED = tuple(case for case in _CASES if case.startswith("compose/"))
 _IN_VISION_BLOCKS = ("bitfit", "das", "dpl", "ivlp", "ln_tuning", "lora", "maple", "mma", "prompt_src")
 NEEDS_VISION_BLOCKS = {*_IN_VISION_BLOCKS, *_COMPOSED}
@@ -29,7 +33,7 @@ NEEDS_VISION_BLOCKS = {*_IN_VISION_BLOCKS, *_COMPOSED}
 _ELSEWHERE = ("compose", "tpt", "two_stage")
 ALL = tuple(name for name in methods.names() if "dual encoder" in methods.find(name).serves and name not in _ELSEWHERE)
 ALL += _CASES
-_BY_NO_STEP = ("gda", "linear_probe", "lp_plus_plus", "prolip", "tda", "tip_adapter", "zero_shot")
+_BY_NO_STEP = ("descriptions", "gda", "linear_probe", "lp_plus_plus", "prolip", "tda", "tip_adapter", "zero_shot")
 _ON_FEATURES = ("clap", "clip_adapter", "task_res", "tip_adapter/trained")  # which edit no tower
 _WITHOUT_PROMPTS = ("clap", "linear_probe", "task_res")
 TRAINED_BY_STEPS = tuple(name for name in ALL if name not in _BY_NO_STEP)
@@ -54,7 +58,8 @@ def pairs(names: tuple[str, ...] | list[str], kinds: tuple[str, ...] = KINDS) ->
 
 def config(method: str) -> dict[str, Any]:
     """Small settings of a method, or of one of its cases."""
-    return CONFIGS[method] if method in CONFIGS else methods.find(method).example
+    chosen = CONFIGS | _OF_THESE_CLASSES
+    return chosen[method] if method in chosen else methods.find(method).example
 
 
 def new(method: str, **changes: Any) -> methods.Method:

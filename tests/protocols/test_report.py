@@ -15,13 +15,15 @@ from typing import Any
 import pytest
 
 from adapt import AdaptError
+from adapt.data import Split
 from adapt.disk import write_csv
 from adapt.protocols import protocol as protocols
 from adapt.protocols.plots import MOST_CLASSES, confusion_matrix, svg
 from adapt.protocols.report import report
 from adapt.protocols.run_page import WORST_ERRORS
 from adapt.protocols.run_protocol import run_protocol
-from adapt.recipe import Recipe
+from adapt.recipe import Recipe, build_recipe
+from adapt.training.run_recipe import run_recipe
 
 
 @pytest.fixture(scope="module")
@@ -287,3 +289,34 @@ def test_predictions_that_are_none(tmp_path: Path, found: Path, text: str) -> No
     (tmp_path / "predictions.csv").write_bytes(text.encode("latin-1"))
     with pytest.raises(AdaptError, match=r"predictions\.csv holds no predictions of a run"):
         report([tmp_path])
+
+
+def _described(raw: dict[str, Any], split: Split, out: Path) -> list[dict[str, Any]]:
+    """A run that decides by descriptors; the examples that it left."""
+    phrases = {name: [f"<b>phrase</b> {number}", "another"] for number, name in enumerate(split.class_names)}
+    method = {"name": "descriptions", "descriptors": phrases}
+    run_recipe(build_recipe({key: raw[key] for key in ("backbone", "data", "cache")} | {"method": method}, "tiny"), out)
+    examples: list[dict[str, Any]] = json.loads((out / "explanations.json").read_text())
+    return examples
+
+
+def test_what_decided_is_drawn(raw: dict[str, Any], split: Split, tmp_path: Path) -> None:
+    examples = _described(raw, split, tmp_path / "run")
+    with (tmp_path / "run/predictions.csv").open() as lines:
+        rows = {row["path"]: row for row in csv.DictReader(lines)}
+    assert [each["reasons"][0]["name"] for each in examples] == [rows[each["path"]]["predicted"] for each in examples]
+    right = [each["actual"] == each["reasons"][0]["name"] for each in examples]
+    assert right == sorted(right, reverse=True)  # the right ones first
+    assert right.count(False) <= 3
+    html = report([tmp_path / "run"])
+    assert "What decided" in html
+    assert html.count("&lt;b&gt;phrase&lt;/b&gt;") == len(examples)
+    assert "<b>phrase" not in html
+
+
+@pytest.mark.parametrize("text", ["{}", '[{"path": "a.png", "actual": "x", "reasons": []}]', "no json"])
+def test_explanations_that_are_none(raw: dict[str, Any], split: Split, tmp_path: Path, text: str) -> None:
+    _described(raw, split, tmp_path / "run")
+    (tmp_path / "run/explanations.json").write_text(text)
+    with pytest.raises(AdaptError, match=r"explanations\.json holds no explanations"):
+        report([tmp_path / "run"])

@@ -7,6 +7,7 @@ import os
 from adapt.data.emoji import bundled
 from adapt.data.readers import published, torchvision_sets
 from adapt.data.readers.csv_file import read_csv
+from adapt.data.readers.descriptors_file import read_descriptors
 from adapt.data.readers.folder import read_folder
 from adapt.data.readers.hugging_face import read_hugging_face
 from adapt.data.readers.names_file import read_names
@@ -18,6 +19,7 @@ from adapt.errors import AdaptError, nearest
 __all__ = [
     "load",
     "read_csv",
+    "read_descriptors",
     "read_folder",
     "read_hugging_face",
     "read_names",

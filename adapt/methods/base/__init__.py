@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import ValidationError
 from torch import Tensor, nn
@@ -44,6 +44,8 @@ class Method(nn.Module):
     """Whether there must be a training image of every class."""
     reads: ClassVar[frozenset[str]] = frozenset()
     """What its logits and loss need beside features: `images`, so that the cache of features does not serve."""
+    prompt_average: ClassVar[Literal["unit", "mean"]] = "unit"
+    """What becomes of the features of a class's prompts: their mean, which gets unit length again, or as it is."""
     serves: ClassVar[tuple[str, ...]] = ("dual encoder",)
     """The families of backbones that it adapts."""
     example: ClassVar[dict[str, Any]] = {}
@@ -134,6 +136,10 @@ class Method(nn.Module):
     def prompts(self, tokenizer: TextTokenizer, class_name: str) -> list[Prompt]:
         """The prompts of a class; the features of several are averaged. None where logits need no class features."""
         return []
+
+    def descriptors(self, class_name: str) -> Sequence[str]:
+        """What each prompt of a class says of it, in their order, where answers are explained by that."""
+        return ()
 
     def edits(self, tower: Tower, context: Context) -> list[Edit]:
         """The changes asked of `tower` in this call."""

@@ -148,6 +148,12 @@ class ImageStep(Step):
         features: Tensor = self.model.class_features(self.features if self.model.method.per_image else None)
         return features
 
+    @cached_property
+    def prompt_features(self) -> tuple[Tensor, ...]:
+        """Unit-length features `(m, e)` of the m prompts of each class, which is not the same number for all."""
+        features: tuple[Tensor, ...] = self.model.prompt_features()
+        return features
+
     @property
     def frozen_features(self) -> Tensor:
         """Unit-length features of the images `(b, e)` by the backbone alone, without gradient."""

@@ -1,0 +1,55 @@
+"""Descriptors of classes, short phrases that say what one looks like: a CSV or JSON file of one's own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from adapt import plain
+from adapt.data.readers.entries import read_entries
+from adapt.errors import AdaptError
+from adapt.shown import brief
+
+BUNDLED = {"emoji": Path(__file__).parent.parent / "emoji" / "descriptors.json"}
+
+
+def read_descriptors(path: str | os.PathLike[str]) -> dict[str, tuple[str, ...]]:
+    """The descriptors of each class: of a bundled set by its name, or of a file.
+
+    A `.csv` has the first line `class,descriptor` and a line for each descriptor, a `.json` an object
+    `{class: [descriptor, ...]}`. Raises AdaptError, naming the entry, for a file of another form, an empty descriptor,
+    and a class that stands twice in a JSON.
+    """
+    source = os.fspath(BUNDLED.get(os.fspath(path), path))
+    where = f"Descriptors {os.fspath(path)!r}"
+    found: dict[str, list[str]] = {}
+    entries = read_entries(source, where, ("class", "descriptor"))
+    for number, (name, phrases) in enumerate(_checked(entries, where, source.endswith(".csv")), 1):
+        own = found.setdefault(name, [])
+        if own and not source.endswith(".csv"):
+            raise AdaptError(f"{where}: entry {number}: the class {name!r} stands twice.")
+        own += phrases
+    try:
+        plain.check(found)
+    except ValueError as error:
+        raise AdaptError(f"{where}: {error}.") from None
+    return {name: tuple(phrases) for name, phrases in found.items()}
+
+
+def _checked(entries: list[Any], where: str, csv: bool) -> Iterator[tuple[str, list[str]]]:
+    """A class and its descriptors, entry by entry."""
+    for number, entry in enumerate(entries, 1):
+        match entry:
+            case [str(name), str(phrase)] if csv and name.strip() and phrase.strip():
+                yield name, [phrase]
+            case [str(name), list(phrases)] if name.strip() and all(
+                isinstance(phrase, str) and phrase.strip() for phrase in phrases
+            ):
+                yield name, phrases
+            case _:
+                expected = "its descriptor" if csv else "a list of its descriptors"
+                raise AdaptError(
+                    f"{where}: entry {number} is {brief(entry)}; expected a class and {expected}, none of them empty."
+                )

@@ -1,0 +1,75 @@
+"""Why a model took an image for what it did: the descriptors of a class, by how well the image matches each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from adapt.data.decoding.images import open_image
+from adapt.errors import AdaptError
+from adapt.methods.base import ImageStep
+from adapt.models.base import evaluating
+from adapt.models.prediction import Prediction, batches_of, predictions
+
+if TYPE_CHECKING:
+    from adapt.models.classifier import AdaptedModel
+
+
+@dataclass(frozen=True)
+class Reasons:
+    """A class's descriptors with their cosines to the image, the best first, and the mean of these."""
+
+    class_name: str
+    mean: float
+    descriptors: tuple[tuple[str, float], ...]
+
+    def plain(self) -> dict[str, Any]:
+        """For JSON, without the class."""
+        return {"mean": self.mean, "descriptors": [{"text": text, "cosine": value} for text, value in self.descriptors]}
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What an image was taken for, and the reasons for each of the classes in `prediction.top`."""
+
+    prediction: Prediction
+    reasons: tuple[Reasons, ...]
+
+
+def explained(model: AdaptedModel, images: Iterable[Any] | Any, top_k: int, batch_size: int) -> Iterator[Explanation]:
+    """Explanations of images, as `predict` takes them. AdaptError where the method does not decide by descriptors."""
+    check_descriptors(model)
+    transform = model.transform()
+    for batch in batches_of(images, batch_size):
+        pixels = torch.stack([transform(open_image(image)) for image in batch]).to(model.backbone.device)
+        with evaluating(model), torch.no_grad():
+            found = list(_of_batch(model, pixels, top_k))
+        yield from found
+
+
+def check_descriptors(model: Any) -> None:
+    """AdaptError unless each prompt of the model's classes says something of them."""
+    if not (model.class_names and model.method.descriptors(model.class_names[0])):
+        raise AdaptError(
+            f"{model.method.name} does not decide by descriptors of a class, which could explain its answers: take the "
+            "method descriptions"
+        )
+
+
+def _of_batch(model: AdaptedModel, pixels: Tensor, top_k: int) -> Iterator[Explanation]:
+    step = ImageStep(model, pixels)
+    cosines = [step.features @ own.T for own in step.prompt_features]  # (b, m) of each class
+    label = {name: number for number, name in enumerate(model.class_names)}
+    for row, prediction in enumerate(predictions(model.answers.of(step), model.class_names, top_k)):
+        reasons = [_reasons(model, name, cosines[label[name]][row].tolist()) for name, _ in prediction.top]
+        yield Explanation(prediction, tuple(reasons))
+
+
+def _reasons(model: AdaptedModel, class_name: str, cosines: Sequence[float]) -> Reasons:
+    told = zip(model.method.descriptors(class_name), cosines, strict=True)
+    best_first = tuple(sorted(told, key=lambda each: -each[1]))
+    return Reasons(class_name, sum(cosines) / len(cosines), best_first)
