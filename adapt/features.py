@@ -1,4 +1,4 @@
-"""Image features of a data set, from the cache on disk or computed."""
+"""Features of a data set's images, from the cache on disk or computed, or of the texts in their place."""
 
 from __future__ import annotations
 
@@ -28,6 +28,38 @@ def keeps_features(model: Adapted[Any], cache: bool) -> TypeGuard[AdaptedModel]:
     if not (cache and isinstance(model, AdaptedModel)):
         return False
     return "vision" not in model.method.touches and "images" not in model.method.reads
+
+
+def of_texts(items: Sequence[Item]) -> bool:
+    """Whether texts stand in the place of images; a part of a data set has one of both."""
+    return bool(items) and not items[0].path
+
+
+def item_features(
+    model: AdaptedModel,
+    items: Sequence[Item],
+    *,
+    workers: int,
+    cache: bool = True,
+    views: int = 0,
+    seed: int = 0,
+    unit: bool = True,
+    projected: bool = True,
+    progress: Progress | None = None,
+) -> Tensor:
+    """As `image_features`; of texts in the place of images, the text tower's.
+
+    Raises AdaptError where those have no such features.
+    """
+    if not of_texts(items):
+        return image_features(
+            model, items, workers=workers, cache=cache, views=views, seed=seed, unit=unit, projected=projected,
+            progress=progress,
+        )  # fmt: skip
+    if views or not projected:
+        what = "random views" if views else "features before the vision tower's last projection"
+        raise AdaptError(f"{model.method.name} takes {what} of images, and the data has texts in their place")
+    return model.text_features([item.text for item in items], unit).float().cpu()
 
 
 def image_features(

@@ -89,12 +89,9 @@ def of_classes(
     found: dict[tuple[Prompt, ...], str] = {}
     for name in class_names:
         own = tuple(prompts(name))
-        longest = max(len(prompt.ids) for prompt in own)
-        if longest > tokenizer.context_length:
-            raise AdaptError(
-                f"the prompt of class {name!r} has {longest} tokens but the text tower reads "
-                f"{tokenizer.context_length}: shorten the class name or learn fewer context tokens"
-            )
+        longest = max(own, key=lambda prompt: len(prompt.ids))
+        shorten = "the class name or learn fewer context tokens"
+        check_length(tokenizer, longest, f"the prompt of class {name!r}", shorten)
         if own in found:
             raise AdaptError(
                 f"class names {found[own]!r} and {name!r} read the same to the text tower: give the classes names that "
@@ -102,6 +99,15 @@ def of_classes(
             )
         found[own] = name
     return [list(own) for own in found]
+
+
+def check_length(tokenizer: TextTokenizer, prompt: Prompt, what: str, shorten: str) -> None:
+    """AdaptError, saying `what` is too long and what to `shorten`, where the text tower does not read all of it."""
+    if len(prompt.ids) > tokenizer.context_length:
+        raise AdaptError(
+            f"{what} has {len(prompt.ids)} tokens but the text tower reads {tokenizer.context_length}: shorten "
+            f"{shorten}"
+        )
 
 
 def context_length(n_ctx: int | None, words: str, tokenizer: TextTokenizer) -> int | None:

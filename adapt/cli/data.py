@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ from adapt.shown import shown
 
 if TYPE_CHECKING:
     from adapt.data.readers.published import Published
-    from adapt.data.split import Split
+    from adapt.data.split import Item, Split
 
 
 @click.group()
@@ -70,7 +71,7 @@ def check(source: str, folder: str | None, root: str | None) -> None:
 
     entry = published.find(source)
     split = load(source, _root(folder, root))
-    sizes = ", ".join(f"{part} {len(getattr(split, part)):,}" for part in common.PARTS)
+    sizes = ", ".join(_size(part, getattr(split, part)) for part in common.PARTS)
     click.echo(f"{shown(split.name)}: {len(split.class_names):,} classes; images: {sizes}")
     with counting_bar("checking", True) as bar:
         problems = [*_wrong_counts(entry, split), *broken_images(list(split.items()), bar).values()]
@@ -83,6 +84,10 @@ def check(source: str, folder: str | None, root: str | None) -> None:
     click.echo("All images can be used.")
     for remark in remarks(split):
         click.echo(f"Note: {remark}")
+
+
+def _size(part: str, items: Sequence[Item]) -> str:
+    return f"{part} {len(items):,}" + (" texts" if items and not items[0].path else "")
 
 
 def _root(folder: str | None, root: str | None) -> str | None:
@@ -128,7 +133,8 @@ def show(
     from adapt.progress import counting_bar
 
     split = load(source, _root(folder, root), names)
-    items = getattr(split, part) if part else split.train or split.test
+    drawn = split.train if split.train and split.train[0].path else split.test
+    items = getattr(split, part) if part else drawn
     with counting_bar("drawing", True) as bar:
         sheet = contact_sheet(items, split.class_names, images, font=font, progress=bar)
     with replacing(out) as temporary:

@@ -30,7 +30,7 @@ def broken_images(items: Sequence[Item], progress: Progress | None = None) -> di
 
     `progress` is told how many files are done, and of how many. A file that several items share is looked at once.
     """
-    paths = list(dict.fromkeys(item.path for item in items))
+    paths = list(dict.fromkeys(item.path for item in items if item.path))
     found: dict[str, str] = {}
     for done, (path, problem) in enumerate(zip(paths, _problems(paths), strict=True), 1):
         if problem:
@@ -68,16 +68,17 @@ def remarks(split: Split) -> list[str]:
     counts = Counter(item.class_name for item in split.train)
     single = [name for name in split.class_names if counts[name] == 1]
     found = [f"one training image each, too few to hold any back: {first_of(single)}"] if single else []
-    known = {_digest(item): item.path for item in split.train}
+    known = {_digest(item): item.name for item in split.train}
     for part, items in (("val", split.val), ("test", split.test)):
-        copies = [f"{item.path} ({known[digest]})" for item in items if (digest := _digest(item)) in known]
+        copies = [f"{item.name} ({known[digest]})" for item in items if (digest := _digest(item)) in known]
         if copies:
             found.append(f"{part} images that are training images, byte for byte: {first_of(copies)}")
     return found
 
 
 def _digest(item: Item) -> bytes:
-    return hashlib.blake2b(read_bytes(item.path), digest_size=16).digest()
+    content = read_bytes(item.path) if item.path else item.text.encode(errors="surrogateescape")
+    return hashlib.blake2b(content, digest_size=16).digest()
 
 
 def _kept(items: tuple[Item, ...], found: Collection[str]) -> tuple[Item, ...]:

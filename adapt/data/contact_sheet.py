@@ -35,6 +35,7 @@ def contact_sheet(
 
     Raises AdaptError where there are no images to draw, or no font.
     """
+    items = [item for item in items if item.path]
     if not items or per_class < 1:
         raise AdaptError(f"There is nothing to draw: {len(items)} images, {per_class} of each class.")
     groups: list[list[Item]] = [[] for _ in class_names]

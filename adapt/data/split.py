@@ -22,6 +22,7 @@ class Item:
 
     With a `question` about the image, the class name is the answer, and the label the answer's number. Images of one
     `group`, such as one object's photographs, are more alike than others of their class; "" where none is named.
+    Where `path` is "", a `text` stands in the image's place: a model may learn from its features.
     """
 
     path: str
@@ -30,11 +31,17 @@ class Item:
     domain: str = ""
     question: str = ""
     group: str = ""
+    text: str = ""
 
     @property
     def kept_with(self) -> str:
         """What its group is called, an image without one being a group by itself; the same in all classes."""
-        return self.group or self.path
+        return self.group or self.name
+
+    @property
+    def name(self) -> str:
+        """What it is called in lists and messages."""
+        return self.path or self.text
 
 
 @dataclass(frozen=True)
@@ -44,8 +51,8 @@ class Split:
     `root` is what the paths have in common; it does not enter the fingerprint. A split without any training image is
     for evaluation only; otherwise every class must have one.
 
-    Raises AdaptError when a class has no training image, when labels and names do not agree one to one, or when some
-    items have a question and others have none.
+    Raises AdaptError when a class has no training image, when labels and names do not agree one to one, when some
+    items have a question and others have none, or when a part has both images and texts, or texts are to be tested.
     """
 
     name: str
@@ -62,6 +69,7 @@ class Split:
         _check_labels(self)
         _check_no_empty_class(self)
         _check_questions(self)
+        _check_texts(self)
 
     def few_shot(self, shots: int, seed: int, sampling: Sampling = "coop") -> Split:
         """`shots` training and min(shots, 4) validation images of each class; the test images stay.
@@ -145,9 +153,10 @@ def items_id(items: Sequence[Item]) -> str:
 
 
 def _identity(path: str, item: Item) -> str:
-    # Nothing where there is no question: the digests of other data are on record in runs and results.
+    # Nothing where there is none: the digests of other data are on record in runs and results.
     question = f"\0{item.question}" if item.question else ""
-    return f"{path}\0{item.label}{question}\n"
+    text = f"\0\0{item.text}" if item.text else ""
+    return f"{path}\0{item.label}{question}{text}\n"
 
 
 def _check_names(split: Split) -> None:
@@ -180,12 +189,12 @@ def _check_labels(split: Split) -> None:
     for item in split.items():
         if not 0 <= item.label < len(split.class_names):
             raise AdaptError(
-                f"Data {split.name!r}: {item.path!r} has label {item.label}; "
+                f"Data {split.name!r}: {item.name!r} has label {item.label}; "
                 f"expected 0 to {len(split.class_names) - 1}, one for each class name."
             )
         if item.class_name != split.class_names[item.label]:
             raise AdaptError(
-                f"Data {split.name!r}: {item.path!r} has label {item.label} and the name {item.class_name!r}, "
+                f"Data {split.name!r}: {item.name!r} has label {item.label} and the name {item.class_name!r}, "
                 f"but label {item.label} is {split.class_names[item.label]!r}."
             )
 
@@ -211,6 +220,24 @@ def _check_questions(split: Split) -> None:
             f"Data {split.name!r}: {asked[True].path!r} has a question and {asked[False].path!r} has none. "
             "Give every item a question, or none."
         )
+
+
+def _check_texts(split: Split) -> None:
+    for part, items in (("train", split.train), ("val", split.val), ("test", split.test)):
+        kinds = {bool(item.path): item for item in items}
+        if len(kinds) == 2:
+            raise AdaptError(
+                f"Data {split.name!r}: the part {part} has images ({kinds[True].path!r}) and texts "
+                f"({kinds[False].text!r}). Give each part one of both."
+            )
+    if split.test and not split.test[0].path:
+        raise AdaptError(
+            f"Data {split.name!r}: the text {split.test[0].text!r} is to be tested. A model learns from texts and "
+            "classifies images: give images for the part test, or none."
+        )
+    for item in split.items():
+        if not (item.path or item.text.strip()):
+            raise AdaptError(f"Data {split.name!r}: an item of {item.class_name!r} has neither an image nor a text.")
 
 
 def _listed(names: Sequence[str]) -> str:

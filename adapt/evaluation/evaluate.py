@@ -12,7 +12,7 @@ from adapt.data.decoding.loader import loader
 from adapt.data.split import Item
 from adapt.errors import AdaptError
 from adapt.evaluation.scores import Scores
-from adapt.features import image_features, keeps_features, view_features
+from adapt.features import item_features, keeps_features, of_texts, view_features
 from adapt.models.base import Adapted, evaluating
 from adapt.models.classifier import AdaptedModel
 from adapt.models.prediction import decided
@@ -47,7 +47,7 @@ def evaluate(
     else:
         found = list(_decoded(model, model.decide, items, workers, progress))
     return Scores(
-        paths=tuple(item.path for item in items),
+        paths=tuple(item.name for item in items),
         actual=tuple(item.class_name for item in items),
         predicted=tuple(answer for answers, _ in found for answer in answers),
         confidence=tuple(value for _, values in found for value in values),
@@ -65,7 +65,7 @@ def logits(
 ) -> Iterator[Tensor]:
     """What `model` makes of `items`, in batches `(b, n)`; as `evaluate`, of a model that tells classes apart."""
     model = model.stream()
-    if keeps_features(model, cache):
+    if keeps_features(model, cache or of_texts(items)):
         return _from_features(model, items, workers, progress)
     return _decoded(model, model.batch_logits, items, workers, progress)
 
@@ -76,7 +76,7 @@ def _from_features(
     if model.method.views:
         yield from _from_views(model, items, workers, progress)
         return
-    features = image_features(model, items, workers=workers, progress=progress).to(model.backbone.device)
+    features = item_features(model, items, workers=workers, progress=progress).to(model.backbone.device)
     for part in features.split(FEATURES_PER_IMAGE if model.method.per_image else FEATURES):
         with evaluating(model), torch.no_grad():
             found = model.logits(part)
@@ -131,6 +131,6 @@ def check_labels(model: Adapted[Any], items: Sequence[Item]) -> None:
     for item in items:
         if item.label >= len(names) or names[item.label] != item.class_name:
             raise AdaptError(
-                f"{item.path} is of class {item.class_name!r}, label {item.label}, which the model calls otherwise; "
+                f"{item.name} is of class {item.class_name!r}, label {item.label}, which the model calls otherwise; "
                 f"wrap or load the model with the data's own class names"
             )

@@ -22,7 +22,8 @@ from adapt.models.class_names import check_class_names
 from adapt.models.class_texts import ClassTexts, PromptAverage
 from adapt.models.explanation import Explanation, explained
 from adapt.models.prediction import Prediction, check_count, predictions
-from adapt.prompts import Prompt, from_template, of_classes
+from adapt.prompts import Prompt, check_length, from_template, of_classes, of_text
+from adapt.shown import brief
 
 
 class AdaptedModel(Adapted[DualEncoder]):
@@ -186,6 +187,21 @@ class AdaptedModel(Adapted[DualEncoder]):
             assert texts is not None
             self._frozen_texts[key] = texts
         return self._frozen_texts[key].remembered([], self.text_memory)
+
+    @in_one_mode
+    def text_features(self, texts: Sequence[str], unit: bool = True) -> Tensor:
+        """Texts to features `(m, e)` by the backbone alone, of `unit` length or as the tower gives them; no gradient.
+
+        AdaptError, naming the text, for one that is longer than the text tower reads.
+        """
+        tokenizer = self.backbone.tokenizer
+        prompts = [of_text(tokenizer, text) for text in texts]
+        for text, prompt in zip(texts, prompts, strict=True):
+            check_length(tokenizer, prompt, f"the text {brief(text)}", "it")
+        alone = [[prompt] for prompt in prompts]
+        encoder = ClassTexts(self.backbone, alone, self.fast, average="each" if unit else "raw")
+        with torch.no_grad():
+            return encoder.encode([], self.text_memory)
 
     @property
     def _own_texts(self) -> ClassTexts:

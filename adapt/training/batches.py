@@ -13,7 +13,7 @@ from adapt.data.decoding.epochs import Epochs
 from adapt.data.decoding.loader import loader
 from adapt.data.split import Item
 from adapt.errors import AdaptError
-from adapt.features import block_inputs, image_features, keeps_features, labels_of
+from adapt.features import block_inputs, item_features, keeps_features, labels_of, of_texts
 from adapt.methods.base import BlockInputs, Encoded
 from adapt.models.base import Adapted
 from adapt.models.classifier import AdaptedModel
@@ -103,9 +103,12 @@ def training_batches(
             "train.views are encoded once, by a vision tower that nothing edits and with the cache on: "
             f"{model.method.name} with these settings needs fresh images, so leave views out"
         )
+    if of_texts(items):
+        assert isinstance(model, AdaptedModel)  # as fit has it
+        return FeatureBatches(item_features(model, items, workers=0), labels_of(items), settings, seed)
     if keeps_features(model, cache) and (settings.augment == "none" or settings.views is not None):
         views = settings.views or 0
-        features = image_features(model, items, workers=settings.workers, views=views, seed=seed, progress=progress)
+        features = item_features(model, items, workers=settings.workers, views=views, seed=seed, progress=progress)
         return FeatureBatches(features, labels_of(items), settings, seed)
     if settings.augment == "none" and cache and isinstance(model, AdaptedModel) and "images" not in model.method.reads:
         block = model.unedited_blocks

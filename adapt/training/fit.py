@@ -21,6 +21,7 @@ from adapt.evaluation.calibration import BOUNDS, temperature
 from adapt.evaluation.evaluate import check_labels, evaluate
 from adapt.evaluation.examples import keep_examples
 from adapt.evaluation.scores import Scores
+from adapt.features import keeps_features, of_texts
 from adapt.methods.zero_shot import ZeroShot
 from adapt.models.base import Adapted
 from adapt.models.classifier import AdaptedModel
@@ -95,6 +96,12 @@ def _check_parts(
     for part in (val_set, test_set):
         if part:
             check_labels(model, part)
+    if of_texts(train_set) and not keeps_features(model, cache=True):
+        raise AdaptError(
+            f"the data has texts in the place of training images, and {model.method.name} on "
+            f"{model.backbone.describe()} learns from images: take a method that leaves the vision tower alone, such "
+            "as close"
+        )
     method, needed = model.method, model.method.chosen_on_validation
     if needed is not None and not val_set:
         raise AdaptError(
@@ -209,7 +216,8 @@ def _note_harm(metrics: dict[str, Any], history: list[dict[str, Any]]) -> None:
 
 
 def _pick(item: Item) -> dict[str, str]:
-    return {"path": item.path, "class": item.class_name} | ({"question": item.question} if item.question else {})
+    beside = {"question": item.question, "text": item.text}
+    return {"path": item.path, "class": item.class_name} | {key: value for key, value in beside.items() if value}
 
 
 def _settings(model: Adapted[Any], settings: dict[str, Any]) -> TrainSettings | None:

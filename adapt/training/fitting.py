@@ -18,7 +18,7 @@ from adapt.disk import write_text
 from adapt.errors import AdaptError
 from adapt.evaluation import stored
 from adapt.evaluation.flops import tower_flops
-from adapt.features import image_features, labels_of
+from adapt.features import item_features, labels_of
 from adapt.methods.base import Step, Terms, total
 from adapt.methods.base.training import Part
 from adapt.models.base import Adapted, evaluating
@@ -87,7 +87,7 @@ class Fitting:
                 f"{self.model.method.name} encodes {views} views of each image once, in the cache: switch it on"
             )
         items, cache = self.items(part), self.cache
-        return image_features(
+        return item_features(
             self.model,
             items,
             workers=self.workers,

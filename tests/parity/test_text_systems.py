@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
+
 import published
 import pytest
+import tiny_clip
 import torch
-from checks import scaled
-from published import LIBRARIES, TOLERANCE
+from checks import relative, scaled
+from published import GRADIENT_TOLERANCE, LIBRARIES, TOLERANCE
+from torch import Tensor
 
 import adapt
+from adapt.methods.close import noisy
 from adapt.methods.descriptions import sentence
 
 EVERY_LIBRARY = pytest.mark.parametrize("library", LIBRARIES)
@@ -53,3 +58,54 @@ def test_explanations_name_the_descriptors_in_the_published_order(name: str, mon
         assert [each for each, _ in reasons.descriptors] == [line.split("\t")[0] for line in lines]
         told = [float(line.split("\t")[1]) for line in lines]
         assert [100 * cosine for _, cosine in reasons.descriptors] == pytest.approx(told, abs=1e-4)
+
+
+def _t5() -> torch.nn.Module:
+    """The small T5 of the case, its weights drawn from their names."""
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    config = T5Config(
+        vocab_size=128, d_model=48, d_kv=12, d_ff=96, num_layers=2, num_heads=4, dropout_rate=0.0,
+        decoder_start_token_id=0, pad_token_id=0, eos_token_id=1,
+    )  # fmt: skip
+    model = T5ForConditionalGeneration(config).eval()
+    state = {key: _drawn(f"close_t5/{key}", tensor) for key, tensor in model.state_dict().items()}
+    model.load_state_dict(state)
+    with torch.no_grad():
+        model.shared.weight.mul_(0.5)
+    return model
+
+
+def _drawn(name: str, tensor: Tensor) -> Tensor:
+    noise = tiny_clip.draw(name, tuple(tensor.shape))
+    if tensor.ndim <= 1:
+        return 1 + 0.1 * noise if name.endswith("weight") else 0.02 * noise
+    return noise * math.prod(tensor.shape[1:]) ** -0.5
+
+
+@EVERY_LIBRARY
+def test_close(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The map of the method gives the case's tokens where it has as many outputs as those have values."""
+    settings, expected = published.case("close_noise")
+    tokens, width = expected["tokens"].shape[1:]
+    method = adapt.methods.Close(noise=settings["noise"])
+    model = adapt.wrap(published.backbone(library), method, [f"value {i}" for i in range(tokens * width)])
+    method.load_state_dict({f"lin.{each}": expected[f"param.adapter.lin.{each}"] for each in ("weight", "bias")})
+    features = model.text_features(settings["captions"])
+    assert scaled(features, expected["unit_text_features"]) < TOLERANCE
+    monkeypatch.setattr(torch, "randn_like", lambda given: expected["noise"])
+    assert scaled(noisy(features, settings["noise"]), expected["shifted"]) < TOLERANCE
+    found = model.train().logits(features).unflatten(-1, (tokens, width))
+    assert scaled(found, expected["tokens"]) < TOLERANCE
+    t5, targets = _t5(), expected["target_ids"]
+    loss = t5(inputs_embeds=found, labels=targets.masked_fill(targets == 0, -100)).loss
+    loss.backward()
+    assert scaled(loss, expected["loss"]) < TOLERANCE
+    for name, parameter in method.named_parameters():
+        assert relative(parameter.grad, expected[f"grad.adapter.{name}"]) < GRADIENT_TOLERANCE, name
+    for name in ("decoder.block.1.layer.1.EncDecAttention.v", "encoder.block.0.layer.0.SelfAttention.q"):
+        gradient = t5.get_parameter(f"{name}.weight").grad
+        assert relative(gradient, expected[f"grad.t5.{name}.weight"]) < GRADIENT_TOLERANCE, name
+    with torch.no_grad():
+        of_images = model.eval()(expected["images"]).unflatten(-1, (tokens, width))
+    assert scaled(of_images, expected["image_tokens"]) < TOLERANCE

@@ -10,6 +10,7 @@ from PIL import Image
 from adapt.data.decoding.content import open_file
 from adapt.data.decoding.pictures import decoded, naming, opened, to_rgb
 from adapt.data.split import Item
+from adapt.errors import AdaptError
 
 
 def open_image(source: Item | str | os.PathLike[str] | Image.Image) -> Image.Image:
@@ -40,4 +41,6 @@ def check_image(source: Item | str | os.PathLike[str]) -> None:
 
 
 def _path(source: Item | str | os.PathLike[str]) -> str:
+    if isinstance(source, Item) and not source.path:
+        raise AdaptError(f"the text {source.text!r} stands in an image's place: there is nothing to open")
     return source.path if isinstance(source, Item) else os.fspath(source)

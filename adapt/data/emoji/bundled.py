@@ -5,12 +5,15 @@
 `emoji-concepts`  classes are the concepts ("dog face"); the seen styles are a class's shots, the unseen style its test
                   set. The concepts that the backbone knows come first; the held-out ones, never seen in any style, come
                   after them: `concept_names()` gives both lists, for a base/new cut by name.
+`emoji-texts`     the classes of `emoji`, and no image to learn from: the names of the training concepts in a few
+                  templates stand in their place; validation and test images are those of `emoji`
 `emoji-questions` questions about scenes of emoji, also `emoji-questions@STYLE`: see `adapt.data.emoji.questions`
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from adapt.data.decoding.files import zip_root
@@ -20,7 +23,8 @@ from adapt.data.emoji.questions import read_questions
 from adapt.data.split import Item, Split
 from adapt.errors import AdaptError, nearest
 
-_GROUPS, _CONCEPTS, _AT = "emoji", "emoji-concepts", "emoji@"
+_GROUPS, _CONCEPTS, _TEXTS, _AT = "emoji", "emoji-concepts", "emoji-texts", "emoji@"
+_TEMPLATES = ("a photo of a {}.", "an icon of a {}.", "a drawing of a {}.", "{}.")  # of texts
 _QUESTIONS, _QUESTIONS_AT = "emoji-questions", "emoji-questions@"
 
 _Entry = dict[str, Any]  # one of the index's "items"
@@ -28,14 +32,14 @@ _Entry = dict[str, Any]  # one of the index's "items"
 
 def is_bundled(spec: str) -> bool:
     """Whether `spec` asks for a bundled set, be it with a style that there is or not."""
-    return spec in (_GROUPS, _CONCEPTS, _QUESTIONS) or spec.startswith((_AT, _QUESTIONS_AT))
+    return spec in (_GROUPS, _CONCEPTS, _TEXTS, _QUESTIONS) or spec.startswith((_AT, _QUESTIONS_AT))
 
 
 def names() -> list[str]:
     """All the names that `read_bundled` takes."""
     styles = index()["styles"]
     at_style = [at + style for at in (_AT, _QUESTIONS_AT) for style in styles]
-    return [_GROUPS, _CONCEPTS, _QUESTIONS, *at_style]
+    return [_GROUPS, _CONCEPTS, _TEXTS, _QUESTIONS, *at_style]
 
 
 def concept_names() -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -52,8 +56,9 @@ def read_bundled(spec: str) -> Split:
     """
     if spec == _CONCEPTS:
         return _concepts()
-    if spec == _GROUPS:
-        return _groups(spec, lambda entry: entry["style"] != UNSEEN_STYLE)
+    if spec in (_GROUPS, _TEXTS):
+        images = _groups(spec, lambda entry: entry["style"] != UNSEEN_STYLE)
+        return images if spec == _GROUPS else replace(images, train=_texts(images.train))
     if spec not in names():
         raise AdaptError(f"Unknown bundled data {spec!r}; {nearest(spec, names())}.")
     if spec.startswith(_QUESTIONS):
@@ -69,6 +74,16 @@ def _groups(spec: str, wanted: Callable[[_Entry], bool]) -> Split:
         return _items([entry for entry in entries if entry["split"] == name], "class", classes)
 
     return Split(spec, classes, part("train"), part("val"), part("test"), root=zip_root(archive.ARCHIVE))
+
+
+def _texts(images: tuple[Item, ...]) -> tuple[Item, ...]:
+    """The names of what is drawn, each in all templates."""
+    named = dict.fromkeys((item.label, item.class_name, item.group) for item in images)
+    return tuple(
+        Item("", label, class_name, group=concept, text=template.replace("{}", concept))
+        for label, class_name, concept in named
+        for template in _TEMPLATES
+    )
 
 
 def _concepts() -> Split:

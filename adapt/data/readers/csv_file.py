@@ -1,4 +1,4 @@
-"""CSV files that list images: `path,label[,split][,domain][,question][,group]`."""
+"""CSV files that list images, or texts in their place: `path,label[,split][,domain][,question][,group][,text]`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import csv
 import io
 import os
 from collections.abc import Iterator, Sequence
+from operator import attrgetter
 from pathlib import Path
 
 from adapt.cells import unguarded
@@ -16,8 +17,8 @@ from adapt.data.readers.rows import Listed, one_each, real_paths, to_split
 from adapt.data.split import Split
 from adapt.errors import AdaptError, nearest
 
-_COLUMNS = ("path", "label", "split", "domain", "question", "group")
-_FIRST_LINE = "path,label[,split][,domain][,question][,group]"
+_COLUMNS = ("path", "label", "split", "domain", "question", "group", "text")
+_FIRST_LINE = "path,label[,split][,domain][,question][,group], or text,label[,split] with texts in place of images"
 
 
 def read_csv(
@@ -26,12 +27,13 @@ def read_csv(
     ratios: Sequence[float] = parts.RATIOS,
     seed: int = 0,
 ) -> Split:
-    """The split in a CSV file with the columns `path,label[,split][,domain][,question][,group]`.
+    """The split in a CSV file with the columns `path,label[,split][,domain][,question][,group][,text]`.
 
     `label` is the class name, or with a column `question` the answer. Paths start from `root`, by default the CSV's
     folder, and must stay under it. Without a `split` column the images are divided by `ratios` (train, val, test) and
-    `seed`. `group` names images that are more alike than others of their class, such as one object's photographs. What
-    symbolic links list again counts once. Cells may be guarded as in `adapt.cells`.
+    `seed`. `group` names images that are more alike than others of their class, such as one object's photographs. A
+    line with a `text` and no path is a text to learn from. What symbolic links list again counts once. Cells may be
+    guarded as in `adapt.cells`.
 
     Raises AdaptError, naming the line, when a column or a value is not as expected.
     """
@@ -45,14 +47,15 @@ def read_csv(
     if not rows:
         raise AdaptError(f"CSV {source!r} lists no images.")
     _check_listed_once(rows, f"CSV {source!r}")
-    rows = one_each(rows, folder, real_paths(row.path for row in rows), f"CSV {source!r}")
+    texts, rows = ([row for row in rows if bool(row.path) is kind] for kind in (False, True))
+    rows = texts + one_each(rows, folder, real_paths(row.path for row in rows), f"CSV {source!r}")
     return to_split(Path(source).stem, folder, rows, sorted({row.class_name for row in rows}), ratios, seed)
 
 
 def _check_listed_once(rows: Sequence[Listed], where: str) -> None:
     """AdaptError for a picture that is listed for two parts, or two classes; several questions may be about one."""
     listed: dict[str, Listed] = {}
-    for row in rows:
+    for row in filter(attrgetter("path"), rows):
         first = listed.setdefault(row.path, row)
         for what, one, other in (("parts", first.part, row.part), ("classes", first.class_name, row.class_name)):
             if one != other and not row.question:
@@ -66,7 +69,7 @@ def _rows(reader: csv.DictReader[str], folder: str, where: str) -> Iterator[List
     for column in columns:
         if column not in _COLUMNS:
             raise AdaptError(f"{where}: unknown column {column!r}; {nearest(column, _COLUMNS)}.")
-    for column in ("path", "label"):
+    for column in ("text" if "text" in columns else "path", "label"):
         if column not in columns:
             raise AdaptError(f"{where}: no column {column!r}. Expected a first line {_FIRST_LINE}.")
     for record in reader:
@@ -78,13 +81,16 @@ def _row(record: dict[str | None, str | None], folder: str, where: str) -> Liste
     if None in record or None in record.values():
         raise AdaptError(f"{where}: more or fewer cells than the first line has. Quote values that hold a comma.")
     cells = {column: unguarded((value or "").strip()) for column, value in record.items()}
-    for column in ("path", "label", "question"):
+    for column in ("label", "question", *(["path"] if "text" not in cells else [])):
         if not cells.get(column, "absent"):
             raise AdaptError(f"{where}: the {column} is empty.")
+    if "text" in cells and bool(cells["text"]) is bool(cells.get("path")):
+        raise AdaptError(f"{where}: expected a path or a text, one of both and not the other.")
     part = ""
     if "split" in cells:
         if cells["split"] not in parts.ALIASES:
             raise AdaptError(f"{where}: unknown split {cells['split']!r}; {nearest(cells['split'], parts.ALIASES)}.")
         part = parts.ALIASES[cells["split"]]
-    path = under(folder, cells["path"], where)
-    return Listed(path, cells["label"], part, *(cells.get(each, "") for each in ("domain", "question", "group")))
+    path = under(folder, cells["path"], where) if cells.get("path") else ""
+    others = (cells.get(each, "") for each in ("domain", "question", "group", "text"))
+    return Listed(path, cells["label"], part, *others)

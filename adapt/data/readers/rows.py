@@ -23,10 +23,11 @@ class Listed(NamedTuple):
     domain: str = ""
     question: str = ""
     group: str = ""
+    text: str = ""
 
     @property
-    def of_item(self) -> tuple[str, str, str, str]:
-        return self.class_name, self.domain, self.question, self.group
+    def of_item(self) -> tuple[str, ...]:
+        return self.class_name, self.domain, self.question, self.group, self.text
 
 
 def to_split(
@@ -34,11 +35,17 @@ def to_split(
 ) -> Split:
     """The split of `rows`, with labels by the order of `class_names`.
 
-    Rows without a part are divided by `ratios` and `seed`. Raises AdaptError when a class has no training image.
+    Rows without a part are divided by `ratios` and `seed`; where some are texts, these are for training and the images
+    for the test. Raises AdaptError when a class has no training image.
     """
     label = {class_name: number for number, class_name in enumerate(class_names)}
     undivided = not any(row.part for row in rows)
-    part_of = parts.assign([row.class_name for row in rows], ratios, seed) if undivided else [row.part for row in rows]
+    if not undivided:
+        part_of = [row.part for row in rows]
+    elif all(row.path for row in rows):
+        part_of = parts.assign([row.class_name for row in rows], ratios, seed)
+    else:
+        part_of = ["test" if row.path else "train" for row in rows]
     items: dict[str, list[Item]] = {"train": [], "val": [], "test": []}
     for row, part in zip(rows, part_of, strict=True):
         items[part].append(Item(row.path, label[row.class_name], *row.of_item))
