@@ -45,6 +45,7 @@ class AdaptedModel(Adapted[DualEncoder]):
         self.text_memory = text_memory or free_bytes(backbone.device) // 2
         self._texts = self._class_texts(self._own_prompts, checkpointing, method.prompt_average)
         self._each_text: ClassTexts | None = None
+        self._others: tuple[tuple[Prompt, ...], ClassTexts] | None = None  # the last prompts of no class
         self._frozen_texts: dict[tuple[tuple[str, ...], PromptAverage], ClassTexts] = {}
         self.vision_path = "plain" if _against_fast_vision(backbone, fast) else "fast"
 
@@ -189,6 +190,15 @@ class AdaptedModel(Adapted[DualEncoder]):
         return self._frozen_texts[key].remembered([], self.text_memory)
 
     @in_one_mode
+    def encode(self, prompts: Sequence[Prompt]) -> Tensor:
+        """Unit-length features `(m, e)` of prompts other than the classes', under the method's edits."""
+        key = tuple(prompts)
+        if self._others is None or self._others[0] != key:
+            alone = [[prompt] for prompt in prompts]
+            self._others = key, ClassTexts(self.backbone, alone, self.fast, self.checkpointing)
+        return self._encoded(self._others[1], {})
+
+    @in_one_mode
     def text_features(self, texts: Sequence[str], unit: bool = True) -> Tensor:
         """Texts to features `(m, e)` by the backbone alone, of `unit` length or as the tower gives them; no gradient.
 
@@ -237,13 +247,14 @@ class AdaptedModel(Adapted[DualEncoder]):
         return other
 
     def unwrap(self) -> DualEncoder:
-        self._texts = self._each_text = None
+        self._texts = self._each_text = self._others = None
         self._frozen_texts = {}
         return super().unwrap()
 
     def cut_skipped(self) -> None:
         super().cut_skipped()
-        for texts in (self._texts, self._each_text, *self._frozen_texts.values()):
+        others = None if self._others is None else self._others[1]
+        for texts in (self._texts, self._each_text, others, *self._frozen_texts.values()):
             if texts is not None:
                 texts.forget()
 

@@ -204,7 +204,7 @@ def make_optimizer(
     """The optimiser over `parameters`, by default all that the method trains. Raises AdaptError for fp16 off CUDA."""
     if settings.precision == "fp16" and model.backbone.device.type != "cuda":
         raise AdaptError("precision fp16 needs a CUDA device and a loss scaler; use bf16 or fp32 on the CPU")
-    parameters = list(model.method.parameters() if parameters is None else parameters)
+    parameters = list(model.method.trains() if parameters is None else parameters)
     if not parameters:
         raise AdaptError(f"{model.method.name} is to take steps, and has no parameter that could learn")
     if settings.optimizer != "sgd":

@@ -13,7 +13,7 @@ from published import GRADIENT_TOLERANCE, LIBRARIES, TOLERANCE, GivenFeatures
 
 import adapt
 from adapt import AdaptedModel
-from adapt.methods import TPT, KgCoOp, TipAdapter
+from adapt.methods import OGEN, TPT, KgCoOp, TipAdapter
 from adapt.methods.base import Encoded, total
 from adapt.methods.tpt import mean_entropy, surest
 
@@ -125,3 +125,37 @@ def test_tpt(library: str, fast: bool | None) -> None:
     answer = model.eval()(images[None])  # the views of one image
     assert scaled(answer, expected["after_logits"]) < TOLERANCE
     assert torch.equal(method.ctx, expected["param.ctx"])
+
+
+@pytest.mark.parametrize("fast", [None, False])
+@pytest.mark.parametrize("library", LIBRARIES)
+@pytest.mark.parametrize("name", ["ogen_joint", "ogen_first_epochs"])
+def test_ogen(name: str, library: str, fast: bool | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings, expected = published.case(name)
+    method = OGEN(unknown_names=settings["new_names"], neighbours=settings["k"], heads=settings["heads"], dropout=0)
+    model = adapt.wrap(published.backbone(library), method, settings["names"], fast).train()
+    own = {key.removeprefix("param."): value for key, value in expected.items() if key.startswith("param.")}
+    method.load_state_dict({"ctx": own.pop("ctx")})
+    renamed = {key.replace("ffn.layers.0", "ffn.0").replace("ffn.layers.1", "ffn.2"): key for key in own}
+    method.generator.load_state_dict({mine: own[theirs] for mine, theirs in renamed.items()})
+    method.set_statistics(expected["class_mean"], expected["class_std"])
+    method._epochs = settings["max_epoch"]
+    method._done.fill_(settings["epoch"])
+    noise = iter([expected["noise"], expected["noise_targets"]])
+    monkeypatch.setattr(torch, "rand", lambda *size: next(noise))
+    size = model.backbone.embed_dim
+    step = model.step(expected["images"], expected["labels"])
+    terms = {
+        key: term * settings["mse_weight"] / size if key in ("unknown", "known") else term
+        for key, term in method.loss(step).items()
+    }
+    total(terms).backward()
+    assert scaled(step.logits, expected["logits"]) < TOLERANCE
+    assert scaled(total(terms), expected["loss"]) < TOLERANCE
+    if settings["grads_absent"]:
+        assert method.ctx.grad is None or not method.ctx.grad.any()
+    else:
+        assert relative(method.ctx.grad, expected["grad.ctx"]) < GRADIENT_TOLERANCE
+    gradients = dict(method.generator.named_parameters())
+    for mine, theirs in renamed.items():
+        assert relative(gradients[mine].grad, expected[f"grad.{theirs}"]) < GRADIENT_TOLERANCE, theirs

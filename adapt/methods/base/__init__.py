@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 from pydantic import ValidationError
@@ -159,6 +159,10 @@ class Method(nn.Module):
     def takes_steps(self) -> bool:
         """Whether it is trained by steps; by default where there is something to train."""
         return any(True for _ in self.parameters())
+
+    def trains(self) -> Iterable[nn.Parameter]:
+        """What the optimiser is given: the parameters, and what else learns in training and is in no adapter."""
+        return self.parameters()
 
     def prepare(self, training: Training) -> None:
         """What comes before the first step, or in place of all: closed forms, caches, statistics, a start, a search.

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from adapt.errors import AdaptError
+from adapt.prompts import Prompt
 from adapt.shown import brief
 
 Terms = dict[str, Tensor]  # the parts of a loss by name, which add up
@@ -152,6 +153,14 @@ class ImageStep(Step):
     def prompt_features(self) -> tuple[Tensor, ...]:
         """Unit-length features `(m, e)` of the m prompts of each class, which is not the same number for all."""
         features: tuple[Tensor, ...] = self.model.prompt_features()
+        return features
+
+    def encode(self, prompts: Sequence[Prompt]) -> Tensor:
+        """Unit-length features `(m, e)` of other prompts than the classes', under the method's edits of the text tower.
+
+        Learned tokens that belong to a class, or to an image, have no place in them.
+        """
+        features: Tensor = self.model.encode(prompts)
         return features
 
     @property

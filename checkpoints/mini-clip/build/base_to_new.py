@@ -17,7 +17,21 @@ from adapt.protocols.tables import as_markdown, table, titles
 from adapt.recipe import read_recipe
 
 TARGET = Path(__file__).resolve().parents[1]
-RECIPES = ("coop", "cocoop", "kgcoop", "tcp", "ivlp", "maple", "prompt_src", "mma", "dpl", "gda", "prolip", "two_stage")
+RECIPES = (
+    "coop",
+    "cocoop",
+    "kgcoop",
+    "tcp",
+    "ogen",
+    "ivlp",
+    "maple",
+    "prompt_src",
+    "mma",
+    "dpl",
+    "gda",
+    "prolip",
+    "two_stage",
+)
 SEEDS = (1, 2, 3)
 
 

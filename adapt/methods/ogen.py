@@ -1,0 +1,176 @@
+"""Prompts that also learn from features of classes never seen: a generator makes them of names and of neighbours.
+
+Paper: Zang et al., Overcoming the Pitfalls of Vision-Language Model Finetuning for OOD Generalization, ICLR 2024.
+Reference: ml-ogen `ccfa0df`, `trainers/ogen.py`, its training step on CoOp's prompts.
+Deviations:
+* Mean and spread of each class's features are those of the training images, without augmentation; the reference reads
+  them from files that it does not have. The mean is taken as it is, not at unit length.
+* The names of unknown classes are `unknown_names`; the reference takes the data set's other half. Whoever gives it the
+  names that are tested later must compare it with methods that know them too.
+* CoOp's: `ctx_init` is counted in tokens, and the context is fp32.
+* `teacher` is our reading of the paper's self-distillation, which the released code does not have: towards the answers
+  of the mean of the contexts of the last epochs, 2 to 9 of them, by the paper's rule. Off unless it is asked for.
+
+The generator trains with the context, is kept in checkpoints, and is in no adapter.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from adapt.backbones.base import DualEncoder
+from adapt.errors import AdaptError
+from adapt.methods.base import ImageStep, Terms, Training
+from adapt.methods.coop import CoOp, CoOpConfig
+from adapt.prompts import Prompt
+
+OF_KNOWN, OF_NEW, OF_IMAGES = 0.25, 0.5, 0.25  # weights of the cross-entropies
+FEWEST, MOST = 2, 9  # epochs whose contexts the teacher is the mean of
+
+
+class OGENConfig(CoOpConfig):
+    ctx_init: str = "a photo of a"
+    """Words whose embeddings the context starts from; empty draws it from N(0, 0.02)."""
+    unknown_names: tuple[str, ...] = ()
+    """Names of classes without an image, of which features are made; without any the generator only fits known ones."""
+    neighbours: int = Field(default=3, ge=1)
+    """Known classes, the nearest, of which a class's features are made; fewer where there are not so many names."""
+    heads: int = Field(default=4, ge=1)
+    """Of the generator's attention."""
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    """On its attention weights."""
+    alone: float = Field(default=0.2, ge=0, lt=1)
+    """Share of the epochs, the first ones, in which only the generator learns."""
+    teacher: float = Field(default=0.0, ge=0)
+    """Weight of the distance to the answers of the contexts of the last epochs: our reading of the paper's."""
+
+
+class OGEN(CoOp):
+    """`OGEN(unknown_names)` trains `ctx` `(n_ctx, d)`, as CoOp does, and beside it a generator that is not saved."""
+
+    name = "ogen"
+    title = "OGEN (Zang et al., ICLR 2024)"
+    Config = OGENConfig
+    example: ClassVar[dict[str, Any]] = {"unknown_names": ("apple pie", "toy"), "neighbours": 2, "dropout": 0.0}
+    needs_every_class = True
+
+    def build(self, backbone: DualEncoder, class_names: Sequence[str]) -> None:  # type: ignore[override]
+        super().build(backbone, class_names)
+        if len(class_names) < 2:
+            raise AdaptError(f"ogen makes features of a class by those near it: {class_names[0]!r} is the only one")
+        size, device = backbone.embed_dim, backbone.device
+        if size % self.config.heads:
+            raise AdaptError(f"ogen: features of {size} values do not divide by {self.config.heads} heads")
+        self._unknown: list[Prompt] = [
+            prompt for name in self.config.unknown_names for prompt in self.prompts(backbone.tokenizer, name)
+        ]
+        # in a list, so that its tensors are neither parameters of the method nor in its state
+        self._generator = [Generator(size, self.config.heads, self.config.dropout).to(device)]
+        self._mean, self._spread = (torch.zeros(len(class_names), size, device=device) for _ in range(2))
+        self._k = min(self.config.neighbours, len(class_names) - 1, len(self._unknown) or len(class_names))
+        self._near = torch.zeros(len(class_names), self._k, dtype=torch.long, device=device)
+        self._past = torch.zeros(MOST, *self.ctx.shape, device=device)  # the contexts of the last epochs, newest first
+        self._done, self._epochs = torch.zeros((), dtype=torch.long), 1  # epochs, and of how many
+
+    @property
+    def generator(self) -> Generator:
+        return self._generator[0]
+
+    def trains(self) -> Iterable[nn.Parameter]:
+        return [*self.parameters(), *self.generator.parameters()]
+
+    def training_state(self) -> dict[str, Tensor]:
+        generator = {f"generator.{key}": value for key, value in self.generator.state_dict().items()}
+        return {"done": self._done, "past": self._past} | generator
+
+    def prepare(self, training: Training) -> None:
+        if training.settings.epochs is None:
+            raise AdaptError("ogen counts epochs, in the first of which only its generator learns: give train.epochs")
+        self._epochs = training.settings.epochs
+        features, labels = training.features("train").to(self._mean), training.labels("train")
+        groups = [features[labels.to(features.device) == label] for label in range(len(self._mean))]
+        spread = torch.stack([own.std(0, correction=0) for own in groups])
+        self.set_statistics(torch.stack([own.mean(0) for own in groups]), spread)
+
+    def set_statistics(self, mean: Tensor, spread: Tensor) -> None:
+        """The mean and the standard deviation of each class's features `(n, e)`, and which classes are near each."""
+        likeness = (mean @ mean.T).fill_diagonal_(-torch.inf)
+        self._mean, self._spread = mean, spread
+        self._near = likeness.topk(self._k).indices
+
+    def epoch_done(self, epoch: int, epochs: int) -> None:
+        self._done.fill_(epoch + 1)
+        with torch.no_grad():
+            self._past.copy_(self._past.roll(1, 0))
+            self._past[0] = self.ctx
+
+    def loss(self, step: ImageStep) -> Terms:
+        labels, known, size = step.labels, step.class_features, step.features.shape[-1]
+        assert labels is not None
+        self.generator.train(self.training)
+        own, near = known[labels].detach()[:, None], known[self._near[labels]].detach()  # (b, 1, e), (b, k, e)
+        images, target = step.features[:, None], self._drawn(labels)
+        of_unknown = self.generator(own, near, target)
+        of_known = self.generator(near, own, images)
+        terms = {"unknown": size * F.mse_loss(of_unknown, step.features)}
+        if int(self._done) < int(self.config.alone * self._epochs):
+            return terms | {"known": size * F.mse_loss(of_known, target.flatten(0, 1))}
+        terms["known"] = size * F.mse_loss(of_known, self._drawn(labels).flatten(0, 1))
+        terms["image_class"] = OF_IMAGES * step.cross_entropy
+        logits = step.cosine_logits(known, of_unknown), step.cosine_logits(known, of_known)
+        terms["unknown_class"] = OF_KNOWN * F.cross_entropy(logits[0].float(), labels)
+        terms["known_class"] = OF_KNOWN / self._k * F.cross_entropy(logits[1].float(), self._near[labels].flatten())
+        if self._unknown:
+            terms["new_class"] = OF_NEW / self._k * self._of_new(step, own, images)
+        if self.config.teacher:
+            terms["teacher"] = self.config.teacher * self._apart(step)
+        return terms
+
+    def _drawn(self, labels: Tensor) -> Tensor:
+        """Features near the means of the classes near those of the batch `(b, k, e)`: one draw for all."""
+        near = self._near[labels]
+        return self._mean[near] + torch.rand(1, self._mean.shape[-1]).to(self._mean) * self._spread[near]
+
+    def _of_new(self, step: ImageStep, own: Tensor, images: Tensor) -> Tensor:
+        """The cross-entropy, among the unknown names, of features made for those nearest to each image's class."""
+        new = step.encode(self._unknown)
+        chosen = (own[:, 0] @ new.T).topk(self._k).indices
+        made = self.generator(new[chosen], own, images)
+        return F.cross_entropy(step.cosine_logits(new, made).float(), chosen.flatten())
+
+    def _apart(self, step: ImageStep) -> Tensor:
+        """The mean squared distance of the answers to those of the contexts of the last epochs."""
+        done = int(self._done)
+        if not done:
+            return 0 * step.logits.sum()
+        turn = 1 + math.cos((self._epochs + done) / self._epochs * math.pi)
+        window = min(done, math.floor(turn * (MOST - FEWEST) / 2 + FEWEST))
+        other = copy.copy(self)
+        other._parameters = {"ctx": nn.Parameter(self._past[:window].mean(0), requires_grad=False)}
+        with torch.no_grad():
+            answers = step.under(other).logits.softmax(-1)
+        return F.mse_loss(step.logits.softmax(-1), answers)
+
+
+class Generator(nn.Module):
+    """Features of a class out of its text feature, and the text and image features of others: an attention, and a map.
+
+    Queries `(b, q, e)`, keys and values `(b, k, e)`, to unit-length features `(b q, e)`.
+    """
+
+    def __init__(self, size: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.multihead_attn = nn.MultiheadAttention(size, heads, dropout, batch_first=True)
+        self.ffn = nn.Sequential(nn.Linear(size, size), nn.ReLU(), nn.Linear(size, size))
+
+    def forward(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        attended, _ = self.multihead_attn(queries, keys, values, need_weights=False)
+        return F.normalize(self.ffn(queries) + attended, dim=-1).flatten(0, 1)
