@@ -13,7 +13,7 @@ from published import GRADIENT_TOLERANCE, LIBRARIES, TOLERANCE, GivenFeatures
 
 import adapt
 from adapt import AdaptedModel
-from adapt.methods import OGEN, TPT, KgCoOp, TipAdapter
+from adapt.methods import OGEN, TPT, DetPro, KgCoOp, TipAdapter
 from adapt.methods.base import Encoded, total
 from adapt.methods.tpt import mean_entropy, surest
 
@@ -159,3 +159,20 @@ def test_ogen(name: str, library: str, fast: bool | None, monkeypatch: pytest.Mo
     gradients = dict(method.generator.named_parameters())
     for mine, theirs in renamed.items():
         assert relative(gradients[mine].grad, expected[f"grad.{theirs}"]) < GRADIENT_TOLERANCE, theirs
+
+
+@pytest.mark.parametrize("fast", [None, False])
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_detpro(library: str, fast: bool | None) -> None:
+    settings, expected = published.case("detpro_soft")
+    names = [*settings["names"], "none"]
+    method = DetPro(n_ctx=settings["n_ctx"], background="none")
+    model = adapt.wrap(published.backbone(library), method, names, fast)
+    method.load_state_dict(method.state_dict() | {"ctx": expected["param.ctx"]})
+    method._weights = 1 / expected["freq"]
+    step = model.step(Encoded(F.normalize(expected["region_features"], dim=-1)), expected["labels"])
+    assert scaled(step.class_features[:-1], F.normalize(expected["text_features"], dim=-1)) < TOLERANCE
+    loss = total(method.loss(step))
+    loss.backward()
+    assert scaled(loss, expected["loss"]) < TOLERANCE
+    assert relative(method.ctx.grad, expected["grad.ctx"]) < GRADIENT_TOLERANCE

@@ -1,0 +1,94 @@
+"""OGEN: what its generator is made of, that it trains and is not saved, and both phases."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import adapt
+from adapt import AdaptedModel, AdaptError, Backbone, methods
+from adapt.data import Split
+
+STEPS = {"epochs": 5, "batch_size": 4, "lr": 0.1, "warmup_epochs": 0, "augment": "none", "progress": False}
+
+
+def wrapped(backbone: Backbone, names: tuple[str, ...], **settings: Any) -> AdaptedModel:
+    torch.manual_seed(0)
+    return adapt.wrap(backbone, methods.OGEN(unknown_names=["toy", "apple pie", "cup"], **settings), names)
+
+
+def test_the_generator_trains_and_no_adapter_has_it(open_clip: Backbone, tiny_split: Split, tmp_path: Path) -> None:
+    model = wrapped(open_clip, tiny_split.class_names)
+    before = {key: value.clone() for key, value in model.method.generator.state_dict().items()}
+    adapt.fit(model, tiny_split.train, **STEPS)
+    after = model.method.generator.state_dict()
+    assert all(not torch.equal(before[key], after[key]) for key in before if "in_proj_bias" not in key)
+    assert set(model.method.state_dict()) == {"ctx"}
+    path = model.save(tmp_path / "a.safetensors")
+    assert set(adapt.load(path, open_clip).method.state_dict()) == {"ctx"}
+
+
+def test_at_first_only_the_generator_learns(open_clip: Backbone, tiny_split: Split) -> None:
+    model, seen = wrapped(open_clip, tiny_split.class_names), []
+    start = model.method.ctx.detach().clone()
+    loss = model.method.loss
+
+    def watched(step: Any) -> Any:
+        terms = loss(step)
+        seen.append((set(terms), torch.equal(model.method.ctx, start)))
+        return terms
+
+    model.method.loss = watched
+    adapt.fit(model, tiny_split.train, **STEPS | {"weight_decay": 0.0})
+    alone = [terms for terms, same in seen if same]
+    first = len(seen) // 5  # of five epochs, one
+    assert all(terms == {"unknown", "known"} for terms, _ in seen[:first])
+    assert all(same for _, same in seen[: first + 1])
+    assert not seen[-1][1]
+    assert {"image_class", "unknown_class", "known_class", "new_class"} < seen[-1][0]
+    assert len(alone) == first + 1
+
+
+def test_statistics_are_those_of_each_class(open_clip: Backbone, tiny_split: Split) -> None:
+    model = wrapped(open_clip, tiny_split.class_names, neighbours=2)
+    adapt.fit(model, tiny_split.train, **STEPS)
+    features = adapt.features.image_features(model, tiny_split.train, workers=0)
+    labels = torch.tensor([item.label for item in tiny_split.train])
+    for label in range(3):
+        assert torch.allclose(model.method._mean[label], features[labels == label].mean(0), atol=1e-5)
+        assert label not in model.method._near[label]
+    assert model.method._near.shape == (3, 2)
+
+
+def test_a_resumed_training_keeps_its_generator(open_clip: Backbone, tiny_split: Split, tmp_path: Path) -> None:
+    """The teacher, which is made of past contexts, too."""
+    whole = wrapped(open_clip, tiny_split.class_names, teacher=10.0)
+    adapt.fit(whole, tiny_split.train, **STEPS)
+    stopped, count = wrapped(open_clip, tiny_split.class_names, teacher=10.0), []
+    losses = stopped.losses
+
+    def counted(*given: Any) -> Any:
+        count.append(1)
+        if len(count) == 14:
+            raise InterruptedError
+        return losses(*given)
+
+    stopped.losses = counted
+    with pytest.raises(InterruptedError):
+        adapt.fit(stopped, tiny_split.train, out=tmp_path / "run", **STEPS)
+    resumed = wrapped(open_clip, tiny_split.class_names, teacher=10.0)
+    adapt.fit(resumed, tiny_split.train, out=tmp_path / "run", resume=True, **STEPS)
+    assert torch.equal(resumed.method.ctx, whole.method.ctx)
+    for key, value in whole.method.generator.state_dict().items():
+        assert torch.equal(resumed.method.generator.state_dict()[key], value), key
+
+
+def test_it_counts_epochs_and_needs_two_classes(open_clip: Backbone, tiny_split: Split) -> None:
+    model = wrapped(open_clip, tiny_split.class_names)
+    with pytest.raises(AdaptError, match="ogen counts epochs"):
+        adapt.fit(model, tiny_split.train, iterations=3, schedule="constant", augment="none", progress=False)
+    with pytest.raises(AdaptError, match="'cat' is the only one"):
+        wrapped(open_clip, ("cat",))
