@@ -28,6 +28,8 @@ _COMMANDS = {
     "table": ("protocols", "Show what protocols found side by side, the papers' figures too."),
     "report": ("protocols", "Write an HTML page about runs: tables, curves, confusions, errors."),
     "predict": ("predict", "Classify images or folders of images."),
+    "index": ("index", "Make an index of texts or images, to search in and to take names from."),
+    "search": ("index", "Find the entries of an index that are nearest to a text or an image."),
     "chat": ("chat", "Ask questions about an image."),
     "inspect": ("formats", "Show what an adapter holds, and the words nearest to its learned tokens."),
     "merge": ("formats", "Fold a LoRA adapter into a standalone checkpoint."),

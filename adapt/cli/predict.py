@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import takewhile, zip_longest
 from pathlib import Path
@@ -25,14 +25,22 @@ if TYPE_CHECKING:
     from adapt.models.explanation import Explanation
     from adapt.models.prediction import Prediction
 
+Says = Callable[[Iterable[Any]], Iterator[Any]]  # images to what is said of each
+
 
 @click.command()
 @click.argument("adapter", type=click.Path(path_type=Path))
-@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="[ADAPTER]... IMAGES...")
+@click.argument("images", nargs=-1, type=click.Path(path_type=Path), metavar="[ADAPTER]... IMAGES...")
 @click.option("--top-k", type=click.IntRange(min=1), default=5, show_default=True, help="Classes to show for an image.")
 @click.option("--classes", help="Other class names: separated by commas, or a text file with one a line.")
 @click.option("--question", help="What is asked about the images, of an adapter that answers questions.")
 @click.option("--explain", is_flag=True, help="Say which descriptors of a class decided, of an adapter that has some.")
+@click.option(
+    "--vocabulary-free",
+    type=click.Path(path_type=Path),
+    metavar="INDEX",
+    help="Without an adapter: name images by words of the captions in an index (see `adapt index`).",
+)
 @common.of_adapter
 @common.device
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
@@ -49,6 +57,7 @@ def predict(
     classes: str | None,
     question: str | None,
     explain: bool,
+    vocabulary_free: Path | None,
     backbone: str | None,
     device: str,
     as_json: bool,
@@ -68,38 +77,83 @@ def predict(
       adapt predict adapter.safetensors photo.png --classes "cat,dog,parrot"
       adapt predict adapter.safetensors photo.png --question "what is it?"
       adapt predict runs/described photo.png --explain --top-k 2
+      adapt predict --vocabulary-free captions.safetensors photos/
     """
     from adapt.cli.quiet import quiet_libraries
 
     if as_json and as_csv:
         raise AdaptError("--json and --csv are two layouts of one output: give one of them")
-    adapters = [adapter, *takewhile(_is_adapter, images[:-1])]
+    if vocabulary_free is not None and (classes or question or explain):
+        raise AdaptError("--vocabulary-free takes names from captions: leave --classes, --question and --explain out")
+    readable: list[Path] = []
+    if vocabulary_free is not None:
+        files = list(_files((adapter, *images)))
+        answers = _by_captions(vocabulary_free, backbone, device, top_k)
+        write = _writer(as_json, as_csv)
+    else:
+        adapters = _adapters(adapter, images, explain, as_csv)
+        files = list(_files(images[len(adapters) - 1 :]))
+        answers = _by_adapters(adapters, _class_names(classes), question, backbone, device, top_k, explain)
+        write = _writer_of(adapters, as_json, as_csv, explain)
+    with quiet_libraries():
+        for number, found in enumerate(answers(_readable(files, readable))):
+            write(readable[number], found)
+    if len(readable) < len(files):
+        click.echo(f"{len(files) - len(readable)} of {len(files)} images could not be read", err=True)
+        sys.exit(2)
+
+
+def _adapters(first: Path, images: Sequence[Path], explain: bool, as_csv: bool) -> list[Path]:
+    """The adapters among what is given, of which the last is an image. AdaptError where they do not go together."""
+    if not images:
+        raise AdaptError(f"there is no image behind {first}: expected an adapter, then images or folders of them")
+    adapters = [first, *takewhile(_is_adapter, images[:-1])]
     if explain and (as_csv or len(adapters) > 1):
         raise AdaptError("--explain is of one adapter, in lines or --json: leave --csv and the other adapters out")
     if len(set(adapters)) < len(adapters):
         raise AdaptError(f"{', '.join(map(str, adapters))}: one adapter is given twice; give each of them once")
-    files = list(_files(images[len(adapters) - 1 :]))
-    names = _class_names(classes)
-    with quiet_libraries():
+    return adapters
+
+
+def _by_captions(index: Path, backbone: str | None, device: str, top_k: int) -> Says:
+    """Answers in words of an index of captions."""
+
+    def answers(images: Iterable[Any]) -> Iterator[Any]:
+        from adapt.backbones.load import load_backbone
+        from adapt.retrieval.index import load_index
+        from adapt.retrieval.vocabulary_free import VocabularyFree
+
+        captions = load_index(index)
+        name = backbone or captions.header.backbone
+        if not name:
+            raise AdaptError(f"{index} does not name its backbone: give --backbone")
+        found: Any = load_backbone(name, device)
+        return ((each,) for each in VocabularyFree(found, captions).predict_stream(images, top_k))
+
+    return answers
+
+
+def _by_adapters(
+    adapters: Sequence[Path],
+    names: list[str] | None,
+    question: str | None,
+    backbone: str | None,
+    device: str,
+    top_k: int,
+    explain: bool,
+) -> Says:
+    """Answers of each adapter, or of one of them with its reasons."""
+
+    def answers(images: Iterable[Any]) -> Iterator[Any]:
         from adapt.backbones.load import load_backbone
         from adapt.loading import load_many
 
         models = load_many(adapters, load_backbone(backbone, device) if backbone else None, names, device=device)
-        readable: list[Path] = []
-        source = _readable(files, readable)
-        found: Iterator[Any]
-        write: Any
         if explain:
-            found, write = _explanations(adapter, models[0], source, top_k), _explained_json if as_json else _explained
-        else:
-            found = _predictions(adapters, models, source, top_k, question)
-            titles = [str(each) for each in adapters]
-            write = _side_by_side(as_json, as_csv, titles) if len(adapters) > 1 else _writer(as_json, as_csv)
-        for number, answer in enumerate(found):
-            write(readable[number], answer)
-    if len(readable) < len(files):
-        click.echo(f"{len(files) - len(readable)} of {len(files)} images could not be read", err=True)
-        sys.exit(2)
+            return _explanations(adapters[0], models[0], images, top_k)
+        return _predictions(adapters, models, images, top_k, question)
+
+    return answers
 
 
 def _predictions(
@@ -199,6 +253,13 @@ def _writer(as_json: bool, as_csv: bool) -> Any:
     if as_json:
         return lambda path, found: click.echo(plain.dump({"image": str(path), "top": _top(found[0])}))
     return _lines
+
+
+def _writer_of(adapters: Sequence[Path], as_json: bool, as_csv: bool, explain: bool) -> Any:
+    """A function that prints what the adapters say of one image."""
+    if explain:
+        return _explained_json if as_json else _explained
+    return _side_by_side(as_json, as_csv, [*map(str, adapters)]) if len(adapters) > 1 else _writer(as_json, as_csv)
 
 
 def _side_by_side(as_json: bool, as_csv: bool, adapters: Sequence[str]) -> Any:

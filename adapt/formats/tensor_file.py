@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from adapt import plain
 from adapt.errors import AdaptError
@@ -23,7 +23,16 @@ if TYPE_CHECKING:
 CHECKSUM = "checksum"  # its key in the metadata
 _MAX_HEADER = 16 * 2**20  # bytes; parsing takes some thirty times as much memory
 _TYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL")
-_ADVICE = "fetch or train the adapter again"
+
+
+class What(NamedTuple):
+    """What a file is called in messages, and what to do where it is damaged."""
+
+    name: str
+    advice: str
+
+
+ADAPTER = What("adapter", "fetch or train the adapter again")
 
 
 @dataclass(frozen=True)
@@ -56,13 +65,13 @@ def checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
-def describe(path: Path) -> Described:
+def describe(path: Path, what: What = ADAPTER) -> Described:
     """The header of the file at `path`. AdaptError where it is missing, truncated, or its header makes no sense.
 
     safetensors itself accepts a key that stands twice, and types that little can be computed with.
     """
     try:
-        header = plain.parse(_header_text(path))
+        header = plain.parse(_header_text(path, what))
         metadata = header.pop("__metadata__", {})
         if not all(isinstance(value, str) for value in metadata.values()):
             raise ValueError("its metadata are not all text")
@@ -70,18 +79,18 @@ def describe(path: Path) -> Described:
             _check_tensor(name, entry)
         signed = metadata.pop(CHECKSUM, None)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise AdaptError(f"{path} has no readable header ({shown(error)}); {_ADVICE}") from error
+        raise AdaptError(f"{path} has no readable header ({shown(error)}); {what.advice}") from error
     return Described(metadata, signed)
 
 
-def _header_text(path: Path) -> bytes:
+def _header_text(path: Path, what: What) -> bytes:
     if not path.is_file():
-        raise AdaptError(f"there is no adapter at {path}")
+        raise AdaptError(f"there is no {what.name} at {path}")
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             if not 2 <= length <= path.stat().st_size - 8:
-                raise AdaptError(f"{path} is truncated or no safetensors file; {_ADVICE}")
+                raise AdaptError(f"{path} is truncated or no safetensors file; {what.advice}")
             if length > _MAX_HEADER:
                 raise AdaptError(f"{path} has a header of {length:,} bytes; expected at most {_MAX_HEADER:,}")
             return file.read(length)
@@ -98,16 +107,16 @@ def _check_tensor(name: str, entry: dict[str, Any]) -> None:
         raise ValueError(f"tensor {name!r} has the shape {shape!r}")
 
 
-def read(path: Path) -> dict[str, Tensor]:
+def read(path: Path, what: What = ADAPTER) -> dict[str, Tensor]:
     """The tensors of the file at `path`. AdaptError where it is damaged, or not what its checksum says."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    described = describe(path)
+    described = describe(path, what)
     try:
         tensors = dict(load_file(path))
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        raise AdaptError(f"{path} is truncated or damaged ({shown(error)}); {_ADVICE}") from error
+        raise AdaptError(f"{path} is truncated or damaged ({shown(error)}); {what.advice}") from error
     if described.checksum not in (None, checksum(tensors, described.metadata)):
-        raise AdaptError(f"{path} is damaged: its tensors and header are not those that were saved; {_ADVICE}")
+        raise AdaptError(f"{path} is damaged: its tensors and header are not those that were saved; {what.advice}")
     return tensors

@@ -199,9 +199,10 @@ class AdaptedModel(Adapted[DualEncoder]):
         return self._encoded(self._others[1], {})
 
     @in_one_mode
-    def text_features(self, texts: Sequence[str], unit: bool = True) -> Tensor:
-        """Texts to features `(m, e)` by the backbone alone, of `unit` length or as the tower gives them; no gradient.
+    def text_features(self, texts: Sequence[str], unit: bool = True, edited: bool = False) -> Tensor:
+        """Texts to features `(m, e)`, of `unit` length or as the tower gives them; no gradient.
 
+        By the backbone alone, or as it is `edited` by a method whose learned tokens belong to no class or image.
         AdaptError, naming the text, for one that is longer than the text tower reads.
         """
         tokenizer = self.backbone.tokenizer
@@ -211,7 +212,7 @@ class AdaptedModel(Adapted[DualEncoder]):
         alone = [[prompt] for prompt in prompts]
         encoder = ClassTexts(self.backbone, alone, self.fast, average="each" if unit else "raw")
         with torch.no_grad():
-            return encoder.encode([], self.text_memory)
+            return encoder.encode(self._edits("text", Context()) if edited else [], self.text_memory)
 
     @property
     def _own_texts(self) -> ClassTexts:

@@ -68,7 +68,7 @@ def test_commands_in_prose_exist(page: Path) -> None:
     assert not wrong, "\n".join(wrong)
 
 
-@pytest.mark.parametrize("line", ["adapt tarin x", "adapt train x --ot runs", "adapt train", "adapt predict a"])
+@pytest.mark.parametrize("line", ["adapt tarin x", "adapt train x --ot runs", "adapt train", "adapt predict"])
 def test_a_wrong_line_is_seen(line: str) -> None:
     with pytest.raises(click.ClickException):
         parsed(line)

@@ -8,6 +8,7 @@ import published
 import pytest
 import tiny_clip
 import torch
+import torch.nn.functional as F
 from checks import relative, scaled
 from published import GRADIENT_TOLERANCE, LIBRARIES, TOLERANCE
 from torch import Tensor
@@ -15,6 +16,9 @@ from torch import Tensor
 import adapt
 from adapt.methods.close import noisy
 from adapt.methods.descriptions import sentence
+from adapt.retrieval.index import index_texts
+from adapt.retrieval.vocabulary_free import VocabularyFree
+from adapt.retrieval.words import frequent, plain_words
 
 EVERY_LIBRARY = pytest.mark.parametrize("library", LIBRARIES)
 
@@ -109,3 +113,36 @@ def test_close(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with torch.no_grad():
         of_images = model.eval()(expected["images"]).unflatten(-1, (tokens, width))
     assert scaled(of_images, expected["image_tokens"]) < TOLERANCE
+
+
+@EVERY_LIBRARY
+def test_cased(library: str) -> None:
+    settings, expected = published.case("cased_open")
+    backbone = published.backbone(library)
+    model = adapt.wrap(backbone, adapt.methods.ZeroShot(), ("object",))
+    index = index_texts(model, settings["captions"])
+    assert scaled(index.features, expected["caption_features"]) < TOLERANCE
+    tags = settings["pos_tags"]
+    named = VocabularyFree(
+        backbone,
+        index,
+        alpha=settings["alpha"],
+        captions=settings["num_samples"],
+        least=settings["min_count"],
+        template=settings["vocab_prompt"],
+        tag=lambda words: [tags.get(word, "NN") for word in words],
+    ).named(F.normalize(expected["image_features"], dim=-1))
+    for number, (found, result) in enumerate(zip(named, settings["results"], strict=True)):
+        assert list(found.captions) == result["captions"]
+        assert list(found.words) == result["candidates"]
+        assert found.words[int(found.logits.argmax())] == result["best"]
+        assert scaled(found.logits.exp(), expected[f"scores.{number}"]) < TOLERANCE
+
+
+def test_the_words_of_captions_pass_the_published_stages() -> None:
+    settings, _ = published.case("cased_open")
+    for result in settings["results"]:
+        stages = dict(result["stages"])
+        words = plain_words(" ".join(result["captions"]))
+        assert words == stages["DropWords"].split()
+        assert frequent(words, settings["min_count"]) == stages["FrequencyMinWordCount"].split()

@@ -1,0 +1,134 @@
+"""`adapt index` and `adapt search`"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from adapt import plain
+from adapt.cli import options as common
+from adapt.data.readers.folder import IMAGE_SUFFIXES, images_in
+from adapt.errors import AdaptError
+from adapt.shown import shown
+
+if TYPE_CHECKING:
+    from adapt.models.classifier import AdaptedModel
+
+_adapter = click.option(
+    "--adapter", type=click.Path(path_type=Path), help="Encode under this adapter.  [default: the backbone by itself]"
+)
+
+
+@click.command()
+@click.argument("source", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The .safetensors file to write.")
+@click.option("--backbone", help="See `adapt backbones`.  [default: the adapter's]")
+@_adapter
+@common.device
+def index(source: Path, out: Path, backbone: str | None, adapter: Path | None, device: str) -> None:
+    """Make an index of SOURCE, a list of texts or a folder of images, to search in and to take names from.
+
+    SOURCE is a .txt with a text a line, a .csv with a column text, or a folder, searched at any depth.
+
+    \b
+    Examples:
+      adapt index captions.txt --backbone mini-clip --out captions.safetensors
+      adapt index photos/ --backbone mini-clip --out photos.safetensors
+    """
+    from adapt.cli.quiet import quiet_libraries
+    from adapt.progress import counting_bar
+
+    entries, of_images = _entries(source)
+    with quiet_libraries():
+        from adapt.retrieval.index import index_images, index_texts
+
+        model = _model(backbone, adapter, device)
+        with counting_bar("encoding", True) as bar:
+            made = (index_images if of_images else index_texts)(model, entries, bar)
+    made.save(out)
+    click.echo(f"{out}  {len(made):,} {made.header.kind}, {out.stat().st_size / 1024:,.1f} KB")
+
+
+@click.command()
+@click.argument("index", type=click.Path(path_type=Path))
+@click.argument("queries", nargs=-1, required=True)
+@click.option("--top-k", type=click.IntRange(min=1), default=5, show_default=True, help="Entries to show for a query.")
+@click.option("--backbone", help="The backbone, where the index does not name it.")
+@_adapter
+@common.device
+@common.as_json
+def search(
+    index: Path, queries: tuple[str, ...], top_k: int, backbone: str | None, adapter: Path | None, device: str,
+    as_json: bool,
+) -> None:  # fmt: skip
+    """Find what is nearest to QUERIES, texts or image files, among all entries of INDEX, exactly.
+
+    \b
+    Examples:
+      adapt search photos.safetensors "a red car" photo.png
+    """
+    from adapt.cli.quiet import quiet_libraries
+
+    with quiet_libraries():
+        from adapt.retrieval.index import load_index
+
+        found = load_index(index)
+        model = _model(backbone or (None if adapter else found.header.backbone), adapter, device)
+        found.check(model)
+        for query in queries:
+            cosines, places = (each[0].tolist() for each in found.nearest(_encoded(model, query), top_k))
+            _show(query, list(zip([found.entries[place] for place in places], cosines, strict=True)), as_json)
+
+
+def _entries(source: Path) -> tuple[list[str], bool]:
+    """What to make an index of, and whether these are images."""
+    from adapt.data.readers.lines import read_lines
+    from adapt.data.readers.texts_file import read_texts
+
+    if source.is_dir():
+        found = images_in(str(source))
+        if not found:
+            raise AdaptError(f"the folder {source} holds no image ({', '.join(IMAGE_SUFFIXES)})")
+        return found, True
+    return (read_texts(source) if source.suffix == ".csv" else read_lines(source)), False
+
+
+def _model(backbone: str | None, adapter: Path | None, device: str) -> AdaptedModel:
+    """What encodes: an adapter's model, or a backbone by itself."""
+    from adapt.backbones.load import load_backbone
+    from adapt.loading import load
+    from adapt.methods.zero_shot import ZeroShot
+    from adapt.models.wrap import wrap
+
+    if not (backbone or adapter):
+        raise AdaptError("nothing says what encodes: give --backbone, such as mini-clip, or --adapter")
+    loaded: Any = load_backbone(backbone, device) if backbone else None
+    of = loaded if adapter is None else (model := load(adapter, loaded, device=device)).backbone
+    if of.family != "dual encoder":
+        raise AdaptError(f"{of.describe()} has no features of texts and images to compare: take a CLIP")
+    found: AdaptedModel = (wrap(loaded, ZeroShot(), ("object",)) if adapter is None else model).eval()
+    return found
+
+
+def _encoded(model: AdaptedModel, query: str) -> Any:
+    """Unit-length features of a text, or of an image file `(1, e)`."""
+    from adapt.retrieval.index import index_images, index_texts
+
+    of_image = query.lower().endswith(IMAGE_SUFFIXES)
+    return (index_images if of_image else index_texts)(model, [query]).features
+
+
+def _show(query: str, found: Sequence[tuple[str, float]], as_json: bool) -> None:
+    if as_json:
+        entries = [{"entry": entry, "cosine": cosine} for entry, cosine in found]
+        click.echo(plain.dump({"query": query, "found": entries}))
+        return
+    click.echo(shown(query))
+    for entry, cosine in found:
+        click.echo(f"  {cosine:6.3f}  {shown(entry)}")
+
+
+COMMANDS = {"index": index, "search": search}

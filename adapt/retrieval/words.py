@@ -1,0 +1,88 @@
+"""Single words out of captions: candidates for names, by the rules of CaSED (Conti et al., NeurIPS 2023).
+
+Reference: vic `e31087f`, `src/data/components/transforms.py`. Deviation: parts of speech come from TextBlob's tagger,
+which needs no download, in place of flair's; another one may be given.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any
+
+from adapt.errors import AdaptError
+
+Tag = Callable[[list[str]], list[str]]  # words in a row to their parts of speech, in the tags of the Penn Treebank
+
+NAMING = frozenset(("NN", "NNS", "NNP", "NNPS", "JJ", "JJR", "JJS", "VBG", "VBN"))  # nouns, adjectives, participles
+SHORTEST = 3  # letters of a word
+NOTHING = "object"  # the candidate where no word is left
+_OF_PICTURES = (
+    "image", "photo", "picture", "thumbnail", "logo", "symbol", "clipart", "portrait", "painting", "illustration",
+    "icon", "profile",
+)  # fmt: skip
+_NO_PLURALS = ("ss", "us", "is", "ies", "oes")
+
+
+def candidates(captions: Sequence[str], least: int = 2, tag: Tag | None = None) -> list[str]:
+    """The different words, sorted, that may name what `captions` are of: seen in them `least` times.
+
+    Where no word is, those that are seen most often. AdaptError where the libraries for it are not installed.
+    """
+    words = frequent(plain_words(" ".join(captions)), least)
+    parts = (tag or _tagged)(words) if words else []
+    kept = {word for word, part in zip(words, parts, strict=True) if part in NAMING}
+    return sorted(kept) or [NOTHING]
+
+
+def plain_words(text: str) -> list[str]:
+    """The words of a text: small letters only, singular, without those that say it is a picture."""
+    text = re.sub(r"<.*?>", "", text)
+    text = re.sub(r"http\S+", "", text)
+    text = re.sub(r"[^\w\s\-.'&]", "", text)
+    text = re.sub(r"\.\w+", "", text)  # endings of files
+    text = re.sub(r"[_-]", " ", text)
+    text = " ".join(word for word in text.split() if len(word) >= SHORTEST)
+    words = [_singular(word) for word in re.sub(r"[^a-zA-Z\s]", "", text).lower().split()]
+    return [word for word in words if word not in _OF_PICTURES]
+
+
+def frequent(words: Sequence[str], least: int) -> list[str]:
+    """Those of `words` that stand in it `least` times, or as often as the most frequent one does."""
+    counts = Counter(words)
+    needed = min(least, max(counts.values(), default=least))
+    return [word for word in words if counts[word] >= needed]
+
+
+def _singular(word: str) -> str:
+    if not word.endswith("s") or word.endswith(_NO_PLURALS):
+        return word
+    return _one(word)
+
+
+@lru_cache(maxsize=65536)
+def _one(word: str) -> str:
+    return _inflection().singular_noun(word) or word
+
+
+@lru_cache(maxsize=1)
+def _inflection() -> Any:
+    try:
+        import inflect
+    except ImportError:
+        raise _not_installed("inflect") from None
+    return inflect.engine()
+
+
+def _tagged(words: list[str]) -> list[str]:
+    try:
+        from textblob.en import tag
+    except ImportError:
+        raise _not_installed("textblob") from None
+    return [part for _, part in tag(" ".join(words), tokenize=False)]
+
+
+def _not_installed(library: str) -> AdaptError:
+    return AdaptError(f'words are taken out of captions by the library {library}: pip install -e ".[words]"')

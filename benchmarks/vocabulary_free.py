@@ -1,0 +1,46 @@
+"""Drawings of the unseen style named by words of captions, against the word that names most of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+
+import adapt
+from adapt.data.emoji.bundled import concept_names
+from adapt.features import image_features
+from adapt.methods import ZeroShot
+from adapt.retrieval.index import index_texts
+from adapt.retrieval.vocabulary_free import VocabularyFree
+from adapt.retrieval.words import plain_words
+from benchmarks.descriptions import TEMPLATES
+from benchmarks.drawings import backbone, drawings
+from benchmarks.text import Row
+
+
+def rows(progress: Callable[[str], None]) -> Iterator[Row]:
+    """How many drawings are called by a word of their own name, in per cent."""
+    items = drawings("emoji-concepts").test
+    model = adapt.wrap(backbone(), ZeroShot(), ("object",)).eval()
+    features = image_features(model, items, workers=2)
+    names = [set(plain_words(item.class_name)) for item in items]
+    word, count = Counter(word for name in names for word in name).most_common(1)[0]
+    yield _row(f"always {word!r}", count, items)
+    concepts = [name for half in concept_names() for name in half]
+    for kind, captions in (
+        ("names", concepts),
+        ("names in four templates", [each.replace("{}", name) for name in concepts for each in TEMPLATES]),
+    ):
+        progress(kind)
+        index = index_texts(model, captions)
+        for least in (2, 1):
+            found = VocabularyFree(backbone(), index, least=least).named(features)
+            said = [each.words[int(torch.argmax(each.logits))] for each in found]
+            right = sum(word in name for word, name in zip(said, names, strict=True))
+            yield _row(f"{len(captions):,} captions, {kind}, words seen {least} times", right, items)
+
+
+def _row(case: str, right: int, items: Sequence[object]) -> Row:
+    share = right / len(items)
+    return {"case": case, "right": share, "text": f"{100 * share:.1f} %"}

@@ -1,0 +1,78 @@
+"""`adapt index`, `adapt search`, and names out of captions."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import adapt
+from adapt.retrieval.index import load_index
+from adapt.retrieval.vocabulary_free import VocabularyFree
+
+CAPTIONS = "a goldfish in a bowl\ntwo goldfish\na lime tree\nlime trees in the sun\nthe sky\n"
+
+
+@pytest.fixture
+def captions(run, tmp_path: Path, model_folder: Path) -> Path:
+    (tmp_path / "captions.txt").write_text(CAPTIONS)
+    out = tmp_path / "captions.safetensors"
+    result = run("index", tmp_path / "captions.txt", "--backbone", model_folder, "--out", out)
+    assert result.exit_code == 0, result.stderr
+    assert "5 texts" in result.stdout
+    return out
+
+
+def test_search_finds_the_nearest(run, captions: Path, photos: Path) -> None:
+    image = photos / "test/sky/0.png"
+    lines = run("search", captions, "a lime tree", image, "--top-k", 2, "--json").stdout.splitlines()
+    by_text, by_image = map(json.loads, lines)
+    assert by_text["found"][0] == {"entry": "a lime tree", "cosine": pytest.approx(1, abs=1e-5)}
+    index = load_index(captions)
+    model = adapt.wrap(adapt.load_backbone(index.header.backbone), adapt.methods.ZeroShot(), ("object",))
+    transform = model.transform()
+    features = model.image_features(transform(adapt.data.open_image(image))[None])
+    cosines, places = index.nearest(features.detach(), 2)
+    assert [each["entry"] for each in by_image["found"]] == [index.entries[place] for place in places[0]]
+    assert [each["cosine"] for each in by_image["found"]] == pytest.approx(cosines[0].tolist(), abs=1e-5)
+    plain = run("search", captions, "a lime tree", "--top-k", 1).stdout
+    assert plain == "a lime tree\n   1.000  a lime tree\n"
+
+
+def test_a_folder_and_a_csv(run, refused, photos: Path, tmp_path: Path, model_folder: Path) -> None:
+    out = tmp_path / "photos.safetensors"
+    run("index", photos, "--backbone", model_folder, "--out", out)
+    assert load_index(out).header.kind == "images"
+    assert len(load_index(out)) == len(list(photos.rglob("*.png")))
+    (tmp_path / "captions.txt").write_text(CAPTIONS)
+    (tmp_path / "a.csv").write_text("id,text\n1,a sky\n2,a tree\n")
+    run("index", tmp_path / "a.csv", "--backbone", model_folder, "--out", out)
+    assert load_index(out).entries == ("a sky", "a tree")
+    (tmp_path / "a.csv").write_text("id,caption\n1,a sky\n")
+    refused(run("index", tmp_path / "a.csv", "--backbone", model_folder, "--out", out), "no column 'text'")
+    refused(run("index", tmp_path / "captions.txt", "--out", out), "nothing says what encodes")
+    assert load_index(out).entries == ("a sky", "a tree")  # what existed stays
+
+
+def test_under_an_adapter(run, refused, captions: Path, adapter: Path, tmp_path: Path) -> None:
+    out = tmp_path / "under.safetensors"
+    run("index", tmp_path / "captions.txt", "--adapter", adapter, "--out", out)
+    assert run("search", out, "the sky", "--adapter", adapter).exit_code == 0
+    refused(run("search", out, "the sky"), "the index was made under an adapter")
+    refused(run("search", captions, "the sky", "--adapter", adapter), "the index was made by the backbone alone")
+
+
+def test_images_are_named_by_words_of_captions(run, refused, captions: Path, photos: Path) -> None:
+    lines = run("predict", "--vocabulary-free", captions, photos / "test", "--json").stdout.splitlines()
+    index = load_index(captions)
+    backbone = adapt.load_backbone(index.header.backbone)
+    paths = sorted((photos / "test").rglob("*.png"))
+    expected = VocabularyFree(backbone, index).predict(paths)
+    assert [json.loads(line)["image"] for line in lines] == list(map(str, paths))
+    for line, prediction in zip(lines, expected, strict=True):
+        assert [each["class"] for each in json.loads(line)["top"]] == [name for name, _ in prediction.top]
+    one = run("predict", "--vocabulary-free", captions, paths[0], "--top-k", 1)
+    assert one.stdout.splitlines()[1].endswith(f"%  {expected[0].class_name}")
+    refused(run("predict", "--vocabulary-free", captions, paths[0], "--classes", "a,b"), "takes names from captions")
+    refused(run("predict", captions), "there is no image behind")
