@@ -15,7 +15,7 @@ from adapt.recipe import Recipe, read_recipe
 from adapt.recipe.file import pair, read_file
 from adapt.recipe.shipped import find_recipe, of_method, shipped, short
 
-_OTHER = ("base_to_new", "cross_dataset", "domain_generalisation", "texts")  # recipes that are not of a few images
+_OTHER = ("base_to_new", "cross_dataset", "domain_generalisation", "texts", "pairs")  # recipes of no few images
 VIEWS = 10  # of each image, encoded once, where a recipe would encode a fresh one at each step
 
 

@@ -72,7 +72,8 @@ def check(source: str, folder: str | None, root: str | None) -> None:
     entry = published.find(source)
     split = load(source, _root(folder, root))
     sizes = ", ".join(_size(part, getattr(split, part)) for part in common.PARTS)
-    click.echo(f"{shown(split.name)}: {len(split.class_names):,} classes; images: {sizes}")
+    what = "pairs" if split.of_pairs else f"{len(split.class_names):,} classes; images"
+    click.echo(f"{shown(split.name)}: {what}: {sizes}")
     with counting_bar("checking", True) as bar:
         problems = [*_wrong_counts(entry, split), *broken_images(list(split.items()), bar).values()]
     if problems:
@@ -140,6 +141,51 @@ def show(
     with replacing(out) as temporary:
         sheet.save(temporary, "PNG")
     click.echo(f"{out}  {sheet.width} x {sheet.height} pixels, {len(split.class_names):,} classes")
+
+
+@data.command()
+@_source
+@click.option(
+    "--texts", required=True, help="Texts by class: a .json {class: [text, ...]} or a .csv (class,descriptor)."
+)
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The CSV of pairs to write.")
+@click.option("--part", type=click.Choice(common.PARTS), default="train", show_default=True, help="Which images.")
+@click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, help="Texts for each image.")
+@click.option("--backbone", required=True, help="Which one compares them; see `adapt backbones`.")
+@common.device
+def match(
+    source: str, folder: str | None, root: str | None, texts: str, out: Path, part: str, top: int, backbone: str,
+    device: str,
+) -> None:  # fmt: skip
+    """Write pairs: each image of SOURCE with the texts of its class that are nearest to it.
+
+    The CSV has a line for each pair, with the columns path and text; paths are below the data's own root.
+    """
+    from adapt.cli.quiet import quiet_libraries
+    from adapt.data.readers import load, read_descriptors
+    from adapt.disk import write_csv
+    from adapt.progress import counting_bar
+
+    split, known = load(source, _root(folder, root)), read_descriptors(texts)
+    items = [item for item in getattr(split, part) if item.path]
+    if not items:
+        raise AdaptError(f"{shown(split.name)} has no image in its part {part}")
+    with quiet_libraries():
+        from adapt.backbones.load import load_backbone
+        from adapt.methods.zero_shot import ZeroShot
+        from adapt.models.wrap import wrap
+        from adapt.retrieval.matching import match as matched
+
+        model = wrap(load_backbone(backbone, device), ZeroShot(), split.class_names)
+        with counting_bar("encoding", True) as bar:
+            found = matched(model, items, known, top, progress=bar)
+    rows = [
+        {"path": item.path.removeprefix(split.root).lstrip("/"), "text": text}
+        for item, own in zip(items, found, strict=True)
+        for text in own
+    ]
+    write_csv(out, rows)
+    click.echo(f"{out}  {len(rows):,} pairs of {len(items):,} images; their root is {split.root}")
 
 
 COMMANDS = {"data": data}

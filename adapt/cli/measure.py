@@ -153,6 +153,12 @@ def _print(
         click.echo(plain.dump({"method": model.method.name, "backbone": model.backbone.name, **figures}))
     else:
         of = f"{scores.images} {part} {'questions' if items[0].question else 'images'} of {split.name}"
+        if split.of_pairs:
+            recall = scores.figures()["recall"]
+            for way, shares in recall.items():
+                told = ", ".join(f"{100 * share:.1f} % at {count}" for count, share in shares.items())
+                click.echo(f"{way.replace('_', ' ')}: {told}, {of}")
+            return
         of += f" ({len(split.class_names)} {'answers' if items[0].question else 'classes'})"
         click.echo(f"{100 * scores.accuracy:.1f} % of {of}")
 

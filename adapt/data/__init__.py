@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from adapt.data.decoding.loader import loader
     from adapt.data.readers import (
         load,
+        read_captioned_folder,
         read_csv,
         read_descriptors,
         read_folder,
@@ -34,6 +35,7 @@ __all__ = [
     "load",
     "loader",
     "open_image",
+    "read_captioned_folder",
     "read_csv",
     "read_descriptors",
     "read_folder",
@@ -52,6 +54,7 @@ _MODULES = {
     "load": "readers",
     "loader": "decoding.loader",
     "open_image": "decoding.images",
+    "read_captioned_folder": "readers",
     "read_csv": "readers",
     "read_descriptors": "readers",
     "read_folder": "readers",

@@ -22,7 +22,8 @@ class Item:
 
     With a `question` about the image, the class name is the answer, and the label the answer's number. Images of one
     `group`, such as one object's photographs, are more alike than others of their class; "" where none is named.
-    Where `path` is "", a `text` stands in the image's place: a model may learn from its features.
+    Where `path` is "", a `text` stands in the image's place: a model may learn from its features. An image with a text
+    is a pair of both: it has no class, and its label is the number of the image, which may have several texts.
     """
 
     path: str
@@ -43,10 +44,17 @@ class Item:
         """What it is called in lists and messages."""
         return self.path or self.text
 
+    @property
+    def is_pair(self) -> bool:
+        """Whether it is an image with its text."""
+        return bool(self.path and self.text)
+
 
 @dataclass(frozen=True)
 class Split:
     """Train, validation and test images of one data set; label `i` is the class `class_names[i]`.
+
+    Pairs of images and texts have no classes, and so no class names.
 
     `root` is what the paths have in common; it does not enter the fingerprint. A split without any training image is
     for evaluation only; otherwise every class must have one.
@@ -141,6 +149,12 @@ class Split:
                 digest.update(f"{part}\0{_identity(relative, item)}".encode(errors="surrogateescape"))
         return digest.hexdigest()[:16]
 
+    @property
+    def of_pairs(self) -> bool:
+        """Whether its items are images with their texts."""
+        first = next(self.items(), None)
+        return first is not None and first.is_pair
+
     def items(self) -> Iterator[Item]:
         """All images: train, then val, then test."""
         return chain(self.train, self.val, self.test)
@@ -160,7 +174,7 @@ def _identity(path: str, item: Item) -> str:
 
 
 def _check_names(split: Split) -> None:
-    if not split.class_names:
+    if not split.class_names and not split.of_pairs:
         raise AdaptError(f"Data {split.name!r} has no classes.")
     first: dict[str, int] = {}
     for label, name in enumerate(split.class_names):
@@ -186,7 +200,7 @@ def _check_domains(split: Split) -> None:
 
 
 def _check_labels(split: Split) -> None:
-    for item in split.items():
+    for item in () if split.of_pairs else split.items():
         if not 0 <= item.label < len(split.class_names):
             raise AdaptError(
                 f"Data {split.name!r}: {item.name!r} has label {item.label}; "
@@ -200,7 +214,9 @@ def _check_labels(split: Split) -> None:
 
 
 def _check_no_empty_class(split: Split) -> None:
-    if not split.train or split.train[0].question:  # whoever answers in words may say what no one told it
+    if not split.train or split.of_pairs:
+        return
+    if split.train[0].question:  # whoever answers in words may say what no one told it
         return
     present = {item.label for item in split.train}
     empty = [name for label, name in enumerate(split.class_names) if label not in present]
@@ -223,6 +239,13 @@ def _check_questions(split: Split) -> None:
 
 
 def _check_texts(split: Split) -> None:
+    pairs = {item.is_pair: item for item in split.items()}
+    if len(pairs) == 2 or (True in pairs and split.class_names):
+        other = f"{pairs[False].name!r} has not" if False in pairs else f"there are classes: {split.class_names[0]!r}"
+        raise AdaptError(
+            f"Data {split.name!r}: {pairs[True].path!r} has a text beside it, and {other}. Pairs of images and texts "
+            "are data of their own, without classes."
+        )
     for part, items in (("train", split.train), ("val", split.val), ("test", split.test)):
         kinds = {bool(item.path): item for item in items}
         if len(kinds) == 2:

@@ -11,6 +11,7 @@ from torch import Tensor
 from adapt.data.decoding.loader import loader
 from adapt.data.split import Item
 from adapt.errors import AdaptError
+from adapt.evaluation.retrieval import retrieve
 from adapt.evaluation.scores import Scores
 from adapt.features import item_features, keeps_features, of_texts, view_features
 from adapt.models.base import Adapted, evaluating
@@ -34,13 +35,18 @@ def evaluate(
     cache: bool = True,
     progress: Progress | None = None,
 ) -> Scores:
-    """Classifies `items`, or answers their questions. Features of an unedited vision tower come from the cache.
+    """Classifies `items`, answers their questions, or finds what belongs together among pairs.
+
+    Features of an unedited vision tower come from the cache.
 
     Where the method remembers a stream of images, they are one, in their order.
 
     Raises AdaptError where labels do not belong to the model's classes, or a file cannot be decoded.
     """
     check_labels(model, items)
+    if items[0].is_pair:
+        assert isinstance(model, AdaptedModel)
+        return retrieve(model, items, workers=workers, progress=progress)
     if model.class_names:
         answered = logits(model, items, workers=workers, cache=cache, progress=progress)
         found = [decided(batch, model.class_names) for batch in answered]
@@ -119,6 +125,9 @@ def check_labels(model: Adapted[Any], items: Sequence[Item]) -> None:
     """Raises AdaptError unless each item's class is the model's of that label, and a question is there if need be."""
     if not items:
         raise AdaptError("there are no images to classify: this part of the data is empty")
+    if items[0].is_pair or (isinstance(model, AdaptedModel) and not model.class_names):
+        _check_pairs(model, items[0])
+        return
     asks = bool(items[0].question)
     if asks != (not isinstance(model, AdaptedModel)):
         family = model.backbone.family
@@ -134,3 +143,21 @@ def check_labels(model: Adapted[Any], items: Sequence[Item]) -> None:
                 f"{item.name} is of class {item.class_name!r}, label {item.label}, which the model calls otherwise; "
                 f"wrap or load the model with the data's own class names"
             )
+
+
+def _check_pairs(model: Adapted[Any], item: Item) -> None:
+    """AdaptError unless both the model and the data are of pairs."""
+    if not isinstance(model, AdaptedModel):
+        raise AdaptError(
+            f"the data are pairs of images and texts, and {model.backbone.describe()} compares none: take a CLIP"
+        )
+    if not item.is_pair:
+        raise AdaptError(
+            f"the model tells no classes apart, and the data has some ({item.class_name!r}): give it their names, as "
+            "class_names or by --data-classes"
+        )
+    if model.class_names or not model.method.of_pairs:
+        raise AdaptError(
+            f"the data are pairs of images and texts, which have no classes: take a method that learns from such, as "
+            f"lora, without class names; this is {model.method.name} with {len(model.class_names)} classes"
+        )

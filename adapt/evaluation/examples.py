@@ -16,7 +16,7 @@ OF_EACH = 3  # right and wrong answers that are explained, those of which the mo
 
 def keep_examples(model: Adapted[Any], scores: Scores, path: Path) -> None:
     """Writes explanations of the surest right and wrong answers to `path`, of a model that decides by descriptors."""
-    if not (isinstance(model, AdaptedModel) and model.method.descriptors(model.class_names[0])):
+    if not (isinstance(model, AdaptedModel) and model.class_names and model.method.descriptors(model.class_names[0])):
         return
     surest = sorted(range(scores.images), key=lambda place: -scores.confidence[place])
     chosen = [[place for place in surest if scores.right[place] is right][:OF_EACH] for right in (True, False)]

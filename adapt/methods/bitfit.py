@@ -33,6 +33,7 @@ class BitFit(Method):
 
     name = "bitfit"
     title = "BitFit (Ben Zaken et al., ACL 2022)"
+    of_pairs = True
     Config = LNTuningConfig
     touches = frozenset({"text", "vision"})
 

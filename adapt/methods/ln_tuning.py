@@ -38,6 +38,7 @@ class LNTuning(Method):
 
     name = "ln_tuning"
     title = "LayerNorm tuning (the first stage of Farina et al., CVPR 2025)"
+    of_pairs = True
     Config = LNTuningConfig
     touches = frozenset({"text", "vision"})
 

@@ -37,7 +37,7 @@ class ClassTexts:
     `fast`: None takes the fast exact path where it applies, True refuses where it does not, False takes the library's
     own forward. Of several prompts of a class, the features of `unit` length are averaged and get unit length again;
     or their `mean` is taken as it is, or that of what the tower gives (`raw`); or `each` stays by itself, one prompt
-    after the other, at unit length.
+    after the other, at unit length. They take the path of others that they are `like`, where some are given.
     """
 
     def __init__(
@@ -47,12 +47,13 @@ class ClassTexts:
         fast: bool | None,
         checkpointing: bool = False,
         average: PromptAverage = "unit",
+        like: ClassTexts | None = None,
     ) -> None:
         self._average = average
         self._backbone, self.counts = backbone, [len(own) for own in prompts]
         every = [prompt for own in prompts for prompt in own]
-        path = text.PlainText if _reason_against(backbone, every, fast) else text.FastText
-        self._path: TextPath = path(backbone, every, checkpointing)
+        fast_path = isinstance(like._path, text.FastText) if like else _reason_against(backbone, every, fast) is None
+        self._path: TextPath = (text.FastText if fast_path else text.PlainText)(backbone, every, checkpointing)
         self._known: _Known | None = None
 
     @property

@@ -16,7 +16,7 @@ from adapt.engine import vision
 from adapt.engine.memory import free_bytes
 from adapt.engine.watching import watched
 from adapt.errors import AdaptError
-from adapt.methods.base import BlockInputs, Context, Encoded, ImageStep, Method
+from adapt.methods.base import BlockInputs, Context, Encoded, ImageStep, Method, PairStep, contrast
 from adapt.models.base import Adapted, in_one_mode
 from adapt.models.class_names import check_class_names
 from adapt.models.class_texts import ClassTexts, PromptAverage
@@ -59,7 +59,7 @@ class AdaptedModel(Adapted[DualEncoder]):
         average: PromptAverage = "unit",
     ) -> ClassTexts | None:
         """The texts of the classes, None where there are none."""
-        if not prompts(self.class_names[0]):
+        if not (self.class_names and prompts(self.class_names[0])):
             return None
         found = of_classes(self.backbone.tokenizer, self.class_names, prompts)
         return ClassTexts(self.backbone, found, self.fast, checkpointing, average)
@@ -75,10 +75,22 @@ class AdaptedModel(Adapted[DualEncoder]):
         return self.answers.of(ImageStep(self, Encoded(image_features, views)))
 
     def own_logits(self, step: ImageStep) -> Tensor:
-        return step.cosine_logits(step.class_features)
+        return step.cosine_logits(step.text_features if isinstance(step, PairStep) else step.class_features)
 
-    def step(self, inputs: Tensor | Encoded | BlockInputs, labels: Tensor) -> ImageStep:
-        return ImageStep(self, inputs, labels)
+    def cross_entropy(self, step: ImageStep) -> Tensor:
+        if isinstance(step, PairStep):
+            return contrast(step.logits.masked_fill(step.same, -torch.inf))
+        return super().cross_entropy(step)
+
+    def right(self, step: ImageStep) -> Tensor:
+        if not isinstance(step, PairStep):
+            found: Tensor = super().right(step)
+            return found
+        nearest = step.logits.masked_fill(step.same, -torch.inf).argmax(-1)
+        return nearest == torch.arange(len(nearest), device=nearest.device)
+
+    def step(self, inputs: Any, labels: Tensor) -> ImageStep:
+        return (PairStep if isinstance(inputs, list) else ImageStep)(self, inputs, labels)
 
     @in_one_mode
     def image_features(self, images: Tensor | BlockInputs, unit: bool = True) -> Tensor:
@@ -195,8 +207,18 @@ class AdaptedModel(Adapted[DualEncoder]):
         key = tuple(prompts)
         if self._others is None or self._others[0] != key:
             alone = [[prompt] for prompt in prompts]
-            self._others = key, ClassTexts(self.backbone, alone, self.fast, self.checkpointing)
+            like = self._texts if self._others is None else self._others[1]
+            self._others = key, ClassTexts(self.backbone, alone, self.fast, self.checkpointing, like=like)
         return self._encoded(self._others[1], {})
+
+    def encode_texts(self, texts: Sequence[str]) -> Tensor:
+        """Unit-length features `(m, e)` of texts, under the method's edits. AdaptError, by name, for one too long."""
+        return self.encode([self._prompt(text) for text in texts])
+
+    def _prompt(self, text: str) -> Prompt:
+        prompt = of_text(self.backbone.tokenizer, text)
+        check_length(self.backbone.tokenizer, prompt, f"the text {brief(text)}", "it")
+        return prompt
 
     @in_one_mode
     def text_features(self, texts: Sequence[str], unit: bool = True, edited: bool = False) -> Tensor:
@@ -205,11 +227,7 @@ class AdaptedModel(Adapted[DualEncoder]):
         By the backbone alone, or as it is `edited` by a method whose learned tokens belong to no class or image.
         AdaptError, naming the text, for one that is longer than the text tower reads.
         """
-        tokenizer = self.backbone.tokenizer
-        prompts = [of_text(tokenizer, text) for text in texts]
-        for text, prompt in zip(texts, prompts, strict=True):
-            check_length(tokenizer, prompt, f"the text {brief(text)}", "it")
-        alone = [[prompt] for prompt in prompts]
+        alone = [[self._prompt(text)] for text in texts]
         encoder = ClassTexts(self.backbone, alone, self.fast, average="each" if unit else "raw")
         with torch.no_grad():
             return encoder.encode(self._edits("text", Context()) if edited else [], self.text_memory)

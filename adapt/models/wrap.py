@@ -32,10 +32,11 @@ def wrap(
 ) -> Any:
     """Builds `method` on `backbone`: an `AdaptedModel`, `AnsweringModel` or `SpeakingModel` by the backbone's family.
 
-    `class_names` are the classes, a fusion encoder's answers, and nothing for a vision LLM, which answers in words of
-    its own. `fast`: None takes the fast exact text path where it applies, True refuses where it does not, False takes
-    the library's own forward. `checkpointing` recomputes the blocks of edited towers in the backward pass.
-    `text_memory` bounds the text side's activations in bytes (default: half of what is free).
+    `class_names` are the classes, a fusion encoder's answers, and nothing for pairs of images and texts, or for a
+    vision LLM, which answers in words of its own. `fast`: None takes the fast exact text path where it applies, True
+    refuses where it does not, False takes the library's own forward. `checkpointing` recomputes the blocks of edited
+    towers in the backward pass. `text_memory` bounds the text side's activations in bytes (default: half of what is
+    free).
 
     Raises AdaptError for what is no backbone, a method that is already built, bad class names, or a backbone that the
     method does not fit.
@@ -57,7 +58,8 @@ def build(backbone: Backbone, method: Method, class_names: Sequence[str]) -> tup
             f"{method.name} decides at test time in a way of its own, and a vision LLM answers in words: take a "
             "backbone that classifies"
         )
-    names = () if backbone.family == "vision LLM" else check_class_names(class_names)
+    of_pairs = backbone.family == "dual encoder" and method.of_pairs and not class_names
+    names = () if backbone.family == "vision LLM" or of_pairs else check_class_names(class_names)
     with outside_inference_mode(), alone(backbone.model), frozen(backbone.model):  # frozen: no batch statistics move
         method.build(backbone, names)
         _check_edits(backbone, method, len(names))

@@ -108,6 +108,8 @@ def _check_parts(
             f"{method.name} chooses {needed} on validation images, and there are none: give some, or set "
             f"method.{needed}"
         )
+    if train_set[0].is_pair:
+        return
     unlearnt = sorted(set(model.class_names) - {item.class_name for item in train_set})
     if method.needs_every_class and unlearnt:
         raise AdaptError(f"{method.name} needs an image of every class; there is none of {unlearnt[0]!r}")
@@ -153,7 +155,7 @@ def _fit(
     if calibrate:
         metrics["calibration"] = _calibrated(training, scores)
         scores = _scores(training, test_set, "evaluating") if test_set else None
-    if training.val_set and model.class_names:
+    if training.val_set and (model.class_names or training.val_set[0].is_pair):
         metrics["val"] = _scores(training, training.val_set, "validating").figures()
     if scores is not None:
         metrics["adapted"] = scores.figures()

@@ -35,6 +35,9 @@ class Result:
                 lines.append(f"{self.metrics.get('baseline', 'zero-shot'):10} {100 * self.zero_shot_accuracy:5.1f} %")
                 gain = f"  ({100 * (self.accuracy - self.zero_shot_accuracy):+.1f} points)"
             lines.append(f"adapted    {100 * self.accuracy:5.1f} %{gain}")
+        for way, shares in (self.metrics.get("adapted", {}).get("recall") or {}).items():
+            told = ", ".join(f"{100 * share:.1f} % at {count}" for count, share in shares.items())
+            lines.append(f"{way.replace('_', ' '):13} {told}")
         if (calibration := self.metrics.get("calibration")) and "error_before" in calibration:
             before, after = calibration["error_before"], self.metrics["adapted"]["calibration_error"]
             lines.append(

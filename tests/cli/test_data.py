@@ -11,6 +11,7 @@ import miniatures
 import pytest
 from PIL import Image
 
+from adapt.data import load
 from adapt.data.readers import published
 
 
@@ -202,3 +203,22 @@ def test_every_subcommand_explains_itself(run, command: str) -> None:
     assert result.exit_code == 0
     assert result.stdout.startswith(f"Usage: main data {command} ")
     assert len(result.stdout.splitlines()) > 4
+
+
+def test_match_writes_pairs_that_can_be_learned_from(
+    run, refused, photos: Path, model_folder: Path, tmp_path: Path
+) -> None:
+    texts = {"goldfish": ["orange scales", "a fish", "fins"], "lime tree": ["green leaves"], "sky": ["blue", "a cloud"]}
+    (tmp_path / "texts.json").write_text(json.dumps(texts))
+    out = tmp_path / "pairs.csv"
+    words = ("data", "match", photos, "--texts", tmp_path / "texts.json", "--backbone", model_folder, "--out", out)
+    result = run(*words, "--top", 2)
+    assert result.exit_code == 0, result.stderr
+    assert "10 pairs of 6 images" in result.stdout
+    split = load(out, root=photos)
+    assert split.of_pairs
+    for item in split.items():
+        assert item.text in texts[Path(item.path).parent.name]
+    del texts["sky"]
+    (tmp_path / "texts.json").write_text(json.dumps(texts))
+    refused(run(*words), "there is no text of the class 'sky'")

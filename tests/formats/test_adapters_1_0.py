@@ -40,6 +40,7 @@ def test_every_method_has_one() -> None:
         "descriptions",
         "detpro",
         "ogen",
+        "svlc",
         "ln_tuning",
         "tda",
         "two_stage",

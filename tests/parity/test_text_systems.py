@@ -14,9 +14,13 @@ from published import GRADIENT_TOLERANCE, LIBRARIES, TOLERANCE
 from torch import Tensor
 
 import adapt
+from adapt.data import Item
+from adapt.methods.base import contrast
 from adapt.methods.close import noisy
 from adapt.methods.descriptions import sentence
+from adapt.methods.svlc import wrong_twins
 from adapt.retrieval.index import index_texts
+from adapt.retrieval.matching import match
 from adapt.retrieval.vocabulary_free import VocabularyFree
 from adapt.retrieval.words import frequent, plain_words
 
@@ -146,3 +150,31 @@ def test_the_words_of_captions_pass_the_published_stages() -> None:
         words = plain_words(" ".join(result["captions"]))
         assert words == stages["DropWords"].split()
         assert frequent(words, settings["min_count"]) == stages["FrequencyMinWordCount"].split()
+
+
+def test_svlc() -> None:
+    """The losses on given features, which the case has in the order captions, wrong twins."""
+    settings, expected = published.case("svlc_negatives")
+    images = expected["image_features"].clone().requires_grad_()
+    texts = expected["text_features"].clone().requires_grad_()
+    pairs, having = len(settings["captions"]), settings["with_negatives"]
+    logits = settings["logit_scale"] * images @ texts.T
+    apart = wrong_twins(logits.diagonal()[having], logits[having, range(pairs, len(texts))])
+    loss = contrast(logits[:, :pairs], logits[:, pairs:]) + settings["neg_w"] * apart
+    assert scaled(apart, expected["loss_neg"]) < TOLERANCE
+    assert scaled(loss, expected["loss"]) < TOLERANCE
+    loss.backward()
+    assert relative(images.grad, expected["grad.image_features"]) < GRADIENT_TOLERANCE
+    assert relative(texts.grad, expected["grad.text_features"]) < GRADIENT_TOLERANCE
+
+
+@EVERY_LIBRARY
+def test_gist_matches_texts_to_images(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings, expected = published.case("gist_open")
+    names = settings["names"]
+    model = adapt.wrap(published.backbone(library), adapt.methods.ZeroShot(), names)
+    features = model.image_features(expected["images"]).detach()
+    monkeypatch.setattr("adapt.retrieval.matching.image_features", lambda *given, **options: features)
+    items = [Item("a.png", label, names[label]) for label in expected["labels"].tolist()]
+    found = match(model, items, settings["captions"], settings["top"])
+    assert [list(each) for each in found] == settings["matched"]

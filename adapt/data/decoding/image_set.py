@@ -13,14 +13,16 @@ if TYPE_CHECKING:
 
     from adapt.backbones.preprocess import Transform
 
-# An image (3, h, w); of an item with a question: image, question and answer. `|` does not take names in quotes.
-Inputs = Union["Tensor", tuple["Tensor", str, str]]
+# An image (3, h, w); of an item with a question: image, question and answer; of a pair: image and text. `|` does not
+# take names in quotes.
+Inputs = Union["Tensor", tuple["Tensor", str, str], tuple["Tensor", str]]
 
 
 class ImageSet:
     """A map-style torch dataset: item `i` as its inputs and its label.
 
-    The inputs are the transformed image, (3, h, w), or `(image, question, answer)` of an item with a question.
+    The inputs are the transformed image, (3, h, w), or `(image, question, answer)` of an item with a question, or
+    `(image, text)` of a pair.
     """
 
     def __init__(self, items: Sequence[Item], transform: Transform) -> None:
@@ -34,4 +36,6 @@ class ImageSet:
         """Raises AdaptError, naming the file, when it cannot be decoded."""
         item = self.items[index]
         image = self.transform(open_image(item))
-        return ((image, item.question, item.class_name) if item.question else image), item.label
+        if item.question:
+            return (image, item.question, item.class_name), item.label
+        return ((image, item.text) if item.text else image), item.label

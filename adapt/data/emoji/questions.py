@@ -36,7 +36,7 @@ def read_questions(spec: str) -> Split:
     label = {answer: number for number, answer in enumerate(answers())}
     root, style = f"{spec}.scenes!", spec.partition("@")[2]
     items: dict[str, list[Item]] = {"train": [], "val": [], "test": []}
-    for member, scene in _scenes(spec, archive.ARCHIVE).items():
+    for member, scene in scenes_of(spec).items():
         part = items[member.partition("/")[0]]
         part += [Item(root + member, label[answer], answer, style, question) for question, answer in asked(scene)]
     train, val, test = map(tuple, items.values())
@@ -45,7 +45,12 @@ def read_questions(spec: str) -> Split:
 
 def scene(spec: str, member: str) -> Scene:
     """The scene `PART/NUMBER.png` of the variant `spec`. Raises KeyError where there is none."""
-    return _scenes(spec, archive.ARCHIVE)[member]
+    return scenes_of(spec)[member]
+
+
+def scenes_of(spec: str) -> dict[str, Scene]:
+    """All scenes of the variant `spec` by `PART/NUMBER.png`."""
+    return _scenes(spec, archive.ARCHIVE)
 
 
 def asked(scene: Scene) -> Iterator[tuple[str, str]]:

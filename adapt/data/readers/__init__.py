@@ -6,6 +6,7 @@ import os
 
 from adapt.data.emoji import bundled
 from adapt.data.readers import published, torchvision_sets
+from adapt.data.readers.captioned_folder import is_captioned, read_captioned_folder
 from adapt.data.readers.csv_file import read_csv
 from adapt.data.readers.descriptors_file import read_descriptors
 from adapt.data.readers.folder import read_folder
@@ -18,6 +19,7 @@ from adapt.errors import AdaptError, nearest
 
 __all__ = [
     "load",
+    "read_captioned_folder",
     "read_csv",
     "read_descriptors",
     "read_folder",
@@ -38,9 +40,9 @@ def load(spec: _Path, root: _Path | None = None, names: _Path | None = None) -> 
 
     `spec` is a bundled name; a published one (`oxford_pets` or `OxfordPets`), with `root` the folder that holds all
     published data sets' own folders; `torchvision:NAME`, with torchvision's `root`; `hf:NAME_OR_FOLDER` of the library
-    datasets; an image folder; or a `.csv`, a `.json` or a `.json.gz`, with `root` the folder that the paths inside
-    start from. A name wins over a folder of that name; write `./emoji` for the folder. `names` is a file with other
-    names for the classes, see `read_names`.
+    datasets; an image folder, of pairs where texts lie beside the images; or a `.csv`, a `.json` or a `.json.gz`, with
+    `root` the folder that the paths inside start from. A name wins over a folder of that name; write `./emoji` for the
+    folder. `names` is a file with other names for the classes, see `read_names`.
 
     Raises AdaptError when `spec` is none of these, or as its reader does.
     """
@@ -82,4 +84,6 @@ def _read_rootless(spec: str, root: _Path | None) -> Split:
         )
     if is_bundled:
         return bundled.read_bundled(spec)
-    return read_hugging_face(spec.removeprefix(_HUGGING_FACE)) if is_hugging_face else read_folder(spec)
+    if is_hugging_face:
+        return read_hugging_face(spec.removeprefix(_HUGGING_FACE))
+    return read_captioned_folder(spec) if is_captioned(spec) else read_folder(spec)

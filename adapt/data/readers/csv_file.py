@@ -18,7 +18,10 @@ from adapt.data.split import Split
 from adapt.errors import AdaptError, nearest
 
 _COLUMNS = ("path", "label", "split", "domain", "question", "group", "text")
-_FIRST_LINE = "path,label[,split][,domain][,question][,group], or text,label[,split] with texts in place of images"
+_FIRST_LINE = (
+    "path,label[,split][,domain][,question][,group], or text,label[,split] with texts in place of images, or "
+    "path,text[,split] with pairs of both"
+)
 
 
 def read_csv(
@@ -32,8 +35,9 @@ def read_csv(
     `label` is the class name, or with a column `question` the answer. Paths start from `root`, by default the CSV's
     folder, and must stay under it. Without a `split` column the images are divided by `ratios` (train, val, test) and
     `seed`. `group` names images that are more alike than others of their class, such as one object's photographs. A
-    line with a `text` and no path is a text to learn from. What symbolic links list again counts once. Cells may be
-    guarded as in `adapt.cells`.
+    line with a `text` and no path is a text to learn from; without a column `label` each line is a pair of an image and
+    a text, of which an image may have several. What symbolic links list again counts once. Cells may be guarded as in
+    `adapt.cells`.
 
     Raises AdaptError, naming the line, when a column or a value is not as expected.
     """
@@ -49,7 +53,8 @@ def read_csv(
     _check_listed_once(rows, f"CSV {source!r}")
     texts, rows = ([row for row in rows if bool(row.path) is kind] for kind in (False, True))
     rows = texts + one_each(rows, folder, real_paths(row.path for row in rows), f"CSV {source!r}")
-    return to_split(Path(source).stem, folder, rows, sorted({row.class_name for row in rows}), ratios, seed)
+    class_names = sorted({row.class_name for row in rows if row.class_name})
+    return to_split(Path(source).stem, folder, rows, class_names, ratios, seed)
 
 
 def _check_listed_once(rows: Sequence[Listed], where: str) -> None:
@@ -69,7 +74,8 @@ def _rows(reader: csv.DictReader[str], folder: str, where: str) -> Iterator[List
     for column in columns:
         if column not in _COLUMNS:
             raise AdaptError(f"{where}: unknown column {column!r}; {nearest(column, _COLUMNS)}.")
-    for column in ("text" if "text" in columns else "path", "label"):
+    needed = ("text" if "text" in columns else "path", "label")
+    for column in () if {"path", "text"} <= set(columns) else needed:
         if column not in columns:
             raise AdaptError(f"{where}: no column {column!r}. Expected a first line {_FIRST_LINE}.")
     for record in reader:
@@ -81,10 +87,11 @@ def _row(record: dict[str | None, str | None], folder: str, where: str) -> Liste
     if None in record or None in record.values():
         raise AdaptError(f"{where}: more or fewer cells than the first line has. Quote values that hold a comma.")
     cells = {column: unguarded((value or "").strip()) for column, value in record.items()}
-    for column in ("label", "question", *(["path"] if "text" not in cells else [])):
+    either = "text" in cells and "label" in cells
+    for column in ("label", "question", *(() if either else ("path", "text"))):
         if not cells.get(column, "absent"):
             raise AdaptError(f"{where}: the {column} is empty.")
-    if "text" in cells and bool(cells["text"]) is bool(cells.get("path")):
+    if either and bool(cells["text"]) is bool(cells.get("path")):
         raise AdaptError(f"{where}: expected a path or a text, one of both and not the other.")
     part = ""
     if "split" in cells:
@@ -93,4 +100,4 @@ def _row(record: dict[str | None, str | None], folder: str, where: str) -> Liste
         part = parts.ALIASES[cells["split"]]
     path = under(folder, cells["path"], where) if cells.get("path") else ""
     others = (cells.get(each, "") for each in ("domain", "question", "group", "text"))
-    return Listed(path, cells["label"], part, *others)
+    return Listed(path, cells.get("label", ""), part, *others)

@@ -40,6 +40,8 @@ def to_split(
     """
     label = {class_name: number for number, class_name in enumerate(class_names)}
     undivided = not any(row.part for row in rows)
+    if not class_names:
+        return _of_pairs(name, root, rows, ratios if undivided else None, seed)
     if not undivided:
         part_of = [row.part for row in rows]
     elif all(row.path for row in rows):
@@ -50,6 +52,18 @@ def to_split(
     for row, part in zip(rows, part_of, strict=True):
         items[part].append(Item(row.path, label[row.class_name], *row.of_item))
     return Split(name, tuple(class_names), tuple(items["train"]), tuple(items["val"]), tuple(items["test"]), root=root)
+
+
+def _of_pairs(name: str, root: str, rows: Sequence[Listed], ratios: Sequence[float] | None, seed: int) -> Split:
+    """The split of pairs; with `ratios` the images are divided, each with all its texts."""
+    number = {path: place for place, path in enumerate(dict.fromkeys(row.path for row in rows))}
+    part_of = {row.path: row.part for row in rows}
+    if ratios is not None:
+        part_of = dict(zip(number, parts.assign([""] * len(number), ratios, seed), strict=True))
+    items: dict[str, list[Item]] = {"train": [], "val": [], "test": []}
+    for row in rows:
+        items[part_of[row.path]].append(Item(row.path, number[row.path], *row.of_item))
+    return Split(name, (), tuple(items["train"]), tuple(items["val"]), tuple(items["test"]), root=root)
 
 
 def one_each(rows: Sequence[Listed], root: str, real: Mapping[str, str], where: str) -> list[Listed]:

@@ -15,14 +15,25 @@ from adapt.edits import Edit
 from adapt.errors import AdaptError
 from adapt.methods.base.config import MethodConfig
 from adapt.methods.base.context import Context
-from adapt.methods.base.step import BlockInputs, Encoded, ImageStep, Step, Terms, checked, cross_entropy, total
+from adapt.methods.base.step import (
+    BlockInputs,
+    Encoded,
+    ImageStep,
+    PairStep,
+    Step,
+    Terms,
+    checked,
+    contrast,
+    cross_entropy,
+    total,
+)
 from adapt.methods.base.training import Training
 from adapt.prompts import Prompt
 from adapt.validation import explain
 
 __all__ = [
-    "BlockInputs", "Context", "Encoded", "ImageStep", "Method", "MethodConfig", "Step", "Terms", "Training",
-    "check_depth", "checked", "cross_entropy", "depth_in", "learned", "total",
+    "BlockInputs", "Context", "Encoded", "ImageStep", "Method", "MethodConfig", "PairStep", "Step", "Terms", "Training",
+    "check_depth", "checked", "contrast", "cross_entropy", "depth_in", "learned", "total",
 ]  # fmt: skip
 
 FAMILIES = ("dual encoder", "fusion encoder", "vision LLM")  # of backbones
@@ -44,6 +55,8 @@ class Method(nn.Module):
     """Whether there must be a training image of every class."""
     reads: ClassVar[frozenset[str]] = frozenset()
     """What its logits and loss need beside features: `images`, so that the cache of features does not serve."""
+    of_pairs: ClassVar[bool] = False
+    """Whether it learns from pairs of images and texts too, without a class: what it edits serves any text."""
     prompt_average: ClassVar[Literal["unit", "mean"]] = "unit"
     """What becomes of the features of a class's prompts: their mean, which gets unit length again, or as it is."""
     serves: ClassVar[tuple[str, ...]] = ("dual encoder",)

@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import Any, Literal, NamedTuple, Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from adapt.errors import AdaptError
@@ -194,6 +195,45 @@ class ImageStep(Step):
         if class_features.ndim == 3:
             return scale * (class_features @ features[..., None])[..., 0] + backbone.logit_bias
         return scale * features @ class_features.T + backbone.logit_bias
+
+
+class PairStep(ImageStep):
+    """A batch of images `(b, 3, h, w)` with a text for each, `[images, texts]`; `labels` are the images' numbers."""
+
+    def __init__(self, model: Any, inputs: Any, labels: Tensor | None = None) -> None:
+        images, texts = inputs
+        super().__init__(model, images, labels)
+        self.texts: list[str] = list(texts)
+
+    def again(self) -> Self:
+        again = type(self)(self.model, [self.inputs, self.texts], self.labels)
+        again._frozen = self._frozen
+        return again
+
+    @cached_property
+    def text_features(self) -> Tensor:
+        """Unit-length features of the texts `(b, e)`, under the method's edits."""
+        features: Tensor = self.model.encode_texts(self.texts)
+        return features
+
+    @cached_property
+    def same(self) -> Tensor:
+        """Which texts `(b, b)` are not wrong for an image though they are another's: of the same image, or alike."""
+        assert self.labels is not None
+        number = {text: place for place, text in enumerate(dict.fromkeys(self.texts))}
+        texts = torch.tensor([number[text] for text in self.texts], device=self.labels.device)
+        alike = (self.labels[:, None] == self.labels) | (texts[:, None] == texts)
+        return alike.fill_diagonal_(False)
+
+
+def contrast(logits: Tensor, wrong: Tensor | None = None) -> Tensor:
+    """The mean cross-entropy over both directions of logits `(b, b)`, images by texts, whose diagonal is right.
+
+    `wrong` `(b, m)` are logits of more texts, wrong for every image.
+    """
+    right = torch.arange(len(logits), device=logits.device)
+    of_images = logits if wrong is None else torch.cat([logits, wrong], dim=-1)
+    return (F.cross_entropy(of_images.float(), right) + F.cross_entropy(logits.T.float(), right)) / 2
 
 
 def total(terms: Terms) -> Tensor:

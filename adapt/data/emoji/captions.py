@@ -1,0 +1,42 @@
+"""The bundled pairs of images and captions: the scenes that questions are asked about, each with a sentence.
+
+`emoji-captions`        drawings in the seen styles
+`emoji-captions@STYLE`  drawings in one style
+"""
+
+from __future__ import annotations
+
+from adapt.data.emoji import questions
+from adapt.data.emoji.scenes import Scene
+from adapt.data.split import Item, Split
+
+PARTS = ("train", "val", "test")
+
+
+def read_captions(spec: str) -> Split:
+    """The variant `spec`, one that there is; the domain of an item is the style, "" where scenes mix them."""
+    of_questions = spec.replace("captions", "questions", 1)
+    root, style = f"{of_questions}.scenes!", spec.partition("@")[2]
+    scenes = questions.scenes_of(of_questions)
+    number = {member: place for place, member in enumerate(scenes)}
+    train, val, test = (
+        tuple(
+            Item(root + member, number[member], "", style, text=caption(scene, turned=number[member] % 2 == 1))
+            for member, scene in scenes.items()
+            if member.startswith(f"{part}/")
+        )
+        for part in PARTS
+    )
+    return Split(spec, (), train, val, test, root=root)
+
+
+def caption(scene: Scene, turned: bool) -> str:
+    """What is to be seen: one thing, several of a kind, or one left of another, which is the same `turned` round."""
+    first, *others = [_with_article(concept.name) for concept in scene.concepts]
+    if scene.kind == "pair":
+        return f"{others[0]} right of {first}" if turned else f"{first} left of {others[0]}"
+    return f"{questions.NUMBERS[len(others)]} times {first}" if others else first
+
+
+def _with_article(name: str) -> str:
+    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"

@@ -1,0 +1,47 @@
+"""Folders of images with their texts: beside each `NAME.jpg` a `NAME.txt`, each line of which is one of its texts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from adapt.data.readers import parts
+from adapt.data.readers.folder import images_in
+from adapt.data.readers.lines import read_lines
+from adapt.data.readers.rows import Listed, to_split
+from adapt.data.split import Split
+from adapt.errors import AdaptError
+
+
+def is_captioned(root: str | os.PathLike[str]) -> bool:
+    """Whether some image at any depth in the folder has a text beside it."""
+    return any(_text_of(path).is_file() for path in images_in(os.fspath(root)))
+
+
+def read_captioned_folder(root: str | os.PathLike[str], ratios: Sequence[float] = parts.RATIOS, seed: int = 0) -> Split:
+    """Pairs of the images at any depth in `root` with the lines of the text files beside them.
+
+    Folders `train/`, perhaps `val/` and `test/`, say the parts; else images are divided by `ratios` and `seed`. Raises
+    AdaptError, naming the image, where one has no text, or an empty one.
+    """
+    root = os.path.abspath(root)
+    rows: list[Listed] = []
+    for path in images_in(root):
+        text = _text_of(path)
+        lines = read_lines(text) if text.is_file() else []
+        if not lines:
+            raise AdaptError(
+                f"Image folder {root!r} has texts beside its images, and {path!r} has none: write one to {text.name}, "
+                "or take the image out."
+            )
+        part = parts.ALIASES.get(os.path.relpath(path, root).split(os.sep)[0], "")
+        rows += [Listed(path, "", part, text=line) for line in lines]
+    if len({bool(row.part) for row in rows}) == 2:
+        loose = next(row.path for row in rows if not row.part)
+        raise AdaptError(f"Image folder {root!r} is divided into parts, and {loose!r} is in none of them.")
+    return to_split(os.path.basename(root), root, rows, (), ratios, seed)
+
+
+def _text_of(path: str) -> Path:
+    return Path(path).with_suffix(".txt")

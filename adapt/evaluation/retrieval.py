@@ -1,0 +1,99 @@
+"""Retrieval among pairs of images and texts: how often what belongs together is found, both ways."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adapt.data.decoding.loader import loader
+from adapt.data.split import Item
+from adapt.evaluation.scores import Scores
+from adapt.methods.base import Encoded, ImageStep
+from adapt.models.base import evaluating
+from adapt.models.classifier import AdaptedModel
+from adapt.models.prediction import finite
+from adapt.progress import Progress
+
+AT = (1, 5, 10)
+_IMAGES_AT_ONCE, _TEXTS_AT_ONCE = 100, 512
+
+
+@dataclass(frozen=True)
+class RetrievalScores(Scores):
+    """Each image with the text that is nearest to it: right where that is one of its own.
+
+    `recall` are shares by `image_to_text` and `text_to_image`, at 1, 5 and 10: of the images that have one of their
+    texts among so many nearest ones, and of the texts that have their image.
+    """
+
+    own: tuple[frozenset[str], ...] = ()
+    recall: dict[str, dict[str, float]] | None = None
+
+    @property
+    def right(self) -> tuple[bool, ...]:
+        return tuple(text in own for text, own in zip(self.predicted, self.own, strict=True))
+
+    @property
+    def by_class(self) -> dict[str, float]:
+        return {}
+
+    def figures(self) -> dict[str, Any]:
+        return {
+            "accuracy": self.accuracy,
+            "images": self.images,
+            "mean_class_accuracy": self.accuracy,  # each image is what it is told apart from
+            "calibration_error": self.calibration_error,
+            "recall": self.recall,
+        }
+
+
+def retrieve(
+    model: AdaptedModel, items: Sequence[Item], *, workers: int, progress: Progress | None = None
+) -> RetrievalScores:
+    """Ranks all texts of `items` for each of their images, and all images for each text, exactly."""
+    images = {item.path: item for item in items}
+    texts = list(dict.fromkeys(item.text for item in items))
+    place = {text: number for number, text in enumerate(texts)}
+    row = {path: number for number, path in enumerate(images)}
+    belongs = torch.zeros(len(images), len(texts), dtype=torch.bool)
+    for item in items:
+        belongs[row[item.path], place[item.text]] = True
+    with torch.no_grad():
+        of_texts = _of_texts(model, texts)
+        step = ImageStep(model, Encoded(_of_images(model, list(images.values()), workers, progress)))
+        logits = finite(step.cosine_logits(of_texts)).float().cpu()
+    best = logits.softmax(-1).max(-1)
+    return RetrievalScores(
+        paths=tuple(images),
+        actual=tuple(item.text for item in images.values()),
+        predicted=tuple(texts[number] for number in best.indices.tolist()),
+        confidence=tuple(best.values.tolist()),
+        own=tuple(frozenset(texts[number] for number in own.nonzero()[:, 0].tolist()) for own in belongs),
+        recall={"image_to_text": recall(logits, belongs), "text_to_image": recall(logits.T, belongs.T)},
+    )
+
+
+def recall(logits: Tensor, belongs: Tensor) -> dict[str, float]:
+    """The share of rows that have one of what belongs to them `(n, m)` among the 1, 5 and 10 of the largest logits."""
+    ranked = belongs.gather(1, logits.topk(min(max(AT), logits.shape[1]), dim=-1).indices)
+    return {str(count): float(ranked[:, :count].any(-1).double().mean()) for count in AT}
+
+
+def _of_texts(model: AdaptedModel, texts: Sequence[str]) -> Tensor:
+    parts = [texts[start : start + _TEXTS_AT_ONCE] for start in range(0, len(texts), _TEXTS_AT_ONCE)]
+    with evaluating(model):
+        return torch.cat([model.encode_texts(part) for part in parts])
+
+
+def _of_images(model: AdaptedModel, items: Sequence[Item], workers: int, progress: Progress | None) -> Tensor:
+    features: list[Tensor] = []
+    for (images, _), _labels in loader(items, model.transform(), _IMAGES_AT_ONCE, train=False, workers=workers):
+        with evaluating(model):
+            features.append(model.image_features(images.to(model.backbone.device)))
+        if progress is not None:
+            progress(sum(map(len, features)), len(items))
+    return torch.cat(features)

@@ -1,0 +1,111 @@
+"""LoRA on pairs of images and captions, with wrong twins of each caption: a word replaced by another of its kind.
+
+Paper: Doveh et al., Teaching Structured Vision and Language Concepts to Vision and Language Models, CVPR 2023 (SVLC).
+Reference: TSVLC `90b18e7`, `training/loss.py`, `training/negs_and_pos.py`, `open_clip/model.py`.
+Deviations:
+* Words are replaced by whole words, and only there; the reference finds kinds of words by parts of words ("red" in
+  "covered"), and replaces every part of a word.
+* The lists of words are our own. Twins by a language model, and paraphrases as more right texts, are left out.
+* LoRA is CLIP-LoRA's (see `lora`): q, k, v, out and both layers of the MLP each have their own factors, those of the
+  output start at zero, the scale is alpha / sqrt(rank), and the patches' projection has none.
+* Draws are torch's, from the run's seed; the reference's depend on the hash seed of Python.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field, field_validator
+from torch import Tensor
+
+from adapt.methods.base import PairStep, Terms, contrast
+from adapt.methods.lora import LoRA, LoRAConfig
+
+WORDS: dict[str, tuple[str, ...]] = {
+    "side": ("left", "right"),
+    "place": ("above", "below", "inside", "outside", "behind", "before", "under", "over"),
+    "number": ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"),
+    "colour": ("red", "green", "blue", "yellow", "orange", "purple", "pink", "brown", "black", "white", "grey"),
+    "size": ("big", "small", "large", "tiny", "tall", "short", "long", "wide", "narrow", "huge"),
+    "material": ("wooden", "metal", "plastic", "glass", "stone", "leather", "paper", "cotton", "brick"),
+    "state": ("open", "closed", "full", "empty", "wet", "dry", "old", "new", "broken", "clean", "dirty", "hot", "cold"),
+    "action": ("standing", "sitting", "walking", "running", "eating", "sleeping", "holding", "looking", "flying"),
+}  # words of a kind, each of which makes a caption wrong in the place of another
+
+
+class SVLCConfig(LoRAConfig):
+    projections: tuple[Any, ...] = ("q", "k", "v", "out", "fc1", "fc2")
+    """Names, or a string of the letters q k v o."""
+    dropout: float | None = Field(default=0.0, ge=0, lt=1)
+    """On the input of the low-rank path, while training."""
+    rank: int | None = Field(default=4, ge=1)
+    """Of each update."""
+    logit_scale: float | None = Field(default=None, gt=0)
+    """Constant; null takes the backbone's own, as published."""
+    words: dict[str, tuple[str, ...]] = Field(default=WORDS)
+    """Words by their kind; one of a caption is replaced by another of its kind."""
+    negative_weight: float = Field(default=1.0, ge=0)
+    """Of telling a caption from its wrong twin."""
+
+    @field_validator("words")
+    @classmethod
+    def _several(cls, words: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+        for kind, listed in words.items():
+            if len(set(listed)) < 2 or not all(re.fullmatch(r"\w+", word) for word in listed):
+                raise ValueError(f"words of the kind {kind!r} are {listed}; expected two or more different words")
+        return words
+
+
+class SVLC(LoRA):
+    """`SVLC(words)` trains what `LoRA` does, on pairs of images and texts; on classes it is `LoRA`."""
+
+    name = "svlc"
+    title = "SVLC (Doveh et al., CVPR 2023)"
+    serves = ("dual encoder",)  # type: ignore[assignment]
+    Config = SVLCConfig
+    example: ClassVar[dict[str, Any]] = {}
+
+    def loss(self, step: Any) -> Terms:
+        if not isinstance(step, PairStep):
+            return super().loss(step)
+        twins = {place: twin for place, text in enumerate(step.texts) if (twin := self.twin(text)) is not None}
+        if not twins:
+            return super().loss(step)
+        both = step.model.encode_texts([*step.texts, *twins.values()])
+        texts, wrong = both.split([len(step.texts), len(twins)])
+        logits = step.cosine_logits(texts).masked_fill(step.same, -torch.inf)
+        others = step.cosine_logits(wrong)
+        apart = wrong_twins(logits.diagonal()[list(twins)], others[list(twins)].diagonal())
+        return {"cross_entropy": contrast(logits, others), "twins": self.config.negative_weight * apart}
+
+    def twin(self, text: str) -> str | None:
+        """The caption with one word of one kind, drawn at random, replaced by another; None where it has none."""
+        found = [(kind, match) for kind, listed in self.config.words.items() for match in _words(listed, text)]
+        if not found:
+            return None
+        kinds = list(dict.fromkeys(kind for kind, _ in found))
+        kind = kinds[_drawn(len(kinds))]
+        places = [match for other, match in found if other == kind]
+        match = places[_drawn(len(places))]
+        present = {each.group().lower() for each in places}
+        others = [word for word in self.config.words[kind] if word not in present] or [
+            word for word in self.config.words[kind] if word != match.group().lower()
+        ]
+        return text[: match.start()] + others[_drawn(len(others))] + text[match.end() :]
+
+
+def wrong_twins(right: Tensor, wrong: Tensor) -> Tensor:
+    """The mean cross-entropy of texts, with logits `(m,)`, against their wrong twins `(m,)` or `(m, k)`."""
+    logits = torch.cat([right[:, None], wrong.reshape(len(right), -1)], dim=-1)
+    return -logits.float().log_softmax(-1)[:, 0].mean()
+
+
+def _words(listed: Sequence[str], text: str) -> list[re.Match[str]]:
+    return list(re.finditer(rf"\b(?:{'|'.join(map(re.escape, listed))})\b", text, flags=re.IGNORECASE))
+
+
+def _drawn(count: int) -> int:
+    return int(torch.randint(count, ()))

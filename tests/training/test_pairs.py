@@ -1,0 +1,173 @@
+"""Learning from pairs of images and texts: what a step is, what it leaves, and what is refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+import adapt
+from adapt import AdaptedModel, AdaptError, Backbone, methods
+from adapt.data import Item, Split, load, read_csv
+from adapt.methods.base import PairStep, contrast
+
+STEPS = {"iterations": 4, "batch_size": 4, "lr": 0.01, "schedule": "constant", "augment": "none", "progress": False}
+TEXTS = ("a goldfish", "a red panda", "a sea cucumber", "another goldfish")
+
+
+@pytest.fixture
+def pairs(tiny_split: Split) -> Split:
+    def part(items: tuple[Item, ...]) -> tuple[Item, ...]:
+        return tuple(
+            replace(item, label=number, class_name="", text=f"{TEXTS[item.label]} {number}")
+            for number, item in enumerate(items)
+        )
+
+    return Split("pairs", (), part(tiny_split.train), part(tiny_split.val), part(tiny_split.test))
+
+
+def wrapped(backbone: Backbone, name: str = "lora") -> AdaptedModel:
+    torch.manual_seed(0)
+    return adapt.wrap(backbone, methods.find(name)(**methods.find(name).example), ())
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_the_loss_is_symmetric_and_alike_texts_are_not_wrong(open_clip: Backbone, images: Tensor, fast: bool) -> None:
+    model = adapt.wrap(open_clip, methods.LoRA(dropout=0), (), fast=fast)
+    images, texts = images[:4], ["a cat", "a dog", "a cat", "a bird"]
+    step = model.step([images, texts], torch.tensor([0, 1, 2, 1]))
+    assert isinstance(step, PairStep)
+    i, t = step.features, step.text_features
+    assert torch.allclose(t, F.normalize(open_clip.encode_text(open_clip.tokenize(texts)), dim=-1), atol=1e-5)
+    logits = 100 * i @ t.T
+    same = torch.zeros_like(logits, dtype=torch.bool)
+    same[0, 2] = same[2, 0] = True  # one text
+    same[1, 3] = same[3, 1] = True  # one image
+    logits = logits.masked_fill(same, -torch.inf)
+    right = torch.arange(len(images))
+    expected = (F.cross_entropy(logits, right) + F.cross_entropy(logits.T, right)) / 2
+    terms, hits = model.losses(step)
+    assert torch.allclose(terms["cross_entropy"], expected, atol=1e-4)
+    assert torch.equal(hits, logits.argmax(-1) == right)
+
+
+def test_more_wrong_texts_are_columns_of_the_images_alone() -> None:
+    logits, wrong = torch.randn(3, 3), torch.randn(3, 2)
+    right = torch.arange(3)
+    expected = (F.cross_entropy(torch.cat([logits, wrong], 1), right) + F.cross_entropy(logits.T, right)) / 2
+    assert torch.allclose(contrast(logits, wrong), expected)
+
+
+@pytest.mark.parametrize("name", ["lora", "ln_tuning", "bitfit", "svlc"])
+def test_it_trains_is_saved_and_serves_classes_afterwards(
+    name: str, open_clip: Backbone, pairs: Split, images: Tensor, tmp_path: Path
+) -> None:
+    model = wrapped(open_clip, name)
+    start = {key: value.clone() for key, value in model.method.state_dict().items()}
+    result = adapt.fit(model, pairs.train, pairs.test, val_set=pairs.val, out=tmp_path / "run", **STEPS)
+    assert any(not torch.equal(start[key], value) for key, value in model.method.state_dict().items())
+    for part in ("adapted", "zero_shot"):
+        assert set(result.metrics[part]["recall"]) == {"image_to_text", "text_to_image"}
+    assert result.metrics["val"]["images"] == len(pairs.val)
+    assert "image to text" in str(result)
+    loaded = adapt.load(tmp_path / "run", open_clip)
+    assert loaded.class_names == ()
+    classes = adapt.load(tmp_path / "run", open_clip, class_names=["cat", "dog"])
+    assert classes(images).shape == (len(images), 2)
+    assert torch.allclose(loaded.image_features(images), classes.image_features(images))
+
+
+def test_a_stopped_training_goes_on_exactly(open_clip: Backbone, pairs: Split, tmp_path: Path) -> None:
+    steps = {key: value for key, value in STEPS.items() if key != "iterations"} | {"epochs": 3}
+    whole, stopped = wrapped(open_clip, "svlc"), wrapped(open_clip, "svlc")
+    adapt.fit(whole, pairs.train, **steps)
+    losses, count = stopped.losses, []
+
+    def counted(*given: object) -> object:
+        count.append(1)
+        if len(count) == 4:
+            raise InterruptedError
+        return losses(*given)
+
+    stopped.losses = counted
+    with pytest.raises(InterruptedError):
+        adapt.fit(stopped, pairs.train, out=tmp_path / "run", **steps)
+    resumed = wrapped(open_clip, "svlc")
+    adapt.fit(resumed, pairs.train, out=tmp_path / "run", resume=True, **steps)
+    for key, value in whole.method.state_dict().items():
+        assert torch.equal(resumed.method.state_dict()[key], value), key
+
+
+@pytest.mark.parametrize("name", ["coop", "maple", "linear_probe", "task_res", "gda", "descriptions"])
+def test_methods_of_classes_say_so(name: str, open_clip: Backbone) -> None:
+    with pytest.raises(AdaptError, match="expected a list of at least one name"):
+        adapt.wrap(open_clip, methods.find(name)(**methods.find(name).example), ())
+
+
+def test_pairs_and_classes_are_not_taken_for_one_another(open_clip: Backbone, pairs: Split, tiny_split: Split) -> None:
+    with pytest.raises(AdaptError, match="take a method that learns from such, as lora, without class names"):
+        adapt.fit(adapt.wrap(open_clip, methods.LoRA(), ["cat"]), pairs.train, **STEPS)
+    with pytest.raises(AdaptError, match="the model tells no classes apart"):
+        adapt.fit(wrapped(open_clip), tiny_split.train, **STEPS)
+    long = replace(pairs.train[0], text="very " * 200 + "long")
+    with pytest.raises(AdaptError, match=r"the text 'very .* has 203 tokens"):
+        adapt.fit(wrapped(open_clip), (long, *pairs.train[1:4]), **STEPS | {"batch_size": 4, "iterations": 1})
+    with pytest.raises(AdaptError, match="Pairs of images and texts are data of their own"):
+        replace(pairs, test=tiny_split.test)
+
+
+def test_a_csv_of_pairs(tmp_path: Path, tiny_split: Split) -> None:
+    paths = [item.path for item in tiny_split.train[:3]]
+    rows = [f"{paths[0]},a cat", f"{paths[1]},a dog", f"{paths[0]},a tabby", f"{paths[2]},a bird"]
+    file = tmp_path / "pairs.csv"
+    file.write_text("path,text\n" + "\n".join(rows))
+    split = read_csv(file, root="/")
+    assert split.of_pairs
+    assert split.class_names == ()
+    assert sorted(item.text for item in split.items()) == ["a bird", "a cat", "a dog", "a tabby"]
+    parts = [{item.path for item in part} for part in (split.train, split.val, split.test)]
+    assert sum(map(len, parts)) == 3  # both texts of an image are in one part
+    numbers = {item.text: item.label for item in split.items()}
+    assert numbers["a cat"] == numbers["a tabby"] != numbers["a dog"]
+    for wrong, expected in (("path,text\na.png,\n", "the text is empty"), ("path,text\n,a cat\n", "the path is empty")):
+        file.write_text(wrong)
+        with pytest.raises(AdaptError, match=expected):
+            read_csv(file, root="/")
+
+
+def test_the_bundled_captions_say_what_is_drawn() -> None:
+    split = load("emoji-captions")
+    assert (len(split.train), len(split.val), len(split.test)) == (1350, 135, 270)
+    sides = [item.text for item in split.test if " of " in item.text]
+    assert sides
+    assert sum(" left of " in text for text in sides) == pytest.approx(len(sides) / 2, abs=1)
+    questions = {item.path: item for item in load("emoji-questions").test if item.question == "what is on the left?"}
+    for item in split.test:
+        if " left of " in item.text or " right of " in item.text:
+            first, _, second = item.text.replace(" left of ", "|").replace(" right of ", "|").partition("|")
+            left = first if " left of " in item.text else second
+            assert left.partition(" ")[2] == questions[item.path].class_name
+
+
+def test_a_folder_with_texts_beside_its_images(tmp_path: Path) -> None:
+    for part, number, text in (("train", 0, "a cat\na tabby\n"), ("train", 1, "a dog\n"), ("test", 2, "a bird")):
+        (tmp_path / part).mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / part / f"{number}.png")
+        (tmp_path / part / f"{number}.txt").write_text(text)
+    split = load(tmp_path)
+    assert [item.text for item in split.train] == ["a cat", "a tabby", "a dog"]
+    assert [item.text for item in split.test] == ["a bird"]
+    assert split.train[0].label == split.train[1].label
+    (tmp_path / "train/1.txt").write_text("\n")
+    with pytest.raises(AdaptError, match=r"1\.png' has none: write one to 1\.txt"):
+        load(tmp_path)
+    (tmp_path / "train/1.txt").write_text("a dog")
+    Image.new("RGB", (8, 8)).save(tmp_path / "loose.png")
+    (tmp_path / "loose.txt").write_text("a fish")
+    with pytest.raises(AdaptError, match=r"loose\.png' is in none of them"):
+        load(tmp_path)
