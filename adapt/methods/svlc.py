@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
 from adapt.methods.base import PairStep, Terms, contrast
@@ -35,20 +35,23 @@ WORDS: dict[str, tuple[str, ...]] = {
     "action": ("standing", "sitting", "walking", "running", "eating", "sleeping", "holding", "looking", "flying"),
 }  # words of a kind, each of which makes a caption wrong in the place of another
 
+_PUBLISHED = {"rank": 4, "alpha": 1.0, "dropout": 0.0, "input_gradient": True}
+
 
 class SVLCConfig(LoRAConfig):
     projections: tuple[Any, ...] = ("q", "k", "v", "out", "fc1", "fc2")
     """Names, or a string of the letters q k v o."""
-    dropout: float | None = Field(default=0.0, ge=0, lt=1)
-    """On the input of the low-rank path, while training."""
-    rank: int | None = Field(default=4, ge=1)
-    """Of each update."""
     logit_scale: float | None = Field(default=None, gt=0)
     """Constant; null takes the backbone's own, as published."""
     words: dict[str, tuple[str, ...]] = Field(default=WORDS)
     """Words by their kind; one of a caption is replaced by another of its kind."""
     negative_weight: float = Field(default=1.0, ge=0)
     """Of telling a caption from its wrong twin."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_published(cls, values: Any) -> Any:
+        return _PUBLISHED | {key: value for key, value in values.items() if value is not None}
 
     @field_validator("words")
     @classmethod
@@ -66,7 +69,7 @@ class SVLC(LoRA):
     title = "SVLC (Doveh et al., CVPR 2023)"
     serves = ("dual encoder",)  # type: ignore[assignment]
     Config = SVLCConfig
-    example: ClassVar[dict[str, Any]] = {}
+    example: ClassVar[dict[str, Any]] = {"projections": "qkvo"}
 
     def loss(self, step: Any) -> Terms:
         if not isinstance(step, PairStep):
