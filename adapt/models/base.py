@@ -47,6 +47,7 @@ class Adapted(nn.Module, Generic[B]):
     method: Method
     class_names: tuple[str, ...]  # what it tells apart; empty where answers are free text
     memory: Any = None  # what the method remembers of the images of a stream
+    class_weights: Tensor | None = None  # how much an image of each class counts in the cross-entropy
     answers: Answers = PLAIN  # what becomes of the method's logits
     vision_path: Literal["fast", "plain"] = "plain"  # which one images take through the vision tower
 
@@ -121,7 +122,7 @@ class Adapted(nn.Module, Generic[B]):
 
     def cross_entropy(self, step: Any) -> Tensor:
         """The mean over a batch, in full precision."""
-        return F.cross_entropy(step.logits.float(), step.labels)
+        return F.cross_entropy(step.logits.float(), step.labels, self.class_weights)
 
     def right(self, step: Any) -> Tensor:
         """Which answers to a batch `(b,)` are right."""

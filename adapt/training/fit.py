@@ -281,6 +281,7 @@ def _steps(training: Fitting) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     history: list[dict[str, Any]] = []
     with torch.random.fork_rng():
         torch.manual_seed(training.seed)
+        training.weigh_classes()
         model.method.prepare(training)
         training.renew_batches()
         trainer = Trainer(model, training.batches, settings, run)

@@ -68,6 +68,16 @@ class Fitting:
         with counting_bar("encoding", self.progress) as bar:
             return training_batches(self.model, self.train_set, self.settings, self.seed, self.cache, bar)
 
+    def weigh_classes(self) -> None:
+        """Gives the model the weights of classes that the settings ask for. AdaptError where there are no classes."""
+        self.model.class_weights = None
+        if self.settings.class_weights == "equal":
+            return
+        if not isinstance(self.model, AdaptedModel) or not self.model.class_names:
+            raise AdaptError("train.class_weights are of classes, and the data has none: leave them out")
+        counts = self.labels("train").bincount(minlength=len(self.model.class_names))
+        self.model.class_weights = (1 / counts.clamp_min(1)).to(self.model.backbone.device)
+
     def renew_batches(self) -> None:
         """Once the method is prepared: where it now edits blocks before those that batches begin at, they are anew."""
         begin = self.batches.block if isinstance(self.batches, BlockBatches) else 0

@@ -75,6 +75,8 @@ class TrainSettings(_Settings):
     warmup_epochs: int = Field(default=1, ge=0)
     warmup_lr: float = Field(default=1e-5, ge=0)
     min_lr: float = Field(default=0.0, ge=0)
+    class_weights: Literal["equal", "balanced"] = "equal"
+    """How much an image counts in the cross-entropy: the same, or one over how many training images its class has."""
     terms: dict[str, float] = Field(default_factory=dict)
     """More terms of the loss with their weights, which a search's rewards have too. distill: one minus the cosine of
     image features with those of the backbone alone."""

@@ -1,0 +1,48 @@
+"""Images counted by how rare their class is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import adapt
+from adapt import AdaptedModel, AdaptError, Backbone, methods
+from adapt.data import Split, load
+
+STEPS = {"iterations": 2, "batch_size": 6, "lr": 0.1, "schedule": "constant", "augment": "none", "progress": False}
+
+
+def losses_of(model: AdaptedModel, split: Split, **settings: Any) -> list[tuple[torch.Tensor, torch.Tensor, float]]:
+    """Logits, labels and the loss of each step of a training."""
+    seen, losses = [], model.losses
+
+    def watched(step: Any, weights: Any = None) -> Any:
+        terms, right = losses(step, weights)
+        seen.append((step.logits.detach(), step.labels, float(terms["cross_entropy"])))
+        return terms, right
+
+    model.losses = watched  # type: ignore[method-assign]
+    adapt.fit(model, split.train, cache=False, **STEPS | settings)
+    return seen
+
+
+def test_a_rare_class_counts_as_much_as_a_frequent_one(open_clip: Backbone, tiny_split: Split) -> None:
+    first = [item for item in tiny_split.train if item.label == 0]
+    rare = [next(item for item in tiny_split.train if item.label == label) for label in (1, 2)]
+    uneven = Split("uneven", tiny_split.class_names, (*first, *rare), (), ())
+    weights = torch.tensor([1 / len(first), 1.0, 1.0])
+    model = adapt.wrap(open_clip, methods.CoOp(n_ctx=2), uneven.class_names)
+    for logits, labels, loss in losses_of(model, uneven, class_weights="balanced"):
+        each = F.cross_entropy(logits, labels, reduction="none") * weights[labels]
+        assert loss == pytest.approx(float(each.sum() / weights[labels].sum()), abs=1e-5)
+    for logits, labels, loss in losses_of(model, uneven):  # and the next training is none the wiser
+        assert loss == pytest.approx(float(F.cross_entropy(logits, labels)), abs=1e-5)
+
+
+def test_data_without_classes_has_no_weights(open_clip: Backbone) -> None:
+    pairs = load("emoji-captions").train[:8]
+    with pytest.raises(AdaptError, match=r"train\.class_weights are of classes"):
+        adapt.fit(adapt.wrap(open_clip, methods.LoRA(), ()), pairs, **STEPS, class_weights="balanced")
