@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from adapt import plain
 from adapt.backbones.base import Backbone
 from adapt.backbones.tokenizer import TextTokenizer
 from adapt.errors import AdaptError
@@ -30,6 +32,24 @@ class Prompt:
     def __post_init__(self) -> None:
         if len(self.ids) != len(self.slots):
             raise ValueError(f"{len(self.ids)} ids but {len(self.slots)} slots")
+
+
+def check_class_names(class_names: Sequence[str]) -> tuple[str, ...]:
+    """At least one name, none empty, none twice."""
+    names = tuple(class_names)
+    if isinstance(class_names, str) or not names:
+        raise AdaptError(f"class_names is {class_names!r}; expected a list of at least one name")
+    for name in names:
+        if not isinstance(name, str) or not name.strip():
+            raise AdaptError(f"class name {name!r} is empty; every class needs a name to read")
+        if len(name) > plain.TEXT:
+            raise AdaptError(
+                f"class name {name[:40]!r}... has {len(name):,} characters; expected at most {plain.TEXT:,}"
+            )
+    most_common, count = Counter(names).most_common(1)[0]
+    if count > 1:
+        raise AdaptError(f"class name {most_common!r} appears {count} times; names tell classes apart")
+    return names
 
 
 def readable(class_name: str) -> str:

@@ -126,9 +126,12 @@ def _reserved(out: str | Path | None, data: str) -> Iterator[Path | None]:
 
 
 def _check(split: Split, backbone: Backbone) -> None:
+    if not split.train[0].path:
+        raise AdaptError("methods are compared on images, and texts are in their place: train `close` on these")
     if split.train[0].question or not isinstance(backbone, DualEncoder):
         raise AdaptError("what is compared tells classes apart by a CLIP or SigLIP: give images without questions")
     if len(split.class_names) < 2:
+        split.check_classes()
         raise AdaptError(f"{split.name} has one class, {split.class_names[0]!r}: there is nothing to tell apart")
 
 

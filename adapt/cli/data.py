@@ -167,6 +167,9 @@ def match(
     from adapt.progress import counting_bar
 
     split, known = load(source, _root(folder, root)), read_descriptors(texts)
+    split.check_classes()
+    if not Path(split.root).is_dir():
+        raise AdaptError(f"the images of {shown(split.name)} are no files in a folder, which a CSV could name")
     items = [item for item in getattr(split, part) if item.path]
     if not items:
         raise AdaptError(f"{shown(split.name)} has no image in its part {part}")

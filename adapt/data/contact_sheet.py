@@ -36,6 +36,8 @@ def contact_sheet(
     Raises AdaptError where there are no images to draw, or no font.
     """
     items = [item for item in items if item.path]
+    if items and not class_names:
+        raise AdaptError("Pairs of images and texts have no classes to draw the images of.")
     if not items or per_class < 1:
         raise AdaptError(f"There is nothing to draw: {len(items)} images, {per_class} of each class.")
     groups: list[list[Item]] = [[] for _ in class_names]

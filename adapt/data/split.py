@@ -91,8 +91,14 @@ class Split:
             raise AdaptError(f"shots is {shots}; expected at least 1 image per class.")
         if not self.train:
             raise AdaptError(f"Data {self.name!r} has no training images to take {shots} shots from.")
+        self.check_classes()
         train, val = pick(self.train, self.val, shots, seed, sampling)
         return replace(self, train=train, val=val)
+
+    def check_classes(self) -> None:
+        """AdaptError where there are none to tell apart, as in pairs of images and texts."""
+        if self.of_pairs:
+            raise AdaptError(f"Data {self.name!r} are pairs of images and texts, which have no classes.")
 
     def with_validation(self, seed: int) -> Split:
         """The same with a fifth of each class's training images for validation, drawn by `seed`, whole groups at once.
@@ -101,7 +107,10 @@ class Split:
         """
         if self.val:
             raise AdaptError(f"Data {self.name!r} has validation images already.")
-        held = carve(self.train, seed)
+        # of pairs a fifth of all images: each is labelled by its own number
+        alike = tuple(replace(item, label=0) for item in self.train) if self.of_pairs else self.train
+        drawn = carve(alike, seed)
+        held = {item for item, drawn_as in zip(self.train, alike, strict=True) if drawn_as in drawn}
         train, val = ([item for item in self.train if (item in held) is kept] for kept in (False, True))
         return replace(self, train=tuple(train), val=tuple(val))
 
@@ -113,6 +122,7 @@ class Split:
         """
         if classes == "all":
             return self
+        self.check_classes()
         middle = (len(self.class_names) + 1) // 2
         kept = range(middle) if classes == "base" else range(middle, len(self.class_names))
         if not kept:

@@ -24,18 +24,13 @@ _IMAGES_AT_ONCE, _TEXTS_AT_ONCE = 100, 512
 
 @dataclass(frozen=True)
 class RetrievalScores(Scores):
-    """Each image with the text that is nearest to it: right where that is one of its own.
+    """Each image with the text that is nearest to it: right where that is one of its own, which is `actual` then.
 
     `recall` are shares by `image_to_text` and `text_to_image`, at 1, 5 and 10: of the images that have one of their
     texts among so many nearest ones, and of the texts that have their image.
     """
 
-    own: tuple[frozenset[str], ...] = ()
     recall: dict[str, dict[str, float]] | None = None
-
-    @property
-    def right(self) -> tuple[bool, ...]:
-        return tuple(text in own for text, own in zip(self.predicted, self.own, strict=True))
 
     @property
     def by_class(self) -> dict[str, float]:
@@ -67,12 +62,13 @@ def retrieve(
         step = ImageStep(model, Encoded(_of_images(model, list(images.values()), workers, progress)))
         logits = finite(step.cosine_logits(of_texts)).float().cpu()
     best = logits.softmax(-1).max(-1)
+    predicted = [texts[number] for number in best.indices.tolist()]
+    own = [[texts[number] for number in row.nonzero()[:, 0].tolist()] for row in belongs]
     return RetrievalScores(
         paths=tuple(images),
-        actual=tuple(item.text for item in images.values()),
-        predicted=tuple(texts[number] for number in best.indices.tolist()),
+        actual=tuple(text if text in theirs else theirs[0] for text, theirs in zip(predicted, own, strict=True)),
+        predicted=tuple(predicted),
         confidence=tuple(best.values.tolist()),
-        own=tuple(frozenset(texts[number] for number in own.nonzero()[:, 0].tolist()) for own in belongs),
         recall={"image_to_text": recall(logits, belongs), "text_to_image": recall(logits.T, belongs.T)},
     )
 

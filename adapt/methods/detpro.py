@@ -50,6 +50,8 @@ class DetPro(CoOp):
         none = self.config.background
         if none is not None and none not in class_names:
             raise AdaptError(f"detpro: background is {none!r}, which is no class; {nearest(none, class_names)}")
+        if none is not None and len(class_names) < 3:
+            raise AdaptError(f"detpro tells two classes apart, or more, from {none!r}, and there are {class_names}")
         self._weights = torch.ones(len(class_names), device=backbone.device)
         self.register_buffer("threshold", torch.tensor(2 / len(class_names), device=backbone.device))
 

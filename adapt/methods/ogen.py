@@ -23,14 +23,14 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from adapt.backbones.base import DualEncoder
 from adapt.errors import AdaptError
 from adapt.methods.base import ImageStep, Terms, Training
 from adapt.methods.coop import CoOp, CoOpConfig
-from adapt.prompts import Prompt
+from adapt.prompts import Prompt, check_class_names, of_classes
 
 OF_KNOWN, OF_NEW, OF_IMAGES = 0.25, 0.5, 0.25  # weights of the cross-entropies
 FEWEST, MOST = 2, 9  # epochs whose contexts the teacher is the mean of
@@ -52,6 +52,12 @@ class OGENConfig(CoOpConfig):
     teacher: float = Field(default=0.0, ge=0)
     """Weight of the distance to the answers of the contexts of the last epochs: our reading of the paper's."""
 
+    @model_validator(mode="after")
+    def _shared(self) -> OGENConfig:
+        if self.class_specific and self.unknown_names:
+            raise ValueError("a context of its own for every class leaves unknown names without: leave one of both out")
+        return self
+
 
 class OGEN(CoOp):
     """`OGEN(unknown_names)` trains `ctx` `(n_ctx, d)`, as CoOp does, and beside it a generator that is not saved."""
@@ -69,9 +75,7 @@ class OGEN(CoOp):
         size, device = backbone.embed_dim, backbone.device
         if size % self.config.heads:
             raise AdaptError(f"ogen: features of {size} values do not divide by {self.config.heads} heads")
-        self._unknown: list[Prompt] = [
-            prompt for name in self.config.unknown_names for prompt in self.prompts(backbone.tokenizer, name)
-        ]
+        self._unknown = self._of_unknown(backbone, class_names)
         # in a list, so that its tensors are neither parameters of the method nor in its state
         self._generator = [Generator(size, self.config.heads, self.config.dropout).to(device)]
         self._mean, self._spread = (torch.zeros(len(class_names), size, device=device) for _ in range(2))
@@ -79,6 +83,16 @@ class OGEN(CoOp):
         self._near = torch.zeros(len(class_names), self._k, dtype=torch.long, device=device)
         self._past = torch.zeros(MOST, *self.ctx.shape, device=device)  # the contexts of the last epochs, newest first
         self._done, self._epochs = torch.zeros((), dtype=torch.long), 1  # epochs, and of how many
+
+    def _of_unknown(self, backbone: DualEncoder, class_names: Sequence[str]) -> list[Prompt]:
+        """The prompts of the unknown names. AdaptError where one is no class's name, or is that of a known one."""
+        if not self.config.unknown_names:
+            return []
+        names = check_class_names(self.config.unknown_names)
+        if known := set(names) & set(class_names):
+            raise AdaptError(f"ogen: the unknown name {min(known)!r} is that of a class with images: take it out")
+        found = of_classes(backbone.tokenizer, names, lambda name: self.prompts(backbone.tokenizer, name))
+        return [prompt for own in found for prompt in own]
 
     @property
     def generator(self) -> Generator:

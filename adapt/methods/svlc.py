@@ -56,6 +56,7 @@ class SVLCConfig(LoRAConfig):
     @field_validator("words")
     @classmethod
     def _several(cls, words: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+        words = {kind: tuple(word.lower() for word in listed) for kind, listed in words.items()}
         for kind, listed in words.items():
             if len(set(listed)) < 2 or not all(re.fullmatch(r"\w+", word) for word in listed):
                 raise ValueError(f"words of the kind {kind!r} are {listed}; expected two or more different words")

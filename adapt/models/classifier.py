@@ -18,11 +18,10 @@ from adapt.engine.watching import watched
 from adapt.errors import AdaptError
 from adapt.methods.base import BlockInputs, Context, Encoded, ImageStep, Method, PairStep, contrast
 from adapt.models.base import Adapted, in_one_mode
-from adapt.models.class_names import check_class_names
 from adapt.models.class_texts import ClassTexts, PromptAverage
 from adapt.models.explanation import Explanation, explained
 from adapt.models.prediction import Prediction, check_count, predictions
-from adapt.prompts import Prompt, check_length, from_template, of_classes, of_text
+from adapt.prompts import Prompt, check_class_names, check_length, from_template, of_classes, of_text
 from adapt.shown import brief
 
 
@@ -204,12 +203,12 @@ class AdaptedModel(Adapted[DualEncoder]):
     @in_one_mode
     def encode(self, prompts: Sequence[Prompt]) -> Tensor:
         """Unit-length features `(m, e)` of prompts other than the classes', under the method's edits."""
-        key = tuple(prompts)
-        if self._others is None or self._others[0] != key:
+        key, known = tuple(prompts), self._others  # another thread may put its own in their place
+        if known is None or known[0] != key:
             alone = [[prompt] for prompt in prompts]
-            like = self._texts if self._others is None else self._others[1]
-            self._others = key, ClassTexts(self.backbone, alone, self.fast, self.checkpointing, like=like)
-        return self._encoded(self._others[1], {})
+            like = self._texts if known is None else known[1]
+            known = self._others = key, ClassTexts(self.backbone, alone, self.fast, self.checkpointing, like=like)
+        return self._encoded(known[1], {})
 
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
         """Unit-length features `(m, e)` of texts, under the method's edits. AdaptError, by name, for one too long."""
@@ -288,6 +287,11 @@ class AdaptedModel(Adapted[DualEncoder]):
     def _predictions(self, pixels: Tensor | BlockInputs, top_k: int, question: str | None) -> Iterator[Prediction]:
         if question is not None:
             raise AdaptError(f"{self.backbone.describe()} classifies images and answers no question: leave it out")
+        if not self.class_names:
+            raise AdaptError(
+                f"this {self.method.name} learned from pairs and has no class names: give some, by --classes, or to "
+                "adapt.load as class_names"
+            )
         return predictions(self(pixels), self.class_names, top_k)
 
 

@@ -16,9 +16,9 @@ from adapt.engine.plan import plan
 from adapt.errors import AdaptError
 from adapt.methods.base import Context, Method
 from adapt.models.answering import AnsweringModel
-from adapt.models.class_names import check_class_names
 from adapt.models.classifier import AdaptedModel
 from adapt.models.speaking import SpeakingModel
+from adapt.prompts import check_class_names
 
 
 def wrap(

@@ -118,6 +118,11 @@ def index_texts(model: AdaptedModel, texts: Sequence[str], progress: Callable[[i
     AdaptError for no text, an empty one, or one that is longer than the text tower reads.
     """
     _check(texts, "text")
+    if model.method.owns_prompts:
+        raise AdaptError(
+            f"{model.method.name} learned words of prompts, which other texts do not have: make the index by the "
+            "backbone alone, or under an adapter that changes the towers, such as lora"
+        )
     parts = [texts[start : start + TEXTS_AT_ONCE] for start in range(0, len(texts), TEXTS_AT_ONCE)]
     encoded = (model.text_features(part, edited=True) for part in parts)
     return _index("texts", model, texts, encoded, progress)

@@ -62,6 +62,10 @@ class VocabularyFree:
             raise AdaptError(
                 "names come out of captions, and the index is of images: make one of texts by `adapt index`"
             )
+        if captions < 1 or "{}" not in template:
+            raise AdaptError(
+                f"captions is {captions} and template {template!r}; expected 1 or more, and {{}} where the word goes"
+            )
         if not 0 <= alpha <= 1:
             raise AdaptError(f"alpha is {alpha}; expected the image's share in a score, from 0 to 1")
         self.model = wrap(backbone, ZeroShot(), ("object",))  # for its features alone

@@ -105,7 +105,14 @@ def training_batches(
         )
     if of_texts(items):
         assert isinstance(model, AdaptedModel)  # as fit has it
-        return FeatureBatches(item_features(model, items, workers=0), labels_of(items), settings, seed)
+        known = item_features(model, items, workers=0, views=settings.views or 0)
+        return FeatureBatches(known, labels_of(items), settings, seed)
+    if items[0].is_pair:  # what is computed once of images has no texts
+        if settings.views is not None:
+            raise AdaptError(
+                "train.views are of images alone, and the data are pairs of images and texts: leave it out"
+            )
+        return ImageBatches(model, items, settings, seed)
     if keeps_features(model, cache) and (settings.augment == "none" or settings.views is not None):
         views = settings.views or 0
         features = item_features(model, items, workers=settings.workers, views=views, seed=seed, progress=progress)

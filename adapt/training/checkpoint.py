@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from adapt import plain
@@ -113,9 +113,9 @@ def _fill(tensors: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
         tensors[name].copy_(value)
 
 
-def finite(method: nn.Module) -> bool:
+def finite(method: Method) -> bool:
     """Whether every trained value is a number."""
-    return all(bool(parameter.isfinite().all()) for parameter in method.parameters())
+    return all(bool(parameter.isfinite().all()) for parameter in method.trains())
 
 
 def _under(prefix: str, named: dict[str, Any]) -> dict[str, Any]:

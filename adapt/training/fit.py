@@ -130,7 +130,7 @@ def _directory(
 
 def _check_calibration(model: Adapted[Any], val_set: Sequence[Item]) -> None:
     if not model.class_names:
-        raise AdaptError(f"{model.backbone.describe()} answers in words of its own: leave calibrate out")
+        raise AdaptError(f"{model.backbone.describe()} tells no classes apart here: leave calibrate out")
     if not val_set:
         raise AdaptError("calibrate chooses a temperature on validation images, and there are none: give some")
 

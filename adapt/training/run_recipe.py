@@ -37,7 +37,7 @@ def read_data(recipe: Recipe, progress: bool = False) -> Split:
     if not split.train:
         raise AdaptError(f"{recipe.data.source} has no training images")
     split = with_validation(split, recipe)
-    if recipe.data.shots is not None:
+    if recipe.data.shots is not None and not split.of_pairs:  # which have no classes to take shots of
         split = split.few_shot(recipe.data.shots, recipe.seed, recipe.data.sampling)
         _note_short(split, recipe.data.shots)
     with counting_bar("checking", progress) as bar:

@@ -55,8 +55,9 @@ def test_a_folder_and_a_csv(run, refused, photos: Path, tmp_path: Path, model_fo
     assert load_index(out).entries == ("a sky", "a tree")  # what existed stays
 
 
-def test_under_an_adapter(run, refused, captions: Path, adapter: Path, tmp_path: Path) -> None:
-    out = tmp_path / "under.safetensors"
+def test_under_an_adapter(run, refused, captions: Path, model_folder: Path, tmp_path: Path) -> None:
+    out, adapter = tmp_path / "under.safetensors", tmp_path / "lora.safetensors"
+    adapt.wrap(adapt.load_backbone(str(model_folder)), adapt.methods.LoRA(), ()).save(adapter)
     run("index", tmp_path / "captions.txt", "--adapter", adapter, "--out", out)
     assert run("search", out, "the sky", "--adapter", adapter).exit_code == 0
     refused(run("search", out, "the sky"), "the index was made under an adapter")

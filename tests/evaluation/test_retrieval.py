@@ -47,6 +47,8 @@ def test_it_ranks_each_image_once_and_each_text_once(open_clip: Backbone, tmp_pa
     assert list(scores.predicted) == [texts[number] for number in nearest]
     own = [{"red", "a warm sky"}, {"blue"}, {"green", "blue"}]
     assert list(scores.right) == [text in each for text, each in zip(scores.predicted, own, strict=True)]
+    hits = [text == actual for text, actual in zip(scores.predicted, scores.actual, strict=True)]
+    assert hits == list(scores.right)  # as predictions.csv has it
     figures = scores.figures()
     assert figures["recall"]["image_to_text"]["1"] == pytest.approx(scores.accuracy)
     assert figures["recall"]["image_to_text"]["5"] == figures["recall"]["text_to_image"]["5"] == 1

@@ -52,6 +52,11 @@ def test_a_background_that_is_no_class_is_named(open_clip: Backbone) -> None:
         adapt.wrap(open_clip, methods.DetPro(background="nine"), NAMES)
 
 
+def test_one_class_beside_the_background_is_none_to_tell_apart(open_clip: Backbone) -> None:
+    with pytest.raises(AdaptError, match="detpro tells two classes apart, or more, from 'none'"):
+        adapt.wrap(open_clip, methods.DetPro(background="none"), ("cat", "none"))
+
+
 def test_the_threshold_is_chosen_and_saved(open_clip: Backbone, tiny_split: Split, tmp_path: Path) -> None:
     names = tiny_split.class_names
     model = adapt.wrap(open_clip, methods.DetPro(background=names[1]), names)

@@ -11,6 +11,7 @@ import torch
 import adapt
 from adapt import AdaptedModel, AdaptError, Backbone, methods
 from adapt.data import Split
+from adapt.training.checkpoint import finite
 
 STEPS = {"epochs": 5, "batch_size": 4, "lr": 0.1, "warmup_epochs": 0, "augment": "none", "progress": False}
 
@@ -92,3 +93,26 @@ def test_it_counts_epochs_and_needs_two_classes(open_clip: Backbone, tiny_split:
         adapt.fit(model, tiny_split.train, iterations=3, schedule="constant", augment="none", progress=False)
     with pytest.raises(AdaptError, match="'cat' is the only one"):
         wrapped(open_clip, ("cat",))
+
+
+def test_unknown_names_are_checked_as_class_names_are(open_clip: Backbone, tiny_split: Split) -> None:
+    names = tiny_split.class_names
+    for unknown, expected in (
+        (["toy", "toy"], "'toy' appears 2 times"),
+        (["toy", " "], "is empty"),
+        (["toy", "very " * 99], "tokens but the text tower reads 77"),
+        (["toy", "Toy"], "read the same to the text tower"),
+        ([names[0], "toy"], f"the unknown name '{names[0]}' is that of a class with images"),
+    ):
+        with pytest.raises(AdaptError, match=expected):
+            adapt.wrap(open_clip, methods.OGEN(unknown_names=unknown), names)
+    with pytest.raises(AdaptError, match="leaves unknown names without"):
+        methods.OGEN(unknown_names=["toy"], class_specific=True, ctx_init="")
+
+
+def test_a_generator_that_broke_is_not_kept(open_clip: Backbone, tiny_split: Split) -> None:
+    model = wrapped(open_clip, tiny_split.class_names)
+    assert finite(model.method)
+    with torch.no_grad():
+        next(model.method.generator.parameters()).fill_(float("nan"))
+    assert not finite(model.method)

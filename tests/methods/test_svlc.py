@@ -41,3 +41,10 @@ def test_all_of_a_kind_in_one_caption_leaves_a_wrong_one_still() -> None:
 def test_kinds_need_several_single_words(words: dict[str, list[str]]) -> None:
     with pytest.raises(AdaptError, match="words of the kind 'side'"):
         methods.SVLC(words=words)
+
+
+def test_capitals_are_no_other_words() -> None:
+    method = methods.SVLC(words={"side": ["Left", "RIGHT"]})
+    assert {method.twin("a cat Left of a dog") for _ in range(20)} == {"a cat right of a dog"}
+    with pytest.raises(AdaptError, match="words of the kind 'side'"):
+        methods.SVLC(words={"side": ["left", "Left"]})

@@ -81,6 +81,11 @@ def test_another_backbone_or_adapter_is_refused(open_clip: Backbone, hf_siglip: 
         under.check(lora)
 
 
+def test_words_learned_for_prompts_are_of_no_other_texts(open_clip: Backbone) -> None:
+    with pytest.raises(AdaptError, match="coop learned words of prompts, which other texts do not have"):
+        index_texts(wrapped(open_clip, methods.CoOp()), TEXTS)
+
+
 @pytest.mark.parametrize(
     ("texts", "expected"),
     [([], "there is no text"), (["a", "  "], "text 2 of the index is empty"), (["very " * 99], "99 .*|the text 'very")],

@@ -69,6 +69,9 @@ def test_what_it_cannot_use_is_refused(open_clip: Backbone, hf_siglip: Backbone,
         VocabularyFree(hf_siglip, index)
     with pytest.raises(AdaptError, match=r"alpha is 1\.5"):
         VocabularyFree(open_clip, index, alpha=1.5)
+    for wrong in ({"captions": 0}, {"template": "a photo"}):
+        with pytest.raises(AdaptError, match="expected 1 or more"):
+            VocabularyFree(open_clip, index, **wrong)
 
 
 @pytest.mark.parametrize("library", ["inflect", "textblob"])

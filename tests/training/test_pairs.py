@@ -171,3 +171,36 @@ def test_a_folder_with_texts_beside_its_images(tmp_path: Path) -> None:
     (tmp_path / "loose.txt").write_text("a fish")
     with pytest.raises(AdaptError, match=r"loose\.png' is in none of them"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize("settings", [{"towers": ("text",)}, {"blocks": (2, 3)}])
+def test_pairs_keep_their_texts_where_images_could_come_from_the_cache(
+    open_clip: Backbone, pairs: Split, settings: dict[str, object]
+) -> None:
+    model = adapt.wrap(open_clip, methods.LoRA(dropout=0, **settings), ())
+    result = adapt.fit(model, pairs.train, **STEPS)
+    assert len(result.history) == 4
+    with pytest.raises(AdaptError, match=r"train\.views are "):
+        adapt.fit(model, pairs.train, **STEPS | {"augment": "published", "views": 2})
+
+
+def test_what_is_of_classes_is_refused_for_pairs(pairs: Split, open_clip: Backbone, tmp_path: Path) -> None:
+    for refused in (lambda: pairs.few_shot(1, 1), lambda: pairs.only("base")):
+        with pytest.raises(AdaptError, match="which have no classes"):
+            refused()
+    held = replace(pairs, val=()).with_validation(1)
+    assert 0 < len(held.val) < len(held.train)
+    assert {item.path for item in held.val}.isdisjoint(item.path for item in held.train)
+    with pytest.raises(AdaptError, match="learned from pairs and has no class names"):
+        wrapped(open_clip).eval().predict(Image.new("RGB", (8, 8)))
+    (tmp_path / "a.csv").write_text("path,text,question\na.png,a cat,what?\n")
+    with pytest.raises(AdaptError, match="a column 'question' needs a column 'label'"):
+        read_csv(tmp_path / "a.csv")
+
+
+def test_class_folders_with_notes_beside_their_images_stay_class_folders(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (8, 8)).save(tmp_path / name / "0.png")
+        (tmp_path / name / "0.txt").write_text("0 0.5 0.5 1 1")
+    assert load(tmp_path).class_names == ("cat", "dog")

@@ -15,8 +15,10 @@ from adapt.errors import AdaptError
 
 
 def is_captioned(root: str | os.PathLike[str]) -> bool:
-    """Whether some image at any depth in the folder has a text beside it."""
-    return any(_text_of(path).is_file() for path in images_in(os.fspath(root)))
+    """Whether images that lie in no class folder have texts beside them: in the folder itself, or in one of a part."""
+    root = os.path.abspath(root)
+    homes = (root, *(os.path.join(root, part) for part in parts.ALIASES))
+    return any(os.path.dirname(path) in homes and _text_of(path).is_file() for path in images_in(root))
 
 
 def read_captioned_folder(root: str | os.PathLike[str], ratios: Sequence[float] = parts.RATIOS, seed: int = 0) -> Split:

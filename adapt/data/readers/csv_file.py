@@ -78,6 +78,8 @@ def _rows(reader: csv.DictReader[str], folder: str, where: str) -> Iterator[List
     for column in () if {"path", "text"} <= set(columns) else needed:
         if column not in columns:
             raise AdaptError(f"{where}: no column {column!r}. Expected a first line {_FIRST_LINE}.")
+    if "question" in columns and "label" not in columns:
+        raise AdaptError(f"{where}: a column 'question' needs a column 'label' with the answers.")
     for record in reader:
         yield _row(record, folder, f"{where} line {reader.line_num}")
 
