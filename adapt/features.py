@@ -58,7 +58,10 @@ def item_features(
         )  # fmt: skip
     if views or not projected:
         what = "random views" if views else "features before the vision tower's last projection"
-        raise AdaptError(f"{model.method.name} takes {what} of images, and the data has texts in their place")
+        raise AdaptError(
+            f"{model.method.name} takes {what} of images, and the data has texts in their place: set method.views or "
+            "train.views to none, where it has such"
+        )
     return model.text_features([item.text for item in items], unit).float().cpu()
 
 

@@ -93,6 +93,8 @@ def _entries(source: Path) -> tuple[list[str], bool]:
         if not found:
             raise AdaptError(f"the folder {source} holds no image ({', '.join(IMAGE_SUFFIXES)})")
         return found, True
+    if source.suffix not in (".csv", ".txt"):
+        raise AdaptError(f"{source} is neither a folder of images nor a .txt or .csv file of texts")
     return (read_texts(source) if source.suffix == ".csv" else read_lines(source)), False
 
 
@@ -117,6 +119,8 @@ def _encoded(model: AdaptedModel, query: str) -> Any:
     """Unit-length features of a text, or of an image file `(1, e)`."""
     from adapt.retrieval.index import index_images, index_texts
 
+    if not query.strip():
+        raise AdaptError("a query is empty: give a text, or an image file")
     of_image = query.lower().endswith(IMAGE_SUFFIXES)
     return (index_images if of_image else index_texts)(model, [query]).features
 

@@ -21,7 +21,8 @@ def methods(name: str | None) -> None:
     method = package.find(name)
     click.echo(f"{method.title}\n")
     for key, field in method.Config.model_fields.items():
-        click.echo(f"  {key:18} {field.get_default(call_default_factory=True)!r:24} {field.description or ''}".rstrip())
+        default = "required" if field.is_required() else repr(field.get_default(call_default_factory=True))
+        click.echo(f"  {key:18} {default:24} {field.description or ''}".rstrip())
 
 
 def _title(name: str) -> str:

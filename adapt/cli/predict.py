@@ -315,7 +315,7 @@ def _lines(path: Path, found: Sequence[Prediction]) -> None:
 def _explained(path: Path, found: Explanation) -> None:
     click.echo(shown(path))
     for each, reasons in zip(found.prediction.top, found.reasons, strict=True):
-        click.echo(f"  {_line(each)}, mean cosine {reasons.mean:.3f}")
+        click.echo(f"  {_line(each)}, cosines: mean {reasons.mean:.3f}, largest {reasons.descriptors[0][1]:.3f}")
         for descriptor, cosine in reasons.descriptors:
             click.echo(f"           {cosine:6.3f}  {shown(descriptor)}")
 

@@ -12,6 +12,7 @@ each class keeps as many descriptors, and those are random letters. Theirs are r
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from random import Random
 from string import ascii_lowercase
@@ -28,6 +29,7 @@ from adapt.errors import AdaptError, nearest
 from adapt.methods.base import ImageStep, Method, MethodConfig
 from adapt.prompts import Prompt, of_text, readable
 
+logger = logging.getLogger("adapt")
 NAME, DESCRIPTOR = "{name}", "{descriptor}"
 Table = dict[str, tuple[str, ...]]  # descriptors by class
 
@@ -77,9 +79,10 @@ class Descriptions(Method):
     def build(self, backbone: DualEncoder, class_names: Sequence[str]) -> None:  # type: ignore[override]
         given = self.config.descriptors
         if isinstance(given, str):
-            self.config = self.config.model_copy(update={"descriptors": read_descriptors(given)})
+            self.config = self.config.model_copy(update={"descriptors": _read(given)})
         for name in class_names:
-            self.descriptors(name)
+            if self.descriptors(name) == ("",):
+                logger.warning("there is no descriptor of %r: as published, its text ends in 'which has '", name)
 
     def descriptors(self, class_name: str) -> Sequence[str]:
         table: Table = self.config.descriptors
@@ -104,6 +107,13 @@ class Descriptions(Method):
         features = step.prompt_features
         logits = step.cosine_logits(torch.cat(features)).split([len(own) for own in features], dim=-1)
         return torch.stack([own.max(-1).values for own in logits], dim=-1)
+
+
+def _read(source: str) -> Table:
+    try:
+        return read_descriptors(source)
+    except AdaptError as error:
+        raise AdaptError(f"{error} method.descriptors says which file it is.") from error
 
 
 def sentence(descriptor: str) -> str:

@@ -61,7 +61,7 @@ def run_page(run: PlainRun) -> RunPage:
 
     rows, metrics = _predictions(run.path), run.metrics
     confusion, classes = "", ""
-    if rows:
+    if rows and "recall" not in metrics.get("adapted", {}):  # texts are no classes to confuse
         figure, classes = confusion_matrix(rows)
         confusion = svg(figure)
     by_class: dict[str, float] = metrics.get("adapted", {}).get("by_class", {})

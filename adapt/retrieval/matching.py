@@ -33,7 +33,8 @@ def match(
     """
     for name in dict.fromkeys(item.class_name for item in items):
         if not texts.get(name):
-            raise AdaptError(f"there is no text of the class {name!r}; {nearest(name, texts)}")
+            hint = "its list is empty" if name in texts else nearest(name, texts)
+            raise AdaptError(f"there is no text of the class {name!r}: {hint}")
     features = image_features(model, items, workers=workers, progress=progress)
     known = {name: model.text_features(own).float().cpu() for name, own in texts.items() if own}
     found: list[tuple[str, ...]] = []

@@ -68,6 +68,10 @@ class VocabularyFree:
             )
         if not 0 <= alpha <= 1:
             raise AdaptError(f"alpha is {alpha}; expected the image's share in a score, from 0 to 1")
+        if index.header.adapter:
+            raise AdaptError(
+                "names are scored by the backbone alone, and the index was made under an adapter: make one without"
+            )
         self.model = wrap(backbone, ZeroShot(), ("object",))  # for its features alone
         index.check(self.model)
         self.index, self.alpha, self.captions, self.least = index, alpha, captions, least

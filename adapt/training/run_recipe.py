@@ -37,11 +37,29 @@ def read_data(recipe: Recipe, progress: bool = False) -> Split:
     if not split.train:
         raise AdaptError(f"{recipe.data.source} has no training images")
     split = with_validation(split, recipe)
-    if recipe.data.shots is not None and not split.of_pairs:  # which have no classes to take shots of
+    if split.of_pairs:
+        _check_pairs(split, recipe)
+    elif recipe.data.shots is not None:
         split = split.few_shot(recipe.data.shots, recipe.seed, recipe.data.sampling)
         _note_short(split, recipe.data.shots)
     with counting_bar("checking", progress) as bar:
         return without_broken(split.only(recipe.data.classes), recipe.data.broken, bar)
+
+
+def _check_pairs(split: Split, recipe: Recipe) -> None:
+    """AdaptError for a method of classes; a word where shots are asked for, which are of classes."""
+    method = methods.find(recipe.method["name"])
+    if not method.of_pairs:
+        able = ", ".join(name for name in methods.names() if methods.find(name).of_pairs)
+        raise AdaptError(
+            f"{shown(split.name)} are pairs of images and texts, and {method.name} tells classes apart: take one of "
+            f"{able}"
+        )
+    if recipe.data.shots is not None:
+        logger.warning(
+            "data.shots is %d, and pairs have no classes: all %d of them serve (--shots all says so)",
+            recipe.data.shots, len(split.train),
+        )  # fmt: skip
 
 
 def with_validation(split: Split, recipe: Recipe) -> Split:

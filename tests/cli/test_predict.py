@@ -237,7 +237,10 @@ def test_explain_says_which_descriptors_decided(run, described: Path, photos: Pa
     [found] = adapt.load(described).explain(image)
     expected = [str(image)]
     for (name, probability), reasons in zip(found.prediction.top, found.reasons, strict=True):
-        expected.append(f"  {100 * probability:5.1f} %  {name}, mean cosine {reasons.mean:.3f}")
+        expected.append(
+            f"  {100 * probability:5.1f} %  {name}, cosines: mean {reasons.mean:.3f}, largest "
+            f"{reasons.descriptors[0][1]:.3f}"
+        )
         expected += [f"           {cosine:6.3f}  {text}" for text, cosine in reasons.descriptors]
     assert result.stdout.splitlines() == expected
     as_json = json.loads(run("predict", described, image, "--explain", "--top-k", 2, "--json").stdout)

@@ -320,3 +320,19 @@ def test_explanations_that_are_none(raw: dict[str, Any], split: Split, tmp_path:
     (tmp_path / "run/explanations.json").write_text(text)
     with pytest.raises(AdaptError, match=r"explanations\.json holds no explanations"):
         report([tmp_path / "run"])
+
+
+def test_pairs_have_recall_and_nothing_of_classes(raw: dict[str, Any], split: Split, tmp_path: Path) -> None:
+    lines = [f"{item.path},number {item.label},{part}" for part in ("train", "test") for item in getattr(split, part)]
+    (tmp_path / "pairs.csv").write_text("path,text,split\n" + "\n".join(lines))
+    recipe = {
+        "method": {"name": "zero_shot"},
+        "backbone": raw["backbone"],
+        "data": {"source": str(tmp_path / "pairs.csv")},
+    }
+    recipe["data"] |= {"root": "/", "shots": None}
+    run_recipe(build_recipe(recipe, "tiny"), tmp_path / "run")
+    html = report([tmp_path / "run"])
+    assert "image to text: " in html
+    assert "Confusions" not in html
+    assert "Hardest classes" not in html

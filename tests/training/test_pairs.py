@@ -15,6 +15,8 @@ import adapt
 from adapt import AdaptedModel, AdaptError, Backbone, methods
 from adapt.data import Item, Split, load, read_csv
 from adapt.methods.base import PairStep, contrast
+from adapt.recipe import read_recipe
+from adapt.training.run_recipe import read_data
 
 STEPS = {"iterations": 4, "batch_size": 4, "lr": 0.01, "schedule": "constant", "augment": "none", "progress": False}
 TEXTS = ("a goldfish", "a red panda", "a sea cucumber", "another goldfish")
@@ -204,3 +206,19 @@ def test_class_folders_with_notes_beside_their_images_stay_class_folders(tmp_pat
         Image.new("RGB", (8, 8)).save(tmp_path / name / "0.png")
         (tmp_path / name / "0.txt").write_text("0 0.5 0.5 1 1")
     assert load(tmp_path).class_names == ("cat", "dog")
+
+
+def test_recipes_of_classes_are_refused_and_shots_are_said_to_mean_nothing(
+    tmp_path: Path, pairs: Split, model_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = "\n".join(f"{item.path},{item.text},train" for item in pairs.train)
+    (tmp_path / "pairs.csv").write_text(f"path,text,split\n{rows}\n")
+    changes = [f"backbone={model_folder}", "data.root=/", "data.shots=1", "train.iterations=1"]
+    recipe = read_recipe("lora", changes, str(tmp_path / "pairs.csv"))
+    with caplog.at_level("WARNING", "adapt"):
+        assert len(read_data(recipe).train) == len(pairs.train)
+    assert "data.shots is 1, and pairs have no classes" in caplog.text
+    with pytest.raises(
+        AdaptError, match="coop tells classes apart: take one of bitfit, ln_tuning, lora, svlc, zero_shot"
+    ):
+        read_data(read_recipe("coop", changes[:3], str(tmp_path / "pairs.csv")))

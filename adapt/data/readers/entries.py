@@ -30,7 +30,7 @@ def read_entries(source: str, where: str, columns: tuple[str, str]) -> list[Any]
 
 def _from_csv(text: str, where: str, columns: tuple[str, str]) -> list[Any]:
     lines = csv.reader(io.StringIO(text, newline=""), strict=True)
-    first, *rows = [[unguarded(cell.strip()) for cell in row] for row in lines] or [[]]
+    first, *rows = [[unguarded(cell.strip()) for cell in row] for row in lines if row] or [[]]
     if first != list(columns):
         raise AdaptError(f"{where}: the first line is {','.join(first)!r}; expected {','.join(columns)!r}.")
     return rows
