@@ -47,43 +47,17 @@ def item_features(
     projected: bool = True,
     progress: Progress | None = None,
 ) -> Tensor:
-    """As `image_features`; of texts in the place of images, the text tower's.
-
-    Raises AdaptError where those have no such features.
-    """
-    if not of_texts(items):
-        return image_features(
-            model, items, workers=workers, cache=cache, views=views, seed=seed, unit=unit, projected=projected,
-            progress=progress,
-        )  # fmt: skip
-    if views or not projected:
-        what = "random views" if views else "features before the vision tower's last projection"
-        raise AdaptError(
-            f"{model.method.name} takes {what} of images, and the data has texts in their place: set method.views or "
-            "train.views to none, where it has such"
-        )
-    return model.text_features([item.text for item in items], unit).float().cpu()
-
-
-def image_features(
-    model: AdaptedModel,
-    items: Sequence[Item],
-    *,
-    workers: int,
-    cache: bool = True,
-    views: int = 0,
-    seed: int = 0,
-    unit: bool = True,
-    projected: bool = True,
-    progress: Progress | None = None,
-) -> Tensor:
     """Features, of `unit` length or as the tower gives them, `(n, e)`, or `(n, views, e)`.
 
-    Not `projected` they are those of the backbone before its last projection `(..., d)`, whatever the method edits.
+    Not `projected` they are those of the backbone before its last projection `(..., d)`, whatever the method edits. Of
+    texts in the place of images they are the text tower's, which have neither views nor such a projection.
 
     By the cache on disk unless it is switched off. Views need the cache. Raises AdaptError where the method edits the
     vision tower: its features are not the backbone's, which the cache holds.
     """
+    if of_texts(items):
+        of_images = "random views" if views else "" if projected else "features before the last projection"
+        return _text_features(model, items, unit, of_images)
     backbone = model.backbone
     if projected:
         _check_unedited(model)
@@ -109,6 +83,16 @@ def image_features(
         workers=workers,
         progress=progress,
     )
+
+
+def _text_features(model: AdaptedModel, items: Sequence[Item], unit: bool, of_images: str) -> Tensor:
+    """Those of the texts. AdaptError where `of_images` says what was asked for that texts do not have."""
+    if of_images:
+        raise AdaptError(
+            f"{model.method.name} takes {of_images} of images, and the data has texts in their place: set method.views "
+            "or train.views to none, where it has such"
+        )
+    return model.text_features([item.text for item in items], unit).float().cpu()
 
 
 def view_features(model: AdaptedModel, items: Sequence[Item], *, workers: int, progress: Progress | None) -> Tensor:

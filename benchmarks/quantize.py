@@ -44,8 +44,8 @@ def rows(progress: Callable[[str], None]) -> Iterator[Row]:
 def _features(backbone: Any) -> Any:
     """Unit-length features of the bundled test images."""
     import adapt
-    from adapt.features import image_features
+    from adapt.features import item_features
 
     split = adapt.data.load(DATA)
     model = adapt.wrap(backbone, adapt.methods.ZeroShot(), split.class_names).eval()
-    return image_features(model, split.test, workers=0, cache=False)
+    return item_features(model, split.test, workers=0, cache=False)

@@ -9,7 +9,7 @@ import torch
 
 import adapt
 from adapt.data.emoji.bundled import concept_names
-from adapt.features import image_features
+from adapt.features import item_features
 from adapt.methods import ZeroShot
 from adapt.retrieval.index import index_texts
 from adapt.retrieval.vocabulary_free import VocabularyFree
@@ -23,7 +23,7 @@ def rows(progress: Callable[[str], None]) -> Iterator[Row]:
     """How many drawings are called by a word of their own name, in per cent."""
     items = drawings("emoji-concepts").test
     model = adapt.wrap(backbone(), ZeroShot(), ("object",)).eval()
-    features = image_features(model, items, workers=2)
+    features = item_features(model, items, workers=2)
     names = [set(plain_words(item.class_name)) for item in items]
     word, count = Counter(word for name in names for word in name).most_common(1)[0]
     yield _row(f"always {word!r}", count, items)

@@ -11,7 +11,7 @@ import torch
 import adapt
 from adapt import AdaptError, methods
 from adapt.data import Split
-from adapt.features import image_features, keeps_features, view_features
+from adapt.features import item_features, keeps_features, view_features
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_method_that_edits_the_tower_gets_none(cache: Path, tiny_split: Split) -> None:
     model = adapt.wrap(tiny_backbones.backbone("open_clip"), methods.MaPLe(depth=2), tiny_split.class_names)
-    for features in (image_features, view_features):
+    for features in (item_features, view_features):
         with pytest.raises(AdaptError, match="maple edits the vision tower"):
             features(model, tiny_split.train, workers=0, progress=None)
     assert not list(cache.rglob("*")) if cache.exists() else True

@@ -23,7 +23,7 @@ from adapt.choosing.compare import Compared, Comparison, take
 from adapt.choosing.recommendation import Recommendation, rows_of
 from adapt.data.split import Split
 from adapt.errors import AdaptError
-from adapt.features import image_features
+from adapt.features import item_features
 from adapt.methods.zero_shot import ZeroShot
 from adapt.models.classifier import AdaptedModel
 from adapt.models.wrap import wrap
@@ -155,7 +155,7 @@ def _features(split: Split, backbone: Backbone, progress: bool) -> dict[str, Ten
     model: AdaptedModel = wrap(backbone, ZeroShot(), split.class_names)
     with counting_bar("encoding", progress) as bar:
         parts = {"train": split.train, "val": split.val, "test": split.test}
-        return {part: image_features(model, items, workers=2, progress=bar) for part, items in parts.items() if items}
+        return {part: item_features(model, items, workers=2, progress=bar) for part, items in parts.items() if items}
 
 
 def _compared(

@@ -13,7 +13,7 @@ import torch
 
 from adapt.data.split import Item
 from adapt.errors import AdaptError, nearest
-from adapt.features import image_features
+from adapt.features import item_features
 from adapt.models.classifier import AdaptedModel
 from adapt.progress import Progress
 
@@ -35,7 +35,7 @@ def match(
         if not texts.get(name):
             hint = "its list is empty" if name in texts else nearest(name, texts)
             raise AdaptError(f"there is no text of the class {name!r}: {hint}")
-    features = image_features(model, items, workers=workers, progress=progress)
+    features = item_features(model, items, workers=workers, progress=progress)
     known = {name: model.text_features(own).float().cpu() for name, own in texts.items() if own}
     found: list[tuple[str, ...]] = []
     for item, image in zip(items, features, strict=True):

@@ -16,7 +16,7 @@ import adapt
 from adapt.choosing.advice import WITNESSES, advise
 from adapt.choosing.duplicates import near_duplicates
 from adapt.data import Item, Split, open_image
-from adapt.features import image_features
+from adapt.features import item_features
 from adapt.models.classifier import AdaptedModel
 
 PLANTED, COPIES = 50, 20
@@ -36,7 +36,7 @@ def model(emoji: Split) -> AdaptedModel:
 @pytest.fixture(scope="module")
 def features(emoji: Split, model: AdaptedModel) -> dict[str, Tensor]:
     parts = {"train": emoji.train, "val": emoji.val, "test": emoji.test}
-    return {name: image_features(model, items, workers=0) for name, items in parts.items()}
+    return {name: item_features(model, items, workers=0) for name, items in parts.items()}
 
 
 @pytest.mark.parametrize("seed", [1, 2])
@@ -82,7 +82,7 @@ def test_copies_across_parts_are_found(
     originals = random.Random(3).sample(emoji.train, COPIES)
     copies = tuple(_copied(item, tmp_path / f"{number}.jpg", number) for number, item in enumerate(originals))
     split = replace(emoji, test=copies + emoji.test)
-    encoded = image_features(model, split.test, workers=0)
+    encoded = item_features(model, split.test, workers=0)
     found = near_duplicates(split, features | {"test": encoded})
     right = {
         row["path"]

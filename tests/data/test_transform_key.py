@@ -20,7 +20,7 @@ from adapt import Backbone
 from adapt.backbones.preprocess import Preprocess
 from adapt.data import Split
 from adapt.data.decoding.transform_key import transform_key
-from adapt.features import image_features
+from adapt.features import item_features
 
 CELL = """
 import torch
@@ -146,7 +146,7 @@ def test_features_follow_the_transform(
     def features(transform: Any, **options: Any) -> Tensor:
         backbone = Backbone.from_open_clip(open_clip.model, open_clip.tokenizer._tokenizer, transform)
         model = adapt.wrap(backbone, adapt.methods.CoOp(n_ctx=2), tiny_split.class_names)
-        return image_features(model, tiny_split.test, workers=0, **options)
+        return item_features(model, tiny_split.test, workers=0, **options)
 
     first = features(cell())
     assert torch.equal(features(cell()), first)

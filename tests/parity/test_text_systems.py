@@ -174,7 +174,7 @@ def test_gist_matches_texts_to_images(library: str, monkeypatch: pytest.MonkeyPa
     names = settings["names"]
     model = adapt.wrap(published.backbone(library), adapt.methods.ZeroShot(), names)
     features = model.image_features(expected["images"]).detach()
-    monkeypatch.setattr("adapt.retrieval.matching.image_features", lambda *given, **options: features)
+    monkeypatch.setattr("adapt.retrieval.matching.item_features", lambda *given, **options: features)
     items = [Item("a.png", label, names[label]) for label in expected["labels"].tolist()]
     found = match(model, items, settings["captions"], settings["top"])
     assert [list(each) for each in found] == settings["matched"]

@@ -21,7 +21,7 @@ def losses_of(model: AdaptedModel, split: Split, **settings: Any) -> list[tuple[
 
     def watched(step: Any, weights: Any = None) -> Any:
         terms, right = losses(step, weights)
-        seen.append((step.logits.detach(), step.labels, float(terms["cross_entropy"])))
+        seen.append((step.logits.detach(), step.labels, float(terms["cross_entropy"].detach())))
         return terms, right
 
     model.losses = watched  # type: ignore[method-assign]
