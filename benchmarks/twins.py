@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from statistics import mean, pstdev
 
 import torch
 from torch import Tensor
@@ -16,7 +15,7 @@ from adapt.evaluation.evaluate import evaluate
 from adapt.methods import ZeroShot
 from adapt.recipe import read_recipe
 from adapt.training.run_recipe import build, learn
-from benchmarks.drawings import SEEN, backbone, drawings
+from benchmarks.drawings import SEEN, backbone, drawings, per_cent
 from benchmarks.text import Row
 
 SEEDS = (1,)  # a training takes some minutes
@@ -52,12 +51,8 @@ def _row(case: str, models: Sequence[AdaptedModel]) -> Row:
         if model.method.touches:
             classes = model.with_classes(drawings(SEEN).class_names)
         found.setdefault("zero-shot", []).append(evaluate(classes, drawings(SEEN).test).accuracy)
-    cells = {what: _percent(values) for what, values in found.items()}
+    cells = {what: per_cent([torch.tensor(each) for each in values]) for what, values in found.items()}
     return {"case": case} | cells | {"text": " | ".join(cells.values())}
-
-
-def _percent(values: Sequence[float]) -> str:
-    return f"{100 * mean(values):.1f}" + (f" ± {100 * pstdev(values):.1f}" if len(values) > 1 else "")
 
 
 def preferred(model: AdaptedModel, items: Sequence[Item]) -> float:

@@ -132,6 +132,7 @@ def _print(
     from dataclasses import replace
 
     from adapt.evaluation.evaluate import evaluate
+    from adapt.evaluation.scores import told
 
     items = getattr(split, part)
     if model.class_names:  # the data may number its classes otherwise
@@ -154,10 +155,8 @@ def _print(
     else:
         of = f"{scores.images} {part} {'questions' if items[0].question else 'images'} of {split.name}"
         if split.of_pairs:
-            recall = scores.figures()["recall"]
-            for way, shares in recall.items():
-                told = ", ".join(f"{100 * share:.1f} % at {count}" for count, share in shares.items())
-                click.echo(f"{way.replace('_', ' ')}: {told}, {of}")
+            for way, shares in scores.figures()["recall"].items():
+                click.echo(f"{way.replace('_', ' ')}: {told(shares)}, {of}")
             return
         of += f" ({len(split.class_names)} {'answers' if items[0].question else 'classes'})"
         click.echo(f"{100 * scores.accuracy:.1f} % of {of}")

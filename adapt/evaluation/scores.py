@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,6 +67,11 @@ class Scores:
             for path, actual, predicted, confidence in zip(*columns)
         ]
         return [row | {"question": question} for row, question in zip(rows, self.questions)] or rows
+
+
+def told(shares: Mapping[str, float]) -> str:
+    """Recall at several counts, as a person reads it."""
+    return ", ".join(f"{100 * share:.1f} % at {count}" for count, share in shares.items())
 
 
 def reliability(confidence: Sequence[float], right: Sequence[bool]) -> list[dict[str, float]]:

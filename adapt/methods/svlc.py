@@ -80,7 +80,7 @@ class SVLC(LoRA):
             return super().loss(step)
         both = step.model.encode_texts([*step.texts, *twins.values()])
         texts, wrong = both.split([len(step.texts), len(twins)])
-        logits = step.cosine_logits(texts).masked_fill(step.same, -torch.inf)
+        logits = step.without_same(step.cosine_logits(texts))
         others = step.cosine_logits(wrong)
         apart = wrong_twins(logits.diagonal()[list(twins)], others[list(twins)].diagonal())
         return {"cross_entropy": contrast(logits, others), "twins": self.config.negative_weight * apart}

@@ -165,15 +165,20 @@ class Adapted(nn.Module, Generic[B]):
         self, images: Iterable[Any] | Any, top_k: int = 5, batch_size: int = 64, *, question: str | None = None
     ) -> Iterator[Prediction]:
         """As `predict`, one prediction at a time, holding one batch of images."""
-        from adapt.data.decoding.images import open_image
-
         check_count(top_k)
-        transform, model = self.transform(), self if self.memory is not None else self.stream()
-        for batch in batches_of(images, max(1, batch_size // (1 + self.method.views))):
-            pixels = torch.stack([transform(open_image(image)) for image in batch]).to(self.backbone.device)
+        model = self if self.memory is not None else self.stream()
+        for pixels in self.pixels_of(images, max(1, batch_size // (1 + self.method.views))):
             with evaluating(model), torch.no_grad():  # not around the yield: what the caller does meanwhile is its own
                 found = list(model._predictions(pixels, top_k, question))
             yield from found
+
+    def pixels_of(self, images: Iterable[Any] | Any, batch_size: int) -> Iterator[Tensor]:
+        """Images, as `predict` takes them, as the model reads them, `(b, 3, h, w)` or with views `(b, v, 3, h, w)`."""
+        from adapt.data.decoding.images import open_image
+
+        transform = self.transform()
+        for batch in batches_of(images, batch_size):
+            yield torch.stack([transform(open_image(image)) for image in batch]).to(self.backbone.device)
 
     def start_anew(self) -> None:
         """All that trains is built once more, as the method's settings are now."""

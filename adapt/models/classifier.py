@@ -78,14 +78,14 @@ class AdaptedModel(Adapted[DualEncoder]):
 
     def cross_entropy(self, step: ImageStep) -> Tensor:
         if isinstance(step, PairStep):
-            return contrast(step.logits.masked_fill(step.same, -torch.inf))
+            return contrast(step.without_same(step.logits))
         return super().cross_entropy(step)
 
     def right(self, step: ImageStep) -> Tensor:
         if not isinstance(step, PairStep):
             found: Tensor = super().right(step)
             return found
-        nearest = step.logits.masked_fill(step.same, -torch.inf).argmax(-1)
+        nearest = step.without_same(step.logits).argmax(-1)
         return nearest == torch.arange(len(nearest), device=nearest.device)
 
     def step(self, inputs: Any, labels: Tensor) -> ImageStep:

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from adapt.data.decoding.images import open_image
 from adapt.errors import AdaptError
 from adapt.methods.base import ImageStep
 from adapt.models.base import evaluating
-from adapt.models.prediction import Prediction, batches_of, predictions
+from adapt.models.prediction import Prediction, predictions
 
 if TYPE_CHECKING:
     from adapt.models.classifier import AdaptedModel
@@ -43,9 +42,7 @@ class Explanation:
 def explained(model: AdaptedModel, images: Iterable[Any] | Any, top_k: int, batch_size: int) -> Iterator[Explanation]:
     """Explanations of images, as `predict` takes them. AdaptError where the method does not decide by descriptors."""
     check_descriptors(model)
-    transform = model.transform()
-    for batch in batches_of(images, batch_size):
-        pixels = torch.stack([transform(open_image(image)) for image in batch]).to(model.backbone.device)
+    for pixels in model.pixels_of(images, batch_size):
         with evaluating(model), torch.no_grad():
             found = list(_of_batch(model, pixels, top_k))
         yield from found

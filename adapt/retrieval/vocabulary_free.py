@@ -18,11 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adapt.backbones.base import DualEncoder
-from adapt.data.decoding.images import open_image
 from adapt.errors import AdaptError
 from adapt.methods.zero_shot import ZeroShot
 from adapt.models.base import evaluating
-from adapt.models.prediction import Prediction, batches_of, check_count, predictions
+from adapt.models.prediction import Prediction, check_count, predictions
 from adapt.models.wrap import wrap
 from adapt.retrieval.index import Index
 from adapt.retrieval.words import Tag, candidates
@@ -85,9 +84,7 @@ class VocabularyFree:
     def predict_stream(self, images: Iterable[Any] | Any, top_k: int = 5, batch_size: int = 64) -> Iterator[Prediction]:
         """As `predict`, one prediction at a time, holding one batch of images."""
         check_count(top_k)
-        transform = self.model.transform()
-        for batch in batches_of(images, batch_size):
-            pixels = torch.stack([transform(open_image(image)) for image in batch]).to(self.model.backbone.device)
+        for pixels in self.model.pixels_of(images, batch_size):
             with evaluating(self.model), torch.no_grad():
                 features = self.model.image_features(pixels)
             for found in self.named(features):

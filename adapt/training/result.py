@@ -8,6 +8,7 @@ from typing import Any
 
 from adapt import plain
 from adapt.errors import AdaptError
+from adapt.evaluation.scores import told
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,7 @@ class Result:
                 gain = f"  ({100 * (self.accuracy - self.zero_shot_accuracy):+.1f} points)"
             lines.append(f"adapted    {100 * self.accuracy:5.1f} %{gain}")
         for way, shares in (self.metrics.get("adapted", {}).get("recall") or {}).items():
-            told = ", ".join(f"{100 * share:.1f} % at {count}" for count, share in shares.items())
-            lines.append(f"{way.replace('_', ' '):13} {told}")
+            lines.append(f"{way.replace('_', ' '):13} {told(shares)}")
         if (calibration := self.metrics.get("calibration")) and "error_before" in calibration:
             before, after = calibration["error_before"], self.metrics["adapted"]["calibration_error"]
             lines.append(

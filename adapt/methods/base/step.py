@@ -225,6 +225,10 @@ class PairStep(ImageStep):
         alike = (self.labels[:, None] == self.labels) | (texts[:, None] == texts)
         return alike.fill_diagonal_(False)
 
+    def without_same(self, logits: Tensor) -> Tensor:
+        """Logits `(b, b)` of images by texts, in which those that are not wrong do not count."""
+        return logits.masked_fill(self.same, -torch.inf)
+
 
 def contrast(logits: Tensor, wrong: Tensor | None = None) -> Tensor:
     """The mean cross-entropy over both directions of logits `(b, b)`, images by texts, whose diagonal is right.
