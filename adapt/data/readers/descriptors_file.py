@@ -27,10 +27,9 @@ def read_descriptors(path: str | os.PathLike[str]) -> dict[str, tuple[str, ...]]
     found: dict[str, list[str]] = {}
     entries = read_entries(source, where, ("class", "descriptor"))
     for number, (name, phrases) in enumerate(_checked(entries, where, source.endswith(".csv")), 1):
-        own = found.setdefault(name, [])
-        if own and not source.endswith(".csv"):
+        if name in found and not source.endswith(".csv"):
             raise AdaptError(f"{where}: entry {number}: the class {name!r} stands twice.")
-        own += phrases
+        found.setdefault(name, []).extend(phrases)
     try:
         plain.check(found)
     except ValueError as error:
