@@ -42,7 +42,7 @@ def load(
     """
     if not (backbone is None or isinstance(backbone, Backbone)):
         raise AdaptError(f"backbone is {brief(backbone)}; expected one, such as adapt.load_backbone(NAME) gives")
-    path = _adapter_of(path)
+    path = adapter_of(path)
     if not Path(path).is_dir():
         return _of_file(Path(path), backbone, class_names, fast, device)
     if backbone is not None:
@@ -77,14 +77,14 @@ def load_many(
 
 def _named(path: str | Path) -> str | None:
     """The backbone that an adapter names and how it is used; None for a folder that brings its own."""
-    file = _adapter_of(path)
+    file = adapter_of(path)
     described = None if file.is_dir() else read_header(file)
     if described is None or described.backbone is None:
         return None
     return plain.dump([described.backbone, described.quantization, described.preprocess])
 
 
-def _adapter_of(path: str | Path) -> Path:
+def adapter_of(path: str | Path) -> Path:
     """The file in a run directory; any other path as it is."""
     return Path(path) / "adapter.safetensors" if (Path(path) / "recipe.yaml").is_file() else Path(path)
 

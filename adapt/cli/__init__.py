@@ -25,6 +25,8 @@ _COMMANDS = {
     "base-to-new": ("protocols", "Train on half of the classes, measure on both halves, over seeds."),
     "cross-dataset": ("protocols", "Train on one data set, measure on others, over seeds."),
     "domain-generalisation": ("protocols", "Train on one data set, measure on other domains, over seeds."),
+    "leave-one-out": ("protocols", "Train on all domains but one, measure on that one, each in its turn."),
+    "phases": ("protocols", "Train on one part of the data after the other, measure what is kept."),
     "table": ("protocols", "Show what protocols found side by side, the papers' figures too."),
     "report": ("protocols", "Write an HTML page about runs: tables, curves, confusions, errors."),
     "predict": ("predict", "Classify images or folders of images."),

@@ -1,4 +1,4 @@
-"""`adapt few-shot`, `base-to-new`, `cross-dataset`, `domain-generalisation`; `adapt table` and `adapt report`"""
+"""The papers' protocols, from `adapt few-shot` to `adapt phases`; `adapt table` and `adapt report`"""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from adapt.errors import AdaptError
 
 if TYPE_CHECKING:
     from adapt.protocols.runs import Target
+    from adapt.recipe import DataSection
 
 _common = common.together(
     click.argument("recipe"),
@@ -117,6 +118,64 @@ def domain_generalisation(
     _transfer("domain_generalisation", recipe, overrides, seeds, targets, options)
 
 
+@click.command("leave-one-out")
+@_common
+@common.shots
+@click.option("--domains", help="The domains that take turns, by commas. [default: all of the data]")
+def leave_one_out(recipe: str, seeds: str, overrides: tuple[str, ...], domains: str | None, **options: Any) -> None:
+    """Train RECIPE on all domains of one data set but one and measure it on that one, each in its turn.
+
+    \b
+    Examples:
+      adapt leave-one-out vl2v_sd --data emoji --out runs/styles
+      adapt leave-one-out lora --data domains:PACS/ --out runs/pacs
+
+    Domains are named in a column domain of a .csv, or are the folders of domains:FOLDER, which hold those of the
+    classes. OUT gets a run directory for each domain and seed, leave_one_out.json and leave_one_out.csv.
+    """
+    from adapt.protocols import protocol as protocols
+
+    where = _where(options)
+    _check_owned(overrides, _OWNED | {"data.leave_out": "give --domains"})
+    chosen = common.read(recipe, overrides, options, "leave_one_out")
+    there = chosen.data.load().domains if domains is None else [each.strip() for each in domains.split(",")]
+    run(protocols.leave_one_out(chosen, there, common.numbers("seeds", seeds)), **where)
+
+
+@click.command("phases")
+@_common
+@common.shots
+@click.option("--parts", type=click.IntRange(min=2), help="Cut the classes into so many phases.  [default: 2]")
+@click.option("--then", "later", multiple=True, metavar="DATA", help="Data of the next phase. May be repeated.")
+def phases(
+    recipe: str, seeds: str, overrides: tuple[str, ...], parts: int | None, later: tuple[str, ...], **options: Any
+) -> None:
+    """Train RECIPE on one part of the data after the other, and measure what it still knows of those before.
+
+    \b
+    Examples:
+      adapt phases modx --data emoji --parts 3 --out runs/phases
+      adapt phases modx --data 2024.csv --then 2025.csv --then 2026.csv --out runs/years
+
+    Each phase goes on from the adapter of the last one. The figure "1 after 2" is the accuracy on the first part, among
+    its own names, once the second was learned. OUT gets a run directory for each phase and seed, phases.json and
+    phases.csv.
+    """
+    from adapt.protocols import protocol as protocols
+
+    where = _where(options)
+    _check_owned(overrides, _OWNED | {"start": "leave it out"})
+    if parts is not None and later:
+        raise AdaptError("--parts cuts the classes of one data set, and --then gives others: give one of them")
+    chosen = common.read(recipe, overrides, options, "phases")
+    count = parts or 2
+    sections = [chosen.data.model_copy(update={"classes": f"{part}/{count}"}) for part in range(1, count + 1)]
+    if later:
+        same = {"shots": chosen.data.shots, "template": chosen.data.template}
+        sections = [chosen.data, *(_section(each, chosen.data.root, **same) for each in later)]
+    run(protocols.phases(chosen, sections, common.numbers("seeds", seeds)), **where)
+
+
 def _transfer(
     name: str, recipe: str, overrides: tuple[str, ...], seeds: str, targets: tuple[str, ...], options: common.Options
 ) -> None:
@@ -151,11 +210,17 @@ def _target(spec: str, root: str | None) -> Target:
     """Data called by the end of its path; `root` is for what has its images elsewhere."""
     from adapt.protocols.papers import data_set
     from adapt.protocols.runs import Target
-    from adapt.recipe import DataSection
 
-    section = DataSection(source=spec, root=root if _needs_root(spec) else None, shots=None)
+    section = _section(spec, root)
     template = section.load().template
     return Target(data_set(spec) or Path(spec).resolve().name, section.model_copy(update={"template": template}))
+
+
+def _section(spec: str, root: str | None, **keys: Any) -> DataSection:
+    """The data `spec` as a recipe names it; `root` is for what has its images elsewhere."""
+    from adapt.recipe import DataSection
+
+    return DataSection(source=spec, root=root if _needs_root(spec) else None, **{"shots": None} | keys)
 
 
 def _needs_root(spec: str) -> bool:
@@ -231,6 +296,8 @@ COMMANDS = {
     "base-to-new": base_to_new,
     "cross-dataset": cross_dataset,
     "domain-generalisation": domain_generalisation,
+    "leave-one-out": leave_one_out,
+    "phases": phases,
     "table": table,
     "report": report,
 }

@@ -7,13 +7,10 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Literal
 
 from adapt.data.few_shot import Sampling, carve, pick
 from adapt.errors import AdaptError
 from adapt.shown import first_of, unseen
-
-Classes = Literal["all", "base", "new"]
 
 
 @dataclass(frozen=True)
@@ -114,25 +111,48 @@ class Split:
         train, val = ([item for item in self.train if (item in held) is kept] for kept in (False, True))
         return replace(self, train=tuple(train), val=tuple(val))
 
-    def only(self, classes: Classes) -> Split:
-        """All classes, or the base or the new half of them, labelled from 0 (CoOp).
+    def only(self, classes: str) -> Split:
+        """All classes, the base or the new half of them (CoOp), or a part such as 2/3, labelled from 0.
 
-        The base half are the first labels, one more where their number is odd. To get the published images, sample the
-        shots first: the picks are drawn over all classes.
+        The parts are consecutive labels, the first ones with one more where they are not equal; base is 1/2 and new
+        2/2. To get the published images, sample the shots first: the picks are drawn over all classes.
         """
         if classes == "all":
             return self
         self.check_classes()
-        middle = (len(self.class_names) + 1) // 2
-        kept = range(middle) if classes == "base" else range(middle, len(self.class_names))
+        number, parts = map(int, {"base": "1/2", "new": "2/2"}.get(classes, classes).split("/"))
+        size, longer = divmod(len(self.class_names), parts)
+        starts = [place * size + min(place, longer) for place in range(parts + 1)]
+        kept = range(starts[number - 1], starts[number]) if number <= parts else range(0)
         if not kept:
-            raise AdaptError(f"Data {self.name!r} has one class, which leaves none to be new.")
+            count = f"{len(self.class_names)} class" + "es" * (len(self.class_names) > 1)
+            raise AdaptError(f"Data {self.name!r} has {count}, of which there is no part {classes!r}.")
 
         def part(items: tuple[Item, ...]) -> tuple[Item, ...]:
             return tuple(replace(item, label=item.label - kept.start) for item in items if item.label in kept)
 
         names = self.class_names[kept.start : kept.stop]
         return replace(self, class_names=names, train=part(self.train), val=part(self.val), test=part(self.test))
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """The domains of its items, sorted; none where no item names one."""
+        return tuple(sorted({item.domain for item in self.items()} - {""}))
+
+    def leaving_out(self, domain: str) -> Split:
+        """The same without that domain's images in training and validation, and with no others in the test.
+
+        Data without any test images is tested with all of the domain's. Raises AdaptError, with those that there are,
+        for another domain, and where it has no test images, or the rest no training image of some class.
+        """
+        if domain not in self.domains:
+            listed = ", ".join(map(repr, self.domains)) or "none"
+            raise AdaptError(f"Data {self.name!r} has no domain {domain!r} to leave out; it has {listed}.")
+        test = tuple(item for item in self.test or self.items() if item.domain == domain)
+        if not test:
+            raise AdaptError(f"Data {self.name!r} has no test images of the domain {domain!r}, which is left out.")
+        train, val = (tuple(item for item in part if item.domain != domain) for part in (self.train, self.val))
+        return replace(self, train=train, val=val, test=test)
 
     def renamed(self, names: Mapping[str, str]) -> Split:
         """The same classes under the names that `names` has for them; entries for other classes are passed over.

@@ -76,7 +76,7 @@ class _Summary(_Stored):
     std: dict[str, float]
     zero_shot: dict[str, float]
     runs: int = Field(default=1, ge=1)
-    setting: str | None = None  # of a sweep
+    setting: str | None = None  # of a sweep; the domain that was left out
     val: float | None = None
 
 
@@ -91,10 +91,11 @@ class ProtocolResults(_Stored):
     @model_validator(mode="after")
     def _of_curves(self) -> ProtocolResults:
         figures = [each for group in self.summary for each in (group.mean, group.std, group.zero_shot)]
-        if self.protocol == "few_shot" and not all("test" in each for each in figures):
-            raise ValueError("a curve has figures called test for each number of shots")
-        if self.protocol == "sweep" and any(group.setting is None for group in self.summary):
-            raise ValueError("a sweep has a setting for each group of runs")
+        by_group = ("few_shot", "leave_one_out")
+        if self.protocol in by_group and not all("test" in each for each in figures):
+            raise ValueError("each number of shots, or domain, has figures called test")
+        if self.protocol in ("leave_one_out", "sweep") and any(group.setting is None for group in self.summary):
+            raise ValueError("each group of runs has a setting")
         return self
 
 

@@ -94,7 +94,9 @@ class AdaptedModel(Adapted[DualEncoder]):
     @in_one_mode
     def image_features(self, images: Tensor | BlockInputs, unit: bool = True) -> Tensor:
         """Images `(b, 3, h, w)` to features `(b, e)`, of `unit` length or as the tower gives them."""
-        features = self._image_features(images, self._edits("vision", Context()))
+        features = None if isinstance(images, BlockInputs) else self.method.image_features(images)
+        if features is None:
+            features = self._image_features(images, self._edits("vision", Context()))
         return F.normalize(features, dim=-1) if unit else features
 
     def read_features(self, images: Tensor, unit: bool = True) -> Tensor:

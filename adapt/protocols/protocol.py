@@ -10,7 +10,7 @@ from typing import Any
 
 from adapt.errors import AdaptError
 from adapt.protocols.runs import PlannedRun, Target
-from adapt.recipe import Recipe, build_recipe
+from adapt.recipe import DataSection, Recipe, build_recipe
 from adapt.recipe.file import one_length, set_key
 
 Figures = dict[str, float]
@@ -87,6 +87,58 @@ def transfer(name: str, recipe: Recipe, targets: Sequence[Target], seeds: Sequen
         return {"average": sum(mean[each] for each in names) / len(names)}
 
     return Protocol(name, recipe, runs, ("source", *names), average)
+
+
+def leave_one_out(recipe: Recipe, domains: Sequence[str], seeds: Sequence[int]) -> Protocol:
+    """Trains on all domains but one, and measures that one: each in its turn (DomainBed).
+
+    Shots are drawn from the domains that are left.
+    """
+    if len(domains) < 2 or len(set(domains)) < len(domains):
+        raise AdaptError(
+            f"leave one out needs two or more different domains, and {recipe.data.source} has {list(domains)}: name "
+            "them in a column domain of a .csv, or by folders, as domains:FOLDER"
+        )
+    runs = tuple(
+        PlannedRun(f"{_UNSAFE.sub('_', domain)}-seed-{one.seed}", one, setting=domain)
+        for domain in domains
+        for one in _seeded(changed(recipe, data={"leave_out": domain}), seeds)
+    )
+    return Protocol("leave_one_out", recipe, runs, ("test",))
+
+
+def phases(recipe: Recipe, sections: Sequence[DataSection], seeds: Sequence[int]) -> Protocol:
+    """Trains on one part of the data after the other, each time from where the last one ended (continual learning).
+
+    `2 after 3` is the accuracy on the second part once the third was learned, each part among its own names. `kept` is
+    what is left at the end of the accuracies that the parts but the last had when they were learned, in the mean.
+    """
+    if len(sections) < 2:
+        raise AdaptError("phases are two or more: give more data, or cut the classes into parts")
+    count = len(sections)
+    runs: list[PlannedRun] = []
+    for one in _seeded(recipe, seeds):
+        last: PlannedRun | None = None
+        for phase, section in enumerate(sections, 1):
+            earlier = tuple(
+                Target(_figure(before, phase), known) for before, known in enumerate(sections[: phase - 1], 1)
+            )
+            learned = changed(one, data=section.model_dump(mode="json"))
+            name = f"phase-{phase}-seed-{one.seed}"
+            last = PlannedRun(name, learned, _figure(phase, phase), earlier, after=last)
+        assert last is not None
+        runs.append(last)
+    figures = tuple(_figure(part, phase) for phase in range(1, count + 1) for part in range(1, phase + 1))
+
+    def kept(mean: Figures) -> Figures:
+        shares = [mean[_figure(part, count)] / (mean[_figure(part, part)] or 1.0) for part in range(1, count)]
+        return {"kept": sum(shares) / len(shares)}
+
+    return Protocol("phases", recipe, tuple(runs), figures, kept)
+
+
+def _figure(part: int, phase: int) -> str:
+    return f"{part} after {phase}"
 
 
 def sweep(recipe: Recipe, settings: Mapping[str, Sequence[Any]], seeds: Sequence[int]) -> Protocol:

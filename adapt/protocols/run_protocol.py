@@ -53,7 +53,7 @@ def run_protocol(
 def summaries(protocol: Protocol, rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Means and standard deviations over the seeds, in [0, 1], the frozen model's beside.
 
-    Of each number of shots or, in a sweep, of each setting.
+    Of each number of shots, of each setting of a sweep, or of each domain that is left out.
     """
     groups: dict[tuple[int | None, str | None], list[Row]] = {}
     for row in rows:

@@ -6,8 +6,8 @@ not measured twice.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,8 @@ class Target:
 class PlannedRun:
     """`recipe` in the folder `name`; `own` is what the accuracy on its own test images is called.
 
-    `setting` is what it is tried with, in a sweep.
+    `setting` is what it is tried with, in a sweep, or the domain that it leaves out. What was learned `after` another
+    run goes on from that one's adapter, and has its figures too.
     """
 
     name: str
@@ -48,12 +49,13 @@ class PlannedRun:
     own: str = "test"
     targets: tuple[Target, ...] = ()
     setting: str | None = None
+    after: PlannedRun | None = None
 
 
 def check(runs: Sequence[PlannedRun]) -> None:
     """Raises AdaptError for what would only be found out after training: missing test images, tensors of one class."""
     measured: dict[str, DataSection] = {}
-    for run in runs:
+    for run in _with_those_before(runs):
         recipe = run.recipe
         if recipe.train is not None:
             recipe.train.at(recipe.data.shots)
@@ -68,11 +70,27 @@ def check(runs: Sequence[PlannedRun]) -> None:
             raise AdaptError(f"{split.name} has no test images to measure {name!r} on")
 
 
+def _with_those_before(runs: Iterable[PlannedRun]) -> Iterator[PlannedRun]:
+    for run in runs:
+        if run.after is not None:
+            yield from _with_those_before([run.after])
+        yield run
+
+
 def measure(run: PlannedRun, out: Path) -> Row:
     """Accuracies in [0, 1] under `run.own` and the targets' names, `zero_shot_` before those of the frozen model.
 
     Raises AdaptError where the folder holds a run of another recipe.
     """
+    before: Row = {}
+    if run.after is not None:
+        before = measure(run.after, out)
+        start = str(out / run.after.name / "adapter.safetensors")
+        run = replace(run, recipe=run.recipe.model_copy(update={"start": start}))
+    return before | _measured_alone(run, out)
+
+
+def _measured_alone(run: PlannedRun, out: Path) -> Row:
     folder = out / run.name
     started = folder / "recipe.yaml"
     if started.is_file() and started.read_text(encoding="utf-8") != run.recipe.to_yaml():
@@ -107,7 +125,7 @@ def _on_targets(run: PlannedRun, folder: Path) -> dict[str, dict[str, Any]]:
 def _measured(model: AdaptedModel, split: Split, data: DataSection, recipe: Recipe) -> dict[str, Any]:
     split = without_broken(split, data.broken)
     workers = recipe.train.workers if recipe.train is not None else 2
-    adapted = model.with_classes(split.class_names)
+    adapted = model.with_classes(split.class_names) if split.class_names else model
     baseline = wrap(model.backbone, ZeroShot(data.template), split.class_names, recipe.fast)
     found = [evaluate(each, split.test, workers=workers, cache=recipe.cache) for each in (adapted, baseline)]
     return {"adapted": found[0].accuracy, "zero_shot": found[1].accuracy, "images": found[0].images}

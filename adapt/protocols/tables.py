@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from adapt.errors import AdaptError
 from adapt.evaluation import stored
 from adapt.protocols.papers import figures_for
 
+PROTOCOLS = ("few_shot", "base_to_new", "cross_dataset", "domain_generalisation", "leave_one_out", "phases", "sweep")
 Results = dict[str, Any]  # what run_protocol returns and writes
 Cells = list[list[str]]
 
@@ -20,9 +22,9 @@ Cells = list[list[str]]
 def table(results: Sequence[Results], published: bool = True) -> Cells:
     """A header, a zero-shot row, one row for each of `results`, and the published rows where there are some.
 
-    Percentages; few-shot curves have a column for each number of shots, sweeps a row for each setting, other protocols
-    a column for each figure. Raises
-    AdaptError for results of different protocols or data.
+    Percentages; few-shot curves have a column for each number of shots, what was left out one for each domain, sweeps
+    a row for each setting, other protocols a column for each figure. Raises AdaptError for results of different
+    protocols or data.
     """
     first = results[0]
     for each in results:
@@ -98,8 +100,8 @@ def read_results(path: Path) -> list[Results]:
     """The results in a file, or in a folder that a protocol wrote. Raises AdaptError where there are none."""
     if not path.exists():
         raise AdaptError(f"{path} does not exist; expected results of a protocol, such as base_to_new.json")
-    names = ("few_shot", "base_to_new", "cross_dataset", "domain_generalisation", "sweep")
-    files = [path / f"{name}.json" for name in names if (path / f"{name}.json").is_file()] if path.is_dir() else [path]
+    inside = [path / f"{name}.json" for name in PROTOCOLS]
+    files = [file for file in inside if file.is_file()] if path.is_dir() else [path]
     if not files:
         raise AdaptError(f"{path} holds no results of a protocol, such as base_to_new.json")
     return [stored.read(file, stored.ProtocolResults, "results of a protocol") for file in files]
@@ -114,8 +116,21 @@ def _of(results: Results, kind: str) -> dict[str, float]:
     """Means, spreads or the frozen model's figures by column."""
     if results["protocol"] == "few_shot":
         return {str(group["shots"]): group[kind]["test"] for group in results["summary"]}
+    if results["protocol"] == "leave_one_out":
+        by_domain = {group["setting"]: group[kind]["test"] for group in results["summary"]}
+        average = _spread_of_averages(results) if kind == "std" else statistics.mean(by_domain.values())
+        return by_domain | {"average": average}
     figures: dict[str, float] = results["summary"][0][kind]
     return figures
+
+
+def _spread_of_averages(results: Results) -> float:
+    """The standard deviation over the seeds of the mean over the domains."""
+    by_seed: dict[int, list[float]] = {}
+    for row in results["runs"]:
+        by_seed.setdefault(row["seed"], []).append(row["test"])
+    averages = [statistics.mean(each) for each in by_seed.values()]
+    return statistics.stdev(averages) if len(averages) > 1 else 0.0
 
 
 def _cell(values: dict[str, float], column: str, spread: dict[str, float] | None = None) -> str:

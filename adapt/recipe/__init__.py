@@ -34,8 +34,10 @@ class DataSection(BaseModel):
     """Training images a class; null takes all."""
     sampling: Literal["coop", "clip-lora"] = "coop"
     """Whose code's picks the shots are."""
-    classes: Literal["all", "base", "new"] = "all"
-    """All classes, or one half of them, as the base-to-new protocol cuts them."""
+    classes: str = Field(default="all", pattern=r"^(all|base|new|[1-9]\d*/[1-9]\d*)$")
+    """All classes; one half of them, base or new, as the base-to-new protocol cuts them; or a part such as 2/3."""
+    leave_out: str | None = None
+    """A domain of the data: its images are tested, and none of them is learned from."""
     broken: Literal["refuse", "skip"] = "refuse"
     """What happens where images do not decode; the check comes before training."""
     template: str = "a photo of a {}."
@@ -49,10 +51,11 @@ class DataSection(BaseModel):
         return check_template(value)
 
     def load(self) -> Split:
-        """The whole data set, before shots are picked and classes are cut."""
+        """The data set, before shots are picked and classes are cut."""
         from adapt.data.readers import load
 
-        return load(self.source, self.root, self.names)
+        split = load(self.source, self.root, self.names)
+        return split if self.leave_out is None else split.leaving_out(self.leave_out)
 
 
 class Recipe(BaseModel):
@@ -64,6 +67,8 @@ class Recipe(BaseModel):
     """`name` and the method's own settings."""
     backbone: str = "mini-clip"
     data: DataSection
+    start: str | None = None
+    """An adapter, or a run directory, that training goes on from; left out, it starts anew."""
     train: TrainSettings | None = None
     """Left out for methods that nothing trains by steps."""
     blend: float | None = Field(default=None, ge=0, le=1)

@@ -24,6 +24,7 @@ from adapt.shown import shown
 from adapt.training.fit import fit
 from adapt.training.result import Result
 from adapt.training.run import Run
+from adapt.training.start import start_from
 
 logger = logging.getLogger("adapt")
 
@@ -106,6 +107,8 @@ def build(recipe: Recipe, class_names: tuple[str, ...], backbone: Backbone | Non
             checkpointing=recipe.checkpointing,
             text_memory=None if memory is None else int(memory * 2**30),
         )
+    if recipe.start is not None:
+        start_from(model, recipe.start)
     return model
 
 

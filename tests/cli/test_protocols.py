@@ -187,7 +187,8 @@ def test_few_shot_shows_a_column_for_each_number_of_shots(run, of_five: Path, tm
         ["coop", mean[0], "±", spread[0], mean[1], "±", spread[1]],
     ]
     told = [f"  {i} of 4  {row['run']}: test {100 * row['test']:.1f} %" for i, row in enumerate(found["runs"], 1)]
-    assert result.stderr.splitlines() == told
+    lines = [line.partition("  (about")[0] for line in result.stderr.splitlines()]  # a slow machine says how long
+    assert lines == told
 
 
 def test_few_shot_takes_the_papers_shots_by_default(run, refused, of_five: Path, tmp_path: Path) -> None:

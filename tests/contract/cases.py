@@ -28,6 +28,7 @@ _PHRASES |= {"apple pie": ["a crust"], "toy": ["wheels", "a doll"]}
 _OF_THESE_CLASSES: dict[str, dict[str, Any]] = {"descriptions": {"descriptors": _PHRASES}}
 _COMPOSED = tuple(case for case in _CASES if case.startswith("compose/"))
 _IN_VISION_BLOCKS = ("bitfit", "das", "dpl", "ivlp", "ln_tuning", "lora", "maple", "mma", "prompt_src", "svlc")
+_IN_VISION_BLOCKS += ("modx", "vl2v", "vl2v_sd")
 NEEDS_VISION_BLOCKS = {*_IN_VISION_BLOCKS, *_COMPOSED}
 # by its cases; in tests/methods, since its answers need views, or its last stage trains nothing inside
 _ELSEWHERE = ("compose", "tpt", "two_stage")
@@ -37,7 +38,7 @@ _BY_NO_STEP = ("descriptions", "gda", "linear_probe", "lp_plus_plus", "prolip", 
 _ON_FEATURES = ("clap", "clip_adapter", "close", "task_res", "tip_adapter/trained")  # which edit no tower
 _WITHOUT_PROMPTS = ("clap", "close", "linear_probe", "task_res")
 TRAINED_BY_STEPS = tuple(name for name in ALL if name not in _BY_NO_STEP)
-TRAINED_INSIDE = tuple(name for name in TRAINED_BY_STEPS if name not in _ON_FEATURES)
+TRAINED_INSIDE = tuple(name for name in TRAINED_BY_STEPS if name not in (*_ON_FEATURES, "vl2v"))
 ALL_WITH_TEXT = tuple(name for name in ALL if name not in _WITHOUT_PROMPTS)
 KINDS = tuple(tiny_backbones.KINDS)
 FAST_KINDS = tiny_backbones.WITH_FAST_PATH

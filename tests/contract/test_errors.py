@@ -12,6 +12,7 @@ from checks import Fault, assert_untouched, failing, flag, gradient, loss_of, re
 from torch import Tensor, nn
 
 from adapt import AdaptedModel, Backbone
+from adapt.methods.base import Method
 
 OPTIONS: tuple[dict[str, Any], ...] = ({}, {"checkpointing": True}, {"fast": False, "checkpointing": True})
 
@@ -21,6 +22,8 @@ def inside(model: AdaptedModel, backbone: Backbone) -> Iterator[tuple[str, nn.Mo
     for name, tower in backbone.towers.items():
         if name == "text" and model.text_path == "none":
             continue
+        if name == "vision" and type(model.method).image_features is not Method.image_features:
+            continue  # another model sees the images
         called = [i for i in range(len(tower.blocks)) if f"{name}.{i}" not in model.method.skipped]
         for index in sorted({called[0], called[-1]}):
             path = model.text_path if name == "text" else model.vision_path

@@ -158,6 +158,13 @@ class Method(nn.Module):
         """The changes asked of `tower` in this call."""
         return []
 
+    def image_features(self, images: Tensor) -> Tensor | None:
+        """Features `(b, e)` of images `(b, 3, h, w)` by a model of the method's own; None takes the vision tower's.
+
+        Of any length: the model gives them unit length.
+        """
+        return None
+
     def logits(self, step: Any) -> Tensor:
         """What a batch is taken for `(b, n)`: of images scaled cosines of image and class features, of questions about
         them what the trained head, or the language model `(b, l, v)`, makes of both."""

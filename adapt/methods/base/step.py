@@ -206,9 +206,15 @@ class PairStep(ImageStep):
         self.texts: list[str] = list(texts)
 
     def again(self) -> Self:
-        again = type(self)(self.model, [self.inputs, self.texts], self.labels)
-        again._frozen = self._frozen
-        return again
+        return self._of(self.model)
+
+    def under(self, method: Any) -> PairStep:
+        return self._of(self.model.under(method))
+
+    def _of(self, model: Any) -> Self:
+        other = type(self)(model, [self.inputs, self.texts], self.labels)
+        other._frozen = self._frozen
+        return other
 
     @cached_property
     def text_features(self) -> Tensor:

@@ -1,0 +1,36 @@
+"""Folders of domains, as PACS and its kin come: `DOMAIN/CLASS/IMAGE`."""
+
+from __future__ import annotations
+
+import os
+
+from adapt.data.readers.folder import images_in, subfolders
+from adapt.data.readers.rows import Listed, one_each, real_paths, to_split
+from adapt.data.split import Split
+from adapt.errors import AdaptError
+
+RATIOS = (0.8, 0.2, 0.0)  # DomainBed's: a fifth of each domain validates, and of the one that is left out all is tested
+
+
+def read_domain_folders(root: str | os.PathLike[str], seed: int = 0) -> Split:
+    """A folder of domains, each a folder of class folders; hidden ones are passed over.
+
+    A fifth of the images of each class and domain, drawn by `seed`, is for validation, and none for the test: a domain
+    that is left out is tested with all of its images. Raises AdaptError where there are no such folders, or an image
+    is listed for two domains or classes by links.
+    """
+    root = os.path.abspath(root)
+    if not os.path.isdir(root):
+        raise AdaptError(f"Folder {root!r} does not exist. Expected a folder of domains, each with a folder per class.")
+    rows = [
+        Listed(path, class_name, domain=domain)
+        for domain in subfolders(root)
+        for class_name in subfolders(os.path.join(root, domain))
+        for path in images_in(os.path.join(root, domain, class_name))
+    ]
+    if not rows:
+        raise AdaptError(
+            f"Folder {root!r} has no images in folders of domains and classes: expected DOMAIN/CLASS/IMAGE."
+        )
+    rows = one_each(rows, root, real_paths(row.path for row in rows), f"Folder {root!r}")
+    return to_split(os.path.basename(root), root, rows, sorted({row.class_name for row in rows}), RATIOS, seed)

@@ -1,0 +1,126 @@
+"""Mod-X: what it is held to, and from which adapter it goes on; its losses are in tests/parity."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_backbones
+import torch
+from checks import perturb
+from torch import Tensor
+
+import adapt
+from adapt import AdaptedModel, AdaptError, fit, methods
+from adapt.data import Item, Split
+from adapt.training.start import start_from
+
+NAMES = ("goldfish", "red_panda", "sea cucumber")
+STEPS: dict[str, Any] = {"batch_size": 4, "warmup_epochs": 0, "augment": "none", "workers": 0, "lr": 0.01}
+STEPS |= {"optimizer": "adamw", "progress": False}
+
+
+def made(name: str = "modx", names: tuple[str, ...] = NAMES, **config: Any) -> AdaptedModel:
+    torch.manual_seed(0)
+    settings = {"dropout": 0.0, "rank": 4, "logit_scale": None, "input_gradient": True}
+    backbone = tiny_backbones.backbone("open_clip")
+    return adapt.wrap(backbone, methods.find(name)(**settings | config), names)
+
+
+def paired(split: Split) -> tuple[Item, ...]:
+    """The training images, each with a text of its own."""
+    return tuple(
+        replace(item, label=number, class_name="", text=f"picture {number} of a {item.class_name}")
+        for number, item in enumerate(split.train)
+    )
+
+
+def image_features(model: AdaptedModel, images: Tensor) -> Tensor:
+    with torch.no_grad():
+        return model.eval().image_features(images)
+
+
+@pytest.mark.parametrize("of_pairs", [False, True])
+def test_it_stays_nearer_to_the_adapter_that_it_goes_on_from(
+    of_pairs: bool, tiny_split: Split, images: Tensor, tmp_path: Path
+) -> None:
+    names, items = ((), paired(tiny_split)) if of_pairs else (NAMES, tiny_split.train)
+    old = perturb(made(names=names))
+    old.save(tmp_path / "old.safetensors")
+    moved: dict[float, float] = {}
+    for keep in (0.0, 500.0):
+        model = made(names=names, keep=keep)
+        model.method.load_state_dict(old.method.state_dict())
+        result = fit(model, items, epochs=4, **STEPS)
+        moved[keep] = float((image_features(model, images) - image_features(old, images)).norm())
+        assert result.history[0]["terms"]["kept"] == pytest.approx(0.0, abs=1e-4)  # nothing has moved yet
+        assert model.method.state_dict().keys() == old.method.state_dict().keys()
+    assert 0 < moved[500.0] < 0.7 * moved[0.0]
+
+
+def test_training_starts_from_an_adapter_of_a_kin_method(tmp_path: Path, images: Tensor) -> None:
+    earlier = perturb(made("lora"))
+    earlier.save(tmp_path / "lora.safetensors")
+    model = made()
+    start_from(model, tmp_path / "lora.safetensors")
+    assert torch.equal(image_features(model, images), image_features(earlier, images))
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "message"),
+    [
+        ("modx", {"rank": 2}, "was trained with rank 4, and this training has 2: set method.rank to what it was"),
+        ("modx", {"alpha": 8.0}, "was trained with alpha 1.0, and this training has 8.0"),
+        ("coop", {}, "is an adapter of modx, and training is of coop"),
+        ("zero_shot", {}, "zero_shot is not trained by steps, and cannot start from"),
+    ],
+)
+def test_what_does_not_fit_is_refused_and_nothing_changes(
+    name: str, config: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    perturb(made()).save(tmp_path / "old.safetensors")
+    model = (
+        made(**config)
+        if name == "modx"
+        else adapt.wrap(tiny_backbones.backbone("open_clip"), methods.find(name)(), NAMES)
+    )
+    before = {key: value.clone() for key, value in model.method.state_dict().items()}
+    with pytest.raises(AdaptError, match=message):
+        start_from(model, tmp_path / "old.safetensors")
+    assert all(torch.equal(value, before[key]) for key, value in model.method.state_dict().items())
+
+
+def test_tensors_of_classes_start_for_the_same_classes_alone(tmp_path: Path) -> None:
+    backbone = tiny_backbones.backbone("open_clip")
+    adapt.wrap(backbone, methods.TaskRes(), NAMES).save(tmp_path / "old.safetensors")
+    start_from(adapt.wrap(backbone, methods.TaskRes(), NAMES), tmp_path / "old.safetensors")
+    with pytest.raises(AdaptError, match="tensors of task_res for each of 3 classes"):
+        start_from(adapt.wrap(backbone, methods.TaskRes(), ("a", "b", "c")), tmp_path / "old.safetensors")
+
+
+def test_a_stopped_run_that_started_from_an_adapter_goes_on_exactly(tiny_split: Split, tmp_path: Path) -> None:
+    perturb(made()).save(tmp_path / "old.safetensors")
+
+    def started() -> AdaptedModel:
+        model = made()
+        start_from(model, tmp_path / "old.safetensors")
+        return model
+
+    whole, stopped, resumed = started(), started(), started()
+    fit(whole, tiny_split.train, epochs=3, **STEPS)
+    losses, count = stopped.losses, []
+
+    def counted(*given: object) -> object:
+        count.append(1)
+        if len(count) == 5:
+            raise InterruptedError
+        return losses(*given)
+
+    stopped.losses = counted
+    with pytest.raises(InterruptedError):
+        fit(stopped, tiny_split.train, epochs=3, out=tmp_path / "run", **STEPS)
+    fit(resumed, tiny_split.train, epochs=3, out=tmp_path / "run", resume=True, **STEPS)
+    for key, value in whole.method.state_dict().items():
+        assert torch.equal(resumed.method.state_dict()[key], value), key
