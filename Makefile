@@ -4,9 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 # a process for each core; threads on top only get in their way
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+LOWEST := .venv-lowest
+# what reaches into every library: maps of backbones, tuners, quantisation, readers, files, drawings, commands
+LOWEST_TESTS ?= tests/backbones tests/cli tests/data tests/formats tests/methods tests/recipes tests/test_package.py
 RUN := runs/quickstart-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: quickstart test test-full faults mutants lint docs
+.PHONY: quickstart test test-full test-lowest faults mutants lint docs
 
 quickstart: $(VENV)/installed
 	$(BIN)/adapt train quickstart --out $(RUN) --plot
@@ -20,6 +23,10 @@ test: $(VENV)/installed-dev
 # each method on every backbone that it fits
 test-full: $(VENV)/installed-dev
 	$(PYTEST) --all-pairs
+
+# the lowest versions that pyproject.toml declares of everything, in an environment of their own
+test-lowest: $(LOWEST)/installed
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n auto $(LOWEST_TESTS)
 
 # small changes to the code that some test must notice; tests/mutation/README.md says how
 mutants: $(VENV)/installed-dev
@@ -40,6 +47,12 @@ lint: $(VENV)/installed-dev
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --editable ".[plot]"
+	touch $@
+
+$(LOWEST)/installed: pyproject.toml
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/pip install --quiet uv
+	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct --editable ".[dev]"
 	touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed

@@ -13,6 +13,11 @@ class AdaptError(Exception):
     """
 
 
+def missing(what: str, library: str, extra: str) -> AdaptError:
+    """What is wrong where `what` is asked for, and `library` is not installed, which the extra of that name brings."""
+    return AdaptError(f'{what} needs {library}: pip install "adapt-vlm[{extra}]"')
+
+
 _LISTED = 16  # so many choices are all shown; of more, the nearest few
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch import Tensor
@@ -20,12 +20,62 @@ from adapt.formats.allocation import at_most
 from adapt.formats.header import Header, read_header
 from adapt.methods.base import Method
 from adapt.models.answers import Answers
-from adapt.models.wrap import assemble, build
+from adapt.models.classifier import AdaptedModel
+from adapt.models.wrap import Model, assemble, build
 from adapt.shown import brief
+
+if TYPE_CHECKING:
+    from adapt.backbones.base import DualEncoder
+    from adapt.backbones.fusion import FusionEncoder
+    from adapt.backbones.vision_llm import VisionLLM
+    from adapt.models.answering import AnsweringModel
+    from adapt.models.speaking import SpeakingModel
 
 logger = logging.getLogger("adapt")
 
 
+@overload
+def load(
+    path: str | Path,
+    backbone: DualEncoder,
+    class_names: Sequence[str] | None = ...,
+    *,
+    fast: bool | None = ...,
+    device: str = ...,
+) -> AdaptedModel: ...
+
+
+@overload
+def load(
+    path: str | Path,
+    backbone: FusionEncoder,
+    class_names: Sequence[str] | None = ...,
+    *,
+    fast: bool | None = ...,
+    device: str = ...,
+) -> AnsweringModel: ...
+
+
+@overload
+def load(
+    path: str | Path,
+    backbone: VisionLLM,
+    class_names: Sequence[str] | None = ...,
+    *,
+    fast: bool | None = ...,
+    device: str = ...,
+) -> SpeakingModel: ...
+
+
+@overload
+def load(
+    path: str | Path,
+    backbone: Backbone | None = ...,
+    class_names: Sequence[str] | None = ...,
+    *,
+    fast: bool | None = ...,
+    device: str = ...,
+) -> Model: ...
 def load(
     path: str | Path,
     backbone: Backbone | None = None,
@@ -33,7 +83,7 @@ def load(
     *,
     fast: bool | None = None,
     device: str = "cpu",
-) -> Any:
+) -> Model:
     """The adapted model that was saved at `path`, in evaluation mode.
 
     The backbone is built by its recorded name unless given; `class_names` classifies among other classes. A run
@@ -61,7 +111,7 @@ def load_many(
     *,
     fast: bool | None = None,
     device: str = "cpu",
-) -> list[Any]:
+) -> list[Model]:
     """The models that were saved at `paths`, as `load` gives them; those that name one backbone share it."""
     if isinstance(paths, str | Path):
         raise AdaptError(f"load_many got {str(paths)!r}; expected a list of paths: for a single one, call load")
@@ -91,7 +141,7 @@ def adapter_of(path: str | Path) -> Path:
 
 def _of_file(
     path: Path, backbone: Backbone | None, class_names: Sequence[str] | None, fast: bool | None, device: str
-) -> Any:
+) -> Model:
     described = read_header(path)
     tensors = read_tensors(path)
     method = method_of(described, path)
@@ -103,12 +153,12 @@ def _of_file(
             "%s was trained on a backbone of %s, this one has %s: results differ a little", path, trained, given
         )
     check_backbone(described, backbone, path)
-    model = build_for(method, backbone, described.class_names, tensors, str(path), fast)
+    model: Model = build_for(method, backbone, described.class_names, tensors, str(path), fast)
     if described.answers is not None:
         model.answers = Answers(**described.answers | {"template": tuple(described.answers["template"])})
     model.metadata = {key: getattr(described, key) for key in ("recipe", "seed", "metrics")}
     if class_names is not None and tuple(class_names) != described.class_names:
-        if not hasattr(model, "with_classes"):
+        if not isinstance(model, AdaptedModel):
             raise AdaptError(f"{path} answers questions about images and takes no class names")
         try:
             model = model.with_classes(class_names)

@@ -11,9 +11,12 @@ import torch
 from torch import Tensor
 
 import adapt
+from adapt.backbones.base import DualEncoder
 from adapt.choosing.noise import standard_error
 from adapt.data import Item, Split
 from adapt.evaluation.evaluate import evaluate
+from adapt.recipe import Recipe
+from adapt.training.run_recipe import build
 
 SEEN, UNSEEN = "emoji", "emoji@fluent-3d"  # styles that the bundled backbone knows, and one that it does not
 NORMAL = 1.96  # standard errors that 95 of 100 intervals reach to
@@ -26,9 +29,16 @@ def drawings(spec: str) -> Split:
 
 
 @cache
-def backbone() -> adapt.Backbone:
+def backbone() -> DualEncoder:
     """The bundled CLIP."""
     return adapt.load_backbone("mini-clip")
+
+
+def built(recipe: Recipe, class_names: tuple[str, ...]) -> adapt.AdaptedModel:
+    """The recipe's method on the bundled CLIP, not yet trained."""
+    model = build(recipe, class_names, backbone())
+    assert isinstance(model, adapt.AdaptedModel)
+    return model
 
 
 def right(model: Any, items: Sequence[Item]) -> Tensor:

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from benchmarks.measure import THREADS, by_turns
-from benchmarks.text import ARCHITECTURE, Row
+from benchmarks.text import Row, clip
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "CoOp": ("coop", {}),
@@ -27,7 +27,7 @@ def rows(progress: Callable[[str], None]) -> Iterator[Row]:
 
     torch.set_num_threads(THREADS)
     torch.manual_seed(0)
-    backbone = adapt.load_backbone(f"open_clip:{ARCHITECTURE}")
+    backbone = clip()
     models = [
         adapt.wrap(backbone, methods.find(name)(**config), ["cat", "dog"]).eval() for name, config in CASES.values()
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from benchmarks.measure import THREADS, by_turns
-from benchmarks.text import ARCHITECTURE, Row, class_names
+from benchmarks.text import Row, class_names, clip
 
 CLASSES, BATCH, ROUNDS = 100, 8, 15
 FIRST, LAST = 9, 12
@@ -21,7 +21,7 @@ def rows(progress: Callable[[str], None]) -> Iterator[Row]:
     torch.set_num_threads(THREADS)
     torch.manual_seed(0)
     method = adapt.methods.LoRA(towers=["vision"], blocks=(FIRST, LAST))
-    model = adapt.wrap(adapt.load_backbone(f"open_clip:{ARCHITECTURE}"), method, class_names(CLASSES))
+    model = adapt.wrap(clip(), method, class_names(CLASSES))
     images, labels = torch.randn(BATCH, 3, 224, 224), torch.randint(CLASSES, (BATCH,))
     known = model.block_inputs(images, FIRST)
     optimizer = torch.optim.SGD(method.parameters(), lr=0.002)

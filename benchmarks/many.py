@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import in_fresh_process
-from benchmarks.text import ARCHITECTURE, Row, class_names
+from benchmarks.text import Row, class_names, clip
 
 IMAGES, CLASSES, ADAPTERS = 128, 24, 10
 
@@ -20,7 +20,7 @@ def predicting(adapters: int, folder: str) -> Callable[[], Any]:
     import adapt
 
     torch.manual_seed(0)
-    backbone, names = adapt.load_backbone(f"open_clip:{ARCHITECTURE}"), class_names(CLASSES)
+    backbone, names = clip(), class_names(CLASSES)
     models = [adapt.wrap(backbone, adapt.methods.CoOp(), names).eval() for _ in range(adapters)]
     return lambda: adapt.predict_many(models, sorted(Path(folder).iterdir()))
 

@@ -8,7 +8,7 @@ from typing import Any
 from adapt.engine.memory import readable_bytes
 from benchmarks.measure import in_fresh_process
 from benchmarks.step import training_step
-from benchmarks.text import ARCHITECTURE, Row, class_names
+from benchmarks.text import ARCHITECTURE, Row, class_names, clip
 
 CLASSES, BATCHES = 100, (1, 2, 4, 8)
 ARCHITECTURES = (ARCHITECTURE, "ViT-L-14-quickgelu")
@@ -20,7 +20,7 @@ def estimated(method: str, architecture: str) -> Any:
     from adapt import methods
     from adapt.training.step_memory import step_bytes
 
-    backbone = adapt.load_backbone(f"open_clip:{architecture}")
+    backbone = clip(architecture)
     return step_bytes(adapt.wrap(backbone, methods.find(method)(), class_names(CLASSES)))
 
 

@@ -15,8 +15,8 @@ from adapt.data import Item, Split
 from adapt.evaluation.evaluate import logits
 from adapt.methods import ZeroShot
 from adapt.recipe import read_recipe
-from adapt.training.run_recipe import build, learn
-from benchmarks.drawings import SEEN, UNSEEN, backbone, drawings
+from adapt.training.run_recipe import learn
+from benchmarks.drawings import SEEN, UNSEEN, backbone, built, drawings
 from benchmarks.text import Row
 
 SEEDS = (1, 2, 3)
@@ -39,7 +39,7 @@ def _trained(method: str, classes: tuple[str, ...], seed: int) -> AdaptedModel:
     recipe = read_recipe(method, [("seed", seed), *background], SEEN)
     few = drawings(SEEN).few_shot(16, seed)
     split = Split("with none", classes, _items(few.train, classes), _items(few.val, classes), ())
-    model: AdaptedModel = build(recipe, classes, backbone())
+    model = built(recipe, classes)
     learn(recipe, model, split, None, progress=False)
     return model.eval()
 

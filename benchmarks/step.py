@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from benchmarks.measure import Measured
-from benchmarks.text import ARCHITECTURE, Row, class_names
+from benchmarks.text import ARCHITECTURE, Row, class_names, clip
 
 
 def training_step(
@@ -29,7 +29,7 @@ def training_step(
     from adapt import methods
     from adapt.methods.base import Encoded, total
 
-    backbone = adapt.load_backbone(f"open_clip:{architecture}")
+    backbone = clip(architecture)
     model = adapt.wrap(backbone, methods.find(method)(**config), class_names(classes), fast=fast)
     model.vision_path = path or model.vision_path
     optimizer = torch.optim.SGD(model.method.parameters(), lr=0.002, momentum=0.9, weight_decay=5e-4)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import islice, product
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.measure import Measured, in_fresh_process
+
+if TYPE_CHECKING:
+    from adapt.backbones.base import DualEncoder
 
 ARCHITECTURE = "ViT-B-16-quickgelu"
 N_CTX = 16
@@ -29,13 +32,23 @@ def class_names(count: int) -> list[str]:
     return list(islice(names, count))
 
 
+def clip(architecture: str = ARCHITECTURE) -> DualEncoder:
+    """A CLIP of open_clip at random weights."""
+    import adapt
+    from adapt.backbones.base import DualEncoder
+
+    backbone = adapt.load_backbone(f"open_clip:{architecture}")
+    assert isinstance(backbone, DualEncoder)
+    return backbone
+
+
 def coop_step(classes: int, fast: bool, memory: int | None) -> Callable[[], None]:
     """Forward and backward of the class features of CoOp, at random weights of real shapes."""
     import torch
 
     import adapt
 
-    backbone = adapt.load_backbone(f"open_clip:{ARCHITECTURE}")
+    backbone = clip()
     model = adapt.wrap(backbone, adapt.methods.CoOp(n_ctx=N_CTX), class_names(classes), fast, text_memory=memory)
     gradient = torch.randn(classes, 512)
 

@@ -13,8 +13,8 @@ from adapt import AdaptedModel
 from adapt.features import labels_of
 from adapt.methods import ZeroShot
 from adapt.recipe import read_recipe
-from adapt.training.run_recipe import build, learn, read_data
-from benchmarks.drawings import SEEN, UNSEEN, backbone, drawings, paired, per_cent, right
+from adapt.training.run_recipe import learn, read_data
+from benchmarks.drawings import SEEN, UNSEEN, backbone, built, drawings, paired, per_cent, right
 from benchmarks.text import Row
 
 SEEDS = (1, 2, 3)
@@ -40,7 +40,7 @@ def _cases(progress: Callable[[str], None]) -> Iterator[tuple[str, list[AdaptedM
     yield "the groups' names", [adapt.wrap(backbone(), ZeroShot(), names)]
     untrained = adapt.wrap(backbone(), ZeroShot(), names)
     mean = _mean_names(untrained)
-    untrained.class_features = lambda *_: mean
+    untrained.class_features = lambda *_: mean  # type: ignore[method-assign]
     yield "mean of the texts, untrained", [untrained]
     for noise in NOISE:
         progress(f"noise {noise}")
@@ -50,7 +50,7 @@ def _cases(progress: Callable[[str], None]) -> Iterator[tuple[str, list[AdaptedM
 def _trained(noise: float, seed: int) -> AdaptedModel:
     recipe = read_recipe("close", [("method.noise", noise), ("seed", seed)], "emoji-texts")
     split = read_data(recipe)
-    model: AdaptedModel = build(recipe, split.class_names, backbone())
+    model = built(recipe, split.class_names)
     learn(recipe, model, split, None, progress=False)
     return model
 

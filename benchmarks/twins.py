@@ -14,8 +14,8 @@ from adapt.data import Item
 from adapt.evaluation.evaluate import evaluate
 from adapt.methods import ZeroShot
 from adapt.recipe import read_recipe
-from adapt.training.run_recipe import build, learn
-from benchmarks.drawings import SEEN, backbone, drawings, per_cent
+from adapt.training.run_recipe import learn
+from benchmarks.drawings import SEEN, backbone, built, drawings, per_cent
 from benchmarks.text import Row
 
 SEEDS = (1,)  # a training takes some minutes
@@ -34,7 +34,7 @@ def rows(progress: Callable[[str], None]) -> Iterator[Row]:
 
 def _trained(changes: list[tuple[str, object]], seed: int) -> AdaptedModel:
     recipe = read_recipe("svlc", [("seed", seed), *changes], CAPTIONS)
-    model: AdaptedModel = build(recipe, (), backbone())
+    model = built(recipe, ())
     learn(recipe, model, drawings(CAPTIONS), None, progress=False)
     return model.eval()
 

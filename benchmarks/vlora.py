@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Final
 
 from benchmarks.measure import in_fresh_process
 from benchmarks.text import Row
 
-BACKBONE, QUESTION, NEW_TOKENS = "mini-clip+mini-lm", "what is on the left?", 4
+BACKBONE: Final = "mini-clip+mini-lm"
+QUESTION, NEW_TOKENS = "what is on the left?", 4
 TEXT, PATCHES = 32, 576  # tokens
 
 
@@ -22,8 +23,7 @@ def answering(method: str) -> Callable[[], Any]:
     settings = read_recipe(method).method_config
     model = adapt.wrap(adapt.load_backbone(BACKBONE), adapt.methods.find(method)(**settings)).eval()
     image = torch.randn(1, 3, *[model.backbone.preprocess.size] * 2)
-    length = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS}
-    return lambda: model.generate(image, [QUESTION], **length)
+    return lambda: model.generate(image, [QUESTION], max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS)
 
 
 def large(method: str) -> int:

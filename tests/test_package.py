@@ -1,15 +1,77 @@
-"""The installed package holds what the checkout holds."""
+"""The installed package holds what the checkout holds, under a name of its own, and its extras are what is missed."""
 
 from __future__ import annotations
 
+import ast
 import tomllib
+from importlib.metadata import metadata, version
 from pathlib import Path
 
+import pytest
+
+import adapt
+from adapt import methods
+
 ROOT = Path(__file__).parents[1]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+MODULES = sorted((ROOT / "adapt").rglob("*.py"))
 
 
 def test_every_package_is_listed() -> None:
-    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    settings = PYPROJECT["tool"]["setuptools"]
     found = {".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "adapt").rglob("__init__.py")}
 
     assert found | set(settings["package-dir"]) == set(settings["packages"])
+
+
+def test_its_name_is_not_that_of_another_project() -> None:
+    assert PYPROJECT["project"]["name"] == metadata("adapt-vlm")["Name"] == "adapt-vlm"
+    assert adapt.__version__ == version("adapt-vlm")
+    assert "version" in PYPROJECT["project"]["dynamic"]
+
+
+def test_what_is_heavy_and_seldom_needed_is_an_extra() -> None:
+    base = " ".join(PYPROJECT["project"]["dependencies"])
+    for library in ("bitsandbytes", "scikit-learn", "scipy", "matplotlib", "ray", "datasets", "pandas"):
+        assert library not in base
+
+
+def test_the_extras_that_messages_name_are_declared() -> None:
+    extras = PYPROJECT["project"]["optional-dependencies"].keys()
+    named = {
+        node.args[2].value
+        for path in MODULES
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "missing"
+        if isinstance(node.args[2], ast.Constant)
+    }
+    assert {"hf-data", "plot", "quantize", "ray", "words"} <= named <= extras
+
+
+def test_no_other_message_tells_what_to_install() -> None:
+    told = {path.name for path in MODULES if 'pip install "' in path.read_text(encoding="utf-8")}
+    assert told == {"errors.py"}
+    assert [path.name for path in MODULES if 'install -e "' in path.read_text(encoding="utf-8")] == []
+
+
+@pytest.mark.parametrize("package", [adapt, adapt.data])
+def test_every_name_is_there_and_no_other(package: object) -> None:
+    for name in package.__all__:  # type: ignore[attr-defined]
+        assert getattr(package, name) is not None
+        assert name in dir(package)
+    with pytest.raises(AttributeError, match="lode"):
+        package.lode  # type: ignore[attr-defined]  # noqa: B018
+
+
+def test_editors_see_every_method() -> None:
+    """Those that are imported for type checkers are those that are found by their files."""
+    tree = ast.parse((ROOT / "adapt/methods/__init__.py").read_text(encoding="utf-8"))
+    listed = {
+        (node.module, alias.name)
+        for block in tree.body
+        if isinstance(block, ast.If)
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    } - {("adapt.methods.base", "Method")}
+    assert listed == {(methods.find(name).__module__, methods.find(name).__name__) for name in methods.names()}

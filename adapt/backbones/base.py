@@ -71,7 +71,7 @@ class Backbone:
         return openclip.build(model, tokenizer, preprocess, name)
 
     @staticmethod
-    def from_transformers(model: nn.Module, processor: Any, name: str | None = None) -> Any:
+    def from_transformers(model: nn.Module, processor: Any, name: str | None = None) -> Backbone:
         """Takes a transformers model that the caller holds, with its processor.
 
         CLIP and SigLIP give a `DualEncoder`, ViLT and BridgeTower a `FusionEncoder`, LLaVA a `VisionLLM`.

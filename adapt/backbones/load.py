@@ -7,11 +7,16 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from adapt.backbones.base import Backbone, outside_inference_mode
 from adapt.backbones.sources import BUNDLED, bundled, errors_of_data, fetching, library_errors, reason
 from adapt.errors import AdaptError, nearest
+
+if TYPE_CHECKING:
+    from adapt.backbones.base import DualEncoder
+    from adapt.backbones.fusion import FusionEncoder
+    from adapt.backbones.vision_llm import VisionLLM
 
 logger = logging.getLogger("adapt")
 
@@ -28,17 +33,33 @@ SPECS = {
 COMPACT = "compact.json"  # in folders that lack blocks, see adapt/formats/compact.py
 
 
-def load_backbone(spec: str, device: str = "cpu", quantize: str | None = None) -> Any:
+@overload
+def load_backbone(spec: Literal["mini-clip"], device: str = ..., quantize: str | None = ...) -> DualEncoder: ...
+
+
+@overload
+def load_backbone(spec: Literal["mini-vilt"], device: str = ..., quantize: str | None = ...) -> FusionEncoder: ...
+
+
+@overload
+def load_backbone(spec: Literal["mini-clip+mini-lm"], device: str = ..., quantize: str | None = ...) -> VisionLLM: ...
+
+
+@overload
+def load_backbone(spec: str, device: str = ..., quantize: str | None = ...) -> Backbone: ...
+
+
+def load_backbone(spec: str, device: str = "cpu", quantize: str | None = None) -> Backbone:
     """Builds the backbone that `spec` names; see `adapt backbones` for the forms.
 
     `quantize` keeps the linears of its blocks as nf4 or int8. Raises AdaptError for an unknown form, architecture,
-    weight tag, folder, device or quantisation.
+    weight tag, folder, device or quantisation, and where that needs bitsandbytes (the extra `quantize`).
     """
     from adapt.backbones import quantize as quantized
 
     _check_device(device)
     if quantize is not None:
-        quantized.check_kind(quantize)
+        quantized.check_can(quantize)
     vision, _, llm = spec.partition("+")
     with outside_inference_mode():
         if llm and vision and not Path(spec).is_dir():

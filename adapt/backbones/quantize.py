@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
+from importlib.util import find_spec
 from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from adapt.backbones.base import Backbone
 from adapt.backbones.split_attention import SplitAttention
 from adapt.backbones.tower import Block, Projection, Site
-from adapt.errors import AdaptError, nearest
+from adapt.errors import AdaptError, missing, nearest
 
 Quantization = Literal["nf4", "int8"]
 KINDS: tuple[Quantization, ...] = ("nf4", "int8")
@@ -30,9 +31,9 @@ def quantize(backbone: B, kind: str) -> B:
     """Quantises every linear inside the blocks of all towers, in place, and returns `backbone`.
 
     The fingerprint is taken before. Fused attention becomes separate linears first, copies of the weight's parts. The
-    originals are freed. Raises AdaptError for an unknown kind, or a backbone that is quantised already.
+    originals are freed. Raises AdaptError as `check_can`, or for a backbone that is quantised already.
     """
-    check_kind(kind)
+    check_can(kind)
     if backbone.quantization is not None:
         raise AdaptError(f"{backbone.describe()} is quantised already, to {backbone.quantization}")
     _ = backbone.fingerprint  # kept from now on
@@ -43,10 +44,12 @@ def quantize(backbone: B, kind: str) -> B:
     return backbone
 
 
-def check_kind(kind: str) -> None:
-    """AdaptError, with the nearest, for a kind that there is not."""
+def check_can(kind: str) -> None:
+    """AdaptError, with the nearest, for a kind that there is not, and where bitsandbytes is not installed."""
     if kind not in KINDS:
         raise AdaptError(f"quantize is {kind!r}; {nearest(kind, KINDS)}")
+    if find_spec("bitsandbytes") is None:
+        raise missing(f"A backbone in {kind}", "bitsandbytes", "quantize")
 
 
 def _quantized(block: Block, kind: str) -> Block:

@@ -25,7 +25,6 @@ from adapt.data.split import Split
 from adapt.errors import AdaptError
 from adapt.features import item_features
 from adapt.methods.zero_shot import ZeroShot
-from adapt.models.classifier import AdaptedModel
 from adapt.models.wrap import wrap
 from adapt.progress import counting_bar, readable_time
 from adapt.recipe import Recipe, read_recipe
@@ -73,8 +72,8 @@ def recommend(
     base = read_recipe("zero_shot", list(changes.items()), data)
     changes |= {"backbone": base.backbone, "data.sampling": base.data.sampling}
     with _reserved(out, data) as folder:
-        split, loaded = read_data(base, progress), load_backbone(base.backbone, device, base.quantize)
-        _check(split, loaded)
+        split = read_data(base, progress)
+        loaded = _dual_encoder(split, load_backbone(base.backbone, device, base.quantize))
         comparison = Comparison(split, loaded, folds, seed)
         features = _features(split, loaded, progress)
         images = round(median(Counter(item.label for item in split.train).values()))
@@ -125,7 +124,8 @@ def _reserved(out: str | Path | None, data: str) -> Iterator[Path | None]:
             out.rmdir()
 
 
-def _check(split: Split, backbone: Backbone) -> None:
+def _dual_encoder(split: Split, backbone: Backbone) -> DualEncoder:
+    """`backbone`, where the methods can be compared on it and on these images."""
     if not split.train[0].path:
         raise AdaptError("methods are compared on images, and texts are in their place: train `close` on these")
     if split.train[0].question or not isinstance(backbone, DualEncoder):
@@ -133,6 +133,7 @@ def _check(split: Split, backbone: Backbone) -> None:
     if len(split.class_names) < 2:
         split.check_classes()
         raise AdaptError(f"{split.name} has one class, {split.class_names[0]!r}: there is nothing to tell apart")
+    return backbone
 
 
 def _about(split: Split, recipe: Recipe, comparison: Comparison, folds: int) -> dict[str, Any]:
@@ -150,9 +151,9 @@ def _about(split: Split, recipe: Recipe, comparison: Comparison, folds: int) -> 
     }
 
 
-def _features(split: Split, backbone: Backbone, progress: bool) -> dict[str, Tensor]:
+def _features(split: Split, backbone: DualEncoder, progress: bool) -> dict[str, Tensor]:
     """Unit-length features `(n, e)` of all images by part: what comes after finds them in the cache."""
-    model: AdaptedModel = wrap(backbone, ZeroShot(), split.class_names)
+    model = wrap(backbone, ZeroShot(), split.class_names)
     with counting_bar("encoding", progress) as bar:
         parts = {"train": split.train, "val": split.val, "test": split.test}
         return {part: item_features(model, items, workers=2, progress=bar) for part, items in parts.items() if items}

@@ -13,6 +13,7 @@ from adapt import plain
 from adapt.choosing.advice import Advice
 from adapt.choosing.compare import Compared
 from adapt.disk import write_csv, write_text
+from adapt.errors import missing
 from adapt.training.result import Result
 
 logger = logging.getLogger("adapt")
@@ -68,7 +69,7 @@ class Recommendation:
     def report(self, out: Path) -> None:
         """report.html, on the run in the folder `out` too."""
         if find_spec("matplotlib") is None:
-            logger.warning('report.html is left out: it needs matplotlib, pip install -e ".[plot]"')
+            logger.warning("report.html is left out: %s", missing("it", "matplotlib", "plot"))
             return
         from adapt.protocols.report import report
 

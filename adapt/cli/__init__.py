@@ -11,7 +11,6 @@ from typing import Any
 
 import click
 
-from adapt import __version__
 from adapt.errors import AdaptError
 from adapt.shown import shown
 
@@ -69,14 +68,26 @@ class _Commands(click.Group):
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Exit codes: 0 done, 2 for a user's mistake (one line), 130 after Ctrl-C."""
         try:
+            _check_package()
             return super().main(*args, **kwargs)
         except AdaptError as error:
             click.echo(f"Error: {shown(error)}", err=True)
             sys.exit(2)
 
 
+def _check_package() -> None:
+    """AdaptError where PyPI's `adapt`, another project with a folder of that name, has taken our `__init__.py` away."""
+    import adapt
+
+    if "wrap" not in getattr(adapt, "__all__", ()):
+        raise AdaptError(
+            "another project's files are where those of adapt-vlm were: PyPI's adapt is not this one. Give `pip "
+            "uninstall adapt`, then `pip install --force-reinstall --no-deps adapt-vlm`, or that of your checkout"
+        )
+
+
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="adapt")
+@click.version_option(package_name="adapt-vlm", prog_name="adapt")
 @click.option(
     "--plugin",
     "plugins",

@@ -176,10 +176,12 @@ def match(
     with quiet_libraries():
         from adapt.backbones.load import load_backbone
         from adapt.methods.zero_shot import ZeroShot
+        from adapt.models.classifier import AdaptedModel
         from adapt.models.wrap import wrap
         from adapt.retrieval.matching import match as matched
 
         model = wrap(load_backbone(backbone, device), ZeroShot(), split.class_names)
+        assert isinstance(model, AdaptedModel)  # zero-shot serves dual encoders only
         with counting_bar("encoding", True) as bar:
             found = matched(model, items, known, top, progress=bar)
     rows = [

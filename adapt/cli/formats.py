@@ -85,7 +85,7 @@ def _settings(config: dict[str, Any]) -> str:
     return "(" + ", ".join(f"{key}={value!r}" for key, value in config.items() if value not in (None, "", {})) + ")"
 
 
-def _load(adapter: Path, backbone: str | None) -> AdaptedModel:
+def _load(adapter: Path, backbone: str | None) -> Any:
     from adapt.backbones.load import load_backbone
     from adapt.loading import load
 

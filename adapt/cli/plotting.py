@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-from adapt.errors import AdaptError
+from adapt.errors import missing
 
 
 def check_matplotlib(what: str) -> None:
     """AdaptError, before any work, where `what` cannot be drawn."""
     if find_spec("matplotlib") is None:
-        raise AdaptError(f'{what} needs matplotlib: pip install -e ".[plot]"')
+        raise missing(what, "matplotlib", "plot")

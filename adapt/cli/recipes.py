@@ -11,6 +11,7 @@ import click
 
 from adapt import plain
 from adapt.cli import options as common
+from adapt.errors import AdaptError
 from adapt.shown import shown
 
 if TYPE_CHECKING:
@@ -24,8 +25,9 @@ _PROTOCOLS = ("base_to_new", "cross_dataset", "domain_generalisation")
 @click.command()
 @click.argument("name", required=False)
 @click.option("--data", help="Show all settings on this data set, and the papers' figures for it.")
+@click.option("--schema", is_flag=True, help="Write the JSON Schema of recipes, by which editors check and complete.")
 @common.as_json
-def recipes(name: str | None, data: str | None, as_json: bool) -> None:
+def recipes(name: str | None, data: str | None, schema: bool, as_json: bool) -> None:
     """List the recipes, or show the recipe NAME: what it is, its settings, and the command that takes it.
 
     \b
@@ -33,7 +35,11 @@ def recipes(name: str | None, data: str | None, as_json: bool) -> None:
       adapt recipes
       adapt recipes coop
       adapt recipes coop --data eurosat
+      adapt recipes --schema > recipe.schema.json
     """
+    if schema:
+        _show_schema(name, data)
+        return
     from adapt.recipe.file import read_file
     from adapt.recipe.shipped import find_recipe, of_method, recipe_of, shipped
 
@@ -44,6 +50,14 @@ def recipes(name: str | None, data: str | None, as_json: bool) -> None:
     file, data = read_file(found.path, found.name), data or found.data
     described = _described(found, file, data)
     click.echo(plain.dump(described) if as_json else _as_text(described, data))
+
+
+def _show_schema(name: str | None, data: str | None) -> None:
+    if name is not None or data is not None:
+        raise AdaptError("--schema is of all recipes: leave NAME and --data out")
+    from adapt.recipe.schema import recipe_schema
+
+    click.echo(plain.dump(recipe_schema(), indent=2))
 
 
 def _list(names: Iterable[str], as_json: bool) -> None:

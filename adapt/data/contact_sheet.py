@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from adapt.data.decoding.images import open_image
 from adapt.data.split import Item
-from adapt.errors import AdaptError
+from adapt.errors import AdaptError, missing
 from adapt.progress import Progress
 
 _SIDE, _SMALL_SIDE, _MANY = 96, 64, 100  # pixels of an image; smaller above so many classes
@@ -68,9 +68,8 @@ def _font(path: str | os.PathLike[str] | None) -> ImageFont.FreeTypeFont:
         try:
             import matplotlib
         except ImportError:
-            raise AdaptError(
-                'Names are drawn in a font of matplotlib: pip install -e ".[plot]", or give one.'
-            ) from None
+            needed = missing("Drawing names in its font", "matplotlib", "plot")
+            raise AdaptError(f"{needed}, or give a font") from None
         path = os.path.join(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
     try:
         return ImageFont.truetype(path, _FONT_SIZE)

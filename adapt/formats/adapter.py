@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +19,11 @@ if TYPE_CHECKING:
     from adapt.backbones.base import Backbone
     from adapt.methods.base import Method
     from adapt.models.base import Adapted
+
+# those whose arithmetic a result depends on, decoding and resizing of images included
+_LIBRARIES = (
+    "torch", "torchvision", "pillow", "open_clip_torch", "transformers", "peft", "timm", "safetensors", "bitsandbytes",
+)  # fmt: skip
 
 
 def save(model: Adapted[Any], path: str | Path) -> Path:
@@ -51,13 +58,14 @@ def _header(model: Adapted[Any]) -> Header:
 
 
 def versions() -> dict[str, str]:
-    """The versions of adapt and of the libraries whose arithmetic it uses."""
-    from importlib.metadata import version
-
+    """The versions of adapt and of the libraries whose arithmetic it uses, as far as they are installed."""
     import adapt
 
-    libraries = ("torch", "open_clip_torch", "transformers", "peft", "timm", "safetensors", "bitsandbytes")
-    return {"adapt": adapt.__version__, **{name: version(name) for name in libraries}}
+    found = {"adapt": adapt.__version__}
+    for name in _LIBRARIES:
+        with suppress(PackageNotFoundError):  # bitsandbytes is an extra
+            found[name] = version(name)
+    return found
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:

@@ -17,8 +17,42 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from adapt.errors import AdaptError, nearest
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # for editors and type checkers, who see no file being listed
     from adapt.methods.base import Method
+    from adapt.methods.bitfit import BitFit as BitFit
+    from adapt.methods.clap import CLAP as CLAP
+    from adapt.methods.clip_adapter import CLIPAdapter as CLIPAdapter
+    from adapt.methods.close import Close as Close
+    from adapt.methods.cocoop import CoCoOp as CoCoOp
+    from adapt.methods.compose import Compose as Compose
+    from adapt.methods.coop import CoOp as CoOp
+    from adapt.methods.das import DAS as DAS
+    from adapt.methods.descriptions import Descriptions as Descriptions
+    from adapt.methods.detpro import DetPro as DetPro
+    from adapt.methods.dpl import DPL as DPL
+    from adapt.methods.gda import GDA as GDA
+    from adapt.methods.ivlp import IVLP as IVLP
+    from adapt.methods.kgcoop import KgCoOp as KgCoOp
+    from adapt.methods.linear_probe import LinearProbe as LinearProbe
+    from adapt.methods.ln_tuning import LNTuning as LNTuning
+    from adapt.methods.lora import LoRA as LoRA
+    from adapt.methods.lp_plus_plus import LPPlusPlus as LPPlusPlus
+    from adapt.methods.maple import MaPLe as MaPLe
+    from adapt.methods.mma import MMA as MMA
+    from adapt.methods.ogen import OGEN as OGEN
+    from adapt.methods.prograd import ProGrad as ProGrad
+    from adapt.methods.projector import Projector as Projector
+    from adapt.methods.prolip import ProLIP as ProLIP
+    from adapt.methods.prompt_src import PromptSRC as PromptSRC
+    from adapt.methods.svlc import SVLC as SVLC
+    from adapt.methods.task_res import TaskRes as TaskRes
+    from adapt.methods.tcp import TCP as TCP
+    from adapt.methods.tda import TDA as TDA
+    from adapt.methods.tip_adapter import TipAdapter as TipAdapter
+    from adapt.methods.tpt import TPT as TPT
+    from adapt.methods.two_stage import TwoStage as TwoStage
+    from adapt.methods.vlora import VLoRA as VLoRA
+    from adapt.methods.zero_shot import ZeroShot as ZeroShot
 
 GROUP = "adapt.methods"
 _NOT_METHODS = {"base"}
@@ -125,10 +159,12 @@ def _check(cls: Any) -> None:
         raise AdaptError(f"{name}: serves is {cls.serves!r}; expected some of {', '.join(FAMILIES)}")
 
 
-def __getattr__(attribute: str) -> Any:
-    if not attribute.startswith("_"):
-        for name in _files():
-            for cls in classes_of(importlib.import_module(f"{__name__}.{name}")):
-                if cls.__name__ == attribute:
-                    return cls
-    raise AttributeError(f"module {__name__!r} has no attribute {attribute!r}")
+if not TYPE_CHECKING:  # or else a misspelt name would be none to them
+
+    def __getattr__(attribute: str) -> type[Method]:
+        if not attribute.startswith("_"):
+            for name in _files():
+                for cls in classes_of(importlib.import_module(f"{__name__}.{name}")):
+                    if cls.__name__ == attribute:
+                        return cls
+        raise AttributeError(f"module {__name__!r} has no attribute {attribute!r}")

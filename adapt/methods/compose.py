@@ -30,11 +30,12 @@ from adapt.edits import Bypass, Edit, Tokens
 from adapt.errors import AdaptError
 from adapt.methods import find
 from adapt.methods.base import Context, Method, MethodConfig, Terms, Training
+from adapt.methods.base.config import MethodSettings
 from adapt.prompts import Prompt
 
 
 class ComposeConfig(MethodConfig):
-    methods: tuple[dict[str, Any], ...] = Field(default=(), validate_default=True)
+    methods: tuple[MethodSettings, ...] = Field(default=(), validate_default=True)
     """The parts, at least two: each a method's name and settings, as in [{name: das, skip: 2}, {name: lora}]."""
 
     @field_validator("methods")

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -66,14 +67,23 @@ class LinearProbe(Method):
         self._fit(train, best)
         return {"strength": best, "val_accuracy": scored[best]}
 
+    @torch.enable_grad()
     def _fit(self, train: tuple[Tensor, Tensor], strength: float) -> LinearProbe:
-        from sklearn.linear_model import LogisticRegression
+        """Puts the minimum of the penalised cross-entropy, which is that of scikit-learn's LogisticRegression, here."""
+        features, labels = train[0].cpu().double(), train[1].cpu()
+        # from where it is: a search has the solution of the strength before, which is near
+        weight, bias = (each.detach().cpu().double().requires_grad_() for each in self.parameters())
+        # of two classes scikit-learn penalises one row, the difference of these two
+        penalty = (1.0 if len(bias) == 2 else 0.5) / (strength * len(labels))
+        solver = torch.optim.LBFGS([weight, bias], max_iter=2000, tolerance_grad=1e-5, line_search_fn="strong_wolfe")
 
-        features, labels = (tensor.cpu().numpy() for tensor in train)
-        solver = LogisticRegression(C=strength, max_iter=2000).fit(features, labels)
-        weight, bias = torch.from_numpy(solver.coef_), torch.from_numpy(solver.intercept_)
-        if len(solver.classes_) == 2:  # scikit-learn keeps one row for two classes
-            weight, bias = torch.cat([-weight / 2, weight / 2]), torch.cat([-bias / 2, bias / 2])
+        def loss() -> Tensor:
+            solver.zero_grad()
+            value = F.cross_entropy(features @ weight.T + bias, labels) + penalty * weight.square().sum()
+            value.backward()
+            return value
+
+        solver.step(loss)
         with torch.no_grad():
             self.weight.copy_(weight)
             self.bias.copy_(bias)

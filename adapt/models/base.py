@@ -63,6 +63,10 @@ class Adapted(nn.Module, Generic[B]):
         # one that was unwrapped has no turns to wait for
         return copied_alone(self, self.method if self._backbone is None else self._backbone.model, memo)
 
+    if TYPE_CHECKING:  # torch says of every call that it gives anything
+
+        def __call__(self, *inputs: Any, **named: Any) -> Tensor: ...
+
     @property
     def backbone(self) -> B:
         if self._backbone is None:

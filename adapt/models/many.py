@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -15,9 +15,12 @@ from adapt.models.classifier import AdaptedModel
 from adapt.models.prediction import Prediction, batches_of, check_count
 from adapt.shown import brief
 
+if TYPE_CHECKING:
+    from adapt.models.wrap import Model
+
 
 def predict_many(
-    models: Sequence[AdaptedModel], images: Iterable[Any] | Any, top_k: int = 5, batch_size: int = 64
+    models: Sequence[Model], images: Iterable[Any] | Any, top_k: int = 5, batch_size: int = 64
 ) -> list[tuple[Prediction, ...]]:
     """What each of `models` says of each image (PIL images, paths, or an iterable of them): a tuple an image.
 
@@ -29,7 +32,7 @@ def predict_many(
 
 
 def predict_many_stream(
-    models: Sequence[AdaptedModel], images: Iterable[Any] | Any, top_k: int = 5, batch_size: int = 64
+    models: Sequence[Model], images: Iterable[Any] | Any, top_k: int = 5, batch_size: int = 64
 ) -> Iterator[tuple[Prediction, ...]]:
     """As `predict_many`, one image at a time, holding one batch of images."""
     from adapt.data.decoding.images import open_image
@@ -38,6 +41,7 @@ def predict_many_stream(
         raise AdaptError("predict_many got one model; expected a list of them, or call its predict")
     if not models:
         raise AdaptError("there is no model to ask: give at least one, such as adapt.load_many([ADAPTER])")
+    asked: list[AdaptedModel] = []
     for model in models:
         if not isinstance(model, Adapted):
             raise AdaptError(f"predict_many got {brief(model)}; expected models, as adapt.load_many(PATHS) gives them")
@@ -46,18 +50,18 @@ def predict_many_stream(
                 f"the {model.method.name} on {model.backbone.describe()} answers questions: ask it by itself, by "
                 "predict(images, question=...)"
             )
+        asked.append(model if model.memory is not None else model.stream())
     check_count(top_k)
-    models = [model if model.memory is not None else model.stream() for model in models]
     groups: dict[tuple[int, int], list[int]] = {}
-    for index, model in enumerate(models):
+    for index, model in enumerate(asked):
         groups.setdefault((id(model.backbone), model.method.views), []).append(index)
-    views = max((model.method.views for model in models), default=0)
+    views = max((model.method.views for model in asked), default=0)
     for batch in batches_of(images, max(1, batch_size // (1 + views))):
         pictures = [open_image(image) for image in batch]
         found: dict[int, list[Prediction]] = {}
         for group in groups.values():
-            found |= _predicted({index: models[index] for index in group}, pictures, top_k)
-        yield from zip(*(found[index] for index in range(len(models))), strict=True)
+            found |= _predicted({index: asked[index] for index in group}, pictures, top_k)
+        yield from zip(*(found[index] for index in range(len(asked))), strict=True)
 
 
 def _predicted(models: dict[int, AdaptedModel], pictures: Sequence[Any], top_k: int) -> dict[int, list[Prediction]]:

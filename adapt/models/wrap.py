@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
 import torch
 from torch import Tensor
@@ -20,7 +20,58 @@ from adapt.models.classifier import AdaptedModel
 from adapt.models.speaking import SpeakingModel
 from adapt.prompts import check_class_names
 
+if TYPE_CHECKING:
+    from adapt.backbones.fusion import FusionEncoder
 
+Model: TypeAlias = AdaptedModel | AnsweringModel | SpeakingModel
+
+
+@overload
+def wrap(
+    backbone: DualEncoder,
+    method: Method,
+    class_names: Sequence[str] = ...,
+    fast: bool | None = ...,
+    *,
+    checkpointing: bool = ...,
+    text_memory: int | None = ...,
+) -> AdaptedModel: ...
+
+
+@overload
+def wrap(
+    backbone: FusionEncoder,
+    method: Method,
+    class_names: Sequence[str] = ...,
+    fast: bool | None = ...,
+    *,
+    checkpointing: bool = ...,
+    text_memory: int | None = ...,
+) -> AnsweringModel: ...
+
+
+@overload
+def wrap(
+    backbone: VisionLLM,
+    method: Method,
+    class_names: Sequence[str] = ...,
+    fast: bool | None = ...,
+    *,
+    checkpointing: bool = ...,
+    text_memory: int | None = ...,
+) -> SpeakingModel: ...
+
+
+@overload
+def wrap(
+    backbone: Backbone,
+    method: Method,
+    class_names: Sequence[str] = ...,
+    fast: bool | None = ...,
+    *,
+    checkpointing: bool = ...,
+    text_memory: int | None = ...,
+) -> Model: ...
 def wrap(
     backbone: Backbone,
     method: Method,
@@ -29,7 +80,7 @@ def wrap(
     *,
     checkpointing: bool = False,
     text_memory: int | None = None,
-) -> Any:
+) -> Model:
     """Builds `method` on `backbone`: an `AdaptedModel`, `AnsweringModel` or `SpeakingModel` by the backbone's family.
 
     `class_names` are the classes, a fusion encoder's answers, and nothing for pairs of images and texts, or for a
@@ -75,7 +126,7 @@ def assemble(
     *,
     checkpointing: bool = False,
     text_memory: int | None = None,
-) -> Any:
+) -> Model:
     """The model of a method that was built on `backbone`, by the backbone's family."""
     with outside_inference_mode():
         if isinstance(backbone, DualEncoder):

@@ -7,6 +7,7 @@ Results depend on the number of threads in the last bits, so it is the same for 
 from __future__ import annotations
 
 import multiprocessing
+import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from adapt import plugins
-from adapt.errors import AdaptError
+from adapt.errors import AdaptError, missing
 from adapt.protocols.runs import PlannedRun, Row, measure
 
 
@@ -53,10 +54,11 @@ class Engine:
                     future.cancel()
 
     def _on_ray(self, runs: Sequence[PlannedRun], out: Path) -> Iterator[Row]:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # or it reports every cluster to its makers
         try:
             import ray
         except ImportError:
-            raise AdaptError('--engine ray needs Ray: pip install -e ".[ray]"') from None
+            raise missing("--engine ray", "Ray", "ray") from None
         started = not ray.is_initialized()
         if started:
             self._start(ray)

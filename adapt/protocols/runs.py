@@ -116,10 +116,16 @@ def _on_targets(run: PlannedRun, folder: Path) -> dict[str, dict[str, Any]]:
         split = _images(target.data)
         asked = {"data": target.data.model_dump(mode="json"), "test_set": items_id(split.test)}
         if known.get(target.name, {}) | asked != known.get(target.name):
-            model = model or load(folder / "adapter.safetensors", device=run.recipe.device)
+            model = model or _classifier(folder / "adapter.safetensors", run.recipe.device)
             known[target.name] = asked | _measured(model, split, target.data, run.recipe)
             write_text(file, plain.dump(known, indent=2) + "\n")
     return {target.name: known[target.name] for target in run.targets}
+
+
+def _classifier(adapter: Path, device: str) -> AdaptedModel:
+    model = load(adapter, device=device)
+    assert isinstance(model, AdaptedModel)  # other kinds have no targets
+    return model
 
 
 def _measured(model: AdaptedModel, split: Split, data: DataSection, recipe: Recipe) -> dict[str, Any]:

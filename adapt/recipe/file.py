@@ -27,6 +27,7 @@ Override = str | tuple[str, Any]  # `key=value`, whose value is YAML, or a key a
 OWN = "own"
 _ROOT = "data"  # where published sets are looked for, unless told otherwise
 _LENGTHS = ("epochs", "iterations", "iterations_per_shot")
+_FOR_EDITORS = "# yaml-language-server:"  # behind it is where the schema of recipes lies
 _LARGEST = 2**20  # bytes of a recipe
 
 
@@ -187,7 +188,8 @@ def _comment(content: bytes) -> str:
     for line in content.decode(errors="replace").splitlines():
         if not line.startswith("#"):
             break
-        lines.append(line.removeprefix("#").removeprefix(" "))
+        if not line.startswith(_FOR_EDITORS):
+            lines.append(line.removeprefix("#").removeprefix(" "))
     return "\n".join(lines)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
-from adapt.errors import AdaptError
+from adapt.errors import missing
 
 Tag = Callable[[list[str]], list[str]]  # words in a row to their parts of speech, in the tags of the Penn Treebank
 
@@ -23,6 +23,7 @@ _OF_PICTURES = (
     "image", "photo", "picture", "thumbnail", "logo", "symbol", "clipart", "portrait", "painting", "illustration",
     "icon", "profile",
 )  # fmt: skip
+_TAKING_WORDS = "Taking words out of captions"
 _NO_PLURALS = ("ss", "us", "is", "ies", "oes")
 
 
@@ -72,7 +73,7 @@ def _inflection() -> Any:
     try:
         import inflect
     except ImportError:
-        raise _not_installed("inflect") from None
+        raise missing(_TAKING_WORDS, "the library inflect", "words") from None
     return inflect.engine()
 
 
@@ -80,9 +81,5 @@ def _tagged(words: list[str]) -> list[str]:
     try:
         from textblob.en import tag
     except ImportError:
-        raise _not_installed("textblob") from None
+        raise missing(_TAKING_WORDS, "the library textblob", "words") from None
     return [part for _, part in tag(" ".join(words), tokenize=False)]
-
-
-def _not_installed(library: str) -> AdaptError:
-    return AdaptError(f'words are taken out of captions by the library {library}: pip install -e ".[words]"')

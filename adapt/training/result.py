@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from adapt import plain
-from adapt.errors import AdaptError
+from adapt.errors import AdaptError, missing
 from adapt.evaluation.scores import told
 
 
@@ -58,10 +58,12 @@ class Result:
     def plot(self, path: str | Path | None = None) -> Any:
         """Loss, by its terms, and accuracies by epoch: on training images while they are learnt, and on test images.
 
-        Written to `path` if given. Needs matplotlib (`pip install -e ".[plot]"`).
+        Written to `path` if given. AdaptError where matplotlib is not installed (the extra `plot`).
         """
-        from matplotlib.figure import Figure
-
+        try:
+            from matplotlib.figure import Figure
+        except ImportError:
+            raise missing("A plot", "matplotlib", "plot") from None
         figure = Figure(figsize=(9, 3.7), layout="constrained")
         figure.suptitle(self._title())
         loss_axes, accuracy_axes = figure.subplots(1, 2)

@@ -92,7 +92,7 @@ class TrainSettings(_Settings):
     checkpoint_minutes: float = Field(default=1.0, ge=0)
     """How often a run directory's checkpoint is renewed within an epoch; it is at every epoch's end."""
 
-    @field_validator("terms", mode="before")
+    @field_validator("terms", mode="before", json_schema_input_type=dict[str, float] | None)
     @classmethod
     def _none(cls, terms: Any) -> Any:
         """Null is no term, which a recipe needs to take away what it has otherwise."""

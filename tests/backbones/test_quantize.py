@@ -316,6 +316,14 @@ def test_by_name_it_is_quantised_again(kind: str, tmp_path: Path) -> None:
 
 
 @every_kind
+def test_without_bitsandbytes_the_extra_is_named(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("adapt.backbones.quantize.find_spec", lambda name: None)
+    for attempt in (lambda: adapt.load_backbone("mini-clip", quantize=kind), lambda: quantize(fresh("hf_clip"), kind)):
+        with pytest.raises(AdaptError, match=rf'^A backbone in {kind} needs .*: pip install "adapt-vlm\[quantize\]"$'):
+            attempt()
+
+
+@every_kind
 @on_one_of_each
 def test_loras_weights_do_not_merge_into_it(name: str, kind: str, tmp_path: Path) -> None:
     model = lora(quantize(fresh(name), kind))

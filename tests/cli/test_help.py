@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+import adapt
 from adapt import __version__, methods
 from adapt.cli import _COMMANDS
 
@@ -27,6 +29,19 @@ def test_every_command_explains_itself(run, command: str) -> None:
     assert result.exit_code == 0
     assert result.stdout.startswith(f"Usage: main {command} ")
     assert len(result.stdout.splitlines()) > 4
+
+
+def test_another_projects_package_in_the_way_is_named(tmp_path: Path) -> None:
+    """PyPI's `adapt` puts an `__init__.py` of its own over ours."""
+    (tmp_path / "adapt").mkdir()
+    theirs = f"__path__ = [{str(Path(adapt.__file__).parent)!r}]\n__all__ = ['feature_based']\n"
+    (tmp_path / "adapt" / "__init__.py").write_text(theirs)
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from adapt.cli import main; main(['methods'])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith("Error: another project's files are where those of adapt-vlm were")
+    assert "pip uninstall adapt" in result.stderr
+    assert result.stderr.count("\n") == 1
 
 
 def test_version(run) -> None:

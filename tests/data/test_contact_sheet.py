@@ -91,5 +91,5 @@ def test_a_font_that_is_none(items: list[Item], tmp_path: Path, monkeypatch: pyt
     with pytest.raises(AdaptError, match=r"Font '.*0.png' cannot be used: .* Expected a TrueType file"):
         contact_sheet(items, ("a", "b"), font=tmp_path / "0.png")
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(AdaptError, match=r'pip install -e ".\[plot\]", or give one'):
+    with pytest.raises(AdaptError, match=r'matplotlib: pip install "adapt-vlm\[plot\]", or give a font'):
         contact_sheet(items, ("a", "b"))

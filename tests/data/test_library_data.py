@@ -156,5 +156,5 @@ def test_hugging_face_data_that_is_refused(tmp_path: Path) -> None:
 
 def test_without_the_library_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)
-    with pytest.raises(AdaptError, match=r'needs the library datasets: pip install -e ".\[hf-data\]"'):
+    with pytest.raises(AdaptError, match=r'needs the library datasets: pip install "adapt-vlm\[hf-data\]"'):
         load("hf:mnist")

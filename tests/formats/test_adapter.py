@@ -6,6 +6,7 @@ import errno
 import json
 import resource
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -314,11 +315,25 @@ def test_tensors_are_missing_or_unknown_by_name(model: AdaptedModel) -> None:
     assert torch.equal(model.method.ctx, before)
 
 
-def test_the_versions_of_all_libraries_that_compute_are_kept(saved: Path) -> None:
-    from importlib.metadata import version
+_COMPUTING = ("torch", "torchvision", "pillow", "open_clip_torch", "transformers", "peft", "timm", "safetensors")
 
-    libraries = ("torch", "open_clip_torch", "transformers", "peft", "timm", "safetensors", "bitsandbytes")
-    assert read_header(saved).versions == {"adapt": adapt.__version__} | {name: version(name) for name in libraries}
+
+def test_the_versions_of_all_libraries_that_compute_are_kept(saved: Path) -> None:
+    expected = {name: version(name) for name in (*_COMPUTING, "bitsandbytes")}
+    assert read_header(saved).versions == {"adapt": adapt.__version__} | expected
+
+
+def test_an_extra_that_is_not_installed_has_no_version(
+    model: AdaptedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def without_bitsandbytes(name: str) -> str:
+        if name == "bitsandbytes":
+            raise PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr("adapt.formats.adapter.version", without_bitsandbytes)
+    versions = read_header(model.save(tmp_path / "a.safetensors")).versions
+    assert versions.keys() == {"adapt", *_COMPUTING}
 
 
 def test_tensors_are_refused_where_they_are_read(saved: Path) -> None:

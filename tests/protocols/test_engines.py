@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 from dataclasses import dataclass, field
@@ -123,7 +124,10 @@ def test_without_ray_the_extra_is_named(
     recipe: Recipe, trained: list[int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(AdaptError, match=r'--engine ray needs Ray: pip install -e ".\[ray\]"'):
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "set to be taken back")
+    monkeypatch.delenv("RAY_USAGE_STATS_ENABLED")
+    with pytest.raises(AdaptError, match=r'--engine ray needs Ray: pip install "adapt-vlm\[ray\]"'):
         run_protocol(protocols.base_to_new(recipe, SEEDS), tmp_path / "none", Engine("ray"))
     assert trained == []
     assert not (tmp_path / "none").exists()
+    assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"  # before Ray is imported: it tells nobody of its use

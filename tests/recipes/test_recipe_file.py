@@ -215,3 +215,8 @@ def test_an_empty_name_of_data_and_a_name_too_long_for_a_file_are_refused() -> N
 def test_a_setting_can_be_set_to_nothing() -> None:
     recipe = read_recipe("coop", ["method.ctx_init=", "method.n_ctx=4"], data="emoji")
     assert recipe.method["ctx_init"] == ""
+
+
+def test_the_line_for_editors_is_no_part_of_the_title(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(f"# yaml-language-server: $schema=recipe.schema.json\n{_TEXT}")
+    assert read_file(tmp_path / "mine.yaml", "mine").title == "A title"

@@ -86,5 +86,5 @@ def test_a_missing_library_is_named(library: str, monkeypatch: pytest.MonkeyPatc
     words._inflection.cache_clear()
     words._one.cache_clear()
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(AdaptError, match=rf'by the library {library}: pip install -e "\.\[words\]"'):
+    with pytest.raises(AdaptError, match=rf'the library {library}: pip install "adapt-vlm\[words\]"$'):
         candidates(CAPTIONS)

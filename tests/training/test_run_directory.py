@@ -60,6 +60,7 @@ def test_what_a_run_leaves(train, tiny_split, out: Path) -> None:
     assert metrics["adapter_bytes"] == (out / "adapter.safetensors").stat().st_size
     environment = json.loads((out / "environment.json").read_text())
     assert environment["versions"]["adapt"] == adapt.__version__
+    assert {"torch", "torchvision", "pillow"} <= environment["versions"].keys()
     assert {"python", "platform", "threads", "cuda"} <= environment.keys()
 
 

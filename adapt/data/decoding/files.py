@@ -14,7 +14,7 @@ from io import BytesIO
 from typing import Any, BinaryIO
 
 from adapt.disk import check_regular, open_regular, read_bounded
-from adapt.errors import AdaptError
+from adapt.errors import AdaptError, missing
 
 Reader = Callable[[str, str], bytes]  # of a container and a member of it
 
@@ -132,7 +132,7 @@ def _open_arrow(table: str) -> Any:
     try:
         import pyarrow
     except ImportError:
-        raise ValueError('tables are read by pyarrow: pip install -e ".[hf-data]"') from None
+        raise ValueError(missing("a table", "the library pyarrow", "hf-data")) from None
 
     check_regular(table)
     # A memory map: only the rows that are asked for are read, and processes share them.

@@ -9,7 +9,7 @@ from typing import Any
 from adapt.data.readers import parts
 from adapt.data.readers.rows import Listed, to_split
 from adapt.data.split import Split
-from adapt.errors import AdaptError
+from adapt.errors import AdaptError, missing
 
 
 def read_hugging_face(source: str | os.PathLike[str], ratios: Sequence[float] = parts.RATIOS, seed: int = 0) -> Split:
@@ -40,7 +40,7 @@ def _parts(source: str) -> dict[str, Any]:
     try:
         import datasets
     except ImportError:
-        raise AdaptError('Hugging Face data needs the library datasets: pip install -e ".[hf-data]".') from None
+        raise missing("Hugging Face data", "the library datasets", "hf-data") from None
     try:
         found = datasets.load_from_disk(source) if os.path.isdir(source) else datasets.load_dataset(source)
     except (OSError, ValueError) as error:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, WithJsonSchema, model_validator
 
 from adapt import plain
+
+METHOD_SETTINGS = {"type": "object", "title": "a method's name and settings"}  # in a schema of recipes
+MethodSettings = Annotated[dict[str, Any], WithJsonSchema(METHOD_SETTINGS)]
 
 
 class MethodConfig(BaseModel):

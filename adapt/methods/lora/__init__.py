@@ -48,6 +48,9 @@ _OWNED = {
 _PUBLISHED = {"rank": 2, "alpha": 1.0, "dropout": 0.25}  # CLIP-LoRA's
 
 
+Letter = Literal["q", "k", "v", "out", "fc1", "fc2", "gate", "up", "down"]
+
+
 class LoRAConfig(MethodConfig):
     rank: int | None = Field(default=None, ge=1)
     """Of each update: 2, or of another tuner peft's default."""
@@ -55,7 +58,7 @@ class LoRAConfig(MethodConfig):
     """The update is scaled by alpha / sqrt(rank), as published: 1, or of another tuner peft's default."""
     dropout: float | None = Field(default=None, ge=0, lt=1)
     """On the input of the low-rank path, while training: 0.25, or of another tuner peft's default."""
-    projections: tuple[Literal["q", "k", "v", "out", "fc1", "fc2", "gate", "up", "down"], ...] = ("q", "k", "v")
+    projections: tuple[Letter, ...] = ("q", "k", "v")
     """Names, or a string of the letters q k v o."""
     towers: tuple[TowerName, ...] = ("text", "vision")
     blocks: tuple[int, int] | None = None
@@ -78,7 +81,7 @@ class LoRAConfig(MethodConfig):
             return values
         return values | {key: value for key, value in _PUBLISHED.items() if values.get(key) is None}
 
-    @field_validator("projections", mode="before")
+    @field_validator("projections", mode="before", json_schema_input_type=tuple[Letter, ...] | str)
     @classmethod
     def _letters(cls, value: Any) -> Any:
         return tuple("out" if letter == "o" else letter for letter in value) if isinstance(value, str) else value

@@ -1,0 +1,17 @@
+from .decoding.cache import FeatureCache as FeatureCache
+from .decoding.image_set import ImageSet as ImageSet
+from .decoding.images import open_image as open_image
+from .decoding.loader import loader as loader
+from .readers import load as load
+from .readers import read_captioned_folder as read_captioned_folder
+from .readers import read_csv as read_csv
+from .readers import read_descriptors as read_descriptors
+from .readers import read_domain_folders as read_domain_folders
+from .readers import read_folder as read_folder
+from .readers import read_hugging_face as read_hugging_face
+from .readers import read_names as read_names
+from .readers import read_published as read_published
+from .readers import read_split as read_split
+from .readers import read_torchvision as read_torchvision
+from .split import Item as Item
+from .split import Split as Split
