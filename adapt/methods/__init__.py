@@ -39,6 +39,7 @@ if TYPE_CHECKING:  # for editors and type checkers, who see no file being listed
     from adapt.methods.lp_plus_plus import LPPlusPlus as LPPlusPlus
     from adapt.methods.maple import MaPLe as MaPLe
     from adapt.methods.mma import MMA as MMA
+    from adapt.methods.modx import ModX as ModX
     from adapt.methods.ogen import OGEN as OGEN
     from adapt.methods.prograd import ProGrad as ProGrad
     from adapt.methods.projector import Projector as Projector
@@ -51,6 +52,8 @@ if TYPE_CHECKING:  # for editors and type checkers, who see no file being listed
     from adapt.methods.tip_adapter import TipAdapter as TipAdapter
     from adapt.methods.tpt import TPT as TPT
     from adapt.methods.two_stage import TwoStage as TwoStage
+    from adapt.methods.vl2v import VL2V as VL2V
+    from adapt.methods.vl2v_sd import VL2VSD as VL2VSD
     from adapt.methods.vlora import VLoRA as VLoRA
     from adapt.methods.zero_shot import ZeroShot as ZeroShot
 
