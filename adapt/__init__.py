@@ -18,6 +18,7 @@ _EXPORTS = {
     "load_many": "adapt.loading",
     "predict_many": "adapt.models.many",
     "recommend": "adapt.choosing.recommend",
+    "soup": "adapt.soups",
     "split_attention": "adapt.backbones.split_attention",
     "wrap": "adapt.models.wrap",
 }
@@ -46,6 +47,7 @@ __all__ = [
     "methods",
     "predict_many",
     "recommend",
+    "soup",
     "split_attention",
     "wrap",
 ]
