@@ -68,18 +68,17 @@ def load_many(
         raise AdaptError(f"load_many got {str(paths)!r}; expected a list of paths: for a single one, call load")
     shared: dict[str, Backbone] = {}
     models = []
-    for path in paths:
-        name = _named(path)
-        models.append(load(path, backbone or shared.get(name or ""), class_names, fast=fast, device=device))
+    for place in map(located, paths):
+        name = _named(place)
+        models.append(load(place, backbone or shared.get(name or ""), class_names, fast=fast, device=device))
         if name is not None:
             shared.setdefault(name, models[-1].backbone)
     return models
 
 
-def _named(path: str | Path) -> str | None:
+def _named(place: Path) -> str | None:
     """The backbone that an adapter names and how it is used; None for a folder that brings its own."""
-    file = located(path)
-    described = None if file.is_dir() else read_header(file)
+    described = None if place.is_dir() else read_header(place)
     if described is None or described.backbone is None:
         return None
     return plain.dump([described.backbone, described.quantization, described.preprocess])

@@ -60,6 +60,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[hub_stand_i
             "ENDPOINT": server.address,
             "HUGGINGFACE_CO_URL_TEMPLATE": server.address + "/{repo_id}/resolve/{revision}/{filename}",
             "HF_HUB_CACHE": str(tmp_path / "hub"),
+            "HF_TOKEN_PATH": str(tmp_path / "no-token"),
             "HF_HUB_DISABLE_XET": True,  # the LFS protocol, which is plain HTTP
             "HF_HUB_OFFLINE": False,
         }

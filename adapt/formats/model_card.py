@@ -25,9 +25,11 @@ class WithPeft(NamedTuple):
 
 
 def model_card(
-    header: Header, *, address: str, place: str, peft: WithPeft | None = None, license: str | None = None
+    header: Header, family: str, *, address: str, place: str, peft: WithPeft | None = None, license: str | None = None
 ) -> str:
-    """The text of the card: `address` is what `adapt.load` takes, `place` what huggingface_hub and peft take.
+    """The text of the card, of an adapter of a backbone of this family.
+
+    `address` is what `adapt.load` takes, `place` what huggingface_hub and peft take.
 
     Raises AdaptError for a licence that is no identifier, such as apache-2.0.
     """
@@ -36,7 +38,7 @@ def model_card(
     if license is not None and not license.replace("-", "").replace(".", "").isalnum():
         raise AdaptError(f"license is {license!r}; expected an identifier of the hub, such as apache-2.0 or other")
     card = ModelCard.from_template(
-        _metadata(header, license, of_peft=peft is not None),
+        _metadata(header, family, license, of_peft=peft is not None),
         template_str=files("adapt.formats").joinpath("model_card.md").read_text(encoding="utf-8"),
         literal=partial(json.dumps, ensure_ascii=False),
         address=address,
@@ -46,7 +48,7 @@ def model_card(
         backbone=_backbone(header),
         portable=is_portable(header.backbone),
         class_names=list(header.class_names),
-        question=header.logit_scale is None,
+        question=family != "dual encoder",
         data=_data(header),
         amount=_amount(header),
         seed=header.seed,
@@ -56,11 +58,11 @@ def model_card(
     return str(card.content)
 
 
-def _metadata(header: Header, license: str | None, *, of_peft: bool) -> Any:
+def _metadata(header: Header, family: str, license: str | None, *, of_peft: bool) -> Any:
     """What the hub reads of a card."""
     from huggingface_hub import EvalResult, ModelCardData
 
-    task, data, base, measured = _task(header), _data(header), hub_names(header.backbone), None
+    task, data, base, measured = _task(header, family), _data(header), hub_names(header.backbone), None
     if data is not None and "adapted" in (scores := _scores(header)):
         measured = [EvalResult(task, "custom", data, "accuracy", scores["adapted"], dataset_split="test")]
     return ModelCardData(
@@ -75,9 +77,9 @@ def _metadata(header: Header, license: str | None, *, of_peft: bool) -> Any:
     )
 
 
-def _task(header: Header) -> str:
-    """The hub's word for what the model does; only dual encoders have a scale of cosines."""
-    if header.logit_scale is not None:
+def _task(header: Header, family: str) -> str:
+    """The hub's word for what the model does."""
+    if family == "dual encoder":
         return "zero-shot-image-classification" if header.class_names else "image-feature-extraction"
     return "visual-question-answering" if header.class_names else "image-text-to-text"
 

@@ -15,7 +15,7 @@ from adapt.formats import tensor_file
 from adapt.formats.adapter import read_tensors
 from adapt.formats.peft_layout import CONFIG, OURS, PREFIX, TENSORS, module_names
 from adapt.formats.rebuild import build_for
-from adapt.methods.lora import PROJECTIONS, LoRA, Place
+from adapt.methods.lora import LoRA, Place
 from adapt.models.classifier import AdaptedModel
 from adapt.shown import brief
 
@@ -53,7 +53,7 @@ def load(
     """
     folder = Path(folder)
     config, recorded = _read_config(folder), _recorded(folder / TENSORS)
-    class_names = recorded.get("class_names") if class_names is None else class_names
+    class_names = plain.within(recorded, "class_names", kind=list) if class_names is None else class_names
     if class_names is None:
         raise AdaptError(f"{folder} is in peft's layout and records no class names: give them (--classes)")
     if backbone is None:
@@ -146,8 +146,8 @@ def _settings(config: dict[str, Any], sites: list[Place], backbone: Backbone) ->
         "rank": rank,
         "alpha": alpha if config.get("use_rslora") else alpha / math.sqrt(rank),
         "dropout": config.get("lora_dropout", 0.0),
-        "towers": tuple(tower for tower in ("text", "vision") if any(site[0] == tower for site in sites)),
-        "projections": tuple(letter for letter in PROJECTIONS if any(site[2] == letter for site in sites)),
+        "towers": tuple(dict.fromkeys(tower for tower, _, _ in sites)),
+        "projections": tuple(dict.fromkeys(letter for _, _, letter in sites)),
         "blocks": _blocks(sites, backbone),
     }
 

@@ -39,8 +39,8 @@ def export(model: Adapted[Any], folder: str | Path) -> Path:
     if model.answers != PLAIN:
         logger.warning("peft's layout holds what the towers learned: temperature and blend of answers stay behind")
     write(model, folder)
-    header = adapter.header_of(model)
-    card = model_card(header, address=str(folder), place=str(folder), peft=_with_peft(model))
+    header, family = adapter.header_of(model), model.backbone.family
+    card = model_card(header, family, address=str(folder), place=str(folder), peft=_with_peft(model))
     write_text(folder / "README.md", card)
     return folder
 

@@ -80,6 +80,6 @@ def write_folder(model: Adapted[Any], folder: Path, repository: str, file: Path 
     carried = peft_layout.carried(model) if is_portable(model.backbone.name) else None
     if carried is not None:
         peft_layout.write(model, folder)
-    address = f"{hub.SCHEME}{repository}"
-    header = read_header(folder / adapter.NAME)
-    write_text(folder / CARD, model_card(header, address=address, place=repository, peft=carried, license=license))
+    header, family, address = read_header(folder / adapter.NAME), model.backbone.family, f"{hub.SCHEME}{repository}"
+    card = model_card(header, family, address=address, place=repository, peft=carried, license=license)
+    write_text(folder / CARD, card)

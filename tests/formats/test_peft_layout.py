@@ -276,3 +276,12 @@ def test_a_folder_on_the_hub_loads_with_peft_alone(
     hub.repositories["user/peft"] = Repository()
     hub.repositories["user/peft"].add(theirs)
     assert torch.equal(adapt.load("hf://user/peft")(images), model(images))
+
+
+def test_a_decoder_goes_there_and_back_too(tmp_path: Path) -> None:
+    model = adapt.wrap(adapt.load_backbone("mini-clip+mini-lm"), adapt.methods.LoRA(towers=("decoder",)))
+    folder = peft_layout.export(perturb(model), tmp_path / "peft")
+    assert 'question="what is it?"' in (folder / "README.md").read_text(encoding="utf-8")
+    state, expected = adapt.load(folder).method.state_dict(), model.method.state_dict()
+    assert state.keys() == expected.keys()
+    assert all(torch.equal(state[name], expected[name]) for name in state)

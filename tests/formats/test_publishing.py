@@ -110,6 +110,11 @@ def test_a_private_repository_needs_a_token(hub: StandIn, model: AdaptedModel, m
     with pytest.raises(AdaptError, match="is refused by the hub"):
         model.push_to_hub("another/coop", token=hub_stand_in.TOKEN)
     assert model.push_to_hub("user/coop", token=hub_stand_in.TOKEN)
+    monkeypatch.delenv("HF_TOKEN")
+    with pytest.raises(AdaptError, match="no repository user/coop, or it is private"):
+        adapt.load("hf://user/coop")
+    with pytest.raises(AdaptError, match="Give a token that may write there"):
+        model.push_to_hub("user/new")
 
 
 def test_refusals_of_the_hub(hub: StandIn, model: AdaptedModel, monkeypatch: pytest.MonkeyPatch) -> None:
