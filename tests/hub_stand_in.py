@@ -55,6 +55,7 @@ class StandIn(ThreadingHTTPServer):
         self.requests: list[str] = []
         self.messages: list[str] = []
         self.refused_card: str | None = None
+        self.down = False
 
     @property
     def address(self) -> str:
@@ -101,6 +102,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.requests.append(f"{self.command} {path}")
         self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0)) if self._has_body() else b""
         try:
+            if self.server.down:
+                raise _Refusal(500, "", "We are working on it")
             for method, pattern, route in _ROUTES:
                 found = re.fullmatch(pattern, path)
                 if found and self.command in method:

@@ -135,6 +135,19 @@ def test_refusals_of_the_hub(hub: StandIn, model: AdaptedModel, monkeypatch: pyt
         adapt.load("hf://user/coop")
 
 
+def test_a_hub_that_is_down(hub: StandIn, model: AdaptedModel) -> None:
+    model.push_to_hub("user/coop")
+    adapt.load("hf://user/coop")
+    hub.down = True
+    assert adapt.load("hf://user/coop").class_names == NAMES  # from the cache
+    with pytest.raises(
+        AdaptError, match="user/other is not in the cache, and the hub refuses it: We are working on it"
+    ):
+        adapt.load("hf://user/other")
+    with pytest.raises(AdaptError, match="hf://user/coop is refused by the hub: We are working on it"):
+        model.push_to_hub("user/coop")
+
+
 @pytest.mark.parametrize("name", ["coop", "user/coop/file", "user/", "../coop", "user/coop@", "user/a b", ""])
 def test_other_names_name_no_repository(name: str, hub: StandIn, model: AdaptedModel) -> None:
     with pytest.raises(AdaptError, match="names no repository of the hub: expected hf://user/name"):
