@@ -18,5 +18,6 @@ from .loading import load_many as load_many
 from .models.classifier import AdaptedModel as AdaptedModel
 from .models.many import predict_many as predict_many
 from .models.wrap import wrap as wrap
+from .soups import soup as soup
 from .training.fit import fit as fit
 from .version import __version__ as __version__

@@ -5,23 +5,20 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, overload
 
-import torch
-from torch import Tensor
-
-from adapt import methods, plain
+from adapt import hub, methods, plain
 from adapt.backbones.base import Backbone
 from adapt.backbones.load import load_backbone
 from adapt.errors import AdaptError
-from adapt.formats import compact
-from adapt.formats.adapter import check_backbone, check_shapes, load_tensors, read_tensors
-from adapt.formats.allocation import at_most
+from adapt.formats import compact, peft_import, peft_layout, publishing
+from adapt.formats.adapter import NAME, check_backbone, read_tensors
 from adapt.formats.header import Header, read_header
+from adapt.formats.rebuild import build_for
 from adapt.methods.base import Method
 from adapt.models.answers import Answers
 from adapt.models.classifier import AdaptedModel
-from adapt.models.wrap import Model, assemble, build
+from adapt.models.wrap import Model
 from adapt.shown import brief
 
 if TYPE_CHECKING:
@@ -87,18 +84,23 @@ def load(
     """The adapted model that was saved at `path`, in evaluation mode.
 
     The backbone is built by its recorded name unless given; `class_names` classifies among other classes. A run
-    directory stands for its adapter, and a compact folder (see `adapt.formats.compact`) brings its own backbone.
-    Raises AdaptError where file and backbone do not fit each other, and as `read_header` and `read_tensors` do.
+    directory stands for its adapter, `hf://user/name` or `hf://user/name@revision` for one on the hub, a folder in
+    peft's layout is a LoRA, and a compact folder (see `adapt.formats.compact`) brings its own backbone.
+
+    Raises AdaptError where file and backbone do not fit each other, as `read_header` and `read_tensors` do, and where
+    the hub has no such adapter or cannot be reached.
     """
     if not (backbone is None or isinstance(backbone, Backbone)):
         raise AdaptError(f"backbone is {brief(backbone)}; expected one, such as adapt.load_backbone(NAME) gives")
-    path = adapter_of(path)
-    if not Path(path).is_dir():
-        return _of_file(Path(path), backbone, class_names, fast, device)
+    path = located(path)
+    if not path.is_dir():
+        return _of_file(path, backbone, class_names, fast, device)
+    if (path / peft_layout.CONFIG).is_file():
+        return peft_import.load(path, backbone, class_names, fast=fast, device=device)
     if backbone is not None:
         raise AdaptError(f"{path} is a folder, and an adapter in a folder has its backbone there: leave backbone out")
-    backbone, skipped = compact.backbone_of(Path(path))
-    model = _of_file(Path(path) / compact.ADAPTER, backbone.to(device), class_names, fast, device)
+    backbone, skipped = compact.backbone_of(path)
+    model = _of_file(path / NAME, backbone.to(device), class_names, fast, device)
     if model.method.skipped != skipped:
         raise AdaptError(f"{path} was cut for another adapter than the one in it: export it again")
     return model
@@ -117,26 +119,32 @@ def load_many(
         raise AdaptError(f"load_many got {str(paths)!r}; expected a list of paths: for a single one, call load")
     shared: dict[str, Backbone] = {}
     models = []
-    for path in paths:
-        name = _named(path)
-        models.append(load(path, backbone or shared.get(name or ""), class_names, fast=fast, device=device))
+    for place in map(located, paths):
+        name = _named(place)
+        models.append(load(place, backbone or shared.get(name or ""), class_names, fast=fast, device=device))
         if name is not None:
             shared.setdefault(name, models[-1].backbone)
     return models
 
 
-def _named(path: str | Path) -> str | None:
+def _named(place: Path) -> str | None:
     """The backbone that an adapter names and how it is used; None for a folder that brings its own."""
-    file = adapter_of(path)
-    described = None if file.is_dir() else read_header(file)
+    described = None if place.is_dir() else read_header(place)
     if described is None or described.backbone is None:
         return None
     return plain.dump([described.backbone, described.quantization, described.preprocess])
 
 
-def adapter_of(path: str | Path) -> Path:
-    """The file in a run directory; any other path as it is."""
-    return Path(path) / "adapter.safetensors" if (Path(path) / "recipe.yaml").is_file() else Path(path)
+def located(path: str | Path) -> Path:
+    """Where the adapter is that `path` stands for: the file of a run directory, what a name on the hub has fetched.
+
+    A folder that brings its own backbone, or in peft's layout, is given as it is. Raises AdaptError as
+    `publishing.fetch` does.
+    """
+    if hub.is_name(path):
+        return publishing.fetch(path)
+    path = Path(path)
+    return path / NAME if (path / "recipe.yaml").is_file() else path
 
 
 def _of_file(
@@ -184,28 +192,3 @@ def _named_backbone(described: Header, path: Path, device: str) -> Backbone:
     backbone = load_backbone(described.backbone, device, described.quantization)
     backbone.read_as(described.preprocess)
     return backbone
-
-
-def build_for(
-    method: Method,
-    backbone: Backbone,
-    class_names: Sequence[str],
-    tensors: dict[str, Tensor],
-    source: str,
-    fast: bool | None = None,
-) -> Any:
-    """The model of `method` with the tensors of the file `source`.
-
-    Raises AdaptError where they do not fit each other, and before anything larger than the tensors is built.
-    """
-    held = sum(tensor.numel() for tensor in tensors.values())
-    with torch.random.fork_rng(devices=[]):  # building draws initial values that the file replaces
-        try:
-            with at_most(held):
-                names = build(backbone, method, class_names)
-        except AdaptError as error:
-            raise AdaptError(f"{source}: {error}") from error
-        check_shapes(method, tensors, source)
-        built = assemble(backbone, method, names, fast)
-    load_tensors(method, tensors, source)
-    return built

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import hub_stand_in
 import open_clip as open_clip_library
 import pytest
 import tiny_backbones
@@ -46,6 +48,26 @@ def _features(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _no_cache_of_the_user(_features: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a user of this machine has cached stands for nothing that a test computes."""
     monkeypatch.setenv("ADAPT_CACHE", str(_features))
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[hub_stand_in.StandIn]:
+    """A stand-in for the hub, with a cache of its own, and the token of who owns `user/...`."""
+    from huggingface_hub import constants
+
+    with hub_stand_in.running() as server:
+        values = {
+            "ENDPOINT": server.address,
+            "HUGGINGFACE_CO_URL_TEMPLATE": server.address + "/{repo_id}/resolve/{revision}/{filename}",
+            "HF_HUB_CACHE": str(tmp_path / "hub"),
+            "HF_TOKEN_PATH": str(tmp_path / "no-token"),
+            "HF_HUB_DISABLE_XET": True,  # the LFS protocol, which is plain HTTP
+            "HF_HUB_OFFLINE": False,
+        }
+        for name, value in values.items():
+            monkeypatch.setattr(constants, name, value)
+        monkeypatch.setenv("HF_TOKEN", hub_stand_in.TOKEN)
+        yield server
 
 
 @pytest.fixture

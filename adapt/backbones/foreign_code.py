@@ -28,7 +28,7 @@ def check_source(source: str | Path) -> None:
         if path.name == "adapter_config.json":
             raise AdaptError(
                 f"{path} would have transformers change the model by peft, which imports modules that it names: "
-                "give the folder of the model alone, and load the adapter with adapt.formats.peft_layout.load"
+                "give the folder of the model alone, and load the adapter with adapt.load(FOLDER, backbone)"
             )
         check_configuration(read_configuration(path), str(path))
 

@@ -9,8 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
+from adapt import hub
 from adapt.backbones.base import Backbone, outside_inference_mode
-from adapt.backbones.sources import BUNDLED, bundled, errors_of_data, fetching, library_errors, reason
+from adapt.backbones.sources import BUNDLED, HF_HUB, bundled, errors_of_data, fetching, library_errors, reason
 from adapt.errors import AdaptError, nearest
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ SPECS = {
     "mini-vilt": "the bundled ViLT that answers questions about emoji (offline)",
     "mini-clip+mini-lm": "the bundled CLIP's eyes for the bundled language model (offline)",
     "open_clip:ARCH/PRETRAINED": "any open_clip model and weights, e.g. open_clip:ViT-B-16-quickgelu/openai",
+    "open_clip:hf-hub:ORG/NAME": "an open_clip model of the hub, by its repository",
     "open_clip:ARCH": "an open_clip architecture with random weights",
     "hf:NAME_OR_PATH": "a transformers CLIP, SigLIP, ViLT, BridgeTower or LLaVA, e.g. hf:openai/clip-vit-base-patch16",
     "FOLDER": "a folder in open_clip's or transformers' format",
@@ -84,6 +86,8 @@ def _of_one_model(spec: str) -> Backbone:
     backbone: Backbone
     if spec in BUNDLED:
         backbone = _folder(bundled(spec), name=spec)
+    elif kind == "open_clip" and rest.startswith(HF_HUB):
+        backbone = _open_clip_of_the_hub(rest.removeprefix(HF_HUB), name=spec)
     elif kind == "open_clip" and rest:
         backbone = _open_clip(rest, name=spec)
     elif kind == "hf" and rest:
@@ -121,6 +125,15 @@ def _folder(path: Path, name: str | None, tensors: bool = True) -> Backbone:
     if (path / "config.json").is_file():
         return _transformers(str(path), name, tensors)
     raise AdaptError(f"{path} is no model folder: it holds neither open_clip_config.json nor config.json")
+
+
+def _open_clip_of_the_hub(repository: str, name: str) -> Backbone:
+    """Of a repository, what open_clip itself would ask for, but pickles."""
+    folder = hub.snapshot(repository, ("*.json", "*.txt", "*.model", "open_clip_model.safetensors"))
+    for needed in ("open_clip_config.json", "open_clip_model.safetensors"):
+        if not (folder / needed).is_file():
+            raise AdaptError(f"{repository} holds no {needed}, which a model of open_clip has on the hub")
+    return _open_clip_folder(folder, name, tensors=True)
 
 
 def _open_clip_folder(path: Path, name: str | None, tensors: bool) -> Backbone:

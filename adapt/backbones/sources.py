@@ -8,6 +8,7 @@ from pathlib import Path
 
 from adapt.errors import AdaptError
 
+HF_HUB = "hf-hub:"  # open_clip's own word for a repository of the hub
 BUNDLED = ("mini-clip", "mini-lm", "mini-vilt")
 
 
@@ -18,6 +19,31 @@ def bundled(name: str = "mini-clip") -> Path:
         if (folder / "tokenizer.json").is_file():
             return folder
     raise AdaptError(f"the bundled backbone {name!r} is missing from this installation; reinstall adapt")
+
+
+def hub_names(spec: str | None) -> list[str]:
+    """What the hub calls the models that `spec` names; of bundled ones, folders and random weights nothing."""
+    return [name for part in (spec or "").split("+") if (name := _hub_name(part)) is not None]
+
+
+def is_portable(spec: str | None) -> bool:
+    """Whether `spec` names the same model on any machine: bundled ones, and those of the hub."""
+    return spec is not None and all(part in BUNDLED or _hub_name(part) for part in spec.split("+"))
+
+
+def _hub_name(spec: str) -> str | None:
+    kind, _, rest = spec.partition(":")
+    if kind == "hf":
+        return rest if rest and not Path(rest).is_dir() else None
+    if kind != "open_clip" or not rest:
+        return None
+    if rest.startswith(HF_HUB):
+        return rest.removeprefix(HF_HUB)
+    import open_clip
+
+    architecture, _, pretrained = rest.partition("/")
+    repository = str(open_clip.get_pretrained_cfg(architecture, pretrained).get("hf_hub") or "")
+    return "/".join(repository.split("/")[:2]) or None  # what may follow is a file
 
 
 @contextmanager

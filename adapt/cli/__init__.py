@@ -36,6 +36,8 @@ _COMMANDS = {
     "merge": ("formats", "Fold a LoRA adapter into a standalone checkpoint."),
     "export": ("formats", "Write an adapter with its backbone, without the blocks that it skips."),
     "convert": ("formats", "Import a published checkpoint, or export LoRA to peft's layout."),
+    "soup": ("soup", "Mix adapters of a common start into one."),
+    "push": ("push", "Publish an adapter on the Hugging Face hub."),
     "data": ("data", "List, check and look at data sets."),
     "cache": ("cache", "Show or clear the image features kept on disk."),
     "recipes": ("recipes", "List the recipes, or show one."),

@@ -34,9 +34,10 @@ def inspect(adapter: Path, backbone: str | None, words: int, as_json: bool) -> N
     from adapt.cli.quiet import quiet_libraries
     from adapt.formats.adapter import read_tensors
     from adapt.formats.header import read_header
-    from adapt.loading import method_of
+    from adapt.loading import located, method_of
 
-    file = adapter / "adapter.safetensors" if adapter.is_dir() else adapter
+    file = located(adapter)
+    file = file / "adapter.safetensors" if file.is_dir() else file
     header = read_header(file)
     tensors = read_tensors(file)
     if as_json:
@@ -193,7 +194,7 @@ def convert(
       a published checkpoint of CoOp, or with --method of CoCoOp, MaPLe or IVLP and VPT
       (model.pth.tar-50): needs --backbone and --classes
       with --method vlora or projector, a mm_projector.bin or a .safetensors of LLaVA's: needs --backbone VISION+LLM
-      a folder in peft's LoRA layout: needs --backbone and --classes
+      a folder in peft's LoRA layout: needs --classes, and --backbone where it names none; one of adapt's, neither
       an adapter of adapt: with --to peft, TARGET becomes a folder in peft's layout
 
     Pickles are read here only, weights only, and refused where they name anything but tensors and Dassl's records.
@@ -203,6 +204,9 @@ def convert(
     if target.exists():
         raise AdaptError(f"{target} exists already: name a new target")
     with quiet_libraries():
+        from adapt.loading import located
+
+        source = located(source)
         if source.suffix == ".safetensors" and method is None:
             if target_form != "peft":
                 raise AdaptError(
@@ -223,17 +227,18 @@ def _imported(
     from adapt import methods
     from adapt.backbones.load import load_backbone
     from adapt.formats import checkpoints as convert
-    from adapt.formats import peft_layout
+    from adapt.formats import peft_import
     from adapt.recipe.file import set_key
 
+    if source.is_dir():
+        if method or settings:
+            raise AdaptError(f"{source} is in peft's layout, which tells its settings: leave out --method and --set")
+        given_names = None if classes is None else _lines_of(classes)
+        return peft_import.load(source, load_backbone(backbone) if backbone else None, given_names)
     speaks = method is not None and methods.find(method).serves == ("vision LLM",)
     if backbone is None or (classes is None and not speaks):
         raise AdaptError(f"{source} names neither backbone nor classes: give --backbone and --classes FILE")
     names = [] if classes is None else _lines_of(classes)
-    if source.is_dir():
-        if method or settings:
-            raise AdaptError(f"{source} is in peft's layout, which tells its settings: leave out --method and --set")
-        return peft_layout.load(source, load_backbone(backbone), names)
     given: dict[str, Any] = {}
     for setting in settings:
         set_key(given, setting)

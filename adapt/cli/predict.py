@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adapt import plain
+from adapt import hub, plain
 from adapt.cells import guarded
 from adapt.cli import options as common
 from adapt.data.readers.folder import IMAGE_SUFFIXES, images_in
@@ -65,9 +65,10 @@ def predict(
 ) -> None:
     """Classify IMAGES (files, or folders searched at any depth) with ADAPTER, or answer a question about each.
 
-    Several adapters (files, or folders of runs) stand side by side, a column each, and what they share is computed
-    once. Results are printed as they come. In folders, symbolic links are followed, and an image counts once. An image
-    that cannot be read is reported and left out; the exit code is 2 then.
+    An adapter is a file, the folder of a run, or a name on the hub such as hf://user/name. Several stand side by side,
+    a column each, and what they share is computed once. Results are printed as they come. In folders, symbolic links
+    are followed, and an image counts once. An image that cannot be read is reported and left out; the exit code is 2
+    then.
 
     \b
     Examples:
@@ -193,8 +194,9 @@ def _asked(adapter: Path, model: Any, question: str | None) -> dict[str, str]:
 
 
 def _is_adapter(path: Path) -> bool:
-    """Whether `path` is an adapter, or a folder of a run or of an exported model."""
-    return path.suffix == ".safetensors" or (path / "adapter.safetensors").is_file()
+    """Whether `path` is an adapter, the folder of a run, of an exported model or of peft's, or a name on the hub."""
+    inside = ("adapter.safetensors", "adapter_config.json")
+    return hub.is_name(path) or path.suffix == ".safetensors" or any((path / name).is_file() for name in inside)
 
 
 def _files(images: Sequence[Path]) -> Iterator[Path]:
@@ -259,7 +261,9 @@ def _writer_of(adapters: Sequence[Path], as_json: bool, as_csv: bool, explain: b
     """A function that prints what the adapters say of one image."""
     if explain:
         return _explained_json if as_json else _explained
-    return _side_by_side(as_json, as_csv, [*map(str, adapters)]) if len(adapters) > 1 else _writer(as_json, as_csv)
+    return (
+        _side_by_side(as_json, as_csv, [*map(hub.spelled, adapters)]) if len(adapters) > 1 else _writer(as_json, as_csv)
+    )
 
 
 def _side_by_side(as_json: bool, as_csv: bool, adapters: Sequence[str]) -> Any:

@@ -1,1 +1,1 @@
-"""The adapter file, compact folders, published checkpoints, merged models, and the layout of peft."""
+"""The adapter file, compact folders, published checkpoints, merged models, peft's layout, repositories of the hub."""

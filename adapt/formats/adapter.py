@@ -26,19 +26,23 @@ _LIBRARIES = (
 )  # fmt: skip
 
 
+NAME = "adapter.safetensors"  # in the folder of a run, and in a repository of the hub
+
+
 def save(model: Adapted[Any], path: str | Path) -> Path:
     """Writes `model`'s adapter to `path`, atomically. Raises AdaptError for values that are not finite."""
     from adapt.disk import replacing
 
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.method.state_dict().items()}
     check_finite(tensors, "the model")
-    metadata = _header(model).metadata()
+    metadata = header_of(model).metadata()
     with replacing(path) as temporary:
         tensor_file.write(tensors, temporary, metadata)
     return Path(path)
 
 
-def _header(model: Adapted[Any]) -> Header:
+def header_of(model: Adapted[Any]) -> Header:
+    """What the file of `model` says of itself."""
     from adapt.models.answers import PLAIN
 
     backbone = model.backbone

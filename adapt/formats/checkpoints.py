@@ -15,7 +15,7 @@ from adapt import methods
 from adapt.backbones.base import Backbone
 from adapt.errors import AdaptError
 from adapt.formats import tensor_file
-from adapt.loading import build_for
+from adapt.formats.rebuild import build_for
 
 
 class _Inert:

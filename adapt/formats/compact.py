@@ -24,12 +24,13 @@ from adapt.backbones.load import COMPACT, hollow
 from adapt.disk import new_folder, replacing, write_text
 from adapt.errors import AdaptError
 from adapt.formats import tensor_file
+from adapt.formats.adapter import NAME
 from adapt.formats.allocation import at_most
 from adapt.formats.header import read_header
 from adapt.models.base import Adapted
 from adapt.validation import explain
 
-ADAPTER, TENSORS = "adapter.safetensors", "backbone.safetensors"
+TENSORS = "backbone.safetensors"
 FORMAT = 1
 
 
@@ -71,7 +72,7 @@ def export(model: Adapted[Any], folder: str | Path) -> Path:
             written.unlink()
         with replacing(whole / TENSORS) as temporary:
             tensor_file.write(kept, temporary, {})
-        model.save(whole / ADAPTER)
+        model.save(whole / NAME)
         write_text(whole / COMPACT, plain.dump(record.model_dump(mode="json"), indent=2) + "\n")
     return Path(folder)
 
@@ -106,7 +107,7 @@ def backbone_of(folder: Path) -> tuple[Backbone, frozenset[str]]:
     Raises AdaptError where the folder is none, or damaged.
     """
     record = _record(folder)
-    name, kept = read_header(folder / ADAPTER).backbone, tensor_file.read(folder / TENSORS)
+    name, kept = read_header(folder / NAME).backbone, tensor_file.read(folder / TENSORS)
     with at_most(sum(x.numel() for x in kept.values())):  # also of tensors without memory, in number
         backbone = hollow(folder, name)
     try:

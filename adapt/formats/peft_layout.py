@@ -1,57 +1,85 @@
 """LoRA in peft's own layout: a folder with adapter_config.json and adapter_model.safetensors.
 
-The folder loads with plain `PeftModel.from_pretrained` on a transformers model, and on an open_clip model after
-`adapt.split_attention(model)`.
+On a transformers model `AutoPeftModel.from_pretrained(FOLDER)` loads it with its backbone, and `PeftModel` on an
+open_clip model after `adapt.split_attention(model)`. See `adapt.formats.peft_import` for the way back.
 """
 
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from adapt import plain
-from adapt.backbones.base import Backbone
+from adapt.backbones.base import Backbone, DualEncoder
 from adapt.disk import replacing, write_text
 from adapt.errors import AdaptError
-from adapt.formats import tensor_file
-from adapt.formats.adapter import read_tensors
-from adapt.loading import build_for
-from adapt.methods.lora import PROJECTIONS, LoRA, Place
+from adapt.formats import adapter, tensor_file
+from adapt.formats.model_card import WithPeft, model_card
+from adapt.methods.lora import LoRA, Place
 from adapt.models.answers import PLAIN
-from adapt.models.classifier import AdaptedModel
+
+if TYPE_CHECKING:
+    from adapt.models.base import Adapted
 
 logger = logging.getLogger("adapt")
 
-_PREFIX = "base_model.model."
-_UNKNOWN_HERE = ("use_dora", "alpha_pattern", "rank_pattern", "lora_bias", "fan_in_fan_out")  # change the arithmetic
+CONFIG, TENSORS = FILES = ("adapter_config.json", "adapter_model.safetensors")
+PREFIX = "base_model.model."
+OURS = "adapt"  # the key of our own in the header of the tensors
 
 
-_OURS = "adapt"  # the key of our own in the header of the tensors
-
-
-def export(model: AdaptedModel, folder: str | Path) -> Path:
-    """Writes the LoRA adapter of `model` to `folder`. Raises AdaptError for another method or tuner."""
-    method = model.method
-    if not isinstance(method, LoRA) or not method.config.plain:
+def export(model: Adapted[Any], folder: str | Path) -> Path:
+    """Writes the LoRA adapter of `model` to `folder`, with a model card. AdaptError for another method or tuner."""
+    method, folder = model.method, Path(folder)
+    if not is_plain(method):
         raise AdaptError(
             f"only plain LoRA has peft's layout; this adapter is {method.name} {method.config.model_dump()}"
         )
     if model.answers != PLAIN:
         logger.warning("peft's layout holds what the towers learned: temperature and blend of answers stay behind")
+    write(model, folder)
+    header, family = adapter.header_of(model), model.backbone.family
+    card = model_card(header, family, address=str(folder), place=str(folder), peft=_with_peft(model))
+    write_text(folder / "README.md", card)
+    return folder
+
+
+def is_plain(method: Any) -> bool:
+    """Whether a method is nothing but what peft's LoraConfig says."""
+    return isinstance(method, LoRA) and method.config.plain
+
+
+def carried(model: Adapted[Any]) -> WithPeft | None:
+    """What plain peft needs to answer as `model` does with nothing of adapt's; None where it cannot."""
+    if not is_plain(model.method) or model.answers != PLAIN:
+        return None
+    found = _with_peft(model)
+    return found if found.base is not None else None
+
+
+def _with_peft(model: Adapted[Any]) -> WithPeft:
+    backbone, config = model.backbone, model.method.config
+    classifies = bool(model.class_names) and isinstance(backbone, DualEncoder) and _auto_mapping(model) is not None
+    scale = config.logit_scale or getattr(backbone, "logit_scale", None)
+    return WithPeft(_base(backbone) if classifies else None, config.template, scale)
+
+
+def write(model: Adapted[Any], folder: Path) -> None:
+    """Writes the two files of peft's layout to `folder`."""
+    method: Any = model.method
     names = module_names(model.backbone)
     tensors = {}
     for site in method.sites:
         for letter, factor in zip("AB", method.pair(*site)):
-            tensors[f"{_PREFIX}{names[site]}.lora_{letter}.weight"] = factor.detach().cpu().contiguous()
-    folder = Path(folder)
-    with replacing(folder / "adapter_model.safetensors") as temporary:
-        tensor_file.write(tensors, temporary, {"format": "pt", _OURS: plain.dump(_beside(method))})
+            tensors[f"{PREFIX}{names[site]}.lora_{letter}.weight"] = factor.detach().cpu().contiguous()
+    with replacing(folder / TENSORS) as temporary:
+        tensor_file.write(tensors, temporary, {"format": "pt", OURS: plain.dump(_beside(model))})
     config = {
         "peft_type": "LORA",
-        "base_model_name_or_path": model.backbone.name,
+        "task_type": None,  # with one, AutoPeftModel refuses the folder, and takes the class from auto_mapping without
+        "auto_mapping": _auto_mapping(model),
+        "base_model_name_or_path": _base(model.backbone),
         "target_modules": [names[site] for site in method.sites],
         "r": method.config.rank,
         "lora_alpha": method.config.alpha,
@@ -60,90 +88,32 @@ def export(model: AdaptedModel, folder: str | Path) -> Path:
         "bias": "none",
         "inference_mode": True,
     }
-    write_text(folder / "adapter_config.json", plain.dump(config, indent=2) + "\n")
-    return folder
+    write_text(folder / CONFIG, plain.dump(config, indent=2) + "\n")
 
 
-def _beside(method: LoRA) -> dict[str, Any]:
-    """What the method has and peft's layout has no word for."""
-    return {"logit_scale": method.config.logit_scale, "template": method.config.template}
-
-
-def load(folder: str | Path, backbone: Backbone, class_names: Sequence[str]) -> AdaptedModel:
-    """The model of a LoRA adapter in peft's layout; peft records neither backbone nor classes, so both are given.
-
-    Where `export` did not write the folder, logits have the backbone's own scale and the template is LoRA's default.
-
-    Raises AdaptError for another peft method, or modules that are no projections of the backbone's towers.
-    """
-    folder = Path(folder)
-    path = folder / "adapter_config.json"
-    if not path.is_file():
-        raise AdaptError(f"{folder} is not in peft's layout: it has no adapter_config.json")
-    config = _read_config(path)
-    if config.get("peft_type") != "LORA" or any(config.get(key) for key in _UNKNOWN_HERE):
-        raise AdaptError(f"{folder} holds peft's {config.get('peft_type')}; only plain LoRA can be imported")
-    sites = {name: site for site, name in module_names(backbone).items()}
-    tensors = {}
-    for key, tensor in read_tensors(folder / "adapter_model.safetensors").items():
-        name, _, factor = key.removeprefix(_PREFIX).removesuffix(".weight").rpartition(".")
-        if name not in sites:
-            raise AdaptError(f"{folder} adapts {name!r}, which is no projection of {backbone.describe()}")
-        tensors[".".join(map(str, (*sites[name], factor, "weight")))] = tensor
-    adapted = [
-        sites[name] for name in sites if any(key.startswith(".".join(map(str, sites[name])) + ".") for key in tensors)
-    ]
-    if not adapted:
-        raise AdaptError(f"{folder} holds no LoRA tensors")
-    method = LoRA(**_settings(config, adapted, backbone), **_recorded(folder / "adapter_model.safetensors"))
-    model: AdaptedModel = build_for(method, backbone, class_names, tensors, str(folder))
-    return model.eval()
-
-
-def _recorded(path: Path) -> dict[str, Any]:
-    """What `export` noted beside the tensors."""
-    noted = tensor_file.describe(path).metadata.get(_OURS)
-    if noted is None:
-        return {"logit_scale": None}
-    try:
-        found = plain.parse(noted)
-        return {key: found[key] for key in ("logit_scale", "template")}
-    except (KeyError, TypeError, ValueError) as error:
-        raise AdaptError(f"{path} is damaged ({error!r}): its header's {_OURS} holds no settings") from error
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config = plain.parse(path.read_bytes())
-        return config | {"r": int(config["r"]), "lora_alpha": float(config["lora_alpha"])}
-    except (KeyError, TypeError, ValueError) as error:
-        raise AdaptError(f"{path} is damaged ({error!r}): expected peft's settings of a LoRA") from error
-
-
-def _settings(config: dict[str, Any], sites: list[Place], backbone: Backbone) -> dict[str, Any]:
-    """The method's settings; its scaling is alpha / sqrt(rank), peft's plain one alpha / rank."""
-    rank, alpha = config["r"], config["lora_alpha"]
-    return {
-        "rank": rank,
-        "alpha": alpha if config.get("use_rslora") else alpha / math.sqrt(rank),
-        "dropout": config.get("lora_dropout", 0.0),
-        "towers": tuple(tower for tower in ("text", "vision") if any(site[0] == tower for site in sites)),
-        "projections": tuple(letter for letter in PROJECTIONS if any(site[2] == letter for site in sites)),
-        "blocks": _blocks(sites, backbone),
-    }
-
-
-def _blocks(sites: list[Place], backbone: Backbone) -> tuple[int, int] | None:
-    """The range of blocks; None where every tower is adapted whole, whatever its depth."""
-    adapted = {name: {block for tower, block, _ in sites if tower == name} for name in {site[0] for site in sites}}
-    if all(len(blocks) == len(backbone.tower(name).blocks) for name, blocks in adapted.items()):
+def _auto_mapping(model: Adapted[Any]) -> dict[str, str] | None:
+    """Where `AutoPeftModel` finds the backbone's class; None for one that is not transformers' own."""
+    kind = type(model.backbone.model)
+    if not kind.__module__.startswith("transformers.") or model.backbone.name is None:
         return None
-    ranges = {(min(blocks), max(blocks) + 1) for blocks in adapted.values()}
-    if len(ranges) > 1:
-        raise AdaptError(
-            f"the towers are adapted in different blocks, {sorted(ranges)}; only one range can be imported"
-        )
-    return ranges.pop()
+    return {"base_model_class": kind.__name__, "parent_library": kind.__module__}
+
+
+def _base(backbone: Backbone) -> str | None:
+    """What the backbone's library loads it by: a name on the hub, or a folder wherever the reader stands."""
+    name = None if backbone.name is None else backbone.name.removeprefix("hf:")
+    return str(Path(name).resolve()) if name is not None and Path(name).is_dir() else name
+
+
+def _beside(model: Adapted[Any]) -> dict[str, Any]:
+    """What the model has and peft's layout has no word for."""
+    config = model.method.config
+    return {
+        "logit_scale": config.logit_scale,
+        "template": config.template,
+        "class_names": list(model.class_names),
+        "backbone": model.backbone.name,
+    }
 
 
 def module_names(backbone: Backbone) -> dict[Place, str]:

@@ -29,7 +29,7 @@ from adapt.backbones.tower import Tower
 from adapt.edits import Bypass, Edit, Tokens
 from adapt.errors import AdaptError
 from adapt.methods import find
-from adapt.methods.base import Context, Method, MethodConfig, Terms, Training
+from adapt.methods.base import Context, Method, MethodConfig, Mixture, Terms, Training
 from adapt.methods.base.config import MethodSettings
 from adapt.prompts import Prompt
 
@@ -74,6 +74,17 @@ class Compose(Method):
     def settings_of(cls, config: dict[str, Any], adapter_format: tuple[int, int]) -> dict[str, Any]:
         parts = config.get("methods", ())
         return config | {"methods": [find(part["name"]).settings_of(part, adapter_format) for part in parts]}
+
+    @classmethod
+    def mixed(cls, members: Sequence[Any], mixture: Mixture) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Each part by its own way."""
+        described: list[dict[str, Any]] = []
+        tensors: dict[str, Tensor] = {}
+        for name, part in members[0].parts.items():
+            settings, own = type(part).mixed([member.parts[name] for member in members], mixture)
+            described.append({"name": part.name, **settings})
+            tensors |= {f"{name}.{key}": tensor for key, tensor in own.items()}
+        return {"methods": described}, tensors
 
     @property
     def touches(self) -> frozenset[str]:

@@ -206,6 +206,27 @@ class Adapted(nn.Module, Generic[B]):
 
         return adapter.save(self, path)
 
+    def push_to_hub(
+        self,
+        repository: str,
+        *,
+        private: bool | None = None,
+        token: str | None = None,
+        license: str | None = None,
+        message: str | None = None,
+    ) -> str:
+        """Publishes the adapter on the Hugging Face hub as `user/name`, with a model card; returns its address.
+
+        It loads as `adapt.load("hf://user/name")`. Plain LoRA on a transformers model goes there in peft's layout too.
+        `private` is of a new repository, `license` an identifier such as apache-2.0 for the card, `message` the
+        commit's, and `token` the one of `hf auth login`, or of HF_TOKEN, where left out.
+
+        Raises AdaptError where the hub refuses it, or cannot be reached.
+        """
+        from adapt.formats import publishing
+
+        return publishing.push(self, repository, private=private, token=token, license=license, message=message)
+
     @torch.compiler.disable  # objects made anew for every call: nothing that tracing could keep
     def _edits(self, tower: str, context: Context) -> list[Edit]:
         """What the method asks of `tower` in this call."""

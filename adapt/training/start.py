@@ -8,7 +8,7 @@ from typing import Any
 from adapt.errors import AdaptError
 from adapt.formats.adapter import check_backbone, load_tensors, read_tensors
 from adapt.formats.header import Header, read_header
-from adapt.loading import adapter_of, method_of
+from adapt.loading import located, method_of
 from adapt.methods.base import Method
 from adapt.models.base import Adapted
 
@@ -20,7 +20,7 @@ def start_from(model: Adapted[Any], path: str | Path) -> None:
     Raises AdaptError where method, settings, classes or backbone do not fit, and as `read_header` and `read_tensors`
     do; the model is as it was then.
     """
-    file = adapter_of(path)
+    file = located(path)
     described = read_header(file)
     _check_kin(model, described, file)
     check_backbone(described, model.backbone, file)

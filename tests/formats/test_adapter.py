@@ -345,7 +345,7 @@ def test_tensors_are_refused_where_they_are_read(saved: Path) -> None:
 def test_what_does_not_fit_is_refused_before_the_model_is_put_together(
     saved: Path, open_clip: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("adapt.loading.assemble", lambda *args: pytest.fail("it was put together"))
+    monkeypatch.setattr("adapt.formats.rebuild.assemble", lambda *args: pytest.fail("it was put together"))
     refused(rewrite(saved, _put("ctx", torch.zeros(5, 128))), open_clip, r"shape \(5, 128\)")
 
 

@@ -19,7 +19,7 @@ import adapt
 from adapt import AdaptedModel, AdaptError, Backbone, methods
 from adapt.backbones.absent import Absent
 from adapt.backbones.load import hollow
-from adapt.formats import compact
+from adapt.formats import adapter, compact
 
 NAMES = ("goldfish", "red_panda", "sea cucumber")
 DAS, LoRA = methods.DAS, methods.LoRA
@@ -102,7 +102,7 @@ def test_the_file_shrinks_by_the_blocks(tiny: Backbone, tmp_path: Path) -> None:
     assert sizes[0] - sizes[1] == pytest.approx(saved - mask, abs=4096)  # names and shapes apart
     assert len({path.stat().st_mode for path in folder.iterdir()}) == 1
     left = {path.name for path in folder.iterdir()}
-    assert left == {compact.ADAPTER, compact.TENSORS, "compact.json", "open_clip_config.json"}
+    assert left == {adapter.NAME, compact.TENSORS, "compact.json", "open_clip_config.json"}
 
 
 def test_values_that_are_exact_in_half_precision_are_kept_so(tiny: Backbone, images: Tensor, tmp_path: Path) -> None:
@@ -226,7 +226,7 @@ def test_another_backbone_is_found_out(tiny: Backbone, tmp_path: Path) -> None:
         (lambda folder: (folder / "compact.json").write_text("{"), r"compact\.json is damaged"),
         (lambda folder: (folder / "compact.json").write_text("{}"), r"compact\.json is damaged"),
         (lambda folder: (folder / "compact.json").unlink(), "there is no adapter at .*: a folder, but not one of"),
-        (lambda folder: (folder / compact.ADAPTER).unlink(), "there is no adapter at"),
+        (lambda folder: (folder / adapter.NAME).unlink(), "there is no adapter at"),
         (lambda folder: (folder / compact.TENSORS).write_bytes(b"x"), "is truncated"),
     ],
 )
@@ -239,7 +239,7 @@ def test_a_damaged_folder(tiny: Backbone, tmp_path: Path, damage: Any, message: 
 
 def test_another_adapter_is_refused(tiny: Backbone, tmp_path: Path) -> None:
     folder = compact.export(light(tiny, "vision.0"), tmp_path / "light")
-    light(tiny, "vision.1").save(folder / compact.ADAPTER)
+    light(tiny, "vision.1").save(folder / adapter.NAME)
     with pytest.raises(AdaptError, match="was cut for another adapter than the one in it"):
         adapt.load(folder)
 

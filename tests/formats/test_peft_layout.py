@@ -5,6 +5,10 @@ from __future__ import annotations
 import copy
 import json
 import math
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +16,17 @@ import peft
 import pytest
 import tiny_backbones
 import torch
-from checks import perturb, scaled
+import transformers
+from checks import contents, perturb, scaled
+from hub_stand_in import Repository, StandIn
+from huggingface_hub import ModelCard
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import adapt
 from adapt import AdaptedModel, AdaptError, Backbone
-from adapt.formats import peft_layout
+from adapt.formats import peft_import, peft_layout
 
 NAMES = ("goldfish", "red_panda", "sea cucumber")
 
@@ -54,7 +62,7 @@ def test_plain_peft_gives_the_adapted_features(
 @pytest.mark.parametrize("backbone", ["open_clip", "open_clip_timm", "hf_clip", "hf_siglip"], indirect=True)
 def test_a_round_trip_keeps_every_tensor(backbone: Backbone, images: Tensor, tmp_path: Path) -> None:
     model = lora(backbone, rank=3, alpha=2.0, projections=("q", "fc1"), towers=("vision",), blocks=(0, 1))
-    loaded = peft_layout.load(peft_layout.export(model, tmp_path / "peft"), backbone, NAMES)
+    loaded = peft_import.load(peft_layout.export(model, tmp_path / "peft"), backbone, NAMES)
     state, expected = loaded.method.state_dict(), model.method.state_dict()
     assert state.keys() == expected.keys()
     assert all(torch.equal(state[name], expected[name]) for name in state)
@@ -70,7 +78,7 @@ def test_the_plain_scaling_of_peft_is_kept(hf_clip: Backbone, images: Tensor, tm
             if "lora_B" in name:
                 parameter.normal_(std=0.05)
     trained.save_pretrained(tmp_path / "peft")
-    model = peft_layout.load(tmp_path / "peft", hf_clip, NAMES)
+    model = peft_import.load(tmp_path / "peft", hf_clip, NAMES)
     expected = trained.eval().base_model.model.get_image_features(pixel_values=images).pooler_output
     assert scaled(model.image_features(images), torch.nn.functional.normalize(expected, dim=-1)) < 1e-5
 
@@ -84,7 +92,7 @@ def test_only_plain_lora_has_the_layout(open_clip: Backbone, tmp_path: Path) -> 
 
 def test_a_folder_without_a_config(open_clip: Backbone, tmp_path: Path) -> None:
     with pytest.raises(AdaptError, match=r"has no adapter_config.json"):
-        peft_layout.load(tmp_path, open_clip, NAMES)
+        peft_import.load(tmp_path, open_clip, NAMES)
 
 
 @pytest.mark.parametrize("change", [{"peft_type": "LOHA"}, {"use_dora": True}])
@@ -93,13 +101,13 @@ def test_another_peft_method_is_refused(change: dict[str, Any], open_clip: Backb
     config = folder / "adapter_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | change))
     with pytest.raises(AdaptError, match="only plain LoRA can be imported"):
-        peft_layout.load(folder, open_clip, NAMES)
+        peft_import.load(folder, open_clip, NAMES)
 
 
 def test_modules_of_another_model_are_named(open_clip: Backbone, tmp_path: Path) -> None:
     folder = peft_layout.export(lora(tiny_backbones.backbone("hf_clip")), tmp_path / "peft")
     with pytest.raises(AdaptError, match=r"adapts 'text_model.encoder.*, which is no projection of CLIP"):
-        peft_layout.load(folder, open_clip, NAMES)
+        peft_import.load(folder, open_clip, NAMES)
 
 
 def test_scale_and_template_come_back_too(open_clip: Backbone, images: Tensor, tmp_path: Path) -> None:
@@ -107,8 +115,173 @@ def test_scale_and_template_come_back_too(open_clip: Backbone, images: Tensor, t
     open_clip.model.logit_scale.data.fill_(math.log(42.0))
     model = adapt.wrap(open_clip, adapt.methods.LoRA(logit_scale=None, template="a drawing of a {}."), NAMES).eval()
     folder = peft_layout.export(perturb(model), tmp_path / "peft")
-    back = peft_layout.load(folder, open_clip, NAMES)
+    back = peft_import.load(folder, open_clip, NAMES)
     assert torch.allclose(back(images), model(images), atol=1e-4)
     tensors = load_file(folder / "adapter_model.safetensors")
     save_file(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
-    assert peft_layout.load(folder, open_clip, NAMES).method.config.logit_scale is None
+    assert peft_import.load(folder, open_clip, NAMES).method.config.logit_scale is None
+
+
+@pytest.fixture
+def clip_folder(tmp_path: Path) -> Path:
+    """transformers' CLIP in its own folder format."""
+    folder = tmp_path / "clip"
+    tiny_backbones.hf_clip_model().eval().save_pretrained(folder)
+    tiny_backbones.hf_clip_processor().save_pretrained(folder)
+    return folder
+
+
+def without_adapt(code: str, folder: Path, **variables: str) -> dict[str, Tensor]:
+    """What a fresh process, in which adapt cannot be imported, saves to `found.safetensors`."""
+    barred = "import sys\nsys.modules['adapt'] = None\n"
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | variables
+    command = [sys.executable, "-c", barred + code]
+    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return load_file(folder / "found.safetensors")
+
+
+FEATURES = """
+import torch
+from peft import {kind}
+from safetensors.torch import load_file, save_file
+inputs = load_file("inputs.safetensors")
+with torch.no_grad():
+    model = {kind}.from_pretrained({place!r}).eval()
+    image = model.get_image_features(pixel_values=inputs["images"]).pooler_output
+    text = model.get_text_features(input_ids=inputs["texts"]).pooler_output
+save_file({{"image": image, "text": text}}, "found.safetensors")
+"""
+
+
+def inputs_of(backbone: Backbone, images: Tensor, folder: Path) -> None:
+    texts = backbone.tokenize([f"a photo of a {name.replace('_', ' ')}." for name in NAMES])
+    save_file({"images": images, "texts": texts}, folder / "inputs.safetensors")
+
+
+def agree(found: dict[str, Tensor], model: AdaptedModel, images: Tensor) -> None:
+    for name, expected in (("image", model.image_features(images)), ("text", model.class_features())):
+        assert scaled(torch.nn.functional.normalize(found[name], dim=-1), expected) < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["AutoPeftModel", "AutoPeftModelForFeatureExtraction"])
+def test_peft_finds_the_backbone_by_itself(kind: str, clip_folder: Path, images: Tensor, tmp_path: Path) -> None:
+    model = lora(adapt.load_backbone(f"hf:{clip_folder}"), rank=3, projections=("q", "v", "fc1"))
+    peft_layout.export(model, tmp_path / "peft")
+    inputs_of(model.backbone, images, tmp_path)
+    agree(without_adapt(FEATURES.format(kind=kind, place=str(tmp_path / "peft")), tmp_path), model, images)
+
+
+def test_the_snippet_of_the_card_classifies(clip_folder: Path, tmp_path: Path) -> None:
+    backbone = adapt.load_backbone(f"hf:{clip_folder}")
+    model = lora(backbone, template="a drawing of a {}.", logit_scale=42.0)
+    peft_layout.export(model, tmp_path / "peft")
+    noise = torch.randint(0, 256, (40, 56, 3), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    Image.fromarray(noise.numpy()).save(tmp_path / "photo.png")
+    card = (tmp_path / "peft" / "README.md").read_text(encoding="utf-8")
+    snippet = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)[1]
+    saved = '\nfrom safetensors.torch import save_file\nsave_file({"p": probabilities}, "found.safetensors")'
+    found = without_adapt(snippet + saved, tmp_path)["p"][0]
+    expected = dict(model.predict(str(tmp_path / "photo.png"))[0].top)
+    assert dict(zip(NAMES, found.tolist())) == pytest.approx(expected, abs=1e-4)
+
+
+def test_what_adapt_wrote_tells_backbone_and_classes(clip_folder: Path, images: Tensor, tmp_path: Path) -> None:
+    model = lora(adapt.load_backbone(f"hf:{clip_folder}"))
+    loaded = adapt.load(peft_layout.export(model, tmp_path / "peft"))
+    assert (loaded.backbone.name, loaded.class_names) == (f"hf:{clip_folder}", NAMES)
+    assert torch.equal(loaded(images), model(images))
+    assert adapt.load(tmp_path / "peft", class_names=["sky"]).class_names == ("sky",)
+
+
+def trained_by_peft(model: Any, folder: Path, **settings: Any) -> Any:
+    torch.manual_seed(0)
+    trained = peft.get_peft_model(copy.deepcopy(model), peft.LoraConfig(**settings))
+    with torch.no_grad():
+        for name, parameter in trained.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.05)
+    trained.save_pretrained(folder)
+    return trained.eval().base_model.model
+
+
+def test_what_peft_wrote_names_its_backbone(clip_folder: Path, images: Tensor, tmp_path: Path) -> None:
+    base = transformers.CLIPModel.from_pretrained(clip_folder)
+    theirs = trained_by_peft(base, tmp_path / "peft", r=4, target_modules=["q_proj", "v_proj"])
+    with pytest.raises(AdaptError, match="records no class names: give them"):
+        adapt.load(tmp_path / "peft")
+    model = adapt.load(tmp_path / "peft", class_names=NAMES)
+    assert model.backbone.name == f"hf:{clip_folder}"
+    expected = theirs.get_image_features(pixel_values=images).pooler_output
+    assert scaled(model.image_features(images), torch.nn.functional.normalize(expected, dim=-1)) < 1e-5
+
+
+def test_a_vision_tower_that_peft_adapted_alone(clip_folder: Path, images: Tensor, tmp_path: Path) -> None:
+    """`CLIPVisionModel` names its modules without the tower."""
+    alone = transformers.CLIPVisionModel.from_pretrained(clip_folder)
+    theirs = trained_by_peft(alone, tmp_path / "peft", r=2, target_modules=["q_proj", "out_proj"])
+    model = adapt.load(tmp_path / "peft", adapt.load_backbone(f"hf:{clip_folder}"), NAMES)
+    assert model.method.config.towers == ("vision",)
+    projected = model.backbone.model.visual_projection(theirs(pixel_values=images).pooler_output)
+    assert scaled(model.image_features(images), torch.nn.functional.normalize(projected, dim=-1)) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"rank_pattern": {"q_proj": 2}}, "a LoRA with rank_pattern = "),
+        ({"bias": "all"}, "a LoRA with bias = 'all'"),
+        ({"modules_to_save": ["visual_projection"]}, "a LoRA with modules_to_save"),
+        ({"a_setting_of_tomorrow": 3}, "a LoRA with a_setting_of_tomorrow = 3"),
+        ({"init_lora_weights": "pissa"}, "began from weights that init_lora_weights = 'pissa' had changed"),
+        ({"revision": "v2"}, "names revision 'v2' of"),
+        ({"base_model_name_or_path": None}, "names no backbone"),
+    ],
+)
+def test_settings_that_change_the_meaning_are_refused(
+    change: dict[str, Any], words: str, clip_folder: Path, tmp_path: Path
+) -> None:
+    base = transformers.CLIPModel.from_pretrained(clip_folder)
+    trained_by_peft(base, tmp_path / "peft", r=2, target_modules=["q_proj"])
+    config = tmp_path / "peft" / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | change))
+    with pytest.raises(AdaptError, match=words):
+        adapt.load(tmp_path / "peft", class_names=NAMES)
+
+
+def test_a_pickle_of_pefts_is_not_read(hf_clip: Backbone, tmp_path: Path) -> None:
+    folder = peft_layout.export(lora(hf_clip), tmp_path / "peft")
+    (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
+    with pytest.raises(AdaptError, match=r"holds a pickle, adapter_model\.bin, which is not read"):
+        adapt.load(folder, hf_clip)
+
+
+def test_a_folder_on_the_hub_loads_with_peft_alone(
+    hub: StandIn, clip_folder: Path, images: Tensor, tmp_path: Path
+) -> None:
+    """Base model and adapter are both on the hub; the process has neither adapt nor a file of either."""
+    base = hub.repositories["org/clip"] = Repository()
+    base.add(contents(clip_folder))
+    model = lora(adapt.load_backbone("hf:org/clip"), rank=3)
+    model.push_to_hub("user/lora")
+    files = hub.repositories["user/lora"].files
+    assert set(files) == {"adapter.safetensors", "adapter_config.json", "adapter_model.safetensors", "README.md"}
+    card = ModelCard(files["README.md"].decode())
+    assert (card.data.base_model, card.data.base_model_relation) == (["org/clip"], "adapter")
+    inputs_of(model.backbone, images, tmp_path)
+    elsewhere = {"HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
+    code = FEATURES.format(kind="AutoPeftModel", place="user/lora")
+    agree(without_adapt(code, tmp_path, **elsewhere, HF_HUB_DISABLE_XET="1"), model, images)
+    theirs = {name: content for name, content in files.items() if name != "adapter.safetensors"}
+    hub.repositories["user/peft"] = Repository()
+    hub.repositories["user/peft"].add(theirs)
+    assert torch.equal(adapt.load("hf://user/peft")(images), model(images))
+
+
+def test_a_decoder_goes_there_and_back_too(tmp_path: Path) -> None:
+    model = adapt.wrap(adapt.load_backbone("mini-clip+mini-lm"), adapt.methods.LoRA(towers=("decoder",)))
+    folder = peft_layout.export(perturb(model), tmp_path / "peft")
+    assert 'question="what is it?"' in (folder / "README.md").read_text(encoding="utf-8")
+    state, expected = adapt.load(folder).method.state_dict(), model.method.state_dict()
+    assert state.keys() == expected.keys()
+    assert all(torch.equal(state[name], expected[name]) for name in state)

@@ -15,6 +15,7 @@ from adapt.edits import Edit
 from adapt.errors import AdaptError
 from adapt.methods.base.config import MethodConfig
 from adapt.methods.base.context import Context
+from adapt.methods.base.mixture import Mixture
 from adapt.methods.base.step import (
     BlockInputs,
     Encoded,
@@ -32,8 +33,8 @@ from adapt.prompts import Prompt
 from adapt.validation import explain
 
 __all__ = [
-    "BlockInputs", "Context", "Encoded", "ImageStep", "Method", "MethodConfig", "PairStep", "Step", "Terms", "Training",
-    "check_depth", "checked", "contrast", "cross_entropy", "depth_in", "learned", "total",
+    "BlockInputs", "Context", "Encoded", "ImageStep", "Method", "MethodConfig", "Mixture", "PairStep", "Step", "Terms",
+    "Training", "check_depth", "checked", "contrast", "cross_entropy", "depth_in", "learned", "mean_of", "total",
 ]  # fmt: skip
 
 FAMILIES = ("dual encoder", "fusion encoder", "vision LLM")  # of backbones
@@ -133,6 +134,14 @@ class Method(nn.Module):
         """What the settings in an adapter of this format, perhaps an older one, mean today."""
         return config
 
+    @classmethod
+    def mixed(cls, members: Sequence[Method], mixture: Mixture) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Settings and tensors of one method in place of several that have the same settings: by default a mean.
+
+        Raises AdaptError for a mixture that their tensors do not allow.
+        """
+        return mean_of(members, mixture)
+
     def check_family(self, backbone: Backbone) -> None:
         """AdaptError unless it adapts backbones of this family."""
         if backbone.family not in self.serves:
@@ -219,6 +228,32 @@ class Method(nn.Module):
         """
         logits: Tensor = step.logits
         return logits
+
+
+def mean_of(members: Sequence[Method], mixture: Mixture) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The mean of what was trained. AdaptError where it is none, or where what was not trained differs."""
+    first = members[0]
+    if not mixture.is_linear:
+        raise AdaptError(
+            f"{mixture.combination} mixes changes from a common start, which a {first.name} adapter does not record: "
+            "take linear, or adapters of lora"
+        )
+    if mixture.rank is not None:
+        raise AdaptError(f"{first.name} has no rank: leave it out, which is of lora")
+    if abs(sum(mixture.weights) - 1) > 1e-6:
+        raise AdaptError(
+            f"the weights sum to {sum(mixture.weights):g}; expected 1, for a mean of {first.name}'s tensors"
+        )
+    states = [member.state_dict() for member in members]
+    trained = {name for name, _ in first.named_parameters()}
+    tensors = {}
+    for name, tensor in states[0].items():
+        if name not in trained and not all(tensor.equal(state[name]) for state in states):
+            raise AdaptError(
+                f"{first.name} keeps {name}, which its images gave and no step trained: it differs, and has no mean"
+            )
+        tensors[name] = mixture.mean([state[name] for state in states]) if name in trained else tensor
+    return first.config.model_dump(mode="json"), tensors
 
 
 def learned(state: dict[str, Tensor], prefix: str = "") -> dict[str, Tensor]:

@@ -28,8 +28,8 @@ from adapt.backbones.tokenizer import TextTokenizer
 from adapt.backbones.tower import Projection, Tower, TowerName
 from adapt.edits import Edit, Replace
 from adapt.errors import AdaptError
-from adapt.methods.base import Context, Method, MethodConfig
-from adapt.methods.lora import peft_layers
+from adapt.methods.base import Context, Method, MethodConfig, Mixture
+from adapt.methods.lora import mixing, peft_layers
 from adapt.methods.zero_shot import Template
 from adapt.prompts import Prompt, from_template
 
@@ -218,6 +218,26 @@ class LoRA(Method):
     def merged(self) -> dict[Place, Tensor]:
         """The weight `(out, in)` of every adapted projection with the adapter folded in; nothing here changes."""
         return {site: peft_layers.merged(layer) for site, layer in self._layers()}
+
+    @classmethod
+    def mixed(cls, members: Sequence[Method], mixture: Mixture) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """What is mixed are the changes of weights; see `adapt.methods.lora.mixing`."""
+        adapters: list[Any] = list(members)
+        sites, config = adapters[0].sites, adapters[0].config
+        if not config.plain:
+            raise AdaptError(
+                f"lora: only plain LoRA is a change of weights to mix, and this has tuner {config.tuner!r}"
+            )
+        scaling = config.alpha / config.rank**0.5
+        factors = mixing.mixed([[each.pair(*site) for each in adapters] for site in sites], scaling, mixture)
+        rank = factors[0][0].shape[0]
+        alpha = mixing.scaled_alpha(config.alpha, config.rank, rank)
+        tensors = {
+            ".".join((*map(str, site), f"lora_{letter}", "weight")): factor
+            for site, pair in zip(sites, factors, strict=True)
+            for letter, factor in zip("AB", pair, strict=True)
+        }
+        return config.model_dump(mode="json") | {"rank": rank, "alpha": alpha}, tensors
 
     def prompts(self, tokenizer: TextTokenizer, class_name: str) -> list[Prompt]:
         return [from_template(tokenizer, self.config.template, class_name)]

@@ -1,0 +1,49 @@
+"""`adapt push`"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from adapt.cli import options as common
+from adapt.errors import AdaptError
+
+
+@click.command()
+@click.argument("adapter", type=click.Path(path_type=Path))
+@click.argument("repository", metavar="USER/NAME")
+@click.option("--private/--public", default=None, help="Of a new repository.  [default: the account's setting]")
+@click.option("--license", help="The licence that the model card names, such as apache-2.0.  [default: none]")
+@click.option("--message", help="Of the commit.")
+@common.of_adapter
+def push(
+    adapter: Path, repository: str, private: bool | None, license: str | None, message: str | None, backbone: str | None
+) -> None:
+    """Publish ADAPTER on the Hugging Face hub as USER/NAME, with a model card that is written from its run.
+
+    The file goes there bit for bit; plain LoRA on a transformers model also in peft's layout. A repository that is
+    there already gets a commit, and its earlier adapters load as hf://USER/NAME@COMMIT. The token is that of
+    `hf auth login`, or of the variable HF_TOKEN.
+
+    \b
+    Examples:
+      adapt push runs/first user/emoji-coop --license apache-2.0
+      adapt predict hf://user/emoji-coop photo.png
+    """
+    from adapt.cli.quiet import quiet_libraries
+
+    with quiet_libraries():
+        from adapt.backbones.load import load_backbone
+        from adapt.formats import publishing
+        from adapt.loading import load, located
+
+        file = located(adapter)
+        if not file.is_file():
+            raise AdaptError(f"there is no adapter at {adapter}: give its .safetensors file, or the folder of its run")
+        model = load(file, load_backbone(backbone) if backbone else None)
+        address = publishing.push(model, repository, file=file, private=private, license=license, message=message)
+    click.echo(f"published at {address}")
+
+
+COMMANDS = {"push": push}

@@ -1,0 +1,82 @@
+"""`adapt soup`"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from adapt.cli import options as common
+from adapt.errors import AdaptError
+from adapt.shown import shown
+
+_COMBINATIONS = ("linear", "magnitude_prune", "ties", "dare_linear", "dare_ties")
+
+
+@click.command()
+@click.argument("adapters", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The new .safetensors file.")
+@click.option("--weights", help="One for each adapter, separated by commas.  [default: a mean]")
+@click.option(
+    "--combination",
+    type=click.Choice(_COMBINATIONS),
+    default="linear",
+    show_default=True,
+    help="peft's names; all but linear are of LoRA, and need --density.",
+)
+@click.option("--density", type=float, help="The share of a change's entries that is kept, such as 0.2.")
+@click.option(
+    "--rank", type=click.IntRange(min=1), help="Of a LoRA soup.  [default: of linear the sum, else the adapters' own]"
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of what dare drops.")
+@click.option("--greedy", "data", metavar="DATA", help="Take those that help on this data's validation images.")
+@common.root
+@common.of_adapter
+def soup(
+    adapters: tuple[Path, ...],
+    out: Path,
+    weights: str | None,
+    combination: Any,
+    density: float | None,
+    rank: int | None,
+    seed: int,
+    data: str | None,
+    root: str | None,
+    backbone: str | None,
+) -> None:
+    """Mix ADAPTERS, which differ in nothing but what they learned, into one that costs what one of them costs.
+
+    Of LoRA the changes of weights are mixed, of other methods the mean of what was trained.
+
+    \b
+    Examples:
+      adapt soup runs/lora-1 runs/lora-2 runs/lora-3 --out soup.safetensors
+      adapt soup runs/lora-1 runs/lora-2 --combination ties --density 0.3 --out ties.safetensors
+      adapt soup runs/coop-1 runs/coop-2 runs/coop-3 --greedy photos --out greedy.safetensors
+    """
+    from adapt.cli.quiet import quiet_libraries
+    from adapt.data.readers import load as load_data
+
+    if out.exists():
+        raise AdaptError(f"{out} exists already: name a new file")
+    shares = None if weights is None else common.numbers("weights", weights, float)
+    validation = None if data is None else load_data(data, root).val
+    with quiet_libraries():
+        from adapt.backbones.load import load_backbone
+        from adapt.soups import soup as mixed
+
+        model = mixed(
+            adapters, shares, combination=combination, density=density, rank=rank, seed=seed, validation=validation,
+            backbone=load_backbone(backbone) if backbone else None, tried=_print,
+        )  # fmt: skip
+        model.save(out)
+    names = model.metadata["recipe"]["soup"]["ingredients"]
+    click.echo(f"soup of {len(names)} of {len(adapters)} at {out} ({out.stat().st_size / 1024:.1f} KB)")
+
+
+def _print(name: str, accuracy: float, taken: bool) -> None:
+    click.echo(f"{'taken' if taken else 'left':6} {100 * accuracy:5.1f} %  {shown(name)}")
+
+
+COMMANDS = {"soup": soup}

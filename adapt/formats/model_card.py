@@ -1,0 +1,113 @@
+"""The model card that goes with an adapter: README.md, written from what the adapter's header records of its run."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from adapt import methods
+from adapt.backbones.sources import hub_names, is_portable
+from adapt.errors import AdaptError
+from adapt.formats.header import Header
+from adapt.plain import within
+from adapt.shown import shown
+
+
+class WithPeft(NamedTuple):
+    """What plain peft needs to know to classify as the adapter does."""
+
+    base: str | None  # what transformers loads a CLIP by; None where there is more to it
+    template: str
+    scale: float | None  # of a CLIP's cosines
+
+
+def model_card(
+    header: Header, family: str, *, address: str, place: str, peft: WithPeft | None = None, license: str | None = None
+) -> str:
+    """The text of the card, of an adapter of a backbone of this family.
+
+    `address` is what `adapt.load` takes, `place` what huggingface_hub and peft take.
+
+    Raises AdaptError for a licence that is no identifier, such as apache-2.0.
+    """
+    from huggingface_hub import ModelCard
+
+    if license is not None and not license.replace("-", "").replace(".", "").isalnum():
+        raise AdaptError(f"license is {license!r}; expected an identifier of the hub, such as apache-2.0 or other")
+    card = ModelCard.from_template(
+        _metadata(header, family, license, of_peft=peft is not None),
+        template_str=files("adapt.formats").joinpath("model_card.md").read_text(encoding="utf-8"),
+        literal=partial(json.dumps, ensure_ascii=False),
+        address=address,
+        place=place,
+        title=_title(header),
+        method=methods.find(header.method).title,
+        backbone=_backbone(header),
+        portable=is_portable(header.backbone),
+        class_names=list(header.class_names),
+        question=family != "dual encoder",
+        data=_data(header),
+        amount=_amount(header),
+        seed=header.seed,
+        scores=_scores(header),
+        peft=peft,
+    )
+    return str(card.content)
+
+
+def _metadata(header: Header, family: str, license: str | None, *, of_peft: bool) -> Any:
+    """What the hub reads of a card."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    task, data, base, measured = _task(header, family), _data(header), hub_names(header.backbone), None
+    if data is not None and "adapted" in (scores := _scores(header)):
+        measured = [EvalResult(task, "custom", data, "accuracy", scores["adapted"], dataset_split="test")]
+    return ModelCardData(
+        license=license,
+        library_name="adapt",
+        base_model=base or None,
+        base_model_relation="adapter" if base else None,
+        pipeline_tag=task,
+        tags=["adapt", header.method, *(["peft"] if of_peft else [])],
+        model_name=_title(header) if measured else None,
+        eval_results=measured,
+    )
+
+
+def _task(header: Header, family: str) -> str:
+    """The hub's word for what the model does."""
+    if family == "dual encoder":
+        return "zero-shot-image-classification" if header.class_names else "image-feature-extraction"
+    return "visual-question-answering" if header.class_names else "image-text-to-text"
+
+
+def _title(header: Header) -> str:
+    data = _data(header)
+    return f"{header.method} of {_backbone(header)}" + (f" for {data}" if data else "")
+
+
+def _amount(header: Header) -> str:
+    shots = within(header.recipe, "data", "shots", kind=int)
+    return "all images" if shots is None else f"{shots} images a class"
+
+
+def _scores(header: Header) -> dict[str, float]:
+    found = {key: within(header.metrics, key, "accuracy", kind=float) for key in ("zero_shot", "adapted")}
+    return {key.replace("_", "-"): value for key, value in found.items() if value is not None}
+
+
+def _backbone(header: Header) -> str:
+    """Its name as others may know it; of a folder the last part, as where it lies is nobody's business."""
+    name = header.backbone
+    if name is None:
+        return "a model without a name"
+    return shown(name if is_portable(name) else Path(name).name)
+
+
+def _data(header: Header) -> str | None:
+    """The name of the data set, or of its folder."""
+    source = within(header.recipe, "data", "source", kind=str)
+    return None if source is None else shown(Path(source).name)
