@@ -52,7 +52,8 @@ def _any_method() -> Any:
 
 
 def _named(name: str, config: type[BaseModel]) -> type[BaseModel]:
-    return create_model(name, __base__=config, name=(Literal[name], ...))
+    only: Any = Literal[name]
+    return create_model(name, __base__=config, name=(only, ...))
 
 
 def _referring(node: Any) -> Any:
