@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -22,6 +22,7 @@ from adapt.formats.rebuild import build_for
 from adapt.loading import load_many
 from adapt.methods.base.mixture import Combination, Mixture, default_weights
 from adapt.models.base import Adapted
+from adapt.models.wrap import Model
 from adapt.shown import brief
 
 Tried = Callable[[str, float, bool], None]  # an adapter, the accuracy with it, whether it was taken
@@ -31,11 +32,11 @@ class _Member(NamedTuple):
     """What goes into the pot."""
 
     name: str
-    model: Any
+    model: Model
 
 
 def soup(
-    adapters: Sequence[str | Path | Adapted[Any]],
+    adapters: Sequence[str | Path | Model],
     weights: Sequence[float] | None = None,
     *,
     combination: Combination = "linear",
@@ -45,7 +46,7 @@ def soup(
     validation: Sequence[Item] | None = None,
     backbone: Backbone | None = None,
     tried: Tried | None = None,
-) -> Any:
+) -> Model:
     """One adapted model in place of several, which differ in nothing but what they learned.
 
     `adapters` are paths, names on the hub, or models. `weights` are one each: by default a mean, and 1 each for the two
@@ -72,7 +73,7 @@ def soup(
     return _mixed(members, Mixture(shares, combination, density, rank, seed))
 
 
-def _loaded(adapters: Sequence[str | Path | Adapted[Any]], backbone: Backbone | None) -> list[_Member]:
+def _loaded(adapters: Sequence[str | Path | Model], backbone: Backbone | None) -> list[_Member]:
     """The models, those of files on one backbone where they name one. AdaptError where they do not go together."""
     if isinstance(adapters, str | Path) or not adapters:
         raise AdaptError(f"soup got {brief(adapters)}; expected a list of adapters, at least one")
@@ -105,7 +106,7 @@ def _check_alike(one: Header, one_name: str, other: Header, other_name: str) -> 
         )
 
 
-def _mixed(members: Sequence[_Member], mixture: Mixture) -> Any:
+def _mixed(members: Sequence[_Member], mixture: Mixture) -> Model:
     first = members[0].model
     with torch.no_grad():
         settings, tensors = type(first.method).mixed([member.model.method for member in members], mixture)
@@ -119,11 +120,11 @@ def _mixed(members: Sequence[_Member], mixture: Mixture) -> Any:
     return model.eval()
 
 
-def _mean(members: Sequence[_Member], rank: int | None) -> Any:
+def _mean(members: Sequence[_Member], rank: int | None) -> Model:
     return _mixed(members, Mixture(default_weights(len(members), "linear"), rank=rank))
 
 
-def _greedy(members: Sequence[_Member], validation: Sequence[Item], rank: int | None, tried: Tried) -> Any:
+def _greedy(members: Sequence[_Member], validation: Sequence[Item], rank: int | None, tried: Tried) -> Model:
     """Wortsman et al.'s second recipe."""
     alone = [evaluate(member.model, validation).accuracy for member in members]
     order = sorted(range(len(members)), key=lambda index: -alone[index])  # the first of equals comes first

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from adapt.formats.header import Header
     from adapt.models.classifier import AdaptedModel
+    from adapt.models.wrap import Model
 
 
 @click.command()
@@ -223,7 +224,7 @@ def convert(
 
 def _imported(
     source: Path, backbone: str | None, classes: Path | None, method: str | None, settings: tuple[str, ...]
-) -> AdaptedModel:
+) -> Model:
     from adapt import methods
     from adapt.backbones.load import load_backbone
     from adapt.formats import checkpoints as convert

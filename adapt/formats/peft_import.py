@@ -16,7 +16,7 @@ from adapt.formats.adapter import read_tensors
 from adapt.formats.peft_layout import CONFIG, OURS, PREFIX, TENSORS, module_names
 from adapt.formats.rebuild import build_for
 from adapt.methods.lora import LoRA, Place
-from adapt.models.classifier import AdaptedModel
+from adapt.models.wrap import Model
 from adapt.shown import brief
 
 _READ = {"peft_type", "r", "lora_alpha", "lora_dropout", "use_rslora", "base_model_name_or_path", "auto_mapping"}
@@ -43,7 +43,7 @@ def load(
     *,
     fast: bool | None = None,
     device: str = "cpu",
-) -> AdaptedModel:
+) -> Model:
     """The model of a LoRA adapter in peft's layout.
 
     What `peft_layout` wrote tells backbone and class names; of peft's own folders the backbone is the one that they
@@ -61,8 +61,7 @@ def load(
     tensors, adapted = _placed(read_tensors(folder / TENSORS), config, backbone, folder)
     kept = {key: recorded[key] for key in ("logit_scale", "template") if key in recorded}
     method = LoRA(**_settings(config, adapted, backbone), **kept)
-    model: AdaptedModel = build_for(method, backbone, class_names, tensors, str(folder), fast)
-    return model.eval()
+    return build_for(method, backbone, class_names, tensors, str(folder), fast).eval()
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

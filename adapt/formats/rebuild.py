@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +12,7 @@ from adapt.errors import AdaptError
 from adapt.formats.adapter import check_shapes, load_tensors
 from adapt.formats.allocation import at_most
 from adapt.methods.base import Method
-from adapt.models.wrap import assemble, build
+from adapt.models.wrap import Model, assemble, build
 
 
 def build_for(
@@ -23,7 +22,7 @@ def build_for(
     tensors: dict[str, Tensor],
     source: str,
     fast: bool | None = None,
-) -> Any:
+) -> Model:
     """The model of `method` with the tensors of the file `source`.
 
     Raises AdaptError where they do not fit each other, and before anything larger than the tensors is built.

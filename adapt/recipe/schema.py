@@ -52,8 +52,8 @@ def _any_method() -> Any:
 
 
 def _named(name: str, config: type[BaseModel]) -> type[BaseModel]:
-    itself: Any = Literal[name]
-    return create_model(name, __base__=config, name=(itself, ...))
+    only: Any = Literal[name]
+    return create_model(name, __base__=config, name=(only, ...))
 
 
 def _referring(node: Any) -> Any:
