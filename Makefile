@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 RUN := runs/quickstart-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: quickstart test test-full faults mutants lint docs
+.PHONY: quickstart test test-full test-browser faults mutants lint docs
 
 quickstart: $(VENV)/installed
 	$(BIN)/adapt train quickstart --out $(RUN) --plot
@@ -27,6 +27,12 @@ mutants: $(VENV)/installed-dev
 
 faults: $(VENV)/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m faults -rP tests/faults
+
+# exported pages in a real browser: needs npm, and a chromium on the PATH
+test-browser: $(VENV)/installed-dev
+	$(BIN)/pip install --quiet playwright
+	npm install --silent --no-save --prefix build/browser onnxruntime-web
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/formats/test_page.py
 
 # the site, in build/docs/index.html
 docs: $(VENV)/installed-docs

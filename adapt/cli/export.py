@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from adapt.models.base import Adapted
 
-_FORMS = ("onnx", "torch")
+_FORMS = ("onnx", "torch", "openvino", "html")
 
 
 @click.command()
@@ -24,6 +24,11 @@ _FORMS = ("onnx", "torch")
 @click.option("--compact", is_flag=True, help="With its backbone, out of which the blocks that it skips are cut.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The new folder.")
 @click.option("--int8", is_flag=True, help="Quantise the weights of matrix products to 8 bits.")
+@click.option(
+    "--runtime",
+    type=click.Path(path_type=Path),
+    help="Of --to html: the unpacked npm package onnxruntime-web, which goes into the page and runs the model there.",
+)
 @click.option("--classes", type=click.Path(path_type=Path), help="A text file with other class names, one a line.")
 @click.option("--data", help="Labelled images on which the accuracy of --to is measured, as of `adapt eval`.")
 @common.root
@@ -36,6 +41,7 @@ def export(
     compact: bool,
     out: Path,
     int8: bool,
+    runtime: Path | None,
     classes: Path | None,
     data: str | None,
     root: str | None,
@@ -47,7 +53,7 @@ def export(
 
     With --to, the image tower with the method folded in becomes a model from images to logits, for any number of
     images; export.json beside it has the class names, the preprocessing, and with --data the accuracy. Methods whose
-    answer is no function of one image alone are refused.
+    answer is no function of one image alone are refused. An html is one page that classifies pictures offline.
 
     With --compact, the folder is what predict, eval and inspect take for an adapter; a DAS adapter's is smaller than
     its backbone, on disk and in memory.
@@ -56,12 +62,13 @@ def export(
     Examples:
       adapt export runs/first/adapter.safetensors --to onnx --out first-onnx
       adapt export runs/first/adapter.safetensors --to onnx --int8 --data emoji --out first-int8
+      adapt export runs/first/adapter.safetensors --to html --runtime package --out first-page
       adapt export runs/das-emoji/adapter.safetensors --compact --out light
     """
     if compact == (to is not None):
         raise AdaptError(f"give one of --compact and --to {'|'.join(_FORMS)}, the forms of export")
-    if compact and (int8 or classes or data):
-        raise AdaptError("--int8, --classes and --data are of --to: leave them out, or --compact")
+    if compact and (int8 or runtime or classes or data):
+        raise AdaptError("--int8, --runtime, --classes and --data are of --to: leave them out, or --compact")
     from adapt.cli.quiet import quiet_libraries
 
     with quiet_libraries():
@@ -77,7 +84,7 @@ def export(
             return
         from adapt.formats.export import export as write
 
-        write(model, out, to, int8=int8, data=items)
+        write(model, out, to, int8=int8, data=items, runtime=runtime)
     _tell(out)
 
 

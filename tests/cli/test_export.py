@@ -69,7 +69,10 @@ def test_other_class_names(run, adapter: Path, tmp_path: Path) -> None:
 def test_refusals_of_models_by_themselves(run, refused, adapter: Path, model_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     refused(run("export", adapter, "--to", "onnx", "--compact", "--out", out), "give one of --compact and --to")
-    refused(run("export", adapter, "--compact", "--int8", "--out", out), "--int8, --classes and --data are of --to")
+    refused(
+        run("export", adapter, "--compact", "--int8", "--out", out),
+        "--int8, --runtime, --classes and --data are of --to",
+    )
     refused(run("export", adapter, "--to", "torch", "--int8", "--out", out), "int8 is of onnx")
     cocoop = adapt.wrap(adapt.load_backbone(str(model_folder)), adapt.methods.CoCoOp(), ("goldfish", "sky"))
     cocoop.save(tmp_path / "cocoop.safetensors")

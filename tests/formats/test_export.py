@@ -106,6 +106,18 @@ def test_in_eight_bits_it_is_smaller_and_nearly_the_same(
     assert cosine.min() > 0.99
 
 
+def test_openvino_gives_the_same_logits(open_clip: Backbone, images: Tensor, tmp_path: Path) -> None:
+    openvino = pytest.importorskip("openvino", reason="openvino is not installed")
+    model = model_of(open_clip)
+    export(model, tmp_path / "out", "openvino")
+    assert sorted(contents(tmp_path / "out")) == ["export.json", "model.bin", "model.xml"]
+    precise = {"INFERENCE_PRECISION_HINT": "f32"}
+    written = openvino.Core().compile_model(tmp_path / "out" / "model.xml", "CPU", precise)
+    for count in (1, 2, 5):
+        found = torch.from_numpy(written(images[:count].numpy())["logits"])
+        assert scaled(found, model(images[:count])) < 1e-4
+
+
 def test_the_bundled_backbone_on_the_bundled_images(tmp_path: Path) -> None:
     split = adapt.data.load("emoji")
     torch.manual_seed(0)
@@ -175,7 +187,7 @@ def test_settings_are_checked_before_anything_is_written(
     monkeypatch.setattr(tracing, "traced", None)  # so that an attempt would fail otherwise
     with pytest.raises(AdaptError, match="there is no export to 'onxn'; did you mean 'onnx'"):
         export(model, tmp_path / "out", "onxn")
-    with pytest.raises(AdaptError, match="int8 is of onnx, not of torch"):
+    with pytest.raises(AdaptError, match="int8 is of onnx and html, not of torch"):
         export(model, tmp_path / "out", "torch", int8=True)
     with pytest.raises(AdaptError, match="the data has the class 'goldfish', which this coop does not tell"):
         export(model_of(open_clip).with_classes(["cup"]), tmp_path / "out", data=tiny_split.test)

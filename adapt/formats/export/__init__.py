@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from adapt import plain
 from adapt.disk import new_folder, write_text
 from adapt.errors import AdaptError, nearest
-from adapt.formats.export import forms, record, tracing
+from adapt.formats.export import forms, page, record, tracing
 from adapt.formats.export.record import RECORD, TOLERANCE
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from adapt.formats.export.forms import Runs
     from adapt.models.base import Adapted
 
-FILES = {"onnx": forms.ONNX, "torch": forms.TORCH}
+FILES = {"onnx": forms.ONNX, "torch": forms.TORCH, "openvino": forms.OPENVINO, "html": page.PAGE}
 
 
 def export(
@@ -30,18 +30,20 @@ def export(
     *,
     int8: bool = False,
     data: Sequence[Item] = (),
+    runtime: str | Path | None = None,
 ) -> Path:
     """Writes `model` to the new `folder` as a graph from images `(b, 3, h, w)` to logits `(b, n)`, for any b.
 
-    `to` is `onnx` (model.onnx) or `torch` (model.pt2, by torch.export). `int8` quantises the weights of ONNX. Beside
-    it, export.json has the names of the classes, the preprocessing and, of labelled images `data`, the accuracy of what
-    was written.
+    `to` is `onnx` (model.onnx), `torch` (model.pt2, by torch.export), `openvino` (model.xml) or `html`: one page that
+    classifies pictures in a browser, offline, by the npm package onnxruntime-web, which lies unpacked in the folder
+    `runtime`. `int8` quantises the weights of ONNX and of the page. Beside it, export.json has the names of the
+    classes, the preprocessing and, of labelled images `data`, the accuracy of what was written.
 
     Raises AdaptError, before anything is written, for a method whose logits no one graph gives (prompts for each image,
     several views, a memory, steps at test time), a missing library, classes that the model does not have, and where
     the graph's logits differ from the model's by more than 1e-4 of the largest (without `int8`).
     """
-    _check(to, int8)
+    _check(to, int8, runtime)
     tracing.check(model)
     record.check_names(model, data)
     told = record.described(model, to, FILES[to], int8)
@@ -55,21 +57,27 @@ def export(
             )
         if data:
             told["measured"] = record.accuracy(model, runs, data)
+        if runtime is not None:
+            page.write(whole, told, page.read_runtime(runtime))
         write_text(whole / RECORD, plain.dump(told, indent=2) + "\n")
     return Path(folder)
 
 
-def _check(to: str, int8: bool) -> None:
+def _check(to: str, int8: bool, runtime: str | Path | None) -> None:
     """AdaptError for settings that do not go together, and what is missing for them."""
     if to not in FILES:
         raise AdaptError(f"there is no export to {to!r}; {nearest(to, FILES)}")
-    if int8 and to not in ("onnx",):
-        raise AdaptError(f"int8 is of onnx, not of {to}: leave it out")
+    if int8 and to not in ("onnx", "html"):
+        raise AdaptError(f"int8 is of onnx and html, not of {to}: leave it out")
+    if runtime is not None and to != "html":
+        raise AdaptError(f"a runtime is of html, not of {to}: leave it out")
     forms.check_libraries(to)
+    if to == "html":
+        page.read_runtime(runtime)
 
 
 def _written(program: ExportedProgram, folder: Path, to: str, int8: bool) -> Runs:
     """The file of this form, and what runs it; for a page the graph that it is to hold."""
     onnx = partial(forms.write_onnx, int8=int8)
-    writers = {"onnx": onnx, "torch": forms.write_torch}
+    writers = {"onnx": onnx, "html": onnx, "torch": forms.write_torch, "openvino": forms.write_openvino}
     return writers[to](program, folder)
