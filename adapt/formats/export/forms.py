@@ -17,8 +17,8 @@ Runs = Callable[[Tensor], Tensor]  # images (b, 3, h, w) to logits (b, n)
 
 TORCH, ONNX, OPENVINO = "model.pt2", "model.onnx", "model.xml"
 INPUT, OUTPUT = "images", "logits"
-_LIBRARIES = {"onnx": ("onnx", "onnxscript", "onnxruntime")}
-_LIBRARIES |= {"html": _LIBRARIES["onnx"], "openvino": (*_LIBRARIES["onnx"], "openvino")}
+_OF_ONNX = ("onnx", "onnxscript", "onnxruntime")
+_LIBRARIES = {"onnx": _OF_ONNX, "html": _OF_ONNX, "openvino": (*_OF_ONNX, "openvino")}
 
 
 def check_libraries(form: str) -> None:
