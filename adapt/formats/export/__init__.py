@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,19 +43,19 @@ def export(
     the graph's logits differ from the model's by more than 1e-4 of the largest (without `int8`).
     """
     _check(to, int8, runtime)
-    tracing.check(model)
-    record.check_names(model, data)
-    told = record.described(model, to, FILES[to], int8)
+    classifier = tracing.exportable(model)
+    record.check_names(classifier, data)
+    told = record.described(classifier, to, FILES[to], int8)
     with new_folder(folder) as whole:
-        runs = _written(tracing.traced(model), whole, to, int8)
-        told["difference"] = record.difference(model, runs)
+        runs = _written(tracing.traced(classifier), whole, to, int8)
+        told["difference"] = record.difference(classifier, runs)
         if told["difference"] > TOLERANCE and not int8:
             raise AdaptError(
                 f"the exported model's logits differ from the adapter's by {told['difference']:.1e} of the largest, "
                 f"more than {TOLERANCE:g}: nothing was written. Take another form, or report this {model.method.name}"
             )
         if data:
-            told["measured"] = record.accuracy(model, runs, data)
+            told["measured"] = record.accuracy(classifier, runs, data)
         if runtime is not None:
             page.write(whole, told, page.read_runtime(runtime))
         write_text(whole / RECORD, plain.dump(told, indent=2) + "\n")
@@ -78,6 +77,8 @@ def _check(to: str, int8: bool, runtime: str | Path | None) -> None:
 
 def _written(program: ExportedProgram, folder: Path, to: str, int8: bool) -> Runs:
     """The file of this form, and what runs it; for a page the graph that it is to hold."""
-    onnx = partial(forms.write_onnx, int8=int8)
-    writers = {"onnx": onnx, "html": onnx, "torch": forms.write_torch, "openvino": forms.write_openvino}
-    return writers[to](program, folder)
+    if to == "torch":
+        return forms.write_torch(program, folder)
+    if to == "openvino":
+        return forms.write_openvino(program, folder)
+    return forms.write_onnx(program, folder, int8)

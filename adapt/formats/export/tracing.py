@@ -20,10 +20,12 @@ from adapt.models.classifier import AdaptedModel
 _EXAMPLES = 2  # a graph of a single image would serve single images only
 
 
-def check(model: Adapted[Any]) -> None:
-    """AdaptError, with the reason, where no one graph gives the model's logits of an image."""
+def exportable(model: Adapted[Any]) -> AdaptedModel:
+    """`model` as it is. AdaptError, with the reason, where no one graph gives its logits of an image."""
     if reason := _reason_against(model):
         raise AdaptError(f"this {model.method.name} cannot be exported: {reason}")
+    assert isinstance(model, AdaptedModel)  # or there is a reason
+    return model
 
 
 def _reason_against(model: Adapted[Any]) -> str | None:
@@ -50,10 +52,10 @@ def _reason_against(model: Adapted[Any]) -> str | None:
 def traced(model: AdaptedModel) -> ExportedProgram:
     """Images `(b, 3, h, w)`, prepared as the backbone reads them, to the model's logits `(b, n)`, for any b.
 
-    It holds the tensors that images pass through, and no others. Raises AdaptError as `check` does, and where the
+    It holds the tensors that images pass through, and no others. Raises AdaptError as `exportable` does, and where the
     method computes what no graph can hold, such as a decision by a value.
     """
-    check(model)
+    exportable(model)
     size, frozen_model = model.backbone.preprocess.size, model.backbone.model
     examples = torch.randn(_EXAMPLES, 3, size, size, generator=torch.Generator().manual_seed(0))
     with outside_inference_mode(), evaluating(model), alone(frozen_model), frozen(frozen_model), torch.no_grad():
