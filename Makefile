@@ -10,7 +10,7 @@ LOWEST_TESTS ?= tests/backbones tests/cli tests/data tests/formats tests/methods
 	--ignore tests/formats/test_adapters_1_0.py --deselect tests/formats/test_allocation.py
 RUN := runs/quickstart-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: quickstart test test-full test-lowest faults mutants lint docs
+.PHONY: quickstart test test-full test-lowest test-browser faults mutants lint docs
 
 quickstart: $(VENV)/installed
 	$(BIN)/adapt train quickstart --out $(RUN) --plot
@@ -35,6 +35,12 @@ mutants: $(VENV)/installed-dev
 
 faults: $(VENV)/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m faults -rP tests/faults
+
+# exported pages in a real browser: needs npm, and a chromium on the PATH
+test-browser: $(VENV)/installed-dev
+	$(BIN)/pip install --quiet playwright
+	npm install --silent --no-save --prefix build/browser onnxruntime-web
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/formats/test_page.py
 
 # the site, in build/docs/index.html
 docs: $(VENV)/installed-docs

@@ -202,7 +202,7 @@ def _vision_tower(visual: Any) -> Tower | None:
 
 def _embed(visual: Any, images: Tensor) -> Tensor:
     patches = visual.conv1(images).flatten(2).transpose(1, 2)
-    first = visual.class_embedding.detach().to(patches.dtype).expand(len(patches), 1, -1)
+    first = visual.class_embedding.detach().to(patches.dtype).expand(patches.shape[0], 1, -1)
     return torch.cat([first, patches], dim=1) + visual.positional_embedding.detach().to(patches.dtype)
 
 

@@ -34,7 +34,7 @@ _COMMANDS = {
     "chat": ("chat", "Ask questions about an image."),
     "inspect": ("formats", "Show what an adapter holds, and the words nearest to its learned tokens."),
     "merge": ("formats", "Fold a LoRA adapter into a standalone checkpoint."),
-    "export": ("formats", "Write an adapter with its backbone, without the blocks that it skips."),
+    "export": ("export", "Write an adapter as a model by itself, for ONNX and others, or with its backbone."),
     "convert": ("formats", "Import a published checkpoint, or export LoRA to peft's layout."),
     "soup": ("soup", "Mix adapters of a common start into one."),
     "push": ("push", "Publish an adapter on the Hugging Face hub."),

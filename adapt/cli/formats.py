@@ -1,4 +1,4 @@
-"""`adapt inspect`, `adapt merge`, `adapt export` and `adapt convert`"""
+"""`adapt inspect`, `adapt merge` and `adapt convert`"""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from adapt.plain import within
 from adapt.shown import shown
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from adapt.formats.header import Header
     from adapt.models.classifier import AdaptedModel
@@ -127,41 +127,6 @@ def merge(adapter: Path, folder: Path, backbone: str | None) -> None:
 
 
 @click.command()
-@click.argument("adapter", type=click.Path(path_type=Path))
-@click.option("--compact", is_flag=True, help="With its backbone, out of which the blocks that it skips are cut.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="The new folder.")
-@common.of_adapter
-def export(adapter: Path, compact: bool, out: Path, backbone: str | None) -> None:
-    """Write ADAPTER with all that it needs to a new folder, which predict, eval and inspect take for an adapter.
-
-    Predictions are the same; a DAS adapter's folder is smaller than its backbone, on disk and in memory.
-
-    \b
-    Examples:
-      adapt export runs/das-emoji/adapter.safetensors --compact --out light
-      adapt predict light photo.png
-    """
-    if not compact:
-        raise AdaptError("give --compact, the one form of export; LoRA adapters: adapt merge, adapt convert --to peft")
-    from adapt.cli.quiet import quiet_libraries
-
-    with quiet_libraries():
-        from adapt.backbones.absent import block_paths
-        from adapt.formats.compact import export as write
-
-        model = _load(adapter, backbone)
-        write(model, out)
-    whole, paths = model.backbone.model, block_paths(model.backbone, model.method.skipped).values()
-    count, cut = _parameters(whole), sum(_parameters(whole.get_submodule(path)) for path in paths)
-    size = sum(path.stat().st_size for path in out.iterdir()) / 2**20
-    click.echo(f"written to {out}: {size:.1f} MB, {count - cut:,} of the backbone's {count:,} parameters")
-
-
-def _parameters(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
-@click.command()
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("target", type=click.Path(path_type=Path))
 @click.option("--to", "target_form", type=click.Choice(["adapter", "peft"]), default="adapter", show_default=True)
@@ -252,4 +217,4 @@ def _lines_of(classes: Path) -> list[str]:
     return [line.strip() for line in classes.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
-COMMANDS = {"inspect": inspect, "merge": merge, "export": export, "convert": convert}
+COMMANDS = {"inspect": inspect, "merge": merge, "convert": convert}

@@ -150,7 +150,7 @@ def _entered(tower: Tower, asked: Plan, images: Tensor) -> Tensor:
 
 def _learned(values: Tensor, x: Tensor) -> Tensor:
     """Learned tokens `([b,] k, d)` for each of a batch."""
-    return values.to(x.dtype).expand(len(x), -1, -1)
+    return values.to(x.dtype).expand(x.shape[0], -1, -1)
 
 
 def _through(

@@ -1,4 +1,4 @@
-"""`adapt inspect`, `adapt merge`, `adapt export` and `adapt convert`."""
+"""`adapt inspect`, `adapt merge` and `adapt convert`."""
 
 from __future__ import annotations
 
@@ -104,31 +104,6 @@ def test_merge_refusals(run, refused, trained, adapter: Path, tmp_path: Path) ->
     assert not (tmp_path / "merged").exists()
     (tmp_path / "mine").mkdir()
     refused(run("merge", trained("lora") / "adapter.safetensors", tmp_path / "mine"), "exists already")
-
-
-def test_a_compact_folder_stands_for_its_adapter(run, model_folder: Path, photos: Path, tmp_path: Path) -> None:
-    backbone = adapt.load_backbone(str(model_folder))
-    model = adapt.wrap(backbone, adapt.methods.DAS(skipped=["vision.1"]), ("goldfish", "lime tree", "sky"))
-    adapter, folder = model.save(tmp_path / "das.safetensors"), tmp_path / "light"
-    result = run("export", adapter, "--compact", "--out", folder)
-    assert (result.exit_code, result.stderr) == (0, "")
-    count = sum(parameter.numel() for parameter in backbone.model.parameters())
-    block = sum(parameter.numel() for parameter in backbone.tower("vision").blocks[1].module.parameters())
-    size = sum(path.stat().st_size for path in folder.iterdir()) / 2**20
-    parameters = f"{count - block:,} of the backbone's {count:,} parameters"
-    assert result.stdout == f"written to {folder}: {size:.1f} MB, {parameters}\n"
-    for arguments in (["predict", photos / "test", "--json"], ["eval", "--data", photos, "--json"]):
-        command, *rest = arguments
-        before, after = (run(command, source, *rest) for source in (adapter, folder))
-        assert (after.exit_code, after.stdout) == (0, before.stdout)
-    assert run("inspect", folder).stdout.startswith(f"{folder / 'adapter.safetensors'}  ")
-
-
-def test_export_refusals(run, refused, adapter: Path, tmp_path: Path) -> None:
-    refused(run("export", adapter, "--out", tmp_path / "light"), "give --compact, the one form of export")
-    refused(run("export", adapter, "--compact", "--out", tmp_path / "light"), "this coop skips no block")
-    refused(run("predict", tmp_path, "photo.png"), "there is no adapter at", "not one of `adapt export --compact`")
-    assert not (tmp_path / "light").exists()
 
 
 @pytest.fixture

@@ -70,6 +70,8 @@ class ImageStep(Step):
     def __init__(self, model: Any, inputs: Tensor | Encoded | BlockInputs, labels: Tensor | None = None) -> None:
         super().__init__(model, inputs, labels)
         self._frozen: dict[str, Tensor] = {}
+        self.of_classes: dict[Any, Any] = {}
+        """What no image changes, by name, once it was asked for; what is there beforehand is taken as it is."""
 
     def again(self) -> Self:
         again = type(self)(self.model, self.inputs, self.labels)
@@ -147,13 +149,17 @@ class ImageStep(Step):
     @cached_property
     def class_features(self) -> Tensor:
         """Unit-length features of the classes `(n, e)`, or `(b, n, e)` where they depend on the image."""
-        features: Tensor = self.model.class_features(self.features if self.model.method.per_image else None)
+        features: Tensor
+        if self.model.method.per_image:
+            features = self.model.class_features(self.features)
+        else:
+            features = self._once("class_features", self.model.class_features)
         return features
 
     @cached_property
     def prompt_features(self) -> tuple[Tensor, ...]:
         """Unit-length features `(m, e)` of the m prompts of each class, which is not the same number for all."""
-        features: tuple[Tensor, ...] = self.model.prompt_features()
+        features: tuple[Tensor, ...] = self._once("prompt_features", self.model.prompt_features)
         return features
 
     def encode(self, prompts: Sequence[Prompt]) -> Tensor:
@@ -180,8 +186,24 @@ class ImageStep(Step):
         Of unit length, and of several templates the mean of unit-length features; or, `raw`, the mean of what the
         tower gives, as it is.
         """
-        features: Tensor = self.model.frozen_class_features(tuple(templates), average)
+        key = tuple(templates), average
+        features: Tensor = self._once(key, lambda: self.model.frozen_class_features(*key))
         return features
+
+    @property
+    def scale(self) -> float:
+        """What cosines are multiplied by: the method's own scale, or the backbone's."""
+        return float(self._once("scale", lambda: self.model.method.logit_scale or self.model.backbone.logit_scale))
+
+    @property
+    def bias(self) -> float:
+        """What is added to them: SigLIP's bias, or nothing."""
+        return float(self._once("bias", lambda: self.model.backbone.logit_bias))
+
+    def _once(self, name: Any, compute: Callable[[], Any]) -> Any:
+        if name not in self.of_classes:
+            self.of_classes[name] = compute()
+        return self.of_classes[name]
 
     def cosine_logits(self, class_features: Tensor, features: Tensor | None = None) -> Tensor:
         """Logits `(b, n)`: the images' cosines with `class_features` `(n, e)` or, by image, `(b, n, e)`, scaled.
@@ -190,11 +212,10 @@ class ImageStep(Step):
         backbone's; SigLIP's bias is added.
         """
         features = self.features if features is None else features
-        backbone, class_features = self.model.backbone, class_features.to(features.dtype)
-        scale = self.model.method.logit_scale or backbone.logit_scale
+        class_features = class_features.to(features.dtype)
         if class_features.ndim == 3:
-            return scale * (class_features @ features[..., None])[..., 0] + backbone.logit_bias
-        return scale * features @ class_features.T + backbone.logit_bias
+            return self.scale * (class_features @ features[..., None])[..., 0] + self.bias
+        return self.scale * features @ class_features.T + self.bias
 
 
 class PairStep(ImageStep):

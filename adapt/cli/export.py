@@ -1,0 +1,123 @@
+"""`adapt export`"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from adapt.cli import options as common
+from adapt.errors import AdaptError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from adapt.models.base import Adapted
+
+_FORMS = ("onnx", "torch", "openvino", "html")
+
+
+@click.command()
+@click.argument("adapter", type=click.Path(path_type=Path))
+@click.option("--to", type=click.Choice(_FORMS), help="As a model by itself, from images to logits, in this form.")
+@click.option("--compact", is_flag=True, help="With its backbone, out of which the blocks that it skips are cut.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The new folder.")
+@click.option("--int8", is_flag=True, help="Quantise the weights of matrix products to 8 bits.")
+@click.option(
+    "--runtime",
+    type=click.Path(path_type=Path),
+    help="Of --to html: the unpacked npm package onnxruntime-web, which goes into the page and runs the model there.",
+)
+@click.option("--classes", type=click.Path(path_type=Path), help="A text file with other class names, one a line.")
+@click.option("--data", help="Labelled images on which the accuracy of --to is measured, as of `adapt eval`.")
+@common.root
+@common.names
+@common.part
+@common.of_adapter
+def export(
+    adapter: Path,
+    to: str | None,
+    compact: bool,
+    out: Path,
+    int8: bool,
+    runtime: Path | None,
+    classes: Path | None,
+    data: str | None,
+    root: str | None,
+    names: str | None,
+    part: str,
+    backbone: str | None,
+) -> None:
+    """Write ADAPTER with all that it needs to a new folder, for places where adapt, or Python, is not.
+
+    With --to, the image tower with the method folded in becomes a model from images to logits, for any number of
+    images; export.json beside it has the class names, the preprocessing, and with --data the accuracy. Methods whose
+    answer is no function of one image alone are refused. An html is one page that classifies pictures offline.
+
+    With --compact, the folder is what predict, eval and inspect take for an adapter; a DAS adapter's is smaller than
+    its backbone, on disk and in memory.
+
+    \b
+    Examples:
+      adapt export runs/first/adapter.safetensors --to onnx --out first-onnx
+      adapt export runs/first/adapter.safetensors --to onnx --int8 --data emoji --out first-int8
+      adapt export runs/first/adapter.safetensors --to html --runtime package --out first-page
+      adapt export runs/das-emoji/adapter.safetensors --compact --out light
+    """
+    if compact == (to is not None):
+        raise AdaptError(f"give one of --compact and --to {'|'.join(_FORMS)}, the forms of export")
+    if compact and (int8 or runtime or classes or data):
+        raise AdaptError("--int8, --runtime, --classes and --data are of --to: leave them out, or --compact")
+    from adapt.cli.quiet import quiet_libraries
+
+    with quiet_libraries():
+        from adapt.backbones.load import load_backbone
+        from adapt.data.readers import load as load_data
+        from adapt.data.readers.lines import read_lines
+        from adapt.loading import load
+
+        items = getattr(load_data(data, root, names), part) if data else ()
+        model = load(adapter, load_backbone(backbone) if backbone else None, read_lines(classes) if classes else None)
+        if to is None:
+            _compact(model, out)
+            return
+        from adapt.formats.export import export as write
+
+        write(model, out, to, int8=int8, data=items, runtime=runtime)
+    _tell(out)
+
+
+def _tell(out: Path) -> None:
+    """The folder, its size, and what its record says was measured."""
+    from adapt import plain
+    from adapt.formats.export import RECORD
+
+    told = plain.parse((out / RECORD).read_bytes())
+    click.echo(f"written to {out}: {_megabytes(out):.1f} MB, logits within {told['difference']:.1e} of the adapter's")
+    if found := told.get("measured"):
+        click.echo(
+            f"{100 * found['accuracy']:.1f} % of {found['images']} images, the adapter itself "
+            f"{100 * found['adapter_accuracy']:.1f} %; the same label for {100 * found['same_labels']:.1f} %"
+        )
+
+
+def _megabytes(folder: Path) -> float:
+    return sum(path.stat().st_size for path in folder.iterdir()) / 2**20
+
+
+def _compact(model: Adapted[Any], out: Path) -> None:
+    from adapt.backbones.absent import block_paths
+    from adapt.formats.compact import export as write
+
+    write(model, out)
+    whole, paths = model.backbone.model, block_paths(model.backbone, model.method.skipped).values()
+    count, cut = _parameters(whole), sum(_parameters(whole.get_submodule(path)) for path in paths)
+    click.echo(f"written to {out}: {_megabytes(out):.1f} MB, {count - cut:,} of the backbone's {count:,} parameters")
+
+
+def _parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+COMMANDS = {"export": export}

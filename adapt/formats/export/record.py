@@ -1,0 +1,100 @@
+"""What stands beside an exported model: how to read an image for it, what its logits mean, and how well it does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from adapt.backbones.base import Backbone
+from adapt.data import Item
+from adapt.errors import AdaptError
+from adapt.formats.adapter import versions
+from adapt.formats.export.forms import INPUT, OUTPUT, Runs
+from adapt.models.base import evaluating
+from adapt.models.classifier import AdaptedModel
+from adapt.shown import brief
+
+RECORD, FORMAT = "export.json", 1
+TOLERANCE = 1e-4  # between logits, in units of the largest, or of 1
+_BATCHES = (1, 2, 5)
+_AT_ONCE = 64
+
+
+def described(model: AdaptedModel, to: str, file: str, int8: bool) -> dict[str, Any]:
+    """What the record says before anything is measured. AdaptError where the preprocessing has no words."""
+    size = model.backbone.preprocess.size
+    return {
+        "format": FORMAT,
+        "to": to,
+        "file": file,
+        "int8": int8,
+        "input": {"name": INPUT, "type": "float32", "shape": ["batch", 3, size, size]},
+        "output": {"name": OUTPUT, "type": "float32", "shape": ["batch", len(model.class_names)]},
+        "class_names": list(model.class_names),
+        "preprocess": _preprocess(model.backbone),
+        "method": model.method.name,
+        "backbone": model.backbone.name,
+        "versions": versions(),
+    }
+
+
+def _preprocess(backbone: Backbone) -> dict[str, Any]:
+    size, noise = backbone.preprocess.size, torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (2 * size + 1, 3 * size + 1, 3), dtype=torch.uint8, generator=noise)
+    picture = Image.fromarray(pixels.numpy())
+    own, said = backbone.transform(train=False)(picture), backbone.preprocess.evaluation()(picture)
+    if own.shape != said.shape or not torch.allclose(own, said, atol=1e-6):
+        raise AdaptError(
+            f"{backbone.describe()} reads images by a transform of its own, which no record can say: build the "
+            "backbone without it, or with a Resize, a CenterCrop and a Normalize"
+        )
+    return asdict(backbone.preprocess)
+
+
+def difference(model: AdaptedModel, runs: Runs) -> float:
+    """The largest difference from the model's own logits over batches of several sizes, in units of `TOLERANCE`'s."""
+    size = model.backbone.preprocess.size
+    images = torch.randn(max(_BATCHES), 3, size, size, generator=torch.Generator().manual_seed(1))
+    own = _logits(model, images)
+    with torch.no_grad():
+        apart = max(float((runs(images[:count]) - own[:count]).abs().max()) for count in _BATCHES)
+    return apart / max(1.0, float(own.abs().max()))
+
+
+def check_names(model: AdaptedModel, data: Sequence[Item]) -> None:
+    """AdaptError for an image of a class that the model does not have."""
+    if unknown := {item.class_name for item in data} - set(model.class_names):
+        raise AdaptError(
+            f"the data has the class {brief(min(unknown))}, which this {model.method.name} does not tell: give data of "
+            "its own classes, or an adapter of these"
+        )
+
+
+def accuracy(model: AdaptedModel, runs: Runs, data: Sequence[Item]) -> dict[str, float]:
+    """How many of these images the export tells right, how many the model does, and of how many both say the same."""
+    exported, own = [], []
+    for pixels in model.pixels_of(data, _AT_ONCE):
+        exported += runs(pixels).argmax(-1).tolist()
+        own += _logits(model, pixels).argmax(-1).tolist()
+    actual = [model.class_names.index(item.class_name) for item in data]
+    return {
+        "images": len(data),
+        "accuracy": _same(exported, actual),
+        "adapter_accuracy": _same(own, actual),
+        "same_labels": _same(exported, own),
+    }
+
+
+def _same(one: Sequence[int], other: Sequence[int]) -> float:
+    return sum(a == b for a, b in zip(one, other, strict=True)) / len(one)
+
+
+def _logits(model: AdaptedModel, images: Tensor) -> Tensor:
+    with evaluating(model), torch.no_grad():
+        logits: Tensor = model(images)
+    return logits

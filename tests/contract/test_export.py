@@ -1,0 +1,70 @@
+"""Every method of dual encoders as a graph by itself: the same logits in torch and in onnxruntime, or refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cases
+import onnx
+import onnxruntime
+import pytest
+import tiny_backbones
+import torch
+from checks import assert_untouched, perturb, scaled, snapshot
+from torch import Tensor
+
+import adapt
+from adapt import AdaptedModel, AdaptError, Backbone
+from adapt.formats.export import forms, tracing
+
+REFUSED = {
+    "cocoop": "this cocoop cannot be exported: the features of its classes depend on the image",
+    "tda": "this tda cannot be exported: its answer to an image depends on the images before it",
+}
+EXPORTED = tuple(name for name in cases.ALL if name not in REFUSED)
+
+
+def check_forms(model: AdaptedModel, images: Tensor, folder: Path) -> None:
+    """What the written files compute, each by its own library, is what `model` does."""
+    before, state = snapshot(model.backbone.model), {**model.method.state_dict()}
+    program = tracing.traced(model)
+    assert_untouched(model.backbone.model, before)
+    assert all(
+        tensor is state[name] or torch.equal(tensor, state[name]) for name, tensor in model.method.state_dict().items()
+    )
+    read = [name for name in program.state_dict if name.startswith("backbone.")]
+    assert read
+    assert [name for name in read if "text" in name or "token_embedding" in name] == []
+    forms.write_torch(program, folder)
+    forms.write_onnx(program, folder)
+    onnx.checker.check_model(str(folder / "model.onnx"), full_check=True)
+    session = onnxruntime.InferenceSession(str(folder / "model.onnx"))
+    whole = torch.export.load(folder / "model.pt2").module()
+    with torch.no_grad():
+        for count in (1, 2, 5):
+            expected = model(images[:count])
+            [found] = session.run(None, {"images": images[:count].numpy()})
+            assert scaled(torch.from_numpy(found), expected) < 1e-4
+            assert scaled(whole(images[:count]), expected) < 1e-4
+
+
+@cases.pairs(EXPORTED, ("open_clip",))
+def test_the_graph_gives_the_models_own_logits(method: str, backbone: Backbone, images: Tensor, tmp_path: Path) -> None:
+    check_forms(cases.build(method, backbone).eval(), images, tmp_path)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in cases.KINDS if kind != "open_clip"])
+def test_on_every_kind_of_backbone(kind: str, images: Tensor, tmp_path: Path) -> None:
+    method = "lora" if kind in tiny_backbones.WITH_VISION_BLOCKS else "tip_adapter"
+    check_forms(cases.build(method, tiny_backbones.backbone(kind)).eval(), images, tmp_path)
+
+
+def test_two_stages(open_clip: Backbone, images: Tensor, tmp_path: Path) -> None:
+    model = perturb(adapt.wrap(open_clip, adapt.methods.find("two_stage")(), cases.NAMES)).eval()
+    check_forms(model, images, tmp_path)
+
+
+@pytest.mark.parametrize("method", REFUSED)
+def test_what_no_graph_gives_is_refused(method: str, open_clip: Backbone) -> None:
+    with pytest.raises(AdaptError, match=REFUSED[method]):
+        tracing.traced(cases.build(method, open_clip))

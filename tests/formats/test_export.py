@@ -1,0 +1,225 @@
+"""Models by themselves: what they are refused for, what their record says, and what is measured."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+import pytest
+import torch
+from checks import contents, perturb, scaled
+from torch import Tensor, nn
+
+import adapt
+from adapt import AdaptedModel, AdaptError, Backbone
+from adapt.data import Split
+from adapt.formats.export import export, forms, tracing
+from adapt.methods import CoOp, TipAdapter, ZeroShot
+from adapt.methods.base import ImageStep, Method
+from adapt.models.answers import Answers
+
+NAMES = ("goldfish", "red_panda", "sea cucumber")
+
+
+def model_of(backbone: Backbone, method: Method | None = None) -> AdaptedModel:
+    made: AdaptedModel = perturb(adapt.wrap(backbone, method or CoOp(n_ctx=2), NAMES)).eval()
+    return made
+
+
+def record_of(folder: Path) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads((folder / "export.json").read_text())
+    return record
+
+
+def by_onnxruntime(folder: Path, images: Tensor) -> Tensor:
+    session = onnxruntime.InferenceSession(str(folder / "model.onnx"))
+    return torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
+
+
+def test_the_record_says_how_to_use_it(open_clip: Backbone, images: Tensor, tmp_path: Path) -> None:
+    model = model_of(open_clip)
+    assert export(model, tmp_path / "out") == tmp_path / "out"
+    record = record_of(tmp_path / "out")
+    assert sorted(contents(tmp_path / "out")) == ["export.json", record["file"]] == ["export.json", "model.onnx"]
+    assert record["class_names"] == list(NAMES)
+    assert record["input"] == {"name": "images", "type": "float32", "shape": ["batch", 3, 32, 32]}
+    assert record["output"] == {"name": "logits", "type": "float32", "shape": ["batch", 3]}
+    assert (record["to"], record["int8"], record["method"]) == ("onnx", False, "coop")
+    said = open_clip.preprocess
+    assert record["preprocess"]["mean"] == list(said.mean)
+    assert (record["preprocess"]["size"], record["preprocess"]["interpolation"]) == (32, "bicubic")
+    assert 0 <= record["difference"] < 1e-5
+    session = onnxruntime.InferenceSession(str(tmp_path / "out" / "model.onnx"))
+    assert [(each.name, each.shape) for each in session.get_inputs()] == [("images", ["batch", 3, 32, 32])]
+    assert [(each.name, each.shape) for each in session.get_outputs()] == [("logits", ["batch", 3])]
+
+
+@pytest.mark.parametrize("answers", [Answers(0.25, ("a photo of a {}.",)), Answers(temperature=2.5)])
+def test_blend_and_temperature_are_part_of_it(
+    answers: Answers, open_clip: Backbone, images: Tensor, tmp_path: Path
+) -> None:
+    model = model_of(open_clip)
+    plain = model(images)
+    model.answers = answers
+    assert scaled(model(images), plain) > 1e-2
+    export(model, tmp_path / "out")
+    assert scaled(by_onnxruntime(tmp_path / "out", images), model(images)) < 1e-4
+
+
+def test_other_class_names(open_clip: Backbone, images: Tensor, tmp_path: Path) -> None:
+    model = model_of(open_clip).with_classes(["a cup", "a pen"])
+    export(model, tmp_path / "out")
+    assert record_of(tmp_path / "out")["class_names"] == ["a cup", "a pen"]
+    assert scaled(by_onnxruntime(tmp_path / "out", images), model(images)) < 1e-4
+
+
+def test_labelled_images_are_measured(open_clip: Backbone, tiny_split: Split, tmp_path: Path) -> None:
+    model = model_of(open_clip)
+    items = tiny_split.train + tiny_split.test
+    found = [each.class_name for each in model.predict(items)]
+    right = sum(name == item.class_name for name, item in zip(found, items)) / len(items)
+    export(model, tmp_path / "out", "torch", data=items)
+    assert record_of(tmp_path / "out")["measured"] == {
+        "images": 18,
+        "accuracy": right,
+        "adapter_accuracy": right,
+        "same_labels": 1.0,
+    }
+
+
+def test_in_eight_bits_it_is_smaller_and_nearly_the_same(
+    open_clip: Backbone, images: Tensor, tiny_split: Split, tmp_path: Path
+) -> None:
+    model = model_of(open_clip)
+    export(model, tmp_path / "whole")
+    export(model, tmp_path / "small", int8=True, data=tiny_split.test)
+    sizes = [(tmp_path / name / "model.onnx").stat().st_size for name in ("small", "whole")]
+    assert sizes[0] < 0.4 * sizes[1]
+    assert sorted(contents(tmp_path / "small")) == ["export.json", "model.onnx"]
+    record = record_of(tmp_path / "small")
+    assert record["int8"]
+    assert record["measured"]["images"] == 6
+    assert 1e-5 < record["difference"] < 0.2
+    cosine = torch.cosine_similarity(by_onnxruntime(tmp_path / "small", images), model(images).detach())
+    assert cosine.min() > 0.99
+
+
+def test_openvino_gives_the_same_logits(open_clip: Backbone, images: Tensor, tmp_path: Path) -> None:
+    openvino = pytest.importorskip("openvino", reason="openvino is not installed")
+    model = model_of(open_clip)
+    export(model, tmp_path / "out", "openvino")
+    assert sorted(contents(tmp_path / "out")) == ["export.json", "model.bin", "model.xml"]
+    precise = {"INFERENCE_PRECISION_HINT": "f32"}
+    written = openvino.Core().compile_model(tmp_path / "out" / "model.xml", "CPU", precise)
+    for count in (1, 2, 5):
+        found = torch.from_numpy(written(images[:count].numpy())["logits"])
+        assert scaled(found, model(images[:count])) < 1e-4
+
+
+def test_the_bundled_backbone_on_the_bundled_images(tmp_path: Path) -> None:
+    split = adapt.data.load("emoji")
+    torch.manual_seed(0)
+    words = "a photo of a thing that is one of many kinds, which is called a"
+    model = perturb(adapt.wrap(adapt.load_backbone("mini-clip"), CoOp(ctx_init=words), split.class_names), size=0.01)
+    export(model, tmp_path / "out", data=split.test)
+    measured = record_of(tmp_path / "out")["measured"]
+    assert (measured["images"], measured["same_labels"]) == (695, 1.0)
+    assert measured["accuracy"] == measured["adapter_accuracy"] > 0.3
+
+
+class Refused(Method):
+    name = "refused"
+
+    def prompts(self, tokenizer: Any, class_name: str) -> Any:
+        return ZeroShot().prompts(tokenizer, class_name)
+
+
+class Views(Refused):
+    views = 3
+
+
+class AtTestTime(Refused):
+    def infer(self, step: ImageStep) -> Tensor:
+        return step.logits.softmax(-1)
+
+
+class ByValue(Refused):
+    def logits(self, step: ImageStep) -> Tensor:
+        logits = step.cosine_logits(step.class_features)
+        return logits if float(logits.max()) > 0 else -logits
+
+
+@pytest.mark.parametrize(
+    ("method", "reason"),
+    [
+        (Views, "it decides on 4 random views of an image"),
+        (AtTestTime, "it takes steps of its own at test time"),
+        (ByValue, "torch cannot trace it"),
+    ],
+)
+def test_a_method_is_refused_for_what_it_says_of_itself(
+    method: type[Method], reason: str, open_clip: Backbone, tmp_path: Path
+) -> None:
+    with pytest.raises(AdaptError, match=f"this refused cannot be exported: {reason}"):
+        export(adapt.wrap(open_clip, method(), NAMES), tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_models_that_are_refused(open_clip: Backbone, tmp_path: Path) -> None:
+    with pytest.raises(AdaptError, match=r"its backbone is torch\.float64 on cpu: load it in float32"):
+        export(model_of(open_clip).double(), tmp_path / "out")
+    open_clip.quantization = "int8"
+    with pytest.raises(AdaptError, match="is quantised to int8: load it without quantize"):
+        export(model_of(open_clip.to("cpu")), tmp_path / "out")
+
+
+def test_pairs_without_class_names(hf_clip: Backbone, tmp_path: Path) -> None:
+    with pytest.raises(AdaptError, match="learned from pairs and has no class names: give some"):
+        export(adapt.wrap(hf_clip, adapt.methods.SVLC()), tmp_path / "out")
+
+
+def test_settings_are_checked_before_anything_is_written(
+    open_clip: Backbone, tiny_split: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = model_of(open_clip, TipAdapter(keys=3))
+    monkeypatch.setattr(tracing, "traced", None)  # so that an attempt would fail otherwise
+    with pytest.raises(AdaptError, match="there is no export to 'onxn'; did you mean 'onnx'"):
+        export(model, tmp_path / "out", "onxn")
+    with pytest.raises(AdaptError, match="int8 is of onnx and html, not of torch"):
+        export(model, tmp_path / "out", "torch", int8=True)
+    with pytest.raises(AdaptError, match="the data has the class 'goldfish', which this coop does not tell"):
+        export(model_of(open_clip).with_classes(["cup"]), tmp_path / "out", data=tiny_split.test)
+    with pytest.raises(AdaptError, match="exists already"):
+        export(model, tmp_path, "torch")
+
+
+def test_a_missing_library_is_named_with_its_extra(
+    open_clip: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forms, "find_spec", lambda name: None if name == "onnxscript" else name)
+    with pytest.raises(AdaptError, match=r'--to onnx needs onnxscript: pip install "adapt-vlm\[export\]"'):
+        export(model_of(open_clip), tmp_path / "out")
+
+
+def test_a_graph_that_differs_is_not_written(
+    open_clip: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forms, "write_torch", lambda *_: lambda images: torch.ones(len(images), 3))
+    with pytest.raises(AdaptError, match=r"differ from the adapter's by .* more than 0\.0001: nothing was written"):
+        export(model_of(open_clip), tmp_path / "out", "torch")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_transform_of_ones_own_is_refused(open_clip: Backbone, tmp_path: Path) -> None:
+    usual = open_clip.transform(train=False)
+    open_clip._eval_transform = lambda picture: usual(picture.rotate(90))
+    with pytest.raises(AdaptError, match="reads images by a transform of its own, which no record can say"):
+        export(model_of(open_clip), tmp_path / "out")
+
+
+def test_a_graph_holds_only_what_images_pass_through(open_clip: Backbone) -> None:
+    held = sum(tensor.numel() for tensor in tracing.traced(model_of(open_clip)).state_dict.values())
+    visual: nn.Module = open_clip.model.visual  # type: ignore[assignment]
+    assert held < 1.01 * sum(parameter.numel() for parameter in visual.parameters())

@@ -1,0 +1,189 @@
+"""The page in a real browser, by `make test-browser`, which fetches what it needs; else what it refuses."""
+
+from __future__ import annotations
+
+import base64
+import io
+import shutil
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import adapt
+from adapt import AdaptedModel, AdaptError, Backbone
+from adapt.backbones.preprocess import Preprocess
+from adapt.data import open_image
+from adapt.formats.export import export, page, tracing
+from adapt.methods import CoOp
+
+ROOT = Path(__file__).parents[2]
+RUNTIME = ROOT / "build" / "browser" / "node_modules" / "onnxruntime-web"
+NAMES = ("goldfish", "</script><b>bold</b>", "red 'panda'")
+_QUIET = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Chromium, which never gets a network."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: make test-browser")
+    program = shutil.which("chromium")
+    if program is None:
+        pytest.skip("there is no chromium on the PATH")
+    with playwright.sync_playwright() as started:
+        opened = started.chromium.launch(executable_path=program, args=_QUIET)
+        yield opened.new_context(offline=True)
+        opened.close()
+
+
+@pytest.fixture
+def script(browser: Any) -> Iterator[Any]:
+    """`script(expression, argument)`: in a tab that has picture.js."""
+    tab = browser.new_page()
+    tab.add_script_tag(path=ROOT / "adapt" / "formats" / "export" / "picture.js")
+    yield tab.evaluate
+    tab.close()
+
+
+@pytest.fixture(scope="module")
+def made(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[AdaptedModel, Path]:
+    """A model, and the page of it."""
+    if not RUNTIME.is_dir():
+        pytest.skip("onnxruntime-web is not there: make test-browser")
+    torch.manual_seed(0)
+    model = adapt.wrap(adapt.load_backbone(str(model_folder)), CoOp(n_ctx=2), NAMES).eval()
+    return model, export(model, tmp_path_factory.mktemp("page") / "out", "html", runtime=RUNTIME)
+
+
+def noise(width: int, height: int, channels: int = 3) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    return np.random.default_rng(0).integers(0, 256, (height, width, channels), dtype=np.uint8)
+
+
+def said(width: int, height: int) -> dict[str, Any]:
+    return {"width": width, "height": height, "data": noise(width, height).ravel().tolist()}
+
+
+SIZES = [((97, 61), (33, 20)), ((30, 20), (64, 64)), ((64, 64), (64, 64)), ((501, 13), (32, 64))]
+
+
+@pytest.mark.parametrize("interpolation", ["nearest", "box", "bilinear", "bicubic", "lanczos", "hamming"])
+@pytest.mark.parametrize(("size", "to"), SIZES)
+def test_pictures_are_resized_to_the_bit_as_by_pillow(
+    interpolation: str, size: tuple[int, int], to: tuple[int, int], script: Any
+) -> None:
+    how = getattr(Image.Resampling, interpolation.upper())
+    expected = np.asarray(Image.fromarray(noise(*size)).resize(to, how))
+    found = script("([p, w, h, how]) => Array.from(resize(p, w, h, how).data)", [said(*size), *to, interpolation])
+    assert np.abs(np.array(found) - expected.ravel().astype(int)).max() == 0
+
+
+@pytest.mark.parametrize("size", [(97, 61), (61, 98), (40, 40), (32, 33), (20, 300)])
+@pytest.mark.parametrize(
+    "settings", [{}, {"edge": 37}, {"edge": 37, "floor_crop": True}, {"edge": 21}, {"resize": "squash"}]
+)
+def test_images_are_prepared_as_by_the_backbone(size: tuple[int, int], settings: dict[str, Any], script: Any) -> None:
+    how = Preprocess(32, (0.48, 0.45, 0.4), (0.26, 0.25, 0.27), **settings)
+    expected = how.evaluation()(Image.fromarray(noise(*size)))
+    given = {"floor_crop": False, "edge": None, "resize": "shortest"} | settings
+    given |= {"size": 32, "mean": list(how.mean), "std": list(how.std), "interpolation": "bicubic"}
+    found = torch.tensor(script("([p, how]) => Array.from(prepare(p, how))", [said(*size), given]))
+    # Pillow 13 shrinks a tall picture that is squashed in height first, which rounds otherwise by up to 3 steps of 255
+    steps = 3 if how.resize == "squash" and size[1] > size[0] else 0
+    assert (found.view(3, 32, 32) - expected).abs().max() < 1e-6 + steps / 255 / min(how.std)
+
+
+def encoded(picture: Image.Image, kind: str, **options: Any) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, kind, **options)
+    return file.getvalue()
+
+
+def turned() -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a camera held upright
+    return exif
+
+
+PICTURES = {
+    "png": partial(encoded, Image.fromarray(noise(50, 40)), "PNG"),
+    "transparent.png": partial(encoded, Image.fromarray(noise(50, 40, 4)), "PNG"),
+    "grey.png": partial(encoded, Image.fromarray(noise(50, 40)).convert("L"), "PNG"),
+    "turned.jpeg": partial(encoded, Image.fromarray(noise(50, 40)), "JPEG", exif=turned()),
+}
+
+
+@pytest.mark.parametrize("kind", PICTURES)
+def test_the_page_gives_the_models_probabilities(kind: str, made: tuple[AdaptedModel, Path], browser: Any) -> None:
+    model, folder = made
+    content = PICTURES[kind]()
+    pixels = model.backbone.transform(train=False)(open_image(Image.open(io.BytesIO(content))))
+    expected = model(pixels[None])[0].softmax(-1).tolist()
+    tab = browser.new_page()
+    tab.goto((folder / page.PAGE).as_uri())
+    classify = "async (text) => classify(new Blob([Uint8Array.from(atob(text), (c) => c.charCodeAt(0))]))"
+    found = tab.evaluate(classify, base64.b64encode(content).decode())
+    assert found == pytest.approx(expected, abs=1e-4)
+    tab.close()
+
+
+def test_a_picture_is_chosen_or_dropped_and_nothing_is_fetched(
+    made: tuple[AdaptedModel, Path], browser: Any, tmp_path: Path
+) -> None:
+    model, folder = made
+    (tmp_path / "mine.png").write_bytes(PICTURES["png"]())
+    tab, asked, errors = browser.new_page(), [], []
+    tab.on("request", lambda request: asked.append(request.url))
+    tab.on("pageerror", lambda error: errors.append(error))
+    tab.goto((folder / page.PAGE).as_uri())
+    tab.set_input_files("#choose", tmp_path / "mine.png")
+    [prediction] = model.predict(tmp_path / "mine.png", top_k=3)
+    expected = [[f"{100 * probability:.1f} %", name] for name, probability in prediction.top]
+    assert _rows(tab, 1) == expected
+    tab.evaluate(
+        """(text) => {
+            const data = new DataTransfer();
+            data.items.add(new File([Uint8Array.from(atob(text), (c) => c.charCodeAt(0))], "dropped.png"));
+            data.items.add(new File(["no picture"], "text.txt"));
+            document.getElementById("drop").dispatchEvent(new DragEvent("drop", { dataTransfer: data, bubbles: true }));
+        }""",
+        base64.b64encode(PICTURES["png"]()).decode(),
+    )
+    tab.locator(".wrong").wait_for()
+    assert _rows(tab, 2) == expected * 2
+    assert "no picture that the browser can read" in tab.inner_text("#answers")
+    assert tab.locator("b").count() == 0
+    assert errors == []
+    assert [url for url in asked if not url.startswith(("file:", "blob:"))] == []
+    tab.close()
+
+
+def _rows(tab: Any, tables: int) -> list[list[str]]:
+    tab.locator("table").nth(tables - 1).wait_for()
+    return [row.split("\t") for row in tab.locator("tr").all_inner_texts()]
+
+
+def test_a_page_needs_its_runtime(open_clip: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = adapt.wrap(open_clip, CoOp(n_ctx=2), NAMES)
+    monkeypatch.setattr(tracing, "traced", None)
+    with pytest.raises(AdaptError, match=r"a page needs what runs it\. `npm pack onnxruntime-web` fetches"):
+        export(model, tmp_path / "out", "html")
+    with pytest.raises(AdaptError, match=r"is no onnxruntime-web \(.*package\.json"):
+        export(model, tmp_path / "out", "html", runtime=tmp_path)
+    (tmp_path / "package.json").write_text('{"name": "left-pad", "version": "1.0.0"}')
+    with pytest.raises(AdaptError, match="it is the package left-pad"):
+        export(model, tmp_path / "out", "html", runtime=tmp_path)
+    with pytest.raises(AdaptError, match="a runtime is of html, not of onnx"):
+        export(model, tmp_path / "out", "onnx", runtime=tmp_path)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_that_no_browser_takes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"model")
+    monkeypatch.setattr(page, "_LONGEST", 10)
+    with pytest.raises(AdaptError, match="the model takes 0 MB in a page, and browsers read at most 0 MB: add --int8"):
+        page.write(tmp_path, {"versions": {}}, page.Runtime(b"", b"", "1"))
