@@ -6,12 +6,17 @@ BIN := $(VENV)/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 RUN := runs/quickstart-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: quickstart test test-full faults mutants lint docs
+.PHONY: quickstart serve test test-full faults mutants lint docs
 
 quickstart: $(VENV)/installed
 	$(BIN)/adapt train quickstart --out $(RUN) --plot
 	$(BIN)/adapt eval $(RUN)/adapter.safetensors --data emoji@fluent-3d
 	$(BIN)/adapt predict $(RUN)/adapter.safetensors notebooks/example.png
+
+# the latest quickstart's adapter, which is trained where there is none, at http://127.0.0.1:8000
+serve: $(VENV)/installed-serve
+	@ls runs/quickstart-*/adapter.safetensors > /dev/null 2>&1 || $(MAKE) quickstart
+	$(BIN)/adapt serve "$$(ls -d runs/quickstart-* | tail -n 1)" --folder runs
 
 # each method on two backbones, and all other tests
 test: $(VENV)/installed-dev
@@ -40,6 +45,10 @@ lint: $(VENV)/installed-dev
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --editable ".[plot]"
+	touch $@
+
+$(VENV)/installed-serve: $(VENV)/installed
+	$(BIN)/pip install --quiet --editable ".[serve]"
 	touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed

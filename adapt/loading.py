@@ -68,15 +68,15 @@ def load_many(
     shared: dict[str, Backbone] = {}
     models = []
     for path in paths:
-        name = _named(path)
+        name = backbone_key(path)
         models.append(load(path, backbone or shared.get(name or ""), class_names, fast=fast, device=device))
         if name is not None:
             shared.setdefault(name, models[-1].backbone)
     return models
 
 
-def _named(path: str | Path) -> str | None:
-    """The backbone that an adapter names and how it is used; None for a folder that brings its own."""
+def backbone_key(path: str | Path) -> str | None:
+    """What stands for the backbone that an adapter names and how it is used; None for a folder that brings its own."""
     file = _adapter_of(path)
     described = None if file.is_dir() else read_header(file)
     if described is None or described.backbone is None:
