@@ -32,7 +32,7 @@ _LIBRARIES = ("fastapi", "uvicorn", "prometheus_client", "python_multipart")
     "--max-images", type=click.IntRange(1, 1000), default=32, show_default=True, help="Of a request, and of a pass."
 )
 @click.option(
-    "--max-waiting", type=click.IntRange(min=1), default=256, show_default=True, help="Requests that wait for a pass."
+    "--max-requests", type=click.IntRange(min=1), default=64, show_default=True, help="Read and answered at one time."
 )
 @click.option(
     "--timeout", type=click.FloatRange(min=0.001), default=30, show_default=True, help="Seconds until a request fails."
@@ -46,7 +46,7 @@ def serve(
     folder: Path | None,
     max_mib: float,
     max_images: int,
-    max_waiting: int,
+    max_requests: int,
     timeout: float,
     backbone: str | None,
     device: str,
@@ -75,7 +75,7 @@ def serve(
 
         given = load_backbone(backbone, device) if backbone else None
         served = ServedAdapters(adapters, folder, given, device)
-        limits = Limits(int(max_mib * 2**20), max_images, max_waiting, timeout)
+        limits = Limits(int(max_mib * 2**20), max_images, max_requests, timeout)
         app = create_app(served, limits, (*_HERE, host) if host in _HERE else ("*",))
         address = f"http://{host}:{listening.getsockname()[1]}"
         click.echo(f"{', '.join(served.now.models)} at {address} (Ctrl-C ends it)")

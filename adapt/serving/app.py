@@ -25,7 +25,7 @@ from adapt.data.decoding.images import open_image
 from adapt.errors import AdaptError
 from adapt.models.many import SideBySide
 from adapt.serving.adapters import NoSuchAdapter, NotAllowed, ServedAdapters
-from adapt.serving.batching import Asked, Batcher, Busy
+from adapt.serving.batching import Asked, Batcher
 from adapt.serving.messages import (
     AdapterCard,
     AdapterName,
@@ -35,13 +35,12 @@ from adapt.serving.messages import (
     ImagesInJson,
     LoadAdapter,
     Problem,
-    Sent,
     answers,
     sent,
 )
 from adapt.serving.middleware import Around, Counted
 
-_STATUS = {NoSuchAdapter: 404, NotAllowed: 403, Busy: 503}  # of other mistakes: 422
+_STATUS = {NoSuchAdapter: 404, NotAllowed: 403}  # of other mistakes: 422
 _PROBLEMS: dict[int | str, Any] = {status: {"model": Problem} for status in (400, 403, 404, 413, 415, 422, 503, 504)}
 
 
@@ -52,8 +51,8 @@ class Limits:
     body_bytes: int = 20 * 2**20
     images: int = 32
     """Of a request, and of a pass."""
-    waiting: int = 256
-    """Requests that wait for a pass."""
+    requests: int = 64
+    """That are read and answered at one time."""
     seconds: float = 30.0
     """Until there must be an answer."""
 
@@ -64,7 +63,7 @@ def create_app(adapters: ServedAdapters, limits: Limits | None = None, hosts: Se
     Closing it answers what waits. Nothing that it serves, its page included, calls another server.
     """
     limits, metrics = limits or Limits(), Counted()
-    batcher = Batcher(limits.images, limits.waiting, metrics.passes.observe)
+    batcher = Batcher(limits.images, metrics.passes.observe)
     readers = ThreadPoolExecutor(processors(), "adapt-reader")
     metrics.waiting.set_function(lambda: len(batcher))
 
@@ -90,8 +89,7 @@ def _add_problems(app: FastAPI) -> None:
 
     @app.exception_handler(AdaptError)
     async def mistake(request: Request, error: AdaptError) -> Response:
-        status = _STATUS.get(type(error), 422)
-        return JSONResponse({"detail": str(error)}, status, {"Retry-After": "1"} if status == 503 else None)
+        return JSONResponse({"detail": str(error)}, _STATUS.get(type(error), 422))
 
     @app.exception_handler(RequestValidationError)
     async def misfit(request: Request, error: RequestValidationError) -> Response:
@@ -110,25 +108,30 @@ def _add_predict(
     def read(files: Sequence[tuple[str, bytes]], together: SideBySide) -> list[Any]:
         return [_pixels(name, content, together) for name, content in files]
 
-    async def found(request: Sent, together: SideBySide) -> Any:
-        pixels = await asyncio.get_running_loop().run_in_executor(readers, read, request.files, together)
-        return await asyncio.wrap_future(batcher.ask(Asked(together, request.wanted, pixels)))
-
-    @app.post(
-        "/predict", response_model=ImagesAnswered, responses=_PROBLEMS, openapi_extra={"requestBody": _body(limits)}
-    )
-    async def predict(request: Request) -> Response:
-        """Classify images, sent as files or as base64 in JSON, by one adapter or several side by side."""
+    async def results(request: Request) -> Any:
         asked, now = await sent(request, limits.images), adapters.now
         names = asked.asking.adapters or [now.default]
         together = now.together(names)
-        try:
-            rows = await asyncio.wait_for(found(asked, together), limits.seconds)
-        except TimeoutError:
-            return JSONResponse({"detail": f"there was no answer within {limits.seconds:g} seconds"}, 504)
+        pixels = await asyncio.get_running_loop().run_in_executor(readers, read, asked.files, together)
+        rows = await asyncio.wrap_future(batcher.ask(Asked(together, asked.wanted, pixels)))
         for name in names:
             metrics.images.labels(name).inc(len(rows))
-        return JSONResponse(answers(asked.files, names, rows))
+        return answers(asked.files, names, rows)
+
+    taken = asyncio.Semaphore(limits.requests)
+    described: dict[str, Any] = {"response_model": ImagesAnswered, "responses": _PROBLEMS}
+
+    @app.post("/predict", **described, openapi_extra={"requestBody": _body(limits)})
+    async def predict(request: Request) -> Response:
+        """Classify images, sent as files or as base64 in JSON, by one adapter or several side by side."""
+        if taken.locked():  # before the body is read, which takes memory
+            detail = f"{limits.requests} requests are being answered already: come again in a second"
+            return JSONResponse({"detail": detail}, 503, {"Retry-After": "1"})
+        try:
+            async with taken, asyncio.timeout(limits.seconds):
+                return JSONResponse(await results(request))
+        except TimeoutError:
+            return JSONResponse({"detail": f"there was no answer within {limits.seconds:g} seconds"}, 504)
 
 
 def _pixels(name: str, content: bytes, together: SideBySide) -> Any:

@@ -14,15 +14,10 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from adapt.errors import AdaptError
 from adapt.models.many import SideBySide
 from adapt.models.prediction import Prediction, Wanted
 
 Answered = list[tuple[Prediction, ...]]  # by image, of each adapter
-
-
-class Busy(AdaptError):
-    """More waits than may."""
 
 
 @dataclass(eq=False)
@@ -40,13 +35,10 @@ class Asked:
 
 
 class Batcher:
-    """One thread that answers: at most `most` images in a pass, while at most `waiting` requests wait.
+    """One thread that answers, by at most `most` images in a pass; `passed` is told of their number."""
 
-    `passed` is told of the number of images of each pass.
-    """
-
-    def __init__(self, most: int, waiting: int, passed: Callable[[int], None] = lambda images: None) -> None:
-        self._most, self._waiting, self._passed = most, waiting, passed
+    def __init__(self, most: int, passed: Callable[[int], None] = lambda images: None) -> None:
+        self._most, self._passed = most, passed
         self._queue: deque[Asked] = deque()
         self._changed = threading.Condition()
         self._closed = False
@@ -57,10 +49,10 @@ class Batcher:
         return len(self._queue)
 
     def ask(self, asked: Asked) -> Future[Answered]:
-        """Queues a request. Raises Busy where too many wait, and where no more are taken."""
+        """Queues a request. Raises RuntimeError once it is closed."""
         with self._changed:
-            if self._closed or len(self._queue) >= self._waiting:
-                raise Busy(f"{len(self._queue)} requests wait already: try again in a second")
+            if self._closed:
+                raise RuntimeError("the batcher is closed")
             self._queue.append(asked)
             self._changed.notify()
         return asked.answer
@@ -94,7 +86,7 @@ class Batcher:
                 self._changed.wait_for(lambda: self._queue or self._closed)
                 if not self._queue:
                     return []
-                batch, size = [self._queue.popleft()], 0
+                batch = [self._queue.popleft()]
                 size = len(batch[0].pixels)
                 for asked in list(self._queue):
                     if batch[0].goes_with(asked) and size + len(asked.pixels) <= self._most:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import re
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -222,24 +221,26 @@ def test_a_body_that_is_too_large_is_not_read(serve: Serve, images: list[bytes])
 
 
 def test_a_model_that_takes_too_long(serve: Serve, images: list[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
-    """504 for those that wait too long, 503 at once for one too many, and the next are answered."""
-    client, go = serve(seconds=1.0, waiting=1), threading.Event()
+    """504 for who waits too long, 503 at once for one too many, and the next are answered."""
+    client, begun, go = serve(seconds=2.0, requests=1), threading.Event(), threading.Event()
     predictions = SideBySide.predictions
-    monkeypatch.setattr(SideBySide, "predictions", lambda *asked: go.wait(30) and predictions(*asked))
-    with ThreadPoolExecutor(3) as pool:
+
+    def slow(*asked: Any) -> Any:
+        begun.set()
+        assert go.wait(30)
+        return predictions(*asked)
+
+    monkeypatch.setattr(SideBySide, "predictions", slow)
+    with ThreadPoolExecutor(1) as pool:
         first = pool.submit(upload, client, images[:1])
-        while client.get("/healthz").json()["waiting"] or not first.running():
-            time.sleep(0.01)
-        time.sleep(0.2)
-        second = pool.submit(upload, client, images[1:2])
-        while not client.get("/healthz").json()["waiting"]:
-            time.sleep(0.01)
-        third = upload(client, images[2:3])
-        assert (third.status_code, third.headers["retry-after"]) == (503, "1")
-        assert (first.result().status_code, second.result().status_code) == (504, 504)
+        assert begun.wait(30)
+        second = upload(client, images[1:2])
+        assert (second.status_code, second.headers["retry-after"]) == (503, "1")
+        assert (first.result().status_code, first.result().json()) == (
+            504,
+            {"detail": "there was no answer within 2 seconds"},
+        )
     go.set()
-    while client.get("/healthz").json()["waiting"]:
-        time.sleep(0.01)
     assert upload(client, images[:1]).status_code == 200
 
 

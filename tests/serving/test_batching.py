@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from adapt.models.prediction import Wanted
-from adapt.serving.batching import Asked, Batcher, Busy
+from adapt.serving.batching import Asked, Batcher
 
 
 class Adapters:
@@ -37,7 +37,7 @@ def adapters() -> Adapters:
 
 def test_those_that_wait_go_together_in_parts_of_the_most(adapters: Adapters) -> None:
     passed: list[int] = []
-    batcher = Batcher(4, 100, passed.append)
+    batcher = Batcher(4, passed.append)
     first = batcher.ask(asked(adapters, "a"))
     assert adapters.begun.wait(30)
     rest = [batcher.ask(asked(adapters, *each)) for each in ("bc", "d", "e", "fgh", "i")]
@@ -50,7 +50,7 @@ def test_those_that_wait_go_together_in_parts_of_the_most(adapters: Adapters) ->
 
 
 def test_other_adapters_and_other_wishes_go_by_themselves(adapters: Adapters) -> None:
-    batcher, other = Batcher(9, 100), Adapters()
+    batcher, other = Batcher(9), Adapters()
     other.go.set()
     first = batcher.ask(asked(adapters, "a"))
     assert adapters.begun.wait(30)
@@ -61,14 +61,12 @@ def test_other_adapters_and_other_wishes_go_by_themselves(adapters: Adapters) ->
     batcher.close()
 
 
-def test_too_many_and_given_up_ones(adapters: Adapters) -> None:
-    batcher = Batcher(4, 2)
+def test_those_that_gave_up_are_left_out(adapters: Adapters) -> None:
+    batcher = Batcher(4)
     first = batcher.ask(asked(adapters, "a"))
     assert adapters.begun.wait(30)
     given_up, kept = batcher.ask(asked(adapters, "b")), batcher.ask(asked(adapters, "c"))
     assert len(batcher) == 2
-    with pytest.raises(Busy, match="2 requests wait already"):
-        batcher.ask(asked(adapters, "d"))
     assert given_up.cancel()
     adapters.go.set()
     assert (first.result(30), kept.result(30)) == (["a"], ["c"])
@@ -79,10 +77,10 @@ def test_too_many_and_given_up_ones(adapters: Adapters) -> None:
 
 
 def test_closing_answers_what_waits_and_takes_no_more(adapters: Adapters) -> None:
-    batcher = Batcher(4, 100)
+    batcher = Batcher(4)
     answers = [batcher.ask(asked(adapters, each)) for each in "abc"]
     adapters.go.set()
     batcher.close()
     assert [each.result(0) for each in answers] == [["a"], ["b"], ["c"]]
-    with pytest.raises(Busy):
+    with pytest.raises(RuntimeError, match="closed"):
         batcher.ask(asked(adapters, "d"))
