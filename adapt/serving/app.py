@@ -106,7 +106,7 @@ def _add_predict(
     readers: ThreadPoolExecutor,
 ) -> None:
     def read(files: Sequence[tuple[str, bytes]], together: SideBySide) -> list[Any]:
-        return [_pixels(name, content, together) for name, content in files]
+        return [together.pixels(open_image(content, name=name)) for name, content in files]
 
     async def results(request: Request) -> Any:
         asked, now = await sent(request, limits.images), adapters.now
@@ -132,14 +132,6 @@ def _add_predict(
                 return JSONResponse(await results(request))
         except TimeoutError:
             return JSONResponse({"detail": f"there was no answer within {limits.seconds:g} seconds"}, 504)
-
-
-def _pixels(name: str, content: bytes, together: SideBySide) -> Any:
-    """An image as the adapters read it. AdaptError, by the name that it was sent with, where it cannot be decoded."""
-    try:
-        return together.pixels(open_image(content))
-    except AdaptError as error:
-        raise AdaptError(f"{name}: {error}") from None
 
 
 def _body(limits: Limits) -> dict[str, Any]:

@@ -22,24 +22,24 @@ _BYTES = (bytes, bytearray, memoryview)
 ACCEPTED = "a path, the bytes of a file, a PIL image, an array (h, w, c) or a tensor (c, h, w)"
 
 
-def open_image(source: Any, *, urls: bool = False) -> Image.Image:
+def open_image(source: Any, *, urls: bool = False, name: str = "in memory") -> Image.Image:
     """The picture of `source`, in mode RGB.
 
     `source` is an item or a path (also `ARCHIVE.zip!MEMBER`), the bytes of an image file, a PIL image, an array
     `(h, w)` or `(h, w, c)`, or a tensor `(h, w)` or `(c, h, w)`, of uint8 or of floats from 0 to 1; with `urls` also
-    an http or https address, which is fetched.
+    an http or https address, which is fetched. `name` is what messages call one that has no path.
 
     Raises AdaptError, naming the file, when it is missing or broken, for a picture too large or too narrow, an array of
     another shape or range, an address without `urls`, and for what is no picture.
     """
     if isinstance(source, Image.Image):
-        with naming("in memory"):
+        with naming(name):
             return to_rgb(source)
     if isinstance(source, _BYTES):
-        return decoded(BytesIO(source), "in memory")
+        return decoded(BytesIO(source), name)
     if is_array(source):
         picture = picture_of(source)
-        with naming("in memory"):
+        with naming(name):
             check_size(picture)
             return to_rgb(picture)
     if isinstance(source, str) and is_address(source):
