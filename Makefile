@@ -10,12 +10,17 @@ LOWEST_TESTS ?= tests/backbones tests/cli tests/data tests/formats tests/methods
 	--ignore tests/formats/test_adapters_1_0.py --deselect tests/formats/test_allocation.py
 RUN := runs/quickstart-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: quickstart test test-full test-lowest test-browser faults mutants lint docs
+.PHONY: quickstart serve test test-full test-lowest test-browser faults mutants lint docs
 
 quickstart: $(VENV)/installed
 	$(BIN)/adapt train quickstart --out $(RUN) --plot
 	$(BIN)/adapt eval $(RUN)/adapter.safetensors --data emoji@fluent-3d
 	$(BIN)/adapt predict $(RUN)/adapter.safetensors notebooks/example.png
+
+# the latest quickstart's adapter, which is trained where there is none, at http://127.0.0.1:8000
+serve: $(VENV)/installed-serve
+	@ls runs/quickstart-*/adapter.safetensors > /dev/null 2>&1 || $(MAKE) quickstart
+	$(BIN)/adapt serve "$$(ls -d runs/quickstart-* | tail -n 1)" --folder runs
 
 # each method on two backbones, and all other tests
 test: $(VENV)/installed-dev
@@ -60,6 +65,10 @@ $(LOWEST)/installed: pyproject.toml
 	$(PYTHON) -m venv $(LOWEST)
 	$(LOWEST)/bin/pip install --quiet uv
 	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct --editable ".[dev]"
+	touch $@
+
+$(VENV)/installed-serve: $(VENV)/installed
+	$(BIN)/pip install --quiet --editable ".[serve]"
 	touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed

@@ -13,6 +13,7 @@ from .backbones.load import load_backbone as load_backbone
 from .backbones.split_attention import split_attention as split_attention
 from .choosing.recommend import recommend as recommend
 from .errors import AdaptError as AdaptError
+from .estimator import Classifier as Classifier
 from .formats.export import export as export
 from .loading import load as load
 from .loading import load_many as load_many

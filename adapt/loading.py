@@ -120,15 +120,16 @@ def load_many(
     shared: dict[str, Backbone] = {}
     models = []
     for place in map(located, paths):
-        name = _named(place)
+        name = backbone_key(place)
         models.append(load(place, backbone or shared.get(name or ""), class_names, fast=fast, device=device))
         if name is not None:
             shared.setdefault(name, models[-1].backbone)
     return models
 
 
-def _named(place: Path) -> str | None:
-    """The backbone that an adapter names and how it is used; None for a folder that brings its own."""
+def backbone_key(path: str | Path) -> str | None:
+    """What stands for the backbone that an adapter names and how it is used; None for a folder that brings its own."""
+    place = located(path)
     described = None if place.is_dir() else read_header(place)
     if described is None or described.backbone is None:
         return None

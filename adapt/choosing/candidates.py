@@ -66,7 +66,7 @@ def _of(name: str, source: str, changes: dict[str, Any], images: int, every: boo
         cost = _cost(recipe, method)
         always = file.compared or cost < Cost.STEPS_THROUGH_TOWERS
         if every or always:
-            all_changes = settings | _settled(recipe, method, images) | changes
+            all_changes = settings | settled(recipe, method, images) | changes
             recipe = read_recipe(name, list(all_changes.items()), source)
             sets = [f"--set={key}={_written(value)}" for key, value in all_changes.items()]
             command = shlex.join(["adapt", "train", name, f"--data={source}", *sets])
@@ -80,8 +80,11 @@ def _cost(recipe: Recipe, method: Method) -> Cost:
     return Cost.STEPS_THROUGH_TOWERS if through else Cost.STEPS_ON_FEATURES
 
 
-def _settled(recipe: Recipe, method: Method, images: int) -> dict[str, Any]:
-    """Settings that the recipe leaves to the data: a length for so many images a class, and views for fresh crops."""
+def settled(recipe: Recipe, method: Method, images: int) -> dict[str, Any]:
+    """Settings that the recipe leaves to the data: a length for so many images a class, and views for fresh crops.
+
+    As keys of the recipe, such as train.epochs.
+    """
     train, found = recipe.train, dict[str, Any]()
     if train is None:
         return found

@@ -177,8 +177,9 @@ def _explanations(adapter: Path, model: Any, images: Iterable[Any], top_k: int) 
     if not _classifies(model):
         raise AdaptError(f"{adapter} answers questions, and has no descriptors of classes: leave --explain out")
     from adapt.models.explanation import explained
+    from adapt.models.prediction import Wanted
 
-    return explained(model, images, top_k, batch_size=64)
+    return explained(model, images, Wanted(top_k), batch_size=64)
 
 
 def _classifies(model: Any) -> bool:

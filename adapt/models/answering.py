@@ -11,7 +11,7 @@ from adapt.errors import AdaptError
 from adapt.methods.base import Context, Method, Step
 from adapt.models import asking
 from adapt.models.base import Adapted, in_one_mode
-from adapt.models.prediction import Prediction, predictions
+from adapt.models.prediction import Prediction, Wanted, predictions
 
 if TYPE_CHECKING:
     from adapt.backbones.fusion import FusionEncoder
@@ -65,5 +65,6 @@ class AnsweringModel(Adapted["FusionEncoder"]):
         logits: Tensor = self(images.to(self.backbone.device), questions)
         return logits
 
-    def _predictions(self, pixels: Tensor, top_k: int, question: str | None) -> Iterator[Prediction]:
-        return predictions(self(pixels, asking.of_each(pixels, question)), self.class_names, top_k)
+    def _predictions(self, pixels: Tensor, wanted: Wanted) -> Iterator[Prediction]:
+        asking.check_featureless(self, wanted)
+        return predictions(self(pixels, asking.of_each(pixels, wanted.question)), self.class_names, wanted)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from adapt.errors import AdaptError
+
+if TYPE_CHECKING:
+    from adapt.models.prediction import Wanted
 
 
 def check(images: Tensor, texts: Sequence[str], kind: str = "question") -> None:
@@ -24,3 +28,9 @@ def of_each(images: Tensor, question: str | None) -> list[str]:
     if question is None:
         raise AdaptError("this model answers questions about images: give one")
     return [question] * len(images)
+
+
+def check_featureless(model: Any, wanted: Wanted) -> None:
+    """AdaptError where features are asked of a model that answers questions."""
+    if wanted.features:
+        raise AdaptError(f"{model.backbone.describe()} answers by no features of an image: leave features out")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import replace
@@ -18,6 +18,7 @@ from adapt.backbones.absent import cut_out
 from adapt.backbones.base import Backbone, DualEncoder, outside_inference_mode
 from adapt.backbones.preprocess import Transform
 from adapt.backbones.turns import alone, changing_modes, copied_alone, keeping_modes
+from adapt.data.decoding.images import picture_batches
 from adapt.data.decoding.views import Views
 from adapt.engine.frozen import frozen
 from adapt.engine.hooks import run
@@ -25,7 +26,7 @@ from adapt.errors import AdaptError
 from adapt.methods.base import Context, Method, checked
 from adapt.methods.base.step import TERMS, Step, Terms
 from adapt.models.answers import PLAIN, Answers
-from adapt.models.prediction import Prediction, batches_of, check_count, decided
+from adapt.models.prediction import Prediction, Wanted, decided
 from adapt.prompts import several
 
 if TYPE_CHECKING:
@@ -152,37 +153,66 @@ class Adapted(nn.Module, Generic[B]):
         other.answers = replace(self.answers, blend=share, template=tuple(several(template)))
         return other
 
-    def _predictions(self, pixels: Any, top_k: int, question: str | None) -> Iterator[Prediction]:
+    def _predictions(self, pixels: Any, wanted: Wanted) -> Iterator[Prediction]:
         """What the model says of images `(b, 3, h, w)`, a question about each of them if it answers questions."""
         raise NotImplementedError
 
     def predict(
-        self, images: Iterable[Any] | Any, top_k: int = 5, batch_size: int = 64, *, question: str | None = None
+        self,
+        images: Any,
+        top_k: int = 5,
+        batch_size: int = 64,
+        *,
+        question: str | None = None,
+        threshold: float | None = None,
+        features: bool = False,
+        urls: bool = False,
     ) -> list[Prediction]:
-        """Classes of images (PIL images, paths, or an iterable of them), or answers to `question` about each.
+        """Classes of images, or answers to `question` about each.
 
-        Raises AdaptError naming an unreadable file.
+        `images` is a path, the bytes of a file, a PIL image, an array `(h, w, c)` or a tensor `(c, h, w)` of uint8 or
+        of floats from 0 to 1, a list or iterator of such, or an array of them along its first axis; with `urls` also
+        http and https addresses, which are fetched. An answer of less than the probability `threshold` is `none`. With
+        `features` each prediction has those of its image. May be called from several threads at once.
+
+        Raises AdaptError naming an unreadable file, for what is no image (see `adapt.data.open_image`), a threshold
+        outside [0, 1], and features of a model that does not classify by them.
         """
-        return list(self.predict_stream(images, top_k, batch_size, question=question))
+        return list(
+            self.predict_stream(
+                images, top_k, batch_size, question=question, threshold=threshold, features=features, urls=urls
+            )
+        )
 
     def predict_stream(
-        self, images: Iterable[Any] | Any, top_k: int = 5, batch_size: int = 64, *, question: str | None = None
+        self,
+        images: Any,
+        top_k: int = 5,
+        batch_size: int = 64,
+        *,
+        question: str | None = None,
+        threshold: float | None = None,
+        features: bool = False,
+        urls: bool = False,
     ) -> Iterator[Prediction]:
         """As `predict`, one prediction at a time, holding one batch of images."""
-        check_count(top_k)
-        model = self if self.memory is not None else self.stream()
-        for pixels in self.pixels_of(images, max(1, batch_size // (1 + self.method.views))):
-            with evaluating(model), torch.no_grad():  # not around the yield: what the caller does meanwhile is its own
-                found = list(model._predictions(pixels, top_k, question))
+        wanted = Wanted(top_k, threshold, features, question)
+        for found in self._of_batches(images, batch_size, urls, lambda model, x: list(model._predictions(x, wanted))):
             yield from found
 
-    def pixels_of(self, images: Iterable[Any] | Any, batch_size: int) -> Iterator[Tensor]:
-        """Images, as `predict` takes them, as the model reads them, `(b, 3, h, w)` or with views `(b, v, 3, h, w)`."""
-        from adapt.data.decoding.images import open_image
+    def _of_batches(
+        self, images: Any, batch_size: int, urls: bool, compute: Callable[[Self, Tensor], Computed]
+    ) -> Iterator[Computed]:
+        """What is computed of each batch of pixels by this model in evaluation mode, all of them as one stream."""
+        model = self if self.memory is not None else self.stream()
+        for pixels in self.pixels_of(images, max(1, batch_size // (1 + self.method.views)), urls=urls):
+            with evaluating(model), torch.no_grad():  # not around the yield: what the caller does meanwhile is its own
+                found = compute(model, pixels)
+            yield found
 
-        transform = self.transform()
-        for batch in batches_of(images, batch_size):
-            yield torch.stack([transform(open_image(image)) for image in batch]).to(self.backbone.device)
+    def pixels_of(self, images: Any, batch_size: int, *, urls: bool = False) -> Iterator[Tensor]:
+        """Images, as `predict` takes them, as the model reads them, `(b, 3, h, w)` or with views `(b, v, 3, h, w)`."""
+        yield from pixel_batches(images, self.transform(), batch_size, self.backbone.device, urls=urls)
 
     def start_anew(self) -> None:
         """All that trains is built once more, as the method's settings are now."""
@@ -252,6 +282,14 @@ class Adapted(nn.Module, Generic[B]):
             if self._backbone is not None:
                 self._backbone.model._apply(fn)
         return self
+
+
+def pixel_batches(
+    images: Any, transform: Transform, size: int, device: torch.device, *, urls: bool = False
+) -> Iterator[Tensor]:
+    """Images, as `predict` takes them, read by `transform`: up to `size` of them at a time, on `device`."""
+    for pictures in picture_batches(images, size, urls=urls):
+        yield torch.stack([transform(picture) for picture in pictures]).to(device)
 
 
 def in_one_mode(call: Callable[Concatenate[M, P], Computed]) -> Callable[Concatenate[M, P], Computed]:

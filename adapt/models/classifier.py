@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from typing import Any
 
@@ -20,7 +20,7 @@ from adapt.methods.base import BlockInputs, Context, Encoded, ImageStep, Method,
 from adapt.models.base import Adapted, in_one_mode
 from adapt.models.class_texts import ClassTexts, PromptAverage
 from adapt.models.explanation import Explanation, explained
-from adapt.models.prediction import Prediction, check_count, predictions
+from adapt.models.prediction import Prediction, Wanted, finite, predictions
 from adapt.prompts import Prompt, check_class_names, check_length, from_template, of_classes, of_text
 from adapt.shown import brief
 
@@ -278,23 +278,37 @@ class AdaptedModel(Adapted[DualEncoder]):
             if texts is not None:
                 texts.forget()
 
-    def explain(self, images: Iterable[Any] | Any, top_k: int = 2, batch_size: int = 64) -> list[Explanation]:
+    def probabilities(self, images: Any, batch_size: int = 64, *, urls: bool = False) -> Tensor:
+        """Of every class for images, as `predict` takes them: `(n, n_classes)` on the CPU, in the order of the classes.
+
+        Raises AdaptError as `predict` does.
+        """
+        self._check_classes()
+        found = self._of_batches(images, batch_size, urls, lambda model, pixels: finite(model(pixels)).float().cpu())
+        return torch.cat([torch.empty(0, len(self.class_names)), *found]).softmax(-1)
+
+    def explain(self, images: Any, top_k: int = 2, batch_size: int = 64) -> list[Explanation]:
         """What images, as `predict` takes them, are taken for, and how well each matches the classes' descriptors.
 
         Of the `top_k` most probable classes. Raises AdaptError where the method does not decide by descriptors.
         """
-        check_count(top_k)
-        return list(explained(self, images, top_k, batch_size))
+        return list(explained(self, images, Wanted(top_k), batch_size))
 
-    def _predictions(self, pixels: Tensor | BlockInputs, top_k: int, question: str | None) -> Iterator[Prediction]:
-        if question is not None:
+    def _predictions(self, pixels: Tensor | BlockInputs, wanted: Wanted) -> Iterator[Prediction]:
+        if wanted.question is not None:
             raise AdaptError(f"{self.backbone.describe()} classifies images and answers no question: leave it out")
+        self._check_classes()
+        if not wanted.features:
+            return predictions(self(pixels), self.class_names, wanted)
+        step = ImageStep(self, pixels)
+        return predictions(self.answers.of(step), self.class_names, wanted, step.features)
+
+    def _check_classes(self) -> None:
         if not self.class_names:
             raise AdaptError(
                 f"this {self.method.name} learned from pairs and has no class names: give some, by --classes, or to "
                 "adapt.load as class_names"
             )
-        return predictions(self(pixels), self.class_names, top_k)
 
 
 def _against_fast_vision(backbone: DualEncoder, fast: bool | None) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from adapt.errors import AdaptError
 from adapt.methods.base import ImageStep
 from adapt.models.base import evaluating
-from adapt.models.prediction import Prediction, predictions
+from adapt.models.prediction import Prediction, Wanted, predictions
 
 if TYPE_CHECKING:
     from adapt.models.classifier import AdaptedModel
@@ -39,12 +39,12 @@ class Explanation:
     reasons: tuple[Reasons, ...]
 
 
-def explained(model: AdaptedModel, images: Iterable[Any] | Any, top_k: int, batch_size: int) -> Iterator[Explanation]:
+def explained(model: AdaptedModel, images: Any, wanted: Wanted, batch_size: int) -> Iterator[Explanation]:
     """Explanations of images, as `predict` takes them. AdaptError where the method does not decide by descriptors."""
     check_descriptors(model)
     for pixels in model.pixels_of(images, batch_size):
         with evaluating(model), torch.no_grad():
-            found = list(_of_batch(model, pixels, top_k))
+            found = list(_of_batch(model, pixels, wanted))
         yield from found
 
 
@@ -57,11 +57,11 @@ def check_descriptors(model: Any) -> None:
         )
 
 
-def _of_batch(model: AdaptedModel, pixels: Tensor, top_k: int) -> Iterator[Explanation]:
+def _of_batch(model: AdaptedModel, pixels: Tensor, wanted: Wanted) -> Iterator[Explanation]:
     step = ImageStep(model, pixels)
     cosines = [step.features @ own.T for own in step.prompt_features]  # (b, m) of each class
     label = {name: number for number, name in enumerate(model.class_names)}
-    for row, prediction in enumerate(predictions(model.answers.of(step), model.class_names, top_k)):
+    for row, prediction in enumerate(predictions(model.answers.of(step), model.class_names, wanted)):
         reasons = [_reasons(model, name, cosines[label[name]][row].tolist()) for name, _ in prediction.top]
         yield Explanation(prediction, tuple(reasons))
 

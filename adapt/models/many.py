@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from adapt.data.decoding.images import picture_batches
 from adapt.errors import AdaptError
 from adapt.models.base import Adapted, evaluating
 from adapt.models.classifier import AdaptedModel
-from adapt.models.prediction import Prediction, batches_of, check_count
+from adapt.models.prediction import Prediction, Wanted
 from adapt.shown import brief
 
 if TYPE_CHECKING:
@@ -20,23 +21,80 @@ if TYPE_CHECKING:
 
 
 def predict_many(
-    models: Sequence[Model], images: Iterable[Any] | Any, top_k: int = 5, batch_size: int = 64
+    models: Sequence[Model],
+    images: Any,
+    top_k: int = 5,
+    batch_size: int = 64,
+    *,
+    threshold: float | None = None,
+    features: bool = False,
+    urls: bool = False,
 ) -> list[tuple[Prediction, ...]]:
-    """What each of `models` says of each image (PIL images, paths, or an iterable of them): a tuple an image.
+    """What each of `models` says of each image, as `AdaptedModel.predict` takes them: a tuple an image.
 
     Models that share a backbone (see `adapt.load_many`) read an image once. Those that leave the vision tower alone
-    share its features, and those that edit later blocks the blocks before. Raises AdaptError naming an unreadable
-    file, and for a model that does not classify.
+    share its features, and those that edit later blocks the blocks before. Raises AdaptError as `predict` does, and for
+    a model that does not classify.
     """
-    return list(predict_many_stream(models, images, top_k, batch_size))
+    return list(
+        predict_many_stream(models, images, top_k, batch_size, threshold=threshold, features=features, urls=urls)
+    )
 
 
 def predict_many_stream(
-    models: Sequence[Model], images: Iterable[Any] | Any, top_k: int = 5, batch_size: int = 64
+    models: Sequence[Model],
+    images: Any,
+    top_k: int = 5,
+    batch_size: int = 64,
+    *,
+    threshold: float | None = None,
+    features: bool = False,
+    urls: bool = False,
 ) -> Iterator[tuple[Prediction, ...]]:
     """As `predict_many`, one image at a time, holding one batch of images."""
-    from adapt.data.decoding.images import open_image
+    wanted, together = Wanted(top_k, threshold, features), SideBySide(models)
+    for pictures in picture_batches(images, max(1, batch_size // (1 + together.views)), urls=urls):
+        yield from together.predictions([together.pixels(picture) for picture in pictures], wanted)
 
+
+class SideBySide:
+    """Models that are asked about the same images, all of them as one stream.
+
+    Raises AdaptError for no model, and for one that does not classify.
+    """
+
+    def __init__(self, models: Sequence[Model]) -> None:
+        self._models = [model if model.memory is not None else model.stream() for model in _classifiers(models)]
+        groups: dict[tuple[int, int], dict[int, AdaptedModel]] = {}
+        for index, model in enumerate(self._models):  # by backbone, and by how images are read
+            groups.setdefault((id(model.backbone), model.method.views), {})[index] = model
+        self._groups = list(groups.values())
+        self._transforms = [next(iter(group.values())).transform() for group in self._groups]
+
+    @property
+    def views(self) -> int:
+        """The most views of an image that one of the models looks at, beside the image itself."""
+        return max(model.method.views for model in self._models)
+
+    @property
+    def remembers(self) -> bool:
+        """Whether an answer depends on the images before it."""
+        return any(model.memory is not None for model in self._models)
+
+    def pixels(self, picture: Any) -> tuple[Tensor, ...]:
+        """A picture as the models read it: `(3, h, w)`, or `(1 + v, 3, h, w)`, for each group that reads it alike."""
+        return tuple(transform(picture) for transform in self._transforms)
+
+    def predictions(self, pixels: Sequence[tuple[Tensor, ...]], wanted: Wanted) -> Iterator[tuple[Prediction, ...]]:
+        """What each model says of each image of one batch, given its `pixels`."""
+        found: dict[int, list[Prediction]] = {}
+        for group, own in zip(self._groups, zip(*pixels, strict=True), strict=True):
+            found |= _predicted(group, torch.stack(own), wanted)
+        return zip(*(found[index] for index in range(len(self._models))), strict=True)
+
+
+def _classifiers(models: Sequence[Model]) -> list[AdaptedModel]:
+    """The models as they are. AdaptError, by name, for what is none that classifies."""
     if isinstance(models, AdaptedModel):
         raise AdaptError("predict_many got one model; expected a list of them, or call its predict")
     if not models:
@@ -50,30 +108,17 @@ def predict_many_stream(
                 f"the {model.method.name} on {model.backbone.describe()} answers questions: ask it by itself, by "
                 "predict(images, question=...)"
             )
-        asked.append(model if model.memory is not None else model.stream())
-    check_count(top_k)
-    groups: dict[tuple[int, int], list[int]] = {}
-    for index, model in enumerate(asked):
-        groups.setdefault((id(model.backbone), model.method.views), []).append(index)
-    views = max((model.method.views for model in asked), default=0)
-    for batch in batches_of(images, max(1, batch_size // (1 + views))):
-        pictures = [open_image(image) for image in batch]
-        found: dict[int, list[Prediction]] = {}
-        for group in groups.values():
-            found |= _predicted({index: asked[index] for index in group}, pictures, top_k)
-        yield from zip(*(found[index] for index in range(len(asked))), strict=True)
+        asked.append(model)
+    return asked
 
 
-def _predicted(models: dict[int, AdaptedModel], pictures: Sequence[Any], top_k: int) -> dict[int, list[Prediction]]:
+def _predicted(models: dict[int, AdaptedModel], pixels: Tensor, wanted: Wanted) -> dict[int, list[Prediction]]:
     """The predictions of models that share a backbone, and how they see images."""
-    one = next(iter(models.values()))
-    transform = one.transform()
-    pixels = torch.stack([transform(picture) for picture in pictures]).to(one.backbone.device)
+    pixels = pixels.to(next(iter(models.values())).backbone.device)
     with ExitStack() as stack, torch.no_grad():
         for model in sorted(models.values(), key=_keeps_modes):  # none changes once one is kept
             stack.enter_context(evaluating(model))
-        entering = _entering(models, pixels)
-        return {index: list(models[index]._predictions(inputs, top_k, None)) for index, inputs in entering}
+        return {index: list(models[index]._predictions(inputs, wanted)) for index, inputs in _entering(models, pixels)}
 
 
 def _entering(models: dict[int, AdaptedModel], pixels: Tensor) -> Iterator[tuple[int, Any]]:

@@ -1,11 +1,9 @@
-"""What a model says of images, and the batches that it says it in."""
+"""What a model is asked of images, and what it says."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
@@ -28,45 +26,60 @@ def finite(logits: Tensor) -> Tensor:
 class Prediction:
     """The most probable class of one image, or answer about it, and the best few with their probabilities.
 
-    The most probable comes first.
+    Under the threshold that was asked for, the class is `none`; `probability` and `top` are what was the most probable.
     """
 
     class_name: str
     probability: float
     top: tuple[tuple[str, float], ...]
+    """The most probable first."""
+    label: int | None = None
+    """The number of the class in the model's `class_names`; None for `none`, and for an answer in words."""
+    features: Tensor | None = field(default=None, compare=False, repr=False)
+    """Of the image `(e,)`, of unit length, on the CPU, where they were asked for."""
 
 
-def check_count(top_k: int) -> None:
-    """AdaptError for a number of classes that cannot be shown."""
-    if not isinstance(top_k, int) or top_k < 1:
-        raise AdaptError(f"top_k is {top_k!r}; expected how many classes to give for an image, 1 or more")
+NONE = "none"  # the class of an image that is not sure enough of any
 
 
-def predictions(logits: Tensor, class_names: Sequence[str], top_k: int) -> Iterator[Prediction]:
-    """The predictions that logits `(b, n)` of `n` classes make."""
-    probabilities, indices = finite(logits).float().softmax(-1).topk(min(top_k, len(class_names)))
-    for row, chosen in zip(probabilities.tolist(), indices.tolist()):
+@dataclass(frozen=True)
+class Wanted:
+    """What is asked about each image: how many classes, from which probability on, with features, and a question.
+
+    Raises AdaptError for a number of classes that cannot be shown, and a threshold outside [0, 1].
+    """
+
+    top_k: int = 5
+    threshold: float | None = None
+    features: bool = False
+    question: str | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.top_k, int) or self.top_k < 1:
+            raise AdaptError(f"top_k is {self.top_k!r}; expected how many classes to give for an image, 1 or more")
+        if self.threshold is not None and not 0 <= self.threshold <= 1:
+            raise AdaptError(f"threshold is {self.threshold!r}; expected the least probability of an answer, 0 to 1")
+
+
+def predictions(
+    logits: Tensor, class_names: Sequence[str], wanted: Wanted, features: Tensor | None = None
+) -> Iterator[Prediction]:
+    """The predictions that logits `(b, n)` of `n` classes make, with unit-length features `(b, e)` where given."""
+    probabilities, indices = finite(logits).float().softmax(-1).topk(min(wanted.top_k, len(class_names)))
+    rows = [None] * len(logits) if features is None else list(features.float().cpu())
+    for row, chosen, own in zip(probabilities.tolist(), indices.tolist(), rows, strict=True):
         top = tuple((class_names[index], probability) for index, probability in zip(chosen, row))
-        yield Prediction(top[0][0], top[0][1], top)
+        yield judged(Prediction(top[0][0], top[0][1], top, chosen[0], own), wanted.threshold)
+
+
+def judged(found: Prediction, threshold: float | None) -> Prediction:
+    """The same, or `none` where it is less probable than the threshold."""
+    if threshold is None or found.probability >= threshold:
+        return found
+    return replace(found, class_name=NONE, label=None)
 
 
 def decided(logits: Tensor, class_names: Sequence[str]) -> tuple[list[str], list[float]]:
     """The most probable class of each row of `(b, n)`, and its probability."""
     best = finite(logits).float().softmax(-1).max(-1)
     return [class_names[label] for label in best.indices.tolist()], best.values.tolist()
-
-
-def batches_of(images: Iterable[Any] | Any, size: int) -> Iterator[list[Any]]:
-    """Lists of up to `size` images of an iterable, or of a single image."""
-    from PIL import Image
-
-    if isinstance(images, str | Path | Image.Image):
-        images = [images]
-    batch: list[Any] = []
-    for image in images:
-        batch.append(image)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch

@@ -12,13 +12,14 @@ from torch import Tensor
 
 from adapt.backbones.turns import alone
 from adapt.backbones.vision_llm import VisionLLM
+from adapt.data.decoding.images import open_image
 from adapt.edits import Edit, Tokens
 from adapt.engine.plan import plan
 from adapt.errors import AdaptError
 from adapt.methods.base import Context, Step
 from adapt.models import asking, generation
 from adapt.models.base import Adapted, evaluating, in_one_mode
-from adapt.models.prediction import NOT_FINITE, Prediction
+from adapt.models.prediction import NOT_FINITE, Prediction, Wanted, judged
 
 
 @dataclass(frozen=True)
@@ -170,14 +171,14 @@ class SpeakingModel(Adapted[VisionLLM]):
         texts = tokenizer.batch_decode(said, skip_special_tokens=True)
         return [Answer(text.strip(), p, n) for text, p, n in zip(texts, means.exp().tolist(), lengths.tolist())]
 
-    def _predictions(self, pixels: Tensor, top_k: int, question: str | None) -> Iterator[Prediction]:
-        """One answer each, whatever `top_k` is."""
-        for answer in self.generate(pixels, asking.of_each(pixels, question)):
-            yield Prediction(answer.text, answer.probability, ((answer.text, answer.probability),))
+    def _predictions(self, pixels: Tensor, wanted: Wanted) -> Iterator[Prediction]:
+        """One answer each, whatever number of them is wanted."""
+        asking.check_featureless(self, wanted)
+        for answer in self.generate(pixels, asking.of_each(pixels, wanted.question)):
+            only = Prediction(answer.text, answer.probability, ((answer.text, answer.probability),))
+            yield judged(only, wanted.threshold)
 
     def answer(self, image: Any, question: str, **options: Any) -> Answer:
-        """The answer to a question about one image, a PIL image or a path. Options are those of `generate`."""
-        from adapt.data.decoding.images import open_image
-
+        """The answer to a question about one image, as `adapt.data.open_image` takes it. Options are `generate`'s."""
         pixels = self.backbone.transform(train=False)(open_image(image))[None]
         return self.generate(pixels, [question], **options)[0]

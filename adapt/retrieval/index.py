@@ -17,11 +17,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
 from adapt import plain
-from adapt.data.decoding.images import open_image
 from adapt.disk import replacing
 from adapt.errors import AdaptError
 from adapt.formats import tensor_file
-from adapt.models.base import evaluating
+from adapt.models.base import evaluating, pixel_batches
 from adapt.models.classifier import AdaptedModel
 from adapt.validation import explain
 
@@ -136,10 +135,9 @@ def index_images(
     transform, device = model.backbone.transform(train=False), model.backbone.device
 
     def encoded() -> Iterator[Tensor]:
-        for start in range(0, len(paths), IMAGES_AT_ONCE):
-            images = [transform(open_image(path)) for path in paths[start : start + IMAGES_AT_ONCE]]
+        for pixels in pixel_batches(paths, transform, IMAGES_AT_ONCE, device):
             with evaluating(model), torch.no_grad():
-                yield model.image_features(torch.stack(images).to(device))
+                yield model.image_features(pixels)
 
     return _index("images", model, paths, encoded(), progress)
 

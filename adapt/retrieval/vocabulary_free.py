@@ -9,7 +9,7 @@ Deviations:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from adapt.backbones.base import DualEncoder
 from adapt.errors import AdaptError
 from adapt.methods.zero_shot import ZeroShot
 from adapt.models.base import evaluating
-from adapt.models.prediction import Prediction, check_count, predictions
+from adapt.models.prediction import Prediction, Wanted, predictions
 from adapt.models.wrap import wrap
 from adapt.retrieval.index import Index
 from adapt.retrieval.words import Tag, candidates
@@ -77,18 +77,18 @@ class VocabularyFree:
         self.template, self.tag = template, tag
         self._known: dict[str, Tensor] = {}  # features of words
 
-    def predict(self, images: Iterable[Any] | Any, top_k: int = 5, batch_size: int = 64) -> list[Prediction]:
-        """The most probable names of images (PIL images, paths, or an iterable of them)."""
+    def predict(self, images: Any, top_k: int = 5, batch_size: int = 64) -> list[Prediction]:
+        """The most probable names of images, as a model's `predict` takes them."""
         return list(self.predict_stream(images, top_k, batch_size))
 
-    def predict_stream(self, images: Iterable[Any] | Any, top_k: int = 5, batch_size: int = 64) -> Iterator[Prediction]:
+    def predict_stream(self, images: Any, top_k: int = 5, batch_size: int = 64) -> Iterator[Prediction]:
         """As `predict`, one prediction at a time, holding one batch of images."""
-        check_count(top_k)
+        wanted = Wanted(top_k)
         for pixels in self.model.pixels_of(images, batch_size):
             with evaluating(self.model), torch.no_grad():
                 features = self.model.image_features(pixels)
             for found in self.named(features):
-                yield next(predictions(found.logits[None], found.words, top_k))
+                yield next(predictions(found.logits[None], found.words, wanted))
 
     def named(self, features: Tensor) -> list[Named]:
         """What images with unit-length `features` `(b, e)` may be called."""

@@ -213,7 +213,7 @@ def test_a_member_that_unpacks_to_too_much(tmp_path: Path, monkeypatch: pytest.M
     with zipfile.ZipFile(archive, "w", method) as file:
         file.writestr("a.png", bytes(2**20))
     whole = archive.read_bytes()
-    monkeypatch.setattr(files, "_MOST_BYTES", 2**19)
+    monkeypatch.setattr(files, "MOST_BYTES", 2**19)
     with pytest.raises(AdaptError, match="it unpacks to 1,048,576 bytes, and at most 524,288 are read"):
         open_image(f"{archive}!a.png")
     # a header that says less than there is

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -27,12 +28,12 @@ class Decoded:
     `[images, texts]`.
     Iterating raises AdaptError for a file that cannot be decoded, also when a worker met it, and where the machine has
     no shared memory for what workers decode. Workers beyond the number of processors are not started: they would not
-    help, and torch warns of them.
+    help, and torch warns of them; and none are in a process that may start none, such as a worker of joblib.
     """
 
     def __init__(self, dataset: ImageSet, draws: Epochs | list[list[Draw]], workers: int) -> None:
         self.dataset = dataset
-        self._draws, self._workers = draws, min(workers, processors())
+        self._draws, self._workers = draws, min(workers, processors()) if _may_start_workers() else 0
         self._loader = self._new_loader()
 
     def __len__(self) -> int:
@@ -114,6 +115,12 @@ def _collate(batch: list[tuple[Inputs, int]] | AdaptError) -> Any:
         images, *texts = inputs
         inputs = [images, *map(list, texts)]  # torch makes tuples of texts
     return inputs, labels
+
+
+def _may_start_workers() -> bool:
+    """Whether this process can have children of torch's: no daemon can, nor one that starts them in a foreign way."""
+    way = multiprocessing.get_start_method(allow_none=True)  # asked so that it is not settled by asking
+    return way in (None, *multiprocessing.get_all_start_methods()) and not multiprocessing.current_process().daemon
 
 
 def processors() -> int:

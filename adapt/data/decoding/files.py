@@ -19,7 +19,7 @@ from adapt.errors import AdaptError, missing
 Reader = Callable[[str, str], bytes]  # of a container and a member of it
 
 # Of one image's file: what is larger is no photograph, and a member of an archive may be packed to nearly nothing.
-_MOST_BYTES = 256 * 2**20
+MOST_BYTES = 256 * 2**20
 _ENCRYPTED = 1  # the bit of a zip member's flags
 
 # What the file system and the archives' readers raise; RuntimeError: a kind of zip that is not read.
@@ -84,7 +84,7 @@ def read_bytes(path: str | os.PathLike[str], more: Mapping[str, Reader] | None =
     Raises AdaptError, naming the file, when it is missing, cannot be read, or takes more than 256 MiB.
     """
     with open_file(path, more) as file, _named(os.fspath(path)):
-        return read_bounded(file, _MOST_BYTES)
+        return read_bounded(file, MOST_BYTES)
 
 
 @contextmanager
@@ -105,10 +105,10 @@ def _zip_member(archive: str, member: str) -> bytes:
     entry = opened.getinfo(member)
     if entry.flag_bits & _ENCRYPTED:
         raise ValueError("it is encrypted; save the archive without a password")
-    if entry.file_size > _MOST_BYTES:
-        raise ValueError(f"it unpacks to {entry.file_size:,} bytes, and at most {_MOST_BYTES:,} are read")
+    if entry.file_size > MOST_BYTES:
+        raise ValueError(f"it unpacks to {entry.file_size:,} bytes, and at most {MOST_BYTES:,} are read")
     with opened.open(entry) as file:
-        return read_bounded(file, _MOST_BYTES)  # type: ignore[arg-type]  # its reads are those of any file
+        return read_bounded(file, MOST_BYTES)  # type: ignore[arg-type]  # its reads are those of any file
 
 
 @lru_cache(maxsize=8)

@@ -1,28 +1,77 @@
-"""Pictures of items and paths."""
+"""From whatever is a picture to the picture: items, paths, bytes, arrays, tensors, addresses, pictures themselves."""
 
 from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Iterable, Iterator
+from io import BytesIO
+from typing import Any
 
 from PIL import Image
 
+from adapt.data.decoding.addresses import fetched, is_address
+from adapt.data.decoding.arrays import is_array, picture_of
 from adapt.data.decoding.content import open_file
-from adapt.data.decoding.pictures import decoded, naming, opened, to_rgb
+from adapt.data.decoding.pictures import check_size, decoded, naming, opened, to_rgb
 from adapt.data.split import Item
 from adapt.errors import AdaptError
+from adapt.shown import brief
+
+_BYTES = (bytes, bytearray, memoryview)
+ACCEPTED = "a path, the bytes of a file, a PIL image, an array (h, w, c) or a tensor (c, h, w)"
 
 
-def open_image(source: Item | str | os.PathLike[str] | Image.Image) -> Image.Image:
-    """The picture of an item or a path (also `ARCHIVE.zip!MEMBER`), decoded, in mode RGB; one in memory is converted.
+def open_image(source: Any, *, urls: bool = False, name: str = "in memory") -> Image.Image:
+    """The picture of `source`, in mode RGB.
 
-    Raises AdaptError, naming the file, when it is missing or broken, or a picture too large or too narrow.
+    `source` is an item or a path (also `ARCHIVE.zip!MEMBER`), the bytes of an image file, a PIL image, an array
+    `(h, w)` or `(h, w, c)`, or a tensor `(h, w)` or `(c, h, w)`, of uint8 or of floats from 0 to 1; with `urls` also
+    an http or https address, which is fetched. `name` is what messages call one that has no path.
+
+    Raises AdaptError, naming the file, when it is missing or broken, for a picture too large or too narrow, an array of
+    another shape or range, an address without `urls`, and for what is no picture.
     """
     if isinstance(source, Image.Image):
-        with naming("in memory"):
+        with naming(name):
             return to_rgb(source)
+    if isinstance(source, _BYTES):
+        return decoded(BytesIO(source), name)
+    if is_array(source):
+        picture = picture_of(source)
+        with naming(name):
+            check_size(picture)
+            return to_rgb(picture)
+    if isinstance(source, str) and is_address(source):
+        if not urls:
+            raise AdaptError(f"{brief(source)} is an address, which is fetched only where urls=True allows it")
+        return decoded(BytesIO(fetched(source)), source)
     with open_file(_path(source)) as file:
         return decoded(file, _path(source))
+
+
+def picture_batches(images: Any, size: int, *, urls: bool = False) -> Iterator[list[Image.Image]]:
+    """Lists of up to `size` pictures, as `open_image` gives them.
+
+    Of one that it takes, an iterable of such, or an array of them along its first axis. Raises AdaptError as it does.
+    """
+    batch: list[Image.Image] = []
+    for image in _each(images):
+        batch.append(open_image(image, urls=urls))
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _each(images: Any) -> Iterable[Any]:
+    alone = (str, os.PathLike, Image.Image, Item, *_BYTES)
+    if isinstance(images, alone) or (is_array(images) and images.dtype != object and images.ndim < 4):
+        return (images,)
+    if not isinstance(images, Iterable):
+        raise AdaptError(f"{brief(images)} stands where images are expected: {ACCEPTED}, or a list of such")
+    return images
 
 
 def check_image(source: Item | str | os.PathLike[str]) -> None:
@@ -40,7 +89,11 @@ def check_image(source: Item | str | os.PathLike[str]) -> None:
             to_rgb(picture)
 
 
-def _path(source: Item | str | os.PathLike[str]) -> str:
+def _path(source: Any) -> str:
     if isinstance(source, Item) and not source.path:
         raise AdaptError(f"the text {source.text!r} stands in an image's place: there is nothing to open")
-    return source.path if isinstance(source, Item) else os.fspath(source)
+    if isinstance(source, Item):
+        return source.path
+    if not isinstance(source, str | os.PathLike):
+        raise AdaptError(f"{brief(source)} stands where an image is expected: {ACCEPTED}")
+    return str(os.fspath(source))

@@ -52,11 +52,11 @@ def opened(file: BinaryIO, name: str) -> Iterator[Image.Image]:
     """The picture in `file` before it is decoded; what Pillow raises inside names it."""
     with naming(repr(name)):
         picture = Image.open(file, formats=list(FORMATS))
-        _check_size(picture)
+        check_size(picture)
         yield picture
 
 
-def _check_size(picture: Image.Image) -> None:
+def check_size(picture: Image.Image) -> None:
     """ValueError for a picture whose header asks for more memory than any photograph does."""
     shorter, longer = sorted(picture.size)
     if longer > _RATIO * shorter:

@@ -1,0 +1,52 @@
+"""Pictures that are arrays or tensors of pixels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from PIL import Image
+
+from adapt.errors import AdaptError
+
+_MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # by channels
+
+
+def is_array(source: Any) -> bool:
+    """Whether `source` is an array of numpy, a tensor, or what gives itself as an array with axes."""
+    return hasattr(source, "__array__") and hasattr(source, "ndim") and hasattr(source, "shape")
+
+
+def picture_of(source: Any) -> Image.Image:
+    """The picture whose pixels are an array `(h, w)` or `(h, w, c)`, or a tensor `(h, w)` or `(c, h, w)`.
+
+    Of 1, 3 or 4 channels, as uint8, or as floats from 0 to 1. Raises AdaptError for another shape, type or range.
+    """
+    import numpy as np
+
+    values = _of_tensor(source) if hasattr(source, "detach") else np.asarray(source)
+    if values.ndim == 2:
+        values = values[..., None]
+    if values.ndim != 3 or values.shape[-1] not in _MODES or 0 in values.shape:
+        expected = "(c, h, w)" if hasattr(source, "detach") else "(h, w, c)"
+        raise AdaptError(
+            f"an image is an array of shape {tuple(source.shape)}; expected (h, w), or {expected} with 1, 3 or 4 "
+            "channels c"
+        )
+    if values.dtype.kind == "f":
+        if not (values.min() >= 0 and values.max() <= 1):  # also of what is no number
+            raise AdaptError(
+                f"an image is an array of floats from {values.min():g} to {values.max():g}; expected 0 to 1: scale it, "
+                "and give pixels that a backbone's transform has normalised to the model itself, as model(pixels)"
+            )
+        values = np.rint(255 * values.astype(np.float32)).astype(np.uint8)
+    if values.dtype != np.uint8:
+        raise AdaptError(f"an image is an array of {values.dtype}; expected uint8, or floats from 0 to 1")
+    channels = values.shape[-1]
+    return Image.fromarray(np.ascontiguousarray(values[..., 0] if channels == 1 else values), _MODES[channels])
+
+
+def _of_tensor(source: Any) -> Any:
+    """Pixels `(h, w)` or `(h, w, c)` of a tensor on any device, whose channels come first."""
+    values = source.detach().cpu()
+    values = (values.float() if values.is_floating_point() else values).numpy()
+    return values.transpose(1, 2, 0) if values.ndim == 3 else values

@@ -1,0 +1,189 @@
+"""What is sent to the server and what it answers: the schemas, and a request's images out of its body."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from fastapi import HTTPException, Request
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.datastructures import UploadFile
+
+from adapt.models.prediction import Prediction, Wanted
+from adapt.validation import explain
+
+TopK = Annotated[int, Field(ge=1, le=1000, description="Classes to give for an image.")]
+Threshold = Annotated[float | None, Field(ge=0, le=1, description="Call an image none below this probability.")]
+Names = Annotated[list[str], Field(max_length=64, description="Adapters to ask; by default the default one.")]
+
+
+class _Message(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+class Asking(_Message):
+    """How images are asked about."""
+
+    adapters: Names = []
+    top_k: TopK = 5
+    threshold: Threshold = None
+
+
+class ImagesInJson(Asking):
+    """Images as base64, with how they are asked about."""
+
+    images: list[str] = Field(min_length=1, description="Image files as base64.")
+
+
+class LoadAdapter(_Message):
+    """An adapter to load, by its path in the server's folder."""
+
+    path: str = Field(min_length=1, max_length=1000)
+    name: str | None = Field(default=None, min_length=1, max_length=200)
+
+
+class AdapterName(_Message):
+    """One of the adapters."""
+
+    name: str
+
+
+class ClassProbability(BaseModel):
+    """A class and how probable it is."""
+
+    class_name: str
+    probability: float
+
+
+class AdapterAnswer(BaseModel):
+    """What one adapter says of an image; `class_name` is none below the threshold, with no label."""
+
+    adapter: str
+    class_name: str
+    label: int | None
+    probability: float
+    top: list[ClassProbability]
+
+
+class ImageAnswers(BaseModel):
+    """What the adapters say of one image."""
+
+    image: str
+    answers: list[AdapterAnswer]
+
+
+class ImagesAnswered(BaseModel):
+    """Of each image, in the order in which they were sent."""
+
+    results: list[ImageAnswers]
+
+
+class AdapterCard(BaseModel):
+    """An adapter that is loaded."""
+
+    name: str
+    method: str
+    backbone: str | None
+    classes: list[str]
+    default: bool
+
+
+class Health(BaseModel):
+    """That the server answers, and how many requests wait."""
+
+    status: str
+    adapters: int
+    waiting: int
+
+
+class Problem(BaseModel):
+    """What is wrong, in one line."""
+
+    detail: str
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A request's images as the bytes of files, by name, and how they are asked about."""
+
+    files: list[tuple[str, bytes]]
+    asking: Asking
+
+    @property
+    def wanted(self) -> Wanted:
+        return Wanted(self.asking.top_k, self.asking.threshold)
+
+
+async def sent(request: Request, most: int) -> Sent:
+    """What is in the body of a request, JSON or an upload, of at most so many images.
+
+    Raises HTTPException 415 for another type of content, 422 for what does not fit the schema.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind == "application/json":
+        body = _checked(ImagesInJson, _json(await request.body()))
+        files = [(f"image {number}", _decoded(text, number)) for number, text in enumerate(body.images, 1)]
+        found = Sent(files, Asking(**body.model_dump(exclude={"images"})))
+    elif kind == "multipart/form-data":
+        found = await _uploaded(request)
+    else:
+        raise HTTPException(415, f"the content type is {kind!r}; expected application/json or multipart/form-data")
+    if not 1 <= len(found.files) <= most:
+        raise HTTPException(422, f"{len(found.files)} images were sent; expected 1 to {most}")
+    return found
+
+
+async def _uploaded(request: Request) -> Sent:
+    fields: dict[str, Any] = {}
+    files: list[tuple[str, bytes]] = []
+    async with request.form(max_files=1000, max_fields=100) as form:
+        for key, value in form.multi_items():
+            if key == "images" and isinstance(value, UploadFile):
+                files.append((value.filename or f"image {len(files) + 1}", await value.read()))
+            elif key == "adapters":
+                fields.setdefault(key, []).append(value)
+            else:
+                fields[key] = value
+    return Sent(files, _checked(Asking, fields))
+
+
+def answers(files: Sequence[tuple[str, bytes]], adapters: Sequence[str], found: Sequence[Sequence[Prediction]]) -> Any:
+    """The answers as plain data."""
+    return {
+        "results": [
+            {"image": name, "answers": [_answer(adapter, each) for adapter, each in zip(adapters, row, strict=True)]}
+            for (name, _), row in zip(files, found, strict=True)
+        ]
+    }
+
+
+def _answer(adapter: str, found: Prediction) -> dict[str, Any]:
+    top = [{"class_name": name, "probability": probability} for name, probability in found.top]
+    own = {"class_name": found.class_name, "label": found.label, "probability": found.probability}
+    return {"adapter": adapter, **own, "top": top}
+
+
+def _json(body: bytes) -> Any:
+    from pydantic_core import from_json
+
+    try:
+        return from_json(body, allow_inf_nan=False)
+    except ValueError as error:
+        raise HTTPException(422, f"the body is no JSON: {error}") from None
+
+
+def _checked(kind: Any, values: Any) -> Any:
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise HTTPException(422, explain(kind, error, "the request")) from None
+
+
+def _decoded(text: str, number: int) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise HTTPException(422, f"image {number} is no base64: {error}") from None

@@ -1,0 +1,76 @@
+"""What stands around every request: a limit on its body, what is counted of it, and headers for browsers."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from fastapi import HTTPException
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from starlette.responses import JSONResponse
+
+# an image may be shown that the page itself made; all else is the server's own
+_HEADERS = [(b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer")]
+
+
+class Counted:
+    """What Prometheus is told, by a registry of this server's own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        self.requests = Counter("adapt_requests", "Requests.", ["path", "status"], registry=self.registry)
+        self.seconds = Histogram("adapt_request_seconds", "Time to answer.", ["path"], registry=self.registry)
+        self.images = Counter("adapt_images", "Images answered.", ["adapter"], registry=self.registry)
+        sizes = (1, 2, 4, 8, 16, 32, 64)
+        self.passes = Histogram("adapt_pass_images", "Images in a pass.", buckets=sizes, registry=self.registry)
+        self.waiting = Gauge("adapt_waiting_requests", "Requests that wait for a pass.", registry=self.registry)
+
+
+class Around:
+    """ASGI middleware: 413 for a body of more than `most` bytes, without reading on; and the metrics."""
+
+    def __init__(self, app: Any, most: int, metrics: Counted) -> None:
+        self.app, self.most, self.metrics = app, most, metrics
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started, status, left = time.perf_counter(), 500, self.most
+
+        async def receiving() -> Any:
+            nonlocal left
+            message = await receive()
+            left -= len(message.get("body", b""))
+            if left < 0:
+                raise self._too_large()
+            return message
+
+        async def sending(message: Any) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message["headers"], *_HEADERS]
+            await send(message)
+
+        try:
+            if _announced(scope) > self.most:
+                refusal = self._too_large()
+                answer = JSONResponse({"detail": refusal.detail}, refusal.status_code, {"Connection": "close"})
+                await answer(scope, receive, sending)
+            else:
+                await self.app(scope, receiving, sending)
+        finally:
+            path = getattr(scope.get("route"), "path", "other")  # not as it was sent: that may be anything
+            self.metrics.requests.labels(path, status).inc()
+            self.metrics.seconds.labels(path).observe(time.perf_counter() - started)
+
+    def _too_large(self) -> HTTPException:
+        return HTTPException(413, f"the request is larger than {self.most:,} bytes: send fewer or smaller images")
+
+
+def _announced(scope: Any) -> int:
+    """The length that a request says it has; 0 where it says none."""
+    length = dict(scope["headers"]).get(b"content-length", b"0")
+    return int(length) if length.isdigit() else 0

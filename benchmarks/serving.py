@@ -1,0 +1,140 @@
+"""`adapt serve` on the quickstart's kind of adapter: how much slower than the model itself, and 10,000 requests."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from benchmarks.text import Row
+
+REQUESTS, CLIENTS, ALONE, IMAGES = 10_000, 8, 300, 64
+CLOSE = 1e-4  # of probabilities, in passes of other sizes
+
+
+class Client:
+    """A connection that stays open."""
+
+    def __init__(self, port: int) -> None:
+        self._connection = http.client.HTTPConnection("127.0.0.1", port)
+
+    def ask(self, method: str, path: str, content: bytes = b"", kind: str = "application/json") -> tuple[int, Any]:
+        self._connection.request(method, path, content, {"Content-Type": kind})
+        answer = self._connection.getresponse()
+        return answer.status, json.loads(answer.read())
+
+    def predict(self, image: bytes) -> tuple[int, Any]:
+        head = b'--b\r\nContent-Disposition: form-data; name="images"; filename="a.png"\r\n\r\n'
+        return self.ask("POST", "/predict", head + image + b"\r\n--b--\r\n", "multipart/form-data; boundary=b")
+
+
+def rows(progress: Callable[[str], None]) -> Iterator[Row]:
+    """A server of its own process; the model itself is timed in turn with it."""
+    import adapt
+
+    split = adapt.data.load("emoji")
+    backbone = adapt.load_backbone("mini-clip")
+    words = "a photo of a thing that is one of many kinds, which is called a"
+    model = adapt.wrap(backbone, adapt.methods.CoOp(ctx_init=words), split.class_names).eval()
+    images = [adapt.data.decoding.content.read_bytes(item.path) for item in split.test[:IMAGES]]
+    expected = model.predict(images)
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [model.save(Path(folder) / f"{name}.safetensors") for name in ("one", "other")]
+        with _serving(paths[0], folder) as (process, port):
+            progress("one client in turn with the model itself")
+            yield _alone(model, port, images)
+            progress(f"{REQUESTS:,} requests")
+            yield _many(process, port, images, expected)
+
+
+def _alone(model: Any, port: int, images: list[bytes]) -> Row:
+    client, own, served = Client(port), [], []
+    for number in range(-20, ALONE):
+        image, started = images[number % IMAGES], time.perf_counter()
+        model.predict(image)
+        between = time.perf_counter()
+        client.predict(image)
+        if number >= 0:
+            own.append(between - started)
+            served.append(time.perf_counter() - between)
+    alone, through = (1000 * statistics.median(each) for each in (own, served))
+    text = f"predict {alone:.1f} ms, served {through:.1f} ms: {through / alone:.2f} x"
+    return {"case": "one client, median", "predict_ms": alone, "served_ms": through, "text": text}
+
+
+def _many(process: psutil.Process, port: int, images: list[bytes], expected: list[Any]) -> Row:
+    """Clients at once, while adapters are loaded, switched and unloaded without a pause."""
+    memory, seconds, wrong, done = [], list[float](), [0], threading.Event()
+    each = REQUESTS // CLIENTS
+
+    def ask(number: int) -> None:
+        client = Client(port)
+        for request in range(number, number + each):
+            started = time.perf_counter()
+            status, body = client.predict(images[request % IMAGES])
+            seconds.append(time.perf_counter() - started)
+            right = expected[request % IMAGES]
+            found = body["results"][0]["answers"][0] if status == 200 else None
+            if not found or found["label"] != right.label or abs(found["probability"] - right.probability) > CLOSE:
+                wrong[0] += 1
+            if len(seconds) in (REQUESTS // 5, REQUESTS):
+                memory.append(process.memory_info().rss)
+
+    switches = threading.Thread(target=lambda: switched.append(_switching(port, done)))
+    switched: list[int] = []
+    started = time.perf_counter()
+    switches.start()
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        list(pool.map(ask, range(CLIENTS)))
+    took = time.perf_counter() - started
+    done.set()
+    switches.join()
+    growth = (memory[-1] - memory[0]) / 2**20
+    median = 1000 * statistics.median(seconds)
+    return {
+        "case": f"{len(seconds):,} requests of {CLIENTS} clients at once",
+        "wrong": wrong[0],
+        "switches": switched[0],
+        "growth_mib": growth,
+        "median_ms": median,
+        "text": f"{wrong[0]} wrong, {switched[0]} switches, {len(seconds) / took:.0f} a second, median {median:.0f} "
+        f"ms, memory {growth:+.1f} MiB from the first fifth to the end",
+    }
+
+
+def _switching(port: int, done: threading.Event) -> int:
+    """Loads the other adapter, makes it the default, and goes back; returns how often."""
+    client, count = Client(port), 0
+    while not done.is_set():
+        steps = [("POST", "/adapters", {"path": "other.safetensors"}), ("PUT", "/adapters/default", {"name": "other"})]
+        steps += [("PUT", "/adapters/default", {"name": "one"}), ("DELETE", "/adapters/other", {})]
+        for method, path, body in steps:
+            status, told = client.ask(method, path, json.dumps(body).encode())
+            if status >= 300:
+                raise RuntimeError(f"{method} {path}: {status} {told}")
+            done.wait(0.2)
+        count += 1
+    return count
+
+
+@contextmanager
+def _serving(adapter: Path, folder: str) -> Iterator[tuple[psutil.Process, int]]:
+    """A server's process and port."""
+    command = [sys.executable, "-m", "adapt", "serve", str(adapter), "--folder", folder, "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        yield psutil.Process(process.pid), int(line.split(" (")[0].rpartition(":")[2])
+        process.terminate()

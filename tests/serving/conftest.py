@@ -1,0 +1,61 @@
+"""Two adapters of tiny models in a folder, and a client of an application over them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from starlette.testclient import TestClient
+
+import adapt
+from adapt import AdaptedModel, Backbone
+from adapt.methods import TDA, CoOp, LoRA, ZeroShot
+from adapt.serving.adapters import ServedAdapters
+from adapt.serving.app import Limits, create_app
+
+NAMES = ("goldfish", "red panda", "sea cucumber")
+
+
+@pytest.fixture
+def models(open_clip: Backbone) -> dict[str, AdaptedModel]:
+    """Which differ in their answers; one edits the vision tower, one remembers what it was asked."""
+    torch.manual_seed(0)
+    methods = {"coop": CoOp(n_ctx=4), "lora": LoRA(rank=4), "zero_shot": ZeroShot(), "tda": TDA()}
+    made = {name: adapt.wrap(open_clip, method, NAMES).eval() for name, method in methods.items()}
+    with torch.no_grad():
+        for model in made.values():
+            for parameter in model.method.parameters():
+                parameter.add_(0.3 * torch.randn(parameter.shape))
+    return made
+
+
+@pytest.fixture
+def folder(models: dict[str, AdaptedModel], tmp_path: Path) -> Path:
+    """`NAME.safetensors` of each, and beside the folder one that lies outside."""
+    for name, model in models.items():
+        model.save(tmp_path / "adapters" / f"{name}.safetensors")
+    models["coop"].save(tmp_path / "outside.safetensors")
+    return tmp_path / "adapters"
+
+
+@pytest.fixture
+def served(folder: Path, open_clip: Backbone) -> ServedAdapters:
+    """coop, the default, and lora; the others may be loaded."""
+    return ServedAdapters([f"{folder}/coop.safetensors", f"{folder}/lora.safetensors"], folder, open_clip)
+
+
+@pytest.fixture
+def serve(served: ServedAdapters) -> Iterator[Callable[..., TestClient]]:
+    """A client of an application with the limits given; closed behind the test."""
+    clients: list[TestClient] = []
+
+    def start(**limits: Any) -> TestClient:
+        clients.append(TestClient(create_app(served, Limits(**limits)), raise_server_exceptions=False))
+        return clients[-1].__enter__()
+
+    yield start
+    for client in clients:
+        client.__exit__(None, None, None)

@@ -1,0 +1,285 @@
+"""The interface says what `predict` says, keeps its limits, changes under load, and calls nobody."""
+
+from __future__ import annotations
+
+import base64
+import re
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+import adapt
+from adapt import AdaptedModel
+from adapt.data import Split
+from adapt.models.many import SideBySide
+from adapt.models.prediction import Prediction
+from adapt.serving.adapters import ServedAdapters
+from adapt.serving.app import create_app
+
+Serve = Callable[..., TestClient]
+
+
+@pytest.fixture
+def images(tiny_split: Split) -> list[bytes]:
+    return [Path(item.path).read_bytes() for item in tiny_split.train]
+
+
+def upload(client: TestClient, images: list[bytes], **fields: Any) -> Any:
+    files = [("images", (f"{number}.png", image)) for number, image in enumerate(images)]
+    return client.post("/predict", files=files, data=fields)
+
+
+def same(answer: dict[str, Any], expected: Prediction) -> bool:
+    found = [(each["class_name"], each["probability"]) for each in answer["top"]]
+    return (answer["class_name"], answer["label"]) == (expected.class_name, expected.label) and all(
+        name == own and abs(value - probability) < 1e-5
+        for (name, value), (own, probability) in zip(found, expected.top, strict=True)
+    )
+
+
+def test_answers_are_those_of_predict(serve: Serve, models: dict[str, AdaptedModel], images: list[bytes]) -> None:
+    client = serve()
+    uploaded = upload(client, images, adapters=["coop", "lora"], top_k=2).json()["results"]
+    coded = [base64.b64encode(image).decode() for image in images]
+    body = {"images": coded, "adapters": ["coop", "lora"], "top_k": 2}
+    in_json = client.post("/predict", json=body).json()["results"]
+    expected = adapt.predict_many([models["coop"], models["lora"]], images, top_k=2)
+    for number, rows in enumerate(expected):
+        assert uploaded[number]["image"] == f"{number}.png"
+        for results in (uploaded, in_json):
+            assert [each["adapter"] for each in results[number]["answers"]] == ["coop", "lora"]
+            assert all(map(same, results[number]["answers"], rows))
+    (first,) = upload(client, images[:1], threshold=1).json()["results"]
+    assert [(each["adapter"], each["class_name"], each["label"]) for each in first["answers"]] == [
+        ("coop", "none", None)
+    ]
+
+
+def test_one_pass_over_the_image_serves_those_that_share_it(
+    serve: Serve, images: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from adapt.engine import vision
+
+    client, blocks, run_block = serve(), list[int](), vision.run_block
+    client.post("/adapters", json={"path": "zero_shot.safetensors"})
+
+    def counted(block: Any, index: int, *args: Any, **kwargs: Any) -> Any:
+        blocks.append(index)
+        return run_block(block, index, *args, **kwargs)
+
+    monkeypatch.setattr(vision, "run_block", counted)
+    assert upload(client, images, adapters=["coop", "zero_shot"]).status_code == 200
+    assert sorted(blocks) == [0, 1, 2]
+
+
+def test_many_clients_while_adapters_come_and_go(
+    serve: Serve, models: dict[str, AdaptedModel], images: list[bytes]
+) -> None:
+    client, done, count = serve(), threading.Event(), [0]
+    expected = {name: model.predict(images) for name, model in models.items()}
+
+    def switch() -> None:
+        while not done.is_set():
+            for status, call in (
+                (201, lambda: client.post("/adapters", json={"path": "zero_shot.safetensors"})),
+                (200, lambda: client.put("/adapters/default", json={"name": "zero_shot"})),
+                (200, lambda: client.put("/adapters/default", json={"name": "lora"})),
+                (200, lambda: client.delete("/adapters/zero_shot")),
+            ):
+                assert call().status_code == status
+            count[0] += 1
+
+    def ask(number: int) -> bool:
+        at = number % len(images)
+        (result,) = upload(client, [images[at]]).json()["results"]
+        (answer,) = result["answers"]
+        return same(answer, expected[answer["adapter"]][at])
+
+    switching = threading.Thread(target=switch)
+    switching.start()
+    with ThreadPoolExecutor(8) as pool:
+        right = list(pool.map(ask, range(120)))
+    done.set()
+    switching.join()
+    assert all(right)
+    assert count[0]
+
+
+def test_an_adapter_that_remembers_begins_anew_for_each_request(
+    serve: Serve, models: dict[str, AdaptedModel], images: list[bytes]
+) -> None:
+    client = serve()
+    client.post("/adapters", json={"path": "tda.safetensors"})
+    for _ in range(2):
+        found = [each["answers"][0] for each in upload(client, images, adapters="tda").json()["results"]]
+        assert all(map(same, found, models["tda"].predict(images)))
+
+
+def test_adapters_are_listed_loaded_switched_and_unloaded(serve: Serve, served: ServedAdapters) -> None:
+    client = serve()
+    listed = client.get("/adapters").json()
+    assert [(each["name"], each["method"], each["default"]) for each in listed] == [
+        ("coop", "coop", True),
+        ("lora", "lora", False),
+    ]
+    assert listed[0]["classes"] == ["goldfish", "red panda", "sea cucumber"]
+    loaded = client.post("/adapters", json={"path": "zero_shot.safetensors", "name": "plain"})
+    assert (loaded.status_code, [each["name"] for each in loaded.json()]) == (201, ["coop", "lora", "plain"])
+    assert client.put("/adapters/default", json={"name": "plain"}).json()[2]["default"]
+    assert [each["name"] for each in client.delete("/adapters/coop").json()] == ["lora", "plain"]
+    assert client.get("/healthz").json() == {"status": "ok", "adapters": 2, "waiting": 0}
+    assert served.now.default == "plain"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status", "words"),
+    [
+        ("POST", "/adapters", {"path": "../outside.safetensors"}, 403, "is not under the folder"),
+        ("POST", "/adapters", {"path": "/etc/passwd"}, 403, "is not under the folder"),
+        ("POST", "/adapters", {"path": "none.safetensors"}, 404, "there is no adapter 'none.safetensors'"),
+        ("POST", "/adapters", {"path": "coop.safetensors"}, 422, "two adapters are called coop"),
+        ("POST", "/adapters", {"path": "tda.safetensors", "name": "a/b"}, 422, "cannot be called 'a/b'"),
+        ("POST", "/adapters", {"path": "."}, 422, "a folder"),
+        ("POST", "/adapters", {"name": "a"}, 422, "body.path: Field required"),
+        ("PUT", "/adapters/default", {"name": "copo"}, 404, "did you mean 'coop'"),
+        ("DELETE", "/adapters/copo", None, 404, "no adapter 'copo' is loaded"),
+        ("DELETE", "/adapters/coop", None, 422, "coop is the default"),
+    ],
+)
+def test_changes_that_are_refused(serve: Serve, method: str, path: str, body: Any, status: int, words: str) -> None:
+    client = serve()
+    answer = client.request(method, path, json=body)
+    assert (answer.status_code, words in answer.json()["detail"]) == (status, True), answer.text
+    assert len(client.get("/adapters").json()) == 2
+
+
+def test_a_link_out_of_the_folder_is_not_followed(serve: Serve, folder: Path) -> None:
+    (folder / "link.safetensors").symlink_to(folder.parent / "outside.safetensors")
+    assert serve().post("/adapters", json={"path": "link.safetensors"}).status_code == 403
+
+
+def test_without_a_folder_the_set_stays_as_it_is(folder: Path, open_clip: adapt.Backbone) -> None:
+    served = ServedAdapters([f"one={folder}/coop.safetensors", f"{folder}/lora.safetensors"], None, open_clip)
+    with TestClient(create_app(served)) as client:
+        calls = [client.post("/adapters", json={"path": "tda.safetensors"}), client.delete("/adapters/lora")]
+        calls.append(client.put("/adapters/default", json={"name": "lora"}))
+        assert [each.status_code for each in calls] == [403] * 3
+        assert "start with --folder" in calls[0].json()["detail"]
+        assert [each["name"] for each in client.get("/adapters").json()] == ["one", "lora"]
+
+
+def test_a_form_of_another_page_changes_nothing(serve: Serve) -> None:
+    """What a browser sends elsewhere without asking first: bodies of plain text and forms."""
+    client = serve()
+    for kind in ("text/plain", "application/x-www-form-urlencoded"):
+        answer = client.post("/adapters", content='{"path": "tda.safetensors"}', headers={"content-type": kind})
+        assert answer.status_code == 422
+    assert len(client.get("/adapters").json()) == 2
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "words"),
+    [
+        ({"json": {"images": []}}, 422, "images"),
+        ({"json": {"images": ["?"]}}, 422, "image 1 is no base64"),
+        ({"json": {"images": [base64.b64encode(b"no picture").decode()]}}, 422, "Image 'image 1' cannot be decoded"),
+        ({"json": {"images": [""], "top_k": 0}}, 422, "top_k is 0"),
+        ({"json": {"images": [""], "image": 1}}, 422, "unknown key 'image'; did you mean 'images'"),
+        ({"json": {"images": [""], "adapters": ["copo"]}}, 404, "did you mean 'coop'"),
+        ({"json": {"images": [""], "adapters": ["coop", "coop"]}}, 422, "named twice"),
+        ({"content": b"{", "headers": {"content-type": "application/json"}}, 422, "the body is no JSON"),
+        ({"content": b"x", "headers": {"content-type": "image/png"}}, 415, "expected application/json or multipart"),
+        ({"content": b"x", "headers": {"content-type": "multipart/form-data"}}, 400, "boundary"),
+        ({"files": {"images": b"x"}, "data": {"threshold": "2"}}, 422, "threshold"),
+        ({"files": {"image": b"x"}}, 422, "unknown key 'image'"),
+        ({"data": {"images": "x"}, "files": {"images": b"x"}}, 422, "images"),
+        ({"files": [("images", b"x")] * 5}, 422, "5 images were sent; expected 1 to 4"),
+    ],
+)
+def test_requests_that_are_refused(serve: Serve, body: dict[str, Any], status: int, words: str) -> None:
+    answer = serve(images=4).post("/predict", **body)
+    assert (answer.status_code, words in answer.json()["detail"]) == (status, True), answer.text
+
+
+def test_a_body_that_is_too_large_is_not_read(serve: Serve, images: list[bytes]) -> None:
+    client, read = serve(body_bytes=2000), [0]
+    assert upload(client, images[:1]).status_code == 200
+    assert upload(client, [b"x" * 2001]).status_code == 413
+
+    def parts() -> Any:  # without a length
+        for _ in range(1000):
+            read[0] += 1
+            yield b"x" * 500
+
+    answer = client.post("/predict", content=parts(), headers={"content-type": "application/json"})
+    assert (answer.status_code, "larger than 2,000 bytes" in answer.json()["detail"]) == (413, True)
+
+
+def test_a_model_that_takes_too_long(serve: Serve, images: list[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    """504 for who waits too long, 503 at once for one too many, and the next are answered."""
+    client, begun, go = serve(seconds=2.0, requests=1), threading.Event(), threading.Event()
+    predictions = SideBySide.predictions
+
+    def slow(*asked: Any) -> Any:
+        begun.set()
+        assert go.wait(30)
+        return predictions(*asked)
+
+    monkeypatch.setattr(SideBySide, "predictions", slow)
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(upload, client, images[:1])
+        assert begun.wait(30)
+        second = upload(client, images[1:2])
+        assert (second.status_code, second.headers["retry-after"]) == (503, "1")
+        assert (first.result().status_code, first.result().json()) == (
+            504,
+            {"detail": "there was no answer within 2 seconds"},
+        )
+    go.set()
+    assert upload(client, images[:1]).status_code == 200
+
+
+def test_a_failure_of_the_model_is_told_and_the_next_is_answered(
+    serve: Serve, images: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = serve()
+    with monkeypatch.context() as broken:
+        broken.setattr(SideBySide, "predictions", lambda *asked: 1 / 0)
+        assert upload(client, images[:1]).status_code == 500
+    assert upload(client, images[:1]).status_code == 200
+
+
+def test_metrics(serve: Serve, images: list[bytes]) -> None:
+    client = serve()
+    upload(client, images[:3], adapters=["coop", "lora"])
+    client.get("/nothing/here")
+    text = client.get("/metrics").text
+    for line in (
+        'adapt_requests_total{path="/predict",status="200"} 1.0',
+        'adapt_requests_total{path="other",status="404"} 1.0',
+        'adapt_images_total{adapter="lora"} 3.0',
+        "adapt_pass_images_sum 3.0",
+        "adapt_waiting_requests 0.0",
+    ):
+        assert line in text
+
+
+def test_the_page_stands_by_itself(serve: Serve) -> None:
+    client = serve()
+    page = client.get("/")
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+    assert "connect-src 'self'" in page.headers["content-security-policy"]
+    assert not re.search(r"https?://|\bsrc=|@import|innerHTML|<link", page.text)
+    assert [client.get(path).status_code for path in ("/docs", "/redoc")] == [404, 404]
+    assert {"/predict", "/adapters", "/healthz"} <= client.get("/openapi.json").json()["paths"].keys()
+
+
+def test_other_names_of_the_host_are_refused(served: ServedAdapters) -> None:
+    with TestClient(create_app(served, hosts=["localhost"])) as client:
+        assert client.get("/healthz", headers={"host": "evil.example"}).status_code == 400
+        assert client.get("/healthz", headers={"host": "localhost:8000"}).status_code == 200

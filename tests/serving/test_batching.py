@@ -1,0 +1,86 @@
+"""What waits together is computed together, and no more of it than may be."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import CancelledError
+from typing import Any
+
+import pytest
+
+from adapt.models.prediction import Wanted
+from adapt.serving.batching import Asked, Batcher
+
+
+class Adapters:
+    """Stands for adapters: answers an image by itself once it may, and notes the sizes of its passes."""
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+        self.begun, self.go = threading.Event(), threading.Event()
+
+    def predictions(self, pixels: Any, wanted: Wanted) -> Any:
+        self.sizes.append(len(pixels))
+        self.begun.set()
+        assert self.go.wait(30)
+        return pixels
+
+
+def asked(adapters: Any, *pixels: Any, top_k: int = 5) -> Asked:
+    return Asked(adapters, Wanted(top_k), pixels)
+
+
+@pytest.fixture
+def adapters() -> Adapters:
+    return Adapters()
+
+
+def test_those_that_wait_go_together_in_parts_of_the_most(adapters: Adapters) -> None:
+    passed: list[int] = []
+    batcher = Batcher(4, passed.append)
+    first = batcher.ask(asked(adapters, "a"))
+    assert adapters.begun.wait(30)
+    rest = [batcher.ask(asked(adapters, *each)) for each in ("bc", "d", "e", "fgh", "i")]
+    adapters.go.set()
+    assert [list(each.result(30)) for each in (first, *rest)] == [
+        list(each) for each in ("a", "bc", "d", "e", "fgh", "i")
+    ]
+    assert adapters.sizes == passed == [1, 4, 4]
+    batcher.close()
+
+
+def test_other_adapters_and_other_wishes_go_by_themselves(adapters: Adapters) -> None:
+    batcher, other = Batcher(9), Adapters()
+    other.go.set()
+    first = batcher.ask(asked(adapters, "a"))
+    assert adapters.begun.wait(30)
+    rest = [batcher.ask(each) for each in (asked(other, "b"), asked(adapters, "c", top_k=2), asked(other, "d"))]
+    adapters.go.set()
+    assert [each.result(30) for each in (first, *rest)] == [["a"], ["b"], ["c"], ["d"]]
+    assert (adapters.sizes, other.sizes) == ([1, 1], [2])
+    batcher.close()
+
+
+def test_those_that_gave_up_are_left_out(adapters: Adapters) -> None:
+    batcher = Batcher(4)
+    first = batcher.ask(asked(adapters, "a"))
+    assert adapters.begun.wait(30)
+    given_up, kept = batcher.ask(asked(adapters, "b")), batcher.ask(asked(adapters, "c"))
+    assert len(batcher) == 2
+    assert given_up.cancel()
+    adapters.go.set()
+    assert (first.result(30), kept.result(30)) == (["a"], ["c"])
+    with pytest.raises(CancelledError):
+        given_up.result(30)
+    assert adapters.sizes == [1, 1]
+    batcher.close()
+
+
+def test_closing_answers_what_waits_and_takes_no_more(adapters: Adapters) -> None:
+    batcher = Batcher(4)
+    answers = [batcher.ask(asked(adapters, each)) for each in "abc"]
+    adapters.go.set()
+    batcher.close()
+    assert [each.result(0) for each in answers] == [["a"], ["b"], ["c"]]
+    with pytest.raises(RuntimeError, match="closed"):
+        batcher.ask(asked(adapters, "d"))

@@ -1,0 +1,199 @@
+"""`Classifier` keeps scikit-learn's contract, trains as a recipe does, and needs scikit-learn only when it is made."""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from joblib import Parallel, delayed
+from PIL import Image
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.utils.estimator_checks import check_estimator
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+import adapt
+from adapt import AdaptError, Classifier
+from adapt.data import Split, open_image
+from adapt.recipe import read_recipe
+from adapt.training.run_recipe import run_recipe
+
+GDA = {"method.views": 0, "method.alpha": 1.0}
+# the checks of scikit-learn that do not pass, each with its reason
+EXCLUDED = {
+    "check_array_api_input": "it checks estimators that compute on arrays of other libraries: skipped, not failed"
+}
+
+
+class OnRows(Classifier):
+    """The estimator on rows of numbers, which `check_estimator` needs: each row is painted as a picture of shades.
+
+    All else, from labels to pickles, is the estimator's own.
+    """
+
+    def fit(self, X: Any, y: Any) -> OnRows:
+        if y is not None:
+            X, y = validate_data(self, X, y)
+        return super().fit(painted(X), y)
+
+    def predict_proba(self, X: Any) -> Any:
+        check_is_fitted(self)
+        return super().predict_proba(painted(validate_data(self, X, reset=False)))
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.two_d_array, tags.no_validation = True, False
+        return tags
+
+
+def painted(rows: Any) -> Any:
+    """Rows `(n, d)` as grey pictures `(n, h, w, 1)`: each number is a field, the brighter the larger."""
+    number, width = np.shape(rows)
+    side = int(np.ceil(np.sqrt(width)))
+    shades = np.full((number, side * side), 0.5)
+    shades[:, :width] += np.arctan(rows) / np.pi
+    field = max(1, 32 // side)
+    return shades.reshape(number, side, side).repeat(field, 1).repeat(field, 2)[..., None]
+
+
+@pytest.fixture
+def few(tiny_split: Split) -> tuple[list[str], list[str]]:
+    """Paths and labels of twelve images of three classes."""
+    return [item.path for item in tiny_split.train], [item.class_name for item in tiny_split.train]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_checks_of_scikit_learn_pass_on_rows_that_are_painted() -> None:
+    estimator = OnRows("linear_probe", "mini-clip", overrides={"method.strength": 1e4})
+    results = check_estimator(estimator, on_fail=None, on_skip=None)
+    assert {each["check_name"] for each in results if each["status"] != "passed"} == set(EXCLUDED)
+    assert len(results) > 50
+
+
+def test_the_estimator_itself_takes_images_and_no_rows() -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        results = check_estimator(Classifier(), on_fail="raise")
+    assert [each["status"] for each in results] == ["passed"]
+    assert any("requires input" in str(each.message) for each in caught)
+    with pytest.raises(AdaptError, match=r"array of shape \(2,\); expected \(h, w\)"):
+        Classifier("zero_shot", "mini-clip").fit(np.zeros((3, 2)), [0, 1, 2])
+
+
+def test_paths_arrays_and_pictures_are_the_same(few: tuple[list[str], list[str]], tiny_split: Split) -> None:
+    paths, labels = few
+    pictures = [open_image(path) for path in paths]
+    arrays = np.stack([np.asarray(picture) for picture in pictures])
+    test = [item.path for item in tiny_split.test]
+    found = []
+    for images in (
+        paths,
+        [Path(path) for path in paths],
+        pictures,
+        arrays,
+        [Path(path).read_bytes() for path in paths],
+    ):
+        fitted = Classifier("gda", "mini-clip", overrides=GDA).fit(images, labels)
+        found.append(fitted.predict_proba(test))
+        assert fitted.score(test, [item.class_name for item in tiny_split.test]) == 1
+    assert all(np.array_equal(each, found[0]) for each in found)
+    assert found[0].sum(1) == pytest.approx(1)
+
+
+def test_it_trains_as_its_recipe_does(few: tuple[list[str], list[str]], tiny_split: Split, tmp_path: Path) -> None:
+    settings = [*GDA.items(), ("backbone", "mini-clip"), ("data.shots", None)]
+    alone = Split("own", tiny_split.class_names, tiny_split.train, (), ())
+    run_recipe(read_recipe("gda", settings, "own"), tmp_path / "run", progress=False, split=alone)
+    fitted = Classifier("gda", "mini-clip", overrides=GDA).fit(*few)
+    expected = adapt.load(tmp_path / "run").probabilities(few[0]).numpy()
+    order = [tiny_split.class_names.index(label) for label in fitted.classes_]
+    assert fitted.predict_proba(few[0]) == pytest.approx(expected[:, order], abs=1e-5)
+
+
+def test_steps_have_a_length_for_the_images_that_there_are(few: tuple[list[str], list[str]]) -> None:
+    """The recipe has one for 1, 2, 4, 8 and 16 shots; here are four images of each class."""
+    fitted = Classifier("coop", "mini-clip", overrides={"train.workers": 0, "method.n_ctx": 2}, random_state=5).fit(
+        *few
+    )
+    assert (fitted.metrics_["steps"], fitted.metrics_["seed"]) == (200, 5)
+    two = clone(fitted).set_params(overrides={"train.epochs": 2, "data.shots": 1}).fit(*few)
+    assert (two.metrics_["steps"], two.metrics_["train_images"]) == (2, 3)
+
+
+def test_cross_validation_grid_search_and_joblib(few: tuple[list[str], list[str]]) -> None:
+    estimator = Classifier("gda", "mini-clip", overrides=GDA)
+    assert cross_val_score(estimator, *few, cv=2) == pytest.approx([1, 1])
+    grid = {"overrides": [GDA, GDA | {"method.alpha": 0.0}]}
+    search = GridSearchCV(estimator, grid, cv=2, error_score="raise").fit(*few)
+    assert (search.best_params_, search.best_score_) == ({"overrides": GDA}, 1)
+    fits = Parallel(n_jobs=2)(delayed(clone(estimator).fit)(*few) for _ in range(2))
+    expected = estimator.fit(*few).predict_proba(few[0])
+    assert all(np.allclose(each.predict_proba(few[0]), expected, atol=1e-6) for each in fits)
+
+
+def test_labels_of_any_type_and_their_words(few: tuple[list[str], list[str]], tmp_path: Path) -> None:
+    paths, names = few
+    words = dict(enumerate(sorted(set(names))))
+    numbers = [sorted(words.values()).index(name) for name in names]
+    fitted = Classifier("zero_shot", "mini-clip", class_names=words).fit(paths, numbers)
+    by_name = Classifier("zero_shot", "mini-clip").fit(paths, names)
+    assert fitted.classes_.tolist() == [0, 1, 2]
+    assert fitted.model_.class_names == tuple(by_name.classes_) == by_name.model_.class_names
+    assert np.array_equal(fitted.predict_proba(paths), by_name.predict_proba(paths))
+    saved = adapt.load(fitted.model_.save(tmp_path / "adapter.safetensors"))
+    assert saved.predict(paths[0])[0].label == fitted.predict(paths[:1])[0]
+    with pytest.raises(AdaptError, match="no name for the label 2"):
+        fitted.set_params(class_names={0: "a", 1: "b"}).fit(paths, numbers)
+
+
+def test_a_pickle_is_whole(few: tuple[list[str], list[str]]) -> None:
+    fitted = Classifier("gda", "mini-clip", overrides=GDA).fit(*few)
+    copied = pickle.loads(pickle.dumps(fitted))
+    assert np.array_equal(copied.predict_proba(few[0]), fitted.predict_proba(few[0]))
+
+
+def test_what_is_wrong_is_said_before_training(few: tuple[list[str], list[str]], tmp_path: Path) -> None:
+    estimator = Classifier("zero_shot", "mini-clip")
+    with pytest.raises(NotFittedError):
+        estimator.predict(few[0])
+    with pytest.raises(ValueError, match="inconsistent numbers of samples"):
+        estimator.fit(few[0], few[1][:-1])
+    with pytest.raises(ValueError, match="Unknown label type: continuous"):
+        estimator.fit(few[0][:2], [0.5, 1.5])
+    with pytest.raises(AdaptError, match=r"missing\.png"):
+        estimator.fit([*few[0][:2], tmp_path / "missing.png"], few[1][:3])
+    with pytest.raises(AdaptError, match="did you mean 'gda'"):
+        Classifier("gdaa", "mini-clip").fit(*few)
+    assert not hasattr(estimator, "model_")
+
+
+def test_no_picture_stays_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with caplog.at_level(logging.WARNING, "adapt"):
+        Classifier("zero_shot", "mini-clip").fit(
+            [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")], ["a", "b"]
+        )
+    assert not any(path.name.startswith("adapt-") for path in tmp_path.iterdir())
+    assert caplog.messages == []
+
+
+def test_without_scikit_learn_all_but_the_estimator_is_there() -> None:
+    code = (
+        "import sys; sys.modules['sklearn'] = sys.modules['sklearn.base'] = None\n"
+        "from adapt import *\n"
+        "import adapt\n"
+        "assert 'method' in adapt.Classifier.__init__.__code__.co_varnames\n"
+        "try: adapt.Classifier()\n"
+        "except adapt.AdaptError as error: print(error)\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ, check=True)
+    assert result.stdout == 'adapt.Classifier needs scikit-learn: pip install "adapt-vlm[sklearn]"\n'
