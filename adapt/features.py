@@ -156,6 +156,13 @@ def _check_unedited(model: AdaptedModel) -> None:
         )
 
 
+def answers_of(items: Sequence[Item]) -> Tensor:
+    """What batches say of each item: its label `(n,)`, or with its target `(n, 2)`."""
+    if not items or items[0].target is None:
+        return labels_of(items)
+    return torch.tensor([(item.label, item.target) for item in items], dtype=torch.double)
+
+
 def labels_of(items: Sequence[Item]) -> Tensor:
     """Labels `(n,)`."""
     return torch.tensor([item.label for item in items])

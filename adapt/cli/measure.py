@@ -131,6 +131,7 @@ def _print(
     """Measures `model`; `asked` is what was asked of it besides, and stands in each line of JSON."""
     from dataclasses import replace
 
+    from adapt.evaluation import grades
     from adapt.evaluation.evaluate import evaluate
     from adapt.evaluation.scores import told
 
@@ -160,6 +161,8 @@ def _print(
             return
         of += f" ({len(split.class_names)} {'answers' if items[0].question else 'classes'})"
         click.echo(f"{100 * scores.accuracy:.1f} % of {of}")
+        if numbers := grades.told(scores.figures()):
+            click.echo(numbers)
 
 
 COMMANDS = {"eval": evaluate_adapter, "zeroshot": zeroshot}

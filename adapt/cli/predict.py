@@ -254,7 +254,7 @@ def _writer(as_json: bool, as_csv: bool) -> Any:
         _print_csv([["image", "rank", "class", "probability"]])
         return lambda path, found: _csv_columns(path, found)
     if as_json:
-        return lambda path, found: click.echo(plain.dump({"image": str(path), "top": _top(found[0])}))
+        return lambda path, found: click.echo(plain.dump({"image": str(path), **_answer(found[0])}))
     return _lines
 
 
@@ -280,6 +280,11 @@ def _side_by_side(as_json: bool, as_csv: bool, adapters: Sequence[str]) -> Any:
 
 def _top(found: Prediction) -> list[dict[str, Any]]:
     return [{"class": name, "probability": value} for name, value in found.top]
+
+
+def _answer(found: Prediction) -> dict[str, Any]:
+    number = {} if found.number is None else {"number": found.number}
+    return {**number, "top": _top(found)}
 
 
 def _cells(each: tuple[str, float] | None) -> list[str]:
@@ -312,7 +317,8 @@ def _print_csv(rows: Iterable[Sequence[Any]]) -> None:
 
 
 def _lines(path: Path, found: Sequence[Prediction]) -> None:
-    click.echo(shown(path))
+    number = found[0].number
+    click.echo(shown(path) + ("" if number is None else f"  {number:.3g}"))
     for each in found[0].top:
         click.echo(f"  {_line(each)}")
 

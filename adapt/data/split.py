@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +21,8 @@ class Item:
     With a `question` about the image, the class name is the answer, and the label the answer's number. Images of one
     `group`, such as one object's photographs, are more alike than others of their class; "" where none is named.
     Where `path` is "", a `text` stands in the image's place: a model may learn from its features. An image with a text
-    is a pair of both: it has no class, and its label is the number of the image, which may have several texts.
+    is a pair of both: it has no class, and its label is the number of the image, which may have several texts. A
+    `target` is a number, such as a grade, whose class is a word for it.
     """
 
     path: str
@@ -30,6 +32,7 @@ class Item:
     question: str = ""
     group: str = ""
     text: str = ""
+    target: float | None = None
 
     @property
     def kept_with(self) -> str:
@@ -75,6 +78,7 @@ class Split:
         _check_no_empty_class(self)
         _check_questions(self)
         _check_texts(self)
+        _check_targets(self)
 
     def few_shot(self, shots: int, seed: int, sampling: Sampling = "coop") -> Split:
         """`shots` training and min(shots, 4) validation images of each class; the test images stay.
@@ -200,7 +204,8 @@ def _identity(path: str, item: Item) -> str:
     # Nothing where there is none: the digests of other data are on record in runs and results.
     question = f"\0{item.question}" if item.question else ""
     text = f"\0\0{item.text}" if item.text else ""
-    return f"{path}\0{item.label}{question}{text}\n"
+    target = "" if item.target is None else f"\0\0\0{item.target!r}"
+    return f"{path}\0{item.label}{question}{text}{target}\n"
 
 
 def _check_names(split: Split) -> None:
@@ -246,8 +251,8 @@ def _check_labels(split: Split) -> None:
 def _check_no_empty_class(split: Split) -> None:
     if not split.train or split.of_pairs:
         return
-    if split.train[0].question:  # whoever answers in words may say what no one told it
-        return
+    if split.train[0].question or split.train[0].target is not None:
+        return  # whoever answers in words, or by numbers, may say what no one told it
     present = {item.label for item in split.train}
     empty = [name for label, name in enumerate(split.class_names) if label not in present]
     if empty:
@@ -291,6 +296,19 @@ def _check_texts(split: Split) -> None:
     for item in split.items():
         if not (item.path or item.text.strip()):
             raise AdaptError(f"Data {split.name!r}: an item of {item.class_name!r} has neither an image nor a text.")
+
+
+def _check_targets(split: Split) -> None:
+    known: dict[bool, Item] = {}
+    for item in split.items():
+        known.setdefault(item.target is not None, item)
+        if item.target is not None and not math.isfinite(item.target):
+            raise AdaptError(f"Data {split.name!r}: the target of {item.name!r} is {item.target}; expected a number.")
+    if len(known) == 2:
+        raise AdaptError(
+            f"Data {split.name!r}: {known[True].name!r} has a target and {known[False].name!r} has none. Give every "
+            "item a number, or none."
+        )
 
 
 def _listed(names: Sequence[str]) -> str:

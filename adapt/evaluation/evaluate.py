@@ -11,6 +11,7 @@ from torch import Tensor
 from adapt.data.decoding.loader import loader
 from adapt.data.split import Item
 from adapt.errors import AdaptError
+from adapt.evaluation.grades import GradedScores
 from adapt.evaluation.retrieval import retrieve
 from adapt.evaluation.scores import Scores
 from adapt.features import item_features, keeps_features, of_texts, view_features
@@ -49,16 +50,21 @@ def evaluate(
         return retrieve(model, items, workers=workers, progress=progress)
     if model.class_names:
         answered = logits(model, items, workers=workers, cache=cache, progress=progress)
-        found = [decided(batch, model.class_names) for batch in answered]
+        found, numbers = [], list[Tensor]()
+        for batch in answered:
+            found.append(decided(batch, model.class_names))
+            if items[0].target is not None and (said := model.method.score(batch)) is not None:
+                numbers.append(said)
     else:
-        found = list(_decoded(model, model.decide, items, workers, progress))
-    return Scores(
+        found, numbers = list(_decoded(model, model.decide, items, workers, progress)), []
+    scores = Scores(
         paths=tuple(item.name for item in items),
         actual=tuple(item.class_name for item in items),
         predicted=tuple(answer for answers, _ in found for answer in answers),
         confidence=tuple(value for _, values in found for value in values),
         questions=tuple(item.question for item in items if item.question),
     )
+    return GradedScores.of(scores, items, torch.cat(numbers)) if numbers else scores
 
 
 def logits(

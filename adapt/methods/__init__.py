@@ -52,6 +52,7 @@ if TYPE_CHECKING:  # for editors and type checkers, who see no file being listed
     from adapt.methods.tip_adapter import TipAdapter as TipAdapter
     from adapt.methods.tpt import TPT as TPT
     from adapt.methods.two_stage import TwoStage as TwoStage
+    from adapt.methods.uniqa import UniQA as UniQA
     from adapt.methods.vl2v import VL2V as VL2V
     from adapt.methods.vl2v_sd import VL2VSD as VL2VSD
     from adapt.methods.vlora import VLoRA as VLoRA

@@ -298,10 +298,12 @@ class AdaptedModel(Adapted[DualEncoder]):
         if wanted.question is not None:
             raise AdaptError(f"{self.backbone.describe()} classifies images and answers no question: leave it out")
         self._check_classes()
-        if not wanted.features:
-            return predictions(self(pixels), self.class_names, wanted)
+        logits, features = (self(pixels), None) if not wanted.features else self._with_features(pixels)
+        return predictions(logits, self.class_names, wanted, features, self.method.score(logits))
+
+    def _with_features(self, pixels: Tensor | BlockInputs) -> tuple[Tensor, Tensor]:
         step = ImageStep(self, pixels)
-        return predictions(self.answers.of(step), self.class_names, wanted, step.features)
+        return self.answers.of(step), step.features
 
     def _check_classes(self) -> None:
         if not self.class_names:

@@ -35,6 +35,8 @@ class Prediction:
     """The most probable first."""
     label: int | None = None
     """The number of the class in the model's `class_names`; None for `none`, and for an answer in words."""
+    number: float | None = None
+    """What the method makes of the image as a number, such as a grade, where it learned such."""
     features: Tensor | None = field(default=None, compare=False, repr=False)
     """Of the image `(e,)`, of unit length, on the CPU, where they were asked for."""
 
@@ -62,14 +64,22 @@ class Wanted:
 
 
 def predictions(
-    logits: Tensor, class_names: Sequence[str], wanted: Wanted, features: Tensor | None = None
+    logits: Tensor,
+    class_names: Sequence[str],
+    wanted: Wanted,
+    features: Tensor | None = None,
+    numbers: Tensor | None = None,
 ) -> Iterator[Prediction]:
-    """The predictions that logits `(b, n)` of `n` classes make, with unit-length features `(b, e)` where given."""
+    """The predictions that logits `(b, n)` of `n` classes make.
+
+    With unit-length features `(b, e)`, and the numbers `(b,)` that the logits stand for, where given.
+    """
     probabilities, indices = finite(logits).float().softmax(-1).topk(min(wanted.top_k, len(class_names)))
-    rows = [None] * len(logits) if features is None else list(features.float().cpu())
-    for row, chosen, own in zip(probabilities.tolist(), indices.tolist(), rows, strict=True):
+    of_each = [None] * len(logits) if features is None else list(features.float().cpu())
+    said = [None] * len(logits) if numbers is None else numbers.tolist()
+    for row, chosen, number, own in zip(probabilities.tolist(), indices.tolist(), said, of_each, strict=True):
         top = tuple((class_names[index], probability) for index, probability in zip(chosen, row))
-        yield judged(Prediction(top[0][0], top[0][1], top, chosen[0], own), wanted.threshold)
+        yield judged(Prediction(top[0][0], top[0][1], top, chosen[0], number, own), wanted.threshold)
 
 
 def judged(found: Prediction, threshold: float | None) -> Prediction:

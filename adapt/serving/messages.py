@@ -65,6 +65,7 @@ class AdapterAnswer(BaseModel):
     class_name: str
     label: int | None
     probability: float
+    number: float | None = None  # such as a grade, where the adapter learned such
     top: list[ClassProbability]
 
 
@@ -162,7 +163,12 @@ def answers(files: Sequence[tuple[str, bytes]], adapters: Sequence[str], found: 
 
 def _answer(adapter: str, found: Prediction) -> dict[str, Any]:
     top = [{"class_name": name, "probability": probability} for name, probability in found.top]
-    own = {"class_name": found.class_name, "label": found.label, "probability": found.probability}
+    own = {
+        "class_name": found.class_name,
+        "label": found.label,
+        "probability": found.probability,
+        "number": found.number,
+    }
     return {"adapter": adapter, **own, "top": top}
 
 

@@ -13,7 +13,7 @@ from adapt.data.decoding.epochs import Epochs
 from adapt.data.decoding.loader import loader
 from adapt.data.split import Item
 from adapt.errors import AdaptError
-from adapt.features import block_inputs, item_features, keeps_features, labels_of, of_texts
+from adapt.features import answers_of, block_inputs, item_features, keeps_features, of_texts
 from adapt.methods.base import BlockInputs, Encoded
 from adapt.models.base import Adapted
 from adapt.models.classifier import AdaptedModel
@@ -106,7 +106,7 @@ def training_batches(
     if of_texts(items):
         assert isinstance(model, AdaptedModel)  # as fit has it
         known = item_features(model, items, workers=0, views=settings.views or 0)
-        return FeatureBatches(known, labels_of(items), settings, seed)
+        return FeatureBatches(known, answers_of(items), settings, seed)
     if items[0].is_pair:  # what is computed once of images has no texts
         if settings.views is not None:
             raise AdaptError(
@@ -116,10 +116,10 @@ def training_batches(
     if keeps_features(model, cache) and (settings.augment == "none" or settings.views is not None):
         views = settings.views or 0
         features = item_features(model, items, workers=settings.workers, views=views, seed=seed, progress=progress)
-        return FeatureBatches(features, labels_of(items), settings, seed)
+        return FeatureBatches(features, answers_of(items), settings, seed)
     if settings.augment == "none" and cache and isinstance(model, AdaptedModel) and "images" not in model.method.reads:
         block = model.unedited_blocks
         tokens = block_inputs(model, items, block, workers=settings.workers, progress=progress) if block else None
         if tokens is not None:
-            return BlockBatches(block, tokens, labels_of(items), settings, seed)
+            return BlockBatches(block, tokens, answers_of(items), settings, seed)
     return ImageBatches(model, items, settings, seed)

@@ -103,6 +103,8 @@ def _check_parts(
             "as close"
         )
     method, needed = model.method, model.method.chosen_on_validation
+    if method.of_targets and train_set[0].target is None:
+        raise AdaptError(f"{method.name} learns numbers, and the data has none: give a .csv with a column target")
     if needed is not None and not val_set:
         raise AdaptError(
             f"{method.name} chooses {needed} on validation images, and there are none: give some, or set "

@@ -42,6 +42,7 @@ def test_every_method_has_one() -> None:
         "ogen",
         "svlc",
         "modx",
+        "uniqa",
         "vl2v",
         "vl2v_sd",
         "ln_tuning",

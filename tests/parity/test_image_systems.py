@@ -18,6 +18,7 @@ import adapt
 from adapt.methods.base import contrast
 from adapt.methods.modx import row_divergence
 
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 EVERY_LIBRARY = pytest.mark.parametrize("library", LIBRARIES)
 
 
@@ -94,3 +95,28 @@ def test_modx() -> None:
     assert relative(images.grad, expected["grad.image_features"]) < GRADIENT_TOLERANCE
     assert relative(texts.grad, expected["grad.text_features"]) < GRADIENT_TOLERANCE
     assert relative(log_scale.grad, expected["grad.log_logit_scale"]) < GRADIENT_TOLERANCE
+
+
+@EVERY_LIBRARY
+def test_uniqa(library: str) -> None:
+    """Scores, the loss, and gradients, of images before CLIP's normalisation."""
+    _, expected = published.case("uniqa")
+    backbone = published.backbone(library)
+    method = adapt.methods.UniQA(between=(0.0, 1.0))
+    model = adapt.wrap(backbone, method, ["bad", "poor", "fair", "good", "perfect"])
+    assert method.score_level.tolist() == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    method.load_state_dict(
+        {key.removeprefix("param."): value for key, value in expected.items() if key.startswith("param.")}
+    )
+    mean, std = (torch.tensor(each)[:, None, None] for each in (CLIP_MEAN, CLIP_STD))
+    images, targets = (expected["images"] - mean) / std, expected["mos"][:, 0]
+    labels = torch.stack([torch.zeros(len(targets), dtype=torch.double), targets.double()], dim=-1)
+    step = model.step(images, labels)
+    assert scaled(step.features, F.normalize(expected["image_features"], dim=-1)) < TOLERANCE
+    assert scaled(step.class_features, F.normalize(expected["text_features"], dim=-1)) < TOLERANCE
+    assert scaled(method.score(step.logits), expected["score"][:, 0]) < TOLERANCE
+    (loss,) = method.loss(step).values()
+    assert scaled(loss, expected["loss"]) < TOLERANCE
+    loss.backward()
+    for name, parameter in method.named_parameters():
+        assert relative(parameter.grad, expected[f"grad.{name}"]) < GRADIENT_TOLERANCE, name

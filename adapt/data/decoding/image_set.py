@@ -16,10 +16,11 @@ if TYPE_CHECKING:
 # An image (3, h, w); of an item with a question: image, question and answer; of a pair: image and text. `|` does not
 # take names in quotes.
 Inputs = Union["Tensor", tuple["Tensor", str, str], tuple["Tensor", str]]
+Answer = int | tuple[int, float]  # the label, with the target where there is one
 
 
 class ImageSet:
-    """A map-style torch dataset: item `i` as its inputs and its label.
+    """A map-style torch dataset: item `i` as its inputs and its label, with its target where it has one.
 
     The inputs are the transformed image, (3, h, w), or `(image, question, answer)` of an item with a question, or
     `(image, text)` of a pair.
@@ -32,10 +33,11 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.items)
 
-    def __getitem__(self, index: int) -> tuple[Inputs, int]:
+    def __getitem__(self, index: int) -> tuple[Inputs, Answer]:
         """Raises AdaptError, naming the file, when it cannot be decoded."""
         item = self.items[index]
         image = self.transform(open_image(item))
         if item.question:
             return (image, item.question, item.class_name), item.label
-        return ((image, item.text) if item.text else image), item.label
+        answer: Answer = item.label if item.target is None else (item.label, item.target)
+        return ((image, item.text) if item.text else image), answer

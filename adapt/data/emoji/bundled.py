@@ -7,6 +7,7 @@
                   after them: `concept_names()` gives both lists, for a base/new cut by name.
 `emoji-texts`     the classes of `emoji`, and no image to learn from: the names of the training concepts in a few
                   templates stand in their place; validation and test images are those of `emoji`
+`emoji-counts`    scenes of one to four copies of a drawing, and how many they are, also `emoji-counts@STYLE`
 `emoji-captions`  pairs: scenes of emoji with a sentence each, also `emoji-captions@STYLE`
 `emoji-questions` questions about scenes of emoji, also `emoji-questions@STYLE`: see `adapt.data.emoji.questions`
 """
@@ -21,6 +22,7 @@ from adapt.data.decoding.files import zip_root
 from adapt.data.emoji import archive
 from adapt.data.emoji.archive import UNSEEN_STYLE, index
 from adapt.data.emoji.captions import read_captions
+from adapt.data.emoji.counts import read_counts
 from adapt.data.emoji.questions import read_questions
 from adapt.data.split import Item, Split
 from adapt.errors import AdaptError, nearest
@@ -29,21 +31,22 @@ _GROUPS, _CONCEPTS, _TEXTS, _AT = "emoji", "emoji-concepts", "emoji-texts", "emo
 _TEMPLATES = ("a photo of a {}.", "an icon of a {}.", "a drawing of a {}.", "{}.")  # of texts
 _QUESTIONS, _QUESTIONS_AT = "emoji-questions", "emoji-questions@"
 _CAPTIONS, _CAPTIONS_AT = "emoji-captions", "emoji-captions@"
+_COUNTS, _COUNTS_AT = "emoji-counts", "emoji-counts@"
 
 _Entry = dict[str, Any]  # one of the index's "items"
 
 
 def is_bundled(spec: str) -> bool:
     """Whether `spec` asks for a bundled set, be it with a style that there is or not."""
-    of_all_styles = (_GROUPS, _CONCEPTS, _TEXTS, _QUESTIONS, _CAPTIONS)
-    return spec in of_all_styles or spec.startswith((_AT, _QUESTIONS_AT, _CAPTIONS_AT))
+    of_all_styles = (_GROUPS, _CONCEPTS, _TEXTS, _QUESTIONS, _CAPTIONS, _COUNTS)
+    return spec in of_all_styles or spec.startswith((_AT, _QUESTIONS_AT, _CAPTIONS_AT, _COUNTS_AT))
 
 
 def names() -> list[str]:
     """All the names that `read_bundled` takes."""
     styles = index()["styles"]
-    at_style = [at + style for at in (_AT, _QUESTIONS_AT, _CAPTIONS_AT) for style in styles]
-    return [_GROUPS, _CONCEPTS, _TEXTS, _QUESTIONS, _CAPTIONS, *at_style]
+    at_style = [at + style for at in (_AT, _QUESTIONS_AT, _CAPTIONS_AT, _COUNTS_AT) for style in styles]
+    return [_GROUPS, _CONCEPTS, _TEXTS, _QUESTIONS, _CAPTIONS, _COUNTS, *at_style]
 
 
 def concept_names() -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -67,6 +70,8 @@ def read_bundled(spec: str) -> Split:
         raise AdaptError(f"Unknown bundled data {spec!r}; {nearest(spec, names())}.")
     if spec.startswith(_QUESTIONS):
         return read_questions(spec)
+    if spec.startswith(_COUNTS):
+        return read_counts(spec)
     if spec.startswith(_CAPTIONS):
         return read_captions(spec)
     return _groups(spec, lambda entry: entry["style"] == spec.removeprefix(_AT))

@@ -1,9 +1,10 @@
-"""CSV files that list images, or texts in their place: `path,label[,split][,domain][,question][,group][,text]`."""
+"""CSV files that list images, or texts in their place, with labels, texts or numbers."""
 
 from __future__ import annotations
 
 import csv
 import io
+import math
 import os
 from collections.abc import Iterator, Sequence
 from operator import attrgetter
@@ -12,15 +13,16 @@ from pathlib import Path
 from adapt.cells import unguarded
 from adapt.data.decoding.files import under
 from adapt.data.readers import parts
+from adapt.data.readers.grades import graded
 from adapt.data.readers.lines import read_text
 from adapt.data.readers.rows import Listed, one_each, real_paths, to_split
 from adapt.data.split import Split
 from adapt.errors import AdaptError, nearest
 
-_COLUMNS = ("path", "label", "split", "domain", "question", "group", "text")
+_COLUMNS = ("path", "label", "split", "domain", "question", "group", "text", "target")
 _FIRST_LINE = (
     "path,label[,split][,domain][,question][,group], or text,label[,split] with texts in place of images, or "
-    "path,text[,split] with pairs of both"
+    "path,text[,split] with pairs of both, or path,target[,label][,split] with numbers"
 )
 
 
@@ -36,8 +38,9 @@ def read_csv(
     folder, and must stay under it. Without a `split` column the images are divided by `ratios` (train, val, test) and
     `seed`. `group` names images that are more alike than others of their class, such as one object's photographs. A
     line with a `text` and no path is a text to learn from; without a column `label` each line is a pair of an image and
-    a text, of which an image may have several. What symbolic links list again counts once. Cells may be guarded as in
-    `adapt.cells`.
+    a text, of which an image may have several. A `target` is a number, such as a grade, and its `label` a word for it,
+    or else one of bad, poor, fair, good and perfect, by fifths of what lies between the extremes. What symbolic links
+    list again counts once. Cells may be guarded as in `adapt.cells`.
 
     Raises AdaptError, naming the line, when a column or a value is not as expected.
     """
@@ -53,6 +56,7 @@ def read_csv(
     _check_listed_once(rows, f"CSV {source!r}")
     texts, rows = ([row for row in rows if bool(row.path) is kind] for kind in (False, True))
     rows = texts + one_each(rows, folder, real_paths(row.path for row in rows), f"CSV {source!r}")
+    rows = graded(rows) if any(row.target is not None and not row.class_name for row in rows) else rows
     class_names = sorted({row.class_name for row in rows if row.class_name})
     return to_split(Path(source).stem, folder, rows, class_names, ratios, seed)
 
@@ -75,7 +79,7 @@ def _rows(reader: csv.DictReader[str], folder: str, where: str) -> Iterator[List
         if column not in _COLUMNS:
             raise AdaptError(f"{where}: unknown column {column!r}; {nearest(column, _COLUMNS)}.")
     needed = ("text" if "text" in columns else "path", "label")
-    for column in () if {"path", "text"} <= set(columns) else needed:
+    for column in () if {"path", "text"} <= set(columns) or {"path", "target"} <= set(columns) else needed:
         if column not in columns:
             raise AdaptError(f"{where}: no column {column!r}. Expected a first line {_FIRST_LINE}.")
     if "question" in columns and "label" not in columns:
@@ -101,5 +105,16 @@ def _row(record: dict[str | None, str | None], folder: str, where: str) -> Liste
             raise AdaptError(f"{where}: unknown split {cells['split']!r}; {nearest(cells['split'], parts.ALIASES)}.")
         part = parts.ALIASES[cells["split"]]
     path = under(folder, cells["path"], where) if cells.get("path") else ""
-    others = (cells.get(each, "") for each in ("domain", "question", "group", "text"))
-    return Listed(path, cells.get("label", ""), part, *others)
+    domain, question, group, text = (cells.get(each, "") for each in ("domain", "question", "group", "text"))
+    target = _number(cells["target"], where) if "target" in cells else None
+    return Listed(path, cells.get("label", ""), part, domain, question, group, text, target)
+
+
+def _number(cell: str, where: str) -> float:
+    try:
+        number = float(cell)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise AdaptError(f"{where}: the target is {cell!r}; expected a number.")
+    return number

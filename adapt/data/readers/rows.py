@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from adapt.data.readers import parts
 from adapt.data.split import Item, Split
@@ -24,10 +24,11 @@ class Listed(NamedTuple):
     question: str = ""
     group: str = ""
     text: str = ""
+    target: float | None = None
 
     @property
-    def of_item(self) -> tuple[str, ...]:
-        return self.class_name, self.domain, self.question, self.group, self.text
+    def of_item(self) -> tuple[Any, ...]:
+        return self.class_name, self.domain, self.question, self.group, self.text, self.target
 
 
 def to_split(

@@ -56,6 +56,8 @@ class Method(nn.Module):
     """Whether there must be a training image of every class."""
     reads: ClassVar[frozenset[str]] = frozenset()
     """What its logits and loss need beside features: `images`, so that the cache of features does not serve."""
+    of_targets: ClassVar[bool] = False
+    """Whether it learns numbers, such as grades, that images have beside a word for them."""
     of_pairs: ClassVar[bool] = False
     """Whether it learns from pairs of images and texts too, without a class: what it edits serves any text."""
     prompt_average: ClassVar[Literal["unit", "mean"]] = "unit"
@@ -179,6 +181,10 @@ class Method(nn.Module):
         them what the trained head, or the language model `(b, l, v)`, makes of both."""
         logits: Tensor = step.model.own_logits(step)
         return logits
+
+    def score(self, logits: Tensor) -> Tensor | None:
+        """The numbers `(b,)`, such as grades, that logits `(b, n)` stand for; None where they stand for none."""
+        return None
 
     def loss(self, step: Any) -> Terms:
         """What training makes smaller, by parts that add up, which the log keeps apart."""

@@ -38,10 +38,18 @@ class BlockInputs(NamedTuple):
 
 
 class Step:
-    """One batch of a task: its labels `(b,)`, and its logits `(b, n)` once they are asked for."""
+    """One batch of a task: its labels `(b,)`, and its logits `(b, n)` once they are asked for.
+
+    Where the data has targets `(b,)`, such as grades, they come as a second column of the labels.
+    """
+
+    targets: Tensor | None = None
 
     def __init__(self, model: Any, inputs: Any, labels: Tensor | None = None) -> None:
         self.model, self.inputs = model, inputs
+        self._answers = labels
+        if labels is not None and labels.ndim == 2:
+            labels, self.targets = labels[:, 0].long(), labels[:, 1].float().to(model.backbone.device)
         self.labels = None if labels is None else labels.to(model.backbone.device)
 
     @cached_property
@@ -58,7 +66,7 @@ class Step:
 
     def again(self) -> Self:
         """The same batch, for a method that has changed since: only what is frozen is kept."""
-        return type(self)(self.model, self.inputs, self.labels)
+        return type(self)(self.model, self.inputs, self._answers)
 
 
 class ImageStep(Step):
@@ -74,13 +82,13 @@ class ImageStep(Step):
         """What no image changes, by name, once it was asked for; what is there beforehand is taken as it is."""
 
     def again(self) -> Self:
-        again = type(self)(self.model, self.inputs, self.labels)
+        again = type(self)(self.model, self.inputs, self._answers)
         again._frozen = self._frozen
         return again
 
     def under(self, method: Any) -> ImageStep:
         """The same batch under another method of the same kind, such as a copy that learns from it."""
-        other = ImageStep(self.model.under(method), self.inputs, self.labels)
+        other = ImageStep(self.model.under(method), self.inputs, self._answers)
         other._frozen = self._frozen
         return other
 
@@ -233,7 +241,7 @@ class PairStep(ImageStep):
         return self._of(self.model.under(method))
 
     def _of(self, model: Any) -> Self:
-        other = type(self)(model, [self.inputs, self.texts], self.labels)
+        other = type(self)(model, [self.inputs, self.texts], self._answers)
         other._frozen = self._frozen
         return other
 
