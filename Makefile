@@ -20,7 +20,7 @@ quickstart: $(VENV)/installed
 # the latest quickstart's adapter, which is trained where there is none, at http://127.0.0.1:8000
 serve: $(VENV)/installed-serve
 	@ls runs/quickstart-*/adapter.safetensors > /dev/null 2>&1 || $(MAKE) quickstart
-	$(BIN)/adapt serve "$$(ls -d runs/quickstart-* | tail -n 1)" --folder runs
+	$(BIN)/adapt serve "$$(ls runs/quickstart-*/adapter.safetensors | tail -n 1)" --folder runs
 
 # each method on two backbones, and all other tests
 test: $(VENV)/installed-dev

@@ -7,7 +7,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from adapt.backbones.load import load_backbone
 from adapt.data.split import Item
 from adapt.errors import AdaptError
 from adapt.evaluation.evaluate import evaluate
+from adapt.features import answers_of
 from adapt.loading import load
 from adapt.methods.base import Method, total
 from adapt.models.base import Adapted
@@ -70,6 +71,10 @@ class Case:
         train, val, test = (
             tuple(item for item in part if item.label < CLASSES) for part in (whole.train, whole.val, whole.test)
         )
+        if self.method.of_targets:
+            train, val, test = (
+                tuple(replace(item, target=float(item.label)) for item in part) for part in (train, val, test)
+            )
         return data.Split("few", whole.class_names[:CLASSES], train, val, test[:6])
 
     def new(self, **options: Any) -> Adapted[Any]:
@@ -166,7 +171,7 @@ def both_paths_agree(case: Case) -> None:
 def _batch(case: Case, model: Adapted[Any]) -> tuple[Tensor, Tensor]:
     transform = model.backbone.transform(train=False)
     images = [transform(data.open_image(item)) for item in case.split.test]
-    return torch.stack(images), torch.tensor([item.label for item in case.split.test])
+    return torch.stack(images), answers_of(case.split.test)
 
 
 def a_loaded_adapter_answers_alike(case: Case) -> None:

@@ -13,7 +13,6 @@ from adapt.errors import AdaptError
 
 if TYPE_CHECKING:
     from adapt.protocols.runs import Target
-    from adapt.recipe import DataSection
 
 _common = common.together(
     click.argument("recipe"),
@@ -171,8 +170,9 @@ def phases(
     count = parts or 2
     sections = [chosen.data.model_copy(update={"classes": f"{part}/{count}"}) for part in range(1, count + 1)]
     if later:
-        same = {"shots": chosen.data.shots, "template": chosen.data.template}
-        sections = [chosen.data, *(_section(each, chosen.data.root, **same) for each in later)]
+        root = chosen.data.root
+        others = [{"source": each, "root": root if _needs_root(each) else None, "names": None} for each in later]
+        sections = [chosen.data, *(chosen.data.model_copy(update=other) for other in others)]
     run(protocols.phases(chosen, sections, common.numbers("seeds", seeds)), **where)
 
 
@@ -210,17 +210,11 @@ def _target(spec: str, root: str | None) -> Target:
     """Data called by the end of its path; `root` is for what has its images elsewhere."""
     from adapt.protocols.papers import data_set
     from adapt.protocols.runs import Target
-
-    section = _section(spec, root)
-    template = section.load().template
-    return Target(data_set(spec) or Path(spec).resolve().name, section.model_copy(update={"template": template}))
-
-
-def _section(spec: str, root: str | None, **keys: Any) -> DataSection:
-    """The data `spec` as a recipe names it; `root` is for what has its images elsewhere."""
     from adapt.recipe import DataSection
 
-    return DataSection(source=spec, root=root if _needs_root(spec) else None, **{"shots": None} | keys)
+    section = DataSection(source=spec, root=root if _needs_root(spec) else None, shots=None)
+    template = section.load().template
+    return Target(data_set(spec) or Path(spec).resolve().name, section.model_copy(update={"template": template}))
 
 
 def _needs_root(spec: str) -> bool:

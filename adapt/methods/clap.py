@@ -39,6 +39,7 @@ class CLAP(Method):
     title = "CLAP and ZS-LP (Silva-Rodriguez et al., CVPR 2024)"
     Config = CLAPConfig
     per_class = True
+    begins_anew = True
     needs_every_class = True
 
     def build(self, backbone: DualEncoder, class_names: Sequence[str]) -> None:  # type: ignore[override]

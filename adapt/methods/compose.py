@@ -109,6 +109,10 @@ class Compose(Method):
         return next((part.logit_scale for part in self.parts.values() if part.logit_scale is not None), None)
 
     @property
+    def begins_anew(self) -> bool:  # type: ignore[override]
+        return any(part.begins_anew for part in self.parts.values())
+
+    @property
     def needs_every_class(self) -> bool:  # type: ignore[override]
         return any(part.needs_every_class for part in self.parts.values())
 
@@ -230,7 +234,8 @@ def _overrides(part: Method, member: str) -> bool:
 def _check(parts: dict[str, Method]) -> None:
     """AdaptError, by name, for a part that cannot be one, or two that do not go together."""
     for name, part in parts.items():
-        alone = part.views or _overrides(part, "infer") or _overrides(part, "backward")
+        own = ("infer", "backward", "image_features")
+        alone = part.stands_alone or part.views or any(_overrides(part, member) for member in own)
         if isinstance(part, Compose) or not part.touches or alone:
             raise AdaptError(f"{name} cannot be a part: expected methods that change a tower, each named by itself")
     for one, other in combinations(parts, 2):

@@ -47,6 +47,7 @@ class LPPlusPlus(Method):
     example = {"views": 0, "epochs": 20}
     needs_every_class = True
     per_class = True
+    begins_anew = True
     takes_steps = False
     weight: Tensor
     bias: Tensor

@@ -17,25 +17,19 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 
 from adapt.methods.base import PairStep, Terms, Training
-from adapt.methods.lora import LoRA, LoRAConfig
-
-_OURS = {"rank": 4, "alpha": 1.0, "dropout": 0.0, "input_gradient": True}
+from adapt.methods.lora import PLAIN, LoRA, LoRAConfig
 
 
 class ModXConfig(LoRAConfig):
+    published = PLAIN
     logit_scale: float | None = Field(default=None, gt=0)
     """Constant; null takes the backbone's own, as published."""
     keep: float = Field(default=20.0, ge=0)
     """Weight of what keeps the rows that the old model gets right (alpha)."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _as_published(cls, values: Any) -> Any:
-        return _OURS | {key: value for key, value in values.items() if value is not None}
 
 
 class ModX(LoRA):
@@ -45,6 +39,7 @@ class ModX(LoRA):
     title = "Mod-X (Ni et al., ICML 2023)"
     serves = ("dual encoder",)  # type: ignore[assignment]
     Config = ModXConfig
+    stands_alone = True  # what it is held to is itself, and no composition
     example = {}
 
     def prepare(self, training: Training) -> None:

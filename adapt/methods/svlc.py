@@ -18,11 +18,11 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 from torch import Tensor
 
 from adapt.methods.base import PairStep, Terms, contrast
-from adapt.methods.lora import LoRA, LoRAConfig
+from adapt.methods.lora import PLAIN, LoRA, LoRAConfig
 
 WORDS: dict[str, tuple[str, ...]] = {
     "side": ("left", "right"),
@@ -35,10 +35,9 @@ WORDS: dict[str, tuple[str, ...]] = {
     "action": ("standing", "sitting", "walking", "running", "eating", "sleeping", "holding", "looking", "flying"),
 }  # words of a kind, each of which makes a caption wrong in the place of another
 
-_PUBLISHED = {"rank": 4, "alpha": 1.0, "dropout": 0.0, "input_gradient": True}
-
 
 class SVLCConfig(LoRAConfig):
+    published = PLAIN
     projections: tuple[Any, ...] = ("q", "k", "v", "out", "fc1", "fc2")
     """Names, or a string of the letters q k v o."""
     logit_scale: float | None = Field(default=None, gt=0)
@@ -47,11 +46,6 @@ class SVLCConfig(LoRAConfig):
     """Words by their kind; one of a caption is replaced by another of its kind."""
     negative_weight: float = Field(default=1.0, ge=0)
     """Of telling a caption from its wrong twin."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _as_published(cls, values: Any) -> Any:
-        return _PUBLISHED | {key: value for key, value in values.items() if value is not None}
 
     @field_validator("words")
     @classmethod

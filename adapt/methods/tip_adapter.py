@@ -58,6 +58,7 @@ class TipAdapter(Method):
     example = {"views": 0, "keys": 6}
     needs_every_class = True
     per_class = True
+    begins_anew = True
     logit_scale = 100.0  # written out in the reference
     keys: Tensor
     labels: Tensor

@@ -48,6 +48,7 @@ class TwoStage(Method):
     Config = TwoStageConfig
     touches = frozenset({"text", "vision"})
     needs_every_class = True
+    begins_anew = True
 
     def build(self, backbone: DualEncoder, class_names: Sequence[str]) -> None:  # type: ignore[override]
         self._names, self._unclassified = tuple(class_names), False

@@ -45,6 +45,7 @@ class UniQA(Method):
     example = {"between": (0.0, 1.0)}
     of_targets = True
     per_class = True
+    begins_anew = True
 
     def build(self, backbone: DualEncoder, class_names: Sequence[str]) -> None:  # type: ignore[override]
         size = backbone.embed_dim

@@ -84,7 +84,7 @@ class VL2V(Method):
         """Stage 1, alignment: the projection learns, and the student is what it was."""
         if training.resumed:
             return
-        if self.config.pretrained:
+        if self.config.pretrained and not training.started:
             self.student.load_state_dict(_published_weights(self.config.student))
         self.student.requires_grad_(False)
         training.seconds += training.train("aligning", parameters=self.proj_lyr.parameters())

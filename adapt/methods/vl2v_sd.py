@@ -10,31 +10,23 @@ Deviations:
 
 from __future__ import annotations
 
-from typing import Any
-
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from adapt.backbones.tower import TowerName
 from adapt.methods.base import ImageStep, Terms
-from adapt.methods.lora import LoRA, LoRAConfig
+from adapt.methods.lora import PLAIN, LoRA, LoRAConfig
 from adapt.methods.vl2v import drawn_to
 from adapt.methods.zero_shot import Template
 
-_OURS = {"rank": 4, "alpha": 1.0, "dropout": 0.0, "input_gradient": True}
-
 
 class VL2VSDConfig(LoRAConfig):
+    published = PLAIN
     towers: tuple[TowerName, ...] = ("vision",)
     template: Template = "a photo of a {}"
     logit_scale: float | None = Field(default=None, gt=0)
     """Constant; null takes the backbone's own, as published. The loss has none."""
     image_share: float = Field(default=0.5, ge=0, le=1)
     """Of the loss: what is drawn to the image's feature before training, the rest being drawn to the class's text."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _as_published(cls, values: Any) -> Any:
-        return _OURS | {key: value for key, value in values.items() if value is not None}
 
 
 class VL2VSD(LoRA):

@@ -47,6 +47,7 @@ class Adapted(nn.Module, Generic[B]):
     baseline = "zero-shot"  # what the backbone does by itself is called so
     method: Method
     class_names: tuple[str, ...]  # what it tells apart; empty where answers are free text
+    started = False  # whether its method's tensors are an earlier adapter's, which training goes on from
     memory: Any = None  # what the method remembers of the images of a stream
     class_weights: Tensor | None = None  # how much an image of each class counts in the cross-entropy
     answers: Answers = PLAIN  # what becomes of the method's logits

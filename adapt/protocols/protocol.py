@@ -104,6 +104,11 @@ def leave_one_out(recipe: Recipe, domains: Sequence[str], seeds: Sequence[int]) 
         for domain in domains
         for one in _seeded(changed(recipe, data={"leave_out": domain}), seeds)
     )
+    if "average" in domains or len({run.name for run in runs}) < len(runs):
+        raise AdaptError(
+            f"the domains {list(domains)} have names that folders or columns of the results cannot tell apart: rename "
+            "them (average is a column)"
+        )
     return Protocol("leave_one_out", recipe, runs, ("test",))
 
 

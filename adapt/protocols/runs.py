@@ -22,8 +22,10 @@ from adapt.loading import load
 from adapt.methods.zero_shot import ZeroShot
 from adapt.models.classifier import AdaptedModel
 from adapt.models.wrap import wrap
-from adapt.recipe import DataSection, Recipe
+from adapt.recipe import DataSection, Recipe, build_recipe
+from adapt.recipe.file import read_file
 from adapt.training.run_recipe import run_recipe
+from adapt.training.start import check_can_start
 
 Row = dict[str, Any]
 
@@ -59,10 +61,13 @@ def check(runs: Sequence[PlannedRun]) -> None:
         recipe = run.recipe
         if recipe.train is not None:
             recipe.train.at(recipe.data.shots)
-        if run.targets and methods.find(recipe.method["name"])(**recipe.method_config).per_class:
+        method = methods.find(recipe.method["name"])(**recipe.method_config)
+        if run.targets and method.per_class:
             raise AdaptError(
                 f"{recipe.method['name']} learns tensors for each of its classes and cannot serve new ones"
             )
+        if run.after is not None:
+            check_can_start(method, recipe.train is not None, run.after.name)
         measured |= {run.own: recipe.data} | {target.name: target.data for target in run.targets}
     for name, data in measured.items():  # the runs of a protocol share them
         split = _images(data)
@@ -93,7 +98,7 @@ def measure(run: PlannedRun, out: Path) -> Row:
 def _measured_alone(run: PlannedRun, out: Path) -> Row:
     folder = out / run.name
     started = folder / "recipe.yaml"
-    if started.is_file() and started.read_text(encoding="utf-8") != run.recipe.to_yaml():
+    if started.is_file() and _comparable(_recipe_in(started)) != _comparable(run.recipe):
         raise AdaptError(f"{folder} holds a run of another recipe: choose another --out")
     if not (folder / "metrics.json").exists():
         run_recipe(run.recipe, folder, resume=started.is_file(), progress=False)
@@ -105,6 +110,15 @@ def _measured_alone(run: PlannedRun, out: Path) -> Row:
     for name, found in _on_targets(run, folder).items():
         row |= {name: found["adapted"], f"zero_shot_{name}": found["zero_shot"]}
     return row | {"train_set": metrics["train_set"]}
+
+
+def _recipe_in(file: Path) -> Recipe:
+    return build_recipe(read_file(file, str(file)).settings, str(file))
+
+
+def _comparable(recipe: Recipe) -> Recipe:
+    """The recipe without the path of what it goes on from, which is of the folder beside, however that is called."""
+    return recipe.model_copy(update={"start": None})
 
 
 def _on_targets(run: PlannedRun, folder: Path) -> dict[str, dict[str, Any]]:

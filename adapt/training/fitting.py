@@ -165,6 +165,10 @@ class Fitting:
         self.model.start_anew()
 
     @property
+    def started(self) -> bool:
+        return self.model.started
+
+    @property
     def resumed(self) -> bool:
         return self.run is not None and self.run.goes_on
 

@@ -25,13 +25,24 @@ def start_from(model: Adapted[Any], path: str | Path) -> None:
     _check_kin(model, described, file)
     check_backbone(described, model.backbone, file)
     load_tensors(model.method, read_tensors(file), str(file))
+    model.started = True
+
+
+def check_can_start(method: Method, steps: bool, place: str) -> None:
+    """AdaptError for a method whose training, by `steps` or not, has nothing that it could go on from at `place`."""
+    if not steps:
+        raise AdaptError(f"{method.name} is not trained by steps, and cannot start from {place}: leave start out")
+    if method.begins_anew or method.chosen_on_validation:
+        raise AdaptError(
+            f"{method.name} gives what it trains first values of its own, so that nothing of {place} would be left: "
+            "leave start out"
+        )
 
 
 def _check_kin(model: Adapted[Any], described: Header, file: Path) -> None:
     """AdaptError unless the adapter's method makes the same of its tensors as the model's does."""
     method, earlier = model.method, method_of(described, file)
-    if not method.takes_steps:
-        raise AdaptError(f"{method.name} is not trained by steps, and cannot start from {file}: leave start out")
+    check_can_start(method, method.takes_steps, str(file))
     if not (isinstance(earlier, type(method)) or isinstance(method, type(earlier))):
         raise AdaptError(f"{file} is an adapter of {earlier.name}, and training is of {method.name}: take that one")
     _check_settings(method, earlier, file)

@@ -15,6 +15,7 @@ from torch import Tensor
 import adapt
 from adapt import AdaptedModel, AdaptError, fit, methods
 from adapt.data import Item, Split
+from adapt.methods.modx import row_divergence
 from adapt.training.start import start_from
 
 NAMES = ("goldfish", "red_panda", "sea cucumber")
@@ -74,6 +75,7 @@ def test_training_starts_from_an_adapter_of_a_kin_method(tmp_path: Path, images:
         ("modx", {"rank": 2}, "was trained with rank 4, and this training has 2: set method.rank to what it was"),
         ("modx", {"alpha": 8.0}, "was trained with alpha 1.0, and this training has 8.0"),
         ("coop", {}, "is an adapter of modx, and training is of coop"),
+        ("clap", {}, "clap gives what it trains first values of its own, so that nothing of .* would be left"),
         ("zero_shot", {}, "zero_shot is not trained by steps, and cannot start from"),
     ],
 )
@@ -98,6 +100,29 @@ def test_tensors_of_classes_start_for_the_same_classes_alone(tmp_path: Path) -> 
     start_from(adapt.wrap(backbone, methods.TaskRes(), NAMES), tmp_path / "old.safetensors")
     with pytest.raises(AdaptError, match="tensors of task_res for each of 3 classes"):
         start_from(adapt.wrap(backbone, methods.TaskRes(), ("a", "b", "c")), tmp_path / "old.safetensors")
+
+
+@pytest.mark.parametrize("of_pairs", [False, True])
+def test_what_it_loses_is_the_rows_that_were_right(of_pairs: bool, tiny_split: Split, images: Tensor) -> None:
+    """The whole loss of a step, against `row_divergence` of the old model's and the new one's own features."""
+    names = () if of_pairs else NAMES
+    old, model = perturb(made(names=names)), perturb(made(names=names, keep=7.0), seed=5)
+    vars(model.method)["_old"] = (old.method,)
+    texts = [f"picture {number}" for number in range(len(images))]
+    labels = torch.arange(len(images)) if of_pairs else torch.arange(len(images)) % 3
+    step = model.step([images, texts] if of_pairs else images, labels)
+    others = (each.encode_texts(texts) if of_pairs else each.class_features() for each in (model, old))
+    new, before = (each.image_features(images) @ text.T for each, text in zip((model, old), others, strict=True))
+    kept = row_divergence(new, before, labels)
+    if of_pairs:
+        kept = (kept + row_divergence(new.T, before.T, labels)) / 2
+    assert kept > 0
+    assert float(model.method.loss(step)["kept"].detach()) == pytest.approx(7 * float(kept.detach()), rel=1e-3)
+
+
+def test_it_is_no_part_of_a_composition() -> None:
+    with pytest.raises(AdaptError, match="modx cannot be a part"):
+        methods.Compose([methods.ModX(), methods.CoOp(n_ctx=2)])
 
 
 def test_a_stopped_run_that_started_from_an_adapter_goes_on_exactly(tiny_split: Split, tmp_path: Path) -> None:

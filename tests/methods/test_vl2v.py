@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +13,9 @@ from torch import Tensor, nn
 import adapt
 from adapt import AdaptedModel, AdaptError, fit, methods
 from adapt.data import Split
+from adapt.methods import vl2v
 from adapt.training.fitting import Fitting
+from adapt.training.start import start_from
 
 STEPS: dict[str, Any] = {"epochs": 2, "batch_size": 4, "warmup_epochs": 0, "augment": "none", "workers": 0, "lr": 0.05}
 NAMES = ("goldfish", "red_panda", "sea cucumber")
@@ -77,3 +80,25 @@ def test_a_student_keeps_the_statistics_of_its_norms() -> None:
 def test_a_student_that_timm_does_not_have_is_refused_by_name() -> None:
     with pytest.raises(AdaptError, match="vl2v: timm has no model 'vit_smal_patch16_224'; did you mean"):
         made(student="vit_smal_patch16_224")
+
+
+def test_published_weights_are_a_first_start_and_no_second_one(
+    tiny_split: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = {name: value + 1 for name, value in made().method.student.state_dict().items()}
+    monkeypatch.setattr(vl2v, "_published_weights", lambda student: weights)
+    monkeypatch.setattr(Fitting, "train", lambda self, title, **options: 0.0)
+    first = made(pretrained=True)
+    fit(first, tiny_split.train, progress=False, **STEPS | {"lr": 1e-9})
+    assert torch.allclose(first.method.student.state_dict()["cls_token"], weights["cls_token"], atol=1e-4)
+    first.method.student.cls_token.data.fill_(5.0)
+    first.save(tmp_path / "first.safetensors")
+    second = made(pretrained=True)
+    start_from(second, tmp_path / "first.safetensors")
+    fit(second, tiny_split.train, progress=False, **STEPS | {"lr": 1e-9})
+    assert torch.allclose(second.method.student.cls_token, torch.tensor(5.0), atol=1e-4)
+
+
+def test_it_is_no_part_of_a_composition() -> None:
+    with pytest.raises(AdaptError, match="vl2v cannot be a part"):
+        methods.Compose([methods.VL2V(**methods.VL2V.example), methods.CoOp(n_ctx=2)])

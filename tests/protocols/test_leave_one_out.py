@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import statistics
+from collections import Counter
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +49,7 @@ def test_folders_of_domains(folder: Path) -> None:
         of_it = [item for item in split.items() if item.domain == domain]
         assert len(of_it) == 10
         assert all(f"/{domain}/{item.class_name}/" in item.path for item in of_it)
-    assert len(split.val) == 6  # a fifth of each class, over all domains
+    assert Counter((item.domain, item.class_name) for item in split.val) == dict.fromkeys(product(DOMAINS, CLASSES), 1)
 
 
 def test_what_is_left_out_is_tested_whole_and_never_learned_from(folder: Path) -> None:
@@ -94,6 +96,12 @@ def test_a_domain_that_is_not_there(folder: Path, domain: str, message: str) -> 
 def test_one_domain_is_too_few(recipe: Recipe) -> None:
     with pytest.raises(AdaptError, match="needs two or more different domains"):
         protocols.leave_one_out(recipe, ("art",), (1,))
+
+
+@pytest.mark.parametrize("names", [("a b", "a_b"), ("average", "art")])
+def test_domains_that_results_cannot_tell_apart(recipe: Recipe, names: tuple[str, ...]) -> None:
+    with pytest.raises(AdaptError, match="names that folders or columns of the results cannot tell apart"):
+        protocols.leave_one_out(recipe, names, (1,))
 
 
 def test_folders_without_classes(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import statistics
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ def test_a_part_that_there_is_not(split: Split, classes: str) -> None:
         split.only(classes)
 
 
-def test_each_phase_goes_on_from_the_last(recipe: Recipe, split: Split, tmp_path: Path) -> None:
+def test_each_phase_goes_on_from_the_last(recipe: Recipe, split: Split, trained: list[int], tmp_path: Path) -> None:
     found = run_protocol(protocols.phases(recipe, parts(recipe, 3), (4,)), tmp_path)
     (row,) = found["runs"]
     for phase in (1, 2, 3):
@@ -60,7 +61,9 @@ def test_each_phase_goes_on_from_the_last(recipe: Recipe, split: Split, tmp_path
     assert found["summary"][0]["mean"]["kept"] == pytest.approx(statistics.mean(last))
     assert table([found])[0] == ["", *FIGURES, "kept"]
     assert read_results(tmp_path) == [json.loads((tmp_path / "phases.json").read_text())]
-    again = run_protocol(protocols.phases(recipe, parts(recipe, 3), (4,)), tmp_path)
+    elsewhere = Path(shutil.move(tmp_path, tmp_path.with_name("moved")))
+    again = run_protocol(protocols.phases(recipe, parts(recipe, 3), (4,)), elsewhere)
+    assert trained == [4, 4, 4]
     assert again["runs"] == found["runs"]
 
 
@@ -68,6 +71,16 @@ def test_a_method_with_tensors_of_classes_is_refused(recipe: Recipe, raw: dict[s
     of_classes = recipe.model_copy(update={"method": {"name": "task_res"}})
     with pytest.raises(AdaptError, match="learns tensors for each of its classes"):
         run_protocol(protocols.phases(of_classes, parts(recipe, 2), (1,)), Path("nowhere"))
+
+
+@pytest.mark.parametrize("name", ["prolip", "two_stage"])
+def test_a_method_that_cannot_go_on_is_refused_before_the_first_phase(
+    name: str, recipe: Recipe, trained: list[int], tmp_path: Path
+) -> None:
+    other = recipe.model_copy(update={"method": {"name": name}} | ({"train": None} if name == "prolip" else {}))
+    with pytest.raises(AdaptError, match="leave start out"):
+        run_protocol(protocols.phases(other, parts(recipe, 2), (1,)), tmp_path)
+    assert trained == []
 
 
 def test_one_phase_is_none(recipe: Recipe) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from adapt.data.readers import parts
 from adapt.data.readers.folder import images_in, subfolders
 from adapt.data.readers.rows import Listed, one_each, real_paths, to_split
 from adapt.data.split import Split
@@ -33,4 +34,6 @@ def read_domain_folders(root: str | os.PathLike[str], seed: int = 0) -> Split:
             f"Folder {root!r} has no images in folders of domains and classes: expected DOMAIN/CLASS/IMAGE."
         )
     rows = one_each(rows, root, real_paths(row.path for row in rows), f"Folder {root!r}")
+    drawn = parts.assign([f"{row.domain}/{row.class_name}" for row in rows], RATIOS, seed)
+    rows = [row._replace(part=part) for row, part in zip(rows, drawn, strict=True)]
     return to_split(os.path.basename(root), root, rows, sorted({row.class_name for row in rows}), RATIOS, seed)

@@ -56,6 +56,10 @@ class Method(nn.Module):
     """Whether there must be a training image of every class."""
     reads: ClassVar[frozenset[str]] = frozenset()
     """What its logits and loss need beside features: `images`, so that the cache of features does not serve."""
+    begins_anew: ClassVar[bool] = False
+    """Whether `prepare` gives what trains its first values: training cannot go on from an earlier adapter then."""
+    stands_alone: ClassVar[bool] = False
+    """Whether it cannot be a part of `compose`."""
     of_targets: ClassVar[bool] = False
     """Whether it learns numbers, such as grades, that images have beside a word for them."""
     of_pairs: ClassVar[bool] = False

@@ -68,6 +68,10 @@ class Training(Protocol):
         """All that trains starts anew, by the seed, built as the settings of the method are now."""
 
     @property
+    def started(self) -> bool:
+        """Whether the tensors' values are those of an earlier adapter, which training goes on from."""
+
+    @property
     def resumed(self) -> bool:
         """Whether the tensors' values will come from a checkpoint, once `prepare` has made their places."""
 

@@ -17,7 +17,7 @@ peft works on stand-ins: linears that hold views of the frozen weights. The back
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
@@ -46,12 +46,15 @@ _OWNED = {
     "use_rslora": "the scaling is alpha / sqrt(rank)",
 }
 _PUBLISHED = {"rank": 2, "alpha": 1.0, "dropout": 0.25}  # CLIP-LoRA's
+PLAIN = {"rank": 4, "alpha": 1.0, "dropout": 0.0, "input_gradient": True}  # of papers that say no more than "LoRA"
 
 
 Letter = Literal["q", "k", "v", "out", "fc1", "fc2", "gate", "up", "down"]
 
 
 class LoRAConfig(MethodConfig):
+    published: ClassVar[dict[str, Any]] = _PUBLISHED
+    """What the plain tuner has where it is left out."""
     rank: int | None = Field(default=None, ge=1)
     """Of each update: 2, or of another tuner peft's default."""
     alpha: float | None = Field(default=None, gt=0)
@@ -79,7 +82,7 @@ class LoRAConfig(MethodConfig):
     def _as_published(cls, values: Any) -> Any:
         if not isinstance(values, dict) or values.get("tuner", "lora") != "lora":
             return values
-        return values | {key: value for key, value in _PUBLISHED.items() if values.get(key) is None}
+        return values | {key: value for key, value in cls.published.items() if values.get(key) is None}
 
     @field_validator("projections", mode="before", json_schema_input_type=tuple[Letter, ...] | str)
     @classmethod
