@@ -14,7 +14,7 @@ def explain(model: type[BaseModel], error: ValidationError, where: str) -> str:
     """The first problem: the path of the key, its value, what was expected, and the nearest valid key."""
     problem = error.errors()[0]
     path, owner = _locate(model, problem["loc"])
-    key = ".".join(path) or "its keys"
+    key = ".".join(path) or "its settings"
     if problem["type"] == "extra_forbidden":
         return f"{where}: unknown key {key!r}; {nearest(path[-1], owner.model_fields)}"
     if problem["type"] == "missing":

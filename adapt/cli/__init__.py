@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from adapt.errors import AdaptError
+from adapt.errors import AdaptError, nearest
 from adapt.shown import shown
 
 # command -> the module of this package that holds it, and its line in the overview
@@ -53,7 +53,7 @@ class _Commands(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _COMMANDS:
-            return None
+            ctx.fail(f"there is no command {cmd_name!r}; {nearest(cmd_name, _COMMANDS)}")
         module = importlib.import_module(f"adapt.cli.{_COMMANDS[cmd_name][0]}")
         command: click.Command = module.COMMANDS[cmd_name]
         return command

@@ -131,8 +131,8 @@ def _print(
     """Measures `model`; `asked` is what was asked of it besides, and stands in each line of JSON."""
     from dataclasses import replace
 
-    from adapt.evaluation import grades
     from adapt.evaluation.evaluate import evaluate
+    from adapt.evaluation.numbers import of_numbers
     from adapt.evaluation.scores import told
 
     items = getattr(split, part)
@@ -161,7 +161,7 @@ def _print(
             return
         of += f" ({len(split.class_names)} {'answers' if items[0].question else 'classes'})"
         click.echo(f"{100 * scores.accuracy:.1f} % of {of}")
-        if numbers := grades.told(scores.figures()):
+        if numbers := of_numbers(scores.figures()):
             click.echo(numbers)
 
 

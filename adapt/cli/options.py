@@ -34,7 +34,11 @@ class _Shots(click.ParamType):
     name = "number"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        return value if value == ALL else click.IntRange(min=1).convert(value, param, ctx)
+        if value == ALL:
+            return value
+        if not str(value).isdecimal() or int(value) < 1:
+            self.fail(f"{value!r} is neither a number from 1 on nor {ALL}", param, ctx)
+        return int(value)
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
         return "NUMBER|all"

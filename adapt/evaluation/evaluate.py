@@ -11,7 +11,7 @@ from torch import Tensor
 from adapt.data.decoding.loader import loader
 from adapt.data.split import Item
 from adapt.errors import AdaptError
-from adapt.evaluation.grades import GradedScores
+from adapt.evaluation.numbers import GradedScores
 from adapt.evaluation.retrieval import retrieve
 from adapt.evaluation.scores import Scores
 from adapt.features import item_features, keeps_features, of_texts, view_features

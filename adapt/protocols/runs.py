@@ -98,10 +98,11 @@ def measure(run: PlannedRun, out: Path) -> Row:
 def _measured_alone(run: PlannedRun, out: Path) -> Row:
     folder = out / run.name
     started = folder / "recipe.yaml"
-    if started.is_file() and _comparable(_recipe_in(started)) != _comparable(run.recipe):
+    recipe = _recipe_in(started) if started.is_file() else run.recipe
+    if _comparable(recipe) != _comparable(run.recipe):
         raise AdaptError(f"{folder} holds a run of another recipe: choose another --out")
     if not (folder / "metrics.json").exists():
-        run_recipe(run.recipe, folder, resume=started.is_file(), progress=False)
+        run_recipe(recipe, folder, resume=started.is_file(), progress=False)
     metrics = stored.read(folder / "metrics.json", stored.Measured, "scores of a finished run")
     row: Row = {"run": run.name, "shots": run.recipe.data.shots, "seed": run.recipe.seed}
     if run.setting is not None:

@@ -14,7 +14,7 @@ import adapt
 from adapt import AdaptedModel, AdaptError, fit, methods
 from adapt.data import Item, Split, load
 from adapt.evaluation.evaluate import evaluate
-from adapt.evaluation.grades import GradedScores, pearson, ranks
+from adapt.evaluation.numbers import GradedScores, pearson, ranks
 
 STEPS: dict[str, Any] = {"epochs": 2, "batch_size": 4, "warmup_epochs": 0, "augment": "none", "workers": 0}
 STEPS |= {"optimizer": "adam", "lr": 0.01, "progress": False}

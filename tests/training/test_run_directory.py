@@ -141,7 +141,7 @@ def _start(train, at_step, out: Path) -> None:
 
 
 _REFUSALS: dict[str, tuple[dict[str, object], str]] = {
-    "exists": ({}, r"already holds a run: choose another --out, or go on with it by --resume"),
+    "exists": ({}, r"already holds a run: choose another --out \(out=\), or go on with it by --resume \(resume=True\)"),
     "another recipe": ({"resume": True, "lr": 0.5}, r"was started with another recipe \(.*recipe\.yaml\)"),
 }
 

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, default_collate
 
 from adapt.data.decoding.draws import Draw, seeded
 from adapt.data.decoding.epochs import Epochs
-from adapt.data.decoding.image_set import Answer, ImageSet, Inputs
+from adapt.data.decoding.image_set import ImageSet, Inputs, LabelWithTarget
 from adapt.errors import AdaptError
 
 # torch's words for a worker's batch that finds no room between the processes
@@ -96,18 +96,18 @@ class _Drawn:
     def __init__(self, dataset: ImageSet) -> None:
         self.dataset = dataset
 
-    def __getitems__(self, draws: Sequence[Draw]) -> list[tuple[Inputs, Answer]] | AdaptError:
+    def __getitems__(self, draws: Sequence[Draw]) -> list[tuple[Inputs, LabelWithTarget]] | AdaptError:
         try:
             return [self._one(draw) for draw in draws]
         except AdaptError as error:
             return error
 
-    def _one(self, draw: Draw) -> tuple[Inputs, Answer]:
+    def _one(self, draw: Draw) -> tuple[Inputs, LabelWithTarget]:
         with seeded(draw.seed):
             return self.dataset[draw.position]
 
 
-def _collate(batch: list[tuple[Inputs, Answer]] | AdaptError) -> Any:
+def _collate(batch: list[tuple[Inputs, LabelWithTarget]] | AdaptError) -> Any:
     if isinstance(batch, AdaptError):
         return batch
     inputs, labels = default_collate(batch)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 # An image (3, h, w); of an item with a question: image, question and answer; of a pair: image and text. `|` does not
 # take names in quotes.
 Inputs = Union["Tensor", tuple["Tensor", str, str], tuple["Tensor", str]]
-Answer = int | tuple[int, float]  # the label, with the target where there is one
+LabelWithTarget = int | tuple[int, float]  # the label, with the target where there is one
 
 
 class ImageSet:
@@ -33,11 +33,11 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.items)
 
-    def __getitem__(self, index: int) -> tuple[Inputs, Answer]:
+    def __getitem__(self, index: int) -> tuple[Inputs, LabelWithTarget]:
         """Raises AdaptError, naming the file, when it cannot be decoded."""
         item = self.items[index]
         image = self.transform(open_image(item))
         if item.question:
             return (image, item.question, item.class_name), item.label
-        answer: Answer = item.label if item.target is None else (item.label, item.target)
+        answer: LabelWithTarget = item.label if item.target is None else (item.label, item.target)
         return ((image, item.text) if item.text else image), answer

@@ -56,7 +56,7 @@ def ranks(values: Tensor) -> Tensor:
     return mean.double()
 
 
-def told(figures: dict[str, Any]) -> str | None:
+def of_numbers(figures: dict[str, Any]) -> str | None:
     """The figures of numbers, as a person reads them; None where there are none."""
     names = {"spearman": "Spearman", "pearson": "Pearson", "mean_absolute_error": "mean absolute error"}
     found: Sequence[str] = [f"{said} {figures[name]:.3f}" for name, said in names.items() if name in figures]
