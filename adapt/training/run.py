@@ -109,7 +109,8 @@ class Run:
         if not self.resume:
             if recipe.exists() or self.checkpoint.exists():
                 raise AdaptError(
-                    f"{self.path} already holds a run: choose another --out (out=), or go on with it by --resume (resume=True)"
+                    f"{self.path} already holds a run: choose another --out (out=), or go on with it by --resume "
+                    "(resume=True)"
                 )
             write_text(recipe, self.recipe)
             write_text(self.path / "environment.json", plain.dump(environment(), indent=2) + "\n")
