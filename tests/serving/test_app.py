@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import re
 import threading
@@ -174,11 +175,11 @@ def test_without_a_folder_the_set_stays_as_it_is(folder: Path, open_clip: adapt.
 
 
 def test_a_form_of_another_page_changes_nothing(serve: Serve) -> None:
-    """What a browser sends elsewhere without asking first: bodies of plain text and forms."""
-    client = serve()
-    for kind in ("text/plain", "application/x-www-form-urlencoded"):
-        answer = client.post("/adapters", content='{"path": "tda.safetensors"}', headers={"content-type": kind})
-        assert answer.status_code == 422
+    """What a browser sends elsewhere without asking first: bodies of plain text and forms, and of no type at all."""
+    client, body = serve(), b'{"path": "tda.safetensors"}'
+    for headers in ({"content-type": "text/plain"}, {"content-type": "application/x-www-form-urlencoded"}, {}):
+        answer = client.post("/adapters", content=body, headers=headers)
+        assert (answer.status_code, "content-type" in answer.request.headers) == (422, bool(headers))
     assert len(client.get("/adapters").json()) == 2
 
 
@@ -206,18 +207,28 @@ def test_requests_that_are_refused(serve: Serve, body: dict[str, Any], status: i
     assert (answer.status_code, words in answer.json()["detail"]) == (status, True), answer.text
 
 
-def test_a_body_that_is_too_large_is_not_read(serve: Serve, images: list[bytes]) -> None:
-    client, read = serve(body_bytes=2000), [0]
+@pytest.mark.parametrize(
+    ("length", "parts"),
+    [([], 5), ([(b"content-length", b"2001")], 0)],  # the fifth part is past the limit
+)
+def test_a_body_that_is_too_large_is_not_read(
+    serve: Serve, images: list[bytes], length: list[tuple[bytes, bytes]], parts: int
+) -> None:
+    client, read, sent = serve(body_bytes=2000), list[int](), list[Any]()
     assert upload(client, images[:1]).status_code == 200
-    assert upload(client, [b"x" * 2001]).status_code == 413
 
-    def parts() -> Any:  # without a length
-        for _ in range(1000):
-            read[0] += 1
-            yield b"x" * 500
+    async def receive() -> Any:
+        read.append(500)
+        return {"type": "http.request", "body": b"x" * 500, "more_body": len(read) < 1000}
 
-    answer = client.post("/predict", content=parts(), headers={"content-type": "application/json"})
-    assert (answer.status_code, "larger than 2,000 bytes" in answer.json()["detail"]) == (413, True)
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    headers = [(b"host", b"testserver"), (b"content-type", b"application/json"), *length]
+    asked = {"type": "http", "http_version": "1.1", "method": "POST", "path": "/predict", "raw_path": b"/predict"}
+    asyncio.run(client.app(asked | {"query_string": b"", "headers": headers}, receive, send))
+    assert (sent[0]["status"], len(read)) == (413, parts)
+    assert b"larger than 2,000 bytes" in sent[1]["body"]
 
 
 def test_a_model_that_takes_too_long(serve: Serve, images: list[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
