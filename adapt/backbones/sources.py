@@ -31,6 +31,12 @@ def is_portable(spec: str | None) -> bool:
     return spec is not None and all(part in BUNDLED or _hub_name(part) for part in spec.split("+"))
 
 
+def is_here(spec: str) -> bool:
+    """Whether all that `spec` names is on this machine: bundled models and folders. No network is asked."""
+    parts = [spec] if Path(spec).is_dir() else spec.split("+")
+    return all(part in BUNDLED or Path(part.removeprefix("hf:")).is_dir() for part in parts)
+
+
 def _hub_name(spec: str) -> str | None:
     kind, _, rest = spec.partition(":")
     if kind == "hf":

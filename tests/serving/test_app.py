@@ -164,6 +164,59 @@ def test_a_link_out_of_the_folder_is_not_followed(serve: Serve, folder: Path) ->
     assert serve().post("/adapters", json={"path": "link.safetensors"}).status_code == 403
 
 
+def test_a_backbone_is_not_fetched_for_a_request(
+    folder: Path, open_clip: adapt.Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of what a request loads, the backbone is there already; at the start it may come from the hub."""
+    asked: list[str] = []
+
+    def fetched(spec: str, *how: Any) -> adapt.Backbone:
+        asked.append(spec)
+        return open_clip if spec.startswith("hf:") else adapt.load_backbone(spec, *how)
+
+    monkeypatch.setattr("adapt.loading.load_backbone", fetched)
+    for name, spec in {"given": "hf:org/one", "same": "hf:org/one", "other": "hf:org/two"}.items():
+        monkeypatch.setattr(open_clip, "name", spec)
+        adapt.wrap(open_clip, adapt.methods.ZeroShot(), ["cat", "dog"]).save(folder / f"{name}.safetensors")
+    bundled = adapt.wrap(adapt.load_backbone("mini-clip"), adapt.methods.ZeroShot(), ["cat", "dog"])
+    bundled.save(folder / "bundled.safetensors")
+    (folder / "peft").mkdir()
+    (folder / "peft/adapter_config.json").write_text("{}")
+    with TestClient(create_app(ServedAdapters([f"{folder}/given.safetensors"], folder))) as client:
+        answers = {
+            name: client.post("/adapters", json={"path": name})
+            for name in ("same.safetensors", "bundled.safetensors", "other.safetensors", "peft")
+        }
+    assert [each.status_code for each in answers.values()] == [201, 201, 403, 403]
+    assert "'other.safetensors' is of the backbone 'hf:org/two', which is not" in answers["other.safetensors"].text
+    assert asked == ["hf:org/one", "mini-clip"]
+
+
+def test_no_more_adapters_than_the_server_was_started_for(folder: Path, open_clip: adapt.Backbone) -> None:
+    served = ServedAdapters([f"{folder}/coop.safetensors"], folder, open_clip, most=2)
+    with TestClient(create_app(served)) as client:
+        paths = ("lora.safetensors", "zero_shot.safetensors")
+        added, refused = (client.post("/adapters", json={"path": path}) for path in paths)
+        assert (added.status_code, refused.status_code) == (201, 409)
+        assert refused.json()["detail"] == "2 adapters may be loaded, and are: unload one of them first"
+        client.delete("/adapters/lora")
+        assert client.post("/adapters", json={"path": paths[1]}).status_code == 201
+
+
+def test_a_path_with_a_sign_of_equality(
+    folder: Path, open_clip: adapt.Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = folder / "train.lr=0.01-seed-1"
+    run.mkdir()
+    (folder / "coop.safetensors").rename(run / "adapter.safetensors")
+    (run / "recipe.yaml").touch()
+    monkeypatch.chdir(folder)
+    for given, name in ((str(run), run.name), (run.name, run.name), (f"one={run}", "one")):
+        assert list(ServedAdapters([given], None, open_clip).now.models) == [name]
+    with pytest.raises(adapt.AdaptError, match="none=1"):
+        ServedAdapters([f"{folder}/none=1"], None, open_clip)
+
+
 def test_without_a_folder_the_set_stays_as_it_is(folder: Path, open_clip: adapt.Backbone) -> None:
     served = ServedAdapters([f"one={folder}/coop.safetensors", f"{folder}/lora.safetensors"], None, open_clip)
     with TestClient(create_app(served)) as client:
