@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,8 +34,8 @@ def is_portable(spec: str | None) -> bool:
 
 def is_here(spec: str) -> bool:
     """Whether all that `spec` names is on this machine: bundled models and folders. No network is asked."""
-    parts = [spec] if Path(spec).is_dir() else spec.split("+")
-    return all(part in BUNDLED or Path(part.removeprefix("hf:")).is_dir() for part in parts)
+    parts = [spec] if os.path.isdir(spec) else spec.split("+")  # which a name too long for a file is not
+    return all(part in BUNDLED or os.path.isdir(part.removeprefix("hf:")) for part in parts)
 
 
 def _hub_name(spec: str) -> str | None:

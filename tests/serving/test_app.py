@@ -172,10 +172,10 @@ def test_a_backbone_is_not_fetched_for_a_request(
 
     def fetched(spec: str, *how: Any) -> adapt.Backbone:
         asked.append(spec)
-        return open_clip if spec.startswith("hf:") else adapt.load_backbone(spec, *how)
+        return open_clip if spec != "mini-clip" else adapt.load_backbone(spec, *how)
 
     monkeypatch.setattr("adapt.loading.load_backbone", fetched)
-    for name, spec in {"given": "hf:org/one", "same": "hf:org/one", "other": "hf:org/two"}.items():
+    for name, spec in {"given": "hf:org/one", "same": "hf:org/one", "other": "hf:org/two", "long": "x" * 9999}.items():
         monkeypatch.setattr(open_clip, "name", spec)
         adapt.wrap(open_clip, adapt.methods.ZeroShot(), ["cat", "dog"]).save(folder / f"{name}.safetensors")
     bundled = adapt.wrap(adapt.load_backbone("mini-clip"), adapt.methods.ZeroShot(), ["cat", "dog"])
@@ -185,9 +185,9 @@ def test_a_backbone_is_not_fetched_for_a_request(
     with TestClient(create_app(ServedAdapters([f"{folder}/given.safetensors"], folder))) as client:
         answers = {
             name: client.post("/adapters", json={"path": name})
-            for name in ("same.safetensors", "bundled.safetensors", "other.safetensors", "peft")
+            for name in ("same.safetensors", "bundled.safetensors", "other.safetensors", "long.safetensors", "peft")
         }
-    assert [each.status_code for each in answers.values()] == [201, 201, 403, 403]
+    assert [each.status_code for each in answers.values()] == [201, 201, 403, 403, 403]
     assert "'other.safetensors' is of the backbone 'hf:org/two', which is not" in answers["other.safetensors"].text
     assert asked == ["hf:org/one", "mini-clip"]
 
