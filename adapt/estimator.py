@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
 from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -32,8 +33,12 @@ except ModuleNotFoundError:  # the class can be looked at, and says so when one 
     BaseEstimator, ClassifierMixin, _installed = type("BaseEstimator", (), {}), type("ClassifierMixin", (), {}), False
 
 _DATA = "the images of fit"  # what a recipe names as its data; no set is called so
-# training and predicting change nothing in a backbone, so the fits of a search share one
-_backbone_by_name = lru_cache(maxsize=1)(load_backbone)
+
+
+@lru_cache(maxsize=1)
+def _loaded(name: str, device: str, quantize: str | None) -> Backbone:
+    """Kept as it was loaded: each fit copies it, because who holds a fitted model may move it, or change its type."""
+    return load_backbone(name, device, quantize)
 
 
 class Classifier(ClassifierMixin, BaseEstimator):
@@ -92,7 +97,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
             split = with_validation(without_broken(split, recipe.data.broken), recipe)
             backbone = self.backbone if isinstance(self.backbone, Backbone) else None
             if backbone is None:
-                backbone = _backbone_by_name(recipe.backbone, recipe.device, recipe.quantize)
+                backbone = deepcopy(_loaded(recipe.backbone, recipe.device, recipe.quantize))
             model = build(recipe, names, backbone)
             self.metrics_ = learn(recipe, model, split, None, progress=False).metrics
         self.classes_ = classes

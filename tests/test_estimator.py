@@ -12,17 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
+import torch
 from joblib import Parallel, delayed
 from PIL import Image
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
-from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.model_selection import GridSearchCV, cross_val_score, train_test_split
 from sklearn.utils.estimator_checks import check_estimator
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 import adapt
-from adapt import AdaptError, Classifier
+from adapt import AdaptError, Classifier, estimator
 from adapt.data import Split, open_image
 from adapt.recipe import read_recipe
 from adapt.training.run_recipe import run_recipe
@@ -101,9 +103,11 @@ def test_paths_arrays_and_pictures_are_the_same(few: tuple[list[str], list[str]]
         pictures,
         arrays,
         [Path(path).read_bytes() for path in paths],
+        np.array(paths),
     ):
         fitted = Classifier("gda", "mini-clip", overrides=GDA).fit(images, labels)
         found.append(fitted.predict_proba(test))
+        assert fitted.score(images, labels) == 1
         assert fitted.score(test, [item.class_name for item in tiny_split.test]) == 1
     assert all(np.array_equal(each, found[0]) for each in found)
     assert found[0].sum(1) == pytest.approx(1)
@@ -138,6 +142,34 @@ def test_cross_validation_grid_search_and_joblib(few: tuple[list[str], list[str]
     fits = Parallel(n_jobs=2)(delayed(clone(estimator).fit)(*few) for _ in range(2))
     expected = estimator.fit(*few).predict_proba(few[0])
     assert all(np.allclose(each.predict_proba(few[0]), expected, atol=1e-6) for each in fits)
+
+
+@pytest.mark.parametrize("column", [np.array, pd.Series])
+def test_columns_of_paths_are_divided_and_predicted(few: tuple[list[str], list[str]], column: Any) -> None:
+    X, y = map(column, few)
+    estimator = Classifier("gda", "mini-clip", overrides=GDA)
+    train, test, known, expected = train_test_split(X, y, test_size=0.5, stratify=y, random_state=0)
+    assert estimator.fit(train, known).predict(test).tolist() == list(expected)
+    assert cross_val_score(estimator, X, y, cv=2, error_score="raise") == pytest.approx([1, 1])
+
+
+def test_a_model_that_is_moved_leaves_the_others_where_they_are(few: tuple[list[str], list[str]]) -> None:
+    a, b = (Classifier("gda", "mini-clip", overrides=GDA).fit(*few) for _ in range(2))
+    expected = a.predict_proba(few[0])
+    b.model_.to(torch.float64)
+    assert (b.model_.backbone.dtype, a.model_.backbone.dtype) == (torch.float64, torch.float32)
+    assert np.array_equal(a.predict_proba(few[0]), expected)
+    again = clone(a).fit(*few)
+    assert again.model_.backbone.dtype == torch.float32
+    assert np.array_equal(again.predict_proba(few[0]), expected)
+
+
+def test_a_search_loads_its_backbone_once(few: tuple[list[str], list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(estimator, "load_backbone", lambda *how: asked.append(how[0]) or adapt.load_backbone(*how))
+    estimator._loaded.cache_clear()
+    cross_val_score(Classifier("gda", "mini-clip", overrides=GDA), *few, cv=2, error_score="raise")
+    assert asked == ["mini-clip"]
 
 
 def test_labels_of_any_type_and_their_words(few: tuple[list[str], list[str]], tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +30,12 @@ def hub_names(spec: str | None) -> list[str]:
 def is_portable(spec: str | None) -> bool:
     """Whether `spec` names the same model on any machine: bundled ones, and those of the hub."""
     return spec is not None and all(part in BUNDLED or _hub_name(part) for part in spec.split("+"))
+
+
+def is_here(spec: str) -> bool:
+    """Whether all that `spec` names is on this machine: bundled models and folders. No network is asked."""
+    parts = [spec] if os.path.isdir(spec) else spec.split("+")  # which a name too long for a file is not
+    return all(part in BUNDLED or os.path.isdir(part.removeprefix("hf:")) for part in parts)
 
 
 def _hub_name(spec: str) -> str | None:

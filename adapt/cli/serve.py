@@ -27,6 +27,13 @@ _LIBRARIES = ("fastapi", "uvicorn", "prometheus_client", "python_multipart")
     type=click.Path(path_type=Path),
     help="Let clients load adapters of this folder, unload them, and switch the default.  [default: they cannot]",
 )
+@click.option(
+    "--max-adapters",
+    type=click.IntRange(min=1),
+    default=64,
+    show_default=True,
+    help="Loaded at one time; clients can add none beyond.",
+)
 @click.option("--max-mib", type=click.FloatRange(min=0.001), default=20, show_default=True, help="Of a request's body.")
 @click.option(
     "--max-images", type=click.IntRange(1, 1000), default=32, show_default=True, help="Of a request, and of a pass."
@@ -44,6 +51,7 @@ def serve(
     host: str,
     port: int,
     folder: Path | None,
+    max_adapters: int,
     max_mib: float,
     max_images: int,
     max_requests: int,
@@ -74,7 +82,7 @@ def serve(
         from adapt.serving.app import Limits, create_app
 
         given = load_backbone(backbone, device) if backbone else None
-        served = ServedAdapters(adapters, folder, given, device)
+        served = ServedAdapters(adapters, folder, given, device, max_adapters)
         limits = Limits(int(max_mib * 2**20), max_images, max_requests, timeout)
         app = create_app(served, limits, (*_HERE, host) if host in _HERE else ("*",))
         address = f"http://{host}:{listening.getsockname()[1]}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -11,8 +12,11 @@ from weakref import WeakValueDictionary
 from PIL import Image
 
 from adapt.backbones.base import Backbone
+from adapt.backbones.sources import is_here
 from adapt.errors import AdaptError, nearest
-from adapt.loading import backbone_key, load
+from adapt.formats import peft_layout
+from adapt.formats.header import read_header
+from adapt.loading import backbone_key, load, located
 from adapt.models.classifier import AdaptedModel
 from adapt.models.many import SideBySide
 from adapt.shown import brief, unseen
@@ -26,6 +30,10 @@ class NoSuchAdapter(AdaptError):
 
 class NotAllowed(AdaptError):
     """A change that the server was not started for."""
+
+
+class TooManyAdapters(AdaptError):
+    """One more than the server was started for."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +64,8 @@ class ServedAdapters:
     """Loads, unloads and switches adapters while they are asked.
 
     `given` are paths, or `NAME=PATH`, of which the first is the default. Of `folder`, where there is one, adapters may
-    be loaded later; without one the set stays as it is. Those that name one backbone share it. Raises AdaptError for an
-    adapter that cannot be loaded or does not classify, and for two of one name.
+    be loaded later, up to `most` in all; without one the set stays as it is. Those that name one backbone share it.
+    Raises AdaptError for an adapter that cannot be loaded or does not classify, and for two of one name.
     """
 
     def __init__(
@@ -66,11 +74,12 @@ class ServedAdapters:
         folder: Path | None = None,
         backbone: Backbone | None = None,
         device: str = "cpu",
+        most: int = 64,
     ) -> None:
         self.folder = None if folder is None else folder.resolve()
         if self.folder is not None and not self.folder.is_dir():
             raise AdaptError(f"--folder {folder} is no folder: give one that holds adapters, or leave it out")
-        self._backbone, self._device = backbone, device
+        self._backbone, self._device, self._most = backbone, device, most
         self._shared: WeakValueDictionary[str, Backbone] = WeakValueDictionary()
         self._changing = threading.Lock()
         models: dict[str, AdaptedModel] = {}
@@ -85,12 +94,16 @@ class ServedAdapters:
     def load(self, path: str, name: str | None = None) -> str:
         """Adds the adapter at `path`, relative to the folder, by `name` or its own; returns the name.
 
-        Raises NotAllowed without a folder, and for a path that leads out of it.
+        Raises NotAllowed without a folder, for a path that leads out of it, and for a backbone that would have to be
+        fetched; TooManyAdapters where no more may be loaded.
         """
         found = self._within(path)
         name = _checked(name_of(found) if name is None else name)
         with self._changing:
             _check_free(name, self.now.models)
+            if len(self.now.models) >= self._most:
+                raise TooManyAdapters(f"{self._most} adapters may be loaded, and are: unload one of them first")
+            self._check_nothing_is_fetched(found)
             self.now = Served(self.now.models | {name: self._loaded(found)}, self.now.default)
         return name
 
@@ -129,6 +142,22 @@ class ServedAdapters:
             raise NoSuchAdapter(f"there is no adapter {brief(path)} in the folder that adapters may be loaded from")
         return found
 
+    def _check_nothing_is_fetched(self, path: Path) -> None:
+        """NotAllowed where the adapter's backbone is neither loaded nor on this machine: who asks is not who serves."""
+        place = located(path)
+        if self._backbone is not None or backbone_key(place) in self._shared:
+            return
+        if place.is_dir():
+            told = "names a backbone in peft's way" if (place / peft_layout.CONFIG).is_file() else None
+        else:
+            name = read_header(place).backbone
+            told = None if name is None or is_here(name) else f"is of the backbone {brief(name)}"
+        if told is not None:
+            raise NotAllowed(
+                f"{brief(path.name)} {told}, which is not loaded, and a request fetches none: start the server with an "
+                "adapter of it, or with --backbone"
+            )
+
     def _loaded(self, path: Path) -> AdaptedModel:
         key = None if self._backbone is not None else backbone_key(path)
         model = load(path, self._backbone or self._shared.get(key or ""), device=self._device)
@@ -147,8 +176,11 @@ def name_of(path: Path) -> str:
 
 
 def _named(given: str) -> tuple[str, Path]:
+    """The name and the path in `NAME=PATH`, or in a path, whose folders may be called such as `train.lr=0.01`."""
     name, mark, path = given.partition("=")
-    return (_checked(name), Path(path)) if mark and name else (_checked(name_of(Path(given))), Path(given))
+    if not (mark and name) or "/" in name or os.path.exists(given):
+        name, path = name_of(Path(given)), given
+    return _checked(name), Path(path)
 
 
 def _checked(name: str) -> str:

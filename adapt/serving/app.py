@@ -24,7 +24,7 @@ from adapt.data.decoding.decoded import processors
 from adapt.data.decoding.images import open_image
 from adapt.errors import AdaptError
 from adapt.models.many import SideBySide
-from adapt.serving.adapters import NoSuchAdapter, NotAllowed, ServedAdapters
+from adapt.serving.adapters import NoSuchAdapter, NotAllowed, ServedAdapters, TooManyAdapters
 from adapt.serving.batching import Asked, Batcher
 from adapt.serving.messages import (
     AdapterCard,
@@ -40,8 +40,10 @@ from adapt.serving.messages import (
 )
 from adapt.serving.middleware import Around, Counted
 
-_STATUS = {NoSuchAdapter: 404, NotAllowed: 403}  # of other mistakes: 422
-_PROBLEMS: dict[int | str, Any] = {status: {"model": Problem} for status in (400, 403, 404, 413, 415, 422, 503, 504)}
+_STATUS = {NoSuchAdapter: 404, NotAllowed: 403, TooManyAdapters: 409}  # of other mistakes: 422
+_PROBLEMS: dict[int | str, Any] = {
+    status: {"model": Problem} for status in (400, 403, 404, 409, 413, 415, 422, 503, 504)
+}
 
 
 @dataclass(frozen=True)

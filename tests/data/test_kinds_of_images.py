@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 from pathlib import Path
@@ -30,10 +32,20 @@ def file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def server(file: Path) -> Iterator[str]:
-    """The address of a server on this machine with `/a.png`, and with ways to it, to a file, and to ftp."""
+    """The address of a server on this machine with `/a.png`, and with ways to it, to a file, and to ftp.
+
+    Of `/slow` and `/slow-headers` there comes a byte every 50 ms, 200 in all.
+    """
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            if self.path.startswith("/slow"):
+                self.wfile.write(b"HTTP/1.0 200 OK\r\n" + (b"x: " if self.path == "/slow-headers" else b"\r\n"))
+                with suppress(OSError):  # of who asked and went away
+                    for _ in range(200):
+                        self.wfile.write(b"x")
+                        time.sleep(0.05)
+                return
             to = {"/away": "/a.png", "/out": f"file://{file}", "/ftp": "ftp://127.0.0.1/a.png"}.get(self.path)
             self.send_response(302 if to else 200 if self.path == "/a.png" else 404)
             if to:
@@ -93,7 +105,10 @@ def test_lists_iterators_and_stacks(file: Path) -> None:
     sources = [[file] * 5, (file for _ in range(5)), stack, torch.from_numpy(stack).permute(0, 3, 1, 2), [*stack]]
     objects = np.empty(5, object)
     objects[:] = [file, PIXELS, str(file), file.read_bytes(), open_image(file)]
-    for source in (*sources, objects, list(kinds(file).values())[:5]):
+    paths = [str(file)] * 5
+    arrays = [np.array(paths), np.array(paths, np.dtypes.StringDType()), np.array([Path(path) for path in paths])]
+    contents = np.array([file.read_bytes()] * 5)
+    for source in (*sources, objects, *arrays, contents, list(kinds(file).values())[:5]):
         assert [len(batch) for batch in picture_batches(source, 2)] == [2, 2, 1]
     assert list(picture_batches([], 2)) == []
 
@@ -122,6 +137,8 @@ def test_what_is_no_picture(source: Any, words: str) -> None:
 
 
 def test_what_is_no_list_of_pictures() -> None:
+    with pytest.raises(AdaptError, match=r"array of shape \(\); expected"):
+        list(picture_batches(np.array("a.png"), 2))
     with pytest.raises(AdaptError, match="3 stands where images are expected"):
         list(picture_batches(3, 2))
 
@@ -144,6 +161,13 @@ def test_an_address_is_fetched_where_that_is_allowed(server: str, monkeypatch: p
     monkeypatch.setattr(addresses, "MOST_BYTES", 99)
     with pytest.raises(AdaptError, match="more than 99 bytes"):
         open_image(f"{server}/a.png", urls=True)
+
+
+@pytest.mark.parametrize("path", ["/slow", "/slow-headers"])
+def test_an_address_whose_bytes_trickle_in_is_given_up(server: str, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    monkeypatch.setattr(addresses, "_SECONDS", 0.3)
+    with pytest.raises(AdaptError, match=f"{path}' cannot be fetched: timed out"):
+        open_image(server + path, urls=True)
 
 
 def test_a_file_address_is_a_path_that_is_not_there(file: Path) -> None:

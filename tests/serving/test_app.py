@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import re
 import threading
@@ -163,6 +164,59 @@ def test_a_link_out_of_the_folder_is_not_followed(serve: Serve, folder: Path) ->
     assert serve().post("/adapters", json={"path": "link.safetensors"}).status_code == 403
 
 
+def test_a_backbone_is_not_fetched_for_a_request(
+    folder: Path, open_clip: adapt.Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of what a request loads, the backbone is there already; at the start it may come from the hub."""
+    asked: list[str] = []
+
+    def fetched(spec: str, *how: Any) -> adapt.Backbone:
+        asked.append(spec)
+        return open_clip if spec != "mini-clip" else adapt.load_backbone(spec, *how)
+
+    monkeypatch.setattr("adapt.loading.load_backbone", fetched)
+    for name, spec in {"given": "hf:org/one", "same": "hf:org/one", "other": "hf:org/two", "long": "x" * 9999}.items():
+        monkeypatch.setattr(open_clip, "name", spec)
+        adapt.wrap(open_clip, adapt.methods.ZeroShot(), ["cat", "dog"]).save(folder / f"{name}.safetensors")
+    bundled = adapt.wrap(adapt.load_backbone("mini-clip"), adapt.methods.ZeroShot(), ["cat", "dog"])
+    bundled.save(folder / "bundled.safetensors")
+    (folder / "peft").mkdir()
+    (folder / "peft/adapter_config.json").write_text("{}")
+    with TestClient(create_app(ServedAdapters([f"{folder}/given.safetensors"], folder))) as client:
+        answers = {
+            name: client.post("/adapters", json={"path": name})
+            for name in ("same.safetensors", "bundled.safetensors", "other.safetensors", "long.safetensors", "peft")
+        }
+    assert [each.status_code for each in answers.values()] == [201, 201, 403, 403, 403]
+    assert "'other.safetensors' is of the backbone 'hf:org/two', which is not" in answers["other.safetensors"].text
+    assert asked == ["hf:org/one", "mini-clip"]
+
+
+def test_no_more_adapters_than_the_server_was_started_for(folder: Path, open_clip: adapt.Backbone) -> None:
+    served = ServedAdapters([f"{folder}/coop.safetensors"], folder, open_clip, most=2)
+    with TestClient(create_app(served)) as client:
+        paths = ("lora.safetensors", "zero_shot.safetensors")
+        added, refused = (client.post("/adapters", json={"path": path}) for path in paths)
+        assert (added.status_code, refused.status_code) == (201, 409)
+        assert refused.json()["detail"] == "2 adapters may be loaded, and are: unload one of them first"
+        client.delete("/adapters/lora")
+        assert client.post("/adapters", json={"path": paths[1]}).status_code == 201
+
+
+def test_a_path_with_a_sign_of_equality(
+    folder: Path, open_clip: adapt.Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = folder / "train.lr=0.01-seed-1"
+    run.mkdir()
+    (folder / "coop.safetensors").rename(run / "adapter.safetensors")
+    (run / "recipe.yaml").touch()
+    monkeypatch.chdir(folder)
+    for given, name in ((str(run), run.name), (run.name, run.name), (f"one={run}", "one")):
+        assert list(ServedAdapters([given], None, open_clip).now.models) == [name]
+    with pytest.raises(adapt.AdaptError, match="none=1"):
+        ServedAdapters([f"{folder}/none=1"], None, open_clip)
+
+
 def test_without_a_folder_the_set_stays_as_it_is(folder: Path, open_clip: adapt.Backbone) -> None:
     served = ServedAdapters([f"one={folder}/coop.safetensors", f"{folder}/lora.safetensors"], None, open_clip)
     with TestClient(create_app(served)) as client:
@@ -174,11 +228,11 @@ def test_without_a_folder_the_set_stays_as_it_is(folder: Path, open_clip: adapt.
 
 
 def test_a_form_of_another_page_changes_nothing(serve: Serve) -> None:
-    """What a browser sends elsewhere without asking first: bodies of plain text and forms."""
-    client = serve()
-    for kind in ("text/plain", "application/x-www-form-urlencoded"):
-        answer = client.post("/adapters", content='{"path": "tda.safetensors"}', headers={"content-type": kind})
-        assert answer.status_code == 422
+    """What a browser sends elsewhere without asking first: bodies of plain text and forms, and of no type at all."""
+    client, body = serve(), b'{"path": "tda.safetensors"}'
+    for headers in ({"content-type": "text/plain"}, {"content-type": "application/x-www-form-urlencoded"}, {}):
+        answer = client.post("/adapters", content=body, headers=headers)
+        assert (answer.status_code, "content-type" in answer.request.headers) == (422, bool(headers))
     assert len(client.get("/adapters").json()) == 2
 
 
@@ -206,18 +260,28 @@ def test_requests_that_are_refused(serve: Serve, body: dict[str, Any], status: i
     assert (answer.status_code, words in answer.json()["detail"]) == (status, True), answer.text
 
 
-def test_a_body_that_is_too_large_is_not_read(serve: Serve, images: list[bytes]) -> None:
-    client, read = serve(body_bytes=2000), [0]
+@pytest.mark.parametrize(
+    ("length", "parts"),
+    [([], 5), ([(b"content-length", b"2001")], 0)],  # the fifth part is past the limit
+)
+def test_a_body_that_is_too_large_is_not_read(
+    serve: Serve, images: list[bytes], length: list[tuple[bytes, bytes]], parts: int
+) -> None:
+    client, read, sent = serve(body_bytes=2000), list[int](), list[Any]()
     assert upload(client, images[:1]).status_code == 200
-    assert upload(client, [b"x" * 2001]).status_code == 413
 
-    def parts() -> Any:  # without a length
-        for _ in range(1000):
-            read[0] += 1
-            yield b"x" * 500
+    async def receive() -> Any:
+        read.append(500)
+        return {"type": "http.request", "body": b"x" * 500, "more_body": len(read) < 1000}
 
-    answer = client.post("/predict", content=parts(), headers={"content-type": "application/json"})
-    assert (answer.status_code, "larger than 2,000 bytes" in answer.json()["detail"]) == (413, True)
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    headers = [(b"host", b"testserver"), (b"content-type", b"application/json"), *length]
+    asked = {"type": "http", "http_version": "1.1", "method": "POST", "path": "/predict", "raw_path": b"/predict"}
+    asyncio.run(client.app(asked | {"query_string": b"", "headers": headers}, receive, send))
+    assert (sent[0]["status"], len(read)) == (413, parts)
+    assert b"larger than 2,000 bytes" in sent[1]["body"]
 
 
 def test_a_model_that_takes_too_long(serve: Serve, images: list[bytes], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import http.client
+import io
 import re
+import time
 import urllib.error
 import urllib.request
+from socket import socket
 from typing import Any
 
 from adapt.data.decoding.files import MOST_BYTES
 from adapt.disk import read_bounded
 from adapt.errors import AdaptError
 
-_SECONDS = 10  # without a byte
+_SECONDS = 10.0  # from the first step to the last byte, ways elsewhere included
 
 
 def is_address(source: str) -> bool:
@@ -23,11 +26,12 @@ def is_address(source: str) -> bool:
 def fetched(address: str) -> bytes:
     """What is at an http or https address, of at most as many bytes as an image's file may have.
 
-    Raises AdaptError where it does not answer within 10 seconds, answers with an error or more bytes, or leads
-    elsewhere than to http and https.
+    Raises AdaptError where all of it is not there within 10 seconds, however it trickles in, for an answer that is an
+    error or has more bytes, and where it leads elsewhere than to http and https.
     """
+    until = time.monotonic() + _SECONDS
     try:
-        with urllib.request.build_opener(_WithinTheWeb).open(address, timeout=_SECONDS) as answer:
+        with urllib.request.build_opener(_WithinTheWeb, _Http(until), _Https(until)).open(address) as answer:
             return read_bounded(answer, MOST_BYTES)
     except urllib.error.HTTPError as error:
         raise AdaptError(f"Image {address!r} cannot be fetched: the server says {error.code} {error.reason}") from error
@@ -43,3 +47,60 @@ class _WithinTheWeb(urllib.request.HTTPRedirectHandler):
         if not is_address(newurl):
             raise ValueError(f"it leads to {newurl!r}")
         return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _left(until: float) -> float:
+    """The seconds until then. Raises TimeoutError where none are left."""
+    left = until - time.monotonic()
+    if left <= 0:
+        raise TimeoutError("timed out")  # as a socket says it
+    return left
+
+
+class _Until(urllib.request.AbstractHTTPHandler):
+    """A handler of urllib whose connections end at a moment: a timeout of urllib's own begins anew with each byte."""
+
+    def __init__(self, until: float) -> None:
+        super().__init__()
+        self._until = until
+
+    def do_open(self, http_class: Any, req: Any, **http_conn_args: Any) -> Any:
+        def answer(own: Any, **asked: Any) -> http.client.HTTPResponse:
+            reading: Any = _Reading(own, self._until)
+            return http.client.HTTPResponse(reading, **asked)
+
+        def connection(*args: Any, **named: Any) -> Any:
+            made = http_class(*args, **named | {"timeout": _left(self._until)})
+            made.response_class = answer
+            return made
+
+        return super().do_open(connection, req, **http_conn_args)
+
+
+class _Http(_Until, urllib.request.HTTPHandler):
+    pass
+
+
+class _Https(_Until, urllib.request.HTTPSHandler):
+    pass
+
+
+class _Reading(io.RawIOBase):
+    """The bytes that a socket receives until a moment, in place of the socket where an answer is read from it."""
+
+    def __init__(self, own: socket, until: float) -> None:
+        self._socket, self._bytes, self._until = own, own.makefile("rb", buffering=0), until
+
+    def makefile(self, mode: str) -> io.BufferedReader:
+        return io.BufferedReader(self)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        self._socket.settimeout(_left(self._until))
+        return self._bytes.readinto(buffer)
+
+    def close(self) -> None:
+        self._bytes.close()
+        super().close()

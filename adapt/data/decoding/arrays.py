@@ -9,11 +9,22 @@ from PIL import Image
 from adapt.errors import AdaptError
 
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # by channels
+_NO_PIXELS = ("O", "U", "S", "T")  # numpy's kinds of objects and texts
 
 
 def is_array(source: Any) -> bool:
-    """Whether `source` is an array of numpy, a tensor, or what gives itself as an array with axes."""
-    return hasattr(source, "__array__") and hasattr(source, "ndim") and hasattr(source, "shape")
+    """Whether `source` is an array of numpy, a tensor, or what gives itself as an array with axes; numpy's texts do."""
+    return (
+        not isinstance(source, str)
+        and hasattr(source, "__array__")
+        and hasattr(source, "ndim")
+        and hasattr(source, "shape")
+    )
+
+
+def is_sequence(array: Any) -> bool:
+    """Whether an array holds pictures along its first axis: pixels of several, or paths, bytes and other objects."""
+    return array.ndim > 3 or (array.ndim > 0 and getattr(array.dtype, "kind", None) in _NO_PIXELS)
 
 
 def picture_of(source: Any) -> Image.Image:

@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 
 from adapt.data.decoding.addresses import fetched, is_address
-from adapt.data.decoding.arrays import is_array, picture_of
+from adapt.data.decoding.arrays import is_array, is_sequence, picture_of
 from adapt.data.decoding.content import open_file
 from adapt.data.decoding.pictures import check_size, decoded, naming, opened, to_rgb
 from adapt.data.split import Item
@@ -67,7 +67,7 @@ def picture_batches(images: Any, size: int, *, urls: bool = False) -> Iterator[l
 
 def _each(images: Any) -> Iterable[Any]:
     alone = (str, os.PathLike, Image.Image, Item, *_BYTES)
-    if isinstance(images, alone) or (is_array(images) and images.dtype != object and images.ndim < 4):
+    if isinstance(images, alone) or (is_array(images) and not is_sequence(images)):
         return (images,)
     if not isinstance(images, Iterable):
         raise AdaptError(f"{brief(images)} stands where images are expected: {ACCEPTED}, or a list of such")
