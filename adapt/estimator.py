@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import lru_cache
@@ -45,9 +45,9 @@ class Classifier(ClassifierMixin, BaseEstimator):
     """A method on a frozen backbone as an estimator of scikit-learn, which trains as `adapt train` does.
 
     `method` is the name of a method, a recipe, or a recipe's file; `backbone` the name of one or one that is loaded, by
-    default the recipe's. `class_names` says which words stand for a label in prompts, such as `{0: "tabby cat"}`; by
-    default the label itself. `overrides` changes keys of the recipe, such as `{"train.lr": 0.01}`, also in a grid
-    search. `random_state` is the seed, by default the recipe's.
+    default the recipe's. `class_names` says which words stand for a label in prompts, such as `{0: "tabby cat"}`, or a
+    list for labels from 0 on; by default the label itself. `overrides` changes keys of the recipe, such as
+    `{"train.lr": 0.01}`, also in a grid search. `random_state` is the seed, by default the recipe's.
 
     `X` is a list or array of images as `predict` takes them (paths, PIL images, arrays, ...), `y` their labels of any
     type. All images serve unless `overrides` has `data.shots`; a method that chooses something on validation images
@@ -63,7 +63,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
         method: str = "gda",
         backbone: str | Backbone | None = None,
         *,
-        class_names: Mapping[Any, str] | None = None,
+        class_names: Mapping[Any, str] | Sequence[str] | None = None,
         overrides: Mapping[str, Any] | None = None,
         device: str = "cpu",
         random_state: int | None = None,
@@ -114,11 +114,15 @@ class Classifier(ClassifierMixin, BaseEstimator):
         from sklearn.utils.validation import check_is_fitted
 
         check_is_fitted(self)
-        return self.model_.probabilities(X).numpy()
+        images = list(X) if hasattr(X, "ndim") else X  # whose first axis counts images, as in `fit`
+        return self.model_.probabilities(images).numpy()
 
     def _names(self, classes: Any) -> tuple[str, ...]:
         """What labels are called in prompts. AdaptError where `class_names` leaves one out."""
-        known = {label: str(label) for label in classes.tolist()} if self.class_names is None else self.class_names
+        given = self.class_names
+        if given is None:
+            given = {label: str(label) for label in classes.tolist()}
+        known = given if isinstance(given, Mapping) else dict(enumerate(given))
         for label in classes.tolist():
             if label not in known:
                 raise AdaptError(f"class_names has no name for the label {brief(label)}: give one for each in y")

@@ -172,6 +172,16 @@ def test_a_search_loads_its_backbone_once(few: tuple[list[str], list[str]], monk
     assert asked == ["mini-clip"]
 
 
+def test_the_first_axis_of_an_array_counts_images() -> None:
+    """Three grey pictures are three, as many as `fit` takes them for, and not one in colour."""
+    shades = np.stack([np.full((8, 3), value, np.uint8) for value in (0, 120, 250, 5, 110, 240)])
+    trained = Classifier("gda", "mini-clip", class_names=["dark", "grey", "light"], overrides=GDA)
+    found = trained.fit(shades, [0, 1, 2, 0, 1, 2])
+    assert found.predict(shades[:3]).tolist() == [0, 1, 2]
+    assert found.predict_proba(shades[:1]).shape == (1, 3)
+    assert found.model_.class_names == ("dark", "grey", "light")
+
+
 def test_labels_of_any_type_and_their_words(few: tuple[list[str], list[str]], tmp_path: Path) -> None:
     paths, names = few
     words = dict(enumerate(sorted(set(names))))
