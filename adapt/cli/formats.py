@@ -192,6 +192,7 @@ def _imported(
 ) -> Model:
     from adapt import methods
     from adapt.backbones.load import load_backbone
+    from adapt.data.readers.lines import read_lines
     from adapt.formats import checkpoints as convert
     from adapt.formats import peft_import
     from adapt.recipe.file import set_key
@@ -199,22 +200,16 @@ def _imported(
     if source.is_dir():
         if method or settings:
             raise AdaptError(f"{source} is in peft's layout, which tells its settings: leave out --method and --set")
-        given_names = None if classes is None else _lines_of(classes)
+        given_names = None if classes is None else read_lines(classes)
         return peft_import.load(source, load_backbone(backbone) if backbone else None, given_names)
     speaks = method is not None and methods.find(method).serves == ("vision LLM",)
     if backbone is None or (classes is None and not speaks):
         raise AdaptError(f"{source} names neither backbone nor classes: give --backbone and --classes FILE")
-    names = [] if classes is None else _lines_of(classes)
+    names = [] if classes is None else read_lines(classes)
     given: dict[str, Any] = {}
     for setting in settings:
         set_key(given, setting)
     return convert.import_published(source, method or "coop", load_backbone(backbone), names, given)
-
-
-def _lines_of(classes: Path) -> list[str]:
-    if not classes.is_file():
-        raise AdaptError(f"there is no file {classes} to read the class names from")
-    return [line.strip() for line in classes.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
 COMMANDS = {"inspect": inspect, "merge": merge, "convert": convert}

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("adapt")
 
 CARD = "README.md"
-FILES = (adapter.NAME, *peft_layout.FILES, CARD)  # all that is ever fetched of a repository
+FETCHED = (adapter.NAME, *peft_layout.FILES, CARD)  # all that is ever fetched of a repository
 
 
 def fetch(name: str | Path) -> Path:
@@ -31,7 +31,7 @@ def fetch(name: str | Path) -> Path:
     It is the file of an adapter, or else a folder in peft's layout. Raises AdaptError as `hub.snapshot` does, and for a
     repository that holds neither.
     """
-    folder = hub.snapshot(name, FILES)
+    folder = hub.snapshot(name, FETCHED)
     if (folder / adapter.NAME).is_file():
         return folder / adapter.NAME
     if (folder / peft_layout.CONFIG).is_file():
@@ -67,7 +67,12 @@ def push(
         folder = Path(temporary)
         write_folder(model, folder, repository, file, license)
         return hub.commit(
-            repository, folder, message or f"{model.method.name} adapter", replaced=FILES, private=private, token=token
+            repository,
+            folder,
+            message or f"{model.method.name} adapter",
+            replaced=FETCHED,
+            private=private,
+            token=token,
         )
 
 

@@ -9,7 +9,9 @@ import onnxruntime
 import torch
 
 import adapt
+from adapt.cli import export as command
 from adapt.data import open_image
+from adapt.formats.export import FORMS
 
 
 def test_a_compact_folder_stands_for_its_adapter(run, model_folder: Path, photos: Path, tmp_path: Path) -> None:
@@ -78,3 +80,8 @@ def test_refusals_of_models_by_themselves(run, refused, adapter: Path, model_fol
     cocoop.save(tmp_path / "cocoop.safetensors")
     refused(run("export", tmp_path / "cocoop.safetensors", "--to", "onnx", "--out", out), "this cocoop cannot be")
     assert not out.exists()
+
+
+def test_the_forms_are_those_of_the_library() -> None:
+    """The command lists them itself, as its help imports no torch."""
+    assert set(command._FORMS) == set(FORMS)

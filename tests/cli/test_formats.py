@@ -206,3 +206,11 @@ def test_ctrl_c_in_any_command_exits_with_130(run, adapter: Path, monkeypatch: p
 
     monkeypatch.setattr("adapt.formats.header.read_header", stop)
     assert run("inspect", adapter).exit_code == 130
+
+
+def test_class_names_in_latin_1_are_refused(run, model_folder: Path, tmp_path: Path) -> None:
+    names = tmp_path / "names.txt"
+    names.write_bytes("Käfer\n".encode("latin-1"))
+    result = run("convert", tmp_path / "x.pth", tmp_path / "out", "--backbone", model_folder, "--classes", names)
+    assert result.exit_code == 2
+    assert f"List '{names}' cannot be read: 'utf-8' codec can't decode" in result.stderr

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
 from checks import perturb
 
 import adapt
+from adapt.cli import soup as command
+from adapt.methods.base.mixture import Combination
 
 NAMES = ("goldfish", "lime tree", "sky")
 
@@ -74,3 +77,8 @@ def test_refusals(run, refused, pot, tmp_path: Path) -> None:
     refused(run("soup", *coop, "--weights", "a,b,c", "--out", out), "--weights is 'a,b,c'; expected numbers such as")
     assert not out.exists()
     refused(run("soup", *coop, "--out", coop[0]), "exists already: name a new file")
+
+
+def test_the_combinations_are_those_of_the_library() -> None:
+    """The command lists them itself, as its help imports no torch."""
+    assert get_args(Combination) == command._COMBINATIONS

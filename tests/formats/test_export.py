@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import adapt
 from adapt import AdaptedModel, AdaptError, Backbone
 from adapt.data import Split
-from adapt.formats.export import export, forms, tracing
+from adapt.formats.export import export, forms, page, tracing
 from adapt.methods import CoOp, TipAdapter, ZeroShot
 from adapt.methods.base import ImageStep, Method
 from adapt.models.answers import Answers
@@ -116,6 +116,54 @@ def test_openvino_gives_the_same_logits(open_clip: Backbone, images: Tensor, tmp
     for count in (1, 2, 5):
         found = torch.from_numpy(written(images[:count].numpy())["logits"])
         assert scaled(found, model(images[:count])) < 1e-4
+
+
+@pytest.fixture
+def data_beside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every graph counts as one of more than 1.5 GiB, whose weights torch writes beside it."""
+    monkeypatch.setattr("torch.onnx._internal.exporter._onnx_program._LARGE_MODEL_THRESHOLD", 0)
+
+
+@pytest.mark.usefixtures("data_beside")
+@pytest.mark.parametrize(
+    ("to", "int8", "files"),
+    [
+        ("onnx", False, ["model.onnx", "model.onnx.data"]),
+        ("onnx", True, ["model.onnx"]),
+        ("openvino", False, ["model.bin", "model.xml"]),
+    ],
+)
+def test_a_large_model_is_written_whole_and_nothing_besides(
+    to: str, int8: bool, files: list[str], open_clip: Backbone, images: Tensor, tmp_path: Path
+) -> None:
+    if to == "openvino":
+        pytest.importorskip("openvino", reason="openvino is not installed")
+    model = model_of(open_clip)
+    export(model, tmp_path / "out", to, int8=int8)
+    assert sorted(contents(tmp_path / "out")) == ["export.json", *files]
+    assert record_of(tmp_path / "out")["difference"] < (0.2 if int8 else 1e-5)
+
+
+@pytest.mark.usefixtures("data_beside")
+def test_in_eight_bits_a_larger_one_than_protobuf_takes_has_its_data_beside_too(
+    open_clip: Backbone, images: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = model_of(open_clip)
+    monkeypatch.setattr(forms, "_LONGEST_MESSAGE", 0)
+    export(model, tmp_path / "out", int8=True)
+    assert sorted(contents(tmp_path / "out")) == ["export.json", "model.onnx", "model.onnx.data"]
+    cosine = torch.cosine_similarity(by_onnxruntime(tmp_path / "out", images), model(images).detach())
+    assert cosine.min() > 0.99
+
+
+@pytest.mark.usefixtures("data_beside")
+def test_no_page_is_made_of_a_model_with_its_data_beside(
+    open_clip: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(page, "read_runtime", lambda folder: page.Runtime(b"", b"", "1"))
+    with pytest.raises(AdaptError, match=r"the model takes \d+ MB in a page, and browsers read at most 512 MB: "):
+        export(model_of(open_clip), tmp_path / "out", "html", runtime=tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_bundled_backbone_on_the_bundled_images(tmp_path: Path) -> None:

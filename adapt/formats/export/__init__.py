@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from adapt.formats.export.forms import Runs
     from adapt.models.base import Adapted
 
-FILES = {"onnx": forms.ONNX, "torch": forms.TORCH, "openvino": forms.OPENVINO, "html": page.PAGE}
+FORMS = {"onnx": forms.ONNX, "torch": forms.TORCH, "openvino": forms.OPENVINO, "html": page.PAGE}
 
 
 def export(
@@ -45,7 +45,7 @@ def export(
     _check(to, int8, runtime)
     classifier = tracing.exportable(model)
     record.check_names(classifier, data)
-    told = record.described(classifier, to, FILES[to], int8)
+    told = record.described(classifier, to, FORMS[to], int8)
     with new_folder(folder) as whole:
         runs = _written(tracing.traced(classifier), whole, to, int8)
         told["difference"] = record.difference(classifier, runs)
@@ -64,8 +64,8 @@ def export(
 
 def _check(to: str, int8: bool, runtime: str | Path | None) -> None:
     """AdaptError for settings that do not go together, and what is missing for them."""
-    if to not in FILES:
-        raise AdaptError(f"there is no export to {to!r}; {nearest(to, FILES)}")
+    if to not in FORMS:
+        raise AdaptError(f"there is no export to {to!r}; {nearest(to, FORMS)}")
     if int8 and to not in ("onnx", "html"):
         raise AdaptError(f"int8 is of onnx and html, not of {to}: leave it out")
     if runtime is not None and to != "html":

@@ -16,7 +16,7 @@ from typing import Any
 
 from adapt.disk import write_text
 from adapt.errors import AdaptError
-from adapt.formats.export.forms import ONNX
+from adapt.formats.export.forms import DATA, ONNX
 
 PAGE = "index.html"
 _LIBRARY, _WASM = "ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm"
@@ -58,12 +58,11 @@ def write(folder: Path, record: dict[str, Any], runtime: Runtime) -> None:
     """
     from jinja2 import Environment, PackageLoader
 
+    if (folder / DATA).exists():
+        raise _too_large((folder / DATA).stat().st_size)
     model = _packed((folder / ONNX).read_bytes())
     if len(model) > _LONGEST:
-        raise AdaptError(
-            f"the model takes {len(model) / 2**20:.0f} MB in a page, and browsers read at most {_LONGEST / 2**20:.0f} "
-            "MB: add --int8, or take a smaller backbone"
-        )
+        raise _too_large(len(model))
     record["versions"]["onnxruntime-web"] = runtime.version
     environment = Environment(loader=PackageLoader("adapt.formats", "export"), autoescape=True)
     parts = {"library": _packed(runtime.library), "wasm": _packed(runtime.wasm), "model": model}
@@ -71,6 +70,13 @@ def write(folder: Path, record: dict[str, Any], runtime: Runtime) -> None:
     page = environment.get_template("page.html").render(record=record, picture=_as_it_is(picture), **parts)
     write_text(folder / PAGE, page)
     (folder / ONNX).unlink()
+
+
+def _too_large(size: int) -> AdaptError:
+    return AdaptError(
+        f"the model takes {size / 2**20:.0f} MB in a page, and browsers read at most {_LONGEST / 2**20:.0f} MB: "
+        "add --int8, or take a smaller backbone"
+    )
 
 
 def _packed(content: bytes) -> str:
