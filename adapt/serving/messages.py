@@ -92,6 +92,9 @@ class AdapterCard(BaseModel):
     default: bool
 
 
+_FORM = "curl -F images=@photo.png"
+
+
 class Health(BaseModel):
     """That the server answers, and how many requests wait."""
 
@@ -144,6 +147,9 @@ async def _uploaded(request: Request) -> Sent:
         for key, value in form.multi_items():
             if key == "images" and isinstance(value, UploadFile):
                 files.append((value.filename or f"image {len(files) + 1}", await value.read()))
+            elif key == "images" or isinstance(value, UploadFile):
+                given = f"a file called {key!r}" if isinstance(value, UploadFile) else "images without a file"
+                raise HTTPException(422, f"the form has {given}; expected files called images, as in {_FORM}")
             elif key == "adapters":
                 fields.setdefault(key, []).append(value)
             else:

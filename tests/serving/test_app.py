@@ -250,7 +250,12 @@ def test_a_form_of_another_page_changes_nothing(serve: Serve) -> None:
         ({"content": b"x", "headers": {"content-type": "image/png"}}, 415, "expected application/json or multipart"),
         ({"content": b"x", "headers": {"content-type": "multipart/form-data"}}, 400, "boundary"),
         ({"files": {"images": b"x"}, "data": {"threshold": "2"}}, 422, "threshold"),
-        ({"files": {"image": b"x"}}, 422, "unknown key 'image'"),
+        ({"files": {"image": b"x"}}, 422, "the form has a file called 'image'; expected files called images"),
+        (
+            {"data": {"images": "photo.png"}, "files": {"other": b""}},
+            422,
+            "images without a file; expected files called",
+        ),
         ({"data": {"images": "x"}, "files": {"images": b"x"}}, 422, "images"),
         ({"files": [("images", b"x")] * 5}, 422, "5 images were sent; expected 1 to 4"),
     ],
