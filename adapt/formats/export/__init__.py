@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,7 +47,8 @@ def export(
     classifier = tracing.exportable(model)
     record.check_names(classifier, data)
     told = record.described(classifier, to, FORMS[to], int8)
-    with new_folder(folder) as whole:
+    with warnings.catch_warnings(), new_folder(folder) as whole:
+        warnings.simplefilter("ignore", FutureWarning)  # torch's, of its own parts
         runs = _written(tracing.traced(classifier), whole, to, int8)
         told["difference"] = record.difference(classifier, runs)
         if told["difference"] > TOLERANCE and not int8:
