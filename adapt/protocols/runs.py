@@ -99,7 +99,7 @@ def _measured_alone(run: PlannedRun, out: Path) -> Row:
     folder = out / run.name
     started = folder / "recipe.yaml"
     recipe = _recipe_in(started) if started.is_file() else run.recipe
-    if _comparable(recipe) != _comparable(run.recipe):
+    if recipe is None or _comparable(recipe) != _comparable(run.recipe):
         raise AdaptError(f"{folder} holds a run of another recipe: choose another --out")
     if not (folder / "metrics.json").exists():
         run_recipe(recipe, folder, resume=started.is_file(), progress=False)
@@ -113,8 +113,12 @@ def _measured_alone(run: PlannedRun, out: Path) -> Row:
     return row | {"train_set": metrics["train_set"]}
 
 
-def _recipe_in(file: Path) -> Recipe:
-    return build_recipe(read_file(file, str(file)).settings, str(file))
+def _recipe_in(file: Path) -> Recipe | None:
+    """The recipe in a file; None where there is none that this adapt can read."""
+    try:
+        return build_recipe(read_file(file, str(file)).settings, str(file))
+    except AdaptError:
+        return None
 
 
 def _comparable(recipe: Recipe) -> Recipe:

@@ -260,7 +260,10 @@ def test_few_shot_rows_are_those_of_the_notes() -> None:
     ("damage", "key"),
     [
         ({"summary": []}, "summary"),
-        ({"summary": [{"shots": 1, "mean": {}, "std": {}, "zero_shot": {}}]}, "a curve has figures called test"),
+        (
+            {"summary": [{"shots": 1, "mean": {}, "std": {}, "zero_shot": {}}]},
+            "each number of shots, or domain, has figures called test",
+        ),
         ({"recipe": {"method": {}, "backbone": "x", "data": {"source": "x"}}}, "recipe.method.name"),
         ({"runs": [{}]}, "runs.0.run"),
     ],

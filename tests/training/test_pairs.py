@@ -219,6 +219,6 @@ def test_recipes_of_classes_are_refused_and_shots_are_said_to_mean_nothing(
         assert len(read_data(recipe).train) == len(pairs.train)
     assert "data.shots is 1, and pairs have no classes" in caplog.text
     with pytest.raises(
-        AdaptError, match="coop tells classes apart: take one of bitfit, ln_tuning, lora, svlc, zero_shot"
+        AdaptError, match="coop tells classes apart: take one of bitfit, ln_tuning, lora, modx, svlc, zero_shot"
     ):
         read_data(read_recipe("coop", changes[:3], str(tmp_path / "pairs.csv")))
