@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from adapt.errors import AdaptError
+from adapt.shown import one_line
 
 SCHEME = "hf://"
 _PREFIX = re.compile(r"hf:/{1,2}(?!/)")  # a Path folds the two slashes into one
@@ -125,5 +126,5 @@ def _refusal(error: BaseException | None) -> str:
 
 
 def _line(error: BaseException | None) -> str:
-    """What a library says, on one line."""
-    return " ".join(str(error).split()) or type(error).__name__
+    """What a library says on one line, or else the kind of its error."""
+    return one_line(error) or type(error).__name__

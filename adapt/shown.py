@@ -25,6 +25,11 @@ def shown(text: object) -> str:
     return "".join(repr(letter)[1:-1] if unseen(letter) else letter for letter in str(text))
 
 
+def one_line(text: object) -> str:
+    """What somebody else says in several lines, on one."""
+    return " ".join(str(text).split())
+
+
 def first_of(names: Sequence[object], most: int = 5) -> str:
     """`a, b and 3 more`: the first of `names`, at most so many, and how many there are besides."""
     more = f" and {len(names) - most:,} more" if len(names) > most else ""

@@ -9,14 +9,19 @@ from torch import Tensor
 import adapt
 from adapt.data import Item
 from adapt.methods import ZeroShot
+from adapt.methods.lora import PLAIN
 from adapt.recipe import read_recipe
 from adapt.training.run_recipe import build, learn, read_data
 from benchmarks.drawings import SEEN, UNSEEN, backbone, drawings, paired, per_cent, right
 from benchmarks.text import Row
 
 SEEDS = (1, 2, 3)
-CROSS_ENTROPY = {"name": "lora", "rank": 4, "dropout": 0.0, "input_gradient": True, "towers": ["vision"]}
-CROSS_ENTROPY |= {"logit_scale": None, "template": "a photo of a {}"}
+CROSS_ENTROPY: dict[str, object] = PLAIN | {
+    "name": "lora",
+    "towers": ["vision"],
+    "logit_scale": None,
+    "template": "a photo of a {}",
+}
 
 
 def rows(progress: Callable[[str], None]) -> Iterator[Row]:

@@ -40,13 +40,12 @@ def chat(
     from adapt.cli.quiet import quiet_libraries
 
     with quiet_libraries():
-        from adapt.backbones.load import load_backbone
         from adapt.data.decoding.images import open_image
         from adapt.loading import load
         from adapt.models.speaking import SpeakingModel
 
         picture = open_image(image)
-        model = load(adapter, load_backbone(backbone, device) if backbone else None, device=device)
+        model = load(adapter, common.given_backbone(backbone, device), device=device)
         if not isinstance(model, SpeakingModel):
             raise AdaptError(f"{adapter} is of a {model.backbone.family}, which does not speak: use `adapt predict`")
         settings = {"max_new_tokens": max_tokens, "num_beams": beams}

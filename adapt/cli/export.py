@@ -72,13 +72,12 @@ def export(
     from adapt.cli.quiet import quiet_libraries
 
     with quiet_libraries():
-        from adapt.backbones.load import load_backbone
         from adapt.data.readers import load as load_data
         from adapt.data.readers.lines import read_lines
         from adapt.loading import load
 
         items = getattr(load_data(data, root, names), part) if data else ()
-        model = load(adapter, load_backbone(backbone) if backbone else None, read_lines(classes) if classes else None)
+        model = load(adapter, common.given_backbone(backbone), read_lines(classes) if classes else None)
         if to is None:
             _compact(model, out)
             return

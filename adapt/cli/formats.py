@@ -88,10 +88,9 @@ def _settings(config: dict[str, Any]) -> str:
 
 
 def _load(adapter: Path, backbone: str | None) -> Any:
-    from adapt.backbones.load import load_backbone
     from adapt.loading import load
 
-    return load(adapter, load_backbone(backbone) if backbone else None)
+    return load(adapter, common.given_backbone(backbone))
 
 
 def _show_words(model: AdaptedModel, count: int) -> None:
@@ -201,7 +200,7 @@ def _imported(
         if method or settings:
             raise AdaptError(f"{source} is in peft's layout, which tells its settings: leave out --method and --set")
         given_names = None if classes is None else read_lines(classes)
-        return peft_import.load(source, load_backbone(backbone) if backbone else None, given_names)
+        return peft_import.load(source, common.given_backbone(backbone), given_names)
     speaks = method is not None and methods.find(method).serves == ("vision LLM",)
     if backbone is None or (classes is None and not speaks):
         raise AdaptError(f"{source} names neither backbone nor classes: give --backbone and --classes FILE")

@@ -100,14 +100,13 @@ def _entries(source: Path) -> tuple[list[str], bool]:
 
 def _model(backbone: str | None, adapter: Path | None, device: str) -> AdaptedModel:
     """What encodes: an adapter's model, or a backbone by itself."""
-    from adapt.backbones.load import load_backbone
     from adapt.loading import load
     from adapt.methods.zero_shot import ZeroShot
     from adapt.models.wrap import wrap
 
     if not (backbone or adapter):
         raise AdaptError("nothing says what encodes: give --backbone, such as mini-clip, or --adapter")
-    loaded: Any = load_backbone(backbone, device) if backbone else None
+    loaded: Any = common.given_backbone(backbone, device)
     of = loaded if adapter is None else (model := load(adapter, loaded, device=device)).backbone
     if of.family != "dual encoder":
         raise AdaptError(f"{of.describe()} has no features of texts and images to compare: take a CLIP")

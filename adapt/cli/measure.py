@@ -61,10 +61,9 @@ def evaluate_adapter(
     split = load_data(data, root, names)
     shares = [] if blend is None else common.numbers("blend", blend, float)
     with quiet_libraries():
-        from adapt.backbones.load import load_backbone
         from adapt.loading import load
 
-        given = load_backbone(backbone, device) if backbone else None
+        given = common.given_backbone(backbone, device)
         model = load(adapter, given, split.class_names if data_classes else None, device=device)
         if model.class_names and set(split.class_names) != set(model.class_names):
             raise AdaptError(

@@ -63,6 +63,13 @@ as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 of_adapter = click.option("--backbone", help="The backbone, where the adapter does not name it.")
 
 
+def given_backbone(spec: str | None, device: str = "cpu") -> Any:
+    """The backbone that --backbone names; None where it is left out, so that the adapter says which."""
+    from adapt.backbones.load import load_backbone
+
+    return load_backbone(spec, device) if spec else None
+
+
 def together(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
     """One decorator for several, in their order."""
 

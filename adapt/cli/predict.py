@@ -146,10 +146,9 @@ def _by_adapters(
     """Answers of each adapter, or of one of them with its reasons."""
 
     def answers(images: Iterable[Any]) -> Iterator[Any]:
-        from adapt.backbones.load import load_backbone
         from adapt.loading import load_many
 
-        models = load_many(adapters, load_backbone(backbone, device) if backbone else None, names, device=device)
+        models = load_many(adapters, common.given_backbone(backbone, device), names, device=device)
         if explain:
             return _explanations(adapters[0], models[0], images, top_k)
         return _predictions(adapters, models, images, top_k, question)

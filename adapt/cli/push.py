@@ -34,14 +34,13 @@ def push(
     from adapt.cli.quiet import quiet_libraries
 
     with quiet_libraries():
-        from adapt.backbones.load import load_backbone
         from adapt.formats import publishing
         from adapt.loading import load, located
 
         file = located(adapter)
         if not file.is_file():
             raise AdaptError(f"there is no adapter at {adapter}: give its .safetensors file, or the folder of its run")
-        model = load(file, load_backbone(backbone) if backbone else None)
+        model = load(file, common.given_backbone(backbone))
         address = publishing.push(model, repository, file=file, private=private, license=license, message=message)
     click.echo(f"published at {address}")
 

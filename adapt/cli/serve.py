@@ -77,11 +77,10 @@ def serve(
 
     listening = _listening(host, port)
     with listening, quiet_libraries():
-        from adapt.backbones.load import load_backbone
         from adapt.serving.adapters import ServedAdapters
         from adapt.serving.app import Limits, create_app
 
-        given = load_backbone(backbone, device) if backbone else None
+        given = common.given_backbone(backbone, device)
         served = ServedAdapters(adapters, folder, given, device, max_adapters)
         limits = Limits(int(max_mib * 2**20), max_images, max_requests, timeout)
         app = create_app(served, limits, (*_HERE, host) if host in _HERE else ("*",))

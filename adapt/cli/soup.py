@@ -63,12 +63,11 @@ def soup(
     shares = None if weights is None else common.numbers("weights", weights, float)
     validation = None if data is None else load_data(data, root).val
     with quiet_libraries():
-        from adapt.backbones.load import load_backbone
         from adapt.soups import soup as mixed
 
         model = mixed(
             adapters, shares, combination=combination, density=density, rank=rank, seed=seed, validation=validation,
-            backbone=load_backbone(backbone) if backbone else None, tried=_print,
+            backbone=common.given_backbone(backbone), tried=_print,
         )  # fmt: skip
         model.save(out)
     names = model.metadata["recipe"]["soup"]["ingredients"]

@@ -41,23 +41,24 @@ class ModX(LoRA):
     Config = ModXConfig
     stands_alone = True  # what it is held to is itself, and no composition
     example = {}
+    _old: tuple[ModX, ...] = ()  # what it was before the first step; in a tuple, for a child would be saved
 
     def prepare(self, training: Training) -> None:
         old = type(self)(**self.config.model_dump())
         old.absent = self.absent
         old.build(training.model.backbone, training.model.class_names)
         old.load_state_dict(self.state_dict())
-        vars(self)["_old"] = (old.requires_grad_(False).eval(),)  # a tuple, which hides it: it is not saved
+        self._old = (old.requires_grad_(False).eval(),)
 
     def finish(self, training: Training) -> None:
-        del vars(self)["_old"]
+        self._old = ()
 
     def loss(self, step: Any) -> Terms:
         terms = super().loss(step)
-        if "_old" not in vars(self):  # outside of a training there is nothing to keep
+        if not self._old:  # outside of a training there is nothing to keep
             return terms
         with torch.no_grad():
-            old = cosines(step.under(vars(self)["_old"][0]))
+            old = cosines(step.under(self._old[0]))
         new = cosines(step)
         if isinstance(step, PairStep):
             right = torch.arange(len(new), device=new.device)

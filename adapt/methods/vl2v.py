@@ -31,6 +31,7 @@ from adapt.errors import AdaptError, nearest
 from adapt.methods.base import ImageStep, Method, MethodConfig, Terms, Training
 from adapt.methods.zero_shot import Template
 from adapt.prompts import Prompt, from_templates
+from adapt.shown import one_line
 
 
 class VL2VConfig(MethodConfig):
@@ -129,7 +130,7 @@ def _published_weights(student: str) -> dict[str, Tensor]:
         weights: dict[str, Tensor] = timm.create_model(student, num_classes=0, pretrained=True).state_dict()
     except (OSError, RuntimeError, ValueError) as error:
         raise AdaptError(
-            f"vl2v: timm's weights of {student} cannot be had: {' '.join(str(error).split())}. Connect once to "
+            f"vl2v: timm's weights of {student} cannot be had: {one_line(error)}. Connect once to "
             "download them, or set method.pretrained to false"
         ) from error
     return weights

@@ -21,6 +21,7 @@ from adapt import plain
 from adapt.data.emoji import bundled
 from adapt.data.readers import published
 from adapt.errors import AdaptError, nearest
+from adapt.shown import one_line
 
 Override = str | tuple[str, Any]  # `key=value`, whose value is YAML, or a key and a value that is taken as it is
 
@@ -84,7 +85,7 @@ def read_file(path: Path, name: str) -> RecipeFile:
         content = path.read_bytes()
         raw = _parsed(content)
     except (yaml.YAMLError, ValueError, OSError) as error:
-        raise AdaptError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+        raise AdaptError(f"{path} is not valid YAML: {one_line(error)}") from error
     if not isinstance(raw, dict):
         raise AdaptError(f"{path} is no recipe: expected keys such as method, data and train")
     on, expected = (_by_data(raw.pop(key, None) or {}, key, name) for key in ("on", "expected"))
@@ -93,7 +94,7 @@ def read_file(path: Path, name: str) -> RecipeFile:
             raise AdaptError(
                 f"{name}: on.{data} is {changes!r}; expected keys of a recipe such as train: {{epochs: 5}}"
             )
-    figures = {data: " ".join(str(text).split()) for data, text in expected.items()}
+    figures = {data: one_line(text) for data, text in expected.items()}
     variants, compared = raw.pop("variants", None) or {}, raw.pop("compared", False)
     if not (isinstance(variants, dict) and all(isinstance(each, dict) for each in variants.values())):
         raise AdaptError(
@@ -150,9 +151,7 @@ def pair(override: str) -> tuple[str, Any]:
     try:
         return key, _parsed(value) if value else ""
     except (yaml.YAMLError, ValueError) as error:
-        raise AdaptError(
-            f"override {override!r}: the value is not valid YAML: {' '.join(str(error).split())}"
-        ) from error
+        raise AdaptError(f"override {override!r}: the value is not valid YAML: {one_line(error)}") from error
 
 
 def _by_data(section: Any, key: str, name: str) -> dict[str, Any]:

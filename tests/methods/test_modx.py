@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import tiny_backbones
 import torch
-from checks import perturb
+from checks import perturb, stop_at
 from torch import Tensor
 
 import adapt
@@ -107,7 +107,7 @@ def test_what_it_loses_is_the_rows_that_were_right(of_pairs: bool, tiny_split: S
     """The whole loss of a step, against `row_divergence` of the old model's and the new one's own features."""
     names = () if of_pairs else NAMES
     old, model = perturb(made(names=names)), perturb(made(names=names, keep=7.0), seed=5)
-    vars(model.method)["_old"] = (old.method,)
+    model.method._old = (old.method,)
     texts = [f"picture {number}" for number in range(len(images))]
     labels = torch.arange(len(images)) if of_pairs else torch.arange(len(images)) % 3
     step = model.step([images, texts] if of_pairs else images, labels)
@@ -135,15 +135,7 @@ def test_a_stopped_run_that_started_from_an_adapter_goes_on_exactly(tiny_split: 
 
     whole, stopped, resumed = started(), started(), started()
     fit(whole, tiny_split.train, epochs=3, **STEPS)
-    losses, count = stopped.losses, []
-
-    def counted(*given: object) -> object:
-        count.append(1)
-        if len(count) == 5:
-            raise InterruptedError
-        return losses(*given)
-
-    stopped.losses = counted
+    stop_at(stopped, 5)
     with pytest.raises(InterruptedError):
         fit(stopped, tiny_split.train, epochs=3, out=tmp_path / "run", **STEPS)
     fit(resumed, tiny_split.train, epochs=3, out=tmp_path / "run", resume=True, **STEPS)

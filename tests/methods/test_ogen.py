@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from checks import stop_at
 
 import adapt
 from adapt import AdaptedModel, AdaptError, Backbone, methods
@@ -68,16 +69,8 @@ def test_a_resumed_training_keeps_its_generator(open_clip: Backbone, tiny_split:
     """The teacher, which is made of past contexts, too."""
     whole = wrapped(open_clip, tiny_split.class_names, teacher=10.0)
     adapt.fit(whole, tiny_split.train, **STEPS)
-    stopped, count = wrapped(open_clip, tiny_split.class_names, teacher=10.0), []
-    losses = stopped.losses
-
-    def counted(*given: Any) -> Any:
-        count.append(1)
-        if len(count) == 14:
-            raise InterruptedError
-        return losses(*given)
-
-    stopped.losses = counted
+    stopped = wrapped(open_clip, tiny_split.class_names, teacher=10.0)
+    stop_at(stopped, 14)
     with pytest.raises(InterruptedError):
         adapt.fit(stopped, tiny_split.train, out=tmp_path / "run", **STEPS)
     resumed = wrapped(open_clip, tiny_split.class_names, teacher=10.0)

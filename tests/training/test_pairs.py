@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from checks import stop_at
 from PIL import Image
 from torch import Tensor
 
@@ -88,15 +89,7 @@ def test_a_stopped_training_goes_on_exactly(open_clip: Backbone, pairs: Split, t
     steps = {key: value for key, value in STEPS.items() if key != "iterations"} | {"epochs": 3}
     whole, stopped = wrapped(open_clip, "svlc"), wrapped(open_clip, "svlc")
     adapt.fit(whole, pairs.train, **steps)
-    losses, count = stopped.losses, []
-
-    def counted(*given: object) -> object:
-        count.append(1)
-        if len(count) == 4:
-            raise InterruptedError
-        return losses(*given)
-
-    stopped.losses = counted
+    stop_at(stopped, 4)
     with pytest.raises(InterruptedError):
         adapt.fit(stopped, pairs.train, out=tmp_path / "run", **steps)
     resumed = wrapped(open_clip, "svlc")

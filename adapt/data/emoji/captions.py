@@ -6,28 +6,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from adapt.data.emoji import questions
 from adapt.data.emoji.scenes import Scene
 from adapt.data.split import Item, Split
 
-PARTS = ("train", "val", "test")
-
 
 def read_captions(spec: str) -> Split:
     """The variant `spec`, one that there is; the domain of an item is the style, "" where scenes mix them."""
-    of_questions = spec.replace("captions", "questions", 1)
-    root, style = f"{of_questions}.scenes!", spec.partition("@")[2]
-    scenes = questions.scenes_of(of_questions)
-    number = {member: place for place, member in enumerate(scenes)}
-    train, val, test = (
-        tuple(
-            Item(root + member, number[member], "", style, text=caption(scene, turned=number[member] % 2 == 1))
-            for member, scene in scenes.items()
-            if member.startswith(f"{part}/")
-        )
-        for part in PARTS
-    )
-    return Split(spec, (), train, val, test, root=root)
+    return questions.split_of(spec, spec.replace("captions", "questions", 1), (), _captioned)
+
+
+def _captioned(path: str, number: int, scene: Scene, style: str) -> Iterator[Item]:
+    yield Item(path, number, "", style, text=caption(scene, turned=number % 2 == 1))
 
 
 def caption(scene: Scene, turned: bool) -> str:

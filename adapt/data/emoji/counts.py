@@ -6,22 +6,19 @@
 
 from __future__ import annotations
 
-from adapt.data.emoji import questions
-from adapt.data.split import Item, Split
+from collections.abc import Iterator
 
-PARTS = ("train", "val", "test")
+from adapt.data.emoji import questions
+from adapt.data.emoji.scenes import Scene
+from adapt.data.split import Item, Split
 
 
 def read_counts(spec: str) -> Split:
     """The variant `spec`, one that there is; the domain of an item is the style, its group the concept."""
-    of_questions = spec.replace("counts", "questions", 1)
-    root, style = f"{of_questions}.scenes!", spec.partition("@")[2]
-    found: dict[str, list[Item]] = {part: [] for part in PARTS}
-    for member, scene in questions.scenes_of(of_questions).items():
-        if scene.kind == "several":
-            count = len(scene.pieces)
-            word, concept = questions.NUMBERS[count - 1], scene.concepts[0].name
-            item = Item(root + member, count - 1, word, style, group=concept, target=float(count))
-            found[member.partition("/")[0]].append(item)
-    train, val, test = map(tuple, found.values())
-    return Split(spec, questions.NUMBERS, train, val, test, root=root)
+    return questions.split_of(spec, spec.replace("counts", "questions", 1), questions.NUMBERS, _counted)
+
+
+def _counted(path: str, number: int, scene: Scene, style: str) -> Iterator[Item]:
+    if scene.kind == "several":
+        count, concept = len(scene.pieces), scene.concepts[0].name
+        yield Item(path, count - 1, questions.NUMBERS[count - 1], style, group=concept, target=float(count))

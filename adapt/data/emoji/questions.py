@@ -10,7 +10,7 @@ same ones under the same numbers in every variant.
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache, lru_cache
 from pathlib import Path
 from random import Random
@@ -24,6 +24,7 @@ TABLE = Path(__file__).with_name("questions.toml")
 WHAT, GROUP, COLOUR = "what is it?", "what kind of thing is it?", "what colour is it?"
 ANIMAL, COUNT = "which animal?", "how many?"
 LEFT, RIGHT = "what is on the left?", "what is on the right?"
+PARTS = ("train", "val", "test")
 NUMBERS = ("one", "two", "three", "four")
 _ANIMALS = "animal"
 _ALL_STYLES = "emoji-questions"
@@ -34,13 +35,28 @@ _SIZES, _SIZES_OF_A_STYLE = (450, 45, 90), (90, 15, 90)
 def read_questions(spec: str) -> Split:
     """The variant `spec`, one that there is; the domain of an item is the style, "" where scenes mix them."""
     label = {answer: number for number, answer in enumerate(answers())}
+
+    def items(path: str, number: int, scene: Scene, style: str) -> Iterator[Item]:
+        for question, answer in asked(scene):
+            yield Item(path, label[answer], answer, style, question)
+
+    return split_of(spec, spec, answers(), items)
+
+
+def split_of(
+    name: str, spec: str, class_names: tuple[str, ...], items: Callable[[str, int, Scene, str], Iterable[Item]]
+) -> Split:
+    """The split called `name` of the scenes of the variant `spec`.
+
+    `items` makes those of a scene, given its path, its number among all, itself, and the style, "" where scenes mix
+    them.
+    """
     root, style = f"{spec}.scenes!", spec.partition("@")[2]
-    items: dict[str, list[Item]] = {"train": [], "val": [], "test": []}
-    for member, scene in scenes_of(spec).items():
-        part = items[member.partition("/")[0]]
-        part += [Item(root + member, label[answer], answer, style, question) for question, answer in asked(scene)]
-    train, val, test = map(tuple, items.values())
-    return Split(spec, answers(), train, val, test, root=root)
+    found: dict[str, list[Item]] = {part: [] for part in PARTS}
+    for number, (member, scene) in enumerate(scenes_of(spec).items()):
+        found[member.partition("/")[0]] += items(root + member, number, scene, style)
+    train, val, test = map(tuple, found.values())
+    return Split(name, class_names, train, val, test, root=root)
 
 
 def scene(spec: str, member: str) -> Scene:
@@ -116,6 +132,6 @@ def _scenes(spec: str, archive: Path) -> dict[str, Scene]:
     sizes = _SIZES if spec == _ALL_STYLES else _SIZES_OF_A_STYLE
     return {
         f"{part}/{number:05}.png": scene
-        for part, per_kind in zip(("train", "val", "test"), sizes)
+        for part, per_kind in zip(PARTS, sizes)
         for number, scene in enumerate(scenes.scenes(drawings(spec, part), per_kind, Random(f"{spec}/{part}")))
     }

@@ -10,6 +10,7 @@ from adapt.data.readers import parts
 from adapt.data.readers.rows import Listed, to_split
 from adapt.data.split import Split
 from adapt.errors import AdaptError, missing
+from adapt.shown import one_line
 
 
 def read_hugging_face(source: str | os.PathLike[str], ratios: Sequence[float] = parts.RATIOS, seed: int = 0) -> Split:
@@ -44,7 +45,7 @@ def _parts(source: str) -> dict[str, Any]:
     try:
         found = datasets.load_from_disk(source) if os.path.isdir(source) else datasets.load_dataset(source)
     except (OSError, ValueError) as error:
-        raise AdaptError(f"datasets cannot load {source!r}: {' '.join(str(error).split())}") from error
+        raise AdaptError(f"datasets cannot load {source!r}: {one_line(error)}") from error
     named = {"train": found} if isinstance(found, datasets.Dataset) else dict(found)
     unknown = named.keys() - parts.ALIASES.keys()
     if unknown:
