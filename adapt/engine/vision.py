@@ -91,7 +91,7 @@ def encode(backbone: DualEncoder, images: Tensor, edits: Sequence[Edit], checkpo
     tower = backbone.tower("vision")
     asked = plan(tower, edits)
     with frozen(backbone.model):
-        x = _through(backbone, tower, asked, range(len(tower.blocks)), _entered(tower, asked, images), checkpointing)
+        x = _through(backbone, tower, asked, range(len(tower.blocks)), entered(tower, asked, images), checkpointing)
         return _features(tower, asked, x)
 
 
@@ -118,8 +118,8 @@ def block_inputs(backbone: DualEncoder, block: int, images: Tensor, begun: int |
     """What block `block` reads `(b, l, d)` by the backbone alone, of images or of what block `begun` reads."""
     tower, nothing = backbone.tower("vision"), Plan()
     with frozen(backbone.model):
-        entered = _entered(tower, nothing, images) if begun is None else images
-        return _through(backbone, tower, nothing, range(begun or 0, block), entered, False)
+        x = entered(tower, nothing, images) if begun is None else images
+        return _through(backbone, tower, nothing, range(begun or 0, block), x, False)
 
 
 def first_edited(tower: Tower, edits: Sequence[Edit]) -> int:
@@ -139,7 +139,7 @@ def _parts(tower: Tower) -> VisionParts:
     return tower.vision
 
 
-def _entered(tower: Tower, asked: Plan, images: Tensor) -> Tensor:
+def entered(tower: Tower, asked: Plan, images: Tensor) -> Tensor:
     """What the first block reads `(b, l, d)`."""
     x = _parts(tower).embed(images)
     if asked.entering is not None:
@@ -171,12 +171,12 @@ def _block(model: nn.Module, tower: Tower, index: int, asked: Plan, x: Tensor, c
     if index in asked.bypassed:
         return asked.bypassed[index](x if rows is None else x[:, rows])
     learned = 0 if asked.entering is None else asked.entering.values.shape[-2]
-    attend = partial(_attend, tower.heads, asked.attention.get(index), learned)
-    block = partial(run_block, tower.blocks[index], index, asked, attend=attend, rows=rows)
+    attending = partial(attend, tower.heads, asked.attention.get(index), learned)
+    block = partial(run_block, tower.blocks[index], index, asked, attend=attending, rows=rows)
     return again_in_backward(model, block, x) if checkpointing else block(x)
 
 
-def _attend(heads: int, edit: Attention | None, learned: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def attend(heads: int, edit: Attention | None, learned: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Attention of `q` `(b, queries, d)` over `k` and `v` `(b, l, d)`, whose last `learned` rows are learned tokens."""
     q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
     if edit is None:

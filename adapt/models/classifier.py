@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from adapt.backbones.base import DualEncoder
 from adapt.edits import Edit, Replace
-from adapt.engine import vision
+from adapt.engine import values, vision
 from adapt.engine.memory import free_bytes
 from adapt.engine.watching import watched
 from adapt.errors import AdaptError
@@ -117,6 +117,14 @@ class AdaptedModel(Adapted[DualEncoder]):
         with watched(backbone.model, backbone.towers, names) as seen, torch.no_grad():
             self.backbone_features(images)
         return seen
+
+    @torch.no_grad()
+    def local_features(self, images: Tensor) -> Tensor:
+        """Features `(b, rows, columns, e)` of the patches of images by the backbone alone: see `adapt.engine.values`.
+
+        AdaptError where the backbone gives none.
+        """
+        return values.local_features(self.backbone, images)
 
     @property
     def unedited_blocks(self) -> int:
@@ -286,6 +294,22 @@ class AdaptedModel(Adapted[DualEncoder]):
         self._check_classes()
         found = self._of_batches(images, batch_size, urls, lambda model, pixels: finite(model(pixels)).float().cpu())
         return torch.cat([torch.empty(0, len(self.class_names)), *found]).softmax(-1)
+
+    def anomaly_maps(self, images: Any, batch_size: int = 64, *, urls: bool = False) -> Tensor:
+        """How unlike the normal state each pixel of images looks, from 0 to 1: `(n, h, w)` on the CPU.
+
+        Of images as `predict` takes them, at the size, and of the part, that the backbone reads. Raises AdaptError as
+        `predict` does, for a method that draws no maps, and for a backbone that gives no features of patches.
+        """
+        if not self.method.of_maps:
+            raise AdaptError(f"{self.method.name} says what an image is, not where: take a method of maps, such as anovl")
+        found = self._of_batches(images, batch_size, urls, lambda model, pixels: model.logits_and_maps(pixels)[1])
+        return torch.cat([torch.empty(0, 1, 1), *found]) if (found := list(found)) else torch.empty(0, 1, 1)
+
+    def logits_and_maps(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits `(b, n_classes)` of images `(b, 3, h, w)` and, on the CPU, how abnormal each pixel looks `(b, h, w)`."""
+        step = ImageStep(self, pixels)
+        return self.answers.of(step), self.method.anomalies(step).float().cpu()
 
     def explain(self, images: Any, top_k: int = 2, batch_size: int = 64) -> list[Explanation]:
         """What images, as `predict` takes them, are taken for, and how well each matches the classes' descriptors.

@@ -64,8 +64,11 @@ class Method(nn.Module):
     """Whether it learns numbers, such as grades, that images have beside a word for them."""
     of_pairs: ClassVar[bool] = False
     """Whether it learns from pairs of images and texts too, without a class: what it edits serves any text."""
-    prompt_average: ClassVar[Literal["unit", "mean"]] = "unit"
-    """What becomes of the features of a class's prompts: their mean, which gets unit length again, or as it is."""
+    of_maps: ClassVar[bool] = False
+    """Whether it says where images look unlike what is normal, and not only whether they do."""
+    prompt_average: ClassVar[Literal["unit", "mean", "raw"]] = "unit"
+    """What becomes of the features of a class's prompts: the mean of unit-length ones, which gets unit length again, or
+    as it is (`mean`); or the mean of what the tower gives (`raw`)."""
     serves: ClassVar[tuple[str, ...]] = ("dual encoder",)
     """The families of backbones that it adapts."""
     example: ClassVar[dict[str, Any]] = {}
@@ -189,6 +192,10 @@ class Method(nn.Module):
     def score(self, logits: Tensor) -> Tensor | None:
         """The numbers `(b,)`, such as grades, that logits `(b, n)` stand for; None where they stand for none."""
         return None
+
+    def anomalies(self, step: Any) -> Tensor:
+        """How unlike the normal state each pixel of a batch of images looks, from 0 to 1: `(b, h, w)`."""
+        raise NotImplementedError
 
     def loss(self, step: Any) -> Terms:
         """What training makes smaller, by parts that add up, which the log keeps apart."""

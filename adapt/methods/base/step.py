@@ -155,6 +155,15 @@ class ImageStep(Step):
         return self.inputs if isinstance(self.inputs, BlockInputs) else self.images
 
     @cached_property
+    def local_features(self) -> Tensor:
+        """Features `(b, rows, columns, e)` of the images' patches, as they are, by the backbone alone.
+
+        See `adapt.engine.values`. Without gradient.
+        """
+        features: Tensor = self.model.local_features(self.images)
+        return features
+
+    @cached_property
     def class_features(self) -> Tensor:
         """Unit-length features of the classes `(n, e)`, or `(b, n, e)` where they depend on the image."""
         features: Tensor

@@ -1,0 +1,44 @@
+"""Features of each patch of an image, which stay where the patch is: a second way through the same frozen blocks.
+
+In the last blocks of a CLIP, attention carries to every patch what is anywhere in the image. Beside the ordinary stream,
+and fed by it, a second one attends by the likeness of values, which keeps to what looks alike, and skips the MLPs
+(AnoVL, arXiv 2308.15939; CLIP Surgery, arXiv 2304.05653). The ordinary stream is not changed.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from math import isqrt
+
+from torch import Tensor
+
+from adapt.backbones.base import DualEncoder
+from adapt.engine import vision
+from adapt.engine.blocks import run_block
+from adapt.engine.frozen import frozen
+from adapt.engine.plan import Plan
+from adapt.errors import AdaptError
+
+
+def local_features(backbone: DualEncoder, images: Tensor) -> Tensor:
+    """Features `(b, rows, columns, e)`, before normalisation, of the patches of images `(b, 3, h, w)`.
+
+    AdaptError for a vision tower that is not read at a class token, or whose blocks are of another form than CLIP's.
+    """
+    tower, nothing = backbone.tower("vision"), Plan()
+    reason = vision.reason_against(backbone)
+    if reason is None and tower.form.pooling != "class":
+        reason = f"it is read at {tower.form.pooling!r}, not at a class token in front of the patches"
+    if reason is not None:
+        raise AdaptError(f"{backbone.describe()} gives no features of patches: {reason}. Take a CLIP with a ViT")
+    assert tower.vision is not None and tower.final_norm is not None  # the fast path serves it
+    attend = partial(vision.attend, tower.heads, None, 0)
+    with frozen(backbone.model):
+        stream = local = vision.entered(tower, nothing, images.to(backbone.dtype))
+        for index, block in enumerate(tower.blocks):
+            values = block.projections["v"](block.norm1(stream))
+            local = local + block.scale1(block.projections["out"](attend(values, values, values)))
+            stream = run_block(block, index, nothing, stream, attend)
+        features = tower.vision.project(tower.final_norm(local[:, 1:]))
+    rows = isqrt(features.shape[1] * images.shape[-2] // images.shape[-1])
+    return features.unflatten(1, (rows, -1))

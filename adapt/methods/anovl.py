@@ -1,0 +1,179 @@
+"""AnoVL: where an image looks damaged, by texts of what is intact and what is not; nothing is learned beforehand.
+
+Paper: Deng et al., AnoVL: Adapting Vision-Language Models for Unified Zero-shot Anomaly Localization, arXiv 2308.15939.
+Reference: AnoVL `3a70bfd`, `open_clip/transformer.py`, `model.py`, `prompt_ensemble.py`, `vl_test.py`.
+Deviations:
+* An image's own score is that of one view; the reference's script for MVTec AD means over 22 of them. It is scaled by
+  the backbone's scale, which ranks alike; maps are not, as there.
+* At test time every image has a fresh optimiser, and draws the same first weights and noise; there moments carry over
+  from image to image. The adapter is the one of MVTec AD; VisA's, a single linear map, and its tiles are left out.
+* States are given by class, any number of classes, of which one is normal; what is not normal is abnormal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+
+import torch
+import torch.nn.functional as F
+from pydantic import AfterValidator, Field
+from torch import Generator, Tensor
+from torch.optim import AdamW
+
+from adapt.backbones.base import DualEncoder
+from adapt.backbones.tokenizer import TextTokenizer
+from adapt.errors import AdaptError, nearest
+from adapt.methods.base import ImageStep, Method, MethodConfig
+from adapt.prompts import Prompt, of_text
+
+_INTACT = ("normal {}", "flawless {}", "perfect {}", "unblemished {}")
+_INTACT += ("{} without flaw", "{} without defect", "{} without damage")
+_DAMAGED = ("damaged {}", "abnormal {}", "imperfect {}", "blemished {}")
+_DAMAGED += ("{} with flaw", "{} with defect", "{} with damage")
+_OF_OBJECTS = ("industrial photo", "industrial image", "manufacturing image")
+_OF_TEXTURES = ("industrial photo", "textural photo", "surface picture")
+_LOOKS = ("cropped ", "close-up ", "bright ", "dark ", "jpeg corrupted ", "blurry ")
+
+
+def _placed(states: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+    for name, phrases in states.items():
+        for phrase in phrases:
+            if "{}" not in phrase:
+                raise ValueError(f"a state of {name!r} is {phrase!r}: it must contain {{}} where the object goes")
+    return states
+
+
+class AnoVLConfig(MethodConfig):
+    object: str = Field(default="object", min_length=1)
+    """What is to be seen, such as screw."""
+    texture: bool = False
+    """Whether that is a texture, such as leather, which has other words for its pictures."""
+    normal: str = "normal"
+    """The class of what is intact."""
+    states: Annotated[dict[str, tuple[str, ...]], AfterValidator(_placed)] = {"normal": _INTACT, "abnormal": _DAMAGED}
+    """What is said of the object in each class, {} being the object."""
+    smoothing: int = Field(default=3, ge=1)
+    """Maps are averaged over as many rows and columns of patches, an odd number; 1 leaves them as they are."""
+    steps: int = Field(default=0, ge=0)
+    """Steps at test time, on each image alone; 5 in the reference."""
+    lr: float = Field(default=0.001, gt=0)
+    """Of AdamW, whose weight decay is 0.01."""
+    noise: float = Field(default=0.055, ge=0)
+    """The standard deviation of what makes features of patches look damaged in a step."""
+
+
+class AnoVL(Method):
+    """`AnoVL(object)` has no tensors. With `steps` an adapter is trained for each image, and thrown away."""
+
+    name = "anovl"
+    title = "AnoVL (Deng et al., 2023)"
+    Config = AnoVLConfig
+    of_maps = True
+    prompt_average = "raw"
+
+    def build(self, backbone: DualEncoder, class_names: Sequence[str]) -> None:  # type: ignore[override]
+        if self.config.smoothing % 2 == 0:
+            raise AdaptError(f"anovl: smoothing is {self.config.smoothing}; expected an odd number of patches")
+        if self.config.normal not in class_names:
+            raise AdaptError(
+                f"anovl: no class is called {self.config.normal!r}; {nearest(self.config.normal, class_names)}. Set "
+                "method.normal to the class of what is intact"
+            )
+        for name in class_names:
+            self._states(name)
+
+    def _states(self, class_name: str) -> tuple[str, ...]:
+        states: dict[str, tuple[str, ...]] = self.config.states
+        if not states.get(class_name):
+            raise AdaptError(
+                f"anovl: nothing is said of the class {class_name!r}; {nearest(class_name, states)}. Add it to "
+                "method.states, or give the data's classes these names (data.names)"
+            )
+        return states[class_name]
+
+    def prompts(self, tokenizer: TextTokenizer, class_name: str) -> list[Prompt]:
+        pictures = _pictures(_OF_TEXTURES if self.config.texture else _OF_OBJECTS)
+        states = [state.replace("{}", self.config.object) for state in self._states(class_name)]
+        return [of_text(tokenizer, picture.replace("{}", state)) for state in states for picture in pictures]
+
+    def logits(self, step: ImageStep) -> Tensor:
+        return step.cosine_logits(_unit(step.class_features))
+
+    def anomalies(self, step: ImageStep) -> Tensor:
+        classes, patches = _unit(step.class_features), step.local_features
+        normal = step.model.class_names.index(self.config.normal)
+        if self.config.steps:
+            texts = torch.cat(step.prompt_features)
+            patches = torch.stack([self._adapted(own, classes, texts, normal) for own in patches])
+        abnormal = 1 - _log_p(patches, classes)[..., normal].exp()
+        around = self.config.smoothing // 2
+        padded = F.pad(abnormal[:, None], [around] * 4, mode="replicate")
+        smooth = F.avg_pool2d(padded, self.config.smoothing, stride=1)
+        return F.interpolate(smooth, step.images.shape[-2:], mode="bilinear", align_corners=True)[:, 0]
+
+    @torch.compiler.disable  # steps of an optimiser are not to be traced
+    def _adapted(self, patches: Tensor, classes: Tensor, texts: Tensor, normal: int) -> Tensor:
+        """Features `(rows, columns, e)` of one image's patches under an adapter that has learned from them.
+
+        They are to be sure, and normal, and abnormal under noise.
+        """
+        with torch.inference_mode(False), torch.enable_grad():  # an inference tensor cannot enter a graph
+            patches, classes, texts = (each.detach().float().clone() for each in (patches, classes, texts))
+            draws = Generator().manual_seed(0)
+            adapter = PatchAdapter(texts, draws)
+            optimizer = AdamW(adapter.parameters(), lr=self.config.lr, weight_decay=0.01)
+            for _ in range(self.config.steps):
+                noise = self.config.noise * torch.randn(patches.shape, generator=draws).to(patches.device)
+                optimizer.zero_grad()
+                loss = adaptation_loss(adapter(patches), adapter(patches + noise), classes, normal)
+                loss.backward()
+                optimizer.step()
+            return adapter(patches).detach()
+
+
+class PatchAdapter(torch.nn.Module):
+    """Adds to features `(..., e)` a mixture of the texts' `(m, e)`, by what `ad` makes of them."""
+
+    def __init__(self, texts: Tensor, draws: Generator) -> None:
+        super().__init__()
+        self.texts = texts
+        count, size = texts.shape
+        self.ad = torch.nn.Linear(size, count, device=texts.device)
+        with torch.no_grad():
+            for parameter in self.ad.parameters():  # as torch draws them, and the same ones every time
+                parameter.copy_((2 * torch.rand(parameter.shape, generator=draws) - 1) / size**0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mixed: Tensor = self.ad(F.normalize(x, dim=-1)).tanh() @ self.texts
+        return (x + mixed) / 2
+
+
+def adaptation_loss(patches: Tensor, noisy: Tensor, classes: Tensor, normal: int) -> Tensor:
+    """The entropy of adapted patches `(..., e)`, and half of what speaks against the right states of both."""
+    log_p = _log_p(patches, classes)
+    entropy = -(log_p.exp() * log_p).sum(-1).mean()
+    against = -torch.log1p(-_log_p(noisy, classes)[..., normal].exp()) - log_p[..., normal]
+    return entropy + against.mean() / 2
+
+
+def _log_p(patches: Tensor, classes: Tensor) -> Tensor:
+    """Of each class `(..., n)` for features of patches `(..., e)`; cosines are not scaled, as published."""
+    return (F.normalize(patches.float(), dim=-1) @ classes.float().T).log_softmax(-1)
+
+
+def _unit(features: Tensor) -> Tensor:
+    return F.normalize(features, dim=-1)
+
+
+def _pictures(kinds: Sequence[str]) -> list[str]:
+    """The 22 ways to speak of a picture of each of these kinds, {} being what is on it."""
+    found = []
+    for kind in kinds:
+        article = "an" if kind[0] in "aeiou" else "a"
+        found += [f"a {look}{kind} of {which} {{}}" for look in _LOOKS for which in ("the", "a")]
+        for which in ("a", "the"):
+            plain = f"{article} {kind} of {which}"
+            found += [f"{plain} {{}}", f"{plain} small {{}}", f"{plain} large {{}}"]
+            found += [f"{plain} {{}} for visual inspection", f"{plain} {{}} for anomaly detection"]
+    return found
