@@ -18,8 +18,8 @@ from adapt.methods.base import ImageStep
 
 EVERY_LIBRARY = pytest.mark.parametrize("library", LIBRARIES)
 NORMAL, ABNORMAL = 0, 1
-# The published gradients, of about 1e-7, are rounded: in fp64 they are 5e-4 from what fp32 stored.
-ROUNDED_GRADIENT = 1e-3
+# Gradients of about 1e-7 are rounded: in fp64 they are 5e-4 from the stored ones, and so are steps of AdamW by them.
+ROUNDED = 1e-3
 
 
 def wrapped(library: str, settings: dict[str, Any], **more: Any) -> adapt.AdaptedModel:
@@ -77,7 +77,10 @@ def test_learning_at_test_time(library: str) -> None:
             loss.backward()
             for name, key in names.items() if number == 0 else ():
                 gradient = getattr(adapter.ad, name).grad
-                assert relative(gradient, expected[key.format("grad")][order]) < ROUNDED_GRADIENT, name
+                assert relative(gradient, expected[key.format("grad")][order]) < ROUNDED, name
             optimizer.step()
         for name, key in names.items():
-            assert scaled(getattr(adapter.ad, name), expected[key.format("end")][order]) < TOLERANCE
+            assert relative(getattr(adapter.ad, name), expected[key.format("end")][order]) < ROUNDED, name
+        model.method._adapted = lambda *_, adapter=adapter, patches=patches: adapter(patches)[0].detach()
+        [found] = model.logits_and_maps(expected["images"][image : image + 1])[1]
+        assert scaled(found, expected[f"map.{image}"]) < TOLERANCE
