@@ -106,7 +106,7 @@ class AnoVL(Method):
         if self.config.steps:
             texts = torch.cat(step.prompt_features)
             patches = torch.stack([self._adapted(own, classes, texts, normal) for own in patches])
-        abnormal = 1 - _log_p(patches, classes)[..., normal].exp()
+        abnormal = 1 - _log_p(patches.float(), classes)[..., normal].exp()
         around = self.config.smoothing // 2
         padded = F.pad(abnormal[:, None], [around] * 4, mode="replicate")
         smooth = F.avg_pool2d(padded, self.config.smoothing, stride=1)
@@ -159,7 +159,7 @@ def adaptation_loss(patches: Tensor, noisy: Tensor, classes: Tensor, normal: int
 
 def _log_p(patches: Tensor, classes: Tensor) -> Tensor:
     """Of each class `(..., n)` for features of patches `(..., e)`; cosines are not scaled, as published."""
-    return (F.normalize(patches.float(), dim=-1) @ classes.float().T).log_softmax(-1)
+    return (F.normalize(patches, dim=-1) @ classes.to(patches.dtype).T).log_softmax(-1)
 
 
 def _unit(features: Tensor) -> Tensor:

@@ -302,7 +302,9 @@ class AdaptedModel(Adapted[DualEncoder]):
         `predict` does, for a method that draws no maps, and for a backbone that gives no features of patches.
         """
         if not self.method.of_maps:
-            raise AdaptError(f"{self.method.name} says what an image is, not where: take a method of maps, such as anovl")
+            raise AdaptError(
+                f"{self.method.name} says what an image is, not where: take a method of maps, such as anovl"
+            )
         found = self._of_batches(images, batch_size, urls, lambda model, pixels: model.logits_and_maps(pixels)[1])
         return torch.cat([torch.empty(0, 1, 1), *found]) if (found := list(found)) else torch.empty(0, 1, 1)
 

@@ -61,10 +61,11 @@ def test_learning_at_test_time(library: str) -> None:
     settings, expected = published.case("anovl_adapt")
     model = wrapped(library, settings, steps=settings["steps"])
     order = same_texts(model, expected)
-    classes, texts = F.normalize(model.class_features(), dim=-1), torch.cat(model.prompt_features())
+    classes = F.normalize(model.class_features(), dim=-1).double()
+    texts = torch.cat(model.prompt_features()).double()
     for image in range(len(expected["images"])):
-        patches = expected[f"tokens.{image}.{settings['layer_index']}"].unflatten(1, (4, 4))
-        adapter = PatchAdapter(texts, Generator())
+        patches = expected[f"tokens.{image}.{settings['layer_index']}"].unflatten(1, (4, 4)).double()
+        adapter = PatchAdapter(texts, Generator()).double()
         names = {"weight": f"adapter.{image}.{{}}.ad.weight", "bias": f"adapter.{image}.{{}}.ad.bias"}
         with torch.no_grad():
             for name, key in names.items():
@@ -81,6 +82,6 @@ def test_learning_at_test_time(library: str) -> None:
             optimizer.step()
         for name, key in names.items():
             assert relative(getattr(adapter.ad, name), expected[key.format("end")][order]) < ROUNDED, name
-        model.method._adapted = lambda *_, adapter=adapter, patches=patches: adapter(patches)[0].detach()
+        model.method._adapted = lambda *_, adapter=adapter, patches=patches: adapter(patches)[0].detach().float()
         [found] = model.logits_and_maps(expected["images"][image : image + 1])[1]
         assert scaled(found, expected[f"map.{image}"]) < TOLERANCE
