@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
+from operator import itemgetter
 from typing import Any, Literal
 
 from torch import Tensor
@@ -35,17 +36,28 @@ class Preprocess:
 
     def evaluation(self) -> Transform:
         """Resize (the smaller edge and centre crop, or both edges), then normalise."""
-        from torchvision.transforms import InterpolationMode, v2
+        from torchvision.transforms import v2
 
         exact = "-exact" if self.on_tensors and self.interpolation == "nearest" else ""  # which Pillow's always is
-        mode = InterpolationMode(self.interpolation + exact)
-        if self.resize == "squash":
-            resize = [v2.Resize((self.size, self.size), interpolation=mode)]
-        else:
-            crop = v2.Lambda(partial(_floor_crop, size=self.size)) if self.floor_crop else v2.CenterCrop(self.size)
-            resize = [v2.Resize(self.edge or self.size, interpolation=mode), crop]
+        resize = self._resized(self.interpolation + exact)
         to_tensor, *rest = self._to_tensor()
         return v2.Compose([to_tensor, *resize, *rest] if self.on_tensors else [*resize, to_tensor, *rest])
+
+    def of_mask(self) -> Transform:
+        """A picture in mode L to the pixels `(h, w)` that `evaluation` has of it, without values in between."""
+        from torchvision.transforms import v2
+
+        return v2.Compose([*self._resized("nearest"), v2.PILToTensor(), v2.Lambda(itemgetter(0))])
+
+    def _resized(self, interpolation: str) -> list[Any]:
+        """The smaller edge and centre crop, or both edges."""
+        from torchvision.transforms import InterpolationMode, v2
+
+        mode = InterpolationMode(interpolation)
+        if self.resize == "squash":
+            return [v2.Resize((self.size, self.size), interpolation=mode)]
+        crop = v2.Lambda(partial(_floor_crop, size=self.size)) if self.floor_crop else v2.CenterCrop(self.size)
+        return [v2.Resize(self.edge or self.size, interpolation=mode), crop]
 
     def training(self) -> Transform:
         """Random resized crop (scale 0.08 to 1, bicubic), horizontal flip, normalise: as CoOp and CLIP-LoRA do."""

@@ -131,8 +131,7 @@ def _print(
     from dataclasses import replace
 
     from adapt.evaluation.evaluate import evaluate
-    from adapt.evaluation.numbers import of_numbers
-    from adapt.evaluation.scores import told
+    from adapt.evaluation.scores import beside_accuracy, told
 
     items = getattr(split, part)
     if model.class_names:  # the data may number its classes otherwise
@@ -160,8 +159,8 @@ def _print(
             return
         of += f" ({len(split.class_names)} {'answers' if items[0].question else 'classes'})"
         click.echo(f"{100 * scores.accuracy:.1f} % of {of}")
-        if numbers := of_numbers(scores.figures()):
-            click.echo(numbers)
+        if others := beside_accuracy(scores.figures()):
+            click.echo(others)
 
 
 COMMANDS = {"eval": evaluate_adapter, "zeroshot": zeroshot}

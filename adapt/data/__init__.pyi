@@ -5,6 +5,7 @@ from .decoding.loader import loader as loader
 from .readers import load as load
 from .readers import read_captioned_folder as read_captioned_folder
 from .readers import read_csv as read_csv
+from .readers import read_defect_folder as read_defect_folder
 from .readers import read_descriptors as read_descriptors
 from .readers import read_domain_folders as read_domain_folders
 from .readers import read_folder as read_folder

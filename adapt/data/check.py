@@ -26,11 +26,11 @@ _NAMED = 3
 
 
 def broken_images(items: Sequence[Item], progress: Progress | None = None) -> dict[str, str]:
-    """Why `adapt.data.open_image` would refuse an image, by its path, in the order of `items`.
+    """Why `adapt.data.open_image` would refuse an image, or a mask, by its path, in the order of `items`.
 
     `progress` is told how many files are done, and of how many. A file that several items share is looked at once.
     """
-    paths = list(dict.fromkeys(item.path for item in items if item.path))
+    paths = list(dict.fromkeys(path for item in items for path in (item.path, item.mask) if path))
     found: dict[str, str] = {}
     for done, (path, problem) in enumerate(zip(paths, _problems(paths), strict=True), 1):
         if problem:
@@ -52,7 +52,8 @@ def without_broken(split: Split, broken: Broken, progress: Progress | None = Non
     found = broken_images(items, progress)
     if not found:
         return split
-    count = f"{sum(item.path in found for item in items):,} of {len(items):,} images of data {split.name!r}"
+    lost = sum(len(part) - len(_kept(part, found)) for part in (split.train, split.val, split.test))
+    count = f"{lost:,} of {len(items):,} images of data {split.name!r}"
     if broken == "refuse":
         raise AdaptError(
             f"{count} cannot be used. {_first(found)} "
@@ -82,7 +83,7 @@ def _digest(item: Item) -> bytes:
 
 
 def _kept(items: tuple[Item, ...], found: Collection[str]) -> tuple[Item, ...]:
-    return tuple(item for item in items if item.path not in found)
+    return tuple(item for item in items if item.path not in found and item.mask not in found)
 
 
 def _first(found: dict[str, str]) -> str:

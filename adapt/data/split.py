@@ -22,7 +22,8 @@ class Item:
     `group`, such as one object's photographs, are more alike than others of their class; "" where none is named.
     Where `path` is "", a `text` stands in the image's place: a model may learn from its features. An image with a text
     is a pair of both: it has no class, and its label is the number of the image, which may have several texts. A
-    `target` is a number, such as a grade, whose class is a word for it.
+    `target` is a number, such as a grade, whose class is a word for it. `mask` is the path of a picture of the same
+    size that is bright where the image is not as it should be; "" where none of it is.
     """
 
     path: str
@@ -33,6 +34,7 @@ class Item:
     group: str = ""
     text: str = ""
     target: float | None = None
+    mask: str = ""
 
     @property
     def kept_with(self) -> str:
@@ -184,6 +186,11 @@ class Split:
         return digest.hexdigest()[:16]
 
     @property
+    def of_masks(self) -> bool:
+        """Whether it says where images are not as they should be."""
+        return any(item.mask for item in self.items())
+
+    @property
     def of_pairs(self) -> bool:
         """Whether its items are images with their texts."""
         first = next(self.items(), None)
@@ -205,7 +212,8 @@ def _identity(path: str, item: Item) -> str:
     question = f"\0{item.question}" if item.question else ""
     text = f"\0\0{item.text}" if item.text else ""
     target = "" if item.target is None else f"\0\0\0{item.target!r}"
-    return f"{path}\0{item.label}{question}{text}{target}\n"
+    mask = f"\0\0\0\0{item.mask.rsplit('/', 1)[-1]}" if item.mask else ""
+    return f"{path}\0{item.label}{question}{text}{target}{mask}\n"
 
 
 def _check_names(split: Split) -> None:
@@ -251,8 +259,8 @@ def _check_labels(split: Split) -> None:
 def _check_no_empty_class(split: Split) -> None:
     if not split.train or split.of_pairs:
         return
-    if split.train[0].question or split.train[0].target is not None:
-        return  # whoever answers in words, or by numbers, may say what no one told it
+    if split.train[0].question or split.train[0].target is not None or split.of_masks:
+        return  # whoever answers in words, or by numbers, may say what no one told it; and defects come unforeseen
     present = {item.label for item in split.train}
     empty = [name for label, name in enumerate(split.class_names) if label not in present]
     if empty:

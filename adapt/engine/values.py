@@ -1,8 +1,8 @@
 """Features of each patch of an image, which stay where the patch is: a second way through the same frozen blocks.
 
-In the last blocks of a CLIP, attention carries to every patch what is anywhere in the image. Beside the ordinary stream,
-and fed by it, a second one attends by the likeness of values, which keeps to what looks alike, and skips the MLPs
-(AnoVL, arXiv 2308.15939; CLIP Surgery, arXiv 2304.05653). The ordinary stream is not changed.
+In the last blocks of a CLIP, attention carries to every patch what is anywhere in the image. Beside the ordinary
+stream, and fed by it, a second one attends by the likeness of values, which keeps to what looks alike, and skips the
+MLPs (AnoVL, arXiv 2308.15939). The ordinary stream is not changed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ def local_features(backbone: DualEncoder, images: Tensor) -> Tensor:
         reason = f"it is read at {tower.form.pooling!r}, not at a class token in front of the patches"
     if reason is not None:
         raise AdaptError(f"{backbone.describe()} gives no features of patches: {reason}. Take a CLIP with a ViT")
-    assert tower.vision is not None and tower.final_norm is not None  # the fast path serves it
+    assert tower.vision is not None  # the fast path serves it
+    assert tower.final_norm is not None
     attend = partial(vision.attend, tower.heads, None, 0)
     with frozen(backbone.model):
         stream = local = vision.entered(tower, nothing, images.to(backbone.dtype))

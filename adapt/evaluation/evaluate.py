@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from adapt.data.decoding.loader import loader
+from adapt.data.decoding.masks import check_masks, mask_of
 from adapt.data.split import Item
 from adapt.errors import AdaptError
+from adapt.evaluation.maps import MapScores, check_regions
 from adapt.evaluation.numbers import GradedScores
 from adapt.evaluation.retrieval import retrieve
 from adapt.evaluation.scores import Scores
@@ -48,6 +50,9 @@ def evaluate(
     if items[0].is_pair:
         assert isinstance(model, AdaptedModel)
         return retrieve(model, items, workers=workers, progress=progress)
+    if model.method.normal_class is not None and any(item.mask for item in items):
+        assert isinstance(model, AdaptedModel)
+        return _mapped(model, items, workers, progress)
     if model.class_names:
         answered = logits(model, items, workers=workers, cache=cache, progress=progress)
         found, numbers = [], list[Tensor]()
@@ -57,14 +62,32 @@ def evaluate(
                 numbers.append(said)
     else:
         found, numbers = list(_decoded(model, model.decide, items, workers, progress)), []
-    scores = Scores(
+    scores = _scores(items, found)
+    return GradedScores.of(scores, items, torch.cat(numbers)) if numbers else scores
+
+
+def _scores(items: Sequence[Item], found: Sequence[tuple[list[str], list[float]]]) -> Scores:
+    """Those of `items`, by what was said of each batch of them, and how surely."""
+    return Scores(
         paths=tuple(item.name for item in items),
         actual=tuple(item.class_name for item in items),
         predicted=tuple(answer for answers, _ in found for answer in answers),
         confidence=tuple(value for _, values in found for value in values),
         questions=tuple(item.question for item in items if item.question),
     )
-    return GradedScores.of(scores, items, torch.cat(numbers)) if numbers else scores
+
+
+def _mapped(model: AdaptedModel, items: Sequence[Item], workers: int, progress: Progress | None) -> MapScores:
+    """Scores with the areas of maps, of items that have masks."""
+    check_regions()
+    check_masks(items)
+    found = list(_decoded(model, model.logits_and_maps, items, workers, progress))
+    normal = model.class_names.index(str(model.method.normal_class))
+    abnormal = 1 - torch.cat([logits for logits, _ in found]).float().softmax(-1)[:, normal].cpu()
+    placed = model.backbone.preprocess.of_mask()
+    masks = torch.stack([mask_of(item, placed) for item in items])
+    scores = _scores(items, [decided(logits, model.class_names) for logits, _ in found])
+    return MapScores.of(scores, abnormal, torch.cat([maps for _, maps in found]), masks)
 
 
 def logits(

@@ -54,10 +54,3 @@ def ranks(values: Tensor) -> Tensor:
     last = counts.cumsum(0)
     mean: Tensor = (last - (counts - 1) / 2)[where]
     return mean.double()
-
-
-def of_numbers(figures: dict[str, Any]) -> str | None:
-    """The figures of numbers, as a person reads them; None where there are none."""
-    names = {"spearman": "Spearman", "pearson": "Pearson", "mean_absolute_error": "mean absolute error"}
-    found: Sequence[str] = [f"{said} {figures[name]:.3f}" for name, said in names.items() if name in figures]
-    return ", ".join(found) or None

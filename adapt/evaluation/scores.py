@@ -69,6 +69,18 @@ class Scores:
         return [row | {"question": question} for row, question in zip(rows, self.questions)] or rows
 
 
+_TOLD = {
+    "spearman": "Spearman", "pearson": "Pearson", "mean_absolute_error": "mean absolute error",
+    "image_auroc": "AUROC of images", "pixel_auroc": "of pixels", "pro": "overlap of regions (PRO)",
+}  # fmt: skip
+
+
+def beside_accuracy(figures: Mapping[str, Any]) -> str | None:
+    """The figures of numbers, or of maps, as a person reads them; None where there are none."""
+    found = [f"{said} {figures[name]:.3f}" for name, said in _TOLD.items() if name in figures]
+    return ", ".join(found) or None
+
+
 def told(shares: Mapping[str, float]) -> str:
     """Recall at several counts, as a person reads it."""
     return ", ".join(f"{100 * share:.1f} % at {count}" for count, share in shares.items())

@@ -27,9 +27,9 @@ from adapt.errors import AdaptError, nearest
 from adapt.methods.base import ImageStep, Method, MethodConfig
 from adapt.prompts import Prompt, of_text
 
-_INTACT = ("normal {}", "flawless {}", "perfect {}", "unblemished {}")
+_INTACT: tuple[str, ...] = ("normal {}", "flawless {}", "perfect {}", "unblemished {}")
 _INTACT += ("{} without flaw", "{} without defect", "{} without damage")
-_DAMAGED = ("damaged {}", "abnormal {}", "imperfect {}", "blemished {}")
+_DAMAGED: tuple[str, ...] = ("damaged {}", "abnormal {}", "imperfect {}", "blemished {}")
 _DAMAGED += ("{} with flaw", "{} with defect", "{} with damage")
 _OF_OBJECTS = ("industrial photo", "industrial image", "manufacturing image")
 _OF_TEXTURES = ("industrial photo", "textural photo", "surface picture")
@@ -69,8 +69,11 @@ class AnoVL(Method):
     name = "anovl"
     title = "AnoVL (Deng et al., 2023)"
     Config = AnoVLConfig
-    of_maps = True
     prompt_average = "raw"
+
+    @property
+    def normal_class(self) -> str:
+        return str(self.config.normal)
 
     def build(self, backbone: DualEncoder, class_names: Sequence[str]) -> None:  # type: ignore[override]
         if self.config.smoothing % 2 == 0:

@@ -301,16 +301,14 @@ class AdaptedModel(Adapted[DualEncoder]):
         Of images as `predict` takes them, at the size, and of the part, that the backbone reads. Raises AdaptError as
         `predict` does, for a method that draws no maps, and for a backbone that gives no features of patches.
         """
-        if not self.method.of_maps:
-            raise AdaptError(
-                f"{self.method.name} says what an image is, not where: take a method of maps, such as anovl"
-            )
-        found = self._of_batches(images, batch_size, urls, lambda model, pixels: model.logits_and_maps(pixels)[1])
-        return torch.cat([torch.empty(0, 1, 1), *found]) if (found := list(found)) else torch.empty(0, 1, 1)
+        if self.method.normal_class is None:
+            raise AdaptError(f"{self.method.name} says what an image is, not where: take a method of maps, as anovl")
+        found = list(self._of_batches(images, batch_size, urls, lambda model, pixels: model.logits_and_maps(pixels)[1]))
+        return torch.cat(found) if found else torch.empty(0, 1, 1)
 
     def logits_and_maps(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits `(b, n_classes)` of images `(b, 3, h, w)` and, on the CPU, how abnormal each pixel looks `(b, h, w)`."""
-        step = ImageStep(self, pixels)
+        """Logits `(b, n_classes)` of images `(b, 3, h, w)`; how abnormal each pixel looks `(b, h, w)`, on the CPU."""
+        step = ImageStep(self, pixels.to(self.backbone.device))
         return self.answers.of(step), self.method.anomalies(step).float().cpu()
 
     def explain(self, images: Any, top_k: int = 2, batch_size: int = 64) -> list[Explanation]:

@@ -8,8 +8,7 @@ from typing import Any
 
 from adapt import plain
 from adapt.errors import AdaptError, missing
-from adapt.evaluation.numbers import of_numbers
-from adapt.evaluation.scores import told
+from adapt.evaluation.scores import beside_accuracy, told
 
 
 @dataclass(frozen=True)
@@ -37,8 +36,8 @@ class Result:
                 lines.append(f"{self.metrics.get('baseline', 'zero-shot'):10} {100 * self.zero_shot_accuracy:5.1f} %")
                 gain = f"  ({100 * (self.accuracy - self.zero_shot_accuracy):+.1f} points)"
             lines.append(f"adapted    {100 * self.accuracy:5.1f} %{gain}")
-        if numbers := of_numbers(self.metrics.get("adapted", {})):
-            lines.append(f"numbers    {numbers}")
+        if others := beside_accuracy(self.metrics.get("adapted", {})):
+            lines.append(f"{'':10} {others}")
         for way, shares in (self.metrics.get("adapted", {}).get("recall") or {}).items():
             lines.append(f"{way.replace('_', ' '):13} {told(shares)}")
         if (calibration := self.metrics.get("calibration")) and "error_before" in calibration:

@@ -1,4 +1,4 @@
-"""Image files as bytes, those too that are drawn when they are read: `SET.scenes!PART/NUMBER.png`."""
+"""Image files as bytes, those too that are drawn when they are read, as `SET.scenes!PART/NUMBER.png`."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import os
 from typing import BinaryIO
 
 from adapt.data.decoding import files
-from adapt.data.emoji import questions
+from adapt.data.emoji import defects, questions
 
 
 def open_file(path: str | os.PathLike[str]) -> BinaryIO:
-    """As `adapt.data.decoding.files.open_file`, scenes of the bundled questions too."""
+    """As `adapt.data.decoding.files.open_file`, what is bundled and drawn too."""
     return files.open_file(path, _DRAWN)
 
 
 def read_bytes(path: str | os.PathLike[str]) -> bytes:
-    """As `adapt.data.decoding.files.read_bytes`, scenes of the bundled questions too."""
+    """As `adapt.data.decoding.files.read_bytes`, what is bundled and drawn too."""
     return files.read_bytes(path, _DRAWN)
 
 
@@ -23,4 +23,8 @@ def _scene(scenes: str, member: str) -> bytes:
     return questions.scene(scenes.removesuffix(".scenes"), member).png()
 
 
-_DRAWN = {".scenes": _scene}
+def _defect(drawings: str, member: str) -> bytes:
+    return defects.png(drawings.removesuffix(".defects"), member)
+
+
+_DRAWN = {".scenes": _scene, ".defects": _defect}

@@ -8,6 +8,8 @@
 `emoji-texts`     the classes of `emoji`, and no image to learn from: the names of the training concepts in a few
                   templates stand in their place; validation and test images are those of `emoji`
 `emoji-counts`    scenes of one to four copies of a drawing, and how many they are, also `emoji-counts@STYLE`
+`emoji-defects`   drawings, half of those to be tested with a scratch or a stain, and where it is; also
+                  `emoji-defects@STYLE`
 `emoji-captions`  pairs: scenes of emoji with a sentence each, also `emoji-captions@STYLE`
 `emoji-questions` questions about scenes of emoji, also `emoji-questions@STYLE`: see `adapt.data.emoji.questions`
 """
@@ -23,30 +25,33 @@ from adapt.data.emoji import archive
 from adapt.data.emoji.archive import UNSEEN_STYLE, index
 from adapt.data.emoji.captions import read_captions
 from adapt.data.emoji.counts import read_counts
+from adapt.data.emoji.defects import read_defects
 from adapt.data.emoji.questions import read_questions
 from adapt.data.split import Item, Split
 from adapt.errors import AdaptError, nearest
 
-_GROUPS, _CONCEPTS, _TEXTS, _AT = "emoji", "emoji-concepts", "emoji-texts", "emoji@"
+_GROUPS, _CONCEPTS, _TEXTS = "emoji", "emoji-concepts", "emoji-texts"
 _TEMPLATES = ("a photo of a {}.", "an icon of a {}.", "a drawing of a {}.", "{}.")  # of texts
-_QUESTIONS, _QUESTIONS_AT = "emoji-questions", "emoji-questions@"
-_CAPTIONS, _CAPTIONS_AT = "emoji-captions", "emoji-captions@"
-_COUNTS, _COUNTS_AT = "emoji-counts", "emoji-counts@"
+# each also at a style
+_AT_STYLES: dict[str, Callable[[str], Split]] = {
+    "emoji-questions": read_questions,
+    "emoji-captions": read_captions,
+    "emoji-counts": read_counts,
+    "emoji-defects": read_defects,
+}
 
 _Entry = dict[str, Any]  # one of the index's "items"
 
 
 def is_bundled(spec: str) -> bool:
     """Whether `spec` asks for a bundled set, be it with a style that there is or not."""
-    of_all_styles = (_GROUPS, _CONCEPTS, _TEXTS, _QUESTIONS, _CAPTIONS, _COUNTS)
-    return spec in of_all_styles or spec.startswith((_AT, _QUESTIONS_AT, _CAPTIONS_AT, _COUNTS_AT))
+    return spec in (_CONCEPTS, _TEXTS) or spec.partition("@")[0] in (_GROUPS, *_AT_STYLES)
 
 
 def names() -> list[str]:
     """All the names that `read_bundled` takes."""
-    styles = index()["styles"]
-    at_style = [at + style for at in (_AT, _QUESTIONS_AT, _CAPTIONS_AT, _COUNTS_AT) for style in styles]
-    return [_GROUPS, _CONCEPTS, _TEXTS, _QUESTIONS, _CAPTIONS, _COUNTS, *at_style]
+    at_style = [f"{name}@{style}" for name in (_GROUPS, *_AT_STYLES) for style in index()["styles"]]
+    return [_GROUPS, _CONCEPTS, _TEXTS, *_AT_STYLES, *at_style]
 
 
 def concept_names() -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -68,13 +73,10 @@ def read_bundled(spec: str) -> Split:
         return images if spec == _GROUPS else replace(images, train=_texts(images.train))
     if spec not in names():
         raise AdaptError(f"Unknown bundled data {spec!r}; {nearest(spec, names())}.")
-    if spec.startswith(_QUESTIONS):
-        return read_questions(spec)
-    if spec.startswith(_COUNTS):
-        return read_counts(spec)
-    if spec.startswith(_CAPTIONS):
-        return read_captions(spec)
-    return _groups(spec, lambda entry: entry["style"] == spec.removeprefix(_AT))
+    name, _, style = spec.partition("@")
+    if name in _AT_STYLES:
+        return _AT_STYLES[name](spec)
+    return _groups(spec, lambda entry: entry["style"] == style)
 
 
 def _groups(spec: str, wanted: Callable[[_Entry], bool]) -> Split:

@@ -8,6 +8,7 @@ from adapt.data.emoji import bundled
 from adapt.data.readers import published, torchvision_sets
 from adapt.data.readers.captioned_folder import is_captioned, read_captioned_folder
 from adapt.data.readers.csv_file import read_csv
+from adapt.data.readers.defect_folder import read_defect_folder
 from adapt.data.readers.descriptors_file import read_descriptors
 from adapt.data.readers.domain_folders import read_domain_folders
 from adapt.data.readers.folder import read_folder
@@ -22,6 +23,7 @@ __all__ = [
     "load",
     "read_captioned_folder",
     "read_csv",
+    "read_defect_folder",
     "read_descriptors",
     "read_domain_folders",
     "read_folder",
@@ -33,7 +35,7 @@ __all__ = [
 ]
 
 read_torchvision = torchvision_sets.read_torchvision
-_TORCHVISION, _HUGGING_FACE, _DOMAINS = "torchvision:", "hf:", "domains:"
+_TORCHVISION, _HUGGING_FACE, _DOMAINS, _DEFECTS = "torchvision:", "hf:", "domains:", "defects:"
 _Path = str | os.PathLike[str]
 
 
@@ -42,10 +44,11 @@ def load(spec: _Path, root: _Path | None = None, names: _Path | None = None) -> 
 
     `spec` is a bundled name; a published one (`oxford_pets` or `OxfordPets`), with `root` the folder that holds all
     published data sets' own folders; `torchvision:NAME`, with torchvision's `root`; `hf:NAME_OR_FOLDER` of the library
-    datasets; `domains:FOLDER`, a folder of domains that hold class folders; an image folder, of pairs where texts lie
-    beside the images; or a `.csv`, a `.json` or a `.json.gz`, with `root` the folder that the paths inside start from.
-    A name wins over a folder of that name; write `./emoji` for the folder. `names` is a file with other names for the
-    classes, see `read_names`.
+    datasets; `domains:FOLDER`, a folder of domains that hold class folders; `defects:FOLDER`, one object's folder of
+    images with and without defects, and masks; an image folder, of pairs where texts lie beside the images; or a
+    `.csv`, a `.json` or a `.json.gz`, with `root` the folder that the paths inside start from. A name wins over a
+    folder of that name; write `./emoji` for the folder. `names` is a file with other names for the classes, see
+    `read_names`.
 
     Raises AdaptError when `spec` is none of these, or as its reader does.
     """
@@ -74,7 +77,7 @@ def _given(root: _Path | None, spec: str, expected: str) -> _Path:
 
 def _read_rootless(spec: str, root: _Path | None) -> Split:
     """What has its images with it."""
-    is_bundled, has_prefix = bundled.is_bundled(spec), spec.startswith((_HUGGING_FACE, _DOMAINS))
+    is_bundled, has_prefix = bundled.is_bundled(spec), spec.startswith((_HUGGING_FACE, _DOMAINS, _DEFECTS))
     if not (is_bundled or has_prefix or os.path.isdir(spec)):
         raise AdaptError(
             f"Data {spec!r} is neither a folder, nor a .csv, .json or .json.gz file that exists, nor a bundled or "
@@ -89,6 +92,8 @@ def _read_rootless(spec: str, root: _Path | None) -> Split:
         return bundled.read_bundled(spec)
     if spec.startswith(_DOMAINS):
         return read_domain_folders(spec.removeprefix(_DOMAINS))
+    if spec.startswith(_DEFECTS):
+        return read_defect_folder(spec.removeprefix(_DEFECTS))
     if has_prefix:
         return read_hugging_face(spec.removeprefix(_HUGGING_FACE))
     return read_captioned_folder(spec) if is_captioned(spec) else read_folder(spec)

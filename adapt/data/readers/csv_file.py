@@ -19,9 +19,9 @@ from adapt.data.readers.rows import Listed, one_each, real_paths, to_split
 from adapt.data.split import Split
 from adapt.errors import AdaptError, nearest
 
-_COLUMNS = ("path", "label", "split", "domain", "question", "group", "text", "target")
+_COLUMNS = ("path", "label", "split", "domain", "question", "group", "text", "target", "mask")
 _FIRST_LINE = (
-    "path,label[,split][,domain][,question][,group], or text,label[,split] with texts in place of images, or "
+    "path,label[,split][,domain][,question][,group][,mask], or text,label[,split] with texts in place of images, or "
     "path,text[,split] with pairs of both, or path,target[,label][,split] with numbers"
 )
 
@@ -32,15 +32,16 @@ def read_csv(
     ratios: Sequence[float] = parts.RATIOS,
     seed: int = 0,
 ) -> Split:
-    """The split in a CSV file with the columns `path,label[,split][,domain][,question][,group][,text]`.
+    """The split in a CSV file with the columns `path,label[,split][,domain][,question][,group][,text][,mask]`.
 
     `label` is the class name, or with a column `question` the answer. Paths start from `root`, by default the CSV's
     folder, and must stay under it. Without a `split` column the images are divided by `ratios` (train, val, test) and
     `seed`. `group` names images that are more alike than others of their class, such as one object's photographs. A
     line with a `text` and no path is a text to learn from; without a column `label` each line is a pair of an image and
     a text, of which an image may have several. A `target` is a number, such as a grade, and its `label` a word for it,
-    or else one of bad, poor, fair, good and perfect, by fifths of what lies between the extremes. What symbolic links
-    list again counts once. Cells may be guarded as in `adapt.cells`.
+    or else one of bad, poor, fair, good and perfect, by fifths of what lies between the extremes. A `mask` is the path
+    of a picture that is bright where the image is not as it should be. What symbolic links list again counts once.
+    Cells may be guarded as in `adapt.cells`.
 
     Raises AdaptError, naming the line, when a column or a value is not as expected.
     """
@@ -107,7 +108,8 @@ def _row(record: dict[str | None, str | None], folder: str, where: str) -> Liste
     path = under(folder, cells["path"], where) if cells.get("path") else ""
     domain, question, group, text = (cells.get(each, "") for each in ("domain", "question", "group", "text"))
     target = _number(cells["target"], where) if "target" in cells else None
-    return Listed(path, cells.get("label", ""), part, domain, question, group, text, target)
+    mask = under(folder, cells["mask"], where) if cells.get("mask") else ""
+    return Listed(path, cells.get("label", ""), part, domain, question, group, text, target, mask)
 
 
 def _number(cell: str, where: str) -> float:

@@ -64,8 +64,6 @@ class Method(nn.Module):
     """Whether it learns numbers, such as grades, that images have beside a word for them."""
     of_pairs: ClassVar[bool] = False
     """Whether it learns from pairs of images and texts too, without a class: what it edits serves any text."""
-    of_maps: ClassVar[bool] = False
-    """Whether it says where images look unlike what is normal, and not only whether they do."""
     prompt_average: ClassVar[Literal["unit", "mean", "raw"]] = "unit"
     """What becomes of the features of a class's prompts: the mean of unit-length ones, which gets unit length again, or
     as it is (`mean`); or the mean of what the tower gives (`raw`)."""
@@ -102,6 +100,11 @@ class Method(nn.Module):
     @property
     def chosen_on_validation(self) -> str | None:
         """The setting that it chooses on validation images where it is left out, if there is such a one."""
+        return None
+
+    @property
+    def normal_class(self) -> str | None:
+        """The class of what is as it should be, of a method that says where images are not (`anomalies`); else None."""
         return None
 
     @property

@@ -1,0 +1,107 @@
+"""The bundled images with masks: drawings, half of them with a scratch or a stain anywhere on the picture.
+
+`emoji-defects`        drawings in the seen styles
+`emoji-defects@STYLE`  drawings in one style
+
+The path of a drawing with a defect is `SET.defects!PART/NUMBER.png`, and that of its mask ends in `_mask.png`. Nothing
+is planted in training images.
+"""
+
+from __future__ import annotations
+
+from io import BytesIO
+from math import cos, pi, sin
+from random import Random
+
+from PIL import Image, ImageDraw
+
+from adapt.data.decoding.files import open_file, zip_root
+from adapt.data.decoding.pictures import decoded
+from adapt.data.emoji import archive
+from adapt.data.split import Item, Split
+
+CLASSES = ("normal", "abnormal")
+KINDS = ("scratch", "stain")
+_MASK = "_mask.png"
+_FINER = 4  # lines are drawn on a picture of as many times the side, and scaled down
+_COLOURS = ((20, 20, 20), (90, 60, 30), (120, 120, 120), (200, 30, 30))
+
+
+def read_defects(spec: str) -> Split:
+    """The variant `spec`, one that there is; the domain of an item is the style, its group the concept."""
+    parts = {part: tuple(_items(spec, part)) for part in ("train", "val", "test")}
+    return Split(spec, CLASSES, **parts, root=zip_root(archive.ARCHIVE))
+
+
+def _items(spec: str, part: str) -> list[Item]:
+    found, entries = [], _entries(spec, part)
+    spoilt = set(Random(f"{spec}/{part}").sample(range(len(entries)), 0 if part == "train" else len(entries) // 2))
+    for number, entry in enumerate(entries):
+        style, concept = entry["style"], entry["concept"]
+        if number not in spoilt:
+            found.append(Item(zip_root(archive.ARCHIVE) + entry["file"], 0, CLASSES[0], style, group=concept))
+        else:
+            planted = f"{spec}.defects!{part}/{number:05}"
+            found.append(Item(f"{planted}.png", 1, CLASSES[1], style, group=concept, mask=planted + _MASK))
+    return found
+
+
+def _entries(spec: str, part: str) -> list[dict[str, str]]:
+    style = spec.partition("@")[2]
+    return [
+        entry
+        for entry in archive.index()["items"]
+        if entry["class"] is not None
+        and entry["split"] == part
+        and (entry["style"] == style if style else entry["style"] != archive.UNSEEN_STYLE)
+    ]
+
+
+def png(spec: str, member: str) -> bytes:
+    """The drawing `PART/NUMBER.png` of the variant `spec`, or its mask. Raises LookupError where there is none."""
+    part, _, name = member.partition("/")
+    number = int(name.removesuffix(".png").removesuffix("_mask"))
+    path = zip_root(archive.ARCHIVE) + _entries(spec, part)[number]["file"]
+    with open_file(path) as file:
+        drawing = decoded(file, path)
+    picture, mask = planted(drawing, Random(f"{spec}/{part}/{number}"))
+    content = BytesIO()
+    (mask if member.endswith(_MASK) else picture).save(content, "PNG")
+    return content.getvalue()
+
+
+def planted(drawing: Image.Image, stream: Random) -> tuple[Image.Image, Image.Image]:
+    """The drawing with a defect, and the mask of it, in mode L: both of the drawing's size."""
+    side = drawing.width * _FINER
+    picture, mask = drawing.resize((side, side)), Image.new("L", (side, side), 0)
+    (_scratch if stream.choice(KINDS) == "scratch" else _stain)(picture, mask, stream)
+    small = mask.resize(drawing.size, Image.Resampling.BOX).point(lambda value: 255 if value > 127 else 0)
+    return picture.resize(drawing.size, Image.Resampling.LANCZOS), small
+
+
+def _place(side: int, stream: Random) -> tuple[float, float]:
+    margin = side / 20
+    return stream.uniform(margin, side - margin), stream.uniform(margin, side - margin)
+
+
+def _scratch(picture: Image.Image, mask: Image.Image, stream: Random) -> None:
+    """A line with a bend, a fifth to a third of the side long."""
+    side = picture.width
+    (x, y), angle, half = _place(side, stream), stream.uniform(0, pi), side * stream.uniform(0.1, 0.16)
+    bend = stream.uniform(-0.03, 0.03) * side, stream.uniform(-0.03, 0.03) * side
+    ends = [(x - half * cos(angle), y - half * sin(angle)), (x + half * cos(angle), y + half * sin(angle))]
+    line = [ends[0], (x + bend[0], y + bend[1]), ends[1]]
+    width = int(side * stream.uniform(0.024, 0.04))
+    ImageDraw.Draw(picture).line(line, fill=stream.choice(_COLOURS), width=width)
+    ImageDraw.Draw(mask).line(line, fill=255, width=width)
+
+
+def _stain(picture: Image.Image, mask: Image.Image, stream: Random) -> None:
+    """A spot with a ragged edge, an eighth to a fifth of the side wide."""
+    side = picture.width
+    (x, y), radius, corners = _place(side, stream), side * stream.uniform(0.06, 0.11), 12
+    turns = (2 * pi * corner / corners for corner in range(corners))
+    edge = [(stream.uniform(0.6, 1.2) * radius, turn) for turn in turns]
+    spot = [(x + far * cos(turn), y + far * sin(turn)) for far, turn in edge]
+    ImageDraw.Draw(picture).polygon(spot, fill=stream.choice(_COLOURS))
+    ImageDraw.Draw(mask).polygon(spot, fill=255)

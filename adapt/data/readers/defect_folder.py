@@ -1,0 +1,53 @@
+"""Folders of defects, as MVTec AD and its kin come: `test/KIND/IMAGE`, and masks in `ground_truth/KIND`."""
+
+from __future__ import annotations
+
+import os
+
+from adapt.data.readers.folder import images_in, subfolders
+from adapt.data.readers.rows import Listed, to_split
+from adapt.data.split import Split
+from adapt.errors import AdaptError
+
+NORMAL, ABNORMAL, _GOOD, _MASKS = "normal", "abnormal", "good", "ground_truth"
+
+
+def read_defect_folder(root: str | os.PathLike[str]) -> Split:
+    """One object's folder of `train/good`, `test/good`, `test/KIND` for each kind of defect, and `ground_truth/KIND`.
+
+    Images in `good` are of the class normal, all others are abnormal, with their kind as the domain. A mask has the
+    name of its image, perhaps with `_mask` behind it.
+
+    Raises AdaptError where there are no such folders, and for a defect without a mask.
+    """
+    root = os.path.abspath(root)
+    if "test" not in subfolders(root):
+        raise AdaptError(f"Folder {root!r} has no folder test. Expected test/good, test/KIND, and ground_truth/KIND.")
+    rows = []
+    for part in ("train", "test"):
+        for kind in subfolders(os.path.join(root, part)) if part in subfolders(root) else ():
+            name = NORMAL if kind == _GOOD else ABNORMAL
+            masks = {} if name == NORMAL else _masks(root, kind)
+            for path in images_in(os.path.join(root, part, kind)):
+                rows.append(Listed(path, name, part, kind, mask="" if name == NORMAL else _mask(path, masks)))
+    if not any(row.mask for row in rows):
+        raise AdaptError(f"Folder {root!r} has no image of a defect in test/KIND.")
+    return to_split(os.path.basename(root), root, rows, (NORMAL, ABNORMAL), (1.0, 0.0, 0.0), 0)
+
+
+def _masks(root: str, kind: str) -> dict[str, str]:
+    """The masks of a kind by the names of their images, without suffixes."""
+    folder = os.path.join(root, _MASKS, kind)
+    if not os.path.isdir(folder):
+        raise AdaptError(f"Folder {root!r} has defects of the kind {kind!r}, and no masks of them in {_MASKS}/{kind}.")
+    return {_stem(path).removesuffix("_mask"): path for path in images_in(folder)}
+
+
+def _mask(path: str, masks: dict[str, str]) -> str:
+    if _stem(path) not in masks:
+        raise AdaptError(f"{path!r} is an image of a defect, and has no mask of its name in {_MASKS}.")
+    return masks[_stem(path)]
+
+
+def _stem(path: str) -> str:
+    return os.path.splitext(os.path.basename(path))[0]

@@ -1,0 +1,102 @@
+"""Where images are said to be abnormal beside where they are: areas under curves, of images, pixels and regions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adapt.errors import missing
+from adapt.evaluation.numbers import ranks
+from adapt.evaluation.scores import Scores
+
+MOST_FALSE = 0.3  # the share of intact pixels up to which PRO is integrated, as published
+
+
+@dataclass(frozen=True)
+class MapScores(Scores):
+    """Scores of the images' classes, with the areas that maps of where they are abnormal come to."""
+
+    areas: tuple[tuple[str, float], ...] = ()
+
+    @classmethod
+    def of(cls, scores: Scores, abnormal: Tensor, maps: Tensor, masks: Tensor) -> MapScores:
+        """Of how abnormal each image is `(n,)` and each of its pixels `(n, h, w)`, with masks `(n, h, w)`."""
+        spoilt = masks.flatten(1).any(-1)
+        areas = {
+            "image_auroc": auroc(abnormal, spoilt),
+            "pixel_auroc": auroc(maps.flatten(), masks.flatten()),
+            "pro": region_overlap(maps, masks),
+        }
+        known = tuple((name, area) for name, area in areas.items() if area is not None)
+        return cls(**vars(scores), areas=known)
+
+    def figures(self) -> dict[str, Any]:
+        return super().figures() | dict(self.areas)
+
+
+def auroc(scores: Tensor, positive: Tensor) -> float | None:
+    """The area under the ROC curve of scores `(n,)`, in [0, 1]: how often a positive one is above a negative one.
+
+    None where all are positive, or none is.
+    """
+    hits, count = int(positive.sum()), len(positive)
+    if hits in (0, count):
+        return None
+    above = ranks(scores)[positive].sum().item() - hits * (hits + 1) / 2
+    return above / (hits * (count - hits))
+
+
+def region_overlap(maps: Tensor, masks: Tensor, most_false: float = MOST_FALSE) -> float | None:
+    """The per-region overlap (PRO; Bergmann et al., CVPR 2020) of maps `(n, h, w)` with masks `(n, h, w)`, in [0, 1].
+
+    At each threshold the mean, over regions of masks, of the share of a region that is found, integrated over the share
+    of intact pixels that are taken for abnormal, up to `most_false`. Every value of the maps is a threshold. None where
+    there is no region, or no intact pixel.
+    """
+    regions = _regions(masks)
+    sizes = regions[masks].bincount()[1:]
+    intact = int((~masks).sum())
+    if not len(sizes) or not intact:
+        return None
+    order = maps.flatten().argsort(descending=True)
+    values, region = maps.flatten()[order], regions.flatten()[order]
+    share = torch.cat([torch.zeros(1).double(), 1 / (len(sizes) * sizes.double())])[region]
+    last = torch.cat([values[1:] != values[:-1], torch.tensor([True])])  # of those of one value, which come together
+    found = torch.cat([torch.zeros(1).double(), share.cumsum(0)[last]])
+    false = torch.cat([torch.zeros(1).double(), (region == 0).cumsum(0)[last] / intact])
+    inside = false <= most_false
+    false, found = _cut(false, found, int(inside.sum()), most_false)
+    return float(torch.trapezoid(found, false)) / most_false
+
+
+def _cut(x: Tensor, y: Tensor, inside: int, limit: float) -> tuple[Tensor, Tensor]:
+    """The first points of a curve, and where it meets `limit` on the way to the next one."""
+    if inside == len(x):
+        return x, y
+    share = (limit - x[inside - 1]) / (x[inside] - x[inside - 1])
+    meets = y[inside - 1] + share * (y[inside] - y[inside - 1])
+    return torch.cat([x[:inside], torch.tensor([limit]).double()]), torch.cat([y[:inside], meets[None]])
+
+
+def check_regions() -> None:
+    """AdaptError where the library that finds connected regions is not installed."""
+    try:
+        import scipy.ndimage  # noqa: F401
+    except ImportError:
+        raise missing("A comparison of maps with masks", "scipy", "maps") from None
+
+
+def _regions(masks: Tensor) -> Tensor:
+    """Masks `(n, h, w)` with a number from 1 on for each connected region of an image, corners included."""
+    from scipy.ndimage import label
+
+    found, count = [], 0
+    for mask in masks:
+        numbered, more = label(mask.numpy(), structure=torch.ones(3, 3).numpy())
+        own = torch.from_numpy(numbered).long()
+        found.append(torch.where(mask, own + count, 0))
+        count += more
+    return torch.stack(found)
