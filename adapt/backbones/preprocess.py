@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
-from operator import itemgetter
 from typing import Any, Literal
 
 from torch import Tensor
@@ -43,11 +42,11 @@ class Preprocess:
         to_tensor, *rest = self._to_tensor()
         return v2.Compose([to_tensor, *resize, *rest] if self.on_tensors else [*resize, to_tensor, *rest])
 
-    def of_mask(self) -> Transform:
-        """A picture in mode L to the pixels `(h, w)` that `evaluation` has of it, without values in between."""
+    def placing(self, interpolation: str | None = None) -> Callable[[Any], Any]:
+        """A picture to the part of it that the model reads, at its size; of a mask the `interpolation` is nearest."""
         from torchvision.transforms import v2
 
-        return v2.Compose([*self._resized("nearest"), v2.PILToTensor(), v2.Lambda(itemgetter(0))])
+        return v2.Compose(self._resized(interpolation or self.interpolation))
 
     def _resized(self, interpolation: str) -> list[Any]:
         """The smaller edge and centre crop, or both edges."""

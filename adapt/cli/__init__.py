@@ -29,6 +29,7 @@ _COMMANDS = {
     "table": ("protocols", "Show what protocols found side by side, the papers' figures too."),
     "report": ("protocols", "Write an HTML page about runs: tables, curves, confusions, errors."),
     "predict": ("predict", "Classify images or folders of images."),
+    "maps": ("maps", "Draw where images look abnormal."),
     "serve": ("serve", "Answer over HTTP, with a page to drop pictures on."),
     "index": ("index", "Make an index of texts or images, to search in and to take names from."),
     "search": ("index", "Find the entries of an index that are nearest to a text or an image."),

@@ -88,16 +88,16 @@ def predict(
         raise AdaptError("--vocabulary-free takes names from captions: leave --classes, --question and --explain out")
     readable: list[Path] = []
     if vocabulary_free is not None:
-        files = list(_files((adapter, *images)))
+        files = list(image_files((adapter, *images)))
         answers = _by_captions(vocabulary_free, backbone, device, top_k)
         write = _writer(as_json, as_csv)
     else:
         adapters = _adapters(adapter, images, explain, as_csv)
-        files = list(_files(images[len(adapters) - 1 :]))
+        files = list(image_files(images[len(adapters) - 1 :]))
         answers = _by_adapters(adapters, _class_names(classes), question, backbone, device, top_k, explain)
         write = _writer_of(adapters, as_json, as_csv, explain)
     with quiet_libraries():
-        for number, found in enumerate(answers(_readable(files, readable))):
+        for number, found in enumerate(answers(readable_images(files, readable))):
             write(readable[number], found)
     if len(readable) < len(files):
         click.echo(f"{len(files) - len(readable)} of {len(files)} images could not be read", err=True)
@@ -199,7 +199,8 @@ def _is_adapter(path: Path) -> bool:
     return hub.is_name(path) or path.suffix == ".safetensors" or any((path / name).is_file() for name in inside)
 
 
-def _files(images: Sequence[Path]) -> Iterator[Path]:
+def image_files(images: Sequence[Path]) -> Iterator[Path]:
+    """Files as they are, and the images in folders. AdaptError for what is neither, and for a folder without any."""
     for path in images:
         if _is_adapter(path) and not (path.is_dir() and images_in(str(path))):
             raise AdaptError(
@@ -233,7 +234,7 @@ def _is_file(text: str) -> bool:
         return False
 
 
-def _readable(files: list[Path], read: list[Path]) -> Iterator[Any]:
+def readable_images(files: list[Path], read: list[Path]) -> Iterator[Any]:
     """Decoded images; `read` gets the path of each, and what cannot be read is reported."""
     from adapt.data.decoding.images import open_image
 

@@ -25,11 +25,11 @@ def local_features(backbone: DualEncoder, images: Tensor) -> Tensor:
 
     AdaptError for a vision tower that is not read at a class token, or whose blocks are of another form than CLIP's.
     """
-    tower, nothing = backbone.tower("vision"), Plan()
     reason = vision.reason_against(backbone)
-    if reason is None and tower.form.pooling != "class":
+    tower, nothing = backbone.towers.get("vision"), Plan()
+    if reason is None and tower is not None and tower.form.pooling != "class":
         reason = f"it is read at {tower.form.pooling!r}, not at a class token in front of the patches"
-    if reason is not None:
+    if reason is not None or tower is None:
         raise AdaptError(f"{backbone.describe()} gives no features of patches: {reason}. Take a CLIP with a ViT")
     assert tower.vision is not None  # the fast path serves it
     assert tower.final_norm is not None

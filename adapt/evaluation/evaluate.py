@@ -84,10 +84,10 @@ def _mapped(model: AdaptedModel, items: Sequence[Item], workers: int, progress: 
     found = list(_decoded(model, model.logits_and_maps, items, workers, progress))
     normal = model.class_names.index(str(model.method.normal_class))
     abnormal = 1 - torch.cat([logits for logits, _ in found]).float().softmax(-1)[:, normal].cpu()
-    placed = model.backbone.preprocess.of_mask()
-    masks = torch.stack([mask_of(item, placed) for item in items])
+    maps, place = torch.cat([maps for _, maps in found]), model.backbone.preprocess.placing("nearest")
+    masks = torch.stack([mask_of(item, place, (maps.shape[1], maps.shape[2])) for item in items])
     scores = _scores(items, [decided(logits, model.class_names) for logits, _ in found])
-    return MapScores.of(scores, abnormal, torch.cat([maps for _, maps in found]), masks)
+    return MapScores.of(scores, abnormal, maps, masks)
 
 
 def logits(

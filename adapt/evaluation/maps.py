@@ -66,7 +66,7 @@ def region_overlap(maps: Tensor, masks: Tensor, most_false: float = MOST_FALSE) 
     share = torch.cat([torch.zeros(1).double(), 1 / (len(sizes) * sizes.double())])[region]
     last = torch.cat([values[1:] != values[:-1], torch.tensor([True])])  # of those of one value, which come together
     found = torch.cat([torch.zeros(1).double(), share.cumsum(0)[last]])
-    false = torch.cat([torch.zeros(1).double(), (region == 0).cumsum(0)[last] / intact])
+    false = torch.cat([torch.zeros(1).double(), (region == 0).cumsum(0)[last].double() / intact])
     inside = false <= most_false
     false, found = _cut(false, found, int(inside.sum()), most_false)
     return float(torch.trapezoid(found, false)) / most_false
@@ -78,7 +78,7 @@ def _cut(x: Tensor, y: Tensor, inside: int, limit: float) -> tuple[Tensor, Tenso
         return x, y
     share = (limit - x[inside - 1]) / (x[inside] - x[inside - 1])
     meets = y[inside - 1] + share * (y[inside] - y[inside - 1])
-    return torch.cat([x[:inside], torch.tensor([limit]).double()]), torch.cat([y[:inside], meets[None]])
+    return torch.cat([x[:inside], torch.tensor([limit], dtype=torch.double)]), torch.cat([y[:inside], meets[None]])
 
 
 def check_regions() -> None:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from adapt.errors import AdaptError, nearest
 
 if TYPE_CHECKING:  # for editors and type checkers, who see no file being listed
+    from adapt.methods.anovl import AnoVL as AnoVL
     from adapt.methods.base import Method
     from adapt.methods.bitfit import BitFit as BitFit
     from adapt.methods.clap import CLAP as CLAP

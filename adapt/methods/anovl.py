@@ -7,7 +7,7 @@ Deviations:
   the backbone's scale, which ranks alike; maps are not, as there.
 * At test time every image has a fresh optimiser, and draws the same first weights and noise; there moments carry over
   from image to image. The adapter is the one of MVTec AD; VisA's, a single linear map, and its tiles are left out.
-* States are given by class, any number of classes, of which one is normal; what is not normal is abnormal.
+* Any number of classes, each with its states; one is normal, and what is not normal is abnormal.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from adapt.backbones.base import DualEncoder
 from adapt.backbones.tokenizer import TextTokenizer
 from adapt.errors import AdaptError, nearest
 from adapt.methods.base import ImageStep, Method, MethodConfig
-from adapt.prompts import Prompt, of_text
+from adapt.prompts import Prompt, of_text, readable
 
 _INTACT: tuple[str, ...] = ("normal {}", "flawless {}", "perfect {}", "unblemished {}")
 _INTACT += ("{} without flaw", "{} without defect", "{} without damage")
@@ -52,7 +52,7 @@ class AnoVLConfig(MethodConfig):
     normal: str = "normal"
     """The class of what is intact."""
     states: Annotated[dict[str, tuple[str, ...]], AfterValidator(_placed)] = {"normal": _INTACT, "abnormal": _DAMAGED}
-    """What is said of the object in each class, {} being the object."""
+    """What is said of the object in each class, {} being the object; of another class its name, as in "rusty {}"."""
     smoothing: int = Field(default=3, ge=1)
     """Maps are averaged over as many rows and columns of patches, an odd number; 1 leaves them as they are."""
     steps: int = Field(default=0, ge=0)
@@ -83,17 +83,11 @@ class AnoVL(Method):
                 f"anovl: no class is called {self.config.normal!r}; {nearest(self.config.normal, class_names)}. Set "
                 "method.normal to the class of what is intact"
             )
-        for name in class_names:
-            self._states(name)
 
     def _states(self, class_name: str) -> tuple[str, ...]:
+        """What is said of the object: a name that nothing is known of is itself a word for its state."""
         states: dict[str, tuple[str, ...]] = self.config.states
-        if not states.get(class_name):
-            raise AdaptError(
-                f"anovl: nothing is said of the class {class_name!r}; {nearest(class_name, states)}. Add it to "
-                "method.states, or give the data's classes these names (data.names)"
-            )
-        return states[class_name]
+        return states.get(class_name) or (f"{readable(class_name)} {{}}",)
 
     def prompts(self, tokenizer: TextTokenizer, class_name: str) -> list[Prompt]:
         pictures = _pictures(_OF_TEXTURES if self.config.texture else _OF_OBJECTS)

@@ -35,6 +35,7 @@ def test_an_adapter_of_format_1_0_gives_the_logits_that_it_gave(file: Path, expe
 
 def test_every_method_has_one() -> None:
     assert {read_header(file).method for file in FILES} | {
+        "anovl",
         "bitfit",
         "close",
         "descriptions",

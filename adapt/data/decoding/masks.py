@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
+
 from adapt.data.decoding.content import open_file
 from adapt.data.decoding.pictures import opened
 from adapt.data.split import Item
@@ -31,16 +33,17 @@ def _size(path: str) -> tuple[int, int]:
     return size
 
 
-def mask_of(item: Item, placed: Callable[[Any], Tensor]) -> Tensor:
-    """What of an image is not as it should be `(h, w)`, as a model reads the image; all of it is where none is.
+def mask_of(item: Item, place: Callable[[Any], Any], size: tuple[int, int]) -> Tensor:
+    """Which pixels of an image are not as they should be `(h, w)`, of `size` once `place` has brought it there.
 
-    `placed` brings a picture in mode L to `(h, w)`, as `Preprocess.of_mask` does. Bright is above half of the brightest
-    pixel, so that masks of 0 and 1 count too. AdaptError, by name, for a file that cannot be decoded.
+    None are where there is no mask. Bright is above half of the brightest pixel, so that masks of 0 and 1 count too.
+    AdaptError, by name, for a file that cannot be decoded.
     """
-    path = item.mask or item.path
-    with open_file(path) as file, opened(file, path) as picture:
-        grey = picture.convert("L")
+    import torch
+
     if not item.mask:
-        return placed(grey) < 0
+        return torch.zeros(size, dtype=torch.bool)
+    with open_file(item.mask) as file, opened(file, item.mask) as picture:
+        grey = picture.convert("L")
     _, brightest = cast(tuple[int, int], grey.getextrema())
-    return placed(grey) > brightest / 2
+    return torch.from_numpy(np.array(place(grey)) > brightest / 2)

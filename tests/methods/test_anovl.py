@@ -1,0 +1,194 @@
+"""Where images look damaged: what is said of states, maps of patches, learning on one image, and masks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_backbones
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+import adapt
+from adapt import AdaptedModel, AdaptError, methods
+from adapt.data import Item, Split, load, read_csv, read_defect_folder
+from adapt.data.decoding.masks import check_masks, mask_of
+from adapt.evaluation.evaluate import evaluate
+from adapt.evaluation.maps import MapScores, auroc, region_overlap
+from adapt.prompts import of_text
+
+STATES = ("normal", "abnormal")
+
+
+def wrapped(kind: str = "open_clip", **settings: object) -> AdaptedModel:
+    return adapt.wrap(tiny_backbones.backbone(kind), methods.AnoVL(**settings), STATES).eval()
+
+
+def test_without_smoothing_a_corner_of_the_map_is_its_patch(images: Tensor) -> None:
+    model = wrapped(smoothing=1)
+    maps = model.logits_and_maps(images)[1]
+    assert maps.shape == (len(images), *images.shape[-2:])
+    patches = F.normalize(model.local_features(images), dim=-1)
+    expected = (patches @ F.normalize(model.class_features(), dim=-1).T).softmax(-1)[..., 1]
+    for corner in (0, -1):
+        assert torch.allclose(maps[:, corner, corner], expected[:, corner, corner].detach(), atol=1e-6)
+
+
+def test_the_side_stream_leaves_the_features_of_images_as_they_are(images: Tensor) -> None:
+    model = wrapped()
+    before = model.backbone.encode_image(images)
+    model.local_features(images)
+    assert torch.equal(model.backbone.encode_image(images), before)
+
+
+def test_a_step_at_test_time_changes_maps_and_no_parameter_and_each_image_alone(images: Tensor) -> None:
+    learning = wrapped(steps=2, lr=0.05)
+    with torch.inference_mode():
+        together = learning.logits_and_maps(images)[1]
+        alone = torch.cat([learning.logits_and_maps(image[None])[1] for image in images])
+    assert torch.allclose(together, alone, atol=1e-6)
+    assert (together - wrapped().logits_and_maps(images)[1]).abs().max() > 1e-3
+    assert not learning.method.state_dict()
+
+
+def test_states_are_said_of_the_object() -> None:
+    method = methods.AnoVL(object="screw", states={"normal": ["clean {}"], "abnormal": ["rusty {}", "{} with rust"]})
+    tokenizer = tiny_backbones.backbone("open_clip").tokenizer
+    assert [len(method.prompts(tokenizer, name)) for name in (*STATES, "bent")] == [66, 132, 66]
+    assert method.prompts(tokenizer, "bent")[0] == of_text(tokenizer, "a cropped industrial photo of the bent screw")
+
+
+@pytest.mark.parametrize(
+    ("settings", "names", "message"),
+    [
+        ({}, ("good", "abnormal"), "no class is called 'normal'; .*method.normal"),
+        ({"smoothing": 2}, STATES, "smoothing is 2; expected an odd number"),
+        ({"states": {"normal": ["clean"]}}, STATES, "it must contain {} where the object goes"),
+    ],
+)
+def test_what_cannot_be_said_is_refused(settings: dict[str, object], names: tuple[str, ...], message: str) -> None:
+    with pytest.raises(AdaptError, match=message):
+        adapt.wrap(tiny_backbones.backbone("open_clip"), methods.AnoVL(**settings), names)
+
+
+@pytest.mark.parametrize("kind", ["open_clip_resnet", "hf_siglip"])
+def test_a_tower_without_a_class_token_gives_no_maps(kind: str, images: Tensor) -> None:
+    with pytest.raises(AdaptError, match=r"gives no features of patches: .* Take a CLIP with a ViT"):
+        wrapped(kind).logits_and_maps(images)
+
+
+def test_other_methods_draw_no_maps(images: Tensor) -> None:
+    model = adapt.wrap(tiny_backbones.backbone("open_clip"), methods.ZeroShot(), STATES)
+    with pytest.raises(AdaptError, match="zero_shot says what an image is, not where"):
+        model.anomaly_maps(list(images))
+
+
+def test_areas_are_those_that_hands_count() -> None:
+    assert auroc(torch.tensor([0.1, 0.4, 0.35, 0.8]), torch.tensor([False, False, True, True])) == 0.75
+    assert auroc(torch.tensor([0.5, 0.5]), torch.tensor([False, True])) == 0.5
+    assert auroc(torch.ones(2), torch.tensor([True, True])) is None
+    masks = torch.zeros(1, 4, 5, dtype=torch.bool)
+    masks[0, 0, 0] = masks[0, 2:, 2:4] = True  # two regions, of 1 and 4 pixels, and 15 intact ones
+    assert region_overlap(masks.float(), masks) == 1.0
+    small = torch.zeros(1, 4, 5)
+    small[0, 0, 0] = 1.0  # one of both regions; then all pixels at once, found from a half to 1 as false goes 0 to 1
+    assert region_overlap(small, masks) == pytest.approx((0.5 + 0.65) / 2)
+    assert region_overlap(1 - masks.float(), masks) == pytest.approx(0.0)
+
+
+def test_the_overlap_counts_regions_and_not_pixels() -> None:
+    """Against the definition, threshold by threshold."""
+    draws = torch.Generator().manual_seed(3)
+    maps, masks = torch.rand(2, 6, 6, generator=draws), torch.zeros(2, 6, 6, dtype=torch.bool)
+    masks[0, :2, :2] = masks[1, 4, 4] = masks[0, 5, 3:] = True
+    regions = [(0, slice(0, 2), slice(0, 2)), (1, slice(4, 5), slice(4, 5)), (0, slice(5, 6), slice(3, 6))]
+    points = [(0.0, 0.0)]
+    for threshold in maps.flatten().sort(descending=True).values:
+        said = maps >= threshold
+        points.append((float(said[~masks].float().mean()), float(np.mean([said[r].float().mean() for r in regions]))))
+    false, found = np.array(points).T
+    grid = np.linspace(0, 0.3, 200001)
+    at = np.searchsorted(false, grid, side="right") - 1
+    share = (grid - false[at]) / np.maximum(false[at + 1] - false[at], 1e-12)
+    curve = found[at] + share * (found[at + 1] - found[at])
+    assert region_overlap(maps, masks) == pytest.approx(float(np.trapezoid(curve, grid)) / 0.3, abs=1e-4)
+
+
+def picture(path: Path, size: tuple[int, int] = (32, 32), value: int = 200, box: tuple[int, ...] = ()) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    drawn = Image.new("L", size, 0 if box else value)
+    if box:
+        drawn.paste(value, box)
+    drawn.save(path)
+    return str(path)
+
+
+@pytest.fixture
+def screws(tmp_path: Path) -> Path:
+    for place in ("train/good/0", "test/good/0", "test/bent/0"):
+        picture(tmp_path / f"screw/{place}.png")
+    picture(tmp_path / "screw/ground_truth/bent/0_mask.png", box=(4, 4, 12, 12))
+    return tmp_path / "screw"
+
+
+def test_a_folder_of_defects(screws: Path) -> None:
+    split = load(f"defects:{screws}")
+    assert (split.class_names, len(split.train), len(split.val), split.of_masks) == (STATES, 1, 0, True)
+    bent, good = split.test
+    assert (bent.class_name, bent.domain, good.class_name, good.mask) == ("abnormal", "bent", "normal", "")
+    assert bent.mask.endswith("ground_truth/bent/0_mask.png")
+    scores = evaluate(wrapped(), split.test, workers=0)
+    assert isinstance(scores, MapScores)
+    assert {"image_auroc", "pixel_auroc", "pro", "accuracy"} <= scores.figures().keys()
+
+
+def test_a_defect_without_a_mask_is_refused(screws: Path) -> None:
+    (screws / "ground_truth/bent/0_mask.png").unlink()
+    with pytest.raises(AdaptError, match="is an image of a defect, and has no mask"):
+        read_defect_folder(screws)
+
+
+def test_a_csv_with_a_column_mask(screws: Path) -> None:
+    table = screws / "screws.csv"
+    lines = "path,label,split,mask\ntest/good/0.png,normal,test,\ntest/bent/0.png,abnormal,test,{}\n"
+    table.write_text(lines.format("ground_truth/bent/0_mask.png"))
+    split = read_csv(table)
+    assert [Path(item.mask).name for item in split.test] == ["", "0_mask.png"]
+    before = split.fingerprint
+    table.write_text(lines.format("other_mask.png"))
+    assert read_csv(table).fingerprint != before
+
+
+def test_masks_of_another_size_are_refused_by_name(tmp_path: Path) -> None:
+    mask = picture(tmp_path / "m.png", (16, 32), box=(0, 0, 4, 4))
+    item = Item(picture(tmp_path / "a.png"), 1, "abnormal", mask=mask)
+    with pytest.raises(AdaptError, match=r"m.png' is 16 x 32 pixels, and its image .*a.png' 32 x 32: expected the"):
+        check_masks([item])
+    with pytest.raises(AdaptError, match=r"m.png' is 16 x 32 pixels"):
+        evaluate(wrapped(), [item], workers=0)
+
+
+@pytest.mark.parametrize("value", [1, 255])
+def test_a_mask_goes_where_its_image_goes(value: int, tmp_path: Path) -> None:
+    """Of a wide image the middle is read, at half the size."""
+    path = picture(tmp_path / "m.png", (128, 64), value, box=(32, 0, 64, 32))
+    place = tiny_backbones.backbone("open_clip").preprocess.placing("nearest")
+    mask = mask_of(Item("", 1, "abnormal", mask=path), place, (32, 32))
+    assert mask.shape == (32, 32)
+    assert mask[:16, :16].all()
+    assert int(mask.sum()) == 256
+
+
+def test_bundled_defects_are_where_their_masks_are() -> None:
+    split = load("emoji-defects")
+    assert not any(item.mask for item in split.train)
+    spoilt = [item for item in split.test if item.mask]
+    assert (len(split.test), len(spoilt)) == (695, 347)
+    styles = [sum(item.domain == style for item in spoilt) for style in ("noto", "twemoji")]
+    assert min(styles) > 60  # any style, not every other one
+    check_masks(spoilt[:20])
+    again: Split = load("emoji-defects")
+    assert again.fingerprint == split.fingerprint
