@@ -29,8 +29,8 @@ def maps(adapter: Path, images: tuple[Path, ...], out: Path, backbone: str | Non
     """Draw where IMAGES (files, or folders searched at any depth) look abnormal to ADAPTER.
 
     Of every image a PNG is written, of the part that the backbone reads, and a line printed: how abnormal its worst
-    pixel looks, and how probable the class of the whole image is. Colours are on one scale for all of the images. An
-    image that cannot be read is reported and left out; the exit code is 2 then.
+    pixel looks, and how probable the class of the whole image is. Colours are on one scale for all of the images: half
+    of their pixels have none. An image that cannot be read is reported and left out; the exit code is 2 then.
 
     \b
     Examples:
@@ -63,7 +63,7 @@ def _draw(model: AdaptedModel, pictures: list[Image], paths: list[Path], out: Pa
     from adapt.models.heat import heat
 
     found = model.anomaly_maps(pictures)
-    extremes = (float(found.min()), float(found.max())) if len(found) else (0.0, 1.0)
+    extremes = (float(found.median()), float(found.max())) if len(found) else (0.0, 1.0)
     out.mkdir(parents=True)
     predictions = model.predict(pictures)
     for number, (picture, path, own, said) in enumerate(zip(pictures, paths, found, predictions, strict=True)):
