@@ -121,6 +121,7 @@ def _as_text(found: Reproduction) -> str:
     lines.append(f"the same: {', '.join(each.what for each in found.conditions if each.same)}")
     if found.departures:
         lines.append(f"departures of the recipe: {found.departures}")
+    lines.append(f"read: weights, fingerprint {found.fingerprint}")
     lines += [f"read: {name}, SHA-256 {digest[:16]}" for name, digest in found.lists.items()]
     versions = ", ".join(f"{name} {version}" for name, version in found.environment["versions"].items())
     lines.append(f"with: {versions}; {found.environment['precision']} on {found.environment['device']}")

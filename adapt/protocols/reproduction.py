@@ -87,6 +87,7 @@ class Reproduction:
     conditions: tuple[Condition, ...]
     departures: str = ""  # of the recipe, from its paper
     class_names: tuple[str, ...] = ()
+    fingerprint: str = ""  # of the weights
     lists: dict[str, str] = field(default_factory=dict)  # SHA-256 of the files that say which image is of which class
     environment: dict[str, Any] = field(default_factory=environment)
 
@@ -159,6 +160,7 @@ def reproduce(
         conditions=tuple(conditions),
         departures="" if runs is None else runs.departures,
         class_names=split.class_names,
+        fingerprint=backbone.fingerprint.short(),
         lists={name: _digest(Path(root, data.folder, name)) for name in data.lists},
         environment=environment() | {"device": str(backbone.device), "precision": str(backbone.dtype)},
     )
