@@ -137,10 +137,12 @@ def reproduce(
     """Measures zero-shot accuracy on the test images of `data`, and what `runs` give, beside the published ones.
 
     `called` is what the papers call the backbone, None where they have none such. Raises AdaptError for a backbone
-    that is no dual encoder, and as `run_protocol` does.
+    that is no dual encoder, where there are no test images, and as `run_protocol` does.
     """
     if not isinstance(backbone, DualEncoder):
         raise AdaptError(f"{backbone.describe()} is a {backbone.family}; published figures are of dual encoders")
+    if not split.test:
+        raise AdaptError(f"{data.name} has no test images here: `adapt data check` says what its lists should hold")
     if runs is not None:
         check(runs.protocol.runs)  # what can be refused is, before anything is measured
     measured, compared = _zero_shot(backbone, split, papers.zero_shot_of(data.name, called), cache)

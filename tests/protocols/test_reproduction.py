@@ -67,6 +67,11 @@ def test_only_dual_encoders_have_figures(tiny_split: Split, data, tmp_path: Path
         reproduce(tiny_fusion.vilt(), tiny_split, data, str(tmp_path), None)
 
 
+def test_data_without_test_images(open_clip: Backbone, tiny_split: Split, data, tmp_path: Path) -> None:
+    with pytest.raises(AdaptError, match="eurosat has no test images here"):
+        reproduce(open_clip, replace(tiny_split, test=()), data, str(tmp_path), None)
+
+
 def test_templates_of_the_rows() -> None:
     by_method = {row["method"]: row["templates"] for row in papers.zero_shot_of("imagenet", "RN50")}
     assert {method: len(templates) for method, templates in by_method.items()} == {
