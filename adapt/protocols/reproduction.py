@@ -197,9 +197,9 @@ def _of_backbone(backbone: Backbone, called: str | None) -> list[Condition]:
     from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 
     here, known = backbone.describe(), papers.backbones().get(called or "", [])
-    weights = Condition("backbone", here if here in known else " or ".join(known) or "none", here)
+    weights = [Condition("backbone", here if here in known else " or ".join(known), here)] if known else []
     clips = _reading(Preprocess(224, OPENAI_DATASET_MEAN, OPENAI_DATASET_STD))
-    return [weights, *(Condition(what, clips[what], way) for what, way in _reading(backbone.preprocess).items())]
+    return [*weights, *(Condition(what, clips[what], way) for what, way in _reading(backbone.preprocess).items())]
 
 
 def _reading(preprocess: Preprocess) -> dict[str, str]:
