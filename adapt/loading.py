@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, overload
 
 from adapt import hub, methods, plain
 from adapt.backbones.base import Backbone
-from adapt.backbones.load import load_backbone
 from adapt.errors import AdaptError
 from adapt.formats import compact, peft_import, peft_layout, publishing
 from adapt.formats.adapter import NAME, check_backbone, read_tensors
 from adapt.formats.header import Header, read_header
-from adapt.formats.rebuild import build_for
+from adapt.formats.rebuild import build_for, named_backbone, note_quantization
 from adapt.methods.base import Method
 from adapt.models.answers import Answers
 from adapt.models.classifier import AdaptedModel
@@ -27,8 +25,6 @@ if TYPE_CHECKING:
     from adapt.backbones.vision_llm import VisionLLM
     from adapt.models.answering import AnsweringModel
     from adapt.models.speaking import SpeakingModel
-
-logger = logging.getLogger("adapt")
 
 
 @overload
@@ -156,11 +152,7 @@ def _of_file(
     method = method_of(described, path)
     if backbone is None:
         backbone = _named_backbone(described, path, device)
-    if backbone.quantization != described.quantization:
-        trained, given = (each or "no quantisation" for each in (described.quantization, backbone.quantization))
-        logger.warning(
-            "%s was trained on a backbone of %s, this one has %s: results differ a little", path, trained, given
-        )
+    note_quantization(described.quantization, backbone, path)
     check_backbone(described, backbone, path)
     model: Model = build_for(method, backbone, described.class_names, tensors, str(path), fast)
     if described.answers is not None:
@@ -190,6 +182,4 @@ def method_of(described: Header, path: Path) -> Method:
 def _named_backbone(described: Header, path: Path, device: str) -> Backbone:
     if described.backbone is None:
         raise AdaptError(f"{path} was trained on a backbone without a name: give it as load(path, backbone=...)")
-    backbone = load_backbone(described.backbone, device, described.quantization)
-    backbone.read_as(described.preprocess)
-    return backbone
+    return named_backbone(described.backbone, device, described.quantization, described.preprocess)

@@ -20,6 +20,7 @@ _COMMANDS = {
     "recommend": ("recommend", "Say which method is best for your images, and how good it is; and train it."),
     "eval": ("measure", "Measure an adapter on labelled images."),
     "zeroshot": ("measure", "Measure a backbone with hand-written prompts."),
+    "verify": ("verify", "Compare with the published accuracy, and say what differs."),
     "few-shot": ("protocols", "A curve: train on few and more images of each class, over seeds."),
     "base-to-new": ("protocols", "Train on half of the classes, measure on both halves, over seeds."),
     "cross-dataset": ("protocols", "Train on one data set, measure on others, over seeds."),

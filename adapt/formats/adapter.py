@@ -98,9 +98,14 @@ def check_backbone(described: Header, backbone: Backbone, path: str | Path) -> N
             f"{path} was trained on {described.backbone or 'another backbone'} ({recorded.short()}), not on "
             f"{backbone.describe()} ({backbone.fingerprint.short()}): {difference}. Give the one it was trained on"
         )
-    if described.preprocess != plain.parse(plain.dump(backbone.reading())):
+    check_reading(described.preprocess, backbone, path)
+
+
+def check_reading(recorded: dict[str, Any], backbone: Backbone, path: str | Path) -> None:
+    """Raises AdaptError unless `backbone` prepares inputs as it was recorded."""
+    if recorded != plain.parse(plain.dump(backbone.reading())):
         raise AdaptError(
-            f"{path} was trained on inputs prepared by {described.preprocess}, {backbone.describe()} prepares them by "
+            f"{path} was trained on inputs prepared by {recorded}, {backbone.describe()} prepares them by "
             f"{backbone.reading()}: give the backbone with the preprocessing (and prompt) it was trained with"
         )
 

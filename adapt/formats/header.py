@@ -80,11 +80,16 @@ class Header(BaseModel):
     @field_validator("preprocess")
     @classmethod
     def _readable(cls, value: dict[str, Any]) -> dict[str, Any]:
-        return _checked(_Reading, value)
+        return checked_reading(value)
 
     def metadata(self) -> dict[str, str]:
         """As the file keeps it: JSON under each key that has a value."""
         return {key: plain.dump(value) for key, value in self.model_dump().items() if value is not None}
+
+
+def checked_reading(value: dict[str, Any]) -> dict[str, Any]:
+    """How inputs are prepared, as it is recorded. ValueError where that is not what a backbone can read."""
+    return _checked(_Reading, value)
 
 
 def _checked(model: type[BaseModel], value: dict[str, Any]) -> dict[str, Any]:

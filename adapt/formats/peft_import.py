@@ -9,12 +9,13 @@ from typing import Any
 
 from adapt import plain
 from adapt.backbones.base import Backbone
-from adapt.backbones.load import load_backbone
+from adapt.backbones.quantize import KINDS
 from adapt.errors import AdaptError
 from adapt.formats import tensor_file
-from adapt.formats.adapter import read_tensors
+from adapt.formats.adapter import check_reading, read_tensors
+from adapt.formats.header import checked_reading
 from adapt.formats.peft_layout import CONFIG, OURS, PREFIX, TENSORS, module_names
-from adapt.formats.rebuild import build_for
+from adapt.formats.rebuild import build_for, named_backbone, note_quantization
 from adapt.methods.lora import LoRA, Place
 from adapt.models.wrap import Model
 from adapt.shown import brief
@@ -58,6 +59,7 @@ def load(
         raise AdaptError(f"{folder} is in peft's layout and records no class names: give them (--classes)")
     if backbone is None:
         backbone = _named_backbone(config, recorded, folder, device)
+    _check_use(backbone, recorded, folder)
     tensors, adapted = _placed(read_tensors(folder / TENSORS), config, backbone, folder)
     kept = {key: recorded[key] for key in ("logit_scale", "template") if key in recorded}
     method = LoRA(**_settings(config, adapted, backbone), **kept)
@@ -96,7 +98,10 @@ def _check_plain(config: dict[str, Any], folder: Path) -> None:
 
 
 def _recorded(path: Path) -> dict[str, Any]:
-    """What `peft_layout` noted beside the tensors: scale, template, class names and backbone."""
+    """What `peft_layout` noted beside the tensors: scale, template, class names, the backbone and how it was used.
+
+    Nothing of peft's own folders, and of those of older releases no more than the first four.
+    """
     if not path.is_file() and (path.parent / "adapter_model.bin").is_file():
         raise AdaptError(f"{path.parent} holds a pickle, adapter_model.bin, which is not read: save it again with peft")
     noted = tensor_file.describe(path).metadata.get(OURS)
@@ -104,8 +109,12 @@ def _recorded(path: Path) -> dict[str, Any]:
         return {"logit_scale": None}
     try:
         found = plain.parse(noted)
+        if found.get("quantization") not in (None, *KINDS):
+            raise ValueError(f"quantization is {brief(found['quantization'])}")
+        if "preprocess" in found:
+            checked_reading(found["preprocess"])
         return {key: found[key] for key in ("logit_scale", "template")} | found
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise AdaptError(f"{path} is damaged ({error!r}): its header's {OURS} holds no settings") from error
 
 
@@ -115,8 +124,14 @@ def _named_backbone(config: dict[str, Any], recorded: dict[str, Any], folder: Pa
     if not isinstance(name, str) or config.get("revision") not in (None, "main"):
         named = "no backbone" if not isinstance(name, str) else f"revision {config['revision']!r} of {name}"
         raise AdaptError(f"{folder} names {named}: give the backbone (--backbone)")
-    backbone: Backbone = load_backbone(name, device)
-    return backbone
+    return named_backbone(name, device, recorded.get("quantization"), recorded.get("preprocess", {}))
+
+
+def _check_use(backbone: Backbone, recorded: dict[str, Any], folder: Path) -> None:
+    """AdaptError where inputs are prepared otherwise than was noted, a word where it is in other bits."""
+    if "preprocess" in recorded:
+        note_quantization(recorded.get("quantization"), backbone, folder)
+        check_reading(recorded["preprocess"], backbone, folder)
 
 
 def _placed(

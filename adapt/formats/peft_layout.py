@@ -113,6 +113,8 @@ def _beside(model: Adapted[Any]) -> dict[str, Any]:
         "template": config.template,
         "class_names": list(model.class_names),
         "backbone": model.backbone.name,
+        "quantization": model.backbone.quantization,
+        "preprocess": model.backbone.reading(),
     }
 
 

@@ -1,18 +1,40 @@
-"""A model around tensors that came out of a file."""
+"""A model around tensors that came out of a file, on the backbone that the file names."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from adapt.backbones.base import Backbone
+from adapt.backbones.load import load_backbone
 from adapt.errors import AdaptError
 from adapt.formats.adapter import check_shapes, load_tensors
 from adapt.formats.allocation import at_most
 from adapt.methods.base import Method
 from adapt.models.wrap import Model, assemble, build
+
+logger = logging.getLogger("adapt")
+
+
+def named_backbone(name: str, device: str, quantization: str | None, reading: dict[str, Any]) -> Backbone:
+    """The backbone that a file names, in as many bits as there, and reading inputs as there."""
+    backbone: Backbone = load_backbone(name, device, quantization)
+    backbone.read_as(reading)
+    return backbone
+
+
+def note_quantization(recorded: str | None, backbone: Backbone, path: Path) -> None:
+    """A word where the backbone is in other bits than the file's."""
+    if backbone.quantization != recorded:
+        trained, given = (each or "no quantisation" for each in (recorded, backbone.quantization))
+        logger.warning(
+            "%s was trained on a backbone of %s, this one has %s: results differ a little", path, trained, given
+        )
 
 
 def build_for(

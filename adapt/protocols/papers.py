@@ -1,8 +1,9 @@
-"""The papers' own figures: published.toml, looked up by protocol and data set."""
+"""The papers' own figures: papers.toml, looked up by protocol, data set and backbone."""
 
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -10,22 +11,65 @@ from typing import Any
 from adapt.data.readers import published as data_sets
 
 TABLE = Path(__file__).with_name("papers.toml")
+FEW_SHOT, ZERO_SHOT = "few_shot", "zero_shot"
+_BACKBONE, _SEEDS = "ViT-B/16", [1, 2, 3]  # of rows that name none
+_EIGHTY = "eighty"
+
+PaperRow = dict[str, Any]
 
 
 @cache
-def rows() -> tuple[dict[str, Any], ...]:
-    """All rows: protocol, data, method, from, and values by column, as text."""
-    found = tomllib.loads(TABLE.read_text(encoding="utf-8"))["row"]
-    return tuple(found)
+def rows() -> tuple[PaperRow, ...]:
+    """All rows: protocol, data, method, backbone, seeds, from, and values by column, as text."""
+    return tuple({"backbone": _BACKBONE, "seeds": _SEEDS} | row for row in _table()["row"])
 
 
-def figures_for(results: dict[str, Any]) -> list[tuple[str, dict[str, str]]]:
-    """Titles and values by column for a protocol's results; none where its data are not of the papers."""
-    name = data_set(results["recipe"]["data"]["source"])
+def backbones() -> dict[str, list[str]]:
+    """What the weights of each published backbone are called here."""
+    found: dict[str, list[str]] = _table()["backbones"]
+    return found
+
+
+def published_backbone(spec: str) -> str | None:
+    """What the papers call the backbone that is `spec` here; None for another one."""
+    return next((name for name, specs in backbones().items() if spec in specs), None)
+
+
+def figures_for(results: dict[str, Any], columns: Sequence[str]) -> list[list[str]]:
+    """Title and cells of the published rows beside a protocol's results; none where its data are not of the papers.
+
+    They are of the results' backbone, or of ViT-B/16 where that has none. Zero-shot is the same at all shots.
+    """
+    recipe, protocol = results["recipe"], results["protocol"]
+    name, backbone = data_set(recipe["data"]["source"]), published_backbone(recipe["backbone"]) or _BACKBONE
+    found = []
+    for row in rows():
+        if (row["data"], row["backbone"]) != (name, backbone):
+            continue
+        values = row["values"]
+        if protocol == FEW_SHOT and row["protocol"] == ZERO_SHOT:
+            values = dict.fromkeys(columns, values["test"])
+        elif row["protocol"] != protocol:
+            continue
+        title = f"{row['method']}, published [{row['from']}] ({backbone})"
+        found.append([title, *(values.get(column, "") for column in columns)])
+    return found
+
+
+def zero_shot_of(data: str, backbone: str | None) -> list[PaperRow]:
+    """The rows of zero-shot accuracy on the data set `data`, each with its `templates`."""
+    own = [data_sets.sets()[data].template]
+    found = _confirmed(ZERO_SHOT, data, backbone)
+    return [row | {"templates": _templates(row.get("templates", own))} for row in found]
+
+
+def few_shot_of(recipe: str, shots: int, data: str, backbone: str | None) -> list[PaperRow]:
+    """The rows of what the shipped recipe called `recipe` gives from `shots` images a class; none read off a plot."""
+    ours = _table()["recipes"]
     return [
-        (f"{row['method']}, published [{row['from']}] (ViT-B/16)", row["values"])
-        for row in rows()
-        if (row["protocol"], row["data"]) == (results["protocol"], name)
+        row
+        for row in _confirmed(FEW_SHOT, data, backbone)
+        if ours.get(row["method"]) == recipe and "~" not in row["values"].get(str(shots), "~")
     ]
 
 
@@ -35,3 +79,22 @@ def data_set(source: str) -> str | None:
     is_split_file = source.endswith((".json", ".json.gz")) and stem.startswith("split_zhou_")
     entry = data_sets.find(stem.removeprefix("split_zhou_") if is_split_file else source)
     return None if entry is None else entry.name
+
+
+@cache
+def _table() -> dict[str, Any]:
+    return tomllib.loads(TABLE.read_text(encoding="utf-8"))
+
+
+def _confirmed(protocol: str, data: str, backbone: str | None) -> list[PaperRow]:
+    """Rows that somebody has read; not those that were only recalled."""
+    wanted = (protocol, data, backbone)
+    return [row for row in rows() if (row["protocol"], row["data"], row["backbone"]) == wanted and row["from"] != "R"]
+
+
+def _templates(named: str | list[str]) -> tuple[str, ...]:
+    if named == _EIGHTY:
+        from open_clip import OPENAI_IMAGENET_TEMPLATES
+
+        return tuple(template("{}") for template in OPENAI_IMAGENET_TEMPLATES)
+    return tuple(_table()["templates"][named] if isinstance(named, str) else named)

@@ -41,7 +41,7 @@ def table(results: Sequence[Results], published: bool = True) -> Cells:
         spread = _of(each, "std") if len(each["runs"]) > len(each["summary"]) else {}
         rows.append([title, *(_cell(_of(each, "mean"), column, spread) for column in columns)])
     if published:
-        rows += [[title, *(values.get(column, "") for column in columns)] for title, values in figures_for(first)]
+        rows += figures_for(first, columns)
     return rows
 
 

@@ -48,6 +48,11 @@ class RecipeFile:
     def title(self) -> str:
         return self.comment.partition("\n")[0]
 
+    def under(self, heading: str) -> str:
+        """What the comment says under a heading such as Departures, on one line; "" where it has none."""
+        found = re.search(rf"^{heading}: (.*(?:\n .*)*)", self.comment, re.MULTILINE)
+        return one_line(found[1]) if found else ""
+
     def source(self, overrides: Iterable[Override] = ()) -> Any:
         """The data that the file, or an override, names; None where neither does."""
         return source_of(copy.deepcopy(self.settings), overrides)

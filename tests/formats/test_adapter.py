@@ -291,7 +291,7 @@ def test_the_recorded_backbone_is_built_and_reads_as_it_did(
     saved: Path, open_clip: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[Any] = []
-    monkeypatch.setattr("adapt.loading.load_backbone", lambda *args: asked.append(args) or open_clip)
+    monkeypatch.setattr("adapt.formats.rebuild.load_backbone", lambda *args: asked.append(args) or open_clip)
     monkeypatch.setattr(type(open_clip), "read_as", lambda self, preprocess: asked.append(preprocess["size"]))
     adapt.load(rewrite(saved, _say("backbone", "tiny/one")))
     assert asked == [("tiny/one", "cpu", None), tiny_backbones.IMAGE]

@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from checks import contents, perturb, scaled
 from hub_stand_in import Repository, StandIn
 from huggingface_hub import ModelCard
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -285,3 +287,59 @@ def test_a_decoder_goes_there_and_back_too(tmp_path: Path) -> None:
     state, expected = adapt.load(folder).method.state_dict(), model.method.state_dict()
     assert state.keys() == expected.keys()
     assert all(torch.equal(state[name], expected[name]) for name in state)
+
+
+def changed_note(folder: Path, **changes: Any) -> None:
+    """Puts `changes` into what adapt noted beside the tensors; None takes a key out."""
+    file = folder / "adapter_model.safetensors"
+    with safe_open(file, "pt") as opened:
+        noted = json.loads(opened.metadata()["adapt"])
+    kept = {key: value for key, value in (noted | changes).items() if value is not None or key not in changes}
+    save_file(load_file(file), file, {"format": "pt", "adapt": json.dumps(kept)})
+
+
+def test_quantisation_comes_back(model_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model = lora(adapt.load_backbone(str(model_folder), quantize="int8"), projections=("q", "fc1"))
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    folder = peft_layout.export(model, tmp_path / "peft")
+    back = adapt.load(folder)
+    assert back.backbone.quantization == "int8"
+    assert torch.equal(back(images), model(images))
+    assert not caplog.records
+    adapt.load(folder, adapt.load_backbone(str(model_folder)))
+    (record,) = caplog.records
+    assert "was trained on a backbone of int8, this one has no quantisation" in record.getMessage()
+
+
+def test_how_a_decoder_is_asked_comes_back(tmp_path: Path) -> None:
+    backbone = adapt.load_backbone("mini-clip+mini-lm")
+    backbone.prompt, backbone.patch_block = "<image>\nQ: {}\nA:", -2
+    model = adapt.wrap(backbone, adapt.methods.LoRA(towers=("decoder",)))
+    back = adapt.load(peft_layout.export(perturb(model), tmp_path / "peft"))
+    assert (back.backbone.prompt, back.backbone.patch_block) == (backbone.prompt, -2)
+    with pytest.raises(AdaptError, match=r"peft was trained on inputs prepared by .*'patch_block': -2"):
+        adapt.load(tmp_path / "peft", adapt.load_backbone("mini-clip+mini-lm"))
+
+
+def test_another_preprocessing_is_refused(model_folder: Path, tmp_path: Path) -> None:
+    folder = peft_layout.export(lora(adapt.load_backbone(str(model_folder))), tmp_path / "peft")
+    backbone = adapt.load_backbone(str(model_folder))
+    backbone.preprocess = replace(backbone.preprocess, interpolation="bilinear")
+    with pytest.raises(AdaptError, match=r"was trained on inputs prepared by .*'bicubic'"):
+        adapt.load(folder, backbone)
+    changed_note(folder, preprocess=None, quantization=None)  # as older releases wrote it
+    assert adapt.load(folder, backbone).class_names == NAMES
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"quantization": "nf3"}, {"preprocess": 3}, {"preprocess": {"size": 0}}, {"preprocess": {"size": 8, "prompt": 1}}],
+    ids=str,
+)
+def test_a_damaged_note_is_refused(change: dict[str, Any], model_folder: Path, tmp_path: Path) -> None:
+    folder = peft_layout.export(lora(adapt.load_backbone(str(model_folder))), tmp_path / "peft")
+    changed_note(folder, **change)
+    with pytest.raises(
+        AdaptError, match=r"adapter_model\.safetensors is damaged .*its header's adapt holds no settings"
+    ):
+        adapt.load(folder)

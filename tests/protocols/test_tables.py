@@ -14,6 +14,7 @@ from adapt import AdaptError
 from adapt.data.readers import published as data_sets
 from adapt.protocols import papers as published
 from adapt.protocols.protocol import PAPERS_TARGETS, harmonic
+from adapt.protocols.reproduction import ZERO_SHOT_TOLERANCE
 from adapt.protocols.tables import as_csv, as_markdown, as_text, read_results, table
 
 FIGURES = Path(__file__).parent / "papers_figures.md"
@@ -126,7 +127,17 @@ def test_published_rows_stand_beside_a_published_data_set(source: str) -> None:
 def test_published_rows_are_of_the_protocol_and_have_its_columns() -> None:
     assert table([curve({1: 0.5, 3: 0.6, 8: 0.7}, "eurosat")])[3:] == [
         ["CLIP-LoRA, published [S] (ViT-B/16)", "72.3", "", "~89.7"],
-        ["CLIP zero-shot, CLIP-LoRA protocol, published [S] (ViT-B/16)", "47.5", "", "47.5"],
+        ["CLIP zero-shot, CLIP-LoRA protocol, published [S] (ViT-B/16)", "47.5", "47.5", "47.5"],
+    ]
+
+
+def test_published_rows_are_of_the_backbone() -> None:
+    results = curve({1: 0.5, 16: 0.6}, "eurosat")
+    results["recipe"]["backbone"] = "open_clip:RN50-quickgelu/openai"
+    assert table([results])[3:] == [
+        ["Tip-Adapter, published [F] (RN50)", "54.38", "70.54"],
+        ["Tip-Adapter-F, published [F] (RN50)", "59.53", "84.54"],
+        ["CLIP zero-shot, published [F] (RN50)", "37.52", "37.52"],
     ]
 
 
@@ -155,26 +166,33 @@ def number(text: str) -> float:
 
 def test_every_row_is_of_a_known_protocol_data_set_and_source() -> None:
     for row in published.rows():
-        assert row.keys() == {"protocol", "data", "method", "from", "values"}
+        assert row.keys() - {"source", "templates"} == {
+            "protocol", "data", "method", "backbone", "seeds", "from", "values"
+        }  # fmt: skip
+        assert ("source" in row) == (row["from"] == "F"), row
         assert row["data"] in data_sets.sets()
+        assert row["backbone"] in published.backbones()
         assert row["from"] in {"F", "A", "S", "R"}
         assert all(0 < number(value) < 100 for value in row["values"].values())
     columns = {
         "base_to_new": {"base", "new", "harmonic"},
         "few_shot": {"1", "2", "4", "8", "16"},
+        "zero_shot": {"test"},
         **{name: {"source", *targets, "average"} for name, targets in PAPERS_TARGETS.items()},
     }
     assert {row["protocol"] for row in published.rows()} == columns.keys()
-    assert [row for row in published.rows() if row["values"].keys() != columns[row["protocol"]]] == []
+    unlike = [row for row in published.rows() if row["values"].keys() != columns[row["protocol"]]]
+    assert [(row["method"], row["values"]) for row in unlike] == [("CoOp", {"16": "92.00"})]  # of a sample of its log
 
 
 def test_every_method_appears_once_for_each_protocol_and_data_set() -> None:
-    counts = Counter((row["protocol"], row["data"], row["method"]) for row in published.rows())
+    counts = Counter((row["protocol"], row["data"], row["method"], row["backbone"]) for row in published.rows())
     assert [key for key, count in counts.items() if count > 1] == []
     eleven = {"imagenet", *PAPERS_TARGETS["cross_dataset"]}
-    for protocol, methods in {"base_to_new": METHODS, "few_shot": ("CLIP-LoRA",)}.items():
+    few_shot = ("CLIP-LoRA", "Tip-Adapter", "Tip-Adapter-F")
+    for protocol, methods in {"base_to_new": METHODS, "few_shot": few_shot}.items():
         for method in methods:
-            assert {data for kind, data, name in counts if (kind, name) == (protocol, method)} == eleven
+            assert {data for kind, data, name, _ in counts if (kind, name) == (protocol, method)} == eleven
 
 
 def test_harmonic_means_follow_from_their_rows() -> None:
@@ -254,6 +272,51 @@ def test_few_shot_rows_are_those_of_the_notes() -> None:
         for name, cell in zip(names, cells):
             expected[name][shots.split()[0]] = mark + cell
     assert {row["data"]: row["values"] for row in rows_of("few_shot") if row["method"] == "CLIP-LoRA"} == expected
+
+
+def test_rows_of_official_logs_are_those_of_the_notes() -> None:
+    ours = {"fgvc": "fgvc_aircraft"}
+    zero_shot, curves = {}, {}
+    for cell, *figures in cells_of("Few-shot and zero-shot, RN50"):
+        name, method = (ours.get(word, word) for word in cell.split(", "))
+        if method == "zero-shot":
+            zero_shot[name] = figures[0]
+        else:
+            curves[name, method] = dict(zip(("16", "8", "4", "2", "1"), figures, strict=True))
+    log = [row for row in published.rows() if row.get("source", "").endswith("exp.log")]
+    short = {"Tip-Adapter": "Tip", "Tip-Adapter-F": "Tip-F"}
+    assert {row["data"]: row["values"]["test"] for row in log if row["protocol"] == "zero_shot"} == zero_shot
+    found = {(row["data"], short[row["method"]]): row["values"] for row in log if row["protocol"] == "few_shot"}
+    assert found == curves
+
+
+def test_zero_shot_rows_of_imagenet_and_its_variants_are_those_of_the_notes() -> None:
+    family = ("imagenet", "imagenet_a", "imagenet_v2", "imagenet_r", "imagenet_sketch")
+    expected = {
+        (*cell.split(", "), data): figure
+        for cell, *figures in cells_of("Zero-shot, ImageNet")
+        for data, figure in zip(family, figures, strict=True)
+    }
+    found = [row for row in rows_of("zero_shot") if "log" not in row.get("source", "log")]
+    counts = {"eighty": "80 templates"}
+    assert {
+        (row["backbone"], counts.get(row.get("templates"), "1 template"), row["data"]): row["values"]["test"]
+        for row in found
+    } == expected
+
+
+def test_two_official_codes_agree_within_what_is_allowed() -> None:
+    """TPT's README has the 80 templates' figures of RN50 too, from a code of its own."""
+    known = {
+        "imagenet": 59.81,
+        "imagenet_a": 23.24,
+        "imagenet_v2": 52.91,
+        "imagenet_r": 60.72,
+        "imagenet_sketch": 35.48,
+    }
+    for data, figure in known.items():
+        (row,) = (row for row in published.zero_shot_of(data, "RN50") if "80" in row["method"])
+        assert abs(float(row["values"]["test"]) - figure) < ZERO_SHOT_TOLERANCE
 
 
 @pytest.mark.parametrize(

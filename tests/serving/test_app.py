@@ -174,7 +174,7 @@ def test_a_backbone_is_not_fetched_for_a_request(
         asked.append(spec)
         return open_clip if spec != "mini-clip" else adapt.load_backbone(spec, *how)
 
-    monkeypatch.setattr("adapt.loading.load_backbone", fetched)
+    monkeypatch.setattr("adapt.formats.rebuild.load_backbone", fetched)
     for name, spec in {"given": "hf:org/one", "same": "hf:org/one", "other": "hf:org/two", "long": "x" * 9999}.items():
         monkeypatch.setattr(open_clip, "name", spec)
         adapt.wrap(open_clip, adapt.methods.ZeroShot(), ["cat", "dog"]).save(folder / f"{name}.safetensors")

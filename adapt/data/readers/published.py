@@ -26,6 +26,7 @@ class Published:
     classes: int
     sizes: tuple[int, int, int]
     template: str
+    names: tuple[str, ...]
     fetch: str
     source: str
 
@@ -71,6 +72,7 @@ def _record(name: str, row: Mapping[str, Any]) -> Published:
         classes=row["classes"],
         sizes=(train, val, test),
         template=row.get("template", "a photo of a {}."),
+        names=tuple(row.get("names", ())),
         fetch=row["fetch"] if "lists" in row else f"{row['fetch']} and {split_file}",
         source=f"{_GUIDE}#{row['section']}",
     )
