@@ -26,7 +26,7 @@ _DIFFERENT = 1  # the exit code where a figure is not reproduced
     "--as", "called", metavar="NAME", help="What papers call BACKBONE, such as ViT-B/16.  [default: by its name]"
 )
 @click.option("--recipe", help="Train this few-shot recipe too, such as coop.")
-@click.option("--shots", type=click.IntRange(min=1), default=16, show_default=True, help="RecipeRuns images a class.")
+@click.option("--shots", type=click.IntRange(min=1), default=16, show_default=True, help="Training images a class.")
 @click.option("--seeds", default="1,2,3", show_default=True, help="One run for each; the mean is compared.")
 @click.option("--out", type=click.Path(path_type=Path), help="A folder for the recipe's runs.")
 @common.overrides
