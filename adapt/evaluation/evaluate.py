@@ -79,10 +79,10 @@ def _scores(items: Sequence[Item], found: Sequence[tuple[list[str], list[float]]
 
 def _mapped(model: AdaptedModel, items: Sequence[Item], workers: int, progress: Progress | None) -> MapScores:
     """Scores with the areas of maps, of items that have masks."""
+    normal = model.normal_label
     check_regions()
     check_masks(items)
     found = list(_decoded(model, model.logits_and_maps, items, workers, progress))
-    normal = model.class_names.index(str(model.method.normal_class))
     abnormal = 1 - torch.cat([logits for logits, _ in found]).float().softmax(-1)[:, normal].cpu()
     maps, place = torch.cat([maps for _, maps in found]), model.backbone.preprocess.placing("nearest")
     masks = torch.stack([mask_of(item, place, (maps.shape[1], maps.shape[2])) for item in items])

@@ -21,9 +21,7 @@ from pydantic import AfterValidator, Field
 from torch import Generator, Tensor
 from torch.optim import AdamW
 
-from adapt.backbones.base import DualEncoder
 from adapt.backbones.tokenizer import TextTokenizer
-from adapt.errors import AdaptError, nearest
 from adapt.methods.base import ImageStep, Method, MethodConfig
 from adapt.prompts import Prompt, of_text, readable
 
@@ -44,6 +42,12 @@ def _placed(states: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
     return states
 
 
+def _odd(count: int) -> int:
+    if count % 2 == 0:
+        raise ValueError("an odd number is expected, so that a patch is in the middle of what it is averaged with")
+    return count
+
+
 class AnoVLConfig(MethodConfig):
     object: str = Field(default="object", min_length=1)
     """What is to be seen, such as screw."""
@@ -53,7 +57,7 @@ class AnoVLConfig(MethodConfig):
     """The class of what is intact."""
     states: Annotated[dict[str, tuple[str, ...]], AfterValidator(_placed)] = {"normal": _INTACT, "abnormal": _DAMAGED}
     """What is said of the object in each class, {} being the object; of another class its name, as in "rusty {}"."""
-    smoothing: int = Field(default=3, ge=1)
+    smoothing: Annotated[int, AfterValidator(_odd)] = Field(default=3, ge=1)
     """Maps are averaged over as many rows and columns of patches, an odd number; 1 leaves them as they are."""
     steps: int = Field(default=0, ge=0)
     """Steps at test time, on each image alone; 5 in the reference."""
@@ -75,15 +79,6 @@ class AnoVL(Method):
     def normal_class(self) -> str:
         return str(self.config.normal)
 
-    def build(self, backbone: DualEncoder, class_names: Sequence[str]) -> None:  # type: ignore[override]
-        if self.config.smoothing % 2 == 0:
-            raise AdaptError(f"anovl: smoothing is {self.config.smoothing}; expected an odd number of patches")
-        if self.config.normal not in class_names:
-            raise AdaptError(
-                f"anovl: no class is called {self.config.normal!r}; {nearest(self.config.normal, class_names)}. Set "
-                "method.normal to the class of what is intact"
-            )
-
     def _states(self, class_name: str) -> tuple[str, ...]:
         """What is said of the object: a name that nothing is known of is itself a word for its state."""
         states: dict[str, tuple[str, ...]] = self.config.states
@@ -99,7 +94,7 @@ class AnoVL(Method):
 
     def anomalies(self, step: ImageStep) -> Tensor:
         classes, patches = _unit(step.class_features), step.local_features
-        normal = step.model.class_names.index(self.config.normal)
+        normal = step.model.normal_label
         if self.config.steps:
             texts = torch.cat(step.prompt_features)
             patches = torch.stack([self._adapted(own, classes, texts, normal) for own in patches])

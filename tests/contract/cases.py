@@ -27,7 +27,6 @@ _PHRASES = {"goldfish": ["fins", "a tail"], "red_panda": ["fur"], "sea cucumber"
 _PHRASES |= {"apple pie": ["a crust"], "toy": ["wheels", "a doll"]}
 _OF_THESE_CLASSES: dict[str, dict[str, Any]] = {
     "descriptions": {"descriptors": _PHRASES},
-    "anovl": {"normal": "goldfish"},
 }
 _COMPOSED = tuple(case for case in _CASES if case.startswith("compose/"))
 _IN_VISION_BLOCKS = ("bitfit", "das", "dpl", "ivlp", "ln_tuning", "lora", "maple", "mma", "prompt_src", "svlc")

@@ -62,16 +62,24 @@ def test_states_are_said_of_the_object() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "names", "message"),
+    ("settings", "message"),
     [
-        ({}, ("good", "abnormal"), "no class is called 'normal'; .*method.normal"),
-        ({"smoothing": 2}, STATES, "smoothing is 2; expected an odd number"),
-        ({"states": {"normal": ["clean"]}}, STATES, "it must contain {} where the object goes"),
+        ({"smoothing": 2}, "smoothing.*an odd number is expected"),
+        ({"states": {"normal": ["clean"]}}, "it must contain {} where the object goes"),
     ],
 )
-def test_what_cannot_be_said_is_refused(settings: dict[str, object], names: tuple[str, ...], message: str) -> None:
+def test_settings_that_draw_no_map_are_refused(settings: dict[str, object], message: str) -> None:
     with pytest.raises(AdaptError, match=message):
-        adapt.wrap(tiny_backbones.backbone("open_clip"), methods.AnoVL(**settings), names)
+        methods.AnoVL(**settings)
+
+
+def test_without_a_normal_class_there_is_no_map(images: Tensor) -> None:
+    model = adapt.wrap(tiny_backbones.backbone("open_clip"), methods.AnoVL(), ("good", "abnormal"))
+    assert model(images).shape == (len(images), 2)
+    with pytest.raises(AdaptError, match=r"no class is called 'normal'; .*Set method.normal"):
+        model.anomaly_maps(list(images))
+    renamed = adapt.wrap(tiny_backbones.backbone("open_clip"), methods.AnoVL(normal="good"), ("good", "abnormal"))
+    assert renamed.normal_label == 0
 
 
 @pytest.mark.parametrize("kind", ["open_clip_resnet", "hf_siglip"])
