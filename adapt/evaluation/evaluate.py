@@ -17,6 +17,7 @@ from adapt.evaluation.numbers import GradedScores
 from adapt.evaluation.retrieval import retrieve
 from adapt.evaluation.scores import Scores
 from adapt.features import item_features, keeps_features, of_texts, view_features
+from adapt.methods.base.normal import normal_label
 from adapt.models.base import Adapted, evaluating
 from adapt.models.classifier import AdaptedModel
 from adapt.models.prediction import decided
@@ -79,7 +80,7 @@ def _scores(items: Sequence[Item], found: Sequence[tuple[list[str], list[float]]
 
 def _mapped(model: AdaptedModel, items: Sequence[Item], workers: int, progress: Progress | None) -> MapScores:
     """Scores with the areas of maps, of items that have masks."""
-    normal = model.normal_label
+    normal = normal_label(model.method, model.class_names)
     check_regions()
     check_masks(items)
     found = list(_decoded(model, model.logits_and_maps, items, workers, progress))

@@ -23,6 +23,7 @@ from torch.optim import AdamW
 
 from adapt.backbones.tokenizer import TextTokenizer
 from adapt.methods.base import ImageStep, Method, MethodConfig
+from adapt.methods.base.normal import normal_label
 from adapt.prompts import Prompt, of_text, readable
 
 _INTACT: tuple[str, ...] = ("normal {}", "flawless {}", "perfect {}", "unblemished {}")
@@ -94,7 +95,7 @@ class AnoVL(Method):
 
     def anomalies(self, step: ImageStep) -> Tensor:
         classes, patches = _unit(step.class_features), step.local_features
-        normal = step.model.normal_label
+        normal = normal_label(self, step.model.class_names)
         if self.config.steps:
             texts = torch.cat(step.prompt_features)
             patches = torch.stack([self._adapted(own, classes, texts, normal) for own in patches])

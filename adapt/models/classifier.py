@@ -15,8 +15,9 @@ from adapt.edits import Edit, Replace
 from adapt.engine import values, vision
 from adapt.engine.memory import free_bytes
 from adapt.engine.watching import watched
-from adapt.errors import AdaptError, nearest
+from adapt.errors import AdaptError
 from adapt.methods.base import BlockInputs, Context, Encoded, ImageStep, Method, PairStep, contrast
+from adapt.methods.base.normal import normal_label
 from adapt.models.base import Adapted, in_one_mode
 from adapt.models.class_texts import ClassTexts, PromptAverage
 from adapt.models.explanation import Explanation, explained
@@ -301,22 +302,9 @@ class AdaptedModel(Adapted[DualEncoder]):
         Of images as `predict` takes them, at the size, and of the part, that the backbone reads. Raises AdaptError as
         `predict` does, for a method that draws no maps, and for a backbone that gives no features of patches.
         """
-        _ = self.normal_label
+        normal_label(self.method, self.class_names)  # before any work
         found = list(self._of_batches(images, batch_size, urls, lambda model, pixels: model.logits_and_maps(pixels)[1]))
         return torch.cat(found) if found else torch.empty(0, 1, 1)
-
-    @property
-    def normal_label(self) -> int:
-        """The number of the class of what is as it should be. AdaptError where no class is, and where none is asked."""
-        name = self.method.normal_class
-        if name is None:
-            raise AdaptError(f"{self.method.name} says what an image is, not where: take a method of maps, as anovl")
-        if name not in self.class_names:
-            raise AdaptError(
-                f"{self.method.name}: no class is called {name!r}; {nearest(name, self.class_names)}. Set method.normal "
-                "to the class of what is as it should be"
-            )
-        return self.class_names.index(name)
 
     def logits_and_maps(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Logits `(b, n_classes)` of images `(b, 3, h, w)`; how abnormal each pixel looks `(b, h, w)`, on the CPU."""
