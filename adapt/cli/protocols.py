@@ -28,7 +28,7 @@ _common = common.together(
     engines,
 )
 _OWNED = {"seed": "give --seeds", "data.classes": "leave it out"}
-_OF_RUNS = ("out", "jobs", "engine", "address")
+_OF_RUNS = ("out", "jobs", "engine", "address", "track")
 _to = click.option(
     "--to", "targets", multiple=True, metavar="DATA", help="Data to measure on. May be repeated. [default: the papers']"
 )
