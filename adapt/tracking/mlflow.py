@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,7 +12,8 @@ from adapt.errors import missing
 from adapt.tracking.tracker import TrackedRun, Tracker, final_numbers, flat_settings, step_numbers
 
 _TAG = "adapt.run"  # by which a run that goes on is found again
-_LONGEST = 500  # characters of a setting, as the oldest servers take it
+_LONGEST, _LONGEST_KEY = 500, 250  # characters of a setting and of its key, as the oldest servers take them
+_REFUSED = re.compile(r"[^\w\-./: ]")  # in a key, which may be the name of a class
 _AT_ONCE = {"metrics": 1000, "params": 100}  # of one request
 
 
@@ -44,7 +46,7 @@ class MLflow(Tracker):
             return
         self._run = self._client.create_run(experiment, run_name=run.name, tags={_TAG: run.id}).info.run_id
         settings = [
-            self._library.entities.Param(key, str(value)[:_LONGEST])
+            self._library.entities.Param(_REFUSED.sub("_", key)[:_LONGEST_KEY], str(value)[:_LONGEST])
             for key, value in flat_settings(run.settings).items()
         ]
         for begin in range(0, len(settings), _AT_ONCE["params"]):

@@ -12,7 +12,8 @@ import stored_numbers
 import yaml
 
 from adapt import AdaptError, fit
-from adapt.tracking import SHIPPED
+from adapt.tracking import SHIPPED, TrackedRun
+from adapt.tracking.mlflow import MLflow
 from adapt.tracking.tensorboard import TensorBoard
 
 
@@ -94,6 +95,20 @@ def test_settings_are_tracked_where_no_step_is_taken(train, make_model, tiny_spl
     result = fit(make_model("gda"), tiny_split.train, tiny_split.test, out=out, track="tensorboard", progress=False)
     assert stored_numbers.tensorboard(out) == {(name, 0): value for name, value in _flat(result.metrics, "").items()}
     assert yaml.safe_load((out / "recipe.yaml").read_text())["method"]["name"] == "gda"
+
+
+def test_settings_whose_keys_mlflow_refuses_are_tracked_all_the_same(tmp_path: Path) -> None:
+    """Keys of descriptions are names of classes, whatever is in them."""
+    names = ("goldfish", "red_panda", "sea cucumber")
+    phrases = {"descriptions": {name: [f"a {name} {'!' * 600}"] for name in names} | {"caf\u00e9 (new)": ["?"]}}
+    tracker = MLflow()
+    run = TrackedRun("0123456789ab", "runs/one", {"method": phrases}, None, False, 0)
+    tracker.started(run)
+    tracker.finished({"seconds": 1.5})
+    numbers, found = stored_numbers.mlflow(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    assert numbers == {("seconds", 0): 1.5}
+    assert found.data.params["method.descriptions.caf\u00e9 _new_"] == "['?']"
+    assert len(found.data.params["method.descriptions.goldfish"]) == 500
 
 
 @pytest.mark.parametrize(
