@@ -278,9 +278,10 @@ def report(runs: tuple[Path, ...], out: Path) -> None:
     from adapt.cli.plotting import check_matplotlib
 
     check_matplotlib("a report")
-    from adapt.disk import write_text
+    from adapt.disk import check_writable, write_text
     from adapt.protocols.report import report as page
 
+    check_writable(out)
     write_text(out, page(runs))
     click.echo(f"written to {out} ({out.stat().st_size / 1024:.0f} KB)")
 

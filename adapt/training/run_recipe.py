@@ -25,7 +25,7 @@ from adapt.tracking import Track, trackers
 from adapt.training.fit import fit
 from adapt.training.result import Result
 from adapt.training.run import Run
-from adapt.training.start import start_from
+from adapt.training.start import check_start, start_from
 
 logger = logging.getLogger("adapt")
 
@@ -131,6 +131,9 @@ def run_recipe(
     split = read_data(recipe, progress) if split is None else with_validation(split, recipe)
     if recipe.train is not None:
         recipe.train.at(recipe.data.shots)
+    if recipe.start is not None:  # before the backbone is loaded
+        method = methods.find(recipe.method["name"])(**recipe.method_config)
+        check_start(recipe.start, method, recipe.train is not None, split.class_names)
     with Run(out, recipe.to_yaml(), resume) if out is not None else nullcontext() as run:
         return learn(recipe, build(recipe, split.class_names, backbone), split, run, progress, found)
 
