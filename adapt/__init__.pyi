@@ -7,6 +7,7 @@ from . import methods as methods
 from . import models as models
 from . import protocols as protocols
 from . import testing as testing
+from . import tracking as tracking
 from . import training as training
 from .backbones.base import Backbone as Backbone
 from .backbones.load import load_backbone as load_backbone
@@ -21,5 +22,6 @@ from .models.classifier import AdaptedModel as AdaptedModel
 from .models.many import predict_many as predict_many
 from .models.wrap import wrap as wrap
 from .soups import soup as soup
+from .tracking.tracker import Tracker as Tracker
 from .training.fit import fit as fit
 from .version import __version__ as __version__

@@ -49,6 +49,28 @@ def read_bounded(file: BinaryIO, most: int) -> bytes:
     return b"".join(parts)
 
 
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """AdaptError where no file can be written at `path`: found before what is to be in it takes its time."""
+    if os.path.isdir(path):
+        raise AdaptError(f"cannot write {path}: it is a folder; name a file")
+    _check_above(Path(path))
+
+
+def check_free(path: str | os.PathLike[str], what: str = "folder") -> None:
+    """The same where a new folder, or a new `what`, is to be made at `path`."""
+    if os.path.lexists(path):
+        raise AdaptError(f"{path} exists already; name a new {what}")
+    _check_above(Path(path))
+
+
+def _check_above(path: Path) -> None:
+    above = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
+    if not above.is_dir():
+        raise AdaptError(f"cannot write {path}: {above} is no folder; choose another place")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise AdaptError(f"cannot write {path}: nothing may be written to {above}; choose another place")
+
+
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yields a temporary path in the same folder; it takes the place of `path`, whole, when the body has succeeded.
@@ -90,9 +112,8 @@ def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     Raises AdaptError where `path` exists, or the disk does not take it: nothing new is left then.
     """
+    check_free(path)
     path = Path(path)
-    if path.exists():
-        raise AdaptError(f"{path} exists already; name a new folder")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as temporary:

@@ -59,6 +59,29 @@ def snapshot(name: str | os.PathLike[str], files: Sequence[str]) -> Path:
         return Path(snapshot_download(repository, revision=revision, allow_patterns=list(files)))
 
 
+@contextmanager
+def asked_once() -> Iterator[str | None]:
+    """Inside, where the hub does not answer, libraries take what is in its cache, or fail at once; yields why.
+
+    They would ask again and again for each file, and wait for minutes.
+    """
+    from huggingface_hub import constants, errors, get_session
+
+    if constants.HF_HUB_OFFLINE:
+        yield None
+        return
+    silence = None
+    try:
+        get_session().head(constants.ENDPOINT, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+    except (errors.HTTPError, OSError):
+        silence = _silence()
+        constants.HF_HUB_OFFLINE = True  # what the variable of this name sets
+    try:
+        yield silence
+    finally:
+        constants.HF_HUB_OFFLINE = False
+
+
 def commit(
     repository: str, folder: Path, message: str, *, replaced: Sequence[str], private: bool | None, token: str | None
 ) -> str:
@@ -115,7 +138,13 @@ def _out_of_reach() -> str:
 
     if constants.HF_HUB_OFFLINE:
         return "HF_HUB_OFFLINE forbids asking the hub: unset it"
-    return f"the hub does not answer at {constants.ENDPOINT}: connect this machine"
+    return f"{_silence()}: connect this machine"
+
+
+def _silence() -> str:
+    from huggingface_hub import constants
+
+    return f"the hub does not answer at {constants.ENDPOINT}"
 
 
 def _refusal(error: BaseException | None) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from adapt.errors import AdaptError
@@ -36,6 +37,15 @@ def within(value: Any, *keys: str, kind: type) -> Any:
     for key in keys:
         value = value.get(key) if isinstance(value, dict) else None
     return value if isinstance(value, kind) else None
+
+
+def leaves(values: Mapping[str, Any], joint: str = ".") -> Iterator[tuple[str, Any]]:
+    """What stands inside objects inside objects, under their keys joined, such as `train.lr`."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from ((f"{key}{joint}{inner}", leaf) for inner, leaf in leaves(value, joint))
+        else:
+            yield key, value
 
 
 def check(value: Any, longest: int | None = TEXT, depth: int = DEPTH) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import nbformat
 import pytest
+from IPython.core.interactiveshell import InteractiveShell
 from nbclient import NotebookClient
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
@@ -24,6 +27,23 @@ def test_notebook_is_stored_executed_and_small(path: Path) -> None:
     assert any("image/png" in output.get("data", {}) for output in outputs)
     told = "".join(output.get("text", "") + output.get("data", {}).get("text/plain", "") for output in outputs)
     assert re.findall(r"\S*(?:site-packages|/home/|/root/|/tmp/|/Users/)\S*", told) == []
+
+
+@each_notebook
+@pytest.mark.parametrize(("there", "asked"), [(True, ['pip install --quiet "adapt-vlm[plot]"']), (False, [])])
+def test_the_first_cell_installs_on_colab_and_does_nothing_elsewhere(
+    path: Path, there: bool, asked: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second, *_ = (cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code")
+    assert first.outputs == []
+    assert "import adapt\n" in second.source
+    monkeypatch.delitem(sys.modules, "google.colab", raising=False)
+    if there:
+        monkeypatch.setitem(sys.modules, "google.colab", ModuleType("google.colab"))
+    shell, found = InteractiveShell(), list[str]()
+    monkeypatch.setattr(shell, "run_line_magic", lambda magic, line, **_: found.append(f"{magic} {line}"))
+    shell.run_cell(first.source).raise_error()
+    assert found == asked
 
 
 @each_notebook

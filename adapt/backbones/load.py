@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -184,7 +184,7 @@ def _open_clip(spec: str, name: str) -> Backbone:
     import open_clip
 
     from adapt.backbones import openclip
-    from adapt.backbones.foreign_code import check_configuration, needs_code, no_questions
+    from adapt.backbones.foreign_code import check_configuration
 
     architecture, _, pretrained = spec.partition("/")
     if architecture not in open_clip.list_models():
@@ -196,18 +196,29 @@ def _open_clip(spec: str, name: str) -> Backbone:
         raise AdaptError(f"open_clip has no weights {pretrained!r} for {architecture}; {nearest(pretrained, tags)}")
     config = open_clip.get_model_config(architecture)
     check_configuration(config, f"open_clip's configuration of {architecture}")
+    with hub.asked_once() if pretrained in tags else nullcontext() as silence:
+        model, tokenizer, preprocess = _open_clip_parts(architecture, pretrained, config["text_cfg"], silence)
+    _warn_of_activation(architecture, pretrained, bool(config.get("quick_gelu")))
+    return openclip.build(model.eval(), tokenizer, preprocess, name, config)
+
+
+def _open_clip_parts(architecture: str, pretrained: str, text: dict[str, Any], silence: str | None) -> tuple[Any, ...]:
+    """Model, tokenizer and evaluation transform; `silence` says that the hub does not answer."""
+    import open_clip
+
+    from adapt.backbones.foreign_code import needs_code, no_questions
+
     how: dict[str, Any] = {"pretrained": pretrained or None, "pretrained_text": False, "weights_only": True}
     try:
         with _without_notes(), no_questions():
             model, _, preprocess = open_clip.create_model_and_transforms(architecture, **how)
-            tokenizer = open_clip.get_tokenizer(architecture, **_tokenizer_options(config["text_cfg"]))
+            return model, open_clip.get_tokenizer(architecture, **_tokenizer_options(text)), preprocess
     except (RuntimeError, OSError, ValueError) as error:
         raise needs_code(error, architecture) or AdaptError(
             f"the weights {pretrained!r} of {architecture} are not on this machine and cannot be fetched, or are "
-            f"damaged: {reason(error)}. Connect it, or give a file as open_clip:{architecture}/FILE, or a local folder"
+            f"damaged: {silence or reason(error)}. Connect it, or give a file as open_clip:{architecture}/FILE, or a "
+            "local folder"
         ) from error
-    _warn_of_activation(architecture, pretrained, bool(config.get("quick_gelu")))
-    return openclip.build(model.eval(), tokenizer, preprocess, name, config)
 
 
 def _warn_of_activation(architecture: str, pretrained: str, quick: bool) -> None:
@@ -245,7 +256,7 @@ def _transformers(source: str, name: str | None, tensors: bool = True) -> Backbo
 @contextmanager
 def _without_notes() -> Iterator[None]:
     """No notes of what the caller asked for (random weights, activations), nor of each failed request to the hub."""
-    loggers = {logging.getLogger(): logging.ERROR, logging.getLogger("huggingface_hub"): logging.CRITICAL}
+    loggers = {logging.getLogger(): logging.CRITICAL, logging.getLogger("huggingface_hub"): logging.CRITICAL}
     levels = {each: each.level for each in loggers}
     for each, level in loggers.items():
         each.setLevel(level)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
+from adapt import hub
 from adapt.errors import AdaptError
 
 HF_HUB = "hf-hub:"  # open_clip's own word for a repository of the hub
@@ -58,18 +59,20 @@ def fetching(source: str) -> Iterator[None]:
     """AdaptError where transformers cannot load `source` inside, or would have to run code that comes with it."""
     from adapt.backbones.foreign_code import check_source, needs_code, no_questions
 
-    check_source(source)
-    try:
-        with no_questions():
-            yield
-    except library_errors() as error:
-        raise needs_code(error, source) or AdaptError(
-            f"cannot load {source!r} with transformers: {reason(error)}. Connect this machine, or give a local folder"
-        ) from error
-    except errors_of_data() as error:
-        raise AdaptError(
-            f"{source!r} is damaged, transformers cannot load it: {reason(error)}. Fetch it again"
-        ) from error
+    with nullcontext() if os.path.isdir(source) else hub.asked_once():
+        check_source(source)
+        try:
+            with no_questions():
+                yield
+        except library_errors() as error:
+            raise needs_code(error, source) or AdaptError(
+                f"cannot load {source!r} with transformers: {reason(error)}. Connect this machine, or give a local "
+                "folder"
+            ) from error
+        except errors_of_data() as error:
+            raise AdaptError(
+                f"{source!r} is damaged, transformers cannot load it: {reason(error)}. Fetch it again"
+            ) from error
 
 
 def errors_of_data() -> tuple[type[Exception], ...]:

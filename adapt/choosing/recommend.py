@@ -30,6 +30,7 @@ from adapt.progress import counting_bar, readable_time
 from adapt.recipe import Recipe, read_recipe
 from adapt.recipe.file import pair
 from adapt.shown import first_of
+from adapt.tracking import Track, trackers
 from adapt.training.run_recipe import read_data, run_recipe
 
 logger = logging.getLogger("adapt")
@@ -53,6 +54,7 @@ def recommend(
     budget: float | None = None,
     out: str | Path | None = None,
     progress: bool = True,
+    track: Track = (),
 ) -> Recommendation:
     """Compares methods on the training images of `data`, and trains the one to take on all of them.
 
@@ -61,11 +63,13 @@ def recommend(
     those whose steps pass through a tower, and with a `budget` in seconds as many of them as it leaves time for.
     `shots` images a class, all of them by default; `overrides` such as `data.broken=skip` are of all recipes. `out`, a
     new folder, becomes the run directory of the chosen one, with recommendation.json, methods.csv, report.html, and a
-    list of files for each piece of advice; what was compared stays there, whatever becomes of the training.
+    list of files for each piece of advice; what was compared stays there, whatever becomes of the training. `track` is
+    told of that training, as in `fit`.
 
     Raises AdaptError for data without training images, of one class or with questions, fewer than two folds, an `out`
     that exists or lies inside the data, and where no method can be trained.
     """
+    told = trackers(track, out)
     given = {"data.root": root, "data.names": names, "backbone": backbone, "seed": seed, "device": device}
     changes = dict(map(pair, overrides)) | {key: value for key, value in given.items() if value is not None}
     changes["data.shots"] = shots
@@ -93,7 +97,8 @@ def recommend(
         if folder is not None:
             found.write(folder)
         recipe = chosen.candidate.recipe if chosen else read_recipe(name, list((changes | settings).items()), data)
-        found = replace(found, result=run_recipe(recipe, folder, progress=progress, split=split, backbone=loaded))
+        result = run_recipe(recipe, folder, progress=progress, split=split, backbone=loaded, track=told)
+        found = replace(found, result=result)
         if folder is not None:
             found.write(folder)
             found.report(folder)

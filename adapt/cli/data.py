@@ -130,9 +130,10 @@ def show(
     """
     from adapt.data.contact_sheet import contact_sheet
     from adapt.data.readers import load
-    from adapt.disk import replacing
+    from adapt.disk import check_writable, replacing
     from adapt.progress import counting_bar
 
+    check_writable(out)
     split = load(source, _root(folder, root), names)
     drawn = split.train if split.train and split.train[0].path else split.test
     items = getattr(split, part) if part else drawn
@@ -163,9 +164,10 @@ def match(
     """
     from adapt.cli.quiet import quiet_libraries
     from adapt.data.readers import load, read_descriptors
-    from adapt.disk import write_csv
+    from adapt.disk import check_writable, write_csv
     from adapt.progress import counting_bar
 
+    check_writable(out)
     split, known = load(source, _root(folder, root)), read_descriptors(texts)
     split.check_classes()
     if not Path(split.root).is_dir():

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adapt.cli import options as common
+from adapt.disk import check_free
 from adapt.errors import AdaptError
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ def export(
         raise AdaptError("--int8, --runtime, --classes and --data are of --to: leave them out, or --compact")
     from adapt.cli.quiet import quiet_libraries
 
+    check_free(out)
     with quiet_libraries():
         from adapt.data.readers import load as load_data
         from adapt.data.readers.lines import read_lines

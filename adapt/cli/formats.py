@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adapt.cli import options as common
+from adapt.disk import check_free
 from adapt.errors import AdaptError
 from adapt.plain import within
 from adapt.shown import shown
@@ -119,6 +120,7 @@ def merge(adapter: Path, folder: Path, backbone: str | None) -> None:
     """
     from adapt.cli.quiet import quiet_libraries
 
+    check_free(folder)
     with quiet_libraries():
         from adapt.formats.merge import merge as write
 
@@ -166,8 +168,7 @@ def convert(
     """
     from adapt.cli.quiet import quiet_libraries
 
-    if target.exists():
-        raise AdaptError(f"{target} exists already: name a new target")
+    check_free(target, "target")
     with quiet_libraries():
         from adapt.loading import located
 

@@ -11,6 +11,7 @@ import click
 from adapt import plain
 from adapt.cli import options as common
 from adapt.data.readers.folder import IMAGE_SUFFIXES, images_in
+from adapt.disk import check_writable
 from adapt.errors import AdaptError
 from adapt.shown import shown
 
@@ -41,6 +42,7 @@ def index(source: Path, out: Path, backbone: str | None, adapter: Path | None, d
     from adapt.cli.quiet import quiet_libraries
     from adapt.progress import counting_bar
 
+    check_writable(out)
     entries, of_images = _entries(source)
     with quiet_libraries():
         from adapt.retrieval.index import index_images, index_texts

@@ -9,20 +9,28 @@ import click
 
 from adapt.cli import options as common
 from adapt.errors import AdaptError
+from adapt.tracking import SHIPPED
 
 if TYPE_CHECKING:
     from adapt.protocols.protocol import Protocol
 
+track = click.option(
+    "--track",
+    multiple=True,
+    type=click.Choice(list(SHIPPED)),
+    help="Tell TensorBoard, Weights & Biases or MLflow of each run too. May be repeated.",
+)
 engines = common.together(
     click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Runs at once on a machine."),
     click.option(
         "--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True, help="Where runs go."
     ),
     click.option("--address", help="Of a Ray cluster; without it Ray starts one here."),
+    track,
 )
 
 
-def run(protocol: Protocol, out: Path, jobs: int, engine: Any, address: str | None) -> None:
+def run(protocol: Protocol, out: Path, jobs: int, engine: Any, address: str | None, track: tuple[str, ...]) -> None:
     """Makes the runs of `protocol` in `out`, says what each gave, and prints the table."""
     from adapt.cli.quiet import quiet_libraries
 
@@ -35,7 +43,7 @@ def run(protocol: Protocol, out: Path, jobs: int, engine: Any, address: str | No
 
         try:
             where = Engine(engine, jobs, address)
-            results = run_protocol(protocol, out, where, lambda line: click.echo(f"  {line}", err=True))
+            results = run_protocol(protocol, out, where, lambda line: click.echo(f"  {line}", err=True), track)
         except KeyboardInterrupt:
             click.echo("stopped; go on with the same command", err=True)
             raise SystemExit(130) from None

@@ -28,7 +28,7 @@ _common = common.together(
     engines,
 )
 _OWNED = {"seed": "give --seeds", "data.classes": "leave it out"}
-_OF_RUNS = ("out", "jobs", "engine", "address")
+_OF_RUNS = ("out", "jobs", "engine", "address", "track")
 _to = click.option(
     "--to", "targets", multiple=True, metavar="DATA", help="Data to measure on. May be repeated. [default: the papers']"
 )
@@ -278,9 +278,10 @@ def report(runs: tuple[Path, ...], out: Path) -> None:
     from adapt.cli.plotting import check_matplotlib
 
     check_matplotlib("a report")
-    from adapt.disk import write_text
+    from adapt.disk import check_writable, write_text
     from adapt.protocols.report import report as page
 
+    check_writable(out)
     write_text(out, page(runs))
     click.echo(f"written to {out} ({out.stat().st_size / 1024:.0f} KB)")
 

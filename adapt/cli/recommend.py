@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from adapt.cli import options as common
+from adapt.cli.many_runs import track
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
 
@@ -41,6 +42,7 @@ class _Time(click.ParamType):
 @click.option("--folds", type=click.IntRange(min=2), default=3, show_default=True, help="Parts of the training images.")
 @click.option("--all", "every", is_flag=True, help="Also compare the methods whose steps pass through a tower.")
 @click.option("--budget", type=_Time(), help="Also as many of those as fit into this time, such as 90s, 10m or 1h.")
+@track
 @click.option("--out", type=click.Path(path_type=Path), help="A new folder.  [default: runs/recommend-NAME]")
 @click.option("--quiet", is_flag=True, help="No progress.")
 def recommend(data: str, out: Path | None, device: str | None, quiet: bool, **options: Any) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from adapt.cli import options as common
-from adapt.errors import AdaptError
+from adapt.disk import check_free
 from adapt.shown import shown
 
 _COMBINATIONS = ("linear", "magnitude_prune", "ties", "dare_linear", "dare_ties")
@@ -58,8 +58,7 @@ def soup(
     from adapt.cli.quiet import quiet_libraries
     from adapt.data.readers import load as load_data
 
-    if out.exists():
-        raise AdaptError(f"{out} exists already: name a new file")
+    check_free(out, "file")
     shares = None if weights is None else common.numbers("weights", weights, float)
     validation = None if data is None else load_data(data, root).val
     with quiet_libraries():

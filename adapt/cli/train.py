@@ -63,6 +63,7 @@ def train(
     jobs: int,
     engine: str,
     address: str | None,
+    track: tuple[str, ...],
     plot: bool,
     quiet: bool,
     **options: Any,
@@ -92,16 +93,17 @@ def train(
         overrides = _keeping(keep_flops, common.read(recipe, overrides, options), overrides)
     chosen = common.read(recipe, overrides, options)
     if seeds or sweeps:
-        run(_many(chosen, seeds, sweeps), _of_many(out, resume, plot, options), jobs, engine, address)
+        run(_many(chosen, seeds, sweeps), _of_many(out, resume, plot, options), jobs, engine, address, track)
         return
     with quiet_libraries():
         from adapt import plugins
         from adapt.training.run_recipe import run_recipe
 
         try:
-            result = run_recipe(chosen, out, resume, progress=not quiet)
+            result = run_recipe(chosen, out, resume, progress=not quiet, track=track)
         except KeyboardInterrupt:
             changes = [*common.as_words(options), *(f"--set={each}" for each in overrides)]
+            changes += [f"--track={each}" for each in track]
             files = [f"--plugin={path}" for path in plugins.loaded()]
             again = shlex.join(["adapt", *files, "train", recipe, *changes, f"--out={out}"])
             click.echo(f"stopped; go on with: {again} --resume" if out else "stopped", err=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, TypeAdapter, ValidationError, model_validator
 
 from adapt import plain
 from adapt.errors import AdaptError
@@ -50,6 +50,13 @@ class _Target(_Stored):
     test_set: str
     adapted: float = _SHARE
     zero_shot: float = _SHARE
+
+
+class Tracking(_Stored):
+    """tracking.json of a run: its name among the trackers', and the last step that each was told of."""
+
+    id: str = Field(pattern="^[0-9a-f]{12}$")
+    told: dict[str, NonNegativeInt]
 
 
 class _Data(_Stored):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from torch import Tensor
 
@@ -39,6 +40,12 @@ class Prediction:
     """What the method makes of the image as a number, such as a grade, where it learned such."""
     features: Tensor | None = field(default=None, compare=False, repr=False)
     """Of the image `(e,)`, of unit length, on the CPU, where they were asked for."""
+
+    def plain(self) -> dict[str, Any]:
+        """For JSON, but without features; the key of a class's name is `class`, as in every CSV."""
+        top = [{"class": name, "probability": probability} for name, probability in self.top]
+        own = {"class": self.class_name, "label": self.label, "probability": self.probability, "number": self.number}
+        return {**own, "top": top}
 
 
 NONE = "none"  # the class of an image that is not sure enough of any

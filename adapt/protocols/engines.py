@@ -17,6 +17,7 @@ from typing import Any, Literal
 from adapt import plugins
 from adapt.errors import AdaptError, missing
 from adapt.protocols.runs import PlannedRun, Row, measure
+from adapt.tracking import Track
 
 
 @dataclass(frozen=True)
@@ -34,18 +35,18 @@ class Engine:
 
         return max(1, torch.get_num_threads() // self.at_once)
 
-    def rows(self, runs: Sequence[PlannedRun], out: Path) -> Iterator[Row]:
+    def rows(self, runs: Sequence[PlannedRun], out: Path, track: Track = ()) -> Iterator[Row]:
         """Each run's row, in the runs' order, when it and those before it are done."""
         if self.name == "ray":
-            return self._on_ray(runs, out)
+            return self._on_ray(runs, out, track)
         if self.at_once == 1:
-            return (_measure(run, out, self.threads) for run in runs)
-        return self._in_processes(runs, out)
+            return (_measure(run, out, self.threads, track) for run in runs)
+        return self._in_processes(runs, out, track)
 
-    def _in_processes(self, runs: Sequence[PlannedRun], out: Path) -> Iterator[Row]:
+    def _in_processes(self, runs: Sequence[PlannedRun], out: Path, track: Track) -> Iterator[Row]:
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(self.at_once, mp_context=context) as pool:
-            futures = [pool.submit(_measure, run, out, self.threads, plugins.loaded()) for run in runs]
+            futures = [pool.submit(_measure, run, out, self.threads, track, plugins.loaded()) for run in runs]
             try:
                 for future in futures:
                     yield future.result()
@@ -53,7 +54,7 @@ class Engine:
                 for future in futures:
                     future.cancel()
 
-    def _on_ray(self, runs: Sequence[PlannedRun], out: Path) -> Iterator[Row]:
+    def _on_ray(self, runs: Sequence[PlannedRun], out: Path, track: Track) -> Iterator[Row]:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # or it reports every cluster to its makers
         try:
             import ray
@@ -64,7 +65,7 @@ class Engine:
             self._start(ray)
         try:
             task: Any = ray.remote(num_cpus=self.threads, max_retries=0)(_measure)
-            pending = [task.remote(run, out.absolute(), self.threads, plugins.loaded()) for run in runs]
+            pending = [task.remote(run, out.absolute(), self.threads, track, plugins.loaded()) for run in runs]
             for each in pending:
                 try:
                     yield ray.get(each)
@@ -93,7 +94,7 @@ class Engine:
             )
 
 
-def _measure(run: PlannedRun, out: Path, threads: int, files: Sequence[Path] = ()) -> Row:
+def _measure(run: PlannedRun, out: Path, threads: int, track: Track, files: Sequence[Path] = ()) -> Row:
     """`files` are those of a user's own methods, which another process has not run."""
     import torch
 
@@ -102,6 +103,6 @@ def _measure(run: PlannedRun, out: Path, threads: int, files: Sequence[Path] = (
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        return measure(run, out)
+        return measure(run, out, track)
     finally:
         torch.set_num_threads(before)

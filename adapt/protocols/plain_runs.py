@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from adapt import plain
 from adapt.evaluation import stored
 from adapt.protocols.tables import Cells
 from adapt.recipe.file import read_file
@@ -42,7 +43,7 @@ class PlainRun:
     @property
     def settings(self) -> dict[str, Any]:
         """All keys of the recipe with their values, but for the seed."""
-        return {key: value for key, value in _flat(self.recipe) if key != "seed"}
+        return {key: value for key, value in plain.leaves(self.recipe) if key != "seed"}
 
 
 def is_run(path: Path) -> bool:
@@ -136,11 +137,3 @@ def percent(values: Sequence[float], sign: bool = False) -> str:
         return ""
     mean = f"{100 * statistics.mean(values):{'+' if sign else ''}.1f}"
     return f"{mean} ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else mean
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

@@ -14,6 +14,7 @@ from adapt.progress import readable_time
 from adapt.protocols.engines import Engine
 from adapt.protocols.protocol import Figures, Protocol
 from adapt.protocols.runs import Row, check
+from adapt.tracking import Track, trackers
 from adapt.training.run import environment
 
 LOCAL = Engine()
@@ -21,17 +22,22 @@ SHORT = 5.0  # seconds that need no word
 
 
 def run_protocol(
-    protocol: Protocol, out: Path, engine: Engine = LOCAL, progress: Callable[[str], None] | None = None
+    protocol: Protocol,
+    out: Path,
+    engine: Engine = LOCAL,
+    progress: Callable[[str], None] | None = None,
+    track: Track = (),
 ) -> dict[str, Any]:
     """Makes the runs of `protocol` in `out` and returns what its JSON file holds.
 
-    Runs that are there are not repeated, an interrupted one goes on. Raises AdaptError for what can be refused before
-    anything is trained, and where a folder holds a run of another recipe.
+    Runs that are there are not repeated, an interrupted one goes on. `track` is told of each, as in `fit`. Raises
+    AdaptError for what can be refused before anything is trained, and where a folder holds a run of another recipe.
     """
+    trackers(track, out)
     check(protocol.runs)
     rows: list[Row] = []
     started = time.monotonic()
-    for row in engine.rows(protocol.runs, out):
+    for row in engine.rows(protocol.runs, out, track):
         rows.append(row)
         if progress is not None:
             shown = ", ".join(f"{name} {100 * row[name]:.1f} %" for name in protocol.figures)

@@ -24,6 +24,7 @@ from adapt.models.classifier import AdaptedModel
 from adapt.models.wrap import wrap
 from adapt.recipe import DataSection, Recipe, build_recipe
 from adapt.recipe.file import read_file
+from adapt.tracking import Track
 from adapt.training.run_recipe import run_recipe
 from adapt.training.start import check_can_start
 
@@ -82,27 +83,27 @@ def _with_those_before(runs: Iterable[PlannedRun]) -> Iterator[PlannedRun]:
         yield run
 
 
-def measure(run: PlannedRun, out: Path) -> Row:
+def measure(run: PlannedRun, out: Path, track: Track = ()) -> Row:
     """Accuracies in [0, 1] under `run.own` and the targets' names, `zero_shot_` before those of the frozen model.
 
     Raises AdaptError where the folder holds a run of another recipe.
     """
     before: Row = {}
     if run.after is not None:
-        before = measure(run.after, out)
+        before = measure(run.after, out, track)
         start = str(out / run.after.name / "adapter.safetensors")
         run = replace(run, recipe=run.recipe.model_copy(update={"start": start}))
-    return before | _measured_alone(run, out)
+    return before | _measured_alone(run, out, track)
 
 
-def _measured_alone(run: PlannedRun, out: Path) -> Row:
+def _measured_alone(run: PlannedRun, out: Path, track: Track) -> Row:
     folder = out / run.name
     started = folder / "recipe.yaml"
     recipe = _recipe_in(started) if started.is_file() else run.recipe
     if recipe is None or _comparable(recipe) != _comparable(run.recipe):
         raise AdaptError(f"{folder} holds a run of another recipe: choose another --out")
     if not (folder / "metrics.json").exists():
-        run_recipe(recipe, folder, resume=started.is_file(), progress=False)
+        run_recipe(recipe, folder, resume=started.is_file(), progress=False, track=track)
     metrics = stored.read(folder / "metrics.json", stored.Measured, "scores of a finished run")
     row: Row = {"run": run.name, "shots": run.recipe.data.shots, "seed": run.recipe.seed}
     if run.setting is not None:

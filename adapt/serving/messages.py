@@ -54,15 +54,15 @@ class AdapterName(_Message):
 class ClassProbability(BaseModel):
     """A class and how probable it is."""
 
-    class_name: str
+    class_name: str = Field(alias="class")
     probability: float
 
 
 class AdapterAnswer(BaseModel):
-    """What one adapter says of an image; `class_name` is none below the threshold, with no label."""
+    """What one adapter says of an image; `class` is none below the threshold, with no label."""
 
     adapter: str
-    class_name: str
+    class_name: str = Field(alias="class")
     label: int | None
     probability: float
     number: float | None = None  # such as a grade, where the adapter learned such
@@ -161,21 +161,13 @@ def answers(files: Sequence[tuple[str, bytes]], adapters: Sequence[str], found: 
     """The answers as plain data."""
     return {
         "results": [
-            {"image": name, "answers": [_answer(adapter, each) for adapter, each in zip(adapters, row, strict=True)]}
+            {
+                "image": name,
+                "answers": [{"adapter": adapter, **each.plain()} for adapter, each in zip(adapters, row, strict=True)],
+            }
             for (name, _), row in zip(files, found, strict=True)
         ]
     }
-
-
-def _answer(adapter: str, found: Prediction) -> dict[str, Any]:
-    top = [{"class_name": name, "probability": probability} for name, probability in found.top]
-    own = {
-        "class_name": found.class_name,
-        "label": found.label,
-        "probability": found.probability,
-        "number": found.number,
-    }
-    return {"adapter": adapter, **own, "top": top}
 
 
 def _json(body: bytes) -> Any:

@@ -27,8 +27,10 @@ from adapt.models.base import Adapted
 from adapt.models.classifier import AdaptedModel
 from adapt.models.wrap import wrap
 from adapt.progress import counting_bar, training_bar
+from adapt.tracking import Track, trackers
 from adapt.training.average import epoch_weights
 from adapt.training.fitting import Fitting
+from adapt.training.journal import Journal
 from adapt.training.length_of_time import LengthOfTime
 from adapt.training.loop import Length, Trainer
 from adapt.training.result import Result
@@ -56,6 +58,7 @@ def fit(
     progress: bool = True,
     blend: float | None = None,
     calibrate: bool = False,
+    track: Track = (),
     **settings: Any,
 ) -> Result:
     """Trains `model` in place on labelled images and compares it with zero-shot classification on `test_set`.
@@ -65,12 +68,15 @@ def fit(
     directory to make (or to go on with, by `resume`): it gets the adapter, metrics, log and checkpoints. `recipe` is
     what the adapter records as its origin. Of the answers `blend` is the share of the adapted model, the rest being
     zero-shot by `template` (WiSE-FT), and `calibrate` divides their logits by a temperature, chosen on `val_set`.
+    `track` names trackers that are told of the run too (tensorboard, wandb, mlflow), or holds some of the user's own.
 
-    Raises AdaptError for bad settings, labels that are not the model's, images that cannot be decoded, a step that does
-    not fit into memory, or a loss that is not finite; KeyboardInterrupt when the user stops it.
+    Raises AdaptError for bad settings, a tracker whose extra is missing, labels that are not the model's, images that
+    cannot be decoded, a step that does not fit into memory, or a loss that is not finite; KeyboardInterrupt when the
+    user stops it.
     """
     if not 0 <= seed < 2**63:
         raise AdaptError(f"seed is {seed}; expected a whole number from 0 to 2^63 - 1")
+    found = trackers(track, out)
     chosen = _settings(model, settings)
     _check_parts(model, train_set, val_set, test_set)
     if blend is not None:
@@ -84,8 +90,9 @@ def fit(
             run.images = items_id(train_set)
             if isinstance(model, AdaptedModel):
                 model.text_memory = run.text_memory(model.text_memory)
-        training = Fitting(model, train_set, val_set, chosen, seed, run, cache, progress)
-        return _fit(training, test_set, template, recipe, calibrate)
+        with Journal(found, run, model.method.name, origin) as journal:
+            training = Fitting(model, train_set, val_set, chosen, seed, run, cache, progress)
+            return _fit(training, journal, test_set, template, recipe, calibrate)
 
 
 def _check_parts(
@@ -138,15 +145,19 @@ def _check_calibration(model: Adapted[Any], val_set: Sequence[Item]) -> None:
 
 
 def _fit(
-    training: Fitting, test_set: Sequence[Item], template: str, recipe: dict[str, Any] | None, calibrate: bool
+    training: Fitting,
+    journal: Journal,
+    test_set: Sequence[Item],
+    template: str,
+    recipe: dict[str, Any] | None,
+    calibrate: bool,
 ) -> Result:
     model, run, seed = training.model, training.run, training.seed
     metrics: dict[str, Any] = {"method": model.method.name, "backbone": model.backbone.name, "seed": seed}
     if test_set and model.has_baseline:
         metrics["baseline"] = model.baseline
         metrics["zero_shot"] = _zero_shot(training, test_set, template)
-    history, trained = _train(training)
-    metrics |= trained
+    metrics |= _train(training, journal)
     metrics["trainable_parameters"] = sum(parameter.numel() for parameter in model.method.parameters())
     metrics["train_images"] = len(training.train_set)
     metrics["train_set"] = items_id(training.train_set)
@@ -161,7 +172,7 @@ def _fit(
         metrics["val"] = _scores(training, training.val_set, "validating").figures()
     if scores is not None:
         metrics["adapted"] = scores.figures()
-        _note_harm(metrics, history)
+        _note_harm(metrics, journal.history)
     model.metadata = {"recipe": recipe, "seed": seed, "metrics": dict(metrics)}
     adapter = None
     if run is not None:
@@ -173,7 +184,8 @@ def _fit(
             metrics["adapted"] = scores.figures() | {"by_class": scores.by_class}
         metrics["adapter_bytes"] = adapter.stat().st_size
         run.finish(metrics)
-    return Result(metrics, history, adapter)
+    journal.finished(metrics)
+    return Result(metrics, journal.history, adapter)
 
 
 def _scores(training: Fitting, items: Sequence[Item], title: str) -> Scores:
@@ -260,8 +272,8 @@ def _zero_shot(training: Fitting, test_set: Sequence[Item], template: str) -> di
     return scores.figures() | ({"template": template} if options else {})
 
 
-def _train(training: Fitting) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """The history of steps, and what training adds to the metrics."""
+def _train(training: Fitting, journal: Journal) -> dict[str, Any]:
+    """What training adds to the metrics."""
     method = training.model.method
     if training.chosen is None:
         started = time.monotonic()
@@ -269,42 +281,40 @@ def _train(training: Fitting) -> tuple[list[dict[str, Any]], dict[str, Any]]:
             torch.manual_seed(training.seed)
             method.prepare(training)
             method.finish(training)
-        return [], {"seconds": round(time.monotonic() - started, 3), **training.noted}
-    history, figures = _steps(training)
+        return {"seconds": round(time.monotonic() - started, 3), **training.noted}
+    figures = _steps(training, journal)
     method.finish(training)
-    return history, training.noted | figures
+    return training.noted | figures
 
 
-def _steps(training: Fitting) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    model, run, settings = training.model, training.run, training.settings
+def _steps(training: Fitting, journal: Journal) -> dict[str, Any]:
+    model, settings = training.model, training.settings
     needed = check_memory(model, training.batches, settings)
     if settings.average is not None:  # before a search takes its time
         epoch_weights(settings.average, Length.of(settings, len(training.batches)).epochs)
-    history: list[dict[str, Any]] = []
     with torch.random.fork_rng():
         torch.manual_seed(training.seed)
         training.weigh_classes()
         model.method.prepare(training)
         training.renew_batches()
-        trainer = Trainer(model, training.batches, settings, run)
+        trainer = Trainer(model, training.batches, settings, training.run, saved=journal.saved)
+        journal.go_on(trainer.position.step)
         if not trainer.resumed:
             trainer.position.seconds = training.seconds
         with training_bar(trainer.plan.steps, trainer.position.step, training.progress) as report:
             time_left = LengthOfTime(model, training.batches, settings, trainer.plan.steps, trainer.position.step)
 
             def told(entry: dict[str, Any]) -> None:
-                history.append(entry)
+                journal.step(entry)
                 report(entry)
                 time_left.told()
 
             position = trainer.train(told, model.method.epoch_done)
     training.seconds = position.seconds
-    if run is not None:  # a resumed run's whole history
-        history = run.history()
-    return history, {
+    return {
         "seconds": round(position.seconds, 3),
         "steps": position.step,
-        "final_loss": history[-1]["loss"],
+        "final_loss": journal.history[-1]["loss"],
         "text_path": model.text_path,
         "vision_path": model.vision_path,
         "estimated_bytes": needed,

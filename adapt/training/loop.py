@@ -49,7 +49,8 @@ class Length:
 class Trainer:
     """One training: a model, its optimiser, and where they stand.
 
-    It trains `parameters`, by default all of the method's, on `loss`, by default the model's.
+    It trains `parameters`, by default all of the method's, on `loss`, by default the model's; `saved` is called when
+    all steps up to here are in the run's checkpoint, or would be if there were a run.
     """
 
     def __init__(
@@ -60,18 +61,18 @@ class Trainer:
         run: Run | None,
         parameters: Iterable[nn.Parameter] | None = None,
         loss: Loss | None = None,
+        saved: Callable[[], None] = lambda: None,
     ) -> None:
         self.model, self.batches, self.settings, self.run, self.loss = model, batches, settings, run, loss
+        self.saved = saved
         self.plan = Length.of(settings, len(batches))
         self.optimizer = make_optimizer(model, settings, parameters)
         self.scaler = torch.amp.GradScaler(model.backbone.device.type, enabled=settings.precision == "fp16")
         self.average = RunningAverage(model.method, settings.average, self.plan.epochs) if settings.average else None
         self.position = Position()
         self.resumed = run is not None and run.goes_on
-        if run is not None and run.resume:
-            if self.resumed:
-                self.position = checkpoint.load(run.checkpoint, self._trained(), run.identity)
-            run.cut_log(self.position.step)
+        if run is not None and run.goes_on:
+            self.position = checkpoint.load(run.checkpoint, self._trained(), run.identity)
 
     def train(self, report: Report, epoch_done: Callable[[int, int], None] = lambda epoch, epochs: None) -> Position:
         """Trains to the end of the plan; `report` is told of every step, `epoch_done` of every epoch, and of how many.
@@ -85,8 +86,6 @@ class Trainer:
             while self.position.epoch < self.plan.epochs:  # the last one may lack its end only
                 for entry in self._epoch():
                     report(entry)
-                    if self.run is not None:
-                        self.run.log(entry)
                     if interrupt.requested:
                         self._keep()
                         raise KeyboardInterrupt
@@ -165,8 +164,11 @@ class Trainer:
 
     def _keep(self) -> None:
         """Renews the checkpoint, unless the last step broke the values."""
-        if self.run is not None and checkpoint.finite(self.model.method):
+        if not checkpoint.finite(self.model.method):
+            return
+        if self.run is not None:
             checkpoint.save(self.run.checkpoint, self._trained(), self.position, self.run.identity)
+        self.saved()
 
     def _trained(self) -> checkpoint.Trained:
         method, average = self.model.method, self.average.values if self.average else {}

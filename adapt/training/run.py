@@ -18,6 +18,8 @@ from adapt.formats.adapter import versions
 from adapt.shown import brief
 from adapt.training.result import read_history
 
+_OF_THE_START = ("environment.json", "tracking.json")  # written before anything is learned
+
 
 class Run:
     """Holds the lock of `path` as a context manager.
@@ -56,7 +58,7 @@ class Run:
     ) -> None:
         if isinstance(value, Exception) and not self.resume and not self._begun():
             # refused, or failed, before there is anything to go on from: the next try may use the directory
-            for name in ("recipe.yaml", "environment.json"):
+            for name in ("recipe.yaml", *_OF_THE_START):
                 (self.path / name).unlink(missing_ok=True)
             self._lock.release()
             with suppress(OSError):  # a folder with more in it stays
@@ -85,13 +87,17 @@ class Run:
         return self.path / "train_images.csv"
 
     @property
+    def tracking(self) -> Path:
+        return self.path / "tracking.json"
+
+    @property
     def goes_on(self) -> bool:
         """Whether it has a checkpoint to go on from."""
         return self.resume and self.checkpoint.is_file()
 
     def kept(self, name: str) -> Path:
         """Where a method keeps what took it long to find out. AdaptError for the name of another file of a run."""
-        if name in ("metrics", "environment", "targets", "explanations"):
+        if name in ("metrics", "environment", "targets", "explanations", "tracking"):
             raise AdaptError(f"{name}.json is a run's own: keep what a method found by another name")
         return self.path / f"{name}.json"
 
@@ -101,7 +107,7 @@ class Run:
         return hashlib.sha256(f"{self.recipe}\n{self.images}".encode()).hexdigest()[:16]
 
     def _begun(self) -> bool:
-        kept = {path.name for path in self.path.glob("*.json")} - {"environment.json"}
+        kept = {path.name for path in self.path.glob("*.json")} - {*_OF_THE_START}
         return bool(kept) or self.checkpoint.exists() or (self.path / "log.jsonl").exists()
 
     def _check(self) -> None:

@@ -21,10 +21,11 @@ from adapt.models.wrap import wrap
 from adapt.progress import counting_bar
 from adapt.recipe import Recipe
 from adapt.shown import shown
+from adapt.tracking import Track, trackers
 from adapt.training.fit import fit
 from adapt.training.result import Result
 from adapt.training.run import Run
-from adapt.training.start import start_from
+from adapt.training.start import check_start, start_from
 
 logger = logging.getLogger("adapt")
 
@@ -119,19 +120,33 @@ def run_recipe(
     progress: bool = True,
     split: Split | None = None,
     backbone: Backbone | None = None,
+    track: Track = (),
 ) -> Result:
     """Trains what `recipe` says; with `out`, leaves a run directory. All that can be refused is refused first.
 
     On the recipe's data and backbone, or on a `split`, sampled and checked, and a `backbone` that are there already.
+    `track` names trackers, or holds some of the user's own, as in `fit`.
     """
+    found = trackers(track, out)
     split = read_data(recipe, progress) if split is None else with_validation(split, recipe)
     if recipe.train is not None:
         recipe.train.at(recipe.data.shots)
+    if recipe.start is not None:  # before the backbone is loaded
+        method = methods.find(recipe.method["name"])(**recipe.method_config)
+        check_start(recipe.start, method, recipe.train is not None, split.class_names)
     with Run(out, recipe.to_yaml(), resume) if out is not None else nullcontext() as run:
-        return learn(recipe, build(recipe, split.class_names, backbone), split, run, progress)
+        return learn(recipe, build(recipe, split.class_names, backbone), split, run, progress, found)
 
 
-def learn(recipe: Recipe, model: Adapted[Any], split: Split, run: Run | None, progress: bool, **changes: Any) -> Result:
+def learn(
+    recipe: Recipe,
+    model: Adapted[Any],
+    split: Split,
+    run: Run | None,
+    progress: bool,
+    track: Track = (),
+    **changes: Any,
+) -> Result:
     """`fit` by the recipe's settings, with `changes` of those of the training; null leaves a setting out."""
     settings: dict[str, Any] = {}
     if recipe.train is not None:
@@ -149,5 +164,6 @@ def learn(recipe: Recipe, model: Adapted[Any], split: Split, run: Run | None, pr
         progress=progress,
         blend=recipe.blend,
         calibrate=recipe.calibrate,
+        track=track,
         **{key: value for key, value in (settings | changes).items() if value is not None},
     )

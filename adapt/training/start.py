@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,23 @@ def start_from(model: Adapted[Any], path: str | Path) -> None:
     Raises AdaptError where method, settings, classes or backbone do not fit, and as `read_header` and `read_tensors`
     do; the model is as it was then.
     """
-    file = located(path)
-    described = read_header(file)
-    _check_kin(model, described, file)
+    file, described = check_start(path, model.method, model.method.takes_steps, model.class_names)
     check_backbone(described, model.backbone, file)
     load_tensors(model.method, read_tensors(file), str(file))
     model.started = True
+
+
+def check_start(path: str | Path, method: Method, steps: bool, class_names: Sequence[str]) -> tuple[Path, Header]:
+    """The adapter's file at `path`, or of a run directory, and its header: found, and checked, without a backbone.
+
+    `steps` says whether `method`, which need not be built yet, is trained by such. Raises AdaptError as `start_from`
+    does, but for what the backbone decides.
+    """
+    file = located(path)
+    described = read_header(file)
+    check_can_start(method, steps, str(file))
+    _check_kin(method, class_names, described, file)
+    return file, described
 
 
 def check_can_start(method: Method, steps: bool, place: str) -> None:
@@ -39,17 +51,16 @@ def check_can_start(method: Method, steps: bool, place: str) -> None:
         )
 
 
-def _check_kin(model: Adapted[Any], described: Header, file: Path) -> None:
-    """AdaptError unless the adapter's method makes the same of its tensors as the model's does."""
-    method, earlier = model.method, method_of(described, file)
-    check_can_start(method, method.takes_steps, str(file))
+def _check_kin(method: Method, class_names: Sequence[str], described: Header, file: Path) -> None:
+    """AdaptError unless the adapter's method makes the same of its tensors as `method` does."""
+    earlier = method_of(described, file)
     if not (isinstance(earlier, type(method)) or isinstance(method, type(earlier))):
         raise AdaptError(f"{file} is an adapter of {earlier.name}, and training is of {method.name}: take that one")
     _check_settings(method, earlier, file)
-    if method.per_class and described.class_names != model.class_names:
+    if method.per_class and described.class_names != tuple(class_names):
         raise AdaptError(
             f"{file} has tensors of {method.name} for each of {len(described.class_names)} classes, and the data has "
-            f"{len(model.class_names)} that are not the same ones: leave start out"
+            f"{len(class_names)} that are not the same ones: leave start out"
         )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import stored_numbers
 from click.testing import CliRunner, Result
 from PIL import Image
 
@@ -82,10 +83,11 @@ def test_test_images_choose_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_one_image_a_class(tmp_path: Path) -> None:
-    found = adapt.recommend("emoji", shots=1, out=tmp_path / "out", progress=False)
+    found = adapt.recommend("emoji", shots=1, out=tmp_path / "out", progress=False, track="tensorboard")
     assert (found.chosen, found.rows, found.estimate) == ("tip_adapter", [], None)
     assert "cannot be known" in str(found)
     assert found.result.accuracy > 0.3
+    assert stored_numbers.tensorboard(tmp_path / "out")["adapted/accuracy", 0] == found.result.accuracy
     assert not (tmp_path / "out/methods.csv").exists()
     assert len(found.advice.few) == 24
     assert found.advice.suspects == []  # nobody could tell

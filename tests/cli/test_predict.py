@@ -189,8 +189,8 @@ def test_adapters_side_by_side(run, adapter: Path, photos: Path, tmp_path: Path)
     assert list(found["adapters"]) == names
     assert all(
         each["class"] == own["class"] and each["probability"] == pytest.approx(own["probability"], abs=1e-5)
-        for top in found["adapters"].values()
-        for each, own in zip(top, one, strict=True)
+        for answer in found["adapters"].values()
+        for each, own in zip(answer["top"], one, strict=True)
     )
     first, *_ = csv.DictReader(run("predict", adapter, other, image, "--csv").stdout.splitlines())
     assert list(first) == ["image", "rank", *(column for name in names for column in (name, f"{name} probability"))]
@@ -199,6 +199,49 @@ def test_adapters_side_by_side(run, adapter: Path, photos: Path, tmp_path: Path)
     assert (title, header.split()) == (str(image), names)
     assert len(lines) == 2
     assert all(line.count("%") == 2 for line in lines)
+
+
+def test_below_the_threshold_the_answer_is_none(run, adapter: Path, photos: Path, tmp_path: Path) -> None:
+    image = photos / "test/sky/0.png"
+    top = adapt.load(adapter).predict(image)[0].top
+    for threshold, answer in ((top[0][1] + 1e-4, "none"), (top[0][1] - 1e-4, top[0][0])):
+        asked = ("predict", adapter, image, "--threshold", threshold)
+        title, *lines = run(*asked).stdout.splitlines()
+        assert title == f"{image}  none" if answer == "none" else str(image)
+        assert lines == [f"  {100 * probability:5.1f} %  {name}" for name, probability in top]
+        said = json.loads(run(*asked, "--json").stdout)
+        assert (said["class"], said["probability"]) == (answer, pytest.approx(top[0][1]))
+        assert [each["class"] for each in said["top"]] == [name for name, _ in top]
+        rows = list(csv.DictReader(run(*asked, "--csv").stdout.splitlines()))
+        assert [(row["class"], row["answer"]) for row in rows] == [(name, answer) for name, _ in top]
+    other = tmp_path / "other.safetensors"
+    shutil.copy(adapter, other)
+    asked = ("predict", adapter, other, image, "--threshold", 1)
+    assert run(*asked).stdout.splitlines()[1].split() == [str(adapter), "none", str(other), "none"]
+    first, *_ = csv.DictReader(run(*asked, "--csv").stdout.splitlines())
+    assert (first[f"{adapter} answer"], first[str(other)]) == ("none", top[0][0])
+
+
+def test_a_threshold_outside_its_range(run, adapter: Path, photos: Path) -> None:
+    result = run("predict", adapter, photos, "--threshold", 1.5)
+    assert result.exit_code == 2
+    assert "1.5 is not in the range 0<=x<=1" in result.stderr
+
+
+def test_the_number_of_a_method_of_numbers_stands_in_each_layout(
+    run, adapter: Path, model_folder: Path, photos: Path, tmp_path: Path
+) -> None:
+    model = adapt.wrap(adapt.load_backbone(str(model_folder)), adapt.methods.UniQA(), ["bad", "fair", "good"])
+    graded, image = model.save(tmp_path / "graded.safetensors"), photos / "test/sky/0.png"
+    number = adapt.load(graded).predict(image)[0].number
+    rows = list(csv.DictReader(run("predict", graded, image, "--csv").stdout.splitlines()))
+    assert list(rows[0]) == ["image", "rank", "class", "probability", "number"]
+    assert [float(row["number"]) for row in rows] == pytest.approx([number] * 3, rel=1e-5)
+    assert json.loads(run("predict", graded, image, "--json").stdout)["number"] == pytest.approx(number)
+    assert run("predict", graded, image).stdout.splitlines()[0] == f"{image}  {number:.3g}"
+    first, *_ = csv.DictReader(run("predict", adapter, graded, image, "--csv").stdout.splitlines())
+    assert float(first[f"{graded} number"]) == pytest.approx(number, rel=1e-5)
+    assert f"{adapter} number" not in first
 
 
 def test_adapters_without_images(run, refused, adapter: Path) -> None:

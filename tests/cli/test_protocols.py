@@ -9,6 +9,7 @@ import signal
 from pathlib import Path
 
 import pytest
+import stored_numbers
 from click.testing import CliRunner
 
 from adapt.cli import main
@@ -171,13 +172,16 @@ def percentages(figures: dict[str, float]) -> list[str]:
 
 def test_few_shot_shows_a_column_for_each_number_of_shots(run, of_five: Path, tmp_path: Path) -> None:
     out = tmp_path / "curve"
-    result = run("few-shot", of_five, "--out", out, "--shots", "1,2", "--seeds", "4,5")
+    result = run("few-shot", of_five, "--out", out, "--shots", "1,2", "--seeds", "4,5", "--track", "tensorboard")
     assert result.exit_code == 0
     found = json.loads((out / "few_shot.json").read_text())
     runs = ["shots-1-seed-4", "shots-1-seed-5", "shots-2-seed-4", "shots-2-seed-5"]
     assert [row["run"] for row in found["runs"]] == runs
     assert [row["run"] for row in csv.DictReader((out / "few_shot.csv").open())] == runs
     assert all((out / name / "adapter.safetensors").is_file() for name in runs)
+    tracked = {name: stored_numbers.tensorboard(out / name) for name in runs}
+    finals = {name: [each[key] for key in each if key[0] == "adapted/accuracy"] for name, each in tracked.items()}
+    assert finals == {row["run"]: [row["test"]] for row in found["runs"]}
     mean, spread, frozen = (
         [f"{100 * group[kind]['test']:.1f}" for group in found["summary"]] for kind in ("mean", "std", "zero_shot")
     )

@@ -76,7 +76,7 @@ def test_refusals(run, refused, pot, tmp_path: Path) -> None:
     refused(run("soup", *coop, "--combination", "ties", "--out", out), "ties needs a density")
     refused(run("soup", *coop, "--weights", "a,b,c", "--out", out), "--weights is 'a,b,c'; expected numbers such as")
     assert not out.exists()
-    refused(run("soup", *coop, "--out", coop[0]), "exists already: name a new file")
+    refused(run("soup", *coop, "--out", coop[0]), "exists already; name a new file")
 
 
 def test_the_combinations_are_those_of_the_library() -> None:

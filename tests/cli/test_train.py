@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import stored_numbers
 import yaml
 
 from adapt.training.run import Run
@@ -18,6 +19,11 @@ from adapt.training.run import Run
 def _log(out: Path) -> list[str]:
     log = out / "log.jsonl"
     return log.read_text().splitlines() if log.exists() else []
+
+
+def _loss(line: str) -> tuple[int, float]:
+    entry = json.loads(line)
+    return entry["step"], entry["loss"]
 
 
 def test_what_it_prints(run, recipe: Path, tmp_path: Path) -> None:
@@ -64,12 +70,15 @@ def test_the_command_to_go_on_with_works(run, recipe: Path, tmp_path: Path, monk
             signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(Run, "log", log_and_stop)
-    stopped = run("train", recipe, "--out", tmp_path / "my run", "--set", "train.epochs=4", "--seed", 5, "--shots", 2)
+    options = ("--set", "train.epochs=4", "--seed", 5, "--shots", 2, "--track", "tensorboard")
+    stopped = run("train", recipe, "--out", tmp_path / "my run", *options)
     assert stopped.exit_code == 130
     monkeypatch.undo()
     _, *arguments = shlex.split(stopped.stderr.partition("go on with: ")[2])
     assert run(*arguments).exit_code == 0
-    assert [json.loads(line)["step"] for line in _log(tmp_path / "my run")] == [1, 2, 3, 4]
+    losses = {("train/loss", step): loss for step, loss in map(_loss, _log(tmp_path / "my run"))}
+    assert [step for _, step in losses] == [1, 2, 3, 4]
+    assert stored_numbers.tensorboard(tmp_path / "my run").items() >= losses.items()
 
 
 def test_without_out_nothing_is_written(run, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,6 +88,10 @@ def test_without_out_nothing_is_written(run, recipe: Path, tmp_path: Path, monke
     assert result.exit_code == 0
     assert "adapter " not in result.stdout
     assert list((tmp_path / "here").iterdir()) == []
+
+
+def test_event_files_need_a_directory(run, refused, recipe: Path) -> None:
+    refused(run("train", recipe, "--track", "tensorboard"), "TensorBoard writes into the run's directory", "--out")
 
 
 @pytest.mark.parametrize(

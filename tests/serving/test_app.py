@@ -36,8 +36,8 @@ def upload(client: TestClient, images: list[bytes], **fields: Any) -> Any:
 
 
 def same(answer: dict[str, Any], expected: Prediction) -> bool:
-    found = [(each["class_name"], each["probability"]) for each in answer["top"]]
-    return (answer["class_name"], answer["label"]) == (expected.class_name, expected.label) and all(
+    found = [(each["class"], each["probability"]) for each in answer["top"]]
+    return (answer["class"], answer["label"]) == (expected.class_name, expected.label) and all(
         name == own and abs(value - probability) < 1e-5
         for (name, value), (own, probability) in zip(found, expected.top, strict=True)
     )
@@ -56,9 +56,7 @@ def test_answers_are_those_of_predict(serve: Serve, models: dict[str, AdaptedMod
             assert [each["adapter"] for each in results[number]["answers"]] == ["coop", "lora"]
             assert all(map(same, results[number]["answers"], rows))
     (first,) = upload(client, images[:1], threshold=1).json()["results"]
-    assert [(each["adapter"], each["class_name"], each["label"]) for each in first["answers"]] == [
-        ("coop", "none", None)
-    ]
+    assert [(each["adapter"], each["class"], each["label"]) for each in first["answers"]] == [("coop", "none", None)]
 
 
 def test_one_pass_over_the_image_serves_those_that_share_it(

@@ -1,0 +1,60 @@
+"""TensorBoard's event files, in the run's directory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from adapt.errors import missing
+from adapt.tracking.tracker import TrackedRun, Tracker, final_numbers, flat_settings, step_numbers
+
+
+class TensorBoard(Tracker):
+    """Writes event files to `folder`, by default to the run's directory: `tensorboard --logdir runs` shows all runs.
+
+    AdaptError without the extra `tensorboard`.
+    """
+
+    def __init__(self, folder: str | Path | None = None) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise missing("tensorboard as a tracker", "TensorBoard", "tensorboard") from None
+        self._make, self._folder = SummaryWriter, folder
+        self.needs_folder = folder is None
+        self._writer: Any = None
+        self._settings: dict[str, Any] = {}
+        self._step = 0
+
+    def started(self, run: TrackedRun) -> None:
+        folder = run.folder if self._folder is None else self._folder
+        # what is behind the last step that counts is of a try that was stopped in between, and is not shown
+        self._writer = self._make(str(folder), purge_step=run.step + 1)
+        self._settings, self._step = flat_settings(run.settings), run.step
+        if not run.resumed:
+            self._writer.add_text("settings", f"```yaml\n{yaml.safe_dump(dict(run.settings), sort_keys=False)}```", 0)
+
+    def steps(self, entries: Sequence[Mapping[str, Any]]) -> None:
+        for entry in entries:
+            self._step = entry["step"]
+            self._add(step_numbers(entry))
+        self._writer.flush()
+
+    def finished(self, metrics: Mapping[str, Any]) -> None:
+        from torch.utils.tensorboard.summary import hparams
+
+        figures = final_numbers(metrics)
+        for summary in hparams(self._settings, figures):
+            self._writer.file_writer.add_summary(summary)
+        self._add(figures)
+        self._writer.close()
+
+    def stopped(self, error: BaseException) -> None:
+        self._writer.close()
+
+    def _add(self, numbers: Mapping[str, float]) -> None:
+        for name, value in numbers.items():  # in double precision, or they would not be those of log.jsonl
+            self._writer.add_scalar(name, value, self._step, new_style=True, double_precision=True)

@@ -1,0 +1,61 @@
+"""A hub that does not answer is asked once, and nobody waits: what is not in the cache is said at once, in one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from huggingface_hub import constants
+from huggingface_hub.utils import _http
+
+import adapt
+from adapt import AdaptError
+from adapt.hub import asked_once
+
+NOWHERE = "http://127.0.0.1:9"  # where nobody listens
+
+
+@pytest.fixture
+def waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Without a network, and with an empty cache; the seconds that libraries would wait between two tries."""
+    found: list[float] = []
+    values = {"ENDPOINT": NOWHERE, "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": False}
+    values["HUGGINGFACE_CO_URL_TEMPLATE"] = NOWHERE + "/{repo_id}/resolve/{revision}/{filename}"
+    for name, value in values.items():
+        monkeypatch.setattr(constants, name, value)
+    monkeypatch.setattr(_http.time, "sleep", found.append)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        (
+            "open_clip:ViT-B-16-quickgelu/openai",
+            r"the weights 'openai' of ViT-B-16-quickgelu are not on this machine .*: the hub does not answer at "
+            r"http://127.0.0.1:9\. Connect it, or give a file as open_clip:ViT-B-16-quickgelu/FILE, or a local folder$",
+        ),
+        ("hf:openai/clip-vit-base-patch16", "couldn't find them in the cached files. Connect this machine, or give"),
+        ("mini-clip+hf:nobody/nothing", "couldn't find them in the cached files. Connect this machine, or give"),
+    ],
+)
+def test_nobody_waits_for_a_hub_that_does_not_answer(waits: list[float], spec: str, words: str) -> None:
+    with pytest.raises(AdaptError, match=words) as raised:
+        adapt.load_backbone(spec)
+    assert "\n" not in str(raised.value)
+    assert waits == []
+    assert not constants.HF_HUB_OFFLINE
+
+
+def test_a_hub_that_answers_is_asked_as_ever(hub) -> None:
+    with asked_once() as silence:
+        assert silence is None
+        assert not constants.HF_HUB_OFFLINE
+
+
+def test_what_is_on_this_machine_asks_nobody(
+    waits: list[float], model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.get_session", lambda: pytest.fail("the hub is asked"))
+    for spec in ("mini-clip", str(model_folder), "mini-vilt"):
+        assert adapt.load_backbone(spec).name == spec

@@ -1,0 +1,64 @@
+"""What a command cannot write to, or start from, is found before it loads a backbone: here one that there is not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+NO_BACKBONE = ("--backbone", "no-such-backbone")
+
+
+@pytest.fixture
+def taken(tmp_path: Path) -> Path:
+    """A file, below which nothing can be made."""
+    path = tmp_path / "taken"
+    path.write_text("mine")
+    return path
+
+
+@pytest.mark.parametrize("command", ["merge", "convert", "export", "soup", "index", "match", "show", "report"])
+def test_a_place_that_cannot_be_used(
+    run, refused, trained, adapter: Path, photos: Path, taken: Path, tmp_path: Path, command: str
+) -> None:
+    texts, out = tmp_path / "texts.json", taken / "new"
+    texts.write_text('{"sky": ["blue"], "goldfish": ["fins"], "lime tree": ["leaves"]}')
+    arguments: dict[str, tuple[Any, ...]] = {
+        "merge": ("merge", adapter, out, *NO_BACKBONE),
+        "convert": ("convert", adapter, out, "--to", "peft", *NO_BACKBONE),
+        "export": ("export", adapter, "--to", "torch", "--out", out, *NO_BACKBONE),
+        "soup": ("soup", adapter, trained("coop"), "--out", out, *NO_BACKBONE),
+        "index": ("index", photos, "--out", out, *NO_BACKBONE),
+        "match": ("data", "match", photos, "--texts", texts, "--out", out, *NO_BACKBONE),
+        "show": ("data", "show", photos, "--out", out),
+        "report": ("report", trained("coop"), "--out", out),
+    }
+    refused(run(*arguments[command]), f"cannot write {out}: {taken} is no folder; choose another place")
+    assert taken.read_text() == "mine"
+
+
+def test_what_is_there_already(run, refused, adapter: Path, photos: Path, tmp_path: Path) -> None:
+    refused(run("merge", adapter, tmp_path, *NO_BACKBONE), f"{tmp_path} exists already; name a new folder")
+    refused(run("convert", adapter, tmp_path, "--to", "peft", *NO_BACKBONE), "exists already; name a new target")
+    refused(run("index", photos, "--out", tmp_path, *NO_BACKBONE), f"cannot write {tmp_path}: it is a folder")
+
+
+def test_a_run_directory_that_cannot_be_made(run, refused, recipe: Path, taken: Path) -> None:
+    refused(run("train", recipe, "--out", taken / "run", *NO_BACKBONE), "cannot make the run directory", "Not a dir")
+
+
+@pytest.mark.parametrize(
+    ("start", "method", "words"),
+    [
+        ("nowhere", "coop", "nowhere"),
+        ("adapter", "lora", "is an adapter of coop, and training is of lora"),
+        ("adapter", "coop", "was trained with n_ctx 2, and this training has 3"),
+    ],
+)
+def test_an_adapter_that_training_cannot_start_from(
+    run, refused, recipe: Path, adapter: Path, start: str, method: str, words: str
+) -> None:
+    config = "{name: coop, n_ctx: 3}" if method == "coop" else "{name: lora}"
+    place = adapter if start == "adapter" else start
+    refused(run("train", recipe, "--set", f"start={place}", "--set", f"method={config}", *NO_BACKBONE), words)
