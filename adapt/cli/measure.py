@@ -159,7 +159,8 @@ def _print(
                 click.echo(f"{way.replace('_', ' ')}: {told(shares)}, {of}")
             return
         of += f" ({len(split.class_names)} {'answers' if items[0].question else 'classes'})"
-        click.echo(f"{100 * scores.accuracy:.1f} % of {of}")
+        balanced = scores.figures()["mean_class_accuracy"]
+        click.echo(f"{100 * scores.accuracy:.1f} % of {of}, balanced {100 * balanced:.1f} %")
         if numbers := of_numbers(scores.figures()):
             click.echo(numbers)
 

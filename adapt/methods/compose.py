@@ -113,6 +113,10 @@ class Compose(Method):
         return any(part.begins_anew for part in self.parts.values())
 
     @property
+    def weighs_classes(self) -> bool:  # type: ignore[override]
+        return all(part.weighs_classes for part in self.parts.values())
+
+    @property
     def needs_every_class(self) -> bool:  # type: ignore[override]
         return any(part.needs_every_class for part in self.parts.values())
 

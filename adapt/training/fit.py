@@ -235,6 +235,7 @@ def _settings(model: Adapted[Any], settings: dict[str, Any]) -> TrainSettings | 
     except ValidationError as error:
         raise AdaptError(explain(TrainSettings, error, "fit")) from None
     _check_vision(model, chosen)
+    _check_weights(model, chosen)
     return chosen
 
 
@@ -246,6 +247,19 @@ def _check_vision(model: Adapted[Any], settings: TrainSettings) -> None:
             f"train.terms has distill: {settings.terms['distill']:g}, and {model.method.name} on "
             f"{model.backbone.describe()} changes no image features that could be held to the backbone's own: leave it "
             "out"
+        )
+
+
+def _check_weights(model: Adapted[Any], settings: TrainSettings) -> None:
+    """AdaptError where classes are to count differently, and there are none, or the method's loss does not ask."""
+    if settings.class_weights == "equal":
+        return
+    if not isinstance(model, AdaptedModel) or not model.class_names:
+        raise AdaptError("train.class_weights are of classes, and the data has none: leave them out")
+    if not model.method.weighs_classes:
+        raise AdaptError(
+            f"train.class_weights count in a cross-entropy, and the loss of {model.method.name} has none of them: "
+            "leave them out"
         )
 
 

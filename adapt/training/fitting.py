@@ -69,12 +69,10 @@ class Fitting:
             return training_batches(self.model, self.train_set, self.settings, self.seed, self.cache, bar)
 
     def weigh_classes(self) -> None:
-        """Gives the model the weights of classes that the settings ask for. AdaptError where there are no classes."""
+        """Gives the model the weights of classes that the settings ask for."""
         self.model.class_weights = None
         if self.settings.class_weights == "equal":
             return
-        if not isinstance(self.model, AdaptedModel) or not self.model.class_names:
-            raise AdaptError("train.class_weights are of classes, and the data has none: leave them out")
         counts = self.labels("train").bincount(minlength=len(self.model.class_names))
         self.model.class_weights = (1 / counts.clamp_min(1)).to(self.model.backbone.device)
 

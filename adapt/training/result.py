@@ -37,6 +37,9 @@ class Result:
                 lines.append(f"{self.metrics.get('baseline', 'zero-shot'):10} {100 * self.zero_shot_accuracy:5.1f} %")
                 gain = f"  ({100 * (self.accuracy - self.zero_shot_accuracy):+.1f} points)"
             lines.append(f"adapted    {100 * self.accuracy:5.1f} %{gain}")
+            if "recall" not in self.metrics["adapted"]:
+                balanced = self.metrics["adapted"]["mean_class_accuracy"]
+                lines.append(f"balanced   {100 * balanced:5.1f} %  (each class counted once)")
         if numbers := of_numbers(self.metrics.get("adapted", {})):
             lines.append(f"numbers    {numbers}")
         for way, shares in (self.metrics.get("adapted", {}).get("recall") or {}).items():

@@ -62,6 +62,8 @@ class Method(nn.Module):
     """Whether it cannot be a part of `compose`."""
     of_targets: ClassVar[bool] = False
     """Whether it learns numbers, such as grades, that images have beside a word for them."""
+    weighs_classes: ClassVar[bool] = True
+    """Whether its loss has `step.cross_entropy`, in which classes may count differently (`train.class_weights`)."""
     of_pairs: ClassVar[bool] = False
     """Whether it learns from pairs of images and texts too, without a class: what it edits serves any text."""
     prompt_average: ClassVar[Literal["unit", "mean"]] = "unit"
