@@ -9,6 +9,7 @@ from .readers import read_descriptors as read_descriptors
 from .readers import read_domain_folders as read_domain_folders
 from .readers import read_folder as read_folder
 from .readers import read_hugging_face as read_hugging_face
+from .readers import read_labelled_folder as read_labelled_folder
 from .readers import read_names as read_names
 from .readers import read_published as read_published
 from .readers import read_split as read_split

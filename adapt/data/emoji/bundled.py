@@ -8,6 +8,7 @@
 `emoji-texts`     the classes of `emoji`, and no image to learn from: the names of the training concepts in a few
                   templates stand in their place; validation and test images are those of `emoji`
 `emoji-counts`    scenes of one to four copies of a drawing, and how many they are, also `emoji-counts@STYLE`
+`emoji-labels`    scenes of one to four different things, and all their names, also `emoji-labels@STYLE`
 `emoji-captions`  pairs: scenes of emoji with a sentence each, also `emoji-captions@STYLE`
 `emoji-questions` questions about scenes of emoji, also `emoji-questions@STYLE`: see `adapt.data.emoji.questions`
 """
@@ -23,6 +24,7 @@ from adapt.data.emoji import archive
 from adapt.data.emoji.archive import UNSEEN_STYLE, index
 from adapt.data.emoji.captions import read_captions
 from adapt.data.emoji.counts import read_counts
+from adapt.data.emoji.labels import read_labels
 from adapt.data.emoji.questions import read_questions
 from adapt.data.split import Item, Split
 from adapt.errors import AdaptError, nearest
@@ -32,21 +34,22 @@ _TEMPLATES = ("a photo of a {}.", "an icon of a {}.", "a drawing of a {}.", "{}.
 _QUESTIONS, _QUESTIONS_AT = "emoji-questions", "emoji-questions@"
 _CAPTIONS, _CAPTIONS_AT = "emoji-captions", "emoji-captions@"
 _COUNTS, _COUNTS_AT = "emoji-counts", "emoji-counts@"
+_LABELS, _LABELS_AT = "emoji-labels", "emoji-labels@"
 
 _Entry = dict[str, Any]  # one of the index's "items"
 
 
 def is_bundled(spec: str) -> bool:
     """Whether `spec` asks for a bundled set, be it with a style that there is or not."""
-    of_all_styles = (_GROUPS, _CONCEPTS, _TEXTS, _QUESTIONS, _CAPTIONS, _COUNTS)
-    return spec in of_all_styles or spec.startswith((_AT, _QUESTIONS_AT, _CAPTIONS_AT, _COUNTS_AT))
+    of_all_styles = (_GROUPS, _CONCEPTS, _TEXTS, _QUESTIONS, _CAPTIONS, _COUNTS, _LABELS)
+    return spec in of_all_styles or spec.startswith((_AT, _QUESTIONS_AT, _CAPTIONS_AT, _COUNTS_AT, _LABELS_AT))
 
 
 def names() -> list[str]:
     """All the names that `read_bundled` takes."""
     styles = index()["styles"]
-    at_style = [at + style for at in (_AT, _QUESTIONS_AT, _CAPTIONS_AT, _COUNTS_AT) for style in styles]
-    return [_GROUPS, _CONCEPTS, _TEXTS, _QUESTIONS, _CAPTIONS, _COUNTS, *at_style]
+    at_style = [at + style for at in (_AT, _QUESTIONS_AT, _CAPTIONS_AT, _COUNTS_AT, _LABELS_AT) for style in styles]
+    return [_GROUPS, _CONCEPTS, _TEXTS, _QUESTIONS, _CAPTIONS, _COUNTS, _LABELS, *at_style]
 
 
 def concept_names() -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -72,6 +75,8 @@ def read_bundled(spec: str) -> Split:
         return read_questions(spec)
     if spec.startswith(_COUNTS):
         return read_counts(spec)
+    if spec.startswith(_LABELS):
+        return read_labels(spec)
     if spec.startswith(_CAPTIONS):
         return read_captions(spec)
     return _groups(spec, lambda entry: entry["style"] == spec.removeprefix(_AT))

@@ -12,6 +12,7 @@ from adapt.data.readers.descriptors_file import read_descriptors
 from adapt.data.readers.domain_folders import read_domain_folders
 from adapt.data.readers.folder import read_folder
 from adapt.data.readers.hugging_face import read_hugging_face
+from adapt.data.readers.labelled_folder import is_labelled, read_labelled_folder
 from adapt.data.readers.names_file import read_names
 from adapt.data.readers.published_layout import read_published
 from adapt.data.readers.split_file import read_split
@@ -26,6 +27,7 @@ __all__ = [
     "read_domain_folders",
     "read_folder",
     "read_hugging_face",
+    "read_labelled_folder",
     "read_names",
     "read_published",
     "read_split",
@@ -43,7 +45,8 @@ def load(spec: _Path, root: _Path | None = None, names: _Path | None = None) -> 
     `spec` is a bundled name; a published one (`oxford_pets` or `OxfordPets`), with `root` the folder that holds all
     published data sets' own folders; `torchvision:NAME`, with torchvision's `root`; `hf:NAME_OR_FOLDER` of the library
     datasets; `domains:FOLDER`, a folder of domains that hold class folders; an image folder, of pairs where texts lie
-    beside the images; or a `.csv`, a `.json` or a `.json.gz`, with `root` the folder that the paths inside start from.
+    beside the images, of images of several classes where a `labels.csv` does; or a `.csv`, a `.json` or a `.json.gz`,
+    with `root` the folder that the paths inside start from.
     A name wins over a folder of that name; write `./emoji` for the folder. `names` is a file with other names for the
     classes, see `read_names`.
 
@@ -91,4 +94,6 @@ def _read_rootless(spec: str, root: _Path | None) -> Split:
         return read_domain_folders(spec.removeprefix(_DOMAINS))
     if has_prefix:
         return read_hugging_face(spec.removeprefix(_HUGGING_FACE))
+    if is_labelled(spec):
+        return read_labelled_folder(spec)
     return read_captioned_folder(spec) if is_captioned(spec) else read_folder(spec)

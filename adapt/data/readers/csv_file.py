@@ -15,14 +15,16 @@ from adapt.data.decoding.files import under
 from adapt.data.readers import parts
 from adapt.data.readers.grades import graded
 from adapt.data.readers.lines import read_text
-from adapt.data.readers.rows import Listed, one_each, real_paths, to_split
+from adapt.data.readers.rows import Listed, by_rarest, one_each, real_paths, to_split
 from adapt.data.split import Split
 from adapt.errors import AdaptError, nearest
 
-_COLUMNS = ("path", "label", "split", "domain", "question", "group", "text", "target")
+_COLUMNS = ("path", "label", "labels", "split", "domain", "question", "group", "text", "target")
+SEPARATOR = "|"  # of the names in a cell of the column `labels`
 _FIRST_LINE = (
     "path,label[,split][,domain][,question][,group], or text,label[,split] with texts in place of images, or "
-    "path,text[,split] with pairs of both, or path,target[,label][,split] with numbers"
+    "path,text[,split] with pairs of both, or path,target[,label][,split] with numbers, or path,labels[,split] with "
+    f"several names each, as in cat{SEPARATOR}dog"
 )
 
 
@@ -39,8 +41,9 @@ def read_csv(
     `seed`. `group` names images that are more alike than others of their class, such as one object's photographs. A
     line with a `text` and no path is a text to learn from; without a column `label` each line is a pair of an image and
     a text, of which an image may have several. A `target` is a number, such as a grade, and its `label` a word for it,
-    or else one of bad, poor, fair, good and perfect, by fifths of what lies between the extremes. What symbolic links
-    list again counts once. Cells may be guarded as in `adapt.cells`.
+    or else one of bad, poor, fair, good and perfect, by fifths of what lies between the extremes. A column `labels` in
+    place of `label` has the names of all classes that are seen, separated by `|`, or nothing. What symbolic links list
+    again counts once. Cells may be guarded as in `adapt.cells`.
 
     Raises AdaptError, naming the line, when a column or a value is not as expected.
     """
@@ -58,6 +61,11 @@ def read_csv(
     rows = texts + one_each(rows, folder, real_paths(row.path for row in rows), f"CSV {source!r}")
     rows = graded(rows) if any(row.target is not None and not row.class_name for row in rows) else rows
     class_names = sorted({row.class_name for row in rows if row.class_name})
+    if rows[0].class_names is not None:
+        class_names = sorted({name for row in rows for name in row.class_names or ()})
+        if not class_names:
+            raise AdaptError(f"CSV {source!r}: all cells of the column 'labels' are empty. Give some image a class.")
+        rows = by_rarest(rows)
     return to_split(Path(source).stem, folder, rows, class_names, ratios, seed)
 
 
@@ -66,10 +74,11 @@ def _check_listed_once(rows: Sequence[Listed], where: str) -> None:
     listed: dict[str, Listed] = {}
     for row in filter(attrgetter("path"), rows):
         first = listed.setdefault(row.path, row)
-        for what, one, other in (("parts", first.part, row.part), ("classes", first.class_name, row.class_name)):
+        for what, one, other in (("parts", first.part, row.part), ("classes", first.classes, row.classes)):
             if one != other and not row.question:
                 raise AdaptError(
-                    f"{where}: {row.path!r} is of two {what}, {one!r} and {other!r}. Keep one of the lines."
+                    f"{where}: {row.path!r} is of two {what}, {one!r} and {other!r}. Keep one of the lines. (A column "
+                    "'labels' in place of 'label' may have several classes of an image.)"
                 )
 
 
@@ -78,7 +87,10 @@ def _rows(reader: csv.DictReader[str], folder: str, where: str) -> Iterator[List
     for column in columns:
         if column not in _COLUMNS:
             raise AdaptError(f"{where}: unknown column {column!r}; {nearest(column, _COLUMNS)}.")
-    needed = ("text" if "text" in columns else "path", "label")
+    if "labels" in columns:
+        for column in {"label", "question", "text", "target"} & set(columns):
+            raise AdaptError(f"{where}: the columns 'labels' and {column!r} do not go together. Take one of them out.")
+    needed = ("text" if "text" in columns else "path", "labels" if "labels" in columns else "label")
     for column in () if {"path", "text"} <= set(columns) or {"path", "target"} <= set(columns) else needed:
         if column not in columns:
             raise AdaptError(f"{where}: no column {column!r}. Expected a first line {_FIRST_LINE}.")
@@ -107,7 +119,16 @@ def _row(record: dict[str | None, str | None], folder: str, where: str) -> Liste
     path = under(folder, cells["path"], where) if cells.get("path") else ""
     domain, question, group, text = (cells.get(each, "") for each in ("domain", "question", "group", "text"))
     target = _number(cells["target"], where) if "target" in cells else None
-    return Listed(path, cells.get("label", ""), part, domain, question, group, text, target)
+    several = _names(cells["labels"], where) if "labels" in cells else None
+    return Listed(path, cells.get("label", ""), part, domain, question, group, text, target, several)
+
+
+def _names(cell: str, where: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in cell.split(SEPARATOR)) if cell else ()
+    for name in names:
+        if not name or names.count(name) > 1:
+            raise AdaptError(f"{where}: the labels are {cell!r}; expected different names, as in cat{SEPARATOR}dog.")
+    return names
 
 
 def _number(cell: str, where: str) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -25,6 +26,12 @@ class Listed(NamedTuple):
     group: str = ""
     text: str = ""
     target: float | None = None
+    class_names: tuple[str, ...] | None = None  # of an image that may have several
+
+    @property
+    def classes(self) -> str:
+        """The name of its class, or those of all."""
+        return self.class_name if self.class_names is None else "|".join(self.class_names)
 
     @property
     def of_item(self) -> tuple[Any, ...]:
@@ -51,8 +58,17 @@ def to_split(
         part_of = ["test" if row.path else "train" for row in rows]
     items: dict[str, list[Item]] = {"train": [], "val": [], "test": []}
     for row, part in zip(rows, part_of, strict=True):
-        items[part].append(Item(row.path, label[row.class_name], *row.of_item))
+        labels = None if row.class_names is None else tuple(sorted(label[each] for each in row.class_names))
+        items[part].append(Item(row.path, label.get(row.class_name, -1), *row.of_item, labels))
     return Split(name, tuple(class_names), tuple(items["train"]), tuple(items["val"]), tuple(items["test"]), root=root)
+
+
+def by_rarest(rows: Sequence[Listed]) -> list[Listed]:
+    """Rows of several classes each, under the name of the rarest of theirs, so that parts have some of every class."""
+    images = Counter(name for row in rows for name in row.class_names or ())
+    return [
+        row._replace(class_name=min(row.class_names or ("",), key=lambda name: (images[name], name))) for row in rows
+    ]
 
 
 def _of_pairs(name: str, root: str, rows: Sequence[Listed], ratios: Sequence[float] | None, seed: int) -> Split:
@@ -80,7 +96,7 @@ def one_each(rows: Sequence[Listed], root: str, real: Mapping[str, str], where: 
     lost: list[tuple[Listed, Listed]] = []
     for row in sorted(rows, key=lambda row: row.path not in own):  # stable
         first = kept.setdefault(real[row.path], row)
-        if first.path != row.path and (first.part, first.class_name) != (row.part, row.class_name):
+        if first.path != row.path and (first.part, first.classes) != (row.part, row.classes):
             _check_own(first, row, own, where)
             lost.append((row, first))
     if lost:
@@ -99,7 +115,7 @@ def _check_own(first: Listed, row: Listed, own: set[str], where: str) -> None:
 
 
 def _pair(row: Listed, other: Listed) -> str:
-    place, other_place = (f"{each.part} {each.class_name}".strip() for each in (row, other))
+    place, other_place = (f"{each.part} {each.classes}".strip() for each in (row, other))
     return f"{row.path!r} ({place}) is the same picture as {other.path!r} ({other_place})"
 
 
