@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
-from itertools import takewhile, zip_longest
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from adapt import hub, plain
-from adapt.cells import guarded
+from adapt import hub
 from adapt.cli import options as common
+from adapt.cli.answers import writer, writer_of
 from adapt.data.readers.folder import IMAGE_SUFFIXES, images_in
 from adapt.data.readers.lines import read_lines
 from adapt.errors import AdaptError
-from adapt.shown import first_of, shown, unseen
+from adapt.shown import first_of, unseen
 
 if TYPE_CHECKING:
     from adapt.models.explanation import Explanation
@@ -32,6 +29,12 @@ Says = Callable[[Iterable[Any]], Iterator[Any]]  # images to what is said of eac
 @click.argument("adapter", type=click.Path(path_type=Path))
 @click.argument("images", nargs=-1, type=click.Path(path_type=Path), metavar="[ADAPTER]... IMAGES...")
 @click.option("--top-k", type=click.IntRange(min=1), default=5, show_default=True, help="Classes to show for an image.")
+@click.option(
+    "--threshold",
+    type=click.FloatRange(0, 1),
+    help="Call an image none where no class is as probable. Where it may have several classes, those that are as "
+    "probable are said.  [default for these: 0.5]",
+)
 @click.option("--classes", help="Other class names: separated by commas, or a text file with one a line.")
 @click.option("--question", help="What is asked about the images, of an adapter that answers questions.")
 @click.option("--explain", is_flag=True, help="Say which descriptors of a class decided, of an adapter that has some.")
@@ -54,6 +57,7 @@ def predict(
     adapter: Path,
     images: tuple[Path, ...],
     top_k: int,
+    threshold: float | None,
     classes: str | None,
     question: str | None,
     explain: bool,
@@ -74,6 +78,7 @@ def predict(
     Examples:
       adapt predict adapter.safetensors photo.png
       adapt predict adapter.safetensors photos/ --csv > labels.csv
+      adapt predict adapter.safetensors photos/ --threshold 0.8
       adapt predict runs/coop runs/lora runs/gda photos/
       adapt predict adapter.safetensors photo.png --classes "cat,dog,parrot"
       adapt predict adapter.safetensors photo.png --question "what is it?"
@@ -84,18 +89,23 @@ def predict(
 
     if as_json and as_csv:
         raise AdaptError("--json and --csv are two layouts of one output: give one of them")
-    if vocabulary_free is not None and (classes or question or explain):
-        raise AdaptError("--vocabulary-free takes names from captions: leave --classes, --question and --explain out")
+    if vocabulary_free is not None and (classes or question or explain or threshold is not None):
+        raise AdaptError(
+            "--vocabulary-free takes names from captions: leave --classes, --question, --explain and --threshold out"
+        )
+    if explain and threshold is not None:
+        raise AdaptError("--explain is of the likeliest classes, whatever their probability: leave --threshold out")
     readable: list[Path] = []
     if vocabulary_free is not None:
         files = list(_files((adapter, *images)))
         answers = _by_captions(vocabulary_free, backbone, device, top_k)
-        write = _writer(as_json, as_csv)
+        write = writer(as_json, as_csv)
     else:
         adapters = _adapters(adapter, images, explain, as_csv)
         files = list(_files(images[len(adapters) - 1 :]))
-        answers = _by_adapters(adapters, _class_names(classes), question, backbone, device, top_k, explain)
-        write = _writer_of(adapters, as_json, as_csv, explain)
+        asked = {"top_k": top_k, "threshold": threshold}
+        answers = _by_adapters(adapters, _class_names(classes), question, backbone, device, asked, explain)
+        write = writer_of(adapters, as_json, as_csv, explain)
     with quiet_libraries():
         for number, found in enumerate(answers(_readable(files, readable))):
             write(readable[number], found)
@@ -140,7 +150,7 @@ def _by_adapters(
     question: str | None,
     backbone: str | None,
     device: str,
-    top_k: int,
+    asked: dict[str, Any],
     explain: bool,
 ) -> Says:
     """Answers of each adapter, or of one of them with its reasons."""
@@ -150,26 +160,30 @@ def _by_adapters(
 
         models = load_many(adapters, common.given_backbone(backbone, device), names, device=device)
         if explain:
-            return _explanations(adapters[0], models[0], images, top_k)
-        return _predictions(adapters, models, images, top_k, question)
+            return _explanations(adapters[0], models[0], images, asked["top_k"])
+        return _predictions(adapters, models, images, question, asked)
 
     return answers
 
 
 def _predictions(
-    adapters: Sequence[Path], models: Sequence[Any], images: Iterable[Any], top_k: int, question: str | None
+    adapters: Sequence[Path],
+    models: Sequence[Any],
+    images: Iterable[Any],
+    question: str | None,
+    asked: dict[str, Any],
 ) -> Iterator[tuple[Prediction, ...]]:
     """What each model says of each image."""
     if len(models) == 1:
-        asked = _asked(adapters[0], models[0], question)
-        return ((prediction,) for prediction in models[0].predict_stream(images, top_k, **asked))
+        asked = asked | _asked(adapters[0], models[0], question)
+        return ((prediction,) for prediction in models[0].predict_stream(images, **asked))
     answering = [adapter for adapter, model in zip(adapters, models, strict=True) if not _classifies(model)]
     if answering or question is not None:
         named = f"; {first_of(answering)} answers questions" if answering else ""
         raise AdaptError(f"several adapters stand side by side where they classify{named}: ask one at a time")
     from adapt.models.many import predict_many_stream
 
-    return predict_many_stream(models, images, top_k)
+    return predict_many_stream(models, images, **asked)
 
 
 def _explanations(adapter: Path, model: Any, images: Iterable[Any], top_k: int) -> Iterator[Explanation]:
@@ -245,94 +259,6 @@ def _readable(files: list[Path], read: list[Path]) -> Iterator[Any]:
             continue
         read.append(file)
         yield image
-
-
-def _writer(as_json: bool, as_csv: bool) -> Any:
-    """A function that prints the one prediction of one image."""
-    if as_csv:
-        _print_csv([["image", "rank", "class", "probability"]])
-        return lambda path, found: _csv_columns(path, found)
-    if as_json:
-        return lambda path, found: click.echo(plain.dump({"image": str(path), **_answer(found[0])}))
-    return _lines
-
-
-def _writer_of(adapters: Sequence[Path], as_json: bool, as_csv: bool, explain: bool) -> Any:
-    """A function that prints what the adapters say of one image."""
-    if explain:
-        return _explained_json if as_json else _explained
-    return (
-        _side_by_side(as_json, as_csv, [*map(hub.spelled, adapters)]) if len(adapters) > 1 else _writer(as_json, as_csv)
-    )
-
-
-def _side_by_side(as_json: bool, as_csv: bool, adapters: Sequence[str]) -> Any:
-    """A function that prints what each of the adapters says of one image."""
-    if as_csv:
-        _print_csv([["image", "rank", *(cell for name in adapters for cell in (name, f"{name} probability"))]])
-    if as_json:
-        return lambda path, found: click.echo(
-            plain.dump({"image": str(path), "adapters": dict(zip(adapters, map(_top, found), strict=True))})
-        )
-    return _csv_columns if as_csv else partial(_columns, adapters)
-
-
-def _top(found: Prediction) -> list[dict[str, Any]]:
-    return [{"class": name, "probability": value} for name, value in found.top]
-
-
-def _answer(found: Prediction) -> dict[str, Any]:
-    number = {} if found.number is None else {"number": found.number}
-    return {**number, "top": _top(found)}
-
-
-def _cells(each: tuple[str, float] | None) -> list[str]:
-    """Class and probability; empty behind the last class."""
-    return ["", ""] if each is None else [each[0], f"{each[1]:.6f}"]
-
-
-def _csv_columns(path: Path, found: Sequence[Prediction]) -> None:
-    ranks = enumerate(zip_longest(*(each.top for each in found)), 1)
-    _print_csv([str(path), rank, *(cell for each in row for cell in _cells(each))] for rank, row in ranks)
-
-
-def _columns(adapters: Sequence[str], path: Path, found: Sequence[Prediction]) -> None:
-    columns = [[shown(name), *map(_line, each.top)] for name, each in zip(adapters, found, strict=True)]
-    widths = [max(map(len, column)) for column in columns]
-    click.echo(shown(path))
-    for row in zip_longest(*columns, fillvalue=""):
-        click.echo("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-
-
-def _line(each: tuple[str, float]) -> str:
-    return f"{100 * each[1]:5.1f} %  {shown(each[0])}"
-
-
-def _print_csv(rows: Iterable[Sequence[Any]]) -> None:
-    """Guarded as in files; in UTF-8, and paths that are none as their bytes are."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(map(guarded, row) for row in rows)
-    click.echo(text.getvalue().encode(errors="surrogateescape"), nl=False)
-
-
-def _lines(path: Path, found: Sequence[Prediction]) -> None:
-    number = found[0].number
-    click.echo(shown(path) + ("" if number is None else f"  {number:.3g}"))
-    for each in found[0].top:
-        click.echo(f"  {_line(each)}")
-
-
-def _explained(path: Path, found: Explanation) -> None:
-    click.echo(shown(path))
-    for each, reasons in zip(found.prediction.top, found.reasons, strict=True):
-        click.echo(f"  {_line(each)}, cosines: mean {reasons.mean:.3f}, largest {reasons.descriptors[0][1]:.3f}")
-        for descriptor, cosine in reasons.descriptors:
-            click.echo(f"           {cosine:6.3f}  {shown(descriptor)}")
-
-
-def _explained_json(path: Path, found: Explanation) -> None:
-    top = [told | reasons.plain() for told, reasons in zip(_top(found.prediction), found.reasons, strict=True)]
-    click.echo(plain.dump({"image": str(path), "top": top}))
 
 
 COMMANDS = {"predict": predict}

@@ -13,6 +13,8 @@ from adapt.data.few_shot import Sampling, carve, pick
 from adapt.errors import AdaptError
 from adapt.shown import first_of
 
+SEPARATOR = "|"  # of the names of several classes, where they are written as one text
+
 
 @dataclass(frozen=True)
 class Item:

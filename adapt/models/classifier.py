@@ -285,7 +285,7 @@ class AdaptedModel(Adapted[DualEncoder]):
         """
         self._check_classes()
         found = self._of_batches(images, batch_size, urls, lambda model, pixels: finite(model(pixels)).float().cpu())
-        return torch.cat([torch.empty(0, len(self.class_names)), *found]).softmax(-1)
+        return self.answers.probabilities(torch.cat([torch.empty(0, len(self.class_names)), *found]))
 
     def explain(self, images: Any, top_k: int = 2, batch_size: int = 64) -> list[Explanation]:
         """What images, as `predict` takes them, are taken for, and how well each matches the classes' descriptors.
@@ -299,7 +299,7 @@ class AdaptedModel(Adapted[DualEncoder]):
             raise AdaptError(f"{self.backbone.describe()} classifies images and answers no question: leave it out")
         self._check_classes()
         logits, features = (self(pixels), None) if not wanted.features else self._with_features(pixels)
-        return predictions(logits, self.class_names, wanted, features, self.method.score(logits))
+        return predictions(logits, self.class_names, wanted, self.answers, features, self.method.score(logits))
 
     def _with_features(self, pixels: Tensor | BlockInputs) -> tuple[Tensor, Tensor]:
         step = ImageStep(self, pixels)

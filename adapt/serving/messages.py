@@ -59,13 +59,17 @@ class ClassProbability(BaseModel):
 
 
 class AdapterAnswer(BaseModel):
-    """What one adapter says of an image; `class_name` is none below the threshold, with no label."""
+    """What one adapter says of an image; `class_name` is none below the threshold, with no label.
+
+    `class_names` are all above it, where the adapter finds several classes in an image.
+    """
 
     adapter: str
     class_name: str
     label: int | None
     probability: float
     number: float | None = None  # such as a grade, where the adapter learned such
+    class_names: list[str] | None = None
     top: list[ClassProbability]
 
 
@@ -174,6 +178,7 @@ def _answer(adapter: str, found: Prediction) -> dict[str, Any]:
         "label": found.label,
         "probability": found.probability,
         "number": found.number,
+        "class_names": None if found.class_names is None else list(found.class_names),
     }
     return {"adapter": adapter, **own, "top": top}
 

@@ -16,11 +16,10 @@ from adapt.data.readers import parts
 from adapt.data.readers.grades import graded
 from adapt.data.readers.lines import read_text
 from adapt.data.readers.rows import Listed, by_rarest, one_each, real_paths, to_split
-from adapt.data.split import Split
+from adapt.data.split import SEPARATOR, Split
 from adapt.errors import AdaptError, nearest
 
 _COLUMNS = ("path", "label", "labels", "split", "domain", "question", "group", "text", "target")
-SEPARATOR = "|"  # of the names in a cell of the column `labels`
 _FIRST_LINE = (
     "path,label[,split][,domain][,question][,group], or text,label[,split] with texts in place of images, or "
     "path,text[,split] with pairs of both, or path,target[,label][,split] with numbers, or path,labels[,split] with "

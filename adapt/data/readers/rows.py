@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from adapt.data.readers import parts
-from adapt.data.split import Item, Split
+from adapt.data.split import SEPARATOR, Item, Split
 from adapt.errors import AdaptError
 
 logger = logging.getLogger("adapt")
@@ -31,11 +31,13 @@ class Listed(NamedTuple):
     @property
     def classes(self) -> str:
         """The name of its class, or those of all."""
-        return self.class_name if self.class_names is None else "|".join(self.class_names)
+        return self.class_name if self.class_names is None else SEPARATOR.join(self.class_names)
 
     @property
-    def of_item(self) -> tuple[Any, ...]:
-        return self.class_name, self.domain, self.question, self.group, self.text, self.target
+    def of_item(self) -> dict[str, Any]:
+        """What its item has from it as it is."""
+        own = ("path", "class_name", "domain", "question", "group", "text", "target")
+        return {name: getattr(self, name) for name in own}
 
 
 def to_split(
@@ -59,7 +61,7 @@ def to_split(
     items: dict[str, list[Item]] = {"train": [], "val": [], "test": []}
     for row, part in zip(rows, part_of, strict=True):
         labels = None if row.class_names is None else tuple(sorted(label[each] for each in row.class_names))
-        items[part].append(Item(row.path, label.get(row.class_name, -1), *row.of_item, labels))
+        items[part].append(Item(label=label.get(row.class_name, -1), labels=labels, **row.of_item))
     return Split(name, tuple(class_names), tuple(items["train"]), tuple(items["val"]), tuple(items["test"]), root=root)
 
 
@@ -79,7 +81,7 @@ def _of_pairs(name: str, root: str, rows: Sequence[Listed], ratios: Sequence[flo
         part_of = dict(zip(number, parts.assign([""] * len(number), ratios, seed), strict=True))
     items: dict[str, list[Item]] = {"train": [], "val": [], "test": []}
     for row in rows:
-        items[part_of[row.path]].append(Item(row.path, number[row.path], *row.of_item))
+        items[part_of[row.path]].append(Item(label=number[row.path], **row.of_item))
     return Split(name, (), tuple(items["train"]), tuple(items["val"]), tuple(items["test"]), root=root)
 
 
