@@ -80,7 +80,7 @@ def _check_several(split: Split) -> None:
         kinds.setdefault(item.labels is not None, item)
         if item.labels is None:
             continue
-        if sorted({*item.labels, *[item.label] * bool(item.labels)}) != list(item.labels):
+        if sorted(set(item.labels)) != list(item.labels) or item.label not in (item.labels or (-1,)):
             raise AdaptError(
                 f"Data {split.name!r}: {item.name!r} has the labels {item.labels} and the label {item.label}; expected "
                 "different ones in ascending order, the label being one of them."
