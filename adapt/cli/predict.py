@@ -13,6 +13,7 @@ import click
 from adapt import hub
 from adapt.cli import options as common
 from adapt.cli.answers import writer, writer_of
+from adapt.data.readers.csv_file import read_paths
 from adapt.data.readers.folder import IMAGE_SUFFIXES, images_in
 from adapt.data.readers.lines import read_lines
 from adapt.errors import AdaptError
@@ -67,7 +68,9 @@ def predict(
     as_json: bool,
     as_csv: bool,
 ) -> None:
-    """Classify IMAGES (files, or folders searched at any depth) with ADAPTER, or answer a question about each.
+    """Classify IMAGES (files, folders searched at any depth, or the column path of a .csv) with ADAPTER, or answer a
+    question about each. A region of an image is "IMAGE#xywh=X,Y,WIDTH,HEIGHT", or columns x0,y0,x1,y1 of a .csv, in
+    pixels.
 
     An adapter is a file, the folder of a run, or a name on the hub such as hf://user/name. Several stand side by side,
     a column each, and what they share is computed once. Results are printed as they come. In folders, symbolic links
@@ -221,7 +224,9 @@ def _files(images: Sequence[Path]) -> Iterator[Path]:
             )
         if not (path.suffix or path.exists()):
             raise AdaptError(f"there is nothing at {path}, neither an adapter nor an image")
-        if path.is_dir():
+        if path.suffix.lower() == ".csv":
+            yield from map(Path, read_paths(path))
+        elif path.is_dir():
             found = images_in(str(path))
             if not found:
                 raise AdaptError(f"the folder {path} holds no image ({', '.join(IMAGE_SUFFIXES)})")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from adapt.cells import unguarded
 from adapt.data.decoding.files import under
+from adapt.data.decoding.regions import parted, region
 from adapt.data.readers import parts
 from adapt.data.readers.grades import graded
 from adapt.data.readers.lines import read_text
@@ -19,11 +20,12 @@ from adapt.data.readers.rows import Listed, by_rarest, one_each, real_paths, to_
 from adapt.data.split import SEPARATOR, Split
 from adapt.errors import AdaptError, nearest
 
-_COLUMNS = ("path", "label", "labels", "split", "domain", "question", "group", "text", "target")
+_BOX = ("x0", "y0", "x1", "y1")
+_COLUMNS = ("path", "label", "labels", "split", "domain", "question", "group", "text", "target", *_BOX)
 _FIRST_LINE = (
     "path,label[,split][,domain][,question][,group], or text,label[,split] with texts in place of images, or "
     "path,text[,split] with pairs of both, or path,target[,label][,split] with numbers, or path,labels[,split] with "
-    f"several names each, as in cat{SEPARATOR}dog"
+    f"several names each, as in cat{SEPARATOR}dog; beside any of these x0,y0,x1,y1 for regions"
 )
 
 
@@ -41,8 +43,10 @@ def read_csv(
     line with a `text` and no path is a text to learn from; without a column `label` each line is a pair of an image and
     a text, of which an image may have several. A `target` is a number, such as a grade, and its `label` a word for it,
     or else one of bad, poor, fair, good and perfect, by fifths of what lies between the extremes. A column `labels` in
-    place of `label` has the names of all classes that are seen, separated by `|`, or nothing. What symbolic links list
-    again counts once. Cells may be guarded as in `adapt.cells`.
+    place of `label` has the names of all classes that are seen, separated by `|`, or nothing. Columns `x0,y0,x1,y1` are
+    the edges of a region in pixels, left and upper, right and lower: each region is an image by itself, a line without
+    them the whole one, and regions of one image stay together. What symbolic links list again counts once. Cells may be
+    guarded as in `adapt.cells`.
 
     Raises AdaptError, naming the line, when a column or a value is not as expected.
     """
@@ -68,15 +72,37 @@ def read_csv(
     return to_split(Path(source).stem, folder, rows, class_names, ratios, seed)
 
 
+def read_paths(path: str | os.PathLike[str]) -> list[str]:
+    """The images that a CSV file lists in its column `path`, or their regions, whatever else it says of them.
+
+    Paths start from its folder. Raises AdaptError, naming the line, for one that leads out of it, and for a box that is
+    none.
+    """
+    where = f"CSV {os.fspath(path)!r}"
+    folder = os.path.abspath(Path(path).parent)
+    try:
+        reader = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
+        rows = [(f"{where} line {reader.line_num}", _cells(record, where)) for record in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise AdaptError(f"{where} cannot be read: {error}.") from error
+    _check_box(reader.fieldnames or (), where)
+    if "path" not in (reader.fieldnames or ()) or not rows:
+        raise AdaptError(
+            f"{where}: expected a column 'path', perhaps with {', '.join(_BOX)}, and a line for each image."
+        )
+    return [_path(cells, folder, line) for line, cells in rows]
+
+
 def _check_listed_once(rows: Sequence[Listed], where: str) -> None:
     """AdaptError for a picture that is listed for two parts, or two classes; several questions may be about one."""
-    listed: dict[str, Listed] = {}
+    listed: dict[tuple[str, str], str] = {}
     for row in filter(attrgetter("path"), rows):
-        first = listed.setdefault(row.path, row)
-        for what, one, other in (("parts", first.part, row.part), ("classes", first.classes, row.classes)):
+        of_whole = "parts", parted(row.path)[0], row.part
+        for what, path, other in (of_whole, ("classes", row.path, row.classes)):
+            one = listed.setdefault((what, path), other)
             if one != other and not row.question:
                 raise AdaptError(
-                    f"{where}: {row.path!r} is of two {what}, {one!r} and {other!r}. Keep one of the lines. (A column "
+                    f"{where}: {path!r} is of two {what}, {one!r} and {other!r}. Keep one of the lines. (A column "
                     "'labels' in place of 'label' may have several classes of an image.)"
                 )
 
@@ -86,6 +112,7 @@ def _rows(reader: csv.DictReader[str], folder: str, where: str) -> Iterator[List
     for column in columns:
         if column not in _COLUMNS:
             raise AdaptError(f"{where}: unknown column {column!r}; {nearest(column, _COLUMNS)}.")
+    _check_box(columns, where)
     if "labels" in columns:
         for column in {"label", "question", "text", "target"} & set(columns):
             raise AdaptError(f"{where}: the columns 'labels' and {column!r} do not go together. Take one of them out.")
@@ -100,10 +127,8 @@ def _rows(reader: csv.DictReader[str], folder: str, where: str) -> Iterator[List
 
 
 def _row(record: dict[str | None, str | None], folder: str, where: str) -> Listed:
-    """One line; a cell too many has the key None, a cell too few the value None."""
-    if None in record or None in record.values():
-        raise AdaptError(f"{where}: more or fewer cells than the first line has. Quote values that hold a comma.")
-    cells = {column: unguarded((value or "").strip()) for column, value in record.items()}
+    """One line."""
+    cells = _cells(record, where)
     either = "text" in cells and "label" in cells
     for column in ("label", "question", *(() if either else ("path", "text"))):
         if not cells.get(column, "absent"):
@@ -115,8 +140,12 @@ def _row(record: dict[str | None, str | None], folder: str, where: str) -> Liste
         if cells["split"] not in parts.ALIASES:
             raise AdaptError(f"{where}: unknown split {cells['split']!r}; {nearest(cells['split'], parts.ALIASES)}.")
         part = parts.ALIASES[cells["split"]]
-    path = under(folder, cells["path"], where) if cells.get("path") else ""
+    if not cells.get("path") and any(cells.get(edge) for edge in _BOX):
+        raise AdaptError(f"{where}: a box without a path. Give the image that it is of.")
+    path = _path(cells, folder, where) if cells.get("path") else ""
     domain, question, group, text = (cells.get(each, "") for each in ("domain", "question", "group", "text"))
+    whole, box = parted(path)
+    group = group if box is None else group or whole
     target = _number(cells["target"], where) if "target" in cells else None
     several = _names(cells["labels"], where) if "labels" in cells else None
     return Listed(path, cells.get("label", ""), part, domain, question, group, text, target, several)
@@ -130,11 +159,36 @@ def _names(cell: str, where: str) -> tuple[str, ...]:
     return names
 
 
-def _number(cell: str, where: str) -> float:
+def _check_box(columns: Sequence[str], where: str) -> None:
+    if missing := set(_BOX) - set(columns) if set(_BOX) & set(columns) else ():
+        raise AdaptError(f"{where}: no column {min(missing)!r}. A region needs all of {', '.join(_BOX)}.")
+
+
+def _cells(record: dict[str | None, str | None], where: str) -> dict[str | None, str]:
+    """Those of a line; one too many has the key None, one too few the value None."""
+    if None in record or None in record.values():
+        raise AdaptError(f"{where}: more or fewer cells than the first line has. Quote values that hold a comma.")
+    return {column: unguarded((value or "").strip()) for column, value in record.items()}
+
+
+def _path(cells: dict[str | None, str], folder: str, where: str) -> str:
+    """The image of a line, or its region."""
+    path = under(folder, cells["path"], where)
+    if not any(cells.get(edge) for edge in _BOX):
+        return path
+    left, upper, right, lower = (_number(cells[edge], where, edge) for edge in _BOX)
+    try:
+        return region(path, (left, upper, right, lower))
+    except ValueError as error:
+        box = ", ".join(f"{edge} {cells[edge]}" for edge in _BOX)
+        raise AdaptError(f"{where}: the box is {box}; {error}.") from None
+
+
+def _number(cell: str, where: str, column: str = "target") -> float:
     try:
         number = float(cell)
     except ValueError:
         number = math.nan
     if not math.isfinite(number):
-        raise AdaptError(f"{where}: the target is {cell!r}; expected a number.")
+        raise AdaptError(f"{where}: the {column} is {cell!r}; expected a number.")
     return number

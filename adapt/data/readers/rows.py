@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from adapt.data.decoding.regions import parted
 from adapt.data.readers import parts
 from adapt.data.split import SEPARATOR, Item, Split
 from adapt.errors import AdaptError
@@ -55,7 +56,7 @@ def to_split(
     if not undivided:
         part_of = [row.part for row in rows]
     elif all(row.path for row in rows):
-        part_of = parts.assign([row.class_name for row in rows], ratios, seed)
+        part_of = _assigned(rows, ratios, seed)
     else:
         part_of = ["test" if row.path else "train" for row in rows]
     items: dict[str, list[Item]] = {"train": [], "val": [], "test": []}
@@ -63,6 +64,19 @@ def to_split(
         labels = None if row.class_names is None else tuple(sorted(label[each] for each in row.class_names))
         items[part].append(Item(label=label.get(row.class_name, -1), labels=labels, **row.of_item))
     return Split(name, tuple(class_names), tuple(items["train"]), tuple(items["val"]), tuple(items["test"]), root=root)
+
+
+def _assigned(rows: Sequence[Listed], ratios: Sequence[float], seed: int) -> list[str]:
+    """The part of each image; regions of one image share its part, which is drawn by the rarest of their classes."""
+    wholes = [parted(row.path)[0] for row in rows]
+    if wholes == [row.path for row in rows]:
+        return parts.assign([row.class_name for row in rows], ratios, seed)
+    count = Counter(row.class_name for row in rows)
+    rarest: dict[str, str] = {}
+    for row, whole in zip(rows, wholes, strict=True):
+        rarest[whole] = min(rarest.get(whole, row.class_name), row.class_name, key=lambda name: (count[name], name))
+    part_of = dict(zip(rarest, parts.assign(list(rarest.values()), ratios, seed), strict=True))
+    return [part_of[whole] for whole in wholes]
 
 
 def by_rarest(rows: Sequence[Listed]) -> list[Listed]:
