@@ -4,6 +4,7 @@ from .decoding.images import open_image as open_image
 from .decoding.loader import loader as loader
 from .readers import load as load
 from .readers import read_captioned_folder as read_captioned_folder
+from .readers import read_captions_file as read_captions_file
 from .readers import read_csv as read_csv
 from .readers import read_descriptors as read_descriptors
 from .readers import read_domain_folders as read_domain_folders

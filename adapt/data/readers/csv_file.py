@@ -7,7 +7,6 @@ import io
 import math
 import os
 from collections.abc import Iterator, Sequence
-from operator import attrgetter
 from pathlib import Path
 
 from adapt.cells import unguarded
@@ -16,7 +15,7 @@ from adapt.data.decoding.regions import parted, region
 from adapt.data.readers import parts
 from adapt.data.readers.grades import graded
 from adapt.data.readers.lines import read_text
-from adapt.data.readers.rows import Listed, by_rarest, one_each, real_paths, to_split
+from adapt.data.readers.rows import Listed, by_rarest, check_listed_once, one_each, real_paths, to_split
 from adapt.data.split import SEPARATOR, Split
 from adapt.errors import AdaptError, nearest
 
@@ -59,7 +58,7 @@ def read_csv(
         raise AdaptError(f"CSV {source!r} cannot be read: {error}.") from error
     if not rows:
         raise AdaptError(f"CSV {source!r} lists no images.")
-    _check_listed_once(rows, f"CSV {source!r}")
+    check_listed_once(rows, f"CSV {source!r}")
     texts, rows = ([row for row in rows if bool(row.path) is kind] for kind in (False, True))
     rows = texts + one_each(rows, folder, real_paths(row.path for row in rows), f"CSV {source!r}")
     rows = graded(rows) if any(row.target is not None and not row.class_name for row in rows) else rows
@@ -91,20 +90,6 @@ def read_paths(path: str | os.PathLike[str]) -> list[str]:
             f"{where}: expected a column 'path', perhaps with {', '.join(_BOX)}, and a line for each image."
         )
     return [_path(cells, folder, line) for line, cells in rows]
-
-
-def _check_listed_once(rows: Sequence[Listed], where: str) -> None:
-    """AdaptError for a picture that is listed for two parts, or two classes; several questions may be about one."""
-    listed: dict[tuple[str, str], str] = {}
-    for row in filter(attrgetter("path"), rows):
-        of_whole = "parts", parted(row.path)[0], row.part
-        for what, path, other in (of_whole, ("classes", row.path, row.classes)):
-            one = listed.setdefault((what, path), other)
-            if one != other and not row.question:
-                raise AdaptError(
-                    f"{where}: {path!r} is of two {what}, {one!r} and {other!r}. Keep one of the lines. (A column "
-                    "'labels' in place of 'label' may have several classes of an image.)"
-                )
 
 
 def _rows(reader: csv.DictReader[str], folder: str, where: str) -> Iterator[Listed]:

@@ -6,6 +6,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 from adapt.data.decoding.regions import parted
@@ -97,6 +98,20 @@ def _of_pairs(name: str, root: str, rows: Sequence[Listed], ratios: Sequence[flo
     for row in rows:
         items[part_of[row.path]].append(Item(label=number[row.path], **row.of_item))
     return Split(name, (), tuple(items["train"]), tuple(items["val"]), tuple(items["test"]), root=root)
+
+
+def check_listed_once(rows: Sequence[Listed], where: str) -> None:
+    """AdaptError for a picture that is listed for two parts, or two classes; several questions may be about one."""
+    listed: dict[tuple[str, str], str] = {}
+    for row in filter(attrgetter("path"), rows):
+        of_whole = "parts", parted(row.path)[0], row.part
+        for what, path, other in (of_whole, ("classes", row.path, row.classes)):
+            one = listed.setdefault((what, path), other)
+            if one != other and not row.question:
+                raise AdaptError(
+                    f"{where}: {path!r} is of two {what}, {one!r} and {other!r}. Keep one of the lines. (A column "
+                    "'labels' in place of 'label' may have several classes of an image.)"
+                )
 
 
 def one_each(rows: Sequence[Listed], root: str, real: Mapping[str, str], where: str) -> list[Listed]:
