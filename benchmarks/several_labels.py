@@ -22,7 +22,13 @@ FIGURES = ("mean_average_precision", "f1")
 _ALL: list[tuple[str, object]] = [("backbone", "mini-clip"), ("data.shots", None), ("train.augment", "none")]
 TRAININGS: dict[str, list[tuple[str, object]]] = {
     "task_res": [("train.epochs", 30), ("train.batch_size", 32)],
-    "close": [("train.iterations", None), ("train.epochs", 30), ("train.batch_size", 32), ("train.lr", 0.05), ("method.noise", 0.0)],
+    "close": [
+        ("train.iterations", None),
+        ("train.epochs", 30),
+        ("train.batch_size", 32),
+        ("train.lr", 0.05),
+        ("method.noise", 0.0),
+    ],
 }
 
 

@@ -68,9 +68,8 @@ def predict(
     as_json: bool,
     as_csv: bool,
 ) -> None:
-    """Classify IMAGES (files, folders searched at any depth, or the column path of a .csv) with ADAPTER, or answer a
-    question about each. A region of an image is "IMAGE#xywh=X,Y,WIDTH,HEIGHT", or columns x0,y0,x1,y1 of a .csv, in
-    pixels.
+    """Classify IMAGES (files, folders searched at any depth, or a .csv with a column path) with ADAPTER, or answer a
+    question about each. Regions are "IMAGE#xywh=X,Y,WIDTH,HEIGHT", or columns x0,y0,x1,y1 of the .csv, in pixels.
 
     An adapter is a file, the folder of a run, or a name on the hub such as hf://user/name. Several stand side by side,
     a column each, and what they share is computed once. Results are printed as they come. In folders, symbolic links
