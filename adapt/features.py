@@ -12,7 +12,7 @@ from torch import Tensor
 from adapt.data.decoding.cache import FeatureCache
 from adapt.data.decoding.loader import loader
 from adapt.data.decoding.transform_key import transform_key
-from adapt.data.split import Item
+from adapt.data.split import Item, of_several
 from adapt.engine.memory import free_bytes, readable_bytes
 from adapt.errors import AdaptError
 from adapt.models.base import Adapted
@@ -156,11 +156,24 @@ def _check_unedited(model: AdaptedModel) -> None:
         )
 
 
-def answers_of(items: Sequence[Item]) -> Tensor:
-    """What batches say of each item: its label `(n,)`, or with its target `(n, 2)`."""
+def answers_of(items: Sequence[Item], classes: int) -> Tensor:
+    """What batches say of each item: its label `(n,)`, or with its target `(n, 2)`.
+
+    Where it may have several of as many classes, whether it has each: bool `(n, classes)`.
+    """
+    if of_several(items):
+        return several_labels_of(items, classes)
     if not items or items[0].target is None:
         return labels_of(items)
     return torch.tensor([(item.label, item.target) for item in items], dtype=torch.double)
+
+
+def several_labels_of(items: Sequence[Item], classes: int) -> Tensor:
+    """Whether each item has each of as many classes: bool `(n, classes)`."""
+    found = torch.zeros(len(items), classes, dtype=torch.bool)
+    for row, item in zip(found, items, strict=True):
+        row[list(item.every_label)] = True
+    return found
 
 
 def labels_of(items: Sequence[Item]) -> Tensor:

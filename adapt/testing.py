@@ -171,7 +171,7 @@ def both_paths_agree(case: Case) -> None:
 def _batch(case: Case, model: Adapted[Any]) -> tuple[Tensor, Tensor]:
     transform = model.backbone.transform(train=False)
     images = [transform(data.open_image(item)) for item in case.split.test]
-    return torch.stack(images), answers_of(case.split.test)
+    return torch.stack(images), answers_of(case.split.test, len(case.split.class_names))
 
 
 def a_loaded_adapter_answers_alike(case: Case) -> None:

@@ -135,6 +135,8 @@ def _dual_encoder(split: Split, backbone: Backbone) -> DualEncoder:
         raise AdaptError("methods are compared on images, and texts are in their place: train `close` on these")
     if split.train[0].question or not isinstance(backbone, DualEncoder):
         raise AdaptError("what is compared tells classes apart by a CLIP or SigLIP: give images without questions")
+    if split.of_several:
+        raise AdaptError("what is compared tells one class from others, and these images may have several of each")
     if len(split.class_names) < 2:
         split.check_classes()
         raise AdaptError(f"{split.name} has one class, {split.class_names[0]!r}: there is nothing to tell apart")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -117,10 +118,15 @@ def zeroshot(
     split = load_data(data, root, names)
     with quiet_libraries():
         from adapt.backbones.load import load_backbone
+        from adapt.evaluation.evaluate import prior_biases
         from adapt.methods.zero_shot import ZeroShot
+        from adapt.models.classifier import AdaptedModel
         from adapt.models.wrap import wrap
 
         model = wrap(load_backbone(backbone, device), ZeroShot(templates or split.template), split.class_names)
+        if isinstance(model, AdaptedModel):
+            [bias] = prior_biases(model, split.train or getattr(split, part), cache=cache)
+            model.answers = replace(model.answers, logit_bias=bias)
         _print(model, split, part, as_json, cache)
 
 
@@ -128,15 +134,13 @@ def _print(
     model: Adapted[Any], split: Split, part: str, as_json: bool, cache: bool, asked: dict[str, Any] | None = None
 ) -> None:
     """Measures `model`; `asked` is what was asked of it besides, and stands in each line of JSON."""
-    from dataclasses import replace
-
     from adapt.evaluation.evaluate import evaluate
+    from adapt.evaluation.multi_label import said_of_labels
     from adapt.evaluation.scores import beside_accuracy, told
 
-    items = getattr(split, part)
     if model.class_names:  # the data may number its classes otherwise
-        label = {name: index for index, name in enumerate(model.class_names)}
-        items = [replace(item, label=label[item.class_name]) for item in items]
+        split = split.numbered_as(model.class_names)
+    items = getattr(split, part)
     scores = evaluate(model, items, cache=cache)
     if as_json:
         from adapt import plain
@@ -158,7 +162,11 @@ def _print(
                 click.echo(f"{way.replace('_', ' ')}: {told(shares)}, {of}")
             return
         of += f" ({len(split.class_names)} {'answers' if items[0].question else 'classes'})"
-        click.echo(f"{100 * scores.accuracy:.1f} % of {of}")
+        if labels := said_of_labels(scores.figures()):
+            click.echo(f"{labels}; likeliest class right for {100 * scores.accuracy:.1f} % of {of}")
+            return
+        balanced = scores.figures()["mean_class_accuracy"]
+        click.echo(f"{100 * scores.accuracy:.1f} % of {of}, balanced {100 * balanced:.1f} %")
         if others := beside_accuracy(scores.figures()):
             click.echo(others)
 

@@ -13,6 +13,7 @@ import click
 from adapt import hub
 from adapt.cli import options as common
 from adapt.cli.predictions import writer
+from adapt.data.readers.csv_file import read_paths
 from adapt.data.readers.folder import IMAGE_SUFFIXES, images_in
 from adapt.data.readers.lines import read_lines
 from adapt.errors import AdaptError
@@ -32,7 +33,8 @@ Says = Callable[[Iterable[Any]], Iterator[Any]]  # images to what is said of eac
 @click.option(
     "--threshold",
     type=click.FloatRange(0, 1),
-    help="Answer none where no class is as probable; what was the most probable is shown all the same.",
+    help="Call an image none where no class is as probable. Where it may have several classes, those that are as "
+    "probable are said.  [default for these: 0.5]",
 )
 @click.option("--classes", help="Other class names: separated by commas, or a text file with one a line.")
 @click.option("--question", help="What is asked about the images, of an adapter that answers questions.")
@@ -67,7 +69,8 @@ def predict(
     as_json: bool,
     as_csv: bool,
 ) -> None:
-    """Classify IMAGES (files, or folders searched at any depth) with ADAPTER, or answer a question about each.
+    """Classify IMAGES (files, folders searched at any depth, or a .csv with a column path) with ADAPTER, or answer a
+    question about each. Regions are "IMAGE#xywh=X,Y,WIDTH,HEIGHT", or columns x0,y0,x1,y1 of the .csv, in pixels.
 
     An adapter is a file, the folder of a run, or a name on the hub such as hf://user/name. Several stand side by side,
     a column each, and what they share is computed once. Results are printed as they come. In folders, symbolic links
@@ -78,7 +81,7 @@ def predict(
     Examples:
       adapt predict adapter.safetensors photo.png
       adapt predict adapter.safetensors photos/ --csv > labels.csv
-      adapt predict adapter.safetensors photos/ --threshold 0.5
+      adapt predict adapter.safetensors photos/ --threshold 0.8
       adapt predict runs/coop runs/lora runs/gda photos/
       adapt predict adapter.safetensors photo.png --classes "cat,dog,parrot"
       adapt predict adapter.safetensors photo.png --question "what is it?"
@@ -89,8 +92,12 @@ def predict(
 
     if as_json and as_csv:
         raise AdaptError("--json and --csv are two layouts of one output: give one of them")
-    if vocabulary_free is not None and (classes or question or explain):
-        raise AdaptError("--vocabulary-free takes names from captions: leave --classes, --question and --explain out")
+    if vocabulary_free is not None and (classes or question or explain or threshold is not None):
+        raise AdaptError(
+            "--vocabulary-free takes names from captions: leave --classes, --question, --explain and --threshold out"
+        )
+    if explain and threshold is not None:
+        raise AdaptError("--explain is of the likeliest classes, whatever their probability: leave --threshold out")
     readable: list[Path] = []
     if vocabulary_free is not None:
         files = list(image_files((adapter, *images)))
@@ -99,7 +106,8 @@ def predict(
     else:
         adapters = _adapters(adapter, images, explain, as_csv)
         files = list(image_files(images[len(adapters) - 1 :]))
-        answers = _by_adapters(adapters, _class_names(classes), question, backbone, device, top_k, threshold, explain)
+        asked = {"top_k": top_k, "threshold": threshold}
+        answers = _by_adapters(adapters, _class_names(classes), question, backbone, device, asked, explain)
     write = writer([*map(hub.spelled, adapters)], as_json, as_csv, explain, threshold is not None)
     with quiet_libraries():
         for number, found in enumerate(answers(readable_images(files, readable))):
@@ -147,8 +155,7 @@ def _by_adapters(
     question: str | None,
     backbone: str | None,
     device: str,
-    top_k: int,
-    threshold: float | None,
+    asked: dict[str, Any],
     explain: bool,
 ) -> Says:
     """Answers of each adapter, or of one of them with its reasons."""
@@ -158,8 +165,8 @@ def _by_adapters(
 
         models = load_many(adapters, common.given_backbone(backbone, device), names, device=device)
         if explain:
-            return _explanations(adapters[0], models[0], images, top_k, threshold)
-        return _predictions(adapters, models, images, top_k, threshold, question)
+            return _explanations(adapters[0], models[0], images, asked["top_k"], asked["threshold"])
+        return _predictions(adapters, models, images, question, asked)
 
     return answers
 
@@ -168,21 +175,20 @@ def _predictions(
     adapters: Sequence[Path],
     models: Sequence[Any],
     images: Iterable[Any],
-    top_k: int,
-    threshold: float | None,
     question: str | None,
+    asked: dict[str, Any],
 ) -> Iterator[tuple[Prediction, ...]]:
     """What each model says of each image."""
     if len(models) == 1:
-        asked = _asked(adapters[0], models[0], question)
-        return ((prediction,) for prediction in models[0].predict_stream(images, top_k, threshold=threshold, **asked))
+        asked = asked | _asked(adapters[0], models[0], question)
+        return ((prediction,) for prediction in models[0].predict_stream(images, **asked))
     answering = [adapter for adapter, model in zip(adapters, models, strict=True) if not _classifies(model)]
     if answering or question is not None:
         named = f"; {first_of(answering)} answers questions" if answering else ""
         raise AdaptError(f"several adapters stand side by side where they classify{named}: ask one at a time")
     from adapt.models.many import predict_many_stream
 
-    return predict_many_stream(models, images, top_k, threshold=threshold)
+    return predict_many_stream(models, images, **asked)
 
 
 def _explanations(
@@ -223,7 +229,9 @@ def image_files(images: Sequence[Path]) -> Iterator[Path]:
             )
         if not (path.suffix or path.exists()):
             raise AdaptError(f"there is nothing at {path}, neither an adapter nor an image")
-        if path.is_dir():
+        if path.suffix.lower() == ".csv":
+            yield from map(Path, read_paths(path))
+        elif path.is_dir():
             found = images_in(str(path))
             if not found:
                 raise AdaptError(f"the folder {path} holds no image ({', '.join(IMAGE_SUFFIXES)})")

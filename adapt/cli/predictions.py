@@ -49,7 +49,7 @@ class Columns:
             self._begun = True
             of_each = zip(self._adapters or [""], found, strict=True)
             _print_csv([["image", "rank", *(name for adapter, each in of_each for name in self._names(adapter, each))]])
-        ranks = enumerate(zip_longest(*(each.top for each in found)), 1)
+        ranks = enumerate(zip_longest(*map(_said, found)), 1)
         _print_csv(
             [str(path), rank, *(cell for each, place in zip(found, row) for cell in self._cells(each, place))]
             for rank, row in ranks
@@ -98,10 +98,19 @@ def _side_by_side(adapters: Sequence[str], path: Path, found: Sequence[Predictio
         click.echo("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
+def _said(found: Prediction) -> Sequence[tuple[str, float]]:
+    """The ranked classes; of an image that may have several those that it has, or `none`."""
+    if found.class_names is None:
+        return found.top
+    return [each for each in found.top if each[0] in found.class_names] or [(found.class_name, found.probability)]
+
+
 def _answered(found: Prediction) -> str:
-    """What is said beside the classes: the number, and `none` where no class is probable enough."""
+    """What is said beside the classes: the number, all that the image has, and `none` where it has none."""
     number = "" if found.number is None else f"  {found.number:.3g}"
-    return number + ("" if found.class_name == found.top[0][0] else f"  {found.class_name}")
+    if found.class_names is None and found.class_name == found.top[0][0]:
+        return number
+    return f"{number}  {', '.join(map(shown, found.class_names or [found.class_name]))}"
 
 
 def _line(each: tuple[str, float]) -> str:

@@ -4,12 +4,14 @@ from .decoding.images import open_image as open_image
 from .decoding.loader import loader as loader
 from .readers import load as load
 from .readers import read_captioned_folder as read_captioned_folder
+from .readers import read_captions_file as read_captions_file
 from .readers import read_csv as read_csv
 from .readers import read_defect_folder as read_defect_folder
 from .readers import read_descriptors as read_descriptors
 from .readers import read_domain_folders as read_domain_folders
 from .readers import read_folder as read_folder
 from .readers import read_hugging_face as read_hugging_face
+from .readers import read_labelled_folder as read_labelled_folder
 from .readers import read_names as read_names
 from .readers import read_published as read_published
 from .readers import read_split as read_split

@@ -66,8 +66,8 @@ def without_broken(split: Split, broken: Broken, progress: Progress | None = Non
 
 def remarks(split: Split) -> list[str]:
     """What is worth knowing of images that can all be used: classes with a single one, and copies across parts."""
-    counts = Counter(item.class_name for item in split.train)
-    single = [name for name in split.class_names if counts[name] == 1]
+    counts = Counter(label for item in split.train for label in item.every_label)
+    single = [name for label, name in enumerate(split.class_names) if counts[label] == 1]
     found = [f"one training image each, too few to hold any back: {first_of(single)}"] if single else []
     known = {_digest(item): item.name for item in split.train}
     for part, items in (("val", split.val), ("test", split.test)):

@@ -42,7 +42,8 @@ def contact_sheet(
         raise AdaptError(f"There is nothing to draw: {len(items)} images, {per_class} of each class.")
     groups: list[list[Item]] = [[] for _ in class_names]
     for item in items:
-        groups[item.label].append(item)
+        for label in item.every_label:
+            groups[label].append(item)
     side = _SIDE if len(class_names) <= _MANY else _SMALL_SIDE
     width, height = per_class * (side + _GAP) + _MARGIN, side + _CAPTION + _MARGIN
     columns = min(len(groups), max(1, round(math.sqrt(len(groups) * _SHAPE * height / width))))

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 
+from adapt.data.consistency import check_consistent
 from adapt.data.few_shot import Sampling, carve, pick
 from adapt.errors import AdaptError
-from adapt.shown import first_of, unseen
+from adapt.shown import first_of
+
+SEPARATOR = "|"  # of the names of several classes, where they are written as one text
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,9 @@ class Item:
     is a pair of both: it has no class, and its label is the number of the image, which may have several texts. A
     `target` is a number, such as a grade, whose class is a word for it. `mask` is the path of a picture of the same
     size that is bright where the image is not as it should be; "" where none of it is.
+
+    Where an image may have several classes, `labels` are the numbers of all of them, perhaps of none. Its label and
+    class name are those of the one by which it is drawn and divided, such as the rarest; -1 and "" where it has none.
     """
 
     path: str
@@ -34,7 +39,13 @@ class Item:
     group: str = ""
     text: str = ""
     target: float | None = None
+    labels: tuple[int, ...] | None = None
     mask: str = ""
+
+    @property
+    def every_label(self) -> tuple[int, ...]:
+        """The numbers of all its classes."""
+        return (self.label,) if self.labels is None else self.labels
 
     @property
     def kept_with(self) -> str:
@@ -62,7 +73,8 @@ class Split:
     for evaluation only; otherwise every class must have one.
 
     Raises AdaptError when a class has no training image, when labels and names do not agree one to one, when some
-    items have a question and others have none, or when a part has both images and texts, or texts are to be tested.
+    items have a question and others have none, or one class and others several, or when a part has both images and
+    texts, or texts are to be tested.
     """
 
     name: str
@@ -74,16 +86,12 @@ class Split:
     root: str = ""
 
     def __post_init__(self) -> None:
-        _check_names(self)
-        _check_domains(self)
-        _check_labels(self)
-        _check_no_empty_class(self)
-        _check_questions(self)
-        _check_texts(self)
-        _check_targets(self)
+        check_consistent(self)
 
     def few_shot(self, shots: int, seed: int, sampling: Sampling = "coop") -> Split:
         """`shots` training and min(shots, 4) validation images of each class; the test images stay.
+
+        Of several classes an image counts for the one in `label`, so that some have more images, or fewer.
 
         Picks and order are those of the published code: CoOp's, or with `sampling="clip-lora"` CLIP-LoRA's (see
         `adapt.data.few_shot`). The global random state is not touched.
@@ -126,6 +134,8 @@ class Split:
         if classes == "all":
             return self
         self.check_classes()
+        if self.of_several:
+            raise AdaptError(f"Data {self.name!r} has images of several classes: no part of them ({classes}) is whole.")
         number, parts = map(int, {"base": "1/2", "new": "2/2"}.get(classes, classes).split("/"))
         size, longer = divmod(len(self.class_names), parts)
         starts = [place * size + min(place, longer) for place in range(parts + 1)]
@@ -167,10 +177,11 @@ class Split:
         """
         missing = [name for name in self.class_names if name not in names]
         if missing:
-            raise AdaptError(f"Data {self.name!r}: no name is given for {_listed(missing)}. Give one for every class.")
+            named = first_of([*map(repr, missing)])
+            raise AdaptError(f"Data {self.name!r}: no name is given for {named}. Give one for every class.")
 
         def part(items: tuple[Item, ...]) -> tuple[Item, ...]:
-            return tuple(replace(item, class_name=names[item.class_name]) for item in items)
+            return tuple(replace(item, class_name=item.class_name and names[item.class_name]) for item in items)
 
         class_names = tuple(names[name] for name in self.class_names)
         return replace(self, class_names=class_names, train=part(self.train), val=part(self.val), test=part(self.test))
@@ -196,9 +207,37 @@ class Split:
         first = next(self.items(), None)
         return first is not None and first.is_pair
 
+    @property
+    def of_several(self) -> bool:
+        """Whether its images may have several classes, or none."""
+        return of_several(tuple(self.items())[:1])
+
+    def numbered_as(self, class_names: Sequence[str]) -> Split:
+        """The same with labels by the order of `class_names`, which are its own in another order."""
+        number = [class_names.index(name) for name in self.class_names] + [-1]  # the last one of no class
+
+        def part(items: tuple[Item, ...]) -> tuple[Item, ...]:
+            return tuple(
+                replace(
+                    item,
+                    label=number[item.label],
+                    labels=None if item.labels is None else tuple(sorted(number[label] for label in item.labels)),
+                )
+                for item in items
+            )
+
+        return replace(
+            self, class_names=tuple(class_names), train=part(self.train), val=part(self.val), test=part(self.test)
+        )
+
     def items(self) -> Iterator[Item]:
         """All images: train, then val, then test."""
         return chain(self.train, self.val, self.test)
+
+
+def of_several(items: Sequence[Item]) -> bool:
+    """Whether images may have several classes, or none; all of a data set are of one kind."""
+    return bool(items) and items[0].labels is not None
 
 
 def items_id(items: Sequence[Item]) -> str:
@@ -212,112 +251,6 @@ def _identity(path: str, item: Item) -> str:
     question = f"\0{item.question}" if item.question else ""
     text = f"\0\0{item.text}" if item.text else ""
     target = "" if item.target is None else f"\0\0\0{item.target!r}"
-    mask = f"\0\0\0\0{item.mask.rsplit('/', 1)[-1]}" if item.mask else ""
-    return f"{path}\0{item.label}{question}{text}{target}{mask}\n"
-
-
-def _check_names(split: Split) -> None:
-    if not split.class_names and not split.of_pairs:
-        raise AdaptError(f"Data {split.name!r} has no classes.")
-    first: dict[str, int] = {}
-    for label, name in enumerate(split.class_names):
-        if not name.strip():
-            raise AdaptError(f"Data {split.name!r}: the name of label {label} is empty. Give every class a name.")
-        if unseen(name):
-            raise AdaptError(
-                f"Data {split.name!r}: label {label} is named {name!r}, with a line break or control character. "
-                "Take it out."
-            )
-        if first.setdefault(name, label) != label:
-            raise AdaptError(
-                f"Data {split.name!r}: labels {first[name]} and {label} are both named {name!r}. "
-                "Give each label a name of its own."
-            )
-
-
-def _check_domains(split: Split) -> None:
-    for domain in filter(unseen, {item.domain for item in split.items()}):
-        raise AdaptError(
-            f"Data {split.name!r}: the domain {domain!r} has a line break or control character. Take it out."
-        )
-
-
-def _check_labels(split: Split) -> None:
-    for item in () if split.of_pairs else split.items():
-        if not 0 <= item.label < len(split.class_names):
-            raise AdaptError(
-                f"Data {split.name!r}: {item.name!r} has label {item.label}; "
-                f"expected 0 to {len(split.class_names) - 1}, one for each class name."
-            )
-        if item.class_name != split.class_names[item.label]:
-            raise AdaptError(
-                f"Data {split.name!r}: {item.name!r} has label {item.label} and the name {item.class_name!r}, "
-                f"but label {item.label} is {split.class_names[item.label]!r}."
-            )
-
-
-def _check_no_empty_class(split: Split) -> None:
-    if not split.train or split.of_pairs:
-        return
-    if split.train[0].question or split.train[0].target is not None or split.of_masks:
-        return  # whoever answers in words, or by numbers, may say what no one told it; and defects come unforeseen
-    present = {item.label for item in split.train}
-    empty = [name for label, name in enumerate(split.class_names) if label not in present]
-    if empty:
-        raise AdaptError(
-            f"Data {split.name!r}: no training image of {_listed(empty)}. "
-            "Add images to each class or take the class out."
-        )
-
-
-def _check_questions(split: Split) -> None:
-    asked: dict[bool, Item] = {}
-    for item in split.items():
-        asked.setdefault(bool(item.question), item)
-    if len(asked) == 2:
-        raise AdaptError(
-            f"Data {split.name!r}: {asked[True].path!r} has a question and {asked[False].path!r} has none. "
-            "Give every item a question, or none."
-        )
-
-
-def _check_texts(split: Split) -> None:
-    pairs = {item.is_pair: item for item in split.items()}
-    if len(pairs) == 2 or (True in pairs and split.class_names):
-        other = f"{pairs[False].name!r} has not" if False in pairs else f"there are classes: {split.class_names[0]!r}"
-        raise AdaptError(
-            f"Data {split.name!r}: {pairs[True].path!r} has a text beside it, and {other}. Pairs of images and texts "
-            "are data of their own, without classes."
-        )
-    for part, items in (("train", split.train), ("val", split.val), ("test", split.test)):
-        kinds = {bool(item.path): item for item in items}
-        if len(kinds) == 2:
-            raise AdaptError(
-                f"Data {split.name!r}: the part {part} has images ({kinds[True].path!r}) and texts "
-                f"({kinds[False].text!r}). Give each part one of both."
-            )
-    if split.test and not split.test[0].path:
-        raise AdaptError(
-            f"Data {split.name!r}: the text {split.test[0].text!r} is to be tested. A model learns from texts and "
-            "classifies images: give images for the part test, or none."
-        )
-    for item in split.items():
-        if not (item.path or item.text.strip()):
-            raise AdaptError(f"Data {split.name!r}: an item of {item.class_name!r} has neither an image nor a text.")
-
-
-def _check_targets(split: Split) -> None:
-    known: dict[bool, Item] = {}
-    for item in split.items():
-        known.setdefault(item.target is not None, item)
-        if item.target is not None and not math.isfinite(item.target):
-            raise AdaptError(f"Data {split.name!r}: the target of {item.name!r} is {item.target}; expected a number.")
-    if len(known) == 2:
-        raise AdaptError(
-            f"Data {split.name!r}: {known[True].name!r} has a target and {known[False].name!r} has none. Give every "
-            "item a number, or none."
-        )
-
-
-def _listed(names: Sequence[str]) -> str:
-    return first_of([*map(repr, names)])
+    labels = "" if item.labels is None else f"\0\0\0\0{item.labels!r}"
+    mask = f"\0\0\0\0\0{item.mask.rsplit('/', 1)[-1]}" if item.mask else ""
+    return f"{path}\0{item.label}{question}{text}{target}{labels}{mask}\n"

@@ -10,17 +10,18 @@ from torch import Tensor
 
 from adapt.data.decoding.loader import loader
 from adapt.data.decoding.masks import check_masks, mask_of
-from adapt.data.split import Item
+from adapt.data.split import Item, of_several
 from adapt.errors import AdaptError
 from adapt.evaluation.maps import MapScores, check_regions
+from adapt.evaluation.multi_label import MultiLabelScores, prior_bias
 from adapt.evaluation.numbers import GradedScores
 from adapt.evaluation.retrieval import retrieve
 from adapt.evaluation.scores import Scores
-from adapt.features import item_features, keeps_features, of_texts, view_features
+from adapt.features import item_features, keeps_features, of_texts, several_labels_of, view_features
 from adapt.methods.base.normal import normal_label
 from adapt.models.base import Adapted, evaluating
 from adapt.models.classifier import AdaptedModel
-from adapt.models.prediction import decided
+from adapt.models.prediction import decided, finite
 from adapt.progress import Progress
 
 Answer = TypeVar("Answer")
@@ -39,7 +40,7 @@ def evaluate(
     cache: bool = True,
     progress: Progress | None = None,
 ) -> Scores:
-    """Classifies `items`, answers their questions, or finds what belongs together among pairs.
+    """Classifies `items`, by one class each or several, answers their questions, or finds what belongs together.
 
     Features of an unedited vision tower come from the cache.
 
@@ -48,6 +49,11 @@ def evaluate(
     Raises AdaptError where labels do not belong to the model's classes, or a file cannot be decoded.
     """
     check_labels(model, items)
+    _check_kind(model, items)
+    if of_several(items):
+        batches = [batch.cpu() for batch in logits(model, items, workers=workers, cache=cache, progress=progress)]
+        probabilities = model.answers.probabilities(finite(torch.cat(batches)).float())
+        return MultiLabelScores.of(items, probabilities, model.class_names)
     if items[0].is_pair:
         assert isinstance(model, AdaptedModel)
         return retrieve(model, items, workers=workers, progress=progress)
@@ -104,6 +110,25 @@ def logits(
     if keeps_features(model, cache or of_texts(items)):
         return _from_features(model, items, workers, progress)
     return _decoded(model, model.batch_logits, items, workers, progress)
+
+
+def prior_biases(
+    model: AdaptedModel,
+    items: Sequence[Item],
+    scales: Sequence[float] = (1.0,),
+    *,
+    workers: int = 2,
+    cache: bool = True,
+) -> list[float | None]:
+    """What a model that gives one class an image is to add to its logits, or to as many times them, to give several.
+
+    As many probabilities as `items` have classes add up then. None where these have one class each.
+    """
+    if not of_several(items):
+        return [None] * len(scales)
+    found = torch.cat([batch.cpu() for batch in logits(model, items, workers=workers, cache=cache)])
+    truth, own = several_labels_of(items, len(model.class_names)), model.backbone.logit_bias
+    return [prior_bias((found - own) * scale + own, truth) for scale in scales]
 
 
 def _from_features(
@@ -168,11 +193,27 @@ def check_labels(model: Adapted[Any], items: Sequence[Item]) -> None:
         return
     names = model.class_names
     for item in items:
-        if item.label >= len(names) or names[item.label] != item.class_name:
+        if item.labels == ():
+            continue
+        if max(item.every_label) >= len(names) or names[item.label] != item.class_name:
             raise AdaptError(
                 f"{item.name} is of class {item.class_name!r}, label {item.label}, which the model calls otherwise; "
                 f"wrap or load the model with the data's own class names"
             )
+
+
+def _check_kind(model: Adapted[Any], items: Sequence[Item]) -> None:
+    """AdaptError where images have one class, and the model gives them several, or the other way round."""
+    if of_several(items) and not model.answers.several:
+        raise AdaptError(
+            f"the data has images of several classes, and this {model.method.name} gives each one: train it on such "
+            "data"
+        )
+    if model.answers.several and not of_several(items):
+        raise AdaptError(
+            f"this {model.method.name} learned to find several classes in an image, and the data has one of each: give "
+            "a .csv with a column labels"
+        )
 
 
 def _check_pairs(model: Adapted[Any], item: Item) -> None:

@@ -35,7 +35,7 @@ class Scores:
 
     @property
     def by_class(self) -> dict[str, float]:
-        """Accuracy of each class that has images, in [0, 1]."""
+        """Recall of each class that has images, the share of them that is told right, in [0, 1]."""
         right: dict[str, list[bool]] = defaultdict(list)
         for name, hit in zip(self.actual, self.right):
             right[name].append(hit)
@@ -55,7 +55,7 @@ class Scores:
         return {
             "accuracy": self.accuracy,
             "images": self.images,
-            "mean_class_accuracy": sum(self.by_class.values()) / len(self.by_class),
+            "mean_class_accuracy": sum(self.by_class.values()) / len(self.by_class),  # balanced accuracy
             "calibration_error": self.calibration_error,
         }
 

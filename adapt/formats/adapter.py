@@ -56,7 +56,10 @@ def header_of(model: Adapted[Any]) -> Header:
         preprocess=backbone.reading(),
         logit_scale=model.method.logit_scale or getattr(backbone, "logit_scale", None),
         versions=versions(),
-        answers=None if model.answers == PLAIN else asdict(model.answers),
+        # without what is None, which older releases do not know
+        answers=None
+        if model.answers == PLAIN
+        else {key: value for key, value in asdict(model.answers).items() if value is not None},
         **model.metadata,
     )
 

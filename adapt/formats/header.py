@@ -41,6 +41,7 @@ class _Answers(BaseModel):
     blend: float = Field(ge=0, le=1)
     template: tuple[str, ...]
     temperature: float = Field(gt=0)
+    logit_bias: float | None = None
 
 
 class Header(BaseModel):

@@ -33,6 +33,10 @@ def merged_model(model: AdaptedModel) -> nn.Module:
             f"{1 - model.answers.blend:.0%} of this adapter's answers are zero-shot, which weights cannot say: load it "
             "with adapt, or train it without blend"
         )
+    if model.answers.several:
+        raise AdaptError(
+            "this adapter may find several classes in an image, which weights cannot say: load it with adapt"
+        )
     with alone(backbone.model):
         copied = copy.deepcopy(backbone.model)
     modules = dict(copied.named_modules())

@@ -37,7 +37,9 @@ def export(model: Adapted[Any], folder: str | Path) -> Path:
             f"only plain LoRA has peft's layout; this adapter is {method.name} {method.config.model_dump()}"
         )
     if model.answers != PLAIN:
-        logger.warning("peft's layout holds what the towers learned: temperature and blend of answers stay behind")
+        logger.warning(
+            "peft's layout holds what the towers learned: temperature, blend and bias of answers stay behind"
+        )
     write(model, folder)
     header, family = adapter.header_of(model), model.backbone.family
     card = model_card(header, family, address=str(folder), place=str(folder), peft=_with_peft(model))

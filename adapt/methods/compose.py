@@ -65,6 +65,7 @@ class Compose(Method):
         self.parts = _named([each if isinstance(each, Method) else _made(each) for each in methods])
         served = [family for family in self.serves if all(family in part.serves for part in self.parts.values())]
         self.serves = tuple(served)  # type: ignore[assignment,misc]  # by these parts
+        self.of_several = all(part.of_several for part in self.parts.values())  # type: ignore[misc]
         for name, part in self.parts.items():
             if part.built:
                 raise AdaptError(f"compose: this {part.name} already belongs to a model: make a new one")
@@ -111,6 +112,10 @@ class Compose(Method):
     @property
     def begins_anew(self) -> bool:  # type: ignore[override]
         return any(part.begins_anew for part in self.parts.values())
+
+    @property
+    def weighs_classes(self) -> bool:  # type: ignore[override]
+        return all(part.weighs_classes for part in self.parts.values())
 
     @property
     def needs_every_class(self) -> bool:  # type: ignore[override]

@@ -43,6 +43,7 @@ class DetPro(CoOp):
     Config = DetProConfig
     example: ClassVar[dict[str, Any]] = {"n_ctx": 4}
     logit_scale = 100.0
+    weighs_classes = False  # but by itself, as published
     threshold: Tensor
 
     def build(self, backbone: DualEncoder, class_names: Sequence[str]) -> None:  # type: ignore[override]

@@ -35,6 +35,7 @@ class KgCoOp(CoOp):
     name = "kgcoop"
     title = "KgCoOp (Yao et al., CVPR 2023)"
     Config = KgCoOpConfig
+    of_several = True
     example: ClassVar[dict[str, Any]] = {}
 
     @classmethod

@@ -8,6 +8,7 @@ Deviations: one grid of strengths in place of the reference's two-stage search; 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,8 @@ STRENGTHS = tuple(10.0 ** (k / 2) for k in range(-2, 13))  # inverse regularisat
 class LinearProbeConfig(MethodConfig):
     strength: float | None = Field(default=None, gt=0)
     """Inverse regularisation (scikit-learn's C); chosen on the validation images where left out."""
+    class_weights: Literal["equal", "balanced"] = "equal"
+    """How much an image counts: the same, or one over how many training images its class has."""
 
 
 class LinearProbe(Method):
@@ -73,13 +76,14 @@ class LinearProbe(Method):
         features, labels = train[0].cpu().double(), train[1].cpu()
         # from where it is: a search has the solution of the strength before, which is near
         weight, bias = (each.detach().cpu().double().requires_grad_() for each in self.parameters())
+        weights = self._weights(labels)
         # of two classes scikit-learn penalises one row, the difference of these two
         penalty = (1.0 if len(bias) == 2 else 0.5) / (strength * len(labels))
         solver = torch.optim.LBFGS([weight, bias], max_iter=2000, tolerance_grad=1e-5, line_search_fn="strong_wolfe")
 
         def loss() -> Tensor:
             solver.zero_grad()
-            value = F.cross_entropy(features @ weight.T + bias, labels) + penalty * weight.square().sum()
+            value = F.cross_entropy(features @ weight.T + bias, labels, weights) + penalty * weight.square().sum()
             value.backward()
             return value
 
@@ -92,4 +96,11 @@ class LinearProbe(Method):
     @torch.no_grad()
     def _accuracy(self, fitted: LinearProbe, val: tuple[Tensor, Tensor]) -> float:
         features, labels = val
-        return float((fitted._head(features.to(self.weight.device)).argmax(-1).cpu() == labels).float().mean())
+        right = (fitted._head(features.to(self.weight.device)).argmax(-1).cpu() == labels).double()
+        weights = self._weights(labels)[labels]
+        return float((right * weights).sum() / weights.sum())
+
+    def _weights(self, labels: Tensor) -> Tensor:
+        """How much an image of each class counts `(n_classes,)` among images with these labels `(n,)`."""
+        counts = labels.bincount(minlength=len(self.bias)).double()
+        return torch.ones_like(counts) if self.config.class_weights == "equal" else 1 / counts.clamp_min(1)

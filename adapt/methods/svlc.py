@@ -64,6 +64,7 @@ class SVLC(LoRA):
     title = "SVLC (Doveh et al., CVPR 2023)"
     serves = ("dual encoder",)  # type: ignore[assignment]
     Config = SVLCConfig
+    of_several = True
     example: ClassVar[dict[str, Any]] = {"projections": "qkvo"}
 
     def loss(self, step: Any) -> Terms:

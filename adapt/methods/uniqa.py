@@ -44,6 +44,7 @@ class UniQA(Method):
     Config = UniQAConfig
     example = {"between": (0.0, 1.0)}
     of_targets = True
+    weighs_classes = False
     per_class = True
     begins_anew = True
 

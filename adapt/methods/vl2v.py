@@ -52,6 +52,7 @@ class VL2V(Method):
     Config = VL2VConfig
     reads = frozenset({"images"})
     touches = frozenset({"vision"})  # whose features are another model's
+    weighs_classes = False
     example = {"student": "test_vit", "pretrained": False}
 
     def build(self, backbone: DualEncoder, class_names: Sequence[str]) -> None:  # type: ignore[override]

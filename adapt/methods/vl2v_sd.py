@@ -37,6 +37,7 @@ class VL2VSD(LoRA):
     serves = ("dual encoder",)  # type: ignore[assignment]
     Config = VL2VSDConfig
     of_pairs = False
+    weighs_classes = False
     example = {}
 
     def loss(self, step: ImageStep) -> Terms:

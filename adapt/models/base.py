@@ -127,12 +127,18 @@ class Adapted(nn.Module, Generic[B]):
         raise NotImplementedError
 
     def cross_entropy(self, step: Any) -> Tensor:
-        """The mean over a batch, in full precision."""
+        """The mean over a batch, in full precision; where images may have several classes, over these too, each of
+        which is there or not.
+        """
+        if step.several:
+            logits = step.logits.float() + (self.answers.logit_bias or 0.0)
+            return F.binary_cross_entropy_with_logits(logits, step.labels.float(), pos_weight=self.class_weights)
         return F.cross_entropy(step.logits.float(), step.labels, self.class_weights)
 
     def right(self, step: Any) -> Tensor:
-        """Which answers to a batch `(b,)` are right."""
-        return step.logits.argmax(-1).eq(step.labels)
+        """Which answers to a batch `(b,)` are right; where there may be several, whether the first one is."""
+        first = step.logits.argmax(-1)
+        return step.labels.gather(1, first[:, None])[:, 0] if step.several else first.eq(step.labels)
 
     def batch_logits(self, inputs: Any) -> Tensor:
         """Logits `(b, n)` of a batch from the data loader. AdaptError where answers are free text."""

@@ -294,7 +294,7 @@ class AdaptedModel(Adapted[DualEncoder]):
         """
         self._check_classes()
         found = self._of_batches(images, batch_size, urls, lambda model, pixels: finite(model(pixels)).float().cpu())
-        return torch.cat([torch.empty(0, len(self.class_names)), *found]).softmax(-1)
+        return self.answers.probabilities(torch.cat([torch.empty(0, len(self.class_names)), *found]))
 
     def anomaly_maps(self, images: Any, batch_size: int = 64, *, urls: bool = False) -> Tensor:
         """How unlike the normal state each pixel of images looks, from 0 to 1: `(n, h, w)` on the CPU.
@@ -323,7 +323,7 @@ class AdaptedModel(Adapted[DualEncoder]):
             raise AdaptError(f"{self.backbone.describe()} classifies images and answers no question: leave it out")
         self._check_classes()
         logits, features = (self(pixels), None) if not wanted.features else self._with_features(pixels)
-        return predictions(logits, self.class_names, wanted, features, self.method.score(logits))
+        return predictions(logits, self.class_names, wanted, self.answers, features, self.method.score(logits))
 
     def _with_features(self, pixels: Tensor | BlockInputs) -> tuple[Tensor, Tensor]:
         step = ImageStep(self, pixels)

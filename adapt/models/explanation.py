@@ -61,7 +61,7 @@ def _of_batch(model: AdaptedModel, pixels: Tensor, wanted: Wanted) -> Iterator[E
     step = ImageStep(model, pixels)
     cosines = [step.features @ own.T for own in step.prompt_features]  # (b, m) of each class
     label = {name: number for number, name in enumerate(model.class_names)}
-    for row, prediction in enumerate(predictions(model.answers.of(step), model.class_names, wanted)):
+    for row, prediction in enumerate(predictions(model.answers.of(step), model.class_names, wanted, model.answers)):
         reasons = [_reasons(model, name, cosines[label[name]][row].tolist()) for name, _ in prediction.top]
         yield Explanation(prediction, tuple(reasons))
 

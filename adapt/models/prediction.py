@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from adapt.errors import AdaptError
+from adapt.models.answers import PLAIN, Answers
 
 NOT_FINITE = (
     "the model's output is not finite: the adapter's values, or the backbone's, overflow. Train again at a lower rate, "
@@ -38,6 +39,8 @@ class Prediction:
     """The number of the class in the model's `class_names`; None for `none`, and for an answer in words."""
     number: float | None = None
     """What the method makes of the image as a number, such as a grade, where it learned such."""
+    class_names: tuple[str, ...] | None = None
+    """All classes that are as probable as the threshold, where an image may have several: the first ones of `top`."""
     features: Tensor | None = field(default=None, compare=False, repr=False)
     """Of the image `(e,)`, of unit length, on the CPU, where they were asked for."""
 
@@ -45,10 +48,12 @@ class Prediction:
         """For JSON, but without features; the key of a class's name is `class`, as in every CSV."""
         top = [{"class": name, "probability": probability} for name, probability in self.top]
         own = {"class": self.class_name, "label": self.label, "probability": self.probability, "number": self.number}
-        return {**own, "top": top}
+        several = {} if self.class_names is None else {"classes": list(self.class_names)}
+        return {**own, **several, "top": top}
 
 
 NONE = "none"  # the class of an image that is not sure enough of any
+HALF = 0.5  # the threshold of several classes, where none is given
 
 
 @dataclass(frozen=True)
@@ -74,19 +79,28 @@ def predictions(
     logits: Tensor,
     class_names: Sequence[str],
     wanted: Wanted,
+    answers: Answers = PLAIN,
     features: Tensor | None = None,
     numbers: Tensor | None = None,
 ) -> Iterator[Prediction]:
-    """The predictions that logits `(b, n)` of `n` classes make.
+    """The predictions that logits `(b, n)` of `n` classes make, one or several of them as `answers` are.
 
     With unit-length features `(b, e)`, and the numbers `(b,)` that the logits stand for, where given.
     """
-    probabilities, indices = finite(logits).float().softmax(-1).topk(min(wanted.top_k, len(class_names)))
+    count = len(class_names) if answers.several else min(wanted.top_k, len(class_names))
+    probabilities, indices = answers.probabilities(finite(logits).float()).topk(count)
     of_each = [None] * len(logits) if features is None else list(features.float().cpu())
     said = [None] * len(logits) if numbers is None else numbers.tolist()
+    threshold = HALF if answers.several and wanted.threshold is None else wanted.threshold
     for row, chosen, number, own in zip(probabilities.tolist(), indices.tolist(), said, of_each, strict=True):
         top = tuple((class_names[index], probability) for index, probability in zip(chosen, row))
-        yield judged(Prediction(top[0][0], top[0][1], top, chosen[0], number, own), wanted.threshold)
+        several = _above(top, threshold or 0.0) if answers.several else None
+        shown = top[: max(wanted.top_k, len(several or ()))]
+        yield judged(Prediction(*top[0], shown, chosen[0], number, several, own), threshold)
+
+
+def _above(ranked: Sequence[tuple[str, float]], threshold: float) -> tuple[str, ...]:
+    return tuple(name for name, probability in ranked if probability >= threshold)
 
 
 def judged(found: Prediction, threshold: float | None) -> Prediction:

@@ -61,7 +61,8 @@ def run_page(run: PlainRun) -> RunPage:
 
     rows, metrics = _predictions(run.path), run.metrics
     confusion, classes = "", ""
-    if rows and "recall" not in metrics.get("adapted", {}):  # texts are no classes to confuse
+    # neither texts nor sets of classes are confused with one another
+    if rows and not metrics.get("adapted", {}).keys() & {"recall", "mean_average_precision"}:
         figure, classes = confusion_matrix(rows)
         confusion = svg(figure)
     by_class: dict[str, float] = metrics.get("adapted", {}).get("by_class", {})

@@ -59,13 +59,17 @@ class ClassProbability(BaseModel):
 
 
 class AdapterAnswer(BaseModel):
-    """What one adapter says of an image; `class` is none below the threshold, with no label."""
+    """What one adapter says of an image; `class` is none below the threshold, with no label.
+
+    `classes` are all above it, where the adapter finds several in an image.
+    """
 
     adapter: str
     class_name: str = Field(alias="class")
     label: int | None
     probability: float
     number: float | None = None  # such as a grade, where the adapter learned such
+    classes: list[str] | None = None
     top: list[ClassProbability]
 
 

@@ -27,7 +27,7 @@ class Batches(Protocol):
     def __len__(self) -> int: ...
 
     def epoch(self, epoch: int, step: int) -> Iterator[tuple[Any, Tensor]]:
-        """Yields inputs and labels `(b,)` of the steps from `step` on."""
+        """Yields inputs and labels `(b,)`, or as `Step` has them, of the steps from `step` on."""
 
 
 class ImageBatches:
@@ -37,7 +37,14 @@ class ImageBatches:
         transform = model.backbone.transform(train=settings.augment == "published")
         drop_last = settings.drop_last and len(items) >= settings.batch_size
         self._loader = loader(
-            items, transform, settings.batch_size, train=True, seed=seed, workers=settings.workers, drop_last=drop_last
+            items,
+            transform,
+            settings.batch_size,
+            train=True,
+            seed=seed,
+            workers=settings.workers,
+            drop_last=drop_last,
+            classes=len(model.class_names),
         )
 
     def __len__(self) -> int:
@@ -106,7 +113,7 @@ def training_batches(
     if of_texts(items):
         assert isinstance(model, AdaptedModel)  # as fit has it
         known = item_features(model, items, workers=0, views=settings.views or 0)
-        return FeatureBatches(known, answers_of(items), settings, seed)
+        return FeatureBatches(known, answers_of(items, len(model.class_names)), settings, seed)
     if items[0].is_pair:  # what is computed once of images has no texts
         if settings.views is not None:
             raise AdaptError(
@@ -116,10 +123,10 @@ def training_batches(
     if keeps_features(model, cache) and (settings.augment == "none" or settings.views is not None):
         views = settings.views or 0
         features = item_features(model, items, workers=settings.workers, views=views, seed=seed, progress=progress)
-        return FeatureBatches(features, answers_of(items), settings, seed)
+        return FeatureBatches(features, answers_of(items, len(model.class_names)), settings, seed)
     if settings.augment == "none" and cache and isinstance(model, AdaptedModel) and "images" not in model.method.reads:
         block = model.unedited_blocks
         tokens = block_inputs(model, items, block, workers=settings.workers, progress=progress) if block else None
         if tokens is not None:
-            return BlockBatches(block, tokens, answers_of(items), settings, seed)
+            return BlockBatches(block, tokens, answers_of(items, len(model.class_names)), settings, seed)
     return ImageBatches(model, items, settings, seed)

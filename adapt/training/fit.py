@@ -14,7 +14,7 @@ import torch
 import yaml
 from pydantic import ValidationError
 
-from adapt.data.split import Item, items_id
+from adapt.data.split import SEPARATOR, Item, items_id, of_several
 from adapt.disk import write_csv
 from adapt.errors import AdaptError
 from adapt.evaluation.calibration import BOUNDS, temperature
@@ -22,13 +22,12 @@ from adapt.evaluation.evaluate import check_labels, evaluate
 from adapt.evaluation.examples import keep_examples
 from adapt.evaluation.scores import Scores
 from adapt.features import keeps_features, of_texts
-from adapt.methods.zero_shot import ZeroShot
 from adapt.models.base import Adapted
 from adapt.models.classifier import AdaptedModel
-from adapt.models.wrap import wrap
 from adapt.progress import counting_bar, training_bar
 from adapt.tracking import Track, trackers
 from adapt.training.average import epoch_weights
+from adapt.training.baseline import answer_in_kind, baseline_of, check_several, zero_shot
 from adapt.training.fitting import Fitting
 from adapt.training.journal import Journal
 from adapt.training.length_of_time import LengthOfTime
@@ -82,7 +81,7 @@ def fit(
     if blend is not None:
         model.answers = model.blended(blend, template).answers
     if calibrate:
-        _check_calibration(model, val_set)
+        _check_calibration(model, train_set, val_set)
     method = {"name": model.method.name, **model.method.config.model_dump(mode="json")}
     origin = recipe or {"method": method, "classes": list(model.class_names), "train": settings, "seed": seed}
     with _directory(out, origin, resume) as run:
@@ -100,6 +99,7 @@ def _check_parts(
 ) -> None:
     """Refuses what these images make impossible, before any of them is encoded."""
     check_labels(model, train_set)
+    check_several(model.method, train_set)
     for part in (val_set, test_set):
         if part:
             check_labels(model, part)
@@ -119,7 +119,8 @@ def _check_parts(
         )
     if train_set[0].is_pair:
         return
-    unlearnt = sorted(set(model.class_names) - {item.class_name for item in train_set})
+    learnt = {label for item in train_set for label in item.every_label}
+    unlearnt = [name for label, name in enumerate(model.class_names) if label not in learnt]
     if method.needs_every_class and unlearnt:
         raise AdaptError(f"{method.name} needs an image of every class; there is none of {unlearnt[0]!r}")
 
@@ -137,7 +138,9 @@ def _directory(
     return Run(out, yaml.safe_dump(origin, sort_keys=False), resume)
 
 
-def _check_calibration(model: Adapted[Any], val_set: Sequence[Item]) -> None:
+def _check_calibration(model: Adapted[Any], train_set: Sequence[Item], val_set: Sequence[Item]) -> None:
+    if of_several(train_set):
+        raise AdaptError("calibrate is of one class an image, and the data has several: leave it out")
     if not model.class_names:
         raise AdaptError(f"{model.backbone.describe()} tells no classes apart here: leave calibrate out")
     if not val_set:
@@ -154,9 +157,12 @@ def _fit(
 ) -> Result:
     model, run, seed = training.model, training.run, training.seed
     metrics: dict[str, Any] = {"method": model.method.name, "backbone": model.backbone.name, "seed": seed}
-    if test_set and model.has_baseline:
-        metrics["baseline"] = model.baseline
-        metrics["zero_shot"] = _zero_shot(training, test_set, template)
+    if model.has_baseline:
+        baseline = baseline_of(model, template)
+        answer_in_kind(training, baseline)
+        if test_set:
+            metrics["baseline"] = model.baseline
+            metrics["zero_shot"] = zero_shot(training, baseline, test_set, template)
     metrics |= _train(training, journal)
     metrics["trainable_parameters"] = sum(parameter.numel() for parameter in model.method.parameters())
     metrics["train_images"] = len(training.train_set)
@@ -177,7 +183,7 @@ def _fit(
     adapter = None
     if run is not None:
         adapter = model.save(run.adapter)
-        write_csv(run.picks, [_pick(item) for item in training.train_set])
+        write_csv(run.picks, [_pick(item, model.class_names) for item in training.train_set])
         if scores is not None:  # what grows with images and classes stays out of the adapter's header
             write_csv(run.predictions, scores.rows())
             keep_examples(model, scores, run.explanations)
@@ -212,7 +218,9 @@ def _calibrated(training: Fitting, before: Scores | None) -> dict[str, Any]:
 
 def _note_harm(metrics: dict[str, Any], history: list[dict[str, Any]]) -> None:
     """Says where training made the backbone worse, and what to try."""
-    before, after = metrics.get("zero_shot", {}).get("accuracy", 0.0), metrics["adapted"]["accuracy"]
+    named = "mAP" if "mean_average_precision" in metrics["adapted"] else "accuracy"
+    figure = "mean_average_precision" if named == "mAP" else named
+    before, after = metrics.get("zero_shot", {}).get(figure, 0.0), metrics["adapted"][figure]
     if after >= before:
         return
     last = history[-len(history) // 10 :]  # the last tenth of the steps
@@ -226,14 +234,17 @@ def _note_harm(metrics: dict[str, Any], history: list[dict[str, Any]]) -> None:
         advice = f"It does not fit its training images yet, {100 * fitted:.1f} % right at the end: try more epochs or "
         advice += "another train.lr"
     logger.warning(
-        "adapted accuracy, %.1f %%, is below the %.1f %% of %s. %s, and compare on validation images",
-        100 * after, 100 * before, metrics["baseline"], advice,
+        "adapted %s, %.1f %%, is below the %.1f %% of %s. %s, and compare on validation images",
+        named, 100 * after, 100 * before, metrics["baseline"], advice,
     )  # fmt: skip
 
 
-def _pick(item: Item) -> dict[str, str]:
+def _pick(item: Item, class_names: Sequence[str]) -> dict[str, str]:
     beside = {"question": item.question, "text": item.text}
-    return {"path": item.path, "class": item.class_name} | {key: value for key, value in beside.items() if value}
+    several = SEPARATOR.join(class_names[label] for label in item.labels or ())
+    return {"path": item.path, "class": several or item.class_name} | {
+        key: value for key, value in beside.items() if value
+    }
 
 
 def _settings(model: Adapted[Any], settings: dict[str, Any]) -> TrainSettings | None:
@@ -247,6 +258,7 @@ def _settings(model: Adapted[Any], settings: dict[str, Any]) -> TrainSettings | 
     except ValidationError as error:
         raise AdaptError(explain(TrainSettings, error, "fit")) from None
     _check_vision(model, chosen)
+    _check_weights(model, chosen)
     return chosen
 
 
@@ -261,15 +273,17 @@ def _check_vision(model: Adapted[Any], settings: TrainSettings) -> None:
         )
 
 
-def _zero_shot(training: Fitting, test_set: Sequence[Item], template: str) -> dict[str, Any]:
-    """The backbone by itself: by hand-written prompts, by its own head, or as a language model that sees no image."""
-    model, options = training.model, dict[str, Any]()
-    if isinstance(model, AdaptedModel):
-        options = {"fast": model.fast, "text_memory": model.text_memory}
-    baseline = wrap(model.backbone, ZeroShot(template), model.class_names, **options)
-    with counting_bar(model.baseline, training.progress) as bar:
-        scores = evaluate(baseline, test_set, workers=training.workers, cache=training.cache, progress=bar)
-    return scores.figures() | ({"template": template} if options else {})
+def _check_weights(model: Adapted[Any], settings: TrainSettings) -> None:
+    """AdaptError where classes are to count differently, and there are none, or the method's loss does not ask."""
+    if settings.class_weights == "equal":
+        return
+    if not isinstance(model, AdaptedModel) or not model.class_names:
+        raise AdaptError("train.class_weights are of classes, and the data has none: leave them out")
+    if not model.method.weighs_classes:
+        raise AdaptError(
+            f"train.class_weights count in a cross-entropy, and the loss of {model.method.name} has none of them: "
+            "leave them out"
+        )
 
 
 def _train(training: Fitting, journal: Journal) -> dict[str, Any]:

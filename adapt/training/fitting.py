@@ -13,12 +13,12 @@ from pydantic import BaseModel, ValidationError
 from torch import Tensor, nn
 
 from adapt import plain
-from adapt.data.split import Item
+from adapt.data.split import Item, of_several
 from adapt.disk import write_text
 from adapt.errors import AdaptError
 from adapt.evaluation import stored
 from adapt.evaluation.flops import tower_flops
-from adapt.features import item_features, labels_of
+from adapt.features import item_features, labels_of, several_labels_of
 from adapt.methods.base import Step, Terms, total
 from adapt.methods.base.training import Part
 from adapt.models.base import Adapted, evaluating
@@ -69,14 +69,15 @@ class Fitting:
             return training_batches(self.model, self.train_set, self.settings, self.seed, self.cache, bar)
 
     def weigh_classes(self) -> None:
-        """Gives the model the weights of classes that the settings ask for. AdaptError where there are no classes."""
+        """Gives the model the weights of classes that the settings ask for."""
         self.model.class_weights = None
         if self.settings.class_weights == "equal":
             return
-        if not isinstance(self.model, AdaptedModel) or not self.model.class_names:
-            raise AdaptError("train.class_weights are of classes, and the data has none: leave them out")
-        counts = self.labels("train").bincount(minlength=len(self.model.class_names))
-        self.model.class_weights = (1 / counts.clamp_min(1)).to(self.model.backbone.device)
+        truth = several_labels_of(self.train_set, len(self.model.class_names))
+        counts = truth.sum(0).clamp_min(1)
+        # of several classes each weighs as much where it is as where it is not
+        weights = (len(truth) - counts) / counts if of_several(self.train_set) else 1 / counts
+        self.model.class_weights = weights.clamp_min(1e-6).to(self.model.backbone.device)
 
     def renew_batches(self) -> None:
         """Once the method is prepared: where it now edits blocks before those that batches begin at, they are anew."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from adapt import plain
 from adapt.errors import AdaptError, missing
+from adapt.evaluation.multi_label import said_of_labels
 from adapt.evaluation.scores import beside_accuracy, told
 
 
@@ -36,6 +37,12 @@ class Result:
                 lines.append(f"{self.metrics.get('baseline', 'zero-shot'):10} {100 * self.zero_shot_accuracy:5.1f} %")
                 gain = f"  ({100 * (self.accuracy - self.zero_shot_accuracy):+.1f} points)"
             lines.append(f"adapted    {100 * self.accuracy:5.1f} %{gain}")
+            if not self.metrics["adapted"].keys() & {"recall", "mean_average_precision"}:
+                balanced = self.metrics["adapted"]["mean_class_accuracy"]
+                lines.append(f"balanced   {100 * balanced:5.1f} %  (each class counted once)")
+        for name, figures in (("zero-shot", "zero_shot"), ("adapted", "adapted")):
+            if labels := said_of_labels(self.metrics.get(figures, {})):
+                lines.append(f"{name:10} {labels}")
         if others := beside_accuracy(self.metrics.get("adapted", {})):
             lines.append(f"{'':10} {others}")
         for way, shares in (self.metrics.get("adapted", {}).get("recall") or {}).items():

@@ -22,6 +22,7 @@ from adapt.progress import counting_bar
 from adapt.recipe import Recipe
 from adapt.shown import shown
 from adapt.tracking import Track, trackers
+from adapt.training.baseline import check_several
 from adapt.training.fit import fit
 from adapt.training.result import Result
 from adapt.training.run import Run
@@ -44,6 +45,7 @@ def read_data(recipe: Recipe, progress: bool = False) -> Split:
     elif recipe.data.shots is not None:
         split = split.few_shot(recipe.data.shots, recipe.seed, recipe.data.sampling)
         _note_short(split, recipe.data.shots)
+    check_several(methods.find(recipe.method["name"])(**recipe.method_config), split.train)
     with counting_bar("checking", progress) as bar:
         return without_broken(split.only(recipe.data.classes), recipe.data.broken, bar)
 

@@ -30,7 +30,10 @@ def test_zeroshot_is_the_baseline_of_the_run(run, adapter: Path, photos: Path, m
 
 def test_as_text(run, adapter: Path, photos: Path) -> None:
     result = run("eval", adapter, "--data", photos, "--part", "val")
-    assert result.stdout.endswith(" % of 6 val images of photos (3 classes)\n")
+    scores = json.loads(run("eval", adapter, "--data", photos, "--part", "val", "--json").stdout)
+    accuracy, balanced = (f"{100 * scores[name]:.1f} %" for name in ("accuracy", "mean_class_accuracy"))
+    assert result.stdout == f"{accuracy} of 6 val images of photos (3 classes), balanced {balanced}\n"
+    assert scores["mean_class_accuracy"] == sum(scores["by_class"].values()) / 3
 
 
 def test_several_templates_are_averaged(run, photos: Path, model_folder: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 import tiny_backbones
 import torch
 import torch.nn.functional as F
+from adapt.methods.base.normal import normal_label
 from PIL import Image
 from torch import Tensor
 
@@ -18,7 +19,6 @@ from adapt.data import Item, Split, load, read_csv, read_defect_folder
 from adapt.data.decoding.masks import check_masks, mask_of
 from adapt.evaluation.evaluate import evaluate
 from adapt.evaluation.maps import MapScores, auroc, region_overlap
-from adapt.methods.base.normal import normal_label
 from adapt.prompts import of_text
 
 STATES = ("normal", "abnormal")

@@ -6,6 +6,7 @@ import os
 from typing import BinaryIO
 
 from adapt.data.decoding import files
+from adapt.data.decoding.regions import parted
 from adapt.data.emoji import defects, questions
 
 
@@ -15,8 +16,9 @@ def open_file(path: str | os.PathLike[str]) -> BinaryIO:
 
 
 def read_bytes(path: str | os.PathLike[str]) -> bytes:
-    """As `adapt.data.decoding.files.read_bytes`, what is bundled and drawn too."""
-    return files.read_bytes(path, _DRAWN)
+    """As `adapt.data.decoding.files.read_bytes`, what is drawn too; behind those of a region's image its box."""
+    whole, box = parted(os.fspath(path))
+    return files.read_bytes(whole, _DRAWN) + (b"" if box is None else repr(box).encode())
 
 
 def _scene(scenes: str, member: str) -> bytes:

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, default_collate
 
 from adapt.data.decoding.draws import Draw, seeded
 from adapt.data.decoding.epochs import Epochs
-from adapt.data.decoding.image_set import ImageSet, Inputs, LabelWithTarget
+from adapt.data.decoding.image_set import ImageSet, Inputs, Truth
 from adapt.errors import AdaptError
 
 # torch's words for a worker's batch that finds no room between the processes
@@ -25,7 +25,7 @@ class Decoded:
     """Batches of draws from a dataset as (images (b, 3, h, w), labels (b,)), each time it is iterated.
 
     Of items with questions, `[images, questions, answers]` stands in the place of the images, of pairs
-    `[images, texts]`.
+    `[images, texts]`; of images of several classes labels are `(b, n)`, and say of each whether it is seen.
     Iterating raises AdaptError for a file that cannot be decoded, also when a worker met it, and where the machine has
     no shared memory for what workers decode. Workers beyond the number of processors are not started: they would not
     help, and torch warns of them; and none are in a process that may start none, such as a worker of joblib.
@@ -96,26 +96,26 @@ class _Drawn:
     def __init__(self, dataset: ImageSet) -> None:
         self.dataset = dataset
 
-    def __getitems__(self, draws: Sequence[Draw]) -> list[tuple[Inputs, LabelWithTarget]] | AdaptError:
+    def __getitems__(self, draws: Sequence[Draw]) -> list[tuple[Inputs, Truth]] | AdaptError:
         try:
             return [self._one(draw) for draw in draws]
         except AdaptError as error:
             return error
 
-    def _one(self, draw: Draw) -> tuple[Inputs, LabelWithTarget]:
+    def _one(self, draw: Draw) -> tuple[Inputs, Truth]:
         with seeded(draw.seed):
             return self.dataset[draw.position]
 
 
-def _collate(batch: list[tuple[Inputs, LabelWithTarget]] | AdaptError) -> Any:
+def _collate(batch: list[tuple[Inputs, Truth]] | AdaptError) -> Any:
     if isinstance(batch, AdaptError):
         return batch
     inputs, labels = default_collate(batch)
     if isinstance(inputs, list):
         images, *texts = inputs
         inputs = [images, *map(list, texts)]  # torch makes tuples of texts
-    if isinstance(labels, list):  # with targets
-        labels = torch.stack([each.double() for each in labels], dim=-1)
+    if isinstance(labels, list):  # with targets, or whether each class is seen
+        labels = torch.stack([each if each.dtype == torch.bool else each.double() for each in labels], dim=-1)
     return inputs, labels
 
 

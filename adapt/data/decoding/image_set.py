@@ -16,28 +16,33 @@ if TYPE_CHECKING:
 # An image (3, h, w); of an item with a question: image, question and answer; of a pair: image and text. `|` does not
 # take names in quotes.
 Inputs = Union["Tensor", tuple["Tensor", str, str], tuple["Tensor", str]]
-LabelWithTarget = int | tuple[int, float]  # the label, with the target where there is one
+# the label, with the target where there is one; of each class whether it is seen, where several may be
+Truth = int | tuple[int, float] | tuple[bool, ...]
 
 
 class ImageSet:
     """A map-style torch dataset: item `i` as its inputs and its label, with its target where it has one.
 
-    The inputs are the transformed image, (3, h, w), or `(image, question, answer)` of an item with a question, or
+    Where images may have several of as many `classes` (by default of those that some have), the label is whether it has
+    each. The inputs are the transformed image, (3, h, w), or `(image, question, answer)` of an item with a question, or
     `(image, text)` of a pair.
     """
 
-    def __init__(self, items: Sequence[Item], transform: Transform) -> None:
+    def __init__(self, items: Sequence[Item], transform: Transform, classes: int | None = None) -> None:
         self.items = items
+        self.classes = classes or 1 + max(max(item.every_label, default=0) for item in items)
         self.transform = transform
 
     def __len__(self) -> int:
         return len(self.items)
 
-    def __getitem__(self, index: int) -> tuple[Inputs, LabelWithTarget]:
+    def __getitem__(self, index: int) -> tuple[Inputs, Truth]:
         """Raises AdaptError, naming the file, when it cannot be decoded."""
         item = self.items[index]
         image = self.transform(open_image(item))
         if item.question:
             return (image, item.question, item.class_name), item.label
-        answer: LabelWithTarget = item.label if item.target is None else (item.label, item.target)
+        answer: Truth = item.label if item.target is None else (item.label, item.target)
+        if item.labels is not None:
+            answer = tuple(label in item.labels for label in range(self.classes))
         return ((image, item.text) if item.text else image), answer

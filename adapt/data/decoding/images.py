@@ -14,6 +14,7 @@ from adapt.data.decoding.addresses import fetched, is_address
 from adapt.data.decoding.arrays import is_array, is_sequence, picture_of
 from adapt.data.decoding.content import open_file
 from adapt.data.decoding.pictures import check_size, decoded, naming, opened, to_rgb
+from adapt.data.decoding.regions import check_inside, parted
 from adapt.data.split import Item
 from adapt.errors import AdaptError
 from adapt.shown import brief
@@ -25,12 +26,14 @@ ACCEPTED = "a path, the bytes of a file, a PIL image, an array (h, w, c) or a te
 def open_image(source: Any, *, urls: bool = False, name: str = "in memory") -> Image.Image:
     """The picture of `source`, in mode RGB.
 
-    `source` is an item or a path (also `ARCHIVE.zip!MEMBER`), the bytes of an image file, a PIL image, an array
-    `(h, w)` or `(h, w, c)`, or a tensor `(h, w)` or `(c, h, w)`, of uint8 or of floats from 0 to 1; with `urls` also
-    an http or https address, which is fetched. `name` is what messages call one that has no path.
+    `source` is an item or a path (also `ARCHIVE.zip!MEMBER`, and of a region `IMAGE#xywh=X,Y,WIDTH,HEIGHT`), the bytes
+    of an image file, a PIL image, an array `(h, w)` or `(h, w, c)`, or a tensor `(h, w)` or `(c, h, w)`, of uint8 or of
+    floats from 0 to 1; with `urls` also an http or https address, which is fetched. `name` is what messages call one
+    that has no path.
 
-    Raises AdaptError, naming the file, when it is missing or broken, for a picture too large or too narrow, an array of
-    another shape or range, an address without `urls`, and for what is no picture.
+    Raises AdaptError, naming the file, when it is missing or broken, for a picture too large or too narrow, a region
+    that is not inside its image, an array of another shape or range, an address without `urls`, and for what is no
+    picture.
     """
     if isinstance(source, Image.Image):
         with naming(name):
@@ -46,8 +49,13 @@ def open_image(source: Any, *, urls: bool = False, name: str = "in memory") -> I
         if not urls:
             raise AdaptError(f"{brief(source)} is an address, which is fetched only where urls=True allows it")
         return decoded(BytesIO(fetched(source)), source)
-    with open_file(_path(source)) as file:
-        return decoded(file, _path(source))
+    path, box = parted(_path(source))
+    with open_file(path) as file:
+        picture = decoded(file, path)
+    if box is None:
+        return picture
+    check_inside(box, picture.size, _path(source))
+    return picture.crop(box)
 
 
 def picture_batches(images: Any, size: int, *, urls: bool = False) -> Iterator[list[Image.Image]]:
@@ -80,9 +88,11 @@ def check_image(source: Item | str | os.PathLike[str]) -> None:
     A JPEG is decoded at an eighth of its size, which reads all of its data; a picture above the limit is refused by
     its header.
     """
-    path = _path(source)
+    path, box = parted(_path(source))
     with warnings.catch_warnings(), open_file(path) as file, opened(file, path) as picture:
         warnings.simplefilter("ignore")  # of Pillow, on what it can decode all the same
+        if box is not None:
+            check_inside(box, picture.size, _path(source))
         picture.draft(None, (1, 1))
         picture.load()
         if picture.mode.startswith(("I", "F")):

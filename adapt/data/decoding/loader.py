@@ -26,11 +26,12 @@ def loader(
     seed: int = 0,
     workers: int = 0,
     drop_last: bool | None = None,
+    classes: int | None = None,
 ) -> Loader:
     """Loader of `items` as images (b, 3, h, w) and labels (b,), for training or in order.
 
     Of items with questions: `[images, questions, answers]`, the latter lists of b texts, and labels; of pairs
-    `[images, texts]`.
+    `[images, texts]`. Where images may have several of n `classes`, labels are bool `(b, n)`.
 
     For training, as in the published code: shuffled, and the last short batch is dropped if there is a full one (or by
     `drop_last`). Order and augmentation depend on `seed`, the epoch and the image only; see `Loader.set_epoch`.
@@ -47,4 +48,4 @@ def loader(
     if drop_last is None:
         drop_last = train and len(items) >= batch_size
     epochs = Epochs(len(items), batch_size, shuffle=train, seed=seed, drop_last=drop_last)
-    return Loader(ImageSet(items, transform), epochs, workers)
+    return Loader(ImageSet(items, transform, classes), epochs, workers)

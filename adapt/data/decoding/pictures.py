@@ -30,7 +30,7 @@ FORMATS = {
     "TIFF": (".tif", ".tiff"),
     "WEBP": (".webp",),
 }
-_RATIO = 100  # of the sides; resizing the shorter one to some hundred pixels makes this many times as many of the other
+RATIO = 100  # of the sides; resizing the shorter one to some hundred pixels makes this many times as many of the other
 # Of `Image.MAX_IMAGE_PIXELS`, where Pillow only warns: all cameras' pictures, in less than 1 GiB with the conversion.
 # WebP's own decoder holds a picture several times.
 _PIXELS, _PIXELS_OF = 4 / 3, {"WEBP": 1 / 2}
@@ -59,8 +59,8 @@ def opened(file: BinaryIO, name: str) -> Iterator[Image.Image]:
 def check_size(picture: Image.Image) -> None:
     """ValueError for a picture whose header asks for more memory than any photograph does."""
     shorter, longer = sorted(picture.size)
-    if longer > _RATIO * shorter:
-        raise ValueError(f"it is {picture.width} x {picture.height} pixels; one side may be {_RATIO} times the other")
+    if longer > RATIO * shorter:
+        raise ValueError(f"it is {picture.width} x {picture.height} pixels; one side may be {RATIO} times the other")
     limit = Image.MAX_IMAGE_PIXELS
     most = None if limit is None else int(limit * _PIXELS_OF.get(picture.format or "", _PIXELS))
     if most is not None and shorter * longer > most:

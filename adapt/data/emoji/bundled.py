@@ -10,6 +10,7 @@
 `emoji-counts`    scenes of one to four copies of a drawing, and how many they are, also `emoji-counts@STYLE`
 `emoji-defects`   drawings, half of those to be tested with a scratch or a stain, and where it is; also
                   `emoji-defects@STYLE`
+`emoji-labels`    scenes of one to four different things, and all their names, also `emoji-labels@STYLE`
 `emoji-captions`  pairs: scenes of emoji with a sentence each, also `emoji-captions@STYLE`
 `emoji-questions` questions about scenes of emoji, also `emoji-questions@STYLE`: see `adapt.data.emoji.questions`
 """
@@ -26,6 +27,7 @@ from adapt.data.emoji.archive import UNSEEN_STYLE, index
 from adapt.data.emoji.captions import read_captions
 from adapt.data.emoji.counts import read_counts
 from adapt.data.emoji.defects import read_defects
+from adapt.data.emoji.labels import read_labels
 from adapt.data.emoji.questions import read_questions
 from adapt.data.split import Item, Split
 from adapt.errors import AdaptError, nearest
@@ -38,6 +40,7 @@ _AT_STYLES: dict[str, Callable[[str], Split]] = {
     "emoji-captions": read_captions,
     "emoji-counts": read_counts,
     "emoji-defects": read_defects,
+    "emoji-labels": read_labels,
 }
 
 _Entry = dict[str, Any]  # one of the index's "items"

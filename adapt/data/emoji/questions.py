@@ -27,9 +27,12 @@ LEFT, RIGHT = "what is on the left?", "what is on the right?"
 PARTS = ("train", "val", "test")
 NUMBERS = ("one", "two", "three", "four")
 _ANIMALS = "animal"
-_ALL_STYLES = "emoji-questions"
-# Scenes of each kind in train, val and test, which are asked two questions on the average.
-_SIZES, _SIZES_OF_A_STYLE = (450, 45, 90), (90, 15, 90)
+# What the sets are made of, with the scenes in train, val and test of all styles, and of one: of each of three kinds,
+# which are asked two questions on the average, and of mixtures.
+_MADE = {
+    "emoji-questions": (scenes.scenes, (450, 45, 90), (90, 15, 90)),
+    "emoji-labels": (scenes.mixtures, (600, 80, 240), (120, 40, 240)),
+}
 
 
 def read_questions(spec: str) -> Split:
@@ -108,8 +111,9 @@ def answers() -> tuple[str, ...]:
 
 def drawings(spec: str, part: str) -> list[list[Drawing]]:
     """The drawings of each concept that the scenes of one part are made of."""
-    if spec != _ALL_STYLES:
-        return _drawn(lambda number, style: style == spec.partition("@")[2])
+    wanted = spec.partition("@")[2]
+    if wanted:
+        return _drawn(lambda number, style: style == wanted)
     seen = [style for style in archive.index()["styles"] if style != archive.UNSEEN_STYLE]
     return _drawn(lambda number, style: style in seen and (style == seen[number % len(seen)]) is (part == "test"))
 
@@ -129,9 +133,11 @@ def _drawn(wanted: Callable[[int, str], bool]) -> list[list[Drawing]]:
 @lru_cache(maxsize=8)
 def _scenes(spec: str, archive: Path) -> dict[str, Scene]:
     """By `PART/NUMBER.png`; the archive, which is the bundled one, enters what is remembered."""
-    sizes = _SIZES if spec == _ALL_STYLES else _SIZES_OF_A_STYLE
+    base, _, style = spec.partition("@")
+    made, of_all_styles, of_a_style = _MADE[base]
+    sizes = of_a_style if style else of_all_styles
     return {
         f"{part}/{number:05}.png": scene
-        for part, per_kind in zip(PARTS, sizes)
-        for number, scene in enumerate(scenes.scenes(drawings(spec, part), per_kind, Random(f"{spec}/{part}")))
+        for part, count in zip(PARTS, sizes)
+        for number, scene in enumerate(made(drawings(spec, part), count, Random(f"{spec}/{part}")))
     }

@@ -14,10 +14,10 @@ from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageOps
 from adapt.data.decoding.files import open_file
 from adapt.data.decoding.pictures import decoded
 
-Layout = Literal["one", "several", "pair"]
+Layout = Literal["one", "several", "pair", "mixed"]
 
 SIDE = 64  # pixels
-MOST = 4  # copies, one in each cell of a grid of 2 x 2
+MOST = 4  # drawings, one in each cell of a grid of 2 x 2
 _CELL = SIDE // 2
 # White as often as all the others together, which are pale enough to leave a drawing its colours.
 _WHITE = (255, 255, 255)
@@ -55,7 +55,7 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True)
 class Scene:
-    """One concept, several copies of one, or two of them, the left one first."""
+    """One concept, several copies of one, two of them, the left one first, or a mixture of some."""
 
     kind: Layout
     pieces: tuple[Piece, ...]
@@ -98,13 +98,24 @@ def scenes(drawings: Sequence[Sequence[Drawing]], per_kind: int, stream: Random)
         yield _pair(stream.choice(first), stream.choice(second), stream)
 
 
+def mixtures(drawings: Sequence[Sequence[Drawing]], count: int, stream: Random) -> Iterator[Scene]:
+    """`count` scenes of one to four different concepts; `drawings` has those of each concept, which come by turns."""
+    turns = _turns(drawings, stream)
+    for number in range(count):
+        chosen: list[Sequence[Drawing]] = []
+        while len(chosen) <= number % MOST:
+            chosen.append(next(each for each in turns if each not in chosen))
+        cells = _cells(stream, len(chosen))
+        pieces = [_placed(stream.choice(each), cell, _CELL_SIDES, stream) for each, cell in zip(chosen, cells)]
+        yield Scene("mixed", tuple(pieces), _background(stream))
+
+
 def _one(drawing: Drawing, stream: Random) -> Scene:
     return Scene("one", (_placed(drawing, (0, 0, SIDE, SIDE), _WHOLE_SIDES, stream),), _background(stream))
 
 
 def _several(drawing: Drawing, count: int, stream: Random) -> Scene:
-    cells = stream.sample([(left, top, _CELL, _CELL) for top in (0, _CELL) for left in (0, _CELL)], count)
-    pieces = tuple(_placed(drawing, cell, _CELL_SIDES, stream) for cell in cells)
+    pieces = tuple(_placed(drawing, cell, _CELL_SIDES, stream) for cell in _cells(stream, count))
     return Scene("several", pieces, _background(stream))
 
 
@@ -112,6 +123,11 @@ def _pair(left: Drawing, right: Drawing, stream: Random) -> Scene:
     halves = (0, 0, _CELL, SIDE), (_CELL, 0, _CELL, SIDE)
     pieces = tuple(_placed(drawing, half, _CELL_SIDES, stream) for drawing, half in zip((left, right), halves))
     return Scene("pair", pieces, _background(stream))
+
+
+def _cells(stream: Random, count: int) -> list[tuple[int, int, int, int]]:
+    """As many different quarters of the picture."""
+    return stream.sample([(left, top, _CELL, _CELL) for top in (0, _CELL) for left in (0, _CELL)], count)
 
 
 def _placed(drawing: Drawing, box: tuple[int, int, int, int], sides: tuple[int, int], stream: Random) -> Piece:

@@ -7,12 +7,14 @@ import os
 from adapt.data.emoji import bundled
 from adapt.data.readers import published, torchvision_sets
 from adapt.data.readers.captioned_folder import is_captioned, read_captioned_folder
+from adapt.data.readers.captions_file import is_captions_file, read_captions_file
 from adapt.data.readers.csv_file import read_csv
 from adapt.data.readers.defect_folder import read_defect_folder
 from adapt.data.readers.descriptors_file import read_descriptors
 from adapt.data.readers.domain_folders import read_domain_folders
 from adapt.data.readers.folder import read_folder
 from adapt.data.readers.hugging_face import read_hugging_face
+from adapt.data.readers.labelled_folder import is_labelled, read_labelled_folder
 from adapt.data.readers.names_file import read_names
 from adapt.data.readers.published_layout import read_published
 from adapt.data.readers.split_file import read_split
@@ -22,12 +24,14 @@ from adapt.errors import AdaptError, nearest
 __all__ = [
     "load",
     "read_captioned_folder",
+    "read_captions_file",
     "read_csv",
     "read_defect_folder",
     "read_descriptors",
     "read_domain_folders",
     "read_folder",
     "read_hugging_face",
+    "read_labelled_folder",
     "read_names",
     "read_published",
     "read_split",
@@ -45,10 +49,10 @@ def load(spec: _Path, root: _Path | None = None, names: _Path | None = None) -> 
     `spec` is a bundled name; a published one (`oxford_pets` or `OxfordPets`), with `root` the folder that holds all
     published data sets' own folders; `torchvision:NAME`, with torchvision's `root`; `hf:NAME_OR_FOLDER` of the library
     datasets; `domains:FOLDER`, a folder of domains that hold class folders; `defects:FOLDER`, one object's folder of
-    images with and without defects, and masks; an image folder, of pairs where texts lie beside the images; or a
-    `.csv`, a `.json` or a `.json.gz`, with `root` the folder that the paths inside start from. A name wins over a
-    folder of that name; write `./emoji` for the folder. `names` is a file with other names for the classes, see
-    `read_names`.
+    images with and without defects, and masks; an image folder, of pairs where texts lie beside the images, of images
+    of several classes where a `labels.csv` does; or a `.csv`, a `.json`, a `.json.gz` or a `.jsonl`, with `root` the
+    folder that the paths inside start from. A name wins over a folder of that name; write `./emoji` for the folder.
+    `names` is a file with other names for the classes, see `read_names`.
 
     Raises AdaptError when `spec` is none of these, or as its reader does.
     """
@@ -64,8 +68,8 @@ def _read(spec: str, root: _Path | None) -> Split:
         return read_torchvision(spec.removeprefix(_TORCHVISION), _given(root, spec, "as for torchvision"))
     if os.path.isfile(spec) and spec.endswith(".csv"):
         return read_csv(spec, root)
-    if os.path.isfile(spec) and spec.endswith((".json", ".json.gz")):
-        return read_split(spec, root)
+    if os.path.isfile(spec) and spec.endswith((".json", ".json.gz", ".jsonl")):
+        return read_captions_file(spec, root) if is_captions_file(spec) else read_split(spec, root)
     return _read_rootless(spec, root)
 
 
@@ -80,7 +84,7 @@ def _read_rootless(spec: str, root: _Path | None) -> Split:
     is_bundled, has_prefix = bundled.is_bundled(spec), spec.startswith((_HUGGING_FACE, _DOMAINS, _DEFECTS))
     if not (is_bundled or has_prefix or os.path.isdir(spec)):
         raise AdaptError(
-            f"Data {spec!r} is neither a folder, nor a .csv, .json or .json.gz file that exists, nor a bundled or "
+            f"Data {spec!r} is neither a folder, nor a .csv, .json(l) or .json.gz file that exists, nor a bundled or "
             f"published set: {nearest(spec, [*bundled.names(), *published.sets()])}."
         )
     if root is not None:
@@ -96,4 +100,6 @@ def _read_rootless(spec: str, root: _Path | None) -> Split:
         return read_defect_folder(spec.removeprefix(_DEFECTS))
     if has_prefix:
         return read_hugging_face(spec.removeprefix(_HUGGING_FACE))
+    if is_labelled(spec):
+        return read_labelled_folder(spec)
     return read_captioned_folder(spec) if is_captioned(spec) else read_folder(spec)

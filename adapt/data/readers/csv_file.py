@@ -7,22 +7,24 @@ import io
 import math
 import os
 from collections.abc import Iterator, Sequence
-from operator import attrgetter
 from pathlib import Path
 
 from adapt.cells import unguarded
 from adapt.data.decoding.files import under
+from adapt.data.decoding.regions import parted, region
 from adapt.data.readers import parts
 from adapt.data.readers.grades import graded
 from adapt.data.readers.lines import read_text
-from adapt.data.readers.rows import Listed, one_each, real_paths, to_split
-from adapt.data.split import Split
+from adapt.data.readers.rows import Listed, by_rarest, check_listed_once, one_each, real_paths, to_split
+from adapt.data.split import SEPARATOR, Split
 from adapt.errors import AdaptError, nearest
 
-_COLUMNS = ("path", "label", "split", "domain", "question", "group", "text", "target", "mask")
+_BOX = ("x0", "y0", "x1", "y1")
+_COLUMNS = ("path", "label", "labels", "split", "domain", "question", "group", "text", "target", "mask", *_BOX)
 _FIRST_LINE = (
     "path,label[,split][,domain][,question][,group][,mask], or text,label[,split] with texts in place of images, or "
-    "path,text[,split] with pairs of both, or path,target[,label][,split] with numbers"
+    "path,text[,split] with pairs of both, or path,target[,label][,split] with numbers, or path,labels[,split] with "
+    f"several names each, as in cat{SEPARATOR}dog; beside any of these x0,y0,x1,y1 for regions"
 )
 
 
@@ -39,9 +41,12 @@ def read_csv(
     `seed`. `group` names images that are more alike than others of their class, such as one object's photographs. A
     line with a `text` and no path is a text to learn from; without a column `label` each line is a pair of an image and
     a text, of which an image may have several. A `target` is a number, such as a grade, and its `label` a word for it,
-    or else one of bad, poor, fair, good and perfect, by fifths of what lies between the extremes. A `mask` is the path
-    of a picture that is bright where the image is not as it should be. What symbolic links list again counts once.
-    Cells may be guarded as in `adapt.cells`.
+    or else one of bad, poor, fair, good and perfect, by fifths of what lies between the extremes. A column `labels` in
+    place of `label` has the names of all classes that are seen, separated by `|`, or nothing. A `mask` is the path of a
+    picture that is bright where the image is not as it should be. Columns `x0,y0,x1,y1` are the edges of a region in
+    pixels, left and upper, right and lower: each region is an image by itself, a line without them the whole one, and
+    regions of one image stay together. What symbolic links list again counts once. Cells may be guarded as in
+    `adapt.cells`.
 
     Raises AdaptError, naming the line, when a column or a value is not as expected.
     """
@@ -54,24 +59,38 @@ def read_csv(
         raise AdaptError(f"CSV {source!r} cannot be read: {error}.") from error
     if not rows:
         raise AdaptError(f"CSV {source!r} lists no images.")
-    _check_listed_once(rows, f"CSV {source!r}")
+    check_listed_once(rows, f"CSV {source!r}")
     texts, rows = ([row for row in rows if bool(row.path) is kind] for kind in (False, True))
     rows = texts + one_each(rows, folder, real_paths(row.path for row in rows), f"CSV {source!r}")
     rows = graded(rows) if any(row.target is not None and not row.class_name for row in rows) else rows
     class_names = sorted({row.class_name for row in rows if row.class_name})
+    if rows[0].class_names is not None:
+        class_names = sorted({name for row in rows for name in row.class_names or ()})
+        if not class_names:
+            raise AdaptError(f"CSV {source!r}: all cells of the column 'labels' are empty. Give some image a class.")
+        rows = by_rarest(rows)
     return to_split(Path(source).stem, folder, rows, class_names, ratios, seed)
 
 
-def _check_listed_once(rows: Sequence[Listed], where: str) -> None:
-    """AdaptError for a picture that is listed for two parts, or two classes; several questions may be about one."""
-    listed: dict[str, Listed] = {}
-    for row in filter(attrgetter("path"), rows):
-        first = listed.setdefault(row.path, row)
-        for what, one, other in (("parts", first.part, row.part), ("classes", first.class_name, row.class_name)):
-            if one != other and not row.question:
-                raise AdaptError(
-                    f"{where}: {row.path!r} is of two {what}, {one!r} and {other!r}. Keep one of the lines."
-                )
+def read_paths(path: str | os.PathLike[str]) -> list[str]:
+    """The images that a CSV file lists in its column `path`, or their regions, whatever else it says of them.
+
+    Paths start from its folder. Raises AdaptError, naming the line, for one that leads out of it, and for a box that is
+    none.
+    """
+    where = f"CSV {os.fspath(path)!r}"
+    folder = os.path.abspath(Path(path).parent)
+    try:
+        reader = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
+        rows = [(f"{where} line {reader.line_num}", _cells(record, where)) for record in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise AdaptError(f"{where} cannot be read: {error}.") from error
+    _check_box(reader.fieldnames or (), where)
+    if "path" not in (reader.fieldnames or ()) or not rows:
+        raise AdaptError(
+            f"{where}: expected a column 'path', perhaps with {', '.join(_BOX)}, and a line for each image."
+        )
+    return [_path(cells, folder, line) for line, cells in rows]
 
 
 def _rows(reader: csv.DictReader[str], folder: str, where: str) -> Iterator[Listed]:
@@ -79,7 +98,15 @@ def _rows(reader: csv.DictReader[str], folder: str, where: str) -> Iterator[List
     for column in columns:
         if column not in _COLUMNS:
             raise AdaptError(f"{where}: unknown column {column!r}; {nearest(column, _COLUMNS)}.")
-    needed = ("text" if "text" in columns else "path", "label")
+    _check_box(columns, where)
+    if {"mask", _BOX[0]} <= set(columns):
+        raise AdaptError(
+            f"{where}: a mask is of a whole image, and {', '.join(_BOX)} of regions. Take one of them out."
+        )
+    if "labels" in columns:
+        for column in {"label", "question", "text", "target"} & set(columns):
+            raise AdaptError(f"{where}: the columns 'labels' and {column!r} do not go together. Take one of them out.")
+    needed = ("text" if "text" in columns else "path", "labels" if "labels" in columns else "label")
     for column in () if {"path", "text"} <= set(columns) or {"path", "target"} <= set(columns) else needed:
         if column not in columns:
             raise AdaptError(f"{where}: no column {column!r}. Expected a first line {_FIRST_LINE}.")
@@ -90,10 +117,8 @@ def _rows(reader: csv.DictReader[str], folder: str, where: str) -> Iterator[List
 
 
 def _row(record: dict[str | None, str | None], folder: str, where: str) -> Listed:
-    """One line; a cell too many has the key None, a cell too few the value None."""
-    if None in record or None in record.values():
-        raise AdaptError(f"{where}: more or fewer cells than the first line has. Quote values that hold a comma.")
-    cells = {column: unguarded((value or "").strip()) for column, value in record.items()}
+    """One line."""
+    cells = _cells(record, where)
     either = "text" in cells and "label" in cells
     for column in ("label", "question", *(() if either else ("path", "text"))):
         if not cells.get(column, "absent"):
@@ -105,18 +130,56 @@ def _row(record: dict[str | None, str | None], folder: str, where: str) -> Liste
         if cells["split"] not in parts.ALIASES:
             raise AdaptError(f"{where}: unknown split {cells['split']!r}; {nearest(cells['split'], parts.ALIASES)}.")
         part = parts.ALIASES[cells["split"]]
-    path = under(folder, cells["path"], where) if cells.get("path") else ""
+    if not cells.get("path") and any(cells.get(edge) for edge in _BOX):
+        raise AdaptError(f"{where}: a box without a path. Give the image that it is of.")
+    path = _path(cells, folder, where) if cells.get("path") else ""
     domain, question, group, text = (cells.get(each, "") for each in ("domain", "question", "group", "text"))
+    whole, box = parted(path)
+    group = group if box is None else group or whole
     target = _number(cells["target"], where) if "target" in cells else None
+    several = _names(cells["labels"], where) if "labels" in cells else None
     mask = under(folder, cells["mask"], where) if cells.get("mask") else ""
-    return Listed(path, cells.get("label", ""), part, domain, question, group, text, target, mask)
+    return Listed(path, cells.get("label", ""), part, domain, question, group, text, target, several, mask)
 
 
-def _number(cell: str, where: str) -> float:
+def _names(cell: str, where: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in cell.split(SEPARATOR)) if cell else ()
+    for name in names:
+        if not name or names.count(name) > 1:
+            raise AdaptError(f"{where}: the labels are {cell!r}; expected different names, as in cat{SEPARATOR}dog.")
+    return names
+
+
+def _check_box(columns: Sequence[str], where: str) -> None:
+    if missing := set(_BOX) - set(columns) if set(_BOX) & set(columns) else ():
+        raise AdaptError(f"{where}: no column {min(missing)!r}. A region needs all of {', '.join(_BOX)}.")
+
+
+def _cells(record: dict[str | None, str | None], where: str) -> dict[str | None, str]:
+    """Those of a line; one too many has the key None, one too few the value None."""
+    if None in record or None in record.values():
+        raise AdaptError(f"{where}: more or fewer cells than the first line has. Quote values that hold a comma.")
+    return {column: unguarded((value or "").strip()) for column, value in record.items()}
+
+
+def _path(cells: dict[str | None, str], folder: str, where: str) -> str:
+    """The image of a line, or its region."""
+    path = under(folder, cells["path"], where)
+    if not any(cells.get(edge) for edge in _BOX):
+        return path
+    left, upper, right, lower = (_number(cells[edge], where, edge) for edge in _BOX)
+    try:
+        return region(path, (left, upper, right, lower))
+    except ValueError as error:
+        box = ", ".join(f"{edge} {cells[edge]}" for edge in _BOX)
+        raise AdaptError(f"{where}: the box is {box}; {error}.") from None
+
+
+def _number(cell: str, where: str, column: str = "target") -> float:
     try:
         number = float(cell)
     except ValueError:
         number = math.nan
     if not math.isfinite(number):
-        raise AdaptError(f"{where}: the target is {cell!r}; expected a number.")
+        raise AdaptError(f"{where}: the {column} is {cell!r}; expected a number.")
     return number

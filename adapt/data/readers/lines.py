@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import zlib
 from pathlib import Path
 
 from adapt.disk import open_regular, read_bounded
@@ -12,6 +13,10 @@ from adapt.errors import AdaptError
 _MOST_BYTES = 512 * 2**20
 # Gzipped lists of images are a tenth of their size; what unpacks to far more is no list.
 _MOST_RATIO, _MOST_OF_FEW = 64, 16 * 2**20
+
+
+# What reading a list raises: ValueError of malformed JSON or UTF-8, EOFError and zlib.error of a damaged gzip.
+UNREADABLE = (OSError, EOFError, ValueError, zlib.error)
 
 
 def read_text(path: str | os.PathLike[str]) -> str:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from operator import attrgetter
 from typing import Any, NamedTuple
 
+from adapt.data.decoding.regions import parted
 from adapt.data.readers import parts
-from adapt.data.split import Item, Split
+from adapt.data.split import SEPARATOR, Item, Split
 from adapt.errors import AdaptError
 
 logger = logging.getLogger("adapt")
@@ -25,11 +28,19 @@ class Listed(NamedTuple):
     group: str = ""
     text: str = ""
     target: float | None = None
+    class_names: tuple[str, ...] | None = None  # of an image that may have several
     mask: str = ""
 
     @property
-    def of_item(self) -> tuple[Any, ...]:
-        return self.class_name, self.domain, self.question, self.group, self.text, self.target, self.mask
+    def classes(self) -> str:
+        """The name of its class, or those of all."""
+        return self.class_name if self.class_names is None else SEPARATOR.join(self.class_names)
+
+    @property
+    def of_item(self) -> dict[str, Any]:
+        """What its item has from it as it is."""
+        own = ("path", "class_name", "domain", "question", "group", "text", "target", "mask")
+        return {name: getattr(self, name) for name in own}
 
 
 def to_split(
@@ -47,13 +58,35 @@ def to_split(
     if not undivided:
         part_of = [row.part for row in rows]
     elif all(row.path for row in rows):
-        part_of = parts.assign([row.class_name for row in rows], ratios, seed)
+        part_of = _assigned(rows, ratios, seed)
     else:
         part_of = ["test" if row.path else "train" for row in rows]
     items: dict[str, list[Item]] = {"train": [], "val": [], "test": []}
     for row, part in zip(rows, part_of, strict=True):
-        items[part].append(Item(row.path, label[row.class_name], *row.of_item))
+        labels = None if row.class_names is None else tuple(sorted(label[each] for each in row.class_names))
+        items[part].append(Item(label=label.get(row.class_name, -1), labels=labels, **row.of_item))
     return Split(name, tuple(class_names), tuple(items["train"]), tuple(items["val"]), tuple(items["test"]), root=root)
+
+
+def _assigned(rows: Sequence[Listed], ratios: Sequence[float], seed: int) -> list[str]:
+    """The part of each image; regions of one image share its part, which is drawn by the rarest of their classes."""
+    wholes = [parted(row.path)[0] for row in rows]
+    if wholes == [row.path for row in rows]:
+        return parts.assign([row.class_name for row in rows], ratios, seed)
+    count = Counter(row.class_name for row in rows)
+    rarest: dict[str, str] = {}
+    for row, whole in zip(rows, wholes, strict=True):
+        rarest[whole] = min(rarest.get(whole, row.class_name), row.class_name, key=lambda name: (count[name], name))
+    part_of = dict(zip(rarest, parts.assign(list(rarest.values()), ratios, seed), strict=True))
+    return [part_of[whole] for whole in wholes]
+
+
+def by_rarest(rows: Sequence[Listed]) -> list[Listed]:
+    """Rows of several classes each, under the name of the rarest of theirs, so that parts have some of every class."""
+    images = Counter(name for row in rows for name in row.class_names or ())
+    return [
+        row._replace(class_name=min(row.class_names or ("",), key=lambda name: (images[name], name))) for row in rows
+    ]
 
 
 def _of_pairs(name: str, root: str, rows: Sequence[Listed], ratios: Sequence[float] | None, seed: int) -> Split:
@@ -64,8 +97,22 @@ def _of_pairs(name: str, root: str, rows: Sequence[Listed], ratios: Sequence[flo
         part_of = dict(zip(number, parts.assign([""] * len(number), ratios, seed), strict=True))
     items: dict[str, list[Item]] = {"train": [], "val": [], "test": []}
     for row in rows:
-        items[part_of[row.path]].append(Item(row.path, number[row.path], *row.of_item))
+        items[part_of[row.path]].append(Item(label=number[row.path], **row.of_item))
     return Split(name, (), tuple(items["train"]), tuple(items["val"]), tuple(items["test"]), root=root)
+
+
+def check_listed_once(rows: Sequence[Listed], where: str) -> None:
+    """AdaptError for a picture that is listed for two parts, or two classes; several questions may be about one."""
+    listed: dict[tuple[str, str], str] = {}
+    for row in filter(attrgetter("path"), rows):
+        of_whole = "parts", parted(row.path)[0], row.part
+        for what, path, other in (of_whole, ("classes", row.path, row.classes)):
+            one = listed.setdefault((what, path), other)
+            if one != other and not row.question:
+                raise AdaptError(
+                    f"{where}: {path!r} is of two {what}, {one!r} and {other!r}. Keep one of the lines. (A column "
+                    "'labels' in place of 'label' may have several classes of an image.)"
+                )
 
 
 def one_each(rows: Sequence[Listed], root: str, real: Mapping[str, str], where: str) -> list[Listed]:
@@ -81,7 +128,7 @@ def one_each(rows: Sequence[Listed], root: str, real: Mapping[str, str], where: 
     lost: list[tuple[Listed, Listed]] = []
     for row in sorted(rows, key=lambda row: row.path not in own):  # stable
         first = kept.setdefault(real[row.path], row)
-        if first.path != row.path and (first.part, first.class_name) != (row.part, row.class_name):
+        if first.path != row.path and (first.part, first.classes) != (row.part, row.classes):
             _check_own(first, row, own, where)
             lost.append((row, first))
     if lost:
@@ -100,7 +147,7 @@ def _check_own(first: Listed, row: Listed, own: set[str], where: str) -> None:
 
 
 def _pair(row: Listed, other: Listed) -> str:
-    place, other_place = (f"{each.part} {each.class_name}".strip() for each in (row, other))
+    place, other_place = (f"{each.part} {each.classes}".strip() for each in (row, other))
     return f"{row.path!r} ({place}) is the same picture as {other.path!r} ({other_place})"
 
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import zlib
 from typing import Any
 
 from adapt.data.decoding.files import under
-from adapt.data.readers.lines import read_text
+from adapt.data.readers.lines import UNREADABLE, read_text
 from adapt.data.readers.rows import check_linked
 from adapt.data.split import Item, Split
 from adapt.errors import AdaptError
@@ -43,8 +42,7 @@ def read_split(path: str | os.PathLike[str], root: str | os.PathLike[str] | None
 def _read(source: str) -> dict[str, list[Any]]:
     try:
         content = json.loads(read_text(source))
-    # ValueError: malformed JSON or UTF-8; EOFError, zlib.error: a damaged gzip; RecursionError: brackets in thousands.
-    except (OSError, EOFError, ValueError, RecursionError, zlib.error) as error:
+    except (*UNREADABLE, RecursionError) as error:  # the latter of brackets in thousands
         raise AdaptError(f"Split {source!r} cannot be read: {error}.") from error
     if not isinstance(content, dict) or not all(isinstance(content.get(part), list) for part in _PARTS):
         raise AdaptError(f"Split {source!r}: expected an object with the lists {', '.join(_PARTS)}.")

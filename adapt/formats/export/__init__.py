@@ -45,6 +45,10 @@ def export(
     """
     _check(to, int8, runtime)
     classifier = tracing.exportable(model)
+    if to == "html" and model.answers.several:
+        raise AdaptError(
+            "a page shows one class an image, and this adapter finds several: take onnx, torch or openvino"
+        )
     record.check_names(classifier, data)
     told = record.described(classifier, to, FORMS[to], int8)
     with warnings.catch_warnings(), new_folder(folder) as whole:

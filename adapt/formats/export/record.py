@@ -12,6 +12,7 @@ from torch import Tensor
 
 from adapt.backbones.base import Backbone
 from adapt.data import Item
+from adapt.data.split import of_several
 from adapt.errors import AdaptError
 from adapt.formats.adapter import versions
 from adapt.formats.export.forms import INPUT, OUTPUT, Runs
@@ -36,6 +37,7 @@ def described(model: AdaptedModel, to: str, file: str, int8: bool) -> dict[str, 
         "input": {"name": INPUT, "type": "float32", "shape": ["batch", 3, size, size]},
         "output": {"name": OUTPUT, "type": "float32", "shape": ["batch", len(model.class_names)]},
         "class_names": list(model.class_names),
+        "probabilities": "sigmoid" if model.answers.several else "softmax",
         "preprocess": _preprocess(model.backbone),
         "method": model.method.name,
         "backbone": model.backbone.name,
@@ -67,7 +69,9 @@ def difference(model: AdaptedModel, runs: Runs) -> float:
 
 
 def check_names(model: AdaptedModel, data: Sequence[Item]) -> None:
-    """AdaptError for an image of a class that the model does not have."""
+    """AdaptError for an image of a class that the model does not have, or of several."""
+    if of_several(data):
+        raise AdaptError("an export is measured on images of one class each, and the data has several: leave it out")
     if unknown := {item.class_name for item in data} - set(model.class_names):
         raise AdaptError(
             f"the data has the class {brief(min(unknown))}, which this {model.method.name} does not tell: give data of "

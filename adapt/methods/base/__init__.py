@@ -62,6 +62,11 @@ class Method(nn.Module):
     """Whether it cannot be a part of `compose`."""
     of_targets: ClassVar[bool] = False
     """Whether it learns numbers, such as grades, that images have beside a word for them."""
+    of_several: ClassVar[bool] = True
+    """Whether it learns from images of several classes, or none: by itself where its labels act through
+    `step.cross_entropy` alone, and it neither learns nor answers in a way of its own; others say so."""
+    weighs_classes: ClassVar[bool] = True
+    """Whether its loss has `step.cross_entropy`, in which classes may count differently (`train.class_weights`)."""
     of_pairs: ClassVar[bool] = False
     """Whether it learns from pairs of images and texts too, without a class: what it edits serves any text."""
     prompt_average: ClassVar[Literal["unit", "mean", "raw"]] = "unit"
@@ -78,6 +83,9 @@ class Method(nn.Module):
         super().__init_subclass__(**options)
         if "name" in vars(cls) and "title" not in vars(cls):
             cls.title = cls.name
+        if "of_several" not in vars(cls):
+            own = (getattr(cls, member) is not getattr(Method, member) for member in ("prepare", "loss", "infer"))
+            cls.of_several = not any(own)
 
     def __init__(self, **config: Any) -> None:
         super().__init__()

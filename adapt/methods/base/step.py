@@ -40,7 +40,8 @@ class BlockInputs(NamedTuple):
 class Step:
     """One batch of a task: its labels `(b,)`, and its logits `(b, n)` once they are asked for.
 
-    Where the data has targets `(b,)`, such as grades, they come as a second column of the labels.
+    Where images may have several classes, labels are bool `(b, n)`. Where the data has targets `(b,)`, such as grades,
+    they come as a second column of the labels.
     """
 
     targets: Tensor | None = None
@@ -48,9 +49,14 @@ class Step:
     def __init__(self, model: Any, inputs: Any, labels: Tensor | None = None) -> None:
         self.model, self.inputs = model, inputs
         self._answers = labels
-        if labels is not None and labels.ndim == 2:
+        if labels is not None and labels.ndim == 2 and labels.dtype != torch.bool:
             labels, self.targets = labels[:, 0].long(), labels[:, 1].float().to(model.backbone.device)
         self.labels = None if labels is None else labels.to(model.backbone.device)
+
+    @property
+    def several(self) -> bool:
+        """Whether the images may have several classes, or none."""
+        return self.labels is not None and self.labels.ndim == 2
 
     @cached_property
     def logits(self) -> Tensor:
@@ -60,7 +66,9 @@ class Step:
 
     @cached_property
     def cross_entropy(self) -> Tensor:
-        """The mean over the batch, in full precision: of the right classes, or of the answers' tokens."""
+        """The mean over the batch, in full precision: of the right classes, of each class being there or not where
+        images may have several, or of the answers' tokens.
+        """
         loss: Tensor = self.model.cross_entropy(self)
         return loss
 

@@ -1,0 +1,48 @@
+"""Regions of images: `photo.jpg#xywh=X,Y,WIDTH,HEIGHT`, in pixels from the upper left corner (W3C Media Fragments)."""
+
+from __future__ import annotations
+
+import re
+from math import ceil, floor
+
+from adapt.data.decoding.pictures import RATIO
+from adapt.errors import AdaptError
+
+Box = tuple[int, int, int, int]  # left, upper, right and lower edge, the latter two behind the last pixel
+_REGION = re.compile(r"(.+)#xywh=(\d{1,9}),(\d{1,9}),(\d{1,9}),(\d{1,9})", re.DOTALL)
+
+
+def region(path: str, edges: tuple[float, float, float, float]) -> str:
+    """The path of what lies between edges of the image at `path`, whole pixels that hold it.
+
+    Edges are left, upper, right and lower. Raises ValueError where they hold no pixel, or begin outside the image.
+    """
+    left, upper, right, lower = floor(edges[0]), floor(edges[1]), ceil(edges[2]), ceil(edges[3])
+    if min(left, upper) < 0 or edges[0] >= edges[2] or edges[1] >= edges[3]:
+        raise ValueError("expected 0 <= x0 < x1 and 0 <= y0 < y1, in pixels from the upper left corner")
+    return f"{path}#xywh={left},{upper},{right - left},{lower - upper}"
+
+
+def parted(path: str) -> tuple[str, Box | None]:
+    """The path of the whole image, and the box of the region; None for a path that is of no region."""
+    found = _REGION.fullmatch(path)
+    if found is None:
+        return path, None
+    left, upper, width, height = map(int, found.groups()[1:])
+    return found[1], (left, upper, left + width, upper + height)
+
+
+def check_inside(box: Box, size: tuple[int, int], path: str) -> None:
+    """AdaptError, naming it, for a region without a pixel, one that reaches out of its picture, or is too narrow."""
+    left, upper, right, lower = box
+    if not (left < right <= size[0] and upper < lower <= size[1]):
+        raise AdaptError(
+            f"Region {path!r} is not inside its image, which is {size[0]} x {size[1]} pixels: x reaches from {left} to "
+            f"{right}, y from {upper} to {lower}. Correct the box or take it out of the data."
+        )
+    shorter, longer = sorted((right - left, lower - upper))
+    if longer > RATIO * shorter:
+        raise AdaptError(
+            f"Region {path!r} is {right - left} x {lower - upper} pixels; one side may be {RATIO} times the other. "
+            "Correct the box or take it out of the data."
+        )

@@ -1,0 +1,143 @@
+"""Pairs of images and captions in JSON: a list, JSON lines, and the two forms in which COCO's captions come."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from adapt.data.decoding.files import under
+from adapt.data.readers import parts
+from adapt.data.readers.lines import UNREADABLE, read_text
+from adapt.data.readers.rows import Listed, check_listed_once, one_each, real_paths, to_split
+from adapt.data.split import Split
+from adapt.errors import AdaptError, nearest
+from adapt.shown import brief
+
+IMAGE_KEYS, TEXT_KEYS = ("image", "path", "file_name"), ("caption", "captions", "text")
+_PARTS = parts.ALIASES | {"restval": "train"}  # Karpathy's split of COCO: more training images
+_EXPECTED = (
+    f'expected {{"image": PATH, "caption": TEXT or [TEXT, ...]}}, perhaps with "split" (the image also as '
+    f"{' or '.join(IMAGE_KEYS[1:])}, the texts as {' or '.join(TEXT_KEYS[1:])})"
+)
+_SPLIT_FILE = re.compile(r'\s*\{\s*"(train|val|test)"\s*:')  # how CoOp's begin
+
+
+def is_captions_file(path: str | os.PathLike[str]) -> bool:
+    """Whether a JSON file holds captions: lines, a list, or an object of images; a split file is an object of parts."""
+    if os.fspath(path).endswith(".jsonl"):
+        return True
+    try:
+        text = read_text(path)
+    except UNREADABLE:
+        return False
+    return text.lstrip()[:1] == "[" or ('"images"' in text and _SPLIT_FILE.match(text) is None)
+
+
+def read_captions_file(
+    path: str | os.PathLike[str],
+    root: str | os.PathLike[str] | None = None,
+    ratios: Sequence[float] = parts.RATIOS,
+    seed: int = 0,
+) -> Split:
+    """Pairs of images and captions in a `.json`, a `.json.gz` or a `.jsonl` file.
+
+    A list, or lines, of objects with `image` (or `path`, `file_name`), `caption` (or `captions`, `text`), a text or a
+    list of texts, and perhaps `split`; COCO's `{"images": ..., "annotations": ...}`; or Karpathy's `{"images": [...]}`
+    with `sentences`. Paths start from `root`, by default the file's folder, and must stay under it. Without a `split`
+    the images are divided by `ratios` (train, val, test) and `seed`.
+
+    Raises AdaptError, naming the entry, for what is none of these, an empty caption, an image without one, and where
+    some entries have a split and others none.
+    """
+    source = os.fspath(path)
+    where = f"Captions {source!r}"
+    folder = os.path.abspath(Path(source).parent if root is None else root)
+    rows = [
+        Listed(under(folder, image, place), "", part, text=text)
+        for place, image, texts, part in _entries(_read(source, where), where)
+        for text in texts
+    ]
+    if not rows:
+        raise AdaptError(f"{where} list no images.")
+    if len({bool(row.part) for row in rows}) == 2:
+        loose = next(row.path for row in rows if not row.part)
+        raise AdaptError(f"{where}: {loose!r} has no split, and others have one. Give it to every image, or to none.")
+    check_listed_once(rows, where)
+    rows = one_each(rows, folder, real_paths(row.path for row in rows), where)
+    return to_split(os.path.basename(source).split(".json")[0], folder, rows, (), ratios, seed)
+
+
+def _read(source: str, where: str) -> Any:
+    try:
+        text = read_text(source)
+        if not source.endswith(".jsonl"):
+            return json.loads(text)
+        return [json.loads(line) for line in text.splitlines() if line.strip()]
+    except (*UNREADABLE, RecursionError) as error:  # the latter of brackets in thousands
+        raise AdaptError(f"{where} cannot be read: {error}.") from error
+
+
+def _entries(content: Any, where: str) -> Iterator[tuple[str, str, list[str], str]]:
+    """What each entry is called in messages, its image, its texts and its part, "" where it has none."""
+    match content:
+        case {"images": list(images), "annotations": list(annotations)}:
+            listed = _of_coco(images, annotations, where)
+        case {"images": list(images)}:
+            listed = [_of_karpathy(each) for each in images]
+        case list():
+            listed = content
+        case _:
+            raise AdaptError(f"{where}: {brief(content)}; expected a list, or an object with the list images.")
+    for number, entry in enumerate(listed, 1):
+        place = f"{where}: entry {number}"
+        image, texts = (_first_of(entry, keys) for keys in (IMAGE_KEYS, TEXT_KEYS))
+        texts = [texts] if isinstance(texts, str) else texts
+        if not (isinstance(image, str) and image and _are_texts(texts)):
+            raise AdaptError(f"{place} is {brief(entry)}; {_EXPECTED}.")
+        part = entry.get("split", "")
+        if not isinstance(part, str) or (part and part not in _PARTS):
+            raise AdaptError(f"{place} has the split {brief(part)}; {nearest(str(part), _PARTS)}.")
+        yield place, image, [text.strip() for text in texts], _PARTS.get(part, "")
+
+
+def _first_of(entry: Any, keys: Sequence[str]) -> Any:
+    return next((entry[key] for key in keys if key in entry), None) if isinstance(entry, dict) else None
+
+
+def _are_texts(texts: Any) -> TypeGuard[list[str]]:
+    return isinstance(texts, list) and bool(texts) and all(isinstance(text, str) and text.strip() for text in texts)
+
+
+def _of_karpathy(entry: Any) -> Any:
+    """An entry of Karpathy's split of COCO, of Flickr8k or of Flickr30k, in the plain form; another one as it is."""
+    match entry:
+        case {"filename": str(name), "sentences": list(sentences)}:
+            texts = [each.get("raw") if isinstance(each, dict) else each for each in sentences]
+            folder = entry.get("filepath", "")
+            image = os.path.join(folder, name) if isinstance(folder, str) else None
+            return {"image": image, "caption": texts, "split": entry.get("split", "")}
+    return entry
+
+
+def _of_coco(images: list[Any], annotations: list[Any], where: str) -> list[Any]:
+    """COCO's images, each with the captions that name its id. AdaptError for a caption of no image."""
+    texts: dict[Any, list[Any]] = {}
+    for number, image in enumerate(images, 1):
+        match image:
+            case {"id": int() | str() as known, "file_name": str()} if known not in texts:
+                texts[known] = []
+            case _:
+                raise AdaptError(f"{where}: image {number} is {brief(image)}; expected an id of its own and file_name.")
+    for number, each in enumerate(annotations, 1):
+        match each:
+            case {"image_id": int() | str() as known, "caption": caption} if known in texts:
+                texts[known].append(caption)
+            case _:
+                raise AdaptError(
+                    f"{where}: annotation {number} is {brief(each)}; expected the image_id of an image and a caption."
+                )
+    return [{"image": image["file_name"], "caption": texts[image["id"]]} for image in images]

@@ -1,0 +1,63 @@
+"""What a training is compared with, the backbone by itself, and in which kind both answer: one class, or several."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from adapt import methods
+from adapt.data.split import Item, of_several
+from adapt.errors import AdaptError
+from adapt.evaluation.evaluate import evaluate, prior_biases
+from adapt.methods.base import Method
+from adapt.methods.zero_shot import ZeroShot
+from adapt.models.base import Adapted
+from adapt.models.classifier import AdaptedModel
+from adapt.models.wrap import Model, wrap
+from adapt.progress import counting_bar
+from adapt.training.fitting import Fitting
+
+
+def check_several(method: Method, items: Sequence[Item]) -> None:
+    """AdaptError where images may have several classes, and the method learns from one of each."""
+    if not of_several(items) or method.of_several:
+        return
+    known = [methods.find(name) for name in methods.names()]
+    able = ", ".join(each.name for each in known if each.of_several and "dual encoder" in each.serves)
+    raise AdaptError(
+        f"{items[0].name} and others may have several classes, and {method.name} learns from one class an image: take "
+        f"one of {able}"
+    )
+
+
+def baseline_of(model: Adapted[Any], template: str) -> Model:
+    """The backbone by itself: by hand-written prompts, by its own head, or as a language model that sees no image."""
+    options: dict[str, Any] = {}
+    if isinstance(model, AdaptedModel):
+        options = {"fast": model.fast, "text_memory": model.text_memory}
+    return wrap(model.backbone, ZeroShot(template), model.class_names, **options)
+
+
+def answer_in_kind(training: Fitting, baseline: Model) -> None:
+    """Both models give one class an image, or several, each by itself, as the training images have them.
+
+    The bias of several is set by the baseline's logits of the training images: at its own scale, and at the method's.
+    A run that goes on, and whatever the method begins with, has the same.
+    """
+    model = training.model
+    biases: list[float | None] = [None, None]
+    if isinstance(baseline, AdaptedModel):
+        scale = (model.method.logit_scale or baseline.backbone.logit_scale) / baseline.backbone.logit_scale
+        biases = prior_biases(
+            baseline, training.train_set, (1.0, scale), workers=training.workers, cache=training.cache
+        )
+    for each, bias in zip((baseline, model), biases, strict=True):
+        each.answers = replace(each.answers, logit_bias=bias)
+
+
+def zero_shot(training: Fitting, baseline: Model, test_set: Sequence[Item], template: str) -> dict[str, Any]:
+    """Its figures on the test images."""
+    with counting_bar(training.model.baseline, training.progress) as bar:
+        scores = evaluate(baseline, test_set, workers=training.workers, cache=training.cache, progress=bar)
+    return scores.figures() | ({"template": template} if isinstance(baseline, AdaptedModel) else {})

@@ -1,0 +1,161 @@
+"""Images that may have several classes, or none: how they are listed, divided, drawn and shown."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from listed import touch
+
+from adapt.backbones.preprocess import Preprocess
+from adapt.data import Item, Split, load, loader, read_csv
+from adapt.data.check import remarks
+from adapt.errors import AdaptError
+
+Write = Callable[..., Path]
+LINES = ("a.jpg,cat|dog,train", "b.jpg,dog,train", "c.jpg,,train", "d.jpg,cat | bird,val", "e.jpg,bird|dog,test")
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    def lines(*rows: str, first: str = "path,labels,split", name: str = "mine.csv") -> Path:
+        path = tmp_path / name
+        path.write_text("\n".join([first, *rows]) + "\n")
+        return path
+
+    return lines
+
+
+def test_a_cell_has_the_names_of_all(write: Write) -> None:
+    split = read_csv(write("f.jpg,bird,train", *LINES))
+    assert split.class_names == ("bird", "cat", "dog")
+    assert split.of_several
+    assert [item.labels for item in split.train] == [(0,), (1, 2), (2,), ()]
+    assert [item.labels for item in (*split.val, *split.test)] == [(0, 1), (0, 2)]
+    # drawn by the rarest: cat twice, bird and dog three times each
+    assert [item.class_name for item in split.train] == ["bird", "cat", "dog", ""]
+    assert [item.label for item in split.train] == [0, 1, 2, -1]
+
+
+def test_the_list_counts_in_the_fingerprint(write: Write) -> None:
+    one, other = (read_csv(write("f.jpg,bird,train", *LINES[:4], last)) for last in (LINES[4], "e.jpg,bird,test"))
+    assert [item.label for item in one.test] == [item.label for item in other.test]
+    assert one.fingerprint != other.fingerprint
+
+
+def test_rare_classes_are_in_every_part(write: Write) -> None:
+    """300 images, all with one class, 20 with a second and 10 with a third one."""
+    rows = [f"{i}.jpg,often{'|rare' * (i % 15 == 0)}{'|rarest' * (i % 30 == 0)}" for i in range(300)]
+    split = read_csv(write(*rows, first="path,labels"))
+    for items, rare, rarest in ((split.train, 12, 6), (split.val, 2, 1), (split.test, 6, 3)):
+        found = Counter(split.class_names[label] for item in items for label in item.labels or ())
+        assert (found["rare"], found["rarest"]) == (rare, rarest)
+
+
+@pytest.mark.parametrize(
+    ("rows", "first", "message"),
+    [
+        (
+            ("a.jpg,cat|cat",),
+            "path,labels",
+            "line 2: the labels are 'cat|cat'; expected different names, as in cat|dog",
+        ),
+        (("a.jpg,cat|",), "path,labels", "line 2: the labels are 'cat|'; expected different names"),
+        (("a.jpg,",), "path,labels", "all cells of the column 'labels' are empty"),
+        (("a.jpg,cat,dog",), "path,labels,label", "the columns 'labels' and 'label' do not go together"),
+        (("a.jpg,cat,1",), "path,labels,target", "the columns 'labels' and 'target' do not go together"),
+        (("a.jpg,cat,hm",), "path,labels,text", "the columns 'labels' and 'text' do not go together"),
+        (("a.jpg,cat", "a.jpg,dog"), "path,labels", "is of two classes, 'cat' and 'dog'"),
+        (("a.jpg,cat", "a.jpg,dog"), "path,label", "A column 'labels' in place of 'label' may have several"),
+        (("cat",), "labels", "no column 'path'"),
+    ],
+)
+def test_what_is_wrong_is_named(write: Write, rows: tuple[str, ...], first: str, message: str) -> None:
+    with pytest.raises(AdaptError, match=re.escape(message)):
+        read_csv(write(*rows, first=first))
+
+
+def test_a_folder_with_its_list(tmp_path: Path, write: Write) -> None:
+    touch(tmp_path, "a.jpg", "deep/b.jpg")
+    write("a.jpg,cat|dog,train", "deep/b.jpg,,test", name="labels.csv")
+    split = load(tmp_path)
+    assert (split.name, split.class_names, split.train[0].labels) == (tmp_path.name, ("cat", "dog"), (0, 1))
+    touch(tmp_path, "deep/c.jpg")
+    with pytest.raises(AdaptError, match=r"deep/c.jpg' is not in it: add a line, with no labels"):
+        load(tmp_path)
+
+
+def test_another_list_in_a_folder_of_classes_is_passed_over(tmp_path: Path, write: Write) -> None:
+    touch(tmp_path, "cat/a.jpg", "dog/b.jpg")
+    write("cat,1", first="class,number", name="labels.csv")
+    assert load(tmp_path).class_names == ("cat", "dog")
+
+
+ITEM = Item("a.jpg", 0, "a", labels=(0, 1))
+
+
+@pytest.mark.parametrize(
+    ("items", "message"),
+    [
+        ((ITEM, Item("b.jpg", 1, "b")), "'a.jpg' has a list of labels and 'b.jpg' has one label"),
+        ((replace(ITEM, labels=(1, 0)),), "expected different ones in ascending order"),
+        ((replace(ITEM, labels=(1,)),), "the label being one of them"),
+        ((replace(ITEM, labels=(0, 2)),), "'a.jpg' has label 2; expected 0 to 1"),
+        ((replace(ITEM, text="hm"),), "several labels beside a question, a text or a target"),
+        ((replace(ITEM, labels=()),), "has the labels () and the label 0"),
+    ],
+)
+def test_a_split_that_is_none(items: tuple[Item, ...], message: str) -> None:
+    with pytest.raises(AdaptError, match=re.escape(message)):
+        Split("bad", ("a", "b"), (), (), items)
+
+
+def test_a_class_that_no_training_image_has() -> None:
+    with pytest.raises(AdaptError, match="no training image of 'b'"):
+        Split("bad", ("a", "b"), (replace(ITEM, labels=(0,)),), (), (ITEM,))
+    assert Split("good", ("a", "b"), (ITEM,), (), ()).of_several
+
+
+def test_names_and_numbers_may_be_others(write: Write) -> None:
+    split = read_csv(write("f.jpg,bird,train", *LINES))
+    other = split.numbered_as(("dog", "bird", "cat"))
+    assert [item.labels for item in other.train] == [(1,), (0, 2), (0,), ()]
+    assert [item.label for item in other.train] == [1, 2, 0, -1]
+    named = split.renamed({"bird": "jay", "cat": "lynx", "dog": "wolf"})
+    assert [item.class_name for item in named.train] == ["jay", "lynx", "wolf", ""]
+
+
+def test_classes_cannot_be_cut_into_parts(write: Write) -> None:
+    with pytest.raises(AdaptError, match=r"images of several classes: no part of them \(base\) is whole"):
+        read_csv(write("f.jpg,bird,train", *LINES)).only("base")
+
+
+def test_a_class_with_one_image_is_remarked(tmp_path: Path, write: Write) -> None:
+    touch(tmp_path, *(f"{name}.jpg" for name in "abcdef"))
+    found = remarks(read_csv(write("f.jpg,bird,train", *LINES)))
+    assert any(remark.startswith("one training image each") and "bird, cat" in remark for remark in found)
+
+
+def test_the_bundled_scenes() -> None:
+    split = load("emoji-labels")
+    assert [len(part) for part in (split.train, split.val, split.test)] == [600, 80, 240]
+    assert Counter(len(item.labels or ()) for item in split.test) == {1: 60, 2: 60, 3: 60, 4: 60}
+    seen = Counter(label for item in split.train for label in item.labels or ())
+    assert len(seen) == len(split.class_names) == 51
+    assert max(seen.values()) - min(seen.values()) <= 2
+    unseen = load("emoji-labels@fluent-3d")
+    assert unseen.class_names == split.class_names
+    assert {item.domain for item in unseen.items()} == {"fluent-3d"}
+
+
+def test_batches_say_of_each_class_whether_it_is_there() -> None:
+    split = load("emoji-labels")
+    transform = Preprocess(32, (0.5,) * 3, (0.5,) * 3).evaluation()
+    [(images, labels)] = loader(split.train[:4], transform, 4, train=False, classes=51)
+    assert (images.shape, labels.shape, labels.dtype) == ((4, 3, 32, 32), (4, 51), torch.bool)
+    assert [tuple(row.nonzero()[:, 0].tolist()) for row in labels] == [item.labels for item in split.train[:4]]

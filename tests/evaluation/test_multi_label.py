@@ -1,0 +1,58 @@
+"""Average precision, F1 and the bias of several classes an image, beside scikit-learn."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from sklearn.metrics import average_precision_score, f1_score
+
+from adapt.data import Item
+from adapt.evaluation.multi_label import MultiLabelScores, average_precision, prior_bias
+
+NAMES = ("a", "b", "c", "d")
+# a | b, c, nothing, a; no image has d
+ITEMS = tuple(
+    Item(f"{number}.png", labels[0] if labels else -1, NAMES[labels[0]] if labels else "", labels=labels)
+    for number, labels in enumerate([(0, 1), (2,), (), (0,)])
+)
+PROBABILITIES = torch.tensor([[0.9, 0.6, 0.1, 0.2], [0.7, 0.1, 0.4, 0.2], [0.1, 0.2, 0.4, 0.3], [0.3, 0.8, 0.2, 0.1]])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_average_precision_is_scikit_learns(seed: int) -> None:
+    noise = torch.Generator().manual_seed(seed)
+    scores = torch.randint(0, 8, (60,), generator=noise).double() / 8  # many are equal
+    right = torch.rand(60, generator=noise) < 0.2
+    assert average_precision(scores, right) == pytest.approx(average_precision_score(right.numpy(), scores.numpy()))
+
+
+def test_all_figures_of_a_few_images() -> None:
+    found = MultiLabelScores.of(ITEMS, PROBABILITIES, NAMES)
+    truth = torch.tensor([[1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0], [1, 0, 0, 0]]).numpy()
+    said = (PROBABILITIES >= 0.5).int().numpy()
+    by_class = [average_precision_score(truth[:, label], PROBABILITIES[:, label].numpy()) for label in range(3)]
+    assert found.by_class == {name: pytest.approx(value) for name, value in zip(NAMES, by_class)}  # but of d
+    figures = found.figures()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a class that is nowhere
+        assert figures["f1"] == pytest.approx(f1_score(truth, said, average="micro"))
+        assert figures["mean_class_f1"] == pytest.approx(f1_score(truth[:, :3], said[:, :3], average="macro"))
+    assert figures["mean_average_precision"] == pytest.approx(sum(by_class) / 3)
+    # the likeliest of the first is one of its own, that of the second and fourth is not, and the third has none
+    assert found.right == (True, False, True, False)
+    assert figures["accuracy"] == 0.5
+    assert [(row["class"], row["predicted"]) for row in found.rows()] == [
+        ("a|b", "a|b"),
+        ("c", "a"),
+        ("none", "none"),
+        ("a", "b"),
+    ]
+
+
+def test_as_many_probabilities_as_labels() -> None:
+    logits, labels = 10 * torch.randn(200, 7), torch.rand(200, 7) < 0.15
+    bias = prior_bias(logits, labels)
+    assert float((logits.double() + bias).sigmoid().mean()) == pytest.approx(float(labels.double().mean()), abs=1e-6)
+    assert torch.tensor(prior_bias(logits, torch.zeros_like(labels))).isfinite()

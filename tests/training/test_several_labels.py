@@ -1,0 +1,165 @@
+"""Learning from images of several classes: the loss, the bias, what an adapter of them says, and who refuses them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from small_trainings import SETTINGS
+
+import adapt
+from adapt import AdaptError, Backbone, methods
+from adapt.data import Item, Split
+from adapt.evaluation.evaluate import evaluate, prior_biases
+from adapt.features import several_labels_of
+from adapt.methods.zero_shot import ZeroShot
+from adapt.recipe import read_recipe
+from adapt.training.run_recipe import read_data, run_recipe
+
+LABELS = ((0,), (0, 1), (1, 2), ())
+OF_ALL = {"progress": False} | SETTINGS
+
+
+@pytest.fixture
+def several(tiny_split: Split) -> Split:
+    """The tiny split's images with none, one or two labels, which need not be of what is seen."""
+
+    def part(items: tuple[Item, ...]) -> tuple[Item, ...]:
+        found = []
+        for number, item in enumerate(items):
+            labels = LABELS[number % len(LABELS)]
+            label, name = (labels[0], tiny_split.class_names[labels[0]]) if labels else (-1, "")
+            found.append(replace(item, label=label, class_name=name, labels=labels))
+        return tuple(found)
+
+    return replace(tiny_split, train=part(tiny_split.train), val=part(tiny_split.val), test=part(tiny_split.test))
+
+
+@pytest.fixture
+def listed(several: Split, tmp_path: Path) -> Path:
+    lines = [
+        f"{item.path},{'|'.join(several.class_names[label] for label in item.labels or ())},{part}"
+        for part in ("train", "val", "test")
+        for item in getattr(several, part)
+    ]
+    (tmp_path / "several.csv").write_text("path,labels,split\n" + "\n".join(lines) + "\n")
+    return tmp_path / "several.csv"
+
+
+def of_method(backbone: Backbone, name: str, names: tuple[str, ...]) -> adapt.AdaptedModel:
+    torch.manual_seed(0)
+    return adapt.wrap(backbone, methods.find(name)(**methods.find(name).example), names)
+
+
+@pytest.mark.parametrize("name", ["coop", "lora", "clip_adapter", "kgcoop"])
+def test_a_step_is_binary_cross_entropy_of_biased_logits(open_clip: Backbone, several: Split, name: str) -> None:
+    model = of_method(open_clip, name, several.class_names)
+    frozen = adapt.wrap(open_clip, ZeroShot("a photo of a {}."), several.class_names)
+    truth = several_labels_of(several.train, 3)
+    seen: list[tuple[Any, float]] = []
+    losses = model.losses
+
+    def watched(step: Any, weights: Any = None) -> Any:
+        terms, right = losses(step, weights)
+        seen.append((step, float(terms["cross_entropy"])))
+        assert right.dtype == torch.bool
+        return terms, right
+
+    model.losses = watched  # type: ignore[method-assign]
+    adapt.fit(model, several.train, **OF_ALL | {"epochs": 1, "batch_size": 12, "lr": 1e-6})
+    [(step, loss)] = seen
+    scale = model.method.logit_scale or open_clip.logit_scale  # type: ignore[attr-defined]
+    with torch.no_grad():
+        items = torch.stack([model.transform()(adapt.data.open_image(item)) for item in several.train])
+        logits = frozen(items) * scale / open_clip.logit_scale  # type: ignore[attr-defined]
+    bias = model.answers.logit_bias
+    assert bias is not None
+    assert float((logits.double() + bias).sigmoid().mean()) == pytest.approx(float(truth.double().mean()), abs=1e-4)
+    assert step.labels.sum() == truth.sum()
+    expected = F.binary_cross_entropy_with_logits(step.logits.detach() + bias, step.labels.float())
+    assert loss == pytest.approx(float(expected), abs=1e-4)
+
+
+def test_rare_classes_may_weigh_more(open_clip: Backbone, several: Split) -> None:
+    model = of_method(open_clip, "coop", several.class_names)
+    adapt.fit(model, several.train, class_weights="balanced", **OF_ALL | {"epochs": 1})
+    counts = several_labels_of(several.train, 3).sum(0)
+    assert model.class_weights is not None
+    torch.testing.assert_close(model.class_weights, (12 - counts) / counts)
+
+
+def test_it_learns_and_its_adapter_says_several(open_clip: Backbone, several: Split, tmp_path: Path) -> None:
+    """Colours have their labels: what is trained is told again by the file."""
+    known = [replace(item, label=0, class_name=several.class_names[0], labels=(0, 1)) for item in several.train[:4]]
+    known += [replace(item, label=2, class_name=several.class_names[2], labels=(2,)) for item in several.train[4:8]]
+    known += [replace(item, label=-1, class_name="", labels=()) for item in several.train[8:]]
+    model = of_method(open_clip, "lora", several.class_names)
+    before = adapt.fit(model, known, known, **OF_ALL | {"epochs": 15, "lr": 0.02, "schedule": "constant"})
+    assert before.metrics["adapted"]["mean_average_precision"] == 1.0
+    assert before.metrics["adapted"]["f1"] > 0.9 > before.metrics["zero_shot"]["f1"]
+    assert "mAP 100.0 %" in str(before)
+    loaded = adapt.load(model.save(tmp_path / "adapter.safetensors"), open_clip)
+    assert loaded.answers == model.answers
+    first, middle, last = loaded.predict([known[place].path for place in (0, 4, 8)], top_k=1)
+    assert set(first.class_names or ()) == set(several.class_names[:2])
+    assert len(first.top) == 2  # as many as are said, though one was asked for
+    assert (middle.class_names, middle.class_name) == ((several.class_names[2],), several.class_names[2])
+    assert (last.class_names, last.class_name, last.label) == ((), "none", None)
+    assert len(loaded.predict(known[8].path, threshold=0.0)[0].class_names or ()) == 3
+    probabilities = loaded.probabilities([known[0].path])
+    assert float(probabilities[0, :2].sum()) > 1.0  # each by itself
+
+
+def test_a_run_that_goes_on_has_the_same_bias(listed: Path, model_folder: Path, tmp_path: Path, at_step: Any) -> None:
+    def stop() -> None:
+        raise RuntimeError("killed")
+
+    settings = [("backbone", str(model_folder)), ("data.shots", None), ("train.augment", "none"), ("train.workers", 0)]
+    settings += [("train.epochs", 2), ("train.batch_size", 4), ("data.root", "/")]
+    recipe = read_recipe("two_stage", [*settings, ("train.iterations", None)], str(listed))
+    whole = run_recipe(recipe, tmp_path / "whole", progress=False)
+    at_step(4, stop)
+    with pytest.raises(RuntimeError, match="killed"):
+        run_recipe(recipe, tmp_path / "run", progress=False)
+    resumed = run_recipe(recipe, tmp_path / "run", resume=True, progress=False)
+    assert whole.adapter is not None
+    assert resumed.adapter is not None
+    one, other = adapt.load(whole.adapter), adapt.load(resumed.adapter)
+    assert one.answers == other.answers
+    for name, value in one.method.state_dict().items():
+        assert torch.equal(value, other.method.state_dict()[name])
+
+
+REFUSING = ("clap", "detpro", "gda", "linear_probe", "lp_plus_plus", "modx", "ogen", "prograd", "tip_adapter")
+
+
+@pytest.mark.parametrize("name", REFUSING)
+def test_who_learns_from_one_class_refuses(open_clip: Backbone, several: Split, listed: Path, name: str) -> None:
+    with pytest.raises(AdaptError, match=rf"{name} learns from one class an image: take one of bitfit, "):
+        read_data(read_recipe(name, [("data.root", "/")], str(listed)))
+    model = of_method(open_clip, name, several.class_names)
+    with pytest.raises(AdaptError, match=rf"{name} learns from one class an image"):
+        adapt.fit(model, several.train, **OF_ALL if model.method.takes_steps else {"progress": False})
+
+
+def test_both_kinds_are_told_apart(open_clip: Backbone, several: Split, tiny_split: Split) -> None:
+    model = of_method(open_clip, "coop", several.class_names)
+    with pytest.raises(AdaptError, match="images of several classes, and this coop gives each one"):
+        evaluate(model, several.test)
+    adapt.fit(model, several.train, **OF_ALL | {"epochs": 1})
+    with pytest.raises(AdaptError, match="learned to find several classes in an image, and the data has one"):
+        evaluate(model, tiny_split.test)
+    with pytest.raises(AdaptError, match="calibrate is of one class an image"):
+        adapt.fit(model, several.train, val_set=several.val, calibrate=True, **OF_ALL)
+    adapt.fit(model, tiny_split.train, **OF_ALL | {"epochs": 1})  # and learns anew from one class each
+    assert model.answers.logit_bias is None
+    assert prior_biases(model, tiny_split.train) == [None]
+
+
+def test_a_composition_is_as_its_parts() -> None:
+    assert methods.Compose([methods.LoRA(), methods.CoOp(n_ctx=2)]).of_several
+    assert not methods.Compose([methods.LoRA(), methods.DetPro(n_ctx=2)]).of_several
