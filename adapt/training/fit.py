@@ -10,11 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from pydantic import ValidationError
 
 from adapt.data.split import Item, items_id
+from adapt.devices import described, seeded_for
 from adapt.disk import write_csv
 from adapt.errors import AdaptError
 from adapt.evaluation.calibration import BOUNDS, temperature
@@ -142,6 +142,7 @@ def _fit(
 ) -> Result:
     model, run, seed = training.model, training.run, training.seed
     metrics: dict[str, Any] = {"method": model.method.name, "backbone": model.backbone.name, "seed": seed}
+    metrics["device"] = described(model.backbone.device)
     if test_set and model.has_baseline:
         metrics["baseline"] = model.baseline
         metrics["zero_shot"] = _zero_shot(training, test_set, template)
@@ -265,8 +266,7 @@ def _train(training: Fitting) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     method = training.model.method
     if training.chosen is None:
         started = time.monotonic()
-        with torch.random.fork_rng():
-            torch.manual_seed(training.seed)
+        with seeded_for(training.seed, training.model.backbone.device):
             method.prepare(training)
             method.finish(training)
         return [], {"seconds": round(time.monotonic() - started, 3), **training.noted}
@@ -281,8 +281,7 @@ def _steps(training: Fitting) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     if settings.average is not None:  # before a search takes its time
         epoch_weights(settings.average, Length.of(settings, len(training.batches)).epochs)
     history: list[dict[str, Any]] = []
-    with torch.random.fork_rng():
-        torch.manual_seed(training.seed)
+    with seeded_for(training.seed, model.backbone.device):
         training.weigh_classes()
         model.method.prepare(training)
         training.renew_batches()

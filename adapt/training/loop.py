@@ -172,7 +172,7 @@ class Trainer:
         method, average = self.model.method, self.average.values if self.average else {}
         beside = {f"average.{name}": value for name, value in average.items()}
         beside |= {f"method.{name}": value for name, value in method.training_state().items()}
-        return checkpoint.Trained(method, self.optimizer, self.scaler, beside)
+        return checkpoint.Trained(method, self.optimizer, self.scaler, beside, self.model.backbone.device)
 
     def _not_finite(self, terms: dict[str, float]) -> AdaptError:
         """The step did not happen yet: unless the one before broke the values, the state is good and kept."""

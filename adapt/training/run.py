@@ -12,6 +12,7 @@ from typing import Any, Self
 from filelock import FileLock, Timeout
 
 from adapt import plain
+from adapt.devices import accelerator, described
 from adapt.disk import write_text
 from adapt.errors import AdaptError
 from adapt.formats.adapter import versions
@@ -179,11 +180,12 @@ def environment() -> dict[str, Any]:
     """What a result may depend on beside the recipe."""
     import torch
 
+    own = accelerator()
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processor": platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
-        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "accelerator": None if own is None else described(own),
         "versions": versions(),
     }

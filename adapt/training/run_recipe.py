@@ -8,13 +8,12 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from adapt import methods
 from adapt.backbones.base import Backbone
 from adapt.backbones.load import load_backbone
 from adapt.data.check import without_broken
 from adapt.data.split import Split
+from adapt.devices import seeded_for
 from adapt.errors import AdaptError
 from adapt.models.base import Adapted
 from adapt.models.wrap import wrap
@@ -97,8 +96,7 @@ def build(recipe: Recipe, class_names: tuple[str, ...], backbone: Backbone | Non
         backbone = load_backbone(recipe.backbone, recipe.device, recipe.quantize)
     method = methods.find(recipe.method["name"])(**recipe.method_config)
     memory = recipe.text_memory_gib
-    with torch.random.fork_rng():
-        torch.manual_seed(recipe.seed)
+    with seeded_for(recipe.seed, backbone.device):
         model: Adapted[Any] = wrap(
             backbone,
             method,

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from adapt.devices import moved
 from adapt.errors import AdaptError
 from adapt.prompts import Prompt
 from adapt.shown import brief
@@ -49,8 +50,8 @@ class Step:
         self.model, self.inputs = model, inputs
         self._answers = labels
         if labels is not None and labels.ndim == 2:
-            labels, self.targets = labels[:, 0].long(), labels[:, 1].float().to(model.backbone.device)
-        self.labels = None if labels is None else labels.to(model.backbone.device)
+            labels, self.targets = labels[:, 0].long(), moved(labels[:, 1].float(), model.backbone.device)
+        self.labels = None if labels is None else moved(labels, model.backbone.device)
 
     @cached_property
     def logits(self) -> Tensor:
@@ -106,7 +107,7 @@ class ImageStep(Step):
                 f"{self.model.method.name} reads images, and this batch has what was made of them: give its class "
                 '`reads = frozenset({"images"})`, so that the cache does not stand for them'
             )
-        images = self.inputs.to(self.model.backbone.device)
+        images = moved(self.inputs, self.model.backbone.device)
         return images[:, 0] if images.ndim == 5 else images
 
     @cached_property
@@ -116,12 +117,12 @@ class ImageStep(Step):
         AdaptError where there are none.
         """
         if isinstance(self.inputs, Encoded) and self.inputs.views is not None:
-            others = self.inputs.views.to(self.model.backbone.device)
+            others = moved(self.inputs.views, self.model.backbone.device)
             return torch.cat([self.features[:, None], others], dim=1)
         if isinstance(self.inputs, Tensor) and self.inputs.ndim == 5:
             if self.inputs.shape[1] != self.model.method.views + 1:
                 raise self._wrong_views(self.inputs.shape[1])
-            views = self.inputs.to(self.model.backbone.device)
+            views = moved(self.inputs, self.model.backbone.device)
             features: Tensor = self.model.image_features(views.flatten(0, 1))
             return features.unflatten(0, self.inputs.shape[:2])
         raise self._wrong_views(1)
@@ -145,7 +146,7 @@ class ImageStep(Step):
     def features(self) -> Tensor:
         """Unit-length features of the images `(b, e)`, under the method's edits."""
         if isinstance(self.inputs, Encoded):
-            return self.inputs.features.to(self.model.backbone.device)
+            return moved(self.inputs.features, self.model.backbone.device)
         features: Tensor = self.model.image_features(self._entering)
         return features
 
