@@ -111,12 +111,13 @@ def _numbered(device: torch.device) -> tuple[torch.device, ...]:
 
 
 @contextmanager
-def seeded_for(seed: int, device: torch.device) -> Iterator[None]:
-    """Inside, what is drawn for a computation on `device` begins at `seed`; afterwards it goes on as before."""
+def keeping_rng(device: torch.device, seed: int | None = None) -> Iterator[None]:
+    """What is drawn inside for a computation on `device`, from `seed` on where one is given, moves no generator."""
     import torch
 
     states = rng_states(device)
-    torch.manual_seed(seed)
+    if seed is not None:
+        torch.manual_seed(seed)
     try:
         yield
     finally:

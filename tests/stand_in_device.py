@@ -55,10 +55,28 @@ class _Attached(TorchDispatchMode):
         return DEVICE if operation is torch.ops.prim.device.default else _run(operation, args, kwargs or {})
 
 
+class _Module:
+    """What torch has for each kind of device, such as `torch.cuda`."""
+
+    rng = torch.zeros(3, dtype=torch.uint8)
+
+    @staticmethod
+    def get_rng_state(device: torch.device) -> Tensor:
+        return _Module.rng.clone()
+
+    @staticmethod
+    def set_rng_state(state: Tensor, device: torch.device) -> None:
+        _Module.rng = state.clone()
+
+    @staticmethod
+    def get_device_name(device: torch.device) -> str:
+        return "Stand-In"
+
+
 @contextmanager
 def attached() -> Iterator[torch.device]:
     """Inside, tensors can be made on the stand-in and moved there. It has no autocast."""
-    asked, autocast = torch.is_autocast_enabled, torch.autocast
+    asked, autocast, modules = torch.is_autocast_enabled, torch.autocast, torch.get_device_module
 
     def is_autocast_enabled(kind: str = "cuda") -> bool:
         return kind != DEVICE.type and asked(kind)
@@ -66,7 +84,11 @@ def attached() -> Iterator[torch.device]:
     def autocast_of(kind: str, *options: Any, **named: Any) -> Any:
         return nullcontext() if kind == DEVICE.type else autocast(kind, *options, **named)
 
+    def module_of(device: torch.device | str) -> Any:
+        return _Module if torch.device(device).type == DEVICE.type else modules(device)
+
     with pytest.MonkeyPatch.context() as patch, _Attached():
+        patch.setattr(torch, "get_device_module", module_of)
         patch.setattr(torch, "is_autocast_enabled", is_autocast_enabled)
         patch.setattr(torch, "autocast", autocast_of)
         torch._C._set_only_lift_cpu_tensors(True)  # so that `torch.tensor(..., device=)` is seen here too

@@ -14,7 +14,7 @@ import yaml
 from pydantic import ValidationError
 
 from adapt.data.split import Item, items_id
-from adapt.devices import described, seeded_for
+from adapt.devices import described, keeping_rng
 from adapt.disk import write_csv
 from adapt.errors import AdaptError
 from adapt.evaluation.calibration import BOUNDS, temperature
@@ -266,7 +266,7 @@ def _train(training: Fitting) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     method = training.model.method
     if training.chosen is None:
         started = time.monotonic()
-        with seeded_for(training.seed, training.model.backbone.device):
+        with keeping_rng(training.model.backbone.device, training.seed):
             method.prepare(training)
             method.finish(training)
         return [], {"seconds": round(time.monotonic() - started, 3), **training.noted}
@@ -281,7 +281,7 @@ def _steps(training: Fitting) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     if settings.average is not None:  # before a search takes its time
         epoch_weights(settings.average, Length.of(settings, len(training.batches)).epochs)
     history: list[dict[str, Any]] = []
-    with seeded_for(training.seed, model.backbone.device):
+    with keeping_rng(model.backbone.device, training.seed):
         training.weigh_classes()
         model.method.prepare(training)
         training.renew_batches()

@@ -13,7 +13,7 @@ from adapt.backbones.base import Backbone
 from adapt.backbones.load import load_backbone
 from adapt.data.check import without_broken
 from adapt.data.split import Split
-from adapt.devices import seeded_for
+from adapt.devices import keeping_rng
 from adapt.errors import AdaptError
 from adapt.models.base import Adapted
 from adapt.models.wrap import wrap
@@ -96,7 +96,7 @@ def build(recipe: Recipe, class_names: tuple[str, ...], backbone: Backbone | Non
         backbone = load_backbone(recipe.backbone, recipe.device, recipe.quantize)
     method = methods.find(recipe.method["name"])(**recipe.method_config)
     memory = recipe.text_memory_gib
-    with seeded_for(recipe.seed, backbone.device):
+    with keeping_rng(backbone.device, recipe.seed):
         model: Adapted[Any] = wrap(
             backbone,
             method,

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adapt.devices import keeping_rng
 from adapt.engine.memory import free_bytes, readable_bytes
 from adapt.engine.watching import watched
 from adapt.errors import AdaptError
@@ -106,8 +107,7 @@ def kept_bytes(model: AdaptedModel, compute: Callable[[], Any]) -> int:
         kept[tensor.untyped_storage().data_ptr()] = tensor
         return tensor
 
-    devices = [] if model.backbone.device.type == "cpu" else [model.backbone.device]
-    with _left_as_it_was(model), torch.random.fork_rng(devices):
+    with _left_as_it_was(model), keeping_rng(model.backbone.device):
         model.train()
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             compute()
