@@ -153,7 +153,11 @@ def located(path: str | Path) -> Path:
 
 
 def _of_file(
-    path: Path, backbone: Backbone | None, class_names: Sequence[str] | None, fast: bool | None, device: str | torch.device
+    path: Path,
+    backbone: Backbone | None,
+    class_names: Sequence[str] | None,
+    fast: bool | None,
+    device: str | torch.device,
 ) -> Model:
     described = read_header(path)
     tensors = read_tensors(path)

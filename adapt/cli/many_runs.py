@@ -14,7 +14,13 @@ if TYPE_CHECKING:
     from adapt.protocols.protocol import Protocol
 
 engines = common.together(
-    click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Runs at once on a machine."),
+    click.option(
+        "--jobs",
+        type=click.IntRange(min=1),
+        default=1,
+        show_default=True,
+        help="Runs at once on a machine, which take its GPUs in turn.",
+    ),
     click.option(
         "--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True, help="Where runs go."
     ),

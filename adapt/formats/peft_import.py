@@ -113,7 +113,9 @@ def _recorded(path: Path) -> dict[str, Any]:
         raise AdaptError(f"{path} is damaged ({error!r}): its header's {OURS} holds no settings") from error
 
 
-def _named_backbone(config: dict[str, Any], recorded: dict[str, Any], folder: Path, device: str | torch.device) -> Backbone:
+def _named_backbone(
+    config: dict[str, Any], recorded: dict[str, Any], folder: Path, device: str | torch.device
+) -> Backbone:
     base = config.get("base_model_name_or_path")
     name = recorded.get("backbone") or (f"hf:{base}" if base else None)
     if not isinstance(name, str) or config.get("revision") not in (None, "main"):

@@ -137,7 +137,10 @@ class AdaptedModel(Adapted[DualEncoder]):
         self._check_begun()
         if isinstance(images, BlockInputs):
             return BlockInputs(block, vision.block_inputs(self.backbone, block, images.tokens, images.block))
-        return BlockInputs(block, vision.block_inputs(self.backbone, block, moved(images, self.backbone.device).to(self.backbone.dtype)))
+        return BlockInputs(
+            block,
+            vision.block_inputs(self.backbone, block, moved(images, self.backbone.device).to(self.backbone.dtype)),
+        )
 
     @property
     def _fast_on_images(self) -> bool:

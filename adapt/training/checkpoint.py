@@ -125,4 +125,3 @@ def finite(method: Method) -> bool:
 
 def _under(prefix: str, named: dict[str, Any]) -> dict[str, Any]:
     return {name.removeprefix(prefix): value for name, value in named.items() if name.startswith(prefix)}
-

@@ -30,7 +30,7 @@ from adapt.progress import counting_bar, training_bar
 from adapt.training.average import epoch_weights
 from adapt.training.fitting import Fitting
 from adapt.training.length_of_time import LengthOfTime
-from adapt.training.loop import Length, Trainer
+from adapt.training.loop import Length, Trainer, precision_on
 from adapt.training.result import Result
 from adapt.training.run import Run
 from adapt.training.settings import TrainSettings
@@ -71,7 +71,7 @@ def fit(
     """
     if not 0 <= seed < 2**63:
         raise AdaptError(f"seed is {seed}; expected a whole number from 0 to 2^63 - 1")
-    chosen = _settings(model, settings)
+    chosen = _settings(model, settings, cache)
     _check_parts(model, train_set, val_set, test_set)
     if blend is not None:
         model.answers = model.blended(blend, template).answers
@@ -225,8 +225,8 @@ def _pick(item: Item) -> dict[str, str]:
     return {"path": item.path, "class": item.class_name} | {key: value for key, value in beside.items() if value}
 
 
-def _settings(model: Adapted[Any], settings: dict[str, Any]) -> TrainSettings | None:
-    """The checked settings; None for a method that takes no gradient steps."""
+def _settings(model: Adapted[Any], settings: dict[str, Any], cache: bool) -> TrainSettings | None:
+    """The checked settings, with the precision that auto is here; None for a method that takes no gradient steps."""
     if not model.method.takes_steps:
         if settings:
             raise AdaptError(f"{model.method.name} is not trained by steps: leave out {', '.join(sorted(settings))}")
@@ -236,7 +236,9 @@ def _settings(model: Adapted[Any], settings: dict[str, Any]) -> TrainSettings | 
     except ValidationError as error:
         raise AdaptError(explain(TrainSettings, error, "fit")) from None
     _check_vision(model, chosen)
-    return chosen
+    through_towers = bool(model.method.touches) or not keeps_features(model, cache)
+    precision = precision_on(model.backbone.device, chosen.precision, through_towers)
+    return chosen.model_copy(update={"precision": precision})
 
 
 def _check_vision(model: Adapted[Any], settings: TrainSettings) -> None:
@@ -304,6 +306,7 @@ def _steps(training: Fitting) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         "seconds": round(position.seconds, 3),
         "steps": position.step,
         "final_loss": history[-1]["loss"],
+        "precision": settings.precision,
         "text_path": model.text_path,
         "vision_path": model.vision_path,
         "estimated_bytes": needed,

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
+from adapt.devices import AUTO, prefers_bf16
 from adapt.errors import AdaptError
 from adapt.methods.base import Terms, checked, total
 from adapt.models.base import Adapted
@@ -191,6 +192,13 @@ def followed(terms: Terms, method: str) -> Terms:
     if not any(term.requires_grad for term in terms.values()):
         raise AdaptError(f"{method}: no term of its loss ({', '.join(terms)}) depends on what is trained")
     return terms
+
+
+def precision_on(device: torch.device, asked: str, through_towers: bool) -> str:
+    """What `auto` is: bf16 where it pays, in steps that pass through a tower, on a device that has it in hardware."""
+    if asked != AUTO:
+        return asked
+    return "bf16" if through_towers and prefers_bf16(device) else "fp32"
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:

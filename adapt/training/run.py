@@ -99,7 +99,7 @@ class Run:
     @property
     def identity(self) -> str:
         """What a checkpoint must belong to: this recipe, on these images."""
-        return hashlib.sha256(f"{self.recipe}\n{self.images}".encode()).hexdigest()[:16]
+        return hashlib.sha256(f"{_of_any_device(self.recipe)}\n{self.images}".encode()).hexdigest()[:16]
 
     def _begun(self) -> bool:
         kept = {path.name for path in self.path.glob("*.json")} - {"environment.json"}
@@ -119,7 +119,7 @@ class Run:
             raise AdaptError(f"{self.path} holds no run to resume; leave out --resume to start one")
         elif (self.path / "metrics.json").exists():
             raise AdaptError(f"the run in {self.path} is complete: nothing to resume. To train again, change --out")
-        elif recipe.read_text(encoding="utf-8", errors="replace") != self.recipe:
+        elif _of_any_device(recipe.read_text(encoding="utf-8", errors="replace")) != _of_any_device(self.recipe):
             raise AdaptError(
                 f"{self.path} was started with another recipe ({recipe}): resume with that one, or choose another --out"
             )
@@ -174,6 +174,11 @@ class Run:
         """Writes metrics.json; the checkpoint has served."""
         write_text(self.path / "metrics.json", plain.dump(metrics, indent=2) + "\n")
         self.checkpoint.unlink(missing_ok=True)
+
+
+def _of_any_device(recipe: str) -> str:
+    """A recipe without the line of its device: a run may go on elsewhere."""
+    return "".join(line for line in recipe.splitlines(keepends=True) if not line.startswith("device: "))
 
 
 def environment() -> dict[str, Any]:

@@ -96,5 +96,5 @@ def test_what_stays_behind_is_found(backbone: Backbone, images: Tensor) -> None:
         model = adapt.wrap(backbone, new("clip_adapter"), NAMES)
         model.to(device)
         model.method.fc.to("cpu")
-        with pytest.raises(stand_in_device.DeviceMismatch, match="aten.mm.default takes tensors of lazy:0 with such"):
+        with pytest.raises(stand_in_device.DeviceMismatch, match=r"aten\.mm\.default takes tensors of lazy:0"):
             model(images)

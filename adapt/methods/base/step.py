@@ -221,6 +221,9 @@ class ImageStep(Step):
         backbone's; SigLIP's bias is added.
         """
         features = self.features if features is None else features
+        if torch.is_autocast_enabled(features.device.type):  # a hundredfold cosine would lose what tells classes apart
+            with torch.autocast(features.device.type, enabled=False):
+                return self.cosine_logits(class_features.float(), features.float())
         class_features = class_features.to(features.dtype)
         if class_features.ndim == 3:
             return self.scale * (class_features @ features[..., None])[..., 0] + self.bias
