@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from adapt.cli import launching
 from adapt.cli import options as common
 from adapt.cli.many_runs import engines, run
 from adapt.errors import AdaptError
@@ -50,6 +51,13 @@ _changes = common.together(
     help="Several values of a key, such as train.lr=0.002,0.02: a run for each, in folders of --out. May be repeated.",
 )
 @engines
+@click.option(
+    "--processes",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Processes that train one run together, each on a GPU of its own and with its share of every batch's images.",
+)
 @click.option("--plot", is_flag=True, help="Also draw the curves to OUT/curves.png, and a search to OUT/search.png.")
 @click.option("--quiet", is_flag=True, help="No progress.")
 def train(
@@ -63,6 +71,7 @@ def train(
     jobs: int,
     engine: str,
     address: str | None,
+    processes: int,
     plot: bool,
     quiet: bool,
     **options: Any,
@@ -91,6 +100,10 @@ def train(
     if keep_flops is not None:
         overrides = _keeping(keep_flops, common.read(recipe, overrides, options), overrides)
     chosen = common.read(recipe, overrides, options)
+    if processes > 1 and (seeds or sweeps):
+        raise AdaptError("--processes train one run together: take --jobs for the many of --seeds and --sweep")
+    if processes > 1 and not launching.is_launched():
+        raise SystemExit(launching.launched(processes, chosen.device))
     if seeds or sweeps:
         run(_many(chosen, seeds, sweeps), _of_many(out, resume, plot, options), jobs, engine, address)
         return
@@ -101,11 +114,16 @@ def train(
         try:
             result = run_recipe(chosen, out, resume, progress=not quiet)
         except KeyboardInterrupt:
+            if not launching.is_main():
+                raise SystemExit(130) from None
             changes = [*common.as_words(options), *(f"--set={each}" for each in overrides)]
+            changes += [f"--processes={processes}"] * (processes > 1)
             files = [f"--plugin={path}" for path in plugins.loaded()]
             again = shlex.join(["adapt", *files, "train", recipe, *changes, f"--out={out}"])
             click.echo(f"stopped; go on with: {again} --resume" if out else "stopped", err=True)
             raise SystemExit(130) from None
+    if not launching.is_main():
+        return
     click.echo(str(result))
     if plot and out is not None:
         _plot(result, out)

@@ -31,6 +31,7 @@ from adapt.training.average import epoch_weights
 from adapt.training.fitting import Fitting
 from adapt.training.length_of_time import LengthOfTime
 from adapt.training.loop import Length, Trainer, precision_on
+from adapt.training.processes import check_divides, processes_on
 from adapt.training.result import Result
 from adapt.training.run import Run
 from adapt.training.settings import TrainSettings
@@ -79,12 +80,15 @@ def fit(
         _check_calibration(model, val_set)
     method = {"name": model.method.name, **model.method.config.model_dump(mode="json")}
     origin = recipe or {"method": method, "classes": list(model.class_names), "train": settings, "seed": seed}
-    with _directory(out, origin, resume) as run:
+    processes = processes_on(model.backbone.device)
+    check_divides(processes, model, train_set, chosen, cache)
+    with _directory(out, origin, resume, processes.main) as run:
         if run is not None:
             run.images = items_id(train_set)
-            if isinstance(model, AdaptedModel):
-                model.text_memory = run.text_memory(model.text_memory)
-        training = Fitting(model, train_set, val_set, chosen, seed, run, cache, progress)
+        if isinstance(model, AdaptedModel):
+            memory = model.text_memory if run is None else run.text_memory(model.text_memory)
+            model.text_memory = processes.agreed(memory)
+        training = Fitting(model, train_set, val_set, chosen, seed, run, cache, progress and processes.main, processes)
         return _fit(training, test_set, template, recipe, calibrate)
 
 
@@ -118,7 +122,7 @@ def _check_parts(
 
 
 def _directory(
-    out: str | Path | Run | None, origin: dict[str, Any], resume: bool
+    out: str | Path | Run | None, origin: dict[str, Any], resume: bool, writes: bool
 ) -> AbstractContextManager[Run | None]:
     """A run directory to enter; one that the caller has entered, or none, is passed through."""
     if out is None and resume:
@@ -127,7 +131,7 @@ def _directory(
         )
     if out is None or isinstance(out, Run):
         return nullcontext(out)
-    return Run(out, yaml.safe_dump(origin, sort_keys=False), resume)
+    return Run(out, yaml.safe_dump(origin, sort_keys=False), resume, writes)
 
 
 def _check_calibration(model: Adapted[Any], val_set: Sequence[Item]) -> None:
@@ -143,7 +147,9 @@ def _fit(
     model, run, seed = training.model, training.run, training.seed
     metrics: dict[str, Any] = {"method": model.method.name, "backbone": model.backbone.name, "seed": seed}
     metrics["device"] = described(model.backbone.device)
-    if test_set and model.has_baseline:
+    if training.processes.count > 1:
+        metrics["processes"] = training.processes.count
+    if test_set and model.has_baseline and training.processes.main:
         metrics["baseline"] = model.baseline
         metrics["zero_shot"] = _zero_shot(training, test_set, template)
     history, trained = _train(training)
@@ -152,6 +158,8 @@ def _fit(
     metrics["train_images"] = len(training.train_set)
     metrics["train_set"] = items_id(training.train_set)
     model.eval()
+    if not training.processes.main:  # which measures and writes
+        return Result(metrics, history, None)
     if model.answers.blend < 1:
         metrics["blend"] = model.answers.blend
     scores = _scores(training, test_set, "evaluating") if test_set else None
@@ -279,15 +287,16 @@ def _train(training: Fitting) -> tuple[list[dict[str, Any]], dict[str, Any]]:
 
 def _steps(training: Fitting) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     model, run, settings = training.model, training.run, training.settings
-    needed = check_memory(model, training.batches, settings)
+    needed = check_memory(model, training.batches, settings, training.processes.count)
     if settings.average is not None:  # before a search takes its time
         epoch_weights(settings.average, Length.of(settings, len(training.batches)).epochs)
     history: list[dict[str, Any]] = []
     with keeping_rng(model.backbone.device, training.seed):
         training.weigh_classes()
         model.method.prepare(training)
+        training.processes.begin_alike(model.method)
         training.renew_batches()
-        trainer = Trainer(model, training.batches, settings, run)
+        trainer = Trainer(model, training.batches, settings, run, processes=training.processes)
         if not trainer.resumed:
             trainer.position.seconds = training.seconds
         with training_bar(trainer.plan.steps, trainer.position.step, training.progress) as report:
@@ -300,7 +309,7 @@ def _steps(training: Fitting) -> tuple[list[dict[str, Any]], dict[str, Any]]:
 
             position = trainer.train(told, model.method.epoch_done)
     training.seconds = position.seconds
-    if run is not None:  # a resumed run's whole history
+    if run is not None and run.writes:  # a resumed run's whole history
         history = run.history()
     return history, {
         "seconds": round(position.seconds, 3),

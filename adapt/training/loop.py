@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -23,6 +24,7 @@ from adapt.training.average import RunningAverage
 from adapt.training.batches import Batches
 from adapt.training.checkpoint import Position
 from adapt.training.interrupt import graceful
+from adapt.training.processes import ALONE, Processes
 from adapt.training.run import Run
 from adapt.training.schedules import learning_rate
 from adapt.training.settings import TrainSettings
@@ -61,7 +63,9 @@ class Trainer:
         run: Run | None,
         parameters: Iterable[nn.Parameter] | None = None,
         loss: Loss | None = None,
+        processes: Processes = ALONE,
     ) -> None:
+        self.processes = processes
         self.model, self.batches, self.settings, self.run, self.loss = model, batches, settings, run, loss
         self.plan = Length.of(settings, len(batches))
         self.optimizer = make_optimizer(model, settings, parameters)
@@ -88,7 +92,7 @@ class Trainer:
                     report(entry)
                     if self.run is not None:
                         self.run.log(entry)
-                    if interrupt.requested:
+                    if self.processes.any(interrupt.requested):
                         self._keep()
                         raise KeyboardInterrupt
                     if time.monotonic() - saved > 60 * self.settings.checkpoint_minutes:
@@ -150,14 +154,18 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         means, correct = Counter[str](), list[Tensor]()
         for inputs, labels in group:
+            step = self.model.step(inputs, labels)
+            if self.batches.divided:
+                step.whole = partial(self.processes.whole, size=len(labels))
             with autocast(device, self.settings.precision):
-                terms, right = self._losses(self.model.step(inputs, labels))
+                terms, right = self._losses(step)
                 loss = total(terms)
             if not loss.isfinite():
                 raise self._not_finite({name: float(term.detach()) for name, term in terms.items()})
             self.model.method.backward({name: self.scaler.scale(term / len(group)) for name, term in terms.items()})
             means.update({name: float(term.detach()) / len(group) for name, term in terms.items()})
             correct += [] if right is None else [right]
+        self.processes.average(each for group in self.optimizer.param_groups for each in group["params"])
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.average is not None:
@@ -166,7 +174,7 @@ class Trainer:
 
     def _keep(self) -> None:
         """Renews the checkpoint, unless the last step broke the values."""
-        if self.run is not None and checkpoint.finite(self.model.method):
+        if self.run is not None and self.run.writes and checkpoint.finite(self.model.method):
             checkpoint.save(self.run.checkpoint, self._trained(), self.position, self.run.identity)
 
     def _trained(self) -> checkpoint.Trained:

@@ -23,18 +23,23 @@ from adapt.training.result import read_history
 class Run:
     """Holds the lock of `path` as a context manager.
 
+    Of several processes that train one model one `writes` it, and holds its lock; the others read.
+
     Raises AdaptError where another process uses the directory, where it holds a run that is not to be resumed, or where
     there is none to resume or it is of another recipe.
     """
 
-    def __init__(self, path: str | Path, recipe: str, resume: bool) -> None:
+    def __init__(self, path: str | Path, recipe: str, resume: bool, writes: bool = True) -> None:
         self.path = Path(path)
         self.recipe = recipe
         self.resume = resume
+        self.writes = writes
         self.images = ""  # the training images, once they are known
         self._lock = FileLock(self.path / ".lock")
 
     def __enter__(self) -> Self:
+        if not self.writes:
+            return self
         if self.path.exists() and not self.path.is_dir():
             raise AdaptError(f"{self.path} is a file; a run needs a directory of its own")
         try:
@@ -55,6 +60,8 @@ class Run:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if not self.writes:
+            return
         if isinstance(value, Exception) and not self.resume and not self._begun():
             # refused, or failed, before there is anything to go on from: the next try may use the directory
             for name in ("recipe.yaml", "environment.json"):
@@ -134,6 +141,8 @@ class Run:
 
         Other parts would draw other dropout, so a run that goes on elsewhere keeps to them.
         """
+        if not self.writes:
+            return own
         path = self.path / "environment.json"
         try:
             # missing where a run was stopped before it had begun
@@ -151,6 +160,8 @@ class Run:
 
     def log(self, entry: dict[str, Any]) -> None:
         """Appends one line to log.jsonl."""
+        if not self.writes:
+            return
         log = self.path / "log.jsonl"
         try:
             with log.open("a") as file:
@@ -165,7 +176,7 @@ class Run:
     def cut_log(self, step: int) -> None:
         """Drops what a killed run logged after the checkpoint at `step`, so that no step appears twice."""
         log = self.path / "log.jsonl"
-        if log.is_file():
+        if self.writes and log.is_file():
             # one a step; the last may be cut short
             lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[:step]
             write_text(log, "".join(f"{line}\n" for line in lines))

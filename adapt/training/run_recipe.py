@@ -13,7 +13,7 @@ from adapt.backbones.base import Backbone
 from adapt.backbones.load import load_backbone
 from adapt.data.check import without_broken
 from adapt.data.split import Split
-from adapt.devices import keeping_rng
+from adapt.devices import chosen, keeping_rng
 from adapt.errors import AdaptError
 from adapt.models.base import Adapted
 from adapt.models.wrap import wrap
@@ -21,6 +21,7 @@ from adapt.progress import counting_bar
 from adapt.recipe import Recipe
 from adapt.shown import shown
 from adapt.training.fit import fit
+from adapt.training.processes import processes_on
 from adapt.training.result import Result
 from adapt.training.run import Run
 from adapt.training.start import start_from
@@ -125,7 +126,8 @@ def run_recipe(
     split = read_data(recipe, progress) if split is None else with_validation(split, recipe)
     if recipe.train is not None:
         recipe.train.at(recipe.data.shots)
-    with Run(out, recipe.to_yaml(), resume) if out is not None else nullcontext() as run:
+    main = processes_on(chosen(recipe.device)).main
+    with Run(out, recipe.to_yaml(), resume, main) if out is not None else nullcontext() as run:
         return learn(recipe, build(recipe, split.class_names, backbone), split, run, progress)
 
 

@@ -27,14 +27,16 @@ _IMAGES = 2  # that it is read off: norms over a batch need two
 _HELD = 1.25  # bytes that the allocator holds on to, for each that is kept; measured
 
 
-def check_memory(model: Adapted[Any], batches: Batches, settings: TrainSettings) -> int:
+def check_memory(model: Adapted[Any], batches: Batches, settings: TrainSettings, processes: int = 1) -> int:
     """About how many bytes a step over images takes beside the model; 0 where features of them are known.
+
+    Each of several `processes` has its share of the images.
 
     Raises AdaptError, with what would fit, where they exceed what is free.
     """
     if isinstance(batches, FeatureBatches) or not isinstance(model, AdaptedModel):
         return 0
-    size, free = settings.batch_size, free_bytes(model.backbone.device)
+    size, free = -(-settings.batch_size // processes), free_bytes(model.backbone.device)
     with autocast(model.backbone.device, settings.precision):
         step = step_bytes(model, batches.block if isinstance(batches, BlockBatches) else None)
     needed = step.of(size)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,7 @@ from adapt.errors import AdaptError
 from adapt.prompts import Prompt
 from adapt.shown import brief
 
+Same = TypeVar("Same", bound="ImageStep")
 Terms = dict[str, Tensor]  # the parts of a loss by name, which add up
 
 
@@ -45,6 +46,8 @@ class Step:
     """
 
     targets: Tensor | None = None
+    whole: Callable[[Tensor], Tensor] | None = None
+    """Where the inputs are a share of the batch, one of several processes' own: from rows of the share to all."""
 
     def __init__(self, model: Any, inputs: Any, labels: Tensor | None = None) -> None:
         self.model, self.inputs = model, inputs
@@ -83,14 +86,15 @@ class ImageStep(Step):
         """What no image changes, by name, once it was asked for; what is there beforehand is taken as it is."""
 
     def again(self) -> Self:
-        again = type(self)(self.model, self.inputs, self._answers)
-        again._frozen = self._frozen
-        return again
+        return self._alike(type(self)(self.model, self.inputs, self._answers))
 
     def under(self, method: Any) -> ImageStep:
         """The same batch under another method of the same kind, such as a copy that learns from it."""
-        other = ImageStep(self.model.under(method), self.inputs, self._answers)
-        other._frozen = self._frozen
+        return self._alike(ImageStep(self.model.under(method), self.inputs, self._answers))
+
+    def _alike(self, other: Same) -> Same:
+        """`other`, which is of the same batch, with what is frozen of it."""
+        other._frozen, other.whole = self._frozen, self.whole
         return other
 
     @cached_property
@@ -101,7 +105,16 @@ class ImageStep(Step):
 
     @cached_property
     def images(self) -> Tensor:
-        """`(b, 3, h, w)`. AdaptError where the batch has features of images only."""
+        """`(b, 3, h, w)`. AdaptError where the batch has features of images only, or a share of the images."""
+        if self.whole is not None:
+            raise AdaptError(
+                f"{self.model.method.name} reads the images of a batch themselves, of which each of several processes "
+                "has a share: train with one process"
+            )
+        return self._images
+
+    @cached_property
+    def _images(self) -> Tensor:
         if not isinstance(self.inputs, Tensor):
             raise AdaptError(
                 f"{self.model.method.name} reads images, and this batch has what was made of them: give its class "
@@ -139,28 +152,36 @@ class ImageStep(Step):
 
         Without gradient.
         """
-        found: dict[str, tuple[Tensor, Tensor]] = self.model.frozen_blocks(self.images, names)
-        return found
+        found: dict[str, tuple[Tensor, Tensor]] = self.model.frozen_blocks(self._images, names)
+        return {name: (self._of_all(before), self._of_all(after)) for name, (before, after) in found.items()}
 
     @cached_property
     def features(self) -> Tensor:
         """Unit-length features of the images `(b, e)`, under the method's edits."""
+        return self._of_all(self._own_features)
+
+    @cached_property
+    def _own_features(self) -> Tensor:
+        """Those of the share."""
         if isinstance(self.inputs, Encoded):
             return moved(self.inputs.features, self.model.backbone.device)
         features: Tensor = self.model.image_features(self._entering)
         return features
 
+    def _of_all(self, own: Tensor) -> Tensor:
+        return own if self.whole is None else self.whole(own)
+
     @property
     def _entering(self) -> Tensor | BlockInputs:
         """What the vision tower is given."""
-        return self.inputs if isinstance(self.inputs, BlockInputs) else self.images
+        return self.inputs if isinstance(self.inputs, BlockInputs) else self._images
 
     @cached_property
     def class_features(self) -> Tensor:
         """Unit-length features of the classes `(n, e)`, or `(b, n, e)` where they depend on the image."""
         features: Tensor
         if self.model.method.per_image:
-            features = self.model.class_features(self.features)
+            features = self._of_all(self.model.class_features(self._own_features))
         else:
             features = self._once("class_features", self.model.class_features)
         return features
@@ -186,7 +207,7 @@ class ImageStep(Step):
             return self.features
         if "features" not in self._frozen:
             with torch.no_grad():
-                self._frozen["features"] = self.model.backbone_features(self._entering)
+                self._frozen["features"] = self._of_all(self.model.backbone_features(self._entering))
         return self._frozen["features"]
 
     def frozen_class_features(self, templates: Sequence[str], average: Literal["unit", "raw"] = "unit") -> Tensor:
@@ -245,9 +266,7 @@ class PairStep(ImageStep):
         return self._of(self.model.under(method))
 
     def _of(self, model: Any) -> Self:
-        other = type(self)(model, [self.inputs, self.texts], self._answers)
-        other._frozen = self._frozen
-        return other
+        return self._alike(type(self)(model, [self.inputs, self.texts], self._answers))
 
     @cached_property
     def text_features(self) -> Tensor:
