@@ -87,6 +87,11 @@ def moved(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.to(device, non_blocking=device.type == "cuda")
 
 
+def doubled(tensor: Tensor) -> Tensor:
+    """`tensor` in double precision: where it is, or on the CPU for devices that have none, such as MPS."""
+    return (tensor if tensor.device.type in ("cpu", "cuda", "xpu") else tensor.cpu()).double()
+
+
 def rng_states(device: torch.device) -> dict[str, Tensor]:
     """Of the generators that a computation on `device` draws from, by the kinds of devices."""
     import torch

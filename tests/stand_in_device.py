@@ -1,8 +1,8 @@
 """A stand-in for an accelerator: tensors that say they are on another device, and compute on the CPU.
 
 `with attached():` there is a device `lazy:0`, a name that torch knows and that needs no driver. As on a GPU, a tensor
-there does not mix with one of the CPU: what a GPU would refuse raises DeviceMismatch, with the operation. Values are
-real, so that whatever Python reads of them goes its usual way.
+there does not mix with one of the CPU: what a GPU would refuse raises DeviceMismatch, with the operation. There is no
+double precision, as on MPS. Values are real, so that whatever Python reads of them goes its usual way.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ class Far(Tensor):
 
     @staticmethod
     def __new__(cls, near: Tensor) -> Far:
+        if near.dtype == torch.float64:
+            raise TypeError(f"{DEVICE} has no float64, as MPS has none")
         far = Tensor._make_subclass(cls, near, dispatch_device=True, device_for_backend_keys=DEVICE)
         far.near = near
         return far

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 from adapt import hub
 from adapt.backbones.base import Backbone, outside_inference_mode
 from adapt.backbones.sources import BUNDLED, HF_HUB, bundled, errors_of_data, fetching, library_errors, reason
-from adapt.devices import AUTO, chosen
+from adapt.devices import AUTO, chosen, described
 from adapt.errors import AdaptError, nearest
 
 if TYPE_CHECKING:
@@ -82,6 +82,8 @@ def load_backbone(spec: str, device: str | torch.device = AUTO, quantize: str | 
             backbone = _of_one_model(spec)
         if quantize is not None:
             quantized.quantize(backbone, quantize)
+        if device == AUTO and place.type != "cpu":
+            logger.info("on %s", described(place))
         return backbone.to(place)
 
 

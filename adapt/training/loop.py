@@ -170,7 +170,7 @@ class Trainer:
         self.scaler.update()
         if self.average is not None:
             self.average.step_done()
-        return dict(means), float(torch.cat(correct).double().mean()) if correct else None
+        return dict(means), float(torch.cat(correct).cpu().double().mean()) if correct else None
 
     def _keep(self) -> None:
         """Renews the checkpoint, unless the last step broke the values."""

@@ -31,10 +31,9 @@ class Result:
 
     def __str__(self) -> str:
         count, seconds = self.metrics["trainable_parameters"], self.metrics["seconds"]
-        where = self.metrics["device"]
-        if (processes := self.metrics.get("processes", 1)) > 1:
-            where += f" and its like, {processes} processes"
-        lines = [f"{count:,} trained parameters, {seconds:.1f} s on {where}"]
+        lines = [f"{count:,} trained parameters, {seconds:.1f} s on {self.metrics['device']}"]
+        if "processes" in self.metrics:
+            lines[0] += f", as one of {self.metrics['processes']} processes"
         if "adapted" in self.metrics:
             gain = ""
             if "zero_shot" in self.metrics:
