@@ -100,42 +100,51 @@ def train(
     if keep_flops is not None:
         overrides = _keeping(keep_flops, common.read(recipe, overrides, options), overrides)
     chosen = common.read(recipe, overrides, options)
-    if processes > 1 and (seeds or sweeps):
-        raise AdaptError("--processes train one run together: take --jobs for the many of --seeds and --sweep")
+    if seeds or sweeps:
+        run(_many(chosen, seeds, sweeps), _of_many(out, resume, plot, processes, options), jobs, engine, address)
+        return
     if processes > 1 and not launching.is_launched():
         raise SystemExit(launching.launched(processes, chosen.device))
-    if seeds or sweeps:
-        run(_many(chosen, seeds, sweeps), _of_many(out, resume, plot, options), jobs, engine, address)
-        return
     with quiet_libraries():
-        from adapt import plugins
         from adapt.training.run_recipe import run_recipe
 
         try:
             result = run_recipe(chosen, out, resume, progress=not quiet)
         except KeyboardInterrupt:
-            if not launching.is_main():
-                raise SystemExit(130) from None
-            changes = [*common.as_words(options), *(f"--set={each}" for each in overrides)]
-            changes += [f"--processes={processes}"] * (processes > 1)
-            files = [f"--plugin={path}" for path in plugins.loaded()]
-            again = shlex.join(["adapt", *files, "train", recipe, *changes, f"--out={out}"])
-            click.echo(f"stopped; go on with: {again} --resume" if out else "stopped", err=True)
-            raise SystemExit(130) from None
-    if not launching.is_main():
-        return
+            if launching.is_main():
+                click.echo(_stopped(recipe, out, processes, overrides, options), err=True)
+            raise SystemExit(launching.STOPPED) from None
+    if launching.is_main():
+        _say(result, out if plot else None)
+
+
+def _say(result: Result, plots: Path | None) -> None:
+    """What came of a run, and its curves in the folder `plots`."""
     click.echo(str(result))
-    if plot and out is not None:
-        _plot(result, out)
+    if plots is not None:
+        _plot(result, plots)
     if result.adapter is not None:
         click.echo(f"adapter    {result.adapter} ({result.metrics['adapter_bytes'] / 1024:.1f} KB)")
 
 
-def _of_many(out: Path | None, resume: bool, plot: bool, options: common.Options) -> Path:
-    if out is None or resume or plot or options["seed"] is not None:
+def _stopped(recipe: str, out: Path | None, processes: int, overrides: tuple[str, ...], options: common.Options) -> str:
+    """What is said of a run that was stopped."""
+    from adapt import plugins
+
+    if out is None:
+        return "stopped"
+    changes = [*common.as_words(options), *(f"--set={each}" for each in overrides)]
+    changes += [f"--processes={processes}"] * (processes > 1)
+    files = [f"--plugin={path}" for path in plugins.loaded()]
+    again = shlex.join(["adapt", *files, "train", recipe, *changes, f"--out={out}"])
+    return f"stopped; go on with: {again} --resume"
+
+
+def _of_many(out: Path | None, resume: bool, plot: bool, processes: int, options: common.Options) -> Path:
+    if out is None or resume or plot or processes > 1 or options["seed"] is not None:
         raise AdaptError(
             "--seeds and --sweep make many runs in folders of --out: give --out, and leave out --resume (the same "
-            "command goes on), --plot (see `adapt report`) and --seed"
+            "command goes on), --plot (see `adapt report`), --processes (see --jobs) and --seed"
         )
     return out
 
