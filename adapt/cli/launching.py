@@ -22,7 +22,7 @@ GRACE = 10.0  # seconds in which the others end by themselves once one has faile
 
 def is_launched() -> bool:
     """Whether this process is one of several that train together."""
-    return "WORLD_SIZE" in os.environ
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def is_main() -> bool:

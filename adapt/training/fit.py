@@ -67,6 +67,9 @@ def fit(
     what the adapter records as its origin. Of the answers `blend` is the share of the adapted model, the rest being
     zero-shot by `template` (WiSE-FT), and `calibrate` divides their logits by a temperature, chosen on `val_set`.
 
+    Under `accelerate launch` or torchrun its processes train together, each with a share of every batch's images: the
+    main one measures and writes, and the others' results have neither scores nor an adapter.
+
     Raises AdaptError for bad settings, labels that are not the model's, images that cannot be decoded, a step that does
     not fit into memory, or a loss that is not finite; KeyboardInterrupt when the user stops it.
     """

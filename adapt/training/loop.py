@@ -76,6 +76,7 @@ class Trainer:
         if run is not None and run.resume:
             if self.resumed:
                 self.position = checkpoint.load(run.checkpoint, self._trained(), run.identity)
+                processes.any(False)  # all have read it before the main one goes on
             run.cut_log(self.position.step)
 
     def train(self, report: Report, epoch_done: Callable[[int, int], None] = lambda epoch, epochs: None) -> Position:
