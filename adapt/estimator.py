@@ -20,6 +20,7 @@ from adapt.choosing.candidates import settled
 from adapt.data.check import without_broken
 from adapt.data.decoding.images import open_image
 from adapt.data.split import Item, Split
+from adapt.devices import AUTO
 from adapt.errors import AdaptError, missing
 from adapt.recipe import Recipe, read_recipe
 from adapt.shown import brief
@@ -65,7 +66,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
         *,
         class_names: Mapping[Any, str] | Sequence[str] | None = None,
         overrides: Mapping[str, Any] | None = None,
-        device: str = "cpu",
+        device: str = AUTO,
         random_state: int | None = None,
     ) -> None:
         if not _installed:

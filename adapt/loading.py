@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, overload
 
 from adapt import hub, methods, plain
 from adapt.backbones.base import Backbone
+from adapt.devices import AUTO, chosen
 from adapt.errors import AdaptError
 from adapt.formats import compact, peft_import, peft_layout, publishing
 from adapt.formats.adapter import NAME, check_backbone, read_tensors
@@ -20,6 +21,8 @@ from adapt.models.wrap import Model
 from adapt.shown import brief
 
 if TYPE_CHECKING:
+    import torch
+
     from adapt.backbones.base import DualEncoder
     from adapt.backbones.fusion import FusionEncoder
     from adapt.backbones.vision_llm import VisionLLM
@@ -34,7 +37,7 @@ def load(
     class_names: Sequence[str] | None = ...,
     *,
     fast: bool | None = ...,
-    device: str = ...,
+    device: str | torch.device = ...,
 ) -> AdaptedModel: ...
 
 
@@ -45,7 +48,7 @@ def load(
     class_names: Sequence[str] | None = ...,
     *,
     fast: bool | None = ...,
-    device: str = ...,
+    device: str | torch.device = ...,
 ) -> AnsweringModel: ...
 
 
@@ -56,7 +59,7 @@ def load(
     class_names: Sequence[str] | None = ...,
     *,
     fast: bool | None = ...,
-    device: str = ...,
+    device: str | torch.device = ...,
 ) -> SpeakingModel: ...
 
 
@@ -67,7 +70,7 @@ def load(
     class_names: Sequence[str] | None = ...,
     *,
     fast: bool | None = ...,
-    device: str = ...,
+    device: str | torch.device = ...,
 ) -> Model: ...
 def load(
     path: str | Path,
@@ -75,11 +78,12 @@ def load(
     class_names: Sequence[str] | None = None,
     *,
     fast: bool | None = None,
-    device: str = "cpu",
+    device: str | torch.device = AUTO,
 ) -> Model:
     """The adapted model that was saved at `path`, in evaluation mode.
 
-    The backbone is built by its recorded name unless given; `class_names` classifies among other classes. A run
+    The backbone is built by its recorded name unless given, on the accelerator of this process where there is one, or
+    on another `device`; a given one stays where it is. `class_names` classifies among other classes. A run
     directory stands for its adapter, `hf://user/name` or `hf://user/name@revision` for one on the hub, a folder in
     peft's layout is a LoRA, and a compact folder (see `adapt.formats.compact`) brings its own backbone.
 
@@ -96,7 +100,7 @@ def load(
     if backbone is not None:
         raise AdaptError(f"{path} is a folder, and an adapter in a folder has its backbone there: leave backbone out")
     backbone, skipped = compact.backbone_of(path)
-    model = _of_file(path / NAME, backbone.to(device), class_names, fast, device)
+    model = _of_file(path / NAME, backbone.to(chosen(device)), class_names, fast, device)
     if model.method.skipped != skipped:
         raise AdaptError(f"{path} was cut for another adapter than the one in it: export it again")
     return model
@@ -108,7 +112,7 @@ def load_many(
     class_names: Sequence[str] | None = None,
     *,
     fast: bool | None = None,
-    device: str = "cpu",
+    device: str | torch.device = AUTO,
 ) -> list[Model]:
     """The models that were saved at `paths`, as `load` gives them; those that name one backbone share it."""
     if isinstance(paths, str | Path):
@@ -145,7 +149,11 @@ def located(path: str | Path) -> Path:
 
 
 def _of_file(
-    path: Path, backbone: Backbone | None, class_names: Sequence[str] | None, fast: bool | None, device: str
+    path: Path,
+    backbone: Backbone | None,
+    class_names: Sequence[str] | None,
+    fast: bool | None,
+    device: str | torch.device,
 ) -> Model:
     described = read_header(path)
     tensors = read_tensors(path)
@@ -179,7 +187,7 @@ def method_of(described: Header, path: Path) -> Method:
         raise AdaptError(f"{path}: {error}") from error
 
 
-def _named_backbone(described: Header, path: Path, device: str) -> Backbone:
+def _named_backbone(described: Header, path: Path, device: str | torch.device) -> Backbone:
     if described.backbone is None:
         raise AdaptError(f"{path} was trained on a backbone without a name: give it as load(path, backbone=...)")
     return named_backbone(described.backbone, device, described.quantization, described.preprocess)

@@ -41,7 +41,7 @@ def check_method(method: type[Method], backbone: Backbone | None = None, **setti
     its name. Raises AssertionError with the name of the check and what did not hold, whatever was raised.
     """
     chosen = settings or method.example
-    case = Case(method, chosen, backbone or load_backbone(BACKBONES[method.serves[0]]))
+    case = Case(method, chosen, backbone or load_backbone(BACKBONES[method.serves[0]], "cpu"))
     with methods.known(method):
         for check in CHECKS:
             try:

@@ -21,7 +21,7 @@ def model(skipped: int) -> Any:
 
     names = [f"vision.{BLOCKS - 1 - i}" for i in range(skipped)]
     method = adapt.methods.DAS(**read_recipe("das").method_config | {"skipped": names})
-    return adapt.wrap(adapt.load_backbone(BACKBONE), method, ["cat", "dog"], fast=False).eval()
+    return adapt.wrap(adapt.load_backbone(BACKBONE, "cpu"), method, ["cat", "dog"], fast=False).eval()
 
 
 def seconds(models: list[Any], rounds: int) -> list[float]:

@@ -23,12 +23,12 @@ def rows(progress: Callable[[str], None]) -> Iterator[Row]:
     for spec in (SHAPE, BACKBONE):
         progress(f"{spec} in full precision")
         torch.manual_seed(0)
-        whole = adapt.load_backbone(spec)
+        whole = adapt.load_backbone(spec, "cpu")
         before, expected = weight_bytes(whole.model), _features(whole)
         for kind in KINDS:
             progress(f"{spec} in {kind}")
             torch.manual_seed(0)
-            backbone = quantize(adapt.load_backbone(spec), kind)
+            backbone = quantize(adapt.load_backbone(spec, "cpu"), kind)
             share = weight_bytes(backbone.model) / before
             lowest = float((_features(backbone) * expected).sum(-1).min())
             yield {

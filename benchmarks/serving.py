@@ -45,7 +45,7 @@ def rows(progress: Callable[[str], None]) -> Iterator[Row]:
     import adapt
 
     split = adapt.data.load("emoji")
-    backbone = adapt.load_backbone("mini-clip")
+    backbone = adapt.load_backbone("mini-clip", "cpu")
     words = "a photo of a thing that is one of many kinds, which is called a"
     model = adapt.wrap(backbone, adapt.methods.CoOp(ctx_init=words), split.class_names).eval()
     images = [adapt.data.decoding.content.read_bytes(item.path) for item in split.test[:IMAGES]]

@@ -37,7 +37,7 @@ def clip(architecture: str = ARCHITECTURE) -> DualEncoder:
     import adapt
     from adapt.backbones.base import DualEncoder
 
-    backbone = adapt.load_backbone(f"open_clip:{architecture}")
+    backbone = adapt.load_backbone(f"open_clip:{architecture}", "cpu")
     assert isinstance(backbone, DualEncoder)
     return backbone
 

@@ -21,7 +21,7 @@ def answering(method: str) -> Callable[[], Any]:
     from adapt.recipe import read_recipe
 
     settings = read_recipe(method).method_config
-    model = adapt.wrap(adapt.load_backbone(BACKBONE), adapt.methods.find(method)(**settings)).eval()
+    model = adapt.wrap(adapt.load_backbone(BACKBONE, "cpu"), adapt.methods.find(method)(**settings)).eval()
     image = torch.randn(1, 3, *[model.backbone.preprocess.size] * 2)
     return lambda: model.generate(image, [QUESTION], max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS)
 

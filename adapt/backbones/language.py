@@ -14,16 +14,16 @@ from adapt.backbones.vision_llm import VisionLLM
 from adapt.errors import AdaptError
 
 
-def with_language_model(encoder: Backbone, spec: str, name: str | None = None, device: str = "cpu") -> VisionLLM:
+def with_language_model(encoder: Backbone, spec: str, device: torch.device, name: str | None = None) -> VisionLLM:
     """The vision tower of `encoder` with the causal language model that `spec` names: hf:NAME, a folder, or mini-lm.
 
-    It keeps the precision of its checkpoint, but fp16 becomes fp32 for the CPU, which is slow in it.
+    It keeps the precision of its checkpoint, but fp16 becomes fp32 for a `device` that is the CPU, which is slow in it.
     Raises AdaptError for an encoder that is no CLIP or SigLIP, or a language model that cannot be loaded.
     """
     if not isinstance(encoder, DualEncoder):
         raise AdaptError(f"{encoder.describe()} is a {encoder.family}: the eyes of a language model are a CLIP's")
     llm, tokenizer = _language_model(spec)
-    if device == "cpu" and llm.dtype == torch.float16:
+    if device.type == "cpu" and llm.dtype == torch.float16:
         llm = llm.float()
     return VisionLLM(encoder, llm, tokenizer, name=name)
 

@@ -12,9 +12,12 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 from adapt import hub
 from adapt.backbones.base import Backbone, outside_inference_mode
 from adapt.backbones.sources import BUNDLED, HF_HUB, bundled, errors_of_data, fetching, library_errors, reason
+from adapt.devices import AUTO, chosen, described
 from adapt.errors import AdaptError, nearest
 
 if TYPE_CHECKING:
+    import torch
+
     from adapt.backbones.base import DualEncoder
     from adapt.backbones.fusion import FusionEncoder
     from adapt.backbones.vision_llm import VisionLLM
@@ -36,30 +39,37 @@ COMPACT = "compact.json"  # in folders that lack blocks, see adapt/formats/compa
 
 
 @overload
-def load_backbone(spec: Literal["mini-clip"], device: str = ..., quantize: str | None = ...) -> DualEncoder: ...
+def load_backbone(
+    spec: Literal["mini-clip"], device: str | torch.device = ..., quantize: str | None = ...
+) -> DualEncoder: ...
 
 
 @overload
-def load_backbone(spec: Literal["mini-vilt"], device: str = ..., quantize: str | None = ...) -> FusionEncoder: ...
+def load_backbone(
+    spec: Literal["mini-vilt"], device: str | torch.device = ..., quantize: str | None = ...
+) -> FusionEncoder: ...
 
 
 @overload
-def load_backbone(spec: Literal["mini-clip+mini-lm"], device: str = ..., quantize: str | None = ...) -> VisionLLM: ...
+def load_backbone(
+    spec: Literal["mini-clip+mini-lm"], device: str | torch.device = ..., quantize: str | None = ...
+) -> VisionLLM: ...
 
 
 @overload
-def load_backbone(spec: str, device: str = ..., quantize: str | None = ...) -> Backbone: ...
+def load_backbone(spec: str, device: str | torch.device = ..., quantize: str | None = ...) -> Backbone: ...
 
 
-def load_backbone(spec: str, device: str = "cpu", quantize: str | None = None) -> Backbone:
+def load_backbone(spec: str, device: str | torch.device = AUTO, quantize: str | None = None) -> Backbone:
     """Builds the backbone that `spec` names; see `adapt backbones` for the forms.
 
+    `device` is the accelerator of this process where there is one, unless another is named (see `adapt.devices`);
     `quantize` keeps the linears of its blocks as nf4 or int8. Raises AdaptError for an unknown form, architecture,
     weight tag, folder, device or quantisation, and where that needs bitsandbytes (the extra `quantize`).
     """
     from adapt.backbones import quantize as quantized
 
-    _check_device(device)
+    place = chosen(device)
     if quantize is not None:
         quantized.check_can(quantize)
     vision, _, llm = spec.partition("+")
@@ -67,12 +77,14 @@ def load_backbone(spec: str, device: str = "cpu", quantize: str | None = None) -
         if llm and vision and not Path(spec).is_dir():
             from adapt.backbones.language import with_language_model
 
-            backbone: Backbone = with_language_model(_of_one_model(vision), llm, name=spec, device=device)
+            backbone: Backbone = with_language_model(_of_one_model(vision), llm, place, name=spec)
         else:
             backbone = _of_one_model(spec)
         if quantize is not None:
             quantized.quantize(backbone, quantize)
-        return backbone.to(device)
+        if device == AUTO and place.type != "cpu":
+            logger.info("on %s", described(place))
+        return backbone.to(place)
 
 
 def _of_one_model(spec: str) -> Backbone:
@@ -99,16 +111,6 @@ def _of_one_model(spec: str) -> Backbone:
             f"unknown backbone {spec!r}: neither a folder nor one of the known forms; {nearest(spec, SPECS)}"
         )
     return backbone
-
-
-def _check_device(device: str) -> None:
-    import torch
-
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise AdaptError(f"device {device!r} cannot be used here: {reason}. Take cpu, or cuda if it is there") from None
 
 
 def hollow(path: Path, name: str | None) -> Backbone:

@@ -22,6 +22,7 @@ from adapt.choosing.candidates import Candidate, candidates
 from adapt.choosing.compare import Compared, Comparison, take
 from adapt.choosing.recommendation import Recommendation, rows_of
 from adapt.data.split import Split
+from adapt.devices import AUTO
 from adapt.errors import AdaptError
 from adapt.features import item_features
 from adapt.methods.zero_shot import ZeroShot
@@ -47,7 +48,7 @@ def recommend(
     shots: int | None = None,
     seed: int = 1,
     backbone: str | None = None,
-    device: str = "cpu",
+    device: str = AUTO,
     overrides: Sequence[str] = (),
     folds: int = 3,
     every: bool = False,

@@ -108,11 +108,14 @@ def main(plugins: tuple[Path, ...]) -> None:
       adapt train quickstart --out runs/first
       adapt predict runs/first/adapter.safetensors photo.png
     """
+    from adapt.cli.launching import is_main
+
     # read when torch loads OpenMP: by default waiting threads spin, and two trainings beside one another took eight
     # times as long as one alone; with so short a spin they take twice as long, and one alone no longer than before
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("adapt").setLevel(logging.INFO)
+    # of several processes that train together the main one speaks
+    logging.getLogger("adapt").setLevel(logging.INFO if is_main() else logging.ERROR)
     logging.getLogger().addFilter(lambda record: record.name.startswith("adapt"))
     if plugins:
         from adapt import plugins as files

@@ -79,7 +79,9 @@ def export(
         from adapt.loading import load
 
         items = getattr(load_data(data, root, names), part) if data else ()
-        model = load(adapter, common.given_backbone(backbone), read_lines(classes) if classes else None)
+        model = load(
+            adapter, common.given_backbone(backbone, "cpu"), read_lines(classes) if classes else None, device="cpu"
+        )
         if to is None:
             _compact(model, out)
             return

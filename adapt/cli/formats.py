@@ -91,7 +91,7 @@ def _settings(config: dict[str, Any]) -> str:
 def _load(adapter: Path, backbone: str | None) -> Any:
     from adapt.loading import load
 
-    return load(adapter, common.given_backbone(backbone))
+    return load(adapter, common.given_backbone(backbone, "cpu"), device="cpu")
 
 
 def _show_words(model: AdaptedModel, count: int) -> None:
@@ -201,7 +201,7 @@ def _imported(
         if method or settings:
             raise AdaptError(f"{source} is in peft's layout, which tells its settings: leave out --method and --set")
         given_names = None if classes is None else read_lines(classes)
-        return peft_import.load(source, common.given_backbone(backbone), given_names)
+        return peft_import.load(source, common.given_backbone(backbone, "cpu"), given_names, device="cpu")
     speaks = method is not None and methods.find(method).serves == ("vision LLM",)
     if backbone is None or (classes is None and not speaks):
         raise AdaptError(f"{source} names neither backbone nor classes: give --backbone and --classes FILE")
@@ -209,7 +209,7 @@ def _imported(
     given: dict[str, Any] = {}
     for setting in settings:
         set_key(given, setting)
-    return convert.import_published(source, method or "coop", load_backbone(backbone), names, given)
+    return convert.import_published(source, method or "coop", load_backbone(backbone, "cpu"), names, given)
 
 
 COMMANDS = {"inspect": inspect, "merge": merge, "convert": convert}

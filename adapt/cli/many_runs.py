@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adapt.cli import options as common
+from adapt.cli.launching import is_launched
 from adapt.errors import AdaptError
 from adapt.tracking import SHIPPED
 
@@ -21,7 +22,13 @@ track = click.option(
     help="Tell TensorBoard, Weights & Biases or MLflow of each run too. May be repeated.",
 )
 engines = common.together(
-    click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Runs at once on a machine."),
+    click.option(
+        "--jobs",
+        type=click.IntRange(min=1),
+        default=1,
+        show_default=True,
+        help="Runs at once on a machine, which take its GPUs in turn.",
+    ),
     click.option(
         "--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True, help="Where runs go."
     ),
@@ -36,6 +43,8 @@ def run(protocol: Protocol, out: Path, jobs: int, engine: Any, address: str | No
 
     if address is not None and engine != "ray":
         raise AdaptError("--address is of a Ray cluster: add --engine ray")
+    if is_launched():
+        raise AdaptError("several processes were launched, which train one run together: many runs take --jobs instead")
     with quiet_libraries():
         from adapt.protocols.engines import Engine
         from adapt.protocols.run_protocol import run_protocol

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from adapt.devices import AUTO
 from adapt.errors import AdaptError
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ names = click.option("--names", help="A file with readable names for the data's 
 part = click.option(
     "--part", type=click.Choice(PARTS), default="test", show_default=True, help="Which images of the data."
 )
-device = click.option("--device", default="cpu", show_default=True, help="Where the model runs, such as cuda.")
+device = click.option("--device", default=AUTO, show_default=True, help="Where the model runs: cpu, cuda:1, ...")
 cache = click.option(
     "--cache/--no-cache", default=True, show_default=True, help="Keep image features on disk for the next time."
 )
@@ -63,7 +64,7 @@ as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 of_adapter = click.option("--backbone", help="The backbone, where the adapter does not name it.")
 
 
-def given_backbone(spec: str | None, device: str = "cpu") -> Any:
+def given_backbone(spec: str | None, device: str) -> Any:
     """The backbone that --backbone names; None where it is left out, so that the adapter says which."""
     from adapt.backbones.load import load_backbone
 
@@ -87,7 +88,7 @@ recipe_data = click.option("--data", help=f"What to train on. {_DATA}")
 recipe_root = click.option("--root", help=f"{_ROOT}  [default for published sets: data]")
 shots = click.option("--shots", type=_Shots(), help="Training images a class, or all.  [default: the recipe's]")
 seed = click.option("--seed", type=click.IntRange(min=0), help="Of picks and training.  [default: the recipe's]")
-recipe_device = click.option("--device", help="Where to train, such as cuda.  [default: cpu]")
+recipe_device = click.option("--device", help="Where to train: cpu, cuda:1, ...  [default: auto]")
 recipe_backbone = click.option("--backbone", help="See `adapt backbones`.  [default: the recipe's]")
 overrides = click.option(
     "--set",

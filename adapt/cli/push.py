@@ -40,7 +40,7 @@ def push(
         file = located(adapter)
         if not file.is_file():
             raise AdaptError(f"there is no adapter at {adapter}: give its .safetensors file, or the folder of its run")
-        model = load(file, common.given_backbone(backbone))
+        model = load(file, common.given_backbone(backbone, "cpu"), device="cpu")
         address = publishing.push(model, repository, file=file, private=private, license=license, message=message)
     click.echo(f"published at {address}")
 

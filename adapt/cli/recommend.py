@@ -10,6 +10,7 @@ import click
 
 from adapt.cli import options as common
 from adapt.cli.many_runs import track
+from adapt.devices import AUTO
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
 
@@ -69,7 +70,7 @@ def recommend(data: str, out: Path | None, device: str | None, quiet: bool, **op
         from adapt.choosing.recommend import recommend as run
 
         try:
-            found = run(data, out=out, device=device or "cpu", progress=not quiet, **options)
+            found = run(data, out=out, device=device or AUTO, progress=not quiet, **options)
         except KeyboardInterrupt:
             kept = f"; what was compared is in {out}" if (out / "recommendation.json").is_file() else ""
             click.echo(f"stopped{kept}", err=True)

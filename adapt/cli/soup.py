@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from adapt.cli import options as common
+from adapt.devices import AUTO
 from adapt.disk import check_free
 from adapt.shown import shown
 
@@ -66,7 +67,7 @@ def soup(
 
         model = mixed(
             adapters, shares, combination=combination, density=density, rank=rank, seed=seed, validation=validation,
-            backbone=common.given_backbone(backbone), tried=_print,
+            backbone=common.given_backbone(backbone, AUTO), tried=_print,
         )  # fmt: skip
         model.save(out)
     names = model.metadata["recipe"]["soup"]["ingredients"]

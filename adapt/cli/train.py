@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from adapt.cli import launching
 from adapt.cli import options as common
 from adapt.cli.many_runs import engines, run
 from adapt.errors import AdaptError
@@ -50,6 +51,13 @@ _changes = common.together(
     help="Several values of a key, such as train.lr=0.002,0.02: a run for each, in folders of --out. May be repeated.",
 )
 @engines
+@click.option(
+    "--processes",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Processes that train one run together, each on a GPU of its own and with its share of every batch's images.",
+)
 @click.option("--plot", is_flag=True, help="Also draw the curves to OUT/curves.png, and a search to OUT/search.png.")
 @click.option("--quiet", is_flag=True, help="No progress.")
 def train(
@@ -64,6 +72,7 @@ def train(
     engine: str,
     address: str | None,
     track: tuple[str, ...],
+    processes: int,
     plot: bool,
     quiet: bool,
     **options: Any,
@@ -93,33 +102,57 @@ def train(
         overrides = _keeping(keep_flops, common.read(recipe, overrides, options), overrides)
     chosen = common.read(recipe, overrides, options)
     if seeds or sweeps:
-        run(_many(chosen, seeds, sweeps), _of_many(out, resume, plot, options), jobs, engine, address, track)
+        run(_many(chosen, seeds, sweeps), _of_many(out, resume, plot, processes, options), jobs, engine, address, track)
         return
+    if processes > 1 and not launching.is_launched():
+        raise SystemExit(launching.launched(processes, chosen.device))
     with quiet_libraries():
-        from adapt import plugins
         from adapt.training.run_recipe import run_recipe
 
         try:
             result = run_recipe(chosen, out, resume, progress=not quiet, track=track)
         except KeyboardInterrupt:
-            changes = [*common.as_words(options), *(f"--set={each}" for each in overrides)]
-            changes += [f"--track={each}" for each in track]
-            files = [f"--plugin={path}" for path in plugins.loaded()]
-            again = shlex.join(["adapt", *files, "train", recipe, *changes, f"--out={out}"])
-            click.echo(f"stopped; go on with: {again} --resume" if out else "stopped", err=True)
-            raise SystemExit(130) from None
+            if launching.is_main():
+                click.echo(_stopped(recipe, out, processes, overrides, track, options), err=True)
+            raise SystemExit(launching.STOPPED) from None
+    if launching.is_main():
+        _say(result, out if plot else None)
+
+
+def _say(result: Result, plots: Path | None) -> None:
+    """What came of a run, and its curves in the folder `plots`."""
     click.echo(str(result))
-    if plot and out is not None:
-        _plot(result, out)
+    if plots is not None:
+        _plot(result, plots)
     if result.adapter is not None:
         click.echo(f"adapter    {result.adapter} ({result.metrics['adapter_bytes'] / 1024:.1f} KB)")
 
 
-def _of_many(out: Path | None, resume: bool, plot: bool, options: common.Options) -> Path:
-    if out is None or resume or plot or options["seed"] is not None:
+def _stopped(
+    recipe: str,
+    out: Path | None,
+    processes: int,
+    overrides: tuple[str, ...],
+    track: tuple[str, ...],
+    options: common.Options,
+) -> str:
+    """What is said of a run that was stopped."""
+    from adapt import plugins
+
+    if out is None:
+        return "stopped"
+    changes = [*common.as_words(options), *(f"--set={each}" for each in overrides)]
+    changes += [f"--track={each}" for each in track] + [f"--processes={processes}"] * (processes > 1)
+    files = [f"--plugin={path}" for path in plugins.loaded()]
+    again = shlex.join(["adapt", *files, "train", recipe, *changes, f"--out={out}"])
+    return f"stopped; go on with: {again} --resume"
+
+
+def _of_many(out: Path | None, resume: bool, plot: bool, processes: int, options: common.Options) -> Path:
+    if out is None or resume or plot or processes > 1 or options["seed"] is not None:
         raise AdaptError(
             "--seeds and --sweep make many runs in folders of --out: give --out, and leave out --resume (the same "
-            "command goes on), --plot (see `adapt report`) and --seed"
+            "command goes on), --plot (see `adapt report`), --processes (see --jobs) and --seed"
         )
     return out
 

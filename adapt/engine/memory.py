@@ -7,9 +7,10 @@ import torch
 
 
 def free_bytes(device: torch.device) -> int:
-    """Bytes that can still be allocated on `device`."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+    """Bytes that can still be allocated on `device`; MPS has the memory of the CPU."""
+    ask = getattr(torch.get_device_module(device), "mem_get_info", None)
+    if ask is not None:
+        return int(ask(device)[0])
     return int(psutil.virtual_memory().available)
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from adapt import plain
 from adapt.backbones.base import Backbone
 from adapt.backbones.quantize import KINDS
+from adapt.devices import AUTO
 from adapt.errors import AdaptError
 from adapt.formats import tensor_file
 from adapt.formats.adapter import check_reading, read_tensors
@@ -19,6 +20,9 @@ from adapt.formats.rebuild import build_for, named_backbone, note_quantization
 from adapt.methods.lora import LoRA, Place
 from adapt.models.wrap import Model
 from adapt.shown import brief
+
+if TYPE_CHECKING:
+    import torch
 
 _READ = {"peft_type", "r", "lora_alpha", "lora_dropout", "use_rslora", "base_model_name_or_path", "auto_mapping"}
 # what says where the tensors sit, which their names say too, or how training began
@@ -43,7 +47,7 @@ def load(
     class_names: Sequence[str] | None = None,
     *,
     fast: bool | None = None,
-    device: str = "cpu",
+    device: str | torch.device = AUTO,
 ) -> Model:
     """The model of a LoRA adapter in peft's layout.
 
@@ -118,7 +122,9 @@ def _recorded(path: Path) -> dict[str, Any]:
         raise AdaptError(f"{path} is damaged ({error!r}): its header's {OURS} holds no settings") from error
 
 
-def _named_backbone(config: dict[str, Any], recorded: dict[str, Any], folder: Path, device: str) -> Backbone:
+def _named_backbone(
+    config: dict[str, Any], recorded: dict[str, Any], folder: Path, device: str | torch.device
+) -> Backbone:
     base = config.get("base_model_name_or_path")
     name = recorded.get("backbone") or (f"hf:{base}" if base else None)
     if not isinstance(name, str) or config.get("revision") not in (None, "main"):

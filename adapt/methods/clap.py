@@ -41,11 +41,12 @@ class CLAP(Method):
     per_class = True
     begins_anew = True
     needs_every_class = True
+    _multipliers: Tensor
 
     def build(self, backbone: DualEncoder, class_names: Sequence[str]) -> None:  # type: ignore[override]
         classes, device = len(class_names), backbone.device
         self.prototypes = nn.Parameter(torch.zeros(classes, backbone.embed_dim, device=device))
-        self._multipliers = torch.zeros(classes, device=device)
+        self.register_buffer("_multipliers", torch.zeros(classes, device=device), persistent=False)
 
     def prepare(self, training: Training) -> None:
         """Starts from the text, and measures how sure of each class it is on the training images."""

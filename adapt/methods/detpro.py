@@ -45,6 +45,7 @@ class DetPro(CoOp):
     logit_scale = 100.0
     weighs_classes = False  # but by itself, as published
     threshold: Tensor
+    _weights: Tensor
 
     def build(self, backbone: DualEncoder, class_names: Sequence[str]) -> None:  # type: ignore[override]
         super().build(backbone, class_names)
@@ -53,7 +54,7 @@ class DetPro(CoOp):
             raise AdaptError(f"detpro: background is {none!r}, which is no class; {nearest(none, class_names)}")
         if none is not None and len(class_names) < 3:
             raise AdaptError(f"detpro tells two classes apart, or more, from {none!r}, and there are {class_names}")
-        self._weights = torch.ones(len(class_names), device=backbone.device)
+        self.register_buffer("_weights", torch.ones(len(class_names), device=backbone.device), persistent=False)
         self.register_buffer("threshold", torch.tensor(2 / len(class_names), device=backbone.device))
 
     def prepare(self, training: Training) -> None:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from adapt.backbones.base import DualEncoder
 from adapt.backbones.tokenizer import TextTokenizer
+from adapt.devices import doubled
 from adapt.errors import AdaptError
 from adapt.methods.base import Encoded, ImageStep, Method, MethodConfig, Training
 from adapt.methods.zero_shot import Templates
@@ -90,7 +91,8 @@ class GDA(Method):
 
     def fit(self, features: Tensor, labels: Tensor) -> None:
         """The Gaussian classifier of unit-length features `(n, e)` with labels `(n,)`."""
-        classes, features = len(self.weight), features.double()
+        classes, features = len(self.weight), doubled(features)
+        labels = labels.to(features.device)
         counts = labels.bincount(minlength=classes)[:, None]
         means = features.new_zeros(classes, features.shape[1]).index_add(0, labels, features) / counts
         centred = features - means[labels]
@@ -105,7 +107,7 @@ class GDA(Method):
             own = [centred[labels == label] for label in range(classes)]
             precision = torch.linalg.pinv(torch.stack([each.T.cov() for each in own]).mean(0), hermitian=True)
         weight, bias = classifier(means, precision)
-        self.weight, self.bias = weight.to(self.weight.dtype), bias.to(self.bias.dtype)
+        self.weight, self.bias = weight.to(self.weight), bias.to(self.bias)
 
     def _choose(self, training: Training) -> None:
         """The first alpha that tells most validation images right, if there are some."""
@@ -139,14 +141,14 @@ class GDA(Method):
                 f"gda makes a new class of its {k} nearest training features, and there are {len(self.features)}: set "
                 "method.neighbours lower, or method.views higher"
             )
-        texts, features = texts.double(), self.features.double()
+        texts, features = doubled(texts), doubled(self.features)
         near = features[(texts @ features.T).topk(k).indices]  # (n, k, e)
         means = (near.sum(1) + TEXT_COPIES * texts) / (k + TEXT_COPIES)
         around = near - texts[:, None]
         covariances = around.transpose(1, 2) @ around / (k - 1)
         precision = torch.stack([shrunk_precision(each, k) for each in covariances]).mean(0)
         weight, bias = classifier(means, precision)
-        return weight.to(self.weight.dtype), bias.to(self.weight.dtype)
+        return weight.to(self.weight), bias.to(self.weight)
 
 
 def shrunk_precision(covariance: Tensor, count: int) -> Tensor:

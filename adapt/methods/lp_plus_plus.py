@@ -20,6 +20,7 @@ from torch import Tensor
 
 from adapt.backbones.base import DualEncoder
 from adapt.backbones.tokenizer import TextTokenizer
+from adapt.devices import doubled
 from adapt.methods.base import Encoded, ImageStep, Method, MethodConfig, Training
 from adapt.methods.zero_shot import Templates
 from adapt.prompts import Prompt, from_templates
@@ -125,5 +126,5 @@ class LPPlusPlus(Method):
 def rates(features: Tensor, cosines: Tensor) -> tuple[float, float]:
     """The rates of the weights and of the multipliers, by bounds of the loss's curvature along each."""
     count = len(features)
-    largest = torch.linalg.eigvalsh(features.double().T @ features.double())[-1]
+    largest = torch.linalg.eigvalsh(doubled(features).T @ doubled(features))[-1]
     return float(4 * count / largest), float(count / (4 * cosines.square().sum(0).max()))

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -67,6 +67,10 @@ class OGEN(CoOp):
     Config = OGENConfig
     example: ClassVar[dict[str, Any]] = {"unknown_names": ("apple pie", "toy"), "neighbours": 2, "dropout": 0.0}
     needs_every_class = True
+    _mean: Tensor
+    _spread: Tensor
+    _near: Tensor
+    _past: Tensor
 
     def build(self, backbone: DualEncoder, class_names: Sequence[str]) -> None:  # type: ignore[override]
         super().build(backbone, class_names)
@@ -76,12 +80,14 @@ class OGEN(CoOp):
         if size % self.config.heads:
             raise AdaptError(f"ogen: features of {size} values do not divide by {self.config.heads} heads")
         self._unknown = self._of_unknown(backbone, class_names)
-        # in a list, so that its tensors are neither parameters of the method nor in its state
+        # in a list, so that its tensors are neither parameters of the method nor in its state; `_apply` moves them
         self._generator = [Generator(size, self.config.heads, self.config.dropout).to(device)]
-        self._mean, self._spread = (torch.zeros(len(class_names), size, device=device) for _ in range(2))
         self._k = min(self.config.neighbours, len(class_names) - 1, len(self._unknown) or len(class_names))
-        self._near = torch.zeros(len(class_names), self._k, dtype=torch.long, device=device)
-        self._past = torch.zeros(MOST, *self.ctx.shape, device=device)  # the contexts of the last epochs, newest first
+        kept = {"_mean": torch.zeros(len(class_names), size), "_spread": torch.zeros(len(class_names), size)}
+        kept["_near"] = torch.zeros(len(class_names), self._k, dtype=torch.long)
+        kept["_past"] = torch.zeros(MOST, *self.ctx.shape)  # the contexts of the last epochs, newest first
+        for name, values in kept.items():
+            self.register_buffer(name, values.to(device), persistent=False)
         self._done, self._epochs = torch.zeros((), dtype=torch.long), 1  # epochs, and of how many
 
     def _of_unknown(self, backbone: DualEncoder, class_names: Sequence[str]) -> list[Prompt]:
@@ -93,6 +99,10 @@ class OGEN(CoOp):
             raise AdaptError(f"ogen: the unknown name {min(known)!r} is that of a class with images: take it out")
         found = of_classes(backbone.tokenizer, names, lambda name: self.prompts(backbone.tokenizer, name))
         return [prompt for own in found for prompt in own]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> OGEN:
+        self.generator._apply(fn, recurse)
+        return super()._apply(fn, recurse)
 
     @property
     def generator(self) -> Generator:

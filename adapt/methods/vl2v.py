@@ -66,7 +66,7 @@ class VL2V(Method):
         seen = resolve_model_data_config(student)
         self._pixels = _Pixels(backbone.preprocess, seen["input_size"][-1], seen["mean"], seen["std"])
         self.student = student.to(backbone.device)
-        self.proj_lyr = nn.Linear(student.num_features, backbone.embed_dim, device=backbone.device)
+        self.proj_lyr = nn.Linear(student.num_features, backbone.embed_dim).to(backbone.device)
 
     def train(self, mode: bool = True) -> VL2V:
         super().train(mode)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adapt.backbones.base import DualEncoder
+from adapt.devices import moved
 from adapt.edits import Edit, Replace
 from adapt.engine import values, vision
 from adapt.engine.memory import free_bytes
@@ -145,7 +146,10 @@ class AdaptedModel(Adapted[DualEncoder]):
         self._check_begun()
         if isinstance(images, BlockInputs):
             return BlockInputs(block, vision.block_inputs(self.backbone, block, images.tokens, images.block))
-        return BlockInputs(block, vision.block_inputs(self.backbone, block, images.to(self.backbone.dtype)))
+        return BlockInputs(
+            block,
+            vision.block_inputs(self.backbone, block, moved(images, self.backbone.device).to(self.backbone.dtype)),
+        )
 
     @property
     def _fast_on_images(self) -> bool:
@@ -160,15 +164,15 @@ class AdaptedModel(Adapted[DualEncoder]):
         backbone, checkpointing = self.backbone, self.checkpointing and bool(edits)
         if isinstance(images, BlockInputs):
             self._check_begun()
-            tokens = images.tokens.to(backbone.device)
+            tokens = moved(images.tokens, backbone.device)
             return vision.encode_from(backbone, images.block, tokens, edits, checkpointing)
-        images = images.to(backbone.dtype)
+        images = moved(images, backbone.device).to(backbone.dtype)
         if self._fast_on_images:
             return vision.encode(backbone, images, edits, checkpointing)
         return self._through({"vision": edits}, lambda: backbone.encode_image(images))
 
     def batch_logits(self, inputs: Tensor) -> Tensor:
-        logits: Tensor = self(inputs.to(self.backbone.device))
+        logits: Tensor = self(inputs)
         return logits
 
     @in_one_mode

@@ -1,7 +1,7 @@
 """Independent runs one after the other, in several processes, or on Ray: the same results from each.
 
 Results depend on the number of threads in the last bits, so it is the same for all engines: what torch takes by itself
-(the cores, or OMP_NUM_THREADS) over the runs at once.
+(the cores, or OMP_NUM_THREADS) over the runs at once. Runs at once take the machine's accelerators in turn.
 """
 
 from __future__ import annotations
@@ -12,12 +12,15 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from adapt import plugins
+from adapt import devices, plugins
 from adapt.errors import AdaptError, missing
 from adapt.protocols.runs import PlannedRun, Row, measure
 from adapt.tracking import Track
+
+if TYPE_CHECKING:
+    from multiprocessing.queues import SimpleQueue
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,10 @@ class Engine:
 
         return max(1, torch.get_num_threads() // self.at_once)
 
+    def share(self, accelerators: int) -> float:
+        """Of an accelerator, what each run asks for on a machine with as many; 0 where there is none."""
+        return 1 / -(-self.at_once // accelerators) if accelerators else 0
+
     def rows(self, runs: Sequence[PlannedRun], out: Path, track: Track = ()) -> Iterator[Row]:
         """Each run's row, in the runs' order, when it and those before it are done."""
         if self.name == "ray":
@@ -45,7 +52,10 @@ class Engine:
 
     def _in_processes(self, runs: Sequence[PlannedRun], out: Path, track: Track) -> Iterator[Row]:
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(self.at_once, mp_context=context) as pool:
+        numbers = context.SimpleQueue()
+        for number in range(self.at_once):
+            numbers.put(number)
+        with ProcessPoolExecutor(self.at_once, context, _begin, (numbers,)) as pool:
             futures = [pool.submit(_measure, run, out, self.threads, track, plugins.loaded()) for run in runs]
             try:
                 for future in futures:
@@ -64,7 +74,8 @@ class Engine:
         if started:
             self._start(ray)
         try:
-            task: Any = ray.remote(num_cpus=self.threads, max_retries=0)(_measure)
+            share = self.share(_accelerators(ray)) if any(run.recipe.device != "cpu" for run in runs) else 0
+            task: Any = ray.remote(num_cpus=self.threads, num_gpus=share, max_retries=0)(_measure)
             pending = [task.remote(run, out.absolute(), self.threads, track, plugins.loaded()) for run in runs]
             for each in pending:
                 try:
@@ -92,6 +103,16 @@ class Engine:
                 f"a run takes {self.threads} threads and the largest node at {self.address} has {largest:.0f} CPUs: "
                 "raise --jobs, or set OMP_NUM_THREADS"
             )
+
+
+def _accelerators(ray: Any) -> int:
+    """How many the best machine of the cluster has, as far as Ray counts them: it calls all of them GPU."""
+    return max((int(node["Resources"].get("GPU", 0)) for node in ray.nodes() if node["Alive"]), default=0)
+
+
+def _begin(numbers: SimpleQueue[int]) -> None:
+    """Of a process: each has a number, and so an accelerator."""
+    devices.take(numbers.get())
 
 
 def _measure(run: PlannedRun, out: Path, threads: int, track: Track, files: Sequence[Path] = ()) -> Row:

@@ -14,6 +14,7 @@ from typing import Any
 from adapt import methods, plain
 from adapt.data.check import without_broken
 from adapt.data.split import Split, items_id
+from adapt.devices import AUTO
 from adapt.disk import write_text
 from adapt.errors import AdaptError
 from adapt.evaluation import stored
@@ -103,7 +104,8 @@ def _measured_alone(run: PlannedRun, out: Path, track: Track) -> Row:
     if recipe is None or _comparable(recipe) != _comparable(run.recipe):
         raise AdaptError(f"{folder} holds a run of another recipe: choose another --out")
     if not (folder / "metrics.json").exists():
-        run_recipe(recipe, folder, resume=started.is_file(), progress=False, track=track)
+        here = recipe.model_copy(update={"device": run.recipe.device})
+        run_recipe(here, folder, resume=started.is_file(), progress=False, track=track)
     metrics = stored.read(folder / "metrics.json", stored.Measured, "scores of a finished run")
     row: Row = {"run": run.name, "shots": run.recipe.data.shots, "seed": run.recipe.seed}
     if run.setting is not None:
@@ -123,8 +125,11 @@ def _recipe_in(file: Path) -> Recipe | None:
 
 
 def _comparable(recipe: Recipe) -> Recipe:
-    """The recipe without the path of what it goes on from, which is of the folder beside, however that is called."""
-    return recipe.model_copy(update={"start": None})
+    """The recipe without the path of what it goes on from, which is of the folder beside, however that is called.
+
+    And without the device: where a run is computed is no part of what it is.
+    """
+    return recipe.model_copy(update={"start": None, "device": AUTO})
 
 
 def _on_targets(run: PlannedRun, folder: Path) -> dict[str, dict[str, Any]]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from adapt.devices import AUTO
 from adapt.errors import AdaptError
 from adapt.recipe.file import Override, add_the_sets_own, one_length, read_file, set_key, source_of
 from adapt.recipe.shipped import find_recipe
@@ -76,7 +77,8 @@ class Recipe(BaseModel):
     calibrate: bool = False
     """Divide logits by a temperature chosen on validation images, so that answers are as sure as they are right."""
     seed: int = Field(default=1, ge=0, lt=2**63)
-    device: str = "cpu"
+    device: str = AUTO
+    """auto, the accelerator where there is one; or cpu, cuda, cuda:1, xpu, mps."""
     quantize: Literal["nf4", "int8"] | None = None
     """Keep the linears of the backbone's blocks in 4 or 8 bits."""
     fast: bool | None = None

@@ -13,6 +13,7 @@ from PIL import Image
 
 from adapt.backbones.base import Backbone
 from adapt.backbones.sources import is_here
+from adapt.devices import AUTO
 from adapt.errors import AdaptError, nearest
 from adapt.formats import peft_layout
 from adapt.formats.header import read_header
@@ -73,7 +74,7 @@ class ServedAdapters:
         given: Iterable[str],
         folder: Path | None = None,
         backbone: Backbone | None = None,
-        device: str = "cpu",
+        device: str = AUTO,
         most: int = 64,
     ) -> None:
         self.folder = None if folder is None else folder.resolve()

@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
+from adapt.data.decoding.decoded import Decoded
+from adapt.data.decoding.draws import Draw
 from adapt.data.decoding.epochs import Epochs
-from adapt.data.decoding.loader import loader
+from adapt.data.decoding.image_set import ImageSet
 from adapt.data.split import Item
 from adapt.errors import AdaptError
 from adapt.features import answers_of, block_inputs, item_features, keeps_features, of_texts
@@ -18,11 +19,17 @@ from adapt.methods.base import BlockInputs, Encoded
 from adapt.models.base import Adapted
 from adapt.models.classifier import AdaptedModel
 from adapt.progress import Progress
+from adapt.training.processes import ALONE, Processes
 from adapt.training.settings import TrainSettings
 
 
 class Batches(Protocol):
-    """One epoch of inputs and labels, from any step of it."""
+    """One epoch of inputs and labels, from any step of it.
+
+    Where it is `divided` the inputs are one process's share of the images; labels, and texts, are of the whole batch.
+    """
+
+    divided: bool
 
     def __len__(self) -> int: ...
 
@@ -33,37 +40,67 @@ class Batches(Protocol):
 class ImageBatches:
     """Freshly decoded, freshly augmented images `(b, 3, h, w)`, with their questions where they have some."""
 
-    def __init__(self, model: Adapted[Any], items: Sequence[Item], settings: TrainSettings, seed: int) -> None:
+    def __init__(
+        self,
+        model: Adapted[Any],
+        items: Sequence[Item],
+        settings: TrainSettings,
+        seed: int,
+        processes: Processes = ALONE,
+    ) -> None:
+        self._items, self._answers = items, answers_of(items, len(model.class_names))
+        self.divided = processes.count > 1
         transform = model.backbone.transform(train=settings.augment == "published")
-        drop_last = settings.drop_last and len(items) >= settings.batch_size
-        self._loader = loader(
-            items,
-            transform,
-            settings.batch_size,
-            train=True,
-            seed=seed,
-            workers=settings.workers,
-            drop_last=drop_last,
-            classes=len(model.class_names),
-        )
+        self._epochs = Shares(len(items), settings, seed, processes)
+        pinned = model.backbone.device.type == "cuda"
+        images = ImageSet(items, transform, len(model.class_names))
+        self._decoded = Decoded(images, self._epochs, settings.workers, pinned)
 
     def __len__(self) -> int:
-        return len(self._loader)
+        return len(self._epochs)
 
     def epoch(self, epoch: int, step: int) -> Iterator[tuple[Any, Tensor]]:
-        self._loader.set_epoch(epoch, step)
-        yield from self._loader
+        self._epochs.epoch, self._epochs.step = epoch, step
+        for (inputs, labels), draws in zip(self._decoded, self._epochs.whole()):
+            if not self.divided:
+                yield inputs, labels
+                continue
+            positions = [draw.position for draw in draws]
+            if self._items[0].is_pair:
+                inputs = [inputs[0], [self._items[position].text for position in positions]]
+            yield inputs, self._answers[positions]
+
+
+class Shares(Epochs):
+    """One process's share of each batch of a training; `whole()` are the batches."""
+
+    def __init__(self, size: int, settings: TrainSettings, seed: int, processes: Processes) -> None:
+        drop_last = settings.drop_last and size >= settings.batch_size
+        super().__init__(size, settings.batch_size, shuffle=True, seed=seed, drop_last=drop_last)
+        self._processes = processes
+
+    def whole(self) -> Iterator[list[Draw]]:
+        return super().__iter__()
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        return map(self._processes.share, self.whole())
 
 
 class KnownBatches:
     """What was computed once of `views` fixed views of each image `(n, views, ...)`: `inputs` makes a batch of it."""
 
     def __init__(
-        self, known: Tensor, labels: Tensor, settings: TrainSettings, seed: int, inputs: Callable[[Tensor], Any]
+        self,
+        known: Tensor,
+        labels: Tensor,
+        settings: TrainSettings,
+        seed: int,
+        inputs: Callable[[Tensor], Any],
+        processes: Processes = ALONE,
     ) -> None:
         self._known, self._labels, self._inputs = known, labels, inputs
-        drop_last = settings.drop_last and len(labels) >= settings.batch_size
-        self._epochs = Epochs(len(labels), settings.batch_size, shuffle=True, seed=seed, drop_last=drop_last)
+        self._epochs = Shares(len(labels), settings, seed, processes)
+        self.divided = processes.count > 1
 
     def __len__(self) -> int:
         return len(self._epochs)
@@ -71,10 +108,9 @@ class KnownBatches:
     def epoch(self, epoch: int, step: int) -> Iterator[tuple[Any, Tensor]]:
         self._epochs.epoch, self._epochs.step = epoch, step
         views = self._known.shape[1]
-        for draws in self._epochs:
-            positions = torch.tensor([draw.position for draw in draws])
-            view = torch.tensor([draw.seed % views for draw in draws])
-            yield self._inputs(self._known[positions, view]), self._labels[positions]
+        for own, draws in zip(self._epochs, self._epochs.whole()):
+            positions, view = ([draw.position for draw in own], [draw.seed % views for draw in own])
+            yield self._inputs(self._known[positions, view]), self._labels[[draw.position for draw in draws]]
 
 
 class FeatureBatches(KnownBatches):
@@ -88,9 +124,17 @@ class FeatureBatches(KnownBatches):
 class BlockBatches(KnownBatches):
     """What the first edited block of a vision tower reads `(b, l, d)`."""
 
-    def __init__(self, block: int, tokens: Tensor, labels: Tensor, settings: TrainSettings, seed: int) -> None:
+    def __init__(
+        self,
+        block: int,
+        tokens: Tensor,
+        labels: Tensor,
+        settings: TrainSettings,
+        seed: int,
+        processes: Processes = ALONE,
+    ) -> None:
         self.block = block
-        super().__init__(tokens[:, None], labels, settings, seed, partial(BlockInputs, block))
+        super().__init__(tokens[:, None], labels, settings, seed, partial(BlockInputs, block), processes)
 
 
 def training_batches(
@@ -100,6 +144,7 @@ def training_batches(
     seed: int,
     cache: bool,
     progress: Progress | None,
+    processes: Processes = ALONE,
 ) -> Batches:
     """Features where no edit, question, fresh augmentation or switch stands against them.
 
@@ -119,7 +164,7 @@ def training_batches(
             raise AdaptError(
                 "train.views are of images alone, and the data are pairs of images and texts: leave it out"
             )
-        return ImageBatches(model, items, settings, seed)
+        return ImageBatches(model, items, settings, seed, processes)
     if keeps_features(model, cache) and (settings.augment == "none" or settings.views is not None):
         views = settings.views or 0
         features = item_features(model, items, workers=settings.workers, views=views, seed=seed, progress=progress)
@@ -128,5 +173,6 @@ def training_batches(
         block = model.unedited_blocks
         tokens = block_inputs(model, items, block, workers=settings.workers, progress=progress) if block else None
         if tokens is not None:
-            return BlockBatches(block, tokens, answers_of(items, len(model.class_names)), settings, seed)
-    return ImageBatches(model, items, settings, seed)
+            answers = answers_of(items, len(model.class_names))
+            return BlockBatches(block, tokens, answers, settings, seed, processes)
+    return ImageBatches(model, items, settings, seed, processes)

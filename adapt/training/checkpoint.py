@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from adapt import plain
+from adapt.devices import rng_states, set_rng_states
 from adapt.disk import replacing
 from adapt.errors import AdaptError
 from adapt.formats import tensor_file
@@ -34,12 +35,16 @@ class Position(BaseModel):
 
 @dataclass(frozen=True)
 class Trained:
-    """What a checkpoint keeps, and restores in place; `beside` are tensors by name that no adapter has."""
+    """What a checkpoint keeps, and restores in place; `beside` are tensors by name that no adapter has.
+
+    The random state is that of computations on `device`.
+    """
 
     method: Method
     optimizer: Optimizer
     scaler: Any
     beside: Mapping[str, Tensor]
+    device: torch.device
 
 
 def save(path: Path, trained: Trained, position: Position, recipe: str) -> None:
@@ -51,7 +56,7 @@ def save(path: Path, trained: Trained, position: Position, recipe: str) -> None:
     for index, state in optimizer.state_dict()["state"].items():
         for key, value in state.items():
             (tensors if isinstance(value, Tensor) else numbers)[f"optimizer.{index}.{key}"] = value
-    tensors |= {f"rng.{name}": state for name, state in _rng_states().items()}
+    tensors |= {f"rng.{name}": state for name, state in rng_states(trained.device).items()}
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     metadata = {
         "recipe": recipe,
@@ -83,7 +88,7 @@ def load(path: Path, trained: Trained, recipe: str) -> Position:
         state = _optimizer_state(optimizer, _under("optimizer.", tensors) | _under("optimizer.", numbers))
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
         trained.scaler.load_state_dict(plain.parse(metadata["scaler"]))
-        _restore_rng(_under("rng.", tensors))
+        set_rng_states(_under("rng.", tensors), trained.device)
         return Position.model_validate(plain.parse(metadata["position"]))
     except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         raise AdaptError(
@@ -120,16 +125,3 @@ def finite(method: Method) -> bool:
 
 def _under(prefix: str, named: dict[str, Any]) -> dict[str, Any]:
     return {name.removeprefix(prefix): value for name, value in named.items() if name.startswith(prefix)}
-
-
-def _rng_states() -> dict[str, Tensor]:
-    states = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        states["cuda"] = torch.cuda.get_rng_state()
-    return states
-
-
-def _restore_rng(states: dict[str, Tensor]) -> None:
-    torch.set_rng_state(states["cpu"])
-    if "cuda" in states and torch.cuda.is_available():
-        torch.cuda.set_rng_state(states["cuda"])

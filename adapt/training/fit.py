@@ -10,11 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from pydantic import ValidationError
 
 from adapt.data.split import SEPARATOR, Item, items_id, of_several
+from adapt.devices import described, keeping_rng
 from adapt.disk import write_csv
 from adapt.errors import AdaptError
 from adapt.evaluation.calibration import BOUNDS, temperature
@@ -31,7 +31,8 @@ from adapt.training.baseline import answer_in_kind, baseline_of, check_several, 
 from adapt.training.fitting import Fitting
 from adapt.training.journal import Journal
 from adapt.training.length_of_time import LengthOfTime
-from adapt.training.loop import Length, Trainer
+from adapt.training.loop import Length, Trainer, precision_on
+from adapt.training.processes import check_divides, processes_on
 from adapt.training.result import Result
 from adapt.training.run import Run
 from adapt.training.settings import TrainSettings
@@ -69,6 +70,9 @@ def fit(
     zero-shot by `template` (WiSE-FT), and `calibrate` divides their logits by a temperature, chosen on `val_set`.
     `track` names trackers that are told of the run too (tensorboard, wandb, mlflow), or holds some of the user's own.
 
+    Under `accelerate launch` or torchrun its processes train together, each with a share of every batch's images: the
+    main one measures and writes, and the others' results have neither scores nor an adapter.
+
     Raises AdaptError for bad settings, a tracker whose extra is missing, labels that are not the model's, images that
     cannot be decoded, a step that does not fit into memory, or a loss that is not finite; KeyboardInterrupt when the
     user stops it.
@@ -76,7 +80,7 @@ def fit(
     if not 0 <= seed < 2**63:
         raise AdaptError(f"seed is {seed}; expected a whole number from 0 to 2^63 - 1")
     found = trackers(track, out)
-    chosen = _settings(model, settings)
+    chosen = _settings(model, settings, cache)
     _check_parts(model, train_set, val_set, test_set)
     if blend is not None:
         model.answers = model.blended(blend, template).answers
@@ -84,13 +88,17 @@ def fit(
         _check_calibration(model, train_set, val_set)
     method = {"name": model.method.name, **model.method.config.model_dump(mode="json")}
     origin = recipe or {"method": method, "classes": list(model.class_names), "train": settings, "seed": seed}
-    with _directory(out, origin, resume) as run:
+    processes = processes_on(model.backbone.device)
+    check_divides(processes, model, train_set, chosen, cache)
+    with _directory(out, origin, resume, processes.main) as run:
         if run is not None:
             run.images = items_id(train_set)
-            if isinstance(model, AdaptedModel):
-                model.text_memory = run.text_memory(model.text_memory)
-        with Journal(found, run, model.method.name, origin) as journal:
-            training = Fitting(model, train_set, val_set, chosen, seed, run, cache, progress)
+        if isinstance(model, AdaptedModel):
+            memory = model.text_memory if run is None else run.text_memory(model.text_memory)
+            model.text_memory = processes.agreed(memory)
+        with Journal(found if processes.main else (), run, model.method.name, origin) as journal:
+            told = progress and processes.main
+            training = Fitting(model, train_set, val_set, chosen, seed, run, cache, told, processes)
             return _fit(training, journal, test_set, template, recipe, calibrate)
 
 
@@ -126,7 +134,7 @@ def _check_parts(
 
 
 def _directory(
-    out: str | Path | Run | None, origin: dict[str, Any], resume: bool
+    out: str | Path | Run | None, origin: dict[str, Any], resume: bool, writes: bool
 ) -> AbstractContextManager[Run | None]:
     """A run directory to enter; one that the caller has entered, or none, is passed through."""
     if out is None and resume:
@@ -135,7 +143,7 @@ def _directory(
         )
     if out is None or isinstance(out, Run):
         return nullcontext(out)
-    return Run(out, yaml.safe_dump(origin, sort_keys=False), resume)
+    return Run(out, yaml.safe_dump(origin, sort_keys=False), resume, writes)
 
 
 def _check_calibration(model: Adapted[Any], train_set: Sequence[Item], val_set: Sequence[Item]) -> None:
@@ -157,10 +165,13 @@ def _fit(
 ) -> Result:
     model, run, seed = training.model, training.run, training.seed
     metrics: dict[str, Any] = {"method": model.method.name, "backbone": model.backbone.name, "seed": seed}
+    metrics["device"] = described(model.backbone.device)
+    if training.processes.count > 1:
+        metrics["processes"] = training.processes.count
     if model.has_baseline:
         baseline = baseline_of(model, template)
         answer_in_kind(training, baseline)
-        if test_set:
+        if test_set and training.processes.main:
             metrics["baseline"] = model.baseline
             metrics["zero_shot"] = zero_shot(training, baseline, test_set, template)
     metrics |= _train(training, journal)
@@ -168,6 +179,8 @@ def _fit(
     metrics["train_images"] = len(training.train_set)
     metrics["train_set"] = items_id(training.train_set)
     model.eval()
+    if not training.processes.main:  # which measures and writes
+        return Result(metrics, journal.history, None)
     if model.answers.blend < 1:
         metrics["blend"] = model.answers.blend
     scores = _scores(training, test_set, "evaluating") if test_set else None
@@ -247,8 +260,8 @@ def _pick(item: Item, class_names: Sequence[str]) -> dict[str, str]:
     }
 
 
-def _settings(model: Adapted[Any], settings: dict[str, Any]) -> TrainSettings | None:
-    """The checked settings; None for a method that takes no gradient steps."""
+def _settings(model: Adapted[Any], settings: dict[str, Any], cache: bool) -> TrainSettings | None:
+    """The checked settings, with the precision that auto is here; None for a method that takes no gradient steps."""
     if not model.method.takes_steps:
         if settings:
             raise AdaptError(f"{model.method.name} is not trained by steps: leave out {', '.join(sorted(settings))}")
@@ -259,7 +272,9 @@ def _settings(model: Adapted[Any], settings: dict[str, Any]) -> TrainSettings | 
         raise AdaptError(explain(TrainSettings, error, "fit")) from None
     _check_vision(model, chosen)
     _check_weights(model, chosen)
-    return chosen
+    through_towers = bool(model.method.touches) or not keeps_features(model, cache)
+    precision = precision_on(model.backbone.device, chosen.precision, through_towers)
+    return chosen.model_copy(update={"precision": precision})
 
 
 def _check_vision(model: Adapted[Any], settings: TrainSettings) -> None:
@@ -291,8 +306,7 @@ def _train(training: Fitting, journal: Journal) -> dict[str, Any]:
     method = training.model.method
     if training.chosen is None:
         started = time.monotonic()
-        with torch.random.fork_rng():
-            torch.manual_seed(training.seed)
+        with keeping_rng(training.model.backbone.device, training.seed):
             method.prepare(training)
             method.finish(training)
         return {"seconds": round(time.monotonic() - started, 3), **training.noted}
@@ -303,15 +317,17 @@ def _train(training: Fitting, journal: Journal) -> dict[str, Any]:
 
 def _steps(training: Fitting, journal: Journal) -> dict[str, Any]:
     model, settings = training.model, training.settings
-    needed = check_memory(model, training.batches, settings)
+    needed = check_memory(model, training.batches, settings, training.processes.count)
     if settings.average is not None:  # before a search takes its time
         epoch_weights(settings.average, Length.of(settings, len(training.batches)).epochs)
-    with torch.random.fork_rng():
-        torch.manual_seed(training.seed)
+    with keeping_rng(model.backbone.device, training.seed):
         training.weigh_classes()
         model.method.prepare(training)
+        training.processes.begin_alike(model.method)
         training.renew_batches()
-        trainer = Trainer(model, training.batches, settings, training.run, saved=journal.saved)
+        trainer = Trainer(
+            model, training.batches, settings, training.run, saved=journal.saved, processes=training.processes
+        )
         journal.go_on(trainer.position.step)
         if not trainer.resumed:
             trainer.position.seconds = training.seconds
@@ -329,6 +345,7 @@ def _steps(training: Fitting, journal: Journal) -> dict[str, Any]:
         "seconds": round(position.seconds, 3),
         "steps": position.step,
         "final_loss": journal.history[-1]["loss"],
+        "precision": settings.precision,
         "text_path": model.text_path,
         "vision_path": model.vision_path,
         "estimated_bytes": needed,

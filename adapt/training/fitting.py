@@ -23,9 +23,10 @@ from adapt.methods.base import Step, Terms, total
 from adapt.methods.base.training import Part
 from adapt.models.base import Adapted, evaluating
 from adapt.models.classifier import AdaptedModel
-from adapt.progress import counting_bar, training_bar
+from adapt.progress import Progress, counting_bar, training_bar
 from adapt.training.batches import Batches, BlockBatches, ImageBatches, training_batches
 from adapt.training.loop import Trainer, autocast
+from adapt.training.processes import ALONE, Processes
 from adapt.training.run import Run
 from adapt.training.settings import TrainSettings
 from adapt.validation import explain
@@ -46,6 +47,7 @@ class Fitting:
     run: Run | None
     cache: bool
     progress: bool
+    processes: Processes = ALONE
     seconds: float = 0.0
     noted: dict[str, Any] = field(default_factory=dict)
     _kept: dict[str, BaseModel] = field(default_factory=dict)
@@ -66,7 +68,10 @@ class Fitting:
     def batches(self) -> Batches:
         """Of the training images, as the trainer and a search go through them."""
         with counting_bar("encoding", self.progress) as bar:
-            return training_batches(self.model, self.train_set, self.settings, self.seed, self.cache, bar)
+            return self._batches(self.settings, bar)
+
+    def _batches(self, settings: TrainSettings, bar: Progress | None = None) -> Batches:
+        return training_batches(self.model, self.train_set, settings, self.seed, self.cache, bar, self.processes)
 
     def weigh_classes(self) -> None:
         """Gives the model the weights of classes that the settings ask for."""
@@ -127,12 +132,12 @@ class Fitting:
     ) -> float:
         settings = self._stage(changed)
         if loss is not None:
-            batches: Batches = ImageBatches(self.model, self.train_set, settings, self.seed)
+            batches: Batches = ImageBatches(self.model, self.train_set, settings, self.seed, self.processes)
         elif changed.keys() & _OF_BATCHES:
-            batches = training_batches(self.model, self.train_set, settings, self.seed, self.cache, None)
+            batches = self._batches(settings)
         else:
             batches = self.batches
-        trainer = Trainer(self.model, batches, settings, None, parameters, loss)
+        trainer = Trainer(self.model, batches, settings, None, parameters, loss, self.processes)
         with training_bar(trainer.plan.steps, 0, self.progress, title) as report:
 
             def told(entry: dict[str, Any]) -> None:
@@ -175,7 +180,7 @@ class Fitting:
 
     def keep(self, name: str, data: BaseModel) -> None:
         self._kept[name] = data
-        if self.run is not None:
+        if self.run is not None and self.run.writes:
             write_text(self.run.kept(name), plain.dump(data.model_dump()) + "\n")
 
     def kept(self, name: str, kind: type[Kept]) -> Kept | None:

@@ -51,7 +51,7 @@ class Journal:
 
     def go_on(self, step: int) -> None:
         """What was logged behind `step`, where the run was stopped, is left out; what comes before is its history."""
-        if self._run is not None and self._run.resume:
+        if self._run is not None and self._run.resume and self._run.writes:
             self._run.cut_log(step)
             self.history = self._run.history() if step else []
 
@@ -92,5 +92,5 @@ class Journal:
 
     def _note(self) -> None:
         """Keeps what a run that goes on has to know."""
-        if self._told and self._run is not None:
+        if self._told and self._run is not None and self._run.writes:
             write_text(self._run.tracking, plain.dump({"id": self._id, "told": self._told}) + "\n")

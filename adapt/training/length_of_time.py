@@ -47,4 +47,4 @@ def _shorter(model: Adapted[Any], batches: Batches, settings: TrainSettings) -> 
         return advice[0]
     if keeps_features(model, cache=True) and settings.views is None:
         advice.append("--set train.views=10, which encodes ten views of each image once")
-    return ", ".join([*advice, "fewer --shots, a smaller --backbone, or --device cuda where there is one"])
+    return ", ".join([*advice, "fewer --shots, or a smaller --backbone"])

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
+from adapt.devices import AUTO, prefers_bf16
 from adapt.errors import AdaptError
 from adapt.methods.base import Terms, checked, total
 from adapt.models.base import Adapted
@@ -22,6 +24,7 @@ from adapt.training.average import RunningAverage
 from adapt.training.batches import Batches
 from adapt.training.checkpoint import Position
 from adapt.training.interrupt import graceful
+from adapt.training.processes import ALONE, Processes
 from adapt.training.run import Run
 from adapt.training.schedules import learning_rate
 from adapt.training.settings import TrainSettings
@@ -62,7 +65,9 @@ class Trainer:
         parameters: Iterable[nn.Parameter] | None = None,
         loss: Loss | None = None,
         saved: Callable[[], None] = lambda: None,
+        processes: Processes = ALONE,
     ) -> None:
+        self.processes = processes
         self.model, self.batches, self.settings, self.run, self.loss = model, batches, settings, run, loss
         self.saved = saved
         self.plan = Length.of(settings, len(batches))
@@ -73,6 +78,7 @@ class Trainer:
         self.resumed = run is not None and run.goes_on
         if run is not None and run.goes_on:
             self.position = checkpoint.load(run.checkpoint, self._trained(), run.identity)
+            processes.any(False)  # all have read it before the main one goes on
 
     def train(self, report: Report, epoch_done: Callable[[int, int], None] = lambda epoch, epochs: None) -> Position:
         """Trains to the end of the plan; `report` is told of every step, `epoch_done` of every epoch, and of how many.
@@ -86,7 +92,7 @@ class Trainer:
             while self.position.epoch < self.plan.epochs:  # the last one may lack its end only
                 for entry in self._epoch():
                     report(entry)
-                    if interrupt.requested:
+                    if self.processes.any(interrupt.requested):
                         self._keep()
                         raise KeyboardInterrupt
                     if time.monotonic() - saved > 60 * self.settings.checkpoint_minutes:
@@ -148,25 +154,29 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         means, correct = Counter[str](), list[Tensor]()
         for inputs, labels in group:
+            step = self.model.step(inputs, labels)
+            if self.batches.divided:
+                step.whole = partial(self.processes.whole, size=len(labels))
             with autocast(device, self.settings.precision):
-                terms, right = self._losses(self.model.step(inputs, labels))
+                terms, right = self._losses(step)
                 loss = total(terms)
             if not loss.isfinite():
                 raise self._not_finite({name: float(term.detach()) for name, term in terms.items()})
             self.model.method.backward({name: self.scaler.scale(term / len(group)) for name, term in terms.items()})
             means.update({name: float(term.detach()) / len(group) for name, term in terms.items()})
             correct += [] if right is None else [right]
+        self.processes.average(each for group in self.optimizer.param_groups for each in group["params"])
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.average is not None:
             self.average.step_done()
-        return dict(means), float(torch.cat(correct).double().mean()) if correct else None
+        return dict(means), float(torch.cat(correct).cpu().double().mean()) if correct else None
 
     def _keep(self) -> None:
         """Renews the checkpoint, unless the last step broke the values."""
         if not checkpoint.finite(self.model.method):
             return
-        if self.run is not None:
+        if self.run is not None and self.run.writes:
             checkpoint.save(self.run.checkpoint, self._trained(), self.position, self.run.identity)
         self.saved()
 
@@ -174,7 +184,7 @@ class Trainer:
         method, average = self.model.method, self.average.values if self.average else {}
         beside = {f"average.{name}": value for name, value in average.items()}
         beside |= {f"method.{name}": value for name, value in method.training_state().items()}
-        return checkpoint.Trained(method, self.optimizer, self.scaler, beside)
+        return checkpoint.Trained(method, self.optimizer, self.scaler, beside, self.model.backbone.device)
 
     def _not_finite(self, terms: dict[str, float]) -> AdaptError:
         """The step did not happen yet: unless the one before broke the values, the state is good and kept."""
@@ -193,6 +203,13 @@ def followed(terms: Terms, method: str) -> Terms:
     if not any(term.requires_grad for term in terms.values()):
         raise AdaptError(f"{method}: no term of its loss ({', '.join(terms)}) depends on what is trained")
     return terms
+
+
+def precision_on(device: torch.device, asked: str, through_towers: bool) -> str:
+    """What `auto` is: bf16 where it pays, in steps that pass through a tower, on a device that has it in hardware."""
+    if asked != AUTO:
+        return asked
+    return "bf16" if through_towers and prefers_bf16(device) else "fp32"
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:

@@ -30,7 +30,10 @@ class Result:
         return float(self.metrics["zero_shot"]["accuracy"])
 
     def __str__(self) -> str:
-        lines = [f"{self.metrics['trainable_parameters']:,} trained parameters, {self.metrics['seconds']:.1f} s"]
+        count, seconds = self.metrics["trainable_parameters"], self.metrics["seconds"]
+        lines = [f"{count:,} trained parameters, {seconds:.1f} s on {self.metrics['device']}"]
+        if "processes" in self.metrics:
+            lines[0] += f", as one of {self.metrics['processes']} processes"
         if "adapted" in self.metrics:
             gain = ""
             if "zero_shot" in self.metrics:

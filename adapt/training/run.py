@@ -12,6 +12,7 @@ from typing import Any, Self
 from filelock import FileLock, Timeout
 
 from adapt import plain
+from adapt.devices import accelerator, described
 from adapt.disk import write_text
 from adapt.errors import AdaptError
 from adapt.formats.adapter import versions
@@ -24,18 +25,23 @@ _OF_THE_START = ("environment.json", "tracking.json")  # written before anything
 class Run:
     """Holds the lock of `path` as a context manager.
 
+    Of several processes that train one model one `writes` it, and holds its lock; the others read.
+
     Raises AdaptError where another process uses the directory, where it holds a run that is not to be resumed, or where
     there is none to resume or it is of another recipe.
     """
 
-    def __init__(self, path: str | Path, recipe: str, resume: bool) -> None:
+    def __init__(self, path: str | Path, recipe: str, resume: bool, writes: bool = True) -> None:
         self.path = Path(path)
         self.recipe = recipe
         self.resume = resume
+        self.writes = writes
         self.images = ""  # the training images, once they are known
         self._lock = FileLock(self.path / ".lock")
 
     def __enter__(self) -> Self:
+        if not self.writes:
+            return self
         if self.path.exists() and not self.path.is_dir():
             raise AdaptError(f"{self.path} is a file; a run needs a directory of its own")
         try:
@@ -56,6 +62,8 @@ class Run:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if not self.writes:
+            return
         if isinstance(value, Exception) and not self.resume and not self._begun():
             # refused, or failed, before there is anything to go on from: the next try may use the directory
             for name in ("recipe.yaml", *_OF_THE_START):
@@ -104,7 +112,7 @@ class Run:
     @property
     def identity(self) -> str:
         """What a checkpoint must belong to: this recipe, on these images."""
-        return hashlib.sha256(f"{self.recipe}\n{self.images}".encode()).hexdigest()[:16]
+        return hashlib.sha256(f"{_of_any_device(self.recipe)}\n{self.images}".encode()).hexdigest()[:16]
 
     def _begun(self) -> bool:
         kept = {path.name for path in self.path.glob("*.json")} - {*_OF_THE_START}
@@ -124,7 +132,7 @@ class Run:
             raise AdaptError(f"{self.path} holds no run to resume; leave out --resume to start one")
         elif (self.path / "metrics.json").exists():
             raise AdaptError(f"the run in {self.path} is complete: nothing to resume. To train again, change --out")
-        elif recipe.read_text(encoding="utf-8", errors="replace") != self.recipe:
+        elif _of_any_device(recipe.read_text(encoding="utf-8", errors="replace")) != _of_any_device(self.recipe):
             raise AdaptError(
                 f"{self.path} was started with another recipe ({recipe}): resume with that one, or choose another --out"
             )
@@ -139,6 +147,8 @@ class Run:
 
         Other parts would draw other dropout, so a run that goes on elsewhere keeps to them.
         """
+        if not self.writes:
+            return own
         path = self.path / "environment.json"
         try:
             # missing where a run was stopped before it had begun
@@ -156,6 +166,8 @@ class Run:
 
     def log(self, entry: dict[str, Any]) -> None:
         """Appends one line to log.jsonl."""
+        if not self.writes:
+            return
         log = self.path / "log.jsonl"
         try:
             with log.open("a") as file:
@@ -170,7 +182,7 @@ class Run:
     def cut_log(self, step: int) -> None:
         """Drops what a killed run logged after the checkpoint at `step`, so that no step appears twice."""
         log = self.path / "log.jsonl"
-        if log.is_file():
+        if self.writes and log.is_file():
             # one a step; the last may be cut short
             lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[:step]
             write_text(log, "".join(f"{line}\n" for line in lines))
@@ -181,15 +193,21 @@ class Run:
         self.checkpoint.unlink(missing_ok=True)
 
 
+def _of_any_device(recipe: str) -> str:
+    """A recipe without the line of its device: a run may go on elsewhere."""
+    return "".join(line for line in recipe.splitlines(keepends=True) if not line.startswith("device: "))
+
+
 def environment() -> dict[str, Any]:
     """What a result may depend on beside the recipe."""
     import torch
 
+    own = accelerator()
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processor": platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
-        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "accelerator": None if own is None else described(own),
         "versions": versions(),
     }

@@ -8,13 +8,12 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from adapt import methods
 from adapt.backbones.base import Backbone
 from adapt.backbones.load import load_backbone
 from adapt.data.check import without_broken
 from adapt.data.split import Split
+from adapt.devices import chosen, keeping_rng
 from adapt.errors import AdaptError
 from adapt.models.base import Adapted
 from adapt.models.wrap import wrap
@@ -24,6 +23,7 @@ from adapt.shown import shown
 from adapt.tracking import Track, trackers
 from adapt.training.baseline import check_several
 from adapt.training.fit import fit
+from adapt.training.processes import processes_on
 from adapt.training.result import Result
 from adapt.training.run import Run
 from adapt.training.start import check_start, start_from
@@ -100,8 +100,7 @@ def build(recipe: Recipe, class_names: tuple[str, ...], backbone: Backbone | Non
         backbone = load_backbone(recipe.backbone, recipe.device, recipe.quantize)
     method = methods.find(recipe.method["name"])(**recipe.method_config)
     memory = recipe.text_memory_gib
-    with torch.random.fork_rng():
-        torch.manual_seed(recipe.seed)
+    with keeping_rng(backbone.device, recipe.seed):
         model: Adapted[Any] = wrap(
             backbone,
             method,
@@ -136,7 +135,8 @@ def run_recipe(
     if recipe.start is not None:  # before the backbone is loaded
         method = methods.find(recipe.method["name"])(**recipe.method_config)
         check_start(recipe.start, method, recipe.train is not None, split.class_names)
-    with Run(out, recipe.to_yaml(), resume) if out is not None else nullcontext() as run:
+    main = processes_on(chosen(recipe.device)).main
+    with Run(out, recipe.to_yaml(), resume, main) if out is not None else nullcontext() as run:
         return learn(recipe, build(recipe, split.class_names, backbone), split, run, progress, found)
 
 

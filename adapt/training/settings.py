@@ -82,8 +82,9 @@ class TrainSettings(_Settings):
     image features with those of the backbone alone."""
     average: Average | None = None
     """What takes the place of the trained tensors at the end: an average of theirs over the training."""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Autocast of the forward pass; the trained tensors stay fp32. fp16 needs CUDA and brings a loss scaler."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Autocast of the forward pass; the trained tensors stay fp32. auto: bf16 where steps pass through a tower on a GPU
+    that has it in hardware, fp32 elsewhere. fp16 needs CUDA and brings a loss scaler."""
     augment: Literal["published", "none"] = "published"
     """Random resized crop and flip, or the backbone's own evaluation transform."""
     views: int | None = Field(default=None, ge=1)

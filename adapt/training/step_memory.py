@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adapt.devices import keeping_rng
 from adapt.engine.memory import free_bytes, readable_bytes
 from adapt.engine.watching import watched
 from adapt.errors import AdaptError
@@ -26,14 +27,16 @@ _IMAGES = 2  # that it is read off: norms over a batch need two
 _HELD = 1.25  # bytes that the allocator holds on to, for each that is kept; measured
 
 
-def check_memory(model: Adapted[Any], batches: Batches, settings: TrainSettings) -> int:
+def check_memory(model: Adapted[Any], batches: Batches, settings: TrainSettings, processes: int = 1) -> int:
     """About how many bytes a step over images takes beside the model; 0 where features of them are known.
+
+    Each of several `processes` has its share of the images.
 
     Raises AdaptError, with what would fit, where they exceed what is free.
     """
     if isinstance(batches, FeatureBatches) or not isinstance(model, AdaptedModel):
         return 0
-    size, free = settings.batch_size, free_bytes(model.backbone.device)
+    size, free = -(-settings.batch_size // processes), free_bytes(model.backbone.device)
     with autocast(model.backbone.device, settings.precision):
         step = step_bytes(model, batches.block if isinstance(batches, BlockBatches) else None)
     needed = step.of(size)
@@ -106,8 +109,7 @@ def kept_bytes(model: AdaptedModel, compute: Callable[[], Any]) -> int:
         kept[tensor.untyped_storage().data_ptr()] = tensor
         return tensor
 
-    devices = [] if model.backbone.device.type == "cpu" else [model.backbone.device]
-    with _left_as_it_was(model), torch.random.fork_rng(devices):
+    with _left_as_it_was(model), keeping_rng(model.backbone.device):
         model.train()
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             compute()

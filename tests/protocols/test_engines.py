@@ -8,12 +8,15 @@ import signal
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from fake_accelerators import pretend
 
 from adapt import AdaptError
+from adapt.protocols import engines
 from adapt.protocols import protocol as protocols
 from adapt.protocols.engines import Engine
 from adapt.protocols.run_protocol import run_protocol
@@ -131,3 +134,46 @@ def test_without_ray_the_extra_is_named(
     assert trained == []
     assert not (tmp_path / "none").exists()
     assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"  # before Ray is imported: it tells nobody of its use
+
+
+@pytest.mark.parametrize(
+    ("at_once", "accelerators", "share"), [(1, 0, 0), (4, 0, 0), (1, 8, 1), (4, 2, 0.5), (3, 2, 0.5), (8, 1, 0.125)]
+)
+def test_runs_at_once_share_the_accelerators(at_once: int, accelerators: int, share: float) -> None:
+    assert Engine("ray", at_once).share(accelerators) == share
+
+
+def test_the_processes_take_the_accelerators_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    present = pretend(monkeypatch, 2)
+    numbers: Any = SimpleNamespace(get=iter((0, 1, 2)).__next__)
+    for _ in range(3):
+        engines._begin(numbers)
+    assert present[1:] == [0, 1, 0]
+
+
+@pytest.mark.parametrize(("device", "share"), [("auto", 0.5), ("cpu", 0)])
+def test_ray_is_asked_for_accelerators(
+    recipe: Recipe, device: str, share: float, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def remote(**options: Any) -> Any:
+        asked.append(options)
+        return lambda function: SimpleNamespace(remote=lambda run, *rest: run.name)
+
+    nodes = [{"Alive": True, "Resources": {"CPU": 8, "GPU": 2}}, {"Alive": False, "Resources": {"GPU": 8}}]
+    ray = SimpleNamespace(is_initialized=lambda: True, nodes=lambda: nodes, remote=remote, get=lambda name: name)
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    there = recipe.model_copy(update={"device": device})
+    assert list(Engine("ray", 4).rows([PlannedRun("a", there)], tmp_path)) == ["a"]
+    assert asked[0]["num_gpus"] == share
+
+
+def test_a_run_goes_on_and_is_known_on_another_device(recipe: Recipe, trained: list[int], tmp_path: Path) -> None:
+    auto, here = (PlannedRun("a", recipe.model_copy(update={"device": device})) for device in ("auto", "cpu"))
+    [first] = Engine().rows([auto], tmp_path)
+    assert list(Engine().rows([here], tmp_path)) == [first]
+    assert trained == [1]
+    (tmp_path / "a/metrics.json").unlink()  # as if it had been stopped
+    assert next(iter(Engine().rows([here], tmp_path)))["test"] == first["test"]
+    assert "device: auto" in (tmp_path / "a/recipe.yaml").read_text()

@@ -15,7 +15,8 @@ from adapt.recipe import Recipe, build_recipe, read_recipe
 from adapt.recipe import old_names as old_recipes
 from adapt.recipe.shipped import shipped
 
-# what the resolved settings were, without keys that were off by default; train.imitate is method.imitate of das now;
+# what the resolved settings were, without keys that were off by default, and the device and the precision, which are
+# auto now; train.imitate is method.imitate of das now;
 # maple/folder's depth of 9 follows the tower, which is 9 on the backbone of that recipe
 _OLD: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_name("old_recipes.json").read_text(encoding="utf-8"))
 _PAGE = Path(__file__).resolve().parents[2] / "docs" / "old_recipes.md"

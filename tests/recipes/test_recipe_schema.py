@@ -27,7 +27,7 @@ def path(tmp_path: Path) -> Path:
 
 def test_defaults(path: Path) -> None:
     recipe = read_recipe(path)
-    assert (recipe.backbone, recipe.seed, recipe.device) == ("mini-clip", 1, "cpu")
+    assert (recipe.backbone, recipe.seed, recipe.device) == ("mini-clip", 1, "auto")
     assert (recipe.data.shots, recipe.data.template) == (16, "a photo of a {}.")
     assert recipe.method_config == {"n_ctx": 4}
 

@@ -19,7 +19,7 @@ def test_accuracy_before_and_after(train, tiny_split) -> None:
     result = train(test_set=tiny_split.test, epochs=20, lr=0.05)
     assert result.accuracy > result.zero_shot_accuracy
     assert str(result).splitlines() == [
-        f"512 trained parameters, {result.metrics['seconds']:.1f} s",
+        f"512 trained parameters, {result.metrics['seconds']:.1f} s on cpu",
         f"zero-shot  {100 * result.zero_shot_accuracy:5.1f} %",
         f"adapted    {100 * result.accuracy:5.1f} %  "
         f"({100 * (result.accuracy - result.zero_shot_accuracy):+.1f} points)",

@@ -61,7 +61,7 @@ def test_what_a_run_leaves(train, tiny_split, out: Path) -> None:
     environment = json.loads((out / "environment.json").read_text())
     assert environment["versions"]["adapt"] == adapt.__version__
     assert {"torch", "torchvision", "pillow"} <= environment["versions"].keys()
-    assert {"python", "platform", "threads", "cuda"} <= environment.keys()
+    assert {"python", "platform", "threads", "accelerator"} <= environment.keys()
 
 
 def test_the_log_has_a_line_for_every_step(train, out: Path) -> None:

@@ -28,11 +28,12 @@ class Decoded:
     `[images, texts]`; of images of several classes labels are `(b, n)`, and say of each whether it is seen.
     Iterating raises AdaptError for a file that cannot be decoded, also when a worker met it, and where the machine has
     no shared memory for what workers decode. Workers beyond the number of processors are not started: they would not
-    help, and torch warns of them; and none are in a process that may start none, such as a worker of joblib.
+    help, and torch warns of them; and none are in a process that may start none, such as a worker of joblib. `pinned`
+    memory is for copies to CUDA while the CPU goes on.
     """
 
-    def __init__(self, dataset: ImageSet, draws: Epochs | list[list[Draw]], workers: int) -> None:
-        self.dataset = dataset
+    def __init__(self, dataset: ImageSet, draws: Epochs | list[list[Draw]], workers: int, pinned: bool = False) -> None:
+        self.dataset, self._pinned = dataset, pinned
         self._draws, self._workers = draws, min(workers, processors()) if _may_start_workers() else 0
         self._loader = self._new_loader()
 
@@ -66,6 +67,7 @@ class Decoded:
             batch_sampler=self._draws,
             num_workers=self._workers,
             collate_fn=_collate,
+            pin_memory=self._pinned,
             persistent_workers=self._workers > 0,
             generator=torch.Generator(),  # or else each epoch would draw a number from the global one
         )

@@ -61,7 +61,7 @@ class Mixture:
         from peft.utils import merge_utils
 
         combine: Callable[..., Any] = getattr(merge_utils, self.combination)
-        mixed: Tensor = combine(list(changes), torch.tensor(self.weights), self.density)
+        mixed: Tensor = combine(list(changes), torch.tensor(self.weights, device=changes[0].device), self.density)
         return mixed
 
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from adapt.devices import moved
 from adapt.errors import AdaptError
 from adapt.prompts import Prompt
 from adapt.shown import brief
 
+Same = TypeVar("Same", bound="ImageStep")
 Terms = dict[str, Tensor]  # the parts of a loss by name, which add up
 
 
@@ -45,13 +47,15 @@ class Step:
     """
 
     targets: Tensor | None = None
+    whole: Callable[[Tensor], Tensor] | None = None
+    """Where the inputs are a share of the batch, one of several processes' own: from rows of the share to all."""
 
     def __init__(self, model: Any, inputs: Any, labels: Tensor | None = None) -> None:
         self.model, self.inputs = model, inputs
         self._answers = labels
         if labels is not None and labels.ndim == 2 and labels.dtype != torch.bool:
-            labels, self.targets = labels[:, 0].long(), labels[:, 1].float().to(model.backbone.device)
-        self.labels = None if labels is None else labels.to(model.backbone.device)
+            labels, self.targets = labels[:, 0].long(), moved(labels[:, 1].float(), model.backbone.device)
+        self.labels = None if labels is None else moved(labels, model.backbone.device)
 
     @property
     def several(self) -> bool:
@@ -90,14 +94,15 @@ class ImageStep(Step):
         """What no image changes, by name, once it was asked for; what is there beforehand is taken as it is."""
 
     def again(self) -> Self:
-        again = type(self)(self.model, self.inputs, self._answers)
-        again._frozen = self._frozen
-        return again
+        return self._alike(type(self)(self.model, self.inputs, self._answers))
 
     def under(self, method: Any) -> ImageStep:
         """The same batch under another method of the same kind, such as a copy that learns from it."""
-        other = ImageStep(self.model.under(method), self.inputs, self._answers)
-        other._frozen = self._frozen
+        return self._alike(ImageStep(self.model.under(method), self.inputs, self._answers))
+
+    def _alike(self, other: Same) -> Same:
+        """`other`, which is of the same batch, with what is frozen of it."""
+        other._frozen, other.whole = self._frozen, self.whole
         return other
 
     @cached_property
@@ -108,13 +113,22 @@ class ImageStep(Step):
 
     @cached_property
     def images(self) -> Tensor:
-        """`(b, 3, h, w)`. AdaptError where the batch has features of images only."""
+        """`(b, 3, h, w)`. AdaptError where the batch has features of images only, or a share of the images."""
+        if self.whole is not None:
+            raise AdaptError(
+                f"{self.model.method.name} reads the images of a batch themselves, of which each of several processes "
+                "has a share: train with one process"
+            )
+        return self._images
+
+    @cached_property
+    def _images(self) -> Tensor:
         if not isinstance(self.inputs, Tensor):
             raise AdaptError(
                 f"{self.model.method.name} reads images, and this batch has what was made of them: give its class "
                 '`reads = frozenset({"images"})`, so that the cache does not stand for them'
             )
-        images = self.inputs.to(self.model.backbone.device)
+        images = moved(self.inputs, self.model.backbone.device)
         return images[:, 0] if images.ndim == 5 else images
 
     @cached_property
@@ -124,12 +138,12 @@ class ImageStep(Step):
         AdaptError where there are none.
         """
         if isinstance(self.inputs, Encoded) and self.inputs.views is not None:
-            others = self.inputs.views.to(self.model.backbone.device)
+            others = moved(self.inputs.views, self.model.backbone.device)
             return torch.cat([self.features[:, None], others], dim=1)
         if isinstance(self.inputs, Tensor) and self.inputs.ndim == 5:
             if self.inputs.shape[1] != self.model.method.views + 1:
                 raise self._wrong_views(self.inputs.shape[1])
-            views = self.inputs.to(self.model.backbone.device)
+            views = moved(self.inputs, self.model.backbone.device)
             features: Tensor = self.model.image_features(views.flatten(0, 1))
             return features.unflatten(0, self.inputs.shape[:2])
         raise self._wrong_views(1)
@@ -146,21 +160,29 @@ class ImageStep(Step):
 
         Without gradient.
         """
-        found: dict[str, tuple[Tensor, Tensor]] = self.model.frozen_blocks(self.images, names)
-        return found
+        found: dict[str, tuple[Tensor, Tensor]] = self.model.frozen_blocks(self._images, names)
+        return {name: (self._of_all(before), self._of_all(after)) for name, (before, after) in found.items()}
 
     @cached_property
     def features(self) -> Tensor:
         """Unit-length features of the images `(b, e)`, under the method's edits."""
+        return self._of_all(self._own_features)
+
+    @cached_property
+    def _own_features(self) -> Tensor:
+        """Those of the share."""
         if isinstance(self.inputs, Encoded):
-            return self.inputs.features.to(self.model.backbone.device)
+            return moved(self.inputs.features, self.model.backbone.device)
         features: Tensor = self.model.image_features(self._entering)
         return features
+
+    def _of_all(self, own: Tensor) -> Tensor:
+        return own if self.whole is None else self.whole(own)
 
     @property
     def _entering(self) -> Tensor | BlockInputs:
         """What the vision tower is given."""
-        return self.inputs if isinstance(self.inputs, BlockInputs) else self.images
+        return self.inputs if isinstance(self.inputs, BlockInputs) else self._images
 
     @cached_property
     def local_features(self) -> Tensor:
@@ -176,7 +198,7 @@ class ImageStep(Step):
         """Unit-length features of the classes `(n, e)`, or `(b, n, e)` where they depend on the image."""
         features: Tensor
         if self.model.method.per_image:
-            features = self.model.class_features(self.features)
+            features = self._of_all(self.model.class_features(self._own_features))
         else:
             features = self._once("class_features", self.model.class_features)
         return features
@@ -202,7 +224,7 @@ class ImageStep(Step):
             return self.features
         if "features" not in self._frozen:
             with torch.no_grad():
-                self._frozen["features"] = self.model.backbone_features(self._entering)
+                self._frozen["features"] = self._of_all(self.model.backbone_features(self._entering))
         return self._frozen["features"]
 
     def frozen_class_features(self, templates: Sequence[str], average: Literal["unit", "raw"] = "unit") -> Tensor:
@@ -237,6 +259,9 @@ class ImageStep(Step):
         backbone's; SigLIP's bias is added.
         """
         features = self.features if features is None else features
+        if torch.is_autocast_enabled(features.device.type):  # a hundredfold cosine would lose what tells classes apart
+            with torch.autocast(features.device.type, enabled=False):
+                return self.cosine_logits(class_features.float(), features.float())
         class_features = class_features.to(features.dtype)
         if class_features.ndim == 3:
             return self.scale * (class_features @ features[..., None])[..., 0] + self.bias
@@ -258,9 +283,7 @@ class PairStep(ImageStep):
         return self._of(self.model.under(method))
 
     def _of(self, model: Any) -> Self:
-        other = type(self)(model, [self.inputs, self.texts], self._answers)
-        other._frozen = self._frozen
-        return other
+        return self._alike(type(self)(model, [self.inputs, self.texts], self._answers))
 
     @cached_property
     def text_features(self) -> Tensor:

@@ -1,0 +1,129 @@
+"""A training by two processes is that of one: the same adapter, one log; what gains nothing from them is refused."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import divided_training
+import pytest
+import torch
+from divided_training import CASES
+from small_trainings import MakeModel
+from torch import Tensor
+
+from adapt import AdaptError
+from adapt.data import Split
+from adapt.formats.adapter import read_tensors
+from adapt.training.processes import Processes, check_divides
+from adapt.training.result import read_history
+from adapt.training.settings import TrainSettings
+
+TWO = Processes(2, 1)
+
+
+@pytest.fixture(scope="module")
+def by_two(
+    model_folder: Path, five_classes: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, list[list[str]]]:
+    """The folder of all cases, and what each of two processes says."""
+    out = tmp_path_factory.mktemp("two")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = [sys.executable, divided_training.__file__, *map(str, (model_folder, five_classes, out))]
+    setting = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    setting |= {"ADAPT_CACHE": str(out / "cache"), "PYTHONPATH": str(Path(divided_training.__file__).parents[1])}
+    each = [
+        subprocess.Popen(
+            words,
+            env=os.environ | setting | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+    said = [process.communicate(timeout=300) for process in each]
+    assert [process.returncode for process in each] == [0, 0], said
+    return out, [output.splitlines() for output, _ in said]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_learn_what_one_does(
+    case: str, by_two: tuple[Path, list[list[str]]], model_folder: Path, five_classes: Path, tmp_path: Path
+) -> None:
+    one = divided_training.train(case, model_folder, five_classes, tmp_path)
+    same_run(tmp_path / case, by_two[0] / case)
+    assert one.history[0]["loss"] > 0
+
+
+def same_run(one: Path, two: Path) -> None:
+    expected, found = (read_tensors(folder / "adapter.safetensors") for folder in (one, two))
+    assert expected.keys() == found.keys()
+    assert max(float((found[name] - tensor).abs().max()) for name, tensor in expected.items()) < 1e-5
+    logs = [read_history(folder / "log.jsonl") for folder in (one, two)]
+    assert [entry["step"] for entry in logs[1]] == [entry["step"] for entry in logs[0]]
+    for ours, theirs in zip(*logs, strict=True):
+        assert theirs["loss"] == pytest.approx(ours["loss"], rel=1e-5)
+        assert theirs["accuracy"] == ours["accuracy"]  # of the whole batch
+    names = {path.name for path in one.iterdir()}
+    assert {path.name for path in two.iterdir()} == names
+    assert not (two / "checkpoint.safetensors").exists()
+
+
+def test_a_stop_of_either_is_one_of_both_and_the_run_goes_on(by_two: tuple[Path, list[list[str]]]) -> None:
+    out, said = by_two
+    assert [lines[0] for lines in said] == ["stopped", "stopped"]
+    same_run(out / "edited towers", out / "stopped/edited towers")
+
+
+def test_what_gains_nothing_is_refused(by_two: tuple[Path, list[list[str]]]) -> None:
+    for lines in by_two[1]:
+        assert lines[1:] == ["2 processes gain nothing: gda takes no steps, and one process solves it. Train with one"]
+
+
+@pytest.mark.parametrize(
+    ("method", "changes", "reason"),
+    [
+        ("coop", {"augment": "none"}, "coop has the features of all images in the cache, and no image is encoded in"),
+        ("coop", {"views": 3}, "coop has the features of all images in the cache"),
+        ("zero_shot", None, "zero_shot takes no steps, and one process solves it"),
+    ],
+)
+def test_what_cannot_be_divided(
+    method: str, changes: dict[str, Any] | None, reason: str, make_model: MakeModel, tiny_split: Split
+) -> None:
+    settings = None if changes is None else TrainSettings(epochs=1, **changes)
+    with pytest.raises(AdaptError, match=f"2 processes gain nothing: {reason}.* Train with one"):
+        check_divides(TWO, make_model(method), tiny_split.train, settings, True)
+
+
+def test_what_is_divided(make_model: MakeModel, tiny_split: Split) -> None:
+    for method, augment in (("coop", "published"), ("maple", "none"), ("prograd", "published")):
+        check_divides(TWO, make_model(method), tiny_split.train, TrainSettings(epochs=1, augment=augment), True)
+
+
+@pytest.mark.parametrize("changed", ["backward", "images"])
+def test_methods_whose_shares_do_not_add_up(
+    changed: str, make_model: MakeModel, tiny_split: Split, images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_model("maple")
+    if changed == "backward":
+        monkeypatch.setattr(type(model.method), "backward", lambda self, terms: None)
+        with pytest.raises(AdaptError, match="maple changes gradients in a way of its own"):
+            check_divides(TWO, model, tiny_split.train, TrainSettings(epochs=1), True)
+        return
+    step = model.step(images, torch.zeros(6))
+    step.whole = lambda rows: rows
+    with pytest.raises(AdaptError, match="maple reads the images of a batch themselves, of which each of several"):
+        _ = step.images
+
+
+@pytest.mark.parametrize(("size", "first", "second"), [(4, [0, 1], [2, 3]), (5, [0, 1, 2], [3, 4, 0]), (1, [0], [0])])
+def test_shares_are_of_one_size(size: int, first: list[int], second: list[int]) -> None:
+    assert [Processes(2, number).share(range(size)) for number in (0, 1)] == [first, second]
