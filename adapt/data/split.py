@@ -21,8 +21,9 @@ class Item:
     With a `question` about the image, the class name is the answer, and the label the answer's number. Images of one
     `group`, such as one object's photographs, are more alike than others of their class; "" where none is named.
     Where `path` is "", a `text` stands in the image's place: a model may learn from its features. An image with a text
-    is a pair of both: it has no class, and its label is the number of the image, which may have several texts. A
-    `target` is a number, such as a grade, whose class is a word for it.
+    is a pair of both: it has no class, and its label is the number of the image, which may have several texts;
+    `rephrased` says the same as the text in other words. A `target` is a number, such as a grade, whose class is a word
+    for it.
     """
 
     path: str
@@ -33,6 +34,7 @@ class Item:
     group: str = ""
     text: str = ""
     target: float | None = None
+    rephrased: str = ""
 
     @property
     def kept_with(self) -> str:
@@ -205,7 +207,8 @@ def _identity(path: str, item: Item) -> str:
     question = f"\0{item.question}" if item.question else ""
     text = f"\0\0{item.text}" if item.text else ""
     target = "" if item.target is None else f"\0\0\0{item.target!r}"
-    return f"{path}\0{item.label}{question}{text}{target}\n"
+    rephrased = f"\0\0\0\0{item.rephrased}" if item.rephrased else ""
+    return f"{path}\0{item.label}{question}{text}{target}{rephrased}\n"
 
 
 def _check_names(split: Split) -> None:

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
     from adapt.backbones.preprocess import Transform
 
-# An image (3, h, w); of an item with a question: image, question and answer; of a pair: image and text. `|` does not
-# take names in quotes.
-Inputs = Union["Tensor", tuple["Tensor", str, str], tuple["Tensor", str]]
+# An image (3, h, w); of an item with a question: image, question and answer; of a pair: image, text and the text
+# rephrased. `|` does not take names in quotes.
+Inputs = Union["Tensor", tuple["Tensor", str, str]]
 LabelWithTarget = int | tuple[int, float]  # the label, with the target where there is one
 
 
@@ -23,7 +23,7 @@ class ImageSet:
     """A map-style torch dataset: item `i` as its inputs and its label, with its target where it has one.
 
     The inputs are the transformed image, (3, h, w), or `(image, question, answer)` of an item with a question, or
-    `(image, text)` of a pair.
+    `(image, text, rephrased)` of a pair.
     """
 
     def __init__(self, items: Sequence[Item], transform: Transform) -> None:
@@ -40,4 +40,4 @@ class ImageSet:
         if item.question:
             return (image, item.question, item.class_name), item.label
         answer: LabelWithTarget = item.label if item.target is None else (item.label, item.target)
-        return ((image, item.text) if item.text else image), answer
+        return ((image, item.text, item.rephrased) if item.text else image), answer

@@ -19,10 +19,10 @@ from adapt.data.readers.rows import Listed, one_each, real_paths, to_split
 from adapt.data.split import Split
 from adapt.errors import AdaptError, nearest
 
-_COLUMNS = ("path", "label", "split", "domain", "question", "group", "text", "target")
+_COLUMNS = ("path", "label", "split", "domain", "question", "group", "text", "target", "rephrased")
 _FIRST_LINE = (
     "path,label[,split][,domain][,question][,group], or text,label[,split] with texts in place of images, or "
-    "path,text[,split] with pairs of both, or path,target[,label][,split] with numbers"
+    "path,text[,rephrased][,split] with pairs of both, or path,target[,label][,split] with numbers"
 )
 
 
@@ -38,9 +38,10 @@ def read_csv(
     folder, and must stay under it. Without a `split` column the images are divided by `ratios` (train, val, test) and
     `seed`. `group` names images that are more alike than others of their class, such as one object's photographs. A
     line with a `text` and no path is a text to learn from; without a column `label` each line is a pair of an image and
-    a text, of which an image may have several. A `target` is a number, such as a grade, and its `label` a word for it,
-    or else one of bad, poor, fair, good and perfect, by fifths of what lies between the extremes. What symbolic links
-    list again counts once. Cells may be guarded as in `adapt.cells`.
+    a text, of which an image may have several, and `rephrased`, where it is not empty, says the same as the text. A
+    `target` is a number, such as a grade, and its `label` a word for it, or else one of bad, poor, fair, good and
+    perfect, by fifths of what lies between the extremes. What symbolic links list again counts once. Cells may be
+    guarded as in `adapt.cells`.
 
     Raises AdaptError, naming the line, when a column or a value is not as expected.
     """
@@ -84,6 +85,8 @@ def _rows(reader: csv.DictReader[str], folder: str, where: str) -> Iterator[List
             raise AdaptError(f"{where}: no column {column!r}. Expected a first line {_FIRST_LINE}.")
     if "question" in columns and "label" not in columns:
         raise AdaptError(f"{where}: a column 'question' needs a column 'label' with the answers.")
+    if "rephrased" in columns and not ({"path", "text"} <= set(columns) and "label" not in columns):
+        raise AdaptError(f"{where}: a column 'rephrased' is of pairs, with the columns path and text and no label.")
     for record in reader:
         yield _row(record, folder, f"{where} line {reader.line_num}")
 
@@ -107,7 +110,8 @@ def _row(record: dict[str | None, str | None], folder: str, where: str) -> Liste
     path = under(folder, cells["path"], where) if cells.get("path") else ""
     domain, question, group, text = (cells.get(each, "") for each in ("domain", "question", "group", "text"))
     target = _number(cells["target"], where) if "target" in cells else None
-    return Listed(path, cells.get("label", ""), part, domain, question, group, text, target)
+    label, rephrased = cells.get("label", ""), cells.get("rephrased", "")
+    return Listed(path, label, part, domain, question, group, text, target, rephrased)
 
 
 def _number(cell: str, where: str) -> float:

@@ -25,10 +25,11 @@ class Listed(NamedTuple):
     group: str = ""
     text: str = ""
     target: float | None = None
+    rephrased: str = ""
 
     @property
     def of_item(self) -> tuple[Any, ...]:
-        return self.class_name, self.domain, self.question, self.group, self.text, self.target
+        return self.class_name, self.domain, self.question, self.group, self.text, self.target, self.rephrased
 
 
 def to_split(

@@ -227,12 +227,16 @@ class ImageStep(Step):
 
 
 class PairStep(ImageStep):
-    """A batch of images `(b, 3, h, w)` with a text for each, `[images, texts]`; `labels` are the images' numbers."""
+    """A batch of images `(b, 3, h, w)` with a text for each, `[images, texts]`; `labels` are the images' numbers.
+
+    A third list has the texts in other words, "" where there are none.
+    """
 
     def __init__(self, model: Any, inputs: Any, labels: Tensor | None = None) -> None:
-        images, texts = inputs
+        images, texts, *others = inputs
         super().__init__(model, images, labels)
         self.texts: list[str] = list(texts)
+        self.rephrased: list[str] = list(others[0] if others else [""] * len(self.texts))
 
     def again(self) -> Self:
         return self._of(self.model)
@@ -241,7 +245,7 @@ class PairStep(ImageStep):
         return self._of(self.model.under(method))
 
     def _of(self, model: Any) -> Self:
-        other = type(self)(model, [self.inputs, self.texts], self._answers)
+        other = type(self)(model, [self.inputs, self.texts, self.rephrased], self._answers)
         other._frozen = self._frozen
         return other
 
