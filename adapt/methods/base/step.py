@@ -155,11 +155,19 @@ class ImageStep(Step):
         return self.inputs if isinstance(self.inputs, BlockInputs) else self.images
 
     @cached_property
+    def image_tokens(self) -> Tensor:
+        """What the vision tower's last block makes of the images `(b, l, d)`, by the backbone alone; no gradient."""
+        tokens: Tensor = self.model.image_tokens(self.images)
+        return tokens
+
+    @cached_property
     def class_features(self) -> Tensor:
         """Unit-length features of the classes `(n, e)`, or `(b, n, e)` where they depend on the image."""
         features: Tensor
-        if self.model.method.per_image:
-            features = self.model.class_features(self.features)
+        method = self.model.method
+        if method.per_image:
+            tokens = self.image_tokens if "tokens" in method.reads else None
+            features = self.model.class_features(self.features, tokens)
         else:
             features = self._once("class_features", self.model.class_features)
         return features
