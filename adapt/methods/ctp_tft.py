@@ -8,7 +8,7 @@ Reference: none. Code is not public, and only the abstract was at hand: this is 
   Class-aware text prompts (CTP) are enriched with label-related image information: each class, by its features in a
   hand-written template, attends to the image's tokens, and a meta-network makes of what it read the shift of its own
   context. The tokens are those of the vision tower's last block; both sides of the attention, which has one head,
-  are brought to zero mean and unit variance.
+  are brought to zero mean and unit variance, and what was read to unit length, as CoCoOp's features have.
 * Text-guided feature tuning (TFT) makes the image branch attend to class-related representation: each class, by the
   features of its prompt, attends to the same tokens, and what it read, mapped to the features' width, is added to the
   image's features. So an image has features for each class, and a class's logit depends on no other class.
@@ -79,7 +79,7 @@ class CTPTFT(CoCoOp):
 
 
 class Reading(nn.Module):
-    """What of images' tokens `(b, l, d)` belongs to each class `([b,] n, e)`, by attention of one head: `(b, n, d)`."""
+    """What of images' tokens `(b, l, d)` belongs to each class `([b,] n, e)`, by attention: unit `(b, n, d)`."""
 
     def __init__(self, asking: int, seen: int, width: int) -> None:
         super().__init__()
@@ -89,4 +89,4 @@ class Reading(nn.Module):
     def forward(self, classes: Tensor, tokens: Tensor) -> Tensor:
         classes, tokens = (F.layer_norm(each, each.shape[-1:]) for each in (classes, tokens))
         scores = self.query(classes) @ self.key(tokens).mT
-        return (scores / self.query.out_features**0.5).softmax(-1) @ tokens
+        return F.normalize((scores / self.query.out_features**0.5).softmax(-1) @ tokens, dim=-1)

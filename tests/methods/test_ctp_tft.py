@@ -24,7 +24,7 @@ def read(queries: Tensor, tokens: Tensor, reading: torch.nn.Module) -> Tensor:
     queries, tokens = ((x - x.mean(-1, keepdim=True)) / (x.var(-1, correction=0, keepdim=True) + 1e-5).sqrt()
                        for x in (queries, tokens))  # fmt: skip
     scores = queries @ reading.query.weight.T @ reading.key.weight @ tokens.T
-    return (scores / len(reading.key.weight) ** 0.5).softmax(-1) @ tokens
+    return F.normalize((scores / len(reading.key.weight) ** 0.5).softmax(-1) @ tokens, dim=-1)
 
 
 def features_of(contexts: Tensor, backbone: Backbone) -> Tensor:
