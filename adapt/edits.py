@@ -23,19 +23,19 @@ class Tokens:
     block, what the entered ones have become.
 
     `values` broadcast to `(b, n, k, d)` over images and classes: `(k, d)` shared by all, `(n, k, d)` for each class its
-    own, `(b, 1, k, d)` for each image its own (text and decoder).
+    own, `(b, 1, k, d)` for each image its own (text and decoder), `(b, n, k, d)` for each class of each image (text).
     """
 
     values: Tensor
     block: int | None = None
 
     def __post_init__(self) -> None:
-        if self.values.ndim not in (2, 3, 4) or (self.per_image and self.values.shape[1] != 1):
-            raise ValueError(f"learned tokens are (k, d), (n, k, d) or (b, 1, k, d), not {tuple(self.values.shape)}")
+        if self.values.ndim not in (2, 3, 4):
+            raise ValueError(f"learned tokens are (k, d), (n, k, d) or (b, n, k, d), not {tuple(self.values.shape)}")
 
     @property
     def per_class(self) -> bool:
-        return self.values.ndim == 3
+        return self.values.ndim == 3 or (self.per_image and self.values.shape[1] > 1)
 
     @property
     def per_image(self) -> bool:

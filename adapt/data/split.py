@@ -23,9 +23,10 @@ class Item:
     With a `question` about the image, the class name is the answer, and the label the answer's number. Images of one
     `group`, such as one object's photographs, are more alike than others of their class; "" where none is named.
     Where `path` is "", a `text` stands in the image's place: a model may learn from its features. An image with a text
-    is a pair of both: it has no class, and its label is the number of the image, which may have several texts. A
-    `target` is a number, such as a grade, whose class is a word for it. `mask` is the path of a picture of the same
-    size that is bright where the image is not as it should be; "" where none of it is.
+    is a pair of both: it has no class, and its label is the number of the image, which may have several texts;
+    `rephrased` says the same as the text in other words. A `target` is a number, such as a grade, whose class is a word
+    for it. `mask` is the path of a picture of the same size that is bright where the image is not as it should be; ""
+    where none of it is.
 
     Where an image may have several classes, `labels` are the numbers of all of them, perhaps of none. Its label and
     class name are those of the one by which it is drawn and divided, such as the rarest; -1 and "" where it has none.
@@ -41,6 +42,7 @@ class Item:
     target: float | None = None
     labels: tuple[int, ...] | None = None
     mask: str = ""
+    rephrased: str = ""
 
     @property
     def every_label(self) -> tuple[int, ...]:
@@ -253,4 +255,5 @@ def _identity(path: str, item: Item) -> str:
     target = "" if item.target is None else f"\0\0\0{item.target!r}"
     labels = "" if item.labels is None else f"\0\0\0\0{item.labels!r}"
     mask = f"\0\0\0\0\0{item.mask.rsplit('/', 1)[-1]}" if item.mask else ""
-    return f"{path}\0{item.label}{question}{text}{target}{labels}{mask}\n"
+    rephrased = f"\0\0\0\0\0\0{item.rephrased}" if item.rephrased else ""
+    return f"{path}\0{item.label}{question}{text}{target}{labels}{mask}{rephrased}\n"

@@ -106,8 +106,11 @@ class PlainText:
 
 
 def _of_image(edits: Sequence[Edit], image: int) -> list[Edit]:
+    """The edits of one image, whose learned tokens are `(k, d)` or `(n, k, d)`."""
     return [
-        replace(edit, values=edit.values[image, 0]) if isinstance(edit, Tokens) and edit.per_image else edit
+        replace(edit, values=edit.values[image] if edit.per_class else edit.values[image, 0])
+        if isinstance(edit, Tokens) and edit.per_image
+        else edit
         for edit in edits
     ]
 
@@ -161,11 +164,11 @@ class FastText:
             x = parts.embedding(packing.ids)
             x = x.to(tower.dtype or x.dtype)  # as open_clip, where only the blocks are low
             if asked.entering is not None:
-                x = _placed(x, asked.entering.values, packing)
+                x = _placed(x, asked.entering, packing)
             x = x + parts.positions()[packing.positions].to(x.dtype)
             for index, block in enumerate(tower.blocks):
                 if index in asked.overwriting:
-                    x = _placed(x, asked.overwriting[index].values, packing)
+                    x = _placed(x, asked.overwriting[index], packing)
                 last = index == len(tower.blocks) - 1
                 if index in asked.bypassed:
                     x = asked.bypassed[index](x[..., packing.ends, :] if last else x)
@@ -188,11 +191,10 @@ class FastText:
         return again_in_backward(self._backbone.model, compute, x) if self._checkpointing else compute(x)
 
 
-def _placed(x: Tensor, values: Tensor, packing: Packing) -> Tensor:
-    """`x` `([b,] rows, d)` with learned tokens in their places, `([b, 1,] k, d)` or one `(n, k, d)` a class."""
-    if values.ndim == 4:
-        chosen = values[:, 0, packing.slot_index]
+def _placed(x: Tensor, edit: Tokens, packing: Packing) -> Tensor:
+    """`x` `([b,] rows, d)` with the learned tokens in their places."""
+    values = edit.values if edit.values.ndim > 2 else edit.values[None]
+    chosen = values[..., packing.slot_class if edit.per_class else 0, packing.slot_index, :]
+    if edit.per_image:
         x = x.expand(len(values), *x.shape[-2:])
-    else:
-        chosen = values[packing.slot_class, packing.slot_index] if values.ndim == 3 else values[packing.slot_index]
     return x.index_copy(-2, packing.slot_rows, chosen.to(x.dtype).expand(*x.shape[:-2], *chosen.shape[-2:]))

@@ -87,7 +87,7 @@ def _of_texts(model: AdaptedModel, texts: Sequence[str]) -> Tensor:
 
 def _of_images(model: AdaptedModel, items: Sequence[Item], workers: int, progress: Progress | None) -> Tensor:
     features: list[Tensor] = []
-    for (images, _), _labels in loader(items, model.transform(), _IMAGES_AT_ONCE, train=False, workers=workers):
+    for (images, *_), _labels in loader(items, model.transform(), _IMAGES_AT_ONCE, train=False, workers=workers):
         with evaluating(model):
             features.append(model.image_features(images.to(model.backbone.device)))
         if progress is not None:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # for editors and type checkers, who see no file being listed
     from adapt.methods.cocoop import CoCoOp as CoCoOp
     from adapt.methods.compose import Compose as Compose
     from adapt.methods.coop import CoOp as CoOp
+    from adapt.methods.ctp_tft import CTPTFT as CTPTFT
     from adapt.methods.das import DAS as DAS
     from adapt.methods.descriptions import Descriptions as Descriptions
     from adapt.methods.detpro import DetPro as DetPro

@@ -25,7 +25,7 @@ from adapt.methods.base import Context, Method, MethodConfig, learned
 from adapt.prompts import Prompt, context_length, initial_context, with_context
 
 DEFAULT_N_CTX = 4
-REDUCTION = 16  # the meta-network's hidden layer is the image features' width over this
+REDUCTION = 16  # the meta-network's hidden layer is the width of what it reads over this
 
 
 class CoCoOpConfig(MethodConfig):
@@ -58,14 +58,18 @@ class CoCoOp(Method):
     def build(self, backbone: DualEncoder, class_names: Sequence[str]) -> None:  # type: ignore[override]
         n_ctx = context_length(self.config.n_ctx, self.config.ctx_init, backbone.tokenizer) or DEFAULT_N_CTX
         self.ctx = nn.Parameter(initial_context(backbone, self.config.ctx_init, n_ctx))
-        features, width = backbone.embed_dim, backbone.tower("text").width
-        hidden = max(1, features // REDUCTION)
+        seen, width = self._seen(backbone), backbone.tower("text").width
+        hidden = max(1, seen // REDUCTION)
         layers = {
-            "linear1": nn.Linear(features, hidden),
+            "linear1": nn.Linear(seen, hidden),
             "relu": nn.ReLU(),
             "linear2": nn.Linear(hidden, width),
         }
         self.meta_net = nn.Sequential(OrderedDict(layers)).to(backbone.device)
+
+    def _seen(self, backbone: DualEncoder) -> int:
+        """The width of what the meta-network reads."""
+        return backbone.embed_dim
 
     def prompts(self, tokenizer: TextTokenizer, class_name: str) -> list[Prompt]:
         return [with_context(tokenizer, self.config.ctx_init, len(self.ctx), class_name)]

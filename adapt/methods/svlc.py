@@ -5,7 +5,7 @@ Reference: TSVLC `90b18e7`, `training/loss.py`, `training/negs_and_pos.py`, `ope
 Deviations:
 * Words are replaced by whole words, and only there; the reference finds kinds of words by parts of words ("red" in
   "covered"), and replaces every part of a word.
-* The lists of words are our own. Twins by a language model, and paraphrases as more right texts, are left out.
+* The lists of words are our own. Twins by a language model are left out; the texts in other words are the user's.
 * LoRA is CLIP-LoRA's (see `lora`): q, k, v, out and both layers of the MLP each have their own factors, those of the
   output start at zero, the scale is alpha / sqrt(rank), and the patches' projection has none.
 * Draws are torch's, from the run's seed; the reference's depend on the hash seed of Python.
@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field, field_validator
 from torch import Tensor
 
@@ -71,14 +72,19 @@ class SVLC(LoRA):
         if not isinstance(step, PairStep):
             return super().loss(step)
         twins = {place: twin for place, text in enumerate(step.texts) if (twin := self.twin(text)) is not None}
-        if not twins:
-            return super().loss(step)
-        both = step.model.encode_texts([*step.texts, *twins.values()])
-        texts, wrong = both.split([len(step.texts), len(twins)])
-        logits = step.without_same(step.cosine_logits(texts))
-        others = step.cosine_logits(wrong)
-        apart = wrong_twins(logits.diagonal()[list(twins)], others[list(twins)].diagonal())
-        return {"cross_entropy": contrast(logits, others), "twins": self.config.negative_weight * apart}
+        right = [other or text for other, text in zip(step.rephrased, step.texts)] if any(step.rephrased) else []
+        every = step.model.encode_texts([*step.texts, *twins.values(), *right])
+        texts, wrong, rephrased = every.split([len(step.texts), len(twins), len(right)])
+        step.text_features = texts  # from here on known
+        logits, others = step.without_same(step.cosine_logits(texts)), step.cosine_logits(wrong)
+        terms = {"cross_entropy": contrast(logits, others)}
+        if twins:
+            apart = wrong_twins(logits.diagonal()[list(twins)], others[list(twins)].diagonal())
+            terms["twins"] = self.config.negative_weight * apart
+        if right:
+            of_images, of_texts = (step.cosine_logits(rephrased, features) for features in (step.features, texts))
+            terms["rephrased"] = in_other_words(step.without_same(of_images), step.without_same(of_texts))
+        return terms
 
     def twin(self, text: str) -> str | None:
         """The caption with one word of one kind, drawn at random, replaced by another; None where it has none."""
@@ -100,6 +106,12 @@ def wrong_twins(right: Tensor, wrong: Tensor) -> Tensor:
     """The mean cross-entropy of texts, with logits `(m,)`, against their wrong twins `(m,)` or `(m, k)`."""
     logits = torch.cat([right[:, None], wrong.reshape(len(right), -1)], dim=-1)
     return -logits.float().log_softmax(-1)[:, 0].mean()
+
+
+def in_other_words(of_images: Tensor, of_texts: Tensor) -> Tensor:
+    """The mean cross-entropy of images, and of texts, by the texts rephrased; the diagonals of `(b, b)` are right."""
+    right = torch.arange(len(of_images), device=of_images.device)
+    return (F.cross_entropy(of_images.float(), right) + F.cross_entropy(of_texts.float(), right)) / 2
 
 
 def _words(listed: Sequence[str], text: str) -> list[re.Match[str]]:

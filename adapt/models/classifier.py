@@ -128,6 +128,11 @@ class AdaptedModel(Adapted[DualEncoder]):
         """
         return values.local_features(self.backbone, images)
 
+    def image_tokens(self, images: Tensor) -> Tensor:
+        """What the last block of the vision tower by itself makes of images: `(b, l, d)`, a class token included."""
+        last = f"vision.{len(self.backbone.tower('vision').blocks) - 1}"
+        return self.frozen_blocks(images, [last])[last][1]
+
     @property
     def unedited_blocks(self) -> int:
         """How many blocks of the vision tower, from the first, compute what they do in the backbone by itself.
@@ -176,15 +181,15 @@ class AdaptedModel(Adapted[DualEncoder]):
         return logits
 
     @in_one_mode
-    def class_features(self, image_features: Tensor | None = None) -> Tensor:
+    def class_features(self, image_features: Tensor | None = None, image_tokens: Tensor | None = None) -> Tensor:
         """Unit-length features of the classes `(n_classes, e)`, differentiable in the method's parameters.
 
-        A method whose prompts depend on the image needs unit-length `image_features` `(b, e)` and gives
-        `(b, n_classes, e)`. For others, while gradients are off, they are computed once, until something changes that
-        they depend on: what the method asks of the text tower, the backbone's weights, or the precision.
+        A method whose prompts depend on the image needs unit-length `image_features` `(b, e)`, or `image_tokens`
+        `(b, l, d)` too, and gives `(b, n_classes, e)`. For others, while gradients are off, they are computed once,
+        until something changes that they depend on: what the method asks of the text tower, the backbone's weights, or
+        the precision.
         """
-        features: dict[str, Callable[[], Tensor]] = {} if image_features is None else {"vision": lambda: image_features}
-        return self._encoded(self._own_texts, features)
+        return self._encoded(self._own_texts, image_features, image_tokens)
 
     @in_one_mode
     def prompt_features(self) -> tuple[Tensor, ...]:
@@ -192,11 +197,11 @@ class AdaptedModel(Adapted[DualEncoder]):
         texts = self._each_text = self._each_text or self._class_texts(self._own_prompts, self.checkpointing, "each")
         if texts is None:
             raise self._no_prompts()
-        return self._encoded(texts, {}).split(texts.counts)
+        return self._encoded(texts).split(texts.counts)
 
-    def _encoded(self, texts: ClassTexts, features: dict[str, Callable[[], Tensor]]) -> Tensor:
-        """The method's own prompts under its edits: anew, or as they are known where nothing changed."""
-        edits = self._edits("text", Context(features, class_features=self.frozen_class_features))
+    def _encoded(self, texts: ClassTexts, features: Tensor | None = None, tokens: Tensor | None = None) -> Tensor:
+        """Texts under the method's edits, which may read images: anew, or as they are known where nothing changed."""
+        edits = self._edits("text", Context(_read(features), _read(tokens), self.frozen_class_features))
         if edits and (torch.is_grad_enabled() or self.method.training or self.method.per_image):
             return texts.encode(edits, self.text_memory)
         return texts.remembered(edits, self.text_memory)
@@ -223,7 +228,7 @@ class AdaptedModel(Adapted[DualEncoder]):
             alone = [[prompt] for prompt in prompts]
             like = self._texts if known is None else known[1]
             known = self._others = key, ClassTexts(self.backbone, alone, self.fast, self.checkpointing, like=like)
-        return self._encoded(known[1], {})
+        return self._encoded(known[1])
 
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
         """Unit-length features `(m, e)` of texts, under the method's edits. AdaptError, by name, for one too long."""
@@ -339,6 +344,11 @@ class AdaptedModel(Adapted[DualEncoder]):
                 f"this {self.method.name} learned from pairs and has no class names: give some, by --classes, or to "
                 "adapt.load as class_names"
             )
+
+
+def _read(of_images: Tensor | None) -> dict[str, Callable[[], Tensor]]:
+    """What a method may read of images, by tower."""
+    return {} if of_images is None else {"vision": lambda: of_images}
 
 
 def _against_fast_vision(backbone: DualEncoder, fast: bool | None) -> str | None:

@@ -156,6 +156,7 @@ def _check_edits(backbone: Backbone, method: Method, classes: int) -> None:
     class_features = None
     if isinstance(backbone, DualEncoder):
         features["vision"] = lambda: torch.zeros(1, backbone.embed_dim, device=backbone.device)
+        tokens["vision"] = lambda: torch.zeros(1, 1, backbone.tower("vision").width, device=backbone.device)
 
         def class_features(templates: Sequence[str]) -> Tensor:
             return torch.zeros(classes, backbone.embed_dim, device=backbone.device)

@@ -67,7 +67,8 @@ class ImageBatches:
                 continue
             positions = [draw.position for draw in draws]
             if self._items[0].is_pair:
-                inputs = [inputs[0], [self._items[position].text for position in positions]]
+                pairs = [self._items[position] for position in positions]
+                inputs = [inputs[0], [pair.text for pair in pairs], [pair.rephrased for pair in pairs]]
             yield inputs, self._answers[positions]
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adapt.backbones.base import DualEncoder
 from adapt.devices import keeping_rng
 from adapt.engine.memory import free_bytes, readable_bytes
 from adapt.engine.watching import watched
@@ -81,15 +82,17 @@ def _of_classes(model: AdaptedModel) -> int:
     if model.text_path == "none":
         return 0
     backbone = model.backbone
-    features = torch.zeros(_IMAGES, backbone.embed_dim, device=backbone.device, dtype=backbone.dtype)
-    kept = kept_bytes(model, lambda: model.class_features(features))
-    return kept // _IMAGES if model.method.per_image else kept
+    if not model.method.per_image:
+        return kept_bytes(model, model.class_features)
+    with torch.no_grad():
+        features = torch.zeros(_IMAGES, backbone.embed_dim, device=backbone.device, dtype=backbone.dtype)
+        tokens = model.image_tokens(_no_images(backbone)) if "tokens" in model.method.reads else None
+    return kept_bytes(model, lambda: model.class_features(features, tokens)) // _IMAGES
 
 
 def _of_an_image(model: AdaptedModel, block: int | None) -> tuple[int, int]:
-    backbone, size = model.backbone, model.backbone.preprocess.size
-    images = torch.zeros(_IMAGES, 3, size, size, device=backbone.device, dtype=backbone.dtype)
-    working = 12 * size**2  # three channels of fp32
+    backbone, images = model.backbone, _no_images(model.backbone)
+    working = 12 * images[0, 0].numel()  # three channels of fp32
     if "vision" not in backbone.towers:
         return 0, working
     tower = backbone.tower("vision")
@@ -97,6 +100,11 @@ def _of_an_image(model: AdaptedModel, block: int | None) -> tuple[int, int]:
     working += 4 * _tokens(model, images) * (8 * tower.width + 2 * inner)
     entered: Any = images if block is None else model.block_inputs(images, block)
     return kept_bytes(model, lambda: model.image_features(entered)) // _IMAGES, working
+
+
+def _no_images(backbone: DualEncoder) -> Tensor:
+    size = backbone.preprocess.size
+    return torch.zeros(_IMAGES, 3, size, size, device=backbone.device, dtype=backbone.dtype)
 
 
 def kept_bytes(model: AdaptedModel, compute: Callable[[], Any]) -> int:

@@ -30,7 +30,7 @@ _OF_THESE_CLASSES: dict[str, dict[str, Any]] = {
 }
 _COMPOSED = tuple(case for case in _CASES if case.startswith("compose/"))
 _IN_VISION_BLOCKS = ("bitfit", "das", "dpl", "ivlp", "ln_tuning", "lora", "maple", "mma", "prompt_src", "svlc")
-_IN_VISION_BLOCKS += ("modx", "vl2v", "vl2v_sd")
+_IN_VISION_BLOCKS += ("ctp_tft", "modx", "vl2v", "vl2v_sd")
 NEEDS_VISION_BLOCKS = {*_IN_VISION_BLOCKS, *_COMPOSED}
 # by its cases; in tests/methods, since its answers need views, or its last stage trains nothing inside
 _ELSEWHERE = ("compose", "tpt", "two_stage")
@@ -81,4 +81,7 @@ def class_features(model: AdaptedModel) -> Tensor:
     if not model.method.per_image:
         return model.class_features()
     noise = torch.Generator().manual_seed(4)
-    return model.class_features(F.normalize(torch.randn(2, model.backbone.embed_dim, generator=noise), dim=-1))
+    features = F.normalize(torch.randn(2, model.backbone.embed_dim, generator=noise), dim=-1)
+    if "tokens" not in model.method.reads:
+        return model.class_features(features)
+    return model.class_features(features, torch.randn(2, 5, model.backbone.tower("vision").width, generator=noise))

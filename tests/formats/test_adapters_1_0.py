@@ -38,6 +38,7 @@ def test_every_method_has_one() -> None:
         "anovl",
         "bitfit",
         "close",
+        "ctp_tft",
         "descriptions",
         "detpro",
         "ogen",

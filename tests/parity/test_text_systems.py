@@ -18,7 +18,7 @@ from adapt.data import Item
 from adapt.methods.base import contrast
 from adapt.methods.close import noisy
 from adapt.methods.descriptions import sentence
-from adapt.methods.svlc import wrong_twins
+from adapt.methods.svlc import in_other_words, wrong_twins
 from adapt.retrieval.index import index_texts
 from adapt.retrieval.matching import match
 from adapt.retrieval.vocabulary_free import VocabularyFree
@@ -152,7 +152,7 @@ def test_the_words_of_captions_pass_the_published_stages() -> None:
         assert frequent(words, settings["min_count"]) == stages["FrequencyMinWordCount"].split()
 
 
-def test_svlc() -> None:
+def test_svlc_negatives() -> None:
     """The losses on given features, which the case has in the order captions, wrong twins."""
     settings, expected = published.case("svlc_negatives")
     images = expected["image_features"].clone().requires_grad_()
@@ -166,6 +166,21 @@ def test_svlc() -> None:
     loss.backward()
     assert relative(images.grad, expected["grad.image_features"]) < GRADIENT_TOLERANCE
     assert relative(texts.grad, expected["grad.text_features"]) < GRADIENT_TOLERANCE
+
+
+def test_svlc_positives() -> None:
+    """The loss on given features, which the case has in the order captions in other words, captions."""
+    settings, expected = published.case("svlc_positives")
+    images = expected["image_features"].clone().requires_grad_()
+    every = expected["text_features"].clone().requires_grad_()
+    rephrased, texts = every.split(len(settings["captions"]))
+    scale = settings["logit_scale"]
+    again = in_other_words(scale * images @ rephrased.T, scale * texts @ rephrased.T)
+    loss = contrast(scale * images @ texts.T) + again
+    assert scaled(loss, expected["loss"]) < TOLERANCE
+    loss.backward()
+    assert relative(images.grad, expected["grad.image_features"]) < GRADIENT_TOLERANCE
+    assert relative(every.grad, expected["grad.text_features"]) < GRADIENT_TOLERANCE
 
 
 @EVERY_LIBRARY

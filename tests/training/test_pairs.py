@@ -135,6 +135,34 @@ def test_a_csv_of_pairs(tmp_path: Path, tiny_split: Split) -> None:
             read_csv(file, root="/")
 
 
+def test_a_column_of_pairs_says_their_texts_in_other_words(tmp_path: Path, tiny_split: Split) -> None:
+    paths = [item.path for item in tiny_split.train[:2]]
+    file = tmp_path / "pairs.csv"
+    file.write_text(f"path,text,rephrased,split\n{paths[0]},a cat,a small feline,train\n{paths[1]},a dog,,train\n")
+    split = read_csv(file, root="/")
+    assert [item.rephrased for item in split.train] == ["a small feline", ""]
+    file.write_text(file.read_text().replace("a small feline", "a kitten"))
+    assert read_csv(file, root="/").fingerprint != split.fingerprint
+    file.write_text("path,label,rephrased\na.png,cat,a feline\n")
+    with pytest.raises(AdaptError, match="a column 'rephrased' is of pairs"):
+        read_csv(file, root="/")
+
+
+def test_texts_in_other_words_draw_images_and_texts(open_clip: Backbone, images: Tensor) -> None:
+    model = adapt.wrap(open_clip, methods.SVLC(logit_scale=20), ())
+    texts, rephrased = ["a cat", "a dog", "a bird"], ["a small feline", "", "a parrot"]
+    step = model.step([images[:3], texts, rephrased], torch.arange(3))
+    terms, _ = model.losses(step)
+    i, t = step.features, model.encode_texts(texts)
+    p = model.encode_texts(["a small feline", "a dog", "a parrot"])  # a text without other words stands for itself
+    right = torch.arange(3)
+    expected = (F.cross_entropy(20 * i @ p.T, right) + F.cross_entropy(20 * t @ p.T, right)) / 2
+    assert torch.allclose(terms["rephrased"], expected, atol=1e-4)
+    assert set(terms) == {"cross_entropy", "rephrased"}  # none of these has a wrong twin
+    assert set(model.losses(model.step([images[:3], texts], torch.arange(3)))[0]) == {"cross_entropy"}
+    assert step.again().rephrased == step.under(model.method).rephrased == rephrased
+
+
 def test_the_bundled_captions_say_what_is_drawn() -> None:
     split = load("emoji-captions")
     assert (len(split.train), len(split.val), len(split.test)) == (1350, 135, 270)

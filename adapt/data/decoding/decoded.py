@@ -25,7 +25,7 @@ class Decoded:
     """Batches of draws from a dataset as (images (b, 3, h, w), labels (b,)), each time it is iterated.
 
     Of items with questions, `[images, questions, answers]` stands in the place of the images, of pairs
-    `[images, texts]`; of images of several classes labels are `(b, n)`, and say of each whether it is seen.
+    `[images, texts, rephrased]`; of images of several classes labels are `(b, n)`, and say of each whether it is seen.
     Iterating raises AdaptError for a file that cannot be decoded, also when a worker met it, and where the machine has
     no shared memory for what workers decode. Workers beyond the number of processors are not started: they would not
     help, and torch warns of them; and none are in a process that may start none, such as a worker of joblib. `pinned`

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
     from adapt.backbones.preprocess import Transform
 
-# An image (3, h, w); of an item with a question: image, question and answer; of a pair: image and text. `|` does not
-# take names in quotes.
-Inputs = Union["Tensor", tuple["Tensor", str, str], tuple["Tensor", str]]
+# An image (3, h, w); of an item with a question: image, question and answer; of a pair: image, text and the text
+# rephrased. `|` does not take names in quotes.
+Inputs = Union["Tensor", tuple["Tensor", str, str]]
 # the label, with the target where there is one; of each class whether it is seen, where several may be
 Truth = int | tuple[int, float] | tuple[bool, ...]
 
@@ -25,7 +25,7 @@ class ImageSet:
 
     Where images may have several of as many `classes` (by default of those that some have), the label is whether it has
     each. The inputs are the transformed image, (3, h, w), or `(image, question, answer)` of an item with a question, or
-    `(image, text)` of a pair.
+    `(image, text, rephrased)` of a pair.
     """
 
     def __init__(self, items: Sequence[Item], transform: Transform, classes: int | None = None) -> None:
@@ -45,4 +45,4 @@ class ImageSet:
         answer: Truth = item.label if item.target is None else (item.label, item.target)
         if item.labels is not None:
             answer = tuple(label in item.labels for label in range(self.classes))
-        return ((image, item.text) if item.text else image), answer
+        return ((image, item.text, item.rephrased) if item.text else image), answer

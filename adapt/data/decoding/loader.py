@@ -31,7 +31,7 @@ def loader(
     """Loader of `items` as images (b, 3, h, w) and labels (b,), for training or in order.
 
     Of items with questions: `[images, questions, answers]`, the latter lists of b texts, and labels; of pairs
-    `[images, texts]`. Where images may have several of n `classes`, labels are bool `(b, n)`.
+    `[images, texts, rephrased]`. Where images may have several of n `classes`, labels are bool `(b, n)`.
 
     For training, as in the published code: shuffled, and the last short batch is dropped if there is a full one (or by
     `drop_last`). Order and augmentation depend on `seed`, the epoch and the image only; see `Loader.set_epoch`.

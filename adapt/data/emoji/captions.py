@@ -24,11 +24,12 @@ def _captioned(path: str, number: int, scene: Scene, style: str) -> Iterator[Ite
 
 def caption(scene: Scene, turned: bool) -> str:
     """What is to be seen: one thing, several of a kind, or one left of another, which is the same `turned` round."""
-    first, *others = [_with_article(concept.name) for concept in scene.concepts]
+    first, *others = [with_article(concept.name) for concept in scene.concepts]
     if scene.kind == "pair":
         return f"{others[0]} right of {first}" if turned else f"{first} left of {others[0]}"
     return f"{questions.NUMBERS[len(others)]} times {first}" if others else first
 
 
-def _with_article(name: str) -> str:
+def with_article(name: str) -> str:
+    """A name with its article."""
     return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"

@@ -20,11 +20,12 @@ from adapt.data.split import SEPARATOR, Split
 from adapt.errors import AdaptError, nearest
 
 _BOX = ("x0", "y0", "x1", "y1")
-_COLUMNS = ("path", "label", "labels", "split", "domain", "question", "group", "text", "target", "mask", *_BOX)
+_COLUMNS = ("path", "label", "labels", "split", "domain", "question", "group", "text", "rephrased", "target", "mask")
+_COLUMNS += _BOX
 _FIRST_LINE = (
     "path,label[,split][,domain][,question][,group][,mask], or text,label[,split] with texts in place of images, or "
-    "path,text[,split] with pairs of both, or path,target[,label][,split] with numbers, or path,labels[,split] with "
-    f"several names each, as in cat{SEPARATOR}dog; beside any of these x0,y0,x1,y1 for regions"
+    "path,text[,rephrased][,split] with pairs of both, or path,target[,label][,split] with numbers, or "
+    f"path,labels[,split] with several names each, as in cat{SEPARATOR}dog; beside any of these x0,y0,x1,y1 for regions"
 )
 
 
@@ -40,13 +41,13 @@ def read_csv(
     folder, and must stay under it. Without a `split` column the images are divided by `ratios` (train, val, test) and
     `seed`. `group` names images that are more alike than others of their class, such as one object's photographs. A
     line with a `text` and no path is a text to learn from; without a column `label` each line is a pair of an image and
-    a text, of which an image may have several. A `target` is a number, such as a grade, and its `label` a word for it,
-    or else one of bad, poor, fair, good and perfect, by fifths of what lies between the extremes. A column `labels` in
-    place of `label` has the names of all classes that are seen, separated by `|`, or nothing. A `mask` is the path of a
-    picture that is bright where the image is not as it should be. Columns `x0,y0,x1,y1` are the edges of a region in
-    pixels, left and upper, right and lower: each region is an image by itself, a line without them the whole one, and
-    regions of one image stay together. What symbolic links list again counts once. Cells may be guarded as in
-    `adapt.cells`.
+    a text, of which an image may have several, and `rephrased`, where it is not empty, says the same as the text. A
+    `target` is a number, such as a grade, and its `label` a word for it, or else one of bad, poor, fair, good and
+    perfect, by fifths of what lies between the extremes. A column `labels` in place of `label` has the names of all
+    classes that are seen, separated by `|`, or nothing. A `mask` is the path of a picture that is bright where the
+    image is not as it should be. Columns `x0,y0,x1,y1` are the edges of a region in pixels, left and upper, right and
+    lower: each region is an image by itself, a line without them the whole one, and regions of one image stay together.
+    What symbolic links list again counts once. Cells may be guarded as in `adapt.cells`.
 
     Raises AdaptError, naming the line, when a column or a value is not as expected.
     """
@@ -112,6 +113,8 @@ def _rows(reader: csv.DictReader[str], folder: str, where: str) -> Iterator[List
             raise AdaptError(f"{where}: no column {column!r}. Expected a first line {_FIRST_LINE}.")
     if "question" in columns and "label" not in columns:
         raise AdaptError(f"{where}: a column 'question' needs a column 'label' with the answers.")
+    if "rephrased" in columns and not ({"path", "text"} <= set(columns) and "label" not in columns):
+        raise AdaptError(f"{where}: a column 'rephrased' is of pairs, with the columns path and text and no label.")
     for record in reader:
         yield _row(record, folder, f"{where} line {reader.line_num}")
 
@@ -137,9 +140,10 @@ def _row(record: dict[str | None, str | None], folder: str, where: str) -> Liste
     whole, box = parted(path)
     group = group if box is None else group or whole
     target = _number(cells["target"], where) if "target" in cells else None
+    label, rephrased = cells.get("label", ""), cells.get("rephrased", "")
     several = _names(cells["labels"], where) if "labels" in cells else None
     mask = under(folder, cells["mask"], where) if cells.get("mask") else ""
-    return Listed(path, cells.get("label", ""), part, domain, question, group, text, target, several, mask)
+    return Listed(path, label, part, domain, question, group, text, target, several, mask, rephrased)
 
 
 def _names(cell: str, where: str) -> tuple[str, ...]:

@@ -30,6 +30,7 @@ class Listed(NamedTuple):
     target: float | None = None
     class_names: tuple[str, ...] | None = None  # of an image that may have several
     mask: str = ""
+    rephrased: str = ""
 
     @property
     def classes(self) -> str:
@@ -39,7 +40,7 @@ class Listed(NamedTuple):
     @property
     def of_item(self) -> dict[str, Any]:
         """What its item has from it as it is."""
-        own = ("path", "class_name", "domain", "question", "group", "text", "target", "mask")
+        own = ("path", "class_name", "domain", "question", "group", "text", "target", "mask", "rephrased")
         return {name: getattr(self, name) for name in own}
 
 

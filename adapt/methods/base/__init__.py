@@ -55,7 +55,7 @@ class Method(nn.Module):
     needs_every_class: ClassVar[bool] = False
     """Whether there must be a training image of every class."""
     reads: ClassVar[frozenset[str]] = frozenset()
-    """What its logits and loss need beside features: `images`, so that the cache of features does not serve."""
+    """What it needs beside features: `images`, so that the cache of features does not serve, and `tokens` of them."""
     begins_anew: ClassVar[bool] = False
     """Whether `prepare` gives what trains its first values: training cannot go on from an earlier adapter then."""
     stands_alone: ClassVar[bool] = False

@@ -28,7 +28,10 @@ class Context:
         return self._read("features", tower)
 
     def tokens(self, tower: str) -> Tensor:
-        """Features `(b, p, d)` of the patches of this call's images, as the backbone reads them off `tower`."""
+        """Features `(b, l, d)` of the patches of this call's images, as the backbone reads them off `tower`.
+
+        Of a dual encoder they are what the last block gives, for a class token too.
+        """
         return self._read("tokens", tower)
 
     def class_features(self, templates: Sequence[str]) -> Tensor:

@@ -194,11 +194,19 @@ class ImageStep(Step):
         return features
 
     @cached_property
+    def image_tokens(self) -> Tensor:
+        """What the vision tower's last block makes of the images `(b, l, d)`, by the backbone alone; no gradient."""
+        tokens: Tensor = self.model.image_tokens(self.images)
+        return tokens
+
+    @cached_property
     def class_features(self) -> Tensor:
         """Unit-length features of the classes `(n, e)`, or `(b, n, e)` where they depend on the image."""
         features: Tensor
-        if self.model.method.per_image:
-            features = self._of_all(self.model.class_features(self._own_features))
+        method = self.model.method
+        if method.per_image:
+            tokens = self.image_tokens if "tokens" in method.reads else None
+            features = self._of_all(self.model.class_features(self._own_features, tokens))
         else:
             features = self._once("class_features", self.model.class_features)
         return features
@@ -269,12 +277,16 @@ class ImageStep(Step):
 
 
 class PairStep(ImageStep):
-    """A batch of images `(b, 3, h, w)` with a text for each, `[images, texts]`; `labels` are the images' numbers."""
+    """A batch of images `(b, 3, h, w)` with a text for each, `[images, texts]`; `labels` are the images' numbers.
+
+    A third list has the texts in other words, "" where there are none.
+    """
 
     def __init__(self, model: Any, inputs: Any, labels: Tensor | None = None) -> None:
-        images, texts = inputs
+        images, texts, *others = inputs
         super().__init__(model, images, labels)
         self.texts: list[str] = list(texts)
+        self.rephrased: list[str] = list(others[0] if others else [""] * len(self.texts))
 
     def again(self) -> Self:
         return self._of(self.model)
@@ -283,7 +295,7 @@ class PairStep(ImageStep):
         return self._of(self.model.under(method))
 
     def _of(self, model: Any) -> Self:
-        return self._alike(type(self)(model, [self.inputs, self.texts], self._answers))
+        return self._alike(type(self)(model, [self.inputs, self.texts, self.rephrased], self._answers))
 
     @cached_property
     def text_features(self) -> Tensor:

@@ -20,6 +20,7 @@ TARGET = Path(__file__).resolve().parents[1]
 RECIPES = (
     "coop",
     "cocoop",
+    "ctp_tft",
     "kgcoop",
     "tcp",
     "ogen",

@@ -1,0 +1,92 @@
+"""Mutual learning of prompts and image features: both read, for each class, what of the image belongs to it.
+
+Paper: Long et al., Task-Oriented Multi-Modal Mutual Learning for Vision-Language Models, ICCV 2023 (CTP and TFT).
+Reference: none. Code is not public, and only the abstract was at hand: this is our reading of it, and nothing here is
+"CTP + TFT as in the paper". What the abstract says, and what we chose:
+
+* CoCoOp shifts the context of all classes by the same image-conditioned vector, which weakens what tells them apart.
+  Class-aware text prompts (CTP) are enriched with label-related image information: each class, by its features in a
+  hand-written template, attends to the image's tokens, and a meta-network makes of what it read the shift of its own
+  context. The tokens are those of the vision tower's last block; both sides of the attention, which has one head,
+  are brought to zero mean and unit variance, and what was read to unit length, as CoCoOp's features have.
+* Text-guided feature tuning (TFT) makes the image branch attend to class-related representation: each class, by the
+  features of its prompt, attends to the same tokens, and what it read, mapped to the features' width, is added to the
+  image's features. So an image has features for each class, and a class's logit depends on no other class.
+* Their contrast is the cross-entropy over the classes.
+* The last map of either way starts at zero: at first the method is CoOp. The context starts as CoCoOp's does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from adapt.backbones.base import DualEncoder
+from adapt.backbones.tower import Tower
+from adapt.edits import Edit, Tokens
+from adapt.methods.base import Context
+from adapt.methods.cocoop import CoCoOp, CoCoOpConfig
+from adapt.methods.zero_shot import Template
+
+
+class CTPTFTConfig(CoCoOpConfig):
+    attention_width: int = Field(default=64, ge=1)
+    """Of the queries and keys by which classes read the image."""
+    template: Template = "a photo of a {}."
+    """By which classes read the image for their prompts; with {} for the class name."""
+
+
+class CTPTFT(CoCoOp):
+    """`CTPTFT(n_ctx, ctx_init)` trains `ctx`, `read`, `meta_net` for prompts, and `guided`, `tuning` for images."""
+
+    name = "ctp_tft"
+    title = "CTP + TFT, our reading of the abstract (Long et al., ICCV 2023)"
+    Config = CTPTFTConfig
+    reads = frozenset({"images", "tokens"})
+
+    @classmethod
+    def published(cls, state: dict[str, Tensor], given: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        return super(CoCoOp, cls).published(state, given)  # refused: CoCoOp's files are not ours
+
+    def build(self, backbone: DualEncoder, class_names: Sequence[str]) -> None:  # type: ignore[override]
+        super().build(backbone, class_names)
+        features, seen = backbone.embed_dim, self._seen(backbone)
+        self.read, self.guided = (Reading(features, seen, self.config.attention_width) for _ in range(2))
+        self.tuning = nn.Linear(seen, features, bias=False)
+        for last in (*self.meta_net[-1].parameters(), self.tuning.weight):
+            nn.init.zeros_(last)
+        self.to(backbone.device)
+
+    def _seen(self, backbone: DualEncoder) -> int:
+        return backbone.tower("vision").width
+
+    def edits(self, tower: Tower, context: Context) -> list[Edit]:
+        if tower.name != "text":
+            return []
+        classes = context.class_features([self.config.template])
+        shifts = self.meta_net(self.read(classes.to(self.ctx.dtype), context.tokens("vision").to(self.ctx.dtype)))
+        return [Tokens(self.ctx + shifts[:, :, None])]
+
+    def logits(self, step: Any) -> Tensor:
+        read = self.guided(step.class_features.to(self.ctx.dtype), step.image_tokens.to(self.ctx.dtype))
+        tuned = F.normalize(step.features[:, None] + self.tuning(read), dim=-1)  # (b, n, e)
+        logits: Tensor = step.scale * (tuned * step.class_features).sum(-1) + step.bias
+        return logits
+
+
+class Reading(nn.Module):
+    """What of images' tokens `(b, l, d)` belongs to each class `([b,] n, e)`, by attention: unit `(b, n, d)`."""
+
+    def __init__(self, asking: int, seen: int, width: int) -> None:
+        super().__init__()
+        self.query = nn.Linear(asking, width, bias=False)
+        self.key = nn.Linear(seen, width, bias=False)
+
+    def forward(self, classes: Tensor, tokens: Tensor) -> Tensor:
+        classes, tokens = (F.layer_norm(each, each.shape[-1:]) for each in (classes, tokens))
+        scores = self.query(classes) @ self.key(tokens).mT
+        return F.normalize((scores / self.query.out_features**0.5).softmax(-1) @ tokens, dim=-1)

@@ -1,0 +1,131 @@
+"""Where left and right get lost: how well ridge regression reads the sides of two drawings off the frozen towers."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from itertools import combinations
+from random import Random
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import adapt
+from adapt import AdaptedModel
+from adapt.data.emoji import captions, questions
+from adapt.data.emoji.scenes import Scene, scenes
+from adapt.methods import ZeroShot
+from benchmarks.drawings import backbone, per_cent
+from benchmarks.text import Row
+
+SEEDS = (1, 2, 3)
+TRAIN, TEST = 1500, 400  # scenes of two drawings; those of the test are of drawings that no other scene has
+HELD_OUT = 0.2  # of the pairs of things, whose captions are read in the test alone
+FEW = 60  # scenes whose patches are read one by one
+PENALTY = 10.0  # of regression on standardised inputs
+Pairs = tuple[Tensor, Tensor]  # what is read (n, d), and the numbers of the left and of the right thing (n, 2)
+
+
+def rows(progress: Callable[[str], None]) -> Iterator[Row]:
+    """How often the left thing is known, of 51, and which of the two is on the left; and the side of a patch."""
+    model = adapt.wrap(backbone(), ZeroShot(), ()).eval()
+    things, sides, patches = (defaultdict[str, list[Tensor]](list) for _ in range(3))
+    for seed in SEEDS:
+        progress(f"seed {seed}")
+        train, test = (_scenes(part, count, seed) for part, count in (("train", TRAIN), ("test", TEST)))
+        seen, unseen = (_of_images(model, each) for each in (train, test))
+        read = {name: (seen[name], unseen[name]) for name in seen} | {"captions": _of_captions(model, seed)}
+        for name, (known, asked) in read.items():
+            things_right, sides_right = _told(known, asked)
+            things[name].append(things_right)
+            sides[name].append(sides_right)
+        for block in range(len(model.backbone.tower("vision").blocks)):
+            few = (_patches(model, block, each[:FEW]) for each in (train, test))
+            patches[f"patches before block {block}"].append(_right(*few))
+    for name in things:
+        figures = f"left thing {per_cent(things[name])}", f"order {per_cent(sides[name])}"
+        yield {"case": name, "text": " | ".join(figures)}
+    for name, found in patches.items():
+        yield {"case": name, "text": f"side {per_cent(found)}"}
+
+
+def _scenes(part: str, count: int, seed: int) -> list[Scene]:
+    drawn = scenes(questions.drawings("emoji-questions", part), count, Random(f"{part}/{seed}"))
+    return [scene for scene in drawn if scene.kind == "pair"]
+
+
+def _numbers(listed: Sequence[tuple[str, str]]) -> Tensor:
+    number = {concept.name: place for place, concept in enumerate(questions.concepts().values())}
+    return torch.tensor([[number[name] for name in names] for names in listed])
+
+
+@torch.no_grad()
+def _of_images(model: AdaptedModel, drawn: Sequence[Scene]) -> dict[str, Pairs]:
+    transform, features, tokens = model.transform(), [], []
+    for start in range(0, len(drawn), 50):
+        images = torch.stack([transform(scene.draw()) for scene in drawn[start : start + 50]])
+        features.append(model.image_features(images))
+        tokens.append(model.image_tokens(images))
+    patches = _patches_of(torch.cat(tokens))
+    side = round(patches.shape[1] ** 0.5)
+    grid = patches.unflatten(1, (side, side))
+    halves = torch.cat([half.mean((1, 2)) for half in grid.chunk(2, dim=2)], dim=-1)
+    labels = _numbers([(scene.concepts[0].name, scene.concepts[1].name) for scene in drawn])
+    read = {"image features": torch.cat(features), "mean of the patches": patches.mean(1), "means by halves": halves}
+    return {name: (values, labels) for name, values in read.items()}
+
+
+def _of_captions(model: AdaptedModel, seed: int) -> tuple[Pairs, Pairs]:
+    """Captions to learn from, and those of other pairs of things."""
+    stream = Random(seed)
+    listed: tuple[list[tuple[str, str]], list[tuple[str, str]]] = [], []
+    for one, other in combinations([concept.name for concept in questions.concepts().values()], 2):
+        listed[stream.random() < HELD_OUT].extend([(one, other), (other, one)])
+    known, asked = (_of_texts(model, each) for each in listed)
+    return known, asked
+
+
+def _of_texts(model: AdaptedModel, listed: Sequence[tuple[str, str]]) -> Pairs:
+    texts = [f"{captions.with_article(left)} left of {captions.with_article(right)}" for left, right in listed]
+    texts += [f"{captions.with_article(right)} right of {captions.with_article(left)}" for left, right in listed]
+    return model.text_features(texts), _numbers([*listed, *listed])
+
+
+@torch.no_grad()
+def _patches(model: AdaptedModel, block: int, drawn: Sequence[Scene]) -> Pairs:
+    """Each patch before a block, and whether it is of the right half."""
+    transform, name = model.transform(), f"vision.{block}"
+    images = torch.stack([transform(scene.draw()) for scene in drawn])
+    read = _patches_of(model.frozen_blocks(images, [name])[name][0])
+    side = round(read.shape[1] ** 0.5)
+    of_right = (torch.arange(side * side) % side >= side // 2).long().repeat(len(read))
+    return read.flatten(0, 1), of_right[:, None]
+
+
+def _patches_of(tokens: Tensor) -> Tensor:
+    """Tokens `(b, l, d)` without the class token, as a norm would leave them."""
+    return F.layer_norm(tokens[:, 1:], tokens.shape[-1:])
+
+
+def _scores(known: Pairs, asked: Tensor) -> Tensor:
+    """What regression on `known` says of `asked`: scores `(n, labels, classes)`."""
+    mean, spread = known[0].mean(0), known[0].std(0) + 1e-6
+    inputs, asked = ((each - mean) / spread for each in (known[0], asked))
+    targets = F.one_hot(known[1]).float()
+    usual = targets.mean(0)
+    penalised = inputs.T @ inputs + PENALTY * torch.eye(inputs.shape[1])
+    weights = torch.linalg.solve(penalised, inputs.T @ (targets - usual).flatten(1))
+    return (asked @ weights).unflatten(1, usual.shape) + usual
+
+
+def _right(known: Pairs, asked: Pairs) -> Tensor:
+    return (_scores(known, asked[0]).argmax(-1) == asked[1])[:, 0].double()
+
+
+def _told(known: Pairs, asked: Pairs) -> tuple[Tensor, Tensor]:
+    """Whether the left thing is known of all, and whether the two in their order score higher than turned round."""
+    scores, (left, right) = _scores(known, asked[0]), asked[1].T
+    row = torch.arange(len(scores))
+    order = scores[row, 0, left] + scores[row, 1, right] > scores[row, 0, right] + scores[row, 1, left]
+    return (scores[:, 0].argmax(-1) == left).double(), order.double()
