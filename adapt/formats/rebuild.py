@@ -21,7 +21,9 @@ from adapt.models.wrap import Model, assemble, build
 logger = logging.getLogger("adapt")
 
 
-def named_backbone(name: str, device: str, quantization: str | None, reading: dict[str, Any]) -> Backbone:
+def named_backbone(
+    name: str, device: str | torch.device, quantization: str | None, reading: dict[str, Any]
+) -> Backbone:
     """The backbone that a file names, in as many bits as there, and reading inputs as there."""
     backbone: Backbone = load_backbone(name, device, quantization)
     backbone.read_as(reading)

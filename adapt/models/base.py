@@ -24,7 +24,8 @@ from adapt.engine.frozen import frozen
 from adapt.engine.hooks import run
 from adapt.errors import AdaptError
 from adapt.methods.base import Context, Method, checked
-from adapt.methods.base.step import TERMS, Step, Terms
+from adapt.methods.base.step import Step, Terms
+from adapt.methods.base.terms import TERMS
 from adapt.models.answers import PLAIN, Answers
 from adapt.models.prediction import Prediction, Wanted, decided
 from adapt.prompts import several

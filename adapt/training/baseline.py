@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -17,6 +18,8 @@ from adapt.models.classifier import AdaptedModel
 from adapt.models.wrap import Model, wrap
 from adapt.progress import counting_bar
 from adapt.training.fitting import Fitting
+
+logger = logging.getLogger("adapt")
 
 
 def check_several(method: Method, items: Sequence[Item]) -> None:
@@ -61,3 +64,26 @@ def zero_shot(training: Fitting, baseline: Model, test_set: Sequence[Item], temp
     with counting_bar(training.model.baseline, training.progress) as bar:
         scores = evaluate(baseline, test_set, workers=training.workers, cache=training.cache, progress=bar)
     return scores.figures() | ({"template": template} if isinstance(baseline, AdaptedModel) else {})
+
+
+def note_harm(metrics: dict[str, Any], history: list[dict[str, Any]]) -> None:
+    """Says where training made the backbone worse, and what to try."""
+    named = "mAP" if "mean_average_precision" in metrics["adapted"] else "accuracy"
+    figure = "mean_average_precision" if named == "mAP" else named
+    before, after = metrics.get("zero_shot", {}).get(figure, 0.0), metrics["adapted"][figure]
+    if after >= before:
+        return
+    last = history[-len(history) // 10 :]  # the last tenth of the steps
+    fitted = sum(entry["accuracy"] for entry in last) / len(last) if last else None
+    if fitted is None:
+        advice = "Try other settings of the method, or more shots"
+    elif fitted > 0.6:
+        advice = f"It fits its training images, {100 * fitted:.1f} % right at the end: try fewer epochs, a lower "
+        advice += "train.lr or more shots"
+    else:
+        advice = f"It does not fit its training images yet, {100 * fitted:.1f} % right at the end: try more epochs or "
+        advice += "another train.lr"
+    logger.warning(
+        "adapted %s, %.1f %%, is below the %.1f %% of %s. %s, and compare on validation images",
+        named, 100 * after, 100 * before, metrics["baseline"], advice,
+    )  # fmt: skip

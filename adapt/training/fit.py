@@ -27,7 +27,7 @@ from adapt.models.classifier import AdaptedModel
 from adapt.progress import counting_bar, training_bar
 from adapt.tracking import Track, trackers
 from adapt.training.average import epoch_weights
-from adapt.training.baseline import answer_in_kind, baseline_of, check_several, zero_shot
+from adapt.training.baseline import answer_in_kind, baseline_of, check_several, note_harm, zero_shot
 from adapt.training.fitting import Fitting
 from adapt.training.journal import Journal
 from adapt.training.length_of_time import LengthOfTime
@@ -191,7 +191,7 @@ def _fit(
         metrics["val"] = _scores(training, training.val_set, "validating").figures()
     if scores is not None:
         metrics["adapted"] = scores.figures()
-        _note_harm(metrics, journal.history)
+        note_harm(metrics, journal.history)
     model.metadata = {"recipe": recipe, "seed": seed, "metrics": dict(metrics)}
     adapter = None
     if run is not None:
@@ -227,29 +227,6 @@ def _calibrated(training: Fitting, before: Scores | None) -> dict[str, Any]:
     return (
         found if before is None else found | {"error_before": before.calibration_error, "before": before.reliability()}
     )
-
-
-def _note_harm(metrics: dict[str, Any], history: list[dict[str, Any]]) -> None:
-    """Says where training made the backbone worse, and what to try."""
-    named = "mAP" if "mean_average_precision" in metrics["adapted"] else "accuracy"
-    figure = "mean_average_precision" if named == "mAP" else named
-    before, after = metrics.get("zero_shot", {}).get(figure, 0.0), metrics["adapted"][figure]
-    if after >= before:
-        return
-    last = history[-len(history) // 10 :]  # the last tenth of the steps
-    fitted = sum(entry["accuracy"] for entry in last) / len(last) if last else None
-    if fitted is None:
-        advice = "Try other settings of the method, or more shots"
-    elif fitted > 0.6:
-        advice = f"It fits its training images, {100 * fitted:.1f} % right at the end: try fewer epochs, a lower "
-        advice += "train.lr or more shots"
-    else:
-        advice = f"It does not fit its training images yet, {100 * fitted:.1f} % right at the end: try more epochs or "
-        advice += "another train.lr"
-    logger.warning(
-        "adapted %s, %.1f %%, is below the %.1f %% of %s. %s, and compare on validation images",
-        named, 100 * after, 100 * before, metrics["baseline"], advice,
-    )  # fmt: skip
 
 
 def _pick(item: Item, class_names: Sequence[str]) -> dict[str, str]:

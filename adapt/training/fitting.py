@@ -137,7 +137,7 @@ class Fitting:
             batches = self._batches(settings)
         else:
             batches = self.batches
-        trainer = Trainer(self.model, batches, settings, None, parameters, loss, self.processes)
+        trainer = Trainer(self.model, batches, settings, None, parameters, loss, processes=self.processes)
         with training_bar(trainer.plan.steps, 0, self.progress, title) as report:
 
             def told(entry: dict[str, Any]) -> None:

@@ -102,7 +102,7 @@ class TrainSettings(_Settings):
     @field_validator("terms")
     @classmethod
     def _known(cls, terms: dict[str, float]) -> dict[str, float]:
-        from adapt.methods.base.step import TERMS  # not above: recipes are read without torch
+        from adapt.methods.base.terms import TERMS  # not above: recipes are read without torch
 
         for name, weight in terms.items():
             if name not in TERMS:

@@ -29,8 +29,8 @@ _COLOURS = ((20, 20, 20), (90, 60, 30), (120, 120, 120), (200, 30, 30))
 
 def read_defects(spec: str) -> Split:
     """The variant `spec`, one that there is; the domain of an item is the style, its group the concept."""
-    parts = {part: tuple(_items(spec, part)) for part in ("train", "val", "test")}
-    return Split(spec, CLASSES, **parts, root=zip_root(archive.ARCHIVE))
+    train, val, test = (tuple(_items(spec, part)) for part in ("train", "val", "test"))
+    return Split(spec, CLASSES, train, val, test, root=zip_root(archive.ARCHIVE))
 
 
 def _items(spec: str, part: str) -> list[Item]:

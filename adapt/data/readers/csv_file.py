@@ -20,8 +20,8 @@ from adapt.data.split import SEPARATOR, Split
 from adapt.errors import AdaptError, nearest
 
 _BOX = ("x0", "y0", "x1", "y1")
-_COLUMNS = ("path", "label", "labels", "split", "domain", "question", "group", "text", "rephrased", "target", "mask")
-_COLUMNS += _BOX
+_OF_LINES = ("path", "label", "labels", "split", "domain", "question", "group", "text", "rephrased", "target", "mask")
+_COLUMNS = (*_OF_LINES, *_BOX)
 _FIRST_LINE = (
     "path,label[,split][,domain][,question][,group][,mask], or text,label[,split] with texts in place of images, or "
     "path,text[,rephrased][,split] with pairs of both, or path,target[,label][,split] with numbers, or "

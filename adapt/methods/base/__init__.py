@@ -23,11 +23,9 @@ from adapt.methods.base.step import (
     PairStep,
     Step,
     Terms,
-    checked,
     contrast,
-    cross_entropy,
-    total,
 )
+from adapt.methods.base.terms import checked, cross_entropy, total
 from adapt.methods.base.training import Training
 from adapt.prompts import Prompt
 from adapt.validation import explain

@@ -13,7 +13,6 @@ from torch import Tensor
 from adapt.devices import moved
 from adapt.errors import AdaptError
 from adapt.prompts import Prompt
-from adapt.shown import brief
 
 Same = TypeVar("Same", bound="ImageStep")
 Terms = dict[str, Tensor]  # the parts of a loss by name, which add up
@@ -325,36 +324,3 @@ def contrast(logits: Tensor, wrong: Tensor | None = None) -> Tensor:
     right = torch.arange(len(logits), device=logits.device)
     of_images = logits if wrong is None else torch.cat([logits, wrong], dim=-1)
     return (F.cross_entropy(of_images.float(), right) + F.cross_entropy(logits.T.float(), right)) / 2
-
-
-def total(terms: Terms) -> Tensor:
-    """The loss that its terms add up to."""
-    first, *others = terms.values()
-    return sum(others, first)
-
-
-def checked(terms: Any, method: str) -> Terms:
-    """The terms of a method's loss. AdaptError, with its name, for what is none."""
-    expected = "expected the terms of a loss by their names, each a tensor with one number"
-    if not isinstance(terms, dict) or not terms:
-        raise AdaptError(f"{method}: its loss gave {brief(terms)}; {expected}")
-    for name, term in terms.items():
-        if not (isinstance(name, str) and isinstance(term, Tensor) and term.numel() == 1):
-            kind = f"of shape {tuple(term.shape)}" if isinstance(term, Tensor) else brief(term)
-            raise AdaptError(f"{method}: the term {name!r} of its loss is {kind}; {expected}")
-    return terms
-
-
-def cross_entropy(step: Step) -> Tensor:
-    """That of a batch."""
-    return step.cross_entropy
-
-
-def distill(step: ImageStep) -> Tensor:
-    """The mean of one minus the cosine of image features with those of the backbone alone."""
-    return 1 - (step.features.float() * step.frozen_features.float()).sum(-1).mean()
-
-
-TERMS: dict[str, Callable[[Any], Tensor]] = {
-    "distill": distill
-}  # those that a recipe may add to any method's loss, by `train.terms`
