@@ -6,7 +6,10 @@ import os
 import re
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
+
+from filelock import FileLock
 
 from adapt.errors import missing
 from adapt.tracking.tracker import TrackedRun, Tracker, final_numbers, flat_settings, step_numbers
@@ -37,8 +40,10 @@ class MLflow(Tracker):
         self._step = 0
 
     def started(self, run: TrackedRun) -> None:
-        self._client, self._step = self._library.MlflowClient(), run.step
-        experiment = self._experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME", "adapt"))
+        self._step = run.step
+        with self._alone():
+            self._client = self._library.MlflowClient()
+            experiment = self._experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME", "adapt"))
         known = self._client.search_runs([experiment], f"tags.`{_TAG}` = '{run.id}'") if run.resumed else []
         if known:
             self._run = known[0].info.run_id
@@ -63,13 +68,18 @@ class MLflow(Tracker):
     def stopped(self, error: BaseException) -> None:
         self._client.set_terminated(self._run, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
 
+    def _alone(self) -> AbstractContextManager[Any]:
+        """Keeps runs that start at once apart while the first makes the tables of a file, which they would all make."""
+        kind, _, path = self._library.get_tracking_uri().partition("?")[0].partition(":///")
+        return FileLock(f"{path}.lock") if kind == "sqlite" else nullcontext()
+
     def _experiment(self, name: str) -> str:
         """Its id; it is made where there is none."""
         found = self._client.get_experiment_by_name(name)
         if found is None:
             try:
                 return str(self._client.create_experiment(name))
-            except self._library.MlflowException:  # another process has just made it
+            except self._library.MlflowException:  # on a server, by a run that started at once
                 found = self._client.get_experiment_by_name(name)
         return str(found.experiment_id)
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import stored_numbers
 import yaml
+from filelock import FileLock, Timeout
 
 from adapt import AdaptError, fit
 from adapt.tracking import SHIPPED, TrackedRun
@@ -109,6 +111,27 @@ def test_settings_whose_keys_mlflow_refuses_are_tracked_all_the_same(tmp_path: P
     assert numbers == {("seconds", 0): 1.5}
     assert found.data.params["method.descriptions.caf\u00e9 _new_"] == "['?']"
     assert len(found.data.params["method.descriptions.goldfish"]) == 500
+
+
+def test_runs_that_start_at_once_make_the_tables_of_a_file_one_after_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlflow
+
+    held: list[bool] = []
+
+    def look(self: object, name: str) -> SimpleNamespace:
+        with pytest.raises(Timeout):
+            FileLock(tmp_path / "mlflow.db.lock").acquire(timeout=0)
+        held.append(True)
+        return SimpleNamespace(experiment_id="1")
+
+    monkeypatch.setattr(mlflow.MlflowClient, "get_experiment_by_name", look)
+    made = SimpleNamespace(info=SimpleNamespace(run_id="a"))
+    monkeypatch.setattr(mlflow.MlflowClient, "create_run", lambda *_, **__: made)
+    MLflow().started(TrackedRun("0123456789ab", "runs/one", {}, None, False, 0))
+    assert held == [True]
+    FileLock(tmp_path / "mlflow.db.lock").acquire(timeout=0).lock.release()
 
 
 @pytest.mark.parametrize(
