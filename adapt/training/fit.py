@@ -145,7 +145,8 @@ def _fit(
 ) -> Result:
     model, run, seed = training.model, training.run, training.seed
     metrics: dict[str, Any] = {"method": model.method.name, "backbone": model.backbone.name, "seed": seed}
-    if model.has_baseline:
+    model.answers = replace(model.answers, logit_bias=None)  # that of images of several classes is theirs
+    if model.has_baseline and (test_set or of_several(training.train_set)):
         baseline = baseline_of(model, template)
         answer_in_kind(training, baseline)
         if test_set:
