@@ -137,7 +137,7 @@ def _dual_encoder(split: Split, backbone: Backbone) -> DualEncoder:
     if split.train[0].question or not isinstance(backbone, DualEncoder):
         raise AdaptError("what is compared tells classes apart by a CLIP or SigLIP: give images without questions")
     if split.of_several:
-        raise AdaptError("what is compared tells one class from others, and these images may have several of each")
+        raise AdaptError(f"{split.name} has images of several classes, and what is compared gives each image one")
     if len(split.class_names) < 2:
         split.check_classes()
         raise AdaptError(f"{split.name} has one class, {split.class_names[0]!r}: there is nothing to tell apart")

@@ -212,7 +212,8 @@ class Split:
     @property
     def of_several(self) -> bool:
         """Whether its images may have several classes, or none."""
-        return of_several(tuple(self.items())[:1])
+        first = next(self.items(), None)
+        return first is not None and first.labels is not None
 
     def numbered_as(self, class_names: Sequence[str]) -> Split:
         """The same with labels by the order of `class_names`, which are its own in another order."""

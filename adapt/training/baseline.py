@@ -43,19 +43,17 @@ def baseline_of(model: Adapted[Any], template: str) -> Model:
 
 
 def answer_in_kind(training: Fitting, baseline: Model) -> None:
-    """Both models give one class an image, or several, each by itself, as the training images have them.
+    """Where the training images may have several classes, both models answer each class by itself.
 
-    The bias of several is set by the baseline's logits of the training images: at its own scale, and at the method's.
-    A run that goes on, and whatever the method begins with, has the same.
+    The bias is set by the baseline's logits of the training images: at its own scale, and at the method's. A run that
+    goes on, and whatever the method begins with, has the same.
     """
-    model = training.model
-    biases: list[float | None] = [None, None]
-    if isinstance(baseline, AdaptedModel):
-        scale = (model.method.logit_scale or baseline.backbone.logit_scale) / baseline.backbone.logit_scale
-        biases = prior_biases(
-            baseline, training.train_set, (1.0, scale), workers=training.workers, cache=training.cache
-        )
-    for each, bias in zip((baseline, model), biases, strict=True):
+    if not (isinstance(baseline, AdaptedModel) and of_several(training.train_set)):
+        return
+    scale = (training.model.method.logit_scale or baseline.backbone.logit_scale) / baseline.backbone.logit_scale
+    items, workers = training.train_set, training.workers
+    biases = prior_biases(baseline, items, (1.0, scale), workers=workers, cache=training.cache)
+    for each, bias in zip((baseline, training.model), biases, strict=True):
         each.answers = replace(each.answers, logit_bias=bias)
 
 

@@ -168,7 +168,8 @@ def _fit(
     metrics["device"] = described(model.backbone.device)
     if training.processes.count > 1:
         metrics["processes"] = training.processes.count
-    if model.has_baseline:
+    model.answers = replace(model.answers, logit_bias=None)  # that of images of several classes is theirs
+    if model.has_baseline and (test_set or of_several(training.train_set)):
         baseline = baseline_of(model, template)
         answer_in_kind(training, baseline)
         if test_set and training.processes.main:

@@ -18,7 +18,7 @@ from adapt.disk import write_text
 from adapt.errors import AdaptError
 from adapt.evaluation import stored
 from adapt.evaluation.flops import tower_flops
-from adapt.features import item_features, labels_of, several_labels_of
+from adapt.features import item_features, labels_of
 from adapt.methods.base import Step, Terms, total
 from adapt.methods.base.training import Part
 from adapt.models.base import Adapted, evaluating
@@ -78,10 +78,10 @@ class Fitting:
         self.model.class_weights = None
         if self.settings.class_weights == "equal":
             return
-        truth = several_labels_of(self.train_set, len(self.model.class_names))
-        counts = truth.sum(0).clamp_min(1)
+        labels = torch.tensor([label for item in self.train_set for label in item.every_label])
+        counts = labels.bincount(minlength=len(self.model.class_names)).clamp_min(1)
         # of several classes each weighs as much where it is as where it is not
-        weights = (len(truth) - counts) / counts if of_several(self.train_set) else 1 / counts
+        weights = (len(self.train_set) - counts) / counts if of_several(self.train_set) else 1 / counts
         self.model.class_weights = weights.clamp_min(1e-6).to(self.model.backbone.device)
 
     def renew_batches(self) -> None:

@@ -34,18 +34,7 @@ class Result:
         lines = [f"{count:,} trained parameters, {seconds:.1f} s on {self.metrics['device']}"]
         if "processes" in self.metrics:
             lines[0] += f", as one of {self.metrics['processes']} processes"
-        if "adapted" in self.metrics:
-            gain = ""
-            if "zero_shot" in self.metrics:
-                lines.append(f"{self.metrics.get('baseline', 'zero-shot'):10} {100 * self.zero_shot_accuracy:5.1f} %")
-                gain = f"  ({100 * (self.accuracy - self.zero_shot_accuracy):+.1f} points)"
-            lines.append(f"adapted    {100 * self.accuracy:5.1f} %{gain}")
-            if not self.metrics["adapted"].keys() & {"recall", "mean_average_precision"}:
-                balanced = self.metrics["adapted"]["mean_class_accuracy"]
-                lines.append(f"balanced   {100 * balanced:5.1f} %  (each class counted once)")
-        for name, figures in (("zero-shot", "zero_shot"), ("adapted", "adapted")):
-            if labels := said_of_labels(self.metrics.get(figures, {})):
-                lines.append(f"{name:10} {labels}")
+        lines += self._of_labels() or self._of_classes()
         if others := beside_accuracy(self.metrics.get("adapted", {})):
             lines.append(f"{'':10} {others}")
         for way, shares in (self.metrics.get("adapted", {}).get("recall") or {}).items():
@@ -61,6 +50,25 @@ class Result:
             lines.append(f"skipped    {', '.join(search['chosen'])}: {saved:.0f} % of operations saved")
             lines.append(f"search     {search['seconds']:.1f} s, {share:.0f} % of search and training")
         return "\n".join(lines)
+
+    def _of_labels(self) -> list[str]:
+        """How well each class is told by itself, where images may have several."""
+        of_each = {self.metrics.get("baseline", "zero-shot"): "zero_shot", "adapted": "adapted"}
+        said = {name: said_of_labels(self.metrics.get(part, {})) for name, part in of_each.items()}
+        return [f"{name:10} {figures}" for name, figures in said.items() if figures]
+
+    def _of_classes(self) -> list[str]:
+        if "adapted" not in self.metrics:
+            return []
+        lines, gain = [], ""
+        if "zero_shot" in self.metrics:
+            lines.append(f"{self.metrics.get('baseline', 'zero-shot'):10} {100 * self.zero_shot_accuracy:5.1f} %")
+            gain = f"  ({100 * (self.accuracy - self.zero_shot_accuracy):+.1f} points)"
+        lines.append(f"adapted    {100 * self.accuracy:5.1f} %{gain}")
+        if "recall" not in self.metrics["adapted"]:
+            balanced = self.metrics["adapted"]["mean_class_accuracy"]
+            lines.append(f"balanced   {100 * balanced:5.1f} %  (each class counted once)")
+        return lines
 
     @property
     def terms(self) -> tuple[str, ...]:

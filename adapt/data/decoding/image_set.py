@@ -30,7 +30,7 @@ class ImageSet:
 
     def __init__(self, items: Sequence[Item], transform: Transform, classes: int | None = None) -> None:
         self.items = items
-        self.classes = classes or 1 + max(max(item.every_label, default=0) for item in items)
+        self.classes = classes or 1 + max((label for item in items for label in item.every_label), default=0)
         self.transform = transform
 
     def __len__(self) -> int:

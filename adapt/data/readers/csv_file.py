@@ -105,7 +105,7 @@ def _rows(reader: csv.DictReader[str], folder: str, where: str) -> Iterator[List
             f"{where}: a mask is of a whole image, and {', '.join(_BOX)} of regions. Take one of them out."
         )
     if "labels" in columns:
-        for column in {"label", "question", "text", "target"} & set(columns):
+        for column in filter(columns.__contains__, ("label", "question", "text", "target")):
             raise AdaptError(f"{where}: the columns 'labels' and {column!r} do not go together. Take one of them out.")
     needed = ("text" if "text" in columns else "path", "labels" if "labels" in columns else "label")
     for column in () if {"path", "text"} <= set(columns) or {"path", "target"} <= set(columns) else needed:
