@@ -62,7 +62,7 @@ def interrupt_at(step: int) -> None:
 
 
 def main(model: Path, data: Path, out: Path) -> None:
-    torch.set_num_threads(1)
+    torch.set_num_threads(1)  # as in the tests
     for case in CASES:
         train(case, model, data, out)
     interrupt_at(2)

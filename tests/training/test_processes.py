@@ -104,7 +104,7 @@ def test_what_cannot_be_divided(
 
 
 def test_what_is_divided(make_model: MakeModel, tiny_split: Split) -> None:
-    for method, augment in (("coop", "published"), ("maple", "none"), ("prograd", "published")):
+    for method, augment in (("coop", "published"), ("ln_tuning", "none"), ("prograd", "published")):
         check_divides(TWO, make_model(method), tiny_split.train, TrainSettings(epochs=1, augment=augment), True)
 
 
@@ -112,15 +112,15 @@ def test_what_is_divided(make_model: MakeModel, tiny_split: Split) -> None:
 def test_methods_whose_shares_do_not_add_up(
     changed: str, make_model: MakeModel, tiny_split: Split, images: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = make_model("maple")
+    model = make_model("ln_tuning")
     if changed == "backward":
         monkeypatch.setattr(type(model.method), "backward", lambda self, terms: None)
-        with pytest.raises(AdaptError, match="maple changes gradients in a way of its own"):
+        with pytest.raises(AdaptError, match="ln_tuning changes gradients in a way of its own"):
             check_divides(TWO, model, tiny_split.train, TrainSettings(epochs=1), True)
         return
     step = model.step(images, torch.zeros(6))
     step.whole = lambda rows: rows
-    with pytest.raises(AdaptError, match="maple reads the images of a batch themselves, of which each of several"):
+    with pytest.raises(AdaptError, match="ln_tuning reads the images of a batch themselves, of which each of several"):
         _ = step.images
 
 
