@@ -21,8 +21,8 @@ class Item:
     With a `question` about the image, the class name is the answer, and the label the answer's number. Images of one
     `group`, such as one object's photographs, are more alike than others of their class; "" where none is named.
     Where `path` is "", a `text` stands in the image's place: a model may learn from its features. An image with a text
-    is a pair of both: it has no class, and its label is the number of the image, which may have several texts. A
-    `target` is a number, such as a grade, whose class is a word for it.
+    is a pair of both: it has no class, and its label is the number of the image, which may have several texts. A text
+    may stand alone too, without a class. A `target` is a number, such as a grade, whose class is a word for it.
     """
 
     path: str
@@ -54,7 +54,7 @@ class Item:
 class Split:
     """Train, validation and test images of one data set; label `i` is the class `class_names[i]`.
 
-    Pairs of images and texts have no classes, and so no class names.
+    Pairs of images and texts have no classes, and so no class names; nor have texts alone, which pairs may go with.
 
     `root` is what the paths have in common; it does not enter the fingerprint. A split without any training image is
     for evaluation only; otherwise every class must have one.
@@ -98,8 +98,8 @@ class Split:
 
     def check_classes(self) -> None:
         """AdaptError where there are none to tell apart, as in pairs of images and texts."""
-        if self.of_pairs:
-            raise AdaptError(f"Data {self.name!r} are pairs of images and texts, which have no classes.")
+        if not self.class_names:
+            raise AdaptError(f"Data {self.name!r} are {self.kind}, which have no classes.")
 
     def with_validation(self, seed: int) -> Split:
         """The same with a fifth of each class's training images for validation, drawn by `seed`, whole groups at once.
@@ -109,7 +109,7 @@ class Split:
         if self.val:
             raise AdaptError(f"Data {self.name!r} has validation images already.")
         # of pairs a fifth of all images: each is labelled by its own number
-        alike = tuple(replace(item, label=0) for item in self.train) if self.of_pairs else self.train
+        alike = self.train if self.class_names else tuple(replace(item, label=0) for item in self.train)
         drawn = carve(alike, seed)
         held = {item for item, drawn_as in zip(self.train, alike, strict=True) if drawn_as in drawn}
         train, val = ([item for item in self.train if (item in held) is kept] for kept in (False, True))
@@ -185,9 +185,15 @@ class Split:
 
     @property
     def of_pairs(self) -> bool:
-        """Whether its items are images with their texts."""
-        first = next(self.items(), None)
-        return first is not None and first.is_pair
+        """Whether its items are images with their texts, perhaps beside texts alone to learn from."""
+        return any(item.is_pair for item in self.items())
+
+    @property
+    def kind(self) -> str:
+        """What its items are, in words."""
+        if self.class_names:
+            return f"images of {len(self.class_names):,} classes"
+        return "pairs of images and texts" if self.of_pairs else "texts alone"
 
     def items(self) -> Iterator[Item]:
         """All images: train, then val, then test."""
@@ -209,7 +215,7 @@ def _identity(path: str, item: Item) -> str:
 
 
 def _check_names(split: Split) -> None:
-    if not split.class_names and not split.of_pairs:
+    if not split.class_names and not [item for item in split.items() if item.text]:
         raise AdaptError(f"Data {split.name!r} has no classes.")
     first: dict[str, int] = {}
     for label, name in enumerate(split.class_names):
@@ -235,7 +241,7 @@ def _check_domains(split: Split) -> None:
 
 
 def _check_labels(split: Split) -> None:
-    for item in () if split.of_pairs else split.items():
+    for item in split.items() if split.class_names else ():
         if not 0 <= item.label < len(split.class_names):
             raise AdaptError(
                 f"Data {split.name!r}: {item.name!r} has label {item.label}; "
@@ -249,7 +255,7 @@ def _check_labels(split: Split) -> None:
 
 
 def _check_no_empty_class(split: Split) -> None:
-    if not split.train or split.of_pairs:
+    if not (split.train and split.class_names):
         return
     if split.train[0].question or split.train[0].target is not None:
         return  # whoever answers in words, or by numbers, may say what no one told it
@@ -274,7 +280,7 @@ def _check_questions(split: Split) -> None:
 
 
 def _check_texts(split: Split) -> None:
-    pairs = {item.is_pair: item for item in split.items()}
+    pairs = {item.is_pair: item for item in split.items() if item.path}
     if len(pairs) == 2 or (True in pairs and split.class_names):
         other = f"{pairs[False].name!r} has not" if False in pairs else f"there are classes: {split.class_names[0]!r}"
         raise AdaptError(

@@ -15,6 +15,7 @@ from adapt.data.readers.hugging_face import read_hugging_face
 from adapt.data.readers.names_file import read_names
 from adapt.data.readers.published_layout import read_published
 from adapt.data.readers.split_file import read_split
+from adapt.data.readers.texts_file import read_list
 from adapt.data.split import Split
 from adapt.errors import AdaptError, nearest
 
@@ -43,7 +44,8 @@ def load(spec: _Path, root: _Path | None = None, names: _Path | None = None) -> 
     `spec` is a bundled name; a published one (`oxford_pets` or `OxfordPets`), with `root` the folder that holds all
     published data sets' own folders; `torchvision:NAME`, with torchvision's `root`; `hf:NAME_OR_FOLDER` of the library
     datasets; `domains:FOLDER`, a folder of domains that hold class folders; an image folder, of pairs where texts lie
-    beside the images; or a `.csv`, a `.json` or a `.json.gz`, with `root` the folder that the paths inside start from.
+    beside the images; a `.txt` with a text a line, to learn from texts alone; or a `.csv`, a `.json` or a `.json.gz`,
+    with `root` the folder that the paths inside start from.
     A name wins over a folder of that name; write `./emoji` for the folder. `names` is a file with other names for the
     classes, see `read_names`.
 
@@ -75,10 +77,11 @@ def _given(root: _Path | None, spec: str, expected: str) -> _Path:
 def _read_rootless(spec: str, root: _Path | None) -> Split:
     """What has its images with it."""
     is_bundled, has_prefix = bundled.is_bundled(spec), spec.startswith((_HUGGING_FACE, _DOMAINS))
-    if not (is_bundled or has_prefix or os.path.isdir(spec)):
+    is_list = os.path.isfile(spec) and spec.endswith(".txt")
+    if not (is_bundled or has_prefix or is_list or os.path.isdir(spec)):
         raise AdaptError(
-            f"Data {spec!r} is neither a folder, nor a .csv, .json or .json.gz file that exists, nor a bundled or "
-            f"published set: {nearest(spec, [*bundled.names(), *published.sets()])}."
+            f"Data {spec!r} is neither a folder, nor a .csv, .txt, .json or .json.gz file that exists, nor a bundled "
+            f"or published set: {nearest(spec, [*bundled.names(), *published.sets()])}."
         )
     if root is not None:
         raise AdaptError(
@@ -91,4 +94,6 @@ def _read_rootless(spec: str, root: _Path | None) -> Split:
         return read_domain_folders(spec.removeprefix(_DOMAINS))
     if has_prefix:
         return read_hugging_face(spec.removeprefix(_HUGGING_FACE))
+    if is_list:
+        return read_list(spec)
     return read_captioned_folder(spec) if is_captioned(spec) else read_folder(spec)

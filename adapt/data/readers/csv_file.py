@@ -22,7 +22,7 @@ from adapt.errors import AdaptError, nearest
 _COLUMNS = ("path", "label", "split", "domain", "question", "group", "text", "target")
 _FIRST_LINE = (
     "path,label[,split][,domain][,question][,group], or text,label[,split] with texts in place of images, or "
-    "path,text[,split] with pairs of both, or path,target[,label][,split] with numbers"
+    "path,text[,split] with pairs of both, or text with texts alone, or path,target[,label][,split] with numbers"
 )
 
 
@@ -37,10 +37,10 @@ def read_csv(
     `label` is the class name, or with a column `question` the answer. Paths start from `root`, by default the CSV's
     folder, and must stay under it. Without a `split` column the images are divided by `ratios` (train, val, test) and
     `seed`. `group` names images that are more alike than others of their class, such as one object's photographs. A
-    line with a `text` and no path is a text to learn from; without a column `label` each line is a pair of an image and
-    a text, of which an image may have several. A `target` is a number, such as a grade, and its `label` a word for it,
-    or else one of bad, poor, fair, good and perfect, by fifths of what lies between the extremes. What symbolic links
-    list again counts once. Cells may be guarded as in `adapt.cells`.
+    line with a `text` and no path is a text to learn from; without a column `label` each other line is a pair of an
+    image and a text, of which an image may have several. A `target` is a number, such as a grade, and its `label` a
+    word for it, or else one of bad, poor, fair, good and perfect, by fifths of what lies between the extremes. What
+    symbolic links list again counts once. Cells may be guarded as in `adapt.cells`.
 
     Raises AdaptError, naming the line, when a column or a value is not as expected.
     """
@@ -78,8 +78,7 @@ def _rows(reader: csv.DictReader[str], folder: str, where: str) -> Iterator[List
     for column in columns:
         if column not in _COLUMNS:
             raise AdaptError(f"{where}: unknown column {column!r}; {nearest(column, _COLUMNS)}.")
-    needed = ("text" if "text" in columns else "path", "label")
-    for column in () if {"path", "text"} <= set(columns) or {"path", "target"} <= set(columns) else needed:
+    for column in () if "text" in columns or {"path", "target"} <= set(columns) else ("path", "label"):
         if column not in columns:
             raise AdaptError(f"{where}: no column {column!r}. Expected a first line {_FIRST_LINE}.")
     if "question" in columns and "label" not in columns:
@@ -94,7 +93,7 @@ def _row(record: dict[str | None, str | None], folder: str, where: str) -> Liste
         raise AdaptError(f"{where}: more or fewer cells than the first line has. Quote values that hold a comma.")
     cells = {column: unguarded((value or "").strip()) for column, value in record.items()}
     either = "text" in cells and "label" in cells
-    for column in ("label", "question", *(() if either else ("path", "text"))):
+    for column in ("label", "question", *(() if either else ("text",)), *(() if "text" in cells else ("path",))):
         if not cells.get(column, "absent"):
             raise AdaptError(f"{where}: the {column} is empty.")
     if either and bool(cells["text"]) is bool(cells.get("path")):
