@@ -50,13 +50,13 @@ def read_data(recipe: Recipe, progress: bool = False) -> Split:
 def _check_without_classes(split: Split, recipe: Recipe) -> None:
     """AdaptError for a method that needs classes, or images; a word where shots are asked for, which are of classes."""
     method, of_texts = methods.find(recipe.method["name"]), not split.train[0].path
+    what = "texts alone" if of_texts else "pairs of images and texts"
     if not (method.of_texts_alone if of_texts else method.of_pairs):
         kinds = map(methods.find, methods.names())
         able = ", ".join(kind.name for kind in kinds if (kind.of_texts_alone if of_texts else kind.of_pairs))
         needs = "learns from images" if method.of_pairs else "tells classes apart"
-        raise AdaptError(f"{shown(split.name)} are {split.kind}, and {method.name} {needs}: take one of {able}")
+        raise AdaptError(f"{shown(split.name)} are {what}, and {method.name} {needs}: take one of {able}")
     if recipe.data.shots is not None:
-        what = "texts alone" if of_texts else "pairs"
         logger.warning(
             "data.shots is %d, and %s have no classes: all %d of them serve (--shots all says so)",
             recipe.data.shots, what, len(split.train),

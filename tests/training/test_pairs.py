@@ -236,7 +236,7 @@ def test_recipes_of_classes_are_refused_and_shots_are_said_to_mean_nothing(
     recipe = read_recipe("lora", changes, str(tmp_path / "pairs.csv"))
     with caplog.at_level("WARNING", "adapt"):
         assert len(read_data(recipe).train) == len(pairs.train)
-    assert "data.shots is 1, and pairs have no classes" in caplog.text
+    assert "data.shots is 1, and pairs of images and texts have no classes" in caplog.text
     with pytest.raises(
         AdaptError, match="coop tells classes apart: take one of bitfit, ln_tuning, lora, modx, svlc, xbt, zero_shot"
     ):
