@@ -72,7 +72,7 @@ def check(source: str, folder: str | None, root: str | None) -> None:
     entry = published.find(source)
     split = load(source, _root(folder, root))
     sizes = ", ".join(_size(part, getattr(split, part)) for part in common.PARTS)
-    what = "pairs" if split.of_pairs else f"{len(split.class_names):,} classes; images"
+    what = f"{len(split.class_names):,} classes; images" if split.class_names else split.kind
     click.echo(f"{shown(split.name)}: {what}: {sizes}")
     with counting_bar("checking", True) as bar:
         problems = [*_wrong_counts(entry, split), *broken_images(list(split.items()), bar).values()]

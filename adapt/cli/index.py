@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,10 @@ from adapt.errors import AdaptError
 from adapt.shown import shown
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from adapt.models.classifier import AdaptedModel
+    from adapt.retrieval.index import Index
 
 _adapter = click.option(
     "--adapter", type=click.Path(path_type=Path), help="Encode under this adapter.  [default: the backbone by itself]"
@@ -60,17 +63,27 @@ def index(source: Path, out: Path, backbone: str | None, adapter: Path | None, d
 @click.option("--top-k", type=click.IntRange(min=1), default=5, show_default=True, help="Entries to show for a query.")
 @click.option("--backbone", help="The backbone, where the index does not name it.")
 @_adapter
+@click.option(
+    "--slerp",
+    "share",
+    type=click.FloatRange(0, 1),
+    help="With an adapter of xbt: also ask the index's own backbone, and go this share of the way from its query to "
+    "the adapter's.",
+)
 @common.device
 @common.as_json
 def search(
-    index: Path, queries: tuple[str, ...], top_k: int, backbone: str | None, adapter: Path | None, device: str,
-    as_json: bool,
+    index: Path, queries: tuple[str, ...], top_k: int, backbone: str | None, adapter: Path | None, share: float | None,
+    device: str, as_json: bool,
 ) -> None:  # fmt: skip
     """Find what is nearest to QUERIES, texts or image files, among all entries of INDEX, exactly.
+
+    With an adapter of xbt that stands for the backbone of INDEX, queries are encoded by a newer one.
 
     \b
     Examples:
       adapt search photos.safetensors "a red car" photo.png
+      adapt search old.safetensors "a red car" --adapter runs/xbt
     """
     from adapt.cli.quiet import quiet_libraries
 
@@ -80,8 +93,9 @@ def search(
         found = load_index(index)
         model = _model(backbone or (None if adapter else found.header.backbone), adapter, device)
         found.check(model)
+        encoded = _encoded if share is None else _between(found, model, share, device)
         for query in queries:
-            cosines, places = (each[0].tolist() for each in found.nearest(_encoded(model, query), top_k))
+            cosines, places = (each[0].tolist() for each in found.nearest(encoded(model, query), top_k))
             _show(query, list(zip([found.entries[place] for place in places], cosines, strict=True)), as_json)
 
 
@@ -116,7 +130,7 @@ def _model(backbone: str | None, adapter: Path | None, device: str) -> AdaptedMo
     return found
 
 
-def _encoded(model: AdaptedModel, query: str) -> Any:
+def _encoded(model: AdaptedModel, query: str) -> Tensor:
     """Unit-length features of a text, or of an image file `(1, e)`."""
     from adapt.retrieval.index import index_images, index_texts
 
@@ -124,6 +138,17 @@ def _encoded(model: AdaptedModel, query: str) -> Any:
         raise AdaptError("a query is empty: give a text, or an image file")
     of_image = query.lower().endswith(IMAGE_SUFFIXES)
     return (index_images if of_image else index_texts)(model, [query]).features
+
+
+def _between(index: Index, model: AdaptedModel, share: float, device: str) -> Callable[[AdaptedModel, str], Tensor]:
+    """What encodes a query by the index's own backbone too. AdaptError where the adapter does not stand for that."""
+    from adapt.retrieval.slerp import slerp
+
+    if model.method.space is None:
+        raise AdaptError("--slerp is between two backbones, and only one is asked: give an --adapter of xbt")
+    old = _model(index.header.backbone, None, device)
+    index.check(old)
+    return lambda model, query: slerp(_encoded(old, query), _encoded(model, query), share)
 
 
 def _show(query: str, found: Sequence[tuple[str, float]], as_json: bool) -> None:

@@ -19,7 +19,7 @@ def check_consistent(split: Split) -> None:
 
 
 def _check_names(split: Split) -> None:
-    if not split.class_names and not split.of_pairs:
+    if not split.class_names and not any(item.text for item in split.items()):
         raise AdaptError(f"Data {split.name!r} has no classes.")
     first: dict[str, int] = {}
     for label, name in enumerate(split.class_names):
@@ -45,7 +45,7 @@ def _check_domains(split: Split) -> None:
 
 
 def _check_labels(split: Split) -> None:
-    for item in () if split.of_pairs else split.items():
+    for item in split.items() if split.class_names else ():
         if item.labels == () and (item.label, item.class_name) == (-1, ""):
             continue
         if not 0 <= item.label < len(split.class_names):
@@ -61,7 +61,7 @@ def _check_labels(split: Split) -> None:
 
 
 def _check_no_empty_class(split: Split) -> None:
-    if not split.train or split.of_pairs:
+    if not (split.train and split.class_names):
         return
     if split.train[0].question or split.train[0].target is not None or split.of_masks:
         return  # whoever answers in words, or by numbers, may say what no one told it; and defects come unforeseen
@@ -114,7 +114,7 @@ def _check_questions(split: Split) -> None:
 
 
 def _check_texts(split: Split) -> None:
-    pairs = {item.is_pair: item for item in split.items()}
+    pairs = {item.is_pair: item for item in split.items() if item.path}
     if len(pairs) == 2 or (True in pairs and split.class_names):
         other = f"{pairs[False].name!r} has not" if False in pairs else f"there are classes: {split.class_names[0]!r}"
         raise AdaptError(

@@ -24,9 +24,9 @@ class Item:
     `group`, such as one object's photographs, are more alike than others of their class; "" where none is named.
     Where `path` is "", a `text` stands in the image's place: a model may learn from its features. An image with a text
     is a pair of both: it has no class, and its label is the number of the image, which may have several texts;
-    `rephrased` says the same as the text in other words. A `target` is a number, such as a grade, whose class is a word
-    for it. `mask` is the path of a picture of the same size that is bright where the image is not as it should be; ""
-    where none of it is.
+    `rephrased` says the same as the text in other words. A text may stand alone too, without a class. A `target` is a
+    number, such as a grade, whose class is a word for it. `mask` is the path of a picture of the same size that is
+    bright where the image is not as it should be; "" where none of it is.
 
     Where an image may have several classes, `labels` are the numbers of all of them, perhaps of none. Its label and
     class name are those of the one by which it is drawn and divided, such as the rarest; -1 and "" where it has none.
@@ -69,7 +69,7 @@ class Item:
 class Split:
     """Train, validation and test images of one data set; label `i` is the class `class_names[i]`.
 
-    Pairs of images and texts have no classes, and so no class names.
+    Pairs of images and texts have no classes, and so no class names; nor have texts alone, which pairs may go with.
 
     `root` is what the paths have in common; it does not enter the fingerprint. A split without any training image is
     for evaluation only; otherwise every class must have one.
@@ -110,8 +110,8 @@ class Split:
 
     def check_classes(self) -> None:
         """AdaptError where there are none to tell apart, as in pairs of images and texts."""
-        if self.of_pairs:
-            raise AdaptError(f"Data {self.name!r} are pairs of images and texts, which have no classes.")
+        if not self.class_names:
+            raise AdaptError(f"Data {self.name!r} are {self.kind}, which have no classes.")
 
     def with_validation(self, seed: int) -> Split:
         """The same with a fifth of each class's training images for validation, drawn by `seed`, whole groups at once.
@@ -121,7 +121,7 @@ class Split:
         if self.val:
             raise AdaptError(f"Data {self.name!r} has validation images already.")
         # of pairs a fifth of all images: each is labelled by its own number
-        alike = tuple(replace(item, label=0) for item in self.train) if self.of_pairs else self.train
+        alike = self.train if self.class_names else tuple(replace(item, label=0) for item in self.train)
         drawn = carve(alike, seed)
         held = {item for item, drawn_as in zip(self.train, alike, strict=True) if drawn_as in drawn}
         train, val = ([item for item in self.train if (item in held) is kept] for kept in (False, True))
@@ -205,9 +205,15 @@ class Split:
 
     @property
     def of_pairs(self) -> bool:
-        """Whether its items are images with their texts."""
-        first = next(self.items(), None)
-        return first is not None and first.is_pair
+        """Whether its items are images with their texts, perhaps beside texts alone to learn from."""
+        return any(item.is_pair for item in self.items())
+
+    @property
+    def kind(self) -> str:
+        """What its items are, in words."""
+        if self.class_names:
+            return f"images of {len(self.class_names):,} classes"
+        return "pairs of images and texts" if self.of_pairs else "texts alone"
 
     @property
     def of_several(self) -> bool:

@@ -222,7 +222,7 @@ def _check_pairs(model: Adapted[Any], item: Item) -> None:
         raise AdaptError(
             f"the data are pairs of images and texts, and {model.backbone.describe()} compares none: take a CLIP"
         )
-    if not item.is_pair:
+    if item.class_name:
         raise AdaptError(
             f"the model tells no classes apart, and the data has some ({item.class_name!r}): give it their names, as "
             "class_names or by --data-classes"

@@ -58,6 +58,7 @@ if TYPE_CHECKING:  # for editors and type checkers, who see no file being listed
     from adapt.methods.vl2v import VL2V as VL2V
     from adapt.methods.vl2v_sd import VL2VSD as VL2VSD
     from adapt.methods.vlora import VLoRA as VLoRA
+    from adapt.methods.xbt import XBT as XBT
     from adapt.methods.zero_shot import ZeroShot as ZeroShot
 
 GROUP = "adapt.methods"

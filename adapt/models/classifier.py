@@ -99,6 +99,7 @@ class AdaptedModel(Adapted[DualEncoder]):
         features = None if isinstance(images, BlockInputs) else self.method.image_features(images)
         if features is None:
             features = self._image_features(images, self._edits("vision", Context()))
+        features = self.method.project(features)
         return F.normalize(features, dim=-1) if unit else features
 
     def read_features(self, images: Tensor, unit: bool = True) -> Tensor:
@@ -203,8 +204,13 @@ class AdaptedModel(Adapted[DualEncoder]):
         """Texts under the method's edits, which may read images: anew, or as they are known where nothing changed."""
         edits = self._edits("text", Context(_read(features), _read(tokens), self.frozen_class_features))
         if edits and (torch.is_grad_enabled() or self.method.training or self.method.per_image):
-            return texts.encode(edits, self.text_memory)
-        return texts.remembered(edits, self.text_memory)
+            return self._projected(texts.encode(edits, self.text_memory))
+        return self._projected(texts.remembered(edits, self.text_memory))
+
+    def _projected(self, features: Tensor, unit: bool = True) -> Tensor:
+        """Features of texts as the method has them compared, of `unit` length again."""
+        projected = self.method.project(features)
+        return F.normalize(projected, dim=-1) if unit and projected is not features else projected
 
     def frozen_class_features(self, templates: Sequence[str], average: PromptAverage = "unit") -> Tensor:
         """Features of the classes `(n_classes, e)` by the backbone alone, in hand-written templates.
@@ -249,7 +255,8 @@ class AdaptedModel(Adapted[DualEncoder]):
         alone = [[self._prompt(text)] for text in texts]
         encoder = ClassTexts(self.backbone, alone, self.fast, average="each" if unit else "raw")
         with torch.no_grad():
-            return encoder.encode(self._edits("text", Context()) if edited else [], self.text_memory)
+            features = encoder.encode(self._edits("text", Context()) if edited else [], self.text_memory)
+            return self._projected(features, unit) if edited else features
 
     @property
     def _own_texts(self) -> ClassTexts:

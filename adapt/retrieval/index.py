@@ -20,6 +20,7 @@ from adapt import plain
 from adapt.disk import replacing
 from adapt.errors import AdaptError
 from adapt.formats import tensor_file
+from adapt.methods.base import Space
 from adapt.models.base import evaluating, pixel_batches
 from adapt.models.classifier import AdaptedModel
 from adapt.validation import explain
@@ -64,18 +65,26 @@ class Index:
         return (queries.to(self.features) @ self.features.T).topk(min(count, len(self)), dim=-1)
 
     def check(self, model: AdaptedModel) -> None:
-        """AdaptError unless the features are by `model`'s backbone, and under its adapter."""
-        backbone = model.backbone
-        of_backbone = self.header.fingerprint, self.header.reading
-        if of_backbone != (backbone.fingerprint.short(), plain.dump(backbone.reading())):
+        """AdaptError unless the features are by `model`'s backbone, and under its adapter.
+
+        Or by the backbone alone that the adapter stands for.
+        """
+        old = model.method.space
+        if old is not None and self._lies_in(old) and not self.header.adapter:
+            return
+        if not self._lies_in(Space.of(model.backbone)):
+            stands_for = "" if old is None else f", nor is {old.backbone or 'the one'} that its adapter stands for"
             raise AdaptError(
-                f"the index holds features by {self.header.backbone or 'another backbone'}, and {backbone.describe()} "
-                "is not the same, or prepares its inputs otherwise: load that one, or make the index again by "
-                "`adapt index`"
+                f"the index holds features by {self.header.backbone or 'another backbone'}, and "
+                f"{model.backbone.describe()} is not the same, or prepares its inputs otherwise{stands_for}: load that "
+                "one, or make the index again by `adapt index`"
             )
         if self.header.adapter != identity_of(model):
             by = "under an adapter" if self.header.adapter else "by the backbone alone"
             raise AdaptError(f"the index was made {by}, and the question comes otherwise: give the same --adapter")
+
+    def _lies_in(self, space: Space) -> bool:
+        return (self.header.fingerprint, self.header.reading) == (space.fingerprint, space.reading)
 
     def save(self, path: str | Path) -> Path:
         """Writes the file, atomically."""
@@ -173,12 +182,6 @@ def _index(
         done += len(part)
         if progress is not None:
             progress(done, len(entries))
-    backbone = model.backbone
-    header = IndexHeader(
-        kind=kind,
-        backbone=backbone.name or "",
-        fingerprint=backbone.fingerprint.short(),
-        reading=plain.dump(backbone.reading()),
-        adapter=identity_of(model),
-    )
+    by = Space.of(model.backbone).model_dump(exclude={"size"})
+    header = IndexHeader(kind=kind, adapter=identity_of(model), **by)
     return Index(header, tuple(entries), torch.cat(features))

@@ -111,7 +111,7 @@ def _check_parts(
     for part in (val_set, test_set):
         if part:
             check_labels(model, part)
-    if of_texts(train_set) and not keeps_features(model, cache=True):
+    if of_texts(train_set) and not (model.method.of_texts_alone or keeps_features(model, cache=True)):
         raise AdaptError(
             f"the data has texts in the place of training images, and {model.method.name} on "
             f"{model.backbone.describe()} learns from images: take a method that leaves the vision tower alone, such "

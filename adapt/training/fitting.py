@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -13,6 +13,8 @@ from pydantic import BaseModel, ValidationError
 from torch import Tensor, nn
 
 from adapt import plain
+from adapt.backbones.base import DualEncoder
+from adapt.backbones.load import load_backbone
 from adapt.data.split import Item, of_several
 from adapt.disk import write_text
 from adapt.errors import AdaptError
@@ -21,8 +23,10 @@ from adapt.evaluation.flops import tower_flops
 from adapt.features import item_features, labels_of
 from adapt.methods.base import Step, Terms, total
 from adapt.methods.base.training import Part
+from adapt.methods.zero_shot import ZeroShot
 from adapt.models.base import Adapted, evaluating
 from adapt.models.classifier import AdaptedModel
+from adapt.models.wrap import wrap
 from adapt.progress import Progress, counting_bar, training_bar
 from adapt.training.batches import Batches, BlockBatches, ImageBatches, training_batches
 from adapt.training.loop import Trainer, autocast
@@ -113,6 +117,14 @@ class Fitting:
             unit=unit,
             projected=projected,
         )
+
+    def alone(self, backbone: str | None = None) -> Fitting:
+        own = self.model.backbone
+        other = own if backbone is None else load_backbone(backbone, str(own.device))
+        if not isinstance(other, DualEncoder):
+            raise AdaptError(f"{other.describe()} has no features of texts and images to compare: name a CLIP")
+        model = wrap(other, ZeroShot()).eval()
+        return replace(self, model=model, chosen=None, run=None, noted={})
 
     def held_back(self) -> Iterator[Step]:
         unchanged = self.settings.model_copy(update={"augment": "none", "views": None})

@@ -40,8 +40,8 @@ def read_data(recipe: Recipe, progress: bool = False) -> Split:
     if not split.train:
         raise AdaptError(f"{recipe.data.source} has no training images")
     split = with_validation(split, recipe)
-    if split.of_pairs:
-        _check_pairs(split, recipe)
+    if not split.class_names:
+        _check_without_classes(split, recipe)
     elif recipe.data.shots is not None:
         split = split.few_shot(recipe.data.shots, recipe.seed, recipe.data.sampling)
         _note_short(split, recipe.data.shots)
@@ -50,19 +50,19 @@ def read_data(recipe: Recipe, progress: bool = False) -> Split:
         return without_broken(split.only(recipe.data.classes), recipe.data.broken, bar)
 
 
-def _check_pairs(split: Split, recipe: Recipe) -> None:
-    """AdaptError for a method of classes; a word where shots are asked for, which are of classes."""
-    method = methods.find(recipe.method["name"])
-    if not method.of_pairs:
-        able = ", ".join(name for name in methods.names() if methods.find(name).of_pairs)
-        raise AdaptError(
-            f"{shown(split.name)} are pairs of images and texts, and {method.name} tells classes apart: take one of "
-            f"{able}"
-        )
+def _check_without_classes(split: Split, recipe: Recipe) -> None:
+    """AdaptError for a method that needs classes, or images; a word where shots are asked for, which are of classes."""
+    method, of_texts = methods.find(recipe.method["name"]), not split.train[0].path
+    what = "texts alone" if of_texts else "pairs of images and texts"
+    if not (method.of_texts_alone if of_texts else method.of_pairs):
+        kinds = map(methods.find, methods.names())
+        able = ", ".join(kind.name for kind in kinds if (kind.of_texts_alone if of_texts else kind.of_pairs))
+        needs = "learns from images" if method.of_pairs else "tells classes apart"
+        raise AdaptError(f"{shown(split.name)} are {what}, and {method.name} {needs}: take one of {able}")
     if recipe.data.shots is not None:
         logger.warning(
-            "data.shots is %d, and pairs have no classes: all %d of them serve (--shots all says so)",
-            recipe.data.shots, len(split.train),
+            "data.shots is %d, and %s have no classes: all %d of them serve (--shots all says so)",
+            recipe.data.shots, what, len(split.train),
         )  # fmt: skip
 
 

@@ -64,6 +64,32 @@ def test_under_an_adapter(run, refused, captions: Path, model_folder: Path, tmp_
     refused(run("search", captions, "the sky", "--adapter", adapter), "the index was made by the backbone alone")
 
 
+def test_an_old_index_is_searched_by_a_new_backbone(
+    run, refused, captions: Path, model_folder: Path, tmp_path: Path
+) -> None:
+    words, adapter, other = tmp_path / "words.txt", tmp_path / "xbt", tmp_path / "other.safetensors"
+    words.write_text(
+        "\n".join(f"{name} number {count}" for name in ("dog", "cat", "car", "tree") for count in range(10))
+    )
+    asked = ("search", captions, "a lime tree", "--json")
+    old = json.loads(run(*asked).stdout)["found"]
+    options = ("--backbone", "mini-clip", "--set", f"method.old={model_folder}", "--out", adapter)
+    trained = run("train", "xbt", "--data", words, *options)
+    assert "compatible not known: no images are held out" in trained.stdout
+    new = json.loads(run(*asked, "--adapter", adapter).stdout)["found"]
+    model, index = adapt.load(adapter), load_index(captions)
+    cosines, places = index.nearest(model.encode_texts(["a lime tree"]).detach(), 5)
+    assert [each["entry"] for each in new] == [index.entries[place] for place in places[0]] != []
+    assert [each["cosine"] for each in new] == pytest.approx(cosines[0].tolist(), abs=1e-5)
+    for share, expected in ((0, old), (1, new)):
+        found = json.loads(run(*asked, "--adapter", adapter, "--slerp", share).stdout)["found"]
+        assert [each["entry"] for each in found] == [each["entry"] for each in expected]
+        assert [each["cosine"] for each in found] == pytest.approx([each["cosine"] for each in expected], abs=1e-5)
+    refused(run(*asked, "--slerp", 0.5), "only one is asked: give an --adapter of xbt")
+    run("index", words, "--backbone", "mini-clip", "--out", other)
+    refused(run("search", other, "a dog", "--adapter", adapter), "the index was made by the backbone alone")
+
+
 def test_images_are_named_by_words_of_captions(run, refused, captions: Path, photos: Path) -> None:
     lines = run("predict", "--vocabulary-free", captions, photos / "test", "--json").stdout.splitlines()
     index = load_index(captions)

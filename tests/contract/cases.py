@@ -25,9 +25,10 @@ _CASES = tuple(CONFIGS)
 # in place of a method's example, which is of other classes
 _PHRASES = {"goldfish": ["fins", "a tail"], "red_panda": ["fur"], "sea cucumber": ["a long body", "skin", "no face"]}
 _PHRASES |= {"apple pie": ["a crust"], "toy": ["wheels", "a doll"]}
-_OF_THESE_CLASSES: dict[str, dict[str, Any]] = {
-    "descriptions": {"descriptors": _PHRASES},
-}
+_OF_THESE_CLASSES: dict[str, dict[str, Any]] = {"descriptions": {"descriptors": _PHRASES}}
+# into the space of a backbone that is not there: none is loaded to build it
+_SPACE = {"backbone": "old", "fingerprint": "0", "reading": "{}", "size": 7}
+_OF_THESE_CLASSES["xbt"] = {"old": "old", "hidden": 5, "space": _SPACE}
 _COMPOSED = tuple(case for case in _CASES if case.startswith("compose/"))
 _IN_VISION_BLOCKS = ("bitfit", "das", "dpl", "ivlp", "ln_tuning", "lora", "maple", "mma", "prompt_src", "svlc")
 _IN_VISION_BLOCKS += ("ctp_tft", "modx", "vl2v", "vl2v_sd")
@@ -37,7 +38,7 @@ _ELSEWHERE = ("compose", "tpt", "two_stage")
 ALL = tuple(name for name in methods.names() if "dual encoder" in methods.find(name).serves and name not in _ELSEWHERE)
 ALL += _CASES
 _BY_NO_STEP = ("descriptions", "gda", "linear_probe", "lp_plus_plus", "prolip", "tda", "tip_adapter", "zero_shot")
-_BY_NO_STEP += ("anovl",)
+_BY_NO_STEP += ("anovl", "xbt")
 _ON_FEATURES = ("clap", "clip_adapter", "close", "task_res", "tip_adapter/trained")  # which edit no tower
 _WITHOUT_PROMPTS = ("clap", "close", "linear_probe", "task_res")
 TRAINED_BY_STEPS = tuple(name for name in ALL if name not in (*_BY_NO_STEP, "uniqa"))  # which takes numbers to learn

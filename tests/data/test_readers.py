@@ -262,9 +262,10 @@ def test_load_hands_root_to_the_files_that_need_it(tmp_path: Path, emoji_zip: Pa
 )
 def test_load_says_what_it_tried(emoji_zip: Path, spec: str, near: str) -> None:
     message = (
-        f"'{spec}' is neither a folder, nor a .csv, .json(l) or .json.gz file that exists, nor a bundled or published"
+        f"'{spec}' is neither a folder, nor a .csv, .txt, .json(l) or .json.gz file that exists, nor a bundled or "
+        "published set: "
     )
-    with pytest.raises(AdaptError, match=re.escape(f"{message} set: {near}")) as caught:
+    with pytest.raises(AdaptError, match=re.escape(f"{message}{near}")) as caught:
         load(spec)
     assert len(str(caught.value)) < 250
 

@@ -47,6 +47,7 @@ def test_every_method_has_one() -> None:
         "uniqa",
         "vl2v",
         "vl2v_sd",
+        "xbt",
         "ln_tuning",
         "tda",
         "two_stage",

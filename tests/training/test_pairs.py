@@ -129,10 +129,36 @@ def test_a_csv_of_pairs(tmp_path: Path, tiny_split: Split) -> None:
     assert sum(map(len, parts)) == 3  # both texts of an image are in one part
     numbers = {item.text: item.label for item in split.items()}
     assert numbers["a cat"] == numbers["a tabby"] != numbers["a dog"]
-    for wrong, expected in (("path,text\na.png,\n", "the text is empty"), ("path,text\n,a cat\n", "the path is empty")):
-        file.write_text(wrong)
-        with pytest.raises(AdaptError, match=expected):
-            read_csv(file, root="/")
+    file.write_text("path,text\na.png,\n")
+    with pytest.raises(AdaptError, match="the text is empty"):
+        read_csv(file, root="/")
+
+
+def test_texts_alone_learn_beside_pairs_that_are_held_out(tmp_path: Path, tiny_split: Split) -> None:
+    image = tiny_split.train[0].path
+    (tmp_path / "mixed.csv").write_text(f"path,text\n,a cat\n,a dog\n{image},a bird\n{image},a tit\n")
+    mixed = load(tmp_path / "mixed.csv", root="/")
+    assert [(item.text, item.path, item.class_name) for item in mixed.train] == [("a cat", "", ""), ("a dog", "", "")]
+    assert [(item.text, item.is_pair) for item in mixed.test] == [("a bird", True), ("a tit", True)]
+    assert len({item.label for item in mixed.items()}) == 3
+    (tmp_path / "texts.csv").write_text("text\na cat\na dog\n")
+    (tmp_path / "texts.txt").write_text("a cat\n\na dog\na cat\n")
+    for name in ("texts.csv", "texts.txt"):
+        texts = load(tmp_path / name)
+        assert [item.text for item in texts.train] == ["a cat", "a dog"]
+        assert (texts.class_names, texts.of_pairs, texts.kind) == ((), False, "texts alone")
+        with pytest.raises(AdaptError, match="are texts alone, which have no classes"):
+            texts.check_classes()
+    (tmp_path / "texts.txt").write_text("\n")
+    with pytest.raises(AdaptError, match=r"texts.txt' is empty"):
+        load(tmp_path / "texts.txt")
+
+
+@pytest.mark.parametrize(("method", "reason"), [("lora", "learns from images"), ("close", "tells classes apart")])
+def test_methods_that_need_more_than_texts_refuse_them(method: str, reason: str, tmp_path: Path) -> None:
+    (tmp_path / "texts.txt").write_text("a cat\na dog\n")
+    with pytest.raises(AdaptError, match=f"texts are texts alone, and {method} {reason}: take one of xbt"):
+        read_data(read_recipe(method, [], str(tmp_path / "texts.txt")))
 
 
 def test_a_column_of_pairs_says_their_texts_in_other_words(tmp_path: Path, tiny_split: Split) -> None:
@@ -238,8 +264,8 @@ def test_recipes_of_classes_are_refused_and_shots_are_said_to_mean_nothing(
     recipe = read_recipe("lora", changes, str(tmp_path / "pairs.csv"))
     with caplog.at_level("WARNING", "adapt"):
         assert len(read_data(recipe).train) == len(pairs.train)
-    assert "data.shots is 1, and pairs have no classes" in caplog.text
+    assert "data.shots is 1, and pairs of images and texts have no classes" in caplog.text
     with pytest.raises(
-        AdaptError, match="coop tells classes apart: take one of bitfit, ln_tuning, lora, modx, svlc, zero_shot"
+        AdaptError, match="coop tells classes apart: take one of bitfit, ln_tuning, lora, modx, svlc, xbt, zero_shot"
     ):
         read_data(read_recipe("coop", changes[:3], str(tmp_path / "pairs.csv")))

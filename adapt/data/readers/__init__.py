@@ -18,6 +18,7 @@ from adapt.data.readers.labelled_folder import is_labelled, read_labelled_folder
 from adapt.data.readers.names_file import read_names
 from adapt.data.readers.published_layout import read_published
 from adapt.data.readers.split_file import read_split
+from adapt.data.readers.texts_file import read_list
 from adapt.data.split import Split
 from adapt.errors import AdaptError, nearest
 
@@ -50,9 +51,10 @@ def load(spec: _Path, root: _Path | None = None, names: _Path | None = None) -> 
     published data sets' own folders; `torchvision:NAME`, with torchvision's `root`; `hf:NAME_OR_FOLDER` of the library
     datasets; `domains:FOLDER`, a folder of domains that hold class folders; `defects:FOLDER`, one object's folder of
     images with and without defects, and masks; an image folder, of pairs where texts lie beside the images, of images
-    of several classes where a `labels.csv` does; or a `.csv`, a `.json`, a `.json.gz` or a `.jsonl`, with `root` the
-    folder that the paths inside start from. A name wins over a folder of that name; write `./emoji` for the folder.
-    `names` is a file with other names for the classes, see `read_names`.
+    of several classes where a `labels.csv` does; a `.txt` with a text a line, to learn from texts alone; or a `.csv`, a
+    `.json`, a `.json.gz` or a `.jsonl`, with `root` the folder that the paths inside start from. A name wins over a
+    folder of that name; write `./emoji` for the folder. `names` is a file with other names for the classes, see
+    `read_names`.
 
     Raises AdaptError when `spec` is none of these, or as its reader does.
     """
@@ -82,10 +84,11 @@ def _given(root: _Path | None, spec: str, expected: str) -> _Path:
 def _read_rootless(spec: str, root: _Path | None) -> Split:
     """What has its images with it."""
     is_bundled, has_prefix = bundled.is_bundled(spec), spec.startswith((_HUGGING_FACE, _DOMAINS, _DEFECTS))
-    if not (is_bundled or has_prefix or os.path.isdir(spec)):
+    is_list = os.path.isfile(spec) and spec.endswith(".txt")
+    if not (is_bundled or has_prefix or is_list or os.path.isdir(spec)):
         raise AdaptError(
-            f"Data {spec!r} is neither a folder, nor a .csv, .json(l) or .json.gz file that exists, nor a bundled or "
-            f"published set: {nearest(spec, [*bundled.names(), *published.sets()])}."
+            f"Data {spec!r} is neither a folder, nor a .csv, .txt, .json(l) or .json.gz file that exists, nor a "
+            f"bundled or published set: {nearest(spec, [*bundled.names(), *published.sets()])}."
         )
     if root is not None:
         raise AdaptError(
@@ -100,6 +103,8 @@ def _read_rootless(spec: str, root: _Path | None) -> Split:
         return read_defect_folder(spec.removeprefix(_DEFECTS))
     if has_prefix:
         return read_hugging_face(spec.removeprefix(_HUGGING_FACE))
+    if is_list:
+        return read_list(spec)
     if is_labelled(spec):
         return read_labelled_folder(spec)
     return read_captioned_folder(spec) if is_captioned(spec) else read_folder(spec)

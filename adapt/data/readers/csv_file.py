@@ -24,8 +24,9 @@ _OF_LINES = ("path", "label", "labels", "split", "domain", "question", "group", 
 _COLUMNS = (*_OF_LINES, *_BOX)
 _FIRST_LINE = (
     "path,label[,split][,domain][,question][,group][,mask], or text,label[,split] with texts in place of images, or "
-    "path,text[,rephrased][,split] with pairs of both, or path,target[,label][,split] with numbers, or "
-    f"path,labels[,split] with several names each, as in cat{SEPARATOR}dog; beside any of these x0,y0,x1,y1 for regions"
+    "path,text[,rephrased][,split] with pairs of both, or text with texts alone, or path,target[,label][,split] with "
+    f"numbers, or path,labels[,split] with several names each, as in cat{SEPARATOR}dog; beside any of these "
+    "x0,y0,x1,y1 for regions"
 )
 
 
@@ -40,10 +41,10 @@ def read_csv(
     `label` is the class name, or with a column `question` the answer. Paths start from `root`, by default the CSV's
     folder, and must stay under it. Without a `split` column the images are divided by `ratios` (train, val, test) and
     `seed`. `group` names images that are more alike than others of their class, such as one object's photographs. A
-    line with a `text` and no path is a text to learn from; without a column `label` each line is a pair of an image and
-    a text, of which an image may have several, and `rephrased`, where it is not empty, says the same as the text. A
-    `target` is a number, such as a grade, and its `label` a word for it, or else one of bad, poor, fair, good and
-    perfect, by fifths of what lies between the extremes. A column `labels` in place of `label` has the names of all
+    line with a `text` and no path is a text to learn from; without a column `label` each other line is a pair of an
+    image and a text, of which an image may have several, and `rephrased`, where it is not empty, says the same as the
+    text. A `target` is a number, such as a grade, and its `label` a word for it, or else one of bad, poor, fair, good
+    and perfect, by fifths of what lies between the extremes. A column `labels` in place of `label` has the names of all
     classes that are seen, separated by `|`, or nothing. A `mask` is the path of a picture that is bright where the
     image is not as it should be. Columns `x0,y0,x1,y1` are the edges of a region in pixels, left and upper, right and
     lower: each region is an image by itself, a line without them the whole one, and regions of one image stay together.
@@ -107,8 +108,8 @@ def _rows(reader: csv.DictReader[str], folder: str, where: str) -> Iterator[List
     if "labels" in columns:
         for column in filter(columns.__contains__, ("label", "question", "text", "target")):
             raise AdaptError(f"{where}: the columns 'labels' and {column!r} do not go together. Take one of them out.")
-    needed = ("text" if "text" in columns else "path", "labels" if "labels" in columns else "label")
-    for column in () if {"path", "text"} <= set(columns) or {"path", "target"} <= set(columns) else needed:
+    needed = ("path", "labels" if "labels" in columns else "label")
+    for column in () if "text" in columns or {"path", "target"} <= set(columns) else needed:
         if column not in columns:
             raise AdaptError(f"{where}: no column {column!r}. Expected a first line {_FIRST_LINE}.")
     if "question" in columns and "label" not in columns:
@@ -123,7 +124,7 @@ def _row(record: dict[str | None, str | None], folder: str, where: str) -> Liste
     """One line."""
     cells = _cells(record, where)
     either = "text" in cells and "label" in cells
-    for column in ("label", "question", *(() if either else ("path", "text"))):
+    for column in ("label", "question", *(() if either else ("text",)), *(() if "text" in cells else ("path",))):
         if not cells.get(column, "absent"):
             raise AdaptError(f"{where}: the {column} is empty.")
     if either and bool(cells["text"]) is bool(cells.get("path")):

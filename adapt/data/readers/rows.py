@@ -91,14 +91,15 @@ def by_rarest(rows: Sequence[Listed]) -> list[Listed]:
 
 
 def _of_pairs(name: str, root: str, rows: Sequence[Listed], ratios: Sequence[float] | None, seed: int) -> Split:
-    """The split of pairs; with `ratios` the images are divided, each with all its texts."""
-    number = {path: place for place, path in enumerate(dict.fromkeys(row.path for row in rows))}
-    part_of = {row.path: row.part for row in rows}
-    if ratios is not None:
+    """The split of pairs and of texts alone; with `ratios` images of pairs are divided, each with all its texts."""
+    names = [row.path or row.text for row in rows]
+    number = {name: place for place, name in enumerate(dict.fromkeys(names))}
+    part_of = {name: row.part or ("test" if row.path else "train") for name, row in zip(names, rows, strict=True)}
+    if ratios is not None and all(row.path for row in rows):
         part_of = dict(zip(number, parts.assign([""] * len(number), ratios, seed), strict=True))
     items: dict[str, list[Item]] = {"train": [], "val": [], "test": []}
-    for row in rows:
-        items[part_of[row.path]].append(Item(label=number[row.path], **row.of_item))
+    for name, row in zip(names, rows, strict=True):
+        items[part_of[name]].append(Item(label=number[name], **row.of_item))
     return Split(name, (), tuple(items["train"]), tuple(items["val"]), tuple(items["test"]), root=root)
 
 

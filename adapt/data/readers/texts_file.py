@@ -1,13 +1,15 @@
-"""CSV files of which one column are texts, such as captions."""
+"""Files of texts, such as captions: a CSV of which one column are texts, or a list with one a line."""
 
 from __future__ import annotations
 
 import csv
 import io
 import os
+from pathlib import Path
 
 from adapt.cells import unguarded
-from adapt.data.readers.lines import read_text
+from adapt.data.readers.lines import read_lines, read_text
+from adapt.data.split import Item, Split
 from adapt.errors import AdaptError
 
 
@@ -25,3 +27,15 @@ def read_texts(path: str | os.PathLike[str]) -> list[str]:
         if not text:
             raise AdaptError(f"{where}: text {number} is empty.")
     return texts
+
+
+def read_list(path: str | os.PathLike[str]) -> Split:
+    """The split of texts to learn from alone, one a line, of which one that stands twice counts once.
+
+    Raises AdaptError for a list that is empty or cannot be read.
+    """
+    texts = dict.fromkeys(read_lines(Path(path)))
+    if not texts:
+        raise AdaptError(f"List {os.fspath(path)!r} is empty: expected a text a line.")
+    train = tuple(Item("", number, "", text=text) for number, text in enumerate(texts))
+    return Split(Path(path).stem, (), train, (), ())

@@ -16,6 +16,7 @@ from adapt.errors import AdaptError
 from adapt.methods.base.config import MethodConfig
 from adapt.methods.base.context import Context
 from adapt.methods.base.mixture import Mixture
+from adapt.methods.base.space import Space
 from adapt.methods.base.step import (
     BlockInputs,
     Encoded,
@@ -31,8 +32,9 @@ from adapt.prompts import Prompt
 from adapt.validation import explain
 
 __all__ = [
-    "BlockInputs", "Context", "Encoded", "ImageStep", "Method", "MethodConfig", "Mixture", "PairStep", "Step", "Terms",
-    "Training", "check_depth", "checked", "contrast", "cross_entropy", "depth_in", "learned", "mean_of", "total",
+    "BlockInputs", "Context", "Encoded", "ImageStep", "Method", "MethodConfig", "Mixture", "PairStep", "Space", "Step",
+    "Terms", "Training", "check_depth", "checked", "contrast", "cross_entropy", "depth_in", "learned", "mean_of",
+    "total",
 ]  # fmt: skip
 
 FAMILIES = ("dual encoder", "fusion encoder", "vision LLM")  # of backbones
@@ -67,6 +69,8 @@ class Method(nn.Module):
     """Whether its loss has `step.cross_entropy`, in which classes may count differently (`train.class_weights`)."""
     of_pairs: ClassVar[bool] = False
     """Whether it learns from pairs of images and texts too, without a class: what it edits serves any text."""
+    of_texts_alone: ClassVar[bool] = False
+    """Whether it learns from texts alone, without images and classes: from captions, or from the classes' names."""
     prompt_average: ClassVar[Literal["unit", "mean", "raw"]] = "unit"
     """What becomes of the features of a class's prompts: the mean of unit-length ones, which gets unit length again, or
     as it is (`mean`); or the mean of what the tower gives (`raw`)."""
@@ -191,6 +195,15 @@ class Method(nn.Module):
         Of any length: the model gives them unit length.
         """
         return None
+
+    @property
+    def space(self) -> Space | None:
+        """That of another backbone, where its features are to be compared with that one's; None for its own."""
+        return None
+
+    def project(self, features: Tensor) -> Tensor:
+        """Features `(..., e)` of either tower as they are compared `(..., d)`, which get unit length again."""
+        return features
 
     def logits(self, step: Any) -> Tensor:
         """What a batch is taken for `(b, n)`: of images scaled cosines of image and class features, of questions about

@@ -40,6 +40,12 @@ class Training(Protocol):
         projection reads `(..., d)`, which such a method may replace.
         """
 
+    def alone(self, backbone: str | None = None) -> Training:
+        """The same images and texts under a backbone by itself: the model's, or the one that a name stands for.
+
+        AdaptError for a name of none, or of one that does not compare images with texts.
+        """
+
     def held_back(self) -> Iterator[Step]:
         """Batches of the validation images as the model sees them in a test, again and again."""
 

@@ -1,0 +1,180 @@
+"""A projection of a new backbone's features into an old one's space, learned from texts: the old index stays valid.
+
+Papers: Jang and Lim, Towards Cross-modal Backward-compatible Representation Learning for Vision-Language Models,
+ICCV 2025 (XBT), which has no code; the closed form is the orthogonal Procrustes map that a later paper on post-hoc
+alignment compares it with.
+Our reading: of XBT the abstract alone was at hand. A perceptron (`hidden`) beside the closed form stands for its first
+stage, which learns a projection from texts under noise; form, sizes, rates and loss are ours. Its second stage, which
+adapts the new model by images and texts, is left out, so that the new model stays as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import sqrt
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from adapt.backbones.base import DualEncoder
+from adapt.backbones.tokenizer import TextTokenizer
+from adapt.errors import AdaptError
+from adapt.methods.base import Method, MethodConfig, Space, Training, contrast
+from adapt.methods.close import noisy
+from adapt.methods.zero_shot import Templates
+from adapt.prompts import Prompt, from_templates, readable, several
+
+
+class XBTConfig(MethodConfig):
+    old: str = Field(min_length=1)
+    """The backbone that the indexes were made with, as `adapt backbones` names them."""
+    template: Templates = "{}"
+    """What texts are put into, one template or several: a list of class names may want "a photo of a {}."."""
+    fewest: int | None = Field(default=None, ge=1)
+    """Fewer texts than this are refused; null asks for as many as an old feature has values."""
+    hidden: int | None = Field(default=None, ge=1)
+    """Width of a perceptron that is trained beside the matrix, by the texts under noise; null keeps the closed form."""
+    noise: float | None = Field(default=None, ge=0)
+    """Standard deviation of that noise; null takes 0.04 for 768 values, and for fewer as much in all (CLOSE)."""
+    epochs: int = Field(default=10, ge=1)
+    """Of the perceptron's training."""
+    batch_size: int = Field(default=512, ge=2)
+    lr: float = Field(default=1e-3, gt=0)
+    space: Space | None = None
+    """The old backbone's, which training finds by loading it; a trained adapter has it, and does without."""
+
+
+class XBT(Method):
+    """`XBT(old)` keeps `weight` `(e, d)`, and with `hidden` trains `fc1` and `fc2` beside it."""
+
+    name = "xbt"
+    title = "XBT, by Procrustes or by our reading of its abstract (Jang and Lim, ICCV 2025)"
+    Config = XBTConfig
+    touches = frozenset({"text", "vision"})  # whose features lie elsewhere than the backbone's own
+    of_pairs = True
+    of_texts_alone = True
+    takes_steps = False
+    stands_alone = True
+    example = {"old": "mini-clip", "fewest": 1}
+
+    def build(self, backbone: DualEncoder, class_names: Sequence[str]) -> None:  # type: ignore[override]
+        size, hidden, device = backbone.embed_dim, self.config.hidden, backbone.device
+        old_size = size if self.space is None else self.space.size  # until the old one is known, features stay
+        self.weight = nn.Parameter(torch.eye(size, old_size, device=device))
+        if hidden is not None:
+            self.fc1 = nn.Linear(size, hidden, device=device)
+            self.fc2 = nn.Linear(hidden, old_size, device=device)
+            nn.init.zeros_(self.fc2.weight)  # so that it starts as the closed form
+            nn.init.zeros_(self.fc2.bias)
+
+    @property
+    def space(self) -> Space | None:
+        found: Space | None = self.config.space
+        return found
+
+    def prompts(self, tokenizer: TextTokenizer, class_name: str) -> list[Prompt]:
+        return from_templates(tokenizer, self.config.template, class_name)
+
+    def project(self, features: Tensor) -> Tensor:
+        features = F.normalize(features.to(self.weight.dtype), dim=-1)
+        projected = features @ self.weight
+        if self.config.hidden is None:
+            return projected
+        bent: Tensor = self.fc2(F.gelu(self.fc1(features)))
+        return projected + bent
+
+    def prepare(self, training: Training) -> None:
+        old, texts = training.alone(self.config.old).model, texts_of(training.items("train"))
+        space = Space.of(old.backbone)
+        if self.space not in (None, space):
+            raise AdaptError(f"xbt: method.space is not that of {self.config.old}: leave it out, and it is found")
+        self._check_count(len(texts), space)
+        self.config = self.config.model_copy(update={"space": space})
+        self.build(training.model.backbone, training.model.class_names)
+        texts = [template.replace("{}", text) for text in texts for template in several(self.config.template)]
+        rows, targets = (model.text_features(texts).float().cpu() for model in (training.alone().model, old))
+        with torch.no_grad():
+            self.weight.copy_(procrustes(rows, targets))
+        if self.config.hidden is not None:
+            with torch.enable_grad():
+                device = self.weight.device
+                self._learn(rows.to(device), targets.to(device), old.backbone.logit_scale)
+
+    def _check_count(self, texts: int, space: Space) -> None:
+        fewest = self.config.fewest or space.size
+        if texts < fewest:
+            raise AdaptError(
+                f"xbt: the data has {texts:,} different texts, and a feature of {self.config.old} has {space.size:,} "
+                f"values: give at least {fewest:,} captions or class names, better five times as many (any will do), "
+                "or lower method.fewest"
+            )
+
+    def _learn(self, rows: Tensor, targets: Tensor, scale: float) -> None:
+        """Trains all by texts of the new backbone `(n, e)`, under noise, and of the old one `(n, d)`."""
+        config = self.config
+        noise = 0.04 * sqrt(768 / rows.shape[-1]) if config.noise is None else config.noise
+        optimizer = torch.optim.AdamW(self.parameters(), lr=config.lr)
+        steps = config.epochs * -(-len(rows) // config.batch_size)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        for _ in range(config.epochs):
+            for chosen in torch.randperm(len(rows)).split(config.batch_size):
+                found = F.normalize(self.project(noisy(rows[chosen], noise)), dim=-1)
+                cosines = found @ targets[chosen].T
+                optimizer.zero_grad()
+                (1 - cosines.diagonal().mean() + contrast(scale * cosines)).backward()
+                optimizer.step()
+                schedule.step()
+
+    @torch.no_grad()
+    def finish(self, training: Training) -> None:
+        """Says whether new queries find more in an old index than old ones do, on pairs held out for validation."""
+        training.note(compatible=self._compared(training) if any(item.path for item in training.items("val")) else None)
+
+    def _compared(self, training: Training) -> dict[str, Any]:
+        labels, device = training.labels("val"), self.weight.device
+        place = {text: number for number, text in enumerate(texts_of(training.items("val")))}
+        own = torch.zeros(len(place), len(labels), dtype=torch.bool)
+        for item in training.items("val"):
+            own[place[_words(item)]] |= labels == item.label
+        by: dict[str, tuple[Tensor, Tensor]] = {}
+        for name, alone in (("old", training.alone(self.config.old)), ("new", training.alone())):
+            of_texts = alone.model.text_features([self._put(text) for text in place]).to(device).float()
+            by[name] = of_texts, alone.features("val").to(device)
+        asked = tuple(F.normalize(self.project(each), dim=-1) for each in by["new"])
+        cases = {"new in old": (asked, by["old"]), "old in old": (by["old"],) * 2, "new in new": (by["new"],) * 2}
+        return {
+            "images": len(labels),
+            "text_to_image": {name: _first(query[0], held[1], own) for name, (query, held) in cases.items()},
+            "image_to_text": {name: _first(query[1], held[0], own.T) for name, (query, held) in cases.items()},
+        }
+
+    def _put(self, text: str) -> str:
+        return several(self.config.template)[0].replace("{}", text)
+
+
+def texts_of(items: Sequence[Any]) -> list[str]:
+    """The different texts of items, or the names of their classes."""
+    return list(dict.fromkeys(map(_words, items)))
+
+
+def _words(item: Any) -> str:
+    words: str = item.text or readable(item.class_name)
+    return words
+
+
+def _first(queries: Tensor, gallery: Tensor, own: Tensor) -> float:
+    """The share of queries `(q, d)` whose nearest of the gallery `(g, d)` is one of their `own` `(q, g)`."""
+    nearest = (queries @ gallery.T).argmax(-1, keepdim=True).cpu()
+    return float(own.gather(1, nearest).double().mean())
+
+
+def procrustes(rows: Tensor, targets: Tensor) -> Tensor:
+    """The matrix `(e, d)` that brings `rows` `(n, e)` nearest to `targets` `(n, d)` of all that only turn them.
+
+    Its columns are orthonormal, or its rows where a target has more values.
+    """
+    left, _, right = torch.linalg.svd(rows.double().T @ targets.double(), full_matrices=False)
+    return (left @ right).to(rows.dtype)
