@@ -1,0 +1,163 @@
+"""The text side of a dual encoder under a method: classes, and other texts, as features."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from adapt.backbones.base import DualEncoder
+from adapt.engine.memory import free_bytes
+from adapt.errors import AdaptError
+from adapt.methods.base import Context, Method
+from adapt.models.base import Adapted, in_one_mode
+from adapt.models.class_texts import ClassTexts, PromptAverage
+from adapt.prompts import Prompt, check_length, from_template, of_classes, of_text
+from adapt.shown import brief
+
+
+class TextSide(Adapted[DualEncoder]):
+    """What is computed of texts, each once where nothing changes that it depends on."""
+
+    def __init__(
+        self,
+        backbone: DualEncoder,
+        method: Method,
+        class_names: Sequence[str],
+        fast: bool | None,
+        *,
+        checkpointing: bool = False,
+        text_memory: int | None = None,
+    ) -> None:
+        super().__init__(backbone, method, class_names, checkpointing=checkpointing)
+        self.fast = fast
+        # read once: parts that changed from step to step would draw other dropout, and a resumed run would differ
+        self.text_memory = text_memory or free_bytes(backbone.device) // 2
+        self._texts = self._class_texts(self._own_prompts, checkpointing, method.prompt_average)
+        self._each_text: ClassTexts | None = None
+        self._others: tuple[tuple[Prompt, ...], ClassTexts] | None = None  # the last prompts of no class
+        self._frozen_texts: dict[tuple[tuple[str, ...], PromptAverage], ClassTexts] = {}
+
+    def _own_prompts(self, class_name: str) -> list[Prompt]:
+        return self.method.prompts(self.backbone.tokenizer, class_name)
+
+    def _class_texts(
+        self,
+        prompts: Callable[[str], list[Prompt]],
+        checkpointing: bool = False,
+        average: PromptAverage = "unit",
+    ) -> ClassTexts | None:
+        """The texts of the classes, None where there are none."""
+        if not (self.class_names and prompts(self.class_names[0])):
+            return None
+        found = of_classes(self.backbone.tokenizer, self.class_names, prompts)
+        return ClassTexts(self.backbone, found, self.fast, checkpointing, average)
+
+    @in_one_mode
+    def class_features(self, image_features: Tensor | None = None, image_tokens: Tensor | None = None) -> Tensor:
+        """Unit-length features of the classes `(n_classes, e)`, differentiable in the method's parameters.
+
+        A method whose prompts depend on the image needs unit-length `image_features` `(b, e)`, or `image_tokens`
+        `(b, l, d)` too, and gives `(b, n_classes, e)`. For others, while gradients are off, they are computed once,
+        until something changes that they depend on: what the method asks of the text tower, the backbone's weights, or
+        the precision.
+        """
+        return self._encoded(self._own_texts, image_features, image_tokens)
+
+    @in_one_mode
+    def prompt_features(self) -> tuple[Tensor, ...]:
+        """Unit-length features `(m, e)` of the m prompts of each class, which is not the same number for all."""
+        texts = self._each_text = self._each_text or self._class_texts(self._own_prompts, self.checkpointing, "each")
+        if texts is None:
+            raise self._no_prompts()
+        return self._encoded(texts).split(texts.counts)
+
+    def _encoded(self, texts: ClassTexts, features: Tensor | None = None, tokens: Tensor | None = None) -> Tensor:
+        """Texts under the method's edits, which may read images: anew, or as they are known where nothing changed."""
+        edits = self._edits("text", Context(_read(features), _read(tokens), self.frozen_class_features))
+        if edits and (torch.is_grad_enabled() or self.method.training or self.method.per_image):
+            return self._projected(texts.encode(edits, self.text_memory))
+        return self._projected(texts.remembered(edits, self.text_memory))
+
+    def _projected(self, features: Tensor, unit: bool = True) -> Tensor:
+        """Features of texts as the method has them compared, of `unit` length again."""
+        projected = self.method.project(features)
+        return F.normalize(projected, dim=-1) if unit and projected is not features else projected
+
+    def frozen_class_features(self, templates: Sequence[str], average: PromptAverage = "unit") -> Tensor:
+        """Features of the classes `(n_classes, e)` by the backbone alone, in hand-written templates.
+
+        Of unit length, and the mean of unit-length ones; or the mean of what the tower gives (`raw`).
+        """
+        tokenizer, key = self.backbone.tokenizer, (tuple(templates), average)
+        if key not in self._frozen_texts:
+            texts = self._class_texts(
+                lambda name: [from_template(tokenizer, each, name) for each in templates], average=average
+            )
+            assert texts is not None
+            self._frozen_texts[key] = texts
+        return self._frozen_texts[key].remembered([], self.text_memory)
+
+    @in_one_mode
+    def encode(self, prompts: Sequence[Prompt]) -> Tensor:
+        """Unit-length features `(m, e)` of prompts other than the classes', under the method's edits."""
+        key, known = tuple(prompts), self._others  # another thread may put its own in their place
+        if known is None or known[0] != key:
+            alone = [[prompt] for prompt in prompts]
+            like = self._texts if known is None else known[1]
+            known = self._others = key, ClassTexts(self.backbone, alone, self.fast, self.checkpointing, like=like)
+        return self._encoded(known[1])
+
+    def encode_texts(self, texts: Sequence[str]) -> Tensor:
+        """Unit-length features `(m, e)` of texts, under the method's edits. AdaptError, by name, for one too long."""
+        return self.encode([self._prompt(text) for text in texts])
+
+    def _prompt(self, text: str) -> Prompt:
+        prompt = of_text(self.backbone.tokenizer, text)
+        check_length(self.backbone.tokenizer, prompt, f"the text {brief(text)}", "it")
+        return prompt
+
+    @in_one_mode
+    def text_features(self, texts: Sequence[str], unit: bool = True, edited: bool = False) -> Tensor:
+        """Texts to features `(m, e)`, of `unit` length or as the tower gives them; no gradient.
+
+        By the backbone alone, or as it is `edited` by a method whose learned tokens belong to no class or image.
+        AdaptError, naming the text, for one that is longer than the text tower reads.
+        """
+        alone = [[self._prompt(text)] for text in texts]
+        encoder = ClassTexts(self.backbone, alone, self.fast, average="each" if unit else "raw")
+        with torch.no_grad():
+            features = encoder.encode(self._edits("text", Context()) if edited else [], self.text_memory)
+            return self._projected(features, unit) if edited else features
+
+    @property
+    def _own_texts(self) -> ClassTexts:
+        if self._texts is None:
+            raise self._no_prompts()
+        return self._texts
+
+    def _no_prompts(self) -> AdaptError:
+        return AdaptError(f"{self.method.name} has no prompts, and so no class features")
+
+    @property
+    def text_path(self) -> str:
+        return "none" if self._texts is None else self._texts.path
+
+    def unwrap(self) -> DualEncoder:
+        self._texts = self._each_text = self._others = None
+        self._frozen_texts = {}
+        return super().unwrap()
+
+    def cut_skipped(self) -> None:
+        super().cut_skipped()
+        others = None if self._others is None else self._others[1]
+        for texts in (self._texts, self._each_text, others, *self._frozen_texts.values()):
+            if texts is not None:
+                texts.forget()
+
+
+def _read(of_images: Tensor | None) -> dict[str, Callable[[], Tensor]]:
+    """What a method may read of images, by tower."""
+    return {} if of_images is None else {"vision": lambda: of_images}
