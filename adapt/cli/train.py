@@ -96,23 +96,28 @@ def train(
         run(_many(chosen, seeds, sweeps), _of_many(out, resume, plot, options), jobs, engine, address, track)
         return
     with quiet_libraries():
-        from adapt import plugins
         from adapt.training.run_recipe import run_recipe
 
         try:
             result = run_recipe(chosen, out, resume, progress=not quiet, track=track)
         except KeyboardInterrupt:
-            changes = [*common.as_words(options), *(f"--set={each}" for each in overrides)]
-            changes += [f"--track={each}" for each in track]
-            files = [f"--plugin={path}" for path in plugins.loaded()]
-            again = shlex.join(["adapt", *files, "train", recipe, *changes, f"--out={out}"])
-            click.echo(f"stopped; go on with: {again} --resume" if out else "stopped", err=True)
+            words = [*common.as_words(options), *(f"--set={each}" for each in overrides)]
+            again = _again(recipe, [*words, *(f"--track={each}" for each in track), f"--out={out}"])
+            click.echo(f"stopped; go on with: {again}" if out else "stopped", err=True)
             raise SystemExit(130) from None
     click.echo(str(result))
     if plot and out is not None:
         _plot(result, out)
     if result.adapter is not None:
         click.echo(f"adapter    {result.adapter} ({result.metrics['adapter_bytes'] / 1024:.1f} KB)")
+
+
+def _again(recipe: str, words: list[str]) -> str:
+    """The command that goes on with the run."""
+    from adapt import plugins
+
+    files = [f"--plugin={path}" for path in plugins.loaded()]
+    return shlex.join(["adapt", *files, "train", recipe, *words, "--resume"])
 
 
 def _of_many(out: Path | None, resume: bool, plot: bool, options: common.Options) -> Path:
