@@ -87,14 +87,10 @@ def recommend(
         chosen, alike = take(compared) if compared else (None, [])
         name, settings = (chosen.candidate.name, dict[str, Any]()) if chosen else UNCOMPARED
         found = Recommendation(
-            chosen=name,
-            rows=rows_of(compared),
-            alike=[each.candidate.name for each in alike],
-            left_out=left_out,
-            notes=_notes(split, comparison),
-            advice=advise(split, features, comparison.items, chosen),
+            chosen=name, rows=rows_of(compared), alike=[each.candidate.name for each in alike], left_out=left_out,
+            notes=_notes(split, comparison), advice=advise(split, features, comparison.items, chosen),
             about=_about(split, base, comparison, folds),
-        )
+        )  # fmt: skip
         if folder is not None:
             found.write(folder)
         recipe = chosen.candidate.recipe if chosen else read_recipe(name, list((changes | settings).items()), data)
