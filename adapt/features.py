@@ -16,6 +16,7 @@ from adapt.data.decoding.transform_key import transform_key
 from adapt.data.split import Item, of_several
 from adapt.engine.memory import free_bytes, readable_bytes
 from adapt.errors import AdaptError
+from adapt.methods.base import Method
 from adapt.models.base import Adapted
 from adapt.models.classifier import AdaptedModel
 from adapt.progress import Progress
@@ -28,7 +29,8 @@ def keeps_features(model: Adapted[Any], cache: bool) -> TypeGuard[AdaptedModel]:
     """Whether the cache may serve: classes by features of a vision tower that nothing edits, and no need of images."""
     if not (cache and isinstance(model, AdaptedModel)):
         return False
-    return "vision" not in model.method.touches and "images" not in model.method.reads
+    own_space = type(model.method).project is not Method.project  # the cache's features are the backbone's own
+    return not ("vision" in model.method.touches or own_space or "images" in model.method.reads)
 
 
 def of_texts(items: Sequence[Item]) -> bool:

@@ -46,7 +46,8 @@ def candidates(source: str, changes: dict[str, Any], images: int, every: bool) -
 
     `images` is how many there are of a class. Those without steps, those with steps on cached features, and those whose
     recipes ask for it; with `every` also the others, whose steps pass through a tower. Methods that decide by several
-    views of an image, or by the images before it, or that learn from texts alone, are not compared.
+    views of an image, or by the images before it, that learn from texts alone or say where images are not as they should
+    be, are not compared.
     """
     known = {name.partition("/")[0] for name in shipped()} & set(methods.names())
     of_images = [name for method in sorted(known) for name in of_method(method) if name.partition("/")[2] not in _OTHER]
@@ -61,7 +62,8 @@ def _of(name: str, source: str, changes: dict[str, Any], images: int, every: boo
     for title, settings in (own | file.variants).items():
         recipe = read_recipe(name, list((settings | changes).items()), source)
         method = methods.find(recipe.method["name"])(**recipe.method_config)
-        if "dual encoder" not in method.serves or method.views or method.memory() is not None or method.of_texts_alone:
+        of_classes = not (method.of_texts_alone or method.normal_class is not None)
+        if "dual encoder" not in method.serves or method.views or method.memory() is not None or not of_classes:
             continue
         cost = _cost(recipe, method)
         always = file.compared or cost < Cost.STEPS_THROUGH_TOWERS

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 import click
 
 from adapt.cli import options as common
+from adapt.disk import check_free
 from adapt.errors import AdaptError
 from adapt.shown import shown
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
+    from torch import Tensor
 
     from adapt.models.classifier import AdaptedModel
 
@@ -40,39 +41,39 @@ def maps(adapter: Path, images: tuple[Path, ...], out: Path, backbone: str | Non
     from adapt.cli.predict import image_files, readable_images
     from adapt.cli.quiet import quiet_libraries
 
-    if out.exists():
-        raise AdaptError(f"{out} exists: give --out a folder that is not there yet, so that nothing is lost")
+    check_free(out)
     files = list(image_files(images))
     with quiet_libraries():
         from adapt.loading import load
+        from adapt.methods.base.normal import normal_label
         from adapt.models.classifier import AdaptedModel
 
         model = load(adapter, common.given_backbone(backbone, device), device=device)
         if not isinstance(model, AdaptedModel):
             raise AdaptError(f"{adapter} answers questions, and draws no maps: take an adapter of anovl")
+        normal_label(model.method, model.class_names)  # before any image is read
         readable: list[Path] = []
-        pictures = list(readable_images(files, readable))
-        _draw(model, pictures, readable, out, as_json)
+        found = [model.anomaly_maps(image) for image in readable_images(files, readable)]
+        _draw(model, found, readable, out, as_json)
     if len(readable) < len(files):
         click.echo(f"{len(files) - len(readable)} of {len(files)} images could not be read", err=True)
         sys.exit(2)
 
 
-def _draw(model: AdaptedModel, pictures: list[Image], paths: list[Path], out: Path, as_json: bool) -> None:
+def _draw(model: AdaptedModel, found: list[Tensor], paths: list[Path], out: Path, as_json: bool) -> None:
+    """Writes the pictures of maps, and says of each image what there is to say."""
     from adapt import plain
-    from adapt.models.heat import heat
+    from adapt.data.decoding.images import open_image
+    from adapt.models.heat import extremes_of, heat
 
-    found = model.anomaly_maps(pictures)
-    extremes = (float(found.median()), float(found.max())) if len(found) else (0.0, 1.0)
+    extremes = extremes_of(found)
     out.mkdir(parents=True)
-    predictions = model.predict(pictures)
-    for number, (picture, path, own, said) in enumerate(zip(pictures, paths, found, predictions, strict=True)):
+    for number, ([own], path, said) in enumerate(zip(found, paths, model.predict_stream(paths), strict=True)):
         drawn = out / f"{number:05}_{path.stem}.png"
-        heat(picture, own, extremes, model.backbone.preprocess).save(drawn)
+        heat(open_image(path), own, extremes, model.backbone.preprocess).save(drawn)
         worst = float(own.max())
         if as_json:
-            answer = {"class": said.class_name, "probability": said.probability}
-            click.echo(plain.dump({"image": str(path), "map": str(drawn), "abnormal": worst, **answer}))
+            click.echo(plain.dump({"image": str(path), "map": str(drawn), "abnormal": worst, **said.plain()}))
         else:
             click.echo(f"{shown(path)}  {worst:.4f}  {shown(said.class_name)} {100 * said.probability:.1f} %  {drawn}")
 

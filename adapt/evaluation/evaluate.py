@@ -84,11 +84,18 @@ def _scores(items: Sequence[Item], found: Sequence[tuple[list[str], list[float]]
     )
 
 
+def check_maps(model: Adapted[Any], items: Sequence[Item]) -> None:
+    """AdaptError for what keeps maps from being compared with the masks of items, where there are both."""
+    if model.method.normal_class is not None and any(item.mask for item in items):
+        normal_label(model.method, model.class_names)
+        check_regions()
+        check_masks(items)
+
+
 def _mapped(model: AdaptedModel, items: Sequence[Item], workers: int, progress: Progress | None) -> MapScores:
     """Scores with the areas of maps, of items that have masks."""
+    check_maps(model, items)
     normal = normal_label(model.method, model.class_names)
-    check_regions()
-    check_masks(items)
     found = list(_decoded(model, model.logits_and_maps, items, workers, progress))
     abnormal = 1 - torch.cat([logits for logits, _ in found]).float().softmax(-1)[:, normal].cpu()
     maps, place = torch.cat([maps for _, maps in found]), model.backbone.preprocess.placing("nearest")

@@ -75,6 +75,7 @@ class AnoVL(Method):
     title = "AnoVL (Deng et al., 2023)"
     Config = AnoVLConfig
     prompt_average = "raw"
+    of_several = False
 
     @property
     def normal_class(self) -> str:

@@ -137,9 +137,16 @@ class Adapted(nn.Module, Generic[B]):
         return F.cross_entropy(step.logits.float(), step.labels, self.class_weights)
 
     def right(self, step: Any) -> Tensor:
-        """Which answers to a batch `(b,)` are right; where there may be several, whether the first one is."""
-        first = step.logits.argmax(-1)
-        return step.labels.gather(1, first[:, None])[:, 0] if step.several else first.eq(step.labels)
+        """Which answers to a batch `(b,)` are right.
+
+        Where there may be several classes, whether the likeliest is one of them, and of an image without, whether none
+        is said.
+        """
+        best = step.logits.max(-1)
+        if not step.several:
+            return best.indices.eq(step.labels)
+        said = best.values + (self.answers.logit_bias or 0.0) >= 0
+        return torch.where(step.labels.any(-1), step.labels.gather(1, best.indices[:, None])[:, 0], ~said)
 
     def batch_logits(self, inputs: Any) -> Tensor:
         """Logits `(b, n)` of a batch from the data loader. AdaptError where answers are free text."""

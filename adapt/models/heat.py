@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
@@ -9,6 +12,14 @@ from adapt.backbones.preprocess import Preprocess
 
 _WARM, _HOT = "#ff7a1a", "#d0002f"
 _MOST = 0.8  # of the image that a colour hides
+
+
+def extremes_of(maps: Sequence[Tensor]) -> tuple[float, float]:
+    """Between which values maps have colours, on one scale: half of all pixels are below, and none is above."""
+    if not maps:
+        return 0.0, 1.0
+    every = torch.cat([each.flatten() for each in maps])
+    return float(every.median()), float(every.max())
 
 
 def heat(picture: Image.Image, anomalies: Tensor, extremes: tuple[float, float], preprocess: Preprocess) -> Image.Image:

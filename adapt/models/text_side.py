@@ -57,7 +57,9 @@ class TextSide(Adapted[DualEncoder]):
 
     @in_one_mode
     def class_features(self, image_features: Tensor | None = None, image_tokens: Tensor | None = None) -> Tensor:
-        """Unit-length features of the classes `(n_classes, e)`, differentiable in the method's parameters.
+        """Features of the classes `(n_classes, e)`, differentiable in the method's parameters.
+
+        Of unit length, unless the method's `prompt_average` says otherwise.
 
         A method whose prompts depend on the image needs unit-length `image_features` `(b, e)`, or `image_tokens`
         `(b, l, d)` too, and gives `(b, n_classes, e)`. For others, while gradients are off, they are computed once,

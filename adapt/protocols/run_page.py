@@ -71,7 +71,7 @@ def run_page(run: PlainRun) -> RunPage:
         metrics=metrics,
         gain=run.gain,
         command=shlex.join(["adapt", "train", str(run.path / "recipe.yaml"), f"--out={run.path}-again"]),
-        made_with=_made_with(run.path, metrics.get("device", "cpu")),
+        made_with=_made_with(run.path, metrics.get("device")),
         curves=_curves(run),
         confusion=confusion,
         classes_shown=classes,
@@ -99,7 +99,7 @@ def _curves(run: PlainRun) -> str:
     return svg(Result(run.metrics, history, None).plot()) if history else ""
 
 
-def _made_with(run: Path, device: str) -> str:
+def _made_with(run: Path, device: str | None) -> str:
     """The machine and the libraries, on a line."""
     path = run / "environment.json"
     if not path.is_file():
@@ -107,7 +107,8 @@ def _made_with(run: Path, device: str) -> str:
     try:
         found = plain.parse(path.read_bytes())
         versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
-        processor = f"{found['threads']} threads of a CPU" if device == "cpu" else device
+        device = device or found.get("cuda")  # of an older release
+        processor = f"{found['threads']} threads of a CPU" if device in (None, "cpu") else device
         return shown(f"{processor}; Python {found['python']}, {versions}; {found['platform']}")
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise AdaptError(f"{path} holds no environment of a run: {error!r}") from error

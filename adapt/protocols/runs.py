@@ -70,6 +70,12 @@ def check(runs: Sequence[PlannedRun]) -> None:
             )
         if run.after is not None:
             check_can_start(method, recipe.train is not None, run.after.name)
+        for target in run.targets:
+            if _images(target.data).of_several != _images(recipe.data).of_several:
+                raise AdaptError(
+                    f"images of {target.name!r} may have several classes and those of {recipe.data.source!r} have one, or "
+                    "the other way round: measure on data of one kind"
+                )
         measured |= {run.own: recipe.data} | {target.name: target.data for target in run.targets}
     for name, data in measured.items():  # the runs of a protocol share them
         split = _images(data)

@@ -18,7 +18,7 @@ from adapt.devices import described, keeping_rng
 from adapt.disk import write_csv
 from adapt.errors import AdaptError
 from adapt.evaluation.calibration import BOUNDS, temperature
-from adapt.evaluation.evaluate import check_labels, evaluate
+from adapt.evaluation.evaluate import check_labels, check_maps, evaluate
 from adapt.evaluation.examples import keep_examples
 from adapt.evaluation.scores import Scores
 from adapt.features import keeps_features, of_texts
@@ -111,6 +111,7 @@ def _check_parts(
     for part in (val_set, test_set):
         if part:
             check_labels(model, part)
+            check_maps(model, part)
     if of_texts(train_set) and not (model.method.of_texts_alone or keeps_features(model, cache=True)):
         raise AdaptError(
             f"the data has texts in the place of training images, and {model.method.name} on "
@@ -322,7 +323,7 @@ def _steps(training: Fitting, journal: Journal) -> dict[str, Any]:
     return {
         "seconds": round(position.seconds, 3),
         "steps": position.step,
-        "final_loss": journal.history[-1]["loss"],
+        "final_loss": journal.history[-1]["loss"] if journal.history else None,  # of a process that only helped to end
         "precision": settings.precision,
         "text_path": model.text_path,
         "vision_path": model.vision_path,

@@ -38,7 +38,7 @@ def test_a_picture_of_each_image(run, adapter: Path, photos: Path, tmp_path: Pat
 def test_nothing_is_written_over_and_only_maps_are_drawn(run, adapter: Path, photos: Path, tmp_path: Path) -> None:
     result = run("maps", adapter, photos, "--out", tmp_path)
     assert result.exit_code == 2
-    assert "exists: give --out a folder that is not there yet" in result.stderr
+    assert "exists already; name a new folder" in result.stderr
     plain = adapt.wrap(adapt.load(adapter).backbone, adapt.methods.ZeroShot(), ("cat", "dog"))
     result = run("maps", plain.save(tmp_path / "plain.safetensors"), photos, "--out", tmp_path / "heat")
     assert result.exit_code == 2

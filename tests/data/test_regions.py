@@ -149,3 +149,18 @@ def test_paths_alone(write: Write, tmp_path: Path) -> None:
 def test_a_region_of_nothing_is_named(tmp_path: Path) -> None:
     with pytest.raises(AdaptError, match=r"nothing\.png' does not exist"):
         open_image(Item(f"{tmp_path}/nothing.png#xywh=0,0,1,1", 0, "a"))
+
+
+def test_regions_of_one_image_with_texts_stay_in_one_part(write: Write) -> None:
+    rows = [f"{name}.png,text {edge},{edge},0,{edge + 4},8" for name in "ab" for edge in range(12)]
+    split = read_csv(write(*rows, first="path,text,x0,y0,x1,y1"))
+    parts = [{item.path.partition("#")[0] for item in part} for part in (split.train, split.val, split.test)]
+    assert sum(len(part) for part in parts) == 2
+
+
+def test_a_labelled_folder_may_list_regions(write: Write, tmp_path: Path) -> None:
+    table = write(
+        "a.png,red|blue,0,0,40,20", "b.png,red,0,0,20,20", "b.png,blue,20,0,40,20", first="path,labels,x0,y0,x1,y1"
+    )
+    table.rename(tmp_path / "labels.csv")
+    assert len(list(load(tmp_path).items())) == 3

@@ -9,7 +9,6 @@ import pytest
 import tiny_backbones
 import torch
 import torch.nn.functional as F
-from adapt.methods.base.normal import normal_label
 from PIL import Image
 from torch import Tensor
 
@@ -19,6 +18,7 @@ from adapt.data import Item, Split, load, read_csv, read_defect_folder
 from adapt.data.decoding.masks import check_masks, mask_of
 from adapt.evaluation.evaluate import evaluate
 from adapt.evaluation.maps import MapScores, auroc, region_overlap
+from adapt.methods.base.normal import normal_label
 from adapt.prompts import of_text
 
 STATES = ("normal", "abnormal")
@@ -200,3 +200,27 @@ def test_bundled_defects_are_where_their_masks_are() -> None:
     check_masks(spoilt[:20])
     again: Split = load("emoji-defects")
     assert again.fingerprint == split.fingerprint
+
+
+def test_a_mask_is_of_a_whole_image(screws: Path) -> None:
+    table = screws / "screws.csv"
+    line = '"test/bent/0.png#xywh=0,0,8,8",abnormal,test,ground_truth/bent/0_mask.png\n'
+    table.write_text("path,label,split,mask\n" + line)
+    with pytest.raises(AdaptError, match="line 2: a mask is of a whole image"):
+        read_csv(table)
+
+
+def test_what_maps_need_is_asked_before_any_image_is_encoded(screws: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    split = load(f"defects:{screws}")
+    picture(screws / "ground_truth/bent/0_mask.png", (16, 32), box=(0, 0, 4, 4))
+    monkeypatch.setattr("adapt.training.baseline.evaluate", lambda *_, **__: pytest.fail("the baseline was measured"))
+    with pytest.raises(AdaptError, match=r"0_mask.png' is 16 x 32 pixels"):
+        adapt.fit(wrapped(), split.train, test_set=split.test, progress=False)
+
+
+def test_which_method_is_best_for_classes_is_not_asked_of_maps() -> None:
+    from adapt.choosing.candidates import candidates
+
+    names = [each.name for each in candidates("emoji", {}, 64, every=True)]
+    assert "gda" in names
+    assert "anovl" not in names

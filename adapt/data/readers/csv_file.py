@@ -144,6 +144,8 @@ def _row(record: dict[str | None, str | None], folder: str, where: str) -> Liste
     label, rephrased = cells.get("label", ""), cells.get("rephrased", "")
     several = _names(cells["labels"], where) if "labels" in cells else None
     mask = under(folder, cells["mask"], where) if cells.get("mask") else ""
+    if mask and box is not None:
+        raise AdaptError(f"{where}: a mask is of a whole image, and {path!r} is a region. Take one of them out.")
     return Listed(path, label, part, domain, question, group, text, target, several, mask, rephrased)
 
 

@@ -8,6 +8,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 
+from adapt.data.decoding.regions import parted
 from adapt.data.readers import parts
 from adapt.data.readers.csv_file import read_csv
 from adapt.data.readers.folder import images_in
@@ -35,7 +36,7 @@ def read_labelled_folder(root: str | os.PathLike[str], ratios: Sequence[float] =
     """
     root = os.path.abspath(root)
     split = read_csv(os.path.join(root, LIST), root, ratios, seed)
-    listed = set(real_paths(item.path for item in split.items()).values())
+    listed = set(real_paths(parted(item.path)[0] for item in split.items()).values())
     for path, real in real_paths(images_in(root)).items():
         if real not in listed:
             raise AdaptError(

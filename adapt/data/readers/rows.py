@@ -35,7 +35,7 @@ class Listed(NamedTuple):
     @property
     def classes(self) -> str:
         """The name of its class, or those of all."""
-        return self.class_name if self.class_names is None else SEPARATOR.join(self.class_names)
+        return self.class_name if self.class_names is None else SEPARATOR.join(sorted(self.class_names))
 
     @property
     def of_item(self) -> dict[str, Any]:
@@ -95,8 +95,11 @@ def _of_pairs(name: str, root: str, rows: Sequence[Listed], ratios: Sequence[flo
     names = [row.path or row.text for row in rows]
     number = {name: place for place, name in enumerate(dict.fromkeys(names))}
     part_of = {name: row.part or ("test" if row.path else "train") for name, row in zip(names, rows, strict=True)}
-    if ratios is not None and all(row.path for row in rows):
-        part_of = dict(zip(number, parts.assign([""] * len(number), ratios, seed), strict=True))
+    if ratios is not None and all(row.path for row in rows):  # regions of one image stay together
+        whole = {name: parted(name)[0] for name in number}
+        images = list(dict.fromkeys(whole.values()))
+        drawn = dict(zip(images, parts.assign([""] * len(images), ratios, seed), strict=True))
+        part_of = {name: drawn[whole[name]] for name in number}
     items: dict[str, list[Item]] = {"train": [], "val": [], "test": []}
     for name, row in zip(names, rows, strict=True):
         items[part_of[name]].append(Item(label=number[name], **row.of_item))

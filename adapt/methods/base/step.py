@@ -195,7 +195,12 @@ class ImageStep(Step):
     @cached_property
     def image_tokens(self) -> Tensor:
         """What the vision tower's last block makes of the images `(b, l, d)`, by the backbone alone; no gradient."""
-        tokens: Tensor = self.model.image_tokens(self.images)
+        return self._of_all(self._own_tokens)
+
+    @cached_property
+    def _own_tokens(self) -> Tensor:
+        """Those of the share."""
+        tokens: Tensor = self.model.image_tokens(self._images)
         return tokens
 
     @cached_property
@@ -204,7 +209,7 @@ class ImageStep(Step):
         features: Tensor
         method = self.model.method
         if method.per_image:
-            tokens = self.image_tokens if "tokens" in method.reads else None
+            tokens = self._own_tokens if "tokens" in method.reads else None
             features = self._of_all(self.model.class_features(self._own_features, tokens))
         else:
             features = self._once("class_features", self.model.class_features)
