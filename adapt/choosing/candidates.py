@@ -46,8 +46,8 @@ def candidates(source: str, changes: dict[str, Any], images: int, every: bool) -
 
     `images` is how many there are of a class. Those without steps, those with steps on cached features, and those whose
     recipes ask for it; with `every` also the others, whose steps pass through a tower. Methods that decide by several
-    views of an image, or by the images before it, that learn from texts alone or say where images are not as they should
-    be, are not compared.
+    views of an image, or by the images before it, that learn from texts alone, or that say where images are not as they
+    should be, are not compared.
     """
     known = {name.partition("/")[0] for name in shipped()} & set(methods.names())
     of_images = [name for method in sorted(known) for name in of_method(method) if name.partition("/")[2] not in _OTHER]

@@ -14,6 +14,7 @@ import click
 
 from adapt import plain
 from adapt.cells import guarded
+from adapt.data.split import SEPARATOR
 from adapt.shown import shown
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ class Columns:
         """What stands of one adapter at one rank; behind its last class no class."""
         cells = ["", ""] if place is None else [place[0], f"{place[1]:.6f}"]
         cells += [] if found.number is None else [f"{found.number:.6g}"]
-        return [*cells, *[found.class_name] * self._threshold]
+        return [*cells, *[SEPARATOR.join(found.class_names or [found.class_name])] * self._threshold]
 
 
 def _print_csv(rows: Iterable[Sequence[Any]]) -> None:

@@ -11,6 +11,7 @@ from typing import Literal, get_args
 
 from adapt.data.decoding.content import read_bytes
 from adapt.data.decoding.images import check_image
+from adapt.data.decoding.masks import check_mask
 from adapt.data.split import Item, Split
 from adapt.errors import AdaptError, nearest
 from adapt.progress import Progress
@@ -37,7 +38,18 @@ def broken_images(items: Sequence[Item], progress: Progress | None = None) -> di
             found[path] = problem
         if progress is not None:
             progress(done, len(paths))
+    for item in items:
+        if item.mask and not found.keys() & {item.path, item.mask}:
+            found |= _of_mask(item)
     return found
+
+
+def _of_mask(item: Item) -> dict[str, str]:
+    try:
+        check_mask(item)
+    except AdaptError as error:
+        return {item.mask: str(error)}
+    return {}
 
 
 def without_broken(split: Split, broken: Broken, progress: Progress | None = None) -> Split:

@@ -21,7 +21,9 @@ from pydantic import AfterValidator, Field
 from torch import Generator, Tensor
 from torch.optim import AdamW
 
+from adapt.backbones.base import DualEncoder
 from adapt.backbones.tokenizer import TextTokenizer
+from adapt.errors import AdaptError, nearest
 from adapt.methods.base import ImageStep, Method, MethodConfig
 from adapt.methods.base.normal import normal_label
 from adapt.prompts import Prompt, of_text, readable
@@ -30,6 +32,7 @@ _INTACT: tuple[str, ...] = ("normal {}", "flawless {}", "perfect {}", "unblemish
 _INTACT += ("{} without flaw", "{} without defect", "{} without damage")
 _DAMAGED: tuple[str, ...] = ("damaged {}", "abnormal {}", "imperfect {}", "blemished {}")
 _DAMAGED += ("{} with flaw", "{} with defect", "{} with damage")
+_STATES = {"normal": _INTACT, "abnormal": _DAMAGED}
 _OF_OBJECTS = ("industrial photo", "industrial image", "manufacturing image")
 _OF_TEXTURES = ("industrial photo", "textural photo", "surface picture")
 _LOOKS = ("cropped ", "close-up ", "bright ", "dark ", "jpeg corrupted ", "blurry ")
@@ -56,7 +59,7 @@ class AnoVLConfig(MethodConfig):
     """Whether that is a texture, such as leather, which has other words for its pictures."""
     normal: str = "normal"
     """The class of what is intact."""
-    states: Annotated[dict[str, tuple[str, ...]], AfterValidator(_placed)] = {"normal": _INTACT, "abnormal": _DAMAGED}
+    states: Annotated[dict[str, tuple[str, ...]], AfterValidator(_placed)] = _STATES
     """What is said of the object in each class, {} being the object; of another class its name, as in "rusty {}"."""
     smoothing: Annotated[int, AfterValidator(_odd)] = Field(default=3, ge=1)
     """Maps are averaged over as many rows and columns of patches, an odd number; 1 leaves them as they are."""
@@ -80,6 +83,11 @@ class AnoVL(Method):
     @property
     def normal_class(self) -> str:
         return str(self.config.normal)
+
+    def build(self, backbone: DualEncoder, class_names: Sequence[str]) -> None:  # type: ignore[override]
+        for name in self.config.states if self.config.states != _STATES else ():
+            if name not in class_names:
+                raise AdaptError(f"anovl: states has {name!r}, which is no class; {nearest(name, class_names)}")
 
     def _states(self, class_name: str) -> tuple[str, ...]:
         """What is said of the object: a name that nothing is known of is itself a word for its state."""

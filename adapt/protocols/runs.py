@@ -73,8 +73,8 @@ def check(runs: Sequence[PlannedRun]) -> None:
         for target in run.targets:
             if _images(target.data).of_several != _images(recipe.data).of_several:
                 raise AdaptError(
-                    f"images of {target.name!r} may have several classes and those of {recipe.data.source!r} have one, or "
-                    "the other way round: measure on data of one kind"
+                    f"images of {target.name!r} may have several classes and those of {recipe.data.source!r} have one, "
+                    "or the other way round: measure on data of one kind"
                 )
         measured |= {run.own: recipe.data} | {target.name: target.data for target in run.targets}
     for name, data in measured.items():  # the runs of a protocol share them

@@ -21,7 +21,7 @@ def trackers(track: Track, out: object) -> list[Tracker]:
     Raises AdaptError for an unknown name, what is no tracker, one that stands twice, and where an extra, or a directory
     that one needs, is missing.
     """
-    given = [track] if isinstance(track, str | Tracker) else track
+    given = track if isinstance(track, Sequence) and not isinstance(track, str) else [track]
     found = [_shipped(each) if isinstance(each, str) else _checked(each) for each in given]
     names = [each.name for each in found]
     for name in names:
@@ -42,5 +42,6 @@ def _shipped(name: str) -> Tracker:
 
 def _checked(tracker: object) -> Tracker:
     if not isinstance(tracker, Tracker):
-        raise AdaptError(f"{type(tracker).__name__} is no tracker: derive it from adapt.Tracker, and give an object")
+        name = getattr(tracker, "__name__", type(tracker).__name__)
+        raise AdaptError(f"{name} is no tracker: derive it from adapt.Tracker, and give an object")
     return tracker

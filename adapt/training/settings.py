@@ -145,7 +145,10 @@ class TrainSettings(_Settings):
             raise ValueError("views are of augmented images: set augment to published, or leave views out")
         if self.schedule == "cosine_epoch":
             if self.epochs is None:
-                raise ValueError("the cosine_epoch schedule counts epochs: give epochs, or take cosine_iteration")
+                raise ValueError(
+                    "the cosine_epoch schedule counts epochs, and iterations are given: give epochs, or set schedule "
+                    "to cosine_iteration"
+                )
             if self.warmup:
                 raise ValueError("warmup is a share of steps: with cosine_epoch give warmup_epochs")
         return self

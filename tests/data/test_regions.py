@@ -154,6 +154,7 @@ def test_a_region_of_nothing_is_named(tmp_path: Path) -> None:
 def test_regions_of_one_image_with_texts_stay_in_one_part(write: Write) -> None:
     rows = [f"{name}.png,text {edge},{edge},0,{edge + 4},8" for name in "ab" for edge in range(12)]
     split = read_csv(write(*rows, first="path,text,x0,y0,x1,y1"))
+    assert split.name == "boxes"
     parts = [{item.path.partition("#")[0] for item in part} for part in (split.train, split.val, split.test)]
     assert sum(len(part) for part in parts) == 2
 

@@ -224,3 +224,21 @@ def test_which_method_is_best_for_classes_is_not_asked_of_maps() -> None:
     names = [each.name for each in candidates("emoji", {}, 64, every=True)]
     assert "gda" in names
     assert "anovl" not in names
+
+
+def test_what_is_said_of_no_class_is_refused_and_adapters_of_other_names_load(tmp_path: Path) -> None:
+    with pytest.raises(AdaptError, match="states has 'god', which is no class; did you mean 'good'"):
+        adapt.wrap(tiny_backbones.backbone("open_clip"), methods.AnoVL(states={"god": ["clean {}"]}), ("good", "bad"))
+    model = adapt.wrap(tiny_backbones.backbone("open_clip"), methods.AnoVL(normal="good"), ("good", "bad"))
+    path = model.save(tmp_path / "adapter.safetensors")
+    again = adapt.load(path, model.backbone)
+    assert torch.equal(again.class_features(), model.class_features())
+
+
+def test_a_check_of_data_tells_of_masks_of_another_size(screws: Path) -> None:
+    from adapt.data.check import broken_images
+
+    assert broken_images(load(f"defects:{screws}").test) == {}
+    small = picture(screws / "ground_truth/bent/0_mask.png", (16, 32), box=(0, 0, 4, 4))
+    [problem] = broken_images(load(f"defects:{screws}").test).values()
+    assert problem.startswith(f"the mask {small!r} is 16 x 32 pixels")

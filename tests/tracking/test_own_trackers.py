@@ -125,7 +125,7 @@ def test_a_tracker_that_fails_does_not_lose_the_run(
     ("track", "message"),
     [
         ("tensorbord", "there is no tracker 'tensorbord'; did you mean 'tensorboard'"),
-        ([Notes], "type is no tracker: derive it from adapt.Tracker, and give an object"),
+        ([Notes], "Notes is no tracker: derive it from adapt.Tracker, and give an object"),
         ([Notes(), Notes()], "Notes is to track a run twice"),
     ],
 )

@@ -19,11 +19,16 @@ if TYPE_CHECKING:
 def check_masks(items: Sequence[Item]) -> None:
     """AdaptError, by name, for a mask that is missing, no picture, or of another size than its image."""
     for item in items:
-        if item.mask and (image := _size(item.path)) != (mask := _size(item.mask)):
-            raise AdaptError(
-                f"the mask {item.mask!r} is {mask[0]} x {mask[1]} pixels, and its image {item.path!r} {image[0]} x "
-                f"{image[1]}: expected the same size"
-            )
+        check_mask(item)
+
+
+def check_mask(item: Item) -> None:
+    """The same of one image, which may have none."""
+    if item.mask and (image := _size(item.path)) != (mask := _size(item.mask)):
+        raise AdaptError(
+            f"the mask {item.mask!r} is {mask[0]} x {mask[1]} pixels, and its image {item.path!r} {image[0]} x "
+            f"{image[1]}: expected the same size. Draw it on the image as it is, or take it out of the data"
+        )
 
 
 def _size(path: str) -> tuple[int, int]:

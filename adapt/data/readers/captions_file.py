@@ -76,9 +76,19 @@ def _read(source: str, where: str) -> Any:
         text = read_text(source)
         if not source.endswith(".jsonl"):
             return json.loads(text)
-        return [json.loads(line) for line in text.splitlines() if line.strip()]
+        return list(_lines(text))
     except (*UNREADABLE, RecursionError) as error:  # the latter of brackets in thousands
         raise AdaptError(f"{where} cannot be read: {error}.") from error
+
+
+def _lines(text: str) -> Iterator[Any]:
+    """What the lines of a .jsonl say. ValueError, with its number, for one that is damaged."""
+    for number, line in enumerate(text.splitlines(), 1):
+        try:
+            if line.strip():
+                yield json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"line {number}: {error}") from None
 
 
 def _entries(content: Any, where: str) -> Iterator[tuple[str, str, list[str], str]]:

@@ -21,12 +21,12 @@ LIST = "labels.csv"
 
 
 def is_labelled(root: str | os.PathLike[str]) -> bool:
-    """Whether the folder has a `labels.csv` with the columns `path` and `labels`; others are passed over."""
+    """Whether the folder has a `labels.csv` with a column `path`; others are passed over."""
     try:
         first = next(csv.reader(io.StringIO(read_text(os.path.join(root, LIST)))), [])
     except (OSError, ValueError, csv.Error):
         return False
-    return {"path", "labels"} <= set(first)
+    return "path" in first
 
 
 def read_labelled_folder(root: str | os.PathLike[str], ratios: Sequence[float] = parts.RATIOS, seed: int = 0) -> Split:

@@ -92,17 +92,17 @@ def by_rarest(rows: Sequence[Listed]) -> list[Listed]:
 
 def _of_pairs(name: str, root: str, rows: Sequence[Listed], ratios: Sequence[float] | None, seed: int) -> Split:
     """The split of pairs and of texts alone; with `ratios` images of pairs are divided, each with all its texts."""
-    names = [row.path or row.text for row in rows]
-    number = {name: place for place, name in enumerate(dict.fromkeys(names))}
-    part_of = {name: row.part or ("test" if row.path else "train") for name, row in zip(names, rows, strict=True)}
+    keys = [row.path or row.text for row in rows]
+    number = {key: place for place, key in enumerate(dict.fromkeys(keys))}
+    part_of = {key: row.part or ("test" if row.path else "train") for key, row in zip(keys, rows, strict=True)}
     if ratios is not None and all(row.path for row in rows):  # regions of one image stay together
-        whole = {name: parted(name)[0] for name in number}
+        whole = {key: parted(key)[0] for key in number}
         images = list(dict.fromkeys(whole.values()))
         drawn = dict(zip(images, parts.assign([""] * len(images), ratios, seed), strict=True))
-        part_of = {name: drawn[whole[name]] for name in number}
+        part_of = {key: drawn[whole[key]] for key in number}
     items: dict[str, list[Item]] = {"train": [], "val": [], "test": []}
-    for name, row in zip(names, rows, strict=True):
-        items[part_of[name]].append(Item(label=number[name], **row.of_item))
+    for key, row in zip(keys, rows, strict=True):
+        items[part_of[key]].append(Item(label=number[key], **row.of_item))
     return Split(name, (), tuple(items["train"]), tuple(items["val"]), tuple(items["test"]), root=root)
 
 

@@ -16,6 +16,6 @@ def normal_label(method: Any, class_names: Sequence[str]) -> int:
     if name not in class_names:
         raise AdaptError(
             f"{method.name}: no class is called {name!r}; {nearest(name, class_names)}. Set method.normal to the class "
-            "of what is as it should be"
+            "of what is as it should be, and method.states to what is said of each class"
         )
     return class_names.index(name)
