@@ -65,7 +65,8 @@ def test_parameters_and_state_are_the_methods(method: str, backbone: Backbone) -
     assert {id(parameter) for parameter in model.parameters()} == own
     assert own.isdisjoint(map(id, backbone.model.parameters()))
     held = dict(model.method.named_parameters()) | dict(model.method.named_buffers())
-    assert held.keys() == model.method.state_dict().keys()
+    beside = {name for name in held if name.rpartition(".")[2].startswith("_")}  # moves along, and is in no adapter
+    assert held.keys() - beside == model.method.state_dict().keys()
 
 
 @pairs(ALL)

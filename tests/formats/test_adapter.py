@@ -294,7 +294,7 @@ def test_the_recorded_backbone_is_built_and_reads_as_it_did(
     monkeypatch.setattr("adapt.formats.rebuild.load_backbone", lambda *args: asked.append(args) or open_clip)
     monkeypatch.setattr(type(open_clip), "read_as", lambda self, preprocess: asked.append(preprocess["size"]))
     adapt.load(rewrite(saved, _say("backbone", "tiny/one")))
-    assert asked == [("tiny/one", "cpu", None), tiny_backbones.IMAGE]
+    assert asked == [("tiny/one", "auto", None), tiny_backbones.IMAGE]
 
 
 def test_another_preprocessing_is_refused(saved: Path, open_clip: Backbone) -> None:

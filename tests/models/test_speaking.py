@@ -24,6 +24,7 @@ from adapt.models.speaking import SpeakingModel
 
 QUESTIONS = ["what is it ?", "how many dog ?", "which animal is there : red green blue ?"]
 ANSWERS = ["a cat", "two", "the red dog ."]
+CPU = torch.device("cpu")
 SMALL: dict[str, Any] = {"dim": 16, "depth": 1, "rank": 2, "heads": 4, "skip": 2}
 METHODS: dict[str, tuple[type[methods.Method], dict[str, Any], int]] = {  # with its visual tokens
     "vlora": (methods.VLoRA, SMALL, 0),
@@ -285,11 +286,11 @@ def test_a_language_model_by_its_folder(folder: Path, tmp_path: Path) -> None:
 
 def test_eyes_and_language_models_that_cannot_be_had(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(AdaptError, match="is a fusion encoder: the eyes of a language model are a CLIP's"):
-        with_language_model(tiny_fusion.vilt(), str(folder))
+        with_language_model(tiny_fusion.vilt(), str(folder), CPU)
     clip = tiny_backbones.backbone("open_clip")
     with pytest.raises(
         AdaptError, match="the language model 'no/such' is no folder; give a folder, hf:NAME or mini-lm"
     ):
-        with_language_model(clip, "no/such")
+        with_language_model(clip, "no/such", CPU)
     with pytest.raises(AdaptError, match=r"cannot load .* with transformers"):
-        with_language_model(clip, str(tmp_path))
+        with_language_model(clip, str(tmp_path), CPU)

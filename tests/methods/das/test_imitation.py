@@ -56,8 +56,8 @@ def test_a_step_takes_few_images(make_model, training_of, monkeypatch, batch_siz
     made: list[Trainer] = []
 
     class Kept(Trainer):
-        def __init__(self, *arguments: Any) -> None:
-            super().__init__(*arguments)
+        def __init__(self, *arguments: Any, **named: Any) -> None:
+            super().__init__(*arguments, **named)
             made.append(self)
 
     monkeypatch.setattr(trainings, "Trainer", Kept)
@@ -173,4 +173,4 @@ def test_a_fusion_encoder_refuses_it(train) -> None:
     from adapt.training import fit as fitting
 
     with pytest.raises(AdaptError, match=r"train\.terms has distill: 2, and das on .* changes no image features"):
-        fitting._settings(model, {"epochs": 1, "distill": 2})
+        fitting._settings(model, {"epochs": 1, "distill": 2}, True)
