@@ -22,7 +22,7 @@ serve: $(VENV)/installed-serve
 	@ls runs/quickstart-*/adapter.safetensors > /dev/null 2>&1 || $(MAKE) quickstart
 	$(BIN)/adapt serve "$$(ls runs/quickstart-*/adapter.safetensors | tail -n 1)" --folder runs
 
-# each method on two backbones, and all other tests
+# each method on one backbone, by turns of one library and the other, and all other tests
 test: $(VENV)/installed-dev
 	$(PYTEST)
 

@@ -31,7 +31,7 @@ _FOLDER_MODEL: dict[str, Any] = {
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--all-pairs", action="store_true", help="run each method on all backbones, not on two")
+    parser.addoption("--all-pairs", action="store_true", help="run each method on all backbones, not on one")
 
 
 @pytest.fixture(autouse=True)
