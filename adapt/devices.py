@@ -39,6 +39,11 @@ def chosen(device: str | torch.device = AUTO) -> torch.device:
     return torch.device(device)
 
 
+def is_launched() -> bool:
+    """Whether this process is one of several that train together, as `accelerate launch` and torchrun start them."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
 def accelerator() -> torch.device | None:
     """The one of this process."""
     import torch

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, TypeGuard
 
 import torch
@@ -73,8 +72,7 @@ def item_features(
 
     if not cache:
         with torch.no_grad():
-            alone = [replace(item, question="", text="") for item in items]  # features are of images only
-            decoded = loader(alone, transform, 64, train=False, workers=workers)
+            decoded = loader([item.image_alone for item in items], transform, 64, train=False, workers=workers)
             return torch.cat([encode(images).cpu() for images, _ in decoded])
     key = f"{backbone.content()}/{transform_key(transform)}/{seed if views else 0}" + ("" if unit else "/raw")
     key += "" if projected else "/not projected"

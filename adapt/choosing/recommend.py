@@ -32,6 +32,7 @@ from adapt.recipe import Recipe, read_recipe
 from adapt.recipe.file import pair
 from adapt.shown import first_of
 from adapt.tracking import Track, trackers
+from adapt.training.processes import check_alone
 from adapt.training.run_recipe import read_data, run_recipe
 
 logger = logging.getLogger("adapt")
@@ -105,6 +106,7 @@ def recommend(
 @contextmanager
 def _reserved(out: str | Path | None, data: str) -> Iterator[Path | None]:
     """A new folder, which goes again where nothing was written to it."""
+    check_alone()
     if out is None:
         yield None
         return

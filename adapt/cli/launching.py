@@ -20,11 +20,6 @@ STOPPED = 130  # the exit status after Ctrl-C
 GRACE = 10.0  # seconds in which the others end by themselves once one has failed
 
 
-def is_launched() -> bool:
-    """Whether this process is one of several that train together."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
-
-
 def is_main() -> bool:
     """Whether it is the one that says and writes what comes of it, or the only one."""
     return os.environ.get("RANK", "0") == "0"

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adapt.cli import options as common
-from adapt.cli.launching import is_launched
 from adapt.errors import AdaptError
 from adapt.tracking import SHIPPED
 
@@ -43,8 +42,6 @@ def run(protocol: Protocol, out: Path, jobs: int, engine: Any, address: str | No
 
     if address is not None and engine != "ray":
         raise AdaptError("--address is of a Ray cluster: add --engine ray")
-    if is_launched():
-        raise AdaptError("several processes were launched, which train one run together: many runs take --jobs instead")
     with quiet_libraries():
         from adapt.protocols.engines import Engine
         from adapt.protocols.run_protocol import run_protocol

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from adapt.models.classifier import AdaptedModel
+    from adapt.models.prediction import Prediction
 
 
 @click.command()
@@ -53,22 +54,24 @@ def maps(adapter: Path, images: tuple[Path, ...], out: Path, backbone: str | Non
             raise AdaptError(f"{adapter} answers questions, and draws no maps: take an adapter of anovl")
         normal_label(model.method, model.class_names)  # before any image is read
         readable: list[Path] = []
-        found = [model.anomaly_maps(image) for image in readable_images(files, readable)]
+        found = list(model.predict_maps(readable_images(files, readable)))
         _draw(model, found, readable, out, as_json)
     if len(readable) < len(files):
         click.echo(f"{len(files) - len(readable)} of {len(files)} images could not be read", err=True)
         sys.exit(2)
 
 
-def _draw(model: AdaptedModel, found: list[Tensor], paths: list[Path], out: Path, as_json: bool) -> None:
+def _draw(
+    model: AdaptedModel, found: list[tuple[Prediction, Tensor]], paths: list[Path], out: Path, as_json: bool
+) -> None:
     """Writes the pictures of maps, and says of each image what there is to say."""
     from adapt import plain
     from adapt.data.decoding.images import open_image
     from adapt.models.heat import extremes_of, heat
 
-    extremes = extremes_of(found)
+    extremes = extremes_of([own for _, own in found])
     out.mkdir(parents=True)
-    for number, ([own], path, said) in enumerate(zip(found, paths, model.predict_stream(paths), strict=True)):
+    for number, ((said, own), path) in enumerate(zip(found, paths, strict=True)):
         drawn = out / f"{number:05}_{path.stem}.png"
         heat(open_image(path), own, extremes, model.backbone.preprocess).save(drawn)
         worst = float(own.max())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -118,15 +117,14 @@ def zeroshot(
     split = load_data(data, root, names)
     with quiet_libraries():
         from adapt.backbones.load import load_backbone
-        from adapt.evaluation.evaluate import prior_biases
+        from adapt.evaluation.evaluate import set_prior_bias
         from adapt.methods.zero_shot import ZeroShot
         from adapt.models.classifier import AdaptedModel
         from adapt.models.wrap import wrap
 
         model = wrap(load_backbone(backbone, device), ZeroShot(templates or split.template), split.class_names)
         if isinstance(model, AdaptedModel):
-            [bias] = prior_biases(model, split.train or getattr(split, part), cache=cache)
-            model.answers = replace(model.answers, logit_bias=bias)
+            set_prior_bias(model, split.train or getattr(split, part), cache=cache)
         _print(model, split, part, as_json, cache)
 
 

@@ -11,6 +11,7 @@ import click
 from adapt.cli import launching
 from adapt.cli import options as common
 from adapt.cli.many_runs import engines, run
+from adapt.devices import is_launched
 from adapt.errors import AdaptError
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ def train(
     if seeds or sweeps:
         run(_many(chosen, seeds, sweeps), _of_many(out, resume, plot, processes, options), jobs, engine, address, track)
         return
-    if processes > 1 and not launching.is_launched():
+    if processes > 1 and not is_launched():
         raise SystemExit(launching.launched(processes, chosen.device))
     with quiet_libraries():
         from adapt.training.run_recipe import run_recipe

@@ -50,6 +50,11 @@ class Item:
         return (self.label,) if self.labels is None else self.labels
 
     @property
+    def image_alone(self) -> Item:
+        """The same without what is said of the image, which its features do not depend on."""
+        return replace(self, question="", text="", labels=None)
+
+    @property
     def kept_with(self) -> str:
         """What its group is called, an image without one being a group by itself; the same in all classes."""
         return self.group or self.name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
@@ -57,7 +58,7 @@ def evaluate(
     if items[0].is_pair:
         assert isinstance(model, AdaptedModel)
         return retrieve(model, items, workers=workers, progress=progress)
-    if model.method.normal_class is not None and any(item.mask for item in items):
+    if _has_maps(model, items):
         assert isinstance(model, AdaptedModel)
         return _mapped(model, items, workers, progress)
     if model.class_names:
@@ -84,9 +85,14 @@ def _scores(items: Sequence[Item], found: Sequence[tuple[list[str], list[float]]
     )
 
 
+def _has_maps(model: Adapted[Any], items: Sequence[Item]) -> bool:
+    """Whether the model says where images are not as they should be, and the items know it."""
+    return model.method.normal_class is not None and any(item.mask for item in items)
+
+
 def check_maps(model: Adapted[Any], items: Sequence[Item]) -> None:
     """AdaptError for what keeps maps from being compared with the masks of items, where there are both."""
-    if model.method.normal_class is not None and any(item.mask for item in items):
+    if _has_maps(model, items):
         normal_label(model.method, model.class_names)
         check_regions()
         check_masks(items)
@@ -117,6 +123,12 @@ def logits(
     if keeps_features(model, cache or of_texts(items)):
         return _from_features(model, items, workers, progress)
     return _decoded(model, model.batch_logits, items, workers, progress)
+
+
+def set_prior_bias(model: AdaptedModel, items: Sequence[Item], *, workers: int = 2, cache: bool = True) -> None:
+    """Lets a model answer in the kind of `items`: where these have several classes, each class by itself."""
+    [bias] = prior_biases(model, items, workers=workers, cache=cache)
+    model.answers = replace(model.answers, logit_bias=bias)
 
 
 def prior_biases(

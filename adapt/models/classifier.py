@@ -193,13 +193,27 @@ class AdaptedModel(TextSide):
         `predict` does, for a method that draws no maps, and for a backbone that gives no features of patches.
         """
         normal_label(self.method, self.class_names)  # before any work
-        found = list(self._of_batches(images, batch_size, urls, lambda model, pixels: model.logits_and_maps(pixels)[1]))
+        found = list(
+            self._of_batches(images, batch_size, urls, lambda model, pixels: model._maps(ImageStep(model, pixels)))
+        )
         return torch.cat(found) if found else torch.empty(0, 1, 1)
+
+    def predict_maps(
+        self, images: Any, batch_size: int = 64, *, urls: bool = False
+    ) -> Iterator[tuple[Prediction, Tensor]]:
+        """As `predict_stream`, each image with its map `(h, w)` as `anomaly_maps` has it, by one look at the image."""
+        for logits, maps in self._of_batches(images, batch_size, urls, lambda model, x: model.logits_and_maps(x)):
+            numbers = self.method.score(logits)
+            said = predictions(logits, self.class_names, Wanted(), self.answers, numbers=numbers)
+            yield from zip(said, maps, strict=True)
 
     def logits_and_maps(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Logits `(b, n_classes)` of images `(b, 3, h, w)`; how abnormal each pixel looks `(b, h, w)`, on the CPU."""
-        step = ImageStep(self, pixels.to(self.backbone.device))
-        return self.answers.of(step), self.method.anomalies(step).float().cpu()
+        step = ImageStep(self, pixels)
+        return self.answers.of(step), self._maps(step)
+
+    def _maps(self, step: ImageStep) -> Tensor:
+        return self.method.anomalies(step).float().cpu()
 
     def explain(self, images: Any, top_k: int = 2, batch_size: int = 64) -> list[Explanation]:
         """What images, as `predict` takes them, are taken for, and how well each matches the classes' descriptors.

@@ -15,6 +15,7 @@ from adapt.protocols.engines import Engine
 from adapt.protocols.protocol import Figures, Protocol
 from adapt.protocols.runs import Row, check
 from adapt.tracking import Track, trackers
+from adapt.training.processes import check_alone
 from adapt.training.run import environment
 
 LOCAL = Engine()
@@ -33,6 +34,7 @@ def run_protocol(
     Runs that are there are not repeated, an interrupted one goes on. `track` is told of each, as in `fit`. Raises
     AdaptError for what can be refused before anything is trained, and where a folder holds a run of another recipe.
     """
+    check_alone()
     trackers(track, out)
     check(protocol.runs)
     rows: list[Row] = []

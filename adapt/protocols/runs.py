@@ -18,7 +18,7 @@ from adapt.devices import AUTO
 from adapt.disk import write_text
 from adapt.errors import AdaptError
 from adapt.evaluation import stored
-from adapt.evaluation.evaluate import evaluate, prior_biases
+from adapt.evaluation.evaluate import evaluate, set_prior_bias
 from adapt.loading import load
 from adapt.methods.zero_shot import ZeroShot
 from adapt.models.classifier import AdaptedModel
@@ -164,8 +164,7 @@ def _measured(model: AdaptedModel, split: Split, data: DataSection, recipe: Reci
     workers = recipe.train.workers if recipe.train is not None else 2
     adapted = model.with_classes(split.class_names) if split.class_names else model
     baseline = wrap(model.backbone, ZeroShot(data.template), split.class_names, recipe.fast)
-    [bias] = prior_biases(baseline, split.train or split.test, workers=workers, cache=recipe.cache)
-    baseline.answers = replace(baseline.answers, logit_bias=bias)
+    set_prior_bias(baseline, split.train or split.test, workers=workers, cache=recipe.cache)
     found = [evaluate(each, split.test, workers=workers, cache=recipe.cache) for each in (adapted, baseline)]
     return {"adapted": found[0].accuracy, "zero_shot": found[1].accuracy, "images": found[0].images}
 

@@ -52,7 +52,7 @@ def answer_in_kind(training: Fitting, baseline: Model) -> None:
         return
     scale = (training.model.method.logit_scale or baseline.backbone.logit_scale) / baseline.backbone.logit_scale
     items, workers = training.train_set, training.workers
-    biases = list(prior_biases(baseline, items, (1.0, scale), workers=workers, cache=training.cache))
+    biases = prior_biases(baseline, items, (1.0, scale), workers=workers, cache=training.cache)
     biases = training.processes.agreed(biases)  # to the last bit
     for each, bias in zip((baseline, training.model), biases, strict=True):
         each.answers = replace(each.answers, logit_bias=bias)

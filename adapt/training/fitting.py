@@ -55,6 +55,7 @@ class Fitting:
     seconds: float = 0.0
     noted: dict[str, Any] = field(default_factory=dict)
     _kept: dict[str, BaseModel] = field(default_factory=dict)
+    _alone: dict[str | None, Fitting] = field(default_factory=dict)
 
     @property
     def settings(self) -> TrainSettings:
@@ -119,12 +120,17 @@ class Fitting:
         )
 
     def alone(self, backbone: str | None = None) -> Fitting:
+        if backbone not in self._alone:  # which takes long to load
+            self._alone[backbone] = self._under(backbone)
+        return self._alone[backbone]
+
+    def _under(self, backbone: str | None) -> Fitting:
         own = self.model.backbone
         other = own if backbone is None else load_backbone(backbone, str(own.device))
         if not isinstance(other, DualEncoder):
             raise AdaptError(f"{other.describe()} has no features of texts and images to compare: name a CLIP")
         model = wrap(other, ZeroShot()).eval()
-        return replace(self, model=model, chosen=None, run=None, noted={})
+        return replace(self, model=model, chosen=None, run=None, noted={}, _alone={})
 
     def held_back(self) -> Iterator[Step]:
         unchanged = self.settings.model_copy(update={"augment": "none", "views": None})

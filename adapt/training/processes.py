@@ -8,7 +8,6 @@ classes, each process computes for itself. Accelerate sets the processes up, und
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 
 from adapt import plain
 from adapt.data.split import Item
+from adapt.devices import is_launched
 from adapt.errors import AdaptError
 from adapt.features import keeps_features, of_texts
 from adapt.methods.base import Method
@@ -106,9 +106,15 @@ class Processes:
 ALONE = Processes()
 
 
+def check_alone() -> None:
+    """AdaptError in one of several processes that train together: many runs, or what compares some, would meet."""
+    if is_launched():
+        raise AdaptError("several processes were launched, which train one run together: many runs take --jobs instead")
+
+
 def processes_on(device: torch.device) -> Processes:
     """Those that train together with this one, a model on `device`."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if not is_launched():
         return ALONE
     from accelerate import PartialState
 

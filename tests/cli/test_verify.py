@@ -11,22 +11,11 @@ from typing import Any
 
 import pytest
 import torch
+from miniatures import EUROSAT
 from PIL import Image
 
 from adapt.protocols import papers
 
-FOLDERS = {
-    "AnnualCrop": "Annual Crop Land",
-    "Forest": "Forest",
-    "HerbaceousVegetation": "Herbaceous Vegetation Land",
-    "Highway": "Highway or Road",
-    "Industrial": "Industrial Buildings",
-    "Pasture": "Pasture Land",
-    "PermanentCrop": "Permanent Crop Land",
-    "Residential": "Residential Buildings",
-    "River": "River",
-    "SeaLake": "Sea or Lake",
-}
 COUNTS = {"train": 2, "val": 1, "test": 2}
 
 
@@ -36,7 +25,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("published")
     home, colours = root / "eurosat", torch.Generator().manual_seed(4)
     parts: dict[str, list[Any]] = {part: [] for part in COUNTS}
-    for label, (folder, name) in enumerate(FOLDERS.items()):
+    for label, (folder, name) in enumerate(EUROSAT.items()):
         (home / "2750" / folder).mkdir(parents=True)
         colour = torch.randint(20, 236, (3,), generator=colours)
         for part, count in COUNTS.items():

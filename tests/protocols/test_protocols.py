@@ -269,3 +269,12 @@ def test_classes_without_test_images_are_refused_before_anything_is_trained(
     with pytest.raises(AdaptError, match="test images"):
         base_to_new(recipe, SEEDS, tmp_path / "none")
     assert trained == []
+
+
+def test_several_processes_do_not_make_many_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(AdaptError, match="several processes were launched"):
+        run_protocol(None, tmp_path)
+    with pytest.raises(AdaptError, match="several processes were launched"):
+        adapt.recommend("emoji", out=tmp_path / "run", backbone="mini-clip", progress=False)
+    assert not list(tmp_path.iterdir())

@@ -6,7 +6,6 @@ import hashlib
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence, Set
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -88,8 +87,7 @@ class FeatureCache:
         folder = self.directory / hashlib.sha256(f"{_FORMAT}\n{key}".encode()).hexdigest()[:32]
         rows = self._stored(folder, draws.keys())
         missing = {row_id: draw for row_id, draw in draws.items() if row_id not in rows}
-        alone = [replace(item, question="", text="", labels=None) for item in items]  # features are of images only
-        images = ImageSet(alone, transform)
+        images = ImageSet([item.image_alone for item in items], transform)
         for computed in _compute(missing, images, encode, batch_size, workers, progress):
             self._store(folder, computed)
             rows |= computed

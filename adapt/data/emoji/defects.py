@@ -9,8 +9,10 @@ is planted in training images.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from io import BytesIO
 from math import cos, pi, sin
+from pathlib import Path
 from random import Random
 
 from PIL import Image, ImageDraw
@@ -47,7 +49,12 @@ def _items(spec: str, part: str) -> list[Item]:
 
 
 def _entries(spec: str, part: str) -> list[dict[str, str]]:
-    style = spec.partition("@")[2]
+    return _drawn(spec.partition("@")[2], part, archive.ARCHIVE)
+
+
+@lru_cache(maxsize=8)
+def _drawn(style: str, part: str, drawings: Path) -> list[dict[str, str]]:
+    """Those in a style, or in all seen ones; the archive, which is the bundled one, enters what is remembered."""
     return [
         entry
         for entry in archive.index()["items"]

@@ -70,10 +70,15 @@ def to_split(
 
 
 def _assigned(rows: Sequence[Listed], ratios: Sequence[float], seed: int) -> list[str]:
-    """The part of each image; regions of one image share its part, which is drawn by the rarest of their classes."""
-    wholes = [parted(row.path)[0] for row in rows]
-    if wholes == [row.path for row in rows]:
+    """The part of each row; regions of one image share its part. Several questions about one image need not."""
+    if not any(parted(row.path)[1] for row in rows):
         return parts.assign([row.class_name for row in rows], ratios, seed)
+    return _assigned_by_image(rows, ratios, seed)
+
+
+def _assigned_by_image(rows: Sequence[Listed], ratios: Sequence[float], seed: int) -> list[str]:
+    """The same where all of an image shares its part, which is drawn by the rarest of its classes."""
+    wholes = [parted(row.path)[0] for row in rows]
     count = Counter(row.class_name for row in rows)
     rarest: dict[str, str] = {}
     for row, whole in zip(rows, wholes, strict=True):
@@ -95,11 +100,8 @@ def _of_pairs(name: str, root: str, rows: Sequence[Listed], ratios: Sequence[flo
     keys = [row.path or row.text for row in rows]
     number = {key: place for place, key in enumerate(dict.fromkeys(keys))}
     part_of = {key: row.part or ("test" if row.path else "train") for key, row in zip(keys, rows, strict=True)}
-    if ratios is not None and all(row.path for row in rows):  # regions of one image stay together
-        whole = {key: parted(key)[0] for key in number}
-        images = list(dict.fromkeys(whole.values()))
-        drawn = dict(zip(images, parts.assign([""] * len(images), ratios, seed), strict=True))
-        part_of = {key: drawn[whole[key]] for key in number}
+    if ratios is not None and all(row.path for row in rows):
+        part_of = dict(zip(keys, _assigned_by_image(rows, ratios, seed), strict=True))
     items: dict[str, list[Item]] = {"train": [], "val": [], "test": []}
     for key, row in zip(keys, rows, strict=True):
         items[part_of[key]].append(Item(label=number[key], **row.of_item))
