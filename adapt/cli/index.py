@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +18,6 @@ from adapt.errors import AdaptError
 from adapt.shown import shown
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from adapt.models.classifier import AdaptedModel
     from adapt.retrieval.index import Index
 
@@ -30,9 +30,14 @@ _adapter = click.option(
 @click.argument("source", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The .safetensors file to write.")
 @click.option("--backbone", help="See `adapt backbones`.  [default: the adapter's]")
+@click.option(
+    "--pairs", "of_pairs", is_flag=True, help="SOURCE is a .csv with path,text[,entity]: each line is one entry."
+)
 @_adapter
 @common.device
-def index(source: Path, out: Path, backbone: str | None, adapter: Path | None, device: str) -> None:
+def index(
+    source: Path, out: Path, backbone: str | None, of_pairs: bool, adapter: Path | None, device: str
+) -> None:  # fmt: skip
     """Make an index of SOURCE, a list of texts or a folder of images, to search in and to take names from.
 
     SOURCE is a .txt with a text a line, a .csv with a column text, or a folder, searched at any depth.
@@ -41,18 +46,22 @@ def index(source: Path, out: Path, backbone: str | None, adapter: Path | None, d
     Examples:
       adapt index captions.txt --backbone mini-clip --out captions.safetensors
       adapt index photos/ --backbone mini-clip --out photos.safetensors
+      adapt index records.csv --pairs --adapter runs/records --out records.safetensors
     """
     from adapt.cli.quiet import quiet_libraries
+    from adapt.data.readers.csv_file import read_pairs
     from adapt.progress import counting_bar
 
     check_writable(out)
-    entries, of_images = _entries(source)
+    entries: Sequence[Any]
+    entries, kind = (read_pairs(source), "pairs") if of_pairs else _entries(source)
     with quiet_libraries():
-        from adapt.retrieval.index import index_images, index_texts
+        from adapt.retrieval.index import index_images, index_pairs, index_texts
 
         model = _model(backbone, adapter, device)
+        make: Any = {"texts": index_texts, "images": index_images, "pairs": index_pairs}[kind]
         with counting_bar("encoding", True) as bar:
-            made = (index_images if of_images else index_texts)(model, entries, bar)
+            made = make(model, entries, bar)
     made.save(out)
     click.echo(f"{out}  {len(made):,} {made.header.kind}, {out.stat().st_size / 1024:,.1f} KB")
 
@@ -78,12 +87,15 @@ def search(
 ) -> None:  # fmt: skip
     """Find what is nearest to QUERIES, texts or image files, among all entries of INDEX, exactly.
 
+    In an index of pairs a query may be a .csv with path,text too, each line of which is asked.
+
     With an adapter of xbt that stands for the backbone of INDEX, queries are encoded by a newer one.
 
     \b
     Examples:
       adapt search photos.safetensors "a red car" photo.png
       adapt search old.safetensors "a red car" --adapter runs/xbt
+      adapt search records.safetensors new.csv --adapter runs/records
     """
     from adapt.cli.quiet import quiet_libraries
 
@@ -95,12 +107,14 @@ def search(
         found.check(model)
         encoded = _encoded if share is None else _between(found, model, share, device)
         for query in queries:
-            cosines, places = (each[0].tolist() for each in found.nearest(encoded(model, query), top_k))
-            _show(query, list(zip([found.entries[place] for place in places], cosines, strict=True)), as_json)
+            asked = encoded(model, query)
+            for name, *nearest in zip(asked.entries, *found.nearest(asked.features, top_k), strict=True):
+                cosines, places = (each.tolist() for each in nearest)
+                _show(name, list(zip([found.entries[place] for place in places], cosines, strict=True)), as_json)
 
 
-def _entries(source: Path) -> tuple[list[str], bool]:
-    """What to make an index of, and whether these are images."""
+def _entries(source: Path) -> tuple[list[str], str]:
+    """What to make an index of, and its kind."""
     from adapt.data.readers.lines import read_lines
     from adapt.data.readers.texts_file import read_texts
 
@@ -108,10 +122,10 @@ def _entries(source: Path) -> tuple[list[str], bool]:
         found = images_in(str(source))
         if not found:
             raise AdaptError(f"the folder {source} holds no image ({', '.join(IMAGE_SUFFIXES)})")
-        return found, True
+        return found, "images"
     if source.suffix not in (".csv", ".txt"):
         raise AdaptError(f"{source} is neither a folder of images nor a .txt or .csv file of texts")
-    return (read_texts(source) if source.suffix == ".csv" else read_lines(source)), False
+    return (read_texts(source) if source.suffix == ".csv" else read_lines(source)), "texts"
 
 
 def _model(backbone: str | None, adapter: Path | None, device: str) -> AdaptedModel:
@@ -130,17 +144,22 @@ def _model(backbone: str | None, adapter: Path | None, device: str) -> AdaptedMo
     return found
 
 
-def _encoded(model: AdaptedModel, query: str) -> Tensor:
-    """Unit-length features of a text, or of an image file `(1, e)`."""
-    from adapt.retrieval.index import index_images, index_texts
+def _encoded(model: AdaptedModel, query: str) -> Index:
+    """What is asked: a text, an image file, or each pair of a .csv, called by its path."""
+    from adapt.data.readers.csv_file import read_pairs
+    from adapt.retrieval.index import index_images, index_pairs, index_texts
 
     if not query.strip():
         raise AdaptError("a query is empty: give a text, or an image file")
+    if query.lower().endswith(".csv"):
+        items = read_pairs(query)
+        asked = [os.path.relpath(item.path, os.path.dirname(query) or ".") for item in items]
+        return replace(index_pairs(model, items), entries=tuple(asked))
     of_image = query.lower().endswith(IMAGE_SUFFIXES)
-    return (index_images if of_image else index_texts)(model, [query]).features
+    return (index_images if of_image else index_texts)(model, [query])
 
 
-def _between(index: Index, model: AdaptedModel, share: float, device: str) -> Callable[[AdaptedModel, str], Tensor]:
+def _between(index: Index, model: AdaptedModel, share: float, device: str) -> Callable[[AdaptedModel, str], Index]:
     """What encodes a query by the index's own backbone too. AdaptError where the adapter does not stand for that."""
     from adapt.retrieval.slerp import slerp
 
@@ -148,7 +167,12 @@ def _between(index: Index, model: AdaptedModel, share: float, device: str) -> Ca
         raise AdaptError("--slerp is between two backbones, and only one is asked: give an --adapter of xbt")
     old = _model(index.header.backbone, None, device)
     index.check(old)
-    return lambda model, query: slerp(_encoded(old, query), _encoded(model, query), share)
+
+    def between(model: AdaptedModel, query: str) -> Index:
+        new = _encoded(model, query)
+        return replace(new, features=slerp(_encoded(old, query).features, new.features, share))
+
+    return between
 
 
 def _show(query: str, found: Sequence[tuple[str, float]], as_json: bool) -> None:

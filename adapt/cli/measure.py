@@ -134,7 +134,7 @@ def _print(
     """Measures `model`; `asked` is what was asked of it besides, and stands in each line of JSON."""
     from adapt.evaluation.evaluate import evaluate
     from adapt.evaluation.multi_label import said_of_labels
-    from adapt.evaluation.scores import beside_accuracy, told
+    from adapt.evaluation.scores import beside_accuracy, said_of_links, told
 
     if model.class_names:  # the data may number its classes otherwise
         split = split.numbered_as(model.class_names)
@@ -156,6 +156,8 @@ def _print(
     else:
         of = f"{scores.images} {part} {'questions' if items[0].question else 'images'} of {split.name}"
         if split.of_pairs:
+            if links := said_of_links(scores.figures()):
+                click.echo(links)
             for way, shares in scores.figures()["recall"].items():
                 click.echo(f"{way.replace('_', ' ')}: {told(shares)}, {of}")
             return

@@ -24,7 +24,8 @@ class Item:
     `group`, such as one object's photographs, are more alike than others of their class; "" where none is named.
     Where `path` is "", a `text` stands in the image's place: a model may learn from its features. An image with a text
     is a pair of both: it has no class, and its label is the number of the image, which may have several texts;
-    `rephrased` says the same as the text in other words. A text may stand alone too, without a class. A `target` is a
+    `rephrased` says the same as the text in other words, and pairs of one `entity`, such as one product, belong
+    together: their label is its number. A text may stand alone too, without a class. A `target` is a
     number, such as a grade, whose class is a word for it. `mask` is the path of a picture of the same size that is
     bright where the image is not as it should be; "" where none of it is.
 
@@ -43,6 +44,7 @@ class Item:
     labels: tuple[int, ...] | None = None
     mask: str = ""
     rephrased: str = ""
+    entity: str = ""
 
     @property
     def every_label(self) -> tuple[int, ...]:
@@ -56,8 +58,8 @@ class Item:
 
     @property
     def kept_with(self) -> str:
-        """What its group is called, an image without one being a group by itself; the same in all classes."""
-        return self.group or self.name
+        """What its entity or group is called, an image without one being by itself; the same in all classes."""
+        return self.entity or self.group or self.name
 
     @property
     def name(self) -> str:
@@ -268,4 +270,5 @@ def _identity(path: str, item: Item) -> str:
     labels = "" if item.labels is None else f"\0\0\0\0{item.labels!r}"
     mask = f"\0\0\0\0\0{item.mask.rsplit('/', 1)[-1]}" if item.mask else ""
     rephrased = f"\0\0\0\0\0\0{item.rephrased}" if item.rephrased else ""
-    return f"{path}\0{item.label}{question}{text}{target}{labels}{mask}{rephrased}\n"
+    entity = f"\0\0\0\0\0\0\0{item.entity}" if item.entity else ""
+    return f"{path}\0{item.label}{question}{text}{target}{labels}{mask}{rephrased}{entity}\n"

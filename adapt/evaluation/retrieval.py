@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from adapt.data.decoding.loader import loader
@@ -19,7 +21,7 @@ from adapt.models.prediction import finite
 from adapt.progress import Progress
 
 AT = (1, 5, 10)
-_IMAGES_AT_ONCE, _TEXTS_AT_ONCE = 100, 512
+_IMAGES_AT_ONCE, _TEXTS_AT_ONCE, _PAIRS_AT_ONCE = 100, 512, 1024
 
 
 @dataclass(frozen=True)
@@ -46,21 +48,44 @@ class RetrievalScores(Scores):
         }
 
 
+@dataclass(frozen=True)
+class LinkedScores(Scores):
+    """Of pairs of which some are of one entity: each that has another with the entity of the nearest other pair.
+
+    An image and its text are one feature (`Method.pool`); `confidence` is the cosine, and 0 for a negative one.
+    """
+
+    recall: dict[str, dict[str, float]] | None = None
+
+    def figures(self) -> dict[str, Any]:
+        return super().figures() | {"linked": self.accuracy, "recall": self.recall}
+
+
 def retrieve(
     model: AdaptedModel, items: Sequence[Item], *, workers: int, progress: Progress | None = None
-) -> RetrievalScores:
-    """Ranks all texts of `items` for each of their images, and all images for each text, exactly."""
+) -> RetrievalScores | LinkedScores:
+    """Ranks all texts of `items` for each of their images, and all images for each text, exactly.
+
+    Where some of them are of one entity, each pair's nearest other one is looked for too.
+    """
     images = {item.path: item for item in items}
     texts = list(dict.fromkeys(item.text for item in items))
     place = {text: number for number, text in enumerate(texts)}
     row = {path: number for number, path in enumerate(images)}
+    own_texts: dict[int, set[int]] = {}
+    for item in items:
+        own_texts.setdefault(item.label, set()).add(place[item.text])
     belongs = torch.zeros(len(images), len(texts), dtype=torch.bool)
     for item in items:
-        belongs[row[item.path], place[item.text]] = True
+        belongs[row[item.path], list(own_texts[item.label])] = True
     with torch.no_grad():
         of_texts = _of_texts(model, texts)
-        step = ImageStep(model, Encoded(_of_images(model, list(images.values()), workers, progress)))
-        logits = finite(step.cosine_logits(of_texts)).float().cpu()
+        of_images = _of_images(model, list(images.values()), workers, progress)
+        logits = finite(ImageStep(model, Encoded(of_images)).cosine_logits(of_texts)).float().cpu()
+        recalled = {"image_to_text": recall(logits, belongs), "text_to_image": recall(logits.T, belongs.T)}
+        if len({item.label for item in items if item.entity}) < sum(bool(item.entity) for item in items):
+            features = (of_images[[row[item.path] for item in items]], of_texts[[place[item.text] for item in items]])
+            return linked(items, F.normalize(model.method.pool(*features).float(), dim=-1).cpu(), recalled)
     best = logits.softmax(-1).max(-1)
     predicted = [texts[number] for number in best.indices.tolist()]
     own = [[texts[number] for number in row.nonzero()[:, 0].tolist()] for row in belongs]
@@ -69,7 +94,28 @@ def retrieve(
         actual=tuple(text if text in theirs else theirs[0] for text, theirs in zip(predicted, own, strict=True)),
         predicted=tuple(predicted),
         confidence=tuple(best.values.tolist()),
-        recall={"image_to_text": recall(logits, belongs), "text_to_image": recall(logits.T, belongs.T)},
+        recall=recalled,
+    )
+
+
+def linked(items: Sequence[Item], features: Tensor, recalled: dict[str, dict[str, float]]) -> LinkedScores:
+    """Scores of the pairs `items` that are not alone of their entity, by unit-length features `(n, e)` of all."""
+    sizes = Counter(item.label for item in items)
+    asked = [number for number, item in enumerate(items) if sizes[item.label] > 1]
+    cosines, nearest = list[float](), list[int]()
+    for rows in torch.tensor(asked).split(_PAIRS_AT_ONCE):
+        others = features[rows] @ features.T
+        others[torch.arange(len(rows)), rows] = -torch.inf
+        best = others.max(-1)
+        cosines += best.values.clamp_min(0).tolist()
+        nearest += best.indices.tolist()
+    entity = [item.entity or item.name for item in items]
+    return LinkedScores(
+        paths=tuple(items[number].name for number in asked),
+        actual=tuple(entity[number] for number in asked),
+        predicted=tuple(entity[number] for number in nearest),
+        confidence=tuple(cosines),
+        recall=recalled,
     )
 
 

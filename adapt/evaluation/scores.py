@@ -81,6 +81,13 @@ def beside_accuracy(figures: Mapping[str, Any]) -> str | None:
     return ", ".join(found) or None
 
 
+def said_of_links(figures: Mapping[str, Any]) -> str | None:
+    """How many pairs are linked rightly, as a person reads it; None where no entities are named."""
+    if "linked" not in figures:
+        return None
+    return f"{100 * figures['linked']:.1f} % of {figures['images']:,} pairs are nearest to another of their entity"
+
+
 def told(shares: Mapping[str, float]) -> str:
     """Recall at several counts, as a person reads it."""
     return ", ".join(f"{100 * share:.1f} % at {count}" for count, share in shares.items())

@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # for editors and type checkers, who see no file being listed
     from adapt.methods.bitfit import BitFit as BitFit
     from adapt.methods.clap import CLAP as CLAP
     from adapt.methods.clip_adapter import CLIPAdapter as CLIPAdapter
+    from adapt.methods.clippings import CLIPPINGS as CLIPPINGS
     from adapt.methods.close import Close as Close
     from adapt.methods.cocoop import CoCoOp as CoCoOp
     from adapt.methods.compose import Compose as Compose

@@ -1,6 +1,6 @@
-"""An index: unit-length features of texts or images with what they are of, in one checked file; exact search.
+"""An index: unit-length features of texts, images or pairs, and what they are of, in one checked file; exact search.
 
-The file is a `.safetensors` with `features` `(n, e)` in fp32 and `entries`, the texts or paths as JSON in UTF-8. Its
+The file is a `.safetensors` with `features` `(n, e)` in fp32 and `entries`, what they are called as JSON in UTF-8. Its
 metadata say with which backbone, and under which adapter, they were encoded: another one is refused.
 """
 
@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
 from adapt import plain
+from adapt.data.split import Item
 from adapt.disk import replacing
 from adapt.errors import AdaptError
 from adapt.formats import tensor_file
@@ -25,7 +26,7 @@ from adapt.models.base import evaluating, pixel_batches
 from adapt.models.classifier import AdaptedModel
 from adapt.validation import explain
 
-Kind = Literal["texts", "images"]
+Kind = Literal["texts", "images", "pairs"]
 TEXTS_AT_ONCE, IMAGES_AT_ONCE = 512, 64
 _WHAT = tensor_file.What("index", "make it again by `adapt index`")
 
@@ -48,7 +49,8 @@ class IndexHeader(BaseModel):
 
 @dataclass(frozen=True)
 class Index:
-    """`features` `(n, e)` of unit length, on the CPU, of as many `entries`: texts, or paths of images."""
+    """`features` `(n, e)` of unit length, on the CPU, of as many `entries`: texts, paths of images, or what pairs of
+    both are of, by their entities or else paths."""
 
     header: IndexHeader
     entries: tuple[str, ...]
@@ -126,11 +128,7 @@ def index_texts(model: AdaptedModel, texts: Sequence[str], progress: Callable[[i
     AdaptError for no text, an empty one, or one that is longer than the text tower reads.
     """
     _check(texts, "text")
-    if model.method.owns_prompts:
-        raise AdaptError(
-            f"{model.method.name} learned words of prompts, which other texts do not have: make the index by the "
-            "backbone alone, or under an adapter that changes the towers, such as lora"
-        )
+    _check_prompts(model)
     parts = [texts[start : start + TEXTS_AT_ONCE] for start in range(0, len(texts), TEXTS_AT_ONCE)]
     encoded = (model.text_features(part, edited=True) for part in parts)
     return _index("texts", model, texts, encoded, progress)
@@ -141,14 +139,37 @@ def index_images(
 ) -> Index:
     """An index of the images at `paths`, as `model` encodes them. AdaptError for none, or one that does not decode."""
     _check(paths, "image")
-    transform, device = model.backbone.transform(train=False), model.backbone.device
+    return _index("images", model, paths, _of_images(model, paths), progress)
+
+
+def index_pairs(
+    model: AdaptedModel, items: Sequence[Item], progress: Callable[[int, int], None] | None = None
+) -> Index:
+    """An index of pairs, each image with its text one entry, as `model` encodes and pools them (`Method.pool`).
+
+    AdaptError for none, or what is no pair, and as for images and texts.
+    """
+    entries = [item.entity or item.path for item in items]
+    _check(entries, "pair")
+    _check_prompts(model)
+    if other := next((item for item in items if not item.is_pair), None):
+        raise AdaptError(f"{other.name!r} is no image with its text: give a .csv with path,text, perhaps with entity")
 
     def encoded() -> Iterator[Tensor]:
-        for pixels in pixel_batches(paths, transform, IMAGES_AT_ONCE, device):
-            with evaluating(model), torch.no_grad():
-                yield model.image_features(pixels)
+        start = 0
+        for images in _of_images(model, [item.path for item in items]):
+            texts = [item.text for item in items[start : start + len(images)]]
+            yield model.method.pool(images, model.text_features(texts, edited=True).to(images))
+            start += len(images)
 
-    return _index("images", model, paths, encoded(), progress)
+    return _index("pairs", model, entries, encoded(), progress)
+
+
+def _of_images(model: AdaptedModel, paths: Sequence[str]) -> Iterator[Tensor]:
+    transform, device = model.backbone.transform(train=False), model.backbone.device
+    for pixels in pixel_batches(paths, transform, IMAGES_AT_ONCE, device):
+        with evaluating(model), torch.no_grad():
+            yield model.image_features(pixels)
 
 
 def identity_of(model: AdaptedModel) -> str:
@@ -158,6 +179,14 @@ def identity_of(model: AdaptedModel) -> str:
         return ""
     settings = plain.dump(method.config.model_dump(mode="json"))
     return tensor_file.checksum(method.state_dict(), {"name": method.name, "settings": settings})
+
+
+def _check_prompts(model: AdaptedModel) -> None:
+    if model.method.owns_prompts:
+        raise AdaptError(
+            f"{model.method.name} learned words of prompts, which other texts do not have: make the index by the "
+            "backbone alone, or under an adapter that changes the towers, such as lora"
+        )
 
 
 def _check(entries: Sequence[str], what: str) -> None:

@@ -51,7 +51,8 @@ class ImageBatches:
         self._items, self._answers = items, answers_of(items, len(model.class_names))
         self.divided = processes.count > 1
         transform = model.backbone.transform(train=settings.augment == "published")
-        self._epochs = Shares(len(items), settings, seed, processes)
+        together = model.method.together if items[0].is_pair else 1
+        self._epochs = Shares(len(items), settings, seed, processes, [item.label for item in items], together)
         pinned = model.backbone.device.type == "cuda"
         images = ImageSet(items, transform, len(model.class_names))
         self._decoded = Decoded(images, self._epochs, settings.workers, pinned)
@@ -75,9 +76,19 @@ class ImageBatches:
 class Shares(Epochs):
     """One process's share of each batch of a training; `whole()` are the batches."""
 
-    def __init__(self, size: int, settings: TrainSettings, seed: int, processes: Processes) -> None:
+    def __init__(
+        self,
+        size: int,
+        settings: TrainSettings,
+        seed: int,
+        processes: Processes,
+        labels: Sequence[int] = (),
+        together: int = 1,
+    ) -> None:
         drop_last = settings.drop_last and size >= settings.batch_size
-        super().__init__(size, settings.batch_size, shuffle=True, seed=seed, drop_last=drop_last)
+        super().__init__(
+            size, settings.batch_size, shuffle=True, seed=seed, drop_last=drop_last, labels=labels, together=together
+        )
         self._processes = processes
 
     def whole(self) -> Iterator[list[Draw]]:

@@ -9,7 +9,7 @@ from typing import Any
 from adapt import plain
 from adapt.errors import AdaptError, missing
 from adapt.evaluation.multi_label import said_of_labels
-from adapt.evaluation.scores import beside_accuracy, told
+from adapt.evaluation.scores import beside_accuracy, said_of_links, told
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,8 @@ class Result:
         lines += self._of_labels() or self._of_classes()
         if others := beside_accuracy(self.metrics.get("adapted", {})):
             lines.append(f"{'':10} {others}")
+        if links := said_of_links(self.metrics.get("adapted", {})):
+            lines.append(f"{'linked':10} {links}")
         for way, shares in (self.metrics.get("adapted", {}).get("recall") or {}).items():
             lines.append(f"{way.replace('_', ' '):13} {told(shares)}")
         if (calibration := self.metrics.get("calibration")) and "error_before" in calibration:

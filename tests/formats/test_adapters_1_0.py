@@ -37,6 +37,7 @@ def test_every_method_has_one() -> None:
     assert {read_header(file).method for file in FILES} | {
         "anovl",
         "bitfit",
+        "clippings",
         "close",
         "ctp_tft",
         "descriptions",

@@ -15,7 +15,7 @@ from published import GRADIENT_TOLERANCE, LIBRARIES, TOLERANCE
 from torch import Tensor, nn
 
 import adapt
-from adapt.methods.base import contrast
+from adapt.methods.base import Encoded, PairStep, contrast
 from adapt.methods.modx import row_divergence
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -95,6 +95,24 @@ def test_modx() -> None:
     assert relative(images.grad, expected["grad.image_features"]) < GRADIENT_TOLERANCE
     assert relative(texts.grad, expected["grad.text_features"]) < GRADIENT_TOLERANCE
     assert relative(log_scale.grad, expected["grad.log_logit_scale"]) < GRADIENT_TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["half", "third"])
+def test_clippings(name: str) -> None:
+    """Pooled pairs, their loss, and gradients of both features, before CLIP's normalisation."""
+    settings, expected = published.case("clippings")
+    method = adapt.methods.CLIPPINGS(**settings["cases"][name])
+    model = adapt.wrap(published.backbone("open_clip"), method, ())
+    images, texts = (expected[f"{each}_features"].clone().requires_grad_() for each in ("image", "text"))
+    inputs = [Encoded(F.normalize(images, dim=-1)), [f"record {number}" for number in range(len(texts))]]
+    step = PairStep(model, inputs, expected["labels"])
+    step.text_features = F.normalize(texts, dim=-1)
+    assert scaled(step.pair_features, expected[f"{name}.pooled"]) < TOLERANCE
+    [loss] = method.loss(step).values()
+    assert scaled(loss, expected[f"{name}.loss"]) < TOLERANCE
+    loss.backward()
+    assert relative(images.grad, expected[f"{name}.grad.image_features"]) < GRADIENT_TOLERANCE
+    assert relative(texts.grad, expected[f"{name}.grad.text_features"]) < GRADIENT_TOLERANCE
 
 
 @EVERY_LIBRARY

@@ -66,7 +66,7 @@ def test_more_wrong_texts_are_columns_of_the_images_alone() -> None:
     assert torch.allclose(contrast(logits, wrong), expected)
 
 
-@pytest.mark.parametrize("name", ["lora", "ln_tuning", "bitfit", "svlc"])
+@pytest.mark.parametrize("name", ["lora", "ln_tuning", "bitfit", "svlc", "clippings"])
 def test_it_trains_is_saved_and_serves_classes_afterwards(
     name: str, open_clip: Backbone, pairs: Split, images: Tensor, tmp_path: Path
 ) -> None:
@@ -266,6 +266,7 @@ def test_recipes_of_classes_are_refused_and_shots_are_said_to_mean_nothing(
         assert len(read_data(recipe).train) == len(pairs.train)
     assert "data.shots is 1, and pairs of images and texts have no classes" in caplog.text
     with pytest.raises(
-        AdaptError, match="coop tells classes apart: take one of bitfit, ln_tuning, lora, modx, svlc, xbt, zero_shot"
+        AdaptError,
+        match="coop tells classes apart: take one of bitfit, clippings, ln_tuning, lora, modx, svlc, xbt, zero_shot",
     ):
         read_data(read_recipe("coop", changes[:3], str(tmp_path / "pairs.csv")))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import chain
 
 import torch
 
@@ -10,10 +11,24 @@ from adapt.data.decoding.draws import Draw, seed_for
 
 
 class Epochs:
-    """A batch sampler whose whole state is an epoch and a step; iterating it goes from there to the epoch's end."""
+    """A batch sampler whose whole state is an epoch and a step; iterating it goes from there to the epoch's end.
 
-    def __init__(self, size: int, batch_size: int, *, shuffle: bool, seed: int, drop_last: bool) -> None:
+    Of items with the same one of `labels` `(size,)` as many as `together` follow each other, so that a batch has them.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        batch_size: int,
+        *,
+        shuffle: bool,
+        seed: int,
+        drop_last: bool,
+        labels: Sequence[int] = (),
+        together: int = 1,
+    ) -> None:
         self.size, self.batch_size, self.shuffle, self.seed, self.drop_last = size, batch_size, shuffle, seed, drop_last
+        self.labels, self.together = labels, together
         self.epoch, self.step = 0, 0
 
     def __len__(self) -> int:
@@ -32,4 +47,14 @@ class Epochs:
             return list(range(self.size))
         generator = torch.Generator().manual_seed(seed_for(self.seed, self.epoch, "order"))
         order: list[int] = torch.randperm(self.size, generator=generator).tolist()
-        return order
+        if self.together == 1:
+            return order
+        alike: dict[int, list[int]] = {}
+        for position in order:
+            alike.setdefault(self.labels[position], []).append(position)
+        rows = [
+            own[start : start + self.together] for own in alike.values() for start in range(0, len(own), self.together)
+        ]
+        return list(
+            chain.from_iterable(rows[place] for place in torch.randperm(len(rows), generator=generator).tolist())
+        )

@@ -12,6 +12,7 @@
                   `emoji-defects@STYLE`
 `emoji-labels`    scenes of one to four different things, and all their names, also `emoji-labels@STYLE`
 `emoji-captions`  pairs: scenes of emoji with a sentence each, also `emoji-captions@STYLE`
+`emoji-records`   pairs: drawings, each with its concept's name misread, to be linked by concept
 `emoji-questions` questions about scenes of emoji, also `emoji-questions@STYLE`: see `adapt.data.emoji.questions`
 """
 
@@ -29,6 +30,8 @@ from adapt.data.emoji.counts import read_counts
 from adapt.data.emoji.defects import read_defects
 from adapt.data.emoji.labels import read_labels
 from adapt.data.emoji.questions import read_questions
+from adapt.data.emoji.records import NAME as _RECORDS
+from adapt.data.emoji.records import read_records
 from adapt.data.split import Item, Split
 from adapt.errors import AdaptError, nearest
 
@@ -48,13 +51,13 @@ _Entry = dict[str, Any]  # one of the index's "items"
 
 def is_bundled(spec: str) -> bool:
     """Whether `spec` asks for a bundled set, be it with a style that there is or not."""
-    return spec in (_CONCEPTS, _TEXTS) or spec.partition("@")[0] in (_GROUPS, *_AT_STYLES)
+    return spec in (_CONCEPTS, _TEXTS, _RECORDS) or spec.partition("@")[0] in (_GROUPS, *_AT_STYLES)
 
 
 def names() -> list[str]:
     """All the names that `read_bundled` takes."""
     at_style = [f"{name}@{style}" for name in (_GROUPS, *_AT_STYLES) for style in index()["styles"]]
-    return [_GROUPS, _CONCEPTS, _TEXTS, *_AT_STYLES, *at_style]
+    return [_GROUPS, _CONCEPTS, _TEXTS, _RECORDS, *_AT_STYLES, *at_style]
 
 
 def concept_names() -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -71,6 +74,8 @@ def read_bundled(spec: str) -> Split:
     """
     if spec == _CONCEPTS:
         return _concepts()
+    if spec == _RECORDS:
+        return read_records()
     if spec in (_GROUPS, _TEXTS):
         images = _groups(spec, lambda entry: entry["style"] != UNSEEN_STYLE)
         return images if spec == _GROUPS else replace(images, train=_texts(images.train))

@@ -16,17 +16,18 @@ from adapt.data.readers import parts
 from adapt.data.readers.grades import graded
 from adapt.data.readers.lines import read_text
 from adapt.data.readers.rows import Listed, by_rarest, check_listed_once, one_each, real_paths, to_split
-from adapt.data.split import SEPARATOR, Split
+from adapt.data.split import SEPARATOR, Item, Split
 from adapt.errors import AdaptError, nearest
 
 _BOX = ("x0", "y0", "x1", "y1")
-_OF_LINES = ("path", "label", "labels", "split", "domain", "question", "group", "text", "rephrased", "target", "mask")
-_COLUMNS = (*_OF_LINES, *_BOX)
+_OF_PAIRS = ("rephrased", "entity")
+_OF_LINES = ("path", "label", "labels", "split", "domain", "question", "group", "text", "target", "mask")
+_COLUMNS = (*_OF_LINES, *_OF_PAIRS, *_BOX)
 _FIRST_LINE = (
     "path,label[,split][,domain][,question][,group][,mask], or text,label[,split] with texts in place of images, or "
-    "path,text[,rephrased][,split] with pairs of both, or text with texts alone, or path,target[,label][,split] with "
-    f"numbers, or path,labels[,split] with several names each, as in cat{SEPARATOR}dog; beside any of these "
-    "x0,y0,x1,y1 for regions"
+    "path,text[,rephrased][,entity][,split] with pairs of both, or text with texts alone, or "
+    "path,target[,label][,split] with numbers, or path,labels[,split] with several names each, as in "
+    f"cat{SEPARATOR}dog; beside any of these x0,y0,x1,y1 for regions"
 )
 
 
@@ -42,25 +43,20 @@ def read_csv(
     folder, and must stay under it. Without a `split` column the images are divided by `ratios` (train, val, test) and
     `seed`. `group` names images that are more alike than others of their class, such as one object's photographs. A
     line with a `text` and no path is a text to learn from; without a column `label` each other line is a pair of an
-    image and a text, of which an image may have several, and `rephrased`, where it is not empty, says the same as the
-    text. A `target` is a number, such as a grade, and its `label` a word for it, or else one of bad, poor, fair, good
-    and perfect, by fifths of what lies between the extremes. A column `labels` in place of `label` has the names of all
-    classes that are seen, separated by `|`, or nothing. A `mask` is the path of a picture that is bright where the
-    image is not as it should be. Columns `x0,y0,x1,y1` are the edges of a region in pixels, left and upper, right and
-    lower: each region is an image by itself, a line without them the whole one, and regions of one image stay together.
-    What symbolic links list again counts once. Cells may be guarded as in `adapt.cells`.
+    image and a text, of which an image may have several; `rephrased`, where it is not empty, says the same as the text,
+    and pairs of one `entity` belong together, and in one part where the CSV does not divide them. A `target` is a
+    number, such as a grade, and its `label` a word for it, or else one of bad, poor, fair, good and perfect, by fifths
+    of what lies between the extremes. A column `labels` in place of `label` has the names of all classes that are seen,
+    separated by `|`, or nothing. A `mask` is the path of a picture that is bright where the image is not as it should
+    be. Columns `x0,y0,x1,y1` are the edges of a region in pixels, left and upper, right and lower: each region is an
+    image by itself, a line without them the whole one, and regions of one image stay together. What symbolic links list
+    again counts once. Cells may be guarded as in `adapt.cells`.
 
     Raises AdaptError, naming the line, when a column or a value is not as expected.
     """
     source = os.fspath(path)
     folder = os.path.abspath(Path(source).parent if root is None else root)
-    try:
-        lines = io.StringIO(read_text(source), newline="")
-        rows = list(_rows(csv.DictReader(lines, strict=True), folder, f"CSV {source!r}"))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise AdaptError(f"CSV {source!r} cannot be read: {error}.") from error
-    if not rows:
-        raise AdaptError(f"CSV {source!r} lists no images.")
+    rows = _listed(source, folder)
     check_listed_once(rows, f"CSV {source!r}")
     texts, rows = ([row for row in rows if bool(row.path) is kind] for kind in (False, True))
     rows = texts + one_each(rows, folder, real_paths(row.path for row in rows), f"CSV {source!r}")
@@ -72,6 +68,32 @@ def read_csv(
             raise AdaptError(f"CSV {source!r}: all cells of the column 'labels' are empty. Give some image a class.")
         rows = by_rarest(rows)
     return to_split(Path(source).stem, folder, rows, class_names, ratios, seed)
+
+
+def read_pairs(path: str | os.PathLike[str]) -> list[Item]:
+    """The images with their texts that a CSV file lists as `path,text[,entity]`, of all its parts, in its order.
+
+    Paths start from its folder. Raises AdaptError, naming the line, as `read_csv` does, and for what is no pair.
+    """
+    rows = _listed(os.fspath(path), os.path.abspath(Path(path).parent))
+    for row in rows:
+        if row.class_name or not (row.path and row.text):
+            raise AdaptError(
+                f"CSV {os.fspath(path)!r}: {row.path or row.text!r} is no image with its text. Expected the columns "
+                "path,text, perhaps with entity, and no label."
+            )
+    return [Item(label=number, **row.of_item) for number, row in enumerate(rows)]
+
+
+def _listed(source: str, folder: str) -> list[Listed]:
+    try:
+        lines = io.StringIO(read_text(source), newline="")
+        rows = list(_rows(csv.DictReader(lines, strict=True), folder, f"CSV {source!r}"))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise AdaptError(f"CSV {source!r} cannot be read: {error}.") from error
+    if not rows:
+        raise AdaptError(f"CSV {source!r} lists no images.")
+    return rows
 
 
 def read_paths(path: str | os.PathLike[str]) -> list[str]:
@@ -114,8 +136,9 @@ def _rows(reader: csv.DictReader[str], folder: str, where: str) -> Iterator[List
             raise AdaptError(f"{where}: no column {column!r}. Expected a first line {_FIRST_LINE}.")
     if "question" in columns and "label" not in columns:
         raise AdaptError(f"{where}: a column 'question' needs a column 'label' with the answers.")
-    if "rephrased" in columns and not ({"path", "text"} <= set(columns) and "label" not in columns):
-        raise AdaptError(f"{where}: a column 'rephrased' is of pairs, with the columns path and text and no label.")
+    of_pairs = {"path", "text"} <= set(columns) and "label" not in columns
+    for column in () if of_pairs else filter(columns.__contains__, _OF_PAIRS):
+        raise AdaptError(f"{where}: a column {column!r} is of pairs, with the columns path and text and no label.")
     for record in reader:
         yield _row(record, folder, f"{where} line {reader.line_num}")
 
@@ -137,7 +160,8 @@ def _row(record: dict[str | None, str | None], folder: str, where: str) -> Liste
     if not cells.get("path") and any(cells.get(edge) for edge in _BOX):
         raise AdaptError(f"{where}: a box without a path. Give the image that it is of.")
     path = _path(cells, folder, where) if cells.get("path") else ""
-    domain, question, group, text = (cells.get(each, "") for each in ("domain", "question", "group", "text"))
+    named = ("domain", "question", "group", "text", "entity")
+    domain, question, group, text, entity = (cells.get(each, "") for each in named)
     whole, box = parted(path)
     group = group if box is None else group or whole
     target = _number(cells["target"], where) if "target" in cells else None
@@ -146,7 +170,7 @@ def _row(record: dict[str | None, str | None], folder: str, where: str) -> Liste
     mask = under(folder, cells["mask"], where) if cells.get("mask") else ""
     if mask and box is not None:
         raise AdaptError(f"{where}: a mask is of a whole image, and {path!r} is a region. Take one of them out.")
-    return Listed(path, label, part, domain, question, group, text, target, several, mask, rephrased)
+    return Listed(path, label, part, domain, question, group, text, target, several, mask, rephrased, entity)
 
 
 def _names(cell: str, where: str) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from adapt.data.split import SEPARATOR, Item, Split
 from adapt.errors import AdaptError
 
 logger = logging.getLogger("adapt")
+_SEVERAL = " (A column 'labels' in place of 'label' may have several classes of an image.)"
 
 
 class Listed(NamedTuple):
@@ -31,6 +32,7 @@ class Listed(NamedTuple):
     class_names: tuple[str, ...] | None = None  # of an image that may have several
     mask: str = ""
     rephrased: str = ""
+    entity: str = ""  # that a pair is of
 
     @property
     def classes(self) -> str:
@@ -40,7 +42,7 @@ class Listed(NamedTuple):
     @property
     def of_item(self) -> dict[str, Any]:
         """What its item has from it as it is."""
-        own = ("path", "class_name", "domain", "question", "group", "text", "target", "mask", "rephrased")
+        own = ("path", "class_name", "domain", "question", "group", "text", "target", "mask", "rephrased", "entity")
         return {name: getattr(self, name) for name in own}
 
 
@@ -77,8 +79,8 @@ def _assigned(rows: Sequence[Listed], ratios: Sequence[float], seed: int) -> lis
 
 
 def _assigned_by_image(rows: Sequence[Listed], ratios: Sequence[float], seed: int) -> list[str]:
-    """The same where all of an image shares its part, which is drawn by the rarest of its classes."""
-    wholes = [parted(row.path)[0] for row in rows]
+    """The same where all of an image, or of an entity, shares its part, which is drawn by the rarest of its classes."""
+    wholes = [row.entity or parted(row.path)[0] for row in rows]
     count = Counter(row.class_name for row in rows)
     rarest: dict[str, str] = {}
     for row, whole in zip(rows, wholes, strict=True):
@@ -96,15 +98,16 @@ def by_rarest(rows: Sequence[Listed]) -> list[Listed]:
 
 
 def _of_pairs(name: str, root: str, rows: Sequence[Listed], ratios: Sequence[float] | None, seed: int) -> Split:
-    """The split of pairs and of texts alone; with `ratios` images of pairs are divided, each with all its texts."""
-    keys = [row.path or row.text for row in rows]
+    """The split of pairs and of texts alone; with `ratios` pairs are divided, all those of an image, or of an entity,
+    into one part."""
+    keys = [(bool(row.entity), row.entity or row.path or row.text) for row in rows]
     number = {key: place for place, key in enumerate(dict.fromkeys(keys))}
-    part_of = {key: row.part or ("test" if row.path else "train") for key, row in zip(keys, rows, strict=True)}
+    part_of = [row.part or ("test" if row.path else "train") for row in rows]
     if ratios is not None and all(row.path for row in rows):
-        part_of = dict(zip(keys, _assigned_by_image(rows, ratios, seed), strict=True))
+        part_of = _assigned_by_image(rows, ratios, seed)
     items: dict[str, list[Item]] = {"train": [], "val": [], "test": []}
-    for key, row in zip(keys, rows, strict=True):
-        items[part_of[key]].append(Item(label=number[key], **row.of_item))
+    for key, part, row in zip(keys, part_of, rows, strict=True):
+        items[part].append(Item(label=number[key], **row.of_item))
     return Split(name, (), tuple(items["train"]), tuple(items["val"]), tuple(items["test"]), root=root)
 
 
@@ -113,12 +116,16 @@ def check_listed_once(rows: Sequence[Listed], where: str) -> None:
     listed: dict[tuple[str, str], str] = {}
     for row in filter(attrgetter("path"), rows):
         of_whole = "parts", parted(row.path)[0], row.part
-        for what, path, other in (of_whole, ("classes", row.path, row.classes)):
+        for what, path, other in (
+            of_whole,
+            ("classes", row.path, row.classes),
+            ("entities", row.path, row.entity),
+        ):
             one = listed.setdefault((what, path), other)
             if one != other and not row.question:
                 raise AdaptError(
-                    f"{where}: {path!r} is of two {what}, {one!r} and {other!r}. Keep one of the lines. (A column "
-                    "'labels' in place of 'label' may have several classes of an image.)"
+                    f"{where}: {path!r} is of two {what}, {one!r} and {other!r}. Keep one of the lines."
+                    + _SEVERAL * (what == "classes")
                 )
 
 

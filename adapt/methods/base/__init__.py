@@ -69,6 +69,8 @@ class Method(nn.Module):
     """Whether its loss has `step.cross_entropy`, in which classes may count differently (`train.class_weights`)."""
     of_pairs: ClassVar[bool] = False
     """Whether it learns from pairs of images and texts too, without a class: what it edits serves any text."""
+    together: int = 1
+    """How many pairs of one entity follow each other in training, where it learns from what belongs together."""
     of_texts_alone: ClassVar[bool] = False
     """Whether it learns from texts alone, without images and classes: from captions, or from the classes' names."""
     prompt_average: ClassVar[Literal["unit", "mean", "raw"]] = "unit"
@@ -204,6 +206,13 @@ class Method(nn.Module):
     def project(self, features: Tensor) -> Tensor:
         """Features `(..., e)` of either tower as they are compared `(..., d)`, which get unit length again."""
         return features
+
+    def pool(self, features: Tensor, text_features: Tensor) -> Tensor:
+        """One feature `(b, e)` of each pair, of those of its image and of its text `(b, e)`, both of unit length.
+
+        It gets unit length again.
+        """
+        return (features + text_features) / 2
 
     def logits(self, step: Any) -> Tensor:
         """What a batch is taken for `(b, n)`: of images scaled cosines of image and class features, of questions about

@@ -281,7 +281,9 @@ class ImageStep(Step):
 
 
 class PairStep(ImageStep):
-    """A batch of images `(b, 3, h, w)` with a text for each, `[images, texts]`; `labels` are the images' numbers.
+    """A batch of images `(b, 3, h, w)` with a text for each, `[images, texts]`.
+
+    `labels` are the numbers of the images, or of the entities that they are of.
 
     A third list has the texts in other words, "" where there are none.
     """
@@ -307,9 +309,15 @@ class PairStep(ImageStep):
         features: Tensor = self.model.encode_texts(self.texts)
         return features
 
+    @property
+    def pair_features(self) -> Tensor:
+        """Unit-length features of the pairs `(b, e)`, an image and its text being one."""
+        return F.normalize(self.model.method.pool(self.features, self.text_features.to(self.features)), dim=-1)
+
     @cached_property
     def same(self) -> Tensor:
-        """Which texts `(b, b)` are not wrong for an image though they are another's: of the same image, or alike."""
+        """Which texts `(b, b)` are not wrong for an image though they are another's: alike, or of the same image or
+        entity."""
         assert self.labels is not None
         number = {text: place for place, text in enumerate(dict.fromkeys(self.texts))}
         texts = torch.tensor([number[text] for text in self.texts], device=self.labels.device)

@@ -1,0 +1,60 @@
+"""The bundled records: drawings with their concept's name as a machine might have misread it, to be linked by concept.
+
+The concepts of training, validation and test are different ones; those that the backbone never saw are in the test, and
+so are drawings in the unseen style.
+"""
+
+from __future__ import annotations
+
+import string
+from random import Random
+
+from adapt.data.decoding.files import zip_root
+from adapt.data.emoji import archive
+from adapt.data.split import Item, Split
+
+NAME = "emoji-records"
+MISREAD = 0.3  # of the letters
+_TRAINING, _VALIDATION = 0.6, 0.1  # shares of the concepts that the backbone knows
+
+
+def read_records() -> Split:
+    """The domain of an item is its style, its entity the concept."""
+    part_of = _parts()
+    number = {concept: place for place, concept in enumerate(sorted(part_of))}
+    root, found = zip_root(archive.ARCHIVE), dict[str, list[Item]](train=[], val=[], test=[])
+    for entry in archive.index()["items"]:
+        concept, style = entry["concept"], entry["style"]
+        if style == archive.UNSEEN_STYLE and part_of[concept] != "test":
+            continue
+        text = misread(concept, Random(f"{NAME}/{entry['file']}"))
+        item = Item(root + entry["file"], number[concept], "", style, text=text, entity=concept)
+        found[part_of[concept]].append(item)
+    train, val, test = map(tuple, found.values())
+    return Split(NAME, (), train, val, test, root=root)
+
+
+def _parts() -> dict[str, str]:
+    """The part of each concept."""
+    held_out = {entry["concept"]: bool(entry["held_out"]) for entry in archive.index()["items"]}
+    known = sorted(concept for concept, held in held_out.items() if not held)
+    Random(NAME).shuffle(known)
+    ends = [round(share * len(known)) for share in (_TRAINING, _TRAINING + _VALIDATION)]
+    parts = dict.fromkeys(held_out, "test")
+    return parts | dict.fromkeys(known[: ends[0]], "train") | dict.fromkeys(known[ends[0] : ends[1]], "val")
+
+
+def misread(name: str, stream: Random) -> str:
+    """A name of which some letters are others, some are missing, and some have changed places."""
+    letters = list(name)
+    for place, letter in enumerate(name):
+        if letter == " " or stream.random() >= MISREAD:
+            continue
+        match stream.choice(("other", "missing", "swapped")):
+            case "other":
+                letters[place] = stream.choice(string.ascii_lowercase)
+            case "missing":
+                letters[place] = ""
+            case "swapped" if place + 1 < len(name):
+                letters[place], letters[place + 1] = letters[place + 1], letters[place]
+    return "".join(letters) or name

@@ -1,0 +1,196 @@
+"""Pairs of one entity: how they are read and divided, drawn together, learned from, measured, and found again."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import groupby
+from pathlib import Path
+from random import Random
+
+import pytest
+import torch
+import torch.nn.functional as F
+from click.testing import CliRunner
+from PIL import Image
+
+import adapt
+from adapt import AdaptError, Backbone, methods
+from adapt.cli import main
+from adapt.data import Item, Split, load, read_csv
+from adapt.data.decoding.epochs import Epochs
+from adapt.data.emoji.records import misread
+from adapt.evaluation.evaluate import evaluate
+from adapt.evaluation.retrieval import linked
+from adapt.methods.base import PairStep
+from adapt.methods.clippings import supervised_contrast
+from adapt.retrieval.index import index_pairs, load_index
+
+
+@pytest.fixture
+def records(tiny_split: Split) -> Split:
+    """Images of a class are of one entity, each with a text of its own."""
+
+    def part(items: tuple[Item, ...]) -> tuple[Item, ...]:
+        return tuple(
+            replace(item, class_name="", text=f"{item.class_name} {number}", entity=item.class_name)
+            for number, item in enumerate(items)
+        )
+
+    return Split("records", (), part(tiny_split.train), part(tiny_split.val), part(tiny_split.test))
+
+
+def csv_of(folder: Path, lines: list[str], header: str = "path,text,entity") -> Path:
+    for line in lines:
+        path = folder / line.partition(",")[0]
+        Image.new("RGB", (8, 8), (hash(path.name) % 256, 0, 0)).save(path)
+    (folder / "records.csv").write_text("\n".join([header, *lines]) + "\n")
+    return folder / "records.csv"
+
+
+def test_entities_number_their_pairs_and_stay_in_one_part(tmp_path: Path) -> None:
+    lines = [f"{number}.png,text {number},{number // 3 if number < 27 else ''}" for number in range(30)]
+    split = read_csv(csv_of(tmp_path, lines))
+    parts = {item.entity: part for part in ("train", "val", "test") for item in getattr(split, part) if item.entity}
+    assert len(parts) == 9
+    assert set(parts.values()) == {"train", "val", "test"}
+    for part, items in (("train", split.train), ("val", split.val), ("test", split.test)):
+        assert {parts[item.entity] for item in items if item.entity} <= {part}
+    of_each = {
+        item.entity: {other.label for other in split.items() if other.entity == item.entity} for item in split.items()
+    }
+    assert all(len(labels) == 1 for entity, labels in of_each.items() if entity)
+    assert len({item.label for item in split.items()}) == 9 + 3  # those without an entity are by themselves
+    held = replace(split, train=tuple(split.items()), val=(), test=()).with_validation(1)
+    assert {item.entity for item in held.val if item.entity}.isdisjoint(item.entity for item in held.train)
+
+
+def test_what_a_csv_says_of_entities_is_checked(tmp_path: Path) -> None:
+    with pytest.raises(AdaptError, match="'entity' is of pairs"):
+        read_csv(csv_of(tmp_path, ["a.png,cat,one"], "path,label,entity"))
+    twice = csv_of(tmp_path, ["a.png,a cat,one", "a.png,a feline,two"])
+    with pytest.raises(AdaptError, match="is of two entities, 'one' and 'two'"):
+        read_csv(twice)
+
+
+def test_pairs_of_an_entity_follow_each_other_and_each_is_drawn_once() -> None:
+    labels = [0] * 7 + [1] * 2 + [2] * 3
+    epochs = Epochs(12, 12, shuffle=True, seed=0, drop_last=False, labels=labels, together=3)
+    [batch] = list(epochs)
+    order = [draw.position for draw in batch]
+    assert sorted(order) == list(range(12))
+    runs = [labels[position] for position in order]
+    assert len(list(groupby(runs))) <= 5  # the first in three parts, the others whole
+    epochs.epoch = 1
+    assert [draw.position for draw in next(iter(epochs))] != order
+
+
+def test_the_loss_counts_what_has_another_of_its_kind() -> None:
+    features = F.normalize(torch.randn(5, 6, generator=torch.Generator().manual_seed(0)), dim=-1)
+    labels = torch.tensor([0, 0, 1, 1, 2])
+    logits = features @ features.T / 0.1
+    by_hand = []
+    for one, other in ((0, 1), (1, 0), (2, 3), (3, 2)):
+        others = torch.cat([logits[one, :one], logits[one, one + 1 :]])
+        by_hand.append(others.logsumexp(0) - logits[one, other])
+    same = labels[:, None] == labels
+    assert torch.allclose(supervised_contrast(logits, same), torch.stack(by_hand).mean(), atol=1e-6)
+    assert supervised_contrast(logits, torch.eye(5, dtype=torch.bool)) == 0
+    assert supervised_contrast(logits, torch.ones(5, 5, dtype=torch.bool)) == 0
+
+
+def test_training_brings_an_entitys_pairs_together(open_clip: Backbone, records: Split) -> None:
+    torch.manual_seed(0)
+    model = adapt.wrap(open_clip, methods.CLIPPINGS(rank=2, temperature=0.2), ())
+    settings = {"iterations": 15, "batch_size": 12, "lr": 0.01, "schedule": "constant", "augment": "none"}
+    # of other entities than what they look like, so that there is something to learn
+    items = [replace(item, label=number % 3, entity=str(number % 3)) for number, item in enumerate(records.train)]
+    result = adapt.fit(model, items, items, optimizer="adamw", progress=False, **settings)
+    assert result.history[0]["loss"] > result.history[-1]["loss"] + 0.5
+    assert result.metrics["adapted"]["linked"] > result.metrics["zero_shot"]["linked"]
+    assert f"of {len(items)} pairs are nearest to another of their entity" in str(result)
+
+
+def test_pairs_without_entities_are_contrasted(open_clip: Backbone, records: Split) -> None:
+    torch.manual_seed(0)
+    model = adapt.wrap(open_clip, methods.CLIPPINGS(rank=2), ())
+    unnamed = [replace(item, label=number, entity="") for number, item in enumerate(records.train)]
+    result = adapt.fit(model, unnamed, unnamed, epochs=1, batch_size=4, augment="none", progress=False)
+    images, texts = torch.randn(4, 3, 32, 32), [item.text for item in unnamed[:4]]
+    step = model.step([images, texts], torch.arange(4))
+    assert isinstance(step, PairStep)
+    assert set(model.method.loss(step)) == {"cross_entropy"}
+    assert "linked" not in result.metrics["adapted"]
+
+
+def test_entities_of_one_pair_each_teach_nothing(open_clip: Backbone, records: Split) -> None:
+    model = adapt.wrap(open_clip, methods.CLIPPINGS(rank=2), ())
+    alone = [replace(item, label=number, entity=str(number)) for number, item in enumerate(records.train)]
+    with pytest.raises(AdaptError, match="of an entity of its own, so that none belong together"):
+        adapt.fit(model, alone, epochs=1, progress=False)
+
+
+def test_linked_is_the_share_whose_nearest_other_pair_is_of_its_entity() -> None:
+    features = F.normalize(torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.8, 0.3], [0.1, 0.9]]), dim=-1)
+    entities = ["a", "a", "b", "b", "alone"]
+    items = [Item(f"{n}.png", entities.index(e), "", text="t", entity=e) for n, e in enumerate(entities)]
+    scores = linked(items, features, {})
+    assert scores.images == 4
+    assert scores.actual == ("a", "a", "b", "b")
+    assert scores.predicted == ("a", "a", "alone", "a")
+    assert scores.accuracy == 0.5
+
+
+def test_retrieval_takes_the_texts_of_an_entity_for_right(open_clip: Backbone, records: Split) -> None:
+    model = adapt.wrap(open_clip, methods.ZeroShot(), ()).eval()
+    unnamed = [replace(item, label=number, entity="") for number, item in enumerate(records.test)]
+    by_entity, by_image = (evaluate(model, items).figures() for items in (records.test, unnamed))
+    for way in ("image_to_text", "text_to_image"):
+        assert by_entity["recall"][way]["1"] >= by_image["recall"][way]["1"]
+    assert by_entity["recall"]["image_to_text"]["5"] > by_image["recall"]["image_to_text"]["5"]
+
+
+def test_an_index_of_pairs_finds_their_entities_again(tmp_path: Path, open_clip: Backbone) -> None:
+    lines = ["a.png,a cat,felines", "b.png,a dog,canines", "c.png,a bird,"]
+    items = adapt.data.readers.csv_file.read_pairs(csv_of(tmp_path, lines))
+    model = adapt.wrap(open_clip, methods.CLIPPINGS(rank=2, image_share=0.25), ()).eval()
+    made = index_pairs(model, items)
+    assert made.header.kind == "pairs"
+    assert made.entries == ("felines", "canines", str(tmp_path / "c.png"))
+    with torch.no_grad():
+        images = model.image_features(torch.stack([model.transform()(adapt.data.open_image(item)) for item in items]))
+        texts = model.encode_texts([item.text for item in items])
+    assert torch.allclose(made.features, F.normalize(0.25 * images + 0.75 * texts, dim=-1), atol=1e-5)
+    found = load_index(made.save(tmp_path / "known.safetensors"))
+    found.check(model)
+    assert found.nearest(index_pairs(model, items[:1]).features, 1)[1].item() == 0
+    with pytest.raises(AdaptError, match="is no image with its text"):
+        index_pairs(model, [Item("a.png", 0, "")])
+
+
+def test_records_are_searched_by_a_csv(tmp_path: Path) -> None:
+    from adapt import plain
+
+    csv_of(tmp_path, ["a.png,a dog's face,dog", "b.png,a sunflower,sunflower"])
+    known = str(tmp_path / "known.safetensors")
+    runner = CliRunner()
+    made = runner.invoke(
+        main, ["index", str(tmp_path / "records.csv"), "--pairs", "--backbone", "mini-clip", "--out", known]
+    )
+    assert made.exit_code == 0
+    assert "2 pairs" in made.output
+    found = runner.invoke(main, ["search", known, str(tmp_path / "records.csv"), "--top-k", "1", "--json"])
+    said = [plain.parse(line.encode()) for line in found.stdout.splitlines()]
+    assert [(each["query"], each["found"][0]["entry"]) for each in said] == [("a.png", "dog"), ("b.png", "sunflower")]
+
+
+def test_bundled_records_have_other_concepts_in_each_part_and_misread_names() -> None:
+    split = load("emoji-records")
+    parts = [{item.entity for item in part} for part in (split.train, split.val, split.test)]
+    assert not (parts[0] & parts[1])
+    assert not (parts[0] & parts[2])
+    assert not (parts[1] & parts[2])
+    assert (len(split.train), len(split.val), len(split.test)) == (1052, 180, 1553)
+    assert sum(item.text == item.entity for item in split.test) < len(split.test) / 10
+    assert "fluent-3d" not in {item.domain for item in split.train}
+    assert sum(item.domain == "fluent-3d" for item in split.test) == 328
+    assert misread("dog face", Random(1)) == misread("dog face", Random(1)) != "dog face"
