@@ -26,7 +26,8 @@ class Item:
     is a pair of both: it has no class, and its label is the number of the image, which may have several texts;
     `rephrased` says the same as the text in other words. A text may stand alone too, without a class. A `target` is a
     number, such as a grade, whose class is a word for it. `mask` is the path of a picture of the same size that is
-    bright where the image is not as it should be; "" where none of it is.
+    bright where the image is not as it should be; "" where none of it is. The `overlap` of a region with its object's
+    box is their intersection over their union, from 0 to 1.
 
     Where an image may have several classes, `labels` are the numbers of all of them, perhaps of none. Its label and
     class name are those of the one by which it is drawn and divided, such as the rarest; -1 and "" where it has none.
@@ -43,6 +44,12 @@ class Item:
     labels: tuple[int, ...] | None = None
     mask: str = ""
     rephrased: str = ""
+    overlap: float | None = None
+
+    @property
+    def number(self) -> float | None:
+        """What batches have beside its label: its target or its overlap."""
+        return self.overlap if self.target is None else self.target
 
     @property
     def every_label(self) -> tuple[int, ...]:
@@ -268,4 +275,5 @@ def _identity(path: str, item: Item) -> str:
     labels = "" if item.labels is None else f"\0\0\0\0{item.labels!r}"
     mask = f"\0\0\0\0\0{item.mask.rsplit('/', 1)[-1]}" if item.mask else ""
     rephrased = f"\0\0\0\0\0\0{item.rephrased}" if item.rephrased else ""
-    return f"{path}\0{item.label}{question}{text}{target}{labels}{mask}{rephrased}\n"
+    overlap = "" if item.overlap is None else f"\0\0\0\0\0\0\0{item.overlap!r}"
+    return f"{path}\0{item.label}{question}{text}{target}{labels}{mask}{rephrased}{overlap}\n"

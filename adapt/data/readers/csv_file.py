@@ -21,12 +21,12 @@ from adapt.errors import AdaptError, nearest
 
 _BOX = ("x0", "y0", "x1", "y1")
 _OF_LINES = ("path", "label", "labels", "split", "domain", "question", "group", "text", "rephrased", "target", "mask")
-_COLUMNS = (*_OF_LINES, *_BOX)
+_COLUMNS = (*_OF_LINES, *_BOX, "overlap")
 _FIRST_LINE = (
     "path,label[,split][,domain][,question][,group][,mask], or text,label[,split] with texts in place of images, or "
     "path,text[,rephrased][,split] with pairs of both, or text with texts alone, or path,target[,label][,split] with "
     f"numbers, or path,labels[,split] with several names each, as in cat{SEPARATOR}dog; beside any of these "
-    "x0,y0,x1,y1 for regions"
+    "x0,y0,x1,y1 for regions, and overlap with labels of these"
 )
 
 
@@ -48,6 +48,7 @@ def read_csv(
     classes that are seen, separated by `|`, or nothing. A `mask` is the path of a picture that is bright where the
     image is not as it should be. Columns `x0,y0,x1,y1` are the edges of a region in pixels, left and upper, right and
     lower: each region is an image by itself, a line without them the whole one, and regions of one image stay together.
+    `overlap` beside a `label` is how much a region and its object's box overlap: intersection over union, 0 to 1.
     What symbolic links list again counts once. Cells may be guarded as in `adapt.cells`.
 
     Raises AdaptError, naming the line, when a column or a value is not as expected.
@@ -112,6 +113,10 @@ def _rows(reader: csv.DictReader[str], folder: str, where: str) -> Iterator[List
     for column in () if "text" in columns or {"path", "target"} <= set(columns) else needed:
         if column not in columns:
             raise AdaptError(f"{where}: no column {column!r}. Expected a first line {_FIRST_LINE}.")
+    for column in () if "overlap" not in columns else ("label", "question", "text", "target"):
+        if (column in columns) is not (column == "label"):
+            need = "needs a column" if column == "label" else "does not go with a column"
+            raise AdaptError(f"{where}: a column 'overlap' is of regions with one label: it {need} {column!r}.")
     if "question" in columns and "label" not in columns:
         raise AdaptError(f"{where}: a column 'question' needs a column 'label' with the answers.")
     if "rephrased" in columns and not ({"path", "text"} <= set(columns) and "label" not in columns):
@@ -140,13 +145,13 @@ def _row(record: dict[str | None, str | None], folder: str, where: str) -> Liste
     domain, question, group, text = (cells.get(each, "") for each in ("domain", "question", "group", "text"))
     whole, box = parted(path)
     group = group if box is None else group or whole
-    target = _number(cells["target"], where) if "target" in cells else None
+    target, overlap = (_number(cells[each], where, each) if each in cells else None for each in ("target", "overlap"))
     label, rephrased = cells.get("label", ""), cells.get("rephrased", "")
     several = _names(cells["labels"], where) if "labels" in cells else None
     mask = under(folder, cells["mask"], where) if cells.get("mask") else ""
     if mask and box is not None:
         raise AdaptError(f"{where}: a mask is of a whole image, and {path!r} is a region. Take one of them out.")
-    return Listed(path, label, part, domain, question, group, text, target, several, mask, rephrased)
+    return Listed(path, label, part, domain, question, group, text, target, several, mask, rephrased, overlap)
 
 
 def _names(cell: str, where: str) -> tuple[str, ...]:
@@ -182,7 +187,7 @@ def _path(cells: dict[str | None, str], folder: str, where: str) -> str:
         raise AdaptError(f"{where}: the box is {box}; {error}.") from None
 
 
-def _number(cell: str, where: str, column: str = "target") -> float:
+def _number(cell: str, where: str, column: str) -> float:
     try:
         number = float(cell)
     except ValueError:

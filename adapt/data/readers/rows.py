@@ -31,6 +31,7 @@ class Listed(NamedTuple):
     class_names: tuple[str, ...] | None = None  # of an image that may have several
     mask: str = ""
     rephrased: str = ""
+    overlap: float | None = None
 
     @property
     def classes(self) -> str:
@@ -40,7 +41,7 @@ class Listed(NamedTuple):
     @property
     def of_item(self) -> dict[str, Any]:
         """What its item has from it as it is."""
-        own = ("path", "class_name", "domain", "question", "group", "text", "target", "mask", "rephrased")
+        own = ("path", "class_name", "domain", "question", "group", "text", "target", "mask", "rephrased", "overlap")
         return {name: getattr(self, name) for name in own}
 
 

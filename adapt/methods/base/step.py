@@ -41,11 +41,11 @@ class BlockInputs(NamedTuple):
 class Step:
     """One batch of a task: its labels `(b,)`, and its logits `(b, n)` once they are asked for.
 
-    Where images may have several classes, labels are bool `(b, n)`. Where the data has targets `(b,)`, such as grades,
-    they come as a second column of the labels.
+    Where images may have several classes, labels are bool `(b, n)`. Where the data has `numbers` `(b,)`, targets or
+    overlaps of regions, they come as a second column of the labels.
     """
 
-    targets: Tensor | None = None
+    numbers: Tensor | None = None
     whole: Callable[[Tensor], Tensor] | None = None
     """Where the inputs are a share of the batch, one of several processes' own: from rows of the share to all."""
 
@@ -53,7 +53,7 @@ class Step:
         self.model, self.inputs = model, inputs
         self._answers = labels
         if labels is not None and labels.ndim == 2 and labels.dtype != torch.bool:
-            labels, self.targets = labels[:, 0].long(), moved(labels[:, 1].float(), model.backbone.device)
+            labels, self.numbers = labels[:, 0].long(), moved(labels[:, 1].float(), model.backbone.device)
         self.labels = None if labels is None else moved(labels, model.backbone.device)
 
     @property
