@@ -75,11 +75,11 @@ def read_csv(
     return to_split(Path(source).stem, folder, rows, class_names, ratios, seed)
 
 
-def read_paths(path: str | os.PathLike[str]) -> list[str]:
+def read_paths(path: str | os.PathLike[str]) -> list[tuple[str, str]]:
     """The images that a CSV file lists in its column `path`, or their regions, whatever else it says of them.
 
-    Paths start from its folder. Raises AdaptError, naming the line, for one that leads out of it, and for a box that is
-    none.
+    Each with what the file calls it; paths start from its folder. Raises AdaptError, naming the line, for one that
+    leads out of it, and for a box that is none.
     """
     where = f"CSV {os.fspath(path)!r}"
     folder = os.path.abspath(Path(path).parent)
@@ -93,7 +93,7 @@ def read_paths(path: str | os.PathLike[str]) -> list[str]:
         raise AdaptError(
             f"{where}: expected a column 'path', perhaps with {', '.join(_BOX)}, and a line for each image."
         )
-    return [_path(cells, folder, line) for line, cells in rows]
+    return [(_path(cells, folder, line), _path(cells, "", line)) for line, cells in rows]
 
 
 def _rows(reader: csv.DictReader[str], folder: str, where: str) -> Iterator[Listed]:
