@@ -14,6 +14,7 @@ import adapt
 from adapt import Backbone, methods
 from adapt.data import ImageSet, Item, load, open_image, read_csv
 from adapt.data.check import broken_images, without_broken
+from adapt.data.decoding.images import check_image
 from adapt.data.readers.csv_file import read_paths
 from adapt.errors import AdaptError
 from adapt.features import answers_of, item_features
@@ -145,6 +146,18 @@ def test_paths_alone(write: Write, tmp_path: Path) -> None:
         read_paths(write("a.png", first="file"))
     with pytest.raises(AdaptError, match=r"and a line for each image\."):
         read_paths(write(first="path"))
+
+
+@pytest.mark.parametrize("box", ["1,2,3", "0,0,5.5,5", "-1,0,5,5", "percent:0,0,50,50", ""])
+def test_a_region_that_is_badly_written_says_so(write: Write, tmp_path: Path, box: str) -> None:
+    write()
+    path = f"{tmp_path}/a.png#xywh={box}"
+    message = f"Region {path!r} has the box {box!r}; expected X,Y,WIDTH,HEIGHT, four whole numbers of pixels"
+    for open_or_check in (open_image, check_image):
+        with pytest.raises(AdaptError, match=re.escape(message)):
+            open_or_check(path)
+    Image.new("RGB", (3, 3)).save(path, "PNG")  # a file may be called so all the same
+    assert open_image(path).size == (3, 3)
 
 
 def test_a_region_of_nothing_is_named(tmp_path: Path) -> None:
