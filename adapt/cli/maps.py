@@ -79,7 +79,9 @@ def _draw(
         if as_json:
             click.echo(plain.dump({"image": file.called, "map": str(drawn), "abnormal": worst, **said.plain()}))
         else:
-            click.echo(f"{shown(file.called)}  {worst:.4f}  {shown(said.class_name)} {100 * said.probability:.1f} %  {drawn}")
+            click.echo(
+                f"{shown(file.called)}  {worst:.4f}  {shown(said.class_name)} {100 * said.probability:.1f} %  {drawn}"
+            )
 
 
 COMMANDS = {"maps": maps}
