@@ -6,6 +6,7 @@ import csv
 import io
 import math
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -69,6 +70,7 @@ def read_csv(
     class_names = sorted({row.class_name for row in rows if row.class_name})
     if rows[0].class_names is not None:
         class_names = sorted({name for row in rows for name in row.class_names or ()})
+        _check_separator(class_names, f"CSV {source!r}")
         if not class_names:
             raise AdaptError(f"CSV {source!r}: all cells of the column 'labels' are empty. Give some image a class.")
         rows = by_rarest(rows)
@@ -160,6 +162,20 @@ def _names(cell: str, where: str) -> tuple[str, ...]:
         if not name or names.count(name) > 1:
             raise AdaptError(f"{where}: the labels are {cell!r}; expected different names, as in cat{SEPARATOR}dog.")
     return names
+
+
+def _check_separator(names: Sequence[str], where: str) -> None:
+    """AdaptError for a name that another separator makes several others of: it was to be them."""
+    for other in ";,":
+        parts_of = {name: {part.strip() for part in name.split(other)} for name in names}
+        count = Counter(part for own in parts_of.values() for part in own)
+        for name, own in parts_of.items():
+            if len(own) > 1 and all(count[part] > 1 for part in own):
+                raise AdaptError(
+                    f"{where}: the column 'labels' has {name!r}, and other cells have each of its parts: separate "
+                    f"names by {SEPARATOR!r}, as in {SEPARATOR.join(sorted(own))}. A class that is called so has to be "
+                    "called otherwise."
+                )
 
 
 def _check_box(columns: Sequence[str], where: str) -> None:
