@@ -7,7 +7,9 @@ inference time, ICML 2022. What is mixed, and how, is the method's own: see `Met
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import NamedTuple
 
 import torch
@@ -59,6 +61,8 @@ def soup(
     With `validation` images the soup is greedy: from the best adapter on, in their order, each is taken that does not
     make the mean worse on them. `tried` is then called for each.
 
+    Of images of several classes the bias of the logits is the mean of theirs, by the sizes of the weights.
+
     Raises AdaptError where the adapters differ in method, settings, backbone, classes or answers, by name, and where
     their method has no such mixture.
     """
@@ -93,6 +97,8 @@ def _check_alike(one: Header, one_name: str, other: Header, other_name: str) -> 
     """AdaptError, by name, for what a soup cannot have two of."""
     for what in ("method", "config", "fingerprint", "preprocess", "class_names", "answers"):
         a, b = getattr(one, what), getattr(other, what)
+        if what == "answers" and a and b and {"logit_bias"} <= a.keys() & b.keys():  # of which there is a mean
+            b = b | {"logit_bias": a["logit_bias"]}
         if a == b:
             continue
         if what == "config":
@@ -111,13 +117,20 @@ def _mixed(members: Sequence[_Member], mixture: Mixture) -> Model:
     with torch.no_grad():
         settings, tensors = type(first.method).mixed([member.model.method for member in members], mixture)
     model = build_for(type(first.method)(**settings), first.backbone, first.class_names, tensors, "the soup")
-    model.answers = first.answers
+    model.answers = replace(first.answers, logit_bias=_mean_bias([member.model for member in members], mixture))
     ingredients = [
         {"adapter": name, "weight": weight} for (name, _), weight in zip(members, mixture.weights, strict=True)
     ]
     how = {"combination": mixture.combination, "density": mixture.density, "rank": mixture.rank, "seed": mixture.seed}
     model.metadata = {"recipe": {"soup": {**how, "ingredients": ingredients}}}
     return model.eval()
+
+
+def _mean_bias(models: Sequence[Model], mixture: Mixture) -> float | None:
+    """That of images of several classes: whatever the weights sum to, it stays between the models' own."""
+    biases = [bias for model in models if (bias := model.answers.logit_bias) is not None]
+    sizes = [abs(weight) for weight in mixture.weights]
+    return fmean(biases, sizes if any(sizes) else None) if biases else None  # all of them have one, or none has
 
 
 def _mean(members: Sequence[_Member], rank: int | None) -> Model:
