@@ -18,6 +18,7 @@ from adapt.backbones.base import Backbone
 from adapt.data.split import Item
 from adapt.errors import AdaptError
 from adapt.evaluation.evaluate import evaluate
+from adapt.evaluation.scores import main_figure
 from adapt.formats.adapter import header_of
 from adapt.formats.header import Header
 from adapt.formats.rebuild import build_for
@@ -27,7 +28,7 @@ from adapt.models.base import Adapted
 from adapt.models.wrap import Model
 from adapt.shown import brief
 
-Tried = Callable[[str, float, bool], None]  # an adapter, the accuracy with it, whether it was taken
+Tried = Callable[[str, float, bool], None]  # an adapter, the accuracy (or mAP) with it, whether it was taken
 
 
 class _Member(NamedTuple):
@@ -139,16 +140,18 @@ def _mean(members: Sequence[_Member], rank: int | None) -> Model:
 
 def _greedy(members: Sequence[_Member], validation: Sequence[Item], rank: int | None, tried: Tried) -> Model:
     """Wortsman et al.'s second recipe."""
-    alone = [evaluate(member.model, validation).accuracy for member in members]
+    figures = [evaluate(member.model, validation).figures() for member in members]
+    figure = main_figure(figures[0])
+    alone = [each[figure] for each in figures]
     order = sorted(range(len(members)), key=lambda index: -alone[index])  # the first of equals comes first
     taken, best = [members[order[0]]], alone[order[0]]
     tried(taken[0].name, best, True)
     for index in order[1:]:
         member = members[index]
-        accuracy = evaluate(_mean([*taken, member], rank), validation).accuracy
-        if accuracy >= best:
-            taken, best = [*taken, member], accuracy
-        tried(member.name, accuracy, taken[-1] is member)
-    found = _mean(taken, rank)
-    found.metadata["metrics"] = {"val": {"accuracy": best, "images": len(validation)}}
-    return found
+        found = evaluate(_mean([*taken, member], rank), validation).figures()[figure]
+        if found >= best:
+            taken, best = [*taken, member], found
+        tried(member.name, found, taken[-1] is member)
+    mean = _mean(taken, rank)
+    mean.metadata["metrics"] = {"val": {figure: best, "images": len(validation)}}
+    return mean

@@ -176,6 +176,20 @@ def test_a_greedy_soup_takes_what_helps(open_clip: Backbone, tiny_split: Split) 
     assert best >= max(evaluate(each, items).accuracy for each in models)
 
 
+def test_a_greedy_soup_for_images_of_several_classes_goes_by_map(open_clip: Backbone, tiny_split: Split) -> None:
+    items = [replace(item, labels=tuple(sorted({0, item.label}))) for item in tiny_split.train]
+    models = members(open_clip, methods.CoOp, 3, n_ctx=2)
+    for model in models:
+        model.answers = replace(model.answers, logit_bias=-3.0)
+    tried: list[tuple[str, float, bool]] = []
+    soup = adapt.soup(models, validation=items, tried=lambda *each: tried.append(each))
+    best = max(evaluate(model, items).figures()["mean_average_precision"] for model in models)
+    assert tried[0][1] == best
+    found = evaluate(soup, items).figures()["mean_average_precision"]
+    assert soup.metadata["metrics"]["val"] == {"mean_average_precision": pytest.approx(found), "images": len(items)}
+    assert found >= best
+
+
 def test_what_cannot_go_into_one_pot(open_clip: Backbone, hf_clip: Backbone) -> None:
     (coop,) = members(open_clip, methods.CoOp, 1, n_ctx=2)
     (longer,) = members(open_clip, methods.CoOp, 1, n_ctx=3)
