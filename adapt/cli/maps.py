@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,7 +39,7 @@ def maps(adapter: Path, images: tuple[Path, ...], out: Path, backbone: str | Non
       adapt maps runs/defects photos/ --out heat
       adapt maps runs/screw/adapter.safetensors screw.png --out heat --json
     """
-    from adapt.cli.predict import image_files, readable_images
+    from adapt.cli.predict import exit_where_unread, image_files, readable_images
     from adapt.cli.quiet import quiet_libraries
 
     check_free(out)
@@ -57,9 +56,7 @@ def maps(adapter: Path, images: tuple[Path, ...], out: Path, backbone: str | Non
         readable: list[ImageFile] = []
         found = list(model.predict_maps(readable_images(files, readable)))
         _draw(model, found, readable, out, as_json)
-    if len(readable) < len(files):
-        click.echo(f"{len(files) - len(readable)} of {len(files)} images could not be read", err=True)
-        sys.exit(2)
+    exit_where_unread(files, readable)
 
 
 def _draw(

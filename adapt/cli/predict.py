@@ -12,7 +12,7 @@ import click
 
 from adapt import hub
 from adapt.cli import options as common
-from adapt.cli.predictions import writer
+from adapt.cli.predictions import Columns, writer
 from adapt.data.readers.csv_file import read_paths
 from adapt.data.readers.folder import IMAGE_SUFFIXES, images_in
 from adapt.data.readers.lines import read_lines
@@ -119,9 +119,9 @@ def predict(
     with quiet_libraries():
         for number, found in enumerate(answers(readable_images(files, readable))):
             write(readable[number].called, found)
-    if len(readable) < len(files):
-        click.echo(f"{len(files) - len(readable)} of {len(files)} images could not be read", err=True)
-        sys.exit(2)
+    if isinstance(write, Columns):
+        write.begin()  # where no image could be read
+    exit_where_unread(files, readable)
 
 
 def _adapters(first: Path, images: Sequence[Path], explain: bool, as_csv: bool) -> list[Path]:
@@ -276,6 +276,13 @@ def readable_images(files: list[ImageFile], read: list[ImageFile]) -> Iterator[A
             continue
         read.append(file)
         yield image
+
+
+def exit_where_unread(files: Sequence[ImageFile], read: Sequence[ImageFile]) -> None:
+    """Says how many files could not be read, if some, and ends the command with 2 then."""
+    if len(read) < len(files):
+        click.echo(f"{len(files) - len(read)} of {len(files)} images could not be read", err=True)
+        sys.exit(2)
 
 
 COMMANDS = {"predict": predict}

@@ -44,19 +44,24 @@ class Columns:
     def __init__(self, adapters: Sequence[str], threshold: bool) -> None:
         self._adapters, self._threshold, self._begun = adapters, threshold, False
 
+    def begin(self, numbers: Sequence[bool] = ()) -> None:
+        """The first line, once: with what each adapter is known to say, numbers too or, of no image, classes alone."""
+        if self._begun:
+            return
+        self._begun = True
+        of_each = zip_longest(self._adapters or [""], numbers, fillvalue=False)
+        _print_csv([["image", "rank", *(name for each, number in of_each for name in self._names(str(each), number))]])
+
     def __call__(self, image: str, found: Sequence[Prediction]) -> None:
-        if not self._begun:  # only now it is known which of them say numbers
-            self._begun = True
-            of_each = zip(self._adapters or [""], found, strict=True)
-            _print_csv([["image", "rank", *(name for adapter, each in of_each for name in self._names(adapter, each))]])
+        self.begin([each.number is not None for each in found])
         ranks = enumerate(zip_longest(*map(_said, found)), 1)
         _print_csv(
             [image, rank, *(cell for each, place in zip(found, row) for cell in self._cells(each, place))]
             for rank, row in ranks
         )
 
-    def _names(self, adapter: str, found: Prediction) -> list[str]:
-        more = ["probability", *["number"] * (found.number is not None), *["answer"] * self._threshold]
+    def _names(self, adapter: str, number: bool) -> list[str]:
+        more = ["probability", *["number"] * number, *["answer"] * self._threshold]
         return [adapter, *(f"{adapter} {name}" for name in more)] if adapter else ["class", *more]
 
     def _cells(self, found: Prediction, place: tuple[str, float] | None) -> list[str]:

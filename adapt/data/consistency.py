@@ -68,9 +68,11 @@ def _check_no_empty_class(split: Split) -> None:
     present = {label for item in split.train for label in item.every_label}
     empty = [name for label, name in enumerate(split.class_names) if label not in present]
     if empty:
+        tested = {item.class_name for item in split.test} & set(empty)
+        defects = " If they are defects, which need none, give the test images masks (a column mask)." if tested else ""
         raise AdaptError(
             f"Data {split.name!r}: no training image of {first_of([*map(repr, empty)])}. "
-            "Add images to each class or take the class out."
+            f"Add images to each class or take the class out.{defects}"
         )
 
 

@@ -306,3 +306,14 @@ def test_images_of_a_csv_are_called_as_there(run, adapter: Path, photos: Path) -
     finally:
         (photos / "found.csv").unlink()
     assert [row["image"] for row in rows] == ["test/sky/0.png#xywh=1,2,8,8", "test/sky/1.png"]
+
+
+@pytest.mark.parametrize(
+    ("adapters", "columns"), [(1, "class,probability"), (2, "{0},{0} probability,{1},{1} probability")]
+)
+def test_a_table_of_no_readable_image_has_its_first_line(
+    run, adapter: Path, tmp_path: Path, adapters: int, columns: str
+) -> None:
+    given = [adapter, Path(shutil.copy(adapter, tmp_path / "other.safetensors"))][:adapters]
+    result = run("predict", *given, tmp_path / "gone.png", "--csv")
+    assert (result.exit_code, result.stdout) == (2, f"image,rank,{columns.format(*given)}\n")
