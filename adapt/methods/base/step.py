@@ -187,10 +187,10 @@ class ImageStep(Step):
     def local_features(self) -> Tensor:
         """Features `(b, rows, columns, e)` of the images' patches, as they are, by the backbone alone.
 
-        See `adapt.engine.values`. Without gradient.
+        See `adapt.engine.values`. Without gradient. What it takes gives `frozen_features` too.
         """
-        features: Tensor = self.model.local_features(self.images)
-        return features
+        patches, self._frozen["features"] = self.model.local_features(self.images)
+        return patches
 
     @cached_property
     def image_tokens(self) -> Tensor:
