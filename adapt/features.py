@@ -159,15 +159,15 @@ def _check_unedited(model: AdaptedModel) -> None:
 
 
 def answers_of(items: Sequence[Item], classes: int) -> Tensor:
-    """What batches say of each item: its label `(n,)`, or with its target `(n, 2)`.
+    """What batches say of each item: its label `(n,)`, or with its target or overlap `(n, 2)`.
 
     Where it may have several of as many classes, whether it has each: bool `(n, classes)`.
     """
     if of_several(items):
         return several_labels_of(items, classes)
-    if not items or items[0].target is None:
+    if not items or items[0].number is None:
         return labels_of(items)
-    return torch.tensor([(item.label, item.target) for item in items], dtype=torch.double)
+    return torch.tensor([(item.label, item.number) for item in items], dtype=torch.double)
 
 
 def several_labels_of(items: Sequence[Item], classes: int) -> Tensor:

@@ -7,7 +7,9 @@ inference time, ICML 2022. What is mixed, and how, is the method's own: see `Met
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import NamedTuple
 
 import torch
@@ -16,6 +18,7 @@ from adapt.backbones.base import Backbone
 from adapt.data.split import Item
 from adapt.errors import AdaptError
 from adapt.evaluation.evaluate import evaluate
+from adapt.evaluation.scores import main_figure
 from adapt.formats.adapter import header_of
 from adapt.formats.header import Header
 from adapt.formats.rebuild import build_for
@@ -25,7 +28,7 @@ from adapt.models.base import Adapted
 from adapt.models.wrap import Model
 from adapt.shown import brief
 
-Tried = Callable[[str, float, bool], None]  # an adapter, the accuracy with it, whether it was taken
+Tried = Callable[[str, float, bool], None]  # an adapter, the accuracy (or mAP) with it, whether it was taken
 
 
 class _Member(NamedTuple):
@@ -58,6 +61,8 @@ def soup(
 
     With `validation` images the soup is greedy: from the best adapter on, in their order, each is taken that does not
     make the mean worse on them. `tried` is then called for each.
+
+    Of images of several classes the bias of the logits is the mean of theirs, by the sizes of the weights.
 
     Raises AdaptError where the adapters differ in method, settings, backbone, classes or answers, by name, and where
     their method has no such mixture.
@@ -93,6 +98,8 @@ def _check_alike(one: Header, one_name: str, other: Header, other_name: str) -> 
     """AdaptError, by name, for what a soup cannot have two of."""
     for what in ("method", "config", "fingerprint", "preprocess", "class_names", "answers"):
         a, b = getattr(one, what), getattr(other, what)
+        if what == "answers" and a and b and {"logit_bias"} <= a.keys() & b.keys():  # of which there is a mean
+            b = b | {"logit_bias": a["logit_bias"]}
         if a == b:
             continue
         if what == "config":
@@ -111,7 +118,7 @@ def _mixed(members: Sequence[_Member], mixture: Mixture) -> Model:
     with torch.no_grad():
         settings, tensors = type(first.method).mixed([member.model.method for member in members], mixture)
     model = build_for(type(first.method)(**settings), first.backbone, first.class_names, tensors, "the soup")
-    model.answers = first.answers
+    model.answers = replace(first.answers, logit_bias=_mean_bias([member.model for member in members], mixture))
     ingredients = [
         {"adapter": name, "weight": weight} for (name, _), weight in zip(members, mixture.weights, strict=True)
     ]
@@ -120,22 +127,31 @@ def _mixed(members: Sequence[_Member], mixture: Mixture) -> Model:
     return model.eval()
 
 
+def _mean_bias(models: Sequence[Model], mixture: Mixture) -> float | None:
+    """That of images of several classes: whatever the weights sum to, it stays between the models' own."""
+    biases = [bias for model in models if (bias := model.answers.logit_bias) is not None]
+    sizes = [abs(weight) for weight in mixture.weights]
+    return fmean(biases, sizes if any(sizes) else None) if biases else None  # all of them have one, or none has
+
+
 def _mean(members: Sequence[_Member], rank: int | None) -> Model:
     return _mixed(members, Mixture(default_weights(len(members), "linear"), rank=rank))
 
 
 def _greedy(members: Sequence[_Member], validation: Sequence[Item], rank: int | None, tried: Tried) -> Model:
     """Wortsman et al.'s second recipe."""
-    alone = [evaluate(member.model, validation).accuracy for member in members]
+    figures = [evaluate(member.model, validation).figures() for member in members]
+    figure = main_figure(figures[0])
+    alone = [each[figure] for each in figures]
     order = sorted(range(len(members)), key=lambda index: -alone[index])  # the first of equals comes first
     taken, best = [members[order[0]]], alone[order[0]]
     tried(taken[0].name, best, True)
     for index in order[1:]:
         member = members[index]
-        accuracy = evaluate(_mean([*taken, member], rank), validation).accuracy
-        if accuracy >= best:
-            taken, best = [*taken, member], accuracy
-        tried(member.name, accuracy, taken[-1] is member)
-    found = _mean(taken, rank)
-    found.metadata["metrics"] = {"val": {"accuracy": best, "images": len(validation)}}
-    return found
+        found = evaluate(_mean([*taken, member], rank), validation).figures()[figure]
+        if found >= best:
+            taken, best = [*taken, member], found
+        tried(member.name, found, taken[-1] is member)
+    mean = _mean(taken, rank)
+    mean.metadata["metrics"] = {"val": {figure: best, "images": len(validation)}}
+    return mean

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +176,20 @@ def test_a_greedy_soup_takes_what_helps(open_clip: Backbone, tiny_split: Split) 
     assert best >= max(evaluate(each, items).accuracy for each in models)
 
 
+def test_a_greedy_soup_for_images_of_several_classes_goes_by_map(open_clip: Backbone, tiny_split: Split) -> None:
+    items = [replace(item, labels=tuple(sorted({0, item.label}))) for item in tiny_split.train]
+    models = members(open_clip, methods.CoOp, 3, n_ctx=2)
+    for model in models:
+        model.answers = replace(model.answers, logit_bias=-3.0)
+    tried: list[tuple[str, float, bool]] = []
+    soup = adapt.soup(models, validation=items, tried=lambda *each: tried.append(each))
+    best = max(evaluate(model, items).figures()["mean_average_precision"] for model in models)
+    assert tried[0][1] == best
+    found = evaluate(soup, items).figures()["mean_average_precision"]
+    assert soup.metadata["metrics"]["val"] == {"mean_average_precision": pytest.approx(found), "images": len(items)}
+    assert found >= best
+
+
 def test_what_cannot_go_into_one_pot(open_clip: Backbone, hf_clip: Backbone) -> None:
     (coop,) = members(open_clip, methods.CoOp, 1, n_ctx=2)
     (longer,) = members(open_clip, methods.CoOp, 1, n_ctx=3)
@@ -191,6 +206,28 @@ def test_what_cannot_go_into_one_pot(open_clip: Backbone, hf_clip: Backbone) -> 
             adapt.soup([coop, other])
     with pytest.raises(AdaptError, match="differ in backbone"):
         adapt.soup([lora, elsewhere])
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "bias"),
+    [
+        (methods.CoOp, {}, -3.5),
+        (methods.CoOp, {"weights": [0.25, 0.75]}, -3.25),
+        (methods.LoRA, {"combination": "ties", "density": 0.5}, -3.5),
+        (methods.LoRA, {"weights": [3.0, -1.0]}, -3.75),
+    ],
+)
+def test_the_bias_of_several_classes_is_a_mean(
+    open_clip: Backbone, method: type[Any], settings: dict[str, Any], bias: float
+) -> None:
+    """It is set by the training images, a little otherwise for every seed."""
+    both = members(open_clip, method)
+    for each, own in zip(both, (-4.0, -3.0), strict=True):
+        each.answers = replace(each.answers, logit_bias=own)
+    assert adapt.soup(both, **settings).answers.logit_bias == pytest.approx(bias)
+    both[0].answers = replace(both[0].answers, logit_bias=None)
+    with pytest.raises(AdaptError, match="differ in answers"):
+        adapt.soup(both, **settings)
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ def check(source: str, folder: str | None, root: str | None) -> None:
     Nothing is downloaded. Problems are printed one a line, and the exit code is 2 then. Classes with a single training
     image, and copies of training images in other parts, are noted.
     """
-    from adapt.data.check import broken_images, remarks
+    from adapt.data.check import broken_images, check_root, remarks
     from adapt.data.readers import load, published
     from adapt.progress import counting_bar
 
@@ -74,6 +74,7 @@ def check(source: str, folder: str | None, root: str | None) -> None:
     sizes = ", ".join(_size(part, getattr(split, part)) for part in common.PARTS)
     what = f"{len(split.class_names):,} classes; images" if split.class_names else split.kind
     click.echo(f"{shown(split.name)}: {what}: {sizes}")
+    check_root(split)
     with counting_bar("checking", True) as bar:
         problems = [*_wrong_counts(entry, split), *broken_images(list(split.items()), bar).values()]
     if problems:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +15,7 @@ from adapt.shown import shown
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from adapt.cli.predict import ImageFile
     from adapt.models.classifier import AdaptedModel
     from adapt.models.prediction import Prediction
 
@@ -39,7 +39,7 @@ def maps(adapter: Path, images: tuple[Path, ...], out: Path, backbone: str | Non
       adapt maps runs/defects photos/ --out heat
       adapt maps runs/screw/adapter.safetensors screw.png --out heat --json
     """
-    from adapt.cli.predict import image_files, readable_images
+    from adapt.cli.predict import exit_where_unread, image_files, readable_images
     from adapt.cli.quiet import quiet_libraries
 
     check_free(out)
@@ -53,16 +53,14 @@ def maps(adapter: Path, images: tuple[Path, ...], out: Path, backbone: str | Non
         if not isinstance(model, AdaptedModel):
             raise AdaptError(f"{adapter} answers questions, and draws no maps: take an adapter of anovl")
         normal_label(model.method, model.class_names)  # before any image is read
-        readable: list[Path] = []
+        readable: list[ImageFile] = []
         found = list(model.predict_maps(readable_images(files, readable)))
         _draw(model, found, readable, out, as_json)
-    if len(readable) < len(files):
-        click.echo(f"{len(files) - len(readable)} of {len(files)} images could not be read", err=True)
-        sys.exit(2)
+    exit_where_unread(files, readable)
 
 
 def _draw(
-    model: AdaptedModel, found: list[tuple[Prediction, Tensor]], paths: list[Path], out: Path, as_json: bool
+    model: AdaptedModel, found: list[tuple[Prediction, Tensor]], files: list[ImageFile], out: Path, as_json: bool
 ) -> None:
     """Writes the pictures of maps, and says of each image what there is to say."""
     from adapt import plain
@@ -71,14 +69,16 @@ def _draw(
 
     extremes = extremes_of([own for _, own in found])
     out.mkdir(parents=True)
-    for number, ((said, own), path) in enumerate(zip(found, paths, strict=True)):
-        drawn = out / f"{number:05}_{path.stem}.png"
-        heat(open_image(path), own, extremes, model.backbone.preprocess).save(drawn)
+    for number, ((said, own), file) in enumerate(zip(found, files, strict=True)):
+        drawn = out / f"{number:05}_{file.path.stem}.png"
+        heat(open_image(file.path), own, extremes, model.backbone.preprocess).save(drawn)
         worst = float(own.max())
         if as_json:
-            click.echo(plain.dump({"image": str(path), "map": str(drawn), "abnormal": worst, **said.plain()}))
+            click.echo(plain.dump({"image": file.called, "map": str(drawn), "abnormal": worst, **said.plain()}))
         else:
-            click.echo(f"{shown(path)}  {worst:.4f}  {shown(said.class_name)} {100 * said.probability:.1f} %  {drawn}")
+            click.echo(
+                f"{shown(file.called)}  {worst:.4f}  {shown(said.class_name)} {100 * said.probability:.1f} %  {drawn}"
+            )
 
 
 COMMANDS = {"maps": maps}

@@ -6,13 +6,13 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
 from adapt import hub
 from adapt.cli import options as common
-from adapt.cli.predictions import writer
+from adapt.cli.predictions import Columns, writer
 from adapt.data.readers.csv_file import read_paths
 from adapt.data.readers.folder import IMAGE_SUFFIXES, images_in
 from adapt.data.readers.lines import read_lines
@@ -24,6 +24,13 @@ if TYPE_CHECKING:
     from adapt.models.prediction import Prediction
 
 Says = Callable[[Iterable[Any]], Iterator[Any]]  # images to what is said of each
+
+
+class ImageFile(NamedTuple):
+    """An image to look at, and what it is called in the output: in a CSV as there, or else its path as it was given."""
+
+    path: Path
+    called: str
 
 
 @click.command()
@@ -98,7 +105,7 @@ def predict(
         )
     if explain and threshold is not None:
         raise AdaptError("--explain is of the likeliest classes, whatever their probability: leave --threshold out")
-    readable: list[Path] = []
+    readable: list[ImageFile] = []
     if vocabulary_free is not None:
         files = list(image_files((adapter, *images)))
         answers = _by_captions(vocabulary_free, backbone, device, top_k, threshold)
@@ -111,10 +118,10 @@ def predict(
     write = writer([*map(hub.spelled, adapters)], as_json, as_csv, explain, threshold is not None)
     with quiet_libraries():
         for number, found in enumerate(answers(readable_images(files, readable))):
-            write(readable[number], found)
-    if len(readable) < len(files):
-        click.echo(f"{len(files) - len(readable)} of {len(files)} images could not be read", err=True)
-        sys.exit(2)
+            write(readable[number].called, found)
+    if isinstance(write, Columns):
+        write.begin()  # where no image could be read
+    exit_where_unread(files, readable)
 
 
 def _adapters(first: Path, images: Sequence[Path], explain: bool, as_csv: bool) -> list[Path]:
@@ -220,7 +227,7 @@ def _is_adapter(path: Path) -> bool:
     return hub.is_name(path) or path.suffix == ".safetensors" or any((path / name).is_file() for name in inside)
 
 
-def image_files(images: Sequence[Path]) -> Iterator[Path]:
+def image_files(images: Sequence[Path]) -> Iterator[ImageFile]:
     """Files as they are, and the images in folders. AdaptError for what is neither, and for a folder without any."""
     for path in images:
         if _is_adapter(path) and not (path.is_dir() and images_in(str(path))):
@@ -230,14 +237,14 @@ def image_files(images: Sequence[Path]) -> Iterator[Path]:
         if not (path.suffix or path.exists()):
             raise AdaptError(f"there is nothing at {path}, neither an adapter nor an image")
         if path.suffix.lower() == ".csv":
-            yield from map(Path, read_paths(path))
+            yield from (ImageFile(Path(listed), called) for listed, called in read_paths(path))
         elif path.is_dir():
             found = images_in(str(path))
             if not found:
                 raise AdaptError(f"the folder {path} holds no image ({', '.join(IMAGE_SUFFIXES)})")
-            yield from map(Path, found)
+            yield from (ImageFile(Path(each), each) for each in found)
         else:
-            yield path
+            yield ImageFile(path, str(path))
 
 
 def _class_names(classes: str | None) -> list[str] | None:
@@ -257,18 +264,25 @@ def _is_file(text: str) -> bool:
         return False
 
 
-def readable_images(files: list[Path], read: list[Path]) -> Iterator[Any]:
-    """Decoded images; `read` gets the path of each, and what cannot be read is reported."""
+def readable_images(files: list[ImageFile], read: list[ImageFile]) -> Iterator[Any]:
+    """Decoded images; `read` gets the file of each, and what cannot be read is reported."""
     from adapt.data.decoding.images import open_image
 
     for file in files:
         try:
-            image = open_image(file)
+            image = open_image(file.path)
         except AdaptError as error:
             click.echo(f"Error: {error}", err=True)
             continue
         read.append(file)
         yield image
+
+
+def exit_where_unread(files: Sequence[ImageFile], read: Sequence[ImageFile]) -> None:
+    """Says how many files could not be read, if some, and ends the command with 2 then."""
+    if len(read) < len(files):
+        click.echo(f"{len(files) - len(read)} of {len(files)} images could not be read", err=True)
+        sys.exit(2)
 
 
 COMMANDS = {"predict": predict}

@@ -7,7 +7,6 @@ import io
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import zip_longest
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
     from adapt.models.explanation import Explanation
     from adapt.models.prediction import Prediction
 
-Write = Callable[[Path, Any], None]  # of an image and what is said of it
+Write = Callable[[str, Any], None]  # of what an image is called and what is said of it
 
 
 def writer(adapters: Sequence[str], as_json: bool, as_csv: bool, explain: bool, threshold: bool) -> Write:
@@ -45,19 +44,24 @@ class Columns:
     def __init__(self, adapters: Sequence[str], threshold: bool) -> None:
         self._adapters, self._threshold, self._begun = adapters, threshold, False
 
-    def __call__(self, path: Path, found: Sequence[Prediction]) -> None:
-        if not self._begun:  # only now it is known which of them say numbers
-            self._begun = True
-            of_each = zip(self._adapters or [""], found, strict=True)
-            _print_csv([["image", "rank", *(name for adapter, each in of_each for name in self._names(adapter, each))]])
+    def begin(self, numbers: Sequence[bool] = ()) -> None:
+        """The first line, once: with what each adapter is known to say, numbers too or, of no image, classes alone."""
+        if self._begun:
+            return
+        self._begun = True
+        of_each = zip_longest(self._adapters or [""], numbers, fillvalue=False)
+        _print_csv([["image", "rank", *(name for each, number in of_each for name in self._names(str(each), number))]])
+
+    def __call__(self, image: str, found: Sequence[Prediction]) -> None:
+        self.begin([each.number is not None for each in found])
         ranks = enumerate(zip_longest(*map(_said, found)), 1)
         _print_csv(
-            [str(path), rank, *(cell for each, place in zip(found, row) for cell in self._cells(each, place))]
+            [image, rank, *(cell for each, place in zip(found, row) for cell in self._cells(each, place))]
             for rank, row in ranks
         )
 
-    def _names(self, adapter: str, found: Prediction) -> list[str]:
-        more = ["probability", *["number"] * (found.number is not None), *["answer"] * self._threshold]
+    def _names(self, adapter: str, number: bool) -> list[str]:
+        more = ["probability", *["number"] * number, *["answer"] * self._threshold]
         return [adapter, *(f"{adapter} {name}" for name in more)] if adapter else ["class", *more]
 
     def _cells(self, found: Prediction, place: tuple[str, float] | None) -> list[str]:
@@ -74,27 +78,27 @@ def _print_csv(rows: Iterable[Sequence[Any]]) -> None:
     click.echo(text.getvalue().encode(errors="surrogateescape"), nl=False)
 
 
-def _json(path: Path, found: Sequence[Prediction]) -> None:
-    click.echo(plain.dump({"image": str(path), **found[0].plain()}))
+def _json(image: str, found: Sequence[Prediction]) -> None:
+    click.echo(plain.dump({"image": image, **found[0].plain()}))
 
 
-def _side_by_side_json(adapters: Sequence[str], path: Path, found: Sequence[Prediction]) -> None:
+def _side_by_side_json(adapters: Sequence[str], image: str, found: Sequence[Prediction]) -> None:
     answers = {name: each.plain() for name, each in zip(adapters, found, strict=True)}
-    click.echo(plain.dump({"image": str(path), "adapters": answers}))
+    click.echo(plain.dump({"image": image, "adapters": answers}))
 
 
-def _lines(path: Path, found: Sequence[Prediction]) -> None:
-    click.echo(shown(path) + _answered(found[0]))
+def _lines(image: str, found: Sequence[Prediction]) -> None:
+    click.echo(shown(image) + _answered(found[0]))
     for each in found[0].top:
         click.echo(f"  {_line(each)}")
 
 
-def _side_by_side(adapters: Sequence[str], path: Path, found: Sequence[Prediction]) -> None:
+def _side_by_side(adapters: Sequence[str], image: str, found: Sequence[Prediction]) -> None:
     columns = [
         [shown(name) + _answered(each), *map(_line, each.top)] for name, each in zip(adapters, found, strict=True)
     ]
     widths = [max(map(len, column)) for column in columns]
-    click.echo(shown(path))
+    click.echo(shown(image))
     for row in zip_longest(*columns, fillvalue=""):
         click.echo("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
@@ -118,15 +122,15 @@ def _line(each: tuple[str, float]) -> str:
     return f"{100 * each[1]:5.1f} %  {shown(each[0])}"
 
 
-def _explained(path: Path, found: Explanation) -> None:
-    click.echo(shown(path) + _answered(found.prediction))
+def _explained(image: str, found: Explanation) -> None:
+    click.echo(shown(image) + _answered(found.prediction))
     for each, reasons in zip(found.prediction.top, found.reasons, strict=True):
         click.echo(f"  {_line(each)}, cosines: mean {reasons.mean:.3f}, largest {reasons.descriptors[0][1]:.3f}")
         for descriptor, cosine in reasons.descriptors:
             click.echo(f"           {cosine:6.3f}  {shown(descriptor)}")
 
 
-def _explained_json(path: Path, found: Explanation) -> None:
+def _explained_json(image: str, found: Explanation) -> None:
     said = found.prediction.plain()
     top = [each | reasons.plain() for each, reasons in zip(said["top"], found.reasons, strict=True)]
-    click.echo(plain.dump({"image": str(path), **said, "top": top}))
+    click.echo(plain.dump({"image": image, **said, "top": top}))

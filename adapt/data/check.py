@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
@@ -12,6 +13,7 @@ from typing import Literal, get_args
 from adapt.data.decoding.content import read_bytes
 from adapt.data.decoding.images import check_image
 from adapt.data.decoding.masks import check_mask
+from adapt.data.decoding.regions import parted
 from adapt.data.split import Item, Split
 from adapt.errors import AdaptError, nearest
 from adapt.progress import Progress
@@ -52,14 +54,31 @@ def _of_mask(item: Item) -> dict[str, str]:
     return {}
 
 
+def check_root(split: Split) -> None:
+    """AdaptError where not a single image is under the root: mostly they start from another folder."""
+    items = [item for item in split.items() if item.path]
+    if not (split.root and items) or any(map(_may_be_there, items)):
+        return
+    raise AdaptError(
+        f"none of the {len(items):,} images of data {split.name!r} is there, such as {items[0].path!r}. Their paths "
+        f"start from the root {split.root!r}: give the folder that they do start from (--root, data.root in a recipe)"
+    )
+
+
+def _may_be_there(item: Item) -> bool:
+    path, _ = parted(item.path)
+    return "!" in path or os.path.lexists(path)  # what is inside archives, or drawn, has its own messages
+
+
 def without_broken(split: Split, broken: Broken, progress: Progress | None = None) -> Split:
     """`split` with images that all decode: itself, or where `broken` is "skip" what is left of it, which is logged.
 
-    Raises AdaptError, with their number, where images do not decode and `broken` is "refuse"; and where a class has
-    no training image left.
+    Raises AdaptError, with their number, where images do not decode and `broken` is "refuse"; where a class has no
+    training image left; and where none of the images is there.
     """
     if broken not in get_args(Broken):
         raise AdaptError(f"broken is {broken!r}; {nearest(broken, get_args(Broken))}")
+    check_root(split)
     items = list(split.items())
     found = broken_images(items, progress)
     if not found:

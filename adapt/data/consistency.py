@@ -68,9 +68,11 @@ def _check_no_empty_class(split: Split) -> None:
     present = {label for item in split.train for label in item.every_label}
     empty = [name for label, name in enumerate(split.class_names) if label not in present]
     if empty:
+        tested = {item.class_name for item in split.test} & set(empty)
+        defects = " If they are defects, which need none, give the test images masks (a column mask)." if tested else ""
         raise AdaptError(
             f"Data {split.name!r}: no training image of {first_of([*map(repr, empty)])}. "
-            "Add images to each class or take the class out."
+            f"Add images to each class or take the class out.{defects}"
         )
 
 
@@ -90,10 +92,10 @@ def _check_several(split: Split) -> None:
                 f"Data {split.name!r}: {item.name!r} has label {item.labels[-1]}; expected 0 to "
                 f"{len(split.class_names) - 1}, one for each class name."
             )
-        if item.question or item.text or item.target is not None:
+        if item.question or item.text or item.number is not None:
             raise AdaptError(
-                f"Data {split.name!r}: {item.name!r} has several labels beside a question, a text or a target: give "
-                "images alone several classes."
+                f"Data {split.name!r}: {item.name!r} has several labels beside a question, a text, a target or an "
+                "overlap: give images alone several classes."
             )
     if len(kinds) == 2:
         raise AdaptError(
@@ -138,17 +140,25 @@ def _check_texts(split: Split) -> None:
             raise AdaptError(f"Data {split.name!r}: an item of {item.class_name!r} has neither an image nor a text.")
 
 
-def _check_targets(split: Split) -> None:
-    known: dict[bool, Item] = {}
+def _check_numbers(split: Split) -> None:
+    for kind, article in (("target", "a"), ("overlap", "an")):
+        known: dict[bool, Item] = {}
+        for item in split.items():
+            known.setdefault(getattr(item, kind) is not None, item)
+        if len(known) == 2:
+            raise AdaptError(
+                f"Data {split.name!r}: {known[True].name!r} has {article} {kind} and {known[False].name!r} has none. "
+                "Give every item a number, or none."
+            )
     for item in split.items():
-        known.setdefault(item.target is not None, item)
         if item.target is not None and not math.isfinite(item.target):
             raise AdaptError(f"Data {split.name!r}: the target of {item.name!r} is {item.target}; expected a number.")
-    if len(known) == 2:
-        raise AdaptError(
-            f"Data {split.name!r}: {known[True].name!r} has a target and {known[False].name!r} has none. Give every "
-            "item a number, or none."
-        )
+        if item.overlap is not None and not 0 <= item.overlap <= 1:
+            raise AdaptError(
+                f"Data {split.name!r}: the overlap of {item.name!r} is {item.overlap}; expected a number from 0 to 1."
+            )
+        if item.target is not None and item.overlap is not None:
+            raise AdaptError(f"Data {split.name!r}: {item.name!r} has a target and an overlap. Give one of both.")
 
 
 _CHECKS = (
@@ -159,5 +169,5 @@ _CHECKS = (
     _check_several,
     _check_questions,
     _check_texts,
-    _check_targets,
+    _check_numbers,
 )

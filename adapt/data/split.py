@@ -27,7 +27,8 @@ class Item:
     `rephrased` says the same as the text in other words, and pairs of one `entity`, such as one product, belong
     together: their label is its number. A text may stand alone too, without a class. A `target` is a
     number, such as a grade, whose class is a word for it. `mask` is the path of a picture of the same size that is
-    bright where the image is not as it should be; "" where none of it is.
+    bright where the image is not as it should be; "" where none of it is. The `overlap` of a region with its object's
+    box is their intersection over their union, from 0 to 1.
 
     Where an image may have several classes, `labels` are the numbers of all of them, perhaps of none. Its label and
     class name are those of the one by which it is drawn and divided, such as the rarest; -1 and "" where it has none.
@@ -45,6 +46,12 @@ class Item:
     mask: str = ""
     rephrased: str = ""
     entity: str = ""
+    overlap: float | None = None
+
+    @property
+    def number(self) -> float | None:
+        """What batches have beside its label: its target or its overlap."""
+        return self.overlap if self.target is None else self.target
 
     @property
     def every_label(self) -> tuple[int, ...]:
@@ -271,4 +278,5 @@ def _identity(path: str, item: Item) -> str:
     mask = f"\0\0\0\0\0{item.mask.rsplit('/', 1)[-1]}" if item.mask else ""
     rephrased = f"\0\0\0\0\0\0{item.rephrased}" if item.rephrased else ""
     entity = f"\0\0\0\0\0\0\0{item.entity}" if item.entity else ""
-    return f"{path}\0{item.label}{question}{text}{target}{labels}{mask}{rephrased}{entity}\n"
+    overlap = "" if item.overlap is None else f"\0\0\0\0\0\0\0\0{item.overlap!r}"
+    return f"{path}\0{item.label}{question}{text}{target}{labels}{mask}{rephrased}{entity}{overlap}\n"

@@ -20,8 +20,10 @@ from adapt.engine.plan import Plan
 from adapt.errors import AdaptError
 
 
-def local_features(backbone: DualEncoder, images: Tensor) -> Tensor:
-    """Features `(b, rows, columns, e)`, before normalisation, of the patches of images `(b, 3, h, w)`.
+def local_features(backbone: DualEncoder, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Features `(b, rows, columns, e)` of the patches of images `(b, 3, h, w)`, and `(b, e)` of the images themselves.
+
+    Both are before normalisation; the ordinary stream gives the latter, so that one pass is enough.
 
     AdaptError for a vision tower that is not read at a class token, or whose blocks are of another form than CLIP's.
     """
@@ -41,5 +43,6 @@ def local_features(backbone: DualEncoder, images: Tensor) -> Tensor:
             local = local + block.scale1(block.projections["out"](attend(values, values, values)))
             stream = run_block(block, index, nothing, stream, attend)
         features = tower.vision.project(tower.final_norm(local[:, 1:]))
+        whole = vision.pooled(tower, nothing, stream)
     rows = isqrt(features.shape[1] * images.shape[-2] // images.shape[-1])
-    return features.unflatten(1, (rows, -1))
+    return features.unflatten(1, (rows, -1)), whole

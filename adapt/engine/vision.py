@@ -92,7 +92,7 @@ def encode(backbone: DualEncoder, images: Tensor, edits: Sequence[Edit], checkpo
     asked = plan(tower, edits)
     with frozen(backbone.model):
         x = _through(backbone, tower, asked, range(len(tower.blocks)), entered(tower, asked, images), checkpointing)
-        return _features(tower, asked, x)
+        return pooled(tower, asked, x)
 
 
 def encode_from(
@@ -110,7 +110,7 @@ def encode_from(
         )
     with frozen(backbone.model):
         x = _through(backbone, tower, asked, range(block, len(tower.blocks)), tokens, checkpointing)
-        return _features(tower, asked, x)
+        return pooled(tower, asked, x)
 
 
 @torch.no_grad()
@@ -188,7 +188,7 @@ def attend(heads: int, edit: Attention | None, learned: int, q: Tensor, k: Tenso
     return mixed.transpose(1, 2).flatten(2)
 
 
-def _features(tower: Tower, asked: Plan, x: Tensor) -> Tensor:
+def pooled(tower: Tower, asked: Plan, x: Tensor) -> Tensor:
     """Features `(b, e)` of what the last block gave."""
     parts = _parts(tower)
     if asked.entering is not None and tower.form.pooling != "class":

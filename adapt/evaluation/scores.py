@@ -75,6 +75,14 @@ _TOLD = {
 }  # fmt: skip
 
 
+SHORT = {"mean_average_precision": "mAP"}  # how main figures are called in tables
+
+
+def main_figure(figures: Mapping[str, Any]) -> str:
+    """The name of the one by which models are compared: the accuracy, or where images may have several classes mAP."""
+    return "mean_average_precision" if "mean_average_precision" in figures else "accuracy"
+
+
 def beside_accuracy(figures: Mapping[str, Any]) -> str | None:
     """The figures of numbers, or of maps, as a person reads them; None where there are none."""
     found = [f"{said} {figures[name]:.3f}" for name, said in _TOLD.items() if name in figures]

@@ -100,7 +100,8 @@ class AnoVL(Method):
         return [of_text(tokenizer, picture.replace("{}", state)) for state in states for picture in pictures]
 
     def logits(self, step: ImageStep) -> Tensor:
-        return step.cosine_logits(_unit(step.class_features))
+        # nothing edits the vision tower, and the pass that gives features of patches gives these too
+        return step.cosine_logits(_unit(step.class_features), step.frozen_features)
 
     def anomalies(self, step: ImageStep) -> Tensor:
         classes, patches = _unit(step.class_features), step.local_features

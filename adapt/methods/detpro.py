@@ -5,8 +5,8 @@ Reference: detpro `9a14699`, `prompt/trainer.py`, `prompt/run.py`, its published
 Deviations:
 * The reference trains on features of proposed regions; here an image, or a region cut out of one, is an item as any
   other, and the background is the class whose name is `background`.
-* The grades of overlap, for each of which the reference trains a context, are left out: items do not say how much of an
-  object a region holds.
+* The contexts of the grades of overlap learn side by side, where the reference has a run for each: every one of them
+  from the regions of its grade in a batch and from all of its background.
 * What is none of the classes is answered by a threshold on the largest probability, our own: chosen on the validation
   images, or on the training images without such, where as large a share of both kinds is answered rightly.
 * CoOp's: `ctx_init` is counted in tokens.
@@ -15,17 +15,24 @@ Deviations:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
 from typing import Any, ClassVar
 
 import torch
-from pydantic import Field
-from torch import Tensor
+import torch.nn.functional as F
+from pydantic import Field, model_validator
+from torch import Tensor, nn
 
 from adapt.backbones.base import DualEncoder
+from adapt.backbones.tokenizer import TextTokenizer
+from adapt.backbones.tower import Tower
+from adapt.edits import Edit, Tokens
 from adapt.errors import AdaptError, nearest
-from adapt.methods.base import Encoded, ImageStep, Terms, Training
+from adapt.methods.base import Context, Encoded, ImageStep, Terms, Training
 from adapt.methods.base.training import Part
 from adapt.methods.coop import CoOp, CoOpConfig
+from adapt.prompts import Prompt, initial_context
 
 
 class DetProConfig(CoOpConfig):
@@ -33,10 +40,24 @@ class DetProConfig(CoOpConfig):
     """Learned tokens."""
     background: str | None = None
     """The class of the data that holds what is none of the others; without one images are weighted by class alone."""
+    grades: tuple[float, ...] = ()
+    """The least overlaps of its grades, each of which gets a context of its own; published: 0.5, 0.6, 0.7, 0.8, 0.9."""
+
+    @model_validator(mode="after")
+    def _graded(self) -> DetProConfig:
+        ends = (*self.grades, 1.0)
+        if len(ends) == 2 or any(not 0 <= low < high for low, high in pairwise(ends)):
+            raise ValueError(f"grades are {list(self.grades)}; expected two or more, from 0 to under 1, in this order")
+        if self.grades and self.class_specific:
+            raise ValueError("grades have a context each for all classes: leave class_specific out")
+        return self
 
 
 class DetPro(CoOp):
-    """`DetPro(background="none")` trains `ctx` `(n_ctx, d)`, and keeps a `threshold` `()` for what is no class."""
+    """`DetPro(background="none")` trains `ctx` `(n_ctx, d)`, and keeps a `threshold` `()` for what is no class.
+
+    With `grades` `ctx` is `(grades, n_ctx, d)`, and the features of a class are the mean over them.
+    """
 
     name = "detpro"
     title = "DetPro (Du et al., CVPR 2022)"
@@ -54,19 +75,62 @@ class DetPro(CoOp):
             raise AdaptError(f"detpro: background is {none!r}, which is no class; {nearest(none, class_names)}")
         if none is not None and len(class_names) < 3:
             raise AdaptError(f"detpro tells two classes apart, or more, from {none!r}, and there are {class_names}")
-        self.register_buffer("_weights", torch.ones(len(class_names), device=backbone.device), persistent=False)
+        grades = len(self.config.grades)
+        if grades:
+            starts = [initial_context(backbone, self.config.ctx_init, len(self.ctx)) for _ in range(grades)]
+            self.ctx = nn.Parameter(torch.stack(starts))
+        weights = torch.ones(grades or 1, len(class_names), device=backbone.device)
+        self.register_buffer("_weights", weights, persistent=False)
         self.register_buffer("threshold", torch.tensor(2 / len(class_names), device=backbone.device))
 
+    @property
+    def of_overlaps(self) -> bool:
+        return bool(self.config.grades)
+
+    def prompts(self, tokenizer: TextTokenizer, class_name: str) -> list[Prompt]:
+        """One, or one for each grade, with the learned tokens of its own."""
+        [prompt] = super().prompts(tokenizer, class_name)
+        n_ctx = self.ctx.shape[-2]
+        starts = range(0, n_ctx * max(1, len(self.config.grades)), n_ctx)
+        return [replace(prompt, slots=tuple(s if s is None else start + s for s in prompt.slots)) for start in starts]
+
+    def edits(self, tower: Tower, context: Context) -> list[Edit]:
+        if not self.config.grades or tower.name != "text":
+            return super().edits(tower, context)
+        return [Tokens(self.ctx.flatten(0, 1))]
+
     def prepare(self, training: Training) -> None:
-        labels = training.labels("train")
-        self.set_counts(labels.bincount(minlength=len(self._weights)), training.model.class_names)
+        names, labels = training.model.class_names, training.labels("train")
+        overlaps = self._overlaps(training.items("train")) if self.config.grades else None
+        learning = self._learning(labels, overlaps, names)
+        counts = torch.stack([labels[own].bincount(minlength=len(names)) for own in learning])
+        for (low, high), count in zip(pairwise((*self.config.grades, 1.0)), counts[:, self._known(names)]):
+            if not count.any():
+                raise AdaptError(
+                    f"detpro: no training region of a class has an overlap from {low:g} to {high:g}, which is one of "
+                    f"method.grades, {list(self.config.grades)}: give such regions, or leave the grade out"
+                )
+        self.set_counts(counts, names)
+
+    def _overlaps(self, items: Sequence[Any]) -> Tensor:
+        """Those of regions `(n,)`. AdaptError for one of a class that is in no grade."""
+        for item in items:
+            if item.class_name != self.config.background and item.overlap < self.config.grades[0]:
+                raise AdaptError(
+                    f"detpro: {item.name!r} is of {item.class_name!r} with an overlap of {item.overlap:g}, and the "
+                    f"least of method.grades is {self.config.grades[0]:g}: call it background, or leave it out"
+                )
+        return torch.tensor([item.overlap for item in items])
 
     def set_counts(self, images: Tensor, class_names: Sequence[str]) -> None:
-        """Weighs the classes by how many training images `(n,)` each has: one over that as a share of an even part."""
+        """Weighs the classes by how many training images each has: one over that as a share of an even part.
+
+        `images` are `(n,)`, or `(grades, n)`.
+        """
         known = self._known(class_names)
-        shares = 2 * images / images.sum()
-        shares[known] *= len(known) / 2
-        self._weights = (1 / shares.clamp_min(1e-12)).to(self._weights)
+        shares = 2 * images / images.sum(-1, keepdim=True)
+        shares[..., known] *= len(known) / 2
+        self._weights = (1 / shares.clamp_min(1e-12)).to(self._weights).reshape(self._weights.shape)
 
     def training_state(self) -> dict[str, Tensor]:
         return {"weights": self._weights}
@@ -101,20 +165,39 @@ class DetPro(CoOp):
         return self._of_known(step).softmax(-1).max(-1).values
 
     def loss(self, step: ImageStep) -> Terms:
-        labels = step.labels
+        labels, names = step.labels, step.model.class_names
         assert labels is not None
-        weights, apart = self._weights[labels], self._of_known(step).float().log_softmax(-1)
-        place = torch.full_like(self._weights, -1, dtype=torch.long)
-        known = self._known(step.model.class_names)
+        known = self._known(names)
+        place = torch.full_like(self._weights[0], -1, dtype=torch.long)
         place[known] = torch.arange(len(known), device=place.device)
-        target = place[labels]
-        of_known = -apart.gather(1, target.clamp_min(0)[:, None])[:, 0]
-        losses = torch.where(target < 0, -apart.mean(-1), of_known) * weights / weights.sum()
+        target, losses = place[labels], torch.zeros(len(labels), device=labels.device)
+        learning = self._learning(labels, step.numbers, names)
+        for features, own, each in zip(self._of_grades(step), learning, self._weights, strict=True):
+            apart, weights = step.cosine_logits(features[known]).float().log_softmax(-1), each[labels] * own
+            of_known = -apart.gather(1, target.clamp_min(0)[:, None])[:, 0]
+            mean = weights / weights.sum().clamp_min(1e-12)  # of a batch without regions of the grade nothing
+            losses = losses + torch.where(target < 0, -apart.mean(-1), of_known) * mean
         return {"known": losses[target >= 0].sum(), "background": losses[target < 0].sum()}
+
+    def _learning(self, labels: Tensor, overlaps: Tensor | None, class_names: Sequence[str]) -> Tensor:
+        """Which images `(b,)` each grade learns from, bool `(grades, b)`: its own, and all of the background."""
+        if not self.config.grades:
+            return torch.ones(1, len(labels), dtype=torch.bool, device=labels.device)
+        if overlaps is None:
+            raise AdaptError("detpro with grades learns from overlaps, and the batch has none beside its labels")
+        grade = torch.bucketize(overlaps, overlaps.new_tensor(self.config.grades), right=True) - 1
+        of_background = ~torch.isin(labels, torch.tensor(self._known(class_names), device=labels.device))
+        return (grade == torch.arange(len(self.config.grades), device=grade.device)[:, None]) | of_background
+
+    def _of_grades(self, step: ImageStep) -> Tensor:
+        """Unit-length features of the classes by the context of each grade `(grades, n, e)`."""
+        return torch.stack(step.prompt_features, dim=1) if self.config.grades else step.class_features[None]
 
     def _of_known(self, step: ImageStep) -> Tensor:
         """Logits among the known classes `(b, c)`."""
-        return step.cosine_logits(step.class_features[self._known(step.model.class_names)])
+        # of grades not step.class_features: a step of training would encode their prompts a second time
+        features = F.normalize(self._of_grades(step).mean(0), dim=-1) if self.config.grades else step.class_features
+        return step.cosine_logits(features[self._known(step.model.class_names)])
 
     def _known(self, class_names: Sequence[str]) -> list[int]:
         return [label for label, name in enumerate(class_names) if name != self.config.background]

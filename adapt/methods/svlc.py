@@ -13,6 +13,7 @@ Deviations:
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -22,8 +23,11 @@ import torch.nn.functional as F
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from adapt.methods.base import PairStep, Terms, contrast
+from adapt.methods.base import PairStep, Terms, Training, contrast
 from adapt.methods.lora import PLAIN, LoRA, LoRAConfig
+from adapt.shown import brief
+
+logger = logging.getLogger("adapt")
 
 WORDS: dict[str, tuple[str, ...]] = {
     "side": ("left", "right"),
@@ -68,6 +72,16 @@ class SVLC(LoRA):
     of_several = True
     example: ClassVar[dict[str, Any]] = {"projections": "qkvo"}
 
+    def prepare(self, training: Training) -> None:
+        super().prepare(training)
+        texts = [item.text for item in training.items("train") if item.is_pair]
+        if texts and not any(map(self._found, texts)):
+            logger.warning(
+                "svlc: none of the %s training captions, such as %s, has a word of method.words: there are no wrong "
+                "twins to learn from, and what is learned is lora's. Give method.words that the captions have",
+                f"{len(texts):,}", brief(texts[0]),
+            )  # fmt: skip
+
     def loss(self, step: Any) -> Terms:
         if not isinstance(step, PairStep):
             return super().loss(step)
@@ -88,7 +102,7 @@ class SVLC(LoRA):
 
     def twin(self, text: str) -> str | None:
         """The caption with one word of one kind, drawn at random, replaced by another; None where it has none."""
-        found = [(kind, match) for kind, listed in self.config.words.items() for match in _words(listed, text)]
+        found = self._found(text)
         if not found:
             return None
         kinds = list(dict.fromkeys(kind for kind, _ in found))
@@ -100,6 +114,10 @@ class SVLC(LoRA):
             word for word in self.config.words[kind] if word != match.group().lower()
         ]
         return text[: match.start()] + others[_drawn(len(others))] + text[match.end() :]
+
+    def _found(self, text: str) -> list[tuple[str, re.Match[str]]]:
+        """The words of the lists in a caption, each with its kind."""
+        return [(kind, match) for kind, listed in self.config.words.items() for match in _words(listed, text)]
 
 
 def wrong_twins(right: Tensor, wrong: Tensor) -> Tensor:

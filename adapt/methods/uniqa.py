@@ -88,10 +88,10 @@ class UniQA(Method):
         return logits.float().softmax(-1) @ self.score_level.float()
 
     def loss(self, step: ImageStep) -> Terms:
-        if step.targets is None:
+        if step.numbers is None:
             raise AdaptError("uniqa learns numbers, and the data has none: give a .csv with a column target")
         low, high = self.config.between
-        return {"squared_error": F.mse_loss(self._share(step.logits), (step.targets - low) / (high - low))}
+        return {"squared_error": F.mse_loss(self._share(step.logits), (step.numbers - low) / (high - low))}
 
 
 def _levels(ranks: Sequence[int] | range) -> Tensor:

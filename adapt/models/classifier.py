@@ -98,12 +98,15 @@ class AdaptedModel(TextSide):
         return seen
 
     @torch.no_grad()
-    def local_features(self, images: Tensor) -> Tensor:
-        """Features `(b, rows, columns, e)` of the patches of images by the backbone alone: see `adapt.engine.values`.
+    def local_features(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Features `(b, rows, columns, e)` of the patches of images, and unit-length `(b, e)` of these, by one pass.
+
+        By the backbone alone: see `adapt.engine.values`. The patches' are as the tower gives them.
 
         AdaptError where the backbone gives none.
         """
-        return values.local_features(self.backbone, images)
+        patches, whole = values.local_features(self.backbone, images)
+        return patches, F.normalize(whole, dim=-1)
 
     def image_tokens(self, images: Tensor) -> Tensor:
         """What the last block of the vision tower by itself makes of images: `(b, l, d)`, a class token included."""
@@ -210,7 +213,8 @@ class AdaptedModel(TextSide):
     def logits_and_maps(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Logits `(b, n_classes)` of images `(b, 3, h, w)`; how abnormal each pixel looks `(b, h, w)`, on the CPU."""
         step = ImageStep(self, pixels)
-        return self.answers.of(step), self._maps(step)
+        maps = self._maps(step)  # first: the pass that gives features of patches gives those of images too
+        return self.answers.of(step), maps
 
     def _maps(self, step: ImageStep) -> Tensor:
         return self.method.anomalies(step).float().cpu()

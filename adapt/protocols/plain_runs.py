@@ -10,6 +10,7 @@ from typing import Any
 
 from adapt import plain
 from adapt.evaluation import stored
+from adapt.evaluation.scores import SHORT, main_figure
 from adapt.protocols.tables import Cells
 from adapt.recipe.file import read_file
 from adapt.shown import shown
@@ -30,15 +31,24 @@ class PlainRun:
         return int(self.metrics["seed"])
 
     @property
-    def accuracy(self) -> float | None:
-        """On test images, in [0, 1]; None where there were none."""
-        return self.metrics["adapted"]["accuracy"] if "adapted" in self.metrics else None
+    def figure(self) -> str:
+        """What it is compared by."""
+        return main_figure(self.metrics.get("adapted", {}))
+
+    @property
+    def adapted(self) -> float | None:
+        """That figure on test images, in [0, 1]; None where there were none."""
+        return self.metrics["adapted"][self.figure] if "adapted" in self.metrics else None
+
+    @property
+    def zero_shot(self) -> float | None:
+        """The same of zero-shot classification."""
+        return self.metrics["zero_shot"][self.figure] if "zero_shot" in self.metrics else None
 
     @property
     def gain(self) -> float | None:
-        """How far that is above zero-shot classification."""
-        frozen = self.metrics.get("zero_shot")
-        return None if frozen is None or self.accuracy is None else self.accuracy - frozen["accuracy"]
+        """How far the one is above the other."""
+        return None if self.adapted is None or self.zero_shot is None else self.adapted - self.zero_shot
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -76,12 +86,12 @@ def plain_table(runs: Sequence[PlainRun]) -> Cells:
 
 
 def nearest_the_mean(group: Sequence[PlainRun]) -> PlainRun:
-    """The run whose accuracy is the nearest to the mean of all; the first where none was measured."""
-    measured = [run for run in group if run.accuracy is not None]
+    """The run whose figure is the nearest to the mean of all; the first where none was measured."""
+    measured = [run for run in group if run.adapted is not None]
     if not measured:
         return group[0]
-    mean = statistics.mean(run.accuracy for run in measured if run.accuracy is not None)
-    return min(measured, key=lambda run: abs((run.accuracy or 0.0) - mean))
+    mean = statistics.mean(run.adapted for run in measured if run.adapted is not None)
+    return min(measured, key=lambda run: abs((run.adapted or 0.0) - mean))
 
 
 def mean_gain(group: Sequence[PlainRun]) -> float | None:
@@ -114,18 +124,19 @@ def _name(run: PlainRun, same: Sequence[PlainRun]) -> str:
 def _row(name: str, group: Sequence[PlainRun]) -> list[str]:
     data = group[0].recipe.get("data")
     data = data if isinstance(data, dict) else {}
-    adapted = [run.metrics["adapted"] for run in group if "adapted" in run.metrics]
-    zero_shot = [run.metrics["zero_shot"]["accuracy"] for run in group if "zero_shot" in run.metrics]
+    errors = [run.metrics["adapted"]["calibration_error"] for run in group if "adapted" in run.metrics]
+    adapted = percent([run.adapted for run in group if run.adapted is not None])
+    named = f" {SHORT[group[0].figure]}" if group[0].figure in SHORT else ""
     shots = data.get("shots", "")
     return [
         name,
         percent([run.gain for run in group if run.gain is not None], sign=True),
-        percent(zero_shot),
-        percent([each["accuracy"] for each in adapted]) or "not measured",
+        percent([run.zero_shot for run in group if run.zero_shot is not None]),
+        f"{adapted}{named}" if adapted else "not measured",
         shown(str(data.get("source", ""))),
         "all" if shots is None else str(shots),
         ", ".join(str(run.seed) for run in group),
-        percent([each["calibration_error"] for each in adapted]),
+        percent(errors),
         f"{group[0].metrics['trainable_parameters']:,}",
         f"{statistics.mean(run.metrics['seconds'] for run in group):.1f}",
     ]

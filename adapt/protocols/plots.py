@@ -10,7 +10,7 @@ from typing import Any
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from adapt.protocols.tables import Results
+from adapt.protocols.tables import Results, figure_of
 
 COLOURS = 10  # that lines and dots take in turn
 DESCRIPTORS = 5  # of a class that are shown, the best
@@ -21,7 +21,7 @@ _plain_text = rc_context({"text.parse_math": False})  # names of classes and rec
 
 @_plain_text
 def few_shot_curves(results: Sequence[tuple[str, Results]]) -> Figure:
-    """Mean accuracy by shots, a band of one standard deviation, the frozen model dashed."""
+    """Mean accuracy, or mAP, by shots, a band of one standard deviation, the frozen model dashed."""
     figure = Figure(figsize=(6.4, 4), layout="constrained")
     axes = figure.subplots()
     for title, each in results:
@@ -37,7 +37,7 @@ def few_shot_curves(results: Sequence[tuple[str, Results]]) -> Figure:
     axes.set_xscale("log", base=2)
     axes.set_xticks(every, [str(count) for count in every])
     axes.set_xlabel("training images a class")
-    axes.set_ylabel("test accuracy, %")
+    axes.set_ylabel(f"test {figure_of(results[0][1]) or 'accuracy'}, %")
     axes.legend()
     return figure
 

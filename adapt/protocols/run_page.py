@@ -43,6 +43,8 @@ class RunPage:
 
     name: str
     metrics: dict[str, Any]
+    adapted: float | None
+    zero_shot: float | None
     gain: float | None
     command: str
     made_with: str
@@ -69,6 +71,8 @@ def run_page(run: PlainRun) -> RunPage:
     return RunPage(
         name=name_of(run.path),
         metrics=metrics,
+        adapted=run.adapted,
+        zero_shot=run.zero_shot,
         gain=run.gain,
         command=shlex.join(["adapt", "train", str(run.path / "recipe.yaml"), f"--out={run.path}-again"]),
         made_with=_made_with(run.path, metrics.get("device")),

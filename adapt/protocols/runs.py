@@ -19,6 +19,7 @@ from adapt.disk import write_text
 from adapt.errors import AdaptError
 from adapt.evaluation import stored
 from adapt.evaluation.evaluate import evaluate, set_prior_bias
+from adapt.evaluation.scores import SHORT, main_figure
 from adapt.loading import load
 from adapt.methods.zero_shot import ZeroShot
 from adapt.models.classifier import AdaptedModel
@@ -93,7 +94,8 @@ def _with_those_before(runs: Iterable[PlannedRun]) -> Iterator[PlannedRun]:
 def measure(run: PlannedRun, out: Path, track: Track = ()) -> Row:
     """Accuracies in [0, 1] under `run.own` and the targets' names, `zero_shot_` before those of the frozen model.
 
-    Raises AdaptError where the folder holds a run of another recipe.
+    Where images may have several classes they are mean average precisions, and `figure` says so. Raises AdaptError
+    where the folder holds a run of another recipe.
     """
     before: Row = {}
     if run.after is not None:
@@ -114,9 +116,12 @@ def _measured_alone(run: PlannedRun, out: Path, track: Track) -> Row:
         run_recipe(here, folder, resume=started.is_file(), progress=False, track=track)
     metrics = stored.read(folder / "metrics.json", stored.Measured, "scores of a finished run")
     row: Row = {"run": run.name, "shots": run.recipe.data.shots, "seed": run.recipe.seed}
+    figure = main_figure(metrics["adapted"])
+    if figure in SHORT:
+        row |= {"figure": SHORT[figure]}
     if run.setting is not None:
-        row |= {"setting": run.setting, "val": metrics.get("val", {}).get("accuracy")}
-    row |= {run.own: metrics["adapted"]["accuracy"], f"zero_shot_{run.own}": metrics["zero_shot"]["accuracy"]}
+        row |= {"setting": run.setting, "val": metrics.get("val", {}).get(figure)}
+    row |= {run.own: metrics["adapted"][figure], f"zero_shot_{run.own}": metrics["zero_shot"][figure]}
     for name, found in _on_targets(run, folder).items():
         row |= {name: found["adapted"], f"zero_shot_{name}": found["zero_shot"]}
     return row | {"train_set": metrics["train_set"]}
@@ -165,8 +170,11 @@ def _measured(model: AdaptedModel, split: Split, data: DataSection, recipe: Reci
     adapted = model.with_classes(split.class_names) if split.class_names else model
     baseline = wrap(model.backbone, ZeroShot(data.template), split.class_names, recipe.fast)
     set_prior_bias(baseline, split.train or split.test, workers=workers, cache=recipe.cache)
-    found = [evaluate(each, split.test, workers=workers, cache=recipe.cache) for each in (adapted, baseline)]
-    return {"adapted": found[0].accuracy, "zero_shot": found[1].accuracy, "images": found[0].images}
+    ours, frozen = (
+        evaluate(each, split.test, workers=workers, cache=recipe.cache).figures() for each in (adapted, baseline)
+    )
+    figure = main_figure(ours)
+    return {"adapted": ours[figure], "zero_shot": frozen[figure], "images": ours["images"]}
 
 
 def _images(data: DataSection) -> Split:

@@ -22,9 +22,9 @@ Cells = list[list[str]]
 def table(results: Sequence[Results], published: bool = True) -> Cells:
     """A header, a zero-shot row, one row for each of `results`, and the published rows where there are some.
 
-    Percentages; few-shot curves have a column for each number of shots, what was left out one for each domain, sweeps
-    a row for each setting, other protocols a column for each figure. Raises AdaptError for results of different
-    protocols or data.
+    Percentages, whose corner names them where they are no accuracies; few-shot curves have a column for each number of
+    shots, what was left out one for each domain, sweeps a row for each setting, other protocols a column for each
+    figure. Raises AdaptError for results of different protocols or data.
     """
     first = results[0]
     for each in results:
@@ -35,7 +35,7 @@ def table(results: Sequence[Results], published: bool = True) -> Cells:
     if first["protocol"] == "sweep":
         return _settings_tried(results)
     columns = _columns(results)
-    rows = [["shots" if first["protocol"] == "few_shot" else "", *columns]]
+    rows = [[", ".join(filter(None, ["shots" * (first["protocol"] == "few_shot"), figure_of(first)])), *columns]]
     rows.append(["zero-shot", *(_cell(_of(first, "zero_shot"), column) for column in columns)])
     for title, each in zip(titles(results), results):
         spread = _of(each, "std") if len(each["runs"]) > len(each["summary"]) else {}
@@ -47,7 +47,7 @@ def table(results: Sequence[Results], published: bool = True) -> Cells:
 
 def _settings_tried(results: Sequence[Results]) -> Cells:
     """A row for each setting of sweeps: the accuracy by which to choose first, then that on the test images."""
-    rows = [["", "validation", "test"]]
+    rows = [[figure_of(results[0]), "validation", "test"]]
     rows.append(["zero-shot", "", _cell(results[0]["summary"][0]["zero_shot"], "test")])
     for title, each in zip(titles(results), results):
         for group in each["summary"]:
@@ -82,6 +82,11 @@ FORMATS = {"text": as_text, "markdown": as_markdown, "csv": as_csv}
 def _subject(results: Results) -> str:
     recipe = results["recipe"]
     return f"{results['protocol']} on {recipe['data']['source']} with {recipe['backbone']}"
+
+
+def figure_of(results: Results) -> str:
+    """What the percentages are, where they are not the accuracy."""
+    return str(results["runs"][0].get("figure", "")) if results["runs"] else ""
 
 
 def titles(results: Sequence[Results]) -> list[str]:

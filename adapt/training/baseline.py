@@ -11,6 +11,7 @@ from adapt import methods
 from adapt.data.split import Item, of_several
 from adapt.errors import AdaptError
 from adapt.evaluation.evaluate import evaluate, prior_biases
+from adapt.evaluation.scores import SHORT, main_figure
 from adapt.methods.base import Method
 from adapt.methods.zero_shot import ZeroShot
 from adapt.models.base import Adapted
@@ -67,8 +68,7 @@ def zero_shot(training: Fitting, baseline: Model, test_set: Sequence[Item], temp
 
 def note_harm(metrics: dict[str, Any], history: list[dict[str, Any]]) -> None:
     """Says where training made the backbone worse, and what to try."""
-    named = "mAP" if "mean_average_precision" in metrics["adapted"] else "accuracy"
-    figure = "mean_average_precision" if named == "mAP" else named
+    figure = main_figure(metrics["adapted"])
     before, after = metrics.get("zero_shot", {}).get(figure, 0.0), metrics["adapted"][figure]
     if after >= before:
         return
@@ -84,5 +84,5 @@ def note_harm(metrics: dict[str, Any], history: list[dict[str, Any]]) -> None:
         advice += "another train.lr"
     logger.warning(
         "adapted %s, %.1f %%, is below the %.1f %% of %s. %s, and compare on validation images",
-        named, 100 * after, 100 * before, metrics["baseline"], advice,
+        SHORT.get(figure, figure), 100 * after, 100 * before, metrics["baseline"], advice,
     )  # fmt: skip

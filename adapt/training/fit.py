@@ -121,6 +121,11 @@ def _check_parts(
     method, needed = model.method, model.method.chosen_on_validation
     if method.of_targets and train_set[0].target is None:
         raise AdaptError(f"{method.name} learns numbers, and the data has none: give a .csv with a column target")
+    if method.of_overlaps and train_set[0].overlap is None:
+        raise AdaptError(
+            f"{method.name} with grades learns from how much regions overlap with their object's box, and the data "
+            "does not say it: give a .csv with a column overlap, or leave method.grades out"
+        )
     if needed is not None and not val_set:
         raise AdaptError(
             f"{method.name} chooses {needed} on validation images, and there are none: give some, or set "

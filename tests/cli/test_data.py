@@ -71,6 +71,15 @@ def test_check_compares_with_the_published_counts_and_looks_at_the_files(run, ro
     assert result.stderr.startswith("4 problems in eurosat. Fetch EuroSAT.zip and split_zhou_EuroSAT.json, as https://")
 
 
+def test_check_names_a_wrong_root_once(run, refused, photos: Path, tmp_path: Path) -> None:
+    listed = [str(path.relative_to(photos)) for path in sorted(photos.rglob("*.png"))]
+    (tmp_path / "list.csv").write_text("path,label\n" + "".join(f"{path},{path.split('/')[1]}\n" for path in listed))
+    assert run("data", "check", tmp_path / "list.csv", "--root", photos).exit_code == 0
+    result = run("data", "check", tmp_path / "list.csv", "--root", photos / "test")
+    refused(result, f"none of the {len(listed)} images of data 'list' is there, such as '{photos}/test/test/")
+    refused(result, f"start from the root '{photos}/test': give the folder that they do start from (--root, data.root")
+
+
 def test_check_lists_the_broken_images_of_a_folder(run, damaged: Path) -> None:
     result = run("data", "check", damaged)
     assert result.exit_code == 2

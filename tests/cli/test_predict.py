@@ -296,3 +296,24 @@ def test_explain_is_refused_where_nothing_could_be_said(run, refused, adapter, d
     refused(run("predict", adapter, photos, "--explain"), "coop does not decide by descriptors of a class")
     refused(run("predict", described, photos, "--explain", "--csv"), "--explain is of one adapter, in lines or --json")
     refused(run("predict", described, adapter, photos, "--explain"), "--explain is of one adapter")
+
+
+def test_images_of_a_csv_are_called_as_there(run, adapter: Path, photos: Path) -> None:
+    """A table of predictions goes with the one that listed the images, wherever both lie."""
+    (photos / "found.csv").write_text("path,x0,y0,x1,y1\ntest/sky/0.png,1,2,9,10\ntest/sky/1.png,,,,\n")
+    try:
+        rows = list(csv.DictReader(run("predict", adapter, photos / "found.csv", "--csv", "--top-k", 1).stdout.split()))
+    finally:
+        (photos / "found.csv").unlink()
+    assert [row["image"] for row in rows] == ["test/sky/0.png#xywh=1,2,8,8", "test/sky/1.png"]
+
+
+@pytest.mark.parametrize(
+    ("adapters", "columns"), [(1, "class,probability"), (2, "{0},{0} probability,{1},{1} probability")]
+)
+def test_a_table_of_no_readable_image_has_its_first_line(
+    run, adapter: Path, tmp_path: Path, adapters: int, columns: str
+) -> None:
+    given = [adapter, Path(shutil.copy(adapter, tmp_path / "other.safetensors"))][:adapters]
+    result = run("predict", *given, tmp_path / "gone.png", "--csv")
+    assert (result.exit_code, result.stdout) == (2, f"image,rank,{columns.format(*given)}\n")

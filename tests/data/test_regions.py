@@ -14,9 +14,10 @@ import adapt
 from adapt import Backbone, methods
 from adapt.data import ImageSet, Item, load, open_image, read_csv
 from adapt.data.check import broken_images, without_broken
+from adapt.data.decoding.images import check_image
 from adapt.data.readers.csv_file import read_paths
 from adapt.errors import AdaptError
-from adapt.features import item_features
+from adapt.features import answers_of, item_features
 
 Write = Callable[..., Path]
 FIRST = "path,label,split,x0,y0,x1,y1"
@@ -137,13 +138,26 @@ def test_a_text_has_no_box(write: Write) -> None:
 def test_paths_alone(write: Write, tmp_path: Path) -> None:
     """As for predictions: whatever else there is."""
     listed = write("a.png,7,0,0,20,20", "b.png,8,,,,", first="path,score,x0,y0,x1,y1")
-    assert read_paths(listed) == [f"{tmp_path}/a.png#xywh=0,0,20,20", f"{tmp_path}/b.png"]
+    called = ["a.png#xywh=0,0,20,20", "b.png"]
+    assert read_paths(listed) == [(f"{tmp_path}/{name}", name) for name in called]
     with pytest.raises(AdaptError, match=r"line 2: the image '\.\./a.png' is not under"):
         read_paths(write("../a.png", first="path"))
     with pytest.raises(AdaptError, match="expected a column 'path'"):
         read_paths(write("a.png", first="file"))
     with pytest.raises(AdaptError, match=r"and a line for each image\."):
         read_paths(write(first="path"))
+
+
+@pytest.mark.parametrize("box", ["1,2,3", "0,0,5.5,5", "-1,0,5,5", "percent:0,0,50,50", ""])
+def test_a_region_that_is_badly_written_says_so(write: Write, tmp_path: Path, box: str) -> None:
+    write()
+    path = f"{tmp_path}/a.png#xywh={box}"
+    message = f"Region {path!r} has the box {box!r}; expected X,Y,WIDTH,HEIGHT, four whole numbers of pixels"
+    for open_or_check in (open_image, check_image):
+        with pytest.raises(AdaptError, match=re.escape(message)):
+            open_or_check(path)
+    Image.new("RGB", (3, 3)).save(path, "PNG")  # a file may be called so all the same
+    assert open_image(path).size == (3, 3)
 
 
 def test_a_region_of_nothing_is_named(tmp_path: Path) -> None:
@@ -165,3 +179,29 @@ def test_a_labelled_folder_may_list_regions(write: Write, tmp_path: Path) -> Non
     )
     table.rename(tmp_path / "labels.csv")
     assert len(list(load(tmp_path).items())) == 3
+
+
+OVERLAPS = "path,label,split,x0,y0,x1,y1,overlap"
+
+
+def test_an_overlap_comes_beside_the_label(write: Write) -> None:
+    split = read_csv(write(*(f"{row},{overlap}" for row, overlap in zip(HALVES, ("0.75", "1", "0"))), first=OVERLAPS))
+    assert [item.overlap for item in split.items()] == [0.75, 1.0, 0.0]
+    assert answers_of(split.train, 2).tolist() == [[0, 0.75], [1, 1.0]]
+    assert ImageSet(split.train, lambda picture: picture)[0][1] == (0, 0.75)  # type: ignore[arg-type, return-value]
+    assert split.fingerprint != read_csv(write(*HALVES)).fingerprint
+
+
+@pytest.mark.parametrize(
+    ("row", "first", "message"),
+    [
+        ("a.png,x,train,0,0,5,5,", OVERLAPS, "line 2: the overlap is ''; expected a number"),
+        ("a.png,x,train,0,0,5,5,1.5", OVERLAPS, "a.png#xywh=0,0,5,5' is 1.5; expected a number from 0 to 1"),
+        ("a.png,0,0,5,5,1,1", "path,x0,y0,x1,y1,overlap,target", "it needs a column 'label'"),
+        ("a.png,x,1,1", "path,label,overlap,target", "it does not go with a column 'target'"),
+        ("a.png,x,1,why", "path,label,overlap,question", "it does not go with a column 'question'"),
+    ],
+)
+def test_an_overlap_that_is_none(write: Write, row: str, first: str, message: str) -> None:
+    with pytest.raises(AdaptError, match=re.escape(message)):
+        read_csv(write(row, first=first))

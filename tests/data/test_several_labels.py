@@ -42,6 +42,13 @@ def test_a_cell_has_the_names_of_all(write: Write) -> None:
     assert [item.label for item in split.train] == [0, 1, 2, -1]
 
 
+def test_a_name_may_have_a_separator_of_its_own(write: Write) -> None:
+    split = read_csv(
+        write("a.jpg,salt; pepper|salt", 'b.jpg,"Paris, Texas|Texas"', first="path,labels"), ratios=(1, 0, 0)
+    )
+    assert split.class_names == ("Paris, Texas", "Texas", "salt", "salt; pepper")
+
+
 def test_the_list_counts_in_the_fingerprint(write: Write) -> None:
     one, other = (read_csv(write("f.jpg,bird,train", *LINES[:4], last)) for last in (LINES[4], "e.jpg,bird,test"))
     assert [item.label for item in one.test] == [item.label for item in other.test]
@@ -66,6 +73,9 @@ def test_rare_classes_are_in_every_part(write: Write) -> None:
             "line 2: the labels are 'cat|cat'; expected different names, as in cat|dog",
         ),
         (("a.jpg,cat|",), "path,labels", "line 2: the labels are 'cat|'; expected different names"),
+        (("a.jpg,cat; dog", "b.jpg,dog;bird", "c.jpg,cat;bird"), "path,labels", "separate names by '|', as in cat|dog"),
+        (("a.jpg,cat;dog", "b.jpg,dog|bird", "c.jpg,cat"), "path,labels", "'labels' has 'cat;dog', and other cells"),
+        (('a.jpg,"cat,dog"', "b.jpg,dog", "c.jpg,cat"), "path,labels", "as in cat|dog"),
         (("a.jpg,",), "path,labels", "all cells of the column 'labels' are empty"),
         (("a.jpg,cat,dog",), "path,labels,label", "the columns 'labels' and 'label' do not go together"),
         (("a.jpg,cat,1",), "path,labels,target", "the columns 'labels' and 'target' do not go together"),
@@ -106,7 +116,7 @@ ITEM = Item("a.jpg", 0, "a", labels=(0, 1))
         ((replace(ITEM, labels=(1, 0)),), "expected different ones in ascending order"),
         ((replace(ITEM, labels=(1,)),), "the label being one of them"),
         ((replace(ITEM, labels=(0, 2)),), "'a.jpg' has label 2; expected 0 to 1"),
-        ((replace(ITEM, text="hm"),), "several labels beside a question, a text or a target"),
+        ((replace(ITEM, text="hm"),), "several labels beside a question, a text, a target or an"),
         ((replace(ITEM, labels=()),), "has the labels () and the label 0"),
     ],
 )

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import tiny_backbones
 import torch
 import torch.nn.functional as F
+from checks import scaled
 from PIL import Image
 from torch import Tensor
 
@@ -16,6 +18,7 @@ import adapt
 from adapt import AdaptedModel, AdaptError, methods
 from adapt.data import Item, Split, load, read_csv, read_defect_folder
 from adapt.data.decoding.masks import check_masks, mask_of
+from adapt.engine import vision
 from adapt.evaluation.evaluate import evaluate
 from adapt.evaluation.maps import MapScores, auroc, region_overlap
 from adapt.methods.base.normal import normal_label
@@ -32,7 +35,7 @@ def test_without_smoothing_a_corner_of_the_map_is_its_patch(images: Tensor) -> N
     model = wrapped(smoothing=1)
     maps = model.logits_and_maps(images)[1]
     assert maps.shape == (len(images), *images.shape[-2:])
-    patches = F.normalize(model.local_features(images), dim=-1)
+    patches = F.normalize(model.local_features(images)[0], dim=-1)
     expected = (patches @ F.normalize(model.class_features(), dim=-1).T).softmax(-1)[..., 1]
     for corner in (0, -1):
         assert torch.allclose(maps[:, corner, corner], expected[:, corner, corner].detach(), atol=1e-6)
@@ -43,6 +46,22 @@ def test_the_side_stream_leaves_the_features_of_images_as_they_are(images: Tenso
     before = model.backbone.encode_image(images)
     model.local_features(images)
     assert torch.equal(model.backbone.encode_image(images), before)
+
+
+@pytest.mark.parametrize("kind", ["open_clip", "hf_clip"])
+def test_one_pass_gives_the_class_and_the_map(kind: str, images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, passes = wrapped(kind), []
+    alone = model(images)
+    entered = vision.entered
+
+    def counted(*arguments: Any) -> Tensor:
+        passes.append(len(arguments[2]))
+        return entered(*arguments)
+
+    monkeypatch.setattr(vision, "entered", counted)
+    logits, _ = model.logits_and_maps(images)
+    assert passes == [len(images)]
+    assert scaled(logits, alone) < 1e-5
 
 
 def test_a_step_at_test_time_changes_maps_and_no_parameter_and_each_image_alone(images: Tensor) -> None:

@@ -169,7 +169,7 @@ def test_detpro(library: str, fast: bool | None) -> None:
     method = DetPro(n_ctx=settings["n_ctx"], background="none")
     model = adapt.wrap(published.backbone(library), method, names, fast)
     method.load_state_dict(method.state_dict() | {"ctx": expected["param.ctx"]})
-    method._weights = 1 / expected["freq"]
+    method._weights = 1 / expected["freq"][None]
     step = model.step(Encoded(F.normalize(expected["region_features"], dim=-1)), expected["labels"])
     assert scaled(step.class_features[:-1], F.normalize(expected["text_features"], dim=-1)) < TOLERANCE
     loss = total(method.loss(step))

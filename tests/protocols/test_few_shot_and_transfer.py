@@ -20,8 +20,10 @@ from adapt import AdaptError, methods
 from adapt.data import Item, Split, read_folder
 from adapt.data.split import items_id
 from adapt.protocols import protocol as protocols
+from adapt.protocols.plain_runs import plain_table, read_run
 from adapt.protocols.run_protocol import run_protocol, summaries
 from adapt.protocols.runs import Target
+from adapt.protocols.tables import table
 from adapt.recipe import DataSection, Recipe, build_recipe
 
 SEEDS = (4, 5)
@@ -286,3 +288,28 @@ def test_a_target_without_test_images_is_refused_before_anything_is_trained(
         transfer(recipe, [targets["drawings"], photos], tmp_path / "none")
     assert trained == []
     assert not (tmp_path / "none").exists()
+
+
+def test_of_several_classes_an_image_the_figure_is_map(raw: dict[str, Any], split: Split, tmp_path: Path) -> None:
+    """In what is kept, in tables and beside runs that no protocol made."""
+    first, second = split.class_names[:2]
+    lines = ["path,labels,split"]
+    for part in ("train", "test"):
+        lines += [f"{item.path},{item.class_name}|{first}".replace(f"{first}|{first}", f"{first}|{second}") + f",{part}"
+                  for item in getattr(split, part)]  # fmt: skip
+    (tmp_path / "several.csv").write_text("\n".join(lines) + "\n")
+    data = raw["data"] | {"source": str(tmp_path / "several.csv"), "root": "/"}
+    recipe = build_recipe(raw | {"data": data}, "several")
+    out = tmp_path / "out"
+    results = run_protocol(protocols.few_shot(recipe, (1,), (1,)), out)
+    [run] = (path.parent for path in out.glob("*/metrics.json"))
+    metrics = read(run, "metrics.json")
+    figures = {kind: metrics[kind]["mean_average_precision"] for kind in ("adapted", "zero_shot")}
+    assert figures["adapted"] != metrics["adapted"]["accuracy"]
+    [row] = results["runs"]
+    assert (row["figure"], row["test"], row["zero_shot_test"]) == ("mAP", figures["adapted"], figures["zero_shot"])
+    shown = [f"{100 * figures[kind]:.1f}" for kind in ("zero_shot", "adapted")]
+    assert table([results]) == [["shots, mAP", "1"], ["zero-shot", shown[0]], ["coop", shown[1]]]
+    header, cells = plain_table([read_run(run)])
+    assert dict(zip(header, cells, strict=True))["adapted"] == f"{shown[1]} mAP"
+    assert dict(zip(header, cells, strict=True))["zero-shot"] == shown[0]

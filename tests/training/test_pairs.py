@@ -85,6 +85,18 @@ def test_it_trains_is_saved_and_serves_classes_afterwards(
     assert torch.allclose(loaded.image_features(images), classes.image_features(images))
 
 
+@pytest.mark.parametrize(("words", "told"), [({"fish": ["goldfish", "shark"]}, 0), ({"side": ["left", "right"]}, 1)])
+def test_captions_without_a_single_wrong_twin_are_told(
+    words: dict[str, list[str]], told: int, open_clip: Backbone, pairs: Split, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = adapt.wrap(open_clip, methods.SVLC(words=words, projections="q", dropout=0), ())
+    adapt.fit(model, pairs.train, **STEPS | {"iterations": 1})
+    found = [record.getMessage() for record in caplog.records if "method.words" in record.getMessage()]
+    assert len(found) == told
+    if told:
+        assert found[0].startswith("svlc: none of the 12 training captions, such as 'a goldfish 0', has a word of")
+
+
 def test_a_stopped_training_goes_on_exactly(open_clip: Backbone, pairs: Split, tmp_path: Path) -> None:
     steps = {key: value for key, value in STEPS.items() if key != "iterations"} | {"epochs": 3}
     whole, stopped = wrapped(open_clip, "svlc"), wrapped(open_clip, "svlc")

@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 # An image (3, h, w); of an item with a question: image, question and answer; of a pair: image, text and the text
 # rephrased. `|` does not take names in quotes.
 Inputs = Union["Tensor", tuple["Tensor", str, str]]
-# the label, with the target where there is one; of each class whether it is seen, where several may be
+# the label, with the target or overlap where there is one; of each class whether it is seen, where several may be
 Truth = int | tuple[int, float] | tuple[bool, ...]
 
 
 class ImageSet:
-    """A map-style torch dataset: item `i` as its inputs and its label, with its target where it has one.
+    """A map-style torch dataset: item `i` as its inputs and its label, with its target or overlap where it has one.
 
     Where images may have several of as many `classes` (by default of those that some have), the label is whether it has
     each. The inputs are the transformed image, (3, h, w), or `(image, question, answer)` of an item with a question, or
@@ -42,7 +42,7 @@ class ImageSet:
         image = self.transform(open_image(item))
         if item.question:
             return (image, item.question, item.class_name), item.label
-        answer: Truth = item.label if item.target is None else (item.label, item.target)
+        answer: Truth = item.label if item.number is None else (item.label, item.number)
         if item.labels is not None:
             answer = tuple(label in item.labels for label in range(self.classes))
         return ((image, item.text, item.rephrased) if item.text else image), answer

@@ -14,7 +14,7 @@ from adapt.data.decoding.addresses import fetched, is_address
 from adapt.data.decoding.arrays import is_array, is_sequence, picture_of
 from adapt.data.decoding.content import open_file
 from adapt.data.decoding.pictures import check_size, decoded, naming, opened, to_rgb
-from adapt.data.decoding.regions import check_inside, parted
+from adapt.data.decoding.regions import Box, check_form, check_inside, parted
 from adapt.data.split import Item
 from adapt.errors import AdaptError
 from adapt.shown import brief
@@ -49,7 +49,7 @@ def open_image(source: Any, *, urls: bool = False, name: str = "in memory") -> I
         if not urls:
             raise AdaptError(f"{brief(source)} is an address, which is fetched only where urls=True allows it")
         return decoded(BytesIO(fetched(source)), source)
-    path, box = parted(_path(source))
+    path, box = _parted(source)
     with open_file(path) as file:
         picture = decoded(file, path)
     if box is None:
@@ -88,7 +88,7 @@ def check_image(source: Item | str | os.PathLike[str]) -> None:
     A JPEG is decoded at an eighth of its size, which reads all of its data; a picture above the limit is refused by
     its header.
     """
-    path, box = parted(_path(source))
+    path, box = _parted(source)
     with warnings.catch_warnings(), open_file(path) as file, opened(file, path) as picture:
         warnings.simplefilter("ignore")  # of Pillow, on what it can decode all the same
         if box is not None:
@@ -97,6 +97,14 @@ def check_image(source: Item | str | os.PathLike[str]) -> None:
         picture.load()
         if picture.mode.startswith(("I", "F")):
             to_rgb(picture)
+
+
+def _parted(source: Any) -> tuple[str, Box | None]:
+    """The path of the whole image, and the box where it is of a region."""
+    path, box = parted(_path(source))
+    if box is None:
+        check_form(path)
+    return path, box
 
 
 def _path(source: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from math import ceil, floor
 
@@ -30,6 +31,16 @@ def parted(path: str) -> tuple[str, Box | None]:
         return path, None
     left, upper, width, height = map(int, found.groups()[1:])
     return found[1], (left, upper, left + width, upper + height)
+
+
+def check_form(path: str) -> None:
+    """AdaptError for a path that `parted` takes for no region and that was to be one."""
+    whole, mark, box = path.rpartition("#xywh=")
+    if mark and not os.path.exists(path):
+        raise AdaptError(
+            f"Region {path!r} has the box {box!r}; expected X,Y,WIDTH,HEIGHT, four whole numbers of pixels from the "
+            f"upper left corner, such as {os.path.basename(whole)}#xywh=12,40,208,140."
+        )
 
 
 def check_inside(box: Box, size: tuple[int, int], path: str) -> None:

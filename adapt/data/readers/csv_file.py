@@ -6,6 +6,7 @@ import csv
 import io
 import math
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -22,12 +23,12 @@ from adapt.errors import AdaptError, nearest
 _BOX = ("x0", "y0", "x1", "y1")
 _OF_PAIRS = ("rephrased", "entity")
 _OF_LINES = ("path", "label", "labels", "split", "domain", "question", "group", "text", "target", "mask")
-_COLUMNS = (*_OF_LINES, *_OF_PAIRS, *_BOX)
+_COLUMNS = (*_OF_LINES, *_OF_PAIRS, *_BOX, "overlap")
 _FIRST_LINE = (
     "path,label[,split][,domain][,question][,group][,mask], or text,label[,split] with texts in place of images, or "
     "path,text[,rephrased][,entity][,split] with pairs of both, or text with texts alone, or "
     "path,target[,label][,split] with numbers, or path,labels[,split] with several names each, as in "
-    f"cat{SEPARATOR}dog; beside any of these x0,y0,x1,y1 for regions"
+    f"cat{SEPARATOR}dog; beside any of these x0,y0,x1,y1 for regions, and overlap with labels of these"
 )
 
 
@@ -49,7 +50,8 @@ def read_csv(
     of what lies between the extremes. A column `labels` in place of `label` has the names of all classes that are seen,
     separated by `|`, or nothing. A `mask` is the path of a picture that is bright where the image is not as it should
     be. Columns `x0,y0,x1,y1` are the edges of a region in pixels, left and upper, right and lower: each region is an
-    image by itself, a line without them the whole one, and regions of one image stay together. What symbolic links list
+    image by itself, a line without them the whole one, and regions of one image stay together. `overlap` beside a
+    `label` is how much a region and its object's box overlap: intersection over union, 0 to 1. What symbolic links list
     again counts once. Cells may be guarded as in `adapt.cells`.
 
     Raises AdaptError, naming the line, when a column or a value is not as expected.
@@ -64,6 +66,7 @@ def read_csv(
     class_names = sorted({row.class_name for row in rows if row.class_name})
     if rows[0].class_names is not None:
         class_names = sorted({name for row in rows for name in row.class_names or ()})
+        _check_separator(class_names, f"CSV {source!r}")
         if not class_names:
             raise AdaptError(f"CSV {source!r}: all cells of the column 'labels' are empty. Give some image a class.")
         rows = by_rarest(rows)
@@ -96,11 +99,11 @@ def _listed(source: str, folder: str) -> list[Listed]:
     return rows
 
 
-def read_paths(path: str | os.PathLike[str]) -> list[str]:
+def read_paths(path: str | os.PathLike[str]) -> list[tuple[str, str]]:
     """The images that a CSV file lists in its column `path`, or their regions, whatever else it says of them.
 
-    Paths start from its folder. Raises AdaptError, naming the line, for one that leads out of it, and for a box that is
-    none.
+    Each with what the file calls it; paths start from its folder. Raises AdaptError, naming the line, for one that
+    leads out of it, and for a box that is none.
     """
     where = f"CSV {os.fspath(path)!r}"
     folder = os.path.abspath(Path(path).parent)
@@ -114,7 +117,7 @@ def read_paths(path: str | os.PathLike[str]) -> list[str]:
         raise AdaptError(
             f"{where}: expected a column 'path', perhaps with {', '.join(_BOX)}, and a line for each image."
         )
-    return [_path(cells, folder, line) for line, cells in rows]
+    return [(_path(cells, folder, line), _path(cells, "", line)) for line, cells in rows]
 
 
 def _rows(reader: csv.DictReader[str], folder: str, where: str) -> Iterator[Listed]:
@@ -134,6 +137,10 @@ def _rows(reader: csv.DictReader[str], folder: str, where: str) -> Iterator[List
     for column in () if "text" in columns or {"path", "target"} <= set(columns) else needed:
         if column not in columns:
             raise AdaptError(f"{where}: no column {column!r}. Expected a first line {_FIRST_LINE}.")
+    for column in () if "overlap" not in columns else ("label", "question", "text", "target"):
+        if (column in columns) is not (column == "label"):
+            need = "needs a column" if column == "label" else "does not go with a column"
+            raise AdaptError(f"{where}: a column 'overlap' is of regions with one label: it {need} {column!r}.")
     if "question" in columns and "label" not in columns:
         raise AdaptError(f"{where}: a column 'question' needs a column 'label' with the answers.")
     of_pairs = {"path", "text"} <= set(columns) and "label" not in columns
@@ -164,13 +171,13 @@ def _row(record: dict[str | None, str | None], folder: str, where: str) -> Liste
     domain, question, group, text, entity = (cells.get(each, "") for each in named)
     whole, box = parted(path)
     group = group if box is None else group or whole
-    target = _number(cells["target"], where) if "target" in cells else None
+    target, overlap = (_number(cells[each], where, each) if each in cells else None for each in ("target", "overlap"))
     label, rephrased = cells.get("label", ""), cells.get("rephrased", "")
     several = _names(cells["labels"], where) if "labels" in cells else None
     mask = under(folder, cells["mask"], where) if cells.get("mask") else ""
     if mask and box is not None:
         raise AdaptError(f"{where}: a mask is of a whole image, and {path!r} is a region. Take one of them out.")
-    return Listed(path, label, part, domain, question, group, text, target, several, mask, rephrased, entity)
+    return Listed(path, label, part, domain, question, group, text, target, several, mask, rephrased, entity, overlap)
 
 
 def _names(cell: str, where: str) -> tuple[str, ...]:
@@ -179,6 +186,20 @@ def _names(cell: str, where: str) -> tuple[str, ...]:
         if not name or names.count(name) > 1:
             raise AdaptError(f"{where}: the labels are {cell!r}; expected different names, as in cat{SEPARATOR}dog.")
     return names
+
+
+def _check_separator(names: Sequence[str], where: str) -> None:
+    """AdaptError for a name that another separator makes several others of: it was to be them."""
+    for other in ";,":
+        parts_of = {name: {part.strip() for part in name.split(other)} for name in names}
+        count = Counter(part for own in parts_of.values() for part in own)
+        for name, own in parts_of.items():
+            if len(own) > 1 and all(count[part] > 1 for part in own):
+                raise AdaptError(
+                    f"{where}: the column 'labels' has {name!r}, and other cells have each of its parts: separate "
+                    f"names by {SEPARATOR!r}, as in {SEPARATOR.join(sorted(own))}. A class that is called so has to be "
+                    "called otherwise."
+                )
 
 
 def _check_box(columns: Sequence[str], where: str) -> None:
@@ -206,7 +227,7 @@ def _path(cells: dict[str | None, str], folder: str, where: str) -> str:
         raise AdaptError(f"{where}: the box is {box}; {error}.") from None
 
 
-def _number(cell: str, where: str, column: str = "target") -> float:
+def _number(cell: str, where: str, column: str) -> float:
     try:
         number = float(cell)
     except ValueError:

@@ -33,6 +33,7 @@ class Listed(NamedTuple):
     mask: str = ""
     rephrased: str = ""
     entity: str = ""  # that a pair is of
+    overlap: float | None = None
 
     @property
     def classes(self) -> str:
@@ -43,7 +44,7 @@ class Listed(NamedTuple):
     def of_item(self) -> dict[str, Any]:
         """What its item has from it as it is."""
         own = ("path", "class_name", "domain", "question", "group", "text", "target", "mask", "rephrased", "entity")
-        return {name: getattr(self, name) for name in own}
+        return {name: getattr(self, name) for name in (*own, "overlap")}
 
 
 def to_split(

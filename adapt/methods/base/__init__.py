@@ -120,6 +120,11 @@ class Method(nn.Module):
         return None
 
     @property
+    def of_overlaps(self) -> bool:
+        """Whether it learns from how much regions overlap with their object's box."""
+        return False
+
+    @property
     def skipped(self) -> frozenset[str]:
         """The blocks that are never executed, such as vision.3."""
         return frozenset()

@@ -41,11 +41,11 @@ class BlockInputs(NamedTuple):
 class Step:
     """One batch of a task: its labels `(b,)`, and its logits `(b, n)` once they are asked for.
 
-    Where images may have several classes, labels are bool `(b, n)`. Where the data has targets `(b,)`, such as grades,
-    they come as a second column of the labels.
+    Where images may have several classes, labels are bool `(b, n)`. Where the data has `numbers` `(b,)`, targets or
+    overlaps of regions, they come as a second column of the labels.
     """
 
-    targets: Tensor | None = None
+    numbers: Tensor | None = None
     whole: Callable[[Tensor], Tensor] | None = None
     """Where the inputs are a share of the batch, one of several processes' own: from rows of the share to all."""
 
@@ -53,7 +53,7 @@ class Step:
         self.model, self.inputs = model, inputs
         self._answers = labels
         if labels is not None and labels.ndim == 2 and labels.dtype != torch.bool:
-            labels, self.targets = labels[:, 0].long(), moved(labels[:, 1].float(), model.backbone.device)
+            labels, self.numbers = labels[:, 0].long(), moved(labels[:, 1].float(), model.backbone.device)
         self.labels = None if labels is None else moved(labels, model.backbone.device)
 
     @property
@@ -187,10 +187,10 @@ class ImageStep(Step):
     def local_features(self) -> Tensor:
         """Features `(b, rows, columns, e)` of the images' patches, as they are, by the backbone alone.
 
-        See `adapt.engine.values`. Without gradient.
+        See `adapt.engine.values`. Without gradient. What it takes gives `frozen_features` too.
         """
-        features: Tensor = self.model.local_features(self.images)
-        return features
+        patches, self._frozen["features"] = self.model.local_features(self.images)
+        return patches
 
     @cached_property
     def image_tokens(self) -> Tensor:
