@@ -26,6 +26,7 @@ logger = logging.getLogger("adapt")
 
 SPECS = {
     "mini-clip": "the bundled 64-pixel CLIP of emoji (offline)",
+    "mini-clip-half": "one of half its width, trained by itself (offline)",
     "mini-vilt": "the bundled ViLT that answers questions about emoji (offline)",
     "mini-clip+mini-lm": "the bundled CLIP's eyes for the bundled language model (offline)",
     "open_clip:ARCH/PRETRAINED": "any open_clip model and weights, e.g. open_clip:ViT-B-16-quickgelu/openai",
@@ -40,7 +41,7 @@ COMPACT = "compact.json"  # in folders that lack blocks, see adapt/formats/compa
 
 @overload
 def load_backbone(
-    spec: Literal["mini-clip"], device: str | torch.device = ..., quantize: str | None = ...
+    spec: Literal["mini-clip", "mini-clip-half"], device: str | torch.device = ..., quantize: str | None = ...
 ) -> DualEncoder: ...
 
 

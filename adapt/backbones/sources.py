@@ -11,7 +11,7 @@ from adapt import hub
 from adapt.errors import AdaptError
 
 HF_HUB = "hf-hub:"  # open_clip's own word for a repository of the hub
-BUNDLED = ("mini-clip", "mini-lm", "mini-vilt")
+BUNDLED = ("mini-clip", "mini-clip-half", "mini-lm", "mini-vilt")
 
 
 def bundled(name: str = "mini-clip") -> Path:

@@ -27,7 +27,9 @@ def table(results: dict) -> str:
 
 
 def update(file: Path, results: dict, concepts: list[Concept]) -> None:
-    """Write both parts into the card."""
-    names = ", ".join(sorted(concept.name for concept in concepts if concept.held_out))
+    """Write the results into the card, and the list where it has a place for it."""
     card = filled(file.read_text(), "results", table(results))
-    file.write_text(filled(card, "held out", f"{names}."))
+    if "<!-- held out -->" in card:
+        names = ", ".join(sorted(concept.name for concept in concepts if concept.held_out))
+        card = filled(card, "held out", f"{names}.")
+    file.write_text(card)

@@ -16,6 +16,7 @@ from concepts import load
 from export import TARGET
 from PIL import Image
 from render import SIDE, on_white, open_renders
+from shape import SHAPE
 from sources import TRAINING_STYLES, UNSEEN_STYLE
 from torch import Tensor
 
@@ -91,7 +92,7 @@ def over_classes(model: Model) -> dict[str, dict]:
 
 def speed(model: Model, batch: int = 64, rounds: int = 10) -> float:
     """Images per second of the image tower on the threads that torch uses."""
-    pixels = torch.randn(batch, 3, 64, 64)
+    pixels = torch.randn(batch, 3, *[SHAPE.image["image_size"]] * 2)
     with torch.inference_mode():
         model.model.encode_image(pixels)
         start = time.perf_counter()

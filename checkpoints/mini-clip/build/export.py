@@ -5,26 +5,23 @@ import shutil
 from pathlib import Path
 
 import open_clip
-import text
 import torch
-import train
-import vocabulary
 from safetensors.torch import save_file
-from teach import EMBED_DIM
+from shape import SHAPE
 from torch import Tensor
 
-TARGET = Path(__file__).resolve().parents[1]
+TARGET = SHAPE.folder
 
 
 def config() -> dict:
     """The contents of `open_clip_config.json`."""
-    image, words = train.TOWER, text.TOWER
+    image, words = SHAPE.image, SHAPE.text
     vision = {key: image[key] for key in ("image_size", "patch_size", "width", "layers", "mlp_ratio")}
     return {
         "model_cfg": {
-            "embed_dim": EMBED_DIM,
+            "embed_dim": SHAPE.embed_dim,
             "vision_cfg": vision | {"head_width": image["width"] // image["heads"]},
-            "text_cfg": words | {"vocab_size": vocabulary.SIZE, "hf_tokenizer_name": "mini-clip"},
+            "text_cfg": words | {"vocab_size": SHAPE.vocabulary, "hf_tokenizer_name": SHAPE.name},
         },
         "preprocess_cfg": {
             "size": image["image_size"],
@@ -47,6 +44,7 @@ def save(work: Path) -> None:
     """Write configuration, weights (fp16) and tokenizer beside the card."""
     weights = image_tower(work) | torch.load(work / "text.pt")
     half = {name: value.half().contiguous() for name, value in weights.items()}
+    TARGET.mkdir(exist_ok=True)
     file = TARGET / "open_clip_model.safetensors"
     save_file(half, file, metadata={"format": "pt"})
     file.chmod(0o644)  # safetensors leaves it readable to its writer only

@@ -1,5 +1,7 @@
 """Make the checkpoint and the few-shot set from nothing: `python make.py WORK`.
 
+`MINI_CLIP=mini-clip-half python make.py WORK` makes the second one, in a work folder of its own.
+
 Every step leaves a file in the work folder and is skipped when the file is there; the image tower goes on from its last
 checkpoint. Two cores need about an hour and a half.
 """
@@ -15,13 +17,14 @@ import sources
 import teach
 import text
 import train
+from shape import SHAPE
 
 
 def main() -> None:
     """Run the steps that are not done yet."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("work", type=Path, help="folder for packages, renders and checkpoints (2 GB)")
-    parser.add_argument("--image-minutes", type=float, default=68, help="time budget of the image tower")
+    parser.add_argument("--image-minutes", type=float, default=SHAPE.minutes, help="time budget of the image tower")
     arguments = parser.parse_args()
     work = arguments.work.resolve()
     sources.fetch(work)
@@ -38,7 +41,8 @@ def main() -> None:
             step()
     train.save(work, arguments.image_minutes)
     export.save(work)
-    pack.save(work)
+    if SHAPE.name == "mini-clip":
+        pack.save(work)
 
 
 if __name__ == "__main__":

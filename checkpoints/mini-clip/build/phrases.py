@@ -4,10 +4,9 @@ import random
 import re
 from pathlib import Path
 
+from shape import SHAPE
 from sources import folder_of
 
-NOUNS = 52_000
-PAIRS = 28_000
 PLAIN_WORD = re.compile(r"[a-z][a-z'_-]{1,27}")
 
 
@@ -29,6 +28,6 @@ def build(work: Path, seed: int = 0) -> list[str]:
     rng = random.Random(seed)
     nouns, adjectives = wordnet(work, "noun"), wordnet(work, "adj")
     common, rare = nouns[:20_000], nouns[20_000:]
-    chosen = common + rng.sample(rare, NOUNS - len(common))
-    pairs = {f"{rng.choice(adjectives[:4000])} {rng.choice(nouns[:8000])}" for _ in range(PAIRS)}
+    chosen = common + rng.sample(rare, SHAPE.phrases[0] - len(common))
+    pairs = {f"{rng.choice(adjectives[:4000])} {rng.choice(nouns[:8000])}" for _ in range(SHAPE.phrases[1])}
     return chosen + sorted(pairs - set(chosen))

@@ -8,10 +8,9 @@ import torch
 import torch.nn.functional as F
 from concepts import Concept, load
 from render import Renders, on_white, open_renders
+from shape import SHAPE
 from sources import TRAINING_STYLES
 
-EMBED_DIM = 256
-TEACHERS = (0, 2)  # EfficientNet-Lite 0 and 2
 TEACHER_SIDE = 160
 TEACHER_DIM = 256
 
@@ -51,11 +50,11 @@ def sentence_embeddings(texts: list[str], batch: int = 256) -> torch.Tensor:
 
 
 def save_meanings(work: Path) -> None:
-    """Write `meanings.pt`: phrases with their targets, and the targets (concepts, EMBED_DIM) of the names."""
+    """Write `meanings.pt`: phrases with their targets, and the targets (concepts, embed_dim) of the names."""
     texts = phrases.build(work)
     names = [concept.name for concept in load(work)]
     raw = sentence_embeddings(texts + names)
-    whiten = Whitening(raw[: len(texts)], EMBED_DIM)
+    whiten = Whitening(raw[: len(texts)], SHAPE.embed_dim)
     targets = whiten(raw)
     torch.save(
         {"raw": raw.half(), "phrases": texts, "targets": targets[: len(texts)].half(), "names": targets[len(texts) :]},
@@ -95,7 +94,7 @@ def save_looks(work: Path) -> None:
     """
     renders = open_renders(work)
     rows = training_rows(renders, load(work))
-    features = [teacher_features(renders.images[rows], version, TEACHER_SIDE) for version in TEACHERS]
+    features = [teacher_features(renders.images[rows], version, TEACHER_SIDE) for version in SHAPE.teachers]
     joined = torch.cat([Whitening(f, 2 * TEACHER_DIM)(f) for f in features], dim=1)
     own = Whitening(joined, TEACHER_DIM)(joined)
     concept = torch.from_numpy(renders.concept[rows])

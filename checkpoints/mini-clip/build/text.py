@@ -11,13 +11,11 @@ import torch.nn.functional as F
 import vocabulary
 from concepts import load
 from muon import Muon
-from teach import EMBED_DIM, Whitening, sentence_embeddings
+from shape import SHAPE
+from teach import Whitening, sentence_embeddings
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-SEED = 0
-BATCH = 512
-TOWER = {"context_length": vocabulary.CONTEXT, "width": 192, "heads": 3, "layers": 4, "mlp_ratio": 4.0}
 CONTRAST_SCALE = 20.0
 NAME_TEMPLATES = ["a photo of a {}.", "{}", "an icon of a {}."]
 NAME_SHARE = 0.2  # of a batch: the names that the image tower is trained on; the rest is the broad list
@@ -35,12 +33,13 @@ class Phrases:
         self.targets = F.normalize(torch.cat([meanings["targets"].float(), meanings["names"][seen]]), dim=-1)
         self.tokenizer = Tokenizer.from_file(str(work / "tokenizer" / "tokenizer.json"))
         self.tokenizer.enable_padding(pad_id=self.tokenizer.token_to_id(vocabulary.PAD), pad_token=vocabulary.PAD)
-        self.tokenizer.enable_truncation(vocabulary.CONTEXT)
+        self.tokenizer.enable_truncation(SHAPE.text["context_length"])
 
     def batch(self) -> tuple[Tensor, Tensor]:
-        """Ids (b, longest) and targets (b, EMBED_DIM): one template per batch, so that little is padding."""
-        names = int(BATCH * NAME_SHARE)
-        rows = torch.randint(self.broad, (BATCH - names,)).tolist()
+        """Ids (b, longest) and targets (b, embed_dim): one template per batch, so that little is padding."""
+        size = SHAPE.text_steps[1]
+        names = int(size * NAME_SHARE)
+        rows = torch.randint(self.broad, (size - names,)).tolist()
         rows += torch.randint(self.broad, len(self.texts), (names,)).tolist()
         template = random.choice(vocabulary.TEMPLATES)
         return self.encode([template.format(self.texts[i]) for i in rows]), self.targets[rows]
@@ -53,12 +52,12 @@ class Phrases:
 def new_tower() -> nn.Module:
     """An untrained text tower of open_clip."""
     return open_clip.transformer.TextTransformer(
-        **TOWER, vocab_size=vocabulary.SIZE, output_dim=EMBED_DIM, pool_type="argmax"
+        **SHAPE.text, vocab_size=SHAPE.vocabulary, output_dim=SHAPE.embed_dim, pool_type="argmax"
     )
 
 
 def forward(tower: nn.Module, ids: Tensor) -> Tensor:
-    """Unit vectors (n, EMBED_DIM). Unlike the tower's own forward it stops at the longest text; causal, so exact."""
+    """Unit vectors (n, embed_dim). Unlike the tower's own forward it stops at the longest text; causal, so exact."""
     length = ids.shape[1]
     x = tower.token_embedding(ids) + tower.positional_embedding[:length]
     x = tower.ln_final(tower.transformer(x, attn_mask=tower.attn_mask[:length, :length]))
@@ -73,17 +72,18 @@ def start_with_meanings(tower: nn.Module, work: Path, tokenizer: Tokenizer) -> N
     """
     raw = torch.load(work / "meanings.pt")["raw"].float()
     broad = raw[: len(raw) - len(load(work))]
-    words = [tokenizer.decode([i]).strip() or "nothing" for i in range(vocabulary.SIZE)]
-    targets = Whitening(broad, EMBED_DIM)(sentence_embeddings(words))
-    _, _, directions = torch.pca_lowrank(targets, q=TOWER["width"], center=False)
+    words = [tokenizer.decode([i]).strip() or "nothing" for i in range(SHAPE.vocabulary)]
+    targets = Whitening(broad, SHAPE.embed_dim)(sentence_embeddings(words))
+    _, _, directions = torch.pca_lowrank(targets, q=SHAPE.text["width"], center=False)
     tower.token_embedding.weight.copy_(targets @ directions * 0.5)
-    tower.text_projection.copy_(directions.T * TOWER["width"] ** -0.5)
+    tower.text_projection.copy_(directions.T * SHAPE.text["width"] ** -0.5)
 
 
-def train(work: Path, steps: int) -> nn.Module:
+def train(work: Path) -> nn.Module:
     """Cosine and contrast within the batch."""
-    torch.manual_seed(SEED)
-    random.seed(SEED)
+    steps = SHAPE.text_steps[0]
+    torch.manual_seed(SHAPE.seed)
+    random.seed(SHAPE.seed)
     phrases, tower = Phrases(work), new_tower()
     start_with_meanings(tower, work, phrases.tokenizer)
     blocks = [p for p in tower.transformer.parameters() if p.ndim == 2]
@@ -125,7 +125,7 @@ def check(tower: nn.Module, work: Path) -> dict[str, float]:
 
 @torch.no_grad()
 def name_embeddings(work: Path) -> Tensor:
-    """The finished tower's unit vectors (concepts, EMBED_DIM) of all names, the mean over a few templates.
+    """The finished tower's unit vectors (concepts, embed_dim) of all names, the mean over a few templates.
 
     The image tower is trained against these rather than against the sentence encoder: they are what it will meet.
     """
@@ -136,9 +136,9 @@ def name_embeddings(work: Path) -> Tensor:
     return F.normalize(torch.stack(views).mean(0), dim=-1)
 
 
-def save(work: Path, steps: int = 350) -> None:
+def save(work: Path) -> None:
     """Write `text.pt`."""
     vocabulary.save(work, torch.load(work / "meanings.pt")["phrases"])
-    tower = train(work, steps)
+    tower = train(work)
     print(json.dumps(check(tower, work)))
     torch.save(tower.state_dict(), work / "text.pt")

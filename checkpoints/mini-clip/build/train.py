@@ -16,15 +16,14 @@ import torch.nn.functional as F
 from lessons import Lessons, load_lessons
 from monitor import Monitor
 from muon import Muon
-from teach import EMBED_DIM, TEACHER_DIM
+from shape import SHAPE
+from teach import TEACHER_DIM
 from torch import Tensor, nn
 
-SEED = 0
 WORKERS = 2
 BATCH = 256
 MEAN = torch.tensor(open_clip.OPENAI_DATASET_MEAN).view(1, 3, 1, 1)
 STD = torch.tensor(open_clip.OPENAI_DATASET_STD).view(1, 3, 1, 1)
-TOWER = {"image_size": 64, "patch_size": 8, "width": 192, "layers": 6, "heads": 3, "mlp_ratio": 3.0}
 TEACHER_WEIGHT = 5.0
 # (share of the time at which it ends, share of the patches that are dropped): fast first, the full picture last.
 PATCH_DROPOUT = [(0.40, 0.75), (0.88, 0.5), (1.0, 0.0)]
@@ -35,13 +34,15 @@ class Student(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.visual = open_clip.transformer.VisionTransformer(**TOWER, output_dim=EMBED_DIM, patch_dropout=0.5)
+        self.visual = open_clip.transformer.VisionTransformer(
+            **SHAPE.image, output_dim=SHAPE.embed_dim, patch_dropout=0.5
+        )
         self.proj, self.visual.proj = self.visual.proj, None
-        self.look = nn.Linear(TOWER["width"], TEACHER_DIM)
+        self.look = nn.Linear(SHAPE.image["width"], TEACHER_DIM)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(15.0)))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(b, 3, 64, 64) to unit vectors (b, EMBED_DIM) and (b, TEACHER_DIM)."""
+        """(b, 3, 64, 64) to unit vectors (b, embed_dim) and (b, TEACHER_DIM)."""
         features = self.visual((x - MEAN) / STD)
         return F.normalize(features @ self.proj, dim=-1), F.normalize(self.look(features), dim=-1)
 
@@ -50,7 +51,7 @@ class Trainer:
     """Weights, their running average, the optimisers and the time that was spent."""
 
     def __init__(self, work: Path, minutes: float):
-        torch.manual_seed(SEED)  # the same weights in every worker
+        torch.manual_seed(SHAPE.seed)  # the same weights in every worker
         self.file, self.budget, self.spent, self.steps = work / "train.pt", minutes * 60, 0.0, 0
         self.clock = time.monotonic()
         self.student, self.average = Student(), Student()
@@ -63,7 +64,7 @@ class Trainer:
         self.rates = [[g["lr"] for g in o.param_groups] for o in self.optimisers]
         if self.file.exists():
             self.restore()
-        torch.manual_seed(SEED + WORKERS * self.steps + dist.get_rank())  # other views in every worker
+        torch.manual_seed(SHAPE.seed + WORKERS * self.steps + dist.get_rank())  # other views in every worker
 
     def parts(self) -> dict:
         """What a checkpoint holds besides the counters."""

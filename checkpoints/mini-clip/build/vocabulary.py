@@ -5,11 +5,10 @@ from pathlib import Path
 
 from concepts import load
 from phrases import wordnet
+from shape import SHAPE
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 PAD, START, END = "<|pad|>", "<|startoftext|>", "<|endoftext|>"
-SIZE = 10_000
-CONTEXT = 48
 TEMPLATES = [
     "{}", "{}.", "a {}.", "the {}.", "a photo of a {}.", "a photo of the {}.", "a picture of a {}.", "an image of {}.",
     "an icon of a {}.", "an emoji of a {}.", "a drawing of a {}.", "a photo of {}.", "itap of a {}.",
@@ -34,7 +33,7 @@ def save(work: Path, phrases: list[str]) -> None:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=SIZE - 1,
+        vocab_size=SHAPE.vocabulary - 1,
         special_tokens=[PAD, START],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
@@ -52,7 +51,7 @@ def save(work: Path, phrases: list[str]) -> None:
         "bos_token": START,
         "eos_token": END,
         "pad_token": PAD,
-        "model_max_length": CONTEXT,
+        "model_max_length": SHAPE.text["context_length"],
         "clean_up_tokenization_spaces": False,
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
