@@ -2,8 +2,9 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
-# a process for each core; threads on top only get in their way
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+# a process for each core, where threads on top only get in the way; neighbours stay together, and share their fixtures
+ON_EACH_CORE := -n auto --dist worksteal --durations 20
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ON_EACH_CORE)
 LOWEST := .venv-lowest
 # what reaches into every library; adapters of format 1.0 are of tiny backbones whose values newer libraries draw
 LOWEST_TESTS ?= tests/backbones tests/cli tests/data tests/formats tests/methods tests/recipes tests/test_package.py \
@@ -32,14 +33,14 @@ test-full: $(VENV)/installed-dev
 
 # the lowest versions that pyproject.toml declares of everything, in an environment of their own
 test-lowest: $(LOWEST)/installed
-	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n auto $(LOWEST_TESTS)
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest $(ON_EACH_CORE) $(LOWEST_TESTS)
 
 # small changes to the code that some test must notice; tests/mutation/README.md says how
 mutants: $(VENV)/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python tests/mutation/run.py
 
 faults: $(VENV)/installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m faults -rP tests/faults
+	$(PYTEST) -m faults -rP tests/faults
 
 # exported pages in a real browser: needs npm, and a chromium on the PATH
 test-browser: $(VENV)/installed-dev

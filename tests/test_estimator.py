@@ -74,8 +74,8 @@ def few(tiny_split: Split) -> tuple[list[str], list[str]]:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_the_checks_of_scikit_learn_pass_on_rows_that_are_painted() -> None:
-    estimator = OnRows("linear_probe", "mini-clip", overrides={"method.strength": 1e4})
+def test_the_checks_of_scikit_learn_pass_on_rows_that_are_painted(model_folder: Path) -> None:
+    estimator = OnRows("linear_probe", str(model_folder), overrides={"method.strength": 1e4})
     results = check_estimator(estimator, on_fail=None, on_skip=None)
     assert {each["check_name"] for each in results if each["status"] != "passed"} == set(EXCLUDED)
     assert len(results) > 50

@@ -93,4 +93,4 @@ def _ended(each: list[subprocess.Popen[bytes]]) -> int:
 
 
 def _failed(each: list[subprocess.Popen[bytes]]) -> int:
-    return next((process.returncode for process in each if process.returncode), 0)
+    return next((status for process in each if (status := process.poll())), 0)

@@ -13,7 +13,7 @@ from adapt.errors import AdaptError
 
 _TIMES = 4  # building may draw its tensors more than once, as for copies to start anew from
 _BESIDE = 2**22  # numbers for what else it computes, such as the features of one image
-_LEAST = 64  # numbers that each new tensor counts as: many empty ones take time as well
+_LEAST = 512  # numbers that each new tensor counts as: many empty ones take time as well
 
 
 class _TooMuch(Exception):

@@ -86,7 +86,8 @@ def adapter(trained: Callable[[str], Path]) -> Path:
 def start(*arguments: object, **options: Any) -> subprocess.Popen[str]:
     """The real command, as a user runs it."""
     command = [sys.executable, "-m", "adapt", *map(str, arguments)]
-    environment = os.environ | {"PYTHONWARNINGS": "default", "OMP_NUM_THREADS": "1"}
+    shown = "default,ignore:Implicitly cleaning up:ResourceWarning"  # folders that torch 2.6 leaves until the end
+    environment = os.environ | {"PYTHONWARNINGS": shown, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, **options
     )

@@ -54,12 +54,13 @@ def test_the_main_one_speaks(programs: Start, capfd: pytest.CaptureFixture[str])
 
 
 def test_one_that_fails_ends_those_that_wait_for_it(
-    programs: Start, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    programs: Start, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(launching, "GRACE", 0.1)
-    deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
-    programs(deaf, "import sys; sys.exit('Error: of the other')")
+    deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60); "
+    programs(deaf + f"open({str(tmp_path / 'waited')!r}, 'w')", "import sys; sys.exit('Error: of the other')")
     assert launching.launched(2, "cpu") == 1
+    assert not (tmp_path / "waited").exists()
     assert capfd.readouterr().err == "Error: of the other\n"
 
 

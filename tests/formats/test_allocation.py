@@ -101,9 +101,9 @@ def test_the_bound_is_four_times_the_files_numbers_and_a_few_millions() -> None:
 @pytest.mark.parametrize(
     "small", [lambda: torch.empty(0), lambda: torch.empty(9), lambda: torch.empty(9, device="meta")]
 )
-def test_each_tensor_counts_as_sixty_four_numbers_at_least(small: Callable[[], Any]) -> None:
+def test_each_tensor_counts_as_five_hundred_and_twelve_numbers_at_least(small: Callable[[], Any]) -> None:
     with at_most(0):
-        torch.empty(2**22 - 64)
+        torch.empty(2**22 - 512)
         small()
     with pytest.raises(AdaptError), at_most(0):
-        _ = torch.empty(2**22 - 63), small()
+        _ = torch.empty(2**22 - 511), small()

@@ -18,6 +18,7 @@ from adapt.models.base import Adapted, evaluating
 from adapt.models.classifier import AdaptedModel
 
 _EXAMPLES = 2  # a graph of a single image would serve single images only
+_MOST = 2**31  # images of a batch: one without an end is refused by torch 2.6, whose own graph leaves out 2**63 - 1
 
 
 def exportable(model: Adapted[Any]) -> AdaptedModel:
@@ -73,7 +74,7 @@ def traced(model: AdaptedModel) -> ExportedProgram:
 
 def _program(module: nn.Module, examples: Tensor) -> ExportedProgram:
     # not strict: the model is run as it is, with its turns and its edits, and only operations on tensors are kept
-    return torch.export.export(module, (examples,), dynamic_shapes=({0: Dim("batch")},), strict=False)
+    return torch.export.export(module, (examples,), dynamic_shapes=({0: Dim("batch", max=_MOST)},), strict=False)
 
 
 class _ImagesToLogits(nn.Module):
