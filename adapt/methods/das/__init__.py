@@ -20,6 +20,7 @@ Deviations:
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import Literal
 
@@ -141,6 +142,12 @@ class DAS(Method):
         """The names of all blocks that might be skipped."""
         return tuple(name for name in self._widths if name not in self._needed)
 
+    @property
+    def most(self) -> dict[str, int]:
+        """How many blocks of each tower may be skipped at once: one has to be left."""
+        own, every = (Counter(name.partition(".")[0] for name in names) for names in (self.blocks, self._widths))
+        return {tower: min(own[tower], count - 1) for tower, count in every.items()}
+
     def build(self, backbone: Backbone, class_names: Sequence[str]) -> None:
         towers = [backbone.tower(name) for name in self.config.towers]
         named = {f"{tower.name}.{i}": (tower, block) for tower in towers for i, block in enumerate(tower.blocks)}
@@ -166,9 +173,9 @@ class DAS(Method):
 
     def _check(self) -> None:
         """AdaptError where too many blocks are to be skipped, or one that does not exist or is needed."""
-        blocks, count = self.blocks, self.config.count or 0
-        if count >= len(self._widths) or count > len(blocks):
-            may = f", of which {len(blocks)} may be skipped" if self._needed else ""
+        blocks, count, most = self.blocks, self.config.count or 0, sum(self.most.values())
+        if count > most:
+            may = f", of which {most} may be skipped" if most < len(self._widths) - 1 else ""
             raise AdaptError(f"das: skip is {count}, and there are {len(self._widths)} blocks{may}: keep some")
         skipped = self.config.skipped or ()
         for tower in self.config.towers:

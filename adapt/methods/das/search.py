@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any, Protocol
@@ -66,6 +66,10 @@ class Skipping(Protocol):
     def blocks(self) -> tuple[str, ...]:
         """The names of all blocks that might be skipped."""
 
+    @property
+    def most(self) -> dict[str, int]:
+        """How many blocks of each tower may be skipped at once."""
+
     def select(self, names: Collection[str]) -> None:
         """Skips these blocks from now on, and no others."""
 
@@ -79,7 +83,8 @@ class Search:
 
     def __init__(self, method: Skipping, training: Training) -> None:
         self.method, self.training, self.config = method, training, method.config
-        self.names = method.blocks
+        self.names, self.most = method.blocks, method.most
+        self.towers = [name.partition(".")[0] for name in self.names]
         self.gates = torch.zeros(len(self.names), dtype=torch.float64)
         self.trace: list[Update] = []
         self.updating = 0.0  # seconds
@@ -92,17 +97,21 @@ class Search:
         else:
             self.gains, self.goal = self.saved, (1 - self.config.keep_flops) * self.operations
             self._check_goal()
-        subsets = number_of_subsets(self.gains, self.goal)
+        subsets = number_of_subsets(list(zip(self.towers, self.gains, strict=True)), self.goal, self.most)
         if subsets < self.config.draws:
             raise AdaptError(f"das: {self.config.draws} draws of different subsets are asked for; there are {subsets}")
 
     def _check_goal(self) -> None:
-        most = sum(self.saved) - min(self.saved)
-        if most < self.goal:
-            least = math.ceil(1000 * (1 - most / self.operations)) / 1000
+        saved = 0.0
+        for tower, most in self.most.items():
+            of_tower = [each for own, each in zip(self.towers, self.saved, strict=True) if own == tower]
+            saved += sum(sorted(of_tower, reverse=True)[:most])
+        if saved < self.goal:
+            least = math.ceil(1000 * (1 - saved / self.operations)) / 1000
+            skipped = " and ".join(f"{most} {tower} blocks" for tower, most in self.most.items())
             raise AdaptError(
-                f"das: keep_flops is {self.config.keep_flops}, and more remains with all but one of the "
-                f"{len(self.names)} blocks skipped: give at least {least}"
+                f"das: keep_flops is {self.config.keep_flops}, and more remains with {skipped} skipped, which is the "
+                f"most: give at least {least}"
             )
 
     def run(self) -> Found:
@@ -132,12 +141,15 @@ class Search:
         return self._enough(torch.multinomial(chances, len(self.names)).tolist())
 
     def _enough(self, order: Sequence[int]) -> tuple[int, ...]:
-        """The first blocks of `order` that reach the goal together."""
+        """The first blocks of `order` that reach the goal together, leaving each tower what it has to keep."""
         taken: list[int] = []
+        left = dict(self.most)
         for block in order:
             if sum(self.gains[i] for i in taken) >= self.goal:
                 break
-            taken.append(block)
+            if left[self.towers[block]]:
+                left[self.towers[block]] -= 1
+                taken.append(block)
         return tuple(sorted(taken))
 
     def _select(self, subset: Sequence[int]) -> None:
@@ -194,14 +206,20 @@ def updated_gates(gates: Tensor, subsets: Sequence[Sequence[int]], losses: Seque
     return changed
 
 
-def number_of_subsets(gains: Sequence[float], goal: float) -> int:
-    """How many sets of blocks reach `goal` with the one that was taken last, and not without it."""
-    sizes = Counter(gains)  # blocks of one tower gain the same
+def number_of_subsets(blocks: Sequence[tuple[str, float]], goal: float, most: Mapping[str, int]) -> int:
+    """How many sets of blocks, each of a tower and with its gain, reach `goal` with the one that was taken last.
+
+    And not without it; no more than `most` of each tower.
+    """
+    sizes = Counter(blocks)  # those of one tower mostly gain the same
     found = 0
-    for counts in product(*(range(size + 1) for size in sizes.values())):
-        gained = sum(gain * taken for gain, taken in zip(sizes, counts))
-        largest = max((gain for gain, taken in zip(sizes, counts) if taken), default=0.0)
-        if gained - largest < goal <= gained:
+    for counts in product(*(range(min(size, most[tower]) + 1) for (tower, _), size in sizes.items())):
+        of_tower = Counter[str]()
+        for (tower, _), taken in zip(sizes, counts):
+            of_tower[tower] += taken
+        gained = sum(gain * taken for (_, gain), taken in zip(sizes, counts))
+        largest = max((gain for (_, gain), taken in zip(sizes, counts) if taken), default=0.0)
+        if gained - largest < goal <= gained and all(of_tower[tower] <= most[tower] for tower in of_tower):
             found += math.prod(math.comb(size, taken) for size, taken in zip(sizes.values(), counts))
     return found
 

@@ -58,6 +58,7 @@ def test_a_block_whose_gate_is_far_down_is_drawn_at_times(searching) -> None:
 def test_blocks_are_taken_until_they_reach_the_goal(order: Any, taken: Any, searching) -> None:
     search = searching(skip=1)
     search.gains, search.goal = [5.0, 1.0, 1.0, 3.0], 4.0
+    search.towers, search.most = ["vision"] * 4, {"vision": 4}
     assert search._enough(order) == taken
 
 
@@ -118,4 +119,4 @@ def test_updates_come_in_turn_after_the_warm_up_and_draws_at_every_step(
     [([1.0] * 6, 2.0, 15), ([5.0, 5.0, 5.0, 1.0, 1.0], 5.0, 12), ([5.0, 1.0], 7.0, 0), ([2.0, 1.0], 1.0, 2)],
 )
 def test_the_subsets_that_reach_a_goal_are_counted(gains: list[float], goal: float, count: int) -> None:
-    assert number_of_subsets(gains, goal) == count
+    assert number_of_subsets([("vision", gain) for gain in gains], goal, {"vision": len(gains) - 1}) == count

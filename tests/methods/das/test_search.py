@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -172,7 +173,8 @@ def test_subsets_of_two_towers_meet_a_budget_too(train, make_model, tiny_split: 
 def test_a_budget_below_the_last_block_is_refused(train, make_model, tiny_split: Split) -> None:
     model = make_model("das", **SEARCH | {"skip": None, "keep_flops": 0.2})
     with pytest.raises(
-        AdaptError, match=r"keep_flops is 0\.2, and more remains with all but one of the 3 .* give at least (0\.\d+)"
+        AdaptError,
+        match=r"is 0\.2, and more remains with 2 vision blocks skipped, which is the most: give at least (0\.\d+)",
     ) as refusal:
         train(model, val_set=tiny_split.val)
     least = float(str(refusal.value).split()[-1])
@@ -181,10 +183,27 @@ def test_a_budget_below_the_last_block_is_refused(train, make_model, tiny_split:
 
 
 def test_the_number_of_subsets() -> None:
-    assert number_of_subsets([1.0] * 6, 2.0) == 15
+    assert number_of_subsets([("vision", 1.0)] * 6, 2.0, {"vision": 5}) == 15
     # one of three dear blocks and any of two cheap ones, in the orders that need them: d, cd, ccd
-    assert number_of_subsets([5.0, 5.0, 5.0, 1.0, 1.0], 5.0) == 3 + 2 * 3 + 3
-    assert number_of_subsets([5.0, 1.0], 7.0) == 0
+    blocks = [("vision", gain) for gain in (5.0, 5.0, 5.0, 1.0, 1.0)]
+    assert number_of_subsets(blocks, 5.0, {"vision": 4}) == 3 + 2 * 3 + 3
+    assert number_of_subsets([("vision", 5.0), ("vision", 1.0)], 7.0, {"vision": 1}) == 0
+    # three of two towers of two, each of which has to keep one: none; two of them: one of each
+    towers = [("text", 1.0)] * 2 + [("vision", 1.0)] * 2
+    assert number_of_subsets(towers, 3.0, {"text": 1, "vision": 1}) == 0
+    assert number_of_subsets(towers, 2.0, {"text": 1, "vision": 1}) == 4
+
+
+def test_no_draw_leaves_a_tower_without_a_block(train, make_model, tiny_split: Split, tmp_path: Path) -> None:
+    model = make_model("das", **SEARCH | {"skip": 4, "towers": ["text", "vision"], "draws": 3})
+    train(model, val_set=tiny_split.val, out=tmp_path / "run")
+    found = json.loads((tmp_path / "run/search.json").read_text())
+    drawn = [[found["blocks"][i] for i in subset] for entry in found["trace"] for subset in entry["subsets"]]
+    for subset in [found["chosen"], *drawn]:
+        assert len(subset) == 4
+        assert Counter(name.partition(".")[0] for name in subset) == {"text": 2, "vision": 2}
+    with pytest.raises(AdaptError, match="skip is 5, and there are 6 blocks, of which 4 may be skipped"):
+        make_model("das", **SEARCH | {"skip": 5, "towers": ["text", "vision"]})
 
 
 def test_more_draws_than_subsets_are_refused(train, make_model, tiny_split: Split) -> None:
