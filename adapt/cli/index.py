@@ -105,6 +105,10 @@ def search(
         found = load_index(index)
         model = _model(backbone or (None if adapter else found.header.backbone), adapter, device)
         found.check(model)
+        if found.header.kind != "pairs" and any(_lists_pairs(query) for query in queries):
+            raise AdaptError(
+                f"{index} is an index of {found.header.kind}: pairs of a .csv ask one of `adapt index --pairs`"
+            )
         encoded = _encoded if share is None else _between(found, model, share, device)
         for query in queries:
             asked = encoded(model, query)
@@ -151,12 +155,16 @@ def _encoded(model: AdaptedModel, query: str) -> Index:
 
     if not query.strip():
         raise AdaptError("a query is empty: give a text, or an image file")
-    if query.lower().endswith(".csv"):
+    if _lists_pairs(query):
         items = read_pairs(query)
         asked = [os.path.relpath(item.path, os.path.dirname(query) or ".") for item in items]
         return replace(index_pairs(model, items), entries=tuple(asked))
     of_image = query.lower().endswith(IMAGE_SUFFIXES)
     return (index_images if of_image else index_texts)(model, [query])
+
+
+def _lists_pairs(query: str) -> bool:
+    return query.lower().endswith(".csv")
 
 
 def _between(index: Index, model: AdaptedModel, share: float, device: str) -> Callable[[AdaptedModel, str], Index]:

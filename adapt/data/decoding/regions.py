@@ -46,9 +46,11 @@ def check_form(path: str) -> None:
 def check_inside(box: Box, size: tuple[int, int], path: str) -> None:
     """AdaptError, naming it, for a region without a pixel, one that reaches out of its picture, or is too narrow."""
     left, upper, right, lower = box
-    if not (left < right <= size[0] and upper < lower <= size[1]):
+    empty = left >= right or upper >= lower
+    if empty or right > size[0] or lower > size[1]:
+        wrong = "has no pixel in" if empty else "is not inside"
         raise AdaptError(
-            f"Region {path!r} is not inside its image, which is {size[0]} x {size[1]} pixels: x reaches from {left} to "
+            f"Region {path!r} {wrong} its image, which is {size[0]} x {size[1]} pixels: x reaches from {left} to "
             f"{right}, y from {upper} to {lower}. Correct the box or take it out of the data."
         )
     shorter, longer = sorted((right - left, lower - upper))

@@ -7,7 +7,7 @@ import io
 import math
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from adapt.cells import unguarded
@@ -22,6 +22,7 @@ from adapt.errors import AdaptError, nearest
 
 _BOX = ("x0", "y0", "x1", "y1")
 _OF_PAIRS = ("rephrased", "entity")
+_OF_A_PAIR = "the columns path,text, perhaps with entity, and no label"
 _OF_LINES = ("path", "label", "labels", "split", "domain", "question", "group", "text", "target", "mask")
 _COLUMNS = (*_OF_LINES, *_OF_PAIRS, *_BOX, "overlap")
 _FIRST_LINE = (
@@ -78,20 +79,22 @@ def read_pairs(path: str | os.PathLike[str]) -> list[Item]:
 
     Paths start from its folder. Raises AdaptError, naming the line, as `read_csv` does, and for what is no pair.
     """
-    rows = _listed(os.fspath(path), os.path.abspath(Path(path).parent))
+    rows = _listed(os.fspath(path), os.path.abspath(Path(path).parent), needed={"path", "text"})
     for row in rows:
         if row.class_name or not (row.path and row.text):
             raise AdaptError(
-                f"CSV {os.fspath(path)!r}: {row.path or row.text!r} is no image with its text. Expected the columns "
-                "path,text, perhaps with entity, and no label."
+                f"CSV {os.fspath(path)!r}: {row.path or row.text!r} is no image with its text. Expected {_OF_A_PAIR}."
             )
     return [Item(label=number, **row.of_item) for number, row in enumerate(rows)]
 
 
-def _listed(source: str, folder: str) -> list[Listed]:
+def _listed(source: str, folder: str, needed: Collection[str] = ()) -> list[Listed]:
+    """The lines of a CSV that has the columns `needed`, if any."""
     try:
-        lines = io.StringIO(read_text(source), newline="")
-        rows = list(_rows(csv.DictReader(lines, strict=True), folder, f"CSV {source!r}"))
+        reader = csv.DictReader(io.StringIO(read_text(source), newline=""), strict=True)
+        if not set(needed) <= set(reader.fieldnames or ()):
+            raise AdaptError(f"CSV {source!r} has no pairs of an image and its text. Expected {_OF_A_PAIR}.")
+        rows = list(_rows(reader, folder, f"CSV {source!r}"))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise AdaptError(f"CSV {source!r} cannot be read: {error}.") from error
     if not rows:
