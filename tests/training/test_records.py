@@ -181,6 +181,14 @@ def test_records_are_searched_by_a_csv(tmp_path: Path) -> None:
     found = runner.invoke(main, ["search", known, str(tmp_path / "records.csv"), "--top-k", "1", "--json"])
     said = [plain.parse(line.encode()) for line in found.stdout.splitlines()]
     assert [(each["query"], each["found"][0]["entry"]) for each in said] == [("a.png", "dog"), ("b.png", "sunflower")]
+    (tmp_path / "new.csv").write_text("path\na.png\n")
+    refused = runner.invoke(main, ["search", known, str(tmp_path / "new.csv")])
+    assert "has no pairs of an image and its text. Expected the columns path,text" in refused.output
+    texts = str(tmp_path / "texts.safetensors")
+    source = str(tmp_path / "records.csv")
+    assert runner.invoke(main, ["index", source, "--backbone", "mini-clip", "--out", texts]).exit_code == 0
+    refused = runner.invoke(main, ["search", texts, source])
+    assert "is an index of texts: pairs of a .csv ask one of `adapt index --pairs`" in refused.output
 
 
 def test_bundled_records_have_other_concepts_in_each_part_and_misread_names() -> None:
