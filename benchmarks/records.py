@@ -38,7 +38,9 @@ def _trained(seed: int) -> AdaptedModel:
 
 def _row(case: str, models: Sequence[AdaptedModel]) -> Row:
     items = drawings(RECORDS).test
-    found = [torch.tensor(evaluate(model, items).right, dtype=torch.double) for model in models]
-    style = torch.tensor([item.domain == UNSEEN_STYLE for item in items])
+    scores = [evaluate(model, items) for model in models]
+    found = [torch.tensor(each.right, dtype=torch.double) for each in scores]
+    style_of = {item.path: item.domain for item in items}
+    style = torch.tensor([style_of[path] == UNSEEN_STYLE for path in scores[0].paths])
     cells = {"linked": per_cent(found), "of the unseen style": per_cent([each[style] for each in found])}
     return {"case": case} | cells | {"text": " | ".join(cells.values())}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -261,6 +262,11 @@ class Split:
 def of_several(items: Sequence[Item]) -> bool:
     """Whether images may have several classes, or none; all of a data set are of one kind."""
     return bool(items) and items[0].labels is not None
+
+
+def sizes_of_entities(items: Sequence[Item]) -> Counter[str]:
+    """How many of the items are of each entity that is named."""
+    return Counter(item.entity for item in items if item.entity)
 
 
 def items_id(items: Sequence[Item]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adapt.data.decoding.loader import loader
-from adapt.data.split import Item
+from adapt.data.split import Item, sizes_of_entities
 from adapt.evaluation.scores import Scores
 from adapt.methods.base import Encoded, ImageStep
 from adapt.models.base import evaluating
@@ -83,7 +82,7 @@ def retrieve(
         of_images = _of_images(model, list(images.values()), workers, progress)
         logits = finite(ImageStep(model, Encoded(of_images)).cosine_logits(of_texts)).float().cpu()
         recalled = {"image_to_text": recall(logits, belongs), "text_to_image": recall(logits.T, belongs.T)}
-        if len({item.label for item in items if item.entity}) < sum(bool(item.entity) for item in items):
+        if max(sizes_of_entities(items).values(), default=0) > 1:
             features = (of_images[[row[item.path] for item in items]], of_texts[[place[item.text] for item in items]])
             return linked(items, F.normalize(model.method.pool(*features).float(), dim=-1).cpu(), recalled)
     best = logits.softmax(-1).max(-1)
@@ -100,8 +99,8 @@ def retrieve(
 
 def linked(items: Sequence[Item], features: Tensor, recalled: dict[str, dict[str, float]]) -> LinkedScores:
     """Scores of the pairs `items` that are not alone of their entity, by unit-length features `(n, e)` of all."""
-    sizes = Counter(item.label for item in items)
-    asked = [number for number, item in enumerate(items) if sizes[item.label] > 1]
+    sizes = sizes_of_entities(items)
+    asked = [number for number, item in enumerate(items) if sizes[item.entity] > 1]
     cosines, nearest = list[float](), list[int]()
     for rows in torch.tensor(asked).split(_PAIRS_AT_ONCE):
         others = features[rows] @ features.T

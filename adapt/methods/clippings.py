@@ -14,13 +14,13 @@ Deviations:
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
+from adapt.data.split import sizes_of_entities
 from adapt.errors import AdaptError
 from adapt.methods.base import PairStep, Terms, Training
 from adapt.methods.lora import PLAIN, LoRA, LoRAConfig
@@ -61,13 +61,12 @@ class CLIPPINGS(LoRA):
         return share * features + (1 - share) * text_features
 
     def prepare(self, training: Training) -> None:
-        items = training.items("train")
-        sizes = Counter(item.label for item in items)
-        self._links = any(item.entity for item in items)
+        sizes = sizes_of_entities(training.items("train"))
+        self._links = bool(sizes)
         if self._links and max(sizes.values()) == 1:
             raise AdaptError(
-                f"clippings: each of the {len(items):,} training pairs is of an entity of its own, so that none belong "
-                "together: name the same entity in two lines or more"
+                f"clippings: each of the {len(sizes):,} training pairs that name an entity is of an "
+                "entity of its own, so that none belong together: name the same entity in two lines or more"
             )
 
     def loss(self, step: Any) -> Terms:
@@ -75,7 +74,9 @@ class CLIPPINGS(LoRA):
             return super().loss(step)
         assert step.labels is not None
         pairs, same = step.pair_features.float(), step.labels[:, None] == step.labels
-        return {"supervised_contrast": supervised_contrast(pairs @ pairs.T / self.config.temperature, same)}
+        with torch.autocast(pairs.device.type, enabled=False):  # near pairs are told apart by small differences
+            logits = pairs @ pairs.T / self.config.temperature
+        return {"supervised_contrast": supervised_contrast(logits, same)}
 
 
 def supervised_contrast(logits: Tensor, same: Tensor) -> Tensor:

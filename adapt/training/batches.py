@@ -51,7 +51,7 @@ class ImageBatches:
         self._items, self._answers = items, answers_of(items, len(model.class_names))
         self.divided = processes.count > 1
         transform = model.backbone.transform(train=settings.augment == "published")
-        together = model.method.together if items[0].is_pair else 1
+        together = model.method.together if any(item.entity for item in items) else 1
         self._epochs = Shares(len(items), settings, seed, processes, [item.label for item in items], together)
         pinned = model.backbone.device.type == "cuda"
         images = ImageSet(items, transform, len(model.class_names))

@@ -120,7 +120,7 @@ def check_listed_once(rows: Sequence[Listed], where: str) -> None:
         for what, path, other in (
             of_whole,
             ("classes", row.path, row.classes),
-            ("entities", row.path, row.entity),
+            ("entities", parted(row.path)[0], row.entity),
         ):
             one = listed.setdefault((what, path), other)
             if one != other and not row.question:
@@ -143,7 +143,7 @@ def one_each(rows: Sequence[Listed], root: str, real: Mapping[str, str], where: 
     lost: list[tuple[Listed, Listed]] = []
     for row in sorted(rows, key=lambda row: row.path not in own):  # stable
         first = kept.setdefault(real[row.path], row)
-        if first.path != row.path and (first.part, first.classes) != (row.part, row.classes):
+        if first.path != row.path and _counts_as(first) != _counts_as(row):
             _check_own(first, row, own, where)
             lost.append((row, first))
     if lost:
@@ -154,6 +154,10 @@ def one_each(rows: Sequence[Listed], root: str, real: Mapping[str, str], where: 
             _pair(*lost[0]),
         )
     return [row for row in rows if kept[real[row.path]].path == row.path]
+
+
+def _counts_as(row: Listed) -> tuple[str, str, str]:
+    return row.part, row.classes, row.entity
 
 
 def _check_own(first: Listed, row: Listed, own: set[str], where: str) -> None:
