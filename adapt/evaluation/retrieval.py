@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from adapt.data.decoding.loader import loader
@@ -83,8 +82,8 @@ def retrieve(
         logits = finite(ImageStep(model, Encoded(of_images)).cosine_logits(of_texts)).float().cpu()
         recalled = {"image_to_text": recall(logits, belongs), "text_to_image": recall(logits.T, belongs.T)}
         if max(sizes_of_entities(items).values(), default=0) > 1:
-            features = (of_images[[row[item.path] for item in items]], of_texts[[place[item.text] for item in items]])
-            return linked(items, F.normalize(model.method.pool(*features).float(), dim=-1).cpu(), recalled)
+            images_of, texts_of = ([row[item.path] for item in items], [place[item.text] for item in items])
+            return linked(items, model.pair_features(of_images[images_of].float(), of_texts[texts_of]).cpu(), recalled)
     best = logits.softmax(-1).max(-1)
     predicted = [texts[number] for number in best.indices.tolist()]
     own = [[texts[number] for number in row.nonzero()[:, 0].tolist()] for row in belongs]

@@ -78,6 +78,10 @@ class AdaptedModel(TextSide):
         features = self.method.project(features)
         return F.normalize(features, dim=-1) if unit else features
 
+    def pair_features(self, features: Tensor, text_features: Tensor) -> Tensor:
+        """Unit-length features of pairs `(b, e)`, of those of their images and of their texts `(b, e)`."""
+        return F.normalize(self.method.pool(features, text_features.to(features)), dim=-1)
+
     def read_features(self, images: Tensor, unit: bool = True) -> Tensor:
         """What the backbone's last projection of the vision tower reads `(b, d)`, by the backbone alone.
 

@@ -159,7 +159,7 @@ def index_pairs(
         start = 0
         for images in _of_images(model, [item.path for item in items]):
             texts = [item.text for item in items[start : start + len(images)]]
-            yield model.method.pool(images, model.text_features(texts, edited=True).to(images))
+            yield model.pair_features(images, model.text_features(texts, edited=True))
             start += len(images)
 
     return _index("pairs", model, entries, encoded(), progress)

@@ -312,7 +312,8 @@ class PairStep(ImageStep):
     @property
     def pair_features(self) -> Tensor:
         """Unit-length features of the pairs `(b, e)`, an image and its text being one."""
-        return F.normalize(self.model.method.pool(self.features, self.text_features.to(self.features)), dim=-1)
+        features: Tensor = self.model.pair_features(self.features, self.text_features)
+        return features
 
     @cached_property
     def same(self) -> Tensor:
