@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -43,12 +44,13 @@ class Client:
 def rows(progress: Callable[[str], None]) -> Iterator[Row]:
     """A server of its own process; the model itself is timed in turn with it."""
     import adapt
+    from adapt.data.decoding.content import read_bytes
 
     split = adapt.data.load("emoji")
     backbone = adapt.load_backbone("mini-clip", "cpu")
     words = "a photo of a thing that is one of many kinds, which is called a"
     model = adapt.wrap(backbone, adapt.methods.CoOp(ctx_init=words), split.class_names).eval()
-    images = [adapt.data.decoding.content.read_bytes(item.path) for item in split.test[:IMAGES]]
+    images = [read_bytes(item.path) for item in split.test[:IMAGES]]
     expected = model.predict(images)
     with tempfile.TemporaryDirectory() as folder:
         paths = [model.save(Path(folder) / f"{name}.safetensors") for name in ("one", "other")]
@@ -131,9 +133,10 @@ def _switching(port: int, done: threading.Event) -> int:
 
 @contextmanager
 def _serving(adapter: Path, folder: str) -> Iterator[tuple[psutil.Process, int]]:
-    """A server's process and port."""
+    """A server's process and port; how long its threads spin is its own to say."""
     command = [sys.executable, "-m", "adapt", "serve", str(adapter), "--folder", folder, "--port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    own = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=own) as process:
         assert process.stdout is not None
         line = process.stdout.readline()
         yield psutil.Process(process.pid), int(line.split(" (")[0].rpartition(":")[2])

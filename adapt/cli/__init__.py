@@ -111,8 +111,10 @@ def main(plugins: tuple[Path, ...]) -> None:
     from adapt.cli.launching import is_main
 
     # read when torch loads OpenMP: by default waiting threads spin, and two trainings beside one another took eight
-    # times as long as one alone; with so short a spin they take twice as long, and one alone no longer than before
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    # times as long as one alone; with so short a spin they take twice as long, and one alone no longer than before.
+    # A server's passes are small: its threads stay awake from one operation to the next (docs/serving.md has times)
+    serving = click.get_current_context().invoked_subcommand == "serve"
+    os.environ.setdefault("GOMP_SPINCOUNT", "3000" if serving else "1000")
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     # of several processes that train together the main one speaks
     logging.getLogger("adapt").setLevel(logging.INFO if is_main() else logging.ERROR)

@@ -13,7 +13,7 @@ from adapt.cli import options as common
 from adapt.errors import AdaptError, missing
 
 _HERE = ("localhost", "127.0.0.1")
-_LIBRARIES = ("fastapi", "uvicorn", "prometheus_client", "python_multipart")
+_LIBRARIES = ("fastapi", "uvicorn", "prometheus_client", "python_multipart", "threadpoolctl")
 
 
 @click.command()

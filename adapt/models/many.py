@@ -123,7 +123,7 @@ def _predicted(models: dict[int, AdaptedModel], pixels: Tensor, wanted: Wanted) 
 
 def _entering(models: dict[int, AdaptedModel], pixels: Tensor) -> Iterator[tuple[int, Any]]:
     """What each model is given: the images, or how far the frozen blocks that it shares have got with them."""
-    begins = {index: _begins(model) for index, model in models.items()}
+    begins = {index: _begins(model) if len(models) > 1 else 0 for index, model in models.items()}  # one shares nothing
     inputs: Any = pixels
     for index in sorted(begins, key=lambda index: begins[index]):
         if begins[index]:

@@ -20,6 +20,7 @@ from adapt.formats.header import read_header
 from adapt.loading import backbone_key, load, located
 from adapt.models.classifier import AdaptedModel
 from adapt.models.many import SideBySide
+from adapt.serving.threads import apart
 from adapt.shown import brief, unseen
 
 _READY = 64  # choices of adapters that are kept ready; whoever asks chooses
@@ -87,7 +88,7 @@ class ServedAdapters:
         for each in given:
             name, path = _named(each)
             _check_free(name, models)
-            models[name] = self._loaded(path)
+            models[name] = apart(self._loaded, path)
         if not models:
             raise AdaptError("there is no adapter to serve: give at least one")
         self.now = Served(models, next(iter(models)))
@@ -105,7 +106,7 @@ class ServedAdapters:
             if len(self.now.models) >= self._most:
                 raise TooManyAdapters(f"{self._most} adapters may be loaded, and are: unload one of them first")
             self._check_nothing_is_fetched(found)
-            self.now = Served(self.now.models | {name: self._loaded(found)}, self.now.default)
+            self.now = Served(self.now.models | {name: apart(self._loaded, found)}, self.now.default)
         return name
 
     def unload(self, name: str) -> None:

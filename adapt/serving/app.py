@@ -7,7 +7,7 @@ import base64
 import hashlib
 import re
 from collections.abc import AsyncIterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from importlib.resources import files
@@ -25,7 +25,7 @@ from adapt.data.decoding.images import open_image
 from adapt.errors import AdaptError
 from adapt.models.many import SideBySide
 from adapt.serving.adapters import NoSuchAdapter, NotAllowed, ServedAdapters, TooManyAdapters
-from adapt.serving.batching import Asked, Batcher
+from adapt.serving.batching import Answered, Asked, Batcher
 from adapt.serving.messages import (
     AdapterCard,
     AdapterName,
@@ -35,10 +35,12 @@ from adapt.serving.messages import (
     ImagesInJson,
     LoadAdapter,
     Problem,
+    Sent,
     answers,
     sent,
 )
 from adapt.serving.middleware import Around, Counted
+from adapt.serving.threads import without_team
 
 _STATUS = {NoSuchAdapter: 404, NotAllowed: 403, TooManyAdapters: 409}  # of other mistakes: 422
 _PROBLEMS: dict[int | str, Any] = {
@@ -66,7 +68,7 @@ def create_app(adapters: ServedAdapters, limits: Limits | None = None, hosts: Se
     """
     limits, metrics = limits or Limits(), Counted()
     batcher = Batcher(limits.images, metrics.passes.observe)
-    readers = ThreadPoolExecutor(processors(), "adapt-reader")
+    readers = ThreadPoolExecutor(processors(), "adapt-reader", without_team)  # of images beside one another
     metrics.waiting.set_function(lambda: len(batcher))
 
     @asynccontextmanager
@@ -107,15 +109,18 @@ def _add_predict(
     batcher: Batcher,
     readers: ThreadPoolExecutor,
 ) -> None:
-    def read(files: Sequence[tuple[str, bytes]], together: SideBySide) -> list[Any]:
-        return [together.pixels(open_image(content, name=name)) for name, content in files]
+    def read(request: Sent, together: SideBySide) -> Future[Answered]:
+        """Decodes the images and has them answered: straight to the batcher, which need not wait for the loop."""
+        pixels = [together.pixels(open_image(content, name=name)) for name, content in request.files]
+        return batcher.ask(Asked(together, request.wanted, pixels))
 
     async def results(request: Request) -> Any:
         asked, now = await sent(request, limits.images), adapters.now
         names = asked.asking.adapters or [now.default]
         together = now.together(names)
-        pixels = await asyncio.get_running_loop().run_in_executor(readers, read, asked.files, together)
-        rows = await asyncio.wrap_future(batcher.ask(Asked(together, asked.wanted, pixels)))
+        rows = await asyncio.wrap_future(
+            await asyncio.get_running_loop().run_in_executor(readers, read, asked, together)
+        )
         for name in names:
             metrics.images.labels(name).inc(len(rows))
         return answers(asked.files, names, rows)

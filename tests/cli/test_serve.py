@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import socket
@@ -48,6 +49,16 @@ def test_what_cannot_be_served(run: Callable[..., Any], refused: Callable[..., N
         ([str(adapter), "--folder", str(other)], "is no folder"),
     ):
         refused(run("serve", *arguments, "--port", "0"), words)
+
+
+def test_a_server_spins_for_longer_than_a_training(
+    run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, spins in (("serve", "3000"), ("eval", "1000")):
+        monkeypatch.setenv("GOMP_SPINCOUNT", "")
+        monkeypatch.delenv("GOMP_SPINCOUNT")
+        assert run(name, str(tmp_path / "none.safetensors"), "--port", "0").exit_code == 2
+        assert os.environ["GOMP_SPINCOUNT"] == spins
 
 
 def test_a_server_answers_until_it_is_told_to_end(adapter: Path) -> None:
