@@ -9,14 +9,14 @@ from torch import Tensor
 import adapt
 from adapt.data import Item
 from adapt.methods import ZeroShot
-from adapt.methods.lora import PLAIN
+from adapt.methods.lora import PlainLoRAConfig
 from adapt.recipe import read_recipe
 from adapt.training.run_recipe import build, learn, read_data
 from benchmarks.drawings import SEEN, UNSEEN, backbone, drawings, paired, per_cent, right
 from benchmarks.text import Row
 
 SEEDS = (1, 2, 3)
-CROSS_ENTROPY: dict[str, object] = PLAIN | {
+CROSS_ENTROPY: dict[str, object] = PlainLoRAConfig.published | {
     "name": "lora",
     "towers": ["vision"],
     "logit_scale": None,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,8 +20,13 @@ if TYPE_CHECKING:
     from adapt.models.classifier import AdaptedModel
     from adapt.retrieval.index import Index
 
+    _Encode = Callable[[AdaptedModel, str, Path | None], Index]
+
 _adapter = click.option(
     "--adapter", type=click.Path(path_type=Path), help="Encode under this adapter.  [default: the backbone by itself]"
+)
+_root = click.option(
+    "--root", type=click.Path(path_type=Path), help="Where the images of a .csv are.  [default: beside it]"
 )
 
 
@@ -33,10 +37,11 @@ _adapter = click.option(
 @click.option(
     "--pairs", "of_pairs", is_flag=True, help="SOURCE is a .csv with path,text[,entity]: each line is one entry."
 )
+@_root
 @_adapter
 @common.device
 def index(
-    source: Path, out: Path, backbone: str | None, of_pairs: bool, adapter: Path | None, device: str
+    source: Path, out: Path, backbone: str | None, of_pairs: bool, root: Path | None, adapter: Path | None, device: str
 ) -> None:  # fmt: skip
     """Make an index of SOURCE, a list of texts or a folder of images, to search in and to take names from.
 
@@ -53,15 +58,20 @@ def index(
     from adapt.progress import counting_bar
 
     check_writable(out)
-    entries: Sequence[Any]
-    entries, kind = (read_pairs(source), "pairs") if of_pairs else _entries(source)
+    if root is not None and not of_pairs:
+        raise AdaptError("--root is where the images of --pairs are: leave it out, or give --pairs")
+    pairs = read_pairs(source, root) if of_pairs else []
+    entries, kind = ([], "pairs") if of_pairs else _entries(source)
     with quiet_libraries():
         from adapt.retrieval.index import index_images, index_pairs, index_texts
 
         model = _model(backbone, adapter, device)
-        make: Any = {"texts": index_texts, "images": index_images, "pairs": index_pairs}[kind]
         with counting_bar("encoding", True) as bar:
-            made = make(model, entries, bar)
+            if of_pairs:
+                names = [item.entity or called for item, called in pairs]
+                made = index_pairs(model, [item for item, _ in pairs], bar, names)
+            else:
+                made = (index_texts if kind == "texts" else index_images)(model, entries, bar)
     made.save(out)
     click.echo(f"{out}  {len(made):,} {made.header.kind}, {out.stat().st_size / 1024:,.1f} KB")
 
@@ -79,15 +89,16 @@ def index(
     help="With an adapter of xbt: also ask the index's own backbone, and go this share of the way from its query to "
     "the adapter's.",
 )
+@_root
 @common.device
 @common.as_json
 def search(
     index: Path, queries: tuple[str, ...], top_k: int, backbone: str | None, adapter: Path | None, share: float | None,
-    device: str, as_json: bool,
+    root: Path | None, device: str, as_json: bool,
 ) -> None:  # fmt: skip
     """Find what is nearest to QUERIES, texts or image files, among all entries of INDEX, exactly.
 
-    In an index of pairs a query may be a .csv with path,text too, each line of which is asked.
+    In an index of pairs a query may be a .csv with path,text too, each line of which is asked, by its path.
 
     With an adapter of xbt that stands for the backbone of INDEX, queries are encoded by a newer one.
 
@@ -111,7 +122,7 @@ def search(
             )
         encoded = _encoded if share is None else _between(found, model, share, device)
         for query in queries:
-            asked = encoded(model, query)
+            asked = encoded(model, query, root)
             for name, *nearest in zip(asked.entries, *found.nearest(asked.features, top_k), strict=True):
                 cosines, places = (each.tolist() for each in nearest)
                 _show(name, list(zip([found.entries[place] for place in places], cosines, strict=True)), as_json)
@@ -148,7 +159,7 @@ def _model(backbone: str | None, adapter: Path | None, device: str) -> AdaptedMo
     return found
 
 
-def _encoded(model: AdaptedModel, query: str) -> Index:
+def _encoded(model: AdaptedModel, query: str, root: Path | None) -> Index:
     """What is asked: a text, an image file, or each pair of a .csv, called by its path."""
     from adapt.data.readers.csv_file import read_pairs
     from adapt.retrieval.index import index_images, index_pairs, index_texts
@@ -156,9 +167,8 @@ def _encoded(model: AdaptedModel, query: str) -> Index:
     if not query.strip():
         raise AdaptError("a query is empty: give a text, or an image file")
     if _lists_pairs(query):
-        items = read_pairs(query)
-        asked = [os.path.relpath(item.path, os.path.dirname(query) or ".") for item in items]
-        return replace(index_pairs(model, items), entries=tuple(asked))
+        pairs = read_pairs(query, root)
+        return index_pairs(model, [item for item, _ in pairs], names=[called for _, called in pairs])
     of_image = query.lower().endswith(IMAGE_SUFFIXES)
     return (index_images if of_image else index_texts)(model, [query])
 
@@ -167,7 +177,7 @@ def _lists_pairs(query: str) -> bool:
     return query.lower().endswith(".csv")
 
 
-def _between(index: Index, model: AdaptedModel, share: float, device: str) -> Callable[[AdaptedModel, str], Index]:
+def _between(index: Index, model: AdaptedModel, share: float, device: str) -> _Encode:
     """What encodes a query by the index's own backbone too. AdaptError where the adapter does not stand for that."""
     from adapt.retrieval.slerp import slerp
 
@@ -176,9 +186,9 @@ def _between(index: Index, model: AdaptedModel, share: float, device: str) -> Ca
     old = _model(index.header.backbone, None, device)
     index.check(old)
 
-    def between(model: AdaptedModel, query: str) -> Index:
-        new = _encoded(model, query)
-        return replace(new, features=slerp(_encoded(old, query).features, new.features, share))
+    def between(model: AdaptedModel, query: str, root: Path | None) -> Index:
+        new = _encoded(model, query, root)
+        return replace(new, features=slerp(_encoded(old, query, root).features, new.features, share))
 
     return between
 

@@ -50,13 +50,15 @@ class RetrievalScores(Scores):
 class LinkedScores(Scores):
     """Of pairs of which some are of one entity: each that has another with the entity of the nearest other pair.
 
-    An image and its text are one feature (`Method.pool`); `confidence` is the cosine, and 0 for a negative one.
+    An image and its text are one feature (`Method.pool`); `confidence` is the cosine, and 0 for a negative one: no
+    probability, which could be calibrated.
     """
 
     recall: dict[str, dict[str, float]] | None = None
 
     def figures(self) -> dict[str, Any]:
-        return super().figures() | {"linked": self.accuracy, "recall": self.recall}
+        figures = super().figures() | {"linked": self.accuracy, "recall": self.recall}
+        return {name: figure for name, figure in figures.items() if name != "calibration_error"}
 
 
 def retrieve(

@@ -23,15 +23,12 @@ from torch import Tensor
 from adapt.data.split import sizes_of_entities
 from adapt.errors import AdaptError
 from adapt.methods.base import PairStep, Terms, Training
-from adapt.methods.lora import PLAIN, LoRA, LoRAConfig
+from adapt.methods.lora import LoRA, PlainLoRAConfig
 
 
-class CLIPPINGSConfig(LoRAConfig):
-    published = PLAIN
+class CLIPPINGSConfig(PlainLoRAConfig):
     projections: tuple[Any, ...] = ("q", "k", "v", "out", "fc1", "fc2")
     """Names, or a string of the letters q k v o."""
-    logit_scale: float | None = Field(default=None, gt=0)
-    """Of the first stage, constant; null takes the backbone's own."""
     image_share: float = Field(default=0.5, ge=0, le=1)
     """The image's share in a pair, beside the text."""
     temperature: float = Field(default=0.1, gt=0)

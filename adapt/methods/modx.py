@@ -21,13 +21,10 @@ from pydantic import Field
 from torch import Tensor
 
 from adapt.methods.base import PairStep, Terms, Training
-from adapt.methods.lora import PLAIN, LoRA, LoRAConfig
+from adapt.methods.lora import LoRA, PlainLoRAConfig
 
 
-class ModXConfig(LoRAConfig):
-    published = PLAIN
-    logit_scale: float | None = Field(default=None, gt=0)
-    """Constant; null takes the backbone's own, as published."""
+class ModXConfig(PlainLoRAConfig):
     keep: float = Field(default=20.0, ge=0)
     """Weight of what keeps the rows that the old model gets right (alpha)."""
 

@@ -24,7 +24,7 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from adapt.methods.base import PairStep, Terms, Training, contrast
-from adapt.methods.lora import PLAIN, LoRA, LoRAConfig
+from adapt.methods.lora import LoRA, PlainLoRAConfig
 from adapt.shown import brief
 
 logger = logging.getLogger("adapt")
@@ -41,12 +41,9 @@ WORDS: dict[str, tuple[str, ...]] = {
 }  # words of a kind, each of which makes a caption wrong in the place of another
 
 
-class SVLCConfig(LoRAConfig):
-    published = PLAIN
+class SVLCConfig(PlainLoRAConfig):
     projections: tuple[Any, ...] = ("q", "k", "v", "out", "fc1", "fc2")
     """Names, or a string of the letters q k v o."""
-    logit_scale: float | None = Field(default=None, gt=0)
-    """Constant; null takes the backbone's own, as published."""
     words: dict[str, tuple[str, ...]] = Field(default=WORDS)
     """Words by their kind; one of a caption is replaced by another of its kind."""
     negative_weight: float = Field(default=1.0, ge=0)

@@ -14,17 +14,14 @@ from pydantic import Field
 
 from adapt.backbones.tower import TowerName
 from adapt.methods.base import ImageStep, Terms
-from adapt.methods.lora import PLAIN, LoRA, LoRAConfig
+from adapt.methods.lora import LoRA, PlainLoRAConfig
 from adapt.methods.vl2v import drawn_to
 from adapt.methods.zero_shot import Template
 
 
-class VL2VSDConfig(LoRAConfig):
-    published = PLAIN
+class VL2VSDConfig(PlainLoRAConfig):
     towers: tuple[TowerName, ...] = ("vision",)
     template: Template = "a photo of a {}"
-    logit_scale: float | None = Field(default=None, gt=0)
-    """Constant; null takes the backbone's own, as published. The loss has none."""
     image_share: float = Field(default=0.5, ge=0, le=1)
     """Of the loss: what is drawn to the image's feature before training, the rest being drawn to the class's text."""
 

@@ -124,7 +124,8 @@ def _name(run: PlainRun, same: Sequence[PlainRun]) -> str:
 def _row(name: str, group: Sequence[PlainRun]) -> list[str]:
     data = group[0].recipe.get("data")
     data = data if isinstance(data, dict) else {}
-    errors = [run.metrics["adapted"]["calibration_error"] for run in group if "adapted" in run.metrics]
+    measured = [run.metrics.get("adapted", {}) for run in group]
+    errors = [figures["calibration_error"] for figures in measured if "calibration_error" in figures]
     adapted = percent([run.adapted for run in group if run.adapted is not None])
     named = f" {SHORT[group[0].figure]}" if group[0].figure in SHORT else ""
     shots = data.get("shots", "")

@@ -79,7 +79,7 @@ def run_page(run: PlainRun) -> RunPage:
         curves=_curves(run),
         confusion=confusion,
         classes_shown=classes,
-        reliability=_reliability(rows, metrics) if rows else "",
+        reliability=_reliability(rows, metrics) if rows and "calibration_error" in metrics.get("adapted", {}) else "",
         worst_classes=sorted(by_class.items(), key=lambda pair: pair[1])[:WORST_CLASSES],
         errors=_worst_errors(rows),
         explained=_explained(run.path),

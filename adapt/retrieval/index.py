@@ -82,8 +82,13 @@ class Index:
                 "one, or make the index again by `adapt index`"
             )
         if self.header.adapter != identity_of(model):
-            by = "under an adapter" if self.header.adapter else "by the backbone alone"
-            raise AdaptError(f"the index was made {by}, and the question comes otherwise: give the same --adapter")
+            asked = f"under {model.method.name}" if model.method.touches else "by the backbone alone"
+            made, advice = (
+                (f"under {'another' if model.method.touches else 'an'} adapter", "give the one of the index")
+                if self.header.adapter
+                else ("by the backbone alone", "leave the adapter out, or make the index under it")
+            )
+            raise AdaptError(f"the index was made {made}, and the question comes {asked}: {advice}")
 
     def _lies_in(self, space: Space) -> bool:
         return (self.header.fingerprint, self.header.reading) == (space.fingerprint, space.reading)
@@ -143,13 +148,17 @@ def index_images(
 
 
 def index_pairs(
-    model: AdaptedModel, items: Sequence[Item], progress: Callable[[int, int], None] | None = None
+    model: AdaptedModel,
+    items: Sequence[Item],
+    progress: Callable[[int, int], None] | None = None,
+    names: Sequence[str] | None = None,
 ) -> Index:
     """An index of pairs, each image with its text one entry, as `model` encodes and pools them (`Method.pool`).
 
-    AdaptError for none, or what is no pair, and as for images and texts.
+    They are called by `names`; where these are left out by their entities, or else paths. AdaptError for none, or what
+    is no pair, and as for images and texts.
     """
-    entries = [item.entity or item.path for item in items]
+    entries = [item.entity or item.path for item in items] if names is None else names
     _check(entries, "pair")
     _check_prompts(model)
     if other := next((item for item in items if not item.is_pair), None):

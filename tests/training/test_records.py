@@ -145,6 +145,7 @@ def test_linked_is_the_share_whose_nearest_other_pair_is_of_its_entity() -> None
     assert linked([*items, *unnamed], torch.cat([features, -torch.ones(2, 2)]), {}).images == 4
     scores = linked(items, features, {})
     assert scores.images == 4
+    assert "calibration_error" not in scores.figures()  # a cosine is no probability
     assert scores.actual == ("a", "a", "b", "b")
     assert scores.predicted == ("a", "a", "alone", "a")
     assert scores.accuracy == 0.5
@@ -170,7 +171,7 @@ def test_half_precision_leaves_the_comparison_of_pairs_whole(open_clip: Backbone
 
 def test_an_index_of_pairs_finds_their_entities_again(tmp_path: Path, open_clip: Backbone) -> None:
     lines = ["a.png,a cat,felines", "b.png,a dog,canines", "c.png,a bird,"]
-    items = adapt.data.readers.csv_file.read_pairs(csv_of(tmp_path, lines))
+    items = [item for item, _ in adapt.data.readers.csv_file.read_pairs(csv_of(tmp_path, lines))]
     model = adapt.wrap(open_clip, methods.CLIPPINGS(rank=2, image_share=0.25), ()).eval()
     made = index_pairs(model, items)
     assert made.header.kind == "pairs"
@@ -200,6 +201,17 @@ def test_records_are_searched_by_a_csv(tmp_path: Path) -> None:
     found = runner.invoke(main, ["search", known, str(tmp_path / "records.csv"), "--top-k", "1", "--json"])
     said = [plain.parse(line.encode()) for line in found.stdout.splitlines()]
     assert [(each["query"], each["found"][0]["entry"]) for each in said] == [("a.png", "dog"), ("b.png", "sunflower")]
+    other = tmp_path / "lists" / "records.csv"  # the list in another folder than its images, of which one names nothing
+    other.parent.mkdir()
+    other.write_text("path,text,entity\na.png,a dog's face,dog\nb.png,a sunflower,\n")
+    root = ["--root", str(tmp_path)]
+    made = runner.invoke(main, ["index", str(other), "--pairs", *root, "--backbone", "mini-clip", "--out", known])
+    assert made.exit_code == 0
+    found = runner.invoke(main, ["search", known, str(other), "--top-k", "1", "--json", *root])
+    said = [plain.parse(line.encode()) for line in found.stdout.splitlines()]
+    assert [(each["query"], each["found"][0]["entry"]) for each in said] == [("a.png", "dog"), ("b.png", "b.png")]
+    refused = runner.invoke(main, ["index", str(tmp_path), *root, "--backbone", "mini-clip", "--out", known])
+    assert "--root is where the images of --pairs are" in refused.output
     (tmp_path / "new.csv").write_text("path\na.png\n")
     refused = runner.invoke(main, ["search", known, str(tmp_path / "new.csv")])
     assert "has no pairs of an image and its text. Expected the columns path,text" in refused.output

@@ -74,18 +74,20 @@ def read_csv(
     return to_split(Path(source).stem, folder, rows, class_names, ratios, seed)
 
 
-def read_pairs(path: str | os.PathLike[str]) -> list[Item]:
+def read_pairs(path: str | os.PathLike[str], root: str | os.PathLike[str] | None = None) -> list[tuple[Item, str]]:
     """The images with their texts that a CSV file lists as `path,text[,entity]`, of all its parts, in its order.
 
-    Paths start from its folder. Raises AdaptError, naming the line, as `read_csv` does, and for what is no pair.
+    Each with what the file calls the image; paths start from `root`, by default the CSV's folder. Raises AdaptError,
+    naming the line, as `read_csv` does, and for what is no pair.
     """
-    rows = _listed(os.fspath(path), os.path.abspath(Path(path).parent), needed={"path", "text"})
+    folder = os.path.abspath(Path(path).parent if root is None else root)
+    rows = _listed(os.fspath(path), folder, needed={"path", "text"})
     for row in rows:
         if row.class_name or not (row.path and row.text):
             raise AdaptError(
                 f"CSV {os.fspath(path)!r}: {row.path or row.text!r} is no image with its text. Expected {_OF_A_PAIR}."
             )
-    return [Item(label=number, **row.of_item) for number, row in enumerate(rows)]
+    return [(Item(label=number, **row.of_item), os.path.relpath(row.path, folder)) for number, row in enumerate(rows)]
 
 
 def _listed(source: str, folder: str, needed: Collection[str] = ()) -> list[Listed]:

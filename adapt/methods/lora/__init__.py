@@ -46,7 +46,6 @@ _OWNED = {
     "use_rslora": "the scaling is alpha / sqrt(rank)",
 }
 _PUBLISHED = {"rank": 2, "alpha": 1.0, "dropout": 0.25}  # CLIP-LoRA's
-PLAIN = {"rank": 4, "alpha": 1.0, "dropout": 0.0, "input_gradient": True}  # of papers that say no more than "LoRA"
 
 
 Letter = Literal["q", "k", "v", "out", "fc1", "fc2", "gate", "up", "down"]
@@ -110,6 +109,14 @@ class LoRAConfig(MethodConfig):
     def plain(self) -> bool:
         """Whether the update is a low-rank term beside the frozen projection, and nothing else."""
         return self.tuner == "lora" and not self.options
+
+
+class PlainLoRAConfig(LoRAConfig):
+    """Of papers that say no more than "LoRA", and keep the scale that the backbone learned."""
+
+    published = {"rank": 4, "alpha": 1.0, "dropout": 0.0, "input_gradient": True}
+    logit_scale: float | None = Field(default=None, gt=0)
+    """Constant; null takes the backbone's own, as published."""
 
 
 class LoRA(Method):
