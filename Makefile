@@ -7,7 +7,8 @@ ON_EACH_CORE := -n auto --dist worksteal --durations 20
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ON_EACH_CORE)
 LOWEST := .venv-lowest
 # what reaches into every library; adapters of format 1.0 are of tiny backbones whose values newer libraries draw
-LOWEST_TESTS ?= tests/backbones tests/cli tests/data tests/formats tests/methods tests/recipes tests/test_package.py \
+LOWEST_TESTS ?= tests/backbones tests/cli tests/data tests/formats tests/methods tests/recipes \
+	tests/serving tests/test_package.py \
 	--ignore tests/formats/test_adapters_1_0.py --deselect tests/formats/test_allocation.py
 RUN := runs/quickstart-$(shell date +%Y%m%d-%H%M%S)
 

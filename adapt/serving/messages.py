@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 from fastapi import HTTPException, Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from python_multipart.exceptions import FormParserError
 from starlette.datastructures import UploadFile
 
 from adapt.models.prediction import Prediction, Wanted
@@ -128,7 +129,8 @@ class Sent:
 async def sent(request: Request, most: int) -> Sent:
     """What is in the body of a request, JSON or an upload, of at most so many images.
 
-    Raises HTTPException 415 for another type of content, 422 for what does not fit the schema.
+    Raises HTTPException 400 for a form that cannot be read, 415 for another type of content, 422 for what does not fit
+    the schema.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "application/json":
@@ -136,7 +138,10 @@ async def sent(request: Request, most: int) -> Sent:
         files = [(f"image {number}", _decoded(text, number)) for number, text in enumerate(body.images, 1)]
         found = Sent(files, Asking(**body.model_dump(exclude={"images"})))
     elif kind == "multipart/form-data":
-        found = await _uploaded(request)
+        try:
+            found = await _uploaded(request)
+        except FormParserError as error:  # which Starlette lets through before 1.8
+            raise HTTPException(400, f"the form cannot be read: {error}") from None
     else:
         raise HTTPException(415, f"the content type is {kind!r}; expected application/json or multipart/form-data")
     if not 1 <= len(found.files) <= most:

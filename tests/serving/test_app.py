@@ -23,6 +23,7 @@ from adapt.serving.adapters import ServedAdapters
 from adapt.serving.app import create_app
 
 Serve = Callable[..., TestClient]
+FORM = {"content-type": "multipart/form-data; boundary=b"}
 
 
 @pytest.fixture
@@ -247,6 +248,7 @@ def test_a_form_of_another_page_changes_nothing(serve: Serve) -> None:
         ({"content": b"{", "headers": {"content-type": "application/json"}}, 422, "the body is no JSON"),
         ({"content": b"x", "headers": {"content-type": "image/png"}}, 415, "expected application/json or multipart"),
         ({"content": b"x", "headers": {"content-type": "multipart/form-data"}}, 400, "boundary"),
+        ({"content": b"--b\r\nbad[head: x\r\n\r\nx\r\n--b--\r\n", "headers": FORM}, 400, ""),
         ({"files": {"images": b"x"}, "data": {"threshold": "2"}}, 422, "threshold"),
         ({"files": {"image": b"x"}}, 422, "the form has a file called 'image'; expected files called images"),
         (
