@@ -83,9 +83,10 @@ def load(
     """The adapted model that was saved at `path`, in evaluation mode.
 
     The backbone is built by its recorded name unless given, on the accelerator of this process where there is one, or
-    on another `device`; a given one stays where it is. `class_names` classifies among other classes. A run
-    directory stands for its adapter, `hf://user/name` or `hf://user/name@revision` for one on the hub, a folder in
-    peft's layout is a LoRA, and a compact folder (see `adapt.formats.compact`) brings its own backbone.
+    on another `device`; a given one stays where it is. `class_names` classifies among other classes. A folder with an
+    `adapter.safetensors`, such as a run's, stands for that, `hf://user/name` or `hf://user/name@revision` for one on
+    the hub; a folder in peft's layout is a LoRA, and a compact folder (see `adapt.formats.compact`) brings its own
+    backbone.
 
     Raises AdaptError where file and backbone do not fit each other, as `read_header` and `read_tensors` do, and where
     the hub has no such adapter or cannot be reached.
@@ -97,6 +98,8 @@ def load(
         return _of_file(path, backbone, class_names, fast, device)
     if (path / peft_layout.CONFIG).is_file():
         return peft_import.load(path, backbone, class_names, fast=fast, device=device)
+    if not (path / compact.TENSORS).is_file():
+        raise AdaptError(f"there is no adapter in the folder {path}: expected {NAME}, as in that of a run")
     if backbone is not None:
         raise AdaptError(f"{path} is a folder, and an adapter in a folder has its backbone there: leave backbone out")
     backbone, skipped = compact.backbone_of(path)
@@ -137,7 +140,7 @@ def backbone_key(path: str | Path) -> str | None:
 
 
 def located(path: str | Path) -> Path:
-    """Where the adapter is that `path` stands for: the file of a run directory, what a name on the hub has fetched.
+    """Where the adapter is that `path` stands for: the file in a folder such as a run's, what the hub's name fetched.
 
     A folder that brings its own backbone, or in peft's layout, is given as it is. Raises AdaptError as
     `publishing.fetch` does.
@@ -145,7 +148,9 @@ def located(path: str | Path) -> Path:
     if hub.is_name(path):
         return publishing.fetch(path)
     path = Path(path)
-    return path / NAME if (path / "recipe.yaml").is_file() else path
+    whole = any((path / name).is_file() for name in (compact.TENSORS, peft_layout.CONFIG))
+    holds = (path / "recipe.yaml").is_file() or (not whole and (path / NAME).is_file())
+    return path / NAME if holds else path
 
 
 def _of_file(

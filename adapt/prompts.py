@@ -40,7 +40,9 @@ def check_class_names(class_names: Sequence[str]) -> tuple[str, ...]:
     if isinstance(class_names, str) or not names:
         raise AdaptError(f"class_names is {class_names!r}; expected a list of at least one name")
     for name in names:
-        if not isinstance(name, str) or not name.strip():
+        if not isinstance(name, str):
+            raise AdaptError(f"class name {name!r} is no text; every class needs a name to read")
+        if not name.strip():
             raise AdaptError(f"class name {name!r} is empty; every class needs a name to read")
         if len(name) > plain.TEXT:
             raise AdaptError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import logging
 import os
@@ -77,6 +78,11 @@ class _Commands(click.Group):
             return super().main(*args, **kwargs)
         except AdaptError as error:
             click.echo(f"Error: {shown(error)}", err=True)
+            sys.exit(2)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            click.echo("Error: what should be written does not fit: there is no room left where it goes", err=True)
             sys.exit(2)
 
 

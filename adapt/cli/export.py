@@ -30,7 +30,7 @@ _FORMS = ("onnx", "torch", "openvino", "html")
     type=click.Path(path_type=Path),
     help="Of --to html: the unpacked npm package onnxruntime-web, which goes into the page and runs the model there.",
 )
-@click.option("--classes", type=click.Path(path_type=Path), help="A text file with other class names, one a line.")
+@common.classes
 @click.option("--data", help="Labelled images on which the accuracy of --to is measured, as of `adapt eval`.")
 @common.root
 @common.names
@@ -43,7 +43,7 @@ def export(
     out: Path,
     int8: bool,
     runtime: Path | None,
-    classes: Path | None,
+    classes: str | None,
     data: str | None,
     root: str | None,
     names: str | None,
@@ -75,13 +75,10 @@ def export(
     check_free(out)
     with quiet_libraries():
         from adapt.data.readers import load as load_data
-        from adapt.data.readers.lines import read_lines
         from adapt.loading import load
 
         items = getattr(load_data(data, root, names), part) if data else ()
-        model = load(
-            adapter, common.given_backbone(backbone, "cpu"), read_lines(classes) if classes else None, device="cpu"
-        )
+        model = load(adapter, common.given_backbone(backbone, "cpu"), common.class_names(classes), device="cpu")
         if to is None:
             _compact(model, out)
             return

@@ -134,8 +134,7 @@ def merge(adapter: Path, folder: Path, backbone: str | None) -> None:
 @click.option("--backbone", help="The backbone that SOURCE was trained on; published files do not name it.")
 @click.option(
     "--classes",
-    type=click.Path(path_type=Path),
-    help="A text file with one class name a line, in the order of training.",
+    help="The class names in the order of training: separated by commas, or a text file with one a line.",
 )
 @click.option("--method", help="The method of a published checkpoint. [default: coop]")
 @click.option(
@@ -150,7 +149,7 @@ def convert(
     target: Path,
     target_form: str,
     backbone: str | None,
-    classes: Path | None,
+    classes: str | None,
     method: str | None,
     settings: tuple[str, ...],
 ) -> None:
@@ -188,11 +187,10 @@ def convert(
 
 
 def _imported(
-    source: Path, backbone: str | None, classes: Path | None, method: str | None, settings: tuple[str, ...]
+    source: Path, backbone: str | None, classes: str | None, method: str | None, settings: tuple[str, ...]
 ) -> Model:
     from adapt import methods
     from adapt.backbones.load import load_backbone
-    from adapt.data.readers.lines import read_lines
     from adapt.formats import checkpoints as convert
     from adapt.formats import peft_import
     from adapt.recipe.file import set_key
@@ -200,12 +198,12 @@ def _imported(
     if source.is_dir():
         if method or settings:
             raise AdaptError(f"{source} is in peft's layout, which tells its settings: leave out --method and --set")
-        given_names = None if classes is None else read_lines(classes)
+        given_names = common.class_names(classes)
         return peft_import.load(source, common.given_backbone(backbone, "cpu"), given_names, device="cpu")
     speaks = method is not None and methods.find(method).serves == ("vision LLM",)
     if backbone is None or (classes is None and not speaks):
         raise AdaptError(f"{source} names neither backbone nor classes: give --backbone and --classes FILE")
-    names = [] if classes is None else read_lines(classes)
+    names = common.class_names(classes) or []
     given: dict[str, Any] = {}
     for setting in settings:
         set_key(given, setting)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from adapt.devices import AUTO
 from adapt.errors import AdaptError
+from adapt.shown import unseen
 
 if TYPE_CHECKING:
     from adapt.recipe import Recipe
@@ -53,6 +55,7 @@ _ROOT = "The folder of the published sets' folders, or of the paths inside a .cs
 data = click.option("--data", required=True, help=_DATA)
 root = click.option("--root", help=_ROOT)
 names = click.option("--names", help="A file with readable names for the data's classes: .csv (class,name) or .json.")
+classes = click.option("--classes", help="Other class names: separated by commas, or a text file with one a line.")
 part = click.option(
     "--part", type=click.Choice(PARTS), default="test", show_default=True, help="Which images of the data."
 )
@@ -119,6 +122,29 @@ def read(recipe: str, overrides: tuple[str, ...], options: Options, protocol: st
     if data is not None:
         _check_agreement("data", "data.source", data, overrides)
     return read_recipe(recipe, changes, data, protocol)
+
+
+def class_names(given: str | None) -> list[str] | None:
+    """The names that --classes gives, in a file or separated by commas."""
+    from adapt.data.readers.lines import read_lines
+
+    if given is None:
+        return None
+    of_file = _is_file(given)
+    if not of_file and given.endswith(".txt"):  # no class is called so: every image would be one of it
+        raise AdaptError(f"--classes: there is no file {given!r}; give one, or names such as cat,dog")
+    lines = read_lines(Path(given)) if of_file else given.split(",")
+    names = [line.strip() for line in lines if line.strip()]
+    for name in filter(unseen, names):
+        raise AdaptError(f"--classes has {name!r}, with a control character: take it out")
+    return names
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).is_file()
+    except OSError:  # too long for a file's name: a list of classes
+        return False
 
 
 def as_words(options: Options) -> list[str]:

@@ -15,9 +15,8 @@ from adapt.cli import options as common
 from adapt.cli.predictions import Columns, writer
 from adapt.data.readers.csv_file import read_paths
 from adapt.data.readers.folder import IMAGE_SUFFIXES, images_in
-from adapt.data.readers.lines import read_lines
 from adapt.errors import AdaptError
-from adapt.shown import first_of, unseen
+from adapt.shown import first_of
 
 if TYPE_CHECKING:
     from adapt.models.explanation import Explanation
@@ -43,7 +42,7 @@ class ImageFile(NamedTuple):
     help="Call an image none where no class is as probable. Where it may have several classes, those that are as "
     "probable are said.  [default for these: 0.5]",
 )
-@click.option("--classes", help="Other class names: separated by commas, or a text file with one a line.")
+@common.classes
 @click.option("--question", help="What is asked about the images, of an adapter that answers questions.")
 @click.option("--explain", is_flag=True, help="Say which descriptors of a class decided, of an adapter that has some.")
 @click.option(
@@ -114,7 +113,7 @@ def predict(
         adapters = _adapters(adapter, images, explain, as_csv)
         files = list(image_files(images[len(adapters) - 1 :]))
         asked = {"top_k": top_k, "threshold": threshold}
-        answers = _by_adapters(adapters, _class_names(classes), question, backbone, device, asked, explain)
+        answers = _by_adapters(adapters, common.class_names(classes), question, backbone, device, asked, explain)
     write = writer([*map(hub.spelled, adapters)], as_json, as_csv, explain, threshold is not None)
     with quiet_libraries():
         for number, found in enumerate(answers(readable_images(files, readable))):
@@ -245,23 +244,6 @@ def image_files(images: Sequence[Path]) -> Iterator[ImageFile]:
             yield from (ImageFile(Path(each), each) for each in found)
         else:
             yield ImageFile(path, str(path))
-
-
-def _class_names(classes: str | None) -> list[str] | None:
-    if classes is None:
-        return None
-    lines = read_lines(Path(classes)) if _is_file(classes) else classes.split(",")
-    names = [line.strip() for line in lines if line.strip()]
-    for name in filter(unseen, names):
-        raise AdaptError(f"--classes has {name!r}, with a control character: take it out")
-    return names
-
-
-def _is_file(text: str) -> bool:
-    try:
-        return Path(text).is_file()
-    except OSError:  # too long for a file's name: a list of classes
-        return False
 
 
 def readable_images(files: list[ImageFile], read: list[ImageFile]) -> Iterator[Any]:

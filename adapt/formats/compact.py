@@ -127,7 +127,7 @@ def backbone_of(folder: Path) -> tuple[Backbone, frozenset[str]]:
 def _record(folder: Path) -> _Record:
     path = folder / COMPACT
     if not path.is_file():
-        raise AdaptError(f"there is no adapter at {folder}: a folder, but not one of `adapt export --compact`")
+        raise AdaptError(f"{folder} is damaged: {COMPACT} is missing. Export the folder again")
     try:
         record = _Record.model_validate_json(plain.dump(plain.parse(path.read_bytes())))
     except ValidationError as error:

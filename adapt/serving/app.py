@@ -197,6 +197,7 @@ def _add_adapters(app: FastAPI, adapters: ServedAdapters) -> None:
 
 
 def _add_watching(app: FastAPI, adapters: ServedAdapters, metrics: Counted, batcher: Batcher) -> None:
+    @app.head("/healthz", include_in_schema=False)
     @app.get("/healthz", responses={400: {"model": Problem}})
     async def health() -> Health:
         """Whether the server answers."""

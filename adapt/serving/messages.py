@@ -130,8 +130,10 @@ async def sent(request: Request, most: int) -> Sent:
     """What is in the body of a request, JSON or an upload, of at most so many images.
 
     Raises HTTPException 400 for a form that cannot be read, 415 for another type of content, 422 for what does not fit
-    the schema.
+    the schema or stands in the address.
     """
+    for name in request.query_params:
+        raise HTTPException(422, f"the address has {name!r}: send it in the form, or in the JSON, beside the images")
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "application/json":
         body = _checked(ImagesInJson, _json(await request.body()))

@@ -7,8 +7,10 @@ from typing import Any
 
 from fastapi import HTTPException
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 
+_LEFT = 499  # nginx's status for a client that did not wait, for the metrics alone
 # an image may be shown that the page itself made; all else is the server's own
 _HEADERS = [(b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer")]
 
@@ -61,6 +63,8 @@ class Around:
                 await answer(scope, receive, sending)
             else:
                 await self.app(scope, receiving, sending)
+        except ClientDisconnect:  # while its body was read: nobody is there to be told
+            status = _LEFT
         finally:
             path = getattr(scope.get("route"), "path", "other")  # not as it was sent: that may be anything
             self.metrics.requests.labels(path, status).inc()

@@ -35,7 +35,7 @@ def test_a_compact_folder_stands_for_its_adapter(run, model_folder: Path, photos
 def test_export_refusals(run, refused, adapter: Path, tmp_path: Path) -> None:
     refused(run("export", adapter, "--out", tmp_path / "light"), "give one of --compact and --to")
     refused(run("export", adapter, "--compact", "--out", tmp_path / "light"), "this coop skips no block")
-    refused(run("predict", tmp_path, "photo.png"), "there is no adapter at", "not one of `adapt export --compact`")
+    refused(run("predict", tmp_path, "photo.png"), "there is no adapter in the folder", "expected adapter.safetensors")
     assert not (tmp_path / "light").exists()
 
 
@@ -66,6 +66,8 @@ def test_other_class_names(run, adapter: Path, tmp_path: Path) -> None:
     result = run("export", adapter, "--to", "torch", "--out", tmp_path / "out", "--classes", tmp_path / "names.txt")
     assert (result.exit_code, result.stderr) == (0, "")
     assert json.loads((tmp_path / "out" / "export.json").read_text())["class_names"] == ["cup", "pen"]
+    result = run("export", adapter, "--to", "torch", "--out", tmp_path / "again", "--classes", "cup, pen")
+    assert json.loads((tmp_path / "again" / "export.json").read_text())["class_names"] == ["cup", "pen"]
 
 
 def test_refusals_of_models_by_themselves(run, refused, adapter: Path, model_folder: Path, tmp_path: Path) -> None:

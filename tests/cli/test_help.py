@@ -75,3 +75,13 @@ def test_wrong_usage_exits_with_2(run, arguments: list[str]) -> None:
     result = run(*arguments)
     assert result.exit_code == 2
     assert result.stderr.startswith("Usage: ")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_no_room_for_what_is_said() -> None:
+    with open("/dev/full", "w") as full:
+        result = subprocess.run(
+            [sys.executable, "-m", "adapt", "methods"], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert result.returncode == 2
+    assert result.stderr == "Error: what should be written does not fit: there is no room left where it goes\n"

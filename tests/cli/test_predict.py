@@ -16,6 +16,12 @@ from adapt.cells import unguarded
 from adapt.formats import tensor_file
 
 
+def test_a_file_of_classes_that_is_not_there(run, refused, adapter: Path, photos: Path) -> None:
+    refused(
+        run("predict", adapter, photos / "test/sky/0.png", "--classes", "nmaes.txt"), "there is no file 'nmaes.txt'"
+    )
+
+
 def test_lines(run, adapter: Path, photos: Path) -> None:
     image = photos / "test/sky/0.png"
     result = run("predict", adapter, image, "--top-k", 2)

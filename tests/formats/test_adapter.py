@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import resource
+import shutil
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,7 +21,7 @@ from safetensors import safe_open
 
 import adapt
 from adapt import AdaptedModel, AdaptError, Backbone
-from adapt.formats import tensor_file
+from adapt.formats import compact, tensor_file
 from adapt.formats.adapter import load_tensors, read_tensors
 from adapt.formats.header import FORMAT, read_header
 
@@ -85,6 +86,15 @@ def test_saving_and_loading_leave_the_random_state_alone(model: AdaptedModel, tm
     drawn = torch.rand(3)
     torch.manual_seed(5)
     assert torch.equal(drawn, torch.rand(3))
+
+
+def test_a_folder_that_holds_it_is_enough(saved: Path, open_clip: Backbone, tmp_path: Path) -> None:
+    folder = tmp_path / "handed over"
+    folder.mkdir()
+    shutil.copy(saved, folder / "adapter.safetensors")
+    assert adapt.load(folder, open_clip).method.name == adapt.load(saved, open_clip).method.name
+    with pytest.raises(AdaptError, match=r"no adapter in the folder .*: expected adapter\.safetensors"):
+        adapt.load(tmp_path / "handed over" / "..")
 
 
 def test_other_class_names(saved: Path, open_clip: Backbone, model: AdaptedModel, images: torch.Tensor) -> None:
@@ -258,8 +268,10 @@ def test_a_run_directory_stands_for_its_adapter(model: AdaptedModel, tmp_path: P
 
 
 def test_a_folder_has_its_own_backbone(open_clip: Backbone, tmp_path: Path) -> None:
+    refused(tmp_path, open_clip, "there is no adapter in the folder")
+    (tmp_path / compact.TENSORS).touch()
     refused(tmp_path, open_clip, "an adapter in a folder has its backbone there: leave backbone out")
-    refused(tmp_path, None, "compact")
+    refused(tmp_path, None, r"damaged: compact\.json is missing")
 
 
 @pytest.mark.parametrize("fast", [True, False])

@@ -37,6 +37,7 @@ def model(open_clip: Backbone) -> AdaptedModel:
         ([], "expected a list of at least one name"),
         ("dog", "expected a list of at least one name"),
         (["dog", " "], "class name ' ' is empty"),
+        (["dog", 1], "class name 1 is no text"),
         (["dog", "cat", "dog"], "class name 'dog' appears"),
     ],
 )

@@ -289,6 +289,33 @@ def test_a_body_that_is_too_large_is_not_read(
     assert b"larger than 2,000 bytes" in sent[1]["body"]
 
 
+def test_a_client_that_leaves_while_it_sends_is_no_failure(serve: Serve, images: list[bytes]) -> None:
+    client, parts = serve(), [b'{"images"']
+
+    async def receive() -> Any:
+        return (
+            {"type": "http.request", "body": parts.pop(), "more_body": True} if parts else {"type": "http.disconnect"}
+        )
+
+    async def send(message: Any) -> None:
+        raise AssertionError(f"nobody is there to be told {message}")
+
+    headers = [(b"host", b"testserver"), (b"content-type", b"application/json")]
+    asked = {"type": "http", "http_version": "1.1", "method": "POST", "path": "/predict", "raw_path": b"/predict"}
+    asyncio.run(client.app(asked | {"query_string": b"", "headers": headers}, receive, send))
+    told = client.get("/metrics").text
+    assert 'adapt_requests_total{path="/predict",status="499"} 1.0' in told
+
+
+def test_what_watches_asks_by_head_too(serve: Serve) -> None:
+    assert serve().head("/healthz").status_code == 200
+
+
+def test_an_address_says_nothing_of_images(serve: Serve, images: list[bytes]) -> None:
+    answer = serve().post("/predict?top_k=1", files={"images": images[0]})
+    assert (answer.status_code, answer.json()["detail"][:31]) == (422, "the address has 'top_k': send i")
+
+
 def test_a_model_that_takes_too_long(serve: Serve, images: list[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
     """504 for who waits too long, 503 at once for one too many, and the next are answered."""
     client, begun, go = serve(seconds=2.0, requests=1), threading.Event(), threading.Event()
