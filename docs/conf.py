@@ -12,6 +12,12 @@ default_role = "code"  # docstrings write `name`
 smartquotes = False  # or else --option becomes a dash
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
-autodoc_mock_imports = ["fastapi", "prometheus_client", "starlette"]  # of an extra that the site does not need
+autodoc_mock_imports = [
+    "fastapi",
+    "prometheus_client",
+    "python_multipart",
+    "starlette",
+    "threadpoolctl",
+]  # of an extra that the site does not need
 myst_heading_anchors = 3
 nitpick_ignore_regex = [("py:.*", ".*")]  # types of torch and of private modules are named in signatures, and not here

@@ -26,7 +26,7 @@ _adapter = click.option(
     "--adapter", type=click.Path(path_type=Path), help="Encode under this adapter.  [default: the backbone by itself]"
 )
 _root = click.option(
-    "--root", type=click.Path(path_type=Path), help="Where the images of a .csv are.  [default: beside it]"
+    "--root", type=click.Path(path_type=Path), help="Where the images of a .csv of pairs are.  [default: beside it]"
 )
 
 
@@ -61,17 +61,17 @@ def index(
     if root is not None and not of_pairs:
         raise AdaptError("--root is where the images of --pairs are: leave it out, or give --pairs")
     pairs = read_pairs(source, root) if of_pairs else []
-    entries, kind = ([], "pairs") if of_pairs else _entries(source)
+    entries: Sequence[Any]
+    entries, kind = ([item for item, _ in pairs], "pairs") if of_pairs else _entries(source)
     with quiet_libraries():
         from adapt.retrieval.index import index_images, index_pairs, index_texts
 
         model = _model(backbone, adapter, device)
+        make: Any = {"texts": index_texts, "images": index_images, "pairs": index_pairs}[kind]
         with counting_bar("encoding", True) as bar:
-            if of_pairs:
-                names = [item.entity or called for item, called in pairs]
-                made = index_pairs(model, [item for item, _ in pairs], bar, names)
-            else:
-                made = (index_texts if kind == "texts" else index_images)(model, entries, bar)
+            made = make(model, entries, bar)
+    if of_pairs:
+        made = replace(made, entries=tuple(item.entity or path for item, path in pairs))
     made.save(out)
     click.echo(f"{out}  {len(made):,} {made.header.kind}, {out.stat().st_size / 1024:,.1f} KB")
 
@@ -113,6 +113,8 @@ def search(
     with quiet_libraries():
         from adapt.retrieval.index import load_index
 
+        if root is not None and not any(map(_lists_pairs, queries)):
+            raise AdaptError("--root is where the images of a .csv of pairs are, and no query is one: leave it out")
         found = load_index(index)
         model = _model(backbone or (None if adapter else found.header.backbone), adapter, device)
         found.check(model)
@@ -168,7 +170,7 @@ def _encoded(model: AdaptedModel, query: str, root: Path | None) -> Index:
         raise AdaptError("a query is empty: give a text, or an image file")
     if _lists_pairs(query):
         pairs = read_pairs(query, root)
-        return index_pairs(model, [item for item, _ in pairs], names=[called for _, called in pairs])
+        return replace(index_pairs(model, [item for item, _ in pairs]), entries=tuple(path for _, path in pairs))
     of_image = query.lower().endswith(IMAGE_SUFFIXES)
     return (index_images if of_image else index_texts)(model, [query])
 

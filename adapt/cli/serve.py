@@ -79,8 +79,9 @@ def serve(
     with listening, quiet_libraries():
         from adapt.serving.adapters import ServedAdapters
         from adapt.serving.app import Limits, create_app
+        from adapt.serving.threads import apart
 
-        given = common.given_backbone(backbone, device)
+        given = apart(common.given_backbone, backbone, device)
         served = ServedAdapters(adapters, folder, given, device, max_adapters)
         limits = Limits(int(max_mib * 2**20), max_images, max_requests, timeout)
         app = create_app(served, limits, (*_HERE, host) if host in _HERE else ("*",))

@@ -148,17 +148,14 @@ def index_images(
 
 
 def index_pairs(
-    model: AdaptedModel,
-    items: Sequence[Item],
-    progress: Callable[[int, int], None] | None = None,
-    names: Sequence[str] | None = None,
+    model: AdaptedModel, items: Sequence[Item], progress: Callable[[int, int], None] | None = None
 ) -> Index:
     """An index of pairs, each image with its text one entry, as `model` encodes and pools them (`Method.pool`).
 
-    They are called by `names`; where these are left out by their entities, or else paths. AdaptError for none, or what
-    is no pair, and as for images and texts.
+    They are called by their entities, or else paths. AdaptError for none, or what is no pair, and as for images and
+    texts.
     """
-    entries = [item.entity or item.path for item in items] if names is None else names
+    entries = [item.entity or item.path for item in items]
     _check(entries, "pair")
     _check_prompts(model)
     if other := next((item for item in items if not item.is_pair), None):

@@ -109,21 +109,23 @@ def _add_predict(
     batcher: Batcher,
     readers: ThreadPoolExecutor,
 ) -> None:
-    def read(request: Sent, together: SideBySide) -> Future[Answered]:
-        """Decodes the images and has them answered: straight to the batcher, which need not wait for the loop."""
-        pixels = [together.pixels(open_image(content, name=name)) for name, content in request.files]
-        return batcher.ask(Asked(together, request.wanted, pixels))
+    def read(given: Sent, together: SideBySide, answer: Future[Answered]) -> None:
+        """Decodes the images and hands them to the batcher, which need not wait for the loop."""
+        pixels = [together.pixels(open_image(content, name=name)) for name, content in given.files]
+        batcher.ask(Asked(together, given.wanted, pixels, answer))
 
     async def results(request: Request) -> Any:
-        asked, now = await sent(request, limits.images), adapters.now
-        names = asked.asking.adapters or [now.default]
-        together = now.together(names)
-        rows = await asyncio.wrap_future(
-            await asyncio.get_running_loop().run_in_executor(readers, read, asked, together)
-        )
+        given, now = await sent(request, limits.images), adapters.now
+        names = given.asking.adapters or [now.default]
+        together, answer = now.together(names), Future[Answered]()
+        try:
+            await asyncio.get_running_loop().run_in_executor(readers, read, given, together, answer)
+            rows = await asyncio.wrap_future(answer)
+        finally:
+            answer.cancel()  # nothing, once it is there; else nobody waits for it any longer
         for name in names:
             metrics.images.labels(name).inc(len(rows))
-        return answers(asked.files, names, rows)
+        return answers(given.files, names, rows)
 
     taken = asyncio.Semaphore(limits.requests)
     described: dict[str, Any] = {"response_model": ImagesAnswered, "responses": _PROBLEMS}

@@ -49,7 +49,7 @@ class Batcher:
         return len(self._queue)
 
     def ask(self, asked: Asked) -> Future[Answered]:
-        """Queues a request. Raises RuntimeError once it is closed."""
+        """Queues a request, whose `answer` it gives back. Raises RuntimeError once it is closed."""
         with self._changed:
             if self._closed:
                 raise RuntimeError("the batcher is closed")

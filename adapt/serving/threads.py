@@ -7,8 +7,9 @@ sleeps is woken by each operation anew. A pass of one small image took a fifth l
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import ParamSpec, TypeVar
 
 import torch
@@ -25,6 +26,17 @@ def without_team() -> None:
 
 
 def apart(compute: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """What `compute` gives, in a thread that ends with it, and its team with it."""
-    with ThreadPoolExecutor(1, "adapt-apart") as thread:
-        return thread.submit(compute, *args, **kwargs).result()
+    """What `compute` gives, or raises, in a thread that ends with it, and its team with it."""
+    given: Future[T] = Future()
+
+    def told() -> None:
+        try:
+            given.set_result(compute(*args, **kwargs))
+        except BaseException as error:  # noqa: BLE001  # it is raised where it is waited for
+            given.set_exception(error)
+
+    thread = threading.Thread(target=told, name="adapt-apart", daemon=True)  # Ctrl-C does not wait for it
+    thread.start()
+    result = given.result()
+    thread.join()
+    return result

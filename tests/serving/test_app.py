@@ -19,6 +19,7 @@ from adapt import AdaptedModel
 from adapt.data import Split
 from adapt.models.many import SideBySide
 from adapt.models.prediction import Prediction
+from adapt.serving import app
 from adapt.serving.adapters import ServedAdapters
 from adapt.serving.app import create_app
 
@@ -144,7 +145,7 @@ def test_adapters_are_listed_loaded_switched_and_unloaded(serve: Serve, served: 
         ("POST", "/adapters", {"path": "none.safetensors"}, 404, "there is no adapter 'none.safetensors'"),
         ("POST", "/adapters", {"path": "coop.safetensors"}, 422, "two adapters are called coop"),
         ("POST", "/adapters", {"path": "tda.safetensors", "name": "a/b"}, 422, "cannot be called 'a/b'"),
-        ("POST", "/adapters", {"path": "."}, 422, "a folder"),
+        ("POST", "/adapters", {"path": "."}, 422, "there is no adapter in the folder"),
         ("POST", "/adapters", {"name": "a"}, 422, "body.path: Field required"),
         ("PUT", "/adapters/default", {"name": "copo"}, 404, "did you mean 'coop'"),
         ("DELETE", "/adapters/copo", None, 404, "no adapter 'copo' is loaded"),
@@ -338,6 +339,28 @@ def test_a_model_that_takes_too_long(serve: Serve, images: list[bytes], monkeypa
         )
     go.set()
     assert upload(client, images[:1]).status_code == 200
+
+
+def test_what_was_given_up_while_it_was_read_is_not_computed(
+    serve: Serve, images: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, go, passes = serve(seconds=0.5), threading.Event(), list[int]()
+    open_image, predictions = app.open_image, SideBySide.predictions
+
+    def slow(*asked: Any, **how: Any) -> Any:
+        assert go.wait(30)
+        return open_image(*asked, **how)
+
+    def counted(together: Any, pixels: Any, wanted: Any) -> Any:
+        passes.append(len(pixels))
+        return predictions(together, pixels, wanted)
+
+    monkeypatch.setattr(app, "open_image", slow)
+    monkeypatch.setattr(SideBySide, "predictions", counted)
+    assert upload(client, images[:3]).status_code == 504
+    go.set()
+    assert upload(client, images[:1]).status_code == 200
+    assert passes == [1]
 
 
 def test_a_failure_of_the_model_is_told_and_the_next_is_answered(

@@ -212,6 +212,8 @@ def test_records_are_searched_by_a_csv(tmp_path: Path) -> None:
     assert [(each["query"], each["found"][0]["entry"]) for each in said] == [("a.png", "dog"), ("b.png", "b.png")]
     refused = runner.invoke(main, ["index", str(tmp_path), *root, "--backbone", "mini-clip", "--out", known])
     assert "--root is where the images of --pairs are" in refused.output
+    refused = runner.invoke(main, ["search", known, "a dog", *root])
+    assert "--root is where the images of a .csv of pairs are, and no query is one" in refused.output
     (tmp_path / "new.csv").write_text("path\na.png\n")
     refused = runner.invoke(main, ["search", known, str(tmp_path / "new.csv")])
     assert "has no pairs of an image and its text. Expected the columns path,text" in refused.output

@@ -77,7 +77,7 @@ def read_csv(
 def read_pairs(path: str | os.PathLike[str], root: str | os.PathLike[str] | None = None) -> list[tuple[Item, str]]:
     """The images with their texts that a CSV file lists as `path,text[,entity]`, of all its parts, in its order.
 
-    Each with what the file calls the image; paths start from `root`, by default the CSV's folder. Raises AdaptError,
+    Each with the image's path from `root`, where paths start, by default the CSV's folder. Raises AdaptError,
     naming the line, as `read_csv` does, and for what is no pair.
     """
     folder = os.path.abspath(Path(path).parent if root is None else root)

@@ -116,7 +116,7 @@ class PlainLoRAConfig(LoRAConfig):
 
     published = {"rank": 4, "alpha": 1.0, "dropout": 0.0, "input_gradient": True}
     logit_scale: float | None = Field(default=None, gt=0)
-    """Constant; null takes the backbone's own, as published."""
+    """Constant; null takes the backbone's own."""
 
 
 class LoRA(Method):
