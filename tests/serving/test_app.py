@@ -344,7 +344,7 @@ def test_a_model_that_takes_too_long(serve: Serve, images: list[bytes], monkeypa
 def test_what_was_given_up_while_it_was_read_is_not_computed(
     serve: Serve, images: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    client, go, passes = serve(seconds=0.5), threading.Event(), list[int]()
+    client, go, passes = serve(seconds=2.0), threading.Event(), list[int]()
     open_image, predictions = app.open_image, SideBySide.predictions
 
     def slow(*asked: Any, **how: Any) -> Any:
