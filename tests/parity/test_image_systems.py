@@ -72,7 +72,11 @@ def test_vl2v(name: str, prefix: str, library: str) -> None:
         assert relative(trained[key].grad, expected[f"grad.{prefix}{key}"]) < GRADIENT_TOLERANCE, key
     optimizer.step()
     for key in gradients:
-        assert scaled(trained[key], expected[f"after.{prefix}{key}"]) < TOLERANCE, key
+        # Adam's first step goes by the sign: where a gradient is zero but for rounding, as of keys' biases, anywhere
+        told = expected[f"grad.{prefix}{key}"].abs() > 1e-6
+        off = (trained[key] - expected[f"after.{prefix}{key}"])[told].abs()
+        assert told.float().mean() > 0.5, key
+        assert off.max() < TOLERANCE, key
 
 
 def test_modx() -> None:
