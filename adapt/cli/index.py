@@ -110,15 +110,16 @@ def search(
     """
     from adapt.cli.quiet import quiet_libraries
 
+    of_pairs = any(map(_lists_pairs, queries))
+    if root is not None and not of_pairs:
+        raise AdaptError("--root is where the images of a .csv of pairs are, and no query is one: leave it out")
     with quiet_libraries():
         from adapt.retrieval.index import load_index
 
-        if root is not None and not any(map(_lists_pairs, queries)):
-            raise AdaptError("--root is where the images of a .csv of pairs are, and no query is one: leave it out")
         found = load_index(index)
         model = _model(backbone or (None if adapter else found.header.backbone), adapter, device)
         found.check(model)
-        if found.header.kind != "pairs" and any(_lists_pairs(query) for query in queries):
+        if of_pairs and found.header.kind != "pairs":
             raise AdaptError(
                 f"{index} is an index of {found.header.kind}: pairs of a .csv ask one of `adapt index --pairs`"
             )

@@ -102,11 +102,11 @@ def train(
     if keep_flops is not None:
         overrides = _keeping(keep_flops, common.read(recipe, overrides, options), overrides)
     chosen = common.read(recipe, overrides, options)
-    if not (seeds or sweeps) and (engine != "local" or address is not None):
-        raise AdaptError("--engine and --address say where several runs go: give --seeds or --sweep, or leave them out")
     if seeds or sweeps:
         run(_many(chosen, seeds, sweeps), _of_many(out, resume, plot, processes, options), jobs, engine, address, track)
         return
+    if engine != "local" or address is not None:
+        raise AdaptError("--engine and --address say where several runs go: give --seeds or --sweep, or leave them out")
     if processes > 1 and not is_launched():
         raise SystemExit(launching.launched(processes, chosen.device))
     with quiet_libraries():

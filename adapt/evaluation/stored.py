@@ -21,7 +21,7 @@ class _Stored(BaseModel):
 class _Scores(_Stored):
     accuracy: float = _SHARE
     mean_class_accuracy: float = _SHARE
-    calibration_error: float = Field(default=0.0, ge=0, le=1)  # left out where there are cosines
+    calibration_error: float = Field(default=0.0, ge=0, le=1)  # a file of cosines has none
     images: int = Field(ge=1)
     by_class: dict[str, float] = {}
 

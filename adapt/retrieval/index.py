@@ -81,14 +81,18 @@ class Index:
                 f"{model.backbone.describe()} is not the same, or prepares its inputs otherwise{stands_for}: load that "
                 "one, or make the index again by `adapt index`"
             )
-        if self.header.adapter != identity_of(model):
-            asked = f"under {model.method.name}" if model.method.touches else "by the backbone alone"
-            made, advice = (
-                (f"under {'another' if model.method.touches else 'an'} adapter", "give the one of the index")
-                if self.header.adapter
-                else ("by the backbone alone", "leave the adapter out, or make the index under it")
+        adapter, under = identity_of(model), f"under {model.method.name}"
+        if adapter == self.header.adapter:
+            return
+        if not self.header.adapter:
+            raise AdaptError(
+                f"the index was made by the backbone alone, and the question comes {under}: leave the adapter out, or "
+                "make the index under it"
             )
-            raise AdaptError(f"the index was made {made}, and the question comes {asked}: {advice}")
+        made, asked = ("another", under) if adapter else ("an", "by the backbone alone")
+        raise AdaptError(
+            f"the index was made under {made} adapter, and the question comes {asked}: give the one of the index"
+        )
 
     def _lies_in(self, space: Space) -> bool:
         return (self.header.fingerprint, self.header.reading) == (space.fingerprint, space.reading)

@@ -74,9 +74,10 @@ def test_vl2v(name: str, prefix: str, library: str) -> None:
     for key in gradients:
         # Adam's first step goes by the sign: where a gradient is zero but for rounding, as of keys' biases, anywhere
         told = expected[f"grad.{prefix}{key}"].abs() > 1e-6
-        off = (trained[key] - expected[f"after.{prefix}{key}"])[told].abs()
+        off = (trained[key] - expected[f"after.{prefix}{key}"]).abs()
         assert told.float().mean() > 0.5, key
-        assert off.max() < TOLERANCE, key
+        assert off[told].max() < TOLERANCE, key
+        assert off.max() < 2 * 5e-5 + TOLERANCE, key  # there a step forth, and not back, at the most
 
 
 def test_modx() -> None:
