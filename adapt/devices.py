@@ -132,3 +132,18 @@ def keeping_rng(device: torch.device, seed: int | None = None) -> Iterator[None]
         yield
     finally:
         set_rng_states(states, device)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Inside, torch and the solvers of scikit-learn compute on one processor."""
+    import torch
+    from threadpoolctl import threadpool_limits
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with threadpool_limits(1):
+            yield
+    finally:
+        torch.set_num_threads(threads)

@@ -1,4 +1,4 @@
-"""`Classifier`: a recipe's training behind the interface of scikit-learn, an extra that nothing else here needs."""
+"""`Classifier`: a recipe's training behind the interface of scikit-learn."""
 
 from __future__ import annotations
 
@@ -12,26 +12,20 @@ from tempfile import TemporaryDirectory
 from typing import Any, Self
 
 import numpy as np
+from sklearn.base import BaseEstimator, ClassifierMixin
 
 from adapt import methods
 from adapt.backbones.base import Backbone
 from adapt.backbones.load import load_backbone
-from adapt.choosing.candidates import settled
+from adapt.choosing.candidates import encoded_once
 from adapt.data.check import without_broken
 from adapt.data.decoding.images import open_image
 from adapt.data.split import Item, Split
 from adapt.devices import AUTO
-from adapt.errors import AdaptError, missing
+from adapt.errors import AdaptError
 from adapt.recipe import Recipe, read_recipe
 from adapt.shown import brief
 from adapt.training.run_recipe import build, learn, with_validation
-
-try:
-    from sklearn.base import BaseEstimator, ClassifierMixin
-
-    _installed = True
-except ModuleNotFoundError:  # the class can be looked at, and says so when one is made
-    BaseEstimator, ClassifierMixin, _installed = type("BaseEstimator", (), {}), type("ClassifierMixin", (), {}), False
 
 _DATA = "the images of fit"  # what a recipe names as its data; no set is called so
 
@@ -51,12 +45,11 @@ class Classifier(ClassifierMixin, BaseEstimator):
     `{"train.lr": 0.01}`, also in a grid search. `random_state` is the seed, by default the recipe's.
 
     `X` is a list or array of images as `predict` takes them (paths, PIL images, arrays, ...), `y` their labels of any
-    type. All images serve unless `overrides` has `data.shots`; a method that chooses something on validation images
-    gets a fifth of each class's for it.
+    type. All images serve unless `overrides` has `data.shots`; a method without steps chooses its settings on them by
+    cross-validation, and one with steps that has something to choose gets a fifth of each class's for it.
 
     Fitted, it has `classes_` `(n_classes,)`, sorted, `model_`, which also saves an adapter, and `metrics_`. Raises
-    AdaptError where scikit-learn is not installed, for an unreadable image, and as the recipe's training does;
-    ValueError for labels that are none.
+    AdaptError for an unreadable image, and as the recipe's training does; ValueError for labels that are none.
     """
 
     def __init__(
@@ -69,8 +62,6 @@ class Classifier(ClassifierMixin, BaseEstimator):
         device: str = AUTO,
         random_state: int | None = None,
     ) -> None:
-        if not _installed:
-            raise missing("adapt.Classifier", "scikit-learn", "sklearn")
         self.method = method
         self.backbone = backbone
         self.class_names = class_names
@@ -92,7 +83,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
         names = self._names(classes)
         with _items(X, labels.tolist(), names) as items:
             split = Split(_DATA, names, items, (), ())
-            recipe = self._recipe(len(items) // len(names))
+            recipe = self._recipe()
             if recipe.data.shots is not None:
                 split = split.few_shot(recipe.data.shots, recipe.seed, recipe.data.sampling)
             split = with_validation(without_broken(split, recipe.data.broken), recipe)
@@ -129,8 +120,8 @@ class Classifier(ClassifierMixin, BaseEstimator):
                 raise AdaptError(f"class_names has no name for the label {brief(label)}: give one for each in y")
         return tuple(known[label] for label in classes.tolist())
 
-    def _recipe(self, images: int) -> Recipe:
-        """The recipe with what this estimator changes of it, and its length for so many images a class."""
+    def _recipe(self) -> Recipe:
+        """The recipe with what this estimator changes of it."""
         changes: dict[str, Any] = {"data.shots": None, "device": self.device}
         if self.backbone is not None:
             named = self.backbone.name if isinstance(self.backbone, Backbone) else self.backbone
@@ -140,7 +131,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
         changes |= dict(self.overrides or {})
         recipe = read_recipe(self.method, list(changes.items()), _DATA)
         method = methods.find(recipe.method["name"])(**recipe.method_config)
-        return read_recipe(self.method, list((settled(recipe, method, images) | changes).items()), _DATA)
+        return read_recipe(self.method, list((encoded_once(recipe, method) | changes).items()), _DATA)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

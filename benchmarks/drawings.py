@@ -12,9 +12,9 @@ from torch import Tensor
 
 import adapt
 from adapt.backbones.base import DualEncoder
-from adapt.choosing.noise import standard_error
 from adapt.data import Item, Split
 from adapt.evaluation.evaluate import evaluate
+from adapt.evaluation.noise import standard_error
 from adapt.recipe import Recipe
 from adapt.training.run_recipe import build
 

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import logging
-import os
 import pickle
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -226,16 +223,3 @@ def test_no_picture_stays_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         )
     assert not any(path.name.startswith("adapt-") for path in tmp_path.iterdir())
     assert caplog.messages == []
-
-
-def test_without_scikit_learn_all_but_the_estimator_is_there() -> None:
-    code = (
-        "import sys; sys.modules['sklearn'] = sys.modules['sklearn.base'] = None\n"
-        "from adapt import *\n"
-        "import adapt\n"
-        "assert 'method' in adapt.Classifier.__init__.__code__.co_varnames\n"
-        "try: adapt.Classifier()\n"
-        "except adapt.AdaptError as error: print(error)\n"
-    )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ, check=True)
-    assert result.stdout == 'adapt.Classifier needs scikit-learn: pip install "adapt-vlm[sklearn]"\n'

@@ -31,7 +31,7 @@ class Cost(IntEnum):
 class Candidate:
     """A method with its settings under the name that tables give it, and the command that trains it.
 
-    It is compared `always`, or only where all are.
+    It is compared `always`, or only where all are; a `preferred` one is taken where others are alike within the noise.
     """
 
     name: str
@@ -39,40 +39,40 @@ class Candidate:
     cost: Cost
     always: bool
     command: str
+    preferred: bool = False
 
 
-def candidates(source: str, changes: dict[str, Any], images: int, every: bool) -> list[Candidate]:
+def candidates(source: str, changes: dict[str, Any], every: bool) -> list[Candidate]:
     """What can be compared on the data `source`, the cheapest first; `changes` are of all their recipes.
 
-    `images` is how many there are of a class. Those without steps, those with steps on cached features, and those whose
-    recipes ask for it; with `every` also the others, whose steps pass through a tower. Methods that decide by several
-    views of an image, or by the images before it, that learn from texts alone, or that say where images are not as they
-    should be, are not compared.
+    Those without steps, those with steps on cached features, and those whose recipes ask for it; with `every` also the
+    others, whose steps pass through a tower. Methods that decide by several views of an image, or by the images before
+    it, that learn from texts alone or from numbers, or that say where images are not as they should be, are left out.
     """
     known = {name.partition("/")[0] for name in shipped()} & set(methods.names())
     of_images = [name for method in sorted(known) for name in of_method(method) if name.partition("/")[2] not in _OTHER]
-    found = [each for name in of_images for each in _of(short(name), source, changes, images, every)]
-    return sorted(found, key=lambda each: (each.cost, not each.always))
+    found = [each for name in of_images for each in _of(short(name), source, changes, every)]
+    return sorted(found, key=lambda each: (each.cost, not each.always, not each.preferred))
 
 
-def _of(name: str, source: str, changes: dict[str, Any], images: int, every: bool) -> Iterator[Candidate]:
+def _of(name: str, source: str, changes: dict[str, Any], every: bool) -> Iterator[Candidate]:
     located = find_recipe(name)
     file = read_file(located.path, located.name)
     own: dict[str, dict[str, Any]] = {name: {}}
     for title, settings in (own | file.variants).items():
         recipe = read_recipe(name, list((settings | changes).items()), source)
         method = methods.find(recipe.method["name"])(**recipe.method_config)
-        of_classes = not (method.of_texts_alone or method.normal_class is not None)
+        of_classes = not (method.of_texts_alone or method.of_targets or method.normal_class is not None)
         if "dual encoder" not in method.serves or method.views or method.memory() is not None or not of_classes:
             continue
         cost = _cost(recipe, method)
         always = file.compared or cost < Cost.STEPS_THROUGH_TOWERS
         if every or always:
-            all_changes = settings | settled(recipe, method, images) | changes
+            all_changes = settings | encoded_once(recipe, method) | changes
             recipe = read_recipe(name, list(all_changes.items()), source)
             sets = [f"--set={key}={_written(value)}" for key, value in all_changes.items()]
             command = shlex.join(["adapt", "train", name, f"--data={source}", *sets])
-            yield Candidate(title, recipe, cost, always, command)
+            yield Candidate(title, recipe, cost, always, command, title == file.preferred)
 
 
 def _cost(recipe: Recipe, method: Method) -> Cost:
@@ -82,22 +82,12 @@ def _cost(recipe: Recipe, method: Method) -> Cost:
     return Cost.STEPS_THROUGH_TOWERS if through else Cost.STEPS_ON_FEATURES
 
 
-def settled(recipe: Recipe, method: Method, images: int) -> dict[str, Any]:
-    """Settings that the recipe leaves to the data: a length for so many images a class, and views for fresh crops.
-
-    As keys of the recipe, such as train.epochs.
-    """
-    train, found = recipe.train, dict[str, Any]()
-    if train is None:
-        return found
-    if isinstance(train.epochs, dict) and recipe.data.shots not in train.epochs:
-        found["train.epochs"] = train.epochs[min(train.epochs, key=lambda known: abs(known - images))]
-    if train.iterations_per_shot is not None and recipe.data.shots is None:
-        found["train.iterations"] = train.iterations_per_shot * images
-    cached = "vision" not in method.touches and "images" not in method.reads
-    if cached and train.views is None and train.augment != "none":
-        found["train.views"] = VIEWS
-    return found
+def encoded_once(recipe: Recipe, method: Method) -> dict[str, Any]:
+    """Views in place of fresh crops, as keys of the recipe, where the method's steps are on cached features."""
+    train = recipe.train
+    if train is None or "vision" in method.touches or "images" in method.reads:
+        return {}
+    return {"train.views": VIEWS} if train.views is None and train.augment != "none" else {}
 
 
 def _written(value: Any) -> str:

@@ -5,29 +5,33 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from adapt.backbones.base import Backbone
-from adapt.choosing.candidates import Candidate
-from adapt.choosing.folds import folds, parts
-from adapt.choosing.noise import standard_error
+from adapt.backbones.base import Backbone, DualEncoder
+from adapt.choosing.candidates import Candidate, Cost
+from adapt.data.folds import folds, parts
 from adapt.data.split import Item, Split
+from adapt.devices import one_thread
 from adapt.evaluation.evaluate import logits
+from adapt.evaluation.noise import standard_error
 from adapt.features import labels_of
 from adapt.models.classifier import AdaptedModel
 from adapt.training.loop import Length
 from adapt.training.result import Result
-from adapt.training.run_recipe import build, learn, with_validation
+from adapt.training.run_recipe import build, images_a_class, learn, with_validation
+from adapt.training.settings import TrainSettings
 
-AS_QUICK = 2.0
-_PROBE = {  # a few steps, whatever the recipe's schedule
+WITHIN = 2.0  # standard errors behind the best, up to which two methods are alike
+SMALL = 2**25  # images times features times classes, up to which one thread is quicker than two
+PILOT = 8  # a training through a tower is first tried at this fraction of its steps
+_PROBE: dict[str, Any] = {  # a few steps, whatever the recipe's schedule
     "epochs": None,
     "iterations": 3,
     "iterations_per_shot": None,
@@ -57,16 +61,27 @@ class Compared:
 
     @property
     def error(self) -> float:
-        """The standard error of the accuracy; where all or none are right, as if two more of each had been tried."""
-        if self.right.all() or not self.right.any():
-            count = len(set(self.groups)) + 4
-            return ((1 - 2 / count) * 2 / count / count) ** 0.5
-        return standard_error(self.right.double(), self.groups)
+        """The standard error of the accuracy; on few images no less than as if two more right and two wrong were there.
+
+        (Agresti and Coull, 1998.) By itself a share of few images is too sure near 0 and 1.
+        """
+        count = len(set(self.groups)) + 4
+        share = (self.accuracy * len(set(self.groups)) + 2) / count
+        return max(standard_error(self.right.double(), self.groups), (share * (1 - share) / count) ** 0.5)
 
     def behind(self, other: Compared) -> tuple[float, float]:
         """How far its accuracy is below another's on the same images, and the standard error of that."""
         apart = other.right.double() - self.right.double()
         return float(apart.mean()), standard_error(apart, self.groups)
+
+
+class _Tried(NamedTuple):
+    """Probabilities `(n, classes)` of the images at the places `held`, and what one training took."""
+
+    held: Sequence[int]
+    probabilities: Tensor
+    seconds: float
+    size: int
 
 
 class Comparison:
@@ -84,32 +99,93 @@ class Comparison:
         return [self._split.train[place] for place in self._places]
 
     def run(self, candidate: Candidate) -> Compared:
-        """Trains the candidate once for each fold. AdaptError as `fit` raises it."""
-        found = torch.zeros(len(self._split.train), len(self._split.class_names))
-        seconds, size = [], 0
+        """Train the candidate once for each part of the images, and answer the part held back.
+
+        AdaptError as `fit` raises it.
+        """
+        return self._compared(candidate, [self._tried(candidate, part, held) for part, held in self._parts])
+
+    def raced(self, candidate: Candidate, best: Compared) -> Compared | str:
+        """The candidate as `run` has it, or why it was given up on the first part.
+
+        One without steps is given up where it is more than two standard errors behind `best` there; one with steps,
+        which has to be better to be taken, where it is behind at all; and one whose steps pass through a tower where it
+        is behind at an eighth of its steps already.
+        """
+        part, held = self._parts[0]
+        if candidate.cost is Cost.STEPS_THROUGH_TOWERS:
+            pilot = self._tried(candidate, part, held, self._pilot(candidate, part))
+            if behind := self._behind(pilot, best, 0.0):
+                return f"{behind} at an eighth of its steps"
+        first = self._tried(candidate, part, held)
+        if behind := self._behind(first, best, WITHIN if candidate.cost is Cost.NO_STEP else 0.0):
+            return behind
+        return self._compared(candidate, [first, *(self._tried(candidate, *each) for each in self._parts[1:])])
+
+    def _pilot(self, candidate: Candidate, part: Split) -> dict[str, Any]:
+        settings = self._settings(candidate, part)
+        length = "epochs" if settings.epochs else "iterations"
+        return {length: max(1, getattr(settings, length) // PILOT), "average": None}
+
+    def _settings(self, candidate: Candidate, part: Split) -> TrainSettings:
+        assert candidate.recipe.train is not None
         with _quiet():
-            for part, held in self._parts:
-                started = time.monotonic()
-                model, _ = _trained(candidate, part, self._backbone)
-                seconds.append(time.monotonic() - started)
-                found[held] = torch.cat(list(logits(model, part.test))).float().softmax(-1).cpu()
-                size = size or _size(model)
+            return candidate.recipe.train.at(candidate.recipe.data.shots or images_a_class(part))
+
+    def _threads(self, candidate: Candidate) -> AbstractContextManager[None]:
+        """One thread for steps and solvers on few features, where several mostly wait for one another."""
+        assert isinstance(self._backbone, DualEncoder)
+        numbers = len(self._split.train) * self._backbone.embed_dim * len(self._split.class_names)
+        small = numbers < SMALL and candidate.cost < Cost.STEPS_THROUGH_TOWERS
+        return one_thread() if small else nullcontext()
+
+    def _behind(self, tried: _Tried, best: Compared, errors: float) -> str:
+        """How far behind `best` on a part, where that is more than so many standard errors; "" where it is not."""
+        numbers = {place: number for number, place in enumerate(self._places)}
+        chosen = [numbers[place] for place in tried.held]
+        apart = best.right[chosen].double() - self._right(tried.probabilities, tried.held).double()
+        behind, error = float(apart.mean()), standard_error(apart, [best.groups[number] for number in chosen])
+        return f"{100 * behind:.1f} points behind {best.candidate.name} on one part" if behind > errors * error else ""
+
+    def _right(self, probabilities: Tensor, places: Sequence[int]) -> Tensor:
+        return probabilities.argmax(-1) == labels_of([self._split.train[place] for place in places])
+
+    def _tried(
+        self, candidate: Candidate, part: Split, held: Sequence[int], changes: dict[str, Any] | None = None
+    ) -> _Tried:
+        with _quiet(), self._threads(candidate):
+            started = time.monotonic()
+            model, _ = _trained(candidate, part, self._backbone, changes)
+            seconds = time.monotonic() - started
+            probabilities = torch.cat(list(logits(model, part.test))).float().softmax(-1).cpu()
+            return _Tried(held, probabilities, seconds, _size(model))
+
+    def _compared(self, candidate: Candidate, parts: Sequence[_Tried]) -> Compared:
+        found = torch.zeros(len(self._split.train), len(self._split.class_names))
+        for each in parts:
+            found[list(each.held)] = each.probabilities
         probabilities = found[self._places]
-        right = probabilities.argmax(-1) == labels_of(self.items)
         groups = tuple(item.kept_with for item in self.items)
-        return Compared(candidate, probabilities, right, groups, min(seconds), size)
+        right = self._right(probabilities, self._places)
+        seconds, size = min(each.seconds for each in parts), parts[0].size
+        return Compared(candidate, probabilities, right, groups, seconds, size)
 
     def estimate(self, candidate: Candidate) -> float:
-        """Seconds that its steps will take here in all folds and on all images, by a few; 0 for one without steps."""
+        """Seconds that its steps take on one part, by a few of them; 0 for one without steps."""
         if candidate.recipe.train is None:
             return 0.0
         part, _ = self._parts[0]
-        settings = candidate.recipe.train.at(candidate.recipe.data.shots)
+        settings = self._settings(candidate, part)
         with _quiet():
             _, result = _trained(candidate, part, self._backbone, _PROBE)
         batches = max(1, len(part.train) // settings.batch_size)
         each = settings.batch_size * settings.accumulate / result.history[-1]["images_per_second"]
-        return (len(self._parts) + 1) * Length.of(settings, batches).steps * each
+        return Length.of(settings, batches).steps * each
+
+    @property
+    def trainings(self) -> int:
+        """How often a candidate is trained that keeps up: on each part, and at last on all images."""
+        return len(self._parts) + 1
 
 
 def _trained(
@@ -126,21 +202,19 @@ def _trained(
 def take(compared: Sequence[Compared]) -> tuple[Compared, list[Compared]]:
     """The one to take, and all that are as good within the noise, the best first.
 
-    As good is what is behind the best by no more than one standard error of the paired difference. Of those the one to
-    take is the best of the quick: what trains in `AS_QUICK` times the least time, as times differ from run to run.
+    As good is what is behind the best by no more than two standard errors of the paired difference. Of those a recipe
+    that says that it is preferred is taken, or else the best of those whose training costs least (`Cost`). Which one
+    does not depend on seconds that were measured, nor on luck among methods that are alike.
     """
     best = max(compared, key=lambda each: each.accuracy)
     alike = [each for each in compared if _within(each, best)]
     alike.sort(key=lambda each: -each.accuracy)
-    least = min(each.seconds for each in alike)
-    return next(each for each in alike if each.seconds <= AS_QUICK * least), alike
+    return min(alike, key=lambda each: (not each.candidate.preferred, each.candidate.cost)), alike
 
 
 def _within(each: Compared, best: Compared) -> bool:
     apart, error = each.behind(best)
-    return each is best or apart <= error * (
-        1 + 1e-9
-    )  # one image is just one standard error: not for rounding to decide
+    return each is best or apart <= WITHIN * error
 
 
 def _size(model: AdaptedModel) -> int:

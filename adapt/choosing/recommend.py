@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
@@ -18,9 +16,10 @@ from torch import Tensor
 from adapt.backbones.base import Backbone, DualEncoder
 from adapt.backbones.load import load_backbone
 from adapt.choosing.advice import advise
-from adapt.choosing.candidates import Candidate, candidates
-from adapt.choosing.compare import Compared, Comparison, take
+from adapt.choosing.candidates import Candidate, Cost, candidates
+from adapt.choosing.compare import PILOT, Compared, Comparison, take
 from adapt.choosing.recommendation import Recommendation, rows_of
+from adapt.data.folds import usual_count
 from adapt.data.split import Split
 from adapt.devices import AUTO
 from adapt.errors import AdaptError
@@ -37,8 +36,10 @@ from adapt.training.run_recipe import read_data, run_recipe
 
 logger = logging.getLogger("adapt")
 
-# what is trained where nothing can be compared: it takes no step, and without a search nothing is to be chosen either
-UNCOMPARED = ("tip_adapter", {"method.search_alpha": None})
+# what is trained where nothing can be compared: words weigh most, and the one image of each class adds to them
+UNCOMPARED = ("nearest_mean", {"method.words": 3.0})
+BASELINE = "zero_shot"
+STRONG = 2.0  # times the accuracy of guessing, from which on zero-shot says that class names help
 
 
 def recommend(
@@ -51,7 +52,7 @@ def recommend(
     backbone: str | None = None,
     device: str = AUTO,
     overrides: Sequence[str] = (),
-    folds: int = 3,
+    folds: int | None = None,
     every: bool = False,
     budget: float | None = None,
     out: str | Path | None = None,
@@ -60,9 +61,11 @@ def recommend(
 ) -> Recommendation:
     """Compares methods on the training images of `data`, and trains the one to take on all of them.
 
-    By cross-validation over `folds` stratified parts, whole groups at once where the data names groups; test images
-    choose nothing. Zero-shot, methods without steps, those with steps on cached features, and CoOp; with `every` also
-    those whose steps pass through a tower, and with a `budget` in seconds as many of them as it leaves time for.
+    By cross-validation over `folds` stratified parts, by default as many as a class has images and at most five, whole
+    groups at once where the data names groups; test images choose nothing. Zero-shot, methods without steps, those with
+    steps on cached features, and CoOp; with `every` also those whose steps pass through a tower, and with a `budget` in
+    seconds as many of them as it leaves time for. A method is given up where it does not keep up with the best so far
+    on the first part (see `Comparison.raced`).
     `shots` images a class, all of them by default; `overrides` such as `data.broken=skip` are of all recipes. `out`, a
     new folder, becomes the run directory of the chosen one, with recommendation.json, methods.csv, report.html, and a
     list of files for each piece of advice; what was compared stays there, whatever becomes of the training. `track` is
@@ -80,16 +83,16 @@ def recommend(
     with _reserved(out, data) as folder:
         split = read_data(base, progress)
         loaded = _dual_encoder(split, load_backbone(base.backbone, device, base.quantize))
+        folds = usual_count(split.train) if folds is None else folds
         comparison = Comparison(split, loaded, folds, seed)
         features = _features(split, loaded, progress)
-        images = round(median(Counter(item.label for item in split.train).values()))
-        listed = candidates(data, changes, images, every or budget is not None) if comparison.items else []
+        listed = candidates(data, changes, every or budget is not None) if comparison.items else []
         compared, left_out = _compared(comparison, listed, budget, progress)
         chosen, alike = take(compared) if compared else (None, [])
         name, settings = (chosen.candidate.name, dict[str, Any]()) if chosen else UNCOMPARED
         found = Recommendation(
             chosen=name, rows=rows_of(compared), alike=[each.candidate.name for each in alike], left_out=left_out,
-            notes=_notes(split, comparison), advice=advise(split, features, comparison.items, chosen),
+            notes=_notes(split, comparison, compared), advice=advise(split, features, comparison.items, chosen),
             about=_about(split, base, comparison, folds),
         )  # fmt: skip
         if folder is not None:
@@ -169,43 +172,98 @@ def _compared(
     comparison: Comparison, listed: Sequence[Candidate], budget: float | None, progress: bool
 ) -> tuple[list[Compared], dict[str, str]]:
     """All that could be tried in the time, and why the others were not."""
-    started, done, left_out = time.monotonic(), list[Compared](), dict[str, str]()
+    race = _Race(comparison, listed, budget)
     for number, candidate in enumerate(listed, 1):
-        try:
-            if budget is not None and not candidate.always:
-                left = budget - (time.monotonic() - started)
-                needed = comparison.estimate(candidate) if left > 0 else 0.0
-                if needed >= left:
-                    more = f"would take about {readable_time(needed)} more" if needed else "not begun"
-                    left_out[candidate.name] = f"{more}, and the budget is {readable_time(budget)}"
-                    continue
-            found = comparison.run(candidate)
-        except (AdaptError, torch.OutOfMemoryError, torch.linalg.LinAlgError) as error:
-            left_out[candidate.name] = str(error)
-            continue
-        done.append(found)
+        race.run(candidate)
         if progress:
-            seconds = (time.monotonic() - started) / number * (len(listed) - number)
-            logger.info(
-                "  %2d of %d  %-22s %5.1f ± %.1f %%  (about %s left)",
-                number, len(listed), candidate.name, 100 * found.accuracy, 100 * found.error, readable_time(seconds),
-            )  # fmt: skip
-    if listed and not done:
-        name, reason = next(iter(left_out.items()))
+            logger.info("  %2d of %d  %s", number, len(listed), race.said(candidate.name, listed[number:]))
+    if listed and not race.compared:
+        name, reason = next(iter(race.left_out.items()))
         raise AdaptError(f"no method could be compared; {name}: {reason}")
-    return done, left_out
+    return race.compared, race.left_out
 
 
-def _notes(split: Split, comparison: Comparison) -> list[str]:
-    """What the figures cannot say."""
-    untried = sorted({item.class_name for item in split.train} - {item.class_name for item in comparison.items})
+class _Race:
+    """Methods one after the other, and how long the rest takes.
+
+    All but zero-shot, which is the measure of what class names say, go on only while they keep up with the best so far.
+    """
+
+    def __init__(self, comparison: Comparison, listed: Sequence[Candidate], budget: float | None) -> None:
+        self.compared, self.left_out = list[Compared](), dict[str, str]()
+        self._comparison, self._budget, self._started = comparison, budget, time.monotonic()
+        self._seconds: dict[str, float] = {}  # of one training on one part, of those with steps
+        for candidate in listed:
+            if candidate.cost is not Cost.NO_STEP and (candidate.always or budget is None):
+                with suppress(AdaptError, torch.OutOfMemoryError):  # which its turn will tell
+                    self._seconds[candidate.name] = comparison.estimate(candidate)
+
+    def run(self, candidate: Candidate) -> None:
+        try:
+            tried = self._within_budget(candidate) or self._tried(candidate)
+        except (AdaptError, torch.OutOfMemoryError, torch.linalg.LinAlgError) as error:
+            tried = str(error)
+        if isinstance(tried, str):
+            self.left_out[candidate.name] = tried
+        else:
+            self.compared.append(tried)
+
+    def _tried(self, candidate: Candidate) -> Compared | str:
+        if candidate.name == BASELINE or not self.compared:
+            return self._comparison.run(candidate)
+        return self._comparison.raced(candidate, max(self.compared, key=lambda each: each.accuracy))
+
+    def _within_budget(self, candidate: Candidate) -> str | None:
+        """Why there is no time for the candidate; None where there is."""
+        if self._budget is None or candidate.always:
+            return None
+        left = self._budget - (time.monotonic() - self._started)
+        needed = self._comparison.trainings * self._comparison.estimate(candidate) if left > 0 else 0.0
+        if needed < left:
+            return None
+        more = f"would take about {readable_time(needed)} more" if needed else "not begun"
+        return f"{more}, and the budget is {readable_time(self._budget)}"
+
+    def said(self, name: str, others: Sequence[Candidate]) -> str:
+        """The figures of the method that was tried last, or why it has none, and the time left for the others."""
+        left = f"(about {readable_time(self._left(others))} left)" if others else ""
+        if name in self.left_out:
+            return f"{name:22} {self.left_out[name]}  {left}"
+        last = self.compared[-1]
+        return f"{name:22} {100 * last.accuracy:5.1f} ± {100 * last.error:.1f} %  {left}"
+
+    def _left(self, others: Sequence[Candidate]) -> float:
+        """Seconds that the others take as long as they do not keep up: those with steps are given up on one part."""
+        plain = [each.seconds for each in self.compared if each.candidate.cost is Cost.NO_STEP]
+        each_plain = (self._comparison.trainings - 1) * sum(plain) / max(1, len(plain))  # most of them keep up
+        share = {Cost.STEPS_ON_FEATURES: 1.0, Cost.STEPS_THROUGH_TOWERS: 1 / PILOT}
+        return sum(
+            each_plain if each.cost is Cost.NO_STEP else share[each.cost] * self._seconds.get(each.name, 0.0)
+            for each in others
+        )
+
+
+def _notes(split: Split, comparison: Comparison, compared: Sequence[Compared]) -> list[str]:
+    """What the figures cannot say, and whether class names help."""
     if not comparison.items:
         return [
             "No class has two images that are apart, so none can be held back: which method is best here, and how "
             "good it is, cannot be known. Two images of each class are the least that says something, and eight say "
-            f"much more. Taken is {UNCOMPARED[0]}, which takes no training step"
+            f"much more. {UNCOMPARED[0]} is taken, beside the class names"
         ]
-    if not untried:
-        return []
-    named = first_of(untried, 3)
-    return [f"No image of {named} was tried on: every model needs the only one, or the only group, that there is"]
+    untried = sorted({item.class_name for item in split.train} - {item.class_name for item in comparison.items})
+    notes = [_of_words(each) for each in compared if each.candidate.name == BASELINE]
+    if untried:
+        notes.append(
+            f"No image of {first_of(untried, 3)} was tried: every model needs the only one, or the only group, there is"
+        )
+    return notes
+
+
+def _of_words(zero_shot: Compared) -> str:
+    """Whether the class names say anything to the backbone."""
+    chance = 1 / zero_shot.probabilities.shape[1]
+    figures = f"zero-shot is right for {100 * zero_shot.accuracy:.1f} %, guessing for {100 * chance:.1f} %"
+    if zero_shot.accuracy < STRONG * chance:
+        return f"Class names say little to this backbone ({figures}): what is learned from images has to decide"
+    return f"Class names help here ({figures}): a method that keeps them should win"

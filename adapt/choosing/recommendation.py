@@ -39,6 +39,11 @@ class Recommendation:
     result: Result | None = None
 
     @property
+    def command(self) -> str:
+        """The command that trains the chosen method again; "" where nothing was compared."""
+        return next((str(row["command"]) for row in self.rows if row["method"] == self.chosen), "")
+
+    @property
     def estimate(self) -> tuple[float, float] | None:
         """The chosen method's accuracy by cross-validation and its standard error; None where nothing was compared."""
         return next(((row["accuracy"], row["error"]) for row in self.rows if row["method"] == self.chosen), None)
@@ -100,7 +105,7 @@ def rows_of(compared: Sequence[Compared]) -> list[dict[str, Any]]:
 
 
 def _lines(found: Recommendation) -> list[str]:
-    lines = list(found.notes)
+    lines = [f"{note}." for note in found.notes]
     if found.rows:
         width = max(len(row["method"]) for row in found.rows)
         lines.append(f"{'':{width}}  accuracy, %    seconds  adapter")
@@ -110,29 +115,42 @@ def _lines(found: Recommendation) -> list[str]:
                 f"{row['method']:{width}}  {100 * row['accuracy']:5.1f} ± {100 * row['error']:3.1f}   "
                 f"{row['seconds']:9.2f}  {row['adapter_bytes'] / 1024:.1f} KB{mark}"
             )
-        for reason in dict.fromkeys(found.left_out.values()):
-            named = [name for name, other in found.left_out.items() if other == reason]
-            lines.append(f"left out: {', '.join(named)}: {reason}")
-        lines += ["", _choice(found)]
+        lines += _left_out(found.left_out)
+        lines += ["", *_choice(found)]
     if found.result is not None and "adapted" in found.result.metrics:
         images = found.result.metrics["adapted"]["images"]
-        lines.append(f"on the {images} test images, which chose nothing: {100 * found.result.accuracy:.1f} %")
-    return [*lines, *found.advice.lines()]
+        lines.append(
+            f"On the {images} test images, which chose nothing, it is right for {100 * found.result.accuracy:.1f} %."
+        )
+    lines += found.advice.lines()
+    if found.command:
+        lines.append(f"To train it again: {found.command}")
+    return lines
 
 
-def _choice(found: Recommendation) -> str:
+def _left_out(reasons: dict[str, str]) -> list[str]:
+    """One line for all that have no figures; recommendation.json has the reason of each."""
+    if not reasons:
+        return []
+    if len(set(reasons.values())) == 1:
+        return [f"left out: {', '.join(reasons)}: {next(iter(reasons.values()))}"]
+    return [f"left out: {', '.join(reasons)} (recommendation.json says why)"]
+
+
+def _choice(found: Recommendation) -> list[str]:
+    """Which method is taken, why, and what to expect of it."""
     assert found.estimate is not None
     accuracy, error = found.estimate
     of = "" if found.about["tried_classes"] == found.about["classes"] else " of the classes that were tried"
-    expected = f"expect {100 * accuracy:.1f} ± {100 * error:.1f} %{of}, by images that its models had not seen"
-    best, others = found.rows[0]["method"], [name for name in found.alike if name != found.chosen]
-    if found.chosen == "zero_shot" and len(found.rows) > 1:
-        return f"nothing is surely better than zero-shot by these images, which is taken: more may tell. {expected}"
-    if len(found.rows) == 1:
-        return f"{found.chosen} is all that was compared: {expected}"
-    if not others:
-        return f"{found.chosen} is the best by more than the noise: {expected}"
-    return (
-        f"within the noise of the best, {best}: {', '.join(name for name in found.alike if name != best)}. "
-        f"{found.chosen} is taken, the best of the quickest of these: {expected}"
+    expected = (
+        f"Expect {100 * accuracy:.1f} ± {100 * error:.1f} % of new images{of} to be right: the share of the training "
+        "images that were right while they were held back, and one standard error."
     )
+    best, others = found.rows[0]["method"], [name for name in found.alike if name != found.chosen]
+    if len(found.rows) == 1:
+        return [f"{found.chosen} is the only method that could be compared.", expected]
+    if not others:
+        return [f"{found.chosen} is taken: it is better than all others by more than two standard errors.", expected]
+    named = ", ".join(others)
+    ahead = "the most accurate" if best == found.chosen else f"no more than two standard errors behind {best}"
+    return [f"{found.chosen} is taken. It is {ahead}; as good within the noise: {named}.", expected]

@@ -40,7 +40,9 @@ class _Time(click.ParamType):
     common.recipe_backbone,
     common.overrides,
 )
-@click.option("--folds", type=click.IntRange(min=2), default=3, show_default=True, help="Parts of the training images.")
+@click.option(
+    "--folds", type=click.IntRange(min=2), help="Parts of the training images.  [default: shots of a class, at most 5]"
+)
 @click.option("--all", "every", is_flag=True, help="Also compare the methods whose steps pass through a tower.")
 @click.option("--budget", type=_Time(), help="Also as many of those as fit into this time, such as 90s, 10m or 1h.")
 @track

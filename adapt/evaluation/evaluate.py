@@ -13,7 +13,7 @@ from adapt.data.decoding.loader import loader
 from adapt.data.decoding.masks import check_masks, mask_of
 from adapt.data.split import Item, of_several
 from adapt.errors import AdaptError
-from adapt.evaluation.maps import MapScores, check_regions
+from adapt.evaluation.maps import MapScores
 from adapt.evaluation.multi_label import MultiLabelScores, prior_bias
 from adapt.evaluation.numbers import GradedScores
 from adapt.evaluation.retrieval import retrieve
@@ -94,7 +94,6 @@ def check_maps(model: Adapted[Any], items: Sequence[Item]) -> None:
     """AdaptError for what keeps maps from being compared with the masks of items, where there are both."""
     if _has_maps(model, items):
         normal_label(model.method, model.class_names)
-        check_regions()
         check_masks(items)
 
 

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adapt.errors import missing
 from adapt.evaluation.numbers import ranks
 from adapt.evaluation.scores import Scores
 
@@ -79,14 +78,6 @@ def _cut(x: Tensor, y: Tensor, inside: int, limit: float) -> tuple[Tensor, Tenso
     share = (limit - x[inside - 1]) / (x[inside] - x[inside - 1])
     meets = y[inside - 1] + share * (y[inside] - y[inside - 1])
     return torch.cat([x[:inside], torch.tensor([limit], dtype=torch.double)]), torch.cat([y[:inside], meets[None]])
-
-
-def check_regions() -> None:
-    """AdaptError where the library that finds connected regions is not installed."""
-    try:
-        import scipy.ndimage  # noqa: F401
-    except ImportError:
-        raise missing("A comparison of maps with masks", "scipy", "maps") from None
 
 
 def _regions(masks: Tensor) -> Tensor:

@@ -5,7 +5,8 @@ and with trained keys Tip-Adapter-F).
 Reference: Tip-Adapter `d0e2d6f`, `main.py`, `utils.py`.
 Deviations:
 * alpha and beta are chosen on the validation images of the few-shot sample; the reference takes the whole validation
-  split, and on ImageNet the test images. Without validation images they stay as they are given.
+  split, and on ImageNet the test images. Without validation images they are chosen by cross-validation, and before keys
+  are trained.
 * The trained keys are those after the last step; the reference keeps those of the best epoch on the test images.
 * The views of a key are the papers' random crops of scale 0.08 to 1 here, of scale 0.5 to 1 there.
 * Keys and labels are kept in place of one-hot values, in fp32.
@@ -13,7 +14,7 @@ Deviations:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -22,8 +23,8 @@ from torch import Tensor, nn
 
 from adapt.backbones.base import DualEncoder
 from adapt.backbones.tokenizer import TextTokenizer
-from adapt.errors import AdaptError
-from adapt.methods.base import Encoded, ImageStep, Method, MethodConfig, Training
+from adapt.methods.base import Choice, Encoded, ImageStep, Method, MethodConfig, Training, Trial
+from adapt.methods.base.labels import check_labels_of
 from adapt.methods.zero_shot import Templates
 from adapt.prompts import Prompt, from_templates
 
@@ -40,9 +41,9 @@ class TipAdapterConfig(MethodConfig):
     beta: float = Field(default=1.0, gt=0)
     """Sharpness of the similarity."""
     search_alpha: float | None = Field(default=3.0, gt=LEAST)
-    """The largest alpha tried on validation images, in steps of a 20th; null keeps alpha and beta."""
+    """The largest alpha that is tried, in steps of a 20th; null keeps alpha and beta."""
     search_beta: float = Field(default=7.0, gt=LEAST)
-    """The largest beta tried on validation images, in steps of a 200th."""
+    """The largest beta that is tried, in steps of a 200th."""
     template: Templates = "a photo of a {}."
     """One template, or several whose features are averaged."""
     keys: int | None = Field(default=None, ge=1)
@@ -80,12 +81,7 @@ class TipAdapter(Method):
             self.register_buffer("keys", keys.to(device))
 
     def check_tensors(self, tensors: Mapping[str, Tensor], source: str) -> None:
-        labels = tensors["labels"]
-        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < self._classes:
-            raise AdaptError(
-                f"labels of {source} are {int(labels.min())} to {int(labels.max())}, and there are {self._classes} "
-                "classes: fetch or train the adapter again"
-            )
+        check_labels_of(tensors["labels"], self._classes, source)
 
     def prompts(self, tokenizer: TextTokenizer, class_name: str) -> list[Prompt]:
         return from_templates(tokenizer, self.config.template, class_name)
@@ -97,24 +93,27 @@ class TipAdapter(Method):
         self._hold(F.normalize(features, dim=-1), training.labels("train"), self.labels.device)
         self.config = self.config.model_copy(update={"keys": len(features)})
 
-    def finish(self, training: Training) -> None:
-        """Chooses alpha and beta: of the pairs that tell most validation images right, the one that comes first."""
-        if self.config.search_alpha is None or not training.items("val"):
-            return
-        features, labels = training.features("val").to(self.keys.device), training.labels("val").to(self.keys.device)
-        step = ImageStep(training.model, Encoded(features), labels)
-        alphas, best = grid(self.config.search_alpha, 20), (-1, 0.0, 0.0)
-        weights = torch.tensor(alphas, device=features.device)[:, None, None]
+    @property
+    def grid(self) -> dict[str, Choice]:
+        if self.config.search_alpha is None:
+            return {}
+        return {
+            "beta": Choice(steps_to(self.config.search_beta, 200), usual=self.config.beta),
+            "alpha": Choice(steps_to(self.config.search_alpha, 20), usual=self.config.alpha),
+        }
+
+    def trials(self, training: Training, choices: Mapping[str, Choice], learned: bool = False) -> Iterator[Trial]:
+        """The trials of `Method.trials`; the table is asked once for each beta."""
+        if not learned:
+            self.prepare(training)
+        features = training.features("val").to(self.keys.device)
+        step = ImageStep(training.model, Encoded(features))
         with torch.no_grad():
             zero_shot = step.cosine_logits(step.class_features)
-            for beta in grid(self.config.search_beta, 200):
-                found = (zero_shot + weights * self._said(features, beta)).argmax(-1)  # (alphas, images)
-                rights = found.eq(labels).sum(-1).tolist()
-                if max(rights) > best[0]:  # the first of equals
-                    best = (max(rights), alphas[rights.index(max(rights))], beta)
-        right, alpha, beta = best
-        self.config = self.config.model_copy(update={"alpha": alpha, "beta": beta, "search_alpha": None})
-        training.note(searched={"alpha": alpha, "beta": beta, "val_accuracy": right / len(labels)})
+            for beta in choices["beta"].values:
+                said = self._said(features, beta)
+                for alpha in choices["alpha"].values:
+                    yield {"beta": beta, "alpha": alpha}, zero_shot + alpha * said
 
     def logits(self, step: ImageStep) -> Tensor:
         said = self._said(step.features.to(self.keys.dtype), self.config.beta)
@@ -126,6 +125,6 @@ class TipAdapter(Method):
         return similar @ F.one_hot(self.labels, self._classes).to(similar.dtype)
 
 
-def grid(most: float, steps: int) -> list[float]:
+def steps_to(most: float, steps: int) -> list[float]:
     """The reference's: `steps` values from 0.1 on, evenly, that end before `most`."""
     return [LEAST + i * (most - LEAST) / steps for i in range(steps)]

@@ -62,8 +62,6 @@ def check(runs: Sequence[PlannedRun]) -> None:
     measured: dict[str, DataSection] = {}
     for run in _with_those_before(runs):
         recipe = run.recipe
-        if recipe.train is not None:
-            recipe.train.at(recipe.data.shots)
         method = methods.find(recipe.method["name"])(**recipe.method_config)
         if run.targets and method.per_class:
             raise AdaptError(

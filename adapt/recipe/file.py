@@ -1,9 +1,10 @@
 """A recipe's file: plain data that says how, and what is set differently on which data.
 
-Beside the recipe's own keys it may have four that no recipe keeps. `on` holds, by data set, what is put over the rest
+Beside the recipe's own keys it may have five that no recipe keeps. `on` holds, by data set, what is put over the rest
 (`own` is for all data that is not known by name); `expected` the papers' figures, for people. `variants` are other
 settings, by key, that are worth a comparison under a name of their own, and `compared` says that the method is compared
-by default though its steps pass through a tower: both are for `adapt recommend`.
+by default though its steps pass through a tower; `preferred` names the variant that is taken where others are no better
+beyond the noise: these are for `adapt recommend`.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ class RecipeFile:
     expected: dict[str, str]
     variants: dict[str, dict[str, Any]] = field(default_factory=dict)
     compared: bool = False
+    preferred: str | None = None
 
     @property
     def title(self) -> str:
@@ -107,7 +109,10 @@ def read_file(path: Path, name: str) -> RecipeFile:
         )
     if not isinstance(compared, bool):
         raise AdaptError(f"{name}: compared is {compared!r}; expected true or false")
-    return RecipeFile(name, _comment(content), raw, on, figures, variants, compared)
+    preferred = raw.pop("preferred", None)
+    if preferred is not None and preferred not in variants:
+        raise AdaptError(f"{name}: preferred is {preferred!r}; expected one of its variants: {', '.join(variants)}")
+    return RecipeFile(name, _comment(content), raw, on, figures, variants, compared, preferred)
 
 
 def source_of(raw: dict[str, Any], overrides: Iterable[Override] = ()) -> Any:

@@ -43,6 +43,8 @@ class _File(Recipe):
     """Settings such as `method.train: true`, by a name of their own, for `adapt recommend`."""
     compared: bool = False
     """Whether `adapt recommend` compares it by default though its steps pass through a tower."""
+    preferred: str | None = None
+    """The variant that `adapt recommend` takes where no other method is better beyond the noise."""
 
 
 def _any_method() -> Any:

@@ -17,7 +17,6 @@ from adapt.data.split import SEPARATOR, Item, items_id, of_several
 from adapt.devices import described, keeping_rng
 from adapt.disk import write_csv
 from adapt.errors import AdaptError
-from adapt.evaluation.calibration import BOUNDS, temperature
 from adapt.evaluation.evaluate import check_labels, check_maps, evaluate
 from adapt.evaluation.examples import keep_examples
 from adapt.evaluation.scores import Scores
@@ -28,6 +27,7 @@ from adapt.progress import counting_bar, training_bar
 from adapt.tracking import Track, trackers
 from adapt.training.average import epoch_weights
 from adapt.training.baseline import answer_in_kind, baseline_of, check_several, note_harm, zero_shot
+from adapt.training.choice import choose
 from adapt.training.fitting import Fitting
 from adapt.training.journal import Journal
 from adapt.training.length_of_time import LengthOfTime
@@ -37,10 +37,10 @@ from adapt.training.result import Result
 from adapt.training.run import Run
 from adapt.training.settings import TrainSettings
 from adapt.training.step_memory import check_memory
+from adapt.training.temperature import answers_by_folds, calibrated, check_calibration
 from adapt.validation import explain
 
 logger = logging.getLogger("adapt")
-FEW = 50  # validation images, on which a temperature is a guess
 
 
 def fit(
@@ -67,7 +67,8 @@ def fit(
     that nothing trains, take none. `val_set` is used by such a solver, and by a search of blocks. `out` is a run
     directory to make (or to go on with, by `resume`): it gets the adapter, metrics, log and checkpoints. `recipe` is
     what the adapter records as its origin. Of the answers `blend` is the share of the adapted model, the rest being
-    zero-shot by `template` (WiSE-FT), and `calibrate` divides their logits by a temperature, chosen on `val_set`.
+    zero-shot by `template` (WiSE-FT), and `calibrate` divides their logits by a temperature, chosen on `val_set`;
+    without one a method that takes no steps chooses it by cross-validation.
     `track` names trackers that are told of the run too (tensorboard, wandb, mlflow), or holds some of the user's own.
 
     Under `accelerate launch` or torchrun its processes train together, each with a share of every batch's images: the
@@ -85,7 +86,7 @@ def fit(
     if blend is not None:
         model.answers = model.blended(blend, template).answers
     if calibrate:
-        _check_calibration(model, train_set, val_set)
+        check_calibration(model, train_set, val_set)
     method = {"name": model.method.name, **model.method.config.model_dump(mode="json")}
     origin = recipe or {"method": method, "classes": list(model.class_names), "train": settings, "seed": seed}
     processes = processes_on(model.backbone.device)
@@ -152,15 +153,6 @@ def _directory(
     return Run(out, yaml.safe_dump(origin, sort_keys=False), resume, writes)
 
 
-def _check_calibration(model: Adapted[Any], train_set: Sequence[Item], val_set: Sequence[Item]) -> None:
-    if of_several(train_set):
-        raise AdaptError("calibrate is of one class an image, and the data has several: leave it out")
-    if not model.class_names:
-        raise AdaptError(f"{model.backbone.describe()} tells no classes apart here: leave calibrate out")
-    if not val_set:
-        raise AdaptError("calibrate chooses a temperature on validation images, and there are none: give some")
-
-
 def _fit(
     training: Fitting,
     journal: Journal,
@@ -181,7 +173,7 @@ def _fit(
         if test_set and training.processes.main:
             metrics["baseline"] = model.baseline
             metrics["zero_shot"] = zero_shot(training, baseline, test_set, template)
-    metrics |= _train(training, journal)
+    metrics |= _train(training, journal, calibrate)
     metrics["trainable_parameters"] = sum(parameter.numel() for parameter in model.method.parameters())
     metrics["train_images"] = len(training.train_set)
     metrics["train_set"] = items_id(training.train_set)
@@ -192,7 +184,7 @@ def _fit(
         metrics["blend"] = model.answers.blend
     scores = _scores(training, test_set, "evaluating") if test_set else None
     if calibrate:
-        metrics["calibration"] = _calibrated(training, scores)
+        metrics["calibration"] = calibrated(training, scores)
         scores = _scores(training, test_set, "evaluating") if test_set else None
     if training.val_set and (model.class_names or training.val_set[0].is_pair):
         metrics["val"] = _scores(training, training.val_set, "validating").figures()
@@ -217,23 +209,6 @@ def _fit(
 def _scores(training: Fitting, items: Sequence[Item], title: str) -> Scores:
     with counting_bar(title, training.progress) as bar:
         return evaluate(training.model, items, workers=training.workers, cache=training.cache, progress=bar)
-
-
-def _calibrated(training: Fitting, before: Scores | None) -> dict[str, Any]:
-    """Sets the model's temperature; `before` are its scores on the test images without one."""
-    model, items = training.model, training.val_set
-    chosen = temperature(model, items, workers=training.workers, cache=training.cache)
-    if len(items) < FEW or chosen in BOUNDS:
-        logger.warning(
-            "the temperature, %.3g, was chosen on %d validation images: on so few, or at a bound, answers may be "
-            "further from being as sure as they are right. Compare the errors before and after, and give more images",
-            chosen, len(items),
-        )  # fmt: skip
-    model.answers = replace(model.answers, temperature=chosen)
-    found: dict[str, Any] = {"temperature": chosen, "val_images": len(items)}
-    return (
-        found if before is None else found | {"error_before": before.calibration_error, "before": before.reliability()}
-    )
 
 
 def _pick(item: Item, class_names: Sequence[str]) -> dict[str, str]:
@@ -285,16 +260,23 @@ def _check_weights(model: Adapted[Any], settings: TrainSettings) -> None:
         )
 
 
-def _train(training: Fitting, journal: Journal) -> dict[str, Any]:
+def _train(training: Fitting, journal: Journal, calibrate: bool) -> dict[str, Any]:
     """What training adds to the metrics."""
     method = training.model.method
     if training.chosen is None:
         started = time.monotonic()
         with keeping_rng(training.model.backbone.device, training.seed):
+            choose(training)
+            if calibrate and not training.val_set:
+                training.held_back_answers = answers_by_folds(training)
             method.prepare(training)
             method.finish(training)
         return {"seconds": round(time.monotonic() - started, 3), **training.noted}
+    if not training.val_set:
+        choose(training)
     figures = _steps(training, journal)
+    if training.val_set:  # as published: by what was trained
+        choose(training, learned=True)
     method.finish(training)
     return training.noted | figures
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from adapt import plain
 from adapt.backbones.base import DualEncoder
 from adapt.backbones.load import load_backbone
+from adapt.data.folds import folds
 from adapt.data.split import Item, of_several
 from adapt.disk import write_text
 from adapt.errors import AdaptError
@@ -35,6 +36,7 @@ from adapt.training.run import Run
 from adapt.training.settings import TrainSettings
 from adapt.validation import explain
 
+FOLDS = 5  # by which settings are chosen
 _OF_BATCHES = {"batch_size", "drop_last", "augment", "views", "workers"}
 Kept = TypeVar("Kept", bound=BaseModel)
 
@@ -54,8 +56,10 @@ class Fitting:
     processes: Processes = ALONE
     seconds: float = 0.0
     noted: dict[str, Any] = field(default_factory=dict)
+    held_back_answers: tuple[Tensor, Tensor] | None = None  # logits (n, classes) and labels, where no images validate
     _kept: dict[str, BaseModel] = field(default_factory=dict)
     _alone: dict[str | None, Fitting] = field(default_factory=dict)
+    _features: dict[tuple[Part, int, bool, bool], Tensor] = field(default_factory=dict)
 
     @property
     def settings(self) -> TrainSettings:
@@ -102,6 +106,12 @@ class Fitting:
         return labels_of(self.items(part))
 
     def features(self, part: Part, *, views: int = 0, unit: bool = True, projected: bool = True) -> Tensor:
+        asked = part, views, unit, projected
+        if asked not in self._features:  # read off the disk once, however many folds ask
+            self._features[asked] = self._read_features(part, views, unit, projected)
+        return self._features[asked]
+
+    def _read_features(self, part: Part, views: int, unit: bool, projected: bool) -> Tensor:
         assert isinstance(self.model, AdaptedModel)
         if views and not self.cache:
             raise AdaptError(
@@ -119,6 +129,21 @@ class Fitting:
             projected=projected,
         )
 
+    def folds(self) -> list[Fold]:
+        """The training images cut into five parts, each held back once while the others are learned from.
+
+        Stratified by class, groups whole. An image that every model must learn from, such as the only one of its
+        class, is never held back; where that holds for all of them, there are no folds.
+        """
+        part_of = folds(self.train_set, FOLDS, self.seed)
+        chosen = []
+        for part in range(FOLDS):
+            held = [place for place, own in enumerate(part_of) if own == part]
+            kept = [place for place, own in enumerate(part_of) if own != part]
+            if held:
+                chosen.append(Fold.of(self, kept, held))
+        return chosen
+
     def alone(self, backbone: str | None = None) -> Fitting:
         if backbone not in self._alone:  # which takes long to load
             self._alone[backbone] = self._under(backbone)
@@ -130,7 +155,7 @@ class Fitting:
         if not isinstance(other, DualEncoder):
             raise AdaptError(f"{other.describe()} has no features of texts and images to compare: name a CLIP")
         model = wrap(other, ZeroShot()).eval()
-        return replace(self, model=model, chosen=None, run=None, noted={}, _alone={})
+        return replace(self, model=model, chosen=None, run=None, noted={}, _alone={}, _features={})
 
     def held_back(self) -> Iterator[Step]:
         unchanged = self.settings.model_copy(update={"augment": "none", "views": None})
@@ -209,3 +234,24 @@ class Fitting:
 
     def note(self, **figures: Any) -> None:
         self.noted |= figures
+
+
+@dataclass
+class Fold(Fitting):
+    """A training that learns from some of another's training images, and validates on the rest of them."""
+
+    whole: Fitting | None = None
+    places: dict[Part, list[int]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, whole: Fitting, kept: list[int], held: list[int]) -> Fold:
+        """The fold that learns from the training images of `whole` at the places `kept`, and validates on `held`."""
+        places: dict[Part, list[int]] = {"train": kept, "val": held}
+        items = {part: [whole.train_set[place] for place in chosen] for part, chosen in places.items()}
+        own = {"train_set": items["train"], "val_set": items["val"], "run": None, "progress": False}
+        inherited = {name: getattr(whole, name) for name in ("model", "chosen", "seed", "cache", "processes")}
+        return cls(**inherited | own, whole=whole, places=places)
+
+    def features(self, part: Part, *, views: int = 0, unit: bool = True, projected: bool = True) -> Tensor:
+        assert self.whole is not None
+        return self.whole.features("train", views=views, unit=unit, projected=projected)[self.places[part]]

@@ -6,6 +6,7 @@ import logging
 from collections import Counter
 from contextlib import nullcontext
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from adapt import methods
@@ -27,6 +28,7 @@ from adapt.training.processes import processes_on
 from adapt.training.result import Result
 from adapt.training.run import Run
 from adapt.training.start import check_start, start_from
+from adapt.training.temperature import calibrates_by_folds
 
 logger = logging.getLogger("adapt")
 
@@ -70,7 +72,7 @@ def with_validation(split: Split, recipe: Recipe) -> Split:
     """`split` itself, or with validation images taken from the training ones where the recipe cannot do without."""
     method = methods.find(recipe.method["name"])(**recipe.method_config)
     chosen = [method.chosen_on_validation] if method.chosen_on_validation else []
-    chosen += ["the temperature"] * recipe.calibrate
+    chosen += ["the temperature"] * (recipe.calibrate and not calibrates_by_folds(method))
     if split.val or not chosen or recipe.data.sampling == "clip-lora":  # whose picks have some
         return split
     carved = split.with_validation(recipe.seed)
@@ -92,6 +94,11 @@ def _note_short(split: Split, shots: int) -> None:
         logger.warning(
             "data.shots is %d, and there are fewer training images of %s: all that there are serve", shots, listed
         )
+
+
+def images_a_class(split: Split) -> int:
+    """The number of training images of the class in the middle, by which lengths of training go."""
+    return round(median(Counter(item.label for item in split.train).values()))
 
 
 def build(recipe: Recipe, class_names: tuple[str, ...], backbone: Backbone | None = None) -> Adapted[Any]:
@@ -130,8 +137,6 @@ def run_recipe(
     """
     found = trackers(track, out)
     split = read_data(recipe, progress) if split is None else with_validation(split, recipe)
-    if recipe.train is not None:
-        recipe.train.at(recipe.data.shots)
     if recipe.start is not None:  # before the backbone is loaded
         method = methods.find(recipe.method["name"])(**recipe.method_config)
         check_start(recipe.start, method, recipe.train is not None, split.class_names)
@@ -152,7 +157,8 @@ def learn(
     """`fit` by the recipe's settings, with `changes` of those of the training; null leaves a setting out."""
     settings: dict[str, Any] = {}
     if recipe.train is not None:
-        settings = recipe.train.at(recipe.data.shots).model_dump(exclude_unset=True, exclude_none=True)
+        plain = recipe.train.at(recipe.data.shots or images_a_class(split))
+        settings = plain.model_dump(exclude_unset=True, exclude_none=True)
     return fit(
         model,
         split.train,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -136,6 +137,8 @@ class TrainSettings(_Settings):
             several = " and ".join(f"{name} {length}" for name, length in given.items())
             found = f"; {several} are given: leave one out, or set it to null" if given else ""
             raise ValueError(f"give one of epochs, iterations and iterations_per_shot{found}")
+        if isinstance(self.epochs, dict) and (not self.epochs or min(self.epochs) < 1):
+            raise ValueError(f"epochs are given for {sorted(self.epochs)} shots; expected numbers from 1 on")
         for epochs in self.epochs.values() if isinstance(self.epochs, dict) else [self.epochs]:
             if epochs is not None and epochs < 1:
                 raise ValueError(f"{epochs} epochs; at least 1 is needed")
@@ -154,15 +157,27 @@ class TrainSettings(_Settings):
         return self
 
     def at(self, shots: int | None) -> TrainSettings:
-        """These settings with a plain length of training. Raises AdaptError where there is none for `shots`."""
+        """These settings with a plain length of training for so many training images a class.
+
+        A table of epochs that has no entry for them gives that of the nearest number, by ratio, and says so. AdaptError
+        where the length depends on the number and it is not known.
+        """
+        if self.iterations_per_shot is None and not isinstance(self.epochs, dict):
+            return self
+        if shots is None:
+            raise AdaptError(
+                "the length of training depends on the number of images a class, which is not known here: give "
+                "train.epochs or train.iterations as a plain number"
+            )
         if isinstance(self.epochs, dict):
-            if shots not in self.epochs:
-                raise AdaptError(f"train.epochs has no entry for {shots} shots; it has {sorted(self.epochs)}")
-            return self.model_copy(update={"epochs": self.epochs[shots]})
-        if self.iterations_per_shot is not None:
-            if shots is None:
-                raise AdaptError(
-                    "train.iterations_per_shot needs data.shots; give train.iterations to train on all images"
-                )
-            return self.model_copy(update={"iterations": self.iterations_per_shot * shots, "iterations_per_shot": None})
-        return self
+            nearest_shots = min(self.epochs, key=lambda known: (abs(math.log(known / shots)), known))
+            epochs = self.epochs[nearest_shots]
+            if nearest_shots != shots:
+                logger.info(
+                    "train.epochs has no entry for %d images a class: it takes the %d epochs of %d",
+                    shots, epochs, nearest_shots,
+                )  # fmt: skip
+            return self.model_copy(update={"epochs": epochs})
+        return self.model_copy(
+            update={"iterations": (self.iterations_per_shot or 1) * shots, "iterations_per_shot": None}
+        )

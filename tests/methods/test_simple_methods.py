@@ -6,7 +6,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from checks import scaled
-from torch import Tensor
 
 import adapt
 from adapt import AdaptError, Backbone, methods
@@ -36,44 +35,3 @@ def test_a_template_needs_a_place_for_the_name() -> None:
     for make in (methods.ZeroShot, lambda template: methods.LoRA(template=template)):
         with pytest.raises(AdaptError, match=r"must contain .* where the class name goes"):
             make("a photo")
-
-
-@pytest.fixture
-def probe(open_clip: Backbone) -> adapt.AdaptedModel:
-    return adapt.wrap(open_clip, methods.LinearProbe(), NAMES)
-
-
-def features(classes: int, spread: float) -> tuple[Tensor, Tensor]:
-    labels = torch.arange(classes).repeat(20)
-    return F.normalize(torch.eye(classes, 64)[labels] + spread * torch.randn(len(labels), 64), dim=-1), labels
-
-
-def test_the_probe_chooses_its_strength_on_validation_images(probe: adapt.AdaptedModel) -> None:
-    train, val = features(3, 0.25), features(3, 0.25)
-    chosen = probe.method.solve(train, val)
-    reached = float((probe.logits(val[0]).argmax(-1) == val[1]).float().mean())
-    assert chosen["val_accuracy"] == pytest.approx(reached)
-    assert reached > 0.8
-    for strength in methods.linear_probe.STRENGTHS[::7]:
-        other = adapt.wrap(probe.backbone, methods.LinearProbe(strength=strength), NAMES)
-        other.method.solve(train, None)
-        assert float((other.logits(val[0]).argmax(-1) == val[1]).float().mean()) <= reached
-
-
-def test_the_probe_is_scikit_learns_solution(probe: adapt.AdaptedModel) -> None:
-    from sklearn.linear_model import LogisticRegression
-
-    train = features(3, 0.25)
-    model = adapt.wrap(probe.backbone, methods.LinearProbe(strength=2.0), NAMES)
-    model.method.solve(train, None)
-    solver = LogisticRegression(C=2.0, max_iter=2000).fit(*(tensor.numpy() for tensor in train))
-    expected = torch.from_numpy(solver.predict_proba(train[0].numpy())).float()
-    assert scaled(model.logits(train[0]).softmax(-1), expected) < 1e-3
-
-
-def test_two_classes_have_a_row_each(open_clip: Backbone) -> None:
-    model = adapt.wrap(open_clip, methods.LinearProbe(strength=10.0), NAMES[:2])
-    train = features(2, 0.05)
-    model.method.solve(train, None)
-    assert model.method.weight.shape == (2, 64)
-    assert torch.equal(model.logits(train[0]).argmax(-1), train[1])

@@ -18,6 +18,7 @@ from adapt.methods.base import Method, total
 from adapt.methods.lp_plus_plus import rates
 from adapt.methods.prompt_src import divergence
 from adapt.training.average import RunningAverage
+from adapt.training.choice import choose
 from adapt.training.settings import Average
 
 FAST = pytest.mark.parametrize("fast", [None, False])
@@ -109,6 +110,7 @@ def test_gda(name: str, library: str) -> None:
     views = model.image_features(expected["images"].flatten(0, 1)).unflatten(0, expected["images"].shape[:2])
     val = expected["val_features"], expected["val_labels"]
     training = GivenFeatures(model, views.transpose(0, 1), expected["labels"], val)
+    choose(training)
     method.prepare(training)
     assert scaled(model.class_features().T, expected["clip_weights"]) < TOLERANCE
     assert relative(method.weight.T, expected["W.f64"]) < GRADIENT_TOLERANCE

@@ -16,6 +16,7 @@ from adapt import AdaptedModel
 from adapt.methods import OGEN, TPT, DetPro, KgCoOp, TipAdapter
 from adapt.methods.base import Encoded, total
 from adapt.methods.tpt import mean_entropy, surest
+from adapt.training.choice import choose
 
 
 @pytest.mark.parametrize("fast", [None, False])
@@ -55,20 +56,20 @@ def test_tip_adapter(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
     settings, expected = published.case("tip_adapter")
     model, stub = table("tip_adapter", library)
     steps = dict(zip(settings["search_scale"], settings["search_step"], strict=True))
-    whole = adapt.methods.tip_adapter.grid
-    monkeypatch.setattr(adapt.methods.tip_adapter, "grid", lambda most, count: whole(most, steps[most]))
+    whole = adapt.methods.tip_adapter.steps_to
+    monkeypatch.setattr(adapt.methods.tip_adapter, "steps_to", lambda most, count: whole(most, steps[most]))
     assert scaled(model.class_features().T, expected["clip_weights"]) < TOLERANCE
     assert scaled(model.method.keys.T, expected["keys"]) < TOLERANCE
     assert torch.equal(F.one_hot(model.method.labels).float(), expected["values"])
     zero_shot = model.step(Encoded(expected["val_features"]), expected["val_labels"])
     assert scaled(zero_shot.cosine_logits(model.class_features()), expected["zero_shot_val_logits"]) < TOLERANCE
     assert scaled(model.logits(expected["val_features"]), expected["logits"]) < TOLERANCE
-    model.method.finish(stub)
+    choose(stub, learned=True)
     assert (model.method.config.alpha, model.method.config.beta) == pytest.approx(
         (settings["best_alpha"], settings["best_beta"])
     )
     assert scaled(model.logits(expected["test_features"]), expected["test_logits"]) < TOLERANCE
-    assert stub.noted["searched"]["beta"] == pytest.approx(settings["best_beta"])
+    assert stub.noted["chosen"]["settings"]["beta"] == pytest.approx(settings["best_beta"])
 
 
 @pytest.mark.parametrize("library", LIBRARIES)

@@ -102,7 +102,6 @@ def test_another_number_of_shots_is_added_to_those_that_are_there(
 @pytest.mark.parametrize(
     ("shots", "message"),
     [
-        ((2, 3), r"train.epochs has no entry for 3 shots; it has \[1, 2, 4\]"),
         ((2, 1, 2), r"shots are \[2, 1, 2\]; expected different numbers from 1 on"),
         ((0, 1), r"shots are \[0, 1\]; expected different numbers from 1 on"),
         ((), r"shots are \[\]; expected different numbers from 1 on"),

@@ -76,16 +76,15 @@ def test_linear_probe_chooses_its_strength_on_validation_images(make_model, tiny
     model = make_model("linear_probe")
     result = fit(model, tiny_split.train, tiny_split.test, val_set=tiny_split.val, progress=False)
     assert result.accuracy == 1
-    assert result.metrics["solver"]["val_accuracy"] == 1
+    assert result.metrics["chosen"]["accuracy"] == 1
+    assert result.metrics["chosen"]["how"] == f"on {len(tiny_split.val)} validation images"
     assert result.history == []
     assert len(result.plot().axes) == 2
 
 
-def test_linear_probe_needs_validation_images_or_a_strength(make_model, tiny_split) -> None:
-    with pytest.raises(AdaptError, match="chooses strength on validation images, and there are none"):
-        fit(make_model("linear_probe"), tiny_split.train, progress=False)
+def test_a_strength_that_is_given_is_not_chosen(make_model, tiny_split) -> None:
     result = fit(make_model("linear_probe", strength=3.0), tiny_split.train, progress=False)
-    assert result.metrics["solver"] == {"strength": 3.0}
+    assert "chosen" not in result.metrics
 
 
 @pytest.mark.parametrize("method", ["linear_probe", "zero_shot"])
@@ -135,8 +134,8 @@ def test_progress_on_a_terminal_is_a_bar(monkeypatch: pytest.MonkeyPatch, capsys
 def test_what_the_images_make_impossible_is_refused_before_any_is_encoded(make_model, tiny_split, monkeypatch) -> None:
     model = make_model("linear_probe")
     monkeypatch.setattr(model.backbone, "encode_image", lambda images: pytest.fail("an image was encoded"))
-    with pytest.raises(AdaptError, match="linear_probe chooses strength on validation images"):
-        fit(model, tiny_split.train, tiny_split.test, progress=False)
+    with pytest.raises(AdaptError, match="linear_probe is not trained by steps: leave out epochs"):
+        fit(model, tiny_split.train, tiny_split.test, progress=False, epochs=1)
     with pytest.raises(AdaptError, match="needs an image of every class; there is none of 'goldfish'"):
         fit(model, tiny_split.train[4:], tiny_split.test, val_set=tiny_split.val, progress=False)
     with pytest.raises(AdaptError, match="resume goes on with the run in a directory, and none is given"):

@@ -33,6 +33,9 @@ def test_plan(settings: dict[str, Any], batches: int, steps: int, epochs: int) -
     [
         ({"epochs": 3}, None, (3, None)),
         ({"epochs": {1: 50, 16: 200}}, 16, (200, None)),
+        ({"epochs": {1: 50, 16: 200}}, 3, (50, None)),  # of 1, nearer by ratio than 16
+        ({"epochs": {1: 50, 16: 200}}, 5, (200, None)),
+        ({"epochs": {8: 100, 16: 200}}, 400, (200, None)),
         ({"iterations_per_shot": 500, "schedule": "cosine_iteration"}, 4, (None, 2000)),
     ],
 )
@@ -41,12 +44,27 @@ def test_length_at_a_number_of_shots(settings: dict[str, Any], shots: int | None
     assert (chosen.epochs, chosen.iterations) == length
 
 
+def test_the_nearest_entry_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", "adapt"):
+        assert TrainSettings(epochs={1: 50, 2: 100, 16: 200}).at(12).epochs == 200
+        TrainSettings(epochs={1: 50, 2: 100, 16: 200}).at(2)
+    assert caplog.messages == ["train.epochs has no entry for 12 images a class: it takes the 200 epochs of 16"]
+
+
+def test_a_table_of_epochs_is_by_numbers_of_images() -> None:
+    with pytest.raises(ValueError, match=r"epochs are given for \[0\] shots; expected numbers from 1 on"):
+        TrainSettings(epochs={0: 50})
+
+
 @pytest.mark.parametrize(
     ("settings", "shots", "message"),
     [
-        ({"epochs": {1: 50, 16: 200}}, 3, r"no entry for 3 shots; it has \[1, 16\]"),
-        ({"epochs": {1: 50}}, None, "no entry for None shots"),
-        ({"iterations_per_shot": 500, "schedule": "constant"}, None, "needs data.shots; give train.iterations"),
+        ({"epochs": {1: 50}}, None, "give train.epochs or train.iterations as a plain number"),
+        (
+            {"iterations_per_shot": 500, "schedule": "constant"},
+            None,
+            "give train.epochs or train.iterations as a plain",
+        ),
     ],
 )
 def test_no_length_for_these_shots(settings: dict[str, Any], shots: int | None, message: str) -> None:

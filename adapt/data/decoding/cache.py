@@ -145,6 +145,8 @@ def _compute(
     progress: Callable[[int, int], None] | None,
 ) -> Iterator[dict[bytes, Tensor]]:
     """The missing rows, each (d,), by the shard."""
+    if not missing:  # no worker is started for nothing
+        return
     ids = list(missing)
     chunks = [ids[start : start + batch_size] for start in range(0, len(ids), batch_size)]
     decoded = Decoded(dataset, [[missing[row_id] for row_id in chunk] for chunk in chunks], workers)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 from pydantic import ValidationError
@@ -15,6 +15,7 @@ from adapt.edits import Edit
 from adapt.errors import AdaptError
 from adapt.methods.base.config import MethodConfig
 from adapt.methods.base.context import Context
+from adapt.methods.base.grid import Choice, Trial, trials
 from adapt.methods.base.mixture import Mixture
 from adapt.methods.base.space import Space
 from adapt.methods.base.step import (
@@ -32,9 +33,9 @@ from adapt.prompts import Prompt
 from adapt.validation import explain
 
 __all__ = [
-    "BlockInputs", "Context", "Encoded", "ImageStep", "Method", "MethodConfig", "Mixture", "PairStep", "Space", "Step",
-    "Terms", "Training", "check_depth", "checked", "contrast", "cross_entropy", "depth_in", "learned", "mean_of",
-    "total",
+    "BlockInputs", "Choice", "Context", "Encoded", "ImageStep", "Method", "MethodConfig", "Mixture", "PairStep",
+    "Space", "Step", "Terms", "Training", "Trial", "check_depth", "checked", "contrast", "cross_entropy", "depth_in",
+    "learned", "mean_of", "total",
 ]  # fmt: skip
 
 FAMILIES = ("dual encoder", "fusion encoder", "vision LLM")  # of backbones
@@ -80,6 +81,8 @@ class Method(nn.Module):
     """The families of backbones that it adapts."""
     example: ClassVar[dict[str, Any]] = {}
     """Small settings, with which the contract suite and `adapt.testing.check_method` run."""
+    at_answer: ClassVar[frozenset[str]] = frozenset()
+    """The settings in `grid` that act on answers alone, so that one fit serves all their values."""
     absent: frozenset[str] = frozenset()
     """The blocks that another method on the backbone skips for good, such as vision.3: nothing is kept inside them."""
 
@@ -111,8 +114,20 @@ class Method(nn.Module):
 
     @property
     def chosen_on_validation(self) -> str | None:
-        """The setting that it chooses on validation images where it is left out, if there is such a one."""
+        """The setting that its steps choose on validation images where it is left out, if there is such a one."""
         return None
+
+    @property
+    def grid(self) -> dict[str, Choice]:
+        """The settings that are left to the data, with the values to try: see `adapt.training.choice`."""
+        return {}
+
+    def trials(self, training: Training, choices: Mapping[str, Choice], learned: bool = False) -> Iterator[Trial]:
+        """Logits of the validation images under each combination of `choices`, fitted to the training images.
+
+        Where it has `learned` from these already it is not fitted again.
+        """
+        return trials(self, training, choices, learned)
 
     @property
     def normal_class(self) -> str | None:

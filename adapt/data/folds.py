@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from statistics import median
 
 from adapt.data.split import Item, Split
 from adapt.errors import AdaptError
+
+MOST = 5  # folds, where nobody says how many
+
+
+def usual_count(items: Sequence[Item], most: int = MOST) -> int:
+    """How many folds to cut: as many as a class has images, so that every model learns from as many of each class.
+
+    Of the class in the middle, at least two and at most `most`. With two images a class and five folds a model would
+    know two images of some classes and one of those that it is tried on, which it then seldom takes.
+    """
+    counts = Counter(item.label for item in items)
+    return max(2, min(most, round(median(counts.values())))) if counts else 2
 
 
 def folds(items: Sequence[Item], count: int, seed: int) -> list[int | None]:

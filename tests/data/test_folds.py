@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from adapt import AdaptError
-from adapt.choosing.folds import folds, parts
-from adapt.choosing.noise import standard_error
 from adapt.data import Item, Split
+from adapt.data.folds import folds, parts
+from adapt.evaluation.noise import standard_error
 
 
 def _split(groups: dict[str, list[int]]) -> Split:

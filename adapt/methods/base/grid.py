@@ -1,0 +1,55 @@
+"""Settings that are left to the data: the values to choose among, and what a method answers under each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from adapt.methods.base.step import Encoded, ImageStep
+from adapt.methods.base.training import Training
+
+if TYPE_CHECKING:
+    from adapt.methods.base import Method
+
+Trial = tuple[dict[str, Any], Tensor]  # settings, and the logits (n, classes) of the validation images under them
+
+
+class Choice(NamedTuple):
+    """The values to try of one setting, in order, and the one to take where no image can be held back."""
+
+    values: Sequence[Any]
+    usual: Any
+
+
+def combinations(choices: Mapping[str, Choice]) -> Iterator[dict[str, Any]]:
+    """Every combination of values, the last setting changing first; one empty combination where there is no choice."""
+    for values in product(*(choice.values for choice in choices.values())):
+        yield dict(zip(choices, values, strict=True))
+
+
+def configure(method: Method, settings: Mapping[str, Any]) -> None:
+    """Put settings of the grid into the method's own."""
+    method.config = method.config.model_copy(update=dict(settings))
+
+
+def trials(method: Method, training: Training, choices: Mapping[str, Choice], learned: bool) -> Iterator[Trial]:
+    """Answers to the validation images under each combination of `choices`, learned from the training images.
+
+    The method is fitted again for each, but not where settings act on answers alone (`method.at_answer`), and never
+    where it has `learned` already.
+    """
+    fits = {name: choice for name, choice in choices.items() if name not in method.at_answer}
+    answers = {name: choice for name, choice in choices.items() if name in method.at_answer}
+    for settings in combinations(fits):
+        configure(method, settings)
+        if not learned:
+            method.prepare(training)
+        step = ImageStep(training.model, Encoded(training.features("val")))
+        for others in combinations(answers):
+            configure(method, others)
+            with torch.no_grad():
+                yield settings | others, method.logits(step)

@@ -1,0 +1,73 @@
+"""A plain classifier of image features, fitted at once: what a practitioner tries first, perhaps beside zero-shot."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from adapt.backbones.base import DualEncoder
+from adapt.backbones.tokenizer import TextTokenizer
+from adapt.methods.base import Choice, ImageStep, Method, MethodConfig, Training
+from adapt.methods.zero_shot import Templates
+from adapt.prompts import Prompt, from_templates
+
+WORDS = Choice((0.0, *(10.0 ** (k / 2) for k in range(-4, 5))), usual=10.0**-0.5)  # 0, and 0.01 to 100
+
+
+class PlainClassifierConfig(MethodConfig):
+    words: float | None = Field(default=0.0, ge=0)
+    """Weight of the zero-shot logits beside the classifier's own; 0 leaves words out, null leaves it to the data."""
+    template: Templates = "a photo of a {}."
+    """One template, or several whose features are averaged, for the zero-shot logits."""
+
+
+class PlainClassifier(Method):
+    """Base of linear classifiers: `solve` gives their `weight` `(n_classes, e)` and `bias` `(n_classes,)`."""
+
+    Config = PlainClassifierConfig
+    needs_every_class = True
+    per_class = True
+    takes_steps = False
+    at_answer = frozenset({"words"})
+    scale: float
+    """What the backbone multiplies cosines by."""
+
+    @property
+    def grid(self) -> dict[str, Choice]:
+        return {"words": WORDS} if self.config.words is None else {}
+
+    def build(self, backbone: DualEncoder, class_names: Sequence[str]) -> None:  # type: ignore[override]
+        self.weight = nn.Parameter(torch.zeros(len(class_names), backbone.embed_dim, device=backbone.device))
+        self.bias = nn.Parameter(torch.zeros(len(class_names), device=backbone.device))
+        self.scale = backbone.logit_scale
+
+    def prompts(self, tokenizer: TextTokenizer, class_name: str) -> list[Prompt]:
+        return [] if self.config.words == 0 else from_templates(tokenizer, self.config.template, class_name)
+
+    def prepare(self, training: Training) -> None:
+        features, labels = training.features("train").double(), training.labels("train")
+        weight, bias = self.solve(features, labels)
+        with torch.no_grad():
+            self.weight.copy_(weight)
+            self.bias.copy_(bias)
+
+    def solve(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Weight `(n_classes, e)` and bias `(n_classes,)` for unit-length features `(n, e)` with labels `(n,)`."""
+        raise NotImplementedError
+
+    def scores(self, features: Tensor) -> Tensor:
+        """The classifier's own logits `(b, n_classes)` of unit-length features `(b, e)`."""
+        return features.to(self.weight.dtype) @ self.weight.T + self.bias
+
+    def logits(self, step: ImageStep) -> Tensor:
+        scores, words = self.scores(step.features), self.config.words
+        return scores + words * step.cosine_logits(step.class_features) if words else scores
+
+
+def class_means(features: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """Mean feature `(n_classes, e)` of the images `(n, e)` of each class."""
+    sums = features.new_zeros(classes, features.shape[1]).index_add(0, labels, features)
+    return sums / labels.bincount(minlength=classes)[:, None]

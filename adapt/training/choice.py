@@ -1,0 +1,138 @@
+"""Settings that a recipe leaves to the data: chosen on validation images, or by cross-validation where there are none.
+
+With validation images the rule is that of the published codes: the combination of values that tells most of them right,
+the first of equals. Without, each training image is held back once, by stratified folds that keep groups whole. On few
+images the most right answers are mostly luck, so the rule is another: of the combinations that are no more than two
+standard errors behind the likeliest, the one nearest to the usual values. How likely a combination finds the right
+classes is measured at its own best temperature, so that none wins by being more or less sure of itself. The method then
+learns from all training images.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adapt.evaluation.noise import standard_error
+from adapt.methods.base import Choice
+from adapt.methods.base.grid import configure
+from adapt.training.fitting import Fitting
+
+logger = logging.getLogger("adapt")
+MOST_VALUES = 20  # of one setting in cross-validation: every so many of a longer list
+WITHIN = 2.0  # standard errors behind the likeliest
+TEMPERATURES = 10 ** torch.arange(-2, 3.01, 0.25)
+AT_ONCE = 2**24  # numbers
+
+Values = tuple[Any, ...]  # of all settings, in the order of the grid
+
+
+def choose(training: Fitting, learned: bool = False) -> None:
+    """Set what the method's grid leaves to the data, and note what was chosen, over what, and how right it was.
+
+    On validation images the method may have `learned` from the training images already. Where no image can be held
+    back, as with one image a class, the usual values are taken.
+    """
+    choices = training.model.method.grid
+    if not choices:
+        return
+    if training.items("val"):
+        how = f"on {len(training.items('val'))} validation images"
+        values, accuracy = _by_validation(training, choices, learned)
+    elif folds := training.folds():
+        choices = {name: _thinned(choice) for name, choice in choices.items()}
+        how = f"by cross-validation over {sum(len(fold.items('val')) for fold in folds)} training images"
+        values, accuracy = _by_folds(training, folds, choices)
+    else:
+        how, accuracy = "by habit, since no image can be held back", None
+        values = tuple(choice.usual for choice in choices.values())
+    _settle(training, choices, dict(zip(choices, values, strict=True)), how, accuracy)
+
+
+def _by_validation(training: Fitting, choices: Mapping[str, Choice], learned: bool) -> tuple[Values, float]:
+    labels, right = training.labels("val"), dict[Values, int]()
+    for settings, logits in training.model.method.trials(training, choices, learned):
+        right[_values(settings, choices)] = int((logits.argmax(-1).cpu() == labels).sum())
+    best = max(right, key=right.__getitem__)  # the first of equals
+    return best, right[best] / len(labels)
+
+
+def _by_folds(training: Fitting, folds: Sequence[Fitting], choices: Mapping[str, Choice]) -> tuple[Values, float]:
+    likely: dict[Values, list[Tensor]] = {}
+    right: dict[Values, int] = {}
+    for fold in folds:
+        labels = fold.labels("val")
+        for settings, logits in training.model.method.trials(fold, choices):
+            values, logits = _values(settings, choices), logits.cpu().float()
+            likely.setdefault(values, []).append(_log_probabilities(logits, labels))
+            right[values] = right.get(values, 0) + int((logits.argmax(-1) == labels).sum())
+    groups = [item.kept_with for fold in folds for item in fold.items("val")]
+    chosen = _nearest_to_usual({values: torch.cat(parts, 1) for values, parts in likely.items()}, choices, groups)
+    return chosen, right[chosen] / len(groups)
+
+
+def _log_probabilities(logits: Tensor, labels: Tensor) -> Tensor:
+    """The logarithm of the right class's probability of each image, at each temperature: `(temperatures, n)`."""
+    rows = max(1, AT_ONCE // (len(TEMPERATURES) * logits.shape[1]))
+    parts = []
+    for some, right in zip(logits.split(rows), labels.split(rows), strict=True):
+        sharpened = some / TEMPERATURES[:, None, None]  # (temperatures, n, classes)
+        own = sharpened[:, torch.arange(len(right)), right]
+        parts.append(own - sharpened.logsumexp(-1))
+    return torch.cat(parts, 1)
+
+
+def _nearest_to_usual(likely: Mapping[Values, Tensor], choices: Mapping[str, Choice], groups: Sequence[str]) -> Values:
+    """The combination that is the fewest steps from the usual one, of those that nothing is surely better than."""
+    at_best = {values: each[each.mean(1).argmax()].double() for values, each in likely.items()}
+    best = max(at_best, key=lambda values: float(at_best[values].mean()))
+    behind = {values: at_best[best] - own for values, own in at_best.items()}
+    alike = [
+        values for values, apart in behind.items() if float(apart.mean()) <= WITHIN * standard_error(apart, groups)
+    ]
+    usual = [_place(choice, choice.usual) for choice in choices.values()]
+
+    def steps(values: Values) -> float:
+        own = [_place(choice, value) for choice, value in zip(choices.values(), values, strict=True)]
+        return sum(abs(one - other) for one, other in zip(own, usual, strict=True))
+
+    return min(alike, key=lambda values: (steps(values), float(behind[values].mean())))
+
+
+def _place(choice: Choice, value: float) -> int:
+    """Where `value`, or what is nearest to it, stands among the choice's values."""
+    return min(range(len(choice.values)), key=lambda place: abs(choice.values[place] - value))
+
+
+def _thinned(choice: Choice) -> Choice:
+    step = -(-len(choice.values) // MOST_VALUES)
+    return Choice(choice.values[::step], choice.usual)
+
+
+def _values(settings: Mapping[str, Any], choices: Mapping[str, Choice]) -> Values:
+    return tuple(settings[name] for name in choices)
+
+
+def _settle(
+    training: Fitting, choices: Mapping[str, Choice], settings: dict[str, Any], how: str, accuracy: float | None
+) -> None:
+    """Put what was chosen into the method's settings, note it for metrics.json, and say it."""
+    method = training.model.method
+    configure(method, settings)
+    among = {name: list(choice.values) for name, choice in choices.items()}
+    training.note(chosen={"settings": settings, "among": among, "how": how, "accuracy": accuracy})
+    listed = ", ".join(f"{name} {value:.4g}" for name, value in settings.items())
+    logger.info(
+        "%s: %s, chosen %s%s",
+        method.name, listed, how, "" if accuracy is None else f" ({100 * accuracy:.1f} % right)",
+    )  # fmt: skip
+    for name, choice in choices.items():
+        if settings[name] in (choice.values[0], choice.values[-1]) and settings[name]:
+            logger.info(
+                "%s: %s was tried from %.4g to %.4g, and the choice lies at the end: set method.%s to try others",
+                method.name, name, choice.values[0], choice.values[-1], name,
+            )  # fmt: skip

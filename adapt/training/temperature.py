@@ -1,0 +1,79 @@
+"""The temperature of a model's answers: on validation images, or by cross-validation where there are none."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adapt.data.split import Item, of_several
+from adapt.errors import AdaptError
+from adapt.evaluation.calibration import BOUNDS, likeliest, temperature
+from adapt.evaluation.scores import Scores
+from adapt.methods.base import Encoded, ImageStep, Method
+from adapt.models.base import Adapted
+from adapt.training.fitting import Fitting
+
+logger = logging.getLogger("adapt")
+FEW = 50  # images, on which a temperature is a guess
+
+
+def calibrates_by_folds(method: Method) -> bool:
+    """Whether the method is quick enough to learn from each fold, and answers by the features of single images."""
+    return not (method.takes_steps or method.touches or method.views or method.memory() is not None)
+
+
+def check_calibration(model: Adapted[Any], train_set: Sequence[Item], val_set: Sequence[Item]) -> None:
+    """AdaptError where a temperature makes no sense, or where no images are there to choose it on."""
+    if of_several(train_set):
+        raise AdaptError("calibrate is of one class an image, and the data has several: leave it out")
+    if not model.class_names:
+        raise AdaptError(f"{model.backbone.describe()} tells no classes apart here: leave calibrate out")
+    if not (val_set or calibrates_by_folds(model.method)):
+        raise AdaptError("calibrate chooses a temperature on validation images, and there are none: give some")
+
+
+def answers_by_folds(training: Fitting) -> tuple[Tensor, Tensor]:
+    """Logits `(n, classes)` of training images by models that had not seen them, and their labels.
+
+    The method is left as the last fold made it: it has yet to learn from all images. AdaptError where no image can be
+    held back.
+    """
+    model, logits, labels = training.model, list[Tensor](), list[Tensor]()
+    for fold in training.folds():
+        model.method.prepare(fold)
+        with torch.no_grad():
+            logits.append(model.answers.of(ImageStep(model, Encoded(fold.features("val")))).cpu())
+        labels.append(fold.labels("val"))
+    if not logits:
+        raise AdaptError("calibrate needs two images of some class, to hold one back: give more, or leave it out")
+    return torch.cat(logits), torch.cat(labels)
+
+
+def calibrated(training: Fitting, before: Scores | None) -> dict[str, Any]:
+    """Set the model's temperature, and return what metrics.json says of it.
+
+    `before` are the scores on the test images without one.
+    """
+    model = training.model
+    if training.held_back_answers is not None:
+        logits, labels = training.held_back_answers
+        chosen, images = likeliest(logits.double(), labels), len(labels)
+    else:
+        items = training.val_set
+        chosen, images = temperature(model, items, workers=training.workers, cache=training.cache), len(items)
+    if images < FEW or chosen in BOUNDS:
+        logger.warning(
+            "the temperature, %.3g, was chosen on %d images: on so few, or at a bound, answers may be further from "
+            "being as sure as they are right. Compare the errors before and after, and give more images",
+            chosen, images,
+        )  # fmt: skip
+    model.answers = replace(model.answers, temperature=chosen)
+    figures: dict[str, Any] = {"temperature": chosen, "images": images}
+    if before is None:
+        return figures
+    return figures | {"error_before": before.calibration_error, "before": before.reliability()}

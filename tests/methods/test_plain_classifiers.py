@@ -1,0 +1,163 @@
+"""Logistic regression, LDA, nearest neighbours and the nearest mean: scikit-learn's answers, with and without words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from checks import scaled
+from torch import Tensor
+
+import adapt
+from adapt import AdaptedModel, AdaptError, Backbone, methods
+from adapt.methods.base import Encoded, Method
+
+NAMES = ("goldfish", "red_panda", "sea cucumber")
+
+
+class Given:
+    """A training whose features `(n, e)` and labels `(n,)` are at hand."""
+
+    def __init__(self, features: Tensor, labels: Tensor) -> None:
+        self._features, self._labels = features, labels
+
+    def features(self, part: str, **options: Any) -> Tensor:
+        return self._features
+
+    def labels(self, part: str) -> Tensor:
+        return self._labels
+
+
+def images(classes: int, each: int = 12, spread: float = 0.25) -> tuple[Tensor, Tensor]:
+    """Unit-length features of as many images of each class, around one axis a class."""
+    labels = torch.arange(classes).repeat(each)
+    return F.normalize(torch.eye(classes, 64)[labels] + spread * torch.randn(len(labels), 64), dim=-1), labels
+
+
+def fitted(backbone: Backbone, method: Method, train: tuple[Tensor, Tensor]) -> AdaptedModel:
+    torch.manual_seed(0)
+    names = NAMES[: int(train[1].max()) + 1]
+    model = adapt.wrap(backbone, method, names)
+    method.prepare(Given(*train))  # type: ignore[arg-type]
+    return model.eval()
+
+
+@pytest.mark.parametrize("strength", [0.001, 1.0, 1000.0])
+@pytest.mark.parametrize("weights", ["equal", "balanced"])
+def test_the_probe_has_the_logits_of_scikit_learns_logistic_regression(
+    open_clip: Backbone, strength: float, weights: Any
+) -> None:
+    from sklearn.linear_model import LogisticRegression
+
+    features, labels = images(3)
+    features, labels = features[:-4], labels[:-4]  # not as many of each class
+    model = fitted(open_clip, methods.LinearProbe(strength=strength, class_weights=weights), (features, labels))
+    given = None if weights == "equal" else "balanced"
+    solver = LogisticRegression(C=strength, class_weight=given, tol=1e-10, max_iter=100_000)
+    expected = solver.fit(features.double().numpy(), labels.numpy()).decision_function(features.double().numpy())
+    ours, theirs = model.logits(features), torch.from_numpy(expected).float()
+    assert (ours - ours.mean(1, keepdim=True) - (theirs - theirs.mean(1, keepdim=True))).abs().max() < 1e-4
+
+
+def test_two_classes_have_a_row_each_whose_difference_is_scikit_learns(open_clip: Backbone) -> None:
+    from sklearn.linear_model import LogisticRegression
+
+    features, labels = images(2)
+    model = fitted(open_clip, methods.LinearProbe(strength=10.0), (features, labels))
+    solver = LogisticRegression(C=10.0, tol=1e-10, max_iter=100_000).fit(features.double().numpy(), labels.numpy())
+    expected = torch.from_numpy(solver.decision_function(features.double().numpy())).float()
+    ours = model.logits(features)
+    assert model.method.weight.shape == (2, 64)
+    assert (ours[:, 1] - ours[:, 0] - expected).abs().max() < 1e-4
+
+
+def test_lda_is_scikit_learns_on_one_covariance(open_clip: Backbone) -> None:
+    """Scikit-learn's own classifier, given the shrunk covariance of all deviations, has the same scores."""
+    from sklearn.covariance import ledoit_wolf
+    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+
+    features, labels = (tensor[:-4] for tensor in images(3))
+    x, y = features.double().numpy(), labels.numpy()
+    apart = x - np.stack([x[y == label].mean(0) for label in range(3)])[y]
+    covariance = ledoit_wolf(apart, assume_centered=True)[0] * len(x) / (len(x) - 3)
+
+    class Shrunk:
+        def fit(self, given: Any) -> Any:
+            self.covariance_ = covariance
+            return self
+
+    solver = LinearDiscriminantAnalysis(solver="lsqr", covariance_estimator=Shrunk()).fit(x, y)
+    model = fitted(open_clip, methods.LDA(), (features, labels))
+    expected, ours = torch.from_numpy(solver.decision_function(x)).float(), model.logits(features)
+    assert scaled(ours, expected) < 1e-4
+
+
+def test_lda_with_one_image_a_class_is_the_nearest_mean(open_clip: Backbone) -> None:
+    train, others = images(3, each=1), images(3)[0]
+    one, other = (fitted(open_clip, method, train).logits(others) for method in (methods.LDA(), methods.NearestMean()))
+    assert scaled(one, other) < 1e-5
+
+
+def test_the_nearest_mean_is_a_cosine_at_the_backbones_scale(open_clip: Backbone) -> None:
+    features, labels = images(3)
+    model = fitted(open_clip, methods.NearestMean(), (features, labels))
+    means = F.normalize(torch.stack([features[labels == label].mean(0) for label in range(3)]), dim=-1)
+    assert scaled(model.logits(features), open_clip.logit_scale * features @ means.T) < 1e-5
+
+
+@pytest.mark.parametrize("neighbours", [1, 3, 5])
+def test_neighbours_answer_as_scikit_learns(open_clip: Backbone, neighbours: int) -> None:
+    from sklearn.neighbors import KNeighborsClassifier
+
+    train, (others, _) = images(3, spread=0.5), images(3, spread=0.5)
+    model = fitted(open_clip, methods.KNN(neighbours=neighbours), train)
+    solver = KNeighborsClassifier(neighbours).fit(*(tensor.numpy() for tensor in train))
+    votes = torch.from_numpy(solver.predict_proba(others.numpy()))
+    clear = votes.topk(2).values[:, 0] > votes.topk(2).values[:, 1]
+    assert clear.float().mean() > 0.6
+    assert torch.equal(model.logits(others).argmax(-1)[clear], votes.argmax(-1)[clear])
+
+
+def test_a_tie_goes_to_the_nearer_image(open_clip: Backbone) -> None:
+    features = F.normalize(torch.eye(3, 64) + 0.1, dim=-1)
+    model = fitted(open_clip, methods.KNN(neighbours=2), (features, torch.tensor([2, 1, 0])))
+    between = F.normalize(0.9 * features[:1] + 0.5 * features[1:2], dim=-1)
+    assert model.logits(between).argmax() == 2
+
+
+PLAIN = (methods.LinearProbe, methods.LDA, methods.NearestMean, methods.KNN)
+
+
+@pytest.mark.parametrize("kind", PLAIN)
+def test_words_are_added_by_their_weight(open_clip: Backbone, kind: Any) -> None:
+    features, labels = images(3)
+    settings: dict[str, Any] = {"strength": 1.0} if kind is methods.LinearProbe else {}
+    alone, beside = (fitted(open_clip, kind(words=words, **settings), (features, labels)) for words in (0.0, 2.5))
+    zero_shot = adapt.wrap(open_clip, methods.ZeroShot(), NAMES).logits(features)
+    assert scaled(beside.logits(features), alone.logits(features) + 2.5 * zero_shot) < 1e-5
+    assert alone.method.prompts(open_clip.tokenizer, "goldfish") == []  # the text tower has nothing to do
+
+
+@pytest.mark.parametrize("kind", PLAIN)
+def test_what_is_left_to_the_data_is_in_the_grid(kind: Any) -> None:
+    assert "words" not in kind().grid
+    assert set(kind(words=None).grid) >= {"words"}
+    assert 0.0 in kind(words=None).grid["words"].values
+
+
+def test_labels_outside_the_classes_are_refused(open_clip: Backbone) -> None:
+    model = fitted(open_clip, methods.KNN(neighbours=1), images(3))
+    tensors = {"labels": torch.tensor([0, 3])}
+    with pytest.raises(AdaptError, match="labels of here are 0 to 3, and there are 3 classes"):
+        model.method.check_tensors(tensors, "here")
+
+
+def test_an_image_of_every_class_is_needed(open_clip: Backbone) -> None:
+    assert all(kind.needs_every_class for kind in PLAIN)
+    model = fitted(open_clip, methods.LDA(), images(3))
+    with pytest.raises(AdaptError, match="cannot serve other class names"):
+        model.with_classes(["one", "two", "three"])
+    assert model.method.logits(model.step(Encoded(images(3)[0]), None)).shape == (36, 3)  # type: ignore[arg-type]

@@ -1,0 +1,187 @@
+"""Settings that are left to the data: chosen on validation images as published, or by cross-validation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import adapt
+from adapt import fit
+from adapt.methods.base import Choice
+from adapt.training import choice as module
+from adapt.training.choice import _log_probabilities, _nearest_to_usual
+from adapt.training.fitting import FOLDS
+
+
+@pytest.fixture
+def probe(open_clip: adapt.Backbone, tiny_split: adapt.data.Split) -> Any:
+    def made(name: str, **config: Any) -> adapt.AdaptedModel:
+        return adapt.wrap(open_clip, adapt.methods.find(name)(**config), tiny_split.class_names)
+
+    return made
+
+
+def test_each_training_image_is_held_back_once_and_then_all_are_learned(probe: Any, tiny_split: Any) -> None:
+    seen: list[tuple[int, int]] = []
+    gda = probe("gda", views=0)
+    prepare = gda.method.prepare
+
+    def spied(training: Any) -> None:
+        seen.append((len(training.items("train")), len(training.items("val"))))
+        prepare(training)
+
+    gda.method.prepare = spied
+    result = fit(gda, tiny_split.train, progress=False)
+    images = len(tiny_split.train)
+    assert len(seen) == FOLDS + 1
+    assert sum(held for _, held in seen) == images
+    assert all(kept + held == images for kept, held in seen[:-1])
+    assert seen[-1] == (images, 0)
+    chosen = result.metrics["chosen"]
+    assert chosen["how"] == f"by cross-validation over {images} training images"
+    assert chosen["settings"]["alpha"] == gda.method.config.alpha
+    assert chosen["among"]["alpha"] == list(adapt.methods.gda.ALPHAS)
+
+
+def test_the_final_fit_is_that_of_all_images(probe: Any, tiny_split: Any) -> None:
+    """The same head as that of the chosen strength, fitted directly."""
+    chosen = probe("linear_probe")
+    fit(chosen, tiny_split.train, progress=False)
+    direct = probe("linear_probe", strength=chosen.method.config.strength)
+    fit(direct, tiny_split.train, progress=False)
+    assert torch.equal(chosen.method.weight, direct.method.weight)
+    assert chosen.method._tolerance == adapt.methods.linear_probe.EXACT
+
+
+def test_with_validation_images_the_first_of_the_most_right_is_taken(probe: Any, tiny_split: Any) -> None:
+    result = fit(probe("linear_probe"), tiny_split.train, val_set=tiny_split.val, progress=False)
+    right = {}
+    for strength in adapt.methods.linear_probe.STRENGTHS:
+        other = fit(probe("linear_probe", strength=strength), tiny_split.train, tiny_split.val, progress=False)
+        right[strength] = other.accuracy
+    chosen = result.metrics["chosen"]
+    assert chosen["settings"] == {"strength": max(right, key=right.__getitem__)}
+    assert chosen["accuracy"] == max(right.values())
+
+
+def test_groups_are_held_back_whole(probe: Any, tiny_split: Any) -> None:
+    """Each class's images are of two groups, so that one of five folds has some and three have none."""
+    items = [replace(item, group=f"{item.class_name}{place % 2}") for place, item in enumerate(tiny_split.train)]
+    parts: list[tuple[set[str], set[str]]] = []
+    lda = probe("lda", words=None)
+    prepare = lda.method.prepare
+
+    def spied(training: Any) -> None:
+        parts.append(tuple({item.group for item in training.items(part)} for part in ("train", "val")))
+        prepare(training)
+
+    lda.method.prepare = spied
+    fit(lda, items, progress=False)
+    assert len(parts) > 2
+    assert all(not kept & held for kept, held in parts)
+
+
+def test_one_image_a_class_takes_the_usual_values(probe: Any, tiny_split: Any) -> None:
+    one_each = list({item.label: item for item in tiny_split.train}.values())
+    model = probe("linear_probe", words=None)
+    chosen = fit(model, one_each, progress=False).metrics["chosen"]
+    assert chosen["settings"] == {"strength": 10.0, "words": pytest.approx(10**-0.5)}
+    assert (chosen["how"], chosen["accuracy"]) == ("by habit, since no image can be held back", None)
+
+
+def _likely(**means: float) -> dict[tuple[float], Tensor]:
+    """Log-probabilities at one temperature of forty images, whose differences are noise of about 0.1."""
+    noise = torch.randn(len(means), 40, generator=torch.Generator().manual_seed(1)) * 0.1
+    return {
+        (float(name[1:]),): (mean + noise[row] - noise[row].mean())[None]
+        for row, (name, mean) in enumerate(means.items())
+    }
+
+
+@pytest.mark.parametrize(
+    ("means", "chosen"),
+    [
+        ({"_1": -1.0, "_2": -1.01, "_3": -1.02}, 2.0),  # all alike: the usual one
+        ({"_1": -0.5, "_2": -1.0, "_3": -1.0}, 1.0),  # surely better
+        ({"_1": -1.0, "_2": -2.0, "_3": -0.99}, 3.0),  # two are alike, as far from the usual one: the likelier
+    ],
+)
+def test_the_usual_value_unless_another_is_surely_better(means: dict[str, float], chosen: float) -> None:
+    choices = {"level": Choice((1.0, 2.0, 3.0), usual=2.0)}
+    assert _nearest_to_usual(_likely(**means), choices, [str(place) for place in range(40)]) == (chosen,)
+
+
+def test_a_combination_is_not_judged_by_how_sure_it_is() -> None:
+    """Ten times the logits are as likely at a temperature ten times as high."""
+    labels = torch.arange(30) % 4
+    logits = torch.randn(30, 4, generator=torch.Generator().manual_seed(2)) + torch.eye(4)[labels]
+    one, ten = (_log_probabilities(scale * logits, labels).mean(1).max() for scale in (1.0, 10.0))
+    assert float(one) == pytest.approx(float(ten), abs=1e-5)
+    expected = (logits / module.TEMPERATURES[7]).log_softmax(-1)[torch.arange(30), labels]
+    assert torch.allclose(_log_probabilities(logits, labels)[7], expected, atol=1e-5)
+
+
+def test_images_are_scored_in_parts_where_there_are_many_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits, labels = torch.randn(30, 4), torch.arange(30) % 4
+    whole = _log_probabilities(logits, labels)
+    monkeypatch.setattr(module, "AT_ONCE", 4 * len(module.TEMPERATURES) * 7)
+    assert torch.allclose(_log_probabilities(logits, labels), whole, atol=1e-6)
+
+
+def test_a_long_grid_is_thinned_for_cross_validation(probe: Any, tiny_split: Any) -> None:
+    chosen = fit(probe("tip_adapter", views=0), tiny_split.train, progress=False).metrics["chosen"]
+    assert (len(chosen["among"]["beta"]), len(chosen["among"]["alpha"])) == (20, 20)
+    chosen = fit(probe("tip_adapter", views=0), tiny_split.train, val_set=tiny_split.val, progress=False).metrics[
+        "chosen"
+    ]
+    assert (len(chosen["among"]["beta"]), len(chosen["among"]["alpha"])) == (200, 20)
+
+
+def test_trained_keys_choose_before_the_steps_without_validation_images(probe: Any, tiny_split: Any) -> None:
+    model = probe("tip_adapter", views=0, train=True)
+    settings: dict[str, Any] = {"epochs": 1, "batch_size": 4, "augment": "none"}
+    result = fit(model, tiny_split.train, progress=False, **settings)
+    assert "cross-validation" in result.metrics["chosen"]["how"]
+    assert model.method.config.alpha == result.metrics["chosen"]["settings"]["alpha"]
+    assert model.method.keys.shape[0] == len(tiny_split.train)
+
+
+def test_the_end_of_the_range_is_said(
+    caplog: pytest.LogCaptureFixture, probe: Any, tiny_split: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = probe("gda", views=0)
+    monkeypatch.setattr(type(model.method), "grid", property(lambda self: {"alpha": Choice((1.0, 10.0), usual=1.0)}))
+    model.method.trials = _fixed
+    training = module.Fitting(model, tiny_split.train, tiny_split.val, None, 1, None, False, False)
+    with caplog.at_level("INFO", "adapt"):
+        module.choose(training)
+    images = len(tiny_split.val)
+    assert caplog.messages == [
+        f"gda: alpha 10, chosen on {images} validation images (100.0 % right)",
+        "gda: alpha was tried from 1 to 10, and the choice lies at the end: set method.alpha to try others",
+    ]
+
+
+def _fixed(
+    training: Any, choices: Mapping[str, Choice], learned: bool = False
+) -> Iterator[tuple[dict[str, Any], Tensor]]:
+    """Nothing right at 1, all right at 10."""
+    labels = training.labels("val")
+    right = torch.nn.functional.one_hot(labels, len(training.model.class_names)).float()
+    yield from (({"alpha": alpha}, sign * right) for alpha, sign in ((1.0, -1.0), (10.0, 1.0)))
+
+
+def test_the_temperature_is_chosen_by_folds_too(probe: Any, tiny_split: Any) -> None:
+    """From answers to all training images by models that had not seen them, and no image is given away."""
+    model = probe("lda")
+    result = fit(model, tiny_split.train, tiny_split.test, calibrate=True, progress=False)
+    assert result.metrics["calibration"]["images"] == len(tiny_split.train) == result.metrics["train_images"]
+    assert model.answers.temperature == result.metrics["calibration"]["temperature"]
+    uncalibrated = probe("lda")
+    fit(uncalibrated, tiny_split.train, progress=False)
+    assert torch.equal(model.method.weight, uncalibrated.method.weight)
