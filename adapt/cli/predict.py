@@ -85,7 +85,7 @@ def predict(
     question about each. Regions are "IMAGE#xywh=X,Y,WIDTH,HEIGHT", or columns x0,y0,x1,y1 of the .csv, in pixels.
 
     An adapter is a file, the folder of a run, or a name on the hub such as hf://user/name. Several stand side by side,
-    each in columns of its name, and what they share is computed once. Results are printed as they come. In folders, symbolic links
+    a column each, and what they share is computed once. Results are printed as they come. In folders, symbolic links
     are followed, and an image counts once. An image that cannot be read is reported and left out; the exit code is 2
     then.
 
@@ -120,13 +120,12 @@ def predict(
         files = list(image_files(images[len(adapters) - 1 :]))
         asked = {"top_k": top_k, "threshold": threshold}
         answers = _by_adapters(adapters, common.class_names(classes), question, backbone, device, asked, explain)
-    columns = Columns(adapters, threshold is not None, top_k) if as_csv else None
-    write = columns or writer(adapters, as_json, explain)
+    write = Columns(adapters, threshold is not None, top_k) if as_csv else writer(adapters, as_json, explain)
     with quiet_libraries():
         for number, found in enumerate(answers(readable_images(files, readable))):
             write(readable[number].called, found)
-    if columns is not None:
-        columns.begin()  # where no image could be read
+    if isinstance(write, Columns):
+        write.begin()  # where no image could be read
     exit_where_unread(files, readable)
 
 
