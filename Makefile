@@ -60,11 +60,11 @@ mutants: $(VENV)/installed-dev
 faults: $(VENV)/installed-dev
 	$(PYTEST) -m faults -rP tests/faults
 
-# exported pages in a real browser: needs npm, and a chromium on the PATH
+# exported pages and the server's in a real browser: needs npm, and a chromium on the PATH
 test-browser: $(VENV)/installed-dev
 	$(BIN)/pip install --quiet playwright
 	npm install --silent --no-save --prefix build/browser onnxruntime-web
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/formats/test_page.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/formats/test_page.py tests/serving/test_page.py
 
 # the site, in build/docs/index.html
 docs: $(VENV)/installed-docs
