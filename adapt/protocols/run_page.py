@@ -33,6 +33,11 @@ class Error:
     path: str
     image: str | None
 
+    @property
+    def name(self) -> str:
+        """The name of its file."""
+        return shown(Path(self.path).name)
+
 
 @dataclass(frozen=True)
 class RunPage:

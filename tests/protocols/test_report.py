@@ -124,8 +124,9 @@ def test_the_errors_it_was_surest_of_are_shown(found: Path) -> None:
     html = report([run])
     assert html.count("<figcaption>") == min(len(wrong), WORST_ERRORS)
     assert html.count("data:image/jpeg;base64,") == min(len(wrong), WORST_ERRORS)
-    first = html[html.index("<figcaption>") :][:200]
+    first = html[html.index("<figcaption>") :][:250]
     assert wrong[0]["class"] in first
+    assert f'<span class="quiet">{Path(wrong[0]["path"]).name}</span>' in first
     assert f"{100 * float(wrong[0]['confidence']):.0f}&nbsp;%" in first
 
 
