@@ -168,7 +168,7 @@ def _rows(reader: csv.DictReader[str], folder: str, where: str) -> Iterator[List
 def _hint(column: str) -> str:
     """The column that an unknown one was meant to be, if that can be told."""
     meant = _OTHER_WORDS.get(column.strip().casefold())
-    return f"did you mean {meant!r}?" if meant else nearest(column, _COLUMNS, "docs/own_data.md")
+    return f"did you mean {meant!r}? Rename it" if meant else nearest(column, _COLUMNS, "docs/own_data.md")
 
 
 def _row(record: dict[str | None, str | None], folder: str, where: str) -> Listed:
