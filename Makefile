@@ -10,11 +10,15 @@ LOWEST := .venv-lowest
 LOWEST_TESTS ?= tests/backbones tests/cli tests/data tests/formats tests/methods tests/recipes \
 	tests/serving tests/test_package.py \
 	--ignore tests/formats/test_adapters_1_0.py --deselect tests/formats/test_allocation.py
+# minutes that each takes on two quiet cores, as last measured
+QUICKSTART_MINUTES := 2
+TEST_MINUTES := 21
+TEST_FULL_MINUTES := 40
 RUN := runs/quickstart-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: quickstart serve test test-full test-lowest test-browser faults mutants lint docs
+.PHONY: about-quickstart about-test about-test-full quickstart serve test test-full test-lowest test-browser faults mutants lint docs
 
-quickstart: $(VENV)/installed
+quickstart: about-quickstart $(VENV)/installed
 	$(BIN)/adapt train quickstart --out $(RUN) --plot
 	$(BIN)/adapt eval $(RUN)/adapter.safetensors --data emoji@fluent-3d
 	$(BIN)/adapt predict $(RUN)/adapter.safetensors notebooks/example.png
@@ -24,12 +28,25 @@ serve: $(VENV)/installed-serve
 	@ls runs/quickstart-*/adapter.safetensors > /dev/null 2>&1 || $(MAKE) quickstart
 	$(BIN)/adapt serve "$$(ls runs/quickstart-*/adapter.safetensors | tail -n 1)" --folder runs
 
+# what is going on, said before anything is installed
+about-quickstart:
+	@echo "quickstart: installs adapt with torch, open_clip, transformers and matplotlib into $(VENV) (several GB, where they are"
+	@echo "not there yet), then trains and tests an adapter: about $(QUICKSTART_MINUTES) minutes on two quiet cores, beside the downloads"
+
+about-test:
+	@echo "test: installs adapt with all extras into $(VENV) where they are not there yet, then runs the tests:"
+	@echo "about $(TEST_MINUTES) minutes on two quiet cores, beside the downloads"
+
+about-test-full:
+	@echo "test-full: installs adapt with all extras into $(VENV) where they are not there yet, then runs the tests on every"
+	@echo "backbone: about $(TEST_FULL_MINUTES) minutes on two quiet cores, beside the downloads"
+
 # each method on one backbone, by turns of one library and the other, and all other tests
-test: $(VENV)/installed-dev
+test: about-test $(VENV)/installed-dev
 	$(PYTEST)
 
 # each method on every backbone that it fits
-test-full: $(VENV)/installed-dev
+test-full: about-test-full $(VENV)/installed-dev
 	$(PYTEST) --all-pairs
 
 # the lowest versions that pyproject.toml declares of everything, in an environment of their own
@@ -43,11 +60,11 @@ mutants: $(VENV)/installed-dev
 faults: $(VENV)/installed-dev
 	$(PYTEST) -m faults -rP tests/faults
 
-# exported pages in a real browser: needs npm, and a chromium on the PATH
+# exported pages and the server's in a real browser: needs npm, and a chromium on the PATH
 test-browser: $(VENV)/installed-dev
 	$(BIN)/pip install --quiet playwright
 	npm install --silent --no-save --prefix build/browser onnxruntime-web
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/formats/test_page.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/formats/test_page.py tests/serving/test_page.py
 
 # the site, in build/docs/index.html
 docs: $(VENV)/installed-docs

@@ -18,17 +18,20 @@ def missing(what: str, library: str, extra: str) -> AdaptError:
     return AdaptError(f'{what} needs {library}: pip install "adapt-vlm[{extra}]"')
 
 
-_LISTED = 16  # so many choices are all shown; of more, the nearest few
+_LISTED = 12  # so many choices are all shown; of more, the nearest few
 
 
-def nearest(word: str, choices: Iterable[str]) -> str:
-    """A hint for an unknown `word`: the closest valid choice if there is one, and the choices, of many the nearest."""
+def nearest(word: str, choices: Iterable[str], listed_by: str = "") -> str:
+    """A hint for an unknown `word`: the closest valid choice if one is near, and all choices where they are few.
+
+    `listed_by`, such as "`adapt recipes`", lists the choices: it is named where they are many and none is near.
+    """
     known = sorted(choices)
     close = difflib.get_close_matches(word, known, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
     if len(known) <= _LISTED:
         return f"{hint}Valid: {', '.join(known)}"
-    near = [each for each in difflib.get_close_matches(word, known, n=5, cutoff=0.4) if each not in close]
     if close:
+        near = [each for each in difflib.get_close_matches(word, known, n=5, cutoff=0.4) if each not in close]
         return f"{hint}" + (f"Also near: {', '.join(near)}" if near else f"(one of {len(known)})")
-    return f"Valid are {len(known)}, such as {', '.join(near or known[:5])}"
+    return f"none of the {len(known)} valid names is near it" + (f": {listed_by} lists them" if listed_by else "")

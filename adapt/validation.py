@@ -10,13 +10,16 @@ from adapt.errors import nearest
 from adapt.shown import brief
 
 
-def explain(model: type[BaseModel], error: ValidationError, where: str) -> str:
-    """The first problem: the path of the key, its value, what was expected, and the nearest valid key."""
+def explain(model: type[BaseModel], error: ValidationError, where: str, listed_by: str = "") -> str:
+    """The first problem: the path of the key, its value, what was expected, and the nearest valid key.
+
+    `listed_by` is named as what lists the keys, where none is near.
+    """
     problem = error.errors()[0]
     path, owner = _locate(model, problem["loc"])
     key = ".".join(path) or "its settings"
     if problem["type"] == "extra_forbidden":
-        return f"{where}: unknown key {key!r}; {nearest(path[-1], owner.model_fields)}"
+        return f"{where}: unknown key {key!r}; {nearest(path[-1], owner.model_fields, listed_by)}"
     if problem["type"] == "missing":
         return f"{where}: the key {key!r} is missing"
     message = problem["msg"].removeprefix("Value error, ")

@@ -1,12 +1,12 @@
-"""The version, as the installed package has it: git's tags give it when the package is built."""
+"""The version of the installed distribution, which pyproject.toml names."""
 
 from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
 
-from adapt.errors import AdaptError
+NOT_INSTALLED = "0+unknown"  # of a copy that is imported from where it lies: a version by PEP 440
 
 try:
     __version__ = version("adapt-vlm")
 except PackageNotFoundError:
-    raise AdaptError("adapt-vlm is not installed here, so its version is not known: pip install -e CHECKOUT") from None
+    __version__ = NOT_INSTALLED

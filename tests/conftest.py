@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ _FOLDER_MODEL: dict[str, Any] = {
     "vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "patch_size": 8, "head_width": 32},
     "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
 }
+_QUIET = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -174,3 +176,16 @@ def _picture(path: Path, colour: tuple[int, int, int], noise: torch.Generator) -
     pixels = torch.tensor(colour) + torch.randint(-20, 21, (24, 24, 3), generator=noise)
     Image.fromarray(pixels.clamp(0, 255).byte().numpy()).save(path)
     return str(path)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Chromium, which never gets a network."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: make test-browser")
+    program = shutil.which("chromium")
+    if program is None:
+        pytest.skip("there is no chromium on the PATH")
+    with playwright.sync_playwright() as started:
+        opened = started.chromium.launch(executable_path=program, args=_QUIET)
+        yield opened.new_context(offline=True)
+        opened.close()

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import ast
+import importlib.metadata as metadata_library
+import re
+import runpy
+import subprocess
 import tomllib
 from importlib.metadata import metadata, version
 from pathlib import Path
 
 import pytest
+import yaml
 
 import adapt
 from adapt import methods
@@ -27,7 +32,24 @@ def test_every_package_is_listed() -> None:
 def test_its_name_is_not_that_of_another_project() -> None:
     assert PYPROJECT["project"]["name"] == metadata("adapt-vlm")["Name"] == "adapt-vlm"
     assert adapt.__version__ == version("adapt-vlm")
-    assert "version" in PYPROJECT["project"]["dynamic"]
+
+
+def test_the_version_is_written_alike_in_three_places() -> None:
+    own = PYPROJECT["project"]["version"]
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    unreleased, latest, *_ = re.findall(r"^## \[(.+?)\](?: - (\d{4}-\d\d-\d\d))?$", changelog, flags=re.M)
+    assert unreleased == ("Unreleased", "")
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert own == latest[0] == citation["version"]
+    assert latest[1] == str(citation["date-released"])
+
+
+def test_a_copy_that_is_not_installed_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(name: str) -> str:
+        raise metadata_library.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata_library, "version", absent)
+    assert runpy.run_path(str(ROOT / "adapt/version.py"))["__version__"] == "0+unknown"
 
 
 def test_what_is_heavy_and_seldom_needed_is_an_extra() -> None:
@@ -75,3 +97,14 @@ def test_editors_see_every_method() -> None:
         for alias in node.names
     } - {("adapt.methods.base", "Method")}
     assert listed == {(methods.find(name).__module__, methods.find(name).__name__) for name in methods.names()}
+
+
+@pytest.mark.parametrize("target", ["quickstart", "test", "test-full"])
+def test_make_says_first_what_it_does_and_how_long_it_takes(target: str) -> None:
+    minutes = f"{target.replace('-', '_').upper()}_MINUTES=7"
+    asked = ["make", "-n", target, minutes, "VENV=/nowhere/venv"]
+    lines = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    first = next(number for number, line in enumerate(lines) if "pip install" in line)
+    told = " ".join(lines[:first])
+    assert f"{target}: installs adapt with" in told
+    assert "about 7 minutes on two quiet cores" in told

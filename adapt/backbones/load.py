@@ -196,7 +196,9 @@ def _open_clip(spec: str, name: str) -> Backbone:
         )
     tags = open_clip.list_pretrained_tags_by_model(architecture)
     if pretrained and pretrained not in tags and not Path(pretrained).is_file():
-        raise AdaptError(f"open_clip has no weights {pretrained!r} for {architecture}; {nearest(pretrained, tags)}")
+        listed_by = f"open_clip.list_pretrained_tags_by_model({architecture!r})"
+        hint = nearest(pretrained, tags, listed_by)
+        raise AdaptError(f"open_clip has no weights {pretrained!r} for {architecture}; {hint}")
     config = open_clip.get_model_config(architecture)
     check_configuration(config, f"open_clip's configuration of {architecture}")
     with hub.asked_once() if pretrained in tags else nullcontext() as silence:

@@ -56,7 +56,7 @@ class _Commands(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _COMMANDS:
-            ctx.fail(f"there is no command {cmd_name!r}; {nearest(cmd_name, _COMMANDS)}")
+            ctx.fail(f"there is no command {cmd_name!r}; {nearest(cmd_name, _COMMANDS, '`adapt --help`')}")
         module = importlib.import_module(f"adapt.cli.{_COMMANDS[cmd_name][0]}")
         command: click.Command = module.COMMANDS[cmd_name]
         return command

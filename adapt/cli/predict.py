@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from adapt.models.explanation import Explanation
     from adapt.models.prediction import Prediction
 
+ONE_CLASS, FEW_CLASSES = 1, 5  # that are shown of an image: in a table, and to people or programs
 Says = Callable[[Iterable[Any]], Iterator[Any]]  # images to what is said of each
 
 
@@ -35,7 +36,11 @@ class ImageFile(NamedTuple):
 @click.command()
 @click.argument("adapter", type=click.Path(path_type=Path))
 @click.argument("images", nargs=-1, type=click.Path(path_type=Path), metavar="[ADAPTER]... IMAGES...")
-@click.option("--top-k", type=click.IntRange(min=1), default=5, show_default=True, help="Classes to show for an image.")
+@click.option(
+    "--top-k",
+    type=click.IntRange(min=1),
+    help="Classes to show for an image, the likeliest first.  [default: 5; with --csv 1]",
+)
 @click.option(
     "--threshold",
     type=click.FloatRange(0, 1),
@@ -58,13 +63,14 @@ class ImageFile(NamedTuple):
     "--csv",
     "as_csv",
     is_flag=True,
-    help="Columns image, rank, class, probability, with --threshold answer too, and number of an adapter that learned "
-    "numbers; what a spreadsheet takes for a formula after a '.",
+    help="A row for each image: columns image, class, probability; with --threshold also answer, with --top-k 2 "
+    "class_2 and probability_2, and so on. An adapter that learned numbers adds number, one of several classes an "
+    "image classes, separated by |. What a spreadsheet takes for a formula stands after a '.",
 )
 def predict(
     adapter: Path,
     images: tuple[Path, ...],
-    top_k: int,
+    top_k: int | None,
     threshold: float | None,
     classes: str | None,
     question: str | None,
@@ -102,19 +108,19 @@ def predict(
         raise AdaptError(
             "--vocabulary-free takes names from captions: leave --classes, --question, --explain and --threshold out"
         )
-    if explain and threshold is not None:
-        raise AdaptError("--explain is of the likeliest classes, whatever their probability: leave --threshold out")
+    top_k = top_k or (ONE_CLASS if as_csv else FEW_CLASSES)
     readable: list[ImageFile] = []
     if vocabulary_free is not None:
         files = list(image_files((adapter, *images)))
         answers = _by_captions(vocabulary_free, backbone, device, top_k, threshold)
         adapters: list[Path] = []
     else:
-        adapters = _adapters(adapter, images, explain, as_csv)
+        adapters = _adapters(adapter, images)
+        _check_explained(explain, threshold, as_csv, adapters)
         files = list(image_files(images[len(adapters) - 1 :]))
         asked = {"top_k": top_k, "threshold": threshold}
         answers = _by_adapters(adapters, common.class_names(classes), question, backbone, device, asked, explain)
-    write = writer([*map(hub.spelled, adapters)], as_json, as_csv, explain, threshold is not None)
+    write = Columns(adapters, threshold is not None, top_k) if as_csv else writer(adapters, as_json, explain)
     with quiet_libraries():
         for number, found in enumerate(answers(readable_images(files, readable))):
             write(readable[number].called, found)
@@ -123,13 +129,19 @@ def predict(
     exit_where_unread(files, readable)
 
 
-def _adapters(first: Path, images: Sequence[Path], explain: bool, as_csv: bool) -> list[Path]:
+def _check_explained(explain: bool, threshold: float | None, as_csv: bool, adapters: Sequence[Path]) -> None:
+    """AdaptError for what does not go with reasons."""
+    if explain and threshold is not None:
+        raise AdaptError("--explain is of the likeliest classes, whatever their probability: leave --threshold out")
+    if explain and (as_csv or len(adapters) > 1):
+        raise AdaptError("--explain is of one adapter, in lines or --json: leave --csv and the other adapters out")
+
+
+def _adapters(first: Path, images: Sequence[Path]) -> list[Path]:
     """The adapters among what is given, of which the last is an image. AdaptError where they do not go together."""
     if not images:
         raise AdaptError(f"there is no image behind {first}: expected an adapter, then images or folders of them")
     adapters = [first, *takewhile(_is_adapter, images[:-1])]
-    if explain and (as_csv or len(adapters) > 1):
-        raise AdaptError("--explain is of one adapter, in lines or --json: leave --csv and the other adapters out")
     if len(set(adapters)) < len(adapters):
         raise AdaptError(f"{', '.join(map(str, adapters))}: one adapter is given twice; give each of them once")
     return adapters

@@ -7,11 +7,13 @@ import io
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import zip_longest
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from adapt import plain
+from adapt import hub, plain
+from adapt.adapter_names import distinct_names
 from adapt.cells import guarded
 from adapt.data.split import SEPARATOR
 from adapt.shown import shown
@@ -23,52 +25,55 @@ if TYPE_CHECKING:
 Write = Callable[[str, Any], None]  # of what an image is called and what is said of it
 
 
-def writer(adapters: Sequence[str], as_json: bool, as_csv: bool, explain: bool, threshold: bool) -> Write:
-    """A function that prints what the adapters, of which there may be one or none, say of an image."""
+def writer(adapters: Sequence[Path], as_json: bool, explain: bool) -> Write:
+    """A function that prints, for people or as JSON, what the adapters, one or none or several, say of an image."""
     if explain:
         return _explained_json if as_json else _explained
-    if as_csv:
-        return Columns(adapters if len(adapters) > 1 else (), threshold)
     if len(adapters) > 1:
-        return partial(_side_by_side_json if as_json else _side_by_side, adapters)
+        return partial(_side_by_side_json if as_json else _side_by_side, [*map(hub.spelled, adapters)])
     return _json if as_json else _lines
 
 
 class Columns:
-    """CSV, a row for each of an image's classes: those of each adapter by its name, or of one without.
+    """CSV, a row for each image: the likeliest class and its probability, of one adapter or of each by its name.
 
-    Behind class and probability stand the number that an adapter of numbers says, and, where there is a `threshold`,
-    the answer, which may be none.
+    Behind them stand the number that an adapter of numbers says, all classes of an image that may have several, or
+    with a `threshold` the answer, which may be none, and the classes up to `ranks` in their order.
     """
 
-    def __init__(self, adapters: Sequence[str], threshold: bool) -> None:
-        self._adapters, self._threshold, self._begun = adapters, threshold, False
+    def __init__(self, adapters: Sequence[Path], threshold: bool, ranks: int) -> None:
+        self._adapters = distinct_names(adapters) if len(adapters) > 1 else [""]
+        self._threshold, self._ranks, self._begun = threshold, ranks, False
 
-    def begin(self, numbers: Sequence[bool] = ()) -> None:
-        """The first line, once: with what each adapter is known to say, numbers too or, of no image, classes alone."""
+    def begin(self, found: Sequence[Prediction] = ()) -> None:
+        """The first line, once, with what each adapter is known to say: of no image, classes alone."""
         if self._begun:
             return
         self._begun = True
-        of_each = zip_longest(self._adapters or [""], numbers, fillvalue=False)
-        _print_csv([["image", "rank", *(name for each, number in of_each for name in self._names(str(each), number))]])
+        of_each = zip_longest(self._adapters, found)
+        _print_csv([["image", *(name for adapter, first in of_each for name in self._names(adapter, first))]])
 
     def __call__(self, image: str, found: Sequence[Prediction]) -> None:
-        self.begin([each.number is not None for each in found])
-        ranks = enumerate(zip_longest(*map(_said, found)), 1)
-        _print_csv(
-            [image, rank, *(cell for each, place in zip(found, row) for cell in self._cells(each, place))]
-            for rank, row in ranks
-        )
+        self.begin(found)
+        _print_csv([[image, *(cell for each in found for cell in self._cells(each))]])
 
-    def _names(self, adapter: str, number: bool) -> list[str]:
-        more = ["probability", *["number"] * number, *["answer"] * self._threshold]
-        return [adapter, *(f"{adapter} {name}" for name in more)] if adapter else ["class", *more]
+    def _names(self, adapter: str, first: Prediction | None) -> list[str]:
+        several = first is not None and first.class_names is not None
+        names = ["probability"]
+        names += ["number"] if first is not None and first.number is not None else []
+        names += ["classes"] if several else ["answer"] * self._threshold
+        names += [f"{name}_{rank}" for rank in range(2, self._ranks + 1) for name in ("class", "probability")]
+        return [adapter, *(f"{adapter} {name}" for name in names)] if adapter else ["class", *names]
 
-    def _cells(self, found: Prediction, place: tuple[str, float] | None) -> list[str]:
-        """What stands of one adapter at one rank; behind its last class no class."""
-        cells = ["", ""] if place is None else [place[0], f"{place[1]:.6f}"]
-        cells += [] if found.number is None else [f"{found.number:.6g}"]
-        return [*cells, *[SEPARATOR.join(found.class_names or [found.class_name])] * self._threshold]
+    def _cells(self, found: Prediction) -> list[str]:
+        """The cells of one adapter; empty behind its last class."""
+        ranked = [cell for name, probability in found.top for cell in (name, f"{probability:.6f}")]
+        ranked = [*ranked, *[""] * (2 * self._ranks)][: 2 * self._ranks]
+        number = [] if found.number is None else [f"{found.number:.6g}"]
+        said = [found.class_name] * self._threshold
+        if found.class_names is not None:
+            said = [SEPARATOR.join(found.class_names) or found.class_name]
+        return [*ranked[:2], *number, *said, *ranked[2:]]
 
 
 def _print_csv(rows: Iterable[Sequence[Any]]) -> None:
@@ -101,13 +106,6 @@ def _side_by_side(adapters: Sequence[str], image: str, found: Sequence[Predictio
     click.echo(shown(image))
     for row in zip_longest(*columns, fillvalue=""):
         click.echo("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-
-
-def _said(found: Prediction) -> Sequence[tuple[str, float]]:
-    """The ranked classes; of an image that may have several those that it has, or `none`."""
-    if found.class_names is None:
-        return found.top
-    return [each for each in found.top if each[0] in found.class_names] or [(found.class_name, found.probability)]
 
 
 def _answered(found: Prediction) -> str:

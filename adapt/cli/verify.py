@@ -62,12 +62,13 @@ def verify(
     """
     from adapt import plain
     from adapt.cli.quiet import quiet_libraries
+    from adapt.data.emoji import bundled
     from adapt.data.readers import load, published
     from adapt.protocols import papers
 
     entry = published.find(data)
     if entry is None:
-        raise AdaptError(f"--data {data} is no published set; {nearest(data, published.sets())}")
+        raise AdaptError(f"--data {data} is no published set; {nearest(data, published.sets(), bundled.LISTED_BY)}")
     if called is not None and called not in papers.backbones():
         raise AdaptError(f"--as {called} is no published backbone; {nearest(called, papers.backbones())}")
     split, runs = load(entry.name, root), None

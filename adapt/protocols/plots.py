@@ -1,9 +1,9 @@
-"""The pictures of a report: curves with bands, base against new, confusions, how sure against how right."""
+"""The pictures of a report: curves with bands, base against new, how sure against how right."""
 
 from __future__ import annotations
 
 import io
-from collections import Counter
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,9 +13,10 @@ from matplotlib.figure import Figure
 from adapt.protocols.tables import Results, figure_of
 
 COLOURS = 10  # that lines and dots take in turn
+APART = 4  # points of the images that are answered, between two thresholds that are named
+LEAST_SHARE = 0.03  # of the images that is answered, from which on the accuracy is drawn
 DESCRIPTORS = 5  # of a class that are shown, the best
 _INK = {True: "#1f77b4", False: "#d62728"}  # of right answers, of wrong ones
-MOST_CLASSES = 30  # of a confusion matrix that can still be read
 _plain_text = rc_context({"text.parse_math": False})  # names of classes and recipes may have dollars
 
 
@@ -63,44 +64,6 @@ def base_against_new(results: Sequence[tuple[str, Results]]) -> Figure:
 
 
 @_plain_text
-def confusion_matrix(rows: Sequence[dict[str, str]]) -> tuple[Figure, str]:
-    """How many of each class's images were taken for what, coloured by shares, and a caption: which classes are shown.
-
-    `rows` are those of predictions.csv. Where there are many classes, those in the most errors.
-    """
-    counts = Counter((row["class"], row["predicted"]) for row in rows)
-    classes = sorted({row["class"] for row in rows} | {row["predicted"] for row in rows})
-    caption = f"all {len(classes)} classes"
-    if len(classes) > MOST_CLASSES:
-        errors: Counter[str] = Counter()
-        for (actual, predicted), count in counts.items():
-            if actual != predicted:
-                errors.update({actual: count, predicted: count})
-        every = len(classes)
-        classes = sorted(name for name, _ in errors.most_common(MOST_CLASSES)) or classes[:MOST_CLASSES]
-        caption = f"{len(classes)} of {every} classes, none with an error"
-        if errors:
-            caption = f"the {len(classes)} of {every} classes in the most errors"
-    of_class = Counter(row["class"] for row in rows)
-    shares = [[counts[actual, name] / max(1, of_class[actual]) for name in classes] for actual in classes]
-    side = 2.2 + 0.24 * len(classes)
-    figure = Figure(figsize=(side + 0.8, side), layout="constrained")
-    axes = figure.subplots()
-    colours = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    figure.colorbar(colours, label="share of the class's images", shrink=0.6)
-    for row, (actual, of_row) in enumerate(zip(classes, shares)):
-        for column, name in enumerate(classes):
-            if counts[actual, name]:
-                ink = "white" if of_row[column] > 0.5 else "black"
-                axes.text(column, row, str(counts[actual, name]), ha="center", va="center", fontsize=6, color=ink)
-    axes.set_xticks(range(len(classes)), classes, rotation=90, fontsize=7)
-    axes.set_yticks(range(len(classes)), classes, fontsize=7)
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("actual")
-    return figure, caption
-
-
-@_plain_text
 def reliability_diagram(bins: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
     """Accuracy by confidence, a line for each of `bins` by name; dots are as large as their bins have images."""
     figure = Figure(figsize=(4.6, 4.2), layout="constrained")
@@ -116,6 +79,31 @@ def reliability_diagram(bins: Mapping[str, Sequence[Mapping[str, float]]]) -> Fi
     axes.set_xlabel("confidence, %")
     axes.set_ylabel("of these right, %")
     axes.legend(fontsize="small", loc="upper left")
+    return figure
+
+
+@_plain_text
+def coverage_curve(points: Sequence[tuple[float, float]], rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Accuracy by the share of the images that is answered, with a dot and its threshold for each of `rows`.
+
+    Where hardly any image is answered, the accuracy is one of chance, and not drawn.
+    """
+    points = [point for point in points if point[0] >= LEAST_SHARE]
+    figure = Figure(figsize=(4.6, 4.2), layout="constrained")
+    axes = figure.subplots()
+    (line,) = axes.plot([100 * share for share, _ in points], [100 * right for _, right in points], lw=1.2)
+    named = math.inf
+    for row in sorted(rows, key=lambda row: -row["share"]):
+        if row["share"] >= LEAST_SHARE:
+            at = (100 * row["share"], 100 * row["accuracy"])
+            axes.scatter(*at, s=18, color=line.get_color(), zorder=3)
+            if at[0] < named - APART:
+                axes.annotate(f"{row['threshold']:g}", at, (3, 5), textcoords="offset points", fontsize="small")
+                named = at[0]
+    axes.set_xlim(0, 108)
+    axes.set_ylim(min(100 * right for _, right in points) - 5, 104)
+    axes.set_xlabel("images that are answered, %")
+    axes.set_ylabel("of these right, %")
     return figure
 
 

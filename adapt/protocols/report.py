@@ -12,8 +12,9 @@ from jinja2 import Environment, PackageLoader
 
 from adapt import __version__
 from adapt.evaluation import stored
+from adapt.protocols.gallery import Gallery, galleries
 from adapt.protocols.plain_runs import is_run, mean_gain, names, nearest_the_mean, plain_table, pooled, read_run
-from adapt.protocols.run_page import RunPage, name_of, run_page
+from adapt.protocols.run_page import TOLD, RunPage, name_of, run_page
 from adapt.protocols.tables import Cells, Results, read_results, table, titles
 
 
@@ -39,11 +40,12 @@ class GroupPage:
 
 @dataclass(frozen=True)
 class RecommendationPage:
-    """What was compared before a run: its rows, a picture of them, and what was noted."""
+    """What was compared before a run: its rows, a picture of them, what was noted, and the images it is about."""
 
     name: str
     found: dict[str, Any]
     picture: str
+    galleries: list[Gallery]
 
 
 def report(paths: Sequence[Path]) -> str:
@@ -66,11 +68,16 @@ def report(paths: Sequence[Path]) -> str:
         GroupPage(name, list(map(run_page, group)), group.index(nearest_the_mean(group)), mean_gain(group))
         for name, group in zip(names(groups), groups, strict=True)
     ]
+    shown_protocols, cells = list(_protocol_pages(protocols)), plain_table(runs)
     template = Environment(loader=PackageLoader("adapt.protocols", "."), autoescape=True).get_template("report.html")
     return template.render(
-        protocols=list(_protocol_pages(protocols)),
+        protocols=shown_protocols,
         recommendations=list(_recommendations([run.path for run in runs])),
-        cells=plain_table(runs),
+        cells=cells,
+        several_seeds=any(
+            "±" in cell for each in [cells, *(page.cells for page in shown_protocols)] for row in each for cell in row
+        ),
+        told=TOLD,
         groups=pages,
         opened=max(range(len(pages)), key=lambda place: _gain(pages[place]), default=None),
         version=__version__,
@@ -102,4 +109,4 @@ def _recommendations(runs: Sequence[Path]) -> Iterator[RecommendationPage]:
         if path.is_file():
             found = stored.read(path, stored.Recommended, "recommendation")
             picture = svg(compared_methods(found["methods"], found["alike"])) if found["methods"] else ""
-            yield RecommendationPage(name_of(run), found, picture)
+            yield RecommendationPage(name_of(run), found, picture, list(galleries(run)))

@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import base64
-import csv
-import io
 import os
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from adapt import plain
-from adapt.cells import unguarded
 from adapt.errors import AdaptError
 from adapt.evaluation import stored
+from adapt.evaluation.coverage import by_threshold, coverage_and_accuracy
 from adapt.evaluation.scores import calibration_error, reliability
+from adapt.protocols.confusions import Confusions, confusions
+from adapt.protocols.gallery import read_rows, small_image, thumbnail
 from adapt.protocols.plain_runs import PlainRun
 from adapt.shown import shown
 
-if TYPE_CHECKING:
-    from PIL import Image
-
-WORST_ERRORS, THUMBNAIL, WORST_CLASSES = 12, 96, 10
+WORST_ERRORS, WORST_CLASSES = 12, 10
+TOLD = 0.6  # the threshold that a sentence tells of
 
 
 @dataclass(frozen=True)
@@ -35,6 +32,11 @@ class Error:
     confidence: float
     path: str
     image: str | None
+
+    @property
+    def name(self) -> str:
+        """The name of its file."""
+        return shown(Path(self.path).name)
 
 
 @dataclass(frozen=True)
@@ -49,9 +51,10 @@ class RunPage:
     command: str
     made_with: str
     curves: str
-    confusion: str
-    classes_shown: str
+    confusions: Confusions | None
     reliability: str
+    thresholds: list[dict[str, Any]]
+    coverage: str
     worst_classes: list[tuple[str, float]]
     errors: list[Error]
     explained: str
@@ -59,14 +62,11 @@ class RunPage:
 
 def run_page(run: PlainRun) -> RunPage:
     """The page's part on a finished run. AdaptError where its files are damaged."""
-    from adapt.protocols.plots import confusion_matrix, svg
-
     rows, metrics = _predictions(run.path), run.metrics
-    confusion, classes = "", ""
     # neither texts nor sets of classes are confused with one another
-    if rows and not metrics.get("adapted", {}).keys() & {"recall", "mean_average_precision"}:
-        figure, classes = confusion_matrix(rows)
-        confusion = svg(figure)
+    of_one_class = bool(rows) and not metrics.get("adapted", {}).keys() & {"recall", "mean_average_precision"}
+    of_probabilities = of_one_class and "calibration_error" in metrics.get("adapted", {})
+    thresholds, coverage = _coverage(rows) if of_probabilities else ([], "")
     by_class: dict[str, float] = metrics.get("adapted", {}).get("by_class", {})
     return RunPage(
         name=name_of(run.path),
@@ -77,9 +77,10 @@ def run_page(run: PlainRun) -> RunPage:
         command=shlex.join(["adapt", "train", str(run.path / "recipe.yaml"), f"--out={run.path}-again"]),
         made_with=_made_with(run.path, metrics.get("device")),
         curves=_curves(run),
-        confusion=confusion,
-        classes_shown=classes,
-        reliability=_reliability(rows, metrics) if rows and "calibration_error" in metrics.get("adapted", {}) else "",
+        confusions=confusions(rows) if of_one_class else None,
+        reliability=_reliability(rows, metrics) if of_probabilities else "",
+        thresholds=thresholds,
+        coverage=coverage,
         worst_classes=sorted(by_class.items(), key=lambda pair: pair[1])[:WORST_CLASSES],
         errors=_worst_errors(rows),
         explained=_explained(run.path),
@@ -112,16 +113,31 @@ def _made_with(run: Path, device: str | None) -> str:
         found = plain.parse(path.read_bytes())
         versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
         device = device or found.get("cuda")  # of an older release
-        processor = f"{found['threads']} threads of a CPU" if device in (None, "cpu") else device
+        threads = f"{found['threads']} thread{'s' * (found['threads'] != 1)} of a CPU"
+        processor = threads if device in (None, "cpu") else device
         return shown(f"{processor}; Python {found['python']}, {versions}; {found['platform']}")
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise AdaptError(f"{path} holds no environment of a run: {error!r}") from error
 
 
+def _sureness(rows: Sequence[dict[str, str]]) -> tuple[list[float], list[bool]]:
+    """The confidence of each answer, and whether it is right."""
+    return [float(row["confidence"]) for row in rows], [row["class"] == row["predicted"] for row in rows]
+
+
+def _coverage(rows: Sequence[dict[str, str]]) -> tuple[list[dict[str, Any]], str]:
+    """What thresholds leave unanswered and get right: as rows and as a picture."""
+    from adapt.protocols.plots import coverage_curve, svg
+
+    confidence, right = _sureness(rows)
+    thresholds = by_threshold(confidence, right)
+    return thresholds, svg(coverage_curve(coverage_and_accuracy(confidence, right), thresholds))
+
+
 def _reliability(rows: Sequence[dict[str, str]], metrics: dict[str, Any]) -> str:
     from adapt.protocols.plots import reliability_diagram, svg
 
-    after = reliability([float(row["confidence"]) for row in rows], [row["class"] == row["predicted"] for row in rows])
+    after = reliability(*_sureness(rows))
     calibration = metrics.get("calibration", {})
     bins = (
         {f"as trained, error {100 * calibration['error_before']:.1f} %": calibration["before"]}
@@ -134,20 +150,14 @@ def _reliability(rows: Sequence[dict[str, str]], metrics: dict[str, Any]) -> str
 
 
 def _predictions(run: Path) -> list[dict[str, str]]:
-    file = run / "predictions.csv"
-    if not file.is_file():
-        return []
+    file, what = run / "predictions.csv", "predictions of a run"
+    rows = read_rows(file, ("path", "class", "predicted", "confidence"), what)
     try:
-        with file.open(encoding="utf-8", errors="surrogateescape", newline="") as lines:
-            reader = csv.DictReader(lines)
-            rows = [{key: unguarded(cell) for key, cell in row.items()} for row in reader]
-        if missing := {"path", "class", "predicted", "confidence"}.difference(reader.fieldnames or ()):
-            raise ValueError(f"it has no column {min(missing)}")
         for row in rows:
             if not 0 <= float(row["confidence"]) <= 1:
                 raise ValueError(f"a confidence is {row['confidence']}")
-    except (OSError, ValueError, TypeError, csv.Error) as error:
-        raise AdaptError(f"{file} holds no predictions of a run: {error}") from error
+    except (ValueError, TypeError) as error:
+        raise AdaptError(f"{file} holds no {what}: {error}") from error
     return rows
 
 
@@ -159,7 +169,7 @@ def _explained(run: Path) -> str:
     if not path.is_file():
         return ""
     examples = stored.read(path, stored.Explained, "explanations")
-    return svg(descriptor_bars(examples, [_small(each["path"]) for each in examples])) if examples else ""
+    return svg(descriptor_bars(examples, [small_image(each["path"]) for each in examples])) if examples else ""
 
 
 def _worst_errors(rows: Sequence[dict[str, str]]) -> list[Error]:
@@ -167,26 +177,6 @@ def _worst_errors(rows: Sequence[dict[str, str]]) -> list[Error]:
     wrong = [row for row in rows if row["class"] != row["predicted"]]
     wrong.sort(key=lambda row: -float(row["confidence"]))
     return [
-        Error(row["class"], row["predicted"], float(row["confidence"]), row["path"], _thumbnail(row["path"]))
+        Error(row["class"], row["predicted"], float(row["confidence"]), row["path"], thumbnail(row["path"]))
         for row in wrong[:WORST_ERRORS]
     ]
-
-
-def _small(path: str) -> Image.Image | None:
-    from adapt.data.decoding.images import open_image
-
-    try:
-        image = open_image(path)
-    except AdaptError:
-        return None  # moved since the run; the page says so
-    image.thumbnail((THUMBNAIL, THUMBNAIL))
-    return image
-
-
-def _thumbnail(path: str) -> str | None:
-    image = _small(path)
-    if image is None:
-        return None
-    data = io.BytesIO()
-    image.save(data, "JPEG", quality=80)
-    return base64.b64encode(data.getvalue()).decode("ascii")

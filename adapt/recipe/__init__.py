@@ -144,12 +144,12 @@ def build_recipe(raw: dict[str, Any], where: str) -> Recipe:
     try:
         recipe = Recipe(**raw)
     except ValidationError as error:
-        raise AdaptError(explain(Recipe, error, where)) from None
+        raise AdaptError(explain(Recipe, error, where, "`adapt recipes --schema`")) from None
     except TypeError as error:
         raise AdaptError(f"{where}: {error}") from None
     method = methods.find(recipe.method["name"])
     try:
         method.Config(**recipe.method_config)
     except ValidationError as error:
-        raise AdaptError(explain(method.Config, error, f"{where}: method")) from None
+        raise AdaptError(explain(method.Config, error, f"{where}: method", f"`adapt methods {method.name}`")) from None
     return recipe

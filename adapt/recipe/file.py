@@ -172,7 +172,8 @@ def _by_data(section: Any, key: str, name: str) -> dict[str, Any]:
         if data != OWN and (not isinstance(data, str) or _names(data) == (OWN,)):
             known = [OWN, *bundled.names(), *published.sets()]
             raise AdaptError(
-                f"{name}: {key} has {data!r}, which is no data set known by name; {nearest(str(data), known)}"
+                f"{name}: {key} has {data!r}, which is no data set known by name; "
+                f"{nearest(str(data), known, bundled.LISTED_BY)}"
             )
     return section
 

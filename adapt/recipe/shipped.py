@@ -69,7 +69,7 @@ def find_recipe(name: str, protocol: str | None = None) -> Located:
     methods = {each.partition("/")[0] for each in recipes}
     raise AdaptError(
         f"there is no recipe file {brief(name)} and no shipped recipe of that name; "
-        f"{nearest(key, {*recipes, *methods})} (`adapt recipes` lists them)"
+        f"{nearest(key, {*recipes, *methods}, '`adapt recipes`')}"
     )
 
 

@@ -11,6 +11,7 @@ from weakref import WeakValueDictionary
 
 from PIL import Image
 
+from adapt.adapter_names import name_of_adapter
 from adapt.backbones.base import Backbone
 from adapt.backbones.sources import is_here
 from adapt.devices import AUTO
@@ -100,7 +101,7 @@ class ServedAdapters:
         fetched; TooManyAdapters where no more may be loaded.
         """
         found = self._within(path)
-        name = _checked(name_of(found) if name is None else name)
+        name = _checked(name_of_adapter(found) if name is None else name)
         with self._changing:
             _check_free(name, self.now.models)
             if len(self.now.models) >= self._most:
@@ -171,17 +172,11 @@ class ServedAdapters:
         return model
 
 
-def name_of(path: Path) -> str:
-    """What an adapter is called by its path: the run, or the file without its suffix."""
-    path = path.resolve()
-    return path.parent.name if path.name == "adapter.safetensors" else path.name.removesuffix(".safetensors")
-
-
 def _named(given: str) -> tuple[str, Path]:
     """The name and the path in `NAME=PATH`, or in a path, whose folders may be called such as `train.lr=0.01`."""
     name, mark, path = given.partition("=")
     if not (mark and name) or "/" in name or os.path.exists(given):
-        name, path = name_of(Path(given)), given
+        name, path = name_of_adapter(Path(given)), given
     return _checked(name), Path(path)
 
 

@@ -43,11 +43,32 @@ def test_json_lines_of_a_folder(run, adapter: Path, photos: Path) -> None:
 
 
 def test_csv(run, adapter: Path, photos: Path) -> None:
+    images = sorted((photos / "test").rglob("*.png"))
+    predictions = adapt.load(adapter).predict(images)
     rows = list(csv.DictReader(run("predict", adapter, photos / "test", "--csv").stdout.splitlines()))
-    assert len(rows) == 6 * 3
-    assert [row["rank"] for row in rows[:3]] == ["1", "2", "3"]
-    probabilities = [float(row["probability"]) for row in rows[:3]]
-    assert probabilities == sorted(probabilities, reverse=True)
+    assert [list(row) for row in rows] == [["image", "class", "probability"]] * 6
+    assert [(row["image"], row["class"]) for row in rows] == [
+        (str(image), each.class_name) for image, each in zip(images, predictions, strict=True)
+    ]
+    assert [float(row["probability"]) for row in rows] == pytest.approx(
+        [each.probability for each in predictions], abs=1e-5
+    )
+
+
+def test_csv_with_more_classes_has_them_on_the_same_row(run, adapter: Path, photos: Path) -> None:
+    image = photos / "test/sky/0.png"
+    top = adapt.load(adapter).predict(image)[0].top
+    [row] = csv.DictReader(run("predict", adapter, image, "--csv", "--top-k", 4).stdout.splitlines())
+    names = ["class", "probability", *(f"{name}_{rank}" for rank in (2, 3, 4) for name in ("class", "probability"))]
+    assert list(row) == ["image", *names]
+    assert [row["class"], row["class_2"], row["class_3"]] == [name for name, _ in top]
+    ranked = [float(row[name]) for name in ("probability", "probability_2", "probability_3")]
+    assert ranked == pytest.approx([probability for _, probability in top], abs=1e-5)
+    assert (row["class_4"], row["probability_4"]) == ("", "")  # there are three classes
+    asked = ("predict", adapter, image, "--csv", "--top-k", 2, "--threshold", 1)
+    [row] = csv.DictReader(run(*asked).stdout.splitlines())
+    assert list(row) == ["image", "class", "probability", "answer", "class_2", "probability_2"]
+    assert (row["class"], row["answer"]) == (top[0][0], "none")
 
 
 def test_two_layouts_of_one_output(run, refused, adapter: Path, photos: Path) -> None:
@@ -84,10 +105,10 @@ def test_csv_cells_are_no_formulas(run, adapter: Path, photos: Path, tmp_path: P
     monkeypatch.chdir(tmp_path)
     name = "=cmd|'c calc'!A1.png"
     shutil.copy(photos / "test/sky/0.png", name)
-    result = run("predict", adapter, name, "--csv", "--classes", "@SUM(A1),+1+cmd,cat")
+    result = run("predict", adapter, name, "--csv", "--classes", "@SUM(A1),+1+cmd,cat", "--top-k", 3)
     rows = list(csv.DictReader(result.stdout.splitlines()))
     assert {row["image"] for row in rows} == {f"'{name}"}
-    assert {row["class"] for row in rows} == {"'@SUM(A1)", "'+1+cmd", "cat"}
+    assert {rows[0][name] for name in ("class", "class_2", "class_3")} == {"'@SUM(A1)", "'+1+cmd", "cat"}
     assert {unguarded(row["image"]) for row in rows} == {name}
 
 
@@ -198,9 +219,9 @@ def test_adapters_side_by_side(run, adapter: Path, photos: Path, tmp_path: Path)
         for answer in found["adapters"].values()
         for each, own in zip(answer["top"], one, strict=True)
     )
-    first, *_ = csv.DictReader(run("predict", adapter, other, image, "--csv").stdout.splitlines())
-    assert list(first) == ["image", "rank", *(column for name in names for column in (name, f"{name} probability"))]
-    assert first[names[0]] == first[names[1]] == one[0]["class"]
+    [row] = csv.DictReader(run("predict", adapter, other, image, "--csv").stdout.splitlines())
+    assert list(row) == ["image", "coop", "coop probability", "other", "other probability"]
+    assert row["coop"] == row["other"] == one[0]["class"]
     title, header, *lines = run("predict", adapter, other, image, "--top-k", 2).stdout.splitlines()
     assert (title, header.split()) == (str(image), names)
     assert len(lines) == 2
@@ -219,13 +240,13 @@ def test_below_the_threshold_the_answer_is_none(run, adapter: Path, photos: Path
         assert (said["class"], said["probability"]) == (answer, pytest.approx(top[0][1]))
         assert [each["class"] for each in said["top"]] == [name for name, _ in top]
         rows = list(csv.DictReader(run(*asked, "--csv").stdout.splitlines()))
-        assert [(row["class"], row["answer"]) for row in rows] == [(name, answer) for name, _ in top]
+        assert [(row["class"], row["answer"]) for row in rows] == [(top[0][0], answer)]
     other = tmp_path / "other.safetensors"
     shutil.copy(adapter, other)
     asked = ("predict", adapter, other, image, "--threshold", 1)
     assert run(*asked).stdout.splitlines()[1].split() == [str(adapter), "none", str(other), "none"]
-    first, *_ = csv.DictReader(run(*asked, "--csv").stdout.splitlines())
-    assert (first[f"{adapter} answer"], first[str(other)]) == ("none", top[0][0])
+    [row] = csv.DictReader(run(*asked, "--csv").stdout.splitlines())
+    assert (row["coop answer"], row["other"]) == ("none", top[0][0])
 
 
 def test_a_threshold_outside_its_range(run, adapter: Path, photos: Path) -> None:
@@ -241,13 +262,13 @@ def test_the_number_of_a_method_of_numbers_stands_in_each_layout(
     graded, image = model.save(tmp_path / "graded.safetensors"), photos / "test/sky/0.png"
     number = adapt.load(graded).predict(image)[0].number
     rows = list(csv.DictReader(run("predict", graded, image, "--csv").stdout.splitlines()))
-    assert list(rows[0]) == ["image", "rank", "class", "probability", "number"]
-    assert [float(row["number"]) for row in rows] == pytest.approx([number] * 3, rel=1e-5)
+    assert list(rows[0]) == ["image", "class", "probability", "number"]
+    assert [float(row["number"]) for row in rows] == pytest.approx([number], rel=1e-5)
     assert json.loads(run("predict", graded, image, "--json").stdout)["number"] == pytest.approx(number)
     assert run("predict", graded, image).stdout.splitlines()[0] == f"{image}  {number:.3g}"
-    first, *_ = csv.DictReader(run("predict", adapter, graded, image, "--csv").stdout.splitlines())
-    assert float(first[f"{graded} number"]) == pytest.approx(number, rel=1e-5)
-    assert f"{adapter} number" not in first
+    [row] = csv.DictReader(run("predict", adapter, graded, image, "--csv").stdout.splitlines())
+    assert float(row["graded number"]) == pytest.approx(number, rel=1e-5)
+    assert "coop number" not in row
 
 
 def test_adapters_without_images(run, refused, adapter: Path) -> None:
@@ -308,18 +329,19 @@ def test_images_of_a_csv_are_called_as_there(run, adapter: Path, photos: Path) -
     """A table of predictions goes with the one that listed the images, wherever both lie."""
     (photos / "found.csv").write_text("path,x0,y0,x1,y1\ntest/sky/0.png,1,2,9,10\ntest/sky/1.png,,,,\n")
     try:
-        rows = list(csv.DictReader(run("predict", adapter, photos / "found.csv", "--csv", "--top-k", 1).stdout.split()))
+        lines = run("predict", adapter, photos / "found.csv", "--csv").stdout.splitlines()
+        rows = list(csv.DictReader(lines))
     finally:
         (photos / "found.csv").unlink()
     assert [row["image"] for row in rows] == ["test/sky/0.png#xywh=1,2,8,8", "test/sky/1.png"]
 
 
 @pytest.mark.parametrize(
-    ("adapters", "columns"), [(1, "class,probability"), (2, "{0},{0} probability,{1},{1} probability")]
+    ("adapters", "columns"), [(1, "class,probability"), (2, "coop,coop probability,other,other probability")]
 )
 def test_a_table_of_no_readable_image_has_its_first_line(
     run, adapter: Path, tmp_path: Path, adapters: int, columns: str
 ) -> None:
     given = [adapter, Path(shutil.copy(adapter, tmp_path / "other.safetensors"))][:adapters]
     result = run("predict", *given, tmp_path / "gone.png", "--csv")
-    assert (result.exit_code, result.stdout) == (2, f"image,rank,{columns.format(*given)}\n")
+    assert (result.exit_code, result.stdout) == (2, f"image,{columns}\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
@@ -61,8 +62,12 @@ def test_all_classes_of_an_image(run, refused, recipe: Path, street: Path, tmp_p
     }
     assert len(said["0"]["classes"]) == 3
     assert (said["1"]["classes"], said["1"]["class"]) == ([], "none")
-    rows = run("predict", out, street / "0.png", "--csv", "--threshold", "1").stdout.splitlines()
-    assert [row.split(",")[1:3] for row in rows[1:]] == [["1", "none"]]
+    likeliest = said["0"]["top"][0]["class"]
+    for threshold, classes in (("0", "|".join(said["0"]["classes"])), ("1", "none")):
+        asked = ("predict", out, street / "0.png", "--csv", "--threshold", threshold)
+        [row] = csv.DictReader(run(*asked).stdout.splitlines())
+        assert list(row) == ["image", "class", "probability", "classes"]
+        assert (row["class"], row["classes"]) == (likeliest, classes)
     lines = run("predict", out, street / "0.png", "--threshold", "0").stdout.splitlines()
     assert lines[0] == f"{street / '0.png'}  " + ", ".join(each["class"] for each in said["0"]["top"])
     assert "1.png,lime tree|sky" in (out / "train_images.csv").read_text()

@@ -141,6 +141,10 @@ def test_paths_of_a_csv_start_from_root(tmp_path: Path) -> None:
         ("", "no column 'path'. Expected a first line path,label[,split][,domain][,question]"),
         ("path,label\n", "lists no images"),
         ("path,lable\n", "unknown column 'lable'; did you mean 'label'?"),
+        ("file,label\na.png,a\n", "unknown column 'file'; did you mean 'path'? Rename it."),
+        ("Image_Path,label\na.png,a\n", "unknown column 'Image_Path'; did you mean 'path'?"),
+        ("path,class\na.png,a\n", "unknown column 'class'; did you mean 'label'?"),
+        ("path,label,weight\na.png,a,3\n", "unknown column 'weight'; none of the 17 valid names is near it: docs/own"),
         ("path\na.png\n", "no column 'label'"),
         ("path,label\na.png,a\nb.png\n", "line 3: more or fewer cells"),
         ("path,label\na.png,cat, wild\n", "line 2: more or fewer cells"),
@@ -256,8 +260,8 @@ def test_load_hands_root_to_the_files_that_need_it(tmp_path: Path, emoji_zip: Pa
     [
         ("emojis", "did you mean 'emoji'? Also near: "),
         ("eurosad", "did you mean 'eurosat'"),
-        ("missing.json", "Valid are "),
-        ("missing.csv", "Valid are "),
+        ("missing.json", "none of the "),
+        ("missing.csv", "none of the "),
     ],
 )
 def test_load_says_what_it_tried(emoji_zip: Path, spec: str, near: str) -> None:
@@ -268,6 +272,8 @@ def test_load_says_what_it_tried(emoji_zip: Path, spec: str, near: str) -> None:
     with pytest.raises(AdaptError, match=re.escape(f"{message}{near}")) as caught:
         load(spec)
     assert len(str(caught.value)) < 250
+    listed = str(caught.value).endswith(" valid names is near it: `adapt data list` lists them.")
+    assert listed is spec.startswith("missing")
 
 
 # ---- files of class names

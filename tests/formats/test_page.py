@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import shutil
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -25,20 +24,6 @@ from adapt.methods import CoOp
 ROOT = Path(__file__).parents[2]
 RUNTIME = ROOT / "build" / "browser" / "node_modules" / "onnxruntime-web"
 NAMES = ("goldfish", "</script><b>bold</b>", "red 'panda'")
-_QUIET = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """Chromium, which never gets a network."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: make test-browser")
-    program = shutil.which("chromium")
-    if program is None:
-        pytest.skip("there is no chromium on the PATH")
-    with playwright.sync_playwright() as started:
-        opened = started.chromium.launch(executable_path=program, args=_QUIET)
-        yield opened.new_context(offline=True)
-        opened.close()
 
 
 @pytest.fixture
@@ -156,6 +141,8 @@ def test_a_picture_is_chosen_or_dropped_and_nothing_is_fetched(
     tab.locator(".wrong").wait_for()
     assert _rows(tab, 2) == expected * 2
     assert "no picture that the browser can read" in tab.inner_text("#answers")
+    pictures = "[...document.images].map((each) => [each.alt, each.naturalWidth, each.width > 150])"
+    assert tab.evaluate(pictures) == [["text.txt", 0, True], ["dropped.png", 50, True], ["mine.png", 50, True]]
     assert tab.locator("b").count() == 0
     assert errors == []
     assert [url for url in asked if not url.startswith(("file:", "blob:"))] == []

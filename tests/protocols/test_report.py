@@ -18,7 +18,6 @@ from adapt import AdaptError
 from adapt.data import Split
 from adapt.disk import write_csv
 from adapt.protocols import protocol as protocols
-from adapt.protocols.plots import MOST_CLASSES, confusion_matrix, svg
 from adapt.protocols.report import report
 from adapt.protocols.run_page import WORST_ERRORS
 from adapt.protocols.run_protocol import run_protocol
@@ -125,8 +124,9 @@ def test_the_errors_it_was_surest_of_are_shown(found: Path) -> None:
     html = report([run])
     assert html.count("<figcaption>") == min(len(wrong), WORST_ERRORS)
     assert html.count("data:image/jpeg;base64,") == min(len(wrong), WORST_ERRORS)
-    first = html[html.index("<figcaption>") :][:200]
+    first = html[html.index("<figcaption>") :][:250]
     assert wrong[0]["class"] in first
+    assert f'<span class="quiet">{Path(wrong[0]["path"]).name}</span>' in first
     assert f"{100 * float(wrong[0]['confidence']):.0f}&nbsp;%" in first
 
 
@@ -156,12 +156,36 @@ def test_curves_counts_and_what_it_was_made_with(found: Path) -> None:
     assert "training images, while it learns them" in html
     rows = list(csv.DictReader((run / "predictions.csv").open()))
     pairs = Counter((row["class"], row["predicted"]) for row in rows)
-    drawn = svg(confusion_matrix(rows)[0])
-    written = Counter(int(each) for each in re.findall(r">(\d+)</text>", drawn))
-    assert written == Counter(pairs.values())
-    assert "share of the class&#x27;s images" in drawn or "share of the class's images" in drawn
-    assert f"adapt train {run / 'recipe.yaml'}" in html
+    [table] = [table for table in Page(html).tables if table[0][0] == "class ↓ taken for →"]
+    assert len(table) == len(table[0]) == 1 + 5
+    written = {(row[0], name): int(cell) for row in table[1:] for name, cell in zip(table[0][1:], row[1:]) if cell}
+    assert written == pairs
+    assert f"<pre>adapt train {run / 'recipe.yaml'} --out={run}-again</pre>" in html
     assert f"torch {environment['versions']['torch']}" in html
+    assert "±" not in html  # of one seed
+
+
+def test_what_a_threshold_leaves_unanswered_and_gets_right(found: Path, tmp_path: Path) -> None:
+    metrics = _copy(found, tmp_path)
+    answers = [("a", 0.95), ("a", 0.8), ("b", 0.7), ("a", 0.6), ("b", 0.5), ("b", 0.2), ("a", 0.1)]
+    lines = [f"/{place}.png,a,{said},{sure}" for place, (said, sure) in enumerate(answers)]
+    (tmp_path / "predictions.csv").write_text("\n".join(["path,class,predicted,confidence", *lines]))
+    html = " ".join(report([tmp_path]).split())
+    assert "At 0.6 you answer 57 % of the images and are right in 75 % of those." in html
+    [table] = [table for table in Page(html).tables if table[0][0] == "threshold"]
+    assert table[1] == ["0, all", "100.0", "7", "57.1"]
+    assert ["0.6", "57.1", "4", "75.0"] in table
+    assert table[-2:] == [["0.95", "14.3", "1", "100.0"], ["0.99", "0.0", "0", "–"]]
+    assert "images that are answered, %" in html
+    del metrics["adapted"]["calibration_error"]  # cosines are no probabilities
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
+    assert "you answer" not in report([tmp_path])
+
+
+def test_a_page_says_once_what_its_spread_is(found: Path) -> None:
+    html = report([found / "curve"])
+    assert html.count("±") == len(re.findall(r"\d ± \d", html)) + 1
+    assert "; ± is one standard deviation over seeds." in html
 
 
 def test_how_sure_before_and_after_a_temperature(found: Path, tmp_path: Path) -> None:
@@ -223,24 +247,6 @@ def test_names_cannot_become_markup(tmp_path: Path, found: Path) -> None:
     (tmp_path / "predictions.csv").write_text(rows)
     html = report([tmp_path])
     assert all(tag not in html for tag in ("<script>alert", "<b>bold", "<i>it"))
-
-
-def test_many_classes_leave_those_in_the_most_errors() -> None:
-    rows = [{"class": f"c{i:03}", "predicted": f"c{i:03}", "confidence": "0.5"} for i in range(100)]
-    rows += [{"class": "c007", "predicted": "c042", "confidence": "0.5"}] * 3
-    figure, caption = confusion_matrix(rows)
-    picture = svg(figure)
-    assert caption == "the 2 of 100 classes in the most errors"
-    assert {"c007", "c042"} <= set(re.findall(r"c\d{3}", picture))
-    assert "c001" not in picture
-    assert confusion_matrix(rows[:MOST_CLASSES])[1] == f"all {MOST_CLASSES} classes"
-
-
-def test_names_with_dollars_and_runs_without_an_error_are_drawn() -> None:
-    rows = [{"class": f"$5_$1{i:02}", "predicted": f"$5_$1{i:02}", "confidence": "0.5"} for i in range(40)]
-    figure, caption = confusion_matrix(rows)
-    assert caption == "30 of 40 classes, none with an error"
-    assert "$5_$129" in svg(figure)
 
 
 @pytest.mark.parametrize("content", [None, "{}", "not JSON"])

@@ -79,7 +79,11 @@ def test_bad_overrides(path: Path, override: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"sead": 1}, r"^mine: unknown key 'sead'; did you mean 'seed'\? Valid: backbone, blend, cache, "),
+        ({"sead": 1}, r"^mine: unknown key 'sead'; did you mean 'seed'\? Also near: start"),
+        (
+            {"xyzzy": 1},
+            r"^mine: unknown key 'xyzzy'; none of the \d+ valid names .*: `adapt recipes --schema` lists them",
+        ),
         ({"data": {"source": "x", "shot": 1}}, r"^mine: unknown key 'data.shot'; did you mean 'shots'\?"),
         ({"train": {"epochs": 1, "batchsize": 1}}, r"^mine: unknown key 'train.batchsize'; did you mean 'batch_size'"),
         ({"method": {"name": "coop", "n_ctxt": 4}}, r"^mine: method: unknown key 'n_ctxt'; did you mean 'n_ctx'\?"),

@@ -394,6 +394,7 @@ def test_the_page_stands_by_itself(serve: Serve) -> None:
     assert "default-src 'none'" in page.headers["content-security-policy"]
     assert "connect-src 'self'" in page.headers["content-security-policy"]
     assert not re.search(r"https?://|\bsrc=|@import|innerHTML|<link", page.text)
+    assert '<input type="range" id="threshold" min="0" max="100" value="0">' in page.text
     assert [client.get(path).status_code for path in ("/docs", "/redoc")] == [404, 404]
     assert {"/predict", "/adapters", "/healthz"} <= client.get("/openapi.json").json()["paths"].keys()
 

@@ -88,7 +88,7 @@ def _read_rootless(spec: str, root: _Path | None) -> Split:
     if not (is_bundled or has_prefix or is_list or os.path.isdir(spec)):
         raise AdaptError(
             f"Data {spec!r} is neither a folder, nor a .csv, .txt, .json(l) or .json.gz file that exists, nor a "
-            f"bundled or published set: {nearest(spec, [*bundled.names(), *published.sets()])}."
+            f"bundled or published set: {nearest(spec, [*bundled.names(), *published.sets()], bundled.LISTED_BY)}."
         )
     if root is not None:
         raise AdaptError(

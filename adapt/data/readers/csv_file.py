@@ -25,6 +25,14 @@ _OF_PAIRS = ("rephrased", "entity")
 _OF_A_PAIR = "the columns path,text, perhaps with entity, and no label"
 _OF_LINES = ("path", "label", "labels", "split", "domain", "question", "group", "text", "target", "mask")
 _COLUMNS = (*_OF_LINES, *_OF_PAIRS, *_BOX, "overlap")
+_OTHER_WORDS = {  # which other tables use
+    **dict.fromkeys(("file", "filename", "file_name", "filepath", "file_path"), "path"),
+    **dict.fromkeys(("image", "image_path", "img", "img_path"), "path"),
+    **dict.fromkeys(("class", "class_name", "category"), "label"),
+    **dict.fromkeys(("classes", "categories", "tags"), "labels"),
+    **dict.fromkeys(("set", "subset", "part"), "split"),
+    "caption": "text",
+}
 _FIRST_LINE = (
     "path,label[,split][,domain][,question][,group][,mask], or text,label[,split] with texts in place of images, or "
     "path,text[,rephrased][,entity][,split] with pairs of both, or text with texts alone, or "
@@ -119,8 +127,10 @@ def read_paths(path: str | os.PathLike[str]) -> list[tuple[str, str]]:
         raise AdaptError(f"{where} cannot be read: {error}.") from error
     _check_box(reader.fieldnames or (), where)
     if "path" not in (reader.fieldnames or ()) or not rows:
+        of_paths = [each for each in reader.fieldnames or () if _OTHER_WORDS.get(each.strip().casefold()) == "path"]
+        hint = f" Rename {of_paths[0]!r} to it." if of_paths else ""
         raise AdaptError(
-            f"{where}: expected a column 'path', perhaps with {', '.join(_BOX)}, and a line for each image."
+            f"{where}: expected a column 'path', perhaps with {', '.join(_BOX)}, and a line for each image.{hint}"
         )
     return [(_path(cells, folder, line), _path(cells, "", line)) for line, cells in rows]
 
@@ -129,7 +139,7 @@ def _rows(reader: csv.DictReader[str], folder: str, where: str) -> Iterator[List
     columns = reader.fieldnames or ()
     for column in columns:
         if column not in _COLUMNS:
-            raise AdaptError(f"{where}: unknown column {column!r}; {nearest(column, _COLUMNS)}.")
+            raise AdaptError(f"{where}: unknown column {column!r}; {_hint(column)}.")
     _check_box(columns, where)
     if {"mask", _BOX[0]} <= set(columns):
         raise AdaptError(
@@ -153,6 +163,12 @@ def _rows(reader: csv.DictReader[str], folder: str, where: str) -> Iterator[List
         raise AdaptError(f"{where}: a column {column!r} is of pairs, with the columns path and text and no label.")
     for record in reader:
         yield _row(record, folder, f"{where} line {reader.line_num}")
+
+
+def _hint(column: str) -> str:
+    """The column that an unknown one was meant to be, if that can be told."""
+    meant = _OTHER_WORDS.get(column.strip().casefold())
+    return f"did you mean {meant!r}? Rename it" if meant else nearest(column, _COLUMNS, "docs/own_data.md")
 
 
 def _row(record: dict[str | None, str | None], folder: str, where: str) -> Listed:

@@ -1,0 +1,40 @@
+"""What adapters are called by their paths: a run's folder, a file without its suffix, a repository of the hub."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from adapt import hub
+
+_SUFFIX = ".safetensors"
+
+
+def name_of_adapter(path: Path) -> str:
+    """The name of the run, or of the file without its suffix."""
+    return _parts(path)[-1]
+
+
+def distinct_names(paths: Sequence[Path]) -> list[str]:
+    """A name for each of several adapters, with as many of its folders before it as tell it from the others."""
+    of_each = [_parts(path) for path in paths]
+    lengths = [1] * len(paths)
+    while True:
+        names = ["/".join(parts[-length:]) for parts, length in zip(of_each, lengths)]
+        count = Counter(names)
+        longer = [count[name] > 1 and length < len(parts) for name, parts, length in zip(names, of_each, lengths)]
+        if not any(longer):
+            # a folder and the file in it are one adapter, and have one name
+            return [hub.spelled(path) if count[name] > 1 else name for name, path in zip(names, paths)]
+        lengths = [length + more for length, more in zip(lengths, longer)]
+
+
+def _parts(path: Path) -> tuple[str, ...]:
+    """The folders of an adapter, and its name behind them."""
+    if hub.is_name(path):
+        return tuple(hub.spelled(path).removeprefix(hub.SCHEME).split("/"))
+    path = path.resolve()
+    if path.name == f"adapter{_SUFFIX}":
+        return path.parent.parts[1:]
+    return (*path.parent.parts[1:], path.name.removesuffix(_SUFFIX))

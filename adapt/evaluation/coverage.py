@@ -1,0 +1,43 @@
+"""Answers where the model is sure enough, `none` elsewhere: how many there are, and how many of them are right."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+THRESHOLDS = (0.0, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
+
+
+def by_threshold(
+    confidence: Sequence[float], right: Sequence[bool], thresholds: Sequence[float] = THRESHOLDS
+) -> list[dict[str, Any]]:
+    """For each threshold how many images are `answered`, their share of all, and the `accuracy` on them.
+
+    An image is answered where its confidence reaches the threshold. The accuracy is None where none is.
+    """
+    rows = []
+    for threshold in thresholds:
+        hits = [hit for sure, hit in zip(confidence, right, strict=True) if sure >= threshold]
+        rows.append(
+            {
+                "threshold": threshold,
+                "answered": len(hits),
+                "share": len(hits) / len(confidence),
+                "accuracy": sum(hits) / len(hits) if hits else None,
+            }
+        )
+    return rows
+
+
+def coverage_and_accuracy(confidence: Sequence[float], right: Sequence[bool]) -> list[tuple[float, float]]:
+    """The share of the images that is answered and the accuracy on it, at every threshold that makes a difference.
+
+    The highest threshold comes first; images of one confidence are answered together.
+    """
+    ranked = sorted(zip(confidence, right, strict=True), key=lambda pair: -pair[0])
+    points, hits = list[tuple[float, float]](), 0
+    for place, (sure, hit) in enumerate(ranked, 1):
+        hits += hit
+        if place == len(ranked) or ranked[place][0] < sure:
+            points.append((place / len(ranked), hits / place))
+    return points

@@ -1,0 +1,138 @@
+"""The images that a run's lists name, as small pictures with their files' names and classes."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from adapt.cells import unguarded
+from adapt.errors import AdaptError
+from adapt.shown import shown
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+THUMBNAIL = 96  # pixels of the longer edge
+MOST_PICTURES = 24  # of one list
+
+_Row = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One image as JPEG in base64, or None where it is gone, its path and file name, and what is said of it."""
+
+    path: str
+    name: str
+    said: str
+    image: str | None
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """One list: what it is, its file, how many lines it has, and the first ones as one picture each, or two beside."""
+
+    title: str
+    file: str
+    lines: int
+    entries: list[list[Picture]]
+
+
+@dataclass(frozen=True)
+class _List:
+    """A list that a run may have: its file, its columns, and what a line says of one or two images."""
+
+    file: str
+    title: str
+    columns: tuple[str, ...]
+    images: Callable[[_Row], list[tuple[str, str]]]  # the path of each, and what is said of it
+
+
+_LISTS = (
+    _List(
+        "contradictions.csv",
+        "Nearly the same image, and another class",
+        ("path", "class", "other_path", "other_class"),
+        lambda row: [(row["path"], row["class"]), (row["other_path"], row["other_class"])],
+    ),
+    _List(
+        "suspects.csv",
+        "Training images that look like another class",
+        ("path", "class", "likelier"),
+        lambda row: [(row["path"], f"labelled {row['class']}, looks like {row['likelier']}")],
+    ),
+    _List(
+        "duplicates.csv",
+        "Test and validation images that are nearly in training too",
+        ("path", "part", "class", "train_path", "train_class"),
+        lambda row: [
+            (row["path"], f"{row['part']}: {row['class']}"),
+            (row["train_path"], f"train: {row['train_class']}"),
+        ],
+    ),
+    _List(
+        "confused.csv",
+        "Images of the classes that are taken for one another most",
+        ("path", "class", "predicted"),
+        lambda row: [(row["path"], f"{row['class']}, taken for {row['predicted']}")],
+    ),
+)
+
+
+def galleries(run: Path) -> Iterator[Gallery]:
+    """The lists of a run directory that have something. AdaptError where a file is none of them."""
+    for each in _LISTS:
+        rows = read_rows(run / each.file, each.columns, "list of images")
+        if rows:
+            kept = rows[: MOST_PICTURES // len(each.images(rows[0]))]
+            entries = [[_picture(path, said) for path, said in each.images(row)] for row in kept]
+            yield Gallery(each.title, each.file, len(rows), entries)
+
+
+def read_rows(file: Path, columns: Collection[str], what: str) -> list[_Row]:
+    """The rows of a CSV that a run left, cells as they were before `guarded`; none where there is no such file.
+
+    AdaptError, saying that it holds no `what`, where it lacks one of `columns`.
+    """
+    if not file.is_file():
+        return []
+    try:
+        with file.open(encoding="utf-8", errors="surrogateescape", newline="") as lines:
+            reader = csv.DictReader(lines)
+            rows = [{key: unguarded(cell) for key, cell in row.items()} for row in reader]
+    except (OSError, ValueError, TypeError, csv.Error) as error:
+        raise AdaptError(f"{file} holds no {what}: {error}") from error
+    if missing := set(columns).difference(reader.fieldnames or ()):
+        raise AdaptError(f"{file} holds no {what}: it has no column {min(missing)}")
+    return rows
+
+
+def _picture(path: str, said: str) -> Picture:
+    return Picture(path, shown(Path(path).name), said, thumbnail(path))
+
+
+def small_image(path: str) -> Image.Image | None:
+    """The image in the size of a thumbnail; None where it is gone."""
+    from adapt.data.decoding.images import open_image
+
+    try:
+        image = open_image(path)
+    except AdaptError:
+        return None  # moved since the run; the page says so
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    return image
+
+
+def thumbnail(path: str) -> str | None:
+    """The same as JPEG in base64."""
+    image = small_image(path)
+    if image is None:
+        return None
+    data = io.BytesIO()
+    image.save(data, "JPEG", quality=80)
+    return base64.b64encode(data.getvalue()).decode("ascii")

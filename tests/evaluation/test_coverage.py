@@ -1,0 +1,32 @@
+"""How many images a threshold leaves answered, and how many of these rightly."""
+
+from __future__ import annotations
+
+import pytest
+
+from adapt.evaluation.coverage import by_threshold, coverage_and_accuracy
+from adapt.models.prediction import Prediction, judged
+
+CONFIDENCE = (0.9, 0.6, 0.6, 0.4, 0.8)
+RIGHT = (True, False, True, False, True)
+
+
+def test_shares_and_accuracies_by_threshold() -> None:
+    assert by_threshold(CONFIDENCE, RIGHT, (0.0, 0.6, 0.7, 0.95)) == [
+        {"threshold": 0.0, "answered": 5, "share": 1.0, "accuracy": 0.6},
+        {"threshold": 0.6, "answered": 4, "share": 0.8, "accuracy": 0.75},
+        {"threshold": 0.7, "answered": 2, "share": 0.4, "accuracy": 1.0},
+        {"threshold": 0.95, "answered": 0, "share": 0.0, "accuracy": None},
+    ]
+
+
+def test_a_threshold_answers_what_predict_answers() -> None:
+    said = [judged(Prediction("a", sure, ()), 0.6).class_name for sure in CONFIDENCE]
+    [row] = by_threshold(CONFIDENCE, RIGHT, (0.6,))
+    assert row["answered"] == said.count("a") == 4
+
+
+def test_the_curve_takes_equal_confidences_together() -> None:
+    points = [(0.2, 1.0), (0.4, 1.0), (0.8, 0.75), (1.0, 0.6)]
+    assert coverage_and_accuracy(CONFIDENCE, RIGHT) == [pytest.approx(point) for point in points]
+    assert coverage_and_accuracy((0.5,) * 4, (True, False, False, False)) == [(1.0, 0.25)]
