@@ -154,7 +154,7 @@ def _items(images: Any, labels: list[int], names: tuple[str, ...]) -> Iterator[t
     """Images with their labels as items of a data set; what is no file is one, pixel for pixel, while this lasts."""
     with TemporaryDirectory(prefix="adapt-") as folder:
         yield tuple(
-            Item(_path(image, Path(folder, f"{number}.ppm")), label, names[label])
+            Item(_path(image, Path(folder, f"{number}.ppm")), label, names[label], turned=True)
             for number, (image, label) in enumerate(zip(images, labels, strict=True))
         )
 
@@ -163,5 +163,5 @@ def _path(image: Any, file: Path) -> str:
     """The path of a picture, which is written to `file` where it has none."""
     if isinstance(image, str | os.PathLike):
         return str(os.fspath(image))
-    open_image(image).save(file)
+    open_image(image, turned=True).save(file)
     return str(file)

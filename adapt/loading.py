@@ -166,6 +166,7 @@ def _of_file(
     if backbone is None:
         backbone = _named_backbone(described, path, device)
     note_quantization(described.quantization, backbone, path)
+    backbone = backbone.turning(bool(described.preprocess.get("turned")))
     check_backbone(described, backbone, path)
     model: Model = build_for(method, backbone, described.class_names, tensors, str(path), fast)
     if described.answers is not None:

@@ -183,7 +183,7 @@ def match(
         from adapt.models.wrap import wrap
         from adapt.retrieval.matching import match as matched
 
-        model = wrap(load_backbone(backbone, device), ZeroShot(), split.class_names)
+        model = wrap(load_backbone(backbone, device).turning(split.turned), ZeroShot(), split.class_names)
         assert isinstance(model, AdaptedModel)  # zero-shot serves dual encoders only
         with counting_bar("encoding", True) as bar:
             found = matched(model, items, known, top, progress=bar)

@@ -122,7 +122,8 @@ def zeroshot(
         from adapt.models.classifier import AdaptedModel
         from adapt.models.wrap import wrap
 
-        model = wrap(load_backbone(backbone, device), ZeroShot(templates or split.template), split.class_names)
+        read = load_backbone(backbone, device).turning(split.turned)
+        model = wrap(read, ZeroShot(templates or split.template), split.class_names)
         if isinstance(model, AdaptedModel):
             set_prior_bias(model, split.train or getattr(split, part), cache=cache)
         _print(model, split, part, as_json, cache)

@@ -17,6 +17,8 @@ from adapt.cells import unguarded
 from adapt.errors import AdaptError
 from adapt.evaluation import stored
 from adapt.evaluation.scores import calibration_error, reliability
+from adapt.formats.adapter import NAME
+from adapt.formats.header import read_header
 from adapt.protocols.plain_runs import PlainRun
 from adapt.shown import shown
 
@@ -81,7 +83,7 @@ def run_page(run: PlainRun) -> RunPage:
         classes_shown=classes,
         reliability=_reliability(rows, metrics) if rows and "calibration_error" in metrics.get("adapted", {}) else "",
         worst_classes=sorted(by_class.items(), key=lambda pair: pair[1])[:WORST_CLASSES],
-        errors=_worst_errors(rows),
+        errors=_worst_errors(rows, _turned(run.path)),
         explained=_explained(run.path),
     )
 
@@ -159,32 +161,40 @@ def _explained(run: Path) -> str:
     if not path.is_file():
         return ""
     examples = stored.read(path, stored.Explained, "explanations")
-    return svg(descriptor_bars(examples, [_small(each["path"]) for each in examples])) if examples else ""
+    turned = _turned(run)
+    pictures = [_small(each["path"], turned) for each in examples]
+    return svg(descriptor_bars(examples, pictures)) if examples else ""
 
 
-def _worst_errors(rows: Sequence[dict[str, str]]) -> list[Error]:
+def _turned(run: Path) -> bool:
+    """Whether the run's adapter learned from photographs that are turned upright."""
+    adapter = run / NAME
+    return adapter.is_file() and bool(read_header(adapter).preprocess.get("turned"))
+
+
+def _worst_errors(rows: Sequence[dict[str, str]], turned: bool) -> list[Error]:
     """The wrong predictions of which the model was most sure."""
     wrong = [row for row in rows if row["class"] != row["predicted"]]
     wrong.sort(key=lambda row: -float(row["confidence"]))
     return [
-        Error(row["class"], row["predicted"], float(row["confidence"]), row["path"], _thumbnail(row["path"]))
+        Error(row["class"], row["predicted"], float(row["confidence"]), row["path"], _thumbnail(row["path"], turned))
         for row in wrong[:WORST_ERRORS]
     ]
 
 
-def _small(path: str) -> Image.Image | None:
+def _small(path: str, turned: bool) -> Image.Image | None:
     from adapt.data.decoding.images import open_image
 
     try:
-        image = open_image(path)
+        image = open_image(path, turned=turned)
     except AdaptError:
         return None  # moved since the run; the page says so
     image.thumbnail((THUMBNAIL, THUMBNAIL))
     return image
 
 
-def _thumbnail(path: str) -> str | None:
-    image = _small(path)
+def _thumbnail(path: str, turned: bool) -> str | None:
+    image = _small(path, turned)
     if image is None:
         return None
     data = io.BytesIO()
