@@ -75,24 +75,40 @@ def opened(file: BinaryIO, name: str) -> Iterator[Image.Image]:
 
 def _opened(file: BinaryIO) -> Image.Image:
     """The picture in `file`, by what its first bytes say that it is."""
-    kind = container_of(file)
+    kind = _container_of(file)
+    if lacks := _lacking(kind):
+        raise ValueError(lacks)
     if kind == "HEIF":
-        try:
-            from pillow_heif import HeifImageFile
-        except ImportError:
-            raise ValueError(_NO_HEIC) from None
+        from pillow_heif import HeifImageFile
+
         return cast(Image.Image, HeifImageFile(file))  # and no opener is registered for all of the process
-    if kind == "AVIF" and not features.check("avif"):
-        raise ValueError(_NO_AVIF)
     known = [name for name in FORMATS if name != "HEIF" and (name != "AVIF" or kind == "AVIF")]
     return Image.open(file, formats=known)
 
 
-def container_of(file: BinaryIO) -> str:
+def lacking(file: BinaryIO) -> str:
+    """What has to be installed before the picture in `file` can be read here; "" where nothing is missing."""
+    return _lacking(_container_of(file))
+
+
+def _lacking(kind: str) -> str:
+    if kind == "AVIF":
+        return "" if features.check("avif") else _NO_AVIF
+    if kind == "HEIF":
+        try:
+            import pillow_heif  # noqa: F401  # whether it is here, which its being listed does not say
+        except ImportError:
+            return _NO_HEIC
+    return ""
+
+
+def _container_of(file: BinaryIO) -> str:
     """HEIF or AVIF where the first bytes of `file` are of such a file, and "" for all else; it is read from its start
     again.
     """
     start = file.read(64)
+    if not start:
+        raise ValueError("the file is empty")
     file.seek(0, io.SEEK_SET)
     if start[4:8] != b"ftyp":
         return ""
