@@ -90,8 +90,9 @@ class Split:
 
     Pairs of images and texts have no classes, and so no class names; nor have texts alone, which pairs may go with.
 
-    `root` is what the paths have in common; it does not enter the fingerprint. A split without any training image is
-    for evaluation only; otherwise every class must have one.
+    `root` is what the paths have in common; it does not enter the fingerprint. `ratios` are the shares of train, val
+    and test by which a reader divided data that came without parts; None where it came with them. A split without any
+    training image is for evaluation only; otherwise every class must have one.
 
     Raises AdaptError when a class has no training image, when labels and names do not agree one to one, when some
     items have a question and others have none, or one class and others several, or when a part has both images and
@@ -105,6 +106,7 @@ class Split:
     test: tuple[Item, ...]
     template: str = "a photo of a {}."
     root: str = ""
+    ratios: tuple[float, ...] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         check_consistent(self)
