@@ -136,7 +136,8 @@ def backbone_key(path: str | Path) -> str | None:
     described = None if place.is_dir() else read_header(place)
     if described is None or described.backbone is None:
         return None
-    return plain.dump([described.backbone, described.quantization, described.preprocess])
+    read = {key: value for key, value in described.preprocess.items() if key != "turned"}  # two may differ in it
+    return plain.dump([described.backbone, described.quantization, read])
 
 
 def located(path: str | Path) -> Path:

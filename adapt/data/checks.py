@@ -169,7 +169,7 @@ def contradictions(looked: Looked) -> Iterator[Finding]:
     for copies in looked.alike:
         if len({_label(item) for _, item in copies}) > 1:
             part, first = copies[0]
-            rows += [_pair(*copy, part, first) for copy in copies[1:] if _label(copy[1]) != _label(first)]
+            rows += [_pair(looked, *copy, part, first) for copy in copies[1:] if _label(copy[1]) != _label(first)]
     if rows:
         line = f"the same picture with another label: {_pairs(looked, rows)}"
         yield Finding("contradictions", line, rows)
@@ -183,7 +183,7 @@ def copies(looked: Looked) -> Iterator[Finding]:
         for part, item in group:
             same = [each for each in training if _label(each) == _label(item)]
             if part != "train" and same:
-                rows[part].append(_pair(part, item, "train", same[0]))
+                rows[part].append(_pair(looked, part, item, "train", same[0]))
     for part, own in rows.items():
         if own:
             yield Finding("copies", f"{part} images that are training images too: {_pairs(looked, own)}", own)
@@ -196,7 +196,7 @@ def duplicates(looked: Looked) -> Iterator[Finding]:
         first: dict[Any, Item] = {}
         for part, item in group:
             other = first.setdefault((part, _label(item)), item)
-            rows += [_pair(part, item, part, other)] if other.path != item.path else []
+            rows += [_pair(looked, part, item, part, other)] if other.path != item.path else []
     if rows:
         yield Finding("duplicates", f"the same picture twice in one part: {_pairs(looked, rows)}", rows)
 
@@ -313,20 +313,23 @@ def _of(path: str, why: str) -> ListRow:
     return {"path": path, "why": why}
 
 
-def _pair(part: str, item: Item, other_part: str, other: Item) -> ListRow:
-    own = {"path": item.path, "part": part, "class": _class(item)}
-    return own | {"other_path": other.path, "other_part": other_part, "other_class": _class(other)}
+def _pair(looked: Looked, part: str, item: Item, other_part: str, other: Item) -> ListRow:
+    own, others = (_class(each, looked.split.class_names) for each in (item, other))
+    return {
+        "path": item.path, "part": part, "class": own,
+        "other_path": other.path, "other_part": other_part, "other_class": others,
+    }  # fmt: skip
 
 
 def _label(item: Item) -> Any:
     return (item.labels if item.labels is not None else item.class_name), item.target
 
 
-def _class(item: Item) -> str:
+def _class(item: Item, class_names: Sequence[str]) -> str:
     """What it is labelled, in words."""
     if item.target is not None:
         return f"{item.target:g}"
-    return item.class_name if item.labels is None else SEPARATOR.join(map(str, item.labels))
+    return item.class_name if item.labels is None else SEPARATOR.join(class_names[label] for label in item.labels)
 
 
 def _by_class(items: Iterable[Item]) -> Counter[int]:

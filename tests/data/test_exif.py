@@ -176,7 +176,9 @@ def test_a_header_without_the_word_is_as_stored(own: Path, probe: Any, tmp_path:
         with safe_open(adapter, "pt") as file:
             read.append("turned" in file.metadata()["preprocess"])
     assert read == [True, False]  # what older releases wrote says nothing either
-    assert [adapt.load(adapter).backbone.preprocess.turned for adapter in adapters] == read
+    together = adapt.load_many(adapters)
+    assert [model.backbone.preprocess.turned for model in together] == read
+    assert together[0].backbone.model is together[1].backbone.model  # loaded once
     backbone = adapt.load_backbone("mini-clip")
     with pytest.raises(AdaptError, match="trained on inputs prepared by"):
         check_reading({"size": 64, "turned": True}, backbone, "older.safetensors")
