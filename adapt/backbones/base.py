@@ -112,7 +112,7 @@ class Backbone:
 
     @property
     def sees(self) -> tuple[Any, ...]:
-        """What two backbones have in common to which every picture is the same: one model, and how it reads."""
+        """Identity of all that decides what a picture is to the backbone: its model, and how pictures are read."""
         return id(self.model), id(self._eval_transform), self.preprocess
 
     def export(self, folder: Path, model: nn.Module) -> None:

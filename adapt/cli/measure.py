@@ -136,13 +136,13 @@ def zeroshot(
 
 
 def _measured(split: Split, part: str) -> tuple[Item, ...]:
-    """What is measured of a part; of all parts the images, without texts that only training is for."""
+    """Items to measure of a part; of all parts the images, without texts that only training is for."""
     items: tuple[Item, ...] = tuple(split.items()) if part == common.ALL else getattr(split, part)
     return tuple(item for item in items if item.path) if part == common.ALL else items
 
 
 def _sizes(split: Split) -> dict[str, int]:
-    """How many images each part has."""
+    """Number of images of each part."""
     return {part: sum(1 for item in getattr(split, part) if item.path) for part in common.PARTS}
 
 
@@ -151,7 +151,7 @@ def _what(split: Split) -> str:
 
 
 def _tell_parts(split: Split, part: str) -> None:
-    """Which images were measured, where the data has others, and how it was divided, where it came without parts."""
+    """Tell which images were measured, where the data has others, and how it was divided, where it had no parts."""
     sizes, what = _sizes(split), _what(split)
     every = sum(sizes.values())
     others = ", ".join(f"{name} {size:,}" for name, size in sizes.items() if size and name != part)

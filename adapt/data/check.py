@@ -39,13 +39,13 @@ def broken_images(items: Sequence[Item], progress: Progress | None = None) -> di
 
 
 def all_facts(items: Sequence[Item], progress: Progress | None = None) -> dict[str, Facts]:
-    """What is known of each file of `items`, masks among them, by its path; `progress` is as of `broken_images`."""
+    """Facts about each file of `items`, masks among them, by its path; `progress` is as of `broken_images`."""
     turned = {parted(path)[0]: item.turned for item in items for path in (item.path, item.mask) if path}
     return dict(zip(turned, _of_each(_facts, list(turned.items()), progress), strict=True))
 
 
 def unfit(items: Sequence[Item], facts: Mapping[str, Facts]) -> dict[str, str]:
-    """Why regions and masks cannot be used whose files can be read, by their paths."""
+    """Reasons why regions and masks cannot be used whose files can be read, by their paths."""
     found: dict[str, str] = {}
     for item in items:
         whole, box = parted(item.path)
@@ -125,7 +125,7 @@ def _first(found: dict[str, str]) -> str:
 
 
 def _of_each(look: Callable[[File], Known], files: Sequence[File], progress: Progress | None = None) -> Iterator[Known]:
-    """What `look` makes of each file, in worker processes where there are many of them."""
+    """Results of `look` for each file, in worker processes where there are many of them."""
     for done, known in enumerate(_looked_at(look, files), 1):
         yield known
         if progress is not None:
@@ -133,7 +133,7 @@ def _of_each(look: Callable[[File], Known], files: Sequence[File], progress: Pro
 
 
 def _looked_at(look: Callable[[File], Known], files: Sequence[File]) -> Iterator[Known]:
-    """The same; a bounded number of results is ever in flight."""
+    """Results of `look` one by one; a bounded number is ever in flight."""
     if len(files) < _FEW:
         yield from map(look, files)
         return
@@ -154,7 +154,7 @@ def _looked_at(look: Callable[[File], Known], files: Sequence[File]) -> Iterator
 
 
 class _Looks(Generic[Known]):
-    """A map-style torch dataset: item `i` is what is known of file `i`."""
+    """A map-style torch dataset: item `i` is the result for file `i`."""
 
     def __init__(self, look: Callable[[File], Known], files: Sequence[File]) -> None:
         self._look, self._files = look, files
@@ -167,7 +167,7 @@ class _Looks(Generic[Known]):
 
 
 def _problem(file: File) -> str:
-    """What is wrong with a file, "" for nothing."""
+    """Reason why a file cannot be used, "" for none."""
     path, turned = file
     try:
         check_image(path, turned)

@@ -1,4 +1,4 @@
-"""What is wrong with a data set, and what is worth knowing of it: one function for each check, and all of them run.
+"""Checks of a data set, of what stops training and of what is worth knowing: one function each, and all of them run.
 
 A check reads what was found out about every file (`Looked`) and gives findings: what a person reads, and rows for a
 list. Those that `stop` training are problems, and the others notes.
@@ -37,7 +37,7 @@ class Finding:
     """What one check found: a line for people, and a row for each file, class or part that it is about."""
 
     list: str
-    """What the list of rows is called; findings of several checks may be in one."""
+    """Name of the list that its rows go to; findings of several checks may share one."""
     line: str
     rows: Sequence[ListRow]
     stops: bool = False
@@ -54,7 +54,7 @@ class Looked:
     """Why a region or a mask does not go with its image, by its path."""
     passed_over: Sequence[PassedOver]
     inconsistent: Sequence[str]
-    """What makes no data set of it, as `adapt.data.consistency` says it."""
+    """Problems that keep it from being a data set, as `adapt.data.consistency` says them."""
 
     @cached_property
     def of_parts(self) -> list[tuple[str, Item]]:
@@ -81,7 +81,7 @@ class Looked:
 
 
 def read_leniently(source: str, root: str | os.PathLike[str] | None) -> tuple[Split, list[str]]:
-    """The data, as far as it can be read, and what makes no data set of it.
+    """Return the data, as far as it can be read, and the problems that keep it from being a data set.
 
     Raises AdaptError where nothing could be looked at: what `source` names is no folder, and its list cannot be read.
     """
@@ -111,7 +111,7 @@ def found_in(looked: Looked) -> list[Finding]:
 
 
 def inconsistent(looked: Looked) -> Iterator[Finding]:
-    """What makes no data set: a class without a training image, labels without names."""
+    """Problems that keep it from being a data set: a class without a training image, labels without names."""
     for problem in looked.inconsistent:
         yield Finding("inconsistent", problem, [{"problem": problem}], stops=True)
 
@@ -326,7 +326,7 @@ def _label(item: Item) -> Any:
 
 
 def _class(item: Item, class_names: Sequence[str]) -> str:
-    """What it is labelled, in words."""
+    """Labels of an image, in words."""
     if item.target is not None:
         return f"{item.target:g}"
     return item.class_name if item.labels is None else SEPARATOR.join(class_names[label] for label in item.labels)

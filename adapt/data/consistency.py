@@ -20,7 +20,7 @@ _collected: ContextVar[list[str] | None] = ContextVar("_collected", default=None
 
 @contextmanager
 def collecting() -> Iterator[list[str]]:
-    """Inside, what makes no data set is collected in place of being raised, so that the rest of it can be looked at."""
+    """Collect problems in place of raising them, so that the rest of a data set can be looked at."""
     problems: list[str] = []
     before = _collected.set(problems)
     try:

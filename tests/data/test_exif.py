@@ -20,6 +20,7 @@ from adapt.data.decoding.masks import check_mask, mask_of
 from adapt.data.decoding.transform_key import transform_key
 from adapt.errors import AdaptError
 from adapt.formats.adapter import check_reading
+from adapt.formats.export.record import described
 from adapt.models.many import SideBySide
 from adapt.recipe import read_recipe
 from adapt.training.run_recipe import run_recipe
@@ -182,6 +183,12 @@ def test_a_header_without_the_word_is_as_stored(own: Path, probe: Any, tmp_path:
     backbone = adapt.load_backbone("mini-clip")
     with pytest.raises(AdaptError, match="trained on inputs prepared by"):
         check_reading({"size": 64, "turned": True}, backbone, "older.safetensors")
+
+
+def test_an_export_says_how_photographs_are_read() -> None:
+    for turned in (True, False):
+        model = adapt.wrap(adapt.load_backbone("mini-clip").turning(turned), adapt.methods.ZeroShot(), ["cat", "dog"])
+        assert described(model, "onnx", "model.onnx", int8=False)["preprocess"]["turned"] is turned
 
 
 def test_fit_in_python_follows_the_data(own: Path) -> None:

@@ -1,4 +1,4 @@
-"""What is known of an image file once it was decoded: whether it can be used, and what is unusual about it."""
+"""Facts about an image file that was decoded: whether it can be used, and what is unusual about it."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from adapt.errors import AdaptError
 
 
 class Facts(NamedTuple):
-    """Of one file. Where there is a `problem` it cannot be used, and nothing but `lacks` is known."""
+    """Facts about one file. Where there is a `problem` it cannot be used, and nothing but `lacks` is known."""
 
     problem: str = ""
     lacks: str = ""
-    """What has to be installed before it can be read."""
+    """Library to install before it can be read, with the command."""
     format: str = ""
     mode: str = ""
     wide: bool = False
@@ -30,7 +30,7 @@ class Facts(NamedTuple):
     held: int = 1
     """Its EXIF orientation."""
     digest: bytes = b""
-    """Of its pixels, or of a JPEG's bytes: copies have the same."""
+    """Hash of its pixels, or of a JPEG's bytes: copies have the same."""
 
 
 def facts_of(path: str, turned: bool) -> Facts:

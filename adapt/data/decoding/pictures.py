@@ -87,7 +87,7 @@ def _opened(file: BinaryIO) -> Image.Image:
 
 
 def lacking(file: BinaryIO) -> str:
-    """What has to be installed before the picture in `file` can be read here; "" where nothing is missing."""
+    """Return which library to install before the picture in `file` can be read here; "" where none is missing."""
     return _lacking(_container_of(file))
 
 

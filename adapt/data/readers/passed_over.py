@@ -35,7 +35,7 @@ class PassedOver(NamedTuple):
 
     @property
     def suffix(self) -> str:
-        """What its name ends with, in words."""
+        """Suffix of its name, in words."""
         return os.path.splitext(self.path)[1].lower() or "without a suffix"
 
 
@@ -59,7 +59,7 @@ def note_passed_over(source: str | os.PathLike[str], split: Split) -> None:
 
 
 def counted(files: Sequence[PassedOver]) -> str:
-    """How many there are, up to the verb."""
+    """Number of files, up to the verb."""
     return (
         "1 file that looks like a picture is"
         if len(files) == 1
@@ -68,13 +68,13 @@ def counted(files: Sequence[PassedOver]) -> str:
 
 
 def by_suffix(files: Sequence[PassedOver]) -> str:
-    """How many there are of each suffix, the most frequent first."""
+    """Number of files of each suffix, the most frequent first."""
     count = Counter(each.suffix for each in files)
     return ", ".join(f"{number:,} {suffix}" for suffix, number in sorted(count.items(), key=lambda each: -each[1]))
 
 
 def _why(path: str) -> str:
-    """Why a file that the data does not have may be a picture; "" for one that does not look like any."""
+    """Reason why a file that looks like a picture is not in the data; "" for one that does not look like any."""
     suffix = os.path.splitext(path)[1].lower()
     if suffix in IMAGE_SUFFIXES:
         return "in no folder of a class"
