@@ -14,7 +14,8 @@ from adapt.errors import AdaptError
 from adapt.shown import shown
 
 if TYPE_CHECKING:
-    from adapt.data.checks import Finding, Looked
+    from adapt.data.checks import Finding
+    from adapt.data.looking import Looked
     from adapt.data.readers.published import Published
     from adapt.data.split import Item, Split
 
@@ -72,7 +73,7 @@ def check(source: str, folder: str | None, root: str | None, out: Path | None) -
     or within a part, classes with a single image, photographs that EXIF turns, misnamed files, 16 bits, CMYK,
     animations, and more than 24 megapixels. All of them are in the lists of --out.
     """
-    from adapt.data import checks
+    from adapt.data import checks, looking
     from adapt.data.check import check_root
     from adapt.data.readers import published
     from adapt.disk import check_free
@@ -81,13 +82,13 @@ def check(source: str, folder: str | None, root: str | None, out: Path | None) -
     if out is not None:
         check_free(out)
     entry = published.find(source)
-    split, inconsistent = checks.read_leniently(source, _root(folder, root))
+    split, inconsistent = looking.read_leniently(source, _root(folder, root))
     sizes = ", ".join(_size(part, getattr(split, part)) for part in common.PARTS)
     what = f"{len(split.class_names):,} classes; images" if split.class_names else split.kind
     click.echo(f"{shown(split.name)}: {what}: {sizes}")
     check_root(split)
     with counting_bar("checking", True) as bar:
-        looked = checks.look(source, split, inconsistent, bar)
+        looked = looking.look(source, split, inconsistent, bar)
     found = [*_wrong_counts(entry, split), *checks.found_in(looked)]
     _tell(looked, found)
     if out is not None:

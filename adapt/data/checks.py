@@ -10,24 +10,18 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
-from adapt.data.check import all_facts, unfit
-from adapt.data.consistency import collecting
 from adapt.data.decoding.facts import Facts
 from adapt.data.decoding.pictures import FORMATS
-from adapt.data.decoding.regions import parted
-from adapt.data.readers import folder_of, load
-from adapt.data.readers.passed_over import PassedOver, by_suffix, counted, passed_over
-from adapt.data.split import SEPARATOR, Item, Split
-from adapt.errors import AdaptError
-from adapt.progress import Progress
+from adapt.data.looking import Looked
+from adapt.data.readers.passed_over import by_suffix, counted
+from adapt.data.split import SEPARATOR, Item
 from adapt.shown import first_of
 
-PARTS = ("train", "val", "test")
 MEGAPIXELS = 24  # above which an image is told of: decoding takes longer than all that comes after
 _NAMED = 3
+_FORMAT_OF = {suffix: name for name, suffixes in FORMATS.items() for suffix in suffixes}
 
 ListRow = dict[str, Any]
 
@@ -42,66 +36,6 @@ class Finding:
     rows: Sequence[ListRow]
     stops: bool = False
     """Whether training is refused for it."""
-
-
-@dataclass(frozen=True)
-class Looked:
-    """A data set, what is known of each of its files, and what lies beside them."""
-
-    split: Split
-    facts: dict[str, Facts]
-    unfit: dict[str, str]
-    """Why a region or a mask does not go with its image, by its path."""
-    passed_over: Sequence[PassedOver]
-    inconsistent: Sequence[str]
-    """Problems that keep it from being a data set, as `adapt.data.consistency` says them."""
-
-    @cached_property
-    def of_parts(self) -> list[tuple[str, Item]]:
-        """Each image with the part that it is in."""
-        return [(part, item) for part in PARTS for item in getattr(self.split, part) if item.path]
-
-    @cached_property
-    def usable(self) -> list[tuple[str, Item, Facts]]:
-        """The same of images that can be read, with what is known of their files."""
-        known = [(part, item, self.facts[parted(item.path)[0]]) for part, item in self.of_parts]
-        return [each for each in known if not each[2].problem and each[1].path not in self.unfit]
-
-    @cached_property
-    def alike(self) -> list[list[tuple[str, Item]]]:
-        """Images that are copies of one another, wherever they are, asked the same; at least two each."""
-        found: dict[Any, list[tuple[str, Item]]] = defaultdict(list)
-        for part, item, facts in self.usable:
-            found[facts.digest, parted(item.path)[1], item.question, item.text].append((part, item))
-        return [copies for copies in found.values() if len({item.path for _, item in copies}) > 1]
-
-    def files(self, which: Callable[[str, Facts], Any]) -> list[tuple[str, Facts]]:
-        """The files that can be read and are of this kind, sorted."""
-        return [(path, facts) for path, facts in sorted(self.facts.items()) if not facts.problem and which(path, facts)]
-
-
-def read_leniently(source: str, root: str | os.PathLike[str] | None) -> tuple[Split, list[str]]:
-    """Return the data, as far as it can be read, and the problems that keep it from being a data set.
-
-    Raises AdaptError where nothing could be looked at: what `source` names is no folder, and its list cannot be read.
-    """
-    with collecting() as problems:
-        try:
-            split = load(source, root)
-        except AdaptError as error:
-            folder = folder_of(source)
-            if folder is None:
-                raise
-            problems[:] = [str(error)]
-            return Split(os.path.basename(folder), (), (), (), (), root=folder), [str(error)]
-    return split, list(dict.fromkeys(problems))
-
-
-def look(source: str, split: Split, inconsistent: Sequence[str] = (), progress: Progress | None = None) -> Looked:
-    """Decodes every file of `split`, which was read from `source`, and looks for pictures beside them."""
-    items = list(split.items())
-    facts = all_facts(items, progress)
-    return Looked(split, facts, unfit(items, facts), passed_over(source, split), inconsistent)
 
 
 def found_in(looked: Looked) -> list[Finding]:
@@ -134,6 +68,15 @@ def unreadable(looked: Looked) -> Iterator[Finding]:
     broken = {path: facts.problem for path, facts in looked.facts.items() if facts.problem and not facts.lacks}
     for path, problem in (broken | looked.unfit).items():
         yield Finding("unreadable", problem, [_of(path, why=problem)], stops=True)
+
+
+def empty_classes(looked: Looked) -> Iterator[Finding]:
+    """Classes without any image, such as empty folders."""
+    listed = _by_class(looked.split.items())
+    for label, name in enumerate(looked.split.class_names):
+        if not listed[label]:
+            row = {"class": name, "train": 0, "readable": 0}
+            yield Finding("classes", f"class {name!r} has no image", [row], stops=bool(looked.split.train))
 
 
 def lost_classes(looked: Looked) -> Iterator[Finding]:
@@ -171,8 +114,7 @@ def contradictions(looked: Looked) -> Iterator[Finding]:
             part, first = copies[0]
             rows += [_pair(looked, *copy, part, first) for copy in copies[1:] if _label(copy[1]) != _label(first)]
     if rows:
-        line = f"the same picture with another label: {_pairs(looked, rows)}"
-        yield Finding("contradictions", line, rows)
+        yield Finding("contradictions", f"the same picture with another label: {_pairs(looked, rows)}", rows)
 
 
 def copies(looked: Looked) -> Iterator[Finding]:
@@ -231,7 +173,7 @@ def animated(looked: Looked) -> Iterator[Finding]:
 
 def misnamed(looked: Looked) -> Iterator[Finding]:
     """Images that are read by their content, and called otherwise."""
-    files = looked.files(lambda path, facts: _suffix_format(path) not in ("", facts.format))
+    files = looked.files(lambda path, facts: _format_of_suffix(path) not in ("", facts.format))
     yield from _noted(looked, "misnamed", "of another format than the name says, and read all the same", files,
                       lambda facts: f"it is {facts.format}")  # fmt: skip
 
@@ -249,6 +191,7 @@ CHECKS: tuple[Callable[[Looked], Iterator[Finding]], ...] = (
     inconsistent,
     lacking,
     unreadable,
+    empty_classes,
     lost_classes,
     single,
     skipped,
@@ -277,8 +220,11 @@ def _noted(
 ) -> Iterator[Finding]:
     if files:
         paths = [path for path, _ in files]
-        line = f"{_files(paths)} {what}: {_named(looked, paths)}"
-        yield Finding(name, line, [_of(path, why=why(facts)) for path, facts in files])
+        yield Finding(
+            name,
+            f"{_files(paths)} {what}: {_named(looked, paths)}",
+            [_of(path, why=why(facts)) for path, facts in files],
+        )
 
 
 def _mode(facts: Facts) -> str:
@@ -336,6 +282,5 @@ def _by_class(items: Iterable[Item]) -> Counter[int]:
     return Counter(label for item in items for label in item.every_label)
 
 
-def _suffix_format(path: str) -> str:
-    suffix = os.path.splitext(path)[1].lower()
-    return next((name for name, suffixes in FORMATS.items() if suffix in suffixes), "")
+def _format_of_suffix(path: str) -> str:
+    return _FORMAT_OF.get(os.path.splitext(path)[1].lower(), "")

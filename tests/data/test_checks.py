@@ -12,7 +12,7 @@ import strange_folder
 from PIL import Image
 from strange_folder import encoded, noise
 
-from adapt.data import Item, Split, checks, load, open_image
+from adapt.data import Item, Split, checks, load, looking, open_image
 from adapt.data.check import broken_images
 from adapt.data.decoding import pictures
 from adapt.data.readers.passed_over import note_passed_over
@@ -39,8 +39,8 @@ def no_heic(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def findings(source: Path, root: Path | None = None) -> tuple[list[str], list[str]]:
     """The problems, and the notes, with paths from the folder on."""
-    split, inconsistent = checks.read_leniently(str(source), root)
-    found = checks.found_in(checks.look(str(source), split, inconsistent))
+    split, inconsistent = looking.read_leniently(str(source), root)
+    found = checks.found_in(looking.look(str(source), split, inconsistent))
     lines = [(each.stops, each.line.replace(f"{source}/", "")) for each in found]
     return tuple([line for stops, line in lines if stops is kind] for kind in (True, False))
 
@@ -71,8 +71,8 @@ def test_every_kind_is_named(strange: Path) -> None:
 
 
 def test_lists_have_a_row_for_each_file(strange: Path) -> None:
-    split, _ = checks.read_leniently(str(strange), None)
-    lists = checks.lists_of(checks.found_in(checks.look(str(strange), split)))
+    split, _ = looking.read_leniently(str(strange), None)
+    lists = checks.lists_of(checks.found_in(looking.look(str(strange), split)))
     rows = {name: {Path(row["path"]).name: row for row in rows} for name, rows in lists.items()}
     assert {name: sorted(own) for name, own in rows.items()} == {
         "unreadable": ["cut.jpg", "empty.jpg"],
@@ -148,6 +148,7 @@ def test_a_class_without_an_image_keeps_nothing_else_from_being_told(tmp_path: P
     assert problems == [
         f"Data '{tmp_path.name}': no training image of 'dog'. Add images to each class or take the class out.",
         "Image 'emu/broken.png' cannot be decoded: unknown format. Replace it or take it out of the data.",
+        "class 'dog' has no image",
         "class 'emu' has no training image that can be read, of 1",
     ]
     assert notes == [
@@ -182,7 +183,7 @@ def test_single_images_and_copies_across_parts(tmp_path: Path) -> None:
     paths[3].write_bytes(paths[0].read_bytes())
     train = (Item(str(paths[0]), 0, "sky"), Item(str(paths[1]), 0, "sky"), Item(str(paths[2]), 1, "sea"))
     split = Split("two", ("sky", "sea"), train, (), (Item(str(paths[3]), 0, "sky"),))
-    assert [finding.line for finding in checks.found_in(checks.look("two", split))] == [
+    assert [finding.line for finding in checks.found_in(looking.look("two", split))] == [
         "one training image each, too few to hold any back: sea",
         f"test images that are training images too: {paths[3]} ({paths[0]})",
     ]

@@ -50,8 +50,18 @@ _AVIF_BRANDS = (b"avif", b"avis")
 _NO_HEIC = str(missing("HEIC", "pillow-heif", "heic"))
 _NO_AVIF = 'AVIF needs Pillow 11.3 or later, built with libavif: pip install -U "pillow>=11.3"'
 
-# What Pillow raises on malformed files.
-_BROKEN = (OSError, SyntaxError, ValueError, EOFError, LookupError, struct.error, zlib.error, DecompressionBombError)
+# What Pillow raises on malformed files; RuntimeError: what the libraries of AVIF and HEIC do.
+_BROKEN = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    LookupError,
+    RuntimeError,
+    struct.error,
+    zlib.error,
+    DecompressionBombError,
+)
 _NO_RANGE = "pixels of 32 bits have no fixed range; save it with 8 or 16 bits"
 
 
