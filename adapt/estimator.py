@@ -81,7 +81,8 @@ class Classifier(ClassifierMixin, BaseEstimator):
         check_classification_targets(y)
         classes, labels = np.unique(y, return_inverse=True)
         names = self._names(classes)
-        with _items(X, labels.tolist(), names) as items:
+        turned = (self.overrides or {}).get("data.exif") != "stored"
+        with _items(X, labels.tolist(), names, turned) as items:
             split = Split(_DATA, names, items, (), ())
             recipe = self._recipe()
             if recipe.data.shots is not None:
@@ -141,18 +142,18 @@ class Classifier(ClassifierMixin, BaseEstimator):
 
 
 @contextmanager
-def _items(images: Any, labels: list[int], names: tuple[str, ...]) -> Iterator[tuple[Item, ...]]:
+def _items(images: Any, labels: list[int], names: tuple[str, ...], turned: bool) -> Iterator[tuple[Item, ...]]:
     """Images with their labels as items of a data set; what is no file is one, pixel for pixel, while this lasts."""
     with TemporaryDirectory(prefix="adapt-") as folder:
         yield tuple(
-            Item(_path(image, Path(folder, f"{number}.ppm")), label, names[label])
+            Item(_path(image, Path(folder, f"{number}.ppm"), turned), label, names[label], turned=turned)
             for number, (image, label) in enumerate(zip(images, labels, strict=True))
         )
 
 
-def _path(image: Any, file: Path) -> str:
+def _path(image: Any, file: Path, turned: bool) -> str:
     """The path of a picture, which is written to `file` where it has none."""
     if isinstance(image, str | os.PathLike):
         return str(os.fspath(image))
-    open_image(image).save(file)
+    open_image(image, turned=turned).save(file)
     return str(file)

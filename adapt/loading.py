@@ -136,7 +136,8 @@ def backbone_key(path: str | Path) -> str | None:
     described = None if place.is_dir() else read_header(place)
     if described is None or described.backbone is None:
         return None
-    return plain.dump([described.backbone, described.quantization, described.preprocess])
+    read = {key: value for key, value in described.preprocess.items() if key != "turned"}  # two may differ in it
+    return plain.dump([described.backbone, described.quantization, read])
 
 
 def located(path: str | Path) -> Path:
@@ -166,6 +167,7 @@ def _of_file(
     if backbone is None:
         backbone = _named_backbone(described, path, device)
     note_quantization(described.quantization, backbone, path)
+    backbone = backbone.turning(bool(described.preprocess.get("turned")))
     check_backbone(described, backbone, path)
     model: Model = build_for(method, backbone, described.class_names, tensors, str(path), fast)
     if described.answers is not None:

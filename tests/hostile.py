@@ -9,6 +9,7 @@ from collections.abc import Callable
 from random import Random
 from typing import Any
 
+import pillow_heif
 from PIL import Image
 
 from adapt import AdaptError
@@ -58,5 +59,8 @@ def picture(image_format: str) -> bytes:
     noise = Image.effect_noise((40, 30), 80).convert(_MODES.get(image_format, "RGBA"))
     content = io.BytesIO()
     options = {"compression": "tiff_deflate"} if image_format == "TIFF" else {}
-    noise.save(content, image_format, **options)
+    if image_format == "HEIF":  # which Pillow itself does not write
+        pillow_heif.from_pillow(noise).save(content)
+    else:
+        noise.save(content, image_format, **options)
     return content.getvalue()

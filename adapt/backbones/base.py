@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -12,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from adapt.backbones import fingerprint
-from adapt.backbones.preprocess import Preprocess, Transform
+from adapt.backbones.preprocess import OfUpright, Preprocess, Transform
 from adapt.backbones.tokenizer import pad_rows
 from adapt.backbones.tower import Tower
 from adapt.backbones.turns import copied_alone
@@ -94,9 +96,24 @@ class Backbone:
 
     def transform(self, train: bool) -> Transform:
         """PIL image -> `(3, h, w)`: the papers' augmentation for training, the model's own transform otherwise."""
-        if train:
-            return self.preprocess.training()
-        return self._eval_transform or self.preprocess.evaluation()
+        transform = self.preprocess.training() if train else self._eval_transform or self.preprocess.evaluation()
+        return OfUpright(transform) if self.preprocess.turned else transform
+
+    def turning(self, turned: bool) -> Self:
+        """The same backbone, its model shared, for pictures that are `turned` upright by EXIF, or taken as stored.
+
+        This one stays as it is: it may serve other models.
+        """
+        if self.preprocess.turned == turned:
+            return self
+        other = copy(self)
+        other.preprocess = replace(self.preprocess, turned=turned)
+        return other
+
+    @property
+    def sees(self) -> tuple[Any, ...]:
+        """Identity of all that decides what a picture is to the backbone: its model, and how pictures are read."""
+        return id(self.model), id(self._eval_transform), self.preprocess
 
     def export(self, folder: Path, model: nn.Module) -> None:
         """Writes `model`, a changed copy of this backbone's, to `folder` in the library's own format."""

@@ -23,6 +23,7 @@ class Preprocess:
     resize: Literal["shortest", "squash"] = "shortest"
     edge: int | None = None  # what the shorter edge becomes before the crop, where that is not `size`
     floor_crop: bool = False  # an odd margin is cut as transformers does, not rounded as torchvision does
+    turned: bool = False  # pictures are turned upright by their EXIF orientation before all else
     on_tensors: bool = False  # resizes in torch, as transformers' processors do, which rounds otherwise than Pillow
 
     def to_dict(self) -> dict[str, Any]:
@@ -31,6 +32,8 @@ class Preprocess:
         del recorded["floor_crop"], recorded["on_tensors"]
         if self.edge is None:
             del recorded["edge"]
+        if not self.turned:  # as older adapters say nothing of it
+            del recorded["turned"]
         return recorded
 
     def evaluation(self) -> Transform:
@@ -71,6 +74,18 @@ class Preprocess:
 
         scale = v2.ToDtype(torch.float32, scale=True)
         return [v2.PILToTensor(), scale, v2.Normalize(list(self.mean), list(self.std))]
+
+
+class OfUpright:
+    """A transform of pictures that whoever opens them turns upright by EXIF: regions are cut out after that."""
+
+    turned = True
+
+    def __init__(self, transform: Transform) -> None:
+        self.transform = transform
+
+    def __call__(self, picture: Any) -> Tensor:
+        return self.transform(picture)
 
 
 def _floor_crop(picture: Any, size: int) -> Any:

@@ -35,7 +35,9 @@ def near_duplicates(split: Split, features: dict[str, Tensor]) -> list[dict[str,
         items: Sequence[Item] = getattr(split, part)
         for item, feature in zip(items, features.get(part, ())):
             near = (features["train"] @ feature).topk(min(NEAREST, len(split.train))).indices.tolist()
-            alike = [(_correlation(thumbnail(item.path), thumbnail(split.train[place].path)), place) for place in near]
+            own = thumbnail(item.path, item.turned)
+            others = [(place, split.train[place]) for place in near]
+            alike = [(_correlation(own, thumbnail(other.path, other.turned)), place) for place, other in others]
             correlation, place = max(alike)
             if correlation > ALIKE:
                 other = split.train[place]
@@ -52,9 +54,9 @@ def near_duplicates(split: Split, features: dict[str, Tensor]) -> list[dict[str,
     return sorted(rows, key=lambda row: -row["correlation"])
 
 
-def _thumbnail(path: str) -> Tensor:
+def _thumbnail(path: str, turned: bool) -> Tensor:
     """A picture of a few pixels `(3, s, s)` without its mean, of length one."""
-    small = open_image(path).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+    small = open_image(path, turned=turned).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
     pixels = pil_to_tensor(small).float()
     pixels = pixels - pixels.mean()
     return pixels / pixels.norm().clamp_min(torch.finfo(pixels.dtype).tiny)

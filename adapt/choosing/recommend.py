@@ -162,7 +162,7 @@ def _about(split: Split, recipe: Recipe, comparison: Comparison, folds: int) -> 
 
 def _features(split: Split, backbone: DualEncoder, progress: bool) -> dict[str, Tensor]:
     """Unit-length features `(n, e)` of all images by part: what comes after finds them in the cache."""
-    model = wrap(backbone, ZeroShot(), split.class_names)
+    model = wrap(backbone.turning(split.turned), ZeroShot(), split.class_names)
     with counting_bar("encoding", progress) as bar:
         parts = {"train": split.train, "val": split.val, "test": split.test}
         return {part: item_features(model, items, workers=2, progress=bar) for part, items in parts.items() if items}

@@ -40,14 +40,15 @@ def chat(
     from adapt.cli.quiet import quiet_libraries
 
     with quiet_libraries():
-        from adapt.data.decoding.images import open_image
+        from adapt.data.decoding.images import check_image, open_image
         from adapt.loading import load
         from adapt.models.speaking import SpeakingModel
 
-        picture = open_image(image)
+        check_image(image)  # before the model is loaded, which takes time
         model = load(adapter, common.given_backbone(backbone, device), device=device)
         if not isinstance(model, SpeakingModel):
             raise AdaptError(f"{adapter} is of a {model.backbone.family}, which does not speak: use `adapt predict`")
+        picture = open_image(image, turned=model.backbone.preprocess.turned)
         settings = {"max_new_tokens": max_tokens, "num_beams": beams}
         for question in questions:
             click.echo(f"{question}  {model.answer(picture, question, **settings).text}")

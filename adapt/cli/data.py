@@ -14,6 +14,8 @@ from adapt.errors import AdaptError
 from adapt.shown import shown
 
 if TYPE_CHECKING:
+    from adapt.data.checks import Finding
+    from adapt.data.looking import Looked
     from adapt.data.readers.published import Published
     from adapt.data.split import Item, Split
 
@@ -27,6 +29,7 @@ def data() -> None:
       adapt data list
       adapt data check eurosat data
       adapt data check photos
+      adapt data check photos --out lists
       adapt data show photos --out photos.png
     """
 
@@ -56,36 +59,72 @@ _source = common.together(
 
 @data.command()
 @_source
-def check(source: str, folder: str | None, root: str | None) -> None:
-    """Check SOURCE: what is missing, whether the counts are the published ones, and that every image decodes.
+@click.option("--out", type=click.Path(path_type=Path), help="A new folder for the lists, a CSV each.")
+def check(source: str, folder: str | None, root: str | None, out: Path | None) -> None:
+    """Check SOURCE: what is missing, cannot be read, is passed over, contradicts itself, or is unusual.
 
     SOURCE is a name of `adapt data list`, an image folder, a .csv or a split .json. ROOT is the folder that holds the
     published data sets' own folders, or that the paths inside a .csv or .json start from.
 
-    Nothing is downloaded. Problems are printed one a line, and the exit code is 2 then. Classes with a single training
-    image, and copies of training images in other parts, are noted.
+    Nothing is downloaded. Every check runs. Problems stop training: they are printed one a line, and the exit code is 2
+    then. They are images that are missing, empty, truncated, or need a library (HEIC), masks and regions that do not
+    fit, classes without a training image, and counts that are not the published ones. Notes stop nothing: files that
+    look like pictures and are not in the data, one picture with two labels, copies in val and test of training images
+    or within a part, classes with a single image, photographs that EXIF turns, misnamed files, 16 bits, CMYK,
+    animations, and more than 24 megapixels. All of them are in the lists of --out.
     """
-    from adapt.data.check import broken_images, check_root, remarks
-    from adapt.data.readers import load, published
+    from adapt.data import checks, looking
+    from adapt.data.check import check_root
+    from adapt.data.readers import published
+    from adapt.disk import check_free
     from adapt.progress import counting_bar
 
+    if out is not None:
+        check_free(out)
     entry = published.find(source)
-    split = load(source, _root(folder, root))
+    split, inconsistent = looking.read_leniently(source, _root(folder, root))
     sizes = ", ".join(_size(part, getattr(split, part)) for part in common.PARTS)
     what = f"{len(split.class_names):,} classes; images" if split.class_names else split.kind
     click.echo(f"{shown(split.name)}: {what}: {sizes}")
     check_root(split)
     with counting_bar("checking", True) as bar:
-        problems = [*_wrong_counts(entry, split), *broken_images(list(split.items()), bar).values()]
-    if problems:
-        click.echo("\n".join(problems))
-        click.echo(
-            f"{len(problems):,} problems in {shown(split.name)}. {entry.advice if entry else ''}".rstrip(), err=True
-        )
+        looked = looking.look(source, split, inconsistent, bar)
+    found = [*_wrong_counts(entry, split), *checks.found_in(looked)]
+    _tell(looked, found)
+    if out is not None:
+        _write_lists(out, found)
+    if problems := sum(len(each.rows) for each in found if each.stops):
+        said = f"{problems:,} problem{'s' * (problems > 1)} in {shown(split.name)}. {entry.advice if entry else ''}"
+        click.echo(said.rstrip(), err=True)
         sys.exit(2)
-    click.echo("All images can be used.")
-    for remark in remarks(split):
-        click.echo(f"Note: {remark}")
+
+
+def _tell(looked: Looked, found: Sequence[Finding]) -> None:
+    """Problems, or that there are none, and then the notes."""
+    for finding in found:
+        if finding.stops:
+            click.echo(finding.line)
+    if not any(finding.stops for finding in found):
+        images, beside = len(looked.of_parts), len(looked.passed_over)
+        files = "1 file beside them is" if beside == 1 else f"{beside:,} files beside them are"
+        click.echo(
+            f"All {images:,} images of the data can be used; {files} not." if beside else "All images can be used."
+        )
+    for finding in found:
+        if not finding.stops:
+            click.echo(f"Note: {finding.line}")
+
+
+def _write_lists(out: Path, found: Sequence[Finding]) -> None:
+    from adapt.data.checks import lists_of
+    from adapt.disk import new_folder, write_csv
+
+    lists = lists_of(found)
+    with new_folder(out) as folder:
+        for name, rows in lists.items():
+            write_csv(folder / f"{name}.csv", rows)
+    listed = ", ".join(f"{name}.csv ({len(rows):,})" for name, rows in lists.items())
+    click.echo(f"{out}  {listed or 'nothing was found'}")
 
 
 def _size(part: str, items: Sequence[Item]) -> str:
@@ -98,11 +137,18 @@ def _root(folder: str | None, root: str | None) -> str | None:
     return root or folder
 
 
-def _wrong_counts(entry: Published | None, split: Split) -> list[str]:
+def _wrong_counts(entry: Published | None, split: Split) -> list[Finding]:
+    from adapt.data.checks import Finding
+
     found = {part: len(getattr(split, part)) for part in common.PARTS}
     published = dict(zip(common.PARTS, entry.sizes, strict=True)) if entry else found
     return [
-        f"{part}: {found[part]:,} images; {published[part]:,} are published"
+        Finding(
+            "counts",
+            f"{part}: {found[part]:,} images; {published[part]:,} are published",
+            [{"part": part, "images": found[part], "published": published[part]}],
+            stops=True,
+        )
         for part in common.PARTS
         if found[part] != published[part]
     ]
@@ -183,7 +229,7 @@ def match(
         from adapt.models.wrap import wrap
         from adapt.retrieval.matching import match as matched
 
-        model = wrap(load_backbone(backbone, device), ZeroShot(), split.class_names)
+        model = wrap(load_backbone(backbone, device).turning(split.turned), ZeroShot(), split.class_names)
         assert isinstance(model, AdaptedModel)  # zero-shot serves dual encoders only
         with counting_bar("encoding", True) as bar:
             found = matched(model, items, known, top, progress=bar)

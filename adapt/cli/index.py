@@ -158,7 +158,8 @@ def _model(backbone: str | None, adapter: Path | None, device: str) -> AdaptedMo
     of = loaded if adapter is None else (model := load(adapter, loaded, device=device)).backbone
     if of.family != "dual encoder":
         raise AdaptError(f"{of.describe()} has no features of texts and images to compare: take a CLIP")
-    found: AdaptedModel = (wrap(loaded, ZeroShot(), ("object",)) if adapter is None else model).eval()
+    # no adapter says otherwise: photographs are turned upright
+    found: AdaptedModel = (wrap(loaded.turning(True), ZeroShot(), ("object",)) if adapter is None else model).eval()
     return found
 
 

@@ -54,7 +54,8 @@ def maps(adapter: Path, images: tuple[Path, ...], out: Path, backbone: str | Non
             raise AdaptError(f"{adapter} answers questions, and draws no maps: take an adapter of anovl")
         normal_label(model.method, model.class_names)  # before any image is read
         readable: list[ImageFile] = []
-        found = list(model.predict_maps(readable_images(files, readable)))
+        turned = model.backbone.preprocess.turned
+        found = list(model.predict_maps(readable_images(files, readable, {turned})))
         _draw(model, found, readable, out, as_json)
     exit_where_unread(files, readable)
 
@@ -71,7 +72,8 @@ def _draw(
     out.mkdir(parents=True)
     for number, ((said, own), file) in enumerate(zip(found, files, strict=True)):
         drawn = out / f"{number:05}_{file.path.stem}.png"
-        heat(open_image(file.path), own, extremes, model.backbone.preprocess).save(drawn)
+        picture = open_image(file.path, turned=model.backbone.preprocess.turned)
+        heat(picture, own, extremes, model.backbone.preprocess).save(drawn)
         worst = float(own.max())
         if as_json:
             click.echo(plain.dump({"image": file.called, "map": str(drawn), "abnormal": worst, **said.plain()}))

@@ -9,9 +9,10 @@ import click
 
 from adapt.cli import options as common
 from adapt.errors import AdaptError
+from adapt.shown import shown
 
 if TYPE_CHECKING:
-    from adapt.data.split import Split
+    from adapt.data.split import Item, Split
     from adapt.models.base import Adapted
 
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 @common.data
 @common.root
 @common.names
-@common.part
+@common.measured
 @click.option(
     "--data-classes", is_flag=True, help="Classify among the data's class names, where they are not the adapter's."
 )
@@ -53,6 +54,7 @@ def evaluate_adapter(
       adapt eval runs/first/adapter.safetensors --data emoji@fluent-3d
       adapt eval runs/first/adapter.safetensors --data emoji --blend 0,0.25,0.5,0.75,1
       adapt eval runs/first/adapter.safetensors --data photos --data-classes
+      adapt eval runs/first/adapter.safetensors --data new_photos --part all
       adapt eval runs/vlora/adapter.safetensors --data emoji-questions
     """
     from adapt.cli.quiet import quiet_libraries
@@ -76,13 +78,15 @@ def evaluate_adapter(
             _print(each, split, part, as_json, cache, {"blend": share})
         if not shares:
             _print(model, split, part, as_json, cache)
+    if not as_json:
+        _tell_parts(split, part)
 
 
 @click.command()
 @common.data
 @common.root
 @common.names
-@common.part
+@common.measured
 @click.option("--backbone", default="mini-clip", show_default=True, help="See `adapt backbones`.")
 @click.option(
     "--template",
@@ -122,10 +126,45 @@ def zeroshot(
         from adapt.models.classifier import AdaptedModel
         from adapt.models.wrap import wrap
 
-        model = wrap(load_backbone(backbone, device), ZeroShot(templates or split.template), split.class_names)
+        read = load_backbone(backbone, device).turning(split.turned)
+        model = wrap(read, ZeroShot(templates or split.template), split.class_names)
         if isinstance(model, AdaptedModel):
-            set_prior_bias(model, split.train or getattr(split, part), cache=cache)
+            set_prior_bias(model, split.train or _measured(split, part), cache=cache)
         _print(model, split, part, as_json, cache)
+    if not as_json:
+        _tell_parts(split, part)
+
+
+def _measured(split: Split, part: str) -> tuple[Item, ...]:
+    """Items to measure of a part; of all parts the images, without texts that only training is for."""
+    items: tuple[Item, ...] = tuple(split.items()) if part == common.ALL else getattr(split, part)
+    return tuple(item for item in items if item.path) if part == common.ALL else items
+
+
+def _sizes(split: Split) -> dict[str, int]:
+    """Number of images of each part."""
+    return {part: sum(1 for item in getattr(split, part) if item.path) for part in common.PARTS}
+
+
+def _what(split: Split) -> str:
+    return "questions" if any(item.question for item in split.items()) else "images"
+
+
+def _tell_parts(split: Split, part: str) -> None:
+    """Tell which images were measured, where the data has others, and how it was divided, where it had no parts."""
+    sizes, what = _sizes(split), _what(split)
+    every = sum(sizes.values())
+    others = ", ".join(f"{name} {size:,}" for name, size in sizes.items() if size and name != part)
+    if part == common.ALL:
+        click.echo(f"measured: all {every:,} {what} ({others}), those of training among them")
+    elif 0 < sizes[part] < every:
+        click.echo(f"measured: {sizes[part]:,} {part} {what} of {every:,} ({others}; --part all measures all)")
+    if split.ratios is not None:
+        train, val, test = (f"{100 * share:g} %" for share in split.ratios)
+        click.echo(
+            f"{shown(split.name)} came without parts, and was divided by ratios: of each class {train} are for "
+            f"training, {val} for validation and {test} for the test, drawn by a fixed seed"
+        )
 
 
 def _print(
@@ -138,7 +177,7 @@ def _print(
 
     if model.class_names:  # the data may number its classes otherwise
         split = split.numbered_as(model.class_names)
-    items = getattr(split, part)
+    items = _measured(split, part)
     scores = evaluate(model, items, cache=cache)
     if as_json:
         from adapt import plain
@@ -147,6 +186,7 @@ def _print(
         figures = {
             "data": split.name,
             "part": part,
+            "parts": _sizes(split),
             **blend,
             **(asked or {}),
             **scores.figures(),
@@ -154,7 +194,8 @@ def _print(
         }
         click.echo(plain.dump({"method": model.method.name, "backbone": model.backbone.name, **figures}))
     else:
-        of = f"{scores.images} {part} {'questions' if items[0].question else 'images'} of {split.name}"
+        of_part = "" if part == common.ALL else f"{part} "
+        of = f"{scores.images} {of_part}{_what(split)} of {split.name}"
         if split.of_pairs:
             if links := said_of_links(scores.figures()):
                 click.echo(links)

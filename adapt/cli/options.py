@@ -59,6 +59,13 @@ classes = click.option("--classes", help="Other class names: separated by commas
 part = click.option(
     "--part", type=click.Choice(PARTS), default="test", show_default=True, help="Which images of the data."
 )
+measured = click.option(
+    "--part",
+    type=click.Choice((*PARTS, ALL)),
+    default="test",
+    show_default=True,
+    help="Which images of the data: one part, or those of all parts.",
+)
 device = click.option("--device", default=AUTO, show_default=True, help="Where the model runs: cpu, cuda:1, ...")
 cache = click.option(
     "--cache/--no-cache", default=True, show_default=True, help="Keep image features on disk for the next time."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
     from adapt.models.prediction import Prediction
 
 ONE_CLASS, FEW_CLASSES = 1, 5  # that are shown of an image: in a table, and to people or programs
-Says = Callable[[Iterable[Any]], Iterator[Any]]  # images to what is said of each
+# images, which are turned upright by EXIF or not as the models ask for, to what is said of each
+Says = Callable[[Callable[[set[bool]], Iterable[Any]]], Iterator[Any]]
 
 
 class ImageFile(NamedTuple):
@@ -122,7 +124,7 @@ def predict(
         answers = _by_adapters(adapters, common.class_names(classes), question, backbone, device, asked, explain)
     write = Columns(adapters, threshold is not None, top_k) if as_csv else writer(adapters, as_json, explain)
     with quiet_libraries():
-        for number, found in enumerate(answers(readable_images(files, readable))):
+        for number, found in enumerate(answers(partial(readable_images, files, readable))):
             write(readable[number].called, found)
     if isinstance(write, Columns):
         write.begin()  # where no image could be read
@@ -150,7 +152,7 @@ def _adapters(first: Path, images: Sequence[Path]) -> list[Path]:
 def _by_captions(index: Path, backbone: str | None, device: str, top_k: int, threshold: float | None) -> Says:
     """Answers in words of an index of captions."""
 
-    def answers(images: Iterable[Any]) -> Iterator[Any]:
+    def answers(images: Callable[[set[bool]], Iterable[Any]]) -> Iterator[Any]:
         from adapt.backbones.load import load_backbone
         from adapt.models.prediction import judged
         from adapt.retrieval.index import load_index
@@ -161,7 +163,7 @@ def _by_captions(index: Path, backbone: str | None, device: str, top_k: int, thr
         if not name:
             raise AdaptError(f"{index} does not name its backbone: give --backbone")
         found: Any = load_backbone(name, device)
-        named = VocabularyFree(found, captions).predict_stream(images, top_k)
+        named = VocabularyFree(found, captions).predict_stream(images({True}), top_k)
         return ((judged(each, threshold),) for each in named)
 
     return answers
@@ -178,13 +180,14 @@ def _by_adapters(
 ) -> Says:
     """Answers of each adapter, or of one of them with its reasons."""
 
-    def answers(images: Iterable[Any]) -> Iterator[Any]:
+    def answers(images: Callable[[set[bool]], Iterable[Any]]) -> Iterator[Any]:
         from adapt.loading import load_many
 
         models = load_many(adapters, common.given_backbone(backbone, device), names, device=device)
+        opened = images({model.backbone.preprocess.turned for model in models})
         if explain:
-            return _explanations(adapters[0], models[0], images, asked["top_k"], asked["threshold"])
-        return _predictions(adapters, models, images, question, asked)
+            return _explanations(adapters[0], models[0], opened, asked["top_k"], asked["threshold"])
+        return _predictions(adapters, models, opened, question, asked)
 
     return answers
 
@@ -258,18 +261,21 @@ def image_files(images: Sequence[Path]) -> Iterator[ImageFile]:
             yield ImageFile(path, str(path))
 
 
-def readable_images(files: list[ImageFile], read: list[ImageFile]) -> Iterator[Any]:
-    """Decoded images; `read` gets the file of each, and what cannot be read is reported."""
+def readable_images(files: list[ImageFile], read: list[ImageFile], turnings: set[bool]) -> Iterator[Any]:
+    """Images decoded, upright by EXIF or as stored; their paths where `turnings` has both, for each model to do so.
+
+    `read` gets the file of each, and what cannot be read is reported.
+    """
     from adapt.data.decoding.images import open_image
 
     for file in files:
         try:
-            image = open_image(file.path)
+            pictures = [open_image(file.path, turned=turned) for turned in turnings]
         except AdaptError as error:
             click.echo(f"Error: {error}", err=True)
             continue
         read.append(file)
-        yield image
+        yield pictures[0] if len(pictures) == 1 else file.path
 
 
 def exit_where_unread(files: Sequence[ImageFile], read: Sequence[ImageFile]) -> None:

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
-from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Literal, get_args
+from typing import Generic, Literal, TypeVar, get_args
 
-from adapt.data.decoding.content import read_bytes
+from adapt.data.decoding.facts import Facts, facts_of
 from adapt.data.decoding.images import check_image
 from adapt.data.decoding.masks import check_mask
-from adapt.data.decoding.regions import parted
+from adapt.data.decoding.regions import check_inside, parted
 from adapt.data.split import Item, Split
 from adapt.errors import AdaptError, nearest
 from adapt.progress import Progress
-from adapt.shown import first_of
 
 Broken = Literal["refuse", "skip"]
+File = tuple[str, bool]  # its path, and whether it is turned upright by EXIF
+Known = TypeVar("Known")
 
 logger = logging.getLogger("adapt")
 _BATCH = 32
@@ -33,25 +32,46 @@ def broken_images(items: Sequence[Item], progress: Progress | None = None) -> di
 
     `progress` is told how many files are done, and of how many. A file that several items share is looked at once.
     """
-    paths = list(dict.fromkeys(path for item in items for path in (item.path, item.mask) if path))
+    turned = {path: item.turned for item in items for path in (item.path, item.mask) if path}
+    problems = _of_each(_problem, list(turned.items()), progress)
+    found = {path: problem for path, problem in zip(turned, problems, strict=True) if problem}
+    return found | _broken_masks(items, found)
+
+
+def all_facts(items: Sequence[Item], progress: Progress | None = None) -> dict[str, Facts]:
+    """Facts about each file of `items`, masks among them, by its path; `progress` is as of `broken_images`."""
+    turned = {parted(path)[0]: item.turned for item in items for path in (item.path, item.mask) if path}
+    return dict(zip(turned, _of_each(_facts, list(turned.items()), progress), strict=True))
+
+
+def unfit(items: Sequence[Item], facts: Mapping[str, Facts]) -> dict[str, str]:
+    """Reasons why regions and masks cannot be used whose files can be read, by their paths."""
     found: dict[str, str] = {}
-    for done, (path, problem) in enumerate(zip(paths, _problems(paths), strict=True), 1):
-        if problem:
-            found[path] = problem
-        if progress is not None:
-            progress(done, len(paths))
     for item in items:
-        if item.mask and not found.keys() & {item.path, item.mask}:
-            found |= _of_mask(item)
-    return found
+        whole, box = parted(item.path)
+        if box is not None and not facts[whole].problem:
+            try:
+                check_inside(box, facts[whole].size, item.path)
+            except AdaptError as error:
+                found[item.path] = str(error)
+    unread = {path for path, known in facts.items() if known.problem}
+    return found | _broken_masks(items, unread | found.keys())
 
 
-def _of_mask(item: Item) -> dict[str, str]:
+def _broken_masks(items: Sequence[Item], unread: Collection[str]) -> dict[str, str]:
+    return {
+        item.mask: problem
+        for item in items
+        if item.mask and item.path not in unread and item.mask not in unread and (problem := _of_mask(item))
+    }
+
+
+def _of_mask(item: Item) -> str:
     try:
-        check_mask(item)
+        check_mask(item, item.turned)
     except AdaptError as error:
-        return {item.mask: str(error)}
-    return {}
+        return str(error)
+    return ""
 
 
 def check_root(split: Split) -> None:
@@ -95,24 +115,6 @@ def without_broken(split: Split, broken: Broken, progress: Progress | None = Non
     return replace(split, train=train, val=val, test=test)
 
 
-def remarks(split: Split) -> list[str]:
-    """What is worth knowing of images that can all be used: classes with a single one, and copies across parts."""
-    counts = Counter(label for item in split.train for label in item.every_label)
-    single = [name for label, name in enumerate(split.class_names) if counts[label] == 1]
-    found = [f"one training image each, too few to hold any back: {first_of(single)}"] if single else []
-    known = {_digest(item): item.name for item in split.train}
-    for part, items in (("val", split.val), ("test", split.test)):
-        copies = [f"{item.name} ({known[digest]})" for item in items if (digest := _digest(item)) in known]
-        if copies:
-            found.append(f"{part} images that are training images, byte for byte: {first_of(copies)}")
-    return found
-
-
-def _digest(item: Item) -> bytes:
-    content = read_bytes(item.path) if item.path else item.text.encode(errors="surrogateescape")
-    return hashlib.blake2b(content, digest_size=16).digest()
-
-
 def _kept(items: tuple[Item, ...], found: Collection[str]) -> tuple[Item, ...]:
     return tuple(item for item in items if item.path not in found and item.mask not in found)
 
@@ -122,18 +124,26 @@ def _first(found: dict[str, str]) -> str:
     return " ".join(list(found.values())[:_NAMED]) + more
 
 
-def _problems(paths: list[str]) -> Iterator[str]:
-    """What is wrong with each file, "" for nothing; a bounded number of results is ever in flight."""
-    if len(paths) < _FEW:
-        yield from map(_problem, paths)
+def _of_each(look: Callable[[File], Known], files: Sequence[File], progress: Progress | None = None) -> Iterator[Known]:
+    """Results of `look` for each file, in worker processes where there are many of them."""
+    for done, known in enumerate(_looked_at(look, files), 1):
+        yield known
+        if progress is not None:
+            progress(done, len(files))
+
+
+def _looked_at(look: Callable[[File], Known], files: Sequence[File]) -> Iterator[Known]:
+    """Results of `look` one by one; a bounded number is ever in flight."""
+    if len(files) < _FEW:
+        yield from map(look, files)
         return
     import torch
     from torch.utils.data import DataLoader
 
     from adapt.data.decoding.decoded import processors
 
-    batches: DataLoader[str] = DataLoader(
-        _Problems(paths),  # type: ignore[arg-type]  # a map-style dataset by its methods
+    batches: DataLoader[Known] = DataLoader(
+        _Looks(look, files),  # type: ignore[arg-type]  # a map-style dataset by its methods
         batch_size=_BATCH,
         num_workers=min(_WORKERS, processors()),
         collate_fn=list,
@@ -143,22 +153,28 @@ def _problems(paths: list[str]) -> Iterator[str]:
         yield from batch
 
 
-class _Problems:
-    """A map-style torch dataset: item `i` is what is wrong with file `i`."""
+class _Looks(Generic[Known]):
+    """A map-style torch dataset: item `i` is the result for file `i`."""
 
-    def __init__(self, paths: list[str]) -> None:
-        self._paths = paths
+    def __init__(self, look: Callable[[File], Known], files: Sequence[File]) -> None:
+        self._look, self._files = look, files
 
     def __len__(self) -> int:
-        return len(self._paths)
+        return len(self._files)
 
-    def __getitem__(self, index: int) -> str:
-        return _problem(self._paths[index])
+    def __getitem__(self, index: int) -> Known:
+        return self._look(self._files[index])
 
 
-def _problem(path: str) -> str:
+def _problem(file: File) -> str:
+    """Reason why a file cannot be used, "" for none."""
+    path, turned = file
     try:
-        check_image(path)
+        check_image(path, turned)
     except AdaptError as error:
         return str(error)
     return ""
+
+
+def _facts(file: File) -> Facts:
+    return facts_of(*file)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
 from adapt.errors import AdaptError
@@ -12,10 +15,30 @@ if TYPE_CHECKING:
     from adapt.data.split import Item, Split
 
 
+_collected: ContextVar[list[str] | None] = ContextVar("_collected", default=None)
+
+
+@contextmanager
+def collecting() -> Iterator[list[str]]:
+    """Collect problems in place of raising them, so that the rest of a data set can be looked at."""
+    problems: list[str] = []
+    before = _collected.set(problems)
+    try:
+        yield problems
+    finally:
+        _collected.reset(before)
+
+
 def check_consistent(split: Split) -> None:
     """AdaptError, naming the item or the class, for what `Split` says that it raises it for."""
+    problems = _collected.get()
     for check in _CHECKS:
-        check(split)
+        try:
+            check(split)
+        except AdaptError as error:
+            if problems is None:
+                raise
+            problems.append(str(error))
 
 
 def _check_names(split: Split) -> None:

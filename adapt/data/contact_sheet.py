@@ -101,7 +101,7 @@ def _draw(item: Item | None, sheet: Image.Image, pen: ImageDraw.ImageDraw, at: t
         pen.rectangle(square, fill=_BLANK)
         return
     try:
-        sheet.paste(ImageOps.fit(open_image(item), (side, side)), at)
+        sheet.paste(ImageOps.fit(open_image(item, turned=item.turned), (side, side)), at)
     except AdaptError:
         pen.line(square, fill=_MISSING, width=2)
         pen.rectangle(square, outline=_MISSING, width=2)

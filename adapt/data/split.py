@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import chain
 
 from adapt.data.consistency import check_consistent
@@ -33,6 +33,9 @@ class Item:
 
     Where an image may have several classes, `labels` are the numbers of all of them, perhaps of none. Its label and
     class name are those of the one by which it is drawn and divided, such as the rarest; -1 and "" where it has none.
+
+    `turned` says how it is to be learned from: upright by its EXIF orientation, as people's own photographs are, or as
+    it is stored. A model that has learned keeps to what it learned from.
     """
 
     path: str
@@ -48,6 +51,7 @@ class Item:
     rephrased: str = ""
     entity: str = ""
     overlap: float | None = None
+    turned: bool = field(default=False, compare=False)
 
     @property
     def number(self) -> float | None:
@@ -86,8 +90,9 @@ class Split:
 
     Pairs of images and texts have no classes, and so no class names; nor have texts alone, which pairs may go with.
 
-    `root` is what the paths have in common; it does not enter the fingerprint. A split without any training image is
-    for evaluation only; otherwise every class must have one.
+    `root` is what the paths have in common; it does not enter the fingerprint. `ratios` are the shares of train, val
+    and test by which a reader divided data that came without parts; None where it came with them. A split without any
+    training image is for evaluation only; otherwise every class must have one.
 
     Raises AdaptError when a class has no training image, when labels and names do not agree one to one, when some
     items have a question and others have none, or one class and others several, or when a part has both images and
@@ -101,6 +106,7 @@ class Split:
     test: tuple[Item, ...]
     template: str = "a photo of a {}."
     root: str = ""
+    ratios: tuple[float, ...] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         check_consistent(self)
@@ -204,6 +210,19 @@ class Split:
         return replace(self, class_names=class_names, train=part(self.train), val=part(self.val), test=part(self.test))
 
     @property
+    def turned(self) -> bool:
+        """Whether its images are turned upright by their EXIF orientation."""
+        return are_turned(self.items())
+
+    def turning(self, turned: bool) -> Split:
+        """The same with images that are `turned` upright, or taken as they are stored."""
+
+        def part(items: tuple[Item, ...]) -> tuple[Item, ...]:
+            return tuple(replace(item, turned=turned and bool(item.path)) for item in items)
+
+        return replace(self, train=part(self.train), val=part(self.val), test=part(self.test))
+
+    @property
     def fingerprint(self) -> str:
         """16 hex digits that stand for the files (relative to `root`), labels and questions of all parts, in order."""
         digest = hashlib.sha256()
@@ -262,6 +281,11 @@ class Split:
 def of_several(items: Sequence[Item]) -> bool:
     """Whether images may have several classes, or none; all of a data set are of one kind."""
     return bool(items) and items[0].labels is not None
+
+
+def are_turned(items: Iterable[Item]) -> bool:
+    """Whether images are turned upright; a data set's are all turned or none."""
+    return any(item.turned for item in items)
 
 
 def sizes_of_entities(items: Sequence[Item]) -> Counter[str]:

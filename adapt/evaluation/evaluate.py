@@ -94,7 +94,7 @@ def check_maps(model: Adapted[Any], items: Sequence[Item]) -> None:
     """AdaptError for what keeps maps from being compared with the masks of items, where there are both."""
     if _has_maps(model, items):
         normal_label(model.method, model.class_names)
-        check_masks(items)
+        check_masks(items, model.backbone.preprocess.turned)
 
 
 def _mapped(model: AdaptedModel, items: Sequence[Item], workers: int, progress: Progress | None) -> MapScores:
@@ -104,7 +104,8 @@ def _mapped(model: AdaptedModel, items: Sequence[Item], workers: int, progress: 
     found = list(_decoded(model, model.logits_and_maps, items, workers, progress))
     abnormal = 1 - torch.cat([logits for logits, _ in found]).float().softmax(-1)[:, normal].cpu()
     maps, place = torch.cat([maps for _, maps in found]), model.backbone.preprocess.placing("nearest")
-    masks = torch.stack([mask_of(item, place, (maps.shape[1], maps.shape[2])) for item in items])
+    size, turned = (maps.shape[1], maps.shape[2]), model.backbone.preprocess.turned
+    masks = torch.stack([mask_of(item, place, size, turned) for item in items])
     scores = _scores(items, [decided(logits, model.class_names) for logits, _ in found])
     return MapScores.of(scores, abnormal, maps, masks)
 

@@ -105,8 +105,9 @@ def check_backbone(described: Header, backbone: Backbone, path: str | Path) -> N
 
 
 def check_reading(recorded: dict[str, Any], backbone: Backbone, path: str | Path) -> None:
-    """Raises AdaptError unless `backbone` prepares inputs as it was recorded."""
-    if recorded != plain.parse(plain.dump(backbone.reading())):
+    """Raises AdaptError unless `backbone` prepares inputs as it was recorded, turned upright or not."""
+    own = plain.parse(plain.dump(backbone.turning(bool(recorded.get("turned"))).reading()))
+    if recorded != own:
         raise AdaptError(
             f"{path} was trained on inputs prepared by {recorded}, {backbone.describe()} prepares them by "
             f"{backbone.reading()}: give the backbone with the preprocessing (and prompt) it was trained with"

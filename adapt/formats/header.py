@@ -33,6 +33,7 @@ class _Reading(BaseModel):
     size: int = Field(ge=1)
     prompt: str | None = None
     patch_block: int | None = None
+    turned: bool = False
 
 
 class _Answers(BaseModel):

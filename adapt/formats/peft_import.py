@@ -63,6 +63,7 @@ def load(
         raise AdaptError(f"{folder} is in peft's layout and records no class names: give them (--classes)")
     if backbone is None:
         backbone = _named_backbone(config, recorded, folder, device)
+    backbone = backbone.turning(bool(recorded.get("preprocess", {}).get("turned")))
     _check_use(backbone, recorded, folder)
     tensors, adapted = _placed(read_tensors(folder / TENSORS), config, backbone, folder)
     kept = {key: recorded[key] for key in ("logit_scale", "template") if key in recorded}

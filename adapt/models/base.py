@@ -19,6 +19,7 @@ from adapt.backbones.base import Backbone, DualEncoder, outside_inference_mode
 from adapt.backbones.preprocess import Transform
 from adapt.backbones.turns import alone, changing_modes, copied_alone, keeping_modes
 from adapt.data.decoding.images import picture_batches
+from adapt.data.decoding.orientation import turns
 from adapt.data.decoding.views import Views
 from adapt.engine.frozen import frozen
 from adapt.engine.hooks import run
@@ -90,6 +91,13 @@ class Adapted(nn.Module, Generic[B]):
         """The backbone as it was before `wrap`; this model computes no more."""
         backbone, self._backbone = self.backbone, None
         return backbone
+
+    def turn(self, turned: bool) -> None:
+        """Pictures are `turned` upright by their EXIF orientation from now on, or taken as stored: as it is to learn.
+
+        The backbone that was wrapped stays as it is.
+        """
+        self._backbone = self.backbone.turning(turned)
 
     def transform(self) -> Transform:
         """How images are read for an answer: with views `(1 + v, 3, h, w)` where the method looks at some."""
@@ -303,7 +311,7 @@ def pixel_batches(
     images: Any, transform: Transform, size: int, device: torch.device, *, urls: bool = False
 ) -> Iterator[Tensor]:
     """Images, as `predict` takes them, read by `transform`: up to `size` of them at a time, on `device`."""
-    for pictures in picture_batches(images, size, urls=urls):
+    for pictures in picture_batches(images, size, turned=turns(transform), urls=urls):
         yield torch.stack([transform(picture) for picture in pictures]).to(device)
 
 

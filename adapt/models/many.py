@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from adapt.data.decoding.images import picture_batches
+from adapt.data.decoding.images import each_of, in_batches, open_image
+from adapt.data.decoding.orientation import turns
 from adapt.errors import AdaptError
 from adapt.models.base import Adapted, evaluating
 from adapt.models.classifier import AdaptedModel
@@ -53,8 +54,9 @@ def predict_many_stream(
 ) -> Iterator[tuple[Prediction, ...]]:
     """As `predict_many`, one image at a time, holding one batch of images."""
     wanted, together = Wanted(top_k, threshold, features), SideBySide(models)
-    for pictures in picture_batches(images, max(1, batch_size // (1 + together.views)), urls=urls):
-        yield from together.predictions([together.pixels(picture) for picture in pictures], wanted)
+    pixels = (together.pixels(image, urls=urls) for image in each_of(images))
+    for batch in in_batches(pixels, max(1, batch_size // (1 + together.views))):
+        yield from together.predictions(batch, wanted)
 
 
 class SideBySide:
@@ -65,9 +67,9 @@ class SideBySide:
 
     def __init__(self, models: Sequence[Model]) -> None:
         self._models = [model if model.memory is not None else model.stream() for model in _classifiers(models)]
-        groups: dict[tuple[int, int], dict[int, AdaptedModel]] = {}
+        groups: dict[tuple[Any, ...], dict[int, AdaptedModel]] = {}
         for index, model in enumerate(self._models):  # by backbone, and by how images are read
-            groups.setdefault((id(model.backbone), model.method.views), {})[index] = model
+            groups.setdefault((*model.backbone.sees, model.method.views), {})[index] = model
         self._groups = list(groups.values())
         self._transforms = [next(iter(group.values())).transform() for group in self._groups]
 
@@ -81,9 +83,17 @@ class SideBySide:
         """Whether an answer depends on the images before it."""
         return any(model.memory is not None for model in self._models)
 
-    def pixels(self, picture: Any) -> tuple[Tensor, ...]:
-        """A picture as the models read it: `(3, h, w)`, or `(1 + v, 3, h, w)`, for each group that reads it alike."""
-        return tuple(transform(picture) for transform in self._transforms)
+    @property
+    def turnings(self) -> set[bool]:
+        """Whether images are turned upright by EXIF; both where the models differ in it."""
+        return set(map(turns, self._transforms))
+
+    def pixels(self, image: Any, *, urls: bool = False, name: str = "in memory") -> tuple[Tensor, ...]:
+        """An image, as `open_image` takes it, as the models read it: `(3, h, w)`, or `(1 + v, 3, h, w)`, for each group
+        that reads it alike.
+        """
+        opened = {turned: open_image(image, turned=turned, urls=urls, name=name) for turned in self.turnings}
+        return tuple(transform(opened[turns(transform)]) for transform in self._transforms)
 
     def predictions(self, pixels: Sequence[tuple[Tensor, ...]], wanted: Wanted) -> Iterator[tuple[Prediction, ...]]:
         """What each model says of each image of one batch, given its `pixels`."""

@@ -180,5 +180,6 @@ class SpeakingModel(Adapted[VisionLLM]):
 
     def answer(self, image: Any, question: str, **options: Any) -> Answer:
         """The answer to a question about one image, as `adapt.data.open_image` takes it. Options are `generate`'s."""
-        pixels = self.backbone.transform(train=False)(open_image(image))[None]
+        picture = open_image(image, turned=self.backbone.preprocess.turned)
+        pixels = self.backbone.transform(train=False)(picture)[None]
         return self.generate(pixels, [question], **options)[0]

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 from adapt.cells import unguarded
 from adapt.errors import AdaptError
+from adapt.formats.adapter import NAME
+from adapt.formats.header import read_header
 from adapt.shown import shown
 
 if TYPE_CHECKING:
@@ -84,13 +86,20 @@ _LISTS = (
 )
 
 
+def learned_turned(run: Path) -> bool:
+    """Whether the run's adapter learned from photographs that are turned upright."""
+    adapter = run / NAME
+    return adapter.is_file() and bool(read_header(adapter).preprocess.get("turned"))
+
+
 def galleries(run: Path) -> Iterator[Gallery]:
     """The lists of a run directory that have something. AdaptError where a file is none of them."""
+    turned = learned_turned(run)
     for each in _LISTS:
         rows = read_rows(run / each.file, each.columns, "list of images")
         if rows:
             kept = rows[: MOST_PICTURES // len(each.images(rows[0]))]
-            entries = [[_picture(path, said) for path, said in each.images(row)] for row in kept]
+            entries = [[_picture(path, said, turned) for path, said in each.images(row)] for row in kept]
             yield Gallery(each.title, each.file, len(rows), entries)
 
 
@@ -112,25 +121,25 @@ def read_rows(file: Path, columns: Collection[str], what: str) -> list[_Row]:
     return rows
 
 
-def _picture(path: str, said: str) -> Picture:
-    return Picture(path, shown(Path(path).name), said, thumbnail(path))
+def _picture(path: str, said: str, turned: bool) -> Picture:
+    return Picture(path, shown(Path(path).name), said, thumbnail(path, turned))
 
 
-def small_image(path: str) -> Image.Image | None:
-    """The image in the size of a thumbnail; None where it is gone."""
+def small_image(path: str, turned: bool) -> Image.Image | None:
+    """The image in the size of a thumbnail, `turned` upright by EXIF or not; None where it is gone."""
     from adapt.data.decoding.images import open_image
 
     try:
-        image = open_image(path)
+        image = open_image(path, turned=turned)
     except AdaptError:
         return None  # moved since the run; the page says so
     image.thumbnail((THUMBNAIL, THUMBNAIL))
     return image
 
 
-def thumbnail(path: str) -> str | None:
-    """The same as JPEG in base64."""
-    image = small_image(path)
+def thumbnail(path: str, turned: bool) -> str | None:
+    """A thumbnail as JPEG in base64, as `small_image` has it."""
+    image = small_image(path, turned)
     if image is None:
         return None
     data = io.BytesIO()

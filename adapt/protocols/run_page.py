@@ -15,7 +15,7 @@ from adapt.evaluation import stored
 from adapt.evaluation.coverage import by_threshold, coverage_and_accuracy
 from adapt.evaluation.scores import calibration_error, reliability
 from adapt.protocols.confusions import Confusions, confusions
-from adapt.protocols.gallery import read_rows, small_image, thumbnail
+from adapt.protocols.gallery import learned_turned, read_rows, small_image, thumbnail
 from adapt.protocols.plain_runs import PlainRun
 from adapt.shown import shown
 
@@ -82,7 +82,7 @@ def run_page(run: PlainRun) -> RunPage:
         thresholds=thresholds,
         coverage=coverage,
         worst_classes=sorted(by_class.items(), key=lambda pair: pair[1])[:WORST_CLASSES],
-        errors=_worst_errors(rows),
+        errors=_worst_errors(rows, learned_turned(run.path)),
         explained=_explained(run.path),
     )
 
@@ -169,14 +169,15 @@ def _explained(run: Path) -> str:
     if not path.is_file():
         return ""
     examples = stored.read(path, stored.Explained, "explanations")
-    return svg(descriptor_bars(examples, [small_image(each["path"]) for each in examples])) if examples else ""
+    turned = learned_turned(run)
+    return svg(descriptor_bars(examples, [small_image(each["path"], turned) for each in examples])) if examples else ""
 
 
-def _worst_errors(rows: Sequence[dict[str, str]]) -> list[Error]:
+def _worst_errors(rows: Sequence[dict[str, str]], turned: bool) -> list[Error]:
     """The wrong predictions of which the model was most sure."""
     wrong = [row for row in rows if row["class"] != row["predicted"]]
     wrong.sort(key=lambda row: -float(row["confidence"]))
     return [
-        Error(row["class"], row["predicted"], float(row["confidence"]), row["path"], thumbnail(row["path"]))
+        Error(row["class"], row["predicted"], float(row["confidence"]), row["path"], thumbnail(row["path"], turned))
         for row in wrong[:WORST_ERRORS]
     ]

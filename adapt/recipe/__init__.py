@@ -39,6 +39,8 @@ class DataSection(BaseModel):
     """All classes; one half of them, base or new, as the base-to-new protocol cuts them; or a part such as 2/3."""
     leave_out: str | None = None
     """A domain of the data: its images are tested, and none of them is learned from."""
+    exif: Literal["turned", "stored"] | None = None
+    """Photographs turned upright by their EXIF orientation, or as they are stored; left out: your own are turned."""
     broken: Literal["refuse", "skip"] = "refuse"
     """What happens where images do not decode; the check comes before training."""
     template: str = "a photo of a {}."
@@ -56,6 +58,7 @@ class DataSection(BaseModel):
         from adapt.data.readers import load
 
         split = load(self.source, self.root, self.names)
+        split = split if self.exif is None else split.turning(self.exif == "turned")
         return split if self.leave_out is None else split.leaving_out(self.leave_out)
 
 

@@ -71,7 +71,8 @@ class VocabularyFree:
             raise AdaptError(
                 "names are scored by the backbone alone, and the index was made under an adapter: make one without"
             )
-        self.model = wrap(backbone, ZeroShot(), ("object",))  # for its features alone
+        # for its features alone; no adapter says otherwise, and photographs are turned upright
+        self.model = wrap(backbone.turning(True), ZeroShot(), ("object",))
         index.check(self.model)
         self.index, self.alpha, self.captions, self.least = index, alpha, captions, least
         self.template, self.tag = template, tag

@@ -21,7 +21,6 @@ from starlette.responses import HTMLResponse, JSONResponse
 
 from adapt import __version__
 from adapt.data.decoding.decoded import processors
-from adapt.data.decoding.images import open_image
 from adapt.errors import AdaptError
 from adapt.models.many import SideBySide
 from adapt.serving.adapters import NoSuchAdapter, NotAllowed, ServedAdapters, TooManyAdapters
@@ -111,7 +110,7 @@ def _add_predict(
 ) -> None:
     def read(given: Sent, together: SideBySide, answer: Future[Answered]) -> None:
         """Decodes the images and hands them to the batcher, which need not wait for the loop."""
-        pixels = [together.pixels(open_image(content, name=name)) for name, content in given.files]
+        pixels = [together.pixels(content, name=name) for name, content in given.files]
         batcher.ask(Asked(together, given.wanted, pixels, answer))
 
     async def results(request: Request) -> Any:

@@ -7,13 +7,14 @@ import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import ValidationError
 
-from adapt.data.split import SEPARATOR, Item, items_id, of_several
+from adapt.data.split import SEPARATOR, Item, are_turned, items_id, of_several
 from adapt.devices import described, keeping_rng
 from adapt.disk import write_csv
 from adapt.errors import AdaptError
@@ -68,7 +69,8 @@ def fit(
     directory to make (or to go on with, by `resume`): it gets the adapter, metrics, log and checkpoints. `recipe` is
     what the adapter records as its origin. Of the answers `blend` is the share of the adapted model, the rest being
     zero-shot by `template` (WiSE-FT), and `calibrate` divides their logits by a temperature, chosen on `val_set`;
-    without one a method that takes no steps chooses it by cross-validation.
+    without one a method that takes no steps chooses it by cross-validation. Photographs are turned upright by EXIF
+    where the items say so, as those that `adapt.data.load` reads in folders of one's own do; the adapter records it.
     `track` names trackers that are told of the run too (tensorboard, wandb, mlflow), or holds some of the user's own.
 
     Under `accelerate launch` or torchrun its processes train together, each with a share of every batch's images: the
@@ -81,6 +83,7 @@ def fit(
     if not 0 <= seed < 2**63:
         raise AdaptError(f"seed is {seed}; expected a whole number from 0 to 2^63 - 1")
     found = trackers(track, out)
+    model.turn(are_turned(chain(train_set, val_set, test_set)))
     chosen = _settings(model, settings, cache)
     _check_parts(model, train_set, val_set, test_set)
     if blend is not None:

@@ -151,7 +151,7 @@ class Fitting:
 
     def _under(self, backbone: str | None) -> Fitting:
         own = self.model.backbone
-        other = own if backbone is None else load_backbone(backbone, str(own.device))
+        other = own if backbone is None else load_backbone(backbone, str(own.device)).turning(own.preprocess.turned)
         if not isinstance(other, DualEncoder):
             raise AdaptError(f"{other.describe()} has no features of texts and images to compare: name a CLIP")
         model = wrap(other, ZeroShot()).eval()

@@ -13,6 +13,7 @@ from adapt import methods
 from adapt.backbones.base import Backbone
 from adapt.backbones.load import load_backbone
 from adapt.data.check import without_broken
+from adapt.data.readers.passed_over import note_passed_over
 from adapt.data.split import Split
 from adapt.devices import chosen, keeping_rng
 from adapt.errors import AdaptError
@@ -39,6 +40,7 @@ def read_data(recipe: Recipe, progress: bool = False) -> Split:
     Raises AdaptError where there is nothing to train on, and for broken images unless the recipe skips them.
     """
     split = recipe.data.load()
+    note_passed_over(recipe.data.source, split)
     if not split.train:
         raise AdaptError(f"{recipe.data.source} has no training images")
     split = with_validation(split, recipe)

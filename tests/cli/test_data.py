@@ -9,6 +9,7 @@ from pathlib import Path
 
 import miniatures
 import pytest
+import strange_folder
 from PIL import Image
 
 from adapt.data import load
@@ -61,13 +62,14 @@ def test_check_compares_with_the_published_counts_and_looks_at_the_files(run, ro
     result = run("data", "check", "eurosat", tmp_path)
     assert result.exit_code == 2
     lines = result.stdout.splitlines()
-    assert lines == [
+    assert [line for line in lines if not line.startswith("Note: ")] == [
         "eurosat: 10 classes; images: train 10, val 10, test 10",
         "train: 10 images; 13,500 are published",
         "val: 10 images; 5,400 are published",
         "test: 10 images; 8,100 are published",
         f"Image '{tmp_path}/eurosat/2750/River/River_1.jpg' does not exist.",
     ]
+    assert lines[5].startswith("Note: one training image each, too few to hold any back: Annual Crop Land, Forest")
     assert result.stderr.startswith("4 problems in eurosat. Fetch EuroSAT.zip and split_zhou_EuroSAT.json, as https://")
 
 
@@ -102,7 +104,8 @@ def test_check_of_a_folder_of_strangers(run, photos: Path, tmp_path: Path) -> No
     (folder / "sky/loop").symlink_to(".")
     result = run("data", "check", folder)
     assert result.exit_code == 2
-    title, *problems = result.stdout.splitlines()
+    title, *problems, note = result.stdout.splitlines()
+    assert note == "Note: one training image each, too few to hold any back: goldfish, lime tree"
     assert title == "two\\nlines: 3 classes; images: train 4, val 1, test 3"
     assert sorted(problem.partition("sky/")[2] for problem in problems) == [
         "narrow.png' cannot be decoded: it is 1 x 300000 pixels; one side may be 100 times the other. "
@@ -122,6 +125,54 @@ def test_check_of_good_data(run, photos: Path, tmp_path: Path) -> None:
         assert (result.exit_code, result.stderr) == (0, "")
         assert result.stdout.startswith(name)
         assert result.stdout.endswith(f"\nAll images can be used.\n{remark}")
+
+
+def test_check_tells_all_and_writes_it_to_lists(run, refused, tmp_path: Path) -> None:
+    folder = strange_folder.build(tmp_path / "pets")
+    result = run("data", "check", folder, "--out", tmp_path / "lists")
+    assert result.exit_code == 2
+    assert result.stderr == "2 problems in pets.\n"
+    lines = result.stdout.splitlines()
+    assert lines[0] == "pets: 2 classes; images: train 16, val 0, test 3"
+    assert [line.partition(":")[0].partition(" '")[0] for line in lines[1:-1]] == ["Image"] * 2 + ["Note"] * 10
+    assert lines[-1] == (
+        f"{tmp_path}/lists  unreadable.csv (2), skipped.csv (4), contradictions.csv (2), copies.csv (1), "
+        "duplicates.csv (1), turned.csv (2), unusual.csv (4), misnamed.csv (1)"
+    )
+    assert (tmp_path / "lists/contradictions.csv").read_text().splitlines() == [
+        "path,part,class,other_path,other_part,other_class",
+        f"{folder}/train/dog/rewritten.bmp,train,dog,{folder}/train/cat/good.png,train,cat",
+        f"{folder}/test/dog/cat_in_training.jpg,test,dog,{folder}/train/cat/same.jpg,train,cat",
+    ]
+    refused(run("data", "check", folder, "--out", tmp_path / "lists"), "lists exists already; name a new folder")
+
+
+def test_check_never_says_all_of_some(run, tmp_path: Path) -> None:
+    folder = strange_folder.build(tmp_path / "pets")
+    for name in ("cut.jpg", "empty.jpg"):
+        (folder / "train/cat" / name).unlink()
+    result = run("data", "check", folder)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout.splitlines()[1] == "All 17 images of the data can be used; 4 files beside them are not."
+    for name in ("loose.png", "train/cat/photo.txt", "train/cat/raw.CR2"):
+        (folder / name).unlink()
+    assert run("data", "check", folder).stdout.splitlines()[1] == (
+        "All 17 images of the data can be used; 1 file beside them is not."
+    )
+    (folder / "train/dog/nameless").unlink()
+    assert run("data", "check", folder).stdout.splitlines()[1] == "All images can be used."
+
+
+def test_training_says_in_one_line_what_is_passed_over(run, recipe: Path, photos: Path, tmp_path: Path, caplog) -> None:
+    folder = Path(shutil.copytree(photos, tmp_path / "more"))
+    for name in ("a.cr2", "b.cr2", "c.psd"):
+        (folder / "train/sky" / name).write_bytes(b"not decoded")
+    result = run("train", recipe, "--out", tmp_path / "run", "--set", f"data.source={folder}")
+    assert result.exit_code == 0
+    said = [line for line in caplog.messages if "passed over" in line]
+    assert said == [
+        "more: 3 files that look like pictures are passed over: 2 .cr2, 1 .psd. `adapt data check` names them"
+    ]
 
 
 def test_the_root_is_an_option_too(run, refused, root: Path, tmp_path: Path) -> None:

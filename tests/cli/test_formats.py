@@ -19,7 +19,7 @@ def test_inspect(run, adapter: Path, model_folder: Path) -> None:
     assert (result.exit_code, result.stderr) == (0, "")
     output = result.stdout
     assert "coop (n_ctx=2" in output
-    assert f"{model_folder} (32 px)" in output
+    assert f"{model_folder} (32 px, photographs turned upright)" in output
     assert "3: goldfish, lime tree, sky" in output
     assert "2 shots, all classes\n" in output
     assert "64 in 1 tensors" in output

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from adapt import load_backbone, methods, wrap
+from adapt import load, load_backbone, methods, wrap
 from adapt.data import read_folder
 from adapt.evaluation.evaluate import evaluate
 
@@ -32,8 +32,34 @@ def test_as_text(run, adapter: Path, photos: Path) -> None:
     result = run("eval", adapter, "--data", photos, "--part", "val")
     scores = json.loads(run("eval", adapter, "--data", photos, "--part", "val", "--json").stdout)
     accuracy, balanced = (f"{100 * scores[name]:.1f} %" for name in ("accuracy", "mean_class_accuracy"))
-    assert result.stdout == f"{accuracy} of 6 val images of photos (3 classes), balanced {balanced}\n"
+    assert result.stdout.splitlines() == [
+        f"{accuracy} of 6 val images of photos (3 classes), balanced {balanced}",
+        "measured: 6 val images of 18 (train 6, test 6; --part all measures all)",
+    ]
+    assert scores["parts"] == {"train": 6, "val": 6, "test": 6}
     assert scores["mean_class_accuracy"] == sum(scores["by_class"].values()) / 3
+
+
+def test_all_parts_of_a_folder_that_has_none(run, adapter: Path, photos: Path, model_folder: Path) -> None:
+    folder = photos / "train"  # class folders with two images each
+    divided = (
+        "train came without parts, and was divided by ratios: of each class 60 % are for training, 10 % for validation "
+        "and 30 % for the test, drawn by a fixed seed"
+    )
+    for command in (("eval", adapter), ("zeroshot", "--backbone", model_folder)):
+        test = run(*command, "--data", folder)
+        assert test.stdout.splitlines()[-2:] == [
+            "measured: 3 test images of 6 (train 3; --part all measures all)",
+            divided,
+        ]
+        every = run(*command, "--data", folder, "--part", "all")
+        result, *said = every.stdout.splitlines()
+        assert " of 6 images of train (3 classes), balanced " in result
+        assert said == ["measured: all 6 images (train 3, test 3), those of training among them", divided]
+    found = json.loads(run("eval", adapter, "--data", folder, "--part", "all", "--json").stdout)
+    assert (found["part"], found["images"]) == ("all", 6)
+    split = read_folder(folder)
+    assert evaluate(load(adapter), [*split.items()]).accuracy == found["accuracy"]
 
 
 def test_several_templates_are_averaged(run, photos: Path, model_folder: Path) -> None:

@@ -57,7 +57,10 @@ def test_it_learns_what_the_language_model_alone_cannot_know(speaking: Path) -> 
 def test_eval_asks_the_same_questions(run: Run, speaking: Path, questions: Path, photos: Path) -> None:
     result = run("eval", speaking / "adapter.safetensors", "--data", questions, "--root", photos)
     assert (result.exit_code, result.stderr) == (0, "")
-    assert result.stdout == "100.0 % of 3 test questions of questions (3 answers), balanced 100.0 %\n"
+    assert result.stdout == (
+        "100.0 % of 3 test questions of questions (3 answers), balanced 100.0 %\n"
+        "measured: 3 test questions of 9 (train 3, val 3; --part all measures all)\n"
+    )
 
 
 def test_predict_and_chat_answer(run: Run, speaking: Path, photos: Path) -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from adapt.data import Item, Split, open_image
 from adapt.data import check as module
-from adapt.data.check import broken_images, remarks, without_broken
+from adapt.data.check import broken_images, without_broken
 from adapt.data.decoding.images import check_image
 from adapt.errors import AdaptError
 
@@ -133,16 +133,3 @@ def test_good_images_are_the_same_split(split: Split) -> None:
     assert without_broken(good, "refuse") is good
     with pytest.raises(AdaptError, match="broken is 'drop'; Valid: refuse, skip"):
         without_broken(good, "drop")  # type: ignore[arg-type]
-
-
-def test_what_is_worth_knowing_of_good_images(tmp_path: Path) -> None:
-    paths = [tmp_path / f"{number}.png" for number in range(4)]
-    for number, path in enumerate(paths):
-        Image.new("RGB", (8, 8), (number, 0, 0)).save(path)
-    paths[3].write_bytes(paths[0].read_bytes())
-    train = (Item(str(paths[0]), 0, "sky"), Item(str(paths[1]), 0, "sky"), Item(str(paths[2]), 1, "sea"))
-    assert remarks(Split("two", ("sky", "sea"), train, (), (Item(str(paths[3]), 0, "sky"),))) == [
-        "one training image each, too few to hold any back: sea",
-        f"test images that are training images, byte for byte: {paths[3]} ({paths[0]})",
-    ]
-    assert remarks(Split("one", ("sky",), train[:2], (), (Item(str(paths[2]), 0, "sky"),))) == []

@@ -50,7 +50,7 @@ def test_a_broken_image_is_crossed_out(items: list[Item]) -> None:
 def test_few_of_many_are_taken_from_the_whole_list(items: list[Item], monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[str] = []
     monkeypatch.setattr(
-        "adapt.data.contact_sheet.open_image", lambda item: opened.append(item) or Image.new("RGB", (4, 4))
+        "adapt.data.contact_sheet.open_image", lambda item, turned: opened.append(item) or Image.new("RGB", (4, 4))
     )
     contact_sheet(items, ("red_things", "green", "none"), 2)
     assert opened == [items[0], items[2], items[5]]

@@ -79,7 +79,7 @@ def test_broken_files_are_named(tmp_path: Path, make_image: Any) -> None:
     advice = "Replace it or take it out of the data"
     for name, content, reason in (
         ("text.jpg", b"not an image", "unknown format"),
-        ("empty.png", b"", "unknown format"),
+        ("empty.png", b"", "the file is empty"),
         ("half.png", whole[: len(whole) // 2], ".*"),
     ):
         (tmp_path / name).write_bytes(content)

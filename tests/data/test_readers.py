@@ -69,7 +69,10 @@ def test_a_class_may_be_called_train(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        ((), "has no images in folders of their classes. Expected CLASS/IMAGE, an image being one of: .bmp .gif .jpeg"),
+        (
+            (),
+            "has no images in folders of their classes. Expected CLASS/IMAGE, an image being one of: .avif .bmp .gif .",
+        ),
         (("1.jpg",), "has no images in folders of their classes"),
         (("train/a/1.jpg", "test/a/x.txt"), "test' has no images in folders of their classes"),
         (("train/a/1.jpg", "val/a/1.jpg", "valid/a/1.jpg"), "two folders for one part: train, val, valid"),

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 from listed import touch
+from PIL import Image
 
 from adapt.backbones.preprocess import Preprocess
-from adapt.data import Item, Split, load, loader, read_csv
-from adapt.data.check import remarks
+from adapt.data import Item, Split, checks, load, loader, looking, read_csv
 from adapt.errors import AdaptError
 
 Write = Callable[..., Path]
@@ -147,8 +147,21 @@ def test_classes_cannot_be_cut_into_parts(write: Write) -> None:
 
 def test_a_class_with_one_image_is_remarked(tmp_path: Path, write: Write) -> None:
     touch(tmp_path, *(f"{name}.jpg" for name in "abcdef"))
-    found = remarks(read_csv(write("f.jpg,bird,train", *LINES)))
-    assert any(remark.startswith("one training image each") and "bird, cat" in remark for remark in found)
+    listed = write("f.jpg,bird,train", *LINES)
+    found = checks.found_in(looking.look(str(listed), read_csv(listed)))
+    assert [each.line for each in found if each.list == "classes" and not each.stops] == [
+        "one training image each, too few to hold any back: bird, cat"
+    ]
+
+
+def test_copies_with_other_labels_are_told_by_names(tmp_path: Path, write: Write) -> None:
+    for name in "ab":
+        Image.new("RGB", (8, 8), (1, 2, 3)).save(tmp_path / f"{name}.png")
+    listed = write("a.png,cat|dog,train", "b.png,dog,train")
+    found = checks.found_in(looking.look(str(listed), read_csv(listed)))
+    assert [each.line for each in found if each.list == "contradictions"] == [
+        "the same picture with another label: b.png, train 'dog' (a.png, train 'cat|dog')"
+    ]
 
 
 def test_the_bundled_scenes() -> None:

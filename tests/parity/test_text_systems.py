@@ -57,7 +57,7 @@ def test_explanations_name_the_descriptors_in_the_published_order(name: str, mon
     model = adapt.wrap(published.backbone("open_clip"), method, settings["names"])
     images = list(expected["images"])
     monkeypatch.setattr(model, "transform", lambda: lambda image: image)
-    monkeypatch.setattr("adapt.data.decoding.images.open_image", lambda image, urls: image)
+    monkeypatch.setattr("adapt.data.decoding.images.open_image", lambda image, **how: image)
     for found, text in zip(model.explain(images), settings["explanations"], strict=True):
         _, average, *lines, _ = text.splitlines()
         reasons = found.reasons[0]

@@ -17,9 +17,9 @@ from starlette.testclient import TestClient
 import adapt
 from adapt import AdaptedModel
 from adapt.data import Split
+from adapt.models import many
 from adapt.models.many import SideBySide
 from adapt.models.prediction import Prediction
-from adapt.serving import app
 from adapt.serving.adapters import ServedAdapters
 from adapt.serving.app import create_app
 
@@ -345,7 +345,7 @@ def test_what_was_given_up_while_it_was_read_is_not_computed(
     serve: Serve, images: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client, go, passes = serve(seconds=2.0), threading.Event(), list[int]()
-    open_image, predictions = app.open_image, SideBySide.predictions
+    open_image, predictions = many.open_image, SideBySide.predictions
 
     def slow(*asked: Any, **how: Any) -> Any:
         assert go.wait(30)
@@ -355,7 +355,7 @@ def test_what_was_given_up_while_it_was_read_is_not_computed(
         passes.append(len(pixels))
         return predictions(together, pixels, wanted)
 
-    monkeypatch.setattr(app, "open_image", slow)
+    monkeypatch.setattr(many, "open_image", slow)
     monkeypatch.setattr(SideBySide, "predictions", counted)
     assert upload(client, images[:3]).status_code == 504
     go.set()

@@ -14,8 +14,9 @@ from starlette.testclient import TestClient
 
 from adapt import Backbone
 from adapt.data import Split
+from adapt.models import many
 from adapt.models.many import SideBySide
-from adapt.serving import adapters, app
+from adapt.serving import adapters
 from adapt.serving.adapters import ServedAdapters
 from adapt.serving.threads import without_team
 
@@ -50,7 +51,7 @@ def test_an_image_is_read_by_one_thread_and_answered_by_all(
 
         return told
 
-    monkeypatch.setattr(app, "open_image", telling("read", app.open_image))
+    monkeypatch.setattr(many, "open_image", telling("read", many.open_image))
     monkeypatch.setattr(SideBySide, "predictions", telling("answered", SideBySide.predictions))
     image = Path(tiny_split.train[0].path).read_bytes()
     assert serve().post("/predict", files={"images": image}).status_code == 200

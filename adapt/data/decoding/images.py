@@ -6,30 +6,33 @@ import os
 import warnings
 from collections.abc import Iterable, Iterator
 from io import BytesIO
-from typing import Any
+from typing import Any, TypeVar
 
 from PIL import Image
 
 from adapt.data.decoding.addresses import fetched, is_address
 from adapt.data.decoding.arrays import is_array, is_sequence, picture_of
 from adapt.data.decoding.content import open_file
+from adapt.data.decoding.orientation import size_of
 from adapt.data.decoding.pictures import check_size, decoded, naming, opened, to_rgb
 from adapt.data.decoding.regions import Box, check_form, check_inside, parted
 from adapt.data.split import Item
 from adapt.errors import AdaptError
 from adapt.shown import brief
 
+Opened = TypeVar("Opened")
+
 _BYTES = (bytes, bytearray, memoryview)
 ACCEPTED = "a path, the bytes of a file, a PIL image, an array (h, w, c) or a tensor (c, h, w)"
 
 
-def open_image(source: Any, *, urls: bool = False, name: str = "in memory") -> Image.Image:
+def open_image(source: Any, *, turned: bool = False, urls: bool = False, name: str = "in memory") -> Image.Image:
     """The picture of `source`, in mode RGB.
 
     `source` is an item or a path (also `ARCHIVE.zip!MEMBER`, and of a region `IMAGE#xywh=X,Y,WIDTH,HEIGHT`), the bytes
     of an image file, a PIL image, an array `(h, w)` or `(h, w, c)`, or a tensor `(h, w)` or `(c, h, w)`, of uint8 or of
-    floats from 0 to 1; with `urls` also an http or https address, which is fetched. `name` is what messages call one
-    that has no path.
+    floats from 0 to 1; with `urls` also an http or https address, which is fetched. Where it is to be `turned`, it is
+    upright by its EXIF orientation before a region is cut out. `name` is what messages call one that has no path.
 
     Raises AdaptError, naming the file, when it is missing or broken, for a picture too large or too narrow, a region
     that is not inside its image, an array of another shape or range, an address without `urls`, and for what is no
@@ -37,9 +40,9 @@ def open_image(source: Any, *, urls: bool = False, name: str = "in memory") -> I
     """
     if isinstance(source, Image.Image):
         with naming(name):
-            return to_rgb(source)
+            return to_rgb(source, turned)
     if isinstance(source, _BYTES):
-        return decoded(BytesIO(source), name)
+        return decoded(BytesIO(source), name, turned)
     if is_array(source):
         picture = picture_of(source)
         with naming(name):
@@ -48,24 +51,29 @@ def open_image(source: Any, *, urls: bool = False, name: str = "in memory") -> I
     if isinstance(source, str) and is_address(source):
         if not urls:
             raise AdaptError(f"{brief(source)} is an address, which is fetched only where urls=True allows it")
-        return decoded(BytesIO(fetched(source)), source)
+        return decoded(BytesIO(fetched(source)), source, turned)
     path, box = _parted(source)
     with open_file(path) as file:
-        picture = decoded(file, path)
+        picture = decoded(file, path, turned)
     if box is None:
         return picture
     check_inside(box, picture.size, _path(source))
     return picture.crop(box)
 
 
-def picture_batches(images: Any, size: int, *, urls: bool = False) -> Iterator[list[Image.Image]]:
+def picture_batches(images: Any, size: int, *, turned: bool = False, urls: bool = False) -> Iterator[list[Image.Image]]:
     """Lists of up to `size` pictures, as `open_image` gives them.
 
     Of one that it takes, an iterable of such, or an array of them along its first axis. Raises AdaptError as it does.
     """
-    batch: list[Image.Image] = []
-    for image in _each(images):
-        batch.append(open_image(image, urls=urls))
+    yield from in_batches((open_image(image, turned=turned, urls=urls) for image in each_of(images)), size)
+
+
+def in_batches(each: Iterable[Opened], size: int) -> Iterator[list[Opened]]:
+    """Lists of up to `size` of them."""
+    batch: list[Opened] = []
+    for one in each:
+        batch.append(one)
         if len(batch) == size:
             yield batch
             batch = []
@@ -73,7 +81,8 @@ def picture_batches(images: Any, size: int, *, urls: bool = False) -> Iterator[l
         yield batch
 
 
-def _each(images: Any) -> Iterable[Any]:
+def each_of(images: Any) -> Iterable[Any]:
+    """The images in what a caller gives as images: one of them, an iterable, or an array along its first axis."""
     alone = (str, os.PathLike, Image.Image, Item, *_BYTES)
     if isinstance(images, alone) or (is_array(images) and not is_sequence(images)):
         return (images,)
@@ -82,7 +91,7 @@ def _each(images: Any) -> Iterable[Any]:
     return images
 
 
-def check_image(source: Item | str | os.PathLike[str]) -> None:
+def check_image(source: Item | str | os.PathLike[str], turned: bool = False) -> None:
     """Raises AdaptError for what `open_image` refuses, in less time and memory.
 
     A JPEG is decoded at an eighth of its size, which reads all of its data; a picture above the limit is refused by
@@ -92,7 +101,7 @@ def check_image(source: Item | str | os.PathLike[str]) -> None:
     with warnings.catch_warnings(), open_file(path) as file, opened(file, path) as picture:
         warnings.simplefilter("ignore")  # of Pillow, on what it can decode all the same
         if box is not None:
-            check_inside(box, picture.size, _path(source))
+            check_inside(box, size_of(picture, turned), _path(source))
         picture.draft(None, (1, 1))
         picture.load()
         if picture.mode.startswith(("I", "F")):

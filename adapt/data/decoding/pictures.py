@@ -1,29 +1,37 @@
 """Decoding: every image file becomes an RGB picture, or an error that names the file.
 
 Decisions: transparency is laid over white; 16-bit grey keeps its high byte, as Pillow does for 16-bit colour; of an
-animation the first frame counts. EXIF orientation is not applied, because the published pipelines (torchvision's
-folder readers, Dassl) do not apply it, and applying it would change their numbers.
+animation the first frame counts. EXIF orientation is applied where the caller says so: people's own photographs are
+turned upright, and published data sets stay as they are stored, because the published pipelines (torchvision's folder
+readers, Dassl) do not turn them, and turning would change their numbers (see `orientation`).
+
+HEIC is read by pillow-heif, an extra that is imported where such a file is met, and AVIF by Pillow from 11.3 on.
 
 A small file may claim a large picture. Sides and pixels are held, by the header, to what is decoded in 1 GiB.
 """
 
 from __future__ import annotations
 
+import io
 import struct
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import BinaryIO, cast
 
-from PIL import Image
+from PIL import Image, features
 from PIL.Image import DecompressionBombError
 
-from adapt.errors import AdaptError
+from adapt.data.decoding.orientation import orientation, upright
+from adapt.errors import AdaptError, missing
+from adapt.shown import one_line
 
 # Pillow's names of what is decoded, with the suffixes of such files. It knows more: one of them runs Ghostscript.
 FORMATS = {
+    "AVIF": (".avif",),
     "BMP": (".bmp",),
     "GIF": (".gif",),
+    "HEIF": (".heic", ".heif"),
     "JPEG": (".jpeg", ".jpg"),
     "PNG": (".png",),
     "PPM": (".pgm", ".ppm"),
@@ -36,24 +44,88 @@ RATIO = 100  # of the sides; resizing the shorter one to some hundred pixels mak
 _PIXELS, _PIXELS_OF = 4 / 3, {"WEBP": 1 / 2}
 _BAND = 2**22  # pixels that are converted at a time
 
-# What Pillow raises on malformed files.
-_BROKEN = (OSError, SyntaxError, ValueError, EOFError, LookupError, struct.error, zlib.error, DecompressionBombError)
+# What stands behind `ftyp` in files of the container that HEIC and AVIF share.
+_HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+_AVIF_BRANDS = (b"avif", b"avis")
+_NO_HEIC = str(missing("HEIC", "pillow-heif", "heic"))
+_NO_AVIF = 'AVIF needs Pillow 11.3 or later, built with libavif: pip install -U "pillow>=11.3"'
+
+# What Pillow raises on malformed files; RuntimeError: what the libraries of AVIF and HEIC do.
+_BROKEN = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    LookupError,
+    RuntimeError,
+    struct.error,
+    zlib.error,
+    DecompressionBombError,
+)
 _NO_RANGE = "pixels of 32 bits have no fixed range; save it with 8 or 16 bits"
 
 
-def decoded(file: BinaryIO, name: str) -> Image.Image:
-    """The picture in `file`, in mode RGB. Raises AdaptError, by `name`, for a broken, too large or too narrow one."""
+def decoded(file: BinaryIO, name: str, turned: bool = False) -> Image.Image:
+    """The picture in `file`, in mode RGB, and upright where it is to be `turned`.
+
+    Raises AdaptError, by `name`, for a broken, too large or too narrow one.
+    """
     with opened(file, name) as picture:
-        return to_rgb(picture)
+        return to_rgb(picture, turned)
 
 
 @contextmanager
 def opened(file: BinaryIO, name: str) -> Iterator[Image.Image]:
     """The picture in `file` before it is decoded; what Pillow raises inside names it."""
     with naming(repr(name)):
-        picture = Image.open(file, formats=list(FORMATS))
+        picture = _opened(file)
         check_size(picture)
         yield picture
+
+
+def _opened(file: BinaryIO) -> Image.Image:
+    """The picture in `file`, by what its first bytes say that it is."""
+    kind = _container_of(file)
+    if lacks := _lacking(kind):
+        raise ValueError(lacks)
+    if kind == "HEIF":
+        from pillow_heif import HeifImageFile
+
+        return cast(Image.Image, HeifImageFile(file))  # and no opener is registered for all of the process
+    known = [name for name in FORMATS if name != "HEIF" and (name != "AVIF" or kind == "AVIF")]
+    return Image.open(file, formats=known)
+
+
+def lacking(file: BinaryIO) -> str:
+    """Return which library to install before the picture in `file` can be read here; "" where none is missing."""
+    return _lacking(_container_of(file))
+
+
+def _lacking(kind: str) -> str:
+    if kind == "AVIF":
+        return "" if features.check("avif") else _NO_AVIF
+    if kind == "HEIF":
+        try:
+            import pillow_heif  # noqa: F401  # whether it is here, which its being listed does not say
+        except ImportError:
+            return _NO_HEIC
+    return ""
+
+
+def _container_of(file: BinaryIO) -> str:
+    """HEIF or AVIF where the first bytes of `file` are of such a file, and "" for all else; it is read from its start
+    again.
+    """
+    start = file.read(64)
+    if not start:
+        raise ValueError("the file is empty")
+    file.seek(0, io.SEEK_SET)
+    if start[4:8] != b"ftyp":
+        return ""
+    brands = [start[place : place + 4] for place in range(8, min(len(start), int.from_bytes(start[:4])), 4)]
+    if any(brand in _AVIF_BRANDS for brand in brands):
+        return "AVIF"
+    return "HEIF" if any(brand in _HEIC_BRANDS for brand in brands) else ""
 
 
 def check_size(picture: Image.Image) -> None:
@@ -73,11 +145,17 @@ def naming(name: str) -> Iterator[None]:
     try:
         yield
     except _BROKEN as error:
-        reason = "unknown format" if isinstance(error, Image.UnidentifiedImageError) else str(error).rstrip(".")
+        reason = "unknown format" if isinstance(error, Image.UnidentifiedImageError) else one_line(error).rstrip(".")
         raise AdaptError(f"Image {name} cannot be decoded: {reason}. Replace it or take it out of the data.") from error
 
 
-def to_rgb(picture: Image.Image) -> Image.Image:
+def to_rgb(picture: Image.Image, turned: bool = False) -> Image.Image:
+    """`picture` in mode RGB, and upright where it is to be `turned`."""
+    converted = _in_rgb(picture)
+    return upright(converted, orientation(picture)) if turned else converted
+
+
+def _in_rgb(picture: Image.Image) -> Image.Image:
     if picture.mode.startswith("I"):
         return _by_bands(picture, _high_byte)
     if picture.mode == "F":

@@ -6,6 +6,7 @@ import hashlib
 from typing import TYPE_CHECKING, Any
 
 from adapt.data.decoding.draws import seed_for, seeded
+from adapt.data.decoding.orientation import turns
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,6 +22,11 @@ class Views:
 
     def __init__(self, plain: Transform, random: Transform, count: int) -> None:
         self.plain, self.random, self.count = plain, random, count
+
+    @property
+    def turned(self) -> bool:
+        """Whether pictures are to be turned upright before."""
+        return turns(self.plain)
 
     def __call__(self, image: Any) -> Tensor:
         import torch

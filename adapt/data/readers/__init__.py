@@ -62,6 +62,15 @@ def load(spec: _Path, root: _Path | None = None, names: _Path | None = None) -> 
     return split if names is None else split.renamed(read_names(names))
 
 
+def folder_of(spec: _Path) -> str | None:
+    """The folder that `spec` stands for, all of whose pictures should be in the data; None for a name or a list."""
+    spec = os.fspath(spec)
+    if published.find(spec) is not None or bundled.is_bundled(spec):
+        return None
+    folder = spec.removeprefix(_DOMAINS).removeprefix(_DEFECTS)
+    return os.path.abspath(folder) if os.path.isdir(folder) else None
+
+
 def _read(spec: str, root: _Path | None) -> Split:
     entry = published.find(spec)
     if entry is not None:

@@ -95,7 +95,10 @@ def read_pairs(path: str | os.PathLike[str], root: str | os.PathLike[str] | None
             raise AdaptError(
                 f"CSV {os.fspath(path)!r}: {row.path or row.text!r} is no image with its text. Expected {_OF_A_PAIR}."
             )
-    return [(Item(label=number, **row.of_item), os.path.relpath(row.path, folder)) for number, row in enumerate(rows)]
+    return [
+        (Item(label=number, turned=True, **row.of_item), os.path.relpath(row.path, folder))
+        for number, row in enumerate(rows)
+    ]
 
 
 def _listed(source: str, folder: str, needed: Collection[str] = ()) -> list[Listed]:

@@ -18,7 +18,8 @@ IMAGE_SUFFIXES = tuple(sorted(chain.from_iterable(FORMATS.values())))
 def read_folder(root: str | os.PathLike[str], ratios: Sequence[float] = parts.RATIOS, seed: int = 0) -> Split:
     """A folder of class folders; or of `train/`, perhaps `val/` (`valid/`, `validation/`) and `test/`, that hold those.
 
-    Images count at any depth below their class folder; other files and hidden ones are passed over. Symbolic links are
+    Images count at any depth below their class folder; other files and hidden ones are passed over (see
+    `adapt.data.readers.passed_over`). Symbolic links are
     followed, and a picture counts once: where it lies, if it lies here. `ratios` (train, val, test) and `seed` divide a
     folder that is not divided yet; they do nothing to one that is.
 
@@ -52,7 +53,7 @@ def _class_rows(folder: str, part: str, real: dict[str, str]) -> list[Listed]:
     """The images of all class folders in `folder`, sorted; `real` gets the real path of each."""
     rows: list[Listed] = []
     for name in subfolders(folder):
-        images = _real_images(os.path.join(folder, name))
+        images = real_files(os.path.join(folder, name), IMAGE_SUFFIXES)
         real |= images
         rows += [Listed(path, name, part) for path in sorted(images)]
     if not rows:
@@ -73,11 +74,14 @@ def images_in(folder: str) -> list[str]:
 
     Symbolic links are followed. A picture is listed once, by a path without a link where there is one.
     """
-    return sorted(_real_images(folder))
+    return sorted(real_files(folder, IMAGE_SUFFIXES))
 
 
-def _real_images(folder: str) -> dict[str, str]:
-    """The real path of each of `images_in`, by its path; both are the same where there are no links."""
+def real_files(folder: str, suffixes: tuple[str, ...] = ("",)) -> dict[str, str]:
+    """The real path of each file at any depth in `folder`, by its path; both are the same where there are no links.
+
+    Of these `suffixes`, or of all; as `images_in` has them.
+    """
     found: dict[str, str] = {}  # path by real path
     here, behind, linked = [folder], list[str](), list[str]()
     seen: set[str] = set()
@@ -90,7 +94,7 @@ def _real_images(folder: str) -> dict[str, str]:
         for entry in _visible(home):
             if _is_folder(entry):
                 (behind if entry.is_symlink() else here).append(entry.path)
-            elif entry.name.lower().endswith(IMAGE_SUFFIXES):
+            elif entry.name.lower().endswith(suffixes):
                 if entry.is_symlink():
                     linked.append(entry.path)
                 else:

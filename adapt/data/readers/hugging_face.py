@@ -33,7 +33,7 @@ def read_hugging_face(source: str | os.PathLike[str], ratios: Sequence[float] = 
         for path, number, domain in _listed(dataset, image, label, f"Data {source!r}, part {part}")
     ]
     root = os.path.abspath(source) if os.path.isdir(source) else ""
-    return to_split(os.path.basename(source.rstrip("/")), root, rows, class_names, ratios, seed)
+    return to_split(os.path.basename(source.rstrip("/")), root, rows, class_names, ratios, seed, turned=False)
 
 
 def _parts(source: str) -> dict[str, Any]:

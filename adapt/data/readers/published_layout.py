@@ -45,7 +45,7 @@ def _hint(data: Published, root: str) -> str:
 def _by_split_file(data: Published, home: Path) -> Split:
     """Labels, order and class names are the file's. The paths of StanfordCars, in two folders, start above them."""
     (listed,) = data.lists
-    return read_split(home / listed, home / data.images[0] if len(data.images) == 1 else home)
+    return read_split(home / listed, home / data.images[0] if len(data.images) == 1 else home, turned=False)
 
 
 def _by_variants(data: Published, home: Path) -> Split:

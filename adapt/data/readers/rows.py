@@ -48,9 +48,15 @@ class Listed(NamedTuple):
 
 
 def to_split(
-    name: str, root: str, rows: Sequence[Listed], class_names: Sequence[str], ratios: Sequence[float], seed: int
+    name: str,
+    root: str,
+    rows: Sequence[Listed],
+    class_names: Sequence[str],
+    ratios: Sequence[float],
+    seed: int,
+    turned: bool = True,
 ) -> Split:
-    """The split of `rows`, with labels by the order of `class_names`.
+    """The split of `rows`, with labels by the order of `class_names`, of images that are `turned` upright by EXIF.
 
     Rows without a part are divided by `ratios` and `seed`; where some are texts, these are for training and the images
     for the test. Raises AdaptError when a class has no training image.
@@ -58,18 +64,28 @@ def to_split(
     label = {class_name: number for number, class_name in enumerate(class_names)}
     undivided = not any(row.part for row in rows)
     if not class_names:
-        return _of_pairs(name, root, rows, ratios if undivided else None, seed)
+        return _of_pairs(name, root, rows, ratios if undivided else None, seed, turned)
+    shares: Sequence[float] | None = None
     if not undivided:
         part_of = [row.part for row in rows]
     elif all(row.path for row in rows):
-        part_of = _assigned(rows, ratios, seed)
+        part_of, shares = _assigned(rows, ratios, seed), ratios
     else:
         part_of = ["test" if row.path else "train" for row in rows]
     items: dict[str, list[Item]] = {"train": [], "val": [], "test": []}
     for row, part in zip(rows, part_of, strict=True):
         labels = None if row.class_names is None else tuple(sorted(label[each] for each in row.class_names))
-        items[part].append(Item(label=label.get(row.class_name, -1), labels=labels, **row.of_item))
-    return Split(name, tuple(class_names), tuple(items["train"]), tuple(items["val"]), tuple(items["test"]), root=root)
+        number, upright = label.get(row.class_name, -1), turned and bool(row.path)
+        items[part].append(Item(label=number, labels=labels, turned=upright, **row.of_item))
+    return _split(name, root, class_names, items, shares)
+
+
+def _split(
+    name: str, root: str, class_names: Sequence[str], items: Mapping[str, list[Item]], ratios: Sequence[float] | None
+) -> Split:
+    shares = None if ratios is None else tuple(ratios)
+    train, val, test = (tuple(items[part]) for part in ("train", "val", "test"))
+    return Split(name, tuple(class_names), train, val, test, root=root, ratios=shares)
 
 
 def _assigned(rows: Sequence[Listed], ratios: Sequence[float], seed: int) -> list[str]:
@@ -98,18 +114,21 @@ def by_rarest(rows: Sequence[Listed]) -> list[Listed]:
     ]
 
 
-def _of_pairs(name: str, root: str, rows: Sequence[Listed], ratios: Sequence[float] | None, seed: int) -> Split:
+def _of_pairs(
+    name: str, root: str, rows: Sequence[Listed], ratios: Sequence[float] | None, seed: int, turned: bool
+) -> Split:
     """The split of pairs and of texts alone; with `ratios` pairs are divided, all those of an image, or of an entity,
     into one part."""
     keys = [(bool(row.entity), row.entity or row.path or row.text) for row in rows]
     number = {key: place for place, key in enumerate(dict.fromkeys(keys))}
     part_of = [row.part or ("test" if row.path else "train") for row in rows]
-    if ratios is not None and all(row.path for row in rows):
+    divided = ratios is not None and all(row.path for row in rows)
+    if ratios is not None and divided:
         part_of = _assigned_by_image(rows, ratios, seed)
     items: dict[str, list[Item]] = {"train": [], "val": [], "test": []}
     for key, part, row in zip(keys, part_of, rows, strict=True):
-        items[part].append(Item(label=number[key], **row.of_item))
-    return Split(name, (), tuple(items["train"]), tuple(items["val"]), tuple(items["test"]), root=root)
+        items[part].append(Item(label=number[key], turned=turned and bool(row.path), **row.of_item))
+    return _split(name, root, (), items, ratios if divided else None)
 
 
 def check_listed_once(rows: Sequence[Listed], where: str) -> None:

@@ -16,10 +16,11 @@ from adapt.shown import brief
 _PARTS = ("train", "val", "test")
 
 
-def read_split(path: str | os.PathLike[str], root: str | os.PathLike[str] | None = None) -> Split:
+def read_split(path: str | os.PathLike[str], root: str | os.PathLike[str] | None = None, turned: bool = True) -> Split:
     """The split in a file `{"train": [[path, label, class name], ...], "val": ..., "test": ...}`, also gzipped.
 
-    With `root`, paths are joined to it and must stay under it; without, they stay as they are in the file.
+    With `root`, paths are joined to it and must stay under it; without, they stay as they are in the file. Images are
+    `turned` upright by their EXIF orientation, or taken as they are stored.
 
     Raises AdaptError when the file is not of this form, when a label has two names or none, or when a symbolic link
     puts one picture into two parts.
@@ -29,7 +30,8 @@ def read_split(path: str | os.PathLike[str], root: str | os.PathLike[str] | None
     content = _read(source)
     names: dict[int, str] = {}
     train, val, test = (
-        tuple(_item(entry, names, folder, f"Split {source!r}: {part}") for entry in content[part]) for part in _PARTS
+        tuple(_item(entry, names, folder, turned, f"Split {source!r}: {part}") for entry in content[part])
+        for part in _PARTS
     )
     free = next(label for label in range(len(names) + 1) if label not in names)
     if free < len(names):
@@ -49,7 +51,7 @@ def _read(source: str) -> dict[str, list[Any]]:
     return content
 
 
-def _item(entry: Any, names: dict[int, str], folder: str, where: str) -> Item:
+def _item(entry: Any, names: dict[int, str], folder: str, turned: bool, where: str) -> Item:
     """One entry; `names` collects the class names by label."""
     match entry:
         case [str(path), int(label), str(name)] if label >= 0 and not isinstance(label, bool):
@@ -58,4 +60,4 @@ def _item(entry: Any, names: dict[int, str], folder: str, where: str) -> Item:
             raise AdaptError(f"{where} has {brief(entry)}; expected [path, label from 0, class name].")
     if names.setdefault(label, name) != name:
         raise AdaptError(f"{where} names label {label} {name!r}, but it is {names[label]!r} before.")
-    return Item(under(folder, path, where), label, name)
+    return Item(under(folder, path, where), label, name, turned=turned)

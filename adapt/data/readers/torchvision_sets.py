@@ -53,7 +53,7 @@ def read_torchvision(
     found = divided or [(_open(name, root), "")]
     class_names = [str(each) for each in found[0][0].classes]
     rows = [Listed(path, class_names[label], part) for dataset, part in found for path, label in _listed(dataset)]
-    return to_split(name, root, rows, class_names, ratios, seed)
+    return to_split(name, root, rows, class_names, ratios, seed, turned=False)
 
 
 def _open(name: str, root: str, **options: str) -> Any:

@@ -27,6 +27,6 @@ class Space(BaseModel):
         return cls(
             backbone=backbone.name or "",
             fingerprint=backbone.fingerprint.short(),
-            reading=plain.dump(backbone.reading()),
+            reading=plain.dump(backbone.turning(False).reading()),  # a photograph turned lies in the same space
             size=backbone.embed_dim,
         )

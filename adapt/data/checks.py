@@ -1,0 +1,286 @@
+"""Checks of a data set, of what stops training and of what is worth knowing: one function each, and all of them run.
+
+A check reads what was found out about every file (`Looked`) and gives findings: what a person reads, and rows for a
+list. Those that `stop` training are problems, and the others notes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from adapt.data.decoding.facts import Facts
+from adapt.data.decoding.pictures import FORMATS
+from adapt.data.looking import Looked
+from adapt.data.readers.passed_over import by_suffix, counted
+from adapt.data.split import SEPARATOR, Item
+from adapt.shown import first_of
+
+MEGAPIXELS = 24  # above which an image is told of: decoding takes longer than all that comes after
+_NAMED = 3
+_FORMAT_OF = {suffix: name for name, suffixes in FORMATS.items() for suffix in suffixes}
+
+ListRow = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one check found: a line for people, and a row for each file, class or part that it is about."""
+
+    list: str
+    """Name of the list that its rows go to; findings of several checks may share one."""
+    line: str
+    rows: Sequence[ListRow]
+    stops: bool = False
+    """Whether training is refused for it."""
+
+
+def found_in(looked: Looked) -> list[Finding]:
+    """All findings: problems first, each kind in the order of the checks."""
+    found = [finding for check in CHECKS for finding in check(looked)]
+    return sorted(found, key=lambda finding: not finding.stops)
+
+
+def inconsistent(looked: Looked) -> Iterator[Finding]:
+    """Problems that keep it from being a data set: a class without a training image, labels without names."""
+    for problem in looked.inconsistent:
+        yield Finding("inconsistent", problem, [{"problem": problem}], stops=True)
+
+
+def lacking(looked: Looked) -> Iterator[Finding]:
+    """Files whose format needs a library that is not installed, a finding for each library."""
+    of_library: dict[str, list[str]] = defaultdict(list)
+    for path, facts in sorted(looked.facts.items()):
+        if facts.problem and facts.lacks:
+            of_library[facts.lacks].append(path)
+    for lacks, paths in of_library.items():
+        kind, _, advice = lacks.partition(" needs ")
+        library, _, command = advice.partition(": ")
+        line = f"{_files(paths)} {kind} and cannot be read here: install {library} ({command}): {_named(looked, paths)}"
+        yield Finding("unreadable", line, [_of(path, why=lacks) for path in paths], stops=True)
+
+
+def unreadable(looked: Looked) -> Iterator[Finding]:
+    """Files that are missing, empty, truncated, or no pictures, a finding for each."""
+    broken = {path: facts.problem for path, facts in looked.facts.items() if facts.problem and not facts.lacks}
+    for path, problem in (broken | looked.unfit).items():
+        yield Finding("unreadable", problem, [_of(path, why=problem)], stops=True)
+
+
+def empty_classes(looked: Looked) -> Iterator[Finding]:
+    """Classes without any image, such as empty folders."""
+    listed = _by_class(looked.split.items())
+    for label, name in enumerate(looked.split.class_names):
+        if not listed[label]:
+            row = {"class": name, "train": 0, "readable": 0}
+            yield Finding("classes", f"class {name!r} has no image", [row], stops=bool(looked.split.train))
+
+
+def lost_classes(looked: Looked) -> Iterator[Finding]:
+    """Classes that have training images none of which can be read."""
+    listed = _by_class(item for part, item in looked.of_parts if part == "train")
+    read = _by_class(item for part, item, _ in looked.usable if part == "train")
+    for label, name in enumerate(looked.split.class_names):
+        if listed[label] and not read[label]:
+            line = f"class {name!r} has no training image that can be read, of {listed[label]:,}"
+            yield Finding("classes", line, [{"class": name, "train": listed[label], "readable": 0}], stops=True)
+
+
+def single(looked: Looked) -> Iterator[Finding]:
+    """Classes with one training image."""
+    listed = _by_class(looked.split.train)
+    names = [name for label, name in enumerate(looked.split.class_names) if listed[label] == 1]
+    if names:
+        line = f"one training image each, too few to hold any back: {first_of(names)}"
+        yield Finding("classes", line, [{"class": name, "train": 1, "readable": ""} for name in names])
+
+
+def skipped(looked: Looked) -> Iterator[Finding]:
+    """Files beside the data that look like pictures."""
+    if files := looked.passed_over:
+        names = _named(looked, [each.path for each in files])
+        line = f"{counted(files)} passed over ({by_suffix(files)}): {names}"
+        yield Finding("skipped", line, [_of(each.path, why=each.why) for each in files])
+
+
+def contradictions(looked: Looked) -> Iterator[Finding]:
+    """Copies of one picture with different labels, in one part or in two."""
+    rows = []
+    for copies in looked.alike:
+        if len({_label(item) for _, item in copies}) > 1:
+            part, first = copies[0]
+            rows += [_pair(looked, *copy, part, first) for copy in copies[1:] if _label(copy[1]) != _label(first)]
+    if rows:
+        yield Finding("contradictions", f"the same picture with another label: {_pairs(looked, rows)}", rows)
+
+
+def copies(looked: Looked) -> Iterator[Finding]:
+    """Copies in val and test of training images, with the same label."""
+    rows: dict[str, list[ListRow]] = {"val": [], "test": []}
+    for group in looked.alike:
+        training = [item for part, item in group if part == "train"]
+        for part, item in group:
+            same = [each for each in training if _label(each) == _label(item)]
+            if part != "train" and same:
+                rows[part].append(_pair(looked, part, item, "train", same[0]))
+    for part, own in rows.items():
+        if own:
+            yield Finding("copies", f"{part} images that are training images too: {_pairs(looked, own)}", own)
+
+
+def duplicates(looked: Looked) -> Iterator[Finding]:
+    """Copies within one part, with the same label."""
+    rows = []
+    for group in looked.alike:
+        first: dict[Any, Item] = {}
+        for part, item in group:
+            other = first.setdefault((part, _label(item)), item)
+            rows += [_pair(looked, part, item, part, other)] if other.path != item.path else []
+    if rows:
+        yield Finding("duplicates", f"the same picture twice in one part: {_pairs(looked, rows)}", rows)
+
+
+def turned(looked: Looked) -> Iterator[Finding]:
+    """Photographs that EXIF says were taken with a camera held otherwise."""
+    files = looked.files(lambda path, facts: facts.held != 1)
+    what = "turned upright by EXIF (data.exif=stored takes them as they are stored)"
+    if not looked.split.turned:
+        what = "stored sideways or mirrored by EXIF, and taken as stored, as published (data.exif=turned turns them)"
+    yield from _noted(looked, "turned", what, files, lambda facts: f"EXIF orientation {facts.held}")
+
+
+def wide(looked: Looked) -> Iterator[Finding]:
+    """Images of 16 bits a channel."""
+    files = looked.files(lambda path, facts: facts.wide)
+    yield from _noted(looked, "unusual", "of 16 bits a channel, of which the upper 8 are read", files, _mode)
+
+
+def cmyk(looked: Looked) -> Iterator[Finding]:
+    """Images in the colours of printers."""
+    files = looked.files(lambda path, facts: facts.mode == "CMYK")
+    yield from _noted(looked, "unusual", "in CMYK, converted to RGB without a colour profile", files, _mode)
+
+
+def animated(looked: Looked) -> Iterator[Finding]:
+    """Files that hold several pictures."""
+    files = looked.files(lambda path, facts: facts.frames > 1)
+    what = "animated or of several pages, of which the first counts"
+    yield from _noted(looked, "unusual", what, files, lambda facts: f"{facts.frames:,} pictures in one file")
+
+
+def misnamed(looked: Looked) -> Iterator[Finding]:
+    """Images that are read by their content, and called otherwise."""
+    files = looked.files(lambda path, facts: _format_of_suffix(path) not in ("", facts.format))
+    yield from _noted(looked, "misnamed", "of another format than the name says, and read all the same", files,
+                      lambda facts: f"it is {facts.format}")  # fmt: skip
+
+
+def huge(looked: Looked) -> Iterator[Finding]:
+    """Images that take long to decode."""
+    files = looked.files(lambda path, facts: facts.size[0] * facts.size[1] > MEGAPIXELS * 10**6)
+    what = (
+        f"of more than {MEGAPIXELS} megapixels, which are slow to decode in every epoch: smaller copies serve as well"
+    )
+    yield from _noted(looked, "unusual", what, files, lambda facts: f"{facts.size[0]:,} x {facts.size[1]:,} pixels")
+
+
+CHECKS: tuple[Callable[[Looked], Iterator[Finding]], ...] = (
+    inconsistent,
+    lacking,
+    unreadable,
+    empty_classes,
+    lost_classes,
+    single,
+    skipped,
+    contradictions,
+    copies,
+    duplicates,
+    turned,
+    wide,
+    cmyk,
+    animated,
+    misnamed,
+    huge,
+)
+
+
+def lists_of(findings: Sequence[Finding]) -> dict[str, list[ListRow]]:
+    """The rows of all findings, by the list that they are in."""
+    found: dict[str, list[ListRow]] = defaultdict(list)
+    for finding in findings:
+        found[finding.list] += finding.rows
+    return dict(found)
+
+
+def _noted(
+    looked: Looked, name: str, what: str, files: Sequence[tuple[str, Facts]], why: Callable[[Facts], str]
+) -> Iterator[Finding]:
+    if files:
+        paths = [path for path, _ in files]
+        yield Finding(
+            name,
+            f"{_files(paths)} {what}: {_named(looked, paths)}",
+            [_of(path, why=why(facts)) for path, facts in files],
+        )
+
+
+def _mode(facts: Facts) -> str:
+    return f"{facts.format} in mode {facts.mode}"
+
+
+def _files(files: Sequence[Any]) -> str:
+    return "1 file is" if len(files) == 1 else f"{len(files):,} files are"
+
+
+def _named(looked: Looked, paths: Sequence[str]) -> str:
+    return first_of([_short(looked, path) for path in paths], _NAMED)
+
+
+def _pairs(looked: Looked, rows: Sequence[ListRow]) -> str:
+    """Copies, each with what it is a copy of in brackets, and their labels where these differ."""
+
+    def of(row: ListRow, key: str) -> str:
+        path = _short(looked, row[f"{key}path"])
+        return path if row["class"] == row["other_class"] else f"{path}, {row[f'{key}part']} {row[f'{key}class']!r}"
+
+    return first_of([f"{of(row, '')} ({of(row, 'other_')})" for row in rows], _NAMED)
+
+
+def _short(looked: Looked, path: str) -> str:
+    """A path below the data's own root."""
+    inside = os.path.join(looked.split.root, "") if looked.split.root else ""
+    return path.removeprefix(inside)
+
+
+def _of(path: str, why: str) -> ListRow:
+    return {"path": path, "why": why}
+
+
+def _pair(looked: Looked, part: str, item: Item, other_part: str, other: Item) -> ListRow:
+    own, others = (_class(each, looked.split.class_names) for each in (item, other))
+    return {
+        "path": item.path, "part": part, "class": own,
+        "other_path": other.path, "other_part": other_part, "other_class": others,
+    }  # fmt: skip
+
+
+def _label(item: Item) -> Any:
+    return (item.labels if item.labels is not None else item.class_name), item.target
+
+
+def _class(item: Item, class_names: Sequence[str]) -> str:
+    """Labels of an image, in words."""
+    if item.target is not None:
+        return f"{item.target:g}"
+    return item.class_name if item.labels is None else SEPARATOR.join(class_names[label] for label in item.labels)
+
+
+def _by_class(items: Iterable[Item]) -> Counter[int]:
+    return Counter(label for item in items for label in item.every_label)
+
+
+def _format_of_suffix(path: str) -> str:
+    return _FORMAT_OF.get(os.path.splitext(path)[1].lower(), "")

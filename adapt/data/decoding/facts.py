@@ -1,0 +1,69 @@
+"""Facts about an image file that was decoded: whether it can be used, and what is unusual about it."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from typing import NamedTuple
+
+from PIL import Image
+
+from adapt.data.decoding.content import open_file
+from adapt.data.decoding.orientation import orientation, size_of
+from adapt.data.decoding.pictures import lacking, naming, opened, to_rgb
+from adapt.errors import AdaptError
+
+
+class Facts(NamedTuple):
+    """Facts about one file. Where there is a `problem` it cannot be used, and nothing but `lacks` is known."""
+
+    problem: str = ""
+    lacks: str = ""
+    """Library to install before it can be read, with the command."""
+    format: str = ""
+    mode: str = ""
+    wide: bool = False
+    """Whether its channels have 16 bits."""
+    size: tuple[int, int] = (0, 0)
+    """Width and height, upright where it is turned."""
+    frames: int = 1
+    held: int = 1
+    """Its EXIF orientation."""
+    digest: bytes = b""
+    """Hash of its pixels, or of a JPEG's bytes: copies have the same."""
+
+
+def facts_of(path: str, turned: bool) -> Facts:
+    """The facts of the file at `path`, all of whose data is decoded.
+
+    A JPEG is decoded at an eighth of its size, which reads all of it.
+    """
+    lacks = ""
+    try:
+        with warnings.catch_warnings(), open_file(path) as file, naming(repr(path)):
+            warnings.simplefilter("ignore")  # of Pillow, on what it can decode all the same
+            lacks = lacking(file)
+            with opened(file, path) as picture:
+                size, wide = size_of(picture, turned), _is_wide(picture)
+                frames = 1 if picture.format == "MPO" else int(getattr(picture, "n_frames", 1))
+                picture.draft(None, (1, 1))
+                picture.load()
+                held, mode = orientation(picture), picture.mode
+                form = "JPEG" if picture.format == "MPO" else str(picture.format)  # a JPEG with another one behind it
+                content = b"" if form == "JPEG" else to_rgb(picture, turned).tobytes()
+            if form == "JPEG":
+                file.seek(0)
+                content = file.read()
+    except AdaptError as error:
+        return Facts(str(error), lacks)
+    return Facts("", "", form, mode, wide, size, frames, held, _digest(size, content))
+
+
+def _digest(size: tuple[int, int], content: bytes) -> bytes:
+    return hashlib.blake2b(repr(size).encode() + content, digest_size=16).digest()
+
+
+def _is_wide(picture: Image.Image) -> bool:
+    """Whether a picture that is not loaded yet has 16 bits a channel, by how its parts are stored."""
+    parts = getattr(picture, "tile", ())
+    return picture.mode.startswith("I") or any(";16" in str(part) for part in parts)

@@ -1,0 +1,58 @@
+"""EXIF orientation: how a camera was held, and pictures that are turned upright by it.
+
+People look at photographs turned, and published pipelines take pixels as they are stored. Which of both counts is said
+by the data that a model learned from, and recorded in its adapter.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Any
+
+from PIL import Image
+from PIL.Image import Transpose
+
+_TAG, _UPRIGHT, _SIDEWAYS = 0x0112, 1, range(5, 9)
+_TURNS = {
+    2: Transpose.FLIP_LEFT_RIGHT,
+    3: Transpose.ROTATE_180,
+    4: Transpose.FLIP_TOP_BOTTOM,
+    5: Transpose.TRANSPOSE,
+    6: Transpose.ROTATE_270,
+    7: Transpose.TRANSVERSE,
+    8: Transpose.ROTATE_90,
+}
+_ENTRIES = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")  # where Pillow looks for an orientation
+_DECODED_UPRIGHT = ("HEIF", "TIFF")  # by their libraries, whatever we ask for
+_MALFORMED = (SyntaxError, ValueError, OSError, EOFError, LookupError, TypeError, struct.error)
+
+
+def orientation(picture: Image.Image) -> int:
+    """Which of EXIF's eight orientations `picture` has to be turned from: 1 for none."""
+    if picture.format in _DECODED_UPRIGHT:
+        return _UPRIGHT
+    try:
+        found = picture.getexif().get(_TAG, _UPRIGHT)
+    except _MALFORMED:  # viewers show such a photograph as it is stored
+        return _UPRIGHT
+    return found if found in _TURNS else _UPRIGHT
+
+
+def upright(picture: Image.Image, held: int) -> Image.Image:
+    """`picture` turned from the orientation `held`, without the entry that says so: it is not turned twice."""
+    if held == _UPRIGHT:
+        return picture
+    turned = picture.transpose(_TURNS[held])
+    turned.info = {key: value for key, value in picture.info.items() if key not in _ENTRIES}
+    return turned
+
+
+def size_of(picture: Image.Image, turned: bool) -> tuple[int, int]:
+    """Width and height of a picture that is not decoded yet, and perhaps `turned` then."""
+    width, height = picture.size
+    return (height, width) if turned and orientation(picture) in _SIDEWAYS else (width, height)
+
+
+def turns(transform: Any) -> bool:
+    """Whether `transform`, as a backbone gives it, expects pictures that are turned upright."""
+    return bool(getattr(transform, "turned", False))

@@ -1,0 +1,82 @@
+"""All that is known of a data set before it is checked: its items, facts about their files, and what lies beside."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from adapt.data.check import all_facts, unfit
+from adapt.data.consistency import collecting
+from adapt.data.decoding.facts import Facts
+from adapt.data.decoding.regions import parted
+from adapt.data.readers import folder_of, load
+from adapt.data.readers.passed_over import PassedOver, passed_over
+from adapt.data.split import Item, Split
+from adapt.errors import AdaptError
+from adapt.progress import Progress
+
+PARTS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Looked:
+    """A data set, what is known of each of its files, and what lies beside them."""
+
+    split: Split
+    facts: dict[str, Facts]
+    unfit: dict[str, str]
+    """Why a region or a mask does not go with its image, by its path."""
+    passed_over: Sequence[PassedOver]
+    inconsistent: Sequence[str]
+    """Problems that keep it from being a data set, as `adapt.data.consistency` says them."""
+
+    @cached_property
+    def of_parts(self) -> list[tuple[str, Item]]:
+        """Each image with the part that it is in."""
+        return [(part, item) for part in PARTS for item in getattr(self.split, part) if item.path]
+
+    @cached_property
+    def usable(self) -> list[tuple[str, Item, Facts]]:
+        """The same of images that can be read, with what is known of their files."""
+        known = [(part, item, self.facts[parted(item.path)[0]]) for part, item in self.of_parts]
+        return [each for each in known if not each[2].problem and each[1].path not in self.unfit]
+
+    @cached_property
+    def alike(self) -> list[list[tuple[str, Item]]]:
+        """Images that are copies of one another, wherever they are, asked the same; at least two each."""
+        found: dict[Any, list[tuple[str, Item]]] = defaultdict(list)
+        for part, item, facts in self.usable:
+            found[facts.digest, parted(item.path)[1], item.question, item.text].append((part, item))
+        return [copies for copies in found.values() if len({item.path for _, item in copies}) > 1]
+
+    def files(self, which: Callable[[str, Facts], Any]) -> list[tuple[str, Facts]]:
+        """The files that can be read and are of this kind, sorted."""
+        return [(path, facts) for path, facts in sorted(self.facts.items()) if not facts.problem and which(path, facts)]
+
+
+def read_leniently(source: str, root: str | os.PathLike[str] | None) -> tuple[Split, list[str]]:
+    """Return the data, as far as it can be read, and the problems that keep it from being a data set.
+
+    Raises AdaptError where nothing could be looked at: what `source` names is no folder, and its list cannot be read.
+    """
+    with collecting() as problems:
+        try:
+            split = load(source, root)
+        except AdaptError as error:
+            folder = folder_of(source)
+            if folder is None:
+                raise
+            problems[:] = [str(error)]
+            return Split(os.path.basename(folder), (), (), (), (), root=folder), [str(error)]
+    return split, list(dict.fromkeys(problems))
+
+
+def look(source: str, split: Split, inconsistent: Sequence[str] = (), progress: Progress | None = None) -> Looked:
+    """Decodes every file of `split`, which was read from `source`, and looks for pictures beside them."""
+    items = list(split.items())
+    facts = all_facts(items, progress)
+    return Looked(split, facts, unfit(items, facts), passed_over(source, split), inconsistent)

@@ -1,0 +1,93 @@
+"""Files of a folder that look like pictures and are in no data set: counted and named, because no reader takes them."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from adapt.data.decoding.files import open_file
+from adapt.data.decoding.pictures import opened
+from adapt.data.readers import folder_of
+from adapt.data.readers.folder import IMAGE_SUFFIXES, real_files
+from adapt.data.split import Split
+from adapt.errors import AdaptError
+from adapt.shown import shown
+
+logger = logging.getLogger("adapt")
+
+# of pictures that are not decoded: raw photographs, layers, vectors, and formats that few libraries read
+UNREAD = (
+    ".3fr", ".ai", ".arw", ".cr2", ".cr3", ".cur", ".dcm", ".dds", ".dng", ".eps", ".erf", ".exr",
+    ".fits", ".hdr", ".icns", ".ico", ".j2k", ".jp2", ".jpf", ".jpx", ".jxl", ".jxr", ".kdc", ".mrw",
+    ".nef", ".nrw", ".orf", ".pcx", ".pef", ".psb", ".psd", ".qoi", ".raf", ".raw", ".rw2", ".sr2",
+    ".srf", ".srw", ".svg", ".svgz", ".tga", ".wdp", ".x3f", ".xcf",
+)  # fmt: skip
+
+
+class PassedOver(NamedTuple):
+    """A file that looks like a picture, and why it is not in the data."""
+
+    path: str
+    why: str
+
+    @property
+    def suffix(self) -> str:
+        """Suffix of its name, in words."""
+        return os.path.splitext(self.path)[1].lower() or "without a suffix"
+
+
+def passed_over(source: str | os.PathLike[str], split: Split) -> list[PassedOver]:
+    """The files that look like pictures in the folder `source` and are not in `split`; none where it is no folder."""
+    folder = folder_of(source)
+    if folder is None:
+        return []
+    used = {os.path.realpath(path) for item in split.items() for path in (item.path, item.mask) if path}
+    others = {path: real for path, real in real_files(folder).items() if real not in used}
+    found = [PassedOver(path, _why(path)) for path in sorted(others)]
+    return [each for each in found if each.why]
+
+
+def note_passed_over(source: str | os.PathLike[str], split: Split) -> None:
+    """One line in the log, where files were passed over: how many, and of which suffixes."""
+    if files := passed_over(source, split):
+        logger.warning(
+            "%s: %s passed over: %s. `adapt data check` names them", shown(split.name), counted(files), by_suffix(files)
+        )
+
+
+def counted(files: Sequence[PassedOver]) -> str:
+    """Number of files, up to the verb."""
+    return (
+        "1 file that looks like a picture is"
+        if len(files) == 1
+        else f"{len(files):,} files that look like pictures are"
+    )
+
+
+def by_suffix(files: Sequence[PassedOver]) -> str:
+    """Number of files of each suffix, the most frequent first."""
+    count = Counter(each.suffix for each in files)
+    return ", ".join(f"{number:,} {suffix}" for suffix, number in sorted(count.items(), key=lambda each: -each[1]))
+
+
+def _why(path: str) -> str:
+    """Reason why a file that looks like a picture is not in the data; "" for one that does not look like any."""
+    suffix = os.path.splitext(path)[1].lower()
+    if suffix in IMAGE_SUFFIXES:
+        return "in no folder of a class"
+    if suffix in UNREAD:
+        return f"{suffix} is not read"
+    kind = _kind_of(path)
+    return kind and f"it is {kind}, and is called otherwise"
+
+
+def _kind_of(path: str) -> str:
+    """The format of the picture that a file holds by its first bytes, whatever it is called; "" for none."""
+    try:
+        with open_file(path) as file, opened(file, path) as picture:
+            return str(picture.format)
+    except AdaptError:  # what no picture says of itself, as texts and tables do
+        return ""

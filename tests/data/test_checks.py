@@ -1,0 +1,189 @@
+"""One folder with every kind of file: `data check` names all, and nothing is used, or passed over, in silence."""
+
+from __future__ import annotations
+
+import builtins
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import strange_folder
+from PIL import Image
+from strange_folder import encoded, noise
+
+from adapt.data import Item, Split, checks, load, looking, open_image
+from adapt.data.check import broken_images
+from adapt.data.decoding import pictures
+from adapt.data.readers.passed_over import note_passed_over
+from adapt.errors import AdaptError
+
+
+@pytest.fixture(scope="module")
+def strange(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return strange_folder.build(tmp_path_factory.mktemp("strange") / "pets")
+
+
+@pytest.fixture
+def no_heic(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where pillow-heif is not installed."""
+    own = builtins.__import__
+
+    def importing(name: str, *arguments: Any, **named: Any) -> Any:
+        if name == "pillow_heif":
+            raise ImportError(name)
+        return own(name, *arguments, **named)
+
+    monkeypatch.setattr(builtins, "__import__", importing)
+
+
+def findings(source: Path, root: Path | None = None) -> tuple[list[str], list[str]]:
+    """The problems, and the notes, with paths from the folder on."""
+    split, inconsistent = looking.read_leniently(str(source), root)
+    found = checks.found_in(looking.look(str(source), split, inconsistent))
+    lines = [(each.stops, each.line.replace(f"{source}/", "")) for each in found]
+    return tuple([line for stops, line in lines if stops is kind] for kind in (True, False))
+
+
+def test_every_kind_is_named(strange: Path) -> None:
+    problems, notes = findings(strange)
+    assert len(problems) == 2
+    assert problems[0].startswith("Image 'train/cat/cut.jpg' cannot be decoded: ")
+    assert problems[1] == (
+        "Image 'train/cat/empty.jpg' cannot be decoded: the file is empty. Replace it or take it out of the data."
+    )
+    assert notes == [
+        "4 files that look like pictures are passed over (1 .png, 1 .txt, 1 .cr2, 1 without a suffix): loose.png, "
+        "train/cat/photo.txt, train/cat/raw.CR2 and 1 more",
+        "the same picture with another label: train/dog/rewritten.bmp, train 'dog' (train/cat/good.png, train 'cat'), "
+        "test/dog/cat_in_training.jpg, test 'dog' (train/cat/same.jpg, train 'cat')",
+        "test images that are training images too: test/cat/copied.jpg (train/cat/same.jpg)",
+        "the same picture twice in one part: train/cat/same_again.jpg (train/cat/same.jpg)",
+        "2 files are turned upright by EXIF (data.exif=stored takes them as they are stored): train/cat/mirrored.png, "
+        "train/cat/sideways.jpg",
+        "1 file is of 16 bits a channel, of which the upper 8 are read: train/cat/scan.png",
+        "1 file is in CMYK, converted to RGB without a colour profile: train/cat/print.jpg",
+        "1 file is animated or of several pages, of which the first counts: train/cat/moving.gif",
+        "1 file is of another format than the name says, and read all the same: train/cat/really_png.jpg",
+        "1 file is of more than 24 megapixels, which are slow to decode in every epoch: smaller copies serve as well: "
+        "train/cat/large.png",
+    ]
+
+
+def test_lists_have_a_row_for_each_file(strange: Path) -> None:
+    split, _ = looking.read_leniently(str(strange), None)
+    lists = checks.lists_of(checks.found_in(looking.look(str(strange), split)))
+    rows = {name: {Path(row["path"]).name: row for row in rows} for name, rows in lists.items()}
+    assert {name: sorted(own) for name, own in rows.items()} == {
+        "unreadable": ["cut.jpg", "empty.jpg"],
+        "skipped": ["loose.png", "nameless", "photo.txt", "raw.CR2"],
+        "contradictions": ["cat_in_training.jpg", "rewritten.bmp"],
+        "copies": ["copied.jpg"],
+        "duplicates": ["same_again.jpg"],
+        "turned": ["mirrored.png", "sideways.jpg"],
+        "unusual": ["large.png", "moving.gif", "print.jpg", "scan.png"],
+        "misnamed": ["really_png.jpg"],
+    }
+    assert {name: row["why"] for name, row in rows["skipped"].items()} == {
+        "loose.png": "in no folder of a class",
+        "nameless": "it is PNG, and is called otherwise",
+        "photo.txt": "it is JPEG, and is called otherwise",
+        "raw.CR2": ".cr2 is not read",
+    }
+    assert rows["unusual"]["large.png"]["why"] == "8,000 x 6,000 pixels"
+    assert rows["turned"]["sideways.jpg"]["why"] == "EXIF orientation 6"
+
+
+def test_what_can_be_used_is_used_as_it_is_noted(strange: Path) -> None:
+    of = {Path(item.path).name: item for item in load(strange).items()}
+    assert broken_images(list(of.values())).keys() == {of[name].path for name in ("cut.jpg", "empty.jpg")}
+    assert open_image(of["phone.heic"]).size == (48, 32)
+    assert open_image(of["web.avif"]).size == (48, 32)
+    assert open_image(of["sideways.jpg"], turned=True).size == (32, 48)
+    assert open_image(of["scan.png"]).getpixel((0, 0)) == (0x81,) * 3
+    assert open_image(of["large.png"]).size == (8000, 6000)
+    assert open_image(of["really_png.jpg"]).tobytes() == noise(11).tobytes()
+
+
+def test_heic_without_the_extra_is_counted_and_named(tmp_path: Path, no_heic: None) -> None:
+    (tmp_path / "cats").mkdir()
+    for number in range(6):
+        (tmp_path / f"cats/{number}.heic").write_bytes(_heic(number))
+    for number in (6, 7):
+        (tmp_path / f"cats/{number}.jpg").write_bytes(encoded(noise(number), "JPEG"))
+    problems, notes = findings(tmp_path)
+    assert problems == [
+        '6 files are HEIC and cannot be read here: install pillow-heif (pip install "adapt-vlm[heic]"): '
+        "cats/0.heic, cats/1.heic, cats/2.heic and 3 more"
+    ]
+    assert notes == []
+    with pytest.raises(AdaptError, match=r"cats/0\.heic' cannot be decoded: HEIC needs pillow-heif: pip install"):
+        open_image(tmp_path / "cats/0.heic")
+
+
+def _heic(number: int) -> bytes:
+    """What `ftyp` begins such a file with; without the library nothing behind it is read."""
+    return b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes([number])
+
+
+def test_avif_where_pillow_has_none(strange: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pictures.features, "check", lambda feature: False)
+    problems, _ = findings(strange)
+    assert problems[0] == (
+        "1 file is AVIF and cannot be read here: install Pillow 11.3 or later, built with libavif "
+        '(pip install -U "pillow>=11.3"): train/cat/web.avif'
+    )
+
+
+def test_a_class_without_an_image_keeps_nothing_else_from_being_told(tmp_path: Path) -> None:
+    for name in ("cat", "dog", "emu"):
+        (tmp_path / name).mkdir()
+    for number in range(3):
+        (tmp_path / f"cat/{number}.png").write_bytes(encoded(noise(number), "PNG"))
+    (tmp_path / "emu/broken.png").write_bytes(b"no image")
+    (tmp_path / "dog/raw.nef").write_bytes(b"raw")
+    with pytest.raises(AdaptError, match="no training image of 'dog'"):
+        load(tmp_path)
+    problems, notes = findings(tmp_path)
+    assert problems == [
+        f"Data '{tmp_path.name}': no training image of 'dog'. Add images to each class or take the class out.",
+        "Image 'emu/broken.png' cannot be decoded: unknown format. Replace it or take it out of the data.",
+        "class 'dog' has no image",
+        "class 'emu' has no training image that can be read, of 1",
+    ]
+    assert notes == [
+        "one training image each, too few to hold any back: emu",
+        "1 file that looks like a picture is passed over (1 .nef): dog/raw.nef",
+    ]
+
+
+def test_a_folder_without_class_folders_names_what_lies_in_it(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(encoded(noise(1), "PNG"))
+    problems, notes = findings(tmp_path)
+    assert len(problems) == 1
+    assert "has no images in folders of their classes" in problems[0]
+    assert notes == ["1 file that looks like a picture is passed over (1 .png): a.png"]
+
+
+def test_the_log_has_one_line_of_what_is_passed_over(strange: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "adapt"):
+        note_passed_over(strange, load(strange))
+        note_passed_over(strange / "test", load(strange / "test"))
+        note_passed_over("emoji", load("emoji"))
+    assert caplog.messages == [
+        "pets: 4 files that look like pictures are passed over: 1 .png, 1 .txt, 1 .cr2, 1 without a suffix. "
+        "`adapt data check` names them"
+    ]
+
+
+def test_single_images_and_copies_across_parts(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{number}.png" for number in range(4)]
+    for number, path in enumerate(paths):
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(path)
+    paths[3].write_bytes(paths[0].read_bytes())
+    train = (Item(str(paths[0]), 0, "sky"), Item(str(paths[1]), 0, "sky"), Item(str(paths[2]), 1, "sea"))
+    split = Split("two", ("sky", "sea"), train, (), (Item(str(paths[3]), 0, "sky"),))
+    assert [finding.line for finding in checks.found_in(looking.look("two", split))] == [
+        "one training image each, too few to hold any back: sea",
+        f"test images that are training images too: {paths[3]} ({paths[0]})",
+    ]
