@@ -190,7 +190,7 @@ def _print(
             **blend,
             **(asked or {}),
             **scores.figures(),
-            "by_class": scores.by_class,
+            **scores.details(),
         }
         click.echo(plain.dump({"method": model.method.name, "backbone": model.backbone.name, **figures}))
     else:

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from adapt.evaluation.coverage import by_threshold
+
 CALIBRATION_BINS = 15
 
 
@@ -58,6 +60,14 @@ class Scores:
             "mean_class_accuracy": sum(self.by_class.values()) / len(self.by_class),  # balanced accuracy
             "calibration_error": self.calibration_error,
         }
+
+    def details(self) -> dict[str, Any]:
+        """For metrics.json alone: the recall of each class, and what thresholds leave unanswered."""
+        figures = self.figures()
+        # neither the ranks of pairs nor sets of classes are answers with a probability
+        of_answers = "calibration_error" in figures and not figures.keys() & {"recall", "mean_average_precision"}
+        thresholds = {"by_threshold": by_threshold(self.confidence, self.right)} if of_answers else {}
+        return {"by_class": self.by_class, **thresholds}
 
     def rows(self) -> list[dict[str, Any]]:
         """One row an image, as in a run's predictions.csv."""

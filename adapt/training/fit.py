@@ -202,7 +202,7 @@ def _fit(
         if scores is not None:  # what grows with images and classes stays out of the adapter's header
             write_csv(run.predictions, scores.rows())
             keep_examples(model, scores, run.explanations)
-            metrics["adapted"] = scores.figures() | {"by_class": scores.by_class}
+            metrics["adapted"] = scores.figures() | scores.details()
         metrics["adapter_bytes"] = adapter.stat().st_size
         run.finish(metrics)
     journal.finished(metrics)

@@ -93,6 +93,11 @@ def test_predictions_agree_with_the_metrics(train, tiny_split, out: Path) -> Non
     confidence = np.array([float(row["confidence"]) for row in rows])
     bins = np.minimum((confidence * 15).astype(int), 14)
     gaps = [abs((confidence - right)[bins == each].sum()) for each in range(15)]
+    answered = confidence >= 0.4
+    by_threshold = {row["threshold"]: row for row in metrics["by_threshold"]}
+    assert by_threshold[0]["accuracy"] == metrics["accuracy"]
+    assert by_threshold[0.4]["answered"] == answered.sum() > 0
+    assert by_threshold[0.4]["accuracy"] == pytest.approx(right[answered].mean())
     assert metrics["calibration_error"] == pytest.approx(sum(gaps) / len(rows), abs=1e-6)  # six digits are kept
 
 
