@@ -16,7 +16,7 @@ from adapt.disk import write_text
 from adapt.engine.memory import readable_bytes
 from adapt.errors import nearest
 
-_NOT_MEASUREMENTS = {"__main__", "drawings", "measure", "products", "step"}
+_NOT_MEASUREMENTS = {"__main__", "drawings", "measure", "ordinary_folders", "products", "step"}
 
 
 @click.command()

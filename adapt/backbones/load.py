@@ -221,8 +221,8 @@ def _open_clip_parts(architecture: str, pretrained: str, text: dict[str, Any], s
     except (RuntimeError, OSError, ValueError) as error:
         raise needs_code(error, architecture) or AdaptError(
             f"the weights {pretrained!r} of {architecture} are not on this machine and cannot be fetched, or are "
-            f"damaged: {silence or reason(error)}. Connect it, or give a file as open_clip:{architecture}/FILE, or a "
-            "local folder"
+            f"damaged: {silence or reason(error)}. Connect it, give a file as open_clip:{architecture}/FILE or a "
+            "local folder, or try all offline by --backbone mini-clip, which is bundled"
         ) from error
 
 

@@ -76,8 +76,8 @@ def _of(name: str, source: str, changes: dict[str, Any], every: bool) -> Iterato
 
 
 def _cost(recipe: Recipe, method: Method) -> Cost:
-    if recipe.train is None:
-        return Cost.NO_STEP
+    if recipe.train is None:  # what edits a tower is no closed form: it takes steps of its own
+        return Cost.STEPS_ON_FEATURES if method.touches else Cost.NO_STEP
     through = method.touches or method.reads or method.per_image
     return Cost.STEPS_THROUGH_TOWERS if through else Cost.STEPS_ON_FEATURES
 

@@ -88,7 +88,7 @@ class Comparison:
     """The folds of one set of training images, on which candidates are tried one after the other."""
 
     def __init__(self, split: Split, backbone: Backbone, count: int, seed: int) -> None:
-        self._split, self._backbone = split, backbone
+        self._split, self._backbone, self.count = split, backbone, count
         self._chosen = folds(split.train, count, seed)
         self._parts = list(parts(split, self._chosen, count))
         self._places = [place for place, fold in enumerate(self._chosen) if fold is not None]

@@ -32,12 +32,12 @@ from adapt.recipe.file import pair
 from adapt.shown import first_of
 from adapt.tracking import Track, trackers
 from adapt.training.processes import check_alone
-from adapt.training.run_recipe import read_data, run_recipe
+from adapt.training.run_recipe import decodable, listed_data, run_recipe
 
 logger = logging.getLogger("adapt")
 
 # what is trained where nothing can be compared: words weigh most, and the one image of each class adds to them
-UNCOMPARED = ("nearest_mean", {"method.words": 3.0})
+UNCOMPARED: tuple[str, dict[str, Any]] = ("nearest_mean", {"method.words": 3.0})
 BASELINE = "zero_shot"
 STRONG = 2.0  # times the accuracy of guessing, from which on zero-shot says that class names help
 
@@ -81,29 +81,42 @@ def recommend(
     base = read_recipe("zero_shot", list(changes.items()), data)
     changes |= {"backbone": base.backbone, "data.sampling": base.data.sampling}
     with _reserved(out, data) as folder:
-        split = read_data(base, progress)
-        loaded = _dual_encoder(split, load_backbone(base.backbone, device, base.quantize))
-        folds = usual_count(split.train) if folds is None else folds
-        comparison = Comparison(split, loaded, folds, seed)
+        listed_split = listed_data(base)
+        _check_comparable(listed_split)
+        loaded = _dual_encoder(load_backbone(base.backbone, device, base.quantize))
+        split = decodable(listed_split, base, progress)
+        comparison = Comparison(split, loaded, folds or usual_count(split.train), seed)
         features = _features(split, loaded, progress)
         listed = candidates(data, changes, every or budget is not None) if comparison.items else []
         compared, left_out = _compared(comparison, listed, budget, progress)
-        chosen, alike = take(compared) if compared else (None, [])
-        name, settings = (chosen.candidate.name, dict[str, Any]()) if chosen else UNCOMPARED
-        found = Recommendation(
-            chosen=name, rows=rows_of(compared), alike=[each.candidate.name for each in alike], left_out=left_out,
-            notes=_notes(split, comparison, compared), advice=advise(split, features, comparison.items, chosen),
-            about=_about(split, base, comparison, folds),
-        )  # fmt: skip
+        chosen, found = _decided(split, base, comparison, compared, left_out, features)
         if folder is not None:
             found.write(folder)
-        recipe = chosen.candidate.recipe if chosen else read_recipe(name, list((changes | settings).items()), data)
+        settings = changes | ({} if chosen else UNCOMPARED[1])
+        recipe = chosen.candidate.recipe if chosen else read_recipe(UNCOMPARED[0], list(settings.items()), data)
         result = run_recipe(recipe, folder, progress=progress, split=split, backbone=loaded, track=told)
         found = replace(found, result=result)
         if folder is not None:
             found.write(folder)
             found.report(folder)
     return found
+
+
+def _decided(
+    split: Split, recipe: Recipe, comparison: Comparison, compared: list[Compared], left_out: dict[str, str],
+    features: dict[str, Tensor],
+) -> tuple[Compared | None, Recommendation]:  # fmt: skip
+    """What is taken, if anything could be compared, and all that was found out before it is trained."""
+    chosen, alike = take(compared) if compared else (None, [])
+    return chosen, Recommendation(
+        chosen=chosen.candidate.name if chosen else UNCOMPARED[0],
+        rows=rows_of(compared),
+        alike=[each.candidate.name for each in alike],
+        left_out=left_out,
+        notes=_notes(split, comparison, compared),
+        advice=advise(split, features, comparison.items, chosen),
+        about=_about(split, recipe, comparison),
+    )
 
 
 @contextmanager
@@ -131,28 +144,34 @@ def _reserved(out: str | Path | None, data: str) -> Iterator[Path | None]:
             out.rmdir()
 
 
-def _dual_encoder(split: Split, backbone: Backbone) -> DualEncoder:
-    """`backbone`, where the methods can be compared on it and on these images."""
+def _check_comparable(split: Split) -> None:
+    """AdaptError for data on which methods are not compared."""
     if not split.train[0].path:
         raise AdaptError("methods are compared on images, and texts are in their place: train `close` on these")
-    if split.train[0].question or not isinstance(backbone, DualEncoder):
+    if split.train[0].question:
         raise AdaptError("what is compared tells classes apart by a CLIP or SigLIP: give images without questions")
     if split.of_several:
         raise AdaptError(f"{split.name} has images of several classes, and what is compared gives each image one")
     if len(split.class_names) < 2:
         split.check_classes()
         raise AdaptError(f"{split.name} has one class, {split.class_names[0]!r}: there is nothing to tell apart")
+
+
+def _dual_encoder(backbone: Backbone) -> DualEncoder:
+    """AdaptError for a backbone on which methods are not compared."""
+    if not isinstance(backbone, DualEncoder):
+        raise AdaptError("what is compared tells classes apart by a CLIP or SigLIP: give images without questions")
     return backbone
 
 
-def _about(split: Split, recipe: Recipe, comparison: Comparison, folds: int) -> dict[str, Any]:
+def _about(split: Split, recipe: Recipe, comparison: Comparison) -> dict[str, Any]:
     """On what the figures are."""
     return {
         "data": recipe.data.source,
         "backbone": recipe.backbone,
         "shots": recipe.data.shots,
         "seed": recipe.seed,
-        "folds": folds,
+        "folds": comparison.count,
         "train_images": len(split.train),
         "tried_images": len(comparison.items),
         "classes": len(split.class_names),

@@ -33,7 +33,7 @@ _root = click.option(
 @click.command()
 @click.argument("source", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The .safetensors file to write.")
-@click.option("--backbone", help="See `adapt backbones`.  [default: the adapter's]")
+@click.option("--backbone", help="See `adapt backbones`.  [default: the adapter's, or the recipes']")
 @click.option(
     "--pairs", "of_pairs", is_flag=True, help="SOURCE is a .csv with path,text[,entity]: each line is one entry."
 )
@@ -49,7 +49,7 @@ def index(
 
     \b
     Examples:
-      adapt index captions.txt --backbone mini-clip --out captions.safetensors
+      adapt index captions.txt --out captions.safetensors
       adapt index photos/ --backbone mini-clip --out photos.safetensors
       adapt index records.csv --pairs --adapter runs/records --out records.safetensors
     """
@@ -60,6 +60,9 @@ def index(
     check_writable(out)
     if root is not None and not of_pairs:
         raise AdaptError("--root is where the images of --pairs are: leave it out, or give --pairs")
+    if adapter is None:
+        backbone = backbone or common.default_backbone(str(source))
+        common.say_backbone(backbone, str(source))
     pairs = read_pairs(source, root) if of_pairs else []
     entries: Sequence[Any]
     entries, kind = ([item for item, _ in pairs], "pairs") if of_pairs else _entries(source)

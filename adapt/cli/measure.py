@@ -87,7 +87,7 @@ def evaluate_adapter(
 @common.root
 @common.names
 @common.measured
-@click.option("--backbone", default="mini-clip", show_default=True, help="See `adapt backbones`.")
+@click.option("--backbone", help="See `adapt backbones`.  [default: the recipes', for this data]")
 @click.option(
     "--template",
     "templates",
@@ -102,7 +102,7 @@ def zeroshot(
     root: str | None,
     names: str | None,
     part: str,
-    backbone: str,
+    backbone: str | None,
     templates: tuple[str, ...],
     device: str,
     cache: bool,
@@ -118,6 +118,8 @@ def zeroshot(
     from adapt.cli.quiet import quiet_libraries
     from adapt.data.readers import load as load_data
 
+    backbone = backbone or common.default_backbone(data)
+    common.say_backbone(backbone, data)
     split = load_data(data, root, names)
     with quiet_libraries():
         from adapt.backbones.load import load_backbone

@@ -74,6 +74,27 @@ as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 of_adapter = click.option("--backbone", help="The backbone, where the adapter does not name it.")
 
 
+def default_backbone(source: str) -> str:
+    """The backbone that every command takes for the data `source` where none is named: that of the zero-shot recipe."""
+    from adapt.recipe import read_recipe
+
+    return read_recipe("zero_shot", data=source).backbone
+
+
+def say_backbone(name: str, source: str) -> None:
+    """Say first, beside the results, on which backbone a command works, and what the bundled ones do not know."""
+    from adapt.backbones.sources import BUNDLED
+    from adapt.data.emoji.bundled import is_bundled
+
+    click.echo(f"backbone   {name}", err=True)
+    if name.partition("+")[0] in BUNDLED and not is_bundled(source):
+        click.echo(
+            f"{'':10} {name} knows drawings of emoji, and not photographs: it shows that all works, and a CLIP of "
+            "photographs (--backbone open_clip:ViT-B-16-quickgelu/openai) is far better on them",
+            err=True,
+        )
+
+
 def given_backbone(spec: str | None, device: str) -> Any:
     """The backbone that --backbone names; None where it is left out, so that the adapter says which."""
     from adapt.backbones.load import load_backbone

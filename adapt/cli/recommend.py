@@ -67,6 +67,9 @@ def recommend(data: str, out: Path | None, device: str | None, quiet: bool, **op
     """
     from adapt.cli.quiet import quiet_libraries
 
+    if not quiet:
+        common.say_backbone(options["backbone"] or common.default_backbone(data), data)
+        click.echo("Reading the images, and comparing methods on those for training ...", err=True)
     out = out or _free(Path("runs") / f"recommend-{_plain(data)}")
     with quiet_libraries():
         from adapt.choosing.recommend import recommend as run

@@ -109,6 +109,7 @@ def train(
         raise AdaptError("--engine and --address say where several runs go: give --seeds or --sweep, or leave them out")
     if processes > 1 and not is_launched():
         raise SystemExit(launching.launched(processes, chosen.device))
+    _begin(chosen, quiet)
     with quiet_libraries():
         from adapt.training.run_recipe import run_recipe
 
@@ -120,6 +121,11 @@ def train(
             raise SystemExit(launching.STOPPED) from None
     if launching.is_main():
         _say(result, out if plot else None)
+
+
+def _begin(recipe: Recipe, quiet: bool) -> None:
+    if not quiet and launching.is_main():
+        common.say_backbone(recipe.backbone, recipe.data.source)
 
 
 def _say(result: Result, plots: Path | None) -> None:

@@ -36,6 +36,8 @@ if TYPE_CHECKING:  # for editors and type checkers, who see no file being listed
     from adapt.methods.gda import GDA as GDA
     from adapt.methods.ivlp import IVLP as IVLP
     from adapt.methods.kgcoop import KgCoOp as KgCoOp
+    from adapt.methods.knn import KNN as KNN
+    from adapt.methods.lda import LDA as LDA
     from adapt.methods.linear_probe import LinearProbe as LinearProbe
     from adapt.methods.ln_tuning import LNTuning as LNTuning
     from adapt.methods.lora import LoRA as LoRA
@@ -43,6 +45,7 @@ if TYPE_CHECKING:  # for editors and type checkers, who see no file being listed
     from adapt.methods.maple import MaPLe as MaPLe
     from adapt.methods.mma import MMA as MMA
     from adapt.methods.modx import ModX as ModX
+    from adapt.methods.nearest_mean import NearestMean as NearestMean
     from adapt.methods.ogen import OGEN as OGEN
     from adapt.methods.prograd import ProGrad as ProGrad
     from adapt.methods.projector import Projector as Projector
@@ -82,8 +85,9 @@ def find(name: str) -> type[Method]:
         return _registered[name]
     if name in _entry_points():
         return _loaded(_entry_points()[name])
+    hint = nearest(name, names(), "`adapt methods`")
     raise AdaptError(
-        f"unknown method {name!r}; {nearest(name, names())}. One of your own is known by `adapt --plugin FILE`, "
+        f"unknown method {name!r}; {hint}. One of your own is known by `adapt --plugin FILE`, "
         "`adapt.methods.register`, or once its package is installed"
     )
 

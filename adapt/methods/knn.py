@@ -16,7 +16,7 @@ from torch import Tensor
 
 from adapt.backbones.base import DualEncoder
 from adapt.methods.base import Choice, Training
-from adapt.methods.base.labels import check_labels_of
+from adapt.methods.base.kept_labels import check_labels_of
 from adapt.methods.base.plain_classifier import PlainClassifier, PlainClassifierConfig
 
 NEIGHBOURS = (1, 3, 5, 9, 17)

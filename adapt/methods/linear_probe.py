@@ -48,6 +48,10 @@ class LinearProbe(PlainClassifier):
         strength = {"strength": Choice(STRENGTHS, usual=USUAL)} if self.config.strength is None else {}
         return strength | super().grid
 
+    @property
+    def balanced(self) -> bool:
+        return bool(self.config.class_weights == "balanced")
+
     def trials(self, training: Training, choices: Mapping[str, Choice], learned: bool = False) -> Iterator[Trial]:
         """The trials of `Method.trials`, at a tolerance at which a strength takes a tenth of the time."""
         self._tolerance = ROUGH

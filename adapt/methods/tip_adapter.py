@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from adapt.backbones.base import DualEncoder
 from adapt.backbones.tokenizer import TextTokenizer
 from adapt.methods.base import Choice, Encoded, ImageStep, Method, MethodConfig, Training, Trial
-from adapt.methods.base.labels import check_labels_of
+from adapt.methods.base.kept_labels import check_labels_of
 from adapt.methods.zero_shot import Templates
 from adapt.prompts import Prompt, from_templates
 

@@ -28,7 +28,7 @@ WITHIN = 2.0  # standard errors behind the likeliest
 TEMPERATURES = 10 ** torch.arange(-2, 3.01, 0.25)
 AT_ONCE = 2**24  # numbers
 
-Values = tuple[Any, ...]  # of all settings, in the order of the grid
+_Combination = tuple[Any, ...]  # a value of each setting, in the order of the grid
 
 
 def choose(training: Fitting, learned: bool = False) -> None:
@@ -53,26 +53,37 @@ def choose(training: Fitting, learned: bool = False) -> None:
     _settle(training, choices, dict(zip(choices, values, strict=True)), how, accuracy)
 
 
-def _by_validation(training: Fitting, choices: Mapping[str, Choice], learned: bool) -> tuple[Values, float]:
-    labels, right = training.labels("val"), dict[Values, int]()
+def _by_validation(training: Fitting, choices: Mapping[str, Choice], learned: bool) -> tuple[_Combination, float]:
+    labels, right = training.labels("val"), dict[_Combination, float]()
+    weights = _weights(training, labels)
     for settings, logits in training.model.method.trials(training, choices, learned):
-        right[_values(settings, choices)] = int((logits.argmax(-1).cpu() == labels).sum())
+        right[_values(settings, choices)] = float(((logits.argmax(-1).cpu() == labels) * weights).mean())
     best = max(right, key=right.__getitem__)  # the first of equals
-    return best, right[best] / len(labels)
+    return best, right[best]
 
 
-def _by_folds(training: Fitting, folds: Sequence[Fitting], choices: Mapping[str, Choice]) -> tuple[Values, float]:
-    likely: dict[Values, list[Tensor]] = {}
-    right: dict[Values, int] = {}
+def _by_folds(training: Fitting, folds: Sequence[Fitting], choices: Mapping[str, Choice]) -> tuple[_Combination, float]:
+    likely: dict[_Combination, list[Tensor]] = {}
+    right: dict[_Combination, list[Tensor]] = {}
     for fold in folds:
         labels = fold.labels("val")
         for settings, logits in training.model.method.trials(fold, choices):
             values, logits = _values(settings, choices), logits.cpu().float()
             likely.setdefault(values, []).append(_log_probabilities(logits, labels))
-            right[values] = right.get(values, 0) + int((logits.argmax(-1) == labels).sum())
+            right.setdefault(values, []).append(logits.argmax(-1) == labels)
     groups = [item.kept_with for fold in folds for item in fold.items("val")]
-    chosen = _nearest_to_usual({values: torch.cat(parts, 1) for values, parts in likely.items()}, choices, groups)
-    return chosen, right[chosen] / len(groups)
+    weights = _weights(training, torch.cat([fold.labels("val") for fold in folds]))
+    weighted = {values: torch.cat(parts, 1) * weights for values, parts in likely.items()}
+    chosen = _nearest_to_usual(weighted, choices, groups)
+    return chosen, float((torch.cat(right[chosen]) * weights).mean())
+
+
+def _weights(training: Fitting, labels: Tensor) -> Tensor:
+    """How much each image counts `(n,)`, one on average: the same, or one over its class's number of images."""
+    if not training.model.method.balanced:
+        return torch.ones(len(labels), dtype=torch.double)
+    weights = 1 / labels.bincount().double()[labels]
+    return weights / weights.mean()
 
 
 def _log_probabilities(logits: Tensor, labels: Tensor) -> Tensor:
@@ -86,7 +97,9 @@ def _log_probabilities(logits: Tensor, labels: Tensor) -> Tensor:
     return torch.cat(parts, 1)
 
 
-def _nearest_to_usual(likely: Mapping[Values, Tensor], choices: Mapping[str, Choice], groups: Sequence[str]) -> Values:
+def _nearest_to_usual(
+    likely: Mapping[_Combination, Tensor], choices: Mapping[str, Choice], groups: Sequence[str]
+) -> _Combination:
     """The combination that is the fewest steps from the usual one, of those that nothing is surely better than."""
     at_best = {values: each[each.mean(1).argmax()].double() for values, each in likely.items()}
     best = max(at_best, key=lambda values: float(at_best[values].mean()))
@@ -96,7 +109,7 @@ def _nearest_to_usual(likely: Mapping[Values, Tensor], choices: Mapping[str, Cho
     ]
     usual = [_place(choice, choice.usual) for choice in choices.values()]
 
-    def steps(values: Values) -> float:
+    def steps(values: _Combination) -> float:
         own = [_place(choice, value) for choice, value in zip(choices.values(), values, strict=True)]
         return sum(abs(one - other) for one, other in zip(own, usual, strict=True))
 
@@ -113,7 +126,7 @@ def _thinned(choice: Choice) -> Choice:
     return Choice(choice.values[::step], choice.usual)
 
 
-def _values(settings: Mapping[str, Any], choices: Mapping[str, Choice]) -> Values:
+def _values(settings: Mapping[str, Any], choices: Mapping[str, Choice]) -> _Combination:
     return tuple(settings[name] for name in choices)
 
 

@@ -84,12 +84,9 @@ def fit(
         raise AdaptError(f"seed is {seed}; expected a whole number from 0 to 2^63 - 1")
     found = trackers(track, out)
     model.turn(are_turned(chain(train_set, val_set, test_set)))
-    chosen = _settings(model, settings, cache)
-    _check_parts(model, train_set, val_set, test_set)
+    chosen = check_training(model, train_set, test_set, val_set=val_set, cache=cache, calibrate=calibrate, **settings)
     if blend is not None:
         model.answers = model.blended(blend, template).answers
-    if calibrate:
-        check_calibration(model, train_set, val_set)
     method = {"name": model.method.name, **model.method.config.model_dump(mode="json")}
     origin = recipe or {"method": method, "classes": list(model.class_names), "train": settings, "seed": seed}
     processes = processes_on(model.backbone.device)
@@ -104,6 +101,27 @@ def fit(
             told = progress and processes.main
             training = Fitting(model, train_set, val_set, chosen, seed, run, cache, told, processes)
             return _fit(training, journal, test_set, template, recipe, calibrate)
+
+
+def check_training(
+    model: Adapted[Any],
+    train_set: Sequence[Item],
+    test_set: Sequence[Item],
+    *,
+    val_set: Sequence[Item],
+    cache: bool,
+    calibrate: bool,
+    **settings: Any,
+) -> TrainSettings | None:
+    """The checked settings of `fit`, with the precision that auto is here; None for a method that takes no steps.
+
+    Raises AdaptError for all that `fit` refuses, before an image is opened.
+    """
+    chosen = _settings(model, settings, cache)
+    _check_parts(model, train_set, val_set, test_set)
+    if calibrate:
+        check_calibration(model, train_set, val_set)
+    return chosen
 
 
 def _check_parts(

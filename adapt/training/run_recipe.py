@@ -24,7 +24,7 @@ from adapt.recipe import Recipe
 from adapt.shown import shown
 from adapt.tracking import Track, trackers
 from adapt.training.baseline import check_several
-from adapt.training.fit import fit
+from adapt.training.fit import check_training, fit
 from adapt.training.processes import processes_on
 from adapt.training.result import Result
 from adapt.training.run import Run
@@ -37,7 +37,15 @@ logger = logging.getLogger("adapt")
 def read_data(recipe: Recipe, progress: bool = False) -> Split:
     """The recipe's data, sampled to its shots, with images that all decode.
 
-    Raises AdaptError where there is nothing to train on, and for broken images unless the recipe skips them.
+    Raises AdaptError as `listed_data` and `decodable` do.
+    """
+    return decodable(listed_data(recipe), recipe, progress)
+
+
+def listed_data(recipe: Recipe) -> Split:
+    """The recipe's data, sampled to its shots; no image is opened.
+
+    Raises AdaptError where there is nothing to train on, and for data that the method cannot learn from.
     """
     split = recipe.data.load()
     note_passed_over(recipe.data.source, split)
@@ -50,8 +58,13 @@ def read_data(recipe: Recipe, progress: bool = False) -> Split:
         split = split.few_shot(recipe.data.shots, recipe.seed, recipe.data.sampling)
         _note_short(split, recipe.data.shots)
     check_several(methods.find(recipe.method["name"])(**recipe.method_config), split.train)
+    return split.only(recipe.data.classes)
+
+
+def decodable(split: Split, recipe: Recipe, progress: bool) -> Split:
+    """What decodes of `split`. Raises AdaptError for broken images unless the recipe skips them."""
     with counting_bar("checking", progress) as bar:
-        return without_broken(split.only(recipe.data.classes), recipe.data.broken, bar)
+        return without_broken(split, recipe.data.broken, bar)
 
 
 def _check_without_classes(split: Split, recipe: Recipe) -> None:
@@ -138,13 +151,27 @@ def run_recipe(
     `track` names trackers, or holds some of the user's own, as in `fit`.
     """
     found = trackers(track, out)
-    split = read_data(recipe, progress) if split is None else with_validation(split, recipe)
-    if recipe.start is not None:  # before the backbone is loaded
-        method = methods.find(recipe.method["name"])(**recipe.method_config)
-        check_start(recipe.start, method, recipe.train is not None, split.class_names)
     main = processes_on(chosen(recipe.device)).main
     with Run(out, recipe.to_yaml(), resume, main) if out is not None else nullcontext() as run:
-        return learn(recipe, build(recipe, split.class_names, backbone), split, run, progress, found)
+        listed = listed_data(recipe) if split is None else with_validation(split, recipe)
+        if recipe.start is not None:  # before the backbone is loaded
+            method = methods.find(recipe.method["name"])(**recipe.method_config)
+            check_start(recipe.start, method, recipe.train is not None, listed.class_names)
+        model = build(recipe, listed.class_names, backbone)
+        check_training(
+            model, listed.train, listed.test, val_set=listed.val, cache=recipe.cache, calibrate=recipe.calibrate,
+            **settings_of(recipe, listed),
+        )  # fmt: skip
+        split = decodable(listed, recipe, progress) if split is None else listed
+        return learn(recipe, model, split, run, progress, found)
+
+
+def settings_of(recipe: Recipe, split: Split) -> dict[str, Any]:
+    """The settings of `fit` for training by the recipe on these images: those that are set, with a plain length."""
+    if recipe.train is None:
+        return {}
+    plain = recipe.train.at(recipe.data.shots or images_a_class(split))
+    return plain.model_dump(exclude_unset=True, exclude_none=True)
 
 
 def learn(
@@ -157,10 +184,7 @@ def learn(
     **changes: Any,
 ) -> Result:
     """`fit` by the recipe's settings, with `changes` of those of the training; null leaves a setting out."""
-    settings: dict[str, Any] = {}
-    if recipe.train is not None:
-        plain = recipe.train.at(recipe.data.shots or images_a_class(split))
-        settings = plain.model_dump(exclude_unset=True, exclude_none=True)
+    settings = settings_of(recipe, split) | changes
     return fit(
         model,
         split.train,
@@ -175,5 +199,5 @@ def learn(
         blend=recipe.blend,
         calibrate=recipe.calibrate,
         track=track,
-        **{key: value for key, value in (settings | changes).items() if value is not None},
+        **{key: value for key, value in settings.items() if value is not None},
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -40,7 +41,9 @@ def test_search_finds_the_nearest(run, captions: Path, photos: Path) -> None:
     assert plain == "a lime tree\n   1.000  a lime tree\n"
 
 
-def test_a_folder_and_a_csv(run, refused, photos: Path, tmp_path: Path, model_folder: Path) -> None:
+def test_a_folder_and_a_csv(
+    run, refused, photos: Path, tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "photos.safetensors"
     run("index", photos, "--backbone", model_folder, "--out", out)
     assert load_index(out).header.kind == "images"
@@ -51,7 +54,8 @@ def test_a_folder_and_a_csv(run, refused, photos: Path, tmp_path: Path, model_fo
     assert load_index(out).entries == ("a sky", "a tree")
     (tmp_path / "a.csv").write_text("id,caption\n1,a sky\n")
     refused(run("index", tmp_path / "a.csv", "--backbone", model_folder, "--out", out), "no column 'text'")
-    refused(run("index", tmp_path / "captions.txt", "--out", out), "nothing says what encodes")
+    monkeypatch.setattr("adapt.recipe.read_recipe", lambda *given, **more: SimpleNamespace(backbone="no-such"))
+    refused(run("index", tmp_path / "captions.txt", "--out", out), "unknown backbone 'no-such'")  # the recipes' own
     assert load_index(out).entries == ("a sky", "a tree")  # what existed stays
 
 

@@ -136,7 +136,11 @@ def test_features_of_stored_images_keep_their_key() -> None:
 def probe() -> Any:
     def trained(own: Path, out: Path, *overrides: str) -> Path:
         run_recipe(
-            read_recipe("linear_probe", ["backbone=mini-clip", "device=cpu", "data.shots=null", *overrides], str(own)),
+            read_recipe(
+                "linear_probe",
+                ["backbone=mini-clip", "device=cpu", "data.shots=null", "method.strength=1000", *overrides],
+                str(own),
+            ),
             out,
             False,
         )

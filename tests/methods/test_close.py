@@ -13,7 +13,8 @@ from torch import Tensor
 import adapt
 from adapt import AdaptError, Backbone, methods
 from adapt.data import Item, Split, load, read_csv
-from adapt.data.check import remarks
+from adapt.data.checks import found_in
+from adapt.data.looking import look
 from adapt.methods.close import noisy
 
 STEPS = {"iterations": 3, "batch_size": 4, "lr": 0.1, "schedule": "constant", "augment": "none", "progress": False}
@@ -126,7 +127,7 @@ def test_a_csv_that_mixes_both_is_refused(tmp_path: Path, content: str, expected
 def test_texts_have_identities_of_their_own(of_texts: Split) -> None:
     other = replace(of_texts, train=tuple(replace(item, text=item.text + "!") for item in of_texts.train))
     assert other.fingerprint != of_texts.fingerprint
-    assert remarks(replace(of_texts, val=())) == []
+    assert found_in(look("texts", replace(of_texts, val=()))) == []
     few = of_texts.few_shot(1, seed=2)
     assert len(few.train) == len(of_texts.class_names)
     held = replace(of_texts, val=()).with_validation(1)

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from sklearn.linear_model import LogisticRegression
 
 import adapt
 from adapt import AdaptedModel, AdaptError, Backbone, methods
@@ -66,28 +65,21 @@ def test_a_loss_without_the_cross_entropy_has_no_weights(
         adapt.fit(model, tiny_split.train, **STEPS, class_weights="balanced")
 
 
-def test_the_probe_weighs_classes_as_scikit_learn_does(open_clip: Backbone) -> None:
-    torch.manual_seed(0)
-    labels = torch.tensor([0] * 40 + [1] * 8 + [2] * 4)
-    features = F.normalize(torch.eye(3, 64)[labels] + 0.4 * torch.randn(len(labels), 64), dim=-1)
-    found = {}
-    for weights, given in (("balanced", "balanced"), ("equal", None)):
-        probe = adapt.wrap(open_clip, methods.LinearProbe(strength=10.0, class_weights=weights), ("a", "b", "c"))
-        probe.method.solve((features, labels), None)
-        expected = LogisticRegression(C=10.0, class_weight=given, tol=1e-8, max_iter=5000).fit(features, labels)
-        torch.testing.assert_close(
-            probe.logits(features).softmax(-1).double(),
-            torch.from_numpy(expected.predict_proba(features.numpy())).double(),
-            atol=1e-3,
-            rtol=0,
-        )
-        found[weights] = probe.method.weight.detach().clone()
-    assert (found["balanced"] - found["equal"]).abs().max() > 0.1
+@pytest.mark.parametrize("weights", ["equal", "balanced"])
+def test_the_probe_chooses_by_what_its_weights_say(open_clip: Backbone, tiny_split: Split, weights: Any) -> None:
+    """One setting answers the frequent class always, the other the rare ones: the first tells more images right."""
+    first = [item for item in tiny_split.train if item.label == 0]
+    rare = [next(item for item in tiny_split.val if item.label == label) for label in (1, 2)]
+    model = adapt.wrap(open_clip, methods.LinearProbe(class_weights=weights), tiny_split.class_names)
+    answers = {0.001: [0] * (len(first) + 2), 1000.0: [1] * len(first) + [1, 2]}
 
+    def fixed(training: Any, choices: Any, learned: bool = False) -> Any:
+        for strength, labels in answers.items():
+            yield {"strength": strength}, F.one_hot(torch.tensor(labels), 3).float()
 
-def test_the_probe_chooses_by_balanced_accuracy(open_clip: Backbone) -> None:
-    probe = adapt.wrap(open_clip, methods.LinearProbe(class_weights="balanced"), ("a", "b")).method
-    labels = torch.tensor([0, 0, 0, 1])
-    with torch.no_grad():
-        probe.bias.copy_(torch.tensor([1.0, 0.0]))  # says a of everything
-    assert probe._accuracy(probe, (torch.zeros(4, 64), labels)) == 0.5
+    model.method.trials = fixed
+    chosen = adapt.fit(model, tiny_split.train, val_set=[*first, *rare], progress=False).metrics["chosen"]
+    assert len(first) > 2
+    assert chosen["settings"] == {"strength": 0.001 if weights == "equal" else 1000.0}
+    share = len(first) / (len(first) + 2)
+    assert chosen["accuracy"] == pytest.approx(share if weights == "equal" else 2 / 3)

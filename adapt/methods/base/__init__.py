@@ -122,11 +122,13 @@ class Method(nn.Module):
         """The settings that are left to the data, with the values to try: see `adapt.training.choice`."""
         return {}
 
-    def trials(self, training: Training, choices: Mapping[str, Choice], learned: bool = False) -> Iterator[Trial]:
-        """Logits of the validation images under each combination of `choices`, fitted to the training images.
+    @property
+    def balanced(self) -> bool:
+        """Whether in what is chosen on data each class counts the same, however many images it has."""
+        return False
 
-        Where it has `learned` from these already it is not fitted again.
-        """
+    def trials(self, training: Training, choices: Mapping[str, Choice], learned: bool = False) -> Iterator[Trial]:
+        """Logits of the validation images under each of `choices`, fitted unless it has `learned` already."""
         return trials(self, training, choices, learned)
 
     @property

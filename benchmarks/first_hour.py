@@ -1,0 +1,186 @@
+"""What `adapt recommend` takes on ordinary folders, against scikit-learn's classifiers on the same features."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import warnings
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from statistics import mean
+from tempfile import gettempdir
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import adapt
+from adapt import AdaptedModel
+from adapt.choosing.recommend import recommend
+from adapt.data import Split
+from adapt.evaluation.noise import standard_error
+from adapt.features import item_features, labels_of
+from adapt.methods import GDA, ZeroShot
+from adapt.methods.gda import ALPHAS
+from adapt.recipe import read_recipe
+from adapt.training.run_recipe import build, learn
+from benchmarks.drawings import backbone
+from benchmarks.drawings import right as right_of
+from benchmarks.ordinary_folders import SETS, write
+from benchmarks.text import Row
+
+SHOTS: tuple[int | None, ...] = (2, 4, 8, 16, None)
+SEEDS = (1, 2, 3)
+FOLDER = Path(gettempdir()) / "adapt-first-hour"
+PLAIN = ("logistic regression", "LDA", "5 neighbours")
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One draw of the shots: which test images are right with each classifier, what was taken and expected."""
+
+    right: dict[str, Tensor]  # 1 where an image is right, else 0
+    classes: int
+    chosen: str
+    estimate: float
+    error: float
+    gda_behind: float
+    """How far GDA at the alpha it chose is behind its best alpha on the test images."""
+
+
+def rows(progress: Callable[[str], None]) -> Iterator[Row]:
+    """A row for each data set and number of shots, then the bars."""
+    for name in SETS:
+        progress(f"drawing {name}")
+        write(name, FOLDER)
+    cells = list(product(SETS, SHOTS))
+    with ProcessPoolExecutor(os.cpu_count(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        draws = pool.map(_draws, *zip(*cells, strict=True))
+        found = dict(zip(cells, _told(draws, cells, progress), strict=True))
+    for (name, shots), own in found.items():
+        yield {"case": f"{name}, {shots or 'all'} shots", "text": _line(own)}
+    yield from _bars(found)
+
+
+def _told(draws: Iterator[Any], cells: list[Any], progress: Callable[[str], None]) -> Iterator[Any]:
+    for number, (cell, own) in enumerate(zip(cells, draws, strict=True), 1):
+        progress(f"{number} of {len(cells)}: {cell[0]}, {cell[1] or 'all'} shots: {_line(own)}")
+        yield own
+
+
+def _draws(name: str, shots: int | None) -> list[Draw]:
+    return [_draw(name, shots, seed) for seed in SEEDS]
+
+
+def _draw(name: str, shots: int | None, seed: int) -> Draw:
+    folder = str(FOLDER / name)
+    split = adapt.data.load(folder)
+    split = split if shots is None else split.few_shot(shots, seed)
+    zero_shot = adapt.wrap(backbone(), ZeroShot(), split.class_names).eval()
+    train, test = (item_features(zero_shot, items, workers=0) for items in (split.train, split.test))
+    truth = labels_of(split.test)
+    taken = recommend(folder, shots=shots, seed=seed, backbone="mini-clip", progress=False)
+    model = _trained(taken.command, split)
+    assert taken.estimate is not None
+    assert taken.result is not None
+    right = {"taken": right_of(model, split.test), "zero-shot": right_of(zero_shot, split.test)}
+    assert float(right["taken"].mean()) == taken.result.accuracy  # the command trains the same again
+    answers = _plain(train.double().numpy(), labels_of(split.train).numpy(), test.double().numpy())
+    right |= {each: (torch.from_numpy(predicted) == truth).double() for each, predicted in answers.items()}
+    return Draw(right, len(split.class_names), taken.chosen, *taken.estimate, _gda_behind(split, test, truth))
+
+
+def _trained(command: str, split: Split) -> AdaptedModel:
+    """The model that the command trains."""
+    _, _, name, *options = shlex.split(command)
+    sets = [option.removeprefix("--set=") for option in options if option.startswith("--set=")]
+    [data] = [option.removeprefix("--data=") for option in options if option.startswith("--data=")]
+    recipe = read_recipe(name, sets, data)
+    model = build(recipe, split.class_names, backbone())
+    assert isinstance(model, AdaptedModel)
+    learn(recipe, model, split, None, progress=False)
+    return model.eval()
+
+
+def _plain(features: Any, labels: Any, test: Any) -> dict[str, Any]:
+    """What scikit-learn's classifiers answer `(n,)`, as one would write them down: fifteen lines."""
+    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+    from sklearn.linear_model import LogisticRegression, LogisticRegressionCV
+    from sklearn.neighbors import KNeighborsClassifier
+
+    smallest = int(np.bincount(labels).min())
+    regression: Any = LogisticRegression(max_iter=5000)
+    if smallest > 1:
+        regression = LogisticRegressionCV(Cs=np.logspace(-3, 3, 7), cv=min(5, smallest), max_iter=5000)
+    models = {
+        "logistic regression": regression,
+        "LDA": LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto"),
+        "5 neighbours": KNeighborsClassifier(min(5, len(labels))),
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return {name: model.fit(features, labels).predict(test) for name, model in models.items()}
+
+
+def _gda_behind(split: Split, test: Tensor, truth: Tensor) -> float:
+    model = adapt.wrap(backbone(), GDA(views=0), split.class_names)
+    adapt.fit(model, split.train, progress=False)
+    model.eval()
+    chosen, accuracy = model.method.config.alpha, dict[float, float]()
+    for alpha in ALPHAS:
+        model.method.config = model.method.config.model_copy(update={"alpha": alpha})
+        accuracy[alpha] = float((model.logits(test).argmax(-1) == truth).float().mean())
+    return max(accuracy.values()) - accuracy[chosen]
+
+
+def _accuracy(draws: Sequence[Draw], name: str) -> float:
+    return mean(float(draw.right[name].mean()) for draw in draws)
+
+
+def _behind(draws: Sequence[Draw]) -> tuple[float, float]:
+    """How far what was taken is behind the best of scikit-learn's, over the draws, and in paired standard errors."""
+    best = max(PLAIN, key=lambda name: _accuracy(draws, name))
+    apart = torch.stack([draw.right[best] - draw.right["taken"] for draw in draws]).mean(0)
+    error = standard_error(apart, [str(number) for number in range(len(apart))])
+    return float(apart.mean()), float(apart.mean()) / error if error else 0.0
+
+
+def _line(draws: Sequence[Draw]) -> str:
+    figures = ", ".join(f"{name} {100 * _accuracy(draws, name):.1f}" for name in ("taken", *PLAIN, "zero-shot"))
+    behind, errors = _behind(draws)
+    chosen = ", ".join(dict.fromkeys(draw.chosen for draw in draws))
+    expected = ", ".join(f"{100 * draw.estimate:.0f} ± {100 * draw.error:.0f}" for draw in draws)
+    return f"{figures}; {100 * behind:+.1f} points behind, {errors:+.1f} standard errors; {chosen}; expected {expected}"
+
+
+def _bars(found: dict[Any, list[Draw]]) -> Iterator[Row]:
+    errors = {cell: _behind(draws)[1] for cell, draws in found.items()}
+    worst = max(errors, key=errors.__getitem__)
+    within = sum(each <= 1 for each in errors.values())
+    yield _bar("within one paired standard error of the best of scikit-learn's", f"{within} of {len(errors)} cells")
+    yield _bar("furthest behind", f"{errors[worst]:.1f} standard errors ({worst[0]}, {worst[1] or 'all'} shots)")
+    yield _bar("mean over all cells", _means(found.values()))
+    strong = [draws for draws in found.values() if _is_strong(draws)]
+    yield _bar(f"mean over the {len(strong)} cells whose zero-shot is at least twice chance", _means(strong))
+    draws = [draw for each in found.values() for draw in each]
+    met = sum(abs(draw.estimate - _accuracy([draw], "taken")) <= 2 * draw.error for draw in draws)
+    yield _bar("estimates within two standard errors of the test", f"{met} of {len(draws)}")
+    yield _bar("gda behind its best alpha on the test", f"{100 * mean(draw.gda_behind for draw in draws):.2f} points")
+
+
+def _is_strong(draws: Sequence[Draw]) -> bool:
+    return _accuracy(draws, "zero-shot") >= 2 / draws[0].classes
+
+
+def _means(cells: Collection[Sequence[Draw]]) -> str:
+    return ", ".join(
+        f"{name} {100 * mean(_accuracy(draws, name) for draws in cells):.2f}" for name in ("taken", *PLAIN, "zero-shot")
+    )
+
+
+def _bar(case: str, text: str) -> Row:
+    return {"case": case, "text": text}
