@@ -5,16 +5,28 @@ covariance); the classifier is a textbook's (Hastie et al., The Elements of Stat
 Reference: scikit-learn's `ledoit_wolf`.
 Deviations: scikit-learn's own `LinearDiscriminantAnalysis(shrinkage="auto")` shrinks the covariance of each class by
 itself and averages; with two or three images a class nothing is left of it. Here the images' deviations from their
-class means are one sample, whose covariance is shrunk once. With one image a class there is no deviation, and the class
-means decide by themselves, as in `nearest_mean`. Beside zero-shot logits where `words` asks for them, which is ours.
+class means are one sample, whose covariance is shrunk once. `ridge` adds a multiple of the identity that fades as
+images come: 1 is what GDA adds (Wang et al., ICLR 2024) to a covariance that is not shrunk, 0 adds none. With one image
+a class there is no deviation, and the class means decide by themselves, as in `nearest_mean`. Beside zero-shot logits
+where `words` asks for them, which is ours.
 """
 
 from __future__ import annotations
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from adapt.methods.base.plain_classifier import PlainClassifier, class_means
+from adapt.methods.base import Choice
+from adapt.methods.base.plain_classifier import PlainClassifier, PlainClassifierConfig, class_means
+
+RIDGES = Choice((0.0, 0.2, 1.0), usual=0.2)
+
+
+class LDAConfig(PlainClassifierConfig):
+    ridge: float | None = Field(default=0.0, ge=0)
+    """How often the total variance over the number of images is added to every variance; 0 is Ledoit and Wolf's
+    covariance, null leaves it to the data."""
 
 
 class LDA(PlainClassifier):
@@ -22,6 +34,11 @@ class LDA(PlainClassifier):
 
     name = "lda"
     title = "Linear discriminant analysis, shrunk (Ledoit and Wolf, JMVA 2004)"
+    Config = LDAConfig
+
+    @property
+    def grid(self) -> dict[str, Choice]:
+        return ({"ridge": RIDGES} if self.config.ridge is None else {}) | super().grid
 
     def solve(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         from sklearn.covariance import ledoit_wolf
@@ -31,7 +48,8 @@ class LDA(PlainClassifier):
         if not apart.any():
             return self.scale * means, torch.zeros(len(means))
         covariance = torch.from_numpy(ledoit_wolf(apart.numpy(), assume_centered=True)[0])
-        unbiased = len(features) / max(1, len(features) - len(means))
-        weight = torch.linalg.solve(covariance * unbiased, means.T).T
+        covariance *= len(features) / max(1, len(features) - len(means))  # without bias
+        covariance += self.config.ridge * covariance.trace() / len(features) * torch.eye(len(covariance))
+        weight = torch.linalg.solve(covariance, means.T).T
         priors = labels.bincount(minlength=len(means)) / len(labels)
         return weight, priors.log() - (weight * means).sum(-1) / 2

@@ -95,6 +95,21 @@ def test_lda_is_scikit_learns_on_one_covariance(open_clip: Backbone) -> None:
     assert scaled(ours, expected) < 1e-4
 
 
+def test_a_ridge_of_one_is_what_gda_adds(open_clip: Backbone) -> None:
+    """On many images of few numbers nothing is shrunk, and a ridge of one is GDA's prior, up to the scale of all."""
+    from adapt.methods.gda import classifier, shrunk_precision
+
+    train = images(3, each=3000, spread=0.5)
+    model = fitted(open_clip, methods.LDA(ridge=1.0), train)
+    features, labels = train[0].double(), train[1]
+    means = torch.stack([features[labels == label].mean(0) for label in range(3)])
+    apart = features - means[labels]
+    weight, _ = classifier(means, shrunk_precision(apart.T.cov(), len(apart)))
+    ours = model.method.weight.double()
+    assert scaled(ours / ours.norm(), weight / weight.norm()) < 2e-2
+    assert scaled(fitted(open_clip, methods.LDA(ridge=100.0), train).method.weight, model.method.weight) > 0.1
+
+
 def test_lda_with_one_image_a_class_is_the_nearest_mean(open_clip: Backbone) -> None:
     train, others = images(3, each=1), images(3)[0]
     one, other = (fitted(open_clip, method, train).logits(others) for method in (methods.LDA(), methods.NearestMean()))

@@ -13,6 +13,10 @@ from card import TARGET
 
 METHODS = {
     "linear_probe": "linear probe",
+    "lda": "LDA",
+    "lda method.words=null method.ridge=null": "LDA beside words",
+    "nearest_mean": "nearest mean",
+    "knn": "nearest neighbours",
     "coop": "CoOp",
     "kgcoop": "KgCoOp",
     "prograd": "ProGrad",
