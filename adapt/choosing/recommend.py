@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from adapt.backbones.base import Backbone, DualEncoder
 from adapt.backbones.load import load_backbone
 from adapt.choosing.advice import advise
-from adapt.choosing.candidates import Candidate, Cost, candidates
-from adapt.choosing.compare import PILOT, Compared, Comparison, take
+from adapt.choosing.candidates import candidates
+from adapt.choosing.compare import Compared, Comparison, take
+from adapt.choosing.race import BASELINE, race
 from adapt.choosing.recommendation import Recommendation, rows_of
 from adapt.data.folds import usual_count
 from adapt.data.split import Split
@@ -26,7 +25,7 @@ from adapt.errors import AdaptError
 from adapt.features import item_features
 from adapt.methods.zero_shot import ZeroShot
 from adapt.models.wrap import wrap
-from adapt.progress import counting_bar, readable_time
+from adapt.progress import counting_bar
 from adapt.recipe import Recipe, read_recipe
 from adapt.recipe.file import pair
 from adapt.shown import first_of
@@ -38,7 +37,6 @@ logger = logging.getLogger("adapt")
 
 # what is trained where nothing can be compared: words weigh most, and the one image of each class adds to them
 UNCOMPARED: tuple[str, dict[str, Any]] = ("nearest_mean", {"method.words": 3.0})
-BASELINE = "zero_shot"
 STRONG = 2.0  # times the accuracy of guessing, from which on zero-shot says that class names help
 
 
@@ -88,7 +86,7 @@ def recommend(
         comparison = Comparison(split, loaded, folds or usual_count(split.train), seed)
         features = _features(split, loaded, progress)
         listed = candidates(data, changes, every or budget is not None) if comparison.items else []
-        compared, left_out = _compared(comparison, listed, budget, progress)
+        compared, left_out = race(comparison, listed, budget, progress)
         chosen, found = _decided(split, base, comparison, compared, left_out, features)
         if folder is not None:
             found.write(folder)
@@ -185,81 +183,6 @@ def _features(split: Split, backbone: DualEncoder, progress: bool) -> dict[str, 
     with counting_bar("encoding", progress) as bar:
         parts = {"train": split.train, "val": split.val, "test": split.test}
         return {part: item_features(model, items, workers=2, progress=bar) for part, items in parts.items() if items}
-
-
-def _compared(
-    comparison: Comparison, listed: Sequence[Candidate], budget: float | None, progress: bool
-) -> tuple[list[Compared], dict[str, str]]:
-    """All that could be tried in the time, and why the others were not."""
-    race = _Race(comparison, listed, budget)
-    for number, candidate in enumerate(listed, 1):
-        race.run(candidate)
-        if progress:
-            logger.info("  %2d of %d  %s", number, len(listed), race.said(candidate.name, listed[number:]))
-    if listed and not race.compared:
-        name, reason = next(iter(race.left_out.items()))
-        raise AdaptError(f"no method could be compared; {name}: {reason}")
-    return race.compared, race.left_out
-
-
-class _Race:
-    """Methods one after the other, and how long the rest takes.
-
-    All but zero-shot, which is the measure of what class names say, go on only while they keep up with the best so far.
-    """
-
-    def __init__(self, comparison: Comparison, listed: Sequence[Candidate], budget: float | None) -> None:
-        self.compared, self.left_out = list[Compared](), dict[str, str]()
-        self._comparison, self._budget, self._started = comparison, budget, time.monotonic()
-        self._seconds: dict[str, float] = {}  # of one training on one part, of those with steps
-        for candidate in listed:
-            if candidate.cost is not Cost.NO_STEP and (candidate.always or budget is None):
-                with suppress(AdaptError, torch.OutOfMemoryError):  # which its turn will tell
-                    self._seconds[candidate.name] = comparison.estimate(candidate)
-
-    def run(self, candidate: Candidate) -> None:
-        try:
-            tried = self._within_budget(candidate) or self._tried(candidate)
-        except (AdaptError, torch.OutOfMemoryError, torch.linalg.LinAlgError) as error:
-            tried = str(error)
-        if isinstance(tried, str):
-            self.left_out[candidate.name] = tried
-        else:
-            self.compared.append(tried)
-
-    def _tried(self, candidate: Candidate) -> Compared | str:
-        if candidate.name == BASELINE or not self.compared:
-            return self._comparison.run(candidate)
-        return self._comparison.raced(candidate, max(self.compared, key=lambda each: each.accuracy))
-
-    def _within_budget(self, candidate: Candidate) -> str | None:
-        """Why there is no time for the candidate; None where there is."""
-        if self._budget is None or candidate.always:
-            return None
-        left = self._budget - (time.monotonic() - self._started)
-        needed = self._comparison.trainings * self._comparison.estimate(candidate) if left > 0 else 0.0
-        if needed < left:
-            return None
-        more = f"would take about {readable_time(needed)} more" if needed else "not begun"
-        return f"{more}, and the budget is {readable_time(self._budget)}"
-
-    def said(self, name: str, others: Sequence[Candidate]) -> str:
-        """The figures of the method that was tried last, or why it has none, and the time left for the others."""
-        left = f"(about {readable_time(self._left(others))} left)" if others else ""
-        if name in self.left_out:
-            return f"{name:22} {self.left_out[name]}  {left}"
-        last = self.compared[-1]
-        return f"{name:22} {100 * last.accuracy:5.1f} ± {100 * last.error:.1f} %  {left}"
-
-    def _left(self, others: Sequence[Candidate]) -> float:
-        """Seconds that the others take as long as they do not keep up: those with steps are given up on one part."""
-        plain = [each.seconds for each in self.compared if each.candidate.cost is Cost.NO_STEP]
-        each_plain = (self._comparison.trainings - 1) * sum(plain) / max(1, len(plain))  # most of them keep up
-        share = {Cost.STEPS_ON_FEATURES: 1.0, Cost.STEPS_THROUGH_TOWERS: 1 / PILOT}
-        return sum(
-            each_plain if each.cost is Cost.NO_STEP else share[each.cost] * self._seconds.get(each.name, 0.0)
-            for each in others
-        )
 
 
 def _notes(split: Split, comparison: Comparison, compared: Sequence[Compared]) -> list[str]:

@@ -62,3 +62,24 @@ def test_an_adapter_that_training_cannot_start_from(
     config = "{name: coop, n_ctx: 3}" if method == "coop" else "{name: lora}"
     place = adapter if start == "adapter" else start
     refused(run("train", recipe, "--set", f"start={place}", "--set", f"method={config}", *NO_BACKBONE), words)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (("train.views=3",), "views are of augmented images"),
+        (("train.terms={distill: 1}",), "changes no image features that could be held to the backbone's own"),
+        (("blend=0.5", "calibrate=true", "method={name: linear_probe}"), "linear_probe is not trained by steps"),
+    ],
+)
+def test_no_image_is_decoded_before_a_refusal(run, refused, recipe: Path, monkeypatch, changes, words: str) -> None:
+    monkeypatch.setattr("adapt.training.run_recipe.decodable", lambda *given: pytest.fail("images were decoded"))
+    refused(run("train", recipe, *(word for change in changes for word in ("--set", change))), words)
+
+
+def test_a_run_that_is_there_is_found_before_the_data_is_read(run, refused, recipe: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/metrics.json").write_text("{}")
+    (tmp_path / "run/recipe.yaml").write_text("")
+    where = ("--data", tmp_path / "nowhere", "--out", tmp_path / "run")
+    refused(run("train", recipe, *where), "already holds a run")
