@@ -176,7 +176,7 @@ class Comparison:
             return 0.0
         part, _ = self._parts[0]
         settings = self._settings(candidate, part)
-        with _quiet():
+        with _quiet(), self._threads(candidate):
             _, result = _trained(candidate, part, self._backbone, _PROBE)
         batches = max(1, len(part.train) // settings.batch_size)
         each = settings.batch_size * settings.accumulate / result.history[-1]["images_per_second"]
