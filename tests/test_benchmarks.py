@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks import meter, products, vlora
+from benchmarks import meter, none_of_these, products, vlora
 
 
 def test_das_saves_what_its_paper_says_at_meters_shape() -> None:
@@ -39,3 +39,33 @@ def test_the_products_of_a_step_are_those_of_its_maps_and_of_gradients_through_f
     counted = products.products_of(step)
     assert counted.flops == forward + inner + inner + forward  # gradients: through the frozen ones, of the trained one
     counted()  # and they can be computed by themselves
+
+
+def test_classes_are_divided_into_known_ones_others_and_some_that_are_never_seen() -> None:
+    names = tuple("abcdefghij")
+    divisions = none_of_these.divided(names, 6)
+    assert divisions[0] == none_of_these.Classes(tuple("abcdef"), ("g", "i"), ("h", "j"))
+    assert len({each.known for each in divisions}) == 3
+    for each in divisions:
+        assert sorted(each.known + each.others + each.never_seen) == list(names)
+
+
+def test_never_seen_images_are_refused_below_what_nine_tenths_of_the_known_ones_reach() -> None:
+    import torch
+
+    known = torch.arange(10.0)  # of which one may be refused
+    assert none_of_these.told_apart(known, torch.tensor([0.0, 0.5, 1.0, 2.0]))[1] == 0.5
+    assert none_of_these.told_apart(known, known - 20) == (1.0, 1.0)
+    assert none_of_these.told_apart(torch.ones(10), torch.ones(3)) == (0.5, 0.0)
+
+
+def test_scores_are_larger_the_surer_an_image_is_of_a_known_class() -> None:
+    import torch
+
+    unsure, sure = torch.tensor([[1.0, 1.0, 3.0], [5.0, 1.0, 1.0]]).double()  # the last column is of none
+    for score in (none_of_these.of_some_class, none_of_these.of_known_ones, none_of_these.largest_cosine):
+        low, high = score(torch.stack([unsure, sure]))
+        assert low < high
+    huge = torch.tensor([[80.0, 0.0, -20.0], [90.0, 0.0, -20.0]]).double()  # whose probabilities are 1
+    low, high = none_of_these.of_some_class(huge)
+    assert low < high
