@@ -81,10 +81,9 @@ class Classifier(ClassifierMixin, BaseEstimator):
         check_classification_targets(y)
         classes, labels = np.unique(y, return_inverse=True)
         names = self._names(classes)
-        turned = (self.overrides or {}).get("data.exif") != "stored"
-        with _items(X, labels.tolist(), names, turned) as items:
+        recipe = self._recipe()
+        with _items(X, labels.tolist(), names, recipe.data.exif != "stored") as items:
             split = Split(_DATA, names, items, (), ())
-            recipe = self._recipe()
             if recipe.data.shots is not None:
                 split = split.few_shot(recipe.data.shots, recipe.seed, recipe.data.sampling)
             split = with_validation(without_broken(split, recipe.data.broken), recipe)

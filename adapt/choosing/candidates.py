@@ -16,6 +16,7 @@ from adapt.recipe.file import pair, read_file
 from adapt.recipe.shipped import find_recipe, of_method, shipped, short
 
 _OTHER = ("base_to_new", "cross_dataset", "domain_generalisation", "texts", "pairs")  # recipes of no few images
+_DEFAULTS = (("device", "auto"), ("data.sampling", "coop"))  # which a command need not say
 VIEWS = 10  # of each image, encoded once, where a recipe would encode a fresh one at each step
 
 
@@ -40,6 +41,11 @@ class Candidate:
     always: bool
     command: str
     preferred: bool = False
+
+    @property
+    def final(self) -> Recipe:
+        """The recipe that `command` trains: without steps also a temperature, which costs no image there."""
+        return self.recipe.model_copy(update={"calibrate": True}) if self.cost is Cost.NO_STEP else self.recipe
 
 
 def candidates(source: str, changes: dict[str, Any], every: bool) -> list[Candidate]:
@@ -70,7 +76,8 @@ def _of(name: str, source: str, changes: dict[str, Any], every: bool) -> Iterato
         if every or always:
             all_changes = settings | encoded_once(recipe, method) | changes
             recipe = read_recipe(name, list(all_changes.items()), source)
-            sets = [f"--set={key}={_written(value)}" for key, value in all_changes.items()]
+            asked = all_changes | ({"calibrate": True} if cost is Cost.NO_STEP else {})
+            sets = [f"--set={key}={_written(value)}" for key, value in asked.items() if (key, value) not in _DEFAULTS]
             command = shlex.join(["adapt", "train", name, f"--data={source}", *sets])
             yield Candidate(title, recipe, cost, always, command, title == file.preferred)
 

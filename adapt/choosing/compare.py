@@ -31,6 +31,7 @@ from adapt.training.settings import TrainSettings
 WITHIN = 2.0  # standard errors behind the best, up to which two methods are alike
 SMALL = 2**25  # images times features times classes, up to which one thread is quicker than two
 PILOT = 8  # a training through a tower is first tried at this fraction of its steps
+_AT_ONCE: dict[str, Any] = {"warmup": 0.0, "warmup_epochs": 0, "average": None}  # a short training has no time for it
 _PROBE: dict[str, Any] = {  # a few steps, whatever the recipe's schedule
     "epochs": None,
     "iterations": 3,
@@ -114,23 +115,25 @@ class Comparison:
         """
         part, held = self._parts[0]
         if candidate.cost is Cost.STEPS_THROUGH_TOWERS:
-            pilot = self._tried(candidate, part, held, self._pilot(candidate, part))
+            length, tried, whole = self._pilot(candidate, part)
+            pilot = self._tried(candidate, part, held, {length: tried} | _AT_ONCE)
             if behind := self._behind(pilot, best, 0.0):
-                return f"{behind} at an eighth of its steps"
+                return f"{behind}, after {tried} of {whole} {length}"
         first = self._tried(candidate, part, held)
         if behind := self._behind(first, best, WITHIN if candidate.cost is Cost.NO_STEP else 0.0):
             return behind
         return self._compared(candidate, [first, *(self._tried(candidate, *each) for each in self._parts[1:])])
 
-    def _pilot(self, candidate: Candidate, part: Split) -> dict[str, Any]:
+    def _pilot(self, candidate: Candidate, part: Split) -> tuple[str, int, int]:
+        """What the length of the training counts, how much of it is tried first, and all of it."""
         settings = self._settings(candidate, part)
         length = "epochs" if settings.epochs else "iterations"
-        return {length: max(1, getattr(settings, length) // PILOT), "average": None}
+        whole = getattr(settings, length)
+        return length, max(1, whole // PILOT), whole
 
     def _settings(self, candidate: Candidate, part: Split) -> TrainSettings:
         assert candidate.recipe.train is not None
-        with _quiet():
-            return candidate.recipe.train.at(candidate.recipe.data.shots or images_a_class(part))
+        return candidate.recipe.train.at(candidate.recipe.data.shots or images_a_class(part))
 
     def _threads(self, candidate: Candidate) -> AbstractContextManager[None]:
         """One thread for steps and solvers on few features, where several mostly wait for one another."""
@@ -145,7 +148,11 @@ class Comparison:
         chosen = [numbers[place] for place in tried.held]
         apart = best.right[chosen].double() - self._right(tried.probabilities, tried.held).double()
         behind, error = float(apart.mean()), standard_error(apart, [best.groups[number] for number in chosen])
-        return f"{100 * behind:.1f} points behind {best.candidate.name} on one part" if behind > errors * error else ""
+        return (
+            f"{100 * behind:.1f} points behind {best.candidate.name} on the first part"
+            if behind > errors * error
+            else ""
+        )
 
     def _right(self, probabilities: Tensor, places: Sequence[int]) -> Tensor:
         return probabilities.argmax(-1) == labels_of([self._split.train[place] for place in places])

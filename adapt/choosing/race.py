@@ -70,7 +70,8 @@ class _Race:
         if self._budget is None or candidate.always:
             return None
         left = self._budget - (time.monotonic() - self._started)
-        needed = self._comparison.trainings * self._comparison.estimate(candidate) if left > 0 else 0.0
+        each = self._seconds[candidate.name] = self._comparison.estimate(candidate) if left > 0 else 0.0
+        needed = self._comparison.trainings * each
         if needed < left:
             return None
         more = f"would take about {readable_time(needed)} more" if needed else "not begun"
@@ -80,7 +81,7 @@ class _Race:
         """The figures of the method tried last, or why it has none, and the time left for the others."""
         left = f"(about {readable_time(self._left(others))} left)" if others else ""
         if name in self.left_out:
-            return f"{name:22} {self.left_out[name]}  {left}"
+            return f"{name:22} given up: {self.left_out[name]}  {left}"
         last = self.compared[-1]
         return f"{name:22} {100 * last.accuracy:5.1f} ± {100 * last.error:.1f} %  {left}"
 

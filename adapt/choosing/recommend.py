@@ -37,7 +37,6 @@ logger = logging.getLogger("adapt")
 
 # what is trained where nothing can be compared: words weigh most, and the one image of each class adds to them
 UNCOMPARED: tuple[str, dict[str, Any]] = ("nearest_mean", {"method.words": 3.0})
-STRONG = 2.0  # times the accuracy of guessing, from which on zero-shot says that class names help
 
 
 def recommend(
@@ -91,7 +90,7 @@ def recommend(
         if folder is not None:
             found.write(folder)
         settings = changes | ({} if chosen else UNCOMPARED[1])
-        recipe = chosen.candidate.recipe if chosen else read_recipe(UNCOMPARED[0], list(settings.items()), data)
+        recipe = chosen.candidate.final if chosen else read_recipe(UNCOMPARED[0], list(settings.items()), data)
         result = run_recipe(recipe, folder, progress=progress, split=split, backbone=loaded, track=told)
         found = replace(found, result=result)
         if folder is not None:
@@ -189,9 +188,9 @@ def _notes(split: Split, comparison: Comparison, compared: Sequence[Compared]) -
     """What the figures cannot say, and whether class names help."""
     if not comparison.items:
         return [
-            "No class has two images that are apart, so none can be held back: which method is best here, and how "
-            "good it is, cannot be known. Two images of each class are the least that says something, and eight say "
-            f"much more. {UNCOMPARED[0]} is taken, beside the class names"
+            "Every class has only one training image (or one group of images), so none can be held back: which method "
+            "is best here, and how good it is, cannot be known. Two training images of each class are the least that "
+            f"says something, and eight say much more. {UNCOMPARED[0]} is taken, beside the class names"
         ]
     untried = sorted({item.class_name for item in split.train} - {item.class_name for item in comparison.items})
     notes = [_of_words(each) for each in compared if each.candidate.name == BASELINE]
@@ -206,6 +205,6 @@ def _of_words(zero_shot: Compared) -> str:
     """Whether the class names say anything to the backbone."""
     chance = 1 / zero_shot.probabilities.shape[1]
     figures = f"zero-shot is right for {100 * zero_shot.accuracy:.1f} %, guessing for {100 * chance:.1f} %"
-    if zero_shot.accuracy < STRONG * chance:
-        return f"Class names say little to this backbone ({figures}): what is learned from images has to decide"
+    if zero_shot.accuracy - chance < chance * (1 - chance):  # of many classes twice guessing, of two 75 %
+        return f"Class names say little to this backbone ({figures}): what is learned from the images has to decide"
     return f"Class names help here ({figures}): a method that keeps them should win"

@@ -133,8 +133,8 @@ def _left_out(reasons: dict[str, str]) -> list[str]:
     if not reasons:
         return []
     if len(set(reasons.values())) == 1:
-        return [f"left out: {', '.join(reasons)}: {next(iter(reasons.values()))}"]
-    return [f"left out: {', '.join(reasons)} (recommendation.json says why)"]
+        return [f"given up: {', '.join(reasons)}: {next(iter(reasons.values()))}"]
+    return [f"given up: {', '.join(reasons)} (`left_out` in recommendation.json says why)"]
 
 
 def _choice(found: Recommendation) -> list[str]:
@@ -151,6 +151,7 @@ def _choice(found: Recommendation) -> list[str]:
         return [f"{found.chosen} is the only method that could be compared.", expected]
     if not others:
         return [f"{found.chosen} is taken: it is better than all others by more than two standard errors.", expected]
-    named = ", ".join(others)
-    ahead = "the most accurate" if best == found.chosen else f"no more than two standard errors behind {best}"
-    return [f"{found.chosen} is taken. It is {ahead}; as good within the noise: {named}.", expected]
+    alike = f"As good within two standard errors: {', '.join(others)}."
+    if best == found.chosen:
+        return [f"{found.chosen} is taken: none is more accurate. {alike}", expected]
+    return [f"{found.chosen} is taken: {best} is more accurate here, but not beyond the noise. {alike}", expected]

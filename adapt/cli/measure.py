@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,7 @@ import click
 
 from adapt.cli import options as common
 from adapt.errors import AdaptError
-from adapt.shown import shown
+from adapt.shown import first_of, shown
 
 if TYPE_CHECKING:
     from adapt.data.split import Item, Split
@@ -59,8 +60,10 @@ def evaluate_adapter(
     """
     from adapt.cli.quiet import quiet_libraries
     from adapt.data.readers import load as load_data
+    from adapt.data.readers.passed_over import note_passed_over
 
     split = load_data(data, root, names)
+    note_passed_over(data, split)
     shares = [] if blend is None else common.numbers("blend", blend, float)
     with quiet_libraries():
         from adapt.loading import load
@@ -68,9 +71,7 @@ def evaluate_adapter(
         given = common.given_backbone(backbone, device)
         model = load(adapter, given, split.class_names if data_classes else None, device=device)
         if model.class_names and set(split.class_names) != set(model.class_names):
-            raise AdaptError(
-                f"{data} has other classes than {adapter}: add --data-classes to classify among the data's own names"
-            )
+            raise AdaptError(_other_classes(data, split.class_names, adapter, model.class_names))
         blended = [model.blended(share, split.template) for share in shares]  # all are checked before one is measured
         for share, each in zip(shares, blended, strict=True):
             if not as_json:
@@ -117,10 +118,12 @@ def zeroshot(
     """
     from adapt.cli.quiet import quiet_libraries
     from adapt.data.readers import load as load_data
+    from adapt.data.readers.passed_over import note_passed_over
 
     backbone = backbone or common.default_backbone(data)
     common.say_backbone(backbone, data)
     split = load_data(data, root, names)
+    note_passed_over(data, split)
     with quiet_libraries():
         from adapt.backbones.load import load_backbone
         from adapt.evaluation.evaluate import set_prior_bias
@@ -135,6 +138,15 @@ def zeroshot(
         _print(model, split, part, as_json, cache)
     if not as_json:
         _tell_parts(split, part)
+
+
+def _other_classes(data: str, own: Sequence[str], adapter: Path, learned: Sequence[str]) -> str:
+    """How the classes of data differ from those that an adapter learned, and what to do."""
+    unknown, lacking = ([name for name in one if name not in other] for one, other in ((own, learned), (learned, own)))
+    said = [f"{data} has other classes than {adapter}"]
+    said += [f"the adapter does not know {first_of(list(map(repr, unknown)), 3)}"] if unknown else []
+    said += [f"the data has no {first_of(list(map(repr, lacking)), 3)}"] if lacking else []
+    return "; ".join(said) + ". Rename them, or add --data-classes to classify among the data's own names"
 
 
 def _measured(split: Split, part: str) -> tuple[Item, ...]:
@@ -158,8 +170,9 @@ def _tell_parts(split: Split, part: str) -> None:
     every = sum(sizes.values())
     others = ", ".join(f"{name} {size:,}" for name, size in sizes.items() if size and name != part)
     if part == common.ALL:
-        click.echo(f"measured: all {every:,} {what} ({others}), those of training among them")
-    elif 0 < sizes[part] < every:
+        click.echo(f"measured: all {every:,} {what} of the data ({others})")
+        return
+    if 0 < sizes[part] < every:
         click.echo(f"measured: {sizes[part]:,} {part} {what} of {every:,} ({others}; --part all measures all)")
     if split.ratios is not None:
         train, val, test = (f"{100 * share:g} %" for share in split.ratios)

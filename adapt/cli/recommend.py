@@ -11,6 +11,7 @@ import click
 from adapt.cli import options as common
 from adapt.cli.many_runs import track
 from adapt.devices import AUTO
+from adapt.errors import AdaptError
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
 
@@ -58,8 +59,9 @@ def recommend(data: str, out: Path | None, device: str | None, quiet: bool, **op
       adapt recommend eurosat --root data --shots 16 --budget 30m
 
     Methods are compared by cross-validation over the training images of DATA, a folder, a .csv or a data set's name;
-    test images choose nothing. Where the differences are within the noise the cheapest is taken, trained on all
-    training images, and at last measured on the test images, if there are any.
+    test images choose nothing. Of methods that are equally good within the noise it takes lda_words, or else the one
+    that is cheapest to train. The choice is trained on all training images, and at last measured on the test images,
+    if there are any.
 
     \b
     OUT gets the run (adapter.safetensors, recipe.yaml, metrics.json, ...), recommendation.json, methods.csv,
@@ -67,6 +69,8 @@ def recommend(data: str, out: Path | None, device: str | None, quiet: bool, **op
     """
     from adapt.cli.quiet import quiet_libraries
 
+    if out is not None and out.exists():
+        raise AdaptError(f"{out} exists already; name a new folder")
     if not quiet:
         common.say_backbone(options["backbone"] or common.default_backbone(data), data)
         click.echo("Reading the images, and comparing methods on those for training ...", err=True)

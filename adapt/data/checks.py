@@ -70,6 +70,13 @@ def unreadable(looked: Looked) -> Iterator[Finding]:
         yield Finding("unreadable", problem, [_of(path, why=problem)], stops=True)
 
 
+def untrainable(looked: Looked) -> Iterator[Finding]:
+    """Data without training images, which can only be measured."""
+    if not looked.split.train:
+        line = "no training images: the data can be measured, and not learned from (a folder for them is called train)"
+        yield Finding("classes", line, [])
+
+
 def empty_classes(looked: Looked) -> Iterator[Finding]:
     """Classes without any image, such as empty folders."""
     listed = _by_class(looked.split.items())
@@ -191,6 +198,7 @@ CHECKS: tuple[Callable[[Looked], Iterator[Finding]], ...] = (
     inconsistent,
     lacking,
     unreadable,
+    untrainable,
     empty_classes,
     lost_classes,
     single,

@@ -19,7 +19,7 @@ from adapt.methods.base import Choice, Training
 from adapt.methods.base.kept_labels import check_labels_of
 from adapt.methods.base.plain_classifier import PlainClassifier, PlainClassifierConfig
 
-NEIGHBOURS = (1, 3, 5, 9, 17)
+NEIGHBOURS = Choice((1, 3, 5, 9, 17), usual=1, open_ended=False)
 BESIDE = 0.05  # votes that every class has beforehand, so that the logarithm of none is finite
 TIE = 1e-3  # of a vote, times the cosine: which decides ties alone
 
@@ -44,7 +44,7 @@ class KNN(PlainClassifier):
 
     @property
     def grid(self) -> dict[str, Choice]:
-        neighbours = {"neighbours": Choice(NEIGHBOURS, usual=1)} if self.config.neighbours is None else {}
+        neighbours = {"neighbours": NEIGHBOURS} if self.config.neighbours is None else {}
         return neighbours | super().grid
 
     def build(self, backbone: DualEncoder, class_names: Sequence[str]) -> None:  # type: ignore[override]
@@ -67,6 +67,6 @@ class KNN(PlainClassifier):
         """Logarithms of the classes' shares of the votes `(b, n_classes)`."""
         count = min(self.config.neighbours or 1, len(self.features))
         near = (features.to(self.features.dtype) @ self.features.T).topk(count)
-        votes = features.new_full((len(features), self._classes), BESIDE)
-        votes = votes.scatter_add(1, self.labels[near.indices], 1 + TIE * near.values.to(votes.dtype))
+        votes = self.features.new_full((len(features), self._classes), BESIDE)
+        votes = votes.scatter_add(1, self.labels[near.indices], 1 + TIE * near.values)
         return (votes / votes.sum(-1, keepdim=True)).log()

@@ -98,8 +98,8 @@ class TipAdapter(Method):
         if self.config.search_alpha is None:
             return {}
         return {
-            "beta": Choice(steps_to(self.config.search_beta, 200), usual=self.config.beta),
-            "alpha": Choice(steps_to(self.config.search_alpha, 20), usual=self.config.alpha),
+            "beta": Choice(steps_to(self.config.search_beta, 200), usual=self.config.beta, open_ended=False),
+            "alpha": Choice(steps_to(self.config.search_alpha, 20), usual=self.config.alpha, open_ended=False),
         }
 
     def trials(self, training: Training, choices: Mapping[str, Choice], learned: bool = False) -> Iterator[Trial]:

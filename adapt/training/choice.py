@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adapt.errors import AdaptError
 from adapt.evaluation.noise import standard_error
 from adapt.methods.base import Choice
 from adapt.methods.base.grid import configure
@@ -37,18 +38,26 @@ def choose(training: Fitting, learned: bool = False) -> None:
     On validation images the method may have `learned` from the training images already. Where no image can be held
     back, as with one image a class, the usual values are taken.
     """
-    choices = training.model.method.grid
+    method = training.model.method
+    choices, before = method.grid, method.config
     if not choices:
         return
+    try:
+        _choose(training, choices, learned)
+    except BaseException:
+        method.config = before
+        raise
+
+
+def _choose(training: Fitting, choices: Mapping[str, Choice], learned: bool) -> None:
     if training.items("val"):
         how = f"on {len(training.items('val'))} validation images"
         values, accuracy = _by_validation(training, choices, learned)
-    elif folds := training.folds():
-        choices = {name: _thinned(choice) for name, choice in choices.items()}
-        how = f"by cross-validation over {sum(len(fold.items('val')) for fold in folds)} training images"
-        values, accuracy = _by_folds(training, folds, choices)
+    elif tried := _by_folds(training, thinned := {name: _thinned(choice) for name, choice in choices.items()}):
+        choices, (values, accuracy, images) = thinned, tried
+        how = f"by cross-validation over {images} training images"
     else:
-        how, accuracy = "by habit, since no image can be held back", None
+        how, accuracy = "as usual, since too few images are there to choose on", None
         values = tuple(choice.usual for choice in choices.values())
     _settle(training, choices, dict(zip(choices, values, strict=True)), how, accuracy)
 
@@ -62,7 +71,22 @@ def _by_validation(training: Fitting, choices: Mapping[str, Choice], learned: bo
     return best, right[best]
 
 
-def _by_folds(training: Fitting, folds: Sequence[Fitting], choices: Mapping[str, Choice]) -> tuple[_Combination, float]:
+def _by_folds(training: Fitting, choices: Mapping[str, Choice]) -> tuple[_Combination, float, int] | None:
+    """The choice, how right it was, and on how many images.
+
+    None where no image can be held back, or where what is left of the images is too little for the method.
+    """
+    folds = training.folds()
+    try:
+        return _tried_on(training, folds, choices) if folds else None
+    except AdaptError as error:
+        logger.info("%s cannot be tried on a part of these images: %s", training.model.method.name, error)
+        return None
+
+
+def _tried_on(
+    training: Fitting, folds: Sequence[Fitting], choices: Mapping[str, Choice]
+) -> tuple[_Combination, float, int]:
     likely: dict[_Combination, list[Tensor]] = {}
     right: dict[_Combination, list[Tensor]] = {}
     for fold in folds:
@@ -75,7 +99,7 @@ def _by_folds(training: Fitting, folds: Sequence[Fitting], choices: Mapping[str,
     weights = _weights(training, torch.cat([fold.labels("val") for fold in folds]))
     weighted = {values: torch.cat(parts, 1) * weights for values, parts in likely.items()}
     chosen = _nearest_to_usual(weighted, choices, groups)
-    return chosen, float((torch.cat(right[chosen]) * weights).mean())
+    return chosen, float((torch.cat(right[chosen]) * weights).mean()), len(groups)
 
 
 def _weights(training: Fitting, labels: Tensor) -> Tensor:
@@ -123,7 +147,7 @@ def _place(choice: Choice, value: float) -> int:
 
 def _thinned(choice: Choice) -> Choice:
     step = -(-len(choice.values) // MOST_VALUES)
-    return Choice(choice.values[::step], choice.usual)
+    return choice._replace(values=choice.values[::-step][::-1])  # the last one stays
 
 
 def _values(settings: Mapping[str, Any], choices: Mapping[str, Choice]) -> _Combination:
@@ -144,7 +168,8 @@ def _settle(
         method.name, listed, how, "" if accuracy is None else f" ({100 * accuracy:.1f} % right)",
     )  # fmt: skip
     for name, choice in choices.items():
-        if settings[name] in (choice.values[0], choice.values[-1]) and settings[name]:
+        at_end = settings[name] in (choice.values[0], choice.values[-1]) and settings[name]
+        if at_end and choice.open_ended and accuracy is not None:
             logger.info(
                 "%s: %s was tried from %.4g to %.4g, and the choice lies at the end: set method.%s to try others",
                 method.name, name, choice.values[0], choice.values[-1], name,

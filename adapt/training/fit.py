@@ -65,9 +65,10 @@ def fit(
     """Trains `model` in place on labelled images and compares it with zero-shot classification on `test_set`.
 
     `settings` are those of `TrainSettings` (epochs or iterations, lr, batch_size, ...); methods that a solver fits, or
-    that nothing trains, take none. `val_set` is used by such a solver, and by a search of blocks. `out` is a run
-    directory to make (or to go on with, by `resume`): it gets the adapter, metrics, log and checkpoints. `recipe` is
-    what the adapter records as its origin. Of the answers `blend` is the share of the adapted model, the rest being
+    that nothing trains, take none. Blocks to skip, and settings that are left to the data, are chosen on `val_set`;
+    without one such settings are chosen by cross-validation, and stay as they were chosen in a later `fit`. `out` is a
+    run directory to make (or to go on with, by `resume`): it gets the adapter, metrics, log and checkpoints. `recipe`
+    is what the adapter records as its origin. Of the answers `blend` is the share of the adapted model, the rest being
     zero-shot by `template` (WiSE-FT), and `calibrate` divides their logits by a temperature, chosen on `val_set`;
     without one a method that takes no steps chooses it by cross-validation. Photographs are turned upright by EXIF
     where the items say so, as those that `adapt.data.load` reads in folders of one's own do; the adapter records it.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -51,6 +52,8 @@ def listed_data(recipe: Recipe) -> Split:
     note_passed_over(recipe.data.source, split)
     if not split.train:
         raise AdaptError(f"{recipe.data.source} has no training images")
+    if split.ratios is not None:  # it came without parts: what was cut off for validation is learned from
+        split = replace(split, train=split.train + split.val, val=())
     split = with_validation(split, recipe)
     if not split.class_names:
         _check_without_classes(split, recipe)
@@ -105,15 +108,14 @@ def _note_short(split: Split, shots: int) -> None:
     counts = Counter(item.class_name for item in split.train)
     short = [name for name in split.class_names if counts[name] < shots]
     if short:
-        listed = f"{short[0]!r}" + f" and {len(short) - 1} more" * (len(short) > 1)
-        logger.warning(
-            "data.shots is %d, and there are fewer training images of %s: all that there are serve", shots, listed
-        )
+        listed = ", ".join(f"{name!r} {counts[name]}" for name in short[:3]) + ", ..." * (len(short) > 3)
+        classes = "1 class has" if len(short) == 1 else f"{len(short)} classes have"
+        logger.warning("%s fewer than %d training images (%s): all of theirs are used", classes, shots, listed)
 
 
 def images_a_class(split: Split) -> int:
     """The number of training images of the class in the middle, by which lengths of training go."""
-    return round(median(Counter(item.label for item in split.train).values()))
+    return round(median(Counter(label for item in split.train for label in item.every_label).values()))
 
 
 def build(recipe: Recipe, class_names: tuple[str, ...], backbone: Backbone | None = None) -> Adapted[Any]:
@@ -174,6 +176,14 @@ def settings_of(recipe: Recipe, split: Split) -> dict[str, Any]:
     return plain.model_dump(exclude_unset=True, exclude_none=True)
 
 
+def _note_length(recipe: Recipe, split: Split) -> None:
+    """Say where a table of epochs has no entry for as many images a class as there are."""
+    table, images = recipe.train and recipe.train.epochs, recipe.data.shots or images_a_class(split)
+    if isinstance(table, dict) and images not in table:
+        epochs = settings_of(recipe, split)["epochs"]
+        logger.info("train.epochs has no entry for %d images a class: training takes %d epochs", images, epochs)
+
+
 def learn(
     recipe: Recipe,
     model: Adapted[Any],
@@ -185,6 +195,7 @@ def learn(
 ) -> Result:
     """`fit` by the recipe's settings, with `changes` of those of the training; null leaves a setting out."""
     settings = settings_of(recipe, split) | changes
+    _note_length(recipe, split)
     return fit(
         model,
         split.train,

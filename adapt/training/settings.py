@@ -159,8 +159,8 @@ class TrainSettings(_Settings):
     def at(self, shots: int | None) -> TrainSettings:
         """These settings with a plain length of training for so many training images a class.
 
-        A table of epochs that has no entry for them gives that of the nearest number, by ratio, and says so. AdaptError
-        where the length depends on the number and it is not known.
+        A table of epochs that has no entry for them gives that of the nearest number, by ratio. AdaptError where the
+        length depends on the number and it is not known.
         """
         if self.iterations_per_shot is None and not isinstance(self.epochs, dict):
             return self
@@ -171,13 +171,7 @@ class TrainSettings(_Settings):
             )
         if isinstance(self.epochs, dict):
             nearest_shots = min(self.epochs, key=lambda known: (abs(math.log(known / shots)), known))
-            epochs = self.epochs[nearest_shots]
-            if nearest_shots != shots:
-                logger.info(
-                    "train.epochs has no entry for %d images a class: it takes the %d epochs of %d",
-                    shots, epochs, nearest_shots,
-                )  # fmt: skip
-            return self.model_copy(update={"epochs": epochs})
+            return self.model_copy(update={"epochs": self.epochs[nearest_shots]})
         return self.model_copy(
             update={"iterations": (self.iterations_per_shot or 1) * shots, "iterations_per_shot": None}
         )

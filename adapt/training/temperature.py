@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adapt.data.folds import folds
 from adapt.data.split import Item, of_several
 from adapt.errors import AdaptError
 from adapt.evaluation.calibration import BOUNDS, likeliest, temperature
 from adapt.evaluation.scores import Scores
 from adapt.methods.base import Encoded, ImageStep, Method
 from adapt.models.base import Adapted
-from adapt.training.fitting import Fitting
+from adapt.training.fitting import FOLDS, Fitting
 
 logger = logging.getLogger("adapt")
 FEW = 50  # images, on which a temperature is a guess
@@ -35,22 +36,22 @@ def check_calibration(model: Adapted[Any], train_set: Sequence[Item], val_set: S
         raise AdaptError(f"{model.backbone.describe()} tells no classes apart here: leave calibrate out")
     if not (val_set or calibrates_by_folds(model.method)):
         raise AdaptError("calibrate chooses a temperature on validation images, and there are none: give some")
+    if not val_set and all(fold is None for fold in folds(train_set, FOLDS, 0)):
+        raise AdaptError("calibrate needs two images of some class, to hold one back: give more, or leave it out")
 
 
 def answers_by_folds(training: Fitting) -> tuple[Tensor, Tensor]:
     """Logits `(n, classes)` of training images by models that had not seen them, and their labels.
 
-    The method is left as the last fold made it: it has yet to learn from all images. AdaptError where no image can be
-    held back.
+    The method is left as the last fold made it: it has yet to learn from all images.
     """
     model, logits, labels = training.model, list[Tensor](), list[Tensor]()
+    answers = replace(model.answers, temperature=1.0)  # an earlier one is undone
     for fold in training.folds():
         model.method.prepare(fold)
         with torch.no_grad():
-            logits.append(model.answers.of(ImageStep(model, Encoded(fold.features("val")))).cpu())
+            logits.append(answers.of(ImageStep(model, Encoded(fold.features("val")))).cpu())
         labels.append(fold.labels("val"))
-    if not logits:
-        raise AdaptError("calibrate needs two images of some class, to hold one back: give more, or leave it out")
     return torch.cat(logits), torch.cat(labels)
 
 
@@ -68,8 +69,8 @@ def calibrated(training: Fitting, before: Scores | None) -> dict[str, Any]:
         chosen, images = temperature(model, items, workers=training.workers, cache=training.cache), len(items)
     if images < FEW or chosen in BOUNDS:
         logger.warning(
-            "the temperature, %.3g, was chosen on %d images: on so few, or at a bound, answers may be further from "
-            "being as sure as they are right. Compare the errors before and after, and give more images",
+            "the temperature, %.3g, was chosen on %d images: on so few, or at a bound, probabilities may still be too "
+            "high or too low. Compare the errors before and after, and give more images",
             chosen, images,
         )  # fmt: skip
     model.answers = replace(model.answers, temperature=chosen)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import stored_numbers
+import torch
 from click.testing import CliRunner, Result
 from PIL import Image
 
@@ -17,6 +18,7 @@ import adapt
 from adapt import AdaptError
 from adapt.choosing import recommend as module
 from adapt.choosing.candidates import candidates
+from adapt.choosing.compare import Compared
 from adapt.cli import main
 
 FEW = ("gda", "zero_shot", "task_res", "lora")
@@ -43,8 +45,8 @@ def test_the_chosen_one_is_trained_and_measured(tmp_path: Path) -> None:
     found = json.loads((out / "recommendation.json").read_text())
     assert {row["method"] for row in found["methods"]} == {"gda", "zero_shot"}
     assert found["left_out"].keys() == {"task_res"}
-    assert found["left_out"]["task_res"].endswith("points behind gda on one part")
-    assert f"left out: task_res: {found['left_out']['task_res']}" in result.stdout
+    assert found["left_out"]["task_res"].endswith("points behind gda on the first part")
+    assert f"given up: task_res: {found['left_out']['task_res']}" in result.stdout
     accuracies = [row["accuracy"] for row in found["methods"]]
     assert accuracies == sorted(accuracies, reverse=True)
     assert found["methods"][0]["behind"] == 0
@@ -109,7 +111,7 @@ def test_a_budget_leaves_out_what_does_not_fit(monkeypatch: pytest.MonkeyPatch) 
     found = adapt.recommend("emoji", shots=2, budget=600.0, progress=False)
     assert [row["method"] for row in found.rows if row["method"] == "lora"] == []
     assert found.left_out == {"lora": "would take about 833 h 20 min more, and the budget is 10 min"}
-    assert "left out: lora: would take about 833 h 20 min more" in str(found)
+    assert "given up: lora: would take about 833 h 20 min more" in str(found)
 
 
 def test_a_method_that_cannot_be_trained_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,7 +125,7 @@ def test_a_method_that_cannot_be_trained_is_named(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(module.Comparison, "run", fails)
     found = adapt.recommend("emoji", shots=2, progress=False)
     assert found.left_out == {"gda": "gda needs more"}
-    assert "left out: gda: gda needs more" in str(found)
+    assert "given up: gda: gda needs more" in str(found)
 
 
 def test_images_in_a_folder(tmp_path: Path) -> None:
@@ -214,3 +216,27 @@ def test_without_out_a_new_folder_is_made_each_time(tmp_path: Path, monkeypatch:
     for name in ("recommend-emoji", "recommend-emoji-2"):
         assert run("emoji", "--shots", 1, "--quiet").exit_code == 0
         assert (tmp_path / "runs" / name / "adapter.safetensors").is_file()
+
+
+def test_an_undivided_folder_learns_from_all_but_its_test_images(tmp_path: Path, monkeypatch: Any) -> None:
+    """A tenth is cut off for validation where a folder comes without parts; nothing is given away for that."""
+    for name, colour in {"red": (220, 30, 30), "green": (30, 200, 40)}.items():
+        for image in range(10):
+            path = tmp_path / f"photos/{name}/{image}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (40, 40), tuple(min(255, part + 3 * image) for part in colour)).save(path)
+    monkeypatch.setattr(module, "candidates", candidates)  # all of them
+    found = adapt.recommend(str(tmp_path / "photos"), backbone="mini-clip", progress=False)
+    assert found.chosen == "lda_words"
+    assert found.about["train_images"] == found.result.metrics["train_images"] == 14
+    assert found.result.metrics["adapted"]["images"] == 6
+    assert found.result.metrics["chosen"]["how"] == "by cross-validation over 14 training images"
+
+
+@pytest.mark.parametrize(
+    ("right", "classes", "help_"), [(95, 2, True), (70, 2, False), (21, 10, True), (18, 10, False), (9, 10, False)]
+)
+def test_whether_class_names_help(right: int, classes: int, help_: bool) -> None:
+    values, groups = torch.arange(100) < right, tuple(map(str, range(100)))
+    tried = Compared(None, torch.zeros(100, classes), values, groups, 1.0, 1)  # type: ignore[arg-type]
+    assert module._of_words(tried).startswith("Class names help here" if help_ else "Class names say little")

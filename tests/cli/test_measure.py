@@ -55,7 +55,7 @@ def test_all_parts_of_a_folder_that_has_none(run, adapter: Path, photos: Path, m
         every = run(*command, "--data", folder, "--part", "all")
         result, *said = every.stdout.splitlines()
         assert " of 6 images of train (3 classes), balanced " in result
-        assert said == ["measured: all 6 images (train 3, test 3), those of training among them", divided]
+        assert said == ["measured: all 6 images of the data (train 3, test 3)"]
     found = json.loads(run("eval", adapter, "--data", folder, "--part", "all", "--json").stdout)
     assert (found["part"], found["images"]) == ("all", 6)
     split = read_folder(folder)

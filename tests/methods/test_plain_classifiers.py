@@ -146,6 +146,14 @@ def test_a_tie_goes_to_the_nearer_image(open_clip: Backbone) -> None:
 PLAIN = (methods.LinearProbe, methods.LDA, methods.NearestMean, methods.KNN)
 
 
+def test_neighbours_tie_by_nearness_in_half_precision_too(open_clip: Backbone) -> None:
+    model = fitted(open_clip, methods.KNN(neighbours=5), images(3, spread=0.5))
+    others = images(3, spread=0.5)[0]
+    scores = model.method.scores(others.bfloat16())
+    assert scores.dtype == torch.float32
+    assert torch.equal(scores.argmax(-1), model.method.scores(others.bfloat16().float()).argmax(-1))
+
+
 @pytest.mark.parametrize("kind", PLAIN)
 def test_words_are_added_by_their_weight(open_clip: Backbone, kind: Any) -> None:
     features, labels = images(3)

@@ -91,7 +91,7 @@ def test_one_image_a_class_takes_the_usual_values(probe: Any, tiny_split: Any) -
     model = probe("linear_probe", words=None)
     chosen = fit(model, one_each, progress=False).metrics["chosen"]
     assert chosen["settings"] == {"strength": 10.0, "words": pytest.approx(10**-0.5)}
-    assert (chosen["how"], chosen["accuracy"]) == ("by habit, since no image can be held back", None)
+    assert (chosen["how"], chosen["accuracy"]) == ("as usual, since too few images are there to choose on", None)
 
 
 def _likely(**means: float) -> dict[tuple[float], Tensor]:
@@ -185,3 +185,49 @@ def test_the_temperature_is_chosen_by_folds_too(probe: Any, tiny_split: Any) -> 
     uncalibrated = probe("lda")
     fit(uncalibrated, tiny_split.train, progress=False)
     assert torch.equal(model.method.weight, uncalibrated.method.weight)
+
+
+def test_two_images_of_two_classes_take_the_usual_where_nothing_can_be_tried(probe: Any, tiny_split: Any) -> None:
+    """GDA needs images that differ within a class, which a part of these may have none of."""
+    few = [item for item in tiny_split.few_shot(2, 1).train if item.label < 2]
+    backbone = probe("gda").backbone
+    for seed in range(4):
+        model = adapt.wrap(backbone, adapt.methods.GDA(views=0), tiny_split.class_names[:2])
+        chosen = fit(model, few, progress=False, seed=seed).metrics["chosen"]
+        assert chosen["accuracy"] is not None or chosen["settings"] == {"alpha": 10.0}
+
+
+def test_a_refusal_amid_the_trials_leaves_the_settings_as_they_were(probe: Any, tiny_split: Any) -> None:
+    model = probe("linear_probe")
+
+    def refused(training: Any, choices: Any, learned: bool = False) -> Any:
+        model.method.config = model.method.config.model_copy(update={"strength": 0.001})
+        raise KeyboardInterrupt
+
+    model.method.trials = refused
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, tiny_split.train, progress=False)
+    assert model.method.config.strength is None
+
+
+def test_calibrating_again_gives_the_same_temperature(probe: Any, tiny_split: Any) -> None:
+    model = probe("lda")
+    found = [fit(model, tiny_split.train, calibrate=True, progress=False).metrics["calibration"] for _ in range(2)]
+    assert found[0] == found[1]
+
+
+def test_one_image_a_class_cannot_be_calibrated_on(probe: Any, tiny_split: Any, monkeypatch: Any) -> None:
+    one_each = list({item.label: item for item in tiny_split.train}.values())
+    model = probe("lda")
+    monkeypatch.setattr(model.backbone, "encode_image", lambda images: pytest.fail("an image was encoded"))
+    with pytest.raises(adapt.AdaptError, match="calibrate needs two images of some class"):
+        fit(model, one_each, calibrate=True, progress=False)
+
+
+def test_nothing_is_said_of_an_end_where_nothing_was_tried(caplog: Any, probe: Any, tiny_split: Any) -> None:
+    one_each = list({item.label: item for item in tiny_split.train}.values())
+    with caplog.at_level("INFO", "adapt"):
+        fit(probe("knn"), one_each, progress=False)
+    assert [line for line in caplog.messages if "chosen" in line or " end" in line] == [
+        "knn: neighbours 1, chosen as usual, since too few images are there to choose on"
+    ]

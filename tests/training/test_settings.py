@@ -44,13 +44,6 @@ def test_length_at_a_number_of_shots(settings: dict[str, Any], shots: int | None
     assert (chosen.epochs, chosen.iterations) == length
 
 
-def test_the_nearest_entry_is_said(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level("INFO", "adapt"):
-        assert TrainSettings(epochs={1: 50, 2: 100, 16: 200}).at(12).epochs == 200
-        TrainSettings(epochs={1: 50, 2: 100, 16: 200}).at(2)
-    assert caplog.messages == ["train.epochs has no entry for 12 images a class: it takes the 200 epochs of 16"]
-
-
 def test_a_table_of_epochs_is_by_numbers_of_images() -> None:
     with pytest.raises(ValueError, match=r"epochs are given for \[0\] shots; expected numbers from 1 on"):
         TrainSettings(epochs={0: 50})

@@ -19,10 +19,12 @@ Trial = tuple[dict[str, Any], Tensor]  # settings, and the logits (n, classes) o
 
 
 class Choice(NamedTuple):
-    """The values to try of one setting, in order, and the one to take where no image can be held back."""
+    """The values to try of one setting, in order, and the one to take unless another is surely better."""
 
     values: Sequence[Any]
     usual: Any
+    open_ended: bool = True
+    """Whether values beyond the first and the last would make sense too, and the setting may be given them."""
 
 
 def combinations(choices: Mapping[str, Choice]) -> Iterator[dict[str, Any]]:

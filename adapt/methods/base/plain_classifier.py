@@ -25,7 +25,10 @@ class PlainClassifierConfig(MethodConfig):
 
 
 class PlainClassifier(Method):
-    """Base of linear classifiers: `solve` gives their `weight` `(n_classes, e)` and `bias` `(n_classes,)`."""
+    """A classifier that answers by its own `scores`, beside zero-shot logits weighted by `words`.
+
+    Those of one matrix give its `weight` `(n_classes, e)` and `bias` `(n_classes,)` by `solve`.
+    """
 
     Config = PlainClassifierConfig
     needs_every_class = True
