@@ -16,6 +16,7 @@ from adapt.cli import options as common
 from adapt.cli.predictions import Columns, writer
 from adapt.data.readers.csv_file import read_paths
 from adapt.data.readers.folder import IMAGE_SUFFIXES, images_in
+from adapt.data.readers.passed_over import besides, note_files
 from adapt.errors import AdaptError
 from adapt.shown import first_of
 
@@ -256,6 +257,7 @@ def image_files(images: Sequence[Path]) -> Iterator[ImageFile]:
             found = images_in(str(path))
             if not found:
                 raise AdaptError(f"the folder {path} holds no image ({', '.join(IMAGE_SUFFIXES)})")
+            note_files(str(path), besides(path, found))
             yield from (ImageFile(Path(each), each) for each in found)
         else:
             yield ImageFile(path, str(path))

@@ -345,3 +345,16 @@ def test_a_table_of_no_readable_image_has_its_first_line(
     given = [adapter, Path(shutil.copy(adapter, tmp_path / "other.safetensors"))][:adapters]
     result = run("predict", *given, tmp_path / "gone.png", "--csv")
     assert (result.exit_code, result.stdout) == (2, f"image,{columns}\n")
+
+
+def test_what_looks_like_a_picture_and_is_not_read_is_said(
+    run, adapter: Path, photos: Path, tmp_path: Path, caplog
+) -> None:
+    shutil.copytree(photos / "test/sky", tmp_path / "sky")
+    shutil.copy(photos / "test/sky/0.png", tmp_path / "sky/hidden.txt")
+    (tmp_path / "sky/raw.cr2").write_bytes(b"raw")
+    (tmp_path / "sky/notes.txt").write_text("blue")
+    result = run("predict", adapter, tmp_path / "sky", "--csv")
+    assert result.exit_code == 0
+    said = [line for line in caplog.messages if "passed over" in line]
+    assert said == [f"{tmp_path / 'sky'}: 2 files that look like pictures are passed over: 1 .txt, 1 .cr2"]

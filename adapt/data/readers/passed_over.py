@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from adapt.data.decoding.files import open_file
@@ -44,18 +44,26 @@ def passed_over(source: str | os.PathLike[str], split: Split) -> list[PassedOver
     folder = folder_of(source)
     if folder is None:
         return []
-    used = {os.path.realpath(path) for item in split.items() for path in (item.path, item.mask) if path}
-    others = {path: real for path, real in real_files(folder).items() if real not in used}
-    found = [PassedOver(path, _why(path)) for path in sorted(others)]
+    return besides(folder, [path for item in split.items() for path in (item.path, item.mask) if path])
+
+
+def besides(folder: str | os.PathLike[str], used: Iterable[str]) -> list[PassedOver]:
+    """The files in `folder`, at any depth, that look like pictures and are none of those `used`."""
+    real_used = {os.path.realpath(path) for path in used}
+    others = sorted(path for path, real in real_files(os.fspath(folder)).items() if real not in real_used)
+    found = [PassedOver(path, _why(path)) for path in others]
     return [each for each in found if each.why]
 
 
 def note_passed_over(source: str | os.PathLike[str], split: Split) -> None:
     """One line in the log, where files were passed over: how many, and of which suffixes."""
-    if files := passed_over(source, split):
-        logger.warning(
-            "%s: %s passed over: %s. `adapt data check` names them", shown(split.name), counted(files), by_suffix(files)
-        )
+    note_files(split.name, passed_over(source, split), ". `adapt data check` names them")
+
+
+def note_files(name: str, files: Sequence[PassedOver], where: str = "") -> None:
+    """One line in the log where there are files that were passed over in what is called `name`."""
+    if files:
+        logger.warning("%s: %s passed over: %s%s", shown(name), counted(files), by_suffix(files), where)
 
 
 def counted(files: Sequence[PassedOver]) -> str:
