@@ -167,9 +167,17 @@ def _bars(found: dict[Any, list[Draw]]) -> Iterator[Row]:
     strong = [draws for draws in found.values() if _is_strong(draws)]
     yield _bar(f"mean over the {len(strong)} cells whose zero-shot is at least twice chance", _means(strong))
     draws = [draw for each in found.values() for draw in each]
-    met = sum(abs(draw.estimate - _accuracy([draw], "taken")) <= 2 * draw.error for draw in draws)
-    yield _bar("estimates within two standard errors of the test", f"{met} of {len(draws)}")
+    own, both = (sum(_is_met(draw, tested) for draw in draws) for tested in (False, True))
+    yield _bar("test accuracy within two standard errors of the estimate", f"{own} of {len(draws)}")
+    yield _bar("... of the difference, as test images are few too", f"{both} of {len(draws)}")
     yield _bar("gda behind its best alpha on the test", f"{100 * mean(draw.gda_behind for draw in draws):.2f} points")
+
+
+def _is_met(draw: Draw, tested: bool) -> bool:
+    """Whether the test accuracy is as expected; with the error of the test images too where `tested`."""
+    accuracy, images = _accuracy([draw], "taken"), len(draw.right["taken"])
+    of_test = accuracy * (1 - accuracy) / images if tested else 0.0
+    return bool(abs(draw.estimate - accuracy) <= 2 * (draw.error**2 + of_test) ** 0.5)
 
 
 def _is_strong(draws: Sequence[Draw]) -> bool:
