@@ -76,7 +76,7 @@ def test_predict_and_chat_answer(run: Run, speaking: Path, photos: Path) -> None
 
 def test_inspect_names_both_towers(run: Run, speaking: Path) -> None:
     text = run("inspect", speaking / "adapter.safetensors").stdout
-    assert "mini-clip+mini-lm (64 px)" in text
+    assert "mini-clip+mini-lm (64 px, photographs turned upright)" in text
     assert "classes" not in text.split("parameters")[0].replace("all classes", "")
 
 
@@ -98,5 +98,5 @@ def test_a_quantised_backbone_by_recipe(run: Run, speaking: Path, tmp_path: Path
     result = run("train", speaking / "recipe.yaml", *changed, "--out", tmp_path / "run", "--quiet")
     assert (result.exit_code, result.stderr) == (0, "")
     adapter = tmp_path / "run/adapter.safetensors"
-    assert "px, nf4)" in run("inspect", adapter).stdout
+    assert "px, photographs turned upright, nf4)" in run("inspect", adapter).stdout
     assert adapt.load(adapter).backbone.quantization == "nf4"
