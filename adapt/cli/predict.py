@@ -68,7 +68,7 @@ class ImageFile(NamedTuple):
     is_flag=True,
     help="A row for each image: columns image, class, probability; with --threshold also answer, with --top-k 2 "
     "class_2 and probability_2, and so on. An adapter that learned numbers adds number, one of several classes an "
-    "image classes, separated by |. What a spreadsheet takes for a formula stands after a '.",
+    "image classes, separated by bars. What a spreadsheet takes for a formula stands after a '.",
 )
 def predict(
     adapter: Path,
