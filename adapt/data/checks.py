@@ -72,7 +72,7 @@ def unreadable(looked: Looked) -> Iterator[Finding]:
 
 def untrainable(looked: Looked) -> Iterator[Finding]:
     """Data without training images, which can only be measured."""
-    if not looked.split.train:
+    if looked.split.class_names and not looked.split.train:
         line = "no training images: the data can be measured, and not learned from (a folder for them is called train)"
         yield Finding("classes", line, [])
 

@@ -62,5 +62,6 @@ def test_the_command_line_says_it_too(five_classes: Path, monkeypatch: pytest.Mo
     command = ["zeroshot", "--data", str(five_classes), "--backbone", "open_clip:ViT-B-32/openai"]
     result = CliRunner().invoke(main, command)
     assert result.exit_code == 0, result.stderr
-    assert result.stderr.count("\n") == 1
-    assert result.stderr.startswith("the weights 'openai' were trained with QuickGELU")
+    named, said = result.stderr.splitlines()
+    assert named == "backbone   open_clip:ViT-B-32/openai"
+    assert said.startswith("the weights 'openai' were trained with QuickGELU")

@@ -165,6 +165,16 @@ def test_a_folder_without_class_folders_names_what_lies_in_it(tmp_path: Path) ->
     assert notes == ["1 file that looks like a picture is passed over (1 .png): a.png"]
 
 
+def test_data_without_training_images_says_so(tmp_path: Path) -> None:
+    (tmp_path / "test/cat").mkdir(parents=True)
+    (tmp_path / "test/cat/a.png").write_bytes(encoded(noise(1), "PNG"))
+    problems, notes = findings(tmp_path)
+    assert problems == []
+    assert notes == [
+        "no training images: the data can be measured, and not learned from (a folder for them is called train)"
+    ]
+
+
 def test_the_log_has_one_line_of_what_is_passed_over(strange: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "adapt"):
         note_passed_over(strange, load(strange))
