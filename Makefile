@@ -12,7 +12,7 @@ LOWEST_TESTS ?= tests/backbones tests/cli tests/data tests/formats tests/methods
 	--ignore tests/formats/test_adapters_1_0.py --deselect tests/formats/test_allocation.py
 # minutes that each takes on two quiet cores, as last measured
 QUICKSTART_MINUTES := 2
-TEST_MINUTES := 21
+TEST_MINUTES := 17
 TEST_FULL_MINUTES := 40
 RUN := runs/quickstart-$(shell date +%Y%m%d-%H%M%S)
 
