@@ -125,7 +125,7 @@ class Comparison:
         return self._compared(candidate, [first, *(self._tried(candidate, *each) for each in self._parts[1:])])
 
     def _pilot(self, candidate: Candidate, part: Split) -> tuple[str, int, int]:
-        """What the length of the training counts, how much of it is tried first, and all of it."""
+        """Epochs or iterations, how many of them are tried first, and how many the whole training has."""
         settings = self._settings(candidate, part)
         length = "epochs" if settings.epochs else "iterations"
         whole = getattr(settings, length)

@@ -38,7 +38,7 @@ def race(
 
 
 class _Race:
-    """What was compared and left out so far, and how long the rest takes."""
+    """A comparison under way: the candidates that kept up, those left out, and how long the rest takes."""
 
     def __init__(self, comparison: Comparison, listed: Sequence[Candidate], budget: float | None) -> None:
         self.compared, self.left_out = list[Compared](), dict[str, str]()

@@ -103,7 +103,7 @@ def _decided(
     split: Split, recipe: Recipe, comparison: Comparison, compared: list[Compared], left_out: dict[str, str],
     features: dict[str, Tensor],
 ) -> tuple[Compared | None, Recommendation]:  # fmt: skip
-    """What is taken, if anything could be compared, and all that was found out before it is trained."""
+    """The method to take, if any could be compared, and the recommendation before it is trained."""
     chosen, alike = take(compared) if compared else (None, [])
     return chosen, Recommendation(
         chosen=chosen.candidate.name if chosen else UNCOMPARED[0],
@@ -185,7 +185,7 @@ def _features(split: Split, backbone: DualEncoder, progress: bool) -> dict[str, 
 
 
 def _notes(split: Split, comparison: Comparison, compared: Sequence[Compared]) -> list[str]:
-    """What the figures cannot say, and whether class names help."""
+    """Remarks on the figures: whether class names help, and which classes could not be tried."""
     if not comparison.items:
         return [
             "Every class has only one training image (or one group of images), so none can be held back: which method "

@@ -50,10 +50,16 @@ def folds(items: Sequence[Item], count: int, seed: int) -> list[int | None]:
     return [None if item.kept_with in kept else fold_of[item.kept_with] for item in items]
 
 
-def parts(split: Split, chosen: Sequence[int | None], count: int) -> Iterator[tuple[Split, list[int]]]:
-    """For each fold the split that trains on all other images and is tested on its own, and where those stand."""
+def kept_and_held(chosen: Sequence[int | None], count: int) -> Iterator[tuple[list[int], list[int]]]:
+    """For each fold that has some, the places of the items that are learned from, and of those held back."""
     for fold in range(count):
         held = [place for place, own in enumerate(chosen) if own == fold]
         if held:
-            kept = tuple(item for item, own in zip(split.train, chosen, strict=True) if own != fold)
-            yield replace(split, train=kept, test=tuple(split.train[place] for place in held)), held
+            yield [place for place, own in enumerate(chosen) if own != fold], held
+
+
+def parts(split: Split, chosen: Sequence[int | None], count: int) -> Iterator[tuple[Split, list[int]]]:
+    """For each fold the split that trains on all other images and is tested on its own, and where those stand."""
+    for kept, held in kept_and_held(chosen, count):
+        train, test = (tuple(split.train[place] for place in own) for own in (kept, held))
+        yield replace(split, train=train, test=test), held

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from adapt import plain
 from adapt.backbones.base import DualEncoder
 from adapt.backbones.load import load_backbone
-from adapt.data.folds import folds
+from adapt.data.folds import folds, kept_and_held
 from adapt.data.split import Item, of_several
 from adapt.disk import write_text
 from adapt.errors import AdaptError
@@ -136,13 +136,7 @@ class Fitting:
         class, is never held back; where that holds for all of them, there are no folds.
         """
         part_of = folds(self.train_set, FOLDS, self.seed)
-        chosen = []
-        for part in range(FOLDS):
-            held = [place for place, own in enumerate(part_of) if own == part]
-            kept = [place for place, own in enumerate(part_of) if own != part]
-            if held:
-                chosen.append(Fold.of(self, kept, held))
-        return chosen
+        return [Fold.of(self, kept, held) for kept, held in kept_and_held(part_of, FOLDS)]
 
     def alone(self, backbone: str | None = None) -> Fitting:
         if backbone not in self._alone:  # which takes long to load
