@@ -34,7 +34,7 @@ PILOT = 8  # a training through a tower is first tried at this fraction of its s
 _AT_ONCE: dict[str, Any] = {"warmup": 0.0, "warmup_epochs": 0, "average": None}  # a short training has no time for it
 _PROBE: dict[str, Any] = {  # a few steps, whatever the recipe's schedule
     "epochs": None,
-    "iterations": 3,
+    "iterations": 5,
     "iterations_per_shot": None,
     "schedule": "constant",
     "warmup": 0.0,
@@ -186,8 +186,9 @@ class Comparison:
         with _quiet(), self._threads(candidate):
             _, result = _trained(candidate, part, self._backbone, _PROBE)
         batches = max(1, len(part.train) // settings.batch_size)
-        each = settings.batch_size * settings.accumulate / result.history[-1]["images_per_second"]
-        return Length.of(settings, batches).steps * each
+        images = min(settings.batch_size * settings.accumulate, len(part.train))  # of a step
+        quickest = max(entry["images_per_second"] for entry in result.history)  # the first steps are slow ones
+        return Length.of(settings, batches).steps * images / quickest
 
     @property
     def trainings(self) -> int:

@@ -16,6 +16,7 @@ from adapt.progress import readable_time
 
 logger = logging.getLogger("adapt")
 BASELINE = "zero_shot"  # which is always measured: it says whether class names help
+KEPT_UP = 1, 4  # of four trainings with steps, before any has run: what the time left counts on
 
 
 def race(
@@ -43,7 +44,8 @@ class _Race:
     def __init__(self, comparison: Comparison, listed: Sequence[Candidate], budget: float | None) -> None:
         self.compared, self.left_out = list[Compared](), dict[str, str]()
         self._comparison, self._budget, self._started = comparison, budget, time.monotonic()
-        self._seconds: dict[str, float] = {}  # of one training on one part, of those with steps
+        self._seconds: dict[str, float] = {}  # of one training on one part, of those with steps, by a few of them
+        self._ran: list[tuple[Candidate, float]] = []  # and their seconds
         for candidate in listed:
             if candidate.cost is not Cost.NO_STEP and (candidate.always or budget is None):
                 with suppress(AdaptError, torch.OutOfMemoryError):  # which its turn will tell
@@ -51,6 +53,7 @@ class _Race:
 
     def run(self, candidate: Candidate) -> None:
         """Compare the candidate, or note why not."""
+        started = time.monotonic()
         try:
             tried = self._within_budget(candidate) or self._tried(candidate)
         except (AdaptError, torch.OutOfMemoryError, torch.linalg.LinAlgError) as error:
@@ -59,6 +62,7 @@ class _Race:
             self.left_out[candidate.name] = tried
         else:
             self.compared.append(tried)
+        self._ran.append((candidate, time.monotonic() - started))
 
     def _tried(self, candidate: Candidate) -> Compared | str:
         if candidate.name == BASELINE or not self.compared:
@@ -86,11 +90,26 @@ class _Race:
         return f"{name:22} {100 * last.accuracy:5.1f} ± {100 * last.error:.1f} %  {left}"
 
     def _left(self, others: Sequence[Candidate]) -> float:
-        """Seconds that the others take as long as they do not keep up: those with steps are given up on one part."""
-        plain = [each.seconds for each in self.compared if each.candidate.cost is Cost.NO_STEP]
-        each_plain = (self._comparison.trainings - 1) * sum(plain) / max(1, len(plain))  # most of them keep up
-        share = {Cost.STEPS_ON_FEATURES: 1.0, Cost.STEPS_THROUGH_TOWERS: 1 / PILOT}
+        """Seconds that the others take, if as many of those with steps keep up as until now."""
+        plain = [seconds for candidate, seconds in self._ran if candidate.cost is Cost.NO_STEP]
+        each_plain = sum(plain) / max(1, len(plain))
+        stepped = [candidate.name for candidate, _ in self._ran if candidate.cost is not Cost.NO_STEP]
+        kept_up = sum(each.candidate.name in stepped for each in self.compared)
+        likely = (KEPT_UP[0] + kept_up) / (KEPT_UP[1] + len(stepped))
+        beside = min(plain, default=0.0) / self._parts  # the steps: what any training takes
         return sum(
-            each_plain if each.cost is Cost.NO_STEP else share[each.cost] * self._seconds.get(each.name, 0.0)
+            each_plain
+            if each.cost is Cost.NO_STEP
+            else self._trainings(each, likely) * (beside + self._seconds.get(each.name, 0.0))
             for each in others
         )
+
+    @property
+    def _parts(self) -> int:
+        return self._comparison.trainings - 1
+
+    def _trainings(self, candidate: Candidate, likely: float) -> float:
+        """How many trainings a candidate with steps takes, if it keeps up on the first part with this probability."""
+        if candidate.cost is Cost.STEPS_THROUGH_TOWERS:
+            return 1 / PILOT + likely * self._parts
+        return 1 + likely * (self._parts - 1)

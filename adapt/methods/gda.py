@@ -71,8 +71,7 @@ class GDA(Method):
     def per_class(self) -> bool:
         return not self.config.new_classes
 
-    @property
-    def grid(self) -> dict[str, Choice]:
+    def grid(self, training: Training) -> dict[str, Choice]:
         return {"alpha": Choice(ALPHAS, usual=USUAL)} if self.config.alpha is None else {}
 
     def build(self, backbone: DualEncoder, class_names: Sequence[str]) -> None:  # type: ignore[override]

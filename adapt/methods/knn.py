@@ -42,10 +42,9 @@ class KNN(PlainClassifier):
     features: Tensor
     labels: Tensor
 
-    @property
-    def grid(self) -> dict[str, Choice]:
+    def grid(self, training: Training) -> dict[str, Choice]:
         neighbours = {"neighbours": NEIGHBOURS} if self.config.neighbours is None else {}
-        return neighbours | super().grid
+        return neighbours | super().grid(training)
 
     def build(self, backbone: DualEncoder, class_names: Sequence[str]) -> None:  # type: ignore[override]
         self._classes, rows = len(class_names), self.config.rows or 0

@@ -17,7 +17,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from adapt.methods.base import Choice
+from adapt.methods.base import Choice, Training
 from adapt.methods.base.plain_classifier import PlainClassifier, PlainClassifierConfig, class_means
 
 RIDGES = Choice((0.0, 0.2, 1.0), usual=0.2)
@@ -36,9 +36,8 @@ class LDA(PlainClassifier):
     title = "Linear discriminant analysis, shrunk (Ledoit and Wolf, JMVA 2004)"
     Config = LDAConfig
 
-    @property
-    def grid(self) -> dict[str, Choice]:
-        return ({"ridge": RIDGES} if self.config.ridge is None else {}) | super().grid
+    def grid(self, training: Training) -> dict[str, Choice]:
+        return ({"ridge": RIDGES} if self.config.ridge is None else {}) | super().grid(training)
 
     def solve(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         from sklearn.covariance import ledoit_wolf

@@ -43,10 +43,9 @@ class LinearProbe(PlainClassifier):
     example = {"strength": 10.0}
     _tolerance = EXACT
 
-    @property
-    def grid(self) -> dict[str, Choice]:
+    def grid(self, training: Training) -> dict[str, Choice]:
         strength = {"strength": Choice(STRENGTHS, usual=USUAL)} if self.config.strength is None else {}
-        return strength | super().grid
+        return strength | super().grid(training)
 
     @property
     def balanced(self) -> bool:

@@ -93,8 +93,7 @@ class TipAdapter(Method):
         self._hold(F.normalize(features, dim=-1), training.labels("train"), self.labels.device)
         self.config = self.config.model_copy(update={"keys": len(features)})
 
-    @property
-    def grid(self) -> dict[str, Choice]:
+    def grid(self, training: Training) -> dict[str, Choice]:
         if self.config.search_alpha is None:
             return {}
         return {

@@ -39,7 +39,7 @@ def choose(training: Fitting, learned: bool = False) -> None:
     back, as with one image a class, the usual values are taken.
     """
     method = training.model.method
-    choices, before = method.grid, method.config
+    choices, before = method.grid(training), method.config
     if not choices:
         return
     try:

@@ -21,8 +21,8 @@ NAMES = ("goldfish", "red_panda", "sea cucumber")
 class Given:
     """A training whose features `(n, e)` and labels `(n,)` are at hand."""
 
-    def __init__(self, features: Tensor, labels: Tensor) -> None:
-        self._features, self._labels = features, labels
+    def __init__(self, features: Tensor, labels: Tensor, model: Any = None) -> None:
+        self._features, self._labels, self.model = features, labels, model
 
     def features(self, part: str, **options: Any) -> Tensor:
         return self._features
@@ -165,10 +165,17 @@ def test_words_are_added_by_their_weight(open_clip: Backbone, kind: Any) -> None
 
 
 @pytest.mark.parametrize("kind", PLAIN)
-def test_what_is_left_to_the_data_is_in_the_grid(kind: Any) -> None:
-    assert "words" not in kind().grid
-    assert set(kind(words=None).grid) >= {"words"}
-    assert 0.0 in kind(words=None).grid["words"].values
+@pytest.mark.parametrize(("turned", "usual"), [(0, 1.0), (1, 0.0)])
+def test_words_left_to_the_data_usually_count_where_class_names_help(
+    open_clip: Backbone, kind: Any, turned: int, usual: float
+) -> None:
+    model = adapt.wrap(open_clip, kind(words=None), NAMES)
+    labels = torch.arange(3).repeat(4)
+    training: Any = Given(model.class_features().detach()[labels], (labels + turned) % 3, model)
+    assert "words" not in kind().grid(training)
+    choice = model.method.grid(training)["words"]
+    assert choice.usual == usual
+    assert 0.0 in choice.values
 
 
 def test_labels_outside_the_classes_are_refused(open_clip: Backbone) -> None:

@@ -117,8 +117,7 @@ class Method(nn.Module):
         """The setting that its steps choose on validation images where it is left out, if there is such a one."""
         return None
 
-    @property
-    def grid(self) -> dict[str, Choice]:
+    def grid(self, training: Training) -> dict[str, Choice]:
         """The settings that are left to the data, with the values to try: see `adapt.training.choice`."""
         return {}
 

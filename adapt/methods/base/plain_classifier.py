@@ -11,10 +11,12 @@ from torch import Tensor, nn
 from adapt.backbones.base import DualEncoder
 from adapt.backbones.tokenizer import TextTokenizer
 from adapt.methods.base import Choice, ImageStep, Method, MethodConfig, Training
+from adapt.methods.base.step import Encoded
 from adapt.methods.zero_shot import Templates
 from adapt.prompts import Prompt, from_templates
 
-WORDS = Choice((0.0, *(10.0 ** (k / 2) for k in range(-4, 5))), usual=10.0**-0.5)  # 0, and 0.01 to 100
+WORDS = (0.0, *(10.0 ** (k / 2) for k in range(-4, 5)))  # 0, and 0.01 to 100
+ABOVE = 2.0  # standard errors above guessing, from which on class names say something
 
 
 class PlainClassifierConfig(MethodConfig):
@@ -38,9 +40,10 @@ class PlainClassifier(Method):
     scale: float
     """What the backbone multiplies cosines by."""
 
-    @property
-    def grid(self) -> dict[str, Choice]:
-        return {"words": WORDS} if self.config.words is None else {}
+    def grid(self, training: Training) -> dict[str, Choice]:
+        if self.config.words is not None:
+            return {}
+        return {"words": Choice(WORDS, usual=1.0 if _names_help(training) else 0.0)}
 
     def build(self, backbone: DualEncoder, class_names: Sequence[str]) -> None:  # type: ignore[override]
         self.weight = nn.Parameter(torch.zeros(len(class_names), backbone.embed_dim, device=backbone.device))
@@ -68,6 +71,15 @@ class PlainClassifier(Method):
     def logits(self, step: ImageStep) -> Tensor:
         scores, words = self.scores(step.features), self.config.words
         return scores + words * step.cosine_logits(step.class_features) if words else scores
+
+
+def _names_help(training: Training) -> bool:
+    """Whether zero-shot, which has learned from none of them, is surely better than guessing on the training images."""
+    step = ImageStep(training.model, Encoded(training.features("train")))
+    zero_shot, labels = step.cosine_logits(step.class_features), training.labels("train")
+    chance = 1 / zero_shot.shape[1]
+    right = float((zero_shot.argmax(-1).cpu() == labels).double().mean())
+    return bool(right > chance + ABOVE * (chance * (1 - chance) / len(labels)) ** 0.5)
 
 
 def class_means(features: Tensor, labels: Tensor, classes: int) -> Tensor:
