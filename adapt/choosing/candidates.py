@@ -41,11 +41,12 @@ class Candidate:
     always: bool
     command: str
     preferred: bool = False
+    calibrate: bool = False
 
     @property
     def final(self) -> Recipe:
-        """The recipe that `command` trains: without steps also a temperature, which costs no image there."""
-        return self.recipe.model_copy(update={"calibrate": True}) if self.cost is Cost.NO_STEP else self.recipe
+        """The recipe that `command` trains: with a temperature too, where that costs no image and none was refused."""
+        return self.recipe.model_copy(update={"calibrate": True}) if self.calibrate else self.recipe
 
 
 def candidates(source: str, changes: dict[str, Any], every: bool) -> list[Candidate]:
@@ -76,10 +77,11 @@ def _of(name: str, source: str, changes: dict[str, Any], every: bool) -> Iterato
         if every or always:
             all_changes = settings | encoded_once(recipe, method) | changes
             recipe = read_recipe(name, list(all_changes.items()), source)
-            asked = all_changes | ({"calibrate": True} if cost is Cost.NO_STEP else {})
+            calibrate = cost is Cost.NO_STEP and changes.get("calibrate") is not False
+            asked = all_changes | ({"calibrate": True} if calibrate else {})
             sets = [f"--set={key}={_written(value)}" for key, value in asked.items() if (key, value) not in _DEFAULTS]
             command = shlex.join(["adapt", "train", name, f"--data={source}", *sets])
-            yield Candidate(title, recipe, cost, always, command, title == file.preferred)
+            yield Candidate(title, recipe, cost, always, command, title == file.preferred, calibrate)
 
 
 def _cost(recipe: Recipe, method: Method) -> Cost:

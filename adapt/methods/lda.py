@@ -18,7 +18,7 @@ from pydantic import Field
 from torch import Tensor
 
 from adapt.methods.base import Choice, Training
-from adapt.methods.base.plain_classifier import PlainClassifier, PlainClassifierConfig, class_means
+from adapt.methods.base.plain_classifier import LinearClassifier, PlainClassifierConfig, class_means
 
 RIDGES = Choice((0.0, 0.2, 1.0), usual=0.2)
 
@@ -29,7 +29,7 @@ class LDAConfig(PlainClassifierConfig):
     covariance, null leaves it to the data."""
 
 
-class LDA(PlainClassifier):
+class LDA(LinearClassifier):
     """The classes as Gaussians of one covariance: `weight` `(n_classes, e)` and `bias` `(n_classes,)`."""
 
     name = "lda"

@@ -18,7 +18,7 @@ from pydantic import Field
 from torch import Tensor
 
 from adapt.methods.base import Choice, Training, Trial
-from adapt.methods.base.plain_classifier import PlainClassifier, PlainClassifierConfig
+from adapt.methods.base.plain_classifier import LinearClassifier, PlainClassifierConfig
 
 logger = logging.getLogger("adapt")
 STRENGTHS = tuple(10.0**k for k in range(-3, 4))  # inverse regularisation, 0.001 to 1,000
@@ -34,7 +34,7 @@ class LinearProbeConfig(PlainClassifierConfig):
     """How much an image counts: the same, or one over how many training images its class has."""
 
 
-class LinearProbe(PlainClassifier):
+class LinearProbe(LinearClassifier):
     """Scikit-learn's `LogisticRegression` as `weight` `(n_classes, e)` and `bias` `(n_classes,)`."""
 
     name = "linear_probe"
@@ -67,8 +67,9 @@ class LinearProbe(PlainClassifier):
         solver = LogisticRegression(
             C=self.config.strength, class_weight=weights, tol=self._tolerance, max_iter=MOST_STEPS
         )
-        with warnings.catch_warnings():  # the steps say it, with what to do
-            warnings.simplefilter("ignore", ConvergenceWarning)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # the steps say it, with what to do
+            warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)  # a few images each
             solver.fit(features.numpy(), labels.numpy())
         if solver.n_iter_.max() >= MOST_STEPS:
             logger.warning(

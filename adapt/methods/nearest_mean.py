@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from adapt.methods.base.plain_classifier import PlainClassifier, class_means
+from adapt.methods.base.plain_classifier import LinearClassifier, class_means
 
 
-class NearestMean(PlainClassifier):
+class NearestMean(LinearClassifier):
     """Scaled unit-length class means as `weight` `(n_classes, e)`; its `bias` `(n_classes,)` is zero."""
 
     name = "nearest_mean"

@@ -94,6 +94,14 @@ def test_test_images_choose_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert "695 test images" not in str(found)
 
 
+@pytest.mark.parametrize("asked", [None, False])
+def test_what_is_taken_gets_a_temperature_unless_that_was_refused(asked: bool | None) -> None:
+    overrides = [] if asked is None else [f"calibrate={asked}"]
+    found = adapt.recommend("emoji", shots=2, overrides=overrides, progress=False)
+    assert ("calibration" in found.result.metrics) == (asked is None)
+    assert f"--set=calibrate={asked is None}" in found.command
+
+
 def test_one_image_a_class(tmp_path: Path) -> None:
     found = adapt.recommend("emoji", shots=1, out=tmp_path / "out", progress=False, track="tensorboard")
     assert (found.chosen, found.rows, found.estimate) == ("nearest_mean", [], None)

@@ -191,3 +191,8 @@ def test_an_image_of_every_class_is_needed(open_clip: Backbone) -> None:
     with pytest.raises(AdaptError, match="cannot serve other class names"):
         model.with_classes(["one", "two", "three"])
     assert model.method.logits(model.step(Encoded(images(3)[0]), None)).shape == (36, 3)  # type: ignore[arg-type]
+
+
+def test_one_image_a_class_is_no_reason_to_warn(open_clip: Backbone, recwarn: pytest.WarningsRecorder) -> None:
+    fitted(open_clip, methods.LinearProbe(strength=1.0), images(3, each=1))
+    assert [str(each.message) for each in recwarn if "unique classes" in str(each.message)] == []

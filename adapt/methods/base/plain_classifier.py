@@ -27,31 +27,41 @@ class PlainClassifierConfig(MethodConfig):
 
 
 class PlainClassifier(Method):
-    """A classifier that answers by its own `scores`, beside zero-shot logits weighted by `words`.
-
-    Those of one matrix give its `weight` `(n_classes, e)` and `bias` `(n_classes,)` by `solve`.
-    """
+    """A classifier that answers by its own `scores`, beside zero-shot logits weighted by `words`."""
 
     Config = PlainClassifierConfig
     needs_every_class = True
     per_class = True
     takes_steps = False
     at_answer = frozenset({"words"})
-    scale: float
-    """What the backbone multiplies cosines by."""
 
     def grid(self, training: Training) -> dict[str, Choice]:
         if self.config.words is not None:
             return {}
         return {"words": Choice(WORDS, usual=1.0 if _names_help(training) else 0.0)}
 
+    def prompts(self, tokenizer: TextTokenizer, class_name: str) -> list[Prompt]:
+        return [] if self.config.words == 0 else from_templates(tokenizer, self.config.template, class_name)
+
+    def scores(self, features: Tensor) -> Tensor:
+        """The classifier's own logits `(b, n_classes)` of unit-length features `(b, e)`."""
+        raise NotImplementedError
+
+    def logits(self, step: ImageStep) -> Tensor:
+        scores, words = self.scores(step.features), self.config.words
+        return scores + words * step.cosine_logits(step.class_features) if words else scores
+
+
+class LinearClassifier(PlainClassifier):
+    """A plain classifier of one matrix: `solve` gives its `weight` `(n_classes, e)` and `bias` `(n_classes,)`."""
+
+    scale: float
+    """What the backbone multiplies cosines by."""
+
     def build(self, backbone: DualEncoder, class_names: Sequence[str]) -> None:  # type: ignore[override]
         self.weight = nn.Parameter(torch.zeros(len(class_names), backbone.embed_dim, device=backbone.device))
         self.bias = nn.Parameter(torch.zeros(len(class_names), device=backbone.device))
         self.scale = backbone.logit_scale
-
-    def prompts(self, tokenizer: TextTokenizer, class_name: str) -> list[Prompt]:
-        return [] if self.config.words == 0 else from_templates(tokenizer, self.config.template, class_name)
 
     def prepare(self, training: Training) -> None:
         features, labels = training.features("train").double(), training.labels("train")
@@ -65,12 +75,7 @@ class PlainClassifier(Method):
         raise NotImplementedError
 
     def scores(self, features: Tensor) -> Tensor:
-        """The classifier's own logits `(b, n_classes)` of unit-length features `(b, e)`."""
         return features.to(self.weight.dtype) @ self.weight.T + self.bias
-
-    def logits(self, step: ImageStep) -> Tensor:
-        scores, words = self.scores(step.features), self.config.words
-        return scores + words * step.cosine_logits(step.class_features) if words else scores
 
 
 def _names_help(training: Training) -> bool:
