@@ -141,28 +141,51 @@ def _accuracy(draws: Sequence[Draw], name: str) -> float:
     return mean(float(draw.right[name].mean()) for draw in draws)
 
 
-def _behind(draws: Sequence[Draw]) -> tuple[float, float]:
-    """How far what was taken is behind the best of scikit-learn's, over the draws, and in paired standard errors."""
+@dataclass(frozen=True)
+class Behind:
+    """How far what was taken is behind the best of scikit-learn's, over the draws, and the paired standard errors."""
+
+    points: float
+    of_images: float
+    of_draws: float
+
+    @property
+    def errors(self) -> float:
+        """In standard errors of the test images, as if there were no other draws than these."""
+        return self.points / self.of_images if self.of_images else 0.0
+
+    @property
+    def all_errors(self) -> float:
+        """In standard errors that know that other draws of the shots would have given other differences."""
+        both = (self.of_images**2 + self.of_draws**2) ** 0.5
+        return self.points / both if both else 0.0
+
+
+def _behind(draws: Sequence[Draw]) -> Behind:
     best = max(PLAIN, key=lambda name: _accuracy(draws, name))
-    apart = torch.stack([draw.right[best] - draw.right["taken"] for draw in draws]).mean(0)
-    error = standard_error(apart, [str(number) for number in range(len(apart))])
-    return float(apart.mean()), float(apart.mean()) / error if error else 0.0
+    apart = torch.stack([draw.right[best] - draw.right["taken"] for draw in draws])  # (draws, images)
+    of_images, of_draws = (
+        standard_error(each, [str(number) for number in range(len(each))]) for each in (apart.mean(0), apart.mean(1))
+    )
+    return Behind(float(apart.mean()), of_images, of_draws if len(draws) > 1 else 0.0)
 
 
 def _line(draws: Sequence[Draw]) -> str:
     figures = ", ".join(f"{name} {100 * _accuracy(draws, name):.1f}" for name in ("taken", *PLAIN, "zero-shot"))
-    behind, errors = _behind(draws)
+    behind = _behind(draws)
     chosen = ", ".join(dict.fromkeys(draw.chosen for draw in draws))
     expected = ", ".join(f"{100 * draw.estimate:.0f} ± {100 * draw.error:.0f}" for draw in draws)
-    return f"{figures}; {100 * behind:+.1f} points behind, {errors:+.1f} standard errors; {chosen}; expected {expected}"
+    distance = f"{100 * behind.points:+.1f} points behind, {behind.errors:+.1f} standard errors"
+    return f"{figures}; {distance}; {chosen}; expected {expected}"
 
 
 def _bars(found: dict[Any, list[Draw]]) -> Iterator[Row]:
-    errors = {cell: _behind(draws)[1] for cell, draws in found.items()}
-    worst = max(errors, key=errors.__getitem__)
-    within = sum(each <= 1 for each in errors.values())
-    yield _bar("within one paired standard error of the best of scikit-learn's", f"{within} of {len(errors)} cells")
-    yield _bar("furthest behind", f"{errors[worst]:.1f} standard errors ({worst[0]}, {worst[1] or 'all'} shots)")
+    behind = {cell: _behind(draws) for cell, draws in found.items()}
+    within = sum(each.errors <= 1 for each in behind.values())
+    yield _bar("within one paired standard error of the best of scikit-learn's", f"{within} of {len(behind)} cells")
+    worst = max(behind, key=lambda cell: behind[cell].errors)
+    yield _bar("furthest behind", f"{behind[worst].errors:.1f} standard errors ({worst[0]}, {worst[1] or 'all'} shots)")
+    yield _bar("... of the draws too", f"{max(each.all_errors for each in behind.values()):.1f} standard errors")
     yield _bar("mean over all cells", _means(found.values()))
     strong = [draws for draws in found.values() if _is_strong(draws)]
     yield _bar(f"mean over the {len(strong)} cells whose zero-shot is at least twice chance", _means(strong))

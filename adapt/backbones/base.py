@@ -59,6 +59,7 @@ class Backbone:
         self.name = name
         self._eval_transform = eval_transform
         self._export = export
+        self._known_content: list[str] = []  # one, while nothing changes the values
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return copied_alone(self, self.model, memo)
@@ -130,7 +131,16 @@ class Backbone:
 
     def content(self) -> str:
         """Hex digits that stand for every value of the model: what cached features depend on."""
-        return fingerprint.content(self.model)
+        return self._known_content[0] if self._known_content else fingerprint.content(self.model)
+
+    @contextmanager
+    def unchanging(self) -> Iterator[None]:
+        """Inside, all values are hashed once: whoever asks for this changes none."""
+        self._known_content.append(fingerprint.content(self.model))
+        try:
+            yield
+        finally:
+            self._known_content.clear()
 
     def reading(self) -> dict[str, Any]:
         """How inputs are prepared: what an adapter records, and what must be the same where it is loaded."""

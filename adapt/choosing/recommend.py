@@ -83,9 +83,10 @@ def recommend(
         loaded = _dual_encoder(load_backbone(base.backbone, device, base.quantize))
         split = decodable(listed_split, base, progress)
         comparison = Comparison(split, loaded, folds or usual_count(split.train), seed)
-        features = _features(split, loaded, progress)
         listed = candidates(data, changes, every or budget is not None) if comparison.items else []
-        compared, left_out = race(comparison, listed, budget, progress)
+        with loaded.unchanging():
+            features = _features(split, loaded, progress)
+            compared, left_out = race(comparison, listed, budget, progress)
         chosen, found = _decided(split, base, comparison, compared, left_out, features)
         if folder is not None:
             found.write(folder)

@@ -114,3 +114,23 @@ def test_an_adapter_from_before_it_was_recorded(open_clip: Backbone, tmp_path: P
     torch.manual_seed(9)
     with pytest.raises(AdaptError, match="same architecture, other weights"):
         adapt.load(path, tiny_backbones.from_open_clip(tiny_backbones.native_clip()))
+
+
+def test_values_that_nothing_changes_are_hashed_once(open_clip: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = copy.deepcopy(open_clip)
+    other = backbone.turning(True)
+    content, hash_all = backbone.content(), fingerprint.content
+    hashed: list[nn.Module] = []
+
+    def seen(model: nn.Module) -> str:
+        hashed.append(model)
+        return hash_all(model)
+
+    monkeypatch.setattr(fingerprint, "content", seen)
+    with backbone.unchanging():
+        assert backbone.content() == other.content() == content
+        assert hashed == [backbone.model]
+    with torch.no_grad():
+        next(backbone.model.parameters()).add_(1)
+    assert backbone.content() == other.content() != content
+    assert len(hashed) == 3
