@@ -5,6 +5,9 @@ BIN := $(VENV)/bin
 # a process for each core, where threads on top only get in the way; neighbours stay together, and share their fixtures
 ON_EACH_CORE := -n auto --dist worksteal --durations 20
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ON_EACH_CORE)
+# the checkout itself on Python's path, for editors, pyright and mypy, who see through no other editable install; the links
+# that `strict` lays would miss every file that comes later
+INSTALL := pip install --quiet --config-settings editable_mode=compat --editable
 LOWEST := .venv-lowest
 # what reaches into every library; adapters of format 1.0 are of tiny backbones whose values newer libraries draw
 LOWEST_TESTS ?= tests/backbones tests/cli tests/data tests/formats tests/methods tests/recipes \
@@ -77,7 +80,7 @@ lint: $(VENV)/installed-dev
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --editable ".[plot]"
+	$(BIN)/$(INSTALL) ".[plot]"
 	touch $@
 
 $(LOWEST)/installed: pyproject.toml
@@ -87,13 +90,13 @@ $(LOWEST)/installed: pyproject.toml
 	touch $@
 
 $(VENV)/installed-serve: $(VENV)/installed
-	$(BIN)/pip install --quiet --editable ".[serve]"
+	$(BIN)/$(INSTALL) ".[serve]"
 	touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
-	$(BIN)/pip install --quiet --editable ".[dev]"
+	$(BIN)/$(INSTALL) ".[dev]"
 	touch $@
 
 $(VENV)/installed-docs: $(VENV)/installed
-	$(BIN)/pip install --quiet --editable ".[docs]"
+	$(BIN)/$(INSTALL) ".[docs]"
 	touch $@

@@ -21,7 +21,10 @@ def loaded() -> tuple[Path, ...]:
 
 
 def load(paths: Iterable[Path]) -> None:
-    """Runs these Python files, each once, and registers their methods. AdaptError where one defines none."""
+    """Runs these Python files, each once, and registers their methods. AdaptError where one defines none.
+
+    A file may import those beside it, by names that no library has.
+    """
     for path in paths:
         if path.resolve() not in _loaded:
             _load(path)
@@ -35,6 +38,8 @@ def _load(path: Path) -> None:
     spec = importlib.util.spec_from_file_location(name, path) if path.suffix == ".py" else None
     if spec is None or spec.loader is None or not path.is_file():
         raise AdaptError(f"--plugin {path} is no Python file with methods, such as mine.py")
+    if (beside := str(path.resolve().parent)) not in sys.path:
+        sys.path.append(beside)  # for what the file imports now, and later
     module = sys.modules[name] = importlib.util.module_from_spec(spec)  # so that its classes can be pickled
     try:
         spec.loader.exec_module(module)

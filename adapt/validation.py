@@ -20,6 +20,11 @@ def explain(model: type[BaseModel], error: ValidationError, where: str, listed_b
     key = ".".join(path) or "its settings"
     if problem["type"] == "extra_forbidden":
         return f"{where}: unknown key {key!r}; {nearest(path[-1], owner.model_fields, listed_by)}"
+    if problem["type"] == "missing" and isinstance(problem["loc"][-1], int):  # of a fixed number of values
+        count = 1 + max(int(each["loc"][-1]) for each in error.errors() if each["loc"][:-1] == problem["loc"][:-1])
+        about = owner.model_fields[path[-1]].description if path[-1] in owner.model_fields else None
+        told = f" ({about})" if about else ""
+        return f"{where}: {key} is {brief(problem['input'])}: expected {count} values{told}"
     if problem["type"] == "missing":
         return f"{where}: the key {key!r} is missing"
     message = problem["msg"].removeprefix("Value error, ")

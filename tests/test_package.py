@@ -7,7 +7,9 @@ import importlib.metadata as metadata_library
 import re
 import runpy
 import subprocess
+import sys
 import tomllib
+import zipfile
 from importlib.metadata import metadata, version
 from pathlib import Path
 
@@ -108,3 +110,24 @@ def test_make_says_first_what_it_does_and_how_long_it_takes(target: str) -> None
     told = " ".join(lines[:first])
     assert f"{target}: installs adapt with" in told
     assert "about 7 minutes on two quiet cores" in told
+
+
+@pytest.mark.parametrize("target", ["quickstart", "serve", "test", "docs"])
+def test_an_install_by_make_is_one_that_editors_see_through(target: str, tmp_path: Path) -> None:
+    """Who reads types runs no import hook: it follows folders that a `.pth` names, and then py.typed."""
+    pytest.importorskip("setuptools", minversion="77")
+    asked = subprocess.run(
+        ["make", "-n", target, "VENV=/nowhere/venv"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    installs = [line for line in asked.stdout.splitlines() if "pip install" in line and "--editable" in line]
+    settings = {tuple(re.findall(r"--config-settings (\S+)=(\S+)", line)) for line in installs}
+    assert len(settings) == 1
+    for part in ("adapt", "checkpoints", "recipes", "pyproject.toml", "README.md", "LICENSE", "NOTICE"):
+        (tmp_path / part).symlink_to(ROOT / part)
+    build = f"import setuptools.build_meta as by; by.build_editable({str(tmp_path)!r}, {dict(*settings)!r})"
+    subprocess.run([sys.executable, "-c", build], cwd=tmp_path, capture_output=True, check=True)
+    [wheel] = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        [hook] = [name for name in archive.namelist() if name.endswith(".pth")]
+        [line] = archive.read(hook).decode().splitlines()
+    assert (Path(line) / "adapt" / "py.typed").is_file(), line

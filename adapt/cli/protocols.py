@@ -253,6 +253,7 @@ def table(results: tuple[Path, ...], form: str, published: bool) -> None:
     runs = [path for path in results if plain_runs.is_run(path)]
     if runs and len(runs) < len(results):
         other = next(path for path in results if path not in runs)
+        tables.read_results(other)  # or there is nothing to be told apart
         raise AdaptError(
             f"{runs[0]} is a run and {other} what a protocol found: show either, or write a report of both"
         )

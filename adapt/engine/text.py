@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor, nn
@@ -62,7 +62,11 @@ class PlainText:
         self._backbone = backbone
         self._checkpointing = checkpointing
         self._prompts = prompts
-        self._ids = pad_rows([list(prompt.ids) for prompt in prompts], backbone.tokenizer)
+
+    @cached_property
+    def _ids(self) -> Tensor:
+        with torch.inference_mode(False):  # what predicting pads, training must be able to use
+            return pad_rows([list(prompt.ids) for prompt in self._prompts], self._backbone.tokenizer)
 
     def __call__(self, edits: Sequence[Edit], budget: int) -> Tensor:
         """Features before normalisation, inside about `budget` bytes of activations.

@@ -19,13 +19,13 @@ from torch import Tensor, nn
 
 from adapt.backbones.base import DualEncoder
 from adapt.backbones.tower import Tower, VisionParts, check_parts
-from adapt.backbones.turns import sharing
 from adapt.edits import Attention, Edit
 from adapt.engine.agreement import bypassing_absent, same_features
 from adapt.engine.blocks import again_in_backward, run_block
 from adapt.engine.frozen import frozen
 from adapt.engine.hooks import run
 from adapt.engine.plan import Plan, plan
+from adapt.engine.structure import HOOKED, Structure, hooked, structure
 from adapt.errors import AdaptError
 
 CLASS_ROW = slice(1)
@@ -34,38 +34,29 @@ CLASS_ROW = slice(1)
 def reason_against(backbone: DualEncoder) -> str | None:
     """Why the fast path does not serve its vision tower as it is now, or None where it does.
 
-    The answer is kept until modules, or what watches them, change: a forward costs a comparison then.
+    The answer is kept until modules change: a forward costs a comparison then.
     """
-    now = _structure(backbone)
+    now = structure(backbone, "vision"), backbone.encode_image
     known, reason = _REASONS.get(backbone, (None, None))
     if known != now:
-        reason = _found_against(backbone, now)
-        _REASONS[backbone] = (now, reason)
+        reason = _found_against(backbone, now[0])
+        if reason != HOOKED:  # which comes and goes
+            _REASONS[backbone] = (now, reason)
     return reason
 
 
-Structure = tuple[object, list[tuple[int, bool, bool]]]
-_REASONS: WeakKeyDictionary[DualEncoder, tuple[Structure, str | None]] = WeakKeyDictionary()
+_Seen = tuple[Structure, object]
+_REASONS: WeakKeyDictionary[DualEncoder, tuple[_Seen, str | None]] = WeakKeyDictionary()
 
 
-def _structure(backbone: DualEncoder) -> Structure:
-    """What encodes images, and every module: which, whether by hooks, and whether by a forward of its own."""
-    with sharing(backbone.model):  # while no call has replaced parts for itself
-        modules = [
-            (id(each), bool(each._forward_hooks or each._forward_pre_hooks), "forward" in vars(each))
-            for each in backbone.model.modules()
-        ]
-    return backbone.encode_image, modules
-
-
-def _found_against(backbone: DualEncoder, structure: Structure) -> str | None:
+def _found_against(backbone: DualEncoder, found: Structure) -> str | None:
     tower = backbone.towers.get("vision")
     if tower is None or tower.vision is None:
         return "its blocks are not mapped, or are not read at tokens of theirs"
     if not all(block.plain_attention and {"fc1", "fc2"} <= block.projections.keys() for block in tower.blocks):
         return "its blocks are of another form than CLIP's"
-    if any(hooks or own for _, hooks, own in structure[1]):
-        return "hooks, or a forward of its own, are on a module, and only the library's forward calls it"
+    if hooked(found):
+        return HOOKED
     return None if _agrees(backbone, tower) else "its features differ from the library's own forward on two images"
 
 

@@ -30,11 +30,16 @@ NAME = "adapter.safetensors"  # in the folder of a run, and in a repository of t
 
 
 def save(model: Adapted[Any], path: str | Path) -> Path:
-    """Writes `model`'s adapter to `path`, atomically. Raises AdaptError for values that are not finite."""
+    """Writes `model`'s adapter to `path`, atomically.
+
+    Raises AdaptError for values that are not finite, and for a method that its settings would not build as it is now.
+    """
     from adapt.disk import replacing
+    from adapt.formats.loadable import check_loadable
 
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.method.state_dict().items()}
     check_finite(tensors, "the model")
+    check_loadable(model, tensors)
     metadata = header_of(model).metadata()
     with replacing(path) as temporary:
         tensor_file.write(tensors, temporary, metadata)

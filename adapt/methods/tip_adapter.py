@@ -29,6 +29,8 @@ from adapt.methods.zero_shot import Templates
 from adapt.prompts import Prompt, from_templates
 
 LEAST = 0.1  # where the search of alpha and beta begins
+KEPT = 2**28  # similarities that the search holds at once; of more they are computed again for each beta
+AT_ONCE = 2**24  # similarities that it works on at once
 
 
 class TipAdapterConfig(MethodConfig):
@@ -102,17 +104,18 @@ class TipAdapter(Method):
         }
 
     def trials(self, training: Training, choices: Mapping[str, Choice], learned: bool = False) -> Iterator[Trial]:
-        """The trials of `Method.trials`; the table is asked once for each beta."""
+        """The trials of `Method.trials`: images and keys are compared once, and what they say is summed once a beta."""
         if not learned:
             self.prepare(training)
         features = training.features("val").to(self.keys.device)
         step = ImageStep(training.model, Encoded(features))
         with torch.no_grad():
             zero_shot = step.cosine_logits(step.class_features)
+            table = _Table(self.keys, self.labels, self._classes, features)
             for beta in choices["beta"].values:
-                said = self._said(features, beta)
+                said = table.said(beta)
                 for alpha in choices["alpha"].values:
-                    yield {"beta": beta, "alpha": alpha}, zero_shot + alpha * said
+                    yield {"beta": beta, "alpha": alpha}, torch.add(zero_shot, said, alpha=alpha)
 
     def logits(self, step: ImageStep) -> Tensor:
         said = self._said(step.features.to(self.keys.dtype), self.config.beta)
@@ -122,6 +125,40 @@ class TipAdapter(Method):
         """What the table says of unit-length features `(b, e)`: `(b, n_classes)`."""
         similar = (beta * (features @ self.keys.T - 1)).exp()
         return similar @ F.one_hot(self.labels, self._classes).to(similar.dtype)
+
+
+class _Table:
+    """What keys `(n, e)` with their labels say of unit-length features `(b, e)`, at one sharpness after the other.
+
+    Keys are sorted by class, and classes by how many keys they have, so that a sum over classes is one over an axis.
+    """
+
+    def __init__(self, keys: Tensor, labels: Tensor, classes: int, features: Tensor) -> None:
+        counts = labels.bincount(minlength=classes)
+        order = counts.argsort(stable=True)
+        self._place = order.argsort()  # of each class among the sums
+        self._keys = keys[self._place[labels].argsort(stable=True)]
+        self._groups = [(int(count), int((counts == count).sum())) for count in counts.unique()]  # keys, of how many
+        self._images = features.split(max(1, AT_ONCE // max(1, len(keys))))
+        kept = len(features) * len(keys) <= KEPT
+        self._nearness = [self._of(some) for some in self._images] if kept else None
+
+    def _of(self, features: Tensor) -> Tensor:
+        """How near the keys are, as cosines less one `(n, b)`."""
+        return self._keys @ features.T - 1
+
+    def said(self, beta: float) -> Tensor:
+        """The sum of each class's similarities `(b, n_classes)`."""
+        parts = map(self._of, self._images) if self._nearness is None else self._nearness
+        return torch.cat([self._by_class((beta * part).exp_()) for part in parts], dim=1).T.contiguous()
+
+    def _by_class(self, similar: Tensor) -> Tensor:
+        sizes = [keys * classes for keys, classes in self._groups]
+        sums = [
+            part.reshape(classes, keys, -1).sum(1) if keys else part.new_zeros(classes, part.shape[1])
+            for part, (keys, classes) in zip(similar.split(sizes), self._groups, strict=True)
+        ]
+        return torch.cat(sums)[self._place]
 
 
 def steps_to(most: float, steps: int) -> list[float]:

@@ -14,10 +14,10 @@ from adapt.backbones.base import DualEncoder
 from adapt.edits import Edit
 from adapt.engine import text
 from adapt.engine.stale import Values, Weights
+from adapt.engine.structure import HOOKED, hooked, structure
 from adapt.errors import AdaptError
 from adapt.prompts import Prompt
 
-TextPath = text.FastText | text.PlainText
 PromptAverage = Literal["unit", "mean", "raw", "each"]
 
 
@@ -52,18 +52,20 @@ class ClassTexts:
         self._average = average
         self._backbone, self.counts = backbone, [len(own) for own in prompts]
         every = [prompt for own in prompts for prompt in own]
-        fast_path = isinstance(like._path, text.FastText) if like else _reason_against(backbone, every, fast) is None
-        self._path: TextPath = (text.FastText if fast_path else text.PlainText)(backbone, every, checkpointing)
+        fast_path = like._fast is not None if like else _reason_against(backbone, every, fast) is None
+        self._plain = text.PlainText(backbone, every, checkpointing)
+        self._fast = text.FastText(backbone, every, checkpointing) if fast_path else None
         self._known: _Known | None = None
 
     @property
     def path(self) -> str:
-        """Which path serves them: `fast` or `plain`."""
-        return "fast" if isinstance(self._path, text.FastText) else "plain"
+        """Which path serves them: `fast` or `plain`; the latter while hooks are on a module of the text tower."""
+        return "plain" if self._fast is None or self._hooked() else "fast"
 
     def encode(self, edits: Sequence[Edit], budget: int) -> Tensor:
         """Features `([b,] n, e)`, averaged over the prompts of each class, or `([b,] m, e)` of each of m prompts."""
-        features = self._path(edits, budget)
+        serving = self._plain if self._fast is None or self._hooked() else self._fast
+        features = serving(edits, budget)
         if self._average == "raw":
             return self._means(features)
         features = F.normalize(features, dim=-1)
@@ -80,7 +82,14 @@ class ClassTexts:
 
     @torch.compiler.disable  # it looks at what tracing takes for constant
     def remembered(self, edits: Sequence[Edit], budget: int) -> Tensor:
-        """The same without gradients, computed anew only where something changed that they depend on."""
+        """The same without gradients, computed anew only where something changed that they depend on.
+
+        Each time where hooks are on the tower, which may see, or change, what is computed.
+        """
+        if self._hooked():
+            self.forget()
+            with torch.inference_mode(False), torch.no_grad():
+                return self.encode(edits, budget)
         known, precision = self._known, self._precision()
         if known is None or known.precision != precision or not (known.weights.same() and known.edits.same(edits)):
             with torch.inference_mode(False), torch.no_grad():  # a tensor that may enter a graph later
@@ -92,6 +101,10 @@ class ClassTexts:
         """Drops what is remembered, which holds on to the weights that it depends on."""
         self._known = None
 
+    @torch.compiler.disable  # as above
+    def _hooked(self) -> bool:
+        return hooked(structure(self._backbone, "text"))
+
     def _precision(self) -> tuple[Any, ...]:
         """What decides on the bits beside weights and edits: where the model is, its precision and autocast's."""
         device = self._backbone.device
@@ -102,6 +115,8 @@ class ClassTexts:
 def _reason_against(backbone: DualEncoder, prompts: Sequence[Prompt], fast: bool | None) -> str | None:
     """Why the fast path does not serve, or None where it does."""
     reason = "the fast path is switched off" if fast is False else text.reason_against(backbone.towers.get("text"))
+    if reason is None and hooked(structure(backbone, "text")):
+        reason = HOOKED
     if reason is None and not text.agrees(backbone, prompts):
         reason = "its features differ from the library's own forward on two prompts"
     if fast is True and reason is not None:

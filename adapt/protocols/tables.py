@@ -104,11 +104,11 @@ def titles(results: Sequence[Results]) -> list[str]:
 def read_results(path: Path) -> list[Results]:
     """The results in a file, or in a folder that a protocol wrote. Raises AdaptError where there are none."""
     if not path.exists():
-        raise AdaptError(f"{path} does not exist; expected results of a protocol, such as base_to_new.json")
+        raise AdaptError(f"{path} does not exist; expected results of a protocol, such as base_to_new.json, or a run")
     inside = [path / f"{name}.json" for name in PROTOCOLS]
     files = [file for file in inside if file.is_file()] if path.is_dir() else [path]
     if not files:
-        raise AdaptError(f"{path} holds no results of a protocol, such as base_to_new.json")
+        raise AdaptError(f"{path} holds no results of a protocol, such as base_to_new.json, and no finished run")
     return [stored.read(file, stored.ProtocolResults, "results of a protocol") for file in files]
 
 

@@ -56,5 +56,5 @@ class TensorBoard(Tracker):
         self._writer.close()
 
     def _add(self, numbers: Mapping[str, float]) -> None:
-        for name, value in numbers.items():  # in double precision, or they would not be those of log.jsonl
-            self._writer.add_scalar(name, value, self._step, new_style=True, double_precision=True)
+        for name, value in numbers.items():  # in single precision: TensorBoard's readers of scalars find no others
+            self._writer.add_scalar(name, value, self._step)

@@ -182,7 +182,7 @@ def test_few_shot_shows_a_column_for_each_number_of_shots(run, of_five: Path, tm
     assert all((out / name / "adapter.safetensors").is_file() for name in runs)
     tracked = {name: stored_numbers.tensorboard(out / name) for name in runs}
     finals = {name: [each[key] for key in each if key[0] == "adapted/accuracy"] for name, each in tracked.items()}
-    assert finals == {row["run"]: [row["test"]] for row in found["runs"]}
+    assert finals == {row["run"]: [stored_numbers.single(row["test"])] for row in found["runs"]}
     mean, spread, frozen = (
         [f"{100 * group[kind]['test']:.1f}" for group in found["summary"]] for kind in ("mean", "std", "zero_shot")
     )
@@ -306,3 +306,12 @@ def test_files_that_hold_no_results(run, refused, tmp_path: Path, content: str |
 
 def test_a_folder_that_holds_no_results(run, refused, tmp_path: Path) -> None:
     refused(run("table", tmp_path), f"{tmp_path} holds no results of a protocol")
+
+
+def test_beside_a_run_what_is_missing_is_named_first(run, refused, halves: Path, tmp_path: Path) -> None:
+    finished = next(each.parent for each in halves.glob("*/metrics.json"))
+    missing, empty = tmp_path / "missing", tmp_path / "empty"
+    empty.mkdir()
+    refused(run("table", finished, missing), f"{missing} does not exist; expected results of a protocol")
+    refused(run("table", empty, finished), f"{empty} holds no results of a protocol, such as base_to_new.json, and no")
+    refused(run("table", finished, halves), f"{finished} is a run and {halves} what a protocol found")

@@ -77,7 +77,7 @@ def test_the_command_to_go_on_with_works(run, recipe: Path, tmp_path: Path, monk
     monkeypatch.undo()
     _, *arguments = shlex.split(stopped.stderr.partition("go on with: ")[2])
     assert run(*arguments).exit_code == 0
-    losses = {("train/loss", step): loss for step, loss in map(_loss, _log(tmp_path / "my run"))}
+    losses = {("train/loss", step): stored_numbers.single(loss) for step, loss in map(_loss, _log(tmp_path / "my run"))}
     assert [step for _, step in losses] == [1, 2, 3, 4]
     assert stored_numbers.tensorboard(tmp_path / "my run").items() >= losses.items()
 

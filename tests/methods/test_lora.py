@@ -190,3 +190,11 @@ def test_a_prediction_before_the_backward_pass_leaves_its_dropout(
         return torch.cat([each.flatten() for each in torch.autograd.grad(loss, list(model.method.parameters()))])
 
     assert torch.equal(gradients(True), gradients(False))
+
+
+def test_blocks_are_two_numbers_and_the_message_says_which() -> None:
+    told = r"blocks is \[5\]: expected 2 values \(First block and the one after the last; all where left out\.\)"
+    with pytest.raises(AdaptError, match=told):
+        LoRA(blocks=[5])
+    with pytest.raises(AdaptError, match=r"blocks is \[\]: expected 2 values"):
+        LoRA(blocks=[])

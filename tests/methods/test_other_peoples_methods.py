@@ -6,7 +6,7 @@ The method is the example of docs/write_a_method.md.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import adapt
 from adapt import AdaptError, methods, plugins
 from adapt.cli import main
 from adapt.data import Split
+from adapt.methods.base import Method, Training
 from adapt.protocols.protocol import base_to_new
 from adapt.protocols.run_protocol import run_protocol
 from adapt.recipe import build_recipe
@@ -197,3 +198,73 @@ cache: false
     done = CliRunner().invoke(main, [*map(str, words), "--seeds", "1,2", "--jobs", "2"])
     assert done.exit_code == 0, done.output
     assert len(list((tmp_path / "b2n").glob("*/metrics.json"))) == 2
+
+
+def test_a_file_may_import_those_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "starts_of_mine.py").write_text("START = 0.25\n")
+    (tmp_path / "ends_of_mine.py").write_text("END = 0.5\n")
+    (tmp_path / "mine.py").write_text(
+        f"import starts_of_mine\n{SOURCE}\nShift.example = {{'start': starts_of_mine.START}}\n"
+        "def later():\n    from ends_of_mine import END\n    return END\nShift.later = staticmethod(later)\n"
+    )
+    plugins.load([tmp_path / "mine.py"])
+    assert methods.find("shift").example == {"start": 0.25}
+    assert methods.find("shift").later() == 0.5
+
+
+def test_edits_without_the_towers_that_they_touch_are_refused() -> None:
+    with pytest.raises(AdaptError, match=r"Lost has edits and no touches.* touches = frozenset"):
+        type("Lost", (methods.ZeroShot,), {"name": "lost", "edits": lambda self, tower, context: []})
+
+
+class KeptConfig(methods.ZeroShot.Config):
+    rows: int | None = None
+
+
+class Kept(methods.ZeroShot):
+    """Keeps the training images' features, of which `rows` says how many there are, where `declared`."""
+
+    name = "kept"
+    Config = KeptConfig
+    takes_steps = False
+    declared = True
+
+    def build(self, backbone: Any, class_names: Sequence[str]) -> None:
+        self.register_buffer("features", torch.zeros(self.config.rows or 0, backbone.embed_dim))
+
+    def prepare(self, training: Training) -> None:
+        self.features = training.features("train")
+        if self.declared:
+            self.config = self.config.model_copy(update={"rows": len(self.features)})
+
+
+def trained(cls: type[Method], backbone: adapt.Backbone, split: Split) -> adapt.AdaptedModel:
+    model = adapt.wrap(backbone, cls(), split.class_names)
+    adapt.fit(model, split.train, progress=False)
+    return model
+
+
+def test_sizes_that_the_data_decides_are_settings(open_clip: adapt.Backbone, tiny_split: Split, tmp_path: Path) -> None:
+    class Undeclared(Kept):
+        declared = False
+
+    class Later(Kept):
+        def build(self, backbone: Any, class_names: Sequence[str]) -> None:
+            pass
+
+        def prepare(self, training: Training) -> None:
+            self.register_buffer("features", training.features("train"))
+
+    path, count = tmp_path / "kept.safetensors", len(tiny_split.train)
+    for cls, anew in ((Undeclared, r"numbers \(0, 64\)"), (Later, "not there")):
+        model = trained(cls, open_clip, tiny_split)
+        with pytest.raises(AdaptError, match=rf"'features' is numbers \({count}, 64\), and {anew} where its settings"):
+            model.save(path)
+        assert not path.exists()
+    model = trained(Kept, open_clip, tiny_split)
+    drawn = torch.random.get_rng_state()
+    model.save(path)
+    assert torch.equal(torch.random.get_rng_state(), drawn)
+    methods.register(Kept)
+    assert torch.equal(adapt.load(path, open_clip).method.features, model.method.features)

@@ -14,17 +14,16 @@ from typing import Any
 Numbers = dict[tuple[str, int], float]
 
 
+def single(value: float) -> float:
+    """The number as TensorBoard's scalars have it, in single precision."""
+    return struct.unpack("f", struct.pack("f", value))[0]
+
+
 def tensorboard(folder: Path) -> Numbers:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-    from tensorboard.util import tensor_util
 
-    events = EventAccumulator(str(folder), size_guidance={"tensors": 0}).Reload()
-    return _once(
-        (tag, event.step, tensor_util.make_ndarray(event.tensor_proto).item())
-        for tag in events.Tags()["tensors"]
-        if "text_summary" not in tag and not tag.startswith("_hparams_")
-        for event in events.Tensors(tag)
-    )
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
+    return _once((tag, event.step, event.value) for tag in events.Tags()["scalars"] for event in events.Scalars(tag))
 
 
 def mlflow(uri: str) -> tuple[Numbers, Any]:

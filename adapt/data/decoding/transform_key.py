@@ -6,9 +6,7 @@ import dis
 import functools
 import hashlib
 import re
-import site
 import sys
-import sysconfig
 import types
 import uuid
 from collections.abc import Iterator
@@ -17,6 +15,8 @@ from typing import Any
 
 import numpy as np
 import torch
+
+from adapt.data.decoding.whose_code import library_version
 
 _tokens: dict[int, tuple[Any, str]] = {}  # kept alive, so that no later object takes over an id
 
@@ -107,9 +107,11 @@ class _Description:
 
     def _named(self, value: Any) -> Iterator[str | bytes]:
         """A library's module, class or function by its version; a class of the user's by all that is in it."""
-        module = value.__name__ if isinstance(value, types.ModuleType) else value.__module__
-        yield from (str(module), getattr(value, "__qualname__", ""), _version(str(module)))
-        if isinstance(value, type) and not _is_library(str(module)):
+        module = str(value.__name__ if isinstance(value, types.ModuleType) else value.__module__)
+        inner = "" if isinstance(value, types.ModuleType) else value.__qualname__  # modules may answer to any name
+        version = library_version(module)
+        yield from (module, inner, version or "")
+        if isinstance(value, type) and version is None:
             yield from map(self.of, value.__bases__)
             inside = {name: part for name, part in vars(value).items() if name not in _BOOKKEEPING}
             yield self.of({name: part for name, part in inside.items() if not isinstance(part, _DESCRIPTORS)})
@@ -160,7 +162,7 @@ def _inside(found: dict[str, Any], attributes: set[str]) -> dict[str, Any]:
     inner = {
         f"{name}.{attribute}": getattr(module, attribute)
         for name, module in found.items()
-        if isinstance(module, types.ModuleType) and not _is_library(module.__name__)
+        if isinstance(module, types.ModuleType) and library_version(module.__name__) is None
         for attribute in attributes - set(name.split("."))
         if hasattr(module, attribute)
     }
@@ -186,25 +188,11 @@ def _is_library_function(value: Any) -> bool:
     if isinstance(value, types.BuiltinFunctionType):
         return isinstance(value.__self__, types.ModuleType | None)
     made_at_run_time = "<locals>" in getattr(value, "__qualname__", "")  # and holds what it was made with
-    return isinstance(value, types.FunctionType) and not made_at_run_time and _is_library(str(value.__module__))
-
-
-def _is_library(module: str) -> bool:
-    """Whether a module is installed or Python's own, so that its version says what it does."""
-    top = module.partition(".")[0]
-    file = getattr(sys.modules.get(top), "__file__", None) or ""
-    return top != "__main__" and (top in sys.stdlib_module_names or file.startswith(_installed()))
-
-
-@functools.cache
-def _installed() -> tuple[str, ...]:
-    return (*site.getsitepackages(), site.getusersitepackages(), sysconfig.get_path("purelib"))
-
-
-def _version(module: str) -> str:
-    top = module.partition(".")[0]
-    known = sys.version if top in sys.stdlib_module_names else getattr(sys.modules.get(top), "__version__", "")
-    return str(known) if _is_library(module) else ""
+    return (
+        isinstance(value, types.FunctionType)
+        and not made_at_run_time
+        and library_version(str(value.__module__)) is not None
+    )
 
 
 def _slots(cls: type) -> list[str]:

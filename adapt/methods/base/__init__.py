@@ -93,6 +93,11 @@ class Method(nn.Module):
         if "of_several" not in vars(cls):
             own = (getattr(cls, member) is not getattr(Method, member) for member in ("prepare", "loss", "infer"))
             cls.of_several = not any(own)
+        if cls.edits is not Method.edits and cls.touches is Method.touches:
+            raise AdaptError(
+                f"{cls.__name__} has edits and no touches, so that no tower would ever ask for them: say which it "
+                'edits, such as touches = frozenset({"vision"})'
+            )
 
     def __init__(self, **config: Any) -> None:
         super().__init__()
