@@ -1,4 +1,4 @@
-"""How methods learn beside the classes' names, against their published implementations: views, unseen classes, regions."""
+"""Learning from views, for classes never seen, and from regions, against the published implementations."""
 
 from __future__ import annotations
 

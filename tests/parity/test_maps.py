@@ -86,8 +86,8 @@ def test_learning_at_test_time(library: str, monkeypatch: pytest.MonkeyPatch) ->
     for image in range(len(expected["images"])):
         drawn = _draws(expected, image, order, settings["noise_std"])
         with monkeypatch.context() as patch:
-            patch.setattr(torch, "rand", lambda shape, **how: next(drawn))
-            patch.setattr(torch, "randn", lambda shape, **how: next(drawn))
+            for kind in ("rand", "randn"):
+                patch.setattr(torch, kind, lambda shape, drawn=drawn, **how: next(drawn))
             with (
                 watched(monkeypatch, anovl, "adaptation_loss") as losses,
                 watched(monkeypatch, anovl, "PatchAdapter") as adapters,
