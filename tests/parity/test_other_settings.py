@@ -263,3 +263,14 @@ def test_svlc_at_another_weight_and_with_images_that_share_a_caption() -> None:
     assert scaled(terms["twins"], 0.3 * -pairs.log_softmax(-1)[:, 0].mean()) < TOLERANCE
     rephrased = [scale * features @ again.T + hidden for features in (seen, right)]
     assert scaled(terms["rephrased"], sum(F.cross_entropy(each, labels) for each in rephrased) / 2) < TOLERANCE
+
+
+def test_published_places_inside_the_towers() -> None:
+    """What is left out lies where the papers have it: of three blocks the last two, and after two."""
+    model = made(methods.MMA())
+    assert list(model.method.shared_adapter) == ["2", "3"]
+    model = made(methods.TCP(block=None))
+    assert model.method.config.block == 2
+    model = made(methods.MaPLe(depth=None))
+    assert model.method.config.depth == 2
+    assert len(model.method.compound_prompts_text) == 1

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from checks import relative, scaled
-from published import GRADIENT_TOLERANCE, TOLERANCE, unit
+from published import TOLERANCE, unit
 from torch import Tensor
 from trainings import Given, stepped, watched
 
