@@ -6,6 +6,8 @@ Deviations:
 * Words are replaced by whole words, and only there; the reference finds kinds of words by parts of words ("red" in
   "covered"), and replaces every part of a word.
 * The lists of words are our own. Twins by a language model are left out; the texts in other words are the user's.
+* Each caption has one wrong twin at most; several (`num_negs`), and divergences for the texts in other words (`kl_pos`,
+  `common_batch_pos`), are not built.
 * LoRA is CLIP-LoRA's (see `lora`): q, k, v, out and both layers of the MLP each have their own factors, those of the
   output start at zero, the scale is alpha / sqrt(rank), and the patches' projection has none.
 * Draws are torch's, from the run's seed; the reference's depend on the hash seed of Python.
@@ -48,6 +50,10 @@ class SVLCConfig(PlainLoRAConfig):
     """Words by their kind; one of a caption is replaced by another of its kind."""
     negative_weight: float = Field(default=1.0, ge=0)
     """Of telling a caption from its wrong twin."""
+    twins_for_all: bool = True
+    """Whether each wrong twin is also wrong for every image of the batch (`no_neg_in_contrastive` turned round)."""
+    symmetric: bool = False
+    """Whether texts in other words are also to find their images and captions, and not only to be found by them."""
 
     @field_validator("words")
     @classmethod
@@ -88,13 +94,13 @@ class SVLC(LoRA):
         texts, wrong, rephrased = every.split([len(step.texts), len(twins), len(right)])
         step.text_features = texts  # from here on known
         logits, others = step.without_same(step.cosine_logits(texts)), step.cosine_logits(wrong)
-        terms = {"cross_entropy": contrast(logits, others)}
+        terms = {"cross_entropy": contrast(logits, others if self.config.twins_for_all else None)}
         if twins:
             apart = wrong_twins(logits.diagonal()[list(twins)], others[list(twins)].diagonal())
             terms["twins"] = self.config.negative_weight * apart
         if right:
-            of_images, of_texts = (step.cosine_logits(rephrased, features) for features in (step.features, texts))
-            terms["rephrased"] = in_other_words(step.without_same(of_images), step.without_same(of_texts))
+            each = [step.without_same(step.cosine_logits(rephrased, seen)) for seen in (step.features, texts)]
+            terms["rephrased"] = sum(map(contrast, each)) / 2 if self.config.symmetric else in_other_words(*each)
         return terms
 
     def twin(self, text: str) -> str | None:

@@ -45,7 +45,7 @@ class Module:
 
     @property
     def name(self) -> str:
-        return self.path.removesuffix(".py").replace("/", ".")
+        return self.path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
 
     def mutants(self) -> list[generated.Mutant]:
         return generated.mutants((ROOT / self.path).read_text(encoding="utf-8"), self.functions)

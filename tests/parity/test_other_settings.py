@@ -238,10 +238,12 @@ def test_vl2v_sd_draws_to_images_and_texts_by_their_share() -> None:
     assert scaled(terms["texts"], 0.7 * (1 - (found * of_texts).sum(-1).mean())) < TOLERANCE
 
 
-def test_svlc_at_another_weight_and_with_images_that_share_a_caption() -> None:
+@pytest.mark.parametrize(("for_all", "symmetric"), [(True, False), (False, True)])
+def test_svlc_at_another_weight_and_with_images_that_share_a_caption(for_all: bool, symmetric: bool) -> None:
     """A caption that is another image's too is wrong for neither, in all of the loss."""
     images, _ = pictures(4)
-    method = methods.SVLC(negative_weight=0.3, words={"colour": ["red", "blue"]})
+    config = {"negative_weight": 0.3, "twins_for_all": for_all, "symmetric": symmetric}
+    method = methods.SVLC(**config, words={"colour": ["red", "blue"]})
     model = made(method, ())
     captions = ["a red bus", "a cat", "a red bus", "a dog"]
     others = ["a bus, red", "", "", "one dog"]
@@ -256,13 +258,14 @@ def test_svlc_at_another_weight_and_with_images_that_share_a_caption() -> None:
     hidden = torch.zeros(4, 4, dtype=torch.double)
     hidden[0, 2] = hidden[2, 0] = -math.inf
     logits, labels = scale * seen @ right.T + hidden, torch.arange(4)
-    of_images = torch.cat([logits, scale * seen @ wrong.T], dim=-1)
+    of_images = torch.cat([logits, scale * seen @ wrong.T], dim=-1) if for_all else logits
     plain = (F.cross_entropy(of_images, labels) + F.cross_entropy(logits.T, labels)) / 2
     assert scaled(terms["cross_entropy"], plain) < TOLERANCE
     pairs = torch.stack([logits[[0, 2], [0, 2]], scale * (seen[[0, 2]] * wrong).sum(-1)], dim=-1)
     assert scaled(terms["twins"], 0.3 * -pairs.log_softmax(-1)[:, 0].mean()) < TOLERANCE
     rephrased = [scale * features @ again.T + hidden for features in (seen, right)]
-    assert scaled(terms["rephrased"], sum(F.cross_entropy(each, labels) for each in rephrased) / 2) < TOLERANCE
+    ways = [*rephrased, *(each.T for each in rephrased)] if symmetric else rephrased
+    assert scaled(terms["rephrased"], sum(F.cross_entropy(each, labels) for each in ways) / len(ways)) < TOLERANCE
 
 
 def test_published_places_inside_the_towers() -> None:
