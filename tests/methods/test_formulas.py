@@ -296,3 +296,43 @@ def test_names_help_where_they_are_two_standard_errors_above_guessing(
     seen = torch.where(torch.arange(12) < right, labels, (labels + 1) % 3)
     grid = model.method.grid(Given(model.class_features().detach()[seen], labels, model))  # type: ignore[arg-type]
     assert grid["words"].usual == float(helps)
+
+
+def test_the_patches_of_a_wide_image_keep_their_rows() -> None:
+    """Four rows of eight patches: the side stream by its formula, block by block."""
+    import open_clip
+
+    torch.manual_seed(1)
+    sizes = {"image_size": (32, 64), "patch_size": 8, "width": 64, "layers": 2, "head_width": 32}
+    text = open_clip.CLIPTextCfg(width=32, heads=2, layers=1)
+    native = open_clip.model.CLIP(32, open_clip.CLIPVisionCfg(**sizes), text, quick_gelu=True).eval()
+    backbone = tiny_backbones.from_open_clip(native)
+    pixels, tower = torch.randn(2, 3, 32, 64), native.visual
+    model = adapt.wrap(backbone, methods.AnoVL(), ("normal", "abnormal"))
+    with torch.no_grad():
+        found, whole = model.local_features(pixels)
+        x = tower.conv1(pixels).flatten(2).mT
+        x = torch.cat([tower.class_embedding.expand(2, 1, -1), x], dim=1) + tower.positional_embedding
+        x = beside = tower.ln_pre(x)
+        for block in tower.transformer.resblocks:
+            attention, normed = block.attn, block.ln_1(x)
+            v = F.linear(normed, attention.in_proj_weight[128:], attention.in_proj_bias[128:])
+            heads = v.unflatten(-1, (2, 32)).transpose(1, 2)
+            mixed = (heads @ heads.mT / 32**0.5).softmax(-1) @ heads
+            beside = beside + attention.out_proj(mixed.transpose(1, 2).flatten(2))
+            x = block(x)
+        expected = tower.ln_post(beside[:, 1:]) @ tower.proj
+        assert scaled(found, expected.unflatten(1, (4, 8))) < 1e-5
+        assert scaled(whole, F.normalize(native.encode_image(pixels), dim=-1)) < 1e-5
+
+
+def test_cosines_are_scaled_and_biased_for_all_and_by_image(open_clip: Backbone) -> None:
+    model = adapt.wrap(open_clip, methods.ZeroShot(), NAMES)
+    features, _ = images()
+    step = ImageStep(model, Encoded(features))
+    step.of_classes |= {"scale": 7.0, "bias": -2.5}
+    classes = F.normalize(torch.randn(3, 64), dim=-1)
+    expected = 7 * features.double() @ classes.double().T - 2.5
+    assert scaled(step.cosine_logits(classes), expected) < 1e-6
+    assert scaled(step.cosine_logits(classes.expand(len(features), 3, 64)), expected) < 1e-6
+    assert scaled(step.cosine_logits(classes, features.flip(0)), expected.flip(0)) < 1e-6
