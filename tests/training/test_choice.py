@@ -212,9 +212,10 @@ def test_a_refusal_amid_the_trials_leaves_the_settings_as_they_were(probe: Any, 
 
 
 def test_calibrating_again_gives_the_same_temperature(probe: Any, tiny_split: Any) -> None:
-    model = probe("lda")
+    model = probe("nearest_mean")
     found = [fit(model, tiny_split.train, calibrate=True, progress=False).metrics["calibration"] for _ in range(2)]
     assert found[0] == found[1]
+    assert found[0]["temperature"] == pytest.approx(0.226, abs=0.05)  # not 1, which would be found again whatever was
 
 
 def test_one_image_a_class_cannot_be_calibrated_on(probe: Any, tiny_split: Any, monkeypatch: Any) -> None:
