@@ -99,8 +99,8 @@ class SVLC(LoRA):
             apart = wrong_twins(logits.diagonal()[list(twins)], others[list(twins)].diagonal())
             terms["twins"] = self.config.negative_weight * apart
         if right:
-            each = [step.without_same(step.cosine_logits(rephrased, seen)) for seen in (step.features, texts)]
-            terms["rephrased"] = sum(map(contrast, each)) / 2 if self.config.symmetric else in_other_words(*each)
+            seen = (step.without_same(step.cosine_logits(rephrased, each)) for each in (step.features, texts))
+            terms["rephrased"] = in_other_words(*seen, symmetric=self.config.symmetric)
         return terms
 
     def twin(self, text: str) -> str | None:
@@ -129,8 +129,13 @@ def wrong_twins(right: Tensor, wrong: Tensor) -> Tensor:
     return -logits.float().log_softmax(-1)[:, 0].mean()
 
 
-def in_other_words(of_images: Tensor, of_texts: Tensor) -> Tensor:
-    """The mean cross-entropy of images, and of texts, by the texts rephrased; the diagonals of `(b, b)` are right."""
+def in_other_words(of_images: Tensor, of_texts: Tensor, symmetric: bool = False) -> Tensor:
+    """The mean cross-entropy of images, and of texts, by the texts rephrased; the diagonals of `(b, b)` are right.
+
+    `symmetric`: also of the texts rephrased by images, and by texts.
+    """
+    if symmetric:
+        return (contrast(of_images) + contrast(of_texts)) / 2
     right = torch.arange(len(of_images), device=of_images.device)
     return (F.cross_entropy(of_images.float(), right) + F.cross_entropy(of_texts.float(), right)) / 2
 

@@ -34,6 +34,7 @@ class Stream:
         self.classes, self.config = classes, config
         self.sure: dict[int, Entropies] = {}
         self.unsure: dict[int, Entropies] = {}
+        self.seen: list[float] = []  # entropies of the images, in turn
 
     def answer(self, views: Tensor, time: int) -> Tensor:
         logits = 100 * views @ self.classes.T
@@ -41,6 +42,7 @@ class Stream:
         kept = own.sort(stable=True).indices[: max(1, int(self.config.kept * len(views)))]
         features, logits, probabilities = views[kept].mean(0), logits[kept].mean(0), logits[kept].softmax(-1).mean(0)
         entropy = float(-(probabilities * probabilities.log()).sum())
+        self.seen.append(entropy)
         label, image = int(logits.argmax()), (entropy, features, probabilities, time)
         self._keep(self.sure, label, image, self.config.shots)
         if self.config.unsure[0] < entropy / math.log2(len(logits)) < self.config.unsure[1]:
@@ -69,19 +71,20 @@ TDAS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", TDAS)
-def test_tda_with_other_memories(name: str) -> None:
+def test_tda_with_other_memories(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     method = methods.TDA(**TDAS[name])
     model = made(method)
     images = published.case("tda")[1]["images"]
     if method.views:
         images = images.unflatten(0, (8, 6))
-    with torch.no_grad():
+    with torch.no_grad(), watched(monkeypatch, method, "_answer") as answers:
         found = model(images)
         views = images if method.views else images[:, None]
         features = unit(model.backbone.encode_image(views.flatten(0, 1)).double()).unflatten(0, views.shape[:2])
         stream = Stream(model.class_features().double(), method.config)
     assert scaled(found, torch.stack([stream.answer(own, time) for time, own in enumerate(features)])) < TOLERANCE
     assert any(stream.unsure.values())
+    assert [image.entropy for (image, _), _ in answers] == pytest.approx(stream.seen, abs=1e-5)
 
 
 @pytest.mark.parametrize(("steps", "kept", "lr"), [(1, 0.6, 0.02), (3, 0.3, 0.01)])
