@@ -257,3 +257,14 @@ def test_each_combination_is_judged_at_its_own_best_temperature() -> None:
     likely = {(1.0,): torch.stack([low, high]), (2.0,): torch.stack([low + 1, low + 1])}
     choices = {"level": Choice((1.0, 2.0), usual=2.0)}
     assert _nearest_to_usual(likely, choices, [str(place) for place in range(40)]) == (1.0,)
+
+
+@pytest.mark.parametrize(("balanced", "chosen", "right"), [(False, "often", 3 / 4), (True, "both", 2 / 3)])
+def test_on_validation_images_classes_count_the_same_too(balanced: bool, chosen: str, right: float) -> None:
+    labels = torch.tensor([0, 0, 0, 1])
+    answers = {"often": [0, 0, 0, 0], "both": [0, 1, 1, 1]}
+    tried = [({"kind": kind}, torch.eye(2)[own]) for kind, own in answers.items()]
+    method = SimpleNamespace(balanced=balanced, trials=lambda *_: tried)
+    training: Any = SimpleNamespace(model=SimpleNamespace(method=method), labels=lambda part: labels)
+    choices = {"kind": Choice(tuple(answers), usual="often")}
+    assert module._by_validation(training, choices, learned=False) == ((chosen,), pytest.approx(right))
