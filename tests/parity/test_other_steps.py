@@ -175,12 +175,14 @@ def test_the_first_stage_is_half_as_long_again(iterations: int | None, epochs: i
     assert counts == [count]
 
 
-@pytest.mark.parametrize(("steps", "lr", "noise"), [(2, 0.02, 0.2), (1, 0.001, 0.0)])
-def test_anovl_with_other_steps(steps: int, lr: float, noise: float, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("steps", "lr", "noise", "normal"), [(2, 0.02, 0.2, 0), (1, 0.001, 0.0, 1)])
+def test_anovl_with_other_steps(
+    steps: int, lr: float, noise: float, normal: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The adapter learns as by the formula, from the same draws; the second step's rate is AdamW's by hand."""
     _, expected = published.case("anovl_map")
     method = methods.AnoVL(object="screw", steps=steps, lr=lr, noise=noise)
-    model = made(method, ("normal", "abnormal"))
+    model = made(method, ("normal", "abnormal") if normal == 0 else ("abnormal", "normal"))
     images = expected["images"][:1]
     with (
         watched(monkeypatch, anovl, "PatchAdapter") as adapters,
@@ -203,10 +205,20 @@ def test_anovl_with_other_steps(steps: int, lr: float, noise: float, monkeypatch
         shaken = patches + noise * torch.randn(patches.shape, generator=draws).double()
         clean, other = ((unit(changed(each)) @ classes.T).softmax(-1) for each in (patches, shaken))
         entropy = -(clean * clean.log()).sum(-1).mean()
-        loss = entropy + 0.5 * (-clean[..., 0].log() - other[..., 1].log()).mean()
+        loss = entropy + 0.5 * (-clean[..., normal].log() - other[..., 1 - normal].log()).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     for name, value in adapter.ad.named_parameters():
         assert relative(value.double(), tensors[name]) < 5e-3, name
     assert scaled(found, changed(patches)) < 5e-3
+
+
+def test_what_is_not_normal_is_abnormal_whichever_class_comes_first() -> None:
+    images = published.case("anovl_map")[1]["images"]
+    found = [
+        made(methods.AnoVL(object="screw"), names).logits_and_maps(images)[1]
+        for names in (("normal", "abnormal"), ("abnormal", "normal"))
+    ]
+    assert scaled(found[0], found[1]) < TOLERANCE
+    assert (found[0] - 0.5).abs().max() > 1e-3
