@@ -6,7 +6,8 @@ Reference: CLAP `dbdf409`, `trainers/adapters.py`.
 Deviations:
 * Underscores of class names read as spaces, as everywhere here.
 * An epoch takes one of its views of each image; the reference's has as many steps, over rows drawn from all views.
-* Of the reference's constraints this is the published one, `l2`.
+* Of the reference's constraints this is the published one, `l2`. Those that change their weights from epoch to epoch
+  (`l2_adaptative`), weigh all classes alike (`l2_constant`, `l2_corrected`, `balanced`) or take cosines are not built.
 """
 
 from __future__ import annotations

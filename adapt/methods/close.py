@@ -6,7 +6,8 @@ Reference: close `80f8db0`, `close/model/clip_t5_model.py`, `close/model/languag
 Deviations:
 * The map of the noisy feature, `lin`, gives the logits of classes; the reference's gives four tokens to a T5, which
   learns with it. What goes in is the same.
-* Of its variants on the text side (mean shift, ridge regression, covariance) there is none.
+* Of its variants on the text side (mean shift, ridge regression, covariance) there is none, nor the mean of several
+  captions of an image, nor words or constant tokens beside the feature (`context`), which only a T5 reads.
 
 Trained on images it is a linear classifier under noise, as any other.
 """

@@ -57,6 +57,8 @@ class DescriptionsConfig(MethodConfig):
     """What a class's score is: the mean of the cosines with its descriptors, or the largest of them."""
     template: Annotated[str, AfterValidator(_places)] = "{name}, {descriptor}"
     """The text of a descriptor, {descriptor} being its sentence, such as "which has a long tail"."""
+    sentences: bool = True
+    """Whether {descriptor} is a sentence; else the phrase as it is written, such as "a long tail"."""
     random_words: int | None = Field(default=None, ge=0)
     """A seed of random words in place of the descriptors: the control that tells whether their meaning matters."""
 
@@ -97,9 +99,9 @@ class Descriptions(Method):
 
     def prompts(self, tokenizer: TextTokenizer, class_name: str) -> list[Prompt]:
         template = self.config.template.replace(NAME, readable(class_name))
-        return [
-            of_text(tokenizer, template.replace(DESCRIPTOR, sentence(each))) for each in self.descriptors(class_name)
-        ]
+        phrases = self.descriptors(class_name)
+        said = map(sentence, phrases) if self.config.sentences else phrases
+        return [of_text(tokenizer, template.replace(DESCRIPTOR, each)) for each in said]
 
     def logits(self, step: ImageStep) -> Tensor:
         if self.config.score == "mean":

@@ -10,6 +10,7 @@ Deviations:
 * What is none of the classes is answered by a threshold on the largest probability, our own: chosen on the validation
   images, or on the training images without such, where as large a share of both kinds is answered rightly.
 * CoOp's: `ctx_init` is counted in tokens.
+* Other modes of the background, a prompt of its own (`learn`) and a margin (`hinge`), are not built.
 """
 
 from __future__ import annotations

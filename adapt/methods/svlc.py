@@ -6,6 +6,8 @@ Deviations:
 * Words are replaced by whole words, and only there; the reference finds kinds of words by parts of words ("red" in
   "covered"), and replaces every part of a word.
 * The lists of words are our own. Twins by a language model are left out; the texts in other words are the user's.
+* Each caption has one wrong twin at most; several (`num_negs`), and divergences for the texts in other words (`kl_pos`,
+  `common_batch_pos`), are not built.
 * LoRA is CLIP-LoRA's (see `lora`): q, k, v, out and both layers of the MLP each have their own factors, those of the
   output start at zero, the scale is alpha / sqrt(rank), and the patches' projection has none.
 * Draws are torch's, from the run's seed; the reference's depend on the hash seed of Python.
@@ -48,6 +50,10 @@ class SVLCConfig(PlainLoRAConfig):
     """Words by their kind; one of a caption is replaced by another of its kind."""
     negative_weight: float = Field(default=1.0, ge=0)
     """Of telling a caption from its wrong twin."""
+    twins_for_all: bool = True
+    """Whether each wrong twin is also wrong for every image of the batch (`no_neg_in_contrastive` turned round)."""
+    symmetric: bool = False
+    """Whether texts in other words are also to find their images and captions, and not only to be found by them."""
 
     @field_validator("words")
     @classmethod
@@ -88,13 +94,13 @@ class SVLC(LoRA):
         texts, wrong, rephrased = every.split([len(step.texts), len(twins), len(right)])
         step.text_features = texts  # from here on known
         logits, others = step.without_same(step.cosine_logits(texts)), step.cosine_logits(wrong)
-        terms = {"cross_entropy": contrast(logits, others)}
+        terms = {"cross_entropy": contrast(logits, others if self.config.twins_for_all else None)}
         if twins:
             apart = wrong_twins(logits.diagonal()[list(twins)], others[list(twins)].diagonal())
             terms["twins"] = self.config.negative_weight * apart
         if right:
-            of_images, of_texts = (step.cosine_logits(rephrased, features) for features in (step.features, texts))
-            terms["rephrased"] = in_other_words(step.without_same(of_images), step.without_same(of_texts))
+            seen = (step.without_same(step.cosine_logits(rephrased, each)) for each in (step.features, texts))
+            terms["rephrased"] = in_other_words(*seen, symmetric=self.config.symmetric)
         return terms
 
     def twin(self, text: str) -> str | None:
@@ -123,8 +129,13 @@ def wrong_twins(right: Tensor, wrong: Tensor) -> Tensor:
     return -logits.float().log_softmax(-1)[:, 0].mean()
 
 
-def in_other_words(of_images: Tensor, of_texts: Tensor) -> Tensor:
-    """The mean cross-entropy of images, and of texts, by the texts rephrased; the diagonals of `(b, b)` are right."""
+def in_other_words(of_images: Tensor, of_texts: Tensor, symmetric: bool = False) -> Tensor:
+    """The mean cross-entropy of images, and of texts, by the texts rephrased; the diagonals of `(b, b)` are right.
+
+    `symmetric`: also of the texts rephrased by images, and by texts.
+    """
+    if symmetric:
+        return (contrast(of_images) + contrast(of_texts)) / 2
     right = torch.arange(len(of_images), device=of_images.device)
     return (F.cross_entropy(of_images.float(), right) + F.cross_entropy(of_texts.float(), right)) / 2
 

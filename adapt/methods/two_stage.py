@@ -5,6 +5,7 @@ Reference: rethinking_fewshot_vlms `64ac143`, `fs/twostage.py`, `fs/utils/model_
 Deviations:
 * The steps of the recipe are those of the second stage; `first` says how many the first one takes for each of them.
 * Tuned tensors are fp32 whatever the backbone's precision.
+* All blocks are tuned; a first one (`vision_start`, `text_start`), and LoRA as a first stage, are not built.
 """
 
 from __future__ import annotations

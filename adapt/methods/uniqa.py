@@ -7,7 +7,7 @@ Deviations:
 * The words are the names of the classes, any number of them, from the lowest mean target on; the reference has five.
 * Targets of any range are brought to 0 to 1 by the extremes of the training images.
 * Features have unit length. The adapter has no biases, so that the scale of its input changes no cosine.
-* One group of words; the reference has variants with several.
+* One group of words; variants with several, whose numbers are averaged (`PromptEs`, and AGIQA's two), are not built.
 * The backbone is any; the reference's was pre-trained on captions about quality first. Images are cropped as elsewhere.
 """
 

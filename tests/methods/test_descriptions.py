@@ -144,3 +144,12 @@ def test_the_bundled_ones_cover_the_bundled_groups() -> None:
     table = read_descriptors("emoji")
     assert set(table) == set(adapt.data.load("emoji").class_names)
     assert min(map(len, table.values())) >= 8
+
+
+def test_phrases_as_they_are_written(open_clip: Backbone) -> None:
+    plain, said = (wrapped(open_clip, sentences=sentences, template="{name}: {descriptor}") for sentences in (0, 1))
+    for model, texts in ((plain, ["dog: a snout"]), (said, ["dog: which is a snout"])):
+        with torch.no_grad():
+            expected = open_clip.encode_text(open_clip.tokenize(texts))
+        found = model.prompt_features()[1].detach()
+        assert torch.allclose(found, torch.nn.functional.normalize(expected, dim=-1), atol=1e-5)

@@ -45,7 +45,7 @@ class Module:
 
     @property
     def name(self) -> str:
-        return self.path.removesuffix(".py").replace("/", ".")
+        return self.path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
 
     def mutants(self) -> list[generated.Mutant]:
         return generated.mutants((ROOT / self.path).read_text(encoding="utf-8"), self.functions)
@@ -175,7 +175,9 @@ def main() -> None:
     parser.add_argument("--again", action="store_true", help="only those that survived in --out: tests were added")
     arguments = parser.parse_args()
     listed = tomllib.loads((HERE / "modules.toml").read_text(encoding="utf-8"))["module"]
-    modules = [Module(**{"at_most": arguments.at_most, **each}) for each in listed if arguments.only in each["path"]]
+    modules = [Module(**each) for each in listed if arguments.only in each["path"]]
+    for module in modules:
+        module.at_most = min(module.at_most, arguments.at_most)
     os.chdir(ROOT)
     earlier = json.loads(arguments.out.read_text(encoding="utf-8")) if arguments.again else []
     known = {each["path"]: each for each in earlier}

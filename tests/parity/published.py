@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -10,20 +13,100 @@ from typing import Any
 import tiny_backbones
 import tiny_clip
 import torch
+import torch.nn.functional as F
+from checks import relative, scaled
 from safetensors.torch import load_file
 from torch import Tensor
 
-from adapt import AdaptedModel, Backbone
+from adapt import Backbone
 
 CASES = Path(__file__).parent / "cases"
 LIBRARIES = ("open_clip", "transformers")
 TOLERANCE = 1e-5  # of max(1, largest logit)
 GRADIENT_TOLERANCE = 1e-4  # relative
+Reading = Callable[[Tensor], Tensor]
+
+
+def unit(features: Tensor) -> Tensor:
+    return F.normalize(features, dim=-1)
+
+
+@dataclass
+class Used:
+    """The keys of a case that the running test has read, and those of them that it compared with something."""
+
+    read: set[str] = field(default_factory=set)
+    compared: set[str] = field(default_factory=set)
+
+
+USED: dict[str, Used] = defaultdict(Used)  # by case, since the running test began
+
+
+class Stored(Mapping[str, Any]):
+    """Numbers of a case by their keys; `USED` tells which of them a test read, and which it held something against."""
+
+    def __init__(self, name: str, values: Mapping[str, Any], prefix: str = "") -> None:
+        self._name, self._values, self._prefix = name, values, prefix
+
+    def __getitem__(self, key: str) -> Any:
+        USED[self._name].read.add(self._prefix + key)
+        return self._values[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._values
+
+    def under(self, prefix: str) -> dict[str, Any]:
+        """Those whose keys begin with `prefix`, without it."""
+        return {key.removeprefix(prefix): self[key] for key in self._values if key.startswith(prefix)}
+
+    def scaled(self, key: str, value: Tensor, of: Reading = lambda stored: stored, within: float = TOLERANCE) -> None:
+        """Holds `value` against `of` what is stored: the largest difference, in units of max(1, largest)."""
+        self._hold(key, scaled(value, self._right(key, value, of)), within)
+
+    def relative(
+        self, key: str, value: Tensor | None, of: Reading = lambda stored: stored, within: float = GRADIENT_TOLERANCE
+    ) -> None:
+        """The same by norms: that of the difference over that of what is stored."""
+        assert value is not None, f"{self._name}: nothing is there to hold against {key}"
+        self._hold(key, relative(value, self._right(key, value, of)), within)
+
+    def equal(self, key: str, value: Any, of: Callable[[Any], Any] = lambda stored: stored) -> None:
+        """Holds numbers and words against `of` what is stored: they are the same."""
+        USED[self._name].compared.add(self._prefix + key)
+        stored = of(self[key])
+        stored, value = (each.tolist() if isinstance(each, Tensor) else each for each in (stored, value))
+        assert stored == value, f"{self._name}: {key}"
+
+    def _right(self, key: str, value: Tensor, of: Reading) -> Tensor:
+        USED[self._name].compared.add(self._prefix + key)
+        right = of(self[key])
+        assert value.shape == right.shape, f"{self._name}: {key} is {tuple(right.shape)}, not {tuple(value.shape)}"
+        return right
+
+    def _hold(self, key: str, off: float, within: float) -> None:
+        assert off < within, f"{self._name}: {key} is off by {off:.1e}, and {within:.0e} is allowed"
+
+
+def case(name: str) -> tuple[Stored, Stored]:
+    """The settings and the tensors of one case. The keys of settings are known to the list with `settings.` before."""
+    settings, tensors = _read(name)
+    return Stored(name, settings, "settings."), Stored(name, tensors)
+
+
+def keys(name: str) -> list[str]:
+    """All that is stored of a case."""
+    settings, tensors = _read(name)
+    return [*(f"settings.{key}" for key in settings), *tensors]
 
 
 @cache
-def case(name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The settings and the tensors of one case."""
+def _read(name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return json.loads((CASES / f"{name}.json").read_text(encoding="utf-8")), load_file(CASES / f"{name}.safetensors")
 
 
@@ -37,26 +120,6 @@ def backbone(library: str) -> Backbone:
     same = tiny_backbones.hf_clip_model()
     same.load_state_dict(to_transformers(model.state_dict()))
     return tiny_backbones.from_hf_clip(same)
-
-
-class GivenFeatures:
-    """A training whose features are at hand: views of the training images `(n, v, e)`, and validation ones `(n, e)`."""
-
-    def __init__(self, model: AdaptedModel, views: Tensor, labels: Tensor, val: tuple[Tensor, Tensor]) -> None:
-        self.model, self._views, self._labels, self._val = model, views, labels, val
-        self.noted: dict[str, Any] = {}
-
-    def features(self, part: str, *, views: int = 0, unit: bool = True, projected: bool = True) -> Tensor:
-        return self._views[:, :views] if part == "train" else self._val[0]
-
-    def labels(self, part: str) -> Tensor:
-        return self._labels if part == "train" else self._val[1]
-
-    def items(self, part: str) -> list[int]:
-        return self.labels(part).tolist()
-
-    def note(self, **figures: Any) -> None:
-        self.noted |= figures
 
 
 _TOP = {

@@ -8,8 +8,7 @@ from pathlib import Path
 import dassl_files
 import published
 import pytest
-from checks import scaled
-from published import LIBRARIES, TOLERANCE
+from published import LIBRARIES
 from torch import Tensor
 
 from adapt.formats.checkpoints import import_published
@@ -27,7 +26,7 @@ CASES: dict[str, tuple[str, Callable[..., dict[str, Tensor]]]] = {
 def test_an_imported_checkpoint_gives_the_published_logits(name: str, library: str, tmp_path: Path) -> None:
     settings, expected = published.case(name)
     method, state_of = CASES[name]
-    tensors = {key.removeprefix("param."): x for key, x in expected.items() if key.startswith("param.")}
+    tensors = expected.under("param.")
     path = dassl_files.save(tmp_path / "model.pth.tar-5", state_of(tensors))
     model = import_published(path, method, published.backbone(library), settings["names"])
-    assert scaled(model(expected["images"]), expected["logits"]) < TOLERANCE
+    expected.scaled("logits", model(expected["images"]))

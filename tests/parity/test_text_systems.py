@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import published
 import pytest
 import tiny_clip
 import torch
 import torch.nn.functional as F
-from checks import relative, scaled
-from published import GRADIENT_TOLERANCE, LIBRARIES, TOLERANCE
+from checks import scaled
+from published import LIBRARIES, TOLERANCE
 from torch import Tensor
 
 import adapt
 from adapt.data import Item
-from adapt.methods.base import contrast
+from adapt.methods.base import Encoded, PairStep, total
 from adapt.methods.close import noisy
 from adapt.methods.descriptions import sentence
-from adapt.methods.svlc import in_other_words, wrong_twins
 from adapt.retrieval.index import index_texts
 from adapt.retrieval.matching import match
 from adapt.retrieval.vocabulary_free import VocabularyFree
@@ -27,45 +27,86 @@ from adapt.retrieval.words import frequent, plain_words
 EVERY_LIBRARY = pytest.mark.parametrize("library", LIBRARIES)
 
 
+def described(name: str, library: str, fast: bool | None = None, **config: Any) -> adapt.AdaptedModel:
+    settings, _ = published.case(name)
+    template = "{name}, {descriptor}" + settings["settings"]["after_text"]
+    method = adapt.methods.Descriptions(descriptors=settings["descriptors"], template=template, **config)
+    return adapt.wrap(published.backbone(library), method, settings["names"], fast)
+
+
 @EVERY_LIBRARY
 @pytest.mark.parametrize("name", ["descriptions_prepend", "descriptions_full_stop"])
 @pytest.mark.parametrize("fast", [None, False])
 def test_descriptions(name: str, library: str, fast: bool | None) -> None:
     settings, expected = published.case(name)
-    template = "{name}, {descriptor}" + settings["settings"]["after_text"]
-    method = adapt.methods.Descriptions(descriptors=settings["descriptors"], template=template)
-    model = adapt.wrap(published.backbone(library), method, settings["names"], fast)
-    for class_name, texts in settings["texts"].items():
-        ours = [sentence(each) for each in method.descriptors(class_name)]
-        readable = class_name.replace("_", " ")
-        assert [template.replace("{name}", readable).replace("{descriptor}", each) for each in ours] == texts
+    model = described(name, library, fast, score=settings["aggregation"])
+    method: Any = model.method
+    template = method.config.template
+    ours = {
+        class_name: [
+            template.replace("{name}", class_name.replace("_", " ")).replace("{descriptor}", sentence(each))
+            for each in method.descriptors(class_name)
+        ]
+        for class_name in settings["names"]
+    }
+    settings.equal("texts", ours)
     with torch.no_grad():
-        for label, own in enumerate(model.prompt_features()):
-            assert scaled(own, expected[f"descriptor_features.{label}"]) < TOLERANCE
         step = model.step(expected["images"], expected["predictions"])
-        assert scaled(step.features, expected["image_features"]) < TOLERANCE
+        expected.scaled("image_features", step.features)
+        for label, own in enumerate(model.prompt_features()):
+            expected.scaled(f"descriptor_features.{label}", own)
+            expected.scaled(f"descriptor_similarity.{label}", step.cosine_logits(own) / step.scale)
         scores = model(expected["images"]) / model.backbone.logit_scale
-    assert scaled(scores, expected["scores"]) < TOLERANCE
-    assert scores.argmax(-1).tolist() == expected["predictions"].tolist()
+    expected.scaled("scores", scores)
+    expected.equal("predictions", scores.argmax(-1))
+
+
+@EVERY_LIBRARY
+@pytest.mark.parametrize("name", ["descriptions_prepend", "descriptions_full_stop"])
+def test_descriptions_by_the_best_of_them(name: str, library: str) -> None:
+    """The published option `max`: of the published similarities."""
+    settings, expected = published.case(name)
+    model = described(name, library, score="max")
+    best = [expected[f"descriptor_similarity.{label}"].max(-1).values for label in range(len(settings["names"]))]
+    with torch.no_grad():
+        found = model(expected["images"]) / model.backbone.logit_scale
+    assert scaled(found, torch.stack(best, dim=-1)) < TOLERANCE
+
+
+@EVERY_LIBRARY
+@pytest.mark.parametrize("name", ["descriptions_prepend", "descriptions_full_stop"])
+def test_what_descriptions_are_compared_with(name: str, library: str) -> None:
+    settings, expected = published.case(name)
+    template = "{}" + settings["settings"]["label_after_text"]
+    model = adapt.wrap(published.backbone(library), adapt.methods.ZeroShot(template), settings["names"])
+    settings.equal("label_texts", [template.replace("{}", each.replace("_", " ")) for each in settings["names"]])
+    with torch.no_grad():
+        found = model(expected["images"]) / model.backbone.logit_scale
+    expected.scaled("label_similarity", found)
+    expected.equal("label_predictions", found.argmax(-1))
 
 
 @pytest.mark.parametrize("name", ["descriptions_prepend", "descriptions_full_stop"])
 def test_explanations_name_the_descriptors_in_the_published_order(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     settings, expected = published.case(name)
-    template = "{name}, {descriptor}" + settings["settings"]["after_text"]
-    method = adapt.methods.Descriptions(descriptors=settings["descriptors"], template=template)
-    model = adapt.wrap(published.backbone("open_clip"), method, settings["names"])
+    model = described(name, "open_clip")
     images = list(expected["images"])
     monkeypatch.setattr(model, "transform", lambda: lambda image: image)
     monkeypatch.setattr("adapt.data.decoding.images.open_image", lambda image, **how: image)
-    for found, text in zip(model.explain(images), settings["explanations"], strict=True):
-        _, average, *lines, _ = text.splitlines()
+    told: list[Any] = []
+    for found in model.explain(images):
         reasons = found.reasons[0]
-        assert reasons.class_name in text
-        assert 100 * reasons.mean == pytest.approx(float(average.split()[-1]), abs=1e-4)
-        assert [each for each, _ in reasons.descriptors] == [line.split("\t")[0] for line in lines]
-        told = [float(line.split("\t")[1]) for line in lines]
-        assert [100 * cosine for _, cosine in reasons.descriptors] == pytest.approx(told, abs=1e-4)
+        cosines = [reasons.mean, *(cosine for _, cosine in reasons.descriptors)]
+        words = [f"Total similarity to {reasons.class_name} (descriptor label) descriptors:", "Average:"]
+        words += [each for each, _ in reasons.descriptors]
+        told.append((words, pytest.approx([100 * cosine for cosine in cosines], abs=1e-4)))
+    settings.equal("explanations", told, of=lambda texts: [*map(_said, texts)])
+
+
+def _said(text: str) -> tuple[list[str], list[float]]:
+    """The words of an explanation, and its figures. The line that says it again in one sentence is left out."""
+    title, *lines = text.splitlines()[:-1]
+    return [title, *(line.split("\t")[0] for line in lines)], [float(line.split("\t")[-1]) for line in lines]
 
 
 def _t5() -> torch.nn.Module:
@@ -100,23 +141,28 @@ def test_close(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = adapt.wrap(published.backbone(library), method, [f"value {i}" for i in range(tokens * width)])
     method.load_state_dict({f"lin.{each}": expected[f"param.adapter.lin.{each}"] for each in ("weight", "bias")})
     features = model.text_features(settings["captions"])
-    assert scaled(features, expected["unit_text_features"]) < TOLERANCE
+    expected.scaled("unit_text_features", features)
     monkeypatch.setattr(torch, "randn_like", lambda given: expected["noise"])
-    assert scaled(noisy(features, settings["noise"]), expected["shifted"]) < TOLERANCE
+    expected.scaled("shifted", noisy(features, settings["noise"]))
     found = model.train().logits(features).unflatten(-1, (tokens, width))
-    assert scaled(found, expected["tokens"]) < TOLERANCE
+    expected.scaled("tokens", found)
     t5, targets = _t5(), expected["target_ids"]
     loss = t5(inputs_embeds=found, labels=targets.masked_fill(targets == 0, -100)).loss
     loss.backward()
-    assert scaled(loss, expected["loss"]) < TOLERANCE
+    expected.scaled("loss", loss)
     for name, parameter in method.named_parameters():
-        assert relative(parameter.grad, expected[f"grad.adapter.{name}"]) < GRADIENT_TOLERANCE, name
+        expected.relative(f"grad.adapter.{name}", parameter.grad)
     for name in ("decoder.block.1.layer.1.EncDecAttention.v", "encoder.block.0.layer.0.SelfAttention.q"):
         gradient = t5.get_parameter(f"{name}.weight").grad
-        assert relative(gradient, expected[f"grad.t5.{name}.weight"]) < GRADIENT_TOLERANCE, name
+        expected.relative(f"grad.t5.{name}.weight", gradient)
     with torch.no_grad():
         of_images = model.eval()(expected["images"]).unflatten(-1, (tokens, width))
-    assert scaled(of_images, expected["image_tokens"]) < TOLERANCE
+    expected.scaled("image_tokens", of_images)
+
+
+def test_the_captions_that_close_reads() -> None:
+    settings, expected = published.case("close_noise")
+    expected.equal("clip_ids", published.backbone("open_clip").tokenize(settings["captions"]))
 
 
 @EVERY_LIBRARY
@@ -125,7 +171,7 @@ def test_cased(library: str) -> None:
     backbone = published.backbone(library)
     model = adapt.wrap(backbone, adapt.methods.ZeroShot(), ("object",))
     index = index_texts(model, settings["captions"])
-    assert scaled(index.features, expected["caption_features"]) < TOLERANCE
+    expected.scaled("caption_features", index.features)
     tags = settings["pos_tags"]
     named = VocabularyFree(
         backbone,
@@ -136,11 +182,14 @@ def test_cased(library: str) -> None:
         template=settings["vocab_prompt"],
         tag=lambda words: [tags.get(word, "NN") for word in words],
     ).named(F.normalize(expected["image_features"], dim=-1))
+    expected.scaled("image_features", backbone.encode_image(expected["images"]))
+    results = []
     for number, (found, result) in enumerate(zip(named, settings["results"], strict=True)):
-        assert list(found.captions) == result["captions"]
-        assert list(found.words) == result["candidates"]
-        assert found.words[int(found.logits.argmax())] == result["best"]
-        assert scaled(found.logits.exp(), expected[f"scores.{number}"]) < TOLERANCE
+        words = list(found.words)
+        own = {"captions": list(found.captions), "candidates": words, "best": words[int(found.logits.argmax())]}
+        results.append(result | own)
+        expected.scaled(f"scores.{number}", found.logits.exp())
+    settings.equal("results", results)
 
 
 def test_the_words_of_captions_pass_the_published_stages() -> None:
@@ -152,35 +201,61 @@ def test_the_words_of_captions_pass_the_published_stages() -> None:
         assert frequent(words, settings["min_count"]) == stages["FrequencyMinWordCount"].split()
 
 
-def test_svlc_negatives() -> None:
-    """The losses on given features, which the case has in the order captions, wrong twins."""
+def svlc_step(name: str, library: str, method: adapt.methods.SVLC) -> tuple[PairStep, dict[str, Tensor]]:
+    """A batch of a case, and its features, as what was encoded for the loss: images, and texts by themselves."""
+    settings, expected = published.case(name)
+    model = adapt.wrap(published.backbone(library), method, ())
+    captions, leaves = settings["captions"], {"images": expected["image_features"].clone().requires_grad_()}
+    expected.scaled("image_features", model.image_features(expected["images"]))
+    encode = model.encode_texts
+
+    def leaf(texts: list[str]) -> Tensor:
+        leaves["texts"] = encode(texts).detach().requires_grad_()
+        return leaves["texts"]
+
+    model.encode_texts = leaf  # type: ignore[method-assign]
+    settings.equal("logit_scale", pytest.approx(model.backbone.logit_scale, rel=1e-6))
+    given = [Encoded(leaves["images"]), captions, settings["positives"] or [""] * len(captions)]
+    return PairStep(model, given, torch.arange(len(captions))), leaves
+
+
+@EVERY_LIBRARY
+def test_svlc_negatives(library: str) -> None:
+    """The method's loss with the published twins; texts are in the order captions, wrong twins, there too."""
     settings, expected = published.case("svlc_negatives")
-    images = expected["image_features"].clone().requires_grad_()
-    texts = expected["text_features"].clone().requires_grad_()
-    pairs, having = len(settings["captions"]), settings["with_negatives"]
-    logits = settings["logit_scale"] * images @ texts.T
-    apart = wrong_twins(logits.diagonal()[having], logits[having, range(pairs, len(texts))])
-    loss = contrast(logits[:, :pairs], logits[:, pairs:]) + settings["neg_w"] * apart
-    assert scaled(apart, expected["loss_neg"]) < TOLERANCE
-    assert scaled(loss, expected["loss"]) < TOLERANCE
-    loss.backward()
-    assert relative(images.grad, expected["grad.image_features"]) < GRADIENT_TOLERANCE
-    assert relative(texts.grad, expected["grad.text_features"]) < GRADIENT_TOLERANCE
+    method = adapt.methods.SVLC(negative_weight=settings["neg_w"], logit_scale=None)
+    twins = {text: own[0] if own else None for text, own in zip(settings["captions"], settings["negatives"])}
+    settings.equal("with_negatives", [place for place, twin in enumerate(twins.values()) if twin])
+    method.twin = twins.get
+    step, leaves = svlc_step("svlc_negatives", library, method)
+    terms = method.loss(step)
+    expected.scaled("text_features", leaves["texts"])
+    expected.scaled("loss_neg", terms["twins"] / settings["neg_w"])
+    expected.scaled("loss", total(terms))
+    total(terms).backward()
+    expected.relative("grad.image_features", leaves["images"].grad)
+    expected.relative("grad.text_features", leaves["texts"].grad)
 
 
-def test_svlc_positives() -> None:
-    """The loss on given features, which the case has in the order captions in other words, captions."""
+@EVERY_LIBRARY
+def test_svlc_positives(library: str) -> None:
+    """The method's loss; the published texts are in the order captions in other words, captions."""
     settings, expected = published.case("svlc_positives")
-    images = expected["image_features"].clone().requires_grad_()
-    every = expected["text_features"].clone().requires_grad_()
-    rephrased, texts = every.split(len(settings["captions"]))
-    scale = settings["logit_scale"]
-    again = in_other_words(scale * images @ rephrased.T, scale * texts @ rephrased.T)
-    loss = contrast(scale * images @ texts.T) + again
-    assert scaled(loss, expected["loss"]) < TOLERANCE
-    loss.backward()
-    assert relative(images.grad, expected["grad.image_features"]) < GRADIENT_TOLERANCE
-    assert relative(every.grad, expected["grad.text_features"]) < GRADIENT_TOLERANCE
+    method = adapt.methods.SVLC(negative_weight=settings["neg_w"], logit_scale=None)
+    method.twin = lambda text: None
+    step, leaves = svlc_step("svlc_positives", library, method)
+    terms, count = method.loss(step), len(settings["captions"])
+
+    def swapped(texts: Tensor) -> Tensor:
+        return torch.cat([texts[count:], texts[:count]])
+
+    expected.scaled("text_features", leaves["texts"], of=swapped)
+    expected.scaled("loss_neg", torch.zeros(()))
+    assert "twins" not in terms
+    expected.scaled("loss", total(terms))
+    total(terms).backward()
+    expected.relative("grad.image_features", leaves["images"].grad)
+    expected.relative("grad.text_features", leaves["texts"].grad, of=swapped)
 
 
 @EVERY_LIBRARY
@@ -192,4 +267,4 @@ def test_gist_matches_texts_to_images(library: str, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("adapt.retrieval.matching.item_features", lambda *given, **options: features)
     items = [Item("a.png", label, names[label]) for label in expected["labels"].tolist()]
     found = match(model, items, settings["captions"], settings["top"])
-    assert [list(each) for each in found] == settings["matched"]
+    settings.equal("matched", [list(each) for each in found])

@@ -10,8 +10,6 @@ import published
 import pytest
 import tiny_llms
 import torch
-from checks import scaled
-from published import TOLERANCE
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -49,7 +47,7 @@ def pictures() -> Tensor:
 def checkpoint() -> dict[str, Tensor]:
     """As the reference saves it."""
     _, tensors = published.case("vlora_sep")
-    return {key.replace("param.", "model.mm_projector."): x for key, x in tensors.items() if key.startswith("param.")}
+    return {f"model.mm_projector.{key}": x for key, x in tensors.under("param.").items()}
 
 
 def settings() -> dict[str, Any]:
@@ -94,12 +92,12 @@ def test_the_factors_of_each_image() -> None:
     _, expected = published.case("vlora_sep")
     model = wrapped()
     features = model.backbone.patches(pictures())
-    assert torch.equal(features, expected["features"])
+    expected.equal("features", features)
     for layer, factors in zip(LAYERS, model.method.weights(features), strict=True):
         assert "".join(factors) == "qkvom"
         for letter, (a, b) in factors.items():
-            assert scaled(a, expected[f"layer{layer}.{letter}.A"]) < TOLERANCE
-            assert scaled(b, expected[f"layer{layer}.{letter}.B"]) < TOLERANCE
+            expected.scaled(f"layer{layer}.{letter}.A", a)
+            expected.scaled(f"layer{layer}.{letter}.B", b)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -112,7 +110,7 @@ def test_what_joins_the_output_of_each_map(family: str, merge: bool) -> None:
         found = added(model, pictures()[chosen], expected["x"][chosen], merge)
         assert len(found) == 10
         for (layer, letter), delta in found.items():
-            assert scaled(delta, expected[f"layer{layer}.{letter}.delta"][chosen]) < TOLERANCE
+            expected.scaled(f"layer{layer}.{letter}.delta", delta, of=lambda stored, chosen=chosen: stored[chosen])
 
 
 SAVED: dict[str, Callable[[dict[str, Tensor], Path], object]] = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ import adapt
 from adapt import fit
 from adapt.methods.base import Choice
 from adapt.training import choice as module
-from adapt.training.choice import _log_probabilities, _nearest_to_usual
+from adapt.training.choice import _log_probabilities, _nearest_to_usual, _weights
 from adapt.training.fitting import FOLDS
 
 
@@ -211,9 +212,10 @@ def test_a_refusal_amid_the_trials_leaves_the_settings_as_they_were(probe: Any, 
 
 
 def test_calibrating_again_gives_the_same_temperature(probe: Any, tiny_split: Any) -> None:
-    model = probe("lda")
+    model = probe("nearest_mean")
     found = [fit(model, tiny_split.train, calibrate=True, progress=False).metrics["calibration"] for _ in range(2)]
     assert found[0] == found[1]
+    assert found[0]["temperature"] == pytest.approx(0.226, abs=0.05)  # not 1, which would be found again whatever was
 
 
 def test_one_image_a_class_cannot_be_calibrated_on(probe: Any, tiny_split: Any, monkeypatch: Any) -> None:
@@ -231,3 +233,38 @@ def test_nothing_is_said_of_an_end_where_nothing_was_tried(caplog: Any, probe: A
     assert [line for line in caplog.messages if "chosen" in line or " end" in line] == [
         "knn: neighbours 1, chosen as usual, since too few images are there to choose on"
     ]
+
+
+def test_images_count_by_their_class_where_that_is_asked_for() -> None:
+    labels = torch.tensor([0, 0, 0, 1])
+    for weights, expected in (("balanced", [2 / 3, 2 / 3, 2 / 3, 2.0]), ("equal", [1.0] * 4)):
+        training: Any = SimpleNamespace(model=SimpleNamespace(method=adapt.methods.LinearProbe(class_weights=weights)))
+        assert _weights(training, labels).tolist() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("errors", "chosen"), [(0.8, 2.0), (1.2, 1.0)])
+def test_two_standard_errors_are_what_the_usual_value_may_be_behind(errors: float, chosen: float) -> None:
+    """Of 40 images, half of which are a tenth better and half a tenth worse than the mean."""
+    apart = torch.tensor([0.1, -0.1]).repeat(20)
+    behind = errors * 2 * float(apart.double().std()) / 40**0.5
+    likely = {(1.0,): torch.zeros(1, 40), (2.0,): (apart - apart.mean() - behind)[None]}
+    choices = {"level": Choice((1.0, 2.0), usual=2.0)}
+    assert _nearest_to_usual(likely, choices, [str(place) for place in range(40)]) == (chosen,)
+
+
+def test_each_combination_is_judged_at_its_own_best_temperature() -> None:
+    low, high = torch.full((40,), -3.0), torch.full((40,), -1.0)
+    likely = {(1.0,): torch.stack([low, high]), (2.0,): torch.stack([low + 1, low + 1])}
+    choices = {"level": Choice((1.0, 2.0), usual=2.0)}
+    assert _nearest_to_usual(likely, choices, [str(place) for place in range(40)]) == (1.0,)
+
+
+@pytest.mark.parametrize(("balanced", "chosen", "right"), [(False, "often", 3 / 4), (True, "both", 2 / 3)])
+def test_on_validation_images_classes_count_the_same_too(balanced: bool, chosen: str, right: float) -> None:
+    labels = torch.tensor([0, 0, 0, 1])
+    answers = {"often": [0, 0, 0, 0], "both": [0, 1, 1, 1]}
+    tried = [({"kind": kind}, torch.eye(2)[own]) for kind, own in answers.items()]
+    method = SimpleNamespace(balanced=balanced, trials=lambda *_: tried)
+    training: Any = SimpleNamespace(model=SimpleNamespace(method=method), labels=lambda part: labels)
+    choices = {"kind": Choice(tuple(answers), usual="often")}
+    assert module._by_validation(training, choices, learned=False) == ((chosen,), pytest.approx(right))

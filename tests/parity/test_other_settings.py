@@ -1,0 +1,279 @@
+"""Settings that no official code ran with: each method against its formula, in fp64, on features of the tiny CLIP."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import published
+import pytest
+import torch
+import torch.nn.functional as F
+from checks import relative, scaled
+from published import GRADIENT_TOLERANCE, TOLERANCE, unit
+from torch import Tensor
+from trainings import Given
+
+import adapt
+from adapt import AdaptedModel, methods
+from adapt.methods.base import Encoded, PairStep, total
+from adapt.methods.prograd import aligned
+
+NAMES = ("goldfish", "red_panda", "school bus", "dragonfly")
+TEMPLATES = ("a photo of a {}.", "art of the {}, drawn by hand.")
+
+
+def made(method: methods.Method, names: tuple[str, ...] = NAMES) -> AdaptedModel:
+    return adapt.wrap(published.backbone("open_clip"), method, names)
+
+
+def pictures(count: int = 8) -> tuple[Tensor, Tensor]:
+    """Images of a case, and labels in turn."""
+    return published.case("clap_l2")[1]["images"][:count], torch.arange(count) % len(NAMES)
+
+
+def raw(model: AdaptedModel, images: Tensor) -> Tensor:
+    with torch.no_grad():
+        return model.backbone.encode_image(images).double()
+
+
+def texts(model: AdaptedModel, template: str = TEMPLATES[0]) -> Tensor:
+    """Features of the classes before unit length, in fp64."""
+    prompts = [template.replace("{}", name.replace("_", " ")) for name in model.class_names]
+    with torch.no_grad():
+        return model.backbone.encode_text(model.backbone.tokenize(prompts)).double()
+
+
+def learned(model: AdaptedModel, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+    """Logits of a batch, the terms of its loss, and the gradients of the tensors that train, after a small move."""
+    with torch.no_grad():
+        for parameter in model.method.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    step = model.step(images, labels)
+    terms = model.losses(step)[0]
+    found = torch.autograd.grad(total(terms), list(model.method.parameters()))
+    return step.logits, terms, dict(zip(dict(model.method.named_parameters()), found, strict=True))
+
+
+@pytest.mark.parametrize(("ratio", "reduction"), [(0.7, 2), (1.0, 8)])
+def test_clip_adapter_at_other_ratios(ratio: float, reduction: int) -> None:
+    images, labels = pictures()
+    model = made(methods.CLIPAdapter(ratio=ratio, reduction=reduction, template=TEMPLATES))
+    logits, _, gradients = learned(model, images, labels)
+    first, second = (each.detach().double().requires_grad_() for each in model.method.parameters())
+    assert first.shape == (64 // reduction, 64)
+    features = unit(raw(model, images))
+    mixed = ratio * (features @ first.T).relu().matmul(second.T).relu() + (1 - ratio) * features
+    classes = unit(sum(unit(texts(model, each)) for each in TEMPLATES))
+    right = model.backbone.logit_scale * unit(mixed) @ classes.T
+    assert scaled(logits, right) < TOLERANCE
+    for own, expected in zip(gradients.values(), torch.autograd.grad(F.cross_entropy(right, labels), [first, second])):
+        assert relative(own, expected) < GRADIENT_TOLERANCE
+
+
+def test_task_res_of_several_templates() -> None:
+    images, labels = pictures()
+    model = made(methods.TaskRes(alpha=2.0, template=TEMPLATES))
+    logits, _, gradients = learned(model, images, labels)
+    residuals = model.method.text_feature_residuals.detach().double().requires_grad_()
+    base = sum(texts(model, each) for each in TEMPLATES) / 2
+    right = model.backbone.logit_scale * unit(raw(model, images)) @ unit(base + 2 * residuals).T
+    assert scaled(logits, right) < TOLERANCE
+    [expected] = torch.autograd.grad(F.cross_entropy(right, labels), [residuals])
+    assert relative(gradients["text_feature_residuals"], expected) < GRADIENT_TOLERANCE
+
+
+@pytest.mark.parametrize(("strength", "temperature"), [(0.0, 1.0), (0.3, 2.0), (2.0, 0.5)])
+def test_prograd_at_other_strengths(strength: float, temperature: float) -> None:
+    images, labels = pictures()
+    config = {"strength": strength, "temperature": temperature, "template": TEMPLATES[1]}
+    model = made(methods.ProGrad(n_ctx=3, **config))
+    step = model.step(images, labels)
+    terms, _ = model.losses(step)
+    known = model.backbone.logit_scale * unit(raw(model, images)) @ unit(texts(model, TEMPLATES[1])).T
+    probabilities = (known / temperature).softmax(-1)
+    right = -(probabilities * (step.logits.double() / temperature).log_softmax(-1)).sum(-1).mean() * temperature**2
+    assert scaled(terms["knowledge"], right) < TOLERANCE
+    own, general = (
+        torch.autograd.grad(terms[name], [model.method.ctx], retain_graph=True)[0].double()
+        for name in ("cross_entropy", "knowledge")
+    )
+    model.method.backward(terms)
+    inner = (own * general).sum()
+    expected = own - strength * inner.clamp_max(0) / general.square().sum() * general
+    assert relative(model.method.ctx.grad, expected) < GRADIENT_TOLERANCE
+    against = torch.tensor([-1.0, 2.0]), torch.tensor([1.0, 0.0])
+    assert aligned(*against, strength).tolist() == pytest.approx([strength - 1, 2.0])
+
+
+@pytest.mark.parametrize(("name", "weight"), [("kgcoop", 3.0), ("tcp", 0.5)])
+def test_held_to_other_prompts_at_another_weight(name: str, weight: float) -> None:
+    images, labels = pictures()
+    more = {"block": 1} if name == "tcp" else {}
+    model = made(methods.find(name)(weight=weight, template=TEMPLATES[1], **more))
+    _, terms, _ = learned(model, images, labels)
+    apart = 1 - (model.class_features().double() * unit(texts(model, TEMPLATES[1]))).sum(-1).mean()
+    assert apart > 0.01
+    assert scaled(terms["knowledge"], weight * apart) < TOLERANCE
+    assert set(terms) == {"cross_entropy", "knowledge"}
+
+
+def test_prompt_src_at_other_weights() -> None:
+    images, labels = pictures()
+    config = {"depth_text": 2, "depth_vision": 2, "text_weight": 3.0, "image_weight": 7.0, "templates": TEMPLATES}
+    model = made(methods.PromptSRC(**config))
+    logits, terms, _ = learned(model, images, labels)
+    frozen = unit(raw(model, images))
+    teacher = unit(sum(texts(model, each) for each in TEMPLATES))
+    found = model.image_features(images).double()
+    assert scaled(terms["text"], 3 * (model.class_features().double() - teacher).abs().mean()) < TOLERANCE
+    assert scaled(terms["image"], 7 * (found - frozen).abs().mean()) < TOLERANCE
+    log_q = (model.backbone.logit_scale * frozen @ teacher.T).log_softmax(-1)
+    apart = (log_q.exp() * (log_q - logits.double().log_softmax(-1))).mean()
+    assert scaled(terms["answers"], apart) < TOLERANCE
+
+
+def test_lp_plus_plus_keeps_the_last_of_its_best_epochs() -> None:
+    """All views count under their image's label; validation images choose."""
+    images, labels = published.case("clap_l2")[1]["images"], torch.arange(12) % 4
+    views, epochs = 2, 30
+    model = made(methods.LPPlusPlus(views=views, epochs=epochs))
+    method: Any = model.method
+    bias = method.bias.double()
+    val = unit(raw(model, images[24:])).float(), torch.tensor([0, 1, 2, 3, 3, 2, 1, 0, 0, 1, 1, 1])
+    training: Any = Given(model, images[:24].unflatten(0, (views, 12)), labels, val)
+    method.prepare(training)
+    rows, own, classes = unit(raw(model, images[:24])), labels.repeat(views), unit(texts(model))
+    cosines = rows @ classes.T
+    target = F.one_hot(own).double()
+    weight, alpha = (
+        target.T @ rows,
+        torch.full((1, 4), 250 * float((target * cosines).sum(0).div(target.sum(0)).mean())),
+    )
+    rate = 4 * len(rows) / float(torch.linalg.svdvals(rows)[0]) ** 2
+    rate_alpha = len(rows) / (4 * float(cosines.square().sum(0).max()))
+    moved, moved_bias, summed, best = torch.zeros_like(weight), torch.zeros_like(bias), 0.0, (-1.0, 0, weight)
+    for epoch in range(1, epochs + 1):
+        wrong = ((rows @ weight.T + bias + alpha * cosines).softmax(-1) - target) / len(rows)
+        moved, moved_bias = 0.9 * moved + wrong.T @ rows, 0.9 * moved_bias + wrong.sum(0)
+        summed = summed + (wrong * cosines).sum(0)
+        weight, bias = weight - rate * moved, bias - rate * moved_bias
+        if epoch % 10 == 0:
+            alpha = alpha - rate_alpha * summed
+        seen = val[0].double()
+        answers = (seen @ weight.T + bias + alpha * (seen @ classes.T)).argmax(-1)
+        accuracy = float((answers == val[1]).double().mean())
+        if accuracy >= best[0]:
+            best = accuracy, epoch, weight
+    assert training.noted["solver"] == {"epoch": best[1], "val_accuracy": pytest.approx(best[0])}
+    assert best[1] < epochs  # or else the last one would do
+    assert relative(method.weight, best[2]) < GRADIENT_TOLERANCE
+
+
+def test_prolips_weight_is_one_over_the_shots_unless_given() -> None:
+    images, labels = pictures(12)
+    found = []
+    for weight in (None, 4 / 12, 30.0):
+        model = made(methods.ProLIP(views=0, epochs=3, lr=0.01, weight=weight))
+        start = model.method.proj.double()
+        model.method.prepare(Given(model, images[None], labels))
+        found.append(model.method.proj.double())
+    assert torch.equal(found[0], found[1])
+    read = Given(model, images[None], labels).features("train", unit=False, projected=False).double()
+    trained = start.clone().requires_grad_()
+    moments, squares = torch.zeros_like(start), torch.zeros_like(start)
+    for step in range(3):
+        cosines = unit(read @ trained) @ unit(texts(model)).T
+        loss = F.cross_entropy(100 * cosines, labels) + 30 * (trained - start).square().sum()
+        [gradient] = torch.autograd.grad(loss, [trained])
+        moments, squares = 0.9 * moments + 0.1 * gradient, 0.999 * squares + 0.001 * gradient**2
+        rate = 0.01 * (1 + math.cos(math.pi * step / 3)) / 2
+        unbiased = moments / (1 - 0.9 ** (step + 1)), (squares / (1 - 0.999 ** (step + 1))).sqrt()
+        trained = (trained - rate * unbiased[0] / (unbiased[1] + 1e-4)).detach().requires_grad_()
+    assert relative(found[2] - start, trained - start) < 10 * GRADIENT_TOLERANCE
+
+
+@pytest.mark.parametrize("views", [0, 3])
+def test_tip_adapter_without_a_search(views: int) -> None:
+    images, labels = pictures(12)
+    model = made(methods.TipAdapter(views=views, alpha=2.5, beta=4.0, search_alpha=None))
+    training: Any = Given(
+        model, images.unflatten(0, (3, 4)) if views else images[None], labels[:4] if views else labels
+    )
+    model.method.prepare(training)
+    assert model.method.grid(training) == {}
+    features = raw(model, images)
+    keys = unit(features.unflatten(0, (3, 4)).mean(0)) if views else unit(features)
+    queries = unit(features[:5])
+    said = (4.0 * (queries @ keys.T - 1)).exp() @ F.one_hot(training.labels("train"), 4).double()
+    right = 100 * queries @ unit(texts(model)).T + 2.5 * said
+    assert scaled(model(images[:5]), right) < TOLERANCE
+
+
+def test_the_published_search_of_tip_adapter() -> None:
+    images, labels = pictures(8)
+    model = made(methods.TipAdapter(views=0))
+    grid = model.method.grid(Given(model, images[None], labels))
+    assert grid["beta"].values == pytest.approx([0.1 + i * 6.9 / 200 for i in range(200)])
+    assert grid["alpha"].values == pytest.approx([0.1 + i * 2.9 / 20 for i in range(20)])
+
+
+def test_uniqa_between_other_targets() -> None:
+    images, labels = pictures(4)
+    model = made(methods.UniQA(between=(2.0, 7.0), reduction=4))
+    targets = torch.tensor([2.0, 3.5, 7.0, 6.0], dtype=torch.double)
+    logits, terms, _ = learned(model, images, torch.stack([labels.double(), targets], dim=-1))
+    shares = logits.double().softmax(-1) @ model.method.score_level.double()
+    assert scaled(model.method.score(logits), 2 + 5 * shares) < TOLERANCE
+    assert scaled(terms["squared_error"], (shares - (targets - 2) / 5).square().mean()) < TOLERANCE
+
+
+def test_vl2v_sd_draws_to_images_and_texts_by_their_share() -> None:
+    images, labels = pictures()
+    model = made(methods.VL2VSD(image_share=0.3))
+    _, terms, _ = learned(model, images, labels)
+    found = model.image_features(images).double()
+    of_texts = unit(texts(model, "a photo of a {}"))[labels]
+    assert scaled(terms["images"], 0.3 * (1 - (found * unit(raw(model, images))).sum(-1).mean())) < TOLERANCE
+    assert scaled(terms["texts"], 0.7 * (1 - (found * of_texts).sum(-1).mean())) < TOLERANCE
+
+
+@pytest.mark.parametrize(("for_all", "symmetric"), [(True, False), (False, True)])
+def test_svlc_at_another_weight_and_with_images_that_share_a_caption(for_all: bool, symmetric: bool) -> None:
+    """A caption that is another image's too is wrong for neither, in all of the loss."""
+    images, _ = pictures(4)
+    config = {"negative_weight": 0.3, "twins_for_all": for_all, "symmetric": symmetric}
+    method = methods.SVLC(**config, words={"colour": ["red", "blue"]})
+    model = made(method, ())
+    captions = ["a red bus", "a cat", "a red bus", "a dog"]
+    others = ["a bus, red", "", "", "one dog"]
+    step = PairStep(model, [Encoded(unit(raw(model, images)).float()), captions, others], torch.arange(4))
+    terms = method.loss(step)
+    with torch.no_grad():
+        right, wrong, again = (
+            unit(model.backbone.encode_text(model.backbone.tokenize(each)).double())
+            for each in (captions, ["a blue bus"] * 2, ["a bus, red", "a cat", "a red bus", "one dog"])
+        )
+    scale, seen = model.backbone.logit_scale, unit(raw(model, images))
+    hidden = torch.zeros(4, 4, dtype=torch.double)
+    hidden[0, 2] = hidden[2, 0] = -math.inf
+    logits, labels = scale * seen @ right.T + hidden, torch.arange(4)
+    of_images = torch.cat([logits, scale * seen @ wrong.T], dim=-1) if for_all else logits
+    plain = (F.cross_entropy(of_images, labels) + F.cross_entropy(logits.T, labels)) / 2
+    assert scaled(terms["cross_entropy"], plain) < TOLERANCE
+    pairs = torch.stack([logits[[0, 2], [0, 2]], scale * (seen[[0, 2]] * wrong).sum(-1)], dim=-1)
+    assert scaled(terms["twins"], 0.3 * -pairs.log_softmax(-1)[:, 0].mean()) < TOLERANCE
+    rephrased = [scale * features @ again.T + hidden for features in (seen, right)]
+    ways = [*rephrased, *(each.T for each in rephrased)] if symmetric else rephrased
+    assert scaled(terms["rephrased"], sum(F.cross_entropy(each, labels) for each in ways) / len(ways)) < TOLERANCE
+
+
+def test_published_places_inside_the_towers() -> None:
+    """What is left out lies where the papers have it: of three blocks the last two, and after two."""
+    model = made(methods.MMA())
+    assert list(model.method.shared_adapter) == ["2", "3"]
+    model = made(methods.TCP(block=None))
+    assert model.method.config.block == 2
+    model = made(methods.MaPLe(depth=None))
+    assert model.method.config.depth == 2
+    assert len(model.method.compound_prompts_text) == 1
