@@ -157,16 +157,19 @@ async def _uploaded(request: Request) -> Sent:
     fields: dict[str, Any] = {}
     files: list[tuple[str, bytes]] = []
     form = await _InMemory(request.headers, request.stream(), max_files=1000, max_fields=100).parse()
-    for key, value in form.multi_items():
-        if key == "images" and isinstance(value, UploadFile):
-            files.append((value.filename or f"image {len(files) + 1}", await value.read()))
-        elif key == "images" or isinstance(value, UploadFile):
-            given = f"a file called {key!r}" if isinstance(value, UploadFile) else "images without a file"
-            raise HTTPException(422, f"the form has {given}; expected files called images, as in {_FORM}")
-        elif key == "adapters":
-            fields.setdefault(key, []).append(value)
-        else:
-            fields[key] = value
+    try:
+        for key, value in form.multi_items():
+            if key == "images" and isinstance(value, UploadFile):
+                files.append((value.filename or f"image {len(files) + 1}", await value.read()))
+            elif key == "images" or isinstance(value, UploadFile):
+                given = f"a file called {key!r}" if isinstance(value, UploadFile) else "images without a file"
+                raise HTTPException(422, f"the form has {given}; expected files called images, as in {_FORM}")
+            elif key == "adapters":
+                fields.setdefault(key, []).append(value)
+            else:
+                fields[key] = value
+    finally:
+        await form.close()
     return Sent(files, _checked(Asking, fields))
 
 
