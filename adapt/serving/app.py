@@ -155,7 +155,7 @@ def _add_adapters(app: FastAPI, adapters: ServedAdapters) -> None:
 def _add_watching(app: FastAPI, predictions: Predictions) -> None:
     @app.get("/healthz", responses={400: {"model": Problem}, 503: {"model": Health}})
     async def health(response: Response) -> Health:
-        """Whether the server answers: 503 while an image, or a pass of the model, takes longer than any may."""
+        """Whether the server answers: 503 while an image, or a pass of the model, takes longer than a request may."""
         stuck, adapters = predictions.stuck, len(predictions.adapters.now.models)
         response.status_code = 503 if stuck else 200
         return Health(status="stuck" if stuck else "ok", adapters=adapters, waiting=predictions.waiting)

@@ -7,6 +7,7 @@ descriptors.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 from http import HTTPStatus
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 _OVERHEAD = 2**18  # bytes of a request that are not its body
+_ORDER = itertools.count()
 
 
 class Connection(HttpToolsProtocol):
@@ -26,7 +28,7 @@ class Connection(HttpToolsProtocol):
         super().__init__(*args, **kwargs)
         self._head_seconds, self._seconds, self._most = head_seconds, seconds, most
         self._overhead = 0
-        self._idle_since: float | None = None  # while there is no whole request to answer
+        self._since: int | None = None  # in which order it has no whole request to answer; none while it has
         self._ends: asyncio.TimerHandle | None = None
         self._gives_up: asyncio.TimerHandle | None = None  # on who does not read what it asked for
 
@@ -34,8 +36,8 @@ class Connection(HttpToolsProtocol):
         super().connection_made(transport)
         self._wait(self._head_seconds)
         if len(self.connections) > self._most:
-            idle = {each._idle_since: each for each in self.connections if each._idle_since is not None}  # type: ignore[union-attr]
-            oldest = idle[min(idle)]  # itself, where all others are being answered
+            idle = {each._since: each for each in self.connections if isinstance(each, Connection)}
+            oldest = idle[min(since for since in idle if since is not None)]  # itself, where no other is idle
             self.connections.discard(oldest)  # it is told that it is lost only later
             oldest.transport.abort()
 
@@ -83,13 +85,13 @@ class Connection(HttpToolsProtocol):
 
     def _wait(self, seconds: float) -> None:
         self._stop()
-        self._idle_since = self.loop.time()
+        self._since = next(_ORDER)
         self._ends = self.loop.call_later(
             seconds, self._refuse, 408, f"no whole request came within {seconds:g} seconds"
         )
 
     def _stop(self) -> None:
-        self._idle_since = None
+        self._since = None
         if self._ends is not None:
             self._ends.cancel()
 

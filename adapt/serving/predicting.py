@@ -37,8 +37,6 @@ class Limits:
     """That are answered at one time."""
     seconds: float = 30.0
     """Until there must be an answer."""
-    stuck_seconds: float = 10.0
-    """At one image, or one pass, after which the server calls itself ill."""
 
 
 class Predictions:
@@ -60,8 +58,8 @@ class Predictions:
 
     @property
     def stuck(self) -> bool:
-        """Whether one image, or one pass, takes longer than any may."""
-        return max(self.readers.longest(), self.batcher.longest()) > self.limits.stuck_seconds
+        """Whether one image, or one pass, has taken longer than a whole request may: nobody waits for it any longer."""
+        return max(self.readers.longest(), self.batcher.longest()) > self.limits.seconds
 
     def close(self, seconds: float) -> None:
         """Reads no more; what waits for the model is answered, within so many seconds."""
