@@ -22,7 +22,7 @@ from adapt.data.decoding.pictures import opened
 from adapt.errors import AdaptError
 from adapt.serving.threads import without_team
 
-_SCANS = 64  # of a JPEG; usual are up to a dozen, and each goes over all of the picture
+_SCANS = 32  # of a JPEG; usual are up to a dozen, and each goes over all of the picture
 _LARGE = 2**22  # pixels, from which on what was taken for an image is given back to the system
 _trim: Callable[[int], int] = getattr(ctypes.CDLL(None), "malloc_trim", lambda pad: 0)  # of glibc alone
 

@@ -27,7 +27,7 @@ import adapt
 
 pytestmark = pytest.mark.faults
 
-SECONDS = 15  # that an attack lasts
+SECONDS = 10  # that an attack lasts
 SMALL = form(picture(256, mode="RGB"))
 
 

@@ -30,7 +30,7 @@ def _scans() -> Body:
     """A progressive JPEG whose last scan comes again and again, as often as is allowed."""
     content = picture(SIDE, "JPEG", "L", progressive=True)
     last, end = content.rfind(b"\xff\xda"), content.rfind(b"\xff\xd9")
-    return form(content[:end] + content[last:end] * (64 - content.count(b"\xff\xda")) + content[end:])
+    return form(content[:end] + content[last:end] * (32 - content.count(b"\xff\xda")) + content[end:])
 
 
 def _texts() -> Body:
@@ -54,7 +54,7 @@ WORST: dict[str, Callable[[], Body]] = {
     "one WebP of most pixels": lambda: form(picture(6600, "WEBP", "RGB", quality=10, method=0)),
     "32 PNGs of all pixels": lambda: form(*[picture(int((SIDE**2 / IMAGES) ** 0.5))] * IMAGES),
     "32 images of few pixels": lambda: form(*[picture(16)] * IMAGES),
-    "a JPEG of 64 scans": _scans,
+    "a JPEG of 32 scans": _scans,
     "PNGs with texts": _texts,
     "a PNG of all pixels and bytes": _padded,
     "JSON of millions of keys": lambda: (_JSON, b"{" + b",".join(b'"%d":1' % i for i in range(1_700_000)) + b"}"),
