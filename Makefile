@@ -66,7 +66,7 @@ faults: $(VENV)/installed-dev
 # exported pages and the server's in a real browser: needs npm, and a chromium on the PATH
 test-browser: $(VENV)/installed-dev
 	$(BIN)/pip install --quiet playwright
-	npm install --silent --no-save --prefix build/browser onnxruntime-web
+	npm install --silent --no-save --prefix build/browser onnxruntime-web axe-core
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/formats/test_page.py tests/serving/test_page.py
 
 # the site, in build/docs/index.html

@@ -5,20 +5,21 @@ from __future__ import annotations
 import socket
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import click
 
 from adapt.cli import options as common
 from adapt.errors import AdaptError, missing
 
-_HERE = ("localhost", "127.0.0.1")
-_LIBRARIES = ("fastapi", "uvicorn", "prometheus_client", "python_multipart", "threadpoolctl")
+_LIBRARIES = ("fastapi", "uvicorn", "httptools", "prometheus_client", "python_multipart", "threadpoolctl")
+_SHORTEST = 16  # characters of a token: none is guessed
 
 
 @click.command()
 @click.argument("adapters", nargs=-1, required=True, metavar="ADAPTER...")
-@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen at; 0.0.0.0 is all.")
+@click.option(
+    "--host", default="127.0.0.1", show_default=True, help="The address to listen at, such as ::1; 0.0.0.0 is all."
+)
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="The port; 0 takes any that is free."
 )
@@ -39,10 +40,22 @@ _LIBRARIES = ("fastapi", "uvicorn", "prometheus_client", "python_multipart", "th
     "--max-images", type=click.IntRange(1, 1000), default=32, show_default=True, help="Of a request, and of a pass."
 )
 @click.option(
+    "--max-megapixels",
+    type=click.FloatRange(min=0.001),
+    default=64,
+    show_default=True,
+    help="Of a request's images together.",
+)
+@click.option(
     "--max-requests", type=click.IntRange(min=1), default=64, show_default=True, help="Read and answered at one time."
 )
 @click.option(
     "--timeout", type=click.FloatRange(min=0.001), default=30, show_default=True, help="Seconds until a request fails."
+)
+@click.option(
+    "--token-file",
+    type=click.Path(path_type=Path),
+    help="Answer only who sends the token in this file.  [default: whoever asks]",
 )
 @common.of_adapter
 @common.device
@@ -54,16 +67,17 @@ def serve(
     max_adapters: int,
     max_mib: float,
     max_images: int,
+    max_megapixels: float,
     max_requests: int,
     timeout: float,
+    token_file: Path | None,
     backbone: str | None,
     device: str,
 ) -> None:
     """Answer over HTTP with each ADAPTER (a file, a run, or NAME=PATH), the first where a request names none.
 
     A page to drop pictures on is at /, the interface at /openapi.json, metrics at /metrics. Whoever reaches the port
-    may ask, and with --folder also change what is served: there is no password, so listen elsewhere than on this
-    machine only behind something that has one.
+    may ask, and with --folder also change what is served, unless there is a --token-file.
 
     \b
     Examples:
@@ -73,38 +87,51 @@ def serve(
     absent = [name for name in _LIBRARIES if find_spec(name) is None]
     if absent:
         raise missing("adapt serve", ", ".join(absent), "serve")
+    token = None if token_file is None else _token(token_file)
     from adapt.cli.quiet import quiet_libraries
 
     listening = _listening(host, port)
     with listening, quiet_libraries():
         from adapt.serving.adapters import ServedAdapters
-        from adapt.serving.app import Limits, create_app
+        from adapt.serving.app import create_app
+        from adapt.serving.guard import is_loopback
+        from adapt.serving.predicting import Limits
+        from adapt.serving.running import run
         from adapt.serving.threads import apart
 
         given = apart(common.given_backbone, backbone, device)
         served = ServedAdapters(adapters, folder, given, device, max_adapters)
-        limits = Limits(int(max_mib * 2**20), max_images, max_requests, timeout)
-        app = create_app(served, limits, (*_HERE, host) if host in _HERE else ("*",))
-        address = f"http://{host}:{listening.getsockname()[1]}"
-        click.echo(f"{', '.join(served.now.models)} at {address} (Ctrl-C ends it)")
-        _run(app, listening)
-
-
-def _run(app: Any, listening: socket.socket) -> None:
-    import uvicorn
-
-    config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=10)
-    uvicorn.Server(config).run(sockets=[listening])
+        limits = Limits(
+            int(max_mib * 2**20), max_images, int(max_megapixels * 1e6), requests=max_requests, seconds=timeout
+        )
+        app = create_app(served, limits, ("localhost",) if is_loopback(host) else ("*",), token)
+        name = f"[{host}]" if ":" in host else host
+        click.echo(f"{', '.join(served.now.models)} at http://{name}:{listening.getsockname()[1]} (Ctrl-C ends it)")
+        run(app, listening, timeout)
 
 
 def _listening(host: str, port: int) -> socket.socket:
     """A socket at that address. AdaptError where there is none to be had, before a model is loaded."""
     try:
-        return socket.create_server((host, port))
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
         raise AdaptError(
             f"cannot listen at {host}:{port}: {error.strerror or error}. Choose another --port or --host"
         ) from error
+
+
+def _token(path: Path) -> str:
+    """The one line of that file. AdaptError where it cannot be read, or is none that a header could hold."""
+    try:
+        token = path.read_text(encoding="ascii").strip()
+    except (OSError, ValueError) as error:
+        raise AdaptError(f"--token-file {path} cannot be read: {error}. Give a file with one line of ASCII") from error
+    if len(token) < _SHORTEST or not token.isprintable() or " " in token:
+        raise AdaptError(
+            f"--token-file {path} holds {len(token)} characters; expected one line of at least {_SHORTEST}, without "
+            "spaces, such as `openssl rand -hex 32` gives"
+        )
+    return token
 
 
 COMMANDS = {"serve": serve}

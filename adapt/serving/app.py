@@ -6,25 +6,20 @@ import asyncio
 import base64
 import hashlib
 import re
-from collections.abc import AsyncIterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.responses import HTMLResponse, JSONResponse
 
 from adapt import __version__
-from adapt.data.decoding.decoded import processors
 from adapt.errors import AdaptError
-from adapt.models.many import SideBySide
 from adapt.serving.adapters import NoSuchAdapter, NotAllowed, ServedAdapters, TooManyAdapters
-from adapt.serving.batching import Answered, Asked, Batcher
+from adapt.serving.guard import Guard
 from adapt.serving.messages import (
     AdapterCard,
     AdapterName,
@@ -34,55 +29,44 @@ from adapt.serving.messages import (
     ImagesInJson,
     LoadAdapter,
     Problem,
-    Sent,
-    answers,
-    sent,
 )
 from adapt.serving.middleware import Around, Counted
-from adapt.serving.threads import without_team
+from adapt.serving.predicting import Limits, Predictions
+from adapt.serving.reading import TooManyPixels
 
-_STATUS = {NoSuchAdapter: 404, NotAllowed: 403, TooManyAdapters: 409}  # of other mistakes: 422
+_STATUS = {NoSuchAdapter: 404, NotAllowed: 403, TooManyAdapters: 409, TooManyPixels: 413}  # of other mistakes: 422
 _PROBLEMS: dict[int | str, Any] = {
-    status: {"model": Problem} for status in (400, 403, 404, 409, 413, 415, 422, 503, 504)
+    status: {"model": Problem} for status in (400, 401, 403, 404, 409, 413, 415, 422, 500, 503, 504)
 }
 
 
-@dataclass(frozen=True)
-class Limits:
-    """What one request may ask for, and all of them together."""
+def create_app(
+    adapters: ServedAdapters,
+    limits: Limits | None = None,
+    hosts: Collection[str] = ("*",),
+    token: str | None = None,
+) -> FastAPI:
+    """The application over `adapters`; `hosts` are the names by which it may be asked, among which `localhost` stands
+    for every address of the machine itself. With a `token`, only who sends it is answered.
 
-    body_bytes: int = 20 * 2**20
-    images: int = 32
-    """Of a request, and of a pass."""
-    requests: int = 64
-    """That are read and answered at one time."""
-    seconds: float = 30.0
-    """Until there must be an answer."""
-
-
-def create_app(adapters: ServedAdapters, limits: Limits | None = None, hosts: Sequence[str] = ("*",)) -> FastAPI:
-    """The application over `adapters`; `hosts` are the names by which it may be asked.
-
-    Closing it answers what waits. Nothing that it serves, its page included, calls another server.
+    Closing it answers what waits for the model, for two seconds at most. Nothing that it serves, its page included,
+    calls another server.
     """
     limits, metrics = limits or Limits(), Counted()
-    batcher = Batcher(limits.images, metrics.passes.observe)
-    readers = ThreadPoolExecutor(processors(), "adapt-reader", without_team)  # of images beside one another
-    metrics.waiting.set_function(lambda: len(batcher))
+    predictions = Predictions(adapters, limits, metrics)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
-        readers.shutdown()
-        await asyncio.to_thread(batcher.close)
+        await asyncio.to_thread(predictions.close, 2.0)
 
     app = FastAPI(title="adapt", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*hosts])
+    app.add_middleware(Guard, hosts=hosts, token=token)
     app.add_middleware(Around, most=limits.body_bytes, metrics=metrics)
     _add_problems(app)
-    _add_predict(app, adapters, limits, metrics, batcher, readers)
+    _add_predict(app, predictions)
     _add_adapters(app, adapters)
-    _add_watching(app, adapters, metrics, batcher)
+    _add_watching(app, predictions)
     _add_page(app)
     return app
 
@@ -99,47 +83,18 @@ def _add_problems(app: FastAPI) -> None:
         first = error.errors()[0]
         return JSONResponse({"detail": f"{'.'.join(map(str, first['loc']))}: {first['msg']}"}, 422)
 
+    @app.exception_handler(Exception)  # which goes on to the log
+    async def failure(request: Request, error: Exception) -> Response:
+        return JSONResponse({"detail": "the server failed at this request: its log says at what"}, 500)
 
-def _add_predict(
-    app: FastAPI,
-    adapters: ServedAdapters,
-    limits: Limits,
-    metrics: Counted,
-    batcher: Batcher,
-    readers: ThreadPoolExecutor,
-) -> None:
-    def read(given: Sent, together: SideBySide, answer: Future[Answered]) -> None:
-        """Decodes the images and hands them to the batcher, which need not wait for the loop."""
-        pixels = [together.pixels(content, name=name) for name, content in given.files]
-        batcher.ask(Asked(together, given.wanted, pixels, answer))
 
-    async def results(request: Request) -> Any:
-        given, now = await sent(request, limits.images), adapters.now
-        names = given.asking.adapters or [now.default]
-        together, answer = now.together(names), Future[Answered]()
-        try:
-            await asyncio.get_running_loop().run_in_executor(readers, read, given, together, answer)
-            rows = await asyncio.wrap_future(answer)
-        finally:
-            answer.cancel()  # nothing, once it is there; else nobody waits for it any longer
-        for name in names:
-            metrics.images.labels(name).inc(len(rows))
-        return answers(given.files, names, rows)
-
-    taken = asyncio.Semaphore(limits.requests)
+def _add_predict(app: FastAPI, predictions: Predictions) -> None:
     described: dict[str, Any] = {"response_model": ImagesAnswered, "responses": _PROBLEMS}
 
-    @app.post("/predict", **described, openapi_extra={"requestBody": _body(limits)})
+    @app.post("/predict", **described, openapi_extra={"requestBody": _body(predictions.limits)})
     async def predict(request: Request) -> Response:
         """Classify images, sent as files or as base64 in JSON, by one adapter or several side by side."""
-        if taken.locked():  # before the body is read, which takes memory
-            detail = f"{limits.requests} requests are being answered already: come again in a second"
-            return JSONResponse({"detail": detail}, 503, {"Retry-After": "1"})
-        try:
-            async with taken, asyncio.timeout(limits.seconds):
-                return JSONResponse(await results(request))
-        except TimeoutError:
-            return JSONResponse({"detail": f"there was no answer within {limits.seconds:g} seconds"}, 504)
+        return await predictions.answer(request)
 
 
 def _body(limits: Limits) -> dict[str, Any]:
@@ -197,16 +152,17 @@ def _add_adapters(app: FastAPI, adapters: ServedAdapters) -> None:
         return cards()
 
 
-def _add_watching(app: FastAPI, adapters: ServedAdapters, metrics: Counted, batcher: Batcher) -> None:
-    @app.head("/healthz", include_in_schema=False)
-    @app.get("/healthz", responses={400: {"model": Problem}})
-    async def health() -> Health:
-        """Whether the server answers."""
-        return Health(status="ok", adapters=len(adapters.now.models), waiting=len(batcher))
+def _add_watching(app: FastAPI, predictions: Predictions) -> None:
+    @app.get("/healthz", responses={400: {"model": Problem}, 503: {"model": Health}})
+    async def health(response: Response) -> Health:
+        """Whether the server answers: 503 while an image, or a pass of the model, takes longer than a request may."""
+        stuck, adapters = predictions.stuck, len(predictions.adapters.now.models)
+        response.status_code = 503 if stuck else 200
+        return Health(status="stuck" if stuck else "ok", adapters=adapters, waiting=predictions.waiting)
 
     @app.get("/metrics", include_in_schema=False)
     def prometheus() -> Response:
-        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
+        return Response(generate_latest(predictions.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
 
 def _add_page(app: FastAPI) -> None:

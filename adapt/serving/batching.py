@@ -1,12 +1,14 @@
 """Micro-batches: images that wait while others are computed are computed together next.
 
 Nothing waits for company: an image that finds the model idle is computed at once, so that one client is answered as
-fast as the model is, and under load a pass takes as many images as there are.
+fast as the model is, and under load a pass takes as many images as there are. Requests of fewer images go before those
+of more.
 """
 
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -42,6 +44,7 @@ class Batcher:
         self._queue: deque[Asked] = deque()
         self._changed = threading.Condition()
         self._closed = False
+        self._begun: float | None = None  # when, of the pass that is under way
         self._thread = threading.Thread(target=self._run, name="adapt-batcher", daemon=True)
         self._thread.start()
 
@@ -57,16 +60,22 @@ class Batcher:
             self._changed.notify()
         return asked.answer
 
-    def close(self) -> None:
-        """Answers what waits, and ends."""
+    def longest(self) -> float:
+        """For how many seconds the pass that is under way has lasted."""
+        begun = self._begun
+        return 0.0 if begun is None else time.monotonic() - begun
+
+    def close(self, seconds: float | None = None) -> None:
+        """Answers what waits, and ends; it is not waited for beyond `seconds`."""
         with self._changed:
             self._closed = True
             self._changed.notify()
-        self._thread.join()
+        self._thread.join(seconds)
 
     def _run(self) -> None:
         while batch := self._next():
             pixels = [each for asked in batch for each in asked.pixels]
+            self._begun = time.monotonic()
             try:
                 self._passed(len(pixels))
                 found = list(batch[0].together.predictions(pixels, batch[0].wanted))
@@ -74,22 +83,23 @@ class Batcher:
                 for asked in batch:
                     asked.answer.set_exception(error)
                 continue
+            finally:
+                self._begun = None
             start = 0
             for asked in batch:
                 asked.answer.set_result(found[start : start + len(asked.pixels)])
                 start += len(asked.pixels)
 
     def _next(self) -> list[Asked]:
-        """Requests for one pass, the longest waiting first; none once it is closed and nobody waits."""
+        """Requests for one pass, those of the fewest images first; none once it is closed and nobody waits."""
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._queue or self._closed)
                 if not self._queue:
                     return []
-                batch = [self._queue.popleft()]
-                size = len(batch[0].pixels)
-                for asked in list(self._queue):
-                    if batch[0].goes_with(asked) and size + len(asked.pixels) <= self._most:
+                batch, size = list[Asked](), 0
+                for asked in sorted(self._queue, key=lambda asked: len(asked.pixels)):
+                    if not batch or (batch[0].goes_with(asked) and size + len(asked.pixels) <= self._most):
                         self._queue.remove(asked)
                         batch.append(asked)
                         size += len(asked.pixels)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -12,6 +13,7 @@ from fastapi import HTTPException, Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from python_multipart.exceptions import FormParserError
 from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
 
 from adapt.models.prediction import Prediction, Wanted
 from adapt.validation import explain
@@ -101,7 +103,7 @@ _FORM = "curl -F images=@photo.png"
 
 
 class Health(BaseModel):
-    """That the server answers, and how many requests wait."""
+    """Whether the server is `ok` or `stuck`, and how many requests wait."""
 
     status: str
     adapters: int
@@ -136,13 +138,13 @@ async def sent(request: Request, most: int) -> Sent:
         raise HTTPException(422, f"the address has {name!r}: send it in the form, or in the JSON, beside the images")
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "application/json":
-        body = _checked(ImagesInJson, _json(await request.body()))
+        body = _checked(ImagesInJson, _json(await request.body(), 1000 + most))
         files = [(f"image {number}", _decoded(text, number)) for number, text in enumerate(body.images, 1)]
         found = Sent(files, Asking(**body.model_dump(exclude={"images"})))
     elif kind == "multipart/form-data":
         try:
             found = await _uploaded(request)
-        except FormParserError as error:  # which Starlette lets through before 1.8
+        except (MultiPartException, FormParserError) as error:  # the latter where Starlette is older than 1.8
             raise HTTPException(400, f"the form cannot be read: {error}") from None
     else:
         raise HTTPException(415, f"the content type is {kind!r}; expected application/json or multipart/form-data")
@@ -154,7 +156,8 @@ async def sent(request: Request, most: int) -> Sent:
 async def _uploaded(request: Request) -> Sent:
     fields: dict[str, Any] = {}
     files: list[tuple[str, bytes]] = []
-    async with request.form(max_files=1000, max_fields=100) as form:
+    form = await _InMemory(request.headers, request.stream(), max_files=1000, max_fields=100).parse()
+    try:
         for key, value in form.multi_items():
             if key == "images" and isinstance(value, UploadFile):
                 files.append((value.filename or f"image {len(files) + 1}", await value.read()))
@@ -165,6 +168,8 @@ async def _uploaded(request: Request) -> Sent:
                 fields.setdefault(key, []).append(value)
             else:
                 fields[key] = value
+    finally:
+        await form.close()
     return Sent(files, _checked(Asking, fields))
 
 
@@ -181,9 +186,18 @@ def answers(files: Sequence[tuple[str, bytes]], adapters: Sequence[str], found: 
     }
 
 
-def _json(body: bytes) -> Any:
+class _InMemory(MultiPartParser):
+    """Writes no file: a body is small enough, and what is on disk would take file descriptors."""
+
+    spool_max_size = sys.maxsize
+
+
+def _json(body: bytes, most: int) -> Any:
+    """The value of a JSON text of at most so many parts: of millions, the server would do nothing else for seconds."""
     from pydantic_core import from_json
 
+    if (parts := body.count(b",")) > most:
+        raise HTTPException(422, f"the body has {parts:,} commas; expected images as base64 and little else")
     try:
         return from_json(body, allow_inf_nan=False)
     except ValueError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import Any
 
@@ -10,6 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 
+_SMALL = 2**16  # bytes of a body that holds no images
 _LEFT = 499  # nginx's status for a client that did not wait, for the metrics alone
 # an image may be shown that the page itself made; all else is the server's own
 _HEADERS = [(b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer")]
@@ -30,7 +32,10 @@ class Counted:
 
 
 class Around:
-    """ASGI middleware: 413 for a body of more than `most` bytes, without reading on; and the metrics."""
+    """ASGI middleware: 413 for a body of more than `most` bytes, without reading on; `HEAD`; and the metrics.
+
+    `most` are those of `/predict`; nothing else is asked with more than 64 KiB.
+    """
 
     def __init__(self, app: Any, most: int, metrics: Counted) -> None:
         self.app, self.most, self.metrics = app, most, metrics
@@ -39,14 +44,18 @@ class Around:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        started, status, left = time.perf_counter(), 500, self.most
+        started, status = time.perf_counter(), 0
+        bare = scope["method"] == "HEAD"  # answered as GET is, but for the body
+        scope = scope | {"method": "GET"} if bare else scope
+        most = self.most if scope["path"] == "/predict" else min(self.most, _SMALL)
+        left = most
 
         async def receiving() -> Any:
             nonlocal left
             message = await receive()
             left -= len(message.get("body", b""))
             if left < 0:
-                raise self._too_large()
+                raise _too_large(most)
             return message
 
         async def sending(message: Any) -> None:
@@ -54,27 +63,33 @@ class Around:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = [*message["headers"], *_HEADERS]
+            elif bare:
+                message["body"] = b""
             await send(message)
 
         try:
-            if _announced(scope) > self.most:
-                refusal = self._too_large()
+            if announced(scope, 0) > most:
+                refusal = _too_large(most)
                 answer = JSONResponse({"detail": refusal.detail}, refusal.status_code, {"Connection": "close"})
                 await answer(scope, receive, sending)
             else:
                 await self.app(scope, receiving, sending)
-        except ClientDisconnect:  # while its body was read: nobody is there to be told
+        except ClientDisconnect:  # while its body was read, or its images: nobody is there to be told
             status = _LEFT
+        except asyncio.CancelledError:  # the server ends, and has waited for as long as it could
+            if not status:
+                await JSONResponse({"detail": "the server is ending"}, 503)(scope, receive, sending)
         finally:
             path = getattr(scope.get("route"), "path", "other")  # not as it was sent: that may be anything
-            self.metrics.requests.labels(path, status).inc()
+            self.metrics.requests.labels(path, status or 500).inc()
             self.metrics.seconds.labels(path).observe(time.perf_counter() - started)
 
-    def _too_large(self) -> HTTPException:
-        return HTTPException(413, f"the request is larger than {self.most:,} bytes: send fewer or smaller images")
+
+def _too_large(most: int) -> HTTPException:
+    return HTTPException(413, f"the request is larger than {most:,} bytes: send fewer or smaller images")
 
 
-def _announced(scope: Any) -> int:
-    """The length that a request says it has; 0 where it says none."""
-    length = dict(scope["headers"]).get(b"content-length", b"0")
-    return int(length) if length.isdigit() else 0
+def announced(scope: Any, otherwise: int) -> int:
+    """The length that a request says it has, or else `otherwise`."""
+    length = dict(scope["headers"]).get(b"content-length", b"")
+    return int(length) if length.isdigit() else otherwise

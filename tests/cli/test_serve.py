@@ -9,12 +9,14 @@ import signal
 import socket
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 import adapt
 from adapt.cli import serve as command
@@ -73,3 +75,65 @@ def test_a_server_answers_until_it_is_told_to_end(adapter: Path) -> None:
         assert process.wait(60) in (0, 130, -signal.SIGINT)
         assert process.stderr is not None
         assert process.stderr.read() == ""
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "cannot be read: "),
+        (b"\xff" * 32, "cannot be read: "),
+        (b"short", "holds 5 characters; expected one line of at least 16"),
+        (b"two words of a token", "expected one line of at least 16, without spaces"),
+        (b"two-lines-of-a-token\nanother", "expected one line of at least 16, without spaces"),
+    ],
+)
+def test_tokens_that_are_refused(
+    run: Callable[..., Any],
+    refused: Callable[..., None],
+    adapter: Path,
+    tmp_path: Path,
+    content: bytes | None,
+    words: str,
+) -> None:
+    path = tmp_path / "token"
+    if content is not None:
+        path.write_bytes(content)
+    refused(run("serve", str(adapter), "--port", "0", "--token-file", str(path)), words)
+
+
+def test_a_token_an_address_of_ipv6_and_an_end_while_requests_are_half_sent(adapter: Path, tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("sesame-0123456789\n")
+    line = [sys.executable, "-m", "adapt", "serve", f"fruit={adapter}", "--port", "0", "--host", "::1"]
+    line += ["--token-file", str(tmp_path / "token")]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        found = re.fullmatch(r"fruit at (http://\[::1\]:(\d+)) \(Ctrl-C ends it\)\n", process.stdout.readline())
+        assert found is not None
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            urllib.request.urlopen(f"{found[1]}/adapters", timeout=60)
+        known = urllib.request.Request(f"{found[1]}/adapters", headers={"Authorization": "Bearer sesame-0123456789"})
+        with urllib.request.urlopen(known, timeout=60) as answer:
+            assert [each["name"] for each in json.load(answer)] == ["fruit"]
+        slow = [socket.create_connection(("::1", int(found[2]))) for _ in range(4)]
+        head = b"POST /predict HTTP/1.1\r\nHost: [::1]\r\nAuthorization: Bearer sesame-0123456789\r\n"
+        for each, more in zip(slow, (b"", b"", *[b"Content-Type: application/json\r\nContent-Length: 9\r\n\r\n1"] * 2)):
+            each.sendall(head + more)
+        with urllib.request.urlopen(f"{found[1]}/healthz", timeout=60):
+            process.send_signal(signal.SIGTERM)  # the half-sent ones have arrived
+        assert process.wait(60) == -signal.SIGTERM
+        for each in slow:
+            each.close()
+        assert process.stderr is not None
+        assert len(process.stderr.read().splitlines()) <= 1  # how many requests were not waited for
+
+
+@pytest.mark.parametrize("name", ["Dockerfile", "compose.yaml", "adapt.service"])
+def test_what_the_docs_deploy_gives_options_that_there_are(run: Callable[..., Any], name: str) -> None:
+    text = (Path(__file__).parents[2] / "docs/deploying" / name).read_text(encoding="utf-8")
+    known = run("serve", "--help").output
+    given = re.findall(r"(?:adapt serve|ENTRYPOINT|CMD \[\"/adapters).*", text)
+    assert all(option in known for line in given for option in re.findall(r"--[a-z-]+", line))
+    if name == "compose.yaml":
+        (service,) = yaml.safe_load(text)["services"].values()
+        assert (service["read_only"], service["cap_drop"]) == (True, ["ALL"])
+        assert (Path(__file__).parents[2] / service["build"]["dockerfile"]).is_file()

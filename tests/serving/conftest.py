@@ -12,6 +12,7 @@ from starlette.testclient import TestClient
 
 import adapt
 from adapt import AdaptedModel, Backbone
+from adapt.data import Split
 from adapt.methods import TDA, CoOp, LoRA, ZeroShot
 from adapt.serving.adapters import ServedAdapters
 from adapt.serving.app import Limits, create_app
@@ -59,3 +60,9 @@ def serve(served: ServedAdapters) -> Iterator[Callable[..., TestClient]]:
     yield start
     for client in clients:
         client.__exit__(None, None, None)
+
+
+@pytest.fixture
+def images(tiny_split: Split) -> list[bytes]:
+    """Twelve PNGs of 24 x 24 pixels."""
+    return [Path(item.path).read_bytes() for item in tiny_split.train]

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from serving.asking import hold, scope, upload
 from starlette.testclient import TestClient
 
 import adapt
 from adapt import AdaptedModel
-from adapt.data import Split
 from adapt.models import many
 from adapt.models.many import SideBySide
 from adapt.models.prediction import Prediction
@@ -25,16 +25,6 @@ from adapt.serving.app import create_app
 
 Serve = Callable[..., TestClient]
 FORM = {"content-type": "multipart/form-data; boundary=b"}
-
-
-@pytest.fixture
-def images(tiny_split: Split) -> list[bytes]:
-    return [Path(item.path).read_bytes() for item in tiny_split.train]
-
-
-def upload(client: TestClient, images: list[bytes], **fields: Any) -> Any:
-    files = [("images", (f"{number}.png", image)) for number, image in enumerate(images)]
-    return client.post("/predict", files=files, data=fields)
 
 
 def same(answer: dict[str, Any], expected: Prediction) -> bool:
@@ -283,9 +273,7 @@ def test_a_body_that_is_too_large_is_not_read(
     async def send(message: Any) -> None:
         sent.append(message)
 
-    headers = [(b"host", b"testserver"), (b"content-type", b"application/json"), *length]
-    asked = {"type": "http", "http_version": "1.1", "method": "POST", "path": "/predict", "raw_path": b"/predict"}
-    asyncio.run(client.app(asked | {"query_string": b"", "headers": headers}, receive, send))
+    asyncio.run(client.app(scope(*length), receive, send))
     assert (sent[0]["status"], len(read)) == (413, parts)
     assert b"larger than 2,000 bytes" in sent[1]["body"]
 
@@ -301,15 +289,9 @@ def test_a_client_that_leaves_while_it_sends_is_no_failure(serve: Serve, images:
     async def send(message: Any) -> None:
         raise AssertionError(f"nobody is there to be told {message}")
 
-    headers = [(b"host", b"testserver"), (b"content-type", b"application/json")]
-    asked = {"type": "http", "http_version": "1.1", "method": "POST", "path": "/predict", "raw_path": b"/predict"}
-    asyncio.run(client.app(asked | {"query_string": b"", "headers": headers}, receive, send))
+    asyncio.run(client.app(scope(), receive, send))
     told = client.get("/metrics").text
     assert 'adapt_requests_total{path="/predict",status="499"} 1.0' in told
-
-
-def test_what_watches_asks_by_head_too(serve: Serve) -> None:
-    assert serve().head("/healthz").status_code == 200
 
 
 def test_an_address_says_nothing_of_images(serve: Serve, images: list[bytes]) -> None:
@@ -319,48 +301,35 @@ def test_an_address_says_nothing_of_images(serve: Serve, images: list[bytes]) ->
 
 def test_a_model_that_takes_too_long(serve: Serve, images: list[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
     """504 for who waits too long, 503 at once for one too many, and the next are answered."""
-    client, begun, go = serve(seconds=2.0, requests=1), threading.Event(), threading.Event()
-    predictions = SideBySide.predictions
-
-    def slow(*asked: Any) -> Any:
-        begun.set()
-        assert go.wait(30)
-        return predictions(*asked)
-
-    monkeypatch.setattr(SideBySide, "predictions", slow)
+    client, held = serve(seconds=2.0, requests=1), hold(monkeypatch, SideBySide, "predictions")
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(upload, client, images[:1])
-        assert begun.wait(30)
+        assert held.begun.wait(30)
         second = upload(client, images[1:2])
         assert (second.status_code, second.headers["retry-after"]) == (503, "1")
         assert (first.result().status_code, first.result().json()) == (
             504,
             {"detail": "there was no answer within 2 seconds"},
         )
-    go.set()
+    held.go.set()
     assert upload(client, images[:1]).status_code == 200
 
 
 def test_what_was_given_up_while_it_was_read_is_not_computed(
     serve: Serve, images: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    client, go, passes = serve(seconds=2.0), threading.Event(), list[int]()
-    open_image, predictions = many.open_image, SideBySide.predictions
-
-    def slow(*asked: Any, **how: Any) -> Any:
-        assert go.wait(30)
-        return open_image(*asked, **how)
+    client, held, passes = serve(seconds=2.0), hold(monkeypatch, many, "open_image"), list[int]()
+    predictions = SideBySide.predictions
 
     def counted(together: Any, pixels: Any, wanted: Any) -> Any:
         passes.append(len(pixels))
         return predictions(together, pixels, wanted)
 
-    monkeypatch.setattr(many, "open_image", slow)
     monkeypatch.setattr(SideBySide, "predictions", counted)
     assert upload(client, images[:3]).status_code == 504
-    go.set()
+    held.go.set()
     assert upload(client, images[:1]).status_code == 200
-    assert passes == [1]
+    assert (passes, held.names) == ([1], ["0.png"] * 2)  # the second and third image were not begun with
 
 
 def test_a_failure_of_the_model_is_told_and_the_next_is_answered(

@@ -1,4 +1,4 @@
-"""The server's page in a real browser, by `make test-browser`: names of files, and a threshold that is moved."""
+"""The server's page in a real browser, by `make test-browser`: names, errors, a threshold, a token, what axe finds."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from starlette.testclient import TestClient
 
 from adapt.data import Split
 
+AXE = Path(__file__).parents[2] / "build/browser/node_modules/axe-core/axe.min.js"
 _ADDRESS = "http://pages.example/"
 
 
@@ -68,3 +69,53 @@ def test_file_names_stand_beside_answers_and_a_slider_says_none_of_these(tab: An
     assert tab.locator("h2").first.inner_text() == "coop: goldfish"
     assert tab.locator(".unsure").count() == 6
     assert errors == []
+
+
+def test_each_error_is_shown_by_the_name_of_its_file_and_keys_are_enough(tab: Any, tiny_split: Split) -> None:
+    images = [Path(item.path) for item in tiny_split.train[:3]]
+    refusals = iter([{"detail": "no room"}, {"detail": "no picture"}])
+    tab.route("**/predict", lambda route: route.fulfill(status=503, json=next(refusals)), times=2)
+    tab.set_input_files("#files", images)
+    tab.locator(".image").wait_for()
+    assert tab.locator("#problem p").all_inner_texts() == [
+        f"{images[0].name}: no room",
+        f"{images[1].name}: no picture",
+    ]
+    assert tab.inner_text("#busy") == "Classified: 1, failed: 2"
+    focused = []
+    for _ in range(5):
+        tab.keyboard.press("Tab")
+        focused.append(
+            tab.evaluate("document.activeElement.value ? document.activeElement.type : document.activeElement.id")
+        )
+    assert focused == ["checkbox"] * 3 + ["range", "files"]
+
+
+def test_a_token_is_asked_for_and_sent(tab: Any) -> None:
+    def guarded(route: Any) -> None:
+        known = route.request.headers.get("authorization") == "Bearer sesame"
+        route.fulfill(status=200 if known else 401, json=[] if known else {"detail": "the token is missing"})
+
+    tab.route("**/adapters", guarded)
+    tab.reload()
+    tab.fill("#token", "sesame")
+    assert tab.inner_text("#problem") == "the token is missing"
+    tab.keyboard.press("Enter")
+    tab.locator("#ask").wait_for(state="hidden")
+    assert tab.inner_text("#problem") == ""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_serious(tab: Any, tiny_split: Split, scheme: str) -> None:
+    if not AXE.is_file():
+        pytest.skip("axe-core is not installed: make test-browser")
+    tab.emulate_media(color_scheme=scheme)
+    tab.set_input_files("#files", Path(tiny_split.train[0].path))
+    tab.locator(".image").wait_for()
+    tab.locator("#threshold").fill("50")
+    tab.evaluate(AXE.read_text(encoding="utf-8"))
+    found = tab.evaluate("axe.run()")
+    assert len(found["passes"]) > 10
+    assert [each["id"] for each in found["violations"]] == []
+    background = tab.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert background == {"light": "rgb(255, 255, 255)", "dark": "rgb(24, 26, 27)"}[scheme]

@@ -1,0 +1,73 @@
+"""Who may ask: by the server's own name, with its token where it has one, and no page of another server."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Collection
+from ipaddress import ip_address
+from typing import Any
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.responses import JSONResponse
+
+_OPEN = ("/", "/healthz")  # the page asks for the token itself, and what watches has none
+_SAFE = ("GET", "HEAD", "OPTIONS")
+
+
+class Guard:
+    """ASGI middleware: 400 for another name of the host, 401 without the token, 403 for what another page sends.
+
+    Among `hosts`, `*` stands for every name, and `localhost` for every address by which a machine calls itself.
+    """
+
+    def __init__(self, app: Any, hosts: Collection[str], token: str | None) -> None:
+        self.app, self.hosts, self.token = app, hosts, token
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        refusal = self._refusal(scope) if scope["type"] == "http" else None
+        await (refusal or self.app)(scope, receive, send)
+
+    def _refusal(self, scope: Any) -> JSONResponse | None:
+        headers = Headers(scope=scope)
+        host, origin = headers.get("host", ""), headers.get("origin")
+        if not self._known(_name(host)):
+            return JSONResponse({"detail": f"the server is not called {host[:100]!r}: ask it by its own name"}, 400)
+        if self.token is not None and scope["path"] not in _OPEN and not self._knows(headers.get("authorization", "")):
+            detail = "the token is missing or another one: send it as the header Authorization: Bearer TOKEN"
+            return JSONResponse({"detail": detail}, 401, {"WWW-Authenticate": "Bearer"})
+        if scope["method"] not in _SAFE and origin is not None and _place(origin) != host.lower():
+            detail = f"a page of {origin[:100]!r} may not ask {host[:100]!r}: only the server's own page may"
+            return JSONResponse({"detail": detail}, 403)
+        return None
+
+    def _known(self, name: str) -> bool:
+        return "*" in self.hosts or name in self.hosts or ("localhost" in self.hosts and is_loopback(name))
+
+    def _knows(self, authorization: str) -> bool:
+        scheme, _, given = authorization.partition(" ")
+        assert self.token is not None
+        return scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), self.token.encode())
+
+
+def is_loopback(name: str) -> bool:
+    """Whether a host of that name or address is this machine, to itself alone."""
+    try:
+        return ip_address(name).is_loopback
+    except ValueError:
+        return name == "localhost"
+
+
+def _name(host: str) -> str:
+    """Of `NAME:PORT` the name, an IPv6 address without its brackets; "" for what is none."""
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""
+
+
+def _place(origin: str) -> str:
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return ""

@@ -1,0 +1,43 @@
+"""The server's process: uvicorn with connections under time limits, and an end that comes whatever is going on."""
+
+from __future__ import annotations
+
+import functools
+import resource
+import signal
+import socket
+from types import FrameType
+from typing import Any
+
+import uvicorn
+from PIL import PngImagePlugin
+
+from adapt.serving.connections import Connection
+
+_HEAD_SECONDS = 10.0
+_CONNECTIONS, _OTHER_FILES = 1000, 64  # at most; and what a server has open beside them
+_GRACE, _END = 5, 9  # seconds: for those who wait, and until the process has ended
+
+
+def run(app: Any, listening: socket.socket, seconds: float) -> None:
+    """Serves `app` at that socket until a signal comes; a request's body may take so many `seconds`."""
+    PngImagePlugin.MAX_TEXT_MEMORY = 2**22  # what a header may unpack to; by default sixteen times as much
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    most = max(1, min(_CONNECTIONS, files - _OTHER_FILES)) if files != resource.RLIM_INFINITY else _CONNECTIONS
+    connection: Any = functools.partial(Connection, head_seconds=_HEAD_SECONDS, seconds=seconds, most=most)
+    config = uvicorn.Config(
+        app,
+        http=connection,
+        ws="none",
+        log_level="error",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=_GRACE,
+    )
+    _Server(config).run(sockets=[listening])
+
+
+class _Server(uvicorn.Server):
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        signal.alarm(_END)  # the system ends the process then, even where no line of Python is reached
+        super().handle_exit(sig, frame)

@@ -1,0 +1,135 @@
+"""Connections of a real server: what comes too slowly, too much or wrongly is told so, and closed."""
+
+from __future__ import annotations
+
+import functools
+import json
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import uvicorn
+
+from adapt.serving.connections import Connection
+
+HEAD = b"POST /a HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n"
+Connect = Callable[..., socket.socket]
+
+
+async def app(scope: Any, receive: Any, send: Any) -> None:
+    """Answers with the length of the body, or at once where the path is /early, or with very much."""
+    if scope["type"] != "http":
+        return
+    length, more = 0, scope["path"] != "/early"
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return
+        length, more = length + len(message["body"]), message["more_body"]
+    body = b"x" * 50_000_000 if scope["path"] == "/much" else str(length).encode()
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(body))]})
+    await send({"type": "http.response.body", "body": body})
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., Connect]]:
+    """Starts a server with those limits, and gives what connects to it."""
+    ends: list[Callable[[], None]] = []
+
+    def start(head_seconds: float = 60, seconds: float = 60, most: int = 100) -> Connect:
+        listening = socket.create_server(("127.0.0.1", 0))
+        protocol: Any = functools.partial(Connection, head_seconds=head_seconds, seconds=seconds, most=most)
+        config = uvicorn.Config(app, http=protocol, ws="none", log_level="critical", timeout_graceful_shutdown=1)
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, args=([listening],))
+        thread.start()
+        opened: list[socket.socket] = []
+
+        def connect(sends: bytes = b"") -> socket.socket:
+            opened.append(socket.create_connection(listening.getsockname(), timeout=60))
+            opened[-1].sendall(sends)
+            return opened[-1]
+
+        def end() -> None:
+            for each in opened:
+                each.close()
+            server.should_exit = True
+            thread.join()
+
+        ends.append(end)
+        return connect
+
+    yield start
+    for end in ends:
+        end()
+
+
+def everything(client: socket.socket) -> bytes:
+    """What comes until the server closes."""
+    found = b""
+    while part := client.recv(65536):
+        found += part
+    return found
+
+
+def refused(client: socket.socket) -> tuple[bytes, str]:
+    head, _, body = everything(client).partition(b"\r\n\r\n")
+    assert b"Content-Type: application/json" in head
+    return head[9:12], json.loads(body)["detail"]
+
+
+def test_headers_and_bodies_that_do_not_come(serve: Callable[..., Connect]) -> None:
+    connect = serve(head_seconds=0.2)
+    assert refused(connect(HEAD)) == (b"408", "no whole request came within 0.2 seconds")
+    assert everything(connect()) == b""  # nothing was begun
+    connect = serve(seconds=0.3)
+    assert refused(connect(HEAD + b"\r\n12345")) == (b"408", "no whole request came within 0.3 seconds")
+    early = everything(connect(HEAD.replace(b"/a", b"/early") + b"\r\n12345"))
+    assert early.startswith(b"HTTP/1.1 200")
+    assert early.endswith(b"\r\n\r\n0")
+
+
+def test_a_second_request_has_the_same_time(serve: Callable[..., Connect]) -> None:
+    client = serve(head_seconds=0.5)(HEAD + b"\r\n1234567890" + HEAD)
+    found = everything(client)
+    assert (found.count(b"HTTP/1.1 200"), found.count(b"HTTP/1.1 408")) == (1, 0)
+
+
+def test_whole_requests_are_answered_whatever_they_are_cut_into(serve: Callable[..., Connect]) -> None:
+    client = serve()()
+    for part in (HEAD[:20], HEAD[20:], b"\r\n12345", b"67890" + HEAD + b"\r\n12345"):
+        client.sendall(part)
+    client.sendall(b"67890" + b"GET /early HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+    found = everything(client)
+    assert found.count(b"HTTP/1.1 200") == 3
+    assert found.count(b"\r\n\r\n10") == 2
+
+
+def test_headers_without_an_end_and_what_is_no_http(serve: Callable[..., Connect]) -> None:
+    connect = serve()
+    many = b"X: ".ljust(2**18 + 1 - len(HEAD), b"a")  # one byte too many, so that all of it is read
+    assert refused(connect(HEAD + many)) == (b"431", "the request has more than 262,144 bytes beside its body")
+    assert refused(connect(b"no http\r\n\r\n")) == (b"400", "Invalid HTTP request received.")
+    big = HEAD.replace(b": 10", b": 900000") + b"\r\n" + b"x" * 900_000
+    client = connect(big)
+    assert client.recv(65536).startswith(b"HTTP/1.1 200")
+
+
+def test_where_there_are_too_many_the_slowest_is_closed(serve: Callable[..., Connect]) -> None:
+    connect = serve(most=3)
+    slow = [connect(HEAD) for _ in range(3)]
+    others = [connect(HEAD + b"\r\n1234567890") for _ in range(2)]
+    assert [each.recv(65536)[:12] for each in others] == [b"HTTP/1.1 200"] * 2
+    assert [each.recv(100) for each in slow[:2]] == [b"", b""]
+    slow[2].sendall(b"\r\n1234567890")
+    assert slow[2].recv(65536)[:12] == b"HTTP/1.1 200"
+
+
+def test_who_does_not_read_is_not_waited_for(serve: Callable[..., Connect]) -> None:
+    connect = serve(seconds=0.3)
+    client = connect(HEAD.replace(b"/a", b"/much") + b"\r\n1234567890")
+    client.recv(10)
+    threading.Event().wait(1.5)
+    assert len(everything(client)) < 50_000_000

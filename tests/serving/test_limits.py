@@ -1,0 +1,160 @@
+"""What one request may cost, and all together; what is given up; and how the server says that it is ill, or ends."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from serving.asking import hold, in_json, scope, upload
+from starlette.testclient import TestClient
+
+from adapt.models import many
+from adapt.models.many import SideBySide
+
+Serve = Callable[..., TestClient]
+
+
+def test_pixels_are_refused_before_any_is_decoded(
+    serve: Serve, images: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, held = serve(pixels=2 * 24 * 24), hold(monkeypatch, many, "open_image")
+    held.go.set()
+    assert upload(client, images[:2]).status_code == 200
+    refused = upload(client, images[:3])
+    assert (refused.status_code, held.names) == (413, ["0.png", "1.png"])
+    assert refused.json()["detail"] == (
+        "the images have 1,728 pixels; at most 1,152 are decoded of a request: send fewer or smaller ones"
+    )
+
+
+@pytest.mark.parametrize(("of", "limit"), [("pixels", {"pixels": 3 * 24 * 24}), ("bytes", {"body_bytes": 5500})])
+def test_of_all_requests_together_the_largest_gives_way(
+    serve: Serve, images: list[bytes], monkeypatch: pytest.MonkeyPatch, of: str, limit: dict[str, int]
+) -> None:
+    """503 for it, as for one that is no smaller, and an answer for who asks for less."""
+    client, held = serve(in_all=1, **limit), hold(monkeypatch, SideBySide, "predictions")
+    with ThreadPoolExecutor(2) as pool:
+        large = pool.submit(upload, client, images[:3])
+        assert held.begun.wait(30)
+        assert upload(client, images[:3]).status_code == 503
+        small = pool.submit(upload, client, images[:1])
+        answer = large.result()
+        assert (answer.status_code, answer.headers.get("retry-after")) == (503, "1"), answer.text
+        assert f" {of}, and with what is being answered that is more than " in answer.json()["detail"]
+        held.go.set()
+        assert small.result().status_code == 200
+
+
+def test_what_a_client_that_left_asked_for_ends_at_the_next_image(
+    serve: Serve, images: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, held = serve(), hold(monkeypatch, many, "open_image")
+    messages = [{"type": "http.request", "body": in_json(images[:3])}]
+
+    async def receive() -> Any:
+        if messages:
+            return messages.pop()
+        if not held.begun.is_set():
+            await asyncio.to_thread(held.begun.wait, 30)
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        raise AssertionError(f"nobody is there to be told {message}")
+
+    asyncio.run(client.app(scope(), receive, send))
+    held.go.set()
+    assert upload(client, images[:1]).status_code == 200
+    assert held.names == ["image 1", "0.png"]
+    assert 'adapt_requests_total{path="/predict",status="499"} 1.0' in client.get("/metrics").text
+
+
+@pytest.mark.parametrize(("place", "name"), [(many, "open_image"), (SideBySide, "predictions")])
+def test_health_fails_while_a_reader_or_the_model_is_stuck(
+    serve: Serve, images: list[bytes], monkeypatch: pytest.MonkeyPatch, place: Any, name: str
+) -> None:
+    client, held = serve(seconds=1.0), hold(monkeypatch, place, name)
+    assert client.get("/healthz").json() == {"status": "ok", "adapters": 2, "waiting": 0}
+    assert upload(client, images[:1]).status_code == 504  # of which the thread knows nothing
+    held.begun.wait(30)
+    threading.Event().wait(1.0)
+    ill = client.get("/healthz")
+    assert (ill.status_code, ill.json()["status"]) == (503, "stuck")
+    held.go.set()
+    assert upload(client, images[:1]).status_code == 200
+    assert client.get("/healthz").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"images": [' + b'"",' * 3000 + b'""]}',
+        b"{" + b",".join(b'"%d": 1' % number for number in range(3000)) + b"}",
+    ],
+)
+def test_json_of_very_many_parts_is_not_taken_apart(serve: Serve, body: bytes) -> None:
+    answer = serve().post("/predict", content=body, headers={"content-type": "application/json"})
+    assert answer.status_code == 422
+    assert "commas; expected images as base64 and little else" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize(("method", "path"), [("POST", "/adapters"), ("PUT", "/adapters/default"), ("POST", "/none")])
+def test_only_predict_takes_large_bodies(serve: Serve, method: str, path: str) -> None:
+    answer = serve().request(method, path, content=b" " * 70_000, headers={"content-type": "application/json"})
+    assert (answer.status_code, answer.json()["detail"][:41]) == (413, "the request is larger than 65,536 bytes: ")
+
+
+def test_every_refusal_is_json(serve: Serve, images: list[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    client = serve()
+    for method, path, status in (("GET", "/none", 404), ("GET", "/predict", 405), ("POST", "/healthz", 405)):
+        answer = client.request(method, path)
+        assert (answer.status_code, list(answer.json())) == (status, ["detail"])
+    monkeypatch.setattr(SideBySide, "predictions", lambda *asked: 1 / 0)
+    failed = upload(client, images[:1])
+    said = {"detail": "the server failed at this request: its log says at what"}
+    assert (failed.status_code, failed.json()) == (500, said)
+
+
+def test_head_is_get_without_a_body(serve: Serve) -> None:
+    client = serve()
+    for path in ("/", "/adapters", "/healthz", "/metrics", "/openapi.json", "/none"):
+        head, got = client.head(path), client.get(path)
+        assert (head.status_code, head.content) == (got.status_code, b""), path
+        assert head.headers["content-type"] == got.headers["content-type"]
+
+
+def test_an_upload_writes_no_file(serve: Serve, images: list[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    client = serve()
+
+    def written(*asked: Any, **how: Any) -> Any:
+        raise AssertionError("a temporary file is written")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", written)
+    assert upload(client, [images[0] + bytes(2**21)]).status_code == 200
+
+
+def test_what_cannot_be_finished_before_the_end_is_told_so(
+    serve: Serve, images: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, held, sent = serve(), hold(monkeypatch, SideBySide, "predictions"), list[Any]()
+    messages = [{"type": "http.request", "body": in_json(images[:1])}]
+
+    async def receive() -> Any:
+        return messages.pop() if messages else await asyncio.Event().wait()
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def main() -> None:
+        task = asyncio.create_task(client.app(scope(), receive, send))
+        assert await asyncio.to_thread(held.begun.wait, 30)
+        task.cancel()  # as uvicorn does after its time of grace
+        await task
+
+    asyncio.run(main())
+    held.go.set()
+    assert (sent[0]["status"], sent[1]["body"]) == (503, b'{"detail":"the server is ending"}')
