@@ -44,7 +44,10 @@ class Described:
 
 
 def write(tensors: dict[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
-    """Writes a safetensors file. Raises OSError where the disk does not take it, as Python's own writers do."""
+    """Writes a safetensors file: equal contents are equal bytes.
+
+    Raises OSError where the disk does not take it, as Python's own writers do.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
@@ -52,6 +55,18 @@ def write(tensors: dict[str, Tensor], path: Path, metadata: Mapping[str, str]) -
         save_file(tensors, path, {**metadata, CHECKSUM: checksum(tensors, metadata)})
     except SafetensorError as error:
         raise OSError(str(error)) from error
+    _sort_metadata(path)
+
+
+def _sort_metadata(path: Path) -> None:
+    """Puts the metadata into the order of their keys: safetensors writes them in one that it draws."""
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        file.seek(8)
+        file.write(text.ljust(length))
 
 
 def checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:

@@ -16,8 +16,8 @@ from faults import outcomes
 
 import adapt
 from adapt import AdaptError
+from adapt.engine.allocation import at_most
 from adapt.formats import tensor_file
-from adapt.formats.allocation import at_most
 
 NAMES = ("goldfish", "red_panda")
 LARGE = 3_000_000
