@@ -17,7 +17,7 @@ _brief.maxstring = _brief.maxother = 200
 
 
 def unseen(text: str) -> bool:
-    """Whether `text` holds a character that breaks a line, steers a terminal, turns text round, or has no form at all."""
+    """Whether `text` holds a character that breaks a line, steers a terminal, turns text round, or has no form."""
     # printable text, nearly all, is known at once
     return not text.isprintable() and any(
         letter in _TURNING or unicodedata.category(letter) in _UNSEEN for letter in text

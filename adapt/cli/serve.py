@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,6 +12,7 @@ import click
 
 from adapt.cli import options as common
 from adapt.errors import AdaptError, missing
+from adapt.training.interrupt import ending
 
 _HERE = ("localhost", "127.0.0.1")
 _LIBRARIES = ("fastapi", "uvicorn", "prometheus_client", "python_multipart", "threadpoolctl")
@@ -93,6 +95,8 @@ def serve(
 def _run(app: Any, listening: socket.socket) -> None:
     import uvicorn
 
+    for number in set(ending()) - {signal.SIGINT, signal.SIGTERM}:  # which uvicorn hears itself
+        signal.signal(number, lambda *_: signal.raise_signal(signal.SIGTERM))
     config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=10)
     uvicorn.Server(config).run(sockets=[listening])
 

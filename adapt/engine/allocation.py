@@ -81,6 +81,6 @@ def within_memory(device: torch.device, what: str) -> Iterator[None]:
             yield
     except _TooMuch:
         raise AdaptError(
-            f"the settings of {what} ask for more than the {readable_bytes(free)} of memory that are free: give smaller "
-            "ones"
+            f"the settings of {what} ask for more than the {readable_bytes(free)} of memory that are free: give "
+            "smaller ones"
         ) from None

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 CHECKSUM = "checksum"  # its key in the metadata
 _MAX_HEADER = 16 * 2**20  # bytes; parsing takes some thirty times as much memory
+_MAX_VALUES = 250_000  # that it lists: ten descriptors of each class of ImageNet-21k, and more take seconds to check
 _TYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL")
 
 
@@ -108,9 +109,12 @@ def _header_text(path: Path, what: What) -> bytes:
                 raise AdaptError(f"{path} is truncated or no safetensors file; {what.advice}")
             if length > _MAX_HEADER:
                 raise AdaptError(f"{path} has a header of {length:,} bytes; expected at most {_MAX_HEADER:,}")
-            return file.read(length)
+            text = file.read(length)
     except OSError as error:
         raise AdaptError(f"{path} cannot be read: {error.strerror or error}") from error
+    if (values := text.count(b",")) > _MAX_VALUES:
+        raise AdaptError(f"{path} has a header of {values:,} values; expected at most {_MAX_VALUES:,}")
+    return text
 
 
 def _check_tensor(name: str, entry: dict[str, Any]) -> None:

@@ -111,7 +111,7 @@ def read_file(path: Path, name: str) -> RecipeFile:
     if not isinstance(compared, bool):
         raise AdaptError(f"{name}: compared is {brief(compared)}; expected true or false")
     preferred = raw.pop("preferred", None)
-    if preferred is not None and preferred not in variants:
+    if preferred is not None and preferred not in list(variants):  # which may be no name at all
         raise AdaptError(
             f"{name}: preferred is {brief(preferred)}; expected one of its variants: {first_of([*variants])}"
         )

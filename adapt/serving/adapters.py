@@ -182,8 +182,8 @@ def _check_classes(path: Path) -> None:
     count = len(read_header(file).class_names) if file.is_file() else 0
     if count > _MOST_CLASSES:
         raise NotAllowed(
-            f"{brief(path.name)} has {count:,} classes, and a request loads adapters of at most {_MOST_CLASSES:,}: start "
-            "the server with it"
+            f"{brief(path.name)} has {count:,} classes, and a request loads adapters of at most {_MOST_CLASSES:,}: "
+            "start the server with it"
         )
 
 
