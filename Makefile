@@ -12,7 +12,7 @@ LOWEST := .venv-lowest
 # what reaches into every library; adapters of format 1.0 are of tiny backbones whose values newer libraries draw
 LOWEST_TESTS ?= tests/backbones tests/cli tests/data tests/formats tests/methods tests/recipes \
 	tests/serving tests/test_package.py \
-	--ignore tests/formats/test_adapters_1_0.py --deselect tests/formats/test_allocation.py
+	--ignore tests/formats/test_adapters_1_0.py
 # minutes that each takes on two quiet cores, as last measured
 QUICKSTART_MINUTES := 2
 TEST_MINUTES := 17

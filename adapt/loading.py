@@ -11,7 +11,7 @@ from adapt.backbones.base import Backbone
 from adapt.devices import AUTO, chosen
 from adapt.errors import AdaptError
 from adapt.formats import compact, peft_import, peft_layout, publishing
-from adapt.formats.adapter import NAME, check_backbone, read_tensors
+from adapt.formats.adapter import NAME, check_backbone, check_scale, read_tensors
 from adapt.formats.header import Header, read_header
 from adapt.formats.rebuild import build_for, named_backbone, note_quantization
 from adapt.methods.base import Method
@@ -170,8 +170,13 @@ def _of_file(
     backbone = backbone.turning(bool(described.preprocess.get("turned")))
     check_backbone(described, backbone, path)
     model: Model = build_for(method, backbone, described.class_names, tensors, str(path), fast)
+    check_scale(described, model, path)
     if described.answers is not None:
         model.answers = Answers(**described.answers | {"template": tuple(described.answers["template"])})
+        if model.answers.blend < 1 and not isinstance(model, AdaptedModel):
+            raise AdaptError(
+                f"{path} blends its answers with zero-shot ones, and {backbone.describe()} gives none: train again"
+            )
     model.metadata = {key: getattr(described, key) for key in ("recipe", "seed", "metrics")}
     if class_names is not None and tuple(class_names) != described.class_names:
         if not isinstance(model, AdaptedModel):

@@ -11,6 +11,7 @@ from adapt.errors import AdaptError
 
 DEPTH = 32  # of lists and objects inside one another
 TEXT = 1000  # characters of one setting; tokenizers take quadratic time for a word
+NAMES = 25_000  # of classes; ImageNet-21k has 21,841, and a small text tower encodes about a thousand a second
 _LARGEST = 2**63
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -39,6 +40,8 @@ def check_class_names(class_names: Sequence[str]) -> tuple[str, ...]:
     names = tuple(class_names)
     if isinstance(class_names, str) or not names:
         raise AdaptError(f"class_names is {class_names!r}; expected a list of at least one name")
+    if len(names) > plain.NAMES:
+        raise AdaptError(f"there are {len(names):,} class names; expected at most {plain.NAMES:,}")
     for name in names:
         if not isinstance(name, str):
             raise AdaptError(f"class name {name!r} is no text; every class needs a name to read")
@@ -88,16 +91,22 @@ def with_context(tokenizer: TextTokenizer, words: str, n_ctx: int, class_name: s
     """
     name = readable(class_name)
     context = readable(words) or " ".join([PLACEHOLDER] * n_ctx)
-    pieces, ids = tokenizer.pieces(context), tokenizer.row(f"{context} {name}.".lstrip())
-    start = tokenizer.row(PLACEHOLDER).index(tokenizer.pieces(PLACEHOLDER)[0])  # special tokens in front
+    (start, pieces), ids = _in_front(tokenizer, context), tokenizer.row(f"{context} {name}.".lstrip())
     name_at = start + len(pieces)
-    if ids[start:name_at] != pieces or (not words and len(pieces) != n_ctx):
+    if tuple(ids[start:name_at]) != pieces or (not words and len(pieces) != n_ctx):
         raise AdaptError(
             f"the tokenizer does not read {context!r} as {len(pieces) if words else n_ctx} tokens in front of {name!r}:"
             " choose words for ctx_init that it reads one by one"
         )
     slots = [None] * start + list(range(n_ctx)) + [None] * (len(ids) - start - n_ctx)
     return Prompt(tuple(ids), tuple(slots), range(name_at, name_at + len(tokenizer.pieces(name))))
+
+
+@lru_cache(maxsize=16)  # the same for each of many classes
+def _in_front(tokenizer: TextTokenizer, context: str) -> tuple[int, tuple[int, ...]]:
+    """How many special tokens stand in front of a text, and the pieces of `context`."""
+    start = tokenizer.row(PLACEHOLDER).index(tokenizer.pieces(PLACEHOLDER)[0])
+    return start, tuple(tokenizer.pieces(context))
 
 
 def of_classes(

@@ -9,15 +9,19 @@ from typing import Any
 
 # controls, lone surrogates (bytes that are no UTF-8), separators of lines and of paragraphs
 _UNSEEN = {"Cc", "Cs", "Zl", "Zp"}
+# embeddings, overrides and isolates, by which what follows reads in another order than it stands in
+_TURNING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 _brief = reprlib.Repr()
 _brief.maxstring = _brief.maxother = 200
 
 
 def unseen(text: str) -> bool:
-    """Whether `text` holds a character that breaks a line, steers a terminal, or has no form at all."""
+    """Whether `text` holds a character that breaks a line, steers a terminal, turns text round, or has no form."""
     # printable text, nearly all, is known at once
-    return not text.isprintable() and any(unicodedata.category(letter) in _UNSEEN for letter in text)
+    return not text.isprintable() and any(
+        letter in _TURNING or unicodedata.category(letter) in _UNSEEN for letter in text
+    )
 
 
 def shown(text: object) -> str:

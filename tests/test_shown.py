@@ -14,6 +14,8 @@ from adapt.shown import brief, shown, unseen
         ("\x1b[2J\x9b", "\\x1b[2J\\x9b"),
         ("a\u2028b\u2029", "a\\u2028b\\u2029"),
         ("\udcff.png", "\\udcff.png"),
+        ("cat\u202egnp.exe", "cat\\u202egnp.exe"),
+        ("\u2066a\u2069", "\\u2066a\\u2069"),
         ("Käfer 犬 👩\u200d🔬 \u00a0'\"\\", "Käfer 犬 👩\u200d🔬 \u00a0'\"\\"),
     ],
 )

@@ -48,6 +48,14 @@ _COMMANDS = {
     "methods": ("lists", "List the methods and their settings."),
     "backbones": ("lists", "List the forms of backbone names."),
 }
+# of torch on each kind of device, of the system, and of the loader of libraries
+_OUT_OF_MEMORY = (
+    "can't allocate memory",
+    "cannot allocate memory",
+    "out of memory",
+    "not enough memory",
+    "failed to map",
+)
 
 
 class _Commands(click.Group):
@@ -72,18 +80,38 @@ class _Commands(click.Group):
             raise SystemExit(130) from None
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
-        """Exit codes: 0 done, 2 for a user's mistake (one line), 130 after Ctrl-C."""
+        """Exit codes: 0 done, 2 for a user's mistake or what the machine lacks (one line), 130 after Ctrl-C."""
         try:
             _check_package()
             return super().main(*args, **kwargs)
         except AdaptError as error:
             click.echo(f"Error: {shown(error)}", err=True)
             sys.exit(2)
-        except OSError as error:
-            if error.errno != errno.ENOSPC:
+        except (OSError, RuntimeError, MemoryError, ImportError) as error:
+            lacking = _lacking(error)
+            if lacking is None:
                 raise
-            click.echo("Error: what should be written does not fit: there is no room left where it goes", err=True)
+            click.echo(f"Error: {lacking}", err=True)
             sys.exit(2)
+
+
+def _lacking(error: Exception) -> str | None:
+    """What the machine does not have; None where something else is wrong. Libraries tell it by their words alone."""
+    said = str(error).lower()
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return "what should be written does not fit: there is no room left where it goes"
+    if "no usable temporary directory" in said:
+        return "there is no folder for temporary files that can be written: set TMPDIR to one"
+    if isinstance(error, MemoryError) or any(words in said for words in _OUT_OF_MEMORY):
+        return "there is not enough memory for this: free some, or ask for less, such as a smaller train.batch_size"
+    return None
+
+
+class _Shown(logging.Formatter):
+    """A line for each message, whatever the names in it are."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return "\n".join(map(shown, super().format(record).splitlines()))
 
 
 def _check_package() -> None:
@@ -122,6 +150,8 @@ def main(plugins: tuple[Path, ...]) -> None:
     serving = click.get_current_context().invoked_subcommand == "serve"
     os.environ.setdefault("GOMP_SPINCOUNT", "3000" if serving else "1000")
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(_Shown("%(message)s"))
     # of several processes that train together the main one speaks
     logging.getLogger("adapt").setLevel(logging.INFO if is_main() else logging.ERROR)
     logging.getLogger().addFilter(lambda record: record.name.startswith("adapt"))

@@ -9,6 +9,7 @@ import click
 
 from adapt.cli import options as common
 from adapt.errors import AdaptError
+from adapt.shown import shown
 
 
 @click.command()
@@ -51,7 +52,7 @@ def chat(
         picture = open_image(image, turned=model.backbone.preprocess.turned)
         settings = {"max_new_tokens": max_tokens, "num_beams": beams}
         for question in questions:
-            click.echo(f"{question}  {model.answer(picture, question, **settings).text}")
+            click.echo(f"{question}  {_lines(model.answer(picture, question, **settings).text)}")
         if not questions:
             click.echo(f"Ask about {image}; an empty line ends it.", err=True)
             _converse(lambda question: model.answer(picture, question, **settings).text)
@@ -61,9 +62,14 @@ def _converse(answer: Callable[[str], str]) -> None:
     """Answers what the user types; a question that cannot be asked does not end it."""
     for question in iter(_typed, ""):
         try:
-            click.echo(answer(question))
+            click.echo(_lines(answer(question)))
         except AdaptError as error:
-            click.echo(f"Error: {error}", err=True)
+            click.echo(f"Error: {shown(error)}", err=True)
+
+
+def _lines(answer: str) -> str:
+    """An answer in its own lines, of which none steers a terminal."""
+    return "\n".join(map(shown, answer.split("\n")))
 
 
 def _typed() -> str:

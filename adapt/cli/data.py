@@ -103,7 +103,7 @@ def _tell(looked: Looked, found: Sequence[Finding]) -> None:
     """Problems, or that there are none, and then the notes."""
     for finding in found:
         if finding.stops:
-            click.echo(finding.line)
+            click.echo(shown(finding.line))
     if not any(finding.stops for finding in found):
         images, beside = len(looked.of_parts), len(looked.passed_over)
         files = "1 file beside them is" if beside == 1 else f"{beside:,} files beside them are"
@@ -112,7 +112,7 @@ def _tell(looked: Looked, found: Sequence[Finding]) -> None:
         )
     for finding in found:
         if not finding.stops:
-            click.echo(f"Note: {finding.line}")
+            click.echo(f"Note: {shown(finding.line)}")
 
 
 def _write_lists(out: Path, found: Sequence[Finding]) -> None:

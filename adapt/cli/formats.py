@@ -45,7 +45,7 @@ def inspect(adapter: Path, backbone: str | None, words: int, as_json: bool) -> N
     if as_json:
         click.echo(plain.dump(header.model_dump(mode="json"), indent=2))
         return
-    click.echo(f"{file}  {file.stat().st_size / 1024:.1f} KB, format {header.format[0]}.{header.format[1]}")
+    click.echo(f"{shown(file)}  {file.stat().st_size / 1024:.1f} KB, format {header.format[0]}.{header.format[1]}")
     for title, text in _lines(header):
         click.echo(f"{title:10} {shown(text)}")
     click.echo(f"parameters {sum(math.prod(tensor.shape) for tensor in tensors.values()):,} in {len(tensors)} tensors")
@@ -99,11 +99,11 @@ def _show_words(model: AdaptedModel, count: int) -> None:
     """Nearest by Euclidean distance to the token embeddings, as CoOp's authors read them."""
     embedding = model.backbone.tower("text").text.embedding.weight.detach()  # type: ignore[union-attr]
     for name, tokens in model.method.learned_tokens.items():
-        click.echo(f"nearest words of {name} (distance)")
+        click.echo(f"nearest words of {shown(name)} (distance)")
         for index, row in enumerate(_flat(tokens)):
             distances, ids = (embedding - row).norm(dim=-1).topk(count, largest=False)
             found = (f"{model.backbone.tokenizer.token(int(i))} ({d:.2f})" for d, i in zip(distances.tolist(), ids))
-            click.echo(f"  {index:3}  {', '.join(found)}")
+            click.echo(f"  {index:3}  {shown(', '.join(found))}")
 
 
 def _flat(tokens: Tensor) -> Tensor:

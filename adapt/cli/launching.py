@@ -15,6 +15,7 @@ import click
 
 from adapt import devices
 from adapt.errors import AdaptError
+from adapt.training.interrupt import ending
 
 STOPPED = 130  # the exit status after Ctrl-C
 GRACE = 10.0  # seconds in which the others end by themselves once one has failed
@@ -75,7 +76,7 @@ def _ended(each: list[subprocess.Popen[bytes]]) -> int:
         for process in each:
             process.send_signal(number)
 
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, pass_on) for number in ending()}
     status, until = 0, float("inf")
     try:
         while any(process.poll() is None for process in each):

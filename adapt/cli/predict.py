@@ -18,7 +18,7 @@ from adapt.data.readers.csv_file import read_paths
 from adapt.data.readers.folder import IMAGE_SUFFIXES, images_in
 from adapt.data.readers.passed_over import besides, note_files
 from adapt.errors import AdaptError
-from adapt.shown import first_of
+from adapt.shown import first_of, shown
 
 if TYPE_CHECKING:
     from adapt.models.explanation import Explanation
@@ -274,7 +274,7 @@ def readable_images(files: list[ImageFile], read: list[ImageFile], turnings: set
         try:
             pictures = [open_image(file.path, turned=turned) for turned in turnings]
         except AdaptError as error:
-            click.echo(f"Error: {error}", err=True)
+            click.echo(f"Error: {shown(error)}", err=True)
             continue
         read.append(file)
         yield pictures[0] if len(pictures) == 1 else file.path

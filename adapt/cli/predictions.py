@@ -16,7 +16,7 @@ from adapt import hub, plain
 from adapt.adapter_names import distinct_names
 from adapt.cells import guarded
 from adapt.data.split import SEPARATOR
-from adapt.shown import shown
+from adapt.shown import shown, unseen
 
 if TYPE_CHECKING:
     from adapt.models.explanation import Explanation
@@ -77,10 +77,17 @@ class Columns:
 
 
 def _print_csv(rows: Iterable[Sequence[Any]]) -> None:
-    """Guarded as in files; in UTF-8, and paths that are none as their bytes are."""
+    """Guarded as in files, and nothing that steers a terminal; in UTF-8, and paths that are none as their bytes are."""
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(map(guarded, row) for row in rows)
+    csv.writer(text, lineterminator="\n").writerows([_cell(cell) for cell in row] for row in rows)
     click.echo(text.getvalue().encode(errors="surrogateescape"), nl=False)
+
+
+def _cell(value: Any) -> Any:
+    """A text on one line as `shown` has it, but the bytes of a path that are no UTF-8, which a shell takes again."""
+    if not isinstance(value, str) or not unseen(value):
+        return guarded(value)
+    return guarded("".join(letter if "\udc80" <= letter <= "\udcff" else shown(letter) for letter in value))
 
 
 def _json(image: str, found: Sequence[Prediction]) -> None:

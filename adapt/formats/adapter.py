@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
+from math import isclose
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,7 +60,7 @@ def header_of(model: Adapted[Any]) -> Header:
         quantization=backbone.quantization,
         fingerprint=asdict(backbone.fingerprint),
         preprocess=backbone.reading(),
-        logit_scale=model.method.logit_scale or getattr(backbone, "logit_scale", None),
+        logit_scale=_scale_of(model),
         versions=versions(),
         # without what is None, which older releases do not know
         answers=None
@@ -67,6 +68,22 @@ def header_of(model: Adapted[Any]) -> Header:
         else {key: value for key, value in asdict(model.answers).items() if value is not None},
         **model.metadata,
     )
+
+
+def _scale_of(model: Adapted[Any]) -> float | None:
+    """What cosines are multiplied by; None where answers are no cosines."""
+    scale: float | None = model.method.logit_scale or getattr(model.backbone, "logit_scale", None)
+    return scale
+
+
+def check_scale(described: Header, model: Adapted[Any], path: str | Path) -> None:
+    """Raises AdaptError where the header has another scale of logits than `model`, which computes with its own."""
+    own, recorded = _scale_of(model), described.logit_scale
+    if recorded is not None and (own is None or not isclose(recorded, own, rel_tol=1e-3)):
+        raise AdaptError(
+            f"{path} says that its logits are cosines x {recorded:g}, and those of {model.method.name} here are "
+            f"{'none' if own is None else f'x {own:g}'}: it was changed by hand; fetch or train the adapter again"
+        )
 
 
 def versions() -> dict[str, str]:

@@ -22,10 +22,10 @@ from adapt.backbones.absent import Absent, block_paths, cut_out
 from adapt.backbones.base import Backbone
 from adapt.backbones.load import COMPACT, hollow
 from adapt.disk import new_folder, replacing, write_text
+from adapt.engine.allocation import at_most
 from adapt.errors import AdaptError
 from adapt.formats import tensor_file
 from adapt.formats.adapter import NAME
-from adapt.formats.allocation import at_most
 from adapt.formats.header import read_header
 from adapt.models.base import Adapted
 from adapt.validation import explain

@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from adapt import plain
 from adapt.errors import AdaptError
 from adapt.formats import tensor_file
+from adapt.methods.zero_shot import check_templates
 from adapt.validation import explain
 
 FORMAT = (2, 0)  # a newer major is refused, a newer minor only adds keys
@@ -44,6 +45,12 @@ class _Answers(BaseModel):
     temperature: float = Field(gt=0)
     logit_bias: float | None = None
 
+    @model_validator(mode="after")
+    def _answerable(self) -> _Answers:
+        if self.blend < 1:
+            check_templates(self.template)
+        return self
+
 
 class Header(BaseModel):
     """What an adapter file says of itself."""
@@ -53,7 +60,9 @@ class Header(BaseModel):
     format: tuple[int, int]
     method: str
     config: dict[str, Any]
-    class_names: tuple[Annotated[str, Field(min_length=1, max_length=plain.TEXT)], ...]
+    class_names: Annotated[
+        tuple[Annotated[str, Field(min_length=1, max_length=plain.TEXT)], ...], Field(max_length=plain.NAMES)
+    ]
     fingerprint: dict[str, Any]
     preprocess: dict[str, Any]
     logit_scale: float | None = None

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from adapt.backbones.base import Backbone
 from adapt.backbones.load import load_backbone
+from adapt.engine.allocation import at_most
 from adapt.errors import AdaptError
 from adapt.formats.adapter import check_shapes, load_tensors
-from adapt.formats.allocation import at_most
 from adapt.methods.base import Method
 from adapt.models.wrap import Model, assemble, build
 

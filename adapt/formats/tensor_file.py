@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 CHECKSUM = "checksum"  # its key in the metadata
 _MAX_HEADER = 16 * 2**20  # bytes; parsing takes some thirty times as much memory
+_MAX_VALUES = 250_000  # that it lists: ten descriptors of each class of ImageNet-21k, and more take seconds to check
 _TYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL")
 
 
@@ -44,7 +45,10 @@ class Described:
 
 
 def write(tensors: dict[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
-    """Writes a safetensors file. Raises OSError where the disk does not take it, as Python's own writers do."""
+    """Writes a safetensors file: equal contents are equal bytes.
+
+    Raises OSError where the disk does not take it, as Python's own writers do.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
@@ -52,6 +56,18 @@ def write(tensors: dict[str, Tensor], path: Path, metadata: Mapping[str, str]) -
         save_file(tensors, path, {**metadata, CHECKSUM: checksum(tensors, metadata)})
     except SafetensorError as error:
         raise OSError(str(error)) from error
+    _sort_metadata(path)
+
+
+def _sort_metadata(path: Path) -> None:
+    """Puts the metadata into the order of their keys: safetensors writes them in one that it draws."""
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        file.seek(8)
+        file.write(text.ljust(length))
 
 
 def checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
@@ -93,9 +109,12 @@ def _header_text(path: Path, what: What) -> bytes:
                 raise AdaptError(f"{path} is truncated or no safetensors file; {what.advice}")
             if length > _MAX_HEADER:
                 raise AdaptError(f"{path} has a header of {length:,} bytes; expected at most {_MAX_HEADER:,}")
-            return file.read(length)
+            text = file.read(length)
     except OSError as error:
         raise AdaptError(f"{path} cannot be read: {error.strerror or error}") from error
+    if (values := text.count(b",")) > _MAX_VALUES:
+        raise AdaptError(f"{path} has a header of {values:,} values; expected at most {_MAX_VALUES:,}")
+    return text
 
 
 def _check_tensor(name: str, entry: dict[str, Any]) -> None:

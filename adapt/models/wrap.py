@@ -11,6 +11,7 @@ from torch import Tensor
 from adapt.backbones.base import Backbone, DualEncoder, outside_inference_mode
 from adapt.backbones.turns import alone
 from adapt.backbones.vision_llm import VisionLLM
+from adapt.engine.allocation import within_memory
 from adapt.engine.frozen import frozen
 from adapt.engine.plan import plan
 from adapt.errors import AdaptError
@@ -90,15 +91,16 @@ def wrap(
     free).
 
     Raises AdaptError for what is no backbone, a method that is already built, bad class names, or a backbone that the
-    method does not fit.
+    method does not fit, or whose settings ask for more memory than there is.
     """
-    names = build(backbone, method, class_names)
+    _check_parts(backbone, method)
+    with within_memory(backbone.device, method.name):
+        names = build(backbone, method, class_names)
     return assemble(backbone, method, names, fast, checkpointing=checkpointing, text_memory=text_memory)
 
 
 def build(backbone: Backbone, method: Method, class_names: Sequence[str]) -> tuple[str, ...]:
     """Allocates the parameters of `method`, and returns the names of its classes. Raises AdaptError as `wrap` does."""
-    _check_parts(backbone, method)
     if method.built:
         raise AdaptError(
             f"this {method.name} already belongs to a model: make a new one, or use model.with_classes(...)"

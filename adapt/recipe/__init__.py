@@ -13,6 +13,7 @@ from adapt.devices import AUTO
 from adapt.errors import AdaptError
 from adapt.recipe.file import Override, add_the_sets_own, one_length, read_file, set_key, source_of
 from adapt.recipe.shipped import find_recipe
+from adapt.shown import brief
 from adapt.training.settings import TrainSettings
 from adapt.validation import explain
 
@@ -124,7 +125,7 @@ def read_recipe(
     overrides = tuple(overrides)
     changed = source_of({}, overrides)
     if None not in (data, changed) and data != changed:
-        raise AdaptError(f"data.source={changed} is set, and the data is to be {data!r} too: give one of them")
+        raise AdaptError(f"data.source={brief(changed)} is set, and the data is to be {data!r} too: give one of them")
     if data == "":
         raise AdaptError("the data is '', which names none: give a data set, a folder or a .csv")
     source = next((each for each in (data, found.data, file.source(overrides)) if each is not None), None)
@@ -149,7 +150,7 @@ def build_recipe(raw: dict[str, Any], where: str) -> Recipe:
     except ValidationError as error:
         raise AdaptError(explain(Recipe, error, where, "`adapt recipes --schema`")) from None
     except TypeError as error:
-        raise AdaptError(f"{where}: {error}") from None
+        raise AdaptError(f"{where}: a key is no text ({error}): write it in quotes, or take it out") from None
     method = methods.find(recipe.method["name"])
     try:
         method.Config(**recipe.method_config)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +23,7 @@ from adapt import plain
 from adapt.data.emoji import bundled
 from adapt.data.readers import published
 from adapt.errors import AdaptError, nearest
-from adapt.shown import one_line
+from adapt.shown import brief, first_of, one_line
 
 Override = str | tuple[str, Any]  # `key=value`, whose value is YAML, or a key and a value that is taken as it is
 
@@ -99,19 +100,21 @@ def read_file(path: Path, name: str) -> RecipeFile:
     for data, changes in on.items():
         if not isinstance(changes, dict):
             raise AdaptError(
-                f"{name}: on.{data} is {changes!r}; expected keys of a recipe such as train: {{epochs: 5}}"
+                f"{name}: on.{data} is {brief(changes)}; expected keys of a recipe such as train: {{epochs: 5}}"
             )
     figures = {data: one_line(text) for data, text in expected.items()}
     variants, compared = raw.pop("variants", None) or {}, raw.pop("compared", False)
     if not (isinstance(variants, dict) and all(isinstance(each, dict) for each in variants.values())):
         raise AdaptError(
-            f"{name}: variants are {variants!r}; expected names, each with keys such as method.train: true"
+            f"{name}: variants are {brief(variants)}; expected names, each with keys such as method.train: true"
         )
     if not isinstance(compared, bool):
-        raise AdaptError(f"{name}: compared is {compared!r}; expected true or false")
+        raise AdaptError(f"{name}: compared is {brief(compared)}; expected true or false")
     preferred = raw.pop("preferred", None)
-    if preferred is not None and preferred not in variants:
-        raise AdaptError(f"{name}: preferred is {preferred!r}; expected one of its variants: {', '.join(variants)}")
+    if preferred is not None and preferred not in list(variants):  # which may be no name at all
+        raise AdaptError(
+            f"{name}: preferred is {brief(preferred)}; expected one of its variants: {first_of([*variants])}"
+        )
     return RecipeFile(name, _comment(content), raw, on, figures, variants, compared, preferred)
 
 
@@ -138,7 +141,7 @@ def set_key(raw: dict[str, Any], override: Override) -> None:
     for part in parents:
         section = section.setdefault(part, {})
         if not isinstance(section, dict):
-            raise AdaptError(f"override {override!r}: {part!r} is a value, not a section")
+            raise AdaptError(f"override {brief(override)}: {brief(part)} is a value, not a section")
     section[leaf] = value
 
 
@@ -157,22 +160,22 @@ def pair(override: str) -> tuple[str, Any]:
     """The key and the value of `key=value`. AdaptError where it is of another form."""
     key, separator, value = override.partition("=")
     if not separator or not key:
-        raise AdaptError(f"override {override!r} is not of the form key=value, such as data.shots=4")
+        raise AdaptError(f"override {brief(override)} is not of the form key=value, such as data.shots=4")
     try:
         return key, _parsed(value) if value else ""
     except (yaml.YAMLError, ValueError) as error:
-        raise AdaptError(f"override {override!r}: the value is not valid YAML: {one_line(error)}") from error
+        raise AdaptError(f"override {brief(override)}: the value is not valid YAML: {one_line(error)}") from error
 
 
 def _by_data(section: Any, key: str, name: str) -> dict[str, Any]:
     """`section` with names of data for keys. Raises AdaptError for others."""
     if not isinstance(section, dict):
-        raise AdaptError(f"{name}: {key} is {section!r}; expected names of data sets, each with what holds on it")
+        raise AdaptError(f"{name}: {key} is {brief(section)}; expected names of data sets, each with what holds on it")
     for data in section:
         if data != OWN and (not isinstance(data, str) or _names(data) == (OWN,)):
             known = [OWN, *bundled.names(), *published.sets()]
             raise AdaptError(
-                f"{name}: {key} has {data!r}, which is no data set known by name; "
+                f"{name}: {key} has {brief(data)}, which is no data set known by name; "
                 f"{nearest(str(data), known, bundled.LISTED_BY)}"
             )
     return section
@@ -217,9 +220,10 @@ class _Loader(yaml.SafeLoader):
         node = super().compose_node(parent, index)
         self.depth -= 1
         if isinstance(node, yaml.MappingNode):
-            keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-            if twice := sorted({key for key in keys if keys.count(key) > 1}):
-                raise yaml.composer.ComposerError(None, None, f"the key {twice[0]!r} stands twice", node.start_mark)
+            counts = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+            if twice := sorted(key for key, count in counts.items() if count > 1):
+                problem = f"the key {brief(twice[0])} stands twice"
+                raise yaml.composer.ComposerError(None, None, problem, node.start_mark)
         return node
 
 

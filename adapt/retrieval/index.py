@@ -67,10 +67,19 @@ class Index:
         return (queries.to(self.features) @ self.features.T).topk(min(count, len(self)), dim=-1)
 
     def check(self, model: AdaptedModel) -> None:
-        """AdaptError unless the features are by `model`'s backbone, and under its adapter.
+        """AdaptError unless the features are by `model`'s backbone, and under its adapter, and as wide as its own.
 
         Or by the backbone alone that the adapter stands for.
         """
+        self._check_origin(model)
+        width = (model.method.space or Space.of(model.backbone)).size
+        if self.features.shape[-1] != width:
+            raise AdaptError(
+                f"the index holds features of {self.features.shape[-1]:,} values, and those of "
+                f"{model.backbone.describe()} have {width:,}: it was made by hand; make it again by `adapt index`"
+            )
+
+    def _check_origin(self, model: AdaptedModel) -> None:
         old = model.method.space
         if old is not None and self._lies_in(old) and not self.header.adapter:
             return

@@ -17,6 +17,7 @@ from adapt.backbones.sources import is_here
 from adapt.devices import AUTO
 from adapt.errors import AdaptError, nearest
 from adapt.formats import peft_layout
+from adapt.formats.adapter import NAME
 from adapt.formats.header import read_header
 from adapt.loading import backbone_key, load, located
 from adapt.models.classifier import AdaptedModel
@@ -24,6 +25,7 @@ from adapt.models.many import SideBySide
 from adapt.serving.threads import apart
 from adapt.shown import brief, unseen
 
+_MOST_CLASSES = 5_000  # of an adapter that a request loads: their texts are encoded while others wait for answers
 _READY = 64  # choices of adapters that are kept ready; whoever asks chooses
 
 
@@ -98,7 +100,7 @@ class ServedAdapters:
         """Adds the adapter at `path`, relative to the folder, by `name` or its own; returns the name.
 
         Raises NotAllowed without a folder, for a path that leads out of it, and for a backbone that would have to be
-        fetched; TooManyAdapters where no more may be loaded.
+        fetched, or very many classes; TooManyAdapters where no more may be loaded.
         """
         found = self._within(path)
         name = _checked(name_of_adapter(found) if name is None else name)
@@ -107,6 +109,7 @@ class ServedAdapters:
             if len(self.now.models) >= self._most:
                 raise TooManyAdapters(f"{self._most} adapters may be loaded, and are: unload one of them first")
             self._check_nothing_is_fetched(found)
+            _check_classes(found)
             self.now = Served(self.now.models | {name: apart(self._loaded, found)}, self.now.default)
         return name
 
@@ -170,6 +173,18 @@ class ServedAdapters:
             self._shared.setdefault(key, model.backbone)
         model.predict(Image.new("RGB", (64, 64)))  # the texts of the classes are encoded now, not in the first request
         return model
+
+
+def _check_classes(path: Path) -> None:
+    """NotAllowed for an adapter of so many classes that their texts would hold up everybody's answers."""
+    file = located(path)
+    file = file / NAME if file.is_dir() else file  # peft's folders are written by hand, with classes that are given
+    count = len(read_header(file).class_names) if file.is_file() else 0
+    if count > _MOST_CLASSES:
+        raise NotAllowed(
+            f"{brief(path.name)} has {count:,} classes, and a request loads adapters of at most {_MOST_CLASSES:,}: "
+            "start the server with it"
+        )
 
 
 def _named(given: str) -> tuple[str, Path]:

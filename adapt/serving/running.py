@@ -13,6 +13,7 @@ import uvicorn
 from PIL import PngImagePlugin
 
 from adapt.serving.connections import Connection
+from adapt.training.interrupt import ending
 
 _HEAD_SECONDS = 10.0
 _CONNECTIONS, _OTHER_FILES = 1000, 64  # at most; and what a server has open beside them
@@ -34,6 +35,8 @@ def run(app: Any, listening: socket.socket, seconds: float) -> None:
         server_header=False,
         timeout_graceful_shutdown=_GRACE,
     )
+    for number in set(ending()) - {signal.SIGINT, signal.SIGTERM}:  # which uvicorn hears itself
+        signal.signal(number, lambda *_: signal.raise_signal(signal.SIGTERM))
     _Server(config).run(sockets=[listening])
 
 

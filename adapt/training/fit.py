@@ -34,7 +34,7 @@ from adapt.training.journal import Journal
 from adapt.training.length_of_time import LengthOfTime
 from adapt.training.loop import Length, Trainer, precision_on
 from adapt.training.processes import check_divides, processes_on
-from adapt.training.result import Result
+from adapt.training.result import Result, reproducible
 from adapt.training.run import Run
 from adapt.training.settings import TrainSettings
 from adapt.training.step_memory import check_memory
@@ -213,7 +213,7 @@ def _fit(
     if scores is not None:
         metrics["adapted"] = scores.figures()
         note_harm(metrics, journal.history)
-    model.metadata = {"recipe": recipe, "seed": seed, "metrics": dict(metrics)}
+    model.metadata = {"recipe": recipe, "seed": seed, "metrics": reproducible(metrics)}
     adapter = None
     if run is not None:
         adapter = model.save(run.adapter)

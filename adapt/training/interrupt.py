@@ -20,14 +20,21 @@ class Interrupt:
         self.requested = True
 
 
+def ending() -> tuple[signal.Signals, ...]:
+    """Return the signals that ask a process to end: a closed terminal's too, unless it is ignored, as under nohup."""
+    hangup = getattr(signal, "SIGHUP", None)  # Windows has none
+    heard = hangup is not None and signal.getsignal(hangup) != signal.SIG_IGN
+    return (signal.SIGINT, signal.SIGTERM, *([hangup] if heard and hangup is not None else []))
+
+
 @contextmanager
 def graceful() -> Iterator[Interrupt]:
-    """Inside, SIGINT and SIGTERM only set a flag. In a thread other than the main one, signals stay as they are."""
+    """Inside, the signals of `ending` only set a flag. In a thread other than the main one, they stay as they are."""
     interrupt = Interrupt()
     if threading.current_thread() is not threading.main_thread():
         yield interrupt
         return
-    before = {number: signal.signal(number, interrupt.request) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, interrupt.request) for number in ending()}
     try:
         yield interrupt
     finally:

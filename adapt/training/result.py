@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,9 @@ from adapt import plain
 from adapt.errors import AdaptError, missing
 from adapt.evaluation.multi_label import said_of_labels
 from adapt.evaluation.scores import beside_accuracy, said_of_links, told
+
+# what is measured of the machine while it runs, and differs between two equal runs
+_OF_THE_MACHINE = ("seconds", "share_of_training", "estimated_bytes")
 
 
 @dataclass(frozen=True)
@@ -161,3 +165,9 @@ def read_history(log: Path) -> list[dict[str, Any]]:
     except (OSError, ValueError) as error:
         raise AdaptError(f"{log} is damaged ({error}): train again in another --out") from error
     return entries
+
+
+def reproducible(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `metrics`, and those inside them, without times and memory: two equal runs write the same adapter."""
+    kept = {key: value for key, value in metrics.items() if key not in _OF_THE_MACHINE}
+    return {key: reproducible(value) if isinstance(value, Mapping) else value for key, value in kept.items()}

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from adapt.errors import AdaptError, nearest
+from adapt.shown import first_of
 
 logger = logging.getLogger("adapt")
 
@@ -138,7 +139,7 @@ class TrainSettings(_Settings):
             found = f"; {several} are given: leave one out, or set it to null" if given else ""
             raise ValueError(f"give one of epochs, iterations and iterations_per_shot{found}")
         if isinstance(self.epochs, dict) and (not self.epochs or min(self.epochs) < 1):
-            raise ValueError(f"epochs are given for {sorted(self.epochs)} shots; expected numbers from 1 on")
+            raise ValueError(f"epochs are given for {first_of(sorted(self.epochs))} shots; expected numbers from 1 on")
         for epochs in self.epochs.values() if isinstance(self.epochs, dict) else [self.epochs]:
             if epochs is not None and epochs < 1:
                 raise ValueError(f"{epochs} epochs; at least 1 is needed")

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import adapt
 from adapt import __version__, methods
-from adapt.cli import _COMMANDS
+from adapt.cli import _COMMANDS, _Shown
 
 
 def test_the_overview_names_every_command_and_imports_no_torch() -> None:
@@ -85,3 +87,33 @@ def test_no_room_for_what_is_said() -> None:
         )
     assert result.returncode == 2
     assert result.stderr == "Error: what should be written does not fit: there is no room left where it goes\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), "not enough memory"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB"), "not enough memory"),
+        (MemoryError(), "not enough memory"),
+        (ImportError("libtorch_cpu.so: failed to map segment from shared object"), "not enough memory"),
+        (FileNotFoundError(2, "No usable temporary directory found in ['/tmp']"), "set TMPDIR to one"),
+    ],
+)
+def test_what_the_machine_lacks_is_said_in_one_line(
+    run, refused, error: Exception, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lacks(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("adapt.methods.names", lacks)
+    refused(run("methods"), said)
+
+
+def test_another_fault_is_not_taken_for_it(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("adapt.methods.names", lambda: 1 / 0)
+    assert isinstance(run("methods").exception, ZeroDivisionError)
+
+
+def test_names_in_what_is_logged_steer_no_terminal() -> None:
+    record = logging.LogRecord("adapt", logging.WARNING, "", 0, "%s passed over\nand more", ("a\x1b[2J\u202e",), None)
+    assert _Shown("%(message)s").format(record) == "a\\x1b[2J\\u202e passed over\nand more"

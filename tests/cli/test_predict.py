@@ -14,6 +14,7 @@ import torch
 import adapt
 from adapt.cells import unguarded
 from adapt.formats import tensor_file
+from adapt.shown import unseen
 
 
 def test_a_file_of_classes_that_is_not_there(run, refused, adapter: Path, photos: Path) -> None:
@@ -323,6 +324,17 @@ def test_explain_is_refused_where_nothing_could_be_said(run, refused, adapter, d
     refused(run("predict", adapter, photos, "--explain"), "coop does not decide by descriptors of a class")
     refused(run("predict", described, photos, "--explain", "--csv"), "--explain is of one adapter, in lines or --json")
     refused(run("predict", described, adapter, photos, "--explain"), "--explain is of one adapter")
+
+
+def test_nothing_in_a_csv_steers_a_terminal(run, adapter: Path, photos: Path, tmp_path: Path) -> None:
+    image = tmp_path / "a\x1b[2J\u202egnp.png"
+    image.write_bytes(next(photos.rglob("*.png")).read_bytes())
+    written = run("predict", adapter, image, "--csv").stdout
+    assert "a\\x1b[2J\\u202egnp.png" in written
+    assert not any(map(unseen, written.splitlines()))
+    missing = run("predict", adapter, tmp_path / "b\x1b.png")
+    assert "b\\x1b.png" in missing.stderr
+    assert not any(map(unseen, missing.stderr.splitlines()))
 
 
 def test_images_of_a_csv_are_called_as_there(run, adapter: Path, photos: Path) -> None:

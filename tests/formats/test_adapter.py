@@ -370,3 +370,24 @@ def test_an_adapter_that_answers_questions_takes_no_class_names(tmp_path: Path) 
 def test_parts_without_a_name_are_refused(saved: Path, open_clip: Backbone) -> None:
     rewrite(saved, _say("method", "compose"))
     refused(rewrite(saved, _say("config", {"methods": [{"skip": 1}]})), open_clip, "'name'")
+
+
+def test_another_scale_than_the_models_own_is_refused(saved: Path, open_clip: Backbone) -> None:
+    own = read_header(saved).logit_scale
+    adapt.load(rewrite(saved, _say("logit_scale", own * (1 + 1e-6))), open_clip)
+    refused(rewrite(saved, _say("logit_scale", 2 * own)), open_clip, "says that its logits are cosines x .* by hand")
+
+
+def test_a_model_without_zero_shot_answers_blends_with_none(tmp_path: Path) -> None:
+    backbone = tiny_llms.vision_llm("llama")
+    path = adapt.wrap(backbone, LoRA(rank=2, towers=("decoder",))).save(tmp_path / "a.safetensors")
+    rewrite(path, _say("answers", {"blend": 0.5, "template": ["a {}"], "temperature": 1.0}))
+    refused(
+        rewrite(path, _say("format", [2, 0])), backbone, "blends its answers with zero-shot ones, and .* gives none"
+    )
+
+
+def test_equal_models_are_equal_files(model: AdaptedModel, tmp_path: Path) -> None:
+    """In whatever order safetensors would write what the header says."""
+    files = {model.save(tmp_path / f"{number}.safetensors").read_bytes() for number in range(8)}
+    assert len(files) == 1

@@ -12,7 +12,7 @@ from hostile import damaged, survives
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from adapt import methods
+from adapt import AdaptError, methods
 from adapt.recipe import Recipe, read_recipe
 from adapt.recipe.file import set_key
 from adapt.recipe.shipped import shipped
@@ -78,3 +78,19 @@ def test_damaged_recipes(tmp_path: Path, name: str, path: Path) -> None:
     for _ in range(20):
         (tmp_path / "a.yaml").write_bytes(damaged(path.read_bytes(), stream))
         survives(lambda: read_recipe(tmp_path / "a.yaml").to_yaml())
+
+
+@pytest.mark.parametrize("section", ["variants", "train", "preferred"])
+def test_thousands_of_keys_are_refused_in_a_word(tmp_path: Path, section: str) -> None:
+    """Which took time by their square, and filled the screen."""
+    keys = "".join(f"  k{number}: 1\n" for number in range(10_000))
+    (tmp_path / "a.yaml").write_text(f"method: {{name: coop}}\ndata: {{source: emoji}}\n{section}:\n{keys}")
+    with pytest.raises(AdaptError, match="k0") as caught:
+        read_recipe(tmp_path / "a.yaml")
+    assert len(str(caught.value)) < 500
+
+
+def test_a_key_that_stands_twice_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("method: {name: coop, n_ctx: 4, n_ctx: 5}\ndata: {source: emoji}\n")
+    with pytest.raises(AdaptError, match="the key 'n_ctx' stands twice"):
+        read_recipe(tmp_path / "a.yaml")

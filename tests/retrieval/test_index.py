@@ -81,6 +81,14 @@ def test_another_backbone_or_adapter_is_refused(open_clip: Backbone, hf_siglip: 
         under.check(lora)
 
 
+def test_features_of_another_width_are_refused(open_clip: Backbone, tmp_path: Path) -> None:
+    model = wrapped(open_clip)
+    features = F.normalize(torch.ones(4, 63), dim=-1)
+    path = _damaged(index_texts(model, TEXTS), tmp_path / "a.safetensors", features=features)
+    with pytest.raises(AdaptError, match=r"holds features of 63 values, and those of .* have 64: it was made by hand"):
+        load_index(path).check(model)
+
+
 def test_words_learned_for_prompts_are_of_no_other_texts(open_clip: Backbone) -> None:
     with pytest.raises(AdaptError, match="coop learned words of prompts, which other texts do not have"):
         index_texts(wrapped(open_clip, methods.CoOp()), TEXTS)

@@ -38,7 +38,7 @@ def test_a_run_killed_while_it_writes(tiny_split: Split, tmp_path: Path, write: 
     forked_runs.assert_same(expected, out)
 
 
-@pytest.mark.parametrize(("number", "after"), [(signal.SIGTERM, 0.3), (signal.SIGKILL, 0.2)])
+@pytest.mark.parametrize(("number", "after"), [(signal.SIGTERM, 0.3), (signal.SIGKILL, 0.2), (signal.SIGHUP, 0.3)])
 def test_a_run_stopped_by_a_signal(tiny_split: Split, tmp_path: Path, number: int, after: float) -> None:
     expected = _expected("lora", tiny_split, tmp_path)
     ended = forked_runs.stopped("lora", tiny_split, tmp_path / "cut", number, after)

@@ -91,6 +91,23 @@ def test_a_log_line_cut_short_is_written_again(train, at_step, tmp_path: Path) -
     _assert_same_run(tmp_path / "whole", tmp_path / "cut")
 
 
+def test_a_closed_terminal_ends_it_as_a_word_to_end_does(train, at_step, tmp_path: Path) -> None:
+    at_step(5, lambda: signal.raise_signal(signal.SIGHUP))
+    with pytest.raises(KeyboardInterrupt):
+        train(out=tmp_path / "run")
+    assert len(_log(tmp_path / "run")) == 5
+
+
+def test_under_nohup_a_closed_terminal_ends_nothing(train, at_step, tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        at_step(5, lambda: signal.raise_signal(signal.SIGHUP))
+        train(out=tmp_path / "run")
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert len(_log(tmp_path / "run")) > 5
+
+
 def test_ctrl_c_keeps_the_step_that_it_met(train, at_step, tmp_path: Path) -> None:
     at_step(5, interrupt)
     before = signal.getsignal(signal.SIGINT)

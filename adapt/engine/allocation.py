@@ -1,4 +1,4 @@
-"""A bound on what building may allocate, so that a small file cannot ask for a large model."""
+"""A bound on what building may allocate, so that no file, and no setting, asks for more than there is."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from adapt.engine.memory import free_bytes, readable_bytes
 from adapt.errors import AdaptError
 
 _TIMES = 4  # building may draw its tensors more than once, as for copies to start anew from
 _BESIDE = 2**22  # numbers for what else it computes, such as the features of one image
 _LEAST = 512  # numbers that each new tensor counts as: many empty ones take time as well
+_BYTES = 4  # of a number
 
 
 class _TooMuch(Exception):
@@ -63,4 +66,21 @@ def at_most(held: int) -> Iterator[None]:
         raise AdaptError(
             f"its settings ask for far more than the {held:,} numbers that its tensors hold; "
             "the file is damaged, or was made by hand"
+        ) from None
+
+
+@contextmanager
+def within_memory(device: torch.device, what: str) -> Iterator[None]:
+    """Inside, new tensors hold no more than is free on `device`; AdaptError, saying `what` was built, beyond.
+
+    Raised before the memory is taken.
+    """
+    free = free_bytes(device)
+    try:
+        with _Counting(free // _BYTES):
+            yield
+    except _TooMuch:
+        raise AdaptError(
+            f"the settings of {what} ask for more than the {readable_bytes(free)} of memory that are free: give "
+            "smaller ones"
         ) from None

@@ -16,8 +16,8 @@ from faults import outcomes
 
 import adapt
 from adapt import AdaptError
+from adapt.engine.allocation import at_most
 from adapt.formats import tensor_file
-from adapt.formats.allocation import at_most
 
 NAMES = ("goldfish", "red_panda")
 LARGE = 3_000_000
@@ -107,3 +107,13 @@ def test_each_tensor_counts_as_five_hundred_and_twelve_numbers_at_least(small: C
         small()
     with pytest.raises(AdaptError), at_most(0):
         _ = torch.empty(2**22 - 511), small()
+
+
+def test_settings_beyond_all_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = tiny_llms.vision_llm("llama")
+    with pytest.raises(AdaptError, match=r"^the settings of lora ask for more than the .* that are free: give smaller"):
+        adapt.wrap(backbone, adapt.methods.LoRA(rank=10**9, towers=("decoder",)))
+    monkeypatch.setattr("adapt.engine.allocation.free_bytes", lambda device: 4 * 100_000)
+    adapt.wrap(backbone, adapt.methods.LoRA(rank=2, towers=("decoder",)))
+    with pytest.raises(AdaptError, match=r"more than the 390\.6 KiB of memory that are free"):
+        adapt.wrap(backbone, adapt.methods.LoRA(rank=500, towers=("decoder",)))
