@@ -336,3 +336,43 @@ def test_cosines_are_scaled_and_biased_for_all_and_by_image(open_clip: Backbone)
     assert scaled(step.cosine_logits(classes), expected) < 1e-6
     assert scaled(step.cosine_logits(classes.expand(len(features), 3, 64)), expected) < 1e-6
     assert scaled(step.cosine_logits(classes, features.flip(0)), expected.flip(0)) < 1e-6
+
+
+@pytest.mark.parametrize("shrink", [True, False])
+def test_gda_of_classes_with_unequal_numbers_of_images(open_clip: Backbone, shrink: bool) -> None:
+    features, labels = images(each=4)
+    method = methods.GDA(views=0, shrink=shrink)
+    adapt.wrap(open_clip, method, NAMES)
+    method.fit(features, labels)
+    x = features.double()
+    means = torch.stack([x[labels == label].mean(0) for label in range(3)])
+    apart = [x[labels == label] - means[label] for label in range(3)]
+    if shrink:
+        centred = torch.cat(apart)
+        covariance = centred.T @ centred / 10
+        eye = torch.eye(64, dtype=torch.double)
+        precision = 64 * torch.linalg.inv(10 * covariance + covariance.trace() * eye)
+    else:
+        precision = torch.linalg.pinv(sum(each.T @ each / (len(each) - 1) for each in apart) / 3, hermitian=True)
+    weight = means @ precision
+    assert relative(method.weight, weight) < 1e-4
+    assert relative(method.bias, -math.log(3) - (weight * means).sum(-1) / 2) < 1e-4
+
+
+def test_learned_tokens_start_as_small_as_published(open_clip: Backbone) -> None:
+    """From N(0, 0.02): of some thousand values, each within a tenth."""
+    torch.manual_seed(0)
+    starts = {
+        "coop": (methods.CoOp(n_ctx=16), "ctx"),
+        "classes": (methods.CoOp(n_ctx=8, class_specific=True), "ctx"),
+        "vision": (methods.IVLP(n_ctx_vision=16, depth_text=2, depth_vision=2), "vision.0"),
+        "deeper vision": (methods.IVLP(n_ctx_vision=16, depth_text=2, depth_vision=2), "vision.1"),
+        "deeper text": (methods.IVLP(n_ctx_text=16, ctx_init="", depth_text=2, depth_vision=2), "text.1"),
+        "maple": (methods.MaPLe(n_ctx=16, ctx_init="", depth=2), "compound_prompts_text.0"),
+        "tcp": (methods.TCP(n_ctx=16, block=1), "ctx"),
+    }
+    for kind, (method, name) in starts.items():
+        adapt.wrap(open_clip, method, NAMES)
+        values = method.get_parameter(name)
+        assert float(values.std()) == pytest.approx(0.02, rel=0.1), kind
+        assert abs(float(values.mean())) < 0.002, kind
