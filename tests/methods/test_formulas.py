@@ -321,3 +321,9 @@ def test_learned_tokens_start_as_small_as_published(open_clip: Backbone) -> None
         values = method.get_parameter(name)
         assert float(values.std()) == pytest.approx(0.02, rel=0.1), kind
         assert abs(float(values.mean())) < 0.002, kind
+
+
+def test_a_pair_is_the_mean_of_its_image_and_its_text(open_clip: Backbone) -> None:
+    model = adapt.wrap(open_clip, methods.LoRA(), NAMES)
+    seen, said = (F.normalize(torch.randn(4, 64), dim=-1) for _ in range(2))
+    assert scaled(model.pair_features(seen, said), F.normalize(seen.double() + said, dim=-1)) < 1e-6

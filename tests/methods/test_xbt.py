@@ -237,3 +237,18 @@ def test_the_closed_form_of_xbt_turns_the_new_features_to_the_old_ones() -> None
     symmetric = found.T @ rows.T @ targets  # the polar factor leaves a symmetric, positive semidefinite one
     assert torch.allclose(symmetric, symmetric.T, atol=1e-8)
     assert torch.linalg.eigvalsh(symmetric).min() > -1e-8
+
+
+def test_the_rate_of_xbts_perceptron_falls_by_a_cosine(monkeypatch: pytest.MonkeyPatch) -> None:
+    method = methods.XBT(old="other", hidden=5, noise=0.0, epochs=2, batch_size=4, lr=0.01)
+    adapt.wrap(tiny_backbones.backbone("open_clip"), method, ())
+    rates, step = [], torch.optim.AdamW.step
+
+    def stepping(self: Any, *given: Any) -> Any:
+        rates.append(self.param_groups[0]["lr"])
+        return step(self, *given)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", stepping)
+    rows = F.normalize(torch.randn(7, len(method.weight)), dim=-1)
+    method._learn(rows, rows, 20.0)
+    assert rates == pytest.approx([0.005 * (1 + math.cos(math.pi * number / 4)) for number in range(4)])
