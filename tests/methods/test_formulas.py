@@ -327,3 +327,11 @@ def test_a_pair_is_the_mean_of_its_image_and_its_text(open_clip: Backbone) -> No
     model = adapt.wrap(open_clip, methods.LoRA(), NAMES)
     seen, said = (F.normalize(torch.randn(4, 64), dim=-1) for _ in range(2))
     assert scaled(model.pair_features(seen, said), F.normalize(seen.double() + said, dim=-1)) < 1e-6
+
+
+def test_an_image_is_the_first_of_its_views(open_clip: Backbone) -> None:
+    model = adapt.wrap(open_clip, methods.TPT(views=2), NAMES)
+    own, views = torch.randn(3, 64), torch.randn(3, 2, 64)
+    found = ImageStep(model, Encoded(own, views)).view_features
+    assert torch.equal(found[:, 0], own)
+    assert torch.equal(found[:, 1:], views)
