@@ -99,7 +99,8 @@ class SVLC(LoRA):
             apart = wrong_twins(logits.diagonal()[list(twins)], others[list(twins)].diagonal())
             terms["twins"] = self.config.negative_weight * apart
         if right:
-            seen = (step.without_same(step.cosine_logits(rephrased, each)) for each in (step.features, texts))
+            of_images, of_texts = (step.cosine_logits(rephrased, features) for features in (step.features, texts))
+            seen = step.without_same(of_images), step.without_same(of_texts)
             terms["rephrased"] = in_other_words(*seen, symmetric=self.config.symmetric)
         return terms
 

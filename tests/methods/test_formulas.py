@@ -17,7 +17,6 @@ from adapt import AdaptedModel, Backbone, methods
 from adapt.methods.base import Encoded, ImageStep, Mixture, contrast
 from adapt.methods.clippings import supervised_contrast
 from adapt.methods.lora import mixing
-from adapt.methods.xbt import procrustes
 
 NAMES = ("goldfish", "red_panda", "sea cucumber")
 
@@ -224,60 +223,6 @@ def test_what_a_nearest_mixture_of_loras_keeps() -> None:
     assert mixing.scaled_alpha(2.0, 4, 9) / 9**0.5 == pytest.approx(2.0 / 4**0.5)
 
 
-def test_the_perceptron_of_xbt_by_its_formula() -> None:
-    method = methods.XBT(old="other", hidden=5, noise=0.3, epochs=1, batch_size=8)
-    adapt.wrap(tiny_backbones.backbone("open_clip"), method, ())
-    with torch.no_grad():
-        for parameter in method.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    size = len(method.weight)
-    rows = F.normalize(torch.randn(8, size), dim=-1)
-    tensors = [each.double() for each in method.parameters()]
-    weight, fc1, bias1, fc2, bias2 = tensors
-    bent = F.gelu(rows.double() @ fc1.T + bias1) @ fc2.T + bias2
-    assert scaled(method.project(3 * rows), rows.double() @ weight + bent) < 1e-5
-
-
-@pytest.mark.parametrize("noise", [0.3, None])
-def test_a_step_of_xbts_perceptron(noise: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """AdamW's first step is by the sign of the gradient, which is that of the formula."""
-    method = methods.XBT(old="other", hidden=5, noise=noise, epochs=1, batch_size=8, lr=0.01)
-    adapt.wrap(tiny_backbones.backbone("open_clip"), method, ())
-    size = len(method.weight)
-    rows, targets = (F.normalize(torch.randn(8, size), dim=-1) for _ in range(2))
-    drawn, order = torch.randn(8, size), torch.randperm(8)
-    monkeypatch.setattr(torch, "randn_like", lambda given: drawn)
-    monkeypatch.setattr(torch, "randperm", lambda count: order)
-    own = {key: each.detach().double().clone().requires_grad_() for key, each in method.named_parameters()}
-    scale = 0.3 if noise else 0.04 * math.sqrt(768 / size)
-    shaken = F.normalize(rows[order].double() + scale * drawn, dim=-1)
-    bent = F.gelu(shaken @ own["fc1.weight"].T + own["fc1.bias"]) @ own["fc2.weight"].T + own["fc2.bias"]
-    cosines = F.normalize(shaken @ own["weight"] + bent, dim=-1) @ targets[order].double().T
-    right = torch.arange(8)
-    both = (F.cross_entropy(20 * cosines, right) + F.cross_entropy(20 * cosines.T, right)) / 2
-    gradients = torch.autograd.grad(1 - cosines.diagonal().mean() + both, list(own.values()))
-    found: dict[str, Tensor] = {}
-    step = torch.optim.AdamW.step
-
-    def stepping(self: Any, *given: Any) -> Any:
-        found.update({key: each.grad.clone() for key, each in method.named_parameters()})
-        return step(self, *given)
-
-    monkeypatch.setattr(torch.optim.AdamW, "step", stepping)
-    method._learn(rows, targets, 20.0)
-    for (key, _), gradient in zip(own.items(), gradients):
-        assert relative(found[key], gradient) < 1e-4, key
-
-
-def test_the_closed_form_of_xbt_turns_the_new_features_to_the_old_ones() -> None:
-    rows, targets = torch.randn(40, 6, dtype=torch.double), torch.randn(40, 4, dtype=torch.double)
-    found = procrustes(rows, targets)
-    assert torch.allclose(found.T @ found, torch.eye(4, dtype=torch.double), atol=1e-10)
-    symmetric = found.T @ rows.T @ targets  # the polar factor leaves a symmetric, positive semidefinite one
-    assert torch.allclose(symmetric, symmetric.T, atol=1e-8)
-    assert torch.linalg.eigvalsh(symmetric).min() > -1e-8
-
-
 def test_a_contrast_is_over_both_directions_and_wrong_texts_over_one() -> None:
     logits, wrong = torch.randn(3, 3, dtype=torch.double), torch.randn(3, 2, dtype=torch.double)
     right = torch.arange(3)
@@ -336,3 +281,57 @@ def test_cosines_are_scaled_and_biased_for_all_and_by_image(open_clip: Backbone)
     assert scaled(step.cosine_logits(classes), expected) < 1e-6
     assert scaled(step.cosine_logits(classes.expand(len(features), 3, 64)), expected) < 1e-6
     assert scaled(step.cosine_logits(classes, features.flip(0)), expected.flip(0)) < 1e-6
+
+
+@pytest.mark.parametrize("shrink", [True, False])
+def test_gda_of_classes_with_unequal_numbers_of_images(open_clip: Backbone, shrink: bool) -> None:
+    features, labels = images(each=4)
+    method = methods.GDA(views=0, shrink=shrink)
+    adapt.wrap(open_clip, method, NAMES)
+    method.fit(features, labels)
+    x = features.double()
+    means = torch.stack([x[labels == label].mean(0) for label in range(3)])
+    apart = [x[labels == label] - means[label] for label in range(3)]
+    if shrink:
+        centred = torch.cat(apart)
+        covariance = centred.T @ centred / 10
+        eye = torch.eye(64, dtype=torch.double)
+        precision = 64 * torch.linalg.inv(10 * covariance + covariance.trace() * eye)
+    else:
+        precision = torch.linalg.pinv(sum(each.T @ each / (len(each) - 1) for each in apart) / 3, hermitian=True)
+    weight = means @ precision
+    assert relative(method.weight, weight) < 1e-4
+    assert relative(method.bias, -math.log(3) - (weight * means).sum(-1) / 2) < 1e-4
+
+
+def test_learned_tokens_start_as_small_as_published(open_clip: Backbone) -> None:
+    """From N(0, 0.02): of some thousand values, each within a tenth."""
+    torch.manual_seed(0)
+    starts = {
+        "coop": (methods.CoOp(n_ctx=16), "ctx"),
+        "classes": (methods.CoOp(n_ctx=8, class_specific=True), "ctx"),
+        "vision": (methods.IVLP(n_ctx_vision=16, depth_text=2, depth_vision=2), "vision.0"),
+        "deeper vision": (methods.IVLP(n_ctx_vision=16, depth_text=2, depth_vision=2), "vision.1"),
+        "deeper text": (methods.IVLP(n_ctx_text=16, ctx_init="", depth_text=2, depth_vision=2), "text.1"),
+        "maple": (methods.MaPLe(n_ctx=16, ctx_init="", depth=2), "compound_prompts_text.0"),
+        "tcp": (methods.TCP(n_ctx=16, block=1), "ctx"),
+    }
+    for kind, (method, name) in starts.items():
+        adapt.wrap(open_clip, method, NAMES)
+        values = method.get_parameter(name)
+        assert float(values.std()) == pytest.approx(0.02, rel=0.1), kind
+        assert abs(float(values.mean())) < 0.002, kind
+
+
+def test_a_pair_is_the_mean_of_its_image_and_its_text(open_clip: Backbone) -> None:
+    model = adapt.wrap(open_clip, methods.LoRA(), NAMES)
+    seen, said = (F.normalize(torch.randn(4, 64), dim=-1) for _ in range(2))
+    assert scaled(model.pair_features(seen, said), F.normalize(seen.double() + said, dim=-1)) < 1e-6
+
+
+def test_an_image_is_the_first_of_its_views(open_clip: Backbone) -> None:
+    model = adapt.wrap(open_clip, methods.TPT(views=2), NAMES)
+    own, views = torch.randn(3, 64), torch.randn(3, 2, 64)
+    found = ImageStep(model, Encoded(own, views)).view_features
+    assert torch.equal(found[:, 0], own)
+    assert torch.equal(found[:, 1:], views)

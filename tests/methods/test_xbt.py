@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import tiny_backbones
 import torch
 import torch.nn.functional as F
+from checks import relative, scaled
 from torch import Tensor
 
 import adapt
@@ -181,3 +183,72 @@ def test_slerp_keeps_to_the_arc() -> None:
     assert torch.allclose(slerp(old, now, 1.0), now, atol=1e-6)
     assert torch.allclose(slerp(old, old, 0.5), old, atol=1e-6)  # no angle to divide by
     assert slerp(old, -old, 0.3).isfinite().all()
+
+
+def test_the_perceptron_of_xbt_by_its_formula() -> None:
+    method = methods.XBT(old="other", hidden=5, noise=0.3, epochs=1, batch_size=8)
+    adapt.wrap(tiny_backbones.backbone("open_clip"), method, ())
+    with torch.no_grad():
+        for parameter in method.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    size = len(method.weight)
+    rows = F.normalize(torch.randn(8, size), dim=-1)
+    tensors = [each.double() for each in method.parameters()]
+    weight, fc1, bias1, fc2, bias2 = tensors
+    bent = F.gelu(rows.double() @ fc1.T + bias1) @ fc2.T + bias2
+    assert scaled(method.project(3 * rows), rows.double() @ weight + bent) < 1e-5
+
+
+@pytest.mark.parametrize("noise", [0.3, None])
+def test_a_step_of_xbts_perceptron(noise: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """AdamW's first step is by the sign of the gradient, which is that of the formula."""
+    method = methods.XBT(old="other", hidden=5, noise=noise, epochs=1, batch_size=8, lr=0.01)
+    adapt.wrap(tiny_backbones.backbone("open_clip"), method, ())
+    size = len(method.weight)
+    rows, targets = (F.normalize(torch.randn(8, size), dim=-1) for _ in range(2))
+    drawn, order = torch.randn(8, size), torch.randperm(8)
+    monkeypatch.setattr(torch, "randn_like", lambda given: drawn)
+    monkeypatch.setattr(torch, "randperm", lambda count: order)
+    own = {key: each.detach().double().clone().requires_grad_() for key, each in method.named_parameters()}
+    scale = 0.3 if noise else 0.04 * math.sqrt(768 / size)
+    shaken = F.normalize(rows[order].double() + scale * drawn, dim=-1)
+    bent = F.gelu(shaken @ own["fc1.weight"].T + own["fc1.bias"]) @ own["fc2.weight"].T + own["fc2.bias"]
+    cosines = F.normalize(shaken @ own["weight"] + bent, dim=-1) @ targets[order].double().T
+    right = torch.arange(8)
+    both = (F.cross_entropy(20 * cosines, right) + F.cross_entropy(20 * cosines.T, right)) / 2
+    gradients = torch.autograd.grad(1 - cosines.diagonal().mean() + both, list(own.values()))
+    found: dict[str, Tensor] = {}
+    step = torch.optim.AdamW.step
+
+    def stepping(self: Any, *given: Any) -> Any:
+        found.update({key: each.grad.clone() for key, each in method.named_parameters()})
+        return step(self, *given)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", stepping)
+    method._learn(rows, targets, 20.0)
+    for (key, _), gradient in zip(own.items(), gradients):
+        assert relative(found[key], gradient) < 1e-4, key
+
+
+def test_the_closed_form_of_xbt_turns_the_new_features_to_the_old_ones() -> None:
+    rows, targets = torch.randn(40, 6, dtype=torch.double), torch.randn(40, 4, dtype=torch.double)
+    found = procrustes(rows, targets)
+    assert torch.allclose(found.T @ found, torch.eye(4, dtype=torch.double), atol=1e-10)
+    symmetric = found.T @ rows.T @ targets  # the polar factor leaves a symmetric, positive semidefinite one
+    assert torch.allclose(symmetric, symmetric.T, atol=1e-8)
+    assert torch.linalg.eigvalsh(symmetric).min() > -1e-8
+
+
+def test_the_rate_of_xbts_perceptron_falls_by_a_cosine(monkeypatch: pytest.MonkeyPatch) -> None:
+    method = methods.XBT(old="other", hidden=5, noise=0.0, epochs=2, batch_size=4, lr=0.01)
+    adapt.wrap(tiny_backbones.backbone("open_clip"), method, ())
+    rates, step = [], torch.optim.AdamW.step
+
+    def stepping(self: Any, *given: Any) -> Any:
+        rates.append(self.param_groups[0]["lr"])
+        return step(self, *given)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", stepping)
+    rows = F.normalize(torch.randn(7, len(method.weight)), dim=-1)
+    method._learn(rows, rows, 20.0)
+    assert rates == pytest.approx([0.005 * (1 + math.cos(math.pi * number / 4)) for number in range(4)])

@@ -96,7 +96,8 @@ def _needed(tree: ast.Module) -> set[int]:
 def _parts(node: ast.AST) -> list:
     """What may be taken out of `node`, each as a function that does it."""
     if isinstance(node, ast.Call):
-        return [lambda i=i: node.keywords.pop(i) for i in range(len(node.keywords))]
+        forgotten = [i for i, keyword in enumerate(node.keywords) if keyword.arg != "device"]  # there is one only
+        return [lambda i=i: node.keywords.pop(i) for i in forgotten]
     if isinstance(node, ast.Tuple | ast.List | ast.Set) and not isinstance(getattr(node, "ctx", None), ast.Store):
         return [lambda i=i: node.elts.pop(i) for i in range(len(node.elts))] if len(node.elts) > 1 else []
     if isinstance(node, ast.Dict):

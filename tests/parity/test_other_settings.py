@@ -277,3 +277,12 @@ def test_published_places_inside_the_towers() -> None:
     model = made(methods.MaPLe(depth=None))
     assert model.method.config.depth == 2
     assert len(model.method.compound_prompts_text) == 1
+
+
+def test_mmas_adapters_start_as_published() -> None:
+    """Weights of a variance of 2 over what they give, and biases of zero."""
+    torch.manual_seed(0)
+    method: Any = made(methods.MMA(dim=64)).method
+    for each in (method.text_adapter["2"]["down"][0], method.visual_adapter["3"]["up"], method.shared_adapter["2"][0]):
+        assert float(each.weight.std()) == pytest.approx((2 / each.out_features) ** 0.5, rel=0.05)
+        assert not each.bias.any()
