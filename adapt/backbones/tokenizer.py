@@ -17,6 +17,9 @@ class TextTokenizer(Protocol):
     context_length: int
     pad_id: int
 
+    def __hash__(self) -> int:
+        """Anything that equal tokenizers share."""
+
     def row(self, text: str) -> list[int]:
         """The ids of `text` with the start and end tokens that the model expects, unpadded and untruncated."""
 

@@ -52,10 +52,15 @@ class ClassTexts:
         self._average = average
         self._backbone, self.counts = backbone, [len(own) for own in prompts]
         every = [prompt for own in prompts for prompt in own]
-        fast_path = like._fast is not None if like else _reason_against(backbone, every, fast) is None
+        fast_path = like.fast if like else _reason_against(backbone, every, fast) is None
         self._plain = text.PlainText(backbone, every, checkpointing)
         self._fast = text.FastText(backbone, every, checkpointing) if fast_path else None
         self._known: _Known | None = None
+
+    @property
+    def fast(self) -> bool:
+        """Whether the fast path serves these texts while no hooks are on the tower."""
+        return self._fast is not None
 
     @property
     def path(self) -> str:

@@ -91,13 +91,9 @@ class Method(nn.Module):
         if "name" in vars(cls) and "title" not in vars(cls):
             cls.title = cls.name
         if "of_several" not in vars(cls):
-            own = (getattr(cls, member) is not getattr(Method, member) for member in ("prepare", "loss", "infer"))
-            cls.of_several = not any(own)
+            cls.of_several = all(getattr(cls, each) is getattr(Method, each) for each in ("prepare", "loss", "infer"))
         if cls.edits is not Method.edits and cls.touches is Method.touches:
-            raise AdaptError(
-                f"{cls.__name__} has edits and no touches, so that no tower would ever ask for them: say which it "
-                'edits, such as touches = frozenset({"vision"})'
-            )
+            raise AdaptError(f"{cls.__name__} has edits and no touches: name their towers, touches = frozenset(...)")
 
     def __init__(self, **config: Any) -> None:
         super().__init__()
