@@ -9,9 +9,9 @@ from torch import Tensor
 from adapt.backbones.base import outside_inference_mode
 from adapt.backbones.turns import alone
 from adapt.devices import keeping_rng
+from adapt.engine.allocation import at_most
 from adapt.engine.frozen import frozen
 from adapt.errors import AdaptError
-from adapt.formats.allocation import at_most
 from adapt.formats.header import FORMAT
 from adapt.methods.base import Method
 
