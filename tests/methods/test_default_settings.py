@@ -9,9 +9,23 @@ from typing import Any
 import pytest
 
 from adapt import methods
+from adapt.methods.base import Method
 
 STORED: dict[str, Any] = json.loads((Path(__file__).parent / "default_settings.json").read_text(encoding="utf-8"))
 PLAIN = ("svlc", "modx", "clippings", "vl2v_sd")
+FLAGS = (
+    "needs_every_class",
+    "begins_anew",
+    "stands_alone",
+    "of_targets",
+    "of_several",
+    "weighs_classes",
+    "of_pairs",
+    "of_texts_alone",
+    "prompt_average",
+    "at_answer",
+    "reads",
+)
 BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "minLength", "enum")
 
 
@@ -29,9 +43,22 @@ def test_each_method_is_there() -> None:
     assert sorted(STORED) == methods.names()
 
 
+def flags_of(name: str) -> dict[str, Any]:
+    """What a method's class says of it, where that is other than of most."""
+    cls = methods.find(name)
+    said = {flag: getattr(cls, flag) for flag in FLAGS}
+    plain = {flag: sorted(value) if isinstance(value, frozenset) else value for flag, value in said.items()}
+    return {flag: value for flag, value in plain.items() if value != getattr(Method, flag)}
+
+
+@pytest.mark.parametrize("name", sorted(STORED))
+def test_what_the_class_says(name: str) -> None:
+    assert flags_of(name) == STORED[name]["class"]
+
+
 @pytest.mark.parametrize("name", sorted(STORED))
 def test_settings_that_are_left_out(name: str) -> None:
-    assert settings_of(name) == STORED[name]
+    assert settings_of(name) == {key: value for key, value in STORED[name].items() if key != "class"}
 
 
 @pytest.mark.parametrize(
