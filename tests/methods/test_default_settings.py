@@ -45,10 +45,14 @@ def test_each_method_is_there() -> None:
 
 def flags_of(name: str) -> dict[str, Any]:
     """What a method's class says of it, where that is other than of most."""
-    cls = methods.find(name)
-    said = {flag: getattr(cls, flag) for flag in FLAGS}
-    plain = {flag: sorted(value) if isinstance(value, frozenset) else value for flag, value in said.items()}
-    return {flag: value for flag, value in plain.items() if value != getattr(Method, flag)}
+    found = {flag: _plain(getattr(methods.find(name), flag)) for flag in FLAGS}
+    return {flag: value for flag, value in found.items() if value != _plain(getattr(Method, flag))}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, property):
+        return "by its settings"
+    return sorted(value) if isinstance(value, frozenset) else value
 
 
 @pytest.mark.parametrize("name", sorted(STORED))
