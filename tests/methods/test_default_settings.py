@@ -40,7 +40,7 @@ def settings_of(name: str) -> dict[str, Any]:
 
 
 def test_each_method_is_there() -> None:
-    assert sorted(STORED) == methods.names()
+    assert sorted(STORED) == sorted(methods._files())  # others may have been registered
 
 
 def flags_of(name: str) -> dict[str, Any]:
