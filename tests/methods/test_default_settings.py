@@ -9,9 +9,23 @@ from typing import Any
 import pytest
 
 from adapt import methods
+from adapt.methods.base import Method
 
 STORED: dict[str, Any] = json.loads((Path(__file__).parent / "default_settings.json").read_text(encoding="utf-8"))
 PLAIN = ("svlc", "modx", "clippings", "vl2v_sd")
+FLAGS = (
+    "needs_every_class",
+    "begins_anew",
+    "stands_alone",
+    "of_targets",
+    "of_several",
+    "weighs_classes",
+    "of_pairs",
+    "of_texts_alone",
+    "prompt_average",
+    "at_answer",
+    "reads",
+)
 BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "minLength", "enum")
 
 
@@ -26,12 +40,29 @@ def settings_of(name: str) -> dict[str, Any]:
 
 
 def test_each_method_is_there() -> None:
-    assert sorted(STORED) == methods.names()
+    assert sorted(STORED) == sorted(methods._files())  # others may have been registered
+
+
+def flags_of(name: str) -> dict[str, Any]:
+    """What a method's class says of it, where that is other than of most."""
+    found = {flag: _plain(getattr(methods.find(name), flag)) for flag in FLAGS}
+    return {flag: value for flag, value in found.items() if value != _plain(getattr(Method, flag))}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, property):
+        return "by its settings"
+    return sorted(value) if isinstance(value, frozenset) else value
+
+
+@pytest.mark.parametrize("name", sorted(STORED))
+def test_what_the_class_says(name: str) -> None:
+    assert flags_of(name) == STORED[name]["class"]
 
 
 @pytest.mark.parametrize("name", sorted(STORED))
 def test_settings_that_are_left_out(name: str) -> None:
-    assert settings_of(name) == STORED[name]
+    assert settings_of(name) == {key: value for key, value in STORED[name].items() if key != "class"}
 
 
 @pytest.mark.parametrize(

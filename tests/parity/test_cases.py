@@ -45,6 +45,14 @@ def test_each_test_of_the_list_runs_with_its_cases() -> None:
             assert cases is None or name in cases, f"{test} does not run with {name}"
 
 
+def test_a_name_is_of_one_test() -> None:
+    """Or else the list would not say which."""
+    names = [
+        name for path in FOLDER.glob("test_*.py") for name in re.findall(r"^def (test_\w+)", path.read_text(), re.M)
+    ]
+    assert len(set(names)) == len(names) > 50
+
+
 def test_a_key_that_is_not_compared_is_noticed() -> None:
     published.USED.clear()
     _, expected = published.case("taskres")
