@@ -18,15 +18,7 @@ from adapt.methods.base.context import Context
 from adapt.methods.base.grid import Choice, Trial, trials
 from adapt.methods.base.mixture import Mixture
 from adapt.methods.base.space import Space
-from adapt.methods.base.step import (
-    BlockInputs,
-    Encoded,
-    ImageStep,
-    PairStep,
-    Step,
-    Terms,
-    contrast,
-)
+from adapt.methods.base.step import BlockInputs, Encoded, ImageStep, PairStep, Step, Terms, contrast
 from adapt.methods.base.terms import checked, cross_entropy, total
 from adapt.methods.base.training import Training
 from adapt.prompts import Prompt
@@ -94,10 +86,8 @@ class Method(nn.Module):
             own = (getattr(cls, member) is not getattr(Method, member) for member in ("prepare", "loss", "infer"))
             cls.of_several = not any(own)
         if cls.edits is not Method.edits and cls.touches is Method.touches:
-            raise AdaptError(
-                f"{cls.__name__} has edits and no touches, so that no tower would ever ask for them: say which it "
-                'edits, such as touches = frozenset({"vision"})'
-            )
+            which = 'say which towers it edits, such as touches = frozenset({"vision"})'
+            raise AdaptError(f"{cls.__name__} has edits and no touches, so that no tower would ask for them: {which}")
 
     def __init__(self, **config: Any) -> None:
         super().__init__()
