@@ -32,11 +32,27 @@ class Products(TorchDispatchMode):
 
     @property
     def flops(self) -> int:
-        return sum(2 * math.prod(left.shape) * right.shape[-1] for left, right in self.pairs)
+        return sum(map(_operations, self.pairs))
+
+    @property
+    def flops_of_maps(self) -> int:
+        """Those of linear maps: products of two matrices, none of a batch of them."""
+        return sum(map(_operations, self._maps))
+
+    @property
+    def _maps(self) -> list[Pair]:
+        return [pair for pair in self.pairs if pair[0].ndim == 2]
+
+    def __call__(self) -> None:
+        self._compute(self.pairs)
+
+    def of_maps(self) -> None:
+        """Computes those of linear maps alone."""
+        self._compute(self._maps)
 
     @torch.no_grad()
-    def __call__(self) -> None:
-        for left, right in self.pairs:
+    def _compute(self, pairs: list[Pair]) -> None:
+        for left, right in pairs:
             shape = (*left.shape[:-1], right.shape[-1])
             if shape not in self._noise:
                 self._noise[shape] = left.new_empty(shape)
@@ -49,6 +65,10 @@ class Products(TorchDispatchMode):
             noise = torch.randn(x.mT.shape if turned else x.shape, dtype=x.dtype)
             self._noise[key] = noise.mT if turned else noise
         return self._noise[key]
+
+
+def _operations(pair: Pair) -> int:
+    return 2 * math.prod(pair[0].shape) * pair[1].shape[-1]
 
 
 def _products(operation: Any, args: tuple[Any, ...]) -> Iterator[Pair]:

@@ -54,7 +54,7 @@ class ClassTexts:
         every = [prompt for own in prompts for prompt in own]
         fast_path = like.fast if like else _reason_against(backbone, every, fast) is None
         self._plain = text.PlainText(backbone, every, checkpointing)
-        self._fast = text.FastText(backbone, every, checkpointing) if fast_path else None
+        self._fast: text.FastText | None = text.FastText(backbone, every, checkpointing) if fast_path else None
         self._known: _Known | None = None
 
     @property

@@ -104,8 +104,9 @@ def test_other_class_names(saved: Path, open_clip: Backbone, model: AdaptedModel
 
 
 def test_a_coop_adapter_is_small(open_clip: Backbone, tmp_path: Path) -> None:
-    model = adapt.wrap(open_clip, CoOp(n_ctx=16), [f"quite a long class name number {i}" for i in range(100)])
-    model.method.ctx = torch.nn.Parameter(torch.randn(16, 512))
+    """Of as many numbers as 16 tokens of ViT-B/16's width have."""
+    model = adapt.wrap(open_clip, CoOp(n_ctx=64), [f"quite a long class name number {i}" for i in range(100)])
+    assert model.method.ctx.numel() == 16 * 512
     assert model.save(tmp_path / "a.safetensors").stat().st_size <= 40 * 1000
 
 

@@ -18,15 +18,7 @@ from adapt.methods.base.context import Context
 from adapt.methods.base.grid import Choice, Trial, trials
 from adapt.methods.base.mixture import Mixture
 from adapt.methods.base.space import Space
-from adapt.methods.base.step import (
-    BlockInputs,
-    Encoded,
-    ImageStep,
-    PairStep,
-    Step,
-    Terms,
-    contrast,
-)
+from adapt.methods.base.step import BlockInputs, Encoded, ImageStep, PairStep, Step, Terms, contrast
 from adapt.methods.base.terms import checked, cross_entropy, total
 from adapt.methods.base.training import Training
 from adapt.prompts import Prompt
@@ -93,7 +85,8 @@ class Method(nn.Module):
         if "of_several" not in vars(cls):
             cls.of_several = all(getattr(cls, each) is getattr(Method, each) for each in ("prepare", "loss", "infer"))
         if cls.edits is not Method.edits and cls.touches is Method.touches:
-            raise AdaptError(f"{cls.__name__} has edits and no touches: name their towers, touches = frozenset(...)")
+            which = 'say which towers it edits, such as touches = frozenset({"vision"})'
+            raise AdaptError(f"{cls.__name__} has edits and no touches, so that no tower would ask for them: {which}")
 
     def __init__(self, **config: Any) -> None:
         super().__init__()
