@@ -11,6 +11,7 @@ from adapt import plain
 from adapt.errors import AdaptError
 from adapt.formats import tensor_file
 from adapt.methods.zero_shot import check_templates
+from adapt.shown import brief
 from adapt.validation import explain
 
 FORMAT = (2, 0)  # a newer major is refused, a newer minor only adds keys
@@ -154,5 +155,5 @@ def read_header(path: str | Path) -> Header:
 
 def _version(value: Any) -> tuple[int, int]:
     if not isinstance(value, list) or len(value) != 2 or not all(type(each) is int and each >= 0 for each in value):
-        raise ValueError(f"format is {value!r}; expected two numbers such as {list(FORMAT)}")
+        raise ValueError(f"format is {brief(value)}; expected two numbers such as {list(FORMAT)}")
     return value[0], value[1]
