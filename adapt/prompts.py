@@ -91,7 +91,7 @@ def with_context(tokenizer: TextTokenizer, words: str, n_ctx: int, class_name: s
     """
     name = readable(class_name)
     context = readable(words) or " ".join([PLACEHOLDER] * n_ctx)
-    (start, pieces), ids = _in_front(tokenizer, context), tokenizer.row(f"{context} {name}.".lstrip())  # type: ignore[arg-type]
+    (start, pieces), ids = _in_front(tokenizer, context), tokenizer.row(f"{context} {name}.".lstrip())
     name_at = start + len(pieces)
     if tuple(ids[start:name_at]) != pieces or (not words and len(pieces) != n_ctx):
         raise AdaptError(
