@@ -188,7 +188,8 @@ def _bars(found: dict[Any, list[Draw]]) -> Iterator[Row]:
     yield _bar("... of the draws too", f"{max(each.all_errors for each in behind.values()):.1f} standard errors")
     yield _bar("mean over all cells", _means(found.values()))
     strong = [draws for draws in found.values() if _is_strong(draws)]
-    yield _bar(f"mean over the {len(strong)} cells whose zero-shot is at least twice chance", _means(strong))
+    if strong:
+        yield _bar(f"mean over the {len(strong)} cells whose zero-shot is at least twice chance", _means(strong))
     draws = [draw for each in found.values() for draw in each]
     own, both = (sum(_is_met(draw, tested) for draw in draws) for tested in (False, True))
     yield _bar("test accuracy within two standard errors of the estimate", f"{own} of {len(draws)}")
