@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+
 import psutil
 import torch
 
 
 def free_bytes(device: torch.device) -> int:
-    """Bytes that can still be allocated on `device`; MPS has the memory of the CPU."""
+    """Return how many bytes can still be allocated on `device`; MPS has the memory of the CPU, and meta needs none."""
+    if device.type == "meta":
+        return sys.maxsize
     ask = getattr(torch.get_device_module(device), "mem_get_info", None)
     if ask is not None:
         return int(ask(device)[0])

@@ -45,6 +45,7 @@ def _built_anew(model: Adapted[Any], held: int) -> Method:
             at_most(held),
         ):
             fresh.build(backbone, model.class_names)
+            model.add_head(fresh)
     except AdaptError as error:
         raise AdaptError(f"{kind.name} could not be loaded again from its settings: {error}") from error
     return fresh

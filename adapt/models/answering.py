@@ -34,7 +34,10 @@ class AnsweringModel(Adapted["FusionEncoder"]):
                 f"{self.method.name} trains nothing, and {self.backbone.describe()} has no head for these answers: "
                 "take a method that adapts a tower"
             )
-        self.method.classifier = self.backbone.new_classifier(self.class_names)
+        self.add_head(self.method)
+
+    def add_head(self, method: Method) -> None:
+        method.classifier = self.backbone.new_classifier(self.class_names)
 
     @property
     def has_baseline(self) -> bool:

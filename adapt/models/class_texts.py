@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -52,10 +53,20 @@ class ClassTexts:
         self._average = average
         self._backbone, self.counts = backbone, [len(own) for own in prompts]
         every = [prompt for own in prompts for prompt in own]
-        fast_path = like.fast if like else _reason_against(backbone, every, fast) is None
         self._plain = text.PlainText(backbone, every, checkpointing)
-        self._fast: text.FastText | None = text.FastText(backbone, every, checkpointing) if fast_path else None
+        self._make_fast = partial(text.FastText, backbone, every, checkpointing)
+        self._reason = partial(_reason_against, backbone, every, fast)
+        self._fast: text.FastText | None = None
+        self._decided = False
+        if like is not None and like._decided:
+            self._decide(like.fast)
+        elif fast is True or not self._hooked():
+            self._decide(self._reason() is None)
         self._known: _Known | None = None
+
+    def _decide(self, fast: bool) -> None:
+        with torch.inference_mode(False):
+            self._fast, self._decided = self._make_fast() if fast else None, True
 
     @property
     def fast(self) -> bool:
@@ -65,12 +76,11 @@ class ClassTexts:
     @property
     def path(self) -> str:
         """Which path serves them: `fast` or `plain`; the latter while hooks are on a module of the text tower."""
-        return "plain" if self._fast is None or self._hooked() else "fast"
+        return "plain" if self._serving() is self._plain else "fast"
 
     def encode(self, edits: Sequence[Edit], budget: int) -> Tensor:
         """Features `([b,] n, e)`, averaged over the prompts of each class, or `([b,] m, e)` of each of m prompts."""
-        serving = self._plain if self._fast is None or self._hooked() else self._fast
-        features = serving(edits, budget)
+        features = self._serving()(edits, budget)
         if self._average == "raw":
             return self._means(features)
         features = F.normalize(features, dim=-1)
@@ -105,6 +115,14 @@ class ClassTexts:
     def forget(self) -> None:
         """Drops what is remembered, which holds on to the weights that it depends on."""
         self._known = None
+
+    def _serving(self) -> text.FastText | text.PlainText:
+        """The path for now. Which it is without hooks is found out without them: they would see what is compared."""
+        if self._hooked():
+            return self._plain
+        if not self._decided:
+            self._decide(self._reason() is None)
+        return self._fast or self._plain
 
     @torch.compiler.disable  # as above
     def _hooked(self) -> bool:

@@ -81,3 +81,12 @@ def test_fast_alone_is_refused_under_hooks(open_clip: Backbone) -> None:
     open_clip.tower("text").blocks[0].module.register_full_backward_hook(lambda *_: None)
     with pytest.raises(AdaptError, match=r"text tower of .* cannot take it: hooks, or a forward of its own"):
         model_of(open_clip, fast=True)
+
+
+def test_texts_that_were_wrapped_under_hooks_take_the_fast_path_once_they_are_gone(open_clip: Backbone) -> None:
+    module = open_clip.towers["text"].blocks[0].module
+    handle = module.register_forward_hook(lambda *_: None)
+    model = adapt.wrap(open_clip, adapt.methods.CoOp(n_ctx=2), ["cat", "dog"])
+    assert model.text_path == "plain"
+    handle.remove()
+    assert model.text_path == "fast"

@@ -123,7 +123,7 @@ def test_on_what_is_asked_for(path: Path) -> None:
         AdaptError, match=r"mine\.yaml says how, and not on what: .* emoji, .*; for example --data emoji"
     ):
         read_recipe(path)
-    with pytest.raises(AdaptError, match=r"data\.source=photos is set, and the data is to be 'dtd' too"):
+    with pytest.raises(AdaptError, match=r"data\.source='photos' is set, and the data is to be 'dtd' too"):
         read_recipe(path, ["data.source=photos"], data="dtd")
     with pytest.raises(AdaptError, match="unknown key 'on'"):
         read_recipe(path, ["on.dtd.seed=3"], data="dtd")

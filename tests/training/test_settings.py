@@ -45,7 +45,7 @@ def test_length_at_a_number_of_shots(settings: dict[str, Any], shots: int | None
 
 
 def test_a_table_of_epochs_is_by_numbers_of_images() -> None:
-    with pytest.raises(ValueError, match=r"epochs are given for \[0\] shots; expected numbers from 1 on"):
+    with pytest.raises(ValueError, match=r"epochs are given for 0 shots; expected numbers from 1 on"):
         TrainSettings(epochs={0: 50})
 
 
