@@ -46,7 +46,8 @@ _PROBE: dict[str, Any] = {  # a few steps, whatever the recipe's schedule
 class Compared:
     """What a candidate made of images that its models had not seen: probabilities `(n, classes)`, and which are right.
 
-    `seconds` are those of one training, encoding apart; `size` is that of its adapter in bytes.
+    `seconds` are those of one training, encoding apart; `size` is that of its adapter in bytes; `parts` is how many the
+    images were cut into.
     """
 
     candidate: Candidate
@@ -55,6 +56,7 @@ class Compared:
     groups: tuple[str, ...]
     seconds: float
     size: int
+    parts: int
 
     @property
     def accuracy(self) -> float:
@@ -62,13 +64,17 @@ class Compared:
 
     @property
     def error(self) -> float:
-        """The standard error of the accuracy; on few images no less than as if two more right and two wrong were there.
+        """The standard error of the accuracy, as an estimate for a model that learns from such images.
 
-        (Agresti and Coull, 1998.) By itself a share of few images is too sure near 0 and 1.
+        The answers are no independent ones: the models of the parts learned from much the same images, and other images
+        would have made other models. For k parts the variance of their share is 1 + k / (k - 1) times as large (Nadeau
+        and Bengio, Inference for the Generalization Error, 2003). On few images it is no less than as if two more right
+        and two more wrong were there (Agresti and Coull, 1998): by itself a share is too sure near 0 and 1.
         """
         count = len(set(self.groups)) + 4
         share = (self.accuracy * len(set(self.groups)) + 2) / count
-        return max(standard_error(self.right.double(), self.groups), (share * (1 - share) / count) ** 0.5)
+        of_images = max(standard_error(self.right.double(), self.groups), (share * (1 - share) / count) ** 0.5)
+        return float(of_images * (1 + self.parts / (self.parts - 1)) ** 0.5)
 
     def behind(self, other: Compared) -> tuple[float, float]:
         """How far its accuracy is below another's on the same images, and the standard error of that."""
@@ -175,7 +181,7 @@ class Comparison:
         groups = tuple(item.kept_with for item in self.items)
         right = self._right(probabilities, self._places)
         seconds, size = min(each.seconds for each in parts), parts[0].size
-        return Compared(candidate, probabilities, right, groups, seconds, size)
+        return Compared(candidate, probabilities, right, groups, seconds, size, self.count)
 
     def estimate(self, candidate: Candidate) -> float:
         """Seconds that its steps take on one part, by a few of them; 0 for one without steps."""

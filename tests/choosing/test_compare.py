@@ -89,7 +89,7 @@ def test_images_are_answered_by_models_that_have_not_seen_them(few: Split) -> No
     assert found.probabilities.shape == (96, 24)
     assert torch.allclose(found.probabilities.sum(-1), torch.ones(96), atol=1e-4)
     assert found.accuracy == found.right.double().mean()
-    assert abs(found.accuracy - whole.accuracy) < 2 * found.error < 0.15
+    assert abs(found.accuracy - whole.accuracy) < 2 * found.error < 0.2
     assert found.size > 24 * 4
     again = Comparison(few, backbone, 3, seed=1).run(candidate)
     assert torch.equal(again.right, found.right)
@@ -123,7 +123,7 @@ def test_the_time_is_estimated_from_a_few_steps(few: Split, monkeypatch: pytest.
 def _compared(name: str, right: list[int], cost: Cost = Cost.NO_STEP, preferred: bool = False) -> Compared:
     values = torch.tensor(right).bool()
     candidate = Candidate(name, read_recipe("gda", data="emoji"), cost, True, "", preferred)
-    return Compared(candidate, torch.zeros(len(right), 2), values, tuple(map(str, range(len(right)))), 1.0, 1)
+    return Compared(candidate, torch.zeros(len(right), 2), values, tuple(map(str, range(len(right)))), 1.0, 1, 5)
 
 
 def test_of_those_alike_the_preferred_one_is_taken_or_the_cheapest() -> None:
@@ -171,10 +171,10 @@ def test_a_method_with_steps_has_to_keep_up_from_the_first_part(few: Split, monk
 def test_few_images_are_not_sure() -> None:
     """Nobody is sure of twelve right of twelve; of many the standard error is that of the mean."""
     every = _compared("every", [1] * 12)
-    assert every.error == pytest.approx(0.0827, abs=1e-4)
+    assert every.error == pytest.approx(1.5 * 0.0827, abs=2e-4)  # of five parts: half as much again
     assert _compared("none", [0] * 12).error == every.error
-    assert _compared("many", [1] * 1200).error < 0.002
-    assert _compared("half", [1, 0] * 200).error == pytest.approx(0.0250, abs=1e-4)
+    assert _compared("many", [1] * 1200).error < 0.003
+    assert _compared("half", [1, 0] * 200).error == pytest.approx(1.5 * 0.0250, abs=1e-4)
 
 
 def test_the_noise_is_that_of_the_difference() -> None:
@@ -184,5 +184,5 @@ def test_the_noise_is_that_of_the_difference() -> None:
     behind, error = other.behind(one)
     assert behind == pytest.approx(0.1)
     assert error == pytest.approx(0.0302, abs=1e-4)
-    assert one.error == pytest.approx(0.0503, abs=1e-4)
+    assert one.error == pytest.approx(1.5 * 0.0503, abs=1e-4)
     assert take([one, other])[0] is one
