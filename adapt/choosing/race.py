@@ -16,7 +16,7 @@ from adapt.progress import readable_time
 
 logger = logging.getLogger("adapt")
 BASELINE = "zero_shot"  # which is always measured: it says whether class names help
-KEPT_UP = 1, 4  # of four trainings with steps, before any has run: what the time left counts on
+KEPT_UP = 1, 4  # methods with steps that keep up, of how many: what the time left counts on before any has run
 
 
 def race(
@@ -44,8 +44,8 @@ class _Race:
     def __init__(self, comparison: Comparison, listed: Sequence[Candidate], budget: float | None) -> None:
         self.compared, self.left_out = list[Compared](), dict[str, str]()
         self._comparison, self._budget, self._started = comparison, budget, time.monotonic()
-        self._seconds: dict[str, float] = {}  # of one training on one part, of those with steps, by a few of them
-        self._ran: list[tuple[Candidate, float]] = []  # and their seconds
+        self._seconds: dict[str, float] = {}  # of one training on one part, judged by a few of its steps
+        self._ran: list[tuple[Candidate, float]] = []  # each that had its turn, and the seconds that it took
         for candidate in listed:
             if candidate.cost is not Cost.NO_STEP and (candidate.always or budget is None):
                 with suppress(AdaptError, torch.OutOfMemoryError):  # which its turn will tell
@@ -96,11 +96,11 @@ class _Race:
         stepped = [candidate.name for candidate, _ in self._ran if candidate.cost is not Cost.NO_STEP]
         kept_up = sum(each.candidate.name in stepped for each in self.compared)
         likely = (KEPT_UP[0] + kept_up) / (KEPT_UP[1] + len(stepped))
-        beside = min(plain, default=0.0) / self._parts  # the steps: what any training takes
+        overhead = min(plain, default=0.0) / self._parts  # of any training, steps apart
         return sum(
             each_plain
             if each.cost is Cost.NO_STEP
-            else self._trainings(each, likely) * (beside + self._seconds.get(each.name, 0.0))
+            else self._trainings(each, likely) * (overhead + self._seconds.get(each.name, 0.0))
             for each in others
         )
 

@@ -117,7 +117,7 @@ class ClassTexts:
         self._known = None
 
     def _serving(self) -> text.FastText | text.PlainText:
-        """The path for now. Which it is without hooks is found out without them: they would see what is compared."""
+        """Return the path for now; it is decided while no hooks are there, which would see what is compared."""
         if self._hooked():
             return self._plain
         if not self._decided:
