@@ -20,7 +20,8 @@ from adapt.backbones.load import load_backbone
 from adapt.choosing.candidates import encoded_once
 from adapt.data.check import without_broken
 from adapt.data.decoding.images import open_image
-from adapt.data.split import Item, Split
+from adapt.data.item import Item
+from adapt.data.split import Split
 from adapt.devices import AUTO
 from adapt.errors import AdaptError
 from adapt.recipe import Recipe, read_recipe
@@ -145,7 +146,7 @@ def _items(images: Any, labels: list[int], names: tuple[str, ...], turned: bool)
     """Images with their labels as items of a data set; what is no file is one, pixel for pixel, while this lasts."""
     with TemporaryDirectory(prefix="adapt-") as folder:
         yield tuple(
-            Item(_path(image, Path(folder, f"{number}.ppm"), turned), label, names[label], turned=turned)
+            Item.of(path=_path(image, Path(folder, f"{number}.ppm"), turned), label=names[label], turned=turned)
             for number, (image, label) in enumerate(zip(images, labels, strict=True))
         )
 

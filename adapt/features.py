@@ -12,7 +12,7 @@ from torch import Tensor
 from adapt.data.decoding.cache import FeatureCache
 from adapt.data.decoding.loader import loader
 from adapt.data.decoding.transform_key import transform_key
-from adapt.data.split import Item, of_several
+from adapt.data.item import Item
 from adapt.engine.memory import free_bytes, readable_bytes
 from adapt.errors import AdaptError
 from adapt.methods.base import Method
@@ -34,7 +34,7 @@ def keeps_features(model: Adapted[Any], cache: bool) -> TypeGuard[AdaptedModel]:
 
 def of_texts(items: Sequence[Item]) -> bool:
     """Whether texts stand in the place of images; a part of a data set has one of both."""
-    return bool(items) and not items[0].path
+    return bool(items) and not items[0].paths
 
 
 def item_features(
@@ -72,7 +72,7 @@ def item_features(
 
     if not cache:
         with torch.no_grad():
-            decoded = loader([item.image_alone for item in items], transform, 64, train=False, workers=workers)
+            decoded = loader(items, transform, 64, train=False, workers=workers)
             return torch.cat([encode(images).cpu() for images, _ in decoded])
     key = f"{backbone.content()}/{transform_key(transform)}/{seed if views else 0}" + ("" if unit else "/raw")
     key += "" if projected else "/not projected"
@@ -156,28 +156,3 @@ def _check_unedited(model: AdaptedModel) -> None:
             f"{model.method.name} edits the vision tower: features for it would not be the backbone's own. Read them "
             "off a step, as step.features or step.frozen_features"
         )
-
-
-def answers_of(items: Sequence[Item], classes: int) -> Tensor:
-    """What batches say of each item: its label `(n,)`, or with its target or overlap `(n, 2)`.
-
-    Where it may have several of as many classes, whether it has each: bool `(n, classes)`.
-    """
-    if of_several(items):
-        return several_labels_of(items, classes)
-    if not items or items[0].number is None:
-        return labels_of(items)
-    return torch.tensor([(item.label, item.number) for item in items], dtype=torch.double)
-
-
-def several_labels_of(items: Sequence[Item], classes: int) -> Tensor:
-    """Whether each item has each of as many classes: bool `(n, classes)`."""
-    found = torch.zeros(len(items), classes, dtype=torch.bool)
-    for row, item in zip(found, items, strict=True):
-        row[list(item.every_label)] = True
-    return found
-
-
-def labels_of(items: Sequence[Item]) -> Tensor:
-    """Labels `(n,)`."""
-    return torch.tensor([item.label for item in items])

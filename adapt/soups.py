@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 
 from adapt.backbones.base import Backbone
-from adapt.data.split import Item
+from adapt.data.item import Item
 from adapt.errors import AdaptError
 from adapt.evaluation.evaluate import evaluate
 from adapt.evaluation.scores import main_figure

@@ -7,7 +7,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,15 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adapt import data, methods
+from adapt import data, methods, tasks
 from adapt.backbones.base import Backbone
 from adapt.backbones.load import load_backbone
-from adapt.data.split import Item
+from adapt.data.item import Item
 from adapt.errors import AdaptError
 from adapt.evaluation.evaluate import evaluate
-from adapt.features import answers_of
 from adapt.loading import load
-from adapt.methods.base import Method, total
+from adapt.methods.base import Method, Step, total
 from adapt.models.base import Adapted
 from adapt.models.classifier import AdaptedModel
 from adapt.models.wrap import wrap
@@ -62,20 +61,21 @@ class Case:
 
     @cached_property
     def split(self) -> data.Split:
-        """A few bundled images of three classes, or questions about some."""
-        if self.backbone.family != "dual encoder":
-            whole = data.load("emoji-questions")
+        """A few bundled items of three classes, or questions about some, of the first task that the method learns."""
+        family, every = self.backbone.family, map(tasks.named, tasks.names())
+        task = next(
+            each for each in every if family in each.backbones and each.example and each.learned_by(self.method)
+        )
+        whole = data.load(task.example)
+        if family != "dual encoder":
             train, val, test = (part[:IMAGES] for part in (whole.train, whole.val, whole.test))
             return data.Split("questions", whole.class_names, train, val, test)
-        whole = data.load("emoji").few_shot(IMAGES, seed=1)
+        few, names = whole.few_shot(IMAGES, seed=1), whole.class_names[:CLASSES]
         train, val, test = (
-            tuple(item for item in part if item.label < CLASSES) for part in (whole.train, whole.val, whole.test)
+            tuple(item for item in part if set(item.class_names) <= set(names))
+            for part in (few.train, few.val, few.test)
         )
-        if self.method.of_targets:
-            train, val, test = (
-                tuple(replace(item, target=float(item.label)) for item in part) for part in (train, val, test)
-            )
-        return data.Split("few", whole.class_names[:CLASSES], train, val, test[:6])
+        return data.Split("few", names, train, val, test[:6])
 
     def new(self, **options: Any) -> Adapted[Any]:
         """A model, always with the same initial values."""
@@ -163,15 +163,14 @@ def both_paths_agree(case: Case) -> None:
     losses = []
     for model in (fast, case.new(fast=False)):
         model.method.load_state_dict(case.new().method.state_dict())
-        images, labels = _batch(case, model)
-        losses.append(total(model.eval().losses(model.step(images, labels))[0]))
+        losses.append(total(model.eval().losses(_step(case, model))[0]))
     assert torch.allclose(losses[0], losses[1], rtol=1e-4, atol=1e-4), f"losses {losses[0]:.6f} and {losses[1]:.6f}"
 
 
-def _batch(case: Case, model: Adapted[Any]) -> tuple[Tensor, Tensor]:
-    transform = model.backbone.transform(train=False)
-    images = [transform(data.open_image(item)) for item in case.split.test]
-    return torch.stack(images), answers_of(case.split.test, len(case.split.class_names))
+def _step(case: Case, model: Adapted[Any]) -> Step:
+    transform, items = model.backbone.transform(train=False), case.split.test
+    images = torch.stack([transform(data.open_image(item)) for item in items])
+    return tasks.of(items).step(model, items, images)
 
 
 def a_loaded_adapter_answers_alike(case: Case) -> None:

@@ -111,8 +111,8 @@ def _of_names(template: str) -> World:
     """Drawings of concepts that neither backbone was trained on, and drawings in the unseen style."""
     split, (names, others) = drawings("emoji-concepts"), concept_names()
     held_out = set(others)
-    new = Gallery(tuple(each for each in split.items() if each.class_name in held_out), template)
-    known = (each for each in split.items() if each.class_name not in held_out and each.domain == UNSEEN_STYLE)
+    new = Gallery(tuple(each for each in split.items() if each.answer in held_out), template)
+    known = (each for each in split.items() if each.answer not in held_out and each.domain == UNSEEN_STYLE)
     texts = {"names": names, "names and words": (*names, *_words(held_out))}
     galleries = {"held-out concepts": new, "unseen style": Gallery(split.test, template)}
     return World(galleries, Gallery(tuple(known), template), texts)
@@ -137,7 +137,7 @@ def _projections(case: str, world: World, texts: Sequence[str], settings: dict[s
 
 def _learned(texts: Sequence[str], template: str, seed: int, settings: dict[str, Any]) -> AdaptedModel:
     some = random.Random(seed).sample(sorted(texts), 9 * len(texts) // 10)
-    items = tuple(Item("", number, "", text=text) for number, text in enumerate(some))
+    items = tuple(Item.of(text=text) for text in some)
     model = adapt.wrap(alone(NEW).backbone, XBT(old=OLD, template=template, **settings))
     adapt.fit(model, items, seed=seed, progress=False)
     return model.eval()
@@ -174,7 +174,7 @@ def _words(held_out: set[str]) -> list[str]:
 
 
 def _said(item: Item) -> str:
-    return item.text or item.class_name
+    return item.text or item.answer
 
 
 def _row(case: str, galleries: dict[str, Gallery], found: Sequence[Recalls]) -> Row:

@@ -23,7 +23,7 @@ from adapt import AdaptedModel
 from adapt.choosing.recommend import recommend
 from adapt.data import Split
 from adapt.evaluation.noise import standard_error
-from adapt.features import item_features, labels_of
+from adapt.features import item_features
 from adapt.methods import GDA, ZeroShot
 from adapt.methods.gda import ALPHAS
 from adapt.recipe import read_recipe
@@ -82,14 +82,16 @@ def _draw(name: str, shots: int | None, seed: int) -> Draw:
     split = split if shots is None else split.few_shot(shots, seed)
     zero_shot = adapt.wrap(backbone(), ZeroShot(), split.class_names).eval()
     train, test = (item_features(zero_shot, items, workers=0) for items in (split.train, split.test))
-    truth = labels_of(split.test)
+    truth = split.task.numbers(split.test, split.class_names)
     taken = recommend(folder, shots=shots, seed=seed, backbone="mini-clip", progress=False)
     model = _trained(taken.command, split)
     assert taken.estimate is not None
     assert taken.result is not None
     right = {"taken": right_of(model, split.test), "zero-shot": right_of(zero_shot, split.test)}
     assert float(right["taken"].mean()) == taken.result.accuracy  # the command trains the same again
-    answers = _plain(train.double().numpy(), labels_of(split.train).numpy(), test.double().numpy())
+    answers = _plain(
+        train.double().numpy(), split.task.numbers(split.train, split.class_names).numpy(), test.double().numpy()
+    )
     right |= {each: (torch.from_numpy(predicted) == truth).double() for each, predicted in answers.items()}
     return Draw(right, len(split.class_names), taken.chosen, *taken.estimate, _gda_behind(split, test, truth))
 

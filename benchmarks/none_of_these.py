@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import product
 from statistics import mean, pstdev
 from typing import Any
@@ -14,7 +14,7 @@ from torch import Tensor
 import adapt
 from adapt import AdaptedModel
 from adapt.data import Item, Split
-from adapt.evaluation.evaluate import logits
+from adapt.evaluation.answering import Answering
 from adapt.recipe import read_recipe
 from adapt.training.run_recipe import learn
 from benchmarks.drawings import SEEN, UNSEEN, built, drawings
@@ -139,8 +139,7 @@ def _trained(way: Way, source: str, items: Sequence[Item], classes: Classes, see
     """What is chosen is chosen on the training images: no others are there."""
     names = (*classes.known, NONE) if way.with_none else classes.known
     called = {name: name for name in classes.known} | dict.fromkeys(classes.others if way.with_none else (), NONE)
-    chosen = [(item, called[item.class_name]) for item in items if item.class_name in called]
-    train = tuple(replace(item, class_name=name, label=names.index(name)) for item, name in chosen)
+    train = tuple(item.renamed(called) for item in items if item.answer in called)
     recipe = read_recipe(way.recipe, [("seed", seed), *way.settings.items()], source)
     model = built(recipe, names)
     learn(recipe, model, Split("with none", names, train, (), ()), None, progress=False)
@@ -148,10 +147,10 @@ def _trained(way: Way, source: str, items: Sequence[Item], classes: Classes, see
 
 
 def _told(way: Way, model: AdaptedModel, classes: Classes, items: Sequence[Item]) -> Told:
-    groups = [[item for item in items if item.class_name in names] for names in (classes.known, classes.never_seen)]
-    known, never_seen = (torch.cat(list(logits(model, each, workers=0))).double() for each in groups)
+    groups = [[item for item in items if item.answer in names] for names in (classes.known, classes.never_seen)]
+    known, never_seen = (torch.cat(list(Answering(workers=0).logits(model, each))).double() for each in groups)
     count = len(classes.known)
-    truth = torch.tensor([classes.known.index(item.class_name) for item in groups[0]])
+    truth = torch.tensor([classes.known.index(item.answer) for item in groups[0]])
     right = known[:, :count].argmax(-1) == truth
     called_none = [float((found.argmax(-1) == count).double().mean()) for found in (known, never_seen)]
     auroc, refused = told_apart(way.score(known), way.score(never_seen))

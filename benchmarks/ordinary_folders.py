@@ -51,7 +51,7 @@ def write(name: str, folder: Path) -> Path:
 def _emoji() -> Iterator[Labelled]:
     """Groups of concepts, one drawing of each concept in training; the test drawings are of other concepts."""
     for part, items in _parts().items():
-        yield from ((part, item.class_name, open_image(item)) for item in items)
+        yield from ((part, item.answer, open_image(item)) for item in items)
 
 
 def _skewed() -> Iterator[Labelled]:

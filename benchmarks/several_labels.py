@@ -8,9 +8,9 @@ import torch
 
 import adapt
 from adapt import AdaptedModel
-from adapt.evaluation.evaluate import evaluate, prior_biases
+from adapt.evaluation.answering import Answering
+from adapt.evaluation.evaluate import evaluate
 from adapt.methods import ZeroShot
-from adapt.models.answers import Answers
 from adapt.recipe import read_recipe
 from adapt.training.run_recipe import learn
 from benchmarks.drawings import backbone, built, drawings, per_cent
@@ -35,7 +35,7 @@ TRAININGS: dict[str, list[tuple[str, object]]] = {
 def rows(progress: Callable[[str], None]) -> Iterator[Row]:
     """Mean average precision, and F1 at one half, on scenes in seen styles and in the unseen one."""
     frozen = adapt.wrap(backbone(), ZeroShot(), drawings(LABELS).class_names)
-    frozen.answers = Answers(logit_bias=prior_biases(frozen, drawings(LABELS).train)[0])
+    drawings(LABELS).task.fit_baseline(frozen, drawings(LABELS).train, Answering())
     yield _row("zero-shot", [frozen])
     for name, changes in TRAININGS.items():
         progress(name)

@@ -10,7 +10,6 @@ from torch import Tensor
 
 import adapt
 from adapt import AdaptedModel
-from adapt.features import labels_of
 from adapt.methods import ZeroShot
 from adapt.recipe import read_recipe
 from adapt.training.run_recipe import learn, read_data
@@ -58,6 +57,9 @@ def _trained(noise: float, seed: int) -> AdaptedModel:
 def _mean_names(model: AdaptedModel) -> Tensor:
     """The mean feature of the texts of each group `(n, e)`, of unit length."""
     items = drawings("emoji-texts").train
-    features, labels = model.text_features([item.text for item in items]), labels_of(items)
+    features, labels = (
+        model.text_features([item.text for item in items]),
+        items[0].task.numbers(items, model.class_names),
+    )
     means = [features[labels == label].mean(0) for label in range(len(model.class_names))]
     return F.normalize(torch.stack(means), dim=-1)

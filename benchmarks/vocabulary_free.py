@@ -24,7 +24,7 @@ def rows(progress: Callable[[str], None]) -> Iterator[Row]:
     items = drawings("emoji-concepts").test
     model = adapt.wrap(backbone(), ZeroShot(), ("object",)).eval()
     features = item_features(model, items, workers=2)
-    names = [set(plain_words(item.class_name)) for item in items]
+    names = [set(plain_words(item.answer)) for item in items]
     word, count = Counter(word for name in names for word in name).most_common(1)[0]
     yield _row(f"always {word!r}", count, items)
     concepts = [name for half in concept_names() for name in half]

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from adapt.choosing.compare import Compared
 from adapt.choosing.duplicates import near_duplicates
-from adapt.data.split import Item, Split
+from adapt.data.item import Item
+from adapt.data.split import Split
 from adapt.disk import write_csv
-from adapt.features import labels_of
 
 SHARPNESS = 2.0  # of the vote on labels, over the standard deviation of cosines
 SUSPICIOUS = 0.1  # votes for an image's own label, of those for the likeliest, below which it is listed
@@ -77,13 +77,13 @@ def advise(split: Split, features: dict[str, Tensor], held: Sequence[Item], winn
 
 
 def _few(items: Sequence[Item]) -> list[dict[str, Any]]:
-    count = Counter(item.class_name for item in items)
-    groups = Counter(name for name, _ in {(item.class_name, item.kept_with) for item in items})
+    count = Counter(item.answer for item in items)
+    groups = Counter(name for name, _ in {(item.answer, item.kept_with) for item in items})
     enough = median(count.values()) / 2
     rows: list[dict[str, Any]] = [
         {"path": item.path, "class": name, "images": count[name], "groups": groups[name]}
         for item in items
-        if count[name := item.class_name] < enough or groups[name] == 1
+        if count[name := item.answer] < enough or groups[name] == 1
     ]
     return sorted(rows, key=lambda row: row["images"])
 
@@ -92,9 +92,9 @@ def _confused(names: Sequence[str], held: Sequence[Item], winner: Compared) -> l
     taken = [names[label] for label in winner.probabilities.argmax(-1).tolist()]
     sure = winner.probabilities.amax(-1).tolist()
     wrong: list[dict[str, Any]] = [
-        {"path": item.path, "class": item.class_name, "predicted": answer, "confidence": round(confidence, 4)}
+        {"path": item.path, "class": item.answer, "predicted": answer, "confidence": round(confidence, 4)}
         for item, answer, confidence in zip(held, taken, sure, strict=True)
-        if item.class_name != answer
+        if item.answer != answer
     ]
     pairs = Counter(frozenset((row["class"], row["predicted"])) for row in wrong)
     most = {pair: number for pair, number in pairs.most_common(PAIRS) if number > 1}
@@ -104,7 +104,7 @@ def _confused(names: Sequence[str], held: Sequence[Item], winner: Compared) -> l
 
 def _suspects(split: Split, features: Tensor) -> list[dict[str, Any]]:
     """Training images that resemble another class much more than their own, whose label few others are witnesses of."""
-    labels = labels_of(split.train)
+    labels = split.task.numbers(split.train, split.class_names)
     votes = _votes(features, labels, len(split.class_names))
     most, likeliest = votes.max(-1)
     share = votes.gather(1, labels[:, None]).squeeze(1) / most.clamp_min(torch.finfo(votes.dtype).tiny)
@@ -113,7 +113,7 @@ def _suspects(split: Split, features: Tensor) -> list[dict[str, Any]]:
     return [
         {
             "path": split.train[place].path,
-            "class": split.train[place].class_name,
+            "class": split.train[place].answer,
             "likelier": split.class_names[int(likeliest[place])],
             "share": round(float(share[place]), 6),
         }

@@ -69,7 +69,8 @@ def _of(name: str, source: str, changes: dict[str, Any], every: bool) -> Iterato
     for title, settings in (own | file.variants).items():
         recipe = read_recipe(name, list((settings | changes).items()), source)
         method = methods.find(recipe.method["name"])(**recipe.method_config)
-        of_classes = not (method.of_texts_alone or method.of_targets or method.normal_class is not None)
+        in_own_space = type(method).project is Method.project
+        of_classes = "classes" in method.tasks and in_own_space and method.normal_class is None
         if "dual encoder" not in method.serves or method.views or method.memory() is not None or not of_classes:
             continue
         cost = _cost(recipe, method)

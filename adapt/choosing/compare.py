@@ -17,11 +17,11 @@ from torch import Tensor
 from adapt.backbones.base import Backbone, DualEncoder
 from adapt.choosing.candidates import Candidate, Cost
 from adapt.data.folds import folds, parts
-from adapt.data.split import Item, Split
+from adapt.data.item import Item
+from adapt.data.split import Split
 from adapt.devices import one_thread
-from adapt.evaluation.evaluate import logits
+from adapt.evaluation.answering import Answering
 from adapt.evaluation.noise import standard_error
-from adapt.features import labels_of
 from adapt.models.classifier import AdaptedModel
 from adapt.training.loop import Length
 from adapt.training.result import Result
@@ -161,7 +161,8 @@ class Comparison:
         )
 
     def _right(self, probabilities: Tensor, places: Sequence[int]) -> Tensor:
-        return probabilities.argmax(-1) == labels_of([self._split.train[place] for place in places])
+        items = [self._split.train[place] for place in places]
+        return probabilities.argmax(-1) == self._split.task.numbers(items, self._split.class_names)
 
     def _tried(
         self, candidate: Candidate, part: Split, held: Sequence[int], changes: dict[str, Any] | None = None
@@ -170,7 +171,7 @@ class Comparison:
             started = time.monotonic()
             model, _ = _trained(candidate, part, self._backbone, changes)
             seconds = time.monotonic() - started
-            probabilities = torch.cat(list(logits(model, part.test))).float().softmax(-1).cpu()
+            probabilities = Answering().all_logits(model, part.test).float().softmax(-1).cpu()
             return _Tried(held, probabilities, seconds, _size(model))
 
     def _compared(self, candidate: Candidate, parts: Sequence[_Tried]) -> Compared:

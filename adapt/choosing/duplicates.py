@@ -16,7 +16,8 @@ from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
 from adapt.data.decoding.images import open_image
-from adapt.data.split import Item, Split
+from adapt.data.item import Item
+from adapt.data.split import Split
 
 NEAREST = 3  # training images that are looked at for each other one
 SIDE = 12  # of the pictures that are compared
@@ -45,9 +46,9 @@ def near_duplicates(split: Split, features: dict[str, Tensor]) -> list[dict[str,
                     {
                         "path": item.path,
                         "part": part,
-                        "class": item.class_name,
+                        "class": item.answer,
                         "train_path": other.path,
-                        "train_class": other.class_name,
+                        "train_class": other.answer,
                         "correlation": round(correlation, 4),
                     }
                 )

@@ -144,12 +144,10 @@ def _reserved(out: str | Path | None, data: str) -> Iterator[Path | None]:
 
 def _check_comparable(split: Split) -> None:
     """AdaptError for data on which methods are not compared."""
-    if not split.train[0].path:
+    if not split.train[0].paths:
         raise AdaptError("methods are compared on images, and texts are in their place: train `close` on these")
-    if split.train[0].question:
-        raise AdaptError("what is compared tells classes apart by a CLIP or SigLIP: give images without questions")
-    if split.of_several:
-        raise AdaptError(f"{split.name} has images of several classes, and what is compared gives each image one")
+    if split.task.comparable:
+        raise AdaptError(f"{split.name}: {split.task.comparable}")
     if len(split.class_names) < 2:
         split.check_classes()
         raise AdaptError(f"{split.name} has one class, {split.class_names[0]!r}: there is nothing to tell apart")
@@ -173,7 +171,7 @@ def _about(split: Split, recipe: Recipe, comparison: Comparison) -> dict[str, An
         "train_images": len(split.train),
         "tried_images": len(comparison.items),
         "classes": len(split.class_names),
-        "tried_classes": len({item.label for item in comparison.items}),
+        "tried_classes": len({item.stratum for item in comparison.items}),
     }
 
 
@@ -193,7 +191,7 @@ def _notes(split: Split, comparison: Comparison, compared: Sequence[Compared]) -
             "is best here, and how good it is, cannot be known. Two training images of each class are the least that "
             f"says something, and eight say much more. {UNCOMPARED[0]} is taken, beside the class names"
         ]
-    untried = sorted({item.class_name for item in split.train} - {item.class_name for item in comparison.items})
+    untried = sorted({item.stratum for item in split.train} - {item.stratum for item in comparison.items})
     notes = [_of_words(each) for each in compared if each.candidate.name == BASELINE]
     if untried:
         notes.append(

@@ -15,9 +15,10 @@ from adapt.shown import shown
 
 if TYPE_CHECKING:
     from adapt.data.checks import Finding
+    from adapt.data.item import Item
     from adapt.data.looking import Looked
     from adapt.data.readers.published import Published
-    from adapt.data.split import Item, Split
+    from adapt.data.split import Split
 
 
 @click.group()

@@ -74,7 +74,7 @@ def index(
         with counting_bar("encoding", True) as bar:
             made = make(model, entries, bar)
     if of_pairs:
-        made = replace(made, entries=tuple(item.entity or path for item, path in pairs))
+        made = replace(made, entries=tuple(item.unit or path for item, path in pairs))
     made.save(out)
     click.echo(f"{out}  {len(made):,} {made.header.kind}, {out.stat().st_size / 1024:,.1f} KB")
 

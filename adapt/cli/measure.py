@@ -13,7 +13,8 @@ from adapt.errors import AdaptError
 from adapt.shown import first_of, shown
 
 if TYPE_CHECKING:
-    from adapt.data.split import Item, Split
+    from adapt.data.item import Item
+    from adapt.data.split import Split
     from adapt.models.base import Adapted
 
 
@@ -126,15 +127,13 @@ def zeroshot(
     note_passed_over(data, split)
     with quiet_libraries():
         from adapt.backbones.load import load_backbone
-        from adapt.evaluation.evaluate import set_prior_bias
+        from adapt.evaluation.answering import Answering
         from adapt.methods.zero_shot import ZeroShot
-        from adapt.models.classifier import AdaptedModel
         from adapt.models.wrap import wrap
 
         read = load_backbone(backbone, device).turning(split.turned)
         model = wrap(read, ZeroShot(templates or split.template), split.class_names)
-        if isinstance(model, AdaptedModel):
-            set_prior_bias(model, split.train or _measured(split, part), cache=cache)
+        split.task.fit_baseline(model, split.train or _measured(split, part), Answering(cache=cache))
         _print(model, split, part, as_json, cache)
     if not as_json:
         _tell_parts(split, part)
@@ -152,21 +151,17 @@ def _other_classes(data: str, own: Sequence[str], adapter: Path, learned: Sequen
 def _measured(split: Split, part: str) -> tuple[Item, ...]:
     """Items to measure of a part; of all parts the images, without texts that only training is for."""
     items: tuple[Item, ...] = tuple(split.items()) if part == common.ALL else getattr(split, part)
-    return tuple(item for item in items if item.path) if part == common.ALL else items
+    return tuple(item for item in items if item.paths) if part == common.ALL else items
 
 
 def _sizes(split: Split) -> dict[str, int]:
     """Number of images of each part."""
-    return {part: sum(1 for item in getattr(split, part) if item.path) for part in common.PARTS}
-
-
-def _what(split: Split) -> str:
-    return "questions" if any(item.question for item in split.items()) else "images"
+    return {part: sum(1 for item in getattr(split, part) if item.paths) for part in common.PARTS}
 
 
 def _tell_parts(split: Split, part: str) -> None:
     """Tell which images were measured, where the data has others, and how it was divided, where it had no parts."""
-    sizes, what = _sizes(split), _what(split)
+    sizes, what = _sizes(split), split.task.noun
     every = sum(sizes.values())
     others = ", ".join(f"{name} {size:,}" for name, size in sizes.items() if size and name != part)
     if part == common.ALL:
@@ -187,11 +182,7 @@ def _print(
 ) -> None:
     """Measures `model`; `asked` is what was asked of it besides, and stands in each line of JSON."""
     from adapt.evaluation.evaluate import evaluate
-    from adapt.evaluation.multi_label import said_of_labels
-    from adapt.evaluation.scores import beside_accuracy, said_of_links, told
 
-    if model.class_names:  # the data may number its classes otherwise
-        split = split.numbered_as(model.class_names)
     items = _measured(split, part)
     scores = evaluate(model, items, cache=cache)
     if as_json:
@@ -210,21 +201,10 @@ def _print(
         click.echo(plain.dump({"method": model.method.name, "backbone": model.backbone.name, **figures}))
     else:
         of_part = "" if part == common.ALL else f"{part} "
-        of = f"{scores.images} {of_part}{_what(split)} of {split.name}"
-        if split.of_pairs:
-            if links := said_of_links(scores.figures()):
-                click.echo(links)
-            for way, shares in scores.figures()["recall"].items():
-                click.echo(f"{way.replace('_', ' ')}: {told(shares)}, {of}")
-            return
-        of += f" ({len(split.class_names)} {'answers' if items[0].question else 'classes'})"
-        if labels := said_of_labels(scores.figures()):
-            click.echo(f"{labels}; likeliest class right for {100 * scores.accuracy:.1f} % of {of}")
-            return
-        balanced = scores.figures()["mean_class_accuracy"]
-        click.echo(f"{100 * scores.accuracy:.1f} % of {of}, balanced {100 * balanced:.1f} %")
-        if others := beside_accuracy(scores.figures()):
-            click.echo(others)
+        of = f"{scores.images} {of_part}{split.task.noun} of {split.name}"
+        of += f" ({len(split.class_names)} {split.task.classes_are})" if split.class_names else ""
+        for line in scores.lines(of):
+            click.echo(line)
 
 
 COMMANDS = {"eval": evaluate_adapter, "zeroshot": zeroshot}

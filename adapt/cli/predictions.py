@@ -15,8 +15,8 @@ import click
 from adapt import hub, plain
 from adapt.adapter_names import distinct_names
 from adapt.cells import guarded
-from adapt.data.split import SEPARATOR
 from adapt.shown import shown, unseen
+from adapt.tasks import SEPARATOR
 
 if TYPE_CHECKING:
     from adapt.models.explanation import Explanation

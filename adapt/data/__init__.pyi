@@ -2,6 +2,7 @@ from .decoding.cache import FeatureCache as FeatureCache
 from .decoding.image_set import ImageSet as ImageSet
 from .decoding.images import open_image as open_image
 from .decoding.loader import loader as loader
+from .item import Item as Item
 from .readers import load as load
 from .readers import read_captioned_folder as read_captioned_folder
 from .readers import read_captions_file as read_captions_file
@@ -16,5 +17,4 @@ from .readers import read_names as read_names
 from .readers import read_published as read_published
 from .readers import read_split as read_split
 from .readers import read_torchvision as read_torchvision
-from .split import Item as Item
 from .split import Split as Split

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from typing import Generic, Literal, TypeVar, get_args
 
@@ -12,7 +12,8 @@ from adapt.data.decoding.facts import Facts, facts_of
 from adapt.data.decoding.images import check_image
 from adapt.data.decoding.masks import check_mask
 from adapt.data.decoding.regions import check_inside, parted
-from adapt.data.split import Item, Split
+from adapt.data.item import Item
+from adapt.data.split import Split
 from adapt.errors import AdaptError, nearest
 from adapt.progress import Progress
 
@@ -32,15 +33,15 @@ def broken_images(items: Sequence[Item], progress: Progress | None = None) -> di
 
     `progress` is told how many files are done, and of how many. A file that several items share is looked at once.
     """
-    turned = {path: item.turned for item in items for path in (item.path, item.mask) if path}
+    turned = {path: item.turned for item in items for path in item.files}
     problems = _of_each(_problem, list(turned.items()), progress)
     found = {path: problem for path, problem in zip(turned, problems, strict=True) if problem}
-    return found | _broken_masks(items, found)
+    return found | _broken_masks(items, found.keys())
 
 
 def all_facts(items: Sequence[Item], progress: Progress | None = None) -> dict[str, Facts]:
     """Facts about each file of `items`, masks among them, by its path; `progress` is as of `broken_images`."""
-    turned = {parted(path)[0]: item.turned for item in items for path in (item.path, item.mask) if path}
+    turned = {parted(path)[0]: item.turned for item in items for path in item.files}
     return dict(zip(turned, _of_each(_facts, list(turned.items()), progress), strict=True))
 
 
@@ -48,22 +49,20 @@ def unfit(items: Sequence[Item], facts: Mapping[str, Facts]) -> dict[str, str]:
     """Reasons why regions and masks cannot be used whose files can be read, by their paths."""
     found: dict[str, str] = {}
     for item in items:
-        whole, box = parted(item.path)
-        if box is not None and not facts[whole].problem:
-            try:
-                check_inside(box, facts[whole].size, item.path)
-            except AdaptError as error:
-                found[item.path] = str(error)
+        for path in item.paths:
+            whole, box = parted(path)
+            if box is not None and not facts[whole].problem:
+                try:
+                    check_inside(box, facts[whole].size, path)
+                except AdaptError as error:
+                    found[path] = str(error)
     unread = {path for path, known in facts.items() if known.problem}
     return found | _broken_masks(items, unread | found.keys())
 
 
-def _broken_masks(items: Sequence[Item], unread: Collection[str]) -> dict[str, str]:
-    return {
-        item.mask: problem
-        for item in items
-        if item.mask and item.path not in unread and item.mask not in unread and (problem := _of_mask(item))
-    }
+def _broken_masks(items: Sequence[Item], unread: Set[str]) -> dict[str, str]:
+    masked = [item for item in items if item.label.files and unread.isdisjoint(item.files)]
+    return {item.label.files[0]: problem for item in masked if (problem := _of_mask(item))}
 
 
 def _of_mask(item: Item) -> str:
@@ -76,7 +75,7 @@ def _of_mask(item: Item) -> str:
 
 def check_root(split: Split) -> None:
     """AdaptError where not a single image is under the root: mostly they start from another folder."""
-    items = [item for item in split.items() if item.path]
+    items = [item for item in split.items() if item.paths]
     if not (split.root and items) or any(map(_may_be_there, items)):
         return
     raise AdaptError(
@@ -116,7 +115,7 @@ def without_broken(split: Split, broken: Broken, progress: Progress | None = Non
 
 
 def _kept(items: tuple[Item, ...], found: Collection[str]) -> tuple[Item, ...]:
-    return tuple(item for item in items if item.path not in found and item.mask not in found)
+    return tuple(item for item in items if not any(path in found for path in item.files))
 
 
 def _first(found: dict[str, str]) -> str:

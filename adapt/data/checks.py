@@ -14,9 +14,9 @@ from typing import Any
 
 from adapt.data.decoding.facts import Facts
 from adapt.data.decoding.pictures import FORMATS
+from adapt.data.item import Item
 from adapt.data.looking import Looked
 from adapt.data.readers.passed_over import by_suffix, counted
-from adapt.data.split import SEPARATOR, Item
 from adapt.shown import first_of
 
 MEGAPIXELS = 24  # above which an image is told of: decoding takes longer than all that comes after
@@ -80,8 +80,8 @@ def untrainable(looked: Looked) -> Iterator[Finding]:
 def empty_classes(looked: Looked) -> Iterator[Finding]:
     """Classes without any image, such as empty folders."""
     listed = _by_class(looked.split.items())
-    for label, name in enumerate(looked.split.class_names):
-        if not listed[label]:
+    for name in looked.split.class_names:
+        if not listed[name]:
             row = {"class": name, "train": 0, "readable": 0}
             yield Finding("classes", f"class {name!r} has no image", [row], stops=bool(looked.split.train))
 
@@ -90,16 +90,16 @@ def lost_classes(looked: Looked) -> Iterator[Finding]:
     """Classes that have training images none of which can be read."""
     listed = _by_class(item for part, item in looked.of_parts if part == "train")
     read = _by_class(item for part, item, _ in looked.usable if part == "train")
-    for label, name in enumerate(looked.split.class_names):
-        if listed[label] and not read[label]:
-            line = f"class {name!r} has no training image that can be read, of {listed[label]:,}"
-            yield Finding("classes", line, [{"class": name, "train": listed[label], "readable": 0}], stops=True)
+    for name in looked.split.class_names:
+        if listed[name] and not read[name]:
+            line = f"class {name!r} has no training image that can be read, of {listed[name]:,}"
+            yield Finding("classes", line, [{"class": name, "train": listed[name], "readable": 0}], stops=True)
 
 
 def single(looked: Looked) -> Iterator[Finding]:
     """Classes with one training image."""
     listed = _by_class(looked.split.train)
-    names = [name for label, name in enumerate(looked.split.class_names) if listed[label] == 1]
+    names = [name for name in looked.split.class_names if listed[name] == 1]
     if names:
         line = f"one training image each, too few to hold any back: {first_of(names)}"
         yield Finding("classes", line, [{"class": name, "train": 1, "readable": ""} for name in names])
@@ -117,9 +117,9 @@ def contradictions(looked: Looked) -> Iterator[Finding]:
     """Copies of one picture with different labels, in one part or in two."""
     rows = []
     for copies in looked.alike:
-        if len({_label(item) for _, item in copies}) > 1:
+        if len({item.label for _, item in copies}) > 1:
             part, first = copies[0]
-            rows += [_pair(looked, *copy, part, first) for copy in copies[1:] if _label(copy[1]) != _label(first)]
+            rows += [_pair(looked, *copy, part, first) for copy in copies[1:] if copy[1].label != first.label]
     if rows:
         yield Finding("contradictions", f"the same picture with another label: {_pairs(looked, rows)}", rows)
 
@@ -130,7 +130,7 @@ def copies(looked: Looked) -> Iterator[Finding]:
     for group in looked.alike:
         training = [item for part, item in group if part == "train"]
         for part, item in group:
-            same = [each for each in training if _label(each) == _label(item)]
+            same = [each for each in training if each.label == item.label]
             if part != "train" and same:
                 rows[part].append(_pair(looked, part, item, "train", same[0]))
     for part, own in rows.items():
@@ -144,7 +144,7 @@ def duplicates(looked: Looked) -> Iterator[Finding]:
     for group in looked.alike:
         first: dict[Any, Item] = {}
         for part, item in group:
-            other = first.setdefault((part, _label(item)), item)
+            other = first.setdefault((part, item.label), item)
             rows += [_pair(looked, part, item, part, other)] if other.path != item.path else []
     if rows:
         yield Finding("duplicates", f"the same picture twice in one part: {_pairs(looked, rows)}", rows)
@@ -268,26 +268,14 @@ def _of(path: str, why: str) -> ListRow:
 
 
 def _pair(looked: Looked, part: str, item: Item, other_part: str, other: Item) -> ListRow:
-    own, others = (_class(each, looked.split.class_names) for each in (item, other))
     return {
-        "path": item.path, "part": part, "class": own,
-        "other_path": other.path, "other_part": other_part, "other_class": others,
+        "path": item.path, "part": part, "class": item.label.words,
+        "other_path": other.path, "other_part": other_part, "other_class": other.label.words,
     }  # fmt: skip
 
 
-def _label(item: Item) -> Any:
-    return (item.labels if item.labels is not None else item.class_name), item.target
-
-
-def _class(item: Item, class_names: Sequence[str]) -> str:
-    """Labels of an image, in words."""
-    if item.target is not None:
-        return f"{item.target:g}"
-    return item.class_name if item.labels is None else SEPARATOR.join(class_names[label] for label in item.labels)
-
-
-def _by_class(items: Iterable[Item]) -> Counter[int]:
-    return Counter(label for item in items for label in item.every_label)
+def _by_class(items: Iterable[Item]) -> Counter[str]:
+    return Counter(name for item in items for name in item.class_names)
 
 
 def _format_of_suffix(path: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -12,7 +11,9 @@ from adapt.errors import AdaptError
 from adapt.shown import first_of, unseen
 
 if TYPE_CHECKING:
-    from adapt.data.split import Item, Split
+    from adapt.data.item import Item
+    from adapt.data.split import Split
+    from adapt.tasks import Task
 
 
 _collected: ContextVar[list[str] | None] = ContextVar("_collected", default=None)
@@ -67,31 +68,23 @@ def _check_domains(split: Split) -> None:
         )
 
 
-def _check_labels(split: Split) -> None:
-    for item in split.items() if split.class_names else ():
-        if item.labels == () and (item.label, item.class_name) == (-1, ""):
-            continue
-        if not 0 <= item.label < len(split.class_names):
+def _check_classes(split: Split) -> None:
+    known = set(split.class_names)
+    for item in split.items():
+        if not known.issuperset(item.class_names):
             raise AdaptError(
-                f"Data {split.name!r}: {item.name!r} has label {item.label}; "
-                f"expected 0 to {len(split.class_names) - 1}, one for each class name."
-            )
-        if item.class_name != split.class_names[item.label]:
-            raise AdaptError(
-                f"Data {split.name!r}: {item.name!r} has label {item.label} and the name {item.class_name!r}, "
-                f"but label {item.label} is {split.class_names[item.label]!r}."
+                f"Data {split.name!r}: {item.name!r} is of the class {item.answer!r}, which is none of its "
+                f"{len(known):,} classes, {first_of([*map(repr, split.class_names)])}."
             )
 
 
 def _check_no_empty_class(split: Split) -> None:
-    if not (split.train and split.class_names):
+    if not (split.train and split.class_names) or any(task.learns_unseen for task in _tasks(split)):
         return
-    if split.train[0].question or split.train[0].target is not None or split.of_masks:
-        return  # whoever answers in words, or by numbers, may say what no one told it; and defects come unforeseen
-    present = {label for item in split.train for label in item.every_label}
-    empty = [name for label, name in enumerate(split.class_names) if label not in present]
+    present = {name for item in split.train for name in item.class_names}
+    empty = [name for name in split.class_names if name not in present]
     if empty:
-        tested = {item.class_name for item in split.test} & set(empty)
+        tested = {name for item in split.test for name in item.class_names} & set(empty)
         defects = " If they are defects, which need none, give the test images masks (a column mask)." if tested else ""
         raise AdaptError(
             f"Data {split.name!r}: no training image of {first_of([*map(repr, empty)])}. "
@@ -99,53 +92,31 @@ def _check_no_empty_class(split: Split) -> None:
         )
 
 
-def _check_several(split: Split) -> None:
-    kinds: dict[bool, Item] = {}
-    for item in split.items():
-        kinds.setdefault(item.labels is not None, item)
-        if item.labels is None:
-            continue
-        if sorted(set(item.labels)) != list(item.labels) or item.label not in (item.labels or (-1,)):
-            raise AdaptError(
-                f"Data {split.name!r}: {item.name!r} has the labels {item.labels} and the label {item.label}; expected "
-                "different ones in ascending order, the label being one of them."
-            )
-        if item.labels and item.labels[-1] >= len(split.class_names):
-            raise AdaptError(
-                f"Data {split.name!r}: {item.name!r} has label {item.labels[-1]}; expected 0 to "
-                f"{len(split.class_names) - 1}, one for each class name."
-            )
-        if item.question or item.text or item.number is not None:
-            raise AdaptError(
-                f"Data {split.name!r}: {item.name!r} has several labels beside a question, a text, a target or an "
-                "overlap: give images alone several classes."
-            )
-    if len(kinds) == 2:
+def _check_tasks(split: Split) -> None:
+    """AdaptError for labels of two tasks in one part, and where one part has classes and another none."""
+    for part in (split.train, split.val, split.test):
+        of_tasks = {item.task: item for item in reversed(part)}
+        _check_one([*of_tasks.values()], split.name)
+    of_kinds = {bool(item.task.classes_are): item for item in split.items()}
+    _check_one([*of_kinds.values()], split.name)
+    for task in _tasks(split):
+        task.check(split)
+
+
+def _check_one(firsts: list[Item], name: str) -> None:
+    if len(firsts) > 1:
+        one, other = firsts[:2]
         raise AdaptError(
-            f"Data {split.name!r}: {kinds[True].name!r} has a list of labels and {kinds[False].name!r} has one label. "
-            "Give every image a list, or none."
+            f"Data {name!r}: {one.name!r} is labelled for the task {one.task.name} ({one.task.title}), and "
+            f"{other.name!r} for {other.task.name} ({other.task.title}). Label every item alike."
         )
 
 
-def _check_questions(split: Split) -> None:
-    asked: dict[bool, Item] = {}
-    for item in split.items():
-        asked.setdefault(bool(item.question), item)
-    if len(asked) == 2:
-        raise AdaptError(
-            f"Data {split.name!r}: {asked[True].path!r} has a question and {asked[False].path!r} has none. "
-            "Give every item a question, or none."
-        )
+def _tasks(split: Split) -> list[Task]:
+    return list(dict.fromkeys(item.task for item in split.items()))
 
 
 def _check_texts(split: Split) -> None:
-    pairs = {item.is_pair: item for item in split.items() if item.path}
-    if len(pairs) == 2 or (True in pairs and split.class_names):
-        other = f"{pairs[False].name!r} has not" if False in pairs else f"there are classes: {split.class_names[0]!r}"
-        raise AdaptError(
-            f"Data {split.name!r}: {pairs[True].path!r} has a text beside it, and {other}. Pairs of images and texts "
-            "are data of their own, without classes."
-        )
     for part, items in (("train", split.train), ("val", split.val), ("test", split.test)):
         kinds = {bool(item.path): item for item in items}
         if len(kinds) == 2:
@@ -159,38 +130,15 @@ def _check_texts(split: Split) -> None:
             "classifies images: give images for the part test, or none."
         )
     for item in split.items():
-        if not (item.path or item.text.strip()):
-            raise AdaptError(f"Data {split.name!r}: an item of {item.class_name!r} has neither an image nor a text.")
-
-
-def _check_numbers(split: Split) -> None:
-    for kind, article in (("target", "a"), ("overlap", "an")):
-        known: dict[bool, Item] = {}
-        for item in split.items():
-            known.setdefault(getattr(item, kind) is not None, item)
-        if len(known) == 2:
-            raise AdaptError(
-                f"Data {split.name!r}: {known[True].name!r} has {article} {kind} and {known[False].name!r} has none. "
-                "Give every item a number, or none."
-            )
-    for item in split.items():
-        if item.target is not None and not math.isfinite(item.target):
-            raise AdaptError(f"Data {split.name!r}: the target of {item.name!r} is {item.target}; expected a number.")
-        if item.overlap is not None and not 0 <= item.overlap <= 1:
-            raise AdaptError(
-                f"Data {split.name!r}: the overlap of {item.name!r} is {item.overlap}; expected a number from 0 to 1."
-            )
-        if item.target is not None and item.overlap is not None:
-            raise AdaptError(f"Data {split.name!r}: {item.name!r} has a target and an overlap. Give one of both.")
+        if not (item.paths or item.text.strip()):
+            raise AdaptError(f"Data {split.name!r}: an item of {item.answer!r} has neither an image nor a text.")
 
 
 _CHECKS = (
     _check_names,
     _check_domains,
-    _check_labels,
+    _check_tasks,
+    _check_classes,
     _check_no_empty_class,
-    _check_several,
-    _check_questions,
     _check_texts,
-    _check_numbers,
 )

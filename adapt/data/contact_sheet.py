@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from adapt.data.decoding.images import open_image
-from adapt.data.split import Item
+from adapt.data.item import Item
 from adapt.errors import AdaptError, missing
 from adapt.progress import Progress
 
@@ -35,15 +35,15 @@ def contact_sheet(
 
     Raises AdaptError where there are no images to draw, or no font.
     """
-    items = [item for item in items if item.path]
+    items = [item for item in items if item.paths]
     if items and not class_names:
         raise AdaptError("Pairs of images and texts have no classes to draw the images of.")
     if not items or per_class < 1:
         raise AdaptError(f"There is nothing to draw: {len(items)} images, {per_class} of each class.")
-    groups: list[list[Item]] = [[] for _ in class_names]
+    groups: dict[str, list[Item]] = {name: [] for name in class_names}
     for item in items:
-        for label in item.every_label:
-            groups[label].append(item)
+        for name in item.class_names:
+            groups[name].append(item)
     side = _SIDE if len(class_names) <= _MANY else _SMALL_SIDE
     width, height = per_class * (side + _GAP) + _MARGIN, side + _CAPTION + _MARGIN
     columns = min(len(groups), max(1, round(math.sqrt(len(groups) * _SHAPE * height / width))))
@@ -51,15 +51,15 @@ def contact_sheet(
     sheet = Image.new("RGB", (columns * width + _MARGIN, rows * height + _MARGIN), _PAPER)
     pen = ImageDraw.Draw(sheet)
     pen.font = _font(font)
-    for label, group in enumerate(groups):
-        row, column = divmod(label, columns)
+    for place, (name, group) in enumerate(groups.items()):
+        row, column = divmod(place, columns)
         left, top = _MARGIN + column * width, _MARGIN + row * height
-        caption = f"{class_names[label].replace('_', ' ')} ({len(group)})"  # as prompts read names
+        caption = f"{name.replace('_', ' ')} ({len(group)})"  # as prompts read names
         pen.text((left, top), _fitted(caption, width - _MARGIN, pen), fill=_INK)
-        for place, chosen in enumerate(_spaced(group, per_class)):
-            _draw(chosen, sheet, pen, (left + place * (side + _GAP), top + _CAPTION), side)
+        for column, chosen in enumerate(_spaced(group, per_class)):
+            _draw(chosen, sheet, pen, (left + column * (side + _GAP), top + _CAPTION), side)
         if progress is not None:
-            progress(label + 1, len(groups))
+            progress(place + 1, len(groups))
     return sheet
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 from adapt.errors import AdaptError, nearest
 
 if TYPE_CHECKING:
-    from adapt.data.split import Item
+    from adapt.data.item import Item
 
     Items = tuple[Item, ...]
 
@@ -43,7 +43,7 @@ def pick(train: Items, val: Items, shots: int, seed: int, sampling: Sampling) ->
 def carve(train: Items, seed: int) -> set[Item]:
     """A fifth of the images of each class, at least one, by whole groups, one of which stays."""
     stream, taken, kept = random.Random(seed), set[str](), set[str]()
-    for images in _by_label(train):
+    for images in _by_stratum(train):
         groups: dict[str, list[Item]] = {}
         for item in images:
             groups.setdefault(item.kept_with, []).append(item)
@@ -59,33 +59,33 @@ def carve(train: Items, seed: int) -> set[Item]:
 
 
 def _all_if_few(items: Items, shots: int, stream: random.Random) -> Items:
-    return _flat(group if len(group) < shots else stream.sample(group, shots) for group in _by_label(items))
+    return _flat(group if len(group) < shots else stream.sample(group, shots) for group in _by_stratum(items))
 
 
 def _repeated_if_few(items: Items, shots: int, stream: random.Random) -> Items:
     return _flat(
         stream.choices(group, k=shots) if len(group) < shots else stream.sample(group, shots)
-        for group in _by_label(items)
+        for group in _by_stratum(items)
     )
 
 
 def _both(items: Items, shots: int, val_shots: int, stream: random.Random) -> tuple[Items, Items]:
     needed = shots + val_shots
-    for group in _by_label(items):
+    for group in _by_stratum(items):
         if len(group) < needed:
             raise AdaptError(
-                f"class {group[0].class_name!r} has {len(group)} training images; without validation images the "
+                f"class {group[0].answer!r} has {len(group)} training images; without validation images the "
                 f"clip-lora rule takes {needed} of each class. Take fewer shots, or the coop rule"
             )
-    picks = [stream.sample(group, needed) for group in _by_label(items)]
+    picks = [stream.sample(group, needed) for group in _by_stratum(items)]
     return _flat(group[:shots] for group in picks), _flat(group[shots:] for group in picks)
 
 
-def _by_label(items: Items) -> list[list[Item]]:
+def _by_stratum(items: Items) -> list[list[Item]]:
     """The items of each class, classes in the order in which they first appear in the list."""
-    groups: dict[int, list[Item]] = {}
+    groups: dict[str, list[Item]] = {}
     for item in items:
-        groups.setdefault(item.label, []).append(item)
+        groups.setdefault(item.stratum, []).append(item)
     return list(groups.values())
 
 

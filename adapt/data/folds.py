@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from statistics import median
 
-from adapt.data.split import Item, Split
+from adapt.data.item import Item
+from adapt.data.split import Split
 from adapt.errors import AdaptError
 
 MOST = 5  # folds, where nobody says how many
@@ -20,7 +21,7 @@ def usual_count(items: Sequence[Item], most: int = MOST) -> int:
     Of the class in the middle, at least two and at most `most`. With two images a class and five folds a model would
     know two images of some classes and one of those that it is tried on, which it then seldom takes.
     """
-    counts = Counter(item.label for item in items)
+    counts = Counter(item.stratum for item in items)
     return max(2, min(most, round(median(counts.values())))) if counts else 2
 
 
@@ -34,9 +35,9 @@ def folds(items: Sequence[Item], count: int, seed: int) -> list[int | None]:
     if count < 2:
         raise AdaptError(f"folds is {count}; expected at least 2: what one is tried on must learn from the others")
     stream, fold_of = random.Random(seed), dict[str, int]()
-    groups: dict[int, dict[str, int]] = {}  # how many images of a class each has
+    groups: dict[str, dict[str, int]] = {}  # how many images of a class each has
     for item in items:
-        own = groups.setdefault(item.label, {})
+        own = groups.setdefault(item.stratum, {})
         own[item.kept_with] = own.get(item.kept_with, 0) + 1
     for own in groups.values():
         drawn = list(own)

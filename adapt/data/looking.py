@@ -13,9 +13,10 @@ from adapt.data.check import all_facts, unfit
 from adapt.data.consistency import collecting
 from adapt.data.decoding.facts import Facts
 from adapt.data.decoding.regions import parted
+from adapt.data.item import Item
 from adapt.data.readers import folder_of, load
 from adapt.data.readers.passed_over import PassedOver, passed_over
-from adapt.data.split import Item, Split
+from adapt.data.split import Split
 from adapt.errors import AdaptError
 from adapt.progress import Progress
 
@@ -37,7 +38,7 @@ class Looked:
     @cached_property
     def of_parts(self) -> list[tuple[str, Item]]:
         """Each image with the part that it is in."""
-        return [(part, item) for part in PARTS for item in getattr(self.split, part) if item.path]
+        return [(part, item) for part in PARTS for item in getattr(self.split, part) if item.paths]
 
     @cached_property
     def usable(self) -> list[tuple[str, Item, Facts]]:
@@ -50,7 +51,7 @@ class Looked:
         """Images that are copies of one another, wherever they are, asked the same; at least two each."""
         found: dict[Any, list[tuple[str, Item]]] = defaultdict(list)
         for part, item, facts in self.usable:
-            found[facts.digest, parted(item.path)[1], item.question, item.text].append((part, item))
+            found[facts.digest, parted(item.path)[1], item.text, *item.label.columns.values()].append((part, item))
         return [copies for copies in found.values() if len({item.path for _, item in copies}) > 1]
 
     def files(self, which: Callable[[str, Facts], Any]) -> list[tuple[str, Facts]]:

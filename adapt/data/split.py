@@ -3,100 +3,33 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 
+from adapt import tasks
 from adapt.data.consistency import check_consistent
 from adapt.data.few_shot import Sampling, carve, pick
+from adapt.data.item import Item
 from adapt.errors import AdaptError
 from adapt.shown import first_of
-
-SEPARATOR = "|"  # of the names of several classes, where they are written as one text
-
-
-@dataclass(frozen=True)
-class Item:
-    """One labelled image. `path` is of `adapt.data.decoding.files`'s forms; `domain` is "" where there are none.
-
-    With a `question` about the image, the class name is the answer, and the label the answer's number. Images of one
-    `group`, such as one object's photographs, are more alike than others of their class; "" where none is named.
-    Where `path` is "", a `text` stands in the image's place: a model may learn from its features. An image with a text
-    is a pair of both: it has no class, and its label is the number of the image, which may have several texts;
-    `rephrased` says the same as the text in other words, and pairs of one `entity`, such as one product, belong
-    together: their label is its number. A text may stand alone too, without a class. A `target` is a
-    number, such as a grade, whose class is a word for it. `mask` is the path of a picture of the same size that is
-    bright where the image is not as it should be; "" where none of it is. The `overlap` of a region with its object's
-    box is their intersection over their union, from 0 to 1.
-
-    Where an image may have several classes, `labels` are the numbers of all of them, perhaps of none. Its label and
-    class name are those of the one by which it is drawn and divided, such as the rarest; -1 and "" where it has none.
-
-    `turned` says how it is to be learned from: upright by its EXIF orientation, as people's own photographs are, or as
-    it is stored. A model that has learned keeps to what it learned from.
-    """
-
-    path: str
-    label: int
-    class_name: str
-    domain: str = ""
-    question: str = ""
-    group: str = ""
-    text: str = ""
-    target: float | None = None
-    labels: tuple[int, ...] | None = None
-    mask: str = ""
-    rephrased: str = ""
-    entity: str = ""
-    overlap: float | None = None
-    turned: bool = field(default=False, compare=False)
-
-    @property
-    def number(self) -> float | None:
-        """What batches have beside its label: its target or its overlap."""
-        return self.overlap if self.target is None else self.target
-
-    @property
-    def every_label(self) -> tuple[int, ...]:
-        """The numbers of all its classes."""
-        return (self.label,) if self.labels is None else self.labels
-
-    @property
-    def image_alone(self) -> Item:
-        """The same without what is said of the image, which its features do not depend on."""
-        return replace(self, question="", text="", labels=None)
-
-    @property
-    def kept_with(self) -> str:
-        """What its entity or group is called, an image without one being by itself; the same in all classes."""
-        return self.entity or self.group or self.name
-
-    @property
-    def name(self) -> str:
-        """What it is called in lists and messages."""
-        return self.path or self.text
-
-    @property
-    def is_pair(self) -> bool:
-        """Whether it is an image with its text."""
-        return bool(self.path and self.text)
+from adapt.tasks import Task
 
 
 @dataclass(frozen=True)
 class Split:
-    """Train, validation and test images of one data set; label `i` is the class `class_names[i]`.
+    """Train, validation and test items of one data set; class `i` is called `class_names[i]`.
 
-    Pairs of images and texts have no classes, and so no class names; nor have texts alone, which pairs may go with.
+    Data of a task without classes, such as pairs of images and texts, has no class names.
 
     `root` is what the paths have in common; it does not enter the fingerprint. `ratios` are the shares of train, val
     and test by which a reader divided data that came without parts; None where it came with them. A split without any
-    training image is for evaluation only; otherwise every class must have one.
+    training item is for evaluation only; otherwise every class must have one, unless the task can do without.
 
-    Raises AdaptError when a class has no training image, when labels and names do not agree one to one, when some
-    items have a question and others have none, or one class and others several, or when a part has both images and
-    texts, or texts are to be tested.
+    Raises AdaptError when a class has no training item, when an item is of a class without a name, when a part has
+    labels of two tasks, or both images and texts, when texts are to be tested, and for what the task refuses.
     """
 
     name: str
@@ -132,7 +65,7 @@ class Split:
     def check_classes(self) -> None:
         """AdaptError where there are none to tell apart, as in pairs of images and texts."""
         if not self.class_names:
-            raise AdaptError(f"Data {self.name!r} are {self.kind}, which have no classes.")
+            raise AdaptError(f"Data {self.name!r} are {self.task.items_are}, which have no classes.")
 
     def with_validation(self, seed: int) -> Split:
         """The same with a fifth of each class's training images for validation, drawn by `seed`, whole groups at once.
@@ -141,10 +74,7 @@ class Split:
         """
         if self.val:
             raise AdaptError(f"Data {self.name!r} has validation images already.")
-        # of pairs a fifth of all images: each is labelled by its own number
-        alike = self.train if self.class_names else tuple(replace(item, label=0) for item in self.train)
-        drawn = carve(alike, seed)
-        held = {item for item, drawn_as in zip(self.train, alike, strict=True) if drawn_as in drawn}
+        held = carve(self.train, seed)
         train, val = ([item for item in self.train if (item in held) is kept] for kept in (False, True))
         return replace(self, train=tuple(train), val=tuple(val))
 
@@ -157,8 +87,8 @@ class Split:
         if classes == "all":
             return self
         self.check_classes()
-        if self.of_several:
-            raise AdaptError(f"Data {self.name!r} has images of several classes: no part of them ({classes}) is whole.")
+        if not self.task.divisible:
+            raise AdaptError(f"Data {self.name!r} has {self.task.title}: no part of the classes ({classes}) is whole.")
         number, parts = map(int, {"base": "1/2", "new": "2/2"}.get(classes, classes).split("/"))
         size, longer = divmod(len(self.class_names), parts)
         starts = [place * size + min(place, longer) for place in range(parts + 1)]
@@ -167,11 +97,9 @@ class Split:
             count = f"{len(self.class_names)} class" + "es" * (len(self.class_names) > 1)
             raise AdaptError(f"Data {self.name!r} has {count}, of which there is no part {classes!r}.")
 
-        def part(items: tuple[Item, ...]) -> tuple[Item, ...]:
-            return tuple(replace(item, label=item.label - kept.start) for item in items if item.label in kept)
-
         names = self.class_names[kept.start : kept.stop]
-        return replace(self, class_names=names, train=part(self.train), val=part(self.val), test=part(self.test))
+        own = set(names)
+        return self._mapped(lambda items: (item for item in items if own.issuperset(item.class_names)), names)
 
     @property
     def domains(self) -> tuple[str, ...]:
@@ -203,11 +131,8 @@ class Split:
             named = first_of([*map(repr, missing)])
             raise AdaptError(f"Data {self.name!r}: no name is given for {named}. Give one for every class.")
 
-        def part(items: tuple[Item, ...]) -> tuple[Item, ...]:
-            return tuple(replace(item, class_name=item.class_name and names[item.class_name]) for item in items)
-
         class_names = tuple(names[name] for name in self.class_names)
-        return replace(self, class_names=class_names, train=part(self.train), val=part(self.val), test=part(self.test))
+        return self._mapped(lambda items: (item.renamed(names) for item in items), class_names)
 
     @property
     def turned(self) -> bool:
@@ -217,70 +142,41 @@ class Split:
     def turning(self, turned: bool) -> Split:
         """The same with images that are `turned` upright, or taken as they are stored."""
 
-        def part(items: tuple[Item, ...]) -> tuple[Item, ...]:
-            return tuple(replace(item, turned=turned and bool(item.path)) for item in items)
+        return self._mapped(lambda items: (replace(item, turned=turned and bool(item.paths)) for item in items))
 
-        return replace(self, train=part(self.train), val=part(self.val), test=part(self.test))
+    def _mapped(
+        self, change: Callable[[tuple[Item, ...]], Iterable[Item]], class_names: tuple[str, ...] | None = None
+    ) -> Split:
+        """The same with each part as `change` makes it, and other class names where some are given."""
+        train, val, test = (tuple(change(part)) for part in (self.train, self.val, self.test))
+        names = self.class_names if class_names is None else class_names
+        return replace(self, class_names=names, train=train, val=val, test=test)
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits that stand for the files (relative to `root`), labels and questions of all parts, in order."""
+        """16 hex digits that stand for the files (relative to `root`) and labels of all parts, in order."""
         digest = hashlib.sha256()
+        numbers = {name: number for number, name in enumerate(self.class_names)}
         for part, items in (("train", self.train), ("val", self.val), ("test", self.test)):
             for item in items:
                 relative = item.path.removeprefix(self.root).replace(os.sep, "/").lstrip("/")
-                digest.update(f"{part}\0{_identity(relative, item)}".encode(errors="surrogateescape"))
+                known = item.identity(relative, self.root), [numbers[name] for name in item.class_names]
+                digest.update(f"{part}\0{json.dumps(known)}\n".encode(errors="surrogateescape"))
         return digest.hexdigest()[:16]
 
     @property
-    def of_masks(self) -> bool:
-        """Whether it says where images are not as they should be."""
-        return any(item.mask for item in self.items())
-
-    @property
-    def of_pairs(self) -> bool:
-        """Whether its items are images with their texts, perhaps beside texts alone to learn from."""
-        return any(item.is_pair for item in self.items())
+    def task(self) -> Task:
+        """The task of the training items, or where there are none of the others."""
+        return tasks.of(self.train or self.val or self.test)
 
     @property
     def kind(self) -> str:
         """What its items are, in words."""
-        if self.class_names:
-            return f"images of {len(self.class_names):,} classes"
-        return "pairs of images and texts" if self.of_pairs else "texts alone"
-
-    @property
-    def of_several(self) -> bool:
-        """Whether its images may have several classes, or none."""
-        first = next(self.items(), None)
-        return first is not None and first.labels is not None
-
-    def numbered_as(self, class_names: Sequence[str]) -> Split:
-        """The same with labels by the order of `class_names`, which are its own in another order."""
-        number = [class_names.index(name) for name in self.class_names] + [-1]  # the last one of no class
-
-        def part(items: tuple[Item, ...]) -> tuple[Item, ...]:
-            return tuple(
-                replace(
-                    item,
-                    label=number[item.label],
-                    labels=None if item.labels is None else tuple(sorted(number[label] for label in item.labels)),
-                )
-                for item in items
-            )
-
-        return replace(
-            self, class_names=tuple(class_names), train=part(self.train), val=part(self.val), test=part(self.test)
-        )
+        return f"images of {len(self.class_names):,} classes" if self.class_names else self.task.items_are
 
     def items(self) -> Iterator[Item]:
         """All images: train, then val, then test."""
         return chain(self.train, self.val, self.test)
-
-
-def of_several(items: Sequence[Item]) -> bool:
-    """Whether images may have several classes, or none; all of a data set are of one kind."""
-    return bool(items) and items[0].labels is not None
 
 
 def are_turned(items: Iterable[Item]) -> bool:
@@ -288,25 +184,7 @@ def are_turned(items: Iterable[Item]) -> bool:
     return any(item.turned for item in items)
 
 
-def sizes_of_entities(items: Sequence[Item]) -> Counter[str]:
-    """How many of the items are of each entity that is named."""
-    return Counter(item.entity for item in items if item.entity)
-
-
 def items_id(items: Sequence[Item]) -> str:
-    """16 hex digits that stand for these items, by file name, label and question, in this order, in any folder."""
-    listed = "".join(_identity(item.path.rsplit("/", 1)[-1], item) for item in items)
-    return hashlib.sha256(listed.encode(errors="surrogateescape")).hexdigest()[:16]
-
-
-def _identity(path: str, item: Item) -> str:
-    # Nothing where there is none: the digests of other data are on record in runs and results.
-    question = f"\0{item.question}" if item.question else ""
-    text = f"\0\0{item.text}" if item.text else ""
-    target = "" if item.target is None else f"\0\0\0{item.target!r}"
-    labels = "" if item.labels is None else f"\0\0\0\0{item.labels!r}"
-    mask = f"\0\0\0\0\0{item.mask.rsplit('/', 1)[-1]}" if item.mask else ""
-    rephrased = f"\0\0\0\0\0\0{item.rephrased}" if item.rephrased else ""
-    entity = f"\0\0\0\0\0\0\0{item.entity}" if item.entity else ""
-    overlap = "" if item.overlap is None else f"\0\0\0\0\0\0\0\0{item.overlap!r}"
-    return f"{path}\0{item.label}{question}{text}{target}{labels}{mask}{rephrased}{entity}{overlap}\n"
+    """16 hex digits that stand for these items, by file name and label, in this order, in any folder."""
+    listed = (json.dumps(item.identity(item.path.rsplit("/", 1)[-1], os.path.dirname(item.path))) for item in items)
+    return hashlib.sha256("\n".join(listed).encode(errors="surrogateescape")).hexdigest()[:16]

@@ -9,22 +9,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from adapt.data.split import Item
-from adapt.evaluation.evaluate import check_labels, logits
-from adapt.features import labels_of
+from adapt import tasks
+from adapt.data.item import Item
+from adapt.evaluation.answering import Answering
 from adapt.models.base import Adapted
 
 BOUNDS = (0.05, 20.0)  # where answers that are all right, or no better than a guess, would go beyond all
 
 
 def temperature(model: Adapted[Any], items: Sequence[Item], *, workers: int = 2, cache: bool = True) -> float:
-    """That of the model's answers under which labels of `items` are likeliest, its own so far being undone.
+    """The temperature of the model's answers that makes the labels of `items` likeliest; an earlier one is undone.
 
     AdaptError as `evaluate`, and where answers are free text.
     """
-    check_labels(model, items)
-    answers = torch.cat(list(logits(model, items, workers=workers, cache=cache))).cpu()
-    return likeliest(answers.double() * model.answers.temperature, labels_of(items))
+    task = tasks.of(items)
+    task.check_model(model, items)
+    answers = Answering(workers, cache).all_logits(model, items)
+    return likeliest(answers.double() * model.answers.temperature, task.numbers(items, model.class_names))
 
 
 def likeliest(answers: Tensor, labels: Tensor) -> float:

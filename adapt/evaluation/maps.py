@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from adapt.data.decoding.masks import mask_of
+from adapt.data.item import Item
+from adapt.evaluation.answering import Answering
 from adapt.evaluation.numbers import ranks
-from adapt.evaluation.scores import Scores
+from adapt.evaluation.scores import Scores, beside_accuracy, scored
+from adapt.methods.base.normal import normal_label
+from adapt.models.classifier import AdaptedModel
+from adapt.models.prediction import decided
 
 MOST_FALSE = 0.3  # the share of intact pixels up to which PRO is integrated, as published
 
@@ -34,6 +41,22 @@ class MapScores(Scores):
 
     def figures(self) -> dict[str, Any]:
         return super().figures() | dict(self.areas)
+
+    def lines(self, of: str) -> Iterator[str]:
+        yield from super().lines(of)
+        yield beside_accuracy(self.figures()) or ""
+
+
+def map_scores(model: AdaptedModel, items: Sequence[Item], answering: Answering) -> MapScores:
+    """Scores of items that have masks, with the areas of the maps that `model` draws of them."""
+    normal = normal_label(model.method, model.class_names)
+    batches = list(answering.of_batches(model, items, lambda step: model.logits_and_maps(step.inputs)))
+    abnormal = 1 - torch.cat([logits for logits, _ in batches]).float().softmax(-1)[:, normal].cpu()
+    maps, place = torch.cat([maps for _, maps in batches]), model.backbone.preprocess.placing("nearest")
+    size, turned = (maps.shape[1], maps.shape[2]), model.backbone.preprocess.turned
+    masks = torch.stack([mask_of(item, place, size, turned) for item in items])
+    scores = scored(items, [decided(logits, model.class_names) for logits, _ in batches])
+    return MapScores.of(scores, abnormal, maps, masks)
 
 
 def auroc(scores: Tensor, positive: Tensor) -> float | None:

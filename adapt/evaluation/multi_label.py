@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from adapt.data.split import SEPARATOR, Item
+from adapt.data.item import Item
 from adapt.evaluation.scores import Scores
-from adapt.features import several_labels_of
 from adapt.models.prediction import HALF, NONE, finite
+from adapt.tasks import SEPARATOR
 
 _STEPS = 60  # of a bisection, which leave nothing of fp64
 
@@ -25,15 +25,20 @@ class MultiLabelScores(Scores):
     half, and `class_f1` the mean of the classes'.
     """
 
+    main: ClassVar[str] = "mean_average_precision"
+    has_probabilities: ClassVar[bool] = False
+
     hits: tuple[bool, ...] = ()
     average_precision: dict[str, float] | None = None
     f1: float = 0.0
     class_f1: float = 0.0
 
     @classmethod
-    def of(cls, items: Sequence[Item], probabilities: Tensor, class_names: Sequence[str]) -> MultiLabelScores:
-        """Those of `items` with the probabilities `(n, c)` of the classes."""
-        truth, said = several_labels_of(items, len(class_names)), probabilities >= HALF
+    def of(
+        cls, items: Sequence[Item], probabilities: Tensor, truth: Tensor, class_names: Sequence[str]
+    ) -> MultiLabelScores:
+        """Scores of `items` with these probabilities `(n, c)`; `truth` `(n, c)` says which classes each has."""
+        said = probabilities >= HALF
         best = probabilities.max(-1)
         first = truth.gather(1, best.indices[:, None])[:, 0]
         seen = truth.any(0)
@@ -77,6 +82,9 @@ class MultiLabelScores(Scores):
             "mean_class_f1": self.class_f1,
         }
 
+    def lines(self, of: str) -> Iterator[str]:
+        yield f"{said_of_labels(self.figures())}; likeliest class right for {100 * self.accuracy:.1f} % of {of}"
+
 
 def average_precision(scores: Tensor, right: Tensor) -> float:
     """The mean precision at which each right one of `(n,)` is found, the highest scores first; equal ones at once.
@@ -111,6 +119,14 @@ def prior_bias(logits: Tensor, labels: Tensor) -> float:
         else:
             high = middle
     return (low + high) / 2
+
+
+def prior_biases(logits: Tensor, labels: Tensor, own: float, scales: Sequence[float] = (1.0,)) -> list[float]:
+    """What is to be added to as many times the logits `(n, c)`, whose own bias is `own`, to give several classes.
+
+    As many probabilities as items have classes add up then.
+    """
+    return [prior_bias((logits - own) * scale + own, labels) for scale in scales]
 
 
 def said_of_labels(figures: dict[str, Any]) -> str | None:

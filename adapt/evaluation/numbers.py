@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from adapt.data.split import Item
-from adapt.evaluation.scores import Scores
+from adapt.evaluation.scores import Scores, beside_accuracy
 
 
 @dataclass(frozen=True)
@@ -21,10 +20,9 @@ class GradedScores(Scores):
     said: tuple[float, ...] = ()
 
     @classmethod
-    def of(cls, scores: Scores, items: Sequence[Item], said: Tensor) -> GradedScores:
-        """`scores` of these items with the numbers `(n,)` that were said of them."""
-        targets = tuple(item.target for item in items if item.target is not None)
-        return cls(**vars(scores), targets=targets, said=tuple(said.tolist()))
+    def of(cls, scores: Scores, targets: Tensor, said: Sequence[Tensor]) -> GradedScores:
+        """`scores` of items with these targets `(n,)`, and batches of the numbers that were said of them."""
+        return cls(**vars(scores), targets=tuple(targets.tolist()), said=tuple(torch.cat([*said]).tolist()))
 
     def figures(self) -> dict[str, Any]:
         ours, right = (torch.tensor(each, dtype=torch.double) for each in (self.said, self.targets))
@@ -33,6 +31,10 @@ class GradedScores(Scores):
             "spearman": pearson(ranks(ours), ranks(right)),
             "mean_absolute_error": float((ours - right).abs().mean()),
         }
+
+    def lines(self, of: str) -> Iterator[str]:
+        yield from super().lines(of)
+        yield beside_accuracy(self.figures()) or ""
 
     def rows(self) -> list[dict[str, Any]]:
         return [

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from adapt.data.decoding.loader import loader
-from adapt.data.split import Item, sizes_of_entities
-from adapt.evaluation.scores import Scores
+from adapt.data.item import Item
+from adapt.evaluation.answering import Answering
+from adapt.evaluation.scores import Scores, told
 from adapt.methods.base import Encoded, ImageStep
 from adapt.models.base import evaluating
 from adapt.models.classifier import AdaptedModel
 from adapt.models.prediction import finite
-from adapt.progress import Progress
 
 AT = (1, 5, 10)
-_IMAGES_AT_ONCE, _TEXTS_AT_ONCE, _PAIRS_AT_ONCE = 100, 512, 1024
+_TEXTS_AT_ONCE, _PAIRS_AT_ONCE = 512, 1024
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,13 @@ class RetrievalScores(Scores):
     texts among so many nearest ones, and of the texts that have their image.
     """
 
+    has_probabilities: ClassVar[bool] = False
+
     recall: dict[str, dict[str, float]] | None = None
+
+    def lines(self, of: str) -> Iterator[str]:
+        for way, shares in (self.recall or {}).items():
+            yield f"{way.replace('_', ' ')}: {told(shares)}, {of}"
 
     @property
     def by_class(self) -> dict[str, float]:
@@ -54,16 +60,21 @@ class LinkedScores(Scores):
     probability, which could be calibrated.
     """
 
+    has_probabilities: ClassVar[bool] = False
+
     recall: dict[str, dict[str, float]] | None = None
+
+    def lines(self, of: str) -> Iterator[str]:
+        yield f"{100 * self.accuracy:.1f} % of {self.images:,} pairs are nearest to another of their entity"
+        for way, shares in (self.recall or {}).items():
+            yield f"{way.replace('_', ' ')}: {told(shares)}, {of}"
 
     def figures(self) -> dict[str, Any]:
         figures = super().figures() | {"linked": self.accuracy, "recall": self.recall}
         return {name: figure for name, figure in figures.items() if name != "calibration_error"}
 
 
-def retrieve(
-    model: AdaptedModel, items: Sequence[Item], *, workers: int, progress: Progress | None = None
-) -> RetrievalScores | LinkedScores:
+def retrieve(model: AdaptedModel, items: Sequence[Item], answering: Answering) -> RetrievalScores | LinkedScores:
     """Ranks all texts of `items` for each of their images, and all images for each text, exactly.
 
     Where some of them are of one entity, each pair's nearest other one is looked for too.
@@ -72,18 +83,18 @@ def retrieve(
     texts = list(dict.fromkeys(item.text for item in items))
     place = {text: number for number, text in enumerate(texts)}
     row = {path: number for number, path in enumerate(images)}
-    own_texts: dict[int, set[int]] = {}
+    own_texts: dict[str, set[int]] = {}
     for item in items:
-        own_texts.setdefault(item.label, set()).add(place[item.text])
+        own_texts.setdefault(item.unit or item.path, set()).add(place[item.text])
     belongs = torch.zeros(len(images), len(texts), dtype=torch.bool)
     for item in items:
-        belongs[row[item.path], list(own_texts[item.label])] = True
+        belongs[row[item.path], list(own_texts[item.unit or item.path])] = True
     with torch.no_grad():
         of_texts = _of_texts(model, texts)
-        of_images = _of_images(model, list(images.values()), workers, progress)
+        of_images = torch.cat([*answering.of_batches(model, list(images.values()), lambda step: step.features)])
         logits = finite(ImageStep(model, Encoded(of_images)).cosine_logits(of_texts)).float().cpu()
         recalled = {"image_to_text": recall(logits, belongs), "text_to_image": recall(logits.T, belongs.T)}
-        if max(sizes_of_entities(items).values(), default=0) > 1:
+        if max(_sizes_of_entities(items).values(), default=0) > 1:
             images_of, texts_of = ([row[item.path] for item in items], [place[item.text] for item in items])
             return linked(items, model.pair_features(of_images[images_of].float(), of_texts[texts_of]).cpu(), recalled)
     best = logits.softmax(-1).max(-1)
@@ -100,8 +111,8 @@ def retrieve(
 
 def linked(items: Sequence[Item], features: Tensor, recalled: dict[str, dict[str, float]]) -> LinkedScores:
     """Scores of the pairs `items` that are not alone of their entity, by unit-length features `(n, e)` of all."""
-    sizes = sizes_of_entities(items)
-    asked = [number for number, item in enumerate(items) if sizes[item.entity] > 1]
+    sizes = _sizes_of_entities(items)
+    asked = [number for number, item in enumerate(items) if sizes[item.unit] > 1]
     cosines, nearest = list[float](), list[int]()
     for rows in torch.tensor(asked).split(_PAIRS_AT_ONCE):
         others = features[rows] @ features.T
@@ -109,7 +120,7 @@ def linked(items: Sequence[Item], features: Tensor, recalled: dict[str, dict[str
         best = others.max(-1)
         cosines += best.values.clamp_min(0).tolist()
         nearest += best.indices.tolist()
-    entity = [item.entity or item.name for item in items]
+    entity = [item.unit or item.name for item in items]
     return LinkedScores(
         paths=tuple(items[number].name for number in asked),
         actual=tuple(entity[number] for number in asked),
@@ -131,11 +142,6 @@ def _of_texts(model: AdaptedModel, texts: Sequence[str]) -> Tensor:
         return torch.cat([model.encode_texts(part) for part in parts])
 
 
-def _of_images(model: AdaptedModel, items: Sequence[Item], workers: int, progress: Progress | None) -> Tensor:
-    features: list[Tensor] = []
-    for (images, *_), _labels in loader(items, model.transform(), _IMAGES_AT_ONCE, train=False, workers=workers):
-        with evaluating(model):
-            features.append(model.image_features(images.to(model.backbone.device)))
-        if progress is not None:
-            progress(sum(map(len, features)), len(items))
-    return torch.cat(features)
+def _sizes_of_entities(items: Sequence[Item]) -> Counter[str]:
+    """How many of the items are of each entity that is named."""
+    return Counter(item.unit for item in items if item.unit)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from adapt.evaluation.coverage import by_threshold
+
+if TYPE_CHECKING:
+    from adapt.data.item import Item
 
 CALIBRATION_BINS = 15
 
@@ -20,7 +23,11 @@ class Scores:
     actual: tuple[str, ...]
     predicted: tuple[str, ...]
     confidence: tuple[float, ...]
-    questions: tuple[str, ...] = ()  # what was asked about each, if anything
+
+    main: ClassVar[str] = "accuracy"
+    """The figure by which models are compared."""
+    has_probabilities: ClassVar[bool] = True
+    """Whether `confidence` are probabilities of answers, which a threshold may leave out."""
 
     @property
     def images(self) -> int:
@@ -63,20 +70,46 @@ class Scores:
 
     def details(self) -> dict[str, Any]:
         """For metrics.json alone: the recall of each class, and what thresholds leave unanswered."""
-        figures = self.figures()
-        # neither the ranks of pairs nor sets of classes are answers with a probability
-        of_answers = "calibration_error" in figures and not figures.keys() & {"recall", "mean_average_precision"}
-        thresholds = {"by_threshold": by_threshold(self.confidence, self.right)} if of_answers else {}
+        thresholds = {"by_threshold": by_threshold(self.confidence, self.right)} if self.has_probabilities else {}
         return {"by_class": self.by_class, **thresholds}
+
+    def lines(self, of: str) -> Iterator[str]:
+        """The figures as a person reads them; `of` says how many items there are, and of what."""
+        balanced = self.figures()["mean_class_accuracy"]
+        yield f"{100 * self.accuracy:.1f} % of {of}, balanced {100 * balanced:.1f} %"
 
     def rows(self) -> list[dict[str, Any]]:
         """One row an image, as in a run's predictions.csv."""
         columns: Sequence[tuple[Any, ...]] = (self.paths, self.actual, self.predicted, self.confidence)
-        rows = [
+        return [
             {"path": path, "class": actual, "predicted": predicted, "confidence": round(confidence, 6)}
             for path, actual, predicted, confidence in zip(*columns)
         ]
-        return [row | {"question": question} for row, question in zip(rows, self.questions)] or rows
+
+
+@dataclass(frozen=True)
+class QuestionScores(Scores):
+    """Scores of answers, with the question that each answers."""
+
+    questions: tuple[str, ...] = ()
+
+    def rows(self) -> list[dict[str, Any]]:
+        return [row | {"question": question} for row, question in zip(super().rows(), self.questions, strict=True)]
+
+
+def scored(
+    items: Sequence[Item],
+    decisions: Iterable[tuple[list[str], list[float]]],
+    actual: Sequence[str] | None = None,
+) -> Scores:
+    """Scores by what was said of each batch, and how surely; `actual` are by default the items' own answers."""
+    batches = list(decisions)
+    return Scores(
+        paths=tuple(item.name for item in items),
+        actual=tuple(item.answer for item in items) if actual is None else tuple(actual),
+        predicted=tuple(answer for answers, _ in batches for answer in answers),
+        confidence=tuple(value for _, values in batches for value in values),
+    )
 
 
 _TOLD = {

@@ -8,14 +8,12 @@ listing names costs nothing.
 from __future__ import annotations
 
 import importlib
-import pkgutil
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from adapt.errors import AdaptError, nearest
+from adapt.errors import AdaptError
+from adapt.listing import Listing
 
 if TYPE_CHECKING:  # for editors and type checkers, who see no file being listed
     from adapt.methods.anovl import AnoVL as AnoVL
@@ -65,31 +63,17 @@ if TYPE_CHECKING:  # for editors and type checkers, who see no file being listed
     from adapt.methods.xbt import XBT as XBT
     from adapt.methods.zero_shot import ZeroShot as ZeroShot
 
-GROUP = "adapt.methods"
-_NOT_METHODS = {"base"}
-_registered: dict[str, type[Method]] = {}
 M = TypeVar("M", bound="type[Method]")
 
 
 def names() -> list[str]:
     """The names of all methods: those of the files in this package, of installed packages, and registered ones."""
-    return sorted({*_files(), *_entry_points(), *_registered})
+    return _listing.names()
 
 
 def find(name: str) -> type[Method]:
     """The method class called `name`. Raises AdaptError with the nearest names, or where a package cannot be loaded."""
-    if name in _files():
-        module = importlib.import_module(f"{__name__}.{name}")
-        return next(cls for cls in classes_of(module) if cls.name == name)
-    if name in _registered:
-        return _registered[name]
-    if name in _entry_points():
-        return _loaded(_entry_points()[name])
-    hint = nearest(name, names(), "`adapt methods`")
-    raise AdaptError(
-        f"unknown method {name!r}; {hint}. One of your own is known by `adapt --plugin FILE`, "
-        "`adapt.methods.register`, or once its package is installed"
-    )
+    return _listing.find(name)
 
 
 def register(cls: M) -> M:
@@ -97,85 +81,52 @@ def register(cls: M) -> M:
 
     Raises AdaptError where it is no method, has no name, or another method has its name.
     """
-    _check(cls)
-    taken = cls.name in _files() or cls.name in _entry_points()
-    if taken or _registered.get(cls.name, cls) is not cls:
-        raise AdaptError(f"there is a method called {cls.name!r} already: give {cls.__name__} another name")
-    _registered[cls.name] = cls
+    _listing.register(cls)
     return cls
 
 
 @contextmanager
 def known(cls: type[Method]) -> Iterator[None]:
     """Inside, a method of one's own is known by its name, if it was not before."""
-    before = dict(_registered)
-    if not (cls.name in _files() or cls.name in _entry_points()):
-        register(cls)
-    try:
+    with _listing.known(cls):
         yield
-    finally:
-        _registered.clear()
-        _registered.update(before)
 
 
 def classes_of(module: Any) -> list[type[Method]]:
     """The method classes that `module` itself defines and names: others are what those are made from."""
+    return _listing.classes_of(module)
+
+
+def _base() -> type[Method]:
     from adapt.methods.base import Method
 
-    found = [value for value in vars(module).values() if isinstance(value, type) and issubclass(value, Method)]
-    return [cls for cls in found if cls.__module__ == module.__name__ and "name" in vars(cls)]
+    return Method
 
 
-def _files() -> list[str]:
-    return [module.name for module in pkgutil.iter_modules(__path__) if module.name not in _NOT_METHODS]
+def _check(cls: type[Method]) -> None:
+    from adapt.methods.base import FAMILIES, MethodConfig
 
-
-def _entry_points() -> dict[str, EntryPoint]:
-    found: dict[str, EntryPoint] = {}
-    for point in entry_points(group=GROUP):
-        if found.setdefault(point.name, point).value != point.value:
-            other = found[point.name].value
-            raise AdaptError(f"two packages have a method called {point.name!r}, {other} and {point.value}: keep one")
-    return found
-
-
-def _loaded(point: EntryPoint) -> type[Method]:
-    try:
-        cls = point.load()
-    except (Exception, SystemExit) as error:  # whatever a stranger's module raises
-        raise AdaptError(
-            f"the method {point.name!r} of {point.value} cannot be imported: {type(error).__name__}: {error}"
-        ) from error
-    _check(cls)
-    if cls.name != point.name:
-        raise AdaptError(f"the method of {point.value} is called {cls.name!r}, and its entry point {point.name!r}")
-    return cls
-
-
-def _check(cls: Any) -> None:
-    from adapt.methods.base import FAMILIES, Method, MethodConfig
-
-    if not (isinstance(cls, type) and issubclass(cls, Method)):
-        raise AdaptError(f"{cls!r} is no method: expected a class made from adapt.methods.base.Method")
-    name = getattr(cls, "name", None)
-    if not (isinstance(name, str) and re.fullmatch(r"[a-z][a-z0-9_]{0,63}", name)):
-        raise AdaptError(
-            f"{cls.__name__} is called {name!r}: give the class a `name` of small letters, digits and _, by which "
-            "recipes and adapters call it"
-        )
     if not (isinstance(cls.Config, type) and issubclass(cls.Config, MethodConfig)):
         raise AdaptError(
-            f"{name}: Config is {cls.Config!r}; expected a class made from adapt.methods.base.MethodConfig"
+            f"{cls.name}: Config is {cls.Config!r}; expected a class made from adapt.methods.base.MethodConfig"
         )
     if not set(cls.serves) or set(cls.serves) - set(FAMILIES):
-        raise AdaptError(f"{name}: serves is {cls.serves!r}; expected some of {', '.join(FAMILIES)}")
+        raise AdaptError(f"{cls.name}: serves is {cls.serves!r}; expected some of {', '.join(FAMILIES)}")
+
+
+_ADVICE = (
+    ". One of your own is known by `adapt --plugin FILE`, `adapt.methods.register`, or once its package is installed"
+)
+_listing: Listing[Method] = Listing(
+    __name__, __path__, "adapt.methods", _base, "method", frozenset({"base"}), "`adapt methods`", _ADVICE, _check
+)
 
 
 if not TYPE_CHECKING:  # or else a misspelt name would be none to them
 
     def __getattr__(attribute: str) -> type[Method]:
         if not attribute.startswith("_"):
-            for name in _files():
+            for name in _listing.files():
                 for cls in classes_of(importlib.import_module(f"{__name__}.{name}")):
                     if cls.__name__ == attribute:
                         return cls

@@ -78,7 +78,7 @@ class AnoVL(Method):
     title = "AnoVL (Deng et al., 2023)"
     Config = AnoVLConfig
     prompt_average = "raw"
-    of_several = False
+    learns_any_step = False
 
     @property
     def normal_class(self) -> str:

@@ -33,7 +33,7 @@ class BitFit(Method):
 
     name = "bitfit"
     title = "BitFit (Ben Zaken et al., ACL 2022)"
-    of_pairs = True
+    tasks = frozenset({"classes", "pairs", "records"})
     Config = LNTuningConfig
     touches = frozenset({"text", "vision"})
 

@@ -14,13 +14,13 @@ Deviations:
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from adapt.data.split import sizes_of_entities
 from adapt.errors import AdaptError
 from adapt.methods.base import PairStep, Terms, Training
 from adapt.methods.lora import LoRA, PlainLoRAConfig
@@ -44,7 +44,7 @@ class CLIPPINGS(LoRA):
     title = "CLIPPINGS (Arora et al., 2023)"
     serves = ("dual encoder",)  # type: ignore[assignment]
     Config = CLIPPINGSConfig
-    of_several = True
+    learns_any_step = True
     example: ClassVar[dict[str, Any]] = {"projections": "qkvo"}
     _links = True  # whether some pairs of the training are of one entity
 
@@ -58,7 +58,7 @@ class CLIPPINGS(LoRA):
         return share * features + (1 - share) * text_features
 
     def prepare(self, training: Training) -> None:
-        sizes = sizes_of_entities(training.items("train"))
+        sizes = Counter(item.unit for item in training.items("train") if item.unit)
         self._links = bool(sizes)
         if self._links and max(sizes.values()) == 1:
             raise AdaptError(

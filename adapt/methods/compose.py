@@ -65,7 +65,8 @@ class Compose(Method):
         self.parts = _named([each if isinstance(each, Method) else _made(each) for each in methods])
         served = [family for family in self.serves if all(family in part.serves for part in self.parts.values())]
         self.serves = tuple(served)  # type: ignore[assignment,misc]  # by these parts
-        self.of_several = all(part.of_several for part in self.parts.values())  # type: ignore[misc]
+        self.tasks = frozenset.intersection(*(part.tasks for part in self.parts.values()))  # type: ignore[misc]
+        self.learns_any_step = all(part.learns_any_step for part in self.parts.values())  # type: ignore[misc]
         for name, part in self.parts.items():
             if part.built:
                 raise AdaptError(f"compose: this {part.name} already belongs to a model: make a new one")

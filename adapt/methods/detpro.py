@@ -102,7 +102,7 @@ class DetPro(CoOp):
 
     def prepare(self, training: Training) -> None:
         names, labels = training.model.class_names, training.labels("train")
-        overlaps = self._overlaps(training.items("train")) if self.config.grades else None
+        overlaps = self._overlaps(training) if self.config.grades else None
         learning = self._learning(labels, overlaps, names)
         counts = torch.stack([labels[own].bincount(minlength=len(names)) for own in learning])
         for (low, high), count in zip(pairwise((*self.config.grades, 1.0)), counts[:, self._known(names)]):
@@ -113,15 +113,16 @@ class DetPro(CoOp):
                 )
         self.set_counts(counts, names)
 
-    def _overlaps(self, items: Sequence[Any]) -> Tensor:
-        """Those of regions `(n,)`. AdaptError for one of a class that is in no grade."""
-        for item in items:
-            if item.class_name != self.config.background and item.overlap < self.config.grades[0]:
+    def _overlaps(self, training: Training) -> Tensor:
+        """The overlaps of the training regions `(n,)`. AdaptError for a region of a class that is in no grade."""
+        overlaps = training.values("train").float()
+        for item, overlap in zip(training.items("train"), overlaps.tolist(), strict=True):
+            if item.answer != self.config.background and overlap < self.config.grades[0]:
                 raise AdaptError(
-                    f"detpro: {item.name!r} is of {item.class_name!r} with an overlap of {item.overlap:g}, and the "
-                    f"least of method.grades is {self.config.grades[0]:g}: call it background, or leave it out"
+                    f"detpro: {item.name!r} is of {item.answer!r} with an overlap of {overlap:g}, and the least of "
+                    f"method.grades is {self.config.grades[0]:g}: call it background, or leave it out"
                 )
-        return torch.tensor([item.overlap for item in items])
+        return overlaps
 
     def set_counts(self, images: Tensor, class_names: Sequence[str]) -> None:
         """Weighs the classes by how many training images each has: one over that as a share of an even part.
@@ -172,7 +173,7 @@ class DetPro(CoOp):
         place = torch.full_like(self._weights[0], -1, dtype=torch.long)
         place[known] = torch.arange(len(known), device=place.device)
         target, losses = place[labels], torch.zeros(len(labels), device=labels.device)
-        learning = self._learning(labels, step.numbers, names)
+        learning = self._learning(labels, step.values, names)
         for features, own, each in zip(self._of_grades(step), learning, self._weights, strict=True):
             apart, weights = step.cosine_logits(features[known]).float().log_softmax(-1), each[labels] * own
             of_known = -apart.gather(1, target.clamp_min(0)[:, None])[:, 0]

@@ -35,7 +35,7 @@ class KgCoOp(CoOp):
     name = "kgcoop"
     title = "KgCoOp (Yao et al., CVPR 2023)"
     Config = KgCoOpConfig
-    of_several = True
+    learns_any_step = True
     example: ClassVar[dict[str, Any]] = {}
 
     @classmethod

@@ -38,7 +38,7 @@ class LNTuning(Method):
 
     name = "ln_tuning"
     title = "LayerNorm tuning (the first stage of Farina et al., CVPR 2025)"
-    of_pairs = True
+    tasks = frozenset({"classes", "pairs", "records"})
     Config = LNTuningConfig
     touches = frozenset({"text", "vision"})
 

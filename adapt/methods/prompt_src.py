@@ -101,7 +101,7 @@ class PromptSRC(IVLP):
     name = "prompt_src"
     title = "PromptSRC (Khattak et al., ICCV 2023)"
     Config = PromptSRCConfig
-    of_several = True
+    learns_any_step = True
     published_share = 0.75
     example = {"depth_text": 2, "depth_vision": 2, "templates": "a photo of a {}."}
 

@@ -72,12 +72,12 @@ class SVLC(LoRA):
     title = "SVLC (Doveh et al., CVPR 2023)"
     serves = ("dual encoder",)  # type: ignore[assignment]
     Config = SVLCConfig
-    of_several = True
+    learns_any_step = True
     example: ClassVar[dict[str, Any]] = {"projections": "qkvo"}
 
     def prepare(self, training: Training) -> None:
         super().prepare(training)
-        texts = [item.text for item in training.items("train") if item.is_pair]
+        texts = [item.text for item in training.items("train") if item.paths and item.text]
         if texts and not any(map(self._found, texts)):
             logger.warning(
                 "svlc: none of the %s training captions, such as %s, has a word of method.words: there are no wrong "

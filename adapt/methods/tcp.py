@@ -54,7 +54,7 @@ class TCP(Method):
     name = "tcp"
     title = "TCP (Yao et al., CVPR 2024)"
     Config = TCPConfig
-    of_several = True
+    learns_any_step = True
     example = {"block": 1}
     touches = frozenset({"text"})
     owns_prompts = True

@@ -47,7 +47,7 @@ class TwoStage(Method):
     name = "two_stage"
     title = "2SFS (Farina et al., CVPR 2025)"
     Config = TwoStageConfig
-    of_several = True
+    learns_any_step = True
     touches = frozenset({"text", "vision"})
     needs_every_class = True
     begins_anew = True

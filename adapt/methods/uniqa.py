@@ -43,7 +43,7 @@ class UniQA(Method):
     title = "UniQA's adapter (Zhou et al., 2024)"
     Config = UniQAConfig
     example = {"between": (0.0, 1.0)}
-    of_targets = True
+    tasks = frozenset({"targets"})
     weighs_classes = False
     per_class = True
     begins_anew = True
@@ -61,8 +61,8 @@ class UniQA(Method):
     def prepare(self, training: Training) -> None:
         """Words are ordered by the targets of their images."""
         targets: list[list[float]] = [[] for _ in self.score_level]
-        for item in training.items("train"):
-            targets[item.label].append(item.target)
+        for label, target in zip(training.labels("train").tolist(), training.values("train").tolist(), strict=True):
+            targets[label].append(target)
         every = [target for own in targets for target in own]
         if self.config.between is None:
             if min(every) == max(every):
@@ -88,10 +88,10 @@ class UniQA(Method):
         return logits.float().softmax(-1) @ self.score_level.float()
 
     def loss(self, step: ImageStep) -> Terms:
-        if step.numbers is None:
+        if step.values is None:
             raise AdaptError("uniqa learns numbers, and the data has none: give a .csv with a column target")
         low, high = self.config.between
-        return {"squared_error": F.mse_loss(self._share(step.logits), (step.numbers - low) / (high - low))}
+        return {"squared_error": F.mse_loss(self._share(step.logits), (step.values - low) / (high - low))}
 
 
 def _levels(ranks: Sequence[int] | range) -> Tensor:

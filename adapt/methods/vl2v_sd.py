@@ -33,7 +33,7 @@ class VL2VSD(LoRA):
     title = "VL2V-SD (Addepalli et al., CVPR 2024)"
     serves = ("dual encoder",)  # type: ignore[assignment]
     Config = VL2VSDConfig
-    of_pairs = False
+    tasks = frozenset({"classes"})
     weighs_classes = False
     example = {}
 

@@ -54,8 +54,7 @@ class XBT(Method):
     title = "XBT, by Procrustes or by our reading of its abstract (Jang and Lim, ICCV 2025)"
     Config = XBTConfig
     touches = frozenset({"text", "vision"})  # whose features lie elsewhere than the backbone's own
-    of_pairs = True
-    of_texts_alone = True
+    tasks = frozenset({"classes", "pairs", "records", "images"})
     takes_steps = False
     stands_alone = True
     example = {"old": "mini-clip", "fewest": 1}
@@ -137,8 +136,8 @@ class XBT(Method):
         labels, device = training.labels("val"), self.weight.device
         place = {text: number for number, text in enumerate(texts_of(training.items("val")))}
         own = torch.zeros(len(place), len(labels), dtype=torch.bool)
-        for item in training.items("val"):
-            own[place[_words(item)]] |= labels == item.label
+        for item, label in zip(training.items("val"), labels, strict=True):
+            own[place[_words(item)]] |= labels == label
         by: dict[str, tuple[Tensor, Tensor]] = {}
         for name, alone in (("old", training.alone(self.config.old)), ("new", training.alone())):
             of_texts = alone.model.text_features([self._put(text) for text in place]).to(device).float()
@@ -161,7 +160,7 @@ def texts_of(items: Sequence[Any]) -> list[str]:
 
 
 def _words(item: Any) -> str:
-    words: str = item.text or readable(item.class_name)
+    words: str = item.text or readable(item.answer)
     return words
 
 

@@ -47,7 +47,7 @@ class ZeroShot(Method):
     name = "zero_shot"
     title = "Zero-shot CLIP (Radford et al., ICML 2021)"
     serves = ("dual encoder", "fusion encoder", "vision LLM")
-    of_pairs = True
+    tasks = frozenset({"classes", "pairs", "records"})
     Config = ZeroShotConfig
 
     def __init__(self, template: str | tuple[str, ...] = "a photo of a {}.", **config: Any) -> None:

@@ -63,11 +63,6 @@ class AnsweringModel(Adapted["FusionEncoder"]):
         logits: Tensor = head(features.to(head[0].weight.dtype))
         return logits
 
-    def batch_logits(self, inputs: Any) -> Tensor:
-        images, questions, _ = inputs
-        logits: Tensor = self(images.to(self.backbone.device), questions)
-        return logits
-
     def _predictions(self, pixels: Tensor, wanted: Wanted) -> Iterator[Prediction]:
         asking.check_featureless(self, wanted)
         return predictions(self(pixels, asking.of_each(pixels, wanted.question)), self.class_names, wanted)

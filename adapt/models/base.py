@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, Literal, ParamSpec, Self, TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adapt.backbones.absent import cut_out
@@ -38,6 +37,17 @@ B = TypeVar("B", bound=Backbone)
 M = TypeVar("M", bound="Adapted[Any]")
 P = ParamSpec("P")
 Computed = TypeVar("Computed")
+
+
+def in_one_mode(call: Callable[Concatenate[M, P], Computed]) -> Callable[Concatenate[M, P], Computed]:
+    """A method of an adapted model during which no other thread changes what is in training mode and what is not."""
+
+    @wraps(call)
+    def whole(model: M, *args: P.args, **kwargs: P.kwargs) -> Computed:
+        with keeping_modes(model.backbone.model):
+            return call(model, *args, **kwargs)
+
+    return whole
 
 
 class Adapted(nn.Module, Generic[B]):
@@ -116,9 +126,14 @@ class Adapted(nn.Module, Generic[B]):
         other.memory = memory
         return other
 
-    def step(self, inputs: Any, labels: Tensor) -> Step:
-        """A batch from the data loader, or of encoded images, as the method sees it."""
+    def step(self, inputs: Any, labels: Tensor | None = None) -> Step:
+        """A batch of images, or of what was computed of them, as the method sees it."""
         return Step(self, inputs, labels)
+
+    @in_one_mode
+    def answered(self, step: Any) -> Tensor:
+        """The logits `(b, n)` with which the model answers a batch."""
+        return self.answers.of(step)
 
     def losses(self, step: Step, weights: Mapping[str, float] | None = None) -> tuple[Terms, Tensor]:
         """The parts of a batch's mean loss, with `weights` of terms that any method may have; which answers are right.
@@ -129,40 +144,15 @@ class Adapted(nn.Module, Generic[B]):
             terms = dict(checked(self.method.loss(step), self.method.name))
             for name, weight in (weights or {}).items():
                 terms[name] = weight * TERMS[name](step)
-            return terms, self.right(step)
+            return terms, step.right if step.task is None else step.task.right(step)
 
     def own_logits(self, step: Any) -> Tensor:
         """What a batch is taken for where the method does not say otherwise."""
         raise NotImplementedError
 
-    def cross_entropy(self, step: Any) -> Tensor:
-        """The mean over a batch, in full precision; where images may have several classes, over these too, each of
-        which is there or not.
-        """
-        if step.several:
-            logits = step.logits.float() + (self.answers.logit_bias or 0.0)
-            return F.binary_cross_entropy_with_logits(logits, step.labels.float(), pos_weight=self.class_weights)
-        return F.cross_entropy(step.logits.float(), step.labels, self.class_weights)
-
-    def right(self, step: Any) -> Tensor:
-        """Which answers to a batch `(b,)` are right.
-
-        Where there may be several classes, whether the likeliest is one of them, and of an image without, whether none
-        is said.
-        """
-        best = step.logits.max(-1)
-        if not step.several:
-            return best.indices.eq(step.labels)
-        said = best.values + (self.answers.logit_bias or 0.0) >= 0
-        return torch.where(step.labels.any(-1), step.labels.gather(1, best.indices[:, None])[:, 0], ~said)
-
-    def batch_logits(self, inputs: Any) -> Tensor:
-        """Logits `(b, n)` of a batch from the data loader. AdaptError where answers are free text."""
-        raise AdaptError(f"{self.backbone.describe()} answers in words of its own, which have no logits by class")
-
-    def decide(self, inputs: Any) -> tuple[list[str], list[float]]:
-        """What the model says of each of a batch from the data loader, and how sure it is, in [0, 1]."""
-        return decided(self.batch_logits(inputs), self.class_names)
+    def decide(self, step: Any) -> tuple[list[str], list[float]]:
+        """What the model says of each of a batch, and how sure it is, in [0, 1]."""
+        return decided(self.answered(step), self.class_names)
 
     def blended(self, share: float, template: str | Sequence[str] = "a photo of a {}.") -> Self:
         """The same model, its tensors shared, whose answers are `share` its own and for the rest zero-shot ones.
@@ -316,17 +306,6 @@ def pixel_batches(
     """Images, as `predict` takes them, read by `transform`: up to `size` of them at a time, on `device`."""
     for pictures in picture_batches(images, size, turned=turns(transform), urls=urls):
         yield torch.stack([transform(picture) for picture in pictures]).to(device)
-
-
-def in_one_mode(call: Callable[Concatenate[M, P], Computed]) -> Callable[Concatenate[M, P], Computed]:
-    """A method of an adapted model during which no other thread changes what is in training mode and what is not."""
-
-    @wraps(call)
-    def whole(model: M, *args: P.args, **kwargs: P.kwargs) -> Computed:
-        with keeping_modes(model.backbone.model):
-            return call(model, *args, **kwargs)
-
-    return whole
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from adapt.edits import Edit, Replace
 from adapt.engine import values, vision
 from adapt.engine.watching import watched
 from adapt.errors import AdaptError
-from adapt.methods.base import BlockInputs, Context, Encoded, ImageStep, Method, PairStep, contrast
+from adapt.methods.base import BlockInputs, Context, Encoded, ImageStep, Method, PairStep
 from adapt.methods.base.normal import normal_label
 from adapt.models.base import in_one_mode
 from adapt.models.explanation import Explanation, explained
@@ -54,19 +54,7 @@ class AdaptedModel(TextSide):
     def own_logits(self, step: ImageStep) -> Tensor:
         return step.cosine_logits(step.text_features if isinstance(step, PairStep) else step.class_features)
 
-    def cross_entropy(self, step: ImageStep) -> Tensor:
-        if isinstance(step, PairStep):
-            return contrast(step.without_same(step.logits))
-        return super().cross_entropy(step)
-
-    def right(self, step: ImageStep) -> Tensor:
-        if not isinstance(step, PairStep):
-            found: Tensor = super().right(step)
-            return found
-        nearest = step.without_same(step.logits).argmax(-1)
-        return nearest == torch.arange(len(nearest), device=nearest.device)
-
-    def step(self, inputs: Any, labels: Tensor) -> ImageStep:
+    def step(self, inputs: Any, labels: Tensor | None = None) -> ImageStep:
         return (PairStep if isinstance(inputs, list) else ImageStep)(self, inputs, labels)
 
     @in_one_mode
@@ -159,10 +147,6 @@ class AdaptedModel(TextSide):
         if self._fast_on_images:
             return vision.encode(backbone, images, edits, checkpointing)
         return self._through({"vision": edits}, lambda: backbone.encode_image(images))
-
-    def batch_logits(self, inputs: Tensor) -> Tensor:
-        logits: Tensor = self(inputs)
-        return logits
 
     def under(self, method: Method) -> AdaptedModel:
         """The same backbone and texts under another method of this kind: one that learns from a batch, say."""

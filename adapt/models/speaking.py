@@ -45,6 +45,16 @@ class AnswerStep(Step):
         found: tuple[Tensor, Tensor] = self.model._read(*self.inputs)
         return found
 
+    @cached_property
+    def cross_entropy(self) -> Tensor:
+        """The mean cross-entropy of the answers' tokens."""
+        return generation.loss(self.logits, self.read[1])[0]
+
+    @property
+    def right(self) -> Tensor:
+        """Which answers `(b,)` would be said word for word."""
+        return generation.loss(self.logits, self.read[1])[1]
+
 
 class SpeakingModel(Adapted[VisionLLM]):
     """`model.answer(image, question)` in words; `model(images, questions)` gives the language model's logits."""
@@ -104,20 +114,14 @@ class SpeakingModel(Adapted[VisionLLM]):
         with alone(backbone.model):  # as reading a block's output needs it
             return self._through({"vision": edits}, lambda: backbone.patches(images.to(backbone.device)))
 
-    def step(self, inputs: Any, labels: Tensor) -> AnswerStep:
+    def step(self, inputs: Any, labels: Tensor | None = None) -> AnswerStep:
         return AnswerStep(self, inputs, labels)
 
     def own_logits(self, step: AnswerStep) -> Tensor:
         return step.read[0]
 
-    def cross_entropy(self, step: AnswerStep) -> Tensor:
-        return generation.loss(step.logits, step.read[1])[0]
-
-    def right(self, step: AnswerStep) -> Tensor:
-        return generation.loss(step.logits, step.read[1])[1]
-
-    def decide(self, inputs: Any) -> tuple[list[str], list[float]]:
-        images, questions, _ = inputs
+    def decide(self, step: Any) -> tuple[list[str], list[float]]:
+        images, questions, _ = step.inputs
         answers = self.generate(images, questions)
         return [answer.text for answer in answers], [answer.probability for answer in answers]
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, overload
 import torch
 from torch import Tensor
 
+from adapt import tasks
 from adapt.backbones.base import Backbone, DualEncoder, outside_inference_mode
 from adapt.backbones.turns import alone
 from adapt.backbones.vision_llm import VisionLLM
@@ -111,8 +112,8 @@ def build(backbone: Backbone, method: Method, class_names: Sequence[str]) -> tup
             f"{method.name} decides at test time in a way of its own, and a vision LLM answers in words: take a "
             "backbone that classifies"
         )
-    of_pairs = backbone.family == "dual encoder" and method.of_pairs and not class_names
-    names = () if backbone.family == "vision LLM" or of_pairs else check_class_names(class_names)
+    without = backbone.family == "dual encoder" and not class_names and tasks.without_classes(method)
+    names = () if backbone.family == "vision LLM" or without else check_class_names(class_names)
     with outside_inference_mode(), alone(backbone.model), frozen(backbone.model):  # frozen: no batch statistics move
         method.build(backbone, names)
         _check_edits(backbone, method, len(names))

@@ -18,7 +18,8 @@ from adapt.devices import AUTO
 from adapt.disk import write_text
 from adapt.errors import AdaptError
 from adapt.evaluation import stored
-from adapt.evaluation.evaluate import evaluate, set_prior_bias
+from adapt.evaluation.answering import Answering
+from adapt.evaluation.evaluate import evaluate
 from adapt.evaluation.scores import SHORT, main_figure
 from adapt.loading import load
 from adapt.methods.zero_shot import ZeroShot
@@ -70,10 +71,11 @@ def check(runs: Sequence[PlannedRun]) -> None:
         if run.after is not None:
             check_can_start(method, recipe.train is not None, run.after.name)
         for target in run.targets:
-            if _images(target.data).of_several != _images(recipe.data).of_several:
+            theirs, own = _images(target.data).task, _images(recipe.data).task
+            if theirs is not own:
                 raise AdaptError(
-                    f"images of {target.name!r} may have several classes and those of {recipe.data.source!r} have one, "
-                    "or the other way round: measure on data of one kind"
+                    f"{target.name!r} has {theirs.title}, and {recipe.data.source!r} {own.title}: measure on data of "
+                    "one task"
                 )
         measured |= {run.own: recipe.data} | {target.name: target.data for target in run.targets}
     for name, data in measured.items():  # the runs of a protocol share them
@@ -167,7 +169,7 @@ def _measured(model: AdaptedModel, split: Split, data: DataSection, recipe: Reci
     workers = recipe.train.workers if recipe.train is not None else 2
     adapted = model.with_classes(split.class_names) if split.class_names else model
     baseline = wrap(model.backbone, ZeroShot(data.template), split.class_names, recipe.fast)
-    set_prior_bias(baseline, split.train or split.test, workers=workers, cache=recipe.cache)
+    split.task.fit_baseline(baseline, split.train or split.test, Answering(workers, recipe.cache))
     ours, frozen = (
         evaluate(each, split.test, workers=workers, cache=recipe.cache).figures() for each in (adapted, baseline)
     )

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
 from adapt import plain
-from adapt.data.split import Item
+from adapt.data.item import Item
 from adapt.disk import replacing
 from adapt.errors import AdaptError
 from adapt.formats import tensor_file
@@ -168,10 +168,10 @@ def index_pairs(
     They are called by their entities, or else paths. AdaptError for none, or what is no pair, and as for images and
     texts.
     """
-    entries = [item.entity or item.path for item in items]
+    entries = [item.unit or item.path for item in items]
     _check(entries, "pair")
     _check_prompts(model)
-    if other := next((item for item in items if not item.is_pair), None):
+    if other := next((item for item in items if not (item.paths and item.text)), None):
         raise AdaptError(f"{other.name!r} is no image with its text: give a .csv with path,text, perhaps with entity")
 
     def encoded() -> Iterator[Tensor]:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from adapt.data.split import Item
+from adapt.data.item import Item
 from adapt.errors import AdaptError, nearest
 from adapt.features import item_features
 from adapt.models.classifier import AdaptedModel
@@ -31,7 +31,7 @@ def match(
 
     Raises AdaptError, naming the class, where one has no text, and where a text is longer than the text tower reads.
     """
-    for name in dict.fromkeys(item.class_name for item in items):
+    for name in dict.fromkeys(item.answer for item in items):
         if not texts.get(name):
             hint = "its list is empty" if name in texts else nearest(name, texts)
             raise AdaptError(f"there is no text of the class {name!r}: {hint}")
@@ -39,7 +39,7 @@ def match(
     known = {name: model.text_features(own).float().cpu() for name, own in texts.items() if own}
     found: list[tuple[str, ...]] = []
     for item, image in zip(items, features, strict=True):
-        cosines: torch.Tensor = known[item.class_name] @ image
+        cosines: torch.Tensor = known[item.answer] @ image
         best = cosines.topk(min(count, len(cosines))).indices.tolist()
-        found.append(tuple(texts[item.class_name][place] for place in best))
+        found.append(tuple(texts[item.answer][place] for place in best))
     return found

@@ -1,16 +1,15 @@
-"""What a training is compared with, the backbone by itself, and in which kind both answer: one class, or several."""
+"""What a training is compared with: the backbone by itself."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from adapt import methods
-from adapt.data.split import Item, of_several
+from adapt.data.item import Item
 from adapt.errors import AdaptError
-from adapt.evaluation.evaluate import evaluate, prior_biases
+from adapt.evaluation.evaluate import evaluate
 from adapt.evaluation.scores import SHORT, main_figure
 from adapt.methods.base import Method
 from adapt.methods.zero_shot import ZeroShot
@@ -18,20 +17,21 @@ from adapt.models.base import Adapted
 from adapt.models.classifier import AdaptedModel
 from adapt.models.wrap import Model, wrap
 from adapt.progress import counting_bar
+from adapt.tasks import Task
 from adapt.training.fitting import Fitting
 
 logger = logging.getLogger("adapt")
 
 
-def check_several(method: Method, items: Sequence[Item]) -> None:
-    """AdaptError where images may have several classes, and the method learns from one of each."""
-    if not of_several(items) or method.of_several:
+def check_learned(method: Method, task: Task, name: str) -> None:
+    """AdaptError where the method cannot learn the task of the data called `name`, with the methods that can."""
+    if task.learned_by(method):
         return
-    known = [methods.find(name) for name in methods.names()]
-    able = ", ".join(each.name for each in known if each.of_several and "dual encoder" in each.serves)
+    known = [methods.find(each) for each in methods.names()]
+    able = ", ".join(each.name for each in known if task.learned_by(each) and task.backbones & set(each.serves))
+    learns = " and ".join(sorted(method.tasks))
     raise AdaptError(
-        f"{items[0].name} and others may have several classes, and {method.name} learns from one class an image: take "
-        f"one of {able}"
+        f"{name} holds {task.items_are} ({task.title}), and {method.name} learns {learns}: take one of {able}"
     )
 
 
@@ -41,22 +41,6 @@ def baseline_of(model: Adapted[Any], template: str) -> Model:
     if isinstance(model, AdaptedModel):
         options = {"fast": model.fast, "text_memory": model.text_memory}
     return wrap(model.backbone, ZeroShot(template), model.class_names, **options)
-
-
-def answer_in_kind(training: Fitting, baseline: Model) -> None:
-    """Where the training images may have several classes, both models answer each class by itself.
-
-    The bias is set by the baseline's logits of the training images: at its own scale, and at the method's. A run that
-    goes on, and whatever the method begins with, has the same.
-    """
-    if not (isinstance(baseline, AdaptedModel) and of_several(training.train_set)):
-        return
-    scale = (training.model.method.logit_scale or baseline.backbone.logit_scale) / baseline.backbone.logit_scale
-    items, workers = training.train_set, training.workers
-    biases = prior_biases(baseline, items, (1.0, scale), workers=workers, cache=training.cache)
-    biases = training.processes.agreed(biases)  # to the last bit
-    for each, bias in zip((baseline, training.model), biases, strict=True):
-        each.answers = replace(each.answers, logit_bias=bias)
 
 
 def zero_shot(training: Fitting, baseline: Model, test_set: Sequence[Item], template: str) -> dict[str, Any]:

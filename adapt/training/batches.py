@@ -8,13 +8,14 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from adapt import tasks
 from adapt.data.decoding.decoded import Decoded
 from adapt.data.decoding.draws import Draw
 from adapt.data.decoding.epochs import Epochs
 from adapt.data.decoding.image_set import ImageSet
-from adapt.data.split import Item
+from adapt.data.item import Item
 from adapt.errors import AdaptError
-from adapt.features import answers_of, block_inputs, item_features, keeps_features, of_texts
+from adapt.features import block_inputs, item_features, keeps_features, of_texts
 from adapt.methods.base import BlockInputs, Encoded
 from adapt.models.base import Adapted
 from adapt.models.classifier import AdaptedModel
@@ -24,21 +25,21 @@ from adapt.training.settings import TrainSettings
 
 
 class Batches(Protocol):
-    """One epoch of inputs and labels, from any step of it.
+    """One epoch of inputs and their items, from any step of it.
 
-    Where it is `divided` the inputs are one process's share of the images; labels, and texts, are of the whole batch.
+    Where it is `divided` the inputs are one process's share of the images; the items are those of the whole batch.
     """
 
     divided: bool
 
     def __len__(self) -> int: ...
 
-    def epoch(self, epoch: int, step: int) -> Iterator[tuple[Any, Tensor]]:
-        """Yields inputs and labels `(b,)`, or as `Step` has them, of the steps from `step` on."""
+    def epoch(self, epoch: int, step: int) -> Iterator[tuple[Any, list[Item]]]:
+        """Yields inputs and items of the steps from `step` on."""
 
 
 class ImageBatches:
-    """Freshly decoded, freshly augmented images `(b, 3, h, w)`, with their questions where they have some."""
+    """Freshly decoded, freshly augmented images `(b, 3, h, w)`."""
 
     def __init__(
         self,
@@ -48,29 +49,23 @@ class ImageBatches:
         seed: int,
         processes: Processes = ALONE,
     ) -> None:
-        self._items, self._answers = items, answers_of(items, len(model.class_names))
+        self._items = items
         self.divided = processes.count > 1
         transform = model.backbone.transform(train=settings.augment == "published")
-        together = model.method.together if any(item.entity for item in items) else 1
-        self._epochs = Shares(len(items), settings, seed, processes, [item.label for item in items], together)
+        entities, together = [item.kept_with for item in items], 1
+        if tasks.of(items).keeps_entities_together and any(item.unit for item in items):
+            together = model.method.together
+        self._epochs = Shares(len(items), settings, seed, processes, entities, together)
         pinned = model.backbone.device.type == "cuda"
-        images = ImageSet(items, transform, len(model.class_names))
-        self._decoded = Decoded(images, self._epochs, settings.workers, pinned)
+        self._decoded = Decoded(ImageSet(items, transform), self._epochs, settings.workers, pinned)
 
     def __len__(self) -> int:
         return len(self._epochs)
 
-    def epoch(self, epoch: int, step: int) -> Iterator[tuple[Any, Tensor]]:
+    def epoch(self, epoch: int, step: int) -> Iterator[tuple[Any, list[Item]]]:
         self._epochs.epoch, self._epochs.step = epoch, step
-        for (inputs, labels), draws in zip(self._decoded, self._epochs.whole()):
-            if not self.divided:
-                yield inputs, labels
-                continue
-            positions = [draw.position for draw in draws]
-            if self._items[0].is_pair:
-                pairs = [self._items[position] for position in positions]
-                inputs = [inputs[0], [pair.text for pair in pairs], [pair.rephrased for pair in pairs]]
-            yield inputs, self._answers[positions]
+        for (inputs, _), draws in zip(self._decoded, self._epochs.whole()):
+            yield inputs, [self._items[draw.position] for draw in draws]
 
 
 class Shares(Epochs):
@@ -82,12 +77,18 @@ class Shares(Epochs):
         settings: TrainSettings,
         seed: int,
         processes: Processes,
-        labels: Sequence[int] = (),
+        entities: Sequence[str] = (),
         together: int = 1,
     ) -> None:
         drop_last = settings.drop_last and size >= settings.batch_size
         super().__init__(
-            size, settings.batch_size, shuffle=True, seed=seed, drop_last=drop_last, labels=labels, together=together
+            size,
+            settings.batch_size,
+            shuffle=True,
+            seed=seed,
+            drop_last=drop_last,
+            entities=entities,
+            together=together,
         )
         self._processes = processes
 
@@ -104,33 +105,33 @@ class KnownBatches:
     def __init__(
         self,
         known: Tensor,
-        labels: Tensor,
+        items: Sequence[Item],
         settings: TrainSettings,
         seed: int,
         inputs: Callable[[Tensor], Any],
         processes: Processes = ALONE,
     ) -> None:
-        self._known, self._labels, self._inputs = known, labels, inputs
-        self._epochs = Shares(len(labels), settings, seed, processes)
+        self._known, self._items, self._inputs = known, items, inputs
+        self._epochs = Shares(len(items), settings, seed, processes)
         self.divided = processes.count > 1
 
     def __len__(self) -> int:
         return len(self._epochs)
 
-    def epoch(self, epoch: int, step: int) -> Iterator[tuple[Any, Tensor]]:
+    def epoch(self, epoch: int, step: int) -> Iterator[tuple[Any, list[Item]]]:
         self._epochs.epoch, self._epochs.step = epoch, step
         views = self._known.shape[1]
         for own, draws in zip(self._epochs, self._epochs.whole()):
             positions, view = ([draw.position for draw in own], [draw.seed % views for draw in own])
-            yield self._inputs(self._known[positions, view]), self._labels[[draw.position for draw in draws]]
+            yield self._inputs(self._known[positions, view]), [self._items[draw.position] for draw in draws]
 
 
 class FeatureBatches(KnownBatches):
     """Features `(b, e)` of a vision tower that nothing edits."""
 
-    def __init__(self, features: Tensor, labels: Tensor, settings: TrainSettings, seed: int) -> None:
+    def __init__(self, features: Tensor, items: Sequence[Item], settings: TrainSettings, seed: int) -> None:
         features = features if features.ndim == 3 else features[:, None]  # (n, views, e)
-        super().__init__(features, labels, settings, seed, Encoded)
+        super().__init__(features, items, settings, seed, Encoded)
 
 
 class BlockBatches(KnownBatches):
@@ -140,13 +141,13 @@ class BlockBatches(KnownBatches):
         self,
         block: int,
         tokens: Tensor,
-        labels: Tensor,
+        items: Sequence[Item],
         settings: TrainSettings,
         seed: int,
         processes: Processes = ALONE,
     ) -> None:
         self.block = block
-        super().__init__(tokens[:, None], labels, settings, seed, partial(BlockInputs, block), processes)
+        super().__init__(tokens[:, None], items, settings, seed, partial(BlockInputs, block), processes)
 
 
 def training_batches(
@@ -170,21 +171,19 @@ def training_batches(
     if of_texts(items):
         assert isinstance(model, AdaptedModel)  # as fit has it
         known = item_features(model, items, workers=0, views=settings.views or 0)
-        return FeatureBatches(known, answers_of(items, len(model.class_names)), settings, seed)
-    if items[0].is_pair:  # what is computed once of images has no texts
+        return FeatureBatches(known, items, settings, seed)
+    task = tasks.of(items)
+    if not task.learns_from_features:
         if settings.views is not None:
-            raise AdaptError(
-                "train.views are of images alone, and the data are pairs of images and texts: leave it out"
-            )
+            raise AdaptError(f"train.views are of images alone, and the data are {task.items_are}: leave it out")
         return ImageBatches(model, items, settings, seed, processes)
     if keeps_features(model, cache) and (settings.augment == "none" or settings.views is not None):
         views = settings.views or 0
         features = item_features(model, items, workers=settings.workers, views=views, seed=seed, progress=progress)
-        return FeatureBatches(features, answers_of(items, len(model.class_names)), settings, seed)
+        return FeatureBatches(features, items, settings, seed)
     if settings.augment == "none" and cache and isinstance(model, AdaptedModel) and "images" not in model.method.reads:
         block = model.unedited_blocks
         tokens = block_inputs(model, items, block, workers=settings.workers, progress=progress) if block else None
         if tokens is not None:
-            answers = answers_of(items, len(model.class_names))
-            return BlockBatches(block, tokens, answers, settings, seed, processes)
+            return BlockBatches(block, tokens, items, settings, seed, processes)
     return ImageBatches(model, items, settings, seed, processes)

@@ -14,11 +14,13 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from adapt.data.split import SEPARATOR, Item, are_turned, items_id, of_several
+from adapt import tasks
+from adapt.data.item import Item
+from adapt.data.split import are_turned, items_id
 from adapt.devices import described, keeping_rng
 from adapt.disk import write_csv
 from adapt.errors import AdaptError
-from adapt.evaluation.evaluate import check_labels, check_maps, evaluate
+from adapt.evaluation.evaluate import evaluate
 from adapt.evaluation.examples import keep_examples
 from adapt.evaluation.scores import Scores
 from adapt.features import keeps_features, of_texts
@@ -27,7 +29,7 @@ from adapt.models.classifier import AdaptedModel
 from adapt.progress import counting_bar, training_bar
 from adapt.tracking import Track, trackers
 from adapt.training.average import epoch_weights
-from adapt.training.baseline import answer_in_kind, baseline_of, check_several, note_harm, zero_shot
+from adapt.training.baseline import baseline_of, check_learned, note_harm, zero_shot
 from adapt.training.choice import choose
 from adapt.training.fitting import Fitting
 from adapt.training.journal import Journal
@@ -129,35 +131,27 @@ def _check_parts(
     model: Adapted[Any], train_set: Sequence[Item], val_set: Sequence[Item], test_set: Sequence[Item]
 ) -> None:
     """Refuses what these images make impossible, before any of them is encoded."""
-    check_labels(model, train_set)
-    check_several(model.method, train_set)
-    for part in (val_set, test_set):
-        if part:
-            check_labels(model, part)
-            check_maps(model, part)
-    if of_texts(train_set) and not (model.method.of_texts_alone or keeps_features(model, cache=True)):
+    task = tasks.of(train_set)
+    check_learned(model.method, task, train_set[0].name + " and others")
+    for part in filter(None, (train_set, val_set, test_set)):
+        tasks.of(part).check_model(model, part)
+    for part in filter(None, (val_set, test_set)):
+        tasks.of(part).check_tested(model, part)
+    if of_texts(train_set) and task.classes_are and not keeps_features(model, cache=True):
         raise AdaptError(
             f"the data has texts in the place of training images, and {model.method.name} on "
             f"{model.backbone.describe()} learns from images: take a method that leaves the vision tower alone, such "
             "as close"
         )
     method, needed = model.method, model.method.chosen_on_validation
-    if method.of_targets and train_set[0].target is None:
-        raise AdaptError(f"{method.name} learns numbers, and the data has none: give a .csv with a column target")
-    if method.of_overlaps and train_set[0].overlap is None:
-        raise AdaptError(
-            f"{method.name} with grades learns from how much regions overlap with their object's box, and the data "
-            "does not say it: give a .csv with a column overlap, or leave method.grades out"
-        )
+    task.check_learnt(method, train_set)
     if needed is not None and not val_set:
         raise AdaptError(
             f"{method.name} chooses {needed} on validation images, and there are none: give some, or set "
             f"method.{needed}"
         )
-    if train_set[0].is_pair:
-        return
-    learnt = {label for item in train_set for label in item.every_label}
-    unlearnt = [name for label, name in enumerate(model.class_names) if label not in learnt]
+    learnt = {name for item in train_set for name in item.class_names}
+    unlearnt = [name for name in model.class_names if name not in learnt]
     if method.needs_every_class and unlearnt:
         raise AdaptError(f"{method.name} needs an image of every class; there is none of {unlearnt[0]!r}")
 
@@ -189,9 +183,9 @@ def _fit(
     if training.processes.count > 1:
         metrics["processes"] = training.processes.count
     model.answers = replace(model.answers, logit_bias=None)  # that of images of several classes is theirs
-    if model.has_baseline and (test_set or of_several(training.train_set)):
+    if model.has_baseline:
         baseline = baseline_of(model, template)
-        answer_in_kind(training, baseline)
+        tasks.of(training.train_set).fit_answers(training, baseline)
         if test_set and training.processes.main:
             metrics["baseline"] = model.baseline
             metrics["zero_shot"] = zero_shot(training, baseline, test_set, template)
@@ -208,7 +202,7 @@ def _fit(
     if calibrate:
         metrics["calibration"] = calibrated(training, scores)
         scores = _scores(training, test_set, "evaluating") if test_set else None
-    if training.val_set and (model.class_names or training.val_set[0].is_pair):
+    if training.val_set and tasks.of(training.val_set).validates(model):
         metrics["val"] = _scores(training, training.val_set, "validating").figures()
     if scores is not None:
         metrics["adapted"] = scores.figures()
@@ -217,7 +211,7 @@ def _fit(
     adapter = None
     if run is not None:
         adapter = model.save(run.adapter)
-        write_csv(run.picks, [_pick(item, model.class_names) for item in training.train_set])
+        write_csv(run.picks, [_pick(item) for item in training.train_set])
         if scores is not None:  # what grows with images and classes stays out of the adapter's header
             write_csv(run.predictions, scores.rows())
             keep_examples(model, scores, run.explanations)
@@ -233,12 +227,9 @@ def _scores(training: Fitting, items: Sequence[Item], title: str) -> Scores:
         return evaluate(training.model, items, workers=training.workers, cache=training.cache, progress=bar)
 
 
-def _pick(item: Item, class_names: Sequence[str]) -> dict[str, str]:
-    beside = {"question": item.question, "text": item.text}
-    several = SEPARATOR.join(class_names[label] for label in item.labels or ())
-    return {"path": item.path, "class": several or item.class_name} | {
-        key: value for key, value in beside.items() if value
-    }
+def _pick(item: Item) -> dict[str, str]:
+    """A row of the list of training items: one file, its label, and what else is known."""
+    return {"path": item.path, "class": item.answer} | item.label.columns | ({"text": item.text} if item.text else {})
 
 
 def _settings(model: Adapted[Any], settings: dict[str, Any], cache: bool) -> TrainSettings | None:

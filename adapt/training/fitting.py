@@ -12,16 +12,17 @@ import torch
 from pydantic import BaseModel, ValidationError
 from torch import Tensor, nn
 
-from adapt import plain
+from adapt import plain, tasks
 from adapt.backbones.base import DualEncoder
 from adapt.backbones.load import load_backbone
 from adapt.data.folds import folds, kept_and_held
-from adapt.data.split import Item, of_several
+from adapt.data.item import Item
 from adapt.disk import write_text
 from adapt.errors import AdaptError
 from adapt.evaluation import stored
+from adapt.evaluation.answering import Answering
 from adapt.evaluation.flops import tower_flops
-from adapt.features import item_features, labels_of
+from adapt.features import item_features
 from adapt.methods.base import Step, Terms, total
 from adapt.methods.base.training import Part
 from adapt.methods.zero_shot import ZeroShot
@@ -87,11 +88,12 @@ class Fitting:
         self.model.class_weights = None
         if self.settings.class_weights == "equal":
             return
-        labels = torch.tensor([label for item in self.train_set for label in item.every_label])
-        counts = labels.bincount(minlength=len(self.model.class_names)).clamp_min(1)
-        # of several classes each weighs as much where it is as where it is not
-        weights = (len(self.train_set) - counts) / counts if of_several(self.train_set) else 1 / counts
+        weights = tasks.of(self.train_set).class_weights(self.train_set, self.model.class_names)
         self.model.class_weights = weights.clamp_min(1e-6).to(self.model.backbone.device)
+
+    def answering(self, progress: Progress | None = None) -> Answering:
+        """The way to a model's answers in this training."""
+        return Answering(self.workers, self.cache, progress)
 
     def renew_batches(self) -> None:
         """Once the method is prepared: where it now edits blocks before those that batches begin at, they are anew."""
@@ -103,7 +105,19 @@ class Fitting:
         return self.train_set if part == "train" else self.val_set
 
     def labels(self, part: Part) -> Tensor:
-        return labels_of(self.items(part))
+        items = self.items(part)
+        return tasks.of(items).numbers(items, self.model.class_names)
+
+    def shares(self, part: Part) -> Tensor:
+        items = self.items(part)
+        return tasks.of(items).shares(items, self.model.class_names)
+
+    def values(self, part: Part) -> Tensor:
+        items = self.items(part)
+        values = tasks.of(items).values(items)
+        if values is None:
+            raise AdaptError(f"{self.model.method.name} learns from numbers that images have, and the data has none")
+        return values
 
     def features(self, part: Part, *, views: int = 0, unit: bool = True, projected: bool = True) -> Tensor:
         asked = part, views, unit, projected
@@ -155,8 +169,8 @@ class Fitting:
         unchanged = self.settings.model_copy(update={"augment": "none", "views": None})
         batches = training_batches(self.model, self.val_set, unchanged, self.seed, self.cache, None)
         for epoch in itertools.count():
-            for inputs, labels in batches.epoch(epoch, 0):
-                yield self.model.step(inputs, labels)
+            for inputs, items in batches.epoch(epoch, 0):
+                yield tasks.of(items).step(self.model, items, inputs)
 
     def train(
         self,

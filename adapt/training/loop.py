@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
+from adapt import tasks
+from adapt.data.item import Item
 from adapt.devices import AUTO, prefers_bf16
 from adapt.errors import AdaptError
 from adapt.methods.base import Terms, checked, total
@@ -123,7 +125,7 @@ class Trainer:
             position.batch += len(group)
             position.step += 1
             position.seconds += elapsed
-            images = sum(len(labels) for _, labels in group)
+            images = sum(len(items) for _, items in group)
             right = {} if accuracy is None else {"accuracy": accuracy}
             apart = {"terms": terms} if len(terms) > 1 else {}
             yield (
@@ -148,15 +150,15 @@ class Trainer:
         terms, right = self.model.losses(step, self.settings.terms)
         return followed(terms, name), right
 
-    def _step(self, group: list[tuple[Any, Tensor]]) -> tuple[dict[str, float], float | None]:
+    def _step(self, group: list[tuple[Any, list[Item]]]) -> tuple[dict[str, float], float | None]:
         """One optimiser step over the accumulated batches; their mean loss, by its terms, and their accuracy."""
         device = self.model.backbone.device
         self.optimizer.zero_grad(set_to_none=True)
         means, correct = Counter[str](), list[Tensor]()
-        for inputs, labels in group:
-            step = self.model.step(inputs, labels)
+        for inputs, items in group:
+            step = tasks.of(items).step(self.model, items, inputs)
             if self.batches.divided:
-                step.whole = partial(self.processes.whole, size=len(labels))
+                step.whole = partial(self.processes.whole, size=len(items))
             with autocast(device, self.settings.precision):
                 terms, right = self._losses(step)
                 loss = total(terms)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from adapt import plain
-from adapt.data.split import Item
+from adapt.data.item import Item
 from adapt.devices import is_launched
 from adapt.errors import AdaptError
 from adapt.features import keeps_features, of_texts

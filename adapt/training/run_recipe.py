@@ -24,7 +24,7 @@ from adapt.progress import counting_bar
 from adapt.recipe import Recipe
 from adapt.shown import shown
 from adapt.tracking import Track, trackers
-from adapt.training.baseline import check_several
+from adapt.training.baseline import check_learned
 from adapt.training.fit import check_training, fit
 from adapt.training.processes import processes_on
 from adapt.training.result import Result
@@ -55,12 +55,15 @@ def listed_data(recipe: Recipe) -> Split:
     if split.ratios is not None:  # it came without parts: what was cut off for validation is learned from
         split = replace(split, train=split.train + split.val, val=())
     split = with_validation(split, recipe)
-    if not split.class_names:
-        _check_without_classes(split, recipe)
-    elif recipe.data.shots is not None:
+    check_learned(methods.find(recipe.method["name"])(**recipe.method_config), split.task, shown(split.name))
+    if recipe.data.shots is not None and split.class_names:
         split = split.few_shot(recipe.data.shots, recipe.seed, recipe.data.sampling)
         _note_short(split, recipe.data.shots)
-    check_several(methods.find(recipe.method["name"])(**recipe.method_config), split.train)
+    elif recipe.data.shots is not None:
+        logger.warning(
+            "data.shots is %d, and %s have no classes: all %d of them serve (--shots all says so)",
+            recipe.data.shots, split.task.items_are, len(split.train),
+        )  # fmt: skip
     return split.only(recipe.data.classes)
 
 
@@ -68,22 +71,6 @@ def decodable(split: Split, recipe: Recipe, progress: bool) -> Split:
     """What decodes of `split`. Raises AdaptError for broken images unless the recipe skips them."""
     with counting_bar("checking", progress) as bar:
         return without_broken(split, recipe.data.broken, bar)
-
-
-def _check_without_classes(split: Split, recipe: Recipe) -> None:
-    """AdaptError for a method that needs classes, or images; a word where shots are asked for, which are of classes."""
-    method, of_texts = methods.find(recipe.method["name"]), not split.train[0].path
-    what = "texts alone" if of_texts else "pairs of images and texts"
-    if not (method.of_texts_alone if of_texts else method.of_pairs):
-        kinds = map(methods.find, methods.names())
-        able = ", ".join(kind.name for kind in kinds if (kind.of_texts_alone if of_texts else kind.of_pairs))
-        needs = "learns from images" if method.of_pairs else "tells classes apart"
-        raise AdaptError(f"{shown(split.name)} are {what}, and {method.name} {needs}: take one of {able}")
-    if recipe.data.shots is not None:
-        logger.warning(
-            "data.shots is %d, and %s have no classes: all %d of them serve (--shots all says so)",
-            recipe.data.shots, what, len(split.train),
-        )  # fmt: skip
 
 
 def with_validation(split: Split, recipe: Recipe) -> Split:
@@ -105,7 +92,7 @@ def with_validation(split: Split, recipe: Recipe) -> Split:
 
 def _note_short(split: Split, shots: int) -> None:
     """Says where classes have fewer images than were asked for."""
-    counts = Counter(item.class_name for item in split.train)
+    counts = Counter(item.stratum for item in split.train)
     short = [name for name in split.class_names if counts[name] < shots]
     if short:
         listed = ", ".join(f"{name!r} {counts[name]}" for name in short[:3]) + ", ..." * (len(short) > 3)
@@ -115,7 +102,9 @@ def _note_short(split: Split, shots: int) -> None:
 
 def images_a_class(split: Split) -> int:
     """The number of training images of the class in the middle, by which lengths of training go."""
-    return round(median(Counter(label for item in split.train for label in item.every_label).values()))
+    of_classes = bool(split.class_names)
+    counts = Counter(name for item in split.train for name in (item.class_names if of_classes else (item.kept_with,)))
+    return round(median(counts.values()))
 
 
 def build(recipe: Recipe, class_names: tuple[str, ...], backbone: Backbone | None = None) -> Adapted[Any]:

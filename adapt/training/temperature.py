@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adapt import tasks
 from adapt.data.folds import folds
-from adapt.data.split import Item, of_several
+from adapt.data.item import Item
 from adapt.errors import AdaptError
 from adapt.evaluation.calibration import BOUNDS, likeliest, temperature
 from adapt.evaluation.scores import Scores
@@ -30,8 +31,9 @@ def calibrates_by_folds(method: Method) -> bool:
 
 def check_calibration(model: Adapted[Any], train_set: Sequence[Item], val_set: Sequence[Item]) -> None:
     """AdaptError where a temperature makes no sense, or where no images are there to choose it on."""
-    if of_several(train_set):
-        raise AdaptError("calibrate is of one class an image, and the data has several: leave it out")
+    task = tasks.of(train_set)
+    if not task.calibrated:
+        raise AdaptError(f"calibrate is of one class an image, and the data has {task.title}: leave it out")
     if not model.class_names:
         raise AdaptError(f"{model.backbone.describe()} tells no classes apart here: leave calibrate out")
     if not (val_set or calibrates_by_folds(model.method)):

@@ -17,7 +17,7 @@ from adapt.data.decoding.content import read_bytes
 from adapt.data.decoding.decoded import Decoded
 from adapt.data.decoding.draws import Draw
 from adapt.data.decoding.image_set import ImageSet
-from adapt.data.split import Item
+from adapt.data.item import Item
 from adapt.errors import AdaptError
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ class FeatureCache:
         folder = self.directory / hashlib.sha256(f"{_FORMAT}\n{key}".encode()).hexdigest()[:32]
         rows = self._stored(folder, draws.keys())
         missing = {row_id: draw for row_id, draw in draws.items() if row_id not in rows}
-        images = ImageSet([item.image_alone for item in items], transform)
+        images = ImageSet(items, transform)
         for computed in _compute(missing, images, encode, batch_size, workers, progress):
             self._store(folder, computed)
             rows |= computed

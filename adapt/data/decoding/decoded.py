@@ -9,12 +9,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 
 from adapt.data.decoding.draws import Draw, seeded
 from adapt.data.decoding.epochs import Epochs
-from adapt.data.decoding.image_set import ImageSet, Inputs, Truth
+from adapt.data.decoding.image_set import Images, ImageSet
+from adapt.data.item import Item
 from adapt.errors import AdaptError
 
 # torch's words for a worker's batch that finds no room between the processes
@@ -22,11 +22,10 @@ _NO_ROOM = re.compile(r"unable to (?:write|open|mmap|resize|allocate|map)\b.*|.*
 
 
 class Decoded:
-    """Batches of draws from a dataset as (images (b, 3, h, w), labels (b,)), each time it is iterated.
+    """Batches of draws from a dataset as images (b, 3, h, w) and their items, each time it is iterated.
 
-    Of items with questions, `[images, questions, answers]` stands in the place of the images, of pairs
-    `[images, texts, rephrased]`; of images of several classes labels are `(b, n)`, and say of each whether it is seen.
-    Iterating raises AdaptError for a file that cannot be decoded, also when a worker met it, and where the machine has
+    Of items of several images, a list of as many batches of images. Iterating raises AdaptError for a file that cannot
+    be decoded, also when a worker met it, and where the machine has
     no shared memory for what workers decode. Workers beyond the number of processors are not started: they would not
     help, and torch warns of them; and none are in a process that may start none, such as a worker of joblib. `pinned`
     memory is for copies to CUDA while the CPU goes on.
@@ -40,14 +39,14 @@ class Decoded:
     def __len__(self) -> int:
         return len(self._draws)
 
-    def __iter__(self) -> Iterator[tuple[Any, Tensor]]:
+    def __iter__(self) -> Iterator[tuple[Any, list[Item]]]:
         complete = False
         try:
             for batch in self._loader:
                 if isinstance(batch, AdaptError):
                     raise batch
-                inputs, labels = batch
-                yield inputs, labels
+                inputs, positions = batch
+                yield inputs, [self.dataset.items[position] for position in positions.tolist()]
             complete = True
         except RuntimeError as error:
             no_room = _NO_ROOM.search(str(error))
@@ -84,7 +83,7 @@ class Loader(Decoded):
         """Go to `epoch`, its first `step` batches left out undecoded: a resumed run gets what it would have got."""
         self.epochs.epoch, self.epochs.step = epoch, step
 
-    def __iter__(self) -> Iterator[tuple[Any, Tensor]]:
+    def __iter__(self) -> Iterator[tuple[Any, list[Item]]]:
         yield from super().__iter__()
         self.set_epoch(self.epochs.epoch + 1)
 
@@ -98,27 +97,19 @@ class _Drawn:
     def __init__(self, dataset: ImageSet) -> None:
         self.dataset = dataset
 
-    def __getitems__(self, draws: Sequence[Draw]) -> list[tuple[Inputs, Truth]] | AdaptError:
+    def __getitems__(self, draws: Sequence[Draw]) -> list[tuple[Images, int]] | AdaptError:
         try:
             return [self._one(draw) for draw in draws]
         except AdaptError as error:
             return error
 
-    def _one(self, draw: Draw) -> tuple[Inputs, Truth]:
+    def _one(self, draw: Draw) -> tuple[Images, int]:
         with seeded(draw.seed):
             return self.dataset[draw.position]
 
 
-def _collate(batch: list[tuple[Inputs, Truth]] | AdaptError) -> Any:
-    if isinstance(batch, AdaptError):
-        return batch
-    inputs, labels = default_collate(batch)
-    if isinstance(inputs, list):
-        images, *texts = inputs
-        inputs = [images, *map(list, texts)]  # torch makes tuples of texts
-    if isinstance(labels, list):  # with targets, or whether each class is seen
-        labels = torch.stack([each if each.dtype == torch.bool else each.double() for each in labels], dim=-1)
-    return inputs, labels
+def _collate(batch: list[tuple[Images, int]] | AdaptError) -> Any:
+    return batch if isinstance(batch, AdaptError) else default_collate(batch)
 
 
 def _may_start_workers() -> bool:

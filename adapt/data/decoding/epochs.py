@@ -13,7 +13,7 @@ from adapt.data.decoding.draws import Draw, seed_for
 class Epochs:
     """A batch sampler whose whole state is an epoch and a step; iterating it goes from there to the epoch's end.
 
-    Of items with the same one of `labels` `(size,)` as many as `together` follow each other, so that a batch has them.
+    Of items of one of the `entities` `(size,)` as many as `together` follow each other, so that a batch has them.
     """
 
     def __init__(
@@ -24,11 +24,11 @@ class Epochs:
         shuffle: bool,
         seed: int,
         drop_last: bool,
-        labels: Sequence[int] = (),
+        entities: Sequence[str] = (),
         together: int = 1,
     ) -> None:
         self.size, self.batch_size, self.shuffle, self.seed, self.drop_last = size, batch_size, shuffle, seed, drop_last
-        self.labels, self.together = labels, together
+        self.entities, self.together = entities, together
         self.epoch, self.step = 0, 0
 
     def __len__(self) -> int:
@@ -49,9 +49,9 @@ class Epochs:
         order: list[int] = torch.randperm(self.size, generator=generator).tolist()
         if self.together == 1:
             return order
-        alike: dict[int, list[int]] = {}
+        alike: dict[str, list[int]] = {}
         for position in order:
-            alike.setdefault(self.labels[position], []).append(position)
+            alike.setdefault(self.entities[position], []).append(position)
         rows = [
             own[start : start + self.together] for own in alike.values() for start in range(0, len(own), self.together)
         ]

@@ -16,7 +16,7 @@ from adapt.data.decoding.content import open_file
 from adapt.data.decoding.orientation import size_of
 from adapt.data.decoding.pictures import check_size, decoded, naming, opened, to_rgb
 from adapt.data.decoding.regions import Box, check_form, check_inside, parted
-from adapt.data.split import Item
+from adapt.data.item import Item
 from adapt.errors import AdaptError
 from adapt.shown import brief
 

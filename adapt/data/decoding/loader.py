@@ -1,4 +1,4 @@
-"""Loader of images and labels, the same for a seed whatever the number of workers.
+"""Loader of images and their items, the same for a seed whatever the number of workers.
 
 This module does not import torch, so that `adapt.data` can import it at once (see there).
 """
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from adapt.data.decoding.image_set import ImageSet
-from adapt.data.split import Item
+from adapt.data.item import Item
 from adapt.errors import AdaptError
 
 if TYPE_CHECKING:
@@ -26,12 +26,10 @@ def loader(
     seed: int = 0,
     workers: int = 0,
     drop_last: bool | None = None,
-    classes: int | None = None,
 ) -> Loader:
-    """Loader of `items` as images (b, 3, h, w) and labels (b,), for training or in order.
+    """Loader of images (b, 3, h, w) with their b items, for training or in order.
 
-    Of items with questions: `[images, questions, answers]`, the latter lists of b texts, and labels; of pairs
-    `[images, texts, rephrased]`. Where images may have several of n `classes`, labels are bool `(b, n)`.
+    Of items of several images, a list of as many batches of images.
 
     For training, as in the published code: shuffled, and the last short batch is dropped if there is a full one (or by
     `drop_last`). Order and augmentation depend on `seed`, the epoch and the image only; see `Loader.set_epoch`.
@@ -48,4 +46,4 @@ def loader(
     if drop_last is None:
         drop_last = train and len(items) >= batch_size
     epochs = Epochs(len(items), batch_size, shuffle=train, seed=seed, drop_last=drop_last)
-    return Loader(ImageSet(items, transform, classes), epochs, workers)
+    return Loader(ImageSet(items, transform), epochs, workers)

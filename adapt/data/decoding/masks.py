@@ -10,7 +10,7 @@ import numpy as np
 from adapt.data.decoding.content import open_file
 from adapt.data.decoding.orientation import orientation, size_of, upright
 from adapt.data.decoding.pictures import opened
-from adapt.data.split import Item
+from adapt.data.item import Item
 from adapt.errors import AdaptError
 
 if TYPE_CHECKING:
@@ -25,10 +25,12 @@ def check_masks(items: Sequence[Item], turned: bool = False) -> None:
 
 def check_mask(item: Item, turned: bool = False) -> None:
     """The same of one image, which may have none."""
-    if item.mask and (image := _size(item.path, turned)) != (mask := _size(item.mask, turned)):
+    for path in item.label.files:
+        if (image := _size(item.path, turned)) == (mask := _size(path, turned)):
+            continue
         fits_stored = _size(item.path, False) == mask
         raise AdaptError(
-            f"the mask {item.mask!r} is {mask[0]} x {mask[1]} pixels, and its image {item.path!r} {image[0]} x "
+            f"the mask {path!r} is {mask[0]} x {mask[1]} pixels, and its image {item.path!r} {image[0]} x "
             f"{image[1]}{' turned upright' if fits_stored else ''}: expected the same size. Draw it on the image as it "
             f"is{' shown, or set data.exif=stored' if fits_stored else ''}, or take it out of the data"
         )
@@ -48,9 +50,10 @@ def mask_of(item: Item, place: Callable[[Any], Any], size: tuple[int, int], turn
     """
     import torch
 
-    if not item.mask:
+    if not item.label.files:
         return torch.zeros(size, dtype=torch.bool)
-    with open_file(item.mask) as file, opened(file, item.mask) as picture:
+    (path,) = item.label.files
+    with open_file(path) as file, opened(file, path) as picture:
         grey = picture.convert("L")
         grey = upright(grey, orientation(picture)) if turned else grey
     _, brightest = cast(tuple[int, int], grey.getextrema())

@@ -32,7 +32,8 @@ from adapt.data.emoji.labels import read_labels
 from adapt.data.emoji.questions import read_questions
 from adapt.data.emoji.records import NAME as _RECORDS
 from adapt.data.emoji.records import read_records
-from adapt.data.split import Item, Split
+from adapt.data.item import Item
+from adapt.data.split import Split
 from adapt.errors import AdaptError, nearest
 
 _GROUPS, _CONCEPTS, _TEXTS = "emoji", "emoji-concepts", "emoji-texts"
@@ -93,17 +94,17 @@ def _groups(spec: str, wanted: Callable[[_Entry], bool]) -> Split:
     entries = [entry for entry in index()["items"] if entry["class"] is not None and wanted(entry)]
 
     def part(name: str) -> tuple[Item, ...]:
-        return _items([entry for entry in entries if entry["split"] == name], "class", classes)
+        return _items([entry for entry in entries if entry["split"] == name], "class")
 
     return Split(spec, classes, part("train"), part("val"), part("test"), root=zip_root(archive.ARCHIVE))
 
 
 def _texts(images: tuple[Item, ...]) -> tuple[Item, ...]:
     """The names of what is drawn, each in all templates."""
-    named = dict.fromkeys((item.label, item.class_name, item.group) for item in images)
+    named = dict.fromkeys((item.label, item.group) for item in images)
     return tuple(
-        Item("", label, class_name, group=concept, text=template.replace("{}", concept))
-        for label, class_name, concept in named
+        Item((), label, group=concept, text=template.replace("{}", concept))
+        for label, concept in named
         for template in _TEMPLATES
     )
 
@@ -112,15 +113,14 @@ def _concepts() -> Split:
     base, new = concept_names()
     classes = base + new
     entries = index()["items"]
-    train = _items([entry for entry in entries if entry["style"] != UNSEEN_STYLE], "concept", classes)
-    test = _items([entry for entry in entries if entry["style"] == UNSEEN_STYLE], "concept", classes)
+    train = _items([entry for entry in entries if entry["style"] != UNSEEN_STYLE], "concept")
+    test = _items([entry for entry in entries if entry["style"] == UNSEEN_STYLE], "concept")
     return Split(_CONCEPTS, classes, train, (), test, root=zip_root(archive.ARCHIVE))
 
 
-def _items(entries: list[_Entry], field: str, classes: tuple[str, ...]) -> tuple[Item, ...]:
-    label = {name: number for number, name in enumerate(classes)}
+def _items(entries: list[_Entry], field: str) -> tuple[Item, ...]:
     root = zip_root(archive.ARCHIVE)
     return tuple(
-        Item(root + entry["file"], label[entry[field]], entry[field], entry["style"], group=entry["concept"])
+        Item.of(path=root + entry["file"], label=entry[field], domain=entry["style"], group=entry["concept"])
         for entry in entries
     )

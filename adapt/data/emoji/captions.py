@@ -10,7 +10,8 @@ from collections.abc import Iterator
 
 from adapt.data.emoji import questions
 from adapt.data.emoji.scenes import Scene
-from adapt.data.split import Item, Split
+from adapt.data.item import Item
+from adapt.data.split import Split
 
 
 def read_captions(spec: str) -> Split:
@@ -19,7 +20,8 @@ def read_captions(spec: str) -> Split:
 
 
 def _captioned(path: str, number: int, scene: Scene, style: str) -> Iterator[Item]:
-    yield Item(path, number, "", style, text=caption(scene, turned=number % 2 == 1))
+    text = caption(scene, turned=number % 2 == 1)
+    yield Item.of(path=path, text=text, domain=style)
 
 
 def caption(scene: Scene, turned: bool) -> str:

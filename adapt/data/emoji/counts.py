@@ -10,7 +10,8 @@ from collections.abc import Iterator
 
 from adapt.data.emoji import questions
 from adapt.data.emoji.scenes import Scene
-from adapt.data.split import Item, Split
+from adapt.data.item import Item
+from adapt.data.split import Split
 
 
 def read_counts(spec: str) -> Split:
@@ -21,4 +22,5 @@ def read_counts(spec: str) -> Split:
 def _counted(path: str, number: int, scene: Scene, style: str) -> Iterator[Item]:
     if scene.kind == "several":
         count, concept = len(scene.pieces), scene.concepts[0].name
-        yield Item(path, count - 1, questions.NUMBERS[count - 1], style, group=concept, target=float(count))
+        name = questions.NUMBERS[count - 1]
+        yield Item.of(path=path, target=count, label=name, domain=style, group=concept)

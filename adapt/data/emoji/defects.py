@@ -20,7 +20,8 @@ from PIL import Image, ImageDraw
 from adapt.data.decoding.files import open_file, zip_root
 from adapt.data.decoding.pictures import decoded
 from adapt.data.emoji import archive
-from adapt.data.split import Item, Split
+from adapt.data.item import Item
+from adapt.data.split import Split
 
 CLASSES = ("normal", "abnormal")
 KINDS = ("scratch", "stain")
@@ -41,10 +42,12 @@ def _items(spec: str, part: str) -> list[Item]:
     for number, entry in enumerate(entries):
         style, concept = entry["style"], entry["concept"]
         if number not in spoilt:
-            found.append(Item(zip_root(archive.ARCHIVE) + entry["file"], 0, CLASSES[0], style, group=concept))
+            path, normal = zip_root(archive.ARCHIVE) + entry["file"], CLASSES[0]
+            found.append(Item.of(path=path, label=normal, mask="", domain=style, group=concept))
         else:
             planted = f"{spec}.defects!{part}/{number:05}"
-            found.append(Item(f"{planted}.png", 1, CLASSES[1], style, group=concept, mask=planted + _MASK))
+            path, mask = f"{planted}.png", planted + _MASK
+            found.append(Item.of(path=path, label=CLASSES[1], mask=mask, domain=style, group=concept))
     return found
 
 

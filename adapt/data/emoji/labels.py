@@ -10,7 +10,8 @@ from collections.abc import Iterator
 
 from adapt.data.emoji import questions
 from adapt.data.emoji.scenes import Scene
-from adapt.data.split import Item, Split
+from adapt.data.item import Item
+from adapt.data.split import Split
 
 
 def read_labels(spec: str) -> Split:
@@ -18,8 +19,7 @@ def read_labels(spec: str) -> Split:
     names = tuple(concept.name for concept in questions.concepts().values())
 
     def labelled(path: str, number: int, scene: Scene, style: str) -> Iterator[Item]:
-        first = scene.concepts[0].name  # drawn by it: all are as frequent
-        labels = tuple(sorted(names.index(concept.name) for concept in scene.concepts))
-        yield Item(path, names.index(first), first, style, labels=labels)
+        # shots are drawn by the first one: all are as frequent
+        yield Item.of(path=path, labels=tuple(concept.name for concept in scene.concepts), domain=style)
 
     return questions.split_of(spec, spec, names, labelled)

@@ -18,7 +18,8 @@ from random import Random
 from adapt.data.decoding.files import zip_root
 from adapt.data.emoji import archive, scenes
 from adapt.data.emoji.scenes import Concept, Drawing, Scene
-from adapt.data.split import Item, Split
+from adapt.data.item import Item
+from adapt.data.split import Split
 
 TABLE = Path(__file__).with_name("questions.toml")
 WHAT, GROUP, COLOUR = "what is it?", "what kind of thing is it?", "what colour is it?"
@@ -37,11 +38,10 @@ _MADE = {
 
 def read_questions(spec: str) -> Split:
     """The variant `spec`, one that there is; the domain of an item is the style, "" where scenes mix them."""
-    label = {answer: number for number, answer in enumerate(answers())}
 
     def items(path: str, number: int, scene: Scene, style: str) -> Iterator[Item]:
         for question, answer in asked(scene):
-            yield Item(path, label[answer], answer, style, question)
+            yield Item.of(path=path, label=answer, question=question, domain=style)
 
     return split_of(spec, spec, answers(), items)
 

@@ -11,7 +11,8 @@ from random import Random
 
 from adapt.data.decoding.files import zip_root
 from adapt.data.emoji import archive
-from adapt.data.split import Item, Split
+from adapt.data.item import Item
+from adapt.data.split import Split
 
 NAME = "emoji-records"
 MISREAD = 0.3  # of the letters
@@ -21,14 +22,13 @@ _TRAINING, _VALIDATION = 0.6, 0.1  # shares of the concepts that the backbone kn
 def read_records() -> Split:
     """The domain of an item is its style, its entity the concept."""
     part_of = _parts()
-    number = {concept: place for place, concept in enumerate(sorted(part_of))}
     root, found = zip_root(archive.ARCHIVE), dict[str, list[Item]](train=[], val=[], test=[])
     for entry in archive.index()["items"]:
         concept, style = entry["concept"], entry["style"]
         if style == archive.UNSEEN_STYLE and part_of[concept] != "test":
             continue
         text = misread(concept, Random(f"{NAME}/{entry['file']}"))
-        item = Item(root + entry["file"], number[concept], "", style, text=text, entity=concept)
+        item = Item.of(path=root + entry["file"], text=text, entity=concept, domain=style)
         found[part_of[concept]].append(item)
     train, val, test = map(tuple, found.values())
     return Split(NAME, (), train, val, test, root=root)

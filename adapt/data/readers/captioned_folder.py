@@ -9,7 +9,7 @@ from pathlib import Path
 from adapt.data.readers import parts
 from adapt.data.readers.folder import images_in
 from adapt.data.readers.lines import read_lines
-from adapt.data.readers.rows import Listed, to_split
+from adapt.data.readers.rows import Listed, listed, to_split
 from adapt.data.split import Split
 from adapt.errors import AdaptError
 
@@ -38,11 +38,11 @@ def read_captioned_folder(root: str | os.PathLike[str], ratios: Sequence[float] 
                 "or take the image out."
             )
         part = parts.ALIASES.get(os.path.relpath(path, root).split(os.sep)[0], "")
-        rows += [Listed(path, "", part, text=line) for line in lines]
+        rows += [listed(path, {"text": line}, part) for line in lines]
     if len({bool(row.part) for row in rows}) == 2:
-        loose = next(row.path for row in rows if not row.part)
+        loose = next(row.item.path for row in rows if not row.part)
         raise AdaptError(f"Image folder {root!r} is divided into parts, and {loose!r} is in none of them.")
-    return to_split(os.path.basename(root), root, rows, (), ratios, seed)
+    return to_split(os.path.basename(root), root, rows, None, ratios, seed)
 
 
 def _text_of(path: str) -> Path:

@@ -12,7 +12,7 @@ from typing import Any, TypeGuard
 from adapt.data.decoding.files import under
 from adapt.data.readers import parts
 from adapt.data.readers.lines import UNREADABLE, read_text
-from adapt.data.readers.rows import Listed, check_listed_once, one_each, real_paths, to_split
+from adapt.data.readers.rows import check_listed_once, listed, one_each, real_paths, to_split
 from adapt.data.split import Split
 from adapt.errors import AdaptError, nearest
 from adapt.shown import brief
@@ -57,18 +57,18 @@ def read_captions_file(
     where = f"Captions {source!r}"
     folder = os.path.abspath(Path(source).parent if root is None else root)
     rows = [
-        Listed(under(folder, image, place), "", part, text=text)
+        listed(under(folder, image, place), {"text": text}, part)
         for place, image, texts, part in _entries(_read(source, where), where)
         for text in texts
     ]
     if not rows:
         raise AdaptError(f"{where} list no images.")
     if len({bool(row.part) for row in rows}) == 2:
-        loose = next(row.path for row in rows if not row.part)
+        loose = next(row.item.path for row in rows if not row.part)
         raise AdaptError(f"{where}: {loose!r} has no split, and others have one. Give it to every image, or to none.")
     check_listed_once(rows, where)
-    rows = one_each(rows, folder, real_paths(row.path for row in rows), where)
-    return to_split(os.path.basename(source).split(".json")[0], folder, rows, (), ratios, seed)
+    rows = one_each(rows, folder, real_paths(row.item.path for row in rows), where)
+    return to_split(os.path.basename(source).split(".json")[0], folder, rows, None, ratios, seed)
 
 
 def _read(source: str, where: str) -> Any:

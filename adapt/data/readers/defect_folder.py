@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from adapt.data.readers.folder import images_in, subfolders
-from adapt.data.readers.rows import Listed, to_split
+from adapt.data.readers.rows import listed, to_split
 from adapt.data.split import Split
 from adapt.errors import AdaptError
 
@@ -29,8 +29,9 @@ def read_defect_folder(root: str | os.PathLike[str]) -> Split:
             name = NORMAL if kind == _GOOD else ABNORMAL
             masks = {} if name == NORMAL else _masks(root, kind)
             for path in images_in(os.path.join(root, part, kind)):
-                rows.append(Listed(path, name, part, kind, mask="" if name == NORMAL else _mask(path, masks)))
-    if not any(row.mask for row in rows):
+                mask = "" if name == NORMAL else _mask(path, masks)
+                rows.append(listed(path, {"label": name, "mask": mask}, part, kind))
+    if not any(row.item.label.files for row in rows):
         raise AdaptError(f"Folder {root!r} has no image of a defect in test/KIND.")
     return to_split(os.path.basename(root), root, rows, (NORMAL, ABNORMAL), (1.0, 0.0, 0.0), 0)
 

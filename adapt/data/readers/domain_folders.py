@@ -6,7 +6,7 @@ import os
 
 from adapt.data.readers import parts
 from adapt.data.readers.folder import images_in, subfolders
-from adapt.data.readers.rows import Listed, one_each, real_paths, to_split
+from adapt.data.readers.rows import listed, one_each, real_paths, to_split
 from adapt.data.split import Split
 from adapt.errors import AdaptError
 
@@ -24,7 +24,7 @@ def read_domain_folders(root: str | os.PathLike[str], seed: int = 0) -> Split:
     if not os.path.isdir(root):
         raise AdaptError(f"Folder {root!r} does not exist. Expected a folder of domains, each with a folder per class.")
     rows = [
-        Listed(path, class_name, domain=domain)
+        listed(path, {"label": class_name}, domain=domain)
         for domain in subfolders(root)
         for class_name in subfolders(os.path.join(root, domain))
         for path in images_in(os.path.join(root, domain, class_name))
@@ -33,7 +33,7 @@ def read_domain_folders(root: str | os.PathLike[str], seed: int = 0) -> Split:
         raise AdaptError(
             f"Folder {root!r} has no images in folders of domains and classes: expected DOMAIN/CLASS/IMAGE."
         )
-    rows = one_each(rows, root, real_paths(row.path for row in rows), f"Folder {root!r}")
-    drawn = parts.assign([f"{row.domain}/{row.class_name}" for row in rows], RATIOS, seed)
+    rows = one_each(rows, root, real_paths(row.item.path for row in rows), f"Folder {root!r}")
+    drawn = parts.assign([f"{row.item.domain}/{row.item.answer}" for row in rows], RATIOS, seed)
     rows = [row._replace(part=part) for row, part in zip(rows, drawn, strict=True)]
-    return to_split(os.path.basename(root), root, rows, sorted({row.class_name for row in rows}), RATIOS, seed)
+    return to_split(os.path.basename(root), root, rows, None, RATIOS, seed)

@@ -8,7 +8,7 @@ from itertools import chain
 
 from adapt.data.decoding.pictures import FORMATS
 from adapt.data.readers import parts
-from adapt.data.readers.rows import Listed, one_each, to_split
+from adapt.data.readers.rows import Listed, listed, one_each, to_split
 from adapt.data.split import Split
 from adapt.errors import AdaptError
 
@@ -55,7 +55,7 @@ def _class_rows(folder: str, part: str, real: dict[str, str]) -> list[Listed]:
     for name in subfolders(folder):
         images = real_files(os.path.join(folder, name), IMAGE_SUFFIXES)
         real |= images
-        rows += [Listed(path, name, part) for path in sorted(images)]
+        rows += [listed(path, {"label": name}, part) for path in sorted(images)]
     if not rows:
         raise AdaptError(
             f"Image folder {folder!r} has no images in folders of their classes. "

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from adapt.data.readers import parts
-from adapt.data.readers.rows import Listed, to_split
+from adapt.data.readers.rows import listed, to_split
 from adapt.data.split import Split
 from adapt.errors import AdaptError, missing
 from adapt.shown import one_line
@@ -28,9 +28,9 @@ def read_hugging_face(source: str | os.PathLike[str], ratios: Sequence[float] = 
     class_names: list[str] = features[label].names
     undivided = len(found) == 1
     rows = [
-        Listed(path, class_names[number], "" if undivided else part, domain)
+        listed(path, {"label": class_names[number]}, "" if undivided else part, domain)
         for part, dataset in found.items()
-        for path, number, domain in _listed(dataset, image, label, f"Data {source!r}, part {part}")
+        for path, number, domain in _rows(dataset, image, label, f"Data {source!r}, part {part}")
     ]
     root = os.path.abspath(source) if os.path.isdir(source) else ""
     return to_split(os.path.basename(source.rstrip("/")), root, rows, class_names, ratios, seed, turned=False)
@@ -64,7 +64,7 @@ def _only(features: Any, kind: str, source: str) -> str:
     return columns[0]
 
 
-def _listed(dataset: Any, image: str, label: str, where: str) -> Iterator[tuple[str, int, str]]:
+def _rows(dataset: Any, image: str, label: str, where: str) -> Iterator[tuple[str, int, str]]:
     """Path, label and domain of each row; the path is the image's own, or its cell in an Arrow file."""
     from pyarrow import compute
 

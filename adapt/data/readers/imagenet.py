@@ -14,10 +14,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from adapt.data.item import Item
 from adapt.data.readers.folder import images_in, subfolders
 from adapt.data.readers.lines import read_lines
 from adapt.data.readers.published import Published
-from adapt.data.split import Item, Split
+from adapt.data.split import Split
 from adapt.errors import AdaptError
 from adapt.shown import first_of
 
@@ -72,7 +73,7 @@ def _check_folders(data: Published, images: Path, expected: Sequence[str]) -> No
 
 def _items(images: Path, folders: Sequence[str], names: Sequence[str]) -> tuple[Item, ...]:
     return tuple(
-        Item(path, label, names[label])
-        for label, folder in enumerate(folders)
+        Item.of(path=path, label=name)
+        for name, folder in zip(names, folders, strict=True)
         for path in images_in(str(images / folder))
     )

@@ -7,11 +7,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from adapt.data.item import Item
 from adapt.data.readers import imagenet
 from adapt.data.readers.lines import read_lines
 from adapt.data.readers.published import Published
 from adapt.data.readers.split_file import read_split
-from adapt.data.split import Item, Split
+from adapt.data.split import Split
 from adapt.errors import AdaptError
 
 
@@ -44,23 +45,22 @@ def _hint(data: Published, root: str) -> str:
 
 def _by_split_file(data: Published, home: Path) -> Split:
     """Labels, order and class names are the file's. The paths of StanfordCars, in two folders, start above them."""
-    (listed,) = data.lists
-    return read_split(home / listed, home / data.images[0] if len(data.images) == 1 else home, turned=False)
+    (source,) = data.lists
+    return read_split(home / source, home / data.images[0] if len(data.images) == 1 else home, turned=False)
 
 
 def _by_variants(data: Published, home: Path) -> Split:
     """FGVCAircraft: `variants.txt` numbers the classes, and each part's list has lines `IMAGE VARIANT`."""
     variants, *parts = (read_lines(home / name) for name in data.lists)
-    label = {name: number for number, name in enumerate(variants)}
     images = home / data.images[0]
 
-    def part(lines: list[str], listed: str) -> tuple[Item, ...]:
+    def part(lines: list[str], source: str) -> tuple[Item, ...]:
         items = []
         for line in lines:
             image, _, name = line.partition(" ")
-            if name not in label:
-                raise AdaptError(f"{str(home / listed)!r} has {line!r}; expected an image and one of variants.txt.")
-            items.append(Item(str(images / f"{image}.jpg"), label[name], name))
+            if name not in variants:
+                raise AdaptError(f"{str(home / source)!r} has {line!r}; expected an image and one of variants.txt.")
+            items.append(Item.of(path=str(images / f"{image}.jpg"), label=name))
         return tuple(items)
 
     train, val, test = map(part, parts, data.lists[1:])

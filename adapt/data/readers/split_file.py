@@ -7,9 +7,10 @@ import os
 from typing import Any
 
 from adapt.data.decoding.files import under
+from adapt.data.item import Item
 from adapt.data.readers.lines import UNREADABLE, read_text
 from adapt.data.readers.rows import check_linked
-from adapt.data.split import Item, Split
+from adapt.data.split import Split
 from adapt.errors import AdaptError
 from adapt.shown import brief
 
@@ -60,4 +61,4 @@ def _item(entry: Any, names: dict[int, str], folder: str, turned: bool, where: s
             raise AdaptError(f"{where} has {brief(entry)}; expected [path, label from 0, class name].")
     if names.setdefault(label, name) != name:
         raise AdaptError(f"{where} names label {label} {name!r}, but it is {names[label]!r} before.")
-    return Item(under(folder, path, where), label, name, turned=turned)
+    return Item.of(path=under(folder, path, where), label=name, turned=turned)

@@ -8,8 +8,9 @@ import os
 from pathlib import Path
 
 from adapt.cells import unguarded
+from adapt.data.item import Item
 from adapt.data.readers.lines import read_lines, read_text
-from adapt.data.split import Item, Split
+from adapt.data.split import Split
 from adapt.errors import AdaptError
 
 
@@ -37,5 +38,5 @@ def read_list(path: str | os.PathLike[str]) -> Split:
     texts = dict.fromkeys(read_lines(Path(path)))
     if not texts:
         raise AdaptError(f"List {os.fspath(path)!r} is empty: expected a text a line.")
-    train = tuple(Item("", number, "", text=text) for number, text in enumerate(texts))
+    train = tuple(Item.of(text=text) for text in texts)
     return Split(Path(path).stem, (), train, (), ())

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from adapt.data.readers import parts
-from adapt.data.readers.rows import Listed, to_split
+from adapt.data.readers.rows import listed, to_split
 from adapt.data.split import Split
 from adapt.errors import AdaptError, nearest
 
@@ -52,7 +52,9 @@ def read_torchvision(
     divided = [(_open(name, root, split=theirs), part) for theirs, part in _PARTS[name].items()]
     found = divided or [(_open(name, root), "")]
     class_names = [str(each) for each in found[0][0].classes]
-    rows = [Listed(path, class_names[label], part) for dataset, part in found for path, label in _listed(dataset)]
+    rows = [
+        listed(path, {"label": class_names[label]}, part) for dataset, part in found for path, label in _files(dataset)
+    ]
     return to_split(name, root, rows, class_names, ratios, seed, turned=False)
 
 
@@ -68,7 +70,7 @@ def _open(name: str, root: str, **options: str) -> Any:
         ) from error
 
 
-def _listed(dataset: Any) -> list[tuple[str, int]]:
+def _files(dataset: Any) -> list[tuple[str, int]]:
     """The files and labels of a torchvision data set, in its order."""
     held = vars(dataset)
     pairs = next((held[key] for key in _PAIRS if key in held), None)

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from adapt.backbones.base import Backbone
 from adapt.data import Item
-from adapt.data.split import of_several
 from adapt.errors import AdaptError
 from adapt.formats.adapter import versions
 from adapt.formats.export.forms import INPUT, OUTPUT, Runs
@@ -70,9 +69,12 @@ def difference(model: AdaptedModel, runs: Runs) -> float:
 
 def check_names(model: AdaptedModel, data: Sequence[Item]) -> None:
     """AdaptError for an image of a class that the model does not have, or of several."""
-    if of_several(data):
-        raise AdaptError("an export is measured on images of one class each, and the data has several: leave it out")
-    if unknown := {item.class_name for item in data} - set(model.class_names):
+    if many := next((item for item in data if len(item.class_names) != 1), None):
+        raise AdaptError(
+            f"an export is measured on images of one class each, and {many.name!r} has {len(many.class_names)}: leave "
+            "the data out"
+        )
+    if unknown := {item.answer for item in data} - set(model.class_names):
         raise AdaptError(
             f"the data has the class {brief(min(unknown))}, which this {model.method.name} does not tell: give data of "
             "its own classes, or an adapter of these"
@@ -85,7 +87,7 @@ def accuracy(model: AdaptedModel, runs: Runs, data: Sequence[Item]) -> dict[str,
     for pixels in model.pixels_of(data, _AT_ONCE):
         exported += runs(pixels).argmax(-1).tolist()
         own += _logits(model, pixels).argmax(-1).tolist()
-    actual = [model.class_names.index(item.class_name) for item in data]
+    actual = [model.class_names.index(item.answer) for item in data]
     return {
         "images": len(data),
         "accuracy": _same(exported, actual),

@@ -19,14 +19,14 @@ from adapt.methods.base.grid import Choice, Trial, trials
 from adapt.methods.base.mixture import Mixture
 from adapt.methods.base.space import Space
 from adapt.methods.base.step import BlockInputs, Encoded, ImageStep, PairStep, Step, Terms, contrast
-from adapt.methods.base.terms import checked, cross_entropy, total
+from adapt.methods.base.terms import checked, total
 from adapt.methods.base.training import Training
 from adapt.prompts import Prompt
 from adapt.validation import explain
 
 __all__ = [
     "BlockInputs", "Choice", "Context", "Encoded", "ImageStep", "Method", "MethodConfig", "Mixture", "PairStep",
-    "Space", "Step", "Terms", "Training", "Trial", "check_depth", "checked", "contrast", "cross_entropy", "depth_in",
+    "Space", "Step", "Terms", "Training", "Trial", "check_depth", "checked", "contrast", "depth_in",
     "learned", "mean_of", "total",
 ]  # fmt: skip
 
@@ -53,19 +53,15 @@ class Method(nn.Module):
     """Whether `prepare` gives what trains its first values: training cannot go on from an earlier adapter then."""
     stands_alone: ClassVar[bool] = False
     """Whether it cannot be a part of `compose`."""
-    of_targets: ClassVar[bool] = False
-    """Whether it learns numbers, such as grades, that images have beside a word for them."""
-    of_several: ClassVar[bool] = True
-    """Whether it learns from images of several classes, or none: by itself where its labels act through
-    `step.cross_entropy` alone, and it neither learns nor answers in a way of its own; others say so."""
+    tasks: ClassVar[frozenset[str]] = frozenset({"classes"})
+    """The tasks that it learns by name: those for which its loss, or its preparation, is made."""
+    learns_any_step: ClassVar[bool] = True
+    """Whether it learns every other task too that has steps of its kind: its labels act through `step.task_loss()`
+    alone. True by itself where it has no `loss`, `prepare` or `infer` of its own; other methods say so."""
     weighs_classes: ClassVar[bool] = True
-    """Whether its loss has `step.cross_entropy`, in which classes may count differently (`train.class_weights`)."""
-    of_pairs: ClassVar[bool] = False
-    """Whether it learns from pairs of images and texts too, without a class: what it edits serves any text."""
+    """Whether its loss has `step.task_loss()`, in which classes may count differently (`train.class_weights`)."""
     together: int = 1
     """How many pairs of one entity follow each other in training, where it learns from what belongs together."""
-    of_texts_alone: ClassVar[bool] = False
-    """Whether it learns from texts alone, without images and classes: from captions, or from the classes' names."""
     prompt_average: ClassVar[Literal["unit", "mean", "raw"]] = "unit"
     """What becomes of the features of a class's prompts: the mean of unit-length ones, which gets unit length again, or
     as it is (`mean`); or the mean of what the tower gives (`raw`)."""
@@ -82,8 +78,10 @@ class Method(nn.Module):
         super().__init_subclass__(**options)
         if "name" in vars(cls) and "title" not in vars(cls):
             cls.title = cls.name
-        if "of_several" not in vars(cls):
-            cls.of_several = all(getattr(cls, each) is getattr(Method, each) for each in ("prepare", "loss", "infer"))
+        if "learns_any_step" not in vars(cls):
+            cls.learns_any_step = all(
+                getattr(cls, each) is getattr(Method, each) for each in ("prepare", "loss", "infer")
+            )
         if cls.edits is not Method.edits and cls.touches is Method.touches:
             which = 'say which towers it edits, such as touches = frozenset({"vision"})'
             raise AdaptError(f"{cls.__name__} has edits and no touches, so that no tower would ask for them: {which}")
@@ -245,7 +243,7 @@ class Method(nn.Module):
 
     def loss(self, step: Any) -> Terms:
         """What training makes smaller, by parts that add up, which the log keeps apart."""
-        return {"cross_entropy": cross_entropy(step)}
+        return step.task_loss()
 
     @property
     def takes_steps(self) -> bool:

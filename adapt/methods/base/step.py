@@ -14,7 +14,7 @@ from adapt.devices import moved
 from adapt.errors import AdaptError
 from adapt.prompts import Prompt
 
-Same = TypeVar("Same", bound="ImageStep")
+Same = TypeVar("Same", bound="Step")
 Terms = dict[str, Tensor]  # the parts of a loss by name, which add up
 
 
@@ -39,27 +39,47 @@ class BlockInputs(NamedTuple):
 
 
 class Step:
-    """One batch of a task: its labels `(b,)`, and its logits `(b, n)` once they are asked for.
+    """One batch of items: their labels, as the task has them, and their logits `(b, n)` once they are asked for."""
 
-    Where images may have several classes, labels are bool `(b, n)`. Where the data has `numbers` `(b,)`, targets or
-    overlaps of regions, they come as a second column of the labels.
-    """
-
-    numbers: Tensor | None = None
+    task: Any = None
+    """The task of the items: `adapt.tasks.Task`. None of a step that was made by hand, whose loss is the step's own."""
+    items: Sequence[Any] = ()
+    """The items of the whole batch, in the order of the labels."""
     whole: Callable[[Tensor], Tensor] | None = None
     """Where the inputs are a share of the batch, one of several processes' own: from rows of the share to all."""
 
     def __init__(self, model: Any, inputs: Any, labels: Tensor | None = None) -> None:
-        self.model, self.inputs = model, inputs
-        self._answers = labels
-        if labels is not None and labels.ndim == 2 and labels.dtype != torch.bool:
-            labels, self.numbers = labels[:, 0].long(), moved(labels[:, 1].float(), model.backbone.device)
-        self.labels = None if labels is None else moved(labels, model.backbone.device)
+        self.model, self.inputs, self._labels = model, inputs, labels
+
+    def of(self, task: Any, items: Sequence[Any]) -> Self:
+        """The same step, of these items and their task."""
+        self.task, self.items = task, items
+        return self
+
+    @cached_property
+    def labels(self) -> Tensor | None:
+        """The labels of the items `(b,)` or `(b, n)`, as the task has them; None where nothing is known of them."""
+        labels = self._labels
+        if labels is None and self.task is not None:
+            labels = self.task.labels(self.items, self.model.class_names)
+        return None if labels is None else moved(labels, self.model.backbone.device)
+
+    @cached_property
+    def values(self) -> Tensor | None:
+        """A number that each item has beside its class `(b,)`, such as a grade; None where the task has none."""
+        values = None if self.task is None else self.task.values(self.items)
+        return None if values is None else moved(values.float(), self.model.backbone.device)
+
+    def task_loss(self) -> Terms:
+        """The loss of the task: what training makes smaller where the method adds nothing of its own."""
+        terms: Terms = {"cross_entropy": self.cross_entropy} if self.task is None else self.task.loss(self)
+        return terms
 
     @property
-    def several(self) -> bool:
-        """Whether the images may have several classes, or none."""
-        return self.labels is not None and self.labels.ndim == 2
+    def right(self) -> Tensor:
+        """Which items `(b,)` have the largest logit at their label."""
+        assert self.labels is not None
+        return self.logits.argmax(-1).eq(self.labels)
 
     @cached_property
     def logits(self) -> Tensor:
@@ -69,15 +89,18 @@ class Step:
 
     @cached_property
     def cross_entropy(self) -> Tensor:
-        """The mean over the batch, in full precision: of the right classes, of each class being there or not where
-        images may have several, or of the answers' tokens.
-        """
-        loss: Tensor = self.model.cross_entropy(self)
-        return loss
+        """The mean cross-entropy of the labels `(b,)`, or of shares of the classes `(b, n)`, in full precision."""
+        assert self.labels is not None
+        return F.cross_entropy(self.logits.float(), self.labels, self.model.class_weights)
 
     def again(self) -> Self:
         """The same batch, for a method that has changed since: only what is frozen is kept."""
-        return type(self)(self.model, self.inputs, self._answers)
+        return self._alike(type(self)(self.model, self.inputs, self._labels))
+
+    def _alike(self, other: Same) -> Same:
+        """`other`, which is of the same batch, with what is known of it."""
+        other.task, other.items, other.whole = self.task, self.items, self.whole
+        return other
 
 
 class ImageStep(Step):
@@ -92,17 +115,14 @@ class ImageStep(Step):
         self.of_classes: dict[Any, Any] = {}
         """What no image changes, by name, once it was asked for; what is there beforehand is taken as it is."""
 
-    def again(self) -> Self:
-        return self._alike(type(self)(self.model, self.inputs, self._answers))
-
     def under(self, method: Any) -> ImageStep:
         """The same batch under another method of the same kind, such as a copy that learns from it."""
-        return self._alike(ImageStep(self.model.under(method), self.inputs, self._answers))
+        return self._alike(ImageStep(self.model.under(method), self.inputs, self._labels))
 
     def _alike(self, other: Same) -> Same:
-        """`other`, which is of the same batch, with what is frozen of it."""
-        other._frozen, other.whole = self._frozen, self.whole
-        return other
+        if isinstance(other, ImageStep):
+            other._frozen = self._frozen
+        return super()._alike(other)
 
     @cached_property
     def memory(self) -> Any:
@@ -301,7 +321,18 @@ class PairStep(ImageStep):
         return self._of(self.model.under(method))
 
     def _of(self, model: Any) -> Self:
-        return self._alike(type(self)(model, [self.inputs, self.texts, self.rephrased], self._answers))
+        return self._alike(type(self)(model, [self.inputs, self.texts, self.rephrased], self._labels))
+
+    @cached_property
+    def cross_entropy(self) -> Tensor:
+        """The contrast of the images with their texts, in both directions."""
+        return contrast(self.without_same(self.logits))
+
+    @property
+    def right(self) -> Tensor:
+        """Which images `(b,)` have their own text nearest, those that are not wrong left out."""
+        nearest = self.without_same(self.logits).argmax(-1)
+        return nearest == torch.arange(len(nearest), device=nearest.device)
 
     @cached_property
     def text_features(self) -> Tensor:

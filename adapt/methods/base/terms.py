@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from adapt.errors import AdaptError
-from adapt.methods.base.step import ImageStep, Step, Terms
+from adapt.methods.base.step import ImageStep, Terms
 from adapt.shown import brief
 
 
@@ -28,11 +28,6 @@ def checked(terms: Any, method: str) -> Terms:
             kind = f"of shape {tuple(term.shape)}" if isinstance(term, Tensor) else brief(term)
             raise AdaptError(f"{method}: the term {name!r} of its loss is {kind}; {expected}")
     return terms
-
-
-def cross_entropy(step: Step) -> Tensor:
-    """That of a batch."""
-    return step.cross_entropy
 
 
 def distill(step: ImageStep) -> Tensor:

@@ -31,7 +31,13 @@ class Training(Protocol):
         """The images of a part."""
 
     def labels(self, part: Part) -> Tensor:
-        """Labels of the images `(n,)`."""
+        """The numbers of the items' classes `(n,)`."""
+
+    def shares(self, part: Part) -> Tensor:
+        """How much of each item belongs to each class `(n, c)`; rows add up to 1."""
+
+    def values(self, part: Part) -> Tensor:
+        """A number that each item has beside its class `(n,)`, such as a grade. AdaptError where the task has none."""
 
     def features(self, part: Part, *, views: int = 0, unit: bool = True, projected: bool = True) -> Tensor:
         """Features of the images `(n, e)`, or of as many random views of each `(n, views, e)`, of `unit` length or not.

@@ -120,7 +120,7 @@ class DAS(Method):
     title = "DAS (Wu et al., NeurIPS 2023)"
     serves = ("dual encoder", "fusion encoder", "vision LLM")
     Config = DASConfig
-    of_several = True
+    learns_any_step = True
     example = {"skipped": ["text.1"], "towers": ["text", "vision"]}
     _widths: dict[str, int]  # of the block that each name stands for
     _sites: dict[str, tuple[SiteName, ...]]  # of each block, those that cannot be skipped too

@@ -126,7 +126,7 @@ class LoRA(Method):
     title = "CLIP-LoRA (Zanella and Ben Ayed, CVPR-W 2024) and peft's other tuners"
     serves = ("dual encoder", "fusion encoder", "vision LLM")
     Config = LoRAConfig
-    of_pairs = True
+    tasks = frozenset({"classes", "pairs", "records"})
     example = {"dropout": 0.0}
     _sites_of: dict[Place, Projection]
     _shell: Any  # an nn.ModuleDict of peft's layers

@@ -1,0 +1,96 @@
+"""How a model answers a list of items: by features from the cache, or by images that are decoded batch by batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from adapt import tasks
+from adapt.data.decoding.loader import loader
+from adapt.data.item import Item
+from adapt.features import item_features, keeps_features, of_texts, view_features
+from adapt.methods.base import Step
+from adapt.models.base import Adapted, evaluating
+from adapt.models.classifier import AdaptedModel
+from adapt.models.prediction import decided, finite
+from adapt.progress import Progress
+
+Answer = TypeVar("Answer")
+Decision = tuple[list[str], list[float]]  # what is said of each item of a batch, and how surely
+
+BATCH_SIZE = 100
+FEATURES = 1024  # cached features classified at once
+FEATURES_PER_IMAGE = 32  # the same where every image has class features of its own
+
+
+@dataclass(frozen=True)
+class Answering:
+    """The way to answers: processes that decode images, whether the cache of features serves, and who is told."""
+
+    workers: int = 2
+    cache: bool = True
+    progress: Progress | None = None
+
+    def logits(self, model: Adapted[Any], items: Sequence[Item]) -> Iterator[Tensor]:
+        """The logits `(b, n)` with which `model` answers, in batches; the items are one stream, in their order."""
+        model = model.stream()
+        if keeps_features(model, self.cache or of_texts(items)):
+            return self._from_features(model, items)
+        return self.of_batches(model, items, model.answered)
+
+    def all_logits(self, model: Adapted[Any], items: Sequence[Item]) -> Tensor:
+        """The logits `(n, c)` of all items, on the CPU. AdaptError where some are not finite."""
+        return finite(torch.cat([batch.cpu() for batch in self.logits(model, items)]))
+
+    def decisions(self, model: Adapted[Any], items: Sequence[Item]) -> Iterator[Decision]:
+        """The most probable class of each item, and its probability, in batches."""
+        return self.decided(model, self.logits(model, items))
+
+    def decided(self, model: Adapted[Any], logits: Iterable[Tensor]) -> Iterator[Decision]:
+        """The most probable class by the logits of each batch, and its probability."""
+        return (decided(batch, model.class_names) for batch in logits)
+
+    def of_batches(
+        self, model: Adapted[Any], items: Sequence[Item], answer: Callable[[Any], Answer]
+    ) -> Iterator[Answer]:
+        """What `answer` makes of the step of each batch of decoded images, in evaluation mode and without gradient."""
+        for step in self.steps(model, items):
+            with evaluating(model), torch.no_grad():  # for a batch at a time, so that other threads come in between
+                answered = answer(step)
+            yield answered
+
+    def steps(self, model: Adapted[Any], items: Sequence[Item]) -> Iterator[Step]:
+        """The items in batches, decoded, as a method sees them."""
+        task, done = tasks.of(items), 0
+        size = max(1, BATCH_SIZE // (1 + model.method.views))
+        for inputs, batch in loader(items, model.transform(), size, train=False, workers=self.workers):
+            yield task.step(model, batch, inputs)
+            done += len(batch)
+            if self.progress is not None:
+                self.progress(done, len(items))
+
+    def _from_features(self, model: AdaptedModel, items: Sequence[Item]) -> Iterator[Tensor]:
+        if model.method.views:
+            yield from self._from_views(model, items)
+            return
+        features = item_features(model, items, workers=self.workers, progress=self.progress)
+        for part in features.to(model.backbone.device).split(
+            FEATURES_PER_IMAGE if model.method.per_image else FEATURES
+        ):
+            with evaluating(model), torch.no_grad():
+                answered = model.logits(part)
+            yield answered
+
+    def _from_views(self, model: AdaptedModel, items: Sequence[Item]) -> Iterator[Tensor]:
+        """Some images at a time: each has many features."""
+        for start in range(0, len(items), FEATURES):
+            some = items[start : start + FEATURES]
+            features = view_features(model, some, workers=self.workers, progress=self.progress)
+            for part in features.to(model.backbone.device).split(FEATURES_PER_IMAGE):
+                with evaluating(model), torch.no_grad():
+                    answered = model.logits(part[:, 0], part[:, 1:])
+                yield answered

@@ -1,0 +1,128 @@
+"""Classes that are found by listing: in files of a package, by entry points of others, or because they registered."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import re
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Generic, TypeVar
+
+from adapt.errors import AdaptError, nearest
+
+T = TypeVar("T")
+
+
+class Listing(Generic[T]):
+    """Classes made from `base`, each by its `name`: `coop.py` in the package `package` holds the one called `coop`.
+
+    Others are found by an entry point in the group `group`, whose name is theirs, or are told of by `register`.
+    """
+
+    def __init__(
+        self,
+        package: str,
+        path: Iterable[str],
+        group: str,
+        base: Callable[[], type[T]],
+        what: str,
+        others: frozenset[str],
+        listed_by: str = "",
+        advice: str = "",
+        check: Callable[[type[T]], None] = lambda cls: None,
+    ) -> None:
+        self.group, self._package, self._path, self._what = group, package, list(path), what
+        self._base, self._others, self._check = base, others, check
+        self._listed_by, self._advice = listed_by, advice
+        self._registered: dict[str, type[T]] = {}
+
+    def names(self) -> list[str]:
+        """The names of all: those of the files of the package, of installed packages, and registered ones."""
+        return sorted({*self.files(), *self._entry_points(), *self._registered})
+
+    def find(self, name: str) -> type[T]:
+        """The class called `name`. AdaptError with the nearest names, or where a package cannot be loaded."""
+        if name in self.files():
+            module = importlib.import_module(f"{self._package}.{name}")
+            return next(cls for cls in self.classes_of(module) if cls.name == name)  # type: ignore[attr-defined]
+        if name in self._registered:
+            return self._registered[name]
+        if name in self._entry_points():
+            return self._loaded(self._entry_points()[name])
+        raise AdaptError(f"unknown {self._what} {name!r}; {nearest(name, self.names(), self._listed_by)}{self._advice}")
+
+    def register(self, cls: type[T]) -> type[T]:
+        """Makes a class known by its name in this process.
+
+        AdaptError where it is not made from the base, has no name, or another one has its name.
+        """
+        name = self._checked(cls)
+        taken = name in self.files() or name in self._entry_points()
+        if taken or self._registered.get(name, cls) is not cls:
+            raise AdaptError(f"there is a {self._what} called {name!r} already: give {cls.__name__} another name")
+        self._registered[name] = cls
+        return cls
+
+    @contextmanager
+    def known(self, cls: type[T]) -> Iterator[None]:
+        """Inside, a class is known by its name, if it was not before."""
+        before = dict(self._registered)
+        if not ((name := self._checked(cls)) in self.files() or name in self._entry_points()):
+            self.register(cls)
+        try:
+            yield
+        finally:
+            self._registered.clear()
+            self._registered.update(before)
+
+    def classes_of(self, module: Any) -> list[type[T]]:
+        """The classes that `module` itself defines and names: others are what those are made from."""
+        base = self._base()
+        own = [value for value in vars(module).values() if isinstance(value, type) and issubclass(value, base)]
+        return [cls for cls in own if cls.__module__ == module.__name__ and "name" in vars(cls)]
+
+    def files(self) -> list[str]:
+        """The names of the package's own."""
+        return [module.name for module in pkgutil.iter_modules(self._path) if module.name not in self._others]
+
+    def _entry_points(self) -> dict[str, EntryPoint]:
+        points: dict[str, EntryPoint] = {}
+        for point in entry_points(group=self.group):
+            if points.setdefault(point.name, point).value != point.value:
+                other = points[point.name].value
+                raise AdaptError(
+                    f"two packages have a {self._what} called {point.name!r}, {other} and {point.value}: keep one"
+                )
+        return points
+
+    def _loaded(self, point: EntryPoint) -> type[T]:
+        try:
+            cls = point.load()
+        except (Exception, SystemExit) as error:  # whatever a stranger's module raises
+            raise AdaptError(
+                f"the {self._what} {point.name!r} of {point.value} cannot be imported: {type(error).__name__}: {error}"
+            ) from error
+        if (name := self._checked(cls)) != point.name:
+            raise AdaptError(
+                f"the {self._what} of {point.value} is called {name!r}, and its entry point {point.name!r}"
+            )
+        found: type[T] = cls
+        return found
+
+    def _checked(self, cls: Any) -> str:
+        """The name of a class. AdaptError where it is none of these, or its name could not stand in a file."""
+        base = self._base()
+        if not (isinstance(cls, type) and issubclass(cls, base)):
+            raise AdaptError(
+                f"{cls!r} is no {self._what}: expected a class made from {base.__module__}.{base.__name__}"
+            )
+        name = getattr(cls, "name", None)
+        if not (isinstance(name, str) and re.fullmatch(r"[a-z][a-z0-9_]{0,63}", name)):
+            raise AdaptError(
+                f"{cls.__name__} is called {name!r}: give the class a `name` of small letters, digits and _, by which "
+                "recipes and adapters call it"
+            )
+        self._check(cls)
+        return name

@@ -1,0 +1,76 @@
+"""One class an image, told apart by its name: classification."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from adapt.errors import AdaptError
+from adapt.tasks.base import NamedLabel, Task, filled, number
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from adapt.data.item import Item
+    from adapt.data.split import Split
+    from adapt.evaluation.answering import Answering
+    from adapt.evaluation.scores import Scores
+    from adapt.methods.base import Method
+    from adapt.models.base import Adapted
+
+
+@dataclass(frozen=True)
+class Class(NamedLabel):
+    """The name of a class. The `overlap` of a region with its object's box is intersection over union, 0 to 1."""
+
+    overlap: float | None = None
+
+
+class Classes(Task):
+    """Images, or texts in their place, of one class each."""
+
+    name = "classes"
+    title = "one class an image"
+    example = "emoji"
+    label_type = Class
+    needs = frozenset({"label"})
+    may_have = frozenset({"overlap"})
+
+    def read(self, cells: Mapping[str, Any], where: str) -> Class:
+        overlap = number(cells["overlap"], where, "overlap") if "overlap" in cells else None
+        if overlap is not None and not 0 <= overlap <= 1:
+            raise AdaptError(f"{where}: the overlap is {overlap:g}; expected a number from 0 to 1.")
+        return Class(filled(cells, "label", where), overlap)
+
+    def check(self, split: Split) -> None:
+        known: dict[bool, Item] = {}
+        for item in split.items():
+            if isinstance(item.label, Class):
+                known.setdefault(item.label.overlap is not None, item)
+        if len(known) == 2:
+            raise AdaptError(
+                f"Data {split.name!r}: {known[True].name!r} has an overlap and {known[False].name!r} has none. "
+                "Give every item a number, or none."
+            )
+
+    def check_learnt(self, method: Method, items: Sequence[Item]) -> None:
+        if method.of_overlaps and self.values(items) is None:
+            raise AdaptError(
+                f"{method.name} with grades learns from how much regions overlap with their object's box, and the data "
+                "does not say it: give a .csv with a column overlap, or leave method.grades out"
+            )
+
+    def learned_by(self, method: Method | type[Method]) -> bool:
+        return self.name in method.tasks
+
+    def values(self, items: Sequence[Any]) -> Tensor | None:
+        import torch
+
+        overlaps = [item.label.overlap for item in items]
+        return None if overlaps[0] is None else torch.tensor(overlaps, dtype=torch.float64)
+
+    def score(self, model: Adapted[Any], items: Sequence[Item], answering: Answering) -> Scores:
+        from adapt.evaluation.scores import scored
+
+        return scored(items, answering.decisions(model, items))

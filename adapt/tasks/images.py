@@ -1,0 +1,45 @@
+"""Images, or texts in their place, without any label."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from adapt.errors import AdaptError
+from adapt.tasks.base import Label, Task
+
+if TYPE_CHECKING:
+    from adapt.data.item import Item
+    from adapt.methods.base import Method
+    from adapt.models.base import Adapted
+
+
+@dataclass(frozen=True)
+class Unlabelled(Label):
+    """Nothing is known of the item."""
+
+
+class Images(Task):
+    """Images, or texts alone such as captions, of which nothing more is known."""
+
+    name = "images"
+    title = "no label"
+    label_type = Unlabelled
+    items_are = "images, or texts alone, without labels"
+    classes_are = ""
+    comparable = "there are no labels to compare methods by"
+
+    def read(self, cells: Mapping[str, Any], where: str) -> Unlabelled:
+        return Unlabelled()
+
+    def check_model(self, model: Adapted[Any], items: Sequence[Item]) -> None:
+        super().check_model(model, items)
+        if model.class_names or not self.learned_by(model.method):
+            raise AdaptError(
+                f"the data are {self.items_are}, and {model.method.name} tells {len(model.class_names)} classes apart: "
+                "give labels, or take a method that needs none, without class names"
+            )
+
+    def learned_by(self, method: Method | type[Method]) -> bool:
+        return self.name in method.tasks

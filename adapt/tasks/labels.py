@@ -1,0 +1,168 @@
+"""Several classes an image, or none: multi-label classification."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from adapt.errors import AdaptError
+from adapt.tasks.base import SEPARATOR, Label, Task
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from adapt.data.item import Item
+    from adapt.evaluation.answering import Answering
+    from adapt.evaluation.scores import Scores
+    from adapt.methods.base import Method, Terms
+    from adapt.models.base import Adapted
+    from adapt.models.wrap import Model
+    from adapt.training.fitting import Fitting
+
+
+@dataclass(frozen=True)
+class Several(Label):
+    """The names of all classes, in the order of the alphabet, and the `rarest` of them, by which shots are drawn."""
+
+    names: tuple[str, ...]
+    rarest: str = ""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.names
+
+    @property
+    def stratum(self) -> str:
+        return self.rarest
+
+    def renamed(self, names: Mapping[str, str]) -> Several:
+        return Several(tuple(sorted(names[name] for name in self.names)), names.get(self.rarest, ""))
+
+
+class Labels(Task):
+    """Images of several classes each, or of none."""
+
+    name = "labels"
+    title = "several classes an image, or none"
+    example = "emoji-labels"
+    label_type = Several
+    needs = frozenset({"labels"})
+    divisible = False
+    calibrated = False
+    comparable = "images have several classes, and what is compared gives each image one"
+
+    def read(self, cells: Mapping[str, Any], where: str) -> Several:
+        cell = cells["labels"]
+        if not isinstance(cell, str):
+            return Several(tuple(sorted(cell)), cell[0] if cell else "")
+        names = tuple(name.strip() for name in cell.split(SEPARATOR)) if cell else ()
+        if "" in names or len(set(names)) < len(names):
+            raise AdaptError(f"{where}: the labels are {cell!r}; expected different names, as in cat{SEPARATOR}dog.")
+        return Several(tuple(sorted(names)))
+
+    def completed(self, labels: Sequence[Several]) -> Sequence[Several]:
+        """The same with the rarest class of each image, so that every part has some of every class.
+
+        Names that come as a tuple and not as a text are taken by their first one.
+        """
+        if not any(label.names for label in labels):
+            raise AdaptError("all cells of the column 'labels' are empty. Give some image a class.")
+        _check_separator({name for label in labels for name in label.names})
+        images = Counter(name for label in labels for name in label.names)
+        rank = {name: (count, name) for name, count in images.items()}
+        return [_drawn_by(label, rank) for label in labels]
+
+    def learned_by(self, method: Method | type[Method]) -> bool:
+        return self.name in method.tasks or method.learns_any_step
+
+    def labels(self, items: Sequence[Item], class_names: Sequence[str]) -> Tensor:
+        """Whether each item has each class: bool `(n, c)`."""
+        import torch
+
+        place = {name: number for number, name in enumerate(class_names)}
+        seen = torch.zeros(len(items), len(class_names), dtype=torch.bool)
+        for row, item in zip(seen, items, strict=True):
+            row[[place[name] for name in item.class_names]] = True
+        return seen
+
+    def loss(self, step: Any) -> Terms:
+        """The cross-entropy of each class being there or not, over all of them."""
+        import torch.nn.functional as F
+
+        logits, model = step.logits.float() + (step.model.answers.logit_bias or 0.0), step.model
+        loss = F.binary_cross_entropy_with_logits(logits, step.labels.float(), pos_weight=model.class_weights)
+        return {"cross_entropy": loss}
+
+    def right(self, step: Any) -> Tensor:
+        """Whether the likeliest class is one of the image's; of an image without classes, whether none is said."""
+        import torch
+
+        best = step.logits.max(-1)
+        said = best.values + (step.model.answers.logit_bias or 0.0) >= 0
+        return torch.where(step.labels.any(-1), step.labels.gather(1, best.indices[:, None])[:, 0], ~said)
+
+    def class_weights(self, items: Sequence[Item], class_names: Sequence[str]) -> Tensor:
+        """How much an image that has a class counts: together as much as those that do not have it."""
+        counts = self.labels(items, class_names).sum(0).clamp_min(1)
+        return (len(items) - counts) / counts
+
+    def fit_answers(self, training: Fitting, baseline: Model) -> None:
+        """Sets the bias with which both models answer each class by itself.
+
+        It follows from the baseline's logits of the training images, at the baseline's scale and at the method's: a run
+        that goes on, and whatever the method begins with, has the same.
+        """
+        own: float = baseline.backbone.logit_scale  # type: ignore[union-attr]  # a dual encoder, as the task asks for
+        scale = (training.model.method.logit_scale or own) / own
+        biases = self._biases(baseline, training.train_set, training.answering(), (1.0, scale))
+        for model, bias in zip((baseline, training.model), training.processes.agreed(biases), strict=True):
+            model.answers = replace(model.answers, logit_bias=bias)
+
+    def fit_baseline(self, baseline: Adapted[Any], items: Sequence[Item], answering: Answering) -> None:
+        [bias] = self._biases(baseline, items, answering, (1.0,))
+        baseline.answers = replace(baseline.answers, logit_bias=bias)
+
+    def _biases(
+        self, baseline: Any, items: Sequence[Item], answering: Answering, scales: Sequence[float]
+    ) -> list[float]:
+        """What is to be added to the baseline's logits, scaled, so that classes are as frequent as among the items."""
+        from adapt.evaluation.multi_label import prior_biases
+
+        truth = self.labels(items, baseline.class_names)
+        return prior_biases(answering.all_logits(baseline, items), truth, baseline.backbone.logit_bias, scales)
+
+    def check_model(self, model: Adapted[Any], items: Sequence[Item]) -> None:
+        super().check_model(model, items)
+        if not model.answers.several:
+            raise AdaptError(
+                f"the data has images of several classes, and this {model.method.name} gives each one: train it on "
+                "such data"
+            )
+
+    def score(self, model: Adapted[Any], items: Sequence[Item], answering: Answering) -> Scores:
+        from adapt.evaluation.multi_label import MultiLabelScores
+
+        probabilities = model.answers.probabilities(answering.all_logits(model, items).float())
+        return MultiLabelScores.of(items, probabilities, self.labels(items, model.class_names), model.class_names)
+
+
+def _drawn_by(label: Several, rank: Mapping[str, tuple[int, str]]) -> Several:
+    if label.rarest or not label.names:
+        return label
+    return replace(label, rarest=min(label.names, key=rank.__getitem__))
+
+
+def _check_separator(names: set[str]) -> None:
+    """AdaptError for a name that another separator makes several others of: it was to be them."""
+    for other in ";,":
+        parts_of = {name: {part.strip() for part in name.split(other)} for name in sorted(names)}
+        count = Counter(part for own in parts_of.values() for part in own)
+        for name, own in parts_of.items():
+            if len(own) > 1 and all(count[part] > 1 for part in own):
+                raise AdaptError(
+                    f"the column 'labels' has {name!r}, and other cells have each of its parts: separate names by "
+                    f"{SEPARATOR!r}, as in {SEPARATOR.join(sorted(own))}. A class that is called so has to be called "
+                    "otherwise."
+                )

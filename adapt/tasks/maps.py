@@ -1,0 +1,73 @@
+"""Images, some with a defect, and masks that say where: anomaly localisation."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from adapt.tasks.base import NamedLabel, Task, filled
+
+if TYPE_CHECKING:
+    from adapt.data.item import Item
+    from adapt.evaluation.answering import Answering
+    from adapt.evaluation.scores import Scores
+    from adapt.methods.base import Method
+    from adapt.models.base import Adapted
+
+
+@dataclass(frozen=True)
+class Defect(NamedLabel):
+    """A class, and the path of a picture of the image's size that is bright where the image is not as it should be.
+
+    "" where none of the image is.
+    """
+
+    mask: str = ""
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        return (self.mask,) if self.mask else ()
+
+    def identity(self, root: str) -> Any:
+        return asdict(self) | {"mask": self.mask.removeprefix(root).replace(os.sep, "/").lstrip("/")}
+
+
+class Maps(Task):
+    """Images with masks of their defects."""
+
+    name = "maps"
+    title = "one class an image, and masks of what is abnormal"
+    example = "emoji-defects"
+    label_type = Defect
+    needs = frozenset({"label", "mask"})
+    files = frozenset({"mask"})
+    learns_unseen = True  # defects come unforeseen
+
+    def read(self, cells: Mapping[str, Any], where: str) -> Defect:
+        return Defect(filled(cells, "label", where), cells["mask"])
+
+    def learned_by(self, method: Method | type[Method]) -> bool:
+        return bool({self.name, "classes"} & method.tasks)
+
+    def check_tested(self, model: Adapted[Any], items: Sequence[Item]) -> None:
+        from adapt.data.decoding.masks import check_masks
+        from adapt.methods.base.normal import normal_label
+
+        if self._drawn(model, items):
+            normal_label(model.method, model.class_names)
+            check_masks(items, model.backbone.preprocess.turned)
+
+    def score(self, model: Any, items: Sequence[Item], answering: Answering) -> Scores:
+        from adapt.evaluation.maps import map_scores
+        from adapt.evaluation.scores import scored
+
+        if not self._drawn(model, items):
+            return scored(items, answering.decisions(model, items))
+        self.check_tested(model, items)
+        return map_scores(model, items, answering)
+
+    def _drawn(self, model: Adapted[Any], items: Sequence[Item]) -> bool:
+        """Whether the model says where images are abnormal, and the items know it."""
+        return model.method.normal_class is not None and any(item.label.files for item in items)

@@ -1,0 +1,77 @@
+"""Images with a text each, without classes: cross-modal retrieval."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from adapt.errors import AdaptError
+from adapt.tasks.base import Label, Task, filled
+from adapt.tasks.images import Unlabelled
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from adapt.data.item import Item
+    from adapt.evaluation.answering import Answering
+    from adapt.evaluation.scores import Scores
+    from adapt.methods.base import Method, Step
+    from adapt.models.base import Adapted
+
+
+@dataclass(frozen=True)
+class Pair(Label):
+    """The text of a pair in other words, "" where there are none. The text itself is the item's."""
+
+    rephrased: str = ""
+
+
+class Pairs(Task):
+    """Images with a text each; an image may have several texts, each of which makes a pair."""
+
+    name = "pairs"
+    title = "pairs of images and texts"
+    example = "emoji-captions"
+    label_type: ClassVar[type[Label]] = Pair
+    needs = frozenset({"path", "text"})
+    may_have = frozenset({"rephrased"})
+    items_are = "pairs of images and texts"
+    classes_are = ""
+    stays_whole = True
+    comparable = "what is compared tells classes apart, and pairs have none"
+    learns_from_features = False
+
+    def read(self, cells: Mapping[str, Any], where: str) -> Label:
+        filled(cells, "text", where)
+        # a line without an image is a text to learn from
+        return Pair(cells.get("rephrased", "")) if cells["path"] else Unlabelled()
+
+    def check_model(self, model: Adapted[Any], items: Sequence[Item]) -> None:
+        super().check_model(model, items)
+        if model.class_names or not self.learned_by(model.method):
+            raise AdaptError(
+                f"the data are pairs of images and texts, which have no classes: take a method that learns from such, "
+                f"as lora, without class names; this is {model.method.name} with {len(model.class_names)} classes"
+            )
+
+    def learned_by(self, method: Method | type[Method]) -> bool:
+        return self.name in method.tasks
+
+    def numbers(self, items: Sequence[Item], class_names: Sequence[str]) -> Tensor:
+        """The same number for all items of one image, or of one entity `(n,)`."""
+        import torch
+
+        place: dict[str, int] = {}
+        return torch.tensor([place.setdefault(item.unit or item.path, len(place)) for item in items])
+
+    def step(self, model: Any, items: Sequence[Any], inputs: Any) -> Step:
+        from adapt.methods.base import PairStep
+
+        texts = [item.text for item in items], [item.label.rephrased for item in items]
+        return PairStep(model, [inputs, *texts]).of(self, items)
+
+    def score(self, model: Any, items: Sequence[Item], answering: Answering) -> Scores:
+        from adapt.evaluation.retrieval import retrieve
+
+        return retrieve(model, items, answering)

@@ -1,0 +1,64 @@
+"""Questions about images, with an answer each: visual question answering."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from adapt.tasks.base import NamedLabel, Task, filled
+
+if TYPE_CHECKING:
+    from adapt.evaluation.answering import Answering
+    from adapt.evaluation.scores import Scores
+    from adapt.methods.base import Method, Step
+    from adapt.models.base import Adapted
+
+
+@dataclass(frozen=True)
+class Answer(NamedLabel):
+    """The answer to a question; where answers come out of a list, they are the classes."""
+
+    question: str
+
+    @property
+    def columns(self) -> dict[str, str]:
+        return {"question": self.question}
+
+
+class Questions(Task):
+    """Images with a question and its answer each; several questions may be asked about one image."""
+
+    name = "questions"
+    title = "questions about images"
+    example = "emoji-questions"
+    label_type = Answer
+    backbones = frozenset({"fusion encoder", "vision LLM"})
+    needs = frozenset({"label", "question"})
+    noun = "questions"
+    items_are = "questions"
+    classes_are = "answers"
+    learns_unseen = True  # who answers in words may say what nobody told it
+    once_an_image = False
+    comparable = "what is compared tells classes apart by a CLIP or SigLIP: give images without questions"
+
+    def read(self, cells: Mapping[str, Any], where: str) -> Answer:
+        return Answer(filled(cells, "label", where), filled(cells, "question", where))
+
+    def validates(self, model: Adapted[Any]) -> bool:
+        return bool(model.class_names)  # answering in words takes long
+
+    def learned_by(self, method: Method | type[Method]) -> bool:
+        return bool(self.backbones & set(method.serves))
+
+    def step(self, model: Any, items: Sequence[Any], inputs: Any) -> Step:
+        asked = [item.label.question for item in items], [item.label.name for item in items]
+        step: Step = model.step([inputs, *asked]).of(self, items)
+        return step
+
+    def score(self, model: Adapted[Any], items: Sequence[Any], answering: Answering) -> Scores:
+        from adapt.evaluation.scores import QuestionScores, scored
+
+        asked = tuple(item.label.question for item in items)
+        decisions = answering.of_batches(model, items, model.decide)
+        return QuestionScores(**vars(scored(items, decisions)), questions=asked)

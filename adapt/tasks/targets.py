@@ -1,0 +1,76 @@
+"""A number an image, such as a grade, which words stand for: regression."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from adapt.tasks.base import NamedLabel, Task, number
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from adapt.data.item import Item
+    from adapt.evaluation.answering import Answering
+    from adapt.evaluation.scores import Scores
+    from adapt.methods.base import Method
+    from adapt.models.base import Adapted
+
+GRADES = ("bad", "poor", "fair", "good", "perfect")  # UniQA's (arXiv 2406.01069), from the lowest
+
+
+@dataclass(frozen=True)
+class Target(NamedLabel):
+    """A number, and the word that stands for it; "" before the words of a data set are known."""
+
+    value: float
+
+    @property
+    def words(self) -> str:
+        return f"{self.value:g}"
+
+
+class Targets(Task):
+    """Images with a number each."""
+
+    name = "targets"
+    title = "a number an image"
+    example = "emoji-counts"
+    label_type = Target
+    needs = frozenset({"target"})
+    may_have = frozenset({"label"})
+    learns_unseen = True  # a grade may be said that no training image has
+
+    def read(self, cells: Mapping[str, Any], where: str) -> Target:
+        return Target(cells.get("label", ""), number(cells["target"], where, "target"))
+
+    def completed(self, labels: Sequence[Target]) -> Sequence[Target]:
+        """The same with a word each: where some have none, one of five, for equal parts of the range of the numbers."""
+        if all(label.name for label in labels):
+            return labels
+        values = [label.value for label in labels]
+        low, high = min(values), max(values)
+        width = (high - low) / len(GRADES) or 1.0
+
+        def word(value: float) -> str:
+            return GRADES[min(int((value - low) / width), len(GRADES) - 1)]
+
+        return [replace(label, name=word(label.value)) for label in labels]
+
+    def learned_by(self, method: Method | type[Method]) -> bool:
+        return bool({self.name, "classes"} & method.tasks)
+
+    def values(self, items: Sequence[Any]) -> Tensor:
+        import torch
+
+        return torch.tensor([item.label.value for item in items], dtype=torch.float64)
+
+    def score(self, model: Adapted[Any], items: Sequence[Item], answering: Answering) -> Scores:
+        from adapt.evaluation.numbers import GradedScores
+        from adapt.evaluation.scores import scored
+
+        logits = list(answering.logits(model, items))
+        scores = scored(items, answering.decided(model, logits), [item.class_names[0] for item in items])
+        said = [number for batch in logits if (number := model.method.score(batch)) is not None]
+        return GradedScores.of(scores, self.values(items), said) if said else scores
