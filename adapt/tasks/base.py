@@ -162,6 +162,14 @@ class Task:
     def check_learnt(self, method: Method, items: Sequence[Item]) -> None:
         """AdaptError where `method` cannot learn from these training items."""
 
+    def check_answers(self, model: Adapted[Any]) -> None:
+        """AdaptError where a model was trained to answer in another way than the task asks for."""
+        if model.answers.several:
+            raise AdaptError(
+                f"this {model.method.name} learned to find several classes in an image, and the data has {self.title}: "
+                "give a .csv with a column labels"
+            )
+
     def check_tested(self, model: Adapted[Any], items: Sequence[Item]) -> None:
         """AdaptError where a model cannot be scored on these items, before any is decoded."""
 

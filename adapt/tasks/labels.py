@@ -133,8 +133,7 @@ class Labels(Task):
         truth = self.labels(items, baseline.class_names)
         return prior_biases(answering.all_logits(baseline, items), truth, baseline.backbone.logit_bias, scales)
 
-    def check_model(self, model: Adapted[Any], items: Sequence[Item]) -> None:
-        super().check_model(model, items)
+    def check_answers(self, model: Adapted[Any]) -> None:
         if not model.answers.several:
             raise AdaptError(
                 f"the data has images of several classes, and this {model.method.name} gives each one: train it on "
