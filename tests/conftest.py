@@ -163,8 +163,8 @@ def tiny_split(tmp_path: Path) -> Split:
         folder = tmp_path / "images" / name
         folder.mkdir(parents=True)
         return tuple(
-            Item(_picture(folder / f"{label}-{i}.png", _COLOURS[label], noise), label, class_name)
-            for label, class_name in enumerate(NAMES)
+            Item.of(path=_picture(folder / f"{number}-{i}.png", _COLOURS[number], noise), label=class_name)
+            for number, class_name in enumerate(NAMES)
             for i in range(count)
         )
 

@@ -14,6 +14,7 @@ import torch
 import adapt
 from adapt import methods
 from adapt.data import read_folder
+from adapt.tasks.pairs import Pair
 from adapt.training.run import Run
 
 # a method, its settings, those of the training; of batches of 7, 7 and 6 images the second share of 7 has an image of
@@ -35,10 +36,8 @@ def train(case: str, model: Path, data: Path, out: Path, resume: bool = False) -
     split = read_folder(data)
     items, classes = split.train, split.class_names
     if case in ("pairs in contrast", "sums over a batch"):
-        texts = (f"a big {each.class_name} {number}" for number, each in enumerate(items))
         items = tuple(
-            replace(each, label=number, class_name="", text=text)
-            for number, (each, text) in enumerate(zip(items, texts))
+            replace(each, label=Pair(), text=f"a big {each.answer} {number}") for number, each in enumerate(items)
         )
         classes = ()
     torch.manual_seed(0)
