@@ -163,10 +163,10 @@ def screws(tmp_path: Path) -> Path:
 
 def test_a_folder_of_defects(screws: Path) -> None:
     split = load(f"defects:{screws}")
-    assert (split.class_names, len(split.train), len(split.val), split.of_masks) == (STATES, 1, 0, True)
+    assert (split.class_names, len(split.train), len(split.val), split.task.name) == (STATES, 1, 0, "maps")
     bent, good = split.test
-    assert (bent.class_name, bent.domain, good.class_name, good.mask) == ("abnormal", "bent", "normal", "")
-    assert bent.mask.endswith("ground_truth/bent/0_mask.png")
+    assert (bent.answer, bent.domain, good.answer, good.label.mask) == ("abnormal", "bent", "normal", "")
+    assert bent.label.mask.endswith("ground_truth/bent/0_mask.png")
     scores = evaluate(wrapped(), split.test, workers=0)
     assert isinstance(scores, MapScores)
     assert {"image_auroc", "pixel_auroc", "pro", "accuracy"} <= scores.figures().keys()
@@ -183,7 +183,7 @@ def test_a_csv_with_a_column_mask(screws: Path) -> None:
     lines = "path,label,split,mask\ntest/good/0.png,normal,test,\ntest/bent/0.png,abnormal,test,{}\n"
     table.write_text(lines.format("ground_truth/bent/0_mask.png"))
     split = read_csv(table)
-    assert [Path(item.mask).name for item in split.test] == ["", "0_mask.png"]
+    assert [Path(item.label.mask).name for item in split.test] == ["", "0_mask.png"]
     before = split.fingerprint
     table.write_text(lines.format("other_mask.png"))
     assert read_csv(table).fingerprint != before
@@ -191,7 +191,7 @@ def test_a_csv_with_a_column_mask(screws: Path) -> None:
 
 def test_masks_of_another_size_are_refused_by_name(tmp_path: Path) -> None:
     mask = picture(tmp_path / "m.png", (16, 32), box=(0, 0, 4, 4))
-    item = Item(picture(tmp_path / "a.png"), 1, "abnormal", mask=mask)
+    item = Item.of(path=picture(tmp_path / "a.png"), label="abnormal", mask=mask)
     with pytest.raises(AdaptError, match=r"m.png' is 16 x 32 pixels, and its image .*a.png' 32 x 32: expected the"):
         check_masks([item])
     with pytest.raises(AdaptError, match=r"m.png' is 16 x 32 pixels"):
@@ -203,7 +203,7 @@ def test_a_mask_goes_where_its_image_goes(value: int, tmp_path: Path) -> None:
     """Of a wide image the middle is read, at half the size."""
     path = picture(tmp_path / "m.png", (128, 64), value, box=(32, 0, 64, 32))
     place = tiny_backbones.backbone("open_clip").preprocess.placing("nearest")
-    mask = mask_of(Item("", 1, "abnormal", mask=path), place, (32, 32))
+    mask = mask_of(Item.of(path="", label="abnormal", mask=path), place, (32, 32))
     assert mask.shape == (32, 32)
     assert mask[:16, :16].all()
     assert int(mask.sum()) == 256
@@ -211,8 +211,8 @@ def test_a_mask_goes_where_its_image_goes(value: int, tmp_path: Path) -> None:
 
 def test_bundled_defects_are_where_their_masks_are() -> None:
     split = load("emoji-defects")
-    assert not any(item.mask for item in split.train)
-    spoilt = [item for item in split.test if item.mask]
+    assert not any(item.label.mask for item in split.train)
+    spoilt = [item for item in split.test if item.label.mask]
     assert (len(split.test), len(spoilt)) == (695, 347)
     styles = [sum(item.domain == style for item in spoilt) for style in ("noto", "twemoji")]
     assert min(styles) > 60  # any style, not every other one

@@ -23,8 +23,8 @@ STEPS = {"iterations": 3, "batch_size": 4, "lr": 0.1, "schedule": "constant", "a
 def texts(split: Split) -> Split:
     """The same with two texts of each class in place of the training and validation images."""
     items = [
-        Item("", label, name, text=form.replace("{}", name))
-        for label, name in enumerate(split.class_names)
+        Item.of(text=form.replace("{}", name), label=name)
+        for name in split.class_names
         for form in ("a photo of a {}.", "art of a {}.")
     ]
     return replace(split, train=tuple(items), val=tuple(items))
@@ -72,7 +72,7 @@ def test_a_step_sees_the_text_towers_features(open_clip: Backbone, of_texts: Spl
     for features, labels in seen:
         nearest = (features @ expected.T).max(-1)
         assert torch.allclose(nearest.values, torch.ones(len(labels)), atol=1e-5)
-        assert [of_texts.train[place].label for place in nearest.indices] == labels.tolist()
+        assert [of_texts.train[place].answer for place in nearest.indices] == [of_texts.class_names[label] for label in labels]
 
 
 @pytest.mark.parametrize("name", ["lora", "maple"])
@@ -103,7 +103,7 @@ def test_a_csv_of_texts_and_images(tmp_path: Path, five_classes: Path) -> None:
     file = tmp_path / "texts.csv"
     file.write_text(f"text,path,label\na poodle,,dog\na tabby,,cat\n,{image.name},cat\n")
     split = read_csv(file, root=image.parent)
-    assert [(item.text, item.class_name) for item in split.train] == [("a poodle", "dog"), ("a tabby", "cat")]
+    assert [(item.text, item.answer) for item in split.train] == [("a poodle", "dog"), ("a tabby", "cat")]
     assert [item.path for item in split.test] == [str(image)]
     file.write_text("text,label\na poodle,dog\na tabby,cat\n")
     assert len(read_csv(file).train) == 2

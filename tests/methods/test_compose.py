@@ -129,7 +129,7 @@ class Otherwise(LoRA):
 def test_terms_of_one_name_are_kept_apart(
     open_clip: Backbone, images: Tensor, labels: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(methods, "_registered", {"pulled": Pulled, "otherwise": Otherwise})
+    monkeypatch.setattr(methods._listing, "_registered", {"pulled": Pulled, "otherwise": Otherwise})
     for parts in ([methods.KgCoOp(ctx_init="", n_ctx=4), Pulled()], [Pulled(), methods.KgCoOp(ctx_init="", n_ctx=4)]):
         model = adapt.wrap(open_clip, Compose([*parts]), NAMES)
         terms, _ = model.losses(model.step(images, labels))

@@ -16,6 +16,7 @@ import adapt
 from adapt import AdaptedModel, AdaptError, fit, methods
 from adapt.data import Item, Split
 from adapt.methods.modx import row_divergence
+from adapt.tasks.pairs import Pair
 from adapt.training.start import start_from
 
 NAMES = ("goldfish", "red_panda", "sea cucumber")
@@ -33,7 +34,7 @@ def made(name: str = "modx", names: tuple[str, ...] = NAMES, **config: Any) -> A
 def paired(split: Split) -> tuple[Item, ...]:
     """The training images, each with a text of its own."""
     return tuple(
-        replace(item, label=number, class_name="", text=f"picture {number} of a {item.class_name}")
+        replace(item, label=Pair(), text=f"picture {number} of a {item.answer}")
         for number, item in enumerate(split.train)
     )
 

@@ -45,7 +45,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _nothing_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(methods, "_registered", {})
+    monkeypatch.setattr(methods._listing, "_registered", {})
     monkeypatch.setattr(plugins, "_loaded", {})
 
 

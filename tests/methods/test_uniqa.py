@@ -15,6 +15,7 @@ from adapt import AdaptedModel, AdaptError, fit, methods
 from adapt.data import Item, Split, load
 from adapt.evaluation.evaluate import evaluate
 from adapt.evaluation.numbers import GradedScores, pearson, ranks
+from adapt.tasks.targets import Target
 
 STEPS: dict[str, Any] = {"epochs": 2, "batch_size": 4, "warmup_epochs": 0, "augment": "none", "workers": 0}
 STEPS |= {"optimizer": "adam", "lr": 0.01, "progress": False}
@@ -28,7 +29,9 @@ def made(**config: Any) -> AdaptedModel:
 
 def graded(items: tuple[Item, ...]) -> tuple[Item, ...]:
     """Targets near the number of the class, each a little above the one before."""
-    return tuple(replace(item, target=NUMBERS[item.class_name] + place / 10) for place, item in enumerate(items))
+    return tuple(
+        item.labelled(Target(item.answer, NUMBERS[item.answer] + place / 10)) for place, item in enumerate(items)
+    )
 
 
 @pytest.fixture
@@ -41,7 +44,7 @@ def test_words_start_in_the_order_of_their_targets(numbers: Split) -> None:
     model = made()
     fit(model, numbers.train, **STEPS | {"lr": 1e-9})
     assert model.method.score_level.tolist() == pytest.approx([1.0, 1 / 3, 2 / 3])
-    targets = [item.target for item in numbers.train]
+    targets = [item.label.value for item in numbers.train]
     assert model.method.config.between == (min(targets), max(targets))
 
 
@@ -52,7 +55,7 @@ def test_it_learns_saves_and_says_numbers(numbers: Split, tmp_path: Path) -> Non
     figures = first.metrics["adapted"]
     scores = evaluate(adapt.load(tmp_path / "run", model.backbone), numbers.test)
     assert isinstance(scores, GradedScores)
-    assert scores.targets == tuple(item.target for item in numbers.test)
+    assert scores.targets == tuple(item.label.value for item in numbers.test)
     wrong = [abs(said - right) for said, right in zip(scores.said, scores.targets, strict=True)]
     assert figures["mean_absolute_error"] == pytest.approx(sum(wrong) / len(wrong), abs=1e-4)
     assert "Spearman" in str(first)
@@ -66,12 +69,12 @@ def test_the_cache_and_fresh_images_give_the_same_targets(numbers: Split) -> Non
 
 
 def test_data_without_numbers_are_refused_before_work(tiny_split: Split, numbers: Split) -> None:
-    with pytest.raises(AdaptError, match="uniqa learns numbers, and the data has none"):
+    with pytest.raises(AdaptError, match=r"holds images \(one class an image\), and uniqa learns targets: take one of "):
         fit(made(), tiny_split.train, **STEPS)
-    alike = [replace(item, target=1.0) for item in numbers.train]
+    alike = [replace(item, label=replace(item.label, value=1.0)) for item in numbers.train]
     with pytest.raises(AdaptError, match="all training images have the target 1; expected different ones"):
         fit(made(), alike, **STEPS)
-    with pytest.raises(AdaptError, match=r"has a target and .* has none"):
+    with pytest.raises(AdaptError, match=r"is labelled for the task targets .* for classes .* Label every item alike"):
         replace(numbers, val=tiny_split.val)
 
 
@@ -101,7 +104,7 @@ def test_a_csv_of_numbers_alone_has_five_words(tmp_path: Path) -> None:
     split = csv(
         tmp_path, "path,target,split\na.png,0,train\nb.png,4.9,train\nc.png,10,train\nd.png,2,val\ne.png,7,test\n"
     )
-    assert {item.path[-5:]: (item.class_name, item.target) for item in split.items()} == {
+    assert {item.path[-5:]: (item.label.name, item.label.value) for item in split.items()} == {
         "a.png": ("bad", 0.0), "b.png": ("fair", 4.9), "c.png": ("perfect", 10.0),
         "d.png": ("poor", 2.0), "e.png": ("good", 7.0),
     }  # fmt: skip
@@ -117,4 +120,4 @@ def test_the_bundled_counts() -> None:
     split = load("emoji-counts")
     assert split.class_names == ("one", "two", "three", "four")
     assert [len(part) for part in (split.train, split.val, split.test)] == [450, 45, 90]
-    assert all(item.target == item.label + 1 for item in split.items())
+    assert all(item.label.value == split.class_names.index(item.label.name) + 1 for item in split.items())

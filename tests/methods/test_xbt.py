@@ -21,6 +21,7 @@ from adapt.methods.base import contrast
 from adapt.methods.xbt import procrustes
 from adapt.retrieval.index import index_images, index_texts
 from adapt.retrieval.slerp import slerp
+from adapt.tasks.pairs import Pair
 from adapt.training import fitting
 
 TEXTS = [f"{adjective} {noun} {place}" for adjective in ("a red", "a small", "my", "the") for noun in (
@@ -28,7 +29,7 @@ TEXTS = [f"{adjective} {noun} {place}" for adjective in ("a red", "a small", "my
 
 
 def texts_alone(texts: list[str]) -> tuple[Item, ...]:
-    return tuple(Item("", number, "", text=text) for number, text in enumerate(texts))
+    return tuple(Item.of(text=text) for text in texts)
 
 
 def new(old: Path | str, **settings: Any) -> AdaptedModel:
@@ -121,9 +122,7 @@ def test_a_perceptron_begins_at_the_closed_form_and_learns_texts(model_folder: P
 
 
 def test_whether_it_is_compatible_is_said(model_folder: Path, tiny_split: Split, tmp_path: Path) -> None:
-    pairs = tuple(
-        replace(item, label=number, class_name="", text=TEXTS[number]) for number, item in enumerate(tiny_split.val)
-    )
+    pairs = tuple(replace(item, label=Pair(), text=text) for item, text in zip(tiny_split.val, TEXTS))
     model = new(model_folder)
     result = fit(model, texts_alone(TEXTS), val_set=pairs, progress=False)
     found = result.metrics["compatible"]

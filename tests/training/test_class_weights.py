@@ -30,8 +30,8 @@ def losses_of(model: AdaptedModel, split: Split, **settings: Any) -> list[tuple[
 
 
 def test_a_rare_class_counts_as_much_as_a_frequent_one(open_clip: Backbone, tiny_split: Split) -> None:
-    first = [item for item in tiny_split.train if item.label == 0]
-    rare = [next(item for item in tiny_split.train if item.label == label) for label in (1, 2)]
+    first = [item for item in tiny_split.train if item.answer == tiny_split.class_names[0]]
+    rare = [next(item for item in tiny_split.train if item.answer == name) for name in tiny_split.class_names[1:]]
     uneven = Split("uneven", tiny_split.class_names, (*first, *rare), (), ())
     weights = torch.tensor([1 / len(first), 1.0, 1.0])
     model = adapt.wrap(open_clip, methods.CoOp(n_ctx=2), uneven.class_names)
@@ -68,8 +68,8 @@ def test_a_loss_without_the_cross_entropy_has_no_weights(
 @pytest.mark.parametrize("weights", ["equal", "balanced"])
 def test_the_probe_chooses_by_what_its_weights_say(open_clip: Backbone, tiny_split: Split, weights: Any) -> None:
     """One setting answers the frequent class always, the other the rare ones: the first tells more images right."""
-    first = [item for item in tiny_split.train if item.label == 0]
-    rare = [next(item for item in tiny_split.val if item.label == label) for label in (1, 2)]
+    first = [item for item in tiny_split.train if item.answer == tiny_split.class_names[0]]
+    rare = [next(item for item in tiny_split.val if item.answer == name) for name in tiny_split.class_names[1:]]
     model = adapt.wrap(open_clip, methods.LinearProbe(class_weights=weights), tiny_split.class_names)
     answers = {0.001: [0] * (len(first) + 2), 1000.0: [1] * len(first) + [1, 2]}
 

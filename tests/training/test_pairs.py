@@ -17,17 +17,18 @@ from adapt import AdaptedModel, AdaptError, Backbone, methods
 from adapt.data import Item, Split, load, read_csv
 from adapt.methods.base import PairStep, contrast
 from adapt.recipe import read_recipe
+from adapt.tasks.pairs import Pair
 from adapt.training.run_recipe import read_data
 
 STEPS = {"iterations": 4, "batch_size": 4, "lr": 0.01, "schedule": "constant", "augment": "none", "progress": False}
-TEXTS = ("a goldfish", "a red panda", "a sea cucumber", "another goldfish")
+TEXTS = {"goldfish": "a goldfish", "red_panda": "a red panda", "sea cucumber": "a sea cucumber"}
 
 
 @pytest.fixture
 def pairs(tiny_split: Split) -> Split:
     def part(items: tuple[Item, ...]) -> tuple[Item, ...]:
         return tuple(
-            replace(item, label=number, class_name="", text=f"{TEXTS[item.label]} {number}")
+            replace(item, label=Pair(), text=f"{TEXTS[item.answer]} {number}")
             for number, item in enumerate(items)
         )
 
@@ -134,12 +135,12 @@ def test_a_csv_of_pairs(tmp_path: Path, tiny_split: Split) -> None:
     file = tmp_path / "pairs.csv"
     file.write_text("path,text\n" + "\n".join(rows))
     split = read_csv(file, root="/")
-    assert split.of_pairs
-    assert split.class_names == ()
+    assert (split.task.name, split.class_names) == ("pairs", ())
     assert sorted(item.text for item in split.items()) == ["a bird", "a cat", "a dog", "a tabby"]
     parts = [{item.path for item in part} for part in (split.train, split.val, split.test)]
     assert sum(map(len, parts)) == 3  # both texts of an image are in one part
-    numbers = {item.text: item.label for item in split.items()}
+    items = list(split.items())
+    numbers = dict(zip((item.text for item in items), split.task.numbers(items, ()).tolist(), strict=True))
     assert numbers["a cat"] == numbers["a tabby"] != numbers["a dog"]
     file.write_text("path,text\na.png,\n")
     with pytest.raises(AdaptError, match="the text is empty"):
@@ -150,15 +151,15 @@ def test_texts_alone_learn_beside_pairs_that_are_held_out(tmp_path: Path, tiny_s
     image = tiny_split.train[0].path
     (tmp_path / "mixed.csv").write_text(f"path,text\n,a cat\n,a dog\n{image},a bird\n{image},a tit\n")
     mixed = load(tmp_path / "mixed.csv", root="/")
-    assert [(item.text, item.path, item.class_name) for item in mixed.train] == [("a cat", "", ""), ("a dog", "", "")]
-    assert [(item.text, item.is_pair) for item in mixed.test] == [("a bird", True), ("a tit", True)]
-    assert len({item.label for item in mixed.items()}) == 3
+    assert [(item.text, item.paths, item.class_names) for item in mixed.train] == [("a cat", (), ()), ("a dog", (), ())]
+    assert [(item.text, item.task.name) for item in mixed.test] == [("a bird", "pairs"), ("a tit", "pairs")]
     (tmp_path / "texts.csv").write_text("text\na cat\na dog\n")
     (tmp_path / "texts.txt").write_text("a cat\n\na dog\na cat\n")
     for name in ("texts.csv", "texts.txt"):
         texts = load(tmp_path / name)
         assert [item.text for item in texts.train] == ["a cat", "a dog"]
-        assert (texts.class_names, texts.of_pairs, texts.kind) == ((), False, "texts alone")
+        assert (texts.class_names, texts.task.name) == ((), "images")
+        assert "texts alone" in texts.kind
         with pytest.raises(AdaptError, match="are texts alone, which have no classes"):
             texts.check_classes()
     (tmp_path / "texts.txt").write_text("\n")
@@ -178,7 +179,7 @@ def test_a_column_of_pairs_says_their_texts_in_other_words(tmp_path: Path, tiny_
     file = tmp_path / "pairs.csv"
     file.write_text(f"path,text,rephrased,split\n{paths[0]},a cat,a small feline,train\n{paths[1]},a dog,,train\n")
     split = read_csv(file, root="/")
-    assert [item.rephrased for item in split.train] == ["a small feline", ""]
+    assert [item.label.rephrased for item in split.train] == ["a small feline", ""]
     file.write_text(file.read_text().replace("a small feline", "a kitten"))
     assert read_csv(file, root="/").fingerprint != split.fingerprint
     file.write_text("path,label,rephrased\na.png,cat,a feline\n")
@@ -207,12 +208,12 @@ def test_the_bundled_captions_say_what_is_drawn() -> None:
     sides = [item.text for item in split.test if " of " in item.text]
     assert sides
     assert sum(" left of " in text for text in sides) == pytest.approx(len(sides) / 2, abs=1)
-    questions = {item.path: item for item in load("emoji-questions").test if item.question == "what is on the left?"}
+    questions = {item.path: item for item in load("emoji-questions").test if item.label.question == "what is on the left?"}
     for item in split.test:
         if " left of " in item.text or " right of " in item.text:
             first, _, second = item.text.replace(" left of ", "|").replace(" right of ", "|").partition("|")
             left = first if " left of " in item.text else second
-            assert left.partition(" ")[2] == questions[item.path].class_name
+            assert left.partition(" ")[2] == questions[item.path].answer
 
 
 def test_a_folder_with_texts_beside_its_images(tmp_path: Path) -> None:
@@ -223,7 +224,7 @@ def test_a_folder_with_texts_beside_its_images(tmp_path: Path) -> None:
     split = load(tmp_path)
     assert [item.text for item in split.train] == ["a cat", "a tabby", "a dog"]
     assert [item.text for item in split.test] == ["a bird"]
-    assert split.train[0].label == split.train[1].label
+    assert split.task.numbers(split.train, ()).tolist() == [0, 0, 1]
     (tmp_path / "train/1.txt").write_text("\n")
     with pytest.raises(AdaptError, match=r"1\.png' has none: write one to 1\.txt"):
         load(tmp_path)

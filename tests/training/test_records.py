@@ -24,6 +24,7 @@ from adapt.evaluation.retrieval import linked
 from adapt.methods.base import Encoded, PairStep
 from adapt.methods.clippings import supervised_contrast
 from adapt.retrieval.index import index_pairs, load_index
+from adapt.tasks.records import Record
 
 
 @pytest.fixture
@@ -32,7 +33,7 @@ def records(tiny_split: Split) -> Split:
 
     def part(items: tuple[Item, ...]) -> tuple[Item, ...]:
         return tuple(
-            replace(item, class_name="", text=f"{item.class_name} {number}", entity=item.class_name)
+            replace(item, label=Record(entity=item.answer), text=f"{item.answer} {number}")
             for number, item in enumerate(items)
         )
 
@@ -49,22 +50,23 @@ def csv_of(folder: Path, lines: list[str], header: str = "path,text,entity") -> 
 def test_entities_number_their_pairs_and_stay_in_one_part(tmp_path: Path) -> None:
     lines = [f"{number}.png,text {number},{number // 3 if number < 27 else ''}" for number in range(30)]
     split = read_csv(csv_of(tmp_path, lines))
-    parts = {item.entity: part for part in ("train", "val", "test") for item in getattr(split, part) if item.entity}
+    parts = {item.unit: part for part in ("train", "val", "test") for item in getattr(split, part) if item.unit}
     assert len(parts) == 9
     assert set(parts.values()) == {"train", "val", "test"}
     for part, items in (("train", split.train), ("val", split.val), ("test", split.test)):
-        assert {parts[item.entity] for item in items if item.entity} <= {part}
-    of_each = {
-        item.entity: {other.label for other in split.items() if other.entity == item.entity} for item in split.items()
-    }
-    assert all(len(labels) == 1 for entity, labels in of_each.items() if entity)
-    assert len({item.label for item in split.items()}) == 9 + 3  # those without an entity are by themselves
+        assert {parts[item.unit] for item in items if item.unit} <= {part}
+    items = list(split.items())
+    of_each: dict[str, set[int]] = {}
+    for item, number in zip(items, split.task.numbers(items, ()).tolist(), strict=True):
+        of_each.setdefault(item.unit or item.path, set()).add(number)
+    assert all(len(numbers) == 1 for numbers in of_each.values())
+    assert len(set.union(*of_each.values())) == 9 + 3  # those without an entity are by themselves
     held = replace(split, train=tuple(split.items()), val=(), test=()).with_validation(1)
-    assert {item.entity for item in held.val if item.entity}.isdisjoint(item.entity for item in held.train)
+    assert {item.unit for item in held.val if item.unit}.isdisjoint(item.unit for item in held.train)
 
 
 def test_what_a_csv_says_of_entities_is_checked(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with pytest.raises(AdaptError, match="'entity' is of pairs"):
+    with pytest.raises(AdaptError, match=r"csv': no task reads the columns entity, label, path together"):
         read_csv(csv_of(tmp_path, ["a.png,cat,one"], "path,label,entity"))
     twice = csv_of(tmp_path, ["a.png,a cat,one", "a.png,a feline,two"])
     with pytest.raises(AdaptError, match="is of two entities, 'one' and 'two'"):
@@ -111,7 +113,7 @@ def test_training_brings_an_entitys_pairs_together(open_clip: Backbone, records:
     model = adapt.wrap(open_clip, methods.CLIPPINGS(rank=2, temperature=0.2), ())
     settings = {"iterations": 15, "batch_size": 12, "lr": 0.01, "schedule": "constant", "augment": "none"}
     # of other entities than what they look like, so that there is something to learn
-    items = [replace(item, label=number % 3, entity=str(number % 3)) for number, item in enumerate(records.train)]
+    items = [item.labelled(Record(entity=str(number % 3))) for number, item in enumerate(records.train)]
     result = adapt.fit(model, items, items, optimizer="adamw", progress=False, **settings)
     assert result.history[0]["loss"] > result.history[-1]["loss"] + 0.5
     assert result.metrics["adapted"]["linked"] > result.metrics["zero_shot"]["linked"]
@@ -121,7 +123,7 @@ def test_training_brings_an_entitys_pairs_together(open_clip: Backbone, records:
 def test_pairs_without_entities_are_contrasted(open_clip: Backbone, records: Split) -> None:
     torch.manual_seed(0)
     model = adapt.wrap(open_clip, methods.CLIPPINGS(rank=2), ())
-    unnamed = [replace(item, label=number, entity="") for number, item in enumerate(records.train)]
+    unnamed = [item.labelled(Record()) for item in records.train]
     result = adapt.fit(model, unnamed, unnamed, epochs=1, batch_size=4, augment="none", progress=False)
     images, texts = torch.randn(4, 3, 32, 32), [item.text for item in unnamed[:4]]
     step = model.step([images, texts], torch.arange(4))
@@ -132,7 +134,7 @@ def test_pairs_without_entities_are_contrasted(open_clip: Backbone, records: Spl
 
 def test_entities_of_one_pair_each_teach_nothing(open_clip: Backbone, records: Split) -> None:
     model = adapt.wrap(open_clip, methods.CLIPPINGS(rank=2), ())
-    alone = [replace(item, label=number, entity=str(number)) for number, item in enumerate(records.train)]
+    alone = [item.labelled(Record(entity=str(number))) for number, item in enumerate(records.train)]
     with pytest.raises(AdaptError, match="of an entity of its own, so that none belong together"):
         adapt.fit(model, alone, epochs=1, progress=False)
 
@@ -140,8 +142,8 @@ def test_entities_of_one_pair_each_teach_nothing(open_clip: Backbone, records: S
 def test_linked_is_the_share_whose_nearest_other_pair_is_of_its_entity() -> None:
     features = F.normalize(torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.8, 0.3], [0.1, 0.9]]), dim=-1)
     entities = ["a", "a", "b", "b", "alone"]
-    items = [Item(f"{n}.png", entities.index(e), "", text="t", entity=e) for n, e in enumerate(entities)]
-    unnamed = [Item("5.png", 9, "", text=text) for text in ("one", "other")]  # two texts of an image are no records
+    items = [Item.of(path=f"{n}.png", text="t", entity=e) for n, e in enumerate(entities)]
+    unnamed = [Item.of(path="5.png", text=text, entity="") for text in ("one", "other")]  # two texts of an image are no records
     assert linked([*items, *unnamed], torch.cat([features, -torch.ones(2, 2)]), {}).images == 4
     scores = linked(items, features, {})
     assert scores.images == 4
@@ -153,7 +155,7 @@ def test_linked_is_the_share_whose_nearest_other_pair_is_of_its_entity() -> None
 
 def test_retrieval_takes_the_texts_of_an_entity_for_right(open_clip: Backbone, records: Split) -> None:
     model = adapt.wrap(open_clip, methods.ZeroShot(), ()).eval()
-    unnamed = [replace(item, label=number, entity="") for number, item in enumerate(records.test)]
+    unnamed = [item.labelled(Record()) for item in records.test]
     by_entity, by_image = (evaluate(model, items).figures() for items in (records.test, unnamed))
     assert by_entity["recall"]["image_to_text"]["5"] > by_image["recall"]["image_to_text"]["5"]
 
@@ -184,7 +186,7 @@ def test_an_index_of_pairs_finds_their_entities_again(tmp_path: Path, open_clip:
     found.check(model)
     assert found.nearest(index_pairs(model, items[:1]).features, 1)[1].item() == 0
     with pytest.raises(AdaptError, match="is no image with its text"):
-        index_pairs(model, [Item("a.png", 0, "")])
+        index_pairs(model, [Item.of(path="a.png")])
 
 
 def test_records_are_searched_by_a_csv(tmp_path: Path) -> None:
@@ -226,12 +228,12 @@ def test_records_are_searched_by_a_csv(tmp_path: Path) -> None:
 
 def test_bundled_records_have_other_concepts_in_each_part_and_misread_names() -> None:
     split = load("emoji-records")
-    parts = [{item.entity for item in part} for part in (split.train, split.val, split.test)]
+    parts = [{item.unit for item in part} for part in (split.train, split.val, split.test)]
     assert not (parts[0] & parts[1])
     assert not (parts[0] & parts[2])
     assert not (parts[1] & parts[2])
     assert (len(split.train), len(split.val), len(split.test)) == (1052, 180, 1553)
-    assert sum(item.text == item.entity for item in split.test) < len(split.test) / 10
+    assert sum(item.text == item.unit for item in split.test) < len(split.test) / 10
     assert "fluent-3d" not in {item.domain for item in split.train}
     assert sum(item.domain == "fluent-3d" for item in split.test) == 328
     assert misread("dog face", Random(1)) == misread("dog face", Random(1)) != "dog face"

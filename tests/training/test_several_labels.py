@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,10 @@ import torch.nn.functional as F
 from small_trainings import SETTINGS
 
 import adapt
-from adapt import AdaptError, Backbone, methods
+from adapt import AdaptError, Backbone, methods, tasks
 from adapt.data import Item, Split
-from adapt.evaluation.evaluate import evaluate, prior_biases
-from adapt.features import several_labels_of
+from adapt.evaluation.answering import Answering
+from adapt.evaluation.evaluate import evaluate
 from adapt.methods.zero_shot import ZeroShot
 from adapt.recipe import read_recipe
 from adapt.training.run_recipe import read_data, run_recipe
@@ -29,12 +30,8 @@ def several(tiny_split: Split) -> Split:
     """The tiny split's images with none, one or two labels, which need not be of what is seen."""
 
     def part(items: tuple[Item, ...]) -> tuple[Item, ...]:
-        found = []
-        for number, item in enumerate(items):
-            labels = LABELS[number % len(LABELS)]
-            label, name = (labels[0], tiny_split.class_names[labels[0]]) if labels else (-1, "")
-            found.append(replace(item, label=label, class_name=name, labels=labels))
-        return tuple(found)
+        cells = [tuple(tiny_split.class_names[label] for label in labels) for labels in LABELS]
+        return tuple(item.labelled(tasks.label({"labels": cell})) for item, cell in zip(items, cycle(cells)))
 
     return replace(tiny_split, train=part(tiny_split.train), val=part(tiny_split.val), test=part(tiny_split.test))
 
@@ -42,7 +39,7 @@ def several(tiny_split: Split) -> Split:
 @pytest.fixture
 def listed(several: Split, tmp_path: Path) -> Path:
     lines = [
-        f"{item.path},{'|'.join(several.class_names[label] for label in item.labels or ())},{part}"
+        f"{item.path},{item.answer},{part}"
         for part in ("train", "val", "test")
         for item in getattr(several, part)
     ]
@@ -59,7 +56,7 @@ def of_method(backbone: Backbone, name: str, names: tuple[str, ...]) -> adapt.Ad
 def test_a_step_is_binary_cross_entropy_of_biased_logits(open_clip: Backbone, several: Split, name: str) -> None:
     model = of_method(open_clip, name, several.class_names)
     frozen = adapt.wrap(open_clip, ZeroShot("a photo of a {}."), several.class_names)
-    truth = several_labels_of(several.train, 3)
+    truth = several.task.labels(several.train, several.class_names)
     seen: list[tuple[Any, float]] = []
     losses = model.losses
 
@@ -87,16 +84,15 @@ def test_a_step_is_binary_cross_entropy_of_biased_logits(open_clip: Backbone, se
 def test_rare_classes_may_weigh_more(open_clip: Backbone, several: Split) -> None:
     model = of_method(open_clip, "coop", several.class_names)
     adapt.fit(model, several.train, class_weights="balanced", **OF_ALL | {"epochs": 1})
-    counts = several_labels_of(several.train, 3).sum(0)
+    counts = several.task.labels(several.train, several.class_names).sum(0)
     assert model.class_weights is not None
     torch.testing.assert_close(model.class_weights, (12 - counts) / counts)
 
 
 def test_it_learns_and_its_adapter_says_several(open_clip: Backbone, several: Split, tmp_path: Path) -> None:
     """Colours have their labels: what is trained is told again by the file."""
-    known = [replace(item, label=0, class_name=several.class_names[0], labels=(0, 1)) for item in several.train[:4]]
-    known += [replace(item, label=2, class_name=several.class_names[2], labels=(2,)) for item in several.train[4:8]]
-    known += [replace(item, label=-1, class_name="", labels=()) for item in several.train[8:]]
+    cells = [several.class_names[:2]] * 4 + [several.class_names[2:]] * 4 + [()] * 4
+    known = [item.labelled(tasks.label({"labels": cell})) for item, cell in zip(several.train, cells, strict=True)]
     model = of_method(open_clip, "lora", several.class_names)
     before = adapt.fit(model, known, known, **OF_ALL | {"epochs": 15, "lr": 0.02, "schedule": "constant"})
     assert before.metrics["adapted"]["mean_average_precision"] == 1.0
@@ -139,10 +135,10 @@ REFUSING = ("clap", "detpro", "gda", "linear_probe", "lp_plus_plus", "modx", "og
 
 @pytest.mark.parametrize("name", REFUSING)
 def test_who_learns_from_one_class_refuses(open_clip: Backbone, several: Split, listed: Path, name: str) -> None:
-    with pytest.raises(AdaptError, match=rf"{name} learns from one class an image: take one of bitfit, "):
+    with pytest.raises(AdaptError, match=rf"\(several classes an image, or none\), and {name} learns classes: take one of bitfit, "):
         read_data(read_recipe(name, [("data.root", "/")], str(listed)))
     model = of_method(open_clip, name, several.class_names)
-    with pytest.raises(AdaptError, match=rf"{name} learns from one class an image"):
+    with pytest.raises(AdaptError, match=rf"\(several classes an image, or none\), and {name} learns classes: take one of bitfit, "):
         adapt.fit(model, several.train, **OF_ALL if model.method.takes_steps else {"progress": False})
 
 
@@ -157,9 +153,11 @@ def test_both_kinds_are_told_apart(open_clip: Backbone, several: Split, tiny_spl
         adapt.fit(model, several.train, val_set=several.val, calibrate=True, **OF_ALL)
     adapt.fit(model, tiny_split.train, **OF_ALL | {"epochs": 1})  # and learns anew from one class each
     assert model.answers.logit_bias is None
-    assert prior_biases(model, tiny_split.train) == [None]
+    tiny_split.task.fit_baseline(model, tiny_split.train, Answering())
+    assert model.answers.logit_bias is None
 
 
 def test_a_composition_is_as_its_parts() -> None:
-    assert methods.Compose([methods.LoRA(), methods.CoOp(n_ctx=2)]).of_several
-    assert not methods.Compose([methods.LoRA(), methods.DetPro(n_ctx=2)]).of_several
+    labels = tasks.named("labels")
+    assert labels.learned_by(methods.Compose([methods.LoRA(), methods.CoOp(n_ctx=2)]))
+    assert not labels.learned_by(methods.Compose([methods.LoRA(), methods.DetPro(n_ctx=2)]))
