@@ -66,6 +66,11 @@ def gradient(model: AdaptedModel, images: Tensor, labels: Tensor) -> Tensor:
     return flat(torch.autograd.grad(loss_of(model, images, labels), parameters))
 
 
+def numbers(items: Iterable[Item], class_names: Sequence[str]) -> list[int]:
+    """The number of each item's class, by the order of the names."""
+    return [class_names.index(item.answer) for item in items]
+
+
 @torch.inference_mode()
 def by_hand(model: AdaptedModel, items: Sequence[Item]) -> float:
     """The share of `items` whose class the model calls right."""

@@ -54,7 +54,7 @@ def test_a_list_that_we_write_is_read_as_it_was(tmp_path: Path) -> None:
     write_csv(tmp_path / "list.csv", rows)
     assert "\n'@x/=1.png,'=cmd|'/c calc'!A1\nb.png,''=b\n" in (tmp_path / "list.csv").read_text()
     split = read_csv(tmp_path / "list.csv")
-    assert [(item.path, item.class_name) for item in split.items()] == [
+    assert [(item.path, item.answer) for item in split.items()] == [
         (str(tmp_path / row["path"]), row["label"]) for row in rows
     ]
     with (tmp_path / "list.csv").open(newline="") as file:

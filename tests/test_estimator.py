@@ -67,7 +67,7 @@ def painted(rows: Any) -> Any:
 @pytest.fixture
 def few(tiny_split: Split) -> tuple[list[str], list[str]]:
     """Paths and labels of twelve images of three classes."""
-    return [item.path for item in tiny_split.train], [item.class_name for item in tiny_split.train]
+    return [item.path for item in tiny_split.train], [item.answer for item in tiny_split.train]
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -105,7 +105,7 @@ def test_paths_arrays_and_pictures_are_the_same(few: tuple[list[str], list[str]]
         fitted = Classifier("gda", "mini-clip", overrides=GDA).fit(images, labels)
         found.append(fitted.predict_proba(test))
         assert fitted.score(images, labels) == 1
-        assert fitted.score(test, [item.class_name for item in tiny_split.test]) == 1
+        assert fitted.score(test, [item.answer for item in tiny_split.test]) == 1
     assert all(np.array_equal(each, found[0]) for each in found)
     assert found[0].sum(1) == pytest.approx(1)
 

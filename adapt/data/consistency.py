@@ -43,7 +43,7 @@ def check_consistent(split: Split) -> None:
 
 
 def _check_names(split: Split) -> None:
-    if not split.class_names and not any(item.text for item in split.items()):
+    if not split.class_names and all(item.task.classes_are for item in split.items()):
         raise AdaptError(f"Data {split.name!r} has no classes.")
     first: dict[str, int] = {}
     for label, name in enumerate(split.class_names):

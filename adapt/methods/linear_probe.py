@@ -41,7 +41,14 @@ class LinearProbe(LinearClassifier):
     title = "Linear probe: logistic regression (Radford et al., ICML 2021)"
     Config = LinearProbeConfig
     example = {"strength": 10.0}
+    learns_shares = True
     _tolerance = EXACT
+
+    def prepare(self, training: Training) -> None:
+        """An image that belongs to several classes by shares counts in each, by its share."""
+        shares = training.shares("train")
+        rows, labels = shares.nonzero(as_tuple=True)
+        self.set(*self.solve(training.features("train").double()[rows], labels, shares[rows, labels]))
 
     def grid(self, training: Training) -> dict[str, Choice]:
         strength = {"strength": Choice(STRENGTHS, usual=USUAL)} if self.config.strength is None else {}
@@ -59,7 +66,10 @@ class LinearProbe(LinearClassifier):
         finally:
             self._tolerance = EXACT
 
-    def solve(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def solve(
+        self, features: Tensor, labels: Tensor, counts: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The weight and bias of `LinearClassifier.solve`; `counts` `(n,)` say how much each image counts."""
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.linear_model import LogisticRegression
 
@@ -70,7 +80,7 @@ class LinearProbe(LinearClassifier):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # the steps say it, with what to do
             warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)  # a few images each
-            solver.fit(features.numpy(), labels.numpy())
+            solver.fit(features.numpy(), labels.numpy(), None if counts is None else counts.numpy())
         if solver.n_iter_.max() >= MOST_STEPS:
             logger.warning(
                 "the logistic regression of strength %g did not end in %d steps: set method.strength lower",

@@ -200,7 +200,9 @@ class Task:
         """Whether a method can learn it; or those of a class, as far as the class tells."""
         if self.name in method.tasks:
             return True
-        return method.learns_any_step and (bool(self.classes_are) or not _owns_prompts(method))
+        if self.classes_are:
+            return method.learns_any_step or method.learns_shares
+        return method.learns_any_step and not _owns_prompts(method)
 
     def numbers(self, items: Sequence[Item], class_names: Sequence[str]) -> Tensor:
         """The number of each item's class `(n,)`, by the order of the names."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from checks import numbers
 from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -18,6 +19,7 @@ from adapt.choosing.duplicates import near_duplicates
 from adapt.data import Item, Split, open_image
 from adapt.features import item_features
 from adapt.models.classifier import AdaptedModel
+from adapt.tasks.classes import Class
 
 PLANTED, COPIES = 50, 20
 
@@ -47,8 +49,8 @@ def test_half_of_the_wrong_labels_are_among_as_many_suspects(
     wrong = stream.sample(range(len(emoji.train)), PLANTED)
     items = list(emoji.train)
     for place in wrong:
-        label = (items[place].label + stream.randrange(1, len(emoji.class_names))) % len(emoji.class_names)
-        items[place] = replace(items[place], label=label, class_name=emoji.class_names[label])
+        number = emoji.class_names.index(items[place].answer) + stream.randrange(1, len(emoji.class_names))
+        items[place] = items[place].labelled(Class(emoji.class_names[number % len(emoji.class_names)]))
     suspects = advise(replace(emoji, train=tuple(items)), features, [], None).suspects
     first = {row["path"] for row in suspects[:PLANTED]}
     assert len(first & {items[place].path for place in wrong}) >= PLANTED / 2
@@ -69,7 +71,7 @@ def test_wrong_labels_are_found_among_few_classes_too(classes: int, planted: int
     wrong = set(stream.sample(range(len(labels)), planted))
     moved = {place: stream.randrange(1, classes) for place in wrong}
     said = [(int(label) + moved.get(place, 0)) % classes for place, label in enumerate(labels)]
-    items = tuple(Item(str(place), label, names[label]) for place, label in enumerate(said))
+    items = tuple(Item.of(path=str(place), label=names[label]) for place, label in enumerate(said))
     suspects = advise(Split("made", tuple(names), items, (), ()), {"train": features}, [], None).suspects
     assert {int(row["path"]) for row in suspects} == wrong
 
@@ -101,13 +103,14 @@ def _copied(item: Item, path: Path, number: int) -> Item:
         image = ImageOps.mirror(image)
     side = (40, 100, 160)[number % 3]
     image.resize((side, side), Image.Resampling.BICUBIC).save(path, quality=(30, 60, 90)[number % 3])
-    return replace(item, path=str(path))
+    return replace(item, paths=(str(path),))
 
 
 def test_classes_short_of_images(emoji: Split, features: dict[str, Tensor]) -> None:
-    kept = [place for place, item in enumerate(emoji.train) if item.label > 1]
-    kept += [place for place, item in enumerate(emoji.train) if item.label == 0][:3]
-    kept += [place for place, item in enumerate(emoji.train) if item.label == 1][:12]
+    labels = numbers(emoji.train, emoji.class_names)
+    kept = [place for place, label in enumerate(labels) if label > 1]
+    kept += [place for place, label in enumerate(labels) if label == 0][:3]
+    kept += [place for place, label in enumerate(labels) if label == 1][:12]
     split = replace(emoji, train=tuple(emoji.train[place] for place in kept))
     advice = advise(split, features | {"train": features["train"][kept]}, [], None)
     assert advice.few[0]["class"] == emoji.class_names[0]

@@ -36,7 +36,7 @@ def make_image(tmp_path: Path) -> MakeImage:
 @pytest.fixture
 def items(make_image: MakeImage) -> list[Item]:
     """Ten images, all different, of two classes."""
-    return [Item(make_image(f"set/{i}.png", (i, 2 * i, 255 - i)), i % 2, "ab"[i % 2]) for i in range(10)]
+    return [Item.of(path=make_image(f"set/{i}.png", (i, 2 * i, 255 - i)), label="ab"[i % 2]) for i in range(10)]
 
 
 _STYLES = ("noto", "twemoji", "fluent-3d")

@@ -24,7 +24,8 @@ def test_emoji_is_groups_in_the_seen_styles(emoji_zip: Path) -> None:
         ["noto/1.png", "twemoji/1.png"],
         ["noto/2.png", "twemoji/2.png", "noto/4.png", "twemoji/4.png"],
     ]
-    assert [(item.label, item.domain) for item in split.train[1:3]] == [(0, "twemoji"), (1, "noto")]
+    assert [item.answer for item in split.train[1:3]] == ["animal mammal", "food fruit"]
+    assert [item.domain for item in split.train[1:3]] == ["twemoji", "noto"]
 
 
 def test_one_style_holds_all_three_parts(emoji_zip: Path) -> None:
@@ -39,7 +40,7 @@ def test_concepts_put_the_held_out_ones_last(emoji_zip: Path) -> None:
     assert (len(split.train), len(split.val), len(split.test)) == (12, 0, 6)
     assert {item.domain for item in split.train} == {"noto", "twemoji"}
     assert {item.domain for item in split.test} == {"fluent-3d"}
-    assert split.test[0].class_name == "dog face"
+    assert split.test[0].answer == "dog face"
 
 
 def test_members_are_read_and_decoded(emoji_zip: Path) -> None:
@@ -64,7 +65,7 @@ def test_a_missing_archive_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_the_real_set_gives_sixteen_shots_of_every_group_and_has_new_concepts() -> None:
     few = load("emoji").few_shot(16, seed=1)
     assert len(few.train) == 16 * len(few.class_names)
-    assert {item.label for item in few.test} == set(range(len(few.class_names)))
+    assert {item.answer for item in few.test} == set(few.class_names)
     assert load("emoji@fluent-3d").class_names == few.class_names
     concepts = load("emoji-concepts")
     base, new = bundled.concept_names()

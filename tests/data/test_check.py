@@ -48,7 +48,7 @@ def mixed(tmp_path: Path) -> tuple[list[Item], list[str]]:
         (tmp_path / name).write_bytes(content)
     Image.new("F", (8, 8)).save(tmp_path / "float.tiff")
     files = sorted(str(path) for path in tmp_path.iterdir())
-    items = [Item(path, 0, "a") for path in [*files, str(tmp_path / "gone.png")]]
+    items = [Item.of(path=path, label="a") for path in [*files, str(tmp_path / "gone.png")]]
     return items, sorted(str(tmp_path / name) for name in [*broken, "float.tiff", "gone.png"])
 
 
@@ -90,7 +90,7 @@ def split(tmp_path: Path) -> Split:
     items = []
     for i, name in enumerate(("ant", "ant", "bee", "bee", "bee")):
         Image.new("RGB", (4, 4), (i, 0, 0)).save(tmp_path / f"{i}.png")
-        items.append(Item(str(tmp_path / f"{i}.png"), int(name == "bee"), name))
+        items.append(Item.of(path=str(tmp_path / f"{i}.png"), label=name))
     for i in (1, 4):
         (tmp_path / f"{i}.png").write_bytes(b"no image")
     return Split("insects", ("ant", "bee"), tuple(items[:4]), (), (items[4],))
@@ -123,7 +123,7 @@ def test_a_class_without_a_good_image_is_refused(split: Split) -> None:
 
 
 def test_many_broken_images_are_counted(tmp_path: Path) -> None:
-    items = tuple(Item(str(tmp_path / f"{i}.png"), 0, "a") for i in range(1200))
+    items = tuple(Item.of(path=str(tmp_path / f"{i}.png"), label="a") for i in range(1200))
     with pytest.raises(AdaptError, match=r"^1,200 of 1,200 images .*/2.png' does not exist\. And 1,197 more\. `adapt"):
         without_broken(Split("gone", ("a",), items, (), ()), "refuse")
 

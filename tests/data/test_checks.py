@@ -191,8 +191,8 @@ def test_single_images_and_copies_across_parts(tmp_path: Path) -> None:
     for number, path in enumerate(paths):
         Image.new("RGB", (8, 8), (number, 0, 0)).save(path)
     paths[3].write_bytes(paths[0].read_bytes())
-    train = (Item(str(paths[0]), 0, "sky"), Item(str(paths[1]), 0, "sky"), Item(str(paths[2]), 1, "sea"))
-    split = Split("two", ("sky", "sea"), train, (), (Item(str(paths[3]), 0, "sky"),))
+    *train, test = (Item.of(path=str(path), label=name) for path, name in zip(paths, ("sky", "sky", "sea", "sky")))
+    split = Split("two", ("sky", "sea"), tuple(train), (), (test,))
     assert [finding.line for finding in checks.found_in(looking.look("two", split))] == [
         "one training image each, too few to hold any back: sea",
         f"test images that are training images too: {paths[3]} ({paths[0]})",

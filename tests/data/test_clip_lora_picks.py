@@ -13,8 +13,8 @@ from adapt.errors import AdaptError
 
 
 def _items(counts: tuple[int, ...], start: int = 0) -> tuple[Item, ...]:
-    labels = [label for label, count in enumerate(counts) for _ in range(count)]
-    return tuple(Item(str(start + position), label, "abc"[label]) for position, label in enumerate(labels))
+    names = [name for name, count in zip("abc", counts) for _ in range(count)]
+    return tuple(Item.of(path=str(start + position), label=name) for position, name in enumerate(names))
 
 
 def _split(train: tuple[int, ...], val: tuple[int, ...] = ()) -> Split:

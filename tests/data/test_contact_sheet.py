@@ -11,6 +11,7 @@ from PIL import Image
 from adapt.data import Item
 from adapt.data.contact_sheet import contact_sheet
 from adapt.errors import AdaptError
+from adapt.tasks.classes import Class
 
 _RED, _GREEN, _BLUE, _GREY, _WHITE = (255, 0, 0), (0, 128, 0), (0, 0, 255), (238, 238, 238), (255, 255, 255)
 
@@ -24,8 +25,8 @@ def items(tmp_path: Path) -> list[Item]:
     wide = Image.new("RGB", (60, 20), _BLUE)
     wide.paste(_GREEN, (20, 0, 40, 20))
     wide.save(tmp_path / "wide.png")
-    reds = [Item(str(tmp_path / f"{i}.png"), 0, "red_things") for i in (0, 4, 1, 2, 3)]
-    return [*reds, Item(str(tmp_path / "wide.png"), 1, "green")]
+    reds = [Item.of(path=str(tmp_path / f"{i}.png"), label="red_things") for i in (0, 4, 1, 2, 3)]
+    return [*reds, Item.of(path=str(tmp_path / "wide.png"), label="green")]
 
 
 def test_images_stand_in_rows_under_their_class(items: list[Item]) -> None:
@@ -59,7 +60,7 @@ def test_few_of_many_are_taken_from_the_whole_list(items: list[Item], monkeypatc
 def test_names_are_written_over_their_images_and_cut_where_they_end(items: list[Item]) -> None:
     def ink(name: str) -> tuple[int, int]:
         """Dark pixels in the line above the image, and right of the image."""
-        sheet = contact_sheet(items[:1], (name,), 1).convert("L")
+        sheet = contact_sheet([items[0].labelled(Class(name))], (name,), 1).convert("L")
         above, beyond = sheet.crop((18, 18, 18 + 98, 18 + 15)), sheet.crop((18 + 98, 0, *sheet.size))
         return tuple(sum(value < 128 for value in part.tobytes()) for part in (above, beyond))  # type: ignore[return-value]
 
@@ -69,7 +70,7 @@ def test_names_are_written_over_their_images_and_cut_where_they_end(items: list[
 
 @pytest.mark.parametrize(("classes", "side", "width"), [(24, 96, 1500), (400, 64, 4000), (1000, 64, 6300)])
 def test_many_classes_make_a_sheet_of_a_screens_shape(items: list[Item], classes: int, side: int, width: int) -> None:
-    sheet = contact_sheet(items, [str(label) for label in range(classes)], 4)
+    sheet = contact_sheet(items, ["red_things", *map(str, range(classes - 2)), "green"], 4)
     assert 1.1 < sheet.width / sheet.height < 1.8
     assert 0.8 * width < sheet.width < width
     assert sheet.getpixel((18 + side // 2, 18 + 17 + side // 2)) == _RED
@@ -83,13 +84,15 @@ def test_nothing_to_draw(items: list[Item]) -> None:
 
 
 def test_letters_of_many_scripts_are_drawn(items: list[Item]) -> None:
-    lines = [contact_sheet(items[:1], (name,), 1).crop((18, 18, 40, 33)).tobytes() for name in ("Ä", "Ж", "λ", "é")]
-    assert len(set(lines)) == 4  # and not four times the box that stands for a letter that the font has not
+    sheets = [contact_sheet([items[0].labelled(Class(name))], (name,), 1) for name in ("Ä", "Ж", "λ", "é")]
+    assert (
+        len({sheet.crop((18, 18, 40, 33)).tobytes() for sheet in sheets}) == 4
+    )  # and not four times the box that stands for a letter that the font has not
 
 
 def test_a_font_that_is_none(items: list[Item], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(AdaptError, match=r"Font '.*0.png' cannot be used: .* Expected a TrueType file"):
-        contact_sheet(items, ("a", "b"), font=tmp_path / "0.png")
+        contact_sheet(items, ("red_things", "green"), font=tmp_path / "0.png")
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(AdaptError, match=r'matplotlib: pip install "adapt-vlm\[plot\]", or give a font'):
-        contact_sheet(items, ("a", "b"))
+        contact_sheet(items, ("red_things", "green"))

@@ -13,8 +13,8 @@ import adapt.data
 def test_reading_and_sampling_need_no_torch() -> None:
     code = (
         "import sys, adapt.data as data; data.ImageSet; data.read_split; data.open_image;"
-        "item = data.Item('a', 0, 'a'); data.Split('s', ('a',), (item,), (), ()).few_shot(1, 1); data.ImageSet;"
-        "assert callable(data.loader); assert 'torch' not in sys.modules"
+        "item = data.Item.of(path='a', label='a'); data.Split('s', ('a',), (item,), (), ()).few_shot(1, 1);"
+        "data.ImageSet; assert callable(data.loader); assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 

@@ -69,7 +69,7 @@ def test_pictures_are_turned_before_a_region_is_cut(tmp_path: Path) -> None:
     with pytest.raises(AdaptError, match=r"is not inside its image, which is 40 x 64 pixels: x reaches from 50 to 64"):
         open_image(region)
     for turned, broken in ((True, set()), (False, {region})):
-        assert broken_images([Item(region, 0, "a", turned=turned)]).keys() == broken
+        assert broken_images([Item.of(path=region, label="a", turned=turned)]).keys() == broken
 
 
 def test_large_grey_pictures_are_turned_too(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,7 +82,9 @@ def test_a_mask_goes_with_its_image_as_it_is_shown(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(photograph(noise(1, SIZE)))
     Image.new("L", SIZE).save(tmp_path / "shown.png")
     Image.new("L", SIZE[::-1]).save(tmp_path / "stored.png")
-    shown, stored = (Item(f"{tmp_path}/a.png", 0, "a", mask=f"{tmp_path}/{name}.png") for name in ("shown", "stored"))
+    shown, stored = (
+        Item.of(path=f"{tmp_path}/a.png", label="a", mask=f"{tmp_path}/{name}.png") for name in ("shown", "stored")
+    )
     check_mask(shown, turned=True)
     check_mask(stored, turned=False)
     with pytest.raises(AdaptError) as refused:

@@ -52,7 +52,7 @@ def test_another_key_is_another_feature(store: FeatureCache, items: list[Item], 
 
 def test_content_counts_and_not_the_path(store: FeatureCache, items: list[Item], encode: Encoder) -> None:
     copy = shutil.copy(items[0].path, items[0].path + ".copy.png")
-    features = store.features([items[0], Item(copy, 1, "b")], to_tensor, encode, "k")
+    features = store.features([items[0], Item.of(path=copy, label="b")], to_tensor, encode, "k")
     assert encode.images == 1
     assert torch.equal(features[0], features[1])
     shutil.copy(items[5].path, items[0].path)
@@ -112,7 +112,7 @@ def test_large_sets_are_written_shard_by_shard(
     store: FeatureCache, items: list[Item], encode: Encoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cache, "_SHARD_ROWS", 4)
-    broken = Item(__file__, 0, "a")
+    broken = Item.of(path=__file__, label="a")
     with pytest.raises(AdaptError, match=r"test_feature_cache.py' cannot be decoded"):
         store.features([*items, broken], to_tensor, encode, "k", batch_size=2)
     assert len(_shards(store)) == 2

@@ -17,8 +17,8 @@ from adapt.evaluation.noise import standard_error
 def _split(groups: dict[str, list[int]]) -> Split:
     """Classes with groups of so many images."""
     items = [
-        Item(f"/{name}-{group}-{number}.png", label, name, group=f"{name}-{group}")
-        for label, (name, sizes) in enumerate(groups.items())
+        Item.of(path=f"/{name}-{group}-{number}.png", label=name, group=f"{name}-{group}")
+        for name, sizes in groups.items()
         for group, size in enumerate(sizes)
         for number in range(size)
     ]
@@ -37,8 +37,8 @@ def test_each_image_is_held_back_once_with_all_of_its_group() -> None:
             split.train, key=lambda item: item.path
         )
         assert not {item.group for item in part.train} & {item.group for item in part.test}
-        assert {item.class_name for item in part.train} == {"cat", "dog", "newt"}
-    sizes = Counter((split.train[place].class_name, fold) for fold, (_, places) in enumerate(tried) for place in places)
+        assert {item.answer for item in part.train} == {"cat", "dog", "newt"}
+    sizes = Counter((split.train[place].answer, fold) for fold, (_, places) in enumerate(tried) for place in places)
     assert sorted(sizes["cat", fold] for fold in range(3)) == [2, 2, 3]
     assert max(sizes["dog", fold] for fold in range(3)) <= 4
 
@@ -48,15 +48,13 @@ def test_a_class_of_one_group_is_always_learnt_from() -> None:
     chosen = folds(split.train, 2, seed=1)
     assert chosen[:5] == [None] * 5
     assert sorted(fold for fold in chosen[5:] if fold is not None) == [0, 1]
-    assert all(
-        len([item for item in part.train if item.class_name == "cat"]) == 5 for part, _ in parts(split, chosen, 2)
-    )
+    assert all(len([item for item in part.train if item.answer == "cat"]) == 5 for part, _ in parts(split, chosen, 2))
 
 
 def test_a_group_of_several_classes_is_on_one_side() -> None:
     """Patients, say, each with images of most classes."""
     items = tuple(
-        Item(f"/{patient}-{label}-{number}.png", label, "abc"[label], group=f"patient {patient}")
+        Item.of(path=f"/{patient}-{label}-{number}.png", label="abc"[label], group=f"patient {patient}")
         for patient in range(8)
         for label in range(3)
         for number in range(2)
@@ -67,7 +65,7 @@ def test_a_group_of_several_classes_is_on_one_side() -> None:
         chosen = folds(split.train, 3, seed)
         for part, places in parts(split, chosen, 3):
             assert not {item.group for item in part.train} & {item.group for item in part.test}
-            assert {item.label for item in part.train} == {0, 1, 2}
+            assert {item.answer for item in part.train} == set("abc")
             assert places
         validated = split.with_validation(seed)
         assert validated.val

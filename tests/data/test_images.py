@@ -65,7 +65,7 @@ def test_exif_orientation_is_left_as_the_published_pipelines_leave_it(tmp_path: 
 
 
 def test_an_item_is_opened_by_its_path(make_image: Any) -> None:
-    assert open_image(Item(make_image("ä 犬.png", (7, 8, 9)), 0, "a")).getpixel((0, 0)) == (7, 8, 9)
+    assert open_image(Item.of(path=make_image("ä 犬.png", (7, 8, 9)), label="a")).getpixel((0, 0)) == (7, 8, 9)
 
 
 def test_a_picture_in_memory_is_converted_alike() -> None:
@@ -122,7 +122,8 @@ def test_a_picture_too_narrow_is_refused_by_its_header(tmp_path: Path, size: tup
     Image.new("1", size).save(tmp_path / "narrow.png")
     with pytest.raises(AdaptError, match=f"it is {size[0]} x {size[1]} pixels; one side may be 100 times the other"):
         open_image(tmp_path / "narrow.png")
-    assert list(broken_images([Item(str(tmp_path / "narrow.png"), 0, "a")])) == [str(tmp_path / "narrow.png")]
+    path = str(tmp_path / "narrow.png")
+    assert list(broken_images([Item.of(path=path, label="a")])) == [path]
 
 
 def test_a_picture_as_narrow_as_may_be(tmp_path: Path) -> None:
@@ -187,7 +188,7 @@ def test_pipes_sockets_and_devices_are_refused_unopened(tmp_path: Path) -> None:
         ("device", "it is a device, not a regular file"),
         ("loop", ".*Too many levels of symbolic links.*"),
     ):
-        item = Item(str(tmp_path / f"{name}.png"), 0, "a")
+        item = Item.of(path=str(tmp_path / f"{name}.png"), label="a")
         for read in (open_image, check_image, lambda item: read_bytes(item.path)):
             with pytest.raises(AdaptError, match=f"Image .*{name}.png' cannot be read: {reason}"):
                 read(item)

@@ -69,7 +69,7 @@ def kinds(file: Path) -> dict[str, Any]:
     return {
         "path": file,
         "text": str(file),
-        "item": Item(str(file), 0, "a"),
+        "item": Item.of(path=str(file), label="a"),
         "bytes": content,
         "bytearray": bytearray(content),
         "view": memoryview(content),

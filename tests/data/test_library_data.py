@@ -40,7 +40,10 @@ def textures(tmp_path: Path) -> Path:
 def test_torchvisions_parts_are_kept(textures: Path) -> None:
     split = load("torchvision:DTD", textures)
     assert (split.name, split.class_names) == ("DTD", ("banded", "zigzagged"))
-    assert [(Path(item.path).name, item.label) for item in split.val] == [("zigzagged_1.jpg", 1), ("banded_1.jpg", 0)]
+    assert [(Path(item.path).name, item.answer) for item in split.val] == [
+        ("zigzagged_1.jpg", "zigzagged"),
+        ("banded_1.jpg", "banded"),
+    ]
     assert [len(split.train), len(split.val), len(split.test)] == [2, 2, 2]
     assert broken_images(list(split.items())) == {}
 
@@ -51,9 +54,9 @@ def test_torchvisions_undivided_data_is_divided(tmp_path: Path) -> None:
             _image(tmp_path / f"eurosat/2750/{name}/{name}_{i}.jpg")
     split = read_torchvision("EuroSAT", tmp_path)
     assert split.class_names == ("Forest", "River")
-    assert [Counter(i.label for i in part) for part in (split.train, split.val, split.test)] == [
-        {0: 6, 1: 6}, {0: 1, 1: 1}, {0: 3, 1: 3}
-    ]  # fmt: skip
+    assert [Counter(item.answer for item in part) for part in (split.train, split.val, split.test)] == [
+        {"Forest": count, "River": count} for count in (6, 1, 3)
+    ]
 
 
 def test_torchvisions_trainval_is_train_and_its_order_of_classes_stays(tmp_path: Path) -> None:
@@ -80,7 +83,7 @@ def test_torchvisions_two_lists_of_food(tmp_path: Path) -> None:
             _image(tmp_path / f"food-101/images/{name}/{i}.jpg")
     split = load("torchvision:Food101", tmp_path)
     assert split.class_names == ("apple_pie", "waffles")
-    assert [item.class_name for item in split.test] == ["waffles", "apple_pie"]
+    assert [item.answer for item in split.test] == ["waffles", "apple_pie"]
 
 
 def test_torchvision_data_that_is_refused(tmp_path: Path) -> None:
@@ -112,7 +115,7 @@ def test_hugging_face_parts_and_labels_are_kept_and_images_come_from_its_tables(
     split = load(f"hf:{tmp_path}/animals")
     assert (split.name, split.class_names) == ("animals", ("zebra", "ant"))
     assert [len(split.train), len(split.val), len(split.test)] == [6, 2, 6]
-    assert [(item.label, item.domain) for item in split.train[:2]] == [(0, "sketch"), (1, "photo")]
+    assert [(item.answer, item.domain) for item in split.train[:2]] == [("zebra", "sketch"), ("ant", "photo")]
     assert [open_image(item).getpixel((0, 0)) for item in split.train] == [(i, 0, 0) for i in range(6)]
     assert split.few_shot(2, seed=1).train[0] in split.train
     assert broken_images(list(split.items())) == {}
@@ -134,7 +137,7 @@ def test_hugging_face_images_that_are_files(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(datasets, "load_dataset", {"user/kinds": of_folder}.get)  # as the hub's image folders come
     split = load("hf:user/kinds")
     assert {item.path for item in split.items()} == {str(path) for path in (tmp_path / "kinds").rglob("*.png")}
-    assert all(Path(item.path).parent.name == item.class_name for item in split.items())
+    assert all(Path(item.path).parent.name == item.answer for item in split.items())
     assert [len(split.train), len(split.val), len(split.test)] == [12, 2, 6]
 
 

@@ -19,7 +19,7 @@ from adapt.data.decoding.decoded import Loader
 from adapt.data.decoding.draws import seed_for, seeded
 from adapt.errors import AdaptError
 
-Loaded = list[tuple[Tensor, Tensor]]
+Loaded = list[tuple[Tensor, list[Item]]]
 
 
 def _train(items: list[Item], seed: int = 1, workers: int = 0, batch_size: int = 4) -> Loader:
@@ -28,15 +28,15 @@ def _train(items: list[Item], seed: int = 1, workers: int = 0, batch_size: int =
 
 def _equal(one: Loaded, other: Loaded) -> bool:
     return len(one) == len(other) and all(
-        torch.equal(images, images2) and torch.equal(labels, labels2)
-        for (images, labels), (images2, labels2) in zip(one, other, strict=True)
+        torch.equal(images, images2) and items == items2
+        for (images, items), (images2, items2) in zip(one, other, strict=True)
     )
 
 
-def test_an_image_set_gives_tensors_and_labels(items: list[Item]) -> None:
+def test_an_image_set_gives_tensors_and_numbers_of_items(items: list[Item]) -> None:
     images = ImageSet(items, to_tensor)
-    image, label = images[3]
-    assert (len(images), label) == (10, 1)
+    image, number = images[3]
+    assert (len(images), number) == (10, 3)
     assert image[:, 0, 0].tolist() == [3, 6, 252]
 
 
@@ -46,7 +46,7 @@ def test_a_test_loader_goes_through_all_in_order(items: list[Item]) -> None:
     assert len(batches) == 3
     assert [images.shape for images, _ in loaded] == [(4, 3, 8, 8), (4, 3, 8, 8), (2, 3, 8, 8)]
     assert torch.cat([images[:, 0, 0, 0] for images, _ in loaded]).tolist() == list(range(10))
-    assert torch.cat([labels for _, labels in loaded]).tolist() == [0, 1] * 5
+    assert [item for _, batch in loaded for item in batch] == items
 
 
 def test_training_shuffles_and_drops_the_short_batch(items: list[Item]) -> None:
@@ -62,7 +62,7 @@ def test_training_shuffles_and_drops_the_short_batch(items: list[Item]) -> None:
 def test_drop_last(items: list[Item], batch_size: int, drop_last: bool | None, sizes: list[int]) -> None:
     batches = loader(items, to_tensor, batch_size, train=True, drop_last=drop_last)
     assert len(batches) == len(sizes)
-    assert [len(labels) for _, labels in batches] == sizes
+    assert [len(batch) for _, batch in batches] == sizes
 
 
 def test_two_workers_give_what_none_gives_over_two_epochs(items: list[Item]) -> None:
@@ -95,7 +95,7 @@ def test_resuming_at_an_epoch_and_a_step_is_exact(items: list[Item]) -> None:
 
 
 def test_skipped_steps_are_not_decoded(items: list[Item], tmp_path: Path) -> None:
-    skipped = Item(str(tmp_path / "missing.png"), 0, "a")
+    skipped = Item.of(path=str(tmp_path / "missing.png"), label="a")
     batches = loader([skipped, *items], to_tensor, 1, train=False)
     batches.set_epoch(0, step=1)
     assert len(list(batches)) == 10
@@ -121,7 +121,7 @@ def test_seeded_covers_torch_and_random() -> None:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_broken_file_raises_the_error_itself(items: list[Item], tmp_path: Path, workers: int) -> None:
     (tmp_path / "broken.png").write_bytes(b"no image")
-    broken = Item(str(tmp_path / "broken.png"), 0, "a")
+    broken = Item.of(path=str(tmp_path / "broken.png"), label="a")
     with pytest.raises(AdaptError, match=r"^Image '.*broken.png' cannot be decoded: unknown format\.") as caught:
         list(loader([*items, broken], to_tensor, 4, train=False, workers=workers))
     assert "Traceback" not in str(caught.value)

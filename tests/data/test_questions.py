@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from sample_transforms import to_tensor
 
 from adapt.cli import main
-from adapt.data import FeatureCache, ImageSet, Item, Split, load, loader, open_image
+from adapt.data import FeatureCache, Item, Split, load, loader, open_image
 from adapt.data.check import broken_images
 from adapt.data.decoding.content import read_bytes
 from adapt.data.emoji import archive, bundled, questions
@@ -61,7 +61,7 @@ def test_every_variant_has_its_size_and_the_same_answers(split: Split) -> None:
 
 def test_all_seven_questions_are_asked_in_every_part(split: Split) -> None:
     for part in (split.train, split.val, split.test):
-        asked = Counter(item.question for item in part)
+        asked = Counter(item.label.question for item in part)
         assert len(asked) == 7
         assert min(asked.values()) > len(part) / 12
 
@@ -84,7 +84,7 @@ def test_parts_of_one_style_have_other_scenes_of_the_same_drawings() -> None:
 def test_it_is_drawn_the_same_every_time(split: Split) -> None:
     again = questions._scenes.__wrapped__(SET, archive.ARCHIVE)
     assert again == questions._scenes(SET, archive.ARCHIVE)
-    assert split.fingerprint == "e6236ab2db262c05"
+    assert split.fingerprint == "53ddf22096e9731f"
     item = split.train[0]
     assert item.path == "emoji-questions.scenes!train/00000.png"
     assert read_bytes(item.path) == _scene(item).png()
@@ -93,20 +93,20 @@ def test_it_is_drawn_the_same_every_time(split: Split) -> None:
 
 
 def test_a_scene_of_several_has_as_many_drawings_as_the_answer_says(split: Split) -> None:
-    counted = [item for item in split.test if item.question == questions.COUNT]
-    assert {item.class_name for item in counted} == set(questions.NUMBERS)
+    counted = [item for item in split.test if item.label.question == questions.COUNT]
+    assert {item.answer for item in counted} == set(questions.NUMBERS)
     for item in counted:
         drawn = _drawn_on(_scene(item))
         cells = [drawn[top : top + 32, left : left + 32].any() for top in (0, 32) for left in (0, 32)]
-        assert questions.NUMBERS[sum(cells) - 1] == item.class_name
+        assert questions.NUMBERS[sum(cells) - 1] == item.answer
 
 
 def test_sides_are_those_of_the_picture(split: Split) -> None:
     for item in split.test:
-        if item.question in (questions.LEFT, questions.RIGHT):
-            half = slice(0, 32) if item.question == questions.LEFT else slice(32, 64)
+        if item.label.question in (questions.LEFT, questions.RIGHT):
+            half = slice(0, 32) if item.label.question == questions.LEFT else slice(32, 64)
             scene = _scene(item)
-            (piece,) = (each for each in scene.pieces if each.drawing.concept.name == item.class_name)
+            (piece,) = (each for each in scene.pieces if each.drawing.concept.name == item.answer)
             alone = Scene("one", (piece,), scene.background)
             assert np.array_equal(np.asarray(alone.draw())[:, half], np.asarray(scene.draw())[:, half])
             assert _drawn_on(alone)[:, half].any()
@@ -114,7 +114,7 @@ def test_sides_are_those_of_the_picture(split: Split) -> None:
 
 def test_answers_are_those_of_the_table(split: Split) -> None:
     answers = {
-        (item.question, item.class_name) for item in split.train if _scene(item).concepts[0].name == "ladybug"
+        (item.label.question, item.answer) for item in split.train if _scene(item).concepts[0].name == "ladybug"
         and _scene(item).kind == "one"
     }  # fmt: skip
     assert answers == {
@@ -126,7 +126,7 @@ def test_answers_are_those_of_the_table(split: Split) -> None:
 
 
 def test_which_animal_is_asked_where_there_is_one_kind_of_animal(split: Split) -> None:
-    asked = {item.path for item in split.val if item.question == questions.ANIMAL}
+    asked = {item.path for item in split.val if item.label.question == questions.ANIMAL}
     for path, scene in {item.path: _scene(item) for item in split.val}.items():
         animals = {concept.name for concept in scene.concepts if concept.group == "animal"}
         assert (path in asked) is (len(animals) == 1)
@@ -162,26 +162,19 @@ def test_the_set_is_listed_and_shown(tmp_path: Path) -> None:
 def _asking(items: list[Item], *texts: str) -> list[Item]:
     """The items, each with the next of the questions."""
     return [
-        Item(item.path, item.label, item.class_name, question=texts[number % len(texts)])
+        Item.of(path=item.path, label=item.answer, question=texts[number % len(texts)])
         for number, item in enumerate(items)
     ]
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_batch_has_images_questions_and_answers(items: list[Item], workers: int) -> None:
+def test_a_batch_has_images_and_what_is_asked_of_them(items: list[Item], workers: int) -> None:
     asking = _asking(items, "what?", "which?", "how?")
-    first, *_ = loader(asking, to_tensor, 4, train=False, workers=workers)
-    (images, texts, answers), labels = first
+    (images, batch), *_ = loader(asking, to_tensor, 4, train=False, workers=workers)
     assert images.shape == (4, 3, 8, 8)
-    assert (texts, answers) == (["what?", "which?", "how?", "what?"], ["a", "b", "a", "b"])
-    assert torch.equal(labels, torch.tensor([0, 1, 0, 1]))
-
-
-def test_an_item_without_a_question_is_an_image(items: list[Item]) -> None:
-    (image, question, answer), label = ImageSet(_asking(items, "what?"), to_tensor)[3]
-    alone, _ = ImageSet(items, to_tensor)[3]
-    assert torch.equal(image, alone)  # type: ignore[arg-type]
-    assert (question, answer, label) == ("what?", "b", 1)
+    assert [item.label.question for item in batch] == ["what?", "which?", "how?", "what?"]
+    assert [item.answer for item in batch] == ["a", "b", "a", "b"]
+    assert asking[0].task.labels(batch, ("a", "b")).tolist() == [0, 1, 0, 1]
 
 
 def test_features_are_of_images_and_shared_by_their_questions(split: Split, tmp_path: Path) -> None:
@@ -206,5 +199,6 @@ def test_digests_depend_on_the_question(items: list[Item]) -> None:
 
 def test_questions_for_some_items_only_are_refused(items: list[Item]) -> None:
     mixed = (*_asking(items, "what?")[:5], *items[5:])
-    with pytest.raises(AdaptError, match=r"0.png' has a question and '.*5.png' has none. Give every item a question,"):
+    message = r"5.png' is labelled for the task classes .*0.png' for questions .* Label every item alike"
+    with pytest.raises(AdaptError, match=message):
         Split("s", ("a", "b"), mixed, (), ())

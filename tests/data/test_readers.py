@@ -25,7 +25,7 @@ def test_a_divided_folder_keeps_its_parts(tmp_path: Path) -> None:
     split = read_folder(root)
     assert (split.name, split.class_names) == ("pets", ("cat", "dog"))
     assert relative(split.train, root) == ["train/cat/a.webp", "train/dog/1.PNG", "train/dog/2.jpg"]
-    assert [item.label for item in split.train] == [0, 1, 1]
+    assert [item.answer for item in split.train] == ["cat", "dog", "dog"]
     assert relative(split.val, root) == ["valid/cat/b.jpg"]
     assert relative(split.test, root) == ["test/dog/c.jpg"]
 
@@ -39,7 +39,7 @@ def test_an_undivided_folder_is_divided_by_seeded_ratios(tmp_path: Path) -> None
     root = touch(tmp_path, *(f"{name}/deep/{i:02}.jpg" for name in ("ant", "bee") for i in range(20)))
     split = read_folder(root)
     for items, size in ((split.train, 12), (split.val, 2), (split.test, 6)):
-        assert Counter(item.class_name for item in items) == {"ant": size, "bee": size}
+        assert Counter(item.answer for item in items) == {"ant": size, "bee": size}
     assert len({item.path for item in split.items()}) == 40
     assert read_folder(root).fingerprint == split.fingerprint
     assert read_folder(root, seed=1).fingerprint != split.fingerprint
@@ -109,7 +109,7 @@ def test_a_csv_with_all_columns(tmp_path: Path) -> None:
     text = 'path,label,split,domain\nb.png,"cat, wild",train,sketch\nsub/a.png,ant,train,\nc.png,ant,validation,photo\n'
     split = read_csv(_csv(tmp_path, text, "utf-8-sig"))
     assert (split.name, split.class_names) == ("list", ("ant", "cat, wild"))
-    assert [(item.label, item.domain) for item in split.train] == [(1, "sketch"), (0, "")]
+    assert [(item.answer, item.domain) for item in split.train] == [("cat, wild", "sketch"), ("ant", "")]
     assert relative(split.train, tmp_path) == ["b.png", "sub/a.png"]
     assert relative(split.val, tmp_path) == ["c.png"]
     assert split.test == ()
@@ -126,7 +126,7 @@ def test_a_csv_of_questions_has_answers_for_labels(tmp_path: Path) -> None:
     text = 'path,question,label,split\na.png,what is it?,dog,train\na.png,"how many, say?",two,train\n'
     split = read_csv(_csv(tmp_path, text))
     assert split.class_names == ("dog", "two")
-    assert [(item.question, item.class_name) for item in split.train] == [
+    assert [(item.label.question, item.answer) for item in split.train] == [
         ("what is it?", "dog"),
         ("how many, say?", "two"),
     ]
@@ -141,7 +141,7 @@ def test_paths_of_a_csv_start_from_root(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "no column 'path'. Expected a first line path,label[,split][,domain][,question]"),
+        ("", "list.csv' lists no images"),
         ("path,label\n", "lists no images"),
         ("path,lable\n", "unknown column 'lable'; did you mean 'label'?"),
         ("file,label\na.png,a\n", "unknown column 'file'; did you mean 'path'? Rename it."),
@@ -189,10 +189,7 @@ def _json(tmp_path: Path, content: Any, name: str = "split_zhou_Food.json") -> P
 def test_a_split_file_keeps_order_and_names(tmp_path: Path) -> None:
     split = read_split(_json(tmp_path, ENTRIES))
     assert (split.name, split.class_names) == ("Food", ("apple", "hot_dog"))
-    assert [(item.path, item.label, item.class_name) for item in split.train] == [
-        ("b/1.jpg", 1, "hot_dog"),
-        ("a/1.jpg", 0, "apple"),
-    ]
+    assert [(item.path, item.answer) for item in split.train] == [("b/1.jpg", "hot_dog"), ("a/1.jpg", "apple")]
     assert (split.val[0].path, split.test[0].path) == ("b/2.jpg", "a/2.jpg")
 
 
@@ -299,11 +296,7 @@ def test_classes_get_readable_names_and_keep_their_labels(tmp_path: Path, name: 
     folder = touch(tmp_path / "folder", "train/n01/1.jpg", "train/n02/1.jpg", "test/n02/2.jpg")
     split = load(folder, names=_names(tmp_path, name, text))
     assert split.class_names == ("Käfer", "cat, wild")
-    assert [(item.label, item.class_name) for item in split.items()] == [
-        (0, "Käfer"),
-        (1, "cat, wild"),
-        (1, "cat, wild"),
-    ]
+    assert [item.answer for item in split.items()] == ["Käfer", "cat, wild", "cat, wild"]
     assert split.fingerprint == load(folder).fingerprint
 
 

@@ -17,7 +17,7 @@ from adapt.data.check import broken_images, without_broken
 from adapt.data.decoding.images import check_image
 from adapt.data.readers.csv_file import read_paths
 from adapt.errors import AdaptError
-from adapt.features import answers_of, item_features
+from adapt.features import item_features
 
 Write = Callable[..., Path]
 FIRST = "path,label,split,x0,y0,x1,y1"
@@ -114,7 +114,7 @@ def test_an_image_is_never_in_two_parts(write: Write) -> None:
     split = load(write(*rows, first="path,label,x0,y0,x1,y1"))
     where = {part: {item.path.partition("#")[0] for item in getattr(split, part)} for part in ("train", "val", "test")}
     assert [len(each) for each in where.values()] == [36, 6, 18]
-    assert sum(item.class_name == "rare" for item in split.train) == 8  # of 6 images 4, each with two regions
+    assert sum(item.answer == "rare" for item in split.train) == 8  # of 6 images 4, each with two regions
     assert not where["train"] & where["test"]
     carved = read_csv(write(*rows, first="path,label,x0,y0,x1,y1"), ratios=(1, 0, 0)).with_validation(1)
     held, kept = ({item.path.partition("#")[0] for item in part} for part in (carved.val, carved.train))
@@ -162,7 +162,7 @@ def test_a_region_that_is_badly_written_says_so(write: Write, tmp_path: Path, bo
 
 def test_a_region_of_nothing_is_named(tmp_path: Path) -> None:
     with pytest.raises(AdaptError, match=r"nothing\.png' does not exist"):
-        open_image(Item(f"{tmp_path}/nothing.png#xywh=0,0,1,1", 0, "a"))
+        open_image(Item.of(path=f"{tmp_path}/nothing.png#xywh=0,0,1,1", label="a"))
 
 
 def test_regions_of_one_image_with_texts_stay_in_one_part(write: Write) -> None:
@@ -186,9 +186,8 @@ OVERLAPS = "path,label,split,x0,y0,x1,y1,overlap"
 
 def test_an_overlap_comes_beside_the_label(write: Write) -> None:
     split = read_csv(write(*(f"{row},{overlap}" for row, overlap in zip(HALVES, ("0.75", "1", "0"))), first=OVERLAPS))
-    assert [item.overlap for item in split.items()] == [0.75, 1.0, 0.0]
-    assert answers_of(split.train, 2).tolist() == [[0, 0.75], [1, 1.0]]
-    assert ImageSet(split.train, lambda picture: picture)[0][1] == (0, 0.75)  # type: ignore[arg-type, return-value]
+    assert [item.label.overlap for item in split.items()] == [0.75, 1.0, 0.0]
+    assert split.task.values(split.train).tolist() == [0.75, 1.0]
     assert split.fingerprint != read_csv(write(*HALVES)).fingerprint
 
 
@@ -196,10 +195,18 @@ def test_an_overlap_comes_beside_the_label(write: Write) -> None:
     ("row", "first", "message"),
     [
         ("a.png,x,train,0,0,5,5,", OVERLAPS, "line 2: the overlap is ''; expected a number"),
-        ("a.png,x,train,0,0,5,5,1.5", OVERLAPS, "a.png#xywh=0,0,5,5' is 1.5; expected a number from 0 to 1"),
-        ("a.png,0,0,5,5,1,1", "path,x0,y0,x1,y1,overlap,target", "it needs a column 'label'"),
-        ("a.png,x,1,1", "path,label,overlap,target", "it does not go with a column 'target'"),
-        ("a.png,x,1,why", "path,label,overlap,question", "it does not go with a column 'question'"),
+        ("a.png,x,train,0,0,5,5,1.5", OVERLAPS, "line 2: the overlap is 1.5; expected a number from 0 to 1"),
+        (
+            "a.png,0,0,5,5,1,1",
+            "path,x0,y0,x1,y1,overlap,target",
+            "boxes.csv': no task reads the columns overlap, path, target, ",
+        ),
+        ("a.png,x,1,1", "path,label,overlap,target", "no task reads the columns label, overlap, path, target together"),
+        (
+            "a.png,x,1,why",
+            "path,label,overlap,question",
+            "no task reads the columns label, overlap, path, question together",
+        ),
     ],
 )
 def test_an_overlap_that_is_none(write: Write, row: str, first: str, message: str) -> None:

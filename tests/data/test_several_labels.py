@@ -34,12 +34,11 @@ def write(tmp_path: Path) -> Write:
 def test_a_cell_has_the_names_of_all(write: Write) -> None:
     split = read_csv(write("f.jpg,bird,train", *LINES))
     assert split.class_names == ("bird", "cat", "dog")
-    assert split.of_several
-    assert [item.labels for item in split.train] == [(0,), (1, 2), (2,), ()]
-    assert [item.labels for item in (*split.val, *split.test)] == [(0, 1), (0, 2)]
+    assert split.task.name == "labels"
+    assert [item.class_names for item in split.train] == [("bird",), ("cat", "dog"), ("dog",), ()]
+    assert [item.class_names for item in (*split.val, *split.test)] == [("bird", "cat"), ("bird", "dog")]
     # drawn by the rarest: cat twice, bird and dog three times each
-    assert [item.class_name for item in split.train] == ["bird", "cat", "dog", ""]
-    assert [item.label for item in split.train] == [0, 1, 2, -1]
+    assert [item.stratum for item in split.train] == ["bird", "cat", "dog", ""]
 
 
 def test_a_name_may_have_a_separator_of_its_own(write: Write) -> None:
@@ -51,7 +50,7 @@ def test_a_name_may_have_a_separator_of_its_own(write: Write) -> None:
 
 def test_the_list_counts_in_the_fingerprint(write: Write) -> None:
     one, other = (read_csv(write("f.jpg,bird,train", *LINES[:4], last)) for last in (LINES[4], "e.jpg,bird,test"))
-    assert [item.label for item in one.test] == [item.label for item in other.test]
+    assert [item.stratum for item in one.test] == [item.stratum for item in other.test]
     assert one.fingerprint != other.fingerprint
 
 
@@ -60,7 +59,7 @@ def test_rare_classes_are_in_every_part(write: Write) -> None:
     rows = [f"{i}.jpg,often{'|rare' * (i % 15 == 0)}{'|rarest' * (i % 30 == 0)}" for i in range(300)]
     split = read_csv(write(*rows, first="path,labels"))
     for items, rare, rarest in ((split.train, 12, 6), (split.val, 2, 1), (split.test, 6, 3)):
-        found = Counter(split.class_names[label] for item in items for label in item.labels or ())
+        found = Counter(name for item in items for name in item.class_names)
         assert (found["rare"], found["rarest"]) == (rare, rarest)
 
 
@@ -77,12 +76,12 @@ def test_rare_classes_are_in_every_part(write: Write) -> None:
         (("a.jpg,cat;dog", "b.jpg,dog|bird", "c.jpg,cat"), "path,labels", "'labels' has 'cat;dog', and other cells"),
         (('a.jpg,"cat,dog"', "b.jpg,dog", "c.jpg,cat"), "path,labels", "as in cat|dog"),
         (("a.jpg,",), "path,labels", "all cells of the column 'labels' are empty"),
-        (("a.jpg,cat,dog",), "path,labels,label", "the columns 'labels' and 'label' do not go together"),
-        (("a.jpg,cat,1",), "path,labels,target", "the columns 'labels' and 'target' do not go together"),
-        (("a.jpg,cat,hm",), "path,labels,text", "the columns 'labels' and 'text' do not go together"),
+        (("a.jpg,cat,dog",), "path,labels,label", "mine.csv': no task reads the columns label, labels, path together"),
+        (("a.jpg,cat,1",), "path,labels,target", "no task reads the columns labels, path, target together"),
+        (("a.jpg,cat,hm",), "path,labels,text", "line 2: expected a path or a text, one of both and not the other"),
         (("a.jpg,cat", "a.jpg,dog"), "path,labels", "is of two classes, 'cat' and 'dog'"),
         (("a.jpg,cat", "a.jpg,dog"), "path,label", "A column 'labels' in place of 'label' may have several"),
-        (("cat",), "labels", "no column 'path'"),
+        (("cat",), "labels", "line 2: the path is empty"),
     ],
 )
 def test_what_is_wrong_is_named(write: Write, rows: tuple[str, ...], first: str, message: str) -> None:
@@ -94,7 +93,8 @@ def test_a_folder_with_its_list(tmp_path: Path, write: Write) -> None:
     touch(tmp_path, "a.jpg", "deep/b.jpg")
     write("a.jpg,cat|dog,train", "deep/b.jpg,,test", name="labels.csv")
     split = load(tmp_path)
-    assert (split.name, split.class_names, split.train[0].labels) == (tmp_path.name, ("cat", "dog"), (0, 1))
+    assert split.name == tmp_path.name
+    assert split.class_names == split.train[0].class_names == ("cat", "dog")
     touch(tmp_path, "deep/c.jpg")
     with pytest.raises(AdaptError, match=r"deep/c.jpg' is not in it: add a line, with no labels"):
         load(tmp_path)
@@ -106,18 +106,18 @@ def test_another_list_in_a_folder_of_classes_is_passed_over(tmp_path: Path, writ
     assert load(tmp_path).class_names == ("cat", "dog")
 
 
-ITEM = Item("a.jpg", 0, "a", labels=(0, 1))
+ITEM = Item.of(path="a.jpg", labels=("a", "b"))
 
 
 @pytest.mark.parametrize(
     ("items", "message"),
     [
-        ((ITEM, Item("b.jpg", 1, "b")), "'a.jpg' has a list of labels and 'b.jpg' has one label"),
-        ((replace(ITEM, labels=(1, 0)),), "expected different ones in ascending order"),
-        ((replace(ITEM, labels=(1,)),), "the label being one of them"),
-        ((replace(ITEM, labels=(0, 2)),), "'a.jpg' has label 2; expected 0 to 1"),
-        ((replace(ITEM, text="hm"),), "several labels beside a question, a text, a target or an"),
-        ((replace(ITEM, labels=()),), "has the labels () and the label 0"),
+        (
+            (Item.of(path="b.jpg", label="b"), ITEM),
+            "'a.jpg' is labelled for the task labels (several classes an image, or none), and 'b.jpg' for classes",
+        ),
+        ((Item.of(path="a.jpg", labels="a|c"),), "'a.jpg' is of the class 'a|c', which is none of its 2 classes"),
+        ((replace(ITEM, text="hm"),), "a.jpg' has a text beside"),
     ],
 )
 def test_a_split_that_is_none(items: tuple[Item, ...], message: str) -> None:
@@ -127,21 +127,19 @@ def test_a_split_that_is_none(items: tuple[Item, ...], message: str) -> None:
 
 def test_a_class_that_no_training_image_has() -> None:
     with pytest.raises(AdaptError, match="no training image of 'b'"):
-        Split("bad", ("a", "b"), (replace(ITEM, labels=(0,)),), (), (ITEM,))
-    assert Split("good", ("a", "b"), (ITEM,), (), ()).of_several
+        Split("bad", ("a", "b"), (Item.of(path="a.jpg", labels="a"),), (), (ITEM,))
+    assert Split("good", ("a", "b"), (ITEM,), (), ()).task.name == "labels"
 
 
-def test_names_and_numbers_may_be_others(write: Write) -> None:
+def test_names_may_be_others(write: Write) -> None:
     split = read_csv(write("f.jpg,bird,train", *LINES))
-    other = split.numbered_as(("dog", "bird", "cat"))
-    assert [item.labels for item in other.train] == [(1,), (0, 2), (0,), ()]
-    assert [item.label for item in other.train] == [1, 2, 0, -1]
     named = split.renamed({"bird": "jay", "cat": "lynx", "dog": "wolf"})
-    assert [item.class_name for item in named.train] == ["jay", "lynx", "wolf", ""]
+    assert [item.stratum for item in named.train] == ["jay", "lynx", "wolf", ""]
+    assert [item.class_names for item in named.train] == [("jay",), ("lynx", "wolf"), ("wolf",), ()]
 
 
 def test_classes_cannot_be_cut_into_parts(write: Write) -> None:
-    with pytest.raises(AdaptError, match=r"images of several classes: no part of them \(base\) is whole"):
+    with pytest.raises(AdaptError, match=r"has several classes an image, .* no part of the classes \(base\) is whole"):
         read_csv(write("f.jpg,bird,train", *LINES)).only("base")
 
 
@@ -167,8 +165,8 @@ def test_copies_with_other_labels_are_told_by_names(tmp_path: Path, write: Write
 def test_the_bundled_scenes() -> None:
     split = load("emoji-labels")
     assert [len(part) for part in (split.train, split.val, split.test)] == [600, 80, 240]
-    assert Counter(len(item.labels or ()) for item in split.test) == {1: 60, 2: 60, 3: 60, 4: 60}
-    seen = Counter(label for item in split.train for label in item.labels or ())
+    assert Counter(len(item.class_names) for item in split.test) == {1: 60, 2: 60, 3: 60, 4: 60}
+    seen = Counter(name for item in split.train for name in item.class_names)
     assert len(seen) == len(split.class_names) == 51
     assert max(seen.values()) - min(seen.values()) <= 2
     unseen = load("emoji-labels@fluent-3d")
@@ -179,6 +177,8 @@ def test_the_bundled_scenes() -> None:
 def test_batches_say_of_each_class_whether_it_is_there() -> None:
     split = load("emoji-labels")
     transform = Preprocess(32, (0.5,) * 3, (0.5,) * 3).evaluation()
-    [(images, labels)] = loader(split.train[:4], transform, 4, train=False, classes=51)
+    [(images, items)] = loader(split.train[:4], transform, 4, train=False)
+    labels = split.task.labels(items, split.class_names)
     assert (images.shape, labels.shape, labels.dtype) == ((4, 3, 32, 32), (4, 51), torch.bool)
-    assert [tuple(row.nonzero()[:, 0].tolist()) for row in labels] == [item.labels for item in split.train[:4]]
+    seen = [{split.class_names[number] for number in row.nonzero()[:, 0]} for row in labels]
+    assert seen == [set(item.class_names) for item in split.train[:4]]

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from checks import numbers
 
 from adapt import AdaptedModel, AdaptError, Backbone, methods, wrap
 from adapt.data import Split, open_image
@@ -36,8 +37,8 @@ def test_it_counts_what_the_model_itself_says(open_clip: Backbone, tiny_split: S
     scores = evaluate(model, tiny_split.train, cache=cache, workers=0)
     assert list(scores.predicted) == [tiny_split.class_names[label] for label in expected]
     assert torch.allclose(torch.tensor(scores.confidence), logits.softmax(-1).max(-1).values, atol=1e-5)
-    assert (scores.paths[3], scores.actual[3]) == (tiny_split.train[3].path, tiny_split.train[3].class_name)
-    labels = torch.tensor([item.label for item in tiny_split.train])
+    assert (scores.paths[3], scores.actual[3]) == (tiny_split.train[3].path, tiny_split.train[3].answer)
+    labels = torch.tensor(numbers(tiny_split.train, tiny_split.class_names))
     assert scores.accuracy == (expected == labels).sum().item() / 12
     assert scores.images == 12
 
@@ -80,6 +81,6 @@ def test_no_images_are_refused(open_clip: Backbone, tiny_split: Split) -> None:
 def test_an_unreadable_image_is_named(open_clip: Backbone, tiny_split: Split, name: str, tmp_path: Path) -> None:
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no image")
-    items = [*tiny_split.test, replace(tiny_split.test[0], path=str(broken))]
+    items = [*tiny_split.test, replace(tiny_split.test[0], paths=(str(broken),))]
     with pytest.raises(AdaptError, match=f"Image '{broken}' cannot be decoded"):
         evaluate(_model(open_clip, tiny_split, name), items, workers=1)

@@ -14,9 +14,9 @@ from adapt.evaluation.multi_label import MultiLabelScores, average_precision, pr
 NAMES = ("a", "b", "c", "d")
 # a | b, c, nothing, a; no image has d
 ITEMS = tuple(
-    Item(f"{number}.png", labels[0] if labels else -1, NAMES[labels[0]] if labels else "", labels=labels)
-    for number, labels in enumerate([(0, 1), (2,), (), (0,)])
+    Item.of(path=f"{number}.png", labels=names) for number, names in enumerate([("a", "b"), ("c",), (), ("a",)])
 )
+TRUTH = torch.tensor([[1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0], [1, 0, 0, 0]], dtype=torch.bool)
 PROBABILITIES = torch.tensor([[0.9, 0.6, 0.1, 0.2], [0.7, 0.1, 0.4, 0.2], [0.1, 0.2, 0.4, 0.3], [0.3, 0.8, 0.2, 0.1]])
 
 
@@ -29,8 +29,8 @@ def test_average_precision_is_scikit_learns(seed: int) -> None:
 
 
 def test_all_figures_of_a_few_images() -> None:
-    found = MultiLabelScores.of(ITEMS, PROBABILITIES, NAMES)
-    truth = torch.tensor([[1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0], [1, 0, 0, 0]]).numpy()
+    found = MultiLabelScores.of(ITEMS, PROBABILITIES, TRUTH, NAMES)
+    truth = TRUTH.int().numpy()
     said = (PROBABILITIES >= 0.5).int().numpy()
     by_class = [average_precision_score(truth[:, label], PROBABILITIES[:, label].numpy()) for label in range(3)]
     assert found.by_class == {name: pytest.approx(value) for name, value in zip(NAMES, by_class)}  # but of d

@@ -34,7 +34,7 @@ def test_it_ranks_each_image_once_and_each_text_once(open_clip: Backbone, tmp_pa
     ):
         path = tmp_path / f"{number}.png"
         Image.new("RGB", (40, 40), colour).save(path)
-        items += [Item(str(path), number, "", text=text) for text in texts]
+        items += [Item.of(path=str(path), text=text) for text in texts]
     model = adapt.wrap(open_clip, methods.ZeroShot(), ()).eval()
     scores = evaluate(model, items, workers=0)
     assert isinstance(scores, RetrievalScores)

@@ -294,7 +294,7 @@ def test_of_several_classes_an_image_the_figure_is_map(raw: dict[str, Any], spli
     first, second = split.class_names[:2]
     lines = ["path,labels,split"]
     for part in ("train", "test"):
-        lines += [f"{item.path},{item.class_name}|{first}".replace(f"{first}|{first}", f"{first}|{second}") + f",{part}"
+        lines += [f"{item.path},{item.answer}|{first}".replace(f"{first}|{first}", f"{first}|{second}") + f",{part}"
                   for item in getattr(split, part)]  # fmt: skip
     (tmp_path / "several.csv").write_text("\n".join(lines) + "\n")
     data = raw["data"] | {"source": str(tmp_path / "several.csv"), "root": "/"}

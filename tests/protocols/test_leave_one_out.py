@@ -48,8 +48,8 @@ def test_folders_of_domains(folder: Path) -> None:
     for domain in DOMAINS:
         of_it = [item for item in split.items() if item.domain == domain]
         assert len(of_it) == 10
-        assert all(f"/{domain}/{item.class_name}/" in item.path for item in of_it)
-    assert Counter((item.domain, item.class_name) for item in split.val) == dict.fromkeys(product(DOMAINS, CLASSES), 1)
+        assert all(f"/{domain}/{item.answer}/" in item.path for item in of_it)
+    assert Counter((item.domain, item.answer) for item in split.val) == dict.fromkeys(product(DOMAINS, CLASSES), 1)
 
 
 def test_what_is_left_out_is_tested_whole_and_never_learned_from(folder: Path) -> None:

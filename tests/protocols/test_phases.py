@@ -34,7 +34,7 @@ def test_parts_of_classes_are_consecutive(split: Split, classes: str, names: int
     assert len(found.class_names) == names
     before = sum(len(split.only(f"{each}/{count}").class_names) for each in range(1, number))
     assert found.class_names == split.class_names[before : before + names]
-    assert {item.label for item in found.train} == set(range(names))
+    assert {item.answer for item in found.train} == set(found.class_names)
     assert split.only("base") == split.only("1/2")
     assert split.only("new") == split.only("2/2")
 

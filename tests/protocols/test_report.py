@@ -332,7 +332,7 @@ def test_explanations_that_are_none(raw: dict[str, Any], split: Split, tmp_path:
 
 
 def test_pairs_have_recall_and_nothing_of_classes(raw: dict[str, Any], split: Split, tmp_path: Path) -> None:
-    lines = [f"{item.path},number {item.label},{part}" for part in ("train", "test") for item in getattr(split, part)]
+    lines = [f"{item.path},a {item.answer},{part}" for part in ("train", "test") for item in getattr(split, part)]
     (tmp_path / "pairs.csv").write_text("path,text,split\n" + "\n".join(lines))
     recipe = {
         "method": {"name": "zero_shot"},

@@ -34,8 +34,8 @@ def test_a_step_from_there_is_a_step_from_the_image(make_model, tiny_split, meth
     assert known.block == block
     found, expected = [], []
     for taken, source in ((found, known), (expected, batches(model, tiny_split, cache=False))):
-        for inputs, labels in source.epoch(0, 0):
-            step = model.step(inputs, labels)
+        for inputs, items in source.epoch(0, 0):
+            step = tiny_split.task.step(model, items, inputs)
             loss = sum(model.losses(step, {"distill": 0.5})[0].values())
             taken += [loss.detach()[None], *torch.autograd.grad(loss, list(model.method.parameters()))]
     assert relative(flat(found), flat(expected)) < 1e-5

@@ -72,7 +72,7 @@ def test_with_validation_images_the_first_of_the_most_right_is_taken(probe: Any,
 
 def test_groups_are_held_back_whole(probe: Any, tiny_split: Any) -> None:
     """Each class's images are of two groups, so that one of five folds has some and three have none."""
-    items = [replace(item, group=f"{item.class_name}{place % 2}") for place, item in enumerate(tiny_split.train)]
+    items = [replace(item, group=f"{item.answer}{place % 2}") for place, item in enumerate(tiny_split.train)]
     parts: list[tuple[set[str], set[str]]] = []
     lda = probe("lda", words=None)
     prepare = lda.method.prepare
@@ -88,7 +88,7 @@ def test_groups_are_held_back_whole(probe: Any, tiny_split: Any) -> None:
 
 
 def test_one_image_a_class_takes_the_usual_values(probe: Any, tiny_split: Any) -> None:
-    one_each = list({item.label: item for item in tiny_split.train}.values())
+    one_each = list({item.answer: item for item in tiny_split.train}.values())
     model = probe("linear_probe", words=None)
     chosen = fit(model, one_each, progress=False).metrics["chosen"]
     assert chosen["settings"] == {"strength": 10.0, "words": 0.0}
@@ -190,7 +190,7 @@ def test_the_temperature_is_chosen_by_folds_too(probe: Any, tiny_split: Any) -> 
 
 def test_two_images_of_two_classes_take_the_usual_where_nothing_can_be_tried(probe: Any, tiny_split: Any) -> None:
     """GDA needs images that differ within a class, which a part of these may have none of."""
-    few = [item for item in tiny_split.few_shot(2, 1).train if item.label < 2]
+    few = [item for item in tiny_split.few_shot(2, 1).train if item.answer in tiny_split.class_names[:2]]
     backbone = probe("gda").backbone
     for seed in range(4):
         model = adapt.wrap(backbone, adapt.methods.GDA(views=0), tiny_split.class_names[:2])
@@ -219,7 +219,7 @@ def test_calibrating_again_gives_the_same_temperature(probe: Any, tiny_split: An
 
 
 def test_one_image_a_class_cannot_be_calibrated_on(probe: Any, tiny_split: Any, monkeypatch: Any) -> None:
-    one_each = list({item.label: item for item in tiny_split.train}.values())
+    one_each = list({item.answer: item for item in tiny_split.train}.values())
     model = probe("lda")
     monkeypatch.setattr(model.backbone, "encode_image", lambda images: pytest.fail("an image was encoded"))
     with pytest.raises(adapt.AdaptError, match="calibrate needs two images of some class"):
@@ -227,7 +227,7 @@ def test_one_image_a_class_cannot_be_calibrated_on(probe: Any, tiny_split: Any, 
 
 
 def test_nothing_is_said_of_an_end_where_nothing_was_tried(caplog: Any, probe: Any, tiny_split: Any) -> None:
-    one_each = list({item.label: item for item in tiny_split.train}.values())
+    one_each = list({item.answer: item for item in tiny_split.train}.values())
     with caplog.at_level("INFO", "adapt"):
         fit(probe("knn"), one_each, progress=False)
     assert [line for line in caplog.messages if "chosen" in line or " end" in line] == [

@@ -28,7 +28,8 @@ def _batches(model, items, **settings: Any) -> ImageBatches:
 def test_the_second_loss_is_one_minus_the_cosine(make_model, tiny_split) -> None:
     model = make_model("das", **SKIPPING)
     own = wrap(model.backbone, methods.ZeroShot(), model.class_names)
-    images, labels = next(_batches(model, tiny_split.train).epoch(0, 0))
+    images, items = next(_batches(model, tiny_split.train).epoch(0, 0))
+    labels = tiny_split.task.labels(items, model.class_names)
     loss, right = objective(model, images, labels, distill=20)
     features = model.image_features(images)
     assert torch.equal(model.backbone_features(images), own.image_features(images))
@@ -45,7 +46,8 @@ def test_the_second_loss_is_one_minus_the_cosine(make_model, tiny_split) -> None
 
 def test_where_nothing_has_changed_yet_there_is_none(make_model, tiny_split) -> None:
     model = make_model("lora", dropout=0.0)
-    batch = next(_batches(model, tiny_split.train).epoch(0, 0))
+    images, items = next(_batches(model, tiny_split.train).epoch(0, 0))
+    batch = images, tiny_split.task.labels(items, model.class_names)
     (loss, _), (plain, _) = objective(model, *batch, distill=1000), objective(model, *batch)
     torch.testing.assert_close(loss, plain, rtol=0, atol=1e-3)  # 1000 roundings of a cosine
 
@@ -72,7 +74,8 @@ def test_the_backbones_features_of_one_batch_are_computed_once(make_model, tiny_
         return whole(self, images)
 
     monkeypatch.setattr(type(model), "backbone_features", counted)
-    first, second = (model.step(*batch) for batch in list(_batches(model, tiny_split.train).epoch(0, 0))[:2])
+    batches = list(_batches(model, tiny_split.train).epoch(0, 0))[:2]
+    first, second = (tiny_split.task.step(model, items, images) for images, items in batches)
     losses = [total(model.losses(step.again(), {"distill": 20})[0]) for step in (first, first, second)]
     assert len(computed) == 2
     assert torch.equal(losses[0], losses[1])

@@ -55,8 +55,8 @@ def test_the_plot_is_drawn(train, tiny_split, tmp_path: Path, with_test: bool) -
 
 
 def test_labels_must_be_the_models(train, make_model, tiny_split) -> None:
-    wrong = [replace(item, class_name="shark") for item in tiny_split.test]
-    with pytest.raises(AdaptError, match="is of class 'shark', label 0, which the model calls otherwise"):
+    wrong = [item.labelled(Class("shark")) for item in tiny_split.test]
+    with pytest.raises(AdaptError, match="is of class 'shark', which the model does not know"):
         train(test_set=wrong)
 
 

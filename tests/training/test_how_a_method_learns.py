@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from adapt import AdaptedModel, AdaptError, methods, wrap
-from adapt.methods.base import Terms, Training, cross_entropy
+from adapt.methods.base import Terms, Training
 
 
 class Counting(methods.CoOp):
@@ -27,7 +27,7 @@ class Counting(methods.CoOp):
         self.called.append("prepare")
 
     def loss(self, step) -> Terms:
-        return {"cross_entropy": cross_entropy(step), "pull": (self.ctx - self._memory).square().mean()}
+        return step.task_loss() | {"pull": (self.ctx - self._memory).square().mean()}
 
     def backward(self, terms: Terms) -> None:
         """The gradients of the second term alone, doubled."""

@@ -83,12 +83,12 @@ def test_what_a_csv_says_of_entities_is_checked(tmp_path: Path, caplog: pytest.L
 
 
 def test_pairs_of_an_entity_follow_each_other_and_each_is_drawn_once() -> None:
-    labels = [0] * 7 + [1] * 2 + [2] * 3
-    epochs = Epochs(12, 12, shuffle=True, seed=0, drop_last=False, labels=labels, together=3)
+    entities = ["a"] * 7 + ["b"] * 2 + ["c"] * 3
+    epochs = Epochs(12, 12, shuffle=True, seed=0, drop_last=False, entities=entities, together=3)
     [batch] = list(epochs)
     order = [draw.position for draw in batch]
     assert sorted(order) == list(range(12))
-    runs = [labels[position] for position in order]
+    runs = [entities[position] for position in order]
     assert len(list(groupby(runs))) <= 5  # the first in three parts, the others whole
     epochs.epoch = 1
     assert [draw.position for draw in next(iter(epochs))] != order
@@ -218,7 +218,8 @@ def test_records_are_searched_by_a_csv(tmp_path: Path) -> None:
     assert "--root is where the images of a .csv of pairs are, and no query is one" in refused.output
     (tmp_path / "new.csv").write_text("path\na.png\n")
     refused = runner.invoke(main, ["search", known, str(tmp_path / "new.csv")])
-    assert "has no pairs of an image and its text. Expected the columns path,text" in refused.output
+    assert "new.csv': " in refused.output
+    assert "a.png' is no image with its text. Expected the columns path,text" in refused.output
     texts = str(tmp_path / "texts.safetensors")
     source = str(tmp_path / "records.csv")
     assert runner.invoke(main, ["index", source, "--backbone", "mini-clip", "--out", texts]).exit_code == 0

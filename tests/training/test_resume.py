@@ -13,8 +13,7 @@ import torch
 from adapt import AdaptError
 from adapt.formats import tensor_file
 from adapt.formats.adapter import read_tensors
-from adapt.methods import base
-from adapt.methods.base.step import Step
+from adapt.methods.base.step import Step, Terms
 
 _CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "features": ("coop", {"n_ctx": 4}, {}),
@@ -123,14 +122,14 @@ def test_ctrl_c_keeps_the_step_that_it_met(train, at_step, tmp_path: Path) -> No
 
 def _fail_from(monkeypatch: pytest.MonkeyPatch, call: int, broken: Any) -> None:
     """The cross-entropy is `broken(loss, logits)` from its `call`-th call on."""
-    loss, calls = base.cross_entropy, []
+    task_loss, calls = Step.task_loss, []
 
-    def failing(step: Step) -> torch.Tensor:
+    def failing(step: Step) -> Terms:
         calls.append(1)
-        value = loss(step)
-        return broken(value, step.logits) if len(calls) >= call else value
+        terms = task_loss(step)
+        return {"cross_entropy": broken(terms["cross_entropy"], step.logits)} if len(calls) >= call else terms
 
-    monkeypatch.setattr(base, "cross_entropy", failing)
+    monkeypatch.setattr(Step, "task_loss", failing)
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,7 @@ def test_predictions_agree_with_the_metrics(train, tiny_split, out: Path) -> Non
     train(test_set=test_set, out=out, epochs=1)
     rows = _read_csv(out / "predictions.csv")
     metrics = json.loads((out / "metrics.json").read_text())["adapted"]
-    assert [(row["path"], row["class"]) for row in rows] == [(item.path, item.class_name) for item in test_set]
+    assert [(row["path"], row["class"]) for row in rows] == [(item.path, item.answer) for item in test_set]
     right = np.array([row["class"] == row["predicted"] for row in rows])
     of_class = {name: right[[row["class"] == name for row in rows]] for name in tiny_split.class_names}
     assert {len(hits) for hits in of_class.values()} == {3, 4}
@@ -126,7 +126,7 @@ def test_what_grows_with_the_classes_stays_out_of_the_adapter(train, tiny_split,
 
 def test_the_picks_are_the_training_images_in_order(train, tiny_split, out: Path) -> None:
     train(out=out, epochs=1)
-    rows = [{"path": item.path, "class": item.class_name} for item in tiny_split.train]
+    rows = [{"path": item.path, "class": item.answer} for item in tiny_split.train]
     assert _read_csv(out / "train_images.csv") == rows
 
 

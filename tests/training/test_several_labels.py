@@ -135,10 +135,11 @@ REFUSING = ("clap", "detpro", "gda", "linear_probe", "lp_plus_plus", "modx", "og
 
 @pytest.mark.parametrize("name", REFUSING)
 def test_who_learns_from_one_class_refuses(open_clip: Backbone, several: Split, listed: Path, name: str) -> None:
-    with pytest.raises(AdaptError, match=rf"\(several classes an image, or none\), and {name} learns classes: take one of bitfit, "):
+    refused = rf"\(several classes an image, or none\), and {name} learns classes.*: take one of bitfit, "
+    with pytest.raises(AdaptError, match=refused):
         read_data(read_recipe(name, [("data.root", "/")], str(listed)))
     model = of_method(open_clip, name, several.class_names)
-    with pytest.raises(AdaptError, match=rf"\(several classes an image, or none\), and {name} learns classes: take one of bitfit, "):
+    with pytest.raises(AdaptError, match=refused):
         adapt.fit(model, several.train, **OF_ALL if model.method.takes_steps else {"progress": False})
 
 

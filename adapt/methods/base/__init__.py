@@ -58,6 +58,9 @@ class Method(nn.Module):
     learns_any_step: ClassVar[bool] = True
     """Whether it learns every other task too that has steps of its kind: its labels act through `step.task_loss()`
     alone. True by itself where it has no `loss`, `prepare` or `infer` of its own; other methods say so."""
+    learns_shares: ClassVar[bool] = False
+    """Whether `prepare` learns from `training.shares`, so that every task learns whose items belong to classes by
+    shares, plain classes among them."""
     weighs_classes: ClassVar[bool] = True
     """Whether its loss has `step.task_loss()`, in which classes may count differently (`train.class_weights`)."""
     together: int = 1

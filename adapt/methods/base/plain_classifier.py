@@ -64,8 +64,10 @@ class LinearClassifier(PlainClassifier):
         self.scale = backbone.logit_scale
 
     def prepare(self, training: Training) -> None:
-        features, labels = training.features("train").double(), training.labels("train")
-        weight, bias = self.solve(features, labels)
+        self.set(*self.solve(training.features("train").double(), training.labels("train")))
+
+    def set(self, weight: Tensor, bias: Tensor) -> None:
+        """Takes a weight `(n_classes, e)` and a bias `(n_classes,)`."""
         with torch.no_grad():
             self.weight.copy_(weight)
             self.bias.copy_(bias)
