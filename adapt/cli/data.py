@@ -211,7 +211,8 @@ def match(
     The CSV has a line for each pair, with the columns path and text; paths are below the data's own root.
     """
     from adapt.cli.quiet import quiet_libraries
-    from adapt.data.readers import load, read_descriptors
+    from adapt.data.readers import load
+    from adapt.data.readers.descriptors_file import read_descriptors
     from adapt.disk import check_writable, write_csv
     from adapt.progress import counting_bar
 

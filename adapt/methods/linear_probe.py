@@ -66,9 +66,7 @@ class LinearProbe(LinearClassifier):
         finally:
             self._tolerance = EXACT
 
-    def solve(
-        self, features: Tensor, labels: Tensor, counts: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def solve(self, features: Tensor, labels: Tensor, counts: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The weight and bias of `LinearClassifier.solve`; `counts` `(n,)` say how much each image counts."""
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.linear_model import LogisticRegression

@@ -18,7 +18,19 @@ if TYPE_CHECKING:
     from adapt.data.item import Item
     from adapt.methods.base import Method
 
-__all__ = ["SEPARATOR", "Label", "NamedLabel", "Task", "filled", "named", "names", "number", "of", "reading", "register"]
+__all__ = [
+    "SEPARATOR",
+    "Label",
+    "NamedLabel",
+    "Task",
+    "filled",
+    "named",
+    "names",
+    "number",
+    "of",
+    "reading",
+    "register",
+]
 
 # columns that say where an item is, not what it is
 PLACES = frozenset({"path", "text", "split", "domain", "group", "x0", "y0", "x1", "y1"})

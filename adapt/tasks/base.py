@@ -202,7 +202,7 @@ class Task:
             return True
         if self.classes_are:
             return method.learns_any_step or method.learns_shares
-        return method.learns_any_step and not _owns_prompts(method)
+        return method.learns_any_step and _edits(method) and not _owns_prompts(method)
 
     def numbers(self, items: Sequence[Item], class_names: Sequence[str]) -> Tensor:
         """The number of each item's class `(n,)`, by the order of the names."""
@@ -255,6 +255,13 @@ class Task:
     def score(self, model: Adapted[Any], items: Sequence[Item], answering: Answering) -> Scores:
         """How well `model` answers these items."""
         raise NotImplementedError
+
+
+def _edits(method: Method | type[Method]) -> bool:
+    """Whether it changes a tower: what depends on class features alone learns nothing without classes."""
+    from adapt.methods.base import Method as Base
+
+    return method.edits is not Base.edits if isinstance(method, type) else bool(method.touches)
 
 
 def _owns_prompts(method: Method | type[Method]) -> bool:

@@ -265,6 +265,6 @@ def test_gist_matches_texts_to_images(library: str, monkeypatch: pytest.MonkeyPa
     model = adapt.wrap(published.backbone(library), adapt.methods.ZeroShot(), names)
     features = model.image_features(expected["images"]).detach()
     monkeypatch.setattr("adapt.retrieval.matching.item_features", lambda *given, **options: features)
-    items = [Item("a.png", label, names[label]) for label in expected["labels"].tolist()]
+    items = [Item.of(path="a.png", label=names[number]) for number in expected["labels"].tolist()]
     found = match(model, items, settings["captions"], settings["top"])
     settings.equal("matched", [list(each) for each in found])

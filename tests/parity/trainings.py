@@ -59,7 +59,7 @@ class Given:
         return self._labels[:0] if self._val is None else self._val[1]
 
     def items(self, part: str) -> list[Any]:
-        return [SimpleNamespace(is_pair=False, label=label) for label in self.labels(part).tolist()]
+        return len(self.labels(part)) * [SimpleNamespace(paths=("an image",), text="", unit="")]
 
     def note(self, **figures: Any) -> None:
         self.noted |= figures

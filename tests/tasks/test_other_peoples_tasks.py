@@ -4,19 +4,178 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import random
-import subprocess
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pages
 import pytest
 import torch
+from click.testing import CliRunner, Result
+from fastapi.testclient import TestClient
 
 import adapt
 from adapt import AdaptError, data, tasks
-from adapt.data import open_image
-from adapt.evaluation.evaluate import evaluate
+from adapt.cli import main
+from adapt.data import Item, open_image
+from adapt.training.run import Run
 
+from .conftest import Install
+
+SOFT_LABELS = str(next(iter(pages.document(pages.ROOT / "docs" / "add_a_task.md").examples())).parsed)
+TRIPLETS = Path(__file__).with_name("triplets.py").read_text()
+QUICK = ["--set=train.epochs=2", "--set=train.batch_size=8", "--set=train.workers=0", "--set=train.augment=none"]
+
+
+@pytest.fixture(scope="module")
+def emoji() -> data.Split:
+    return data.load("emoji").few_shot(4, 1)
+
+
+@pytest.fixture
+def soft(install: Install, emoji: data.Split, tmp_path: Path) -> Path:
+    """A list of drawings of three groups, each of which belongs to the next group by a quarter."""
+    install("their_task", SOFT_LABELS, "[adapt.tasks]\nsoft_labels = their_task:SoftLabels\n")
+    names = emoji.class_names[:3]
+
+    def shares(item: Item) -> dict[str, float]:
+        place = names.index(item.answer)
+        return {f"p_{name}": {0: 0.75, 1: 0.25}.get((number - place) % 3, 0.0) for number, name in enumerate(names)}
+
+    return _listed(emoji, names, tmp_path, "photos", lambda item, files: [shares(item)])
+
+
+@pytest.fixture
+def triplets(install: Install, emoji: data.Split, tmp_path: Path) -> Path:
+    """A list of triplets: two drawings of a group, and one of another."""
+    install("their_triplets", TRIPLETS, "[adapt.tasks]\ntriplets = their_triplets:Triplets\n")
+    return _listed(emoji, emoji.class_names[:3], tmp_path, "triplets", _triplets)
+
+
+def _triplets(item: Item, files: dict[str, list[str]]) -> list[dict[str, Any]]:
+    own, other = files[item.answer], next(files[name] for name in files if name != item.answer)
+    return [{"anchor": own[0], "nearer": own[1], "farther": other[0]}] if len(own) > 1 else []
+
+
+def _listed(split: data.Split, names: Sequence[str], folder: Path, name: str, row: Any) -> Path:
+    """A CSV about some of the split's drawings, which lie beside it."""
+    rows: list[dict[str, Any]] = []
+    for part in ("train", "val", "test"):
+        files: dict[str, list[str]] = {each: [] for each in names}
+        for item in [item for item in getattr(split, part) if item.answer in names][:18]:
+            file = f"{part}-{len(rows)}-{sum(map(len, files.values()))}.png"
+            open_image(item).save(folder / file)
+            files[item.answer].insert(0, file)
+            of_image = {"path": file} if name == "photos" else {}
+            rows += [of_image | {"split": part} | cells for cells in row(item, files)]
+    with open(folder / f"{name}.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    return folder / f"{name}.csv"
+
+
+def _adapt(*arguments: Any) -> Result:
+    result = CliRunner().invoke(main, [str(each) for each in arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def _metrics(run: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((run / "metrics.json").read_text())
+    return found
+
+
+@pytest.mark.parametrize("method", ["coop", "lora", "linear_probe"])
+def test_soft_labels_are_learned_saved_and_answered(soft: Path, tmp_path: Path, method: str) -> None:
+    run, adapter = tmp_path / "run", tmp_path / "run" / "adapter.safetensors"
+    steps = [] if method == "linear_probe" else QUICK
+    _adapt("train", method, "--data", soft, "--shots", 4, "--out", run, "--backbone", "mini-clip", *steps)
+    figures = _metrics(run)["adapted"]
+    assert {"accuracy", "calibration_error", "negative_log_likelihood"} <= figures.keys()
+    measured = _adapt("eval", adapter, "--data", soft).output
+    assert f"negative log-likelihood {figures['negative_log_likelihood']:.3f}" in measured
+    picture = next(tmp_path.glob("test-*.png"))
+    names = data.load(soft).class_names
+    assert any(name in _adapt("predict", adapter, picture).output for name in names)
+
+
+def test_a_linear_probe_learns_the_shares_and_not_the_likeliest_class(soft: Path, tmp_path: Path) -> None:
+    split = data.load(soft)
+    backbone = adapt.load_backbone("mini-clip", "cpu")
+    model = adapt.wrap(backbone, adapt.methods.LinearProbe(strength=1000.0), split.class_names)
+    adapt.fit(model, split.train, progress=False)
+    features = torch.cat([model.image_features(backbone.transform()(open_image(item))[None]) for item in split.train])
+    said = model.logits(features).softmax(-1).double()
+    own = split.task.shares(split.train, split.class_names)
+    assert float((said - own).abs().max()) < 0.1  # a quarter is said to be the next group's
+    assert float(said.gather(1, own.argmax(-1, keepdim=True)).mean()) == pytest.approx(0.75, abs=0.05)
+
+
+def test_a_stopped_training_on_soft_labels_goes_on(
+    soft: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    split, backbone = data.load(soft), adapt.load_backbone("mini-clip", "cpu")
+    settings = {"epochs": 3, "batch_size": 4, "lr": 0.01, "augment": "none", "workers": 0, "progress": False}
+
+    def trained(out: Path, **options: Any) -> adapt.AdaptedModel:
+        model = adapt.wrap(backbone, adapt.methods.CoOp(n_ctx=2), split.class_names)
+        adapt.fit(model, split.train, out=out, **settings | options)
+        return model
+
+    whole, log = trained(tmp_path / "whole"), Run.log
+
+    def stop(self: Run, entry: dict[str, Any]) -> None:
+        log(self, entry)
+        if entry["step"] == 5:
+            raise InterruptedError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Run, "log", stop)
+        with pytest.raises(InterruptedError):
+            trained(tmp_path / "run")
+    assert torch.equal(trained(tmp_path / "run", resume=True).method.ctx, whole.method.ctx)  # type: ignore[attr-defined]
+
+
+def test_soft_labels_in_a_table_over_seeds_a_report_and_a_server(soft: Path, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    asked = ["--shots", "1,2", "--seeds", "1,2", "--backbone", "mini-clip", "--out", runs, *QUICK]
+    _adapt("few-shot", "coop", "--data", soft, *asked)
+    assert "±" in _adapt("table", runs).output
+    _adapt("report", runs, "--out", tmp_path / "report.html")
+    assert "coop" in (tmp_path / "report.html").read_text()
+    from adapt.serving.app import create_app
+
+    adapter = next(runs.rglob("adapter.safetensors"))
+    with TestClient(create_app(adapter), base_url="http://localhost") as client:
+        picture = next(tmp_path.glob("test-*.png")).read_bytes()
+        answer = client.post("/predict", files={"images": ("a.png", picture, "image/png")}).json()
+    assert answer["predictions"][0]["class"] in data.load(soft).class_names
+
+
+@pytest.mark.parametrize("method", ["ln_tuning", "lora"])
+def test_triplets_are_learned_and_scored(triplets: Path, tmp_path: Path, method: str) -> None:
+    run = tmp_path / "run"
+    asked = ["--data", triplets, "--shots", "all", "--backbone", "mini-clip", "--out", run, *QUICK]
+    _adapt("train", method, *asked, "--set=train.workers=2")
+    metrics = _metrics(run)
+    assert set(metrics["adapted"]) >= {"accuracy", "images"}
+    share = f"{100 * metrics['adapted']['accuracy']:.1f} % of {metrics['adapted']['images']} test triplets"
+    assert share in _adapt("eval", run / "adapter.safetensors", "--data", triplets).output
+
+
+def test_triplets_are_refused_where_prompts_are_learned(triplets: Path) -> None:
+    split, backbone = data.load(triplets), adapt.load_backbone("mini-clip", "cpu")
+    assert split.task is tasks.named("triplets") and [len(item.paths) for item in split.train][:1] == [3]
+    model = adapt.wrap(backbone, adapt.methods.CoOp(n_ctx=2), ("a", "b"))
+    with pytest.raises(AdaptError, match=r"triplets of images .* coop learns classes: take one of .*ln_tuning, lora"):
+        adapt.fit(model, split.train, progress=False)
+
+
+def test_two_tasks_that_claim_the_same_columns_are_named(install: Install, tmp_path: Path) -> None:
+    for name in ("one", "other"):
+        source = SOFT_LABELS.replace('name = "soft_labels"', f'name = "{name}"')
+        install(f"package_{name}", source, f"[adapt.tasks]\n{name} = package_{name}:SoftLabels\n")
+    (tmp_path / "a.csv").write_text("path,p_a,p_b\na.png,0.5,0.5\n")
+    with pytest.raises(AdaptError, match=r"the columns p_a, p_b, path are those of the tasks one and other"):
+        data.load(tmp_path / "a.csv")

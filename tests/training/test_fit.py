@@ -11,6 +11,7 @@ import pytest
 
 from adapt import AdaptError, fit, progress
 from adapt.progress import training_bar
+from adapt.tasks.classes import Class
 
 _ENTRY = {"step": 1, "epoch": 0, "loss": 0.5, "accuracy": 0.75, "images_per_second": 10.0}
 
@@ -153,7 +154,7 @@ def test_a_depth_beyond_the_tower_names_the_recipes_key(make_model, method: str,
 def test_training_that_does_harm_is_said(make_model, tiny_split, caplog) -> None:
     """Pictures that go by another class's name teach what is wrong of the others."""
     paths = [item.path for item in tiny_split.train]
-    wrong = [replace(item, path=path) for item, path in zip(tiny_split.train, paths[4:] + paths[:4], strict=True)]
+    wrong = [replace(item, paths=(path,)) for item, path in zip(tiny_split.train, paths[4:] + paths[:4], strict=True)]
     said = []
     for items in (tiny_split.train, wrong):
         caplog.clear()

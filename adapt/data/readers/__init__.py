@@ -1,119 +1,80 @@
-"""The readers in one place, and `load`, which picks one by what it is given. No image is opened by any of them."""
+"""One reader, one file: `csv_file.py` holds the reader called `csv_file`.
+
+Readers of other people are found by an entry point in the group `adapt.readers` of an installed package, whose name is
+the reader's, or are told of by `register`. `load` takes the one that claims what it is given.
+"""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
-from adapt.data.emoji import bundled
-from adapt.data.readers import published, torchvision_sets
-from adapt.data.readers.captioned_folder import is_captioned, read_captioned_folder
-from adapt.data.readers.captions_file import is_captions_file, read_captions_file
-from adapt.data.readers.csv_file import read_csv
-from adapt.data.readers.defect_folder import read_defect_folder
-from adapt.data.readers.descriptors_file import read_descriptors
-from adapt.data.readers.domain_folders import read_domain_folders
-from adapt.data.readers.folder import read_folder
-from adapt.data.readers.hugging_face import read_hugging_face
-from adapt.data.readers.labelled_folder import is_labelled, read_labelled_folder
+from adapt.data.readers.base import Reader
 from adapt.data.readers.names_file import read_names
-from adapt.data.readers.published_layout import read_published
-from adapt.data.readers.split_file import read_split
-from adapt.data.readers.texts_file import read_list
 from adapt.data.split import Split
 from adapt.errors import AdaptError, nearest
+from adapt.listing import Listing
 
-__all__ = [
-    "load",
-    "read_captioned_folder",
-    "read_captions_file",
-    "read_csv",
-    "read_defect_folder",
-    "read_descriptors",
-    "read_domain_folders",
-    "read_folder",
-    "read_hugging_face",
-    "read_labelled_folder",
-    "read_names",
-    "read_published",
-    "read_split",
-    "read_torchvision",
-]
+__all__ = ["Reader", "folder_of", "load", "names", "register"]
 
-read_torchvision = torchvision_sets.read_torchvision
-_TORCHVISION, _HUGGING_FACE, _DOMAINS, _DEFECTS = "torchvision:", "hf:", "domains:", "defects:"
 _Path = str | os.PathLike[str]
+_OTHERS = frozenset(
+    {
+        "base", "descriptors_file", "entries", "imagenet", "lines", "names_file", "parts", "passed_over", "published",
+        "rows",
+    }
+)  # fmt: skip
+_listing: Listing[Reader] = Listing(__name__, __path__, "adapt.readers", lambda: Reader, "reader", _OTHERS)
+
+
+def names() -> list[str]:
+    """The names of all readers."""
+    return _listing.names()
+
+
+def register(reader: type[Reader]) -> type[Reader]:
+    """Makes a reader of one's own known in this process; also as a decorator."""
+    return _listing.register(reader)
 
 
 def load(spec: _Path, root: _Path | None = None, names: _Path | None = None) -> Split:
-    """The data set that `spec` stands for.
+    """The data set that `spec` stands for: a name, a folder or a file that one of the readers takes.
 
-    `spec` is a bundled name; a published one (`oxford_pets` or `OxfordPets`), with `root` the folder that holds all
-    published data sets' own folders; `torchvision:NAME`, with torchvision's `root`; `hf:NAME_OR_FOLDER` of the library
-    datasets; `domains:FOLDER`, a folder of domains that hold class folders; `defects:FOLDER`, one object's folder of
-    images with and without defects, and masks; an image folder, of pairs where texts lie beside the images, of images
-    of several classes where a `labels.csv` does; a `.txt` with a text a line, to learn from texts alone; or a `.csv`, a
-    `.json`, a `.json.gz` or a `.jsonl`, with `root` the folder that the paths inside start from. A name wins over a
-    folder of that name; write `./emoji` for the folder. `names` is a file with other names for the classes, see
+    A name wins over a folder of that name; write `./emoji` for the folder. `root` is the folder that paths inside a
+    list start from, or that holds published data sets. `names` is a file with other names for the classes, see
     `read_names`.
 
-    Raises AdaptError when `spec` is none of these, or as its reader does.
+    Raises AdaptError when no reader takes `spec`, or as the reader does.
     """
-    split = _read(os.fspath(spec), root)
+    given, split = os.fspath(spec), None
+    reader = _reader_of(given)
+    if reader is None:
+        takes = "; ".join(each.takes for each in _readers())
+        known = [name for each in _readers() for name in each.specs()]
+        near = nearest(given, known, "`adapt data list`")
+        raise AdaptError(f"Data {given!r} is none that a reader takes: {near}. Taken are {takes}.")
+    if root is None and reader.root == "needed":
+        raise AdaptError(f"Data {given!r} needs a root: {reader.root_is}. An image folder of that name is './{given}'.")
+    if root is not None and reader.root == "none":
+        raise AdaptError(f"Data {given!r} is {reader.takes}, which takes no root: leave {os.fspath(root)!r} out.")
+    split = reader.read(given, None if root is None else os.fspath(root))
     return split if names is None else split.renamed(read_names(names))
 
 
 def folder_of(spec: _Path) -> str | None:
     """The folder that `spec` stands for, all of whose pictures should be in the data; None for a name or a list."""
-    spec = os.fspath(spec)
-    if published.find(spec) is not None or bundled.is_bundled(spec):
-        return None
-    folder = spec.removeprefix(_DOMAINS).removeprefix(_DEFECTS)
-    return os.path.abspath(folder) if os.path.isdir(folder) else None
+    reader = _reader_of(os.fspath(spec))
+    return None if reader is None else reader.folder(os.fspath(spec))
 
 
-def _read(spec: str, root: _Path | None) -> Split:
-    entry = published.find(spec)
-    if entry is not None:
-        return read_published(entry, _given(root, spec, f"the folder that holds {entry.folder}/"))
-    if spec.startswith(_TORCHVISION):
-        return read_torchvision(spec.removeprefix(_TORCHVISION), _given(root, spec, "as for torchvision"))
-    if os.path.isfile(spec) and spec.endswith(".csv"):
-        return read_csv(spec, root)
-    if os.path.isfile(spec) and spec.endswith((".json", ".json.gz", ".jsonl")):
-        return read_captions_file(spec, root) if is_captions_file(spec) else read_split(spec, root)
-    return _read_rootless(spec, root)
+def _readers() -> Iterator[Reader]:
+    return (_listing.find(name)() for name in _listing.names())
 
 
-def _given(root: _Path | None, spec: str, expected: str) -> _Path:
-    if root is None:
-        raise AdaptError(f"Data {spec!r} needs a root: {expected}. An image folder of that name is './{spec}'.")
-    return root
-
-
-def _read_rootless(spec: str, root: _Path | None) -> Split:
-    """What has its images with it."""
-    is_bundled, has_prefix = bundled.is_bundled(spec), spec.startswith((_HUGGING_FACE, _DOMAINS, _DEFECTS))
-    is_list = os.path.isfile(spec) and spec.endswith(".txt")
-    if not (is_bundled or has_prefix or is_list or os.path.isdir(spec)):
-        raise AdaptError(
-            f"Data {spec!r} is neither a folder, nor a .csv, .txt, .json(l) or .json.gz file that exists, nor a "
-            f"bundled or published set: {nearest(spec, [*bundled.names(), *published.sets()], bundled.LISTED_BY)}."
-        )
-    if root is not None:
-        raise AdaptError(
-            f"Data {spec!r} has its images with it: root {os.fspath(root)!r} is for .csv and .json only, and for "
-            "published data sets."
-        )
-    if is_bundled:
-        return bundled.read_bundled(spec)
-    if spec.startswith(_DOMAINS):
-        return read_domain_folders(spec.removeprefix(_DOMAINS))
-    if spec.startswith(_DEFECTS):
-        return read_defect_folder(spec.removeprefix(_DEFECTS))
-    if has_prefix:
-        return read_hugging_face(spec.removeprefix(_HUGGING_FACE))
-    if is_list:
-        return read_list(spec)
-    if is_labelled(spec):
-        return read_labelled_folder(spec)
-    return read_captioned_folder(spec) if is_captioned(spec) else read_folder(spec)
+def _reader_of(spec: str) -> Reader | None:
+    """The reader of `spec`, None where there is none. AdaptError where two claim it."""
+    claims = sorted((each for each in _readers() if each.claims(spec)), key=lambda each: each.fallback)
+    claims = [each for each in claims if each.fallback == claims[0].fallback]
+    if len(claims) > 1:
+        raise AdaptError(f"Data {spec!r} is claimed by the readers {' and '.join(each.name for each in claims)}.")
+    return claims[0] if claims else None

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from adapt.data.readers import parts
-from adapt.data.readers.folder import images_in
+from adapt.data.readers.folder import Folder, images_in
 from adapt.data.readers.lines import read_lines
 from adapt.data.readers.rows import Listed, listed, to_split
 from adapt.data.split import Split
@@ -47,3 +47,15 @@ def read_captioned_folder(root: str | os.PathLike[str], ratios: Sequence[float] 
 
 def _text_of(path: str) -> Path:
     return Path(path).with_suffix(".txt")
+
+
+class CaptionedFolder(Folder):
+    name = "captioned_folder"
+    takes = "a folder of images with a text beside each"
+    fallback = False
+
+    def claims(self, spec: str) -> bool:
+        return os.path.isdir(spec) and is_captioned(spec)
+
+    def read(self, spec: str, root: str | None) -> Split:
+        return read_captioned_folder(spec)

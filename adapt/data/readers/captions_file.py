@@ -11,6 +11,7 @@ from typing import Any, TypeGuard
 
 from adapt.data.decoding.files import under
 from adapt.data.readers import parts
+from adapt.data.readers.base import Reader
 from adapt.data.readers.lines import UNREADABLE, read_text
 from adapt.data.readers.rows import check_listed_once, listed, one_each, real_paths, to_split
 from adapt.data.split import Split
@@ -151,3 +152,15 @@ def _of_coco(images: list[Any], annotations: list[Any], where: str) -> list[Any]
                     f"{where}: annotation {number} is {brief(each)}; expected the image_id of an image and a caption."
                 )
     return [{"image": image["file_name"], "caption": texts[image["id"]]} for image in images]
+
+
+class CaptionsFile(Reader):
+    name = "captions_file"
+    takes = "a .json, .json.gz or .jsonl of images with captions"
+    root = "may"
+
+    def claims(self, spec: str) -> bool:
+        return spec.endswith((".json", ".json.gz", ".jsonl")) and os.path.isfile(spec) and is_captions_file(spec)
+
+    def read(self, spec: str, root: str | None) -> Split:
+        return read_captions_file(spec, root)

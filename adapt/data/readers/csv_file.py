@@ -15,6 +15,7 @@ from adapt.data.decoding.files import under
 from adapt.data.decoding.regions import parted, region
 from adapt.data.item import Item
 from adapt.data.readers import parts
+from adapt.data.readers.base import Reader
 from adapt.data.readers.lines import read_text
 from adapt.data.readers.rows import Listed, check_listed_once, one_each, real_paths, to_split
 from adapt.data.split import Split
@@ -204,3 +205,15 @@ def _path(cells: dict[str, str], folder: str, where: str) -> str:
     except ValueError as error:
         box = ", ".join(f"{edge} {cells[edge]}" for edge in _BOX)
         raise AdaptError(f"{where}: the box is {box}; {error}.") from None
+
+
+class CSVFile(Reader):
+    name = "csv_file"
+    takes = "a .csv that lists images, or texts in their place"
+    root = "may"
+
+    def claims(self, spec: str) -> bool:
+        return spec.endswith(".csv") and os.path.isfile(spec)
+
+    def read(self, spec: str, root: str | None) -> Split:
+        return read_csv(spec, root)

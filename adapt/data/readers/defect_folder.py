@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from adapt.data.readers.folder import images_in, subfolders
+from adapt.data.readers.folder import Folder, images_in, subfolders
 from adapt.data.readers.rows import listed, to_split
 from adapt.data.split import Split
 from adapt.errors import AdaptError
@@ -52,3 +52,18 @@ def _mask(path: str, masks: dict[str, str]) -> str:
 
 def _stem(path: str) -> str:
     return os.path.splitext(os.path.basename(path))[0]
+
+
+class DefectFolder(Folder):
+    name = "defect_folder"
+    takes = "defects:FOLDER, one object's images with and without defects, and masks"
+    fallback = False
+
+    def claims(self, spec: str) -> bool:
+        return spec.startswith("defects:")
+
+    def read(self, spec: str, root: str | None) -> Split:
+        return read_defect_folder(spec.removeprefix("defects:"))
+
+    def folder(self, spec: str) -> str:
+        return super().folder(spec.removeprefix("defects:"))

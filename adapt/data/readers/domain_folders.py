@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from adapt.data.readers import parts
-from adapt.data.readers.folder import images_in, subfolders
+from adapt.data.readers.folder import Folder, images_in, subfolders
 from adapt.data.readers.rows import listed, one_each, real_paths, to_split
 from adapt.data.split import Split
 from adapt.errors import AdaptError
@@ -37,3 +37,18 @@ def read_domain_folders(root: str | os.PathLike[str], seed: int = 0) -> Split:
     drawn = parts.assign([f"{row.item.domain}/{row.item.answer}" for row in rows], RATIOS, seed)
     rows = [row._replace(part=part) for row, part in zip(rows, drawn, strict=True)]
     return to_split(os.path.basename(root), root, rows, None, RATIOS, seed)
+
+
+class DomainFolders(Folder):
+    name = "domain_folders"
+    takes = "domains:FOLDER, a folder of domains that hold class folders"
+    fallback = False
+
+    def claims(self, spec: str) -> bool:
+        return spec.startswith("domains:")
+
+    def read(self, spec: str, root: str | None) -> Split:
+        return read_domain_folders(spec.removeprefix("domains:"))
+
+    def folder(self, spec: str) -> str:
+        return super().folder(spec.removeprefix("domains:"))

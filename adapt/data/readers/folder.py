@@ -8,6 +8,7 @@ from itertools import chain
 
 from adapt.data.decoding.pictures import FORMATS
 from adapt.data.readers import parts
+from adapt.data.readers.base import Reader
 from adapt.data.readers.rows import Listed, listed, one_each, to_split
 from adapt.data.split import Split
 from adapt.errors import AdaptError
@@ -116,3 +117,18 @@ def _visible(folder: str | os.PathLike[str]) -> list[os.DirEntry[str]]:
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     # of a link that leads to itself, `is_dir` raises
     return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
+
+
+class Folder(Reader):
+    name = "folder"
+    takes = "a folder with a folder of images for each class"
+    fallback = True
+
+    def claims(self, spec: str) -> bool:
+        return os.path.isdir(spec)
+
+    def read(self, spec: str, root: str | None) -> Split:
+        return read_folder(spec)
+
+    def folder(self, spec: str) -> str:
+        return os.path.abspath(spec)

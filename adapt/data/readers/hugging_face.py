@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from adapt.data.readers import parts
+from adapt.data.readers.base import Reader
 from adapt.data.readers.rows import listed, to_split
 from adapt.data.split import Split
 from adapt.errors import AdaptError, missing
@@ -90,3 +91,14 @@ def _cells(dataset: Any) -> Iterator[tuple[str, int]]:
         path = os.path.abspath(entry["filename"])
         count = pyarrow.ipc.open_stream(pyarrow.memory_map(path)).read_all().num_rows
         yield from ((path, row) for row in range(count))
+
+
+class HuggingFace(Reader):
+    name = "hugging_face"
+    takes = "hf:NAME_OR_FOLDER of the library datasets"
+
+    def claims(self, spec: str) -> bool:
+        return spec.startswith("hf:")
+
+    def read(self, spec: str, root: str | None) -> Split:
+        return read_hugging_face(spec.removeprefix("hf:"))

@@ -11,7 +11,7 @@ from dataclasses import replace
 from adapt.data.decoding.regions import parted
 from adapt.data.readers import parts
 from adapt.data.readers.csv_file import read_csv
-from adapt.data.readers.folder import images_in
+from adapt.data.readers.folder import Folder, images_in
 from adapt.data.readers.lines import read_text
 from adapt.data.readers.rows import real_paths
 from adapt.data.split import Split
@@ -44,3 +44,15 @@ def read_labelled_folder(root: str | os.PathLike[str], ratios: Sequence[float] =
                 "has none of the classes, or take the image out."
             )
     return replace(split, name=os.path.basename(root))
+
+
+class LabelledFolder(Folder):
+    name = "labelled_folder"
+    takes = "a folder of images with a labels.csv"
+    fallback = False
+
+    def claims(self, spec: str) -> bool:
+        return os.path.isdir(spec) and is_labelled(spec)
+
+    def read(self, spec: str, root: str | None) -> Split:
+        return read_labelled_folder(spec)

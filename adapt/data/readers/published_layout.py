@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from adapt.data.item import Item
 from adapt.data.readers import imagenet
+from adapt.data.readers.base import Reader
 from adapt.data.readers.lines import read_lines
-from adapt.data.readers.published import Published
+from adapt.data.readers.published import Published, find, sets
 from adapt.data.readers.split_file import read_split
 from adapt.data.split import Split
 from adapt.errors import AdaptError
@@ -73,3 +74,21 @@ _READERS: dict[str, Callable[[Published, Path], Split]] = {
     "synsets": imagenet.by_synsets,
     "numbers": imagenet.by_numbers,
 }
+
+
+class PublishedLayout(Reader):
+    name = "published_layout"
+    takes = "the name of a published set"
+    root = "needed"
+    root_is = "the folder that holds the published sets' own folders"
+
+    def claims(self, spec: str) -> bool:
+        return find(spec) is not None
+
+    def read(self, spec: str, root: str | None) -> Split:
+        data = find(spec)
+        assert data is not None  # it claims no other
+        return read_published(data, root or "")
+
+    def specs(self) -> Sequence[str]:
+        return list(sets())

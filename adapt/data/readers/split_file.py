@@ -8,6 +8,7 @@ from typing import Any
 
 from adapt.data.decoding.files import under
 from adapt.data.item import Item
+from adapt.data.readers.base import Reader
 from adapt.data.readers.lines import UNREADABLE, read_text
 from adapt.data.readers.rows import check_linked
 from adapt.data.split import Split
@@ -62,3 +63,16 @@ def _item(entry: Any, names: dict[int, str], folder: str, turned: bool, where: s
     if names.setdefault(label, name) != name:
         raise AdaptError(f"{where} names label {label} {name!r}, but it is {names[label]!r} before.")
     return Item.of(path=under(folder, path, where), label=name, turned=turned)
+
+
+class SplitFile(Reader):
+    name = "split_file"
+    takes = "a split file of CoOp's form, .json or .json.gz"
+    root = "may"
+    fallback = True  # of JSON whatever is none of captions
+
+    def claims(self, spec: str) -> bool:
+        return spec.endswith((".json", ".json.gz")) and os.path.isfile(spec)
+
+    def read(self, spec: str, root: str | None) -> Split:
+        return read_split(spec, root)

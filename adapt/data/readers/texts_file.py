@@ -9,6 +9,7 @@ from pathlib import Path
 
 from adapt.cells import unguarded
 from adapt.data.item import Item
+from adapt.data.readers.base import Reader
 from adapt.data.readers.lines import read_lines, read_text
 from adapt.data.split import Split
 from adapt.errors import AdaptError
@@ -40,3 +41,14 @@ def read_list(path: str | os.PathLike[str]) -> Split:
         raise AdaptError(f"List {os.fspath(path)!r} is empty: expected a text a line.")
     train = tuple(Item.of(text=text) for text in texts)
     return Split(Path(path).stem, (), train, (), ())
+
+
+class TextsFile(Reader):
+    name = "texts_file"
+    takes = "a .txt with a text a line, to learn from texts alone"
+
+    def claims(self, spec: str) -> bool:
+        return spec.endswith(".txt") and os.path.isfile(spec)
+
+    def read(self, spec: str, root: str | None) -> Split:
+        return read_list(spec)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from adapt.data.readers import parts
+from adapt.data.readers.base import Reader
 from adapt.data.readers.rows import listed, to_split
 from adapt.data.split import Split
 from adapt.errors import AdaptError, nearest
@@ -80,3 +81,16 @@ def _files(dataset: Any) -> list[tuple[str, int]]:
             raise AdaptError(f"This version of torchvision keeps the files of {type(dataset).__name__} elsewhere.")
         pairs = zip(*columns, strict=True)
     return [(os.fspath(path), int(label)) for path, label in pairs]
+
+
+class TorchvisionSets(Reader):
+    name = "torchvision_sets"
+    takes = "torchvision:NAME"
+    root = "needed"
+    root_is = "as for torchvision"
+
+    def claims(self, spec: str) -> bool:
+        return spec.startswith("torchvision:")
+
+    def read(self, spec: str, root: str | None) -> Split:
+        return read_torchvision(spec.removeprefix("torchvision:"), root or "")

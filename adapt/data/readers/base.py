@@ -1,0 +1,38 @@
+"""What a reader is: a file that says which data it takes, and reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+if TYPE_CHECKING:
+    from adapt.data.split import Split
+
+
+class Reader:
+    """The base of all readers. One of somebody else's has an entry point in the group `adapt.readers`."""
+
+    name: ClassVar[str]
+    takes: ClassVar[str]
+    """The data that it takes, in a few words, such as "a .csv that lists images"."""
+    root: ClassVar[Literal["none", "may", "needed"]] = "none"
+    """Whether a folder may, or must, be given from which the paths inside start."""
+    root_is: ClassVar[str] = "the folder that the paths inside start from"
+    fallback: ClassVar[bool] = False
+    """Whether it takes only what no other reader takes."""
+
+    def claims(self, spec: str) -> bool:
+        """Whether it reads the data that `spec` names. Nothing is read for that but what tells."""
+        raise NotImplementedError
+
+    def read(self, spec: str, root: str | None) -> Split:
+        """The data set. No image is opened. AdaptError, naming it, for what is not as expected."""
+        raise NotImplementedError
+
+    def specs(self) -> Sequence[str]:
+        """The names that it takes, where it takes names."""
+        return ()
+
+    def folder(self, spec: str) -> str | None:
+        """The folder all of whose pictures should be in the data; None for a name or a list."""
+        return None
