@@ -22,6 +22,7 @@ from adapt import AdaptedModel, AdaptError, Backbone, methods
 from adapt.data import Split
 from adapt.evaluation.evaluate import evaluate
 from adapt.formats import peft_layout
+from adapt.tasks.labels import Several
 
 NAMES = ("goldfish", "red_panda", "sea cucumber")
 
@@ -177,7 +178,7 @@ def test_a_greedy_soup_takes_what_helps(open_clip: Backbone, tiny_split: Split) 
 
 
 def test_a_greedy_soup_for_images_of_several_classes_goes_by_map(open_clip: Backbone, tiny_split: Split) -> None:
-    items = [replace(item, labels=tuple(sorted({0, item.label}))) for item in tiny_split.train]
+    items = [item.labelled(Several(tuple(sorted({NAMES[0], item.answer})))) for item in tiny_split.train]
     models = members(open_clip, methods.CoOp, 3, n_ctx=2)
     for model in models:
         model.answers = replace(model.answers, logit_bias=-3.0)
