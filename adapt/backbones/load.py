@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Literal, overload
 
-from adapt import hub
+from adapt.backbones import families
 from adapt.backbones.base import Backbone, outside_inference_mode
-from adapt.backbones.sources import BUNDLED, HF_HUB, bundled, errors_of_data, fetching, library_errors, reason
 from adapt.devices import AUTO, chosen, described
-from adapt.errors import AdaptError, nearest
+from adapt.errors import AdaptError
 
 if TYPE_CHECKING:
     import torch
@@ -24,18 +20,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("adapt")
 
-SPECS = {
-    "mini-clip": "the bundled 64-pixel CLIP of emoji (offline)",
-    "mini-clip-half": "one of half its width, trained by itself (offline)",
-    "mini-vilt": "the bundled ViLT that answers questions about emoji (offline)",
-    "mini-clip+mini-lm": "the bundled CLIP's eyes for the bundled language model (offline)",
-    "open_clip:ARCH/PRETRAINED": "any open_clip model and weights, e.g. open_clip:ViT-B-16-quickgelu/openai",
-    "open_clip:hf-hub:ORG/NAME": "an open_clip model of the hub, by its repository",
-    "open_clip:ARCH": "an open_clip architecture with random weights",
-    "hf:NAME_OR_PATH": "a transformers CLIP, SigLIP, ViLT, BridgeTower or LLaVA, e.g. hf:openai/clip-vit-base-patch16",
-    "FOLDER": "a folder in open_clip's or transformers' format",
-    "VISION+LLM": "a CLIP from above, and a decoder of transformers, e.g. mini-clip+hf:Qwen/Qwen2.5-0.5B",
-}
 COMPACT = "compact.json"  # in folders that lack blocks, see adapt/formats/compact.py
 
 
@@ -73,14 +57,8 @@ def load_backbone(spec: str, device: str | torch.device = AUTO, quantize: str | 
     place = chosen(device)
     if quantize is not None:
         quantized.check_can(quantize)
-    vision, _, llm = spec.partition("+")
     with outside_inference_mode():
-        if llm and vision and not Path(spec).is_dir():
-            from adapt.backbones.language import with_language_model
-
-            backbone: Backbone = with_language_model(_of_one_model(vision), llm, place, name=spec)
-        else:
-            backbone = _of_one_model(spec)
+        backbone = of_one_model(spec, place)
         if quantize is not None:
             quantized.quantize(backbone, quantize)
         if device == AUTO and place.type != "cpu":
@@ -88,30 +66,16 @@ def load_backbone(spec: str, device: str | torch.device = AUTO, quantize: str | 
         return backbone.to(place)
 
 
-def _of_one_model(spec: str) -> Backbone:
+def of_one_model(spec: str, device: torch.device) -> Backbone:
+    """The backbone that `spec` names, wherever its family puts it, whole."""
     folder = Path(spec.removeprefix("hf:"))
     if (folder / COMPACT).is_file():
         raise AdaptError(
             f"{folder} is no backbone by itself: the blocks that its adapter skips were cut out. Load both by "
             "adapt.load(FOLDER), or give the whole backbone"
         )
-    kind, _, rest = spec.partition(":")
-    backbone: Backbone
-    if spec in BUNDLED:
-        backbone = _folder(bundled(spec), name=spec)
-    elif kind == "open_clip" and rest.startswith(HF_HUB):
-        backbone = _open_clip_of_the_hub(rest.removeprefix(HF_HUB), name=spec)
-    elif kind == "open_clip" and rest:
-        backbone = _open_clip(rest, name=spec)
-    elif kind == "hf" and rest:
-        backbone = _transformers(rest, name=spec)
-    elif Path(spec).is_dir():
-        backbone = _folder(Path(spec), name=spec)
-    else:
-        raise AdaptError(
-            f"unknown backbone {spec!r}: neither a folder nor one of the known forms; {nearest(spec, SPECS)}"
-        )
-    return backbone
+    family = families.of(spec)
+    return family.load(spec, device) if family.claims(spec) else family.load_folder(Path(spec), spec)
 
 
 def hollow(path: Path, name: str | None) -> Backbone:
@@ -119,156 +83,4 @@ def hollow(path: Path, name: str | None) -> Backbone:
     import torch
 
     with torch.device("meta"):
-        return _folder(path, name, tensors=False)
-
-
-def _folder(path: Path, name: str | None, tensors: bool = True) -> Backbone:
-    if (path / "open_clip_config.json").is_file():
-        return _open_clip_folder(path, name, tensors)
-    if (path / "config.json").is_file():
-        return _transformers(str(path), name, tensors)
-    raise AdaptError(f"{path} is no model folder: it holds neither open_clip_config.json nor config.json")
-
-
-def _open_clip_of_the_hub(repository: str, name: str) -> Backbone:
-    """Of a repository, what open_clip itself would ask for, but pickles."""
-    folder = hub.snapshot(repository, ("*.json", "*.txt", "*.model", "open_clip_model.safetensors"))
-    for needed in ("open_clip_config.json", "open_clip_model.safetensors"):
-        if not (folder / needed).is_file():
-            raise AdaptError(f"{repository} holds no {needed}, which a model of open_clip has on the hub")
-    return _open_clip_folder(folder, name, tensors=True)
-
-
-def _open_clip_folder(path: Path, name: str | None, tensors: bool) -> Backbone:
-    import open_clip
-
-    from adapt.backbones import openclip
-    from adapt.backbones.foreign_code import check_source, needs_code, no_questions
-
-    check_source(path)
-    config = _open_clip_config(path)
-    text = config["text_cfg"]
-    if text.get("hf_model_name"):
-        check_source(text["hf_model_name"])
-    how: dict[str, Any] = {"load_weights": tensors, "require_pretrained": tensors, "weights_only": True}
-    how |= {"pretrained_text": False, "device": "cpu" if tensors else "meta"}
-    try:
-        with _without_notes(), no_questions():
-            model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{path}", **how)
-            tokenizer = open_clip.get_tokenizer(f"local-dir:{path}", **_tokenizer_options(text))
-    except (*library_errors(), *errors_of_data()) as error:
-        raise needs_code(error, path) or AdaptError(
-            f"{path} cannot be loaded with open_clip: {reason(error)}; fetch the folder again"
-        ) from error
-    return openclip.build(model.eval(), tokenizer, preprocess, name, config)
-
-
-def _open_clip_config(path: Path) -> dict[str, Any]:
-    from adapt.backbones.foreign_code import read_configuration
-
-    file = path / "open_clip_config.json"
-    try:
-        config: dict[str, Any] = read_configuration(file)["model_cfg"]
-        text, _ = config["text_cfg"].get, config["vision_cfg"].get
-        if not isinstance(text("hf_model_name") or "", str):
-            raise TypeError(f"hf_model_name is {text('hf_model_name')!r}; expected a name")
-    except (KeyError, TypeError, AttributeError) as error:
-        raise AdaptError(f"{file} is damaged ({error}); fetch the folder again") from error
-    return config
-
-
-def _tokenizer_options(text: dict[str, Any]) -> dict[str, Any]:
-    """What open_clip's `get_tokenizer` gets: only a tokenizer of transformers is asked not to run code."""
-    options = {"context_length": text.get("context_length")}
-    return options | {"trust_remote_code": False} if text.get("hf_tokenizer_name") else options
-
-
-def _open_clip(spec: str, name: str) -> Backbone:
-    import open_clip
-
-    from adapt.backbones import openclip
-    from adapt.backbones.foreign_code import check_configuration
-
-    architecture, _, pretrained = spec.partition("/")
-    if architecture not in open_clip.list_models():
-        raise AdaptError(
-            f"open_clip has no architecture {architecture!r}; {_closest(architecture, open_clip.list_models())}"
-        )
-    tags = open_clip.list_pretrained_tags_by_model(architecture)
-    if pretrained and pretrained not in tags and not Path(pretrained).is_file():
-        listed_by = f"open_clip.list_pretrained_tags_by_model({architecture!r})"
-        hint = nearest(pretrained, tags, listed_by)
-        raise AdaptError(f"open_clip has no weights {pretrained!r} for {architecture}; {hint}")
-    config = open_clip.get_model_config(architecture)
-    check_configuration(config, f"open_clip's configuration of {architecture}")
-    with hub.asked_once() if pretrained in tags else nullcontext() as silence:
-        model, tokenizer, preprocess = _open_clip_parts(architecture, pretrained, config["text_cfg"], silence)
-    _warn_of_activation(architecture, pretrained, bool(config.get("quick_gelu")))
-    return openclip.build(model.eval(), tokenizer, preprocess, name, config)
-
-
-def _open_clip_parts(architecture: str, pretrained: str, text: dict[str, Any], silence: str | None) -> tuple[Any, ...]:
-    """Model, tokenizer and evaluation transform; `silence` says that the hub does not answer."""
-    import open_clip
-
-    from adapt.backbones.foreign_code import needs_code, no_questions
-
-    how: dict[str, Any] = {"pretrained": pretrained or None, "pretrained_text": False, "weights_only": True}
-    try:
-        with _without_notes(), no_questions():
-            model, _, preprocess = open_clip.create_model_and_transforms(architecture, **how)
-            return model, open_clip.get_tokenizer(architecture, **_tokenizer_options(text)), preprocess
-    except (RuntimeError, OSError, ValueError) as error:
-        raise needs_code(error, architecture) or AdaptError(
-            f"the weights {pretrained!r} of {architecture} are not on this machine and cannot be fetched, or are "
-            f"damaged: {silence or reason(error)}. Connect it, give a file as open_clip:{architecture}/FILE or a "
-            "local folder, or try all offline by --backbone mini-clip, which is bundled"
-        ) from error
-
-
-def _warn_of_activation(architecture: str, pretrained: str, quick: bool) -> None:
-    """open_clip loads weights that were trained with another activation, and says so in a warning of its own."""
-    import open_clip
-
-    trained = bool(open_clip.get_pretrained_cfg(architecture, pretrained).get("quick_gelu")) if pretrained else quick
-    if trained == quick or Path(pretrained).is_file():
-        return
-    names = {True: "QuickGELU", False: "GELU"}
-    other = f"{architecture}-quickgelu" if trained else architecture.removesuffix("-quickgelu")
-    known = other != architecture and pretrained in open_clip.list_pretrained_tags_by_model(other)
-    logger.warning(
-        "the weights %r were trained with %s, and %s computes %s: features and accuracy differ from the published ones"
-        + f"; take open_clip:{other}/{pretrained}" * known,
-        pretrained, names[trained], architecture, names[quick],
-    )  # fmt: skip
-
-
-def _closest(word: str, choices: list[str]) -> str:
-    import difflib
-
-    close = difflib.get_close_matches(word, choices, n=3)
-    return f"did you mean {', '.join(close)}? " * bool(close) + "open_clip.list_models() lists them"
-
-
-def _transformers(source: str, name: str | None, tensors: bool = True) -> Backbone:
-    from adapt.backbones import transformers_models
-
-    with fetching(source):
-        model, processor = transformers_models.fetch(source, tensors)
-    return transformers_models.build(model.eval(), processor, name)
-
-
-@contextmanager
-def _without_notes() -> Iterator[None]:
-    """No notes of what the caller asked for (random weights, activations), nor of each failed request to the hub."""
-    loggers = {logging.getLogger(): logging.CRITICAL, logging.getLogger("huggingface_hub"): logging.CRITICAL}
-    levels = {each: each.level for each in loggers}
-    for each, level in loggers.items():
-        each.setLevel(level)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="QuickGELU mismatch")  # said in our own words, see above
-            yield
-    finally:
-        for each, level in levels.items():
-            each.setLevel(level)
+        return families.of_folder(path).load_folder(path, name, tensors=False)

@@ -38,9 +38,9 @@ def _title(name: str) -> str:
 @click.command()
 def backbones() -> None:
     """List the forms of backbone names that recipes, commands and `adapt.load_backbone` take."""
-    from adapt.backbones.load import SPECS
+    from adapt.backbones.families import forms
 
-    for form, text in SPECS.items():
+    for form, text in forms().items():
         click.echo(f"{form:28} {text}")
 
 

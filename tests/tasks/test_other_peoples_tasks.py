@@ -105,16 +105,13 @@ def test_a_linear_probe_learns_the_shares_and_not_the_likeliest_class(soft: Path
     backbone = adapt.load_backbone("mini-clip", "cpu")
     model = adapt.wrap(backbone, adapt.methods.LinearProbe(strength=1000.0), split.class_names)
     adapt.fit(model, split.train, progress=False)
-    features = torch.cat([model.image_features(backbone.transform()(open_image(item))[None]) for item in split.train])
-    said = model.logits(features).softmax(-1).double()
+    said = model.probabilities(split.train).double()
     own = split.task.shares(split.train, split.class_names)
     assert float((said - own).abs().max()) < 0.1  # a quarter is said to be the next group's
     assert float(said.gather(1, own.argmax(-1, keepdim=True)).mean()) == pytest.approx(0.75, abs=0.05)
 
 
-def test_a_stopped_training_on_soft_labels_goes_on(
-    soft: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stopped_training_on_soft_labels_goes_on(soft: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     split, backbone = data.load(soft), adapt.load_backbone("mini-clip", "cpu")
     settings = {"epochs": 3, "batch_size": 4, "lr": 0.01, "augment": "none", "workers": 0, "progress": False}
 
@@ -166,7 +163,8 @@ def test_triplets_are_learned_and_scored(triplets: Path, tmp_path: Path, method:
 
 def test_triplets_are_refused_where_prompts_are_learned(triplets: Path) -> None:
     split, backbone = data.load(triplets), adapt.load_backbone("mini-clip", "cpu")
-    assert split.task is tasks.named("triplets") and [len(item.paths) for item in split.train][:1] == [3]
+    assert split.task is tasks.named("triplets")
+    assert {len(item.paths) for item in split.train} == {3}
     model = adapt.wrap(backbone, adapt.methods.CoOp(n_ctx=2), ("a", "b"))
     with pytest.raises(AdaptError, match=r"triplets of images .* coop learns classes: take one of .*ln_tuning, lora"):
         adapt.fit(model, split.train, progress=False)

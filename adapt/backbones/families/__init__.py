@@ -1,0 +1,62 @@
+"""One family of backbones, one file: `open_clip_models.py` holds the family called `open_clip_models`.
+
+Families of other people are found by an entry point in the group `adapt.backbones` of an installed package, whose name
+is the family's, or are told of by `register`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from adapt.backbones.families.base import Family
+from adapt.errors import AdaptError, nearest
+from adapt.listing import Listing
+
+__all__ = ["Family", "forms", "names", "of", "of_folder", "register"]
+
+_listing: Listing[Family] = Listing(
+    __name__, __path__, "adapt.backbones", lambda: Family, "family of backbones", frozenset({"base"})
+)
+
+
+def names() -> list[str]:
+    """The names of all families."""
+    return _listing.names()
+
+
+def register(family: type[Family]) -> type[Family]:
+    """Makes a family of one's own known in this process; also as a decorator."""
+    return _listing.register(family)
+
+
+def forms() -> dict[str, str]:
+    """The forms of names of all families, and what each stands for."""
+    return {form: text for family in _families() for form, text in family.forms.items()}
+
+
+def of(spec: str) -> Family:
+    """The family that builds what `spec` names. AdaptError where there is none, or two claim it."""
+    claims = [family for family in _families() if family.claims(spec)]
+    if len(claims) == 1:
+        return claims[0]
+    if claims:
+        both = " and ".join(family.name for family in claims)
+        raise AdaptError(f"the backbone {spec!r} is claimed by the families {both}: uninstall the package of one")
+    if Path(spec).is_dir():
+        return of_folder(Path(spec))
+    raise AdaptError(
+        f"unknown backbone {spec!r}: neither a folder nor one of the known forms; {nearest(spec, forms())}"
+    )
+
+
+def of_folder(path: Path) -> Family:
+    """The family whose format a folder has. AdaptError where there is none."""
+    family = next((each for each in _families() if each.claims_folder(path)), None)
+    if family is None:
+        raise AdaptError(f"{path} is no model folder: it holds neither open_clip_config.json nor config.json")
+    return family
+
+
+def _families() -> Iterator[Family]:
+    return (_listing.find(name)() for name in _listing.names())

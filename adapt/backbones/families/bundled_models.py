@@ -1,0 +1,30 @@
+"""The models that come with adapt."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from adapt.backbones import families
+from adapt.backbones.families.base import Family
+from adapt.backbones.sources import BUNDLED, bundled
+
+if TYPE_CHECKING:
+    import torch
+
+    from adapt.backbones.base import Backbone
+
+
+class BundledModels(Family):
+    name = "bundled_models"
+    forms: ClassVar = {
+        "mini-clip": "the bundled 64-pixel CLIP of emoji (offline)",
+        "mini-clip-half": "one of half its width, trained by itself (offline)",
+        "mini-vilt": "the bundled ViLT that answers questions about emoji (offline)",
+    }
+
+    def claims(self, spec: str) -> bool:
+        return spec in BUNDLED
+
+    def load(self, spec: str, device: torch.device) -> Backbone:
+        folder = bundled(spec)
+        return families.of_folder(folder).load_folder(folder, spec)

@@ -1,0 +1,44 @@
+"""Models of transformers: by a name on the hub, and folders in its format."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from adapt.backbones.families.base import Family
+from adapt.backbones.sources import fetching
+
+if TYPE_CHECKING:
+    import torch
+
+    from adapt.backbones.base import Backbone
+
+_PREFIX = "hf:"
+
+
+class HuggingFace(Family):
+    name = "hugging_face"
+    forms: ClassVar = {
+        "hf:NAME_OR_PATH": "a CLIP, SigLIP, ViLT, BridgeTower or LLaVA of transformers, e.g. hf:openai/clip-vit-base-patch16",
+        "FOLDER": "a folder in open_clip's or transformers' format",
+    }
+
+    def claims(self, spec: str) -> bool:
+        return spec.startswith(_PREFIX) and spec != _PREFIX and "+" not in spec
+
+    def load(self, spec: str, device: torch.device) -> Backbone:
+        return _fetched(spec.removeprefix(_PREFIX), spec, tensors=True)
+
+    def claims_folder(self, path: Path) -> bool:
+        return (path / "config.json").is_file() and not (path / "open_clip_config.json").is_file()
+
+    def load_folder(self, path: Path, name: str | None, tensors: bool = True) -> Backbone:
+        return _fetched(str(path), name, tensors)
+
+
+def _fetched(source: str, name: str | None, tensors: bool) -> Backbone:
+    from adapt.backbones import transformers_models
+
+    with fetching(source):
+        model, processor = transformers_models.fetch(source, tensors)
+    return transformers_models.build(model.eval(), processor, name)
