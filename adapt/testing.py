@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from adapt import data, methods, tasks
-from adapt.backbones.base import Backbone
+from adapt.backbones.base import Backbone, DualEncoder
 from adapt.backbones.load import load_backbone
+from adapt.backbones.tower import check_parts
 from adapt.data.item import Item
 from adapt.errors import AdaptError
 from adapt.evaluation.evaluate import evaluate
@@ -284,3 +285,65 @@ CHECKS: tuple[Callable[[Case], None], ...] = (
     copies_are_whole,
     threads_are_answered_alike,
 )
+
+
+def check_backbone(backbone: Backbone) -> list[str]:
+    """Runs all checks on a dual encoder of one's own; their names.
+
+    Raises AssertionError with the name of the check and what did not hold, whatever was raised.
+    """
+    for check in BACKBONE_CHECKS:
+        try:
+            check(backbone)
+        except Exception as error:
+            what = str(error) if isinstance(error, AssertionError) else f"{type(error).__name__}: {error}"
+            raise AssertionError(f"{backbone.describe()}, {check.__name__.replace('_', ' ')}: {what}") from error
+    return [check.__name__ for check in BACKBONE_CHECKS]
+
+
+def towers_are_parts_of_the_model(backbone: Backbone) -> None:
+    for tower in backbone.towers.values():
+        check_parts(tower, backbone.model)
+        widths = {tuple(each.shape) for block in tower.blocks for each in (block.projections["q"],)}
+        assert widths == {(tower.width, tower.width)}, (
+            f"q of the {tower.name} tower is {widths}, its width {tower.width}"
+        )
+
+
+def paths_agree_and_nothing_stays_changed(backbone: Backbone) -> None:
+    before = _features(backbone, methods.find("zero_shot")())
+    for tower in backbone.towers.values():
+        for letter in tower.projections:
+            edited = methods.find("lora")(projections=[letter], towers=[tower.name], dropout=0.0)
+            own = _features(backbone, edited)[tower.name == "vision"]
+            apart = float((own - before[tower.name == "vision"]).abs().max())
+            assert apart > 1e-4, f"a change of {letter} in the {tower.name} tower changes no feature"
+    after = _features(backbone, methods.find("zero_shot")())
+    assert all(map(torch.equal, before, after)), "edits left something changed behind"
+
+
+BACKBONE_CHECKS: tuple[Callable[[Backbone], None], ...] = (
+    towers_are_parts_of_the_model,
+    paths_agree_and_nothing_stays_changed,
+)
+
+
+@torch.no_grad()
+def _features(backbone: Backbone, method: Method) -> tuple[Tensor, Tensor]:
+    """Features of two classes and of two images under a method with random values, by both paths."""
+    assert isinstance(backbone, DualEncoder), (
+        f"{backbone.describe()} is a {backbone.family}: checks are of dual encoders"
+    )
+    size = backbone.preprocess.size
+    images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    model = wrap(backbone, method, ("a cat", "a long-haired dog")).eval()
+    for parameter in method.parameters():
+        parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)) / 4)
+    plain = AdaptedModel(backbone, method, model.class_names, fast=False).eval()
+    for one, other in (
+        (model.class_features(), plain.class_features()),
+        (model.image_features(images), plain.image_features(images)),
+    ):
+        apart = float((one - other).abs().max())
+        assert apart < 1e-4, f"features by the fast path differ from the model's own by {apart:.2g}"
+    return plain.class_features(), plain.image_features(images)

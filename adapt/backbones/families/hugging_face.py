@@ -19,7 +19,7 @@ _PREFIX = "hf:"
 class HuggingFace(Family):
     name = "hugging_face"
     forms: ClassVar = {
-        "hf:NAME_OR_PATH": "a CLIP, SigLIP, ViLT, BridgeTower or LLaVA of transformers, e.g. hf:openai/clip-vit-base-patch16",
+        "hf:NAME_OR_PATH": "a CLIP, SigLIP, ViLT, BridgeTower or LLaVA, e.g. hf:openai/clip-vit-base-patch16",
         "FOLDER": "a folder in open_clip's or transformers' format",
     }
 

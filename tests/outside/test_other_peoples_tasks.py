@@ -116,6 +116,7 @@ def test_a_stopped_training_on_soft_labels_goes_on(soft: Path, tmp_path: Path, m
     settings = {"epochs": 3, "batch_size": 4, "lr": 0.01, "augment": "none", "workers": 0, "progress": False}
 
     def trained(out: Path, **options: Any) -> adapt.AdaptedModel:
+        torch.manual_seed(0)
         model = adapt.wrap(backbone, adapt.methods.CoOp(n_ctx=2), split.class_names)
         adapt.fit(model, split.train, out=out, **settings | options)
         return model
