@@ -245,7 +245,7 @@ def test_the_bias_of_several_classes_is_a_mean(
         ({"rank": 0}, "rank is 0; expected 1 or more"),
         ({"rank": 2}, "coop has no rank"),
         ({"validation": [], "weights": [0.5, 0.5]}, "a greedy soup is the mean of those that it takes"),
-        ({"validation": []}, "there are no images to classify"),
+        ({"validation": []}, "there are no images: this part of the data is empty"),
     ],
 )
 def test_settings_that_make_no_soup(settings: dict[str, Any], words: str, open_clip: Backbone) -> None:

@@ -122,6 +122,12 @@ def test_a_csv_without_split_is_divided_by_seeded_ratios(tmp_path: Path) -> None
     assert read_csv(path).fingerprint == split.fingerprint != read_csv(path, seed=1).fingerprint
 
 
+def test_a_csv_of_paths_alone_has_images_without_labels(tmp_path: Path) -> None:
+    split = read_csv(_csv(tmp_path, "path\na.png\n"), ratios=(1, 0, 0))
+    assert (split.task.name, split.class_names) == ("images", ())
+    assert relative(split.train, tmp_path) == ["a.png"]
+
+
 def test_a_csv_of_questions_has_answers_for_labels(tmp_path: Path) -> None:
     text = 'path,question,label,split\na.png,what is it?,dog,train\na.png,"how many, say?",two,train\n'
     split = read_csv(_csv(tmp_path, text))
@@ -148,7 +154,6 @@ def test_paths_of_a_csv_start_from_root(tmp_path: Path) -> None:
         ("Image_Path,label\na.png,a\n", "unknown column 'Image_Path'; did you mean 'path'?"),
         ("path,class\na.png,a\n", "unknown column 'class'; did you mean 'label'?"),
         ("path,label,weight\na.png,a,3\n", "unknown column 'weight'; none of the 17 valid names is near it: docs/own"),
-        ("path\na.png\n", "no column 'label'"),
         ("path,label\na.png,a\nb.png\n", "line 3: more or fewer cells"),
         ("path,label\na.png,cat, wild\n", "line 2: more or fewer cells"),
         ("path,label\na.png, \n", "line 2: the label is empty"),
