@@ -108,6 +108,50 @@ def test_only_predict_takes_large_bodies(serve: Serve, method: str, path: str) -
     assert (answer.status_code, answer.json()["detail"][:41]) == (413, "the request is larger than 65,536 bytes: ")
 
 
+@pytest.mark.parametrize(
+    ("kind", "content", "status", "connection"),
+    [
+        ("text/plain", bytes(60_000), 415, None),  # a small body is read: the connection goes on
+        ("text/plain", bytes(70_000), 415, "close"),
+        ("text/plain", iter([bytes(5_000)] * 2), 415, "close"),  # in chunks, of which there may be many
+        ("application/json", bytes(70_000), 422, None),  # refused for what it says, once it was read
+        ("application/json", bytes(200_001), 413, "close"),
+    ],
+)
+def test_a_refusal_before_a_large_body_ends_the_connection(
+    serve: Serve, kind: str, content: Any, status: int, connection: str | None
+) -> None:
+    answer = serve(body_bytes=200_000).post("/predict", content=content, headers={"content-type": kind})
+    assert (answer.status_code, answer.headers.get("connection")) == (status, connection)
+
+
+def test_chunks_without_an_end_are_read_up_to_the_limit(serve: Serve) -> None:
+    client, came, sent = serve(body_bytes=200_000), list[int](), list[Any]()
+
+    async def receive() -> Any:
+        came.append(30_000)
+        return {"type": "http.request", "body": bytes(30_000), "more_body": True}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    asyncio.run(client.app(scope((b"transfer-encoding", b"chunked")), receive, send))
+    assert (sum(came), sent[0]["status"], (b"connection", b"close") in sent[0]["headers"]) == (210_000, 413, True)
+
+
+def test_a_full_server_does_not_read_what_it_refuses(
+    serve: Serve, images: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, held = serve(body_bytes=200_000, in_all=1), hold(monkeypatch, SideBySide, "predictions")
+    with ThreadPoolExecutor(1) as pool:
+        taken = pool.submit(upload, client, [images[0] + bytes(180_000)])
+        assert held.begun.wait(30)
+        refused = upload(client, [images[0] + bytes(190_000)])
+        held.go.set()
+    assert (refused.status_code, refused.headers["connection"]) == (503, "close")
+    assert (taken.result().status_code, "connection" in taken.result().headers) == (200, False)
+
+
 def test_every_refusal_is_json(serve: Serve, images: list[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
     client = serve()
     for method, path, status in (("GET", "/none", 404), ("GET", "/predict", 405), ("POST", "/healthz", 405)):
