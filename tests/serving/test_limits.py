@@ -7,12 +7,15 @@ import tempfile
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
 from serving.asking import hold, in_json, scope, upload
 from starlette.testclient import TestClient
 
+from adapt import AdaptedModel
+from adapt.formats import peft_layout
 from adapt.models import many
 from adapt.models.many import SideBySide
 
@@ -48,6 +51,23 @@ def test_of_all_requests_together_the_largest_gives_way(
         assert f" {of}, and with what is being answered that is more than " in answer.json()["detail"]
         held.go.set()
         assert small.result().status_code == 200
+
+
+def test_a_request_loads_no_adapter_whose_classes_would_hold_others_up(
+    serve: Serve, folder: Path, models: dict[str, AdaptedModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In whatever layout, before anything of it is encoded; at the start it may have as many as any."""
+    peft = peft_layout.export(models["lora"], folder / "peft")
+    models["lora"].with_classes(["cat"]).save(peft / "adapter.safetensors")  # which is not what is loaded
+    client, names = serve(), ("tda.safetensors", "peft")
+    monkeypatch.setattr("adapt.serving.adapters._MOST_CLASSES", 3)
+    assert [client.post("/adapters", json={"path": name}).status_code for name in names] == [201, 201]
+    monkeypatch.setattr("adapt.serving.adapters._MOST_CLASSES", 2)
+    monkeypatch.setattr("adapt.serving.adapters.load", lambda *given, **named: pytest.fail("it was loaded"))
+    for name in names:
+        refused = client.post("/adapters", json={"path": name, "name": "again"})
+        assert refused.status_code == 403
+        assert f"'{name}' has 3 classes, and a request loads adapters of at most 2: start" in refused.text
 
 
 def test_what_a_client_that_left_asked_for_ends_at_the_next_image(
