@@ -36,7 +36,7 @@ def save(model: Adapted[Any], path: str | Path) -> Path:
     Raises AdaptError for values that are not finite, and for a method that its settings would not build as it is now.
     """
     from adapt.disk import replacing
-    from adapt.formats.loadable import check_loadable
+    from adapt.formats.rebuild import check_loadable
 
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.method.state_dict().items()}
     check_finite(tensors, "the model")
@@ -137,7 +137,17 @@ def check_reading(recorded: dict[str, Any], backbone: Backbone, path: str | Path
 
 
 def load_tensors(method: Method, tensors: dict[str, Tensor], source: str) -> None:
-    """Copies `tensors` into `method`. AdaptError for missing, unknown or misshapen ones: none is copied then."""
+    """Copies `tensors` into `method`. AdaptError for those that do not fit it: none is copied then."""
+    check_fit(method, tensors, source)
+    expected = method.state_dict()
+    cast = {name: tensor.to(expected[name].dtype) for name, tensor in tensors.items()}
+    check_finite(cast, source)  # a number may be beyond the largest of the method's own type
+    method.check_tensors(cast, source)
+    method.load_state_dict(cast)
+
+
+def check_fit(method: Method, tensors: dict[str, Tensor], source: str) -> None:
+    """AdaptError for tensors that are missing or unknown, of another shape, or of another kind of numbers."""
     expected = method.state_dict()
     missing, unknown = expected.keys() - tensors.keys(), tensors.keys() - expected.keys()
     if missing or unknown:
@@ -146,17 +156,7 @@ def load_tensors(method: Method, tensors: dict[str, Tensor], source: str) -> Non
         raise AdaptError(
             f"{source} {' and '.join(filter(None, (lacks, extra)))}: it does not fit its method {method.name}"
         )
-    check_shapes(method, tensors, source)
-    cast = {name: tensor.to(expected[name].dtype) for name, tensor in tensors.items()}
-    check_finite(cast, source)  # a number may be beyond the largest of the method's own type
-    method.check_tensors(cast, source)
-    method.load_state_dict(cast)
-
-
-def check_shapes(method: Method, tensors: dict[str, Tensor], source: str) -> None:
-    """AdaptError for tensors that the method has in another shape, or of another kind of numbers."""
-    expected = method.state_dict()
-    for name in filter(expected.__contains__, tensors):
+    for name in expected:
         if tensors[name].shape != expected[name].shape:
             raise AdaptError(
                 f"tensor {name!r} of {source} has shape {tuple(tensors[name].shape)}; {method.name} on this backbone "

@@ -17,27 +17,20 @@ if TYPE_CHECKING:
     from adapt.backbones.fusion import FusionEncoder
 
 
+def add_head(backbone: FusionEncoder, method: Method, answers: Sequence[str]) -> None:
+    """Gives `method` the head that it trains. AdaptError where it would answer by a head that nothing has trained."""
+    if not method.touches and not backbone.knows(answers):
+        raise AdaptError(
+            f"{method.name} trains nothing, and {backbone.describe()} has no head for these answers: take a method "
+            "that adapts a tower"
+        )
+    method.classifier = backbone.new_classifier(answers)
+
+
 class AnsweringModel(Adapted["FusionEncoder"]):
     """`model(images, questions)` gives logits over the answers. Its trained head belongs to the method."""
 
     baseline = "own head"
-
-    def __init__(
-        self, backbone: FusionEncoder, method: Method, answers: Sequence[str], *, checkpointing: bool = False
-    ) -> None:
-        super().__init__(backbone, method, answers, checkpointing=checkpointing)
-        self._renew_head()
-
-    def _renew_head(self) -> None:
-        if not self.method.touches and not self.backbone.knows(self.class_names):
-            raise AdaptError(
-                f"{self.method.name} trains nothing, and {self.backbone.describe()} has no head for these answers: "
-                "take a method that adapts a tower"
-            )
-        self.add_head(self.method)
-
-    def add_head(self, method: Method) -> None:
-        method.classifier = self.backbone.new_classifier(self.class_names)
 
     @property
     def has_baseline(self) -> bool:
@@ -45,7 +38,7 @@ class AnsweringModel(Adapted["FusionEncoder"]):
 
     def start_anew(self) -> None:
         super().start_anew()
-        self._renew_head()
+        add_head(self.backbone, self.method, self.class_names)
 
     @in_one_mode
     def forward(self, images: Tensor, questions: Sequence[str]) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, TypeAlias, cast, overload
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from adapt.engine.frozen import frozen
 from adapt.engine.plan import plan
 from adapt.errors import AdaptError
 from adapt.methods.base import Context, Method
-from adapt.models.answering import AnsweringModel
+from adapt.models.answering import AnsweringModel, add_head
 from adapt.models.classifier import AdaptedModel
 from adapt.models.speaking import SpeakingModel
 from adapt.prompts import check_class_names
@@ -116,6 +116,8 @@ def build(backbone: Backbone, method: Method, class_names: Sequence[str]) -> tup
     with outside_inference_mode(), alone(backbone.model), frozen(backbone.model):  # frozen: no batch statistics move
         method.build(backbone, names)
         _check_edits(backbone, method, len(names))
+        if backbone.family == "fusion encoder":
+            add_head(cast("FusionEncoder", backbone), method, names)
     method.built = True
     return names
 
