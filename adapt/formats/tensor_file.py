@@ -145,3 +145,11 @@ def read(path: Path, what: What = ADAPTER) -> dict[str, Tensor]:
     if described.checksum not in (None, checksum(tensors, described.metadata)):
         raise AdaptError(f"{path} is damaged: its tensors and header are not those that were saved; {what.advice}")
     return tensors
+
+
+def check_finite(tensors: dict[str, Tensor], source: str) -> None:
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise AdaptError(
+                f"tensor {name!r} of {source} has values that are not finite; train again, at a lower rate"
+            )

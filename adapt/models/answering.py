@@ -7,24 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from adapt.errors import AdaptError
-from adapt.methods.base import Context, Method, Step
+from adapt.methods.base import Context, Step
 from adapt.models import asking
 from adapt.models.base import Adapted, in_one_mode
+from adapt.models.building import add_head
 from adapt.models.prediction import Prediction, Wanted, predictions
 
 if TYPE_CHECKING:
-    from adapt.backbones.fusion import FusionEncoder
-
-
-def add_head(backbone: FusionEncoder, method: Method, answers: Sequence[str]) -> None:
-    """Gives `method` the head that it trains. AdaptError where it would answer by a head that nothing has trained."""
-    if not method.touches and not backbone.knows(answers):
-        raise AdaptError(
-            f"{method.name} trains nothing, and {backbone.describe()} has no head for these answers: take a method "
-            "that adapts a tower"
-        )
-    method.classifier = backbone.new_classifier(answers)
+    from adapt.backbones.fusion import FusionEncoder  # noqa: F401 (what the class is of)
 
 
 class AnsweringModel(Adapted["FusionEncoder"]):
