@@ -9,6 +9,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ON_EACH_CORE)
 # that `strict` lays would miss every file that comes later
 INSTALL := pip install --quiet --config-settings editable_mode=compat --editable
 LOWEST := .venv-lowest
+BROWSER := build/browser
 # what reaches into every library; adapters of format 1.0 are of tiny backbones whose values newer libraries draw
 LOWEST_TESTS ?= tests/backbones tests/cli tests/data tests/formats tests/methods tests/recipes \
 	tests/serving tests/test_package.py \
@@ -64,9 +65,7 @@ faults: $(VENV)/installed-dev
 	$(PYTEST) -m faults -rP tests/faults
 
 # exported pages and the server's in a real browser: needs npm, and a chromium on the PATH
-test-browser: $(VENV)/installed-dev
-	$(BIN)/pip install --quiet playwright
-	npm install --silent --no-save --prefix build/browser onnxruntime-web axe-core
+test-browser: $(BROWSER)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/formats/test_page.py tests/serving/test_page.py
 
 # the site, in build/docs/index.html
@@ -95,6 +94,11 @@ $(VENV)/installed-serve: $(VENV)/installed
 
 $(VENV)/installed-dev: $(VENV)/installed
 	$(BIN)/$(INSTALL) ".[dev]"
+	touch $@
+
+$(BROWSER)/installed: $(VENV)/installed-dev
+	$(BIN)/pip install --quiet playwright
+	npm install --silent --no-save --prefix $(BROWSER) onnxruntime-web axe-core
 	touch $@
 
 $(VENV)/installed-docs: $(VENV)/installed

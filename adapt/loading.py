@@ -98,12 +98,11 @@ def load(
         return _of_file(path, backbone, class_names, fast, device)
     if (path / peft_layout.CONFIG).is_file():
         return peft_import.load(path, backbone, class_names, fast=fast, device=device)
-    if not (path / compact.TENSORS).is_file():
-        raise AdaptError(f"there is no adapter in the folder {path}: expected {NAME}, as in that of a run")
+    file = _in_compact(path)
     if backbone is not None:
         raise AdaptError(f"{path} is a folder, and an adapter in a folder has its backbone there: leave backbone out")
     backbone, skipped = compact.backbone_of(path)
-    model = _of_file(path / NAME, backbone.to(chosen(device)), class_names, fast, device)
+    model = _of_file(file, backbone.to(chosen(device)), class_names, fast, device)
     if model.method.skipped != skipped:
         raise AdaptError(f"{path} was cut for another adapter than the one in it: export it again")
     return model
@@ -140,6 +139,14 @@ def backbone_key(path: str | Path) -> str | None:
     return plain.dump([described.backbone, described.quantization, read])
 
 
+def class_names_of(path: str | Path) -> Sequence[str]:
+    """The class names that an adapter records, of whatever layout, before anything of it is built."""
+    place = located(path)
+    if (place / peft_layout.CONFIG).is_file():
+        return peft_import.class_names_of(place)
+    return read_header(_in_compact(place) if place.is_dir() else place).class_names
+
+
 def located(path: str | Path) -> Path:
     """Where the adapter is that `path` stands for: the file in a folder such as a run's, what the hub's name fetched.
 
@@ -152,6 +159,13 @@ def located(path: str | Path) -> Path:
     whole = any((path / name).is_file() for name in (compact.TENSORS, peft_layout.CONFIG))
     holds = (path / "recipe.yaml").is_file() or (not whole and (path / NAME).is_file())
     return path / NAME if holds else path
+
+
+def _in_compact(folder: Path) -> Path:
+    """The adapter's file in a compact folder. Raises AdaptError for a folder that holds no adapter."""
+    if not (folder / compact.TENSORS).is_file():
+        raise AdaptError(f"there is no adapter in the folder {folder}: expected {NAME}, as in that of a run")
+    return folder / NAME
 
 
 def _of_file(

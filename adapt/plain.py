@@ -15,11 +15,14 @@ NAMES = 25_000  # of classes; ImageNet-21k has 21,841, and a small text tower en
 _LARGEST = 2**63
 
 
-def parse(text: str | bytes) -> Any:
-    """What JSON says. ValueError where it is no JSON, or has NaN, Infinity, a key twice, or is nested too deep."""
+def parse(text: str | bytes, most: int | None = None) -> Any:
+    """What JSON says. ValueError where it is no JSON, has NaN, Infinity or a key twice, or is more than `check` allows.
+
+    A text may be of any length.
+    """
     try:
         value = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite)
-        check(value, longest=None)
+        check(value, longest=None, most=most)
     except RecursionError:
         raise ValueError("it is nested too deep") from None
     return value
@@ -49,14 +52,19 @@ def leaves(values: Mapping[str, Any], joint: str = ".") -> Iterator[tuple[str, A
             yield key, value
 
 
-def check(value: Any, longest: int | None = TEXT, depth: int = DEPTH) -> None:
-    """ValueError for lists and objects nested too deep, whole numbers beyond 64 bits, and texts over `longest`."""
+def check(value: Any, longest: int | None = TEXT, most: int | None = None, depth: int = DEPTH) -> None:
+    """ValueError for lists and objects nested too deep, or of more than `most` values, and for what is too long.
+
+    That is a whole number beyond 64 bits, and a text over `longest`.
+    """
     if isinstance(value, dict | list | tuple):
         if depth == 0:
             raise ValueError("it is nested too deep")
+        if most is not None and len(value) > most:
+            raise ValueError(f"a list or an object of {len(value):,} values; expected at most {most:,}")
         inside = [*value, *value.values()] if isinstance(value, dict) else value
         for each in inside:
-            check(each, longest, depth - 1)
+            check(each, longest, most, depth - 1)
     elif isinstance(value, int) and not -_LARGEST <= value < _LARGEST:
         raise ValueError(f"a whole number of {value.bit_length()} bits; expected at most 64")
     elif isinstance(value, str) and longest is not None and len(value) > longest:

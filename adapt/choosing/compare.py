@@ -46,8 +46,8 @@ _PROBE: dict[str, Any] = {  # a few steps, whatever the recipe's schedule
 class Compared:
     """What a candidate made of images that its models had not seen: probabilities `(n, classes)`, and which are right.
 
-    `seconds` are those of one training, encoding apart; `size` is that of its adapter in bytes; `parts` is how many the
-    images were cut into.
+    `seconds` are those of one training, encoding apart; `size` is that of its adapter in bytes; `held_back`
+    is how many images were in all for each that a model learned from: 0 where all answers are of one model, as it is.
     """
 
     candidate: Candidate
@@ -56,7 +56,7 @@ class Compared:
     groups: tuple[str, ...]
     seconds: float
     size: int
-    parts: int
+    held_back: float
 
     @property
     def accuracy(self) -> float:
@@ -67,14 +67,15 @@ class Compared:
         """The standard error of the accuracy, as an estimate for a model that learns from such images.
 
         The answers are no independent ones: the models of the parts learned from much the same images, and other images
-        would have made other models. For k parts the variance of their share is 1 + k / (k - 1) times as large (Nadeau
-        and Bengio, Inference for the Generalization Error, 2003). On few images it is no less than as if two more right
+        would have made other models. The variance of their share is larger by as many images as are held back for each
+        that is learned from (Nadeau and Bengio, Inference for the Generalization Error, 2003): k / (k - 1) times for k
+        parts, and not at all where nothing is learned. On few images it is no less than as if two more right
         and two more wrong were there (Agresti and Coull, 1998): by itself a share is too sure near 0 and 1.
         """
         count = len(set(self.groups)) + 4
         share = (self.accuracy * len(set(self.groups)) + 2) / count
         of_images = max(standard_error(self.right.double(), self.groups), (share * (1 - share) / count) ** 0.5)
-        return float(of_images * (1 + self.parts / (self.parts - 1)) ** 0.5)
+        return float(of_images * (1 + self.held_back) ** 0.5)
 
     def behind(self, other: Compared) -> tuple[float, float]:
         """How far its accuracy is below another's on the same images, and the standard error of that."""
@@ -83,12 +84,13 @@ class Compared:
 
 
 class _Tried(NamedTuple):
-    """Probabilities `(n, classes)` of the images at the places `held`, and what one training took."""
+    """Probabilities `(n, classes)` of the images at the places `held`, and what one training took and gave."""
 
     held: Sequence[int]
     probabilities: Tensor
     seconds: float
     size: int
+    learned: bool
 
 
 class Comparison:
@@ -172,7 +174,7 @@ class Comparison:
             model, _ = _trained(candidate, part, self._backbone, changes)
             seconds = time.monotonic() - started
             probabilities = Answering().all_logits(model, part.test).float().softmax(-1).cpu()
-            return _Tried(held, probabilities, seconds, _size(model))
+            return _Tried(held, probabilities, seconds, _size(model), bool(model.method.state_dict()))
 
     def _compared(self, candidate: Candidate, parts: Sequence[_Tried]) -> Compared:
         found = torch.zeros(len(self._split.train), len(self._split.class_names))
@@ -182,7 +184,9 @@ class Comparison:
         groups = tuple(item.kept_with for item in self.items)
         right = self._right(probabilities, self._places)
         seconds, size = min(each.seconds for each in parts), parts[0].size
-        return Compared(candidate, probabilities, right, groups, seconds, size, self.count)
+        learned_from = sum(len(part.train) for part, _ in self._parts) / len(self._parts)
+        held_back = len(right) / learned_from if any(each.learned for each in parts) else 0.0
+        return Compared(candidate, probabilities, right, groups, seconds, size, held_back)
 
     def estimate(self, candidate: Candidate) -> float:
         """Seconds that its steps take on one part, by a few of them; 0 for one without steps."""

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from adapt.backbones.base import Backbone
-    from adapt.methods.base import Method
     from adapt.models.base import Adapted
 
 # those whose arithmetic a result depends on, decoding and resizing of images included
@@ -39,7 +38,7 @@ def save(model: Adapted[Any], path: str | Path) -> Path:
     from adapt.formats.loadable import check_loadable
 
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.method.state_dict().items()}
-    check_finite(tensors, "the model")
+    tensor_file.check_finite(tensors, "the model")
     check_loadable(model, tensors)
     metadata = header_of(model).metadata()
     with replacing(path) as temporary:
@@ -100,16 +99,8 @@ def versions() -> dict[str, str]:
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
     """The tensors of an adapter. Raises AdaptError where the file is damaged, or a value is not finite."""
     tensors = tensor_file.read(Path(path))
-    check_finite(tensors, str(path))
+    tensor_file.check_finite(tensors, str(path))
     return tensors
-
-
-def check_finite(tensors: dict[str, Tensor], source: str) -> None:
-    for name, tensor in tensors.items():
-        if not tensor.isfinite().all():
-            raise AdaptError(
-                f"tensor {name!r} of {source} has values that are not finite; train again, at a lower rate"
-            )
 
 
 def check_backbone(described: Header, backbone: Backbone, path: str | Path) -> None:
@@ -134,33 +125,3 @@ def check_reading(recorded: dict[str, Any], backbone: Backbone, path: str | Path
             f"{path} was trained on inputs prepared by {recorded}, {backbone.describe()} prepares them by "
             f"{backbone.reading()}: give the backbone with the preprocessing (and prompt) it was trained with"
         )
-
-
-def load_tensors(method: Method, tensors: dict[str, Tensor], source: str) -> None:
-    """Copies `tensors` into `method`. AdaptError for missing, unknown or misshapen ones: none is copied then."""
-    expected = method.state_dict()
-    missing, unknown = expected.keys() - tensors.keys(), tensors.keys() - expected.keys()
-    if missing or unknown:
-        lacks = f"lacks {', '.join(sorted(missing))}" if missing else ""
-        extra = f"has the unknown {', '.join(sorted(unknown))}" if unknown else ""
-        raise AdaptError(
-            f"{source} {' and '.join(filter(None, (lacks, extra)))}: it does not fit its method {method.name}"
-        )
-    check_shapes(method, tensors, source)
-    cast = {name: tensor.to(expected[name].dtype) for name, tensor in tensors.items()}
-    check_finite(cast, source)  # a number may be beyond the largest of the method's own type
-    method.check_tensors(cast, source)
-    method.load_state_dict(cast)
-
-
-def check_shapes(method: Method, tensors: dict[str, Tensor], source: str) -> None:
-    """AdaptError for tensors that the method has in another shape, or of another kind of numbers."""
-    expected = method.state_dict()
-    for name in filter(expected.__contains__, tensors):
-        if tensors[name].shape != expected[name].shape:
-            raise AdaptError(
-                f"tensor {name!r} of {source} has shape {tuple(tensors[name].shape)}; {method.name} on this backbone "
-                f"expects {tuple(expected[name].shape)}"
-            )
-        if tensors[name].is_floating_point() != expected[name].is_floating_point():
-            raise AdaptError(f"tensor {name!r} of {source} is {tensors[name].dtype}; expected floating point numbers")

@@ -61,9 +61,7 @@ class Header(BaseModel):
     format: tuple[int, int]
     method: str
     config: dict[str, Any]
-    class_names: Annotated[
-        tuple[Annotated[str, Field(min_length=1, max_length=plain.TEXT)], ...], Field(max_length=plain.NAMES)
-    ]
+    class_names: tuple[Annotated[str, Field(min_length=1, max_length=plain.TEXT)], ...]
     fingerprint: dict[str, Any]
     preprocess: dict[str, Any]
     logit_scale: float | None = None
@@ -116,7 +114,7 @@ def _checked(model: type[BaseModel], value: dict[str, Any]) -> dict[str, Any]:
 def make(**values: Any) -> Header:
     """The header of a model. Raises AdaptError for what could not be read again."""
     try:
-        plain.check(values, longest=None)
+        plain.check(values, longest=None, most=plain.NAMES)
         return Header(format=_WITHOUT_ANSWERS if values.get("answers") is None else FORMAT, **values)
     except ValidationError as error:
         raise AdaptError(explain(Header, error, "this model cannot be saved")) from None
@@ -135,7 +133,7 @@ def read_header(path: str | Path) -> Header:
     if "format" not in metadata or "method" not in metadata:
         raise AdaptError(f"{path} is a safetensors file but no adapter: its header names no method")
     try:
-        values = {key: plain.parse(value) for key, value in metadata.items()}
+        values = {key: plain.parse(value, most=plain.NAMES) for key, value in metadata.items()}
         major, minor = _version(values["format"])
         if major > FORMAT[0]:
             raise AdaptError(

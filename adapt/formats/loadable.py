@@ -1,57 +1,77 @@
-"""Whether an adapter will load: the method, built anew from what its file will say, has the tensors that it has now."""
+"""Tensors and the method that they are of: whether one that is built anew takes them, and how it does."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from adapt.backbones.base import outside_inference_mode
-from adapt.backbones.turns import alone
+from adapt.backbones.base import Backbone
 from adapt.devices import keeping_rng
 from adapt.engine.allocation import at_most
-from adapt.engine.frozen import frozen
 from adapt.errors import AdaptError
 from adapt.formats.header import FORMAT
+from adapt.formats.tensor_file import check_finite
 from adapt.methods.base import Method
+from adapt.models.building import build
 
 if TYPE_CHECKING:
     from adapt.models.base import Adapted
 
 
 def check_loadable(model: Adapted[Any], tensors: dict[str, Tensor]) -> None:
-    """Raises AdaptError, naming the first tensor, unless `tensors` fit a method made from the settings as they are."""
-    name = model.method.name
-    expected = _built_anew(model, sum(tensor.numel() for tensor in tensors.values())).state_dict()
-    for key in sorted(expected.keys() | tensors.keys()):
-        now, anew = (_described(state.get(key)) for state in (tensors, expected))
-        if now != anew:
-            raise AdaptError(
-                f"{name} could not be loaded again: its tensor {key!r} is {now}, and {anew} where its settings build "
-                "it. Allocate it in build, by sizes in the settings; those that the data decides, prepare writes there "
-                "(see Write a method)"
-            )
-
-
-def _built_anew(model: Adapted[Any], held: int) -> Method:
-    kind, backbone, config = type(model.method), model.backbone, model.method.config.model_dump(mode="json")
+    """Raises AdaptError unless `tensors` fit a method that is built from the settings of the model's, as they are."""
+    kind, config = type(model.method), model.method.config.model_dump(mode="json")
     try:
-        fresh = kind(**kind.settings_of(config, FORMAT))
-        with (
-            keeping_rng(backbone.device),
-            outside_inference_mode(),
-            alone(backbone.model),
-            frozen(backbone.model),
-            at_most(held),
-        ):
-            fresh.build(backbone, model.class_names)
-            model.add_head(fresh)
+        anew = kind(**kind.settings_of(config, FORMAT))
+        build_within(anew, model.backbone, model.class_names, tensors, "this model")
     except AdaptError as error:
-        raise AdaptError(f"{kind.name} could not be loaded again from its settings: {error}") from error
-    return fresh
+        raise AdaptError(
+            f"{kind.name} could not be loaded again from its settings: {error}. Allocate every tensor in build, by "
+            "sizes in the settings; those that the data decides, prepare writes there (see Write a method)"
+        ) from error
 
 
-def _described(tensor: Tensor | None) -> str:
-    if tensor is None:
-        return "not there"
-    return f"{'numbers' if tensor.is_floating_point() else str(tensor.dtype)} {tuple(tensor.shape)}"
+def build_within(
+    method: Method, backbone: Backbone, class_names: Sequence[str], tensors: dict[str, Tensor], source: str
+) -> tuple[str, ...]:
+    """Builds `method` as `build` does, in little more memory than `tensors` take, and checks that they fit it."""
+    with keeping_rng(backbone.device):  # building draws initial values that the tensors replace
+        try:
+            with at_most(sum(tensor.numel() for tensor in tensors.values())):
+                names = build(backbone, method, class_names)
+        except AdaptError as error:
+            raise AdaptError(f"{source}: {error}") from error
+    check_fit(method, tensors, source)
+    return names
+
+
+def load_tensors(method: Method, tensors: dict[str, Tensor], source: str) -> None:
+    """Copies `tensors` into `method`. AdaptError for those that do not fit it: none is copied then."""
+    check_fit(method, tensors, source)
+    expected = method.state_dict()
+    cast = {name: tensor.to(expected[name].dtype) for name, tensor in tensors.items()}
+    check_finite(cast, source)  # a number may be beyond the largest of the method's own type
+    method.check_tensors(cast, source)
+    method.load_state_dict(cast)
+
+
+def check_fit(method: Method, tensors: dict[str, Tensor], source: str) -> None:
+    """AdaptError for tensors that are missing or unknown, of another shape, or of another kind of numbers."""
+    expected = method.state_dict()
+    missing, unknown = expected.keys() - tensors.keys(), tensors.keys() - expected.keys()
+    if missing or unknown:
+        lacks = f"lacks {', '.join(sorted(missing))}" if missing else ""
+        extra = f"has the unknown {', '.join(sorted(unknown))}" if unknown else ""
+        raise AdaptError(
+            f"{source} {' and '.join(filter(None, (lacks, extra)))}: it does not fit its method {method.name}"
+        )
+    for name in expected:
+        if tensors[name].shape != expected[name].shape:
+            raise AdaptError(
+                f"tensor {name!r} of {source} has shape {tuple(tensors[name].shape)}; {method.name} on this backbone "
+                f"expects {tuple(expected[name].shape)}"
+            )
+        if tensors[name].is_floating_point() != expected[name].is_floating_point():
+            raise AdaptError(f"tensor {name!r} of {source} is {tensors[name].dtype}; expected floating point numbers")

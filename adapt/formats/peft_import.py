@@ -58,7 +58,7 @@ def load(
     """
     folder = Path(folder)
     config, recorded = _read_config(folder), _recorded(folder / TENSORS)
-    class_names = plain.within(recorded, "class_names", kind=list) if class_names is None else class_names
+    class_names = _classes(recorded) if class_names is None else class_names
     if class_names is None:
         raise AdaptError(f"{folder} is in peft's layout and records no class names: give them (--classes)")
     if backbone is None:
@@ -69,6 +69,15 @@ def load(
     kept = {key: recorded[key] for key in ("logit_scale", "template") if key in recorded}
     method = LoRA(**_settings(config, adapted, backbone), **kept)
     return build_for(method, backbone, class_names, tensors, str(folder), fast).eval()
+
+
+def class_names_of(folder: Path) -> list[str]:
+    """The class names that a folder in peft's layout records; none where peft itself wrote it."""
+    return _classes(_recorded(folder / TENSORS)) or []
+
+
+def _classes(recorded: dict[str, Any]) -> list[str] | None:
+    return plain.within(recorded, "class_names", kind=list)
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

@@ -12,11 +12,9 @@ from torch import Tensor
 
 from adapt.backbones.base import Backbone
 from adapt.backbones.load import load_backbone
-from adapt.engine.allocation import at_most
-from adapt.errors import AdaptError
-from adapt.formats.adapter import check_shapes, load_tensors
+from adapt.formats.loadable import build_within, load_tensors
 from adapt.methods.base import Method
-from adapt.models.wrap import Model, assemble, build
+from adapt.models.wrap import Model, assemble
 
 logger = logging.getLogger("adapt")
 
@@ -51,14 +49,7 @@ def build_for(
 
     Raises AdaptError where they do not fit each other, and before anything larger than the tensors is built.
     """
-    held = sum(tensor.numel() for tensor in tensors.values())
-    with torch.random.fork_rng(devices=[]):  # building draws initial values that the file replaces
-        try:
-            with at_most(held):
-                names = build(backbone, method, class_names)
-        except AdaptError as error:
-            raise AdaptError(f"{source}: {error}") from error
-        check_shapes(method, tensors, source)
-        built = assemble(backbone, method, names, fast)
+    names = build_within(method, backbone, class_names, tensors, source)
+    built = assemble(backbone, method, names, fast)
     load_tensors(method, tensors, source)
     return built

@@ -47,7 +47,8 @@ class Described:
 def write(tensors: dict[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
     """Writes a safetensors file: equal contents are equal bytes.
 
-    Raises OSError where the disk does not take it, as Python's own writers do.
+    Raises OSError where the disk does not take it, as Python's own writers do, and AdaptError for a header that `read`
+    would refuse.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -66,6 +67,8 @@ def _sort_metadata(path: Path) -> None:
         header = json.loads(file.read(length))
         header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
         text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        for size, most, of in ((length, _MAX_HEADER, "bytes"), (text.count(b","), _MAX_VALUES, "values")):
+            _check_size(size, most, of, "what is to be saved", ": leave out classes, descriptors or other texts")
         file.seek(8)
         file.write(text.ljust(length))
 
@@ -107,14 +110,17 @@ def _header_text(path: Path, what: What) -> bytes:
             length = int.from_bytes(file.read(8), "little")
             if not 2 <= length <= path.stat().st_size - 8:
                 raise AdaptError(f"{path} is truncated or no safetensors file; {what.advice}")
-            if length > _MAX_HEADER:
-                raise AdaptError(f"{path} has a header of {length:,} bytes; expected at most {_MAX_HEADER:,}")
+            _check_size(length, _MAX_HEADER, "bytes", path)
             text = file.read(length)
     except OSError as error:
         raise AdaptError(f"{path} cannot be read: {error.strerror or error}") from error
-    if (values := text.count(b",")) > _MAX_VALUES:
-        raise AdaptError(f"{path} has a header of {values:,} values; expected at most {_MAX_VALUES:,}")
+    _check_size(text.count(b","), _MAX_VALUES, "values", path)
     return text
+
+
+def _check_size(size: int, most: int, of: str, source: object, advice: str = "") -> None:
+    if size > most:
+        raise AdaptError(f"{source} has a header of {size:,} {of}; expected at most {most:,}{advice}")
 
 
 def _check_tensor(name: str, entry: dict[str, Any]) -> None:
@@ -139,3 +145,11 @@ def read(path: Path, what: What = ADAPTER) -> dict[str, Tensor]:
     if described.checksum not in (None, checksum(tensors, described.metadata)):
         raise AdaptError(f"{path} is damaged: its tensors and header are not those that were saved; {what.advice}")
     return tensors
+
+
+def check_finite(tensors: dict[str, Tensor], source: str) -> None:
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise AdaptError(
+                f"tensor {name!r} of {source} has values that are not finite; train again, at a lower rate"
+            )

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from adapt.errors import AdaptError
-from adapt.methods.base import Context, Method, Step
+from adapt.methods.base import Context, Step
 from adapt.models import asking
 from adapt.models.base import Adapted, in_one_mode
+from adapt.models.building import add_head
 from adapt.models.prediction import Prediction, Wanted, predictions
 
 if TYPE_CHECKING:
-    from adapt.backbones.fusion import FusionEncoder
+    from adapt.backbones.fusion import FusionEncoder  # noqa: F401 (what the class is of)
 
 
 class AnsweringModel(Adapted["FusionEncoder"]):
@@ -22,30 +22,13 @@ class AnsweringModel(Adapted["FusionEncoder"]):
 
     baseline = "own head"
 
-    def __init__(
-        self, backbone: FusionEncoder, method: Method, answers: Sequence[str], *, checkpointing: bool = False
-    ) -> None:
-        super().__init__(backbone, method, answers, checkpointing=checkpointing)
-        self._renew_head()
-
-    def _renew_head(self) -> None:
-        if not self.method.touches and not self.backbone.knows(self.class_names):
-            raise AdaptError(
-                f"{self.method.name} trains nothing, and {self.backbone.describe()} has no head for these answers: "
-                "take a method that adapts a tower"
-            )
-        self.add_head(self.method)
-
-    def add_head(self, method: Method) -> None:
-        method.classifier = self.backbone.new_classifier(self.class_names)
-
     @property
     def has_baseline(self) -> bool:
         return self.backbone.knows(self.class_names)
 
     def start_anew(self) -> None:
         super().start_anew()
-        self._renew_head()
+        add_head(self.backbone, self.method, self.class_names)
 
     @in_one_mode
     def forward(self, images: Tensor, questions: Sequence[str]) -> Tensor:

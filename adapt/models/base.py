@@ -227,9 +227,6 @@ class Adapted(nn.Module, Generic[B]):
         """Images, as `predict` takes them, as the model reads them, `(b, 3, h, w)` or with views `(b, v, 3, h, w)`."""
         yield from pixel_batches(images, self.transform(), batch_size, self.backbone.device, urls=urls)
 
-    def add_head(self, method: Method) -> None:
-        """Gives `method`, once it is built, what the backbone's answers need beside it: nothing here."""
-
     def start_anew(self) -> None:
         """All that trains is built once more, as the method's settings are now."""
         with outside_inference_mode(), alone(self.backbone.model), frozen(self.backbone.model):

@@ -76,11 +76,14 @@ class ClassTexts:
     @property
     def path(self) -> str:
         """Which path serves them: `fast` or `plain`; the latter while hooks are on a module of the text tower."""
-        return "plain" if self._serving() is self._plain else "fast"
+        return "plain" if self._serving(self._hooked()) is self._plain else "fast"
 
     def encode(self, edits: Sequence[Edit], budget: int) -> Tensor:
         """Features `([b,] n, e)`, averaged over the prompts of each class, or `([b,] m, e)` of each of m prompts."""
-        features = self._serving()(edits, budget)
+        return self._encoded(edits, budget, self._hooked())
+
+    def _encoded(self, edits: Sequence[Edit], budget: int, hooked: bool) -> Tensor:
+        features = self._serving(hooked)(edits, budget)
         if self._average == "raw":
             return self._means(features)
         features = F.normalize(features, dim=-1)
@@ -101,14 +104,15 @@ class ClassTexts:
 
         Each time where hooks are on the tower, which may see, or change, what is computed.
         """
-        if self._hooked():
+        hooked = self._hooked()  # a walk through the tower
+        if hooked:
             self.forget()
             with torch.inference_mode(False), torch.no_grad():
-                return self.encode(edits, budget)
+                return self._encoded(edits, budget, hooked)
         known, precision = self._known, self._precision()
         if known is None or known.precision != precision or not (known.weights.same() and known.edits.same(edits)):
             with torch.inference_mode(False), torch.no_grad():  # a tensor that may enter a graph later
-                features = self.encode(edits, budget)
+                features = self._encoded(edits, budget, hooked)
             known = self._known = _Known(precision, Weights(self._backbone.model), Values(edits), features)
         return known.features.clone()
 
@@ -116,9 +120,9 @@ class ClassTexts:
         """Drops what is remembered, which holds on to the weights that it depends on."""
         self._known = None
 
-    def _serving(self) -> text.FastText | text.PlainText:
+    def _serving(self, hooked: bool) -> text.FastText | text.PlainText:
         """Return the path for now; it is decided while no hooks are there, which would see what is compared."""
-        if self._hooked():
+        if hooked:
             return self._plain
         if not self._decided:
             self._decide(self._reason() is None)

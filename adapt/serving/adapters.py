@@ -17,9 +17,8 @@ from adapt.backbones.sources import is_here
 from adapt.devices import AUTO
 from adapt.errors import AdaptError, nearest
 from adapt.formats import peft_layout
-from adapt.formats.adapter import NAME
 from adapt.formats.header import read_header
-from adapt.loading import backbone_key, load, located
+from adapt.loading import backbone_key, class_names_of, load, located
 from adapt.models.classifier import AdaptedModel
 from adapt.models.many import SideBySide
 from adapt.serving.threads import apart
@@ -177,9 +176,7 @@ class ServedAdapters:
 
 def _check_classes(path: Path) -> None:
     """NotAllowed for an adapter of so many classes that their texts would hold up everybody's answers."""
-    file = located(path)
-    file = file / NAME if file.is_dir() else file  # peft's folders are written by hand, with classes that are given
-    count = len(read_header(file).class_names) if file.is_file() else 0
+    count = len(class_names_of(path))
     if count > _MOST_CLASSES:
         raise NotAllowed(
             f"{brief(path.name)} has {count:,} classes, and a request loads adapters of at most {_MOST_CLASSES:,}: "

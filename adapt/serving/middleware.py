@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from typing import Any
 
@@ -11,10 +12,11 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 
-_SMALL = 2**16  # bytes of a body that holds no images
+_SMALL = 2**16  # bytes of a body that holds no images, and that is read to its end although it was refused
 _LEFT = 499  # nginx's status for a client that did not wait, for the metrics alone
 # an image may be shown that the page itself made; all else is the server's own
 _HEADERS = [(b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer")]
+_LAST = (b"connection", b"close")  # uvicorn reads no more then
 
 
 class Counted:
@@ -32,9 +34,10 @@ class Counted:
 
 
 class Around:
-    """ASGI middleware: 413 for a body of more than `most` bytes, without reading on; `HEAD`; and the metrics.
+    """ASGI middleware: 413 for a body of more than `most` bytes; `HEAD`; and the metrics.
 
-    `most` are those of `/predict`; nothing else is asked with more than 64 KiB.
+    `most` are those of `/predict`; nothing else is asked with more than 64 KiB. An answer before a large body has come
+    ends the connection: twenty clients whose bodies were read for nothing kept the event loop from everybody else.
     """
 
     def __init__(self, app: Any, most: int, metrics: Counted) -> None:
@@ -48,12 +51,13 @@ class Around:
         bare = scope["method"] == "HEAD"  # answered as GET is, but for the body
         scope = scope | {"method": "GET"} if bare else scope
         most = self.most if scope["path"] == "/predict" else min(self.most, _SMALL)
-        left = most
+        left, coming = most, announced(scope, sys.maxsize) > _SMALL  # a large body, of which there is more
 
         async def receiving() -> Any:
-            nonlocal left
+            nonlocal left, coming
             message = await receive()
             left -= len(message.get("body", b""))
+            coming = coming and message.get("more_body", False)
             if left < 0:
                 raise _too_large(most)
             return message
@@ -62,7 +66,7 @@ class Around:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message["headers"], *_HEADERS]
+                message["headers"] = [*message["headers"], *_HEADERS, *([_LAST] if coming else [])]
             elif bare:
                 message["body"] = b""
             await send(message)
@@ -70,8 +74,7 @@ class Around:
         try:
             if announced(scope, 0) > most:
                 refusal = _too_large(most)
-                answer = JSONResponse({"detail": refusal.detail}, refusal.status_code, {"Connection": "close"})
-                await answer(scope, receive, sending)
+                await JSONResponse({"detail": refusal.detail}, refusal.status_code)(scope, receive, sending)
             else:
                 await self.app(scope, receiving, sending)
         except ClientDisconnect:  # while its body was read, or its images: nobody is there to be told
@@ -90,6 +93,6 @@ def _too_large(most: int) -> HTTPException:
 
 
 def announced(scope: Any, otherwise: int) -> int:
-    """The length that a request says it has, or else `otherwise`."""
-    length = dict(scope["headers"]).get(b"content-length", b"")
-    return int(length) if length.isdigit() else otherwise
+    """The length that a request says its body has; `otherwise` for one that comes in chunks."""
+    headers = dict(scope["headers"])
+    return otherwise if b"transfer-encoding" in headers else int(headers.get(b"content-length", 0))

@@ -17,7 +17,8 @@ from adapt.devices import rng_states, set_rng_states
 from adapt.disk import replacing
 from adapt.errors import AdaptError
 from adapt.formats import tensor_file
-from adapt.formats.adapter import check_finite, load_tensors
+from adapt.formats.loadable import load_tensors
+from adapt.formats.tensor_file import check_finite
 from adapt.methods.base import Method
 from adapt.shown import shown
 

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from adapt.errors import AdaptError
-from adapt.formats.adapter import check_backbone, load_tensors, read_tensors
+from adapt.formats.adapter import check_backbone, read_tensors
 from adapt.formats.header import Header, read_header
+from adapt.formats.loadable import load_tensors
 from adapt.loading import located, method_of
 from adapt.methods.base import Method
 from adapt.models.base import Adapted

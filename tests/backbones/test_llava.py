@@ -17,8 +17,8 @@ from torch import Tensor
 import adapt
 from adapt import AdaptError, Backbone
 from adapt.backbones.vision_llm import VisionLLM
-from adapt.formats.adapter import load_tensors
 from adapt.formats.checkpoints import import_published
+from adapt.formats.loadable import load_tensors
 from adapt.methods import Projector
 from adapt.models.speaking import SpeakingModel
 

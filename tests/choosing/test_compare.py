@@ -123,7 +123,7 @@ def test_the_time_is_estimated_from_a_few_steps(few: Split, monkeypatch: pytest.
 def _compared(name: str, right: list[int], cost: Cost = Cost.NO_STEP, preferred: bool = False) -> Compared:
     values = torch.tensor(right).bool()
     candidate = Candidate(name, read_recipe("gda", data="emoji"), cost, True, "", preferred)
-    return Compared(candidate, torch.zeros(len(right), 2), values, tuple(map(str, range(len(right)))), 1.0, 1, 5)
+    return Compared(candidate, torch.zeros(len(right), 2), values, tuple(map(str, range(len(right)))), 1.0, 1, 1.25)
 
 
 def test_of_those_alike_the_preferred_one_is_taken_or_the_cheapest() -> None:
@@ -175,6 +175,25 @@ def test_few_images_are_not_sure() -> None:
     assert _compared("none", [0] * 12).error == every.error
     assert _compared("many", [1] * 1200).error < 0.003
     assert _compared("half", [1, 0] * 200).error == pytest.approx(1.5 * 0.0250, abs=1e-4)
+
+
+def test_the_error_is_that_of_as_many_models_as_learned_from_the_images(few: Split) -> None:
+    """Of twenty folds no more than eight have one of the eight images, and zero-shot learns from none."""
+    names = few.class_names[:2]
+    train = tuple(item for item in few.train if item.class_name in names)
+    split = replace(few, class_names=names, train=train, val=(), test=())
+    comparison = Comparison(split, adapt.load_backbone("mini-clip"), 20, seed=1)
+    models, listed = comparison.trainings - 1, _listed()
+    assert len(comparison.items) == 8
+    assert 2 <= models <= 8
+    learned = comparison.run(listed["nearest_mean"])
+    assert learned.held_back == pytest.approx(models / (models - 1))
+    frozen = comparison.run(listed["zero_shot"])
+    assert frozen.held_back == 0
+    right = int(frozen.right.sum())
+    few_images = ((right + 2) * (10 - right) / 12**3) ** 0.5
+    plain = (right * (8 - right) / 8**2 / 7) ** 0.5
+    assert frozen.error == pytest.approx(max(few_images, plain))
 
 
 def test_the_noise_is_that_of_the_difference() -> None:

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 import adapt
 from adapt import AdaptError, Backbone
+from adapt.engine.structure import hooked
+from adapt.models import class_texts
 from adapt.models.classifier import AdaptedModel
 
 NAMES = ("goldfish", "toy", "tree frog")
@@ -90,3 +92,13 @@ def test_texts_that_were_wrapped_under_hooks_take_the_fast_path_once_they_are_go
     assert model.text_path == "plain"
     handle.remove()
     assert model.text_path == "fast"
+
+
+def test_what_is_remembered_looks_for_hooks_once(open_clip: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_of(open_clip).eval()
+    looked = []
+    monkeypatch.setattr(class_texts, "hooked", lambda found: looked.append(found) or hooked(found))
+    with torch.no_grad():
+        for times in (1, 2):  # encoded, and known
+            model.class_features()
+            assert len(looked) == times

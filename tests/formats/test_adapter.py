@@ -22,8 +22,9 @@ from safetensors import safe_open
 import adapt
 from adapt import AdaptedModel, AdaptError, Backbone
 from adapt.formats import compact, tensor_file
-from adapt.formats.adapter import load_tensors, read_tensors
+from adapt.formats.adapter import read_tensors
 from adapt.formats.header import FORMAT, read_header
+from adapt.formats.loadable import load_tensors
 
 NAMES = ("goldfish", "red_panda", "sea cucumber")
 CoOp, LoRA = adapt.methods.CoOp, adapt.methods.LoRA

@@ -52,10 +52,13 @@ def say(path: Path, signed: bool = True, **values: Any) -> Path:
         ({"class_names": [1, 2]}, "class_names is 1: .*valid string"),
         ({"class_names": [""]}, "class_names is '': .*at least 1 character"),
         ({"class_names": ["x" * 1001]}, "at most 1000 characters"),
-        ({"class_names": [f"thing {i}" for i in range(25_001)]}, "class_names is .*at most 25000 items"),
+        ({"class_names": [f"thing {i}" for i in range(25_001)]}, "of 25,001 values; expected at most 25,000"),
         ({"answers": {"blend": 0.0, "template": [], "temperature": 1.0}}, "answers: .*give at least one template"),
         ({"answers": {"blend": 0.5, "template": ["cat"], "temperature": 1.0}}, r"answers: .*must contain \{\}"),
-        ({"metrics": [0] * 250_001}, r"has a header of 250,\d+ values; expected at most 250,000"),
+        (
+            {"config": {str(i): i for i in range(25_001)}},
+            r"\(a list or an object of 25,001 values; expected at most 25,000\)",
+        ),
         ({"config": '{"n_ctx": ' + "9" * 5000 + "}"}, "Exceeds the limit"),
         ({"config": {"n_ctx": 2**80}}, "a whole number of 81 bits; expected at most 64"),
         ({"config": '{"n_ctx": NaN}'}, "NaN is no number"),
@@ -88,6 +91,25 @@ def test_values_that_make_no_sense_are_named(saved: Path, values: dict[str, Any]
         read_header(say(saved, **values))
     assert str(caught.value).startswith(str(saved))
     assert "\n" not in str(caught.value)
+
+
+def test_a_header_of_too_many_values_is_refused(saved: Path) -> None:
+    with pytest.raises(AdaptError, match=r"has a header of 250,\d+ values; expected at most 250,000$"):
+        read_header(say(saved, signed=False, metrics={"a": [[0] * 25_001] * 10}))
+
+
+def test_what_would_be_refused_is_not_saved(model: AdaptedModel, tmp_path: Path) -> None:
+    for metrics, message in (
+        ({str(i): i for i in range(25_001)}, "cannot be saved: .*object of 25,001 values; expected at most 25,000"),
+        (
+            {"a": [[0] * 25_000] * 11},
+            r"a header of 275,\d+ values; expected at most 250,000: leave out classes, descriptors",
+        ),
+    ):
+        model.metadata = {"metrics": metrics}
+        with pytest.raises(AdaptError, match=message):
+            model.save(tmp_path / "b.safetensors")
+        assert list(tmp_path.iterdir()) == []
 
 
 def test_a_header_keeps_what_has_a_value_and_cannot_be_changed(saved: Path) -> None:

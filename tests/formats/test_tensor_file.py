@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from contextlib import nullcontext
 from dataclasses import FrozenInstanceError
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from faults import corrupt
 from torch import Tensor
 
 from adapt import AdaptError
+from adapt.disk import replacing
 from adapt.formats import tensor_file
 
 METADATA = {"who": "me", "what": "a test"}
@@ -35,6 +37,25 @@ def test_what_is_written_is_read(file: Path, tensors: dict[str, Tensor]) -> None
     assert found.keys() == tensors.keys()
     assert all(torch.equal(found[name], tensors[name]) for name in tensors)
     assert tensor_file.describe(file).metadata == METADATA
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("," * 249_981, None),  # beside those between names, types, shapes and offsets
+        ("," * 250_001, r"header of 250,\d+ values; expected at most 250,000: leave out classes, descriptors"),
+        ("x" * 2**24, r"header of 16,777,\d+ bytes; expected at most 16,777,216: leave out classes, descriptors"),
+    ],
+)
+def test_what_could_not_be_read_again_is_not_written(
+    text: str, message: str | None, tensors: dict[str, Tensor], tmp_path: Path
+) -> None:
+    path = tmp_path / "a.safetensors"
+    refused = pytest.raises(AdaptError, match=message) if message else nullcontext()
+    with refused, replacing(path) as temporary:
+        tensor_file.write(tensors, temporary, {"text": text})
+    assert path.exists() == (message is None)
+    assert message or tensor_file.describe(path).metadata == {"text": text}
 
 
 def test_every_flipped_bit_of_the_data_is_found(file: Path) -> None:

@@ -18,8 +18,8 @@ from adapt import AdaptError
 from adapt.backbones.tower import Tower
 from adapt.backbones.vision_llm import VisionLLM
 from adapt.engine.hooks import run
-from adapt.formats.adapter import load_tensors
 from adapt.formats.checkpoints import import_published
+from adapt.formats.loadable import load_tensors
 from adapt.methods import VLoRA
 from adapt.methods.base import Context
 from adapt.models.speaking import SpeakingModel

@@ -182,20 +182,6 @@ def test_a_backbone_is_not_fetched_for_a_request(
     assert asked == ["hf:org/one", "mini-clip"]
 
 
-def test_a_request_loads_no_adapter_whose_classes_would_hold_others_up(
-    serve: Serve, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Before anything of it is encoded; at the start it may have as many as any."""
-    monkeypatch.setattr("adapt.serving.adapters._MOST_CLASSES", 3)
-    client = serve()
-    assert client.post("/adapters", json={"path": "zero_shot.safetensors"}).status_code == 201
-    monkeypatch.setattr("adapt.serving.adapters._MOST_CLASSES", 2)
-    monkeypatch.setattr("adapt.serving.adapters.load", lambda *given, **named: pytest.fail("it was loaded"))
-    refused = client.post("/adapters", json={"path": "tda.safetensors"})
-    assert refused.status_code == 403
-    assert "has 3 classes, and a request loads adapters of at most 2: start the server with it" in refused.text
-
-
 def test_no_more_adapters_than_the_server_was_started_for(folder: Path, open_clip: adapt.Backbone) -> None:
     served = ServedAdapters([f"{folder}/coop.safetensors"], folder, open_clip, most=2)
     with TestClient(create_app(served)) as client:

@@ -7,12 +7,15 @@ import tempfile
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
 from serving.asking import hold, in_json, scope, upload
 from starlette.testclient import TestClient
 
+from adapt import AdaptedModel
+from adapt.formats import peft_layout
 from adapt.models import many
 from adapt.models.many import SideBySide
 
@@ -48,6 +51,23 @@ def test_of_all_requests_together_the_largest_gives_way(
         assert f" {of}, and with what is being answered that is more than " in answer.json()["detail"]
         held.go.set()
         assert small.result().status_code == 200
+
+
+def test_a_request_loads_no_adapter_whose_classes_would_hold_others_up(
+    serve: Serve, folder: Path, models: dict[str, AdaptedModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In whatever layout, before anything of it is encoded; at the start it may have as many as any."""
+    peft = peft_layout.export(models["lora"], folder / "peft")
+    models["lora"].with_classes(["cat"]).save(peft / "adapter.safetensors")  # which is not what is loaded
+    client, names = serve(), ("tda.safetensors", "peft")
+    monkeypatch.setattr("adapt.serving.adapters._MOST_CLASSES", 3)
+    assert [client.post("/adapters", json={"path": name}).status_code for name in names] == [201, 201]
+    monkeypatch.setattr("adapt.serving.adapters._MOST_CLASSES", 2)
+    monkeypatch.setattr("adapt.serving.adapters.load", lambda *given, **named: pytest.fail("it was loaded"))
+    for name in names:
+        refused = client.post("/adapters", json={"path": name, "name": "again"})
+        assert refused.status_code == 403
+        assert f"'{name}' has 3 classes, and a request loads adapters of at most 2: start" in refused.text
 
 
 def test_what_a_client_that_left_asked_for_ends_at_the_next_image(
@@ -106,6 +126,50 @@ def test_json_of_very_many_parts_is_not_taken_apart(serve: Serve, body: bytes) -
 def test_only_predict_takes_large_bodies(serve: Serve, method: str, path: str) -> None:
     answer = serve().request(method, path, content=b" " * 70_000, headers={"content-type": "application/json"})
     assert (answer.status_code, answer.json()["detail"][:41]) == (413, "the request is larger than 65,536 bytes: ")
+
+
+@pytest.mark.parametrize(
+    ("kind", "content", "status", "connection"),
+    [
+        ("text/plain", bytes(60_000), 415, None),  # a small body is read: the connection goes on
+        ("text/plain", bytes(70_000), 415, "close"),
+        ("text/plain", iter([bytes(5_000)] * 2), 415, "close"),  # in chunks, of which there may be many
+        ("application/json", bytes(70_000), 422, None),  # refused for what it says, once it was read
+        ("application/json", bytes(200_001), 413, "close"),
+    ],
+)
+def test_a_refusal_before_a_large_body_ends_the_connection(
+    serve: Serve, kind: str, content: Any, status: int, connection: str | None
+) -> None:
+    answer = serve(body_bytes=200_000).post("/predict", content=content, headers={"content-type": kind})
+    assert (answer.status_code, answer.headers.get("connection")) == (status, connection)
+
+
+def test_chunks_without_an_end_are_read_up_to_the_limit(serve: Serve) -> None:
+    client, came, sent = serve(body_bytes=200_000), list[int](), list[Any]()
+
+    async def receive() -> Any:
+        came.append(30_000)
+        return {"type": "http.request", "body": bytes(30_000), "more_body": True}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    asyncio.run(client.app(scope((b"transfer-encoding", b"chunked")), receive, send))
+    assert (sum(came), sent[0]["status"], (b"connection", b"close") in sent[0]["headers"]) == (210_000, 413, True)
+
+
+def test_a_full_server_does_not_read_what_it_refuses(
+    serve: Serve, images: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, held = serve(body_bytes=200_000, in_all=1), hold(monkeypatch, SideBySide, "predictions")
+    with ThreadPoolExecutor(1) as pool:
+        taken = pool.submit(upload, client, [images[0] + bytes(180_000)])
+        assert held.begun.wait(30)
+        refused = upload(client, [images[0] + bytes(190_000)])
+        held.go.set()
+    assert (refused.status_code, refused.headers["connection"]) == (503, "close")
+    assert (taken.result().status_code, "connection" in taken.result().headers) == (200, False)
 
 
 def test_every_refusal_is_json(serve: Serve, images: list[bytes], monkeypatch: pytest.MonkeyPatch) -> None:

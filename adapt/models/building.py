@@ -1,0 +1,75 @@
+"""A method built on a backbone: all that trains is allocated, and the backbone can carry what it asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor
+
+from adapt import tasks
+from adapt.backbones.base import Backbone, DualEncoder, outside_inference_mode
+from adapt.backbones.turns import alone
+from adapt.backbones.vision_llm import VisionLLM
+from adapt.engine.frozen import frozen
+from adapt.engine.plan import plan
+from adapt.errors import AdaptError
+from adapt.methods.base import Context, Method
+from adapt.prompts import check_class_names
+
+if TYPE_CHECKING:
+    from adapt.backbones.fusion import FusionEncoder
+
+
+def build(backbone: Backbone, method: Method, class_names: Sequence[str]) -> tuple[str, ...]:
+    """Allocates the parameters of `method`, and returns the names of its classes. Raises AdaptError as `wrap` does."""
+    if method.built:
+        raise AdaptError(
+            f"this {method.name} already belongs to a model: make a new one, or use model.with_classes(...)"
+        )
+    method.check_family(backbone)
+    if backbone.family == "vision LLM" and (method.views or type(method).infer is not Method.infer):
+        raise AdaptError(
+            f"{method.name} decides at test time in a way of its own, and a vision LLM answers in words: take a "
+            "backbone that classifies"
+        )
+    without = backbone.family == "dual encoder" and not class_names and tasks.without_classes(method)
+    names = () if backbone.family == "vision LLM" or without else check_class_names(class_names)
+    with outside_inference_mode(), alone(backbone.model), frozen(backbone.model):  # frozen: no batch statistics move
+        method.build(backbone, names)
+        _check_edits(backbone, method, len(names))
+        if backbone.family == "fusion encoder":
+            add_head(cast("FusionEncoder", backbone), method, names)
+    method.built = True
+    return names
+
+
+def add_head(backbone: FusionEncoder, method: Method, answers: Sequence[str]) -> None:
+    """Gives `method` the head that it trains. AdaptError where it would answer by a head that nothing has trained."""
+    if not method.touches and not backbone.knows(answers):
+        raise AdaptError(
+            f"{method.name} trains nothing, and {backbone.describe()} has no head for these answers: take a method "
+            "that adapts a tower"
+        )
+    method.classifier = backbone.new_classifier(answers)
+
+
+@torch.no_grad()
+def _check_edits(backbone: Backbone, method: Method, classes: int) -> None:
+    """AdaptError where a tower cannot carry what `method` asks of it, or two edits want one place."""
+    features: dict[str, Any] = {}
+    tokens: dict[str, Any] = {}
+    class_features = None
+    if isinstance(backbone, DualEncoder):
+        features["vision"] = lambda: torch.zeros(1, backbone.embed_dim, device=backbone.device)
+        tokens["vision"] = lambda: torch.zeros(1, 1, backbone.tower("vision").width, device=backbone.device)
+
+        def class_features(templates: Sequence[str]) -> Tensor:
+            return torch.zeros(classes, backbone.embed_dim, device=backbone.device)
+
+    if isinstance(backbone, VisionLLM):
+        tokens["vision"] = lambda: torch.zeros(1, *backbone.patch_shape(), device=backbone.device)
+    for name in sorted(method.touches):
+        tower = backbone.tower(name)
+        plan(tower, method.edits(tower, Context(features, tokens, class_features)))
