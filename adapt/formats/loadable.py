@@ -12,7 +12,6 @@ from adapt.devices import keeping_rng
 from adapt.engine.allocation import at_most
 from adapt.engine.frozen import frozen
 from adapt.errors import AdaptError
-from adapt.formats.header import FORMAT
 from adapt.methods.base import Method
 
 if TYPE_CHECKING:
@@ -36,7 +35,8 @@ def check_loadable(model: Adapted[Any], tensors: dict[str, Tensor]) -> None:
 def _built_anew(model: Adapted[Any], held: int) -> Method:
     kind, backbone, config = type(model.method), model.backbone, model.method.config.model_dump(mode="json")
     try:
-        fresh = kind(**kind.settings_of(config, FORMAT))
+        fresh = kind(**config)
+        fresh.check_whole()
         with (
             keeping_rng(backbone.device),
             outside_inference_mode(),
