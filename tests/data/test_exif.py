@@ -13,10 +13,10 @@ from PIL import Image, ImageOps
 from strange_folder import TURNED, encoded, held, noise
 
 import adapt
+from adapt.backbones.transform_key import transform_key
 from adapt.data import Item, checks, load, looking, open_image, read_folder
 from adapt.data.check import broken_images
 from adapt.data.decoding.masks import check_mask, mask_of
-from adapt.data.decoding.transform_key import transform_key
 from adapt.errors import AdaptError
 from adapt.formats.adapter import check_reading
 from adapt.formats.export.record import described
@@ -121,11 +121,12 @@ def test_published_sets_are_as_stored(published_root: Path) -> None:
         assert not load(name, published_root).turned
 
 
-def test_features_of_stored_images_keep_their_key() -> None:
+def test_features_of_turned_images_have_a_key_of_their_own() -> None:
     backbone = adapt.load_backbone("mini-clip")
     for train in (True, False):
         stored, turned = backbone.transform(train), backbone.turning(True).transform(train)
         assert type(stored).__name__ == "Compose"
+        assert None not in (transform_key(stored), transform_key(turned))
         assert transform_key(stored) != transform_key(turned)
     assert backbone.reading()["turned"] is False
     assert backbone.turning(True).reading() == backbone.reading() | {"turned": True}
