@@ -10,10 +10,9 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ON_EACH_CORE)
 INSTALL := pip install --quiet --config-settings editable_mode=compat --editable
 LOWEST := .venv-lowest
 BROWSER := build/browser
-# what reaches into every library; adapters of format 1.0 are of tiny backbones whose values newer libraries draw
+# what reaches into every library
 LOWEST_TESTS ?= tests/backbones tests/cli tests/data tests/formats tests/methods tests/recipes \
-	tests/serving tests/test_package.py \
-	--ignore tests/formats/test_adapters_1_0.py
+	tests/serving tests/test_package.py
 # minutes that each takes on two quiet cores, as last measured
 QUICKSTART_MINUTES := 2
 TEST_MINUTES := 17

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Sequence
 from typing import Any, TypeGuard
@@ -9,9 +10,11 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor
 
+from adapt.backbones.base import DualEncoder
+from adapt.backbones.preprocess import Transform
+from adapt.backbones.transform_key import transform_key
 from adapt.data.decoding.cache import FeatureCache
 from adapt.data.decoding.loader import loader
-from adapt.data.decoding.transform_key import transform_key
 from adapt.data.item import Item
 from adapt.engine.memory import free_bytes, readable_bytes
 from adapt.errors import AdaptError
@@ -54,8 +57,8 @@ def item_features(
     Not `projected` they are those of the backbone before its last projection `(..., d)`, whatever the method edits. Of
     texts in the place of images they are the text tower's, which have neither views nor such a projection.
 
-    By the cache on disk unless it is switched off. Views need the cache. Raises AdaptError where the method edits the
-    vision tower: its features are not the backbone's, which the cache holds.
+    By the cache on disk, unless it is switched off or the transform has no key. Views need the cache. Raises AdaptError
+    where the method edits the vision tower: its features are not the backbone's, which the cache holds.
     """
     if of_texts(items):
         of_images = "random views" if views else "" if projected else "features before the last projection"
@@ -74,8 +77,8 @@ def item_features(
         with torch.no_grad():
             decoded = loader(items, transform, 64, train=False, workers=workers)
             return torch.cat([encode(images).cpu() for images, _ in decoded])
-    key = f"{backbone.content()}/{transform_key(transform)}/{seed if views else 0}" + ("" if unit else "/raw")
-    key += "" if projected else "/not projected"
+    read = f"{seed if views else 0}" + ("" if unit else "/raw") + ("" if projected else "/not projected")
+    key = _key(backbone, [transform], read)
     return FeatureCache().features(
         items,
         transform,
@@ -107,8 +110,8 @@ def view_features(model: AdaptedModel, items: Sequence[Item], *, workers: int, p
         with _in_its_own_precision(model):
             return model.image_features(images.flatten(0, 1).to(backbone.device)).float().reshape(len(images), -1)
 
-    plain, random = (transform_key(backbone.transform(train=train)) for train in (False, True))
-    key = f"{backbone.content()}/{plain}/{random}/{views} as they are decided on"
+    transforms = [backbone.transform(train=train) for train in (False, True)]
+    key = _key(backbone, transforms, f"{views} as they are decided on")
     size = max(1, VIEWS_AT_ONCE // views)
     features = FeatureCache().features(
         items, transform, encode, key, batch_size=size, workers=workers, progress=progress
@@ -141,8 +144,27 @@ def block_inputs(
         with _in_its_own_precision(model):
             return model.block_inputs(images.to(backbone.device), block).tokens.flatten(1)
 
-    key = f"{backbone.content()}/{transform_key(transform)}/inputs of block {block}"
+    key = _key(backbone, [transform], f"inputs of block {block}")
     return cache.features(items, transform, encode, key, workers=workers, progress=progress).unflatten(-1, (-1, width))
+
+
+def _key(backbone: DualEncoder, transforms: Sequence[Transform], read: str) -> str | None:
+    """All that features of an image depend on, `read` being what is read of it; None where a transform is not known."""
+    keys = [transform_key(each) for each in transforms]
+    known = [key for key in keys if key is not None]
+    if len(known) < len(keys):
+        _note_unknown()
+        return None
+    return "/".join((backbone.content(), *known, read))
+
+
+@functools.cache
+def _note_unknown() -> None:
+    """Once for a process."""
+    logger.warning(
+        "images are read by code that is neither torchvision's nor open_clip's: their features are not kept on disk, "
+        "and are computed each time"
+    )
 
 
 def _in_its_own_precision(model: AdaptedModel) -> torch.autocast:

@@ -181,7 +181,7 @@ def _of_file(
     if backbone is None:
         backbone = _named_backbone(described, path, device)
     note_quantization(described.quantization, backbone, path)
-    backbone = backbone.turning(bool(described.preprocess.get("turned")))
+    backbone = backbone.turning(described.preprocess["turned"])
     check_backbone(described, backbone, path)
     model: Model = build_for(method, backbone, described.class_names, tensors, str(path), fast)
     check_scale(described, model, path)
@@ -206,11 +206,13 @@ def method_of(described: Header, path: Path) -> Method:
     """The method that the header names, not yet built."""
     try:
         kind = methods.find(described.method)
-        return kind(**kind.settings_of(described.config, described.format))
+        method = kind(**described.config)
+        method.check_whole()
     except (TypeError, KeyError) as error:  # of settings that the method's own signature refuses
         raise AdaptError(f"{path}: {described.method} does not take such settings ({error})") from error
     except AdaptError as error:
         raise AdaptError(f"{path}: {error}") from error
+    return method
 
 
 def _named_backbone(described: Header, path: Path, device: str | torch.device) -> Backbone:

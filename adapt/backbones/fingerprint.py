@@ -21,12 +21,12 @@ TOLERANCE = 0.01  # relative; bf16 rounds by 0.4 %
 class Fingerprint:
     """`structure` hashes the parameters' names and shapes; `values` are sampled entries, one per chosen parameter.
 
-    `configuration` says what the model computes with them; None where an adapter was written before it was recorded.
+    `configuration` says what the model computes with them.
     """
 
     structure: str
     values: tuple[float, ...]
-    configuration: dict[str, Any] | None = None
+    configuration: dict[str, Any]
 
     def matches(self, other: Fingerprint) -> bool:
         """Whether both are of one model, whatever its precision."""
@@ -38,8 +38,6 @@ class Fingerprint:
             return "another architecture"
         if not all(abs(a - b) <= TOLERANCE * max(abs(a), abs(b), 1e-3) for a, b in zip(self.values, other.values)):
             return "same architecture, other weights"
-        if self.configuration is None or other.configuration is None:
-            return None
         found = configuration.differences(self.configuration, other.configuration, TOLERANCE)
         more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
         return f"same weights, another configuration: {found[0]}{more}" if found else None
@@ -47,8 +45,7 @@ class Fingerprint:
     def short(self) -> str:
         """Twelve hex digits that identify the model in messages, cache keys and metadata."""
         sampled = ",".join(f"{value:.2e}" for value in self.values)
-        configured = "" if self.configuration is None else f"/{_text(self.configuration)}"
-        return hashlib.sha256(f"{self.structure}/{sampled}{configured}".encode()).hexdigest()[:12]
+        return hashlib.sha256(f"{self.structure}/{sampled}/{_text(self.configuration)}".encode()).hexdigest()[:12]
 
 
 def _text(configured: dict[str, Any]) -> str:

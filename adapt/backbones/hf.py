@@ -93,21 +93,18 @@ def export_folder(processor: Any, folder: Path, model: Any) -> None:
 
 
 def _image_features(model: Any, images: Tensor) -> Tensor:
-    return _pooled(model.get_image_features(pixel_values=images))
+    features: Tensor = model.get_image_features(pixel_values=images).pooler_output
+    return features
 
 
 def _text_features(model: Any, ids: Tensor) -> Tensor:
-    return _pooled(model.get_text_features(input_ids=ids))
+    features: Tensor = model.get_text_features(input_ids=ids).pooler_output
+    return features
 
 
 def _positions(embeddings: Any) -> Tensor:
     weight: Tensor = embeddings.position_embedding.weight
     return weight.detach()
-
-
-def _pooled(output: Any) -> Tensor:
-    """transformers 5 returns a model output from `get_*_features`, earlier releases the tensor itself."""
-    return output if isinstance(output, Tensor) else output.pooler_output
 
 
 def _blocks(tower: Any) -> tuple[Block, ...]:

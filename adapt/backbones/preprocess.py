@@ -32,8 +32,6 @@ class Preprocess:
         del recorded["floor_crop"], recorded["on_tensors"]
         if self.edge is None:
             del recorded["edge"]
-        if not self.turned:  # as older adapters say nothing of it
-            del recorded["turned"]
         return recorded
 
     def evaluation(self) -> Transform:

@@ -66,7 +66,7 @@ def inspect(adapter: Path, backbone: str | None, words: int, as_json: bool) -> N
 def _lines(header: Header) -> Iterator[tuple[str, str]]:
     yield "method", f"{header.method} {_settings(header.config)}"
     quantized = f", {header.quantization}" if header.quantization else ""
-    turned = ", photographs turned upright" if header.preprocess.get("turned") else ""
+    turned = ", photographs turned upright" if header.preprocess["turned"] else ""
     yield "backbone", f"{header.backbone or 'without a name'} ({header.preprocess['size']} px{turned}{quantized})"
     if header.logit_scale is not None:
         yield "logits", f"cosine x {header.logit_scale:.1f}"

@@ -47,7 +47,7 @@ def recipes(name: str | None, data: str | None, schema: bool, as_json: bool) -> 
         _list(shipped() if name is None else of_method(name), as_json)
         return
     found = find_recipe(name)
-    file, data = read_file(found.path, found.name), data or found.data
+    file = read_file(found.path, found.name)
     described = _described(found, file, data)
     click.echo(plain.dump(described) if as_json else _as_text(described, data))
 

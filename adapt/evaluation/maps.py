@@ -12,7 +12,6 @@ from torch import Tensor
 from adapt.data.decoding.masks import mask_of
 from adapt.data.item import Item
 from adapt.evaluation.answering import Answering
-from adapt.evaluation.numbers import ranks
 from adapt.evaluation.scores import Scores, beside_accuracy, scored
 from adapt.methods.base.normal import normal_label
 from adapt.models.classifier import AdaptedModel
@@ -64,11 +63,10 @@ def auroc(scores: Tensor, positive: Tensor) -> float | None:
 
     None where all are positive, or none is.
     """
-    hits, count = int(positive.sum()), len(positive)
-    if hits in (0, count):
-        return None
-    above = ranks(scores)[positive].sum().item() - hits * (hits + 1) / 2
-    return above / (hits * (count - hits))
+    from sklearn.metrics import roc_auc_score
+
+    both = bool(positive.any()) and not bool(positive.all())
+    return float(roc_auc_score(positive.numpy(), scores.float().numpy())) if both else None
 
 
 def region_overlap(maps: Tensor, masks: Tensor, most_false: float = MOST_FALSE) -> float | None:

@@ -38,10 +38,14 @@ class MultiLabelScores(Scores):
         cls, items: Sequence[Item], probabilities: Tensor, truth: Tensor, class_names: Sequence[str]
     ) -> MultiLabelScores:
         """Scores of `items` with these probabilities `(n, c)`; `truth` `(n, c)` says which classes each has."""
+        from sklearn.metrics import average_precision_score, f1_score
+
         said = probabilities >= HALF
         best = probabilities.max(-1)
         first = truth.gather(1, best.indices[:, None])[:, 0]
-        seen = truth.any(0)
+        # one by one: scikit-learn reads a table of one class as of two, and warns of a class that no image has
+        seen = truth.any(0).nonzero()[:, 0].tolist()
+        class_f1 = [float(f1_score(truth[:, label].numpy(), said[:, label].numpy())) for label in seen]
         return cls(
             paths=tuple(item.name for item in items),
             actual=tuple(_joined(row, class_names) for row in truth),
@@ -49,12 +53,13 @@ class MultiLabelScores(Scores):
             confidence=tuple(best.values.tolist()),
             hits=tuple(torch.where(truth.any(-1), first, ~said.any(-1)).tolist()),
             average_precision={
-                name: average_precision(probabilities[:, label], truth[:, label])
-                for label, name in enumerate(class_names)
-                if seen[label]
+                class_names[label]: float(
+                    average_precision_score(truth[:, label].numpy(), probabilities[:, label].numpy())
+                )
+                for label in seen
             },
-            f1=float(f1(truth.flatten(), said.flatten())),
-            class_f1=float(f1(truth, said)[seen].mean()) if seen.any() else 0.0,
+            f1=float(f1_score(truth.flatten().numpy(), said.flatten().numpy(), zero_division=0.0)),
+            class_f1=sum(class_f1) / max(1, len(class_f1)),
         )
 
     @property
@@ -84,26 +89,6 @@ class MultiLabelScores(Scores):
 
     def lines(self, of: str) -> Iterator[str]:
         yield f"{said_of_labels(self.figures())}; likeliest class right for {100 * self.accuracy:.1f} % of {of}"
-
-
-def average_precision(scores: Tensor, right: Tensor) -> float:
-    """The mean precision at which each right one of `(n,)` is found, the highest scores first; equal ones at once.
-
-    There is a right one. scikit-learn's `average_precision_score`.
-    """
-    values, order = scores.sort(descending=True)
-    found = right[order].double().cumsum(0)
-    last = torch.cat([values[1:] != values[:-1], torch.ones(1, dtype=torch.bool)])  # of those with equal scores
-    counts = torch.arange(1, len(values) + 1, dtype=torch.double)[last]
-    found = found[last]
-    gained = found.diff(prepend=torch.zeros(1, dtype=torch.double))
-    return float((gained * found / counts).sum() / found[-1])
-
-
-def f1(truth: Tensor, said: Tensor) -> Tensor:
-    """Of decisions `(n, ...)`, over the first axis; 0 where nothing is there and nothing said."""
-    both = 2 * (truth & said).sum(0).double()
-    return both / (truth.sum(0) + said.sum(0)).clamp_min(1)
 
 
 def prior_bias(logits: Tensor, labels: Tensor) -> float:

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from adapt.evaluation.scores import Scores, beside_accuracy
@@ -25,11 +24,15 @@ class GradedScores(Scores):
         return cls(**vars(scores), targets=tuple(targets.tolist()), said=tuple(torch.cat([*said]).tolist()))
 
     def figures(self) -> dict[str, Any]:
-        ours, right = (torch.tensor(each, dtype=torch.double) for each in (self.said, self.targets))
+        from scipy.stats import pearsonr, spearmanr
+        from sklearn.metrics import mean_absolute_error
+
+        # of numbers that are all the same scipy says nan and warns; they are ordered no better than by chance
+        varies = len(set(self.said)) > 1 and len(set(self.targets)) > 1
         return super().figures() | {
-            "pearson": pearson(ours, right),
-            "spearman": pearson(ranks(ours), ranks(right)),
-            "mean_absolute_error": float((ours - right).abs().mean()),
+            "pearson": float(pearsonr(self.said, self.targets).statistic) if varies else 0.0,
+            "spearman": float(spearmanr(self.said, self.targets).statistic) if varies else 0.0,
+            "mean_absolute_error": float(mean_absolute_error(self.targets, self.said)),
         }
 
     def lines(self, of: str) -> Iterator[str]:
@@ -41,18 +44,3 @@ class GradedScores(Scores):
             row | {"target": target, "said": round(said, 6)}
             for row, target, said in zip(super().rows(), self.targets, self.said, strict=True)
         ]
-
-
-def pearson(one: Tensor, other: Tensor) -> float:
-    """Of two `(n,)`; 0 where one of them does not vary."""
-    one, other = one - one.mean(), other - other.mean()
-    norm = float(one.norm() * other.norm())
-    return float(one @ other) / norm if norm else 0.0
-
-
-def ranks(values: Tensor) -> Tensor:
-    """Each one's place `(n,)` among `values`, equal ones sharing the mean of theirs."""
-    _, where, counts = values.unique(return_inverse=True, return_counts=True)
-    last = counts.cumsum(0)
-    mean: Tensor = (last - (counts - 1) / 2)[where]
-    return mean.double()

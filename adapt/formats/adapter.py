@@ -61,10 +61,7 @@ def header_of(model: Adapted[Any]) -> Header:
         preprocess=backbone.reading(),
         logit_scale=_scale_of(model),
         versions=versions(),
-        # without what is None, which older releases do not know
-        answers=None
-        if model.answers == PLAIN
-        else {key: value for key, value in asdict(model.answers).items() if value is not None},
+        answers=None if model.answers == PLAIN else asdict(model.answers),
         **model.metadata,
     )
 
@@ -108,7 +105,7 @@ def check_backbone(described: Header, backbone: Backbone, path: str | Path) -> N
     from adapt.backbones.fingerprint import Fingerprint
 
     known = described.fingerprint  # a newer adapt may have written more
-    recorded = Fingerprint(known["structure"], tuple(known["values"]), known.get("configuration"))
+    recorded = Fingerprint(known["structure"], tuple(known["values"]), known["configuration"])
     if difference := recorded.difference(backbone.fingerprint):
         raise AdaptError(
             f"{path} was trained on {described.backbone or 'another backbone'} ({recorded.short()}), not on "
@@ -119,7 +116,7 @@ def check_backbone(described: Header, backbone: Backbone, path: str | Path) -> N
 
 def check_reading(recorded: dict[str, Any], backbone: Backbone, path: str | Path) -> None:
     """Raises AdaptError unless `backbone` prepares inputs as it was recorded, turned upright or not."""
-    own = plain.parse(plain.dump(backbone.turning(bool(recorded.get("turned"))).reading()))
+    own = plain.parse(plain.dump(backbone.turning(recorded["turned"]).reading()))
     if recorded != own:
         raise AdaptError(
             f"{path} was trained on inputs prepared by {recorded}, {backbone.describe()} prepares them by "

@@ -14,10 +14,7 @@ from adapt.methods.zero_shot import check_templates
 from adapt.shown import brief
 from adapt.validation import explain
 
-FORMAT = (2, 0)  # a newer major is refused, a newer minor only adds keys
-_WITHOUT_ANSWERS = (1, 1)  # what older releases read, as long as the answers are the method's own
-_MINORS = dict([_WITHOUT_ANSWERS, FORMAT])  # the newest of each major that is known here
-_CHECKSUMS_SINCE = (1, 1)
+FORMAT = (2, 0)  # another major is refused, a newer minor only adds keys
 _STRICT = ConfigDict(frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
@@ -26,7 +23,7 @@ class _Fingerprint(BaseModel):
 
     structure: str
     values: tuple[float, ...]
-    configuration: dict[str, Any] | None = None
+    configuration: dict[str, Any]
 
 
 class _Reading(BaseModel):
@@ -35,7 +32,7 @@ class _Reading(BaseModel):
     size: int = Field(ge=1)
     prompt: str | None = None
     patch_block: int | None = None
-    turned: bool = False
+    turned: bool
 
 
 class _Answers(BaseModel):
@@ -70,7 +67,7 @@ class Header(BaseModel):
     """One that the user held has no name."""
     quantization: Literal["nf4", "int8"] | None = None
     """Of the backbone while it was trained."""
-    versions: dict[str, str] = Field(default_factory=dict)
+    versions: dict[str, str]
     answers: dict[str, Any] | None = None
     """What becomes of the method's logits: see `adapt.models.answers`."""
     recipe: dict[str, Any] | None = None
@@ -115,7 +112,7 @@ def make(**values: Any) -> Header:
     """The header of a model. Raises AdaptError for what could not be read again."""
     try:
         plain.check(values, longest=None, most=plain.NAMES)
-        return Header(format=_WITHOUT_ANSWERS if values.get("answers") is None else FORMAT, **values)
+        return Header(format=FORMAT, **values)
     except ValidationError as error:
         raise AdaptError(explain(Header, error, "this model cannot be saved")) from None
     except ValueError as error:
@@ -125,7 +122,7 @@ def make(**values: Any) -> Header:
 def read_header(path: str | Path) -> Header:
     """The header of the adapter at `path`, without its tensors.
 
-    Raises AdaptError for a file that is missing, truncated, damaged, no adapter, or of a newer format.
+    Raises AdaptError for a file that is missing, truncated, damaged, no adapter, or of another format.
     """
     path = Path(path)
     described = tensor_file.describe(path)
@@ -135,14 +132,15 @@ def read_header(path: str | Path) -> Header:
     try:
         values = {key: plain.parse(value, most=plain.NAMES) for key, value in metadata.items()}
         major, minor = _version(values["format"])
-        if major > FORMAT[0]:
+        if major != FORMAT[0]:
+            advice = "upgrade adapt" if major > FORMAT[0] else "train the adapter again"
             raise AdaptError(
-                f"{path} has adapter format {major}.{minor}, this adapt reads up to {FORMAT[0]}: upgrade adapt"
+                f"{path} has adapter format {major}.{minor}, this adapt reads {FORMAT[0]}.{FORMAT[1]}: {advice}"
             )
-        if (major, minor) >= _CHECKSUMS_SINCE and described.checksum is None:
-            raise ValueError(f"it has no {tensor_file.CHECKSUM}, and adapters of format {major}.{minor} have one")
+        if described.checksum is None:
+            raise ValueError(f"it has no {tensor_file.CHECKSUM}")
         unknown = values.keys() - Header.model_fields.keys()
-        if unknown and minor <= _MINORS.get(major, 0):
+        if unknown and minor <= FORMAT[1]:
             raise ValueError(f"it has the unknown key {min(unknown)!r}")
         return Header.model_validate_json(plain.dump(values))
     except ValidationError as error:

@@ -11,7 +11,6 @@ from adapt.backbones.base import Backbone
 from adapt.devices import keeping_rng
 from adapt.engine.allocation import at_most
 from adapt.errors import AdaptError
-from adapt.formats.header import FORMAT
 from adapt.formats.tensor_file import check_finite
 from adapt.methods.base import Method
 from adapt.models.building import build
@@ -24,7 +23,8 @@ def check_loadable(model: Adapted[Any], tensors: dict[str, Tensor]) -> None:
     """Raises AdaptError unless `tensors` fit a method that is built from the settings of the model's, as they are."""
     kind, config = type(model.method), model.method.config.model_dump(mode="json")
     try:
-        anew = kind(**kind.settings_of(config, FORMAT))
+        anew = kind(**config)
+        anew.check_whole()
         build_within(anew, model.backbone, model.class_names, tensors, "this model")
     except AdaptError as error:
         raise AdaptError(

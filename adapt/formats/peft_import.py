@@ -15,7 +15,7 @@ from adapt.errors import AdaptError
 from adapt.formats import tensor_file
 from adapt.formats.adapter import check_reading, read_tensors
 from adapt.formats.header import checked_reading
-from adapt.formats.peft_layout import CONFIG, OURS, PREFIX, TENSORS, module_names
+from adapt.formats.peft_layout import CONFIG, NOTED, OURS, PREFIX, TENSORS, module_names
 from adapt.formats.rebuild import build_for, named_backbone, note_quantization
 from adapt.methods.lora import LoRA, Place
 from adapt.models.wrap import Model
@@ -63,8 +63,11 @@ def load(
         raise AdaptError(f"{folder} is in peft's layout and records no class names: give them (--classes)")
     if backbone is None:
         backbone = _named_backbone(config, recorded, folder, device)
-    backbone = backbone.turning(bool(recorded.get("preprocess", {}).get("turned")))
-    _check_use(backbone, recorded, folder)
+    reading = recorded.get("preprocess")
+    backbone = backbone.turning(reading is not None and reading["turned"])
+    if reading is not None:
+        note_quantization(recorded["quantization"], backbone, folder)
+        check_reading(reading, backbone, folder)
     tensors, adapted = _placed(read_tensors(folder / TENSORS), config, backbone, folder)
     kept = {key: recorded[key] for key in ("logit_scale", "template") if key in recorded}
     method = LoRA(**_settings(config, adapted, backbone), **kept)
@@ -114,7 +117,7 @@ def _check_plain(config: dict[str, Any], folder: Path) -> None:
 def _recorded(path: Path) -> dict[str, Any]:
     """What `peft_layout` noted beside the tensors: scale, template, class names, the backbone and how it was used.
 
-    Nothing of peft's own folders, and of those of older releases no more than the first four.
+    Of peft's own folders nothing but that their logits have the backbone's scale.
     """
     if not path.is_file() and (path.parent / "adapter_model.bin").is_file():
         raise AdaptError(f"{path.parent} holds a pickle, adapter_model.bin, which is not read: save it again with peft")
@@ -123,11 +126,10 @@ def _recorded(path: Path) -> dict[str, Any]:
         return {"logit_scale": None}
     try:
         found = plain.parse(noted)
-        if found.get("quantization") not in (None, *KINDS):
+        if found["quantization"] not in (None, *KINDS):
             raise ValueError(f"quantization is {brief(found['quantization'])}")
-        if "preprocess" in found:
-            checked_reading(found["preprocess"])
-        return {key: found[key] for key in ("logit_scale", "template")} | found
+        checked_reading(found["preprocess"])
+        return {key: found[key] for key in NOTED}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise AdaptError(f"{path} is damaged ({error!r}): its header's {OURS} holds no settings") from error
 
@@ -141,13 +143,6 @@ def _named_backbone(
         named = "no backbone" if not isinstance(name, str) else f"revision {config['revision']!r} of {name}"
         raise AdaptError(f"{folder} names {named}: give the backbone (--backbone)")
     return named_backbone(name, device, recorded.get("quantization"), recorded.get("preprocess", {}))
-
-
-def _check_use(backbone: Backbone, recorded: dict[str, Any], folder: Path) -> None:
-    """AdaptError where inputs are prepared otherwise than was noted, a word where it is in other bits."""
-    if "preprocess" in recorded:
-        note_quantization(recorded.get("quantization"), backbone, folder)
-        check_reading(recorded["preprocess"], backbone, folder)
 
 
 def _placed(

@@ -27,6 +27,7 @@ logger = logging.getLogger("adapt")
 CONFIG, TENSORS = FILES = ("adapter_config.json", "adapter_model.safetensors")
 PREFIX = "base_model.model."
 OURS = "adapt"  # the key of our own in the header of the tensors
+NOTED = ("logit_scale", "template", "class_names", "backbone", "quantization", "preprocess")  # what it holds
 
 
 def export(model: Adapted[Any], folder: str | Path) -> Path:

@@ -72,10 +72,9 @@ class Compose(Method):
                 raise AdaptError(f"compose: this {part.name} already belongs to a model: make a new one")
             self.add_module(name, part)
 
-    @classmethod
-    def settings_of(cls, config: dict[str, Any], adapter_format: tuple[int, int]) -> dict[str, Any]:
-        parts = config.get("methods", ())
-        return config | {"methods": [find(part["name"]).settings_of(part, adapter_format) for part in parts]}
+    def check_whole(self) -> None:
+        for part in self.parts.values():
+            part.check_whole()
 
     @classmethod
     def mixed(cls, members: Sequence[Any], mixture: Mixture) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -16,7 +16,7 @@ import logging
 from collections.abc import Sequence
 from random import Random
 from string import ascii_lowercase
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import AfterValidator, Field
@@ -72,11 +72,9 @@ class Descriptions(Method):
     prompt_average = "mean"
     example = {"descriptors": "emoji"}
 
-    @classmethod
-    def settings_of(cls, config: dict[str, Any], adapter_format: tuple[int, int]) -> dict[str, Any]:
-        if isinstance(config.get("descriptors"), str):
+    def check_whole(self) -> None:
+        if isinstance(self.config.descriptors, str):
             raise AdaptError("the adapter names a file of descriptors, where it has to hold them: it is damaged")
-        return config
 
     def build(self, backbone: DualEncoder, class_names: Sequence[str]) -> None:  # type: ignore[override]
         given = self.config.descriptors

@@ -89,7 +89,7 @@ _LISTS = (
 def learned_turned(run: Path) -> bool:
     """Whether the run's adapter learned from photographs that are turned upright."""
     adapter = run / NAME
-    return adapter.is_file() and bool(read_header(adapter).preprocess.get("turned"))
+    return adapter.is_file() and bool(read_header(adapter).preprocess["turned"])
 
 
 def galleries(run: Path) -> Iterator[Gallery]:

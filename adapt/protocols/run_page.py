@@ -112,7 +112,6 @@ def _made_with(run: Path, device: str | None) -> str:
     try:
         found = plain.parse(path.read_bytes())
         versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
-        device = device or found.get("cuda")  # of an older release
         threads = f"{found['threads']} thread{'s' * (found['threads'] != 1)} of a CPU"
         processor = threads if device in (None, "cpu") else device
         return shown(f"{processor}; Python {found['python']}, {versions}; {found['platform']}")

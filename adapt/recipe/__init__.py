@@ -128,7 +128,7 @@ def read_recipe(
         raise AdaptError(f"data.source={brief(changed)} is set, and the data is to be {data!r} too: give one of them")
     if data == "":
         raise AdaptError("the data is '', which names none: give a data set, a folder or a .csv")
-    source = next((each for each in (data, found.data, file.source(overrides)) if each is not None), None)
+    source = file.source(overrides) if data is None else data
     if source is None:
         raise file.needs_data()
     if not isinstance(source, str):

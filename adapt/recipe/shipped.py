@@ -7,7 +7,6 @@ from pathlib import Path
 
 from adapt.errors import AdaptError, nearest
 from adapt.methods import names as method_names
-from adapt.recipe import old_names
 from adapt.shown import brief
 
 FEW_SHOT = "few_shot"
@@ -18,11 +17,10 @@ _TAKES = {"domain_generalisation": ("domain_generalisation", "cross_dataset")}
 
 @dataclass(frozen=True)
 class Located:
-    """A recipe's file, what errors call it, and the data that an old name stood for."""
+    """A recipe's file, and what errors call it."""
 
     path: Path
     name: str
-    data: str | None = None
 
 
 def shipped() -> dict[str, Path]:
@@ -53,10 +51,6 @@ def find_recipe(name: str, protocol: str | None = None) -> Located:
         if chosen is None:
             raise AdaptError(f"{key} has several recipes: choose {' or '.join(of_method(key))}")
         return Located(recipes[chosen], chosen)
-    old = old_names.find(key)
-    if old is not None:
-        old_names.note(key, old, protocol)
-        return Located(recipes[old.recipe], old.recipe, old.data)
     method, _, protocol_or_data = key.partition("/")
     if of_method(method):
         has = ", ".join(of_method(method))

@@ -155,7 +155,7 @@ class Run:
             known = plain.parse(path.read_bytes()) if path.exists() else environment()
             if not isinstance(known, dict):
                 raise ValueError("it holds no keys")
-            kept: int | None = known.get("text_memory")  # None of a new run, or one of an older release
+            kept: int | None = known.get("text_memory")  # None of a new run
             if kept is not None and (type(kept) is not int or kept < 0):
                 raise ValueError(f"text_memory is {brief(kept)}; expected a number of bytes")
         except (OSError, ValueError) as error:

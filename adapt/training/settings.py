@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from typing import Any, Literal
 
@@ -10,8 +9,6 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from adapt.errors import AdaptError, nearest
 from adapt.shown import first_of
-
-logger = logging.getLogger("adapt")
 
 
 class _Settings(BaseModel):
@@ -112,23 +109,6 @@ class TrainSettings(_Settings):
             if weight <= 0:
                 raise ValueError(f"the weight of {name} is {weight}; expected a positive number")
         return terms
-
-    @model_validator(mode="before")
-    @classmethod
-    def _renamed(cls, values: Any) -> Any:
-        if isinstance(values, dict) and "imitate" in values:
-            raise ValueError("imitate is a setting of das: give method.imitate in its place")
-        if not isinstance(values, dict) or "distill" not in values:
-            return values
-        values = dict(values)
-        weight = values.pop("distill")
-        logger.warning(
-            "train.distill is called train.terms: {distill: %s} now, and will go with the next release", weight
-        )
-        given = values.get("terms") or {}
-        if not isinstance(given, dict):
-            return values
-        return values | {"terms": {**given, **({"distill": weight} if weight else {})}}
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainSettings:

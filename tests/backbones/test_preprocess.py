@@ -89,7 +89,7 @@ def test_what_gives_other_pixels_is_refused(settings: dict[str, Any], message: s
 
 def test_an_adapter_records_the_edge_where_it_is_not_the_size() -> None:
     plain = preprocess_of(SiglipImageProcessor(size=CROP), 32)
-    assert plain.to_dict().keys() == {"size", "mean", "std", "interpolation", "resize"}  # as ever
+    assert plain.to_dict().keys() == {"size", "mean", "std", "interpolation", "resize", "turned"}
     larger = preprocess_of(CLIPImageProcessor(size={"shortest_edge": 40}, crop_size=CROP), 32)
     assert larger.to_dict() == preprocess_of(tiny_backbones.hf_clip_processor().image_processor, 32).to_dict() | {
         "edge": 40

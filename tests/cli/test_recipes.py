@@ -59,11 +59,5 @@ def test_a_file_of_ones_own(run, recipe) -> None:
     assert f"Command: adapt train {recipe} --out runs/tiny\n" in text
 
 
-def test_an_old_name(run, caplog) -> None:
-    result = run("recipes", "coop/eurosat")
-    assert "Command: adapt train coop --data eurosat --out runs/coop\n" in result.stdout
-    assert [record.levelname for record in caplog.records] == ["WARNING"]
-
-
 def test_an_unknown_one(run, refused) -> None:
     refused(run("recipes", "cop"), "no recipe file 'cop'", "did you mean 'coop'?")

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import one_of_each
 import pytest
 import tiny_llms
 import torch
-from adapters_1_0 import make
 from faults import outcomes
 
 import adapt
@@ -38,19 +38,19 @@ ASKING: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", ASKING)
 def test_a_few_kilobytes_do_not_become_gigabytes(name: str, tmp_path: Path) -> None:
-    source = make.FOLDER / f"{name}.safetensors"
-    metadata = tensor_file.describe(source).metadata | {"config": json.dumps(ASKING[name])}
-    tensor_file.write(tensor_file.read(source), tmp_path / "a.safetensors", metadata)
-    backbone = make.makers()[name]()[0]
+    backbone, method, class_names = one_of_each.makers()[name]()
+    path = adapt.wrap(backbone, method, class_names).save(tmp_path / "a.safetensors")
+    metadata = tensor_file.describe(path).metadata | {"config": json.dumps(ASKING[name])}
+    tensor_file.write(tensor_file.read(path), path, metadata)
 
     def look() -> tuple[str, str]:
         with pytest.raises(AdaptError, match=r"settings ask for far more than the [\d,]+ numbers") as caught:
-            adapt.load(tmp_path / "a.safetensors", backbone)
+            adapt.load(path, backbone)
         return "refused", str(caught.value)
 
     found = outcomes.of(look)
     assert found.kind == "refused", found.message
-    assert str(tmp_path / "a.safetensors") in found.message
+    assert str(path) in found.message
     assert found.mebibytes < 256
 
 

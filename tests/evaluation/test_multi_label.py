@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
 from sklearn.metrics import average_precision_score, f1_score
 
 from adapt.data import Item
-from adapt.evaluation.multi_label import MultiLabelScores, average_precision, prior_bias
+from adapt.evaluation.multi_label import MultiLabelScores, prior_bias
 
 NAMES = ("a", "b", "c", "d")
 # a | b, c, nothing, a; no image has d
@@ -18,14 +19,6 @@ ITEMS = tuple(
 )
 TRUTH = torch.tensor([[1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0], [1, 0, 0, 0]], dtype=torch.bool)
 PROBABILITIES = torch.tensor([[0.9, 0.6, 0.1, 0.2], [0.7, 0.1, 0.4, 0.2], [0.1, 0.2, 0.4, 0.3], [0.3, 0.8, 0.2, 0.1]])
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_average_precision_is_scikit_learns(seed: int) -> None:
-    noise = torch.Generator().manual_seed(seed)
-    scores = torch.randint(0, 8, (60,), generator=noise).double() / 8  # many are equal
-    right = torch.rand(60, generator=noise) < 0.2
-    assert average_precision(scores, right) == pytest.approx(average_precision_score(right.numpy(), scores.numpy()))
 
 
 def test_all_figures_of_a_few_images() -> None:
@@ -49,6 +42,14 @@ def test_all_figures_of_a_few_images() -> None:
         ("none", "none"),
         ("a", "b"),
     ]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(("having", "figures"), [((0, 3), (5 / 6, 0.5, 0.5)), ((), (0, 0, 0))])
+def test_a_class_alone_and_one_that_no_image_has(having: tuple[int, ...], figures: tuple[float, ...]) -> None:
+    items = tuple(replace(item, label=-1, class_name="", labels=(0,) * (n in having)) for n, item in enumerate(ITEMS))
+    found = MultiLabelScores.of(items, PROBABILITIES[:, :1], NAMES[:1])
+    assert (found.mean_average_precision, found.f1, found.class_f1) == pytest.approx(figures)
 
 
 def test_as_many_probabilities_as_labels() -> None:

@@ -21,14 +21,6 @@ def put_together(header: Header | str, data: bytes) -> bytes:
     return len(text).to_bytes(8, "little") + text + data
 
 
-def without_checksum(content: bytes) -> bytes:
-    """The same adapter in format 1.0."""
-    header, data = taken_apart(content)
-    del header["__metadata__"]["checksum"]
-    header["__metadata__"]["format"] = "[1, 0]"
-    return put_together(header, data)
-
-
 def _data_start(content: bytes) -> int:
     return 8 + int.from_bytes(content[:8], "little")
 

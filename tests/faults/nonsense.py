@@ -104,7 +104,7 @@ def _adapter(path: Path, on: Any) -> tuple[str, str]:
         told, is_now = (json.loads(json.dumps(getattr(header, key))) for header in (file, kept))
         assert told in (None, is_now) or _nearly(key, told, is_now), f"{key}: {told} became {is_now}"
     made = methods.find(file.method)
-    config = made(**made.settings_of(file.config, file.format)).config.model_dump(mode="json")
+    config = made(**file.config).config.model_dump(mode="json")
     told = {key: value for key, value in config.items() if value is not None}  # the rest follows from it
     assert told == {key: kept.config[key] for key in told}, f"{config} became {kept.config}"
     tensors, now = read_tensors(path), read_tensors(again)

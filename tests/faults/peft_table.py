@@ -12,9 +12,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import one_of_each
 import tiny_backbones
 import torch
-from adapters_1_0 import make
 from checks import perturb
 from faults import corrupt, outcomes
 
@@ -47,7 +47,7 @@ def main() -> None:
         expected = model(images)
         features = _by_peft(theirs, backbone.model, images)
         looks = {
-            ours: lambda: outcomes.loaded(ours, backbone, expected, make.logits),
+            ours: lambda: outcomes.loaded(ours, backbone, expected, one_of_each.logits),
             theirs / "adapter_model.safetensors": lambda: _compared(theirs, backbone.model, images, features),
         }
         print("| damage | files | peft: refused | harmless | **other outputs** | adapt: refused | harmless |", end="")

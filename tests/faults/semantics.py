@@ -76,7 +76,7 @@ def otherwise(tree: dict[str, Any], draw: random.Random) -> dict[str, Any]:
 def _header_otherwise(metadata: dict[str, str], draw: random.Random) -> dict[str, str]:
     values = {key: json.loads(value) for key, value in metadata.items()}
     if draw.random() < 0.12:
-        values |= {"answers": draw.choice(_ANSWERS), "format": [2, 0]}
+        values["answers"] = draw.choice(_ANSWERS)
     elif draw.random() < 0.5:  # what the method is built from
         place = draw.choice([key for key in ("config", "class_names") if values.get(key)] or [next(iter(values))])
         values |= otherwise({place: values[place]}, draw)

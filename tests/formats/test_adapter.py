@@ -64,7 +64,7 @@ def refused(path: Path, backbone: Backbone | None, message: str, **options: Any)
 def test_the_header_says_what_loading_needs(model: AdaptedModel, tmp_path: Path) -> None:
     model.metadata = {"recipe": {"method": {"name": "coop"}}, "seed": 3, "metrics": {"accuracy": 0.5}}
     header = read_header(model.save(tmp_path / "a.safetensors"))
-    assert header.format == (1, 1)  # what older releases read
+    assert header.format == (2, 0)
     assert (header.method, header.class_names) == ("coop", NAMES)
     assert header.config["n_ctx"] == 4
     assert header.preprocess["size"] == tiny_backbones.IMAGE
@@ -176,10 +176,11 @@ def _say(key: str, value: Any) -> Callable[[dict[str, Any], dict[str, str]], Non
         (_put("other", torch.zeros(2)), "has the unknown other"),
         (_put("ctx", torch.zeros(5, 128)), r"shape \(5, 128\); coop on this backbone expects \(4, 128\)"),
         (_put("ctx", torch.zeros(4, 128, dtype=torch.int32)), "is torch.int32; expected floating point"),
-        (_say("format", [FORMAT[0] + 1, 0]), "format 3.0, this adapt reads up to 2: upgrade adapt"),
+        (_say("format", [FORMAT[0] + 1, 0]), "format 3.0, this adapt reads 2.0: upgrade adapt"),
         (_say("method", "cooop"), "unknown method 'cooop'; did you mean 'coop'"),
         (lambda tensors, header: header.pop("method"), "its header names no method"),
         (lambda tensors, header: header.pop("class_names"), "damaged header"),
+        (lambda tensors, header: header.pop("versions"), "damaged header"),
         (lambda tensors, header: header.__setitem__("config", "{"), "damaged header"),
         (lambda tensors, header: header.clear(), "no adapter"),
     ],
@@ -371,7 +372,7 @@ def test_an_adapter_that_answers_questions_takes_no_class_names(tmp_path: Path) 
 
 def test_parts_without_a_name_are_refused(saved: Path, open_clip: Backbone) -> None:
     rewrite(saved, _say("method", "compose"))
-    refused(rewrite(saved, _say("config", {"methods": [{"skip": 1}]})), open_clip, "'name'")
+    refused(rewrite(saved, _say("config", {"methods": [{"skip": 1}, {"name": "lora"}]})), open_clip, "give its name")
 
 
 def test_another_scale_than_the_models_own_is_refused(saved: Path, open_clip: Backbone) -> None:
@@ -384,9 +385,7 @@ def test_a_model_without_zero_shot_answers_blends_with_none(tmp_path: Path) -> N
     backbone = tiny_llms.vision_llm("llama")
     path = adapt.wrap(backbone, LoRA(rank=2, towers=("decoder",))).save(tmp_path / "a.safetensors")
     rewrite(path, _say("answers", {"blend": 0.5, "template": ["a {}"], "temperature": 1.0}))
-    refused(
-        rewrite(path, _say("format", [2, 0])), backbone, "blends its answers with zero-shot ones, and .* gives none"
-    )
+    refused(path, backbone, "blends its answers with zero-shot ones, and .* gives none")
 
 
 def test_equal_models_are_equal_files(model: AdaptedModel, tmp_path: Path) -> None:

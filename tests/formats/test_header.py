@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from adapters_1_0.make import FOLDER
 from click.testing import CliRunner
 from faults import corrupt
 from pydantic import ValidationError
@@ -73,14 +71,17 @@ def say(path: Path, signed: bool = True, **values: Any) -> Path:
         ({"preprocess": {}}, "preprocess.*size' is missing"),
         ({"fingerprint": {"structure": "x", "values": ["a"]}}, "fingerprint.*values.* is 'a'"),
         ({"fingerprint": {"structure": "x", "values": [], "configuration": 3}}, "fingerprint.*configuration is 3"),
+        ({"fingerprint": {"structure": "x", "values": []}}, "fingerprint.*configuration' is missing"),
         ({"shoe_size": 43}, "it has the unknown key 'shoe_size'"),
         ({"format": "[1]"}, "expected two numbers"),
         ({"format": "[1, -1]"}, "expected two numbers"),
         ({"format": "[1, true]"}, "expected two numbers"),
-        ({"format": "[3, 0]"}, r"has adapter format 3\.0, this adapt reads up to 2: upgrade adapt"),
+        ({"format": "[3, 0]"}, r"has adapter format 3\.0, this adapt reads 2\.0: upgrade adapt"),
+        ({"format": "[1, 1]"}, r"has adapter format 1\.1, this adapt reads 2\.0: train the adapter again"),
         ({"preprocess": {"size": 0}}, "size.* is 0"),
         ({"preprocess": {"size": "8"}}, "size.* is '8'"),
-        ({"preprocess": {"size": 8, "patch_block": "x"}}, "patch_block.* is 'x'"),
+        ({"preprocess": {"size": 8}}, "turned' is missing"),
+        ({"preprocess": {"size": 8, "turned": False, "patch_block": "x"}}, "patch_block.* is 'x'"),
         ({"fingerprint": {"structure": 1, "values": []}}, "structure.* is 1"),
         ({"logit_scale": '"1"'}, "logit_scale is '1'"),
         ({"versions": {"adapt": 1}}, "versions.* is 1"),
@@ -114,7 +115,7 @@ def test_what_would_be_refused_is_not_saved(model: AdaptedModel, tmp_path: Path)
 
 def test_a_header_keeps_what_has_a_value_and_cannot_be_changed(saved: Path) -> None:
     metadata = tensor_file.describe(saved).metadata
-    assert metadata["format"] == "[1,1]"
+    assert metadata["format"] == "[2,0]"
     assert metadata.keys() & {"backbone", "quantization", "recipe", "seed", "metrics"} == set()
     header = read_header(saved)
     assert (header.backbone, header.quantization, header.recipe, header.seed, header.metrics) == (None,) * 5
@@ -127,23 +128,17 @@ def test_long_texts_are_kept_where_no_tokenizer_reads_them(model: AdaptedModel, 
     assert read_header(model.save(tmp_path / "a.safetensors")).recipe == model.metadata["recipe"]
 
 
-def test_a_header_needs_no_versions(saved: Path) -> None:
-    tensors, metadata = tensor_file.read(saved), tensor_file.describe(saved).metadata
-    del metadata["versions"]
-    tensor_file.write(tensors, saved, metadata)
-    assert read_header(saved).versions == {}
-
-
 def test_keys_of_the_preprocessing_that_others_add_are_kept(saved: Path) -> None:
-    say(saved, format="[1, 2]", preprocess={"size": 1, "prompt": "a", "patch_block": -1, "shoe_size": 43}, hat=1)
-    assert read_header(saved).preprocess == {"size": 1, "prompt": "a", "patch_block": -1, "shoe_size": 43}
+    reading = {"size": 1, "turned": False, "prompt": "a", "patch_block": -1, "shoe_size": 43}
+    say(saved, format="[2, 1]", preprocess=reading, hat=1)
+    assert read_header(saved).preprocess == reading
 
 
-def test_a_header_of_the_present_format_has_a_checksum(saved: Path) -> None:
+def test_a_header_has_a_checksum(saved: Path) -> None:
     header, data = corrupt.taken_apart(saved.read_bytes())
     del header["__metadata__"]["checksum"]
     saved.write_bytes(corrupt.put_together(header, data))
-    with pytest.raises(AdaptError, match=r"it has no checksum, and adapters of format 1\.1 have one"):
+    with pytest.raises(AdaptError, match="it has no checksum"):
         read_header(saved)
 
 
@@ -213,12 +208,6 @@ def test_inspect_shows_what_it_can_of_odd_records(saved: Path, values: dict[str,
     result = CliRunner().invoke(main, ["inspect", str(say(saved, **values)), "--words", "0"])
     assert (result.exit_code, result.exception) == (0, None)
     assert "method     coop" in result.output
-
-
-def test_the_old_format_had_no_checksum() -> None:
-    assert tensor_file.describe(FOLDER / "coop.safetensors").checksum is None
-    assert read_header(FOLDER / "coop.safetensors").format == (1, 0)
-    assert torch.equal(tensor_file.read(FOLDER / "coop.safetensors")["ctx"].isfinite().all(), torch.tensor(True))
 
 
 @pytest.mark.parametrize(

@@ -56,12 +56,11 @@ def test_an_adapter_keeps_how_it_answers(images: Tensor, tmp_path: Path) -> None
     model = made("coop").blended(0.25, ("a {}.", "the {}."))
     model.answers = replace(model.answers, temperature=2.5)
     path = model.save(tmp_path / "adapter.safetensors")
-    assert read_header(path).format == (2, 0)  # older releases would answer otherwise
     loaded = adapt.load(path, model.backbone)
     assert loaded.answers == model.answers
     with torch.no_grad():
         assert torch.equal(loaded(images), model.eval()(images))
-    assert read_header(made("coop").save(tmp_path / "plain.safetensors")).format == (1, 1)
+    assert read_header(made("coop").save(tmp_path / "plain.safetensors")).answers is None
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.5, float("nan")])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 import pytest
@@ -151,7 +150,7 @@ def test_recipes_by_name(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     found = find_recipe(name, protocol)
-    assert (found.name, found.data) == (expected, None)
+    assert found.name == expected
     assert found.path.as_posix().endswith(f"recipes/{expected}.yaml")
     assert find_recipe(short(expected, protocol), protocol) == found
 
@@ -170,15 +169,6 @@ def test_names_that_are_none(name: str, message: str) -> None:
         find_recipe(name)
     assert len(str(caught.value)) < 250
     assert recipe_of("compose") is None
-
-
-def test_an_old_name_is_the_settings_it_was_whatever_the_data(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING, "adapt"):
-        photos = read_recipe("coop/folder", ["data.source=pictures"])
-        moved = read_recipe("coop/emoji", ["data.source=pictures"])
-    assert photos == read_recipe("coop", data="pictures")
-    assert (moved.backbone, moved.data.source) == ("mini-clip", "pictures")
-    assert len(caplog.records) == 2
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ class FeatureCache:
         items: Sequence[Item],
         transform: Transform,
         encode: Callable[[Tensor], Tensor],
-        key: str,
+        key: str | None,
         *,
         views: int = 0,
         batch_size: int = 64,
@@ -71,9 +71,9 @@ class FeatureCache:
         """The features of `items` on the CPU: (n, d), or with `views` of a random transform (n, views, d).
 
         `encode` takes images (b, 3, h, w), runs under inference mode and returns (b, d). `key` stands for the backbone
-        and the transform: another one, another feature. A view's seed is made of the image's content and the view's
-        number, so view 0 of an image is the same in every data set. Only images without an entry are decoded;
-        `progress` is told how many of them are done, and of how many.
+        and the transform: another one, another feature; with None nothing is looked for or kept on disk. A view's seed
+        is made of the image's content and the view's number, so view 0 of an image is the same in every data set. Only
+        images without an entry are decoded; `progress` is told how many of them are done, and of how many.
 
         Raises AdaptError when there are no items, or a file cannot be decoded.
         """
@@ -84,15 +84,19 @@ class FeatureCache:
         for position, row_id in enumerate(ids):
             seed = int.from_bytes(row_id[:8]) >> 1
             draws.setdefault(row_id, Draw(position // max(views, 1), seed))
-        folder = self.directory / hashlib.sha256(f"{_FORMAT}\n{key}".encode()).hexdigest()[:32]
-        rows = self._stored(folder, draws.keys())
+        folder = None if key is None else self._folder(key)
+        rows = {} if folder is None else self._stored(folder, draws.keys())
         missing = {row_id: draw for row_id, draw in draws.items() if row_id not in rows}
         images = ImageSet(items, transform)
         for computed in _compute(missing, images, encode, batch_size, workers, progress):
-            self._store(folder, computed)
+            if folder is not None:
+                self._store(folder, computed)
             rows |= computed
         features = torch.stack([rows[row_id] for row_id in ids])
         return features.view(len(items), views, -1) if views else features
+
+    def _folder(self, key: str) -> Path:
+        return self.directory / hashlib.sha256(f"{_FORMAT}\n{key}".encode()).hexdigest()[:32]
 
     def _stored(self, folder: Path, wanted: Set[bytes]) -> dict[bytes, Tensor]:
         try:

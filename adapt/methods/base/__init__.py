@@ -169,10 +169,8 @@ class Method(nn.Module):
         """
         raise AdaptError(f"there are no published {cls.name} checkpoints that adapt knows how to read")
 
-    @classmethod
-    def settings_of(cls, config: dict[str, Any], adapter_format: tuple[int, int]) -> dict[str, Any]:
-        """What the settings in an adapter of this format, perhaps an older one, mean today."""
-        return config
+    def check_whole(self) -> None:
+        """AdaptError where the settings name a file whose content an adapter has to hold; before it is built."""
 
     @classmethod
     def mixed(cls, members: Sequence[Method], mixture: Mixture) -> tuple[dict[str, Any], dict[str, Tensor]]:

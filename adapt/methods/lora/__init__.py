@@ -133,12 +133,6 @@ class LoRA(Method):
     _in_training: bool
     _ties: dict[Place, list[tuple[peft_layers.Held, peft_layers.Held]]]  # peft's layers' own, and ours
 
-    @classmethod
-    def settings_of(cls, config: dict[str, Any], adapter_format: tuple[int, int]) -> dict[str, Any]:
-        if adapter_format >= (1, 1) or config.get("tuner", "lora") == "lora":
-            return config
-        return {key: value for key, value in config.items() if key not in _PUBLISHED}  # they meant nothing then
-
     @property
     def touches(self) -> frozenset[str]:
         return frozenset(self.config.towers)

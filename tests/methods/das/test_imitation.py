@@ -173,4 +173,4 @@ def test_a_fusion_encoder_refuses_it(train) -> None:
     from adapt.training import fit as fitting
 
     with pytest.raises(AdaptError, match=r"train\.terms has distill: 2, and das on .* changes no image features"):
-        fitting._settings(model, {"epochs": 1, "distill": 2}, True)
+        fitting._settings(model, {"epochs": 1, "terms": {"distill": 2}}, True)

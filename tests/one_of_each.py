@@ -1,13 +1,8 @@
-"""How the adapters beside this file were made: by adapt 0.1.0, whose adapter format is 1.0, without a checksum.
-
-Run by that version as `PYTHONPATH=tests:tests/contract python tests/adapters_1_0/make.py`. They are never made again:
-`tests/test_adapters_1_0.py` holds that they go on loading, and give the logits of `logits.safetensors`.
-"""
+"""A model of each method, and more: what to make it of, by name, and what it answers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import cases
@@ -16,14 +11,10 @@ import tiny_backbones
 import tiny_fusion
 import tiny_llms
 import torch
-from checks import perturb
-from safetensors.torch import save_file
 from torch import Tensor
 
-import adapt
 from adapt import methods
 
-FOLDER = Path(__file__).parent
 QUESTIONS = ["what is it ?", "how many dog ?", "which animal is there ?"]
 LLM, ANSWERS = "llama_grouped", ("cat", "dog", "two")
 METADATA = {"recipe": {"method": {"name": "coop"}}, "seed": 3, "metrics": {"adapted": {"accuracy": 0.5}}}
@@ -31,7 +22,7 @@ Made = tuple[Any, Any, tuple[str, ...]]  # backbone, method, class names
 
 
 def _classifiers() -> dict[str, tuple[str, dict[str, Any], str]]:
-    """Methods with their settings and kinds of backbones, by the names of the files."""
+    """Methods with their settings and kinds of backbones, by the names of the models."""
     every = {
         case.replace("/", "_").replace("+", "_"): (case.partition("/")[0], cases.config(case)) for case in cases.ALL
     }
@@ -39,7 +30,6 @@ def _classifiers() -> dict[str, tuple[str, dict[str, Any], str]]:
         "coop_specific_hf": ("coop", {"n_ctx": 2, "class_specific": True, "class_position": "middle"}, "hf_clip"),
         "coop_resnet": ("coop", {"n_ctx": 2}, "open_clip_resnet"),
         "dora_hf": ("lora", {"dropout": 0.0, "options": {"use_dora": True}, "projections": ["q"]}, "hf_clip"),
-        # rank, alpha and dropout, which such files record, meant nothing to tuners other than lora
         "loha": ("lora", {"tuner": "loha", "towers": ["text"], "options": {"r": 4, "alpha": 2}}, "open_clip"),
         "lora_mlp_timm": ("lora", {"dropout": 0.0, "projections": ["fc1", "fc2"], "blocks": [1, 2]}, "open_clip_timm"),
         "lora_siglip": ("lora", {"dropout": 0.0, "logit_scale": None}, "hf_siglip"),
@@ -49,7 +39,7 @@ def _classifiers() -> dict[str, tuple[str, dict[str, Any], str]]:
 
 
 def makers() -> dict[str, Callable[[], Made]]:
-    """By the names of the files, how their backbones and methods are made."""
+    """By the names of the models, how their backbones and methods are made."""
 
     def classifier(method: str, config: dict[str, Any], kind: str) -> Made:
         return tiny_backbones.backbone(kind), methods.find(method)(**config), cases.NAMES
@@ -78,18 +68,3 @@ def logits(model: Any) -> Tensor:
     side = getattr(model.backbone.preprocess, "size", tiny_backbones.IMAGE)
     images = torch.randn(3, 3, side, side, generator=torch.Generator().manual_seed(1))
     return model(images) if model.backbone.family == "dual encoder" else model(images, QUESTIONS)
-
-
-def make() -> None:
-    found = {}
-    for name, maker in makers().items():
-        torch.manual_seed(0)
-        model = perturb(adapt.wrap(*maker())).eval()
-        model.metadata = METADATA if name == "coop" else {}
-        model.save(FOLDER / f"{name}.safetensors")
-        found[name] = logits(model).contiguous()
-    save_file(found, FOLDER / "logits.safetensors")
-
-
-if __name__ == "__main__":
-    make()

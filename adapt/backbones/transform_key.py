@@ -1,0 +1,74 @@
+"""What a transform does, as a key for cached features: the steps that libraries know, with their settings."""
+
+from __future__ import annotations
+
+import hashlib
+from enum import Enum
+from functools import cache, partial
+from importlib.metadata import version
+from types import FunctionType
+from typing import Any
+
+import torch
+from torch import nn
+
+from adapt.version import __version__
+
+_KNOWN = ("adapt", "torchvision", "open_clip")  # whose steps a version stands for
+_LIBRARIES = ("torch", "torchvision", "pillow", "open_clip_torch")
+
+
+class _Unknown(Exception):
+    """A part of a transform that only its author could tell from another one."""
+
+
+def transform_key(transform: Any) -> str | None:
+    """A key that two transforms share only if they do the same, in other processes too; None where nothing is known.
+
+    Known are transforms of torchvision, open_clip and adapt, by their settings and these libraries' versions. Anybody
+    else's code may do anything.
+    """
+    try:
+        described = repr((_versions(), _said_of(transform)))
+    except _Unknown:
+        return None
+    return hashlib.blake2b(described.encode(), digest_size=20).hexdigest()
+
+
+@cache
+def _versions() -> tuple[str, ...]:
+    return __version__, *map(version, _LIBRARIES)
+
+
+def _said_of(value: Any) -> Any:
+    """`value` in numbers, texts and names."""
+    if value is object or isinstance(value, Enum | torch.dtype):
+        return str(value)
+    if isinstance(value, None | bool | int | float | str):
+        return value
+    if isinstance(value, torch.Tensor):
+        return str(value.dtype), value.tolist()
+    if isinstance(value, list | tuple):
+        return [_said_of(each) for each in value]
+    if isinstance(value, partial):
+        return [_said_of(value.func), _said_of(value.args), [(name, _said_of(x)) for name, x in value.keywords.items()]]
+    if isinstance(value, FunctionType | type):
+        return _named(value)
+    return [_named(type(value)), [(name, _said_of(x)) for name, x in sorted(_settings(value).items())]]
+
+
+def _named(value: FunctionType | type) -> str:
+    """The name of a library's function or class."""
+    if value.__module__.partition(".")[0] not in _KNOWN or "<locals>" in value.__qualname__:
+        raise _Unknown
+    return f"{value.__module__}.{value.__qualname__}"
+
+
+def _settings(step: Any) -> dict[str, Any]:
+    """The attributes of a step. One that holds modules or hooks is not known by them alone."""
+    if not isinstance(step, nn.Module):
+        return vars(step)
+    bare = vars(nn.Module()) | {"training": step.training}
+    if any(vars(step)[name] != value for name, value in bare.items()):
+        raise _Unknown
+    return {name: value for name, value in vars(step).items() if name not in bare}
