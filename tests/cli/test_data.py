@@ -276,7 +276,7 @@ def test_match_writes_pairs_that_can_be_learned_from(
     assert result.exit_code == 0, result.stderr
     assert "10 pairs of 6 images" in result.stdout
     split = load(out, root=photos)
-    assert split.of_pairs
+    assert split.task.name == "pairs"
     for item in split.items():
         assert item.text in texts[Path(item.path).parent.name]
     del texts["sky"]

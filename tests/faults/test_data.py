@@ -91,7 +91,7 @@ def test_shards_of_the_cache(tmp_path: Path) -> None:
     for number in range(6):
         path = tmp_path / f"{number}.png"
         Image.new("RGB", (8, 8), (number, 0, 0)).save(path)
-        items.append(Item(str(path), 0, "a"))
+        items.append(Item.of(path=str(path), label="a"))
     store, stream = FeatureCache(tmp_path / "cache"), Random("shards")
 
     def features() -> torch.Tensor:

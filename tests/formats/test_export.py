@@ -79,7 +79,7 @@ def test_labelled_images_are_measured(open_clip: Backbone, tiny_split: Split, tm
     model = model_of(open_clip)
     items = tiny_split.train + tiny_split.test
     found = [each.class_name for each in model.predict(items)]
-    right = sum(name == item.class_name for name, item in zip(found, items)) / len(items)
+    right = sum(name == item.answer for name, item in zip(found, items)) / len(items)
     export(model, tmp_path / "out", "torch", data=items)
     assert record_of(tmp_path / "out")["measured"] == {
         "images": 18,

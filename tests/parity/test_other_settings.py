@@ -44,12 +44,15 @@ def texts(model: AdaptedModel, template: str = TEMPLATES[0]) -> Tensor:
         return model.backbone.encode_text(model.backbone.tokenize(prompts)).double()
 
 
-def learned(model: AdaptedModel, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+def learned(
+    model: AdaptedModel, images: Tensor, labels: Tensor, values: Tensor | None = None
+) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
     """Logits of a batch, the terms of its loss, and the gradients of the tensors that train, after a small move."""
     with torch.no_grad():
         for parameter in model.method.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
     step = model.step(images, labels)
+    step.values = values
     terms = model.losses(step)[0]
     found = torch.autograd.grad(total(terms), list(model.method.parameters()))
     return step.logits, terms, dict(zip(dict(model.method.named_parameters()), found, strict=True))
@@ -222,7 +225,7 @@ def test_uniqa_between_other_targets() -> None:
     images, labels = pictures(4)
     model = made(methods.UniQA(between=(2.0, 7.0), reduction=4))
     targets = torch.tensor([2.0, 3.5, 7.0, 6.0], dtype=torch.double)
-    logits, terms, _ = learned(model, images, torch.stack([labels.double(), targets], dim=-1))
+    logits, terms, _ = learned(model, images, labels, targets.float())
     shares = logits.double().softmax(-1) @ model.method.score_level.double()
     assert scaled(model.method.score(logits), 2 + 5 * shares) < TOLERANCE
     assert scaled(terms["squared_error"], (shares - (targets - 2) / 5).square().mean()) < TOLERANCE
