@@ -74,3 +74,10 @@ def test_the_real_set_gives_sixteen_shots_of_every_group_and_has_new_concepts() 
     assert all(item.domain == archive.UNSEEN_STYLE for item in concepts.test)
     for item in (concepts.train[0], concepts.test[-1]):
         assert open_image(item).size == (64, 64)
+
+
+def test_no_test_drawing_is_a_training_drawing() -> None:
+    split = load("emoji")
+    trained = {read_bytes(item.path) for item in split.train}
+    assert not [item.path for item in split.test if read_bytes(item.path) in trained]
+    assert len(split.test) == 694

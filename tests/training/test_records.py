@@ -235,7 +235,7 @@ def test_bundled_records_have_other_concepts_in_each_part_and_misread_names() ->
     assert not (parts[0] & parts[1])
     assert not (parts[0] & parts[2])
     assert not (parts[1] & parts[2])
-    assert (len(split.train), len(split.val), len(split.test)) == (1052, 180, 1553)
+    assert (len(split.train), len(split.val), len(split.test)) == (1052, 180, 1552)
     assert sum(item.text == item.unit for item in split.test) < len(split.test) / 10
     assert "fluent-3d" not in {item.domain for item in split.train}
     assert sum(item.domain == "fluent-3d" for item in split.test) == 328
