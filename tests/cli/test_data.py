@@ -186,7 +186,7 @@ def test_the_root_is_an_option_too(run, refused, root: Path, tmp_path: Path) -> 
 
 
 def test_check_of_nothing(run, refused) -> None:
-    refused(run("data", "check", "nowhere"), "Data 'nowhere' is neither a folder")
+    refused(run("data", "check", "nowhere"), "Data 'nowhere' is none that a reader takes")
 
 
 # ---- show

@@ -87,10 +87,10 @@ def test_data_with_other_classes(run, refused, adapter: Path, other_photos: Path
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--data", "nowhere"], "Data 'nowhere' is neither a folder"),
+        (["--data", "nowhere"], "Data 'nowhere' is none that a reader takes"),
         (["--data", "PHOTOS", "--backbone", "mini-clap"], "unknown backbone 'mini-clap'"),
         (["--data", "PHOTOS", "--backbone", "MODEL", "--template", "a photo"], "a template must contain {}"),
-        (["--data", "PHOTOS", "--root", "x"], "root 'x' is for .csv and .json only"),
+        (["--data", "PHOTOS", "--root", "x"], "takes no root: leave 'x' out"),
     ],
 )
 def test_refusals(run, refused, photos: Path, model_folder: Path, arguments: list[str], words: str) -> None:

@@ -106,7 +106,7 @@ def test_event_files_need_a_directory(run, refused, recipe: Path) -> None:
         ("backbone=mini-clap", ["unknown backbone 'mini-clap'", "did you mean 'mini-clip'?"]),
         ("backbone=open_clip:ViT-B-61", ["open_clip has no architecture 'ViT-B-61'; did you mean ViT-B-16"]),
         ("backbone=open_clip:ViT-B-16/openia", ["no weights 'openia'", "did you mean 'openai'?"]),
-        ("data.source=nowhere", ["Data 'nowhere' is neither a folder, nor a .csv"]),
+        ("data.source=nowhere", ["Data 'nowhere' is none that a reader takes"]),
         ("train.precision=fp16", ["fp16 needs a CUDA device"]),
         ("method={name: linear_probe}", ["linear_probe is not trained by steps: leave out"]),
         ("device=gpu", ["device 'gpu' cannot be used here"]),
@@ -159,7 +159,7 @@ def test_options_are_keys_of_the_recipe(run, recipe: Path, photos: Path, model_f
             "--backbone mini-clip and --set backbone=hf:x disagree",
         ),
         (["--device", "cpu", "--set", "device=cuda"], "--device cpu and --set device=cuda disagree"),
-        (["--root", "somewhere"], "root 'somewhere' is for .csv and .json only"),
+        (["--root", "somewhere"], "takes no root: leave 'somewhere' out"),
     ],
 )
 def test_options_and_keys_that_disagree(run, refused, recipe: Path, options: list[str], words: str) -> None:
