@@ -21,7 +21,9 @@ class GradedScores(Scores):
     @classmethod
     def of(cls, scores: Scores, targets: Tensor, said: Sequence[Tensor]) -> GradedScores:
         """`scores` of items with these targets `(n,)`, and batches of the numbers that were said of them."""
-        return cls(**vars(scores), targets=tuple(targets.tolist()), said=tuple(x for batch in said for x in batch.tolist()))
+        return cls(
+            **vars(scores), targets=tuple(targets.tolist()), said=tuple(x for batch in said for x in batch.tolist())
+        )
 
     def figures(self) -> dict[str, Any]:
         from scipy.stats import pearsonr, spearmanr

@@ -21,7 +21,7 @@ GRADES = ("bad", "poor", "fair", "good", "perfect")  # UniQA's (arXiv 2406.01069
 
 
 @dataclass(frozen=True)
-class Target(NamedLabel):
+class Graded(NamedLabel):
     """A number, and the word that stands for it; "" before the words of a data set are known."""
 
     value: float
@@ -37,15 +37,15 @@ class Targets(Task):
     name = "targets"
     title = "a number an image"
     example = "emoji-counts"
-    label_type = Target
+    label_type = Graded
     needs = frozenset({"target"})
     may_have = frozenset({"label"})
     learns_unseen = True  # a grade may be said that no training image has
 
-    def read(self, cells: Mapping[str, Any], where: str) -> Target:
-        return Target(cells.get("label", ""), number(cells["target"], where, "target"))
+    def read(self, cells: Mapping[str, Any], where: str) -> Graded:
+        return Graded(cells.get("label", ""), number(cells["target"], where, "target"))
 
-    def completed(self, labels: Sequence[Target]) -> Sequence[Target]:
+    def completed(self, labels: Sequence[Graded]) -> Sequence[Graded]:
         """The same with a word each: where some have none, one of five, for equal parts of the range of the numbers."""
         if all(label.name for label in labels):
             return labels

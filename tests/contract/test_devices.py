@@ -25,7 +25,7 @@ from torch import Tensor, nn
 import adapt
 from adapt import Backbone
 from adapt.data import Item, Split
-from adapt.tasks.targets import Target
+from adapt.tasks.targets import Graded
 
 SETTINGS: dict[str, Any] = {"epochs": 1, "batch_size": 12, "warmup_epochs": 0, "augment": "none", "workers": 0}
 
@@ -42,7 +42,7 @@ def learn(model: Any, inputs: Any, labels: Tensor) -> None:
 def items(tiny_split: Split) -> dict[str, tuple[Item, ...]]:
     """With targets, for those that learn numbers."""
     parts = {"train": tiny_split.train, "val": tiny_split.val}
-    targets = {name: Target(name, float(number)) for number, name in enumerate(NAMES)}
+    targets = {name: Graded(name, float(number)) for number, name in enumerate(NAMES)}
     return {name: tuple(each.labelled(targets[each.answer]) for each in part) for name, part in parts.items()}
 
 

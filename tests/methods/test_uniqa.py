@@ -15,7 +15,7 @@ from adapt import AdaptedModel, AdaptError, fit, methods
 from adapt.data import Item, Split, load
 from adapt.evaluation.evaluate import evaluate
 from adapt.evaluation.numbers import GradedScores
-from adapt.tasks.targets import Target
+from adapt.tasks.targets import Graded
 
 STEPS: dict[str, Any] = {"epochs": 2, "batch_size": 4, "warmup_epochs": 0, "augment": "none", "workers": 0}
 STEPS |= {"optimizer": "adam", "lr": 0.01, "progress": False}
@@ -30,7 +30,7 @@ def made(**config: Any) -> AdaptedModel:
 def graded(items: tuple[Item, ...]) -> tuple[Item, ...]:
     """Targets near the number of the class, each a little above the one before."""
     return tuple(
-        item.labelled(Target(item.answer, NUMBERS[item.answer] + place / 10)) for place, item in enumerate(items)
+        item.labelled(Graded(item.answer, NUMBERS[item.answer] + place / 10)) for place, item in enumerate(items)
     )
 
 

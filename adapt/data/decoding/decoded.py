@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, default_collate
 
 from adapt.data.decoding.draws import Draw, seeded
 from adapt.data.decoding.epochs import Epochs
-from adapt.data.decoding.image_set import Images, ImageSet
+from adapt.data.decoding.image_set import ImageSet, Pictures
 from adapt.data.item import Item
 from adapt.errors import AdaptError
 
@@ -97,18 +97,18 @@ class _Drawn:
     def __init__(self, dataset: ImageSet) -> None:
         self.dataset = dataset
 
-    def __getitems__(self, draws: Sequence[Draw]) -> list[tuple[Images, int]] | AdaptError:
+    def __getitems__(self, draws: Sequence[Draw]) -> list[tuple[Pictures, int]] | AdaptError:
         try:
             return [self._one(draw) for draw in draws]
         except AdaptError as error:
             return error
 
-    def _one(self, draw: Draw) -> tuple[Images, int]:
+    def _one(self, draw: Draw) -> tuple[Pictures, int]:
         with seeded(draw.seed):
             return self.dataset[draw.position]
 
 
-def _collate(batch: list[tuple[Images, int]] | AdaptError) -> Any:
+def _collate(batch: list[tuple[Pictures, int]] | AdaptError) -> Any:
     return batch if isinstance(batch, AdaptError) else default_collate(batch)
 
 

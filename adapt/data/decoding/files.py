@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 from adapt.disk import check_regular, open_regular, read_bounded
 from adapt.errors import AdaptError, missing
 
-Reader = Callable[[str, str], bytes]  # of a container and a member of it
+MemberReader = Callable[[str, str], bytes]  # of a container and a member of it
 
 # Of one image's file: what is larger is no photograph, and a member of an archive may be packed to nearly nothing.
 MOST_BYTES = 256 * 2**20
@@ -63,7 +63,7 @@ def _may_exist(path: str) -> bool:
         return False
 
 
-def open_file(path: str | os.PathLike[str], more: Mapping[str, Reader] | None = None) -> BinaryIO:
+def open_file(path: str | os.PathLike[str], more: Mapping[str, MemberReader] | None = None) -> BinaryIO:
     """The file at `path`, open for reading: one on disk is read as it is needed, one in an archive at once.
 
     `more` are readers of other containers than archives and tables, by their suffix. Raises AdaptError, naming the
@@ -78,7 +78,7 @@ def open_file(path: str | os.PathLike[str], more: Mapping[str, Reader] | None = 
         return open_regular(path)
 
 
-def read_bytes(path: str | os.PathLike[str], more: Mapping[str, Reader] | None = None) -> bytes:
+def read_bytes(path: str | os.PathLike[str], more: Mapping[str, MemberReader] | None = None) -> bytes:
     """The content of the file at `path`.
 
     Raises AdaptError, naming the file, when it is missing, cannot be read, or takes more than 256 MiB.

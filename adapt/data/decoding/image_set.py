@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from adapt.backbones.preprocess import Transform
 
-Images = Union["Tensor", tuple["Tensor", ...]]  # `|` does not take names in quotes
+Pictures = Union["Tensor", tuple["Tensor", ...]]  # `|` does not take names in quotes
 
 
 class ImageSet:
@@ -30,7 +30,7 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.items)
 
-    def __getitem__(self, index: int) -> tuple[Images, int]:
+    def __getitem__(self, index: int) -> tuple[Pictures, int]:
         """Raises AdaptError, naming the file, when it cannot be decoded."""
         item = self.items[index]
         if len(item.paths) < 2:

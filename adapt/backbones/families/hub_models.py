@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 _PREFIX = "hf:"
 
 
-class HuggingFace(Family):
-    name = "hugging_face"
+class HubModels(Family):
+    name = "hub_models"
     forms: ClassVar = {
         "hf:NAME_OR_PATH": "a CLIP, SigLIP, ViLT, BridgeTower or LLaVA, e.g. hf:openai/clip-vit-base-patch16",
         "FOLDER": "a folder in open_clip's or transformers' format",
