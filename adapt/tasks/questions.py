@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Asked(NamedLabel):
+class QuestionLabel(NamedLabel):
     """The answer to a question; where answers come out of a list, they are the classes."""
 
     question: str
@@ -32,7 +32,7 @@ class Questions(Task):
     name = "questions"
     title = "questions about images"
     example = "emoji-questions"
-    label_type = Asked
+    label_type = QuestionLabel
     backbones = frozenset({"fusion encoder", "vision LLM"})
     needs = frozenset({"label", "question"})
     noun = "questions"
@@ -42,8 +42,8 @@ class Questions(Task):
     once_an_image = False
     comparable = "what is compared tells classes apart by a CLIP or SigLIP: give images without questions"
 
-    def read(self, cells: Mapping[str, Any], where: str) -> Asked:
-        return Asked(filled(cells, "label", where), filled(cells, "question", where))
+    def read(self, cells: Mapping[str, Any], where: str) -> QuestionLabel:
+        return QuestionLabel(filled(cells, "label", where), filled(cells, "question", where))
 
     def validates(self, model: Adapted[Any]) -> bool:
         return bool(model.class_names)  # answering in words takes long

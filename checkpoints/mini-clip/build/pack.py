@@ -18,7 +18,7 @@ STYLES = ["noto", "twemoji", "fluent-flat", "emojione", UNSEEN_STYLE]
 SPLITS = {"train": 0.50, "val": 0.15, "test": 0.35}
 MAX_CONCEPTS = 32  # of a class: the largest subgroups would otherwise take most of the file
 MIN_TRAINING_IMAGES = 16
-# Emoji One draws the insect as the game: byte for byte its drawing of "cricket game", which is among the training images
+# Emoji One draws the insect as the game: byte for byte its drawing of "cricket game", a training image
 MISDRAWN = {"emojione/1f997.png"}
 # Subgroups of emoji-datasource whose members look like what they are called; the names are theirs, made readable.
 CLASSES = {
