@@ -13,7 +13,7 @@ import tiny_backbones
 from click.testing import CliRunner
 
 import adapt
-from adapt.backbones import load
+from adapt.backbones.families import open_clip_models
 from adapt.cli import main
 
 
@@ -48,7 +48,7 @@ def test_every_tag_that_open_clip_warns_of(caplog: pytest.LogCaptureFixture) -> 
     for architecture, tag in open_clip.list_pretrained():
         quick = open_clip.get_model_config(architecture).get("quick_gelu", False)
         caplog.clear()
-        load._warn_of_activation(architecture, tag, quick)
+        open_clip_models._warn_of_activation(architecture, tag, quick)
         other = quick != open_clip.get_pretrained_cfg(architecture, tag).get("quick_gelu", False)
         assert len(caplog.messages) == other, (architecture, tag)
         if other and "quickgelu" in caplog.text:

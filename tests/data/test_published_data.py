@@ -189,13 +189,15 @@ def test_the_data_sets_own_folder_is_not_the_root(copied: Path) -> None:
 
 
 def test_a_root_is_needed() -> None:
-    with pytest.raises(AdaptError, match=r"'oxford_pets' needs a root: the folder that holds oxford_pets/\."):
+    with pytest.raises(
+        AdaptError, match=r"'oxford_pets' needs a root: the folder that holds the published sets' own folders\."
+    ):
         load("oxford_pets")
 
 
 @pytest.mark.parametrize(("spec", "meant"), [("oxford_pet", "oxford_pets"), ("imagenet-a", "imagenet_a")])
 def test_a_name_that_is_nearly_right(spec: str, meant: str, copied: Path) -> None:
-    with pytest.raises(AdaptError, match=f"nor a bundled or published set: did you mean '{meant}'"):
+    with pytest.raises(AdaptError, match=f"none that a reader takes: did you mean '{meant}'"):
         load(spec, copied)
 
 

@@ -30,6 +30,9 @@ class Given:
     def labels(self, part: str) -> Tensor:
         return self._labels
 
+    def shares(self, part: str) -> Tensor:
+        return F.one_hot(self._labels).double()
+
 
 def images(classes: int, each: int = 12, spread: float = 0.25) -> tuple[Tensor, Tensor]:
     """Unit-length features of as many images of each class, around one axis a class."""
