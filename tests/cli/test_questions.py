@@ -88,9 +88,15 @@ def test_questions_and_classes_are_not_mixed(
     refused(run("predict", adapter, image, "--question", QUESTION), "classifies images: leave --question out")
     refused(run("predict", speaks, image, "--question", QUESTION, "--classes", "a,b"), "takes no class names")
     refused(run("chat", adapter, image), "of a dual encoder, which does not speak")
-    refused(run("eval", speaks, "--data", photos), "the data are images (one class an image), and mini-clip+mini-lm is a vision LLM: take")
+    refused(
+        run("eval", speaks, "--data", photos),
+        "the data are images (one class an image), and mini-clip+mini-lm is a vision LLM: take",
+    )
     classifying = ("--set=method={name: coop}", "--set=backbone=mini-clip", "--set=data.shots=1")
-    refused(run("train", speaking / "recipe.yaml", *classifying), "holds questions (questions about images), and coop learns classes: take one of ")
+    refused(
+        run("train", speaking / "recipe.yaml", *classifying),
+        "holds questions (questions about images), and coop learns classes: take one of ",
+    )
 
 
 def test_a_quantised_backbone_by_recipe(run: Run, speaking: Path, tmp_path: Path) -> None:

@@ -72,7 +72,9 @@ def test_a_step_sees_the_text_towers_features(open_clip: Backbone, of_texts: Spl
     for features, labels in seen:
         nearest = (features @ expected.T).max(-1)
         assert torch.allclose(nearest.values, torch.ones(len(labels)), atol=1e-5)
-        assert [of_texts.train[place].answer for place in nearest.indices] == [of_texts.class_names[label] for label in labels]
+        assert [of_texts.train[place].answer for place in nearest.indices] == [
+            of_texts.class_names[label] for label in labels
+        ]
 
 
 @pytest.mark.parametrize("name", ["lora", "maple"])

@@ -69,7 +69,9 @@ def test_the_cache_and_fresh_images_give_the_same_targets(numbers: Split) -> Non
 
 
 def test_data_without_numbers_are_refused_before_work(tiny_split: Split, numbers: Split) -> None:
-    with pytest.raises(AdaptError, match=r"holds images \(one class an image\), and uniqa learns targets: take one of "):
+    with pytest.raises(
+        AdaptError, match=r"holds images \(one class an image\), and uniqa learns targets: take one of "
+    ):
         fit(made(), tiny_split.train, **STEPS)
     alike = [replace(item, label=replace(item.label, value=1.0)) for item in numbers.train]
     with pytest.raises(AdaptError, match="all training images have the target 1; expected different ones"):

@@ -28,8 +28,7 @@ TEXTS = {"goldfish": "a goldfish", "red_panda": "a red panda", "sea cucumber": "
 def pairs(tiny_split: Split) -> Split:
     def part(items: tuple[Item, ...]) -> tuple[Item, ...]:
         return tuple(
-            replace(item, label=Pair(), text=f"{TEXTS[item.answer]} {number}")
-            for number, item in enumerate(items)
+            replace(item, label=Pair(), text=f"{TEXTS[item.answer]} {number}") for number, item in enumerate(items)
         )
 
     return Split("pairs", (), part(tiny_split.train), part(tiny_split.val), part(tiny_split.test))
@@ -170,7 +169,9 @@ def test_texts_alone_learn_beside_pairs_that_are_held_out(tmp_path: Path, tiny_s
 @pytest.mark.parametrize(("method", "learns"), [("lora", "classes and pairs and records"), ("close", "classes")])
 def test_methods_that_need_more_than_texts_refuse_them(method: str, learns: str, tmp_path: Path) -> None:
     (tmp_path / "texts.txt").write_text("a cat\na dog\n")
-    with pytest.raises(AdaptError, match=rf"texts holds .*texts alone, .* and {method} learns {learns}: take one of xbt$"):
+    with pytest.raises(
+        AdaptError, match=rf"texts holds .*texts alone, .* and {method} learns {learns}: take one of xbt$"
+    ):
         read_data(read_recipe(method, [], str(tmp_path / "texts.txt")))
 
 
@@ -208,7 +209,9 @@ def test_the_bundled_captions_say_what_is_drawn() -> None:
     sides = [item.text for item in split.test if " of " in item.text]
     assert sides
     assert sum(" left of " in text for text in sides) == pytest.approx(len(sides) / 2, abs=1)
-    questions = {item.path: item for item in load("emoji-questions").test if item.label.question == "what is on the left?"}
+    questions = {
+        item.path: item for item in load("emoji-questions").test if item.label.question == "what is on the left?"
+    }
     for item in split.test:
         if " left of " in item.text or " right of " in item.text:
             first, _, second = item.text.replace(" left of ", "|").replace(" right of ", "|").partition("|")

@@ -39,9 +39,7 @@ def several(tiny_split: Split) -> Split:
 @pytest.fixture
 def listed(several: Split, tmp_path: Path) -> Path:
     lines = [
-        f"{item.path},{item.answer},{part}"
-        for part in ("train", "val", "test")
-        for item in getattr(several, part)
+        f"{item.path},{item.answer},{part}" for part in ("train", "val", "test") for item in getattr(several, part)
     ]
     (tmp_path / "several.csv").write_text("path,labels,split\n" + "\n".join(lines) + "\n")
     return tmp_path / "several.csv"
