@@ -97,7 +97,8 @@ def _check_tasks(split: Split) -> None:
     for part in (split.train, split.val, split.test):
         of_tasks = {item.task: item for item in reversed(part)}
         _check_one([*of_tasks.values()], split.name)
-    of_kinds = {bool(item.task.classes_are): item for item in split.items()}
+    # of pairs and of texts alone, one may be learned from and the other be tested
+    of_kinds = {item.task if item.task.classes_are else None: item for item in split.items()}
     _check_one([*of_kinds.values()], split.name)
     for task in _tasks(split):
         task.check(split)
@@ -130,6 +131,11 @@ def _check_texts(split: Split) -> None:
             "classifies images: give images for the part test, or none."
         )
     for item in split.items():
+        if item.paths and item.text and item.task.classes_are:
+            raise AdaptError(
+                f"Data {split.name!r}: {item.name!r} has a text beside it, and is labelled for {item.task.name}. Pairs "
+                "of images and texts are data of their own, without classes."
+            )
         if not (item.paths or item.text.strip()):
             raise AdaptError(f"Data {split.name!r}: an item of {item.answer!r} has neither an image nor a text.")
 

@@ -185,6 +185,13 @@ def are_turned(items: Iterable[Item]) -> bool:
 
 
 def items_id(items: Sequence[Item]) -> str:
-    """16 hex digits that stand for these items, by file name and label, in this order, in any folder."""
-    listed = (json.dumps(item.identity(item.path.rsplit("/", 1)[-1], os.path.dirname(item.path))) for item in items)
-    return hashlib.sha256("\n".join(listed).encode(errors="surrogateescape")).hexdigest()[:16]
+    """16 hex digits that stand for these items, by file name and label, in this order, in any folder.
+
+    Classes count by their numbers in the order in which they come.
+    """
+    digest, numbers = hashlib.sha256(), dict[str, int]()
+    for item in items:
+        own = [numbers.setdefault(name, len(numbers)) for name in item.class_names]
+        known = item.identity(item.path.rsplit("/", 1)[-1], os.path.dirname(item.path)), own
+        digest.update(f"{json.dumps(known)}\n".encode(errors="surrogateescape"))
+    return digest.hexdigest()[:16]

@@ -70,7 +70,7 @@ class Label:
         return self
 
     def identity(self, root: str) -> Any:
-        """What fingerprints depend on, as JSON has it; files are told below `root`."""
+        """What fingerprints depend on beside the numbers of the classes, as JSON has it; files are told below `root`."""
         return asdict(self)
 
 
@@ -86,6 +86,9 @@ class NamedLabel(Label):
 
     def renamed(self, names: Mapping[str, str]) -> Self:
         return replace(self, name=names[self.name])
+
+    def identity(self, root: str) -> Any:
+        return super().identity(root) | {"name": None}  # a number stands for it, whatever the class is called
 
 
 class Task:
@@ -178,8 +181,8 @@ class Task:
         kind = model.backbone.family
         if kind not in self.backbones:
             raise AdaptError(
-                f"the data are {self.items_are} ({self.title}), and {model.backbone.describe()} is a {kind}: take a "
-                f"{' or a '.join(sorted(self.backbones))}"
+                f"the data are {self.items_are}, and {model.backbone.describe()} is a {kind}, which answers "
+                f"{_answered_by(kind)}: take a {' or a '.join(sorted(self.backbones))}, or other data"
             )
         if self.classes_are and not model.class_names and kind == "dual encoder":
             raise AdaptError(
@@ -255,6 +258,14 @@ class Task:
     def score(self, model: Adapted[Any], items: Sequence[Item], answering: Answering) -> Scores:
         """How well `model` answers these items."""
         raise NotImplementedError
+
+
+def _answered_by(kind: str) -> str:
+    """What backbones of a kind are asked, and by which columns."""
+    from adapt import tasks
+
+    every = (task for task in map(tasks.named, tasks.names()) if kind in task.backbones)
+    return "; ".join(f"{task.items_are} (columns {', '.join(sorted(task.needs)) or 'path'})" for task in every)
 
 
 def _edits(method: Method | type[Method]) -> bool:

@@ -33,6 +33,7 @@ class Classes(Task):
     name = "classes"
     title = "one class an image"
     example = "emoji"
+    items_are = "images with one class each"
     label_type = Class
     needs = frozenset({"label"})
     may_have = frozenset({"overlap"})

@@ -10,7 +10,11 @@ from adapt.errors import AdaptError
 from adapt.tasks.base import Label, Task
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from adapt.data.item import Item
+    from adapt.evaluation.answering import Answering
+    from adapt.evaluation.scores import Scores
     from adapt.methods.base import Method
     from adapt.models.base import Adapted
 
@@ -40,6 +44,15 @@ class Images(Task):
                 f"the data are {self.items_are}, and {model.method.name} tells {len(model.class_names)} classes apart: "
                 "give labels, or take a method that needs none, without class names"
             )
+
+    def numbers(self, items: Sequence[Item], class_names: Sequence[str]) -> Tensor:
+        """A number for each item `(n,)`: all are different."""
+        import torch
+
+        return torch.arange(len(items))
+
+    def score(self, model: Adapted[Any], items: Sequence[Item], answering: Answering) -> Scores:
+        raise AdaptError(f"{items[0].name} and others have no labels to score answers by: give a list with labels")
 
     def learned_by(self, method: Method | type[Method]) -> bool:
         return self.name in method.tasks

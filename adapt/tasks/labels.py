@@ -37,6 +37,9 @@ class Several(Label):
     def stratum(self) -> str:
         return self.rarest
 
+    def identity(self, root: str) -> Any:
+        return None  # numbers stand for the classes
+
     def renamed(self, names: Mapping[str, str]) -> Several:
         return Several(tuple(sorted(names[name] for name in self.names)), names.get(self.rarest, ""))
 
@@ -47,6 +50,7 @@ class Labels(Task):
     name = "labels"
     title = "several classes an image, or none"
     example = "emoji-labels"
+    items_are = "images with several classes each, or none"
     label_type = Several
     needs = frozenset({"labels"})
     divisible = False
@@ -55,12 +59,12 @@ class Labels(Task):
 
     def read(self, cells: Mapping[str, Any], where: str) -> Several:
         cell = cells["labels"]
-        if not isinstance(cell, str):
-            return Several(tuple(sorted(cell)), cell[0] if cell else "")
-        names = tuple(name.strip() for name in cell.split(SEPARATOR)) if cell else ()
+        names = tuple(cell)
+        if isinstance(cell, str):
+            names = tuple(name.strip() for name in cell.split(SEPARATOR)) if cell else ()
         if "" in names or len(set(names)) < len(names):
             raise AdaptError(f"{where}: the labels are {cell!r}; expected different names, as in cat{SEPARATOR}dog.")
-        return Several(tuple(sorted(names)))
+        return Several(tuple(sorted(names)), "" if isinstance(cell, str) or not names else names[0])
 
     def completed(self, labels: Sequence[Several]) -> Sequence[Several]:
         """The same with the rarest class of each image, so that every part has some of every class.

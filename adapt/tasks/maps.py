@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from adapt.tasks.base import NamedLabel, Task, filled
@@ -31,7 +31,7 @@ class Defect(NamedLabel):
         return (self.mask,) if self.mask else ()
 
     def identity(self, root: str) -> Any:
-        return asdict(self) | {"mask": self.mask.removeprefix(root).replace(os.sep, "/").lstrip("/")}
+        return super().identity(root) | {"mask": self.mask.removeprefix(root).replace(os.sep, "/").lstrip("/")}
 
 
 class Maps(Task):
@@ -40,6 +40,7 @@ class Maps(Task):
     name = "maps"
     title = "one class an image, and masks of what is abnormal"
     example = "emoji-defects"
+    items_are = "images with one class each, and masks of defects"
     label_type = Defect
     needs = frozenset({"label", "mask"})
     files = frozenset({"mask"})

@@ -36,7 +36,7 @@ class Questions(Task):
     backbones = frozenset({"fusion encoder", "vision LLM"})
     needs = frozenset({"label", "question"})
     noun = "questions"
-    items_are = "questions"
+    items_are = "questions about images"
     classes_are = "answers"
     learns_unseen = True  # who answers in words may say what nobody told it
     once_an_image = False

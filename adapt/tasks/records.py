@@ -27,6 +27,7 @@ class Records(Pairs):
     name = "records"
     title = "pairs of images and texts, several of one entity"
     example = "emoji-records"
+    items_are = "pairs of images and texts, several of one entity"
     label_type = Record
     needs = frozenset({"path", "text", "entity"})
     keeps_entities_together = True

@@ -37,6 +37,7 @@ class Targets(Task):
     name = "targets"
     title = "a number an image"
     example = "emoji-counts"
+    items_are = "images with a number each"
     label_type = Graded
     needs = frozenset({"target"})
     may_have = frozenset({"label"})

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-from adapt import methods
+from adapt import methods, tasks
 from adapt.data.item import Item
 from adapt.errors import AdaptError
 from adapt.evaluation.evaluate import evaluate
@@ -29,9 +29,11 @@ def check_learned(method: Method, task: Task, name: str) -> None:
         return
     known = [methods.find(each) for each in methods.names()]
     able = ", ".join(each.name for each in known if task.learned_by(each) and task.backbones & set(each.serves))
-    learns = " and ".join(sorted(method.tasks))
+    learns = [tasks.named(each) for each in sorted(method.tasks)]
+    columns = " or ".join(", ".join(sorted(each.needs)) for each in learns if each.needs)
     raise AdaptError(
-        f"{name} holds {task.items_are} ({task.title}), and {method.name} learns {learns}: take one of {able}"
+        f"{name} holds {task.items_are}, and {method.name} learns {', '.join(each.name for each in learns)}: give a list "
+        f"with {columns}, or take one of {able}"
     )
 
 

@@ -132,7 +132,7 @@ def _check_parts(
 ) -> None:
     """Refuses what these images make impossible, before any of them is encoded."""
     task = tasks.of(train_set)
-    check_learned(model.method, task, train_set[0].name + " and others")
+    check_learned(model.method, task, "the training data")
     for part in filter(None, (train_set, val_set, test_set)):
         tasks.of(part).check_model(model, part)
     for part in filter(None, (val_set, test_set)):

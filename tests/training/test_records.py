@@ -143,10 +143,8 @@ def test_linked_is_the_share_whose_nearest_other_pair_is_of_its_entity() -> None
     features = F.normalize(torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.8, 0.3], [0.1, 0.9]]), dim=-1)
     entities = ["a", "a", "b", "b", "alone"]
     items = [Item.of(path=f"{n}.png", text="t", entity=e) for n, e in enumerate(entities)]
-    unnamed = [
-        Item.of(path="5.png", text=text, entity="") for text in ("one", "other")
-    ]  # two texts of an image are no records
-    assert linked([*items, *unnamed], torch.cat([features, -torch.ones(2, 2)]), {}).images == 4
+    two_texts = [Item.of(path="5.png", text=text, entity="") for text in ("one", "other")]  # of an image: no records
+    assert linked([*items, *two_texts], torch.cat([features, -torch.ones(2, 2)]), {}).images == 4
     scores = linked(items, features, {})
     assert scores.images == 4
     assert "calibration_error" not in scores.figures()  # a cosine is no probability

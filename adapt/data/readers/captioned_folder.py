@@ -51,7 +51,7 @@ def _text_of(path: str) -> Path:
 
 class CaptionedFolder(Folder):
     name = "captioned_folder"
-    takes = "a folder of images with a text beside each"
+    takes = "a folder with a .txt beside each image"
     fallback = False
 
     def claims(self, spec: str) -> bool:

@@ -156,7 +156,7 @@ def _of_coco(images: list[Any], annotations: list[Any], where: str) -> list[Any]
 
 class CaptionsFile(Reader):
     name = "captions_file"
-    takes = "a .json, .json.gz or .jsonl of images with captions"
+    takes = "captions in .json or .jsonl"
     root = "may"
 
     def claims(self, spec: str) -> bool:

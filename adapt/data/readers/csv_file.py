@@ -161,6 +161,8 @@ def _row(record: dict[str | None, str | None], task: Task, folder: str, where: s
     if not (paths or text):
         raise AdaptError(f"{where}: the {'text' if 'text' in cells else task.images[0]} is empty.")
     whole, box = parted(paths[0]) if paths else ("", None)
+    if box is not None and label.files:
+        raise AdaptError(f"{where}: a mask is of a whole image, and {paths[0]!r} is a region. Take one of them out.")
     group = cells.get("group", "") or ("" if box is None else whole)
     return Listed(Item(paths, label, cells.get("domain", ""), group, text), part)
 
@@ -209,7 +211,7 @@ def _path(cells: dict[str, str], folder: str, where: str) -> str:
 
 class CSVFile(Reader):
     name = "csv_file"
-    takes = "a .csv that lists images, or texts in their place"
+    takes = "a .csv"
     root = "may"
 
     def claims(self, spec: str) -> bool:

@@ -56,7 +56,7 @@ def _stem(path: str) -> str:
 
 class DefectFolder(Folder):
     name = "defect_folder"
-    takes = "defects:FOLDER, one object's images with and without defects, and masks"
+    takes = "defects:FOLDER"
     fallback = False
 
     def claims(self, spec: str) -> bool:

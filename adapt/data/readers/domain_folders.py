@@ -41,7 +41,7 @@ def read_domain_folders(root: str | os.PathLike[str], seed: int = 0) -> Split:
 
 class DomainFolders(Folder):
     name = "domain_folders"
-    takes = "domains:FOLDER, a folder of domains that hold class folders"
+    takes = "domains:FOLDER"
     fallback = False
 
     def claims(self, spec: str) -> bool:

@@ -11,7 +11,7 @@ from adapt.data.split import Split
 
 class EmojiSets(Reader):
     name = "emoji_sets"
-    takes = "the name of a bundled set"
+    takes = "a bundled name"
 
     def claims(self, spec: str) -> bool:
         return bundled.is_bundled(spec)

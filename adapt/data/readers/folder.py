@@ -121,7 +121,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 class Folder(Reader):
     name = "folder"
-    takes = "a folder with a folder of images for each class"
+    takes = "a folder with one for each class"
     fallback = True
 
     def claims(self, spec: str) -> bool:

@@ -95,7 +95,7 @@ def _cells(dataset: Any) -> Iterator[tuple[str, int]]:
 
 class HuggingFace(Reader):
     name = "hugging_face"
-    takes = "hf:NAME_OR_FOLDER of the library datasets"
+    takes = "hf:NAME"
 
     def claims(self, spec: str) -> bool:
         return spec.startswith("hf:")

@@ -48,7 +48,7 @@ def read_labelled_folder(root: str | os.PathLike[str], ratios: Sequence[float] =
 
 class LabelledFolder(Folder):
     name = "labelled_folder"
-    takes = "a folder of images with a labels.csv"
+    takes = "a folder with a labels.csv"
     fallback = False
 
     def claims(self, spec: str) -> bool:

@@ -78,7 +78,7 @@ _READERS: dict[str, Callable[[Published, Path], Split]] = {
 
 class PublishedLayout(Reader):
     name = "published_layout"
-    takes = "the name of a published set"
+    takes = "a published name"
     root = "needed"
     root_is = "the folder that holds the published sets' own folders"
 

@@ -67,7 +67,7 @@ def _item(entry: Any, names: dict[int, str], folder: str, turned: bool, where: s
 
 class SplitFile(Reader):
     name = "split_file"
-    takes = "a split file of CoOp's form, .json or .json.gz"
+    takes = "a split file of CoOp's (.json)"
     root = "may"
     fallback = True  # of JSON whatever is none of captions
 

@@ -45,7 +45,7 @@ def read_list(path: str | os.PathLike[str]) -> Split:
 
 class TextsFile(Reader):
     name = "texts_file"
-    takes = "a .txt with a text a line, to learn from texts alone"
+    takes = "a .txt of texts"
 
     def claims(self, spec: str) -> bool:
         return spec.endswith(".txt") and os.path.isfile(spec)
