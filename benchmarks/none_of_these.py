@@ -14,7 +14,7 @@ from torch import Tensor
 import adapt
 from adapt import AdaptedModel
 from adapt.data import Item, Split
-from adapt.evaluation.answering import Answering
+from adapt.evaluation.inference import Inference
 from adapt.recipe import read_recipe
 from adapt.training.run_recipe import learn
 from benchmarks.drawings import SEEN, UNSEEN, built, drawings
@@ -148,7 +148,7 @@ def _trained(way: Way, source: str, items: Sequence[Item], classes: Classes, see
 
 def _told(way: Way, model: AdaptedModel, classes: Classes, items: Sequence[Item]) -> Told:
     groups = [[item for item in items if item.answer in names] for names in (classes.known, classes.never_seen)]
-    known, never_seen = (torch.cat(list(Answering(workers=0).logits(model, each))).double() for each in groups)
+    known, never_seen = (torch.cat(list(Inference(workers=0).logits(model, each))).double() for each in groups)
     count = len(classes.known)
     truth = torch.tensor([classes.known.index(item.answer) for item in groups[0]])
     right = known[:, :count].argmax(-1) == truth

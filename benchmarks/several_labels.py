@@ -8,8 +8,8 @@ import torch
 
 import adapt
 from adapt import AdaptedModel
-from adapt.evaluation.answering import Answering
 from adapt.evaluation.evaluate import evaluate
+from adapt.evaluation.inference import Inference
 from adapt.methods import ZeroShot
 from adapt.recipe import read_recipe
 from adapt.training.run_recipe import learn
@@ -35,7 +35,7 @@ TRAININGS: dict[str, list[tuple[str, object]]] = {
 def rows(progress: Callable[[str], None]) -> Iterator[Row]:
     """Mean average precision, and F1 at one half, on scenes in seen styles and in the unseen one."""
     frozen = adapt.wrap(backbone(), ZeroShot(), drawings(LABELS).class_names)
-    drawings(LABELS).task.fit_baseline(frozen, drawings(LABELS).train, Answering())
+    drawings(LABELS).task.fit_baseline(frozen, drawings(LABELS).train, Inference())
     yield _row("zero-shot", [frozen])
     for name, changes in TRAININGS.items():
         progress(name)

@@ -20,7 +20,7 @@ from adapt.data.folds import folds, parts
 from adapt.data.item import Item
 from adapt.data.split import Split
 from adapt.devices import one_thread
-from adapt.evaluation.answering import Answering
+from adapt.evaluation.inference import Inference
 from adapt.evaluation.noise import standard_error
 from adapt.models.classifier import AdaptedModel
 from adapt.training.loop import Length
@@ -173,7 +173,7 @@ class Comparison:
             started = time.monotonic()
             model, _ = _trained(candidate, part, self._backbone, changes)
             seconds = time.monotonic() - started
-            probabilities = Answering().all_logits(model, part.test).float().softmax(-1).cpu()
+            probabilities = Inference().all_logits(model, part.test).float().softmax(-1).cpu()
             return _Tried(held, probabilities, seconds, _size(model), bool(model.method.state_dict()))
 
     def _compared(self, candidate: Candidate, parts: Sequence[_Tried]) -> Compared:

@@ -127,13 +127,13 @@ def zeroshot(
     note_passed_over(data, split)
     with quiet_libraries():
         from adapt.backbones.load import load_backbone
-        from adapt.evaluation.answering import Answering
+        from adapt.evaluation.inference import Inference
         from adapt.methods.zero_shot import ZeroShot
         from adapt.models.wrap import wrap
 
         read = load_backbone(backbone, device).turning(split.turned)
         model = wrap(read, ZeroShot(templates or split.template), split.class_names)
-        split.task.fit_baseline(model, split.train or _measured(split, part), Answering(cache=cache))
+        split.task.fit_baseline(model, split.train or _measured(split, part), Inference(cache=cache))
         _print(model, split, part, as_json, cache)
     if not as_json:
         _tell_parts(split, part)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from adapt import tasks
 from adapt.data.item import Item
-from adapt.evaluation.answering import Answering
+from adapt.evaluation.inference import Inference
 from adapt.models.base import Adapted
 
 BOUNDS = (0.05, 20.0)  # where answers that are all right, or no better than a guess, would go beyond all
@@ -24,7 +24,7 @@ def temperature(model: Adapted[Any], items: Sequence[Item], *, workers: int = 2,
     """
     task = tasks.of(items)
     task.check_model(model, items)
-    answers = Answering(workers, cache).all_logits(model, items)
+    answers = Inference(workers, cache).all_logits(model, items)
     return likeliest(answers.double() * model.answers.temperature, task.numbers(items, model.class_names))
 
 

@@ -9,7 +9,7 @@ import torch
 
 from adapt import tasks
 from adapt.data.item import Item
-from adapt.evaluation.answering import Answering
+from adapt.evaluation.inference import Inference
 from adapt.evaluation.scores import Scores
 from adapt.models.base import Adapted
 from adapt.progress import Progress
@@ -35,4 +35,4 @@ def evaluate(
     task = tasks.of(items)
     task.check_model(model, items)
     task.check_answers(model)
-    return task.score(model, items, Answering(workers, cache, progress))
+    return task.score(model, items, Inference(workers, cache, progress))

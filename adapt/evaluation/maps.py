@@ -11,7 +11,7 @@ from torch import Tensor
 
 from adapt.data.decoding.masks import mask_of
 from adapt.data.item import Item
-from adapt.evaluation.answering import Answering
+from adapt.evaluation.inference import Inference
 from adapt.evaluation.scores import Scores, beside_accuracy, scored
 from adapt.methods.base.normal import normal_label
 from adapt.models.classifier import AdaptedModel
@@ -46,10 +46,10 @@ class MapScores(Scores):
         yield beside_accuracy(self.figures()) or ""
 
 
-def map_scores(model: AdaptedModel, items: Sequence[Item], answering: Answering) -> MapScores:
+def map_scores(model: AdaptedModel, items: Sequence[Item], inference: Inference) -> MapScores:
     """Scores of items that have masks, with the areas of the maps that `model` draws of them."""
     normal = normal_label(model.method, model.class_names)
-    batches = list(answering.of_batches(model, items, lambda step: model.logits_and_maps(step.inputs)))
+    batches = list(inference.of_batches(model, items, lambda step: model.logits_and_maps(step.inputs)))
     abnormal = 1 - torch.cat([logits for logits, _ in batches]).float().softmax(-1)[:, normal].cpu()
     maps, place = torch.cat([maps for _, maps in batches]), model.backbone.preprocess.placing("nearest")
     size, turned = (maps.shape[1], maps.shape[2]), model.backbone.preprocess.turned

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from adapt.data.item import Item
-from adapt.evaluation.answering import Answering
+from adapt.evaluation.inference import Inference
 from adapt.evaluation.scores import Scores, told
 from adapt.methods.base import Encoded, ImageStep
 from adapt.models.base import evaluating
@@ -74,7 +74,7 @@ class LinkedScores(Scores):
         return {name: figure for name, figure in figures.items() if name != "calibration_error"}
 
 
-def retrieve(model: AdaptedModel, items: Sequence[Item], answering: Answering) -> RetrievalScores | LinkedScores:
+def retrieve(model: AdaptedModel, items: Sequence[Item], inference: Inference) -> RetrievalScores | LinkedScores:
     """Ranks all texts of `items` for each of their images, and all images for each text, exactly.
 
     Where some of them are of one entity, each pair's nearest other one is looked for too.
@@ -91,7 +91,7 @@ def retrieve(model: AdaptedModel, items: Sequence[Item], answering: Answering) -
         belongs[row[item.path], list(own_texts[item.unit or item.path])] = True
     with torch.no_grad():
         of_texts = _of_texts(model, texts)
-        of_images = torch.cat([*answering.of_batches(model, list(images.values()), lambda step: step.features)])
+        of_images = torch.cat([*inference.of_batches(model, list(images.values()), lambda step: step.features)])
         logits = finite(ImageStep(model, Encoded(of_images)).cosine_logits(of_texts)).float().cpu()
         recalled = {"image_to_text": recall(logits, belongs), "text_to_image": recall(logits.T, belongs.T)}
         if max(_sizes_of_entities(items).values(), default=0) > 1:

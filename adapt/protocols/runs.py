@@ -18,8 +18,8 @@ from adapt.devices import AUTO
 from adapt.disk import write_text
 from adapt.errors import AdaptError
 from adapt.evaluation import stored
-from adapt.evaluation.answering import Answering
 from adapt.evaluation.evaluate import evaluate
+from adapt.evaluation.inference import Inference
 from adapt.evaluation.scores import SHORT, main_figure
 from adapt.loading import load
 from adapt.methods.zero_shot import ZeroShot
@@ -146,7 +146,7 @@ def _comparable(recipe: Recipe) -> Recipe:
 def _on_targets(run: PlannedRun, folder: Path) -> dict[str, dict[str, Any]]:
     """Accuracies by target, those that are missing measured and kept in the run's targets.json."""
     file = folder / "targets.json"
-    known = stored.read(file, stored.Targets, "figures of targets") if file.exists() else {}
+    known = stored.read(file, stored.TargetFigures, "figures of targets") if file.exists() else {}
     model: AdaptedModel | None = None
     for target in run.targets:
         split = _images(target.data)
@@ -169,7 +169,7 @@ def _measured(model: AdaptedModel, split: Split, data: DataSection, recipe: Reci
     workers = recipe.train.workers if recipe.train is not None else 2
     adapted = model.with_classes(split.class_names) if split.class_names else model
     baseline = wrap(model.backbone, ZeroShot(data.template), split.class_names, recipe.fast)
-    split.task.fit_baseline(baseline, split.train or split.test, Answering(workers, recipe.cache))
+    split.task.fit_baseline(baseline, split.train or split.test, Inference(workers, recipe.cache))
     ours, frozen = (
         evaluate(each, split.test, workers=workers, cache=recipe.cache).figures() for each in (adapted, baseline)
     )

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from adapt.data.item import Item
     from adapt.data.split import Split
-    from adapt.evaluation.answering import Answering
+    from adapt.evaluation.inference import Inference
     from adapt.evaluation.scores import Scores
     from adapt.methods.base import Method, Step, Terms
     from adapt.models.base import Adapted
@@ -70,7 +70,7 @@ class Label:
         return self
 
     def identity(self, root: str) -> Any:
-        """What fingerprints depend on beside the numbers of the classes, as JSON has it; files are told below `root`."""
+        """What fingerprints depend on beside the classes' numbers, as JSON has it; files are told below `root`."""
         return asdict(self)
 
 
@@ -181,8 +181,8 @@ class Task:
         kind = model.backbone.family
         if kind not in self.backbones:
             raise AdaptError(
-                f"the data are {self.items_are}, and {model.backbone.describe()} is a {kind}, which answers "
-                f"{_answered_by(kind)}: take a {' or a '.join(sorted(self.backbones))}, or other data"
+                f"the data are {self.items_are}, and {model.backbone.describe()} is a {kind}: take a "
+                f"{' or a '.join(sorted(self.backbones))}, or data that a {kind} answers"
             )
         if self.classes_are and not model.class_names and kind == "dual encoder":
             raise AdaptError(
@@ -250,22 +250,14 @@ class Task:
     def fit_answers(self, training: Fitting, baseline: Model) -> None:
         """Sets what the answers of a model and of its baseline need beside logits, by the training items."""
 
-    def fit_baseline(self, baseline: Adapted[Any], items: Sequence[Item], answering: Answering) -> None:
+    def fit_baseline(self, baseline: Adapted[Any], items: Sequence[Item], inference: Inference) -> None:
         """Sets the same for a baseline that nothing is compared with, by these items."""
 
     # scoring
 
-    def score(self, model: Adapted[Any], items: Sequence[Item], answering: Answering) -> Scores:
+    def score(self, model: Adapted[Any], items: Sequence[Item], inference: Inference) -> Scores:
         """How well `model` answers these items."""
         raise NotImplementedError
-
-
-def _answered_by(kind: str) -> str:
-    """What backbones of a kind are asked, and by which columns."""
-    from adapt import tasks
-
-    every = (task for task in map(tasks.named, tasks.names()) if kind in task.backbones)
-    return "; ".join(f"{task.items_are} (columns {', '.join(sorted(task.needs)) or 'path'})" for task in every)
 
 
 def _edits(method: Method | type[Method]) -> bool:

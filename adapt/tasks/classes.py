@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from adapt.data.item import Item
     from adapt.data.split import Split
-    from adapt.evaluation.answering import Answering
+    from adapt.evaluation.inference import Inference
     from adapt.evaluation.scores import Scores
     from adapt.methods.base import Method
     from adapt.models.base import Adapted
@@ -71,7 +71,7 @@ class Classes(Task):
         overlaps = [item.label.overlap for item in items]
         return None if overlaps[0] is None else torch.tensor(overlaps, dtype=torch.float64)
 
-    def score(self, model: Adapted[Any], items: Sequence[Item], answering: Answering) -> Scores:
+    def score(self, model: Adapted[Any], items: Sequence[Item], inference: Inference) -> Scores:
         from adapt.evaluation.scores import scored
 
-        return scored(items, answering.decisions(model, items))
+        return scored(items, inference.decisions(model, items))

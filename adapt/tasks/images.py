@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from adapt.data.item import Item
-    from adapt.evaluation.answering import Answering
+    from adapt.evaluation.inference import Inference
     from adapt.evaluation.scores import Scores
     from adapt.methods.base import Method
     from adapt.models.base import Adapted
@@ -51,7 +51,7 @@ class Images(Task):
 
         return torch.arange(len(items))
 
-    def score(self, model: Adapted[Any], items: Sequence[Item], answering: Answering) -> Scores:
+    def score(self, model: Adapted[Any], items: Sequence[Item], inference: Inference) -> Scores:
         raise AdaptError(f"{items[0].name} and others have no labels to score answers by: give a list with labels")
 
     def learned_by(self, method: Method | type[Method]) -> bool:

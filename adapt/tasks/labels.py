@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from adapt.data.item import Item
-    from adapt.evaluation.answering import Answering
+    from adapt.evaluation.inference import Inference
     from adapt.evaluation.scores import Scores
     from adapt.methods.base import Method, Terms
     from adapt.models.base import Adapted
@@ -120,22 +120,22 @@ class Labels(Task):
         """
         own: float = baseline.backbone.logit_scale  # type: ignore[union-attr]  # a dual encoder, as the task asks for
         scale = (training.model.method.logit_scale or own) / own
-        biases = self._biases(baseline, training.train_set, training.answering(), (1.0, scale))
+        biases = self._biases(baseline, training.train_set, training.inference(), (1.0, scale))
         for model, bias in zip((baseline, training.model), training.processes.agreed(biases), strict=True):
             model.answers = replace(model.answers, logit_bias=bias)
 
-    def fit_baseline(self, baseline: Adapted[Any], items: Sequence[Item], answering: Answering) -> None:
-        [bias] = self._biases(baseline, items, answering, (1.0,))
+    def fit_baseline(self, baseline: Adapted[Any], items: Sequence[Item], inference: Inference) -> None:
+        [bias] = self._biases(baseline, items, inference, (1.0,))
         baseline.answers = replace(baseline.answers, logit_bias=bias)
 
     def _biases(
-        self, baseline: Any, items: Sequence[Item], answering: Answering, scales: Sequence[float]
+        self, baseline: Any, items: Sequence[Item], inference: Inference, scales: Sequence[float]
     ) -> list[float]:
         """What is to be added to the baseline's logits, scaled, so that classes are as frequent as among the items."""
         from adapt.evaluation.multi_label import prior_biases
 
         truth = self.labels(items, baseline.class_names)
-        return prior_biases(answering.all_logits(baseline, items), truth, baseline.backbone.logit_bias, scales)
+        return prior_biases(inference.all_logits(baseline, items), truth, baseline.backbone.logit_bias, scales)
 
     def check_answers(self, model: Adapted[Any]) -> None:
         if not model.answers.several:
@@ -144,10 +144,10 @@ class Labels(Task):
                 "such data"
             )
 
-    def score(self, model: Adapted[Any], items: Sequence[Item], answering: Answering) -> Scores:
+    def score(self, model: Adapted[Any], items: Sequence[Item], inference: Inference) -> Scores:
         from adapt.evaluation.multi_label import MultiLabelScores
 
-        probabilities = model.answers.probabilities(answering.all_logits(model, items).float())
+        probabilities = model.answers.probabilities(inference.all_logits(model, items).float())
         return MultiLabelScores.of(items, probabilities, self.labels(items, model.class_names), model.class_names)
 
 

@@ -11,7 +11,7 @@ from adapt.tasks.base import NamedLabel, Task, filled
 
 if TYPE_CHECKING:
     from adapt.data.item import Item
-    from adapt.evaluation.answering import Answering
+    from adapt.evaluation.inference import Inference
     from adapt.evaluation.scores import Scores
     from adapt.methods.base import Method
     from adapt.models.base import Adapted
@@ -60,14 +60,14 @@ class Maps(Task):
             normal_label(model.method, model.class_names)
             check_masks(items, model.backbone.preprocess.turned)
 
-    def score(self, model: Any, items: Sequence[Item], answering: Answering) -> Scores:
+    def score(self, model: Any, items: Sequence[Item], inference: Inference) -> Scores:
         from adapt.evaluation.maps import map_scores
         from adapt.evaluation.scores import scored
 
         if not self._drawn(model, items):
-            return scored(items, answering.decisions(model, items))
+            return scored(items, inference.decisions(model, items))
         self.check_tested(model, items)
-        return map_scores(model, items, answering)
+        return map_scores(model, items, inference)
 
     def _drawn(self, model: Adapted[Any], items: Sequence[Item]) -> bool:
         """Whether the model says where images are abnormal, and the items know it."""

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from adapt.data.item import Item
-    from adapt.evaluation.answering import Answering
+    from adapt.evaluation.inference import Inference
     from adapt.evaluation.scores import Scores
     from adapt.methods.base import Method, Step
     from adapt.models.base import Adapted
@@ -71,7 +71,7 @@ class Pairs(Task):
         texts = [item.text for item in items], [item.label.rephrased for item in items]
         return PairStep(model, [inputs, *texts]).of(self, items)
 
-    def score(self, model: Any, items: Sequence[Item], answering: Answering) -> Scores:
+    def score(self, model: Any, items: Sequence[Item], inference: Inference) -> Scores:
         from adapt.evaluation.retrieval import retrieve
 
-        return retrieve(model, items, answering)
+        return retrieve(model, items, inference)

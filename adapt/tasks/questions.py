@@ -1,4 +1,4 @@
-"""Questions about images, with an answer each: visual question answering."""
+"""Questions about images, with an answer each: visual question inference."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from adapt.tasks.base import NamedLabel, Task, filled
 
 if TYPE_CHECKING:
-    from adapt.evaluation.answering import Answering
+    from adapt.evaluation.inference import Inference
     from adapt.evaluation.scores import Scores
     from adapt.methods.base import Method, Step
     from adapt.models.base import Adapted
@@ -56,9 +56,9 @@ class Questions(Task):
         step: Step = model.step([inputs, *asked]).of(self, items)
         return step
 
-    def score(self, model: Adapted[Any], items: Sequence[Any], answering: Answering) -> Scores:
+    def score(self, model: Adapted[Any], items: Sequence[Any], inference: Inference) -> Scores:
         from adapt.evaluation.scores import QuestionScores, scored
 
         asked = tuple(item.label.question for item in items)
-        decisions = answering.of_batches(model, items, model.decide)
+        decisions = inference.of_batches(model, items, model.decide)
         return QuestionScores(**vars(scored(items, decisions)), questions=asked)

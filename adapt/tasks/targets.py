@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from adapt.data.item import Item
-    from adapt.evaluation.answering import Answering
+    from adapt.evaluation.inference import Inference
     from adapt.evaluation.scores import Scores
     from adapt.methods.base import Method
     from adapt.models.base import Adapted
@@ -67,11 +67,11 @@ class Targets(Task):
 
         return torch.tensor([item.label.value for item in items], dtype=torch.float64)
 
-    def score(self, model: Adapted[Any], items: Sequence[Item], answering: Answering) -> Scores:
+    def score(self, model: Adapted[Any], items: Sequence[Item], inference: Inference) -> Scores:
         from adapt.evaluation.numbers import GradedScores
         from adapt.evaluation.scores import scored
 
-        logits = list(answering.logits(model, items))
-        scores = scored(items, answering.decided(model, logits), [item.class_names[0] for item in items])
+        logits = list(inference.logits(model, items))
+        scores = scored(items, inference.decided(model, logits), [item.class_names[0] for item in items])
         said = [number for batch in logits if (number := model.method.score(batch)) is not None]
         return GradedScores.of(scores, self.values(items), said) if said else scores

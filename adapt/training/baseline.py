@@ -32,8 +32,8 @@ def check_learned(method: Method, task: Task, name: str) -> None:
     learns = [tasks.named(each) for each in sorted(method.tasks)]
     columns = " or ".join(", ".join(sorted(each.needs)) for each in learns if each.needs)
     raise AdaptError(
-        f"{name} holds {task.items_are}, and {method.name} learns {', '.join(each.name for each in learns)}: give a list "
-        f"with {columns}, or take one of {able}"
+        f"{name} holds {task.items_are}, and {method.name} learns {', '.join(each.name for each in learns)}: give a "
+        f"list with the columns {columns}, or take one of {able}"
     )
 
 

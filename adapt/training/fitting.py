@@ -20,8 +20,8 @@ from adapt.data.item import Item
 from adapt.disk import write_text
 from adapt.errors import AdaptError
 from adapt.evaluation import stored
-from adapt.evaluation.answering import Answering
 from adapt.evaluation.flops import tower_flops
+from adapt.evaluation.inference import Inference
 from adapt.features import item_features
 from adapt.methods.base import Step, Terms, total
 from adapt.methods.base.training import Part
@@ -91,9 +91,9 @@ class Fitting:
         weights = tasks.of(self.train_set).class_weights(self.train_set, self.model.class_names)
         self.model.class_weights = weights.clamp_min(1e-6).to(self.model.backbone.device)
 
-    def answering(self, progress: Progress | None = None) -> Answering:
+    def inference(self, progress: Progress | None = None) -> Inference:
         """The way to a model's answers in this training."""
-        return Answering(self.workers, self.cache, progress)
+        return Inference(self.workers, self.cache, progress)
 
     def renew_batches(self) -> None:
         """Once the method is prepared: where it now edits blocks before those that batches begin at, they are anew."""

@@ -90,12 +90,12 @@ def test_questions_and_classes_are_not_mixed(
     refused(run("chat", adapter, image), "of a dual encoder, which does not speak")
     refused(
         run("eval", speaks, "--data", photos),
-        "the data are images (one class an image), and mini-clip+mini-lm is a vision LLM: take",
+        "the data are images with one class each, and mini-clip+mini-lm is a vision LLM: take a dual encoder, or data",
     )
     classifying = ("--set=method={name: coop}", "--set=backbone=mini-clip", "--set=data.shots=1")
     refused(
         run("train", speaking / "recipe.yaml", *classifying),
-        "holds questions (questions about images), and coop learns classes: take one of ",
+        "holds questions about images, and coop learns classes: give a list with the columns label, or take one of ",
     )
 
 

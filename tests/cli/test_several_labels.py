@@ -78,7 +78,7 @@ def test_all_classes_of_an_image(run, refused, recipe: Path, street: Path, tmp_p
     refused(run("export", out, "--to", "html", "--out", tmp_path / "page", "--runtime", tmp_path), "")
     refused(
         run("train", recipe, "--data", street, "--set", "method={name: gda}", "--set", "train=null"),
-        "(several classes an image, or none), and gda learns classes: take one of bitfit, ",
+        "images with several classes each, or none, and gda learns classes: give a list with the columns label, ",
     )
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from adapt.data import Item
-from adapt.evaluation.answering import Answering
+from adapt.evaluation.inference import Inference
 from adapt.evaluation.scores import Scores, scored
 from adapt.methods.base import ImageStep, Step, Terms
 from adapt.tasks import Label, Task
@@ -53,8 +53,8 @@ class Triplets(Task):
     def right(self, step: Any) -> Tensor:
         return nearer_by(step) > 0
 
-    def score(self, model: Any, items: Sequence[Item], answering: Answering) -> Scores:
-        return scored(items, answering.of_batches(model, items, _decided))
+    def score(self, model: Any, items: Sequence[Item], inference: Inference) -> Scores:
+        return scored(items, inference.of_batches(model, items, _decided))
 
 
 def nearer_by(step: ImageStep) -> Tensor:

@@ -15,8 +15,8 @@ from small_trainings import SETTINGS
 import adapt
 from adapt import AdaptError, Backbone, methods, tasks
 from adapt.data import Item, Split
-from adapt.evaluation.answering import Answering
 from adapt.evaluation.evaluate import evaluate
+from adapt.evaluation.inference import Inference
 from adapt.methods.zero_shot import ZeroShot
 from adapt.recipe import read_recipe
 from adapt.training.run_recipe import read_data, run_recipe
@@ -133,7 +133,7 @@ REFUSING = ("clap", "detpro", "gda", "linear_probe", "lp_plus_plus", "modx", "og
 
 @pytest.mark.parametrize("name", REFUSING)
 def test_who_learns_from_one_class_refuses(open_clip: Backbone, several: Split, listed: Path, name: str) -> None:
-    refused = rf"\(several classes an image, or none\), and {name} learns classes.*: take one of bitfit, "
+    refused = rf"images with several classes each, or none, and {name} learns classes.*, or take one of bitfit, "
     with pytest.raises(AdaptError, match=refused):
         read_data(read_recipe(name, [("data.root", "/")], str(listed)))
     model = of_method(open_clip, name, several.class_names)
@@ -152,7 +152,7 @@ def test_both_kinds_are_told_apart(open_clip: Backbone, several: Split, tiny_spl
         adapt.fit(model, several.train, val_set=several.val, calibrate=True, **OF_ALL)
     adapt.fit(model, tiny_split.train, **OF_ALL | {"epochs": 1})  # and learns anew from one class each
     assert model.answers.logit_bias is None
-    tiny_split.task.fit_baseline(model, tiny_split.train, Answering())
+    tiny_split.task.fit_baseline(model, tiny_split.train, Inference())
     assert model.answers.logit_bias is None
 
 

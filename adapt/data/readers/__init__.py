@@ -56,7 +56,7 @@ def load(spec: _Path, root: _Path | None = None, names: _Path | None = None) -> 
     if root is None and reader.root == "needed":
         raise AdaptError(f"Data {given!r} needs a root: {reader.root_is}. An image folder of that name is './{given}'.")
     if root is not None and reader.root == "none":
-        raise AdaptError(f"Data {given!r} is {reader.takes}, which needs no root: leave {os.fspath(root)!r} out.")
+        raise AdaptError(f"Data {given!r} is {reader.takes}, which takes no root: leave {os.fspath(root)!r} out.")
     split = reader.read(given, None if root is None else os.fspath(root))
     return split if names is None else split.renamed(read_names(names))
 

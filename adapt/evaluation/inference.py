@@ -28,7 +28,7 @@ FEATURES_PER_IMAGE = 32  # the same where every image has class features of its 
 
 
 @dataclass(frozen=True)
-class Answering:
+class Inference:
     """The way to answers: processes that decode images, whether the cache of features serves, and who is told."""
 
     workers: int = 2
