@@ -206,7 +206,7 @@ def _predictions(
         return ((prediction,) for prediction in models[0].predict_stream(images, **asked))
     answering = [adapter for adapter, model in zip(adapters, models, strict=True) if not _classifies(model)]
     if answering or question is not None:
-        named = f"; {first_of(inference)} answers questions" if answering else ""
+        named = f"; {first_of(answering)} answers questions" if answering else ""
         raise AdaptError(f"several adapters stand side by side where they classify{named}: ask one at a time")
     from adapt.models.many import predict_many_stream
 

@@ -149,7 +149,7 @@ class _Explained(_Stored):
 
 Explained = list[_Explained]  # explanations.json of a run
 
-Targets = dict[str, _Target]  # targets.json of a run
+TargetFigures = dict[str, _Target]  # targets.json of a run
 
 
 def read(path: Path, kind: Any, what: str) -> Any:

@@ -65,7 +65,7 @@ def test_copies_of_models_that_answer_questions(kind: str) -> None:
     images, questions = torch.randn(2, 3, 32, 32), ["what is it ?", "how many ?"]
     das, vlora = adapt.methods.DAS(skip=0, towers=("fusion",)), adapt.methods.VLoRA(dim=16, depth=1, rank=2, heads=2)
     answering = adapt.wrap(tiny_fusion.vilt(), das, ("yes", "no"))
-    for model in (inference, adapt.wrap(tiny_llms.vision_llm("llama"), vlora)):
+    for model in (answering, adapt.wrap(tiny_llms.vision_llm("llama"), vlora)):
         perturb(model)
         expected = model.eval()(images, questions)
         copied = COPIES[kind](model)
