@@ -36,7 +36,7 @@ _changes = common.together(
 @click.option(
     "--keep-flops",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    help="For das: skip blocks until at most this share of operations is left. "
+    help="Skip blocks until at most this share of operations is left, where the method can. "
     "Short for --set method.keep_flops=SHARE.",
 )
 @click.option("--out", type=click.Path(path_type=Path), help="The run's directory; must not hold a run yet.")
@@ -174,12 +174,10 @@ def _many(recipe: Recipe, seeds: str | None, sweeps: tuple[str, ...]) -> Protoco
 
 
 def _plot(result: Result, out: Path) -> None:
-    result.plot(out / "curves.png")
-    if (out / "search.json").is_file():
-        from adapt.evaluation import stored
-        from adapt.methods.das.search import Found, plot_search
+    from adapt import methods
 
-        plot_search(Found(**stored.read(out / "search.json", Found, "search")), out / "search.png")
+    result.plot(out / "curves.png")
+    methods.find(result.metrics["method"]).draw(out)
 
 
 def _values(sweep: str) -> tuple[str, list[Any]]:
@@ -196,8 +194,10 @@ def _values(sweep: str) -> tuple[str, list[Any]]:
 
 def _keeping(share: float, recipe: Recipe, overrides: tuple[str, ...]) -> tuple[str, ...]:
     """The overrides with those that --keep-flops stands for. AdaptError where it is no setting, or another is given."""
-    if recipe.method["name"] != "das":
-        raise AdaptError(f"--keep-flops is a setting of das, and this recipe's method is {recipe.method['name']}")
+    from adapt import methods
+
+    if "keep_flops" not in methods.find(recipe.method["name"]).Config.model_fields:
+        raise AdaptError(f"--keep-flops is a setting that this recipe's method, {recipe.method['name']}, does not have")
     for each in overrides:
         if each.startswith(("method.skip=", "method.skipped=")):
             raise AdaptError(f"--keep-flops chooses how many blocks are skipped: leave it out, or --set {each}")

@@ -15,8 +15,9 @@ Deviations: none from the parts', but where two meet:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from itertools import combinations
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain, combinations
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ from adapt.backbones.tokenizer import TextTokenizer
 from adapt.backbones.tower import Tower
 from adapt.edits import Bypass, Edit, Tokens
 from adapt.errors import AdaptError
-from adapt.methods import find
+from adapt.methods import find, names
 from adapt.methods.base import Context, Method, MethodConfig, Mixture, Terms, Training
 from adapt.methods.base.config import MethodSettings
 from adapt.prompts import Prompt
@@ -75,6 +76,17 @@ class Compose(Method):
     def check_whole(self) -> None:
         for part in self.parts.values():
             part.check_whole()
+
+    @classmethod
+    def lines(cls, metrics: Mapping[str, Any]) -> Iterable[str]:
+        """What its parts say, whichever they are: each has its own figures."""
+        return chain.from_iterable(find(name).lines(metrics) for name in names() if name != cls.name)
+
+    @classmethod
+    def draw(cls, run: Path) -> None:
+        for name in names():
+            if name != cls.name:
+                find(name).draw(run)
 
     @classmethod
     def mixed(cls, members: Sequence[Any], mixture: Mixture) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -10,7 +10,7 @@ adapts the new model by images and texts, is left out, so that the new model sta
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import sqrt
 from typing import Any
 
@@ -126,6 +126,24 @@ class XBT(Method):
                 (1 - cosines.diagonal().mean() + contrast(scale * cosines)).backward()
                 optimizer.step()
                 schedule.step()
+
+    @classmethod
+    def lines(cls, metrics: Mapping[str, Any]) -> Iterable[str]:
+        """What became of recall at 1 in the old backbone's index, by direction."""
+        if "compatible" not in metrics:
+            return
+        found = metrics["compatible"]
+        if found is None:
+            yield "compatible not known: no images are held out for validation, with texts or classes, to ask for"
+            return
+        for way in ("text_to_image", "image_to_text"):
+            shares = {case: f"{100 * share:.1f} %" for case, share in found[way].items()}
+            better = "yes" if found[way]["new in old"] > found[way]["old in old"] else "no"
+            yield (
+                f"compatible {better:3} {way.replace('_', ' ')}: {shares['new in old']} found first by new queries in "
+                f"the old index, {shares['old in old']} by old ones, {shares['new in new']} in a new index"
+            )
+        yield f"           on {found['images']:,} held-out images"
 
     @torch.no_grad()
     def finish(self, training: Training) -> None:

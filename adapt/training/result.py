@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adapt import plain
+from adapt import methods, plain
 from adapt.errors import AdaptError, missing
 from adapt.evaluation.multi_label import said_of_labels
 from adapt.evaluation.scores import beside_accuracy, said_of_links, told
@@ -51,12 +51,7 @@ class Result:
                 f"calibrated by a temperature of {calibration['temperature']:.2f}: error {100 * before:.1f} → "
                 f"{100 * after:.1f} %"
             )
-        if "compatible" in self.metrics:
-            lines += _of_an_index(self.metrics["compatible"])
-        if search := self.metrics.get("search"):
-            saved, share = 100 * (1 - search["kept_flops"]), 100 * search["share_of_training"]
-            lines.append(f"skipped    {', '.join(search['chosen'])}: {saved:.0f} % of operations saved")
-            lines.append(f"search     {search['seconds']:.1f} s, {share:.0f} % of search and training")
+        lines += methods.find(self.metrics["method"]).lines(self.metrics)
         return "\n".join(lines)
 
     def _of_labels(self) -> list[str]:
@@ -139,21 +134,6 @@ class Result:
         axes.plot([epoch + 1 for epoch in by_epoch], means, label=label, **style)
         axes.set_xlabel("epoch")
         axes.xaxis.get_major_locator().set_params(integer=True)
-
-
-def _of_an_index(found: dict[str, Any] | None) -> list[str]:
-    """What became of recall at 1 in an old backbone's index, by direction; None where no pairs were held out."""
-    if found is None:
-        return ["compatible not known: no images are held out for validation, with texts or classes, to ask for"]
-    lines = []
-    for way in ("text_to_image", "image_to_text"):
-        shares = {case: f"{100 * share:.1f} %" for case, share in found[way].items()}
-        better = "yes" if found[way]["new in old"] > found[way]["old in old"] else "no"
-        lines.append(
-            f"compatible {better:3} {way.replace('_', ' ')}: {shares['new in old']} found first by new queries in the "
-            f"old index, {shares['old in old']} by old ones, {shares['new in new']} in a new index"
-        )
-    return [*lines, f"           on {found['images']:,} held-out images"]
 
 
 def read_history(log: Path) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import ValidationError
@@ -270,6 +271,15 @@ class Method(nn.Module):
 
     def finish(self, training: Training) -> None:
         """What comes after the last step, such as a choice on validation images."""
+
+    @classmethod
+    def lines(cls, metrics: Mapping[str, Any]) -> Iterable[str]:
+        """What a person reads of the figures that a training of this method noted, among all `metrics`."""
+        return ()
+
+    @classmethod
+    def draw(cls, run: Path) -> None:
+        """Draws what a run's directory holds of this method's own, into it."""
 
     def training_state(self) -> dict[str, Tensor]:
         """What only training needs, by name: it is kept in checkpoints, which fill these tensors, never in adapters."""

@@ -21,8 +21,9 @@ Deviations:
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
-from typing import Literal
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 from torch import Tensor, nn
@@ -34,7 +35,7 @@ from adapt.edits import Bypass, Edit, Parallel
 from adapt.errors import AdaptError
 from adapt.methods.base import Context, Method, MethodConfig, Training
 from adapt.methods.das.imitation import imitate
-from adapt.methods.das.search import Found, Search
+from adapt.methods.das.search import Found, Search, plot_search
 from adapt.methods.zero_shot import Template
 from adapt.prompts import Prompt, from_template
 
@@ -128,6 +129,19 @@ class DAS(Method):
     @property
     def touches(self) -> frozenset[str]:
         return frozenset(self.config.towers)
+
+    @classmethod
+    def lines(cls, metrics: Mapping[str, Any]) -> Iterable[str]:
+        if search := metrics.get("search"):
+            saved, share = 100 * (1 - search["kept_flops"]), 100 * search["share_of_training"]
+            yield f"skipped    {', '.join(search['chosen'])}: {saved:.0f} % of operations saved"
+            yield f"search     {search['seconds']:.1f} s, {share:.0f} % of search and training"
+
+    @classmethod
+    def draw(cls, run: Path) -> None:
+        """The gates of a search, in search.png."""
+        if (run / "search.json").is_file():
+            plot_search(Found.model_validate_json((run / "search.json").read_text()), run / "search.png")
 
     @property
     def chosen_on_validation(self) -> str | None:
