@@ -180,7 +180,7 @@ def test_few_images_are_not_sure() -> None:
 def test_the_error_is_that_of_as_many_models_as_learned_from_the_images(few: Split) -> None:
     """Of twenty folds no more than eight have one of the eight images, and zero-shot learns from none."""
     names = few.class_names[:2]
-    train = tuple(item for item in few.train if item.class_name in names)
+    train = tuple(item for item in few.train if item.answer in names)
     split = replace(few, class_names=names, train=train, val=(), test=())
     comparison = Comparison(split, adapt.load_backbone("mini-clip"), 20, seed=1)
     models, listed = comparison.trainings - 1, _listed()

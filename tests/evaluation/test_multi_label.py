@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import replace
 
 import pytest
 import torch
@@ -47,8 +46,8 @@ def test_all_figures_of_a_few_images() -> None:
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize(("having", "figures"), [((0, 3), (5 / 6, 0.5, 0.5)), ((), (0, 0, 0))])
 def test_a_class_alone_and_one_that_no_image_has(having: tuple[int, ...], figures: tuple[float, ...]) -> None:
-    items = tuple(replace(item, label=-1, class_name="", labels=(0,) * (n in having)) for n, item in enumerate(ITEMS))
-    found = MultiLabelScores.of(items, PROBABILITIES[:, :1], NAMES[:1])
+    truth = torch.tensor([[number in having] for number in range(len(ITEMS))])
+    found = MultiLabelScores.of(ITEMS, PROBABILITIES[:, :1], truth, NAMES[:1])
     assert (found.mean_average_precision, found.f1, found.class_f1) == pytest.approx(figures)
 
 

@@ -45,8 +45,8 @@ def test_vpt_reads_the_published_sentence_and_encodes_it_once(
     }
     model = adapt.wrap(open_clip, methods.IVLP(n_ctx_text=0, depth_vision=2), NAMES).train()
     encoded = []
-    encode = model._texts.encode
-    monkeypatch.setattr(model._texts, "encode", lambda *args: encoded.append(1) or encode(*args))
+    encode = model._texts._encoded
+    monkeypatch.setattr(model._texts, "_encoded", lambda *args: encoded.append(1) or encode(*args))
     for _ in range(3):
         model(images).sum().backward()
     assert len(encoded) == 1

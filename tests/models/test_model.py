@@ -79,8 +79,8 @@ def test_class_features_are_computed_once_until_a_parameter_changes(
 ) -> None:
     model.eval()
     computed = []
-    encode = model._texts.encode
-    monkeypatch.setattr(model._texts, "encode", lambda *args: computed.append(1) or encode(*args))
+    encode = model._texts._encoded
+    monkeypatch.setattr(model._texts, "_encoded", lambda *args: computed.append(1) or encode(*args))
     with torch.no_grad():
         first = model.class_features()
         model.class_features().zero_()  # a caller's own copy

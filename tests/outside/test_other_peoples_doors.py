@@ -86,8 +86,8 @@ def test_a_reader_of_ones_own_serves_every_command(seen: Path, tmp_path: Path) -
     assert "3 classes; images: train 18, val 3, test 9" in _adapt("data", "check", seen)
     asked = ("--shots", "2", "--out", tmp_path / "run", "--set=train.epochs=1", "--set=train.workers=0")
     _adapt("train", "lora", "--data", seen, "--backbone", "mini-clip", *asked)
-    advised = _adapt("recommend", seen, "--backbone", "mini-clip", "--out", tmp_path / "advice")
-    assert "expect" in advised
+    _adapt("recommend", seen, "--backbone", "mini-clip", "--out", tmp_path / "advice")
+    assert list((tmp_path / "advice").rglob("adapter.safetensors"))
 
 
 def test_what_a_reader_refuses_names_the_line(seen: Path) -> None:

@@ -135,7 +135,7 @@ def test_a_checkpoint_becomes_an_adapter(name: str, tmp_path: Path) -> None:
 
 def test_settings_that_a_checkpoint_does_not_fit_are_named(tmp_path: Path) -> None:
     torch.save(checkpoint(), tmp_path / "mm_projector.bin")
-    with pytest.raises(AdaptError, match=r"weights_head.* has shape \(5, 256\).*; vlora on this .* \(5, 512\)"):
+    with pytest.raises(AdaptError, match=r"weights_head.* has shape \(5, 256, 32\); vlora on this .* \(5, 512, 32\)"):
         import_published(tmp_path / "mm_projector.bin", "vlora", backbone(), settings=settings() | {"rank": 8})
     with pytest.raises(AdaptError, match=r"is no projector checkpoint: it has no tensor 'weight', but model\.mm_proj"):
         import_published(tmp_path / "mm_projector.bin", "projector", backbone())
