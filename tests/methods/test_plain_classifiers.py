@@ -199,3 +199,21 @@ def test_an_image_of_every_class_is_needed(open_clip: Backbone) -> None:
 def test_one_image_a_class_is_no_reason_to_warn(open_clip: Backbone, recwarn: pytest.WarningsRecorder) -> None:
     fitted(open_clip, methods.LinearProbe(strength=1.0), images(3, each=1))
     assert [str(each.message) for each in recwarn if "unique classes" in str(each.message)] == []
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "grid"),
+    [
+        (methods.KNN, {}, {"neighbours": ((1, 3, 5, 9, 17), 1, False)}),
+        (methods.KNN, {"neighbours": 3}, {}),
+        (methods.LinearProbe, {}, {"strength": ((0.001, 0.01, 0.1, 1, 10, 100, 1000), 10, True)}),
+        (methods.LinearProbe, {"strength": 1.0}, {}),
+        (methods.GDA, {}, {"alpha": ((1e-4, 0.001, 0.01, 0.1, 1, 10, 100, 1000), 10, True)}),
+        (methods.GDA, {"alpha": 1.0}, {}),
+    ],
+)
+def test_what_is_left_to_the_data(method: Any, settings: dict[str, Any], grid: dict[str, Any]) -> None:
+    found = method(**settings).grid(None)  # which looks at no image where words are left out
+    assert {name: (choice.values, choice.usual, choice.open_ended) for name, choice in found.items()} == {
+        name: (pytest.approx(values), usual, open_ended) for name, (values, usual, open_ended) in grid.items()
+    }

@@ -118,8 +118,11 @@ def _acts(statement: ast.AST) -> bool:
     return assigns_place or isinstance(statement, ast.AugAssign | ast.Raise | ast.Delete)
 
 
+_TASTE = {"example", "title"}  # of a method: settings for a quick check, where others would do, and words
+
+
 class _Computing(ast.NodeTransformer):
-    """Takes out what computes nothing: annotations, docstrings, and the words of messages."""
+    """Takes out what computes nothing: annotations, docstrings, the words of messages, matters of taste."""
 
     def visit_arg(self, node: ast.arg) -> ast.arg:
         node.annotation = None
@@ -135,6 +138,10 @@ class _Computing(ast.NodeTransformer):
 
     def visit_If(self, node: ast.If) -> ast.AST:
         return ast.Pass() if "TYPE_CHECKING" in ast.dump(node.test) else self.generic_visit(node)
+
+    def visit_Assign(self, node: ast.Assign) -> ast.AST:
+        names = {target.id for target in node.targets if isinstance(target, ast.Name)}
+        return ast.Pass() if names & _TASTE else self.generic_visit(node)
 
     def visit_Expr(self, node: ast.Expr) -> ast.AST:
         return ast.Pass() if isinstance(node.value, ast.Constant) else self.generic_visit(node)
