@@ -91,9 +91,13 @@ def test_a_log_line_cut_short_is_written_again(train, at_step, tmp_path: Path) -
 
 
 def test_a_closed_terminal_ends_it_as_a_word_to_end_does(train, at_step, tmp_path: Path) -> None:
-    at_step(5, lambda: signal.raise_signal(signal.SIGHUP))
-    with pytest.raises(KeyboardInterrupt):
-        train(out=tmp_path / "run")
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # these tests may run under nohup
+    try:
+        at_step(5, lambda: signal.raise_signal(signal.SIGHUP))
+        with pytest.raises(KeyboardInterrupt):
+            train(out=tmp_path / "run")
+    finally:
+        signal.signal(signal.SIGHUP, before)
     assert len(_log(tmp_path / "run")) == 5
 
 
