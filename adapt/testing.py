@@ -43,13 +43,18 @@ def check_method(method: type[Method], backbone: Backbone | None = None, **setti
     chosen = settings or method.example
     case = Case(method, chosen, backbone or load_backbone(BACKBONES[method.serves[0]], "cpu"))
     with methods.known(method):
-        for check in CHECKS:
-            try:
-                check(case)
-            except Exception as error:
-                what = str(error) if isinstance(error, AssertionError) else f"{type(error).__name__}: {error}"
-                raise AssertionError(f"{method.name}, {check.__name__.replace('_', ' ')}: {what}") from error
-    return [check.__name__ for check in CHECKS]
+        return _passed(CHECKS, case, method.name)
+
+
+def _passed(checks: Sequence[Callable[[Any], None]], tried: Any, name: str) -> list[str]:
+    """Runs checks on what is called `name`; their names. AssertionError, with the check's, where one does not hold."""
+    for check in checks:
+        try:
+            check(tried)
+        except Exception as error:
+            what = str(error) if isinstance(error, AssertionError) else f"{type(error).__name__}: {error}"
+            raise AssertionError(f"{name}, {check.__name__.replace('_', ' ')}: {what}") from error
+    return [check.__name__ for check in checks]
 
 
 @dataclass
@@ -292,13 +297,7 @@ def check_backbone(backbone: Backbone) -> list[str]:
 
     Raises AssertionError with the name of the check and what did not hold, whatever was raised.
     """
-    for check in BACKBONE_CHECKS:
-        try:
-            check(backbone)
-        except Exception as error:
-            what = str(error) if isinstance(error, AssertionError) else f"{type(error).__name__}: {error}"
-            raise AssertionError(f"{backbone.describe()}, {check.__name__.replace('_', ' ')}: {what}") from error
-    return [check.__name__ for check in BACKBONE_CHECKS]
+    return _passed(BACKBONE_CHECKS, backbone, backbone.describe())
 
 
 def towers_are_parts_of_the_model(backbone: Backbone) -> None:

@@ -13,7 +13,7 @@ QUESTION, NEW_TOKENS = "what is on the left?", 4
 TEXT, PATCHES = 32, 576  # tokens
 
 
-def inference(method: str) -> Callable[[], Any]:
+def answering(method: str) -> Callable[[], Any]:
     """One image and question to a few tokens of an answer, by the shipped recipe's method before any training."""
     import torch
 
@@ -107,7 +107,7 @@ def rows(progress: Callable[[str], None]) -> Iterator[Row]:
     measured = {}
     for method in ("projector", "vlora"):
         progress(f"answering by {method}")
-        measured[method] = in_fresh_process(inference, method, repeats=20)
+        measured[method] = in_fresh_process(answering, method, repeats=20)
     plain, fast = measured["projector"], measured["vlora"]
     yield {
         "case": f"{BACKBONE}, an answer of {NEW_TOKENS} tokens",

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from adapt.data.item import Item
 from adapt.evaluation.inference import Inference
-from adapt.evaluation.scores import Scores, told
+from adapt.evaluation.scores import Scores, said_of_links, told
 from adapt.methods.base import Encoded, ImageStep
 from adapt.models.base import evaluating
 from adapt.models.classifier import AdaptedModel
@@ -35,8 +35,7 @@ class RetrievalScores(Scores):
     recall: dict[str, dict[str, float]] | None = None
 
     def lines(self, of: str) -> Iterator[str]:
-        for way, shares in (self.recall or {}).items():
-            yield f"{way.replace('_', ' ')}: {told(shares)}, {of}"
+        yield from _recalled(self.recall, of)
 
     @property
     def by_class(self) -> dict[str, float]:
@@ -65,13 +64,18 @@ class LinkedScores(Scores):
     recall: dict[str, dict[str, float]] | None = None
 
     def lines(self, of: str) -> Iterator[str]:
-        yield f"{100 * self.accuracy:.1f} % of {self.images:,} pairs are nearest to another of their entity"
-        for way, shares in (self.recall or {}).items():
-            yield f"{way.replace('_', ' ')}: {told(shares)}, {of}"
+        yield said_of_links(self.figures()) or ""
+        yield from _recalled(self.recall, of)
 
     def figures(self) -> dict[str, Any]:
         figures = super().figures() | {"linked": self.accuracy, "recall": self.recall}
         return {name: figure for name, figure in figures.items() if name != "calibration_error"}
+
+
+def _recalled(recall: dict[str, dict[str, float]] | None, of: str) -> Iterator[str]:
+    """Recall in both directions, as a person reads it."""
+    for way, shares in (recall or {}).items():
+        yield f"{way.replace('_', ' ')}: {told(shares)}, {of}"
 
 
 def retrieve(model: AdaptedModel, items: Sequence[Item], inference: Inference) -> RetrievalScores | LinkedScores:

@@ -1,4 +1,4 @@
-"""Inference in words: rows of tokens for a language model, the loss on answers only."""
+"""Answering in words: rows of tokens for a language model, the loss on answers only."""
 
 from __future__ import annotations
 

@@ -6,9 +6,9 @@ task's, or are told of by `register`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from adapt.errors import AdaptError
 from adapt.listing import Listing
@@ -45,7 +45,7 @@ def names() -> list[str]:
 
 def named(name: str) -> Task:
     """The task called `name`. AdaptError, with the nearest names, where there is none."""
-    return _task(_listing.find(name))
+    return _listing.find(name).label_type.task
 
 
 def register(task: type[Task]) -> type[Task]:
@@ -78,13 +78,8 @@ def reading(columns: frozenset[str]) -> Task:
     listed = ", ".join(sorted(columns))
     if found:
         both = " and ".join(task.name for task in found)
-        raise AdaptError(f"the columns {listed} are those of the tasks {both}: name one of them by `task`")
+        raise AdaptError(f"the columns {listed} are those of the tasks {both}: uninstall the package of one")
     raise AdaptError(f"no task reads the columns {listed} together. Expected {_expected()}")
-
-
-def label(cells: Mapping[str, Any], where: str = "") -> Label:
-    """The label that a row says, by its columns."""
-    return reading(frozenset(cells)).read(cells, where)
 
 
 def known_columns() -> list[str]:
@@ -93,9 +88,10 @@ def known_columns() -> list[str]:
     return sorted(own | PLACES)
 
 
-def is_column(column: str) -> bool:
-    """Whether some task, or every list, may have this column."""
-    return any(_is(column, each) for each in known_columns())
+def unknown_columns(columns: Sequence[str]) -> list[str]:
+    """Those of the columns that no list may have, whatever its task."""
+    known = known_columns()
+    return [column for column in columns if not any(_is(column, each) for each in known)]
 
 
 def _expected() -> str:
@@ -113,7 +109,3 @@ def _claims(task: Task, columns: frozenset[str], own: frozenset[str]) -> bool:
 
 def _is(column: str, pattern: str) -> bool:
     return column.startswith(pattern[:-1]) if pattern.endswith("*") else column == pattern
-
-
-def _task(cls: type[Task]) -> Task:
-    return cls.label_type.task

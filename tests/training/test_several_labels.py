@@ -25,13 +25,17 @@ LABELS = ((0,), (0, 1), (1, 2), ())
 OF_ALL = {"progress": False} | SETTINGS
 
 
+def of_classes(names: tuple[str, ...]) -> Any:
+    return Item.of(path="-", labels=names).label
+
+
 @pytest.fixture
 def several(tiny_split: Split) -> Split:
     """The tiny split's images with none, one or two labels, which need not be of what is seen."""
 
     def part(items: tuple[Item, ...]) -> tuple[Item, ...]:
         cells = [tuple(tiny_split.class_names[label] for label in labels) for labels in LABELS]
-        return tuple(item.labelled(tasks.label({"labels": cell})) for item, cell in zip(items, cycle(cells)))
+        return tuple(item.labelled(of_classes(cell)) for item, cell in zip(items, cycle(cells)))
 
     return replace(tiny_split, train=part(tiny_split.train), val=part(tiny_split.val), test=part(tiny_split.test))
 
@@ -90,7 +94,7 @@ def test_rare_classes_may_weigh_more(open_clip: Backbone, several: Split) -> Non
 def test_it_learns_and_its_adapter_says_several(open_clip: Backbone, several: Split, tmp_path: Path) -> None:
     """Colours have their labels: what is trained is told again by the file."""
     cells = [several.class_names[:2]] * 4 + [several.class_names[2:]] * 4 + [()] * 4
-    known = [item.labelled(tasks.label({"labels": cell})) for item, cell in zip(several.train, cells, strict=True)]
+    known = [item.labelled(of_classes(cell)) for item, cell in zip(several.train, cells, strict=True)]
     model = of_method(open_clip, "lora", several.class_names)
     before = adapt.fit(model, known, known, **OF_ALL | {"epochs": 15, "lr": 0.02, "schedule": "constant"})
     assert before.metrics["adapted"]["mean_average_precision"] == 1.0

@@ -122,9 +122,8 @@ def read_paths(path: str | os.PathLike[str]) -> list[tuple[str, str]]:
 
 def _rows(reader: csv.DictReader[str], folder: str, where: str) -> Iterator[Listed]:
     columns = reader.fieldnames or ()
-    for column in columns:
-        if not tasks.is_column(column):
-            raise AdaptError(f"{where}: unknown column {column!r}; {_hint(column)}.")
+    for column in tasks.unknown_columns(columns):
+        raise AdaptError(f"{where}: unknown column {column!r}; {_hint(column)}.")
     _check_box(columns, where)
     if {"mask", _BOX[0]} <= set(columns):
         raise AdaptError(
