@@ -14,7 +14,6 @@ from typing import Any, Self
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
 
-from adapt import methods
 from adapt.backbones.base import Backbone
 from adapt.backbones.load import load_backbone
 from adapt.choosing.candidates import encoded_once
@@ -131,7 +130,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
             changes["seed"] = self.random_state
         changes |= dict(self.overrides or {})
         recipe = read_recipe(self.method, list(changes.items()), _DATA)
-        method = methods.find(recipe.method["name"])(**recipe.method_config)
+        method = recipe.new_method()
         return read_recipe(self.method, list((encoded_once(recipe, method) | changes).items()), _DATA)
 
     def __sklearn_tags__(self) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Sequence
-from typing import Any, TypeGuard
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
@@ -18,7 +18,8 @@ from adapt.data.decoding.loader import loader
 from adapt.data.item import Item
 from adapt.engine.memory import free_bytes, readable_bytes
 from adapt.errors import AdaptError
-from adapt.methods.base import Method
+from adapt.methods.base.space import Projects
+from adapt.methods.base.traits import has_trait
 from adapt.models.base import Adapted
 from adapt.models.classifier import AdaptedModel
 from adapt.progress import Progress
@@ -27,11 +28,11 @@ logger = logging.getLogger("adapt")
 VIEWS_AT_ONCE = 64  # pictures that are encoded together where each image has several
 
 
-def keeps_features(model: Adapted[Any], cache: bool) -> TypeGuard[AdaptedModel]:
+def keeps_features(model: Adapted, cache: bool) -> TypeGuard[AdaptedModel]:
     """Whether the cache may serve: classes by features of a vision tower that nothing edits, and no need of images."""
     if not (cache and isinstance(model, AdaptedModel)):
         return False
-    own_space = type(model.method).project is not Method.project  # the cache's features are the backbone's own
+    own_space = has_trait(model.method, Projects)  # the cache's features are the backbone's own
     return not ("vision" in model.method.touches or own_space or "images" in model.method.reads)
 
 

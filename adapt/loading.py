@@ -14,7 +14,8 @@ from adapt.formats import compact, peft_import, peft_layout, publishing
 from adapt.formats.adapter import NAME, check_backbone, check_scale, read_tensors
 from adapt.formats.header import Header, read_header
 from adapt.formats.rebuild import build_for, named_backbone, note_quantization
-from adapt.methods.base import Method
+from adapt.methods.base import Method, trait
+from adapt.methods.base.traits import ChecksAdapter, skipped_blocks
 from adapt.models.answers import Answers
 from adapt.models.classifier import AdaptedModel
 from adapt.models.wrap import Model
@@ -103,7 +104,7 @@ def load(
         raise AdaptError(f"{path} is a folder, and an adapter in a folder has its backbone there: leave backbone out")
     backbone, skipped = compact.backbone_of(path)
     model = _of_file(file, backbone.to(chosen(device)), class_names, fast, device)
-    if model.method.skipped != skipped:
+    if skipped_blocks(model.method) != skipped:
         raise AdaptError(f"{path} was cut for another adapter than the one in it: export it again")
     return model
 
@@ -207,7 +208,8 @@ def method_of(described: Header, path: Path) -> Method:
     try:
         kind = methods.find(described.method)
         method = kind(**described.config)
-        method.check_whole()
+        if checks := trait(method, ChecksAdapter):
+            checks.check_settings()
     except (TypeError, KeyError) as error:  # of settings that the method's own signature refuses
         raise AdaptError(f"{path}: {described.method} does not take such settings ({error})") from error
     except AdaptError as error:

@@ -23,7 +23,7 @@ from adapt.formats.adapter import header_of
 from adapt.formats.header import Header
 from adapt.formats.rebuild import build_for
 from adapt.loading import load_many
-from adapt.methods.base.mixture import Combination, Mixture, default_weights
+from adapt.methods.base.mixture import Combination, Mixture, default_weights, mixed
 from adapt.models.base import Adapted
 from adapt.models.wrap import Model
 from adapt.shown import brief
@@ -116,7 +116,7 @@ def _check_alike(one: Header, one_name: str, other: Header, other_name: str) -> 
 def _mixed(members: Sequence[_Member], mixture: Mixture) -> Model:
     first = members[0].model
     with torch.no_grad():
-        settings, tensors = type(first.method).mixed([member.model.method for member in members], mixture)
+        settings, tensors = mixed([member.model.method for member in members], mixture)
     model = build_for(type(first.method)(**settings), first.backbone, first.class_names, tensors, "the soup")
     model.answers = replace(first.answers, logit_bias=_mean_bias([member.model for member in members], mixture))
     ingredients = [
@@ -141,7 +141,7 @@ def _mean(members: Sequence[_Member], rank: int | None) -> Model:
 def _greedy(members: Sequence[_Member], validation: Sequence[Item], rank: int | None, tried: Tried) -> Model:
     """Wortsman et al.'s second recipe."""
     figures = [evaluate(member.model, validation).figures() for member in members]
-    figure = main_figure(figures[0])
+    figure, _ = main_figure(figures[0])
     alone = [each[figure] for each in figures]
     order = sorted(range(len(members)), key=lambda index: -alone[index])  # the first of equals comes first
     taken, best = [members[order[0]]], alone[order[0]]

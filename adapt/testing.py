@@ -24,6 +24,7 @@ from adapt.errors import AdaptError
 from adapt.evaluation.evaluate import evaluate
 from adapt.loading import load
 from adapt.methods.base import Method, Step, total
+from adapt.methods.base.traits import Stream, has_trait
 from adapt.models.base import Adapted
 from adapt.models.classifier import AdaptedModel
 from adapt.models.wrap import wrap
@@ -83,24 +84,24 @@ class Case:
         )
         return data.Split("few", names, train, val, test[:6])
 
-    def new(self, **options: Any) -> Adapted[Any]:
+    def new(self, **options: Any) -> Adapted:
         """A model, always with the same initial values."""
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            model: Adapted[Any] = wrap(self.backbone, self.method(**self.settings), self.split.class_names, **options)
+            model: Adapted = wrap(self.backbone, self.method(**self.settings), self.split.class_names, **options)
         return model
 
     @cached_property
-    def trained(self) -> Adapted[Any]:
+    def trained(self) -> Adapted:
         model = self.new()
         self.train(model)
         return model.eval()
 
-    def train(self, model: Adapted[Any], **options: Any) -> Any:
+    def train(self, model: Adapted, **options: Any) -> Any:
         steps: dict[str, Any] = STEPS if model.method.takes_steps else {}
         return fit(model, self.split.train, val_set=self.split.val, progress=False, cache=False, **steps, **options)
 
-    def answers(self, model: Adapted[Any], items: Sequence[Item] | None = None) -> tuple[tuple[str, ...], Tensor]:
+    def answers(self, model: Adapted, items: Sequence[Item] | None = None) -> tuple[tuple[str, ...], Tensor]:
         """What a model says of the test images, and how sure it is of each `(n,)`."""
         scores = evaluate(model, items or self.split.test, workers=0, cache=False)
         return scores.predicted, torch.tensor(scores.confidence)
@@ -173,7 +174,7 @@ def both_paths_agree(case: Case) -> None:
     assert torch.allclose(losses[0], losses[1], rtol=1e-4, atol=1e-4), f"losses {losses[0]:.6f} and {losses[1]:.6f}"
 
 
-def _step(case: Case, model: Adapted[Any]) -> Step:
+def _step(case: Case, model: Adapted) -> Step:
     transform, items = model.backbone.transform(train=False), case.split.test
     images = torch.stack([transform(data.open_image(item)) for item in items])
     return tasks.of(items).step(model, items, images)
@@ -203,7 +204,7 @@ def a_stopped_training_goes_on_exactly(case: Case) -> None:
         assert torch.equal(tensor, expected[name]), f"{name} is another after a training that was resumed"
 
 
-def _counted(model: Adapted[Any], stop: int | None) -> list[int]:
+def _counted(model: Adapted, stop: int | None) -> list[int]:
     """A list that grows with every loss of `model`; InterruptedError in place of that number `stop`."""
     losses, taken = model.losses, list[int]()
 
@@ -233,7 +234,7 @@ def other_class_names_are_served_or_refused(case: Case) -> None:
 
 
 def answers_do_not_depend_on_the_batch(case: Case) -> None:
-    if case.trained.method.memory() is not None:  # but on the images before
+    if has_trait(case.trained.method, Stream):  # but on the images before
         return
     predicted, sure = case.answers(case.trained)
     alone = [case.answers(case.trained, [item]) for item in case.split.test]

@@ -21,6 +21,8 @@ from adapt.data.emoji.archive import UNSEEN_STYLE
 from adapt.data.emoji.bundled import concept_names
 from adapt.features import item_features
 from adapt.methods import XBT, ZeroShot
+from adapt.methods.base.space import Projects
+from adapt.methods.base.traits import trait
 from adapt.retrieval.slerp import slerp
 from benchmarks.drawings import drawings, per_cent
 from benchmarks.text import Row
@@ -67,8 +69,10 @@ class Gallery:
 
     def projected(self, model: AdaptedModel) -> tuple[Tensor, Tensor]:
         """The new backbone's features, of names and of images, in the old one's space."""
+        projects = trait(model.method, Projects)
+        assert projects is not None
         with torch.no_grad():
-            found = (model.method.project(each) for each in (self.texts[NEW], self.images[NEW]))
+            found = (projects.project(each) for each in (self.texts[NEW], self.images[NEW]))
             texts, images = (F.normalize(each, dim=-1) for each in found)
         return texts, images
 

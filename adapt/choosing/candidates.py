@@ -11,6 +11,8 @@ from typing import Any
 
 from adapt import methods
 from adapt.methods.base import Method
+from adapt.methods.base.space import Projects
+from adapt.methods.base.traits import DrawsMaps, Stream, has_trait
 from adapt.recipe import Recipe, read_recipe
 from adapt.recipe.file import pair, read_file
 from adapt.recipe.shipped import find_recipe, of_method, shipped, short
@@ -68,10 +70,10 @@ def _of(name: str, source: str, changes: dict[str, Any], every: bool) -> Iterato
     own: dict[str, dict[str, Any]] = {name: {}}
     for title, settings in (own | file.variants).items():
         recipe = read_recipe(name, list((settings | changes).items()), source)
-        method = methods.find(recipe.method["name"])(**recipe.method_config)
-        in_own_space = type(method).project is Method.project
-        of_classes = "classes" in method.tasks and in_own_space and method.normal_class is None
-        if "dual encoder" not in method.serves or method.views or method.memory() is not None or not of_classes:
+        method = recipe.new_method()
+        in_own_space = not has_trait(method, Projects)
+        of_classes = "classes" in method.tasks and in_own_space and not has_trait(method, DrawsMaps)
+        if "dual encoder" not in method.serves or method.views or has_trait(method, Stream) or not of_classes:
             continue
         cost = _cost(recipe, method)
         always = file.compared or cost < Cost.STEPS_THROUGH_TOWERS

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -106,12 +106,13 @@ def _megabytes(folder: Path) -> float:
     return sum(path.stat().st_size for path in folder.iterdir()) / 2**20
 
 
-def _compact(model: Adapted[Any], out: Path) -> None:
+def _compact(model: Adapted, out: Path) -> None:
     from adapt.backbones.absent import block_paths
     from adapt.formats.compact import export as write
+    from adapt.methods.base.traits import skipped_blocks
 
     write(model, out)
-    whole, paths = model.backbone.model, block_paths(model.backbone, model.method.skipped).values()
+    whole, paths = model.backbone.model, block_paths(model.backbone, skipped_blocks(model.method)).values()
     count, cut = _parameters(whole), sum(_parameters(whole.get_submodule(path)) for path in paths)
     click.echo(f"written to {out}: {_megabytes(out):.1f} MB, {count - cut:,} of the backbone's {count:,} parameters")
 

@@ -56,10 +56,9 @@ def inspect(adapter: Path, backbone: str | None, words: int, as_json: bool) -> N
     if words:
         with quiet_libraries():
             from adapt import methods
-            from adapt.methods.base import Method
+            from adapt.methods.base.traits import LearnedTokens
 
-            found = methods.find(header.method)
-            if found.learned_tokens is not Method.learned_tokens and "text" in method_of(header, file).touches:
+            if issubclass(methods.find(header.method), LearnedTokens) and "text" in method_of(header, file).touches:
                 _show_words(_load(adapter, backbone), words)
 
 
@@ -98,7 +97,11 @@ def _load(adapter: Path, backbone: str | None) -> Any:
 def _show_words(model: AdaptedModel, count: int) -> None:
     """Nearest by Euclidean distance to the token embeddings, as CoOp's authors read them."""
     embedding = model.backbone.tower("text").text.embedding.weight.detach()  # type: ignore[union-attr]
-    for name, tokens in model.method.learned_tokens.items():
+    from adapt.methods.base.traits import LearnedTokens, trait
+
+    learns = trait(model.method, LearnedTokens)
+    assert learns is not None
+    for name, tokens in learns.learned_tokens.items():
         click.echo(f"nearest words of {shown(name)} (distance)")
         for index, row in enumerate(_flat(tokens)):
             distances, ids = (embedding - row).norm(dim=-1).topk(count, largest=False)

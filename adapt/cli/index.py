@@ -186,9 +186,10 @@ def _lists_pairs(query: str) -> bool:
 
 def _between(index: Index, model: AdaptedModel, share: float, device: str) -> _Encode:
     """What encodes a query by the index's own backbone too. AdaptError where the adapter does not stand for that."""
+    from adapt.methods.base.space import space_of
     from adapt.retrieval.slerp import slerp
 
-    if model.method.space is None:
+    if space_of(model.method) is None:
         raise AdaptError("--slerp is between two backbones, and only one is asked: give an --adapter of xbt")
     old = _model(index.header.backbone, None, device)
     index.check(old)

@@ -46,7 +46,7 @@ def maps(adapter: Path, images: tuple[Path, ...], out: Path, backbone: str | Non
     files = list(image_files(images))
     with quiet_libraries():
         from adapt.loading import load
-        from adapt.methods.base.normal import normal_label
+        from adapt.methods.base.traits import normal_label
         from adapt.models.classifier import AdaptedModel
 
         model = load(adapter, common.given_backbone(backbone, device), device=device)

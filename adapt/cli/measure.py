@@ -178,7 +178,7 @@ def _tell_parts(split: Split, part: str) -> None:
 
 
 def _print(
-    model: Adapted[Any], split: Split, part: str, as_json: bool, cache: bool, asked: dict[str, Any] | None = None
+    model: Adapted, split: Split, part: str, as_json: bool, cache: bool, asked: dict[str, Any] | None = None
 ) -> None:
     """Measures `model`; `asked` is what was asked of it besides, and stands in each line of JSON."""
     from adapt.evaluation.evaluate import evaluate

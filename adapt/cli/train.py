@@ -175,9 +175,12 @@ def _many(recipe: Recipe, seeds: str | None, sweeps: tuple[str, ...]) -> Protoco
 
 def _plot(result: Result, out: Path) -> None:
     from adapt import methods
+    from adapt.methods.base.traits import Reports
 
     result.plot(out / "curves.png")
-    methods.find(result.metrics["method"]).draw(out)
+    method = methods.find(result.metrics["method"])
+    if issubclass(method, Reports):
+        method.draw(out)
 
 
 def _values(sweep: str) -> tuple[str, list[Any]]:

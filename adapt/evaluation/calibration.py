@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +16,7 @@ from adapt.models.base import Adapted
 BOUNDS = (0.05, 20.0)  # where answers that are all right, or no better than a guess, would go beyond all
 
 
-def temperature(model: Adapted[Any], items: Sequence[Item], *, workers: int = 2, cache: bool = True) -> float:
+def temperature(model: Adapted, items: Sequence[Item], *, workers: int = 2, cache: bool = True) -> float:
     """The temperature of the model's answers that makes the labels of `items` likeliest; an earlier one is undone.
 
     AdaptError as `evaluate`, and where answers are free text.

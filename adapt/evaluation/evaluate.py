@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
@@ -17,7 +16,7 @@ from adapt.progress import Progress
 
 @torch.no_grad()
 def evaluate(
-    model: Adapted[Any],
+    model: Adapted,
     items: Sequence[Item],
     *,
     workers: int = 2,

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from adapt import plain
 from adapt.disk import write_text
 from adapt.evaluation.scores import Scores
+from adapt.methods.base.traits import Explains, has_trait
 from adapt.models.base import Adapted
 from adapt.models.classifier import AdaptedModel
 
 OF_EACH = 3  # right and wrong answers that are explained, those of which the model was surest
 
 
-def keep_examples(model: Adapted[Any], scores: Scores, path: Path) -> None:
+def keep_examples(model: Adapted, scores: Scores, path: Path) -> None:
     """Writes explanations of the surest right and wrong answers to `path`, of a model that decides by descriptors."""
-    if not (isinstance(model, AdaptedModel) and model.class_names and model.method.descriptors(model.class_names[0])):
+    if not (isinstance(model, AdaptedModel) and model.class_names and has_trait(model.method, Explains)):
         return
     surest = sorted(range(scores.images), key=lambda place: -scores.confidence[place])
     chosen = [[place for place in surest if scores.right[place] is right][:OF_EACH] for right in (True, False)]

@@ -45,7 +45,7 @@ def text_flops(model: AdaptedModel) -> float:
     return flops(lambda: fresh.class_features(features)) / len(model.class_names)
 
 
-def tower_flops(model: Adapted[Any], towers: Collection[str]) -> float:
+def tower_flops(model: Adapted, towers: Collection[str]) -> float:
     """Operations of these towers for one image and one class; of the whole model where it answers a question."""
     if isinstance(model, AdaptedModel):
         counted: dict[str, Callable[[AdaptedModel], float]] = {"vision": image_flops, "text": text_flops}
@@ -54,7 +54,7 @@ def tower_flops(model: Adapted[Any], towers: Collection[str]) -> float:
     return flops(lambda: model(image, [QUESTION]))
 
 
-def _image(model: Adapted[Any]) -> Tensor:
+def _image(model: Adapted) -> Tensor:
     backbone, size = model.backbone, model.backbone.preprocess.size
     return torch.zeros(1, 3, size, size, device=backbone.device, dtype=backbone.dtype)
 

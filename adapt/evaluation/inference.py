@@ -35,35 +35,33 @@ class Inference:
     cache: bool = True
     progress: Progress | None = None
 
-    def logits(self, model: Adapted[Any], items: Sequence[Item]) -> Iterator[Tensor]:
+    def logits(self, model: Adapted, items: Sequence[Item]) -> Iterator[Tensor]:
         """The logits `(b, n)` with which `model` answers, in batches; the items are one stream, in their order."""
         model = model.stream()
         if keeps_features(model, self.cache or of_texts(items)):
             return self._from_features(model, items)
         return self.of_batches(model, items, model.answered)
 
-    def all_logits(self, model: Adapted[Any], items: Sequence[Item]) -> Tensor:
+    def all_logits(self, model: Adapted, items: Sequence[Item]) -> Tensor:
         """The logits `(n, c)` of all items, on the CPU. AdaptError where some are not finite."""
         return finite(torch.cat([batch.cpu() for batch in self.logits(model, items)]))
 
-    def decisions(self, model: Adapted[Any], items: Sequence[Item]) -> Iterator[Decision]:
+    def decisions(self, model: Adapted, items: Sequence[Item]) -> Iterator[Decision]:
         """The most probable class of each item, and its probability, in batches."""
         return self.decided(model, self.logits(model, items))
 
-    def decided(self, model: Adapted[Any], logits: Iterable[Tensor]) -> Iterator[Decision]:
+    def decided(self, model: Adapted, logits: Iterable[Tensor]) -> Iterator[Decision]:
         """The most probable class by the logits of each batch, and its probability."""
         return (decided(batch, model.class_names) for batch in logits)
 
-    def of_batches(
-        self, model: Adapted[Any], items: Sequence[Item], answer: Callable[[Any], Answer]
-    ) -> Iterator[Answer]:
+    def of_batches(self, model: Adapted, items: Sequence[Item], answer: Callable[[Any], Answer]) -> Iterator[Answer]:
         """What `answer` makes of the step of each batch of decoded images, in evaluation mode and without gradient."""
         for step in self.steps(model, items):
             with evaluating(model), torch.no_grad():  # for a batch at a time, so that other threads come in between
                 answered = answer(step)
             yield answered
 
-    def steps(self, model: Adapted[Any], items: Sequence[Item]) -> Iterator[Step]:
+    def steps(self, model: Adapted, items: Sequence[Item]) -> Iterator[Step]:
         """The items in batches, decoded, as a method sees them."""
         task, done = tasks.of(items), 0
         size = max(1, BATCH_SIZE // (1 + model.method.views))

@@ -12,11 +12,12 @@ from torch import Tensor
 from adapt.data.decoding.masks import mask_of
 from adapt.data.item import Item
 from adapt.evaluation.inference import Inference
-from adapt.evaluation.scores import Scores, beside_accuracy, scored
-from adapt.methods.base.normal import normal_label
+from adapt.evaluation.scores import Scores, scored
+from adapt.methods.base.traits import normal_label
 from adapt.models.classifier import AdaptedModel
 from adapt.models.prediction import decided
 
+TITLES = {"image_auroc": "AUROC of images", "pixel_auroc": "of pixels", "pro": "overlap of regions (PRO)"}
 MOST_FALSE = 0.3  # the share of intact pixels up to which PRO is integrated, as published
 
 
@@ -41,9 +42,12 @@ class MapScores(Scores):
     def figures(self) -> dict[str, Any]:
         return super().figures() | dict(self.areas)
 
+    def summary(self) -> dict[str, str]:
+        return super().summary() | {"maps": ", ".join(f"{TITLES[name]} {area:.3f}" for name, area in self.areas)}
+
     def lines(self, of: str) -> Iterator[str]:
         yield from super().lines(of)
-        yield beside_accuracy(self.figures()) or ""
+        yield self.summary()["maps"]
 
 
 def map_scores(model: AdaptedModel, items: Sequence[Item], inference: Inference) -> MapScores:

@@ -26,6 +26,8 @@ class MultiLabelScores(Scores):
     """
 
     main: ClassVar[str] = "mean_average_precision"
+    main_title: ClassVar[str] = "mAP"
+    class_figure: ClassVar[str] = "average precision"
     has_probabilities: ClassVar[bool] = False
 
     hits: tuple[bool, ...] = ()
@@ -78,6 +80,8 @@ class MultiLabelScores(Scores):
 
     def figures(self) -> dict[str, Any]:
         return {
+            "main": self.main,
+            "main_title": self.main_title,
             "accuracy": self.accuracy,
             "images": self.images,
             "mean_class_accuracy": self.accuracy,  # an image is of no one class
@@ -87,8 +91,12 @@ class MultiLabelScores(Scores):
             "mean_class_f1": self.class_f1,
         }
 
+    def summary(self) -> dict[str, str]:
+        return {"decisions": f"F1 {100 * self.f1:.1f} %, mean F1 of classes {100 * self.class_f1:.1f} %"}
+
     def lines(self, of: str) -> Iterator[str]:
-        yield f"{said_of_labels(self.figures())}; likeliest class right for {100 * self.accuracy:.1f} % of {of}"
+        ranked, likeliest = 100 * self.mean_average_precision, f"{100 * self.accuracy:.1f} % of {of}"
+        yield f"mAP {ranked:.1f} %, {self.summary()['decisions']}; likeliest class right for {likeliest}"
 
 
 def prior_bias(logits: Tensor, labels: Tensor) -> float:
@@ -112,14 +120,6 @@ def prior_biases(logits: Tensor, labels: Tensor, own: float, scales: Sequence[fl
     As many probabilities as items have classes add up then.
     """
     return [prior_bias((logits - own) * scale + own, labels) for scale in scales]
-
-
-def said_of_labels(figures: dict[str, Any]) -> str | None:
-    """The figures of several labels, as a person reads them; None where there are none."""
-    if "mean_average_precision" not in figures:
-        return None
-    mean, f1, by_class = (100 * figures[name] for name in ("mean_average_precision", "f1", "mean_class_f1"))
-    return f"mAP {mean:.1f} %, F1 {f1:.1f} %, mean F1 of classes {by_class:.1f} %"
 
 
 def _joined(row: Tensor, class_names: Sequence[str]) -> str:

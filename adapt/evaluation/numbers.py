@@ -8,7 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
-from adapt.evaluation.scores import Scores, beside_accuracy
+from adapt.evaluation.scores import Scores
+
+TITLES = {"spearman": "Spearman", "pearson": "Pearson", "mean_absolute_error": "mean absolute error"}
 
 
 @dataclass(frozen=True)
@@ -37,9 +39,14 @@ class GradedScores(Scores):
             "mean_absolute_error": float(mean_absolute_error(self.targets, self.said)),
         }
 
+    def summary(self) -> dict[str, str]:
+        figures = self.figures()
+        numbers = ", ".join(f"{title} {figures[name]:.3f}" for name, title in TITLES.items())
+        return super().summary() | {"numbers": numbers}
+
     def lines(self, of: str) -> Iterator[str]:
         yield from super().lines(of)
-        yield beside_accuracy(self.figures()) or ""
+        yield self.summary()["numbers"]
 
     def rows(self) -> list[dict[str, Any]]:
         return [

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from adapt.data.item import Item
 from adapt.evaluation.inference import Inference
-from adapt.evaluation.scores import Scores, said_of_links, told
+from adapt.evaluation.scores import Scores, told
 from adapt.methods.base import Encoded, ImageStep
 from adapt.models.base import evaluating
 from adapt.models.classifier import AdaptedModel
@@ -34,8 +34,11 @@ class RetrievalScores(Scores):
 
     recall: dict[str, dict[str, float]] | None = None
 
+    def summary(self) -> dict[str, str]:
+        return _recalled(self.recall)
+
     def lines(self, of: str) -> Iterator[str]:
-        yield from _recalled(self.recall, of)
+        yield from (f"{way}: {shares}, {of}" for way, shares in _recalled(self.recall).items())
 
     @property
     def by_class(self) -> dict[str, float]:
@@ -63,19 +66,31 @@ class LinkedScores(Scores):
 
     recall: dict[str, dict[str, float]] | None = None
 
+    @property
+    def by_class(self) -> dict[str, float]:
+        return {}
+
+    def summary(self) -> dict[str, str]:
+        share = f"{100 * self.accuracy:.1f} % of {self.images:,} pairs are nearest to another of their entity"
+        return {"linked": share} | _recalled(self.recall)
+
     def lines(self, of: str) -> Iterator[str]:
-        yield said_of_links(self.figures()) or ""
-        yield from _recalled(self.recall, of)
+        yield self.summary()["linked"]
+        yield from (f"{way}: {shares}, {of}" for way, shares in _recalled(self.recall).items())
 
     def figures(self) -> dict[str, Any]:
-        figures = super().figures() | {"linked": self.accuracy, "recall": self.recall}
-        return {name: figure for name, figure in figures.items() if name != "calibration_error"}
+        return {
+            "accuracy": self.accuracy,
+            "images": self.images,
+            "mean_class_accuracy": self.accuracy,
+            "linked": self.accuracy,
+            "recall": self.recall,
+        }
 
 
-def _recalled(recall: dict[str, dict[str, float]] | None, of: str) -> Iterator[str]:
-    """Recall in both directions, as a person reads it."""
-    for way, shares in (recall or {}).items():
-        yield f"{way.replace('_', ' ')}: {told(shares)}, {of}"
+def _recalled(recall: dict[str, dict[str, float]] | None) -> dict[str, str]:
+    """Return recall as a person reads it, by direction."""
+    return {way.replace("_", " "): told(shares) for way, shares in (recall or {}).items()}
 
 
 def retrieve(model: AdaptedModel, items: Sequence[Item], inference: Inference) -> RetrievalScores | LinkedScores:

@@ -25,7 +25,11 @@ class Scores:
     confidence: tuple[float, ...]
 
     main: ClassVar[str] = "accuracy"
-    """The figure by which models are compared."""
+    """The figure by which models are compared, a share."""
+    main_title: ClassVar[str] = "accuracy"
+    """What tables call it."""
+    class_figure: ClassVar[str] = "recall"
+    """What `by_class` has of each class."""
     has_probabilities: ClassVar[bool] = True
     """Whether `confidence` are probabilities of answers, which a threshold may leave out."""
 
@@ -60,7 +64,7 @@ class Scores:
         return reliability(self.confidence, self.right)
 
     def figures(self) -> dict[str, Any]:
-        """For metrics.json, small enough for an adapter's header too."""
+        """Return the figures for metrics.json, few enough for an adapter's header too."""
         return {
             "accuracy": self.accuracy,
             "images": self.images,
@@ -69,12 +73,16 @@ class Scores:
         }
 
     def details(self) -> dict[str, Any]:
-        """For metrics.json alone: the recall of each class, and what thresholds leave unanswered."""
+        """Return the details for metrics.json alone: a figure for each class, and what thresholds leave unanswered."""
         thresholds = {"by_threshold": by_threshold(self.confidence, self.right)} if self.has_probabilities else {}
-        return {"by_class": self.by_class, **thresholds}
+        return {"by_class": self.by_class, "class_figure": self.class_figure, **thresholds}
+
+    def summary(self) -> dict[str, str]:
+        """Return what a person reads beside the main figure, by a short heading."""
+        return {"balanced": f"{100 * self.figures()['mean_class_accuracy']:5.1f} %  (each class counted once)"}
 
     def lines(self, of: str) -> Iterator[str]:
-        """The figures as a person reads them; `of` says how many items there are, and of what."""
+        """Yield the figures as a person reads them; `of` says how many items there are, and of what."""
         balanced = self.figures()["mean_class_accuracy"]
         yield f"{100 * self.accuracy:.1f} % of {of}, balanced {100 * balanced:.1f} %"
 
@@ -112,35 +120,13 @@ def scored(
     )
 
 
-_TOLD = {
-    "spearman": "Spearman", "pearson": "Pearson", "mean_absolute_error": "mean absolute error",
-    "image_auroc": "AUROC of images", "pixel_auroc": "of pixels", "pro": "overlap of regions (PRO)",
-}  # fmt: skip
-
-
-SHORT = {"mean_average_precision": "mAP"}  # how main figures are called in tables
-
-
-def main_figure(figures: Mapping[str, Any]) -> str:
-    """The name of the one by which models are compared: the accuracy, or where images may have several classes mAP."""
-    return "mean_average_precision" if "mean_average_precision" in figures else "accuracy"
-
-
-def beside_accuracy(figures: Mapping[str, Any]) -> str | None:
-    """The figures of numbers, or of maps, as a person reads them; None where there are none."""
-    found = [f"{said} {figures[name]:.3f}" for name, said in _TOLD.items() if name in figures]
-    return ", ".join(found) or None
-
-
-def said_of_links(figures: Mapping[str, Any]) -> str | None:
-    """How many pairs are linked rightly, as a person reads it; None where no entities are named."""
-    if "linked" not in figures:
-        return None
-    return f"{100 * figures['linked']:.1f} % of {figures['images']:,} pairs are nearest to another of their entity"
+def main_figure(figures: Mapping[str, Any]) -> tuple[str, str]:
+    """Return the name of the figure by which models are compared, and what tables call it."""
+    return figures.get("main", Scores.main), figures.get("main_title", Scores.main_title)
 
 
 def told(shares: Mapping[str, float]) -> str:
-    """Recall at several counts, as a person reads it."""
+    """Return recall at several counts, as a person reads it."""
     return ", ".join(f"{100 * share:.1f} % at {count}" for count, share in shares.items())
 
 

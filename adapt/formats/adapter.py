@@ -29,7 +29,7 @@ _LIBRARIES = (
 NAME = "adapter.safetensors"  # in the folder of a run, and in a repository of the hub
 
 
-def save(model: Adapted[Any], path: str | Path) -> Path:
+def save(model: Adapted, path: str | Path) -> Path:
     """Writes `model`'s adapter to `path`, atomically.
 
     Raises AdaptError for values that are not finite, and for a method that its settings would not build as it is now.
@@ -46,7 +46,7 @@ def save(model: Adapted[Any], path: str | Path) -> Path:
     return Path(path)
 
 
-def header_of(model: Adapted[Any]) -> Header:
+def header_of(model: Adapted) -> Header:
     """What the file of `model` says of itself."""
     from adapt.models.answers import PLAIN
 
@@ -66,13 +66,13 @@ def header_of(model: Adapted[Any]) -> Header:
     )
 
 
-def _scale_of(model: Adapted[Any]) -> float | None:
+def _scale_of(model: Adapted) -> float | None:
     """What cosines are multiplied by; None where answers are no cosines."""
     scale: float | None = model.method.logit_scale or getattr(model.backbone, "logit_scale", None)
     return scale
 
 
-def check_scale(described: Header, model: Adapted[Any], path: str | Path) -> None:
+def check_scale(described: Header, model: Adapted, path: str | Path) -> None:
     """Raises AdaptError where the header has another scale of logits than `model`, which computes with its own."""
     own, recorded = _scale_of(model), described.logit_scale
     if recorded is not None and (own is None or not isclose(recorded, own, rel_tol=1e-3)):

@@ -16,6 +16,7 @@ from adapt.backbones.base import Backbone
 from adapt.errors import AdaptError
 from adapt.formats import tensor_file
 from adapt.formats.rebuild import build_for
+from adapt.methods.base.traits import ReadsPublished, unpublished
 
 
 class _Inert:
@@ -111,6 +112,8 @@ def import_published(
     Raises AdaptError as `read_dassl` does, and where the tensors do not fit the method, the backbone or the classes.
     """
     cls = methods.find(method)
+    if not issubclass(cls, ReadsPublished):
+        raise unpublished(cls)
     state = tensor_file.read(Path(path)) if Path(path).suffix == ".safetensors" else read_dassl(path)
     try:
         tensors, told = cls.published(state, dict(settings or {}))

@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -27,6 +26,7 @@ from adapt.errors import AdaptError
 from adapt.formats import tensor_file
 from adapt.formats.adapter import NAME
 from adapt.formats.header import read_header
+from adapt.methods.base.traits import skipped_blocks
 from adapt.models.base import Adapted
 from adapt.validation import explain
 
@@ -47,12 +47,12 @@ class _Record(BaseModel):
     embed_dim: int | None
 
 
-def export(model: Adapted[Any], folder: str | Path) -> Path:
+def export(model: Adapted, folder: str | Path) -> Path:
     """Writes `model` to `folder`, which must not exist; it loads as `adapt.load(folder)`.
 
     Raises AdaptError where no block is skipped, the backbone is quantised or compact, or its format is not known.
     """
-    backbone, skipped = model.backbone, sorted(model.method.skipped)
+    backbone, skipped = model.backbone, sorted(skipped_blocks(model.method))
     if not skipped:
         raise AdaptError(
             f"this {model.method.name} skips no block, so nothing can be cut out of its backbone: keep the adapter as "

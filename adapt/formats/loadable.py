@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -12,19 +12,21 @@ from adapt.devices import keeping_rng
 from adapt.engine.allocation import at_most
 from adapt.errors import AdaptError
 from adapt.formats.tensor_file import check_finite
-from adapt.methods.base import Method
+from adapt.methods.base import Method, trait
+from adapt.methods.base.traits import ChecksAdapter
 from adapt.models.building import build
 
 if TYPE_CHECKING:
     from adapt.models.base import Adapted
 
 
-def check_loadable(model: Adapted[Any], tensors: dict[str, Tensor]) -> None:
+def check_loadable(model: Adapted, tensors: dict[str, Tensor]) -> None:
     """Raises AdaptError unless `tensors` fit a method that is built from the settings of the model's, as they are."""
     kind, config = type(model.method), model.method.config.model_dump(mode="json")
     try:
         anew = kind(**config)
-        anew.check_whole()
+        if checks := trait(anew, ChecksAdapter):
+            checks.check_settings()
         build_within(anew, model.backbone, model.class_names, tensors, "this model")
     except AdaptError as error:
         raise AdaptError(
@@ -53,7 +55,8 @@ def load_tensors(method: Method, tensors: dict[str, Tensor], source: str) -> Non
     expected = method.state_dict()
     cast = {name: tensor.to(expected[name].dtype) for name, tensor in tensors.items()}
     check_finite(cast, source)  # a number may be beyond the largest of the method's own type
-    method.check_tensors(cast, source)
+    if checks := trait(method, ChecksAdapter):
+        checks.check_tensors(cast, source)
     method.load_state_dict(cast)
 
 

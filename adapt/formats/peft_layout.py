@@ -30,7 +30,7 @@ OURS = "adapt"  # the key of our own in the header of the tensors
 NOTED = ("logit_scale", "template", "class_names", "backbone", "quantization", "preprocess")  # what it holds
 
 
-def export(model: Adapted[Any], folder: str | Path) -> Path:
+def export(model: Adapted, folder: str | Path) -> Path:
     """Writes the LoRA adapter of `model` to `folder`, with a model card. AdaptError for another method or tuner."""
     method, folder = model.method, Path(folder)
     if not is_plain(method):
@@ -53,7 +53,7 @@ def is_plain(method: Any) -> bool:
     return isinstance(method, LoRA) and method.config.plain
 
 
-def carried(model: Adapted[Any]) -> WithPeft | None:
+def carried(model: Adapted) -> WithPeft | None:
     """What plain peft needs to answer as `model` does with nothing of adapt's; None where it cannot."""
     if not is_plain(model.method) or model.answers != PLAIN:
         return None
@@ -61,14 +61,14 @@ def carried(model: Adapted[Any]) -> WithPeft | None:
     return found if found.base is not None else None
 
 
-def _with_peft(model: Adapted[Any]) -> WithPeft:
+def _with_peft(model: Adapted) -> WithPeft:
     backbone, config = model.backbone, model.method.config
     classifies = bool(model.class_names) and isinstance(backbone, DualEncoder) and _auto_mapping(model) is not None
     scale = config.logit_scale or getattr(backbone, "logit_scale", None)
     return WithPeft(_base(backbone) if classifies else None, config.template, scale)
 
 
-def write(model: Adapted[Any], folder: Path) -> None:
+def write(model: Adapted, folder: Path) -> None:
     """Writes the two files of peft's layout to `folder`."""
     method: Any = model.method
     names = module_names(model.backbone)
@@ -94,7 +94,7 @@ def write(model: Adapted[Any], folder: Path) -> None:
     write_text(folder / CONFIG, plain.dump(config, indent=2) + "\n")
 
 
-def _auto_mapping(model: Adapted[Any]) -> dict[str, str] | None:
+def _auto_mapping(model: Adapted) -> dict[str, str] | None:
     """Where `AutoPeftModel` finds the backbone's class; None for one that is not transformers' own."""
     kind = type(model.backbone.model)
     if not kind.__module__.startswith("transformers.") or model.backbone.name is None:
@@ -108,7 +108,7 @@ def _base(backbone: Backbone) -> str | None:
     return str(Path(name).resolve()) if name is not None and Path(name).is_dir() else name
 
 
-def _beside(model: Adapted[Any]) -> dict[str, Any]:
+def _beside(model: Adapted) -> dict[str, Any]:
     """What the model has and peft's layout has no word for."""
     config = model.method.config
     return {

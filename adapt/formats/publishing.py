@@ -6,7 +6,7 @@ import logging
 import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from adapt import hub
 from adapt.backbones.sources import is_portable
@@ -42,7 +42,7 @@ def fetch(name: str | Path) -> Path:
 
 
 def push(
-    model: Adapted[Any],
+    model: Adapted,
     name: str,
     *,
     file: Path | None = None,
@@ -76,7 +76,7 @@ def push(
         )
 
 
-def write_folder(model: Adapted[Any], folder: Path, repository: str, file: Path | None, license: str | None) -> None:
+def write_folder(model: Adapted, folder: Path, repository: str, file: Path | None, license: str | None) -> None:
     """Writes to `folder` what a repository of the hub holds."""
     if file is None:
         model.save(folder / adapter.NAME)

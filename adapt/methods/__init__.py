@@ -104,14 +104,14 @@ def _base() -> type[Method]:
 
 
 def _check(cls: type[Method]) -> None:
-    from adapt.methods.base import FAMILIES, MethodConfig
+    from adapt.methods.base import KINDS, MethodConfig
 
     if not (isinstance(cls.Config, type) and issubclass(cls.Config, MethodConfig)):
         raise AdaptError(
             f"{cls.name}: Config is {cls.Config!r}; expected a class made from adapt.methods.base.MethodConfig"
         )
-    if not set(cls.serves) or set(cls.serves) - set(FAMILIES):
-        raise AdaptError(f"{cls.name}: serves is {cls.serves!r}; expected some of {', '.join(FAMILIES)}")
+    if not set(cls.serves) or set(cls.serves) - set(KINDS):
+        raise AdaptError(f"{cls.name}: serves is {cls.serves!r}; expected some of {', '.join(KINDS)}")
 
 
 _ADVICE = (

@@ -25,7 +25,7 @@ from adapt.backbones.base import DualEncoder
 from adapt.backbones.tokenizer import TextTokenizer
 from adapt.errors import AdaptError, nearest
 from adapt.methods.base import ImageStep, Method, MethodConfig
-from adapt.methods.base.normal import normal_label
+from adapt.methods.base.traits import AveragesPrompts, DrawsMaps, normal_label
 from adapt.prompts import Prompt, of_text, readable
 
 _INTACT: tuple[str, ...] = ("normal {}", "flawless {}", "perfect {}", "unblemished {}")
@@ -71,7 +71,7 @@ class AnoVLConfig(MethodConfig):
     """The standard deviation of what makes features of patches look damaged in a step."""
 
 
-class AnoVL(Method):
+class AnoVL(Method[ImageStep], DrawsMaps, AveragesPrompts):
     """`AnoVL(object)` has no tensors. With `steps` an adapter is trained for each image, and thrown away."""
 
     name = "anovl"

@@ -20,7 +20,8 @@ from adapt.backbones.base import Backbone
 from adapt.backbones.tokenizer import TextTokenizer
 from adapt.backbones.tower import Block, Projection, Tower
 from adapt.edits import Edit, Replace
-from adapt.methods.base import Context, Method
+from adapt.methods.base import Context, Method, Step
+from adapt.methods.base.traits import InsideBlocks
 from adapt.methods.ln_tuning import NORMS, TOWERS, LNTuningConfig, held, hold, layer_norm
 from adapt.prompts import Prompt, from_templates
 
@@ -28,7 +29,7 @@ LINEARS = {"out": ("attn", "out_proj"), "fc1": ("mlp", "c_fc"), "fc2": ("mlp", "
 OUTER = {"text": {"final_norm": "ln_final"}, "vision": {"pre_norm": "ln_pre", "final_norm": "ln_post"}}
 
 
-class BitFit(Method):
+class BitFit(Method[Step], InsideBlocks):
     """`BitFit()` trains the biases of norms, of `attn.out_proj`, `mlp.c_fc` and `mlp.c_proj` in each block."""
 
     name = "bitfit"

@@ -33,7 +33,7 @@ class CLAPConfig(MethodConfig):
     """One template, or several whose features are averaged as the text tower gives them."""
 
 
-class CLAP(Method):
+class CLAP(Method[ImageStep]):
     """`CLAP(constraint, template)` trains `prototypes` `(n_classes, e)` from the class features of the template."""
 
     name = "clap"
@@ -51,7 +51,7 @@ class CLAP(Method):
 
     def prepare(self, training: Training) -> None:
         """Starts from the text, and measures how sure of each class it is on the training images."""
-        base = training.model.frozen_class_features(several(self.config.template), "raw")
+        base = training.classifier.frozen_class_features(several(self.config.template), "raw")
         with torch.no_grad():
             self.prototypes.copy_(base)
         if self.config.constraint == "l2":
@@ -59,7 +59,7 @@ class CLAP(Method):
             features, labels = training.features("train", views=views), training.labels("train")
             rows = features.flatten(0, -2).to(base.device)
             labels = labels.repeat_interleave(max(views, 1)).to(base.device)
-            self._multipliers = self.sureness(ImageStep(training.model, Encoded(rows)), labels)
+            self._multipliers = self.sureness(ImageStep(training.classifier, Encoded(rows)), labels)
 
     def sureness(self, step: ImageStep, labels: Tensor) -> Tensor:
         """For each class `(n,)` the mean zero-shot probability of its own images, of which there must be some."""

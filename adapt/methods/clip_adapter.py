@@ -29,7 +29,7 @@ class CLIPAdapterConfig(MethodConfig):
     """One template, or several whose features are averaged."""
 
 
-class CLIPAdapter(Method):
+class CLIPAdapter(Method[ImageStep]):
     """`CLIPAdapter(ratio, reduction)` trains `fc.0.weight` `(e / reduction, e)` and `fc.2.weight`, back again."""
 
     name = "clip_adapter"

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from adapt.errors import AdaptError
 from adapt.methods.base import PairStep, Terms, Training
+from adapt.methods.base.traits import GroupsEntities, PoolsPairs
 from adapt.methods.lora import LoRA, PlainLoRAConfig
 
 
@@ -37,7 +38,7 @@ class CLIPPINGSConfig(PlainLoRAConfig):
     """How many pairs of one entity follow each other in training, if it has as many (m)."""
 
 
-class CLIPPINGS(LoRA):
+class CLIPPINGS(LoRA[PairStep], PoolsPairs, GroupsEntities):
     """`CLIPPINGS(image_share, temperature)` trains what `LoRA` does, on pairs of which some are of one entity."""
 
     name = "clippings"
@@ -49,7 +50,7 @@ class CLIPPINGS(LoRA):
     _links = True  # whether some pairs of the training are of one entity
 
     @property
-    def together(self) -> int:  # type: ignore[override]
+    def together(self) -> int:
         size: int = self.config.together
         return size
 

@@ -31,7 +31,7 @@ class CloseConfig(MethodConfig):
     to 0.12 of 768 values; with fewer it takes more, in inverse proportion to the square root, for as much in all."""
 
 
-class Close(Method):
+class Close(Method[ImageStep]):
     """`Close(noise)` trains `lin.weight` `(n_classes, e)` and `lin.bias` `(n_classes,)`."""
 
     name = "close"

@@ -21,7 +21,9 @@ from adapt.backbones.base import DualEncoder
 from adapt.backbones.tokenizer import TextTokenizer
 from adapt.backbones.tower import Tower
 from adapt.edits import Edit, Tokens
-from adapt.methods.base import Context, Method, MethodConfig, learned
+from adapt.methods.base import Context, ImageStep, Method, MethodConfig
+from adapt.methods.base.prompt_learner import learned
+from adapt.methods.base.traits import LearnedTokens, ReadsPublished
 from adapt.prompts import Prompt, context_length, initial_context, with_context
 
 DEFAULT_N_CTX = 4
@@ -35,7 +37,7 @@ class CoCoOpConfig(MethodConfig):
     """Words whose embeddings the context starts from; empty draws it from N(0, 0.02)."""
 
 
-class CoCoOp(Method):
+class CoCoOp(Method[ImageStep], LearnedTokens, ReadsPublished):
     """`CoCoOp(n_ctx, ctx_init)` trains `ctx` `(n_ctx, d)` and `meta_net`, which maps image features to one shift."""
 
     name = "cocoop"
@@ -44,7 +46,6 @@ class CoCoOp(Method):
     example = {"n_ctx": 3, "ctx_init": ""}
     touches = frozenset({"text"})
     per_image = True
-    owns_prompts = True
 
     @property
     def learned_tokens(self) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain, combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from pydantic import Field, field_validator
@@ -30,9 +30,25 @@ from adapt.backbones.tower import Tower
 from adapt.edits import Bypass, Edit, Tokens
 from adapt.errors import AdaptError
 from adapt.methods import find, names
-from adapt.methods.base import Context, Method, MethodConfig, Mixture, Terms, Training
+from adapt.methods.base import KINDS, Context, Method, MethodConfig, Mixture, Terms, Training
 from adapt.methods.base.config import MethodSettings
+from adapt.methods.base.mixture import Mixes, mixed
+from adapt.methods.base.traits import (
+    ChecksAdapter,
+    ChoosesOnValidation,
+    InsideBlocks,
+    LearnedTokens,
+    Reports,
+    SkipsBlocks,
+    StandsAlone,
+    Trait,
+    chosen_setting,
+    owns_prompts,
+    skipped_blocks,
+)
 from adapt.prompts import Prompt
+
+T = TypeVar("T", bound=Trait)
 
 
 class ComposeConfig(MethodConfig):
@@ -51,42 +67,59 @@ class ComposeConfig(MethodConfig):
         return value
 
 
-class Compose(Method):
+class Compose(Method[Any], LearnedTokens, SkipsBlocks, ChoosesOnValidation, Mixes, ChecksAdapter, Reports):
     """`Compose([DAS(skip=2), LoRA(rank=2)])` trains what its parts do, as `das.…` and `lora.…` (a second `lora2.…`)."""
 
     name = "compose"
     title = "Several methods on one backbone"
-    serves = ("dual encoder", "fusion encoder", "vision LLM")
+    serves = KINDS
     Config = ComposeConfig
     example = {"methods": [{"name": "das", "skipped": ["vision.1"]}, {"name": "lora", "dropout": 0.0}]}
 
     def __init__(self, methods: Sequence[Method | dict[str, Any]] = (), **config: Any) -> None:
         described = [_described(each) if isinstance(each, Method) else each for each in methods]
         super().__init__(methods=described, **config)
-        self.parts = _named([each if isinstance(each, Method) else _made(each) for each in methods])
-        served = [family for family in self.serves if all(family in part.serves for part in self.parts.values())]
-        self.serves = tuple(served)  # type: ignore[assignment,misc]  # by these parts
-        self.tasks = frozenset.intersection(*(part.tasks for part in self.parts.values()))  # type: ignore[misc]
-        self.learns_any_step = all(part.learns_any_step for part in self.parts.values())  # type: ignore[misc]
-        for name, part in self.parts.items():
+        self._parts = _named([each if isinstance(each, Method) else _made(each) for each in methods])
+        parts = self._parts.values()
+        self.serves = tuple(kind for kind in self.serves if all(kind in part.serves for part in parts))
+        self.reads = frozenset().union(*(part.reads for part in parts))
+        self.tasks = frozenset.intersection(*(part.tasks for part in parts))
+        self.learns_any_step = all(part.learns_any_step for part in parts)
+        self.weighs_classes = all(part.weighs_classes for part in parts)
+        self.needs_every_class = any(part.needs_every_class for part in parts)
+        self.begins_anew = any(part.begins_anew for part in parts)
+        for name, part in self._parts.items():
             if part.built:
                 raise AdaptError(f"compose: this {part.name} already belongs to a model: make a new one")
             self.add_module(name, part)
 
-    def check_whole(self) -> None:
-        for part in self.parts.values():
-            part.check_whole()
+    @property
+    def parts(self) -> Mapping[str, Method]:
+        return self._parts
+
+    def _having(self, kind: type[T]) -> list[tuple[str, T]]:
+        """Return the parts with a trait, by name."""
+        parts: Mapping[str, object] = self._parts
+        return [(name, part) for name, part in parts.items() if isinstance(part, kind)]
+
+    def check_settings(self) -> None:
+        for _, part in self._having(ChecksAdapter):
+            part.check_settings()
 
     @classmethod
     def lines(cls, metrics: Mapping[str, Any]) -> Iterable[str]:
         """What its parts say, whichever they are: each has its own figures."""
-        return chain.from_iterable(find(name).lines(metrics) for name in names() if name != cls.name)
+        return chain.from_iterable(method.lines(metrics) for method in cls._reporting())
 
     @classmethod
     def draw(cls, run: Path) -> None:
-        for name in names():
-            if name != cls.name:
-                find(name).draw(run)
+        for method in cls._reporting():
+            method.draw(run)
+
+    @classmethod
+    def _reporting(cls) -> list[type[Reports]]:
+        others = (find(name) for name in names() if name != cls.name)
+        return [method for method in others if issubclass(method, Reports)]
 
     @classmethod
     def mixed(cls, members: Sequence[Any], mixture: Mixture) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -94,7 +127,7 @@ class Compose(Method):
         described: list[dict[str, Any]] = []
         tensors: dict[str, Tensor] = {}
         for name, part in members[0].parts.items():
-            settings, own = type(part).mixed([member.parts[name] for member in members], mixture)
+            settings, own = mixed([member.parts[name] for member in members], mixture)
             described.append({"name": part.name, **settings})
             tensors |= {f"{name}.{key}": tensor for key, tensor in own.items()}
         return {"methods": described}, tensors
@@ -112,9 +145,15 @@ class Compose(Method):
         return any(part.per_image for part in self.parts.values())
 
     @property
+    def owns_prompts(self) -> bool:
+        return any(map(owns_prompts, self._parts.values()))
+
+    @property
     def learned_tokens(self) -> dict[str, Tensor]:
         return {
-            f"{name}.{key}": tokens for name, part in self.parts.items() for key, tokens in part.learned_tokens.items()
+            f"{name}.{key}": tokens
+            for name, part in self._having(LearnedTokens)
+            for key, tokens in part.learned_tokens.items()
         }
 
     @property
@@ -122,43 +161,24 @@ class Compose(Method):
         return next((part.logit_scale for part in self.parts.values() if part.logit_scale is not None), None)
 
     @property
-    def begins_anew(self) -> bool:  # type: ignore[override]
-        return any(part.begins_anew for part in self.parts.values())
-
-    @property
-    def weighs_classes(self) -> bool:  # type: ignore[override]
-        return all(part.weighs_classes for part in self.parts.values())
-
-    @property
-    def needs_every_class(self) -> bool:  # type: ignore[override]
-        return any(part.needs_every_class for part in self.parts.values())
-
-    @property
-    def reads(self) -> frozenset[str]:  # type: ignore[override]
-        return frozenset().union(*(part.reads for part in self.parts.values()))
-
-    @property
     def chosen_on_validation(self) -> str | None:
-        keys = enumerate(part.chosen_on_validation for part in self.parts.values())
+        keys = enumerate(map(chosen_setting, self._parts.values()))
         return next((f"methods.{index}.{key}" for index, key in keys if key), None)
 
     @property
     def skipped(self) -> frozenset[str]:
-        return frozenset().union(*(part.skipped for part in self.parts.values()))
-
-    def check_family(self, backbone: Backbone) -> None:
-        for part in self.parts.values():
-            part.check_family(backbone)
+        return frozenset().union(*(part.skipped for _, part in self._having(SkipsBlocks)))
 
     def build(self, backbone: Backbone, class_names: Sequence[str]) -> None:
         for part in self.parts.values():
-            part.absent = self.skipped - part.skipped
+            if isinstance(part, InsideBlocks):
+                part.absent = self.skipped - skipped_blocks(part)
             part.build(backbone, class_names)
             part.built = True
         self._describe()
 
     def check_tensors(self, tensors: Mapping[str, Tensor], source: str) -> None:
-        for name, part in self.parts.items():
+        for name, part in self._having(ChecksAdapter):
             part.check_tensors(_under(name, tensors), source)
 
     def _describe(self) -> None:
@@ -167,7 +187,7 @@ class Compose(Method):
 
     def prepare(self, training: Training) -> None:
         """A part that searches comes first: after it all start anew."""
-        for part in sorted(self.parts.values(), key=lambda part: part.chosen_on_validation is None):
+        for part in sorted(self.parts.values(), key=lambda part: chosen_setting(part) is None):
             part.prepare(training)
         self._describe()
 
@@ -200,7 +220,7 @@ class Compose(Method):
         return terms
 
     def prompts(self, tokenizer: TextTokenizer, class_name: str) -> list[Prompt]:
-        owners = {name: part for name, part in self.parts.items() if part.owns_prompts} or self.parts
+        owners = {name: part for name, part in self._parts.items() if owns_prompts(part)} or self._parts
         prompts = {name: part.prompts(tokenizer, class_name) for name, part in owners.items()}
         for one, other in combinations(prompts, 2):
             if [prompt.ids for prompt in prompts[one]] != [prompt.ids for prompt in prompts[other]]:
@@ -244,6 +264,12 @@ def _under(name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {key.removeprefix(f"{name}."): tensor for key, tensor in tensors.items() if key.startswith(f"{name}.")}
 
 
+def _traits(part: Method) -> set[type]:
+    """Return the traits of a part of which a composition has room for one."""
+    kinds = {kind for kind in type(part).__mro__ if issubclass(kind, Trait) and not issubclass(kind, Method)}
+    return {kind for kind in kinds if not (kind.of_each_part or issubclass(Compose, kind))}
+
+
 def _overrides(part: Method, member: str) -> bool:
     return getattr(type(part), member) is not getattr(Method, member)
 
@@ -251,18 +277,19 @@ def _overrides(part: Method, member: str) -> bool:
 def _check(parts: dict[str, Method]) -> None:
     """AdaptError, by name, for a part that cannot be one, or two that do not go together."""
     for name, part in parts.items():
-        own = ("infer", "backward", "image_features")
-        alone = part.stands_alone or part.views or any(_overrides(part, member) for member in own)
+        own = ("infer", "backward")
+        alone = isinstance(part, StandsAlone) or part.views or any(_overrides(part, member) for member in own)
         if isinstance(part, Compose) or not part.touches or alone:
             raise AdaptError(f"{name} cannot be a part: expected methods that change a tower, each named by itself")
     for one, other in combinations(parts, 2):
         a, b = parts[one], parts[other]
-        if a.owns_prompts and b.owns_prompts:
+        if owns_prompts(a) and owns_prompts(b):
             raise AdaptError(f"{one} and {other} both learn tokens of the prompts: take one of them")
         if _overrides(a, "logits") and _overrides(b, "logits"):
             raise AdaptError(f"{one} and {other} both have logits of their own: take one of them")
-        if a.chosen_on_validation and a.chosen_on_validation == b.chosen_on_validation:
-            key = a.chosen_on_validation
+        if (key := chosen_setting(a)) and key == chosen_setting(b):
             raise AdaptError(f"{one} and {other} both choose {key} on validation images: give it to one of them")
         if a.logit_scale and b.logit_scale and a.logit_scale != b.logit_scale:
             raise AdaptError(f"logit_scale is {a.logit_scale} in {one} and {b.logit_scale} in {other}: take one value")
+        if twice := _traits(a) & _traits(b):
+            raise AdaptError(f"{one} and {other} both have {min(kind.__name__ for kind in twice)}: take one of them")

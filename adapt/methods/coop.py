@@ -22,7 +22,9 @@ from adapt.backbones.base import Backbone
 from adapt.backbones.tokenizer import TextTokenizer
 from adapt.backbones.tower import Tower
 from adapt.edits import Edit, Tokens
-from adapt.methods.base import Context, Method, MethodConfig, learned
+from adapt.methods.base import Context, ImageStep, Method, MethodConfig
+from adapt.methods.base.prompt_learner import learned
+from adapt.methods.base.traits import LearnedTokens, ReadsPublished
 from adapt.prompts import Prompt, context_length, initial_context, with_context
 
 DEFAULT_N_CTX = 16
@@ -45,7 +47,7 @@ class CoOpConfig(MethodConfig):
         return self
 
 
-class CoOp(Method):
+class CoOp(Method[ImageStep], LearnedTokens, ReadsPublished):
     """`CoOp(n_ctx, ctx_init, class_specific, class_position)` trains `ctx`: `(n_ctx, d)` or `(n_classes, n_ctx, d)`."""
 
     name = "coop"
@@ -53,7 +55,6 @@ class CoOp(Method):
     Config = CoOpConfig
     example = {"n_ctx": 4}
     touches = frozenset({"text"})
-    owns_prompts = True
 
     @property
     def per_class(self) -> bool:

@@ -29,6 +29,7 @@ from adapt.backbones.base import DualEncoder
 from adapt.backbones.tower import Tower
 from adapt.edits import Edit, Tokens
 from adapt.methods.base import Context
+from adapt.methods.base.traits import unpublished
 from adapt.methods.cocoop import CoCoOp, CoCoOpConfig
 from adapt.methods.zero_shot import Template
 
@@ -50,7 +51,7 @@ class CTPTFT(CoCoOp):
 
     @classmethod
     def published(cls, state: dict[str, Tensor], given: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        return super(CoCoOp, cls).published(state, given)  # refused: CoCoOp's files are not ours
+        raise unpublished(cls)  # CoCoOp's files are not ours
 
     def build(self, backbone: DualEncoder, class_names: Sequence[str]) -> None:  # type: ignore[override]
         super().build(backbone, class_names)

@@ -27,6 +27,7 @@ from adapt.backbones.tokenizer import TextTokenizer
 from adapt.data.readers.descriptors_file import read_descriptors
 from adapt.errors import AdaptError, nearest
 from adapt.methods.base import ImageStep, Method, MethodConfig
+from adapt.methods.base.traits import AveragesPrompts, ChecksAdapter, Explains
 from adapt.prompts import Prompt, of_text, readable
 
 logger = logging.getLogger("adapt")
@@ -63,7 +64,7 @@ class DescriptionsConfig(MethodConfig):
     """A seed of random words in place of the descriptors: the control that tells whether their meaning matters."""
 
 
-class Descriptions(Method):
+class Descriptions(Method[ImageStep], Explains, AveragesPrompts, ChecksAdapter):
     """`Descriptions(descriptors={"cat": ["whiskers", "a long tail"], ...})`, or a file's name. Nothing trains."""
 
     name = "descriptions"
@@ -72,7 +73,7 @@ class Descriptions(Method):
     prompt_average = "mean"
     example = {"descriptors": "emoji"}
 
-    def check_whole(self) -> None:
+    def check_settings(self) -> None:
         if isinstance(self.config.descriptors, str):
             raise AdaptError("the adapter names a file of descriptors, where it has to hold them: it is damaged")
 

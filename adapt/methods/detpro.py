@@ -32,6 +32,7 @@ from adapt.edits import Edit, Tokens
 from adapt.errors import AdaptError, nearest
 from adapt.methods.base import Context, Encoded, ImageStep, Terms, Training
 from adapt.methods.base.training import Part
+from adapt.methods.base.traits import LearnsOverlaps
 from adapt.methods.coop import CoOp, CoOpConfig
 from adapt.prompts import Prompt, initial_context
 
@@ -54,7 +55,7 @@ class DetProConfig(CoOpConfig):
         return self
 
 
-class DetPro(CoOp):
+class DetPro(CoOp, LearnsOverlaps):
     """`DetPro(background="none")` trains `ctx` `(n_ctx, d)`, and keeps a `threshold` `()` for what is no class.
 
     With `grades` `ctx` is `(grades, n_ctx, d)`, and the features of a class are the mean over them.
@@ -139,7 +140,7 @@ class DetPro(CoOp):
 
     def finish(self, training: Training) -> None:
         """Chooses the threshold where both kinds of images are there to choose it on."""
-        model = training.model
+        model = training.classifier
         part: Part = "val" if training.items("val") else "train"
         unknown = ~torch.isin(training.labels(part), torch.tensor(self._known(model.class_names)))
         if not 0 < int(unknown.sum()) < len(unknown):

@@ -38,6 +38,7 @@ from adapt.backbones.tower import Tower
 from adapt.edits import Attention, Edit
 from adapt.errors import AdaptError
 from adapt.methods.base import Context
+from adapt.methods.base.traits import unpublished
 from adapt.methods.ivlp import IVLP, IVLPConfig
 
 Strengths = tuple[float, float, float, float]
@@ -90,7 +91,7 @@ class DPL(IVLP):
 
     @classmethod
     def published(cls, state: dict[str, Tensor], given: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        return super(IVLP, cls).published(state, given)  # refused: IVLP's files are not ours
+        raise unpublished(cls)  # IVLP's files are not ours
 
     def build(self, backbone: Backbone, class_names: Sequence[str]) -> None:
         super().build(backbone, class_names)

@@ -24,7 +24,7 @@ from adapt.backbones.base import DualEncoder
 from adapt.backbones.tokenizer import TextTokenizer
 from adapt.devices import doubled
 from adapt.errors import AdaptError
-from adapt.methods.base import Choice, ImageStep, Method, MethodConfig, Training
+from adapt.methods.base import Choice, Grid, ImageStep, Method, MethodConfig, Training
 from adapt.methods.zero_shot import Templates
 from adapt.prompts import Prompt, from_templates
 
@@ -52,7 +52,7 @@ class GDAConfig(MethodConfig):
     """How many features the adapter keeps; a trained one has it."""
 
 
-class GDA(Method):
+class GDA(Method[ImageStep], Grid):
     """`GDA(views, alpha)` keeps `weight` `(n_classes, e)` and `bias` `(n_classes,)`, and for new classes `features`."""
 
     name = "gda"

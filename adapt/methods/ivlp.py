@@ -26,7 +26,10 @@ from adapt.backbones.base import Backbone
 from adapt.backbones.tokenizer import TextTokenizer
 from adapt.backbones.tower import Tower
 from adapt.edits import Edit, Tokens
-from adapt.methods.base import LEARNER, Context, Method, MethodConfig, depth_in, learned
+from adapt.methods.base import Context, ImageStep, Method, MethodConfig
+from adapt.methods.base.depth import depth_in
+from adapt.methods.base.prompt_learner import LEARNER, learned
+from adapt.methods.base.traits import LearnedTokens, ReadsPublished
 from adapt.prompts import Prompt, initial_context, published_words, with_context
 
 # where published checkpoints, which hold all of CLIP, keep the prompts
@@ -54,7 +57,7 @@ class IVLPConfig(MethodConfig):
         return self
 
 
-class IVLP(Method):
+class IVLP(Method[ImageStep], LearnedTokens, ReadsPublished):
     """`IVLP(n_ctx_text, n_ctx_vision, depth_text, depth_vision, ctx_init)` trains `text.I` and `vision.I`: `(k, d)`."""
 
     name = "ivlp"

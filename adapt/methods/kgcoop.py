@@ -15,7 +15,8 @@ from typing import Any, ClassVar
 from pydantic import Field
 from torch import Tensor
 
-from adapt.methods.base import ImageStep, Terms, learned
+from adapt.methods.base import ImageStep, Terms
+from adapt.methods.base.prompt_learner import learned
 from adapt.methods.coop import CoOp, CoOpConfig
 from adapt.methods.zero_shot import Template
 

@@ -18,6 +18,7 @@ from adapt.backbones.base import DualEncoder
 from adapt.methods.base import Choice, Training
 from adapt.methods.base.kept_labels import check_labels_of
 from adapt.methods.base.plain_classifier import PlainClassifier, PlainClassifierConfig
+from adapt.methods.base.traits import ChecksAdapter
 
 NEIGHBOURS = Choice((1, 3, 5, 9, 17), usual=1, open_ended=False)
 BESIDE = 0.05  # votes that every class has beforehand, so that the logarithm of none is finite
@@ -31,7 +32,7 @@ class KNNConfig(PlainClassifierConfig):
     """How many training images the adapter holds; a trained one has it."""
 
 
-class KNN(PlainClassifier):
+class KNN(PlainClassifier, ChecksAdapter):
     """Keeps the training images' unit-length `features` `(n, e)` and their `labels` `(n,)`."""
 
     name = "knn"

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from adapt.methods.base import Choice, Training, Trial
 from adapt.methods.base.plain_classifier import LinearClassifier, PlainClassifierConfig
+from adapt.methods.base.traits import LearnsShares
 
 logger = logging.getLogger("adapt")
 STRENGTHS = tuple(10.0**k for k in range(-3, 4))  # inverse regularisation, 0.001 to 1,000
@@ -34,14 +35,13 @@ class LinearProbeConfig(PlainClassifierConfig):
     """How much an image counts: the same, or one over how many training images its class has."""
 
 
-class LinearProbe(LinearClassifier):
+class LinearProbe(LinearClassifier, LearnsShares):
     """Scikit-learn's `LogisticRegression` as `weight` `(n_classes, e)` and `bias` `(n_classes,)`."""
 
     name = "linear_probe"
     title = "Linear probe: logistic regression (Radford et al., ICML 2021)"
     Config = LinearProbeConfig
     example = {"strength": 10.0}
-    learns_shares = True
     _tolerance = EXACT
 
     def prepare(self, training: Training) -> None:
@@ -59,7 +59,7 @@ class LinearProbe(LinearClassifier):
         return bool(self.config.class_weights == "balanced")
 
     def trials(self, training: Training, choices: Mapping[str, Choice], learned: bool = False) -> Iterator[Trial]:
-        """The trials of `Method.trials`, at a tolerance at which a strength takes a tenth of the time."""
+        """Yield the trials of `Grid.trials`, at a tolerance at which a strength takes a tenth of the time."""
         self._tolerance = ROUGH
         try:
             yield from super().trials(training, choices, learned)

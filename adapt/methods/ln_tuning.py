@@ -20,7 +20,8 @@ from adapt.backbones.tokenizer import TextTokenizer
 from adapt.backbones.tower import Tower
 from adapt.edits import Edit, Replace
 from adapt.errors import AdaptError
-from adapt.methods.base import Context, Method, MethodConfig
+from adapt.methods.base import Context, Method, MethodConfig, Step
+from adapt.methods.base.traits import InsideBlocks
 from adapt.methods.zero_shot import Templates
 from adapt.prompts import Prompt, from_templates
 
@@ -33,7 +34,7 @@ class LNTuningConfig(MethodConfig):
     """One template, or several whose features are averaged."""
 
 
-class LNTuning(Method):
+class LNTuning(Method[Step], InsideBlocks):
     """`LNTuning()` trains weight and bias of `transformer.resblocks.I.ln_1`, `ln_2`, and the same under `visual`."""
 
     name = "ln_tuning"

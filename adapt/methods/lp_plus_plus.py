@@ -39,7 +39,7 @@ class LPPlusPlusConfig(MethodConfig):
     """One template, or several whose features are averaged."""
 
 
-class LPPlusPlus(Method):
+class LPPlusPlus(Method[ImageStep]):
     """`LPPlusPlus(views, epochs)` keeps `weight` `(n, e)`, `bias` `(n,)` and `alpha` `(1, n)` of n classes."""
 
     name = "lp_plus_plus"
@@ -76,7 +76,7 @@ class LPPlusPlus(Method):
         rows = training.features("train", views=views).flatten(0, -2).to(device)
         labels = training.labels("train").repeat_interleave(max(views, 1)).to(device)
         with torch.no_grad():
-            texts = training.model.class_features()
+            texts = training.classifier.class_features()
             self.start(rows, labels, rows @ texts.T)
             val = (training.features("val").to(device), training.labels("val")) if training.items("val") else None
             training.note(solver=self._fit(training, rows, labels, texts, val))
@@ -97,7 +97,7 @@ class LPPlusPlus(Method):
         for epoch in self.steps(features, labels, features @ texts.T):
             if val is None:
                 continue
-            step = ImageStep(training.model, Encoded(val[0]))
+            step = ImageStep(training.classifier, Encoded(val[0]))
             accuracy = float((step.logits.argmax(-1).cpu() == val[1]).float().mean())
             if accuracy >= best[0]:
                 best = accuracy, epoch, {name: tensor.clone() for name, tensor in self.state_dict().items()}

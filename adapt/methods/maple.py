@@ -24,7 +24,10 @@ from adapt.backbones.base import Backbone
 from adapt.backbones.tokenizer import TextTokenizer
 from adapt.backbones.tower import Tower
 from adapt.edits import Edit, Tokens
-from adapt.methods.base import LEARNER, Context, Method, MethodConfig, depth_in, learned
+from adapt.methods.base import Context, ImageStep, Method, MethodConfig
+from adapt.methods.base.depth import depth_in
+from adapt.methods.base.prompt_learner import LEARNER, learned
+from adapt.methods.base.traits import LearnedTokens, ReadsPublished
 from adapt.prompts import Prompt, initial_context, published_words, with_context
 
 PUBLISHED_SHARE = 0.75  # of the blocks: 9 of 12
@@ -39,7 +42,7 @@ class MaPLeConfig(MethodConfig):
     """The words before the class name; the first learned tokens start from them. Empty draws them from N(0, 0.02)."""
 
 
-class MaPLe(Method):
+class MaPLe(Method[ImageStep], LearnedTokens, ReadsPublished):
     """`MaPLe(n_ctx, depth, ctx_init)` trains text prompts `ctx`, `compound_prompts_text.I` and their projections."""
 
     name = "maple"
@@ -47,7 +50,6 @@ class MaPLe(Method):
     Config = MaPLeConfig
     example = {"depth": 2}
     touches = frozenset({"text", "vision"})
-    owns_prompts = True
 
     @property
     def learned_tokens(self) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ from adapt.backbones.tokenizer import TextTokenizer
 from adapt.backbones.tower import Tower
 from adapt.edits import Edit, Parallel
 from adapt.errors import AdaptError
-from adapt.methods.base import Context, Method, MethodConfig
+from adapt.methods.base import Context, ImageStep, Method, MethodConfig
 from adapt.methods.zero_shot import Template
 from adapt.prompts import Prompt, from_template
 
@@ -37,7 +37,7 @@ class MMAConfig(MethodConfig):
     """With {} for the class name."""
 
 
-class MMA(Method):
+class MMA(Method[ImageStep]):
     """`MMA(blocks, dim, scale)` trains `text_adapter.I`, `visual_adapter.I` and `shared_adapter.I` of blocks I."""
 
     name = "mma"

@@ -21,6 +21,7 @@ from pydantic import Field
 from torch import Tensor
 
 from adapt.methods.base import PairStep, Terms, Training
+from adapt.methods.base.traits import StandsAlone
 from adapt.methods.lora import LoRA, PlainLoRAConfig
 
 
@@ -29,14 +30,13 @@ class ModXConfig(PlainLoRAConfig):
     """Weight of what keeps the rows that the old model gets right (alpha)."""
 
 
-class ModX(LoRA):
+class ModX(LoRA[PairStep], StandsAlone):
     """`ModX(keep)` trains what `LoRA` does, held to what it was before the first step."""
 
     name = "modx"
     title = "Mod-X (Ni et al., ICML 2023)"
     serves = ("dual encoder",)  # type: ignore[assignment]
     Config = ModXConfig
-    stands_alone = True  # what it is held to is itself, and no composition
     example = {}
     _old: tuple[ModX, ...] = ()  # what it was before the first step; in a tuple, for a child would be saved
 

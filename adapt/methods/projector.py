@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from adapt.backbones.tower import Tower
 from adapt.backbones.vision_llm import VisionLLM
 from adapt.edits import Edit, Tokens
-from adapt.methods.base import Context, Method, MethodConfig
+from adapt.methods.base import Context, Method, MethodConfig, Step
+from adapt.methods.base.traits import ReadsPublished
 
 
 class ProjectorConfig(MethodConfig):
@@ -26,7 +27,7 @@ class ProjectorConfig(MethodConfig):
     """One linear map (LiMBeR), or two with a GELU between them (LLaVA-1.5)."""
 
 
-class Projector(Method):
+class Projector(Method[Step], ReadsPublished):
     """`Projector(kind)`: a visual token `(d,)` of the language model for each patch of the image."""
 
     name = "projector"

@@ -23,7 +23,7 @@ from adapt.backbones.tokenizer import TextTokenizer
 from adapt.backbones.tower import Tower
 from adapt.edits import Edit, Replace
 from adapt.errors import AdaptError
-from adapt.methods.base import Context, Method, MethodConfig, Training
+from adapt.methods.base import Context, ImageStep, Method, MethodConfig, Training
 from adapt.methods.zero_shot import Templates
 from adapt.prompts import Prompt, from_templates
 
@@ -43,7 +43,7 @@ class ProLIPConfig(MethodConfig):
     """One template, or several whose features are averaged."""
 
 
-class ProLIP(Method):
+class ProLIP(Method[ImageStep]):
     """`ProLIP(views, epochs, lr, weight)` keeps `proj` `(d, e)`, which stands in place of the frozen projection."""
 
     name = "prolip"
@@ -73,7 +73,7 @@ class ProLIP(Method):
         rows = read.transpose(0, 1) if views else read[None]  # (views, n, d)
         labels = training.labels("train").to(device)
         with torch.no_grad():
-            texts = training.model.class_features()
+            texts = training.classifier.class_features()
         losses = list(self.steps(rows, labels, texts))
         training.note(solver={"first_loss": losses[0], "last_loss": losses[-1]})
 

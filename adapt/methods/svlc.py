@@ -65,7 +65,7 @@ class SVLCConfig(PlainLoRAConfig):
         return words
 
 
-class SVLC(LoRA):
+class SVLC(LoRA[PairStep]):
     """`SVLC(words)` trains what `LoRA` does, on pairs of images and texts; on classes it is `LoRA`."""
 
     name = "svlc"

@@ -30,7 +30,7 @@ class TaskResConfig(MethodConfig):
     """One template, or several whose features are averaged before they get unit length."""
 
 
-class TaskRes(Method):
+class TaskRes(Method[ImageStep]):
     """`TaskRes(alpha, template)` trains `text_feature_residuals` `(n_classes, e)`, from zero."""
 
     name = "task_res"

@@ -21,7 +21,9 @@ from adapt.backbones.base import Backbone
 from adapt.backbones.tokenizer import TextTokenizer
 from adapt.backbones.tower import Tower
 from adapt.edits import Edit, Tokens
-from adapt.methods.base import Context, ImageStep, Method, MethodConfig, Terms, check_depth
+from adapt.methods.base import Context, ImageStep, Method, MethodConfig, Terms
+from adapt.methods.base.depth import check_depth
+from adapt.methods.base.traits import LearnedTokens
 from adapt.methods.zero_shot import Template
 from adapt.prompts import Prompt, initial_context, with_context
 
@@ -48,7 +50,7 @@ class TCPConfig(MethodConfig):
     """The hand-written prompt, with {} for the class name."""
 
 
-class TCP(Method):
+class TCP(Method[ImageStep], LearnedTokens):
     """`TCP(n_ctx, block, weight)` trains `ctx` `(n_ctx, d)` and the maps of `meta_net` from `e` to `n_ctx * d`."""
 
     name = "tcp"
@@ -57,7 +59,6 @@ class TCP(Method):
     learns_any_step = True
     example = {"block": 1}
     touches = frozenset({"text"})
-    owns_prompts = True
 
     @property
     def learned_tokens(self) -> dict[str, Tensor]:

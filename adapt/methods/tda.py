@@ -22,6 +22,7 @@ from torch import Tensor
 
 from adapt.backbones.tokenizer import TextTokenizer
 from adapt.methods.base import ImageStep, Method, MethodConfig
+from adapt.methods.base.traits import Stream
 from adapt.methods.tpt import surest
 from adapt.methods.zero_shot import Templates
 from adapt.prompts import Prompt, from_templates
@@ -68,7 +69,7 @@ class Memory:
     unsure: dict[int, list[Remembered]] = field(default_factory=dict)
 
 
-class TDA(Method):
+class TDA(Method[ImageStep], Stream):
     """`TDA(shots, alpha, beta)` has no tensor: what it knows is in the memory of a stream."""
 
     name = "tda"

@@ -23,8 +23,9 @@ from torch import Tensor, nn
 
 from adapt.backbones.base import DualEncoder
 from adapt.backbones.tokenizer import TextTokenizer
-from adapt.methods.base import Choice, Encoded, ImageStep, Method, MethodConfig, Training, Trial
+from adapt.methods.base import Choice, Encoded, Grid, ImageStep, Method, MethodConfig, Training, Trial
 from adapt.methods.base.kept_labels import check_labels_of
+from adapt.methods.base.traits import ChecksAdapter
 from adapt.methods.zero_shot import Templates
 from adapt.prompts import Prompt, from_templates
 
@@ -52,7 +53,7 @@ class TipAdapterConfig(MethodConfig):
     """How many images the table holds; a trained adapter has it."""
 
 
-class TipAdapter(Method):
+class TipAdapter(Method[ImageStep], Grid, ChecksAdapter):
     """`TipAdapter(train, views, alpha, beta)` keeps `keys` `(n, e)` and `labels` `(n,)`; `train` trains the keys."""
 
     name = "tip_adapter"
@@ -104,11 +105,11 @@ class TipAdapter(Method):
         }
 
     def trials(self, training: Training, choices: Mapping[str, Choice], learned: bool = False) -> Iterator[Trial]:
-        """The trials of `Method.trials`: images and keys are compared once, and what they say is summed once a beta."""
+        """Yield the trials of `Grid.trials`; images and keys are compared once, and similarities summed once a beta."""
         if not learned:
             self.prepare(training)
         features = training.features("val").to(self.keys.device)
-        step = ImageStep(training.model, Encoded(features))
+        step = ImageStep(training.classifier, Encoded(features))
         with torch.no_grad():
             zero_shot = step.cosine_logits(step.class_features)
             table = _Table(self.keys, self.labels, self._classes, features)

@@ -24,11 +24,12 @@ from adapt.backbones.tokenizer import TextTokenizer
 from adapt.backbones.tower import Tower
 from adapt.edits import Edit
 from adapt.methods.base import Context, ImageStep, Method, Training
+from adapt.methods.base.traits import InsideBlocks
 from adapt.methods.bitfit import BitFit
 from adapt.methods.ln_tuning import LNTuning, LNTuningConfig
 from adapt.prompts import Prompt, from_templates
 
-STAGES: dict[str, type[Method]] = {"norms": LNTuning, "biases": BitFit}
+STAGES: dict[str, type[LNTuning | BitFit]] = {"norms": LNTuning, "biases": BitFit}
 
 
 class TwoStageConfig(LNTuningConfig):
@@ -38,7 +39,7 @@ class TwoStageConfig(LNTuningConfig):
     """Steps of the first stage for one of the second: 60 % of all."""
 
 
-class TwoStage(Method):
+class TwoStage(Method[ImageStep], InsideBlocks):
     """`TwoStage(tune, first)` trains `tuned`, a method of its own, then `classifier` `(n_classes, e)`.
 
     Other class names than those it learned are read by the tuned text tower.
@@ -72,7 +73,7 @@ class TwoStage(Method):
                 training.seconds += training.train(
                     "norms", parameters=self.tuned.parameters(), **self._length(training)
                 )
-            self.start(training.model.class_features())
+            self.start(training.classifier.class_features())
         self.tuned.requires_grad_(False)
 
     def finish(self, training: Training) -> None:

@@ -24,6 +24,7 @@ from adapt.backbones.base import DualEncoder
 from adapt.backbones.tokenizer import TextTokenizer
 from adapt.errors import AdaptError
 from adapt.methods.base import ImageStep, Method, MethodConfig, Terms, Training
+from adapt.methods.base.traits import Grades
 from adapt.methods.zero_shot import Template
 from adapt.prompts import Prompt, from_template
 
@@ -36,7 +37,7 @@ class UniQAConfig(MethodConfig):
     """The targets that 0 and 1 stand for; left out: the least and the largest of the training images."""
 
 
-class UniQA(Method):
+class UniQA(Method[ImageStep], Grades):
     """`UniQA(reduction)` trains `adapter.fc.0.weight` `(e / 2, e)`, `adapter.fc.2.weight` and `score_level` `(n,)`."""
 
     name = "uniqa"

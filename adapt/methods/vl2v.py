@@ -29,6 +29,7 @@ from adapt.backbones.preprocess import Preprocess
 from adapt.backbones.tokenizer import TextTokenizer
 from adapt.errors import AdaptError, nearest
 from adapt.methods.base import ImageStep, Method, MethodConfig, Terms, Training
+from adapt.methods.base.traits import EncodesImages
 from adapt.methods.zero_shot import Template
 from adapt.prompts import Prompt, from_templates
 from adapt.shown import one_line
@@ -44,7 +45,7 @@ class VL2VConfig(MethodConfig):
     template: Template | tuple[Template, ...] = "a photo of a {}"
 
 
-class VL2V(Method):
+class VL2V(Method[ImageStep], EncodesImages):
     """`VL2V(student)` trains `proj_lyr` `(e, d)`, then, with that fixed, `student`, whose features are `(b, d)`."""
 
     name = "vl2v"

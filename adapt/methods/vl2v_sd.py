@@ -26,7 +26,7 @@ class VL2VSDConfig(PlainLoRAConfig):
     """Of the loss: what is drawn to the image's feature before training, the rest being drawn to the class's text."""
 
 
-class VL2VSD(LoRA):
+class VL2VSD(LoRA[ImageStep]):
     """`VL2VSD(image_share)` trains what `LoRA` does, in the vision tower."""
 
     name = "vl2v_sd"

@@ -30,7 +30,8 @@ from adapt.backbones.tower import Block, Tower
 from adapt.backbones.vision_llm import VisionLLM
 from adapt.edits import Edit, LowRank
 from adapt.errors import AdaptError
-from adapt.methods.base import Context, Method, MethodConfig
+from adapt.methods.base import Context, Method, MethodConfig, Step
+from adapt.methods.base.traits import ReadsPublished
 
 STD = 0.02  # of the linear maps
 SITES = {"q": "q", "k": "k", "v": "v", "o": "out", "m": "mlp"}
@@ -157,7 +158,7 @@ class Generators(nn.Module):
         return factors
 
 
-class VLoRA(Method):
+class VLoRA(Method[Step], ReadsPublished):
     """`VLoRA(dim, depth, rank, alpha, letters, separate, heads, skip)`."""
 
     name = "vlora"

@@ -22,7 +22,9 @@ from torch import Tensor, nn
 from adapt.backbones.base import DualEncoder
 from adapt.backbones.tokenizer import TextTokenizer
 from adapt.errors import AdaptError
-from adapt.methods.base import Method, MethodConfig, Space, Training, contrast
+from adapt.methods.base import ImageStep, Method, MethodConfig, Space, Training, contrast
+from adapt.methods.base.space import Projects
+from adapt.methods.base.traits import Reports
 from adapt.methods.close import noisy
 from adapt.methods.zero_shot import Templates
 from adapt.prompts import Prompt, from_templates, readable, several
@@ -47,7 +49,7 @@ class XBTConfig(MethodConfig):
     """The old backbone's, which training finds by loading it; a trained adapter has it, and does without."""
 
 
-class XBT(Method):
+class XBT(Method[ImageStep], Projects, Reports):
     """`XBT(old)` keeps `weight` `(e, d)`, and with `hidden` trains `fc1` and `fc2` beside it."""
 
     name = "xbt"
@@ -56,7 +58,6 @@ class XBT(Method):
     touches = frozenset({"text", "vision"})  # whose features lie elsewhere than the backbone's own
     tasks = frozenset({"classes", "pairs", "records", "images"})
     takes_steps = False
-    stands_alone = True
     example = {"old": "mini-clip", "fewest": 1}
 
     def build(self, backbone: DualEncoder, class_names: Sequence[str]) -> None:  # type: ignore[override]
@@ -86,15 +87,15 @@ class XBT(Method):
         return projected + bent
 
     def prepare(self, training: Training) -> None:
-        old, texts = training.alone(self.config.old).model, texts_of(training.items("train"))
+        old, texts = training.alone(self.config.old).classifier, texts_of(training.items("train"))
         space = Space.of(old.backbone)
         if self.space not in (None, space):
             raise AdaptError(f"xbt: method.space is not that of {self.config.old}: leave it out, and it is found")
         self._check_count(len(texts), space)
         self.config = self.config.model_copy(update={"space": space})
-        self.build(training.model.backbone, training.model.class_names)
+        self.build(training.classifier.backbone, training.model.class_names)
         texts = [template.replace("{}", text) for text in texts for template in several(self.config.template)]
-        rows, targets = (model.text_features(texts).float().cpu() for model in (training.alone().model, old))
+        rows, targets = (model.text_features(texts).float().cpu() for model in (training.alone().classifier, old))
         with torch.no_grad():
             self.weight.copy_(procrustes(rows, targets))
         if self.config.hidden is not None:
@@ -158,7 +159,7 @@ class XBT(Method):
             own[place[_words(item)]] |= labels == label
         by: dict[str, tuple[Tensor, Tensor]] = {}
         for name, alone in (("old", training.alone(self.config.old)), ("new", training.alone())):
-            of_texts = alone.model.text_features([self._put(text) for text in place]).to(device).float()
+            of_texts = alone.classifier.text_features([self._put(text) for text in place]).to(device).float()
             by[name] = of_texts, alone.features("val").to(device)
         asked = tuple(F.normalize(self.project(each), dim=-1) for each in by["new"])
         cases = {"new in old": (asked, by["old"]), "old in old": (by["old"],) * 2, "new in new": (by["new"],) * 2}

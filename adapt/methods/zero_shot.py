@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator
 
 from adapt.backbones.tokenizer import TextTokenizer
-from adapt.methods.base import Method, MethodConfig
+from adapt.methods.base import ImageStep, Method, MethodConfig
 from adapt.prompts import Prompt, from_templates
 
 
@@ -41,7 +41,7 @@ class ZeroShotConfig(MethodConfig):
     """One template, or several whose features are averaged."""
 
 
-class ZeroShot(Method):
+class ZeroShot(Method[ImageStep]):
     """The frozen model with templates: `ZeroShot(template)`. Nothing trains."""
 
     name = "zero_shot"

@@ -8,10 +8,11 @@ from copy import copy
 from dataclasses import replace
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, Literal, ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, Literal, ParamSpec, Self
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import TypeVar
 
 from adapt.backbones.absent import cut_out
 from adapt.backbones.base import Backbone, DualEncoder, outside_inference_mode
@@ -26,6 +27,7 @@ from adapt.errors import AdaptError
 from adapt.methods.base import Context, Method, checked
 from adapt.methods.base.step import Step, Terms
 from adapt.methods.base.terms import TERMS
+from adapt.methods.base.traits import Stream, skipped_blocks, trait
 from adapt.models.answers import PLAIN, Answers
 from adapt.models.prediction import Prediction, Wanted, decided
 from adapt.prompts import several
@@ -33,8 +35,8 @@ from adapt.prompts import several
 if TYPE_CHECKING:
     from adapt.edits import Edit
 
-B = TypeVar("B", bound=Backbone)
-M = TypeVar("M", bound="Adapted[Any]")
+B = TypeVar("B", bound=Backbone, covariant=True, default=Backbone)
+M = TypeVar("M", bound="Adapted[Backbone]")
 P = ParamSpec("P")
 Computed = TypeVar("Computed")
 
@@ -119,11 +121,11 @@ class Adapted(nn.Module, Generic[B]):
 
         `evaluate` and each call of `predict` make one of their own. One stream is of one thread at a time.
         """
-        memory = self.method.memory()
-        if memory is None:
+        streams = trait(self.method, Stream)
+        if streams is None:
             return self
         other = copy(self)
-        other.memory = memory
+        other.memory = streams.memory()
         return other
 
     def step(self, inputs: Any, labels: Tensor | None = None) -> Step:
@@ -237,11 +239,11 @@ class Adapted(nn.Module, Generic[B]):
 
         Raises AdaptError for a method that skips none.
         """
-        if not self.method.skipped:
+        if not (skipped := skipped_blocks(self.method)):
             raise AdaptError(f"this {self.method.name} skips no block that could be freed")
         backbone: Any = self.backbone
         _ = backbone.fingerprint, getattr(backbone, "embed_dim", None)  # both are of the whole model: kept from now on
-        cut_out(backbone, self.method.skipped)
+        cut_out(backbone, skipped)
 
     def save(self, path: str | Path) -> Path:
         """Writes the adapter file; see `adapt.formats.adapter`."""
@@ -306,7 +308,7 @@ def pixel_batches(
 
 
 @contextmanager
-def evaluating(model: Adapted[Any]) -> Iterator[None]:
+def evaluating(model: Adapted) -> Iterator[None]:
     """Inside, `model` is in evaluation mode; afterwards each of its modules is in the mode that it was in.
 
     Other threads' calls on the backbone run in the modes that their callers left: before this, or after it.

@@ -28,7 +28,7 @@ def build(backbone: Backbone, method: Method, class_names: Sequence[str]) -> tup
         raise AdaptError(
             f"this {method.name} already belongs to a model: make a new one, or use model.with_classes(...)"
         )
-    method.check_family(backbone)
+    _check_kind(method, backbone)
     if backbone.family == "vision LLM" and (method.views or type(method).infer is not Method.infer):
         raise AdaptError(
             f"{method.name} decides at test time in a way of its own, and a vision LLM answers in words: take a "
@@ -43,6 +43,15 @@ def build(backbone: Backbone, method: Method, class_names: Sequence[str]) -> tup
             add_head(cast("FusionEncoder", backbone), method, names)
     method.built = True
     return names
+
+
+def _check_kind(method: Method, backbone: Backbone) -> None:
+    """Raise AdaptError if a part of the method does not adapt backbones of this kind."""
+    for part in method.parts.values():
+        if backbone.family not in part.serves:
+            raise AdaptError(
+                f"{part.name} adapts a {' or a '.join(part.serves)}, and {backbone.describe()} is a {backbone.family}"
+            )
 
 
 def add_head(backbone: FusionEncoder, method: Method, answers: Sequence[str]) -> None:

@@ -17,7 +17,8 @@ from adapt.engine import values, vision
 from adapt.engine.watching import watched
 from adapt.errors import AdaptError
 from adapt.methods.base import BlockInputs, Context, Encoded, ImageStep, Method, PairStep
-from adapt.methods.base.normal import normal_label
+from adapt.methods.base.space import Projects
+from adapt.methods.base.traits import DrawsMaps, EncodesImages, Grades, PoolsPairs, normal_label, trait
 from adapt.models.base import in_one_mode
 from adapt.models.explanation import Explanation, explained
 from adapt.models.prediction import Prediction, Wanted, finite, predictions
@@ -60,15 +61,21 @@ class AdaptedModel(TextSide):
     @in_one_mode
     def image_features(self, images: Tensor | BlockInputs, unit: bool = True) -> Tensor:
         """Images `(b, 3, h, w)` to features `(b, e)`, of `unit` length or as the tower gives them."""
-        features = None if isinstance(images, BlockInputs) else self.method.image_features(images)
-        if features is None:
+        encoder = trait(self.method, EncodesImages)
+        if encoder is None or isinstance(images, BlockInputs):
             features = self._image_features(images, self._edits("vision", Context()))
-        features = self.method.project(features)
+        else:
+            features = encoder.image_features(images)
+        if projects := trait(self.method, Projects):
+            features = projects.project(features)
         return F.normalize(features, dim=-1) if unit else features
 
     def pair_features(self, features: Tensor, text_features: Tensor) -> Tensor:
         """Unit-length features of pairs `(b, e)`, of those of their images and of their texts `(b, e)`."""
-        return F.normalize(self.method.pool(features, text_features.to(features)), dim=-1)
+        text_features = text_features.to(features)
+        pools = trait(self.method, PoolsPairs)
+        pooled = (features + text_features) / 2 if pools is None else pools.pool(features, text_features)
+        return F.normalize(pooled, dim=-1)
 
     def read_features(self, images: Tensor, unit: bool = True) -> Tensor:
         """What the backbone's last projection of the vision tower reads `(b, d)`, by the backbone alone.
@@ -194,8 +201,7 @@ class AdaptedModel(TextSide):
     ) -> Iterator[tuple[Prediction, Tensor]]:
         """As `predict_stream`, each image with its map `(h, w)` as `anomaly_maps` has it, by one look at the image."""
         for logits, maps in self._of_batches(images, batch_size, urls, lambda model, x: model.logits_and_maps(x)):
-            numbers = self.method.score(logits)
-            said = predictions(logits, self.class_names, Wanted(), self.answers, numbers=numbers)
+            said = predictions(logits, self.class_names, Wanted(), self.answers, numbers=self.grades(logits))
             yield from zip(said, maps, strict=True)
 
     def logits_and_maps(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
@@ -205,7 +211,14 @@ class AdaptedModel(TextSide):
         return self.answers.of(step), maps
 
     def _maps(self, step: ImageStep) -> Tensor:
-        return self.method.anomalies(step).float().cpu()
+        draws = trait(self.method, DrawsMaps)
+        assert draws is not None
+        return draws.anomalies(step).float().cpu()
+
+    def grades(self, logits: Tensor) -> Tensor | None:
+        """Return the numbers `(b,)` that logits stand for; None where the method gives none."""
+        grading = trait(self.method, Grades)
+        return None if grading is None else grading.score(logits)
 
     def explain(self, images: Any, top_k: int = 2, batch_size: int = 64) -> list[Explanation]:
         """What images, as `predict` takes them, are taken for, and how well each matches the classes' descriptors.
@@ -219,7 +232,7 @@ class AdaptedModel(TextSide):
             raise AdaptError(f"{self.backbone.describe()} classifies images and answers no question: leave it out")
         self._check_classes()
         logits, features = (self(pixels), None) if not wanted.features else self._with_features(pixels)
-        return predictions(logits, self.class_names, wanted, self.answers, features, self.method.score(logits))
+        return predictions(logits, self.class_names, wanted, self.answers, features, self.grades(logits))
 
     def _with_features(self, pixels: Tensor | BlockInputs) -> tuple[Tensor, Tensor]:
         step = ImageStep(self, pixels)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from adapt.errors import AdaptError
-from adapt.methods.base import ImageStep
+from adapt.methods.base import ImageStep, trait
+from adapt.methods.base.traits import Explains
 from adapt.models.base import evaluating
 from adapt.models.prediction import Prediction, Wanted, predictions
 
@@ -48,25 +49,28 @@ def explained(model: AdaptedModel, images: Any, wanted: Wanted, batch_size: int)
         yield from found
 
 
-def check_descriptors(model: Any) -> None:
-    """AdaptError unless each prompt of the model's classes says something of them."""
-    if not (model.class_names and model.method.descriptors(model.class_names[0])):
+def check_descriptors(model: AdaptedModel) -> Explains:
+    """Return what explains the model's answers. Raises AdaptError where its prompts do not describe its classes."""
+    explains = trait(model.method, Explains)
+    if explains is None or not model.class_names:
         raise AdaptError(
             f"{model.method.name} does not decide by descriptors of a class, which could explain its answers: take the "
             "method descriptions"
         )
+    return explains
 
 
 def _of_batch(model: AdaptedModel, pixels: Tensor, wanted: Wanted) -> Iterator[Explanation]:
+    explains = check_descriptors(model)
     step = ImageStep(model, pixels)
     cosines = [step.features @ own.T for own in step.prompt_features]  # (b, m) of each class
     label = {name: number for number, name in enumerate(model.class_names)}
     for row, prediction in enumerate(predictions(model.answers.of(step), model.class_names, wanted, model.answers)):
-        reasons = [_reasons(model, name, cosines[label[name]][row].tolist()) for name, _ in prediction.top]
+        reasons = [_reasons(explains, name, cosines[label[name]][row].tolist()) for name, _ in prediction.top]
         yield Explanation(prediction, tuple(reasons))
 
 
-def _reasons(model: AdaptedModel, class_name: str, cosines: Sequence[float]) -> Reasons:
-    told = zip(model.method.descriptors(class_name), cosines, strict=True)
+def _reasons(explains: Explains, class_name: str, cosines: Sequence[float]) -> Reasons:
+    told = zip(explains.descriptors(class_name), cosines, strict=True)
     best_first = tuple(sorted(told, key=lambda each: -each[1]))
     return Reasons(class_name, sum(cosines) / len(cosines), best_first)

@@ -39,6 +39,8 @@ def _of_each(edit: Tokens, images: int) -> Tensor:
 class AnswerStep(Step):
     """A batch of images, a question and an answer each."""
 
+    model: SpeakingModel
+
     @cached_property
     def read(self) -> tuple[Tensor, Tensor]:
         """The language model's logits `(b, l, v)`, and the tokens of the answers among them `(b, l)`."""

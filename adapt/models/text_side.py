@@ -11,7 +11,9 @@ from torch import Tensor
 from adapt.backbones.base import DualEncoder
 from adapt.engine.memory import free_bytes
 from adapt.errors import AdaptError
-from adapt.methods.base import Context, Method
+from adapt.methods.base import Context, Method, trait
+from adapt.methods.base.space import Projects
+from adapt.methods.base.traits import AveragesPrompts
 from adapt.models.base import Adapted, in_one_mode
 from adapt.models.class_texts import ClassTexts, PromptAverage
 from adapt.prompts import Prompt, check_length, from_template, of_classes, of_text
@@ -35,7 +37,9 @@ class TextSide(Adapted[DualEncoder]):
         self.fast = fast
         # read once: parts that changed from step to step would draw other dropout, and a resumed run would differ
         self.text_memory = text_memory or free_bytes(backbone.device) // 2
-        self._texts = self._class_texts(self._own_prompts, checkpointing, method.prompt_average)
+        averages = trait(method, AveragesPrompts)
+        average = "unit" if averages is None else averages.prompt_average
+        self._texts = self._class_texts(self._own_prompts, checkpointing, average)
         self._each_text: ClassTexts | None = None
         self._others: tuple[tuple[Prompt, ...], ClassTexts] | None = None  # the last prompts of no class
         self._frozen_texts: dict[tuple[tuple[str, ...], PromptAverage], ClassTexts] = {}
@@ -59,7 +63,7 @@ class TextSide(Adapted[DualEncoder]):
     def class_features(self, image_features: Tensor | None = None, image_tokens: Tensor | None = None) -> Tensor:
         """Features of the classes `(n_classes, e)`, differentiable in the method's parameters.
 
-        Of unit length, unless the method's `prompt_average` says otherwise.
+        Of unit length, unless the method has the trait `AveragesPrompts`.
 
         A method whose prompts depend on the image needs unit-length `image_features` `(b, e)`, or `image_tokens`
         `(b, l, d)` too, and gives `(b, n_classes, e)`. For others, while gradients are off, they are computed once,
@@ -85,7 +89,10 @@ class TextSide(Adapted[DualEncoder]):
 
     def _projected(self, features: Tensor, unit: bool = True) -> Tensor:
         """Features of texts as the method has them compared, of `unit` length again."""
-        projected = self.method.project(features)
+        projects = trait(self.method, Projects)
+        if projects is None:
+            return features
+        projected = projects.project(features)
         return F.normalize(projected, dim=-1) if unit and projected is not features else projected
 
     def frozen_class_features(self, templates: Sequence[str], average: PromptAverage = "unit") -> Tensor:

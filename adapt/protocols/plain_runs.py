@@ -10,7 +10,7 @@ from typing import Any
 
 from adapt import plain
 from adapt.evaluation import stored
-from adapt.evaluation.scores import SHORT, main_figure
+from adapt.evaluation.scores import Scores, main_figure
 from adapt.protocols.tables import Cells
 from adapt.recipe.file import read_file
 from adapt.shown import shown
@@ -33,7 +33,7 @@ class PlainRun:
     @property
     def figure(self) -> str:
         """What it is compared by."""
-        return main_figure(self.metrics.get("adapted", {}))
+        return main_figure(self.metrics.get("adapted", {}))[0]
 
     @property
     def adapted(self) -> float | None:
@@ -127,7 +127,8 @@ def _row(name: str, group: Sequence[PlainRun]) -> list[str]:
     measured = [run.metrics.get("adapted", {}) for run in group]
     errors = [figures["calibration_error"] for figures in measured if "calibration_error" in figures]
     adapted = percent([run.adapted for run in group if run.adapted is not None])
-    named = f" {SHORT[group[0].figure]}" if group[0].figure in SHORT else ""
+    figure, title = main_figure(measured[0])
+    named = "" if figure == Scores.main else f" {title}"
     shots = data.get("shots", "")
     return [
         name,

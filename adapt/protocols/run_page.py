@@ -13,7 +13,7 @@ from adapt import plain
 from adapt.errors import AdaptError
 from adapt.evaluation import stored
 from adapt.evaluation.coverage import by_threshold, coverage_and_accuracy
-from adapt.evaluation.scores import calibration_error, reliability
+from adapt.evaluation.scores import Scores, calibration_error, reliability
 from adapt.protocols.confusions import Confusions, confusions
 from adapt.protocols.gallery import learned_turned, read_rows, small_image, thumbnail
 from adapt.protocols.plain_runs import PlainRun
@@ -55,6 +55,7 @@ class RunPage:
     reliability: str
     thresholds: list[dict[str, Any]]
     coverage: str
+    class_figure: str
     worst_classes: list[tuple[str, float]]
     errors: list[Error]
     explained: str
@@ -63,11 +64,13 @@ class RunPage:
 def run_page(run: PlainRun) -> RunPage:
     """The page's part on a finished run. AdaptError where its files are damaged."""
     rows, metrics = _predictions(run.path), run.metrics
+    adapted: dict[str, Any] = metrics.get("adapted", {})
+    by_class: dict[str, float] = adapted.get("by_class", {})
+    class_figure = adapted.get("class_figure", Scores.class_figure)
     # neither texts nor sets of classes are confused with one another
-    of_one_class = bool(rows) and not metrics.get("adapted", {}).keys() & {"recall", "mean_average_precision"}
-    of_probabilities = of_one_class and "calibration_error" in metrics.get("adapted", {})
+    of_one_class = bool(rows and by_class) and class_figure == Scores.class_figure
+    of_probabilities = of_one_class and "calibration_error" in adapted
     thresholds, coverage = _coverage(rows) if of_probabilities else ([], "")
-    by_class: dict[str, float] = metrics.get("adapted", {}).get("by_class", {})
     return RunPage(
         name=name_of(run.path),
         metrics=metrics,
@@ -81,6 +84,7 @@ def run_page(run: PlainRun) -> RunPage:
         reliability=_reliability(rows, metrics) if of_probabilities else "",
         thresholds=thresholds,
         coverage=coverage,
+        class_figure=class_figure,
         worst_classes=sorted(by_class.items(), key=lambda pair: pair[1])[:WORST_CLASSES],
         errors=_worst_errors(rows, learned_turned(run.path)),
         explained=_explained(run.path),

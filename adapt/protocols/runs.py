@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from adapt import methods, plain
+from adapt import plain
 from adapt.data.check import without_broken
 from adapt.data.split import Split, items_id
 from adapt.devices import AUTO
@@ -20,7 +20,7 @@ from adapt.errors import AdaptError
 from adapt.evaluation import stored
 from adapt.evaluation.evaluate import evaluate
 from adapt.evaluation.inference import Inference
-from adapt.evaluation.scores import SHORT, main_figure
+from adapt.evaluation.scores import Scores, main_figure
 from adapt.loading import load
 from adapt.methods.zero_shot import ZeroShot
 from adapt.models.classifier import AdaptedModel
@@ -63,7 +63,7 @@ def check(runs: Sequence[PlannedRun]) -> None:
     measured: dict[str, DataSection] = {}
     for run in _with_those_before(runs):
         recipe = run.recipe
-        method = methods.find(recipe.method["name"])(**recipe.method_config)
+        method = recipe.new_method()
         if run.targets and method.per_class:
             raise AdaptError(
                 f"{recipe.method['name']} learns tensors for each of its classes and cannot serve new ones"
@@ -116,9 +116,9 @@ def _measured_alone(run: PlannedRun, out: Path, track: Track) -> Row:
         run_recipe(here, folder, resume=started.is_file(), progress=False, track=track)
     metrics = stored.read(folder / "metrics.json", stored.Measured, "scores of a finished run")
     row: Row = {"run": run.name, "shots": run.recipe.data.shots, "seed": run.recipe.seed}
-    figure = main_figure(metrics["adapted"])
-    if figure in SHORT:
-        row |= {"figure": SHORT[figure]}
+    figure, title = main_figure(metrics["adapted"])
+    if figure != Scores.main:
+        row |= {"figure": title}
     if run.setting is not None:
         row |= {"setting": run.setting, "val": metrics.get("val", {}).get(figure)}
     row |= {run.own: metrics["adapted"][figure], f"zero_shot_{run.own}": metrics["zero_shot"][figure]}
@@ -173,7 +173,7 @@ def _measured(model: AdaptedModel, split: Split, data: DataSection, recipe: Reci
     ours, frozen = (
         evaluate(each, split.test, workers=workers, cache=recipe.cache).figures() for each in (adapted, baseline)
     )
-    figure = main_figure(ours)
+    figure, _ = main_figure(ours)
     return {"adapted": ours[figure], "zero_shot": frozen[figure], "images": ours["images"]}
 
 

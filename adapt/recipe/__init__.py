@@ -19,6 +19,7 @@ from adapt.validation import explain
 
 if TYPE_CHECKING:
     from adapt.data.split import Split
+    from adapt.methods.base import Method
 
 
 class DataSection(BaseModel):
@@ -104,6 +105,12 @@ class Recipe(BaseModel):
     @property
     def method_config(self) -> dict[str, Any]:
         return {key: value for key, value in self.method.items() if key != "name"}
+
+    def new_method(self) -> Method:
+        """Make the recipe's method, not yet built on a backbone."""
+        from adapt import methods
+
+        return methods.find(self.method["name"])(**self.method_config)
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

@@ -21,7 +21,8 @@ from adapt.data.item import Item
 from adapt.disk import replacing
 from adapt.errors import AdaptError
 from adapt.formats import tensor_file
-from adapt.methods.base import Space
+from adapt.methods.base.space import Space, space_of
+from adapt.methods.base.traits import owns_prompts
 from adapt.models.base import evaluating, pixel_batches
 from adapt.models.classifier import AdaptedModel
 from adapt.validation import explain
@@ -72,7 +73,7 @@ class Index:
         Or by the backbone alone that the adapter stands for.
         """
         self._check_origin(model)
-        width = (model.method.space or Space.of(model.backbone)).size
+        width = (space_of(model.method) or Space.of(model.backbone)).size
         if self.features.shape[-1] != width:
             raise AdaptError(
                 f"the index holds features of {self.features.shape[-1]:,} values, and those of "
@@ -80,7 +81,7 @@ class Index:
             )
 
     def _check_origin(self, model: AdaptedModel) -> None:
-        old = model.method.space
+        old = space_of(model.method)
         if old is not None and self._lies_in(old) and not self.header.adapter:
             return
         if not self._lies_in(Space.of(model.backbone)):
@@ -201,7 +202,7 @@ def identity_of(model: AdaptedModel) -> str:
 
 
 def _check_prompts(model: AdaptedModel) -> None:
-    if model.method.owns_prompts:
+    if owns_prompts(model.method):
         raise AdaptError(
             f"{model.method.name} learned words of prompts, which other texts do not have: make the index by the "
             "backbone alone, or under an adapter that changes the towers, such as lora"

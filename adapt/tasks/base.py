@@ -158,14 +158,14 @@ class Task:
     def check(self, split: Split) -> None:
         """AdaptError where labels do not go together."""
 
-    def validates(self, model: Adapted[Any]) -> bool:
+    def validates(self, model: Adapted) -> bool:
         """Whether validation items are scored beside the test's."""
         return True
 
     def check_learnt(self, method: Method, items: Sequence[Item]) -> None:
         """AdaptError where `method` cannot learn from these training items."""
 
-    def check_answers(self, model: Adapted[Any]) -> None:
+    def check_answers(self, model: Adapted) -> None:
         """AdaptError where a model was trained to answer in another way than the task asks for."""
         if model.answers.several:
             raise AdaptError(
@@ -173,10 +173,10 @@ class Task:
                 "give a .csv with a column labels"
             )
 
-    def check_tested(self, model: Adapted[Any], items: Sequence[Item]) -> None:
+    def check_tested(self, model: Adapted, items: Sequence[Item]) -> None:
         """AdaptError where a model cannot be scored on these items, before any is decoded."""
 
-    def check_model(self, model: Adapted[Any], items: Sequence[Item]) -> None:
+    def check_model(self, model: Adapted, items: Sequence[Item]) -> None:
         """AdaptError where a model answers another task than that of the items, or does not know their classes."""
         kind = model.backbone.family
         if kind not in self.backbones:
@@ -201,11 +201,14 @@ class Task:
 
     def learned_by(self, method: Method | type[Method]) -> bool:
         """Whether a method can learn it; or those of a class, as far as the class tells."""
+        from adapt.methods.base.traits import LearnedTokens, LearnsShares, has_trait, owns_prompts
+
         if self.name in method.tasks:
             return True
         if self.classes_are:
-            return method.learns_any_step or method.learns_shares
-        return method.learns_any_step and _edits(method) and not _owns_prompts(method)
+            return method.learns_any_step or has_trait(method, LearnsShares)
+        owns = has_trait(method, LearnedTokens) if isinstance(method, type) else owns_prompts(method)
+        return method.learns_any_step and _edits(method) and not owns
 
     def numbers(self, items: Sequence[Item], class_names: Sequence[str]) -> Tensor:
         """The number of each item's class `(n,)`, by the order of the names."""
@@ -229,7 +232,7 @@ class Task:
         """What a step holds of its items, `(b,)` or `(b, c)`: by default the numbers of their classes."""
         return self.numbers(items, class_names)
 
-    def step(self, model: Adapted[Any], items: Sequence[Item], inputs: Any) -> Step:
+    def step(self, model: Adapted, items: Sequence[Item], inputs: Any) -> Step:
         """A batch of these items as a method sees it; `inputs` are their images, or what was computed of them."""
         return model.step(inputs).of(self, items)
 
@@ -250,12 +253,12 @@ class Task:
     def fit_answers(self, training: Fitting, baseline: Model) -> None:
         """Sets what the answers of a model and of its baseline need beside logits, by the training items."""
 
-    def fit_baseline(self, baseline: Adapted[Any], items: Sequence[Item], inference: Inference) -> None:
+    def fit_baseline(self, baseline: Adapted, items: Sequence[Item], inference: Inference) -> None:
         """Sets the same for a baseline that nothing is compared with, by these items."""
 
     # scoring
 
-    def score(self, model: Adapted[Any], items: Sequence[Item], inference: Inference) -> Scores:
+    def score(self, model: Adapted, items: Sequence[Item], inference: Inference) -> Scores:
         """How well `model` answers these items."""
         raise NotImplementedError
 
@@ -265,12 +268,6 @@ def _edits(method: Method | type[Method]) -> bool:
     from adapt.methods.base import Method as Base
 
     return method.edits is not Base.edits if isinstance(method, type) else bool(method.touches)
-
-
-def _owns_prompts(method: Method | type[Method]) -> bool:
-    from adapt.methods.base import Method as Base
-
-    return method.owns_prompts is not Base.owns_prompts if isinstance(method, type) else method.owns_prompts
 
 
 def filled(cells: Mapping[str, Any], column: str, where: str) -> str:

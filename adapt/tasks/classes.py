@@ -56,7 +56,10 @@ class Classes(Task):
             )
 
     def check_learnt(self, method: Method, items: Sequence[Item]) -> None:
-        if method.of_overlaps and self.values(items) is None:
+        from adapt.methods.base.traits import LearnsOverlaps, trait
+
+        learns = trait(method, LearnsOverlaps)
+        if learns and learns.of_overlaps and self.values(items) is None:
             raise AdaptError(
                 f"{method.name} with grades learns from how much regions overlap with their object's box, and the data "
                 "does not say it: give a .csv with a column overlap, or leave method.grades out"
@@ -71,7 +74,7 @@ class Classes(Task):
         overlaps = [item.label.overlap for item in items]
         return None if overlaps[0] is None else torch.tensor(overlaps, dtype=torch.float64)
 
-    def score(self, model: Adapted[Any], items: Sequence[Item], inference: Inference) -> Scores:
+    def score(self, model: Adapted, items: Sequence[Item], inference: Inference) -> Scores:
         from adapt.evaluation.scores import scored
 
         return scored(items, inference.decisions(model, items))

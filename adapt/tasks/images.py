@@ -37,7 +37,7 @@ class Images(Task):
     def read(self, cells: Mapping[str, Any], where: str) -> Unlabelled:
         return Unlabelled()
 
-    def check_model(self, model: Adapted[Any], items: Sequence[Item]) -> None:
+    def check_model(self, model: Adapted, items: Sequence[Item]) -> None:
         super().check_model(model, items)
         if model.class_names or not self.learned_by(model.method):
             raise AdaptError(
@@ -51,7 +51,7 @@ class Images(Task):
 
         return torch.arange(len(items))
 
-    def score(self, model: Adapted[Any], items: Sequence[Item], inference: Inference) -> Scores:
+    def score(self, model: Adapted, items: Sequence[Item], inference: Inference) -> Scores:
         raise AdaptError(f"{items[0].name} and others have no labels to score answers by: give a list with labels")
 
     def learned_by(self, method: Method | type[Method]) -> bool:

@@ -124,7 +124,7 @@ class Labels(Task):
         for model, bias in zip((baseline, training.model), training.processes.agreed(biases), strict=True):
             model.answers = replace(model.answers, logit_bias=bias)
 
-    def fit_baseline(self, baseline: Adapted[Any], items: Sequence[Item], inference: Inference) -> None:
+    def fit_baseline(self, baseline: Adapted, items: Sequence[Item], inference: Inference) -> None:
         [bias] = self._biases(baseline, items, inference, (1.0,))
         baseline.answers = replace(baseline.answers, logit_bias=bias)
 
@@ -137,14 +137,14 @@ class Labels(Task):
         truth = self.labels(items, baseline.class_names)
         return prior_biases(inference.all_logits(baseline, items), truth, baseline.backbone.logit_bias, scales)
 
-    def check_answers(self, model: Adapted[Any]) -> None:
+    def check_answers(self, model: Adapted) -> None:
         if not model.answers.several:
             raise AdaptError(
                 f"the data has images of several classes, and this {model.method.name} gives each one: train it on "
                 "such data"
             )
 
-    def score(self, model: Adapted[Any], items: Sequence[Item], inference: Inference) -> Scores:
+    def score(self, model: Adapted, items: Sequence[Item], inference: Inference) -> Scores:
         from adapt.evaluation.multi_label import MultiLabelScores
 
         probabilities = model.answers.probabilities(inference.all_logits(model, items).float())

@@ -52,9 +52,9 @@ class Maps(Task):
     def learned_by(self, method: Method | type[Method]) -> bool:
         return bool({self.name, "classes"} & method.tasks)
 
-    def check_tested(self, model: Adapted[Any], items: Sequence[Item]) -> None:
+    def check_tested(self, model: Adapted, items: Sequence[Item]) -> None:
         from adapt.data.decoding.masks import check_masks
-        from adapt.methods.base.normal import normal_label
+        from adapt.methods.base.traits import normal_label
 
         if self._drawn(model, items):
             normal_label(model.method, model.class_names)
@@ -69,6 +69,8 @@ class Maps(Task):
         self.check_tested(model, items)
         return map_scores(model, items, inference)
 
-    def _drawn(self, model: Adapted[Any], items: Sequence[Item]) -> bool:
+    def _drawn(self, model: Adapted, items: Sequence[Item]) -> bool:
         """Whether the model says where images are abnormal, and the items know it."""
-        return model.method.normal_class is not None and any(item.label.files for item in items)
+        from adapt.methods.base.traits import DrawsMaps, has_trait
+
+        return has_trait(model.method, DrawsMaps) and any(item.label.files for item in items)

@@ -47,7 +47,7 @@ class Pairs(Task):
         # a line without an image is a text to learn from
         return Pair(cells.get("rephrased", "")) if cells["path"] else Unlabelled()
 
-    def check_model(self, model: Adapted[Any], items: Sequence[Item]) -> None:
+    def check_model(self, model: Adapted, items: Sequence[Item]) -> None:
         super().check_model(model, items)
         if model.class_names or not self.learned_by(model.method):
             raise AdaptError(

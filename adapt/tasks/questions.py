@@ -45,7 +45,7 @@ class Questions(Task):
     def read(self, cells: Mapping[str, Any], where: str) -> QuestionLabel:
         return QuestionLabel(filled(cells, "label", where), filled(cells, "question", where))
 
-    def validates(self, model: Adapted[Any]) -> bool:
+    def validates(self, model: Adapted) -> bool:
         return bool(model.class_names)  # answering in words takes long
 
     def learned_by(self, method: Method | type[Method]) -> bool:
@@ -56,7 +56,7 @@ class Questions(Task):
         step: Step = model.step([inputs, *asked]).of(self, items)
         return step
 
-    def score(self, model: Adapted[Any], items: Sequence[Any], inference: Inference) -> Scores:
+    def score(self, model: Adapted, items: Sequence[Any], inference: Inference) -> Scores:
         from adapt.evaluation.scores import QuestionScores, scored
 
         asked = tuple(item.label.question for item in items)

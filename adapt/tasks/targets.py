@@ -67,11 +67,13 @@ class Targets(Task):
 
         return torch.tensor([item.label.value for item in items], dtype=torch.float64)
 
-    def score(self, model: Adapted[Any], items: Sequence[Item], inference: Inference) -> Scores:
+    def score(self, model: Adapted, items: Sequence[Item], inference: Inference) -> Scores:
         from adapt.evaluation.numbers import GradedScores
         from adapt.evaluation.scores import scored
+        from adapt.methods.base.traits import Grades, trait
 
         logits = list(inference.logits(model, items))
         scores = scored(items, inference.decided(model, logits), [item.class_names[0] for item in items])
-        said = [number for batch in logits if (number := model.method.score(batch)) is not None]
-        return GradedScores.of(scores, self.values(items), said) if said else scores
+        if (grading := trait(model.method, Grades)) is None:
+            return scores
+        return GradedScores.of(scores, self.values(items), [grading.score(batch) for batch in logits])

@@ -10,7 +10,7 @@ from adapt import methods, tasks
 from adapt.data.item import Item
 from adapt.errors import AdaptError
 from adapt.evaluation.evaluate import evaluate
-from adapt.evaluation.scores import SHORT, main_figure
+from adapt.evaluation.scores import main_figure
 from adapt.methods.base import Method
 from adapt.methods.zero_shot import ZeroShot
 from adapt.models.base import Adapted
@@ -37,7 +37,7 @@ def check_learned(method: Method, task: Task, name: str) -> None:
     )
 
 
-def baseline_of(model: Adapted[Any], template: str) -> Model:
+def baseline_of(model: Adapted, template: str) -> Model:
     """The backbone by itself: by hand-written prompts, by its own head, or as a language model that sees no image."""
     options: dict[str, Any] = {}
     if isinstance(model, AdaptedModel):
@@ -54,7 +54,7 @@ def zero_shot(training: Fitting, baseline: Model, test_set: Sequence[Item], temp
 
 def note_harm(metrics: dict[str, Any], history: list[dict[str, Any]]) -> None:
     """Says where training made the backbone worse, and what to try."""
-    figure = main_figure(metrics["adapted"])
+    figure, title = main_figure(metrics["adapted"])
     before, after = metrics.get("zero_shot", {}).get(figure, 0.0), metrics["adapted"][figure]
     if after >= before:
         return
@@ -70,5 +70,5 @@ def note_harm(metrics: dict[str, Any], history: list[dict[str, Any]]) -> None:
         advice += "another train.lr"
     logger.warning(
         "adapted %s, %.1f %%, is below the %.1f %% of %s. %s, and compare on validation images",
-        SHORT.get(figure, figure), 100 * after, 100 * before, metrics["baseline"], advice,
+        title, 100 * after, 100 * before, metrics["baseline"], advice,
     )  # fmt: skip

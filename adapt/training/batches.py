@@ -16,7 +16,8 @@ from adapt.data.decoding.image_set import ImageSet
 from adapt.data.item import Item
 from adapt.errors import AdaptError
 from adapt.features import block_inputs, item_features, keeps_features, of_texts
-from adapt.methods.base import BlockInputs, Encoded
+from adapt.methods.base import BlockInputs, Encoded, trait
+from adapt.methods.base.traits import GroupsEntities
 from adapt.models.base import Adapted
 from adapt.models.classifier import AdaptedModel
 from adapt.progress import Progress
@@ -43,7 +44,7 @@ class ImageBatches:
 
     def __init__(
         self,
-        model: Adapted[Any],
+        model: Adapted,
         items: Sequence[Item],
         settings: TrainSettings,
         seed: int,
@@ -53,8 +54,9 @@ class ImageBatches:
         self.divided = processes.count > 1
         transform = model.backbone.transform(train=settings.augment == "published")
         entities, together = [item.kept_with for item in items], 1
-        if tasks.of(items).keeps_entities_together and any(item.unit for item in items):
-            together = model.method.together
+        groups = trait(model.method, GroupsEntities)
+        if groups and tasks.of(items).keeps_entities_together and any(item.unit for item in items):
+            together = groups.together
         self._epochs = Shares(len(items), settings, seed, processes, entities, together)
         pinned = model.backbone.device.type == "cuda"
         self._decoded = Decoded(ImageSet(items, transform), self._epochs, settings.workers, pinned)
@@ -151,7 +153,7 @@ class BlockBatches(KnownBatches):
 
 
 def training_batches(
-    model: Adapted[Any],
+    model: Adapted,
     items: Sequence[Item],
     settings: TrainSettings,
     seed: int,

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from adapt.errors import AdaptError
 from adapt.evaluation.noise import standard_error
-from adapt.methods.base import Choice
+from adapt.methods.base import Choice, Grid, trait
 from adapt.methods.base.grid import configure
 from adapt.training.fitting import Fitting
 
@@ -39,21 +39,22 @@ def choose(training: Fitting, learned: bool = False) -> None:
     back, as with one image a class, the usual values are taken.
     """
     method = training.model.method
-    choices, before = method.grid(training), method.config
-    if not choices:
+    grid, before = trait(method, Grid), method.config
+    choices = {} if grid is None else grid.grid(training)
+    if grid is None or not choices:
         return
     try:
-        _choose(training, choices, learned)
+        _choose(training, grid, choices, learned)
     except BaseException:
         method.config = before
         raise
 
 
-def _choose(training: Fitting, choices: Mapping[str, Choice], learned: bool) -> None:
+def _choose(training: Fitting, grid: Grid, choices: Mapping[str, Choice], learned: bool) -> None:
     if training.items("val"):
         how = f"on {len(training.items('val'))} validation images"
-        values, accuracy = _by_validation(training, choices, learned)
-    elif tried := _by_folds(training, thinned := {name: _thinned(choice) for name, choice in choices.items()}):
+        values, accuracy = _by_validation(training, grid, choices, learned)
+    elif tried := _by_folds(training, grid, thinned := {name: _thinned(choice) for name, choice in choices.items()}):
         choices, (values, accuracy, images) = thinned, tried
         how = f"by cross-validation over {images} training images"
     else:
@@ -62,49 +63,49 @@ def _choose(training: Fitting, choices: Mapping[str, Choice], learned: bool) -> 
     _settle(training, choices, dict(zip(choices, values, strict=True)), how, accuracy)
 
 
-def _by_validation(training: Fitting, choices: Mapping[str, Choice], learned: bool) -> tuple[_Combination, float]:
+def _by_validation(
+    training: Fitting, grid: Grid, choices: Mapping[str, Choice], learned: bool
+) -> tuple[_Combination, float]:
     labels, right = training.labels("val"), dict[_Combination, float]()
-    weights = _weights(training, labels)
-    for settings, logits in training.model.method.trials(training, choices, learned):
+    weights = _weights(grid, labels)
+    for settings, logits in grid.trials(training, choices, learned):
         right[_values(settings, choices)] = float(((logits.argmax(-1).cpu() == labels) * weights).mean())
     best = max(right, key=right.__getitem__)  # the first of equals
     return best, right[best]
 
 
-def _by_folds(training: Fitting, choices: Mapping[str, Choice]) -> tuple[_Combination, float, int] | None:
+def _by_folds(training: Fitting, grid: Grid, choices: Mapping[str, Choice]) -> tuple[_Combination, float, int] | None:
     """The choice, how right it was, and on how many images.
 
     None where no image can be held back, or where what is left of the images is too little for the method.
     """
     folds = training.folds()
     try:
-        return _tried_on(training, folds, choices) if folds else None
+        return _tried_on(grid, folds, choices) if folds else None
     except AdaptError as error:
         logger.info("%s cannot be tried on a part of these images: %s", training.model.method.name, error)
         return None
 
 
-def _tried_on(
-    training: Fitting, folds: Sequence[Fitting], choices: Mapping[str, Choice]
-) -> tuple[_Combination, float, int]:
+def _tried_on(grid: Grid, folds: Sequence[Fitting], choices: Mapping[str, Choice]) -> tuple[_Combination, float, int]:
     likely: dict[_Combination, list[Tensor]] = {}
     right: dict[_Combination, list[Tensor]] = {}
     for fold in folds:
         labels = fold.labels("val")
-        for settings, logits in training.model.method.trials(fold, choices):
+        for settings, logits in grid.trials(fold, choices):
             values, logits = _values(settings, choices), logits.cpu().float()
             likely.setdefault(values, []).append(_log_probabilities(logits, labels))
             right.setdefault(values, []).append(logits.argmax(-1) == labels)
     groups = [item.kept_with for fold in folds for item in fold.items("val")]
-    weights = _weights(training, torch.cat([fold.labels("val") for fold in folds]))
+    weights = _weights(grid, torch.cat([fold.labels("val") for fold in folds]))
     weighted = {values: torch.cat(parts, 1) * weights for values, parts in likely.items()}
     chosen = _nearest_to_usual(weighted, choices, groups)
     return chosen, float((torch.cat(right[chosen]) * weights).mean()), len(groups)
 
 
-def _weights(training: Fitting, labels: Tensor) -> Tensor:
+def _weights(grid: Grid, labels: Tensor) -> Tensor:
     """How much each image counts `(n,)`, one on average: the same, or one over its class's number of images."""
-    if not training.model.method.balanced:
+    if not grid.balanced:
         return torch.ones(len(labels), dtype=torch.double)
     weights = 1 / labels.bincount().double()[labels]
     return weights / weights.mean()

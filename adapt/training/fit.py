@@ -24,6 +24,7 @@ from adapt.evaluation.evaluate import evaluate
 from adapt.evaluation.examples import keep_examples
 from adapt.evaluation.scores import Scores
 from adapt.features import keeps_features, of_texts
+from adapt.methods.base.traits import chosen_setting
 from adapt.models.base import Adapted
 from adapt.models.classifier import AdaptedModel
 from adapt.progress import counting_bar, training_bar
@@ -47,7 +48,7 @@ logger = logging.getLogger("adapt")
 
 
 def fit(
-    model: Adapted[Any],
+    model: Adapted,
     train_set: Sequence[Item],
     test_set: Sequence[Item] = (),
     *,
@@ -107,7 +108,7 @@ def fit(
 
 
 def check_training(
-    model: Adapted[Any],
+    model: Adapted,
     train_set: Sequence[Item],
     test_set: Sequence[Item],
     *,
@@ -127,9 +128,7 @@ def check_training(
     return chosen
 
 
-def _check_parts(
-    model: Adapted[Any], train_set: Sequence[Item], val_set: Sequence[Item], test_set: Sequence[Item]
-) -> None:
+def _check_parts(model: Adapted, train_set: Sequence[Item], val_set: Sequence[Item], test_set: Sequence[Item]) -> None:
     """Refuses what these images make impossible, before any of them is encoded."""
     task = tasks.of(train_set)
     check_learned(model.method, task, "the training data")
@@ -143,7 +142,7 @@ def _check_parts(
             f"{model.backbone.describe()} learns from images: take a method that leaves the vision tower alone, such "
             "as close"
         )
-    method, needed = model.method, model.method.chosen_on_validation
+    method, needed = model.method, chosen_setting(model.method)
     task.check_learnt(method, train_set)
     if needed is not None and not val_set:
         raise AdaptError(
@@ -208,6 +207,8 @@ def _fit(
         metrics["adapted"] = scores.figures()
         note_harm(metrics, journal.history)
     model.metadata = {"recipe": recipe, "seed": seed, "metrics": reproducible(metrics)}
+    if scores is not None:
+        metrics["summary"] = scores.summary()
     adapter = None
     if run is not None:
         adapter = model.save(run.adapter)
@@ -232,7 +233,7 @@ def _pick(item: Item) -> dict[str, str]:
     return {"path": item.path, "class": item.answer} | item.label.columns | ({"text": item.text} if item.text else {})
 
 
-def _settings(model: Adapted[Any], settings: dict[str, Any], cache: bool) -> TrainSettings | None:
+def _settings(model: Adapted, settings: dict[str, Any], cache: bool) -> TrainSettings | None:
     """The checked settings, with the precision that auto is here; None for a method that takes no gradient steps."""
     if not model.method.takes_steps:
         if settings:
@@ -249,7 +250,7 @@ def _settings(model: Adapted[Any], settings: dict[str, Any], cache: bool) -> Tra
     return chosen.model_copy(update={"precision": precision})
 
 
-def _check_vision(model: Adapted[Any], settings: TrainSettings) -> None:
+def _check_vision(model: Adapted, settings: TrainSettings) -> None:
     """AdaptError for settings about an edited vision tower where there is none."""
     edited = isinstance(model, AdaptedModel) and "vision" in model.method.touches
     if settings.terms.get("distill") and not edited:
@@ -260,7 +261,7 @@ def _check_vision(model: Adapted[Any], settings: TrainSettings) -> None:
         )
 
 
-def _check_weights(model: Adapted[Any], settings: TrainSettings) -> None:
+def _check_weights(model: Adapted, settings: TrainSettings) -> None:
     """AdaptError where classes are to count differently, and there are none, or the method's loss does not ask."""
     if settings.class_weights == "equal":
         return

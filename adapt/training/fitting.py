@@ -46,7 +46,7 @@ Kept = TypeVar("Kept", bound=BaseModel)
 class Fitting:
     """A model, the images it learns from, and how; `chosen` is None for a method that takes no steps."""
 
-    model: Adapted[Any]
+    model: Adapted
     train_set: Sequence[Item]
     val_set: Sequence[Item]
     chosen: TrainSettings | None
@@ -61,6 +61,15 @@ class Fitting:
     _kept: dict[str, BaseModel] = field(default_factory=dict)
     _alone: dict[str | None, Fitting] = field(default_factory=dict)
     _features: dict[tuple[Part, int, bool, bool], Tensor] = field(default_factory=dict)
+
+    @property
+    def classifier(self) -> AdaptedModel:
+        if not isinstance(self.model, AdaptedModel):
+            raise AdaptError(
+                f"{self.model.method.name} learns from features of images and class names, and "
+                f"{self.model.backbone.describe()} is a {self.model.backbone.family}: take a dual encoder"
+            )
+        return self.model
 
     @property
     def settings(self) -> TrainSettings:
@@ -126,14 +135,13 @@ class Fitting:
         return self._features[asked]
 
     def _read_features(self, part: Part, views: int, unit: bool, projected: bool) -> Tensor:
-        assert isinstance(self.model, AdaptedModel)
         if views and not self.cache:
             raise AdaptError(
                 f"{self.model.method.name} encodes {views} views of each image once, in the cache: switch it on"
             )
         items, cache = self.items(part), self.cache
         return item_features(
-            self.model,
+            self.classifier,
             items,
             workers=self.workers,
             cache=cache,

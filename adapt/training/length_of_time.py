@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import Any
 
 from adapt.features import keeps_features
 from adapt.models.base import Adapted
@@ -20,7 +19,7 @@ _WARM, _TIMED = 2, 3  # steps
 class LengthOfTime:
     """Says after a few steps how long training will take here, where that is long, and what would make it shorter."""
 
-    def __init__(self, model: Adapted[Any], batches: Batches, settings: TrainSettings, steps: int, done: int) -> None:
+    def __init__(self, model: Adapted, batches: Batches, settings: TrainSettings, steps: int, done: int) -> None:
         self._left, self._advice = steps - done, _shorter(model, batches, settings)
         self._started, self._seen = time.monotonic(), 0
 
@@ -40,7 +39,7 @@ class LengthOfTime:
             )  # fmt: skip
 
 
-def _shorter(model: Adapted[Any], batches: Batches, settings: TrainSettings) -> str:
+def _shorter(model: Adapted, batches: Batches, settings: TrainSettings) -> str:
     unit = "iterations" if settings.iterations else "epochs"
     advice = [f"--set train.{unit}={max(1, (settings.iterations or settings.epochs) // 10)}"]  # type: ignore[operator]
     if isinstance(batches, FeatureBatches):

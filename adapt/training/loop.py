@@ -60,7 +60,7 @@ class Trainer:
 
     def __init__(
         self,
-        model: Adapted[Any],
+        model: Adapted,
         batches: Batches,
         settings: TrainSettings,
         run: Run | None,
@@ -220,7 +220,7 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any
 
 
 def make_optimizer(
-    model: Adapted[Any], settings: TrainSettings, parameters: Iterable[nn.Parameter] | None = None
+    model: Adapted, settings: TrainSettings, parameters: Iterable[nn.Parameter] | None = None
 ) -> Optimizer:
     """The optimiser over `parameters`, by default all that the method trains. Raises AdaptError for fp16 off CUDA."""
     if settings.precision == "fp16" and model.backbone.device.type != "cuda":

@@ -123,7 +123,7 @@ def processes_on(device: torch.device) -> Processes:
 
 
 def check_divides(
-    processes: Processes, model: Adapted[Any], items: Sequence[Item], settings: TrainSettings | None, cache: bool
+    processes: Processes, model: Adapted, items: Sequence[Item], settings: TrainSettings | None, cache: bool
 ) -> None:
     """AdaptError where several processes would gain nothing, or where shares of a batch do not add up to it."""
     method = model.method

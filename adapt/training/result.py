@@ -9,8 +9,8 @@ from typing import Any
 
 from adapt import methods, plain
 from adapt.errors import AdaptError, missing
-from adapt.evaluation.multi_label import said_of_labels
-from adapt.evaluation.scores import beside_accuracy, said_of_links, told
+from adapt.evaluation.scores import main_figure
+from adapt.methods.base.traits import Reports
 
 # what is measured of the machine while it runs, and differs between two equal runs
 _OF_THE_MACHINE = ("seconds", "share_of_training", "estimated_bytes")
@@ -38,40 +38,30 @@ class Result:
         lines = [f"{count:,} trained parameters, {seconds:.1f} s on {self.metrics['device']}"]
         if "processes" in self.metrics:
             lines[0] += f", as one of {self.metrics['processes']} processes"
-        lines += self._of_labels() or self._of_classes()
-        if others := beside_accuracy(self.metrics.get("adapted", {})):
-            lines.append(f"{'':10} {others}")
-        if links := said_of_links(self.metrics.get("adapted", {})):
-            lines.append(f"{'linked':10} {links}")
-        for way, shares in (self.metrics.get("adapted", {}).get("recall") or {}).items():
-            lines.append(f"{way.replace('_', ' '):13} {told(shares)}")
+        lines += self._compared()
+        lines += [f"{heading:<10} {text}" for heading, text in self.metrics.get("summary", {}).items()]
         if (calibration := self.metrics.get("calibration")) and "error_before" in calibration:
             before, after = calibration["error_before"], self.metrics["adapted"]["calibration_error"]
             lines.append(
                 f"calibrated by a temperature of {calibration['temperature']:.2f}: error {100 * before:.1f} → "
                 f"{100 * after:.1f} %"
             )
-        lines += methods.find(self.metrics["method"]).lines(self.metrics)
+        method = methods.find(self.metrics["method"])
+        if issubclass(method, Reports):
+            lines += method.lines(self.metrics)
         return "\n".join(lines)
 
-    def _of_labels(self) -> list[str]:
-        """How well each class is told by itself, where images may have several."""
-        of_each = {self.metrics.get("baseline", "zero-shot"): "zero_shot", "adapted": "adapted"}
-        said = {name: said_of_labels(self.metrics.get(part, {})) for name, part in of_each.items()}
-        return [f"{name:10} {figures}" for name, figures in said.items() if figures]
-
-    def _of_classes(self) -> list[str]:
+    def _compared(self) -> list[str]:
+        """Return the main figure of the baseline, and of the adapted model."""
         if "adapted" not in self.metrics:
             return []
-        lines, gain = [], ""
+        (figure, title), lines, gain = main_figure(self.metrics["adapted"]), [], ""
+        unit, adapted = "%" if figure == "accuracy" else f"% {title}", self.metrics["adapted"][figure]
         if "zero_shot" in self.metrics:
-            lines.append(f"{self.metrics.get('baseline', 'zero-shot'):10} {100 * self.zero_shot_accuracy:5.1f} %")
-            gain = f"  ({100 * (self.accuracy - self.zero_shot_accuracy):+.1f} points)"
-        lines.append(f"adapted    {100 * self.accuracy:5.1f} %{gain}")
-        if "recall" not in self.metrics["adapted"]:
-            balanced = self.metrics["adapted"]["mean_class_accuracy"]
-            lines.append(f"balanced   {100 * balanced:5.1f} %  (each class counted once)")
-        return lines
+            frozen = self.metrics["zero_shot"][figure]
+            lines.append(f"{self.metrics.get('baseline', 'zero-shot'):10} {100 * frozen:5.1f} {unit}")
+            gain = f"  ({100 * (adapted - frozen):+.1f} points)"
+        return [*lines, f"adapted    {100 * adapted:5.1f} {unit}{gain}"]
 
     @property
     def terms(self) -> tuple[str, ...]:

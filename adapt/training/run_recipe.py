@@ -10,7 +10,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from adapt import methods
 from adapt.backbones.base import Backbone
 from adapt.backbones.load import load_backbone
 from adapt.data.check import without_broken
@@ -18,6 +17,7 @@ from adapt.data.readers.passed_over import note_passed_over
 from adapt.data.split import Split
 from adapt.devices import chosen, keeping_rng
 from adapt.errors import AdaptError
+from adapt.methods.base.traits import chosen_setting
 from adapt.models.base import Adapted
 from adapt.models.wrap import wrap
 from adapt.progress import counting_bar
@@ -55,7 +55,7 @@ def listed_data(recipe: Recipe) -> Split:
     if split.ratios is not None:  # it came without parts: what was cut off for validation is learned from
         split = replace(split, train=split.train + split.val, val=())
     split = with_validation(split, recipe)
-    check_learned(methods.find(recipe.method["name"])(**recipe.method_config), split.task, shown(split.name))
+    check_learned(recipe.new_method(), split.task, shown(split.name))
     if recipe.data.shots is not None and split.class_names:
         split = split.few_shot(recipe.data.shots, recipe.seed, recipe.data.sampling)
         _note_short(split, recipe.data.shots)
@@ -75,8 +75,8 @@ def decodable(split: Split, recipe: Recipe, progress: bool) -> Split:
 
 def with_validation(split: Split, recipe: Recipe) -> Split:
     """`split` itself, or with validation images taken from the training ones where the recipe cannot do without."""
-    method = methods.find(recipe.method["name"])(**recipe.method_config)
-    chosen = [method.chosen_on_validation] if method.chosen_on_validation else []
+    method = recipe.new_method()
+    chosen = [setting] if (setting := chosen_setting(method)) else []
     chosen += ["the temperature"] * (recipe.calibrate and not calibrates_by_folds(method))
     if split.val or not chosen or recipe.data.sampling == "clip-lora":  # whose picks have some
         return split
@@ -107,14 +107,14 @@ def images_a_class(split: Split) -> int:
     return round(median(counts.values()))
 
 
-def build(recipe: Recipe, class_names: tuple[str, ...], backbone: Backbone | None = None) -> Adapted[Any]:
+def build(recipe: Recipe, class_names: tuple[str, ...], backbone: Backbone | None = None) -> Adapted:
     """The recipe's method on its backbone, or on one that is there already, initialised by its seed."""
     if backbone is None:
         backbone = load_backbone(recipe.backbone, recipe.device, recipe.quantize)
-    method = methods.find(recipe.method["name"])(**recipe.method_config)
+    method = recipe.new_method()
     memory = recipe.text_memory_gib
     with keeping_rng(backbone.device, recipe.seed):
-        model: Adapted[Any] = wrap(
+        model: Adapted = wrap(
             backbone,
             method,
             class_names,
@@ -146,7 +146,7 @@ def run_recipe(
     with Run(out, recipe.to_yaml(), resume, main) if out is not None else nullcontext() as run:
         listed = listed_data(recipe) if split is None else with_validation(split, recipe)
         if recipe.start is not None:  # before the backbone is loaded
-            method = methods.find(recipe.method["name"])(**recipe.method_config)
+            method = recipe.new_method()
             check_start(recipe.start, method, recipe.train is not None, listed.class_names)
         model = build(recipe, listed.class_names, backbone)
         check_training(
@@ -175,7 +175,7 @@ def _note_length(recipe: Recipe, split: Split) -> None:
 
 def learn(
     recipe: Recipe,
-    model: Adapted[Any],
+    model: Adapted,
     split: Split,
     run: Run | None,
     progress: bool,

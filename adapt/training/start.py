@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from adapt.errors import AdaptError
 from adapt.formats.adapter import check_backbone, read_tensors
@@ -12,10 +11,11 @@ from adapt.formats.header import Header, read_header
 from adapt.formats.loadable import load_tensors
 from adapt.loading import located, method_of
 from adapt.methods.base import Method
+from adapt.methods.base.traits import chosen_setting
 from adapt.models.base import Adapted
 
 
-def start_from(model: Adapted[Any], path: str | Path) -> None:
+def start_from(model: Adapted, path: str | Path) -> None:
     """Copies the tensors of the adapter at `path`, or of a run directory, into the model's method.
 
     Its method may be another of the same kind, as `lora` is of `modx`, with the same settings where both have them.
@@ -45,7 +45,7 @@ def check_can_start(method: Method, steps: bool, place: str) -> None:
     """AdaptError for a method whose training, by `steps` or not, has nothing that it could go on from at `place`."""
     if not steps:
         raise AdaptError(f"{method.name} is not trained by steps, and cannot start from {place}: leave start out")
-    if method.begins_anew or method.chosen_on_validation:
+    if method.begins_anew or chosen_setting(method):
         raise AdaptError(
             f"{method.name} gives what it trains first values of its own, so that nothing of {place} would be left: "
             "leave start out"

@@ -28,7 +28,7 @@ _IMAGES = 2  # that it is read off: norms over a batch need two
 _HELD = 1.25  # bytes that the allocator holds on to, for each that is kept; measured
 
 
-def check_memory(model: Adapted[Any], batches: Batches, settings: TrainSettings, processes: int = 1) -> int:
+def check_memory(model: Adapted, batches: Batches, settings: TrainSettings, processes: int = 1) -> int:
     """About how many bytes a step over images takes beside the model; 0 where features of them are known.
 
     Each of several `processes` has its share of the images.

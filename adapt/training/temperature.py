@@ -16,7 +16,8 @@ from adapt.data.item import Item
 from adapt.errors import AdaptError
 from adapt.evaluation.calibration import BOUNDS, likeliest, temperature
 from adapt.evaluation.scores import Scores
-from adapt.methods.base import Encoded, ImageStep, Method
+from adapt.methods.base import Encoded, ImageStep, Method, trait
+from adapt.methods.base.traits import Stream
 from adapt.models.base import Adapted
 from adapt.training.fitting import FOLDS, Fitting
 
@@ -26,10 +27,10 @@ FEW = 50  # images, on which a temperature is a guess
 
 def calibrates_by_folds(method: Method) -> bool:
     """Whether the method is quick enough to learn from each fold, and answers by the features of single images."""
-    return not (method.takes_steps or method.touches or method.views or method.memory() is not None)
+    return not (method.takes_steps or method.touches or method.views or trait(method, Stream))
 
 
-def check_calibration(model: Adapted[Any], train_set: Sequence[Item], val_set: Sequence[Item]) -> None:
+def check_calibration(model: Adapted, train_set: Sequence[Item], val_set: Sequence[Item]) -> None:
     """AdaptError where a temperature makes no sense, or where no images are there to choose it on."""
     task = tasks.of(train_set)
     if not task.calibrated:
@@ -47,7 +48,7 @@ def answers_by_folds(training: Fitting) -> tuple[Tensor, Tensor]:
 
     The method is left as the last fold made it: it has yet to learn from all images.
     """
-    model, logits, labels = training.model, list[Tensor](), list[Tensor]()
+    model, logits, labels = training.classifier, list[Tensor](), list[Tensor]()
     answers = replace(model.answers, temperature=1.0)  # an earlier one is undone
     for fold in training.folds():
         model.method.prepare(fold)

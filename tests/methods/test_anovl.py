@@ -21,7 +21,7 @@ from adapt.data.decoding.masks import check_masks, mask_of
 from adapt.engine import vision
 from adapt.evaluation.evaluate import evaluate
 from adapt.evaluation.maps import MapScores, auroc, region_overlap
-from adapt.methods.base.normal import normal_label
+from adapt.methods.base.traits import normal_label
 from adapt.prompts import of_text
 
 STATES = ("normal", "abnormal")

@@ -10,20 +10,19 @@ import pytest
 
 from adapt import methods
 from adapt.methods.base import Method
+from adapt.methods.base.traits import Trait
 
 STORED: dict[str, Any] = json.loads((Path(__file__).parent / "default_settings.json").read_text(encoding="utf-8"))
 PLAIN = ("svlc", "modx", "clippings", "vl2v_sd")
 FLAGS = (
     "needs_every_class",
     "begins_anew",
-    "stands_alone",
     "tasks",
     "learns_any_step",
     "weighs_classes",
-    "prompt_average",
-    "at_answer",
     "reads",
 )
+TRAIT_FLAGS = ("prompt_average", "at_answer")
 BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "minLength", "enum")
 
 
@@ -44,7 +43,14 @@ def test_each_method_is_there() -> None:
 def flags_of(name: str) -> dict[str, Any]:
     """What a method's class says of it, where that is other than of most."""
     found = {flag: _plain(getattr(methods.find(name), flag)) for flag in FLAGS}
-    return {flag: value for flag, value in found.items() if value != _plain(getattr(Method, flag))}
+    flags = {flag: value for flag, value in found.items() if value != _plain(getattr(Method, flag))}
+    of_traits = {flag: _plain(value) for flag in TRAIT_FLAGS if (value := getattr(methods.find(name), flag, None))}
+    traits = sorted(kind.__name__ for kind in methods.find(name).__mro__ if _is_trait(kind))
+    return flags | of_traits | ({"traits": traits} if traits else {})
+
+
+def _is_trait(kind: type) -> bool:
+    return issubclass(kind, Trait) and kind is not Trait and not issubclass(kind, Method)
 
 
 def _plain(value: Any) -> Any:

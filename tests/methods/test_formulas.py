@@ -27,7 +27,8 @@ class Given:
     resumed = False
 
     def __init__(self, features: Tensor, labels: Tensor, model: Any = None, values: Any = None) -> None:
-        self._features, self._labels, self.model, self._values = features, labels, model, values
+        self._features, self._labels, self._values = features, labels, values
+        self.model = self.classifier = model
         self.noted: dict[str, Any] = {}
 
     def features(self, part: str, **options: Any) -> Tensor:

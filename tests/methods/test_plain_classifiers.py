@@ -22,7 +22,8 @@ class Given:
     """A training whose features `(n, e)` and labels `(n,)` are at hand."""
 
     def __init__(self, features: Tensor, labels: Tensor, model: Any = None) -> None:
-        self._features, self._labels, self.model = features, labels, model
+        self._features, self._labels = features, labels
+        self.model = self.classifier = model
 
     def features(self, part: str, **options: Any) -> Tensor:
         return self._features

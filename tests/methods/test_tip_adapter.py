@@ -22,7 +22,8 @@ CHOICES = {"beta": Choice((0.5, 1.0, 5.5), usual=1.0), "alpha": Choice((0.1, 2.0
 
 class Training:
     def __init__(self, model: Any, images: Tensor) -> None:
-        self.model, self._images = model, images
+        self.model = self.classifier = model
+        self._images = images
 
     def features(self, part: str) -> Tensor:
         assert part == "val"

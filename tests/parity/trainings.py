@@ -33,7 +33,8 @@ class Given:
         steps: Steps | None = None,
         **settings: Any,
     ) -> None:
-        self.model, self._images, self._labels, self._val, self._steps = model, images, labels, val, steps
+        self.model = self.classifier = model
+        self._images, self._labels, self._val, self._steps = images, labels, val, steps
         self.settings = SimpleNamespace(**{"views": 0, "epochs": None, "iterations": None} | settings)
         self.noted: dict[str, Any] = {}
         self.losses: list[Tensor] = []

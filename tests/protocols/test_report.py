@@ -342,6 +342,6 @@ def test_pairs_have_recall_and_nothing_of_classes(raw: dict[str, Any], split: Sp
     recipe["data"] |= {"root": "/", "shots": None}
     run_recipe(build_recipe(recipe, "tiny"), tmp_path / "run")
     html = report([tmp_path / "run"])
-    assert "image to text: " in html
+    assert "Image to text: " in html
     assert "Confusions" not in html
     assert "Hardest classes" not in html

@@ -238,8 +238,7 @@ def test_nothing_is_said_of_an_end_where_nothing_was_tried(caplog: Any, probe: A
 def test_images_count_by_their_class_where_that_is_asked_for() -> None:
     labels = torch.tensor([0, 0, 0, 1])
     for weights, expected in (("balanced", [2 / 3, 2 / 3, 2 / 3, 2.0]), ("equal", [1.0] * 4)):
-        training: Any = SimpleNamespace(model=SimpleNamespace(method=adapt.methods.LinearProbe(class_weights=weights)))
-        assert _weights(training, labels).tolist() == pytest.approx(expected)
+        assert _weights(adapt.methods.LinearProbe(class_weights=weights), labels).tolist() == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(("errors", "chosen"), [(0.8, 2.0), (1.2, 1.0)])
@@ -264,10 +263,10 @@ def test_on_validation_images_classes_count_the_same_too(balanced: bool, chosen:
     labels = torch.tensor([0, 0, 0, 1])
     answers = {"often": [0, 0, 0, 0], "both": [0, 1, 1, 1]}
     tried = [({"kind": kind}, torch.eye(2)[own]) for kind, own in answers.items()]
-    method = SimpleNamespace(balanced=balanced, trials=lambda *_: tried)
-    training: Any = SimpleNamespace(model=SimpleNamespace(method=method), labels=lambda part: labels)
+    grid: Any = SimpleNamespace(balanced=balanced, trials=lambda *_: tried)
+    training: Any = SimpleNamespace(labels=lambda part: labels)
     choices = {"kind": Choice(tuple(answers), usual="often")}
-    assert module._by_validation(training, choices, learned=False) == ((chosen,), pytest.approx(right))
+    assert module._by_validation(training, grid, choices, learned=False) == ((chosen,), pytest.approx(right))
 
 
 def test_of_a_long_list_every_so_many_are_tried_and_the_last() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from adapt import plain
 from adapt.disk import new_folder, write_text
@@ -24,7 +24,7 @@ FORMS = {"onnx": forms.ONNX, "torch": forms.TORCH, "openvino": forms.OPENVINO, "
 
 
 def export(
-    model: Adapted[Any],
+    model: Adapted,
     folder: str | Path,
     to: str = "onnx",
     *,

@@ -14,6 +14,7 @@ from adapt.backbones.turns import alone
 from adapt.engine.frozen import frozen
 from adapt.errors import AdaptError
 from adapt.methods.base import ImageStep, Method
+from adapt.methods.base.traits import Stream, has_trait
 from adapt.models.base import Adapted, evaluating
 from adapt.models.classifier import AdaptedModel
 
@@ -21,7 +22,7 @@ _EXAMPLES = 2  # a graph of a single image would serve single images only
 _MOST = 2**31  # images of a batch: one without an end is refused by torch 2.6, whose own graph leaves out 2**63 - 1
 
 
-def exportable(model: Adapted[Any]) -> AdaptedModel:
+def exportable(model: Adapted) -> AdaptedModel:
     """`model` as it is. AdaptError, with the reason, where no one graph gives its logits of an image."""
     if reason := _reason_against(model):
         raise AdaptError(f"this {model.method.name} cannot be exported: {reason}")
@@ -29,7 +30,7 @@ def exportable(model: Adapted[Any]) -> AdaptedModel:
     return model
 
 
-def _reason_against(model: Adapted[Any]) -> str | None:
+def _reason_against(model: Adapted) -> str | None:
     method, backbone = model.method, model.backbone
     if not isinstance(model, AdaptedModel):
         return f"{backbone.describe()} is a {backbone.family}, and only a dual encoder classifies by images alone"
@@ -39,7 +40,7 @@ def _reason_against(model: Adapted[Any]) -> str | None:
         return "the features of its classes depend on the image, so that the text tower has to run for each image anew"
     if method.views:
         return f"it decides on {method.views + 1} random views of an image, which a graph of one image has not"
-    if method.memory() is not None:
+    if has_trait(method, Stream):
         return "its answer to an image depends on the images before it, which a graph does not remember"
     if type(method).infer is not Method.infer:
         return "it takes steps of its own at test time, which are no part of a graph"

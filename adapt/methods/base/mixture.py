@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from adapt.errors import AdaptError, nearest
+from adapt.methods.base.traits import Trait
+
+if TYPE_CHECKING:
+    from adapt.methods.base.method import Method
 
 Combination = Literal["linear", "magnitude_prune", "ties", "dare_linear", "dare_ties"]
 
@@ -68,3 +73,53 @@ class Mixture:
 def default_weights(members: int, combination: str) -> tuple[float, ...]:
     """A mean; 1 each where the combination takes a mean itself, of the entries that agree."""
     return (1.0 if "ties" in combination else 1 / members,) * members
+
+
+class Mixes(Trait):
+    """Several adapters of the method become one in another way than as the mean of their tensors."""
+
+    @classmethod
+    @abstractmethod
+    def mixed(cls, members: Sequence[Any], mixture: Mixture) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Return settings and tensors of one method in place of several that have the same settings.
+
+        Raises AdaptError for a mixture that their tensors do not allow.
+        """
+
+
+def mixed(members: Sequence[Method], mixture: Mixture) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return settings and tensors of one method in place of several that have the same settings.
+
+    Raises AdaptError for a mixture that their tensors do not allow.
+    """
+    cls = type(members[0])
+    return cls.mixed(members, mixture) if issubclass(cls, Mixes) else mean_of(members, mixture)
+
+
+def mean_of(members: Sequence[Method], mixture: Mixture) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return the settings of the members and the mean of their trained tensors.
+
+    Raises AdaptError if the mixture is no mean, or if tensors differ that no step trained.
+    """
+    first = members[0]
+    if not mixture.is_linear:
+        raise AdaptError(
+            f"{mixture.combination} mixes changes from a common start, which a {first.name} adapter does not record: "
+            "take linear, or adapters of lora"
+        )
+    if mixture.rank is not None:
+        raise AdaptError(f"{first.name} has no rank: leave it out, which is of lora")
+    if abs(sum(mixture.weights) - 1) > 1e-6:
+        raise AdaptError(
+            f"the weights sum to {sum(mixture.weights):g}; expected 1, for a mean of {first.name}'s tensors"
+        )
+    states = [member.state_dict() for member in members]
+    trained = {name for name, _ in first.named_parameters()}
+    tensors = {}
+    for name, tensor in states[0].items():
+        if name not in trained and not all(tensor.equal(state[name]) for state in states):
+            raise AdaptError(
+                f"{first.name} keeps {name}, which its images gave and no step trained: it differs, and has no mean"
+            )
+        tensors[name] = mixture.mean([state[name] for state in states]) if name in trained else tensor
+    return first.config.model_dump(mode="json"), tensors

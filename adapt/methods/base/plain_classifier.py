@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from adapt.backbones.base import DualEncoder
 from adapt.backbones.tokenizer import TextTokenizer
-from adapt.methods.base import Choice, ImageStep, Method, MethodConfig, Training
+from adapt.methods.base import Choice, Grid, ImageStep, Method, MethodConfig, Training
 from adapt.methods.base.step import Encoded
 from adapt.methods.zero_shot import Templates
 from adapt.prompts import Prompt, from_templates
@@ -26,7 +26,7 @@ class PlainClassifierConfig(MethodConfig):
     """One template, or several whose features are averaged, for the zero-shot logits."""
 
 
-class PlainClassifier(Method):
+class PlainClassifier(Method[ImageStep], Grid):
     """A classifier that answers by its own `scores`, beside zero-shot logits weighted by `words`."""
 
     Config = PlainClassifierConfig
@@ -82,7 +82,7 @@ class LinearClassifier(PlainClassifier):
 
 def _names_help(training: Training) -> bool:
     """Whether zero-shot, which has learned from none of them, is surely better than guessing on the training images."""
-    step = ImageStep(training.model, Encoded(training.features("train")))
+    step = ImageStep(training.classifier, Encoded(training.features("train")))
     zero_shot, labels = step.cosine_logits(step.class_features), training.labels("train")
     chance = 1 / zero_shot.shape[1]
     right = float((zero_shot.argmax(-1).cpu() == labels).double().mean())

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import cached_property
-from typing import Any, Literal, NamedTuple, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -12,8 +12,15 @@ from torch import Tensor
 
 from adapt.devices import moved
 from adapt.errors import AdaptError
+from adapt.methods.base.view import DualEncoderView, ModelView
 from adapt.prompts import Prompt
 
+if TYPE_CHECKING:
+    from adapt.data.item import Item
+    from adapt.methods.base.method import Method
+    from adapt.tasks.base import Task
+
+T = TypeVar("T")
 Same = TypeVar("Same", bound="Step")
 Terms = dict[str, Tensor]  # the parts of a loss by name, which add up
 
@@ -41,17 +48,17 @@ class BlockInputs(NamedTuple):
 class Step:
     """One batch of items: their labels, as the task has them, and their logits `(b, n)` once they are asked for."""
 
-    task: Any = None
-    """The task of the items: `adapt.tasks.Task`. None of a step that was made by hand, whose loss is the step's own."""
-    items: Sequence[Any] = ()
+    task: Task | None = None
+    """The task of the items; None of a step that was made by hand, whose loss is the step's own."""
+    items: Sequence[Item] = ()
     """The items of the whole batch, in the order of the labels."""
     whole: Callable[[Tensor], Tensor] | None = None
     """Where the inputs are a share of the batch, one of several processes' own: from rows of the share to all."""
 
-    def __init__(self, model: Any, inputs: Any, labels: Tensor | None = None) -> None:
+    def __init__(self, model: ModelView, inputs: Any, labels: Tensor | None = None) -> None:
         self.model, self.inputs, self._labels = model, inputs, labels
 
-    def of(self, task: Any, items: Sequence[Any]) -> Self:
+    def of(self, task: Task, items: Sequence[Item]) -> Self:
         """The same step, of these items and their task."""
         self.task, self.items = task, items
         return self
@@ -109,13 +116,17 @@ class ImageStep(Step):
     Several views of each image `(b, v, 3, h, w)` are one batch too, the image itself being the first of them.
     """
 
-    def __init__(self, model: Any, inputs: Tensor | Encoded | BlockInputs, labels: Tensor | None = None) -> None:
+    model: DualEncoderView
+
+    def __init__(
+        self, model: DualEncoderView, inputs: Tensor | Encoded | BlockInputs, labels: Tensor | None = None
+    ) -> None:
         super().__init__(model, inputs, labels)
         self._frozen: dict[str, Tensor] = {}
-        self.of_classes: dict[Any, Any] = {}
+        self.of_classes: dict[Hashable, Any] = {}
         """What no image changes, by name, once it was asked for; what is there beforehand is taken as it is."""
 
-    def under(self, method: Any) -> ImageStep:
+    def under(self, method: Method) -> ImageStep:
         """The same batch under another method of the same kind, such as a copy that learns from it."""
         return self._alike(ImageStep(self.model.under(method), self.inputs, self._labels))
 
@@ -127,8 +138,7 @@ class ImageStep(Step):
     @cached_property
     def memory(self) -> Any:
         """What the method remembers of the stream that the batch belongs to; a batch by itself is one of its own."""
-        kept = self.model.memory
-        return self.model.method.memory() if kept is None else kept
+        return self.model.stream().memory if self.model.memory is None else self.model.memory
 
     @cached_property
     def images(self) -> Tensor:
@@ -279,10 +289,11 @@ class ImageStep(Step):
         """What is added to them: SigLIP's bias, or nothing."""
         return float(self._once("bias", lambda: self.model.backbone.logit_bias))
 
-    def _once(self, name: Any, compute: Callable[[], Any]) -> Any:
+    def _once(self, name: Hashable, compute: Callable[[], T]) -> T:
         if name not in self.of_classes:
             self.of_classes[name] = compute()
-        return self.of_classes[name]
+        known: T = self.of_classes[name]
+        return known
 
     def cosine_logits(self, class_features: Tensor, features: Tensor | None = None) -> Tensor:
         """Logits `(b, n)`: the images' cosines with `class_features` `(n, e)` or, by image, `(b, n, e)`, scaled.
@@ -308,7 +319,7 @@ class PairStep(ImageStep):
     A third list has the texts in other words, "" where there are none.
     """
 
-    def __init__(self, model: Any, inputs: Any, labels: Tensor | None = None) -> None:
+    def __init__(self, model: DualEncoderView, inputs: Sequence[Any], labels: Tensor | None = None) -> None:
         images, texts, *others = inputs
         super().__init__(model, images, labels)
         self.texts: list[str] = list(texts)
@@ -317,10 +328,10 @@ class PairStep(ImageStep):
     def again(self) -> Self:
         return self._of(self.model)
 
-    def under(self, method: Any) -> PairStep:
+    def under(self, method: Method) -> PairStep:
         return self._of(self.model.under(method))
 
-    def _of(self, model: Any) -> Self:
+    def _of(self, model: DualEncoderView) -> Self:
         return self._alike(type(self)(model, [self.inputs, self.texts, self.rephrased], self._labels))
 
     @cached_property

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from typing import Any, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 from pydantic import BaseModel
 from torch import Tensor, nn
 
 from adapt.methods.base.step import Step, Terms
+from adapt.methods.base.view import DualEncoderView, ModelView
+
+if TYPE_CHECKING:
+    from adapt.data.item import Item
 
 Part = Literal["train", "val"]
 Kept = TypeVar("Kept", bound=BaseModel)
@@ -17,8 +21,14 @@ Kept = TypeVar("Kept", bound=BaseModel)
 class Training(Protocol):
     """What `prepare` and `finish` are given. Images for validation may be none."""
 
-    model: Any
-    """The backbone under the method."""
+    @property
+    def model(self) -> ModelView:
+        """The backbone under the method."""
+
+    @property
+    def classifier(self) -> DualEncoderView:
+        """The same, where the backbone is a dual encoder. AdaptError where it is another kind."""
+
     seed: int
     seconds: float
     """What training took: before the first step what `prepare` counts to it, after the last one all."""
@@ -27,7 +37,7 @@ class Training(Protocol):
     def settings(self) -> Any:
         """Those of the steps. AdaptError for a method that takes none."""
 
-    def items(self, part: Part) -> Sequence[Any]:
+    def items(self, part: Part) -> Sequence[Item]:
         """The images of a part."""
 
     def labels(self, part: Part) -> Tensor:

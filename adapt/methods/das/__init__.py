@@ -33,7 +33,8 @@ from adapt.backbones.tokenizer import TextTokenizer
 from adapt.backbones.tower import Tower, TowerName
 from adapt.edits import Bypass, Edit, Parallel
 from adapt.errors import AdaptError
-from adapt.methods.base import Context, Method, MethodConfig, Training
+from adapt.methods.base import Context, Method, MethodConfig, Step, Training
+from adapt.methods.base.traits import ChoosesOnValidation, Reports, SkipsBlocks
 from adapt.methods.das.imitation import imitate
 from adapt.methods.das.search import Found, Search, plot_search
 from adapt.methods.zero_shot import Template
@@ -110,7 +111,7 @@ class Adapter(nn.Module):
         return x + change if self.residual else change
 
 
-class DAS(Method):
+class DAS(Method[Step], SkipsBlocks, ChoosesOnValidation, Reports):
     """`DAS(skip, towers)` trains `TOWER.BLOCK.SITE` beside kept blocks, `TOWER.BLOCK.bypass` in place of skipped ones.
 
     The sites are attn and mlp, and cross where a block attends to another stream. While it searches, every block has

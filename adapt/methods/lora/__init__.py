@@ -29,6 +29,9 @@ from adapt.backbones.tower import Projection, Tower, TowerName
 from adapt.edits import Edit, Replace
 from adapt.errors import AdaptError
 from adapt.methods.base import Context, Method, MethodConfig, Mixture
+from adapt.methods.base.method import StepT
+from adapt.methods.base.mixture import Mixes
+from adapt.methods.base.traits import InsideBlocks
 from adapt.methods.lora import mixing, peft_layers
 from adapt.methods.zero_shot import Template
 from adapt.prompts import Prompt, from_template
@@ -119,7 +122,7 @@ class PlainLoRAConfig(LoRAConfig):
     """Constant; null takes the backbone's own."""
 
 
-class LoRA(Method):
+class LoRA(Method[StepT], InsideBlocks, Mixes):
     """`LoRA(rank, alpha, dropout, projections, towers, blocks)`; the defaults are CLIP-LoRA's."""
 
     name = "lora"

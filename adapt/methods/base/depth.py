@@ -1,0 +1,26 @@
+"""How many blocks of a tower a method changes, from the first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from adapt.backbones.tower import Tower
+from adapt.errors import AdaptError
+
+
+def depth_in(towers: Sequence[Tower], asked: int | None, share: float, method: str, field: str) -> int:
+    """Return `asked`, or where it is None `share` of the smallest tower's blocks; raises as `check_depth`."""
+    depth = max(1, int(share * min(len(tower.blocks) for tower in towers))) if asked is None else asked
+    for tower in towers:
+        check_depth(tower, depth, method, field)
+    return depth
+
+
+def check_depth(tower: Tower, depth: int, method: str, field: str) -> None:
+    """Raise AdaptError, naming the setting `field` of `method`, if `tower` has fewer than `depth` blocks."""
+    blocks = len(tower.blocks)
+    if depth > blocks:
+        raise AdaptError(
+            f"{method}: {field} is {depth}, but the {tower.name} tower has {blocks} blocks: set method.{field} to 1 to "
+            f"{blocks}"
+        )

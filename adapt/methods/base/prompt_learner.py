@@ -1,0 +1,13 @@
+"""What published checkpoints keep, and where."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+LEARNER = "prompt_learner."  # where published checkpoints that hold all of CLIP keep a method's tensors
+
+
+def learned(state: dict[str, Tensor], prefix: str = "") -> dict[str, Tensor]:
+    """Return what a published prompt learner holds under `prefix`, without its buffers of frozen tokens."""
+    own = {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
+    return {key: tensor for key, tensor in own.items() if key not in ("token_prefix", "token_suffix")}

@@ -1,0 +1,81 @@
+"""A model as its method sees it: what a step may ask of the frozen backbone under the method."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
+
+from torch import Tensor
+
+from adapt.backbones.base import Backbone, DualEncoder
+from adapt.prompts import Prompt
+
+if TYPE_CHECKING:
+    from adapt.methods.base.method import Method
+    from adapt.methods.base.step import BlockInputs
+
+
+class ModelView(Protocol):
+    """An adapted model of any kind."""
+
+    method: Method
+    class_names: tuple[str, ...]
+    class_weights: Tensor | None
+    """How much an image of each class counts in the cross-entropy `(n,)`."""
+    memory: Any
+    """What the method remembers of a stream of images; None outside a stream."""
+
+    @property
+    def backbone(self) -> Backbone: ...
+
+    def own_logits(self, step: Any) -> Tensor:
+        """Return the logits `(b, n)` of a batch where the method has none of its own."""
+
+    def stream(self) -> Self:
+        """Return the same model for one stream of images."""
+
+
+class DualEncoderView(ModelView, Protocol):
+    """An adapted dual encoder."""
+
+    @property
+    def backbone(self) -> DualEncoder: ...
+
+    def image_features(self, images: Tensor | BlockInputs, unit: bool = True) -> Tensor:
+        """Return features `(b, e)` of images `(b, 3, h, w)` under the method's edits."""
+
+    def backbone_features(self, images: Tensor | BlockInputs) -> Tensor:
+        """Return unit-length features `(b, e)` by the backbone alone."""
+
+    def frozen_blocks(self, images: Tensor, names: Sequence[str]) -> dict[str, tuple[Tensor, Tensor]]:
+        """Return the inputs and outputs `(b, l, d)` of blocks of the backbone alone, such as vision.3."""
+
+    def local_features(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return features of patches `(b, rows, columns, e)` and of images `(b, e)` by the backbone alone."""
+
+    def image_tokens(self, images: Tensor) -> Tensor:
+        """Return what the last block of the backbone alone makes of images: `(b, l, d)`."""
+
+    def class_features(self, image_features: Tensor | None = None, image_tokens: Tensor | None = None) -> Tensor:
+        """Return features of the classes `(n, e)`, or `(b, n, e)` where they depend on the image."""
+
+    def prompt_features(self) -> tuple[Tensor, ...]:
+        """Return unit-length features `(m, e)` of the m prompts of each class."""
+
+    def frozen_class_features(self, templates: Sequence[str], average: Literal["unit", "raw"] = "unit") -> Tensor:
+        """Return features of the classes `(n, e)` by the backbone alone, in hand-written templates."""
+
+    def encode(self, prompts: Sequence[Prompt]) -> Tensor:
+        """Return unit-length features `(m, e)` of prompts under the method's edits."""
+
+    def encode_texts(self, texts: Sequence[str]) -> Tensor:
+        """Return unit-length features `(m, e)` of texts under the method's edits."""
+
+    def text_features(self, texts: Sequence[str], unit: bool = True, edited: bool = False) -> Tensor:
+        """Return features `(m, e)` of texts by the backbone alone, or `edited` by the method; no gradient."""
+
+    def pair_features(self, features: Tensor, text_features: Tensor) -> Tensor:
+        """Return unit-length features `(b, e)` of pairs, given those of their images and texts."""
+
+    def under(self, method: Method) -> DualEncoderView:
+        """Return the same backbone and texts under another method of the same kind."""
