@@ -135,13 +135,12 @@ _MIXED = Form(causal=False, pooling="none", plain_mask=False)
 
 def _vilt_block(layer: Any) -> Block:
     attention, norms = layer.attention, (layer.layernorm_before, layer.layernorm_after)
-    projections = _self_attention(attention.attention) | {"out": Projection(attention.output.dense)}
     return Block(
         layer,
         attention,
         *norms,
         layer.intermediate.intermediate_act_fn,
-        projections | {"fc1": Projection(layer.intermediate.dense), "fc2": Projection(layer.output.dense)},
+        _projections(layer, attention.attention),
         sites={"attn": Site(norms[0], attention), "mlp": Site(norms[1], layer.output)},
         returns=1,
     )
@@ -150,14 +149,13 @@ def _vilt_block(layer: Any) -> Block:
 def _cross_block(layer: Any) -> Block:
     """A post-norm block: a site reads the stream itself, and its output is the stream after it."""
     attention, cross = layer.attention, layer.crossattention
-    projections = _self_attention(attention.self) | {"out": Projection(attention.output.dense)}
     return Block(
         layer,
         attention,
         attention.output.LayerNorm,
         layer.output.LayerNorm,
         layer.intermediate.intermediate_act_fn,
-        projections | {"fc1": Projection(layer.intermediate.dense), "fc2": Projection(layer.output.dense)},
+        _projections(layer, attention.self),
         sites={
             "attn": Site(attention, attention),
             "cross": Site(cross, cross),
@@ -167,5 +165,7 @@ def _cross_block(layer: Any) -> Block:
     )
 
 
-def _self_attention(attention: Any) -> dict[str, Projection]:
-    return {name[0]: Projection(getattr(attention, name)) for name in ("query", "key", "value")}
+def _projections(layer: Any, attention: Any) -> dict[str, Projection]:
+    linears = {"q": attention.query, "k": attention.key, "v": attention.value, "out": layer.attention.output.dense}
+    linears |= {"fc1": layer.intermediate.dense, "fc2": layer.output.dense}
+    return {letter: Projection(linear) for letter, linear in linears.items()}

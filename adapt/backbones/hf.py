@@ -27,15 +27,21 @@ def build(model: Any, processor: Any, name: str | None = None) -> DualEncoder:
     text_config: Any = model.config.text_config
     vision_config: Any = model.config.vision_config
     siglip = isinstance(model, SiglipModel)
+    last = LastProjection(model.text_model, "head") if siglip else LastProjection(model, "text_projection")
     text = Tower(
         name="text",
         width=text_config.hidden_size,
         heads=text_config.num_attention_heads,
         form=Form(causal=not siglip, pooling="last" if siglip else "end"),
         blocks=_blocks(model.text_model),
-        text=_text_parts(model, siglip),
+        text=TextParts(
+            embedding=model.text_model.embeddings.token_embedding,
+            positions=partial(_positions, model.text_model.embeddings),
+            final_norm=model.text_model.final_layer_norm,
+            project=getattr(last.owner, last.name),
+        ),
         final_norm=model.text_model.final_layer_norm,
-        projection=LastProjection(model.text_model, "head") if siglip else LastProjection(model, "text_projection"),
+        projection=last,
     )
     projection = None if siglip else LastProjection(model, "visual_projection")
     vision = vision_tower(model.vision_model, vision_config, projection)
@@ -128,16 +134,6 @@ def _block(layer: Any) -> Block:
     )
 
 
-def _text_parts(model: Any, siglip: bool) -> TextParts:
-    text = model.text_model
-    return TextParts(
-        embedding=text.embeddings.token_embedding,
-        positions=partial(_positions, text.embeddings),
-        final_norm=text.final_layer_norm,
-        project=text.head if siglip else model.text_projection,
-    )
-
-
 def preprocess_of(
     image_processor: Any, image_size: int, resize: Literal["shortest", "squash"] | None = None
 ) -> Preprocess:
@@ -163,31 +159,31 @@ def preprocess_of(
 
 
 def _check_settings(image_processor: Any, resized_our_way: bool) -> None:
-    def refuse(name: str, expected: str) -> None:
-        raise AdaptError(
-            f"the {type(image_processor).__name__} has {name} = {getattr(image_processor, name)!r}; expected {expected}"
-            ". Give a processor that is set so, or adapt would read other pixels than the model was trained on"
-        )
-
-    if not getattr(image_processor, "do_resize", True):
-        refuse("do_resize", "True")
-    if not getattr(image_processor, "do_rescale", True):
-        refuse("do_rescale", "True")
-    if abs(getattr(image_processor, "rescale_factor", 1 / 255) - 1 / 255) > 1e-6:
-        refuse("rescale_factor", "1/255")
-    if int(image_processor.resample) not in _RESAMPLE:
-        refuse("resample", ", ".join(f"{number} ({name})" for number, name in _RESAMPLE.items()))
-    if getattr(image_processor, "do_pad", False) and not resized_our_way:
-        refuse("do_pad", "False")
-    for name in ("image_mean", "image_std") if image_processor.do_normalize else ():
-        if not _of_colours(getattr(image_processor, name), positive=name == "image_std"):
-            refuse(name, "three numbers" + ", above 0" * (name == "image_std"))
+    setting, unscaled = partial(getattr, image_processor), not image_processor.do_normalize
+    filters = ", ".join(f"{number} ({name})" for number, name in _RESAMPLE.items())
+    for name, as_expected, expected in (
+        ("do_resize", setting("do_resize", True), "True"),
+        ("do_rescale", setting("do_rescale", True), "True"),
+        ("rescale_factor", abs(setting("rescale_factor", 1 / 255) - 1 / 255) <= 1e-6, "1/255"),
+        ("resample", image_processor.resample in _RESAMPLE, filters),
+        ("do_pad", resized_our_way or not setting("do_pad", False), "False"),
+        ("image_mean", unscaled or _of_colours(image_processor.image_mean, -math.inf), "three numbers"),
+        ("image_std", unscaled or _of_colours(image_processor.image_std, 0), "three numbers, above 0"),
+    ):
+        if not as_expected:
+            raise AdaptError(
+                f"the {type(image_processor).__name__} has {name} = {setting(name)!r}; expected {expected}. Give a "
+                "processor that is set so, or adapt would read other pixels than the model was trained on"
+            )
 
 
-def _of_colours(values: Any, positive: bool) -> bool:
-    """Whether there is a number for each colour."""
-    numbers = isinstance(values, list | tuple) and all(isinstance(each, int | float) for each in values)
-    return numbers and len(values) == 3 and all(math.isfinite(x) and (x > 0 or not positive) for x in values)
+def _of_colours(values: object, above: float) -> bool:
+    """Return whether `values` are a number for each colour, each of them above a bound."""
+    return (
+        isinstance(values, list | tuple)
+        and len(values) == 3
+        and all(isinstance(value, int | float) and above < value < math.inf for value in values)
+    )
 
 
 def _resizing(image_processor: Any, image_size: int) -> tuple[Literal["shortest", "squash"], int | None]:

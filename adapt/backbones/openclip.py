@@ -152,7 +152,7 @@ def _text_tower(model: Any) -> Tower | None:
         embedding=owner.token_embedding,
         positions=partial(_positions, owner),
         final_norm=owner.ln_final,
-        project=partial(_project, owner),
+        project=partial(_project, owner, "text_projection"),
     )
     return _tower(
         "text", form, blocks, text=parts, final_norm=owner.ln_final, projection=_last(owner, "text_projection")
@@ -179,8 +179,8 @@ def _positions(owner: Any) -> Tensor:
     return positions
 
 
-def _project(owner: Any, pooled: Tensor) -> Tensor:
-    projection: nn.Module | Tensor | None = owner.text_projection
+def _project(owner: Any, name: str, pooled: Tensor) -> Tensor:
+    projection: nn.Module | Tensor | None = getattr(owner, name)
     if projection is None:
         return pooled
     return projection(pooled) if isinstance(projection, nn.Module) else pooled @ projection.detach()
@@ -194,7 +194,7 @@ def _vision_tower(visual: Any) -> Tower | None:
             return None
         pooling: Pooling = "map" if visual.attn_pool is not None else _VISION_POOLING[visual.pool_type]
         outside = {"pre_norm": visual.ln_pre, "final_norm": visual.ln_post, "projection": _last(visual, "proj")}
-        parts = VisionParts(*(partial(part, visual) for part in (_embed, _read, _project_image)))
+        parts = VisionParts(partial(_embed, visual), partial(_read, visual), partial(_project, visual, "proj"))
         return _tower("vision", Form(False, pooling), blocks, vision=None if pooling == "map" else parts, **outside)
     trunk = getattr(visual, "trunk", None)
     return None if trunk is None else _timm_tower(trunk, visual.head)
@@ -211,10 +211,6 @@ def _read(visual: Any, x: Tensor, norm: Norm) -> Tensor:
         return norm(visual._global_pool(x)[0])
     pooled: Tensor = visual._global_pool(norm(x))[0]
     return pooled
-
-
-def _project_image(visual: Any, pooled: Tensor) -> Tensor:
-    return pooled if visual.proj is None else pooled @ visual.proj.detach()
 
 
 def _timm_tower(trunk: Any, head: Any) -> Tower | None:

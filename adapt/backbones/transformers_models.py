@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from adapt.backbones.base import Backbone
+from adapt.backbones.sources import fetching
 from adapt.errors import AdaptError, nearest
 
 # config.model_type -> the classes that hold its weights, the first of them that a checkpoint names, or the last
@@ -18,26 +19,26 @@ _CLASSES = {
 }
 
 
-def fetch(source: str, tensors: bool = True) -> tuple[Any, Any]:
-    """The model and the processor at a name or in a folder; safetensors only, never with remote code.
+def load(source: str, name: str | None, tensors: bool = True) -> Backbone:
+    """The backbone at a name or in a folder, called `name`; safetensors only, never with remote code.
 
     Without `tensors`, the model is made from its configuration alone. Raises AdaptError for a model of another kind,
-    and what transformers raises.
+    and where transformers cannot load it.
     """
     import transformers
 
-    config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
-    if config.model_type not in _CLASSES and "CausalLM" in str(config.architectures):
-        raise AdaptError(f"{source} is a language model: give it eyes, as in mini-clip+{source}")
-    if config.model_type not in _CLASSES:
-        raise AdaptError(f"{source} is a {config.model_type} model; {nearest(config.model_type, _CLASSES)}")
-    known = _CLASSES[config.model_type]
-    name = next((name for name in known if name in (config.architectures or ())), known[-1])
-    kind = getattr(transformers, name)
-    model = whole(kind, source) if tensors else kind(config)
-    readers = (transformers.AutoImageProcessor, transformers.AutoTokenizer)
-    image_processor, tokenizer = (each.from_pretrained(source, trust_remote_code=False) for each in readers)
-    return model, SimpleNamespace(image_processor=image_processor, tokenizer=tokenizer)
+    with fetching(source):
+        config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
+        if config.model_type not in _CLASSES and "CausalLM" in str(config.architectures):
+            raise AdaptError(f"{source} is a language model: give it eyes, as in mini-clip+{source}")
+        if config.model_type not in _CLASSES:
+            raise AdaptError(f"{source} is a {config.model_type} model; {nearest(config.model_type, _CLASSES)}")
+        known = _CLASSES[config.model_type]
+        kind = getattr(transformers, next((each for each in known if each in (config.architectures or ())), known[-1]))
+        model = whole(kind, source) if tensors else kind(config)
+        readers = (transformers.AutoImageProcessor, transformers.AutoTokenizer)
+        image_processor, tokenizer = (each.from_pretrained(source, trust_remote_code=False) for each in readers)
+    return build(model.eval(), SimpleNamespace(image_processor=image_processor, tokenizer=tokenizer), name)
 
 
 def whole(kind: Any, source: str, **options: Any) -> Any:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 import adapt
 from adapt import AdaptError, methods
-from adapt.backbones.language import with_language_model
+from adapt.backbones.families.two_models import with_language_model
 from adapt.backbones.vision_llm import VisionLLM
 from adapt.models import generation as generate
 from adapt.models.speaking import SpeakingModel

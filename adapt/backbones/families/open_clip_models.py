@@ -37,47 +37,43 @@ class OpenCLIPModels(Family):
     def load(self, spec: str, device: torch.device) -> Backbone:
         rest = spec.removeprefix(_PREFIX)
         if rest.startswith(HF_HUB):
-            return _of_the_hub(rest.removeprefix(HF_HUB), name=spec)
+            return self.load_folder(_snapshot(rest.removeprefix(HF_HUB)), name=spec)
         return _pretrained(rest, name=spec)
 
     def claims_folder(self, path: Path) -> bool:
         return (path / "open_clip_config.json").is_file()
 
     def load_folder(self, path: Path, name: str | None, tensors: bool = True) -> Backbone:
-        return _folder(path, name, tensors)
+        import open_clip
+
+        from adapt.backbones import openclip
+        from adapt.backbones.foreign_code import check_source, needs_code, no_questions
+
+        check_source(path)
+        config = _configuration(path)
+        text = config["text_cfg"]
+        if text.get("hf_model_name"):
+            check_source(text["hf_model_name"])
+        how: dict[str, Any] = {"load_weights": tensors, "require_pretrained": tensors, "weights_only": True}
+        how |= {"pretrained_text": False, "device": "cpu" if tensors else "meta"}
+        try:
+            with _without_notes(), no_questions():
+                model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{path}", **how)
+                tokenizer = open_clip.get_tokenizer(f"local-dir:{path}", **_tokenizer_options(text))
+        except (*library_errors(), *errors_of_data()) as error:
+            raise needs_code(error, path) or AdaptError(
+                f"{path} cannot be loaded with open_clip: {reason(error)}; fetch the folder again"
+            ) from error
+        return openclip.build(model.eval(), tokenizer, preprocess, name, config)
 
 
-def _of_the_hub(repository: str, name: str) -> Backbone:
-    """Of a repository, what open_clip itself would ask for, but pickles."""
+def _snapshot(repository: str) -> Path:
+    """The folder of a repository of the hub: what open_clip itself would ask for, but pickles."""
     folder = hub.snapshot(repository, ("*.json", "*.txt", "*.model", "open_clip_model.safetensors"))
     for needed in ("open_clip_config.json", "open_clip_model.safetensors"):
         if not (folder / needed).is_file():
             raise AdaptError(f"{repository} holds no {needed}, which a model of open_clip has on the hub")
-    return _folder(folder, name, tensors=True)
-
-
-def _folder(path: Path, name: str | None, tensors: bool) -> Backbone:
-    import open_clip
-
-    from adapt.backbones import openclip
-    from adapt.backbones.foreign_code import check_source, needs_code, no_questions
-
-    check_source(path)
-    config = _configuration(path)
-    text = config["text_cfg"]
-    if text.get("hf_model_name"):
-        check_source(text["hf_model_name"])
-    how: dict[str, Any] = {"load_weights": tensors, "require_pretrained": tensors, "weights_only": True}
-    how |= {"pretrained_text": False, "device": "cpu" if tensors else "meta"}
-    try:
-        with _without_notes(), no_questions():
-            model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{path}", **how)
-            tokenizer = open_clip.get_tokenizer(f"local-dir:{path}", **_tokenizer_options(text))
-    except (*library_errors(), *errors_of_data()) as error:
-        raise needs_code(error, path) or AdaptError(
-            f"{path} cannot be loaded with open_clip: {reason(error)}; fetch the folder again"
-        ) from error
-    return openclip.build(model.eval(), tokenizer, preprocess, name, config)
+    return folder
 
 
 def _configuration(path: Path) -> dict[str, Any]:
@@ -107,14 +103,13 @@ def _pretrained(spec: str, name: str) -> Backbone:
     from adapt.backbones.foreign_code import check_configuration
 
     architecture, _, pretrained = spec.partition("/")
-    if architecture not in open_clip.list_models():
-        raise AdaptError(
-            f"open_clip has no architecture {architecture!r}; {_closest(architecture, open_clip.list_models())}"
-        )
+    known = open_clip.list_models()
+    if architecture not in known:
+        hint = nearest(architecture, known, "open_clip.list_models()")
+        raise AdaptError(f"open_clip has no architecture {architecture!r}; {hint}")
     tags = open_clip.list_pretrained_tags_by_model(architecture)
     if pretrained and pretrained not in tags and not Path(pretrained).is_file():
-        listed_by = f"open_clip.list_pretrained_tags_by_model({architecture!r})"
-        hint = nearest(pretrained, tags, listed_by)
+        hint = nearest(pretrained, tags, f"open_clip.list_pretrained_tags_by_model({architecture!r})")
         raise AdaptError(f"open_clip has no weights {pretrained!r} for {architecture}; {hint}")
     config = open_clip.get_model_config(architecture)
     check_configuration(config, f"open_clip's configuration of {architecture}")
@@ -160,20 +155,12 @@ def _warn_of_activation(architecture: str, pretrained: str, quick: bool) -> None
     )  # fmt: skip
 
 
-def _closest(word: str, choices: list[str]) -> str:
-    import difflib
-
-    close = difflib.get_close_matches(word, choices, n=3)
-    return f"did you mean {', '.join(close)}? " * bool(close) + "open_clip.list_models() lists them"
-
-
 @contextmanager
 def _without_notes() -> Iterator[None]:
     """No notes of what the caller asked for (random weights, activations), nor of each failed request to the hub."""
-    loggers = {logging.getLogger(): logging.CRITICAL, logging.getLogger("huggingface_hub"): logging.CRITICAL}
-    levels = {each: each.level for each in loggers}
-    for each, level in loggers.items():
-        each.setLevel(level)
+    levels = {each: each.level for each in (logging.getLogger(), logging.getLogger("huggingface_hub"))}
+    for each in levels:
+        each.setLevel(logging.CRITICAL)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="QuickGELU mismatch")  # said in our own words, see above
