@@ -15,6 +15,7 @@ from adapt.errors import AdaptError
 
 TowerName = Literal["text", "vision", "fusion", "text_fusion", "vision_fusion", "decoder"]
 Norm = Callable[[Tensor], Tensor]
+BlockOutput = Tensor | tuple[Tensor, *tuple[object, ...]]  # of a block's module: its tokens first
 Pooling = Literal["end", "last", "class", "mean", "map", "none"]
 
 
@@ -120,10 +121,9 @@ class Block:
         return read if read is self.norm1 or read is self.norm2 else None
 
 
-def tokens_of(output: Any) -> Tensor:
-    """The tokens in what a block's module returns, whether or not there is more."""
-    tokens: Tensor = output[0] if isinstance(output, tuple) else output
-    return tokens
+def tokens_of(output: BlockOutput) -> Tensor:
+    """Return the tokens in what a block's module returns, whether or not there is more."""
+    return output[0] if isinstance(output, tuple) else output
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import replace
-from typing import Generic, Literal, TypeVar, get_args
+from typing import Literal, ParamSpec, TypeVar, get_args
 
 from adapt.data.decoding.facts import Facts, facts_of
 from adapt.data.decoding.images import check_image
@@ -18,8 +20,8 @@ from adapt.errors import AdaptError, nearest
 from adapt.progress import Progress
 
 Broken = Literal["refuse", "skip"]
-File = tuple[str, bool]  # its path, and whether it is turned upright by EXIF
 Known = TypeVar("Known")
+P = ParamSpec("P")
 
 logger = logging.getLogger("adapt")
 _BATCH = 32
@@ -34,7 +36,7 @@ def broken_images(items: Sequence[Item], progress: Progress | None = None) -> di
     `progress` is told how many files are done, and of how many. A file that several items share is looked at once.
     """
     turned = {path: item.turned for item in items for path in item.files}
-    problems = _of_each(_problem, list(turned.items()), progress)
+    problems = _of_each(_problem, turned, progress)
     found = {path: problem for path, problem in zip(turned, problems, strict=True) if problem}
     return found | _broken_masks(items, found.keys())
 
@@ -42,7 +44,7 @@ def broken_images(items: Sequence[Item], progress: Progress | None = None) -> di
 def all_facts(items: Sequence[Item], progress: Progress | None = None) -> dict[str, Facts]:
     """Facts about each file of `items`, masks among them, by its path; `progress` is as of `broken_images`."""
     turned = {parted(path)[0]: item.turned for item in items for path in item.files}
-    return dict(zip(turned, _of_each(_facts, list(turned.items()), progress), strict=True))
+    return dict(zip(turned, _of_each(facts_of, turned, progress), strict=True))
 
 
 def unfit(items: Sequence[Item], facts: Mapping[str, Facts]) -> dict[str, str]:
@@ -51,26 +53,17 @@ def unfit(items: Sequence[Item], facts: Mapping[str, Facts]) -> dict[str, str]:
     for item in items:
         for path in item.paths:
             whole, box = parted(path)
-            if box is not None and not facts[whole].problem:
-                try:
-                    check_inside(box, facts[whole].size, path)
-                except AdaptError as error:
-                    found[path] = str(error)
+            if box is None or facts[whole].problem:
+                continue
+            if problem := _refusal(check_inside, box, facts[whole].size, path):
+                found[path] = problem
     unread = {path for path, known in facts.items() if known.problem}
     return found | _broken_masks(items, unread | found.keys())
 
 
 def _broken_masks(items: Sequence[Item], unread: Set[str]) -> dict[str, str]:
     masked = [item for item in items if item.label.files and unread.isdisjoint(item.files)]
-    return {item.label.files[0]: problem for item in masked if (problem := _of_mask(item))}
-
-
-def _of_mask(item: Item) -> str:
-    try:
-        check_mask(item, item.turned)
-    except AdaptError as error:
-        return str(error)
-    return ""
+    return {item.label.files[0]: problem for item in masked if (problem := _refusal(check_mask, item, item.turned))}
 
 
 def check_root(split: Split) -> None:
@@ -102,7 +95,8 @@ def without_broken(split: Split, broken: Broken, progress: Progress | None = Non
     found = broken_images(items, progress)
     if not found:
         return split
-    lost = sum(len(part) - len(_kept(part, found)) for part in (split.train, split.val, split.test))
+    train, val, test = (_kept(part, found) for part in (split.train, split.val, split.test))
+    lost = len(items) - len(train) - len(val) - len(test)
     count = f"{lost:,} of {len(items):,} images of data {split.name!r}"
     if broken == "refuse":
         raise AdaptError(
@@ -110,7 +104,6 @@ def without_broken(split: Split, broken: Broken, progress: Progress | None = Non
             "`adapt data check` lists them all; data.broken=skip leaves them out."
         )
     logger.warning("left out %s. %s", count, _first(found))
-    train, val, test = (_kept(part, found) for part in (split.train, split.val, split.test))
     return replace(split, train=train, val=val, test=test)
 
 
@@ -123,57 +116,31 @@ def _first(found: dict[str, str]) -> str:
     return " ".join(list(found.values())[:_NAMED]) + more
 
 
-def _of_each(look: Callable[[File], Known], files: Sequence[File], progress: Progress | None = None) -> Iterator[Known]:
-    """Results of `look` for each file, in worker processes where there are many of them."""
-    for done, known in enumerate(_looked_at(look, files), 1):
-        yield known
-        if progress is not None:
-            progress(done, len(files))
+def _of_each(
+    look: Callable[[str, bool], Known], turned: Mapping[str, bool], progress: Progress | None = None
+) -> Iterator[Known]:
+    """Yield the results of `look` for each path and whether it is turned, in worker processes if there are many."""
+    with ExitStack() as stack:
+        results = map(look, turned, turned.values())
+        if len(turned) >= _FEW:
+            from adapt.data.decoding.decoded import processors
+
+            workers = stack.enter_context(ProcessPoolExecutor(min(_WORKERS, processors())))
+            results = workers.map(look, turned, turned.values(), chunksize=_BATCH)  # type: ignore[assignment]
+        for done, known in enumerate(results, 1):
+            yield known
+            if progress is not None:
+                progress(done, len(turned))
 
 
-def _looked_at(look: Callable[[File], Known], files: Sequence[File]) -> Iterator[Known]:
-    """Results of `look` one by one; a bounded number is ever in flight."""
-    if len(files) < _FEW:
-        yield from map(look, files)
-        return
-    import torch
-    from torch.utils.data import DataLoader
-
-    from adapt.data.decoding.decoded import processors
-
-    batches: DataLoader[Known] = DataLoader(
-        _Looks(look, files),  # type: ignore[arg-type]  # a map-style dataset by its methods
-        batch_size=_BATCH,
-        num_workers=min(_WORKERS, processors()),
-        collate_fn=list,
-        generator=torch.Generator(),  # or else a number would be drawn from the global one
-    )
-    for batch in batches:
-        yield from batch
+def _problem(path: str, turned: bool) -> str:
+    return _refusal(check_image, path, turned)
 
 
-class _Looks(Generic[Known]):
-    """A map-style torch dataset: item `i` is the result for file `i`."""
-
-    def __init__(self, look: Callable[[File], Known], files: Sequence[File]) -> None:
-        self._look, self._files = look, files
-
-    def __len__(self) -> int:
-        return len(self._files)
-
-    def __getitem__(self, index: int) -> Known:
-        return self._look(self._files[index])
-
-
-def _problem(file: File) -> str:
-    """Reason why a file cannot be used, "" for none."""
-    path, turned = file
+def _refusal(check: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> str:
+    """Return the message of the AdaptError that a check raises, "" if it raises none."""
     try:
-        check_image(path, turned)
+        check(*args, **kwargs)
     except AdaptError as error:
         return str(error)
     return ""
-
-
-def _facts(file: File) -> Facts:
-    return facts_of(*file)

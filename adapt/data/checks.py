@@ -6,6 +6,7 @@ list. Those that `stop` training are problems, and the others notes.
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -159,39 +160,54 @@ def turned(looked: Looked) -> Iterator[Finding]:
     yield from _noted(looked, "turned", what, files, lambda facts: f"EXIF orientation {facts.held}")
 
 
-def wide(looked: Looked) -> Iterator[Finding]:
-    """Images of 16 bits a channel."""
-    files = looked.files(lambda path, facts: facts.wide)
-    yield from _noted(looked, "unusual", "of 16 bits a channel, of which the upper 8 are read", files, _mode)
+@dataclass(frozen=True)
+class _Note:
+    """A property of files that is worth knowing, though it stops no training."""
+
+    list: str
+    what: str
+    applies: Callable[[str, Facts], bool]
+    why: Callable[[Facts], str]
 
 
-def cmyk(looked: Looked) -> Iterator[Finding]:
-    """Images in the colours of printers."""
-    files = looked.files(lambda path, facts: facts.mode == "CMYK")
-    yield from _noted(looked, "unusual", "in CMYK, converted to RGB without a colour profile", files, _mode)
+_NOTES = (
+    _Note(
+        "unusual",
+        "of 16 bits a channel, of which the upper 8 are read",
+        lambda path, facts: facts.wide,
+        lambda facts: f"{facts.format} in mode {facts.mode}",
+    ),
+    _Note(
+        "unusual",
+        "in CMYK, converted to RGB without a colour profile",
+        lambda path, facts: facts.mode == "CMYK",
+        lambda facts: f"{facts.format} in mode {facts.mode}",
+    ),
+    _Note(
+        "unusual",
+        "animated or of several pages, of which the first counts",
+        lambda path, facts: facts.frames > 1,
+        lambda facts: f"{facts.frames:,} pictures in one file",
+    ),
+    _Note(
+        "misnamed",
+        "of another format than the name says, and read all the same",
+        lambda path, facts: _FORMAT_OF.get(os.path.splitext(path)[1].lower(), facts.format) != facts.format,
+        lambda facts: f"it is {facts.format}",
+    ),
+    _Note(
+        "unusual",
+        f"of more than {MEGAPIXELS} megapixels, which are slow to decode in every epoch: smaller copies serve as well",
+        lambda path, facts: math.prod(facts.size) > MEGAPIXELS * 10**6,
+        lambda facts: f"{facts.size[0]:,} x {facts.size[1]:,} pixels",
+    ),
+)
 
 
-def animated(looked: Looked) -> Iterator[Finding]:
-    """Files that hold several pictures."""
-    files = looked.files(lambda path, facts: facts.frames > 1)
-    what = "animated or of several pages, of which the first counts"
-    yield from _noted(looked, "unusual", what, files, lambda facts: f"{facts.frames:,} pictures in one file")
-
-
-def misnamed(looked: Looked) -> Iterator[Finding]:
-    """Images that are read by their content, and called otherwise."""
-    files = looked.files(lambda path, facts: _format_of_suffix(path) not in ("", facts.format))
-    yield from _noted(looked, "misnamed", "of another format than the name says, and read all the same", files,
-                      lambda facts: f"it is {facts.format}")  # fmt: skip
-
-
-def huge(looked: Looked) -> Iterator[Finding]:
-    """Images that take long to decode."""
-    files = looked.files(lambda path, facts: facts.size[0] * facts.size[1] > MEGAPIXELS * 10**6)
-    what = (
-        f"of more than {MEGAPIXELS} megapixels, which are slow to decode in every epoch: smaller copies serve as well"
-    )
-    yield from _noted(looked, "unusual", what, files, lambda facts: f"{facts.size[0]:,} x {facts.size[1]:,} pixels")
+def noted(looked: Looked) -> Iterator[Finding]:
+    """Images of unusual kinds, a finding for each kind."""
+    for note in _NOTES:
+        yield from _noted(looked, note.list, note.what, looked.files(note.applies), note.why)
 
 
 CHECKS: tuple[Callable[[Looked], Iterator[Finding]], ...] = (
@@ -207,11 +223,7 @@ CHECKS: tuple[Callable[[Looked], Iterator[Finding]], ...] = (
     copies,
     duplicates,
     turned,
-    wide,
-    cmyk,
-    animated,
-    misnamed,
-    huge,
+    noted,
 )
 
 
@@ -233,10 +245,6 @@ def _noted(
             f"{_files(paths)} {what}: {_named(looked, paths)}",
             [_of(path, why=why(facts)) for path, facts in files],
         )
-
-
-def _mode(facts: Facts) -> str:
-    return f"{facts.format} in mode {facts.mode}"
 
 
 def _files(files: Sequence[Any]) -> str:
@@ -276,7 +284,3 @@ def _pair(looked: Looked, part: str, item: Item, other_part: str, other: Item) -
 
 def _by_class(items: Iterable[Item]) -> Counter[str]:
     return Counter(name for item in items for name in item.class_names)
-
-
-def _format_of_suffix(path: str) -> str:
-    return _FORMAT_OF.get(os.path.splitext(path)[1].lower(), "")

@@ -29,15 +29,15 @@ def prefix_suffix_attention(
     `q` has all rows, or with `ends_only` one end-of-text row a class in packed order. Returns one row per query:
     softmax, or what `edit` makes of the scores, over the prefix's keys and the class's own up to the query.
     """
-    if edit is None and packing.visible is not None:
-        return _attention_to_all(q, k, v, packing.visible[packing.ends] if ends_only else packing.visible, heads)
     prefix = packing.prefix
     q, k, v = (x.unflatten(-1, (heads, -1)).transpose(-3, -2) for x in (q, k, v))  # (..., h, rows, d/h)
+    if edit is None and packing.visible is not None:
+        visible = packing.visible[packing.ends] if ends_only else packing.visible  # hides rows of other classes
+        return F.scaled_dot_product_attention(q, k, v, visible).transpose(-3, -2).flatten(-2)
     q = q * q.shape[-1] ** -0.5
     prefix_rows = []
     if prefix and not ends_only:
-        first = slice(prefix)
-        prefix_rows = [_prefix_attention(q[..., first, :], k[..., first, :], v[..., first, :], packing, edit)]
+        prefix_rows = [_prefix_attention(*(x[..., :prefix, :] for x in (q, k, v)), packing, edit)]
         q = q[..., prefix:, :]
     to_prefix = q @ k[..., :prefix, :].transpose(-1, -2)  # (..., h, suffix rows, prefix): one product for all classes
     weights, mixed, at = [], [], 0
@@ -59,12 +59,6 @@ def prefix_suffix_attention(
         at += queries
     suffix_rows = torch.cat(mixed, -2) + torch.cat(weights, -2) @ v[..., :prefix, :]
     return torch.cat([*prefix_rows, suffix_rows], dim=-2).transpose(-3, -2).flatten(-2)
-
-
-def _attention_to_all(q: Tensor, k: Tensor, v: Tensor, visible: Tensor, heads: int) -> Tensor:
-    """Attention of `(..., queries, d)` in one call; `visible` `(queries, rows)` hides what is of other classes."""
-    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(-3, -2) for x in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v, visible).transpose(-3, -2).flatten(-2)
 
 
 def _prefix_attention(q: Tensor, k: Tensor, v: Tensor, packing: Packing, edit: Attention | None) -> Tensor:

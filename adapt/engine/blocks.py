@@ -87,13 +87,9 @@ def _read(block: Block, replaced: Mapping[str, nn.Module], normed: Tensor, rows:
 
 def _stand_in(module: nn.Module, projection: Projection) -> StandIn | None:
     """What computes the frozen projection inside a module that adds to it, None for one that does without."""
-    for part in module.modules():
-        if type(part) is StandIn and (part.projection.module, part.projection.rows) == (
-            projection.module,
-            projection.rows,
-        ):
-            return part
-    return None
+    own = projection.module, projection.rows
+    stand_ins = (part for part in module.modules() if type(part) is StandIn)
+    return next((part for part in stand_ins if (part.projection.module, part.projection.rows) == own), None)
 
 
 def _mlp(block: Block, replaced: Mapping[str, nn.Module], x: Tensor) -> Tensor:

@@ -10,14 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from adapt.backbones.split_attention import attend
-from adapt.backbones.tower import NORMS, Block, Site, Tower, check_parts
+from adapt.backbones.tower import NORMS, Block, BlockOutput, Site, Tower, check_parts
 from adapt.backbones.turns import alone
 from adapt.edits import Edit, Parallel
 from adapt.engine import low_rank, tokens
@@ -27,6 +27,7 @@ from adapt.engine.patching import forward_as
 from adapt.engine.plan import Plan, plan
 from adapt.prompts import Prompt
 
+_ATTENTION = {"q", "k", "v", "out"}  # the projections of an attention
 Linear = Callable[[Tensor], Tensor]
 Computed = TypeVar("Computed")
 
@@ -74,7 +75,8 @@ def _edited(
             stack.enter_context(forward_as(block.module, partial(_bypass, module, block.returns)))
         for index, beside in asked.parallel.items():
             if "block" in beside:
-                stack.enter_context(_beside_block(tower.blocks[index], beside["block"]))
+                block = tower.blocks[index]
+                stack.enter_context(block.module.register_forward_hook(partial(_join_block, block, beside["block"])))
         if checkpointing:
             for block in tower.blocks:
                 stack.enter_context(_checkpointed(block.module, inside))
@@ -132,37 +134,29 @@ def _beside(site: Site, edit: Parallel) -> Iterator[None]:
     """Inside, the output of the edit's module of what the site reads joins the site's own."""
     read: list[Tensor] = []
 
-    def keep(reader: nn.Module, inputs: Any, output: Any) -> None:
+    def keep(reader: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         read[:] = [output if edit.normed else inputs[0]]
 
-    def join(added: nn.Module, inputs: Any, output: Any) -> Any:
+    def join(added: nn.Module, inputs: object, output: BlockOutput) -> BlockOutput:
         return _added(output, edit.module(read.pop()))
 
-    with ExitStack() as stack:
-        stack.callback(site.read.register_forward_hook(keep).remove)
-        stack.callback(site.added.register_forward_hook(join).remove)  # after the former, where they are one module
+    # where both are one module, the hook that keeps runs first
+    with site.read.register_forward_hook(keep), site.added.register_forward_hook(join):
         yield
 
 
-@contextmanager
-def _beside_block(block: Block, edit: Parallel) -> Iterator[None]:
-    """Inside, the output of the edit's module of what the block reads joins the block's own.
+def _join_block(
+    block: Block, edit: Parallel, module: nn.Module, inputs: tuple[Tensor, ...], output: BlockOutput
+) -> BlockOutput:
+    """Return a block's output joined by what the edit's module makes of the block's input.
 
     It runs outside the block, which may be computed again: a norm before it is computed once more.
     """
-
-    def join(module: nn.Module, inputs: Any, output: Any) -> Any:
-        norm = block.norm_of("block") if edit.normed else None
-        return _added(output, edit.module(inputs[0] if norm is None else norm(inputs[0])))
-
-    handle = block.module.register_forward_hook(join)
-    try:
-        yield
-    finally:
-        handle.remove()
+    norm = block.norm_of("block") if edit.normed else None
+    return _added(output, edit.module(inputs[0] if norm is None else norm(inputs[0])))
 
 
-def _added(output: Any, beside: Tensor) -> Any:
+def _added(output: BlockOutput, beside: Tensor) -> BlockOutput:
     return (output[0] + beside, *output[1:]) if isinstance(output, tuple) else output + beside
 
 
@@ -182,22 +176,23 @@ def _outer(tower: Tower, asked: Plan) -> Iterator[None]:
         yield
 
 
-def _projected(tower: Tower, asked: Plan, result: Any) -> Any:
+def _projected(tower: Tower, asked: Plan, result: Computed) -> Computed:
     """What the library read off the tower, by another last projection where its own, a parameter, was left out."""
     part, module = tower.projection, asked.outer.get("projection")
     if part is None or module is None or isinstance(getattr(part.owner, part.name), nn.Module):
         return result
-    return module(result)
+    projected: Computed = module(result)
+    return projected
 
 
-def _bypass(module: nn.Module, returns: int, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+def _bypass(module: nn.Module, returns: int, x: Tensor, *args: object, **kwargs: object) -> BlockOutput:
     """`module` in place of a block, whatever masks the library hands over; None for the attention weights."""
     return (module(x), *[None] * (returns - 1)) if returns else module(x)
 
 
 def _forwards(
     block: Block, modules: dict[str, nn.Module], heads: int, weights: Callable[[Tensor], Tensor] | None
-) -> Iterator[tuple[nn.Module, Callable[..., Any]]]:
+) -> Iterator[tuple[nn.Module, Callable[..., object]]]:
     """Which modules of `block` compute differently, and how.
 
     `modules` stand for its projections, `weights` makes attention weights of scaled scores.
@@ -205,30 +200,29 @@ def _forwards(
     linears: dict[str, Linear] = {
         letter: modules.get(letter, projection) for letter, projection in block.projections.items()
     }
-    attn: Any = block.attn
-    fused_attention = isinstance(attn, nn.MultiheadAttention)  # a quantised one is split
-    whole_attention = weights is not None or (fused_attention and modules.keys() & {"q", "k", "v", "out"})
+    recomputed = True  # whether the attention is computed from its parts
     if weights is not None:
-        yield attn, partial(_weighted, block, linears, heads, weights)
-    elif whole_attention:
-        # nn.MultiheadAttention never calls its projections: the whole attention has to be computed from the parts
-        yield attn, partial(_split_attention, attn, linears)
+        yield block.attn, partial(_weighted, block, linears, heads, weights)
+    elif isinstance(block.attn, nn.MultiheadAttention) and modules.keys() & _ATTENTION:
+        # it never calls its projections; a quantised one is split, and does
+        yield block.attn, partial(_split_attention, block.attn, linears)
+    else:
+        recomputed = False
     for owner in {block.projections[letter].module for letter in modules}:
         shared = [letter for letter, projection in block.projections.items() if projection.module is owner]
-        if not (whole_attention and set(shared) <= {"q", "k", "v", "out"}):
+        if not (recomputed and _ATTENTION.issuperset(shared)):
             rows = [block.projections[letter].rows for letter in shared]
             yield owner, partial(_side_by_side, [linears[letter] for letter in shared], rows)
 
 
-def _side_by_side(linears: Sequence[Linear], rows: Sequence[Any], x: Tensor) -> Tensor:
+def _side_by_side(linears: Sequence[Linear], rows: Sequence[slice | Tensor | None], x: Tensor) -> Tensor:
     """`(..., in) -> (..., sum of out)`: what a fused linear computes, from its parts, each of its own rows."""
     outputs = [linear(x) for linear in linears]
     if len(outputs) == 1:
         return outputs[0]
     joined = torch.cat(outputs, dim=-1)
-    if isinstance(rows[0], slice):
-        return joined
-    return joined[..., torch.cat(list(rows)).argsort().to(joined.device)]
+    interleaved = [index for index in rows if isinstance(index, Tensor)]
+    return joined[..., torch.cat(interleaved).argsort().to(joined.device)] if interleaved else joined
 
 
 def _split_attention(
@@ -250,28 +244,25 @@ def _weighted(
     heads: int,
     weights: Callable[[Tensor], Tensor],
     x: Tensor | None = None,
-    *args: Any,
-    **kwargs: Any,
-) -> Any:
+    *args: object,
+    **inputs: Tensor,
+) -> BlockOutput:
     """Self-attention by other weights, under the library's own signature; the mask is made anew, not taken over."""
-    x = next(kwargs[name] for name in ("hidden_states", "query", "x") if name in kwargs) if x is None else x
+    x = next(inputs[name] for name in ("hidden_states", "query", "x") if name in inputs) if x is None else x
     x = x if block.batch_first else x.transpose(0, 1)
     out = weighted_attention(linears, x, heads, weights)
     out = out if block.batch_first else out.transpose(0, 1)
     return (out, None) if block.attn_returns_weights else out
 
 
-@contextmanager
-def _checkpointed(module: nn.Module, inside: Callable[[], Any]) -> Iterator[None]:
+def _checkpointed(
+    module: nn.Module, inside: Callable[[], AbstractContextManager[None]]
+) -> AbstractContextManager[None]:
     """`module` is computed again in the backward pass, under the edits of this call though they are gone by then."""
     forward = module.forward
 
-    def again(*args: Any, **kwargs: Any) -> Any:
+    def again(*args: object, **kwargs: object) -> object:
         with inside():
             return forward(*args, **kwargs)
 
-    def run(*args: Any, **kwargs: Any) -> Any:
-        return checkpoint(again, *args, use_reentrant=False, **kwargs)
-
-    with forward_as(module, run):
-        yield
+    return forward_as(module, partial(checkpoint, again, use_reentrant=False))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 
 import torch
@@ -70,13 +71,7 @@ def pack(prompts: Sequence[Prompt], prefix: int, first_class: int, device: torch
         if prompt.slots[at] is not None
     ]
     slot_rows, slot_index, slot_class = zip(*learned) if learned else ((), (), ())
-
-    def index(values: Sequence[int | None]) -> Tensor:
-        return torch.tensor(values, dtype=torch.long, device=device)
-
-    def flags(values: Sequence[bool]) -> Tensor:
-        return torch.tensor(values, dtype=torch.bool, device=device)
-
+    index, flags = (partial(torch.tensor, dtype=dtype, device=device) for dtype in (torch.long, torch.bool))
     order = sorted(range(len(by_length)), key=by_length.__getitem__)
     return Packing(
         prefix=prefix,

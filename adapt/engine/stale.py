@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from functools import partial
 from operator import is_
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,26 +20,25 @@ from adapt.edits import Edit
 class Values:
     """A detached copy of values, such as a list of edits, that later ones are compared with."""
 
-    def __init__(self, values: Any) -> None:
+    def __init__(self, values: object) -> None:
         self._leaves = [leaf.detach().clone() if isinstance(leaf, Tensor) else leaf for leaf in _leaves(values)]
 
-    def same(self, values: Any) -> bool:
+    def same(self, values: object) -> bool:
         """Whether `values` are what these were. An object that cannot be looked into is the same as itself only."""
         leaves = list(_leaves(values))
         return len(leaves) == len(self._leaves) and all(map(_same, self._leaves, leaves))
 
 
-def _same(kept: Any, leaf: Any) -> bool:
-    if isinstance(kept, Tensor):
-        alike = isinstance(leaf, Tensor) and kept.dtype == leaf.dtype and kept.device == leaf.device
-        return alike and torch.equal(kept, leaf)  # False for another shape
+def _same(kept: object, leaf: object) -> bool:
+    if isinstance(kept, Tensor) and isinstance(leaf, Tensor):
+        return kept.dtype == leaf.dtype and kept.device == leaf.device and torch.equal(kept, leaf)
     return kept is leaf or (type(kept) is type(leaf) and isinstance(kept, _PLAIN) and kept == leaf)
 
 
 _PLAIN = (bool, int, float, str, bytes, frozenset, type(None), torch.Size, torch.dtype, torch.device)
 
 
-def _leaves(value: Any) -> Iterator[Any]:
+def _leaves(value: object) -> Iterator[object]:
     """What `value` is made of: tensors, plain values, and objects that cannot be looked into."""
     if isinstance(value, StandIn):  # for the backbone's own tensors, which are watched there
         yield type(value)
@@ -85,7 +83,7 @@ class Weights:
             and all(map(torch.equal, self._sampled(), self._values))
         )
 
-    def _found(self) -> list[Any]:
+    def _found(self) -> list[object]:
         return [each for holder in self._holders for each in holder.values()]
 
     def _sampled(self) -> list[Tensor]:

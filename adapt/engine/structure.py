@@ -18,8 +18,11 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 
 def structure(backbone: Backbone, name: str) -> Structure:
     """All modules of the model but those of its other towers alone, while no call has replaced parts for itself."""
+    blocks = {each: {block.module for block in tower.blocks} for each, tower in backbone.towers.items()}
+    own = blocks.pop(name, set())
+    others = set[nn.Module]().union(*blocks.values()) if own else set[nn.Module]()
     with sharing(backbone.model):
-        return [(id(each), _asks(each)) for each in _of_tower(backbone, name)]
+        return [(id(each), _asks(each)) for each in _within(backbone.model, own, others, set())[0]]
 
 
 def hooked(found: Structure) -> bool:
@@ -29,13 +32,6 @@ def hooked(found: Structure) -> bool:
 
 def _asks(module: nn.Module) -> bool:
     return "forward" in vars(module) or any(getattr(module, hooks) for hooks in _HOOKS)
-
-
-def _of_tower(backbone: Backbone, name: str) -> list[nn.Module]:
-    blocks = {each: {block.module for block in tower.blocks} for each, tower in backbone.towers.items()}
-    own = blocks.pop(name, set())
-    others = set[nn.Module]().union(*blocks.values()) if own else set[nn.Module]()
-    return _within(backbone.model, own, others, set())[0]
 
 
 def _within(

@@ -7,7 +7,7 @@ by suffix length, and the last block computes end-of-text rows only. Every linea
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 
 import torch
@@ -55,25 +55,25 @@ def active_dropout(module: nn.Module) -> bool:
     return any(isinstance(part, nn.Dropout) and part.p > 0 and part.training for part in module.modules())
 
 
+@dataclass(eq=False)
 class PlainText:
     """The library's own forward over padded prompts: serves every tower, and is the oracle of the fast path."""
 
-    def __init__(self, backbone: DualEncoder, prompts: Sequence[Prompt], checkpointing: bool = False) -> None:
-        self._backbone = backbone
-        self._checkpointing = checkpointing
-        self._prompts = prompts
+    backbone: DualEncoder
+    prompts: Sequence[Prompt]
+    checkpointing: bool = False
 
     @cached_property
     def _ids(self) -> Tensor:
         with torch.inference_mode(False):  # what predicting pads, training must be able to use
-            return pad_rows([list(prompt.ids) for prompt in self._prompts], self._backbone.tokenizer)
+            return pad_rows([list(prompt.ids) for prompt in self.prompts], self.backbone.tokenizer)
 
     def __call__(self, edits: Sequence[Edit], budget: int) -> Tensor:
         """Features before normalisation, inside about `budget` bytes of activations.
 
         `(n, e)`, or `(b, n, e)` where the learned tokens are those of `b` images: one image after the other.
         """
-        images = plan(self._backbone.towers.get("text"), edits).images
+        images = plan(self.backbone.towers.get("text"), edits).images
         if images is None:
             return self._of_all(edits, budget)
         share = budget // images if torch.is_grad_enabled() else budget  # what images keep adds up
@@ -81,14 +81,11 @@ class PlainText:
 
     def _of_all(self, edits: Sequence[Edit], budget: int) -> Tensor:
         keeps = torch.is_grad_enabled() and bool(edits)
-        tower = self._backbone.towers.get("text")
-        length = self._ids.shape[1]
-        size = (
-            len(self._prompts)
-            if tower is None
-            else classes_within(budget, tower, len(self._prompts), length, 0, length, keeps)
-        )
-        parts = [slice(start, start + size) for start in range(0, len(self._prompts), size)]
+        tower = self.backbone.towers.get("text")
+        size, length = len(self.prompts), self._ids.shape[1]
+        if tower is not None:
+            size = classes_within(budget, tower, size, length, 0, length, keeps)
+        parts = [slice(start, start + size) for start in range(0, len(self.prompts), size)]
         return in_parts(parts, lambda part: self._encode(edits, part), recompute=keeps)
 
     def _encode(self, edits: Sequence[Edit], part: slice) -> Tensor:
@@ -96,16 +93,16 @@ class PlainText:
             replace(edit, values=edit.values[part]) if isinstance(edit, Tokens) and edit.per_class else edit
             for edit in edits
         ]
-        ids = self._ids[part].to(self._backbone.device)
+        ids = self._ids[part].to(self.backbone.device)
         if not own:
-            with frozen(self._backbone.model):
-                return self._backbone.encode_text(ids)
+            with frozen(self.backbone.model):
+                return self.backbone.encode_text(ids)
         return run(
-            self._backbone.model,
-            [(self._backbone.tower("text"), own)],
-            lambda: self._backbone.encode_text(ids),
-            prompts=self._prompts[part],
-            checkpointing=self._checkpointing and torch.is_grad_enabled(),
+            self.backbone.model,
+            [(self.backbone.tower("text"), own)],
+            lambda: self.backbone.encode_text(ids),
+            prompts=self.prompts[part],
+            checkpointing=self.checkpointing and torch.is_grad_enabled(),
         )
 
 
@@ -119,27 +116,27 @@ def _of_image(edits: Sequence[Edit], image: int) -> list[Edit]:
     ]
 
 
+@dataclass(eq=False)
 class FastText:
     """Encodes the prompts of one list of classes; packings are made once and reused by every step."""
 
-    def __init__(self, backbone: DualEncoder, prompts: Sequence[Prompt], checkpointing: bool = False) -> None:
-        self._backbone = backbone
-        self._checkpointing = checkpointing
-        self._prompts = prompts
-        self._packings: dict[tuple[int, int, torch.device], list[Packing]] = {}
+    backbone: DualEncoder
+    prompts: Sequence[Prompt]
+    checkpointing: bool = False
+    _packings: dict[tuple[int, int, torch.device], list[Packing]] = field(default_factory=dict, init=False)
 
     def __call__(self, edits: Sequence[Edit], budget: int) -> Tensor:
         """Features before normalisation, inside about `budget` bytes of activations.
 
         `(n, e)`, or `(b, n, e)` where the learned tokens are those of `b` images.
         """
-        tower = self._backbone.tower("text")  # asked for anew: blocks may have been cut out of it
+        tower = self.backbone.tower("text")  # asked for anew: blocks may have been cut out of it
         asked = plan(tower, edits)
         # with dropout, each class draws its own noise on the prefix, as it does on the plain path
         noisy = any(active_dropout(module) for module in asked.modules)
-        prefix = 0 if noisy else shared_prefix(self._prompts, asked.prefix_per_class)
+        prefix = 0 if noisy else shared_prefix(self.prompts, asked.prefix_per_class)
         keeps = torch.is_grad_enabled() and bool(edits)
-        lengths = [len(prompt.ids) for prompt in self._prompts]
+        lengths = [len(prompt.ids) for prompt in self.prompts]
         images = asked.images or 1
         own_rows = images * (sum(lengths) / len(lengths) - prefix)
         size = classes_within(budget, tower, len(lengths), own_rows, images * prefix, max(lengths), keeps)
@@ -148,14 +145,14 @@ class FastText:
         )
 
     def _packed(self, prefix: int, size: int) -> list[Packing]:
-        device = self._backbone.device
+        device = self.backbone.device
         key = (prefix, size, device)
         packings = self._packings.get(key)
         if packings is None:
             with torch.inference_mode(False):  # what predicting packs, training must be able to use
                 packings = [
-                    pack(self._prompts[start : start + size], prefix, start, device)
-                    for start in range(0, len(self._prompts), size)
+                    pack(self.prompts[start : start + size], prefix, start, device)
+                    for start in range(0, len(self.prompts), size)
                 ]
             self._packings = {key: packings}  # one entry: a new budget or device replaces the old packings
         return packings
@@ -163,8 +160,8 @@ class FastText:
     def _encode(self, tower: Tower, packing: Packing, asked: Plan) -> Tensor:
         """Features `([b,] n, e)` of one packing."""
         parts: TextParts = tower.text  # type: ignore[assignment]
-        with frozen(self._backbone.model):
-            check_parts(tower, self._backbone.model)
+        with frozen(self.backbone.model):
+            check_parts(tower, self.backbone.model)
             x = parts.embedding(packing.ids)
             x = x.to(tower.dtype or x.dtype)  # as open_clip, where only the blocks are low
             if asked.entering is not None:
@@ -178,11 +175,8 @@ class FastText:
                     x = asked.bypassed[index](x[..., packing.ends, :] if last else x)
                 else:
                     x = self._block(block, index, asked, packing, tower.heads, last, x)
-            norm, project = (
-                asked.outer.get("final_norm", parts.final_norm),
-                asked.outer.get("projection", parts.project),
-            )
-            return project(norm(x))[..., packing.order, :]
+            norm = asked.outer.get("final_norm", parts.final_norm)
+            return asked.outer.get("projection", parts.project)(norm(x))[..., packing.order, :]
 
     def _block(
         self, block: Block, index: int, asked: Plan, packing: Packing, heads: int, last: bool, x: Tensor
@@ -192,7 +186,7 @@ class FastText:
             prefix_suffix_attention, packing=packing, heads=heads, ends_only=last, edit=asked.attention.get(index)
         )
         compute = partial(run_block, block, index, asked, attend=attend, rows=packing.ends if last else None)
-        return again_in_backward(self._backbone.model, compute, x) if self._checkpointing else compute(x)
+        return again_in_backward(self.backbone.model, compute, x) if self.checkpointing else compute(x)
 
 
 def _placed(x: Tensor, edit: Tokens, packing: Packing) -> Tensor:

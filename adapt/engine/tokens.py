@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from adapt.backbones.tower import Block, Tower
 from adapt.edits import Attention, Tokens
@@ -26,11 +26,11 @@ def entered(tower: Tower, asked: Plan, prompts: Sequence[Prompt]) -> Iterator[No
             if edit is not None:
                 hooks = _text_hook(tower, edit, prompts) if tower.name == "text" else _vision_hooks(tower, edit)
                 for handle in hooks:
-                    stack.callback(handle.remove)
+                    stack.enter_context(handle)
         yield
 
 
-def _text_hook(tower: Tower, edit: Tokens, prompts: Sequence[Prompt]) -> Iterator[Any]:
+def _text_hook(tower: Tower, edit: Tokens, prompts: Sequence[Prompt]) -> Iterator[RemovableHandle]:
     """Learned tokens take the places that `prompts` keep for them, `(k, d)` or one `(n, k, d)` a prompt."""
     places = [
         (row, position, slot)
@@ -51,7 +51,7 @@ def _text_hook(tower: Tower, edit: Tokens, prompts: Sequence[Prompt]) -> Iterato
         yield _before(tower.blocks[edit.block], overwrite)
 
 
-def _vision_hooks(tower: Tower, edit: Tokens) -> Iterator[Any]:
+def _vision_hooks(tower: Tower, edit: Tokens) -> Iterator[RemovableHandle]:
     """Learned tokens `(k, d)` or `(b, k, d)` stand after the patches, and no pooling sees them."""
     count = edit.values.shape[-2]
 
@@ -63,12 +63,11 @@ def _vision_hooks(tower: Tower, edit: Tokens) -> Iterator[Any]:
         return
     yield _before(tower.blocks[0], appended) if tower.pre_norm is None else _change_input(tower.pre_norm, appended)
     last = tower.blocks[-1]
-    yield last.module.register_forward_hook(
-        lambda module, inputs, output: _oriented(last, lambda x: x[:, :-count])(output)
-    )
+    cut = _oriented(last, lambda x: x[:, :-count])
+    yield last.module.register_forward_hook(lambda module, inputs, output: cut(output))
 
 
-def _before(block: Block, change: Change) -> Any:
+def _before(block: Block, change: Change) -> RemovableHandle:
     return _change_input(block.module, _oriented(block, change))
 
 
@@ -77,7 +76,7 @@ def _oriented(block: Block, change: Change) -> Change:
     return change if block.batch_first else lambda x: change(x.transpose(0, 1)).transpose(0, 1)
 
 
-def _change_input(module: nn.Module, change: Change) -> Any:
+def _change_input(module: nn.Module, change: Change) -> RemovableHandle:
     return module.register_forward_pre_hook(lambda module, inputs: (change(inputs[0]), *inputs[1:]))
 
 

@@ -9,7 +9,7 @@ Who calls asks `reason_against` first, which looks whether the tower's modules a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from weakref import WeakKeyDictionary
 
@@ -82,8 +82,8 @@ def encode(backbone: DualEncoder, images: Tensor, edits: Sequence[Edit], checkpo
     tower = backbone.tower("vision")
     asked = plan(tower, edits)
     with frozen(backbone.model):
-        x = _through(backbone, tower, asked, range(len(tower.blocks)), entered(tower, asked, images), checkpointing)
-        return pooled(tower, asked, x)
+        x = entered(tower, asked, images)
+        return pooled(tower, asked, _through(backbone.model, tower, asked, 0, x, checkpointing))
 
 
 def encode_from(
@@ -100,8 +100,7 @@ def encode_from(
             f"these batches begin at block {block} of the vision tower, and block {first} is edited: give it the images"
         )
     with frozen(backbone.model):
-        x = _through(backbone, tower, asked, range(block, len(tower.blocks)), tokens, checkpointing)
-        return pooled(tower, asked, x)
+        return pooled(tower, asked, _through(backbone.model, tower, asked, block, tokens, checkpointing))
 
 
 @torch.no_grad()
@@ -110,7 +109,7 @@ def block_inputs(backbone: DualEncoder, block: int, images: Tensor, begun: int |
     tower, nothing = backbone.tower("vision"), Plan()
     with frozen(backbone.model):
         x = entered(tower, nothing, images) if begun is None else images
-        return _through(backbone, tower, nothing, range(begun or 0, block), x, False)
+        return _through(backbone.model, tower, nothing, begun or 0, x, until=block)
 
 
 def first_edited(tower: Tower, edits: Sequence[Edit]) -> int:
@@ -145,26 +144,29 @@ def _learned(values: Tensor, x: Tensor) -> Tensor:
 
 
 def _through(
-    backbone: DualEncoder, tower: Tower, asked: Plan, blocks: Iterable[int], x: Tensor, checkpointing: bool
+    model: nn.Module,
+    tower: Tower,
+    asked: Plan,
+    first: int,
+    x: Tensor,
+    checkpointing: bool = False,
+    until: int | None = None,
 ) -> Tensor:
-    """What these blocks make of `x` `(b, l, d)`, one after the other."""
-    for index in blocks:
-        x = _block(backbone.model, tower, index, asked, x, checkpointing)
-    return x
-
-
-def _block(model: nn.Module, tower: Tower, index: int, asked: Plan, x: Tensor, checkpointing: bool) -> Tensor:
-    if index in asked.overwriting:
-        values = asked.overwriting[index].values
-        x = torch.cat([x[:, : -values.shape[-2]], _learned(values, x)], dim=1)
-    last = index == len(tower.blocks) - 1
-    rows = CLASS_ROW if last and tower.form.pooling == "class" else None
-    if index in asked.bypassed:
-        return asked.bypassed[index](x if rows is None else x[:, rows])
+    """What the blocks from `first` on, or only those before `until`, make of `x` `(b, l, d)`."""
     learned = 0 if asked.entering is None else asked.entering.values.shape[-2]
-    attending = partial(attend, tower.heads, asked.attention.get(index), learned)
-    block = partial(run_block, tower.blocks[index], index, asked, attend=attending, rows=rows)
-    return again_in_backward(model, block, x) if checkpointing else block(x)
+    last = len(tower.blocks) - 1
+    for index in range(first, len(tower.blocks) if until is None else until):
+        if index in asked.overwriting:
+            values = asked.overwriting[index].values
+            x = torch.cat([x[:, : -values.shape[-2]], _learned(values, x)], dim=1)
+        rows = CLASS_ROW if index == last and tower.form.pooling == "class" else None
+        if index in asked.bypassed:
+            x = asked.bypassed[index](x if rows is None else x[:, rows])
+            continue
+        attending = partial(attend, tower.heads, asked.attention.get(index), learned)
+        block = partial(run_block, tower.blocks[index], index, asked, attend=attending, rows=rows)
+        x = again_in_backward(model, block, x) if checkpointing else block(x)
+    return x
 
 
 def attend(heads: int, edit: Attention | None, learned: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

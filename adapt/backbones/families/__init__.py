@@ -18,16 +18,7 @@ __all__ = ["Family", "forms", "names", "of", "of_folder", "register"]
 _listing: Listing[Family] = Listing(
     __name__, __path__, "adapt.backbones", lambda: Family, "family of backbones", frozenset({"base"})
 )
-
-
-def names() -> list[str]:
-    """The names of all families."""
-    return _listing.names()
-
-
-def register(family: type[Family]) -> type[Family]:
-    """Makes a family of one's own known in this process; also as a decorator."""
-    return _listing.register(family)
+names, register = _listing.names, _listing.register
 
 
 def forms() -> dict[str, str]:

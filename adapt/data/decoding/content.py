@@ -21,12 +21,7 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
     return files.read_bytes(whole, _DRAWN) + (b"" if box is None else repr(box).encode())
 
 
-def _scene(scenes: str, member: str) -> bytes:
-    return questions.scene(scenes.removesuffix(".scenes"), member).png()
-
-
-def _defect(drawings: str, member: str) -> bytes:
-    return defects.png(drawings.removesuffix(".defects"), member)
-
-
-_DRAWN = {".scenes": _scene, ".defects": _defect}
+_DRAWN: dict[str, files.MemberReader] = {
+    ".scenes": lambda container, member: questions.scene(container.removesuffix(".scenes"), member).png(),
+    ".defects": lambda container, member: defects.png(container.removesuffix(".defects"), member),
+}

@@ -26,19 +26,17 @@ def seed_for(*names: object) -> int:
     return int.from_bytes(digest) >> 1
 
 
-class _Turn:
-    """One thread at a time: the generators are the process's, and two threads would draw from one another's seed."""
-
-    def __init__(self) -> None:
-        self.renew()
-        if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=self.renew)  # a thread that has it is not there in a child
-
-    def renew(self) -> None:
-        self.lock = threading.RLock()  # views of an image are drawn inside its own draw
+# One thread at a time: the generators are the process's, and two threads would draw from one another's seed.
+_turn = threading.RLock()  # views of an image are drawn inside its own draw
 
 
-_TURN = _Turn()
+def _renew() -> None:
+    global _turn
+    _turn = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew)  # a thread that has it is not there in a child
 
 
 @contextmanager
@@ -47,7 +45,7 @@ def seeded(seed: int) -> Iterator[None]:
 
     One thread at a time.
     """
-    with _TURN.lock, torch.random.fork_rng(devices=[]):
+    with _turn, torch.random.fork_rng(devices=[]):
         state = random.getstate()
         # Not torch.manual_seed, which would seed the GPUs' generators as well, and fork_rng keeps the CPU's only.
         torch.default_generator.manual_seed(seed)

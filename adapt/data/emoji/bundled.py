@@ -25,10 +25,8 @@ from typing import Any
 from adapt.data.decoding.files import zip_root
 from adapt.data.emoji import archive
 from adapt.data.emoji.archive import UNSEEN_STYLE, index
-from adapt.data.emoji.captions import read_captions
-from adapt.data.emoji.counts import read_counts
 from adapt.data.emoji.defects import read_defects
-from adapt.data.emoji.labels import read_labels
+from adapt.data.emoji.labelled_scenes import read_captions, read_counts, read_labels
 from adapt.data.emoji.questions import read_questions
 from adapt.data.emoji.records import NAME as _RECORDS
 from adapt.data.emoji.records import read_records

@@ -20,21 +20,12 @@ __all__ = ["Reader", "folder_of", "load", "names", "register"]
 _Path = str | os.PathLike[str]
 _OTHERS = frozenset(
     {
-        "base", "descriptors_file", "entries", "imagenet", "lines", "names_file", "parts", "passed_over", "published",
+        "base", "descriptors_file", "imagenet", "lines", "names_file", "parts", "passed_over", "published",
         "rows",
     }
 )  # fmt: skip
 _listing: Listing[Reader] = Listing(__name__, __path__, "adapt.readers", lambda: Reader, "reader", _OTHERS)
-
-
-def names() -> list[str]:
-    """The names of all readers."""
-    return _listing.names()
-
-
-def register(reader: type[Reader]) -> type[Reader]:
-    """Makes a reader of one's own known in this process; also as a decorator."""
-    return _listing.register(reader)
+names, register = _listing.names, _listing.register
 
 
 def load(spec: _Path, root: _Path | None = None, names: _Path | None = None) -> Split:

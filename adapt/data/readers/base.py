@@ -15,6 +15,8 @@ class Reader:
     name: ClassVar[str]
     takes: ClassVar[str]
     """The data that it takes, in a few words, such as "a .csv that lists images"."""
+    prefix: ClassVar[str] = ""
+    """The beginning of all names that it takes, such as "hf:", if they have one in common."""
     root: ClassVar[Literal["none", "may", "needed"]] = "none"
     """Whether a folder may, or must, be given from which the paths inside start."""
     root_is: ClassVar[str] = "the folder that the paths inside start from"
@@ -23,7 +25,7 @@ class Reader:
 
     def claims(self, spec: str) -> bool:
         """Whether it reads the data that `spec` names. Nothing is read for that but what tells."""
-        raise NotImplementedError
+        return bool(self.prefix) and spec.startswith(self.prefix)
 
     def read(self, spec: str, root: str | None) -> Split:
         """The data set. No image is opened. AdaptError, naming it, for what is not as expected."""

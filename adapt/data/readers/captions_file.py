@@ -12,7 +12,7 @@ from typing import Any, TypeGuard
 from adapt.data.decoding.files import under
 from adapt.data.readers import parts
 from adapt.data.readers.base import Reader
-from adapt.data.readers.lines import UNREADABLE, read_text
+from adapt.data.readers.lines import UNREADABLE, read_text, readable
 from adapt.data.readers.rows import check_listed_once, listed, one_each, real_paths, to_split
 from adapt.data.split import Split
 from adapt.errors import AdaptError, nearest
@@ -57,9 +57,12 @@ def read_captions_file(
     source = os.fspath(path)
     where = f"Captions {source!r}"
     folder = os.path.abspath(Path(source).parent if root is None else root)
+    with readable(where):
+        text = read_text(source)
+        content = list(_lines(text)) if source.endswith(".jsonl") else json.loads(text)
     rows = [
         listed(under(folder, image, place), {"text": text}, part)
-        for place, image, texts, part in _entries(_read(source, where), where)
+        for place, image, texts, part in _entries(content, where)
         for text in texts
     ]
     if not rows:
@@ -70,16 +73,6 @@ def read_captions_file(
     check_listed_once(rows, where)
     rows = one_each(rows, folder, real_paths(row.item.path for row in rows), where)
     return to_split(os.path.basename(source).split(".json")[0], folder, rows, None, ratios, seed)
-
-
-def _read(source: str, where: str) -> Any:
-    try:
-        text = read_text(source)
-        if not source.endswith(".jsonl"):
-            return json.loads(text)
-        return list(_lines(text))
-    except (*UNREADABLE, RecursionError) as error:  # the latter of brackets in thousands
-        raise AdaptError(f"{where} cannot be read: {error}.") from error
 
 
 def _lines(text: str) -> Iterator[Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -16,7 +15,7 @@ from adapt.data.decoding.regions import parted, region
 from adapt.data.item import Item
 from adapt.data.readers import parts
 from adapt.data.readers.base import Reader
-from adapt.data.readers.lines import read_text
+from adapt.data.readers.lines import csv_reader, readable
 from adapt.data.readers.rows import Listed, check_listed_once, one_each, real_paths, to_split
 from adapt.data.split import Split
 from adapt.errors import AdaptError, nearest
@@ -87,13 +86,11 @@ def read_pairs(path: str | os.PathLike[str], root: str | os.PathLike[str] | None
 
 def _listed(source: str, folder: str) -> list[Listed]:
     """The lines of a CSV."""
-    try:
-        reader = csv.DictReader(io.StringIO(read_text(source), newline=""), strict=True)
-        rows = list(_rows(reader, folder, f"CSV {source!r}"))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise AdaptError(f"CSV {source!r} cannot be read: {error}.") from error
+    where = f"CSV {source!r}"
+    with readable(where):
+        rows = list(_rows(csv_reader(source), folder, where))
     if not rows:
-        raise AdaptError(f"CSV {source!r} lists no images.")
+        raise AdaptError(f"{where} lists no images.")
     return rows
 
 
@@ -105,14 +102,13 @@ def read_paths(path: str | os.PathLike[str]) -> list[tuple[str, str]]:
     """
     where = f"CSV {os.fspath(path)!r}"
     folder = os.path.abspath(Path(path).parent)
-    try:
-        reader = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
+    with readable(where):
+        reader = csv_reader(path)
         rows = [(f"{where} line {reader.line_num}", _cells(record, where)) for record in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise AdaptError(f"{where} cannot be read: {error}.") from error
-    _check_box(reader.fieldnames or (), where)
-    if "path" not in (reader.fieldnames or ()) or not rows:
-        of_paths = [each for each in reader.fieldnames or () if _OTHER_WORDS.get(each.strip().casefold()) == "path"]
+    columns = reader.fieldnames or ()
+    _check_box(columns, where)
+    if "path" not in columns or not rows:
+        of_paths = [column for column in columns if _OTHER_WORDS.get(column.strip().casefold()) == "path"]
         hint = f" Rename {of_paths[0]!r} to it." if of_paths else ""
         raise AdaptError(
             f"{where}: expected a column 'path', perhaps with {', '.join(_BOX)}, and a line for each image.{hint}"
@@ -152,7 +148,8 @@ def _row(record: dict[str | None, str | None], task: Task, folder: str, where: s
             raise AdaptError(f"{where}: unknown split {cells['split']!r}; {nearest(cells['split'], parts.ALIASES)}.")
         part = parts.ALIASES[cells["split"]]
     paths, text = _paths(cells, task, folder, where), cells.get("text", "")
-    label = task.read(_with_files(cells, task, folder, where), where)
+    files = {column: under(folder, cells[column], where) for column in task.files if cells.get(column)}
+    label = task.read(cells | files, where)
     if not paths and any(cells.get(edge) for edge in _BOX):
         raise AdaptError(f"{where}: a box without a path. Give the image that it is of.")
     if "text" in cells and task.classes_are and bool(text) is bool(paths):
@@ -175,12 +172,6 @@ def _paths(cells: dict[str, str], task: Task, folder: str, where: str) -> tuple[
     if len(given) == 1:
         return (_path(cells, folder, where),)
     return tuple(under(folder, cells[column], where) for column in given)
-
-
-def _with_files(cells: dict[str, str], task: Task, folder: str, where: str) -> dict[str, str]:
-    """The cells, with the paths of the label's files below `folder`."""
-    files = {column: under(folder, cells[column], where) for column in task.files if cells.get(column)}
-    return cells | files
 
 
 def _check_box(columns: Sequence[str], where: str) -> None:

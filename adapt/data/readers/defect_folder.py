@@ -57,13 +57,11 @@ def _stem(path: str) -> str:
 class DefectFolder(Folder):
     name = "defect_folder"
     takes = "defects:FOLDER"
+    prefix = "defects:"
     fallback = False
 
     def claims(self, spec: str) -> bool:
-        return spec.startswith("defects:")
+        return spec.startswith(self.prefix)
 
     def read(self, spec: str, root: str | None) -> Split:
-        return read_defect_folder(spec.removeprefix("defects:"))
-
-    def folder(self, spec: str) -> str:
-        return super().folder(spec.removeprefix("defects:"))
+        return read_defect_folder(spec.removeprefix(self.prefix))

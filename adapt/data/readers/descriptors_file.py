@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 from adapt import plain
-from adapt.data.readers.entries import read_entries
+from adapt.data.readers.names_file import read_entries
 from adapt.errors import AdaptError
 from adapt.shown import brief
 
@@ -37,7 +36,7 @@ def read_descriptors(path: str | os.PathLike[str]) -> dict[str, tuple[str, ...]]
     return {name: tuple(phrases) for name, phrases in found.items()}
 
 
-def _checked(entries: list[Any], where: str, csv: bool) -> Iterator[tuple[str, list[str]]]:
+def _checked(entries: Iterable[object], where: str, csv: bool) -> Iterator[tuple[str, list[str]]]:
     """A class and its descriptors, entry by entry."""
     for number, entry in enumerate(entries, 1):
         match entry:

@@ -42,13 +42,11 @@ def read_domain_folders(root: str | os.PathLike[str], seed: int = 0) -> Split:
 class DomainFolders(Folder):
     name = "domain_folders"
     takes = "domains:FOLDER"
+    prefix = "domains:"
     fallback = False
 
     def claims(self, spec: str) -> bool:
-        return spec.startswith("domains:")
+        return spec.startswith(self.prefix)
 
     def read(self, spec: str, root: str | None) -> Split:
-        return read_domain_folders(spec.removeprefix("domains:"))
-
-    def folder(self, spec: str) -> str:
-        return super().folder(spec.removeprefix("domains:"))
+        return read_domain_folders(spec.removeprefix(self.prefix))

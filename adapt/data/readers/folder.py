@@ -131,4 +131,4 @@ class Folder(Reader):
         return read_folder(spec)
 
     def folder(self, spec: str) -> str:
-        return os.path.abspath(spec)
+        return os.path.abspath(spec.removeprefix(self.prefix))

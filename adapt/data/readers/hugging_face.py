@@ -96,9 +96,7 @@ def _cells(dataset: Any) -> Iterator[tuple[str, int]]:
 class HuggingFace(Reader):
     name = "hugging_face"
     takes = "hf:NAME"
-
-    def claims(self, spec: str) -> bool:
-        return spec.startswith("hf:")
+    prefix = "hf:"
 
     def read(self, spec: str, root: str | None) -> Split:
-        return read_hugging_face(spec.removeprefix("hf:"))
+        return read_hugging_face(spec.removeprefix(self.prefix))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,7 +11,7 @@ from adapt.data.decoding.regions import parted
 from adapt.data.readers import parts
 from adapt.data.readers.csv_file import read_csv
 from adapt.data.readers.folder import Folder, images_in
-from adapt.data.readers.lines import read_text
+from adapt.data.readers.lines import UNREADABLE, csv_reader
 from adapt.data.readers.rows import real_paths
 from adapt.data.split import Split
 from adapt.errors import AdaptError
@@ -23,10 +22,9 @@ LIST = "labels.csv"
 def is_labelled(root: str | os.PathLike[str]) -> bool:
     """Whether the folder has a `labels.csv` with a column `path`; others are passed over."""
     try:
-        first = next(csv.reader(io.StringIO(read_text(os.path.join(root, LIST)))), [])
-    except (OSError, ValueError, csv.Error):
+        return "path" in (csv_reader(os.path.join(root, LIST)).fieldnames or ())
+    except (*UNREADABLE, csv.Error):
         return False
-    return "path" in first
 
 
 def read_labelled_folder(root: str | os.PathLike[str], ratios: Sequence[float] = parts.RATIOS, seed: int = 0) -> Split:

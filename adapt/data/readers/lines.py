@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
+import io
 import os
 import zlib
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from adapt.disk import open_regular, read_bounded
 from adapt.errors import AdaptError
@@ -34,9 +37,21 @@ def read_text(path: str | os.PathLike[str]) -> str:
     return content.decode("utf-8-sig")  # spreadsheets and some editors put a byte order mark in front
 
 
-def read_lines(path: Path) -> list[str]:
-    """The lines that are not empty, without the space around them. Raises AdaptError where there is no such text."""
+@contextmanager
+def readable(where: str) -> Iterator[None]:
+    """Raise AdaptError, which calls the file `where`, for a list that cannot be read or parsed inside."""
     try:
+        yield
+    except (*UNREADABLE, RecursionError, csv.Error) as error:  # RecursionError: JSON with brackets in thousands
+        raise AdaptError(f"{where} cannot be read: {error}.") from error
+
+
+def read_lines(path: str | os.PathLike[str]) -> list[str]:
+    """Return the lines that are not empty, without the space around them. Raises AdaptError as `readable` does."""
+    with readable(f"List {os.fspath(path)!r}"):
         return [line.strip() for line in read_text(path).splitlines() if line.strip()]
-    except (OSError, EOFError, ValueError) as error:
-        raise AdaptError(f"List {str(path)!r} cannot be read: {error}.") from error
+
+
+def csv_reader(path: str | os.PathLike[str]) -> csv.DictReader[str]:
+    """Return a reader of the lines of a CSV file. Raises as `read_text` does; csv.Error while it is iterated."""
+    return csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)

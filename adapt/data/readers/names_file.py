@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import json
 import os
+from collections.abc import Sequence
 
-from adapt.data.readers.entries import read_entries
+from adapt.cells import unguarded
+from adapt.data.readers.lines import read_text, readable
 from adapt.errors import AdaptError
 from adapt.shown import brief
 
@@ -25,3 +30,25 @@ def read_names(path: str | os.PathLike[str]) -> dict[str, str]:
                     f"{where}: entry {number} is {brief(pair)}; expected a class, given once, and its name."
                 )
     return names
+
+
+def read_entries(source: str, where: str, columns: tuple[str, str]) -> Sequence[object]:
+    """What the file at `source` says, an entry of a class and a value after the other; nothing of it is checked yet.
+
+    A `.csv` has the first line `columns`, a `.json` an object of values by class. Raises AdaptError, which calls the
+    file `where`, for a file of another form.
+    """
+    if not source.endswith((".csv", ".json")):
+        raise AdaptError(f"{where} are neither a .csv nor a .json file.")
+    with readable(where):
+        text = read_text(source)
+        if source.endswith(".json"):
+            content = json.loads(text, object_pairs_hook=tuple)  # pairs, so that a key that stands twice is seen
+            if not isinstance(content, tuple):
+                raise AdaptError(f"{where}: expected an object {{{columns[0]}: {columns[1]}}}.")
+            return content
+        lines = csv.reader(io.StringIO(text, newline=""), strict=True)
+        first, *rows = [[unguarded(cell.strip()) for cell in row] for row in lines if row] or [[]]
+    if first != list(columns):
+        raise AdaptError(f"{where}: the first line is {','.join(first)!r}; expected {','.join(columns)!r}.")
+    return rows

@@ -59,20 +59,9 @@ def find(name: str) -> Published | None:
 
 
 def _record(name: str, row: Mapping[str, Any]) -> Published:
-    coop_name = row["coop_name"]
-    split_file = f"split_zhou_{coop_name}.json"
-    train, val, test = row["sizes"]
-    return Published(
-        name=name,
-        coop_name=coop_name,
-        folder=row["folder"],
-        layout=row.get("layout", "split"),
-        images=tuple(row["images"]),
-        lists=tuple(row.get("lists", [split_file])),
-        classes=row["classes"],
-        sizes=(train, val, test),
-        template=row.get("template", "a photo of a {}."),
-        names=tuple(row.get("names", ())),
-        fetch=row["fetch"] if "lists" in row else f"{row['fetch']} and {split_file}",
-        source=f"{_GUIDE}#{row['section']}",
-    )
+    """Return a row of the table as a record; a set without lists of its own has CoOp's split file."""
+    split_file = f"split_zhou_{row['coop_name']}.json"
+    fetch = row["fetch"] if "lists" in row else f"{row['fetch']} and {split_file}"
+    fields = {"layout": "split", "lists": [split_file], "template": "a photo of a {}.", "names": []} | row
+    fields |= {"name": name, "fetch": fetch, "source": f"{_GUIDE}#{fields.pop('section')}"}
+    return Published(**{key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()})

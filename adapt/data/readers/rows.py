@@ -72,14 +72,12 @@ def _completed(rows: Sequence[Listed], name: str) -> list[Listed]:
 
 
 def _assigned(items: Sequence[Item], task: Task, ratios: Sequence[float], seed: int) -> list[str]:
-    """The part of each item; regions of one image share its part. Several questions about one image need not."""
+    """The part of each item; regions of one image share its part. Several questions about one image need not.
+
+    Where all of an image, or of an entity, shares its part, this is drawn by the rarest of its strata.
+    """
     if not (task.stays_whole or any(parted(item.path)[1] for item in items)):
         return parts.assign([item.stratum for item in items], ratios, seed)
-    return _assigned_by_image(items, ratios, seed)
-
-
-def _assigned_by_image(items: Sequence[Item], ratios: Sequence[float], seed: int) -> list[str]:
-    """The same where all of an image, or of an entity, shares its part, which is drawn by the rarest of its strata."""
     wholes = [item.unit or parted(item.path)[0] for item in items]
     count = Counter(item.stratum for item in items)
     rarest: dict[str, str] = {}
@@ -122,25 +120,17 @@ def one_each(rows: Sequence[Listed], root: str, real: Mapping[str, str], where: 
     for row in sorted(rows, key=lambda row: row.item.path not in own):  # stable
         first = kept.setdefault(real[row.item.path], row)
         if first.item.path != row.item.path and _counts_as(first) != _counts_as(row):
-            _check_own(first, row, own, where)
+            if first.item.path not in own:
+                raise AdaptError(f"{where}: {_pair(row, first)} by symbolic links. Keep one of them.")
             lost.append((row, first))
     if lost:
-        logger.warning(
-            "%s: left out %s of pictures that count elsewhere, such as %s.",
-            where,
-            f"{len(lost):,} links",
-            _pair(*lost[0]),
-        )
+        links = f"{len(lost):,} links of pictures that count elsewhere, such as {_pair(*lost[0])}"
+        logger.warning("%s: left out %s.", where, links)
     return [row for row in rows if kept[real[row.item.path]].item.path == row.item.path]
 
 
 def _counts_as(row: Listed) -> tuple[str, str, str]:
     return row.part, SEPARATOR.join(row.item.class_names), row.item.unit
-
-
-def _check_own(first: Listed, row: Listed, own: set[str], where: str) -> None:
-    if first.item.path not in own:
-        raise AdaptError(f"{where}: {_pair(row, first)} by symbolic links. Keep one of them.")
 
 
 def _pair(row: Listed, other: Listed) -> str:

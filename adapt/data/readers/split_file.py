@@ -9,7 +9,7 @@ from typing import Any
 from adapt.data.decoding.files import under
 from adapt.data.item import Item
 from adapt.data.readers.base import Reader
-from adapt.data.readers.lines import UNREADABLE, read_text
+from adapt.data.readers.lines import read_text, readable
 from adapt.data.readers.rows import check_linked
 from adapt.data.split import Split
 from adapt.errors import AdaptError
@@ -44,10 +44,8 @@ def read_split(path: str | os.PathLike[str], root: str | os.PathLike[str] | None
 
 
 def _read(source: str) -> dict[str, list[Any]]:
-    try:
+    with readable(f"Split {source!r}"):
         content = json.loads(read_text(source))
-    except (*UNREADABLE, RecursionError) as error:  # the latter of brackets in thousands
-        raise AdaptError(f"Split {source!r} cannot be read: {error}.") from error
     if not isinstance(content, dict) or not all(isinstance(content.get(part), list) for part in _PARTS):
         raise AdaptError(f"Split {source!r}: expected an object with the lists {', '.join(_PARTS)}.")
     return content

@@ -86,11 +86,9 @@ def _files(dataset: Any) -> list[tuple[str, int]]:
 class TorchvisionSets(Reader):
     name = "torchvision_sets"
     takes = "torchvision:NAME"
+    prefix = "torchvision:"
     root = "needed"
     root_is = "as for torchvision"
 
-    def claims(self, spec: str) -> bool:
-        return spec.startswith("torchvision:")
-
     def read(self, spec: str, root: str | None) -> Split:
-        return read_torchvision(spec.removeprefix("torchvision:"), root or "")
+        return read_torchvision(spec.removeprefix(self.prefix), root or "")
