@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import replace
-from typing import Any
+from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,7 @@ class Absent(nn.Module):
         """open_clip asks the first block of a tower for the model's precision."""
         return self.precision.dtype
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, *args: object, **kwargs: object) -> NoReturn:
         raise AdaptError(
             f"the block {self.name} was cut out of this compact model, which serves its own adapter only: "
             "load the whole backbone for anything else"

@@ -8,7 +8,7 @@ from copy import copy
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,11 @@ from adapt.backbones.tokenizer import pad_rows
 from adapt.backbones.tower import Tower
 from adapt.backbones.turns import copied_alone
 from adapt.errors import AdaptError
+
+if TYPE_CHECKING:
+    from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
+
+    from adapt.backbones.transformers_models import Processor
 
 
 @contextmanager
@@ -61,12 +66,15 @@ class Backbone:
         self._export = export
         self._known_content: list[str] = []  # one, while nothing changes the values
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+    def __deepcopy__(self, memo: dict[int, object]) -> Self:
         return copied_alone(self, self.model, memo)
 
     @staticmethod
     def from_open_clip(
-        model: nn.Module, tokenizer: Any, preprocess: Any = None, name: str | None = None
+        model: nn.Module,
+        tokenizer: SimpleTokenizer | HFTokenizer,
+        preprocess: Transform | None = None,
+        name: str | None = None,
     ) -> DualEncoder:
         """Takes an open_clip model that the caller holds, with its tokenizer and evaluation transform."""
         from adapt.backbones import openclip
@@ -74,7 +82,7 @@ class Backbone:
         return openclip.build(model, tokenizer, preprocess, name)
 
     @staticmethod
-    def from_transformers(model: nn.Module, processor: Any, name: str | None = None) -> Backbone:
+    def from_transformers(model: nn.Module, processor: Processor, name: str | None = None) -> Backbone:
         """Takes a transformers model that the caller holds, with its processor.
 
         CLIP and SigLIP give a `DualEncoder`, ViLT and BridgeTower a `FusionEncoder`, LLaVA a `VisionLLM`.
@@ -112,7 +120,7 @@ class Backbone:
         return other
 
     @property
-    def sees(self) -> tuple[Any, ...]:
+    def sees(self) -> tuple[int, int, Preprocess]:
         """Identity of all that decides what a picture is to the backbone: its model, and how pictures are read."""
         return id(self.model), id(self._eval_transform), self.preprocess
 

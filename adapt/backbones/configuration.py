@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from types import FunctionType
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -35,7 +34,7 @@ _READ = re.compile(
     r"|^num_(attention_heads|key_value_heads|hidden_layers)$"
 )
 _PROBE = (-3.0, -1.0, -0.25, 0.5, 2.0)
-_FUNCTIONS: dict[str, Any] = {
+_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "identity": lambda x: x,
     "gelu": F.gelu,
     "gelu_tanh": partial(F.gelu, approximate="tanh"),
@@ -44,7 +43,8 @@ _FUNCTIONS: dict[str, Any] = {
     "silu": F.silu,
     "tanh": torch.tanh,
 }
-Configuration = dict[str, Any]
+JSON = None | bool | int | float | str | list["JSON"] | dict[str, "JSON"]
+Configuration = dict[str, JSON]
 
 
 def of_model(model: nn.Module) -> Configuration:
@@ -53,7 +53,7 @@ def of_model(model: nn.Module) -> Configuration:
     The blocks of a stack share an entry, with a list of their values where those differ. Equal for one model however it
     was loaded, in whatever precision and on whatever device.
     """
-    found: dict[str, list[Any]] = {}
+    found: dict[str, list[JSON]] = {}
     for path, module in model.named_modules():
         for name, value in _of_module(module).items():
             found.setdefault(re.sub(r"(^|\.)\d+(?=\.)", r"\1*", f"{path}.{name}".lstrip(".")), []).append(value)
@@ -78,7 +78,7 @@ def _of_module(module: nn.Module) -> Configuration:
     return found if function is None else found | {"function": function}
 
 
-def _of_library(config: Any) -> Configuration:
+def _of_library(config: object) -> Configuration:
     """What a configuration of transformers says besides, with those of the towers inside it."""
     values = config.to_dict() if hasattr(config, "to_dict") else config
     if not isinstance(values, Mapping):
@@ -90,7 +90,7 @@ def _of_library(config: Any) -> Configuration:
     return found
 
 
-def _is_plain(value: Any) -> bool:
+def _is_plain(value: object) -> bool:
     if isinstance(value, list | tuple):
         return all(map(_is_plain, value))
     if isinstance(value, dict):
@@ -98,15 +98,16 @@ def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, bool | int | float | str | FunctionType)
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> JSON:
     if isinstance(value, list | tuple):
         return [_plain(each) for each in value]
     if isinstance(value, dict):
         return {key: _plain(each) for key, each in value.items()}
+    assert value is None or isinstance(value, bool | int | float | str | FunctionType)
     return value.__name__ if isinstance(value, FunctionType) else value
 
 
-def _sampled(buffer: Tensor | None) -> list[Any] | None:
+def _sampled(buffer: Tensor | None) -> list[JSON] | None:
     """Shape and three entries of a buffer that is computed, not stored: a mask, or the frequencies of positions."""
     if buffer is None:
         return None
@@ -117,7 +118,7 @@ def _sampled(buffer: Tensor | None) -> list[Any] | None:
     return [list(buffer.shape), *(value if abs(value) < 1e30 else "inf" for value in values)]
 
 
-def _function(module: nn.Module) -> Any:
+def _function(module: nn.Module) -> JSON:
     """What a module without parameters computes, by trying it: libraries call one function by many names.
 
     A name, or the values at some numbers; torch's name of the module where it takes no single row, None of any other.
@@ -143,7 +144,7 @@ def differences(one: Configuration, other: Configuration, tolerance: float) -> l
     ]
 
 
-def _same(one: Any, other: Any, tolerance: float) -> bool:
+def _same(one: JSON, other: JSON, tolerance: float) -> bool:
     """Equal, but for the rounding of numbers that were computed in another precision."""
     if isinstance(one, list) and isinstance(other, list):
         return len(one) == len(other) and all(_same(a, b, tolerance) for a, b in zip(one, other))

@@ -6,7 +6,6 @@ import hashlib
 import json
 import zlib
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +25,7 @@ class Fingerprint:
 
     structure: str
     values: tuple[float, ...]
-    configuration: dict[str, Any]
+    configuration: configuration.Configuration
 
     def matches(self, other: Fingerprint) -> bool:
         """Whether both are of one model, whatever its precision."""
@@ -48,7 +47,7 @@ class Fingerprint:
         return hashlib.sha256(f"{self.structure}/{sampled}/{_text(self.configuration)}".encode()).hexdigest()[:12]
 
 
-def _text(configured: dict[str, Any]) -> str:
+def _text(configured: configuration.Configuration) -> str:
     return json.dumps(configured, sort_keys=True)
 
 

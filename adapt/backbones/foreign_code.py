@@ -51,7 +51,7 @@ def read_configuration(path: Path) -> Any:
         raise AdaptError(f"{path} is damaged ({error}); fetch the folder again") from error
 
 
-def check_configuration(configuration: Any, source: str, place: str = "") -> None:
+def check_configuration(configuration: object, source: str, place: str = "") -> None:
     """Raises AdaptError for a key of a configuration, nested as deep as it may be, that would have code run."""
     if isinstance(configuration, list):
         for value in configuration:
@@ -75,12 +75,12 @@ def check_configuration(configuration: Any, source: str, place: str = "") -> Non
         check_configuration(value, source, where)
 
 
-def _names_readers(auto_map: Any) -> bool:
+def _names_readers(auto_map: object) -> bool:
     """Whether `auto_map` names a tokenizer or processor; for a model, transformers' own class stands in."""
     return not isinstance(auto_map, Mapping) or any(key.startswith(_READERS) for key in auto_map)
 
 
-def _refused(source: str, where: str, value: Any, would: str) -> AdaptError:
+def _refused(source: str, where: str, value: object, would: str) -> AdaptError:
     return AdaptError(
         f"{source} is refused: {where} is {value!r} and would {would}. adapt runs no code that comes with a model: "
         "take the key out if you trust the rest"

@@ -5,16 +5,25 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import BridgeTowerModel, ViltForQuestionAnswering, ViltModel
+from transformers.models.bridgetower.modeling_bridgetower import BridgeTowerBertCrossLayer
+from transformers.models.vilt.modeling_vilt import ViltLayer
 
 from adapt.backbones.base import Backbone
 from adapt.backbones.hf import export_folder, preprocess_of
 from adapt.backbones.tower import Block, Form, Projection, Site, Tower
 from adapt.errors import AdaptError
+
+if TYPE_CHECKING:
+    from transformers import BridgeTowerForContrastiveLearning, PreTrainedConfig
+    from transformers.models.bridgetower.modeling_bridgetower import BridgeTowerCrossAttention, BridgeTowerSelfAttention
+    from transformers.models.vilt.modeling_vilt import ViltSelfAttention
+
+    from adapt.backbones.transformers_models import Processor
 
 _LONGEST = 40  # words of a question, as published, where the model takes as many
 
@@ -62,7 +71,8 @@ class FusionEncoder(Backbone):
         if self.classifier is not None and self.knows(answers):
             head = copy.deepcopy(self.classifier).float()
             rows = [self.answers.index(answer) for answer in answers]
-            last: Any = head[-1]
+            last = head[-1]
+            assert isinstance(last, nn.Linear)
             last.weight, last.bias = nn.Parameter(last.weight[rows]), nn.Parameter(last.bias[rows])
             last.out_features = len(rows)
             return head.requires_grad_(True)
@@ -71,12 +81,14 @@ class FusionEncoder(Backbone):
         return nn.Sequential(*layers).to(self.device)
 
 
-def build_vilt(model: Any, processor: Any, name: str | None = None) -> FusionEncoder:
+def build_vilt(
+    model: ViltForQuestionAnswering | ViltModel, processor: Processor, name: str | None = None
+) -> FusionEncoder:
     """The backbone of a `ViltForQuestionAnswering` or a `ViltModel` and its processor."""
-    vilt: ViltModel = model.vilt if isinstance(model, ViltForQuestionAnswering) else model
-    config: Any = model.config
-    blocks = tuple(_vilt_block(layer) for layer in vilt.encoder.layer)
     answering = isinstance(model, ViltForQuestionAnswering)
+    vilt = model.vilt if isinstance(model, ViltForQuestionAnswering) else model
+    config = cast("PreTrainedConfig", model.config)
+    blocks = tuple(map(_vilt_block, vilt.encoder.layer))
     return FusionEncoder(
         model=model,
         towers={"fusion": Tower("fusion", config.hidden_size, config.num_attention_heads, _MIXED, blocks)},
@@ -85,14 +97,14 @@ def build_vilt(model: Any, processor: Any, name: str | None = None) -> FusionEnc
         encode=partial(_through_vilt, vilt),
         features=config.hidden_size,
         longest=min(_LONGEST, config.max_position_embeddings),
-        classifier=model.classifier if answering else None,
+        classifier=model.classifier if isinstance(model, ViltForQuestionAnswering) else None,
         answers=tuple(config.id2label[i] for i in range(config.num_labels)) if answering else (),
         name=name,
         export=partial(export_folder, processor),
     )
 
 
-def _through_vilt(vilt: Any, images: Tensor, tokens: dict[str, Tensor]) -> Tensor:
+def _through_vilt(vilt: ViltModel, images: Tensor, tokens: dict[str, Tensor]) -> Tensor:
     """ViLT shuffles an image's patches, which changes nothing but the last bits: here always alike.
 
     Nothing else is drawn from that seed, such as the dropout of a method inside the blocks.
@@ -105,10 +117,12 @@ def _through_vilt(vilt: Any, images: Tensor, tokens: dict[str, Tensor]) -> Tenso
     return features
 
 
-def build_bridgetower(model: Any, processor: Any, name: str | None = None) -> FusionEncoder:
+def build_bridgetower(
+    model: BridgeTowerModel | BridgeTowerForContrastiveLearning, processor: Processor, name: str | None = None
+) -> FusionEncoder:
     """The backbone of a BridgeTower model and its processor; its two cross-modal streams are two towers."""
-    bridge: Any = model if isinstance(model, BridgeTowerModel) else model.bridgetower
-    config = bridge.config
+    bridge = model if isinstance(model, BridgeTowerModel) else model.bridgetower
+    config = cast("PreTrainedConfig", bridge.config)
     streams = {"text": bridge.cross_modal_text_layers, "vision": bridge.cross_modal_image_layers}
     shape = (config.hidden_size, config.num_attention_heads, _MIXED)
     towers = [Tower(f"{name}_fusion", *shape, tuple(map(_cross_block, layers))) for name, layers in streams.items()]
@@ -125,7 +139,7 @@ def build_bridgetower(model: Any, processor: Any, name: str | None = None) -> Fu
     )
 
 
-def _through_bridgetower(bridge: Any, images: Tensor, tokens: dict[str, Tensor]) -> Tensor:
+def _through_bridgetower(bridge: BridgeTowerModel, images: Tensor, tokens: dict[str, Tensor]) -> Tensor:
     features: Tensor = bridge(pixel_values=images, **tokens).pooler_output
     return features
 
@@ -133,7 +147,8 @@ def _through_bridgetower(bridge: Any, images: Tensor, tokens: dict[str, Tensor])
 _MIXED = Form(causal=False, pooling="none", plain_mask=False)
 
 
-def _vilt_block(layer: Any) -> Block:
+def _vilt_block(layer: nn.Module) -> Block:
+    assert isinstance(layer, ViltLayer)
     attention, norms = layer.attention, (layer.layernorm_before, layer.layernorm_after)
     return Block(
         layer,
@@ -146,8 +161,9 @@ def _vilt_block(layer: Any) -> Block:
     )
 
 
-def _cross_block(layer: Any) -> Block:
+def _cross_block(layer: nn.Module) -> Block:
     """A post-norm block: a site reads the stream itself, and its output is the stream after it."""
+    assert isinstance(layer, BridgeTowerBertCrossLayer)
     attention, cross = layer.attention, layer.crossattention
     return Block(
         layer,
@@ -165,7 +181,10 @@ def _cross_block(layer: Any) -> Block:
     )
 
 
-def _projections(layer: Any, attention: Any) -> dict[str, Projection]:
+def _projections(
+    layer: ViltLayer | BridgeTowerBertCrossLayer,
+    attention: ViltSelfAttention | BridgeTowerSelfAttention | BridgeTowerCrossAttention,
+) -> dict[str, Projection]:
     linears = {"q": attention.query, "k": attention.key, "v": attention.value, "out": layer.attention.output.dense}
     linears |= {"fc1": layer.intermediate.dense, "fc2": layer.output.dense}
     return {letter: Projection(linear) for letter, linear in linears.items()}

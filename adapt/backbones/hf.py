@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 from torch import Tensor, nn
 from transformers import CLIPModel, SiglipModel
 from transformers.activations import QuickGELUActivation
+from transformers.models.clip.modeling_clip import CLIPEncoderLayer
+from transformers.models.siglip.modeling_siglip import SiglipEncoderLayer
 
 from adapt.backbones.base import DualEncoder
 from adapt.backbones.preprocess import Preprocess
@@ -17,15 +19,32 @@ from adapt.backbones.tokenizer import HFText, check_tokenizer
 from adapt.backbones.tower import Block, Form, LastProjection, Norm, Projection, Site, TextParts, Tower, VisionParts
 from adapt.errors import AdaptError
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from transformers import (
+        CLIPTextModel,
+        CLIPVisionModel,
+        PreTrainedConfig,
+        PreTrainedModel,
+        PreTrainedTokenizerBase,
+        SiglipTextModel,
+        SiglipVisionModel,
+    )
+    from transformers.models.clip.modeling_clip import CLIPTextEmbeddings
+    from transformers.models.siglip.modeling_siglip import SiglipTextEmbeddings
+
+    from adapt.backbones.transformers_models import ImageProcessor, Processor
+
 _RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}  # Pillow's numbers
 
 
-def build(model: Any, processor: Any, name: str | None = None) -> DualEncoder:
+def build(model: nn.Module, processor: Processor, name: str | None = None) -> DualEncoder:
     """The backbone of a transformers `CLIPModel` or `SiglipModel` and its processor."""
     if not isinstance(model, CLIPModel | SiglipModel):
         raise AdaptError(f"from_transformers got a {type(model).__name__}; expected CLIPModel or SiglipModel")
-    text_config: Any = model.config.text_config
-    vision_config: Any = model.config.vision_config
+    text_config = cast("PreTrainedConfig", model.config.text_config)
+    vision_config = cast("PreTrainedConfig", model.config.vision_config)
     siglip = isinstance(model, SiglipModel)
     last = LastProjection(model.text_model, "head") if siglip else LastProjection(model, "text_projection")
     text = Tower(
@@ -57,14 +76,21 @@ def build(model: Any, processor: Any, name: str | None = None) -> DualEncoder:
     )
 
 
-def _tokenizer(tokenizer: Any, length: int) -> HFText:
-    options = {"padding": "max_length", "max_length": length, "truncation": True, "return_tensors": "pt"}
+def _tokenizer(tokenizer: PreTrainedTokenizerBase, length: int) -> HFText:
+    def padded(texts: list[str]) -> Tensor:
+        ids: Tensor = tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")[
+            "input_ids"
+        ]
+        return ids
+
     ours = HFText(tokenizer, length)
-    check_tokenizer(ours, lambda texts: tokenizer(texts, **options)["input_ids"], type(tokenizer).__name__)
+    check_tokenizer(ours, padded, type(tokenizer).__name__)
     return ours
 
 
-def vision_tower(model: Any, config: Any, projection: LastProjection | None = None) -> Tower:
+def vision_tower(
+    model: CLIPVisionModel | SiglipVisionModel, config: PreTrainedConfig, projection: LastProjection | None = None
+) -> Tower:
     """The vision tower of CLIP or SigLIP, by itself or inside another model, which may have its last `projection`."""
     pre_norm = getattr(model, "pre_layrnorm", None)  # SigLIP has neither it nor a class token
     project = nn.Identity() if projection is None else getattr(projection.owner, projection.name)
@@ -81,14 +107,14 @@ def vision_tower(model: Any, config: Any, projection: LastProjection | None = No
     )
 
 
-def _read(model: Any, x: Tensor, norm: Norm) -> Tensor:
+def _read(model: CLIPVisionModel | SiglipVisionModel, x: Tensor, norm: Norm) -> Tensor:
     if hasattr(model, "pre_layrnorm"):
         return norm(x[:, 0])
-    pooled: Tensor = model.head(norm(x))
+    pooled: Tensor = model.get_submodule("head")(norm(x))
     return pooled
 
 
-def export_folder(processor: Any, folder: Path, model: Any) -> None:
+def export_folder(processor: Processor, folder: Path, model: PreTrainedModel) -> None:
     """Writes a model and its processor in transformers' format."""
     model.save_pretrained(folder)
     processor.image_processor.save_pretrained(folder)
@@ -98,26 +124,26 @@ def export_folder(processor: Any, folder: Path, model: Any) -> None:
 # functions of the model, not closures over it: a copy of the backbone must call its own
 
 
-def _image_features(model: Any, images: Tensor) -> Tensor:
+def _image_features(model: CLIPModel | SiglipModel, images: Tensor) -> Tensor:
     features: Tensor = model.get_image_features(pixel_values=images).pooler_output
     return features
 
 
-def _text_features(model: Any, ids: Tensor) -> Tensor:
+def _text_features(model: CLIPModel | SiglipModel, ids: Tensor) -> Tensor:
     features: Tensor = model.get_text_features(input_ids=ids).pooler_output
     return features
 
 
-def _positions(embeddings: Any) -> Tensor:
-    weight: Tensor = embeddings.position_embedding.weight
-    return weight.detach()
+def _positions(embeddings: CLIPTextEmbeddings | SiglipTextEmbeddings) -> Tensor:
+    return embeddings.position_embedding.weight.detach()
 
 
-def _blocks(tower: Any) -> tuple[Block, ...]:
-    return tuple(_block(layer) for layer in tower.encoder.layers)
+def _blocks(tower: CLIPTextModel | SiglipTextModel | CLIPVisionModel | SiglipVisionModel) -> tuple[Block, ...]:
+    return tuple(map(_block, tower.encoder.layers))
 
 
-def _block(layer: Any) -> Block:
+def _block(layer: nn.Module) -> Block:
+    assert isinstance(layer, CLIPEncoderLayer | SiglipEncoderLayer)
     attn, mlp = layer.self_attn, layer.mlp
     projections = {"q": attn.q_proj, "k": attn.k_proj, "v": attn.v_proj, "out": attn.out_proj}
     projections |= {"fc1": mlp.fc1, "fc2": mlp.fc2}
@@ -135,7 +161,7 @@ def _block(layer: Any) -> Block:
 
 
 def preprocess_of(
-    image_processor: Any, image_size: int, resize: Literal["shortest", "squash"] | None = None
+    image_processor: ImageProcessor, image_size: int, resize: Literal["shortest", "squash"] | None = None
 ) -> Preprocess:
     """How an image processor of transformers reads images, for a model of square images of this size.
 
@@ -158,7 +184,7 @@ def preprocess_of(
     )
 
 
-def _check_settings(image_processor: Any, resized_our_way: bool) -> None:
+def _check_settings(image_processor: ImageProcessor, resized_our_way: bool) -> None:
     setting, unscaled = partial(getattr, image_processor), not image_processor.do_normalize
     filters = ", ".join(f"{number} ({name})" for number, name in _RESAMPLE.items())
     for name, as_expected, expected in (
@@ -186,7 +212,7 @@ def _of_colours(values: object, above: float) -> bool:
     )
 
 
-def _resizing(image_processor: Any, image_size: int) -> tuple[Literal["shortest", "squash"], int | None]:
+def _resizing(image_processor: ImageProcessor, image_size: int) -> tuple[Literal["shortest", "squash"], int | None]:
     """How pictures become squares of that size, and what their shorter edge becomes where that is something else."""
     crops = bool(getattr(image_processor, "do_center_crop", False))
     size, crop = _sides(image_processor.size), _sides(image_processor.crop_size) if crops else {}
@@ -202,7 +228,7 @@ def _resizing(image_processor: Any, image_size: int) -> tuple[Literal["shortest"
     )
 
 
-def _resizes_tensors(image_processor: Any, interpolation: str) -> bool:
+def _resizes_tensors(image_processor: ImageProcessor, interpolation: str) -> bool:
     """Whether it resizes in torch, which has Lanczos since torchvision 0.27, and box and Hamming never.
 
     Where torch has no Lanczos, transformers' own processors take bicubic and warn, up to 22 of 255 away. Here it is
@@ -215,5 +241,5 @@ def _resizes_tensors(image_processor: Any, interpolation: str) -> bool:
     return has and getattr(image_processor, "backend", "pil") == "torchvision"
 
 
-def _sides(size: Any) -> dict[str, int]:
+def _sides(size: Mapping[str, int | None] | None) -> dict[str, int]:
     return {key: int(value) for key, value in dict(size or {}).items() if value}

@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from torch import Tensor
 
-Transform = Callable[[Any], Tensor]  # PIL image -> (3, h, w)
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import nn
+
+Transform = Callable[["Image"], Tensor]  # PIL image -> (3, h, w)
+Picture = TypeVar("Picture", bound="Image | Tensor")
 
 
 @dataclass(frozen=True)
@@ -26,7 +31,7 @@ class Preprocess:
     turned: bool = False  # pictures are turned upright by their EXIF orientation before all else
     on_tensors: bool = False  # resizes in torch, as transformers' processors do, which rounds otherwise than Pillow
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """What an adapter records. Not how a library rounds: its models' fingerprints tell libraries apart."""
         recorded = asdict(self)
         del recorded["floor_crop"], recorded["on_tensors"]
@@ -43,13 +48,13 @@ class Preprocess:
         to_tensor, *rest = self._to_tensor()
         return v2.Compose([to_tensor, *resize, *rest] if self.on_tensors else [*resize, to_tensor, *rest])
 
-    def placing(self, interpolation: str | None = None) -> Callable[[Any], Any]:
+    def placing(self, interpolation: str | None = None) -> Callable[[Image], Image]:
         """A picture to the part of it that the model reads, at its size; of a mask the `interpolation` is nearest."""
         from torchvision.transforms import v2
 
         return v2.Compose(self._resized(interpolation or self.interpolation))
 
-    def _resized(self, interpolation: str) -> list[Any]:
+    def _resized(self, interpolation: str) -> list[nn.Module]:
         """The smaller edge and centre crop, or both edges."""
         from torchvision.transforms import InterpolationMode, v2
 
@@ -66,7 +71,7 @@ class Preprocess:
         crop = v2.RandomResizedCrop(self.size, scale=(0.08, 1.0), interpolation=InterpolationMode.BICUBIC)
         return v2.Compose([crop, v2.RandomHorizontalFlip(0.5), *self._to_tensor()])
 
-    def _to_tensor(self) -> list[Any]:
+    def _to_tensor(self) -> list[nn.Module]:
         import torch
         from torchvision.transforms import v2
 
@@ -82,20 +87,21 @@ class OfUpright:
     def __init__(self, transform: Transform) -> None:
         self.transform = transform
 
-    def __call__(self, picture: Any) -> Tensor:
+    def __call__(self, picture: Image) -> Tensor:
         return self.transform(picture)
 
 
-def _floor_crop(picture: Any, size: int) -> Any:
+def _floor_crop(picture: Picture, size: int) -> Picture:
     """The central square of a picture or its pixels, padded with black where that is smaller."""
     from torchvision.transforms.v2 import functional as F
 
     height, width = (max(size, edge) for edge in F.get_size(picture))
     picture = F.center_crop(picture, [height, width])  # pads, and cuts nothing
-    return F.crop(picture, (height - size) // 2, (width - size) // 2, size, size)
+    cropped: Picture = F.crop(picture, (height - size) // 2, (width - size) // 2, size, size)
+    return cropped
 
 
-def from_torchvision(transform: Any, image_size: int | tuple[int, int]) -> Preprocess:
+def from_torchvision(transform: Transform, image_size: int | tuple[int, int]) -> Preprocess:
     """Reads size, statistics and resizing off a torchvision `Compose`, as open_clip's factory builds it.
 
     Where the transform has no `Normalize` (a function of the user's own), CLIP's statistics are assumed for the

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from importlib.util import find_spec
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -72,12 +72,12 @@ def _split(block: Block) -> Block:
     """`block` with separate q, k, v and out linears where its attention is torch's fused one."""
     if not isinstance(block.attn, nn.MultiheadAttention):
         return block
-    split: Any = SplitAttention(block.attn)
-    for part in split.children():
-        part.weight = nn.Parameter(part.weight.detach().clone(), requires_grad=False)  # the fused one is freed
+    split = SplitAttention(block.attn)
+    named = {"q": split.q_proj, "k": split.k_proj, "v": split.v_proj, "out": split.out_proj}
+    for linear in named.values():
+        linear.weight = nn.Parameter(linear.weight.detach().clone(), requires_grad=False)  # the fused one is freed
     name = next(name for name, child in block.module.named_children() if child is block.attn)
     setattr(block.module, name, split)
-    named = {"q": split.q_proj, "k": split.k_proj, "v": split.v_proj, "out": split.out_proj}
     projections = block.projections | {letter: Projection(module) for letter, module in named.items()}
     return replace(block, attn=split, projections=projections)
 
@@ -91,7 +91,7 @@ def weight_bytes(module: nn.Module) -> int:
     return sum(tensor.untyped_storage().nbytes() for tensor in tensors.values())
 
 
-def _scales(module: Any) -> list[Tensor]:
+def _scales(module: nn.Module) -> list[Tensor]:
     state = getattr(getattr(module, "weight", None), "quant_state", None)
     if state is not None:
         return [value for value in state.as_dict(packed=False).values() if isinstance(value, torch.Tensor)]

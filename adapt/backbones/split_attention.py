@@ -16,6 +16,10 @@ class SplitAttention(nn.Module):
     The three linears are views of the fused weight: nothing is copied.
     """
 
+    q_proj: nn.Linear
+    k_proj: nn.Linear
+    v_proj: nn.Linear
+
     def __init__(self, attn: nn.MultiheadAttention) -> None:
         super().__init__()
         self.num_heads, self.embed_dim, self.batch_first = attn.num_heads, attn.embed_dim, attn.batch_first

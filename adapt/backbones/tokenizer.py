@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
 from adapt.errors import AdaptError
+
+if TYPE_CHECKING:
+    from open_clip.tokenizer import SimpleTokenizer
+    from transformers import PreTrainedTokenizerBase
 
 
 class TextTokenizer(Protocol):
@@ -35,7 +39,7 @@ class SimpleText:
 
     pad_id = 0
 
-    def __init__(self, tokenizer: Any, context_length: int) -> None:
+    def __init__(self, tokenizer: SimpleTokenizer, context_length: int) -> None:
         self._tokenizer = tokenizer
         self.context_length = context_length
 
@@ -58,7 +62,7 @@ class HFText:
 
     def __init__(
         self,
-        tokenizer: Any,
+        tokenizer: PreTrainedTokenizerBase,
         context_length: int,
         clean: Callable[[str], str] = str,
         strip_sep: bool = False,
@@ -84,7 +88,7 @@ class HFText:
         return [0 if token_id == self._struck else token_id for token_id in ids]
 
     def token(self, token_id: int) -> str:
-        return self._tokenizer.decode([token_id]).strip() or repr(self._tokenizer.convert_ids_to_tokens(token_id))
+        return str(self._tokenizer.decode([token_id])).strip() or repr(self._tokenizer.convert_ids_to_tokens(token_id))
 
 
 _PROBES = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, pairwise
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -71,7 +71,7 @@ class Projection:
     @property
     def shape(self) -> tuple[int, int]:
         """Output and input width, also where the weight is quantised and packed."""
-        module: Any = self.module
+        module = self.module
         rows, columns = (
             (module.out_features, module.in_features)
             if isinstance(module, nn.Linear)
@@ -226,22 +226,24 @@ def as_one(projections: Sequence[Projection]) -> Projection | None:
     first = projections[0]
     if first.quantized or not all(each.module is first.module and isinstance(each.rows, slice) for each in projections):
         return None
-    rows: list[Any] = [each.rows for each in projections]
+    rows = [each.rows for each in projections if isinstance(each.rows, slice)]
     if any(before.stop != after.start for before, after in pairwise(rows)):
         return None
     return replace(first, rows=slice(rows[0].start, rows[-1].stop))
 
 
-def full_weight(module: Any) -> Tensor:
+def full_weight(module: nn.Module) -> Tensor:
     """The weight `(out, in)` that a linear of bitsandbytes stands for, in full precision."""
     import bitsandbytes as bnb
 
-    weight = module.weight
-    if isinstance(weight, bnb.nn.Params4bit):
-        full: Tensor = bnb.functional.dequantize_4bit(weight.data, weight.quant_state)
+    if isinstance(module, bnb.nn.Linear4bit) and isinstance(module.weight, bnb.nn.Params4bit):
+        full: Tensor = bnb.functional.dequantize_4bit(module.weight.data, module.weight.quant_state)
         return full[:, : module.in_features]  # without what pads it to whole blocks
-    scale = module.state.SCB if weight.SCB is None else weight.SCB
-    return bnb.functional.int8_vectorwise_dequant(weight.data, scale).to(module.int8_original_dtype)
+    assert isinstance(module, bnb.nn.Linear8bitLt)
+    assert isinstance(module.weight, bnb.nn.Int8Params)
+    scale = module.state.SCB if module.weight.SCB is None else module.weight.SCB
+    assert scale is not None
+    return bnb.functional.int8_vectorwise_dequant(module.weight.data, scale).to(module.int8_original_dtype)
 
 
 def fused_qkv(

@@ -7,7 +7,6 @@ from enum import Enum
 from functools import cache, partial
 from importlib.metadata import version
 from types import FunctionType
-from typing import Any
 
 import torch
 from torch import nn
@@ -22,7 +21,7 @@ class _Unknown(Exception):
     """A part of a transform that only its author could tell from another one."""
 
 
-def transform_key(transform: Any) -> str | None:
+def transform_key(transform: object) -> str | None:
     """A key that two transforms share only if they do the same, in other processes too; None where nothing is known.
 
     Known are transforms of torchvision, open_clip and adapt, by their settings and these libraries' versions. Anybody
@@ -40,7 +39,7 @@ def _versions() -> tuple[str, ...]:
     return __version__, *map(version, _LIBRARIES)
 
 
-def _said_of(value: Any) -> Any:
+def _said_of(value: object) -> object:
     """`value` in numbers, texts and names."""
     if value is object or isinstance(value, Enum | torch.dtype):
         return str(value)
@@ -64,7 +63,7 @@ def _named(value: FunctionType | type) -> str:
     return f"{value.__module__}.{value.__qualname__}"
 
 
-def _settings(step: Any) -> dict[str, Any]:
+def _settings(step: object) -> dict[str, object]:
     """The attributes of a step. One that holds modules or hooks is not known by them alone."""
     if not isinstance(step, nn.Module):
         return vars(step)

@@ -2,12 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from adapt.backbones.base import Backbone
 from adapt.backbones.sources import fetching
 from adapt.errors import AdaptError, nearest
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import nn
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class ImageProcessor(Protocol):
+    """The settings of an image processor of transformers that say which pixels a model reads."""
+
+    resample: int
+    do_normalize: bool
+    image_mean: Sequence[float]
+    image_std: Sequence[float]
+    size: Mapping[str, int | None]
+    crop_size: Mapping[str, int | None]
+
+    def save_pretrained(self, folder: Path) -> object: ...
+
+
+class Processor(Protocol):
+    """A processor of transformers, or any other object with these two."""
+
+    tokenizer: PreTrainedTokenizerBase
+    image_processor: ImageProcessor
+
 
 # config.model_type -> the classes that hold its weights, the first of them that a checkpoint names, or the last
 _CLASSES = {
@@ -41,7 +69,7 @@ def load(source: str, name: str | None, tensors: bool = True) -> Backbone:
     return build(model.eval(), SimpleNamespace(image_processor=image_processor, tokenizer=tokenizer), name)
 
 
-def whole(kind: Any, source: str, **options: Any) -> Any:
+def whole(kind: Any, source: str, **options: object) -> PreTrainedModel:
     """The model of class `kind` at `source`. AdaptError where a tensor is missing: transformers draws random values."""
     native = {"use_safetensors": True, "trust_remote_code": False, "output_loading_info": True}
     model, report = kind.from_pretrained(source, **native, **options)
@@ -50,21 +78,22 @@ def whole(kind: Any, source: str, **options: Any) -> Any:
             f"{source} lacks {len(missing)} of its tensors, such as {missing[0]}: configuration and weights are not of "
             "one model. Fetch it again"
         )
-    return model
+    loaded: PreTrainedModel = model
+    return loaded
 
 
-def build(model: Any, processor: Any, name: str | None = None) -> Backbone:
+def build(model: nn.Module, processor: Processor, name: str | None = None) -> Backbone:
     """The backbone of a transformers model and its processor. Raises AdaptError for one of another kind."""
     from adapt.backbones import fusion, hf, llava
 
-    builders: dict[str, Any] = {
+    builders: dict[str | None, Callable[..., Backbone]] = {
         "clip": hf.build,
         "siglip": hf.build,
         "vilt": fusion.build_vilt,
         "bridgetower": fusion.build_bridgetower,
         "llava": llava.build,
     }
-    kind = getattr(getattr(model, "config", None), "model_type", None)
+    kind: str | None = getattr(getattr(model, "config", None), "model_type", None)
     if kind not in builders:
         raise AdaptError(
             f"from_transformers got a {type(model).__name__}; expected CLIPModel, SiglipModel, a ViLT, BridgeTower or "
@@ -77,5 +106,4 @@ def build(model: Any, processor: Any, name: str | None = None) -> Backbone:
             f"from_transformers got {given} beside the {type(model).__name__}, without {' and '.join(missing)}: "
             "give transformers.AutoProcessor.from_pretrained(NAME), or any object with both"
         )
-    backbone: Backbone = builders[kind](model, processor, name)
-    return backbone
+    return builders[kind](model, processor, name)

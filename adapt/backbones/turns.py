@@ -10,7 +10,7 @@ import copy
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import Any, TypeVar
+from typing import TypeVar
 from weakref import WeakKeyDictionary
 
 from torch import nn
@@ -90,7 +90,7 @@ def alone(model: nn.Module) -> AbstractContextManager[None]:
     return _entered(_TURNS, model, _Turns.alone)
 
 
-def copied_alone(whole: T, model: nn.Module, memo: dict[int, Any]) -> T:
+def copied_alone(whole: T, model: nn.Module, memo: dict[int, object]) -> T:
     """A deep copy of an object that `model` belongs to, while no other thread's call has it frozen or edited."""
     copied = memo[id(whole)] = object.__new__(type(whole))
     with alone(model):

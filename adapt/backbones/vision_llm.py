@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,9 @@ from adapt.backbones.turns import alone
 from adapt.errors import AdaptError
 from adapt.shown import shown
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 IMAGE = "<image>"  # where an image's tokens stand in a prompt, as in LLaVA's
 PROMPT = f"{IMAGE} question: {{}} answer:"
 
@@ -28,7 +31,7 @@ class Vision:
     model: nn.Module
     tower: Tower
     preprocess: Preprocess
-    encode: Callable[[Tensor], Any]  # runs the tower over images (b, 3, h, w)
+    encode: Callable[[Tensor], object]  # runs the tower over images (b, 3, h, w)
 
     @classmethod
     def of(cls, encoder: DualEncoder) -> Vision:
@@ -47,8 +50,8 @@ class VisionLLM(Backbone):
     def __init__(
         self,
         vision: Vision | DualEncoder,
-        llm: Any,
-        tokenizer: Any,
+        llm: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
         *,
         name: str | None = None,
         prompt: str | None = None,
@@ -69,7 +72,8 @@ class VisionLLM(Backbone):
             name=name,
             eval_transform=own,
         )
-        self.llm, self.patch_block = llm, patch_block
+        self.llm: Any = llm  # a `PreTrainedModel` that can also `generate`
+        self.patch_block = patch_block
         self.prompt = prompt or _chat_prompt(tokenizer) or PROMPT
         if self.prompt.count("{}") != 1 or self.prompt.count(IMAGE) != 1:
             raise AdaptError(f"prompt is {self.prompt!r}; expected {{}} for the question once, and {IMAGE} once")
@@ -112,7 +116,7 @@ class VisionLLM(Backbone):
         return next(parameter for parameter in self._vision.parameters() if parameter.is_floating_point())
 
 
-def _chat_prompt(tokenizer: Any) -> str | None:
+def _chat_prompt(tokenizer: PreTrainedTokenizerBase) -> str | None:
     """The prompt of one turn by the tokenizer's chat template, None where it has none."""
     if not getattr(tokenizer, "chat_template", None):
         return None
@@ -120,9 +124,9 @@ def _chat_prompt(tokenizer: Any) -> str | None:
 
     # templates of language models take text, those of LLaVA its parts
     for content in (f"{IMAGE}\n{{}}", [{"type": "image"}, {"type": "text", "text": "{}"}]):
-        turn: Sequence[dict[str, Any]] = [{"role": "user", "content": content}]
+        turn = [{"role": "user", "content": content}]
         try:
-            prompt = str(tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False))
+            prompt = str(tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False))  # type: ignore[arg-type]
         except (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
             raise AdaptError(
                 f"the chat template of the language model's tokenizer cannot be used ({type(error).__name__}: "

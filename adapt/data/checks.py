@@ -11,7 +11,6 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from adapt.data.decoding.facts import Facts
 from adapt.data.decoding.pictures import FORMATS
@@ -24,7 +23,7 @@ MEGAPIXELS = 24  # above which an image is told of: decoding takes longer than a
 _NAMED = 3
 _FORMAT_OF = {suffix: name for name, suffixes in FORMATS.items() for suffix in suffixes}
 
-ListRow = dict[str, Any]
+ListRow = dict[str, str | int]
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,7 @@ def empty_classes(looked: Looked) -> Iterator[Finding]:
     listed = _by_class(looked.split.items())
     for name in looked.split.class_names:
         if not listed[name]:
-            row = {"class": name, "train": 0, "readable": 0}
+            row: ListRow = {"class": name, "train": 0, "readable": 0}
             yield Finding("classes", f"class {name!r} has no image", [row], stops=bool(looked.split.train))
 
 
@@ -143,7 +142,7 @@ def duplicates(looked: Looked) -> Iterator[Finding]:
     """Copies within one part, with the same label."""
     rows = []
     for group in looked.alike:
-        first: dict[Any, Item] = {}
+        first: dict[tuple[str, object], Item] = {}
         for part, item in group:
             other = first.setdefault((part, item.label), item)
             rows += [_pair(looked, part, item, part, other)] if other.path != item.path else []
@@ -247,7 +246,7 @@ def _noted(
         )
 
 
-def _files(files: Sequence[Any]) -> str:
+def _files(files: Sequence[object]) -> str:
     return "1 file is" if len(files) == 1 else f"{len(files):,} files are"
 
 
@@ -259,7 +258,7 @@ def _pairs(looked: Looked, rows: Sequence[ListRow]) -> str:
     """Copies, each with what it is a copy of in brackets, and their labels where these differ."""
 
     def of(row: ListRow, key: str) -> str:
-        path = _short(looked, row[f"{key}path"])
+        path = _short(looked, str(row[f"{key}path"]))
         return path if row["class"] == row["other_class"] else f"{path}, {row[f'{key}part']} {row[f'{key}class']!r}"
 
     return first_of([f"{of(row, '')} ({of(row, 'other_')})" for row in rows], _NAMED)

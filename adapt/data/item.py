@@ -97,6 +97,6 @@ class Item:
         """The same with other names for its classes."""
         return replace(self, label=self.label.renamed(names))
 
-    def identity(self, path: str, root: str = "") -> dict[str, Any]:
+    def identity(self, path: str, root: str = "") -> dict[str, object]:
         """What fingerprints depend on: `path` in place of the item's own, and files of the label below `root`."""
         return {"path": path, "text": self.text, self.task.name: self.label.identity(root)}

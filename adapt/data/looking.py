@@ -7,7 +7,6 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 from adapt.data.check import all_facts, unfit
 from adapt.data.consistency import collecting
@@ -49,12 +48,12 @@ class Looked:
     @cached_property
     def alike(self) -> list[list[tuple[str, Item]]]:
         """Images that are copies of one another, wherever they are, asked the same; at least two each."""
-        found: dict[Any, list[tuple[str, Item]]] = defaultdict(list)
+        found: dict[tuple[object, ...], list[tuple[str, Item]]] = defaultdict(list)
         for part, item, facts in self.usable:
             found[facts.digest, parted(item.path)[1], item.text, *item.label.columns.values()].append((part, item))
         return [copies for copies in found.values() if len({item.path for _, item in copies}) > 1]
 
-    def files(self, which: Callable[[str, Facts], Any]) -> list[tuple[str, Facts]]:
+    def files(self, which: Callable[[str, Facts], bool]) -> list[tuple[str, Facts]]:
         """The files that can be read and are of this kind, sorted."""
         return [(path, facts) for path, facts in sorted(self.facts.items()) if not facts.problem and which(path, facts)]
 

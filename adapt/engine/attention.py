@@ -37,7 +37,8 @@ def prefix_suffix_attention(
     q = q * q.shape[-1] ** -0.5
     prefix_rows = []
     if prefix and not ends_only:
-        prefix_rows = [_prefix_attention(*(x[..., :prefix, :] for x in (q, k, v)), packing, edit)]
+        q_own, k_own, v_own = (x[..., :prefix, :] for x in (q, k, v))
+        prefix_rows = [_prefix_attention(q_own, k_own, v_own, packing, edit)]
         q = q[..., prefix:, :]
     to_prefix = q @ k[..., :prefix, :].transpose(-1, -2)  # (..., h, suffix rows, prefix): one product for all classes
     weights, mixed, at = [], [], 0

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar, NotRequired, TypedDict
 
 from adapt import hub
 from adapt.backbones.families.base import Family
@@ -16,8 +16,11 @@ from adapt.errors import AdaptError, nearest
 
 if TYPE_CHECKING:
     import torch
+    from open_clip import CLIP, CustomTextCLIP
+    from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 
     from adapt.backbones.base import Backbone
+    from adapt.backbones.preprocess import Transform
 
 logger = logging.getLogger("adapt")
 _PREFIX = "open_clip:"
@@ -54,11 +57,11 @@ class OpenCLIPModels(Family):
         text = config["text_cfg"]
         if text.get("hf_model_name"):
             check_source(text["hf_model_name"])
-        how: dict[str, Any] = {"load_weights": tensors, "require_pretrained": tensors, "weights_only": True}
-        how |= {"pretrained_text": False, "device": "cpu" if tensors else "meta"}
+        how = {"load_weights": tensors, "require_pretrained": tensors, "weights_only": True, "pretrained_text": False}
+        place = "cpu" if tensors else "meta"
         try:
             with _without_notes(), no_questions():
-                model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{path}", **how)
+                model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{path}", device=place, **how)
                 tokenizer = open_clip.get_tokenizer(f"local-dir:{path}", **_tokenizer_options(text))
         except (*library_errors(), *errors_of_data()) as error:
             raise needs_code(error, path) or AdaptError(
@@ -76,21 +79,37 @@ def _snapshot(repository: str) -> Path:
     return folder
 
 
-def _configuration(path: Path) -> dict[str, Any]:
+class _TextConfig(TypedDict, total=False):
+    """The entries of open_clip's `text_cfg` that are read here."""
+
+    context_length: int
+    hf_model_name: str
+    hf_tokenizer_name: str
+
+
+class _ModelConfig(TypedDict):
+    """The entries of open_clip's `model_cfg` that are read here."""
+
+    text_cfg: _TextConfig
+    quick_gelu: NotRequired[bool]
+
+
+def _configuration(path: Path) -> _ModelConfig:
     from adapt.backbones.foreign_code import read_configuration
 
     file = path / "open_clip_config.json"
     try:
-        config: dict[str, Any] = read_configuration(file)["model_cfg"]
+        config = read_configuration(file)["model_cfg"]
         text, _ = config["text_cfg"].get, config["vision_cfg"].get
         if not isinstance(text("hf_model_name") or "", str):
             raise TypeError(f"hf_model_name is {text('hf_model_name')!r}; expected a name")
     except (KeyError, TypeError, AttributeError) as error:
         raise AdaptError(f"{file} is damaged ({error}); fetch the folder again") from error
-    return config
+    checked: _ModelConfig = config
+    return checked
 
 
-def _tokenizer_options(text: dict[str, Any]) -> dict[str, Any]:
+def _tokenizer_options(text: _TextConfig) -> dict[str, int | None]:
     """What open_clip's `get_tokenizer` gets: only a tokenizer of transformers is asked not to run code."""
     options = {"context_length": text.get("context_length")}
     return options | {"trust_remote_code": False} if text.get("hf_tokenizer_name") else options
@@ -119,16 +138,19 @@ def _pretrained(spec: str, name: str) -> Backbone:
     return openclip.build(model.eval(), tokenizer, preprocess, name, config)
 
 
-def _parts(architecture: str, pretrained: str, text: dict[str, Any], silence: str | None) -> tuple[Any, ...]:
+def _parts(
+    architecture: str, pretrained: str, text: _TextConfig, silence: str | None
+) -> tuple[CLIP | CustomTextCLIP, SimpleTokenizer | HFTokenizer, Transform]:
     """Model, tokenizer and evaluation transform; `silence` says that the hub does not answer."""
     import open_clip
 
     from adapt.backbones.foreign_code import needs_code, no_questions
 
-    how: dict[str, Any] = {"pretrained": pretrained or None, "pretrained_text": False, "weights_only": True}
     try:
         with _without_notes(), no_questions():
-            model, _, preprocess = open_clip.create_model_and_transforms(architecture, **how)
+            model, _, preprocess = open_clip.create_model_and_transforms(
+                architecture, pretrained=pretrained or None, pretrained_text=False, weights_only=True
+            )
             return model, open_clip.get_tokenizer(architecture, **_tokenizer_options(text)), preprocess
     except (RuntimeError, OSError, ValueError) as error:
         raise needs_code(error, architecture) or AdaptError(

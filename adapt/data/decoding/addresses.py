@@ -8,12 +8,19 @@ import re
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from socket import socket
-from typing import Any
+from typing import IO, TYPE_CHECKING, Any
 
 from adapt.data.decoding.files import MOST_BYTES
 from adapt.disk import read_bounded
 from adapt.errors import AdaptError
+
+if TYPE_CHECKING:
+    from http.client import HTTPMessage
+    from urllib.request import Request
+
+    from _typeshed import WriteableBuffer
 
 _SECONDS = 10.0  # from the first step to the last byte, ways elsewhere included
 
@@ -43,7 +50,9 @@ def fetched(address: str) -> bytes:
 class _WithinTheWeb(urllib.request.HTTPRedirectHandler):
     """urllib's own follows to ftp too."""
 
-    def redirect_request(self, req: Any, fp: Any, code: Any, msg: Any, headers: Any, newurl: str) -> Any:
+    def redirect_request(
+        self, req: Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
+    ) -> Request | None:
         if not is_address(newurl):
             raise ValueError(f"it leads to {newurl!r}")
         return super().redirect_request(req, fp, code, msg, headers, newurl)
@@ -64,14 +73,15 @@ class _Until(urllib.request.AbstractHTTPHandler):
         super().__init__()
         self._until = until
 
-    def do_open(self, http_class: Any, req: Any, **http_conn_args: Any) -> Any:
-        def answer(own: Any, **asked: Any) -> http.client.HTTPResponse:
-            reading: Any = _Reading(own, self._until)
-            return http.client.HTTPResponse(reading, **asked)
+    def do_open(
+        self, http_class: Callable[..., http.client.HTTPConnection], req: Request, **http_conn_args: object
+    ) -> http.client.HTTPResponse:
+        def answer(own: socket, **options: Any) -> http.client.HTTPResponse:
+            return http.client.HTTPResponse(_Reading(own, self._until), **options)  # type: ignore[arg-type]
 
-        def connection(*args: Any, **named: Any) -> Any:
-            made = http_class(*args, **named | {"timeout": _left(self._until)})
-            made.response_class = answer
+        def connection(*args: object, **options: object) -> http.client.HTTPConnection:
+            made = http_class(*args, **options | {"timeout": _left(self._until)})
+            made.response_class = answer  # type: ignore[assignment]
             return made
 
         return super().do_open(connection, req, **http_conn_args)
@@ -97,7 +107,7 @@ class _Reading(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: Any) -> int | None:
+    def readinto(self, buffer: WriteableBuffer) -> int | None:
         self._socket.settimeout(_left(self._until))
         return self._bytes.readinto(buffer)
 

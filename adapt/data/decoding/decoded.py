@@ -6,16 +6,18 @@ import multiprocessing
 import os
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.data import DataLoader, default_collate
 
 from adapt.data.decoding.draws import Draw, seeded
 from adapt.data.decoding.epochs import Epochs
-from adapt.data.decoding.image_set import ImageSet, Pictures
 from adapt.data.item import Item
 from adapt.errors import AdaptError
+
+if TYPE_CHECKING:
+    from adapt.data.decoding.image_set import ImageSet, Pictures
 
 # torch's words for a worker's batch that finds no room between the processes
 _NO_ROOM = re.compile(r"unable to (?:write|open|mmap|resize|allocate|map)\b.*|.*out of shared memory.*")
@@ -60,7 +62,7 @@ class Decoded:
                 # Ends the workers now. Left to the garbage collector, with the error's frames, it takes 5 s for each.
                 self._loader = self._new_loader()
 
-    def _new_loader(self) -> DataLoader[Any]:
+    def _new_loader(self) -> DataLoader[object]:
         return DataLoader(
             _Drawn(self.dataset),  # type: ignore[arg-type]  # a map-style dataset by its methods
             batch_sampler=self._draws,
@@ -108,7 +110,7 @@ class _Drawn:
             return self.dataset[draw.position]
 
 
-def _collate(batch: list[tuple[Pictures, int]] | AdaptError) -> Any:
+def _collate(batch: list[tuple[Pictures, int]] | AdaptError) -> object:
     return batch if isinstance(batch, AdaptError) else default_collate(batch)
 
 

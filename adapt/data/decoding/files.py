@@ -11,10 +11,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 from io import BytesIO
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from adapt.disk import check_regular, open_regular, read_bounded
 from adapt.errors import AdaptError, missing
+
+if TYPE_CHECKING:
+    from pyarrow import Table
 
 MemberReader = Callable[[str, str], bytes]  # of a container and a member of it
 
@@ -128,7 +131,7 @@ def _arrow_cell(table: str, member: str) -> bytes:
 
 
 @lru_cache(maxsize=64)
-def _open_arrow(table: str) -> Any:
+def _open_arrow(table: str) -> Table:
     try:
         import pyarrow
     except ImportError:

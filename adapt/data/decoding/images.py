@@ -6,7 +6,7 @@ import os
 import warnings
 from collections.abc import Iterable, Iterator
 from io import BytesIO
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from PIL import Image
 
@@ -26,7 +26,7 @@ _BYTES = (bytes, bytearray, memoryview)
 ACCEPTED = "a path, the bytes of a file, a PIL image, an array (h, w, c) or a tensor (c, h, w)"
 
 
-def open_image(source: Any, *, turned: bool = False, urls: bool = False, name: str = "in memory") -> Image.Image:
+def open_image(source: object, *, turned: bool = False, urls: bool = False, name: str = "in memory") -> Image.Image:
     """The picture of `source`, in mode RGB.
 
     `source` is an item or a path (also `ARCHIVE.zip!MEMBER`, and of a region `IMAGE#xywh=X,Y,WIDTH,HEIGHT`), the bytes
@@ -61,7 +61,9 @@ def open_image(source: Any, *, turned: bool = False, urls: bool = False, name: s
     return picture.crop(box)
 
 
-def picture_batches(images: Any, size: int, *, turned: bool = False, urls: bool = False) -> Iterator[list[Image.Image]]:
+def picture_batches(
+    images: object, size: int, *, turned: bool = False, urls: bool = False
+) -> Iterator[list[Image.Image]]:
     """Lists of up to `size` pictures, as `open_image` gives them.
 
     Of one that it takes, an iterable of such, or an array of them along its first axis. Raises AdaptError as it does.
@@ -81,7 +83,7 @@ def in_batches(each: Iterable[Opened], size: int) -> Iterator[list[Opened]]:
         yield batch
 
 
-def each_of(images: Any) -> Iterable[Any]:
+def each_of(images: object) -> Iterable[object]:
     """The images in what a caller gives as images: one of them, an iterable, or an array along its first axis."""
     alone = (str, os.PathLike, Image.Image, Item, *_BYTES)
     if isinstance(images, alone) or (is_array(images) and not is_sequence(images)):
@@ -108,7 +110,7 @@ def check_image(source: Item | str | os.PathLike[str], turned: bool = False) -> 
             to_rgb(picture)
 
 
-def _parted(source: Any) -> tuple[str, Box | None]:
+def _parted(source: object) -> tuple[str, Box | None]:
     """The path of the whole image, and the box where it is of a region."""
     path, box = parted(_path(source))
     if box is None:
@@ -116,7 +118,7 @@ def _parted(source: Any) -> tuple[str, Box | None]:
     return path, box
 
 
-def _path(source: Any) -> str:
+def _path(source: object) -> str:
     if isinstance(source, Item) and not source.path:
         raise AdaptError(f"the text {source.text!r} stands in an image's place: there is nothing to open")
     if isinstance(source, Item):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from adapt.data.item import Item
 from adapt.errors import AdaptError
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
     from torch import Tensor
 
 
@@ -42,7 +43,7 @@ def _size(path: str, turned: bool) -> tuple[int, int]:
         return size_of(picture, turned)
 
 
-def mask_of(item: Item, place: Callable[[Any], Any], size: tuple[int, int], turned: bool = False) -> Tensor:
+def mask_of(item: Item, place: Callable[[Image], Image], size: tuple[int, int], turned: bool = False) -> Tensor:
     """Which pixels of an image are not as they should be `(h, w)`, of `size` once `place` has brought it there.
 
     None are where there is no mask. It is `turned` upright as its image is. Bright is above half of the brightest

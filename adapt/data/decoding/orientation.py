@@ -7,7 +7,6 @@ by the data that a model learned from, and recorded in its adapter.
 from __future__ import annotations
 
 import struct
-from typing import Any
 
 from PIL import Image
 from PIL.Image import Transpose
@@ -53,6 +52,6 @@ def size_of(picture: Image.Image, turned: bool) -> tuple[int, int]:
     return (height, width) if turned and orientation(picture) in _SIDEWAYS else (width, height)
 
 
-def turns(transform: Any) -> bool:
+def turns(transform: object) -> bool:
     """Whether `transform`, as a backbone gives it, expects pictures that are turned upright."""
     return bool(getattr(transform, "turned", False))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from adapt.data.decoding.draws import seed_for, seeded
 from adapt.data.decoding.orientation import turns
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
     from torch import Tensor
 
     from adapt.backbones.preprocess import Transform
@@ -28,7 +29,7 @@ class Views:
         """Whether pictures are to be turned upright before."""
         return turns(self.plain)
 
-    def __call__(self, image: Any) -> Tensor:
+    def __call__(self, image: Image) -> Tensor:
         import torch
 
         views, content = [self.plain(image)], hashlib.blake2b(image.tobytes(), digest_size=16).hexdigest()

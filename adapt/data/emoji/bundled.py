@@ -20,11 +20,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Literal
 
 from adapt.data.decoding.files import zip_root
 from adapt.data.emoji import archive
-from adapt.data.emoji.archive import UNSEEN_STYLE, index
+from adapt.data.emoji.archive import UNSEEN_STYLE, DrawnItem, index
 from adapt.data.emoji.defects import read_defects
 from adapt.data.emoji.labelled_scenes import read_captions, read_counts, read_labels
 from adapt.data.emoji.questions import read_questions
@@ -45,8 +45,6 @@ _AT_STYLES: dict[str, Callable[[str], Split]] = {
     "emoji-defects": read_defects,
     "emoji-labels": read_labels,
 }
-
-_Entry = dict[str, Any]  # one of the index's "items"
 
 
 def is_bundled(spec: str) -> bool:
@@ -87,7 +85,7 @@ def read_bundled(spec: str) -> Split:
     return _groups(spec, lambda entry: entry["style"] == style)
 
 
-def _groups(spec: str, wanted: Callable[[_Entry], bool]) -> Split:
+def _groups(spec: str, wanted: Callable[[DrawnItem], bool]) -> Split:
     classes = tuple(index()["classes"])
     entries = [entry for entry in index()["items"] if entry["class"] is not None and wanted(entry)]
 
@@ -116,7 +114,7 @@ def _concepts() -> Split:
     return Split(_CONCEPTS, classes, train, (), test, root=zip_root(archive.ARCHIVE))
 
 
-def _items(entries: list[_Entry], field: str) -> tuple[Item, ...]:
+def _items(entries: list[DrawnItem], field: Literal["class", "concept"]) -> tuple[Item, ...]:
     root = zip_root(archive.ARCHIVE)
     return tuple(
         Item.of(path=root + entry["file"], label=entry[field], domain=entry["style"], group=entry["concept"])

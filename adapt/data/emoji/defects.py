@@ -51,12 +51,12 @@ def _items(spec: str, part: str) -> list[Item]:
     return found
 
 
-def _entries(spec: str, part: str) -> list[dict[str, str]]:
+def _entries(spec: str, part: str) -> list[archive.DrawnItem]:
     return _drawn(spec.partition("@")[2], part, archive.ARCHIVE)
 
 
 @lru_cache(maxsize=8)
-def _drawn(style: str, part: str, drawings: Path) -> list[dict[str, str]]:
+def _drawn(style: str, part: str, drawings: Path) -> list[archive.DrawnItem]:
     """Those in a style, or in all seen ones; the archive, which is the bundled one, enters what is remembered."""
     return [
         entry

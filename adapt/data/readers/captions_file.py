@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import TypeGuard
 
 from adapt.data.decoding.files import under
 from adapt.data.readers import parts
@@ -75,7 +75,7 @@ def read_captions_file(
     return to_split(os.path.basename(source).split(".json")[0], folder, rows, None, ratios, seed)
 
 
-def _lines(text: str) -> Iterator[Any]:
+def _lines(text: str) -> Iterator[object]:
     """What the lines of a .jsonl say. ValueError, with its number, for one that is damaged."""
     for number, line in enumerate(text.splitlines(), 1):
         try:
@@ -85,7 +85,7 @@ def _lines(text: str) -> Iterator[Any]:
             raise ValueError(f"line {number}: {error}") from None
 
 
-def _entries(content: Any, where: str) -> Iterator[tuple[str, str, list[str], str]]:
+def _entries(content: object, where: str) -> Iterator[tuple[str, str, list[str], str]]:
     """What each entry is called in messages, its image, its texts and its part, "" where it has none."""
     match content:
         case {"images": list(images), "annotations": list(annotations)}:
@@ -98,38 +98,35 @@ def _entries(content: Any, where: str) -> Iterator[tuple[str, str, list[str], st
             raise AdaptError(f"{where}: {brief(content)}; expected a list, or an object with the list images.")
     for number, entry in enumerate(listed, 1):
         place = f"{where}: entry {number}"
-        image, texts = (_first_of(entry, keys) for keys in (IMAGE_KEYS, TEXT_KEYS))
+        fields = entry if isinstance(entry, dict) else {}
+        image, texts = (next((fields[key] for key in keys if key in fields), None) for keys in (IMAGE_KEYS, TEXT_KEYS))
         texts = [texts] if isinstance(texts, str) else texts
         if not (isinstance(image, str) and image and _are_texts(texts)):
             raise AdaptError(f"{place} is {brief(entry)}; {_EXPECTED}.")
-        part = entry.get("split", "")
+        part = fields.get("split", "")
         if not isinstance(part, str) or (part and part not in _PARTS):
             raise AdaptError(f"{place} has the split {brief(part)}; {nearest(str(part), _PARTS)}.")
         yield place, image, [text.strip() for text in texts], _PARTS.get(part, "")
 
 
-def _first_of(entry: Any, keys: Sequence[str]) -> Any:
-    return next((entry[key] for key in keys if key in entry), None) if isinstance(entry, dict) else None
-
-
-def _are_texts(texts: Any) -> TypeGuard[list[str]]:
+def _are_texts(texts: object) -> TypeGuard[list[str]]:
     return isinstance(texts, list) and bool(texts) and all(isinstance(text, str) and text.strip() for text in texts)
 
 
-def _of_karpathy(entry: Any) -> Any:
+def _of_karpathy(entry: object) -> object:
     """An entry of Karpathy's split of COCO, of Flickr8k or of Flickr30k, in the plain form; another one as it is."""
     match entry:
-        case {"filename": str(name), "sentences": list(sentences)}:
+        case {"filename": str(name), "sentences": list(sentences), **others}:
             texts = [each.get("raw") if isinstance(each, dict) else each for each in sentences]
-            folder = entry.get("filepath", "")
+            folder = others.get("filepath", "")
             image = os.path.join(folder, name) if isinstance(folder, str) else None
-            return {"image": image, "caption": texts, "split": entry.get("split", "")}
+            return {"image": image, "caption": texts, "split": others.get("split", "")}
     return entry
 
 
-def _of_coco(images: list[Any], annotations: list[Any], where: str) -> list[Any]:
+def _of_coco(images: list[dict[str, object]], annotations: list[object], where: str) -> list[object]:
     """COCO's images, each with the captions that name its id. AdaptError for a caption of no image."""
-    texts: dict[Any, list[Any]] = {}
+    texts: dict[object, list[object]] = {}
     for number, image in enumerate(images, 1):
         match image:
             case {"id": int() | str() as known, "file_name": str()} if known not in texts:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from adapt.data.readers import parts
 from adapt.data.readers.base import Reader
@@ -12,6 +12,9 @@ from adapt.data.readers.rows import listed, to_split
 from adapt.data.split import Split
 from adapt.errors import AdaptError, missing
 from adapt.shown import one_line
+
+if TYPE_CHECKING:
+    from datasets import Dataset, Features
 
 
 def read_hugging_face(source: str | os.PathLike[str], ratios: Sequence[float] = parts.RATIOS, seed: int = 0) -> Split:
@@ -37,7 +40,7 @@ def read_hugging_face(source: str | os.PathLike[str], ratios: Sequence[float] = 
     return to_split(os.path.basename(source.rstrip("/")), root, rows, class_names, ratios, seed, turned=False)
 
 
-def _parts(source: str) -> dict[str, Any]:
+def _parts(source: str) -> dict[str, Dataset]:
     """The data set's parts by our names of them."""
     try:
         import datasets
@@ -54,7 +57,7 @@ def _parts(source: str) -> dict[str, Any]:
     return {parts.ALIASES[name]: dataset for name, dataset in named.items()}
 
 
-def _only(features: Any, kind: str, source: str) -> str:
+def _only(features: Features, kind: str, source: str) -> str:
     """The name of the only column of that kind."""
     columns = [name for name, feature in features.items() if type(feature).__name__ == kind]
     if len(columns) != 1:
@@ -65,7 +68,7 @@ def _only(features: Any, kind: str, source: str) -> str:
     return columns[0]
 
 
-def _rows(dataset: Any, image: str, label: str, where: str) -> Iterator[tuple[str, int, str]]:
+def _rows(dataset: Dataset, image: str, label: str, where: str) -> Iterator[tuple[str, int, str]]:
     """Path, label and domain of each row; the path is the image's own, or its cell in an Arrow file."""
     from pyarrow import compute
 
@@ -83,7 +86,7 @@ def _rows(dataset: Any, image: str, label: str, where: str) -> Iterator[tuple[st
         yield path, number, domain
 
 
-def _cells(dataset: Any) -> Iterator[tuple[str, int]]:
+def _cells(dataset: Dataset) -> Iterator[tuple[str, int]]:
     """The Arrow file of each row, and its place there."""
     import pyarrow
 

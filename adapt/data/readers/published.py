@@ -62,6 +62,8 @@ def _record(name: str, row: Mapping[str, Any]) -> Published:
     """Return a row of the table as a record; a set without lists of its own has CoOp's split file."""
     split_file = f"split_zhou_{row['coop_name']}.json"
     fetch = row["fetch"] if "lists" in row else f"{row['fetch']} and {split_file}"
-    fields = {"layout": "split", "lists": [split_file], "template": "a photo of a {}.", "names": []} | row
-    fields |= {"name": name, "fetch": fetch, "source": f"{_GUIDE}#{fields.pop('section')}"}
-    return Published(**{key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()})
+    fields: dict[str, Any] = {"layout": "split", "lists": [split_file], "template": "a photo of a {}.", "names": []}
+    fields |= {**row, "name": name, "fetch": fetch, "source": f"{_GUIDE}#{row['section']}"}
+    del fields["section"]
+    fields = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
+    return Published(**fields)

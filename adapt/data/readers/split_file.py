@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from typing import Any
 
 from adapt.data.decoding.files import under
 from adapt.data.item import Item
@@ -43,7 +42,7 @@ def read_split(path: str | os.PathLike[str], root: str | os.PathLike[str] | None
     return Split(title, tuple(names[label] for label in sorted(names)), train, val, test, root=folder)
 
 
-def _read(source: str) -> dict[str, list[Any]]:
+def _read(source: str) -> dict[str, list[object]]:
     with readable(f"Split {source!r}"):
         content = json.loads(read_text(source))
     if not isinstance(content, dict) or not all(isinstance(content.get(part), list) for part in _PARTS):
@@ -51,7 +50,7 @@ def _read(source: str) -> dict[str, list[Any]]:
     return content
 
 
-def _item(entry: Any, names: dict[int, str], folder: str, turned: bool, where: str) -> Item:
+def _item(entry: object, names: dict[int, str], folder: str, turned: bool, where: str) -> Item:
     """One entry; `names` collects the class names by label."""
     match entry:
         case [str(path), int(label), str(name)] if label >= 0 and not isinstance(label, bool):

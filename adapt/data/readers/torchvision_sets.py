@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from adapt.data.readers import parts
 from adapt.data.readers.base import Reader
 from adapt.data.readers.rows import listed, to_split
 from adapt.data.split import Split
 from adapt.errors import AdaptError, nearest
+
+if TYPE_CHECKING:
+    from torchvision.datasets import VisionDataset
 
 # The names of its parts, each with the part that it is here; none where there is only one list of images.
 _PARTS: dict[str, dict[str, str]] = {
@@ -59,7 +62,7 @@ def read_torchvision(
     return to_split(name, root, rows, class_names, ratios, seed, turned=False)
 
 
-def _open(name: str, root: str, **options: str) -> Any:
+def _open(name: str, root: str, **options: str) -> VisionDataset:
     from torchvision import datasets
 
     try:
@@ -71,7 +74,7 @@ def _open(name: str, root: str, **options: str) -> Any:
         ) from error
 
 
-def _files(dataset: Any) -> list[tuple[str, int]]:
+def _files(dataset: VisionDataset) -> list[tuple[str, int]]:
     """The files and labels of a torchvision data set, in its order."""
     held = vars(dataset)
     pairs = next((held[key] for key in _PAIRS if key in held), None)
