@@ -1,4 +1,4 @@
-"""What a model computes with its tensors: all of its configuration that changes values, as plain JSON."""
+"""The configuration of a model: all settings that change its values, as plain JSON."""
 
 from __future__ import annotations
 
@@ -48,10 +48,11 @@ Configuration = dict[str, JSON]
 
 
 def of_model(model: nn.Module) -> Configuration:
-    """By place in the model: hyper-parameters of its modules, functions without parameters, and computed buffers.
+    """Return all configuration that changes values, by its place in the model.
 
-    The blocks of a stack share an entry, with a list of their values where those differ. Equal for one model however it
-    was loaded, in whatever precision and on whatever device.
+    It covers the hyper-parameters of modules, functions without parameters, and computed buffers. The blocks of a stack
+    share an entry, a list of their values if these differ. The result is the same however the model was loaded, in any
+    precision and on any device.
     """
     found: dict[str, list[JSON]] = {}
     for path, module in model.named_modules():
@@ -79,7 +80,7 @@ def _of_module(module: nn.Module) -> Configuration:
 
 
 def _of_library(config: object) -> Configuration:
-    """What a configuration of transformers says besides, with those of the towers inside it."""
+    """Return what else a transformers configuration says, including the configurations of towers inside it."""
     values = config.to_dict() if hasattr(config, "to_dict") else config
     if not isinstance(values, Mapping):
         return {}
@@ -108,7 +109,7 @@ def _plain(value: object) -> JSON:
 
 
 def _sampled(buffer: Tensor | None) -> list[JSON] | None:
-    """Shape and three entries of a buffer that is computed, not stored: a mask, or the frequencies of positions."""
+    """Return the shape and three entries of a computed buffer, such as a mask or the frequencies of positions."""
     if buffer is None:
         return None
     if buffer.is_meta or not buffer.is_floating_point() or not buffer.numel():
@@ -119,9 +120,10 @@ def _sampled(buffer: Tensor | None) -> list[JSON] | None:
 
 
 def _function(module: nn.Module) -> JSON:
-    """What a module without parameters computes, by trying it: libraries call one function by many names.
+    """Return what a module without parameters computes, found by trying it: libraries have many names for one function.
 
-    A name, or the values at some numbers; torch's name of the module where it takes no single row, None of any other.
+    The result is a name, or the values at some numbers; torch's name of the module if it does not take a single row;
+    None for any other module.
     """
     probe = torch.tensor(_PROBE)
     try:
@@ -135,7 +137,7 @@ def _function(module: nn.Module) -> JSON:
 
 
 def differences(one: Configuration, other: Configuration, tolerance: float) -> list[str]:
-    """Where two configurations disagree. What only one of them says is left out: another release may say more."""
+    """Return where two configurations disagree. An entry of only one is left out: another release may say more."""
     shared = sorted(one.keys() & other.keys())
     return [
         f"{place} is {brief(one[place])}, not {brief(other[place])}"
@@ -145,7 +147,7 @@ def differences(one: Configuration, other: Configuration, tolerance: float) -> l
 
 
 def _same(one: JSON, other: JSON, tolerance: float) -> bool:
-    """Equal, but for the rounding of numbers that were computed in another precision."""
+    """Return whether two values are equal, up to the rounding of numbers computed in another precision."""
     if isinstance(one, list) and isinstance(other, list):
         return len(one) == len(other) and all(_same(a, b, tolerance) for a, b in zip(one, other))
     if isinstance(one, float) and isinstance(other, int | float):

@@ -1,4 +1,4 @@
-"""Maps the decoder blocks of transformers' causal language models to a tower."""
+"""A map of the decoder blocks of transformers' causal language models to a tower."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ if TYPE_CHECKING:
 
 
 def decoder_tower(llm: PreTrainedModel) -> Tower:
-    """The decoder of a causal language model: Llama, Qwen, Mistral, Gemma, Phi, GPT-NeoX and models built like them.
+    """Return the decoder of a causal language model.
 
-    Raises AdaptError where its blocks are of another form.
+    Llama, Qwen, Mistral, Gemma, Phi, GPT-NeoX and models built like them are known. Raises AdaptError if its blocks
+    have another form.
     """
     config = llm.config.get_text_config()
     layers = getattr(llm.base_model, "layers", None)
@@ -70,7 +71,7 @@ def _attention(attn: nn.Module, config: PreTrainedConfig) -> dict[str, Projectio
 
 
 def _mlp(mlp: nn.Module) -> dict[str, Projection]:
-    """No projections where the MLP is a mixture of experts."""
+    """Return the projections of an MLP, none for a mixture of experts."""
     fused = getattr(mlp, "gate_up_proj", None)
     if isinstance(fused, nn.Linear):
         parts = zip(("gate", "up"), fused_rows([fused.out_features // 2] * 2))

@@ -1,4 +1,4 @@
-"""No code that comes with a model is run: what would have a library run it is refused by name beforehand."""
+"""Refusal of code that comes with a model: a setting that would make a library run it is an error, by name."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _TOKENIZER_KEYS = {"additional_special_tokens", "clean", "language", "reduction_
 
 
 def check_source(source: str | Path) -> None:
-    """Raises AdaptError where a configuration file in a folder, or of that name on the hub, would have code run."""
+    """Raise AdaptError if a configuration file in a folder, or of that name on the hub, would cause code to run."""
     for path in _configurations(source):
         if path.name == "adapter_config.json":
             raise AdaptError(
@@ -44,7 +44,7 @@ def _configurations(source: str | Path) -> list[Path]:
 
 
 def read_configuration(path: Path) -> Any:
-    """A JSON file of a model. Raises AdaptError where it is none."""
+    """Return the content of a model's JSON file. Raises AdaptError if it cannot be parsed."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError, OSError) as error:
@@ -52,7 +52,7 @@ def read_configuration(path: Path) -> Any:
 
 
 def check_configuration(configuration: object, source: str, place: str = "") -> None:
-    """Raises AdaptError for a key of a configuration, nested as deep as it may be, that would have code run."""
+    """Raise AdaptError for a key of a configuration, at any depth, that would cause code to run."""
     if isinstance(configuration, list):
         for value in configuration:
             check_configuration(value, source, place)
@@ -76,7 +76,7 @@ def check_configuration(configuration: object, source: str, place: str = "") -> 
 
 
 def _names_readers(auto_map: object) -> bool:
-    """Whether `auto_map` names a tokenizer or processor; for a model, transformers' own class stands in."""
+    """Return whether `auto_map` names a tokenizer or processor; for a model, transformers' own class stands in."""
     return not isinstance(auto_map, Mapping) or any(key.startswith(_READERS) for key in auto_map)
 
 
@@ -89,9 +89,9 @@ def _refused(source: str, where: str, value: object, would: str) -> AdaptError:
 
 @contextmanager
 def no_questions() -> Iterator[None]:
-    """Inside, transformers refuses a model that needs code of its own where it would ask at the terminal.
+    """Make transformers refuse a model that needs its own code, where it would ask at the terminal.
 
-    It asks wherever a library above it, such as open_clip, does not say `trust_remote_code=False`.
+    It asks if a library above it, such as open_clip, does not say `trust_remote_code=False`.
     """
     from transformers import dynamic_module_utils
 
@@ -104,7 +104,7 @@ def no_questions() -> Iterator[None]:
 
 
 def needs_code(error: Exception, source: str | Path) -> AdaptError | None:
-    """What to say where transformers refused to run the code of a model; None where `error` is another one."""
+    """Return the error to raise if transformers refused to run a model's code; None if `error` is another one."""
     if "custom code" not in str(error) and "trust_remote_code" not in str(error):
         return None
     named = ", ".join(path.name for path in _configurations(source) if "auto_map" in path.read_text(encoding="utf-8"))

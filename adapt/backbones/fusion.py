@@ -1,4 +1,4 @@
-"""Maps transformers' ViLT and BridgeTower: encoders in which an image and a question meet."""
+"""Maps of transformers' ViLT and BridgeTower, encoders of an image together with a question."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _LONGEST = 40  # words of a question, as published, where the model takes as man
 class FusionEncoder(Backbone):
     """A frozen encoder of an image with a question: `encode(images, questions)` to features `(b, d)`.
 
-    Images are resized to one square size; the published code keeps their shapes.
+    Images are resized to a square; the published code keeps their shapes.
     """
 
     family = "fusion encoder"
@@ -51,7 +51,7 @@ class FusionEncoder(Backbone):
         self.classifier, self.answers = classifier, answers  # the model's own, where it was trained to answer
 
     def tokenize(self, questions: Sequence[str]) -> dict[str, Tensor]:
-        """`input_ids` and `attention_mask` `(b, l)`. Raises AdaptError where a question is too long."""
+        """Return `input_ids` and `attention_mask` `(b, l)`. Raises AdaptError if a question is too long."""
         tokens = self.tokenizer(list(questions), padding=True, return_tensors="pt")
         if tokens["input_ids"].shape[1] > self._longest:
             longest = questions[int(tokens["attention_mask"].sum(-1).argmax())]
@@ -59,15 +59,18 @@ class FusionEncoder(Backbone):
         return {key: tokens[key].to(self.device) for key in ("input_ids", "attention_mask")}
 
     def encode(self, images: Tensor, questions: Sequence[str]) -> Tensor:
-        """Images `(b, 3, h, w)` with a question each to features `(b, d)`, by the library's own forward."""
+        """Return features `(b, d)` of images `(b, 3, h, w)` with a question each, by the library's own forward."""
         return self._encode(images.to(self.dtype), self.tokenize(questions))
 
     def knows(self, answers: Sequence[str]) -> bool:
-        """Whether the model's own head tells these answers apart."""
+        """Return whether the model's own head tells these answers apart."""
         return set(answers) <= set(self.answers)
 
     def new_classifier(self, answers: Sequence[str]) -> nn.Sequential:
-        """A head `(b, d) -> (b, answers)` of ViLT's form: a copy of the model's own where that knows the answers."""
+        """Return a head `(b, d) -> (b, answers)` of ViLT's form.
+
+        It is a copy of the model's own head if that knows the answers.
+        """
         if self.classifier is not None and self.knows(answers):
             head = copy.deepcopy(self.classifier).float()
             rows = [self.answers.index(answer) for answer in answers]
@@ -84,7 +87,7 @@ class FusionEncoder(Backbone):
 def build_vilt(
     model: ViltForQuestionAnswering | ViltModel, processor: Processor, name: str | None = None
 ) -> FusionEncoder:
-    """The backbone of a `ViltForQuestionAnswering` or a `ViltModel` and its processor."""
+    """Return the backbone of a `ViltForQuestionAnswering` or a `ViltModel` and its processor."""
     answering = isinstance(model, ViltForQuestionAnswering)
     vilt = model.vilt if isinstance(model, ViltForQuestionAnswering) else model
     config = cast("PreTrainedConfig", model.config)
@@ -105,7 +108,7 @@ def build_vilt(
 
 
 def _through_vilt(vilt: ViltModel, images: Tensor, tokens: dict[str, Tensor]) -> Tensor:
-    """ViLT shuffles an image's patches, which changes nothing but the last bits: here always alike.
+    """Return ViLT's features, always shuffling an image's patches alike, which affects only the last bits.
 
     Nothing else is drawn from that seed, such as the dropout of a method inside the blocks.
     """
@@ -120,7 +123,7 @@ def _through_vilt(vilt: ViltModel, images: Tensor, tokens: dict[str, Tensor]) ->
 def build_bridgetower(
     model: BridgeTowerModel | BridgeTowerForContrastiveLearning, processor: Processor, name: str | None = None
 ) -> FusionEncoder:
-    """The backbone of a BridgeTower model and its processor; its two cross-modal streams are two towers."""
+    """Return the backbone of a BridgeTower model and its processor; its two cross-modal streams are two towers."""
     bridge = model if isinstance(model, BridgeTowerModel) else model.bridgetower
     config = cast("PreTrainedConfig", bridge.config)
     streams = {"text": bridge.cross_modal_text_layers, "vision": bridge.cross_modal_image_layers}
@@ -162,7 +165,7 @@ def _vilt_block(layer: nn.Module) -> Block:
 
 
 def _cross_block(layer: nn.Module) -> Block:
-    """A post-norm block: a site reads the stream itself, and its output is the stream after it."""
+    """Return a post-norm block: a site reads the stream itself, and its output is the stream after it."""
     assert isinstance(layer, BridgeTowerBertCrossLayer)
     attention, cross = layer.attention, layer.crossattention
     return Block(

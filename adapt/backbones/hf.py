@@ -1,4 +1,4 @@
-"""Maps transformers' CLIP and SigLIP models to towers."""
+"""Maps of transformers' CLIP and SigLIP models to towers."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 
 
 
 def build(model: nn.Module, processor: Processor, name: str | None = None) -> DualEncoder:
-    """The backbone of a transformers `CLIPModel` or `SiglipModel` and its processor."""
+    """Return the backbone of a transformers `CLIPModel` or `SiglipModel` and its processor."""
     if not isinstance(model, CLIPModel | SiglipModel):
         raise AdaptError(f"from_transformers got a {type(model).__name__}; expected CLIPModel or SiglipModel")
     text_config = cast("PreTrainedConfig", model.config.text_config)
@@ -91,7 +91,7 @@ def _tokenizer(tokenizer: PreTrainedTokenizerBase, length: int) -> HFText:
 def vision_tower(
     model: CLIPVisionModel | SiglipVisionModel, config: PreTrainedConfig, projection: LastProjection | None = None
 ) -> Tower:
-    """The vision tower of CLIP or SigLIP, by itself or inside another model, which may have its last `projection`."""
+    """Return the vision tower of CLIP or SigLIP, which may be part of another model."""
     pre_norm = getattr(model, "pre_layrnorm", None)  # SigLIP has neither it nor a class token
     project = nn.Identity() if projection is None else getattr(projection.owner, projection.name)
     return Tower(
@@ -115,7 +115,7 @@ def _read(model: CLIPVisionModel | SiglipVisionModel, x: Tensor, norm: Norm) -> 
 
 
 def export_folder(processor: Processor, folder: Path, model: PreTrainedModel) -> None:
-    """Writes a model and its processor in transformers' format."""
+    """Write a model and its processor in transformers' format."""
     model.save_pretrained(folder)
     processor.image_processor.save_pretrained(folder)
     processor.tokenizer.save_pretrained(folder)
@@ -163,10 +163,10 @@ def _block(layer: nn.Module) -> Block:
 def preprocess_of(
     image_processor: ImageProcessor, image_size: int, resize: Literal["shortest", "squash"] | None = None
 ) -> Preprocess:
-    """How an image processor of transformers reads images, for a model of square images of this size.
+    """Return how an image processor of transformers reads images for a model of square images of this size.
 
-    With `resize`, images are resized in that way instead of its own. Raises AdaptError, with the setting, for a
-    processor that does something else with pictures.
+    With `resize`, images are resized in that way instead of its own. Raises AdaptError, naming the setting, for a
+    processor that does anything else with pictures.
     """
     _check_settings(image_processor, resize is not None)
     how, edge = (resize, None) if resize else _resizing(image_processor, image_size)
@@ -213,7 +213,7 @@ def _of_colours(values: object, above: float) -> bool:
 
 
 def _resizing(image_processor: ImageProcessor, image_size: int) -> tuple[Literal["shortest", "squash"], int | None]:
-    """How pictures become squares of that size, and what their shorter edge becomes where that is something else."""
+    """Return how pictures become squares, and the length of their shorter edge if that is not `image_size`."""
     crops = bool(getattr(image_processor, "do_center_crop", False))
     size, crop = _sides(image_processor.size), _sides(image_processor.crop_size) if crops else {}
     square = {"height": image_size, "width": image_size}
@@ -229,10 +229,10 @@ def _resizing(image_processor: ImageProcessor, image_size: int) -> tuple[Literal
 
 
 def _resizes_tensors(image_processor: ImageProcessor, interpolation: str) -> bool:
-    """Whether it resizes in torch, which has Lanczos since torchvision 0.27, and box and Hamming never.
+    """Return whether it resizes in torch, which has Lanczos since torchvision 0.27, but no box or Hamming filter.
 
-    Where torch has no Lanczos, transformers' own processors take bicubic and warn, up to 22 of 255 away. Here it is
-    Pillow's then, as their warning advises: the filter that the model was trained with, whatever is installed.
+    Without Lanczos in torch, transformers' own processors take bicubic and warn, up to 22 of 255 away. Here it is then
+    Pillow's, as their warning advises: the filter that the model was trained with, whatever is installed.
     """
     from torchvision import __version__
 

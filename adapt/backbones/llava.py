@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 def build(model: LlavaForConditionalGeneration, processor: Processor, name: str | None = None) -> VisionLLM:
-    """Both towers of a LLaVA model, its projector left out: the `projector` method learns, or imports, one.
+    """Return both towers of a LLaVA model without its projector: the `projector` method learns, or imports, one.
 
-    The language model's head joins its blocks again, all weights shared with `model`. Raises AdaptError where patch
-    features are of several layers, keep the class token, or lack a patch.
+    The language model's head is joined to its blocks again, with all weights shared with `model`. Raises AdaptError if
+    patch features come from several layers, keep the class token, or lack a patch.
     """
     config, eyes = model.config, model.model.vision_tower
     vision_config = cast("PreTrainedConfig", config.vision_config)
@@ -37,7 +37,7 @@ def build(model: LlavaForConditionalGeneration, processor: Processor, name: str 
 
 
 def _language_model(model: LlavaForConditionalGeneration) -> PreTrainedModel:
-    """A causal language model around the blocks and the head that `model` holds."""
+    """Return a causal language model around the blocks and the head that `model` holds."""
     import torch
 
     with torch.device("meta"):

@@ -1,4 +1,4 @@
-"""Maps open_clip models (`CLIP`, `CustomTextCLIP`; native and timm ViT trunks) to towers."""
+"""Maps of open_clip models (`CLIP`, `CustomTextCLIP`; native and timm ViT trunks) to towers."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def build(
     name: str | None = None,
     config: Mapping[str, object] | None = None,
 ) -> DualEncoder:
-    """The backbone of an open_clip `model`; `preprocess` is the evaluation transform that came with it, if any.
+    """Return the backbone of an open_clip `model`; `preprocess` is the evaluation transform that came with it, if any.
 
     `config` is the `model_cfg` that the model was built from; with it, changed copies can be written as folders.
     """
@@ -75,7 +75,7 @@ def build(
 def _export(
     config: Mapping[str, object], tokenizer: SimpleTokenizer | HFTokenizer, folder: Path, model: nn.Module
 ) -> None:
-    """A folder that open_clip's `local-dir:` loads. Where weights forced QuickGELU, that is recorded."""
+    """Write a folder that open_clip's `local-dir:` loads, recording QuickGELU if the weights forced it."""
     activations = {type(module).__name__ for module in model.modules()}
     cfg = {
         "model_cfg": {**config, "quick_gelu": "QuickGELU" in activations},
@@ -132,7 +132,7 @@ def _block(module: ResidualAttentionBlock) -> Block:
 
 
 def _native_blocks(transformer: Transformer) -> tuple[Block, ...] | None:
-    """The blocks of open_clip's own `Transformer`; None where its blocks are of a variant with other arithmetic."""
+    """Return the blocks of open_clip's own `Transformer`; None if they are a variant with other arithmetic."""
     if type(transformer) is not Transformer:
         return None
     if any(type(block) is not ResidualAttentionBlock for block in transformer.resblocks):
@@ -141,7 +141,7 @@ def _native_blocks(transformer: Transformer) -> tuple[Block, ...] | None:
 
 
 def _text_tower(model: CLIP | CustomTextCLIP) -> Tower | None:
-    """CLIP keeps its text tower inline, CustomTextCLIP in `.text`; the parts have the same names in both."""
+    """Return the text tower, which CLIP keeps inline and CustomTextCLIP in `.text`, with the same names of parts."""
     owner = model.text if isinstance(model, CustomTextCLIP) else model
     if owner is not model and type(owner) is not TextTransformer:
         return None
@@ -173,7 +173,7 @@ def _tower(name: str, form: Form, blocks: tuple[Block, ...], **parts: Any) -> To
 
 
 def _last(owner: nn.Module, name: str) -> LastProjection | None:
-    """The map to features that `owner` keeps as `name`: a parameter or a linear map; None where it is neither."""
+    """Return the map to features that `owner` keeps as `name`; None if it is neither a parameter nor a linear map."""
     known = isinstance(getattr(owner, name, None), nn.Parameter | nn.Linear)
     return LastProjection(owner, name) if known else None
 
@@ -194,7 +194,7 @@ def _project(owner: nn.Module, name: str, pooled: Tensor) -> Tensor:
 
 
 def _vision_tower(visual: nn.Module) -> Tower | None:
-    """The vision tower of a native ViT or a timm ViT trunk; None for ResNets and other trunks without such blocks."""
+    """Return the vision tower of a native ViT or a timm ViT trunk; None for ResNets and other trunks."""
     if isinstance(visual, VisionTransformer):
         blocks = _native_blocks(visual.transformer)
         if blocks is None:
@@ -256,7 +256,7 @@ _MLPS: tuple[dict[str, str], ...] = ({"fc1": "fc1", "fc2": "fc2"}, {"w0": "gate"
 
 
 def _timm_mlp(mlp: nn.Module) -> dict[str, Projection]:
-    """The projections of an MLP, none where its form is not known."""
+    """Return the projections of an MLP, none if its form is not known."""
     names = next((known for known in _MLPS if all(hasattr(mlp, name) for name in known)), {})
     return {letter: Projection(getattr(mlp, name)) for name, letter in names.items()}
 

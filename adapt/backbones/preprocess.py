@@ -1,4 +1,4 @@
-"""From a picture to the tensor a vision tower expects: the model's own way, and the papers' training augmentation."""
+"""Transforms of pictures to the tensors of a vision tower: the model's own, and the papers' augmentation."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Picture = TypeVar("Picture", bound="Image | Tensor")
 
 @dataclass(frozen=True)
 class Preprocess:
-    """How a model reads an image: all that an adapter must record to be used elsewhere."""
+    """The way a model reads an image: all that an adapter must record to be used elsewhere."""
 
     size: int
     mean: tuple[float, ...]
@@ -32,7 +32,7 @@ class Preprocess:
     on_tensors: bool = False  # resizes in torch, as transformers' processors do, which rounds otherwise than Pillow
 
     def to_dict(self) -> dict[str, object]:
-        """What an adapter records. Not how a library rounds: its models' fingerprints tell libraries apart."""
+        """Return what an adapter records, without a library's rounding: fingerprints tell libraries apart."""
         recorded = asdict(self)
         del recorded["floor_crop"], recorded["on_tensors"]
         if self.edge is None:
@@ -49,13 +49,16 @@ class Preprocess:
         return v2.Compose([to_tensor, *resize, *rest] if self.on_tensors else [*resize, to_tensor, *rest])
 
     def placing(self, interpolation: str | None = None) -> Callable[[Image], Image]:
-        """A picture to the part of it that the model reads, at its size; of a mask the `interpolation` is nearest."""
+        """Return a function from a picture to the part that the model reads, at its size.
+
+        For a mask, `interpolation` is nearest.
+        """
         from torchvision.transforms import v2
 
         return v2.Compose(self._resized(interpolation or self.interpolation))
 
     def _resized(self, interpolation: str) -> list[nn.Module]:
-        """The smaller edge and centre crop, or both edges."""
+        """Return the steps that resize: the smaller edge and centre crop, or both edges."""
         from torchvision.transforms import InterpolationMode, v2
 
         mode = InterpolationMode(interpolation)
@@ -80,7 +83,7 @@ class Preprocess:
 
 
 class OfUpright:
-    """A transform of pictures that whoever opens them turns upright by EXIF: regions are cut out after that."""
+    """A transform of pictures that the caller has turned upright by EXIF, before regions are cut out."""
 
     turned = True
 
@@ -92,7 +95,7 @@ class OfUpright:
 
 
 def _floor_crop(picture: Picture, size: int) -> Picture:
-    """The central square of a picture or its pixels, padded with black where that is smaller."""
+    """Return the central square of a picture or its pixels, padded with black if it is too small."""
     from torchvision.transforms.v2 import functional as F
 
     height, width = (max(size, edge) for edge in F.get_size(picture))
@@ -102,10 +105,10 @@ def _floor_crop(picture: Picture, size: int) -> Picture:
 
 
 def from_torchvision(transform: Transform, image_size: int | tuple[int, int]) -> Preprocess:
-    """Reads size, statistics and resizing off a torchvision `Compose`, as open_clip's factory builds it.
+    """Read size, statistics and resizing off a torchvision `Compose`, as open_clip's factory builds it.
 
-    Where the transform has no `Normalize` (a function of the user's own), CLIP's statistics are assumed for the
-    training transform; evaluation uses the transform itself.
+    If the transform has no `Normalize` (a function of the user's own), CLIP's statistics are assumed for the training
+    transform; evaluation uses the transform itself.
     """
     from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 

@@ -1,4 +1,4 @@
-"""Frozen linears of a backbone's blocks in 4 or 8 bits, by bitsandbytes; on the CPU too.
+"""Quantisation of the linears in a backbone's blocks to 4 or 8 bits, by bitsandbytes; on the CPU too.
 
 Adapters train in full precision on top (QLoRA). Embeddings, norms and heads stay as they are.
 """
@@ -23,10 +23,10 @@ B = TypeVar("B", bound=Backbone)
 
 
 def quantize(backbone: B, kind: str) -> B:
-    """Quantises every linear inside the blocks of all towers, in place, and returns `backbone`.
+    """Quantise every linear inside the blocks of all towers, in place, and return `backbone`.
 
-    The fingerprint is taken before. Fused attention becomes separate linears first, copies of the weight's parts. The
-    originals are freed. Raises AdaptError as `check_can`, or for a backbone that is quantised already.
+    The fingerprint is taken before. Fused attention first becomes separate linears, copies of the weight's parts, and
+    the originals are freed. Raises AdaptError as `check_can` does, or for a backbone that is already quantised.
     """
     check_can(kind)
     if backbone.quantization is not None:
@@ -40,7 +40,7 @@ def quantize(backbone: B, kind: str) -> B:
 
 
 def check_can(kind: str) -> None:
-    """AdaptError, with the nearest, for a kind that there is not, and where bitsandbytes is not installed."""
+    """Raise AdaptError for an unknown kind, with the nearest, and if bitsandbytes is not installed."""
     if kind not in KINDS:
         raise AdaptError(f"quantize is {kind!r}; {nearest(kind, KINDS)}")
     if find_spec("bitsandbytes") is None:
@@ -48,7 +48,7 @@ def check_can(kind: str) -> None:
 
 
 def _quantized(block: Block, kind: str) -> Block:
-    """`block` over quantised linears, which take the place of the original ones inside its module."""
+    """Return `block` over quantised linears, which take the place of the original ones inside its module."""
     from adapt.backbones import quantized_linears
 
     make = quantized_linears.nf4 if kind == "nf4" else quantized_linears.int8
@@ -69,7 +69,7 @@ def _quantized(block: Block, kind: str) -> Block:
 
 
 def _split(block: Block) -> Block:
-    """`block` with separate q, k, v and out linears where its attention is torch's fused one."""
+    """Return `block` with separate q, k, v and out linears if its attention is torch's fused one."""
     if not isinstance(block.attn, nn.MultiheadAttention):
         return block
     split = SplitAttention(block.attn)
@@ -83,7 +83,7 @@ def _split(block: Block) -> Block:
 
 
 def weight_bytes(module: nn.Module) -> int:
-    """What the parameters and buffers of `module` take in memory, scales of quantised weights included."""
+    """Return the memory of the parameters and buffers of `module`, including the scales of quantised weights."""
     tensors: dict[int, Tensor] = {}
     for part in module.modules():
         for tensor in (*part.parameters(recurse=False), *part.buffers(recurse=False), *_scales(part)):

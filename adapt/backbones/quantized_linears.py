@@ -1,4 +1,4 @@
-"""Linears of bitsandbytes that can be padded, moved and pickled, made of frozen ones."""
+"""Linears of bitsandbytes, made of frozen ones, that can be padded, moved and pickled."""
 
 from __future__ import annotations
 

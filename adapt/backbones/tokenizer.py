@@ -1,4 +1,4 @@
-"""One interface over the libraries' tokenizers: rows of ids without padding, and the bare pieces of a text."""
+"""One interface to the libraries' tokenizers: rows of ids without padding, and the bare pieces of a text."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ if TYPE_CHECKING:
 
 
 class TextTokenizer(Protocol):
-    """What prompts need of a tokenizer."""
+    """A tokenizer as prompts need it."""
 
     context_length: int
     pad_id: int
 
     def __hash__(self) -> int:
-        """Anything that equal tokenizers share."""
+        """Return a number that equal tokenizers share."""
 
     def row(self, text: str) -> list[int]:
-        """The ids of `text` with the start and end tokens that the model expects, unpadded and untruncated."""
+        """Return the ids of `text` with the start and end tokens that the model expects, unpadded and untruncated."""
 
     def pieces(self, text: str) -> list[int]:
-        """The ids of `text` alone."""
+        """Return the ids of `text` itself."""
 
     def token(self, token_id: int) -> str:
-        """How token `token_id` reads."""
+        """Return how token `token_id` reads."""
 
 
 class SimpleText:
@@ -54,10 +54,10 @@ class SimpleText:
 
 
 class HFText:
-    """A tokenizer of transformers, alone or inside open_clip's wrapper, which has options of its own.
+    """A tokenizer of transformers, by itself or inside open_clip's wrapper, which has options of its own.
 
-    That cleans the text first, may strike the separator out (`strip_sep`, CLIPA), and may set a class token at the end
-    of the context, behind the padding (`class_token_last`, CLIPS).
+    The wrapper cleans the text first, may replace the separator by 0 (`strip_sep`, CLIPA), and may put a class token at
+    the end of the context, after the padding (`class_token_last`, CLIPS).
     """
 
     def __init__(
@@ -101,7 +101,7 @@ _PROBES = (
 
 
 def check_tokenizer(tokenizer: TextTokenizer, library: Callable[[list[str]], Tensor], name: str) -> None:
-    """Raises AdaptError unless our rows, padded, are what the library's own call gives for a few texts."""
+    """Raise AdaptError unless our padded rows equal those of the library's own call for a few texts."""
     for text in _PROBES:
         row = tokenizer.row(text)
         if len(row) > tokenizer.context_length:
@@ -116,9 +116,9 @@ def check_tokenizer(tokenizer: TextTokenizer, library: Callable[[list[str]], Ten
 
 
 def pad_rows(rows: Iterable[list[int]], tokenizer: TextTokenizer) -> Tensor:
-    """Unpadded rows to `(n, context length)`.
+    """Return unpadded rows as `(n, context length)`.
 
-    Raises AdaptError where a row is longer than the context, instead of cutting a class name silently.
+    Raises AdaptError if a row is longer than the context, instead of silently cutting a class name.
     """
     rows = list(rows)
     length = tokenizer.context_length

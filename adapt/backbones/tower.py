@@ -1,4 +1,4 @@
-"""The parts of a frozen model that edits address: towers, blocks and projections."""
+"""The parts of a frozen model that edits act on: towers, blocks and projections."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Projection:
     bias_name: str = "bias"
 
     def __call__(self, x: Tensor) -> Tensor:
-        """`(..., in) -> (..., out)` by the frozen weight, whatever stands in the module's place for a call."""
+        """Map `(..., in)` to `(..., out)` by the frozen weight, whatever replaces the module during a call."""
         if not self.quantized:
             return F.linear(x, self.weight, self.bias)
         output: Tensor = type(self.module).forward(self.module, x)
@@ -41,9 +41,9 @@ class Projection:
 
     @property
     def weight(self) -> Tensor:
-        """The frozen weight `(out, in)`: detached, so no gradient ever reaches the backbone.
+        """The frozen weight `(out, in)`, detached, so that no gradient ever reaches the backbone.
 
-        A view, but a copy of rows that are interleaved, and of a quantised weight, in full precision.
+        It is a view, but a copy if rows are interleaved or the weight is quantised, then in full precision.
         """
         return self._rows_of(full_weight(self.module) if self.quantized else getattr(self.module, self.weight_name))
 
@@ -54,7 +54,7 @@ class Projection:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The precision that it computes in, also where the weight is quantised."""
+        """The precision of its computation, also if the weight is quantised."""
         stored: torch.dtype = getattr(self.module, self.weight_name).dtype
         return getattr(self.module, "int8_original_dtype", stored)
 
@@ -70,7 +70,7 @@ class Projection:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Output and input width, also where the weight is quantised and packed."""
+        """Output and input width, also if the weight is quantised and packed."""
         module = self.module
         rows, columns = (
             (module.out_features, module.in_features)
@@ -116,7 +116,7 @@ class Block:
     quick_gelu: bool = False  # act is x * sigmoid(1.702 x)
 
     def norm_of(self, site: str) -> nn.Module | None:
-        """The norm through which a site, or the whole block, reads the residual stream; None in a post-norm block."""
+        """Return the norm through which a site, or the block, reads the residual stream; None in a post-norm block."""
         read = next(iter(self.sites.values())).read if site == "block" else self.sites[site].read
         return read if read is self.norm1 or read is self.norm2 else None
 
@@ -128,7 +128,7 @@ def tokens_of(output: BlockOutput) -> Tensor:
 
 @dataclass(frozen=True)
 class Form:
-    """What kind of transformer a tower is: decides which edits and which fast paths it can carry."""
+    """The kind of transformer that a tower is, which decides which edits and fast paths it supports."""
 
     causal: bool
     pooling: Pooling
@@ -138,7 +138,7 @@ class Form:
 
 @dataclass(frozen=True)
 class TextParts:
-    """What surrounds the blocks of a text tower."""
+    """The parts around the blocks of a text tower."""
 
     embedding: nn.Embedding
     positions: Callable[[], Tensor]  # () -> (context length, d)
@@ -148,7 +148,7 @@ class TextParts:
 
 @dataclass(frozen=True)
 class VisionParts:
-    """What surrounds the blocks of a vision tower."""
+    """The parts around the blocks of a vision tower."""
 
     embed: Callable[[Tensor], Tensor]  # (b, 3, h, w) -> (b, l, d), before the pre-norm
     read: Callable[[Tensor, Norm], Tensor]  # (b, l, d) and the final norm -> pooled (b, d)
@@ -157,7 +157,7 @@ class VisionParts:
 
 @dataclass(frozen=True)
 class LastProjection:
-    """The map from what a tower is read at, `(n, d)`, to features `(n, e)`: a parameter `(d, e)`, or a linear map."""
+    """The map from pooled tokens `(n, d)` to features `(n, e)`: a parameter `(d, e)`, or a linear map."""
 
     owner: nn.Module
     name: str  # of the parameter, or the module, in its owner
@@ -190,13 +190,13 @@ class Tower:
 
     @property
     def parts(self) -> dict[str, nn.Module | LastProjection]:
-        """What is there outside the blocks, by the names that edits call it by."""
+        """The parts outside the blocks, by the names that edits use."""
         named = {"pre_norm": self.pre_norm, "final_norm": self.final_norm, "projection": self.projection}
         return {name: part for name, part in named.items() if part is not None}
 
     @property
     def dtype(self) -> torch.dtype | None:
-        """The precision of its blocks' weights, which embeddings and norms may exceed; None where no block is left."""
+        """The precision of its blocks' weights, None if no block is left; embeddings and norms may have a higher."""
         there = (block for block in self.blocks if any(True for _ in block.module.parameters()))  # not cut out
         return next((each.dtype for block in there for each in block.projections.values()), None)
 
@@ -207,7 +207,7 @@ class Tower:
 
 
 def check_parts(tower: Tower, model: nn.Module) -> None:
-    """AdaptError where a part of `tower` is no longer in `model`: edits of it would act on what computes nothing."""
+    """Raise AdaptError if a part of `tower` is no longer in `model`: editing it would have no effect."""
     inside = set(model.modules())
     for index, block in enumerate(tower.blocks):
         projections = (projection.module for projection in block.projections.values())
@@ -221,8 +221,10 @@ def check_parts(tower: Tower, model: nn.Module) -> None:
 
 
 def as_one(projections: Sequence[Projection]) -> Projection | None:
-    """The one that computes all of these, one output behind the other; None where their rows are not adjacent ones of
-    one weight in floating point."""
+    """Return one projection that computes all of these, with their outputs concatenated.
+
+    None unless they are slices of one weight in floating point, each next to the one before.
+    """
     first = projections[0]
     if first.quantized or not all(each.module is first.module and isinstance(each.rows, slice) for each in projections):
         return None
@@ -233,7 +235,7 @@ def as_one(projections: Sequence[Projection]) -> Projection | None:
 
 
 def full_weight(module: nn.Module) -> Tensor:
-    """The weight `(out, in)` that a linear of bitsandbytes stands for, in full precision."""
+    """Return the weight `(out, in)` of a linear of bitsandbytes, in full precision."""
     import bitsandbytes as bnb
 
     if isinstance(module, bnb.nn.Linear4bit) and isinstance(module.weight, bnb.nn.Params4bit):
@@ -249,12 +251,12 @@ def full_weight(module: nn.Module) -> Tensor:
 def fused_qkv(
     module: nn.Module, width: int, weight_name: str = "weight", bias_name: str = "bias"
 ) -> dict[str, Projection]:
-    """q, k and v as the three thirds of one weight `(3 * width, in)`."""
+    """Return q, k and v as the three thirds of one weight `(3 * width, in)`."""
     rows = fused_rows([width] * 3)
     return {letter: Projection(module, part, weight_name, bias_name) for letter, part in zip("qkv", rows)}
 
 
 def fused_rows(sizes: Sequence[int]) -> list[slice]:
-    """The rows of maps of these output widths that one weight holds, one after the other."""
+    """Return the rows of one weight that holds maps of these output widths, one after the other."""
     ends = list(accumulate(sizes))
     return [slice(end - size, end) for size, end in zip(sizes, ends)]

@@ -1,4 +1,4 @@
-"""Which kind of backbone a transformers model is, and how it is fetched."""
+"""Loading models of transformers, and the kind of backbone that each becomes."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ _CLASSES = {
 
 
 def load(source: str, name: str | None, tensors: bool = True) -> Backbone:
-    """The backbone at a name or in a folder, called `name`; safetensors only, never with remote code.
+    """Return the backbone at a name or in a folder, called `name`; safetensors only, never with remote code.
 
     Without `tensors`, the model is made from its configuration alone. Raises AdaptError for a model of another kind,
-    and where transformers cannot load it.
+    and if transformers cannot load it.
     """
     import transformers
 
@@ -70,7 +70,10 @@ def load(source: str, name: str | None, tensors: bool = True) -> Backbone:
 
 
 def whole(kind: Any, source: str, **options: object) -> PreTrainedModel:
-    """The model of class `kind` at `source`. AdaptError where a tensor is missing: transformers draws random values."""
+    """Return the model of class `kind` at `source`.
+
+    Raises AdaptError if a tensor is missing, for which transformers draws random values.
+    """
     native = {"use_safetensors": True, "trust_remote_code": False, "output_loading_info": True}
     model, report = kind.from_pretrained(source, **native, **options)
     if missing := sorted(report["missing_keys"]):
@@ -83,7 +86,7 @@ def whole(kind: Any, source: str, **options: object) -> PreTrainedModel:
 
 
 def build(model: nn.Module, processor: Processor, name: str | None = None) -> Backbone:
-    """The backbone of a transformers model and its processor. Raises AdaptError for one of another kind."""
+    """Return the backbone of a transformers model and its processor. Raises AdaptError for a model of another kind."""
     from adapt.backbones import fusion, hf, llava
 
     builders: dict[str | None, Callable[..., Backbone]] = {

@@ -1,4 +1,4 @@
-"""A frozen vision tower beside a frozen decoder language model; a method says how the one reaches the other."""
+"""A frozen vision tower beside a frozen decoder language model; a method says how they are connected."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ class Vision:
 class VisionLLM(Backbone):
     """Any mapped vision tower with any decoder language model of transformers that `decoder_tower` knows.
 
-    `prompt` has {} for the question and <image> for the image; left out, it is the tokenizer's chat template, or plain
-    words where there is none. `patch_block` is the vision block whose output are the patch features, as in LLaVA.
+    `prompt` has {} for the question and <image> for the image; by default it is the tokenizer's chat template, or plain
+    words if there is none. `patch_block` is the vision block whose output is taken as patch features, as in LLaVA.
     """
 
     family = "vision LLM"
@@ -80,7 +80,7 @@ class VisionLLM(Backbone):
         self._encode, self._vision = vision.encode, vision.model
 
     def patches(self, images: Tensor) -> Tensor:
-        """Patch features `(b, p, d)` of images `(b, 3, h, w)`: a vision block's output without the class token."""
+        """Return patch features `(b, p, d)` of images `(b, 3, h, w)`: a vision block's output but the class token."""
         tower = self.towers["vision"]
         block, found = tower.blocks[self.patch_block], list[Tensor]()
         with alone(self.model):  # a hook hears every thread's calls
@@ -93,7 +93,7 @@ class VisionLLM(Backbone):
         return features[:, 1:] if tower.form.pooling == "class" else features
 
     def patch_shape(self) -> tuple[int, int]:
-        """How many patches an image has, and their width: read off one pass."""
+        """Return how many patches an image has, and their width, measured on one pass."""
         size = self.preprocess.size
         with torch.inference_mode():
             _, count, width = self.patches(torch.zeros(1, 3, size, size, device=self.device)).shape
@@ -108,7 +108,7 @@ class VisionLLM(Backbone):
 
     @property
     def longest(self) -> int:
-        """How many tokens the language model takes."""
+        """The most tokens that the language model takes."""
         return int(getattr(self.llm.config.get_text_config(), "max_position_embeddings", 2**31))
 
     @property
@@ -117,7 +117,7 @@ class VisionLLM(Backbone):
 
 
 def _chat_prompt(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """The prompt of one turn by the tokenizer's chat template, None where it has none."""
+    """Return the prompt of one turn by the tokenizer's chat template, None if it has none."""
     if not getattr(tokenizer, "chat_template", None):
         return None
     from jinja2 import TemplateError

@@ -1,4 +1,4 @@
-"""Do the images decode? Found out in worker processes, before anything is trained on them."""
+"""A check that images decode, in worker processes, before anything is trained on them."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ _NAMED = 3
 
 
 def broken_images(items: Sequence[Item], progress: Progress | None = None) -> dict[str, str]:
-    """Why `adapt.data.open_image` would refuse an image, or a mask, by its path, in the order of `items`.
+    """Return the reasons why `adapt.data.open_image` would refuse images or masks, by path, in the order of `items`.
 
-    `progress` is told how many files are done, and of how many. A file that several items share is looked at once.
+    `progress` is given the number of files done, and of all. A file that several items share is checked once.
     """
     turned = {path: item.turned for item in items for path in item.files}
     problems = _of_each(_problem, turned, progress)
@@ -42,13 +42,13 @@ def broken_images(items: Sequence[Item], progress: Progress | None = None) -> di
 
 
 def all_facts(items: Sequence[Item], progress: Progress | None = None) -> dict[str, Facts]:
-    """Facts about each file of `items`, masks among them, by its path; `progress` is as of `broken_images`."""
+    """Return facts about each file of `items`, including masks, by path; `progress` is as for `broken_images`."""
     turned = {parted(path)[0]: item.turned for item in items for path in item.files}
     return dict(zip(turned, _of_each(facts_of, turned, progress), strict=True))
 
 
 def unfit(items: Sequence[Item], facts: Mapping[str, Facts]) -> dict[str, str]:
-    """Reasons why regions and masks cannot be used whose files can be read, by their paths."""
+    """Return the reasons why regions and masks of readable files cannot be used, by their paths."""
     found: dict[str, str] = {}
     for item in items:
         for path in item.paths:
@@ -67,7 +67,7 @@ def _broken_masks(items: Sequence[Item], unread: Set[str]) -> dict[str, str]:
 
 
 def check_root(split: Split) -> None:
-    """AdaptError where not a single image is under the root: mostly they start from another folder."""
+    """Raise AdaptError if no image is under the root: usually their paths start from another folder."""
     items = [item for item in split.items() if item.paths]
     if not (split.root and items) or any(map(_may_be_there, items)):
         return
@@ -83,10 +83,10 @@ def _may_be_there(item: Item) -> bool:
 
 
 def without_broken(split: Split, broken: Broken, progress: Progress | None = None) -> Split:
-    """`split` with images that all decode: itself, or where `broken` is "skip" what is left of it, which is logged.
+    """Return `split` with only images that decode: itself, or if `broken` is "skip" the rest, which is logged.
 
-    Raises AdaptError, with their number, where images do not decode and `broken` is "refuse"; where a class has no
-    training image left; and where none of the images is there.
+    Raises AdaptError, with their number, if images do not decode and `broken` is "refuse"; if a class has no training
+    image left; and if none of the images exists.
     """
     if broken not in get_args(Broken):
         raise AdaptError(f"broken is {broken!r}; {nearest(broken, get_args(Broken))}")

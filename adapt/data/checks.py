@@ -1,4 +1,4 @@
-"""Checks of a data set, of what stops training and of what is worth knowing: one function each, and all of them run.
+"""Checks of a data set, for what stops training and for what is worth knowing: one function each.
 
 A check reads what was found out about every file (`Looked`) and gives findings: what a person reads, and rows for a
 list. Those that `stop` training are problems, and the others notes.
@@ -28,7 +28,7 @@ ListRow = dict[str, str | int]
 
 @dataclass(frozen=True)
 class Finding:
-    """What one check found: a line for people, and a row for each file, class or part that it is about."""
+    """The result of a check: a line for people, and a row for each file, class or part that it is about."""
 
     list: str
     """Name of the list that its rows go to; findings of several checks may share one."""
@@ -39,19 +39,19 @@ class Finding:
 
 
 def found_in(looked: Looked) -> list[Finding]:
-    """All findings: problems first, each kind in the order of the checks."""
+    """Return all findings: problems first, each kind in the order of the checks."""
     found = [finding for check in CHECKS for finding in check(looked)]
     return sorted(found, key=lambda finding: not finding.stops)
 
 
 def inconsistent(looked: Looked) -> Iterator[Finding]:
-    """Problems that keep it from being a data set: a class without a training image, labels without names."""
+    """Yield what prevents it from being a data set: a class without a training image, labels without names."""
     for problem in looked.inconsistent:
         yield Finding("inconsistent", problem, [{"problem": problem}], stops=True)
 
 
 def lacking(looked: Looked) -> Iterator[Finding]:
-    """Files whose format needs a library that is not installed, a finding for each library."""
+    """Yield the files whose format needs a library that is not installed, a finding for each library."""
     of_library: dict[str, list[str]] = defaultdict(list)
     for path, facts in sorted(looked.facts.items()):
         if facts.problem and facts.lacks:
@@ -64,21 +64,21 @@ def lacking(looked: Looked) -> Iterator[Finding]:
 
 
 def unreadable(looked: Looked) -> Iterator[Finding]:
-    """Files that are missing, empty, truncated, or no pictures, a finding for each."""
+    """Yield files that are missing, empty, truncated, or not pictures, a finding for each."""
     broken = {path: facts.problem for path, facts in looked.facts.items() if facts.problem and not facts.lacks}
     for path, problem in (broken | looked.unfit).items():
         yield Finding("unreadable", problem, [_of(path, why=problem)], stops=True)
 
 
 def untrainable(looked: Looked) -> Iterator[Finding]:
-    """Data without training images, which can only be measured."""
+    """Yield that there are no training images, so that the data can only be used for evaluation."""
     if looked.split.class_names and not looked.split.train:
         line = "no training images: the data can be measured, and not learned from (a folder for them is called train)"
         yield Finding("classes", line, [])
 
 
 def empty_classes(looked: Looked) -> Iterator[Finding]:
-    """Classes without any image, such as empty folders."""
+    """Yield classes without any image, such as empty folders."""
     listed = _by_class(looked.split.items())
     for name in looked.split.class_names:
         if not listed[name]:
@@ -87,7 +87,7 @@ def empty_classes(looked: Looked) -> Iterator[Finding]:
 
 
 def lost_classes(looked: Looked) -> Iterator[Finding]:
-    """Classes that have training images none of which can be read."""
+    """Yield classes none of whose training images can be read."""
     listed = _by_class(item for part, item in looked.of_parts if part == "train")
     read = _by_class(item for part, item, _ in looked.usable if part == "train")
     for name in looked.split.class_names:
@@ -97,7 +97,7 @@ def lost_classes(looked: Looked) -> Iterator[Finding]:
 
 
 def single(looked: Looked) -> Iterator[Finding]:
-    """Classes with one training image."""
+    """Yield the classes with one training image."""
     listed = _by_class(looked.split.train)
     names = [name for name in looked.split.class_names if listed[name] == 1]
     if names:
@@ -106,7 +106,7 @@ def single(looked: Looked) -> Iterator[Finding]:
 
 
 def skipped(looked: Looked) -> Iterator[Finding]:
-    """Files beside the data that look like pictures."""
+    """Yield files beside the data that look like pictures."""
     if files := looked.passed_over:
         names = _named(looked, [each.path for each in files])
         line = f"{counted(files)} passed over ({by_suffix(files)}): {names}"
@@ -114,7 +114,7 @@ def skipped(looked: Looked) -> Iterator[Finding]:
 
 
 def contradictions(looked: Looked) -> Iterator[Finding]:
-    """Copies of one picture with different labels, in one part or in two."""
+    """Yield copies of one picture with different labels, in one part or in two."""
     rows = []
     for copies in looked.alike:
         if len({item.label for _, item in copies}) > 1:
@@ -125,7 +125,7 @@ def contradictions(looked: Looked) -> Iterator[Finding]:
 
 
 def copies(looked: Looked) -> Iterator[Finding]:
-    """Copies in val and test of training images, with the same label."""
+    """Yield copies of training images in val and test, with the same label."""
     rows: dict[str, list[ListRow]] = {"val": [], "test": []}
     for group in looked.alike:
         training = [item for part, item in group if part == "train"]
@@ -139,7 +139,7 @@ def copies(looked: Looked) -> Iterator[Finding]:
 
 
 def duplicates(looked: Looked) -> Iterator[Finding]:
-    """Copies within one part, with the same label."""
+    """Yield copies within one part, with the same label."""
     rows = []
     for group in looked.alike:
         first: dict[tuple[str, object], Item] = {}
@@ -151,7 +151,7 @@ def duplicates(looked: Looked) -> Iterator[Finding]:
 
 
 def turned(looked: Looked) -> Iterator[Finding]:
-    """Photographs that EXIF says were taken with a camera held otherwise."""
+    """Yield photographs that, by EXIF, were taken with a rotated camera."""
     files = looked.files(lambda path, facts: facts.held != 1)
     what = "turned upright by EXIF (data.exif=stored takes them as they are stored)"
     if not looked.split.turned:
@@ -204,7 +204,7 @@ _NOTES = (
 
 
 def noted(looked: Looked) -> Iterator[Finding]:
-    """Images of unusual kinds, a finding for each kind."""
+    """Yield images of unusual kinds, a finding for each kind."""
     for note in _NOTES:
         yield from _noted(looked, note.list, note.what, looked.files(note.applies), note.why)
 
@@ -227,7 +227,7 @@ CHECKS: tuple[Callable[[Looked], Iterator[Finding]], ...] = (
 
 
 def lists_of(findings: Sequence[Finding]) -> dict[str, list[ListRow]]:
-    """The rows of all findings, by the list that they are in."""
+    """Return the rows of all findings, by the list that they belong to."""
     found: dict[str, list[ListRow]] = defaultdict(list)
     for finding in findings:
         found[finding.list] += finding.rows
@@ -255,7 +255,7 @@ def _named(looked: Looked, paths: Sequence[str]) -> str:
 
 
 def _pairs(looked: Looked, rows: Sequence[ListRow]) -> str:
-    """Copies, each with what it is a copy of in brackets, and their labels where these differ."""
+    """Return copies, each with its original in brackets, and their labels if these differ."""
 
     def of(row: ListRow, key: str) -> str:
         path = _short(looked, str(row[f"{key}path"]))
@@ -265,7 +265,7 @@ def _pairs(looked: Looked, rows: Sequence[ListRow]) -> str:
 
 
 def _short(looked: Looked, path: str) -> str:
-    """A path below the data's own root."""
+    """Return a path relative to the data's own root."""
     inside = os.path.join(looked.split.root, "") if looked.split.root else ""
     return path.removeprefix(inside)
 

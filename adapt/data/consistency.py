@@ -1,4 +1,4 @@
-"""What makes no data set: labels without names, parts of two kinds, a class that nothing can be learned of."""
+"""Refusal of inconsistent data: labels without names, parts of two kinds, a class without training images."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def collecting() -> Iterator[list[str]]:
 
 
 def check_consistent(split: Split) -> None:
-    """AdaptError, naming the item or the class, for what `Split` says that it raises it for."""
+    """Raise AdaptError, naming the item or the class, in the cases that `Split` documents."""
     problems = _collected.get()
     for check in _CHECKS:
         try:
@@ -93,7 +93,7 @@ def _check_no_empty_class(split: Split) -> None:
 
 
 def _check_tasks(split: Split) -> None:
-    """AdaptError for labels of two tasks in one part, and where one part has classes and another none."""
+    """Raise AdaptError for labels of two tasks in one part, and if only one of two parts has classes."""
     for part in (split.train, split.val, split.test):
         of_tasks = {item.task: item for item in reversed(part)}
         _check_one([*of_tasks.values()], split.name)

@@ -28,12 +28,12 @@ def contact_sheet(
     font: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> Image.Image:
-    """`per_class` of the `items` of each class, evenly spaced, in blocks by label from left to right and down.
+    """Draw `per_class` of the `items` of each class, evenly spaced, in blocks by label, left to right and down.
 
     An image that cannot be decoded is crossed out. `font` is a TrueType file, by default matplotlib's DejaVu Sans,
-    which has Latin, Greek, Cyrillic and more. `progress` is told how many classes are drawn, and of how many.
+    which has Latin, Greek, Cyrillic and more. `progress` is given the number of classes drawn, and of all.
 
-    Raises AdaptError where there are no images to draw, or no font.
+    Raises AdaptError if there are no images to draw, or no font.
     """
     items = [item for item in items if item.paths]
     if items and not class_names:
@@ -64,7 +64,7 @@ def contact_sheet(
 
 
 def _font(path: str | os.PathLike[str] | None) -> ImageFont.FreeTypeFont:
-    """Pillow's own font has letters of English only."""
+    """Return a font with the letters of many languages: Pillow's own has English only."""
     if path is None:
         try:
             import matplotlib
@@ -79,7 +79,7 @@ def _font(path: str | os.PathLike[str] | None) -> ImageFont.FreeTypeFont:
 
 
 def _fitted(text: str, width: int, pen: ImageDraw.ImageDraw) -> str:
-    """`text`, or as much of its beginning as fits into `width` pixels."""
+    """Return `text`, or as much of its beginning as fits into `width` pixels."""
     if pen.textlength(text) <= width:
         return text
     kept = len(text)
@@ -89,7 +89,7 @@ def _fitted(text: str, width: int, pen: ImageDraw.ImageDraw) -> str:
 
 
 def _spaced(group: Sequence[Item], count: int) -> list[Item | None]:
-    """`count` of the group, from its whole length; None in the places of those that a small group lacks."""
+    """Return `count` evenly spaced members of the group; None stands for each that a small group lacks."""
     if len(group) <= count:
         return [*group, *[None] * (count - len(group))]
     return [group[place * len(group) // count] for place in range(count)]

@@ -42,13 +42,13 @@ def run(
     checkpointing: bool = False,
     merge: bool = False,
 ) -> Computed:
-    """What `compute()` gives while the library's forward of `model` computes what edits ask of towers.
+    """Return `compute()` while the library's forward of `model` computes under edits of towers.
 
     `prompts` say where learned tokens stand in each row of text; `checkpointing` recomputes every block of these towers
     in the backward pass; `merge` folds one image's low-rank updates into copies of the weights.
 
-    No other call runs on `model` meanwhile. Raises AdaptError for an edit that its tower cannot carry, and where the
-    tower is no longer the model's.
+    No other call runs on `model` meanwhile. Raises AdaptError for an edit that its tower cannot carry, and if the tower
+    no longer belongs to the model.
     """
     planned = [(tower, plan(tower, edits)) for tower, edits in changes]
     with alone(model), frozen(model), ExitStack() as stack:
@@ -86,7 +86,7 @@ def _edited(
 def _once(
     model: nn.Module, enter: Callable[[], AbstractContextManager[None]]
 ) -> Callable[[], AbstractContextManager[None]]:
-    """`enter` on a frozen model of one's own; nothing where it is entered already, as in a block's first pass."""
+    """Return a context that enters `enter` on a frozen model, unless it is entered already, as in a first pass."""
     entered: list[bool] = []
 
     @contextmanager
@@ -107,7 +107,7 @@ def _once(
 
 @contextmanager
 def _inside_blocks(tower: Tower, asked: Plan, prompts: Sequence[Prompt], merge: bool) -> Iterator[None]:
-    """What must hold while a block computes, the first time and again: its parts replaced."""
+    """Replace the parts of blocks while they compute, both the first time and again in the backward pass."""
     with ExitStack() as stack:
         for index in asked.replaced.keys() | asked.attention.keys():
             weights = None
@@ -131,7 +131,7 @@ def _inside_blocks(tower: Tower, asked: Plan, prompts: Sequence[Prompt], merge: 
 
 @contextmanager
 def _beside(site: Site, edit: Parallel) -> Iterator[None]:
-    """Inside, the output of the edit's module of what the site reads joins the site's own."""
+    """Add the output of the edit's module, which reads what the site reads, to the site's own output."""
     read: list[Tensor] = []
 
     def keep(reader: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -162,7 +162,7 @@ def _added(output: BlockOutput, beside: Tensor) -> BlockOutput:
 
 @contextmanager
 def _outer(tower: Tower, asked: Plan) -> Iterator[None]:
-    """Inside, the tower's own norms and last projection are others, or, as a parameter, the latter is left out."""
+    """Replace the tower's own norms and last projection; one that is a parameter is left out."""
     with ExitStack() as stack:
         for name, module in asked.outer.items():
             part = tower.parts[name]
@@ -177,7 +177,7 @@ def _outer(tower: Tower, asked: Plan) -> Iterator[None]:
 
 
 def _projected(tower: Tower, asked: Plan, result: Computed) -> Computed:
-    """What the library read off the tower, by another last projection where its own, a parameter, was left out."""
+    """Return the result after the new last projection, if the tower's own, a parameter, was left out."""
     part, module = tower.projection, asked.outer.get("projection")
     if part is None or module is None or isinstance(getattr(part.owner, part.name), nn.Module):
         return result
@@ -186,16 +186,16 @@ def _projected(tower: Tower, asked: Plan, result: Computed) -> Computed:
 
 
 def _bypass(module: nn.Module, returns: int, x: Tensor, *args: object, **kwargs: object) -> BlockOutput:
-    """`module` in place of a block, whatever masks the library hands over; None for the attention weights."""
+    """Return the output of `module` in place of a block, ignoring masks; None for the attention weights."""
     return (module(x), *[None] * (returns - 1)) if returns else module(x)
 
 
 def _forwards(
     block: Block, modules: dict[str, nn.Module], heads: int, weights: Callable[[Tensor], Tensor] | None
 ) -> Iterator[tuple[nn.Module, Callable[..., object]]]:
-    """Which modules of `block` compute differently, and how.
+    """Yield which modules of `block` compute differently, and how.
 
-    `modules` stand for its projections, `weights` makes attention weights of scaled scores.
+    `modules` replace its projections, `weights` makes attention weights from scaled scores.
     """
     linears: dict[str, Linear] = {
         letter: modules.get(letter, projection) for letter, projection in block.projections.items()
@@ -216,7 +216,7 @@ def _forwards(
 
 
 def _side_by_side(linears: Sequence[Linear], rows: Sequence[slice | Tensor | None], x: Tensor) -> Tensor:
-    """`(..., in) -> (..., sum of out)`: what a fused linear computes, from its parts, each of its own rows."""
+    """Compute `(..., in) -> (..., sum of out)`, the output of a fused linear, from its parts and their rows."""
     outputs = [linear(x) for linear in linears]
     if len(outputs) == 1:
         return outputs[0]
@@ -234,7 +234,7 @@ def _split_attention(
     need_weights: bool = False,
     attn_mask: Tensor | None = None,
 ) -> tuple[Tensor, None]:
-    """`nn.MultiheadAttention`'s forward over separate projections, with None for its weights."""
+    """Compute what `nn.MultiheadAttention` does from separate projections, with None for its weights."""
     return attend(linears, attn.num_heads, attn.batch_first, query, key, value, attn_mask), None
 
 
@@ -247,7 +247,7 @@ def _weighted(
     *args: object,
     **inputs: Tensor,
 ) -> BlockOutput:
-    """Self-attention by other weights, under the library's own signature; the mask is made anew, not taken over."""
+    """Compute self-attention with other weights, under the library's signature; the mask is made anew."""
     x = next(inputs[name] for name in ("hidden_states", "query", "x") if name in inputs) if x is None else x
     x = x if block.batch_first else x.transpose(0, 1)
     out = weighted_attention(linears, x, heads, weights)
@@ -258,7 +258,7 @@ def _weighted(
 def _checkpointed(
     module: nn.Module, inside: Callable[[], AbstractContextManager[None]]
 ) -> AbstractContextManager[None]:
-    """`module` is computed again in the backward pass, under the edits of this call though they are gone by then."""
+    """Recompute `module` in the backward pass, under the edits of this call, which have ended by then."""
     forward = module.forward
 
     def again(*args: object, **kwargs: object) -> object:

@@ -1,4 +1,4 @@
-"""Low-rank updates of each image inside one decoder block: beside the frozen maps, or merged into copies of them."""
+"""Low-rank updates of each image in one decoder block, beside the frozen maps or merged into copies of them."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from adapt.errors import AdaptError
 
 @contextmanager
 def updated(block: Block, updates: dict[str, LowRank], merge: bool) -> Iterator[None]:
-    """Inside, the sites of `block` compute with their updates.
+    """Let the sites of `block` compute with their updates.
 
-    With `merge`, updates of a single image are folded into copies of the weights they fit into: frozen linears in
+    With `merge`, updates of a single image are folded into copies of the weights if possible: frozen linears in
     floating point that nothing else replaces. The others run beside theirs.
     """
     merged: dict[nn.Linear, dict[str, LowRank]] = {}
@@ -55,7 +55,7 @@ def _merged(linear: nn.Linear, block: Block, updates: dict[str, LowRank]) -> Cal
 
 
 def _plus(weight: Tensor, update: LowRank) -> Tensor:
-    """`weight + scale * up @ down.T`, computed in fp32."""
+    """Return `weight + scale * up @ down.T`, computed in fp32."""
     up, down = update.up[0].float(), update.down[0].float()
     return torch.addmm(weight.float(), up, down.T, alpha=update.scale).to(weight.dtype)
 
@@ -77,7 +77,7 @@ def _beside(block: Block, site: str, update: LowRank) -> RemovableHandle:
 
 
 def _change(down: Tensor, up: Tensor, x: Tensor) -> Tensor:
-    """`x @ down @ up` `(n, l, out)` of `x` `(n, l, in)`: n is a multiple of the images, and each has its next rows.
+    """Return `x @ down @ up` `(n, l, out)` for `x` `(n, l, in)`; n is a multiple of the images, in order.
 
     `down` is `(images, in, rank)`, `up` `(images or 1, rank, out)`.
     """

@@ -1,4 +1,4 @@
-"""Another `forward` for a module, for a while."""
+"""A temporary `forward` for a module."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ _TAKES_TOKENS = ("text", "vision", "decoder")
 
 @dataclass
 class Plan:
-    """Learned tokens that enter and those that overwrite them; what stands for, or beside, the parts of each block."""
+    """The edits of one call: learned tokens that enter or overwrite, and modules in place of, or beside, others."""
 
     entering: Tokens | None = None
     overwriting: dict[int, Tokens] = field(default_factory=dict)
@@ -51,7 +51,7 @@ class Plan:
 
 
 def plan(tower: Tower | None, edits: Sequence[Edit]) -> Plan:
-    """The edits of `tower`, sorted out; None is a tower whose blocks are not mapped, which takes none.
+    """Return the edits of `tower` by where they act; None is a tower whose blocks are not mapped, which takes none.
 
     Raises AdaptError, by name, for a block, projection or site that the tower does not have, an edit that towers of its
     kind cannot carry, two edits that claim one place, or tokens that overwrite where none have entered.
@@ -88,7 +88,7 @@ def plan(tower: Tower | None, edits: Sequence[Edit]) -> Plan:
 
 
 def _place(tower: Tower, edit: Edit) -> str:
-    """Where `edit` acts, in words. AdaptError where the tower has no such place, or cannot carry such an edit."""
+    """Return where `edit` acts, in words. Raises AdaptError if the tower has no such place, or cannot carry it."""
     kind, where = type(edit).__name__, f"the {tower.name} tower"
     if isinstance(edit, Tokens | Attention) and tower.name not in _TAKES_TOKENS:
         raise AdaptError(f"learned tokens cannot enter {where}; those that take some: {', '.join(_TAKES_TOKENS)}")

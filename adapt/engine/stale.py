@@ -1,4 +1,4 @@
-"""Whether what a result was computed from is still what it was.
+"""Whether the inputs of a stored result are still the same.
 
 Edits are compared to the bit, whatever changed them: an optimiser, `vector_to_parameters`, a buffer, a selection. The
 backbone is too large for that: its tensors count as changed by their version, their memory, or a sampled value.
@@ -18,13 +18,13 @@ from adapt.edits import Edit
 
 
 class Values:
-    """A detached copy of values, such as a list of edits, that later ones are compared with."""
+    """A detached copy of values, such as a list of edits, to compare later ones with."""
 
     def __init__(self, values: object) -> None:
         self._leaves = [leaf.detach().clone() if isinstance(leaf, Tensor) else leaf for leaf in _leaves(values)]
 
     def same(self, values: object) -> bool:
-        """Whether `values` are what these were. An object that cannot be looked into is the same as itself only."""
+        """Return whether `values` equal these. An object that cannot be inspected equals only itself."""
         leaves = list(_leaves(values))
         return len(leaves) == len(self._leaves) and all(map(_same, self._leaves, leaves))
 
@@ -39,7 +39,7 @@ _PLAIN = (bool, int, float, str, bytes, frozenset, type(None), torch.Size, torch
 
 
 def _leaves(value: object) -> Iterator[object]:
-    """What `value` is made of: tensors, plain values, and objects that cannot be looked into."""
+    """Yield what `value` is made of: tensors, plain values, and objects that cannot be inspected."""
     if isinstance(value, StandIn):  # for the backbone's own tensors, which are watched there
         yield type(value)
     elif isinstance(value, Edit | nn.Module):
@@ -74,7 +74,7 @@ class Weights:
         self._values = self._sampled()
 
     def same(self) -> bool:
-        """Whether the model has the same tensors in the same modules, and the values that were sampled."""
+        """Return whether the model has the same tensors in the same modules, and the values that were sampled."""
         found = self._found()
         return (
             len(found) == len(self._held)
@@ -95,7 +95,7 @@ def _memory(tensor: Tensor) -> tuple[int, int]:
 
 
 def _middle(tensor: Tensor) -> Tensor:
-    """A view `(1,)` of the entry in the middle of each axis."""
+    """Return a view `(1,)` of the entry in the middle of each axis."""
     view = tensor.data
     for axis, size in enumerate(tensor.shape):
         view = view.narrow(axis, size // 2, 1)

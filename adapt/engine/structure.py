@@ -1,4 +1,4 @@
-"""The modules that a tower is made of at the moment, and whether anything on them asks for the library's own forward.
+"""The modules of a tower at the moment, and whether any of them needs the library's own forward.
 
 The fast paths compute a tower from its parameters and call few of its modules: a hook would not fire, and a forward
 that somebody put on a module would not be called.
@@ -17,7 +17,7 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 
 
 def structure(backbone: Backbone, name: str) -> Structure:
-    """All modules of the model but those of its other towers alone, while no call has replaced parts for itself."""
+    """Return the modules of the model except those of its other towers, while no call has replaced parts."""
     blocks = {each: {block.module for block in tower.blocks} for each, tower in backbone.towers.items()}
     own = blocks.pop(name, set())
     others = set[nn.Module]().union(*blocks.values()) if own else set[nn.Module]()
@@ -26,7 +26,7 @@ def structure(backbone: Backbone, name: str) -> Structure:
 
 
 def hooked(found: Structure) -> bool:
-    """Whether hooks of any kind, or a forward of its own, are on one of these modules."""
+    """Return whether hooks of any kind, or a replaced forward, are on one of these modules."""
     return any(asks for _, asks in found)
 
 
@@ -37,7 +37,7 @@ def _asks(module: nn.Module) -> bool:
 def _within(
     module: nn.Module, own: set[nn.Module], others: set[nn.Module], seen: set[nn.Module]
 ) -> tuple[list[nn.Module], bool, bool]:
-    """`module` and all in it but what holds blocks of others and none of one's own; whether it holds either."""
+    """Return `module` and its descendants but those that hold only blocks of others; whether it holds either kind."""
     seen.add(module)
     found, holds_own, holds_others = [module], module in own, module in others
     for child in module._modules.values():

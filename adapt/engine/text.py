@@ -1,4 +1,4 @@
-"""The fast path: the exact class features of a causal text tower, without the work that cannot change them.
+"""The fast path of text: the exact class features of a causal text tower, without redundant work.
 
 Rows after the end of text are never computed, the prefix that all classes share is computed once, classes are packed
 by suffix length, and the last block computes end-of-text rows only. Every linear sees all rows as one matrix.
@@ -30,7 +30,7 @@ from adapt.prompts import Prompt, shared_prefix
 
 
 def reason_against(tower: Tower | None) -> str | None:
-    """Why the fast path does not serve `tower`, or None where it does."""
+    """Return why the fast path does not serve `tower`, or None if it does."""
     if tower is None or tower.text is None:
         return "its blocks are not mapped"
     if not tower.form.causal:
@@ -42,7 +42,7 @@ def reason_against(tower: Tower | None) -> str | None:
 
 @torch.no_grad()
 def agrees(backbone: DualEncoder, prompts: Sequence[Prompt]) -> bool:
-    """Whether both paths give the same features for the shortest and the longest prompt."""
+    """Return whether both paths give the same features for the shortest and the longest prompt."""
     pair = sorted(prompts, key=lambda prompt: len(prompt.ids))
     pair = [pair[0], pair[-1]] if len(pair) > 1 else pair
     budget, absent = free_bytes(backbone.device), bypassing_absent(backbone.tower("text"))
@@ -51,13 +51,13 @@ def agrees(backbone: DualEncoder, prompts: Sequence[Prompt]) -> bool:
 
 
 def active_dropout(module: nn.Module) -> bool:
-    """Whether `module` draws random numbers now."""
+    """Return whether `module` draws random numbers now."""
     return any(isinstance(part, nn.Dropout) and part.p > 0 and part.training for part in module.modules())
 
 
 @dataclass(eq=False)
 class PlainText:
-    """The library's own forward over padded prompts: serves every tower, and is the oracle of the fast path."""
+    """The library's own forward over padded prompts, which serves every tower and is the oracle of the fast path."""
 
     backbone: DualEncoder
     prompts: Sequence[Prompt]
@@ -69,9 +69,9 @@ class PlainText:
             return pad_rows([list(prompt.ids) for prompt in self.prompts], self.backbone.tokenizer)
 
     def __call__(self, edits: Sequence[Edit], budget: int) -> Tensor:
-        """Features before normalisation, inside about `budget` bytes of activations.
+        """Return features before normalisation, inside about `budget` bytes of activations.
 
-        `(n, e)`, or `(b, n, e)` where the learned tokens are those of `b` images: one image after the other.
+        `(n, e)`, or `(b, n, e)` if the learned tokens belong to `b` images, which are encoded one after the other.
         """
         images = plan(self.backbone.towers.get("text"), edits).images
         if images is None:
@@ -107,7 +107,7 @@ class PlainText:
 
 
 def _of_image(edits: Sequence[Edit], image: int) -> list[Edit]:
-    """The edits of one image, whose learned tokens are `(k, d)` or `(n, k, d)`."""
+    """Return the edits of one image, whose learned tokens are `(k, d)` or `(n, k, d)`."""
     return [
         replace(edit, values=edit.values[image] if edit.per_class else edit.values[image, 0])
         if isinstance(edit, Tokens) and edit.per_image
@@ -118,7 +118,7 @@ def _of_image(edits: Sequence[Edit], image: int) -> list[Edit]:
 
 @dataclass(eq=False)
 class FastText:
-    """Encodes the prompts of one list of classes; packings are made once and reused by every step."""
+    """An encoder of the prompts of one list of classes; packings are made once and reused by every step."""
 
     backbone: DualEncoder
     prompts: Sequence[Prompt]
@@ -126,9 +126,9 @@ class FastText:
     _packings: dict[tuple[int, int, torch.device], list[Packing]] = field(default_factory=dict, init=False)
 
     def __call__(self, edits: Sequence[Edit], budget: int) -> Tensor:
-        """Features before normalisation, inside about `budget` bytes of activations.
+        """Return features before normalisation, inside about `budget` bytes of activations.
 
-        `(n, e)`, or `(b, n, e)` where the learned tokens are those of `b` images.
+        `(n, e)`, or `(b, n, e)` if the learned tokens belong to `b` images.
         """
         tower = self.backbone.tower("text")  # asked for anew: blocks may have been cut out of it
         asked = plan(tower, edits)
@@ -158,7 +158,7 @@ class FastText:
         return packings
 
     def _encode(self, tower: Tower, packing: Packing, asked: Plan) -> Tensor:
-        """Features `([b,] n, e)` of one packing."""
+        """Return features `([b,] n, e)` of one packing."""
         parts: TextParts = tower.text  # type: ignore[assignment]
         with frozen(self.backbone.model):
             check_parts(tower, self.backbone.model)
@@ -181,7 +181,7 @@ class FastText:
     def _block(
         self, block: Block, index: int, asked: Plan, packing: Packing, heads: int, last: bool, x: Tensor
     ) -> Tensor:
-        """One block over `(..., rows, d)`; the last one returns end-of-text rows `(..., n, d)` only."""
+        """Return one block's output `(..., rows, d)`; for the last block only end-of-text rows `(..., n, d)`."""
         attend = partial(
             prefix_suffix_attention, packing=packing, heads=heads, ends_only=last, edit=asked.attention.get(index)
         )
@@ -190,7 +190,7 @@ class FastText:
 
 
 def _placed(x: Tensor, edit: Tokens, packing: Packing) -> Tensor:
-    """`x` `([b,] rows, d)` with the learned tokens in their places."""
+    """Return `x` `([b,] rows, d)` with the learned tokens in their places."""
     values = edit.values if edit.values.ndim > 2 else edit.values[None]
     chosen = values[..., packing.slot_class if edit.per_class else 0, packing.slot_index, :]
     if edit.per_image:

@@ -1,4 +1,4 @@
-"""Learned tokens on the plain path: they enter, and are overwritten, through hooks on the library's own modules."""
+"""Learned tokens on the plain path: they enter and are overwritten through hooks on the library's modules."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Change = Callable[[Tensor], Tensor]  # (b, l, d) -> (b, l', d)
 
 @contextmanager
 def entered(tower: Tower, asked: Plan, prompts: Sequence[Prompt]) -> Iterator[None]:
-    """Inside, the library's forward of `tower` runs with the learned tokens of `asked`."""
+    """Run the library's forward of `tower` with the learned tokens of `asked`."""
     with ExitStack() as stack:
         for edit in (asked.entering, *asked.overwriting.values()):
             if edit is not None:
@@ -31,7 +31,7 @@ def entered(tower: Tower, asked: Plan, prompts: Sequence[Prompt]) -> Iterator[No
 
 
 def _text_hook(tower: Tower, edit: Tokens, prompts: Sequence[Prompt]) -> Iterator[RemovableHandle]:
-    """Learned tokens take the places that `prompts` keep for them, `(k, d)` or one `(n, k, d)` a prompt."""
+    """Put learned tokens `(k, d)`, or `(n, k, d)` for each prompt, in the places that `prompts` keep for them."""
     places = [
         (row, position, slot)
         for row, prompt in enumerate(prompts)
@@ -52,7 +52,7 @@ def _text_hook(tower: Tower, edit: Tokens, prompts: Sequence[Prompt]) -> Iterato
 
 
 def _vision_hooks(tower: Tower, edit: Tokens) -> Iterator[RemovableHandle]:
-    """Learned tokens `(k, d)` or `(b, k, d)` stand after the patches, and no pooling sees them."""
+    """Put learned tokens `(k, d)` or `(b, k, d)` after the patches, hidden from pooling."""
     count = edit.values.shape[-2]
 
     def appended(x: Tensor) -> Tensor:
@@ -72,7 +72,7 @@ def _before(block: Block, change: Change) -> RemovableHandle:
 
 
 def _oriented(block: Block, change: Change) -> Change:
-    """`change` for what the library hands to `block`, which may be `(l, b, d)`."""
+    """Return `change` for the tokens that the library hands to `block`, which may be `(l, b, d)`."""
     return change if block.batch_first else lambda x: change(x.transpose(0, 1)).transpose(0, 1)
 
 
@@ -81,7 +81,7 @@ def _change_input(module: nn.Module, change: Change) -> RemovableHandle:
 
 
 def masked(tower: Tower, asked: Plan, prompts: Sequence[Prompt], edit: Attention) -> Callable[[Tensor], Tensor]:
-    """`edit`'s weights as a function of scores `(b, h, l, l)` that no mask has touched yet."""
+    """Return `edit`'s weights as a function of scores `(b, h, l, l)` to which no mask has been applied."""
     if tower.name == "text":
         return partial(_text_weights, edit, prompts, tower.form.causal)
     count = asked.entering.values.shape[-2]  # type: ignore[union-attr]

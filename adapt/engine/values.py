@@ -1,4 +1,4 @@
-"""Features of each patch of an image, which stay where the patch is: a second way through the same frozen blocks.
+"""Local features: one for each patch of an image, by a second way through the same frozen blocks.
 
 In the last blocks of a CLIP, attention carries to every patch what is anywhere in the image. Beside the ordinary
 stream, and fed by it, a second one attends by the likeness of values, which keeps to what looks alike, and skips the
@@ -21,11 +21,11 @@ from adapt.errors import AdaptError
 
 
 def local_features(backbone: DualEncoder, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Features `(b, rows, columns, e)` of the patches of images `(b, 3, h, w)`, and `(b, e)` of the images themselves.
+    """Return features `(b, rows, columns, e)` of the patches of images `(b, 3, h, w)`, and `(b, e)` of the images.
 
     Both are before normalisation; the ordinary stream gives the latter, so that one pass is enough.
 
-    AdaptError for a vision tower that is not read at a class token, or whose blocks are of another form than CLIP's.
+    Raises AdaptError for a vision tower without a class token, or whose blocks have another form than CLIP's.
     """
     reason = vision.reason_against(backbone)
     tower, nothing = backbone.towers.get("vision"), Plan()

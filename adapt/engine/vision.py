@@ -1,4 +1,4 @@
-"""The fast path of images: the exact features of a vision tower, without the work that cannot change them.
+"""The fast path of images: the exact features of a vision tower, without redundant work.
 
 Attention is computed on contiguous `(b, l, d)`: torch's `nn.MultiheadAttention` goes over to `(l, b, d)`, which makes
 autograd take one small product a position under a frozen weight. Where the class token is pooled, the last block
@@ -32,9 +32,9 @@ CLASS_ROW = slice(1)
 
 
 def reason_against(backbone: DualEncoder) -> str | None:
-    """Why the fast path does not serve its vision tower as it is now, or None where it does.
+    """Return why the fast path does not serve the vision tower as it is now, or None if it does.
 
-    The answer is kept until modules change: a forward costs a comparison then.
+    The answer is kept until modules change: checking it then costs a forward no more than a comparison.
     """
     now = structure(backbone, "vision"), backbone.encode_image
     known, reason = _REASONS.get(backbone, (None, None))
@@ -62,7 +62,7 @@ def _found_against(backbone: DualEncoder, found: Structure) -> str | None:
 
 @torch.no_grad()
 def _agrees(backbone: DualEncoder, tower: Tower) -> bool:
-    """Whether both paths give the same features of two images of noise."""
+    """Return whether both paths give the same features of two images of noise."""
     size = getattr(getattr(backbone.model, "visual", None), "image_size", backbone.preprocess.size)
     height, width = size if isinstance(size, list | tuple) else (size, size)
     noise = torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(0))
@@ -78,7 +78,7 @@ def _agrees(backbone: DualEncoder, tower: Tower) -> bool:
 
 
 def encode(backbone: DualEncoder, images: Tensor, edits: Sequence[Edit], checkpointing: bool = False) -> Tensor:
-    """Features `(b, e)`, before normalisation, of images `(b, 3, h, w)` under edits of the vision tower."""
+    """Return features `(b, e)`, before normalisation, of images `(b, 3, h, w)` under edits of the vision tower."""
     tower = backbone.tower("vision")
     asked = plan(tower, edits)
     with frozen(backbone.model):
@@ -89,9 +89,9 @@ def encode(backbone: DualEncoder, images: Tensor, edits: Sequence[Edit], checkpo
 def encode_from(
     backbone: DualEncoder, block: int, tokens: Tensor, edits: Sequence[Edit], checkpointing: bool = False
 ) -> Tensor:
-    """The same, of what block `block` reads `(b, l, d)` of the images by the backbone alone.
+    """Return the same from the input `(b, l, d)` of block `block`, computed by the backbone without edits.
 
-    Raises AdaptError where edits change an earlier block.
+    Raises AdaptError if edits change an earlier block.
     """
     tower = backbone.tower("vision")
     asked = plan(tower, edits)
@@ -105,7 +105,7 @@ def encode_from(
 
 @torch.no_grad()
 def block_inputs(backbone: DualEncoder, block: int, images: Tensor, begun: int | None = None) -> Tensor:
-    """What block `block` reads `(b, l, d)` by the backbone alone, of images or of what block `begun` reads."""
+    """Return the input `(b, l, d)` of block `block` without edits, for images or for the input of block `begun`."""
     tower, nothing = backbone.tower("vision"), Plan()
     with frozen(backbone.model):
         x = entered(tower, nothing, images) if begun is None else images
@@ -113,7 +113,7 @@ def block_inputs(backbone: DualEncoder, block: int, images: Tensor, begun: int |
 
 
 def first_edited(tower: Tower, edits: Sequence[Edit]) -> int:
-    """The first block that edits change, or what it reads; the number of blocks where they change none."""
+    """Return the first block that edits change, or whose input they change; the number of blocks if none."""
     return _first_edited(tower, plan(tower, edits))
 
 
@@ -130,7 +130,7 @@ def _parts(tower: Tower) -> VisionParts:
 
 
 def entered(tower: Tower, asked: Plan, images: Tensor) -> Tensor:
-    """What the first block reads `(b, l, d)`."""
+    """Return the input of the first block `(b, l, d)`."""
     x = _parts(tower).embed(images)
     if asked.entering is not None:
         x = torch.cat([x, _learned(asked.entering.values, x)], dim=1)
@@ -139,7 +139,7 @@ def entered(tower: Tower, asked: Plan, images: Tensor) -> Tensor:
 
 
 def _learned(values: Tensor, x: Tensor) -> Tensor:
-    """Learned tokens `([b,] k, d)` for each of a batch."""
+    """Return learned tokens `([b,] k, d)` for each image of a batch."""
     return values.to(x.dtype).expand(x.shape[0], -1, -1)
 
 
@@ -152,7 +152,7 @@ def _through(
     checkpointing: bool = False,
     until: int | None = None,
 ) -> Tensor:
-    """What the blocks from `first` on, or only those before `until`, make of `x` `(b, l, d)`."""
+    """Return `x` `(b, l, d)` after the blocks from `first` on, or only those before `until`."""
     learned = 0 if asked.entering is None else asked.entering.values.shape[-2]
     last = len(tower.blocks) - 1
     for index in range(first, len(tower.blocks) if until is None else until):
@@ -170,7 +170,7 @@ def _through(
 
 
 def attend(heads: int, edit: Attention | None, learned: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attention of `q` `(b, queries, d)` over `k` and `v` `(b, l, d)`, whose last `learned` rows are learned tokens."""
+    """Return attention of `q` `(b, queries, d)` over `k` and `v` `(b, l, d)`; the last `learned` rows are tokens."""
     q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
     if edit is None:
         mixed = F.scaled_dot_product_attention(q, k, v)
@@ -182,7 +182,7 @@ def attend(heads: int, edit: Attention | None, learned: int, q: Tensor, k: Tenso
 
 
 def pooled(tower: Tower, asked: Plan, x: Tensor) -> Tensor:
-    """Features `(b, e)` of what the last block gave."""
+    """Return features `(b, e)` of the last block's output."""
     parts = _parts(tower)
     if asked.entering is not None and tower.form.pooling != "class":
         x = x[:, : -asked.entering.values.shape[-2]]

@@ -1,4 +1,4 @@
-"""One family of backbones, one file: `open_clip_models.py` holds the family called `open_clip_models`.
+"""Families of backbones, one file each: `open_clip_models.py` holds the family called `open_clip_models`.
 
 Families of other people are found by an entry point in the group `adapt.backbones` of an installed package, whose name
 is the family's, or are told of by `register`.
@@ -22,12 +22,12 @@ names, register = _listing.names, _listing.register
 
 
 def forms() -> dict[str, str]:
-    """The forms of names of all families, and what each stands for."""
+    """Return the forms of names that all families take, and what each stands for."""
     return {form: text for family in _families() for form, text in family.forms.items()}
 
 
 def of(spec: str) -> Family:
-    """The family that builds what `spec` names. AdaptError where there is none, or two claim it."""
+    """Return the family that builds the backbone `spec`. Raises AdaptError if there is none, or two claim it."""
     claims = [family for family in _families() if family.claims(spec)]
     if len(claims) == 1:
         return claims[0]
@@ -42,7 +42,7 @@ def of(spec: str) -> Family:
 
 
 def of_folder(path: Path) -> Family:
-    """The family whose format a folder has. AdaptError where there is none."""
+    """Return the family whose format a folder has. Raises AdaptError if there is none."""
     family = next((each for each in _families() if each.claims_folder(path)), None)
     if family is None:
         raise AdaptError(f"{path} is no model folder: it holds neither open_clip_config.json nor config.json")

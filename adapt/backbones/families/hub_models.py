@@ -1,4 +1,4 @@
-"""Models of transformers: by a name on the hub, and folders in its format."""
+"""Models of transformers, by a name on the hub, and folders in its format."""
 
 from __future__ import annotations
 

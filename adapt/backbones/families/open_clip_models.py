@@ -1,4 +1,4 @@
-"""Models of open_clip: by architecture and weights, by a repository of the hub, and folders in its format."""
+"""Models of open_clip, by architecture and weights or by a hub repository, and folders in its format."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class OpenCLIPModels(Family):
 
 
 def _snapshot(repository: str) -> Path:
-    """The folder of a repository of the hub: what open_clip itself would ask for, but pickles."""
+    """Return the folder of a hub repository: all that open_clip itself would request, except pickles."""
     folder = hub.snapshot(repository, ("*.json", "*.txt", "*.model", "open_clip_model.safetensors"))
     for needed in ("open_clip_config.json", "open_clip_model.safetensors"):
         if not (folder / needed).is_file():
@@ -110,7 +110,7 @@ def _configuration(path: Path) -> _ModelConfig:
 
 
 def _tokenizer_options(text: _TextConfig) -> dict[str, int | None]:
-    """What open_clip's `get_tokenizer` gets: only a tokenizer of transformers is asked not to run code."""
+    """Return the options of open_clip's `get_tokenizer`; only tokenizers of transformers are told not to run code."""
     options = {"context_length": text.get("context_length")}
     return options | {"trust_remote_code": False} if text.get("hf_tokenizer_name") else options
 
@@ -141,7 +141,7 @@ def _pretrained(spec: str, name: str) -> Backbone:
 def _parts(
     architecture: str, pretrained: str, text: _TextConfig, silence: str | None
 ) -> tuple[CLIP | CustomTextCLIP, SimpleTokenizer | HFTokenizer, Transform]:
-    """Model, tokenizer and evaluation transform; `silence` says that the hub does not answer."""
+    """Return model, tokenizer and evaluation transform; `silence` says that the hub does not answer."""
     import open_clip
 
     from adapt.backbones.foreign_code import needs_code, no_questions
@@ -161,7 +161,7 @@ def _parts(
 
 
 def _warn_of_activation(architecture: str, pretrained: str, quick: bool) -> None:
-    """open_clip loads weights that were trained with another activation, and says so in a warning of its own."""
+    """Warn, in place of open_clip, if weights were trained with another activation than the architecture computes."""
     import open_clip
 
     trained = bool(open_clip.get_pretrained_cfg(architecture, pretrained).get("quick_gelu")) if pretrained else quick
@@ -179,7 +179,7 @@ def _warn_of_activation(architecture: str, pretrained: str, quick: bool) -> None
 
 @contextmanager
 def _without_notes() -> Iterator[None]:
-    """No notes of what the caller asked for (random weights, activations), nor of each failed request to the hub."""
+    """Silence notes on what the caller chose (random weights, activations) and on each failed request to the hub."""
     levels = {each: each.level for each in (logging.getLogger(), logging.getLogger("huggingface_hub"))}
     for each in levels:
         each.setLevel(logging.CRITICAL)

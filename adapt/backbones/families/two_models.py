@@ -36,9 +36,9 @@ class TwoModels(Family):
 
 
 def with_language_model(encoder: Backbone, spec: str, device: torch.device, name: str | None = None) -> VisionLLM:
-    """Join the vision tower of `encoder` to the causal language model that `spec` names: hf:NAME, a folder, or mini-lm.
+    """Return the vision tower of `encoder` joined to the causal language model `spec`: hf:NAME, a folder, or mini-lm.
 
-    It keeps the precision of its checkpoint, but fp16 becomes fp32 for a `device` that is the CPU, which is slow in it.
+    The language model keeps the precision of its checkpoint, but fp16 becomes fp32 on the CPU, which is slow in fp16.
     Raises AdaptError if `encoder` is not a CLIP or SigLIP, or the language model cannot be loaded.
     """
     import torch

@@ -1,4 +1,4 @@
-"""Image files at web addresses: fetched only where the caller allows it, within limits."""
+"""Image files at web addresses, fetched only if the caller allows it, within limits."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ _SECONDS = 10.0  # from the first step to the last byte, ways elsewhere included
 
 
 def is_address(source: str) -> bool:
-    """Whether it begins as an address of the web does."""
+    """Return whether it begins like a web address."""
     return re.match(r"https?://", source, re.IGNORECASE) is not None
 
 
 def fetched(address: str) -> bytes:
-    """What is at an http or https address, of at most as many bytes as an image's file may have.
+    """Return the content of an http or https address, at most as many bytes as an image's file may have.
 
-    Raises AdaptError where all of it is not there within 10 seconds, however it trickles in, for an answer that is an
-    error or has more bytes, and where it leads elsewhere than to http and https.
+    Raises AdaptError if it has not arrived within 10 seconds, however slowly it trickles in, if the server answers with
+    an error or more bytes, and if it redirects to anything other than http and https.
     """
     until = time.monotonic() + _SECONDS
     try:
@@ -48,7 +48,7 @@ def fetched(address: str) -> bytes:
 
 
 class _WithinTheWeb(urllib.request.HTTPRedirectHandler):
-    """urllib's own follows to ftp too."""
+    """A handler that follows redirects to http and https only; urllib's own follows to ftp too."""
 
     def redirect_request(
         self, req: Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
@@ -59,7 +59,7 @@ class _WithinTheWeb(urllib.request.HTTPRedirectHandler):
 
 
 def _left(until: float) -> float:
-    """The seconds until then. Raises TimeoutError where none are left."""
+    """Return the seconds until then. Raises TimeoutError if none are left."""
     left = until - time.monotonic()
     if left <= 0:
         raise TimeoutError("timed out")  # as a socket says it
@@ -67,7 +67,7 @@ def _left(until: float) -> float:
 
 
 class _Until(urllib.request.AbstractHTTPHandler):
-    """A handler of urllib whose connections end at a moment: a timeout of urllib's own begins anew with each byte."""
+    """A handler of urllib whose connections end at a given time: urllib's own timeout restarts with each byte."""
 
     def __init__(self, until: float) -> None:
         super().__init__()
@@ -96,7 +96,7 @@ class _Https(_Until, urllib.request.HTTPSHandler):
 
 
 class _Reading(io.RawIOBase):
-    """The bytes that a socket receives until a moment, in place of the socket where an answer is read from it."""
+    """The bytes that a socket receives until a given time, in place of the socket from which an answer is read."""
 
     def __init__(self, own: socket, until: float) -> None:
         self._socket, self._bytes, self._until = own, own.makefile("rb", buffering=0), until

@@ -20,7 +20,7 @@ _NO_PIXELS = ("O", "U", "S", "T")  # numpy's kinds of objects and texts
 
 
 def is_array(source: object) -> TypeGuard[Pixels]:
-    """Whether `source` is an array of numpy, a tensor, or what gives itself as an array with axes; numpy's texts do."""
+    """Return whether `source` is a numpy array, a tensor, or converts to an array with axes, except numpy's texts."""
     return (
         not isinstance(source, str)
         and hasattr(source, "__array__")
@@ -30,14 +30,14 @@ def is_array(source: object) -> TypeGuard[Pixels]:
 
 
 def is_sequence(array: Pixels) -> bool:
-    """Whether an array holds pictures along its first axis: pixels of several, or paths, bytes and other objects."""
+    """Return whether an array holds several pictures along its first axis, or paths, bytes and other objects."""
     return array.ndim > 3 or (array.ndim > 0 and getattr(array.dtype, "kind", None) in _NO_PIXELS)
 
 
 def picture_of(source: Pixels) -> Image.Image:
-    """The picture whose pixels are an array `(h, w)` or `(h, w, c)`, or a tensor `(h, w)` or `(c, h, w)`.
+    """Return the picture whose pixels are an array `(h, w)` or `(h, w, c)`, or a tensor `(h, w)` or `(c, h, w)`.
 
-    Of 1, 3 or 4 channels, as uint8, or as floats from 0 to 1. Raises AdaptError for another shape, type or range.
+    It has 1, 3 or 4 channels, as uint8, or as floats from 0 to 1. Raises AdaptError for another shape, type or range.
     """
     import numpy as np
 
@@ -64,7 +64,7 @@ def picture_of(source: Pixels) -> Image.Image:
 
 
 def _of(tensor: Tensor) -> NDArray[np.generic]:
-    """Pixels `(h, w)` or `(h, w, c)` of a tensor on any device, whose channels come first."""
+    """Return pixels `(h, w)` or `(h, w, c)` of a tensor on any device, whose channels come first."""
     on_cpu = tensor.detach().cpu()
     values: NDArray[np.generic] = (on_cpu.float() if on_cpu.is_floating_point() else on_cpu).numpy()
     return values.transpose(1, 2, 0) if values.ndim == 3 else values

@@ -1,4 +1,4 @@
-"""Image features kept on disk, by what they depend on: the backbone and transform (the key), the image, the view."""
+"""Image features kept on disk by the backbone and transform (the key), the image, and the view."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ class FeatureCache:
     """Features of images, computed once, in `directory` (default: `$ADAPT_CACHE` or `~/.cache/adapt/features`).
 
     Data sets, few-shot samples and processes share the features of the images that they have in common. Above
-    `max_bytes` (default: `$ADAPT_CACHE_GIB`, or 4 GiB) the shards that were not used for longest are deleted. Where the
-    disk fails, is full, or is only read, what it has is used, and the rest is computed each time; that is logged once.
+    `max_bytes` (default: `$ADAPT_CACHE_GIB`, or 4 GiB) the shards that have not been used for longest are deleted. If
+    the disk fails, is full or read-only, its content is used and the rest is computed each time; that is logged once.
 
-    Raises AdaptError where `$ADAPT_CACHE_GIB` is no positive number.
+    Raises AdaptError if `$ADAPT_CACHE_GIB` is not a positive number.
     """
 
     def __init__(self, directory: str | os.PathLike[str] | None = None, max_bytes: int | None = None) -> None:
@@ -45,7 +45,7 @@ class FeatureCache:
         self.max_bytes = _limit() if max_bytes is None else max_bytes
 
     def sizes(self) -> dict[str, tuple[int, int]]:
-        """Files and bytes of each folder in the cache: one for each backbone, transform and way to draw views."""
+        """Return files and bytes of each folder in the cache, one for each backbone, transform and way to draw."""
         folders: dict[str, tuple[int, int]] = {}
         for folder, size in shards.sizes(self.directory):
             files, total = folders.get(folder.name, (0, 0))
@@ -53,7 +53,7 @@ class FeatureCache:
         return folders
 
     def clear(self) -> None:
-        """Deletes every shard; what else there is in the directory stays."""
+        """Delete every shard; other files in the directory stay."""
         shards.trim(self.directory, 0)
 
     def features(
@@ -68,14 +68,14 @@ class FeatureCache:
         workers: int = 0,
         progress: Callable[[int, int], None] | None = None,
     ) -> Tensor:
-        """The features of `items` on the CPU: (n, d), or with `views` of a random transform (n, views, d).
+        """Return the features of `items` on the CPU: (n, d), or with `views` of a random transform (n, views, d).
 
         `encode` takes images (b, 3, h, w), runs under inference mode and returns (b, d). `key` stands for the backbone
-        and the transform: another one, another feature; with None nothing is looked for or kept on disk. A view's seed
-        is made of the image's content and the view's number, so view 0 of an image is the same in every data set. Only
-        images without an entry are decoded; `progress` is told how many of them are done, and of how many.
+        and the transform: another key, another feature; with None nothing is read from disk or kept there. A view's
+        seed is made of the image's content and the view's number, so view 0 of an image is the same in every data set.
+        Only images without an entry are decoded; `progress` is given the number of them done, and of all.
 
-        Raises AdaptError when there are no items, or a file cannot be decoded.
+        Raises AdaptError if there are no items, or a file cannot be decoded.
         """
         if not items:
             raise AdaptError("There are no images to take features of: the part of the data is empty.")
@@ -113,7 +113,7 @@ class FeatureCache:
             self._warn(error)
 
     def _warn(self, error: AdaptError) -> None:
-        """Once for a process: a training takes features of several sets."""
+        """Warn once in a process: training takes features of several sets."""
         if self.directory not in _told:
             _told.add(self.directory)
             logger.warning("%s. Until then, features are computed each time.", error)
@@ -131,7 +131,7 @@ def _limit() -> int:
 
 
 def _row_ids(item: Item, views: int) -> list[bytes]:
-    """What the item's rows are stored under: its content, and the view where there are views."""
+    """Return the ids of the item's rows, made of its content and the view, if there are views."""
     content = hashlib.blake2b(read_bytes(item.path))
     ids = []
     for view in range(views) if views else [""]:
@@ -148,7 +148,7 @@ def _compute(
     workers: int,
     progress: Callable[[int, int], None] | None,
 ) -> Iterator[dict[bytes, Tensor]]:
-    """The missing rows, each (d,), by the shard."""
+    """Yield the missing rows, each (d,), a shard at a time."""
     if not missing:  # no worker is started for nothing
         return
     ids = list(missing)

@@ -26,11 +26,10 @@ _NO_ROOM = re.compile(r"unable to (?:write|open|mmap|resize|allocate|map)\b.*|.*
 class Decoded:
     """Batches of draws from a dataset as images (b, 3, h, w) and their items, each time it is iterated.
 
-    Of items of several images, a list of as many batches of images. Iterating raises AdaptError for a file that cannot
-    be decoded, also when a worker met it, and where the machine has
-    no shared memory for what workers decode. Workers beyond the number of processors are not started: they would not
-    help, and torch warns of them; and none are in a process that may start none, such as a worker of joblib. `pinned`
-    memory is for copies to CUDA while the CPU goes on.
+    Items of several images give a list of as many batches of images. Iterating raises AdaptError for a file that cannot
+    be decoded, also in a worker, and if the machine has no shared memory for what workers decode. There are at most as
+    many workers as processors, since more would not help and torch warns of them, and none in a process that cannot
+    start any, such as a worker of joblib. `pinned` memory is for copies to CUDA while the CPU goes on.
     """
 
     def __init__(self, dataset: ImageSet, draws: Epochs | list[list[Draw]], workers: int, pinned: bool = False) -> None:
@@ -75,14 +74,14 @@ class Decoded:
 
 
 class Loader(Decoded):
-    """What `adapt.data.loader` returns: one epoch each time it is iterated, and after a whole epoch the next one."""
+    """The result of `adapt.data.loader`: one epoch each time it is iterated, and after a full epoch the next one."""
 
     def __init__(self, dataset: ImageSet, epochs: Epochs, workers: int) -> None:
         super().__init__(dataset, epochs, workers)
         self.epochs = epochs
 
     def set_epoch(self, epoch: int, step: int = 0) -> None:
-        """Go to `epoch`, its first `step` batches left out undecoded: a resumed run gets what it would have got."""
+        """Go to `epoch`, skipping its first `step` batches undecoded, so that a resumed run gets its own batches."""
         self.epochs.epoch, self.epochs.step = epoch, step
 
     def __iter__(self) -> Iterator[tuple[Any, list[Item]]]:
@@ -91,7 +90,7 @@ class Loader(Decoded):
 
 
 class _Drawn:
-    """The dataset as the workers see it: indexed by draws, with an AdaptError as a value.
+    """The dataset as workers see it: indexed by draws, with an AdaptError as a value.
 
     Raised in a worker, it would reach the user inside torch's traceback.
     """
@@ -115,13 +114,13 @@ def _collate(batch: list[tuple[Pictures, int]] | AdaptError) -> object:
 
 
 def _may_start_workers() -> bool:
-    """Whether this process can have children of torch's: no daemon can, nor one that starts them in a foreign way."""
+    """Return whether this process can start torch's workers; daemons and unusual start methods cannot."""
     way = multiprocessing.get_start_method(allow_none=True)  # asked so that it is not settled by asking
     return way in (None, *multiprocessing.get_all_start_methods()) and not multiprocessing.current_process().daemon
 
 
 def processors() -> int:
-    """How many processors this process may use."""
+    """Return how many processors this process may use."""
     if hasattr(os, "sched_getaffinity"):  # Linux
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""Randomness by name: the draws of one image depend on what it is drawn for, not on what was drawn before."""
+"""Random draws by name: those of one image depend on their purpose, not on earlier draws."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Draw(NamedTuple):
 
 
 def seed_for(*names: object) -> int:
-    """A seed of 63 bits that stands for `names`, the same in every process."""
+    """Return a seed of 63 bits for `names`, the same in every process."""
     digest = hashlib.blake2b("/".join(map(str, names)).encode(), digest_size=8).digest()
     return int.from_bytes(digest) >> 1
 
@@ -41,9 +41,9 @@ if hasattr(os, "register_at_fork"):
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Run with torch's CPU generator and Python's `random` seeded, then put both back as they were.
+    """Run with torch's CPU generator and Python's `random` seeded, then restore both.
 
-    One thread at a time.
+    One thread runs at a time.
     """
     with _turn, torch.random.fork_rng(devices=[]):
         state = random.getstate()

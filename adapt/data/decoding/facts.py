@@ -15,7 +15,7 @@ from adapt.errors import AdaptError
 
 
 class Facts(NamedTuple):
-    """Facts about one file. Where there is a `problem` it cannot be used, and nothing but `lacks` is known."""
+    """Facts about one file. If there is a `problem`, it cannot be used, and only `lacks` is known."""
 
     problem: str = ""
     lacks: str = ""
@@ -34,7 +34,7 @@ class Facts(NamedTuple):
 
 
 def facts_of(path: str, turned: bool) -> Facts:
-    """The facts of the file at `path`, all of whose data is decoded.
+    """Return the facts of the file at `path`, all of whose data is decoded.
 
     A JPEG is decoded at an eighth of its size, which reads all of it.
     """
@@ -64,6 +64,6 @@ def _digest(size: tuple[int, int], content: bytes) -> bytes:
 
 
 def _is_wide(picture: Image.Image) -> bool:
-    """Whether a picture that is not loaded yet has 16 bits a channel, by how its parts are stored."""
+    """Return whether a picture that is not loaded yet has 16 bits a channel, judged by how its parts are stored."""
     parts = getattr(picture, "tile", ())
     return picture.mode.startswith("I") or any(";16" in str(part) for part in parts)

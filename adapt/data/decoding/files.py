@@ -40,14 +40,14 @@ _UNREADABLE = (
 
 
 def zip_root(archive: str | os.PathLike[str]) -> str:
-    """The prefix that makes a member's name a path: `zip_root("a.zip") + "b.png"` is `"a.zip!b.png"`."""
+    """Return the prefix that makes a member's name a path: `zip_root("a.zip") + "b.png"` is `"a.zip!b.png"`."""
     return f"{os.fspath(archive)}!"
 
 
 def under(root: str, path: str, where: str) -> str:
-    """`path` joined to the absolute folder `root`, if that is not "".
+    """Return `path` joined to the absolute folder `root`, unless that is "".
 
-    Raises AdaptError when it leads out of `root`, and for what no file can be called.
+    Raises AdaptError if it leads out of `root`, or cannot be a file's name.
     """
     if not _may_exist(path):
         raise AdaptError(f"{where}: the image {path!r} cannot be a file's name. Correct it or take it out.")
@@ -67,10 +67,10 @@ def _may_exist(path: str) -> bool:
 
 
 def open_file(path: str | os.PathLike[str], more: Mapping[str, MemberReader] | None = None) -> BinaryIO:
-    """The file at `path`, open for reading: one on disk is read as it is needed, one in an archive at once.
+    """Open the file at `path`: one on disk is read as needed, one in an archive at once.
 
     `more` are readers of other containers than archives and tables, by their suffix. Raises AdaptError, naming the
-    file, when it is missing, cannot be opened, or is no regular file.
+    file, if it is missing, cannot be opened, or is not a regular file.
     """
     path = os.fspath(path)
     with _named(path):
@@ -82,9 +82,9 @@ def open_file(path: str | os.PathLike[str], more: Mapping[str, MemberReader] | N
 
 
 def read_bytes(path: str | os.PathLike[str], more: Mapping[str, MemberReader] | None = None) -> bytes:
-    """The content of the file at `path`.
+    """Return the content of the file at `path`.
 
-    Raises AdaptError, naming the file, when it is missing, cannot be read, or takes more than 256 MiB.
+    Raises AdaptError, naming the file, if it is missing, cannot be read, or takes more than 256 MiB.
     """
     with open_file(path, more) as file, _named(os.fspath(path)):
         return read_bounded(file, MOST_BYTES)
@@ -92,7 +92,7 @@ def read_bytes(path: str | os.PathLike[str], more: Mapping[str, MemberReader] | 
 
 @contextmanager
 def _named(path: str) -> Iterator[None]:
-    """What the file system and the archives raise, as an AdaptError that names the file."""
+    """Raise the errors of the file system and of archives as an AdaptError that names the file."""
     try:
         yield
     except FileNotFoundError:
@@ -145,7 +145,7 @@ def _open_arrow(table: str) -> Table:
 
 
 def _missing_folder(path: str) -> str:
-    """The topmost missing folder above `path`: mostly a wrong root."""
+    """Return a hint with the topmost missing folder above `path`, usually a wrong root."""
     missing, folder = "", os.path.dirname(path)
     while folder and not os.path.isdir(folder):
         missing, folder = folder, os.path.dirname(folder)

@@ -20,9 +20,9 @@ Pictures = Union["Tensor", tuple["Tensor", ...]]  # `|` does not take names in q
 
 
 class ImageSet:
-    """A map-style torch dataset: item `i` as its transformed image (3, h, w), or as many of them, and its number.
+    """A map-style torch dataset: item `i` as its transformed image (3, h, w), or several of them, and its number.
 
-    Images are turned upright where the transform says so.
+    Images are turned upright if the transform says so.
     """
 
     def __init__(self, items: Sequence[Item], transform: Transform) -> None:
@@ -33,7 +33,7 @@ class ImageSet:
         return len(self.items)
 
     def __getitem__(self, index: int) -> tuple[Pictures, int]:
-        """Raises AdaptError, naming the file, when it cannot be decoded."""
+        """Return the images of an item. Raises AdaptError, naming the file, if one cannot be decoded."""
         item = self.items[index]
         if len(item.paths) < 2:
             return self.transform(open_image(item, turned=self._turned)), index
@@ -50,14 +50,14 @@ def loader(
     workers: int = 0,
     drop_last: bool | None = None,
 ) -> Loader:
-    """Loader of images (b, 3, h, w) with their b items, for training or in order.
+    """Return a loader of images (b, 3, h, w) with their b items, for training or in order.
 
-    Of items of several images, a list of as many batches of images.
+    Items of several images give a list of as many batches of images.
 
     For training, as in the published code: shuffled, and the last short batch is dropped if there is a full one (or by
     `drop_last`). Order and augmentation depend on `seed`, the epoch and the image only; see `Loader.set_epoch`.
 
-    Raises AdaptError when there is nothing to load; iterating raises it for a file that cannot be decoded.
+    Raises AdaptError if there is nothing to load; iterating raises it for a file that cannot be decoded.
     """
     from adapt.data.decoding.decoded import Loader
     from adapt.data.decoding.epochs import Epochs

@@ -1,4 +1,4 @@
-"""From whatever is a picture to the picture: items, paths, bytes, arrays, tensors, addresses, pictures themselves."""
+"""Pictures from any source: items, paths, bytes, arrays, tensors, addresses, and pictures themselves."""
 
 from __future__ import annotations
 
@@ -27,16 +27,15 @@ ACCEPTED = "a path, the bytes of a file, a PIL image, an array (h, w, c) or a te
 
 
 def open_image(source: object, *, turned: bool = False, urls: bool = False, name: str = "in memory") -> Image.Image:
-    """The picture of `source`, in mode RGB.
+    """Return the picture of `source`, in mode RGB.
 
     `source` is an item or a path (also `ARCHIVE.zip!MEMBER`, and of a region `IMAGE#xywh=X,Y,WIDTH,HEIGHT`), the bytes
     of an image file, a PIL image, an array `(h, w)` or `(h, w, c)`, or a tensor `(h, w)` or `(c, h, w)`, of uint8 or of
-    floats from 0 to 1; with `urls` also an http or https address, which is fetched. Where it is to be `turned`, it is
-    upright by its EXIF orientation before a region is cut out. `name` is what messages call one that has no path.
+    floats from 0 to 1; with `urls` also an http or https address, which is fetched. If it is to be `turned`, it is
+    turned upright by its EXIF orientation before a region is cut out. `name` is used in messages if it has no path.
 
-    Raises AdaptError, naming the file, when it is missing or broken, for a picture too large or too narrow, a region
-    that is not inside its image, an array of another shape or range, an address without `urls`, and for what is no
-    picture.
+    Raises AdaptError, naming the file, if it is missing or broken, for a picture too large or too narrow, a region that
+    is not inside its image, an array of another shape or range, an address without `urls`, and for anything else.
     """
     if isinstance(source, Image.Image):
         with naming(name):
@@ -64,15 +63,16 @@ def open_image(source: object, *, turned: bool = False, urls: bool = False, name
 def picture_batches(
     images: object, size: int, *, turned: bool = False, urls: bool = False
 ) -> Iterator[list[Image.Image]]:
-    """Lists of up to `size` pictures, as `open_image` gives them.
+    """Yield lists of up to `size` pictures, as `open_image` returns them.
 
-    Of one that it takes, an iterable of such, or an array of them along its first axis. Raises AdaptError as it does.
+    `images` is one that it accepts, an iterable of such, or an array of them along its first axis. Raises AdaptError as
+    it does.
     """
     yield from in_batches((open_image(image, turned=turned, urls=urls) for image in each_of(images)), size)
 
 
 def in_batches(each: Iterable[Opened], size: int) -> Iterator[list[Opened]]:
-    """Lists of up to `size` of them."""
+    """Yield lists of up to `size` elements."""
     batch: list[Opened] = []
     for one in each:
         batch.append(one)
@@ -84,7 +84,7 @@ def in_batches(each: Iterable[Opened], size: int) -> Iterator[list[Opened]]:
 
 
 def each_of(images: object) -> Iterable[object]:
-    """The images in what a caller gives as images: one of them, an iterable, or an array along its first axis."""
+    """Return the images that a caller gives as one image, an iterable, or an array along its first axis."""
     alone = (str, os.PathLike, Image.Image, Item, *_BYTES)
     if isinstance(images, alone) or (is_array(images) and not is_sequence(images)):
         return (images,)
@@ -94,10 +94,10 @@ def each_of(images: object) -> Iterable[object]:
 
 
 def check_image(source: Item | str | os.PathLike[str], turned: bool = False) -> None:
-    """Raises AdaptError for what `open_image` refuses, in less time and memory.
+    """Raise AdaptError for what `open_image` refuses, in less time and memory.
 
-    A JPEG is decoded at an eighth of its size, which reads all of its data; a picture above the limit is refused by
-    its header.
+    A JPEG is decoded at an eighth of its size, which reads all of its data; a picture above the limit is refused by its
+    header.
     """
     path, box = _parted(source)
     with warnings.catch_warnings(), open_file(path) as file, opened(file, path) as picture:
@@ -111,7 +111,7 @@ def check_image(source: Item | str | os.PathLike[str], turned: bool = False) -> 
 
 
 def _parted(source: object) -> tuple[str, Box | None]:
-    """The path of the whole image, and the box where it is of a region."""
+    """Return the path of the full image, and the box if it is a region."""
     path, box = parted(_path(source))
     if box is None:
         check_form(path)

@@ -1,4 +1,4 @@
-"""EXIF orientation: how a camera was held, and pictures that are turned upright by it.
+"""EXIF orientation: how a camera was held, and pictures turned upright by it.
 
 People look at photographs turned, and published pipelines take pixels as they are stored. Which of both counts is said
 by the data that a model learned from, and recorded in its adapter.
@@ -27,7 +27,7 @@ _MALFORMED = (SyntaxError, ValueError, OSError, EOFError, LookupError, TypeError
 
 
 def orientation(picture: Image.Image) -> int:
-    """Which of EXIF's eight orientations `picture` has to be turned from: 1 for none."""
+    """Return EXIF's orientation of `picture`, from 1 (upright) to 8."""
     if picture.format in _DECODED_UPRIGHT:
         return _UPRIGHT
     try:
@@ -38,7 +38,7 @@ def orientation(picture: Image.Image) -> int:
 
 
 def upright(picture: Image.Image, held: int) -> Image.Image:
-    """`picture` turned from the orientation `held`, without the entry that says so: it is not turned twice."""
+    """Return `picture` turned from the orientation `held`, without the entry for it, so that it is not turned twice."""
     if held == _UPRIGHT:
         return picture
     turned = picture.transpose(_TURNS[held])
@@ -47,11 +47,11 @@ def upright(picture: Image.Image, held: int) -> Image.Image:
 
 
 def size_of(picture: Image.Image, turned: bool) -> tuple[int, int]:
-    """Width and height of a picture that is not decoded yet, and perhaps `turned` then."""
+    """Return width and height of a picture that is not decoded yet, perhaps after it is `turned`."""
     width, height = picture.size
     return (height, width) if turned and orientation(picture) in _SIDEWAYS else (width, height)
 
 
 def turns(transform: object) -> bool:
-    """Whether `transform`, as a backbone gives it, expects pictures that are turned upright."""
+    """Return whether `transform`, as a backbone gives it, expects pictures turned upright."""
     return bool(getattr(transform, "turned", False))

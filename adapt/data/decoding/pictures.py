@@ -66,9 +66,9 @@ _NO_RANGE = "pixels of 32 bits have no fixed range; save it with 8 or 16 bits"
 
 
 def decoded(file: BinaryIO, name: str, turned: bool = False) -> Image.Image:
-    """The picture in `file`, in mode RGB, and upright where it is to be `turned`.
+    """Return the picture in `file`, in mode RGB, turned upright if `turned`.
 
-    Raises AdaptError, by `name`, for a broken, too large or too narrow one.
+    Raises AdaptError, naming it `name`, for a broken, too large or too narrow one.
     """
     with opened(file, name) as picture:
         return to_rgb(picture, turned)
@@ -76,7 +76,7 @@ def decoded(file: BinaryIO, name: str, turned: bool = False) -> Image.Image:
 
 @contextmanager
 def opened(file: BinaryIO, name: str) -> Iterator[Image.Image]:
-    """The picture in `file` before it is decoded; what Pillow raises inside names it."""
+    """Open the picture in `file` without decoding it; Pillow's errors inside name it."""
     with naming(repr(name)):
         picture = _opened(file)
         check_size(picture)
@@ -84,7 +84,7 @@ def opened(file: BinaryIO, name: str) -> Iterator[Image.Image]:
 
 
 def _opened(file: BinaryIO) -> Image.Image:
-    """The picture in `file`, by what its first bytes say that it is."""
+    """Return the picture in `file`, opened by its first bytes."""
     kind = _container_of(file)
     if lacks := _lacking(kind):
         raise ValueError(lacks)
@@ -113,9 +113,7 @@ def _lacking(kind: str) -> str:
 
 
 def _container_of(file: BinaryIO) -> str:
-    """HEIF or AVIF where the first bytes of `file` are of such a file, and "" for all else; it is read from its start
-    again.
-    """
+    """Return HEIF or AVIF by the first bytes of `file`, else ""; the file is then at its start again."""
     start = file.read(64)
     if not start:
         raise ValueError("the file is empty")
@@ -129,7 +127,7 @@ def _container_of(file: BinaryIO) -> str:
 
 
 def check_size(picture: Image.Image) -> None:
-    """ValueError for a picture whose header asks for more memory than any photograph does."""
+    """Raise ValueError for a picture whose header claims more memory than any photograph needs."""
     shorter, longer = sorted(picture.size)
     if longer > RATIO * shorter:
         raise ValueError(f"it is {picture.width} x {picture.height} pixels; one side may be {RATIO} times the other")
@@ -141,7 +139,7 @@ def check_size(picture: Image.Image) -> None:
 
 @contextmanager
 def naming(name: str) -> Iterator[None]:
-    """What Pillow raises, as an AdaptError that names the image."""
+    """Raise Pillow's errors as an AdaptError that names the image."""
     try:
         yield
     except _BROKEN as error:
@@ -150,7 +148,7 @@ def naming(name: str) -> Iterator[None]:
 
 
 def to_rgb(picture: Image.Image, turned: bool = False) -> Image.Image:
-    """`picture` in mode RGB, and upright where it is to be `turned`."""
+    """Return `picture` in mode RGB, turned upright if `turned`."""
     converted = _in_rgb(picture)
     return upright(converted, orientation(picture)) if turned else converted
 
@@ -166,7 +164,7 @@ def _in_rgb(picture: Image.Image) -> Image.Image:
 
 
 def _by_bands(picture: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
-    """`picture` converted to RGB, some rows at a time: pictures in between are only as large as a band."""
+    """Return `picture` converted to RGB, some rows at a time, so that intermediate pictures are small."""
     rows = max(1, _BAND // picture.width)
     if picture.height <= rows:
         return convert(picture)
@@ -183,7 +181,7 @@ def _over_white(picture: Image.Image) -> Image.Image:
 
 
 def _high_byte(picture: Image.Image) -> Image.Image:
-    """16-bit grey as 8-bit grey, in RGB. Pillow's own conversion clips at 255 in some versions: all white."""
+    """Return 16-bit grey as 8-bit grey, in RGB. Pillow's own conversion clips at 255 in some versions: all white."""
     wide = picture.convert("I")
     _, highest = cast(tuple[int, int], wide.getextrema())
     if highest > 0xFFFF:

@@ -1,4 +1,4 @@
-"""An image and random views of it, as one stack: the same ones wherever it is read."""
+"""An image and random views of it as one stack, the same wherever it is read."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Views:
-    """A transform that gives `(1 + count, 3, h, w)`: the image by `plain`, then by as many draws of `random`.
+    """A transform that gives `(1 + count, 3, h, w)`: the image by `plain`, then `count` draws of `random`.
 
     A draw's seed is made of the picture's pixels and the view's number.
     """
@@ -26,7 +26,7 @@ class Views:
 
     @property
     def turned(self) -> bool:
-        """Whether pictures are to be turned upright before."""
+        """Whether pictures are turned upright before."""
         return turns(self.plain)
 
     def __call__(self, image: Image) -> Tensor:

@@ -21,7 +21,7 @@ DrawnItem = TypedDict(
 
 
 class DrawingIndex(TypedDict):
-    """What the zip says of itself."""
+    """The index of the drawings that the zip holds."""
 
     styles: list[str]
     classes: list[str]
@@ -29,7 +29,7 @@ class DrawingIndex(TypedDict):
 
 
 def index() -> DrawingIndex:
-    """What the zip says of itself: "styles", "classes", and "items", an entry for each drawing."""
+    """Return the zip's own index: "styles", "classes", and "items", an entry for each drawing."""
     return _index(ARCHIVE)
 
 

@@ -1,4 +1,4 @@
-"""The bundled sets: emoji in several drawing styles, one zip beside this file, decoded as they are needed.
+"""The bundled sets: emoji in several drawing styles, one zip beside this file, decoded as needed.
 
 `emoji`           classes are groups of concepts ("animal mammal"), drawn in the styles that the bundled backbone knows
 `emoji@STYLE`     the same classes and concepts, all three parts in one style; `emoji@fluent-3d` is the unseen one
@@ -48,27 +48,27 @@ _AT_STYLES: dict[str, Callable[[str], Split]] = {
 
 
 def is_bundled(spec: str) -> bool:
-    """Whether `spec` asks for a bundled set, be it with a style that there is or not."""
+    """Return whether `spec` names a bundled set, with a style that exists or not."""
     return spec in (_CONCEPTS, _TEXTS, _RECORDS) or spec.partition("@")[0] in (_GROUPS, *_AT_STYLES)
 
 
 def names() -> list[str]:
-    """All the names that `read_bundled` takes."""
+    """Return all the names that `read_bundled` takes."""
     at_style = [f"{name}@{style}" for name in (_GROUPS, *_AT_STYLES) for style in index()["styles"]]
     return [_GROUPS, _CONCEPTS, _TEXTS, _RECORDS, *_AT_STYLES, *at_style]
 
 
 def concept_names() -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The concepts that the bundled backbone was trained on, and the held-out ones, each sorted."""
+    """Return the concepts that the bundled backbone was trained on, and the held-out ones, each sorted."""
     held_out = {entry["concept"]: bool(entry["held_out"]) for entry in index()["items"]}
     base, new = (tuple(sorted(name for name, held in held_out.items() if held is flag)) for flag in (False, True))
     return base, new
 
 
 def read_bundled(spec: str) -> Split:
-    """The bundled set `spec`; the domain of each item is its style, its group the concept, where it has one.
+    """Return the bundled set `spec`; the domain of each item is its style, its group the concept, if it has one.
 
-    Raises AdaptError for a style that there is not.
+    Raises AdaptError for an unknown style.
     """
     if spec == _CONCEPTS:
         return _concepts()
@@ -96,7 +96,7 @@ def _groups(spec: str, wanted: Callable[[DrawnItem], bool]) -> Split:
 
 
 def _texts(images: tuple[Item, ...]) -> tuple[Item, ...]:
-    """The names of what is drawn, each in all templates."""
+    """Return the names of the drawn concepts, each in all templates."""
     named = dict.fromkeys((item.label, item.group) for item in images)
     return tuple(
         Item((), label, group=concept, text=template.replace("{}", concept))

@@ -1,4 +1,4 @@
-"""Bundled sets made of scenes of emoji: a sentence about each, how many copies it shows, or all that is in it.
+"""Bundled sets of scenes of emoji: a sentence about each, how many copies it shows, or all things in it.
 
 `emoji-captions`, `emoji-counts` and `emoji-labels` have drawings in the seen styles, `emoji-captions@STYLE` and so on
 those in one style. The domain of an item is the style, "" where scenes mix them.

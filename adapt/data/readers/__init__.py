@@ -1,4 +1,4 @@
-"""One reader, one file: `csv_file.py` holds the reader called `csv_file`.
+"""Readers, one file each: `csv_file.py` holds the reader called `csv_file`.
 
 Readers of other people are found by an entry point in the group `adapt.readers` of an installed package, whose name is
 the reader's, or are told of by `register`. `load` takes the one that claims what it is given.
@@ -29,13 +29,13 @@ names, register = _listing.names, _listing.register
 
 
 def load(spec: _Path, root: _Path | None = None, names: _Path | None = None) -> Split:
-    """The data set that `spec` stands for: a name, a folder or a file that one of the readers takes.
+    """Return the data set `spec`: a name, a folder or a file that one of the readers takes.
 
     A name wins over a folder of that name; write `./emoji` for the folder. `root` is the folder that paths inside a
     list start from, or that holds published data sets. `names` is a file with other names for the classes, see
     `read_names`.
 
-    Raises AdaptError when no reader takes `spec`, or as the reader does.
+    Raises AdaptError if no reader takes `spec`, or as the reader does.
     """
     given, split = os.fspath(spec), None
     reader = _reader_of(given)
@@ -53,7 +53,7 @@ def load(spec: _Path, root: _Path | None = None, names: _Path | None = None) -> 
 
 
 def folder_of(spec: _Path) -> str | None:
-    """The folder that `spec` stands for, all of whose pictures should be in the data; None for a name or a list."""
+    """Return the folder of `spec`, all of whose pictures should be in the data; None for a name or a list."""
     reader = _reader_of(os.fspath(spec))
     return None if reader is None else reader.folder(os.fspath(spec))
 
@@ -63,7 +63,7 @@ def _readers() -> Iterator[Reader]:
 
 
 def _reader_of(spec: str) -> Reader | None:
-    """The reader of `spec`, None where there is none. AdaptError where two claim it."""
+    """Return the reader of `spec`, None if there is none. Raises AdaptError if two claim it."""
     claims = sorted((each for each in _readers() if each.claims(spec)), key=lambda each: each.fallback)
     claims = [each for each in claims if each.fallback == claims[0].fallback]
     if len(claims) > 1:

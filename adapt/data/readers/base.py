@@ -1,4 +1,4 @@
-"""What a reader is: a file that says which data it takes, and reads it."""
+"""The interface of a reader, a file that says which data it takes, and reads it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 class Reader:
-    """The base of all readers. One of somebody else's has an entry point in the group `adapt.readers`."""
+    """The base of all readers. Another package's reader has an entry point in the group `adapt.readers`."""
 
     name: ClassVar[str]
     takes: ClassVar[str]
@@ -24,17 +24,17 @@ class Reader:
     """Whether it takes only what no other reader takes."""
 
     def claims(self, spec: str) -> bool:
-        """Whether it reads the data that `spec` names. Nothing is read for that but what tells."""
+        """Return whether it reads the data that `spec` names, looking only at what tells."""
         return bool(self.prefix) and spec.startswith(self.prefix)
 
     def read(self, spec: str, root: str | None) -> Split:
-        """The data set. No image is opened. AdaptError, naming it, for what is not as expected."""
+        """Return the data set, without opening an image. Raises AdaptError, naming it, for data of another form."""
         raise NotImplementedError
 
     def specs(self) -> Sequence[str]:
-        """The names that it takes, where it takes names."""
+        """Return the names that it takes, if it takes names."""
         return ()
 
     def folder(self, spec: str) -> str | None:
-        """The folder all of whose pictures should be in the data; None for a name or a list."""
+        """Return the folder all of whose pictures should be in the data; None for a name or a list."""
         return None

@@ -1,4 +1,4 @@
-"""Pairs of images and captions in JSON: a list, JSON lines, and the two forms in which COCO's captions come."""
+"""Pairs of images and captions in JSON: a list, JSON lines, and the two forms of COCO's captions."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _SPLIT_FILE = re.compile(r'\s*\{\s*"(train|val|test)"\s*:')  # how CoOp's begin
 
 
 def is_captions_file(path: str | os.PathLike[str]) -> bool:
-    """Whether a JSON file holds captions: lines, a list, or an object of images; a split file is an object of parts."""
+    """Return whether a JSON file holds captions: lines, a list, or an object of images, not one of parts."""
     if os.fspath(path).endswith(".jsonl"):
         return True
     try:
@@ -44,15 +44,15 @@ def read_captions_file(
     ratios: Sequence[float] = parts.RATIOS,
     seed: int = 0,
 ) -> Split:
-    """Pairs of images and captions in a `.json`, a `.json.gz` or a `.jsonl` file.
+    """Return the pairs of images and captions in a `.json`, a `.json.gz` or a `.jsonl` file.
 
     A list, or lines, of objects with `image` (or `path`, `file_name`), `caption` (or `captions`, `text`), a text or a
     list of texts, and perhaps `split`; COCO's `{"images": ..., "annotations": ...}`; or Karpathy's `{"images": [...]}`
     with `sentences`. Paths start from `root`, by default the file's folder, and must stay under it. Without a `split`
     the images are divided by `ratios` (train, val, test) and `seed`.
 
-    Raises AdaptError, naming the entry, for what is none of these, an empty caption, an image without one, and where
-    some entries have a split and others none.
+    Raises AdaptError, naming the entry, for any other form, an empty caption, an image without one, and if only some
+    entries have a split.
     """
     source = os.fspath(path)
     where = f"Captions {source!r}"
@@ -76,7 +76,7 @@ def read_captions_file(
 
 
 def _lines(text: str) -> Iterator[object]:
-    """What the lines of a .jsonl say. ValueError, with its number, for one that is damaged."""
+    """Yield the content of each line of a .jsonl. Raises ValueError, with its number, for a damaged one."""
     for number, line in enumerate(text.splitlines(), 1):
         try:
             if line.strip():
@@ -86,7 +86,7 @@ def _lines(text: str) -> Iterator[object]:
 
 
 def _entries(content: object, where: str) -> Iterator[tuple[str, str, list[str], str]]:
-    """What each entry is called in messages, its image, its texts and its part, "" where it has none."""
+    """Yield each entry's name for messages, its image, its texts and its part, "" if it has none."""
     match content:
         case {"images": list(images), "annotations": list(annotations)}:
             listed = _of_coco(images, annotations, where)
@@ -114,7 +114,7 @@ def _are_texts(texts: object) -> TypeGuard[list[str]]:
 
 
 def _of_karpathy(entry: object) -> object:
-    """An entry of Karpathy's split of COCO, of Flickr8k or of Flickr30k, in the plain form; another one as it is."""
+    """Return an entry of Karpathy's splits (COCO, Flickr8k, Flickr30k) in the plain form; another one as it is."""
     match entry:
         case {"filename": str(name), "sentences": list(sentences), **others}:
             texts = [each.get("raw") if isinstance(each, dict) else each for each in sentences]
@@ -125,7 +125,7 @@ def _of_karpathy(entry: object) -> object:
 
 
 def _of_coco(images: list[dict[str, object]], annotations: list[object], where: str) -> list[object]:
-    """COCO's images, each with the captions that name its id. AdaptError for a caption of no image."""
+    """Return COCO's images, each with the captions that name its id. Raises AdaptError for a caption of no image."""
     texts: dict[object, list[object]] = {}
     for number, image in enumerate(images, 1):
         match image:

@@ -1,4 +1,4 @@
-"""CSV files that list images, or texts in their place, and what is known of each."""
+"""CSV files that list images, or texts in their place, with labels and other columns."""
 
 from __future__ import annotations
 
@@ -39,23 +39,25 @@ def read_csv(
     ratios: Sequence[float] = parts.RATIOS,
     seed: int = 0,
 ) -> Split:
-    """The split in a CSV file with the columns `path,label[,split][,domain][,question][,group][,text][,mask]`.
+    """Return the split in a CSV file with the columns `path,label[,split][,domain][,question][,group][,text][,mask]`.
 
     `label` is the class name, or with a column `question` the answer. Paths start from `root`, by default the CSV's
     folder, and must stay under it. Without a `split` column the images are divided by `ratios` (train, val, test) and
-    `seed`. `group` names images that are more alike than others of their class, such as one object's photographs. A
-    line with a `text` and no path is a text to learn from; without a column `label` each other line is a pair of an
-    image and a text, of which an image may have several; `rephrased`, where it is not empty, says the same as the text,
-    and pairs of one `entity` belong together, and in one part where the CSV does not divide them. A `target` is a
-    number, such as a grade, and its `label` a word for it, or else one of bad, poor, fair, good and perfect, by fifths
-    of what lies between the extremes. A column `labels` in place of `label` has the names of all classes that are seen,
-    separated by `|`, or nothing. A `mask` is the path of a picture that is bright where the image is not as it should
-    be. Columns `x0,y0,x1,y1` are the edges of a region in pixels, left and upper, right and lower: each region is an
-    image by itself, a line without them the whole one, and regions of one image stay together. `overlap` beside a
-    `label` is how much a region and its object's box overlap: intersection over union, 0 to 1. What symbolic links list
-    again counts once. Cells may be guarded as in `adapt.cells`.
+    `seed`. `group` names images that are more alike than others of their class, such as one object's photographs.
 
-    Raises AdaptError, naming the line, when a column or a value is not as expected.
+    A line with a `text` and no path is a text to learn from. Without a column `label` each other line is a pair of an
+    image and a text, of which an image may have several; `rephrased`, unless it is empty, says the same as the text.
+    Pairs of one `entity` belong together, and stay in one part if the CSV does not divide them. A `target` is a number,
+    such as a grade, and its `label` a word for it, or else one of bad, poor, fair, good and perfect, by fifths of the
+    range between the extremes. A column `labels` in place of `label` has the names of all classes in the image,
+    separated by `|`, or nothing. A `mask` is the path of a picture that is bright where the image is defective.
+
+    Columns `x0,y0,x1,y1` are the edges of a region in pixels: left, upper, right and lower. Each region is an image by
+    itself, a line without them is the full image, and regions of one image stay together. `overlap` beside a `label` is
+    how much a region and its object's box overlap: intersection over union, 0 to 1. Files that symbolic links list
+    again count once. Cells may be guarded as in `adapt.cells`.
+
+    Raises AdaptError, naming the line, if a column or a value is not as expected.
     """
     source = os.fspath(path)
     folder = os.path.abspath(Path(source).parent if root is None else root)
@@ -68,10 +70,10 @@ def read_csv(
 
 
 def read_pairs(path: str | os.PathLike[str], root: str | os.PathLike[str] | None = None) -> list[tuple[Item, str]]:
-    """The images with their texts that a CSV file lists as `path,text[,entity]`, of all its parts, in its order.
+    """Return the images with their texts that a CSV file lists as `path,text[,entity]`, of all parts, in its order.
 
-    Each with the image's path from `root`, where paths start, by default the CSV's folder. Raises AdaptError,
-    naming the line, as `read_csv` does, and for what is no pair.
+    Each comes with the image's path from `root`, where paths start, by default the CSV's folder. Raises AdaptError,
+    naming the line, as `read_csv` does, and for a line that is not a pair.
     """
     folder = os.path.abspath(Path(path).parent if root is None else root)
     items = [row.item for row in _listed(os.fspath(path), folder)]
@@ -85,7 +87,7 @@ def read_pairs(path: str | os.PathLike[str], root: str | os.PathLike[str] | None
 
 
 def _listed(source: str, folder: str) -> list[Listed]:
-    """The lines of a CSV."""
+    """Return the lines of a CSV."""
     where = f"CSV {source!r}"
     with readable(where):
         rows = list(_rows(csv_reader(source), folder, where))
@@ -95,10 +97,10 @@ def _listed(source: str, folder: str) -> list[Listed]:
 
 
 def read_paths(path: str | os.PathLike[str]) -> list[tuple[str, str]]:
-    """The images that a CSV file lists in its column `path`, or their regions, whatever else it says of them.
+    """Return the images that a CSV file lists in its column `path`, or their regions, ignoring other columns.
 
-    Each with what the file calls it; paths start from its folder. Raises AdaptError, naming the line, for one that
-    leads out of it, and for a box that is none.
+    Each comes with its name in the file; paths start from its folder. Raises AdaptError, naming the line, for a path
+    that leads out of it, and for an impossible box.
     """
     where = f"CSV {os.fspath(path)!r}"
     folder = os.path.abspath(Path(path).parent)
@@ -134,13 +136,13 @@ def _rows(reader: csv.DictReader[str], folder: str, where: str) -> Iterator[List
 
 
 def _hint(column: str) -> str:
-    """The column that an unknown one was meant to be, if that can be told."""
+    """Return the column that an unknown one was probably meant to be."""
     meant = _OTHER_WORDS.get(column.strip().casefold())
     return f"did you mean {meant!r}? Rename it" if meant else nearest(column, tasks.known_columns(), "docs/own_data.md")
 
 
 def _row(record: dict[str | None, str | None], task: Task, folder: str, where: str) -> Listed:
-    """One line."""
+    """Return the item and part of a line."""
     cells = _cells(record, where)
     part = ""
     if "split" in cells:
@@ -164,7 +166,7 @@ def _row(record: dict[str | None, str | None], task: Task, folder: str, where: s
 
 
 def _paths(cells: dict[str, str], task: Task, folder: str, where: str) -> tuple[str, ...]:
-    """The images of a line; none where all are empty. AdaptError where some are."""
+    """Return the images of a line; none if all are empty. Raises AdaptError if some are."""
     given = [column for column in task.images if cells.get(column)]
     if given and len(given) < len(task.images):
         missing = next(column for column in task.images if column not in given)
@@ -180,14 +182,14 @@ def _check_box(columns: Sequence[str], where: str) -> None:
 
 
 def _cells(record: dict[str | None, str | None], where: str) -> dict[str, str]:
-    """The cells of a line by column; one too many has the key None, one too few the value None."""
+    """Return the cells of a line by column; one too many has the key None, one too few the value None."""
     if None in record or None in record.values():
         raise AdaptError(f"{where}: more or fewer cells than the first line has. Quote values that hold a comma.")
     return {column or "": unguarded((value or "").strip()) for column, value in record.items()}
 
 
 def _path(cells: dict[str, str], folder: str, where: str) -> str:
-    """The image of a line, or its region."""
+    """Return the image of a line, or its region."""
     path = under(folder, cells["path"], where)
     if not any(cells.get(edge) for edge in _BOX):
         return path

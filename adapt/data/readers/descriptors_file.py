@@ -1,4 +1,4 @@
-"""Descriptors of classes, short phrases that say what one looks like: a CSV or JSON file of one's own."""
+"""Descriptors of classes, short phrases on how one looks, in a CSV or JSON file."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ BUNDLED = {"emoji": Path(__file__).parent.parent / "emoji" / "descriptors.json"}
 
 
 def read_descriptors(path: str | os.PathLike[str]) -> dict[str, tuple[str, ...]]:
-    """The descriptors of each class: of a bundled set by its name, or of a file.
+    """Return the descriptors of each class, from a bundled set by its name, or from a file.
 
-    A `.csv` has the first line `class,descriptor` and a line for each descriptor, a `.json` an object
-    `{class: [descriptor, ...]}`. Raises AdaptError, naming the entry, for a file of another form, an empty descriptor,
-    and a class that stands twice in a JSON.
+    A `.csv` has the first line `class,descriptor` and a line for each descriptor, a `.json` an object `{class:
+    [descriptor, ...]}`. Raises AdaptError, naming the entry, for a file of another form, an empty descriptor, and a
+    class that occurs twice in a JSON.
     """
     source = os.fspath(BUNDLED.get(os.fspath(path), path))
     where = f"Descriptors {os.fspath(path)!r}"
@@ -37,7 +37,7 @@ def read_descriptors(path: str | os.PathLike[str]) -> dict[str, tuple[str, ...]]
 
 
 def _checked(entries: Iterable[object], where: str, csv: bool) -> Iterator[tuple[str, list[str]]]:
-    """A class and its descriptors, entry by entry."""
+    """Yield a class and its descriptors, entry by entry."""
     for number, entry in enumerate(entries, 1):
         match entry:
             case [str(name), str(phrase)] if csv and name.strip() and phrase.strip():

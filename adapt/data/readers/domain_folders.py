@@ -1,4 +1,4 @@
-"""Folders of domains, as PACS and its kin come: `DOMAIN/CLASS/IMAGE`."""
+"""Folders of domains, as PACS and similar sets come: `DOMAIN/CLASS/IMAGE`."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ RATIOS = (0.8, 0.2, 0.0)  # DomainBed's: a fifth of each domain validates, and o
 
 
 def read_domain_folders(root: str | os.PathLike[str], seed: int = 0) -> Split:
-    """A folder of domains, each a folder of class folders; hidden ones are passed over.
+    """Return a folder of domains, each a folder of class folders; hidden ones are passed over.
 
     A fifth of the images of each class and domain, drawn by `seed`, is for validation, and none for the test: a domain
-    that is left out is tested with all of its images. Raises AdaptError where there are no such folders, or an image
-    is listed for two domains or classes by links.
+    that is left out is tested with all of its images. Raises AdaptError if there are no such folders, or links list an
+    image for two domains or classes.
     """
     root = os.path.abspath(root)
     if not os.path.isdir(root):

@@ -17,14 +17,14 @@ IMAGE_SUFFIXES = tuple(sorted(chain.from_iterable(FORMATS.values())))
 
 
 def read_folder(root: str | os.PathLike[str], ratios: Sequence[float] = parts.RATIOS, seed: int = 0) -> Split:
-    """A folder of class folders; or of `train/`, perhaps `val/` (`valid/`, `validation/`) and `test/`, that hold those.
+    """Return a folder of class folders, or of `train/`, `val/` (`valid/`, `validation/`), `test/` with class folders.
 
     Images count at any depth below their class folder; other files and hidden ones are passed over (see
-    `adapt.data.readers.passed_over`). Symbolic links are
-    followed, and a picture counts once: where it lies, if it lies here. `ratios` (train, val, test) and `seed` divide a
-    folder that is not divided yet; they do nothing to one that is.
+    `adapt.data.readers.passed_over`). Symbolic links are followed, and a picture counts once: by its own path, if it
+    has one here. `ratios` (train, val, test) and `seed` divide a folder that has no parts; they do nothing to one that
+    has.
 
-    Raises AdaptError when the folder is missing, when a part or a class is empty, or when links put one picture from
+    Raises AdaptError if the folder is missing, if a part or a class is empty, or if links put one picture from
     elsewhere into two parts or classes.
     """
     root = os.path.abspath(root)
@@ -41,7 +41,7 @@ def read_folder(root: str | os.PathLike[str], ratios: Sequence[float] = parts.RA
 
 
 def _part_folders(root: str) -> list[tuple[str, str]]:
-    """Folders of class folders, each with its part; the root itself, with part "", where the data is not divided."""
+    """Return folders of class folders with their parts; the root itself, with part "", if it has no parts."""
     # A class may be called "train": it then holds images, where a part holds the folders of the classes.
     found = [name for name in subfolders(root) if name in parts.ALIASES and subfolders(os.path.join(root, name))]
     part_of = {name: parts.ALIASES[name] for name in found}
@@ -51,7 +51,7 @@ def _part_folders(root: str) -> list[tuple[str, str]]:
 
 
 def _class_rows(folder: str, part: str, real: dict[str, str]) -> list[Listed]:
-    """The images of all class folders in `folder`, sorted; `real` gets the real path of each."""
+    """Return the images of all class folders in `folder`, sorted; `real` gets the real path of each."""
     rows: list[Listed] = []
     for name in subfolders(folder):
         images = real_files(os.path.join(folder, name), IMAGE_SUFFIXES)
@@ -66,12 +66,12 @@ def _class_rows(folder: str, part: str, real: dict[str, str]) -> list[Listed]:
 
 
 def subfolders(folder: str | os.PathLike[str]) -> list[str]:
-    """The names of the folders in `folder`, sorted, without hidden ones."""
+    """Return the names of the folders in `folder`, sorted, without hidden ones."""
     return [entry.name for entry in _visible(folder) if _is_folder(entry)]
 
 
 def images_in(folder: str) -> list[str]:
-    """The paths of the images at any depth in `folder`, sorted, without hidden ones.
+    """Return the paths of the images at any depth in `folder`, sorted, without hidden ones.
 
     Symbolic links are followed. A picture is listed once, by a path without a link where there is one.
     """
@@ -79,9 +79,9 @@ def images_in(folder: str) -> list[str]:
 
 
 def real_files(folder: str, suffixes: tuple[str, ...] = ("",)) -> dict[str, str]:
-    """The real path of each file at any depth in `folder`, by its path; both are the same where there are no links.
+    """Return the real path of each file at any depth in `folder`, by its path, of these `suffixes` or of all.
 
-    Of these `suffixes`, or of all; as `images_in` has them.
+    Both are the same without links; which paths are listed is as in `images_in`.
     """
     found: dict[str, str] = {}  # path by real path
     here, behind, linked = [folder], list[str](), list[str]()
@@ -106,7 +106,7 @@ def real_files(folder: str, suffixes: tuple[str, ...] = ("",)) -> dict[str, str]
 
 
 def _visible(folder: str | os.PathLike[str]) -> list[os.DirEntry[str]]:
-    """What is in `folder`, sorted, without what is hidden."""
+    """Return the entries of `folder` that are not hidden, sorted."""
     try:
         with os.scandir(os.fspath(folder)) as entries:
             return sorted((each for each in entries if not each.name.startswith(".")), key=lambda each: each.name)

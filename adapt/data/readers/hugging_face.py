@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face library `datasets`, read out of its Arrow files without a copy."""
+"""Data sets of the Hugging Face library `datasets`, read from its Arrow files without a copy."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 
 def read_hugging_face(source: str | os.PathLike[str], ratios: Sequence[float] = parts.RATIOS, seed: int = 0) -> Split:
-    """The data set in a folder that `save_to_disk` wrote, or of that name on the hub (fetched by the library).
+    """Return the data set in a folder that `save_to_disk` wrote, or of that name on the hub (fetched by the library).
 
-    It has one column of images and one of class labels; a column `domain` of text is read where there is one. Classes
-    are numbered as there. `ratios` (train, val, test) and `seed` divide one that has no parts, or `train` only.
+    It has one column of images and one of class labels; a text column `domain` is read if there is one. Classes keep
+    their numbers. `ratios` (train, val, test) and `seed` divide one that has no parts, or `train` only.
 
-    Raises AdaptError when the library is missing or finds no such data set, or for other columns.
+    Raises AdaptError if the library is missing or finds no such data set, or for other columns.
     """
     source = os.fspath(source)
     found = _parts(source)
@@ -41,7 +41,7 @@ def read_hugging_face(source: str | os.PathLike[str], ratios: Sequence[float] = 
 
 
 def _parts(source: str) -> dict[str, Dataset]:
-    """The data set's parts by our names of them."""
+    """Return the data set's parts by our names for them."""
     try:
         import datasets
     except ImportError:
@@ -58,7 +58,7 @@ def _parts(source: str) -> dict[str, Dataset]:
 
 
 def _only(features: Features, kind: str, source: str) -> str:
-    """The name of the only column of that kind."""
+    """Return the name of the only column of that kind."""
     columns = [name for name, feature in features.items() if type(feature).__name__ == kind]
     if len(columns) != 1:
         raise AdaptError(
@@ -69,7 +69,7 @@ def _only(features: Features, kind: str, source: str) -> str:
 
 
 def _rows(dataset: Dataset, image: str, label: str, where: str) -> Iterator[tuple[str, int, str]]:
-    """Path, label and domain of each row; the path is the image's own, or its cell in an Arrow file."""
+    """Yield path, label and domain of each row; the path is the image's own, or its cell in an Arrow file."""
     from pyarrow import compute
 
     if dataset._indices is not None:  # rows chosen or shuffled after they were written
@@ -87,7 +87,7 @@ def _rows(dataset: Dataset, image: str, label: str, where: str) -> Iterator[tupl
 
 
 def _cells(dataset: Dataset) -> Iterator[tuple[str, int]]:
-    """The Arrow file of each row, and its place there."""
+    """Yield the Arrow file of each row, and its place there."""
     import pyarrow
 
     for entry in dataset.cache_files:

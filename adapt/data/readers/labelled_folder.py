@@ -1,4 +1,4 @@
-"""Folders of images with a `labels.csv` that says which classes are seen in each, several or none."""
+"""Folders of images with a `labels.csv` that lists the classes in each, several or none."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LIST = "labels.csv"
 
 
 def is_labelled(root: str | os.PathLike[str]) -> bool:
-    """Whether the folder has a `labels.csv` with a column `path`; others are passed over."""
+    """Return whether the folder has a `labels.csv` with a column `path`; others are passed over."""
     try:
         return "path" in (csv_reader(os.path.join(root, LIST)).fieldnames or ())
     except (*UNREADABLE, csv.Error):
@@ -28,9 +28,9 @@ def is_labelled(root: str | os.PathLike[str]) -> bool:
 
 
 def read_labelled_folder(root: str | os.PathLike[str], ratios: Sequence[float] = parts.RATIOS, seed: int = 0) -> Split:
-    """What `labels.csv` in the folder says, as `read_csv` reads it.
+    """Return the split in `labels.csv` of the folder, as `read_csv` reads it.
 
-    Raises AdaptError as that, and, naming it, for an image in the folder that is not listed.
+    Raises AdaptError as that does, and, naming it, for an image in the folder that is not listed.
     """
     root = os.path.abspath(root)
     split = read_csv(os.path.join(root, LIST), root, ratios, seed)

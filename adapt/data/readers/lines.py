@@ -1,4 +1,4 @@
-"""Text files that list something: read whole, within bounds, by every reader of lists."""
+"""Text files that list something, read at once, within bounds."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ UNREADABLE = (OSError, EOFError, ValueError, zlib.error)
 
 
 def read_text(path: str | os.PathLike[str]) -> str:
-    """The text of a list, also gzipped (`.gz`), without a byte order mark.
+    """Return the text of a list, also gzipped (`.gz`), without a byte order mark.
 
     Raises OSError or EOFError where there is no such file or it is too large, ValueError where it is not UTF-8.
     """

@@ -1,4 +1,4 @@
-"""Readable class names for folders and labels that have none: a CSV or JSON file beside the data."""
+"""Readable names for classes, in a CSV or JSON file beside the data."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from adapt.shown import brief
 
 
 def read_names(path: str | os.PathLike[str]) -> dict[str, str]:
-    """Names by class, from a `.csv` with the first line `class,name`, or a `.json` with an object `{class: name}`.
+    """Return names by class, from a `.csv` with the first line `class,name` or a `.json` object `{class: name}`.
 
     Raises AdaptError, naming the entry, for a file of another form and for a class with two names.
     """
@@ -33,7 +33,7 @@ def read_names(path: str | os.PathLike[str]) -> dict[str, str]:
 
 
 def read_entries(source: str, where: str, columns: tuple[str, str]) -> Sequence[object]:
-    """What the file at `source` says, an entry of a class and a value after the other; nothing of it is checked yet.
+    """Return the entries of the file at `source`, pairs of a class and a value that are not checked yet.
 
     A `.csv` has the first line `columns`, a `.json` an object of values by class. Raises AdaptError, which calls the
     file `where`, for a file of another form.

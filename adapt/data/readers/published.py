@@ -1,4 +1,4 @@
-"""The fifteen data sets of the papers: published.toml as records, found by either name."""
+"""The fifteen data sets of the papers: the records of published.toml, by either name."""
 
 from __future__ import annotations
 
@@ -31,30 +31,30 @@ class Published:
     source: str
 
     def missing(self, root: str) -> list[str]:
-        """What of the data set's own folder, folders of images and lists there is not under `root`."""
+        """Return the data set's own folder, image folders and lists that are missing under `root`."""
         home = Path(root, self.folder)
         folders = [f"folder {path}" for path in (home, *(home / name for name in self.images)) if not path.is_dir()]
         return folders + [f"file {home / name}" for name in self.lists if not (home / name).is_file()]
 
     @property
     def advice(self) -> str:
-        """What to fetch, and where its official source is described."""
+        """A sentence on what to fetch, and where its official source is described."""
         return f"Fetch {self.fetch}, as {self.source} says."
 
 
 @cache
 def sets() -> dict[str, Published]:
-    """The fifteen, by our names, in the order of the papers."""
+    """Return the fifteen data sets by our names, in the order of the papers."""
     return {name: _record(name, row) for name, row in tomllib.loads(TABLE.read_text(encoding="utf-8")).items()}
 
 
 def trained() -> list[str]:
-    """The names of those that have training images: the eleven of the few-shot papers."""
+    """Return the names of those with training images: the eleven of the few-shot papers."""
     return [name for name, each in sets().items() if each.sizes[0]]
 
 
 def find(name: str) -> Published | None:
-    """The data set that is called `name` here (`oxford_pets`) or in CoOp's code (`OxfordPets`)."""
+    """Return the data set that is called `name` here (`oxford_pets`) or in CoOp's code (`OxfordPets`)."""
     return next((each for each in sets().values() if name in (each.name, each.coop_name)), None)
 
 

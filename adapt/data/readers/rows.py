@@ -1,4 +1,4 @@
-"""From listed images to a split: numbers for the classes, and parts where the list does not say them."""
+"""A split from listed images: numbers for the classes, and parts if the list does not say them."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _SEVERAL = " (A column 'labels' in place of 'label' may have several classes of 
 
 
 class Listed(NamedTuple):
-    """An item, and the part that it is in; "" where the data set does not say it."""
+    """An item, and its part; "" if the data set does not say it."""
 
     item: Item
     part: str = ""
 
 
 def listed(path: str, cells: Mapping[str, Any], part: str = "", domain: str = "") -> Listed:
-    """An image of which a list says `cells`, by the names of the columns."""
+    """Return an image with the `cells` of a list, by the names of the columns."""
     return Listed(Item.of(path=path, domain=domain, **cells), part)
 
 
@@ -42,10 +42,10 @@ def to_split(
     seed: int,
     turned: bool = True,
 ) -> Split:
-    """The split of `rows`, with `class_names` or those that the rows name, of images that are `turned` upright by EXIF.
+    """Return the split of `rows`, with `class_names` or those in the rows, of images that are `turned` upright by EXIF.
 
-    Rows without a part are divided by `ratios` and `seed`; where some are texts, these are for training and the images
-    for the test. Raises AdaptError when a class has no training image.
+    Rows without a part are divided by `ratios` and `seed`; if some are texts, these are for training and the images for
+    the test. Raises AdaptError if a class has no training image.
     """
     rows, task = _completed(rows, name), tasks.of([row.item for row in rows])
     items = [row.item for row in rows]
@@ -63,7 +63,7 @@ def to_split(
 
 
 def _completed(rows: Sequence[Listed], name: str) -> list[Listed]:
-    """The rows with labels that may depend on all others of their task."""
+    """Return the rows with labels that may depend on all others of their task."""
     try:
         labels = tasks.of([row.item for row in rows]).completed([row.item.label for row in rows])
     except AdaptError as error:
@@ -72,9 +72,9 @@ def _completed(rows: Sequence[Listed], name: str) -> list[Listed]:
 
 
 def _assigned(items: Sequence[Item], task: Task, ratios: Sequence[float], seed: int) -> list[str]:
-    """The part of each item; regions of one image share its part. Several questions about one image need not.
+    """Return the part of each item; regions of one image share a part, but several questions need not.
 
-    Where all of an image, or of an entity, shares its part, this is drawn by the rarest of its strata.
+    If all of an image, or of an entity, shares its part, this is drawn by the rarest of its strata.
     """
     if not (task.stays_whole or any(parted(item.path)[1] for item in items)):
         return parts.assign([item.stratum for item in items], ratios, seed)
@@ -88,7 +88,7 @@ def _assigned(items: Sequence[Item], task: Task, ratios: Sequence[float], seed: 
 
 
 def check_listed_once(rows: Sequence[Listed], where: str) -> None:
-    """AdaptError for a picture that is listed for two parts, or two classes; several questions may be about one."""
+    """Raise AdaptError for a picture listed for two parts or classes, unless several questions are about it."""
     seen: dict[tuple[str, str], str] = {}
     for item, part in rows:
         if not (item.paths and item.task.once_an_image):
@@ -107,11 +107,11 @@ def check_listed_once(rows: Sequence[Listed], where: str) -> None:
 
 
 def one_each(rows: Sequence[Listed], root: str, real: Mapping[str, str], where: str) -> list[Listed]:
-    """`rows` without those that come by a symbolic link to a picture that another path has.
+    """Return `rows` without those whose path is a symbolic link to a picture that another path has.
 
     Paths are below `root`; `real` has each path's real one. The path without a link stays, or else the first one; what
-    another part or class loses by it is logged. Raises AdaptError where links alone put one picture into two parts or
-    classes: neither is the right one.
+    another part or class loses is logged. Raises AdaptError if only links put a picture into two parts or classes:
+    neither is the right one.
     """
     home = os.path.realpath(root)
     own = {row.item.path for row in rows if real[row.item.path] == home + row.item.path.removeprefix(root)}
@@ -139,7 +139,7 @@ def _pair(row: Listed, other: Listed) -> str:
 
 
 def check_linked(items: Mapping[str, Sequence[Item]], where: str) -> None:
-    """Raises AdaptError where symbolic links list one picture in two parts. One path that stands twice may."""
+    """Raise AdaptError if symbolic links list one picture in two parts; the same path may occur twice."""
     real = real_paths(item.path for listed in items.values() for item in listed)
     seen: dict[str, tuple[str, str]] = {}
     for part, listed in items.items():
@@ -153,7 +153,7 @@ def check_linked(items: Mapping[str, Sequence[Item]], where: str) -> None:
 
 
 def real_paths(paths: Iterable[str]) -> dict[str, str]:
-    """Each path without symbolic links; folders are looked up once, because they have many files."""
+    """Return each path without symbolic links; folders are resolved once, because they have many files."""
     folders: dict[str, str] = {}
     real: dict[str, str] = {}
     for path in paths:

@@ -18,7 +18,7 @@ _PARTS = ("train", "val", "test")
 
 
 def read_split(path: str | os.PathLike[str], root: str | os.PathLike[str] | None = None, turned: bool = True) -> Split:
-    """The split in a file `{"train": [[path, label, class name], ...], "val": ..., "test": ...}`, also gzipped.
+    """Return the split in a file `{"train": [[path, label, class name], ...], "val": ..., "test": ...}`, also gzipped.
 
     With `root`, paths are joined to it and must stay under it; without, they stay as they are in the file. Images are
     `turned` upright by their EXIF orientation, or taken as they are stored.
@@ -51,7 +51,7 @@ def _read(source: str) -> dict[str, list[object]]:
 
 
 def _item(entry: object, names: dict[int, str], folder: str, turned: bool, where: str) -> Item:
-    """One entry; `names` collects the class names by label."""
+    """Return the item of an entry; `names` collects the class names by label."""
     match entry:
         case [str(path), int(label), str(name)] if label >= 0 and not isinstance(label, bool):
             pass

@@ -1,4 +1,4 @@
-"""Files of texts, such as captions: a CSV of which one column are texts, or a list with one a line."""
+"""Files of texts, such as captions: a CSV with a column of texts, or a list with one a line."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from adapt.errors import AdaptError
 
 
 def read_texts(path: str | os.PathLike[str]) -> list[str]:
-    """The column `text`, whatever else there is. Raises AdaptError where there is none, or one is empty."""
+    """Return the column `text`, ignoring others. Raises AdaptError if there is none, or a text is empty."""
     where = f"CSV {os.fspath(path)!r}"
     with readable(where):
         rows = csv_reader(path)
@@ -28,7 +28,7 @@ def read_texts(path: str | os.PathLike[str]) -> list[str]:
 
 
 def read_list(path: str | os.PathLike[str]) -> Split:
-    """The split of texts to learn from alone, one a line, of which one that stands twice counts once.
+    """Return the split of texts to learn from, one a line; a repeated text counts once.
 
     Raises AdaptError for a list that is empty or cannot be read.
     """

@@ -1,4 +1,4 @@
-"""torchvision's data sets by name, where they are files of images with class names. Nothing is downloaded.
+"""torchvision's data sets of image files with class names. Nothing is downloaded.
 
 torchvision keeps the files and labels of a data set in attributes that differ from class to class and are mostly
 private; the names of all of them are here, and a data set that has none is refused.
@@ -36,19 +36,19 @@ _FILES, _LABELS, _PAIRS = ("_image_files", "_images"), ("_labels",), ("samples",
 
 
 def names() -> list[str]:
-    """The data sets that `read_torchvision` takes."""
+    """Return the data sets that `read_torchvision` takes."""
     return list(_PARTS)
 
 
 def read_torchvision(
     name: str, root: str | os.PathLike[str], ratios: Sequence[float] = parts.RATIOS, seed: int = 0
 ) -> Split:
-    """torchvision's data set `name` as it lies under `root`, where torchvision would put it.
+    """Return torchvision's data set `name` under `root`, where torchvision would put it.
 
     `ratios` (train, val, test) and `seed` divide one that torchvision does not divide. Files, class names and parts are
-    torchvision's, which are not those of the papers: for these, give the data set's published name.
+    torchvision's, which differ from those of the papers: for these, give the data set's published name.
 
-    Raises AdaptError for an unknown name, and where torchvision finds no such data set under `root`.
+    Raises AdaptError for an unknown name, and if torchvision finds no such data set under `root`.
     """
     if name not in _PARTS:
         raise AdaptError(f"torchvision has no set {name!r} of image files with class names; {nearest(name, _PARTS)}.")
@@ -75,7 +75,7 @@ def _open(name: str, root: str, **options: str) -> VisionDataset:
 
 
 def _files(dataset: VisionDataset) -> list[tuple[str, int]]:
-    """The files and labels of a torchvision data set, in its order."""
+    """Return the files and labels of a torchvision data set, in its order."""
     held = vars(dataset)
     pairs = next((held[key] for key in _PAIRS if key in held), None)
     if pairs is None:
