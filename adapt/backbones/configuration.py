@@ -54,29 +54,29 @@ def of_model(model: nn.Module) -> Configuration:
     share an entry, a list of their values if these differ. The result is the same however the model was loaded, in any
     precision and on any device.
     """
-    found: dict[str, list[JSON]] = {}
+    entries: dict[str, list[JSON]] = {}
     for path, module in model.named_modules():
         for name, value in _of_module(module).items():
-            found.setdefault(re.sub(r"(^|\.)\d+(?=\.)", r"\1*", f"{path}.{name}".lstrip(".")), []).append(value)
-    found |= {f"config.{name}": [value] for name, value in _of_library(getattr(model, "config", None)).items()}
+            entries.setdefault(re.sub(r"(^|\.)\d+(?=\.)", r"\1*", f"{path}.{name}".lstrip(".")), []).append(value)
+    entries |= {f"config.{name}": [value] for name, value in _of_library(getattr(model, "config", None)).items()}
     return {
         place: values[0] if all(value == values[0] for value in values) else values
-        for place, values in sorted(found.items())
+        for place, values in sorted(entries.items())
     }
 
 
 def _of_module(module: nn.Module) -> Configuration:
     composed = any(True for _ in (*module.children(), *module.parameters()))
     left_out = _INERT | _SHAPES if composed else _INERT
-    found = {
+    entries = {
         name: _plain(value)
         for name, value in vars(module).items()
         if not name.startswith("_") and name not in left_out and _is_plain(value)
     }
     computed = module._non_persistent_buffers_set
-    found |= {name: _sampled(buffer) for name, buffer in module._buffers.items() if name in computed}
+    entries |= {name: _sampled(buffer) for name, buffer in module._buffers.items() if name in computed}
     function = None if composed else _function(module)
-    return found if function is None else found | {"function": function}
+    return entries if function is None else entries | {"function": function}
 
 
 def _of_library(config: object) -> Configuration:
@@ -84,11 +84,11 @@ def _of_library(config: object) -> Configuration:
     values = config.to_dict() if hasattr(config, "to_dict") else config
     if not isinstance(values, Mapping):
         return {}
-    found = {name: _plain(value) for name, value in values.items() if _READ.search(name) and _is_plain(value)}
+    entries = {name: _plain(value) for name, value in values.items() if _READ.search(name) and _is_plain(value)}
     for name, inner in values.items():
         if name.endswith("_config") and name != "quantization_config":
-            found |= {f"{name}.{key}": value for key, value in _of_library(inner).items()}
-    return found
+            entries |= {f"{name}.{key}": value for key, value in _of_library(inner).items()}
+    return entries
 
 
 def _is_plain(value: object) -> bool:

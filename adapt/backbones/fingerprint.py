@@ -38,9 +38,9 @@ class Fingerprint:
             return "another architecture"
         if not all(abs(a - b) <= TOLERANCE * max(abs(a), abs(b), 1e-3) for a, b in zip(self.values, other.values)):
             return "same architecture, other weights"
-        found = configuration.differences(self.configuration, other.configuration, TOLERANCE)
-        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
-        return f"same weights, another configuration: {found[0]}{more}" if found else None
+        differences = configuration.differences(self.configuration, other.configuration, TOLERANCE)
+        more = f" (and {len(differences) - 1} more)" if len(differences) > 1 else ""
+        return f"same weights, another configuration: {differences[0]}{more}" if differences else None
 
     def short(self) -> str:
         """Return twelve hex digits that identify the model in messages, cache keys and metadata."""

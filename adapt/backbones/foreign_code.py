@@ -39,8 +39,8 @@ def _configurations(source: str | Path) -> list[Path]:
     from transformers.utils import cached_file
 
     quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
-    found = [cached_file(str(source), name, _raise_exceptions_for_gated_repo=False, **quiet) for name in _FILES]
-    return [Path(path) for path in found if path is not None]
+    files = [cached_file(str(source), name, _raise_exceptions_for_gated_repo=False, **quiet) for name in _FILES]
+    return [Path(path) for path in files if path is not None]
 
 
 def read_configuration(path: Path) -> Any:

@@ -92,6 +92,6 @@ def library_errors() -> tuple[type[Exception], ...]:
 def reason(error: Exception) -> str:
     """Return the first line of a library's message, and the next one if the first announces it."""
     lines = str(error).strip().splitlines() or [""]
-    said = " ".join(line.strip() for line in lines[: 2 if lines[0].endswith(":") else 1]).rstrip(".")
-    named = isinstance(error, RuntimeError | OSError | ValueError) and said
-    return said if named else f"{type(error).__name__} {said}".rstrip()
+    message = " ".join(line.strip() for line in lines[: 2 if lines[0].endswith(":") else 1]).rstrip(".")
+    named = isinstance(error, RuntimeError | OSError | ValueError) and message
+    return message if named else f"{type(error).__name__} {message}".rstrip()

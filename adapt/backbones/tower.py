@@ -165,8 +165,8 @@ class LastProjection:
     @property
     def weight(self) -> Tensor:
         """The frozen weight `(e, d)`."""
-        found = getattr(self.owner, self.name)
-        weight: Tensor = found.weight if isinstance(found, nn.Linear) else found.T
+        part = getattr(self.owner, self.name)
+        weight: Tensor = part.weight if isinstance(part, nn.Linear) else part.T
         return weight.detach()
 
 

@@ -90,11 +90,11 @@ def alone(model: nn.Module) -> AbstractContextManager[None]:
     return _entered(_TURNS, model, _Turns.alone)
 
 
-def copied_alone(whole: T, model: nn.Module, memo: dict[int, object]) -> T:
+def copied_alone(owner: T, model: nn.Module, memo: dict[int, object]) -> T:
     """Return a deep copy of an object that `model` belongs to, while no other thread has it frozen or edited."""
-    copied = memo[id(whole)] = object.__new__(type(whole))
+    copied = memo[id(owner)] = object.__new__(type(owner))
     with alone(model):
-        vars(copied).update(copy.deepcopy(vars(whole), memo))
+        vars(copied).update(copy.deepcopy(vars(owner), memo))
     return copied
 
 

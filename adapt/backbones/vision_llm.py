@@ -82,14 +82,16 @@ class VisionLLM(Backbone):
     def patches(self, images: Tensor) -> Tensor:
         """Return patch features `(b, p, d)` of images `(b, 3, h, w)`: a vision block's output but the class token."""
         tower = self.towers["vision"]
-        block, found = tower.blocks[self.patch_block], list[Tensor]()
+        block, outputs = tower.blocks[self.patch_block], list[Tensor]()
         with alone(self.model):  # a hook hears every thread's calls
-            handle = block.module.register_forward_hook(lambda module, inputs, output: found.append(tokens_of(output)))
+            handle = block.module.register_forward_hook(
+                lambda module, inputs, output: outputs.append(tokens_of(output))
+            )
             try:
                 self._encode(images.to(self.dtype))
             finally:
                 handle.remove()
-        features = found[0] if block.batch_first else found[0].transpose(0, 1)
+        features = outputs[0] if block.batch_first else outputs[0].transpose(0, 1)
         return features[:, 1:] if tower.form.pooling == "class" else features
 
     def patch_shape(self) -> tuple[int, int]:

@@ -37,8 +37,8 @@ def broken_images(items: Sequence[Item], progress: Progress | None = None) -> di
     """
     turned = {path: item.turned for item in items for path in item.files}
     problems = _of_each(_problem, turned, progress)
-    found = {path: problem for path, problem in zip(turned, problems, strict=True) if problem}
-    return found | _broken_masks(items, found.keys())
+    broken = {path: problem for path, problem in zip(turned, problems, strict=True) if problem}
+    return broken | _broken_masks(items, broken.keys())
 
 
 def all_facts(items: Sequence[Item], progress: Progress | None = None) -> dict[str, Facts]:
@@ -49,16 +49,16 @@ def all_facts(items: Sequence[Item], progress: Progress | None = None) -> dict[s
 
 def unfit(items: Sequence[Item], facts: Mapping[str, Facts]) -> dict[str, str]:
     """Return the reasons why regions and masks of readable files cannot be used, by their paths."""
-    found: dict[str, str] = {}
+    problems: dict[str, str] = {}
     for item in items:
         for path in item.paths:
-            whole, box = parted(path)
-            if box is None or facts[whole].problem:
+            file, box = parted(path)
+            if box is None or facts[file].problem:
                 continue
-            if problem := _refusal(check_inside, box, facts[whole].size, path):
-                found[path] = problem
+            if problem := _refusal(check_inside, box, facts[file].size, path):
+                problems[path] = problem
     unread = {path for path, known in facts.items() if known.problem}
-    return found | _broken_masks(items, unread | found.keys())
+    return problems | _broken_masks(items, unread | problems.keys())
 
 
 def _broken_masks(items: Sequence[Item], unread: Set[str]) -> dict[str, str]:
@@ -92,28 +92,28 @@ def without_broken(split: Split, broken: Broken, progress: Progress | None = Non
         raise AdaptError(f"broken is {broken!r}; {nearest(broken, get_args(Broken))}")
     check_root(split)
     items = list(split.items())
-    found = broken_images(items, progress)
-    if not found:
+    problems = broken_images(items, progress)
+    if not problems:
         return split
-    train, val, test = (_kept(part, found) for part in (split.train, split.val, split.test))
+    train, val, test = (_kept(part, problems) for part in (split.train, split.val, split.test))
     lost = len(items) - len(train) - len(val) - len(test)
     count = f"{lost:,} of {len(items):,} images of data {split.name!r}"
     if broken == "refuse":
         raise AdaptError(
-            f"{count} cannot be used. {_first(found)} "
+            f"{count} cannot be used. {_first(problems)} "
             "`adapt data check` lists them all; data.broken=skip leaves them out."
         )
-    logger.warning("left out %s. %s", count, _first(found))
+    logger.warning("left out %s. %s", count, _first(problems))
     return replace(split, train=train, val=val, test=test)
 
 
-def _kept(items: tuple[Item, ...], found: Collection[str]) -> tuple[Item, ...]:
-    return tuple(item for item in items if not any(path in found for path in item.files))
+def _kept(items: tuple[Item, ...], problems: Collection[str]) -> tuple[Item, ...]:
+    return tuple(item for item in items if not any(path in problems for path in item.files))
 
 
-def _first(found: dict[str, str]) -> str:
-    more = f" And {len(found) - _NAMED:,} more." if len(found) > _NAMED else ""
-    return " ".join(list(found.values())[:_NAMED]) + more
+def _first(problems: dict[str, str]) -> str:
+    more = f" And {len(problems) - _NAMED:,} more." if len(problems) > _NAMED else ""
+    return " ".join(list(problems.values())[:_NAMED]) + more
 
 
 def _of_each(

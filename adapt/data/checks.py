@@ -40,8 +40,8 @@ class Finding:
 
 def found_in(looked: Looked) -> list[Finding]:
     """Return all findings: problems first, each kind in the order of the checks."""
-    found = [finding for check in CHECKS for finding in check(looked)]
-    return sorted(found, key=lambda finding: not finding.stops)
+    findings = [finding for check in CHECKS for finding in check(looked)]
+    return sorted(findings, key=lambda finding: not finding.stops)
 
 
 def inconsistent(looked: Looked) -> Iterator[Finding]:
@@ -228,10 +228,10 @@ CHECKS: tuple[Callable[[Looked], Iterator[Finding]], ...] = (
 
 def lists_of(findings: Sequence[Finding]) -> dict[str, list[ListRow]]:
     """Return the rows of all findings, by the list that they belong to."""
-    found: dict[str, list[ListRow]] = defaultdict(list)
+    lists: dict[str, list[ListRow]] = defaultdict(list)
     for finding in findings:
-        found[finding.list] += finding.rows
-    return dict(found)
+        lists[finding.list] += finding.rows
+    return dict(lists)
 
 
 def _noted(

@@ -82,10 +82,10 @@ def _fitted(text: str, width: int, pen: ImageDraw.ImageDraw) -> str:
     """Return `text`, or as much of its beginning as fits into `width` pixels."""
     if pen.textlength(text) <= width:
         return text
-    kept = len(text)
-    while kept and pen.textlength(f"{text[:kept]}…") > width:
-        kept -= 1
-    return f"{text[:kept]}…"
+    length = len(text)
+    while length and pen.textlength(f"{text[:length]}…") > width:
+        length -= 1
+    return f"{text[:length]}…"
 
 
 def _spaced(group: Sequence[Item], count: int) -> list[Item | None]:

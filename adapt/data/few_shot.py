@@ -42,20 +42,20 @@ def pick(train: Items, val: Items, shots: int, seed: int, sampling: Sampling) ->
 
 def carve(train: Items, seed: int) -> set[Item]:
     """Return a fifth of the images of each class, at least one, in full groups, one of which stays."""
-    stream, taken, kept = random.Random(seed), set[str](), set[str]()
+    stream, taken, staying = random.Random(seed), set[str](), set[str]()
     for images in _by_stratum(train):
         groups: dict[str, list[Item]] = {}
         for item in images:
             groups.setdefault(item.kept_with, []).append(item)
         drawn, wanted = list(groups), max(1, len(images) // 5)
         stream.shuffle(drawn)
-        kept.add(next((group for group in drawn if group not in taken), drawn[0]))
+        staying.add(next((group for group in drawn if group not in taken), drawn[0]))
         held = sum(len(groups[group]) for group in drawn if group in taken)
         for group in drawn:
-            if held < wanted and group not in kept | taken:
+            if held < wanted and group not in staying | taken:
                 taken.add(group)
                 held += len(groups[group])
-    return {item for item in train if item.kept_with in taken - kept}
+    return {item for item in train if item.kept_with in taken - staying}
 
 
 def _all_if_few(items: Items, shots: int, stream: random.Random) -> Items:

@@ -47,8 +47,8 @@ def folds(items: Sequence[Item], count: int, seed: int) -> list[int | None]:
             fold = fold_of.setdefault(group, min(order, key=lambda each: sizes[each]))
             sizes[fold] += own[group]
     together = [own for own in groups.values() if len({fold_of[group] for group in own}) == 1]
-    kept = {group for own in together for group in own}
-    return [None if item.kept_with in kept else fold_of[item.kept_with] for item in items]
+    undivided = {group for own in together for group in own}
+    return [None if item.kept_with in undivided else fold_of[item.kept_with] for item in items]
 
 
 def kept_and_held(chosen: Sequence[int | None], count: int) -> Iterator[tuple[list[int], list[int]]]:
@@ -61,6 +61,6 @@ def kept_and_held(chosen: Sequence[int | None], count: int) -> Iterator[tuple[li
 
 def parts(split: Split, chosen: Sequence[int | None], count: int) -> Iterator[tuple[Split, list[int]]]:
     """Yield, for each fold, the split that trains on all other images and tests on its own, and their places."""
-    for kept, held in kept_and_held(chosen, count):
-        train, test = (tuple(split.train[place] for place in own) for own in (kept, held))
-        yield replace(split, train=train, test=test), held
+    for learned, held_out in kept_and_held(chosen, count):
+        train, test = (tuple(split.train[place] for place in own) for own in (learned, held_out))
+        yield replace(split, train=train, test=test), held_out

@@ -48,10 +48,10 @@ class Looked:
     @cached_property
     def alike(self) -> list[list[tuple[str, Item]]]:
         """Groups of at least two copies of an image, in any part, with the same question."""
-        found: dict[tuple[object, ...], list[tuple[str, Item]]] = defaultdict(list)
+        groups: dict[tuple[object, ...], list[tuple[str, Item]]] = defaultdict(list)
         for part, item, facts in self.usable:
-            found[facts.digest, parted(item.path)[1], item.text, *item.label.columns.values()].append((part, item))
-        return [copies for copies in found.values() if len({item.path for _, item in copies}) > 1]
+            groups[facts.digest, parted(item.path)[1], item.text, *item.label.columns.values()].append((part, item))
+        return [copies for copies in groups.values() if len({item.path for _, item in copies}) > 1]
 
     def files(self, which: Callable[[str, Facts], bool]) -> list[tuple[str, Facts]]:
         """Return the readable files for which `which` holds, sorted."""

@@ -75,7 +75,7 @@ class Split:
         if self.val:
             raise AdaptError(f"Data {self.name!r} has validation images already.")
         held = carve(self.train, seed)
-        train, val = ([item for item in self.train if (item in held) is kept] for kept in (False, True))
+        train, val = ([item for item in self.train if (item in held) is held_out] for held_out in (False, True))
         return replace(self, train=tuple(train), val=tuple(val))
 
     def only(self, classes: str) -> Split:
@@ -92,12 +92,12 @@ class Split:
         number, parts = map(int, {"base": "1/2", "new": "2/2"}.get(classes, classes).split("/"))
         size, longer = divmod(len(self.class_names), parts)
         starts = [place * size + min(place, longer) for place in range(parts + 1)]
-        kept = range(starts[number - 1], starts[number]) if number <= parts else range(0)
-        if not kept:
+        chosen = range(starts[number - 1], starts[number]) if number <= parts else range(0)
+        if not chosen:
             count = f"{len(self.class_names)} class" + "es" * (len(self.class_names) > 1)
             raise AdaptError(f"Data {self.name!r} has {count}, of which there is no part {classes!r}.")
 
-        names = self.class_names[kept.start : kept.stop]
+        names = self.class_names[chosen.start : chosen.stop]
         own = set(names)
         return self._mapped(lambda items: (item for item in items if own.issuperset(item.class_names)), names)
 

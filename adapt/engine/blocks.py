@@ -28,14 +28,14 @@ RowIndex = Tensor | slice
 _QUICK = 1.702
 
 
-def run_block(block: Block, index: int, asked: Plan, x: Tensor, attend: Attend, rows: RowIndex | None = None) -> Tensor:
+def run_block(block: Block, index: int, edits: Plan, x: Tensor, attend: Attend, rows: RowIndex | None = None) -> Tensor:
     """Return the output of block `index` for `x` `(..., l, d)`; with `rows`, only for these `(..., rows, d)`.
 
     Raises AdaptError for a block that was cut out.
     """
     if isinstance(block.module, Absent):
         block.module()  # refuses, with its name
-    replaced, beside = asked.replaced.get(index, {}), asked.parallel.get(index, {})
+    replaced, beside = edits.replaced.get(index, {}), edits.parallel.get(index, {})
     parts: dict[str, Callable[[Tensor], Tensor]] = {"norm1": block.norm1, "norm2": block.norm2, **block.projections}
     parts |= replaced
     normed = parts["norm1"](x)

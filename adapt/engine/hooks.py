@@ -50,30 +50,30 @@ def run(
     No other call runs on `model` meanwhile. Raises AdaptError for an edit that its tower cannot carry, and if the tower
     no longer belongs to the model.
     """
-    planned = [(tower, plan(tower, edits)) for tower, edits in changes]
+    plans = [(tower, plan(tower, edits)) for tower, edits in changes]
     with alone(model), frozen(model), ExitStack() as stack:
-        for tower, asked in planned:
+        for tower, planned in plans:
             check_parts(tower, model)
-            stack.enter_context(_edited(model, tower, asked, prompts, checkpointing, merge))
+            stack.enter_context(_edited(model, tower, planned, prompts, checkpointing, merge))
         result = compute()
-    for tower, asked in planned:
-        result = _projected(tower, asked, result)
+    for tower, planned in plans:
+        result = _projected(tower, planned, result)
     return result
 
 
 @contextmanager
 def _edited(
-    model: nn.Module, tower: Tower, asked: Plan, prompts: Sequence[Prompt], checkpointing: bool, merge: bool
+    model: nn.Module, tower: Tower, planned: Plan, prompts: Sequence[Prompt], checkpointing: bool, merge: bool
 ) -> Iterator[None]:
-    inside = _once(model, partial(_inside_blocks, tower, asked, prompts, merge))
+    inside = _once(model, partial(_inside_blocks, tower, planned, prompts, merge))
     with ExitStack() as stack:
         stack.enter_context(inside())
-        stack.enter_context(tokens.entered(tower, asked, prompts))
-        stack.enter_context(_outer(tower, asked))
-        for index, module in asked.bypassed.items():
+        stack.enter_context(tokens.entered(tower, planned, prompts))
+        stack.enter_context(_outer(tower, planned))
+        for index, module in planned.bypassed.items():
             block = tower.blocks[index]
             stack.enter_context(forward_as(block.module, partial(_bypass, module, block.returns)))
-        for index, beside in asked.parallel.items():
+        for index, beside in planned.parallel.items():
             if "block" in beside:
                 block = tower.blocks[index]
                 stack.enter_context(block.module.register_forward_hook(partial(_join_block, block, beside["block"])))
@@ -106,25 +106,25 @@ def _once(
 
 
 @contextmanager
-def _inside_blocks(tower: Tower, asked: Plan, prompts: Sequence[Prompt], merge: bool) -> Iterator[None]:
+def _inside_blocks(tower: Tower, planned: Plan, prompts: Sequence[Prompt], merge: bool) -> Iterator[None]:
     """Replace the parts of blocks while they compute, both the first time and again in the backward pass."""
     with ExitStack() as stack:
-        for index in asked.replaced.keys() | asked.attention.keys():
+        for index in planned.replaced.keys() | planned.attention.keys():
             weights = None
-            if index in asked.attention:
-                weights = tokens.masked(tower, asked, prompts, asked.attention[index])
-            replaced = asked.replaced.get(index, {})
+            if index in planned.attention:
+                weights = tokens.masked(tower, planned, prompts, planned.attention[index])
+            replaced = planned.replaced.get(index, {})
             modules = {part: module for part, module in replaced.items() if part not in NORMS}
             for module, forward in _forwards(tower.blocks[index], modules, tower.heads, weights):
                 stack.enter_context(forward_as(module, forward))
-        for index, parts in asked.replaced.items():
+        for index, parts in planned.replaced.items():
             for name in parts.keys() & set(NORMS):
                 stack.enter_context(forward_as(getattr(tower.blocks[index], name), parts[name]))
-        for index, beside in asked.parallel.items():
+        for index, beside in planned.parallel.items():
             for edit in beside.values():
                 if edit.site != "block":
                     stack.enter_context(_beside(tower.blocks[index].sites[edit.site], edit))
-        for index, updates in asked.low_rank.items():
+        for index, updates in planned.low_rank.items():
             stack.enter_context(low_rank.updated(tower.blocks[index], updates, merge))
         yield
 
@@ -161,10 +161,10 @@ def _added(output: BlockOutput, beside: Tensor) -> BlockOutput:
 
 
 @contextmanager
-def _outer(tower: Tower, asked: Plan) -> Iterator[None]:
+def _outer(tower: Tower, planned: Plan) -> Iterator[None]:
     """Replace the tower's own norms and last projection; one that is a parameter is left out."""
     with ExitStack() as stack:
-        for name, module in asked.outer.items():
+        for name, module in planned.outer.items():
             part = tower.parts[name]
             if isinstance(part, nn.Module):
                 stack.enter_context(forward_as(part, module))
@@ -176,9 +176,9 @@ def _outer(tower: Tower, asked: Plan) -> Iterator[None]:
         yield
 
 
-def _projected(tower: Tower, asked: Plan, result: Computed) -> Computed:
+def _projected(tower: Tower, planned: Plan, result: Computed) -> Computed:
     """Return the result after the new last projection, if the tower's own, a parameter, was left out."""
-    part, module = tower.projection, asked.outer.get("projection")
+    part, module = tower.projection, planned.outer.get("projection")
     if part is None or module is None or isinstance(getattr(part.owner, part.name), nn.Module):
         return result
     projected: Computed = module(result)

@@ -29,10 +29,10 @@ class Values:
         return len(leaves) == len(self._leaves) and all(map(_same, self._leaves, leaves))
 
 
-def _same(kept: object, leaf: object) -> bool:
-    if isinstance(kept, Tensor) and isinstance(leaf, Tensor):
-        return kept.dtype == leaf.dtype and kept.device == leaf.device and torch.equal(kept, leaf)
-    return kept is leaf or (type(kept) is type(leaf) and isinstance(kept, _PLAIN) and kept == leaf)
+def _same(stored: object, leaf: object) -> bool:
+    if isinstance(stored, Tensor) and isinstance(leaf, Tensor):
+        return stored.dtype == leaf.dtype and stored.device == leaf.device and torch.equal(stored, leaf)
+    return stored is leaf or (type(stored) is type(leaf) and isinstance(stored, _PLAIN) and stored == leaf)
 
 
 _PLAIN = (bool, int, float, str, bytes, frozenset, type(None), torch.Size, torch.dtype, torch.device)
@@ -75,10 +75,10 @@ class Weights:
 
     def same(self) -> bool:
         """Return whether the model has the same tensors in the same modules, and the values that were sampled."""
-        found = self._found()
+        held = self._found()
         return (
-            len(found) == len(self._held)
-            and all(map(is_, found, self._held))
+            len(held) == len(self._held)
+            and all(map(is_, held, self._held))
             and [*map(_memory, self._tensors)] == self._memory
             and all(map(torch.equal, self._sampled(), self._values))
         )

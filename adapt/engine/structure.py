@@ -25,9 +25,9 @@ def structure(backbone: Backbone, name: str) -> Structure:
         return [(id(each), _asks(each)) for each in _within(backbone.model, own, others, set())[0]]
 
 
-def hooked(found: Structure) -> bool:
+def hooked(modules: Structure) -> bool:
     """Return whether hooks of any kind, or a replaced forward, are on one of these modules."""
-    return any(asks for _, asks in found)
+    return any(asks for _, asks in modules)
 
 
 def _asks(module: nn.Module) -> bool:
@@ -39,12 +39,12 @@ def _within(
 ) -> tuple[list[nn.Module], bool, bool]:
     """Return `module` and its descendants but those that hold only blocks of others; whether it holds either kind."""
     seen.add(module)
-    found, holds_own, holds_others = [module], module in own, module in others
+    modules, holds_own, holds_others = [module], module in own, module in others
     for child in module._modules.values():
         if child is None or child in seen:
             continue
         inside, of_own, of_others = _within(child, own, others, seen)
         holds_own, holds_others = holds_own or of_own, holds_others or of_others
         if of_own or not of_others:
-            found += inside
-    return found, holds_own, holds_others
+            modules += inside
+    return modules, holds_own, holds_others

@@ -130,18 +130,18 @@ class FastText:
 
         `(n, e)`, or `(b, n, e)` if the learned tokens belong to `b` images.
         """
-        tower = self.backbone.tower("text")  # asked for anew: blocks may have been cut out of it
-        asked = plan(tower, edits)
+        tower = self.backbone.tower("text")  # looked up anew: blocks may have been cut out of it
+        planned = plan(tower, edits)
         # with dropout, each class draws its own noise on the prefix, as it does on the plain path
-        noisy = any(active_dropout(module) for module in asked.modules)
-        prefix = 0 if noisy else shared_prefix(self.prompts, asked.prefix_per_class)
+        noisy = any(active_dropout(module) for module in planned.modules)
+        prefix = 0 if noisy else shared_prefix(self.prompts, planned.prefix_per_class)
         keeps = torch.is_grad_enabled() and bool(edits)
         lengths = [len(prompt.ids) for prompt in self.prompts]
-        images = asked.images or 1
+        images = planned.images or 1
         own_rows = images * (sum(lengths) / len(lengths) - prefix)
         size = classes_within(budget, tower, len(lengths), own_rows, images * prefix, max(lengths), keeps)
         return in_parts(
-            self._packed(prefix, size), lambda packing: self._encode(tower, packing, asked), recompute=keeps
+            self._packed(prefix, size), lambda packing: self._encode(tower, packing, planned), recompute=keeps
         )
 
     def _packed(self, prefix: int, size: int) -> list[Packing]:
@@ -157,35 +157,35 @@ class FastText:
             self._packings = {key: packings}  # one entry: a new budget or device replaces the old packings
         return packings
 
-    def _encode(self, tower: Tower, packing: Packing, asked: Plan) -> Tensor:
+    def _encode(self, tower: Tower, packing: Packing, planned: Plan) -> Tensor:
         """Return features `([b,] n, e)` of one packing."""
         parts: TextParts = tower.text  # type: ignore[assignment]
         with frozen(self.backbone.model):
             check_parts(tower, self.backbone.model)
             x = parts.embedding(packing.ids)
             x = x.to(tower.dtype or x.dtype)  # as open_clip, where only the blocks are low
-            if asked.entering is not None:
-                x = _placed(x, asked.entering, packing)
+            if planned.entering is not None:
+                x = _placed(x, planned.entering, packing)
             x = x + parts.positions()[packing.positions].to(x.dtype)
             for index, block in enumerate(tower.blocks):
-                if index in asked.overwriting:
-                    x = _placed(x, asked.overwriting[index], packing)
+                if index in planned.overwriting:
+                    x = _placed(x, planned.overwriting[index], packing)
                 last = index == len(tower.blocks) - 1
-                if index in asked.bypassed:
-                    x = asked.bypassed[index](x[..., packing.ends, :] if last else x)
+                if index in planned.bypassed:
+                    x = planned.bypassed[index](x[..., packing.ends, :] if last else x)
                 else:
-                    x = self._block(block, index, asked, packing, tower.heads, last, x)
-            norm = asked.outer.get("final_norm", parts.final_norm)
-            return asked.outer.get("projection", parts.project)(norm(x))[..., packing.order, :]
+                    x = self._block(block, index, planned, packing, tower.heads, last, x)
+            norm = planned.outer.get("final_norm", parts.final_norm)
+            return planned.outer.get("projection", parts.project)(norm(x))[..., packing.order, :]
 
     def _block(
-        self, block: Block, index: int, asked: Plan, packing: Packing, heads: int, last: bool, x: Tensor
+        self, block: Block, index: int, planned: Plan, packing: Packing, heads: int, last: bool, x: Tensor
     ) -> Tensor:
         """Return one block's output `(..., rows, d)`; for the last block only end-of-text rows `(..., n, d)`."""
         attend = partial(
-            prefix_suffix_attention, packing=packing, heads=heads, ends_only=last, edit=asked.attention.get(index)
+            prefix_suffix_attention, packing=packing, heads=heads, ends_only=last, edit=planned.attention.get(index)
         )
-        compute = partial(run_block, block, index, asked, attend=attend, rows=packing.ends if last else None)
+        compute = partial(run_block, block, index, planned, attend=attend, rows=packing.ends if last else None)
         return again_in_backward(self.backbone.model, compute, x) if self.checkpointing else compute(x)
 
 

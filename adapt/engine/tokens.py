@@ -19,10 +19,10 @@ Change = Callable[[Tensor], Tensor]  # (b, l, d) -> (b, l', d)
 
 
 @contextmanager
-def entered(tower: Tower, asked: Plan, prompts: Sequence[Prompt]) -> Iterator[None]:
+def entered(tower: Tower, planned: Plan, prompts: Sequence[Prompt]) -> Iterator[None]:
     """Run the library's forward of `tower` with the learned tokens of `asked`."""
     with ExitStack() as stack:
-        for edit in (asked.entering, *asked.overwriting.values()):
+        for edit in (planned.entering, *planned.overwriting.values()):
             if edit is not None:
                 hooks = _text_hook(tower, edit, prompts) if tower.name == "text" else _vision_hooks(tower, edit)
                 for handle in hooks:
@@ -80,11 +80,11 @@ def _change_input(module: nn.Module, change: Change) -> RemovableHandle:
     return module.register_forward_pre_hook(lambda module, inputs: (change(inputs[0]), *inputs[1:]))
 
 
-def masked(tower: Tower, asked: Plan, prompts: Sequence[Prompt], edit: Attention) -> Callable[[Tensor], Tensor]:
+def masked(tower: Tower, planned: Plan, prompts: Sequence[Prompt], edit: Attention) -> Callable[[Tensor], Tensor]:
     """Return `edit`'s weights as a function of scores `(b, h, l, l)` to which no mask has been applied."""
     if tower.name == "text":
         return partial(_text_weights, edit, prompts, tower.form.causal)
-    count = asked.entering.values.shape[-2]  # type: ignore[union-attr]
+    count = planned.entering.values.shape[-2]  # type: ignore[union-attr]
 
     def weights(scores: Tensor) -> Tensor:
         learned = torch.arange(scores.shape[-1], device=scores.device) >= scores.shape[-1] - count

@@ -43,6 +43,6 @@ def local_features(backbone: DualEncoder, images: Tensor) -> tuple[Tensor, Tenso
             local = local + block.scale1(block.projections["out"](attend(values, values, values)))
             stream = run_block(block, index, nothing, stream, attend)
         features = tower.vision.project(tower.final_norm(local[:, 1:]))
-        whole = vision.pooled(tower, nothing, stream)
+        image_features = vision.pooled(tower, nothing, stream)
     rows = isqrt(features.shape[1] * images.shape[-2] // images.shape[-1])
-    return features.unflatten(1, (rows, -1)), whole
+    return features.unflatten(1, (rows, -1)), image_features

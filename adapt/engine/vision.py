@@ -49,13 +49,13 @@ _Seen = tuple[Structure, object]
 _REASONS: WeakKeyDictionary[DualEncoder, tuple[_Seen, str | None]] = WeakKeyDictionary()
 
 
-def _found_against(backbone: DualEncoder, found: Structure) -> str | None:
+def _found_against(backbone: DualEncoder, modules: Structure) -> str | None:
     tower = backbone.towers.get("vision")
     if tower is None or tower.vision is None:
         return "its blocks are not mapped, or are not read at tokens of theirs"
     if not all(block.plain_attention and {"fc1", "fc2"} <= block.projections.keys() for block in tower.blocks):
         return "its blocks are of another form than CLIP's"
-    if hooked(found):
+    if hooked(modules):
         return HOOKED
     return None if _agrees(backbone, tower) else "its features differ from the library's own forward on two images"
 
@@ -80,10 +80,10 @@ def _agrees(backbone: DualEncoder, tower: Tower) -> bool:
 def encode(backbone: DualEncoder, images: Tensor, edits: Sequence[Edit], checkpointing: bool = False) -> Tensor:
     """Return features `(b, e)`, before normalisation, of images `(b, 3, h, w)` under edits of the vision tower."""
     tower = backbone.tower("vision")
-    asked = plan(tower, edits)
+    planned = plan(tower, edits)
     with frozen(backbone.model):
-        x = entered(tower, asked, images)
-        return pooled(tower, asked, _through(backbone.model, tower, asked, 0, x, checkpointing))
+        x = entered(tower, planned, images)
+        return pooled(tower, planned, _through(backbone.model, tower, planned, 0, x, checkpointing))
 
 
 def encode_from(
@@ -94,13 +94,13 @@ def encode_from(
     Raises AdaptError if edits change an earlier block.
     """
     tower = backbone.tower("vision")
-    asked = plan(tower, edits)
-    if (first := _first_edited(tower, asked)) < block:
+    planned = plan(tower, edits)
+    if (first := _first_edited(tower, planned)) < block:
         raise AdaptError(
             f"these batches begin at block {block} of the vision tower, and block {first} is edited: give it the images"
         )
     with frozen(backbone.model):
-        return pooled(tower, asked, _through(backbone.model, tower, asked, block, tokens, checkpointing))
+        return pooled(tower, planned, _through(backbone.model, tower, planned, block, tokens, checkpointing))
 
 
 @torch.no_grad()
@@ -117,10 +117,10 @@ def first_edited(tower: Tower, edits: Sequence[Edit]) -> int:
     return _first_edited(tower, plan(tower, edits))
 
 
-def _first_edited(tower: Tower, asked: Plan) -> int:
-    if asked.entering is not None or "pre_norm" in asked.outer:
+def _first_edited(tower: Tower, planned: Plan) -> int:
+    if planned.entering is not None or "pre_norm" in planned.outer:
         return 0
-    inside = (*asked.replaced, *asked.attention, *asked.parallel, *asked.bypassed)
+    inside = (*planned.replaced, *planned.attention, *planned.parallel, *planned.bypassed)
     return min(inside, default=len(tower.blocks))
 
 
@@ -129,12 +129,12 @@ def _parts(tower: Tower) -> VisionParts:
     return tower.vision
 
 
-def entered(tower: Tower, asked: Plan, images: Tensor) -> Tensor:
+def entered(tower: Tower, planned: Plan, images: Tensor) -> Tensor:
     """Return the input of the first block `(b, l, d)`."""
     x = _parts(tower).embed(images)
-    if asked.entering is not None:
-        x = torch.cat([x, _learned(asked.entering.values, x)], dim=1)
-    pre_norm = asked.outer.get("pre_norm", tower.pre_norm)
+    if planned.entering is not None:
+        x = torch.cat([x, _learned(planned.entering.values, x)], dim=1)
+    pre_norm = planned.outer.get("pre_norm", tower.pre_norm)
     return x if pre_norm is None else pre_norm(x)
 
 
@@ -146,25 +146,25 @@ def _learned(values: Tensor, x: Tensor) -> Tensor:
 def _through(
     model: nn.Module,
     tower: Tower,
-    asked: Plan,
+    planned: Plan,
     first: int,
     x: Tensor,
     checkpointing: bool = False,
     until: int | None = None,
 ) -> Tensor:
     """Return `x` `(b, l, d)` after the blocks from `first` on, or only those before `until`."""
-    learned = 0 if asked.entering is None else asked.entering.values.shape[-2]
+    learned = 0 if planned.entering is None else planned.entering.values.shape[-2]
     last = len(tower.blocks) - 1
     for index in range(first, len(tower.blocks) if until is None else until):
-        if index in asked.overwriting:
-            values = asked.overwriting[index].values
+        if index in planned.overwriting:
+            values = planned.overwriting[index].values
             x = torch.cat([x[:, : -values.shape[-2]], _learned(values, x)], dim=1)
         rows = CLASS_ROW if index == last and tower.form.pooling == "class" else None
-        if index in asked.bypassed:
-            x = asked.bypassed[index](x if rows is None else x[:, rows])
+        if index in planned.bypassed:
+            x = planned.bypassed[index](x if rows is None else x[:, rows])
             continue
-        attending = partial(attend, tower.heads, asked.attention.get(index), learned)
-        block = partial(run_block, tower.blocks[index], index, asked, attend=attending, rows=rows)
+        attending = partial(attend, tower.heads, planned.attention.get(index), learned)
+        block = partial(run_block, tower.blocks[index], index, planned, attend=attending, rows=rows)
         x = again_in_backward(model, block, x) if checkpointing else block(x)
     return x
 
@@ -181,12 +181,12 @@ def attend(heads: int, edit: Attention | None, learned: int, q: Tensor, k: Tenso
     return mixed.transpose(1, 2).flatten(2)
 
 
-def pooled(tower: Tower, asked: Plan, x: Tensor) -> Tensor:
+def pooled(tower: Tower, planned: Plan, x: Tensor) -> Tensor:
     """Return features `(b, e)` of the last block's output."""
     parts = _parts(tower)
-    if asked.entering is not None and tower.form.pooling != "class":
-        x = x[:, : -asked.entering.values.shape[-2]]
-    norm = asked.outer.get("final_norm", tower.final_norm)
+    if planned.entering is not None and tower.form.pooling != "class":
+        x = x[:, : -planned.entering.values.shape[-2]]
+    norm = planned.outer.get("final_norm", tower.final_norm)
     assert norm is not None  # every mapped tower of images has one
-    features: Tensor = asked.outer.get("projection", parts.project)(parts.read(x, norm))
+    features: Tensor = planned.outer.get("projection", parts.project)(parts.read(x, norm))
     return features

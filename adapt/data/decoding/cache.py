@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("adapt")
 _FORMAT = "1"  # enters every folder's name: a newer format leaves the older one's shards alone
 _SHARD_ROWS, _SHARD_BYTES = 1024, 2**26  # what a killed run loses at most
-_told: set[Path] = set()  # the directories whose failure this process has been told of
+_told: set[Path] = set()  # the directories about whose failure this process has warned
 
 
 class FeatureCache:

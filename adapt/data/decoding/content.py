@@ -17,8 +17,8 @@ def open_file(path: str | os.PathLike[str]) -> BinaryIO:
 
 def read_bytes(path: str | os.PathLike[str]) -> bytes:
     """Read as `adapt.data.decoding.files.read_bytes` does, including drawings; a region's box follows the bytes."""
-    whole, box = parted(os.fspath(path))
-    return files.read_bytes(whole, _DRAWN) + (b"" if box is None else repr(box).encode())
+    image, box = parted(os.fspath(path))
+    return files.read_bytes(image, _DRAWN) + (b"" if box is None else repr(box).encode())
 
 
 _DRAWN: dict[str, files.MemberReader] = {

@@ -85,8 +85,8 @@ def in_batches(each: Iterable[Opened], size: int) -> Iterator[list[Opened]]:
 
 def each_of(images: object) -> Iterable[object]:
     """Return the images that a caller gives as one image, an iterable, or an array along its first axis."""
-    alone = (str, os.PathLike, Image.Image, Item, *_BYTES)
-    if isinstance(images, alone) or (is_array(images) and not is_sequence(images)):
+    single = (str, os.PathLike, Image.Image, Item, *_BYTES)
+    if isinstance(images, single) or (is_array(images) and not is_sequence(images)):
         return (images,)
     if not isinstance(images, Iterable):
         raise AdaptError(f"{brief(images)} stands where images are expected: {ACCEPTED}, or a list of such")

@@ -31,10 +31,10 @@ def orientation(picture: Image.Image) -> int:
     if picture.format in _DECODED_UPRIGHT:
         return _UPRIGHT
     try:
-        found = picture.getexif().get(_TAG, _UPRIGHT)
+        held = picture.getexif().get(_TAG, _UPRIGHT)
     except _MALFORMED:  # viewers show such a photograph as it is stored
         return _UPRIGHT
-    return found if found in _TURNS else _UPRIGHT
+    return held if held in _TURNS else _UPRIGHT
 
 
 def upright(picture: Image.Image, held: int) -> Image.Image:

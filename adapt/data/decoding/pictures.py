@@ -168,10 +168,10 @@ def _by_bands(picture: Image.Image, convert: Callable[[Image.Image], Image.Image
     rows = max(1, _BAND // picture.width)
     if picture.height <= rows:
         return convert(picture)
-    whole = Image.new("RGB", picture.size)
+    rgb = Image.new("RGB", picture.size)
     for top in range(0, picture.height, rows):
-        whole.paste(convert(picture.crop((0, top, picture.width, min(top + rows, picture.height)))), (0, top))
-    return whole
+        rgb.paste(convert(picture.crop((0, top, picture.width, min(top + rows, picture.height)))), (0, top))
+    return rgb
 
 
 def _over_white(picture: Image.Image) -> Image.Image:

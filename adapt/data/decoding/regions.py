@@ -26,20 +26,20 @@ def region(path: str, edges: tuple[float, float, float, float]) -> str:
 
 def parted(path: str) -> tuple[str, Box | None]:
     """Return the path of the full image, and the box of the region; None for a path that is not a region's."""
-    found = _REGION.fullmatch(path)
-    if found is None:
+    match = _REGION.fullmatch(path)
+    if match is None:
         return path, None
-    left, upper, width, height = map(int, found.groups()[1:])
-    return found[1], (left, upper, left + width, upper + height)
+    left, upper, width, height = map(int, match.groups()[1:])
+    return match[1], (left, upper, left + width, upper + height)
 
 
 def check_form(path: str) -> None:
     """Raise AdaptError for a path that was meant as a region's, but is not one to `parted`."""
-    whole, mark, box = path.rpartition("#xywh=")
+    image, mark, box = path.rpartition("#xywh=")
     if mark and not os.path.exists(path):
         raise AdaptError(
             f"Region {path!r} has the box {box!r}; expected X,Y,WIDTH,HEIGHT, four whole numbers of pixels from the "
-            f"upper left corner, such as {os.path.basename(whole)}#xywh=12,40,208,140."
+            f"upper left corner, such as {os.path.basename(image)}#xywh=12,40,208,140."
         )
 
 

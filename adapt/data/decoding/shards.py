@@ -109,8 +109,8 @@ def _read_shard(path: Path, wanted: Set[bytes]) -> dict[bytes, Tensor]:
             raise _DamagedError
         ids = shard.get_tensor("ids")
         packed = ids.numpy().tobytes()
-        found = {packed[start : start + ID_BYTES]: start // ID_BYTES for start in range(0, len(packed), ID_BYTES)}
-        hits = found.keys() & wanted
+        row_of = {packed[start : start + ID_BYTES]: start // ID_BYTES for start in range(0, len(packed), ID_BYTES)}
+        hits = row_of.keys() & wanted
         if not hits:
             return {}
         features = shard.get_tensor("features")
@@ -121,7 +121,7 @@ def _read_shard(path: Path, wanted: Set[bytes]) -> dict[bytes, Tensor]:
     with contextlib.suppress(OSError):
         os.utime(path)
     # Copies: the tensors themselves are a mapping of the file.
-    return {row_id: features[found[row_id]].clone() for row_id in hits}
+    return {row_id: features[row_of[row_id]].clone() for row_id in hits}
 
 
 def _checksum(ids: Tensor, features: Tensor) -> str:

@@ -37,18 +37,18 @@ def read_defects(spec: str) -> Split:
 
 
 def _items(spec: str, part: str) -> list[Item]:
-    found, entries = [], _entries(spec, part)
+    items, entries = [], _entries(spec, part)
     spoilt = set(Random(f"{spec}/{part}").sample(range(len(entries)), 0 if part == "train" else len(entries) // 2))
     for number, entry in enumerate(entries):
         style, concept = entry["style"], entry["concept"]
         if number not in spoilt:
             path, normal = zip_root(archive.ARCHIVE) + entry["file"], CLASSES[0]
-            found.append(Item.of(path=path, label=normal, mask="", domain=style, group=concept))
+            items.append(Item.of(path=path, label=normal, mask="", domain=style, group=concept))
         else:
             planted = f"{spec}.defects!{part}/{number:05}"
             path, mask = f"{planted}.png", planted + _MASK
-            found.append(Item.of(path=path, label=CLASSES[1], mask=mask, domain=style, group=concept))
-    return found
+            items.append(Item.of(path=path, label=CLASSES[1], mask=mask, domain=style, group=concept))
+    return items
 
 
 def _entries(spec: str, part: str) -> list[archive.DrawnItem]:

@@ -55,10 +55,10 @@ def split_of(
     styles.
     """
     root, style = f"{spec}.scenes!", spec.partition("@")[2]
-    found: dict[str, list[Item]] = {part: [] for part in PARTS}
+    parts: dict[str, list[Item]] = {part: [] for part in PARTS}
     for number, (member, scene) in enumerate(scenes_of(spec).items()):
-        found[member.partition("/")[0]] += items(root + member, number, scene, style)
-    train, val, test = map(tuple, found.values())
+        parts[member.partition("/")[0]] += items(root + member, number, scene, style)
+    train, val, test = map(tuple, parts.values())
     return Split(name, class_names, train, val, test, root=root)
 
 
@@ -120,14 +120,14 @@ def drawings(spec: str, part: str) -> list[list[Drawing]]:
 
 def _drawn(wanted: Callable[[int, str], bool]) -> list[list[Drawing]]:
     """Return the drawings whose concept's number and style are wanted."""
-    found: dict[str, list[Drawing]] = {name: [] for name in concepts()}
+    drawn: dict[str, list[Drawing]] = {name: [] for name in concepts()}
     number = {name: place for place, name in enumerate(concepts())}
     root = zip_root(archive.ARCHIVE)
     for entry in archive.index()["items"]:
         name = entry["concept"]
-        if name in found and wanted(number[name], entry["style"]):
-            found[name].append(Drawing(concepts()[name], root + entry["file"]))
-    return list(found.values())
+        if name in drawn and wanted(number[name], entry["style"]):
+            drawn[name].append(Drawing(concepts()[name], root + entry["file"]))
+    return list(drawn.values())
 
 
 @lru_cache(maxsize=8)

@@ -22,15 +22,15 @@ _TRAINING, _VALIDATION = 0.6, 0.1  # shares of the concepts that the backbone kn
 def read_records() -> Split:
     """Return the records; the domain of an item is its style, its entity the concept."""
     part_of = _parts()
-    root, found = zip_root(archive.ARCHIVE), dict[str, list[Item]](train=[], val=[], test=[])
+    root, items = zip_root(archive.ARCHIVE), dict[str, list[Item]](train=[], val=[], test=[])
     for entry in archive.index()["items"]:
         concept, style = entry["concept"], entry["style"]
         if style == archive.UNSEEN_STYLE and part_of[concept] != "test":
             continue
         text = misread(concept, Random(f"{NAME}/{entry['file']}"))
         item = Item.of(path=root + entry["file"], text=text, entity=concept, domain=style)
-        found[part_of[concept]].append(item)
-    train, val, test = map(tuple, found.values())
+        items[part_of[concept]].append(item)
+    train, val, test = map(tuple, items.values())
     return Split(NAME, (), train, val, test, root=root)
 
 

@@ -89,9 +89,9 @@ def scenes(drawings: Sequence[Sequence[Drawing]], per_kind: int, stream: Random)
 
     Every concept has its turn in each kind before any has its second one, and so has every number of copies.
     """
-    alone, repeated, left, right = (_turns(drawings, stream) for _ in range(4))
+    single, repeated, left, right = (_turns(drawings, stream) for _ in range(4))
     for number in range(per_kind):
-        yield _one(stream.choice(next(alone)), stream)
+        yield _one(stream.choice(next(single)), stream)
         yield _several(stream.choice(next(repeated)), number % MOST + 1, stream)
         first = next(left)
         second = next(each for each in right if each is not first)

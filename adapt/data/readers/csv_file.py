@@ -158,10 +158,10 @@ def _row(record: dict[str | None, str | None], task: Task, folder: str, where: s
         raise AdaptError(f"{where}: expected a path or a text, one of both and not the other.")
     if not (paths or text):
         raise AdaptError(f"{where}: the {'text' if 'text' in cells else task.images[0]} is empty.")
-    whole, box = parted(paths[0]) if paths else ("", None)
+    image, box = parted(paths[0]) if paths else ("", None)
     if box is not None and label.files:
         raise AdaptError(f"{where}: a mask is of a whole image, and {paths[0]!r} is a region. Take one of them out.")
-    group = cells.get("group", "") or ("" if box is None else whole)
+    group = cells.get("group", "") or ("" if box is None else image)
     return Listed(Item(paths, label, cells.get("domain", ""), group, text), part)
 
 

@@ -23,17 +23,17 @@ def read_descriptors(path: str | os.PathLike[str]) -> dict[str, tuple[str, ...]]
     """
     source = os.fspath(BUNDLED.get(os.fspath(path), path))
     where = f"Descriptors {os.fspath(path)!r}"
-    found: dict[str, list[str]] = {}
+    descriptors: dict[str, list[str]] = {}
     entries = read_entries(source, where, ("class", "descriptor"))
     for number, (name, phrases) in enumerate(_checked(entries, where, source.endswith(".csv")), 1):
-        if name in found and not source.endswith(".csv"):
+        if name in descriptors and not source.endswith(".csv"):
             raise AdaptError(f"{where}: entry {number}: the class {name!r} stands twice.")
-        found.setdefault(name, []).extend(phrases)
+        descriptors.setdefault(name, []).extend(phrases)
     try:
-        plain.check(found)
+        plain.check(descriptors)
     except ValueError as error:
         raise AdaptError(f"{where}: {error}.") from None
-    return {name: tuple(phrases) for name, phrases in found.items()}
+    return {name: tuple(phrases) for name, phrases in descriptors.items()}
 
 
 def _checked(entries: Iterable[object], where: str, csv: bool) -> Iterator[tuple[str, list[str]]]:

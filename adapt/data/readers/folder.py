@@ -43,10 +43,10 @@ def read_folder(root: str | os.PathLike[str], ratios: Sequence[float] = parts.RA
 def _part_folders(root: str) -> list[tuple[str, str]]:
     """Return folders of class folders with their parts; the root itself, with part "", if it has no parts."""
     # A class may be called "train": it then holds images, where a part holds the folders of the classes.
-    found = [name for name in subfolders(root) if name in parts.ALIASES and subfolders(os.path.join(root, name))]
-    part_of = {name: parts.ALIASES[name] for name in found}
-    if len(set(part_of.values())) < len(found):
-        raise AdaptError(f"Image folder {root!r} has two folders for one part: {', '.join(found)}. Keep one of each.")
+    names = [name for name in subfolders(root) if name in parts.ALIASES and subfolders(os.path.join(root, name))]
+    part_of = {name: parts.ALIASES[name] for name in names}
+    if len(set(part_of.values())) < len(names):
+        raise AdaptError(f"Image folder {root!r} has two folders for one part: {', '.join(names)}. Keep one of each.")
     return [(os.path.join(root, name), part) for name, part in part_of.items()] or [(root, "")]
 
 
@@ -83,7 +83,7 @@ def real_files(folder: str, suffixes: tuple[str, ...] = ("",)) -> dict[str, str]
 
     Both are the same without links; which paths are listed is as in `images_in`.
     """
-    found: dict[str, str] = {}  # path by real path
+    path_of: dict[str, str] = {}  # path by real path
     here, behind, linked = [folder], list[str](), list[str]()
     seen: set[str] = set()
     while here or behind:  # folders behind links come last: what lies here has its own path
@@ -99,10 +99,10 @@ def real_files(folder: str, suffixes: tuple[str, ...] = ("",)) -> dict[str, str]
                 if entry.is_symlink():
                     linked.append(entry.path)
                 else:
-                    found[os.path.join(real, entry.name)] = entry.path
+                    path_of[os.path.join(real, entry.name)] = entry.path
     for path in linked:
-        found.setdefault(os.path.realpath(path), path)
-    return {path: real for real, path in found.items()}
+        path_of.setdefault(os.path.realpath(path), path)
+    return {path: real for real, path in path_of.items()}
 
 
 def _visible(folder: str | os.PathLike[str]) -> list[os.DirEntry[str]]:

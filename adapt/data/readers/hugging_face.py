@@ -26,14 +26,14 @@ def read_hugging_face(source: str | os.PathLike[str], ratios: Sequence[float] = 
     Raises AdaptError if the library is missing or finds no such data set, or for other columns.
     """
     source = os.fspath(source)
-    found = _parts(source)
-    features = next(iter(found.values())).features
+    datasets = _parts(source)
+    features = next(iter(datasets.values())).features
     image, label = (_only(features, kind, source) for kind in ("Image", "ClassLabel"))
     class_names: list[str] = features[label].names
-    undivided = len(found) == 1
+    undivided = len(datasets) == 1
     rows = [
         listed(path, {"label": class_names[number]}, "" if undivided else part, domain)
-        for part, dataset in found.items()
+        for part, dataset in datasets.items()
         for path, number, domain in _rows(dataset, image, label, f"Data {source!r}, part {part}")
     ]
     root = os.path.abspath(source) if os.path.isdir(source) else ""
@@ -47,10 +47,10 @@ def _parts(source: str) -> dict[str, Dataset]:
     except ImportError:
         raise missing("Hugging Face data", "the library datasets", "hf-data") from None
     try:
-        found = datasets.load_from_disk(source) if os.path.isdir(source) else datasets.load_dataset(source)
+        loaded = datasets.load_from_disk(source) if os.path.isdir(source) else datasets.load_dataset(source)
     except (OSError, ValueError) as error:
         raise AdaptError(f"datasets cannot load {source!r}: {one_line(error)}") from error
-    named = {"train": found} if isinstance(found, datasets.Dataset) else dict(found)
+    named = {"train": loaded} if isinstance(loaded, datasets.Dataset) else dict(loaded)
     unknown = named.keys() - parts.ALIASES.keys()
     if unknown:
         raise AdaptError(f"Data {source!r} has a part {min(unknown)!r}; expected {', '.join(parts.ALIASES)}.")

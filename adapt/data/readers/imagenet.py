@@ -61,8 +61,8 @@ def _split(data: Published, home: Path, folders: Sequence[str], names: Sequence[
 
 
 def _check_folders(data: Published, images: Path, expected: Sequence[str]) -> None:
-    found = subfolders(images)
-    for problem, folders in (("lacks", set(expected) - set(found)), ("should not have", set(found) - set(expected))):
+    wanted, present = set(expected), set(subfolders(images))
+    for problem, folders in (("lacks", wanted - present), ("should not have", present - wanted)):
         if folders:
             listed = first_of(sorted(folders))
             raise AdaptError(

@@ -51,8 +51,8 @@ def besides(folder: str | os.PathLike[str], used: Iterable[str]) -> list[PassedO
     """Return the files in `folder`, at any depth, that look like pictures and are not among those `used`."""
     real_used = {os.path.realpath(path) for path in used}
     others = sorted(path for path, real in real_files(os.fspath(folder)).items() if real not in real_used)
-    found = [PassedOver(path, _why(path)) for path in others]
-    return [each for each in found if each.why]
+    files = [PassedOver(path, _why(path)) for path in others]
+    return [each for each in files if each.why]
 
 
 def note_passed_over(source: str | os.PathLike[str], split: Split) -> None:

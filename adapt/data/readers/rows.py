@@ -54,11 +54,11 @@ def to_split(
         part_of = [row.part or ("test" if row.item.paths else "train") for row in rows]
     else:
         part_of, shares = _assigned(items, task, ratios, seed), ratios
-    found: dict[str, list[Item]] = {"train": [], "val": [], "test": []}
+    divided: dict[str, list[Item]] = {"train": [], "val": [], "test": []}
     for item, part in zip(items, part_of, strict=True):
-        found[part].append(replace(item, turned=turned and bool(item.paths)))
+        divided[part].append(replace(item, turned=turned and bool(item.paths)))
     names = task.class_names(item.label for item in items) if class_names is None else tuple(class_names)
-    train, val, test = map(tuple, found.values())
+    train, val, test = map(tuple, divided.values())
     return Split(name, names, train, val, test, root=root, ratios=None if shares is None else tuple(shares))
 
 
@@ -78,13 +78,13 @@ def _assigned(items: Sequence[Item], task: Task, ratios: Sequence[float], seed: 
     """
     if not (task.stays_whole or any(parted(item.path)[1] for item in items)):
         return parts.assign([item.stratum for item in items], ratios, seed)
-    wholes = [item.unit or parted(item.path)[0] for item in items]
+    units = [item.unit or parted(item.path)[0] for item in items]
     count = Counter(item.stratum for item in items)
     rarest: dict[str, str] = {}
-    for item, whole in zip(items, wholes, strict=True):
-        rarest[whole] = min(rarest.get(whole, item.stratum), item.stratum, key=lambda name: (count[name], name))
+    for item, unit in zip(items, units, strict=True):
+        rarest[unit] = min(rarest.get(unit, item.stratum), item.stratum, key=lambda name: (count[name], name))
     part_of = dict(zip(rarest, parts.assign(list(rarest.values()), ratios, seed), strict=True))
-    return [part_of[whole] for whole in wholes]
+    return [part_of[unit] for unit in units]
 
 
 def check_listed_once(rows: Sequence[Listed], where: str) -> None:
@@ -115,10 +115,10 @@ def one_each(rows: Sequence[Listed], root: str, real: Mapping[str, str], where: 
     """
     home = os.path.realpath(root)
     own = {row.item.path for row in rows if real[row.item.path] == home + row.item.path.removeprefix(root)}
-    kept: dict[str, Listed] = {}  # by real path
+    first_of: dict[str, Listed] = {}  # by real path
     lost: list[tuple[Listed, Listed]] = []
     for row in sorted(rows, key=lambda row: row.item.path not in own):  # stable
-        first = kept.setdefault(real[row.item.path], row)
+        first = first_of.setdefault(real[row.item.path], row)
         if first.item.path != row.item.path and _counts_as(first) != _counts_as(row):
             if first.item.path not in own:
                 raise AdaptError(f"{where}: {_pair(row, first)} by symbolic links. Keep one of them.")
@@ -126,7 +126,7 @@ def one_each(rows: Sequence[Listed], root: str, real: Mapping[str, str], where: 
     if lost:
         links = f"{len(lost):,} links of pictures that count elsewhere, such as {_pair(*lost[0])}"
         logger.warning("%s: left out %s.", where, links)
-    return [row for row in rows if kept[real[row.item.path]].item.path == row.item.path]
+    return [row for row in rows if first_of[real[row.item.path]].item.path == row.item.path]
 
 
 def _counts_as(row: Listed) -> tuple[str, str, str]:
@@ -160,6 +160,6 @@ def real_paths(paths: Iterable[str]) -> dict[str, str]:
         folder, name = os.path.split(path)
         if folder not in folders:
             folders[folder] = os.path.realpath(folder)
-        whole = os.path.join(folders[folder], name)
-        real[path] = os.path.realpath(whole) if os.path.islink(whole) else whole
+        joined = os.path.join(folders[folder], name)
+        real[path] = os.path.realpath(joined) if os.path.islink(joined) else joined
     return real

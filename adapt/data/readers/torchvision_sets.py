@@ -54,10 +54,12 @@ def read_torchvision(
         raise AdaptError(f"torchvision has no set {name!r} of image files with class names; {nearest(name, _PARTS)}.")
     root = os.path.abspath(root)
     divided = [(_open(name, root, split=theirs), part) for theirs, part in _PARTS[name].items()]
-    found = divided or [(_open(name, root), "")]
-    class_names = [str(each) for each in found[0][0].classes]
+    datasets = divided or [(_open(name, root), "")]
+    class_names = [str(each) for each in datasets[0][0].classes]
     rows = [
-        listed(path, {"label": class_names[label]}, part) for dataset, part in found for path, label in _files(dataset)
+        listed(path, {"label": class_names[label]}, part)
+        for dataset, part in datasets
+        for path, label in _files(dataset)
     ]
     return to_split(name, root, rows, class_names, ratios, seed, turned=False)
 
