@@ -30,7 +30,7 @@ class Absent(nn.Module):
     def forward(self, *args: object, **kwargs: object) -> NoReturn:
         raise AdaptError(
             f"the block {self.name} was cut out of this compact model, which serves its own adapter only: "
-            "load the whole backbone for anything else"
+            "load the full backbone for anything else"
         )
 
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 def outside_inference_mode() -> Iterator[None]:
     """Let tensors made inside take part in training, even if the caller is in `torch.inference_mode()`."""
     if not torch.is_inference_mode_enabled():
-        yield  # the mode that is none would switch gradients on where the caller has them off
+        yield  # leaving a mode that is not on would switch gradients on
         return
     with torch.inference_mode(False):
         yield
@@ -43,8 +43,8 @@ class Backbone:
     `Backbone.from_transformers`, `VisionLLM(...)`.
     """
 
-    family: ClassVar[str]  # what methods say they serve
-    quantization: str | None = None  # of the linears in its blocks: nf4 or int8
+    family: ClassVar[str]  # the name by which methods say what they serve
+    quantization: str | None = None  # nf4 or int8, of the linears in its blocks
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class Backbone:
         self.name = name
         self._eval_transform = eval_transform
         self._export = export
-        self._known_content: list[str] = []  # one, while nothing changes the values
+        self._known_content: list[str] = []  # holds one hash while nothing changes the values
 
     def __deepcopy__(self, memo: dict[int, object]) -> Self:
         return copied_alone(self, self.model, memo)

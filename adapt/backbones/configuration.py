@@ -14,21 +14,21 @@ from torch import Tensor, nn
 
 from adapt.shown import brief
 
-# attributes of modules that change no value in evaluation: modes, layouts, names, counters, what dropout draws
+# attributes of modules that change no value in evaluation: modes, layouts, names, counters, dropout
 _INERT = {
     "training", "batch_first", "fused_attn", "output_dict", "output_tokens", "grad_checkpointing", "layer_idx",
     "gradient_checkpointing", "name_or_path", "max_seq_len_cached", "drop_prob", "p", "dropout", "attention_dropout",
     "inplace", "compute_type_is_set", "support_avx512bf16_for_cpu", "loss_type", "all_tied_weights_keys", "name",
     "preprocess_cfg", "image_mean", "image_std",
 }  # fmt: skip
-# those that the shapes of the parameters say already
+# attributes that the shapes of the parameters already determine
 _SHAPES = {
     "in_features", "out_features", "in_channels", "out_channels", "normalized_shape", "num_embeddings", "embed_dim",
     "embedding_dim", "elementwise_affine", "norm_type", "sparse", "scale_grad_by_freq", "kdim", "vdim", "groups",
     "output_padding", "transposed", "vocab_size", "width", "layers", "output_dim", "hidden_size", "intermediate_size",
     "add_zero_attn", "kernel_size", "grid_size", "num_patches", "num_positions",
 }  # fmt: skip
-# entries of transformers' configurations that modules read in their forward and do not keep themselves
+# entries of transformers' configurations that modules read in their forward but do not store
 _READ = re.compile(
     r"hidden_act|activation|_eps$|softcapping|rope|rotary|sliding_window|layer_types|max_image_length"
     r"|^num_(attention_heads|key_value_heads|hidden_layers)$"

@@ -36,7 +36,7 @@ def _block(layer: nn.Module, config: PreTrainedConfig) -> Block:
     attn = _first(layer, "self_attn", "attention")
     mlp, norm1 = _first(layer, "mlp"), _first(layer, "input_layernorm")
     norm2 = _first(layer, "pre_feedforward_layernorm", "post_attention_layernorm", "input_layernorm")
-    around = hasattr(layer, "pre_feedforward_layernorm")  # Gemma 2 and 3 norm what a site adds, too
+    around = hasattr(layer, "pre_feedforward_layernorm")  # Gemma 2 and 3 also norm what a site adds
     sites = {
         "attn": Site(norm1, _first(layer, "post_attention_layernorm") if around else attn),
         "mlp": Site(norm2, _first(layer, "post_feedforward_layernorm") if around else mlp),

@@ -10,15 +10,15 @@ from typing import Any
 
 from adapt.errors import AdaptError
 
-# where transformers, open_clip and peft look; in a folder, any other JSON file may be named by one of these
+# the files that transformers, open_clip and peft read; in a folder, one of them may name any other JSON file
 _FILES = (
     "config.json", "tokenizer_config.json", "preprocessor_config.json", "processor_config.json",
     "generation_config.json", "adapter_config.json",
 )  # fmt: skip
 _VOCABULARIES = {"tokenizer.json", "vocab.json", "added_tokens.json"}  # their keys are words of any language
-_KERNELS = ("attn_implementation", "experts_implementation")  # with a / in it, the name of a repository with code
+_KERNELS = ("attn_implementation", "experts_implementation")  # a value with a / is the name of a repository with code
 _READERS = ("AutoTokenizer", "AutoImageProcessor", "AutoProcessor", "AutoFeatureExtractor")
-# what open_clip's own configurations hand to a tokenizer; it hands on anything else to transformers
+# keys of open_clip's own configurations; it passes any other key to transformers
 _TOKENIZER_KEYS = {"additional_special_tokens", "clean", "language", "reduction_mask", "strip_sep_token"}
 
 
@@ -27,8 +27,8 @@ def check_source(source: str | Path) -> None:
     for path in _configurations(source):
         if path.name == "adapter_config.json":
             raise AdaptError(
-                f"{path} would have transformers change the model by peft, which imports modules that it names: "
-                "give the folder of the model alone, and load the adapter with adapt.load(FOLDER, backbone)"
+                f"{path} would make transformers change the model by peft, which imports modules that it names: "
+                "give the model's folder without it, and load the adapter with adapt.load(FOLDER, backbone)"
             )
         check_configuration(read_configuration(path), str(path))
 
@@ -61,17 +61,19 @@ def check_configuration(configuration: object, source: str, place: str = "") -> 
     for key, value in configuration.items():
         where = f"{place}.{key}" if place else str(key)
         if key == "trust_remote_code" and value not in (False, None):
-            raise _refused(source, where, value, "have code of the model's own run")
+            raise _refused(source, where, value, "run the model's own code")
         if str(key).lstrip("_").removesuffix("_internal") in _KERNELS and "/" in json.dumps(value):
-            raise _refused(source, where, value, "have code of a repository run")
+            raise _refused(source, where, value, "run code of a repository")
         if key == "quantization_config" and value is not None:
-            raise _refused(source, where, value, "have a quantiser of another library run (quantize=... is adapt's)")
+            raise _refused(source, where, value, "run another library's quantiser (adapt's own is quantize=...)")
         if key == "auto_map" and _names_readers(value):
-            raise _refused(source, where, value, "have the inputs prepared by code of the model's own")
+            raise _refused(source, where, value, "prepare inputs with the model's own code")
         if key == "tokenizer_kwargs" and isinstance(value, Mapping):
             for unknown in sorted(value.keys() - _TOKENIZER_KEYS - {"trust_remote_code"}):
                 known = ", ".join(sorted(_TOKENIZER_KEYS))
-                raise _refused(source, f"{where}.{unknown}", value[unknown], f"reach transformers; expected {known}")
+                raise _refused(
+                    source, f"{where}.{unknown}", value[unknown], f"be passed to transformers; expected {known}"
+                )
         check_configuration(value, source, where)
 
 
@@ -83,7 +85,7 @@ def _names_readers(auto_map: object) -> bool:
 def _refused(source: str, where: str, value: object, would: str) -> AdaptError:
     return AdaptError(
         f"{source} is refused: {where} is {value!r} and would {would}. adapt runs no code that comes with a model: "
-        "take the key out if you trust the rest"
+        "remove the key if you trust the rest"
     )
 
 
@@ -110,5 +112,5 @@ def needs_code(error: Exception, source: str | Path) -> AdaptError | None:
     named = ", ".join(path.name for path in _configurations(source) if "auto_map" in path.read_text(encoding="utf-8"))
     return AdaptError(
         f"{source} needs code of its own (auto_map in {named or 'its configuration'}), and adapt runs no code that "
-        "comes with a model: take one whose classes transformers itself has"
+        "comes with a model: choose one whose classes are part of transformers"
     )

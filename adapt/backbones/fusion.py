@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from adapt.backbones.transformers_models import Processor
 
-_LONGEST = 40  # words of a question, as published, where the model takes as many
+_LONGEST = 40  # words of a question, as published, unless the model takes fewer
 
 
 class FusionEncoder(Backbone):
@@ -48,7 +48,7 @@ class FusionEncoder(Backbone):
     ) -> None:
         super().__init__(**parts)
         self._encode, self.features, self._longest = encode, features, longest
-        self.classifier, self.answers = classifier, answers  # the model's own, where it was trained to answer
+        self.classifier, self.answers = classifier, answers  # the model's own, if it was trained to answer
 
     def tokenize(self, questions: Sequence[str]) -> dict[str, Tensor]:
         """Return `input_ids` and `attention_mask` `(b, l)`. Raises AdaptError if a question is too long."""

@@ -32,7 +32,7 @@ def build(model: LlavaForConditionalGeneration, processor: Processor, name: str 
             f"expected one layer but the embeddings, by {patches_alone!r}"
         )
     vision = Vision(eyes, tower, preprocess_of(processor.image_processor, vision_config.image_size), eyes)
-    block = layer if layer < 0 else layer - 1  # layer 0 are the embeddings
+    block = layer if layer < 0 else layer - 1  # layer 0 is the embeddings
     return VisionLLM(vision, _language_model(model), processor.tokenizer, name=name, patch_block=block)
 
 
@@ -44,5 +44,5 @@ def _language_model(model: LlavaForConditionalGeneration) -> PreTrainedModel:
         llm: PreTrainedModel = AutoModelForCausalLM.from_config(model.config.text_config, trust_remote_code=False)
     setattr(llm, llm.base_model_prefix, model.model.language_model)
     llm.lm_head = model.lm_head
-    llm.training = False  # by itself: its parts are the user's
+    llm.training = False  # not recursively: its parts are the user's
     return llm

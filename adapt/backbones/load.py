@@ -71,8 +71,8 @@ def of_one_model(spec: str, device: torch.device) -> Backbone:
     folder = Path(spec.removeprefix("hf:"))
     if (folder / COMPACT).is_file():
         raise AdaptError(
-            f"{folder} is no backbone by itself: the blocks that its adapter skips were cut out. Load both by "
-            "adapt.load(FOLDER), or give the whole backbone"
+            f"{folder} is not a complete backbone: the blocks that its adapter skips were cut out. Load both "
+            "with adapt.load(FOLDER), or give the full backbone"
         )
     family = families.of(spec)
     return family.load(spec, device) if family.claims(spec) else family.load_folder(Path(spec), spec)

@@ -90,7 +90,7 @@ def _export(
 
 def _tokenizer(tokenizer: SimpleTokenizer | HFTokenizer, model: CLIP | CustomTextCLIP) -> TextTokenizer:
     length = int(model.context_length)
-    if isinstance(getattr(model, "text", None), HFTextEncoder):  # whose own length counts positions that pad
+    if isinstance(getattr(model, "text", None), HFTextEncoder):  # its own length counts padding positions
         length = min(length, getattr(tokenizer, "context_length", None) or length)
     if isinstance(tokenizer, SimpleTokenizer):
         if tokenizer.reduction_fn is syntax_mask_tokenize:
@@ -229,7 +229,7 @@ def _timm_tower(trunk: nn.Module, head: nn.Module) -> Tower | None:
         return None
     blocks = tuple(_timm_block(block) for block in trunk.blocks)
     pooling: Pooling = {"token": "class", "avg": "mean", "map": "map"}.get(trunk.global_pool, "none")  # type: ignore[assignment]
-    final = trunk.fc_norm if isinstance(trunk.norm, nn.Identity) else trunk.norm  # behind the pooling, or before it
+    final = trunk.fc_norm if isinstance(trunk.norm, nn.Identity) else trunk.norm  # after the pooling, or before it
     outside = {"pre_norm": trunk.norm_pre, "final_norm": final, "projection": _last(head, "proj")}
     parts = VisionParts(partial(_timm_embed, trunk), partial(_timm_read, trunk), partial(_timm_project, trunk, head))
     return _tower("vision", Form(False, pooling), blocks, vision=parts, **outside)
@@ -241,7 +241,7 @@ def _timm_embed(trunk: TimmViT, images: Tensor) -> Tensor:
 
 
 def _timm_project(trunk: TimmViT, head: nn.Module, pooled: Tensor) -> Tensor:
-    features: Tensor = head(trunk.head(pooled))  # the former projects where open_clip's config has no projection
+    features: Tensor = head(trunk.head(pooled))  # trunk.head projects if open_clip's config has no projection
     return features
 
 

@@ -26,10 +26,10 @@ class Preprocess:
     std: tuple[float, ...]
     interpolation: str = "bicubic"
     resize: Literal["shortest", "squash"] = "shortest"
-    edge: int | None = None  # what the shorter edge becomes before the crop, where that is not `size`
+    edge: int | None = None  # length of the shorter edge before the crop, if not `size`
     floor_crop: bool = False  # an odd margin is cut as transformers does, not rounded as torchvision does
-    turned: bool = False  # pictures are turned upright by their EXIF orientation before all else
-    on_tensors: bool = False  # resizes in torch, as transformers' processors do, which rounds otherwise than Pillow
+    turned: bool = False  # pictures are first turned upright by their EXIF orientation
+    on_tensors: bool = False  # resizes in torch, as transformers' processors do, which rounds differently from Pillow
 
     def to_dict(self) -> dict[str, object]:
         """Return what an adapter records, without a library's rounding: fingerprints tell libraries apart."""
@@ -43,7 +43,7 @@ class Preprocess:
         """Resize (the smaller edge and centre crop, or both edges), then normalise."""
         from torchvision.transforms import v2
 
-        exact = "-exact" if self.on_tensors and self.interpolation == "nearest" else ""  # which Pillow's always is
+        exact = "-exact" if self.on_tensors and self.interpolation == "nearest" else ""  # as Pillow's always is
         resize = self._resized(self.interpolation + exact)
         to_tensor, *rest = self._to_tensor()
         return v2.Compose([to_tensor, *resize, *rest] if self.on_tensors else [*resize, to_tensor, *rest])

@@ -31,7 +31,7 @@ def quantize(backbone: B, kind: str) -> B:
     check_can(kind)
     if backbone.quantization is not None:
         raise AdaptError(f"{backbone.describe()} is quantised already, to {backbone.quantization}")
-    _ = backbone.fingerprint  # kept from now on
+    _ = backbone.fingerprint  # cached from now on
     backbone.model.requires_grad_(False)
     for name, tower in backbone.towers.items():
         backbone.towers[name] = replace(tower, blocks=tuple(_quantized(block, kind) for block in tower.blocks))

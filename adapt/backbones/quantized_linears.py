@@ -81,7 +81,7 @@ def int8(linear: nn.Linear) -> Int8Linear:
     made = Int8Linear(
         linear.in_features, linear.out_features, linear.bias is not None, has_fp16_weights=False, device="meta"
     )
-    # only a weight that comes from the CPU is quantised where it goes
+    # only a weight moved from the CPU is quantised on arrival
     made.weight = bnb.nn.Int8Params(linear.weight.data.cpu(), requires_grad=False, has_fp16_weights=False)
     made = _finished(made, linear)
     made.init_8bit_state()  # the first product would do it too late: its scales would not be moved with the weight

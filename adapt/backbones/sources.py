@@ -10,7 +10,7 @@ from pathlib import Path
 from adapt import hub
 from adapt.errors import AdaptError
 
-HF_HUB = "hf-hub:"  # open_clip's own word for a repository of the hub
+HF_HUB = "hf-hub:"  # open_clip's prefix for a hub repository
 BUNDLED = ("mini-clip", "mini-clip-half", "mini-lm", "mini-vilt")
 
 
@@ -35,7 +35,7 @@ def is_portable(spec: str | None) -> bool:
 
 def is_here(spec: str) -> bool:
     """Return whether all of `spec` is on this machine, bundled or in folders, without using the network."""
-    parts = [spec] if os.path.isdir(spec) else spec.split("+")  # which a name too long for a file is not
+    parts = [spec] if os.path.isdir(spec) else spec.split("+")  # False for a name too long for a file
     return all(part in BUNDLED or os.path.isdir(part.removeprefix("hf:")) for part in parts)
 
 
@@ -51,7 +51,7 @@ def _hub_name(spec: str) -> str | None:
 
     architecture, _, pretrained = rest.partition("/")
     repository = str(open_clip.get_pretrained_cfg(architecture, pretrained).get("hf_hub") or "")
-    return "/".join(repository.split("/")[:2]) or None  # what may follow is a file
+    return "/".join(repository.split("/")[:2]) or None  # a file name may follow
 
 
 @contextmanager

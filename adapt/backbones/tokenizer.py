@@ -105,13 +105,13 @@ def check_tokenizer(tokenizer: TextTokenizer, library: Callable[[list[str]], Ten
     for text in _PROBES:
         row = tokenizer.row(text)
         if len(row) > tokenizer.context_length:
-            continue  # the library cuts it, and we refuse it
+            continue  # the library cuts it, adapt refuses it
         with torch.device("cpu"):  # a model may be built on the meta device
             ours, theirs = pad_rows([row], tokenizer)[0].tolist(), library([text])[0].tolist()
         if ours != theirs:
             raise AdaptError(
                 f"the tokenizer of {name} reads {text!r} as {theirs}, and adapt would give it {ours}: it has an option "
-                "that adapt does not know, so features would be of other texts. Give the tokenizer without it"
+                "that adapt does not support, so features would belong to other texts. Give a tokenizer without it"
             )
 
 

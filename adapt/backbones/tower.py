@@ -107,10 +107,10 @@ class Block:
     projections: dict[str, Projection]
     scale1: nn.Module = field(default_factory=nn.Identity)
     scale2: nn.Module = field(default_factory=nn.Identity)
-    sites: dict[str, Site] = field(default_factory=dict)  # attn, cross, mlp, in the order of their computation
+    sites: dict[str, Site] = field(default_factory=dict)  # attn, cross, mlp, in order of computation
     mlp: nn.Module | None = None
     batch_first: bool = True  # whether the library hands it (b, l, d), not (l, b, d)
-    attn_returns_weights: bool = True  # (output, weights or None), not the output alone
+    attn_returns_weights: bool = True  # (output, weights or None), not just the output
     returns: int = 0  # how many values the module returns in a tuple; 0 where it returns `(b, l, d)` itself
     plain_attention: bool = True  # nothing but softmax(q k / sqrt(d)) v between the projections: no norms, no gates
     quick_gelu: bool = False  # act is x * sigmoid(1.702 x)
@@ -132,8 +132,8 @@ class Form:
 
     causal: bool
     pooling: Pooling
-    plain_mask: bool = True  # causal or none; no padding and no appended token masked besides
-    kinds: tuple[str, ...] = ()  # each decoder block's kind of attention, where there are several
+    plain_mask: bool = True  # causal or none, with no padding or appended token masked
+    kinds: tuple[str, ...] = ()  # each decoder block's kind of attention, if they differ
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,7 @@ class Tower:
     blocks: tuple[Block, ...]
     text: TextParts | None = None
     vision: VisionParts | None = None
-    pre_norm: nn.Module | None = None  # where all tokens enter; without one, at the first block
+    pre_norm: nn.Module | None = None  # where all tokens enter; without one, they enter at the first block
     final_norm: nn.Module | None = None
     projection: LastProjection | None = None
 
@@ -240,7 +240,7 @@ def full_weight(module: nn.Module) -> Tensor:
 
     if isinstance(module, bnb.nn.Linear4bit) and isinstance(module.weight, bnb.nn.Params4bit):
         full: Tensor = bnb.functional.dequantize_4bit(module.weight.data, module.weight.quant_state)
-        return full[:, : module.in_features]  # without what pads it to whole blocks
+        return full[:, : module.in_features]  # without the padding to full blocks
     assert isinstance(module, bnb.nn.Linear8bitLt)
     assert isinstance(module.weight, bnb.nn.Int8Params)
     scale = module.state.SCB if module.weight.SCB is None else module.weight.SCB

@@ -13,7 +13,7 @@ from torch import nn
 
 from adapt.version import __version__
 
-_KNOWN = ("adapt", "torchvision", "open_clip")  # whose steps a version stands for
+_KNOWN = ("adapt", "torchvision", "open_clip")  # packages whose steps are identified by their version
 _LIBRARIES = ("torch", "torchvision", "pillow", "open_clip_torch")
 
 

@@ -37,7 +37,7 @@ class Processor(Protocol):
     image_processor: ImageProcessor
 
 
-# config.model_type -> the classes that hold its weights, the first of them that a checkpoint names, or the last
+# config.model_type -> the classes of its weights; the first one that a checkpoint names is taken, else the last
 _CLASSES = {
     "clip": ("CLIPModel",),
     "siglip": ("SiglipModel",),
@@ -58,7 +58,7 @@ def load(source: str, name: str | None, tensors: bool = True) -> Backbone:
     with fetching(source):
         config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
         if config.model_type not in _CLASSES and "CausalLM" in str(config.architectures):
-            raise AdaptError(f"{source} is a language model: give it eyes, as in mini-clip+{source}")
+            raise AdaptError(f"{source} is a language model: join it to a vision tower, as in mini-clip+{source}")
         if config.model_type not in _CLASSES:
             raise AdaptError(f"{source} is a {config.model_type} model; {nearest(config.model_type, _CLASSES)}")
         known = _CLASSES[config.model_type]
@@ -78,8 +78,8 @@ def whole(kind: Any, source: str, **options: object) -> PreTrainedModel:
     model, report = kind.from_pretrained(source, **native, **options)
     if missing := sorted(report["missing_keys"]):
         raise AdaptError(
-            f"{source} lacks {len(missing)} of its tensors, such as {missing[0]}: configuration and weights are not of "
-            "one model. Fetch it again"
+            f"{source} lacks {len(missing)} of its tensors, such as {missing[0]}: configuration and weights belong "
+            "to different models. Fetch it again"
         )
     loaded: PreTrainedModel = model
     return loaded

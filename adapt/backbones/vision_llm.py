@@ -124,7 +124,7 @@ def _chat_prompt(tokenizer: PreTrainedTokenizerBase) -> str | None:
         return None
     from jinja2 import TemplateError
 
-    # templates of language models take text, those of LLaVA its parts
+    # templates of language models take text, those of LLaVA a list of parts
     for content in (f"{IMAGE}\n{{}}", [{"type": "image"}, {"type": "text", "text": "{}"}]):
         turn = [{"role": "user", "content": content}]
         try:
@@ -132,7 +132,7 @@ def _chat_prompt(tokenizer: PreTrainedTokenizerBase) -> str | None:
         except (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
             raise AdaptError(
                 f"the chat template of the language model's tokenizer cannot be used ({type(error).__name__}: "
-                f"{shown(error)}): mend it, take it out, or give prompt"
+                f"{shown(error)}): correct it, remove it, or give prompt"
             ) from error
         if IMAGE in prompt:
             break

@@ -25,7 +25,7 @@ P = ParamSpec("P")
 
 logger = logging.getLogger("adapt")
 _BATCH = 32
-_FEW = 256  # not worth starting a process for
+_FEW = 256  # fewer files are not worth starting a process
 _WORKERS = 4  # each holds one decoded picture at a time
 _NAMED = 3
 
@@ -79,7 +79,7 @@ def check_root(split: Split) -> None:
 
 def _may_be_there(item: Item) -> bool:
     path, _ = parted(item.path)
-    return "!" in path or os.path.lexists(path)  # what is inside archives, or drawn, has its own messages
+    return "!" in path or os.path.lexists(path)  # members of archives and drawings have messages of their own
 
 
 def without_broken(split: Split, broken: Broken, progress: Progress | None = None) -> Split:
@@ -100,10 +100,10 @@ def without_broken(split: Split, broken: Broken, progress: Progress | None = Non
     count = f"{lost:,} of {len(items):,} images of data {split.name!r}"
     if broken == "refuse":
         raise AdaptError(
-            f"{count} cannot be used. {_first(problems)} "
-            "`adapt data check` lists them all; data.broken=skip leaves them out."
+            f"{count} cannot be used: {_first(problems)}. `adapt data check` lists them all; data.broken=skip leaves "
+            "them out"
         )
-    logger.warning("left out %s. %s", count, _first(problems))
+    logger.warning("left out %s: %s", count, _first(problems))
     return replace(split, train=train, val=val, test=test)
 
 
@@ -112,8 +112,8 @@ def _kept(items: tuple[Item, ...], problems: Collection[str]) -> tuple[Item, ...
 
 
 def _first(problems: dict[str, str]) -> str:
-    more = f" And {len(problems) - _NAMED:,} more." if len(problems) > _NAMED else ""
-    return " ".join(list(problems.values())[:_NAMED]) + more
+    more = f"; and {len(problems) - _NAMED:,} more" if len(problems) > _NAMED else ""
+    return "; ".join(list(problems.values())[:_NAMED]) + more
 
 
 def _of_each(

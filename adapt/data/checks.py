@@ -19,7 +19,7 @@ from adapt.data.looking import Looked
 from adapt.data.readers.passed_over import by_suffix, counted
 from adapt.shown import first_of
 
-MEGAPIXELS = 24  # above which an image is told of: decoding takes longer than all that comes after
+MEGAPIXELS = 24  # a larger image is reported: decoding takes longer than all later steps
 _NAMED = 3
 _FORMAT_OF = {suffix: name for name, suffixes in FORMATS.items() for suffix in suffixes}
 
@@ -73,7 +73,7 @@ def unreadable(looked: Looked) -> Iterator[Finding]:
 def untrainable(looked: Looked) -> Iterator[Finding]:
     """Yield that there are no training images, so that the data can only be used for evaluation."""
     if looked.split.class_names and not looked.split.train:
-        line = "no training images: the data can be measured, and not learned from (a folder for them is called train)"
+        line = "no training images: the data can be used for evaluation, not training (their folder is called train)"
         yield Finding("classes", line, [])
 
 
@@ -190,7 +190,7 @@ _NOTES = (
     ),
     _Note(
         "misnamed",
-        "of another format than the name says, and read all the same",
+        "of another format than the name says, but readable",
         lambda path, facts: _FORMAT_OF.get(os.path.splitext(path)[1].lower(), facts.format) != facts.format,
         lambda facts: f"it is {facts.format}",
     ),

@@ -13,10 +13,14 @@ from adapt.data.item import Item
 from adapt.errors import AdaptError, missing
 from adapt.progress import Progress
 
-_SIDE, _SMALL_SIDE, _MANY = 96, 64, 100  # pixels of an image; smaller above so many classes
+_SIDE, _SMALL_SIDE, _MANY = (
+    96,
+    64,
+    100,
+)  # pixels of an image, its smaller size, and the number of classes above which that is used
 _GAP, _MARGIN, _CAPTION = 2, 18, 17
 _FONT_SIZE = 12
-_SHAPE = 1.4  # width over height, about
+_SHAPE = 1.4  # about width over height
 _PAPER, _INK, _BLANK, _MISSING = "white", "black", "#eeeeee", "#cc3333"
 
 
@@ -37,9 +41,9 @@ def contact_sheet(
     """
     items = [item for item in items if item.paths]
     if items and not class_names:
-        raise AdaptError("Pairs of images and texts have no classes to draw the images of.")
+        raise AdaptError("pairs of images and texts have no classes to draw the images of")
     if not items or per_class < 1:
-        raise AdaptError(f"There is nothing to draw: {len(items)} images, {per_class} of each class.")
+        raise AdaptError(f"there is nothing to draw: {len(items)} images, {per_class} of each class")
     groups: dict[str, list[Item]] = {name: [] for name in class_names}
     for item in items:
         for name in item.class_names:
@@ -75,7 +79,7 @@ def _font(path: str | os.PathLike[str] | None) -> ImageFont.FreeTypeFont:
     try:
         return ImageFont.truetype(path, _FONT_SIZE)
     except OSError as error:
-        raise AdaptError(f"Font {os.fspath(path)!r} cannot be used: {error}. Expected a TrueType file.") from error
+        raise AdaptError(f"font {os.fspath(path)!r} cannot be used: {error}. Expected a TrueType file") from error
 
 
 def _fitted(text: str, width: int, pen: ImageDraw.ImageDraw) -> str:

@@ -12,7 +12,7 @@ from adapt.data.item import Item
 from adapt.data.split import Split
 from adapt.errors import AdaptError
 
-MOST = 5  # folds, where nobody says how many
+MOST = 5  # folds by default
 
 
 def usual_count(items: Sequence[Item], most: int = MOST) -> int:
@@ -35,7 +35,7 @@ def folds(items: Sequence[Item], count: int, seed: int) -> list[int | None]:
     if count < 2:
         raise AdaptError(f"folds is {count}; expected at least 2: what one is tried on must learn from the others")
     stream, fold_of = random.Random(seed), dict[str, int]()
-    groups: dict[str, dict[str, int]] = {}  # how many images of a class each has
+    groups: dict[str, dict[str, int]] = {}  # number of images, by class and group
     for item in items:
         own = groups.setdefault(item.stratum, {})
         own[item.kept_with] = own.get(item.kept_with, 0) + 1
@@ -43,7 +43,7 @@ def folds(items: Sequence[Item], count: int, seed: int) -> list[int | None]:
         drawn = list(own)
         stream.shuffle(drawn)
         sizes, order = [0] * count, stream.sample(range(count), count)
-        for group in sorted(drawn, key=lambda each: -own[each]):  # where there are fewest of the class
+        for group in sorted(drawn, key=lambda each: -own[each]):  # into the fold with the fewest of the class
             fold = fold_of.setdefault(group, min(order, key=lambda each: sizes[each]))
             sizes[fold] += own[group]
     together = [own for own in groups.values() if len({fold_of[group] for group in own}) == 1]

@@ -55,9 +55,9 @@ class Split:
         Raises AdaptError if there is nothing to sample.
         """
         if shots < 1:
-            raise AdaptError(f"shots is {shots}; expected at least 1 image per class.")
+            raise AdaptError(f"shots is {shots}; expected at least 1 image per class")
         if not self.train:
-            raise AdaptError(f"Data {self.name!r} has no training images to take {shots} shots from.")
+            raise AdaptError(f"data {self.name!r} has no training images to take {shots} shots from")
         self.check_classes()
         train, val = pick(self.train, self.val, shots, seed, sampling)
         return replace(self, train=train, val=val)
@@ -65,7 +65,7 @@ class Split:
     def check_classes(self) -> None:
         """Raise AdaptError if there are no classes, as in pairs of images and texts."""
         if not self.class_names:
-            raise AdaptError(f"Data {self.name!r} are {self.task.items_are}, which have no classes.")
+            raise AdaptError(f"data {self.name!r} are {self.task.items_are}, which have no classes")
 
     def with_validation(self, seed: int) -> Split:
         """Return the same with a fifth of each class's training images for validation, drawn by `seed` in groups.
@@ -73,7 +73,7 @@ class Split:
         A class whose images are all in one group keeps them. Raises AdaptError if there are validation images.
         """
         if self.val:
-            raise AdaptError(f"Data {self.name!r} has validation images already.")
+            raise AdaptError(f"data {self.name!r} has validation images already")
         held = carve(self.train, seed)
         train, val = ([item for item in self.train if (item in held) is held_out] for held_out in (False, True))
         return replace(self, train=tuple(train), val=tuple(val))
@@ -88,14 +88,14 @@ class Split:
             return self
         self.check_classes()
         if not self.task.divisible:
-            raise AdaptError(f"Data {self.name!r} has {self.task.title}: no part of the classes ({classes}) is whole.")
+            raise AdaptError(f"data {self.name!r} has {self.task.title}: no part of the classes ({classes}) is whole")
         number, parts = map(int, {"base": "1/2", "new": "2/2"}.get(classes, classes).split("/"))
         size, longer = divmod(len(self.class_names), parts)
         starts = [place * size + min(place, longer) for place in range(parts + 1)]
         chosen = range(starts[number - 1], starts[number]) if number <= parts else range(0)
         if not chosen:
             count = f"{len(self.class_names)} class" + "es" * (len(self.class_names) > 1)
-            raise AdaptError(f"Data {self.name!r} has {count}, of which there is no part {classes!r}.")
+            raise AdaptError(f"data {self.name!r} has {count}, of which there is no part {classes!r}")
 
         names = self.class_names[chosen.start : chosen.stop]
         own = set(names)
@@ -114,10 +114,10 @@ class Split:
         """
         if domain not in self.domains:
             listed = ", ".join(map(repr, self.domains)) or "none"
-            raise AdaptError(f"Data {self.name!r} has no domain {domain!r} to leave out; it has {listed}.")
+            raise AdaptError(f"data {self.name!r} has no domain {domain!r} to leave out; it has {listed}")
         test = tuple(item for item in self.test or self.items() if item.domain == domain)
         if not test:
-            raise AdaptError(f"Data {self.name!r} has no test images of the domain {domain!r}, which is left out.")
+            raise AdaptError(f"data {self.name!r} has no test images of the domain {domain!r}, which is left out")
         train, val = (tuple(item for item in part if item.domain != domain) for part in (self.train, self.val))
         return replace(self, train=train, val=val, test=test)
 
@@ -129,7 +129,7 @@ class Split:
         missing = [name for name in self.class_names if name not in names]
         if missing:
             named = first_of([*map(repr, missing)])
-            raise AdaptError(f"Data {self.name!r}: no name is given for {named}. Give one for every class.")
+            raise AdaptError(f"data {self.name!r}: no name is given for {named}. Give one for every class")
 
         class_names = tuple(names[name] for name in self.class_names)
         return self._mapped(lambda items: (item.renamed(names) for item in items), class_names)

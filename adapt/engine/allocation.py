@@ -12,9 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from adapt.engine.memory import free_bytes, readable_bytes
 from adapt.errors import AdaptError
 
-_TIMES = 4  # building may draw its tensors more than once, as for copies to start anew from
-_BESIDE = 2**22  # numbers for what else it computes, such as the features of one image
-_LEAST = 512  # numbers that each new tensor counts as: many empty ones take time as well
+_TIMES = 4  # building may draw its tensors more than once, such as for copies
+_BESIDE = 2**22  # more numbers, for computing such as the features of one image
+_LEAST = 512  # numbers that a tensor counts at least: many empty ones take time as well
 _BYTES = 4  # of a number
 
 
@@ -42,7 +42,7 @@ def _new_size(func: OpOverload, args: Sequence[object], kwargs: Mapping[str, obj
     names = [argument.name for argument in arguments]
     of_tensors = any(str(argument.type) == "Tensor" for argument in arguments)
     if "size" not in names or (of_tensors and not func._schema.name.startswith("aten::new_")):
-        return None  # what is computed of tensors is bounded by them
+        return None  # a tensor computed from others is bounded by them
     if str(kwargs.get("device")) == "meta":
         return ()
     position = names.index("size")

@@ -34,7 +34,7 @@ def run_block(block: Block, index: int, edits: Plan, x: Tensor, attend: Attend, 
     Raises AdaptError for a block that was cut out.
     """
     if isinstance(block.module, Absent):
-        block.module()  # refuses, with its name
+        block.module()  # raises, naming it
     replaced, beside = edits.replaced.get(index, {}), edits.parallel.get(index, {})
     parts: dict[str, Callable[[Tensor], Tensor]] = {"norm1": block.norm1, "norm2": block.norm2, **block.projections}
     parts |= replaced
@@ -75,7 +75,9 @@ def _read(block: Block, replaced: Mapping[str, nn.Module], normed: Tensor, rows:
     given = {} if one is None else dict(zip(of_all, one(normed).chunk(len(of_all), dim=-1)))
     results = []
     for letter in "qkv":
-        x = normed if letter in of_all else normed[..., rows, :].contiguous()  # else: one product an image
+        x = (
+            normed if letter in of_all else normed[..., rows, :].contiguous()
+        )  # or else there would be one product for each image
         module = replaced.get(letter)
         if module is None:
             results.append(given[letter] if letter in given else block.projections[letter](x))

@@ -23,7 +23,7 @@ def classes_within(
     A class has `own_rows` rows of its own, `prefix` rows are shared, and a row attends to at most `length` keys.
     """
     row = activation_bytes(tower, length, len(tower.blocks) if keeps_activations else 1)
-    # half the budget: the allocator holds on to about as much again as is in use at once
+    # half the budget, as the allocator keeps about as much again as is in use
     fitting = max(1, int((budget / 2 - prefix * row) / (own_rows * row)))
     parts = math.ceil(classes / fitting)
     return math.ceil(classes / parts)

@@ -53,7 +53,7 @@ class _Hold:
 
     def _note(self, model: nn.Module) -> None:
         modules, seen = [model], {model}
-        for module in modules:  # grows meanwhile: every call pays for this walk, and `modules()` takes twice as long
+        for module in modules:  # grows during the walk; `modules()` would take twice as long, in every call
             if module.training:
                 self._training.append(module)
             if "grad_checkpointing" in vars(module) and module.grad_checkpointing:

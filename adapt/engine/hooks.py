@@ -32,7 +32,7 @@ Linear = Callable[[Tensor], Tensor]
 Computed = TypeVar("Computed")
 
 
-@torch.compiler.disable  # a compiled forward would keep the edits of the call that it was traced in
+@torch.compiler.disable  # a compiled forward would keep the edits of its traced call
 def run(
     model: nn.Module,
     changes: Sequence[tuple[Tower, Sequence[Edit]]],
@@ -140,7 +140,7 @@ def _beside(site: Site, edit: Parallel) -> Iterator[None]:
     def join(added: nn.Module, inputs: object, output: BlockOutput) -> BlockOutput:
         return _added(output, edit.module(read.pop()))
 
-    # where both are one module, the hook that keeps runs first
+    # if both are one module, `keep` runs first
     with site.read.register_forward_hook(keep), site.added.register_forward_hook(join):
         yield
 
@@ -204,7 +204,7 @@ def _forwards(
     if weights is not None:
         yield block.attn, partial(_weighted, block, linears, heads, weights)
     elif isinstance(block.attn, nn.MultiheadAttention) and modules.keys() & _ATTENTION:
-        # it never calls its projections; a quantised one is split, and does
+        # it never calls its projections, unlike a quantised one, which is split
         yield block.attn, partial(_split_attention, block.attn, linears)
     else:
         recomputed = False

@@ -44,7 +44,7 @@ def _mergeable(linear: nn.Linear, update: LowRank) -> bool:
 def _merged(linear: nn.Linear, block: Block, updates: dict[str, LowRank]) -> Callable[[Tensor], Tensor]:
     weight = linear.weight.detach()
     rows = {site: block.projections[site].rows for site in updates}
-    if None in rows.values():  # one update of the whole weight, which need not be copied first
+    if None in rows.values():  # one update of the full weight, which need not be copied first
         (update,) = updates.values()
         weight = _plus(weight, update)
     else:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from adapt.prompts import Prompt
 
-FEW_ROWS = 160  # above, attention to all rows, most of them hidden, takes longer than one product a group
+FEW_ROWS = 160  # with more, attention to all rows, most of them hidden, takes longer than a product for each group
 
 
 @dataclass(frozen=True)

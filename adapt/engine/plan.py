@@ -58,7 +58,7 @@ def plan(tower: Tower | None, edits: Sequence[Edit]) -> Plan:
     """
     sorted_out = Plan()
     for edit in edits:
-        assert tower is not None  # methods ask for it by `Backbone.tower`, which refuses
+        assert tower is not None  # methods get it from `Backbone.tower`, which raises
         place = _place(tower, edit)
         if isinstance(edit, Replace):
             within = sorted_out.outer if edit.block is None else sorted_out.replaced.setdefault(edit.block, {})
@@ -105,7 +105,7 @@ def _place(tower: Tower, edit: Edit) -> str:
     if isinstance(edit, Parallel):
         place = _named(kind, edit.site, (*block.sites, "block"), inside)
         if edit.normed and block.norm_of(edit.site) is None:
-            raise AdaptError(f"Parallel is to read {place} behind its norm, which does not stand before it there")
+            raise AdaptError(f"Parallel reads {place} after its norm, but there is no norm before it")
         return place
     if isinstance(edit, LowRank):
         return _named(kind, edit.site, (*block.projections, *(("mlp",) if block.mlp is not None else ())), inside)

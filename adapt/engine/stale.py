@@ -40,7 +40,7 @@ _PLAIN = (bool, int, float, str, bytes, frozenset, type(None), torch.Size, torch
 
 def _leaves(value: object) -> Iterator[object]:
     """Yield what `value` is made of: tensors, plain values, and objects that cannot be inspected."""
-    if isinstance(value, StandIn):  # for the backbone's own tensors, which are watched there
+    if isinstance(value, StandIn):  # stands for the backbone's own tensors, which `Weights` compares
         yield type(value)
     elif isinstance(value, Edit | nn.Module):
         yield type(value)

@@ -11,9 +11,14 @@ from torch import nn
 from adapt.backbones.base import Backbone
 from adapt.backbones.turns import sharing
 
-Structure = list[tuple[int, bool]]  # the identity of each module, and whether something is on it
+Structure = list[tuple[int, bool]]  # the identity of each module, and whether it has hooks or another forward
 HOOKED = "hooks, or a forward of its own, are on a module, and only the library's forward calls it"
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")  # with keywords too
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_pre_hooks",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+)  # including those with keywords
 
 
 def structure(backbone: Backbone, name: str) -> Structure:

@@ -65,7 +65,7 @@ class PlainText:
 
     @cached_property
     def _ids(self) -> Tensor:
-        with torch.inference_mode(False):  # what predicting pads, training must be able to use
+        with torch.inference_mode(False):  # training must be able to use what prediction has padded
             return pad_rows([list(prompt.ids) for prompt in self.prompts], self.backbone.tokenizer)
 
     def __call__(self, edits: Sequence[Edit], budget: int) -> Tensor:
@@ -76,7 +76,7 @@ class PlainText:
         images = plan(self.backbone.towers.get("text"), edits).images
         if images is None:
             return self._of_all(edits, budget)
-        share = budget // images if torch.is_grad_enabled() else budget  # what images keep adds up
+        share = budget // images if torch.is_grad_enabled() else budget  # the activations of all images add up
         return torch.stack([self._of_all(_of_image(edits, i), share) for i in range(images)])
 
     def _of_all(self, edits: Sequence[Edit], budget: int) -> Tensor:
@@ -149,7 +149,7 @@ class FastText:
         key = (prefix, size, device)
         packings = self._packings.get(key)
         if packings is None:
-            with torch.inference_mode(False):  # what predicting packs, training must be able to use
+            with torch.inference_mode(False):  # training must be able to use what prediction has packed
                 packings = [
                     pack(self.prompts[start : start + size], prefix, start, device)
                     for start in range(0, len(self.prompts), size)
@@ -163,7 +163,7 @@ class FastText:
         with frozen(self.backbone.model):
             check_parts(tower, self.backbone.model)
             x = parts.embedding(packing.ids)
-            x = x.to(tower.dtype or x.dtype)  # as open_clip, where only the blocks are low
+            x = x.to(tower.dtype or x.dtype)  # as in open_clip, if only the blocks have low precision
             if planned.entering is not None:
                 x = _placed(x, planned.entering, packing)
             x = x + parts.positions()[packing.positions].to(x.dtype)

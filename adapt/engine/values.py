@@ -33,7 +33,7 @@ def local_features(backbone: DualEncoder, images: Tensor) -> tuple[Tensor, Tenso
         reason = f"it is read at {tower.form.pooling!r}, not at a class token in front of the patches"
     if reason is not None or tower is None:
         raise AdaptError(f"{backbone.describe()} gives no features of patches: {reason}. Take a CLIP with a ViT")
-    assert tower.vision is not None  # the fast path serves it
+    assert tower.vision is not None  # or reason_against had refused
     assert tower.final_norm is not None
     attend = partial(vision.attend, tower.heads, None, 0)
     with frozen(backbone.model):

@@ -40,7 +40,7 @@ def reason_against(backbone: DualEncoder) -> str | None:
     known, reason = _REASONS.get(backbone, (None, None))
     if known != now:
         reason = _found_against(backbone, now[0])
-        if reason != HOOKED:  # which comes and goes
+        if reason != HOOKED:  # hooks come and go
             _REASONS[backbone] = (now, reason)
     return reason
 
@@ -71,7 +71,7 @@ def _agrees(backbone: DualEncoder, tower: Tower) -> bool:
     try:
         check_parts(tower, backbone.model)
         fast = encode(backbone, images, absent)
-    except (AdaptError, RuntimeError):  # a module was replaced, or shapes do not fit: it is another tower than mapped
+    except (AdaptError, RuntimeError):  # a module was replaced, or shapes do not fit: the tower is not as mapped
         return False
     plain = run(backbone.model, [(tower, absent)], lambda: backbone.encode_image(images))
     return same_features(backbone, tower, plain, fast)
@@ -125,7 +125,7 @@ def _first_edited(tower: Tower, planned: Plan) -> int:
 
 
 def _parts(tower: Tower) -> VisionParts:
-    assert tower.vision is not None  # where there are none, the fast path does not serve
+    assert tower.vision is not None  # without them, the fast path does not serve
     return tower.vision
 
 
@@ -187,6 +187,6 @@ def pooled(tower: Tower, planned: Plan, x: Tensor) -> Tensor:
     if planned.entering is not None and tower.form.pooling != "class":
         x = x[:, : -planned.entering.values.shape[-2]]
     norm = planned.outer.get("final_norm", tower.final_norm)
-    assert norm is not None  # every mapped tower of images has one
+    assert norm is not None  # every mapped vision tower has one
     features: Tensor = planned.outer.get("projection", parts.project)(parts.read(x, norm))
     return features

@@ -45,7 +45,7 @@ def of_folder(path: Path) -> Family:
     """Return the family whose format a folder has. Raises AdaptError if there is none."""
     family = next((each for each in _families() if each.claims_folder(path)), None)
     if family is None:
-        raise AdaptError(f"{path} is no model folder: it holds neither open_clip_config.json nor config.json")
+        raise AdaptError(f"{path} is not a model folder: it has neither open_clip_config.json nor config.json")
     return family
 
 

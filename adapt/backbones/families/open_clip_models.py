@@ -75,7 +75,7 @@ def _snapshot(repository: str) -> Path:
     folder = hub.snapshot(repository, ("*.json", "*.txt", "*.model", "open_clip_model.safetensors"))
     for needed in ("open_clip_config.json", "open_clip_model.safetensors"):
         if not (folder / needed).is_file():
-            raise AdaptError(f"{repository} holds no {needed}, which a model of open_clip has on the hub")
+            raise AdaptError(f"{repository} has no {needed}, which every open_clip model on the hub has")
     return folder
 
 
@@ -156,7 +156,7 @@ def _parts(
         raise needs_code(error, architecture) or AdaptError(
             f"the weights {pretrained!r} of {architecture} are not on this machine and cannot be fetched, or are "
             f"damaged: {silence or reason(error)}. Connect it, give a file as open_clip:{architecture}/FILE or a "
-            "local folder, or try all offline by --backbone mini-clip, which is bundled"
+            "local folder, or work offline with --backbone mini-clip, which is bundled"
         ) from error
 
 
@@ -185,7 +185,7 @@ def _without_notes() -> Iterator[None]:
         each.setLevel(logging.CRITICAL)
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="QuickGELU mismatch")  # said in our own words, see above
+            warnings.filterwarnings("ignore", message="QuickGELU mismatch")  # see _warn_of_activation
             yield
     finally:
         for each, level in levels.items():

@@ -47,7 +47,7 @@ def with_language_model(encoder: Backbone, spec: str, device: torch.device, name
     from adapt.backbones.vision_llm import VisionLLM
 
     if not isinstance(encoder, DualEncoder):
-        raise AdaptError(f"{encoder.describe()} is a {encoder.family}: the eyes of a language model are a CLIP's")
+        raise AdaptError(f"{encoder.describe()} is a {encoder.family}: a language model needs a CLIP or SigLIP")
     llm, tokenizer = _language_model(spec)
     if device.type == "cpu" and llm.dtype == torch.float16:
         llm = llm.float()
@@ -61,7 +61,7 @@ def _language_model(spec: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase
 
     source = str(bundled(spec)) if spec in BUNDLED else spec.removeprefix("hf:")
     if not spec.startswith("hf:") and not Path(source).is_dir():
-        raise AdaptError(f"the language model {spec!r} is no folder; give a folder, hf:NAME or mini-lm")
+        raise AdaptError(f"the language model {spec!r} is not a folder; give a folder, hf:NAME or mini-lm")
     with fetching(source):
         llm = whole(AutoModelForCausalLM, source, dtype="auto")
         return llm.eval(), AutoTokenizer.from_pretrained(source, trust_remote_code=False)

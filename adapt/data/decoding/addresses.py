@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from _typeshed import WriteableBuffer
 
-_SECONDS = 10.0  # from the first step to the last byte, ways elsewhere included
+_SECONDS = 10.0  # from the first step to the last byte, including redirects
 
 
 def is_address(source: str) -> bool:
@@ -41,10 +41,10 @@ def fetched(address: str) -> bytes:
         with urllib.request.build_opener(_WithinTheWeb, _Http(until), _Https(until)).open(address) as answer:
             return read_bounded(answer, MOST_BYTES)
     except urllib.error.HTTPError as error:
-        raise AdaptError(f"Image {address!r} cannot be fetched: the server says {error.code} {error.reason}") from error
+        raise AdaptError(f"image {address!r} cannot be fetched: the server says {error.code} {error.reason}") from error
     except (OSError, ValueError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)
-        raise AdaptError(f"Image {address!r} cannot be fetched: {reason}. Check the address and the network") from error
+        raise AdaptError(f"image {address!r} cannot be fetched: {reason}. Check the address and the network") from error
 
 
 class _WithinTheWeb(urllib.request.HTTPRedirectHandler):

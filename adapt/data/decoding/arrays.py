@@ -51,7 +51,7 @@ def picture_of(source: Pixels) -> Image.Image:
             "channels c"
         )
     if values.dtype.kind == "f":
-        if not (values.min() >= 0 and values.max() <= 1):  # also of what is no number
+        if not (values.min() >= 0 and values.max() <= 1):  # also for NaN
             raise AdaptError(
                 f"an image is an array of floats from {values.min():g} to {values.max():g}; expected 0 to 1: scale it, "
                 "and give pixels that a backbone's transform has normalised to the model itself, as model(pixels)"

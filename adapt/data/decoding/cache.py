@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from adapt.backbones.preprocess import Transform
 
 logger = logging.getLogger("adapt")
-_FORMAT = "1"  # enters every folder's name: a newer format leaves the older one's shards alone
-_SHARD_ROWS, _SHARD_BYTES = 1024, 2**26  # what a killed run loses at most
+_FORMAT = "1"  # part of every folder's name: a newer format leaves older shards untouched
+_SHARD_ROWS, _SHARD_BYTES = 1024, 2**26  # the most that a killed run loses
 _told: set[Path] = set()  # the directories about whose failure this process has warned
 
 
@@ -78,7 +78,7 @@ class FeatureCache:
         Raises AdaptError if there are no items, or a file cannot be decoded.
         """
         if not items:
-            raise AdaptError("There are no images to take features of: the part of the data is empty.")
+            raise AdaptError("there are no images to take features of: the part of the data is empty")
         ids = [row_id for item in items for row_id in _row_ids(item, views)]
         draws: dict[bytes, Draw] = {}
         for position, row_id in enumerate(ids):
@@ -149,7 +149,7 @@ def _compute(
     progress: Callable[[int, int], None] | None,
 ) -> Iterator[dict[bytes, Tensor]]:
     """Yield the missing rows, each (d,), a shard at a time."""
-    if not missing:  # no worker is started for nothing
+    if not missing:  # or workers would be started for nothing
         return
     ids = list(missing)
     chunks = [ids[start : start + batch_size] for start in range(0, len(ids), batch_size)]

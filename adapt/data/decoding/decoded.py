@@ -19,7 +19,7 @@ from adapt.errors import AdaptError
 if TYPE_CHECKING:
     from adapt.data.decoding.image_set import ImageSet, Pictures
 
-# torch's words for a worker's batch that finds no room between the processes
+# torch's messages if a worker's batch finds no shared memory
 _NO_ROOM = re.compile(r"unable to (?:write|open|mmap|resize|allocate|map)\b.*|.*out of shared memory.*")
 
 
@@ -115,7 +115,7 @@ def _collate(batch: list[tuple[Pictures, int]] | AdaptError) -> object:
 
 def _may_start_workers() -> bool:
     """Return whether this process can start torch's workers; daemons and unusual start methods cannot."""
-    way = multiprocessing.get_start_method(allow_none=True)  # asked so that it is not settled by asking
+    way = multiprocessing.get_start_method(allow_none=True)  # allow_none, so that asking does not set it
     return way in (None, *multiprocessing.get_all_start_methods()) and not multiprocessing.current_process().daemon
 
 

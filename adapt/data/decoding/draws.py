@@ -36,7 +36,7 @@ def _renew() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew)  # a thread that has it is not there in a child
+    os.register_at_fork(after_in_child=_renew)  # a thread that holds it does not exist in a child
 
 
 @contextmanager
@@ -47,7 +47,7 @@ def seeded(seed: int) -> Iterator[None]:
     """
     with _turn, torch.random.fork_rng(devices=[]):
         state = random.getstate()
-        # Not torch.manual_seed, which would seed the GPUs' generators as well, and fork_rng keeps the CPU's only.
+        # Not torch.manual_seed, which would also seed the GPUs' generators, while fork_rng restores the CPU's only.
         torch.default_generator.manual_seed(seed)
         random.seed(seed)
         try:

@@ -41,7 +41,7 @@ def facts_of(path: str, turned: bool) -> Facts:
     lacks = ""
     try:
         with warnings.catch_warnings(), open_file(path) as file, naming(repr(path)):
-            warnings.simplefilter("ignore")  # of Pillow, on what it can decode all the same
+            warnings.simplefilter("ignore")  # Pillow's, about pictures that it can decode
             lacks = lacking(file)
             with opened(file, path) as picture:
                 size, wide = size_of(picture, turned), _is_wide(picture)
@@ -49,7 +49,7 @@ def facts_of(path: str, turned: bool) -> Facts:
                 picture.draft(None, (1, 1))
                 picture.load()
                 held, mode = orientation(picture), picture.mode
-                form = "JPEG" if picture.format == "MPO" else str(picture.format)  # a JPEG with another one behind it
+                form = "JPEG" if picture.format == "MPO" else str(picture.format)  # a JPEG followed by another
                 content = b"" if form == "JPEG" else to_rgb(picture, turned).tobytes()
             if form == "JPEG":
                 file.seek(0)

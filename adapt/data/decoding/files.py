@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 MemberReader = Callable[[str, str], bytes]  # of a container and a member of it
 
-# Of one image's file: what is larger is no photograph, and a member of an archive may be packed to nearly nothing.
+# Of one image's file: a larger one is not a photograph, and a member of an archive may be packed to almost nothing.
 MOST_BYTES = 256 * 2**20
 _ENCRYPTED = 1  # the bit of a zip member's flags
 
-# What the file system and the archives' readers raise; RuntimeError: a kind of zip that is not read.
+# Errors of the file system and of archives; RuntimeError: an unsupported kind of zip.
 _UNREADABLE = (
     OSError,
     EOFError,
@@ -50,12 +50,12 @@ def under(root: str, path: str, where: str) -> str:
     Raises AdaptError if it leads out of `root`, or cannot be a file's name.
     """
     if not _may_exist(path):
-        raise AdaptError(f"{where}: the image {path!r} cannot be a file's name. Correct it or take it out.")
+        raise AdaptError(f"{where}: the image {path!r} cannot be a file's name. Correct it or take it out")
     if not root:
         return path
     joined = os.path.normpath(os.path.join(root, path))
     if not joined.startswith(os.path.join(root, "")):
-        raise AdaptError(f"{where}: the image {path!r} is not under {root!r}. Give the root folder of the images.")
+        raise AdaptError(f"{where}: the image {path!r} is not under {root!r}. Give the root folder of the images")
     return joined
 
 
@@ -96,11 +96,11 @@ def _named(path: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
-        raise AdaptError(f"Image {path!r} does not exist{_missing_folder(path)}.") from None
+        raise AdaptError(f"image {path!r} does not exist{_missing_folder(path)}") from None
     except KeyError:
-        raise AdaptError(f"Image {path!r} does not exist: the archive has no such member.") from None
+        raise AdaptError(f"image {path!r} does not exist: the archive has no such member") from None
     except _UNREADABLE as error:
-        raise AdaptError(f"Image {path!r} cannot be read: {error}. Replace it or take it out of the data.") from error
+        raise AdaptError(f"image {path!r} cannot be read: {error}. Replace it or take it out of the data") from error
 
 
 def _zip_member(archive: str, member: str) -> bytes:
@@ -138,9 +138,9 @@ def _open_arrow(table: str) -> Table:
         raise ValueError(missing("a table", "the library pyarrow", "hf-data")) from None
 
     check_regular(table)
-    # A memory map: only the rows that are asked for are read, and processes share them.
+    # A memory map: only the rows that are needed are read, and processes share them.
     content = pyarrow.ipc.open_stream(pyarrow.memory_map(table)).read_all()
-    content.validate(full=True)  # or else a damaged table's offsets lead out of memory, which ends the process
+    content.validate(full=True)  # or a damaged table's offsets would lead out of memory and crash the process
     return content
 
 

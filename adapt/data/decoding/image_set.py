@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from adapt.backbones.preprocess import Transform
     from adapt.data.decoding.decoded import Loader
 
-Pictures = Union["Tensor", tuple["Tensor", ...]]  # `|` does not take names in quotes
+Pictures = Union["Tensor", tuple["Tensor", ...]]  # `|` does not accept quoted names
 
 
 class ImageSet:
@@ -63,9 +63,9 @@ def loader(
     from adapt.data.decoding.epochs import Epochs
 
     if not items:
-        raise AdaptError("There are no images to load: the part of the data that was asked for is empty.")
+        raise AdaptError("there are no images to load: the part of the data that was asked for is empty")
     if batch_size < 1:
-        raise AdaptError(f"batch_size is {batch_size}; expected at least 1.")
+        raise AdaptError(f"batch_size is {batch_size}; expected at least 1")
     if drop_last is None:
         drop_last = train and len(items) >= batch_size
     epochs = Epochs(len(items), batch_size, shuffle=train, seed=seed, drop_last=drop_last)

@@ -101,7 +101,7 @@ def check_image(source: Item | str | os.PathLike[str], turned: bool = False) -> 
     """
     path, box = _parted(source)
     with warnings.catch_warnings(), open_file(path) as file, opened(file, path) as picture:
-        warnings.simplefilter("ignore")  # of Pillow, on what it can decode all the same
+        warnings.simplefilter("ignore")  # Pillow's, about pictures that it can decode
         if box is not None:
             check_inside(box, size_of(picture, turned), _path(source))
         picture.draft(None, (1, 1))

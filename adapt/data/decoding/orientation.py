@@ -22,7 +22,7 @@ _TURNS = {
     8: Transpose.ROTATE_90,
 }
 _ENTRIES = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")  # where Pillow looks for an orientation
-_DECODED_UPRIGHT = ("HEIF", "TIFF")  # by their libraries, whatever we ask for
+_DECODED_UPRIGHT = ("HEIF", "TIFF")  # by their libraries, in any case
 _MALFORMED = (SyntaxError, ValueError, OSError, EOFError, LookupError, TypeError, struct.error)
 
 

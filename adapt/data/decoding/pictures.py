@@ -26,7 +26,7 @@ from adapt.data.decoding.orientation import orientation, upright
 from adapt.errors import AdaptError, missing
 from adapt.shown import one_line
 
-# Pillow's names of what is decoded, with the suffixes of such files. It knows more: one of them runs Ghostscript.
+# Pillow's names of the formats that are decoded, with suffixes. It knows more: one of them runs Ghostscript.
 FORMATS = {
     "AVIF": (".avif",),
     "BMP": (".bmp",),
@@ -38,19 +38,19 @@ FORMATS = {
     "TIFF": (".tif", ".tiff"),
     "WEBP": (".webp",),
 }
-RATIO = 100  # of the sides; resizing the shorter one to some hundred pixels makes this many times as many of the other
-# Of `Image.MAX_IMAGE_PIXELS`, where Pillow only warns: all cameras' pictures, in less than 1 GiB with the conversion.
+RATIO = 100  # of the sides; resizing the shorter one to some hundred pixels multiplies the other as much
+# Times `Image.MAX_IMAGE_PIXELS`, where Pillow only warns: room for all cameras' pictures, converted in under 1 GiB.
 # WebP's own decoder holds a picture several times.
 _PIXELS, _PIXELS_OF = 4 / 3, {"WEBP": 1 / 2}
 _BAND = 2**22  # pixels that are converted at a time
 
-# What stands behind `ftyp` in files of the container that HEIC and AVIF share.
+# The brands after `ftyp` in files of the container that HEIC and AVIF share.
 _HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 _AVIF_BRANDS = (b"avif", b"avis")
 _NO_HEIC = str(missing("HEIC", "pillow-heif", "heic"))
 _NO_AVIF = 'AVIF needs Pillow 11.3 or later, built with libavif: pip install -U "pillow>=11.3"'
 
-# What Pillow raises on malformed files; RuntimeError: what the libraries of AVIF and HEIC do.
+# Pillow's errors for malformed files; RuntimeError is raised by the libraries of AVIF and HEIC.
 _BROKEN = (
     OSError,
     SyntaxError,
@@ -91,7 +91,7 @@ def _opened(file: BinaryIO) -> Image.Image:
     if kind == "HEIF":
         from pillow_heif import HeifImageFile
 
-        return cast(Image.Image, HeifImageFile(file))  # and no opener is registered for all of the process
+        return cast(Image.Image, HeifImageFile(file))  # without registering an opener in the process
     known = [name for name in FORMATS if name != "HEIF" and (name != "AVIF" or kind == "AVIF")]
     return Image.open(file, formats=known)
 
@@ -144,7 +144,7 @@ def naming(name: str) -> Iterator[None]:
         yield
     except _BROKEN as error:
         reason = "unknown format" if isinstance(error, Image.UnidentifiedImageError) else one_line(error).rstrip(".")
-        raise AdaptError(f"Image {name} cannot be decoded: {reason}. Replace it or take it out of the data.") from error
+        raise AdaptError(f"image {name} cannot be decoded: {reason}. Replace it or take it out of the data") from error
 
 
 def to_rgb(picture: Image.Image, turned: bool = False) -> Image.Image:

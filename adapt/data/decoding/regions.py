@@ -9,7 +9,7 @@ from math import ceil, floor
 from adapt.data.decoding.pictures import RATIO
 from adapt.errors import AdaptError
 
-Box = tuple[int, int, int, int]  # left, upper, right and lower edge, the latter two behind the last pixel
+Box = tuple[int, int, int, int]  # left, upper, right and lower edge, the latter two after the last pixel
 _REGION = re.compile(r"(.+)#xywh=(\d{1,9}),(\d{1,9}),(\d{1,9}),(\d{1,9})", re.DOTALL)
 
 
@@ -38,8 +38,8 @@ def check_form(path: str) -> None:
     image, mark, box = path.rpartition("#xywh=")
     if mark and not os.path.exists(path):
         raise AdaptError(
-            f"Region {path!r} has the box {box!r}; expected X,Y,WIDTH,HEIGHT, four whole numbers of pixels from the "
-            f"upper left corner, such as {os.path.basename(image)}#xywh=12,40,208,140."
+            f"region {path!r} has the box {box!r}; expected X,Y,WIDTH,HEIGHT, four whole numbers of pixels from the "
+            f"upper left corner, such as {os.path.basename(image)}#xywh=12,40,208,140"
         )
 
 
@@ -50,12 +50,12 @@ def check_inside(box: Box, size: tuple[int, int], path: str) -> None:
     if empty or right > size[0] or lower > size[1]:
         wrong = "has no pixel in" if empty else "is not inside"
         raise AdaptError(
-            f"Region {path!r} {wrong} its image, which is {size[0]} x {size[1]} pixels: x reaches from {left} to "
-            f"{right}, y from {upper} to {lower}. Correct the box or take it out of the data."
+            f"region {path!r} {wrong} its image, which is {size[0]} x {size[1]} pixels: x reaches from {left} to "
+            f"{right}, y from {upper} to {lower}. Correct the box or take it out of the data"
         )
     shorter, longer = sorted((right - left, lower - upper))
     if longer > RATIO * shorter:
         raise AdaptError(
-            f"Region {path!r} is {right - left} x {lower - upper} pixels; one side may be {RATIO} times the other. "
-            "Correct the box or take it out of the data."
+            f"region {path!r} is {right - left} x {lower - upper} pixels; one side may be {RATIO} times the other. "
+            "Correct the box or take it out of the data"
         )

@@ -42,7 +42,7 @@ def read(folder: Path, wanted: Set[bytes]) -> dict[bytes, Tensor]:
             except FileNotFoundError:
                 continue  # another process has just trimmed it
             except (SafetensorError, _DamagedError):
-                with contextlib.suppress(OSError):  # of a disk that takes nothing: then it stays, and is never used
+                with contextlib.suppress(OSError):  # on a read-only disk it stays, and is never used
                     path.unlink()
     return rows
 
@@ -116,8 +116,8 @@ def _read_shard(path: Path, wanted: Set[bytes]) -> dict[bytes, Tensor]:
         features = shard.get_tensor("features")
     if _checksum(ids, features) != path.stem or features.ndim != 2 or len(features) * ID_BYTES != len(packed):
         raise _DamagedError
-    # When it was last used, for `trim`. Should it be another user's, trimmed by now, or on a disk that is only read,
-    # what was read is still good.
+    # The time of last use, for `trim`. If it is another user's, trimmed by now, or on a read-only disk,
+    # the rows are still good.
     with contextlib.suppress(OSError):
         os.utime(path)
     # Copies: the tensors themselves are a mapping of the file.

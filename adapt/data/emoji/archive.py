@@ -36,6 +36,6 @@ def index() -> DrawingIndex:
 @lru_cache(maxsize=2)
 def _index(archive: Path) -> DrawingIndex:
     if not archive.is_file():
-        raise AdaptError(f"The bundled data set {str(archive)!r} is missing: install adapt again.")
+        raise AdaptError(f"the bundled data set {str(archive)!r} is missing: install adapt again")
     content: DrawingIndex = json.loads(read_bytes(zip_root(archive) + "index.json"))
     return content

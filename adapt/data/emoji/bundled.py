@@ -35,9 +35,9 @@ from adapt.data.split import Split
 from adapt.errors import AdaptError, nearest
 
 _GROUPS, _CONCEPTS, _TEXTS = "emoji", "emoji-concepts", "emoji-texts"
-LISTED_BY = "`adapt data list`"  # the command that lists the names of data
-_TEMPLATES = ("a photo of a {}.", "an icon of a {}.", "a drawing of a {}.", "{}.")  # of texts
-# each also at a style
+LISTED_BY = "`adapt data list`"  # the command that lists the names
+_TEMPLATES = ("a photo of a {}.", "an icon of a {}.", "a drawing of a {}.", "{}.")  # of the texts in emoji-texts
+# sets that also exist in single styles
 _AT_STYLES: dict[str, Callable[[str], Split]] = {
     "emoji-questions": read_questions,
     "emoji-captions": read_captions,
@@ -78,7 +78,7 @@ def read_bundled(spec: str) -> Split:
         images = _groups(spec, lambda entry: entry["style"] != UNSEEN_STYLE)
         return images if spec == _GROUPS else replace(images, train=_texts(images.train))
     if spec not in names():
-        raise AdaptError(f"Unknown bundled data {spec!r}; {nearest(spec, names(), LISTED_BY)}.")
+        raise AdaptError(f"unknown bundled data {spec!r}; {nearest(spec, names(), LISTED_BY)}")
     name, _, style = spec.partition("@")
     if name in _AT_STYLES:
         return _AT_STYLES[name](spec)

@@ -26,7 +26,7 @@ from adapt.data.split import Split
 CLASSES = ("normal", "abnormal")
 KINDS = ("scratch", "stain")
 _MASK = "_mask.png"
-_FINER = 4  # lines are drawn on a picture of as many times the side, and scaled down
+_FINER = 4  # lines are drawn on a picture this many times larger, and scaled down
 _COLOURS = ((20, 20, 20), (90, 60, 30), (120, 120, 120), (200, 30, 30))
 
 

@@ -52,7 +52,7 @@ def read_labels(spec: str) -> Split:
     names = tuple(concept.name for concept in questions.concepts().values())
 
     def labelled(path: str, number: int, scene: Scene, style: str) -> Iterator[Item]:
-        # shots are drawn by the first one: all are as frequent
+        # shots are drawn by the first name: all are equally frequent
         yield Item.of(path=path, labels=tuple(concept.name for concept in scene.concepts), domain=style)
 
     return questions.split_of(spec, spec, names, labelled)

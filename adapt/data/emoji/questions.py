@@ -28,8 +28,8 @@ LEFT, RIGHT = "what is on the left?", "what is on the right?"
 PARTS = ("train", "val", "test")
 NUMBERS = ("one", "two", "three", "four")
 _ANIMALS = "animal"
-# What the sets are made of, with the scenes in train, val and test of all styles, and of one: of each of three kinds,
-# which are asked two questions on the average, and of mixtures.
+# How sets are made, and the number of scenes in train, val and test for all styles, and for one: of each of three
+# kinds, with two questions each on average, and of mixtures.
 _MADE = {
     "emoji-questions": (scenes.scenes, (450, 45, 90), (90, 15, 90)),
     "emoji-labels": (scenes.mixtures, (600, 80, 240), (120, 40, 240)),

@@ -15,8 +15,8 @@ from adapt.data.item import Item
 from adapt.data.split import Split
 
 NAME = "emoji-records"
-MISREAD = 0.3  # of the letters
-_TRAINING, _VALIDATION = 0.6, 0.1  # shares of the concepts that the backbone knows
+MISREAD = 0.3  # share of the letters
+_TRAINING, _VALIDATION = 0.6, 0.1  # shares of the concepts known to the backbone
 
 
 def read_records() -> Split:

@@ -19,10 +19,10 @@ Layout = Literal["one", "several", "pair", "mixed"]
 SIDE = 64  # pixels
 MOST = 4  # drawings, one in each cell of a grid of 2 x 2
 _CELL = SIDE // 2
-# White as often as all the others together, which are pale enough to leave a drawing its colours.
+# Backgrounds: white as often as all others together, which are pale enough not to change a drawing's colours.
 _WHITE = (255, 255, 255)
 _PALE = ((255, 244, 214), (222, 238, 255), (226, 247, 226), (255, 228, 232), (238, 230, 252), (236, 236, 236))
-_MARK, _NEARLY_WHITE = (1, 254, 3), 12  # a colour of no drawing; what the channels may lack to white, together
+_MARK, _NEARLY_WHITE = (1, 254, 3), 12  # a colour of no drawing; the tolerance for white, over all channels
 _WHOLE_SIDES, _CELL_SIDES = (50, SIDE), (24, _CELL)  # from, to
 
 T = TypeVar("T")

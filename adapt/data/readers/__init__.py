@@ -43,11 +43,11 @@ def load(spec: _Path, root: _Path | None = None, names: _Path | None = None) -> 
         takes = ", ".join(each.takes for each in _readers())
         known = [name for each in _readers() for name in each.specs()]
         near = nearest(given, known, "`adapt data list`")
-        raise AdaptError(f"Data {given!r} is none that a reader takes: {near}. Expected {takes}.")
+        raise AdaptError(f"data {given!r} is not known to any reader: {near}. Expected {takes}")
     if root is None and reader.root == "needed":
-        raise AdaptError(f"Data {given!r} needs a root: {reader.root_is}. An image folder of that name is './{given}'.")
+        raise AdaptError(f"data {given!r} needs a root: {reader.root_is}. An image folder of that name is './{given}'")
     if root is not None and reader.root == "none":
-        raise AdaptError(f"Data {given!r} is {reader.takes}, which takes no root: leave {os.fspath(root)!r} out.")
+        raise AdaptError(f"data {given!r} is {reader.takes}, which takes no root: leave {os.fspath(root)!r} out")
     split = reader.read(given, None if root is None else os.fspath(root))
     return split if names is None else split.renamed(read_names(names))
 
@@ -67,5 +67,5 @@ def _reader_of(spec: str) -> Reader | None:
     claims = sorted((each for each in _readers() if each.claims(spec)), key=lambda each: each.fallback)
     claims = [each for each in claims if each.fallback == claims[0].fallback]
     if len(claims) > 1:
-        raise AdaptError(f"Data {spec!r} is claimed by the readers {' and '.join(each.name for each in claims)}.")
+        raise AdaptError(f"data {spec!r} is claimed by the readers {' and '.join(each.name for each in claims)}")
     return claims[0] if claims else None

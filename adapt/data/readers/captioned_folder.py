@@ -34,14 +34,14 @@ def read_captioned_folder(root: str | os.PathLike[str], ratios: Sequence[float] 
         lines = read_lines(text) if text.is_file() else []
         if not lines:
             raise AdaptError(
-                f"Image folder {root!r} has texts beside its images, and {path!r} has none: write one to {text.name}, "
-                "or take the image out."
+                f"image folder {root!r} has texts beside its images, and {path!r} has none: write one to {text.name}, "
+                "or take the image out"
             )
         part = parts.ALIASES.get(os.path.relpath(path, root).split(os.sep)[0], "")
         rows += [listed(path, {"text": line}, part) for line in lines]
     if len({bool(row.part) for row in rows}) == 2:
         loose = next(row.item.path for row in rows if not row.part)
-        raise AdaptError(f"Image folder {root!r} is divided into parts, and {loose!r} is in none of them.")
+        raise AdaptError(f"image folder {root!r} is divided into parts, and {loose!r} is in none of them")
     return to_split(os.path.basename(root), root, rows, None, ratios, seed)
 
 

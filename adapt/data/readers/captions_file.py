@@ -24,7 +24,7 @@ _EXPECTED = (
     f'expected {{"image": PATH, "caption": TEXT or [TEXT, ...]}}, perhaps with "split" (the image also as '
     f"{' or '.join(IMAGE_KEYS[1:])}, the texts as {' or '.join(TEXT_KEYS[1:])})"
 )
-_SPLIT_FILE = re.compile(r'\s*\{\s*"(train|val|test)"\s*:')  # how CoOp's begin
+_SPLIT_FILE = re.compile(r'\s*\{\s*"(train|val|test)"\s*:')  # the beginning of CoOp's split files
 
 
 def is_captions_file(path: str | os.PathLike[str]) -> bool:
@@ -55,7 +55,7 @@ def read_captions_file(
     entries have a split.
     """
     source = os.fspath(path)
-    where = f"Captions {source!r}"
+    where = f"captions {source!r}"
     folder = os.path.abspath(Path(source).parent if root is None else root)
     with readable(where):
         text = read_text(source)
@@ -66,10 +66,10 @@ def read_captions_file(
         for text in texts
     ]
     if not rows:
-        raise AdaptError(f"{where} list no images.")
+        raise AdaptError(f"{where} list no images")
     if len({bool(row.part) for row in rows}) == 2:
         loose = next(row.item.path for row in rows if not row.part)
-        raise AdaptError(f"{where}: {loose!r} has no split, and others have one. Give it to every image, or to none.")
+        raise AdaptError(f"{where}: {loose!r} has no split, and others have one. Give it to every image, or to none")
     check_listed_once(rows, where)
     rows = one_each(rows, folder, real_paths(row.item.path for row in rows), where)
     return to_split(os.path.basename(source).split(".json")[0], folder, rows, None, ratios, seed)
@@ -95,17 +95,17 @@ def _entries(content: object, where: str) -> Iterator[tuple[str, str, list[str],
         case list():
             listed = content
         case _:
-            raise AdaptError(f"{where}: {brief(content)}; expected a list, or an object with the list images.")
+            raise AdaptError(f"{where}: {brief(content)}; expected a list, or an object with the list images")
     for number, entry in enumerate(listed, 1):
         place = f"{where}: entry {number}"
         fields = entry if isinstance(entry, dict) else {}
         image, texts = (next((fields[key] for key in keys if key in fields), None) for keys in (IMAGE_KEYS, TEXT_KEYS))
         texts = [texts] if isinstance(texts, str) else texts
         if not (isinstance(image, str) and image and _are_texts(texts)):
-            raise AdaptError(f"{place} is {brief(entry)}; {_EXPECTED}.")
+            raise AdaptError(f"{place} is {brief(entry)}; {_EXPECTED}")
         part = fields.get("split", "")
         if not isinstance(part, str) or (part and part not in _PARTS):
-            raise AdaptError(f"{place} has the split {brief(part)}; {nearest(str(part), _PARTS)}.")
+            raise AdaptError(f"{place} has the split {brief(part)}; {nearest(str(part), _PARTS)}")
         yield place, image, [text.strip() for text in texts], _PARTS.get(part, "")
 
 
@@ -132,14 +132,14 @@ def _of_coco(images: list[dict[str, object]], annotations: list[object], where: 
             case {"id": int() | str() as known, "file_name": str()} if known not in texts:
                 texts[known] = []
             case _:
-                raise AdaptError(f"{where}: image {number} is {brief(image)}; expected an id of its own and file_name.")
+                raise AdaptError(f"{where}: image {number} is {brief(image)}; expected an id of its own and file_name")
     for number, each in enumerate(annotations, 1):
         match each:
             case {"image_id": int() | str() as known, "caption": caption} if known in texts:
                 texts[known].append(caption)
             case _:
                 raise AdaptError(
-                    f"{where}: annotation {number} is {brief(each)}; expected the image_id of an image and a caption."
+                    f"{where}: annotation {number} is {brief(each)}; expected the image_id of an image and a caption"
                 )
     return [{"image": image["file_name"], "caption": texts[image["id"]]} for image in images]
 

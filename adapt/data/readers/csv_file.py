@@ -23,7 +23,7 @@ from adapt.tasks import Task
 from adapt.tasks.base import number
 
 _BOX = ("x0", "y0", "x1", "y1")
-_OTHER_WORDS = {  # which other tables use
+_OTHER_WORDS = {  # column names in other tables
     **dict.fromkeys(("file", "filename", "file_name", "filepath", "file_path"), "path"),
     **dict.fromkeys(("image", "image_path", "img", "img_path"), "path"),
     **dict.fromkeys(("class", "class_name", "category"), "label"),
@@ -81,7 +81,7 @@ def read_pairs(path: str | os.PathLike[str], root: str | os.PathLike[str] | None
         if item.task.classes_are or not (item.paths and item.text):
             raise AdaptError(
                 f"CSV {os.fspath(path)!r}: {item.name!r} is no image with its text. Expected the columns path,text, "
-                "perhaps with entity, and no label."
+                "perhaps with entity, and no label"
             )
     return [(replace(item, turned=True), os.path.relpath(item.path, folder)) for item in items]
 
@@ -92,7 +92,7 @@ def _listed(source: str, folder: str) -> list[Listed]:
     with readable(where):
         rows = list(_rows(csv_reader(source), folder, where))
     if not rows:
-        raise AdaptError(f"{where} lists no images.")
+        raise AdaptError(f"{where} lists no images")
     return rows
 
 
@@ -121,16 +121,14 @@ def read_paths(path: str | os.PathLike[str]) -> list[tuple[str, str]]:
 def _rows(reader: csv.DictReader[str], folder: str, where: str) -> Iterator[Listed]:
     columns = reader.fieldnames or ()
     for column in tasks.unknown_columns(columns):
-        raise AdaptError(f"{where}: unknown column {column!r}; {_hint(column)}.")
+        raise AdaptError(f"{where}: unknown column {column!r}; {_hint(column)}")
     _check_box(columns, where)
     if {"mask", _BOX[0]} <= set(columns):
-        raise AdaptError(
-            f"{where}: a mask is of a whole image, and {', '.join(_BOX)} of regions. Take one of them out."
-        )
+        raise AdaptError(f"{where}: a mask is of a whole image, and {', '.join(_BOX)} of regions. Take one of them out")
     try:
         task = tasks.reading(frozenset(columns))
     except AdaptError as error:
-        raise AdaptError(f"{where}: {error}.") from None
+        raise AdaptError(f"{where}: {error}") from None
     for record in reader:
         yield _row(record, task, folder, f"{where} line {reader.line_num}")
 
@@ -147,20 +145,20 @@ def _row(record: dict[str | None, str | None], task: Task, folder: str, where: s
     part = ""
     if "split" in cells:
         if cells["split"] not in parts.ALIASES:
-            raise AdaptError(f"{where}: unknown split {cells['split']!r}; {nearest(cells['split'], parts.ALIASES)}.")
+            raise AdaptError(f"{where}: unknown split {cells['split']!r}; {nearest(cells['split'], parts.ALIASES)}")
         part = parts.ALIASES[cells["split"]]
     paths, text = _paths(cells, task, folder, where), cells.get("text", "")
     files = {column: under(folder, cells[column], where) for column in task.files if cells.get(column)}
     label = task.read(cells | files, where)
     if not paths and any(cells.get(edge) for edge in _BOX):
-        raise AdaptError(f"{where}: a box without a path. Give the image that it is of.")
+        raise AdaptError(f"{where}: a box without a path. Give the image that it is of")
     if "text" in cells and task.classes_are and bool(text) is bool(paths):
-        raise AdaptError(f"{where}: expected a path or a text, one of both and not the other.")
+        raise AdaptError(f"{where}: expected a path or a text, one of both and not the other")
     if not (paths or text):
-        raise AdaptError(f"{where}: the {'text' if 'text' in cells else task.images[0]} is empty.")
+        raise AdaptError(f"{where}: the {'text' if 'text' in cells else task.images[0]} is empty")
     image, box = parted(paths[0]) if paths else ("", None)
     if box is not None and label.files:
-        raise AdaptError(f"{where}: a mask is of a whole image, and {paths[0]!r} is a region. Take one of them out.")
+        raise AdaptError(f"{where}: a mask is of a whole image, and {paths[0]!r} is a region. Take one of them out")
     group = cells.get("group", "") or ("" if box is None else image)
     return Listed(Item(paths, label, cells.get("domain", ""), group, text), part)
 
@@ -170,7 +168,7 @@ def _paths(cells: dict[str, str], task: Task, folder: str, where: str) -> tuple[
     given = [column for column in task.images if cells.get(column)]
     if given and len(given) < len(task.images):
         missing = next(column for column in task.images if column not in given)
-        raise AdaptError(f"{where}: the {missing} is empty.")
+        raise AdaptError(f"{where}: the {missing} is empty")
     if len(given) == 1:
         return (_path(cells, folder, where),)
     return tuple(under(folder, cells[column], where) for column in given)
@@ -178,13 +176,13 @@ def _paths(cells: dict[str, str], task: Task, folder: str, where: str) -> tuple[
 
 def _check_box(columns: Sequence[str], where: str) -> None:
     if missing := set(_BOX) - set(columns) if set(_BOX) & set(columns) else ():
-        raise AdaptError(f"{where}: no column {min(missing)!r}. A region needs all of {', '.join(_BOX)}.")
+        raise AdaptError(f"{where}: no column {min(missing)!r}. A region needs all of {', '.join(_BOX)}")
 
 
 def _cells(record: dict[str | None, str | None], where: str) -> dict[str, str]:
     """Return the cells of a line by column; one too many has the key None, one too few the value None."""
     if None in record or None in record.values():
-        raise AdaptError(f"{where}: more or fewer cells than the first line has. Quote values that hold a comma.")
+        raise AdaptError(f"{where}: more or fewer cells than the first line has. Quote values that hold a comma")
     return {column or "": unguarded((value or "").strip()) for column, value in record.items()}
 
 
@@ -198,7 +196,7 @@ def _path(cells: dict[str, str], folder: str, where: str) -> str:
         return region(path, (left, upper, right, lower))
     except ValueError as error:
         box = ", ".join(f"{edge} {cells[edge]}" for edge in _BOX)
-        raise AdaptError(f"{where}: the box is {box}; {error}.") from None
+        raise AdaptError(f"{where}: the box is {box}; {error}") from None
 
 
 class CSVFile(Reader):

@@ -22,7 +22,7 @@ def read_defect_folder(root: str | os.PathLike[str]) -> Split:
     """
     root = os.path.abspath(root)
     if "test" not in subfolders(root):
-        raise AdaptError(f"Folder {root!r} has no folder test. Expected test/good, test/KIND, and ground_truth/KIND.")
+        raise AdaptError(f"folder {root!r} has no folder test. Expected test/good, test/KIND, and ground_truth/KIND")
     rows = []
     for part in ("train", "test"):
         for kind in subfolders(os.path.join(root, part)) if part in subfolders(root) else ():
@@ -32,7 +32,7 @@ def read_defect_folder(root: str | os.PathLike[str]) -> Split:
                 mask = "" if name == NORMAL else _mask(path, masks)
                 rows.append(listed(path, {"label": name, "mask": mask}, part, kind))
     if not any(row.item.label.files for row in rows):
-        raise AdaptError(f"Folder {root!r} has no image of a defect in test/KIND.")
+        raise AdaptError(f"folder {root!r} has no image of a defect in test/KIND")
     return to_split(os.path.basename(root), root, rows, (NORMAL, ABNORMAL), (1.0, 0.0, 0.0), 0)
 
 
@@ -40,13 +40,13 @@ def _masks(root: str, kind: str) -> dict[str, str]:
     """Return the masks of a kind by the names of their images, without suffixes."""
     folder = os.path.join(root, _MASKS, kind)
     if not os.path.isdir(folder):
-        raise AdaptError(f"Folder {root!r} has defects of the kind {kind!r}, and no masks of them in {_MASKS}/{kind}.")
+        raise AdaptError(f"folder {root!r} has defects of the kind {kind!r}, and no masks of them in {_MASKS}/{kind}")
     return {_stem(path).removesuffix("_mask"): path for path in images_in(folder)}
 
 
 def _mask(path: str, masks: dict[str, str]) -> str:
     if _stem(path) not in masks:
-        raise AdaptError(f"{path!r} is an image of a defect, and has no mask of its name in {_MASKS}.")
+        raise AdaptError(f"{path!r} is an image of a defect, and has no mask of its name in {_MASKS}")
     return masks[_stem(path)]
 
 

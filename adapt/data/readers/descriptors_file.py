@@ -22,17 +22,17 @@ def read_descriptors(path: str | os.PathLike[str]) -> dict[str, tuple[str, ...]]
     class that occurs twice in a JSON.
     """
     source = os.fspath(BUNDLED.get(os.fspath(path), path))
-    where = f"Descriptors {os.fspath(path)!r}"
+    where = f"descriptors {os.fspath(path)!r}"
     descriptors: dict[str, list[str]] = {}
     entries = read_entries(source, where, ("class", "descriptor"))
     for number, (name, phrases) in enumerate(_checked(entries, where, source.endswith(".csv")), 1):
         if name in descriptors and not source.endswith(".csv"):
-            raise AdaptError(f"{where}: entry {number}: the class {name!r} stands twice.")
+            raise AdaptError(f"{where}: entry {number}: the class {name!r} stands twice")
         descriptors.setdefault(name, []).extend(phrases)
     try:
         plain.check(descriptors)
     except ValueError as error:
-        raise AdaptError(f"{where}: {error}.") from None
+        raise AdaptError(f"{where}: {error}") from None
     return {name: tuple(phrases) for name, phrases in descriptors.items()}
 
 
@@ -49,5 +49,5 @@ def _checked(entries: Iterable[object], where: str, csv: bool) -> Iterator[tuple
             case _:
                 expected = "its descriptor" if csv else "a list of its descriptors"
                 raise AdaptError(
-                    f"{where}: entry {number} is {brief(entry)}; expected a class and {expected}, none of them empty."
+                    f"{where}: entry {number} is {brief(entry)}; expected a class and {expected}, none of them empty"
                 )

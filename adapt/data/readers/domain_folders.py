@@ -10,7 +10,11 @@ from adapt.data.readers.rows import listed, one_each, real_paths, to_split
 from adapt.data.split import Split
 from adapt.errors import AdaptError
 
-RATIOS = (0.8, 0.2, 0.0)  # DomainBed's: a fifth of each domain validates, and of the one that is left out all is tested
+RATIOS = (
+    0.8,
+    0.2,
+    0.0,
+)  # as in DomainBed: a fifth of each domain for validation; a domain that is left out is tested in full
 
 
 def read_domain_folders(root: str | os.PathLike[str], seed: int = 0) -> Split:
@@ -22,7 +26,7 @@ def read_domain_folders(root: str | os.PathLike[str], seed: int = 0) -> Split:
     """
     root = os.path.abspath(root)
     if not os.path.isdir(root):
-        raise AdaptError(f"Folder {root!r} does not exist. Expected a folder of domains, each with a folder per class.")
+        raise AdaptError(f"folder {root!r} does not exist. Expected a folder of domains, each with a folder per class")
     rows = [
         listed(path, {"label": class_name}, domain=domain)
         for domain in subfolders(root)
@@ -31,9 +35,9 @@ def read_domain_folders(root: str | os.PathLike[str], seed: int = 0) -> Split:
     ]
     if not rows:
         raise AdaptError(
-            f"Folder {root!r} has no images in folders of domains and classes: expected DOMAIN/CLASS/IMAGE."
+            f"folder {root!r} has no images in folders of domains and classes: expected DOMAIN/CLASS/IMAGE"
         )
-    rows = one_each(rows, root, real_paths(row.item.path for row in rows), f"Folder {root!r}")
+    rows = one_each(rows, root, real_paths(row.item.path for row in rows), f"folder {root!r}")
     drawn = parts.assign([f"{row.item.domain}/{row.item.answer}" for row in rows], RATIOS, seed)
     rows = [row._replace(part=part) for row, part in zip(rows, drawn, strict=True)]
     return to_split(os.path.basename(root), root, rows, None, RATIOS, seed)

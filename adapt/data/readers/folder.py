@@ -29,14 +29,14 @@ def read_folder(root: str | os.PathLike[str], ratios: Sequence[float] = parts.RA
     """
     root = os.path.abspath(root)
     if not os.path.isdir(root):
-        raise AdaptError(f"Image folder {root!r} does not exist. Expected a folder with a folder of images per class.")
+        raise AdaptError(f"image folder {root!r} does not exist. Expected a folder with a folder of images per class")
     rows: list[Listed] = []
     real: dict[str, str] = {}
     class_names: set[str] = set()
     for folder, part in _part_folders(root):
         rows += _class_rows(folder, part, real)
         class_names.update(subfolders(folder))
-    rows = one_each(rows, root, real, f"Image folder {root!r}")
+    rows = one_each(rows, root, real, f"image folder {root!r}")
     return to_split(os.path.basename(root), root, rows, sorted(class_names), ratios, seed)
 
 
@@ -46,7 +46,7 @@ def _part_folders(root: str) -> list[tuple[str, str]]:
     names = [name for name in subfolders(root) if name in parts.ALIASES and subfolders(os.path.join(root, name))]
     part_of = {name: parts.ALIASES[name] for name in names}
     if len(set(part_of.values())) < len(names):
-        raise AdaptError(f"Image folder {root!r} has two folders for one part: {', '.join(names)}. Keep one of each.")
+        raise AdaptError(f"image folder {root!r} has two folders for one part: {', '.join(names)}. Keep one of each")
     return [(os.path.join(root, name), part) for name, part in part_of.items()] or [(root, "")]
 
 
@@ -59,8 +59,8 @@ def _class_rows(folder: str, part: str, real: dict[str, str]) -> list[Listed]:
         rows += [listed(path, {"label": name}, part) for path in sorted(images)]
     if not rows:
         raise AdaptError(
-            f"Image folder {folder!r} has no images in folders of their classes. "
-            f"Expected CLASS/IMAGE, an image being one of: {' '.join(IMAGE_SUFFIXES)}."
+            f"image folder {folder!r} has no images in folders of their classes. "
+            f"Expected CLASS/IMAGE, an image being one of: {' '.join(IMAGE_SUFFIXES)}"
         )
     return rows
 
@@ -86,7 +86,7 @@ def real_files(folder: str, suffixes: tuple[str, ...] = ("",)) -> dict[str, str]
     path_of: dict[str, str] = {}  # path by real path
     here, behind, linked = [folder], list[str](), list[str]()
     seen: set[str] = set()
-    while here or behind:  # folders behind links come last: what lies here has its own path
+    while here or behind:  # linked folders come last: a file that lies here keeps its own path
         home = (here or behind).pop(0)
         real = os.path.realpath(home)
         if real in seen:
@@ -111,11 +111,11 @@ def _visible(folder: str | os.PathLike[str]) -> list[os.DirEntry[str]]:
         with os.scandir(os.fspath(folder)) as entries:
             return sorted((each for each in entries if not each.name.startswith(".")), key=lambda each: each.name)
     except OSError as error:
-        raise AdaptError(f"Folder {os.fspath(folder)!r} cannot be read: {error.strerror}.") from error
+        raise AdaptError(f"folder {os.fspath(folder)!r} cannot be read: {error.strerror}") from error
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
-    # of a link that leads to itself, `is_dir` raises
+    # `is_dir` raises for a link that leads to itself
     return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
 
 

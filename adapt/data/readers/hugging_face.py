@@ -34,7 +34,7 @@ def read_hugging_face(source: str | os.PathLike[str], ratios: Sequence[float] = 
     rows = [
         listed(path, {"label": class_names[number]}, "" if undivided else part, domain)
         for part, dataset in datasets.items()
-        for path, number, domain in _rows(dataset, image, label, f"Data {source!r}, part {part}")
+        for path, number, domain in _rows(dataset, image, label, f"data {source!r}, part {part}")
     ]
     root = os.path.abspath(source) if os.path.isdir(source) else ""
     return to_split(os.path.basename(source.rstrip("/")), root, rows, class_names, ratios, seed, turned=False)
@@ -53,7 +53,7 @@ def _parts(source: str) -> dict[str, Dataset]:
     named = {"train": loaded} if isinstance(loaded, datasets.Dataset) else dict(loaded)
     unknown = named.keys() - parts.ALIASES.keys()
     if unknown:
-        raise AdaptError(f"Data {source!r} has a part {min(unknown)!r}; expected {', '.join(parts.ALIASES)}.")
+        raise AdaptError(f"data {source!r} has a part {min(unknown)!r}; expected {', '.join(parts.ALIASES)}")
     return {parts.ALIASES[name]: dataset for name, dataset in named.items()}
 
 
@@ -62,8 +62,8 @@ def _only(features: Features, kind: str, source: str) -> str:
     columns = [name for name, feature in features.items() if type(feature).__name__ == kind]
     if len(columns) != 1:
         raise AdaptError(
-            f"Data {source!r} has {len(columns)} columns of kind {kind} among {', '.join(features)}; expected one. "
-            "Cast or remove columns with datasets and save the result by save_to_disk."
+            f"data {source!r} has {len(columns)} columns of kind {kind} among {', '.join(features)}; expected one. "
+            "Cast or remove columns with datasets and save the result by save_to_disk"
         )
     return columns[0]
 
@@ -73,16 +73,16 @@ def _rows(dataset: Dataset, image: str, label: str, where: str) -> Iterator[tupl
     from pyarrow import compute
 
     if dataset._indices is not None:  # rows chosen or shuffled after they were written
-        raise AdaptError(f"{where}: the rows are not those of its files. Save it by save_to_disk and load the result.")
+        raise AdaptError(f"{where}: the rows are not those of its files. Save it by save_to_disk and load the result")
     content = dataset.data.column(image)
     outside = compute.struct_field(content, "path").filter(compute.struct_field(content, "bytes").is_null())
     paths = outside.to_pylist() if len(outside) else [f"{cell[0]}!{image}/{cell[1]}" for cell in _cells(dataset)]
     if len(paths) != len(dataset):
-        raise AdaptError(f"{where}: some images are files and some are in its tables. Save it by save_to_disk first.")
+        raise AdaptError(f"{where}: some images are files and some are in its tables. Save it by save_to_disk first")
     domains = dataset["domain"] if "domain" in dataset.column_names else [""] * len(dataset)
     for row, (path, number, domain) in enumerate(zip(paths, dataset[label], domains, strict=True)):
         if number is None or number < 0:
-            raise AdaptError(f"{where}: row {row} has no label. Remove the rows or the part without labels.")
+            raise AdaptError(f"{where}: row {row} has no label. Remove the rows or the part without labels")
         yield path, number, domain
 
 

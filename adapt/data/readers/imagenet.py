@@ -29,7 +29,7 @@ def by_synsets(data: Published, home: Path) -> Split:
     synsets = subfolders(home / data.images[0])
     for synset in synsets:
         if synset not in names:
-            raise AdaptError(f"Data {data.name!r}: {synset} in {data.images[0]}/ is no class of {data.lists[0]}.")
+            raise AdaptError(f"data {data.name!r}: {synset} in {data.images[0]}/ is no class of {data.lists[0]}")
     return _split(data, home, synsets, [names[synset] for synset in synsets])
 
 
@@ -66,7 +66,7 @@ def _check_folders(data: Published, images: Path, expected: Sequence[str]) -> No
         if folders:
             listed = first_of(sorted(folders))
             raise AdaptError(
-                f"Data {data.name!r}: {str(images)!r} {problem} the class folders {listed}. Expected {len(expected)}, "
+                f"data {data.name!r}: {str(images)!r} {problem} the class folders {listed}. Expected {len(expected)}, "
                 f"each with the images of its class. {data.advice}"
             )
 

@@ -38,8 +38,8 @@ def read_labelled_folder(root: str | os.PathLike[str], ratios: Sequence[float] =
     for path, real in real_paths(images_in(root)).items():
         if real not in listed:
             raise AdaptError(
-                f"Image folder {root!r} has a {LIST}, and {path!r} is not in it: add a line, with no labels where it "
-                "has none of the classes, or take the image out."
+                f"image folder {root!r} has a {LIST}, and {path!r} is not in it: add a line, with no labels where it "
+                "has none of the classes, or take the image out"
             )
     return replace(split, name=os.path.basename(root))
 

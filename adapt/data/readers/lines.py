@@ -14,11 +14,11 @@ from adapt.disk import open_regular, read_bounded
 from adapt.errors import AdaptError
 
 _MOST_BYTES = 512 * 2**20
-# Gzipped lists of images are a tenth of their size; what unpacks to far more is no list.
+# Gzipped lists of images are a tenth of their size; a file that unpacks to far more is not a list.
 _MOST_RATIO, _MOST_OF_FEW = 64, 16 * 2**20
 
 
-# What reading a list raises: ValueError of malformed JSON or UTF-8, EOFError and zlib.error of a damaged gzip.
+# Reading a list raises ValueError for malformed JSON or UTF-8, EOFError and zlib.error for a damaged gzip.
 UNREADABLE = (OSError, EOFError, ValueError, zlib.error)
 
 
@@ -42,13 +42,13 @@ def readable(where: str) -> Iterator[None]:
     """Raise AdaptError, which calls the file `where`, for a list that cannot be read or parsed inside."""
     try:
         yield
-    except (*UNREADABLE, RecursionError, csv.Error) as error:  # RecursionError: JSON with brackets in thousands
-        raise AdaptError(f"{where} cannot be read: {error}.") from error
+    except (*UNREADABLE, RecursionError, csv.Error) as error:  # RecursionError: JSON with thousands of brackets
+        raise AdaptError(f"{where} cannot be read: {error}") from error
 
 
 def read_lines(path: str | os.PathLike[str]) -> list[str]:
     """Return the lines that are not empty, without the space around them. Raises AdaptError as `readable` does."""
-    with readable(f"List {os.fspath(path)!r}"):
+    with readable(f"list {os.fspath(path)!r}"):
         return [line.strip() for line in read_text(path).splitlines() if line.strip()]
 
 

@@ -19,7 +19,7 @@ def read_names(path: str | os.PathLike[str]) -> dict[str, str]:
 
     Raises AdaptError, naming the entry, for a file of another form and for a class with two names.
     """
-    where = f"Class names {os.fspath(path)!r}"
+    where = f"class names {os.fspath(path)!r}"
     names: dict[str, str] = {}
     for number, pair in enumerate(read_entries(os.fspath(path), where, ("class", "name")), 1):
         match pair:
@@ -27,7 +27,7 @@ def read_names(path: str | os.PathLike[str]) -> dict[str, str]:
                 names[key] = name
             case _:
                 raise AdaptError(
-                    f"{where}: entry {number} is {brief(pair)}; expected a class, given once, and its name."
+                    f"{where}: entry {number} is {brief(pair)}; expected a class, given once, and its name"
                 )
     return names
 
@@ -39,16 +39,16 @@ def read_entries(source: str, where: str, columns: tuple[str, str]) -> Sequence[
     file `where`, for a file of another form.
     """
     if not source.endswith((".csv", ".json")):
-        raise AdaptError(f"{where} are neither a .csv nor a .json file.")
+        raise AdaptError(f"{where} are neither a .csv nor a .json file")
     with readable(where):
         text = read_text(source)
         if source.endswith(".json"):
-            content = json.loads(text, object_pairs_hook=tuple)  # pairs, so that a key that stands twice is seen
+            content = json.loads(text, object_pairs_hook=tuple)  # pairs, to notice a key that occurs twice
             if not isinstance(content, tuple):
-                raise AdaptError(f"{where}: expected an object {{{columns[0]}: {columns[1]}}}.")
+                raise AdaptError(f"{where}: expected an object {{{columns[0]}: {columns[1]}}}")
             return content
         lines = csv.reader(io.StringIO(text, newline=""), strict=True)
         first, *rows = [[unguarded(cell.strip()) for cell in row] for row in lines if row] or [[]]
     if first != list(columns):
-        raise AdaptError(f"{where}: the first line is {','.join(first)!r}; expected {','.join(columns)!r}.")
+        raise AdaptError(f"{where}: the first line is {','.join(first)!r}; expected {','.join(columns)!r}")
     return rows

@@ -21,7 +21,7 @@ def assign(class_names: Sequence[str], ratios: Sequence[float], seed: int) -> li
     """
     if len(ratios) != 3 or min(ratios) < 0 or ratios[0] == 0 or abs(sum(ratios) - 1) > 1e-6:
         raise AdaptError(
-            f"ratios is {tuple(ratios)}; expected the shares of train, val and test, adding up to 1, train above 0."
+            f"ratios is {tuple(ratios)}; expected the shares of train, val and test, adding up to 1, train above 0"
         )
     by_class: dict[str, list[int]] = {}
     for index, name in enumerate(class_names):

@@ -18,7 +18,7 @@ from adapt.shown import shown
 
 logger = logging.getLogger("adapt")
 
-# of pictures that are not decoded: raw photographs, layers, vectors, and formats that few libraries read
+# suffixes of pictures that are not decoded: raw photographs, layers, vectors, and rare formats
 UNREAD = (
     ".3fr", ".ai", ".arw", ".cr2", ".cr3", ".cur", ".dcm", ".dds", ".dng", ".eps", ".erf", ".exr",
     ".fits", ".hdr", ".icns", ".ico", ".j2k", ".jp2", ".jpf", ".jpx", ".jxl", ".jxr", ".kdc", ".mrw",
@@ -97,5 +97,5 @@ def _kind_of(path: str) -> str:
     try:
         with open_file(path) as file, opened(file, path) as picture:
             return str(picture.format)
-    except AdaptError:  # what no picture says of itself, as texts and tables do
+    except AdaptError:  # it is not a picture
         return ""

@@ -39,7 +39,7 @@ class Published:
     @property
     def advice(self) -> str:
         """A sentence on what to fetch, and where its official source is described."""
-        return f"Fetch {self.fetch}, as {self.source} says."
+        return f"Fetch {self.fetch}, as {self.source} says"
 
 
 @cache

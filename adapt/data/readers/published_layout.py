@@ -27,12 +27,12 @@ def read_published(data: Published, root: str | os.PathLike[str]) -> Split:
     missing = data.missing(root)
     if missing:
         absent = " and no ".join(missing)
-        raise AdaptError(f"Data {data.name!r}: there is no {absent}.{_hint(data, root)} {data.advice}")
+        raise AdaptError(f"data {data.name!r}: there is no {absent}.{_hint(data, root)} {data.advice}")
     home = Path(root, data.folder)
     split = _READERS[data.layout](data, home)
     if len(split.class_names) != data.classes:
         raise AdaptError(
-            f"Data {data.name!r} has {len(split.class_names)} classes in {str(home)!r}; {data.classes} are published. "
+            f"data {data.name!r} has {len(split.class_names)} classes in {str(home)!r}; {data.classes} are published. "
             f"{data.advice}"
         )
     return replace(split, name=data.name, template=data.template)
@@ -60,7 +60,7 @@ def _by_variants(data: Published, home: Path) -> Split:
         for line in lines:
             image, _, name = line.partition(" ")
             if name not in variants:
-                raise AdaptError(f"{str(home / source)!r} has {line!r}; expected an image and one of variants.txt.")
+                raise AdaptError(f"{str(home / source)!r} has {line!r}; expected an image and one of variants.txt")
             items.append(Item.of(path=str(images / f"{image}.jpg"), label=name))
         return tuple(items)
 

@@ -18,7 +18,7 @@ from adapt.errors import AdaptError
 from adapt.tasks import SEPARATOR, Task
 
 logger = logging.getLogger("adapt")
-_SEVERAL = " (A column 'labels' in place of 'label' may have several classes of an image.)"
+_SEVERAL = " (a column 'labels' in place of 'label' may have several classes of an image)"
 
 
 class Listed(NamedTuple):
@@ -67,7 +67,7 @@ def _completed(rows: Sequence[Listed], name: str) -> list[Listed]:
     try:
         labels = tasks.of([row.item for row in rows]).completed([row.item.label for row in rows])
     except AdaptError as error:
-        raise AdaptError(f"Data {name!r}: {error}") from None
+        raise AdaptError(f"data {name!r}: {error}") from None
     return [row._replace(item=row.item.labelled(label)) for row, label in zip(rows, labels, strict=True)]
 
 
@@ -101,7 +101,7 @@ def check_listed_once(rows: Sequence[Listed], where: str) -> None:
             one = seen.setdefault((what, path), other)
             if one != other:
                 raise AdaptError(
-                    f"{where}: {path!r} is of two {what}, {one!r} and {other!r}. Keep one of the lines."
+                    f"{where}: {path!r} is of two {what}, {one!r} and {other!r}. Keep one of the lines"
                     + _SEVERAL * (what == "classes")
                 )
 
@@ -121,7 +121,7 @@ def one_each(rows: Sequence[Listed], root: str, real: Mapping[str, str], where: 
         first = first_of.setdefault(real[row.item.path], row)
         if first.item.path != row.item.path and _counts_as(first) != _counts_as(row):
             if first.item.path not in own:
-                raise AdaptError(f"{where}: {_pair(row, first)} by symbolic links. Keep one of them.")
+                raise AdaptError(f"{where}: {_pair(row, first)} by symbolic links. Keep one of them")
             lost.append((row, first))
     if lost:
         links = f"{len(lost):,} links of pictures that count elsewhere, such as {_pair(*lost[0])}"
@@ -148,7 +148,7 @@ def check_linked(items: Mapping[str, Sequence[Item]], where: str) -> None:
             if first != part and path != item.path:
                 raise AdaptError(
                     f"{where}: {item.path!r} ({part}) is the same picture as {path!r} ({first}) by symbolic links. "
-                    "Keep one of them."
+                    "Keep one of them"
                 )
 
 

@@ -20,10 +20,10 @@ def read_texts(path: str | os.PathLike[str]) -> list[str]:
         rows = csv_reader(path)
         texts = [unguarded((row.get("text") or "").strip()) for row in rows]
     if "text" not in (rows.fieldnames or ()):
-        raise AdaptError(f"{where}: no column 'text'.")
+        raise AdaptError(f"{where}: no column 'text'")
     for number, text in enumerate(texts, 1):
         if not text:
-            raise AdaptError(f"{where}: text {number} is empty.")
+            raise AdaptError(f"{where}: text {number} is empty")
     return texts
 
 
@@ -34,7 +34,7 @@ def read_list(path: str | os.PathLike[str]) -> Split:
     """
     texts = dict.fromkeys(read_lines(path))
     if not texts:
-        raise AdaptError(f"List {os.fspath(path)!r} is empty: expected a text a line.")
+        raise AdaptError(f"list {os.fspath(path)!r} is empty: expected a text a line")
     train = tuple(Item.of(text=text) for text in texts)
     return Split(Path(path).stem, (), train, (), ())
 

@@ -19,7 +19,7 @@ from adapt.errors import AdaptError, nearest
 if TYPE_CHECKING:
     from torchvision.datasets import VisionDataset
 
-# The names of its parts, each with the part that it is here; none where there is only one list of images.
+# The names of its parts, each with our part; none if there is only one list of images.
 _PARTS: dict[str, dict[str, str]] = {
     "Country211": {"train": "train", "valid": "val", "test": "test"},
     "DTD": {"train": "train", "val": "val", "test": "test"},
@@ -51,7 +51,7 @@ def read_torchvision(
     Raises AdaptError for an unknown name, and if torchvision finds no such data set under `root`.
     """
     if name not in _PARTS:
-        raise AdaptError(f"torchvision has no set {name!r} of image files with class names; {nearest(name, _PARTS)}.")
+        raise AdaptError(f"torchvision has no set {name!r} of image files with class names; {nearest(name, _PARTS)}")
     root = os.path.abspath(root)
     divided = [(_open(name, root, split=theirs), part) for theirs, part in _PARTS[name].items()]
     datasets = divided or [(_open(name, root), "")]
@@ -72,7 +72,7 @@ def _open(name: str, root: str, **options: str) -> VisionDataset:
     except (RuntimeError, OSError) as error:
         raise AdaptError(
             f"torchvision finds no {name} in {root!r}: {error}. Put it where torchvision's documentation says, "
-            f"for example by `torchvision.datasets.{name}({root!r}, download=True)`."
+            f"for example by `torchvision.datasets.{name}({root!r}, download=True)`"
         ) from error
 
 
@@ -83,7 +83,7 @@ def _files(dataset: VisionDataset) -> list[tuple[str, int]]:
     if pairs is None:
         columns = [next((held[key] for key in keys if key in held), None) for keys in (_FILES, _LABELS)]
         if None in columns:
-            raise AdaptError(f"This version of torchvision keeps the files of {type(dataset).__name__} elsewhere.")
+            raise AdaptError(f"this version of torchvision keeps the files of {type(dataset).__name__} elsewhere")
         pairs = zip(*columns, strict=True)
     return [(os.fspath(path), int(label)) for path, label in pairs]
 
