@@ -8,10 +8,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+import transformers
 from torch import Tensor, nn
 from transformers import BridgeTowerModel, ViltForQuestionAnswering, ViltModel
-from transformers.models.bridgetower.modeling_bridgetower import BridgeTowerBertCrossLayer
-from transformers.models.vilt.modeling_vilt import ViltLayer
 
 from adapt.backbones.base import Backbone
 from adapt.backbones.hf import export_folder, preprocess_of
@@ -19,10 +18,6 @@ from adapt.backbones.tower import Block, Form, Projection, Site, Tower
 from adapt.errors import AdaptError
 
 if TYPE_CHECKING:
-    from transformers import BridgeTowerForContrastiveLearning, PreTrainedConfig
-    from transformers.models.bridgetower.modeling_bridgetower import BridgeTowerCrossAttention, BridgeTowerSelfAttention
-    from transformers.models.vilt.modeling_vilt import ViltSelfAttention
-
     from adapt.backbones.transformers_models import Processor
 
 _LONGEST = 40  # words of a question, as published, unless the model takes fewer
@@ -90,7 +85,7 @@ def build_vilt(
     """Return the backbone of a `ViltForQuestionAnswering` or a `ViltModel` and its processor."""
     answering = isinstance(model, ViltForQuestionAnswering)
     vilt = model.vilt if isinstance(model, ViltForQuestionAnswering) else model
-    config = cast("PreTrainedConfig", model.config)
+    config = cast("transformers.PreTrainedConfig", model.config)
     blocks = tuple(map(_vilt_block, vilt.encoder.layer))
     return FusionEncoder(
         model=model,
@@ -121,11 +116,13 @@ def _through_vilt(vilt: ViltModel, images: Tensor, tokens: dict[str, Tensor]) ->
 
 
 def build_bridgetower(
-    model: BridgeTowerModel | BridgeTowerForContrastiveLearning, processor: Processor, name: str | None = None
+    model: BridgeTowerModel | transformers.BridgeTowerForContrastiveLearning,
+    processor: Processor,
+    name: str | None = None,
 ) -> FusionEncoder:
     """Return the backbone of a BridgeTower model and its processor; its two cross-modal streams are two towers."""
     bridge = model if isinstance(model, BridgeTowerModel) else model.bridgetower
-    config = cast("PreTrainedConfig", bridge.config)
+    config = cast("transformers.PreTrainedConfig", bridge.config)
     streams = {"text": bridge.cross_modal_text_layers, "vision": bridge.cross_modal_image_layers}
     shape = (config.hidden_size, config.num_attention_heads, _MIXED)
     towers = [Tower(f"{name}_fusion", *shape, tuple(map(_cross_block, layers))) for name, layers in streams.items()]
@@ -151,43 +148,31 @@ _MIXED = Form(causal=False, pooling="none", plain_mask=False)
 
 
 def _vilt_block(layer: nn.Module) -> Block:
-    assert isinstance(layer, ViltLayer)
-    attention, norms = layer.attention, (layer.layernorm_before, layer.layernorm_after)
+    part = layer.get_submodule
+    attention, norm1, norm2 = part("attention"), part("layernorm_before"), part("layernorm_after")
+    sites = {"attn": Site(norm1, attention), "mlp": Site(norm2, part("output"))}
+    act = part("intermediate.intermediate_act_fn")
     return Block(
-        layer,
-        attention,
-        *norms,
-        layer.intermediate.intermediate_act_fn,
-        _projections(layer, attention.attention),
-        sites={"attn": Site(norms[0], attention), "mlp": Site(norms[1], layer.output)},
-        returns=1,
+        layer, attention, norm1, norm2, act, _projections(layer, "attention.attention"), sites=sites, returns=1
     )
 
 
 def _cross_block(layer: nn.Module) -> Block:
     """Return a post-norm block: a site reads the stream itself, and its output is the stream after it."""
-    assert isinstance(layer, BridgeTowerBertCrossLayer)
-    attention, cross = layer.attention, layer.crossattention
-    return Block(
-        layer,
-        attention,
-        attention.output.LayerNorm,
-        layer.output.LayerNorm,
-        layer.intermediate.intermediate_act_fn,
-        _projections(layer, attention.self),
-        sites={
-            "attn": Site(attention, attention),
-            "cross": Site(cross, cross),
-            "mlp": Site(layer.intermediate, layer.output),
-        },
-        returns=3,
+    part = layer.get_submodule
+    attention, cross = part("attention"), part("crossattention")
+    norm1, norm2, act = map(
+        part, ("attention.output.LayerNorm", "output.LayerNorm", "intermediate.intermediate_act_fn")
     )
+    sites = {
+        "attn": Site(attention, attention),
+        "cross": Site(cross, cross),
+        "mlp": Site(part("intermediate"), part("output")),
+    }
+    return Block(layer, attention, norm1, norm2, act, _projections(layer, "attention.self"), sites=sites, returns=3)
 
 
-def _projections(
-    layer: ViltLayer | BridgeTowerBertCrossLayer,
-    attention: ViltSelfAttention | BridgeTowerSelfAttention | BridgeTowerCrossAttention,
-) -> dict[str, Projection]:
-    linears = {"q": attention.query, "k": attention.key, "v": attention.value, "out": layer.attention.output.dense}
-    linears |= {"fc1": layer.intermediate.dense, "fc2": layer.output.dense}
-    return {letter: Projection(linear) for letter, linear in linears.items()}
+def _projections(layer: nn.Module, attention: str) -> dict[str, Projection]:
+    paths = {"q": f"{attention}.query", "k": f"{attention}.key", "v": f"{attention}.value"}
+    paths |= {"out": "attention.output.dense", "fc1": "intermediate.dense", "fc2": "output.dense"}
+    return {letter: Projection(layer.get_submodule(path)) for letter, path in paths.items()}

@@ -7,11 +7,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
+import transformers
 from torch import Tensor, nn
-from transformers import CLIPModel, SiglipModel
 from transformers.activations import QuickGELUActivation
-from transformers.models.clip.modeling_clip import CLIPEncoderLayer
-from transformers.models.siglip.modeling_siglip import SiglipEncoderLayer
+from transformers.models.clip.modeling_clip import CLIPTextEmbeddings
+from transformers.models.siglip.modeling_siglip import SiglipTextEmbeddings
 
 from adapt.backbones.base import DualEncoder
 from adapt.backbones.preprocess import Preprocess
@@ -22,30 +22,24 @@ from adapt.errors import AdaptError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from transformers import (
-        CLIPTextModel,
-        CLIPVisionModel,
-        PreTrainedConfig,
-        PreTrainedModel,
-        PreTrainedTokenizerBase,
-        SiglipTextModel,
-        SiglipVisionModel,
-    )
-    from transformers.models.clip.modeling_clip import CLIPTextEmbeddings
-    from transformers.models.siglip.modeling_siglip import SiglipTextEmbeddings
-
     from adapt.backbones.transformers_models import ImageProcessor, Processor
 
+_PROJECTIONS = {
+    "q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj", "out": "self_attn.out_proj",
+    "fc1": "mlp.fc1", "fc2": "mlp.fc2",
+}  # fmt: skip
+_TextModel = transformers.CLIPTextModel | transformers.SiglipTextModel
+_VisionModel = transformers.CLIPVisionModel | transformers.SiglipVisionModel
 _RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}  # Pillow's numbers
 
 
 def build(model: nn.Module, processor: Processor, name: str | None = None) -> DualEncoder:
     """Return the backbone of a transformers `CLIPModel` or `SiglipModel` and its processor."""
-    if not isinstance(model, CLIPModel | SiglipModel):
+    if not isinstance(model, transformers.CLIPModel | transformers.SiglipModel):
         raise AdaptError(f"from_transformers got a {type(model).__name__}; expected CLIPModel or SiglipModel")
-    text_config = cast("PreTrainedConfig", model.config.text_config)
-    vision_config = cast("PreTrainedConfig", model.config.vision_config)
-    siglip = isinstance(model, SiglipModel)
+    text_config = cast("transformers.PreTrainedConfig", model.config.text_config)
+    vision_config = cast("transformers.PreTrainedConfig", model.config.vision_config)
+    siglip = isinstance(model, transformers.SiglipModel)
     last = LastProjection(model.text_model, "head") if siglip else LastProjection(model, "text_projection")
     text = Tower(
         name="text",
@@ -76,7 +70,7 @@ def build(model: nn.Module, processor: Processor, name: str | None = None) -> Du
     )
 
 
-def _tokenizer(tokenizer: PreTrainedTokenizerBase, length: int) -> HFText:
+def _tokenizer(tokenizer: transformers.PreTrainedTokenizerBase, length: int) -> HFText:
     def padded(texts: list[str]) -> Tensor:
         ids: Tensor = tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")[
             "input_ids"
@@ -89,7 +83,9 @@ def _tokenizer(tokenizer: PreTrainedTokenizerBase, length: int) -> HFText:
 
 
 def vision_tower(
-    model: CLIPVisionModel | SiglipVisionModel, config: PreTrainedConfig, projection: LastProjection | None = None
+    model: _VisionModel,
+    config: transformers.PreTrainedConfig,
+    projection: LastProjection | None = None,
 ) -> Tower:
     """Return the vision tower of CLIP or SigLIP, which may be part of another model."""
     pre_norm = getattr(model, "pre_layrnorm", None)  # SigLIP has neither it nor a class token
@@ -107,14 +103,14 @@ def vision_tower(
     )
 
 
-def _read(model: CLIPVisionModel | SiglipVisionModel, x: Tensor, norm: Norm) -> Tensor:
+def _read(model: _VisionModel, x: Tensor, norm: Norm) -> Tensor:
     if hasattr(model, "pre_layrnorm"):
         return norm(x[:, 0])
     pooled: Tensor = model.get_submodule("head")(norm(x))
     return pooled
 
 
-def export_folder(processor: Processor, folder: Path, model: PreTrainedModel) -> None:
+def export_folder(processor: Processor, folder: Path, model: transformers.PreTrainedModel) -> None:
     """Write a model and its processor in transformers' format."""
     model.save_pretrained(folder)
     processor.image_processor.save_pretrained(folder)
@@ -124,12 +120,12 @@ def export_folder(processor: Processor, folder: Path, model: PreTrainedModel) ->
 # functions of the model, not closures over it: a copy of the backbone must call its own
 
 
-def _image_features(model: CLIPModel | SiglipModel, images: Tensor) -> Tensor:
+def _image_features(model: transformers.CLIPModel | transformers.SiglipModel, images: Tensor) -> Tensor:
     features: Tensor = model.get_image_features(pixel_values=images).pooler_output
     return features
 
 
-def _text_features(model: CLIPModel | SiglipModel, ids: Tensor) -> Tensor:
+def _text_features(model: transformers.CLIPModel | transformers.SiglipModel, ids: Tensor) -> Tensor:
     features: Tensor = model.get_text_features(input_ids=ids).pooler_output
     return features
 
@@ -138,25 +134,23 @@ def _positions(embeddings: CLIPTextEmbeddings | SiglipTextEmbeddings) -> Tensor:
     return embeddings.position_embedding.weight.detach()
 
 
-def _blocks(tower: CLIPTextModel | SiglipTextModel | CLIPVisionModel | SiglipVisionModel) -> tuple[Block, ...]:
+def _blocks(tower: _TextModel | _VisionModel) -> tuple[Block, ...]:
     return tuple(map(_block, tower.encoder.layers))
 
 
 def _block(layer: nn.Module) -> Block:
-    assert isinstance(layer, CLIPEncoderLayer | SiglipEncoderLayer)
-    attn, mlp = layer.self_attn, layer.mlp
-    projections = {"q": attn.q_proj, "k": attn.k_proj, "v": attn.v_proj, "out": attn.out_proj}
-    projections |= {"fc1": mlp.fc1, "fc2": mlp.fc2}
+    part = layer.get_submodule
+    attn, mlp, norm1, norm2, act = map(part, ("self_attn", "mlp", "layer_norm1", "layer_norm2", "mlp.activation_fn"))
     return Block(
         module=layer,
         attn=attn,
-        norm1=layer.layer_norm1,
-        norm2=layer.layer_norm2,
-        act=mlp.activation_fn,
-        projections={letter: Projection(module) for letter, module in projections.items()},
-        sites={"attn": Site(layer.layer_norm1, attn), "mlp": Site(layer.layer_norm2, mlp)},
+        norm1=norm1,
+        norm2=norm2,
+        act=act,
+        projections={letter: Projection(part(path)) for letter, path in _PROJECTIONS.items()},
+        sites={"attn": Site(norm1, attn), "mlp": Site(norm2, mlp)},
         mlp=mlp,
-        quick_gelu=isinstance(mlp.activation_fn, QuickGELUActivation),
+        quick_gelu=isinstance(act, QuickGELUActivation),
     )
 
 

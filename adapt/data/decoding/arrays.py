@@ -21,12 +21,7 @@ _NO_PIXELS = ("O", "U", "S", "T")  # numpy's kinds of objects and texts
 
 def is_array(source: object) -> TypeGuard[Pixels]:
     """Return whether `source` is a numpy array, a tensor, or converts to an array with axes, except numpy's texts."""
-    return (
-        not isinstance(source, str)
-        and hasattr(source, "__array__")
-        and hasattr(source, "ndim")
-        and hasattr(source, "shape")
-    )
+    return not isinstance(source, str) and all(hasattr(source, name) for name in ("__array__", "ndim", "shape"))
 
 
 def is_sequence(array: Pixels) -> bool:
