@@ -89,7 +89,7 @@ def test_check_lists_the_broken_images_of_a_folder(run, damaged: Path) -> None:
         "damaged: 3 classes; images: train 6, val 6, test 6",
         *(
             f"image '{damaged}/{part}/sky/1.png' cannot be decoded: unknown format. "
-            "Replace it or take it out of the data."
+            "Replace it or take it out of the data"
             for part in ("train", "val", "test")
         ),
     ]
@@ -109,8 +109,8 @@ def test_check_of_a_folder_of_strangers(run, photos: Path, tmp_path: Path) -> No
     assert title == "two\\nlines: 3 classes; images: train 4, val 1, test 3"
     assert sorted(problem.partition("sky/")[2] for problem in problems) == [
         "narrow.png' cannot be decoded: it is 1 x 300000 pixels; one side may be 100 times the other. "
-        "Replace it or take it out of the data.",
-        "pipe.png' cannot be read: it is a named pipe, not a regular file. Replace it or take it out of the data.",
+        "Replace it or take it out of the data",
+        "pipe.png' cannot be read: it is a named pipe, not a regular file. Replace it or take it out of the data",
     ]
     assert result.stderr == "2 problems in two\\nlines.\n"
 
@@ -249,7 +249,7 @@ def test_names_and_sampling_of_a_recipe(run, recipe: Path, photos: Path, tmp_pat
     [
         ("data.sampling=clip_lora", "data.sampling is 'clip_lora': Input should be 'coop' or 'clip-lora'"),
         ("data.broken=drop", "data.broken is 'drop': Input should be 'refuse' or 'skip'"),
-        ("data.names=nowhere.csv", "Class names 'nowhere.csv' cannot be read"),
+        ("data.names=nowhere.csv", "class names 'nowhere.csv' cannot be read"),
         ("data.source=eurosat", "data 'eurosat': there is no folder "),
     ],
 )

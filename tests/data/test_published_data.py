@@ -177,7 +177,7 @@ def test_all_that_is_missing_is_named_with_what_to_fetch(copied: Path) -> None:
     assert str(caught.value) == (
         f"data 'eurosat': there is no folder {home}/2750 and no file {home}/split_zhou_EuroSAT.json. "
         "Fetch EuroSAT.zip and split_zhou_EuroSAT.json, as "
-        "https://github.com/KaiyangZhou/CoOp/blob/main/DATASETS.md#eurosat says."
+        "https://github.com/KaiyangZhou/CoOp/blob/main/DATASETS.md#eurosat says"
     )
 
 

@@ -96,7 +96,7 @@ def test_a_box_that_reaches_out_of_its_image(write: Write, tmp_path: Path) -> No
         "20 to 41, y from 0 to 20"
     )
     assert list(broken_images(list(split.items())).values()) == [
-        f"{message}. Correct the box or take it out of the data."
+        f"{message}. Correct the box or take it out of the data"
     ]
     with pytest.raises(AdaptError, match=re.escape(message)):
         open_image(split.test[1])

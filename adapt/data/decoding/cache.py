@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -84,13 +85,17 @@ class FeatureCache:
         for position, row_id in enumerate(ids):
             seed = int.from_bytes(row_id[:8]) >> 1
             draws.setdefault(row_id, Draw(position // max(views, 1), seed))
-        folder = None if key is None else self._folder(key)
-        rows = {} if folder is None else self._stored(folder, draws.keys())
+        folder, rows = None if key is None else self._folder(key), dict[bytes, Tensor]()
+        if folder is not None:
+            with self._tolerant():
+                rows = shards.read(folder, draws.keys())
         missing = {row_id: draw for row_id, draw in draws.items() if row_id not in rows}
         images = ImageSet(items, transform)
         for computed in _compute(missing, images, encode, batch_size, workers, progress):
             if folder is not None:
-                self._store(folder, computed)
+                with self._tolerant():
+                    shards.write(folder, computed)
+                    shards.trim(self.directory, self.max_bytes)
             rows |= computed
         features = torch.stack([rows[row_id] for row_id in ids])
         return features.view(len(items), views, -1) if views else features
@@ -98,25 +103,15 @@ class FeatureCache:
     def _folder(self, key: str) -> Path:
         return self.directory / hashlib.sha256(f"{_FORMAT}\n{key}".encode()).hexdigest()[:32]
 
-    def _stored(self, folder: Path, wanted: Set[bytes]) -> dict[bytes, Tensor]:
+    @contextmanager
+    def _tolerant(self) -> Iterator[None]:
+        """Go on if the disk fails inside, with a warning once in a process: training takes features of several sets."""
         try:
-            return shards.read(folder, wanted)
+            yield
         except AdaptError as error:
-            self._warn(error)
-            return {}
-
-    def _store(self, folder: Path, rows: dict[bytes, Tensor]) -> None:
-        try:
-            shards.write(folder, rows)
-            shards.trim(self.directory, self.max_bytes)
-        except AdaptError as error:
-            self._warn(error)
-
-    def _warn(self, error: AdaptError) -> None:
-        """Warn once in a process: training takes features of several sets."""
-        if self.directory not in _told:
-            _told.add(self.directory)
-            logger.warning("%s. Until then, features are computed each time.", error)
+            if self.directory not in _told:
+                _told.add(self.directory)
+                logger.warning("%s. Until then, features are computed each time.", error)
 
 
 def _limit() -> int:
