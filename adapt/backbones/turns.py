@@ -1,6 +1,6 @@
 """Turns on a frozen model: calls that do not edit its modules run side by side, one that does runs alone.
 
-A turn lasts for one forward, or one block that is computed again: never while a caller's own code runs.
+A turn lasts for one forward, or the recomputation of one block, and never while a caller's own code runs.
 The modes of the methods on a model have turns of their own, taken before those on the model itself.
 """
 

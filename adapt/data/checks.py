@@ -1,7 +1,7 @@
 """Checks of a data set, for what stops training and for what is worth knowing: one function each.
 
-A check reads what was found out about every file (`Looked`) and gives findings: what a person reads, and rows for a
-list. Those that `stop` training are problems, and the others notes.
+A check reads the facts about every file (`Looked`) and yields findings: a line for people, and rows for a list. Those
+that stop training are problems, the others notes.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ class Finding:
     """The result of a check: a line for people, and a row for each file, class or part that it is about."""
 
     list: str
-    """Name of the list that its rows go to; findings of several checks may share one."""
+    """The list that its rows go to, which findings of several checks may share."""
     line: str
     rows: Sequence[ListRow]
     stops: bool = False
-    """Whether training is refused for it."""
+    """Whether it stops training."""
 
 
 def found_in(looked: Looked) -> list[Finding]:

@@ -66,7 +66,7 @@ class Item:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """The names of its classes: one, several, or none where its task has no classes."""
+        """The names of its classes: one, several, or none if its task has no classes."""
         return self.label.class_names
 
     @property

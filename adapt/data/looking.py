@@ -29,10 +29,10 @@ class Looked:
     split: Split
     facts: dict[str, Facts]
     unfit: dict[str, str]
-    """Why a region or a mask does not go with its image, by its path."""
+    """Reasons why a region or a mask does not fit its image, by its path."""
     passed_over: Sequence[PassedOver]
     inconsistent: Sequence[str]
-    """Problems that keep it from being a data set, as `adapt.data.consistency` says them."""
+    """Problems that prevent it from being a data set, as `adapt.data.consistency` words them."""
 
     @cached_property
     def of_parts(self) -> list[tuple[str, Item]]:

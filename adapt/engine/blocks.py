@@ -1,6 +1,6 @@
 """One pre-norm block computed from its parts under the edits of a call, shared by the fast paths.
 
-The frozen query, key and value projections are one product where their weights are one. QuickGELU is one pass: since
+The frozen query, key and value projections are one product if their weights are one. QuickGELU is one pass: since
 `x sigmoid(1.702 x) = silu(1.702 x) / 1.702`, both factors go into the products before and after it.
 """
 

@@ -1,8 +1,8 @@
 """The plain path: the library's own forward, with edits that act only inside one call.
 
 A replaced projection or attention is an instance attribute `forward` that lives for the call; learned tokens enter
-through hooks. All are gone when the call returns, and a checkpointed block brings its own back when it is computed
-again in the backward pass.
+through hooks. All are gone when the call returns; a checkpointed block restores its own while it is recomputed
+in the backward pass.
 """
 
 from __future__ import annotations

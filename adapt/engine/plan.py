@@ -38,7 +38,7 @@ class Plan:
 
     @property
     def images(self) -> int | None:
-        """How many images have learned tokens of their own; None where all share them."""
+        """The number of images with learned tokens of their own; None if all share them."""
         return len(self.entering.values) if self.entering is not None and self.entering.per_image else None
 
     @property

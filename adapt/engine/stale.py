@@ -1,7 +1,7 @@
 """Whether the inputs of a stored result are still the same.
 
-Edits are compared to the bit, whatever changed them: an optimiser, `vector_to_parameters`, a buffer, a selection. The
-backbone is too large for that: its tensors count as changed by their version, their memory, or a sampled value.
+Edits are compared bit by bit, whether an optimiser, `vector_to_parameters`, a buffer or a selection changed them. The
+backbone is too large for that: its tensors count as changed if their version, memory, or a sampled value differs.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The modules of a tower at the moment, and whether any of them needs the library's own forward.
 
-The fast paths compute a tower from its parameters and call few of its modules: a hook would not fire, and a forward
-that somebody put on a module would not be called.
+The fast paths compute a tower from its parameters and call few of its modules: a hook would not fire, and a
+replaced forward would not be called.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Local features: one for each patch of an image, by a second way through the same frozen blocks.
 
-In the last blocks of a CLIP, attention carries to every patch what is anywhere in the image. Beside the ordinary
-stream, and fed by it, a second one attends by the likeness of values, which keeps to what looks alike, and skips the
-MLPs (AnoVL, arXiv 2308.15939). The ordinary stream is not changed.
+In the last blocks of a CLIP, attention mixes information from the entire image into every patch. A second stream, fed
+by the unchanged ordinary one, attends by the similarity of values, so that patches only mix with similar ones, and
+skips the MLPs (AnoVL, arXiv 2308.15939).
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """The fast path of images: the exact features of a vision tower, without redundant work.
 
-Attention is computed on contiguous `(b, l, d)`: torch's `nn.MultiheadAttention` goes over to `(l, b, d)`, which makes
-autograd take one small product a position under a frozen weight. Where the class token is pooled, the last block
-computes its row only. Blocks before the first edit have no graph, as nothing in them needs gradient.
+Attention is computed on contiguous `(b, l, d)`: torch's `nn.MultiheadAttention` transposes to `(l, b, d)`, which makes
+autograd compute one small product for each position under a frozen weight. If the class token is pooled, the last
+block computes its row only. Blocks before the first edit have no graph, as nothing in them needs a gradient.
 
-Who calls asks `reason_against` first, which looks whether the tower's modules are still those of the model.
+Callers first ask `reason_against`, which also checks that the tower's modules still belong to the model.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _REASONS: WeakKeyDictionary[DualEncoder, tuple[_Seen, str | None]] = WeakKeyDict
 def _found_against(backbone: DualEncoder, modules: Structure) -> str | None:
     tower = backbone.towers.get("vision")
     if tower is None or tower.vision is None:
-        return "its blocks are not mapped, or are not read at tokens of theirs"
+        return "its blocks are not mapped, or features are not read off their tokens"
     if not all(block.plain_attention and {"fc1", "fc2"} <= block.projections.keys() for block in tower.blocks):
         return "its blocks are of another form than CLIP's"
     if hooked(modules):

@@ -1,7 +1,6 @@
 """Families of backbones, one file each: `open_clip_models.py` holds the family called `open_clip_models`.
 
-Families of other people are found by an entry point in the group `adapt.backbones` of an installed package, whose name
-is the family's, or are told of by `register`.
+Other packages add families by an entry point in the group `adapt.backbones`, with the family's name, or by `register`.
 """
 
 from __future__ import annotations

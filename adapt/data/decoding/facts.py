@@ -19,18 +19,18 @@ class Facts(NamedTuple):
 
     problem: str = ""
     lacks: str = ""
-    """Library to install before it can be read, with the command."""
+    """The library to install before it can be read, with the command."""
     format: str = ""
     mode: str = ""
     wide: bool = False
     """Whether its channels have 16 bits."""
     size: tuple[int, int] = (0, 0)
-    """Width and height, upright where it is turned."""
+    """Width and height, upright if it is turned."""
     frames: int = 1
     held: int = 1
     """Its EXIF orientation."""
     digest: bytes = b""
-    """Hash of its pixels, or of a JPEG's bytes: copies have the same."""
+    """A hash of its pixels, or of a JPEG's bytes, equal for copies."""
 
 
 def facts_of(path: str, turned: bool) -> Facts:

@@ -1,7 +1,7 @@
 """EXIF orientation: how a camera was held, and pictures turned upright by it.
 
-People look at photographs turned, and published pipelines take pixels as they are stored. Which of both counts is said
-by the data that a model learned from, and recorded in its adapter.
+People see photographs turned upright, while published pipelines take pixels as they are stored. The data that a model
+learned from decides between the two, and its adapter records it.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
 """Decoding: every image file becomes an RGB picture, or an error that names the file.
 
-Decisions: transparency is laid over white; 16-bit grey keeps its high byte, as Pillow does for 16-bit colour; of an
-animation the first frame counts. EXIF orientation is applied where the caller says so: people's own photographs are
+Decisions: transparency is laid over white; 16-bit grey keeps its high byte, as Pillow does for 16-bit colour; only the
+first frame of an animation is read. EXIF orientation is applied if the caller says so: people's own photographs are
 turned upright, and published data sets stay as they are stored, because the published pipelines (torchvision's folder
 readers, Dassl) do not turn them, and turning would change their numbers (see `orientation`).
 
-HEIC is read by pillow-heif, an extra that is imported where such a file is met, and AVIF by Pillow from 11.3 on.
+HEIC is read by pillow-heif, an extra that is imported when needed, and AVIF by Pillow from 11.3 on.
 
-A small file may claim a large picture. Sides and pixels are held, by the header, to what is decoded in 1 GiB.
+A small file may claim a large picture: sides and pixels in the header are limited to what is decoded in 1 GiB.
 """
 
 from __future__ import annotations

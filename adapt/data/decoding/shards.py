@@ -1,6 +1,6 @@
 """Feature rows on disk: immutable safetensors files that each hold some rows and, in front, the list of their ids.
 
-A shard's name is its checksum, and it appears by a rename: any number of processes may write and read one folder.
+A shard's name is its checksum, and a rename puts it in place: any number of processes may write and read one folder.
 """
 
 from __future__ import annotations

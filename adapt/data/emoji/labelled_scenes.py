@@ -1,7 +1,7 @@
 """Bundled sets of scenes of emoji: a sentence about each, how many copies it shows, or all things in it.
 
 `emoji-captions`, `emoji-counts` and `emoji-labels` have drawings in the seen styles, `emoji-captions@STYLE` and so on
-those in one style. The domain of an item is the style, "" where scenes mix them.
+those in one style. The domain of an item is the style, "" if scenes mix styles.
 """
 
 from __future__ import annotations

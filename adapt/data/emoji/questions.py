@@ -3,8 +3,8 @@
 `emoji-questions`        drawings in the seen styles; of each concept's four drawings one is in the test scenes only
 `emoji-questions@STYLE`  drawings in one style, the same ones in all three parts; `@fluent-3d` is the unseen style
 
-A scene's path is `SET.scenes!PART/NUMBER.png`; several questions are asked about one. The answers are the classes, the
-same ones under the same numbers in every variant.
+A scene's path is `SET.scenes!PART/NUMBER.png`; there are several questions about one. The answers are the classes, the
+same in every variant, with the same numbers.
 """
 
 from __future__ import annotations

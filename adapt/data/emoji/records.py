@@ -1,7 +1,7 @@
 """The bundled records: drawings with their concept's name as a machine might misread it, for record linkage.
 
-The concepts of training, validation and test are different ones; those that the backbone never saw are in the test, and
-so are drawings in the unseen style.
+Training, validation and test have different concepts; the test includes those that the backbone never saw, and
+drawings in the unseen style.
 """
 
 from __future__ import annotations

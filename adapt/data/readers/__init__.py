@@ -1,7 +1,7 @@
 """Readers, one file each: `csv_file.py` holds the reader called `csv_file`.
 
-Readers of other people are found by an entry point in the group `adapt.readers` of an installed package, whose name is
-the reader's, or are told of by `register`. `load` takes the one that claims what it is given.
+Other packages add readers by an entry point in the group `adapt.readers`, with the reader's name, or by `register`.
+`load` calls the reader that claims a name, folder or file.
 """
 
 from __future__ import annotations

@@ -73,7 +73,7 @@ def subfolders(folder: str | os.PathLike[str]) -> list[str]:
 def images_in(folder: str) -> list[str]:
     """Return the paths of the images at any depth in `folder`, sorted, without hidden ones.
 
-    Symbolic links are followed. A picture is listed once, by a path without a link where there is one.
+    Symbolic links are followed. A picture is listed once, by a path without a link if it has one.
     """
     return sorted(real_files(folder, IMAGE_SUFFIXES))
 

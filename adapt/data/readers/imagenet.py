@@ -1,12 +1,12 @@
 """ImageNet and its four variants, whose class folders are named by WordNet ids or by numbers.
 
-Their readable names are those of CoOp's `classnames.txt`, a line `WORDNET_ID NAME` for each of the 1,000 classes in the
-order of their ids. Two of its names stand for two classes each ("missile", "sunglasses"), where names have to tell
-classes apart. The second one gets a `_` at its end: prompts read that as a space, which CLIP's tokenizer drops, so
-that both classes keep the published prompt, and with it the published accuracies.
+Their readable names come from CoOp's `classnames.txt`, a line `WORDNET_ID NAME` for each of the 1,000 classes in the
+order of their ids. Two names stand for two classes each ("missile", "sunglasses"), but names must identify classes.
+The second one gets a `_` at its end: prompts read that as a space, which CLIP's tokenizer drops, so that both classes
+keep the published prompt, and with it the published accuracies.
 
-CoOp takes the images of a class in the order in which the file system lists them; here they are sorted, so that a seed
-picks the same ones everywhere.
+CoOp takes the images of a class in the order of the file system; here they are sorted, so that a seed picks the same
+ones everywhere.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ UNREADABLE = (OSError, EOFError, ValueError, zlib.error)
 def read_text(path: str | os.PathLike[str]) -> str:
     """Return the text of a list, also gzipped (`.gz`), without a byte order mark.
 
-    Raises OSError or EOFError where there is no such file or it is too large, ValueError where it is not UTF-8.
+    Raises OSError or EOFError if there is no such file or it is too large, ValueError if it is not UTF-8.
     """
     with open_regular(path) as file:
         if not os.fspath(path).endswith(".gz"):

@@ -1,7 +1,7 @@
 """torchvision's data sets of image files with class names. Nothing is downloaded.
 
-torchvision keeps the files and labels of a data set in attributes that differ from class to class and are mostly
-private; the names of all of them are here, and a data set that has none is refused.
+torchvision keeps the files and labels of a data set in attributes that differ from class to class and are often
+private; all their names are here, and a data set without any of them is refused.
 """
 
 from __future__ import annotations
