@@ -14,7 +14,7 @@ from adapt.backbones.base import DualEncoder
 from adapt.backbones.preprocess import Transform
 from adapt.backbones.transform_key import transform_key
 from adapt.data.decoding.cache import FeatureCache
-from adapt.data.decoding.loader import loader
+from adapt.data.decoding.image_set import loader
 from adapt.data.item import Item
 from adapt.engine.memory import free_bytes, readable_bytes
 from adapt.errors import AdaptError

@@ -58,7 +58,7 @@ def large_backbone() -> Any:
         )  # fmt: skip
         tower: Any = CLIPVisionModel(config).eval()
     vision = Vision(tower, vision_tower(tower, config), Preprocess(336, (0.5,) * 3, (0.5,) * 3), tower)
-    return VisionLLM(vision, llm, _OneToken(), prompt="<image>{}")
+    return VisionLLM(vision, llm, _OneToken(), prompt="<image>{}")  # type: ignore[arg-type]
 
 
 class _OneToken:

@@ -1,1 +1,1 @@
-"""What a frozen model is made of: maps of parts, loading, preprocessing."""
+"""The parts of a frozen model: towers, loading, preprocessing, quantisation."""

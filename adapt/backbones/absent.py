@@ -1,10 +1,10 @@
-"""Blocks that were cut out of a backbone: nothing of them is kept, and only an edit can stand where they stood."""
+"""Blocks that were cut out of a backbone: nothing of them is left, and only an edit can take their place."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import replace
-from typing import Any
+from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from adapt.errors import AdaptError
 
 
 class Absent(nn.Module):
-    """Stands where the block `name` was. Raises AdaptError when it is called and no edit bypasses it."""
+    """A stand-in for the block `name`, which was cut out. Raises AdaptError if it is called and no edit bypasses it."""
 
     precision: Tensor
 
@@ -24,18 +24,18 @@ class Absent(nn.Module):
         self.register_buffer("precision", torch.empty(0, dtype=dtype), persistent=False)  # follows `.to(dtype)`
 
     def get_weight_dtype(self) -> torch.dtype:
-        """open_clip asks the first block of a tower for the model's precision."""
+        """Return the model's precision, which open_clip reads off the first block of a tower."""
         return self.precision.dtype
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, *args: object, **kwargs: object) -> NoReturn:
         raise AdaptError(
             f"the block {self.name} was cut out of this compact model, which serves its own adapter only: "
-            "load the whole backbone for anything else"
+            "load the full backbone for anything else"
         )
 
 
 def block_paths(backbone: Backbone, names: Collection[str]) -> dict[str, str]:
-    """Where the blocks of these names, such as vision.3, are in the backbone's model."""
+    """Return the paths in the backbone's model of the blocks of these names, such as vision.3."""
     paths = {id(module): path for path, module in backbone.model.named_modules()}
     return {
         f"{tower.name}.{i}": paths[id(block.module)]
@@ -46,7 +46,7 @@ def block_paths(backbone: Backbone, names: Collection[str]) -> dict[str, str]:
 
 
 def cut_out(backbone: Backbone, names: Collection[str]) -> None:
-    """Puts an `Absent` in the place of these blocks; their modules are no longer part of the model."""
+    """Put an `Absent` in the place of these blocks; their modules are no longer part of the model."""
     for name, path in block_paths(backbone, names).items():
         tower, _, index = name.partition(".")
         absent, blocks = Absent(name, backbone.dtype), list(backbone.towers[tower].blocks)

@@ -8,7 +8,7 @@ from copy import copy
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -20,12 +20,17 @@ from adapt.backbones.tower import Tower
 from adapt.backbones.turns import copied_alone
 from adapt.errors import AdaptError
 
+if TYPE_CHECKING:
+    from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
+
+    from adapt.backbones.transformers_models import Processor
+
 
 @contextmanager
 def outside_inference_mode() -> Iterator[None]:
-    """What is made inside can take part in training, also where the caller is in `torch.inference_mode()`."""
+    """Let tensors made inside take part in training, even if the caller is in `torch.inference_mode()`."""
     if not torch.is_inference_mode_enabled():
-        yield  # the mode that is none would switch gradients on where the caller has them off
+        yield  # leaving a mode that is not on would switch gradients on
         return
     with torch.inference_mode(False):
         yield
@@ -38,8 +43,8 @@ class Backbone:
     `Backbone.from_transformers`, `VisionLLM(...)`.
     """
 
-    family: ClassVar[str]  # what methods say they serve
-    quantization: str | None = None  # of the linears in its blocks: nf4 or int8
+    family: ClassVar[str]  # the name by which methods say what they serve
+    quantization: str | None = None  # nf4 or int8, of the linears in its blocks
 
     def __init__(
         self,
@@ -59,23 +64,26 @@ class Backbone:
         self.name = name
         self._eval_transform = eval_transform
         self._export = export
-        self._known_content: list[str] = []  # one, while nothing changes the values
+        self._known_content: list[str] = []  # holds one hash while nothing changes the values
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+    def __deepcopy__(self, memo: dict[int, object]) -> Self:
         return copied_alone(self, self.model, memo)
 
     @staticmethod
     def from_open_clip(
-        model: nn.Module, tokenizer: Any, preprocess: Any = None, name: str | None = None
+        model: nn.Module,
+        tokenizer: SimpleTokenizer | HFTokenizer,
+        preprocess: Transform | None = None,
+        name: str | None = None,
     ) -> DualEncoder:
-        """Takes an open_clip model that the caller holds, with its tokenizer and evaluation transform."""
+        """Return the backbone of an open_clip model, with its tokenizer and evaluation transform."""
         from adapt.backbones import openclip
 
         return openclip.build(model, tokenizer, preprocess, name)
 
     @staticmethod
-    def from_transformers(model: nn.Module, processor: Any, name: str | None = None) -> Backbone:
-        """Takes a transformers model that the caller holds, with its processor.
+    def from_transformers(model: nn.Module, processor: Processor, name: str | None = None) -> Backbone:
+        """Return the backbone of a transformers model, with its processor.
 
         CLIP and SigLIP give a `DualEncoder`, ViLT and BridgeTower a `FusionEncoder`, LLaVA a `VisionLLM`.
         """
@@ -84,7 +92,7 @@ class Backbone:
         return build(model, processor, name)
 
     def tower(self, name: str) -> Tower:
-        """The tower called `name`; AdaptError where this model has none whose blocks can be edited."""
+        """Return the tower called `name`. Raises AdaptError if this model has none whose blocks can be edited."""
         if name not in self.towers:
             raise AdaptError(
                 f"the {name} tower of {self.describe()} has no transformer blocks that can be edited; "
@@ -96,12 +104,15 @@ class Backbone:
         return self.name or type(self.model).__name__
 
     def transform(self, train: bool) -> Transform:
-        """PIL image -> `(3, h, w)`: the papers' augmentation for training, the model's own transform otherwise."""
+        """Return a transform from a PIL image to `(3, h, w)`.
+
+        For training it is the papers' augmentation, otherwise the model's own transform.
+        """
         transform = self.preprocess.training() if train else self._eval_transform or self.preprocess.evaluation()
         return OfUpright(transform) if self.preprocess.turned else transform
 
     def turning(self, turned: bool) -> Self:
-        """The same backbone, its model shared, for pictures that are `turned` upright by EXIF, or taken as stored.
+        """Return a backbone over the same model that reads images turned upright by EXIF, or as they are stored.
 
         This one stays as it is: it may serve other models.
         """
@@ -112,12 +123,12 @@ class Backbone:
         return other
 
     @property
-    def sees(self) -> tuple[Any, ...]:
-        """Identity of all that decides what a picture is to the backbone: its model, and how pictures are read."""
+    def sees(self) -> tuple[int, int, Preprocess]:
+        """The identity of all that decides how the backbone sees a picture: its model, and how it reads pictures."""
         return id(self.model), id(self._eval_transform), self.preprocess
 
     def export(self, folder: Path, model: nn.Module) -> None:
-        """Writes `model`, a changed copy of this backbone's, to `folder` in the library's own format."""
+        """Write `model`, a changed copy of this backbone's, to `folder` in the library's own format."""
         if self._export is None:
             raise AdaptError(
                 f"{self.describe()} was not built from a name or folder, so its format is not known: save it yourself"
@@ -130,12 +141,12 @@ class Backbone:
         return fingerprint.of_model(self.model)
 
     def content(self) -> str:
-        """Hex digits that stand for every value of the model: what cached features depend on."""
+        """Return hex digits that stand for every value of the model, which cached features depend on."""
         return self._known_content[0] if self._known_content else fingerprint.content(self.model)
 
     @contextmanager
     def unchanging(self) -> Iterator[None]:
-        """Inside, all values are hashed once: whoever asks for this changes none."""
+        """Hash all values only once inside, where the caller promises to change none."""
         self._known_content.append(fingerprint.content(self.model))
         try:
             yield
@@ -143,11 +154,11 @@ class Backbone:
             self._known_content.clear()
 
     def reading(self) -> dict[str, Any]:
-        """How inputs are prepared: what an adapter records, and what must be the same where it is loaded."""
+        """Return how inputs are prepared, which an adapter records and which must be the same where it is loaded."""
         return self.preprocess.to_dict()
 
     def read_as(self, reading: dict[str, Any]) -> None:
-        """Takes over what an adapter recorded of how it reads, as far as that is the user's choice: nothing here."""
+        """Take over from an adapter's record what is the user's choice about reading: here, nothing."""
 
     @property
     def device(self) -> torch.device:
@@ -155,7 +166,7 @@ class Backbone:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The precision that images are read in."""
+        """The precision in which images are read."""
         return self._parameter.dtype
 
     @property
@@ -169,7 +180,7 @@ class Backbone:
 
 
 class DualEncoder(Backbone):
-    """A CLIP or SigLIP of one of the supported libraries: images and texts to features of one space.
+    """A CLIP or SigLIP of one of the supported libraries, which maps images and texts to features of one space.
 
     `encode_image` and `encode_text` are the library's own forward, untouched.
     """
@@ -184,18 +195,18 @@ class DualEncoder(Backbone):
         self.encode_text = encode_text  # (n, context length) -> (n, e)
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
-        """Texts to ids `(n, context length)`. Raises AdaptError where a text is too long."""
+        """Return the ids `(n, context length)` of texts. Raises AdaptError if a text is too long."""
         return pad_rows([self.tokenizer.row(text) for text in texts], self.tokenizer)
 
     @cached_property
     def embed_dim(self) -> int:
-        """Width `e` of the features: read off one text."""
+        """The width `e` of the features, measured on one text."""
         with torch.inference_mode():
             return int(self.encode_text(self.tokenize([""]).to(self.device)).shape[-1])
 
     @property
     def logit_scale(self) -> float:
-        """exp of the learned log scale."""
+        """The exponential of the learned log scale."""
         return float(self._parameter.detach().float().exp())
 
     @property
@@ -206,12 +217,12 @@ class DualEncoder(Backbone):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The precision of the towers' weights, which images are read in; the scale may keep a higher one."""
+        """The precision of the towers' weights, in which images are read; the scale may have a higher one."""
         return self._parameter.dtype if self._entrance is None else self._entrance.weight.dtype
 
     @cached_property
     def _entrance(self) -> nn.Conv2d | None:
-        """Where images enter, None where that is no convolution."""
+        """The convolution where images enter, None if they enter elsewhere."""
         return next((module for module in self.model.modules() if isinstance(module, nn.Conv2d)), None)
 
     @property

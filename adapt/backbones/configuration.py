@@ -1,13 +1,12 @@
-"""What a model computes with its tensors: all of its configuration that changes values, as plain JSON."""
+"""The configuration of a model: all settings that change its values, as plain JSON."""
 
 from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from types import FunctionType
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,27 +14,27 @@ from torch import Tensor, nn
 
 from adapt.shown import brief
 
-# attributes of modules that change no value in evaluation: modes, layouts, names, counters, what dropout draws
+# attributes of modules that change no value in evaluation: modes, layouts, names, counters, dropout
 _INERT = {
     "training", "batch_first", "fused_attn", "output_dict", "output_tokens", "grad_checkpointing", "layer_idx",
     "gradient_checkpointing", "name_or_path", "max_seq_len_cached", "drop_prob", "p", "dropout", "attention_dropout",
     "inplace", "compute_type_is_set", "support_avx512bf16_for_cpu", "loss_type", "all_tied_weights_keys", "name",
     "preprocess_cfg", "image_mean", "image_std",
 }  # fmt: skip
-# those that the shapes of the parameters say already
+# attributes that the shapes of the parameters already determine
 _SHAPES = {
     "in_features", "out_features", "in_channels", "out_channels", "normalized_shape", "num_embeddings", "embed_dim",
     "embedding_dim", "elementwise_affine", "norm_type", "sparse", "scale_grad_by_freq", "kdim", "vdim", "groups",
     "output_padding", "transposed", "vocab_size", "width", "layers", "output_dim", "hidden_size", "intermediate_size",
     "add_zero_attn", "kernel_size", "grid_size", "num_patches", "num_positions",
 }  # fmt: skip
-# entries of transformers' configurations that modules read in their forward and do not keep themselves
+# entries of transformers' configurations that modules read in their forward but do not store
 _READ = re.compile(
     r"hidden_act|activation|_eps$|softcapping|rope|rotary|sliding_window|layer_types|max_image_length"
     r"|^num_(attention_heads|key_value_heads|hidden_layers)$"
 )
 _PROBE = (-3.0, -1.0, -0.25, 0.5, 2.0)
-_FUNCTIONS: dict[str, Any] = {
+_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "identity": lambda x: x,
     "gelu": F.gelu,
     "gelu_tanh": partial(F.gelu, approximate="tanh"),
@@ -44,53 +43,55 @@ _FUNCTIONS: dict[str, Any] = {
     "silu": F.silu,
     "tanh": torch.tanh,
 }
-Configuration = dict[str, Any]
+JSON = None | bool | int | float | str | list["JSON"] | dict[str, "JSON"]
+Configuration = dict[str, JSON]
 
 
 def of_model(model: nn.Module) -> Configuration:
-    """By place in the model: hyper-parameters of its modules, functions without parameters, and computed buffers.
+    """Return all configuration that changes values, by its place in the model.
 
-    The blocks of a stack share an entry, with a list of their values where those differ. Equal for one model however it
-    was loaded, in whatever precision and on whatever device.
+    It covers the hyper-parameters of modules, functions without parameters, and computed buffers. The blocks of a stack
+    share an entry, a list of their values if these differ. The result is the same however the model was loaded, in any
+    precision and on any device.
     """
-    found: dict[str, list[Any]] = {}
+    entries: dict[str, list[JSON]] = {}
     for path, module in model.named_modules():
         for name, value in _of_module(module).items():
-            found.setdefault(re.sub(r"(^|\.)\d+(?=\.)", r"\1*", f"{path}.{name}".lstrip(".")), []).append(value)
-    found |= {f"config.{name}": [value] for name, value in _of_library(getattr(model, "config", None)).items()}
+            entries.setdefault(re.sub(r"(^|\.)\d+(?=\.)", r"\1*", f"{path}.{name}".lstrip(".")), []).append(value)
+    entries |= {f"config.{name}": [value] for name, value in _of_library(getattr(model, "config", None)).items()}
     return {
         place: values[0] if all(value == values[0] for value in values) else values
-        for place, values in sorted(found.items())
+        for place, values in sorted(entries.items())
     }
 
 
 def _of_module(module: nn.Module) -> Configuration:
     composed = any(True for _ in (*module.children(), *module.parameters()))
     left_out = _INERT | _SHAPES if composed else _INERT
-    found = {
+    entries = {
         name: _plain(value)
         for name, value in vars(module).items()
         if not name.startswith("_") and name not in left_out and _is_plain(value)
     }
     computed = module._non_persistent_buffers_set
-    found |= {name: _sampled(buffer) for name, buffer in module._buffers.items() if name in computed}
+    entries |= {name: _sampled(buffer) for name, buffer in module._buffers.items() if name in computed}
     function = None if composed else _function(module)
-    return found if function is None else found | {"function": function}
+    return entries if function is None else entries | {"function": function}
 
 
-def _of_library(config: Any) -> Configuration:
-    """What a configuration of transformers says besides, with those of the towers inside it."""
+def _of_library(config: object) -> Configuration:
+    """Return what else a transformers configuration says, including the configurations of towers inside it."""
     values = config.to_dict() if hasattr(config, "to_dict") else config
     if not isinstance(values, Mapping):
         return {}
-    found = {name: _plain(value) for name, value in values.items() if _READ.search(name) and _is_plain(value)}
+    entries = {name: _plain(value) for name, value in values.items() if _READ.search(name) and _is_plain(value)}
     for name, inner in values.items():
         if name.endswith("_config") and name != "quantization_config":
-            found |= {f"{name}.{key}": value for key, value in _of_library(inner).items()}
-    return found
+            entries |= {f"{name}.{key}": value for key, value in _of_library(inner).items()}
+    return entries
 
 
-def _is_plain(value: Any) -> bool:
+def _is_plain(value: object) -> bool:
     if isinstance(value, list | tuple):
         return all(map(_is_plain, value))
     if isinstance(value, dict):
@@ -98,16 +99,17 @@ def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, bool | int | float | str | FunctionType)
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> JSON:
     if isinstance(value, list | tuple):
         return [_plain(each) for each in value]
     if isinstance(value, dict):
         return {key: _plain(each) for key, each in value.items()}
+    assert value is None or isinstance(value, bool | int | float | str | FunctionType)
     return value.__name__ if isinstance(value, FunctionType) else value
 
 
-def _sampled(buffer: Tensor | None) -> list[Any] | None:
-    """Shape and three entries of a buffer that is computed, not stored: a mask, or the frequencies of positions."""
+def _sampled(buffer: Tensor | None) -> list[JSON] | None:
+    """Return the shape and three entries of a computed buffer, such as a mask or the frequencies of positions."""
     if buffer is None:
         return None
     if buffer.is_meta or not buffer.is_floating_point() or not buffer.numel():
@@ -117,10 +119,11 @@ def _sampled(buffer: Tensor | None) -> list[Any] | None:
     return [list(buffer.shape), *(value if abs(value) < 1e30 else "inf" for value in values)]
 
 
-def _function(module: nn.Module) -> Any:
-    """What a module without parameters computes, by trying it: libraries call one function by many names.
+def _function(module: nn.Module) -> JSON:
+    """Return what a module without parameters computes, found by trying it: libraries have many names for one function.
 
-    A name, or the values at some numbers; torch's name of the module where it takes no single row, None of any other.
+    The result is a name, or the values at some numbers; torch's name of the module if it does not take a single row;
+    None for any other module.
     """
     probe = torch.tensor(_PROBE)
     try:
@@ -134,7 +137,7 @@ def _function(module: nn.Module) -> Any:
 
 
 def differences(one: Configuration, other: Configuration, tolerance: float) -> list[str]:
-    """Where two configurations disagree. What only one of them says is left out: another release may say more."""
+    """Return where two configurations disagree. An entry of only one is left out: another release may say more."""
     shared = sorted(one.keys() & other.keys())
     return [
         f"{place} is {brief(one[place])}, not {brief(other[place])}"
@@ -143,8 +146,8 @@ def differences(one: Configuration, other: Configuration, tolerance: float) -> l
     ]
 
 
-def _same(one: Any, other: Any, tolerance: float) -> bool:
-    """Equal, but for the rounding of numbers that were computed in another precision."""
+def _same(one: JSON, other: JSON, tolerance: float) -> bool:
+    """Return whether two values are equal, up to the rounding of numbers computed in another precision."""
     if isinstance(one, list) and isinstance(other, list):
         return len(one) == len(other) and all(_same(a, b, tolerance) for a, b in zip(one, other))
     if isinstance(one, float) and isinstance(other, int | float):

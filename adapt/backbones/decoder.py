@@ -1,8 +1,8 @@
-"""Maps the decoder blocks of transformers' causal language models to a tower."""
+"""A map of the decoder blocks of transformers' causal language models to a tower."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -10,14 +10,18 @@ from torch import nn
 from adapt.backbones.tower import Block, Form, Projection, Site, Tower, fused_rows
 from adapt.errors import AdaptError
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
 
-def decoder_tower(llm: Any) -> Tower:
-    """The decoder of a causal language model: Llama, Qwen, Mistral, Gemma, Phi, GPT-NeoX and models built like them.
 
-    Raises AdaptError where its blocks are of another form.
+def decoder_tower(llm: PreTrainedModel) -> Tower:
+    """Return the decoder of a causal language model.
+
+    Llama, Qwen, Mistral, Gemma, Phi, GPT-NeoX and models built like them are known. Raises AdaptError if its blocks
+    have another form.
     """
-    stack, config = llm.base_model, llm.config.get_text_config()
-    layers = getattr(stack, "layers", None)
+    config = llm.config.get_text_config()
+    layers = getattr(llm.base_model, "layers", None)
     if not isinstance(layers, nn.ModuleList):
         raise AdaptError(
             f"{type(llm).__name__} keeps its blocks in another way than Llama, Qwen, Mistral, Gemma, Phi and GPT-NeoX: "
@@ -28,14 +32,14 @@ def decoder_tower(llm: Any) -> Tower:
     return Tower("decoder", config.hidden_size, config.num_attention_heads, form, blocks)
 
 
-def _block(layer: Any, config: Any) -> Block:
+def _block(layer: nn.Module, config: PreTrainedConfig) -> Block:
     attn = _first(layer, "self_attn", "attention")
-    mlp, norm1 = layer.mlp, layer.input_layernorm
+    mlp, norm1 = _first(layer, "mlp"), _first(layer, "input_layernorm")
     norm2 = _first(layer, "pre_feedforward_layernorm", "post_attention_layernorm", "input_layernorm")
-    around = hasattr(layer, "pre_feedforward_layernorm")  # Gemma 2 and 3 norm what a site adds, too
+    around = hasattr(layer, "pre_feedforward_layernorm")  # Gemma 2 and 3 also norm what a site adds
     sites = {
-        "attn": Site(norm1, layer.post_attention_layernorm if around else attn),
-        "mlp": Site(norm2, layer.post_feedforward_layernorm if around else mlp),
+        "attn": Site(norm1, _first(layer, "post_attention_layernorm") if around else attn),
+        "mlp": Site(norm2, _first(layer, "post_feedforward_layernorm") if around else mlp),
     }
     return Block(
         module=layer,
@@ -50,27 +54,28 @@ def _block(layer: Any, config: Any) -> Block:
     )
 
 
-def _attention(attn: Any, config: Any) -> dict[str, Projection]:
+def _attention(attn: nn.Module, config: PreTrainedConfig) -> dict[str, Projection]:
     out = {"out": Projection(_first(attn, "o_proj", "dense"))}
     if hasattr(attn, "q_proj"):
-        return {letter: Projection(getattr(attn, f"{letter}_proj")) for letter in "qkv"} | out
-    heads = config.num_attention_heads
-    if hasattr(attn, "qkv_proj"):
-        size = attn.head_dim
-        rows = fused_rows([heads * size, *[config.num_key_value_heads * size] * 2])
-        return {letter: Projection(attn.qkv_proj, part) for letter, part in zip("qkv", rows)} | out
-    if hasattr(attn, "query_key_value") and config.model_type == "gpt_neox":
+        return {letter: Projection(_first(attn, f"{letter}_proj")) for letter in "qkv"} | out
+    heads, fused = config.num_attention_heads, getattr(attn, "qkv_proj", None)
+    if fused is not None:
+        sizes = [heads, config.num_key_value_heads, config.num_key_value_heads]
+        rows = fused_rows([size * attn.head_dim for size in sizes])
+        return {letter: Projection(fused, part) for letter, part in zip("qkv", rows)} | out
+    fused = getattr(attn, "query_key_value", None)
+    if fused is not None and config.model_type == "gpt_neox":
         interleaved = torch.arange(3 * config.hidden_size).view(heads, 3, -1).transpose(0, 1).flatten(1)
-        return {letter: Projection(attn.query_key_value, part) for letter, part in zip("qkv", interleaved)} | out
+        return {letter: Projection(fused, part) for letter, part in zip("qkv", interleaved)} | out
     raise AdaptError(f"{type(attn).__name__} has no query, key and value projections of a known form")
 
 
-def _mlp(mlp: Any) -> dict[str, Projection]:
-    """No projections where the MLP is a mixture of experts."""
-    if hasattr(mlp, "gate_up_proj") and isinstance(mlp.gate_up_proj, nn.Linear):
-        half = mlp.gate_up_proj.out_features // 2
-        parts = zip(("gate", "up"), fused_rows([half, half]))
-        return {name: Projection(mlp.gate_up_proj, rows) for name, rows in parts} | {"down": Projection(mlp.down_proj)}
+def _mlp(mlp: nn.Module) -> dict[str, Projection]:
+    """Return the projections of an MLP, none for a mixture of experts."""
+    fused = getattr(mlp, "gate_up_proj", None)
+    if isinstance(fused, nn.Linear):
+        parts = zip(("gate", "up"), fused_rows([fused.out_features // 2] * 2))
+        return {name: Projection(fused, rows) for name, rows in parts} | {"down": Projection(_first(mlp, "down_proj"))}
     names = {
         "gate_proj": "gate", "up_proj": "up", "down_proj": "down",
         "fc1": "fc1", "fc2": "fc2", "dense_h_to_4h": "fc1", "dense_4h_to_h": "fc2",
@@ -78,9 +83,9 @@ def _mlp(mlp: Any) -> dict[str, Projection]:
     return {short: Projection(getattr(mlp, name)) for name, short in names.items() if hasattr(mlp, name)}
 
 
-def _first(owner: Any, *names: str) -> Any:
-    """The first of these attributes that `owner` has."""
+def _first(owner: nn.Module, *names: str) -> nn.Module:
+    """Return the first of these modules that `owner` has."""
     for name in names:
         if hasattr(owner, name):
-            return getattr(owner, name)
+            return owner.get_submodule(name)
     raise AdaptError(f"{type(owner).__name__} has none of {', '.join(names)}: its form is not known")

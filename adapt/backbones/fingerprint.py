@@ -1,4 +1,4 @@
-"""Which model an adapter belongs to: names, shapes, a few sampled values, and how it computes with them."""
+"""The model that an adapter belongs to: names, shapes, a few sampled values, and how it computes with them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import hashlib
 import json
 import zlib
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,43 +18,44 @@ TOLERANCE = 0.01  # relative; bf16 rounds by 0.4 %
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """`structure` hashes the parameters' names and shapes; `values` are sampled entries, one per chosen parameter.
+    """The identity of a model: its structure, sampled values and configuration.
 
+    `structure` hashes the parameters' names and shapes, `values` are sampled entries, one of each chosen parameter, and
     `configuration` says what the model computes with them.
     """
 
     structure: str
     values: tuple[float, ...]
-    configuration: dict[str, Any]
+    configuration: configuration.Configuration
 
     def matches(self, other: Fingerprint) -> bool:
-        """Whether both are of one model, whatever its precision."""
+        """Return whether both belong to the same model, in any precision."""
         return self.difference(other) is None
 
     def difference(self, other: Fingerprint) -> str | None:
-        """What tells the models apart, the first thing of each kind; None where they are one."""
+        """Return what distinguishes the models, the first thing of each kind; None if they are the same."""
         if self.structure != other.structure or len(self.values) != len(other.values):
             return "another architecture"
         if not all(abs(a - b) <= TOLERANCE * max(abs(a), abs(b), 1e-3) for a, b in zip(self.values, other.values)):
             return "same architecture, other weights"
-        found = configuration.differences(self.configuration, other.configuration, TOLERANCE)
-        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
-        return f"same weights, another configuration: {found[0]}{more}" if found else None
+        differences = configuration.differences(self.configuration, other.configuration, TOLERANCE)
+        more = f" (and {len(differences) - 1} more)" if len(differences) > 1 else ""
+        return f"same weights, another configuration: {differences[0]}{more}" if differences else None
 
     def short(self) -> str:
-        """Twelve hex digits that identify the model in messages, cache keys and metadata."""
+        """Return twelve hex digits that identify the model in messages, cache keys and metadata."""
         sampled = ",".join(f"{value:.2e}" for value in self.values)
         return hashlib.sha256(f"{self.structure}/{sampled}/{_text(self.configuration)}".encode()).hexdigest()[:12]
 
 
-def _text(configured: dict[str, Any]) -> str:
+def _text(configured: configuration.Configuration) -> str:
     return json.dumps(configured, sort_keys=True)
 
 
 def content(model: nn.Module) -> str:
-    """A hash of all parameters and buffers, to the bit and with their types, and of what is computed with them.
+    """Return a hash of all parameters and buffers, to the bit and with their types, and of the configuration.
 
-    About a second for each gigabyte.
+    It takes about a second for each gigabyte.
     """
     digest = hashlib.blake2b(_text(configuration.of_model(model)).encode(), digest_size=16)
     for name, value in sorted(model.state_dict().items()):
@@ -65,12 +65,12 @@ def content(model: nn.Module) -> str:
 
 
 def sampled(name: str, parameter: Tensor) -> Tensor:
-    """The entry of a parameter that stands for it, a place that its name chooses."""
+    """Return the entry that stands for a parameter, at a place that its name chooses."""
     return parameter.detach().flatten()[zlib.crc32(name.encode()) % parameter.numel()].float().cpu()
 
 
 def of_model(model: nn.Module) -> Fingerprint:
-    """The fingerprint of `model`, its parameters in whatever order."""
+    """Return the fingerprint of `model`, whatever the order of its parameters."""
     parameters = dict(sorted(model.named_parameters()))
     described = ";".join(f"{name}:{tuple(value.shape)}" for name, value in parameters.items())
     chosen = sorted(parameters, key=lambda name: zlib.crc32(name.encode()))[:SAMPLES]

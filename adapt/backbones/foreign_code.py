@@ -1,4 +1,4 @@
-"""No code that comes with a model is run: what would have a library run it is refused by name beforehand."""
+"""Refusal of code that comes with a model: a setting that would make a library run it is an error, by name."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from typing import Any
 
 from adapt.errors import AdaptError
 
-# where transformers, open_clip and peft look; in a folder, any other JSON file may be named by one of these
+# the files that transformers, open_clip and peft read; in a folder, one of them may name any other JSON file
 _FILES = (
     "config.json", "tokenizer_config.json", "preprocessor_config.json", "processor_config.json",
     "generation_config.json", "adapter_config.json",
 )  # fmt: skip
 _VOCABULARIES = {"tokenizer.json", "vocab.json", "added_tokens.json"}  # their keys are words of any language
-_KERNELS = ("attn_implementation", "experts_implementation")  # with a / in it, the name of a repository with code
+_KERNELS = ("attn_implementation", "experts_implementation")  # a value with a / is the name of a repository with code
 _READERS = ("AutoTokenizer", "AutoImageProcessor", "AutoProcessor", "AutoFeatureExtractor")
-# what open_clip's own configurations hand to a tokenizer; it hands on anything else to transformers
+# keys of open_clip's own configurations; it passes any other key to transformers
 _TOKENIZER_KEYS = {"additional_special_tokens", "clean", "language", "reduction_mask", "strip_sep_token"}
 
 
 def check_source(source: str | Path) -> None:
-    """Raises AdaptError where a configuration file in a folder, or of that name on the hub, would have code run."""
+    """Raise AdaptError if a configuration file in a folder, or of that name on the hub, would cause code to run."""
     for path in _configurations(source):
         if path.name == "adapter_config.json":
             raise AdaptError(
-                f"{path} would have transformers change the model by peft, which imports modules that it names: "
-                "give the folder of the model alone, and load the adapter with adapt.load(FOLDER, backbone)"
+                f"{path} would make transformers change the model by peft, which imports modules that it names: "
+                "give the model's folder without it, and load the adapter with adapt.load(FOLDER, backbone)"
             )
         check_configuration(read_configuration(path), str(path))
 
@@ -39,20 +39,20 @@ def _configurations(source: str | Path) -> list[Path]:
     from transformers.utils import cached_file
 
     quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
-    found = [cached_file(str(source), name, _raise_exceptions_for_gated_repo=False, **quiet) for name in _FILES]
-    return [Path(path) for path in found if path is not None]
+    files = [cached_file(str(source), name, _raise_exceptions_for_gated_repo=False, **quiet) for name in _FILES]
+    return [Path(path) for path in files if path is not None]
 
 
 def read_configuration(path: Path) -> Any:
-    """A JSON file of a model. Raises AdaptError where it is none."""
+    """Return the content of a model's JSON file. Raises AdaptError if it cannot be parsed."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError, OSError) as error:
         raise AdaptError(f"{path} is damaged ({error}); fetch the folder again") from error
 
 
-def check_configuration(configuration: Any, source: str, place: str = "") -> None:
-    """Raises AdaptError for a key of a configuration, nested as deep as it may be, that would have code run."""
+def check_configuration(configuration: object, source: str, place: str = "") -> None:
+    """Raise AdaptError for a key of a configuration, at any depth, that would cause code to run."""
     if isinstance(configuration, list):
         for value in configuration:
             check_configuration(value, source, place)
@@ -61,37 +61,39 @@ def check_configuration(configuration: Any, source: str, place: str = "") -> Non
     for key, value in configuration.items():
         where = f"{place}.{key}" if place else str(key)
         if key == "trust_remote_code" and value not in (False, None):
-            raise _refused(source, where, value, "have code of the model's own run")
+            raise _refused(source, where, value, "run the model's own code")
         if str(key).lstrip("_").removesuffix("_internal") in _KERNELS and "/" in json.dumps(value):
-            raise _refused(source, where, value, "have code of a repository run")
+            raise _refused(source, where, value, "run code of a repository")
         if key == "quantization_config" and value is not None:
-            raise _refused(source, where, value, "have a quantiser of another library run (quantize=... is adapt's)")
+            raise _refused(source, where, value, "run another library's quantiser (adapt's own is quantize=...)")
         if key == "auto_map" and _names_readers(value):
-            raise _refused(source, where, value, "have the inputs prepared by code of the model's own")
+            raise _refused(source, where, value, "prepare inputs with the model's own code")
         if key == "tokenizer_kwargs" and isinstance(value, Mapping):
             for unknown in sorted(value.keys() - _TOKENIZER_KEYS - {"trust_remote_code"}):
                 known = ", ".join(sorted(_TOKENIZER_KEYS))
-                raise _refused(source, f"{where}.{unknown}", value[unknown], f"reach transformers; expected {known}")
+                raise _refused(
+                    source, f"{where}.{unknown}", value[unknown], f"be passed to transformers; expected {known}"
+                )
         check_configuration(value, source, where)
 
 
-def _names_readers(auto_map: Any) -> bool:
-    """Whether `auto_map` names a tokenizer or processor; for a model, transformers' own class stands in."""
+def _names_readers(auto_map: object) -> bool:
+    """Return whether `auto_map` names a tokenizer or processor; for a model, transformers' own class stands in."""
     return not isinstance(auto_map, Mapping) or any(key.startswith(_READERS) for key in auto_map)
 
 
-def _refused(source: str, where: str, value: Any, would: str) -> AdaptError:
+def _refused(source: str, where: str, value: object, would: str) -> AdaptError:
     return AdaptError(
         f"{source} is refused: {where} is {value!r} and would {would}. adapt runs no code that comes with a model: "
-        "take the key out if you trust the rest"
+        "remove the key if you trust the rest"
     )
 
 
 @contextmanager
 def no_questions() -> Iterator[None]:
-    """Inside, transformers refuses a model that needs code of its own where it would ask at the terminal.
+    """Make transformers refuse a model that needs its own code, where it would ask at the terminal.
 
-    It asks wherever a library above it, such as open_clip, does not say `trust_remote_code=False`.
+    It asks if a library above it, such as open_clip, does not say `trust_remote_code=False`.
     """
     from transformers import dynamic_module_utils
 
@@ -104,11 +106,11 @@ def no_questions() -> Iterator[None]:
 
 
 def needs_code(error: Exception, source: str | Path) -> AdaptError | None:
-    """What to say where transformers refused to run the code of a model; None where `error` is another one."""
+    """Return the error to raise if transformers refused to run a model's code; None if `error` is another one."""
     if "custom code" not in str(error) and "trust_remote_code" not in str(error):
         return None
     named = ", ".join(path.name for path in _configurations(source) if "auto_map" in path.read_text(encoding="utf-8"))
     return AdaptError(
         f"{source} needs code of its own (auto_map in {named or 'its configuration'}), and adapt runs no code that "
-        "comes with a model: take one whose classes transformers itself has"
+        "comes with a model: choose one whose classes are part of transformers"
     )

@@ -1,13 +1,14 @@
-"""Maps transformers' ViLT and BridgeTower: encoders in which an image and a question meet."""
+"""Maps of transformers' ViLT and BridgeTower, encoders of an image together with a question."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
+import transformers
 from torch import Tensor, nn
 from transformers import BridgeTowerModel, ViltForQuestionAnswering, ViltModel
 
@@ -16,13 +17,16 @@ from adapt.backbones.hf import export_folder, preprocess_of
 from adapt.backbones.tower import Block, Form, Projection, Site, Tower
 from adapt.errors import AdaptError
 
-_LONGEST = 40  # words of a question, as published, where the model takes as many
+if TYPE_CHECKING:
+    from adapt.backbones.transformers_models import Processor
+
+_LONGEST = 40  # words of a question, as published, unless the model takes fewer
 
 
 class FusionEncoder(Backbone):
     """A frozen encoder of an image with a question: `encode(images, questions)` to features `(b, d)`.
 
-    Images are resized to one square size; the published code keeps their shapes.
+    Images are resized to a square; the published code keeps their shapes.
     """
 
     family = "fusion encoder"
@@ -39,10 +43,10 @@ class FusionEncoder(Backbone):
     ) -> None:
         super().__init__(**parts)
         self._encode, self.features, self._longest = encode, features, longest
-        self.classifier, self.answers = classifier, answers  # the model's own, where it was trained to answer
+        self.classifier, self.answers = classifier, answers  # the model's own, if it was trained to answer
 
     def tokenize(self, questions: Sequence[str]) -> dict[str, Tensor]:
-        """`input_ids` and `attention_mask` `(b, l)`. Raises AdaptError where a question is too long."""
+        """Return `input_ids` and `attention_mask` `(b, l)`. Raises AdaptError if a question is too long."""
         tokens = self.tokenizer(list(questions), padding=True, return_tensors="pt")
         if tokens["input_ids"].shape[1] > self._longest:
             longest = questions[int(tokens["attention_mask"].sum(-1).argmax())]
@@ -50,19 +54,23 @@ class FusionEncoder(Backbone):
         return {key: tokens[key].to(self.device) for key in ("input_ids", "attention_mask")}
 
     def encode(self, images: Tensor, questions: Sequence[str]) -> Tensor:
-        """Images `(b, 3, h, w)` with a question each to features `(b, d)`, by the library's own forward."""
+        """Return features `(b, d)` of images `(b, 3, h, w)` with a question each, by the library's own forward."""
         return self._encode(images.to(self.dtype), self.tokenize(questions))
 
     def knows(self, answers: Sequence[str]) -> bool:
-        """Whether the model's own head tells these answers apart."""
+        """Return whether the model's own head tells these answers apart."""
         return set(answers) <= set(self.answers)
 
     def new_classifier(self, answers: Sequence[str]) -> nn.Sequential:
-        """A head `(b, d) -> (b, answers)` of ViLT's form: a copy of the model's own where that knows the answers."""
+        """Return a head `(b, d) -> (b, answers)` of ViLT's form.
+
+        It is a copy of the model's own head if that knows the answers.
+        """
         if self.classifier is not None and self.knows(answers):
             head = copy.deepcopy(self.classifier).float()
             rows = [self.answers.index(answer) for answer in answers]
-            last: Any = head[-1]
+            last = head[-1]
+            assert isinstance(last, nn.Linear)
             last.weight, last.bias = nn.Parameter(last.weight[rows]), nn.Parameter(last.bias[rows])
             last.out_features = len(rows)
             return head.requires_grad_(True)
@@ -71,12 +79,14 @@ class FusionEncoder(Backbone):
         return nn.Sequential(*layers).to(self.device)
 
 
-def build_vilt(model: Any, processor: Any, name: str | None = None) -> FusionEncoder:
-    """The backbone of a `ViltForQuestionAnswering` or a `ViltModel` and its processor."""
-    vilt: ViltModel = model.vilt if isinstance(model, ViltForQuestionAnswering) else model
-    config: Any = model.config
-    blocks = tuple(_vilt_block(layer) for layer in vilt.encoder.layer)
+def build_vilt(
+    model: ViltForQuestionAnswering | ViltModel, processor: Processor, name: str | None = None
+) -> FusionEncoder:
+    """Return the backbone of a `ViltForQuestionAnswering` or a `ViltModel` and its processor."""
     answering = isinstance(model, ViltForQuestionAnswering)
+    vilt = model.vilt if isinstance(model, ViltForQuestionAnswering) else model
+    config = cast("transformers.PreTrainedConfig", model.config)
+    blocks = tuple(map(_vilt_block, vilt.encoder.layer))
     return FusionEncoder(
         model=model,
         towers={"fusion": Tower("fusion", config.hidden_size, config.num_attention_heads, _MIXED, blocks)},
@@ -85,15 +95,15 @@ def build_vilt(model: Any, processor: Any, name: str | None = None) -> FusionEnc
         encode=partial(_through_vilt, vilt),
         features=config.hidden_size,
         longest=min(_LONGEST, config.max_position_embeddings),
-        classifier=model.classifier if answering else None,
+        classifier=model.classifier if isinstance(model, ViltForQuestionAnswering) else None,
         answers=tuple(config.id2label[i] for i in range(config.num_labels)) if answering else (),
         name=name,
         export=partial(export_folder, processor),
     )
 
 
-def _through_vilt(vilt: Any, images: Tensor, tokens: dict[str, Tensor]) -> Tensor:
-    """ViLT shuffles an image's patches, which changes nothing but the last bits: here always alike.
+def _through_vilt(vilt: ViltModel, images: Tensor, tokens: dict[str, Tensor]) -> Tensor:
+    """Return ViLT's features, always shuffling an image's patches alike, which affects only the last bits.
 
     Nothing else is drawn from that seed, such as the dropout of a method inside the blocks.
     """
@@ -105,10 +115,14 @@ def _through_vilt(vilt: Any, images: Tensor, tokens: dict[str, Tensor]) -> Tenso
     return features
 
 
-def build_bridgetower(model: Any, processor: Any, name: str | None = None) -> FusionEncoder:
-    """The backbone of a BridgeTower model and its processor; its two cross-modal streams are two towers."""
-    bridge: Any = model if isinstance(model, BridgeTowerModel) else model.bridgetower
-    config = bridge.config
+def build_bridgetower(
+    model: BridgeTowerModel | transformers.BridgeTowerForContrastiveLearning,
+    processor: Processor,
+    name: str | None = None,
+) -> FusionEncoder:
+    """Return the backbone of a BridgeTower model and its processor; its two cross-modal streams are two towers."""
+    bridge = model if isinstance(model, BridgeTowerModel) else model.bridgetower
+    config = cast("transformers.PreTrainedConfig", bridge.config)
     streams = {"text": bridge.cross_modal_text_layers, "vision": bridge.cross_modal_image_layers}
     shape = (config.hidden_size, config.num_attention_heads, _MIXED)
     towers = [Tower(f"{name}_fusion", *shape, tuple(map(_cross_block, layers))) for name, layers in streams.items()]
@@ -125,7 +139,7 @@ def build_bridgetower(model: Any, processor: Any, name: str | None = None) -> Fu
     )
 
 
-def _through_bridgetower(bridge: Any, images: Tensor, tokens: dict[str, Tensor]) -> Tensor:
+def _through_bridgetower(bridge: BridgeTowerModel, images: Tensor, tokens: dict[str, Tensor]) -> Tensor:
     features: Tensor = bridge(pixel_values=images, **tokens).pooler_output
     return features
 
@@ -133,39 +147,32 @@ def _through_bridgetower(bridge: Any, images: Tensor, tokens: dict[str, Tensor])
 _MIXED = Form(causal=False, pooling="none", plain_mask=False)
 
 
-def _vilt_block(layer: Any) -> Block:
-    attention, norms = layer.attention, (layer.layernorm_before, layer.layernorm_after)
-    projections = _self_attention(attention.attention) | {"out": Projection(attention.output.dense)}
+def _vilt_block(layer: nn.Module) -> Block:
+    part = layer.get_submodule
+    attention, norm1, norm2 = part("attention"), part("layernorm_before"), part("layernorm_after")
+    sites = {"attn": Site(norm1, attention), "mlp": Site(norm2, part("output"))}
+    act = part("intermediate.intermediate_act_fn")
     return Block(
-        layer,
-        attention,
-        *norms,
-        layer.intermediate.intermediate_act_fn,
-        projections | {"fc1": Projection(layer.intermediate.dense), "fc2": Projection(layer.output.dense)},
-        sites={"attn": Site(norms[0], attention), "mlp": Site(norms[1], layer.output)},
-        returns=1,
+        layer, attention, norm1, norm2, act, _projections(layer, "attention.attention"), sites=sites, returns=1
     )
 
 
-def _cross_block(layer: Any) -> Block:
-    """A post-norm block: a site reads the stream itself, and its output is the stream after it."""
-    attention, cross = layer.attention, layer.crossattention
-    projections = _self_attention(attention.self) | {"out": Projection(attention.output.dense)}
-    return Block(
-        layer,
-        attention,
-        attention.output.LayerNorm,
-        layer.output.LayerNorm,
-        layer.intermediate.intermediate_act_fn,
-        projections | {"fc1": Projection(layer.intermediate.dense), "fc2": Projection(layer.output.dense)},
-        sites={
-            "attn": Site(attention, attention),
-            "cross": Site(cross, cross),
-            "mlp": Site(layer.intermediate, layer.output),
-        },
-        returns=3,
+def _cross_block(layer: nn.Module) -> Block:
+    """Return a post-norm block: a site reads the stream itself, and its output is the stream after it."""
+    part = layer.get_submodule
+    attention, cross = part("attention"), part("crossattention")
+    norm1, norm2, act = map(
+        part, ("attention.output.LayerNorm", "output.LayerNorm", "intermediate.intermediate_act_fn")
     )
+    sites = {
+        "attn": Site(attention, attention),
+        "cross": Site(cross, cross),
+        "mlp": Site(part("intermediate"), part("output")),
+    }
+    return Block(layer, attention, norm1, norm2, act, _projections(layer, "attention.self"), sites=sites, returns=3)
 
 
-def _self_attention(attention: Any) -> dict[str, Projection]:
-    return {name[0]: Projection(getattr(attention, name)) for name in ("query", "key", "value")}
+def _projections(layer: nn.Module, attention: str) -> dict[str, Projection]:
+    paths = {"q": f"{attention}.query", "k": f"{attention}.key", "v": f"{attention}.value"}
+    paths |= {"out": "attention.output.dense", "fc1": "intermediate.dense", "fc2": "output.dense"}
+    return {letter: Projection(layer.get_submodule(path)) for letter, path in paths.items()}

@@ -1,15 +1,17 @@
-"""Maps transformers' CLIP and SigLIP models to towers."""
+"""Maps of transformers' CLIP and SigLIP models to towers."""
 
 from __future__ import annotations
 
 import math
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
+import transformers
 from torch import Tensor, nn
-from transformers import CLIPModel, SiglipModel
 from transformers.activations import QuickGELUActivation
+from transformers.models.clip.modeling_clip import CLIPTextEmbeddings
+from transformers.models.siglip.modeling_siglip import SiglipTextEmbeddings
 
 from adapt.backbones.base import DualEncoder
 from adapt.backbones.preprocess import Preprocess
@@ -17,25 +19,42 @@ from adapt.backbones.tokenizer import HFText, check_tokenizer
 from adapt.backbones.tower import Block, Form, LastProjection, Norm, Projection, Site, TextParts, Tower, VisionParts
 from adapt.errors import AdaptError
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from adapt.backbones.transformers_models import ImageProcessor, Processor
+
+_PROJECTIONS = {
+    "q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj", "out": "self_attn.out_proj",
+    "fc1": "mlp.fc1", "fc2": "mlp.fc2",
+}  # fmt: skip
+_TextModel = transformers.CLIPTextModel | transformers.SiglipTextModel
+_VisionModel = transformers.CLIPVisionModel | transformers.SiglipVisionModel
 _RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}  # Pillow's numbers
 
 
-def build(model: Any, processor: Any, name: str | None = None) -> DualEncoder:
-    """The backbone of a transformers `CLIPModel` or `SiglipModel` and its processor."""
-    if not isinstance(model, CLIPModel | SiglipModel):
+def build(model: nn.Module, processor: Processor, name: str | None = None) -> DualEncoder:
+    """Return the backbone of a transformers `CLIPModel` or `SiglipModel` and its processor."""
+    if not isinstance(model, transformers.CLIPModel | transformers.SiglipModel):
         raise AdaptError(f"from_transformers got a {type(model).__name__}; expected CLIPModel or SiglipModel")
-    text_config: Any = model.config.text_config
-    vision_config: Any = model.config.vision_config
-    siglip = isinstance(model, SiglipModel)
+    text_config = cast("transformers.PreTrainedConfig", model.config.text_config)
+    vision_config = cast("transformers.PreTrainedConfig", model.config.vision_config)
+    siglip = isinstance(model, transformers.SiglipModel)
+    last = LastProjection(model.text_model, "head") if siglip else LastProjection(model, "text_projection")
     text = Tower(
         name="text",
         width=text_config.hidden_size,
         heads=text_config.num_attention_heads,
         form=Form(causal=not siglip, pooling="last" if siglip else "end"),
         blocks=_blocks(model.text_model),
-        text=_text_parts(model, siglip),
+        text=TextParts(
+            embedding=model.text_model.embeddings.token_embedding,
+            positions=partial(_positions, model.text_model.embeddings),
+            final_norm=model.text_model.final_layer_norm,
+            project=getattr(last.owner, last.name),
+        ),
         final_norm=model.text_model.final_layer_norm,
-        projection=LastProjection(model.text_model, "head") if siglip else LastProjection(model, "text_projection"),
+        projection=last,
     )
     projection = None if siglip else LastProjection(model, "visual_projection")
     vision = vision_tower(model.vision_model, vision_config, projection)
@@ -51,15 +70,24 @@ def build(model: Any, processor: Any, name: str | None = None) -> DualEncoder:
     )
 
 
-def _tokenizer(tokenizer: Any, length: int) -> HFText:
-    options = {"padding": "max_length", "max_length": length, "truncation": True, "return_tensors": "pt"}
+def _tokenizer(tokenizer: transformers.PreTrainedTokenizerBase, length: int) -> HFText:
+    def padded(texts: list[str]) -> Tensor:
+        ids: Tensor = tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")[
+            "input_ids"
+        ]
+        return ids
+
     ours = HFText(tokenizer, length)
-    check_tokenizer(ours, lambda texts: tokenizer(texts, **options)["input_ids"], type(tokenizer).__name__)
+    check_tokenizer(ours, padded, type(tokenizer).__name__)
     return ours
 
 
-def vision_tower(model: Any, config: Any, projection: LastProjection | None = None) -> Tower:
-    """The vision tower of CLIP or SigLIP, by itself or inside another model, which may have its last `projection`."""
+def vision_tower(
+    model: _VisionModel,
+    config: transformers.PreTrainedConfig,
+    projection: LastProjection | None = None,
+) -> Tower:
+    """Return the vision tower of CLIP or SigLIP, which may be part of another model."""
     pre_norm = getattr(model, "pre_layrnorm", None)  # SigLIP has neither it nor a class token
     project = nn.Identity() if projection is None else getattr(projection.owner, projection.name)
     return Tower(
@@ -75,15 +103,15 @@ def vision_tower(model: Any, config: Any, projection: LastProjection | None = No
     )
 
 
-def _read(model: Any, x: Tensor, norm: Norm) -> Tensor:
+def _read(model: _VisionModel, x: Tensor, norm: Norm) -> Tensor:
     if hasattr(model, "pre_layrnorm"):
         return norm(x[:, 0])
-    pooled: Tensor = model.head(norm(x))
+    pooled: Tensor = model.get_submodule("head")(norm(x))
     return pooled
 
 
-def export_folder(processor: Any, folder: Path, model: Any) -> None:
-    """Writes a model and its processor in transformers' format."""
+def export_folder(processor: Processor, folder: Path, model: transformers.PreTrainedModel) -> None:
+    """Write a model and its processor in transformers' format."""
     model.save_pretrained(folder)
     processor.image_processor.save_pretrained(folder)
     processor.tokenizer.save_pretrained(folder)
@@ -92,59 +120,47 @@ def export_folder(processor: Any, folder: Path, model: Any) -> None:
 # functions of the model, not closures over it: a copy of the backbone must call its own
 
 
-def _image_features(model: Any, images: Tensor) -> Tensor:
+def _image_features(model: transformers.CLIPModel | transformers.SiglipModel, images: Tensor) -> Tensor:
     features: Tensor = model.get_image_features(pixel_values=images).pooler_output
     return features
 
 
-def _text_features(model: Any, ids: Tensor) -> Tensor:
+def _text_features(model: transformers.CLIPModel | transformers.SiglipModel, ids: Tensor) -> Tensor:
     features: Tensor = model.get_text_features(input_ids=ids).pooler_output
     return features
 
 
-def _positions(embeddings: Any) -> Tensor:
-    weight: Tensor = embeddings.position_embedding.weight
-    return weight.detach()
+def _positions(embeddings: CLIPTextEmbeddings | SiglipTextEmbeddings) -> Tensor:
+    return embeddings.position_embedding.weight.detach()
 
 
-def _blocks(tower: Any) -> tuple[Block, ...]:
-    return tuple(_block(layer) for layer in tower.encoder.layers)
+def _blocks(tower: _TextModel | _VisionModel) -> tuple[Block, ...]:
+    return tuple(map(_block, tower.encoder.layers))
 
 
-def _block(layer: Any) -> Block:
-    attn, mlp = layer.self_attn, layer.mlp
-    projections = {"q": attn.q_proj, "k": attn.k_proj, "v": attn.v_proj, "out": attn.out_proj}
-    projections |= {"fc1": mlp.fc1, "fc2": mlp.fc2}
+def _block(layer: nn.Module) -> Block:
+    part = layer.get_submodule
+    attn, mlp, norm1, norm2, act = map(part, ("self_attn", "mlp", "layer_norm1", "layer_norm2", "mlp.activation_fn"))
     return Block(
         module=layer,
         attn=attn,
-        norm1=layer.layer_norm1,
-        norm2=layer.layer_norm2,
-        act=mlp.activation_fn,
-        projections={letter: Projection(module) for letter, module in projections.items()},
-        sites={"attn": Site(layer.layer_norm1, attn), "mlp": Site(layer.layer_norm2, mlp)},
+        norm1=norm1,
+        norm2=norm2,
+        act=act,
+        projections={letter: Projection(part(path)) for letter, path in _PROJECTIONS.items()},
+        sites={"attn": Site(norm1, attn), "mlp": Site(norm2, mlp)},
         mlp=mlp,
-        quick_gelu=isinstance(mlp.activation_fn, QuickGELUActivation),
-    )
-
-
-def _text_parts(model: Any, siglip: bool) -> TextParts:
-    text = model.text_model
-    return TextParts(
-        embedding=text.embeddings.token_embedding,
-        positions=partial(_positions, text.embeddings),
-        final_norm=text.final_layer_norm,
-        project=text.head if siglip else model.text_projection,
+        quick_gelu=isinstance(act, QuickGELUActivation),
     )
 
 
 def preprocess_of(
-    image_processor: Any, image_size: int, resize: Literal["shortest", "squash"] | None = None
+    image_processor: ImageProcessor, image_size: int, resize: Literal["shortest", "squash"] | None = None
 ) -> Preprocess:
-    """How an image processor of transformers reads images, for a model of square images of this size.
+    """Return how an image processor of transformers reads images for a model of square images of this size.
 
-    With `resize`, images are resized in that way instead of its own. Raises AdaptError, with the setting, for a
-    processor that does something else with pictures.
+    With `resize`, images are resized in that way instead of its own. Raises AdaptError, naming the setting, for a
+    processor that does anything else with pictures.
     """
     _check_settings(image_processor, resize is not None)
     how, edge = (resize, None) if resize else _resizing(image_processor, image_size)
@@ -162,36 +178,36 @@ def preprocess_of(
     )
 
 
-def _check_settings(image_processor: Any, resized_our_way: bool) -> None:
-    def refuse(name: str, expected: str) -> None:
-        raise AdaptError(
-            f"the {type(image_processor).__name__} has {name} = {getattr(image_processor, name)!r}; expected {expected}"
-            ". Give a processor that is set so, or adapt would read other pixels than the model was trained on"
-        )
-
-    if not getattr(image_processor, "do_resize", True):
-        refuse("do_resize", "True")
-    if not getattr(image_processor, "do_rescale", True):
-        refuse("do_rescale", "True")
-    if abs(getattr(image_processor, "rescale_factor", 1 / 255) - 1 / 255) > 1e-6:
-        refuse("rescale_factor", "1/255")
-    if int(image_processor.resample) not in _RESAMPLE:
-        refuse("resample", ", ".join(f"{number} ({name})" for number, name in _RESAMPLE.items()))
-    if getattr(image_processor, "do_pad", False) and not resized_our_way:
-        refuse("do_pad", "False")
-    for name in ("image_mean", "image_std") if image_processor.do_normalize else ():
-        if not _of_colours(getattr(image_processor, name), positive=name == "image_std"):
-            refuse(name, "three numbers" + ", above 0" * (name == "image_std"))
+def _check_settings(image_processor: ImageProcessor, resized_our_way: bool) -> None:
+    setting, unscaled = partial(getattr, image_processor), not image_processor.do_normalize
+    filters = ", ".join(f"{number} ({name})" for number, name in _RESAMPLE.items())
+    for name, as_expected, expected in (
+        ("do_resize", setting("do_resize", True), "True"),
+        ("do_rescale", setting("do_rescale", True), "True"),
+        ("rescale_factor", abs(setting("rescale_factor", 1 / 255) - 1 / 255) <= 1e-6, "1/255"),
+        ("resample", image_processor.resample in _RESAMPLE, filters),
+        ("do_pad", resized_our_way or not setting("do_pad", False), "False"),
+        ("image_mean", unscaled or _of_colours(image_processor.image_mean, -math.inf), "three numbers"),
+        ("image_std", unscaled or _of_colours(image_processor.image_std, 0), "three numbers, above 0"),
+    ):
+        if not as_expected:
+            raise AdaptError(
+                f"the {type(image_processor).__name__} has {name} = {setting(name)!r}; expected {expected}. Give a "
+                "processor that is set so, or adapt would read other pixels than the model was trained on"
+            )
 
 
-def _of_colours(values: Any, positive: bool) -> bool:
-    """Whether there is a number for each colour."""
-    numbers = isinstance(values, list | tuple) and all(isinstance(each, int | float) for each in values)
-    return numbers and len(values) == 3 and all(math.isfinite(x) and (x > 0 or not positive) for x in values)
+def _of_colours(values: object, above: float) -> bool:
+    """Return whether `values` are a number for each colour, each of them above a bound."""
+    return (
+        isinstance(values, list | tuple)
+        and len(values) == 3
+        and all(isinstance(value, int | float) and above < value < math.inf for value in values)
+    )
 
 
-def _resizing(image_processor: Any, image_size: int) -> tuple[Literal["shortest", "squash"], int | None]:
-    """How pictures become squares of that size, and what their shorter edge becomes where that is something else."""
+def _resizing(image_processor: ImageProcessor, image_size: int) -> tuple[Literal["shortest", "squash"], int | None]:
+    """Return how pictures become squares, and the length of their shorter edge if that is not `image_size`."""
     crops = bool(getattr(image_processor, "do_center_crop", False))
     size, crop = _sides(image_processor.size), _sides(image_processor.crop_size) if crops else {}
     square = {"height": image_size, "width": image_size}
@@ -206,11 +222,11 @@ def _resizing(image_processor: Any, image_size: int) -> tuple[Literal["shortest"
     )
 
 
-def _resizes_tensors(image_processor: Any, interpolation: str) -> bool:
-    """Whether it resizes in torch, which has Lanczos since torchvision 0.27, and box and Hamming never.
+def _resizes_tensors(image_processor: ImageProcessor, interpolation: str) -> bool:
+    """Return whether it resizes in torch, which has Lanczos since torchvision 0.27, but no box or Hamming filter.
 
-    Where torch has no Lanczos, transformers' own processors take bicubic and warn, up to 22 of 255 away. Here it is
-    Pillow's then, as their warning advises: the filter that the model was trained with, whatever is installed.
+    Without Lanczos in torch, transformers' own processors take bicubic and warn, up to 22 of 255 away. Here it is then
+    Pillow's, as their warning advises: the filter that the model was trained with, whatever is installed.
     """
     from torchvision import __version__
 
@@ -219,5 +235,5 @@ def _resizes_tensors(image_processor: Any, interpolation: str) -> bool:
     return has and getattr(image_processor, "backend", "pil") == "torchvision"
 
 
-def _sides(size: Any) -> dict[str, int]:
+def _sides(size: Mapping[str, int | None] | None) -> dict[str, int]:
     return {key: int(value) for key, value in dict(size or {}).items() if value}

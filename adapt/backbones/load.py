@@ -1,4 +1,4 @@
-"""`load_backbone(spec)`: from a name or a folder to a backbone."""
+"""Loading a backbone from a name or a folder."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ def load_backbone(spec: str, device: str | torch.device = ..., quantize: str | N
 
 
 def load_backbone(spec: str, device: str | torch.device = AUTO, quantize: str | None = None) -> Backbone:
-    """Builds the backbone that `spec` names; see `adapt backbones` for the forms.
+    """Build the backbone that `spec` names; see `adapt backbones` for the forms.
 
-    `device` is the accelerator of this process where there is one, unless another is named (see `adapt.devices`);
-    `quantize` keeps the linears of its blocks as nf4 or int8. Raises AdaptError for an unknown form, architecture,
-    weight tag, folder, device or quantisation, and where that needs bitsandbytes (the extra `quantize`).
+    By default `device` is the accelerator of this process if there is one (see `adapt.devices`); `quantize` keeps the
+    linears of its blocks as nf4 or int8. Raises AdaptError for an unknown form, architecture, weight tag, folder,
+    device or quantisation, and if bitsandbytes (the extra `quantize`) is needed and missing.
     """
     from adapt.backbones import quantize as quantized
 
@@ -67,19 +67,19 @@ def load_backbone(spec: str, device: str | torch.device = AUTO, quantize: str | 
 
 
 def of_one_model(spec: str, device: torch.device) -> Backbone:
-    """The backbone that `spec` names, wherever its family puts it, whole."""
+    """Return the backbone that `spec` names, on the device that its family chooses."""
     folder = Path(spec.removeprefix("hf:"))
     if (folder / COMPACT).is_file():
         raise AdaptError(
-            f"{folder} is no backbone by itself: the blocks that its adapter skips were cut out. Load both by "
-            "adapt.load(FOLDER), or give the whole backbone"
+            f"{folder} is not a complete backbone: the blocks that its adapter skips were cut out. Load both "
+            "with adapt.load(FOLDER), or give the full backbone"
         )
     family = families.of(spec)
     return family.load(spec, device) if family.claims(spec) else family.load_folder(Path(spec), spec)
 
 
 def hollow(path: Path, name: str | None) -> Backbone:
-    """The backbone that a folder's configuration describes, all its tensors on the meta device: none has memory."""
+    """Return the backbone that a folder's configuration describes, with tensors on the meta device, without memory."""
     import torch
 
     with torch.device("meta"):

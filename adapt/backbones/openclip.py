@@ -1,22 +1,27 @@
-"""Maps open_clip models (`CLIP`, `CustomTextCLIP`; native and timm ViT trunks) to towers."""
+"""Maps of open_clip models (`CLIP`, `CustomTextCLIP`; native and timm ViT trunks) to towers."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import open_clip
 import torch
+from open_clip import CLIP, CustomTextCLIP
 from open_clip.hf_model import HFTextEncoder
-from open_clip.tokenizer import HFTokenizer, syntax_mask_tokenize
+from open_clip.tokenizer import HFTokenizer, SimpleTokenizer, syntax_mask_tokenize
 from open_clip.transformer import QuickGELU, ResidualAttentionBlock, TextTransformer, Transformer, VisionTransformer
 from safetensors.torch import save_file
+from timm.layers import Attention as TimmAttention
+from timm.models.vision_transformer import Block as TimmBlock
+from timm.models.vision_transformer import VisionTransformer as TimmViT
 from torch import Tensor, nn
 
 from adapt.backbones.base import DualEncoder
-from adapt.backbones.preprocess import Preprocess, from_torchvision
+from adapt.backbones.preprocess import Preprocess, Transform, from_torchvision
 from adapt.backbones.tokenizer import HFText, SimpleText, TextTokenizer, check_tokenizer
 from adapt.backbones.tower import (
     Block,
@@ -38,17 +43,17 @@ _VISION_POOLING: dict[str, Pooling] = {"tok": "class", "avg": "mean", "none": "n
 
 
 def build(
-    model: Any,
-    tokenizer: Any,
-    preprocess: Any = None,
+    model: nn.Module,
+    tokenizer: SimpleTokenizer | HFTokenizer,
+    preprocess: Transform | None = None,
     name: str | None = None,
-    config: dict[str, Any] | None = None,
+    config: Mapping[str, object] | None = None,
 ) -> DualEncoder:
-    """The backbone of an open_clip `model`; `preprocess` is the evaluation transform that came with it, if any.
+    """Return the backbone of an open_clip `model`; `preprocess` is the evaluation transform that came with it, if any.
 
     `config` is the `model_cfg` that the model was built from; with it, changed copies can be written as folders.
     """
-    if not isinstance(model, open_clip.CLIP | open_clip.CustomTextCLIP):
+    if not isinstance(model, CLIP | CustomTextCLIP):
         raise AdaptError(
             f"from_open_clip got a {type(model).__name__}; expected open_clip's CLIP or CustomTextCLIP "
             "(for transformers models use Backbone.from_transformers)"
@@ -67,11 +72,13 @@ def build(
     )
 
 
-def _export(config: dict[str, Any], tokenizer: Any, folder: Path, model: Any) -> None:
-    """A folder that open_clip's `local-dir:` loads. Where weights forced QuickGELU, that is recorded."""
+def _export(
+    config: Mapping[str, object], tokenizer: SimpleTokenizer | HFTokenizer, folder: Path, model: nn.Module
+) -> None:
+    """Write a folder that open_clip's `local-dir:` loads, recording QuickGELU if the weights forced it."""
     activations = {type(module).__name__ for module in model.modules()}
     cfg = {
-        "model_cfg": config | {"quick_gelu": "QuickGELU" in activations},
+        "model_cfg": {**config, "quick_gelu": "QuickGELU" in activations},
         "preprocess_cfg": open_clip.get_model_preprocess_cfg(model),
     }
     (folder / "open_clip_config.json").write_text(json.dumps(cfg, indent=2) + "\n")
@@ -81,11 +88,11 @@ def _export(config: dict[str, Any], tokenizer: Any, folder: Path, model: Any) ->
         tokenizer.save_pretrained(folder)
 
 
-def _tokenizer(tokenizer: Any, model: Any) -> TextTokenizer:
+def _tokenizer(tokenizer: SimpleTokenizer | HFTokenizer, model: CLIP | CustomTextCLIP) -> TextTokenizer:
     length = int(model.context_length)
-    if isinstance(getattr(model, "text", None), HFTextEncoder):  # whose own length counts positions that pad
+    if isinstance(getattr(model, "text", None), HFTextEncoder):  # its own length counts padding positions
         length = min(length, getattr(tokenizer, "context_length", None) or length)
-    if isinstance(tokenizer, open_clip.SimpleTokenizer):
+    if isinstance(tokenizer, SimpleTokenizer):
         if tokenizer.reduction_fn is syntax_mask_tokenize:
             raise AdaptError("the tokenizer drops words by their syntax; build it without reduction_mask='syntax'")
         ours: TextTokenizer = SimpleText(tokenizer, length)
@@ -99,7 +106,7 @@ def _tokenizer(tokenizer: Any, model: Any) -> TextTokenizer:
     return ours
 
 
-def _preprocess(model: Any, preprocess: Any) -> Preprocess:
+def _preprocess(model: CLIP | CustomTextCLIP, preprocess: Transform | None) -> Preprocess:
     if preprocess is not None:
         return from_torchvision(preprocess, model.visual.image_size)
     config = open_clip.get_model_preprocess_cfg(model)
@@ -113,7 +120,7 @@ def _preprocess(model: Any, preprocess: Any) -> Preprocess:
     )
 
 
-def _block(module: Any) -> Block:
+def _block(module: ResidualAttentionBlock) -> Block:
     attn, mlp = module.attn, module.mlp
     projections = fused_qkv(attn, attn.embed_dim, "in_proj_weight", "in_proj_bias")
     projections |= {"out": Projection(attn.out_proj), "fc1": Projection(mlp.c_fc), "fc2": Projection(mlp.c_proj)}
@@ -124,8 +131,8 @@ def _block(module: Any) -> Block:
     return Block(module, attn, *norms, mlp.gelu, projections, *scales, sites, mlp, **form)
 
 
-def _native_blocks(transformer: Any) -> tuple[Block, ...] | None:
-    """The blocks of open_clip's own `Transformer`; None where its blocks are of a variant with other arithmetic."""
+def _native_blocks(transformer: Transformer) -> tuple[Block, ...] | None:
+    """Return the blocks of open_clip's own `Transformer`; None if they are a variant with other arithmetic."""
     if type(transformer) is not Transformer:
         return None
     if any(type(block) is not ResidualAttentionBlock for block in transformer.resblocks):
@@ -133,9 +140,9 @@ def _native_blocks(transformer: Any) -> tuple[Block, ...] | None:
     return tuple(_block(block) for block in transformer.resblocks)
 
 
-def _text_tower(model: Any) -> Tower | None:
-    """CLIP keeps its text tower inline, CustomTextCLIP in `.text`; the parts have the same names in both."""
-    owner = model.text if isinstance(model, open_clip.CustomTextCLIP) else model
+def _text_tower(model: CLIP | CustomTextCLIP) -> Tower | None:
+    """Return the text tower, which CLIP keeps inline and CustomTextCLIP in `.text`, with the same names of parts."""
+    owner = model.text if isinstance(model, CustomTextCLIP) else model
     if owner is not model and type(owner) is not TextTransformer:
         return None
     blocks = _native_blocks(owner.transformer)
@@ -152,7 +159,7 @@ def _text_tower(model: Any) -> Tower | None:
         embedding=owner.token_embedding,
         positions=partial(_positions, owner),
         final_norm=owner.ln_final,
-        project=partial(_project, owner),
+        project=partial(_project, owner, "text_projection"),
     )
     return _tower(
         "text", form, blocks, text=parts, final_norm=owner.ln_final, projection=_last(owner, "text_projection")
@@ -160,13 +167,13 @@ def _text_tower(model: Any) -> Tower | None:
 
 
 def _tower(name: str, form: Form, blocks: tuple[Block, ...], **parts: Any) -> Tower:
-    attn: Any = blocks[0].attn
-    width: int = blocks[0].projections["out"].weight.shape[0]
-    return Tower(name, width, attn.num_heads, form, blocks, **parts)
+    heads, width = blocks[0].attn.num_heads, blocks[0].projections["out"].shape[0]
+    assert isinstance(heads, int)
+    return Tower(name, width, heads, form, blocks, **parts)
 
 
-def _last(owner: Any, name: str) -> LastProjection | None:
-    """The map to features that `owner` keeps as `name`: a parameter or a linear map; None where it is neither."""
+def _last(owner: nn.Module, name: str) -> LastProjection | None:
+    """Return the map to features that `owner` keeps as `name`; None if it is neither a parameter nor a linear map."""
     known = isinstance(getattr(owner, name, None), nn.Parameter | nn.Linear)
     return LastProjection(owner, name) if known else None
 
@@ -174,77 +181,71 @@ def _last(owner: Any, name: str) -> LastProjection | None:
 # functions of their owner, not closures over it: a copy of the backbone must read its own
 
 
-def _positions(owner: Any) -> Tensor:
+def _positions(owner: CLIP | TextTransformer) -> Tensor:
     positions: Tensor = owner.positional_embedding.detach()
     return positions
 
 
-def _project(owner: Any, pooled: Tensor) -> Tensor:
-    projection: nn.Module | Tensor | None = owner.text_projection
+def _project(owner: nn.Module, name: str, pooled: Tensor) -> Tensor:
+    projection: nn.Module | Tensor | None = getattr(owner, name)
     if projection is None:
         return pooled
     return projection(pooled) if isinstance(projection, nn.Module) else pooled @ projection.detach()
 
 
-def _vision_tower(visual: Any) -> Tower | None:
-    """The vision tower of a native ViT or a timm ViT trunk; None for ResNets and other trunks without such blocks."""
+def _vision_tower(visual: nn.Module) -> Tower | None:
+    """Return the vision tower of a native ViT or a timm ViT trunk; None for ResNets and other trunks."""
     if isinstance(visual, VisionTransformer):
         blocks = _native_blocks(visual.transformer)
         if blocks is None:
             return None
         pooling: Pooling = "map" if visual.attn_pool is not None else _VISION_POOLING[visual.pool_type]
         outside = {"pre_norm": visual.ln_pre, "final_norm": visual.ln_post, "projection": _last(visual, "proj")}
-        parts = VisionParts(*(partial(part, visual) for part in (_embed, _read, _project_image)))
+        parts = VisionParts(partial(_embed, visual), partial(_read, visual), partial(_project, visual, "proj"))
         return _tower("vision", Form(False, pooling), blocks, vision=None if pooling == "map" else parts, **outside)
     trunk = getattr(visual, "trunk", None)
-    return None if trunk is None else _timm_tower(trunk, visual.head)
+    return None if trunk is None else _timm_tower(trunk, visual.get_submodule("head"))
 
 
-def _embed(visual: Any, images: Tensor) -> Tensor:
+def _embed(visual: VisionTransformer, images: Tensor) -> Tensor:
     patches = visual.conv1(images).flatten(2).transpose(1, 2)
     first = visual.class_embedding.detach().to(patches.dtype).expand(patches.shape[0], 1, -1)
     return torch.cat([first, patches], dim=1) + visual.positional_embedding.detach().to(patches.dtype)
 
 
-def _read(visual: Any, x: Tensor, norm: Norm) -> Tensor:
+def _read(visual: VisionTransformer, x: Tensor, norm: Norm) -> Tensor:
     if visual.final_ln_after_pool:
         return norm(visual._global_pool(x)[0])
     pooled: Tensor = visual._global_pool(norm(x))[0]
     return pooled
 
 
-def _project_image(visual: Any, pooled: Tensor) -> Tensor:
-    return pooled if visual.proj is None else pooled @ visual.proj.detach()
-
-
-def _timm_tower(trunk: Any, head: Any) -> Tower | None:
-    from timm.layers import Attention as TimmAttention
-    from timm.models.vision_transformer import Block as TimmBlock
-    from timm.models.vision_transformer import VisionTransformer as TimmViT
-
+def _timm_tower(trunk: nn.Module, head: nn.Module) -> Tower | None:
     if not isinstance(trunk, TimmViT) or any(type(block) is not TimmBlock for block in trunk.blocks):
         return None
-    if any(type(block.attn) is not TimmAttention or not _timm_mlp(block.mlp) for block in trunk.blocks):
+    if any(
+        type(block.attn) is not TimmAttention or not _timm_mlp(block.get_submodule("mlp")) for block in trunk.blocks
+    ):
         return None
     blocks = tuple(_timm_block(block) for block in trunk.blocks)
     pooling: Pooling = {"token": "class", "avg": "mean", "map": "map"}.get(trunk.global_pool, "none")  # type: ignore[assignment]
-    final = trunk.fc_norm if isinstance(trunk.norm, nn.Identity) else trunk.norm  # behind the pooling, or before it
+    final = trunk.fc_norm if isinstance(trunk.norm, nn.Identity) else trunk.norm  # after the pooling, or before it
     outside = {"pre_norm": trunk.norm_pre, "final_norm": final, "projection": _last(head, "proj")}
     parts = VisionParts(partial(_timm_embed, trunk), partial(_timm_read, trunk), partial(_timm_project, trunk, head))
     return _tower("vision", Form(False, pooling), blocks, vision=parts, **outside)
 
 
-def _timm_embed(trunk: Any, images: Tensor) -> Tensor:
+def _timm_embed(trunk: TimmViT, images: Tensor) -> Tensor:
     embedded: Tensor = trunk._pos_embed(trunk.patch_embed(images))
     return embedded
 
 
-def _timm_project(trunk: Any, head: Any, pooled: Tensor) -> Tensor:
-    features: Tensor = head(trunk.head(pooled))  # the former projects where open_clip's config has no projection
+def _timm_project(trunk: TimmViT, head: nn.Module, pooled: Tensor) -> Tensor:
+    features: Tensor = head(trunk.head(pooled))  # trunk.head projects if open_clip's config has no projection
     return features
 
 
-def _timm_read(trunk: Any, x: Tensor, norm: Norm) -> Tensor:
+def _timm_read(trunk: TimmViT, x: Tensor, norm: Norm) -> Tensor:
     before, after = (trunk.norm, norm) if isinstance(trunk.norm, nn.Identity) else (norm, trunk.fc_norm)
     pooled: Tensor = after(trunk.pool(before(x)))
     return pooled
@@ -254,14 +255,16 @@ def _timm_read(trunk: Any, x: Tensor, norm: Norm) -> Tensor:
 _MLPS: tuple[dict[str, str], ...] = ({"fc1": "fc1", "fc2": "fc2"}, {"w0": "gate", "w1": "up", "w2": "down"})
 
 
-def _timm_mlp(mlp: Any) -> dict[str, Projection]:
-    """The projections of an MLP, none where its form is not known."""
+def _timm_mlp(mlp: nn.Module) -> dict[str, Projection]:
+    """Return the projections of an MLP, none if its form is not known."""
     names = next((known for known in _MLPS if all(hasattr(mlp, name) for name in known)), {})
     return {letter: Projection(getattr(mlp, name)) for name, letter in names.items()}
 
 
-def _timm_block(module: Any) -> Block:
-    attn, mlp = module.attn, module.mlp
+def _timm_block(module: nn.Module) -> Block:
+    assert isinstance(module, TimmBlock)
+    attn, mlp = module.attn, module.get_submodule("mlp")
+    assert isinstance(attn, TimmAttention)
     projections = fused_qkv(attn.qkv, attn.num_heads * attn.head_dim)
     projections |= {"out": Projection(attn.proj)} | _timm_mlp(mlp)
     between = (attn.q_norm, attn.k_norm, getattr(attn, "norm", None), getattr(attn, "gate", None))
@@ -270,7 +273,7 @@ def _timm_block(module: Any) -> Block:
         attn,
         module.norm1,
         module.norm2,
-        mlp.act,
+        mlp.get_submodule("act"),
         projections,
         module.ls1,
         module.ls2,

@@ -1,33 +1,38 @@
-"""From a picture to the tensor a vision tower expects: the model's own way, and the papers' training augmentation."""
+"""Transforms of pictures to the tensors of a vision tower: the model's own, and the papers' augmentation."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from torch import Tensor
 
-Transform = Callable[[Any], Tensor]  # PIL image -> (3, h, w)
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import nn
+
+Transform = Callable[["Image"], Tensor]  # PIL image -> (3, h, w)
+Picture = TypeVar("Picture", bound="Image | Tensor")
 
 
 @dataclass(frozen=True)
 class Preprocess:
-    """How a model reads an image: all that an adapter must record to be used elsewhere."""
+    """The way a model reads an image: all that an adapter must record to be used elsewhere."""
 
     size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
     interpolation: str = "bicubic"
     resize: Literal["shortest", "squash"] = "shortest"
-    edge: int | None = None  # what the shorter edge becomes before the crop, where that is not `size`
+    edge: int | None = None  # length of the shorter edge before the crop, if not `size`
     floor_crop: bool = False  # an odd margin is cut as transformers does, not rounded as torchvision does
-    turned: bool = False  # pictures are turned upright by their EXIF orientation before all else
-    on_tensors: bool = False  # resizes in torch, as transformers' processors do, which rounds otherwise than Pillow
+    turned: bool = False  # pictures are first turned upright by their EXIF orientation
+    on_tensors: bool = False  # resizes in torch, as transformers' processors do, which rounds differently from Pillow
 
-    def to_dict(self) -> dict[str, Any]:
-        """What an adapter records. Not how a library rounds: its models' fingerprints tell libraries apart."""
+    def to_dict(self) -> dict[str, object]:
+        """Return what an adapter records, without a library's rounding: fingerprints tell libraries apart."""
         recorded = asdict(self)
         del recorded["floor_crop"], recorded["on_tensors"]
         if self.edge is None:
@@ -38,19 +43,22 @@ class Preprocess:
         """Resize (the smaller edge and centre crop, or both edges), then normalise."""
         from torchvision.transforms import v2
 
-        exact = "-exact" if self.on_tensors and self.interpolation == "nearest" else ""  # which Pillow's always is
+        exact = "-exact" if self.on_tensors and self.interpolation == "nearest" else ""  # as Pillow's always is
         resize = self._resized(self.interpolation + exact)
         to_tensor, *rest = self._to_tensor()
         return v2.Compose([to_tensor, *resize, *rest] if self.on_tensors else [*resize, to_tensor, *rest])
 
-    def placing(self, interpolation: str | None = None) -> Callable[[Any], Any]:
-        """A picture to the part of it that the model reads, at its size; of a mask the `interpolation` is nearest."""
+    def placing(self, interpolation: str | None = None) -> Callable[[Image], Image]:
+        """Return a function from a picture to the part that the model reads, at its size.
+
+        For a mask, `interpolation` is nearest.
+        """
         from torchvision.transforms import v2
 
         return v2.Compose(self._resized(interpolation or self.interpolation))
 
-    def _resized(self, interpolation: str) -> list[Any]:
-        """The smaller edge and centre crop, or both edges."""
+    def _resized(self, interpolation: str) -> list[nn.Module]:
+        """Return the steps that resize: the smaller edge and centre crop, or both edges."""
         from torchvision.transforms import InterpolationMode, v2
 
         mode = InterpolationMode(interpolation)
@@ -66,7 +74,7 @@ class Preprocess:
         crop = v2.RandomResizedCrop(self.size, scale=(0.08, 1.0), interpolation=InterpolationMode.BICUBIC)
         return v2.Compose([crop, v2.RandomHorizontalFlip(0.5), *self._to_tensor()])
 
-    def _to_tensor(self) -> list[Any]:
+    def _to_tensor(self) -> list[nn.Module]:
         import torch
         from torchvision.transforms import v2
 
@@ -75,31 +83,32 @@ class Preprocess:
 
 
 class OfUpright:
-    """A transform of pictures that whoever opens them turns upright by EXIF: regions are cut out after that."""
+    """A transform of pictures that the caller has turned upright by EXIF, before regions are cut out."""
 
     turned = True
 
     def __init__(self, transform: Transform) -> None:
         self.transform = transform
 
-    def __call__(self, picture: Any) -> Tensor:
+    def __call__(self, picture: Image) -> Tensor:
         return self.transform(picture)
 
 
-def _floor_crop(picture: Any, size: int) -> Any:
-    """The central square of a picture or its pixels, padded with black where that is smaller."""
+def _floor_crop(picture: Picture, size: int) -> Picture:
+    """Return the central square of a picture or its pixels, padded with black if it is too small."""
     from torchvision.transforms.v2 import functional as F
 
     height, width = (max(size, edge) for edge in F.get_size(picture))
     picture = F.center_crop(picture, [height, width])  # pads, and cuts nothing
-    return F.crop(picture, (height - size) // 2, (width - size) // 2, size, size)
+    cropped: Picture = F.crop(picture, (height - size) // 2, (width - size) // 2, size, size)
+    return cropped
 
 
-def from_torchvision(transform: Any, image_size: int | tuple[int, int]) -> Preprocess:
-    """Reads size, statistics and resizing off a torchvision `Compose`, as open_clip's factory builds it.
+def from_torchvision(transform: Transform, image_size: int | tuple[int, int]) -> Preprocess:
+    """Read size, statistics and resizing off a torchvision `Compose`, as open_clip's factory builds it.
 
-    Where the transform has no `Normalize` (a function of the user's own), CLIP's statistics are assumed for the
-    training transform; evaluation uses the transform itself.
+    If the transform has no `Normalize` (a function of the user's own), CLIP's statistics are assumed for the training
+    transform; evaluation uses the transform itself.
     """
     from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 

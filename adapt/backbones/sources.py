@@ -1,4 +1,4 @@
-"""Where backbones come from: bundled folders, and what libraries raise while they load others."""
+"""Sources of backbones: bundled folders and the hub, and the errors that libraries raise while they load."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pathlib import Path
 from adapt import hub
 from adapt.errors import AdaptError
 
-HF_HUB = "hf-hub:"  # open_clip's own word for a repository of the hub
+HF_HUB = "hf-hub:"  # open_clip's prefix for a hub repository
 BUNDLED = ("mini-clip", "mini-clip-half", "mini-lm", "mini-vilt")
 
 
 def bundled(name: str = "mini-clip") -> Path:
-    """The folder of a bundled checkpoint: inside the installed package, or beside it in a source checkout."""
+    """Return the folder of a bundled checkpoint: inside the installed package, or beside it in a source checkout."""
     package = Path(__file__).resolve().parents[1]
     for folder in (package / "_checkpoints" / name, package.parent / "checkpoints" / name):
         if (folder / "tokenizer.json").is_file():
@@ -24,18 +24,18 @@ def bundled(name: str = "mini-clip") -> Path:
 
 
 def hub_names(spec: str | None) -> list[str]:
-    """What the hub calls the models that `spec` names; of bundled ones, folders and random weights nothing."""
+    """Return the hub's names of the models in `spec`, none for bundled ones, folders and random weights."""
     return [name for part in (spec or "").split("+") if (name := _hub_name(part)) is not None]
 
 
 def is_portable(spec: str | None) -> bool:
-    """Whether `spec` names the same model on any machine: bundled ones, and those of the hub."""
+    """Return whether `spec` names the same model on any machine, as bundled models and those on the hub do."""
     return spec is not None and all(part in BUNDLED or _hub_name(part) for part in spec.split("+"))
 
 
 def is_here(spec: str) -> bool:
-    """Whether all that `spec` names is on this machine: bundled models and folders. No network is asked."""
-    parts = [spec] if os.path.isdir(spec) else spec.split("+")  # which a name too long for a file is not
+    """Return whether all of `spec` is on this machine, bundled or in folders, without using the network."""
+    parts = [spec] if os.path.isdir(spec) else spec.split("+")  # False for a name too long for a file
     return all(part in BUNDLED or os.path.isdir(part.removeprefix("hf:")) for part in parts)
 
 
@@ -51,12 +51,12 @@ def _hub_name(spec: str) -> str | None:
 
     architecture, _, pretrained = rest.partition("/")
     repository = str(open_clip.get_pretrained_cfg(architecture, pretrained).get("hf_hub") or "")
-    return "/".join(repository.split("/")[:2]) or None  # what may follow is a file
+    return "/".join(repository.split("/")[:2]) or None  # a file name may follow
 
 
 @contextmanager
 def fetching(source: str) -> Iterator[None]:
-    """AdaptError where transformers cannot load `source` inside, or would have to run code that comes with it."""
+    """Raise AdaptError if transformers cannot load `source` inside, or would have to run code that comes with it."""
     from adapt.backbones.foreign_code import check_source, needs_code, no_questions
 
     with nullcontext() if os.path.isdir(source) else hub.asked_once():
@@ -76,22 +76,22 @@ def fetching(source: str) -> Iterator[None]:
 
 
 def errors_of_data() -> tuple[type[Exception], ...]:
-    """What libraries raise where a configuration makes no sense to them."""
+    """Return the errors that libraries raise for a configuration that makes no sense."""
     from huggingface_hub.errors import StrictDataclassError
 
     return TypeError, LookupError, AttributeError, ArithmeticError, ImportError, StrictDataclassError
 
 
 def library_errors() -> tuple[type[Exception], ...]:
-    """What libraries raise where files are missing or damaged."""
+    """Return the errors that libraries raise for missing or damaged files."""
     from safetensors import SafetensorError
 
     return SafetensorError, RuntimeError, OSError, ValueError, AssertionError
 
 
 def reason(error: Exception) -> str:
-    """The first line of what a library says, with the next one where it announces that."""
+    """Return the first line of a library's message, and the next one if the first announces it."""
     lines = str(error).strip().splitlines() or [""]
-    said = " ".join(line.strip() for line in lines[: 2 if lines[0].endswith(":") else 1]).rstrip(".")
-    named = isinstance(error, RuntimeError | OSError | ValueError) and said
-    return said if named else f"{type(error).__name__} {said}".rstrip()
+    message = " ".join(line.strip() for line in lines[: 2 if lines[0].endswith(":") else 1]).rstrip(".")
+    named = isinstance(error, RuntimeError | OSError | ValueError) and message
+    return message if named else f"{type(error).__name__} {message}".rstrip()

@@ -1,4 +1,4 @@
-"""Separate q, k, v and out linears over open_clip's fused attention, for tools that look for linears by name."""
+"""Separate q, k, v and out linears over open_clip's fused attention, for tools that find linears by name."""
 
 from __future__ import annotations
 
@@ -11,10 +11,14 @@ _PARTS = ("q_proj", "k_proj", "v_proj")
 
 
 class SplitAttention(nn.Module):
-    """Computes what an `nn.MultiheadAttention` does, with `q_proj`, `k_proj`, `v_proj` and `out_proj` as modules.
+    """An `nn.MultiheadAttention` with `q_proj`, `k_proj`, `v_proj` and `out_proj` as modules.
 
     The three linears are views of the fused weight: nothing is copied.
     """
+
+    q_proj: nn.Linear
+    k_proj: nn.Linear
+    v_proj: nn.Linear
 
     def __init__(self, attn: nn.MultiheadAttention) -> None:
         super().__init__()
@@ -29,7 +33,7 @@ class SplitAttention(nn.Module):
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, need_weights: bool = False, attn_mask: Tensor | None = None
     ) -> tuple[Tensor, None]:
-        """`(b, l, d)`, or `(l, b, d)` where the attention was built so."""
+        """Return `(b, l, d)`, or `(l, b, d)` if the attention was built so."""
         linears = {name[0]: getattr(self, name) for name in _PARTS} | {"out": self.out_proj}
         return attend(linears, self.num_heads, self.batch_first, query, key, value, attn_mask), None
 
@@ -43,7 +47,7 @@ def attend(
     value: Tensor,
     attn_mask: Tensor | None,
 ) -> Tensor:
-    """`nn.MultiheadAttention`'s arithmetic over the projections q, k, v and out."""
+    """Compute what `nn.MultiheadAttention` does from the projections q, k, v and out."""
     if not batch_first:
         query, key, value = (x.transpose(0, 1) for x in (query, key, value))
     q, k, v = (
@@ -55,7 +59,7 @@ def attend(
 
 
 def linear_over(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    """A frozen linear over the given tensors themselves, not copies."""
+    """Return a frozen linear over the given tensors themselves, not copies."""
     linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
     linear.weight = nn.Parameter(weight, requires_grad=False)
     if bias is not None:
@@ -64,7 +68,7 @@ def linear_over(weight: Tensor, bias: Tensor | None) -> nn.Linear:
 
 
 def split_attention(model: nn.Module) -> nn.Module:
-    """Replaces every `nn.MultiheadAttention` of `model` by its split form, in place, and returns `model`.
+    """Replace every `nn.MultiheadAttention` of `model` by its split form, in place, and return `model`.
 
     peft and quantisers then find the linears by name; the model computes the same.
     """

@@ -1,4 +1,4 @@
-"""Linears that stand for frozen projections of a backbone, for tools that wrap a linear."""
+"""Linears in place of a backbone's frozen projections, for tools that wrap a linear."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from types import MappingProxyType
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +16,9 @@ _GIVEN: ContextVar[Mapping[int, Tensor]] = ContextVar("_GIVEN", default=MappingP
 
 
 class StandIn(nn.Linear):
-    """Computes a projection for those that want a linear. It holds one number in place of a weight.
+    """A linear that computes a frozen projection, and holds one number in place of a weight.
 
-    Whoever copies, saves or compares it does not do so to the backbone's weight.
+    Copying, saving or comparing it therefore leaves the backbone's weight alone.
     """
 
     def __init__(self, projection: Projection) -> None:
@@ -29,7 +28,7 @@ class StandIn(nn.Linear):
         self.place()
 
     def place(self) -> None:
-        """Its one number, in a weight's shape, says where the backbone's is."""
+        """Put its one number, in a weight's shape, on the device of the backbone's weight."""
         device = getattr(self.projection.module, self.projection.weight_name).device
         if self.weight is None or self.weight.device != device:
             number = torch.zeros(1, device=device).expand(self.projection.shape)
@@ -41,26 +40,26 @@ class StandIn(nn.Linear):
 
     @contextmanager
     def giving(self, output: Tensor) -> Iterator[None]:
-        """Inside, in this thread, it gives `output`: what it would compute, where that is known already."""
+        """Give `output`, if it has been computed already, in place of computing it inside, in this thread."""
         token = _GIVEN.set({**_GIVEN.get(), id(self): output})
         try:
             yield
         finally:
             _GIVEN.reset(token)
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return vars(self) | {"_parameters": {"weight": None, "bias": None}}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: dict[str, object]) -> None:
         super().__setstate__(state)
         self.place()
 
 
 class ViewedWeight(StandIn):
-    """One for those that read the weight itself: a view of the backbone's, or a copy where that is quantised."""
+    """A stand-in for tools that read the weight itself: a view of the backbone's, or a copy of a quantised one."""
 
     def place(self) -> None:
-        """Points at the backbone's weight, also after that was moved or replaced."""
+        """Point at the backbone's weight, even after it was moved or replaced."""
         weight, bias = self.projection.weight, self.projection.bias
         if self.weight is None or self.weight.data_ptr() != weight.data_ptr():
             self.weight = nn.Parameter(weight, requires_grad=False)

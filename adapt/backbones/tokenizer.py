@@ -1,33 +1,37 @@
-"""One interface over the libraries' tokenizers: rows of ids without padding, and the bare pieces of a text."""
+"""One interface to the libraries' tokenizers: rows of ids without padding, and the bare pieces of a text."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
 from adapt.errors import AdaptError
 
+if TYPE_CHECKING:
+    from open_clip.tokenizer import SimpleTokenizer
+    from transformers import PreTrainedTokenizerBase
+
 
 class TextTokenizer(Protocol):
-    """What prompts need of a tokenizer."""
+    """A tokenizer as prompts need it."""
 
     context_length: int
     pad_id: int
 
     def __hash__(self) -> int:
-        """Anything that equal tokenizers share."""
+        """Return a number that equal tokenizers share."""
 
     def row(self, text: str) -> list[int]:
-        """The ids of `text` with the start and end tokens that the model expects, unpadded and untruncated."""
+        """Return the ids of `text` with the start and end tokens that the model expects, unpadded and untruncated."""
 
     def pieces(self, text: str) -> list[int]:
-        """The ids of `text` alone."""
+        """Return the ids of `text` itself."""
 
     def token(self, token_id: int) -> str:
-        """How token `token_id` reads."""
+        """Return how token `token_id` reads."""
 
 
 class SimpleText:
@@ -35,7 +39,7 @@ class SimpleText:
 
     pad_id = 0
 
-    def __init__(self, tokenizer: Any, context_length: int) -> None:
+    def __init__(self, tokenizer: SimpleTokenizer, context_length: int) -> None:
         self._tokenizer = tokenizer
         self.context_length = context_length
 
@@ -50,15 +54,15 @@ class SimpleText:
 
 
 class HFText:
-    """A tokenizer of transformers, alone or inside open_clip's wrapper, which has options of its own.
+    """A tokenizer of transformers, by itself or inside open_clip's wrapper, which has options of its own.
 
-    That cleans the text first, may strike the separator out (`strip_sep`, CLIPA), and may set a class token at the end
-    of the context, behind the padding (`class_token_last`, CLIPS).
+    The wrapper cleans the text first, may replace the separator by 0 (`strip_sep`, CLIPA), and may put a class token at
+    the end of the context, after the padding (`class_token_last`, CLIPS).
     """
 
     def __init__(
         self,
-        tokenizer: Any,
+        tokenizer: PreTrainedTokenizerBase,
         context_length: int,
         clean: Callable[[str], str] = str,
         strip_sep: bool = False,
@@ -84,7 +88,7 @@ class HFText:
         return [0 if token_id == self._struck else token_id for token_id in ids]
 
     def token(self, token_id: int) -> str:
-        return self._tokenizer.decode([token_id]).strip() or repr(self._tokenizer.convert_ids_to_tokens(token_id))
+        return str(self._tokenizer.decode([token_id])).strip() or repr(self._tokenizer.convert_ids_to_tokens(token_id))
 
 
 _PROBES = (
@@ -97,24 +101,24 @@ _PROBES = (
 
 
 def check_tokenizer(tokenizer: TextTokenizer, library: Callable[[list[str]], Tensor], name: str) -> None:
-    """Raises AdaptError unless our rows, padded, are what the library's own call gives for a few texts."""
+    """Raise AdaptError unless our padded rows equal those of the library's own call for a few texts."""
     for text in _PROBES:
         row = tokenizer.row(text)
         if len(row) > tokenizer.context_length:
-            continue  # the library cuts it, and we refuse it
+            continue  # the library cuts it, adapt refuses it
         with torch.device("cpu"):  # a model may be built on the meta device
             ours, theirs = pad_rows([row], tokenizer)[0].tolist(), library([text])[0].tolist()
         if ours != theirs:
             raise AdaptError(
                 f"the tokenizer of {name} reads {text!r} as {theirs}, and adapt would give it {ours}: it has an option "
-                "that adapt does not know, so features would be of other texts. Give the tokenizer without it"
+                "that adapt does not support, so features would belong to other texts. Give a tokenizer without it"
             )
 
 
 def pad_rows(rows: Iterable[list[int]], tokenizer: TextTokenizer) -> Tensor:
-    """Unpadded rows to `(n, context length)`.
+    """Return unpadded rows as `(n, context length)`.
 
-    Raises AdaptError where a row is longer than the context, instead of cutting a class name silently.
+    Raises AdaptError if a row is longer than the context, instead of silently cutting a class name.
     """
     rows = list(rows)
     length = tokenizer.context_length

@@ -1,11 +1,11 @@
-"""The parts of a frozen model that edits address: towers, blocks and projections."""
+"""The parts of a frozen model that edits act on: towers, blocks and projections."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, pairwise
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,7 @@ from adapt.errors import AdaptError
 
 TowerName = Literal["text", "vision", "fusion", "text_fusion", "vision_fusion", "decoder"]
 Norm = Callable[[Tensor], Tensor]
+BlockOutput = Tensor | tuple[Tensor, *tuple[object, ...]]  # of a block's module: its tokens first
 Pooling = Literal["end", "last", "class", "mean", "map", "none"]
 
 
@@ -32,7 +33,7 @@ class Projection:
     bias_name: str = "bias"
 
     def __call__(self, x: Tensor) -> Tensor:
-        """`(..., in) -> (..., out)` by the frozen weight, whatever stands in the module's place for a call."""
+        """Map `(..., in)` to `(..., out)` by the frozen weight, whatever replaces the module during a call."""
         if not self.quantized:
             return F.linear(x, self.weight, self.bias)
         output: Tensor = type(self.module).forward(self.module, x)
@@ -40,9 +41,9 @@ class Projection:
 
     @property
     def weight(self) -> Tensor:
-        """The frozen weight `(out, in)`: detached, so no gradient ever reaches the backbone.
+        """The frozen weight `(out, in)`, detached, so that no gradient ever reaches the backbone.
 
-        A view, but a copy of rows that are interleaved, and of a quantised weight, in full precision.
+        It is a view, but a copy if rows are interleaved or the weight is quantised, then in full precision.
         """
         return self._rows_of(full_weight(self.module) if self.quantized else getattr(self.module, self.weight_name))
 
@@ -53,7 +54,7 @@ class Projection:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The precision that it computes in, also where the weight is quantised."""
+        """The precision of its computation, also if the weight is quantised."""
         stored: torch.dtype = getattr(self.module, self.weight_name).dtype
         return getattr(self.module, "int8_original_dtype", stored)
 
@@ -69,8 +70,8 @@ class Projection:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Output and input width, also where the weight is quantised and packed."""
-        module: Any = self.module
+        """Output and input width, also if the weight is quantised and packed."""
+        module = self.module
         rows, columns = (
             (module.out_features, module.in_features)
             if isinstance(module, nn.Linear)
@@ -106,39 +107,38 @@ class Block:
     projections: dict[str, Projection]
     scale1: nn.Module = field(default_factory=nn.Identity)
     scale2: nn.Module = field(default_factory=nn.Identity)
-    sites: dict[str, Site] = field(default_factory=dict)  # attn, cross, mlp, in the order of their computation
+    sites: dict[str, Site] = field(default_factory=dict)  # attn, cross, mlp, in order of computation
     mlp: nn.Module | None = None
     batch_first: bool = True  # whether the library hands it (b, l, d), not (l, b, d)
-    attn_returns_weights: bool = True  # (output, weights or None), not the output alone
+    attn_returns_weights: bool = True  # (output, weights or None), not just the output
     returns: int = 0  # how many values the module returns in a tuple; 0 where it returns `(b, l, d)` itself
     plain_attention: bool = True  # nothing but softmax(q k / sqrt(d)) v between the projections: no norms, no gates
     quick_gelu: bool = False  # act is x * sigmoid(1.702 x)
 
     def norm_of(self, site: str) -> nn.Module | None:
-        """The norm through which a site, or the whole block, reads the residual stream; None in a post-norm block."""
+        """Return the norm through which a site, or the block, reads the residual stream; None in a post-norm block."""
         read = next(iter(self.sites.values())).read if site == "block" else self.sites[site].read
         return read if read is self.norm1 or read is self.norm2 else None
 
 
-def tokens_of(output: Any) -> Tensor:
-    """The tokens in what a block's module returns, whether or not there is more."""
-    tokens: Tensor = output[0] if isinstance(output, tuple) else output
-    return tokens
+def tokens_of(output: BlockOutput) -> Tensor:
+    """Return the tokens in what a block's module returns, whether or not there is more."""
+    return output[0] if isinstance(output, tuple) else output
 
 
 @dataclass(frozen=True)
 class Form:
-    """What kind of transformer a tower is: decides which edits and which fast paths it can carry."""
+    """The kind of transformer that a tower is, which decides which edits and fast paths it supports."""
 
     causal: bool
     pooling: Pooling
-    plain_mask: bool = True  # causal or none; no padding and no appended token masked besides
-    kinds: tuple[str, ...] = ()  # each decoder block's kind of attention, where there are several
+    plain_mask: bool = True  # causal or none, with no padding or appended token masked
+    kinds: tuple[str, ...] = ()  # each decoder block's kind of attention, if they differ
 
 
 @dataclass(frozen=True)
 class TextParts:
-    """What surrounds the blocks of a text tower."""
+    """The parts around the blocks of a text tower."""
 
     embedding: nn.Embedding
     positions: Callable[[], Tensor]  # () -> (context length, d)
@@ -148,7 +148,7 @@ class TextParts:
 
 @dataclass(frozen=True)
 class VisionParts:
-    """What surrounds the blocks of a vision tower."""
+    """The parts around the blocks of a vision tower."""
 
     embed: Callable[[Tensor], Tensor]  # (b, 3, h, w) -> (b, l, d), before the pre-norm
     read: Callable[[Tensor, Norm], Tensor]  # (b, l, d) and the final norm -> pooled (b, d)
@@ -157,7 +157,7 @@ class VisionParts:
 
 @dataclass(frozen=True)
 class LastProjection:
-    """The map from what a tower is read at, `(n, d)`, to features `(n, e)`: a parameter `(d, e)`, or a linear map."""
+    """The map from pooled tokens `(n, d)` to features `(n, e)`: a parameter `(d, e)`, or a linear map."""
 
     owner: nn.Module
     name: str  # of the parameter, or the module, in its owner
@@ -165,8 +165,8 @@ class LastProjection:
     @property
     def weight(self) -> Tensor:
         """The frozen weight `(e, d)`."""
-        found = getattr(self.owner, self.name)
-        weight: Tensor = found.weight if isinstance(found, nn.Linear) else found.T
+        part = getattr(self.owner, self.name)
+        weight: Tensor = part.weight if isinstance(part, nn.Linear) else part.T
         return weight.detach()
 
 
@@ -184,19 +184,19 @@ class Tower:
     blocks: tuple[Block, ...]
     text: TextParts | None = None
     vision: VisionParts | None = None
-    pre_norm: nn.Module | None = None  # where all tokens enter; without one, at the first block
+    pre_norm: nn.Module | None = None  # where all tokens enter; without one, they enter at the first block
     final_norm: nn.Module | None = None
     projection: LastProjection | None = None
 
     @property
     def parts(self) -> dict[str, nn.Module | LastProjection]:
-        """What is there outside the blocks, by the names that edits call it by."""
+        """The parts outside the blocks, by the names that edits use."""
         named = {"pre_norm": self.pre_norm, "final_norm": self.final_norm, "projection": self.projection}
         return {name: part for name, part in named.items() if part is not None}
 
     @property
     def dtype(self) -> torch.dtype | None:
-        """The precision of its blocks' weights, which embeddings and norms may exceed; None where no block is left."""
+        """The precision of its blocks' weights, None if no block is left; embeddings and norms may have a higher."""
         there = (block for block in self.blocks if any(True for _ in block.module.parameters()))  # not cut out
         return next((each.dtype for block in there for each in block.projections.values()), None)
 
@@ -207,7 +207,7 @@ class Tower:
 
 
 def check_parts(tower: Tower, model: nn.Module) -> None:
-    """AdaptError where a part of `tower` is no longer in `model`: edits of it would act on what computes nothing."""
+    """Raise AdaptError if a part of `tower` is no longer in `model`: editing it would have no effect."""
     inside = set(model.modules())
     for index, block in enumerate(tower.blocks):
         projections = (projection.module for projection in block.projections.values())
@@ -221,38 +221,42 @@ def check_parts(tower: Tower, model: nn.Module) -> None:
 
 
 def as_one(projections: Sequence[Projection]) -> Projection | None:
-    """The one that computes all of these, one output behind the other; None where their rows are not adjacent ones of
-    one weight in floating point."""
+    """Return one projection that computes all of these, with their outputs concatenated.
+
+    None unless they are slices of one weight in floating point, each next to the one before.
+    """
     first = projections[0]
     if first.quantized or not all(each.module is first.module and isinstance(each.rows, slice) for each in projections):
         return None
-    rows: list[Any] = [each.rows for each in projections]
+    rows = [each.rows for each in projections if isinstance(each.rows, slice)]
     if any(before.stop != after.start for before, after in pairwise(rows)):
         return None
     return replace(first, rows=slice(rows[0].start, rows[-1].stop))
 
 
-def full_weight(module: Any) -> Tensor:
-    """The weight `(out, in)` that a linear of bitsandbytes stands for, in full precision."""
+def full_weight(module: nn.Module) -> Tensor:
+    """Return the weight `(out, in)` of a linear of bitsandbytes, in full precision."""
     import bitsandbytes as bnb
 
-    weight = module.weight
-    if isinstance(weight, bnb.nn.Params4bit):
-        full: Tensor = bnb.functional.dequantize_4bit(weight.data, weight.quant_state)
-        return full[:, : module.in_features]  # without what pads it to whole blocks
-    scale = module.state.SCB if weight.SCB is None else weight.SCB
-    return bnb.functional.int8_vectorwise_dequant(weight.data, scale).to(module.int8_original_dtype)
+    if isinstance(module, bnb.nn.Linear4bit) and isinstance(module.weight, bnb.nn.Params4bit):
+        full: Tensor = bnb.functional.dequantize_4bit(module.weight.data, module.weight.quant_state)
+        return full[:, : module.in_features]  # without the padding to full blocks
+    assert isinstance(module, bnb.nn.Linear8bitLt)
+    assert isinstance(module.weight, bnb.nn.Int8Params)
+    scale = module.state.SCB if module.weight.SCB is None else module.weight.SCB
+    assert scale is not None
+    return bnb.functional.int8_vectorwise_dequant(module.weight.data, scale).to(module.int8_original_dtype)
 
 
 def fused_qkv(
     module: nn.Module, width: int, weight_name: str = "weight", bias_name: str = "bias"
 ) -> dict[str, Projection]:
-    """q, k and v as the three thirds of one weight `(3 * width, in)`."""
+    """Return q, k and v as the three thirds of one weight `(3 * width, in)`."""
     rows = fused_rows([width] * 3)
     return {letter: Projection(module, part, weight_name, bias_name) for letter, part in zip("qkv", rows)}
 
 
 def fused_rows(sizes: Sequence[int]) -> list[slice]:
-    """The rows of maps of these output widths that one weight holds, one after the other."""
+    """Return the rows of one weight that holds maps of these output widths, one after the other."""
     ends = list(accumulate(sizes))
     return [slice(end - size, end) for size, end in zip(sizes, ends)]

@@ -1,4 +1,4 @@
-"""What a transform does, as a key for cached features: the steps that libraries know, with their settings."""
+"""A key of a transform for cached features: the steps that libraries define, with their settings."""
 
 from __future__ import annotations
 
@@ -7,26 +7,25 @@ from enum import Enum
 from functools import cache, partial
 from importlib.metadata import version
 from types import FunctionType
-from typing import Any
 
 import torch
 from torch import nn
 
 from adapt.version import __version__
 
-_KNOWN = ("adapt", "torchvision", "open_clip")  # whose steps a version stands for
+_KNOWN = ("adapt", "torchvision", "open_clip")  # packages whose steps are identified by their version
 _LIBRARIES = ("torch", "torchvision", "pillow", "open_clip_torch")
 
 
 class _Unknown(Exception):
-    """A part of a transform that only its author could tell from another one."""
+    """A part of a transform that only its author can compare with another."""
 
 
-def transform_key(transform: Any) -> str | None:
-    """A key that two transforms share only if they do the same, in other processes too; None where nothing is known.
+def transform_key(transform: object) -> str | None:
+    """Return a key that two transforms share only if they do the same, also in other processes; None if unknown.
 
-    Known are transforms of torchvision, open_clip and adapt, by their settings and these libraries' versions. Anybody
-    else's code may do anything.
+    Transforms of torchvision, open_clip and adapt are known, by their settings and these libraries' versions. Other
+    code may do anything.
     """
     try:
         described = repr((_versions(), _said_of(transform)))
@@ -40,8 +39,8 @@ def _versions() -> tuple[str, ...]:
     return __version__, *map(version, _LIBRARIES)
 
 
-def _said_of(value: Any) -> Any:
-    """`value` in numbers, texts and names."""
+def _said_of(value: object) -> object:
+    """Return `value` in numbers, texts and names."""
     if value is object or isinstance(value, Enum | torch.dtype):
         return str(value)
     if isinstance(value, None | bool | int | float | str):
@@ -58,14 +57,14 @@ def _said_of(value: Any) -> Any:
 
 
 def _named(value: FunctionType | type) -> str:
-    """The name of a library's function or class."""
+    """Return the name of a library's function or class."""
     if value.__module__.partition(".")[0] not in _KNOWN or "<locals>" in value.__qualname__:
         raise _Unknown
     return f"{value.__module__}.{value.__qualname__}"
 
 
-def _settings(step: Any) -> dict[str, Any]:
-    """The attributes of a step. One that holds modules or hooks is not known by them alone."""
+def _settings(step: object) -> dict[str, object]:
+    """Return the attributes of a step; they do not describe one that holds modules or hooks."""
     if not isinstance(step, nn.Module):
         return vars(step)
     bare = vars(nn.Module()) | {"training": step.training}

@@ -1,14 +1,43 @@
-"""Which kind of backbone a transformers model is, and how it is fetched."""
+"""Loading models of transformers, and the kind of backbone that each becomes."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from adapt.backbones.base import Backbone
+from adapt.backbones.sources import fetching
 from adapt.errors import AdaptError, nearest
 
-# config.model_type -> the classes that hold its weights, the first of them that a checkpoint names, or the last
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import nn
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class ImageProcessor(Protocol):
+    """The settings of an image processor of transformers that say which pixels a model reads."""
+
+    resample: int
+    do_normalize: bool
+    image_mean: Sequence[float]
+    image_std: Sequence[float]
+    size: Mapping[str, int | None]
+    crop_size: Mapping[str, int | None]
+
+    def save_pretrained(self, folder: Path) -> object: ...
+
+
+class Processor(Protocol):
+    """A processor of transformers, or any other object with these two."""
+
+    tokenizer: PreTrainedTokenizerBase
+    image_processor: ImageProcessor
+
+
+# config.model_type -> the classes of its weights; the first one that a checkpoint names is taken, else the last
 _CLASSES = {
     "clip": ("CLIPModel",),
     "siglip": ("SiglipModel",),
@@ -18,52 +47,56 @@ _CLASSES = {
 }
 
 
-def fetch(source: str, tensors: bool = True) -> tuple[Any, Any]:
-    """The model and the processor at a name or in a folder; safetensors only, never with remote code.
+def load(source: str, name: str | None, tensors: bool = True) -> Backbone:
+    """Return the backbone at a name or in a folder, called `name`; safetensors only, never with remote code.
 
     Without `tensors`, the model is made from its configuration alone. Raises AdaptError for a model of another kind,
-    and what transformers raises.
+    and if transformers cannot load it.
     """
     import transformers
 
-    config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
-    if config.model_type not in _CLASSES and "CausalLM" in str(config.architectures):
-        raise AdaptError(f"{source} is a language model: give it eyes, as in mini-clip+{source}")
-    if config.model_type not in _CLASSES:
-        raise AdaptError(f"{source} is a {config.model_type} model; {nearest(config.model_type, _CLASSES)}")
-    known = _CLASSES[config.model_type]
-    name = next((name for name in known if name in (config.architectures or ())), known[-1])
-    kind = getattr(transformers, name)
-    model = whole(kind, source) if tensors else kind(config)
-    readers = (transformers.AutoImageProcessor, transformers.AutoTokenizer)
-    image_processor, tokenizer = (each.from_pretrained(source, trust_remote_code=False) for each in readers)
-    return model, SimpleNamespace(image_processor=image_processor, tokenizer=tokenizer)
+    with fetching(source):
+        config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
+        if config.model_type not in _CLASSES and "CausalLM" in str(config.architectures):
+            raise AdaptError(f"{source} is a language model: join it to a vision tower, as in mini-clip+{source}")
+        if config.model_type not in _CLASSES:
+            raise AdaptError(f"{source} is a {config.model_type} model; {nearest(config.model_type, _CLASSES)}")
+        known = _CLASSES[config.model_type]
+        kind = getattr(transformers, next((each for each in known if each in (config.architectures or ())), known[-1]))
+        model = whole(kind, source) if tensors else kind(config)
+        readers = (transformers.AutoImageProcessor, transformers.AutoTokenizer)
+        image_processor, tokenizer = (each.from_pretrained(source, trust_remote_code=False) for each in readers)
+    return build(model.eval(), SimpleNamespace(image_processor=image_processor, tokenizer=tokenizer), name)
 
 
-def whole(kind: Any, source: str, **options: Any) -> Any:
-    """The model of class `kind` at `source`. AdaptError where a tensor is missing: transformers draws random values."""
+def whole(kind: Any, source: str, **options: object) -> PreTrainedModel:
+    """Return the model of class `kind` at `source`.
+
+    Raises AdaptError if a tensor is missing, for which transformers draws random values.
+    """
     native = {"use_safetensors": True, "trust_remote_code": False, "output_loading_info": True}
     model, report = kind.from_pretrained(source, **native, **options)
     if missing := sorted(report["missing_keys"]):
         raise AdaptError(
-            f"{source} lacks {len(missing)} of its tensors, such as {missing[0]}: configuration and weights are not of "
-            "one model. Fetch it again"
+            f"{source} lacks {len(missing)} of its tensors, such as {missing[0]}: configuration and weights belong "
+            "to different models. Fetch it again"
         )
-    return model
+    loaded: PreTrainedModel = model
+    return loaded
 
 
-def build(model: Any, processor: Any, name: str | None = None) -> Backbone:
-    """The backbone of a transformers model and its processor. Raises AdaptError for one of another kind."""
+def build(model: nn.Module, processor: Processor, name: str | None = None) -> Backbone:
+    """Return the backbone of a transformers model and its processor. Raises AdaptError for a model of another kind."""
     from adapt.backbones import fusion, hf, llava
 
-    builders: dict[str, Any] = {
+    builders: dict[str | None, Callable[..., Backbone]] = {
         "clip": hf.build,
         "siglip": hf.build,
         "vilt": fusion.build_vilt,
         "bridgetower": fusion.build_bridgetower,
         "llava": llava.build,
     }
-    kind = getattr(getattr(model, "config", None), "model_type", None)
+    kind: str | None = getattr(getattr(model, "config", None), "model_type", None)
     if kind not in builders:
         raise AdaptError(
             f"from_transformers got a {type(model).__name__}; expected CLIPModel, SiglipModel, a ViLT, BridgeTower or "
@@ -76,5 +109,4 @@ def build(model: Any, processor: Any, name: str | None = None) -> Backbone:
             f"from_transformers got {given} beside the {type(model).__name__}, without {' and '.join(missing)}: "
             "give transformers.AutoProcessor.from_pretrained(NAME), or any object with both"
         )
-    backbone: Backbone = builders[kind](model, processor, name)
-    return backbone
+    return builders[kind](model, processor, name)

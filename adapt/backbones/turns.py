@@ -1,6 +1,6 @@
-"""Whose turn it is on a frozen model: calls that leave its modules alone run side by side, one that edits them alone.
+"""Turns on a frozen model: calls that do not edit its modules run side by side, one that does runs alone.
 
-A turn lasts for one forward, or one block that is computed again: never while a caller's own code runs.
+A turn lasts for one forward, or the recomputation of one block, and never while a caller's own code runs.
 The modes of the methods on a model have turns of their own, taken before those on the model itself.
 """
 
@@ -10,7 +10,7 @@ import copy
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import Any, TypeVar
+from typing import TypeVar
 from weakref import WeakKeyDictionary
 
 from torch import nn
@@ -21,7 +21,7 @@ T = TypeVar("T")
 class _Turns:
     """The turns of one model by thread, each of which may nest its own.
 
-    Who waits to be alone goes before those who come later to share.
+    A thread that waits to be alone goes before those that come later to share.
     """
 
     def __init__(self) -> None:
@@ -76,35 +76,35 @@ _MODES: _AllTurns = WeakKeyDictionary()
 
 
 def roots(model: nn.Module) -> list[nn.Module]:
-    """The models that are frozen and edited as a whole: those side by side in a vision LLM also serve by themselves."""
+    """Return the models that are frozen and edited as one: a vision LLM's two models also serve by themselves."""
     return list(model.values()) if isinstance(model, nn.ModuleDict) else [model]
 
 
 def sharing(model: nn.Module) -> AbstractContextManager[None]:
-    """Inside, no call edits `model`."""
+    """Run while no call edits `model`."""
     return _entered(_TURNS, model, _Turns.shared)
 
 
 def alone(model: nn.Module) -> AbstractContextManager[None]:
-    """Inside, no other thread's call runs on `model`. RuntimeError in a thread that shares it already."""
+    """Run while no other thread's call runs on `model`. Raises RuntimeError in a thread that already shares it."""
     return _entered(_TURNS, model, _Turns.alone)
 
 
-def copied_alone(whole: T, model: nn.Module, memo: dict[int, Any]) -> T:
-    """A deep copy of an object that `model` belongs to, while no other thread's call has it frozen or edited."""
-    copied = memo[id(whole)] = object.__new__(type(whole))
+def copied_alone(owner: T, model: nn.Module, memo: dict[int, object]) -> T:
+    """Return a deep copy of an object that `model` belongs to, while no other thread has it frozen or edited."""
+    copied = memo[id(owner)] = object.__new__(type(owner))
     with alone(model):
-        vars(copied).update(copy.deepcopy(vars(whole), memo))
+        vars(copied).update(copy.deepcopy(vars(owner), memo))
     return copied
 
 
 def keeping_modes(model: nn.Module) -> AbstractContextManager[None]:
-    """Inside, no other thread turns methods on `model` from training to evaluation, or back."""
+    """Run while no other thread turns methods on `model` from training to evaluation, or back."""
     return _entered(_MODES, model, _Turns.shared)
 
 
 def changing_modes(model: nn.Module) -> AbstractContextManager[None]:
-    """Inside, no other thread's call on `model` reads a method's mode. RuntimeError in a thread that keeps them."""
+    """Run while no other call on `model` reads a method's mode. Raises RuntimeError in a thread that keeps them."""
     return _entered(_MODES, model, _Turns.alone)
 
 

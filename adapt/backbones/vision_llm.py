@@ -1,10 +1,10 @@
-"""A frozen vision tower beside a frozen decoder language model; a method says how the one reaches the other."""
+"""A frozen vision tower beside a frozen decoder language model; a method says how they are connected."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,9 @@ from adapt.backbones.turns import alone
 from adapt.errors import AdaptError
 from adapt.shown import shown
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 IMAGE = "<image>"  # where an image's tokens stand in a prompt, as in LLaVA's
 PROMPT = f"{IMAGE} question: {{}} answer:"
 
@@ -28,7 +31,7 @@ class Vision:
     model: nn.Module
     tower: Tower
     preprocess: Preprocess
-    encode: Callable[[Tensor], Any]  # runs the tower over images (b, 3, h, w)
+    encode: Callable[[Tensor], object]  # runs the tower over images (b, 3, h, w)
 
     @classmethod
     def of(cls, encoder: DualEncoder) -> Vision:
@@ -38,8 +41,8 @@ class Vision:
 class VisionLLM(Backbone):
     """Any mapped vision tower with any decoder language model of transformers that `decoder_tower` knows.
 
-    `prompt` has {} for the question and <image> for the image; left out, it is the tokenizer's chat template, or plain
-    words where there is none. `patch_block` is the vision block whose output are the patch features, as in LLaVA.
+    `prompt` has {} for the question and <image> for the image; by default it is the tokenizer's chat template, or plain
+    words if there is none. `patch_block` is the vision block whose output is taken as patch features, as in LLaVA.
     """
 
     family = "vision LLM"
@@ -47,8 +50,8 @@ class VisionLLM(Backbone):
     def __init__(
         self,
         vision: Vision | DualEncoder,
-        llm: Any,
-        tokenizer: Any,
+        llm: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
         *,
         name: str | None = None,
         prompt: str | None = None,
@@ -69,27 +72,30 @@ class VisionLLM(Backbone):
             name=name,
             eval_transform=own,
         )
-        self.llm, self.patch_block = llm, patch_block
+        self.llm: Any = llm  # a `PreTrainedModel` that can also `generate`
+        self.patch_block = patch_block
         self.prompt = prompt or _chat_prompt(tokenizer) or PROMPT
         if self.prompt.count("{}") != 1 or self.prompt.count(IMAGE) != 1:
             raise AdaptError(f"prompt is {self.prompt!r}; expected {{}} for the question once, and {IMAGE} once")
         self._encode, self._vision = vision.encode, vision.model
 
     def patches(self, images: Tensor) -> Tensor:
-        """Patch features `(b, p, d)` of images `(b, 3, h, w)`: a vision block's output without the class token."""
+        """Return patch features `(b, p, d)` of images `(b, 3, h, w)`: a vision block's output but the class token."""
         tower = self.towers["vision"]
-        block, found = tower.blocks[self.patch_block], list[Tensor]()
+        block, outputs = tower.blocks[self.patch_block], list[Tensor]()
         with alone(self.model):  # a hook hears every thread's calls
-            handle = block.module.register_forward_hook(lambda module, inputs, output: found.append(tokens_of(output)))
+            handle = block.module.register_forward_hook(
+                lambda module, inputs, output: outputs.append(tokens_of(output))
+            )
             try:
                 self._encode(images.to(self.dtype))
             finally:
                 handle.remove()
-        features = found[0] if block.batch_first else found[0].transpose(0, 1)
+        features = outputs[0] if block.batch_first else outputs[0].transpose(0, 1)
         return features[:, 1:] if tower.form.pooling == "class" else features
 
     def patch_shape(self) -> tuple[int, int]:
-        """How many patches an image has, and their width: read off one pass."""
+        """Return how many patches an image has, and their width, measured on one pass."""
         size = self.preprocess.size
         with torch.inference_mode():
             _, count, width = self.patches(torch.zeros(1, 3, size, size, device=self.device)).shape
@@ -104,7 +110,7 @@ class VisionLLM(Backbone):
 
     @property
     def longest(self) -> int:
-        """How many tokens the language model takes."""
+        """The most tokens that the language model takes."""
         return int(getattr(self.llm.config.get_text_config(), "max_position_embeddings", 2**31))
 
     @property
@@ -112,21 +118,21 @@ class VisionLLM(Backbone):
         return next(parameter for parameter in self._vision.parameters() if parameter.is_floating_point())
 
 
-def _chat_prompt(tokenizer: Any) -> str | None:
-    """The prompt of one turn by the tokenizer's chat template, None where it has none."""
+def _chat_prompt(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """Return the prompt of one turn by the tokenizer's chat template, None if it has none."""
     if not getattr(tokenizer, "chat_template", None):
         return None
     from jinja2 import TemplateError
 
-    # templates of language models take text, those of LLaVA its parts
+    # templates of language models take text, those of LLaVA a list of parts
     for content in (f"{IMAGE}\n{{}}", [{"type": "image"}, {"type": "text", "text": "{}"}]):
-        turn: Sequence[dict[str, Any]] = [{"role": "user", "content": content}]
+        turn = [{"role": "user", "content": content}]
         try:
-            prompt = str(tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False))
+            prompt = str(tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False))  # type: ignore[arg-type]
         except (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
             raise AdaptError(
                 f"the chat template of the language model's tokenizer cannot be used ({type(error).__name__}: "
-                f"{shown(error)}): mend it, take it out, or give prompt"
+                f"{shown(error)}): correct it, remove it, or give prompt"
             ) from error
         if IMAGE in prompt:
             break

@@ -1,6 +1,6 @@
 """Data: readers, few-shot sampling, decoding, loading, and the cache of image features.
 
-What there is stands in `__init__.pyi`, and is imported when it is first used: reading a split takes no torch.
+The names are listed in `__init__.pyi`, and imported on first use: reading a split does not import torch.
 """
 
 import lazy_loader

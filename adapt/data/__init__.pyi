@@ -1,7 +1,7 @@
 from .decoding.cache import FeatureCache as FeatureCache
 from .decoding.image_set import ImageSet as ImageSet
+from .decoding.image_set import loader as loader
 from .decoding.images import open_image as open_image
-from .decoding.loader import loader as loader
 from .item import Item as Item
 from .readers import load as load
 from .readers.captioned_folder import read_captioned_folder as read_captioned_folder

@@ -1,12 +1,14 @@
-"""Do the images decode? Found out in worker processes, before anything is trained on them."""
+"""A check that images decode, in worker processes, before anything is trained on them."""
 
 from __future__ import annotations
 
 import logging
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import replace
-from typing import Generic, Literal, TypeVar, get_args
+from typing import Literal, ParamSpec, TypeVar, get_args
 
 from adapt.data.decoding.facts import Facts, facts_of
 from adapt.data.decoding.images import check_image
@@ -18,63 +20,54 @@ from adapt.errors import AdaptError, nearest
 from adapt.progress import Progress
 
 Broken = Literal["refuse", "skip"]
-File = tuple[str, bool]  # its path, and whether it is turned upright by EXIF
 Known = TypeVar("Known")
+P = ParamSpec("P")
 
 logger = logging.getLogger("adapt")
 _BATCH = 32
-_FEW = 256  # not worth starting a process for
+_FEW = 256  # fewer files are not worth starting a process
 _WORKERS = 4  # each holds one decoded picture at a time
 _NAMED = 3
 
 
 def broken_images(items: Sequence[Item], progress: Progress | None = None) -> dict[str, str]:
-    """Why `adapt.data.open_image` would refuse an image, or a mask, by its path, in the order of `items`.
+    """Return the reasons why `adapt.data.open_image` would refuse images or masks, by path, in the order of `items`.
 
-    `progress` is told how many files are done, and of how many. A file that several items share is looked at once.
+    `progress` is given the number of files done, and of all. A file that several items share is checked once.
     """
     turned = {path: item.turned for item in items for path in item.files}
-    problems = _of_each(_problem, list(turned.items()), progress)
-    found = {path: problem for path, problem in zip(turned, problems, strict=True) if problem}
-    return found | _broken_masks(items, found.keys())
+    problems = _of_each(_problem, turned, progress)
+    broken = {path: problem for path, problem in zip(turned, problems, strict=True) if problem}
+    return broken | _broken_masks(items, broken.keys())
 
 
 def all_facts(items: Sequence[Item], progress: Progress | None = None) -> dict[str, Facts]:
-    """Facts about each file of `items`, masks among them, by its path; `progress` is as of `broken_images`."""
+    """Return facts about each file of `items`, including masks, by path; `progress` is as for `broken_images`."""
     turned = {parted(path)[0]: item.turned for item in items for path in item.files}
-    return dict(zip(turned, _of_each(_facts, list(turned.items()), progress), strict=True))
+    return dict(zip(turned, _of_each(facts_of, turned, progress), strict=True))
 
 
 def unfit(items: Sequence[Item], facts: Mapping[str, Facts]) -> dict[str, str]:
-    """Reasons why regions and masks cannot be used whose files can be read, by their paths."""
-    found: dict[str, str] = {}
+    """Return the reasons why regions and masks of readable files cannot be used, by their paths."""
+    problems: dict[str, str] = {}
     for item in items:
         for path in item.paths:
-            whole, box = parted(path)
-            if box is not None and not facts[whole].problem:
-                try:
-                    check_inside(box, facts[whole].size, path)
-                except AdaptError as error:
-                    found[path] = str(error)
+            file, box = parted(path)
+            if box is None or facts[file].problem:
+                continue
+            if problem := _refusal(check_inside, box, facts[file].size, path):
+                problems[path] = problem
     unread = {path for path, known in facts.items() if known.problem}
-    return found | _broken_masks(items, unread | found.keys())
+    return problems | _broken_masks(items, unread | problems.keys())
 
 
 def _broken_masks(items: Sequence[Item], unread: Set[str]) -> dict[str, str]:
     masked = [item for item in items if item.label.files and unread.isdisjoint(item.files)]
-    return {item.label.files[0]: problem for item in masked if (problem := _of_mask(item))}
-
-
-def _of_mask(item: Item) -> str:
-    try:
-        check_mask(item, item.turned)
-    except AdaptError as error:
-        return str(error)
-    return ""
+    return {item.label.files[0]: problem for item in masked if (problem := _refusal(check_mask, item, item.turned))}
 
 
 def check_root(split: Split) -> None:
-    """AdaptError where not a single image is under the root: mostly they start from another folder."""
+    """Raise AdaptError if no image is under the root: usually their paths start from another folder."""
     items = [item for item in split.items() if item.paths]
     if not (split.root and items) or any(map(_may_be_there, items)):
         return
@@ -86,94 +79,68 @@ def check_root(split: Split) -> None:
 
 def _may_be_there(item: Item) -> bool:
     path, _ = parted(item.path)
-    return "!" in path or os.path.lexists(path)  # what is inside archives, or drawn, has its own messages
+    return "!" in path or os.path.lexists(path)  # members of archives and drawings have messages of their own
 
 
 def without_broken(split: Split, broken: Broken, progress: Progress | None = None) -> Split:
-    """`split` with images that all decode: itself, or where `broken` is "skip" what is left of it, which is logged.
+    """Return `split` with only images that decode: itself, or if `broken` is "skip" the rest, which is logged.
 
-    Raises AdaptError, with their number, where images do not decode and `broken` is "refuse"; where a class has no
-    training image left; and where none of the images is there.
+    Raises AdaptError, with their number, if images do not decode and `broken` is "refuse"; if a class has no training
+    image left; and if none of the images exists.
     """
     if broken not in get_args(Broken):
         raise AdaptError(f"broken is {broken!r}; {nearest(broken, get_args(Broken))}")
     check_root(split)
     items = list(split.items())
-    found = broken_images(items, progress)
-    if not found:
+    problems = broken_images(items, progress)
+    if not problems:
         return split
-    lost = sum(len(part) - len(_kept(part, found)) for part in (split.train, split.val, split.test))
+    train, val, test = (_kept(part, problems) for part in (split.train, split.val, split.test))
+    lost = len(items) - len(train) - len(val) - len(test)
     count = f"{lost:,} of {len(items):,} images of data {split.name!r}"
     if broken == "refuse":
         raise AdaptError(
-            f"{count} cannot be used. {_first(found)} "
-            "`adapt data check` lists them all; data.broken=skip leaves them out."
+            f"{count} cannot be used: {_first(problems)}. `adapt data check` lists them all; data.broken=skip leaves "
+            "them out"
         )
-    logger.warning("left out %s. %s", count, _first(found))
-    train, val, test = (_kept(part, found) for part in (split.train, split.val, split.test))
+    logger.warning("left out %s: %s", count, _first(problems))
     return replace(split, train=train, val=val, test=test)
 
 
-def _kept(items: tuple[Item, ...], found: Collection[str]) -> tuple[Item, ...]:
-    return tuple(item for item in items if not any(path in found for path in item.files))
+def _kept(items: tuple[Item, ...], problems: Collection[str]) -> tuple[Item, ...]:
+    return tuple(item for item in items if not any(path in problems for path in item.files))
 
 
-def _first(found: dict[str, str]) -> str:
-    more = f" And {len(found) - _NAMED:,} more." if len(found) > _NAMED else ""
-    return " ".join(list(found.values())[:_NAMED]) + more
+def _first(problems: dict[str, str]) -> str:
+    more = f"; and {len(problems) - _NAMED:,} more" if len(problems) > _NAMED else ""
+    return "; ".join(list(problems.values())[:_NAMED]) + more
 
 
-def _of_each(look: Callable[[File], Known], files: Sequence[File], progress: Progress | None = None) -> Iterator[Known]:
-    """Results of `look` for each file, in worker processes where there are many of them."""
-    for done, known in enumerate(_looked_at(look, files), 1):
-        yield known
-        if progress is not None:
-            progress(done, len(files))
+def _of_each(
+    look: Callable[[str, bool], Known], turned: Mapping[str, bool], progress: Progress | None = None
+) -> Iterator[Known]:
+    """Yield the results of `look` for each path and whether it is turned, in worker processes if there are many."""
+    with ExitStack() as stack:
+        results = map(look, turned, turned.values())
+        if len(turned) >= _FEW:
+            from adapt.data.decoding.decoded import processors
+
+            workers = stack.enter_context(ProcessPoolExecutor(min(_WORKERS, processors())))
+            results = workers.map(look, turned, turned.values(), chunksize=_BATCH)  # type: ignore[assignment]
+        for done, known in enumerate(results, 1):
+            yield known
+            if progress is not None:
+                progress(done, len(turned))
 
 
-def _looked_at(look: Callable[[File], Known], files: Sequence[File]) -> Iterator[Known]:
-    """Results of `look` one by one; a bounded number is ever in flight."""
-    if len(files) < _FEW:
-        yield from map(look, files)
-        return
-    import torch
-    from torch.utils.data import DataLoader
-
-    from adapt.data.decoding.decoded import processors
-
-    batches: DataLoader[Known] = DataLoader(
-        _Looks(look, files),  # type: ignore[arg-type]  # a map-style dataset by its methods
-        batch_size=_BATCH,
-        num_workers=min(_WORKERS, processors()),
-        collate_fn=list,
-        generator=torch.Generator(),  # or else a number would be drawn from the global one
-    )
-    for batch in batches:
-        yield from batch
+def _problem(path: str, turned: bool) -> str:
+    return _refusal(check_image, path, turned)
 
 
-class _Looks(Generic[Known]):
-    """A map-style torch dataset: item `i` is the result for file `i`."""
-
-    def __init__(self, look: Callable[[File], Known], files: Sequence[File]) -> None:
-        self._look, self._files = look, files
-
-    def __len__(self) -> int:
-        return len(self._files)
-
-    def __getitem__(self, index: int) -> Known:
-        return self._look(self._files[index])
-
-
-def _problem(file: File) -> str:
-    """Reason why a file cannot be used, "" for none."""
-    path, turned = file
+def _refusal(check: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> str:
+    """Return the message of the AdaptError that a check raises, "" if it raises none."""
     try:
-        check_image(path, turned)
+        check(*args, **kwargs)
     except AdaptError as error:
         return str(error)
     return ""
-
-
-def _facts(file: File) -> Facts:
-    return facts_of(*file)

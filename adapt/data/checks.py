@@ -1,16 +1,16 @@
-"""Checks of a data set, of what stops training and of what is worth knowing: one function each, and all of them run.
+"""Checks of a data set, for what stops training and for what is worth knowing: one function each.
 
-A check reads what was found out about every file (`Looked`) and gives findings: what a person reads, and rows for a
-list. Those that `stop` training are problems, and the others notes.
+A check reads the facts about every file (`Looked`) and yields findings: a line for people, and rows for a list. Those
+that stop training are problems, the others notes.
 """
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from adapt.data.decoding.facts import Facts
 from adapt.data.decoding.pictures import FORMATS
@@ -19,39 +19,39 @@ from adapt.data.looking import Looked
 from adapt.data.readers.passed_over import by_suffix, counted
 from adapt.shown import first_of
 
-MEGAPIXELS = 24  # above which an image is told of: decoding takes longer than all that comes after
+MEGAPIXELS = 24  # a larger image is reported: decoding takes longer than all later steps
 _NAMED = 3
 _FORMAT_OF = {suffix: name for name, suffixes in FORMATS.items() for suffix in suffixes}
 
-ListRow = dict[str, Any]
+ListRow = dict[str, str | int]
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What one check found: a line for people, and a row for each file, class or part that it is about."""
+    """The result of a check: a line for people, and a row for each file, class or part that it is about."""
 
     list: str
-    """Name of the list that its rows go to; findings of several checks may share one."""
+    """The list that its rows go to, which findings of several checks may share."""
     line: str
     rows: Sequence[ListRow]
     stops: bool = False
-    """Whether training is refused for it."""
+    """Whether it stops training."""
 
 
 def found_in(looked: Looked) -> list[Finding]:
-    """All findings: problems first, each kind in the order of the checks."""
-    found = [finding for check in CHECKS for finding in check(looked)]
-    return sorted(found, key=lambda finding: not finding.stops)
+    """Return all findings: problems first, each kind in the order of the checks."""
+    findings = [finding for check in CHECKS for finding in check(looked)]
+    return sorted(findings, key=lambda finding: not finding.stops)
 
 
 def inconsistent(looked: Looked) -> Iterator[Finding]:
-    """Problems that keep it from being a data set: a class without a training image, labels without names."""
+    """Yield what prevents it from being a data set: a class without a training image, labels without names."""
     for problem in looked.inconsistent:
         yield Finding("inconsistent", problem, [{"problem": problem}], stops=True)
 
 
 def lacking(looked: Looked) -> Iterator[Finding]:
-    """Files whose format needs a library that is not installed, a finding for each library."""
+    """Yield the files whose format needs a library that is not installed, a finding for each library."""
     of_library: dict[str, list[str]] = defaultdict(list)
     for path, facts in sorted(looked.facts.items()):
         if facts.problem and facts.lacks:
@@ -64,30 +64,30 @@ def lacking(looked: Looked) -> Iterator[Finding]:
 
 
 def unreadable(looked: Looked) -> Iterator[Finding]:
-    """Files that are missing, empty, truncated, or no pictures, a finding for each."""
+    """Yield files that are missing, empty, truncated, or not pictures, a finding for each."""
     broken = {path: facts.problem for path, facts in looked.facts.items() if facts.problem and not facts.lacks}
     for path, problem in (broken | looked.unfit).items():
         yield Finding("unreadable", problem, [_of(path, why=problem)], stops=True)
 
 
 def untrainable(looked: Looked) -> Iterator[Finding]:
-    """Data without training images, which can only be measured."""
+    """Yield that there are no training images, so that the data can only be used for evaluation."""
     if looked.split.class_names and not looked.split.train:
-        line = "no training images: the data can be measured, and not learned from (a folder for them is called train)"
+        line = "no training images: the data can be used for evaluation, not training (their folder is called train)"
         yield Finding("classes", line, [])
 
 
 def empty_classes(looked: Looked) -> Iterator[Finding]:
-    """Classes without any image, such as empty folders."""
+    """Yield classes without any image, such as empty folders."""
     listed = _by_class(looked.split.items())
     for name in looked.split.class_names:
         if not listed[name]:
-            row = {"class": name, "train": 0, "readable": 0}
+            row: ListRow = {"class": name, "train": 0, "readable": 0}
             yield Finding("classes", f"class {name!r} has no image", [row], stops=bool(looked.split.train))
 
 
 def lost_classes(looked: Looked) -> Iterator[Finding]:
-    """Classes that have training images none of which can be read."""
+    """Yield classes none of whose training images can be read."""
     listed = _by_class(item for part, item in looked.of_parts if part == "train")
     read = _by_class(item for part, item, _ in looked.usable if part == "train")
     for name in looked.split.class_names:
@@ -97,7 +97,7 @@ def lost_classes(looked: Looked) -> Iterator[Finding]:
 
 
 def single(looked: Looked) -> Iterator[Finding]:
-    """Classes with one training image."""
+    """Yield the classes with one training image."""
     listed = _by_class(looked.split.train)
     names = [name for name in looked.split.class_names if listed[name] == 1]
     if names:
@@ -106,7 +106,7 @@ def single(looked: Looked) -> Iterator[Finding]:
 
 
 def skipped(looked: Looked) -> Iterator[Finding]:
-    """Files beside the data that look like pictures."""
+    """Yield files beside the data that look like pictures."""
     if files := looked.passed_over:
         names = _named(looked, [each.path for each in files])
         line = f"{counted(files)} passed over ({by_suffix(files)}): {names}"
@@ -114,7 +114,7 @@ def skipped(looked: Looked) -> Iterator[Finding]:
 
 
 def contradictions(looked: Looked) -> Iterator[Finding]:
-    """Copies of one picture with different labels, in one part or in two."""
+    """Yield copies of one picture with different labels, in one part or in two."""
     rows = []
     for copies in looked.alike:
         if len({item.label for _, item in copies}) > 1:
@@ -125,7 +125,7 @@ def contradictions(looked: Looked) -> Iterator[Finding]:
 
 
 def copies(looked: Looked) -> Iterator[Finding]:
-    """Copies in val and test of training images, with the same label."""
+    """Yield copies of training images in val and test, with the same label."""
     rows: dict[str, list[ListRow]] = {"val": [], "test": []}
     for group in looked.alike:
         training = [item for part, item in group if part == "train"]
@@ -139,10 +139,10 @@ def copies(looked: Looked) -> Iterator[Finding]:
 
 
 def duplicates(looked: Looked) -> Iterator[Finding]:
-    """Copies within one part, with the same label."""
+    """Yield copies within one part, with the same label."""
     rows = []
     for group in looked.alike:
-        first: dict[Any, Item] = {}
+        first: dict[tuple[str, object], Item] = {}
         for part, item in group:
             other = first.setdefault((part, item.label), item)
             rows += [_pair(looked, part, item, part, other)] if other.path != item.path else []
@@ -151,7 +151,7 @@ def duplicates(looked: Looked) -> Iterator[Finding]:
 
 
 def turned(looked: Looked) -> Iterator[Finding]:
-    """Photographs that EXIF says were taken with a camera held otherwise."""
+    """Yield photographs that, by EXIF, were taken with a rotated camera."""
     files = looked.files(lambda path, facts: facts.held != 1)
     what = "turned upright by EXIF (data.exif=stored takes them as they are stored)"
     if not looked.split.turned:
@@ -159,39 +159,54 @@ def turned(looked: Looked) -> Iterator[Finding]:
     yield from _noted(looked, "turned", what, files, lambda facts: f"EXIF orientation {facts.held}")
 
 
-def wide(looked: Looked) -> Iterator[Finding]:
-    """Images of 16 bits a channel."""
-    files = looked.files(lambda path, facts: facts.wide)
-    yield from _noted(looked, "unusual", "of 16 bits a channel, of which the upper 8 are read", files, _mode)
+@dataclass(frozen=True)
+class _Note:
+    """A property of files that is worth knowing, though it stops no training."""
+
+    list: str
+    what: str
+    applies: Callable[[str, Facts], bool]
+    why: Callable[[Facts], str]
 
 
-def cmyk(looked: Looked) -> Iterator[Finding]:
-    """Images in the colours of printers."""
-    files = looked.files(lambda path, facts: facts.mode == "CMYK")
-    yield from _noted(looked, "unusual", "in CMYK, converted to RGB without a colour profile", files, _mode)
+_NOTES = (
+    _Note(
+        "unusual",
+        "of 16 bits a channel, of which the upper 8 are read",
+        lambda path, facts: facts.wide,
+        lambda facts: f"{facts.format} in mode {facts.mode}",
+    ),
+    _Note(
+        "unusual",
+        "in CMYK, converted to RGB without a colour profile",
+        lambda path, facts: facts.mode == "CMYK",
+        lambda facts: f"{facts.format} in mode {facts.mode}",
+    ),
+    _Note(
+        "unusual",
+        "animated or of several pages, of which the first counts",
+        lambda path, facts: facts.frames > 1,
+        lambda facts: f"{facts.frames:,} pictures in one file",
+    ),
+    _Note(
+        "misnamed",
+        "of another format than the name says, but readable",
+        lambda path, facts: _FORMAT_OF.get(os.path.splitext(path)[1].lower(), facts.format) != facts.format,
+        lambda facts: f"it is {facts.format}",
+    ),
+    _Note(
+        "unusual",
+        f"of more than {MEGAPIXELS} megapixels, which are slow to decode in every epoch: smaller copies serve as well",
+        lambda path, facts: math.prod(facts.size) > MEGAPIXELS * 10**6,
+        lambda facts: f"{facts.size[0]:,} x {facts.size[1]:,} pixels",
+    ),
+)
 
 
-def animated(looked: Looked) -> Iterator[Finding]:
-    """Files that hold several pictures."""
-    files = looked.files(lambda path, facts: facts.frames > 1)
-    what = "animated or of several pages, of which the first counts"
-    yield from _noted(looked, "unusual", what, files, lambda facts: f"{facts.frames:,} pictures in one file")
-
-
-def misnamed(looked: Looked) -> Iterator[Finding]:
-    """Images that are read by their content, and called otherwise."""
-    files = looked.files(lambda path, facts: _format_of_suffix(path) not in ("", facts.format))
-    yield from _noted(looked, "misnamed", "of another format than the name says, and read all the same", files,
-                      lambda facts: f"it is {facts.format}")  # fmt: skip
-
-
-def huge(looked: Looked) -> Iterator[Finding]:
-    """Images that take long to decode."""
-    files = looked.files(lambda path, facts: facts.size[0] * facts.size[1] > MEGAPIXELS * 10**6)
-    what = (
-        f"of more than {MEGAPIXELS} megapixels, which are slow to decode in every epoch: smaller copies serve as well"
-    )
-    yield from _noted(looked, "unusual", what, files, lambda facts: f"{facts.size[0]:,} x {facts.size[1]:,} pixels")
+def noted(looked: Looked) -> Iterator[Finding]:
+    """Yield images of unusual kinds, a finding for each kind."""
+    for note in _NOTES:
+        yield from _noted(looked, note.list, note.what, looked.files(note.applies), note.why)
 
 
 CHECKS: tuple[Callable[[Looked], Iterator[Finding]], ...] = (
@@ -207,20 +222,16 @@ CHECKS: tuple[Callable[[Looked], Iterator[Finding]], ...] = (
     copies,
     duplicates,
     turned,
-    wide,
-    cmyk,
-    animated,
-    misnamed,
-    huge,
+    noted,
 )
 
 
 def lists_of(findings: Sequence[Finding]) -> dict[str, list[ListRow]]:
-    """The rows of all findings, by the list that they are in."""
-    found: dict[str, list[ListRow]] = defaultdict(list)
+    """Return the rows of all findings, by the list that they belong to."""
+    lists: dict[str, list[ListRow]] = defaultdict(list)
     for finding in findings:
-        found[finding.list] += finding.rows
-    return dict(found)
+        lists[finding.list] += finding.rows
+    return dict(lists)
 
 
 def _noted(
@@ -235,11 +246,7 @@ def _noted(
         )
 
 
-def _mode(facts: Facts) -> str:
-    return f"{facts.format} in mode {facts.mode}"
-
-
-def _files(files: Sequence[Any]) -> str:
+def _files(files: Sequence[object]) -> str:
     return "1 file is" if len(files) == 1 else f"{len(files):,} files are"
 
 
@@ -248,17 +255,17 @@ def _named(looked: Looked, paths: Sequence[str]) -> str:
 
 
 def _pairs(looked: Looked, rows: Sequence[ListRow]) -> str:
-    """Copies, each with what it is a copy of in brackets, and their labels where these differ."""
+    """Return copies, each with its original in brackets, and their labels if these differ."""
 
     def of(row: ListRow, key: str) -> str:
-        path = _short(looked, row[f"{key}path"])
+        path = _short(looked, str(row[f"{key}path"]))
         return path if row["class"] == row["other_class"] else f"{path}, {row[f'{key}part']} {row[f'{key}class']!r}"
 
     return first_of([f"{of(row, '')} ({of(row, 'other_')})" for row in rows], _NAMED)
 
 
 def _short(looked: Looked, path: str) -> str:
-    """A path below the data's own root."""
+    """Return a path relative to the data's own root."""
     inside = os.path.join(looked.split.root, "") if looked.split.root else ""
     return path.removeprefix(inside)
 
@@ -276,7 +283,3 @@ def _pair(looked: Looked, part: str, item: Item, other_part: str, other: Item) -
 
 def _by_class(items: Iterable[Item]) -> Counter[str]:
     return Counter(name for item in items for name in item.class_names)
-
-
-def _format_of_suffix(path: str) -> str:
-    return _FORMAT_OF.get(os.path.splitext(path)[1].lower(), "")

@@ -1,4 +1,4 @@
-"""What makes no data set: labels without names, parts of two kinds, a class that nothing can be learned of."""
+"""Refusal of inconsistent data: labels without names, parts of two kinds, a class without training images."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def collecting() -> Iterator[list[str]]:
 
 
 def check_consistent(split: Split) -> None:
-    """AdaptError, naming the item or the class, for what `Split` says that it raises it for."""
+    """Raise AdaptError, naming the item or the class, in the cases that `Split` documents."""
     problems = _collected.get()
     for check in _CHECKS:
         try:
@@ -44,27 +44,27 @@ def check_consistent(split: Split) -> None:
 
 def _check_names(split: Split) -> None:
     if not split.class_names and all(item.task.classes_are for item in split.items()):
-        raise AdaptError(f"Data {split.name!r} has no classes.")
+        raise AdaptError(f"data {split.name!r} has no classes")
     first: dict[str, int] = {}
     for label, name in enumerate(split.class_names):
         if not name.strip():
-            raise AdaptError(f"Data {split.name!r}: the name of label {label} is empty. Give every class a name.")
+            raise AdaptError(f"data {split.name!r}: the name of label {label} is empty. Give every class a name")
         if unseen(name):
             raise AdaptError(
-                f"Data {split.name!r}: label {label} is named {name!r}, with a line break or control character. "
-                "Take it out."
+                f"data {split.name!r}: label {label} is named {name!r}, with a line break or control character. "
+                "Take it out"
             )
         if first.setdefault(name, label) != label:
             raise AdaptError(
-                f"Data {split.name!r}: labels {first[name]} and {label} are both named {name!r}. "
-                "Give each label a name of its own."
+                f"data {split.name!r}: labels {first[name]} and {label} are both named {name!r}. "
+                "Give each label a name of its own"
             )
 
 
 def _check_domains(split: Split) -> None:
     for domain in filter(unseen, {item.domain for item in split.items()}):
         raise AdaptError(
-            f"Data {split.name!r}: the domain {domain!r} has a line break or control character. Take it out."
+            f"data {split.name!r}: the domain {domain!r} has a line break or control character. Take it out"
         )
 
 
@@ -73,8 +73,8 @@ def _check_classes(split: Split) -> None:
     for item in split.items():
         if not known.issuperset(item.class_names):
             raise AdaptError(
-                f"Data {split.name!r}: {item.name!r} is of the class {item.answer!r}, which is none of its "
-                f"{len(known):,} classes, {first_of([*map(repr, split.class_names)])}."
+                f"data {split.name!r}: {item.name!r} is of the class {item.answer!r}, which is none of its "
+                f"{len(known):,} classes, {first_of([*map(repr, split.class_names)])}"
             )
 
 
@@ -85,19 +85,19 @@ def _check_no_empty_class(split: Split) -> None:
     empty = [name for name in split.class_names if name not in present]
     if empty:
         tested = {name for item in split.test for name in item.class_names} & set(empty)
-        defects = " If they are defects, which need none, give the test images masks (a column mask)." if tested else ""
+        defects = ". If they are defects, which need none, give the test images masks (a column mask)" if tested else ""
         raise AdaptError(
-            f"Data {split.name!r}: no training image of {first_of([*map(repr, empty)])}. "
-            f"Add images to each class or take the class out.{defects}"
+            f"data {split.name!r}: no training image of {first_of([*map(repr, empty)])}. Add images to "
+            f"each class or take the class out{defects}"
         )
 
 
 def _check_tasks(split: Split) -> None:
-    """AdaptError for labels of two tasks in one part, and where one part has classes and another none."""
+    """Raise AdaptError for labels of two tasks in one part, and if only one of two parts has classes."""
     for part in (split.train, split.val, split.test):
         of_tasks = {item.task: item for item in reversed(part)}
         _check_one([*of_tasks.values()], split.name)
-    # of pairs and of texts alone, one may be learned from and the other be tested
+    # one part may have pairs and another only texts
     of_kinds = {item.task if item.task.classes_are else None: item for item in split.items()}
     _check_one([*of_kinds.values()], split.name)
     for task in _tasks(split):
@@ -108,8 +108,8 @@ def _check_one(firsts: list[Item], name: str) -> None:
     if len(firsts) > 1:
         one, other = firsts[:2]
         raise AdaptError(
-            f"Data {name!r}: {one.name!r} is labelled for the task {one.task.name} ({one.task.title}), and "
-            f"{other.name!r} for {other.task.name} ({other.task.title}). Label every item alike."
+            f"data {name!r}: {one.name!r} is labelled for the task {one.task.name} ({one.task.title}), and "
+            f"{other.name!r} for {other.task.name} ({other.task.title}). Label every item alike"
         )
 
 
@@ -122,22 +122,22 @@ def _check_texts(split: Split) -> None:
         kinds = {bool(item.path): item for item in items}
         if len(kinds) == 2:
             raise AdaptError(
-                f"Data {split.name!r}: the part {part} has images ({kinds[True].path!r}) and texts "
-                f"({kinds[False].text!r}). Give each part one of both."
+                f"data {split.name!r}: the part {part} has images ({kinds[True].path!r}) and texts "
+                f"({kinds[False].text!r}). Give each part one of both"
             )
     if split.test and not split.test[0].path:
         raise AdaptError(
-            f"Data {split.name!r}: the text {split.test[0].text!r} is to be tested. A model learns from texts and "
-            "classifies images: give images for the part test, or none."
+            f"data {split.name!r}: the text {split.test[0].text!r} is to be tested. A model learns from texts and "
+            "classifies images: give images for the part test, or none"
         )
     for item in split.items():
         if item.paths and item.text and item.task.classes_are:
             raise AdaptError(
-                f"Data {split.name!r}: {item.name!r} has a text beside it, and is labelled for {item.task.name}. Pairs "
-                "of images and texts are data of their own, without classes."
+                f"data {split.name!r}: {item.name!r} has a text beside it, and is labelled for {item.task.name}. Pairs "
+                "of images and texts are data of their own, without classes"
             )
         if not (item.paths or item.text.strip()):
-            raise AdaptError(f"Data {split.name!r}: an item of {item.answer!r} has neither an image nor a text.")
+            raise AdaptError(f"data {split.name!r}: an item of {item.answer!r} has neither an image nor a text")
 
 
 _CHECKS = (

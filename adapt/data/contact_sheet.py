@@ -13,10 +13,14 @@ from adapt.data.item import Item
 from adapt.errors import AdaptError, missing
 from adapt.progress import Progress
 
-_SIDE, _SMALL_SIDE, _MANY = 96, 64, 100  # pixels of an image; smaller above so many classes
+_SIDE, _SMALL_SIDE, _MANY = (
+    96,
+    64,
+    100,
+)  # pixels of an image, its smaller size, and the number of classes above which that is used
 _GAP, _MARGIN, _CAPTION = 2, 18, 17
 _FONT_SIZE = 12
-_SHAPE = 1.4  # width over height, about
+_SHAPE = 1.4  # about width over height
 _PAPER, _INK, _BLANK, _MISSING = "white", "black", "#eeeeee", "#cc3333"
 
 
@@ -28,18 +32,18 @@ def contact_sheet(
     font: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> Image.Image:
-    """`per_class` of the `items` of each class, evenly spaced, in blocks by label from left to right and down.
+    """Draw `per_class` of the `items` of each class, evenly spaced, in blocks by label, left to right and down.
 
     An image that cannot be decoded is crossed out. `font` is a TrueType file, by default matplotlib's DejaVu Sans,
-    which has Latin, Greek, Cyrillic and more. `progress` is told how many classes are drawn, and of how many.
+    which has Latin, Greek, Cyrillic and more. `progress` is given the number of classes drawn, and of all.
 
-    Raises AdaptError where there are no images to draw, or no font.
+    Raises AdaptError if there are no images to draw, or no font.
     """
     items = [item for item in items if item.paths]
     if items and not class_names:
-        raise AdaptError("Pairs of images and texts have no classes to draw the images of.")
+        raise AdaptError("pairs of images and texts have no classes to draw the images of")
     if not items or per_class < 1:
-        raise AdaptError(f"There is nothing to draw: {len(items)} images, {per_class} of each class.")
+        raise AdaptError(f"there is nothing to draw: {len(items)} images, {per_class} of each class")
     groups: dict[str, list[Item]] = {name: [] for name in class_names}
     for item in items:
         for name in item.class_names:
@@ -64,7 +68,7 @@ def contact_sheet(
 
 
 def _font(path: str | os.PathLike[str] | None) -> ImageFont.FreeTypeFont:
-    """Pillow's own font has letters of English only."""
+    """Return a font with the letters of many languages: Pillow's own has English only."""
     if path is None:
         try:
             import matplotlib
@@ -75,21 +79,21 @@ def _font(path: str | os.PathLike[str] | None) -> ImageFont.FreeTypeFont:
     try:
         return ImageFont.truetype(path, _FONT_SIZE)
     except OSError as error:
-        raise AdaptError(f"Font {os.fspath(path)!r} cannot be used: {error}. Expected a TrueType file.") from error
+        raise AdaptError(f"font {os.fspath(path)!r} cannot be used: {error}. Expected a TrueType file") from error
 
 
 def _fitted(text: str, width: int, pen: ImageDraw.ImageDraw) -> str:
-    """`text`, or as much of its beginning as fits into `width` pixels."""
+    """Return `text`, or as much of its beginning as fits into `width` pixels."""
     if pen.textlength(text) <= width:
         return text
-    kept = len(text)
-    while kept and pen.textlength(f"{text[:kept]}…") > width:
-        kept -= 1
-    return f"{text[:kept]}…"
+    length = len(text)
+    while length and pen.textlength(f"{text[:length]}…") > width:
+        length -= 1
+    return f"{text[:length]}…"
 
 
 def _spaced(group: Sequence[Item], count: int) -> list[Item | None]:
-    """`count` of the group, from its whole length; None in the places of those that a small group lacks."""
+    """Return `count` evenly spaced members of the group; None stands for each that a small group lacks."""
     if len(group) <= count:
         return [*group, *[None] * (count - len(group))]
     return [group[place * len(group) // count] for place in range(count)]

@@ -19,13 +19,13 @@ _MAX_VAL_SHOTS = 4
 
 
 def pick(train: Items, val: Items, shots: int, seed: int, sampling: Sampling) -> tuple[Items, Items]:
-    """`shots` training and min(shots, 4) validation images of each class, in the order in which they are drawn.
+    """Return `shots` training and min(shots, 4) validation images of each class, in the order in which they are drawn.
 
     `coop` (CoOp `ff61507`, Dassl): train, then val; a class with fewer images gives all of them.
     `clip-lora` (CLIP-LoRA `358f0d7`): val, then train; a class with fewer images gives some of them several times.
     Without validation images (ImageNet), one draw of train for both, the last of it being val.
 
-    Raises AdaptError for another rule, and where one draw for both finds too few images.
+    Raises AdaptError for another rule, and if one draw for both finds too few images.
     """
     if sampling not in get_args(Sampling):
         raise AdaptError(f"sampling is {sampling!r}; {nearest(sampling, get_args(Sampling))}")
@@ -41,21 +41,21 @@ def pick(train: Items, val: Items, shots: int, seed: int, sampling: Sampling) ->
 
 
 def carve(train: Items, seed: int) -> set[Item]:
-    """A fifth of the images of each class, at least one, by whole groups, one of which stays."""
-    stream, taken, kept = random.Random(seed), set[str](), set[str]()
+    """Return a fifth of the images of each class, at least one, in full groups, one of which stays."""
+    stream, taken, staying = random.Random(seed), set[str](), set[str]()
     for images in _by_stratum(train):
         groups: dict[str, list[Item]] = {}
         for item in images:
             groups.setdefault(item.kept_with, []).append(item)
         drawn, wanted = list(groups), max(1, len(images) // 5)
         stream.shuffle(drawn)
-        kept.add(next((group for group in drawn if group not in taken), drawn[0]))
+        staying.add(next((group for group in drawn if group not in taken), drawn[0]))
         held = sum(len(groups[group]) for group in drawn if group in taken)
         for group in drawn:
-            if held < wanted and group not in kept | taken:
+            if held < wanted and group not in staying | taken:
                 taken.add(group)
                 held += len(groups[group])
-    return {item for item in train if item.kept_with in taken - kept}
+    return {item for item in train if item.kept_with in taken - staying}
 
 
 def _all_if_few(items: Items, shots: int, stream: random.Random) -> Items:
@@ -82,7 +82,7 @@ def _both(items: Items, shots: int, val_shots: int, stream: random.Random) -> tu
 
 
 def _by_stratum(items: Items) -> list[list[Item]]:
-    """The items of each class, classes in the order in which they first appear in the list."""
+    """Return the items of each class, classes in the order in which they first appear in the list."""
     groups: dict[str, list[Item]] = {}
     for item in items:
         groups.setdefault(item.stratum, []).append(item)

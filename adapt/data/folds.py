@@ -1,4 +1,4 @@
-"""Cross-validation: each image is answered once by a model that has not seen it, nor others of its group."""
+"""Cross-validation: each image is predicted once by a model that has not seen it, nor others of its group."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from adapt.data.item import Item
 from adapt.data.split import Split
 from adapt.errors import AdaptError
 
-MOST = 5  # folds, where nobody says how many
+MOST = 5  # folds by default
 
 
 def usual_count(items: Sequence[Item], most: int = MOST) -> int:
-    """How many folds to cut: as many as a class has images, so that every model learns from as many of each class.
+    """Return how many folds to cut: the median number of images of a class, at least two and at most `most`.
 
-    Of the class in the middle, at least two and at most `most`. With two images a class and five folds a model would
-    know two images of some classes and one of those that it is tried on, which it then seldom takes.
+    Every model then learns from equally many images of each class. With two images a class and five folds, a model
+    would know two images of some classes and only one of the class it is tested on, which it then seldom predicts.
     """
     counts = Counter(item.stratum for item in items)
     return max(2, min(most, round(median(counts.values())))) if counts else 2
 
 
 def folds(items: Sequence[Item], count: int, seed: int) -> list[int | None]:
-    """The fold, from 0 to `count` - 1, of each of `items`: stratified by class, whole groups at once.
+    """Return the fold, from 0 to `count` - 1, of each of `items`: stratified by class, with groups kept together.
 
-    A group may have images of several classes. None for those of a class whose groups are all in one fold, such as its
-    only one: every model must learn from them, and so none can be tried on them.
-    Raises AdaptError for fewer than two folds.
+    A group may have images of several classes. None marks the items of a class whose groups are all in one fold, such
+    as its only one: every model must learn from them, so none can be tested on them. Raises AdaptError for fewer than
+    two folds.
     """
     if count < 2:
         raise AdaptError(f"folds is {count}; expected at least 2: what one is tried on must learn from the others")
     stream, fold_of = random.Random(seed), dict[str, int]()
-    groups: dict[str, dict[str, int]] = {}  # how many images of a class each has
+    groups: dict[str, dict[str, int]] = {}  # number of images, by class and group
     for item in items:
         own = groups.setdefault(item.stratum, {})
         own[item.kept_with] = own.get(item.kept_with, 0) + 1
@@ -43,16 +43,16 @@ def folds(items: Sequence[Item], count: int, seed: int) -> list[int | None]:
         drawn = list(own)
         stream.shuffle(drawn)
         sizes, order = [0] * count, stream.sample(range(count), count)
-        for group in sorted(drawn, key=lambda each: -own[each]):  # where there are fewest of the class
+        for group in sorted(drawn, key=lambda each: -own[each]):  # into the fold with the fewest of the class
             fold = fold_of.setdefault(group, min(order, key=lambda each: sizes[each]))
             sizes[fold] += own[group]
     together = [own for own in groups.values() if len({fold_of[group] for group in own}) == 1]
-    kept = {group for own in together for group in own}
-    return [None if item.kept_with in kept else fold_of[item.kept_with] for item in items]
+    undivided = {group for own in together for group in own}
+    return [None if item.kept_with in undivided else fold_of[item.kept_with] for item in items]
 
 
 def kept_and_held(chosen: Sequence[int | None], count: int) -> Iterator[tuple[list[int], list[int]]]:
-    """For each fold that has some, the places of the items that are learned from, and of those held back."""
+    """Yield, for each fold with items, the places of the items to learn from, and of those held out."""
     for fold in range(count):
         held = [place for place, own in enumerate(chosen) if own == fold]
         if held:
@@ -60,7 +60,7 @@ def kept_and_held(chosen: Sequence[int | None], count: int) -> Iterator[tuple[li
 
 
 def parts(split: Split, chosen: Sequence[int | None], count: int) -> Iterator[tuple[Split, list[int]]]:
-    """For each fold the split that trains on all other images and is tested on its own, and where those stand."""
-    for kept, held in kept_and_held(chosen, count):
-        train, test = (tuple(split.train[place] for place in own) for own in (kept, held))
-        yield replace(split, train=train, test=test), held
+    """Yield, for each fold, the split that trains on all other images and tests on its own, and their places."""
+    for learned, held_out in kept_and_held(chosen, count):
+        train, test = (tuple(split.train[place] for place in own) for own in (learned, held_out))
+        yield replace(split, train=train, test=test), held_out

@@ -1,4 +1,4 @@
-"""All that is known of a data set before it is checked: its items, facts about their files, and what lies beside."""
+"""The facts about a data set that checks read: its items, their files, and other files beside them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 from adapt.data.check import all_facts, unfit
 from adapt.data.consistency import collecting
@@ -30,32 +29,32 @@ class Looked:
     split: Split
     facts: dict[str, Facts]
     unfit: dict[str, str]
-    """Why a region or a mask does not go with its image, by its path."""
+    """Reasons why a region or a mask does not fit its image, by its path."""
     passed_over: Sequence[PassedOver]
     inconsistent: Sequence[str]
-    """Problems that keep it from being a data set, as `adapt.data.consistency` says them."""
+    """Problems that prevent it from being a data set, as `adapt.data.consistency` words them."""
 
     @cached_property
     def of_parts(self) -> list[tuple[str, Item]]:
-        """Each image with the part that it is in."""
+        """Each image with its part."""
         return [(part, item) for part in PARTS for item in getattr(self.split, part) if item.paths]
 
     @cached_property
     def usable(self) -> list[tuple[str, Item, Facts]]:
-        """The same of images that can be read, with what is known of their files."""
+        """Each readable image with its part and the facts about its file."""
         known = [(part, item, self.facts[parted(item.path)[0]]) for part, item in self.of_parts]
         return [each for each in known if not each[2].problem and each[1].path not in self.unfit]
 
     @cached_property
     def alike(self) -> list[list[tuple[str, Item]]]:
-        """Images that are copies of one another, wherever they are, asked the same; at least two each."""
-        found: dict[Any, list[tuple[str, Item]]] = defaultdict(list)
+        """Groups of at least two copies of an image, in any part, with the same question."""
+        groups: dict[tuple[object, ...], list[tuple[str, Item]]] = defaultdict(list)
         for part, item, facts in self.usable:
-            found[facts.digest, parted(item.path)[1], item.text, *item.label.columns.values()].append((part, item))
-        return [copies for copies in found.values() if len({item.path for _, item in copies}) > 1]
+            groups[facts.digest, parted(item.path)[1], item.text, *item.label.columns.values()].append((part, item))
+        return [copies for copies in groups.values() if len({item.path for _, item in copies}) > 1]
 
-    def files(self, which: Callable[[str, Facts], Any]) -> list[tuple[str, Facts]]:
-        """The files that can be read and are of this kind, sorted."""
+    def files(self, which: Callable[[str, Facts], bool]) -> list[tuple[str, Facts]]:
+        """Return the readable files for which `which` holds, sorted."""
         return [(path, facts) for path, facts in sorted(self.facts.items()) if not facts.problem and which(path, facts)]
 
 
@@ -77,7 +76,7 @@ def read_leniently(source: str, root: str | os.PathLike[str] | None) -> tuple[Sp
 
 
 def look(source: str, split: Split, inconsistent: Sequence[str] = (), progress: Progress | None = None) -> Looked:
-    """Decodes every file of `split`, which was read from `source`, and looks for pictures beside them."""
+    """Decode every file of `split`, which was read from `source`, and look for pictures beside them."""
     items = list(split.items())
     facts = all_facts(items, progress)
     return Looked(split, facts, unfit(items, facts), passed_over(source, split), inconsistent)

@@ -1,4 +1,4 @@
-"""A data set as lists of labelled files, few of them or all, of all classes or of one half."""
+"""A data set as lists of labelled files: few of them or all, of all classes or of one half."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class Split:
 
     Data of a task without classes, such as pairs of images and texts, has no class names.
 
-    `root` is what the paths have in common; it does not enter the fingerprint. `ratios` are the shares of train, val
-    and test by which a reader divided data that came without parts; None where it came with them. A split without any
+    `root` is what the paths have in common; it is not part of the fingerprint. `ratios` are the shares of train, val
+    and test by which a reader divided data that came without parts; None if it came with them. A split without any
     training item is for evaluation only; otherwise every class must have one, unless the task can do without.
 
-    Raises AdaptError when a class has no training item, when an item is of a class without a name, when a part has
-    labels of two tasks, or both images and texts, when texts are to be tested, and for what the task refuses.
+    Raises AdaptError if a class has no training item, if an item's class has no name, if a part has labels of two
+    tasks, or both images and texts, if texts are to be tested, and for what the task refuses.
     """
 
     name: str
@@ -45,91 +45,91 @@ class Split:
         check_consistent(self)
 
     def few_shot(self, shots: int, seed: int, sampling: Sampling = "coop") -> Split:
-        """`shots` training and min(shots, 4) validation images of each class; the test images stay.
+        """Return `shots` training and min(shots, 4) validation images of each class, with all test images.
 
-        Of several classes an image counts for the one in `label`, so that some have more images, or fewer.
+        An image of several classes counts for the one in `label`, so that some classes have more images, or fewer.
 
         Picks and order are those of the published code: CoOp's, or with `sampling="clip-lora"` CLIP-LoRA's (see
         `adapt.data.few_shot`). The global random state is not touched.
 
-        Raises AdaptError when there is nothing to sample.
+        Raises AdaptError if there is nothing to sample.
         """
         if shots < 1:
-            raise AdaptError(f"shots is {shots}; expected at least 1 image per class.")
+            raise AdaptError(f"shots is {shots}; expected at least 1 image per class")
         if not self.train:
-            raise AdaptError(f"Data {self.name!r} has no training images to take {shots} shots from.")
+            raise AdaptError(f"data {self.name!r} has no training images to take {shots} shots from")
         self.check_classes()
         train, val = pick(self.train, self.val, shots, seed, sampling)
         return replace(self, train=train, val=val)
 
     def check_classes(self) -> None:
-        """AdaptError where there are none to tell apart, as in pairs of images and texts."""
+        """Raise AdaptError if there are no classes, as in pairs of images and texts."""
         if not self.class_names:
-            raise AdaptError(f"Data {self.name!r} are {self.task.items_are}, which have no classes.")
+            raise AdaptError(f"data {self.name!r} are {self.task.items_are}, which have no classes")
 
     def with_validation(self, seed: int) -> Split:
-        """The same with a fifth of each class's training images for validation, drawn by `seed`, whole groups at once.
+        """Return the same with a fifth of each class's training images for validation, drawn by `seed` in groups.
 
-        A class whose images are all of one group keeps them. Raises AdaptError where there are validation images.
+        A class whose images are all in one group keeps them. Raises AdaptError if there are validation images.
         """
         if self.val:
-            raise AdaptError(f"Data {self.name!r} has validation images already.")
+            raise AdaptError(f"data {self.name!r} has validation images already")
         held = carve(self.train, seed)
-        train, val = ([item for item in self.train if (item in held) is kept] for kept in (False, True))
+        train, val = ([item for item in self.train if (item in held) is held_out] for held_out in (False, True))
         return replace(self, train=tuple(train), val=tuple(val))
 
     def only(self, classes: str) -> Split:
-        """All classes, the base or the new half of them (CoOp), or a part such as 2/3, labelled from 0.
+        """Return all classes, the base or the new half of them (CoOp), or a part such as 2/3, labelled from 0.
 
-        The parts are consecutive labels, the first ones with one more where they are not equal; base is 1/2 and new
-        2/2. To get the published images, sample the shots first: the picks are drawn over all classes.
+        The parts are consecutive labels, the first ones with one more if they are not equal; base is 1/2 and new 2/2.
+        To get the published images, sample the shots first: the picks are drawn over all classes.
         """
         if classes == "all":
             return self
         self.check_classes()
         if not self.task.divisible:
-            raise AdaptError(f"Data {self.name!r} has {self.task.title}: no part of the classes ({classes}) is whole.")
+            raise AdaptError(f"data {self.name!r} has {self.task.title}: no part of the classes ({classes}) is whole")
         number, parts = map(int, {"base": "1/2", "new": "2/2"}.get(classes, classes).split("/"))
         size, longer = divmod(len(self.class_names), parts)
         starts = [place * size + min(place, longer) for place in range(parts + 1)]
-        kept = range(starts[number - 1], starts[number]) if number <= parts else range(0)
-        if not kept:
+        chosen = range(starts[number - 1], starts[number]) if number <= parts else range(0)
+        if not chosen:
             count = f"{len(self.class_names)} class" + "es" * (len(self.class_names) > 1)
-            raise AdaptError(f"Data {self.name!r} has {count}, of which there is no part {classes!r}.")
+            raise AdaptError(f"data {self.name!r} has {count}, of which there is no part {classes!r}")
 
-        names = self.class_names[kept.start : kept.stop]
+        names = self.class_names[chosen.start : chosen.stop]
         own = set(names)
         return self._mapped(lambda items: (item for item in items if own.issuperset(item.class_names)), names)
 
     @property
     def domains(self) -> tuple[str, ...]:
-        """The domains of its items, sorted; none where no item names one."""
+        """The domains of its items, sorted; empty if no item names one."""
         return tuple(sorted({item.domain for item in self.items()} - {""}))
 
     def leaving_out(self, domain: str) -> Split:
-        """The same without that domain's images in training and validation, and with no others in the test.
+        """Return the same with that domain's images only in the test, and with no others there.
 
-        Data without any test images is tested with all of the domain's. Raises AdaptError, with those that there are,
-        for another domain, and where it has no test images, or the rest no training image of some class.
+        Data without any test images is tested with all of the domain's. Raises AdaptError, listing the domains, for an
+        unknown one, and if it has no test images, or the rest no training image of some class.
         """
         if domain not in self.domains:
             listed = ", ".join(map(repr, self.domains)) or "none"
-            raise AdaptError(f"Data {self.name!r} has no domain {domain!r} to leave out; it has {listed}.")
+            raise AdaptError(f"data {self.name!r} has no domain {domain!r} to leave out; it has {listed}")
         test = tuple(item for item in self.test or self.items() if item.domain == domain)
         if not test:
-            raise AdaptError(f"Data {self.name!r} has no test images of the domain {domain!r}, which is left out.")
+            raise AdaptError(f"data {self.name!r} has no test images of the domain {domain!r}, which is left out")
         train, val = (tuple(item for item in part if item.domain != domain) for part in (self.train, self.val))
         return replace(self, train=train, val=val, test=test)
 
     def renamed(self, names: Mapping[str, str]) -> Split:
-        """The same classes under the names that `names` has for them; entries for other classes are passed over.
+        """Return the same classes under the names that `names` has for them; entries for others are ignored.
 
         Raises AdaptError for a class without an entry, and for two classes of one name.
         """
         missing = [name for name in self.class_names if name not in names]
         if missing:
             named = first_of([*map(repr, missing)])
-            raise AdaptError(f"Data {self.name!r}: no name is given for {named}. Give one for every class.")
+            raise AdaptError(f"data {self.name!r}: no name is given for {named}. Give one for every class")
 
         class_names = tuple(names[name] for name in self.class_names)
         return self._mapped(lambda items: (item.renamed(names) for item in items), class_names)
@@ -140,21 +140,21 @@ class Split:
         return are_turned(self.items())
 
     def turning(self, turned: bool) -> Split:
-        """The same with images that are `turned` upright, or taken as they are stored."""
+        """Return the same with images `turned` upright, or taken as they are stored."""
 
         return self._mapped(lambda items: (replace(item, turned=turned and bool(item.paths)) for item in items))
 
     def _mapped(
         self, change: Callable[[tuple[Item, ...]], Iterable[Item]], class_names: tuple[str, ...] | None = None
     ) -> Split:
-        """The same with each part as `change` makes it, and other class names where some are given."""
+        """Return the same with each part changed by `change`, and other class names if given."""
         train, val, test = (tuple(change(part)) for part in (self.train, self.val, self.test))
         names = self.class_names if class_names is None else class_names
         return replace(self, class_names=names, train=train, val=val, test=test)
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits that stand for the files (relative to `root`) and labels of all parts, in order."""
+        """16 hex digits that identify the files (relative to `root`) and labels of all parts, in order."""
         digest = hashlib.sha256()
         numbers = {name: number for number, name in enumerate(self.class_names)}
         for part, items in (("train", self.train), ("val", self.val), ("test", self.test)):
@@ -166,26 +166,26 @@ class Split:
 
     @property
     def task(self) -> Task:
-        """The task of the training items, or where there are none of the others."""
+        """The task of the training items, or of the others if there are none."""
         return tasks.of(self.train or self.val or self.test)
 
     @property
     def kind(self) -> str:
-        """What its items are, in words."""
+        """A description of its items in words."""
         return f"images of {len(self.class_names):,} classes" if self.class_names else self.task.items_are
 
     def items(self) -> Iterator[Item]:
-        """All images: train, then val, then test."""
+        """Yield all items: train, then val, then test."""
         return chain(self.train, self.val, self.test)
 
 
 def are_turned(items: Iterable[Item]) -> bool:
-    """Whether images are turned upright; a data set's are all turned or none."""
+    """Return whether images are turned upright; either all of a data set's are, or none."""
     return any(item.turned for item in items)
 
 
 def items_id(items: Sequence[Item]) -> str:
-    """16 hex digits that stand for these items, by file name and label, in this order, in any folder.
+    """Return 16 hex digits that identify these items by file name and label, in this order, in any folder.
 
     Classes count by their numbers in the order in which they come.
     """

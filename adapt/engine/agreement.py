@@ -1,4 +1,4 @@
-"""Whether two ways to the same features agree."""
+"""Agreement between the two paths to the same features."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from adapt.edits import Bypass, Edit
 
 
 def bypassing_absent(tower: Tower) -> list[Edit]:
-    """Edits under which a tower computes that blocks were cut out of."""
+    """Return edits under which a tower computes although blocks were cut out of it."""
     return [Bypass(i, nn.Identity()) for i, block in enumerate(tower.blocks) if isinstance(block.module, Absent)]
 
 
 def same_features(backbone: Backbone, tower: Tower, plain: Tensor, fast: Tensor) -> bool:
-    """Whether features `(n, e)` point the same way, by the rounding of the precision that they were computed in."""
+    """Return whether features `(n, e)` have the same direction, up to the rounding of their precision."""
     if plain.shape != fast.shape:
         return False
     difference = F.normalize(plain.float(), dim=-1) - F.normalize(fast.float(), dim=-1)

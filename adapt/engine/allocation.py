@@ -1,86 +1,75 @@
-"""A bound on what building may allocate, so that no file, and no setting, asks for more than there is."""
+"""A bound on what building may allocate, so that no file, and no setting, asks for more memory than there is."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import torch
+from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from adapt.engine.memory import free_bytes, readable_bytes
 from adapt.errors import AdaptError
 
-_TIMES = 4  # building may draw its tensors more than once, as for copies to start anew from
-_BESIDE = 2**22  # numbers for what else it computes, such as the features of one image
-_LEAST = 512  # numbers that each new tensor counts as: many empty ones take time as well
+_TIMES = 4  # building may draw its tensors more than once, such as for copies
+_BESIDE = 2**22  # more numbers, for computing such as the features of one image
+_LEAST = 512  # numbers that a tensor counts at least: many empty ones take time as well
 _BYTES = 4  # of a number
 
 
-class _TooMuch(Exception):
-    pass
+class _Bounded(TorchDispatchMode):
+    """A context in which the numbers of new tensors are counted; AdaptError before a bound would be passed."""
 
-
-class _Counting(TorchDispatchMode):
-    """Counts the numbers of new tensors before they are allocated."""
-
-    def __init__(self, bound: int) -> None:
+    def __init__(self, bound: int, message: str) -> None:
         super().__init__()
-        self.left = bound
+        self.left, self.message = bound, message
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, func: OpOverload, types: object, args: Sequence[object] = (), kwargs: Mapping[str, object] | None = None
+    ) -> object:
         size = _new_size(func, args, kwargs or {})
         if size is not None:
             self.left -= max(_LEAST, math.prod(size))
             if self.left < 0:
-                raise _TooMuch
+                raise AdaptError(self.message)
         return func(*args, **kwargs or {})
 
 
-def _new_size(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Sequence[int] | None:
-    """The size of the tensor that `func` makes out of nothing, where a list of sizes says it; () without memory."""
+def _new_size(func: OpOverload, args: Sequence[object], kwargs: Mapping[str, object]) -> Sequence[int] | None:
+    """Return the size of the tensor that `func` makes out of nothing, () on the meta device; None for any other."""
     arguments = func._schema.arguments
-    named = [argument.name for argument in arguments]
+    names = [argument.name for argument in arguments]
     of_tensors = any(str(argument.type) == "Tensor" for argument in arguments)
-    if "size" not in named or (of_tensors and not func._schema.name.startswith("aten::new_")):
-        return None  # what is computed of tensors is bounded by them
+    if "size" not in names or (of_tensors and not func._schema.name.startswith("aten::new_")):
+        return None  # a tensor computed from others is bounded by them
     if str(kwargs.get("device")) == "meta":
         return ()
-    position = named.index("size")
-    found = args[position] if position < len(args) else kwargs.get("size")
-    return found if isinstance(found, list | tuple) else None
+    position = names.index("size")
+    size = args[position] if position < len(args) else kwargs.get("size")
+    return size if isinstance(size, list | tuple) else None
 
 
-@contextmanager
-def at_most(held: int) -> Iterator[None]:
-    """Inside, new tensors hold little more than the `held` numbers of a file's tensors; AdaptError beyond.
+def at_most(numbers: int) -> TorchDispatchMode:
+    """Return a context in which new tensors hold little more than the `numbers` of a file's tensors.
 
-    Raised before the memory is taken.
+    Raises AdaptError inside before more memory is taken.
     """
-    try:
-        with _Counting(_TIMES * held + _BESIDE):
-            yield
-    except _TooMuch:
-        raise AdaptError(
-            f"its settings ask for far more than the {held:,} numbers that its tensors hold; "
-            "the file is damaged, or was made by hand"
-        ) from None
+    return _Bounded(
+        _TIMES * numbers + _BESIDE,
+        f"its settings ask for far more than the {numbers:,} numbers that its tensors hold; the file is damaged, or "
+        "was made by hand",
+    )
 
 
-@contextmanager
-def within_memory(device: torch.device, what: str) -> Iterator[None]:
-    """Inside, new tensors hold no more than is free on `device`; AdaptError, saying `what` was built, beyond.
+def within_memory(device: torch.device, what: str) -> TorchDispatchMode:
+    """Return a context in which new tensors hold no more than is free on `device`.
 
-    Raised before the memory is taken.
+    Raises AdaptError inside, saying `what` was built, before more memory is taken.
     """
     free = free_bytes(device)
-    try:
-        with _Counting(free // _BYTES):
-            yield
-    except _TooMuch:
-        raise AdaptError(
-            f"the settings of {what} ask for more than the {readable_bytes(free)} of memory that are free: give "
-            "smaller ones"
-        ) from None
+    return _Bounded(
+        free // _BYTES,
+        f"the settings of {what} ask for more than the {readable_bytes(free)} of memory that are free: give smaller "
+        "ones",
+    )

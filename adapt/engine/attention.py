@@ -1,4 +1,4 @@
-"""Self-attention computed from its parts: over packed prompts for the fast path, with other weights for either path."""
+"""Self-attention computed from its parts: over packed prompts on the fast path, with other weights on either."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from adapt.engine.packing import Group, Packing
 def weighted_attention(
     linears: Mapping[str, Callable[[Tensor], Tensor]], x: Tensor, heads: int, weights: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    """Self-attention of `x` `(b, l, d)` whose weights are `weights(scaled scores (b, h, l, l))`."""
+    """Return self-attention of `x` `(b, l, d)` whose weights are `weights(scaled scores (b, h, l, l))`."""
     q, k, v = (linears[letter](x).unflatten(-1, (heads, -1)).transpose(1, 2) for letter in "qkv")
     mixed = weights(q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)) @ v
     return linears["out"](mixed.transpose(1, 2).flatten(2))
@@ -24,20 +24,21 @@ def weighted_attention(
 def prefix_suffix_attention(
     q: Tensor, k: Tensor, v: Tensor, packing: Packing, heads: int, ends_only: bool, edit: Attention | None = None
 ) -> Tensor:
-    """Causal attention of packed rows, `(..., rows, d)` each for `k` and `v`; leading dimensions are images.
+    """Return causal attention over packed rows `(..., rows, d)` of `k` and `v`; leading dimensions are images.
 
-    `q` has all rows, or with `ends_only` one end-of-text row a class in packed order. Returns one row per query:
-    softmax, or what `edit` makes of the scores, over the prefix's keys and the class's own up to the query.
+    `q` has all rows, or with `ends_only` one end-of-text row of each class in packed order. The result has one row for
+    each query: softmax, or `edit`'s weights, over the prefix's keys and the class's own up to the query.
     """
-    if edit is None and packing.visible is not None:
-        return _attention_to_all(q, k, v, packing.visible[packing.ends] if ends_only else packing.visible, heads)
     prefix = packing.prefix
     q, k, v = (x.unflatten(-1, (heads, -1)).transpose(-3, -2) for x in (q, k, v))  # (..., h, rows, d/h)
+    if edit is None and packing.visible is not None:
+        visible = packing.visible[packing.ends] if ends_only else packing.visible  # hides rows of other classes
+        return F.scaled_dot_product_attention(q, k, v, visible).transpose(-3, -2).flatten(-2)
     q = q * q.shape[-1] ** -0.5
     prefix_rows = []
     if prefix and not ends_only:
-        first = slice(prefix)
-        prefix_rows = [_prefix_attention(q[..., first, :], k[..., first, :], v[..., first, :], packing, edit)]
+        q_own, k_own, v_own = (x[..., :prefix, :] for x in (q, k, v))
+        prefix_rows = [_prefix_attention(q_own, k_own, v_own, packing, edit)]
         q = q[..., prefix:, :]
     to_prefix = q @ k[..., :prefix, :].transpose(-1, -2)  # (..., h, suffix rows, prefix): one product for all classes
     weights, mixed, at = [], [], 0
@@ -61,14 +62,8 @@ def prefix_suffix_attention(
     return torch.cat([*prefix_rows, suffix_rows], dim=-2).transpose(-3, -2).flatten(-2)
 
 
-def _attention_to_all(q: Tensor, k: Tensor, v: Tensor, visible: Tensor, heads: int) -> Tensor:
-    """Attention of `(..., queries, d)` in one call; `visible` `(queries, rows)` hides what is of other classes."""
-    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(-3, -2) for x in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v, visible).transpose(-3, -2).flatten(-2)
-
-
 def _prefix_attention(q: Tensor, k: Tensor, v: Tensor, packing: Packing, edit: Attention | None) -> Tensor:
-    """The prefix's rows among themselves `(..., h, prefix, d/h)`; `q` is scaled."""
+    """Return attention among the prefix's rows `(..., h, prefix, d/h)`; `q` is scaled."""
     if edit is None:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=1.0)
     future = torch.ones(packing.prefix, packing.prefix, dtype=torch.bool, device=q.device).triu(1)
@@ -77,7 +72,7 @@ def _prefix_attention(q: Tensor, k: Tensor, v: Tensor, packing: Packing, edit: A
 
 
 def _hidden(packing: Packing, group: Group, own: slice, edit: Attention | None, ends_only: bool) -> Tensor | None:
-    """Which of a class's own keys its queries may not look at `([n,] length, length)`; an end row looks at all."""
+    """Return which of a class's own keys its queries must not see `([n,] length, length)`; an end row sees all."""
     if ends_only or group.length == 1:
         return None
     future = torch.ones(group.length, group.length, dtype=torch.bool, device=packing.ids.device).triu(1)
@@ -90,7 +85,7 @@ def _hidden(packing: Packing, group: Group, own: slice, edit: Attention | None, 
 def _weights(
     scores: Tensor, packing: Packing, own: slice, classes: int, edit: Attention | None, ends_only: bool
 ) -> Tensor:
-    """Scores `(..., n, queries, prefix + length)` to weights."""
+    """Return the weights of scores `(..., n, queries, prefix + length)`."""
     if edit is None:
         return scores.softmax(-1)
     learned = packing.learned[own].unflatten(0, (classes, -1))  # (n, length)

@@ -1,6 +1,6 @@
-"""One pre-norm block computed from its parts under the edits of a call: what the fast paths share.
+"""One pre-norm block computed from its parts under the edits of a call, shared by the fast paths.
 
-The frozen query, key and value projections are one product where their weights are one. QuickGELU is one pass: since
+The frozen query, key and value projections are one product if their weights are one. QuickGELU is one pass: since
 `x sigmoid(1.702 x) = silu(1.702 x) / 1.702`, both factors go into the products before and after it.
 """
 
@@ -28,14 +28,14 @@ RowIndex = Tensor | slice
 _QUICK = 1.702
 
 
-def run_block(block: Block, index: int, asked: Plan, x: Tensor, attend: Attend, rows: RowIndex | None = None) -> Tensor:
-    """What block `index` makes of `x` `(..., l, d)`; with `rows`, of these only `(..., rows, d)`.
+def run_block(block: Block, index: int, edits: Plan, x: Tensor, attend: Attend, rows: RowIndex | None = None) -> Tensor:
+    """Return the output of block `index` for `x` `(..., l, d)`; with `rows`, only for these `(..., rows, d)`.
 
-    AdaptError for a block that was cut out.
+    Raises AdaptError for a block that was cut out.
     """
     if isinstance(block.module, Absent):
-        block.module()  # refuses, with its name
-    replaced, beside = asked.replaced.get(index, {}), asked.parallel.get(index, {})
+        block.module()  # raises, naming it
+    replaced, beside = edits.replaced.get(index, {}), edits.parallel.get(index, {})
     parts: dict[str, Callable[[Tensor], Tensor]] = {"norm1": block.norm1, "norm2": block.norm2, **block.projections}
     parts |= replaced
     normed = parts["norm1"](x)
@@ -50,7 +50,7 @@ def run_block(block: Block, index: int, asked: Plan, x: Tensor, attend: Attend, 
 
 
 def again_in_backward(model: nn.Module, block: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """`block(x)`, none of whose activations are kept: it is computed again in the backward pass."""
+    """Return `block(x)` without keeping activations: it is computed again in the backward pass."""
     if not torch.is_grad_enabled():
         return block(x)
 
@@ -62,9 +62,10 @@ def again_in_backward(model: nn.Module, block: Callable[[Tensor], Tensor], x: Te
 
 
 def _read(block: Block, replaced: Mapping[str, nn.Module], normed: Tensor, rows: RowIndex | None) -> list[Tensor]:
-    """Queries of `rows`, keys and values of all rows; by one product what the frozen projections make of all rows.
+    """Return queries of `rows`, and keys and values of all rows.
 
-    That is left out where their weights are not one, or where a module does without the frozen projection.
+    The frozen projections that read all rows are one product, unless their weights are separate or a module replaces
+    one without calling it.
     """
     of_all = "qkv" if rows is None else "kv"
     stand_ins = {
@@ -74,7 +75,9 @@ def _read(block: Block, replaced: Mapping[str, nn.Module], normed: Tensor, rows:
     given = {} if one is None else dict(zip(of_all, one(normed).chunk(len(of_all), dim=-1)))
     results = []
     for letter in "qkv":
-        x = normed if letter in of_all else normed[..., rows, :].contiguous()  # else: one product an image
+        x = (
+            normed if letter in of_all else normed[..., rows, :].contiguous()
+        )  # or else there would be one product for each image
         module = replaced.get(letter)
         if module is None:
             results.append(given[letter] if letter in given else block.projections[letter](x))
@@ -86,14 +89,10 @@ def _read(block: Block, replaced: Mapping[str, nn.Module], normed: Tensor, rows:
 
 
 def _stand_in(module: nn.Module, projection: Projection) -> StandIn | None:
-    """What computes the frozen projection inside a module that adds to it, None for one that does without."""
-    for part in module.modules():
-        if type(part) is StandIn and (part.projection.module, part.projection.rows) == (
-            projection.module,
-            projection.rows,
-        ):
-            return part
-    return None
+    """Return the stand-in for the frozen projection inside a module that adds to it, None if there is none."""
+    own = projection.module, projection.rows
+    stand_ins = (part for part in module.modules() if type(part) is StandIn)
+    return next((part for part in stand_ins if (part.projection.module, part.projection.rows) == own), None)
 
 
 def _mlp(block: Block, replaced: Mapping[str, nn.Module], x: Tensor) -> Tensor:
@@ -106,7 +105,7 @@ def _mlp(block: Block, replaced: Mapping[str, nn.Module], x: Tensor) -> Tensor:
 
 
 class _QuickMLP(torch.autograd.Function):
-    """`fc2(x sigmoid(1.702 x))` of `fc1`'s `x` `(..., d)` by frozen weights, which keeps one tensor for backward."""
+    """The MLP `fc2(x sigmoid(1.702 x))`, `x` being the output of `fc1`, which keeps one tensor for backward."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, fc1: Tensor, bias1: Tensor | None, fc2: Tensor, bias2: Tensor | None) -> Tensor:
@@ -127,5 +126,5 @@ class _QuickMLP(torch.autograd.Function):
 
 
 def _joined(x: Tensor, edit: Parallel | None, read: Tensor, normed: Tensor) -> Tensor:
-    """The residual stream `x` with what runs beside the site, or the block, that read it so, or behind its norm."""
+    """Return the stream `x` plus the output of a module beside the site or block, which reads `read` or `normed`."""
     return x if edit is None else x + edit.module(normed if edit.normed else read)

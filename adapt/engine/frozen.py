@@ -1,4 +1,4 @@
-"""A model frozen for a while, whatever its owner's flags are; they are back when the last call is over."""
+"""A model frozen for a while, whatever its owner's flags, which are restored when the last call ends."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from adapt.backbones.turns import roots, sharing
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, no gradient for any parameter, no checkpointing by the library; all as before afterwards.
+    """Hold a model in evaluation mode, without gradients for its parameters or the library's checkpointing.
 
-    No other thread edits `model` meanwhile; those that do not are frozen together with this one.
+    All flags are restored afterwards. No other thread edits `model` meanwhile; those that do not share its frozen
+    state.
     """
     with sharing(model), ExitStack() as stack:
         for root in roots(model):
@@ -52,7 +53,7 @@ class _Hold:
 
     def _note(self, model: nn.Module) -> None:
         modules, seen = [model], {model}
-        for module in modules:  # grows meanwhile: every call pays for this walk, and `modules()` takes twice as long
+        for module in modules:  # grows during the walk; `modules()` would take twice as long, in every call
             if module.training:
                 self._training.append(module)
             if "grad_checkpointing" in vars(module) and module.grad_checkpointing:

@@ -1,8 +1,8 @@
 """The plain path: the library's own forward, with edits that act only inside one call.
 
 A replaced projection or attention is an instance attribute `forward` that lives for the call; learned tokens enter
-through hooks. All are gone when the call returns, and a checkpointed block brings its own back when it is computed
-again in the backward pass.
+through hooks. All are gone when the call returns; a checkpointed block restores its own while it is recomputed
+in the backward pass.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from adapt.backbones.split_attention import attend
-from adapt.backbones.tower import NORMS, Block, Site, Tower, check_parts
+from adapt.backbones.tower import NORMS, Block, BlockOutput, Site, Tower, check_parts
 from adapt.backbones.turns import alone
 from adapt.edits import Edit, Parallel
 from adapt.engine import low_rank, tokens
@@ -27,11 +27,12 @@ from adapt.engine.patching import forward_as
 from adapt.engine.plan import Plan, plan
 from adapt.prompts import Prompt
 
+_ATTENTION = {"q", "k", "v", "out"}  # the projections of an attention
 Linear = Callable[[Tensor], Tensor]
 Computed = TypeVar("Computed")
 
 
-@torch.compiler.disable  # a compiled forward would keep the edits of the call that it was traced in
+@torch.compiler.disable  # a compiled forward would keep the edits of its traced call
 def run(
     model: nn.Module,
     changes: Sequence[tuple[Tower, Sequence[Edit]]],
@@ -41,40 +42,41 @@ def run(
     checkpointing: bool = False,
     merge: bool = False,
 ) -> Computed:
-    """What `compute()` gives while the library's forward of `model` computes what edits ask of towers.
+    """Return `compute()` while the library's forward of `model` computes under edits of towers.
 
     `prompts` say where learned tokens stand in each row of text; `checkpointing` recomputes every block of these towers
     in the backward pass; `merge` folds one image's low-rank updates into copies of the weights.
 
-    No other call runs on `model` meanwhile. Raises AdaptError for an edit that its tower cannot carry, and where the
-    tower is no longer the model's.
+    No other call runs on `model` meanwhile. Raises AdaptError for an edit that its tower cannot carry, and if the tower
+    no longer belongs to the model.
     """
-    planned = [(tower, plan(tower, edits)) for tower, edits in changes]
+    plans = [(tower, plan(tower, edits)) for tower, edits in changes]
     with alone(model), frozen(model), ExitStack() as stack:
-        for tower, asked in planned:
+        for tower, planned in plans:
             check_parts(tower, model)
-            stack.enter_context(_edited(model, tower, asked, prompts, checkpointing, merge))
+            stack.enter_context(_edited(model, tower, planned, prompts, checkpointing, merge))
         result = compute()
-    for tower, asked in planned:
-        result = _projected(tower, asked, result)
+    for tower, planned in plans:
+        result = _projected(tower, planned, result)
     return result
 
 
 @contextmanager
 def _edited(
-    model: nn.Module, tower: Tower, asked: Plan, prompts: Sequence[Prompt], checkpointing: bool, merge: bool
+    model: nn.Module, tower: Tower, planned: Plan, prompts: Sequence[Prompt], checkpointing: bool, merge: bool
 ) -> Iterator[None]:
-    inside = _once(model, partial(_inside_blocks, tower, asked, prompts, merge))
+    inside = _once(model, partial(_inside_blocks, tower, planned, prompts, merge))
     with ExitStack() as stack:
         stack.enter_context(inside())
-        stack.enter_context(tokens.entered(tower, asked, prompts))
-        stack.enter_context(_outer(tower, asked))
-        for index, module in asked.bypassed.items():
+        stack.enter_context(tokens.entered(tower, planned, prompts))
+        stack.enter_context(_outer(tower, planned))
+        for index, module in planned.bypassed.items():
             block = tower.blocks[index]
             stack.enter_context(forward_as(block.module, partial(_bypass, module, block.returns)))
-        for index, beside in asked.parallel.items():
+        for index, beside in planned.parallel.items():
             if "block" in beside:
-                stack.enter_context(_beside_block(tower.blocks[index], beside["block"]))
+                block = tower.blocks[index]
+                stack.enter_context(block.module.register_forward_hook(partial(_join_block, block, beside["block"])))
         if checkpointing:
             for block in tower.blocks:
                 stack.enter_context(_checkpointed(block.module, inside))
@@ -84,7 +86,7 @@ def _edited(
 def _once(
     model: nn.Module, enter: Callable[[], AbstractContextManager[None]]
 ) -> Callable[[], AbstractContextManager[None]]:
-    """`enter` on a frozen model of one's own; nothing where it is entered already, as in a block's first pass."""
+    """Return a context that enters `enter` on a frozen model, unless it is entered already, as in a first pass."""
     entered: list[bool] = []
 
     @contextmanager
@@ -104,73 +106,65 @@ def _once(
 
 
 @contextmanager
-def _inside_blocks(tower: Tower, asked: Plan, prompts: Sequence[Prompt], merge: bool) -> Iterator[None]:
-    """What must hold while a block computes, the first time and again: its parts replaced."""
+def _inside_blocks(tower: Tower, planned: Plan, prompts: Sequence[Prompt], merge: bool) -> Iterator[None]:
+    """Replace the parts of blocks while they compute, both the first time and again in the backward pass."""
     with ExitStack() as stack:
-        for index in asked.replaced.keys() | asked.attention.keys():
+        for index in planned.replaced.keys() | planned.attention.keys():
             weights = None
-            if index in asked.attention:
-                weights = tokens.masked(tower, asked, prompts, asked.attention[index])
-            replaced = asked.replaced.get(index, {})
+            if index in planned.attention:
+                weights = tokens.masked(tower, planned, prompts, planned.attention[index])
+            replaced = planned.replaced.get(index, {})
             modules = {part: module for part, module in replaced.items() if part not in NORMS}
             for module, forward in _forwards(tower.blocks[index], modules, tower.heads, weights):
                 stack.enter_context(forward_as(module, forward))
-        for index, parts in asked.replaced.items():
+        for index, parts in planned.replaced.items():
             for name in parts.keys() & set(NORMS):
                 stack.enter_context(forward_as(getattr(tower.blocks[index], name), parts[name]))
-        for index, beside in asked.parallel.items():
+        for index, beside in planned.parallel.items():
             for edit in beside.values():
                 if edit.site != "block":
                     stack.enter_context(_beside(tower.blocks[index].sites[edit.site], edit))
-        for index, updates in asked.low_rank.items():
+        for index, updates in planned.low_rank.items():
             stack.enter_context(low_rank.updated(tower.blocks[index], updates, merge))
         yield
 
 
 @contextmanager
 def _beside(site: Site, edit: Parallel) -> Iterator[None]:
-    """Inside, the output of the edit's module of what the site reads joins the site's own."""
+    """Add the output of the edit's module, which reads what the site reads, to the site's own output."""
     read: list[Tensor] = []
 
-    def keep(reader: nn.Module, inputs: Any, output: Any) -> None:
+    def keep(reader: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         read[:] = [output if edit.normed else inputs[0]]
 
-    def join(added: nn.Module, inputs: Any, output: Any) -> Any:
+    def join(added: nn.Module, inputs: object, output: BlockOutput) -> BlockOutput:
         return _added(output, edit.module(read.pop()))
 
-    with ExitStack() as stack:
-        stack.callback(site.read.register_forward_hook(keep).remove)
-        stack.callback(site.added.register_forward_hook(join).remove)  # after the former, where they are one module
+    # if both are one module, `keep` runs first
+    with site.read.register_forward_hook(keep), site.added.register_forward_hook(join):
         yield
 
 
-@contextmanager
-def _beside_block(block: Block, edit: Parallel) -> Iterator[None]:
-    """Inside, the output of the edit's module of what the block reads joins the block's own.
+def _join_block(
+    block: Block, edit: Parallel, module: nn.Module, inputs: tuple[Tensor, ...], output: BlockOutput
+) -> BlockOutput:
+    """Return a block's output joined by what the edit's module makes of the block's input.
 
     It runs outside the block, which may be computed again: a norm before it is computed once more.
     """
-
-    def join(module: nn.Module, inputs: Any, output: Any) -> Any:
-        norm = block.norm_of("block") if edit.normed else None
-        return _added(output, edit.module(inputs[0] if norm is None else norm(inputs[0])))
-
-    handle = block.module.register_forward_hook(join)
-    try:
-        yield
-    finally:
-        handle.remove()
+    norm = block.norm_of("block") if edit.normed else None
+    return _added(output, edit.module(inputs[0] if norm is None else norm(inputs[0])))
 
 
-def _added(output: Any, beside: Tensor) -> Any:
+def _added(output: BlockOutput, beside: Tensor) -> BlockOutput:
     return (output[0] + beside, *output[1:]) if isinstance(output, tuple) else output + beside
 
 
 @contextmanager
-def _outer(tower: Tower, asked: Plan) -> Iterator[None]:
-    """Inside, the tower's own norms and last projection are others, or, as a parameter, the latter is left out."""
+def _outer(tower: Tower, planned: Plan) -> Iterator[None]:
+    """Replace the tower's own norms and last projection; one that is a parameter is left out."""
     with ExitStack() as stack:
-        for name, module in asked.outer.items():
+        for name, module in planned.outer.items():
             part = tower.parts[name]
             if isinstance(part, nn.Module):
                 stack.enter_context(forward_as(part, module))
@@ -182,53 +176,53 @@ def _outer(tower: Tower, asked: Plan) -> Iterator[None]:
         yield
 
 
-def _projected(tower: Tower, asked: Plan, result: Any) -> Any:
-    """What the library read off the tower, by another last projection where its own, a parameter, was left out."""
-    part, module = tower.projection, asked.outer.get("projection")
+def _projected(tower: Tower, planned: Plan, result: Computed) -> Computed:
+    """Return the result after the new last projection, if the tower's own, a parameter, was left out."""
+    part, module = tower.projection, planned.outer.get("projection")
     if part is None or module is None or isinstance(getattr(part.owner, part.name), nn.Module):
         return result
-    return module(result)
+    projected: Computed = module(result)
+    return projected
 
 
-def _bypass(module: nn.Module, returns: int, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-    """`module` in place of a block, whatever masks the library hands over; None for the attention weights."""
+def _bypass(module: nn.Module, returns: int, x: Tensor, *args: object, **kwargs: object) -> BlockOutput:
+    """Return the output of `module` in place of a block, ignoring masks; None for the attention weights."""
     return (module(x), *[None] * (returns - 1)) if returns else module(x)
 
 
 def _forwards(
     block: Block, modules: dict[str, nn.Module], heads: int, weights: Callable[[Tensor], Tensor] | None
-) -> Iterator[tuple[nn.Module, Callable[..., Any]]]:
-    """Which modules of `block` compute differently, and how.
+) -> Iterator[tuple[nn.Module, Callable[..., object]]]:
+    """Yield which modules of `block` compute differently, and how.
 
-    `modules` stand for its projections, `weights` makes attention weights of scaled scores.
+    `modules` replace its projections, `weights` makes attention weights from scaled scores.
     """
     linears: dict[str, Linear] = {
         letter: modules.get(letter, projection) for letter, projection in block.projections.items()
     }
-    attn: Any = block.attn
-    fused_attention = isinstance(attn, nn.MultiheadAttention)  # a quantised one is split
-    whole_attention = weights is not None or (fused_attention and modules.keys() & {"q", "k", "v", "out"})
+    recomputed = True  # whether the attention is computed from its parts
     if weights is not None:
-        yield attn, partial(_weighted, block, linears, heads, weights)
-    elif whole_attention:
-        # nn.MultiheadAttention never calls its projections: the whole attention has to be computed from the parts
-        yield attn, partial(_split_attention, attn, linears)
+        yield block.attn, partial(_weighted, block, linears, heads, weights)
+    elif isinstance(block.attn, nn.MultiheadAttention) and modules.keys() & _ATTENTION:
+        # it never calls its projections, unlike a quantised one, which is split
+        yield block.attn, partial(_split_attention, block.attn, linears)
+    else:
+        recomputed = False
     for owner in {block.projections[letter].module for letter in modules}:
         shared = [letter for letter, projection in block.projections.items() if projection.module is owner]
-        if not (whole_attention and set(shared) <= {"q", "k", "v", "out"}):
+        if not (recomputed and _ATTENTION.issuperset(shared)):
             rows = [block.projections[letter].rows for letter in shared]
             yield owner, partial(_side_by_side, [linears[letter] for letter in shared], rows)
 
 
-def _side_by_side(linears: Sequence[Linear], rows: Sequence[Any], x: Tensor) -> Tensor:
-    """`(..., in) -> (..., sum of out)`: what a fused linear computes, from its parts, each of its own rows."""
+def _side_by_side(linears: Sequence[Linear], rows: Sequence[slice | Tensor | None], x: Tensor) -> Tensor:
+    """Compute `(..., in) -> (..., sum of out)`, the output of a fused linear, from its parts and their rows."""
     outputs = [linear(x) for linear in linears]
     if len(outputs) == 1:
         return outputs[0]
     joined = torch.cat(outputs, dim=-1)
-    if isinstance(rows[0], slice):
-        return joined
-    return joined[..., torch.cat(list(rows)).argsort().to(joined.device)]
+    interleaved = [index for index in rows if isinstance(index, Tensor)]
+    return joined[..., torch.cat(interleaved).argsort().to(joined.device)] if interleaved else joined
 
 
 def _split_attention(
@@ -240,7 +234,7 @@ def _split_attention(
     need_weights: bool = False,
     attn_mask: Tensor | None = None,
 ) -> tuple[Tensor, None]:
-    """`nn.MultiheadAttention`'s forward over separate projections, with None for its weights."""
+    """Compute what `nn.MultiheadAttention` does from separate projections, with None for its weights."""
     return attend(linears, attn.num_heads, attn.batch_first, query, key, value, attn_mask), None
 
 
@@ -250,28 +244,25 @@ def _weighted(
     heads: int,
     weights: Callable[[Tensor], Tensor],
     x: Tensor | None = None,
-    *args: Any,
-    **kwargs: Any,
-) -> Any:
-    """Self-attention by other weights, under the library's own signature; the mask is made anew, not taken over."""
-    x = next(kwargs[name] for name in ("hidden_states", "query", "x") if name in kwargs) if x is None else x
+    *args: object,
+    **inputs: Tensor,
+) -> BlockOutput:
+    """Compute self-attention with other weights, under the library's signature; the mask is made anew."""
+    x = next(inputs[name] for name in ("hidden_states", "query", "x") if name in inputs) if x is None else x
     x = x if block.batch_first else x.transpose(0, 1)
     out = weighted_attention(linears, x, heads, weights)
     out = out if block.batch_first else out.transpose(0, 1)
     return (out, None) if block.attn_returns_weights else out
 
 
-@contextmanager
-def _checkpointed(module: nn.Module, inside: Callable[[], Any]) -> Iterator[None]:
-    """`module` is computed again in the backward pass, under the edits of this call though they are gone by then."""
+def _checkpointed(
+    module: nn.Module, inside: Callable[[], AbstractContextManager[None]]
+) -> AbstractContextManager[None]:
+    """Recompute `module` in the backward pass, under the edits of this call, which have ended by then."""
     forward = module.forward
 
-    def again(*args: Any, **kwargs: Any) -> Any:
+    def again(*args: object, **kwargs: object) -> object:
         with inside():
             return forward(*args, **kwargs)
 
-    def run(*args: Any, **kwargs: Any) -> Any:
-        return checkpoint(again, *args, use_reentrant=False, **kwargs)
-
-    with forward_as(module, run):
-        yield
+    return forward_as(module, partial(checkpoint, again, use_reentrant=False))

@@ -1,17 +1,17 @@
-"""Low-rank updates of each image inside one decoder block: beside the frozen maps, or merged into copies of them."""
+"""Low-rank updates of each image in one decoder block, beside the frozen maps or merged into copies of them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
-from adapt.backbones.tower import Block, Projection
+from adapt.backbones.tower import Block
 from adapt.edits import LowRank
 from adapt.engine.patching import forward_as
 from adapt.errors import AdaptError
@@ -19,70 +19,65 @@ from adapt.errors import AdaptError
 
 @contextmanager
 def updated(block: Block, updates: dict[str, LowRank], merge: bool) -> Iterator[None]:
-    """Inside, the sites of `block` compute with their updates.
+    """Let the sites of `block` compute with their updates.
 
-    With `merge`, updates of a single image are folded into copies of the weights they fit into: frozen linears in
+    With `merge`, updates of a single image are folded into copies of the weights if possible: frozen linears in
     floating point that nothing else replaces. The others run beside theirs.
     """
-    merged: dict[nn.Module, dict[str, LowRank]] = {}
+    merged: dict[nn.Linear, dict[str, LowRank]] = {}
     with ExitStack() as stack:
         for site, update in updates.items():
-            projection = block.projections.get(site)
-            if merge and projection is not None and _mergeable(projection, update):
-                merged.setdefault(projection.module, {})[site] = update
+            linear = block.projections[site].module if merge and site in block.projections else None
+            if type(linear) is nn.Linear and _mergeable(linear, update):
+                merged.setdefault(linear, {})[site] = update
             else:
-                handle = _beside(block, site, update)
-                stack.callback(handle.remove)
-        for module, own in merged.items():
-            stack.enter_context(forward_as(module, _merged(module, block, own)))
+                stack.enter_context(_beside(block, site, update))
+        for linear, own in merged.items():
+            stack.enter_context(forward_as(linear, _merged(linear, block, own)))
         yield
 
 
-def _mergeable(projection: Projection, update: LowRank) -> bool:
-    module: Any = projection.module
-    unchanged = type(module) is nn.Linear and "forward" not in vars(module)
-    return unchanged and module.weight.is_floating_point() and len(update.down) == 1
+def _mergeable(linear: nn.Linear, update: LowRank) -> bool:
+    return "forward" not in vars(linear) and linear.weight.is_floating_point() and len(update.down) == 1
 
 
-def _merged(module: Any, block: Block, updates: dict[str, LowRank]) -> Any:
-    weight = module.weight.detach()
+def _merged(linear: nn.Linear, block: Block, updates: dict[str, LowRank]) -> Callable[[Tensor], Tensor]:
+    weight = linear.weight.detach()
     rows = {site: block.projections[site].rows for site in updates}
-    if None in rows.values():  # one update of the whole weight, which need not be copied first
+    if None in rows.values():  # one update of the full weight, which need not be copied first
         (update,) = updates.values()
         weight = _plus(weight, update)
     else:
         weight = weight.clone()
         for site, update in updates.items():
             weight[rows[site]] = _plus(weight[rows[site]], update)
-    return partial(F.linear, weight=weight, bias=module.bias)
+    return partial(F.linear, weight=weight, bias=linear.bias)
 
 
 def _plus(weight: Tensor, update: LowRank) -> Tensor:
-    """`weight + scale * up @ down.T`, computed in fp32."""
+    """Return `weight + scale * up @ down.T`, computed in fp32."""
     up, down = update.up[0].float(), update.down[0].float()
     return torch.addmm(weight.float(), up, down.T, alpha=update.scale).to(weight.dtype)
 
 
-def _beside(block: Block, site: str, update: LowRank) -> Any:
+def _beside(block: Block, site: str, update: LowRank) -> RemovableHandle:
     added_by = partial(_change, update.scale * update.down, update.up.transpose(1, 2))
-    if site == "mlp":
-        mlp: Any = block.mlp
-        return mlp.register_forward_hook(lambda module, inputs, output: output + added_by(inputs[0]))
-    projection = block.projections[site]
-    rows = projection.rows
+    projection = block.projections.get(site)
+    owner, rows = (block.mlp, None) if projection is None else (projection.module, projection.rows)
+    assert owner is not None  # the plan refuses a site that the block does not have
 
-    def join(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+    def join(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         added = added_by(inputs[0])
         if rows is None:
             return output + added
         index = torch.arange(output.shape[-1])[rows].to(output.device)
         return output.index_add(-1, index, added.to(output.dtype))
 
-    return projection.module.register_forward_hook(join)
+    return owner.register_forward_hook(join)
 
 
 def _change(down: Tensor, up: Tensor, x: Tensor) -> Tensor:
-    """`x @ down @ up` `(n, l, out)` of `x` `(n, l, in)`: n is a multiple of the images, and each has its next rows.
+    """Return `x @ down @ up` `(n, l, out)` for `x` `(n, l, in)`; n is a multiple of the images, in order.
 
     `down` is `(images, in, rank)`, `up` `(images or 1, rank, out)`.
     """

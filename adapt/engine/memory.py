@@ -1,4 +1,4 @@
-"""How much memory there is to work with."""
+"""The memory that is free, and sizes in words."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def free_bytes(device: torch.device) -> int:
 
 
 def readable_bytes(size: float) -> str:
-    """1536 -> '1.5 KiB'."""
+    """Return a size for people: '1.5 KiB' for 1536."""
     for unit in ("B", "KiB", "MiB"):
         if size < 1024:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 
 import torch
@@ -11,12 +12,12 @@ from torch import Tensor
 
 from adapt.prompts import Prompt
 
-FEW_ROWS = 160  # above, attention to all rows, most of them hidden, takes longer than one product a group
+FEW_ROWS = 160  # with more, attention to all rows, most of them hidden, takes longer than a product for each group
 
 
 @dataclass(frozen=True)
 class Group:
-    """`classes` suffixes of `length` rows each; `start` counts suffix rows, the prefix left out."""
+    """`classes` suffixes of `length` rows each; `start` counts suffix rows, without the prefix."""
 
     start: int
     classes: int
@@ -25,13 +26,13 @@ class Group:
 
 @dataclass(frozen=True)
 class Packing:
-    """Where each token of each prompt stands among the `prefix + sum(suffix lengths)` rows.
+    """The place of each token of each prompt among the `prefix + sum(suffix lengths)` rows.
 
     Rows: the prefix, then the suffixes sorted by length. `slot_rows` of them hold learned tokens: slot `slot_index` of
-    class `slot_class`; `learned` and `named` tell of every row whether it is one, and whether it is of the class name.
-    `ends` are the end-of-text rows in packed order, `order` sorts them back to the classes' order.
+    class `slot_class`; `learned` and `named` say of every row whether it is one, and whether it is part of the class
+    name. `ends` are the end-of-text rows in packed order, `order` sorts them back to the classes' order.
 
-    `visible` `(rows, rows)` tells which rows each attends to, where they are so few that it is cheap to look at all.
+    `visible` `(rows, rows)` says which rows each attends to, if there are so few that attending to all is cheap.
     """
 
     prefix: int
@@ -53,7 +54,7 @@ class Packing:
 
 
 def pack(prompts: Sequence[Prompt], prefix: int, first_class: int, device: torch.device) -> Packing:
-    """Packs `prompts`, whose first `prefix` tokens are the same; the first is class `first_class` of the whole list."""
+    """Pack `prompts`, whose first `prefix` tokens are the same; the first is class `first_class` of the full list."""
     by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i].ids))
     tokens = [(prompts[0], 0, position) for position in range(prefix)]
     groups: list[Group] = []
@@ -70,13 +71,7 @@ def pack(prompts: Sequence[Prompt], prefix: int, first_class: int, device: torch
         if prompt.slots[at] is not None
     ]
     slot_rows, slot_index, slot_class = zip(*learned) if learned else ((), (), ())
-
-    def index(values: Sequence[int | None]) -> Tensor:
-        return torch.tensor(values, dtype=torch.long, device=device)
-
-    def flags(values: Sequence[bool]) -> Tensor:
-        return torch.tensor(values, dtype=torch.bool, device=device)
-
+    index, flags = (partial(torch.tensor, dtype=dtype, device=device) for dtype in (torch.long, torch.bool))
     order = sorted(range(len(by_length)), key=by_length.__getitem__)
     return Packing(
         prefix=prefix,
@@ -95,7 +90,7 @@ def pack(prompts: Sequence[Prompt], prefix: int, first_class: int, device: torch
 
 
 def _visible(tokens: Sequence[tuple[Prompt, int, int]], prefix: int, device: torch.device) -> Tensor:
-    """A row attends to those before it in the prefix and in its own class, and to itself."""
+    """Return the rows that each attends to: those before it in the prefix and in its own class, and itself."""
     rows = torch.arange(len(tokens), device=device)
     classes = torch.tensor([i for _, i, _ in tokens], device=device)
     related = (classes[:, None] == classes) | (rows < prefix)

@@ -1,25 +1,23 @@
-"""Another `forward` for a module, for a while."""
+"""A temporary `forward` for a module."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from torch import nn
 
 
 @contextmanager
-def forward_as(module: Any, forward: Callable[..., Any]) -> Iterator[None]:
-    """Inside, `module(...)` computes `forward(...)`; afterwards nothing of it is left on the module."""
-    missing = object()
-    before = module.__dict__.get("forward", missing)
+def forward_as(module: nn.Module, forward: Callable[..., object]) -> Iterator[None]:
+    """Let `module(...)` compute `forward(...)` inside; afterwards no trace of it is left on the module."""
+    before = vars(module).get("forward")
     # a module as an attribute would become a child
     module.forward = forward.__call__ if isinstance(forward, nn.Module) else forward
     try:
         yield
     finally:
-        if before is missing:
+        if before is None:
             del module.forward
         else:
             module.forward = before

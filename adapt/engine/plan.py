@@ -16,7 +16,7 @@ _TAKES_TOKENS = ("text", "vision", "decoder")
 
 @dataclass
 class Plan:
-    """Learned tokens that enter and those that overwrite them; what stands for, or beside, the parts of each block."""
+    """The edits of one call: learned tokens that enter or overwrite, and modules in place of, or beside, others."""
 
     entering: Tokens | None = None
     overwriting: dict[int, Tokens] = field(default_factory=dict)
@@ -38,7 +38,7 @@ class Plan:
 
     @property
     def images(self) -> int | None:
-        """How many images have learned tokens of their own; None where all share them."""
+        """The number of images with learned tokens of their own; None if all share them."""
         return len(self.entering.values) if self.entering is not None and self.entering.per_image else None
 
     @property
@@ -51,14 +51,14 @@ class Plan:
 
 
 def plan(tower: Tower | None, edits: Sequence[Edit]) -> Plan:
-    """The edits of `tower`, sorted out; None is a tower whose blocks are not mapped, which takes none.
+    """Return the edits of `tower` by where they act; None is a tower whose blocks are not mapped, which takes none.
 
     Raises AdaptError, by name, for a block, projection or site that the tower does not have, an edit that towers of its
     kind cannot carry, two edits that claim one place, or tokens that overwrite where none have entered.
     """
     sorted_out = Plan()
     for edit in edits:
-        assert tower is not None  # methods ask for it by `Backbone.tower`, which refuses
+        assert tower is not None  # methods get it from `Backbone.tower`, which raises
         place = _place(tower, edit)
         if isinstance(edit, Replace):
             within = sorted_out.outer if edit.block is None else sorted_out.replaced.setdefault(edit.block, {})
@@ -88,7 +88,7 @@ def plan(tower: Tower | None, edits: Sequence[Edit]) -> Plan:
 
 
 def _place(tower: Tower, edit: Edit) -> str:
-    """Where `edit` acts, in words. AdaptError where the tower has no such place, or cannot carry such an edit."""
+    """Return where `edit` acts, in words. Raises AdaptError if the tower has no such place, or cannot carry it."""
     kind, where = type(edit).__name__, f"the {tower.name} tower"
     if isinstance(edit, Tokens | Attention) and tower.name not in _TAKES_TOKENS:
         raise AdaptError(f"learned tokens cannot enter {where}; those that take some: {', '.join(_TAKES_TOKENS)}")
@@ -105,7 +105,7 @@ def _place(tower: Tower, edit: Edit) -> str:
     if isinstance(edit, Parallel):
         place = _named(kind, edit.site, (*block.sites, "block"), inside)
         if edit.normed and block.norm_of(edit.site) is None:
-            raise AdaptError(f"Parallel is to read {place} behind its norm, which does not stand before it there")
+            raise AdaptError(f"Parallel reads {place} after its norm, but there is no norm before it")
         return place
     if isinstance(edit, LowRank):
         return _named(kind, edit.site, (*block.projections, *(("mlp",) if block.mlp is not None else ())), inside)

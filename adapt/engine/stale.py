@@ -1,7 +1,7 @@
-"""Whether what a result was computed from is still what it was.
+"""Whether the inputs of a stored result are still the same.
 
-Edits are compared to the bit, whatever changed them: an optimiser, `vector_to_parameters`, a buffer, a selection. The
-backbone is too large for that: its tensors count as changed by their version, their memory, or a sampled value.
+Edits are compared bit by bit, whether an optimiser, `vector_to_parameters`, a buffer or a selection changed them. The
+backbone is too large for that: its tensors count as changed if their version, memory, or a sampled value differs.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from functools import partial
 from operator import is_
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,30 +18,29 @@ from adapt.edits import Edit
 
 
 class Values:
-    """A detached copy of values, such as a list of edits, that later ones are compared with."""
+    """A detached copy of values, such as a list of edits, to compare later ones with."""
 
-    def __init__(self, values: Any) -> None:
+    def __init__(self, values: object) -> None:
         self._leaves = [leaf.detach().clone() if isinstance(leaf, Tensor) else leaf for leaf in _leaves(values)]
 
-    def same(self, values: Any) -> bool:
-        """Whether `values` are what these were. An object that cannot be looked into is the same as itself only."""
+    def same(self, values: object) -> bool:
+        """Return whether `values` equal these. An object that cannot be inspected equals only itself."""
         leaves = list(_leaves(values))
         return len(leaves) == len(self._leaves) and all(map(_same, self._leaves, leaves))
 
 
-def _same(kept: Any, leaf: Any) -> bool:
-    if isinstance(kept, Tensor):
-        alike = isinstance(leaf, Tensor) and kept.dtype == leaf.dtype and kept.device == leaf.device
-        return alike and torch.equal(kept, leaf)  # False for another shape
-    return kept is leaf or (type(kept) is type(leaf) and isinstance(kept, _PLAIN) and kept == leaf)
+def _same(stored: object, leaf: object) -> bool:
+    if isinstance(stored, Tensor) and isinstance(leaf, Tensor):
+        return stored.dtype == leaf.dtype and stored.device == leaf.device and torch.equal(stored, leaf)
+    return stored is leaf or (type(stored) is type(leaf) and isinstance(stored, _PLAIN) and stored == leaf)
 
 
 _PLAIN = (bool, int, float, str, bytes, frozenset, type(None), torch.Size, torch.dtype, torch.device)
 
 
-def _leaves(value: Any) -> Iterator[Any]:
-    """What `value` is made of: tensors, plain values, and objects that cannot be looked into."""
-    if isinstance(value, StandIn):  # for the backbone's own tensors, which are watched there
+def _leaves(value: object) -> Iterator[object]:
+    """Yield what `value` is made of: tensors, plain values, and objects that cannot be inspected."""
+    if isinstance(value, StandIn):  # stands for the backbone's own tensors, which `Weights` compares
         yield type(value)
     elif isinstance(value, Edit | nn.Module):
         yield type(value)
@@ -76,16 +74,16 @@ class Weights:
         self._values = self._sampled()
 
     def same(self) -> bool:
-        """Whether the model has the same tensors in the same modules, and the values that were sampled."""
-        found = self._found()
+        """Return whether the model has the same tensors in the same modules, and the values that were sampled."""
+        held = self._found()
         return (
-            len(found) == len(self._held)
-            and all(map(is_, found, self._held))
+            len(held) == len(self._held)
+            and all(map(is_, held, self._held))
             and [*map(_memory, self._tensors)] == self._memory
             and all(map(torch.equal, self._sampled(), self._values))
         )
 
-    def _found(self) -> list[Any]:
+    def _found(self) -> list[object]:
         return [each for holder in self._holders for each in holder.values()]
 
     def _sampled(self) -> list[Tensor]:
@@ -97,7 +95,7 @@ def _memory(tensor: Tensor) -> tuple[int, int]:
 
 
 def _middle(tensor: Tensor) -> Tensor:
-    """A view `(1,)` of the entry in the middle of each axis."""
+    """Return a view `(1,)` of the entry in the middle of each axis."""
     view = tensor.data
     for axis, size in enumerate(tensor.shape):
         view = view.narrow(axis, size // 2, 1)

@@ -1,7 +1,7 @@
-"""The modules that a tower is made of at the moment, and whether anything on them asks for the library's own forward.
+"""The modules of a tower at the moment, and whether any of them needs the library's own forward.
 
-The fast paths compute a tower from its parameters and call few of its modules: a hook would not fire, and a forward
-that somebody put on a module would not be called.
+The fast paths compute a tower from its parameters and call few of its modules: a hook would not fire, and a
+replaced forward would not be called.
 """
 
 from __future__ import annotations
@@ -11,44 +11,45 @@ from torch import nn
 from adapt.backbones.base import Backbone
 from adapt.backbones.turns import sharing
 
-Structure = list[tuple[int, bool]]  # the identity of each module, and whether something is on it
+Structure = list[tuple[int, bool]]  # the identity of each module, and whether it has hooks or another forward
 HOOKED = "hooks, or a forward of its own, are on a module, and only the library's forward calls it"
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")  # with keywords too
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_pre_hooks",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+)  # including those with keywords
 
 
 def structure(backbone: Backbone, name: str) -> Structure:
-    """All modules of the model but those of its other towers alone, while no call has replaced parts for itself."""
+    """Return the modules of the model except those of its other towers, while no call has replaced parts."""
+    blocks = {each: {block.module for block in tower.blocks} for each, tower in backbone.towers.items()}
+    own = blocks.pop(name, set())
+    others = set[nn.Module]().union(*blocks.values()) if own else set[nn.Module]()
     with sharing(backbone.model):
-        return [(id(each), _asks(each)) for each in _of_tower(backbone, name)]
+        return [(id(each), _asks(each)) for each in _within(backbone.model, own, others, set())[0]]
 
 
-def hooked(found: Structure) -> bool:
-    """Whether hooks of any kind, or a forward of its own, are on one of these modules."""
-    return any(asks for _, asks in found)
+def hooked(modules: Structure) -> bool:
+    """Return whether hooks of any kind, or a replaced forward, are on one of these modules."""
+    return any(asks for _, asks in modules)
 
 
 def _asks(module: nn.Module) -> bool:
     return "forward" in vars(module) or any(getattr(module, hooks) for hooks in _HOOKS)
 
 
-def _of_tower(backbone: Backbone, name: str) -> list[nn.Module]:
-    blocks = {each: {block.module for block in tower.blocks} for each, tower in backbone.towers.items()}
-    own = blocks.pop(name, set())
-    others = set[nn.Module]().union(*blocks.values()) if own else set[nn.Module]()
-    return _within(backbone.model, own, others, set())[0]
-
-
 def _within(
     module: nn.Module, own: set[nn.Module], others: set[nn.Module], seen: set[nn.Module]
 ) -> tuple[list[nn.Module], bool, bool]:
-    """`module` and all in it but what holds blocks of others and none of one's own; whether it holds either."""
+    """Return `module` and its descendants but those that hold only blocks of others; whether it holds either kind."""
     seen.add(module)
-    found, holds_own, holds_others = [module], module in own, module in others
+    modules, holds_own, holds_others = [module], module in own, module in others
     for child in module._modules.values():
         if child is None or child in seen:
             continue
         inside, of_own, of_others = _within(child, own, others, seen)
         holds_own, holds_others = holds_own or of_own, holds_others or of_others
         if of_own or not of_others:
-            found += inside
-    return found, holds_own, holds_others
+            modules += inside
+    return modules, holds_own, holds_others

@@ -1,4 +1,4 @@
-"""The fast path: the exact class features of a causal text tower, without the work that cannot change them.
+"""The fast path of text: the exact class features of a causal text tower, without redundant work.
 
 Rows after the end of text are never computed, the prefix that all classes share is computed once, classes are packed
 by suffix length, and the last block computes end-of-text rows only. Every linear sees all rows as one matrix.
@@ -7,7 +7,7 @@ by suffix length, and the last block computes end-of-text rows only. Every linea
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 
 import torch
@@ -30,7 +30,7 @@ from adapt.prompts import Prompt, shared_prefix
 
 
 def reason_against(tower: Tower | None) -> str | None:
-    """Why the fast path does not serve `tower`, or None where it does."""
+    """Return why the fast path does not serve `tower`, or None if it does."""
     if tower is None or tower.text is None:
         return "its blocks are not mapped"
     if not tower.form.causal:
@@ -42,7 +42,7 @@ def reason_against(tower: Tower | None) -> str | None:
 
 @torch.no_grad()
 def agrees(backbone: DualEncoder, prompts: Sequence[Prompt]) -> bool:
-    """Whether both paths give the same features for the shortest and the longest prompt."""
+    """Return whether both paths give the same features for the shortest and the longest prompt."""
     pair = sorted(prompts, key=lambda prompt: len(prompt.ids))
     pair = [pair[0], pair[-1]] if len(pair) > 1 else pair
     budget, absent = free_bytes(backbone.device), bypassing_absent(backbone.tower("text"))
@@ -51,44 +51,41 @@ def agrees(backbone: DualEncoder, prompts: Sequence[Prompt]) -> bool:
 
 
 def active_dropout(module: nn.Module) -> bool:
-    """Whether `module` draws random numbers now."""
+    """Return whether `module` draws random numbers now."""
     return any(isinstance(part, nn.Dropout) and part.p > 0 and part.training for part in module.modules())
 
 
+@dataclass(eq=False)
 class PlainText:
-    """The library's own forward over padded prompts: serves every tower, and is the oracle of the fast path."""
+    """The library's own forward over padded prompts, which serves every tower and is the oracle of the fast path."""
 
-    def __init__(self, backbone: DualEncoder, prompts: Sequence[Prompt], checkpointing: bool = False) -> None:
-        self._backbone = backbone
-        self._checkpointing = checkpointing
-        self._prompts = prompts
+    backbone: DualEncoder
+    prompts: Sequence[Prompt]
+    checkpointing: bool = False
 
     @cached_property
     def _ids(self) -> Tensor:
-        with torch.inference_mode(False):  # what predicting pads, training must be able to use
-            return pad_rows([list(prompt.ids) for prompt in self._prompts], self._backbone.tokenizer)
+        with torch.inference_mode(False):  # training must be able to use what prediction has padded
+            return pad_rows([list(prompt.ids) for prompt in self.prompts], self.backbone.tokenizer)
 
     def __call__(self, edits: Sequence[Edit], budget: int) -> Tensor:
-        """Features before normalisation, inside about `budget` bytes of activations.
+        """Return features before normalisation, inside about `budget` bytes of activations.
 
-        `(n, e)`, or `(b, n, e)` where the learned tokens are those of `b` images: one image after the other.
+        `(n, e)`, or `(b, n, e)` if the learned tokens belong to `b` images, which are encoded one after the other.
         """
-        images = plan(self._backbone.towers.get("text"), edits).images
+        images = plan(self.backbone.towers.get("text"), edits).images
         if images is None:
             return self._of_all(edits, budget)
-        share = budget // images if torch.is_grad_enabled() else budget  # what images keep adds up
+        share = budget // images if torch.is_grad_enabled() else budget  # the activations of all images add up
         return torch.stack([self._of_all(_of_image(edits, i), share) for i in range(images)])
 
     def _of_all(self, edits: Sequence[Edit], budget: int) -> Tensor:
         keeps = torch.is_grad_enabled() and bool(edits)
-        tower = self._backbone.towers.get("text")
-        length = self._ids.shape[1]
-        size = (
-            len(self._prompts)
-            if tower is None
-            else classes_within(budget, tower, len(self._prompts), length, 0, length, keeps)
-        )
-        parts = [slice(start, start + size) for start in range(0, len(self._prompts), size)]
+        tower = self.backbone.towers.get("text")
+        size, length = len(self.prompts), self._ids.shape[1]
+        if tower is not None:
+            size = classes_within(budget, tower, size, length, 0, length, keeps)
+        parts = [slice(start, start + size) for start in range(0, len(self.prompts), size)]
         return in_parts(parts, lambda part: self._encode(edits, part), recompute=keeps)
 
     def _encode(self, edits: Sequence[Edit], part: slice) -> Tensor:
@@ -96,21 +93,21 @@ class PlainText:
             replace(edit, values=edit.values[part]) if isinstance(edit, Tokens) and edit.per_class else edit
             for edit in edits
         ]
-        ids = self._ids[part].to(self._backbone.device)
+        ids = self._ids[part].to(self.backbone.device)
         if not own:
-            with frozen(self._backbone.model):
-                return self._backbone.encode_text(ids)
+            with frozen(self.backbone.model):
+                return self.backbone.encode_text(ids)
         return run(
-            self._backbone.model,
-            [(self._backbone.tower("text"), own)],
-            lambda: self._backbone.encode_text(ids),
-            prompts=self._prompts[part],
-            checkpointing=self._checkpointing and torch.is_grad_enabled(),
+            self.backbone.model,
+            [(self.backbone.tower("text"), own)],
+            lambda: self.backbone.encode_text(ids),
+            prompts=self.prompts[part],
+            checkpointing=self.checkpointing and torch.is_grad_enabled(),
         )
 
 
 def _of_image(edits: Sequence[Edit], image: int) -> list[Edit]:
-    """The edits of one image, whose learned tokens are `(k, d)` or `(n, k, d)`."""
+    """Return the edits of one image, whose learned tokens are `(k, d)` or `(n, k, d)`."""
     return [
         replace(edit, values=edit.values[image] if edit.per_class else edit.values[image, 0])
         if isinstance(edit, Tokens) and edit.per_image
@@ -119,84 +116,81 @@ def _of_image(edits: Sequence[Edit], image: int) -> list[Edit]:
     ]
 
 
+@dataclass(eq=False)
 class FastText:
-    """Encodes the prompts of one list of classes; packings are made once and reused by every step."""
+    """An encoder of the prompts of one list of classes; packings are made once and reused by every step."""
 
-    def __init__(self, backbone: DualEncoder, prompts: Sequence[Prompt], checkpointing: bool = False) -> None:
-        self._backbone = backbone
-        self._checkpointing = checkpointing
-        self._prompts = prompts
-        self._packings: dict[tuple[int, int, torch.device], list[Packing]] = {}
+    backbone: DualEncoder
+    prompts: Sequence[Prompt]
+    checkpointing: bool = False
+    _packings: dict[tuple[int, int, torch.device], list[Packing]] = field(default_factory=dict, init=False)
 
     def __call__(self, edits: Sequence[Edit], budget: int) -> Tensor:
-        """Features before normalisation, inside about `budget` bytes of activations.
+        """Return features before normalisation, inside about `budget` bytes of activations.
 
-        `(n, e)`, or `(b, n, e)` where the learned tokens are those of `b` images.
+        `(n, e)`, or `(b, n, e)` if the learned tokens belong to `b` images.
         """
-        tower = self._backbone.tower("text")  # asked for anew: blocks may have been cut out of it
-        asked = plan(tower, edits)
+        tower = self.backbone.tower("text")  # looked up anew: blocks may have been cut out of it
+        planned = plan(tower, edits)
         # with dropout, each class draws its own noise on the prefix, as it does on the plain path
-        noisy = any(active_dropout(module) for module in asked.modules)
-        prefix = 0 if noisy else shared_prefix(self._prompts, asked.prefix_per_class)
+        noisy = any(active_dropout(module) for module in planned.modules)
+        prefix = 0 if noisy else shared_prefix(self.prompts, planned.prefix_per_class)
         keeps = torch.is_grad_enabled() and bool(edits)
-        lengths = [len(prompt.ids) for prompt in self._prompts]
-        images = asked.images or 1
+        lengths = [len(prompt.ids) for prompt in self.prompts]
+        images = planned.images or 1
         own_rows = images * (sum(lengths) / len(lengths) - prefix)
         size = classes_within(budget, tower, len(lengths), own_rows, images * prefix, max(lengths), keeps)
         return in_parts(
-            self._packed(prefix, size), lambda packing: self._encode(tower, packing, asked), recompute=keeps
+            self._packed(prefix, size), lambda packing: self._encode(tower, packing, planned), recompute=keeps
         )
 
     def _packed(self, prefix: int, size: int) -> list[Packing]:
-        device = self._backbone.device
+        device = self.backbone.device
         key = (prefix, size, device)
         packings = self._packings.get(key)
         if packings is None:
-            with torch.inference_mode(False):  # what predicting packs, training must be able to use
+            with torch.inference_mode(False):  # training must be able to use what prediction has packed
                 packings = [
-                    pack(self._prompts[start : start + size], prefix, start, device)
-                    for start in range(0, len(self._prompts), size)
+                    pack(self.prompts[start : start + size], prefix, start, device)
+                    for start in range(0, len(self.prompts), size)
                 ]
             self._packings = {key: packings}  # one entry: a new budget or device replaces the old packings
         return packings
 
-    def _encode(self, tower: Tower, packing: Packing, asked: Plan) -> Tensor:
-        """Features `([b,] n, e)` of one packing."""
+    def _encode(self, tower: Tower, packing: Packing, planned: Plan) -> Tensor:
+        """Return features `([b,] n, e)` of one packing."""
         parts: TextParts = tower.text  # type: ignore[assignment]
-        with frozen(self._backbone.model):
-            check_parts(tower, self._backbone.model)
+        with frozen(self.backbone.model):
+            check_parts(tower, self.backbone.model)
             x = parts.embedding(packing.ids)
-            x = x.to(tower.dtype or x.dtype)  # as open_clip, where only the blocks are low
-            if asked.entering is not None:
-                x = _placed(x, asked.entering, packing)
+            x = x.to(tower.dtype or x.dtype)  # as in open_clip, if only the blocks have low precision
+            if planned.entering is not None:
+                x = _placed(x, planned.entering, packing)
             x = x + parts.positions()[packing.positions].to(x.dtype)
             for index, block in enumerate(tower.blocks):
-                if index in asked.overwriting:
-                    x = _placed(x, asked.overwriting[index], packing)
+                if index in planned.overwriting:
+                    x = _placed(x, planned.overwriting[index], packing)
                 last = index == len(tower.blocks) - 1
-                if index in asked.bypassed:
-                    x = asked.bypassed[index](x[..., packing.ends, :] if last else x)
+                if index in planned.bypassed:
+                    x = planned.bypassed[index](x[..., packing.ends, :] if last else x)
                 else:
-                    x = self._block(block, index, asked, packing, tower.heads, last, x)
-            norm, project = (
-                asked.outer.get("final_norm", parts.final_norm),
-                asked.outer.get("projection", parts.project),
-            )
-            return project(norm(x))[..., packing.order, :]
+                    x = self._block(block, index, planned, packing, tower.heads, last, x)
+            norm = planned.outer.get("final_norm", parts.final_norm)
+            return planned.outer.get("projection", parts.project)(norm(x))[..., packing.order, :]
 
     def _block(
-        self, block: Block, index: int, asked: Plan, packing: Packing, heads: int, last: bool, x: Tensor
+        self, block: Block, index: int, planned: Plan, packing: Packing, heads: int, last: bool, x: Tensor
     ) -> Tensor:
-        """One block over `(..., rows, d)`; the last one returns end-of-text rows `(..., n, d)` only."""
+        """Return one block's output `(..., rows, d)`; for the last block only end-of-text rows `(..., n, d)`."""
         attend = partial(
-            prefix_suffix_attention, packing=packing, heads=heads, ends_only=last, edit=asked.attention.get(index)
+            prefix_suffix_attention, packing=packing, heads=heads, ends_only=last, edit=planned.attention.get(index)
         )
-        compute = partial(run_block, block, index, asked, attend=attend, rows=packing.ends if last else None)
-        return again_in_backward(self._backbone.model, compute, x) if self._checkpointing else compute(x)
+        compute = partial(run_block, block, index, planned, attend=attend, rows=packing.ends if last else None)
+        return again_in_backward(self.backbone.model, compute, x) if self.checkpointing else compute(x)
 
 
 def _placed(x: Tensor, edit: Tokens, packing: Packing) -> Tensor:
-    """`x` `([b,] rows, d)` with the learned tokens in their places."""
+    """Return `x` `([b,] rows, d)` with the learned tokens in their places."""
     values = edit.values if edit.values.ndim > 2 else edit.values[None]
     chosen = values[..., packing.slot_class if edit.per_class else 0, packing.slot_index, :]
     if edit.per_image:

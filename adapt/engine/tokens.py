@@ -1,14 +1,14 @@
-"""Learned tokens on the plain path: they enter, and are overwritten, through hooks on the library's own modules."""
+"""Learned tokens on the plain path: they enter and are overwritten through hooks on the library's modules."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from adapt.backbones.tower import Block, Tower
 from adapt.edits import Attention, Tokens
@@ -19,19 +19,19 @@ Change = Callable[[Tensor], Tensor]  # (b, l, d) -> (b, l', d)
 
 
 @contextmanager
-def entered(tower: Tower, asked: Plan, prompts: Sequence[Prompt]) -> Iterator[None]:
-    """Inside, the library's forward of `tower` runs with the learned tokens of `asked`."""
+def entered(tower: Tower, planned: Plan, prompts: Sequence[Prompt]) -> Iterator[None]:
+    """Run the library's forward of `tower` with the learned tokens of `asked`."""
     with ExitStack() as stack:
-        for edit in (asked.entering, *asked.overwriting.values()):
+        for edit in (planned.entering, *planned.overwriting.values()):
             if edit is not None:
                 hooks = _text_hook(tower, edit, prompts) if tower.name == "text" else _vision_hooks(tower, edit)
                 for handle in hooks:
-                    stack.callback(handle.remove)
+                    stack.enter_context(handle)
         yield
 
 
-def _text_hook(tower: Tower, edit: Tokens, prompts: Sequence[Prompt]) -> Iterator[Any]:
-    """Learned tokens take the places that `prompts` keep for them, `(k, d)` or one `(n, k, d)` a prompt."""
+def _text_hook(tower: Tower, edit: Tokens, prompts: Sequence[Prompt]) -> Iterator[RemovableHandle]:
+    """Put learned tokens `(k, d)`, or `(n, k, d)` for each prompt, in the places that `prompts` keep for them."""
     places = [
         (row, position, slot)
         for row, prompt in enumerate(prompts)
@@ -51,8 +51,8 @@ def _text_hook(tower: Tower, edit: Tokens, prompts: Sequence[Prompt]) -> Iterato
         yield _before(tower.blocks[edit.block], overwrite)
 
 
-def _vision_hooks(tower: Tower, edit: Tokens) -> Iterator[Any]:
-    """Learned tokens `(k, d)` or `(b, k, d)` stand after the patches, and no pooling sees them."""
+def _vision_hooks(tower: Tower, edit: Tokens) -> Iterator[RemovableHandle]:
+    """Put learned tokens `(k, d)` or `(b, k, d)` after the patches, hidden from pooling."""
     count = edit.values.shape[-2]
 
     def appended(x: Tensor) -> Tensor:
@@ -63,29 +63,28 @@ def _vision_hooks(tower: Tower, edit: Tokens) -> Iterator[Any]:
         return
     yield _before(tower.blocks[0], appended) if tower.pre_norm is None else _change_input(tower.pre_norm, appended)
     last = tower.blocks[-1]
-    yield last.module.register_forward_hook(
-        lambda module, inputs, output: _oriented(last, lambda x: x[:, :-count])(output)
-    )
+    cut = _oriented(last, lambda x: x[:, :-count])
+    yield last.module.register_forward_hook(lambda module, inputs, output: cut(output))
 
 
-def _before(block: Block, change: Change) -> Any:
+def _before(block: Block, change: Change) -> RemovableHandle:
     return _change_input(block.module, _oriented(block, change))
 
 
 def _oriented(block: Block, change: Change) -> Change:
-    """`change` for what the library hands to `block`, which may be `(l, b, d)`."""
+    """Return `change` for the tokens that the library hands to `block`, which may be `(l, b, d)`."""
     return change if block.batch_first else lambda x: change(x.transpose(0, 1)).transpose(0, 1)
 
 
-def _change_input(module: nn.Module, change: Change) -> Any:
+def _change_input(module: nn.Module, change: Change) -> RemovableHandle:
     return module.register_forward_pre_hook(lambda module, inputs: (change(inputs[0]), *inputs[1:]))
 
 
-def masked(tower: Tower, asked: Plan, prompts: Sequence[Prompt], edit: Attention) -> Callable[[Tensor], Tensor]:
-    """`edit`'s weights as a function of scores `(b, h, l, l)` that no mask has touched yet."""
+def masked(tower: Tower, planned: Plan, prompts: Sequence[Prompt], edit: Attention) -> Callable[[Tensor], Tensor]:
+    """Return `edit`'s weights as a function of scores `(b, h, l, l)` to which no mask has been applied."""
     if tower.name == "text":
         return partial(_text_weights, edit, prompts, tower.form.causal)
-    count = asked.entering.values.shape[-2]  # type: ignore[union-attr]
+    count = planned.entering.values.shape[-2]  # type: ignore[union-attr]
 
     def weights(scores: Tensor) -> Tensor:
         learned = torch.arange(scores.shape[-1], device=scores.device) >= scores.shape[-1] - count

@@ -1,8 +1,8 @@
-"""Features of each patch of an image, which stay where the patch is: a second way through the same frozen blocks.
+"""Local features: one for each patch of an image, by a second way through the same frozen blocks.
 
-In the last blocks of a CLIP, attention carries to every patch what is anywhere in the image. Beside the ordinary
-stream, and fed by it, a second one attends by the likeness of values, which keeps to what looks alike, and skips the
-MLPs (AnoVL, arXiv 2308.15939). The ordinary stream is not changed.
+In the last blocks of a CLIP, attention mixes information from the entire image into every patch. A second stream, fed
+by the unchanged ordinary one, attends by the similarity of values, so that patches only mix with similar ones, and
+skips the MLPs (AnoVL, arXiv 2308.15939).
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from adapt.errors import AdaptError
 
 
 def local_features(backbone: DualEncoder, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Features `(b, rows, columns, e)` of the patches of images `(b, 3, h, w)`, and `(b, e)` of the images themselves.
+    """Return features `(b, rows, columns, e)` of the patches of images `(b, 3, h, w)`, and `(b, e)` of the images.
 
     Both are before normalisation; the ordinary stream gives the latter, so that one pass is enough.
 
-    AdaptError for a vision tower that is not read at a class token, or whose blocks are of another form than CLIP's.
+    Raises AdaptError for a vision tower without a class token, or whose blocks have another form than CLIP's.
     """
     reason = vision.reason_against(backbone)
     tower, nothing = backbone.towers.get("vision"), Plan()
@@ -33,7 +33,7 @@ def local_features(backbone: DualEncoder, images: Tensor) -> tuple[Tensor, Tenso
         reason = f"it is read at {tower.form.pooling!r}, not at a class token in front of the patches"
     if reason is not None or tower is None:
         raise AdaptError(f"{backbone.describe()} gives no features of patches: {reason}. Take a CLIP with a ViT")
-    assert tower.vision is not None  # the fast path serves it
+    assert tower.vision is not None  # or reason_against had refused
     assert tower.final_norm is not None
     attend = partial(vision.attend, tower.heads, None, 0)
     with frozen(backbone.model):
@@ -43,6 +43,6 @@ def local_features(backbone: DualEncoder, images: Tensor) -> tuple[Tensor, Tenso
             local = local + block.scale1(block.projections["out"](attend(values, values, values)))
             stream = run_block(block, index, nothing, stream, attend)
         features = tower.vision.project(tower.final_norm(local[:, 1:]))
-        whole = vision.pooled(tower, nothing, stream)
+        image_features = vision.pooled(tower, nothing, stream)
     rows = isqrt(features.shape[1] * images.shape[-2] // images.shape[-1])
-    return features.unflatten(1, (rows, -1)), whole
+    return features.unflatten(1, (rows, -1)), image_features

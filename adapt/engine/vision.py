@@ -1,15 +1,15 @@
-"""The fast path of images: the exact features of a vision tower, without the work that cannot change them.
+"""The fast path of images: the exact features of a vision tower, without redundant work.
 
-Attention is computed on contiguous `(b, l, d)`: torch's `nn.MultiheadAttention` goes over to `(l, b, d)`, which makes
-autograd take one small product a position under a frozen weight. Where the class token is pooled, the last block
-computes its row only. Blocks before the first edit have no graph, as nothing in them needs gradient.
+Attention is computed on contiguous `(b, l, d)`: torch's `nn.MultiheadAttention` transposes to `(l, b, d)`, which makes
+autograd compute one small product for each position under a frozen weight. If the class token is pooled, the last
+block computes its row only. Blocks before the first edit have no graph, as nothing in them needs a gradient.
 
-Who calls asks `reason_against` first, which looks whether the tower's modules are still those of the model.
+Callers first ask `reason_against`, which also checks that the tower's modules still belong to the model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from weakref import WeakKeyDictionary
 
@@ -32,15 +32,15 @@ CLASS_ROW = slice(1)
 
 
 def reason_against(backbone: DualEncoder) -> str | None:
-    """Why the fast path does not serve its vision tower as it is now, or None where it does.
+    """Return why the fast path does not serve the vision tower as it is now, or None if it does.
 
-    The answer is kept until modules change: a forward costs a comparison then.
+    The answer is kept until modules change: checking it then costs a forward no more than a comparison.
     """
     now = structure(backbone, "vision"), backbone.encode_image
     known, reason = _REASONS.get(backbone, (None, None))
     if known != now:
         reason = _found_against(backbone, now[0])
-        if reason != HOOKED:  # which comes and goes
+        if reason != HOOKED:  # hooks come and go
             _REASONS[backbone] = (now, reason)
     return reason
 
@@ -49,20 +49,20 @@ _Seen = tuple[Structure, object]
 _REASONS: WeakKeyDictionary[DualEncoder, tuple[_Seen, str | None]] = WeakKeyDictionary()
 
 
-def _found_against(backbone: DualEncoder, found: Structure) -> str | None:
+def _found_against(backbone: DualEncoder, modules: Structure) -> str | None:
     tower = backbone.towers.get("vision")
     if tower is None or tower.vision is None:
-        return "its blocks are not mapped, or are not read at tokens of theirs"
+        return "its blocks are not mapped, or features are not read off their tokens"
     if not all(block.plain_attention and {"fc1", "fc2"} <= block.projections.keys() for block in tower.blocks):
         return "its blocks are of another form than CLIP's"
-    if hooked(found):
+    if hooked(modules):
         return HOOKED
     return None if _agrees(backbone, tower) else "its features differ from the library's own forward on two images"
 
 
 @torch.no_grad()
 def _agrees(backbone: DualEncoder, tower: Tower) -> bool:
-    """Whether both paths give the same features of two images of noise."""
+    """Return whether both paths give the same features of two images of noise."""
     size = getattr(getattr(backbone.model, "visual", None), "image_size", backbone.preprocess.size)
     height, width = size if isinstance(size, list | tuple) else (size, size)
     noise = torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(0))
@@ -71,104 +71,106 @@ def _agrees(backbone: DualEncoder, tower: Tower) -> bool:
     try:
         check_parts(tower, backbone.model)
         fast = encode(backbone, images, absent)
-    except (AdaptError, RuntimeError):  # a module was replaced, or shapes do not fit: it is another tower than mapped
+    except (AdaptError, RuntimeError):  # a module was replaced, or shapes do not fit: the tower is not as mapped
         return False
     plain = run(backbone.model, [(tower, absent)], lambda: backbone.encode_image(images))
     return same_features(backbone, tower, plain, fast)
 
 
 def encode(backbone: DualEncoder, images: Tensor, edits: Sequence[Edit], checkpointing: bool = False) -> Tensor:
-    """Features `(b, e)`, before normalisation, of images `(b, 3, h, w)` under edits of the vision tower."""
+    """Return features `(b, e)`, before normalisation, of images `(b, 3, h, w)` under edits of the vision tower."""
     tower = backbone.tower("vision")
-    asked = plan(tower, edits)
+    planned = plan(tower, edits)
     with frozen(backbone.model):
-        x = _through(backbone, tower, asked, range(len(tower.blocks)), entered(tower, asked, images), checkpointing)
-        return pooled(tower, asked, x)
+        x = entered(tower, planned, images)
+        return pooled(tower, planned, _through(backbone.model, tower, planned, 0, x, checkpointing))
 
 
 def encode_from(
     backbone: DualEncoder, block: int, tokens: Tensor, edits: Sequence[Edit], checkpointing: bool = False
 ) -> Tensor:
-    """The same, of what block `block` reads `(b, l, d)` of the images by the backbone alone.
+    """Return the same from the input `(b, l, d)` of block `block`, computed by the backbone without edits.
 
-    Raises AdaptError where edits change an earlier block.
+    Raises AdaptError if edits change an earlier block.
     """
     tower = backbone.tower("vision")
-    asked = plan(tower, edits)
-    if (first := _first_edited(tower, asked)) < block:
+    planned = plan(tower, edits)
+    if (first := _first_edited(tower, planned)) < block:
         raise AdaptError(
             f"these batches begin at block {block} of the vision tower, and block {first} is edited: give it the images"
         )
     with frozen(backbone.model):
-        x = _through(backbone, tower, asked, range(block, len(tower.blocks)), tokens, checkpointing)
-        return pooled(tower, asked, x)
+        return pooled(tower, planned, _through(backbone.model, tower, planned, block, tokens, checkpointing))
 
 
 @torch.no_grad()
 def block_inputs(backbone: DualEncoder, block: int, images: Tensor, begun: int | None = None) -> Tensor:
-    """What block `block` reads `(b, l, d)` by the backbone alone, of images or of what block `begun` reads."""
+    """Return the input `(b, l, d)` of block `block` without edits, for images or for the input of block `begun`."""
     tower, nothing = backbone.tower("vision"), Plan()
     with frozen(backbone.model):
         x = entered(tower, nothing, images) if begun is None else images
-        return _through(backbone, tower, nothing, range(begun or 0, block), x, False)
+        return _through(backbone.model, tower, nothing, begun or 0, x, until=block)
 
 
 def first_edited(tower: Tower, edits: Sequence[Edit]) -> int:
-    """The first block that edits change, or what it reads; the number of blocks where they change none."""
+    """Return the first block that edits change, or whose input they change; the number of blocks if none."""
     return _first_edited(tower, plan(tower, edits))
 
 
-def _first_edited(tower: Tower, asked: Plan) -> int:
-    if asked.entering is not None or "pre_norm" in asked.outer:
+def _first_edited(tower: Tower, planned: Plan) -> int:
+    if planned.entering is not None or "pre_norm" in planned.outer:
         return 0
-    inside = (*asked.replaced, *asked.attention, *asked.parallel, *asked.bypassed)
+    inside = (*planned.replaced, *planned.attention, *planned.parallel, *planned.bypassed)
     return min(inside, default=len(tower.blocks))
 
 
 def _parts(tower: Tower) -> VisionParts:
-    assert tower.vision is not None  # where there are none, the fast path does not serve
+    assert tower.vision is not None  # without them, the fast path does not serve
     return tower.vision
 
 
-def entered(tower: Tower, asked: Plan, images: Tensor) -> Tensor:
-    """What the first block reads `(b, l, d)`."""
+def entered(tower: Tower, planned: Plan, images: Tensor) -> Tensor:
+    """Return the input of the first block `(b, l, d)`."""
     x = _parts(tower).embed(images)
-    if asked.entering is not None:
-        x = torch.cat([x, _learned(asked.entering.values, x)], dim=1)
-    pre_norm = asked.outer.get("pre_norm", tower.pre_norm)
+    if planned.entering is not None:
+        x = torch.cat([x, _learned(planned.entering.values, x)], dim=1)
+    pre_norm = planned.outer.get("pre_norm", tower.pre_norm)
     return x if pre_norm is None else pre_norm(x)
 
 
 def _learned(values: Tensor, x: Tensor) -> Tensor:
-    """Learned tokens `([b,] k, d)` for each of a batch."""
+    """Return learned tokens `([b,] k, d)` for each image of a batch."""
     return values.to(x.dtype).expand(x.shape[0], -1, -1)
 
 
 def _through(
-    backbone: DualEncoder, tower: Tower, asked: Plan, blocks: Iterable[int], x: Tensor, checkpointing: bool
+    model: nn.Module,
+    tower: Tower,
+    planned: Plan,
+    first: int,
+    x: Tensor,
+    checkpointing: bool = False,
+    until: int | None = None,
 ) -> Tensor:
-    """What these blocks make of `x` `(b, l, d)`, one after the other."""
-    for index in blocks:
-        x = _block(backbone.model, tower, index, asked, x, checkpointing)
+    """Return `x` `(b, l, d)` after the blocks from `first` on, or only those before `until`."""
+    learned = 0 if planned.entering is None else planned.entering.values.shape[-2]
+    last = len(tower.blocks) - 1
+    for index in range(first, len(tower.blocks) if until is None else until):
+        if index in planned.overwriting:
+            values = planned.overwriting[index].values
+            x = torch.cat([x[:, : -values.shape[-2]], _learned(values, x)], dim=1)
+        rows = CLASS_ROW if index == last and tower.form.pooling == "class" else None
+        if index in planned.bypassed:
+            x = planned.bypassed[index](x if rows is None else x[:, rows])
+            continue
+        attending = partial(attend, tower.heads, planned.attention.get(index), learned)
+        block = partial(run_block, tower.blocks[index], index, planned, attend=attending, rows=rows)
+        x = again_in_backward(model, block, x) if checkpointing else block(x)
     return x
 
 
-def _block(model: nn.Module, tower: Tower, index: int, asked: Plan, x: Tensor, checkpointing: bool) -> Tensor:
-    if index in asked.overwriting:
-        values = asked.overwriting[index].values
-        x = torch.cat([x[:, : -values.shape[-2]], _learned(values, x)], dim=1)
-    last = index == len(tower.blocks) - 1
-    rows = CLASS_ROW if last and tower.form.pooling == "class" else None
-    if index in asked.bypassed:
-        return asked.bypassed[index](x if rows is None else x[:, rows])
-    learned = 0 if asked.entering is None else asked.entering.values.shape[-2]
-    attending = partial(attend, tower.heads, asked.attention.get(index), learned)
-    block = partial(run_block, tower.blocks[index], index, asked, attend=attending, rows=rows)
-    return again_in_backward(model, block, x) if checkpointing else block(x)
-
-
 def attend(heads: int, edit: Attention | None, learned: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attention of `q` `(b, queries, d)` over `k` and `v` `(b, l, d)`, whose last `learned` rows are learned tokens."""
+    """Return attention of `q` `(b, queries, d)` over `k` and `v` `(b, l, d)`; the last `learned` rows are tokens."""
     q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
     if edit is None:
         mixed = F.scaled_dot_product_attention(q, k, v)
@@ -179,12 +181,12 @@ def attend(heads: int, edit: Attention | None, learned: int, q: Tensor, k: Tenso
     return mixed.transpose(1, 2).flatten(2)
 
 
-def pooled(tower: Tower, asked: Plan, x: Tensor) -> Tensor:
-    """Features `(b, e)` of what the last block gave."""
+def pooled(tower: Tower, planned: Plan, x: Tensor) -> Tensor:
+    """Return features `(b, e)` of the last block's output."""
     parts = _parts(tower)
-    if asked.entering is not None and tower.form.pooling != "class":
-        x = x[:, : -asked.entering.values.shape[-2]]
-    norm = asked.outer.get("final_norm", tower.final_norm)
-    assert norm is not None  # every mapped tower of images has one
-    features: Tensor = asked.outer.get("projection", parts.project)(parts.read(x, norm))
+    if planned.entering is not None and tower.form.pooling != "class":
+        x = x[:, : -planned.entering.values.shape[-2]]
+    norm = planned.outer.get("final_norm", tower.final_norm)
+    assert norm is not None  # every mapped vision tower has one
+    features: Tensor = planned.outer.get("projection", parts.project)(parts.read(x, norm))
     return features

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from adapt import tasks
-from adapt.data.decoding.loader import loader
+from adapt.data.decoding.image_set import loader
 from adapt.data.item import Item
 from adapt.features import item_features, keeps_features, of_texts, view_features
 from adapt.methods.base import Step

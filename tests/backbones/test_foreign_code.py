@@ -78,7 +78,7 @@ def test_an_open_clip_folder(model_folder: Path, tmp_path: Path, plant: Planted,
     folder = tmp_path / "model"
     marker = open_clip_folder(model_folder, folder, plant, {"trust_remote_code": value})
     place = "model_cfg.text_cfg.tokenizer_kwargs.trust_remote_code"
-    refused(lambda: adapt.load_backbone(str(folder)), marker, "open_clip_config.json", place, "take the key out")
+    refused(lambda: adapt.load_backbone(str(folder)), marker, "open_clip_config.json", place, "remove the key")
 
 
 def test_an_open_clip_folder_whose_tokenizer_is_its_own_code(

@@ -34,7 +34,7 @@ def waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[float]:
             "open_clip:ViT-B-16-quickgelu/openai",
             r"the weights 'openai' of ViT-B-16-quickgelu are not on this machine .*: the hub does not answer at "
             r"http://127.0.0.1:9\. Connect it, give a file as open_clip:ViT-B-16-quickgelu/FILE or a local folder, or "
-            r"try all offline by --backbone mini-clip, which is bundled$",
+            r"work offline with --backbone mini-clip, which is bundled$",
         ),
         ("hf:openai/clip-vit-base-patch16", "couldn't find them in the cached files. Connect this machine, or give"),
         ("mini-clip+hf:nobody/nothing", "couldn't find them in the cached files. Connect this machine, or give"),

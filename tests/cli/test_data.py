@@ -67,7 +67,7 @@ def test_check_compares_with_the_published_counts_and_looks_at_the_files(run, ro
         "train: 10 images; 13,500 are published",
         "val: 10 images; 5,400 are published",
         "test: 10 images; 8,100 are published",
-        f"Image '{tmp_path}/eurosat/2750/River/River_1.jpg' does not exist.",
+        f"image '{tmp_path}/eurosat/2750/River/River_1.jpg' does not exist",
     ]
     assert lines[5].startswith("Note: one training image each, too few to hold any back: Annual Crop Land, Forest")
     assert result.stderr.startswith("4 problems in eurosat. Fetch EuroSAT.zip and split_zhou_EuroSAT.json, as https://")
@@ -88,8 +88,8 @@ def test_check_lists_the_broken_images_of_a_folder(run, damaged: Path) -> None:
     assert result.stdout.splitlines() == [
         "damaged: 3 classes; images: train 6, val 6, test 6",
         *(
-            f"Image '{damaged}/{part}/sky/1.png' cannot be decoded: unknown format. "
-            "Replace it or take it out of the data."
+            f"image '{damaged}/{part}/sky/1.png' cannot be decoded: unknown format. "
+            "Replace it or take it out of the data"
             for part in ("train", "val", "test")
         ),
     ]
@@ -109,8 +109,8 @@ def test_check_of_a_folder_of_strangers(run, photos: Path, tmp_path: Path) -> No
     assert title == "two\\nlines: 3 classes; images: train 4, val 1, test 3"
     assert sorted(problem.partition("sky/")[2] for problem in problems) == [
         "narrow.png' cannot be decoded: it is 1 x 300000 pixels; one side may be 100 times the other. "
-        "Replace it or take it out of the data.",
-        "pipe.png' cannot be read: it is a named pipe, not a regular file. Replace it or take it out of the data.",
+        "Replace it or take it out of the data",
+        "pipe.png' cannot be read: it is a named pipe, not a regular file. Replace it or take it out of the data",
     ]
     assert result.stderr == "2 problems in two\\nlines.\n"
 
@@ -186,7 +186,7 @@ def test_the_root_is_an_option_too(run, refused, root: Path, tmp_path: Path) -> 
 
 
 def test_check_of_nothing(run, refused) -> None:
-    refused(run("data", "check", "nowhere"), "Data 'nowhere' is none that a reader takes")
+    refused(run("data", "check", "nowhere"), "data 'nowhere' is not known to any reader")
 
 
 # ---- show
@@ -217,7 +217,7 @@ def test_training_refuses_broken_images_before_it_starts(
 ) -> None:
     out = tmp_path / "run"
     result = run("train", recipe, "--out", out, "--set", f"data.source={damaged}")
-    refused(result, "3 of 18 images of data 'damaged' cannot be used", f"Image '{damaged}/train/sky/1.png' cannot be")
+    refused(result, "3 of 18 images of data 'damaged' cannot be used", f"image '{damaged}/train/sky/1.png' cannot be")
     assert not out.exists()
 
 
@@ -249,8 +249,8 @@ def test_names_and_sampling_of_a_recipe(run, recipe: Path, photos: Path, tmp_pat
     [
         ("data.sampling=clip_lora", "data.sampling is 'clip_lora': Input should be 'coop' or 'clip-lora'"),
         ("data.broken=drop", "data.broken is 'drop': Input should be 'refuse' or 'skip'"),
-        ("data.names=nowhere.csv", "Class names 'nowhere.csv' cannot be read"),
-        ("data.source=eurosat", "Data 'eurosat': there is no folder "),
+        ("data.names=nowhere.csv", "class names 'nowhere.csv' cannot be read"),
+        ("data.source=eurosat", "data 'eurosat': there is no folder "),
     ],
 )
 def test_refusals(run, refused, recipe: Path, override: str, words: str) -> None:

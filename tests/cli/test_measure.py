@@ -87,7 +87,7 @@ def test_data_with_other_classes(run, refused, adapter: Path, other_photos: Path
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--data", "nowhere"], "Data 'nowhere' is none that a reader takes"),
+        (["--data", "nowhere"], "data 'nowhere' is not known to any reader"),
         (["--data", "PHOTOS", "--backbone", "mini-clap"], "unknown backbone 'mini-clap'"),
         (["--data", "PHOTOS", "--backbone", "MODEL", "--template", "a photo"], "a template must contain {}"),
         (["--data", "PHOTOS", "--root", "x"], "takes no root: leave 'x' out"),

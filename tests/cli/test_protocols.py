@@ -84,7 +84,7 @@ def test_the_same_command_goes_on(run, of_five: Path, tmp_path: Path, monkeypatc
         (["--seeds", ""], "--seeds is ''; expected numbers such as 1,2,3"),
         (["--seeds", "2,2"], "seeds are [2, 2]; expected different numbers"),
         (["--set", "method.class_specific=true"], "coop learns tensors for each of its classes"),
-        (["--set", "data.source=nowhere"], "Data 'nowhere' is none that a reader takes"),
+        (["--set", "data.source=nowhere"], "data 'nowhere' is not known to any reader"),
         (["--set", "data.classes=new"], "--set data.classes=new: this protocol sets data.classes; leave it out"),
         (["--set", "seed=7"], "--set seed=7: this protocol sets seed; give --seeds"),
     ],
@@ -226,7 +226,7 @@ def test_transfer_measures_what_to_names(run, of_five: Path, others: Path, tmp_p
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--to", "nowhere"], "Data 'nowhere' is none that a reader takes"),
+        (["--to", "nowhere"], "data 'nowhere' is not known to any reader"),
         ([], "say on which data to measure, such as --to emoji@fluent-3d or --to FOLDER"),
         (["--root", "nowhere"], "imagenetv2"),
         (["--data", "eurosat", "--root", "nowhere", "--to", "{others}/sketches"], "nowhere/eurosat"),

@@ -106,7 +106,7 @@ def test_event_files_need_a_directory(run, refused, recipe: Path) -> None:
         ("backbone=mini-clap", ["unknown backbone 'mini-clap'", "did you mean 'mini-clip'?"]),
         ("backbone=open_clip:ViT-B-61", ["open_clip has no architecture 'ViT-B-61'; did you mean ViT-B-16"]),
         ("backbone=open_clip:ViT-B-16/openia", ["no weights 'openia'", "did you mean 'openai'?"]),
-        ("data.source=nowhere", ["Data 'nowhere' is none that a reader takes"]),
+        ("data.source=nowhere", ["data 'nowhere' is not known to any reader"]),
         ("train.precision=fp16", ["fp16 needs a CUDA device"]),
         ("method={name: linear_probe}", ["linear_probe is not trained by steps: leave out"]),
         ("device=gpu", ["device 'gpu' cannot be used here"]),
@@ -205,4 +205,4 @@ def test_an_empty_class_folder(run, refused, recipe: Path, broken_photos: Path) 
 def test_an_unreadable_training_image(run, refused, recipe: Path, broken_photos: Path) -> None:
     broken = broken_photos / "train/sky/0.png"
     broken.write_bytes(b"no image")
-    refused(run("train", recipe, "--set", f"data.source={broken_photos}"), f"Image '{broken}' cannot be decoded")
+    refused(run("train", recipe, "--set", f"data.source={broken_photos}"), f"image '{broken}' cannot be decoded")

@@ -100,10 +100,10 @@ def test_broken_images_are_refused_with_their_number(split: Split) -> None:
     with pytest.raises(AdaptError) as caught:
         without_broken(split, "refuse")
     first, second = split.train[1].path, split.test[0].path
-    advice = "cannot be decoded: unknown format. Replace it or take it out of the data."
+    advice = "cannot be decoded: unknown format. Replace it or take it out of the data"
     assert str(caught.value) == (
-        f"2 of 5 images of data 'insects' cannot be used. Image '{first}' {advice} Image '{second}' {advice} "
-        "`adapt data check` lists them all; data.broken=skip leaves them out."
+        f"2 of 5 images of data 'insects' cannot be used: image '{first}' {advice}; image '{second}' {advice}. "
+        "`adapt data check` lists them all; data.broken=skip leaves them out"
     )
 
 
@@ -113,7 +113,7 @@ def test_broken_images_are_left_out_with_their_number(split: Split, caplog: pyte
     assert kept.train == (split.train[0], *split.train[2:])
     assert kept.test == ()
     (line,) = caplog.messages
-    assert line.startswith(f"left out 2 of 5 images of data 'insects'. Image '{split.train[1].path}'")
+    assert line.startswith(f"left out 2 of 5 images of data 'insects': image '{split.train[1].path}'")
 
 
 def test_a_class_without_a_good_image_is_refused(split: Split) -> None:
@@ -124,7 +124,7 @@ def test_a_class_without_a_good_image_is_refused(split: Split) -> None:
 
 def test_many_broken_images_are_counted(tmp_path: Path) -> None:
     items = tuple(Item.of(path=str(tmp_path / f"{i}.png"), label="a") for i in range(1200))
-    with pytest.raises(AdaptError, match=r"^1,200 of 1,200 images .*/2.png' does not exist\. And 1,197 more\. `adapt"):
+    with pytest.raises(AdaptError, match=r"^1,200 of 1,200 images .*/2.png' does not exist; and 1,197 more\. `adapt"):
         without_broken(Split("gone", ("a",), items, (), ()), "refuse")
 
 

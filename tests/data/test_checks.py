@@ -48,9 +48,9 @@ def findings(source: Path, root: Path | None = None) -> tuple[list[str], list[st
 def test_every_kind_is_named(strange: Path) -> None:
     problems, notes = findings(strange)
     assert len(problems) == 2
-    assert problems[0].startswith("Image 'train/cat/cut.jpg' cannot be decoded: ")
+    assert problems[0].startswith("image 'train/cat/cut.jpg' cannot be decoded: ")
     assert problems[1] == (
-        "Image 'train/cat/empty.jpg' cannot be decoded: the file is empty. Replace it or take it out of the data."
+        "image 'train/cat/empty.jpg' cannot be decoded: the file is empty. Replace it or take it out of the data"
     )
     assert notes == [
         "4 files that look like pictures are passed over (1 .png, 1 .txt, 1 .cr2, 1 without a suffix): loose.png, "
@@ -64,7 +64,7 @@ def test_every_kind_is_named(strange: Path) -> None:
         "1 file is of 16 bits a channel, of which the upper 8 are read: train/cat/scan.png",
         "1 file is in CMYK, converted to RGB without a colour profile: train/cat/print.jpg",
         "1 file is animated or of several pages, of which the first counts: train/cat/moving.gif",
-        "1 file is of another format than the name says, and read all the same: train/cat/really_png.jpg",
+        "1 file is of another format than the name says, but readable: train/cat/really_png.jpg",
         "1 file is of more than 24 megapixels, which are slow to decode in every epoch: smaller copies serve as well: "
         "train/cat/large.png",
     ]
@@ -146,8 +146,8 @@ def test_a_class_without_an_image_keeps_nothing_else_from_being_told(tmp_path: P
         load(tmp_path)
     problems, notes = findings(tmp_path)
     assert problems == [
-        f"Data '{tmp_path.name}': no training image of 'dog'. Add images to each class or take the class out.",
-        "Image 'emu/broken.png' cannot be decoded: unknown format. Replace it or take it out of the data.",
+        f"data '{tmp_path.name}': no training image of 'dog'. Add images to each class or take the class out",
+        "image 'emu/broken.png' cannot be decoded: unknown format. Replace it or take it out of the data",
         "class 'dog' has no image",
         "class 'emu' has no training image that can be read, of 1",
     ]
@@ -171,7 +171,7 @@ def test_data_without_training_images_says_so(tmp_path: Path) -> None:
     problems, notes = findings(tmp_path)
     assert problems == []
     assert notes == [
-        "no training images: the data can be measured, and not learned from (a folder for them is called train)"
+        "no training images: the data can be used for evaluation, not training (their folder is called train)"
     ]
 
 

@@ -90,7 +90,7 @@ def test_letters_of_many_scripts_are_drawn(items: list[Item]) -> None:
 
 
 def test_a_font_that_is_none(items: list[Item], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(AdaptError, match=r"Font '.*0.png' cannot be used: .* Expected a TrueType file"):
+    with pytest.raises(AdaptError, match=r"font '.*0.png' cannot be used: .* Expected a TrueType file"):
         contact_sheet(items, ("red_things", "green"), font=tmp_path / "0.png")
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(AdaptError, match=r'matplotlib: pip install "adapt-vlm\[plot\]", or give a font'):

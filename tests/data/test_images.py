@@ -70,7 +70,7 @@ def test_an_item_is_opened_by_its_path(make_image: Any) -> None:
 
 def test_a_picture_in_memory_is_converted_alike() -> None:
     assert open_image(Image.new("RGBA", (8, 8), (0, 0, 0, 0))).getpixel((0, 0)) == (255, 255, 255)
-    with pytest.raises(AdaptError, match="Image in memory cannot be decoded: pixels of 32 bits"):
+    with pytest.raises(AdaptError, match="image in memory cannot be decoded: pixels of 32 bits"):
         open_image(Image.new("F", (8, 8)))
 
 
@@ -83,12 +83,12 @@ def test_broken_files_are_named(tmp_path: Path, make_image: Any) -> None:
         ("half.png", whole[: len(whole) // 2], ".*"),
     ):
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(AdaptError, match=f"Image '.*{name}' cannot be decoded: {reason}. {advice}"):
+        with pytest.raises(AdaptError, match=f"image '.*{name}' cannot be decoded: {reason}. {advice}"):
             open_image(tmp_path / name)
 
 
 def test_missing_files_are_named_with_the_folder_that_is_missing(tmp_path: Path) -> None:
-    with pytest.raises(AdaptError, match=r"Image '.*/a.png' does not exist\.$"):
+    with pytest.raises(AdaptError, match=r"image '.*/a.png' does not exist$"):
         open_image(tmp_path / "a.png")
     with pytest.raises(AdaptError, match=r"does not exist: there is no folder '.*/no'. Check the root of the data set"):
         open_image(tmp_path / "no" / "where" / "a.png")
@@ -190,7 +190,7 @@ def test_pipes_sockets_and_devices_are_refused_unopened(tmp_path: Path) -> None:
     ):
         item = Item.of(path=str(tmp_path / f"{name}.png"), label="a")
         for read in (open_image, check_image, lambda item: read_bytes(item.path)):
-            with pytest.raises(AdaptError, match=f"Image .*{name}.png' cannot be read: {reason}"):
+            with pytest.raises(AdaptError, match=f"image .*{name}.png' cannot be read: {reason}"):
                 read(item)
 
 
@@ -243,10 +243,10 @@ def test_cells_that_a_table_has_not(tmp_path: Path, member: str) -> None:
     table = pyarrow.table({"image": [{"bytes": None}], "label": [0]})
     with pyarrow.OSFile(str(tmp_path / "t.arrow"), "wb") as file, pyarrow.ipc.new_stream(file, table.schema) as stream:
         stream.write_table(table)
-    with pytest.raises(AdaptError, match=r"Image '.*t.arrow!.*' (cannot be read|does not exist)"):
+    with pytest.raises(AdaptError, match=r"image '.*t.arrow!.*' (cannot be read|does not exist)"):
         open_image(f"{tmp_path}/t.arrow!{member}")
 
 
 def test_a_scene_of_no_set(tmp_path: Path) -> None:
-    with pytest.raises(AdaptError, match=r"Image '.*' (cannot be read|does not exist)"):
+    with pytest.raises(AdaptError, match=r"image '.*' (cannot be read|does not exist)"):
         open_image(f"{tmp_path}/nothing.scenes!train/00000.png")

@@ -125,7 +125,7 @@ def test_lists_iterators_and_stacks(file: Path) -> None:
         (torch.full((3, 8, 8), -1.5), r"give pixels that .* has normalised to the model itself, as model\(pixels\)"),
         (np.zeros((8, 8, 3), int), "array of int64; expected uint8"),
         (np.zeros((1, 500, 3), np.uint8), "one side may be 100 times the other"),
-        (b"no picture", "Image 'in memory' cannot be decoded: unknown format"),
+        (b"no picture", "image 'in memory' cannot be decoded: unknown format"),
         ({"a": 1}, r"\{'a': 1\} stands where an image is expected: a path, the bytes"),
         (3, "3 stands where"),
         (None, "None stands where"),

@@ -45,7 +45,7 @@ def test_a_picture_counts_where_it_lies(tmp_path: Path, caplog: pytest.LogCaptur
     split = read_folder(root)
     assert relative(split.items(), root) == ["train/a/1.png", "train/b/1.png", "test/a/2.png", "test/b/2.png"]
     assert caplog.messages == [
-        f"Image folder '{root}': left out 2 links of pictures that count elsewhere, such as '{root}/test/a/0.png' "
+        f"image folder '{root}': left out 2 links of pictures that count elsewhere, such as '{root}/test/a/0.png' "
         f"(test a) is the same picture as '{root}/train/a/1.png' (train a)."
     ]
 
@@ -91,5 +91,5 @@ def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pyte
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", failing)
-    with pytest.raises(AdaptError, match=r"Folder '.*deep' cannot be read: Permission denied"):
+    with pytest.raises(AdaptError, match=r"folder '.*deep' cannot be read: Permission denied"):
         read_folder(root)

@@ -122,7 +122,7 @@ def test_seeded_covers_torch_and_random() -> None:
 def test_a_broken_file_raises_the_error_itself(items: list[Item], tmp_path: Path, workers: int) -> None:
     (tmp_path / "broken.png").write_bytes(b"no image")
     broken = Item.of(path=str(tmp_path / "broken.png"), label="a")
-    with pytest.raises(AdaptError, match=r"^Image '.*broken.png' cannot be decoded: unknown format\.") as caught:
+    with pytest.raises(AdaptError, match=r"^image '.*broken.png' cannot be decoded: unknown format\.") as caught:
         list(loader([*items, broken], to_tensor, 4, train=False, workers=workers))
     assert "Traceback" not in str(caught.value)
 

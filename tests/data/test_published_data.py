@@ -175,9 +175,9 @@ def test_all_that_is_missing_is_named_with_what_to_fetch(copied: Path) -> None:
         load("eurosat", copied)
     home = copied / "eurosat"
     assert str(caught.value) == (
-        f"Data 'eurosat': there is no folder {home}/2750 and no file {home}/split_zhou_EuroSAT.json. "
+        f"data 'eurosat': there is no folder {home}/2750 and no file {home}/split_zhou_EuroSAT.json. "
         "Fetch EuroSAT.zip and split_zhou_EuroSAT.json, as "
-        "https://github.com/KaiyangZhou/CoOp/blob/main/DATASETS.md#eurosat says."
+        "https://github.com/KaiyangZhou/CoOp/blob/main/DATASETS.md#eurosat says"
     )
 
 
@@ -197,7 +197,7 @@ def test_a_root_is_needed() -> None:
 
 @pytest.mark.parametrize(("spec", "meant"), [("oxford_pet", "oxford_pets"), ("imagenet-a", "imagenet_a")])
 def test_a_name_that_is_nearly_right(spec: str, meant: str, copied: Path) -> None:
-    with pytest.raises(AdaptError, match=f"none that a reader takes: did you mean '{meant}'"):
+    with pytest.raises(AdaptError, match=f"not known to any reader: did you mean '{meant}'"):
         load(spec, copied)
 
 

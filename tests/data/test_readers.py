@@ -86,7 +86,7 @@ def test_folders_that_are_refused(tmp_path: Path, names: tuple[str, ...], messag
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
-    with pytest.raises(AdaptError, match=r"Image folder '.*nowhere' does not exist"):
+    with pytest.raises(AdaptError, match=r"image folder '.*nowhere' does not exist"):
         read_folder(tmp_path / "nowhere")
 
 
@@ -270,7 +270,7 @@ def test_load_hands_root_to_the_files_that_need_it(tmp_path: Path, emoji_zip: Pa
     ],
 )
 def test_load_says_what_it_tried(emoji_zip: Path, spec: str, near: str) -> None:
-    with pytest.raises(AdaptError, match=re.escape(f"Data '{spec}' is none that a reader takes: {near}")) as caught:
+    with pytest.raises(AdaptError, match=re.escape(f"data '{spec}' is not known to any reader: {near}")) as caught:
         load(spec)
     assert len(str(caught.value)) < 450
     listed = " valid names is near it: `adapt data list` lists them." in str(caught.value)

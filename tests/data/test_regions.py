@@ -92,11 +92,11 @@ def test_all_four_edges_are_needed(write: Write) -> None:
 def test_a_box_that_reaches_out_of_its_image(write: Write, tmp_path: Path) -> None:
     split = read_csv(write(*HALVES, "b.png,right,train,20,0,41,20".replace("train", "test")))
     message = (
-        f"Region '{tmp_path}/b.png#xywh=20,0,21,20' is not inside its image, which is 40 x 20 pixels: x reaches from "
+        f"region '{tmp_path}/b.png#xywh=20,0,21,20' is not inside its image, which is 40 x 20 pixels: x reaches from "
         "20 to 41, y from 0 to 20"
     )
     assert list(broken_images(list(split.items())).values()) == [
-        f"{message}. Correct the box or take it out of the data."
+        f"{message}. Correct the box or take it out of the data"
     ]
     with pytest.raises(AdaptError, match=re.escape(message)):
         open_image(split.test[1])
@@ -152,7 +152,7 @@ def test_paths_alone(write: Write, tmp_path: Path) -> None:
 def test_a_region_that_is_badly_written_says_so(write: Write, tmp_path: Path, box: str) -> None:
     write()
     path = f"{tmp_path}/a.png#xywh={box}"
-    message = f"Region {path!r} has the box {box!r}; expected X,Y,WIDTH,HEIGHT, four whole numbers of pixels"
+    message = f"region {path!r} has the box {box!r}; expected X,Y,WIDTH,HEIGHT, four whole numbers of pixels"
     for open_or_check in (open_image, check_image):
         with pytest.raises(AdaptError, match=re.escape(message)):
             open_or_check(path)

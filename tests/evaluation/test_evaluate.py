@@ -82,5 +82,5 @@ def test_an_unreadable_image_is_named(open_clip: Backbone, tiny_split: Split, na
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no image")
     items = [*tiny_split.test, replace(tiny_split.test[0], paths=(str(broken),))]
-    with pytest.raises(AdaptError, match=f"Image '{broken}' cannot be decoded"):
+    with pytest.raises(AdaptError, match=f"image '{broken}' cannot be decoded"):
         evaluate(_model(open_clip, tiny_split, name), items, workers=1)

@@ -231,5 +231,5 @@ def test_a_backbone_of_open_clip_on_the_hub(
     assert adapt.load_backbone(spec).name == spec
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     repository.add({"open_clip_config.json": b"{}", "open_clip_pytorch_model.bin": b"pickle"})
-    with pytest.raises(AdaptError, match=r"org/tiny holds no open_clip_model\.safetensors"):
+    with pytest.raises(AdaptError, match=r"org/tiny has no open_clip_model\.safetensors"):
         adapt.load_backbone(spec)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 import adapt
 from adapt import AdaptError, methods
-from adapt.backbones.language import with_language_model
+from adapt.backbones.families.two_models import with_language_model
 from adapt.backbones.vision_llm import VisionLLM
 from adapt.models import generation as generate
 from adapt.models.speaking import SpeakingModel
@@ -285,11 +285,11 @@ def test_a_language_model_by_its_folder(folder: Path, tmp_path: Path) -> None:
 
 
 def test_eyes_and_language_models_that_cannot_be_had(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(AdaptError, match="is a fusion encoder: the eyes of a language model are a CLIP's"):
+    with pytest.raises(AdaptError, match="is a fusion encoder: a language model needs a CLIP or SigLIP"):
         with_language_model(tiny_fusion.vilt(), str(folder), CPU)
     clip = tiny_backbones.backbone("open_clip")
     with pytest.raises(
-        AdaptError, match="the language model 'no/such' is no folder; give a folder, hf:NAME or mini-lm"
+        AdaptError, match="the language model 'no/such' is not a folder; give a folder, hf:NAME or mini-lm"
     ):
         with_language_model(clip, "no/such", CPU)
     with pytest.raises(AdaptError, match=r"cannot load .* with transformers"):

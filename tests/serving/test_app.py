@@ -231,7 +231,7 @@ def test_a_form_of_another_page_changes_nothing(serve: Serve) -> None:
     [
         ({"json": {"images": []}}, 422, "images"),
         ({"json": {"images": ["?"]}}, 422, "image 1 is no base64"),
-        ({"json": {"images": [base64.b64encode(b"no picture").decode()]}}, 422, "Image 'image 1' cannot be decoded"),
+        ({"json": {"images": [base64.b64encode(b"no picture").decode()]}}, 422, "image 'image 1' cannot be decoded"),
         ({"json": {"images": [""], "top_k": 0}}, 422, "top_k is 0"),
         ({"json": {"images": [""], "image": 1}}, 422, "unknown key 'image'; did you mean 'images'"),
         ({"json": {"images": [""], "adapters": ["copo"]}}, 404, "did you mean 'coop'"),

@@ -69,7 +69,7 @@ def test_no_training_images(make_model) -> None:
 def test_an_unreadable_training_image_is_named(train, make_model, tiny_split) -> None:
     broken = tiny_split.train[5].path
     Path(broken).write_bytes(b"no image")
-    with pytest.raises(AdaptError, match=f"Image '{broken}' cannot be decoded"):
+    with pytest.raises(AdaptError, match=f"image '{broken}' cannot be decoded"):
         train(make_model(n_ctx=4), augment="published", workers=1)
 
 

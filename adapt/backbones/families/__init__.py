@@ -1,7 +1,6 @@
-"""One family of backbones, one file: `open_clip_models.py` holds the family called `open_clip_models`.
+"""Families of backbones, one file each: `open_clip_models.py` holds the family called `open_clip_models`.
 
-Families of other people are found by an entry point in the group `adapt.backbones` of an installed package, whose name
-is the family's, or are told of by `register`.
+Other packages add families by an entry point in the group `adapt.backbones`, with the family's name, or by `register`.
 """
 
 from __future__ import annotations
@@ -18,25 +17,16 @@ __all__ = ["Family", "forms", "names", "of", "of_folder", "register"]
 _listing: Listing[Family] = Listing(
     __name__, __path__, "adapt.backbones", lambda: Family, "family of backbones", frozenset({"base"})
 )
-
-
-def names() -> list[str]:
-    """The names of all families."""
-    return _listing.names()
-
-
-def register(family: type[Family]) -> type[Family]:
-    """Makes a family of one's own known in this process; also as a decorator."""
-    return _listing.register(family)
+names, register = _listing.names, _listing.register
 
 
 def forms() -> dict[str, str]:
-    """The forms of names of all families, and what each stands for."""
+    """Return the forms of names that all families take, and what each stands for."""
     return {form: text for family in _families() for form, text in family.forms.items()}
 
 
 def of(spec: str) -> Family:
-    """The family that builds what `spec` names. AdaptError where there is none, or two claim it."""
+    """Return the family that builds the backbone `spec`. Raises AdaptError if there is none, or two claim it."""
     claims = [family for family in _families() if family.claims(spec)]
     if len(claims) == 1:
         return claims[0]
@@ -51,10 +41,10 @@ def of(spec: str) -> Family:
 
 
 def of_folder(path: Path) -> Family:
-    """The family whose format a folder has. AdaptError where there is none."""
+    """Return the family whose format a folder has. Raises AdaptError if there is none."""
     family = next((each for each in _families() if each.claims_folder(path)), None)
     if family is None:
-        raise AdaptError(f"{path} is no model folder: it holds neither open_clip_config.json nor config.json")
+        raise AdaptError(f"{path} is not a model folder: it has neither open_clip_config.json nor config.json")
     return family
 
 

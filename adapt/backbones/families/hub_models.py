@@ -1,4 +1,4 @@
-"""Models of transformers: by a name on the hub, and folders in its format."""
+"""Models of transformers, by a name on the hub, and folders in its format."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from adapt.backbones.families.base import Family
-from adapt.backbones.sources import fetching
 
 if TYPE_CHECKING:
     import torch
@@ -27,18 +26,14 @@ class HubModels(Family):
         return spec.startswith(_PREFIX) and spec != _PREFIX and "+" not in spec
 
     def load(self, spec: str, device: torch.device) -> Backbone:
-        return _fetched(spec.removeprefix(_PREFIX), spec, tensors=True)
+        from adapt.backbones import transformers_models
+
+        return transformers_models.load(spec.removeprefix(_PREFIX), spec)
 
     def claims_folder(self, path: Path) -> bool:
         return (path / "config.json").is_file() and not (path / "open_clip_config.json").is_file()
 
     def load_folder(self, path: Path, name: str | None, tensors: bool = True) -> Backbone:
-        return _fetched(str(path), name, tensors)
+        from adapt.backbones import transformers_models
 
-
-def _fetched(source: str, name: str | None, tensors: bool) -> Backbone:
-    from adapt.backbones import transformers_models
-
-    with fetching(source):
-        model, processor = transformers_models.fetch(source, tensors)
-    return transformers_models.build(model.eval(), processor, name)
+        return transformers_models.load(str(path), name, tensors)

@@ -1,4 +1,4 @@
-"""Models of open_clip: by architecture and weights, by a repository of the hub, and folders in its format."""
+"""Models of open_clip, by architecture and weights or by a hub repository, and folders in its format."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar, NotRequired, TypedDict
 
 from adapt import hub
 from adapt.backbones.families.base import Family
@@ -16,8 +16,11 @@ from adapt.errors import AdaptError, nearest
 
 if TYPE_CHECKING:
     import torch
+    from open_clip import CLIP, CustomTextCLIP
+    from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 
     from adapt.backbones.base import Backbone
+    from adapt.backbones.preprocess import Transform
 
 logger = logging.getLogger("adapt")
 _PREFIX = "open_clip:"
@@ -37,65 +40,77 @@ class OpenCLIPModels(Family):
     def load(self, spec: str, device: torch.device) -> Backbone:
         rest = spec.removeprefix(_PREFIX)
         if rest.startswith(HF_HUB):
-            return _of_the_hub(rest.removeprefix(HF_HUB), name=spec)
+            return self.load_folder(_snapshot(rest.removeprefix(HF_HUB)), name=spec)
         return _pretrained(rest, name=spec)
 
     def claims_folder(self, path: Path) -> bool:
         return (path / "open_clip_config.json").is_file()
 
     def load_folder(self, path: Path, name: str | None, tensors: bool = True) -> Backbone:
-        return _folder(path, name, tensors)
+        import open_clip
+
+        from adapt.backbones import openclip
+        from adapt.backbones.foreign_code import check_source, needs_code, no_questions
+
+        check_source(path)
+        config = _configuration(path)
+        text = config["text_cfg"]
+        if text.get("hf_model_name"):
+            check_source(text["hf_model_name"])
+        how = {"load_weights": tensors, "require_pretrained": tensors, "weights_only": True, "pretrained_text": False}
+        place = "cpu" if tensors else "meta"
+        try:
+            with _without_notes(), no_questions():
+                model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{path}", device=place, **how)
+                tokenizer = open_clip.get_tokenizer(f"local-dir:{path}", **_tokenizer_options(text))
+        except (*library_errors(), *errors_of_data()) as error:
+            raise needs_code(error, path) or AdaptError(
+                f"{path} cannot be loaded with open_clip: {reason(error)}; fetch the folder again"
+            ) from error
+        return openclip.build(model.eval(), tokenizer, preprocess, name, config)
 
 
-def _of_the_hub(repository: str, name: str) -> Backbone:
-    """Of a repository, what open_clip itself would ask for, but pickles."""
+def _snapshot(repository: str) -> Path:
+    """Return the folder of a hub repository: all that open_clip itself would request, except pickles."""
     folder = hub.snapshot(repository, ("*.json", "*.txt", "*.model", "open_clip_model.safetensors"))
     for needed in ("open_clip_config.json", "open_clip_model.safetensors"):
         if not (folder / needed).is_file():
-            raise AdaptError(f"{repository} holds no {needed}, which a model of open_clip has on the hub")
-    return _folder(folder, name, tensors=True)
+            raise AdaptError(f"{repository} has no {needed}, which every open_clip model on the hub has")
+    return folder
 
 
-def _folder(path: Path, name: str | None, tensors: bool) -> Backbone:
-    import open_clip
+class _TextConfig(TypedDict, total=False):
+    """The entries of open_clip's `text_cfg` that are read here."""
 
-    from adapt.backbones import openclip
-    from adapt.backbones.foreign_code import check_source, needs_code, no_questions
-
-    check_source(path)
-    config = _configuration(path)
-    text = config["text_cfg"]
-    if text.get("hf_model_name"):
-        check_source(text["hf_model_name"])
-    how: dict[str, Any] = {"load_weights": tensors, "require_pretrained": tensors, "weights_only": True}
-    how |= {"pretrained_text": False, "device": "cpu" if tensors else "meta"}
-    try:
-        with _without_notes(), no_questions():
-            model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{path}", **how)
-            tokenizer = open_clip.get_tokenizer(f"local-dir:{path}", **_tokenizer_options(text))
-    except (*library_errors(), *errors_of_data()) as error:
-        raise needs_code(error, path) or AdaptError(
-            f"{path} cannot be loaded with open_clip: {reason(error)}; fetch the folder again"
-        ) from error
-    return openclip.build(model.eval(), tokenizer, preprocess, name, config)
+    context_length: int
+    hf_model_name: str
+    hf_tokenizer_name: str
 
 
-def _configuration(path: Path) -> dict[str, Any]:
+class _ModelConfig(TypedDict):
+    """The entries of open_clip's `model_cfg` that are read here."""
+
+    text_cfg: _TextConfig
+    quick_gelu: NotRequired[bool]
+
+
+def _configuration(path: Path) -> _ModelConfig:
     from adapt.backbones.foreign_code import read_configuration
 
     file = path / "open_clip_config.json"
     try:
-        config: dict[str, Any] = read_configuration(file)["model_cfg"]
+        config = read_configuration(file)["model_cfg"]
         text, _ = config["text_cfg"].get, config["vision_cfg"].get
         if not isinstance(text("hf_model_name") or "", str):
             raise TypeError(f"hf_model_name is {text('hf_model_name')!r}; expected a name")
     except (KeyError, TypeError, AttributeError) as error:
         raise AdaptError(f"{file} is damaged ({error}); fetch the folder again") from error
-    return config
+    checked: _ModelConfig = config
+    return checked
 
 
-def _tokenizer_options(text: dict[str, Any]) -> dict[str, Any]:
-    """What open_clip's `get_tokenizer` gets: only a tokenizer of transformers is asked not to run code."""
+def _tokenizer_options(text: _TextConfig) -> dict[str, int | None]:
+    """Return the options of open_clip's `get_tokenizer`; only tokenizers of transformers are told not to run code."""
     options = {"context_length": text.get("context_length")}
     return options | {"trust_remote_code": False} if text.get("hf_tokenizer_name") else options
 
@@ -107,14 +122,13 @@ def _pretrained(spec: str, name: str) -> Backbone:
     from adapt.backbones.foreign_code import check_configuration
 
     architecture, _, pretrained = spec.partition("/")
-    if architecture not in open_clip.list_models():
-        raise AdaptError(
-            f"open_clip has no architecture {architecture!r}; {_closest(architecture, open_clip.list_models())}"
-        )
+    known = open_clip.list_models()
+    if architecture not in known:
+        hint = nearest(architecture, known, "open_clip.list_models()")
+        raise AdaptError(f"open_clip has no architecture {architecture!r}; {hint}")
     tags = open_clip.list_pretrained_tags_by_model(architecture)
     if pretrained and pretrained not in tags and not Path(pretrained).is_file():
-        listed_by = f"open_clip.list_pretrained_tags_by_model({architecture!r})"
-        hint = nearest(pretrained, tags, listed_by)
+        hint = nearest(pretrained, tags, f"open_clip.list_pretrained_tags_by_model({architecture!r})")
         raise AdaptError(f"open_clip has no weights {pretrained!r} for {architecture}; {hint}")
     config = open_clip.get_model_config(architecture)
     check_configuration(config, f"open_clip's configuration of {architecture}")
@@ -124,27 +138,30 @@ def _pretrained(spec: str, name: str) -> Backbone:
     return openclip.build(model.eval(), tokenizer, preprocess, name, config)
 
 
-def _parts(architecture: str, pretrained: str, text: dict[str, Any], silence: str | None) -> tuple[Any, ...]:
-    """Model, tokenizer and evaluation transform; `silence` says that the hub does not answer."""
+def _parts(
+    architecture: str, pretrained: str, text: _TextConfig, silence: str | None
+) -> tuple[CLIP | CustomTextCLIP, SimpleTokenizer | HFTokenizer, Transform]:
+    """Return model, tokenizer and evaluation transform; `silence` says that the hub does not answer."""
     import open_clip
 
     from adapt.backbones.foreign_code import needs_code, no_questions
 
-    how: dict[str, Any] = {"pretrained": pretrained or None, "pretrained_text": False, "weights_only": True}
     try:
         with _without_notes(), no_questions():
-            model, _, preprocess = open_clip.create_model_and_transforms(architecture, **how)
+            model, _, preprocess = open_clip.create_model_and_transforms(
+                architecture, pretrained=pretrained or None, pretrained_text=False, weights_only=True
+            )
             return model, open_clip.get_tokenizer(architecture, **_tokenizer_options(text)), preprocess
     except (RuntimeError, OSError, ValueError) as error:
         raise needs_code(error, architecture) or AdaptError(
             f"the weights {pretrained!r} of {architecture} are not on this machine and cannot be fetched, or are "
             f"damaged: {silence or reason(error)}. Connect it, give a file as open_clip:{architecture}/FILE or a "
-            "local folder, or try all offline by --backbone mini-clip, which is bundled"
+            "local folder, or work offline with --backbone mini-clip, which is bundled"
         ) from error
 
 
 def _warn_of_activation(architecture: str, pretrained: str, quick: bool) -> None:
-    """open_clip loads weights that were trained with another activation, and says so in a warning of its own."""
+    """Warn, in place of open_clip, if weights were trained with another activation than the architecture computes."""
     import open_clip
 
     trained = bool(open_clip.get_pretrained_cfg(architecture, pretrained).get("quick_gelu")) if pretrained else quick
@@ -160,23 +177,15 @@ def _warn_of_activation(architecture: str, pretrained: str, quick: bool) -> None
     )  # fmt: skip
 
 
-def _closest(word: str, choices: list[str]) -> str:
-    import difflib
-
-    close = difflib.get_close_matches(word, choices, n=3)
-    return f"did you mean {', '.join(close)}? " * bool(close) + "open_clip.list_models() lists them"
-
-
 @contextmanager
 def _without_notes() -> Iterator[None]:
-    """No notes of what the caller asked for (random weights, activations), nor of each failed request to the hub."""
-    loggers = {logging.getLogger(): logging.CRITICAL, logging.getLogger("huggingface_hub"): logging.CRITICAL}
-    levels = {each: each.level for each in loggers}
-    for each, level in loggers.items():
-        each.setLevel(level)
+    """Silence notes on what the caller chose (random weights, activations) and on each failed request to the hub."""
+    levels = {each: each.level for each in (logging.getLogger(), logging.getLogger("huggingface_hub"))}
+    for each in levels:
+        each.setLevel(logging.CRITICAL)
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="QuickGELU mismatch")  # said in our own words, see above
+            warnings.filterwarnings("ignore", message="QuickGELU mismatch")  # see _warn_of_activation
             yield
     finally:
         for each, level in levels.items():

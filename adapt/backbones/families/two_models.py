@@ -6,11 +6,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from adapt.backbones.families.base import Family
+from adapt.backbones.sources import BUNDLED, bundled, fetching
+from adapt.errors import AdaptError
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from adapt.backbones.base import Backbone
+    from adapt.backbones.vision_llm import VisionLLM
 
 
 class TwoModels(Family):
@@ -25,8 +29,39 @@ class TwoModels(Family):
         return bool(vision and llm) and not Path(spec).is_dir()
 
     def load(self, spec: str, device: torch.device) -> Backbone:
-        from adapt.backbones.language import with_language_model
         from adapt.backbones.load import of_one_model
 
         vision, _, llm = spec.partition("+")
         return with_language_model(of_one_model(vision, device), llm, device, name=spec)
+
+
+def with_language_model(encoder: Backbone, spec: str, device: torch.device, name: str | None = None) -> VisionLLM:
+    """Return the vision tower of `encoder` joined to the causal language model `spec`: hf:NAME, a folder, or mini-lm.
+
+    The language model keeps the precision of its checkpoint, but fp16 becomes fp32 on the CPU, which is slow in fp16.
+    Raises AdaptError if `encoder` is not a CLIP or SigLIP, or the language model cannot be loaded.
+    """
+    import torch
+
+    from adapt.backbones.base import DualEncoder
+    from adapt.backbones.vision_llm import VisionLLM
+
+    if not isinstance(encoder, DualEncoder):
+        raise AdaptError(f"{encoder.describe()} is a {encoder.family}: a language model needs a CLIP or SigLIP")
+    llm, tokenizer = _language_model(spec)
+    if device.type == "cpu" and llm.dtype == torch.float16:
+        llm = llm.float()
+    return VisionLLM(encoder, llm, tokenizer, name=name)
+
+
+def _language_model(spec: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from adapt.backbones.transformers_models import whole
+
+    source = str(bundled(spec)) if spec in BUNDLED else spec.removeprefix("hf:")
+    if not spec.startswith("hf:") and not Path(source).is_dir():
+        raise AdaptError(f"the language model {spec!r} is not a folder; give a folder, hf:NAME or mini-lm")
+    with fetching(source):
+        llm = whole(AutoModelForCausalLM, source, dtype="auto")
+        return llm.eval(), AutoTokenizer.from_pretrained(source, trust_remote_code=False)

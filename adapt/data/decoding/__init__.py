@@ -1,1 +1,1 @@
-"""From image files to tensors, and the cache of their features."""
+"""Decoding of image files to tensors, and the cache of their features."""

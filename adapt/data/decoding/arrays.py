@@ -2,39 +2,41 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, TypeGuard
 
 from PIL import Image
 
 from adapt.errors import AdaptError
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    Pixels = NDArray[np.generic] | Tensor
+
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # by channels
 _NO_PIXELS = ("O", "U", "S", "T")  # numpy's kinds of objects and texts
 
 
-def is_array(source: Any) -> bool:
-    """Whether `source` is an array of numpy, a tensor, or what gives itself as an array with axes; numpy's texts do."""
-    return (
-        not isinstance(source, str)
-        and hasattr(source, "__array__")
-        and hasattr(source, "ndim")
-        and hasattr(source, "shape")
-    )
+def is_array(source: object) -> TypeGuard[Pixels]:
+    """Return whether `source` is a numpy array, a tensor, or converts to an array with axes, except numpy's texts."""
+    return not isinstance(source, str) and all(hasattr(source, name) for name in ("__array__", "ndim", "shape"))
 
 
-def is_sequence(array: Any) -> bool:
-    """Whether an array holds pictures along its first axis: pixels of several, or paths, bytes and other objects."""
+def is_sequence(array: Pixels) -> bool:
+    """Return whether an array holds several pictures along its first axis, or paths, bytes and other objects."""
     return array.ndim > 3 or (array.ndim > 0 and getattr(array.dtype, "kind", None) in _NO_PIXELS)
 
 
-def picture_of(source: Any) -> Image.Image:
-    """The picture whose pixels are an array `(h, w)` or `(h, w, c)`, or a tensor `(h, w)` or `(c, h, w)`.
+def picture_of(source: Pixels) -> Image.Image:
+    """Return the picture whose pixels are an array `(h, w)` or `(h, w, c)`, or a tensor `(h, w)` or `(c, h, w)`.
 
-    Of 1, 3 or 4 channels, as uint8, or as floats from 0 to 1. Raises AdaptError for another shape, type or range.
+    It has 1, 3 or 4 channels, as uint8, or as floats from 0 to 1. Raises AdaptError for another shape, type or range.
     """
     import numpy as np
 
-    values = _of_tensor(source) if hasattr(source, "detach") else np.asarray(source)
+    values = np.asarray(source) if isinstance(source, np.ndarray) or not hasattr(source, "detach") else _of(source)
     if values.ndim == 2:
         values = values[..., None]
     if values.ndim != 3 or values.shape[-1] not in _MODES or 0 in values.shape:
@@ -44,7 +46,7 @@ def picture_of(source: Any) -> Image.Image:
             "channels c"
         )
     if values.dtype.kind == "f":
-        if not (values.min() >= 0 and values.max() <= 1):  # also of what is no number
+        if not (values.min() >= 0 and values.max() <= 1):  # also for NaN
             raise AdaptError(
                 f"an image is an array of floats from {values.min():g} to {values.max():g}; expected 0 to 1: scale it, "
                 "and give pixels that a backbone's transform has normalised to the model itself, as model(pixels)"
@@ -56,8 +58,8 @@ def picture_of(source: Any) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(values[..., 0] if channels == 1 else values), _MODES[channels])
 
 
-def _of_tensor(source: Any) -> Any:
-    """Pixels `(h, w)` or `(h, w, c)` of a tensor on any device, whose channels come first."""
-    values = source.detach().cpu()
-    values = (values.float() if values.is_floating_point() else values).numpy()
+def _of(tensor: Tensor) -> NDArray[np.generic]:
+    """Return pixels `(h, w)` or `(h, w, c)` of a tensor on any device, whose channels come first."""
+    on_cpu = tensor.detach().cpu()
+    values: NDArray[np.generic] = (on_cpu.float() if on_cpu.is_floating_point() else on_cpu).numpy()
     return values.transpose(1, 2, 0) if values.ndim == 3 else values

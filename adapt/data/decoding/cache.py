@@ -1,11 +1,12 @@
-"""Image features kept on disk, by what they depend on: the backbone and transform (the key), the image, the view."""
+"""Image features kept on disk by the backbone and transform (the key), the image, and the view."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,19 +25,19 @@ if TYPE_CHECKING:
     from adapt.backbones.preprocess import Transform
 
 logger = logging.getLogger("adapt")
-_FORMAT = "1"  # enters every folder's name: a newer format leaves the older one's shards alone
-_SHARD_ROWS, _SHARD_BYTES = 1024, 2**26  # what a killed run loses at most
-_told: set[Path] = set()  # the directories whose failure this process has been told of
+_FORMAT = "1"  # part of every folder's name: a newer format leaves older shards untouched
+_SHARD_ROWS, _SHARD_BYTES = 1024, 2**26  # the most that a killed run loses
+_told: set[Path] = set()  # the directories about whose failure this process has warned
 
 
 class FeatureCache:
     """Features of images, computed once, in `directory` (default: `$ADAPT_CACHE` or `~/.cache/adapt/features`).
 
     Data sets, few-shot samples and processes share the features of the images that they have in common. Above
-    `max_bytes` (default: `$ADAPT_CACHE_GIB`, or 4 GiB) the shards that were not used for longest are deleted. Where the
-    disk fails, is full, or is only read, what it has is used, and the rest is computed each time; that is logged once.
+    `max_bytes` (default: `$ADAPT_CACHE_GIB`, or 4 GiB) the shards that have not been used for longest are deleted. If
+    the disk fails, is full or read-only, its content is used and the rest is computed each time; that is logged once.
 
-    Raises AdaptError where `$ADAPT_CACHE_GIB` is no positive number.
+    Raises AdaptError if `$ADAPT_CACHE_GIB` is not a positive number.
     """
 
     def __init__(self, directory: str | os.PathLike[str] | None = None, max_bytes: int | None = None) -> None:
@@ -45,7 +46,7 @@ class FeatureCache:
         self.max_bytes = _limit() if max_bytes is None else max_bytes
 
     def sizes(self) -> dict[str, tuple[int, int]]:
-        """Files and bytes of each folder in the cache: one for each backbone, transform and way to draw views."""
+        """Return files and bytes of each folder in the cache, one for each backbone, transform and way to draw."""
         folders: dict[str, tuple[int, int]] = {}
         for folder, size in shards.sizes(self.directory):
             files, total = folders.get(folder.name, (0, 0))
@@ -53,7 +54,7 @@ class FeatureCache:
         return folders
 
     def clear(self) -> None:
-        """Deletes every shard; what else there is in the directory stays."""
+        """Delete every shard; other files in the directory stay."""
         shards.trim(self.directory, 0)
 
     def features(
@@ -68,29 +69,33 @@ class FeatureCache:
         workers: int = 0,
         progress: Callable[[int, int], None] | None = None,
     ) -> Tensor:
-        """The features of `items` on the CPU: (n, d), or with `views` of a random transform (n, views, d).
+        """Return the features of `items` on the CPU: (n, d), or with `views` of a random transform (n, views, d).
 
         `encode` takes images (b, 3, h, w), runs under inference mode and returns (b, d). `key` stands for the backbone
-        and the transform: another one, another feature; with None nothing is looked for or kept on disk. A view's seed
-        is made of the image's content and the view's number, so view 0 of an image is the same in every data set. Only
-        images without an entry are decoded; `progress` is told how many of them are done, and of how many.
+        and the transform: another key, another feature; with None nothing is read from disk or kept there. A view's
+        seed is made of the image's content and the view's number, so view 0 of an image is the same in every data set.
+        Only images without an entry are decoded; `progress` is given the number of them done, and of all.
 
-        Raises AdaptError when there are no items, or a file cannot be decoded.
+        Raises AdaptError if there are no items, or a file cannot be decoded.
         """
         if not items:
-            raise AdaptError("There are no images to take features of: the part of the data is empty.")
+            raise AdaptError("there are no images to take features of: the part of the data is empty")
         ids = [row_id for item in items for row_id in _row_ids(item, views)]
         draws: dict[bytes, Draw] = {}
         for position, row_id in enumerate(ids):
             seed = int.from_bytes(row_id[:8]) >> 1
             draws.setdefault(row_id, Draw(position // max(views, 1), seed))
-        folder = None if key is None else self._folder(key)
-        rows = {} if folder is None else self._stored(folder, draws.keys())
+        folder, rows = None if key is None else self._folder(key), dict[bytes, Tensor]()
+        if folder is not None:
+            with self._tolerant():
+                rows = shards.read(folder, draws.keys())
         missing = {row_id: draw for row_id, draw in draws.items() if row_id not in rows}
         images = ImageSet(items, transform)
         for computed in _compute(missing, images, encode, batch_size, workers, progress):
             if folder is not None:
-                self._store(folder, computed)
+                with self._tolerant():
+                    shards.write(folder, computed)
+                    shards.trim(self.directory, self.max_bytes)
             rows |= computed
         features = torch.stack([rows[row_id] for row_id in ids])
         return features.view(len(items), views, -1) if views else features
@@ -98,25 +103,15 @@ class FeatureCache:
     def _folder(self, key: str) -> Path:
         return self.directory / hashlib.sha256(f"{_FORMAT}\n{key}".encode()).hexdigest()[:32]
 
-    def _stored(self, folder: Path, wanted: Set[bytes]) -> dict[bytes, Tensor]:
+    @contextmanager
+    def _tolerant(self) -> Iterator[None]:
+        """Go on if the disk fails inside, with a warning once in a process: training takes features of several sets."""
         try:
-            return shards.read(folder, wanted)
+            yield
         except AdaptError as error:
-            self._warn(error)
-            return {}
-
-    def _store(self, folder: Path, rows: dict[bytes, Tensor]) -> None:
-        try:
-            shards.write(folder, rows)
-            shards.trim(self.directory, self.max_bytes)
-        except AdaptError as error:
-            self._warn(error)
-
-    def _warn(self, error: AdaptError) -> None:
-        """Once for a process: a training takes features of several sets."""
-        if self.directory not in _told:
-            _told.add(self.directory)
-            logger.warning("%s. Until then, features are computed each time.", error)
+            if self.directory not in _told:
+                _told.add(self.directory)
+                logger.warning("%s. Until then, features are computed each time.", error)
 
 
 def _limit() -> int:
@@ -131,7 +126,7 @@ def _limit() -> int:
 
 
 def _row_ids(item: Item, views: int) -> list[bytes]:
-    """What the item's rows are stored under: its content, and the view where there are views."""
+    """Return the ids of the item's rows, made of its content and the view, if there are views."""
     content = hashlib.blake2b(read_bytes(item.path))
     ids = []
     for view in range(views) if views else [""]:
@@ -148,8 +143,8 @@ def _compute(
     workers: int,
     progress: Callable[[int, int], None] | None,
 ) -> Iterator[dict[bytes, Tensor]]:
-    """The missing rows, each (d,), by the shard."""
-    if not missing:  # no worker is started for nothing
+    """Yield the missing rows, each (d,), a shard at a time."""
+    if not missing:  # or workers would be started for nothing
         return
     ids = list(missing)
     chunks = [ids[start : start + batch_size] for start in range(0, len(ids), batch_size)]

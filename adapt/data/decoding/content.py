@@ -1,4 +1,4 @@
-"""Image files as bytes, those too that are drawn when they are read, as `SET.scenes!PART/NUMBER.png`."""
+"""Image files as bytes, including those that are drawn when they are read, as `SET.scenes!PART/NUMBER.png`."""
 
 from __future__ import annotations
 
@@ -11,22 +11,17 @@ from adapt.data.emoji import defects, questions
 
 
 def open_file(path: str | os.PathLike[str]) -> BinaryIO:
-    """As `adapt.data.decoding.files.open_file`, what is bundled and drawn too."""
+    """Open a file as `adapt.data.decoding.files.open_file` does, including bundled drawings."""
     return files.open_file(path, _DRAWN)
 
 
 def read_bytes(path: str | os.PathLike[str]) -> bytes:
-    """As `adapt.data.decoding.files.read_bytes`, what is drawn too; behind those of a region's image its box."""
-    whole, box = parted(os.fspath(path))
-    return files.read_bytes(whole, _DRAWN) + (b"" if box is None else repr(box).encode())
+    """Read as `adapt.data.decoding.files.read_bytes` does, including drawings; a region's box follows the bytes."""
+    image, box = parted(os.fspath(path))
+    return files.read_bytes(image, _DRAWN) + (b"" if box is None else repr(box).encode())
 
 
-def _scene(scenes: str, member: str) -> bytes:
-    return questions.scene(scenes.removesuffix(".scenes"), member).png()
-
-
-def _defect(drawings: str, member: str) -> bytes:
-    return defects.png(drawings.removesuffix(".defects"), member)
-
-
-_DRAWN = {".scenes": _scene, ".defects": _defect}
+_DRAWN: dict[str, files.MemberReader] = {
+    ".scenes": lambda container, member: questions.scene(container.removesuffix(".scenes"), member).png(),
+    ".defects": lambda container, member: defects.png(container.removesuffix(".defects"), member),
+}

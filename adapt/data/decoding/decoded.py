@@ -6,29 +6,30 @@ import multiprocessing
 import os
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.data import DataLoader, default_collate
 
 from adapt.data.decoding.draws import Draw, seeded
 from adapt.data.decoding.epochs import Epochs
-from adapt.data.decoding.image_set import ImageSet, Pictures
 from adapt.data.item import Item
 from adapt.errors import AdaptError
 
-# torch's words for a worker's batch that finds no room between the processes
+if TYPE_CHECKING:
+    from adapt.data.decoding.image_set import ImageSet, Pictures
+
+# torch's messages if a worker's batch finds no shared memory
 _NO_ROOM = re.compile(r"unable to (?:write|open|mmap|resize|allocate|map)\b.*|.*out of shared memory.*")
 
 
 class Decoded:
     """Batches of draws from a dataset as images (b, 3, h, w) and their items, each time it is iterated.
 
-    Of items of several images, a list of as many batches of images. Iterating raises AdaptError for a file that cannot
-    be decoded, also when a worker met it, and where the machine has
-    no shared memory for what workers decode. Workers beyond the number of processors are not started: they would not
-    help, and torch warns of them; and none are in a process that may start none, such as a worker of joblib. `pinned`
-    memory is for copies to CUDA while the CPU goes on.
+    Items of several images give a list of as many batches of images. Iterating raises AdaptError for a file that cannot
+    be decoded, also in a worker, and if the machine has no shared memory for what workers decode. There are at most as
+    many workers as processors, since more would not help and torch warns of them, and none in a process that cannot
+    start any, such as a worker of joblib. `pinned` memory is for copies to CUDA while the CPU goes on.
     """
 
     def __init__(self, dataset: ImageSet, draws: Epochs | list[list[Draw]], workers: int, pinned: bool = False) -> None:
@@ -60,7 +61,7 @@ class Decoded:
                 # Ends the workers now. Left to the garbage collector, with the error's frames, it takes 5 s for each.
                 self._loader = self._new_loader()
 
-    def _new_loader(self) -> DataLoader[Any]:
+    def _new_loader(self) -> DataLoader[object]:
         return DataLoader(
             _Drawn(self.dataset),  # type: ignore[arg-type]  # a map-style dataset by its methods
             batch_sampler=self._draws,
@@ -73,14 +74,14 @@ class Decoded:
 
 
 class Loader(Decoded):
-    """What `adapt.data.loader` returns: one epoch each time it is iterated, and after a whole epoch the next one."""
+    """The result of `adapt.data.loader`: one epoch each time it is iterated, and after a full epoch the next one."""
 
     def __init__(self, dataset: ImageSet, epochs: Epochs, workers: int) -> None:
         super().__init__(dataset, epochs, workers)
         self.epochs = epochs
 
     def set_epoch(self, epoch: int, step: int = 0) -> None:
-        """Go to `epoch`, its first `step` batches left out undecoded: a resumed run gets what it would have got."""
+        """Go to `epoch`, skipping its first `step` batches undecoded, so that a resumed run gets its own batches."""
         self.epochs.epoch, self.epochs.step = epoch, step
 
     def __iter__(self) -> Iterator[tuple[Any, list[Item]]]:
@@ -89,7 +90,7 @@ class Loader(Decoded):
 
 
 class _Drawn:
-    """The dataset as the workers see it: indexed by draws, with an AdaptError as a value.
+    """The dataset as workers see it: indexed by draws, with an AdaptError as a value.
 
     Raised in a worker, it would reach the user inside torch's traceback.
     """
@@ -108,18 +109,18 @@ class _Drawn:
             return self.dataset[draw.position]
 
 
-def _collate(batch: list[tuple[Pictures, int]] | AdaptError) -> Any:
+def _collate(batch: list[tuple[Pictures, int]] | AdaptError) -> object:
     return batch if isinstance(batch, AdaptError) else default_collate(batch)
 
 
 def _may_start_workers() -> bool:
-    """Whether this process can have children of torch's: no daemon can, nor one that starts them in a foreign way."""
-    way = multiprocessing.get_start_method(allow_none=True)  # asked so that it is not settled by asking
+    """Return whether this process can start torch's workers; daemons and unusual start methods cannot."""
+    way = multiprocessing.get_start_method(allow_none=True)  # allow_none, so that asking does not set it
     return way in (None, *multiprocessing.get_all_start_methods()) and not multiprocessing.current_process().daemon
 
 
 def processors() -> int:
-    """How many processors this process may use."""
+    """Return how many processors this process may use."""
     if hasattr(os, "sched_getaffinity"):  # Linux
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

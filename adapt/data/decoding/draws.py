@@ -1,4 +1,4 @@
-"""Randomness by name: the draws of one image depend on what it is drawn for, not on what was drawn before."""
+"""Random draws by name: those of one image depend on their purpose, not on earlier draws."""
 
 from __future__ import annotations
 
@@ -21,35 +21,33 @@ class Draw(NamedTuple):
 
 
 def seed_for(*names: object) -> int:
-    """A seed of 63 bits that stands for `names`, the same in every process."""
+    """Return a seed of 63 bits for `names`, the same in every process."""
     digest = hashlib.blake2b("/".join(map(str, names)).encode(), digest_size=8).digest()
     return int.from_bytes(digest) >> 1
 
 
-class _Turn:
-    """One thread at a time: the generators are the process's, and two threads would draw from one another's seed."""
-
-    def __init__(self) -> None:
-        self.renew()
-        if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=self.renew)  # a thread that has it is not there in a child
-
-    def renew(self) -> None:
-        self.lock = threading.RLock()  # views of an image are drawn inside its own draw
+# One thread at a time: the generators are the process's, and two threads would draw from one another's seed.
+_turn = threading.RLock()  # views of an image are drawn inside its own draw
 
 
-_TURN = _Turn()
+def _renew() -> None:
+    global _turn
+    _turn = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew)  # a thread that holds it does not exist in a child
 
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Run with torch's CPU generator and Python's `random` seeded, then put both back as they were.
+    """Run with torch's CPU generator and Python's `random` seeded, then restore both.
 
-    One thread at a time.
+    One thread runs at a time.
     """
-    with _TURN.lock, torch.random.fork_rng(devices=[]):
+    with _turn, torch.random.fork_rng(devices=[]):
         state = random.getstate()
-        # Not torch.manual_seed, which would seed the GPUs' generators as well, and fork_rng keeps the CPU's only.
+        # Not torch.manual_seed, which would also seed the GPUs' generators, while fork_rng restores the CPU's only.
         torch.default_generator.manual_seed(seed)
         random.seed(seed)
         try:

@@ -1,4 +1,4 @@
-"""Which images a batch draws, epoch after epoch: a function of the seed, the epoch and the step."""
+"""The images in each batch, epoch after epoch, as a function of the seed, the epoch and the step."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from adapt.data.decoding.draws import Draw, seed_for
 
 
 class Epochs:
-    """A batch sampler whose whole state is an epoch and a step; iterating it goes from there to the epoch's end.
+    """A batch sampler whose state is an epoch and a step; iterating it goes from there to the epoch's end.
 
-    Of items of one of the `entities` `(size,)` as many as `together` follow each other, so that a batch has them.
+    `together` items of the same one of the `entities` `(size,)` follow each other, so that they are in one batch.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class Epochs:
         self.epoch, self.step = 0, 0
 
     def __len__(self) -> int:
-        """Batches in a whole epoch."""
+        """Return the number of batches in a full epoch."""
         full, rest = divmod(self.size, self.batch_size)
         return full + (rest > 0 and not self.drop_last)
 

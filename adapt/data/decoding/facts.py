@@ -15,33 +15,33 @@ from adapt.errors import AdaptError
 
 
 class Facts(NamedTuple):
-    """Facts about one file. Where there is a `problem` it cannot be used, and nothing but `lacks` is known."""
+    """Facts about one file. If there is a `problem`, it cannot be used, and only `lacks` is known."""
 
     problem: str = ""
     lacks: str = ""
-    """Library to install before it can be read, with the command."""
+    """The library to install before it can be read, with the command."""
     format: str = ""
     mode: str = ""
     wide: bool = False
     """Whether its channels have 16 bits."""
     size: tuple[int, int] = (0, 0)
-    """Width and height, upright where it is turned."""
+    """Width and height, upright if it is turned."""
     frames: int = 1
     held: int = 1
     """Its EXIF orientation."""
     digest: bytes = b""
-    """Hash of its pixels, or of a JPEG's bytes: copies have the same."""
+    """A hash of its pixels, or of a JPEG's bytes, equal for copies."""
 
 
 def facts_of(path: str, turned: bool) -> Facts:
-    """The facts of the file at `path`, all of whose data is decoded.
+    """Return the facts of the file at `path`, all of whose data is decoded.
 
     A JPEG is decoded at an eighth of its size, which reads all of it.
     """
     lacks = ""
     try:
         with warnings.catch_warnings(), open_file(path) as file, naming(repr(path)):
-            warnings.simplefilter("ignore")  # of Pillow, on what it can decode all the same
+            warnings.simplefilter("ignore")  # Pillow's, about pictures that it can decode
             lacks = lacking(file)
             with opened(file, path) as picture:
                 size, wide = size_of(picture, turned), _is_wide(picture)
@@ -49,7 +49,7 @@ def facts_of(path: str, turned: bool) -> Facts:
                 picture.draft(None, (1, 1))
                 picture.load()
                 held, mode = orientation(picture), picture.mode
-                form = "JPEG" if picture.format == "MPO" else str(picture.format)  # a JPEG with another one behind it
+                form = "JPEG" if picture.format == "MPO" else str(picture.format)  # a JPEG followed by another
                 content = b"" if form == "JPEG" else to_rgb(picture, turned).tobytes()
             if form == "JPEG":
                 file.seek(0)
@@ -64,6 +64,6 @@ def _digest(size: tuple[int, int], content: bytes) -> bytes:
 
 
 def _is_wide(picture: Image.Image) -> bool:
-    """Whether a picture that is not loaded yet has 16 bits a channel, by how its parts are stored."""
+    """Return whether a picture that is not loaded yet has 16 bits a channel, judged by how its parts are stored."""
     parts = getattr(picture, "tile", ())
     return picture.mode.startswith("I") or any(";16" in str(part) for part in parts)

@@ -11,18 +11,21 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 from io import BytesIO
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from adapt.disk import check_regular, open_regular, read_bounded
 from adapt.errors import AdaptError, missing
 
+if TYPE_CHECKING:
+    from pyarrow import Table
+
 MemberReader = Callable[[str, str], bytes]  # of a container and a member of it
 
-# Of one image's file: what is larger is no photograph, and a member of an archive may be packed to nearly nothing.
+# Of one image's file: a larger one is not a photograph, and a member of an archive may be packed to almost nothing.
 MOST_BYTES = 256 * 2**20
 _ENCRYPTED = 1  # the bit of a zip member's flags
 
-# What the file system and the archives' readers raise; RuntimeError: a kind of zip that is not read.
+# Errors of the file system and of archives; RuntimeError: an unsupported kind of zip.
 _UNREADABLE = (
     OSError,
     EOFError,
@@ -37,22 +40,22 @@ _UNREADABLE = (
 
 
 def zip_root(archive: str | os.PathLike[str]) -> str:
-    """The prefix that makes a member's name a path: `zip_root("a.zip") + "b.png"` is `"a.zip!b.png"`."""
+    """Return the prefix that makes a member's name a path: `zip_root("a.zip") + "b.png"` is `"a.zip!b.png"`."""
     return f"{os.fspath(archive)}!"
 
 
 def under(root: str, path: str, where: str) -> str:
-    """`path` joined to the absolute folder `root`, if that is not "".
+    """Return `path` joined to the absolute folder `root`, unless that is "".
 
-    Raises AdaptError when it leads out of `root`, and for what no file can be called.
+    Raises AdaptError if it leads out of `root`, or cannot be a file's name.
     """
     if not _may_exist(path):
-        raise AdaptError(f"{where}: the image {path!r} cannot be a file's name. Correct it or take it out.")
+        raise AdaptError(f"{where}: the image {path!r} cannot be a file's name. Correct it or take it out")
     if not root:
         return path
     joined = os.path.normpath(os.path.join(root, path))
     if not joined.startswith(os.path.join(root, "")):
-        raise AdaptError(f"{where}: the image {path!r} is not under {root!r}. Give the root folder of the images.")
+        raise AdaptError(f"{where}: the image {path!r} is not under {root!r}. Give the root folder of the images")
     return joined
 
 
@@ -64,10 +67,10 @@ def _may_exist(path: str) -> bool:
 
 
 def open_file(path: str | os.PathLike[str], more: Mapping[str, MemberReader] | None = None) -> BinaryIO:
-    """The file at `path`, open for reading: one on disk is read as it is needed, one in an archive at once.
+    """Open the file at `path`: one on disk is read as needed, one in an archive at once.
 
     `more` are readers of other containers than archives and tables, by their suffix. Raises AdaptError, naming the
-    file, when it is missing, cannot be opened, or is no regular file.
+    file, if it is missing, cannot be opened, or is not a regular file.
     """
     path = os.fspath(path)
     with _named(path):
@@ -79,9 +82,9 @@ def open_file(path: str | os.PathLike[str], more: Mapping[str, MemberReader] | N
 
 
 def read_bytes(path: str | os.PathLike[str], more: Mapping[str, MemberReader] | None = None) -> bytes:
-    """The content of the file at `path`.
+    """Return the content of the file at `path`.
 
-    Raises AdaptError, naming the file, when it is missing, cannot be read, or takes more than 256 MiB.
+    Raises AdaptError, naming the file, if it is missing, cannot be read, or takes more than 256 MiB.
     """
     with open_file(path, more) as file, _named(os.fspath(path)):
         return read_bounded(file, MOST_BYTES)
@@ -89,15 +92,15 @@ def read_bytes(path: str | os.PathLike[str], more: Mapping[str, MemberReader] | 
 
 @contextmanager
 def _named(path: str) -> Iterator[None]:
-    """What the file system and the archives raise, as an AdaptError that names the file."""
+    """Raise the errors of the file system and of archives as an AdaptError that names the file."""
     try:
         yield
     except FileNotFoundError:
-        raise AdaptError(f"Image {path!r} does not exist{_missing_folder(path)}.") from None
+        raise AdaptError(f"image {path!r} does not exist{_missing_folder(path)}") from None
     except KeyError:
-        raise AdaptError(f"Image {path!r} does not exist: the archive has no such member.") from None
+        raise AdaptError(f"image {path!r} does not exist: the archive has no such member") from None
     except _UNREADABLE as error:
-        raise AdaptError(f"Image {path!r} cannot be read: {error}. Replace it or take it out of the data.") from error
+        raise AdaptError(f"image {path!r} cannot be read: {error}. Replace it or take it out of the data") from error
 
 
 def _zip_member(archive: str, member: str) -> bytes:
@@ -128,21 +131,21 @@ def _arrow_cell(table: str, member: str) -> bytes:
 
 
 @lru_cache(maxsize=64)
-def _open_arrow(table: str) -> Any:
+def _open_arrow(table: str) -> Table:
     try:
         import pyarrow
     except ImportError:
         raise ValueError(missing("a table", "the library pyarrow", "hf-data")) from None
 
     check_regular(table)
-    # A memory map: only the rows that are asked for are read, and processes share them.
+    # A memory map: only the rows that are needed are read, and processes share them.
     content = pyarrow.ipc.open_stream(pyarrow.memory_map(table)).read_all()
-    content.validate(full=True)  # or else a damaged table's offsets lead out of memory, which ends the process
+    content.validate(full=True)  # or a damaged table's offsets would lead out of memory and crash the process
     return content
 
 
 def _missing_folder(path: str) -> str:
-    """The topmost missing folder above `path`: mostly a wrong root."""
+    """Return a hint with the topmost missing folder above `path`, usually a wrong root."""
     missing, folder = "", os.path.dirname(path)
     while folder and not os.path.isdir(folder):
         missing, folder = folder, os.path.dirname(folder)

@@ -1,4 +1,4 @@
-"""The images of items, by their numbers. This module does not import torch."""
+"""The images of items by their numbers, and batches of them. This module does not import torch."""
 
 from __future__ import annotations
 
@@ -8,19 +8,21 @@ from typing import TYPE_CHECKING, Union
 from adapt.data.decoding.images import open_image
 from adapt.data.decoding.orientation import turns
 from adapt.data.item import Item
+from adapt.errors import AdaptError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from adapt.backbones.preprocess import Transform
+    from adapt.data.decoding.decoded import Loader
 
-Pictures = Union["Tensor", tuple["Tensor", ...]]  # `|` does not take names in quotes
+Pictures = Union["Tensor", tuple["Tensor", ...]]  # `|` does not accept quoted names
 
 
 class ImageSet:
-    """A map-style torch dataset: item `i` as its transformed image (3, h, w), or as many of them, and its number.
+    """A map-style torch dataset: item `i` as its transformed image (3, h, w), or several of them, and its number.
 
-    Images are turned upright where the transform says so.
+    Images are turned upright if the transform says so.
     """
 
     def __init__(self, items: Sequence[Item], transform: Transform) -> None:
@@ -31,8 +33,40 @@ class ImageSet:
         return len(self.items)
 
     def __getitem__(self, index: int) -> tuple[Pictures, int]:
-        """Raises AdaptError, naming the file, when it cannot be decoded."""
+        """Return the images of an item. Raises AdaptError, naming the file, if one cannot be decoded."""
         item = self.items[index]
         if len(item.paths) < 2:
             return self.transform(open_image(item, turned=self._turned)), index
         return tuple(self.transform(open_image(path, turned=self._turned)) for path in item.paths), index
+
+
+def loader(
+    items: Sequence[Item],
+    transform: Transform,
+    batch_size: int,
+    *,
+    train: bool,
+    seed: int = 0,
+    workers: int = 0,
+    drop_last: bool | None = None,
+) -> Loader:
+    """Return a loader of images (b, 3, h, w) with their b items, for training or in order.
+
+    Items of several images give a list of as many batches of images.
+
+    For training, as in the published code: shuffled, and the last short batch is dropped if there is a full one (or by
+    `drop_last`). Order and augmentation depend on `seed`, the epoch and the image only; see `Loader.set_epoch`.
+
+    Raises AdaptError if there is nothing to load; iterating raises it for a file that cannot be decoded.
+    """
+    from adapt.data.decoding.decoded import Loader
+    from adapt.data.decoding.epochs import Epochs
+
+    if not items:
+        raise AdaptError("there are no images to load: the part of the data that was asked for is empty")
+    if batch_size < 1:
+        raise AdaptError(f"batch_size is {batch_size}; expected at least 1")
+    if drop_last is None:
+        drop_last = train and len(items) >= batch_size
+    epochs = Epochs(len(items), batch_size, shuffle=train, seed=seed, drop_last=drop_last)
+    return Loader(ImageSet(items, transform), epochs, workers)

@@ -1,4 +1,4 @@
-"""From whatever is a picture to the picture: items, paths, bytes, arrays, tensors, addresses, pictures themselves."""
+"""Pictures from any source: items, paths, bytes, arrays, tensors, addresses, and pictures themselves."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import warnings
 from collections.abc import Iterable, Iterator
 from io import BytesIO
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from PIL import Image
 
@@ -26,17 +26,16 @@ _BYTES = (bytes, bytearray, memoryview)
 ACCEPTED = "a path, the bytes of a file, a PIL image, an array (h, w, c) or a tensor (c, h, w)"
 
 
-def open_image(source: Any, *, turned: bool = False, urls: bool = False, name: str = "in memory") -> Image.Image:
-    """The picture of `source`, in mode RGB.
+def open_image(source: object, *, turned: bool = False, urls: bool = False, name: str = "in memory") -> Image.Image:
+    """Return the picture of `source`, in mode RGB.
 
     `source` is an item or a path (also `ARCHIVE.zip!MEMBER`, and of a region `IMAGE#xywh=X,Y,WIDTH,HEIGHT`), the bytes
     of an image file, a PIL image, an array `(h, w)` or `(h, w, c)`, or a tensor `(h, w)` or `(c, h, w)`, of uint8 or of
-    floats from 0 to 1; with `urls` also an http or https address, which is fetched. Where it is to be `turned`, it is
-    upright by its EXIF orientation before a region is cut out. `name` is what messages call one that has no path.
+    floats from 0 to 1; with `urls` also an http or https address, which is fetched. If it is to be `turned`, it is
+    turned upright by its EXIF orientation before a region is cut out. `name` is used in messages if it has no path.
 
-    Raises AdaptError, naming the file, when it is missing or broken, for a picture too large or too narrow, a region
-    that is not inside its image, an array of another shape or range, an address without `urls`, and for what is no
-    picture.
+    Raises AdaptError, naming the file, if it is missing or broken, for a picture too large or too narrow, a region that
+    is not inside its image, an array of another shape or range, an address without `urls`, and for anything else.
     """
     if isinstance(source, Image.Image):
         with naming(name):
@@ -61,16 +60,19 @@ def open_image(source: Any, *, turned: bool = False, urls: bool = False, name: s
     return picture.crop(box)
 
 
-def picture_batches(images: Any, size: int, *, turned: bool = False, urls: bool = False) -> Iterator[list[Image.Image]]:
-    """Lists of up to `size` pictures, as `open_image` gives them.
+def picture_batches(
+    images: object, size: int, *, turned: bool = False, urls: bool = False
+) -> Iterator[list[Image.Image]]:
+    """Yield lists of up to `size` pictures, as `open_image` returns them.
 
-    Of one that it takes, an iterable of such, or an array of them along its first axis. Raises AdaptError as it does.
+    `images` is one that it accepts, an iterable of such, or an array of them along its first axis. Raises AdaptError as
+    it does.
     """
     yield from in_batches((open_image(image, turned=turned, urls=urls) for image in each_of(images)), size)
 
 
 def in_batches(each: Iterable[Opened], size: int) -> Iterator[list[Opened]]:
-    """Lists of up to `size` of them."""
+    """Yield lists of up to `size` elements."""
     batch: list[Opened] = []
     for one in each:
         batch.append(one)
@@ -81,10 +83,10 @@ def in_batches(each: Iterable[Opened], size: int) -> Iterator[list[Opened]]:
         yield batch
 
 
-def each_of(images: Any) -> Iterable[Any]:
-    """The images in what a caller gives as images: one of them, an iterable, or an array along its first axis."""
-    alone = (str, os.PathLike, Image.Image, Item, *_BYTES)
-    if isinstance(images, alone) or (is_array(images) and not is_sequence(images)):
+def each_of(images: object) -> Iterable[object]:
+    """Return the images that a caller gives as one image, an iterable, or an array along its first axis."""
+    single = (str, os.PathLike, Image.Image, Item, *_BYTES)
+    if isinstance(images, single) or (is_array(images) and not is_sequence(images)):
         return (images,)
     if not isinstance(images, Iterable):
         raise AdaptError(f"{brief(images)} stands where images are expected: {ACCEPTED}, or a list of such")
@@ -92,14 +94,14 @@ def each_of(images: Any) -> Iterable[Any]:
 
 
 def check_image(source: Item | str | os.PathLike[str], turned: bool = False) -> None:
-    """Raises AdaptError for what `open_image` refuses, in less time and memory.
+    """Raise AdaptError for what `open_image` refuses, in less time and memory.
 
-    A JPEG is decoded at an eighth of its size, which reads all of its data; a picture above the limit is refused by
-    its header.
+    A JPEG is decoded at an eighth of its size, which reads all of its data; a picture above the limit is refused by its
+    header.
     """
     path, box = _parted(source)
     with warnings.catch_warnings(), open_file(path) as file, opened(file, path) as picture:
-        warnings.simplefilter("ignore")  # of Pillow, on what it can decode all the same
+        warnings.simplefilter("ignore")  # Pillow's, about pictures that it can decode
         if box is not None:
             check_inside(box, size_of(picture, turned), _path(source))
         picture.draft(None, (1, 1))
@@ -108,15 +110,15 @@ def check_image(source: Item | str | os.PathLike[str], turned: bool = False) -> 
             to_rgb(picture)
 
 
-def _parted(source: Any) -> tuple[str, Box | None]:
-    """The path of the whole image, and the box where it is of a region."""
+def _parted(source: object) -> tuple[str, Box | None]:
+    """Return the path of the full image, and the box if it is a region."""
     path, box = parted(_path(source))
     if box is None:
         check_form(path)
     return path, box
 
 
-def _path(source: Any) -> str:
+def _path(source: object) -> str:
     if isinstance(source, Item) and not source.path:
         raise AdaptError(f"the text {source.text!r} stands in an image's place: there is nothing to open")
     if isinstance(source, Item):

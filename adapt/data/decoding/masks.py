@@ -1,9 +1,9 @@
-"""Masks of images: where an image is not as it should be, as a picture of the same size."""
+"""Masks of images: where an image is defective, as a picture of the same size."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -14,17 +14,18 @@ from adapt.data.item import Item
 from adapt.errors import AdaptError
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
     from torch import Tensor
 
 
 def check_masks(items: Sequence[Item], turned: bool = False) -> None:
-    """AdaptError, by name, for a mask that is missing, no picture, or of another size than its image, both `turned`."""
+    """Raise AdaptError, naming it, for a mask that is missing, not a picture, or does not have its image's size."""
     for item in items:
         check_mask(item, turned)
 
 
 def check_mask(item: Item, turned: bool = False) -> None:
-    """The same of one image, which may have none."""
+    """Raise AdaptError in the same cases for one image, which may have no mask."""
     for path in item.label.files:
         if (image := _size(item.path, turned)) == (mask := _size(path, turned)):
             continue
@@ -37,16 +38,16 @@ def check_mask(item: Item, turned: bool = False) -> None:
 
 
 def _size(path: str, turned: bool) -> tuple[int, int]:
-    """Width and height, by the header alone."""
+    """Return width and height, by the header alone."""
     with open_file(path) as file, opened(file, path) as picture:
         return size_of(picture, turned)
 
 
-def mask_of(item: Item, place: Callable[[Any], Any], size: tuple[int, int], turned: bool = False) -> Tensor:
-    """Which pixels of an image are not as they should be `(h, w)`, of `size` once `place` has brought it there.
+def mask_of(item: Item, place: Callable[[Image], Image], size: tuple[int, int], turned: bool = False) -> Tensor:
+    """Return which pixels of an image are defective `(h, w)`, of `size` after `place` has moved them there.
 
-    None are where there is no mask. It is `turned` upright as its image is. Bright is above half of the brightest
-    pixel, so that masks of 0 and 1 count too. AdaptError, by name, for a file that cannot be decoded.
+    Without a mask, none are. It is `turned` upright as its image is. Bright is above half of the brightest pixel, so
+    that masks of 0 and 1 count too. Raises AdaptError, naming the file, if it cannot be decoded.
     """
     import torch
 

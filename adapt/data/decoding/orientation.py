@@ -1,13 +1,12 @@
-"""EXIF orientation: how a camera was held, and pictures that are turned upright by it.
+"""EXIF orientation: how a camera was held, and pictures turned upright by it.
 
-People look at photographs turned, and published pipelines take pixels as they are stored. Which of both counts is said
-by the data that a model learned from, and recorded in its adapter.
+People see photographs turned upright, while published pipelines take pixels as they are stored. The data that a model
+learned from decides between the two, and its adapter records it.
 """
 
 from __future__ import annotations
 
 import struct
-from typing import Any
 
 from PIL import Image
 from PIL.Image import Transpose
@@ -23,23 +22,23 @@ _TURNS = {
     8: Transpose.ROTATE_90,
 }
 _ENTRIES = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")  # where Pillow looks for an orientation
-_DECODED_UPRIGHT = ("HEIF", "TIFF")  # by their libraries, whatever we ask for
+_DECODED_UPRIGHT = ("HEIF", "TIFF")  # by their libraries, in any case
 _MALFORMED = (SyntaxError, ValueError, OSError, EOFError, LookupError, TypeError, struct.error)
 
 
 def orientation(picture: Image.Image) -> int:
-    """Which of EXIF's eight orientations `picture` has to be turned from: 1 for none."""
+    """Return EXIF's orientation of `picture`, from 1 (upright) to 8."""
     if picture.format in _DECODED_UPRIGHT:
         return _UPRIGHT
     try:
-        found = picture.getexif().get(_TAG, _UPRIGHT)
+        held = picture.getexif().get(_TAG, _UPRIGHT)
     except _MALFORMED:  # viewers show such a photograph as it is stored
         return _UPRIGHT
-    return found if found in _TURNS else _UPRIGHT
+    return held if held in _TURNS else _UPRIGHT
 
 
 def upright(picture: Image.Image, held: int) -> Image.Image:
-    """`picture` turned from the orientation `held`, without the entry that says so: it is not turned twice."""
+    """Return `picture` turned from the orientation `held`, without the entry for it, so that it is not turned twice."""
     if held == _UPRIGHT:
         return picture
     turned = picture.transpose(_TURNS[held])
@@ -48,11 +47,11 @@ def upright(picture: Image.Image, held: int) -> Image.Image:
 
 
 def size_of(picture: Image.Image, turned: bool) -> tuple[int, int]:
-    """Width and height of a picture that is not decoded yet, and perhaps `turned` then."""
+    """Return width and height of a picture that is not decoded yet, perhaps after it is `turned`."""
     width, height = picture.size
     return (height, width) if turned and orientation(picture) in _SIDEWAYS else (width, height)
 
 
-def turns(transform: Any) -> bool:
-    """Whether `transform`, as a backbone gives it, expects pictures that are turned upright."""
+def turns(transform: object) -> bool:
+    """Return whether `transform`, as a backbone gives it, expects pictures turned upright."""
     return bool(getattr(transform, "turned", False))

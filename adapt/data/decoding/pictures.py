@@ -1,13 +1,13 @@
 """Decoding: every image file becomes an RGB picture, or an error that names the file.
 
-Decisions: transparency is laid over white; 16-bit grey keeps its high byte, as Pillow does for 16-bit colour; of an
-animation the first frame counts. EXIF orientation is applied where the caller says so: people's own photographs are
+Decisions: transparency is laid over white; 16-bit grey keeps its high byte, as Pillow does for 16-bit colour; only the
+first frame of an animation is read. EXIF orientation is applied if the caller says so: people's own photographs are
 turned upright, and published data sets stay as they are stored, because the published pipelines (torchvision's folder
 readers, Dassl) do not turn them, and turning would change their numbers (see `orientation`).
 
-HEIC is read by pillow-heif, an extra that is imported where such a file is met, and AVIF by Pillow from 11.3 on.
+HEIC is read by pillow-heif, an extra that is imported when needed, and AVIF by Pillow from 11.3 on.
 
-A small file may claim a large picture. Sides and pixels are held, by the header, to what is decoded in 1 GiB.
+A small file may claim a large picture: sides and pixels in the header are limited to what is decoded in 1 GiB.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from adapt.data.decoding.orientation import orientation, upright
 from adapt.errors import AdaptError, missing
 from adapt.shown import one_line
 
-# Pillow's names of what is decoded, with the suffixes of such files. It knows more: one of them runs Ghostscript.
+# Pillow's names of the formats that are decoded, with suffixes. It knows more: one of them runs Ghostscript.
 FORMATS = {
     "AVIF": (".avif",),
     "BMP": (".bmp",),
@@ -38,19 +38,19 @@ FORMATS = {
     "TIFF": (".tif", ".tiff"),
     "WEBP": (".webp",),
 }
-RATIO = 100  # of the sides; resizing the shorter one to some hundred pixels makes this many times as many of the other
-# Of `Image.MAX_IMAGE_PIXELS`, where Pillow only warns: all cameras' pictures, in less than 1 GiB with the conversion.
+RATIO = 100  # of the sides; resizing the shorter one to some hundred pixels multiplies the other as much
+# Times `Image.MAX_IMAGE_PIXELS`, where Pillow only warns: room for all cameras' pictures, converted in under 1 GiB.
 # WebP's own decoder holds a picture several times.
 _PIXELS, _PIXELS_OF = 4 / 3, {"WEBP": 1 / 2}
 _BAND = 2**22  # pixels that are converted at a time
 
-# What stands behind `ftyp` in files of the container that HEIC and AVIF share.
+# The brands after `ftyp` in files of the container that HEIC and AVIF share.
 _HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 _AVIF_BRANDS = (b"avif", b"avis")
 _NO_HEIC = str(missing("HEIC", "pillow-heif", "heic"))
 _NO_AVIF = 'AVIF needs Pillow 11.3 or later, built with libavif: pip install -U "pillow>=11.3"'
 
-# What Pillow raises on malformed files; RuntimeError: what the libraries of AVIF and HEIC do.
+# Pillow's errors for malformed files; RuntimeError is raised by the libraries of AVIF and HEIC.
 _BROKEN = (
     OSError,
     SyntaxError,
@@ -66,9 +66,9 @@ _NO_RANGE = "pixels of 32 bits have no fixed range; save it with 8 or 16 bits"
 
 
 def decoded(file: BinaryIO, name: str, turned: bool = False) -> Image.Image:
-    """The picture in `file`, in mode RGB, and upright where it is to be `turned`.
+    """Return the picture in `file`, in mode RGB, turned upright if `turned`.
 
-    Raises AdaptError, by `name`, for a broken, too large or too narrow one.
+    Raises AdaptError, naming it `name`, for a broken, too large or too narrow one.
     """
     with opened(file, name) as picture:
         return to_rgb(picture, turned)
@@ -76,7 +76,7 @@ def decoded(file: BinaryIO, name: str, turned: bool = False) -> Image.Image:
 
 @contextmanager
 def opened(file: BinaryIO, name: str) -> Iterator[Image.Image]:
-    """The picture in `file` before it is decoded; what Pillow raises inside names it."""
+    """Open the picture in `file` without decoding it; Pillow's errors inside name it."""
     with naming(repr(name)):
         picture = _opened(file)
         check_size(picture)
@@ -84,14 +84,14 @@ def opened(file: BinaryIO, name: str) -> Iterator[Image.Image]:
 
 
 def _opened(file: BinaryIO) -> Image.Image:
-    """The picture in `file`, by what its first bytes say that it is."""
+    """Return the picture in `file`, opened by its first bytes."""
     kind = _container_of(file)
     if lacks := _lacking(kind):
         raise ValueError(lacks)
     if kind == "HEIF":
         from pillow_heif import HeifImageFile
 
-        return cast(Image.Image, HeifImageFile(file))  # and no opener is registered for all of the process
+        return cast(Image.Image, HeifImageFile(file))  # without registering an opener in the process
     known = [name for name in FORMATS if name != "HEIF" and (name != "AVIF" or kind == "AVIF")]
     return Image.open(file, formats=known)
 
@@ -113,9 +113,7 @@ def _lacking(kind: str) -> str:
 
 
 def _container_of(file: BinaryIO) -> str:
-    """HEIF or AVIF where the first bytes of `file` are of such a file, and "" for all else; it is read from its start
-    again.
-    """
+    """Return HEIF or AVIF by the first bytes of `file`, else ""; the file is then at its start again."""
     start = file.read(64)
     if not start:
         raise ValueError("the file is empty")
@@ -129,7 +127,7 @@ def _container_of(file: BinaryIO) -> str:
 
 
 def check_size(picture: Image.Image) -> None:
-    """ValueError for a picture whose header asks for more memory than any photograph does."""
+    """Raise ValueError for a picture whose header claims more memory than any photograph needs."""
     shorter, longer = sorted(picture.size)
     if longer > RATIO * shorter:
         raise ValueError(f"it is {picture.width} x {picture.height} pixels; one side may be {RATIO} times the other")
@@ -141,16 +139,16 @@ def check_size(picture: Image.Image) -> None:
 
 @contextmanager
 def naming(name: str) -> Iterator[None]:
-    """What Pillow raises, as an AdaptError that names the image."""
+    """Raise Pillow's errors as an AdaptError that names the image."""
     try:
         yield
     except _BROKEN as error:
         reason = "unknown format" if isinstance(error, Image.UnidentifiedImageError) else one_line(error).rstrip(".")
-        raise AdaptError(f"Image {name} cannot be decoded: {reason}. Replace it or take it out of the data.") from error
+        raise AdaptError(f"image {name} cannot be decoded: {reason}. Replace it or take it out of the data") from error
 
 
 def to_rgb(picture: Image.Image, turned: bool = False) -> Image.Image:
-    """`picture` in mode RGB, and upright where it is to be `turned`."""
+    """Return `picture` in mode RGB, turned upright if `turned`."""
     converted = _in_rgb(picture)
     return upright(converted, orientation(picture)) if turned else converted
 
@@ -166,14 +164,14 @@ def _in_rgb(picture: Image.Image) -> Image.Image:
 
 
 def _by_bands(picture: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
-    """`picture` converted to RGB, some rows at a time: pictures in between are only as large as a band."""
+    """Return `picture` converted to RGB, some rows at a time, so that intermediate pictures are small."""
     rows = max(1, _BAND // picture.width)
     if picture.height <= rows:
         return convert(picture)
-    whole = Image.new("RGB", picture.size)
+    rgb = Image.new("RGB", picture.size)
     for top in range(0, picture.height, rows):
-        whole.paste(convert(picture.crop((0, top, picture.width, min(top + rows, picture.height)))), (0, top))
-    return whole
+        rgb.paste(convert(picture.crop((0, top, picture.width, min(top + rows, picture.height)))), (0, top))
+    return rgb
 
 
 def _over_white(picture: Image.Image) -> Image.Image:
@@ -183,7 +181,7 @@ def _over_white(picture: Image.Image) -> Image.Image:
 
 
 def _high_byte(picture: Image.Image) -> Image.Image:
-    """16-bit grey as 8-bit grey, in RGB. Pillow's own conversion clips at 255 in some versions: all white."""
+    """Return 16-bit grey as 8-bit grey, in RGB. Pillow's own conversion clips at 255 in some versions: all white."""
     wide = picture.convert("I")
     _, highest = cast(tuple[int, int], wide.getextrema())
     if highest > 0xFFFF:

@@ -9,14 +9,14 @@ from math import ceil, floor
 from adapt.data.decoding.pictures import RATIO
 from adapt.errors import AdaptError
 
-Box = tuple[int, int, int, int]  # left, upper, right and lower edge, the latter two behind the last pixel
+Box = tuple[int, int, int, int]  # left, upper, right and lower edge, the latter two after the last pixel
 _REGION = re.compile(r"(.+)#xywh=(\d{1,9}),(\d{1,9}),(\d{1,9}),(\d{1,9})", re.DOTALL)
 
 
 def region(path: str, edges: tuple[float, float, float, float]) -> str:
-    """The path of what lies between edges of the image at `path`, whole pixels that hold it.
+    """Return the path of the region between edges of the image at `path`, in full pixels that contain it.
 
-    Edges are left, upper, right and lower. Raises ValueError where they hold no pixel, or begin outside the image.
+    Edges are left, upper, right and lower. Raises ValueError if they contain no pixel, or begin outside the image.
     """
     left, upper, right, lower = floor(edges[0]), floor(edges[1]), ceil(edges[2]), ceil(edges[3])
     if min(left, upper) < 0 or edges[0] >= edges[2] or edges[1] >= edges[3]:
@@ -25,37 +25,37 @@ def region(path: str, edges: tuple[float, float, float, float]) -> str:
 
 
 def parted(path: str) -> tuple[str, Box | None]:
-    """The path of the whole image, and the box of the region; None for a path that is of no region."""
-    found = _REGION.fullmatch(path)
-    if found is None:
+    """Return the path of the full image, and the box of the region; None for a path that is not a region's."""
+    match = _REGION.fullmatch(path)
+    if match is None:
         return path, None
-    left, upper, width, height = map(int, found.groups()[1:])
-    return found[1], (left, upper, left + width, upper + height)
+    left, upper, width, height = map(int, match.groups()[1:])
+    return match[1], (left, upper, left + width, upper + height)
 
 
 def check_form(path: str) -> None:
-    """AdaptError for a path that `parted` takes for no region and that was to be one."""
-    whole, mark, box = path.rpartition("#xywh=")
+    """Raise AdaptError for a path that was meant as a region's, but is not one to `parted`."""
+    image, mark, box = path.rpartition("#xywh=")
     if mark and not os.path.exists(path):
         raise AdaptError(
-            f"Region {path!r} has the box {box!r}; expected X,Y,WIDTH,HEIGHT, four whole numbers of pixels from the "
-            f"upper left corner, such as {os.path.basename(whole)}#xywh=12,40,208,140."
+            f"region {path!r} has the box {box!r}; expected X,Y,WIDTH,HEIGHT, four whole numbers of pixels from the "
+            f"upper left corner, such as {os.path.basename(image)}#xywh=12,40,208,140"
         )
 
 
 def check_inside(box: Box, size: tuple[int, int], path: str) -> None:
-    """AdaptError, naming it, for a region without a pixel, one that reaches out of its picture, or is too narrow."""
+    """Raise AdaptError for a region that is empty, reaches out of its picture, or is too narrow."""
     left, upper, right, lower = box
     empty = left >= right or upper >= lower
     if empty or right > size[0] or lower > size[1]:
         wrong = "has no pixel in" if empty else "is not inside"
         raise AdaptError(
-            f"Region {path!r} {wrong} its image, which is {size[0]} x {size[1]} pixels: x reaches from {left} to "
-            f"{right}, y from {upper} to {lower}. Correct the box or take it out of the data."
+            f"region {path!r} {wrong} its image, which is {size[0]} x {size[1]} pixels: x reaches from {left} to "
+            f"{right}, y from {upper} to {lower}. Correct the box or take it out of the data"
         )
     shorter, longer = sorted((right - left, lower - upper))
     if longer > RATIO * shorter:
         raise AdaptError(
-            f"Region {path!r} is {right - left} x {lower - upper} pixels; one side may be {RATIO} times the other. "
-            "Correct the box or take it out of the data."
+            f"region {path!r} is {right - left} x {lower - upper} pixels; one side may be {RATIO} times the other. "
+            "Correct the box or take it out of the data"
         )

@@ -1,6 +1,6 @@
 """Feature rows on disk: immutable safetensors files that each hold some rows and, in front, the list of their ids.
 
-A shard's name is its checksum, and it appears by a rename: any number of processes may write and read one folder.
+A shard's name is its checksum, and a rename puts it in place: any number of processes may write and read one folder.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ _STALE_SECONDS = 3600
 
 
 def read(folder: Path, wanted: Set[bytes]) -> dict[bytes, Tensor]:
-    """The rows, each (d,), that the shards in `folder` have of the `wanted` ids.
+    """Return the rows, each (d,), that the shards in `folder` have of the `wanted` ids.
 
-    A damaged shard is deleted, so that its rows are computed again. Raises AdaptError when the disk fails.
+    A damaged shard is deleted, so that its rows are computed again. Raises AdaptError if the disk fails.
     """
     rows: dict[bytes, Tensor] = {}
     with _disk(folder, "read"):
@@ -42,7 +42,7 @@ def read(folder: Path, wanted: Set[bytes]) -> dict[bytes, Tensor]:
             except FileNotFoundError:
                 continue  # another process has just trimmed it
             except (SafetensorError, _DamagedError):
-                with contextlib.suppress(OSError):  # of a disk that takes nothing: then it stays, and is never used
+                with contextlib.suppress(OSError):  # on a read-only disk it stays, and is never used
                     path.unlink()
     return rows
 
@@ -50,7 +50,7 @@ def read(folder: Path, wanted: Set[bytes]) -> dict[bytes, Tensor]:
 def write(folder: Path, rows: Mapping[bytes, Tensor]) -> None:
     """Add a shard with `rows`, each (d,), to `folder`.
 
-    Raises AdaptError when the disk does not take it; no part of it is left then.
+    Raises AdaptError if the disk does not accept it; no part of it is left then.
     """
     ids = torch.frombuffer(bytearray(b"".join(rows)), dtype=torch.uint8).view(-1, ID_BYTES)
     features = torch.stack(list(rows.values()))
@@ -69,10 +69,10 @@ def write(folder: Path, rows: Mapping[bytes, Tensor]) -> None:
 
 
 def trim(directory: Path, max_bytes: int) -> None:
-    """Delete the shards that were not used for longest, in all of `directory`, until the rest takes `max_bytes`.
+    """Delete the shards in `directory` that have not been used for longest, until the rest takes `max_bytes`.
 
-    Also deletes what a killed process left half written. Others may trim at the same time. Raises AdaptError when the
-    disk fails.
+    Also deletes half-written files of a killed process. Others may trim at the same time. Raises AdaptError if the disk
+    fails.
     """
     shards = []
     with _disk(directory, "trimmed"):
@@ -92,7 +92,7 @@ def trim(directory: Path, max_bytes: int) -> None:
 
 
 def sizes(directory: Path) -> Iterator[tuple[Path, int]]:
-    """Folder and bytes of every shard in all of `directory`."""
+    """Yield folder and bytes of every shard in `directory`."""
     for path in sorted(directory.rglob(f"*{_SUFFIX}")):
         with contextlib.suppress(FileNotFoundError):  # another process has just trimmed it
             if path.is_file():
@@ -100,7 +100,7 @@ def sizes(directory: Path) -> Iterator[tuple[Path, int]]:
 
 
 class _DamagedError(Exception):
-    """A shard whose content is not what its name says."""
+    """A shard whose content does not match its name."""
 
 
 def _read_shard(path: Path, wanted: Set[bytes]) -> dict[bytes, Tensor]:
@@ -109,19 +109,19 @@ def _read_shard(path: Path, wanted: Set[bytes]) -> dict[bytes, Tensor]:
             raise _DamagedError
         ids = shard.get_tensor("ids")
         packed = ids.numpy().tobytes()
-        found = {packed[start : start + ID_BYTES]: start // ID_BYTES for start in range(0, len(packed), ID_BYTES)}
-        hits = found.keys() & wanted
+        row_of = {packed[start : start + ID_BYTES]: start // ID_BYTES for start in range(0, len(packed), ID_BYTES)}
+        hits = row_of.keys() & wanted
         if not hits:
             return {}
         features = shard.get_tensor("features")
     if _checksum(ids, features) != path.stem or features.ndim != 2 or len(features) * ID_BYTES != len(packed):
         raise _DamagedError
-    # When it was last used, for `trim`. Should it be another user's, trimmed by now, or on a disk that is only read,
-    # what was read is still good.
+    # The time of last use, for `trim`. If it is another user's, trimmed by now, or on a read-only disk,
+    # the rows are still good.
     with contextlib.suppress(OSError):
         os.utime(path)
     # Copies: the tensors themselves are a mapping of the file.
-    return {row_id: features[found[row_id]].clone() for row_id in hits}
+    return {row_id: features[row_of[row_id]].clone() for row_id in hits}
 
 
 def _checksum(ids: Tensor, features: Tensor) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from adapt.data.decoding.files import read_bytes, zip_root
 from adapt.errors import AdaptError
@@ -14,14 +14,28 @@ ARCHIVE = Path(__file__).with_name("emoji.zip")
 UNSEEN_STYLE = "fluent-3d"
 
 
-def index() -> dict[str, Any]:
-    """What the zip says of itself: "styles", "classes", and "items", an entry for each drawing."""
+DrawnItem = TypedDict(
+    "DrawnItem",
+    {"file": str, "concept": str, "class": str | None, "style": str, "split": str, "held_out": bool},
+)
+
+
+class DrawingIndex(TypedDict):
+    """The index of the drawings that the zip holds."""
+
+    styles: list[str]
+    classes: list[str]
+    items: list[DrawnItem]
+
+
+def index() -> DrawingIndex:
+    """Return the zip's own index: "styles", "classes", and "items", an entry for each drawing."""
     return _index(ARCHIVE)
 
 
 @lru_cache(maxsize=2)
-def _index(archive: Path) -> dict[str, Any]:
+def _index(archive: Path) -> DrawingIndex:
     if not archive.is_file():
-        raise AdaptError(f"The bundled data set {str(archive)!r} is missing: install adapt again.")
-    content: dict[str, Any] = json.loads(read_bytes(zip_root(archive) + "index.json"))
+        raise AdaptError(f"the bundled data set {str(archive)!r} is missing: install adapt again")
+    content: DrawingIndex = json.loads(read_bytes(zip_root(archive) + "index.json"))
     return content

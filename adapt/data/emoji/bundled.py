@@ -1,4 +1,4 @@
-"""The bundled sets: emoji in several drawing styles, one zip beside this file, decoded as they are needed.
+"""The bundled sets: emoji in several drawing styles, one zip beside this file, decoded as needed.
 
 `emoji`           classes are groups of concepts ("animal mammal"), drawn in the styles that the bundled backbone knows
 `emoji@STYLE`     the same classes and concepts, all three parts in one style; `emoji@fluent-3d` is the unseen one
@@ -20,15 +20,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Literal
 
 from adapt.data.decoding.files import zip_root
 from adapt.data.emoji import archive
-from adapt.data.emoji.archive import UNSEEN_STYLE, index
-from adapt.data.emoji.captions import read_captions
-from adapt.data.emoji.counts import read_counts
+from adapt.data.emoji.archive import UNSEEN_STYLE, DrawnItem, index
 from adapt.data.emoji.defects import read_defects
-from adapt.data.emoji.labels import read_labels
+from adapt.data.emoji.labelled_scenes import read_captions, read_counts, read_labels
 from adapt.data.emoji.questions import read_questions
 from adapt.data.emoji.records import NAME as _RECORDS
 from adapt.data.emoji.records import read_records
@@ -37,9 +35,9 @@ from adapt.data.split import Split
 from adapt.errors import AdaptError, nearest
 
 _GROUPS, _CONCEPTS, _TEXTS = "emoji", "emoji-concepts", "emoji-texts"
-LISTED_BY = "`adapt data list`"  # the command that lists the names of data
-_TEMPLATES = ("a photo of a {}.", "an icon of a {}.", "a drawing of a {}.", "{}.")  # of texts
-# each also at a style
+LISTED_BY = "`adapt data list`"  # the command that lists the names
+_TEMPLATES = ("a photo of a {}.", "an icon of a {}.", "a drawing of a {}.", "{}.")  # of the texts in emoji-texts
+# sets that also exist in single styles
 _AT_STYLES: dict[str, Callable[[str], Split]] = {
     "emoji-questions": read_questions,
     "emoji-captions": read_captions,
@@ -48,31 +46,29 @@ _AT_STYLES: dict[str, Callable[[str], Split]] = {
     "emoji-labels": read_labels,
 }
 
-_Entry = dict[str, Any]  # one of the index's "items"
-
 
 def is_bundled(spec: str) -> bool:
-    """Whether `spec` asks for a bundled set, be it with a style that there is or not."""
+    """Return whether `spec` names a bundled set, with a style that exists or not."""
     return spec in (_CONCEPTS, _TEXTS, _RECORDS) or spec.partition("@")[0] in (_GROUPS, *_AT_STYLES)
 
 
 def names() -> list[str]:
-    """All the names that `read_bundled` takes."""
+    """Return all the names that `read_bundled` takes."""
     at_style = [f"{name}@{style}" for name in (_GROUPS, *_AT_STYLES) for style in index()["styles"]]
     return [_GROUPS, _CONCEPTS, _TEXTS, _RECORDS, *_AT_STYLES, *at_style]
 
 
 def concept_names() -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The concepts that the bundled backbone was trained on, and the held-out ones, each sorted."""
+    """Return the concepts that the bundled backbone was trained on, and the held-out ones, each sorted."""
     held_out = {entry["concept"]: bool(entry["held_out"]) for entry in index()["items"]}
     base, new = (tuple(sorted(name for name, held in held_out.items() if held is flag)) for flag in (False, True))
     return base, new
 
 
 def read_bundled(spec: str) -> Split:
-    """The bundled set `spec`; the domain of each item is its style, its group the concept, where it has one.
+    """Return the bundled set `spec`; the domain of each item is its style, its group the concept, if it has one.
 
-    Raises AdaptError for a style that there is not.
+    Raises AdaptError for an unknown style.
     """
     if spec == _CONCEPTS:
         return _concepts()
@@ -82,14 +78,14 @@ def read_bundled(spec: str) -> Split:
         images = _groups(spec, lambda entry: entry["style"] != UNSEEN_STYLE)
         return images if spec == _GROUPS else replace(images, train=_texts(images.train))
     if spec not in names():
-        raise AdaptError(f"Unknown bundled data {spec!r}; {nearest(spec, names(), LISTED_BY)}.")
+        raise AdaptError(f"unknown bundled data {spec!r}; {nearest(spec, names(), LISTED_BY)}")
     name, _, style = spec.partition("@")
     if name in _AT_STYLES:
         return _AT_STYLES[name](spec)
     return _groups(spec, lambda entry: entry["style"] == style)
 
 
-def _groups(spec: str, wanted: Callable[[_Entry], bool]) -> Split:
+def _groups(spec: str, wanted: Callable[[DrawnItem], bool]) -> Split:
     classes = tuple(index()["classes"])
     entries = [entry for entry in index()["items"] if entry["class"] is not None and wanted(entry)]
 
@@ -100,7 +96,7 @@ def _groups(spec: str, wanted: Callable[[_Entry], bool]) -> Split:
 
 
 def _texts(images: tuple[Item, ...]) -> tuple[Item, ...]:
-    """The names of what is drawn, each in all templates."""
+    """Return the names of the drawn concepts, each in all templates."""
     named = dict.fromkeys((item.label, item.group) for item in images)
     return tuple(
         Item((), label, group=concept, text=template.replace("{}", concept))
@@ -118,7 +114,7 @@ def _concepts() -> Split:
     return Split(_CONCEPTS, classes, train, (), test, root=zip_root(archive.ARCHIVE))
 
 
-def _items(entries: list[_Entry], field: str) -> tuple[Item, ...]:
+def _items(entries: list[DrawnItem], field: Literal["class", "concept"]) -> tuple[Item, ...]:
     root = zip_root(archive.ARCHIVE)
     return tuple(
         Item.of(path=root + entry["file"], label=entry[field], domain=entry["style"], group=entry["concept"])

@@ -1,4 +1,4 @@
-"""The bundled images with masks: drawings, half of them with a scratch or a stain anywhere on the picture.
+"""The bundled images with masks: drawings, half of them with a scratch or a stain at a random place.
 
 `emoji-defects`        drawings in the seen styles
 `emoji-defects@STYLE`  drawings in one style
@@ -26,38 +26,38 @@ from adapt.data.split import Split
 CLASSES = ("normal", "abnormal")
 KINDS = ("scratch", "stain")
 _MASK = "_mask.png"
-_FINER = 4  # lines are drawn on a picture of as many times the side, and scaled down
+_FINER = 4  # lines are drawn on a picture this many times larger, and scaled down
 _COLOURS = ((20, 20, 20), (90, 60, 30), (120, 120, 120), (200, 30, 30))
 
 
 def read_defects(spec: str) -> Split:
-    """The variant `spec`, one that there is; the domain of an item is the style, its group the concept."""
+    """Return the existing variant `spec`; the domain of an item is the style, its group the concept."""
     train, val, test = (tuple(_items(spec, part)) for part in ("train", "val", "test"))
     return Split(spec, CLASSES, train, val, test, root=zip_root(archive.ARCHIVE))
 
 
 def _items(spec: str, part: str) -> list[Item]:
-    found, entries = [], _entries(spec, part)
+    items, entries = [], _entries(spec, part)
     spoilt = set(Random(f"{spec}/{part}").sample(range(len(entries)), 0 if part == "train" else len(entries) // 2))
     for number, entry in enumerate(entries):
         style, concept = entry["style"], entry["concept"]
         if number not in spoilt:
             path, normal = zip_root(archive.ARCHIVE) + entry["file"], CLASSES[0]
-            found.append(Item.of(path=path, label=normal, mask="", domain=style, group=concept))
+            items.append(Item.of(path=path, label=normal, mask="", domain=style, group=concept))
         else:
             planted = f"{spec}.defects!{part}/{number:05}"
             path, mask = f"{planted}.png", planted + _MASK
-            found.append(Item.of(path=path, label=CLASSES[1], mask=mask, domain=style, group=concept))
-    return found
+            items.append(Item.of(path=path, label=CLASSES[1], mask=mask, domain=style, group=concept))
+    return items
 
 
-def _entries(spec: str, part: str) -> list[dict[str, str]]:
+def _entries(spec: str, part: str) -> list[archive.DrawnItem]:
     return _drawn(spec.partition("@")[2], part, archive.ARCHIVE)
 
 
 @lru_cache(maxsize=8)
-def _drawn(style: str, part: str, drawings: Path) -> list[dict[str, str]]:
-    """Those in a style, or in all seen ones; the archive, which is the bundled one, enters what is remembered."""
+def _drawn(style: str, part: str, drawings: Path) -> list[archive.DrawnItem]:
+    """Return the drawings in a style, or in all seen ones; the archive, the bundled one, is part of the cache key."""
     return [
         entry
         for entry in archive.index()["items"]
@@ -68,7 +68,7 @@ def _drawn(style: str, part: str, drawings: Path) -> list[dict[str, str]]:
 
 
 def png(spec: str, member: str) -> bytes:
-    """The drawing `PART/NUMBER.png` of the variant `spec`, or its mask. Raises LookupError where there is none."""
+    """Return the drawing `PART/NUMBER.png` of the variant `spec`, or its mask. Raises LookupError if there is none."""
     part, _, name = member.partition("/")
     number = int(name.removesuffix(".png").removesuffix("_mask"))
     path = zip_root(archive.ARCHIVE) + _entries(spec, part)[number]["file"]
@@ -81,7 +81,7 @@ def png(spec: str, member: str) -> bytes:
 
 
 def planted(drawing: Image.Image, stream: Random) -> tuple[Image.Image, Image.Image]:
-    """The drawing with a defect, and the mask of it, in mode L: both of the drawing's size."""
+    """Return the drawing with a defect, and its mask in mode L, both of the drawing's size."""
     side = drawing.width * _FINER
     picture, mask = drawing.resize((side, side)), Image.new("L", (side, side), 0)
     (_scratch if stream.choice(KINDS) == "scratch" else _stain)(picture, mask, stream)
@@ -95,7 +95,7 @@ def _place(side: int, stream: Random) -> tuple[float, float]:
 
 
 def _scratch(picture: Image.Image, mask: Image.Image, stream: Random) -> None:
-    """A line with a bend, a fifth to a third of the side long."""
+    """Draw a line with a bend, a fifth to a third of the side long."""
     side = picture.width
     (x, y), angle, half = _place(side, stream), stream.uniform(0, pi), side * stream.uniform(0.1, 0.16)
     bend = stream.uniform(-0.03, 0.03) * side, stream.uniform(-0.03, 0.03) * side
@@ -107,7 +107,7 @@ def _scratch(picture: Image.Image, mask: Image.Image, stream: Random) -> None:
 
 
 def _stain(picture: Image.Image, mask: Image.Image, stream: Random) -> None:
-    """A spot with a ragged edge, an eighth to a fifth of the side wide."""
+    """Draw a spot with a ragged edge, an eighth to a fifth of the side wide."""
     side = picture.width
     (x, y), radius, corners = _place(side, stream), side * stream.uniform(0.06, 0.11), 12
     turns = (2 * pi * corner / corners for corner in range(corners))

@@ -3,8 +3,8 @@
 `emoji-questions`        drawings in the seen styles; of each concept's four drawings one is in the test scenes only
 `emoji-questions@STYLE`  drawings in one style, the same ones in all three parts; `@fluent-3d` is the unseen style
 
-A scene's path is `SET.scenes!PART/NUMBER.png`; several questions are asked about one. The answers are the classes, the
-same ones under the same numbers in every variant.
+A scene's path is `SET.scenes!PART/NUMBER.png`; there are several questions about one. The answers are the classes, the
+same in every variant, with the same numbers.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ LEFT, RIGHT = "what is on the left?", "what is on the right?"
 PARTS = ("train", "val", "test")
 NUMBERS = ("one", "two", "three", "four")
 _ANIMALS = "animal"
-# What the sets are made of, with the scenes in train, val and test of all styles, and of one: of each of three kinds,
-# which are asked two questions on the average, and of mixtures.
+# How sets are made, and the number of scenes in train, val and test for all styles, and for one: of each of three
+# kinds, with two questions each on average, and of mixtures.
 _MADE = {
     "emoji-questions": (scenes.scenes, (450, 45, 90), (90, 15, 90)),
     "emoji-labels": (scenes.mixtures, (600, 80, 240), (120, 40, 240)),
@@ -37,7 +37,7 @@ _MADE = {
 
 
 def read_questions(spec: str) -> Split:
-    """The variant `spec`, one that there is; the domain of an item is the style, "" where scenes mix them."""
+    """Return the existing variant `spec`; the domain of an item is the style, "" if scenes mix styles."""
 
     def items(path: str, number: int, scene: Scene, style: str) -> Iterator[Item]:
         for question, answer in asked(scene):
@@ -49,31 +49,31 @@ def read_questions(spec: str) -> Split:
 def split_of(
     name: str, spec: str, class_names: tuple[str, ...], items: Callable[[str, int, Scene, str], Iterable[Item]]
 ) -> Split:
-    """The split called `name` of the scenes of the variant `spec`.
+    """Return the split called `name` of the scenes of the variant `spec`.
 
-    `items` makes those of a scene, given its path, its number among all, itself, and the style, "" where scenes mix
-    them.
+    `items` makes those of a scene, given its path, its number among all, itself, and the style, "" if scenes mix
+    styles.
     """
     root, style = f"{spec}.scenes!", spec.partition("@")[2]
-    found: dict[str, list[Item]] = {part: [] for part in PARTS}
+    parts: dict[str, list[Item]] = {part: [] for part in PARTS}
     for number, (member, scene) in enumerate(scenes_of(spec).items()):
-        found[member.partition("/")[0]] += items(root + member, number, scene, style)
-    train, val, test = map(tuple, found.values())
+        parts[member.partition("/")[0]] += items(root + member, number, scene, style)
+    train, val, test = map(tuple, parts.values())
     return Split(name, class_names, train, val, test, root=root)
 
 
 def scene(spec: str, member: str) -> Scene:
-    """The scene `PART/NUMBER.png` of the variant `spec`. Raises KeyError where there is none."""
+    """Return the scene `PART/NUMBER.png` of the variant `spec`. Raises KeyError if there is none."""
     return scenes_of(spec)[member]
 
 
 def scenes_of(spec: str) -> dict[str, Scene]:
-    """All scenes of the variant `spec` by `PART/NUMBER.png`."""
+    """Return all scenes of the variant `spec` by `PART/NUMBER.png`."""
     return _scenes(spec, archive.ARCHIVE)
 
 
 def asked(scene: Scene) -> Iterator[tuple[str, str]]:
-    """The questions that are asked about a scene, each with its answer."""
+    """Yield the questions that are asked about a scene, each with its answer."""
     first = scene.concepts[0]
     if scene.kind == "one":
         yield WHAT, first.name
@@ -92,7 +92,7 @@ def asked(scene: Scene) -> Iterator[tuple[str, str]]:
 
 @cache
 def concepts() -> dict[str, Concept]:
-    """What there are questions about, by the concept's name in the bundled index."""
+    """Return the concepts that questions are about, by the concept's name in the bundled index."""
     groups = tomllib.loads(TABLE.read_text(encoding="utf-8"))
     return {
         row.get("concept", row["name"]): Concept(row["name"], group, row.get("colour", ""))
@@ -103,14 +103,14 @@ def concepts() -> dict[str, Concept]:
 
 @cache
 def answers() -> tuple[str, ...]:
-    """All answers, which are the class names: names, then groups, colours and numbers."""
+    """Return all answers, which are the class names: names, then groups, colours and numbers."""
     known = list(concepts().values())
     listed = [*(each.name for each in known), *(each.group for each in known), *(each.colour for each in known)]
     return tuple(dict.fromkeys(answer for answer in (*listed, *NUMBERS) if answer))
 
 
 def drawings(spec: str, part: str) -> list[list[Drawing]]:
-    """The drawings of each concept that the scenes of one part are made of."""
+    """Return the drawings of each concept from which the scenes of one part are made."""
     wanted = spec.partition("@")[2]
     if wanted:
         return _drawn(lambda number, style: style == wanted)
@@ -119,20 +119,20 @@ def drawings(spec: str, part: str) -> list[list[Drawing]]:
 
 
 def _drawn(wanted: Callable[[int, str], bool]) -> list[list[Drawing]]:
-    """The drawings whose concept's number and whose style are wanted."""
-    found: dict[str, list[Drawing]] = {name: [] for name in concepts()}
+    """Return the drawings whose concept's number and style are wanted."""
+    drawn: dict[str, list[Drawing]] = {name: [] for name in concepts()}
     number = {name: place for place, name in enumerate(concepts())}
     root = zip_root(archive.ARCHIVE)
     for entry in archive.index()["items"]:
         name = entry["concept"]
-        if name in found and wanted(number[name], entry["style"]):
-            found[name].append(Drawing(concepts()[name], root + entry["file"]))
-    return list(found.values())
+        if name in drawn and wanted(number[name], entry["style"]):
+            drawn[name].append(Drawing(concepts()[name], root + entry["file"]))
+    return list(drawn.values())
 
 
 @lru_cache(maxsize=8)
 def _scenes(spec: str, archive: Path) -> dict[str, Scene]:
-    """By `PART/NUMBER.png`; the archive, which is the bundled one, enters what is remembered."""
+    """Return scenes by `PART/NUMBER.png`; the archive, the bundled one, is part of the cache key."""
     base, _, style = spec.partition("@")
     made, of_all_styles, of_a_style = _MADE[base]
     sizes = of_a_style if style else of_all_styles

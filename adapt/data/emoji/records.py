@@ -1,7 +1,7 @@
-"""The bundled records: drawings with their concept's name as a machine might have misread it, to be linked by concept.
+"""The bundled records: drawings with their concept's name as a machine might misread it, for record linkage.
 
-The concepts of training, validation and test are different ones; those that the backbone never saw are in the test, and
-so are drawings in the unseen style.
+Training, validation and test have different concepts; the test includes those that the backbone never saw, and
+drawings in the unseen style.
 """
 
 from __future__ import annotations
@@ -15,27 +15,27 @@ from adapt.data.item import Item
 from adapt.data.split import Split
 
 NAME = "emoji-records"
-MISREAD = 0.3  # of the letters
-_TRAINING, _VALIDATION = 0.6, 0.1  # shares of the concepts that the backbone knows
+MISREAD = 0.3  # share of the letters
+_TRAINING, _VALIDATION = 0.6, 0.1  # shares of the concepts known to the backbone
 
 
 def read_records() -> Split:
-    """The domain of an item is its style, its entity the concept."""
+    """Return the records; the domain of an item is its style, its entity the concept."""
     part_of = _parts()
-    root, found = zip_root(archive.ARCHIVE), dict[str, list[Item]](train=[], val=[], test=[])
+    root, items = zip_root(archive.ARCHIVE), dict[str, list[Item]](train=[], val=[], test=[])
     for entry in archive.index()["items"]:
         concept, style = entry["concept"], entry["style"]
         if style == archive.UNSEEN_STYLE and part_of[concept] != "test":
             continue
         text = misread(concept, Random(f"{NAME}/{entry['file']}"))
         item = Item.of(path=root + entry["file"], text=text, entity=concept, domain=style)
-        found[part_of[concept]].append(item)
-    train, val, test = map(tuple, found.values())
+        items[part_of[concept]].append(item)
+    train, val, test = map(tuple, items.values())
     return Split(NAME, (), train, val, test, root=root)
 
 
 def _parts() -> dict[str, str]:
-    """The part of each concept."""
+    """Return the part of each concept."""
     held_out = {entry["concept"]: bool(entry["held_out"]) for entry in archive.index()["items"]}
     known = sorted(concept for concept, held in held_out.items() if not held)
     Random(NAME).shuffle(known)
@@ -45,7 +45,7 @@ def _parts() -> dict[str, str]:
 
 
 def misread(name: str, stream: Random) -> str:
-    """A name of which some letters are others, some are missing, and some have changed places."""
+    """Return a name with some letters replaced, some missing, and some swapped."""
     letters = list(name)
     for place, letter in enumerate(name):
         if letter == " " or stream.random() >= MISREAD:

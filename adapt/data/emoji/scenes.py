@@ -1,4 +1,4 @@
-"""Scenes: drawings laid out on a small picture by a seeded stream; data until they are drawn."""
+"""Scenes: drawings laid out on a small picture by a seeded stream; plain data until they are drawn."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ Layout = Literal["one", "several", "pair", "mixed"]
 SIDE = 64  # pixels
 MOST = 4  # drawings, one in each cell of a grid of 2 x 2
 _CELL = SIDE // 2
-# White as often as all the others together, which are pale enough to leave a drawing its colours.
+# Backgrounds: white as often as all others together, which are pale enough not to change a drawing's colours.
 _WHITE = (255, 255, 255)
 _PALE = ((255, 244, 214), (222, 238, 255), (226, 247, 226), (255, 228, 232), (238, 230, 252), (236, 236, 236))
-_MARK, _NEARLY_WHITE = (1, 254, 3), 12  # a colour of no drawing; what the channels may lack to white, together
+_MARK, _NEARLY_WHITE = (1, 254, 3), 12  # a colour of no drawing; the tolerance for white, over all channels
 _WHOLE_SIDES, _CELL_SIDES = (50, SIDE), (24, _CELL)  # from, to
 
 T = TypeVar("T")
 
 
 class Concept(NamedTuple):
-    """What there are drawings of; `colour` is "" where they differ in it."""
+    """A thing that is drawn; `colour` is "" if its drawings differ in colour."""
 
     name: str
     group: str
@@ -37,7 +37,7 @@ class Concept(NamedTuple):
 
 
 class Drawing(NamedTuple):
-    """One drawing of a concept; `path` is of `adapt.data.decoding.files`'s forms."""
+    """One drawing of a concept; `path` has one of the forms of `adapt.data.decoding.files`."""
 
     concept: Concept
     path: str
@@ -55,7 +55,7 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True)
 class Scene:
-    """One concept, several copies of one, two of them, the left one first, or a mixture of some."""
+    """A concept, several copies of one, two of them with the left one first, or a mixture."""
 
     kind: Layout
     pieces: tuple[Piece, ...]
@@ -67,7 +67,7 @@ class Scene:
         return [piece.drawing.concept for piece in self.pieces]
 
     def draw(self) -> Image.Image:
-        """The picture, in mode RGB, 64 pixels wide and high."""
+        """Return the picture, in mode RGB, 64 pixels wide and high."""
         picture = Image.new("RGB", (SIDE, SIDE), self.background)
         for piece in self.pieces:
             place = (piece.left, piece.top, piece.left + piece.side, piece.top + piece.side)
@@ -78,20 +78,20 @@ class Scene:
         return picture
 
     def png(self) -> bytes:
-        """The picture as a PNG file."""
+        """Return the picture as a PNG file."""
         file = BytesIO()
         self.draw().save(file, "PNG")
         return file.getvalue()
 
 
 def scenes(drawings: Sequence[Sequence[Drawing]], per_kind: int, stream: Random) -> Iterator[Scene]:
-    """`per_kind` scenes of each of the three kinds, by turns; `drawings` has those of each concept.
+    """Yield `per_kind` scenes of each of the three kinds, by turns; `drawings` has those of each concept.
 
     Every concept has its turn in each kind before any has its second one, and so has every number of copies.
     """
-    alone, repeated, left, right = (_turns(drawings, stream) for _ in range(4))
+    single, repeated, left, right = (_turns(drawings, stream) for _ in range(4))
     for number in range(per_kind):
-        yield _one(stream.choice(next(alone)), stream)
+        yield _one(stream.choice(next(single)), stream)
         yield _several(stream.choice(next(repeated)), number % MOST + 1, stream)
         first = next(left)
         second = next(each for each in right if each is not first)
@@ -99,7 +99,7 @@ def scenes(drawings: Sequence[Sequence[Drawing]], per_kind: int, stream: Random)
 
 
 def mixtures(drawings: Sequence[Sequence[Drawing]], count: int, stream: Random) -> Iterator[Scene]:
-    """`count` scenes of one to four different concepts; `drawings` has those of each concept, which come by turns."""
+    """Yield `count` scenes of one to four different concepts; `drawings` has those of each concept, by turns."""
     turns = _turns(drawings, stream)
     for number in range(count):
         chosen: list[Sequence[Drawing]] = []
@@ -126,12 +126,12 @@ def _pair(left: Drawing, right: Drawing, stream: Random) -> Scene:
 
 
 def _cells(stream: Random, count: int) -> list[tuple[int, int, int, int]]:
-    """As many different quarters of the picture."""
+    """Return `count` different quarters of the picture."""
     return stream.sample([(left, top, _CELL, _CELL) for top in (0, _CELL) for left in (0, _CELL)], count)
 
 
 def _placed(drawing: Drawing, box: tuple[int, int, int, int], sides: tuple[int, int], stream: Random) -> Piece:
-    """The drawing somewhere in `box` (left, top, width, height)."""
+    """Return the drawing at a random place in `box` (left, top, width, height)."""
     left, top, width, height = box
     side = stream.randint(*sides)
     across, down = stream.randint(0, width - side), stream.randint(0, height - side)
@@ -143,14 +143,14 @@ def _background(stream: Random) -> tuple[int, int, int]:
 
 
 def _turns(members: Sequence[T], stream: Random) -> Iterator[T]:
-    """All members in random order, then in another one, without end."""
+    """Yield all members in random order, then in another one, without end."""
     while True:
         yield from stream.sample(members, len(members))
 
 
 @lru_cache(maxsize=512)
 def _cut_out(path: str) -> tuple[Image.Image, Image.Image]:
-    """A drawing, and a mask in mode L that is white on the paper around it and on the drawing's outermost pixels."""
+    """Return a drawing, and a mask in mode L that is white on the paper around it and on its outermost pixels."""
     with open_file(path) as file:
         drawing = decoded(file, path)
     framed = ImageOps.expand(drawing, 1, _WHITE)

@@ -1,7 +1,7 @@
-"""One reader, one file: `csv_file.py` holds the reader called `csv_file`.
+"""Readers, one file each: `csv_file.py` holds the reader called `csv_file`.
 
-Readers of other people are found by an entry point in the group `adapt.readers` of an installed package, whose name is
-the reader's, or are told of by `register`. `load` takes the one that claims what it is given.
+Other packages add readers by an entry point in the group `adapt.readers`, with the reader's name, or by `register`.
+`load` calls the reader that claims a name, folder or file.
 """
 
 from __future__ import annotations
@@ -20,31 +20,22 @@ __all__ = ["Reader", "folder_of", "load", "names", "register"]
 _Path = str | os.PathLike[str]
 _OTHERS = frozenset(
     {
-        "base", "descriptors_file", "entries", "imagenet", "lines", "names_file", "parts", "passed_over", "published",
+        "base", "descriptors_file", "imagenet", "lines", "names_file", "parts", "passed_over", "published",
         "rows",
     }
 )  # fmt: skip
 _listing: Listing[Reader] = Listing(__name__, __path__, "adapt.readers", lambda: Reader, "reader", _OTHERS)
-
-
-def names() -> list[str]:
-    """The names of all readers."""
-    return _listing.names()
-
-
-def register(reader: type[Reader]) -> type[Reader]:
-    """Makes a reader of one's own known in this process; also as a decorator."""
-    return _listing.register(reader)
+names, register = _listing.names, _listing.register
 
 
 def load(spec: _Path, root: _Path | None = None, names: _Path | None = None) -> Split:
-    """The data set that `spec` stands for: a name, a folder or a file that one of the readers takes.
+    """Return the data set `spec`: a name, a folder or a file that one of the readers takes.
 
     A name wins over a folder of that name; write `./emoji` for the folder. `root` is the folder that paths inside a
     list start from, or that holds published data sets. `names` is a file with other names for the classes, see
     `read_names`.
 
-    Raises AdaptError when no reader takes `spec`, or as the reader does.
+    Raises AdaptError if no reader takes `spec`, or as the reader does.
     """
     given, split = os.fspath(spec), None
     reader = _reader_of(given)
@@ -52,17 +43,17 @@ def load(spec: _Path, root: _Path | None = None, names: _Path | None = None) -> 
         takes = ", ".join(each.takes for each in _readers())
         known = [name for each in _readers() for name in each.specs()]
         near = nearest(given, known, "`adapt data list`")
-        raise AdaptError(f"Data {given!r} is none that a reader takes: {near}. Expected {takes}.")
+        raise AdaptError(f"data {given!r} is not known to any reader: {near}. Expected {takes}")
     if root is None and reader.root == "needed":
-        raise AdaptError(f"Data {given!r} needs a root: {reader.root_is}. An image folder of that name is './{given}'.")
+        raise AdaptError(f"data {given!r} needs a root: {reader.root_is}. An image folder of that name is './{given}'")
     if root is not None and reader.root == "none":
-        raise AdaptError(f"Data {given!r} is {reader.takes}, which takes no root: leave {os.fspath(root)!r} out.")
+        raise AdaptError(f"data {given!r} is {reader.takes}, which takes no root: leave {os.fspath(root)!r} out")
     split = reader.read(given, None if root is None else os.fspath(root))
     return split if names is None else split.renamed(read_names(names))
 
 
 def folder_of(spec: _Path) -> str | None:
-    """The folder that `spec` stands for, all of whose pictures should be in the data; None for a name or a list."""
+    """Return the folder of `spec`, all of whose pictures should be in the data; None for a name or a list."""
     reader = _reader_of(os.fspath(spec))
     return None if reader is None else reader.folder(os.fspath(spec))
 
@@ -72,9 +63,9 @@ def _readers() -> Iterator[Reader]:
 
 
 def _reader_of(spec: str) -> Reader | None:
-    """The reader of `spec`, None where there is none. AdaptError where two claim it."""
+    """Return the reader of `spec`, None if there is none. Raises AdaptError if two claim it."""
     claims = sorted((each for each in _readers() if each.claims(spec)), key=lambda each: each.fallback)
     claims = [each for each in claims if each.fallback == claims[0].fallback]
     if len(claims) > 1:
-        raise AdaptError(f"Data {spec!r} is claimed by the readers {' and '.join(each.name for each in claims)}.")
+        raise AdaptError(f"data {spec!r} is claimed by the readers {' and '.join(each.name for each in claims)}")
     return claims[0] if claims else None

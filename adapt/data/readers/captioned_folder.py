@@ -1,4 +1,4 @@
-"""Folders of images with their texts: beside each `NAME.jpg` a `NAME.txt`, each line of which is one of its texts."""
+"""Folders of images with texts: beside each `NAME.jpg` a `NAME.txt`, each line of which is a text."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from adapt.errors import AdaptError
 
 
 def is_captioned(root: str | os.PathLike[str]) -> bool:
-    """Whether images that lie in no class folder have texts beside them: in the folder itself, or in one of a part."""
+    """Return whether images outside class folders have texts beside them, in the folder itself or in a part's."""
     root = os.path.abspath(root)
     homes = (root, *(os.path.join(root, part) for part in parts.ALIASES))
     return any(os.path.dirname(path) in homes and _text_of(path).is_file() for path in images_in(root))
 
 
 def read_captioned_folder(root: str | os.PathLike[str], ratios: Sequence[float] = parts.RATIOS, seed: int = 0) -> Split:
-    """Pairs of the images at any depth in `root` with the lines of the text files beside them.
+    """Return pairs of the images at any depth in `root` with the lines of the text files beside them.
 
     Folders `train/`, perhaps `val/` and `test/`, say the parts; else images are divided by `ratios` and `seed`. Raises
-    AdaptError, naming the image, where one has no text, or an empty one.
+    AdaptError, naming the image, if one has no text, or an empty one.
     """
     root = os.path.abspath(root)
     rows: list[Listed] = []
@@ -34,14 +34,14 @@ def read_captioned_folder(root: str | os.PathLike[str], ratios: Sequence[float] 
         lines = read_lines(text) if text.is_file() else []
         if not lines:
             raise AdaptError(
-                f"Image folder {root!r} has texts beside its images, and {path!r} has none: write one to {text.name}, "
-                "or take the image out."
+                f"image folder {root!r} has texts beside its images, and {path!r} has none: write one to {text.name}, "
+                "or take the image out"
             )
         part = parts.ALIASES.get(os.path.relpath(path, root).split(os.sep)[0], "")
         rows += [listed(path, {"text": line}, part) for line in lines]
     if len({bool(row.part) for row in rows}) == 2:
         loose = next(row.item.path for row in rows if not row.part)
-        raise AdaptError(f"Image folder {root!r} is divided into parts, and {loose!r} is in none of them.")
+        raise AdaptError(f"image folder {root!r} is divided into parts, and {loose!r} is in none of them")
     return to_split(os.path.basename(root), root, rows, None, ratios, seed)
 
 

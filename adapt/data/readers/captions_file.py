@@ -1,4 +1,4 @@
-"""Pairs of images and captions in JSON: a list, JSON lines, and the two forms in which COCO's captions come."""
+"""Pairs of images and captions in JSON: a list, JSON lines, and the two forms of COCO's captions."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import TypeGuard
 
 from adapt.data.decoding.files import under
 from adapt.data.readers import parts
 from adapt.data.readers.base import Reader
-from adapt.data.readers.lines import UNREADABLE, read_text
+from adapt.data.readers.lines import UNREADABLE, read_text, readable
 from adapt.data.readers.rows import check_listed_once, listed, one_each, real_paths, to_split
 from adapt.data.split import Split
 from adapt.errors import AdaptError, nearest
@@ -24,11 +24,11 @@ _EXPECTED = (
     f'expected {{"image": PATH, "caption": TEXT or [TEXT, ...]}}, perhaps with "split" (the image also as '
     f"{' or '.join(IMAGE_KEYS[1:])}, the texts as {' or '.join(TEXT_KEYS[1:])})"
 )
-_SPLIT_FILE = re.compile(r'\s*\{\s*"(train|val|test)"\s*:')  # how CoOp's begin
+_SPLIT_FILE = re.compile(r'\s*\{\s*"(train|val|test)"\s*:')  # the beginning of CoOp's split files
 
 
 def is_captions_file(path: str | os.PathLike[str]) -> bool:
-    """Whether a JSON file holds captions: lines, a list, or an object of images; a split file is an object of parts."""
+    """Return whether a JSON file holds captions: lines, a list, or an object of images, not one of parts."""
     if os.fspath(path).endswith(".jsonl"):
         return True
     try:
@@ -44,46 +44,39 @@ def read_captions_file(
     ratios: Sequence[float] = parts.RATIOS,
     seed: int = 0,
 ) -> Split:
-    """Pairs of images and captions in a `.json`, a `.json.gz` or a `.jsonl` file.
+    """Return the pairs of images and captions in a `.json`, a `.json.gz` or a `.jsonl` file.
 
     A list, or lines, of objects with `image` (or `path`, `file_name`), `caption` (or `captions`, `text`), a text or a
     list of texts, and perhaps `split`; COCO's `{"images": ..., "annotations": ...}`; or Karpathy's `{"images": [...]}`
     with `sentences`. Paths start from `root`, by default the file's folder, and must stay under it. Without a `split`
     the images are divided by `ratios` (train, val, test) and `seed`.
 
-    Raises AdaptError, naming the entry, for what is none of these, an empty caption, an image without one, and where
-    some entries have a split and others none.
+    Raises AdaptError, naming the entry, for any other form, an empty caption, an image without one, and if only some
+    entries have a split.
     """
     source = os.fspath(path)
-    where = f"Captions {source!r}"
+    where = f"captions {source!r}"
     folder = os.path.abspath(Path(source).parent if root is None else root)
+    with readable(where):
+        text = read_text(source)
+        content = list(_lines(text)) if source.endswith(".jsonl") else json.loads(text)
     rows = [
         listed(under(folder, image, place), {"text": text}, part)
-        for place, image, texts, part in _entries(_read(source, where), where)
+        for place, image, texts, part in _entries(content, where)
         for text in texts
     ]
     if not rows:
-        raise AdaptError(f"{where} list no images.")
+        raise AdaptError(f"{where} list no images")
     if len({bool(row.part) for row in rows}) == 2:
         loose = next(row.item.path for row in rows if not row.part)
-        raise AdaptError(f"{where}: {loose!r} has no split, and others have one. Give it to every image, or to none.")
+        raise AdaptError(f"{where}: {loose!r} has no split, and others have one. Give it to every image, or to none")
     check_listed_once(rows, where)
     rows = one_each(rows, folder, real_paths(row.item.path for row in rows), where)
     return to_split(os.path.basename(source).split(".json")[0], folder, rows, None, ratios, seed)
 
 
-def _read(source: str, where: str) -> Any:
-    try:
-        text = read_text(source)
-        if not source.endswith(".jsonl"):
-            return json.loads(text)
-        return list(_lines(text))
-    except (*UNREADABLE, RecursionError) as error:  # the latter of brackets in thousands
-        raise AdaptError(f"{where} cannot be read: {error}.") from error
-
-
-def _lines(text: str) -> Iterator[Any]:
-    """What the lines of a .jsonl say. ValueError, with its number, for one that is damaged."""
+def _lines(text: str) -> Iterator[object]:
+    """Yield the content of each line of a .jsonl. Raises ValueError, with its number, for a damaged one."""
     for number, line in enumerate(text.splitlines(), 1):
         try:
             if line.strip():
@@ -92,8 +85,8 @@ def _lines(text: str) -> Iterator[Any]:
             raise ValueError(f"line {number}: {error}") from None
 
 
-def _entries(content: Any, where: str) -> Iterator[tuple[str, str, list[str], str]]:
-    """What each entry is called in messages, its image, its texts and its part, "" where it has none."""
+def _entries(content: object, where: str) -> Iterator[tuple[str, str, list[str], str]]:
+    """Yield each entry's name for messages, its image, its texts and its part, "" if it has none."""
     match content:
         case {"images": list(images), "annotations": list(annotations)}:
             listed = _of_coco(images, annotations, where)
@@ -102,54 +95,51 @@ def _entries(content: Any, where: str) -> Iterator[tuple[str, str, list[str], st
         case list():
             listed = content
         case _:
-            raise AdaptError(f"{where}: {brief(content)}; expected a list, or an object with the list images.")
+            raise AdaptError(f"{where}: {brief(content)}; expected a list, or an object with the list images")
     for number, entry in enumerate(listed, 1):
         place = f"{where}: entry {number}"
-        image, texts = (_first_of(entry, keys) for keys in (IMAGE_KEYS, TEXT_KEYS))
+        fields = entry if isinstance(entry, dict) else {}
+        image, texts = (next((fields[key] for key in keys if key in fields), None) for keys in (IMAGE_KEYS, TEXT_KEYS))
         texts = [texts] if isinstance(texts, str) else texts
         if not (isinstance(image, str) and image and _are_texts(texts)):
-            raise AdaptError(f"{place} is {brief(entry)}; {_EXPECTED}.")
-        part = entry.get("split", "")
+            raise AdaptError(f"{place} is {brief(entry)}; {_EXPECTED}")
+        part = fields.get("split", "")
         if not isinstance(part, str) or (part and part not in _PARTS):
-            raise AdaptError(f"{place} has the split {brief(part)}; {nearest(str(part), _PARTS)}.")
+            raise AdaptError(f"{place} has the split {brief(part)}; {nearest(str(part), _PARTS)}")
         yield place, image, [text.strip() for text in texts], _PARTS.get(part, "")
 
 
-def _first_of(entry: Any, keys: Sequence[str]) -> Any:
-    return next((entry[key] for key in keys if key in entry), None) if isinstance(entry, dict) else None
-
-
-def _are_texts(texts: Any) -> TypeGuard[list[str]]:
+def _are_texts(texts: object) -> TypeGuard[list[str]]:
     return isinstance(texts, list) and bool(texts) and all(isinstance(text, str) and text.strip() for text in texts)
 
 
-def _of_karpathy(entry: Any) -> Any:
-    """An entry of Karpathy's split of COCO, of Flickr8k or of Flickr30k, in the plain form; another one as it is."""
+def _of_karpathy(entry: object) -> object:
+    """Return an entry of Karpathy's splits (COCO, Flickr8k, Flickr30k) in the plain form; another one as it is."""
     match entry:
-        case {"filename": str(name), "sentences": list(sentences)}:
+        case {"filename": str(name), "sentences": list(sentences), **others}:
             texts = [each.get("raw") if isinstance(each, dict) else each for each in sentences]
-            folder = entry.get("filepath", "")
+            folder = others.get("filepath", "")
             image = os.path.join(folder, name) if isinstance(folder, str) else None
-            return {"image": image, "caption": texts, "split": entry.get("split", "")}
+            return {"image": image, "caption": texts, "split": others.get("split", "")}
     return entry
 
 
-def _of_coco(images: list[Any], annotations: list[Any], where: str) -> list[Any]:
-    """COCO's images, each with the captions that name its id. AdaptError for a caption of no image."""
-    texts: dict[Any, list[Any]] = {}
+def _of_coco(images: list[dict[str, object]], annotations: list[object], where: str) -> list[object]:
+    """Return COCO's images, each with the captions that name its id. Raises AdaptError for a caption of no image."""
+    texts: dict[object, list[object]] = {}
     for number, image in enumerate(images, 1):
         match image:
             case {"id": int() | str() as known, "file_name": str()} if known not in texts:
                 texts[known] = []
             case _:
-                raise AdaptError(f"{where}: image {number} is {brief(image)}; expected an id of its own and file_name.")
+                raise AdaptError(f"{where}: image {number} is {brief(image)}; expected an id of its own and file_name")
     for number, each in enumerate(annotations, 1):
         match each:
             case {"image_id": int() | str() as known, "caption": caption} if known in texts:
                 texts[known].append(caption)
             case _:
                 raise AdaptError(
-                    f"{where}: annotation {number} is {brief(each)}; expected the image_id of an image and a caption."
+                    f"{where}: annotation {number} is {brief(each)}; expected the image_id of an image and a caption"
                 )
     return [{"image": image["file_name"], "caption": texts[image["id"]]} for image in images]
 

@@ -1,9 +1,8 @@
-"""CSV files that list images, or texts in their place, and what is known of each."""
+"""CSV files that list images, or texts in their place, with labels and other columns."""
 
 from __future__ import annotations
 
 import csv
-import io
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -16,7 +15,7 @@ from adapt.data.decoding.regions import parted, region
 from adapt.data.item import Item
 from adapt.data.readers import parts
 from adapt.data.readers.base import Reader
-from adapt.data.readers.lines import read_text
+from adapt.data.readers.lines import csv_reader, readable
 from adapt.data.readers.rows import Listed, check_listed_once, one_each, real_paths, to_split
 from adapt.data.split import Split
 from adapt.errors import AdaptError, nearest
@@ -24,7 +23,7 @@ from adapt.tasks import Task
 from adapt.tasks.base import number
 
 _BOX = ("x0", "y0", "x1", "y1")
-_OTHER_WORDS = {  # which other tables use
+_OTHER_WORDS = {  # column names in other tables
     **dict.fromkeys(("file", "filename", "file_name", "filepath", "file_path"), "path"),
     **dict.fromkeys(("image", "image_path", "img", "img_path"), "path"),
     **dict.fromkeys(("class", "class_name", "category"), "label"),
@@ -40,23 +39,25 @@ def read_csv(
     ratios: Sequence[float] = parts.RATIOS,
     seed: int = 0,
 ) -> Split:
-    """The split in a CSV file with the columns `path,label[,split][,domain][,question][,group][,text][,mask]`.
+    """Return the split in a CSV file with the columns `path,label[,split][,domain][,question][,group][,text][,mask]`.
 
     `label` is the class name, or with a column `question` the answer. Paths start from `root`, by default the CSV's
     folder, and must stay under it. Without a `split` column the images are divided by `ratios` (train, val, test) and
-    `seed`. `group` names images that are more alike than others of their class, such as one object's photographs. A
-    line with a `text` and no path is a text to learn from; without a column `label` each other line is a pair of an
-    image and a text, of which an image may have several; `rephrased`, where it is not empty, says the same as the text,
-    and pairs of one `entity` belong together, and in one part where the CSV does not divide them. A `target` is a
-    number, such as a grade, and its `label` a word for it, or else one of bad, poor, fair, good and perfect, by fifths
-    of what lies between the extremes. A column `labels` in place of `label` has the names of all classes that are seen,
-    separated by `|`, or nothing. A `mask` is the path of a picture that is bright where the image is not as it should
-    be. Columns `x0,y0,x1,y1` are the edges of a region in pixels, left and upper, right and lower: each region is an
-    image by itself, a line without them the whole one, and regions of one image stay together. `overlap` beside a
-    `label` is how much a region and its object's box overlap: intersection over union, 0 to 1. What symbolic links list
-    again counts once. Cells may be guarded as in `adapt.cells`.
+    `seed`. `group` names images that are more alike than others of their class, such as one object's photographs.
 
-    Raises AdaptError, naming the line, when a column or a value is not as expected.
+    A line with a `text` and no path is a text to learn from. Without a column `label` each other line is a pair of an
+    image and a text, of which an image may have several; `rephrased`, unless it is empty, says the same as the text.
+    Pairs of one `entity` belong together, and stay in one part if the CSV does not divide them. A `target` is a number,
+    such as a grade, and its `label` a word for it, or else one of bad, poor, fair, good and perfect, by fifths of the
+    range between the extremes. A column `labels` in place of `label` has the names of all classes in the image,
+    separated by `|`, or nothing. A `mask` is the path of a picture that is bright where the image is defective.
+
+    Columns `x0,y0,x1,y1` are the edges of a region in pixels: left, upper, right and lower. Each region is an image by
+    itself, a line without them is the full image, and regions of one image stay together. `overlap` beside a `label` is
+    how much a region and its object's box overlap: intersection over union, 0 to 1. Files that symbolic links list
+    again count once. Cells may be guarded as in `adapt.cells`.
+
+    Raises AdaptError, naming the line, if a column or a value is not as expected.
     """
     source = os.fspath(path)
     folder = os.path.abspath(Path(source).parent if root is None else root)
@@ -69,10 +70,10 @@ def read_csv(
 
 
 def read_pairs(path: str | os.PathLike[str], root: str | os.PathLike[str] | None = None) -> list[tuple[Item, str]]:
-    """The images with their texts that a CSV file lists as `path,text[,entity]`, of all its parts, in its order.
+    """Return the images with their texts that a CSV file lists as `path,text[,entity]`, of all parts, in its order.
 
-    Each with the image's path from `root`, where paths start, by default the CSV's folder. Raises AdaptError,
-    naming the line, as `read_csv` does, and for what is no pair.
+    Each comes with the image's path from `root`, where paths start, by default the CSV's folder. Raises AdaptError,
+    naming the line, as `read_csv` does, and for a line that is not a pair.
     """
     folder = os.path.abspath(Path(path).parent if root is None else root)
     items = [row.item for row in _listed(os.fspath(path), folder)]
@@ -80,39 +81,36 @@ def read_pairs(path: str | os.PathLike[str], root: str | os.PathLike[str] | None
         if item.task.classes_are or not (item.paths and item.text):
             raise AdaptError(
                 f"CSV {os.fspath(path)!r}: {item.name!r} is no image with its text. Expected the columns path,text, "
-                "perhaps with entity, and no label."
+                "perhaps with entity, and no label"
             )
     return [(replace(item, turned=True), os.path.relpath(item.path, folder)) for item in items]
 
 
 def _listed(source: str, folder: str) -> list[Listed]:
-    """The lines of a CSV."""
-    try:
-        reader = csv.DictReader(io.StringIO(read_text(source), newline=""), strict=True)
-        rows = list(_rows(reader, folder, f"CSV {source!r}"))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise AdaptError(f"CSV {source!r} cannot be read: {error}.") from error
+    """Return the lines of a CSV."""
+    where = f"CSV {source!r}"
+    with readable(where):
+        rows = list(_rows(csv_reader(source), folder, where))
     if not rows:
-        raise AdaptError(f"CSV {source!r} lists no images.")
+        raise AdaptError(f"{where} lists no images")
     return rows
 
 
 def read_paths(path: str | os.PathLike[str]) -> list[tuple[str, str]]:
-    """The images that a CSV file lists in its column `path`, or their regions, whatever else it says of them.
+    """Return the images that a CSV file lists in its column `path`, or their regions, ignoring other columns.
 
-    Each with what the file calls it; paths start from its folder. Raises AdaptError, naming the line, for one that
-    leads out of it, and for a box that is none.
+    Each comes with its name in the file; paths start from its folder. Raises AdaptError, naming the line, for a path
+    that leads out of it, and for an impossible box.
     """
     where = f"CSV {os.fspath(path)!r}"
     folder = os.path.abspath(Path(path).parent)
-    try:
-        reader = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
+    with readable(where):
+        reader = csv_reader(path)
         rows = [(f"{where} line {reader.line_num}", _cells(record, where)) for record in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise AdaptError(f"{where} cannot be read: {error}.") from error
-    _check_box(reader.fieldnames or (), where)
-    if "path" not in (reader.fieldnames or ()) or not rows:
-        of_paths = [each for each in reader.fieldnames or () if _OTHER_WORDS.get(each.strip().casefold()) == "path"]
+    columns = reader.fieldnames or ()
+    _check_box(columns, where)
+    if "path" not in columns or not rows:
+        of_paths = [column for column in columns if _OTHER_WORDS.get(column.strip().casefold()) == "path"]
         hint = f" Rename {of_paths[0]!r} to it." if of_paths else ""
         raise AdaptError(
             f"{where}: expected a column 'path', perhaps with {', '.join(_BOX)}, and a line for each image.{hint}"
@@ -123,80 +121,73 @@ def read_paths(path: str | os.PathLike[str]) -> list[tuple[str, str]]:
 def _rows(reader: csv.DictReader[str], folder: str, where: str) -> Iterator[Listed]:
     columns = reader.fieldnames or ()
     for column in tasks.unknown_columns(columns):
-        raise AdaptError(f"{where}: unknown column {column!r}; {_hint(column)}.")
+        raise AdaptError(f"{where}: unknown column {column!r}; {_hint(column)}")
     _check_box(columns, where)
     if {"mask", _BOX[0]} <= set(columns):
-        raise AdaptError(
-            f"{where}: a mask is of a whole image, and {', '.join(_BOX)} of regions. Take one of them out."
-        )
+        raise AdaptError(f"{where}: a mask is of a whole image, and {', '.join(_BOX)} of regions. Take one of them out")
     try:
         task = tasks.reading(frozenset(columns))
     except AdaptError as error:
-        raise AdaptError(f"{where}: {error}.") from None
+        raise AdaptError(f"{where}: {error}") from None
     for record in reader:
         yield _row(record, task, folder, f"{where} line {reader.line_num}")
 
 
 def _hint(column: str) -> str:
-    """The column that an unknown one was meant to be, if that can be told."""
+    """Return the column that an unknown one was probably meant to be."""
     meant = _OTHER_WORDS.get(column.strip().casefold())
     return f"did you mean {meant!r}? Rename it" if meant else nearest(column, tasks.known_columns(), "docs/own_data.md")
 
 
 def _row(record: dict[str | None, str | None], task: Task, folder: str, where: str) -> Listed:
-    """One line."""
+    """Return the item and part of a line."""
     cells = _cells(record, where)
     part = ""
     if "split" in cells:
         if cells["split"] not in parts.ALIASES:
-            raise AdaptError(f"{where}: unknown split {cells['split']!r}; {nearest(cells['split'], parts.ALIASES)}.")
+            raise AdaptError(f"{where}: unknown split {cells['split']!r}; {nearest(cells['split'], parts.ALIASES)}")
         part = parts.ALIASES[cells["split"]]
     paths, text = _paths(cells, task, folder, where), cells.get("text", "")
-    label = task.read(_with_files(cells, task, folder, where), where)
+    files = {column: under(folder, cells[column], where) for column in task.files if cells.get(column)}
+    label = task.read(cells | files, where)
     if not paths and any(cells.get(edge) for edge in _BOX):
-        raise AdaptError(f"{where}: a box without a path. Give the image that it is of.")
+        raise AdaptError(f"{where}: a box without a path. Give the image that it is of")
     if "text" in cells and task.classes_are and bool(text) is bool(paths):
-        raise AdaptError(f"{where}: expected a path or a text, one of both and not the other.")
+        raise AdaptError(f"{where}: expected a path or a text, one of both and not the other")
     if not (paths or text):
-        raise AdaptError(f"{where}: the {'text' if 'text' in cells else task.images[0]} is empty.")
-    whole, box = parted(paths[0]) if paths else ("", None)
+        raise AdaptError(f"{where}: the {'text' if 'text' in cells else task.images[0]} is empty")
+    image, box = parted(paths[0]) if paths else ("", None)
     if box is not None and label.files:
-        raise AdaptError(f"{where}: a mask is of a whole image, and {paths[0]!r} is a region. Take one of them out.")
-    group = cells.get("group", "") or ("" if box is None else whole)
+        raise AdaptError(f"{where}: a mask is of a whole image, and {paths[0]!r} is a region. Take one of them out")
+    group = cells.get("group", "") or ("" if box is None else image)
     return Listed(Item(paths, label, cells.get("domain", ""), group, text), part)
 
 
 def _paths(cells: dict[str, str], task: Task, folder: str, where: str) -> tuple[str, ...]:
-    """The images of a line; none where all are empty. AdaptError where some are."""
+    """Return the images of a line; none if all are empty. Raises AdaptError if some are."""
     given = [column for column in task.images if cells.get(column)]
     if given and len(given) < len(task.images):
         missing = next(column for column in task.images if column not in given)
-        raise AdaptError(f"{where}: the {missing} is empty.")
+        raise AdaptError(f"{where}: the {missing} is empty")
     if len(given) == 1:
         return (_path(cells, folder, where),)
     return tuple(under(folder, cells[column], where) for column in given)
 
 
-def _with_files(cells: dict[str, str], task: Task, folder: str, where: str) -> dict[str, str]:
-    """The cells, with the paths of the label's files below `folder`."""
-    files = {column: under(folder, cells[column], where) for column in task.files if cells.get(column)}
-    return cells | files
-
-
 def _check_box(columns: Sequence[str], where: str) -> None:
     if missing := set(_BOX) - set(columns) if set(_BOX) & set(columns) else ():
-        raise AdaptError(f"{where}: no column {min(missing)!r}. A region needs all of {', '.join(_BOX)}.")
+        raise AdaptError(f"{where}: no column {min(missing)!r}. A region needs all of {', '.join(_BOX)}")
 
 
 def _cells(record: dict[str | None, str | None], where: str) -> dict[str, str]:
-    """The cells of a line by column; one too many has the key None, one too few the value None."""
+    """Return the cells of a line by column; one too many has the key None, one too few the value None."""
     if None in record or None in record.values():
-        raise AdaptError(f"{where}: more or fewer cells than the first line has. Quote values that hold a comma.")
+        raise AdaptError(f"{where}: more or fewer cells than the first line has. Quote values that hold a comma")
     return {column or "": unguarded((value or "").strip()) for column, value in record.items()}
 
 
 def _path(cells: dict[str, str], folder: str, where: str) -> str:
-    """The image of a line, or its region."""
+    """Return the image of a line, or its region."""
     path = under(folder, cells["path"], where)
     if not any(cells.get(edge) for edge in _BOX):
         return path
@@ -205,7 +196,7 @@ def _path(cells: dict[str, str], folder: str, where: str) -> str:
         return region(path, (left, upper, right, lower))
     except ValueError as error:
         box = ", ".join(f"{edge} {cells[edge]}" for edge in _BOX)
-        raise AdaptError(f"{where}: the box is {box}; {error}.") from None
+        raise AdaptError(f"{where}: the box is {box}; {error}") from None
 
 
 class CSVFile(Reader):

@@ -1,4 +1,4 @@
-"""Folders of defects, as MVTec AD and its kin come: `test/KIND/IMAGE`, and masks in `ground_truth/KIND`."""
+"""Folders of defects, as MVTec AD and similar sets come: `test/KIND/IMAGE`, and masks in `ground_truth/KIND`."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ NORMAL, ABNORMAL, _GOOD, _MASKS = "normal", "abnormal", "good", "ground_truth"
 
 
 def read_defect_folder(root: str | os.PathLike[str]) -> Split:
-    """One object's folder of `train/good`, `test/good`, `test/KIND` for each kind of defect, and `ground_truth/KIND`.
+    """Return one object's folder of `train/good`, `test/good`, `test/KIND` of each defect, and `ground_truth/KIND`.
 
-    Images in `good` are of the class normal, all others are abnormal, with their kind as the domain. A mask has the
-    name of its image, perhaps with `_mask` behind it.
+    Images in `good` have the class normal, all others are abnormal, with their kind as the domain. A mask has the name
+    of its image, perhaps followed by `_mask`.
 
-    Raises AdaptError where there are no such folders, and for a defect without a mask.
+    Raises AdaptError if there are no such folders, and for a defect without a mask.
     """
     root = os.path.abspath(root)
     if "test" not in subfolders(root):
-        raise AdaptError(f"Folder {root!r} has no folder test. Expected test/good, test/KIND, and ground_truth/KIND.")
+        raise AdaptError(f"folder {root!r} has no folder test. Expected test/good, test/KIND, and ground_truth/KIND")
     rows = []
     for part in ("train", "test"):
         for kind in subfolders(os.path.join(root, part)) if part in subfolders(root) else ():
@@ -32,21 +32,21 @@ def read_defect_folder(root: str | os.PathLike[str]) -> Split:
                 mask = "" if name == NORMAL else _mask(path, masks)
                 rows.append(listed(path, {"label": name, "mask": mask}, part, kind))
     if not any(row.item.label.files for row in rows):
-        raise AdaptError(f"Folder {root!r} has no image of a defect in test/KIND.")
+        raise AdaptError(f"folder {root!r} has no image of a defect in test/KIND")
     return to_split(os.path.basename(root), root, rows, (NORMAL, ABNORMAL), (1.0, 0.0, 0.0), 0)
 
 
 def _masks(root: str, kind: str) -> dict[str, str]:
-    """The masks of a kind by the names of their images, without suffixes."""
+    """Return the masks of a kind by the names of their images, without suffixes."""
     folder = os.path.join(root, _MASKS, kind)
     if not os.path.isdir(folder):
-        raise AdaptError(f"Folder {root!r} has defects of the kind {kind!r}, and no masks of them in {_MASKS}/{kind}.")
+        raise AdaptError(f"folder {root!r} has defects of the kind {kind!r}, and no masks of them in {_MASKS}/{kind}")
     return {_stem(path).removesuffix("_mask"): path for path in images_in(folder)}
 
 
 def _mask(path: str, masks: dict[str, str]) -> str:
     if _stem(path) not in masks:
-        raise AdaptError(f"{path!r} is an image of a defect, and has no mask of its name in {_MASKS}.")
+        raise AdaptError(f"{path!r} is an image of a defect, and has no mask of its name in {_MASKS}")
     return masks[_stem(path)]
 
 
@@ -57,13 +57,11 @@ def _stem(path: str) -> str:
 class DefectFolder(Folder):
     name = "defect_folder"
     takes = "defects:FOLDER"
+    prefix = "defects:"
     fallback = False
 
     def claims(self, spec: str) -> bool:
-        return spec.startswith("defects:")
+        return spec.startswith(self.prefix)
 
     def read(self, spec: str, root: str | None) -> Split:
-        return read_defect_folder(spec.removeprefix("defects:"))
-
-    def folder(self, spec: str) -> str:
-        return super().folder(spec.removeprefix("defects:"))
+        return read_defect_folder(spec.removeprefix(self.prefix))

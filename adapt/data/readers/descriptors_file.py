@@ -1,14 +1,13 @@
-"""Descriptors of classes, short phrases that say what one looks like: a CSV or JSON file of one's own."""
+"""Descriptors of classes, short phrases on how one looks, in a CSV or JSON file."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 from adapt import plain
-from adapt.data.readers.entries import read_entries
+from adapt.data.readers.names_file import read_entries
 from adapt.errors import AdaptError
 from adapt.shown import brief
 
@@ -16,29 +15,29 @@ BUNDLED = {"emoji": Path(__file__).parent.parent / "emoji" / "descriptors.json"}
 
 
 def read_descriptors(path: str | os.PathLike[str]) -> dict[str, tuple[str, ...]]:
-    """The descriptors of each class: of a bundled set by its name, or of a file.
+    """Return the descriptors of each class, from a bundled set by its name, or from a file.
 
-    A `.csv` has the first line `class,descriptor` and a line for each descriptor, a `.json` an object
-    `{class: [descriptor, ...]}`. Raises AdaptError, naming the entry, for a file of another form, an empty descriptor,
-    and a class that stands twice in a JSON.
+    A `.csv` has the first line `class,descriptor` and a line for each descriptor, a `.json` an object `{class:
+    [descriptor, ...]}`. Raises AdaptError, naming the entry, for a file of another form, an empty descriptor, and a
+    class that occurs twice in a JSON.
     """
     source = os.fspath(BUNDLED.get(os.fspath(path), path))
-    where = f"Descriptors {os.fspath(path)!r}"
-    found: dict[str, list[str]] = {}
+    where = f"descriptors {os.fspath(path)!r}"
+    descriptors: dict[str, list[str]] = {}
     entries = read_entries(source, where, ("class", "descriptor"))
     for number, (name, phrases) in enumerate(_checked(entries, where, source.endswith(".csv")), 1):
-        if name in found and not source.endswith(".csv"):
-            raise AdaptError(f"{where}: entry {number}: the class {name!r} stands twice.")
-        found.setdefault(name, []).extend(phrases)
+        if name in descriptors and not source.endswith(".csv"):
+            raise AdaptError(f"{where}: entry {number}: the class {name!r} stands twice")
+        descriptors.setdefault(name, []).extend(phrases)
     try:
-        plain.check(found)
+        plain.check(descriptors)
     except ValueError as error:
-        raise AdaptError(f"{where}: {error}.") from None
-    return {name: tuple(phrases) for name, phrases in found.items()}
+        raise AdaptError(f"{where}: {error}") from None
+    return {name: tuple(phrases) for name, phrases in descriptors.items()}
 
 
-def _checked(entries: list[Any], where: str, csv: bool) -> Iterator[tuple[str, list[str]]]:
-    """A class and its descriptors, entry by entry."""
+def _checked(entries: Iterable[object], where: str, csv: bool) -> Iterator[tuple[str, list[str]]]:
+    """Yield a class and its descriptors, entry by entry."""
     for number, entry in enumerate(entries, 1):
         match entry:
             case [str(name), str(phrase)] if csv and name.strip() and phrase.strip():
@@ -50,5 +49,5 @@ def _checked(entries: list[Any], where: str, csv: bool) -> Iterator[tuple[str, l
             case _:
                 expected = "its descriptor" if csv else "a list of its descriptors"
                 raise AdaptError(
-                    f"{where}: entry {number} is {brief(entry)}; expected a class and {expected}, none of them empty."
+                    f"{where}: entry {number} is {brief(entry)}; expected a class and {expected}, none of them empty"
                 )

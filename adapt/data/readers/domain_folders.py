@@ -1,4 +1,4 @@
-"""Folders of domains, as PACS and its kin come: `DOMAIN/CLASS/IMAGE`."""
+"""Folders of domains, as PACS and similar sets come: `DOMAIN/CLASS/IMAGE`."""
 
 from __future__ import annotations
 
@@ -10,19 +10,23 @@ from adapt.data.readers.rows import listed, one_each, real_paths, to_split
 from adapt.data.split import Split
 from adapt.errors import AdaptError
 
-RATIOS = (0.8, 0.2, 0.0)  # DomainBed's: a fifth of each domain validates, and of the one that is left out all is tested
+RATIOS = (
+    0.8,
+    0.2,
+    0.0,
+)  # as in DomainBed: a fifth of each domain for validation; a domain that is left out is tested in full
 
 
 def read_domain_folders(root: str | os.PathLike[str], seed: int = 0) -> Split:
-    """A folder of domains, each a folder of class folders; hidden ones are passed over.
+    """Return a folder of domains, each a folder of class folders; hidden ones are passed over.
 
     A fifth of the images of each class and domain, drawn by `seed`, is for validation, and none for the test: a domain
-    that is left out is tested with all of its images. Raises AdaptError where there are no such folders, or an image
-    is listed for two domains or classes by links.
+    that is left out is tested with all of its images. Raises AdaptError if there are no such folders, or links list an
+    image for two domains or classes.
     """
     root = os.path.abspath(root)
     if not os.path.isdir(root):
-        raise AdaptError(f"Folder {root!r} does not exist. Expected a folder of domains, each with a folder per class.")
+        raise AdaptError(f"folder {root!r} does not exist. Expected a folder of domains, each with a folder per class")
     rows = [
         listed(path, {"label": class_name}, domain=domain)
         for domain in subfolders(root)
@@ -31,9 +35,9 @@ def read_domain_folders(root: str | os.PathLike[str], seed: int = 0) -> Split:
     ]
     if not rows:
         raise AdaptError(
-            f"Folder {root!r} has no images in folders of domains and classes: expected DOMAIN/CLASS/IMAGE."
+            f"folder {root!r} has no images in folders of domains and classes: expected DOMAIN/CLASS/IMAGE"
         )
-    rows = one_each(rows, root, real_paths(row.item.path for row in rows), f"Folder {root!r}")
+    rows = one_each(rows, root, real_paths(row.item.path for row in rows), f"folder {root!r}")
     drawn = parts.assign([f"{row.item.domain}/{row.item.answer}" for row in rows], RATIOS, seed)
     rows = [row._replace(part=part) for row, part in zip(rows, drawn, strict=True)]
     return to_split(os.path.basename(root), root, rows, None, RATIOS, seed)
@@ -42,13 +46,11 @@ def read_domain_folders(root: str | os.PathLike[str], seed: int = 0) -> Split:
 class DomainFolders(Folder):
     name = "domain_folders"
     takes = "domains:FOLDER"
+    prefix = "domains:"
     fallback = False
 
     def claims(self, spec: str) -> bool:
-        return spec.startswith("domains:")
+        return spec.startswith(self.prefix)
 
     def read(self, spec: str, root: str | None) -> Split:
-        return read_domain_folders(spec.removeprefix("domains:"))
-
-    def folder(self, spec: str) -> str:
-        return super().folder(spec.removeprefix("domains:"))
+        return read_domain_folders(spec.removeprefix(self.prefix))

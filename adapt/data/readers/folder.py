@@ -17,41 +17,41 @@ IMAGE_SUFFIXES = tuple(sorted(chain.from_iterable(FORMATS.values())))
 
 
 def read_folder(root: str | os.PathLike[str], ratios: Sequence[float] = parts.RATIOS, seed: int = 0) -> Split:
-    """A folder of class folders; or of `train/`, perhaps `val/` (`valid/`, `validation/`) and `test/`, that hold those.
+    """Return a folder of class folders, or of `train/`, `val/` (`valid/`, `validation/`), `test/` with class folders.
 
     Images count at any depth below their class folder; other files and hidden ones are passed over (see
-    `adapt.data.readers.passed_over`). Symbolic links are
-    followed, and a picture counts once: where it lies, if it lies here. `ratios` (train, val, test) and `seed` divide a
-    folder that is not divided yet; they do nothing to one that is.
+    `adapt.data.readers.passed_over`). Symbolic links are followed, and a picture counts once: by its own path, if it
+    has one here. `ratios` (train, val, test) and `seed` divide a folder that has no parts; they do nothing to one that
+    has.
 
-    Raises AdaptError when the folder is missing, when a part or a class is empty, or when links put one picture from
+    Raises AdaptError if the folder is missing, if a part or a class is empty, or if links put one picture from
     elsewhere into two parts or classes.
     """
     root = os.path.abspath(root)
     if not os.path.isdir(root):
-        raise AdaptError(f"Image folder {root!r} does not exist. Expected a folder with a folder of images per class.")
+        raise AdaptError(f"image folder {root!r} does not exist. Expected a folder with a folder of images per class")
     rows: list[Listed] = []
     real: dict[str, str] = {}
     class_names: set[str] = set()
     for folder, part in _part_folders(root):
         rows += _class_rows(folder, part, real)
         class_names.update(subfolders(folder))
-    rows = one_each(rows, root, real, f"Image folder {root!r}")
+    rows = one_each(rows, root, real, f"image folder {root!r}")
     return to_split(os.path.basename(root), root, rows, sorted(class_names), ratios, seed)
 
 
 def _part_folders(root: str) -> list[tuple[str, str]]:
-    """Folders of class folders, each with its part; the root itself, with part "", where the data is not divided."""
+    """Return folders of class folders with their parts; the root itself, with part "", if it has no parts."""
     # A class may be called "train": it then holds images, where a part holds the folders of the classes.
-    found = [name for name in subfolders(root) if name in parts.ALIASES and subfolders(os.path.join(root, name))]
-    part_of = {name: parts.ALIASES[name] for name in found}
-    if len(set(part_of.values())) < len(found):
-        raise AdaptError(f"Image folder {root!r} has two folders for one part: {', '.join(found)}. Keep one of each.")
+    names = [name for name in subfolders(root) if name in parts.ALIASES and subfolders(os.path.join(root, name))]
+    part_of = {name: parts.ALIASES[name] for name in names}
+    if len(set(part_of.values())) < len(names):
+        raise AdaptError(f"image folder {root!r} has two folders for one part: {', '.join(names)}. Keep one of each")
     return [(os.path.join(root, name), part) for name, part in part_of.items()] or [(root, "")]
 
 
 def _class_rows(folder: str, part: str, real: dict[str, str]) -> list[Listed]:
-    """The images of all class folders in `folder`, sorted; `real` gets the real path of each."""
+    """Return the images of all class folders in `folder`, sorted; `real` gets the real path of each."""
     rows: list[Listed] = []
     for name in subfolders(folder):
         images = real_files(os.path.join(folder, name), IMAGE_SUFFIXES)
@@ -59,34 +59,34 @@ def _class_rows(folder: str, part: str, real: dict[str, str]) -> list[Listed]:
         rows += [listed(path, {"label": name}, part) for path in sorted(images)]
     if not rows:
         raise AdaptError(
-            f"Image folder {folder!r} has no images in folders of their classes. "
-            f"Expected CLASS/IMAGE, an image being one of: {' '.join(IMAGE_SUFFIXES)}."
+            f"image folder {folder!r} has no images in folders of their classes. "
+            f"Expected CLASS/IMAGE, an image being one of: {' '.join(IMAGE_SUFFIXES)}"
         )
     return rows
 
 
 def subfolders(folder: str | os.PathLike[str]) -> list[str]:
-    """The names of the folders in `folder`, sorted, without hidden ones."""
+    """Return the names of the folders in `folder`, sorted, without hidden ones."""
     return [entry.name for entry in _visible(folder) if _is_folder(entry)]
 
 
 def images_in(folder: str) -> list[str]:
-    """The paths of the images at any depth in `folder`, sorted, without hidden ones.
+    """Return the paths of the images at any depth in `folder`, sorted, without hidden ones.
 
-    Symbolic links are followed. A picture is listed once, by a path without a link where there is one.
+    Symbolic links are followed. A picture is listed once, by a path without a link if it has one.
     """
     return sorted(real_files(folder, IMAGE_SUFFIXES))
 
 
 def real_files(folder: str, suffixes: tuple[str, ...] = ("",)) -> dict[str, str]:
-    """The real path of each file at any depth in `folder`, by its path; both are the same where there are no links.
+    """Return the real path of each file at any depth in `folder`, by its path, of these `suffixes` or of all.
 
-    Of these `suffixes`, or of all; as `images_in` has them.
+    Both are the same without links; which paths are listed is as in `images_in`.
     """
-    found: dict[str, str] = {}  # path by real path
+    path_of: dict[str, str] = {}  # path by real path
     here, behind, linked = [folder], list[str](), list[str]()
     seen: set[str] = set()
-    while here or behind:  # folders behind links come last: what lies here has its own path
+    while here or behind:  # linked folders come last: a file that lies here keeps its own path
         home = (here or behind).pop(0)
         real = os.path.realpath(home)
         if real in seen:
@@ -99,23 +99,23 @@ def real_files(folder: str, suffixes: tuple[str, ...] = ("",)) -> dict[str, str]
                 if entry.is_symlink():
                     linked.append(entry.path)
                 else:
-                    found[os.path.join(real, entry.name)] = entry.path
+                    path_of[os.path.join(real, entry.name)] = entry.path
     for path in linked:
-        found.setdefault(os.path.realpath(path), path)
-    return {path: real for real, path in found.items()}
+        path_of.setdefault(os.path.realpath(path), path)
+    return {path: real for real, path in path_of.items()}
 
 
 def _visible(folder: str | os.PathLike[str]) -> list[os.DirEntry[str]]:
-    """What is in `folder`, sorted, without what is hidden."""
+    """Return the entries of `folder` that are not hidden, sorted."""
     try:
         with os.scandir(os.fspath(folder)) as entries:
             return sorted((each for each in entries if not each.name.startswith(".")), key=lambda each: each.name)
     except OSError as error:
-        raise AdaptError(f"Folder {os.fspath(folder)!r} cannot be read: {error.strerror}.") from error
+        raise AdaptError(f"folder {os.fspath(folder)!r} cannot be read: {error.strerror}") from error
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
-    # of a link that leads to itself, `is_dir` raises
+    # `is_dir` raises for a link that leads to itself
     return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
 
 
@@ -131,4 +131,4 @@ class Folder(Reader):
         return read_folder(spec)
 
     def folder(self, spec: str) -> str:
-        return os.path.abspath(spec)
+        return os.path.abspath(spec.removeprefix(self.prefix))

@@ -1,10 +1,10 @@
-"""Data sets of the Hugging Face library `datasets`, read out of its Arrow files without a copy."""
+"""Data sets of the Hugging Face library `datasets`, read from its Arrow files without a copy."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from adapt.data.readers import parts
 from adapt.data.readers.base import Reader
@@ -13,78 +13,81 @@ from adapt.data.split import Split
 from adapt.errors import AdaptError, missing
 from adapt.shown import one_line
 
+if TYPE_CHECKING:
+    from datasets import Dataset, Features
+
 
 def read_hugging_face(source: str | os.PathLike[str], ratios: Sequence[float] = parts.RATIOS, seed: int = 0) -> Split:
-    """The data set in a folder that `save_to_disk` wrote, or of that name on the hub (fetched by the library).
+    """Return the data set in a folder that `save_to_disk` wrote, or of that name on the hub (fetched by the library).
 
-    It has one column of images and one of class labels; a column `domain` of text is read where there is one. Classes
-    are numbered as there. `ratios` (train, val, test) and `seed` divide one that has no parts, or `train` only.
+    It has one column of images and one of class labels; a text column `domain` is read if there is one. Classes keep
+    their numbers. `ratios` (train, val, test) and `seed` divide one that has no parts, or `train` only.
 
-    Raises AdaptError when the library is missing or finds no such data set, or for other columns.
+    Raises AdaptError if the library is missing or finds no such data set, or for other columns.
     """
     source = os.fspath(source)
-    found = _parts(source)
-    features = next(iter(found.values())).features
+    datasets = _parts(source)
+    features = next(iter(datasets.values())).features
     image, label = (_only(features, kind, source) for kind in ("Image", "ClassLabel"))
     class_names: list[str] = features[label].names
-    undivided = len(found) == 1
+    undivided = len(datasets) == 1
     rows = [
         listed(path, {"label": class_names[number]}, "" if undivided else part, domain)
-        for part, dataset in found.items()
-        for path, number, domain in _rows(dataset, image, label, f"Data {source!r}, part {part}")
+        for part, dataset in datasets.items()
+        for path, number, domain in _rows(dataset, image, label, f"data {source!r}, part {part}")
     ]
     root = os.path.abspath(source) if os.path.isdir(source) else ""
     return to_split(os.path.basename(source.rstrip("/")), root, rows, class_names, ratios, seed, turned=False)
 
 
-def _parts(source: str) -> dict[str, Any]:
-    """The data set's parts by our names of them."""
+def _parts(source: str) -> dict[str, Dataset]:
+    """Return the data set's parts by our names for them."""
     try:
         import datasets
     except ImportError:
         raise missing("Hugging Face data", "the library datasets", "hf-data") from None
     try:
-        found = datasets.load_from_disk(source) if os.path.isdir(source) else datasets.load_dataset(source)
+        loaded = datasets.load_from_disk(source) if os.path.isdir(source) else datasets.load_dataset(source)
     except (OSError, ValueError) as error:
         raise AdaptError(f"datasets cannot load {source!r}: {one_line(error)}") from error
-    named = {"train": found} if isinstance(found, datasets.Dataset) else dict(found)
+    named = {"train": loaded} if isinstance(loaded, datasets.Dataset) else dict(loaded)
     unknown = named.keys() - parts.ALIASES.keys()
     if unknown:
-        raise AdaptError(f"Data {source!r} has a part {min(unknown)!r}; expected {', '.join(parts.ALIASES)}.")
+        raise AdaptError(f"data {source!r} has a part {min(unknown)!r}; expected {', '.join(parts.ALIASES)}")
     return {parts.ALIASES[name]: dataset for name, dataset in named.items()}
 
 
-def _only(features: Any, kind: str, source: str) -> str:
-    """The name of the only column of that kind."""
+def _only(features: Features, kind: str, source: str) -> str:
+    """Return the name of the only column of that kind."""
     columns = [name for name, feature in features.items() if type(feature).__name__ == kind]
     if len(columns) != 1:
         raise AdaptError(
-            f"Data {source!r} has {len(columns)} columns of kind {kind} among {', '.join(features)}; expected one. "
-            "Cast or remove columns with datasets and save the result by save_to_disk."
+            f"data {source!r} has {len(columns)} columns of kind {kind} among {', '.join(features)}; expected one. "
+            "Cast or remove columns with datasets and save the result by save_to_disk"
         )
     return columns[0]
 
 
-def _rows(dataset: Any, image: str, label: str, where: str) -> Iterator[tuple[str, int, str]]:
-    """Path, label and domain of each row; the path is the image's own, or its cell in an Arrow file."""
+def _rows(dataset: Dataset, image: str, label: str, where: str) -> Iterator[tuple[str, int, str]]:
+    """Yield path, label and domain of each row; the path is the image's own, or its cell in an Arrow file."""
     from pyarrow import compute
 
     if dataset._indices is not None:  # rows chosen or shuffled after they were written
-        raise AdaptError(f"{where}: the rows are not those of its files. Save it by save_to_disk and load the result.")
+        raise AdaptError(f"{where}: the rows are not those of its files. Save it by save_to_disk and load the result")
     content = dataset.data.column(image)
     outside = compute.struct_field(content, "path").filter(compute.struct_field(content, "bytes").is_null())
     paths = outside.to_pylist() if len(outside) else [f"{cell[0]}!{image}/{cell[1]}" for cell in _cells(dataset)]
     if len(paths) != len(dataset):
-        raise AdaptError(f"{where}: some images are files and some are in its tables. Save it by save_to_disk first.")
+        raise AdaptError(f"{where}: some images are files and some are in its tables. Save it by save_to_disk first")
     domains = dataset["domain"] if "domain" in dataset.column_names else [""] * len(dataset)
     for row, (path, number, domain) in enumerate(zip(paths, dataset[label], domains, strict=True)):
         if number is None or number < 0:
-            raise AdaptError(f"{where}: row {row} has no label. Remove the rows or the part without labels.")
+            raise AdaptError(f"{where}: row {row} has no label. Remove the rows or the part without labels")
         yield path, number, domain
 
 
-def _cells(dataset: Any) -> Iterator[tuple[str, int]]:
-    """The Arrow file of each row, and its place there."""
+def _cells(dataset: Dataset) -> Iterator[tuple[str, int]]:
+    """Yield the Arrow file of each row, and its place there."""
     import pyarrow
 
     for entry in dataset.cache_files:
@@ -96,9 +99,7 @@ def _cells(dataset: Any) -> Iterator[tuple[str, int]]:
 class HuggingFace(Reader):
     name = "hugging_face"
     takes = "hf:NAME"
-
-    def claims(self, spec: str) -> bool:
-        return spec.startswith("hf:")
+    prefix = "hf:"
 
     def read(self, spec: str, root: str | None) -> Split:
-        return read_hugging_face(spec.removeprefix("hf:"))
+        return read_hugging_face(spec.removeprefix(self.prefix))

@@ -1,12 +1,12 @@
-"""ImageNet and its four variants: class folders that are called by WordNet ids or by numbers.
+"""ImageNet and its four variants, whose class folders are named by WordNet ids or by numbers.
 
-Their readable names are those of CoOp's `classnames.txt`, a line `WORDNET_ID NAME` for each of the 1,000 classes in the
-order of their ids. Two of its names stand for two classes each ("missile", "sunglasses"), where names have to tell
-classes apart. The second one gets a `_` at its end: prompts read that as a space, which CLIP's tokenizer drops, so
-that both classes keep the published prompt, and with it the published accuracies.
+Their readable names come from CoOp's `classnames.txt`, a line `WORDNET_ID NAME` for each of the 1,000 classes in the
+order of their ids. Two names stand for two classes each ("missile", "sunglasses"), but names must identify classes.
+The second one gets a `_` at its end: prompts read that as a space, which CLIP's tokenizer drops, so that both classes
+keep the published prompt, and with it the published accuracies.
 
-CoOp takes the images of a class in the order in which the file system lists them; here they are sorted, so that a seed
-picks the same ones everywhere.
+CoOp takes the images of a class in the order of the file system; here they are sorted, so that a seed picks the same
+ones everywhere.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ from adapt.shown import first_of
 
 
 def by_synsets(data: Published, home: Path) -> Split:
-    """Labels by the order of the WordNet ids that there are folders for: all (ImageNet, -Sketch) or 200 (-A, -R)."""
+    """Return labels by the order of the WordNet ids of folders: all (ImageNet, -Sketch) or 200 (-A, -R)."""
     names = _class_names(home / data.lists[0])
     synsets = subfolders(home / data.images[0])
     for synset in synsets:
         if synset not in names:
-            raise AdaptError(f"Data {data.name!r}: {synset} in {data.images[0]}/ is no class of {data.lists[0]}.")
+            raise AdaptError(f"data {data.name!r}: {synset} in {data.images[0]}/ is no class of {data.lists[0]}")
     return _split(data, home, synsets, [names[synset] for synset in synsets])
 
 
 def by_numbers(data: Published, home: Path) -> Split:
-    """Folders that are called by the label, from 0 (ImageNetV2)."""
+    """Return the split of folders that are named by the label, from 0 (ImageNetV2)."""
     names = list(_class_names(home / data.lists[0]).values())
     return _split(data, home, [str(label) for label in range(len(names))], names)
 
 
 def _class_names(path: Path) -> dict[str, str]:
-    """Names by WordNet id, no two of them the same."""
+    """Return names by WordNet id, no two of them the same."""
     names: dict[str, str] = {}
     for line in read_lines(path):
         synset, _, name = line.partition(" ")
@@ -51,7 +51,7 @@ def _class_names(path: Path) -> dict[str, str]:
 
 
 def _split(data: Published, home: Path, folders: Sequence[str], names: Sequence[str]) -> Split:
-    """Class folder `i` holds label `i`; of two folders of images the first is for training, the last is the test."""
+    """Return a split; class folder `i` holds label `i`, the first of two image folders is train, the last is test."""
     parts = []
     for images in data.images:
         _check_folders(data, home / images, folders)
@@ -61,12 +61,12 @@ def _split(data: Published, home: Path, folders: Sequence[str], names: Sequence[
 
 
 def _check_folders(data: Published, images: Path, expected: Sequence[str]) -> None:
-    found = subfolders(images)
-    for problem, folders in (("lacks", set(expected) - set(found)), ("should not have", set(found) - set(expected))):
+    wanted, present = set(expected), set(subfolders(images))
+    for problem, folders in (("lacks", wanted - present), ("should not have", present - wanted)):
         if folders:
             listed = first_of(sorted(folders))
             raise AdaptError(
-                f"Data {data.name!r}: {str(images)!r} {problem} the class folders {listed}. Expected {len(expected)}, "
+                f"data {data.name!r}: {str(images)!r} {problem} the class folders {listed}. Expected {len(expected)}, "
                 f"each with the images of its class. {data.advice}"
             )
 

@@ -1,9 +1,8 @@
-"""Folders of images with a `labels.csv` that says which classes are seen in each, several or none."""
+"""Folders of images with a `labels.csv` that lists the classes in each, several or none."""
 
 from __future__ import annotations
 
 import csv
-import io
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,7 +11,7 @@ from adapt.data.decoding.regions import parted
 from adapt.data.readers import parts
 from adapt.data.readers.csv_file import read_csv
 from adapt.data.readers.folder import Folder, images_in
-from adapt.data.readers.lines import read_text
+from adapt.data.readers.lines import UNREADABLE, csv_reader
 from adapt.data.readers.rows import real_paths
 from adapt.data.split import Split
 from adapt.errors import AdaptError
@@ -21,18 +20,17 @@ LIST = "labels.csv"
 
 
 def is_labelled(root: str | os.PathLike[str]) -> bool:
-    """Whether the folder has a `labels.csv` with a column `path`; others are passed over."""
+    """Return whether the folder has a `labels.csv` with a column `path`; others are passed over."""
     try:
-        first = next(csv.reader(io.StringIO(read_text(os.path.join(root, LIST)))), [])
-    except (OSError, ValueError, csv.Error):
+        return "path" in (csv_reader(os.path.join(root, LIST)).fieldnames or ())
+    except (*UNREADABLE, csv.Error):
         return False
-    return "path" in first
 
 
 def read_labelled_folder(root: str | os.PathLike[str], ratios: Sequence[float] = parts.RATIOS, seed: int = 0) -> Split:
-    """What `labels.csv` in the folder says, as `read_csv` reads it.
+    """Return the split in `labels.csv` of the folder, as `read_csv` reads it.
 
-    Raises AdaptError as that, and, naming it, for an image in the folder that is not listed.
+    Raises AdaptError as that does, and, naming it, for an image in the folder that is not listed.
     """
     root = os.path.abspath(root)
     split = read_csv(os.path.join(root, LIST), root, ratios, seed)
@@ -40,8 +38,8 @@ def read_labelled_folder(root: str | os.PathLike[str], ratios: Sequence[float] =
     for path, real in real_paths(images_in(root)).items():
         if real not in listed:
             raise AdaptError(
-                f"Image folder {root!r} has a {LIST}, and {path!r} is not in it: add a line, with no labels where it "
-                "has none of the classes, or take the image out."
+                f"image folder {root!r} has a {LIST}, and {path!r} is not in it: add a line, with no labels where it "
+                "has none of the classes, or take the image out"
             )
     return replace(split, name=os.path.basename(root))
 

@@ -1,28 +1,31 @@
-"""Text files that list something: read whole, within bounds, by every reader of lists."""
+"""Text files that list something, read at once, within bounds."""
 
 from __future__ import annotations
 
+import csv
 import gzip
+import io
 import os
 import zlib
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from adapt.disk import open_regular, read_bounded
 from adapt.errors import AdaptError
 
 _MOST_BYTES = 512 * 2**20
-# Gzipped lists of images are a tenth of their size; what unpacks to far more is no list.
+# Gzipped lists of images are a tenth of their size; a file that unpacks to far more is not a list.
 _MOST_RATIO, _MOST_OF_FEW = 64, 16 * 2**20
 
 
-# What reading a list raises: ValueError of malformed JSON or UTF-8, EOFError and zlib.error of a damaged gzip.
+# Reading a list raises ValueError for malformed JSON or UTF-8, EOFError and zlib.error for a damaged gzip.
 UNREADABLE = (OSError, EOFError, ValueError, zlib.error)
 
 
 def read_text(path: str | os.PathLike[str]) -> str:
-    """The text of a list, also gzipped (`.gz`), without a byte order mark.
+    """Return the text of a list, also gzipped (`.gz`), without a byte order mark.
 
-    Raises OSError or EOFError where there is no such file or it is too large, ValueError where it is not UTF-8.
+    Raises OSError or EOFError if there is no such file or it is too large, ValueError if it is not UTF-8.
     """
     with open_regular(path) as file:
         if not os.fspath(path).endswith(".gz"):
@@ -34,9 +37,21 @@ def read_text(path: str | os.PathLike[str]) -> str:
     return content.decode("utf-8-sig")  # spreadsheets and some editors put a byte order mark in front
 
 
-def read_lines(path: Path) -> list[str]:
-    """The lines that are not empty, without the space around them. Raises AdaptError where there is no such text."""
+@contextmanager
+def readable(where: str) -> Iterator[None]:
+    """Raise AdaptError, which calls the file `where`, for a list that cannot be read or parsed inside."""
     try:
+        yield
+    except (*UNREADABLE, RecursionError, csv.Error) as error:  # RecursionError: JSON with thousands of brackets
+        raise AdaptError(f"{where} cannot be read: {error}") from error
+
+
+def read_lines(path: str | os.PathLike[str]) -> list[str]:
+    """Return the lines that are not empty, without the space around them. Raises AdaptError as `readable` does."""
+    with readable(f"list {os.fspath(path)!r}"):
         return [line.strip() for line in read_text(path).splitlines() if line.strip()]
-    except (OSError, EOFError, ValueError) as error:
-        raise AdaptError(f"List {str(path)!r} cannot be read: {error}.") from error
+
+
+def csv_reader(path: str | os.PathLike[str]) -> csv.DictReader[str]:
+    """Return a reader of the lines of a CSV file. Raises as `read_text` does; csv.Error while it is iterated."""
+    return csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)

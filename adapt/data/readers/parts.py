@@ -1,4 +1,4 @@
-"""Train, val and test: the names they go by, and seeded parts for data that comes without them."""
+"""Train, val and test: the names of parts, and seeded parts for data without them."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ ALIASES = {"train": "train", "val": "val", "valid": "val", "validation": "val", 
 
 
 def assign(class_names: Sequence[str], ratios: Sequence[float], seed: int) -> list[str]:
-    """The part ("train", "val" or "test") of each image, given each image's class.
+    """Return the part ("train", "val" or "test") of each image, given each image's class.
 
     Every class is shuffled by a stream of its own, so that adding a class leaves the parts of the others as they were,
     and is cut by `ratios`; at least one of its images is for training.
 
-    Raises AdaptError when `ratios` is not three shares that add up to 1.
+    Raises AdaptError if `ratios` is not three shares that add up to 1.
     """
     if len(ratios) != 3 or min(ratios) < 0 or ratios[0] == 0 or abs(sum(ratios) - 1) > 1e-6:
         raise AdaptError(
-            f"ratios is {tuple(ratios)}; expected the shares of train, val and test, adding up to 1, train above 0."
+            f"ratios is {tuple(ratios)}; expected the shares of train, val and test, adding up to 1, train above 0"
         )
     by_class: dict[str, list[int]] = {}
     for index, name in enumerate(class_names):

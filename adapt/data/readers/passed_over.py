@@ -1,4 +1,4 @@
-"""Files of a folder that look like pictures and are in no data set: counted and named, because no reader takes them."""
+"""Files of a folder that look like pictures but that no reader takes, counted and named."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from adapt.shown import shown
 
 logger = logging.getLogger("adapt")
 
-# of pictures that are not decoded: raw photographs, layers, vectors, and formats that few libraries read
+# suffixes of pictures that are not decoded: raw photographs, layers, vectors, and rare formats
 UNREAD = (
     ".3fr", ".ai", ".arw", ".cr2", ".cr3", ".cur", ".dcm", ".dds", ".dng", ".eps", ".erf", ".exr",
     ".fits", ".hdr", ".icns", ".ico", ".j2k", ".jp2", ".jpf", ".jpx", ".jxl", ".jxr", ".kdc", ".mrw",
@@ -40,7 +40,7 @@ class PassedOver(NamedTuple):
 
 
 def passed_over(source: str | os.PathLike[str], split: Split) -> list[PassedOver]:
-    """The files that look like pictures in the folder `source` and are not in `split`; none where it is no folder."""
+    """Return files in the folder `source` that look like pictures and are not in `split`; none for a list or name."""
     folder = folder_of(source)
     if folder is None:
         return []
@@ -48,26 +48,26 @@ def passed_over(source: str | os.PathLike[str], split: Split) -> list[PassedOver
 
 
 def besides(folder: str | os.PathLike[str], used: Iterable[str]) -> list[PassedOver]:
-    """The files in `folder`, at any depth, that look like pictures and are none of those `used`."""
+    """Return the files in `folder`, at any depth, that look like pictures and are not among those `used`."""
     real_used = {os.path.realpath(path) for path in used}
     others = sorted(path for path, real in real_files(os.fspath(folder)).items() if real not in real_used)
-    found = [PassedOver(path, _why(path)) for path in others]
-    return [each for each in found if each.why]
+    files = [PassedOver(path, _why(path)) for path in others]
+    return [each for each in files if each.why]
 
 
 def note_passed_over(source: str | os.PathLike[str], split: Split) -> None:
-    """One line in the log, where files were passed over: how many, and of which suffixes."""
+    """Log how many files were passed over, and their suffixes, if there are any."""
     note_files(split.name, passed_over(source, split), ". `adapt data check` names them")
 
 
 def note_files(name: str, files: Sequence[PassedOver], where: str = "") -> None:
-    """One line in the log where there are files that were passed over in what is called `name`."""
+    """Log the files that were passed over in the folder called `name`, if there are any."""
     if files:
         logger.warning("%s: %s passed over: %s%s", shown(name), counted(files), by_suffix(files), where)
 
 
 def counted(files: Sequence[PassedOver]) -> str:
-    """Number of files, up to the verb."""
+    """Return the number of files in words, including the verb."""
     return (
         "1 file that looks like a picture is"
         if len(files) == 1
@@ -76,13 +76,13 @@ def counted(files: Sequence[PassedOver]) -> str:
 
 
 def by_suffix(files: Sequence[PassedOver]) -> str:
-    """Number of files of each suffix, the most frequent first."""
+    """Return the number of files of each suffix, the most frequent first."""
     count = Counter(each.suffix for each in files)
     return ", ".join(f"{number:,} {suffix}" for suffix, number in sorted(count.items(), key=lambda each: -each[1]))
 
 
 def _why(path: str) -> str:
-    """Reason why a file that looks like a picture is not in the data; "" for one that does not look like any."""
+    """Return why a file that looks like a picture is not in the data; "" for one that does not look like one."""
     suffix = os.path.splitext(path)[1].lower()
     if suffix in IMAGE_SUFFIXES:
         return "in no folder of a class"
@@ -93,9 +93,9 @@ def _why(path: str) -> str:
 
 
 def _kind_of(path: str) -> str:
-    """The format of the picture that a file holds by its first bytes, whatever it is called; "" for none."""
+    """Return the picture format of a file by its first bytes, whatever its name; "" if it is no picture."""
     try:
         with open_file(path) as file, opened(file, path) as picture:
             return str(picture.format)
-    except AdaptError:  # what no picture says of itself, as texts and tables do
+    except AdaptError:  # it is not a picture
         return ""

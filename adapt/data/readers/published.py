@@ -1,4 +1,4 @@
-"""The fifteen data sets of the papers: published.toml as records, found by either name."""
+"""The fifteen data sets of the papers: the records of published.toml, by either name."""
 
 from __future__ import annotations
 
@@ -31,48 +31,39 @@ class Published:
     source: str
 
     def missing(self, root: str) -> list[str]:
-        """What of the data set's own folder, folders of images and lists there is not under `root`."""
+        """Return the data set's own folder, image folders and lists that are missing under `root`."""
         home = Path(root, self.folder)
         folders = [f"folder {path}" for path in (home, *(home / name for name in self.images)) if not path.is_dir()]
         return folders + [f"file {home / name}" for name in self.lists if not (home / name).is_file()]
 
     @property
     def advice(self) -> str:
-        """What to fetch, and where its official source is described."""
-        return f"Fetch {self.fetch}, as {self.source} says."
+        """A sentence on what to fetch, and where its official source is described."""
+        return f"Fetch {self.fetch}, as {self.source} says"
 
 
 @cache
 def sets() -> dict[str, Published]:
-    """The fifteen, by our names, in the order of the papers."""
+    """Return the fifteen data sets by our names, in the order of the papers."""
     return {name: _record(name, row) for name, row in tomllib.loads(TABLE.read_text(encoding="utf-8")).items()}
 
 
 def trained() -> list[str]:
-    """The names of those that have training images: the eleven of the few-shot papers."""
+    """Return the names of those with training images: the eleven of the few-shot papers."""
     return [name for name, each in sets().items() if each.sizes[0]]
 
 
 def find(name: str) -> Published | None:
-    """The data set that is called `name` here (`oxford_pets`) or in CoOp's code (`OxfordPets`)."""
+    """Return the data set that is called `name` here (`oxford_pets`) or in CoOp's code (`OxfordPets`)."""
     return next((each for each in sets().values() if name in (each.name, each.coop_name)), None)
 
 
 def _record(name: str, row: Mapping[str, Any]) -> Published:
-    coop_name = row["coop_name"]
-    split_file = f"split_zhou_{coop_name}.json"
-    train, val, test = row["sizes"]
-    return Published(
-        name=name,
-        coop_name=coop_name,
-        folder=row["folder"],
-        layout=row.get("layout", "split"),
-        images=tuple(row["images"]),
-        lists=tuple(row.get("lists", [split_file])),
-        classes=row["classes"],
-        sizes=(train, val, test),
-        template=row.get("template", "a photo of a {}."),
-        names=tuple(row.get("names", ())),
-        fetch=row["fetch"] if "lists" in row else f"{row['fetch']} and {split_file}",
-        source=f"{_GUIDE}#{row['section']}",
-    )
+    """Return a row of the table as a record; a set without lists of its own has CoOp's split file."""
+    split_file = f"split_zhou_{row['coop_name']}.json"
+    fetch = row["fetch"] if "lists" in row else f"{row['fetch']} and {split_file}"
+    fields: dict[str, Any] = {"layout": "split", "lists": [split_file], "template": "a photo of a {}.", "names": []}
+    fields |= {**row, "name": name, "fetch": fetch, "source": f"{_GUIDE}#{row['section']}"}
+    del fields["section"]
+    fields = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
+    return Published(**fields)

@@ -1,4 +1,4 @@
-"""The published data sets as splits: most are a split file over a folder of images, Aircraft and ImageNet's are not."""
+"""The published data sets as splits: most have a split file over an image folder; Aircraft and ImageNet differ."""
 
 from __future__ import annotations
 
@@ -18,40 +18,40 @@ from adapt.errors import AdaptError
 
 
 def read_published(data: Published, root: str | os.PathLike[str]) -> Split:
-    """The data set under its own folder in `root`, the folder that all published data sets share (CoOp's `$DATA`).
+    """Return the data set in its own folder under `root`, which all published data sets share (CoOp's `$DATA`).
 
-    Raises AdaptError, with what to fetch, for a folder or a list that is missing, and where the number of classes is
-    not the published one. Images are neither opened nor counted; `adapt data check` does both.
+    Raises AdaptError, saying what to fetch, for a missing folder or list, and if the number of classes is not the
+    published one. Images are neither opened nor counted; `adapt data check` does both.
     """
     root = os.path.abspath(root)
     missing = data.missing(root)
     if missing:
         absent = " and no ".join(missing)
-        raise AdaptError(f"Data {data.name!r}: there is no {absent}.{_hint(data, root)} {data.advice}")
+        raise AdaptError(f"data {data.name!r}: there is no {absent}.{_hint(data, root)} {data.advice}")
     home = Path(root, data.folder)
     split = _READERS[data.layout](data, home)
     if len(split.class_names) != data.classes:
         raise AdaptError(
-            f"Data {data.name!r} has {len(split.class_names)} classes in {str(home)!r}; {data.classes} are published. "
+            f"data {data.name!r} has {len(split.class_names)} classes in {str(home)!r}; {data.classes} are published. "
             f"{data.advice}"
         )
     return replace(split, name=data.name, template=data.template)
 
 
 def _hint(data: Published, root: str) -> str:
-    """For who gave the data set's own folder."""
+    """Return advice for a caller who gave the data set's own folder."""
     own = os.path.basename(root) == data.folder and os.path.isdir(root)
     return f" Give the folder that holds {data.folder}/ as root, not that folder itself." if own else ""
 
 
 def _by_split_file(data: Published, home: Path) -> Split:
-    """Labels, order and class names are the file's. The paths of StanfordCars, in two folders, start above them."""
+    """Return the file's labels, order and class names. StanfordCars' paths, in two folders, start above them."""
     (source,) = data.lists
     return read_split(home / source, home / data.images[0] if len(data.images) == 1 else home, turned=False)
 
 
 def _by_variants(data: Published, home: Path) -> Split:
-    """FGVCAircraft: `variants.txt` numbers the classes, and each part's list has lines `IMAGE VARIANT`."""
+    """Return FGVCAircraft: `variants.txt` numbers the classes, and each part's list has lines `IMAGE VARIANT`."""
     variants, *parts = (read_lines(home / name) for name in data.lists)
     images = home / data.images[0]
 
@@ -60,7 +60,7 @@ def _by_variants(data: Published, home: Path) -> Split:
         for line in lines:
             image, _, name = line.partition(" ")
             if name not in variants:
-                raise AdaptError(f"{str(home / source)!r} has {line!r}; expected an image and one of variants.txt.")
+                raise AdaptError(f"{str(home / source)!r} has {line!r}; expected an image and one of variants.txt")
             items.append(Item.of(path=str(images / f"{image}.jpg"), label=name))
         return tuple(items)
 

@@ -1,4 +1,4 @@
-"""From listed images to a split: numbers for the classes, and parts where the list does not say them."""
+"""A split from listed images: numbers for the classes, and parts if the list does not say them."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from adapt.errors import AdaptError
 from adapt.tasks import SEPARATOR, Task
 
 logger = logging.getLogger("adapt")
-_SEVERAL = " (A column 'labels' in place of 'label' may have several classes of an image.)"
+_SEVERAL = " (a column 'labels' in place of 'label' may have several classes of an image)"
 
 
 class Listed(NamedTuple):
-    """An item, and the part that it is in; "" where the data set does not say it."""
+    """An item, and its part; "" if the data set does not say it."""
 
     item: Item
     part: str = ""
 
 
 def listed(path: str, cells: Mapping[str, Any], part: str = "", domain: str = "") -> Listed:
-    """An image of which a list says `cells`, by the names of the columns."""
+    """Return an image with the `cells` of a list, by the names of the columns."""
     return Listed(Item.of(path=path, domain=domain, **cells), part)
 
 
@@ -42,10 +42,10 @@ def to_split(
     seed: int,
     turned: bool = True,
 ) -> Split:
-    """The split of `rows`, with `class_names` or those that the rows name, of images that are `turned` upright by EXIF.
+    """Return the split of `rows`, with `class_names` or those in the rows, of images that are `turned` upright by EXIF.
 
-    Rows without a part are divided by `ratios` and `seed`; where some are texts, these are for training and the images
-    for the test. Raises AdaptError when a class has no training image.
+    Rows without a part are divided by `ratios` and `seed`; if some are texts, these are for training and the images for
+    the test. Raises AdaptError if a class has no training image.
     """
     rows, task = _completed(rows, name), tasks.of([row.item for row in rows])
     items = [row.item for row in rows]
@@ -54,43 +54,41 @@ def to_split(
         part_of = [row.part or ("test" if row.item.paths else "train") for row in rows]
     else:
         part_of, shares = _assigned(items, task, ratios, seed), ratios
-    found: dict[str, list[Item]] = {"train": [], "val": [], "test": []}
+    divided: dict[str, list[Item]] = {"train": [], "val": [], "test": []}
     for item, part in zip(items, part_of, strict=True):
-        found[part].append(replace(item, turned=turned and bool(item.paths)))
+        divided[part].append(replace(item, turned=turned and bool(item.paths)))
     names = task.class_names(item.label for item in items) if class_names is None else tuple(class_names)
-    train, val, test = map(tuple, found.values())
+    train, val, test = map(tuple, divided.values())
     return Split(name, names, train, val, test, root=root, ratios=None if shares is None else tuple(shares))
 
 
 def _completed(rows: Sequence[Listed], name: str) -> list[Listed]:
-    """The rows with labels that may depend on all others of their task."""
+    """Return the rows with labels that may depend on all others of their task."""
     try:
         labels = tasks.of([row.item for row in rows]).completed([row.item.label for row in rows])
     except AdaptError as error:
-        raise AdaptError(f"Data {name!r}: {error}") from None
+        raise AdaptError(f"data {name!r}: {error}") from None
     return [row._replace(item=row.item.labelled(label)) for row, label in zip(rows, labels, strict=True)]
 
 
 def _assigned(items: Sequence[Item], task: Task, ratios: Sequence[float], seed: int) -> list[str]:
-    """The part of each item; regions of one image share its part. Several questions about one image need not."""
+    """Return the part of each item; regions of one image share a part, but several questions need not.
+
+    If all of an image, or of an entity, shares its part, this is drawn by the rarest of its strata.
+    """
     if not (task.stays_whole or any(parted(item.path)[1] for item in items)):
         return parts.assign([item.stratum for item in items], ratios, seed)
-    return _assigned_by_image(items, ratios, seed)
-
-
-def _assigned_by_image(items: Sequence[Item], ratios: Sequence[float], seed: int) -> list[str]:
-    """The same where all of an image, or of an entity, shares its part, which is drawn by the rarest of its strata."""
-    wholes = [item.unit or parted(item.path)[0] for item in items]
+    units = [item.unit or parted(item.path)[0] for item in items]
     count = Counter(item.stratum for item in items)
     rarest: dict[str, str] = {}
-    for item, whole in zip(items, wholes, strict=True):
-        rarest[whole] = min(rarest.get(whole, item.stratum), item.stratum, key=lambda name: (count[name], name))
+    for item, unit in zip(items, units, strict=True):
+        rarest[unit] = min(rarest.get(unit, item.stratum), item.stratum, key=lambda name: (count[name], name))
     part_of = dict(zip(rarest, parts.assign(list(rarest.values()), ratios, seed), strict=True))
-    return [part_of[whole] for whole in wholes]
+    return [part_of[unit] for unit in units]
 
 
 def check_listed_once(rows: Sequence[Listed], where: str) -> None:
-    """AdaptError for a picture that is listed for two parts, or two classes; several questions may be about one."""
+    """Raise AdaptError for a picture listed for two parts or classes, unless several questions are about it."""
     seen: dict[tuple[str, str], str] = {}
     for item, part in rows:
         if not (item.paths and item.task.once_an_image):
@@ -103,44 +101,36 @@ def check_listed_once(rows: Sequence[Listed], where: str) -> None:
             one = seen.setdefault((what, path), other)
             if one != other:
                 raise AdaptError(
-                    f"{where}: {path!r} is of two {what}, {one!r} and {other!r}. Keep one of the lines."
+                    f"{where}: {path!r} is of two {what}, {one!r} and {other!r}. Keep one of the lines"
                     + _SEVERAL * (what == "classes")
                 )
 
 
 def one_each(rows: Sequence[Listed], root: str, real: Mapping[str, str], where: str) -> list[Listed]:
-    """`rows` without those that come by a symbolic link to a picture that another path has.
+    """Return `rows` without those whose path is a symbolic link to a picture that another path has.
 
     Paths are below `root`; `real` has each path's real one. The path without a link stays, or else the first one; what
-    another part or class loses by it is logged. Raises AdaptError where links alone put one picture into two parts or
-    classes: neither is the right one.
+    another part or class loses is logged. Raises AdaptError if only links put a picture into two parts or classes:
+    neither is the right one.
     """
     home = os.path.realpath(root)
     own = {row.item.path for row in rows if real[row.item.path] == home + row.item.path.removeprefix(root)}
-    kept: dict[str, Listed] = {}  # by real path
+    first_of: dict[str, Listed] = {}  # by real path
     lost: list[tuple[Listed, Listed]] = []
     for row in sorted(rows, key=lambda row: row.item.path not in own):  # stable
-        first = kept.setdefault(real[row.item.path], row)
+        first = first_of.setdefault(real[row.item.path], row)
         if first.item.path != row.item.path and _counts_as(first) != _counts_as(row):
-            _check_own(first, row, own, where)
+            if first.item.path not in own:
+                raise AdaptError(f"{where}: {_pair(row, first)} by symbolic links. Keep one of them")
             lost.append((row, first))
     if lost:
-        logger.warning(
-            "%s: left out %s of pictures that count elsewhere, such as %s.",
-            where,
-            f"{len(lost):,} links",
-            _pair(*lost[0]),
-        )
-    return [row for row in rows if kept[real[row.item.path]].item.path == row.item.path]
+        links = f"{len(lost):,} links of pictures that count elsewhere, such as {_pair(*lost[0])}"
+        logger.warning("%s: left out %s.", where, links)
+    return [row for row in rows if first_of[real[row.item.path]].item.path == row.item.path]
 
 
 def _counts_as(row: Listed) -> tuple[str, str, str]:
     return row.part, SEPARATOR.join(row.item.class_names), row.item.unit
-
-
-def _check_own(first: Listed, row: Listed, own: set[str], where: str) -> None:
-    if first.item.path not in own:
-        raise AdaptError(f"{where}: {_pair(row, first)} by symbolic links. Keep one of them.")
 
 
 def _pair(row: Listed, other: Listed) -> str:
@@ -149,7 +139,7 @@ def _pair(row: Listed, other: Listed) -> str:
 
 
 def check_linked(items: Mapping[str, Sequence[Item]], where: str) -> None:
-    """Raises AdaptError where symbolic links list one picture in two parts. One path that stands twice may."""
+    """Raise AdaptError if symbolic links list one picture in two parts; the same path may occur twice."""
     real = real_paths(item.path for listed in items.values() for item in listed)
     seen: dict[str, tuple[str, str]] = {}
     for part, listed in items.items():
@@ -158,18 +148,18 @@ def check_linked(items: Mapping[str, Sequence[Item]], where: str) -> None:
             if first != part and path != item.path:
                 raise AdaptError(
                     f"{where}: {item.path!r} ({part}) is the same picture as {path!r} ({first}) by symbolic links. "
-                    "Keep one of them."
+                    "Keep one of them"
                 )
 
 
 def real_paths(paths: Iterable[str]) -> dict[str, str]:
-    """Each path without symbolic links; folders are looked up once, because they have many files."""
+    """Return each path without symbolic links; folders are resolved once, because they have many files."""
     folders: dict[str, str] = {}
     real: dict[str, str] = {}
     for path in paths:
         folder, name = os.path.split(path)
         if folder not in folders:
             folders[folder] = os.path.realpath(folder)
-        whole = os.path.join(folders[folder], name)
-        real[path] = os.path.realpath(whole) if os.path.islink(whole) else whole
+        joined = os.path.join(folders[folder], name)
+        real[path] = os.path.realpath(joined) if os.path.islink(joined) else joined
     return real

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-from typing import Any
 
 from adapt.data.decoding.files import under
 from adapt.data.item import Item
 from adapt.data.readers.base import Reader
-from adapt.data.readers.lines import UNREADABLE, read_text
+from adapt.data.readers.lines import read_text, readable
 from adapt.data.readers.rows import check_linked
 from adapt.data.split import Split
 from adapt.errors import AdaptError
@@ -19,7 +18,7 @@ _PARTS = ("train", "val", "test")
 
 
 def read_split(path: str | os.PathLike[str], root: str | os.PathLike[str] | None = None, turned: bool = True) -> Split:
-    """The split in a file `{"train": [[path, label, class name], ...], "val": ..., "test": ...}`, also gzipped.
+    """Return the split in a file `{"train": [[path, label, class name], ...], "val": ..., "test": ...}`, also gzipped.
 
     With `root`, paths are joined to it and must stay under it; without, they stay as they are in the file. Images are
     `turned` upright by their EXIF orientation, or taken as they are stored.
@@ -32,36 +31,34 @@ def read_split(path: str | os.PathLike[str], root: str | os.PathLike[str] | None
     content = _read(source)
     names: dict[int, str] = {}
     train, val, test = (
-        tuple(_item(entry, names, folder, turned, f"Split {source!r}: {part}") for entry in content[part])
+        tuple(_item(entry, names, folder, turned, f"split {source!r}: {part}") for entry in content[part])
         for part in _PARTS
     )
     free = next(label for label in range(len(names) + 1) if label not in names)
     if free < len(names):
-        raise AdaptError(f"Split {source!r}: no image has label {free}. Number the labels from 0 without a gap.")
-    check_linked({"train": train, "val": val, "test": test}, f"Split {source!r}")
+        raise AdaptError(f"split {source!r}: no image has label {free}. Number the labels from 0 without a gap")
+    check_linked({"train": train, "val": val, "test": test}, f"split {source!r}")
     title = os.path.basename(source).split(".json")[0].removeprefix("split_zhou_")
     return Split(title, tuple(names[label] for label in sorted(names)), train, val, test, root=folder)
 
 
-def _read(source: str) -> dict[str, list[Any]]:
-    try:
+def _read(source: str) -> dict[str, list[object]]:
+    with readable(f"split {source!r}"):
         content = json.loads(read_text(source))
-    except (*UNREADABLE, RecursionError) as error:  # the latter of brackets in thousands
-        raise AdaptError(f"Split {source!r} cannot be read: {error}.") from error
     if not isinstance(content, dict) or not all(isinstance(content.get(part), list) for part in _PARTS):
-        raise AdaptError(f"Split {source!r}: expected an object with the lists {', '.join(_PARTS)}.")
+        raise AdaptError(f"split {source!r}: expected an object with the lists {', '.join(_PARTS)}")
     return content
 
 
-def _item(entry: Any, names: dict[int, str], folder: str, turned: bool, where: str) -> Item:
-    """One entry; `names` collects the class names by label."""
+def _item(entry: object, names: dict[int, str], folder: str, turned: bool, where: str) -> Item:
+    """Return the item of an entry; `names` collects the class names by label."""
     match entry:
         case [str(path), int(label), str(name)] if label >= 0 and not isinstance(label, bool):
             pass
         case _:
-            raise AdaptError(f"{where} has {brief(entry)}; expected [path, label from 0, class name].")
+            raise AdaptError(f"{where} has {brief(entry)}; expected [path, label from 0, class name]")
     if names.setdefault(label, name) != name:
-        raise AdaptError(f"{where} names label {label} {name!r}, but it is {names[label]!r} before.")
+        raise AdaptError(f"{where} names label {label} {name!r}, but it is {names[label]!r} before")
     return Item.of(path=under(folder, path, where), label=name, turned=turned)
 
 
@@ -69,7 +66,7 @@ class SplitFile(Reader):
     name = "split_file"
     takes = "a split file of CoOp's (.json)"
     root = "may"
-    fallback = True  # of JSON whatever is none of captions
+    fallback = True  # takes any JSON that is not captions
 
     def claims(self, spec: str) -> bool:
         return spec.endswith((".json", ".json.gz")) and os.path.isfile(spec)

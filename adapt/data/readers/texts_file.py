@@ -1,44 +1,40 @@
-"""Files of texts, such as captions: a CSV of which one column are texts, or a list with one a line."""
+"""Files of texts, such as captions: a CSV with a column of texts, or a list with one a line."""
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 from pathlib import Path
 
 from adapt.cells import unguarded
 from adapt.data.item import Item
 from adapt.data.readers.base import Reader
-from adapt.data.readers.lines import read_lines, read_text
+from adapt.data.readers.lines import csv_reader, read_lines, readable
 from adapt.data.split import Split
 from adapt.errors import AdaptError
 
 
 def read_texts(path: str | os.PathLike[str]) -> list[str]:
-    """The column `text`, whatever else there is. Raises AdaptError where there is none, or one is empty."""
+    """Return the column `text`, ignoring others. Raises AdaptError if there is none, or a text is empty."""
     where = f"CSV {os.fspath(path)!r}"
-    try:
-        rows = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
+    with readable(where):
+        rows = csv_reader(path)
         texts = [unguarded((row.get("text") or "").strip()) for row in rows]
-    except (OSError, ValueError, csv.Error) as error:
-        raise AdaptError(f"{where} cannot be read: {error}.") from error
     if "text" not in (rows.fieldnames or ()):
-        raise AdaptError(f"{where}: no column 'text'.")
+        raise AdaptError(f"{where}: no column 'text'")
     for number, text in enumerate(texts, 1):
         if not text:
-            raise AdaptError(f"{where}: text {number} is empty.")
+            raise AdaptError(f"{where}: text {number} is empty")
     return texts
 
 
 def read_list(path: str | os.PathLike[str]) -> Split:
-    """The split of texts to learn from alone, one a line, of which one that stands twice counts once.
+    """Return the split of texts to learn from, one a line; a repeated text counts once.
 
     Raises AdaptError for a list that is empty or cannot be read.
     """
-    texts = dict.fromkeys(read_lines(Path(path)))
+    texts = dict.fromkeys(read_lines(path))
     if not texts:
-        raise AdaptError(f"List {os.fspath(path)!r} is empty: expected a text a line.")
+        raise AdaptError(f"list {os.fspath(path)!r} is empty: expected a text a line")
     train = tuple(Item.of(text=text) for text in texts)
     return Split(Path(path).stem, (), train, (), ())
 

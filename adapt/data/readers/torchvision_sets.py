@@ -1,14 +1,14 @@
-"""torchvision's data sets by name, where they are files of images with class names. Nothing is downloaded.
+"""torchvision's data sets of image files with class names. Nothing is downloaded.
 
-torchvision keeps the files and labels of a data set in attributes that differ from class to class and are mostly
-private; the names of all of them are here, and a data set that has none is refused.
+torchvision keeps the files and labels of a data set in attributes that differ from class to class and are often
+private; all their names are here, and a data set without any of them is refused.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from adapt.data.readers import parts
 from adapt.data.readers.base import Reader
@@ -16,7 +16,10 @@ from adapt.data.readers.rows import listed, to_split
 from adapt.data.split import Split
 from adapt.errors import AdaptError, nearest
 
-# The names of its parts, each with the part that it is here; none where there is only one list of images.
+if TYPE_CHECKING:
+    from torchvision.datasets import VisionDataset
+
+# The names of its parts, each with our part; none if there is only one list of images.
 _PARTS: dict[str, dict[str, str]] = {
     "Country211": {"train": "train", "valid": "val", "test": "test"},
     "DTD": {"train": "train", "val": "val", "test": "test"},
@@ -33,33 +36,35 @@ _FILES, _LABELS, _PAIRS = ("_image_files", "_images"), ("_labels",), ("samples",
 
 
 def names() -> list[str]:
-    """The data sets that `read_torchvision` takes."""
+    """Return the data sets that `read_torchvision` takes."""
     return list(_PARTS)
 
 
 def read_torchvision(
     name: str, root: str | os.PathLike[str], ratios: Sequence[float] = parts.RATIOS, seed: int = 0
 ) -> Split:
-    """torchvision's data set `name` as it lies under `root`, where torchvision would put it.
+    """Return torchvision's data set `name` under `root`, where torchvision would put it.
 
     `ratios` (train, val, test) and `seed` divide one that torchvision does not divide. Files, class names and parts are
-    torchvision's, which are not those of the papers: for these, give the data set's published name.
+    torchvision's, which differ from those of the papers: for these, give the data set's published name.
 
-    Raises AdaptError for an unknown name, and where torchvision finds no such data set under `root`.
+    Raises AdaptError for an unknown name, and if torchvision finds no such data set under `root`.
     """
     if name not in _PARTS:
-        raise AdaptError(f"torchvision has no set {name!r} of image files with class names; {nearest(name, _PARTS)}.")
+        raise AdaptError(f"torchvision has no set {name!r} of image files with class names; {nearest(name, _PARTS)}")
     root = os.path.abspath(root)
     divided = [(_open(name, root, split=theirs), part) for theirs, part in _PARTS[name].items()]
-    found = divided or [(_open(name, root), "")]
-    class_names = [str(each) for each in found[0][0].classes]
+    datasets = divided or [(_open(name, root), "")]
+    class_names = [str(each) for each in datasets[0][0].classes]
     rows = [
-        listed(path, {"label": class_names[label]}, part) for dataset, part in found for path, label in _files(dataset)
+        listed(path, {"label": class_names[label]}, part)
+        for dataset, part in datasets
+        for path, label in _files(dataset)
     ]
     return to_split(name, root, rows, class_names, ratios, seed, turned=False)
 
 
-def _open(name: str, root: str, **options: str) -> Any:
+def _open(name: str, root: str, **options: str) -> VisionDataset:
     from torchvision import datasets
 
     try:
@@ -67,18 +72,18 @@ def _open(name: str, root: str, **options: str) -> Any:
     except (RuntimeError, OSError) as error:
         raise AdaptError(
             f"torchvision finds no {name} in {root!r}: {error}. Put it where torchvision's documentation says, "
-            f"for example by `torchvision.datasets.{name}({root!r}, download=True)`."
+            f"for example by `torchvision.datasets.{name}({root!r}, download=True)`"
         ) from error
 
 
-def _files(dataset: Any) -> list[tuple[str, int]]:
-    """The files and labels of a torchvision data set, in its order."""
+def _files(dataset: VisionDataset) -> list[tuple[str, int]]:
+    """Return the files and labels of a torchvision data set, in its order."""
     held = vars(dataset)
     pairs = next((held[key] for key in _PAIRS if key in held), None)
     if pairs is None:
         columns = [next((held[key] for key in keys if key in held), None) for keys in (_FILES, _LABELS)]
         if None in columns:
-            raise AdaptError(f"This version of torchvision keeps the files of {type(dataset).__name__} elsewhere.")
+            raise AdaptError(f"this version of torchvision keeps the files of {type(dataset).__name__} elsewhere")
         pairs = zip(*columns, strict=True)
     return [(os.fspath(path), int(label)) for path, label in pairs]
 
@@ -86,11 +91,9 @@ def _files(dataset: Any) -> list[tuple[str, int]]:
 class TorchvisionSets(Reader):
     name = "torchvision_sets"
     takes = "torchvision:NAME"
+    prefix = "torchvision:"
     root = "needed"
     root_is = "as for torchvision"
 
-    def claims(self, spec: str) -> bool:
-        return spec.startswith("torchvision:")
-
     def read(self, spec: str, root: str | None) -> Split:
-        return read_torchvision(spec.removeprefix("torchvision:"), root or "")
+        return read_torchvision(spec.removeprefix(self.prefix), root or "")

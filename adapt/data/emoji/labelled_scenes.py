@@ -1,0 +1,58 @@
+"""Bundled sets of scenes of emoji: a sentence about each, how many copies it shows, or all things in it.
+
+`emoji-captions`, `emoji-counts` and `emoji-labels` have drawings in the seen styles, `emoji-captions@STYLE` and so on
+those in one style. The domain of an item is the style, "" if scenes mix styles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from adapt.data.emoji import questions
+from adapt.data.emoji.scenes import Scene
+from adapt.data.item import Item
+from adapt.data.split import Split
+
+
+def read_captions(spec: str) -> Split:
+    """Return the pairs of the variant `spec`: the scenes that questions are asked about, each with a sentence."""
+
+    def captioned(path: str, number: int, scene: Scene, style: str) -> Iterator[Item]:
+        yield Item.of(path=path, text=caption(scene, turned=number % 2 == 1), domain=style)
+
+    return questions.split_of(spec, spec.replace("captions", "questions", 1), (), captioned)
+
+
+def caption(scene: Scene, turned: bool) -> str:
+    """Return a sentence about a scene: one thing, several of a kind, or one left of another, perhaps `turned` round."""
+    first, *others = [with_article(concept.name) for concept in scene.concepts]
+    if scene.kind == "pair":
+        return f"{others[0]} right of {first}" if turned else f"{first} left of {others[0]}"
+    return f"{questions.NUMBERS[len(others)]} times {first}" if others else first
+
+
+def with_article(name: str) -> str:
+    """Return a name with its article."""
+    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
+
+
+def read_counts(spec: str) -> Split:
+    """Return the variant `spec` of scenes of one to four copies of a drawing; an item's group is the concept."""
+
+    def counted(path: str, number: int, scene: Scene, style: str) -> Iterator[Item]:
+        if scene.kind == "several":
+            count, concept = len(scene.pieces), scene.concepts[0].name
+            yield Item.of(path=path, target=count, label=questions.NUMBERS[count - 1], domain=style, group=concept)
+
+    return questions.split_of(spec, spec.replace("counts", "questions", 1), questions.NUMBERS, counted)
+
+
+def read_labels(spec: str) -> Split:
+    """Return the variant `spec` of scenes of one to four different things, with the names of all of them."""
+    names = tuple(concept.name for concept in questions.concepts().values())
+
+    def labelled(path: str, number: int, scene: Scene, style: str) -> Iterator[Item]:
+        # shots are drawn by the first name: all are equally frequent
+        yield Item.of(path=path, labels=tuple(concept.name for concept in scene.concepts), domain=style)
+
+    return questions.split_of(spec, spec, names, labelled)
