@@ -127,19 +127,6 @@ def failing(module: nn.Module) -> Iterator[list[None]]:
         handle.remove()
 
 
-def stop_at(model: Any, batch: int) -> None:
-    """Lets a training of `model` end in an InterruptedError at that batch, the first being 1."""
-    losses, count = model.losses, []
-
-    def counted(*given: Any) -> Any:
-        count.append(None)
-        if len(count) == batch:
-            raise InterruptedError
-        return losses(*given)
-
-    model.losses = counted
-
-
 def flag(model: nn.Module) -> None:
     """Gives the model flags of its owner: some parameters trainable, some modules in training mode."""
     for index, parameter in enumerate(model.parameters()):

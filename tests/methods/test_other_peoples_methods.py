@@ -14,6 +14,7 @@ import pages
 import pytest
 import torch
 from click.testing import CliRunner
+from stopping import stopped_at
 
 import adapt
 from adapt import AdaptError, methods, plugins
@@ -23,7 +24,6 @@ from adapt.methods.base import Method, Training
 from adapt.protocols.protocol import base_to_new
 from adapt.protocols.run_protocol import run_protocol
 from adapt.recipe import build_recipe
-from adapt.training.run import Run
 
 SOURCE = str(next(iter(pages.document(pages.ROOT / "docs" / "write_a_method.md").examples())).parsed)
 
@@ -69,7 +69,7 @@ def test_an_installed_method_trains_resumes_saves_and_loads(
 
 
 def test_a_stopped_training_of_an_installed_method_goes_on(
-    package: None, open_clip: adapt.Backbone, tiny_split: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    package: None, open_clip: adapt.Backbone, tiny_split: Split, tmp_path: Path
 ) -> None:
     settings = {"epochs": 3, "batch_size": 4, "lr": 0.01, "augment": "none", "workers": 0, "progress": False}
 
@@ -79,17 +79,8 @@ def test_a_stopped_training_of_an_installed_method_goes_on(
         return model
 
     whole = trained(tmp_path / "whole")
-    log = Run.log
-
-    def stop(self: Run, entry: dict[str, Any]) -> None:
-        log(self, entry)
-        if entry["step"] == 5:
-            raise InterruptedError
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Run, "log", stop)
-        with pytest.raises(InterruptedError):
-            trained(tmp_path / "run")
+    with stopped_at(5):
+        trained(tmp_path / "run")
     resumed = trained(tmp_path / "run", resume=True)
     assert torch.equal(resumed.method.shift, whole.method.shift)
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from fastapi.testclient import TestClient
+from stopping import stopped_at
 
 import adapt
 from adapt import AdaptError, data, tasks
@@ -20,7 +21,6 @@ from adapt.cli import main
 from adapt.data import Item, open_image
 from adapt.serving.adapters import ServedAdapters
 from adapt.serving.app import create_app
-from adapt.training.run import Run
 
 from .conftest import Install
 
@@ -113,7 +113,7 @@ def test_a_linear_probe_learns_the_shares_and_not_the_likeliest_class(soft: Path
     assert float(said.gather(1, own.argmax(-1, keepdim=True)).mean()) == pytest.approx(0.75, abs=0.05)
 
 
-def test_a_stopped_training_on_soft_labels_goes_on(soft: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_training_on_soft_labels_goes_on(soft: Path, tmp_path: Path) -> None:
     split, backbone = data.load(soft), adapt.load_backbone("mini-clip", "cpu")
     settings = {"epochs": 3, "batch_size": 4, "lr": 0.01, "augment": "none", "workers": 0, "progress": False}
 
@@ -123,17 +123,9 @@ def test_a_stopped_training_on_soft_labels_goes_on(soft: Path, tmp_path: Path, m
         adapt.fit(model, split.train, out=out, **settings | options)
         return model
 
-    whole, log = trained(tmp_path / "whole"), Run.log
-
-    def stop(self: Run, entry: dict[str, Any]) -> None:
-        log(self, entry)
-        if entry["step"] == 5:
-            raise InterruptedError
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Run, "log", stop)
-        with pytest.raises(InterruptedError):
-            trained(tmp_path / "run")
+    whole = trained(tmp_path / "whole")
+    with stopped_at(5):
+        trained(tmp_path / "run")
     assert torch.equal(trained(tmp_path / "run", resume=True).method.ctx, whole.method.ctx)  # type: ignore[attr-defined]
 
 

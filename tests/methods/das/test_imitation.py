@@ -8,6 +8,7 @@ import pytest
 import tiny_backbones
 import tiny_fusion
 import torch
+from stopping import stopped_at
 
 from adapt import AdaptError, methods, wrap
 from adapt.methods import das
@@ -132,16 +133,12 @@ def test_a_search_and_the_training_after_it_start_so(make_model, tiny_split, tra
 
 @pytest.mark.parametrize("step", [1, 5], ids=["without a checkpoint", "with a checkpoint"])
 def test_a_resumed_run_ends_as_one_that_was_not_stopped(
-    make_model, tiny_split, train, at_step, tmp_path, monkeypatch, step: int
+    make_model, tiny_split, train, tmp_path, monkeypatch, step: int
 ) -> None:
-    def stop() -> None:
-        raise RuntimeError("killed")
-
     options = {"val_set": tiny_split.val}
     whole, stopped, resumed = (make_model("das", **SEARCH, imitate=2) for _ in range(3))
     train(whole, out=tmp_path / "whole", **options)
-    at_step(step, stop)
-    with pytest.raises(RuntimeError, match="killed"):
+    with stopped_at(step):
         train(stopped, out=tmp_path / "run", **options)
     if (tmp_path / "run/checkpoint.safetensors").exists():
         monkeypatch.setattr(das, "imitate", None)  # it is not done again

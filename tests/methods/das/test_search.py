@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from stopping import stopped_at
 
 import adapt
 from adapt import AdaptedModel, AdaptError, methods, wrap
@@ -83,16 +84,11 @@ def test_the_adapter_needs_no_search(searched: tuple[Any, Path], images: torch.T
 
 
 def test_a_killed_training_goes_on_with_the_same_blocks(
-    searched: tuple[Any, Path], train, new, tiny_split: Split, at_step, tmp_path: Path, monkeypatch: Any
+    searched: tuple[Any, Path], train, new, tiny_split: Split, tmp_path: Path, monkeypatch: Any
 ) -> None:
     model, _ = searched
     again, out = new(), tmp_path / "killed"
-
-    def stop() -> None:
-        raise RuntimeError("killed")
-
-    at_step(5, stop)
-    with pytest.raises(RuntimeError, match="killed"):
+    with stopped_at(5):
         train(again, val_set=tiny_split.val, out=out)
     monkeypatch.setattr(module, "Search", None)  # it is not done again
     resumed = new()
@@ -211,12 +207,8 @@ def test_more_draws_than_subsets_are_refused(train, make_model, tiny_split: Spli
         train(make_model("das", **SEARCH | {"draws": 4}), val_set=tiny_split.val)
 
 
-def test_a_search_that_was_changed_is_refused_by_name(train, new, tiny_split: Split, at_step, tmp_path: Path) -> None:
-    def stop() -> None:
-        raise RuntimeError
-
-    at_step(1, stop)
-    with pytest.raises(RuntimeError):
+def test_a_search_that_was_changed_is_refused_by_name(train, new, tiny_split: Split, tmp_path: Path) -> None:
+    with stopped_at(1):
         train(new(), val_set=tiny_split.val, out=tmp_path / "run")
     (tmp_path / "run" / "search.json").write_text('{"chosen": [3]}')
     with pytest.raises(AdaptError, match=r"search\.json holds no search: chosen\.0"):
