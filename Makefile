@@ -37,20 +37,20 @@ about-quickstart:
 	@echo "not there yet), then trains and tests an adapter: about $(QUICKSTART_MINUTES) minutes on two quiet cores, beside the downloads"
 
 about-test:
-	@echo "test: installs adapt with all extras into $(VENV) where they are not there yet, then runs the tests:"
-	@echo "about $(TEST_MINUTES) minutes on two quiet cores, beside the downloads"
+	@echo "test: installs adapt with all extras into $(VENV) where they are not there yet, then runs the tests, without the"
+	@echo "long repetitions of test-full: about $(TEST_MINUTES) minutes on two quiet cores, beside the downloads"
 
 about-test-full:
-	@echo "test-full: installs adapt with all extras into $(VENV) where they are not there yet, then runs the tests on every"
-	@echo "backbone: about $(TEST_FULL_MINUTES) minutes on two quiet cores, beside the downloads"
+	@echo "test-full: installs adapt with all extras into $(VENV) where they are not there yet, then runs all tests, on every"
+	@echo "backbone and at length: about $(TEST_FULL_MINUTES) minutes on two quiet cores, beside the downloads"
 
-# each method on one backbone, by turns of one library and the other, and all other tests
+# every behaviour once, for each method on a backbone in turn; tests/selection.py says what is left to test-full
 test: about-test $(VENV)/installed-dev
 	$(PYTEST)
 
-# each method on every backbone that it fits
+# each method on every backbone that it fits, and what repeats a behaviour at length
 test-full: about-test-full $(VENV)/installed-dev
-	$(PYTEST) --all-pairs
+	$(PYTEST) --full
 
 # the lowest versions that pyproject.toml declares of everything, in an environment of their own
 test-lowest: $(LOWEST)/installed

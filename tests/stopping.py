@@ -5,9 +5,11 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from adapt.training.run import Run
 
@@ -45,3 +47,14 @@ def stopped_at(step: int, stop: Callable[[], object] = kill, run: str = "") -> I
     """Inside, a training is stopped at that step, and does not go past it."""
     with pytest.raises((Killed, KeyboardInterrupt)), at_step(step, stop, run):
         yield
+
+
+def assert_goes_on_exactly(new: Callable[[], Any], train: Callable[..., Any], folder: Path, step: int) -> None:
+    """`train(model, **options)` leaves what it learns alike in a model that is stopped at that step, and goes on."""
+    whole, stopped, resumed = new(), new(), new()
+    train(whole)
+    with stopped_at(step):
+        train(stopped, out=folder)
+    train(resumed, out=folder, resume=True)
+    for key, value in whole.method.state_dict().items():
+        assert torch.equal(resumed.method.state_dict()[key], value), key

@@ -228,6 +228,7 @@ def test_without_out_a_new_folder_is_made_each_time(tmp_path: Path, monkeypatch:
         assert (tmp_path / "runs" / name / "adapter.safetensors").is_file()
 
 
+@pytest.mark.full
 def test_an_undivided_folder_learns_from_all_but_its_test_images(tmp_path: Path, monkeypatch: Any) -> None:
     """A tenth is cut off for validation where a folder comes without parts; nothing is given away for that."""
     for name, colour in {"red": (220, 30, 30), "green": (30, 200, 40)}.items():

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
 import tiny_backbones
 import torch
 import torch.nn.functional as F
 from checks import perturb
+from selection import Decorator, by_turns
 from torch import Tensor
 
 import adapt
@@ -55,10 +55,13 @@ def fits(method: str, kind: str) -> bool:
     return kind in tiny_backbones.WITH_VISION_BLOCKS or method not in NEEDS_VISION_BLOCKS
 
 
-def pairs(names: tuple[str, ...] | list[str], kinds: tuple[str, ...] = KINDS) -> pytest.MarkDecorator:
-    """Parametrises a test by `method` and `backbone`, over all that fit each other."""
+def pairs(names: tuple[str, ...] | list[str], kinds: tuple[str, ...] = KINDS, take: int = 0) -> Decorator:
+    """Parametrises a test by `method` and `backbone`, over all that fit each other; `make test` takes some of them.
+
+    By default it takes a third as many pairs as there are methods: each method meets many of these tests.
+    """
     chosen = [(name, kind) for name in names for kind in kinds if fits(name, kind)]
-    return pytest.mark.parametrize(("method", "backbone"), chosen, indirect=["backbone"])
+    return by_turns(("method", "backbone"), chosen, take=take or len(names) // 3, indirect=["backbone"])
 
 
 def config(method: str) -> dict[str, Any]:

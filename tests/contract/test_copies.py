@@ -13,6 +13,7 @@ import tiny_llms
 import torch
 from cases import ALL, TRAINED_BY_STEPS, build, pairs
 from checks import assert_untouched, gradient, loss_of, perturb, relative, scaled, snapshot
+from selection import by_turns
 from torch import Tensor, nn
 
 import adapt
@@ -32,7 +33,7 @@ def ruin(model: nn.Module) -> None:
 
 
 @pairs(ALL, LIBRARIES)
-@pytest.mark.parametrize("kind", COPIES)
+@by_turns("kind", COPIES)
 def test_a_copy_stands_by_itself(method: str, backbone: Backbone, kind: str, images: Tensor, labels: Tensor) -> None:
     model = build(method, backbone).eval()
     logits = model(images).detach()

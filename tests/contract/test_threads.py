@@ -14,6 +14,7 @@ import pytest
 import torch
 from cases import ALL, TRAINED_BY_STEPS, build, new, pairs
 from checks import assert_untouched, gradient, relative, scaled, snapshot
+from selection import by_turns
 from torch import Tensor
 
 import adapt
@@ -21,7 +22,7 @@ from adapt import AdaptedModel, Backbone
 from adapt.backbones.turns import alone, sharing
 from adapt.engine.frozen import frozen
 
-THREADS, CALLS = 8, 6
+THREADS, CALLS = 6, 4
 LIBRARIES = ("open_clip", "hf_clip")
 
 
@@ -46,8 +47,8 @@ def at_once(work: Callable[[int], Any]) -> list[Any]:
         return list(pool.map(run, range(THREADS)))
 
 
-@pairs(ALL, LIBRARIES)
-@pytest.mark.parametrize("options", [{}, {"fast": False}], ids=["fast", "plain"])
+@pairs(ALL, LIBRARIES, take=5)
+@by_turns("options", [{}, {"fast": False}], ids=["fast", "plain"])
 def test_predictions(method: str, backbone: Backbone, options: dict[str, Any], images: Tensor) -> None:
     """Models of this method, in turn with a zero-shot and a prompted one, on a backbone with flags of its owner."""
     backbone.model.requires_grad_(True).train()
@@ -96,8 +97,8 @@ def test_a_model_that_is_trained_while_it_predicts(backbone: Backbone, images: T
     assert all(module.training for module in model.modules())
 
 
-@pairs(TRAINED_BY_STEPS, LIBRARIES)
-@pytest.mark.parametrize("options", [{}, {"fast": False, "checkpointing": True}], ids=["fast", "checkpointed"])
+@pairs(TRAINED_BY_STEPS, LIBRARIES, take=5)
+@by_turns("options", [{}, {"fast": False, "checkpointing": True}], ids=["fast", "checkpointed"])
 def test_gradients(method: str, backbone: Backbone, options: dict[str, Any], images: Tensor, labels: Tensor) -> None:
     models = [build(method, backbone, **options) for _ in range(THREADS)]
     for number, model in enumerate(models):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from fastapi.testclient import TestClient
-from stopping import stopped_at
+from stopping import assert_goes_on_exactly
 
 import adapt
 from adapt import AdaptError, data, tasks
@@ -117,16 +118,11 @@ def test_a_stopped_training_on_soft_labels_goes_on(soft: Path, tmp_path: Path) -
     split, backbone = data.load(soft), adapt.load_backbone("mini-clip", "cpu")
     settings = {"epochs": 3, "batch_size": 4, "lr": 0.01, "augment": "none", "workers": 0, "progress": False}
 
-    def trained(out: Path, **options: Any) -> adapt.AdaptedModel:
+    def new() -> adapt.AdaptedModel:
         torch.manual_seed(0)
-        model = adapt.wrap(backbone, adapt.methods.CoOp(n_ctx=2), split.class_names)
-        adapt.fit(model, split.train, out=out, **settings | options)
-        return model
+        return adapt.wrap(backbone, adapt.methods.CoOp(n_ctx=2), split.class_names)
 
-    whole = trained(tmp_path / "whole")
-    with stopped_at(5):
-        trained(tmp_path / "run")
-    assert torch.equal(trained(tmp_path / "run", resume=True).method.ctx, whole.method.ctx)  # type: ignore[attr-defined]
+    assert_goes_on_exactly(new, partial(adapt.fit, train_set=split.train, **settings), tmp_path / "run", step=5)
 
 
 def test_soft_labels_in_a_table_over_seeds_a_report_and_a_server(soft: Path, tmp_path: Path) -> None:

@@ -75,6 +75,7 @@ def threads(out: Path) -> set[int]:
     return {json.loads((out / f"seed-{seed}/environment.json").read_text())["threads"] for seed in (1, 2)}
 
 
+@pytest.mark.full
 def test_two_processes_give_the_rows_and_the_refusal_of_one(
     sequential: Outcome, runs: tuple[PlannedRun, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import signal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from stopping import stopped_at
+from stopping import assert_goes_on_exactly, stopped_at
 
 from adapt.training.average import epoch_weights
 from adapt.training.loop import Trainer
@@ -62,13 +63,8 @@ def test_what_is_left_is_the_average(make_model, train, monkeypatch, average: di
 def test_a_resumed_run_has_the_same_average(
     make_model, train, tmp_path: Path, average: dict[str, Any], at: int
 ) -> None:
-    whole, stopped, resumed = (make_model(n_ctx=4) for _ in range(3))
-    options = {"average": average, "checkpoint_minutes": 0}
-    train(whole, **options)
-    with stopped_at(at):
-        train(stopped, out=tmp_path / "run", **options)
-    train(resumed, out=tmp_path / "run", resume=True, **options)
-    assert torch.equal(resumed.method.ctx, whole.method.ctx)
+    train = partial(train, average=average, checkpoint_minutes=0)
+    assert_goes_on_exactly(lambda: make_model(n_ctx=4), train, tmp_path / "run", step=at)
 
 
 def test_a_checkpoint_of_a_training_without_an_average_is_not_taken_for_one(make_model, train, tmp_path: Path) -> None:
