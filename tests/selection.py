@@ -2,7 +2,8 @@
 
 A test that is marked `full` repeats at length what a shorter test checks too: only the full run has it. A test
 parametrised `by_turns` meets all these values in the full run; otherwise it runs once for each set of its other
-parameters, and takes one of these values, or a few, drawn by its name.
+parameters, and takes one of these values, or a few, drawn by its name. `pytestmark = pytest.mark.by_turns("new")` says
+so of a fixture's parameters, for all tests of a file.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ def _drawn(alike: list[pytest.Item]) -> list[pytest.Item]:
 def _behaviour(item: pytest.Item) -> object:
     """Return what is the same in tests of which one stands for all."""
     varied = {name for marker in item.iter_markers("by_turns") for name in marker.args}
-    if not varied:
+    params = item.callspec.params if hasattr(item, "callspec") else {}
+    if varied.isdisjoint(params):
         return item
-    other = {name: value for name, value in item.callspec.params.items() if name not in varied}
+    other = {name: value for name, value in params.items() if name not in varied}
     return item.parent, item.originalname, *(f"{name}={value!r}" for name, value in sorted(other.items()))

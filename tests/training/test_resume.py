@@ -76,24 +76,16 @@ def test_a_log_line_cut_short_is_written_again(train, tmp_path: Path) -> None:
     _assert_same_run(tmp_path / "whole", tmp_path / "cut")
 
 
-def test_a_closed_terminal_ends_it_as_a_word_to_end_does(train, tmp_path: Path) -> None:
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # these tests may run under nohup
+@pytest.mark.parametrize(("nohup", "steps"), [(False, 5), (True, 9)])
+def test_a_closed_terminal_ends_a_run_unless_it_is_under_nohup(train, tmp_path: Path, nohup: bool, steps: int) -> None:
+    stopping = at_step if nohup else stopped_at
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if nohup else signal.SIG_DFL)
     try:
-        with stopped_at(5, lambda: signal.raise_signal(signal.SIGHUP)):
+        with stopping(5, lambda: signal.raise_signal(signal.SIGHUP)):
             train(out=tmp_path / "run")
     finally:
         signal.signal(signal.SIGHUP, before)
-    assert len(_log(tmp_path / "run")) == 5
-
-
-def test_under_nohup_a_closed_terminal_ends_nothing(train, tmp_path: Path) -> None:
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        with at_step(5, lambda: signal.raise_signal(signal.SIGHUP)):
-            train(out=tmp_path / "run")
-    finally:
-        signal.signal(signal.SIGHUP, before)
-    assert len(_log(tmp_path / "run")) > 5
+    assert len(_log(tmp_path / "run")) == steps
 
 
 def test_ctrl_c_keeps_the_step_that_it_met(train, tmp_path: Path) -> None:

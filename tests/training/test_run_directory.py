@@ -131,17 +131,35 @@ def test_the_adapter_of_a_run_is_the_trained_model(train, make_model, tiny_split
     assert loaded.metadata["metrics"]["adapted"]["accuracy"] == result.accuracy
 
 
-_REFUSALS: dict[str, tuple[dict[str, object], str]] = {
-    "exists": ({}, r"already holds a run: choose another --out \(out=\), or go on with it by --resume \(resume=True\)"),
-    "another recipe": ({"resume": True, "lr": 0.5}, r"was started with another recipe \(.*recipe\.yaml\)"),
+def _truncate(checkpoint: Path) -> None:
+    content = checkpoint.read_bytes()
+    checkpoint.write_bytes(content[: len(content) // 2])
+
+
+def _of_another_recipe(checkpoint: Path) -> None:
+    metadata = tensor_file.describe(checkpoint).metadata
+    tensor_file.write(tensor_file.read(checkpoint), checkpoint, metadata | {"recipe": "0" * 16})
+
+
+_REFUSALS: dict[str, tuple[Callable[[Path], None] | None, dict[str, object], str]] = {
+    "exists": (
+        None,
+        {},
+        r"already holds a run: choose another --out \(out=\), or go on with it by --resume \(resume=True\)",
+    ),
+    "another recipe": (None, {"resume": True, "lr": 0.5}, r"was started with another recipe \(.*recipe\.yaml\)"),
+    "a truncated checkpoint": (_truncate, {"resume": True}, "is truncated or damaged"),
+    "a checkpoint of another recipe": (_of_another_recipe, {"resume": True}, "is of another recipe"),
 }
 
 
 @pytest.mark.parametrize("case", _REFUSALS)
 def test_an_interrupted_run_is_not_lost_by(train, out: Path, case: str) -> None:
-    options, message = _REFUSALS[case]
+    damage, options, message = _REFUSALS[case]
     with stopped_at(5):
         train(out=out)
+    if damage is not None:
+        damage(out / "checkpoint.safetensors")
     before = _contents(out)
     with pytest.raises(AdaptError, match=message):
         train(out=out, **options)
@@ -184,33 +202,6 @@ def test_a_file_is_no_run_directory(train, out: Path) -> None:
     with pytest.raises(AdaptError, match="is a file; a run needs a directory"):
         train(out=out)
     assert out.read_text() == "precious"
-
-
-def _truncate(checkpoint: Path) -> None:
-    content = checkpoint.read_bytes()
-    checkpoint.write_bytes(content[: len(content) // 2])
-
-
-def _of_another_recipe(checkpoint: Path) -> None:
-    metadata = tensor_file.describe(checkpoint).metadata
-    tensor_file.write(tensor_file.read(checkpoint), checkpoint, metadata | {"recipe": "0" * 16})
-
-
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [(_truncate, "is truncated or damaged"), (_of_another_recipe, "is of another recipe")],
-)
-def test_a_checkpoint_that_does_not_fit_is_refused(
-    train, out: Path, damage: Callable[[Path], None], message: str
-) -> None:
-    with stopped_at(5):
-        train(out=out)
-    checkpoint = out / "checkpoint.safetensors"
-    damage(checkpoint)
-    before = _contents(out)
-    with pytest.raises(AdaptError, match=message):
-        train(out=out, resume=True)
-    assert _contents(out) == before
 
 
 def test_a_run_refused_before_training_leaves_its_directory_free(train, out: Path) -> None:

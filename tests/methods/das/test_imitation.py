@@ -8,6 +8,7 @@ import pytest
 import tiny_backbones
 import tiny_fusion
 import torch
+from selection import by_turns
 from stopping import stopped_at
 
 from adapt import AdaptError, methods, wrap
@@ -37,7 +38,7 @@ def _bypass(model) -> torch.nn.Module:
     return model.method.vision["1"]["bypass"]
 
 
-@pytest.mark.parametrize("composed", [False, True])
+@by_turns("composed", [False, True])
 def test_a_skipped_block_is_missed_less(make_model, training_of, images, composed: bool) -> None:
     config = {**SKIPPING, "imitate": 30}
     model = make_model("compose", **_composed(imitate=30)) if composed else make_model("das", **config)
@@ -131,7 +132,7 @@ def test_a_search_and_the_training_after_it_start_so(make_model, tiny_split, tra
     assert imitating[1] < 0.8 * plain[1]
 
 
-@pytest.mark.parametrize("step", [1, 5], ids=["without a checkpoint", "with a checkpoint"])
+@by_turns("step", [1, 5], ids=["without a checkpoint", "with a checkpoint"])
 def test_a_resumed_run_ends_as_one_that_was_not_stopped(
     make_model, tiny_split, train, tmp_path, monkeypatch, step: int
 ) -> None:

@@ -20,6 +20,7 @@ from adapt.methods import das as module
 from adapt.methods.das.search import number_of_subsets, updated_gates
 from adapt.training.run import Run
 
+pytestmark = pytest.mark.by_turns("new")
 SEARCH: dict[str, Any] = {"skip": 1, "search_epochs": 3, "warmup_epochs": 1, "turn": 2, "draws": 2}
 
 
@@ -33,12 +34,20 @@ def new(request: pytest.FixtureRequest, make_model) -> Callable[[], AdaptedModel
     return lambda: make_model(name, **config)
 
 
+@pytest.fixture(scope="module")
+def found() -> dict[str, tuple[Any, Path]]:
+    """What `searched` has made, by the method's name."""
+    return {}
+
+
 @pytest.fixture
-def searched(train, new, tiny_split: Split, tmp_path: Path) -> tuple[Any, Path]:
-    """Such a model trained with three batches an epoch, and its run directory."""
+def searched(found: dict[str, tuple[Any, Path]], train, new, tiny_split: Split, tmp_path: Path) -> tuple[Any, Path]:
+    """Such a model trained with three batches an epoch, and its run directory; not to be changed."""
     model = new()
-    train(model, val_set=tiny_split.val, out=tmp_path / "run")
-    return model, tmp_path / "run"
+    if model.method.name not in found:
+        train(model, val_set=tiny_split.val, out=tmp_path / "run")
+        found[model.method.name] = model, tmp_path / "run"
+    return found[model.method.name]
 
 
 def test_gates_are_updated_in_turn_after_the_warm_up(searched: tuple[Any, Path]) -> None:
