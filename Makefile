@@ -19,7 +19,7 @@ TEST_MINUTES := 17
 TEST_FULL_MINUTES := 40
 RUN := runs/quickstart-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: about-quickstart about-test about-test-full quickstart serve test test-full test-lowest test-browser faults mutants lint docs
+.PHONY: about-quickstart about-test about-test-full quickstart serve test test-ci test-full test-lowest test-browser faults mutants lint docs
 
 quickstart: about-quickstart $(VENV)/installed
 	$(BIN)/adapt train quickstart --out $(RUN) --plot
@@ -51,6 +51,10 @@ test: about-test $(VENV)/installed-dev
 # each method on every backbone that it fits, and what repeats a behaviour at length
 test-full: about-test-full $(VENV)/installed-dev
 	$(PYTEST) --full
+
+# all of test-full but what takes each method beyond two CLIPs
+test-ci: $(VENV)/installed-dev
+	$(PYTEST) --full -m 'not faults and not every_backbone'
 
 # the lowest versions that pyproject.toml declares of everything, in an environment of their own
 test-lowest: $(LOWEST)/installed

@@ -13,6 +13,7 @@ import stored_numbers
 import torch
 from click.testing import CliRunner, Result
 from PIL import Image
+from selection import by_turns
 
 import adapt
 from adapt import AdaptError
@@ -94,7 +95,7 @@ def test_test_images_choose_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert "694 test images" not in str(found)
 
 
-@pytest.mark.parametrize("asked", [None, False])
+@by_turns("asked", [None, False])
 def test_what_is_taken_gets_a_temperature_unless_that_was_refused(asked: bool | None) -> None:
     overrides = [] if asked is None else [f"calibrate={asked}"]
     found = adapt.recommend("emoji", shots=2, overrides=overrides, progress=False)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import stored_numbers
 from click.testing import CliRunner
+from selection import by_turns
 from stopping import at_step, interrupt
 
 from adapt.cli import main
@@ -98,7 +99,7 @@ def test_help_mentions_it(run) -> None:
     assert all(word in text for word in ("RECIPE", "--out", "--seeds", "[default: 1,2,3]", "base_to_new.csv"))
 
 
-@pytest.mark.parametrize(("half", "names"), [("base", "goldfish, lime tree, red panda"), ("new", "sky, tin can")])
+@by_turns(("half", "names"), [("base", "goldfish, lime tree, red panda"), ("new", "sky, tin can")])
 def test_train_on_one_half(run, of_five: Path, tmp_path: Path, half: str, names: str) -> None:
     out = tmp_path / "run"
     assert run("train", of_five, "--out", out, "--quiet", "--set", f"data.classes={half}").exit_code == 0
@@ -196,7 +197,7 @@ def test_few_shot_takes_the_papers_shots_by_default(of_five: Path, tmp_path: Pat
     assert [run.recipe.data.shots for run in planned[0].runs][::3] == [1, 2, 4, 8, 16]
 
 
-@pytest.mark.parametrize("command", ["domain-generalisation", "cross-dataset"])
+@by_turns("command", ["domain-generalisation", "cross-dataset"])
 def test_transfer_measures_what_to_names(run, of_five: Path, others: Path, tmp_path: Path, command: str) -> None:
     out = tmp_path / "transfer"
     to = ("--to", others / "drawings", "--to", others / "sketches")

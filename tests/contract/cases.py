@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import tiny_backbones
 import torch
 import torch.nn.functional as F
@@ -45,6 +46,7 @@ TRAINED_BY_STEPS = tuple(name for name in ALL if name not in (*_BY_NO_STEP, "uni
 TRAINED_INSIDE = tuple(name for name in TRAINED_BY_STEPS if name not in (*_ON_FEATURES, "vl2v"))
 ALL_WITH_TEXT = tuple(name for name in ALL if name not in _WITHOUT_PROMPTS)
 KINDS = tuple(tiny_backbones.KINDS)
+CLIPS = ("open_clip", "hf_clip")
 FAST_KINDS = tiny_backbones.WITH_FAST_PATH
 NAMES = ("goldfish", "red_panda", "sea cucumber")
 
@@ -60,7 +62,8 @@ def pairs(names: tuple[str, ...] | list[str], kinds: tuple[str, ...] = KINDS, ta
 
     By default it takes a third as many pairs as there are methods: each method meets many of these tests.
     """
-    chosen = [(name, kind) for name in names for kind in kinds if fits(name, kind)]
+    beyond = {kind: () if kind in CLIPS else pytest.mark.every_backbone for kind in kinds}
+    chosen = [pytest.param(name, kind, marks=beyond[kind]) for name in names for kind in kinds if fits(name, kind)]
     return by_turns(("method", "backbone"), chosen, take=take or len(names) // 3, indirect=["backbone"])
 
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from fastapi.testclient import TestClient
+from selection import by_turns
 from stopping import assert_goes_on_exactly
 
 import adapt
@@ -89,7 +90,7 @@ def _metrics(run: Path) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("method", ["coop", "lora", "linear_probe"])
+@by_turns("method", ["coop", "lora", "linear_probe"])
 def test_soft_labels_are_learned_saved_and_answered(soft: Path, tmp_path: Path, method: str) -> None:
     run, adapter = tmp_path / "run", tmp_path / "run" / "adapter.safetensors"
     steps = [] if method == "linear_probe" else QUICK
@@ -139,7 +140,7 @@ def test_soft_labels_in_a_table_over_seeds_a_report_and_a_server(soft: Path, tmp
     assert any(name in json.dumps(answer) for name in data.load(soft).class_names)
 
 
-@pytest.mark.parametrize("method", ["ln_tuning", "lora"])
+@by_turns("method", ["ln_tuning", "lora"])
 def test_triplets_are_learned_and_scored(triplets: Path, tmp_path: Path, method: str) -> None:
     run = tmp_path / "run"
     asked = ["--data", triplets, "--shots", "all", "--backbone", "mini-clip", "--out", run, *QUICK]

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from selection import by_turns
 from stopping import assert_goes_on_exactly, stopped_at
 
 from adapt.training.average import epoch_weights
@@ -59,7 +60,7 @@ def test_what_is_left_is_the_average(make_model, train, monkeypatch, average: di
 
 
 @pytest.mark.parametrize("average", AVERAGES, ids=lambda each: next(iter(each)))
-@pytest.mark.parametrize("at", [2, 5, 9])
+@by_turns("at", [2, 5, 9])
 def test_a_resumed_run_has_the_same_average(
     make_model, train, tmp_path: Path, average: dict[str, Any], at: int
 ) -> None:
