@@ -3,7 +3,8 @@
 A test that is marked `full` repeats at length what a shorter test checks too: only the full run has it. A test
 parametrised `by_turns` meets all these values in the full run; otherwise it runs once for each set of its other
 parameters, and takes one of these values, or a few, drawn by its name. `pytestmark = pytest.mark.by_turns("new")` says
-so of a fixture's parameters, for all tests of a file.
+so of a fixture's parameters, for all tests of a file. `make test-ci` is the full run without what is marked
+`every_backbone`.
 """
 
 from __future__ import annotations
