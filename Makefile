@@ -19,7 +19,7 @@ TEST_MINUTES := 17
 TEST_FULL_MINUTES := 40
 RUN := runs/quickstart-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: about-quickstart about-test about-test-full quickstart serve test test-full test-lowest test-browser faults mutants lint docs
+.PHONY: about-quickstart about-test about-test-full quickstart serve test test-ci test-full test-lowest test-browser faults mutants lint docs
 
 quickstart: about-quickstart $(VENV)/installed
 	$(BIN)/adapt train quickstart --out $(RUN) --plot
@@ -37,20 +37,24 @@ about-quickstart:
 	@echo "not there yet), then trains and tests an adapter: about $(QUICKSTART_MINUTES) minutes on two quiet cores, beside the downloads"
 
 about-test:
-	@echo "test: installs adapt with all extras into $(VENV) where they are not there yet, then runs the tests:"
-	@echo "about $(TEST_MINUTES) minutes on two quiet cores, beside the downloads"
+	@echo "test: installs adapt with all extras into $(VENV) where they are not there yet, then runs the tests, without the"
+	@echo "long repetitions of test-full: about $(TEST_MINUTES) minutes on two quiet cores, beside the downloads"
 
 about-test-full:
-	@echo "test-full: installs adapt with all extras into $(VENV) where they are not there yet, then runs the tests on every"
-	@echo "backbone: about $(TEST_FULL_MINUTES) minutes on two quiet cores, beside the downloads"
+	@echo "test-full: installs adapt with all extras into $(VENV) where they are not there yet, then runs all tests, on every"
+	@echo "backbone and at length: about $(TEST_FULL_MINUTES) minutes on two quiet cores, beside the downloads"
 
-# each method on one backbone, by turns of one library and the other, and all other tests
+# every behaviour once, for each method on a backbone in turn; tests/selection.py says what is left to test-full
 test: about-test $(VENV)/installed-dev
 	$(PYTEST)
 
-# each method on every backbone that it fits
+# each method on every backbone that it fits, and what repeats a behaviour at length
 test-full: about-test-full $(VENV)/installed-dev
-	$(PYTEST) --all-pairs
+	$(PYTEST) --full
+
+# all of test-full but what takes each method beyond two CLIPs
+test-ci: $(VENV)/installed-dev
+	$(PYTEST) --full -m 'not faults and not every_backbone'
 
 # the lowest versions that pyproject.toml declares of everything, in an environment of their own
 test-lowest: $(LOWEST)/installed

@@ -86,9 +86,13 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def snapshot(model: nn.Module) -> dict[str, Any]:
     """All that wrapping must leave alone: objects, values, flags, hooks and attributes of every module."""
+    return _state(model) | {"tensors": {name: tensor.clone() for name, tensor in model.state_dict().items()}}
+
+
+def _state(model: nn.Module) -> dict[str, Any]:
     return {
         "modules": [(name, id(module), type(module)) for name, module in model.named_modules()],
-        "tensors": {name: tensor.clone() for name, tensor in model.state_dict().items()},
+        "tensors": model.state_dict(),
         "storage": {name: tensor.data_ptr() for name, tensor in model.state_dict().items()},
         "flags": {name: (id(p), p.requires_grad, p.grad) for name, p in model.named_parameters()},
         "training": {name: module.training for name, module in model.named_modules()},
@@ -98,13 +102,11 @@ def snapshot(model: nn.Module) -> dict[str, Any]:
 
 
 def assert_untouched(model: nn.Module, before: dict[str, Any]) -> None:
-    after = snapshot(model)
-    tensors = before["tensors"], after["tensors"]
-    assert tensors[0].keys() == tensors[1].keys()
-    assert [name for name in tensors[0] if not torch.equal(tensors[0][name], tensors[1][name])] == []
-    assert {key: after[key] for key in after if key != "tensors"} == {
-        key: before[key] for key in before if key != "tensors"
-    }
+    after = _state(model)
+    expected, tensors = before["tensors"], after["tensors"]
+    assert tensors.keys() == expected.keys()
+    assert [name for name in tensors if not torch.equal(tensors[name], expected[name])] == []
+    assert after | {"tensors": None} == before | {"tensors": None}
 
 
 class Fault(Exception):
@@ -125,19 +127,6 @@ def failing(module: nn.Module) -> Iterator[list[None]]:
         yield calls
     finally:
         handle.remove()
-
-
-def stop_at(model: Any, batch: int) -> None:
-    """Lets a training of `model` end in an InterruptedError at that batch, the first being 1."""
-    losses, count = model.losses, []
-
-    def counted(*given: Any) -> Any:
-        count.append(None)
-        if len(count) == batch:
-            raise InterruptedError
-        return losses(*given)
-
-    model.losses = counted
 
 
 def flag(model: nn.Module) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import hub_stand_in
 import open_clip as open_clip_library
 import pytest
+import selection
 import tiny_backbones
 import torch
 from PIL import Image
@@ -33,7 +34,16 @@ _QUIET = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "-
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--all-pairs", action="store_true", help="run each method on all backbones, not on one")
+    parser.addoption("--full", action="store_true", help="run all tests, also those that tests/selection.py leaves out")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--full"):
+        return
+    left_out = selection.left_out(items)
+    config.hook.pytest_deselected(items=[item for item in items if item in left_out])
+    items[:] = [item for item in items if item not in left_out]
 
 
 @pytest.fixture(autouse=True)

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from stopping import at_step, interrupt
 
 import adapt
 from adapt import methods
 from adapt.data import read_folder
 from adapt.tasks.pairs import Pair
-from adapt.training.run import Run
 
 # a method, its settings, those of the training; of batches of 7, 7 and 6 images the second share of 7 has an image of
 # the first again
@@ -48,25 +48,14 @@ def train(case: str, model: Path, data: Path, out: Path, resume: bool = False) -
     )
 
 
-def interrupt_at(step: int) -> None:
-    """Ctrl-C reaches the second process only, at that step."""
-    log = Run.log
-
-    def log_and_stop(self: Run, entry: dict[str, Any]) -> None:
-        log(self, entry)
-        if entry["step"] == step and os.environ["RANK"] == "1":
-            signal.raise_signal(signal.SIGINT)
-
-    Run.log = log_and_stop  # type: ignore[method-assign]
-
-
 def main(model: Path, data: Path, out: Path) -> None:
     torch.set_num_threads(1)  # as in the tests
     for case in CASES:
         train(case, model, data, out)
-    interrupt_at(2)
+    second = os.environ["RANK"] == "1"
     try:
-        train("edited towers", model, data, out / "stopped")
+        with at_step(2, interrupt) if second else nullcontext():  # Ctrl-C reaches one process only
+            train("edited towers", model, data, out / "stopped")
     except KeyboardInterrupt:
         print("stopped")
     train("edited towers", model, data, out / "stopped", resume=True)

@@ -14,7 +14,6 @@ from adapt import AdaptedModel, fit, methods, wrap
 from adapt.data import Split
 from adapt.training.fitting import Fitting
 from adapt.training.result import Result
-from adapt.training.run import Run
 from adapt.training.settings import TrainSettings
 
 MakeModel = Callable[..., AdaptedModel]
@@ -58,21 +57,3 @@ def training_of(tiny_split: Split) -> Callable[..., Fitting]:
         return Fitting(model, tiny_split.train, tiny_split.val, chosen, 1, None, True, False)
 
     return make
-
-
-@pytest.fixture
-def at_step(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """`at_step(3, action)`: `action()` once a run directory has logged step 3; only once."""
-
-    def arrange(step: int, action: Callable[[], Any]) -> None:
-        log = Run.log
-
-        def log_and_act(self: Run, entry: dict[str, Any]) -> None:
-            log(self, entry)
-            if entry["step"] == step:
-                monkeypatch.setattr(Run, "log", log)
-                action()
-
-        monkeypatch.setattr(Run, "log", log_and_act)
-
-    return arrange

@@ -11,9 +11,11 @@ import nbformat
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
 from nbclient import NotebookClient
+from selection import by_turns
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
-each_notebook = pytest.mark.parametrize("path", sorted(FOLDER.glob("*.ipynb")), ids=lambda path: path.stem)
+NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
 @each_notebook
@@ -46,7 +48,7 @@ def test_the_first_cell_installs_on_colab_and_does_nothing_elsewhere(
     assert found == asked
 
 
-@each_notebook
+@by_turns("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_runs(path: Path) -> None:
     notebook = nbformat.read(path, as_version=4)
 

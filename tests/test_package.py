@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from selection import by_turns
 
 import adapt
 from adapt import methods
@@ -112,7 +113,7 @@ def test_make_says_first_what_it_does_and_how_long_it_takes(target: str) -> None
     assert "about 7 minutes on two quiet cores" in told
 
 
-@pytest.mark.parametrize("target", ["quickstart", "serve", "test", "docs"])
+@by_turns("target", ["quickstart", "serve", "test", "docs"])
 def test_an_install_by_make_is_one_that_editors_see_through(target: str, tmp_path: Path) -> None:
     """Who reads types runs no import hook: it follows folders that a `.pth` names, and then py.typed."""
     pytest.importorskip("setuptools", minversion="77")

@@ -10,6 +10,7 @@ from mypy import api
 
 import adapt
 
+pytestmark = pytest.mark.full
 ROOT = Path(__file__).parents[1]
 _GIVES = {
     'adapt.load_backbone("mini-clip")': "DualEncoder",

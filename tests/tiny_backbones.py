@@ -68,6 +68,20 @@ def native_clip() -> nn.Module:
     return open_clip.model.CLIP(EMBED, vision, text, quick_gelu=True)
 
 
+@cache
+def _small_clip() -> nn.Module:
+    vision = open_clip.CLIPVisionCfg(image_size=IMAGE, layers=2, width=64, patch_size=16, head_width=32)
+    text = open_clip.CLIPTextCfg(context_length=77, vocab_size=49408, width=32, heads=2, layers=2)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return open_clip.model.CLIP(32, vision, text, quick_gelu=True)
+
+
+def small() -> Backbone:
+    """A fresh CLIP of few operations, for what takes long over each of them."""
+    return from_open_clip(copy.deepcopy(_small_clip()))
+
+
 def hf_clip_model() -> nn.Module:
     """transformers' CLIP of the parity sizes."""
     from transformers import CLIPConfig, CLIPModel

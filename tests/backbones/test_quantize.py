@@ -18,6 +18,7 @@ import tiny_fusion
 import tiny_llms
 import torch
 from checks import gradient, loss_of, perturb, relative, scaled, snapshot
+from selection import by_turns
 from torch import Tensor, nn
 
 import adapt
@@ -41,10 +42,10 @@ WEIGHTS = {"nf4": 0.1, "int8": 0.01}
 FORWARD = {"nf4": 0.35, "int8": 0.045}
 PRODUCT = {"nf4": 1e-6, "int8": 0.012}
 every_kind = pytest.mark.parametrize("kind", KINDS)
-on_clips = pytest.mark.parametrize("name", CLIPS)
-on_llms = pytest.mark.parametrize("name", LLMS)
-on_all = pytest.mark.parametrize("name", ALL)
-on_one_of_each = pytest.mark.parametrize("name", ["open_clip_timm", "gpt_neox", "vilt"])
+on_clips = by_turns("name", CLIPS)
+on_llms = by_turns("name", LLMS)
+on_all = by_turns("name", ALL)
+on_one_of_each = by_turns("name", ["open_clip_timm", "gpt_neox", "vilt"])
 
 
 def fresh(name: str) -> Any:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from checks import numbers
 from PIL import Image, ImageOps
+from selection import by_turns
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -41,7 +42,7 @@ def features(emoji: Split, model: AdaptedModel) -> dict[str, Tensor]:
     return {name: item_features(model, items, workers=0) for name, items in parts.items()}
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@by_turns("seed", [1, 2])
 def test_half_of_the_wrong_labels_are_among_as_many_suspects(
     emoji: Split, features: dict[str, Tensor], seed: int
 ) -> None:

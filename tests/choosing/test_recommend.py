@@ -13,6 +13,7 @@ import stored_numbers
 import torch
 from click.testing import CliRunner, Result
 from PIL import Image
+from selection import by_turns
 
 import adapt
 from adapt import AdaptError
@@ -94,7 +95,7 @@ def test_test_images_choose_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert "694 test images" not in str(found)
 
 
-@pytest.mark.parametrize("asked", [None, False])
+@by_turns("asked", [None, False])
 def test_what_is_taken_gets_a_temperature_unless_that_was_refused(asked: bool | None) -> None:
     overrides = [] if asked is None else [f"calibrate={asked}"]
     found = adapt.recommend("emoji", shots=2, overrides=overrides, progress=False)
@@ -228,6 +229,7 @@ def test_without_out_a_new_folder_is_made_each_time(tmp_path: Path, monkeypatch:
         assert (tmp_path / "runs" / name / "adapter.safetensors").is_file()
 
 
+@pytest.mark.full
 def test_an_undivided_folder_learns_from_all_but_its_test_images(tmp_path: Path, monkeypatch: Any) -> None:
     """A tenth is cut off for validation where a folder comes without parts; nothing is given away for that."""
     for name, colour in {"red": (220, 30, 30), "green": (30, 200, 40)}.items():

@@ -257,14 +257,6 @@ def test_refusals(run, refused, recipe: Path, override: str, words: str) -> None
     refused(run("train", recipe, "--set", override), words)
 
 
-@pytest.mark.parametrize("command", ["list", "check", "show"])
-def test_every_subcommand_explains_itself(run, command: str) -> None:
-    result = run("data", command, "--help")
-    assert result.exit_code == 0
-    assert result.stdout.startswith(f"Usage: main data {command} ")
-    assert len(result.stdout.splitlines()) > 4
-
-
 def test_match_writes_pairs_that_can_be_learned_from(
     run, refused, photos: Path, model_folder: Path, tmp_path: Path
 ) -> None:

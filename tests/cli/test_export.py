@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 
 import onnxruntime
+import pytest
 import torch
+from selection import by_turns
 
 import adapt
 from adapt.cli import export as command
@@ -61,13 +63,13 @@ def test_a_model_by_itself(run, adapter: Path, photos: Path, tmp_path: Path) -> 
     }
 
 
-def test_other_class_names(run, adapter: Path, tmp_path: Path) -> None:
-    (tmp_path / "names.txt").write_text("cup\npen\n")
-    result = run("export", adapter, "--to", "torch", "--out", tmp_path / "out", "--classes", tmp_path / "names.txt")
+@by_turns("names", ["cup, pen", "names.txt"])
+def test_other_class_names(run, adapter: Path, tmp_path: Path, names: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("names.txt").write_text("cup\npen\n")
+    result = run("export", adapter, "--to", "torch", "--out", "out", "--classes", names)
     assert (result.exit_code, result.stderr) == (0, "")
-    assert json.loads((tmp_path / "out" / "export.json").read_text())["class_names"] == ["cup", "pen"]
-    result = run("export", adapter, "--to", "torch", "--out", tmp_path / "again", "--classes", "cup, pen")
-    assert json.loads((tmp_path / "again" / "export.json").read_text())["class_names"] == ["cup", "pen"]
+    assert json.loads(Path("out/export.json").read_text())["class_names"] == ["cup", "pen"]
 
 
 def test_refusals_of_models_by_themselves(run, refused, adapter: Path, model_folder: Path, tmp_path: Path) -> None:

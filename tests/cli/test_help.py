@@ -25,9 +25,9 @@ def test_the_overview_names_every_command_and_imports_no_torch() -> None:
     assert result.stderr == ""
 
 
-@pytest.mark.parametrize("command", _COMMANDS)
+@pytest.mark.parametrize("command", [*_COMMANDS, "data list", "data check", "data show"])
 def test_every_command_explains_itself(run, command: str) -> None:
-    result = run(command, "--help")
+    result = run(*command.split(), "--help")
     assert result.exit_code == 0
     assert result.stdout.startswith(f"Usage: main {command} ")
     assert len(result.stdout.splitlines()) > 4

@@ -5,16 +5,16 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import stored_numbers
 from click.testing import CliRunner
+from selection import by_turns
+from stopping import at_step, interrupt
 
 from adapt.cli import main
-from adapt.training.run import Run
 
 
 @pytest.fixture(scope="session")
@@ -56,20 +56,13 @@ def test_three_seeds_by_default(run, of_five: Path, tmp_path: Path) -> None:
     assert [row.split(",")[:3] for row in rows] == [[f"seed-{seed}", "2", str(seed)] for seed in (1, 2, 3)]
 
 
-def test_the_same_command_goes_on(run, of_five: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    log, out = Run.log, tmp_path / "my b2n"
-
-    def log_and_stop(self: Run, entry: dict[str, object]) -> None:
-        log(self, entry)
-        if (self.path.name, entry["step"]) == ("seed-7", 1):
-            signal.raise_signal(signal.SIGINT)
-
-    monkeypatch.setattr(Run, "log", log_and_stop)
-    stopped = run("base-to-new", of_five, "--out", out, "--seeds", "3,7", "--set", "train.epochs=3")
+def test_the_same_command_goes_on(run, of_five: Path, tmp_path: Path) -> None:
+    out = tmp_path / "my b2n"
+    with at_step(1, interrupt, run="seed-7"):
+        stopped = run("base-to-new", of_five, "--out", out, "--seeds", "3,7", "--set", "train.epochs=3")
     assert stopped.exit_code == 130
     assert stopped.stdout == ""
     assert "stopped; go on with the same command" in stopped.stderr
-    monkeypatch.undo()
     assert run("base-to-new", of_five, "--out", out, "--seeds", "3,7", "--set", "train.epochs=3").exit_code == 0
     for seed in (3, 7):
         log_lines = (out / f"seed-{seed}/log.jsonl").read_text().splitlines()
@@ -106,7 +99,7 @@ def test_help_mentions_it(run) -> None:
     assert all(word in text for word in ("RECIPE", "--out", "--seeds", "[default: 1,2,3]", "base_to_new.csv"))
 
 
-@pytest.mark.parametrize(("half", "names"), [("base", "goldfish, lime tree, red panda"), ("new", "sky, tin can")])
+@by_turns(("half", "names"), [("base", "goldfish, lime tree, red panda"), ("new", "sky, tin can")])
 def test_train_on_one_half(run, of_five: Path, tmp_path: Path, half: str, names: str) -> None:
     out = tmp_path / "run"
     assert run("train", of_five, "--out", out, "--quiet", "--set", f"data.classes={half}").exit_code == 0
@@ -204,7 +197,7 @@ def test_few_shot_takes_the_papers_shots_by_default(of_five: Path, tmp_path: Pat
     assert [run.recipe.data.shots for run in planned[0].runs][::3] == [1, 2, 4, 8, 16]
 
 
-@pytest.mark.parametrize("command", ["domain-generalisation", "cross-dataset"])
+@by_turns("command", ["domain-generalisation", "cross-dataset"])
 def test_transfer_measures_what_to_names(run, of_five: Path, others: Path, tmp_path: Path, command: str) -> None:
     out = tmp_path / "transfer"
     to = ("--to", others / "drawings", "--to", others / "sketches")

@@ -63,6 +63,7 @@ def test_a_server_spins_for_longer_than_a_training(
         assert os.environ["GOMP_SPINCOUNT"] == spins
 
 
+@pytest.mark.full
 def test_a_server_answers_until_it_is_told_to_end(adapter: Path) -> None:
     line = [sys.executable, "-m", "adapt", "serve", f"fruit={adapter}", "--port", "0"]
     with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:

@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 import stored_numbers
 import yaml
-
-from adapt.training.run import Run
+from stopping import at_step, interrupt
 
 
 def _log(out: Path) -> list[str]:
@@ -62,19 +61,11 @@ def test_ctrl_c_stops_the_real_command_and_it_can_go_on(real, run, recipe: Path,
     assert len(_log(out)) >= 3
 
 
-def test_the_command_to_go_on_with_works(run, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    log = Run.log
-
-    def log_and_stop(self: Run, entry: dict[str, object]) -> None:
-        log(self, entry)
-        if entry["step"] == 2:
-            signal.raise_signal(signal.SIGINT)
-
-    monkeypatch.setattr(Run, "log", log_and_stop)
+def test_the_command_to_go_on_with_works(run, recipe: Path, tmp_path: Path) -> None:
     options = ("--set", "train.epochs=4", "--seed", 5, "--shots", 2, "--track", "tensorboard")
-    stopped = run("train", recipe, "--out", tmp_path / "my run", *options)
+    with at_step(2, interrupt):
+        stopped = run("train", recipe, "--out", tmp_path / "my run", *options)
     assert stopped.exit_code == 130
-    monkeypatch.undo()
     _, *arguments = shlex.split(stopped.stderr.partition("go on with: ")[2])
     assert run(*arguments).exit_code == 0
     losses = {("train/loss", step): stored_numbers.single(loss) for step, loss in map(_loss, _log(tmp_path / "my run"))}

@@ -9,6 +9,7 @@ import tiny_backbones
 import torch
 import torch.nn.functional as F
 from checks import perturb
+from selection import Decorator, by_turns
 from torch import Tensor
 
 import adapt
@@ -45,6 +46,7 @@ TRAINED_BY_STEPS = tuple(name for name in ALL if name not in (*_BY_NO_STEP, "uni
 TRAINED_INSIDE = tuple(name for name in TRAINED_BY_STEPS if name not in (*_ON_FEATURES, "vl2v"))
 ALL_WITH_TEXT = tuple(name for name in ALL if name not in _WITHOUT_PROMPTS)
 KINDS = tuple(tiny_backbones.KINDS)
+CLIPS = ("open_clip", "hf_clip")
 FAST_KINDS = tiny_backbones.WITH_FAST_PATH
 NAMES = ("goldfish", "red_panda", "sea cucumber")
 
@@ -55,10 +57,14 @@ def fits(method: str, kind: str) -> bool:
     return kind in tiny_backbones.WITH_VISION_BLOCKS or method not in NEEDS_VISION_BLOCKS
 
 
-def pairs(names: tuple[str, ...] | list[str], kinds: tuple[str, ...] = KINDS) -> pytest.MarkDecorator:
-    """Parametrises a test by `method` and `backbone`, over all that fit each other."""
-    chosen = [(name, kind) for name in names for kind in kinds if fits(name, kind)]
-    return pytest.mark.parametrize(("method", "backbone"), chosen, indirect=["backbone"])
+def pairs(names: tuple[str, ...] | list[str], kinds: tuple[str, ...] = KINDS, take: int = 0) -> Decorator:
+    """Parametrises a test by `method` and `backbone`, over all that fit each other; `make test` takes some of them.
+
+    By default it takes a third as many pairs as there are methods: each method meets many of these tests.
+    """
+    beyond = {kind: () if kind in CLIPS else pytest.mark.every_backbone for kind in kinds}
+    chosen = [pytest.param(name, kind, marks=beyond[kind]) for name in names for kind in kinds if fits(name, kind)]
+    return by_turns(("method", "backbone"), chosen, take=take or len(names) // 3, indirect=["backbone"])
 
 
 def config(method: str) -> dict[str, Any]:

@@ -11,14 +11,14 @@ import pytest
 import tiny_fusion
 import tiny_llms
 import torch
-from cases import ALL, TRAINED_BY_STEPS, build, pairs
+from cases import ALL, CLIPS, TRAINED_BY_STEPS, build, pairs
 from checks import assert_untouched, gradient, loss_of, perturb, relative, scaled, snapshot
+from selection import by_turns
 from torch import Tensor, nn
 
 import adapt
 from adapt import Backbone
 
-LIBRARIES = ("open_clip", "hf_clip")
 COPIES: dict[str, Callable[[Any], Any]] = {
     "deepcopy": copy.deepcopy,
     "pickle": lambda model: pickle.loads(pickle.dumps(model)),
@@ -31,8 +31,8 @@ def ruin(model: nn.Module) -> None:
             parameter.fill_(0.3)
 
 
-@pairs(ALL, LIBRARIES)
-@pytest.mark.parametrize("kind", COPIES)
+@pairs(ALL, CLIPS)
+@by_turns("kind", COPIES)
 def test_a_copy_stands_by_itself(method: str, backbone: Backbone, kind: str, images: Tensor, labels: Tensor) -> None:
     model = build(method, backbone).eval()
     logits = model(images).detach()
@@ -49,7 +49,7 @@ def test_a_copy_stands_by_itself(method: str, backbone: Backbone, kind: str, ima
     assert_untouched(copied.unwrap().model, before)
 
 
-@pairs(ALL, LIBRARIES)
+@pairs(ALL, CLIPS)
 def test_a_copy_moves_to_double_precision(method: str, backbone: Backbone, images: Tensor) -> None:
     model = build(method, backbone).eval()
     expected = model(images)
@@ -73,7 +73,7 @@ def test_copies_of_models_that_answer_questions(kind: str) -> None:
         assert scaled(copied(images, questions), expected) < 1e-6
 
 
-@pairs(TRAINED_BY_STEPS, LIBRARIES)
+@pairs(TRAINED_BY_STEPS, CLIPS)
 def test_tensors_that_take_the_place_of_parameters_count(method: str, backbone: Backbone, images: Tensor) -> None:
     """By `load_state_dict(assign=True)`, and for one call by `torch.func.functional_call`."""
     model = build(method, backbone).eval()

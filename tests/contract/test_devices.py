@@ -5,13 +5,10 @@ No tensor of the CPU takes part in what is computed there: see `stand_in_device`
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import pytest
 import stand_in_device
 import tiny_backbones
@@ -20,7 +17,8 @@ import tiny_llms
 import torch
 from cases import ALL, NAMES, TRAINED_BY_STEPS, new
 from checks import scaled
-from torch import Tensor, nn
+from selection import by_turns
+from torch import Tensor
 
 import adapt
 from adapt import Backbone
@@ -46,17 +44,9 @@ def items(tiny_split: Split) -> dict[str, tuple[Item, ...]]:
     return {name: tuple(each.labelled(targets[each.answer]) for each in part) for name, part in parts.items()}
 
 
-@cache
-def _small() -> nn.Module:
-    """A CLIP of few operations, each of which takes its time on the stand-in."""
-    vision = open_clip.CLIPVisionCfg(image_size=tiny_backbones.IMAGE, layers=2, width=64, patch_size=16, head_width=32)
-    text = open_clip.CLIPTextCfg(context_length=77, vocab_size=49408, width=32, heads=2, layers=2)
-    return open_clip.model.CLIP(32, vision, text, quick_gelu=True)
-
-
-@pytest.mark.parametrize("method", [name for name in ALL if name != "xbt"])  # whose old backbone is not there
+@by_turns("method", [name for name in ALL if name != "xbt"], take=12)  # whose old backbone is not there
 def test_a_training_on_a_device_and_the_way_back(method: str, images: Tensor, labels: Tensor, items: Any) -> None:
-    backbone = tiny_backbones.from_open_clip(copy.deepcopy(_small()))
+    backbone = tiny_backbones.small()  # each operation takes its time on the stand-in
     settings: dict[str, Any] = SETTINGS if method in (*TRAINED_BY_STEPS, "uniqa") else {"val_set": items["val"]}
     with stand_in_device.attached() as device:
         model = adapt.wrap(backbone.to(device), new(method), NAMES)

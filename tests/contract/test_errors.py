@@ -9,6 +9,7 @@ import pytest
 import torch
 from cases import ALL, TRAINED_INSIDE, build, pairs
 from checks import Fault, assert_untouched, failing, flag, gradient, loss_of, relative, snapshot
+from selection import by_turns
 from torch import Tensor, nn
 
 from adapt import AdaptedModel, Backbone
@@ -31,7 +32,7 @@ def inside(model: AdaptedModel, backbone: Backbone) -> Iterator[tuple[str, nn.Mo
 
 
 @pairs(ALL)
-@pytest.mark.parametrize("options", OPTIONS, ids=["as it is", "checkpointed", "plain and checkpointed"])
+@by_turns("options", OPTIONS, ids=["as it is", "checkpointed", "plain and checkpointed"])
 def test_an_error_inside_a_block(
     method: str, backbone: Backbone, options: dict[str, Any], images: Tensor, labels: Tensor
 ) -> None:
@@ -47,7 +48,7 @@ def test_an_error_inside_a_block(
 
 
 @pairs(TRAINED_INSIDE)
-@pytest.mark.parametrize("fast", [None, False])
+@by_turns("fast", [None, False])
 def test_an_error_inside_a_block_that_is_computed_again(
     method: str, backbone: Backbone, fast: bool | None, images: Tensor, labels: Tensor
 ) -> None:

@@ -9,6 +9,7 @@ import tiny_backbones
 import torch
 from cases import NAMES, TRAINED_BY_STEPS, new
 from checks import gradient, loss_of, relative
+from selection import by_turns
 from torch import Tensor, nn
 from transformers import CLIPModel
 
@@ -16,8 +17,8 @@ import adapt
 from adapt import AdaptError, Backbone
 
 
-@pytest.mark.parametrize("kind", ["open_clip", "hf_clip"])
-@pytest.mark.parametrize("method", TRAINED_BY_STEPS)
+@by_turns("kind", ["open_clip", "hf_clip"])
+@by_turns("method", TRAINED_BY_STEPS, take=10)
 def test_wrapped_and_moved(method: str, kind: str, images: Tensor, labels: Tensor) -> None:
     backbone = tiny_backbones.backbone(kind)
     with torch.inference_mode():

@@ -31,7 +31,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
 QUESTIONS = ["what is it ?", "how many dog ?", "which animal is there : red green blue ?"]
 ANSWERS = ["a cat", "two", "the red dog ."]
 
-pytestmark = pytest.mark.parametrize("kind", tiny_llms.KINDS)
+pytestmark = [pytest.mark.parametrize("kind", tiny_llms.KINDS), pytest.mark.by_turns("kind")]
 every_method = pytest.mark.parametrize("method", CONFIGS)
 
 

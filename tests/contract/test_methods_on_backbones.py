@@ -8,6 +8,7 @@ import pytest
 import torch
 from cases import ALL, KINDS, NAMES, NEEDS_VISION_BLOCKS, TRAINED_BY_STEPS, build, new, pairs
 from checks import assert_untouched, flag, gradient, loss_of, relative, scaled, snapshot
+from selection import by_turns
 from torch import Tensor
 
 import adapt
@@ -117,7 +118,7 @@ def test_unwrap_gives_the_backbone_back_as_it_was(
 
 
 @pairs(TRAINED_BY_STEPS)
-@pytest.mark.parametrize("fast", [None, False])
+@by_turns("fast", [None, False])
 def test_checkpointed_blocks_give_the_same_gradients(
     method: str, backbone: Backbone, fast: bool | None, images: Tensor, labels: Tensor
 ) -> None:
@@ -137,8 +138,8 @@ def test_the_librarys_own_checkpointing_is_kept_out(
     assert relative(gradient(build(method, backbone, fast=False), images, labels), expected) < 1e-6
 
 
-@pytest.mark.parametrize("backbone", KINDS, indirect=True)
-@pytest.mark.parametrize("options", [{}, {"fast": False}, {"fast": False, "checkpointing": True}])
+@by_turns("backbone", KINDS, indirect=True)
+@by_turns("options", [{}, {"fast": False}, {"fast": False, "checkpointing": True}])
 def test_models_that_share_a_backbone_do_not_meet(
     backbone: Backbone, options: dict[str, bool], images: Tensor, labels: Tensor
 ) -> None:

@@ -20,6 +20,7 @@ from cases import (
     pairs,
 )
 from checks import gradient, relative, scaled
+from selection import by_turns
 from tiny_backbones import WITH_VISION_BLOCKS
 from torch import Tensor
 
@@ -66,7 +67,7 @@ def test_the_fast_path_is_refused_where_text_is_not_causal(method: str, hf_sigli
 
 
 @pairs([name for name in TRAINED_BY_STEPS if name in ALL_WITH_TEXT], KINDS)
-@pytest.mark.parametrize("fast", [None, False])
+@by_turns("fast", [None, False])
 def test_classes_in_parts_give_the_same_features_and_gradients(
     method: str, backbone: Backbone, fast: bool | None, images: Tensor, labels: Tensor, monkeypatch: Any
 ) -> None:

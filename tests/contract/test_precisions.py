@@ -12,6 +12,7 @@ import torch
 from cases import ALL, NAMES, TRAINED_BY_STEPS, fits, new
 from checks import loss_of, perturb, relative
 from open_clip.model import convert_weights_to_lp
+from selection import by_turns
 from torch import Tensor
 
 import adapt
@@ -43,8 +44,8 @@ def test_the_precision_is_the_towers(kind: str, precision: str) -> None:
     assert backbone.to("cpu").logit_scale == pytest.approx(1 / 0.07, rel=1e-3)
 
 
-@pytest.mark.parametrize("precision", LOW)
-@pytest.mark.parametrize(("method", "kind"), FITTING)
+@by_turns("precision", LOW)
+@by_turns(("method", "kind"), FITTING, take=14)
 def test_both_paths(method: str, kind: str, precision: str, images: Tensor, labels: Tensor) -> None:
     whole = _model(method, tiny_backbones.backbone(kind), None).eval()(images)
     for fast in (None, False):
@@ -71,7 +72,7 @@ def _vitamin() -> Any:
     return model
 
 
-@pytest.mark.parametrize("method", ALL)
+@by_turns("method", ALL, take=5)
 def test_every_method_on_vitamin(method: str, images: Tensor, labels: Tensor) -> None:
     backbone = tiny_backbones.from_open_clip(_vitamin())
     assert backbone.tower("vision").projections == ("q", "k", "v", "out", "gate", "up", "down")

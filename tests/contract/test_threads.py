@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 import torch
-from cases import ALL, TRAINED_BY_STEPS, build, new, pairs
+from cases import ALL, CLIPS, TRAINED_BY_STEPS, build, new, pairs
 from checks import assert_untouched, gradient, relative, scaled, snapshot
+from selection import by_turns
 from torch import Tensor
 
 import adapt
@@ -21,8 +22,7 @@ from adapt import AdaptedModel, Backbone
 from adapt.backbones.turns import alone, sharing
 from adapt.engine.frozen import frozen
 
-THREADS, CALLS = 8, 6
-LIBRARIES = ("open_clip", "hf_clip")
+THREADS, CALLS = 6, 4
 
 
 @pytest.fixture(autouse=True)
@@ -46,8 +46,8 @@ def at_once(work: Callable[[int], Any]) -> list[Any]:
         return list(pool.map(run, range(THREADS)))
 
 
-@pairs(ALL, LIBRARIES)
-@pytest.mark.parametrize("options", [{}, {"fast": False}], ids=["fast", "plain"])
+@pairs(ALL, CLIPS, take=5)
+@by_turns("options", [{}, {"fast": False}], ids=["fast", "plain"])
 def test_predictions(method: str, backbone: Backbone, options: dict[str, Any], images: Tensor) -> None:
     """Models of this method, in turn with a zero-shot and a prompted one, on a backbone with flags of its owner."""
     backbone.model.requires_grad_(True).train()
@@ -73,7 +73,7 @@ def test_predictions(method: str, backbone: Backbone, options: dict[str, Any], i
     assert_untouched(backbone.model, before)
 
 
-@pytest.mark.parametrize("backbone", LIBRARIES, indirect=True)
+@pytest.mark.parametrize("backbone", CLIPS, indirect=True)
 def test_a_model_that_is_trained_while_it_predicts(backbone: Backbone, images: Tensor) -> None:
     """Every prediction is one without dropout, and every training step has its dropout."""
     model: AdaptedModel = adapt.wrap(backbone, new("lora", dropout=0.9, rank=4), ("goldfish", "toy"))
@@ -96,8 +96,8 @@ def test_a_model_that_is_trained_while_it_predicts(backbone: Backbone, images: T
     assert all(module.training for module in model.modules())
 
 
-@pairs(TRAINED_BY_STEPS, LIBRARIES)
-@pytest.mark.parametrize("options", [{}, {"fast": False, "checkpointing": True}], ids=["fast", "checkpointed"])
+@pairs(TRAINED_BY_STEPS, CLIPS, take=5)
+@by_turns("options", [{}, {"fast": False, "checkpointing": True}], ids=["fast", "checkpointed"])
 def test_gradients(method: str, backbone: Backbone, options: dict[str, Any], images: Tensor, labels: Tensor) -> None:
     models = [build(method, backbone, **options) for _ in range(THREADS)]
     for number, model in enumerate(models):
@@ -239,7 +239,7 @@ def test_evaluation_mode_lasts_while_another_threads_ends(open_clip: Backbone) -
     assert all(module.training for module in model.modules())
 
 
-@pytest.mark.parametrize("backbone", LIBRARIES, indirect=True)
+@pytest.mark.parametrize("backbone", CLIPS, indirect=True)
 def test_a_copy_that_is_made_while_others_call_is_whole(backbone: Backbone, images: Tensor) -> None:
     backbone.model.requires_grad_(True).train()
     before = snapshot(backbone.model)

@@ -10,6 +10,7 @@ import tiny_backbones
 import tiny_llms
 import torch
 from checks import assert_untouched, scaled, snapshot
+from selection import by_turns
 from torch import Tensor, nn
 
 from adapt import Backbone
@@ -27,7 +28,7 @@ def features(backbone: Backbone, tower: str, images: Tensor) -> Tensor:
     return backbone.encode_image(images) if tower == "vision" else backbone.encode_text(backbone.tokenize(["a photo"]))
 
 
-@pytest.mark.parametrize("backbone", tiny_backbones.WITH_VISION_BLOCKS, indirect=True)
+@by_turns("backbone", tiny_backbones.WITH_VISION_BLOCKS, indirect=True)
 @pytest.mark.parametrize("tower", ["text", "vision"])
 @pytest.mark.parametrize("letter", LETTERS)
 def test_a_projection_can_be_replaced(backbone: Backbone, tower: str, letter: str, images: Tensor) -> None:
@@ -44,7 +45,7 @@ def test_a_projection_can_be_replaced(backbone: Backbone, tower: str, letter: st
     assert torch.equal(features(backbone, tower, images), expected)
 
 
-@pytest.mark.parametrize("backbone", tiny_backbones.WITH_VISION_BLOCKS, indirect=True)
+@by_turns("backbone", tiny_backbones.WITH_VISION_BLOCKS, indirect=True)
 @pytest.mark.parametrize("tower", ["text", "vision"])
 @pytest.mark.parametrize("part", ["norm1", "norm2", "pre_norm", "final_norm", "projection"])
 def test_a_norm_and_the_last_projection_can_be_replaced(
@@ -76,7 +77,7 @@ def test_a_norm_and_the_last_projection_can_be_replaced(
     assert all(after[name] is before[name] for name in before)
 
 
-@pytest.mark.parametrize("backbone", tiny_backbones.WITH_VISION_BLOCKS, indirect=True)
+@by_turns("backbone", tiny_backbones.WITH_VISION_BLOCKS, indirect=True)
 @pytest.mark.parametrize("tower", ["text", "vision"])
 @pytest.mark.parametrize("normed", [False, True])
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -182,7 +183,7 @@ def test_other_weights_serve_a_block_that_takes_the_length_first(open_clip: Back
     assert scaled(attn(x, x, x)[0], expected) > 1e-3
 
 
-@pytest.mark.parametrize("backbone", tiny_backbones.KINDS, indirect=True)
+@by_turns("backbone", tiny_backbones.KINDS, indirect=True)
 def test_learned_tokens_stand_where_the_prompt_keeps_their_place(backbone: Backbone) -> None:
     ids = backbone.tokenize(["photo x x", "x photo"])
     embedding = backbone.tower("text").text.embedding

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from faults import adapters, corrupt
+from selection import by_turns
 
 SEEDS = 4  # of each of the 16 kinds of damage to each adapter
 
@@ -13,7 +14,7 @@ def _refused_or_equal(found: list[adapters.Case]) -> None:
     assert bad == [], f"{len(bad)} of {len(found)}, such as\n{bad[0]}\n{bad[0].outcome.message}"
 
 
-@pytest.mark.parametrize("name", adapters.NAMES)
+@by_turns("name", adapters.NAMES, take=8)
 def test_a_few_damaged_adapters_are_refused_or_harmless(name: str) -> None:
     _refused_or_equal(list(adapters.cases(name, corrupt.ALL[adapters.NAMES.index(name) % 8 :: 8], [100])))
 

@@ -13,6 +13,7 @@ import tiny_fusion
 import torch
 from checks import perturb
 from safetensors.torch import load_file, save_file
+from selection import by_turns
 from torch import Tensor
 
 import adapt
@@ -63,7 +64,7 @@ def parameters(backbone: Backbone) -> int:
     return sum(parameter.numel() for parameter in backbone.model.parameters())
 
 
-@pytest.mark.parametrize("skipped", [("vision.1",), ("text.0", "vision.0"), ("text.1", "vision.1")])
+@by_turns("skipped", [("vision.1",), ("text.0", "vision.0"), ("text.1", "vision.1")])
 def test_it_computes_the_same_without_the_blocks(
     whole: Backbone, images: Tensor, tmp_path: Path, skipped: tuple[str, ...]
 ) -> None:

@@ -8,8 +8,10 @@ from typing import Any
 
 import onnxruntime
 import pytest
+import tiny_backbones
 import torch
 from checks import contents, perturb, scaled
+from selection import by_turns
 from torch import Tensor, nn
 
 import adapt
@@ -21,6 +23,12 @@ from adapt.methods.base import ImageStep, Method
 from adapt.models.answers import Answers
 
 NAMES = ("goldfish", "red_panda", "sea cucumber")
+
+
+@pytest.fixture
+def open_clip() -> Backbone:
+    """A small one: each of its operations takes its time to export."""
+    return tiny_backbones.small()
 
 
 def model_of(backbone: Backbone, method: Method | None = None) -> AdaptedModel:
@@ -56,7 +64,7 @@ def test_the_record_says_how_to_use_it(open_clip: Backbone, images: Tensor, tmp_
     assert [(each.name, each.shape) for each in session.get_outputs()] == [("logits", ["batch", 3])]
 
 
-@pytest.mark.parametrize("answers", [Answers(0.25, ("a photo of a {}.",)), Answers(temperature=2.5)])
+@by_turns("answers", [Answers(0.25, ("a photo of a {}.",)), Answers(temperature=2.5)])
 def test_blend_and_temperature_are_part_of_it(
     answers: Answers, open_clip: Backbone, images: Tensor, tmp_path: Path
 ) -> None:
@@ -68,6 +76,7 @@ def test_blend_and_temperature_are_part_of_it(
     assert scaled(by_onnxruntime(tmp_path / "out", images), model(images)) < 1e-4
 
 
+@pytest.mark.full
 def test_other_class_names(open_clip: Backbone, images: Tensor, tmp_path: Path) -> None:
     model = model_of(open_clip).with_classes(["a cup", "a pen"])
     export(model, tmp_path / "out")
@@ -125,7 +134,7 @@ def data_beside(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("data_beside")
-@pytest.mark.parametrize(
+@by_turns(
     ("to", "int8", "files"),
     [
         ("onnx", False, ["model.onnx", "model.onnx.data"]),
@@ -144,6 +153,7 @@ def test_a_large_model_is_written_whole_and_nothing_besides(
     assert record_of(tmp_path / "out")["difference"] < (0.2 if int8 else 1e-5)
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("data_beside")
 def test_in_eight_bits_a_larger_one_than_protobuf_takes_has_its_data_beside_too(
     open_clip: Backbone, images: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -156,6 +166,7 @@ def test_in_eight_bits_a_larger_one_than_protobuf_takes_has_its_data_beside_too(
     assert cosine.min() > 0.99
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("data_beside")
 def test_no_page_is_made_of_a_model_with_its_data_beside(
     open_clip: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -166,6 +177,7 @@ def test_no_page_is_made_of_a_model_with_its_data_beside(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.full
 def test_the_bundled_backbone_on_the_bundled_images(tmp_path: Path) -> None:
     split = adapt.data.load("emoji")
     torch.manual_seed(0)

@@ -24,6 +24,7 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from selection import by_turns
 from torch import Tensor
 
 import adapt
@@ -166,7 +167,7 @@ def agree(found: dict[str, Tensor], model: AdaptedModel, images: Tensor) -> None
         assert scaled(torch.nn.functional.normalize(found[name], dim=-1), expected) < 1e-5
 
 
-@pytest.mark.parametrize("kind", ["AutoPeftModel", "AutoPeftModelForFeatureExtraction"])
+@by_turns("kind", ["AutoPeftModel", "AutoPeftModelForFeatureExtraction"])
 def test_peft_finds_the_backbone_by_itself(kind: str, clip_folder: Path, images: Tensor, tmp_path: Path) -> None:
     model = lora(adapt.load_backbone(f"hf:{clip_folder}"), rank=3, projections=("q", "v", "fc1"))
     peft_layout.export(model, tmp_path / "peft")
@@ -174,6 +175,7 @@ def test_peft_finds_the_backbone_by_itself(kind: str, clip_folder: Path, images:
     agree(without_adapt(FEATURES.format(kind=kind, place=str(tmp_path / "peft")), tmp_path), model, images)
 
 
+@pytest.mark.full
 def test_the_snippet_of_the_card_classifies(clip_folder: Path, tmp_path: Path) -> None:
     backbone = adapt.load_backbone(f"hf:{clip_folder}")
     model = lora(backbone, template="a drawing of a {}.", logit_scale=42.0)
@@ -258,6 +260,7 @@ def test_a_pickle_of_pefts_is_not_read(hf_clip: Backbone, tmp_path: Path) -> Non
         adapt.load(folder, hf_clip)
 
 
+@pytest.mark.full
 def test_a_folder_on_the_hub_loads_with_peft_alone(
     hub: StandIn, clip_folder: Path, images: Tensor, tmp_path: Path
 ) -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from checks import perturb, scaled
+from selection import by_turns
 from torch import Tensor
 
 import adapt
@@ -34,7 +35,7 @@ def features_of(contexts: Tensor, backbone: Backbone) -> Tensor:
     return coop.class_features()
 
 
-@pytest.mark.parametrize("library", ["open_clip", "hf_clip"])
+@by_turns("library", ["open_clip", "hf_clip"])
 def test_at_first_it_is_coop(library: str, images: Tensor, request: pytest.FixtureRequest) -> None:
     backbone = request.getfixturevalue(library)
     words = "a photo of a"

@@ -9,6 +9,7 @@ import pytest
 import tiny_backbones
 import torch
 from checks import flat, gradient, loss_of, perturb, relative, scaled
+from selection import by_turns
 from torch import Tensor
 
 import adapt
@@ -29,7 +30,7 @@ def scores(causal: bool = True) -> Tensor:
     return plain.masked_fill(torch.ones(5, 5, dtype=torch.bool).triu(1), float("-inf")) if causal else plain
 
 
-@pytest.mark.parametrize("backbone", tiny_backbones.WITH_VISION_BLOCKS, indirect=True)
+@by_turns("backbone", tiny_backbones.WITH_VISION_BLOCKS, indirect=True)
 @pytest.mark.parametrize("fast", [None, False])
 @pytest.mark.parametrize("mix", ["softmax", "learned"])
 def test_all_strengths_at_one_are_ordinary_attention(

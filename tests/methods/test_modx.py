@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny_backbones
 import torch
-from checks import perturb, stop_at
+from checks import perturb
+from stopping import assert_goes_on_exactly
 from torch import Tensor
 
 import adapt
@@ -134,11 +136,5 @@ def test_a_stopped_run_that_started_from_an_adapter_goes_on_exactly(tiny_split: 
         start_from(model, tmp_path / "old.safetensors")
         return model
 
-    whole, stopped, resumed = started(), started(), started()
-    fit(whole, tiny_split.train, epochs=3, **STEPS)
-    stop_at(stopped, 5)
-    with pytest.raises(InterruptedError):
-        fit(stopped, tiny_split.train, epochs=3, out=tmp_path / "run", **STEPS)
-    fit(resumed, tiny_split.train, epochs=3, out=tmp_path / "run", resume=True, **STEPS)
-    for key, value in whole.method.state_dict().items():
-        assert torch.equal(resumed.method.state_dict()[key], value), key
+    train = partial(fit, train_set=tiny_split.train, epochs=3, **STEPS)
+    assert_goes_on_exactly(started, train, tmp_path / "run", step=4)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from checks import stop_at
+from stopping import assert_goes_on_exactly
 
 import adapt
 from adapt import AdaptedModel, AdaptError, Backbone, methods
@@ -67,17 +68,15 @@ def test_statistics_are_those_of_each_class(open_clip: Backbone, tiny_split: Spl
 
 def test_a_resumed_training_keeps_its_generator(open_clip: Backbone, tiny_split: Split, tmp_path: Path) -> None:
     """The teacher, which is made of past contexts, too."""
-    whole = wrapped(open_clip, tiny_split.class_names, teacher=10.0)
-    adapt.fit(whole, tiny_split.train, **STEPS)
-    stopped = wrapped(open_clip, tiny_split.class_names, teacher=10.0)
-    stop_at(stopped, 14)
-    with pytest.raises(InterruptedError):
-        adapt.fit(stopped, tiny_split.train, out=tmp_path / "run", **STEPS)
-    resumed = wrapped(open_clip, tiny_split.class_names, teacher=10.0)
-    adapt.fit(resumed, tiny_split.train, out=tmp_path / "run", resume=True, **STEPS)
-    assert torch.equal(resumed.method.ctx, whole.method.ctx)
-    for key, value in whole.method.generator.state_dict().items():
-        assert torch.equal(resumed.method.generator.state_dict()[key], value), key
+    models: list[AdaptedModel] = []
+
+    def new() -> AdaptedModel:
+        models.append(wrapped(open_clip, tiny_split.class_names, teacher=10.0))
+        return models[-1]
+
+    assert_goes_on_exactly(new, partial(adapt.fit, train_set=tiny_split.train, **STEPS), tmp_path / "run", step=13)
+    whole, _, resumed = (model.method.generator.state_dict() for model in models)
+    assert all(torch.equal(resumed[key], value) for key, value in whole.items())
 
 
 def test_it_counts_epochs_and_needs_two_classes(open_clip: Backbone, tiny_split: Split) -> None:

@@ -9,6 +9,7 @@ import tiny_backbones
 import torch
 import torch.nn.functional as F
 from checks import flat, perturb, relative, scaled
+from selection import by_turns
 from torch import Tensor
 
 import adapt
@@ -67,7 +68,7 @@ def test_maples_vision_prompts_are_projections_of_its_text_prompts(open_clip: Ba
     assert first.weight is not second.weight
 
 
-@pytest.mark.parametrize("backbone", tiny_backbones.WITH_VISION_BLOCKS, indirect=True)
+@by_turns("backbone", tiny_backbones.WITH_VISION_BLOCKS, indirect=True)
 def test_no_pooling_sees_vision_prompts(backbone: Backbone, images: Tensor) -> None:
     """Prompts that no patch attends to change nothing, whatever the tower pools."""
     deaf = {"mix": "constant", "share": 0.5, "x_to_x": 2.0, "x_to_p": 0.0, "p_to_x": 1.0}

@@ -13,6 +13,7 @@ import tiny_llms
 import torch
 from cases import build
 from checks import perturb
+from selection import by_turns
 
 import adapt
 from adapt import AdaptError, Backbone
@@ -84,7 +85,7 @@ def perturb_and_return(model: Any) -> Any:
     return model
 
 
-@pytest.mark.parametrize("method", METHODS)
+@by_turns("method", METHODS, take=2)
 def test_a_pool_of_eight_says_what_one_thread_says(method: str, open_clip: Backbone, tiny_split: Split) -> None:
     """Of models on one backbone that another model, in training mode, uses meanwhile; and of pickled copies."""
     model, other = build(method, open_clip).eval(), build("maple", open_clip)
@@ -98,7 +99,7 @@ def test_a_pool_of_eight_says_what_one_thread_says(method: str, open_clip: Backb
     expected = [call() for call in calls]
     copied = pickle.loads(pickle.dumps(model))
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda number: calls[number % 4](), range(32)))
+        found = list(pool.map(lambda number: calls[number % 4](), range(16)))
     for number, answers in enumerate(found):
         assert all(map(close, answers, expected[number % 4]))
     assert all(map(close, copied.predict(paths), expected[0]))

@@ -85,7 +85,7 @@ def start(module: Module, source: str | None, imported: Path | None = None) -> i
         os.dup2(silent, stream)
     if source is not None:
         sys.meta_path.insert(0, Mutated(module, source))
-    options = ["-x", "-q", "-n0", "-p", "no:cacheprovider", "--rootdir", str(ROOT)]
+    options = ["-x", "-q", "-n0", "--full", "-p", "no:cacheprovider", "--rootdir", str(ROOT)]
     try:
         code = int(pytest.main([*options, *(str(ROOT / each) for each in module.tests)]))
     except BaseException:  # noqa: BLE001 - a mutant may raise anything, and is noticed then

@@ -9,6 +9,7 @@ from typing import Any
 import pages
 import pytest
 from click.testing import CliRunner
+from selection import by_turns
 
 import adapt
 from adapt import AdaptError, data, methods
@@ -44,7 +45,7 @@ def test_a_family_of_ones_own_is_described_as_it_computes(words: adapt.Backbone)
     assert (model.text_path, model.vision_path) == ("fast", "fast")
 
 
-@pytest.mark.parametrize("method", ["coop", "maple", "lora", "gda", "das"])
+@by_turns("method", ["coop", "maple", "lora", "gda", "das"])
 def test_methods_adapt_a_family_of_ones_own(words: adapt.Backbone, method: str) -> None:
     check_method(methods.find(method), words)
 
@@ -80,12 +81,16 @@ def seen(install: Install, tmp_path: Path) -> Path:
     return tmp_path / "photos.seen"
 
 
-def test_a_reader_of_ones_own_serves_every_command(seen: Path, tmp_path: Path) -> None:
+def test_a_reader_of_ones_own_serves_commands(seen: Path, tmp_path: Path) -> None:
     split = data.load(seen)
     assert (len(split.class_names), len(list(split.items()))) == (3, 30)
     assert "3 classes; images: train 18, val 3, test 9" in _adapt("data", "check", seen)
     asked = ("--shots", "2", "--out", tmp_path / "run", "--set=train.epochs=1", "--set=train.workers=0")
     _adapt("train", "lora", "--data", seen, "--backbone", "mini-clip", *asked)
+
+
+@pytest.mark.full
+def test_recommend_reads_by_a_reader_of_ones_own(seen: Path, tmp_path: Path) -> None:
     _adapt("recommend", seen, "--backbone", "mini-clip", "--out", tmp_path / "advice")
     assert list((tmp_path / "advice").rglob("adapter.safetensors"))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from fastapi.testclient import TestClient
+from selection import by_turns
+from stopping import assert_goes_on_exactly
 
 import adapt
 from adapt import AdaptError, data, tasks
@@ -20,7 +23,6 @@ from adapt.cli import main
 from adapt.data import Item, open_image
 from adapt.serving.adapters import ServedAdapters
 from adapt.serving.app import create_app
-from adapt.training.run import Run
 
 from .conftest import Install
 
@@ -88,7 +90,7 @@ def _metrics(run: Path) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("method", ["coop", "lora", "linear_probe"])
+@by_turns("method", ["coop", "lora", "linear_probe"])
 def test_soft_labels_are_learned_saved_and_answered(soft: Path, tmp_path: Path, method: str) -> None:
     run, adapter = tmp_path / "run", tmp_path / "run" / "adapter.safetensors"
     steps = [] if method == "linear_probe" else QUICK
@@ -113,28 +115,15 @@ def test_a_linear_probe_learns_the_shares_and_not_the_likeliest_class(soft: Path
     assert float(said.gather(1, own.argmax(-1, keepdim=True)).mean()) == pytest.approx(0.75, abs=0.05)
 
 
-def test_a_stopped_training_on_soft_labels_goes_on(soft: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_training_on_soft_labels_goes_on(soft: Path, tmp_path: Path) -> None:
     split, backbone = data.load(soft), adapt.load_backbone("mini-clip", "cpu")
     settings = {"epochs": 3, "batch_size": 4, "lr": 0.01, "augment": "none", "workers": 0, "progress": False}
 
-    def trained(out: Path, **options: Any) -> adapt.AdaptedModel:
+    def new() -> adapt.AdaptedModel:
         torch.manual_seed(0)
-        model = adapt.wrap(backbone, adapt.methods.CoOp(n_ctx=2), split.class_names)
-        adapt.fit(model, split.train, out=out, **settings | options)
-        return model
+        return adapt.wrap(backbone, adapt.methods.CoOp(n_ctx=2), split.class_names)
 
-    whole, log = trained(tmp_path / "whole"), Run.log
-
-    def stop(self: Run, entry: dict[str, Any]) -> None:
-        log(self, entry)
-        if entry["step"] == 5:
-            raise InterruptedError
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Run, "log", stop)
-        with pytest.raises(InterruptedError):
-            trained(tmp_path / "run")
-    assert torch.equal(trained(tmp_path / "run", resume=True).method.ctx, whole.method.ctx)  # type: ignore[attr-defined]
+    assert_goes_on_exactly(new, partial(adapt.fit, train_set=split.train, **settings), tmp_path / "run", step=5)
 
 
 def test_soft_labels_in_a_table_over_seeds_a_report_and_a_server(soft: Path, tmp_path: Path) -> None:
@@ -151,7 +140,7 @@ def test_soft_labels_in_a_table_over_seeds_a_report_and_a_server(soft: Path, tmp
     assert any(name in json.dumps(answer) for name in data.load(soft).class_names)
 
 
-@pytest.mark.parametrize("method", ["ln_tuning", "lora"])
+@by_turns("method", ["ln_tuning", "lora"])
 def test_triplets_are_learned_and_scored(triplets: Path, tmp_path: Path, method: str) -> None:
     run = tmp_path / "run"
     asked = ["--data", triplets, "--shots", "all", "--backbone", "mini-clip", "--out", run, *QUICK]

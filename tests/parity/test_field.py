@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from published import LIBRARIES
+from selection import by_turns
 from torch import Tensor
 from trainings import Given, stepped, watched
 
@@ -19,8 +20,8 @@ from adapt.methods.base import ImageStep, total
 from adapt.training.average import RunningAverage, epoch_weights
 from adapt.training.settings import Average
 
-FAST = pytest.mark.parametrize("fast", [None, False])
-EVERY_LIBRARY = pytest.mark.parametrize("library", LIBRARIES)
+FAST = by_turns("fast", [None, False])
+EVERY_LIBRARY = by_turns("library", LIBRARIES)
 
 
 def trained(name: str, library: str, method: methods.Method, fast: bool | None = None) -> AdaptedModel:

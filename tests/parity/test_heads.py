@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from checks import scaled
 from published import GRADIENT_TOLERANCE, LIBRARIES, TOLERANCE
+from selection import by_turns
 from torch import Tensor
 from trainings import Given, stepped, watched
 
@@ -19,7 +20,7 @@ from adapt.methods import lp_plus_plus
 from adapt.methods.base import Encoded, total
 from adapt.training.choice import choose
 
-EVERY_LIBRARY = pytest.mark.parametrize("library", LIBRARIES)
+EVERY_LIBRARY = by_turns("library", LIBRARIES)
 
 
 def wrapped(name: str, library: str, method: methods.Method) -> AdaptedModel:

@@ -10,6 +10,7 @@ import pytest
 import tiny_clip
 import torch
 from published import LIBRARIES, TOLERANCE
+from selection import by_turns
 from torch import Tensor, nn
 from trainings import Given, stepped
 
@@ -17,7 +18,7 @@ import adapt
 from adapt.methods.base import Encoded, PairStep, contrast, total
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-EVERY_LIBRARY = pytest.mark.parametrize("library", LIBRARIES)
+EVERY_LIBRARY = by_turns("library", LIBRARIES)
 
 
 def student() -> Any:

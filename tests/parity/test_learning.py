@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from checks import relative
 from published import LIBRARIES, TOLERANCE
+from selection import by_turns
 from torch import Tensor
 from trainings import watched
 
@@ -17,8 +18,8 @@ import adapt
 from adapt.methods import OGEN, TPT, DetPro, tpt
 from adapt.methods.base import Encoded, total
 
-FAST = pytest.mark.parametrize("fast", [None, False])
-EVERY_LIBRARY = pytest.mark.parametrize("library", LIBRARIES)
+FAST = by_turns("fast", [None, False])
+EVERY_LIBRARY = by_turns("library", LIBRARIES)
 
 
 @FAST

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from published import LIBRARIES
+from selection import by_turns
 from torch import Generator, Tensor
 from trainings import watched
 
@@ -16,7 +17,7 @@ import adapt
 from adapt.methods import anovl
 from adapt.methods.base import ImageStep
 
-EVERY_LIBRARY = pytest.mark.parametrize("library", LIBRARIES)
+EVERY_LIBRARY = by_turns("library", LIBRARIES)
 NORMAL, ABNORMAL = 0, 1
 # Gradients of about 1e-7 are rounded: in fp64 they are 5e-4 from the stored ones, and so are steps of AdamW by them.
 ROUNDED = 1e-3

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from checks import relative, scaled
 from published import TOLERANCE, unit
+from selection import by_turns
 from torch import Tensor
 from trainings import Given, stepped, watched
 
@@ -116,7 +117,7 @@ def test_tpt_with_several_steps(steps: int, kept: float, lr: float) -> None:
 
 
 @pytest.mark.parametrize("tune", ["norms", "biases"])
-@pytest.mark.parametrize("fast", [None, False])
+@by_turns("fast", [None, False])
 def test_two_stages_are_those_of_a_clip_whose_own_tensors_train(tune: str, fast: bool | None) -> None:
     """The same steps on a copy of CLIP itself, of which nothing but norms, or biases, learns."""
     _, expected = published.case("two_stage_ln")

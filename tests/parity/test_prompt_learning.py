@@ -7,6 +7,7 @@ from typing import Any
 import published
 import pytest
 from published import LIBRARIES, TOLERANCE
+from selection import by_turns
 
 import adapt
 from adapt import methods
@@ -21,8 +22,8 @@ CASES: dict[str, tuple[type[methods.Method], tuple[str, ...]]] = {
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("library", LIBRARIES)
-@pytest.mark.parametrize("options", [{"fast": True}, {"fast": False}, {"fast": False, "checkpointing": True}], ids=str)
+@by_turns("library", LIBRARIES)
+@by_turns("options", [{"fast": True}, {"fast": False}, {"fast": False, "checkpointing": True}], ids=str)
 def test_logits_loss_and_gradients(name: str, library: str, options: dict[str, Any]) -> None:
     settings, expected = published.case(name)
     cls, keys = CASES[name]

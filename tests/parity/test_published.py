@@ -12,6 +12,7 @@ import adapt
 from adapt import Backbone
 from adapt.methods.base import total
 
+pytestmark = pytest.mark.by_turns("tiny_clip", "fast")
 COOP = ("coop_end16", "coop_middle4", "coop_front4", "coop_csc8", "coop_init")
 
 

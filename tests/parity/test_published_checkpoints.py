@@ -9,6 +9,7 @@ import dassl_files
 import published
 import pytest
 from published import LIBRARIES
+from selection import by_turns
 from torch import Tensor
 
 from adapt.formats.checkpoints import import_published
@@ -21,7 +22,7 @@ CASES: dict[str, tuple[str, Callable[..., dict[str, Tensor]]]] = {
 }
 
 
-@pytest.mark.parametrize("library", LIBRARIES)
+@by_turns("library", LIBRARIES)
 @pytest.mark.parametrize("name", CASES)
 def test_an_imported_checkpoint_gives_the_published_logits(name: str, library: str, tmp_path: Path) -> None:
     settings, expected = published.case(name)

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from checks import scaled
 from published import LIBRARIES, TOLERANCE
+from selection import by_turns
 from torch import Tensor
 
 import adapt
@@ -24,7 +25,7 @@ from adapt.retrieval.matching import match
 from adapt.retrieval.vocabulary_free import VocabularyFree
 from adapt.retrieval.words import frequent, plain_words
 
-EVERY_LIBRARY = pytest.mark.parametrize("library", LIBRARIES)
+EVERY_LIBRARY = by_turns("library", LIBRARIES)
 
 
 def described(name: str, library: str, fast: bool | None = None, **config: Any) -> adapt.AdaptedModel:
@@ -36,7 +37,7 @@ def described(name: str, library: str, fast: bool | None = None, **config: Any) 
 
 @EVERY_LIBRARY
 @pytest.mark.parametrize("name", ["descriptions_prepend", "descriptions_full_stop"])
-@pytest.mark.parametrize("fast", [None, False])
+@by_turns("fast", [None, False])
 def test_descriptions(name: str, library: str, fast: bool | None) -> None:
     settings, expected = published.case(name)
     model = described(name, library, fast, score=settings["aggregation"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from fake_accelerators import pretend
+from stopping import interrupt, stopped_at
 
 from adapt import AdaptError
 from adapt.protocols import engines
@@ -22,7 +22,6 @@ from adapt.protocols.engines import Engine
 from adapt.protocols.run_protocol import run_protocol
 from adapt.protocols.runs import PlannedRun, Row
 from adapt.recipe import Recipe
-from adapt.training.run import Run
 
 SEEDS = (1, 2, 3)
 
@@ -76,6 +75,7 @@ def threads(out: Path) -> set[int]:
     return {json.loads((out / f"seed-{seed}/environment.json").read_text())["threads"] for seed in (1, 2)}
 
 
+@pytest.mark.full
 def test_two_processes_give_the_rows_and_the_refusal_of_one(
     sequential: Outcome, runs: tuple[PlannedRun, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -102,23 +102,14 @@ def test_runs_at_once_share_the_threads(monkeypatch: pytest.MonkeyPatch, at_once
 
 
 def test_an_interruption_leaves_the_finished_runs(
-    runs: tuple[PlannedRun, ...], trained: list[int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    runs: tuple[PlannedRun, ...], trained: list[int], tmp_path: Path
 ) -> None:
-    log = Run.log
-
-    def log_and_stop(self: Run, entry: dict[str, Any]) -> None:
-        log(self, entry)
-        if self.path.name == "seed-2":
-            signal.raise_signal(signal.SIGINT)
-
-    monkeypatch.setattr(Run, "log", log_and_stop)
     rows = Engine().rows(runs, tmp_path)
     first = next(rows)
-    with pytest.raises(KeyboardInterrupt):
+    with stopped_at(1, interrupt, run="seed-2"):
         next(rows)
     assert sorted(path.name for path in tmp_path.glob("seed-*")) == ["seed-1", "seed-2"]
     assert [path.parent.name for path in tmp_path.glob("*/metrics.json")] == ["seed-1"]
-    monkeypatch.setattr(Run, "log", log)
     assert next(Engine().rows(runs, tmp_path)) == first
     assert trained == [1, 2]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-import signal
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 import pytest
 from checks import by_hand, contents
+from stopping import interrupt, stopped_at
 
 import adapt
 from adapt import AdaptError, methods
@@ -22,7 +22,6 @@ from adapt.protocols import protocol as protocols
 from adapt.protocols.protocol import harmonic
 from adapt.protocols.run_protocol import run_protocol, summaries
 from adapt.recipe import Recipe, build_recipe
-from adapt.training.run import Run
 from adapt.training.run_recipe import read_data
 
 SEEDS = (1, 2)
@@ -150,19 +149,10 @@ def test_another_seed_is_added_to_those_that_are_there(out: Path, recipe: Recipe
 
 
 def test_a_protocol_interrupted_while_it_trains_goes_on(
-    finished: Path, recipe: Recipe, trained: list[int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    finished: Path, recipe: Recipe, trained: list[int], tmp_path: Path
 ) -> None:
-    log = Run.log
-
-    def log_and_stop(self: Run, entry: dict[str, Any]) -> None:
-        log(self, entry)
-        if self.path.name == "seed-2" and entry["step"] == 2:
-            signal.raise_signal(signal.SIGINT)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Run, "log", log_and_stop)
-        with pytest.raises(KeyboardInterrupt):
-            base_to_new(recipe, SEEDS, tmp_path / "cut")
+    with stopped_at(2, interrupt, run="seed-2"):
+        base_to_new(recipe, SEEDS, tmp_path / "cut")
     assert not (tmp_path / "cut/base_to_new.json").exists()
     assert base_to_new(recipe, SEEDS, tmp_path / "cut") == read(finished)
     assert trained == [1, 2, 2]

@@ -300,32 +300,33 @@ def test_predictions_that_are_none(tmp_path: Path, found: Path, text: str) -> No
         report([tmp_path])
 
 
-def _described(raw: dict[str, Any], split: Split, out: Path) -> list[dict[str, Any]]:
-    """A run that decides by descriptors; the examples that it left."""
+@pytest.fixture(scope="module")
+def described(raw: dict[str, Any], split: Split, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that decides by descriptors."""
     phrases = {name: [f"<b>phrase</b> {number}", "another"] for number, name in enumerate(split.class_names)}
     method = {"name": "descriptions", "descriptors": phrases}
+    out = tmp_path_factory.mktemp("described") / "run"
     run_recipe(build_recipe({key: raw[key] for key in ("backbone", "data", "cache")} | {"method": method}, "tiny"), out)
-    examples: list[dict[str, Any]] = json.loads((out / "explanations.json").read_text())
-    return examples
+    return out
 
 
-def test_what_decided_is_drawn(raw: dict[str, Any], split: Split, tmp_path: Path) -> None:
-    examples = _described(raw, split, tmp_path / "run")
-    with (tmp_path / "run/predictions.csv").open() as lines:
+def test_what_decided_is_drawn(described: Path) -> None:
+    examples: list[dict[str, Any]] = json.loads((described / "explanations.json").read_text())
+    with (described / "predictions.csv").open() as lines:
         rows = {row["path"]: row for row in csv.DictReader(lines)}
     assert [each["reasons"][0]["name"] for each in examples] == [rows[each["path"]]["predicted"] for each in examples]
     right = [each["actual"] == each["reasons"][0]["name"] for each in examples]
     assert right == sorted(right, reverse=True)  # the right ones first
     assert right.count(False) <= 3
-    html = report([tmp_path / "run"])
+    html = report([described])
     assert "What decided" in html
     assert html.count("&lt;b&gt;phrase&lt;/b&gt;") == len(examples)
     assert "<b>phrase" not in html
 
 
 @pytest.mark.parametrize("text", ["{}", '[{"path": "a.png", "actual": "x", "reasons": []}]', "no json"])
-def test_explanations_that_are_none(raw: dict[str, Any], split: Split, tmp_path: Path, text: str) -> None:
-    _described(raw, split, tmp_path / "run")
+def test_explanations_that_are_none(described: Path, tmp_path: Path, text: str) -> None:
+    shutil.copytree(described, tmp_path / "run")
     (tmp_path / "run/explanations.json").write_text(text)
     with pytest.raises(AdaptError, match=r"explanations\.json holds no explanations"):
         report([tmp_path / "run"])

@@ -210,18 +210,23 @@ def _check_base_to_new(recipe: Recipe, data: str, epochs: int, batch_size: int, 
     assert (train.accumulate, train.drop_last, train.augment, train.views) == (1, True, "published", None)
 
 
-@every_data_set
-def test_cocoop_has_the_papers_settings(data: str) -> None:
-    recipe = read_recipe("cocoop", data=data)
-    assert recipe.method == {"name": "cocoop", "n_ctx": 4, "ctx_init": "a photo of a"}
-    _check_base_to_new(recipe, data, epochs=10, batch_size=1, lr=0.002)
+_IVLP = {"depth_text": 12, "depth_vision": 12, "ctx_init": "a photo of a"}
 
 
+@pytest.mark.parametrize(
+    ("method", "settings", "steps"),
+    [
+        ("cocoop", {"n_ctx": 4, "ctx_init": "a photo of a"}, (10, 1, 0.002)),
+        ("coop", {"ctx_init": "a photo of a"}, (50, 32, 0.002)),  # the reference's
+        ("ivlp", {"n_ctx_text": 2, "n_ctx_vision": 2, **_IVLP}, (5, 4, 0.0035)),
+        ("maple", {"n_ctx": 2, "depth": 9, "ctx_init": "a photo of a"}, (5, 4, 0.0035)),
+    ],
+)
 @every_data_set
-def test_maple_has_the_papers_settings(data: str) -> None:
-    recipe = read_recipe("maple", data=data)
-    assert recipe.method == {"name": "maple", "n_ctx": 2, "depth": 9, "ctx_init": "a photo of a"}
-    _check_base_to_new(recipe, data, epochs=5, batch_size=4, lr=0.0035)
+def test_base_to_new_has_the_papers_settings(data: str, method: str, settings: dict[str, Any], steps: Any) -> None:
+    recipe = read_recipe(method, data=data, protocol="base_to_new")
+    assert recipe.method == {"name": method} | settings
+    _check_base_to_new(recipe, data, *steps)
 
 
 def test_maple_has_the_papers_settings_for_transfer() -> None:
@@ -229,16 +234,6 @@ def test_maple_has_the_papers_settings_for_transfer() -> None:
     assert recipe.method == {"name": "maple", "n_ctx": 2, "depth": 3, "ctx_init": "a photo of a"}
     assert recipe.data == read_recipe("maple", data="imagenet").data
     _check_base_to_new(recipe, "imagenet", epochs=2, batch_size=4, lr=0.0026)
-
-
-_IVLP = {"depth_text": 12, "depth_vision": 12, "ctx_init": "a photo of a"}
-
-
-@every_data_set
-def test_ivlp_has_the_papers_settings(data: str) -> None:
-    recipe = read_recipe("ivlp", data=data)
-    assert recipe.method == {"name": "ivlp", "n_ctx_text": 2, "n_ctx_vision": 2} | _IVLP
-    _check_base_to_new(recipe, data, epochs=5, batch_size=4, lr=0.0035)
 
 
 @pytest.mark.parametrize(
@@ -294,13 +289,6 @@ def test_all_methods_read_the_published_files(method: str, data: str) -> None:
     is_lora = method == "lora"
     assert found.template == ("a photo of a {}." if is_lora else entry.template)
     assert found.sampling == ("clip-lora" if is_lora else "coop")
-
-
-@every_data_set
-def test_coop_has_the_references_settings_for_base_to_new(data: str) -> None:
-    recipe = read_recipe("coop", data=data, protocol="base_to_new")
-    assert recipe.method == {"name": "coop", "ctx_init": "a photo of a"}
-    _check_base_to_new(recipe, data, epochs=50, batch_size=32, lr=0.002)
 
 
 @pytest.mark.parametrize("method", _OF_ELEVEN)

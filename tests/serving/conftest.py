@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_backbones
 import torch
 from starlette.testclient import TestClient
 
@@ -20,12 +22,11 @@ from adapt.serving.app import Limits, create_app
 NAMES = ("goldfish", "red panda", "sea cucumber")
 
 
-@pytest.fixture
-def models(open_clip: Backbone) -> dict[str, AdaptedModel]:
-    """Which differ in their answers; one edits the vision tower, one remembers what it was asked."""
+def make(backbone: Backbone) -> dict[str, AdaptedModel]:
+    """Models which differ in their answers; one edits the vision tower, one remembers what it was asked."""
     torch.manual_seed(0)
     methods = {"coop": CoOp(n_ctx=4), "lora": LoRA(rank=4), "zero_shot": ZeroShot(), "tda": TDA()}
-    made = {name: adapt.wrap(open_clip, method, NAMES).eval() for name, method in methods.items()}
+    made = {name: adapt.wrap(backbone, method, NAMES).eval() for name, method in methods.items()}
     with torch.no_grad():
         for model in made.values():
             for parameter in model.method.parameters():
@@ -34,12 +35,24 @@ def models(open_clip: Backbone) -> dict[str, AdaptedModel]:
 
 
 @pytest.fixture
-def folder(models: dict[str, AdaptedModel], tmp_path: Path) -> Path:
+def models(open_clip: Backbone) -> dict[str, AdaptedModel]:
+    return make(open_clip)
+
+
+@pytest.fixture(scope="session")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The models' adapters, which no test changes."""
+    folder = tmp_path_factory.mktemp("adapters")
+    for name, model in make(tiny_backbones.backbone("open_clip")).items():
+        model.save(folder / f"{name}.safetensors")
+    return folder
+
+
+@pytest.fixture
+def folder(saved: Path, tmp_path: Path) -> Path:
     """`NAME.safetensors` of each, and beside the folder one that lies outside."""
-    for name, model in models.items():
-        model.save(tmp_path / "adapters" / f"{name}.safetensors")
-    models["coop"].save(tmp_path / "outside.safetensors")
-    return tmp_path / "adapters"
+    shutil.copy(saved / "coop.safetensors", tmp_path / "outside.safetensors")
+    return shutil.copytree(saved, tmp_path / "adapters")
 
 
 @pytest.fixture

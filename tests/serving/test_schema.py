@@ -8,6 +8,7 @@ import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
 from schemathesis import GenerationMode
+from selection import by_turns
 
 from adapt.serving.adapters import ServedAdapters
 from adapt.serving.app import Limits, create_app
@@ -22,7 +23,7 @@ _few = settings(
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(("label", "mode"), CASES)
+@by_turns(("label", "mode"), CASES, take=2)
 def test_fuzzed_requests_give_no_500(label: str, mode: GenerationMode, served: ServedAdapters) -> None:
     schema = schemathesis.openapi.from_asgi("/openapi.json", create_app(served, Limits(images=4)))
     (operation,) = (found for each in schema.get_all_operations() if (found := each.ok()).label == label)

@@ -1,3 +1,3 @@
-from small_trainings import at_step, make_model, own_cache, train
+from small_trainings import make_model, own_cache, train
 
-__all__ = ["at_step", "make_model", "own_cache", "train"]
+__all__ = ["make_model", "own_cache", "train"]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from stopping import Killed, stopped_at
 
 import adapt
 from adapt import AdaptError
@@ -77,17 +78,12 @@ def test_a_tracker_is_told_of_every_step_and_of_the_end(train, tiny_split, tmp_p
     assert [path.name for path in tmp_path.rglob("tracking.json")] == ["tracking.json"] * directory
 
 
-def test_a_resumed_run_is_the_same_one_and_a_tracker_that_joins_hears_all(train, at_step, tmp_path: Path) -> None:
+def test_a_resumed_run_is_the_same_one_and_a_tracker_that_joins_hears_all(train, tmp_path: Path) -> None:
     first, later = Notes(), Failing("nowhere")
     out = tmp_path / "run"
-
-    def stop() -> None:
-        raise KeyboardInterrupt
-
-    at_step(5, stop)
-    with pytest.raises(KeyboardInterrupt):
+    with stopped_at(5):
         train(out=out, track=first)
-    assert (first.parts, first.ends) == ([[1, 2, 3]], [KeyboardInterrupt])
+    assert (first.parts, first.ends) == ([[1, 2, 3]], [Killed])
     second, joined = Notes(), type("Joined", (Notes,), {})()
     result = train(out=out, resume=True, track=[second, joined, later])
     assert second.runs[0].id == joined.runs[0].id == first.runs[0].id
@@ -135,14 +131,9 @@ def test_what_is_no_tracker_is_refused(train, tmp_path: Path, track: Any, messag
     assert not (tmp_path / "run").exists()
 
 
-def test_a_damaged_tracking_file_is_refused_by_name(train, at_step, tmp_path: Path) -> None:
+def test_a_damaged_tracking_file_is_refused_by_name(train, tmp_path: Path) -> None:
     out = tmp_path / "run"
-
-    def stop() -> None:
-        raise KeyboardInterrupt
-
-    at_step(5, stop)
-    with pytest.raises(KeyboardInterrupt):
+    with stopped_at(5):
         train(out=out, track=Notes())
     (out / "tracking.json").write_text('{"id": "../..", "told": {}}')
     with pytest.raises(AdaptError, match=r"tracking.json holds no trackers of a run: id"):

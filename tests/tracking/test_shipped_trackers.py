@@ -12,19 +12,12 @@ import pytest
 import stored_numbers
 import yaml
 from filelock import FileLock, Timeout
+from stopping import stopped_at
 
 from adapt import AdaptError, fit
 from adapt.tracking import SHIPPED, TrackedRun
 from adapt.tracking.mlflow import MLflow
 from adapt.tracking.tensorboard import TensorBoard
-
-
-class Killed(BaseException):
-    """Ends a run on the spot."""
-
-
-def _kill() -> None:
-    raise Killed
 
 
 @pytest.fixture(autouse=True)
@@ -56,14 +49,11 @@ def _logged(out: Path) -> stored_numbers.Numbers:
     }
 
 
-def test_a_run_that_was_killed_and_went_on_is_tracked_as_one(
-    train, make_model, at_step, tiny_split, tmp_path: Path
-) -> None:
+def test_a_run_that_was_killed_and_went_on_is_tracked_as_one(train, make_model, tiny_split, tmp_path: Path) -> None:
     """Killed at step 5, with a checkpoint of step 3: steps 4 and 5 are taken again, and told once."""
     out = tmp_path / "runs/one"
     options = {"out": out, "track": list(SHIPPED), "test_set": tiny_split.test, "terms": {"distill": 0.5}}
-    at_step(5, _kill)
-    with pytest.raises(Killed):
+    with stopped_at(5):
         train(make_model("lora"), **options)
     assert json.loads((out / "tracking.json").read_text())["told"] == dict.fromkeys(SHIPPED.values(), 3)
     train(make_model("lora"), resume=True, **options)

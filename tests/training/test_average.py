@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import signal
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from selection import by_turns
+from stopping import assert_goes_on_exactly, stopped_at
 
 from adapt.training.average import epoch_weights
 from adapt.training.loop import Trainer
@@ -58,34 +60,19 @@ def test_what_is_left_is_the_average(make_model, train, monkeypatch, average: di
 
 
 @pytest.mark.parametrize("average", AVERAGES, ids=lambda each: next(iter(each)))
-@pytest.mark.parametrize("at", [2, 5, 9])
+@by_turns("at", [2, 5, 9])
 def test_a_resumed_run_has_the_same_average(
-    make_model, train, at_step: Callable[..., None], tmp_path: Path, average: dict[str, Any], at: int
+    make_model, train, tmp_path: Path, average: dict[str, Any], at: int
 ) -> None:
-    def stop() -> None:
-        raise RuntimeError("killed")
-
-    whole, stopped, resumed = (make_model(n_ctx=4) for _ in range(3))
-    options = {"average": average, "checkpoint_minutes": 0}
-    train(whole, **options)
-    at_step(at, stop)
-    with pytest.raises(RuntimeError, match="killed"):
-        train(stopped, out=tmp_path / "run", **options)
-    train(resumed, out=tmp_path / "run", resume=True, **options)
-    assert torch.equal(resumed.method.ctx, whole.method.ctx)
+    train = partial(train, average=average, checkpoint_minutes=0)
+    assert_goes_on_exactly(lambda: make_model(n_ctx=4), train, tmp_path / "run", step=at)
 
 
-def test_a_checkpoint_of_a_training_without_an_average_is_not_taken_for_one(
-    make_model, train, at_step: Callable[..., None], tmp_path: Path
-) -> None:
+def test_a_checkpoint_of_a_training_without_an_average_is_not_taken_for_one(make_model, train, tmp_path: Path) -> None:
     from adapt import AdaptError
     from adapt.training import checkpoint
 
-    def stop() -> None:
-        raise RuntimeError("killed")
-
-    at_step(4, stop)
-    with pytest.raises(RuntimeError, match="killed"):
+    with stopped_at(4):
         train(make_model(n_ctx=4), out=tmp_path / "run")
     trained = checkpoint.Trained(
         make_model(n_ctx=4).method, _no_optimizer(), None, {"average.ctx": torch.zeros(4, 128)}, torch.device("cpu")

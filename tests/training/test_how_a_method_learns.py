@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from stopping import stopped_at
 from torch import Tensor
 
 from adapt import AdaptedModel, AdaptError, methods, wrap
@@ -74,17 +75,11 @@ def test_its_own_gradients_are_taken(new, train) -> None:
     torch.testing.assert_close(model.method.ctx.detach(), expected)
 
 
-def test_what_only_training_needs_is_in_checkpoints_and_in_no_adapter(
-    new, train, at_step: Callable[..., None], tmp_path: Path
-) -> None:
-    def stop() -> None:
-        raise RuntimeError("killed")
-
+def test_what_only_training_needs_is_in_checkpoints_and_in_no_adapter(new, train, tmp_path: Path) -> None:
     whole, stopped, resumed = new(), new(), new()
     result = train(whole, out=tmp_path / "whole")
     assert result.adapter is not None
-    at_step(5, stop)
-    with pytest.raises(RuntimeError, match="killed"):
+    with stopped_at(5):
         train(stopped, out=tmp_path / "run")
     train(resumed, out=tmp_path / "run", resume=True)
     assert torch.equal(resumed.method.ctx, whole.method.ctx)
@@ -122,13 +117,8 @@ def test_a_loss_that_is_none_is_refused_by_name(make_model, train, monkeypatch, 
         train(make_model(n_ctx=4))
 
 
-def test_what_only_training_needs_may_be_infinite(make_model, train, at_step, tmp_path: Path, monkeypatch) -> None:
+def test_what_only_training_needs_may_be_infinite(make_model, train, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(methods.CoOp, "training_state", lambda self: {"best": torch.tensor(float("inf"))})
-
-    def stop() -> None:
-        raise RuntimeError("killed")
-
-    at_step(5, stop)
-    with pytest.raises(RuntimeError, match="killed"):
+    with stopped_at(5):
         train(make_model(n_ctx=4), out=tmp_path / "run")
     assert train(make_model(n_ctx=4), out=tmp_path / "run", resume=True).metrics["steps"] == 9

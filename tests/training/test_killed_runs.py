@@ -7,7 +7,7 @@ import signal
 from pathlib import Path
 
 import forked_runs
-import pytest
+from selection import by_turns
 
 from adapt.data import Split
 
@@ -17,7 +17,7 @@ def _expected(case: str, split: Split, tmp_path: Path) -> Path:
     return tmp_path / "whole"
 
 
-@pytest.mark.parametrize("write", [2, 4, 10, 27])
+@by_turns("write", [2, 4, 10, 27])
 def test_a_run_killed_while_it_writes(tiny_split: Split, tmp_path: Path, write: int) -> None:
     """Of the files that take another's place: the recipe, the environment, features, checkpoints, the last files."""
     expected = _expected("coop", tiny_split, tmp_path)
@@ -38,7 +38,7 @@ def test_a_run_killed_while_it_writes(tiny_split: Split, tmp_path: Path, write: 
     forked_runs.assert_same(expected, out)
 
 
-@pytest.mark.parametrize(("number", "after"), [(signal.SIGTERM, 0.3), (signal.SIGKILL, 0.2), (signal.SIGHUP, 0.3)])
+@by_turns(("number", "after"), [(signal.SIGTERM, 0.3), (signal.SIGKILL, 0.2), (signal.SIGHUP, 0.3)])
 def test_a_run_stopped_by_a_signal(tiny_split: Split, tmp_path: Path, number: int, after: float) -> None:
     expected = _expected("lora", tiny_split, tmp_path)
     ended = forked_runs.stopped("lora", tiny_split, tmp_path / "cut", number, after)
@@ -47,20 +47,20 @@ def test_a_run_stopped_by_a_signal(tiny_split: Split, tmp_path: Path, number: in
     forked_runs.assert_same(expected, tmp_path / "cut")
 
 
-@pytest.mark.parametrize("size", [0, 5000])
-def test_a_run_on_a_full_disk(tiny_split: Split, tmp_path: Path, size: int) -> None:
-    expected = _expected("coop", tiny_split, tmp_path)
-    told = forked_runs.refused("coop", tiny_split, tmp_path / "cut", size)
-    assert told.startswith("cannot write ")
+_OF_WORKERS = "a worker cannot hand over images: unable to ", " Free shared memory (/dev/shm), or set workers to 0"
+
+
+@by_turns(
+    ("case", "size", "begins", "ends"),
+    [("coop", 0, "cannot write ", ""), ("coop", 5000, "cannot write ", ""), ("worker", 10_000, *_OF_WORKERS)],
+)
+def test_a_run_on_a_full_disk_or_without_room_between_processes(
+    tiny_split: Split, tmp_path: Path, case: str, size: int, begins: str, ends: str
+) -> None:
+    expected = _expected(case, tiny_split, tmp_path)
+    told = forked_runs.refused(case, tiny_split, tmp_path / "cut", size)
+    assert told.startswith(begins)
     assert "File too large" in told
-    forked_runs.finish("coop", tiny_split, tmp_path / "cut")
-    forked_runs.assert_same(expected, tmp_path / "cut")
-
-
-def test_a_machine_without_room_between_processes(tiny_split: Split, tmp_path: Path) -> None:
-    expected = _expected("worker", tiny_split, tmp_path)
-    told = forked_runs.refused("worker", tiny_split, tmp_path / "cut", 10_000)
-    assert told.startswith("a worker cannot hand over images: unable to ")
-    assert told.endswith("File too large (27). Free shared memory (/dev/shm), or set workers to 0")
-    forked_runs.finish("worker", tiny_split, tmp_path / "cut")
+    assert told.endswith(ends)
+    forked_runs.finish(case, tiny_split, tmp_path / "cut")
     forked_runs.assert_same(expected, tmp_path / "cut")

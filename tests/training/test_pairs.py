@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from checks import stop_at
 from PIL import Image
+from stopping import assert_goes_on_exactly
 from torch import Tensor
 
 import adapt
@@ -99,15 +100,8 @@ def test_captions_without_a_single_wrong_twin_are_told(
 
 def test_a_stopped_training_goes_on_exactly(open_clip: Backbone, pairs: Split, tmp_path: Path) -> None:
     steps = {key: value for key, value in STEPS.items() if key != "iterations"} | {"epochs": 3}
-    whole, stopped = wrapped(open_clip, "svlc"), wrapped(open_clip, "svlc")
-    adapt.fit(whole, pairs.train, **steps)
-    stop_at(stopped, 4)
-    with pytest.raises(InterruptedError):
-        adapt.fit(stopped, pairs.train, out=tmp_path / "run", **steps)
-    resumed = wrapped(open_clip, "svlc")
-    adapt.fit(resumed, pairs.train, out=tmp_path / "run", resume=True, **steps)
-    for key, value in whole.method.state_dict().items():
-        assert torch.equal(resumed.method.state_dict()[key], value), key
+    train = partial(adapt.fit, train_set=pairs.train, **steps)
+    assert_goes_on_exactly(lambda: wrapped(open_clip, "svlc"), train, tmp_path / "run", step=3)
 
 
 @pytest.mark.parametrize("name", ["coop", "maple", "linear_probe", "task_res", "gda", "descriptions"])

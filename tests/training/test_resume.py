@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from stopping import at_step, interrupt, kill, stopped_at
 
 from adapt import AdaptError
 from adapt.formats import tensor_file
@@ -24,18 +25,6 @@ _CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 }
 
 
-class Killed(BaseException):
-    """Ends a run on the spot, as a power cut does."""
-
-
-def kill() -> None:
-    raise Killed
-
-
-def interrupt() -> None:
-    signal.raise_signal(signal.SIGINT)
-
-
 def _log(folder: Path) -> list[dict[str, Any]]:
     entries = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     return [{key: value for key, value in entry.items() if key != "images_per_second"} for entry in entries]
@@ -49,12 +38,11 @@ def _assert_same_run(one: Path, other: Path) -> None:
 
 
 @pytest.mark.parametrize("case", _CASES)
-def test_a_run_killed_within_an_epoch_goes_on_exactly(train, make_model, at_step, tmp_path: Path, case: str) -> None:
+def test_a_run_killed_within_an_epoch_goes_on_exactly(train, make_model, tmp_path: Path, case: str) -> None:
     method, config, settings = _CASES[case]
     train(make_model(method, **config), out=tmp_path / "whole", **settings)
-    at_step(5, kill)
     settings |= {"checkpoint_minutes": 0, "out": tmp_path / "cut"}
-    with pytest.raises(Killed):
+    with stopped_at(5):
         train(make_model(method, **config), **settings)
     assert not (tmp_path / "cut/adapter.safetensors").exists()
     train(make_model(method, **config), resume=True, **settings)
@@ -62,27 +50,25 @@ def test_a_run_killed_within_an_epoch_goes_on_exactly(train, make_model, at_step
 
 
 @pytest.mark.parametrize(
-    ("step", "stop", "error"),
+    ("step", "stop"),
     [
-        pytest.param(2, kill, Killed, id="before the first checkpoint"),
-        pytest.param(5, kill, Killed, id="after an epoch's checkpoint"),
-        pytest.param(5, interrupt, KeyboardInterrupt, id="Ctrl-C"),
-        pytest.param(9, interrupt, KeyboardInterrupt, id="Ctrl-C at the last step"),
+        pytest.param(2, kill, id="before the first checkpoint"),
+        pytest.param(5, kill, id="after an epoch's checkpoint"),
+        pytest.param(5, interrupt, id="Ctrl-C"),
+        pytest.param(9, interrupt, id="Ctrl-C at the last step"),
     ],
 )
-def test_wherever_a_run_is_stopped(train, at_step, tmp_path: Path, step: int, stop: Any, error: Any) -> None:
+def test_wherever_a_run_is_stopped(train, tmp_path: Path, step: int, stop: Any) -> None:
     train(out=tmp_path / "whole")
-    at_step(step, stop)
-    with pytest.raises(error):
+    with stopped_at(step, stop):
         train(out=tmp_path / "cut")
     train(out=tmp_path / "cut", resume=True)
     _assert_same_run(tmp_path / "whole", tmp_path / "cut")
 
 
-def test_a_log_line_cut_short_is_written_again(train, at_step, tmp_path: Path) -> None:
+def test_a_log_line_cut_short_is_written_again(train, tmp_path: Path) -> None:
     train(out=tmp_path / "whole")
-    at_step(4, kill)
-    with pytest.raises(Killed):
+    with stopped_at(4):
         train(out=tmp_path / "cut")
     log = tmp_path / "cut/log.jsonl"
     log.write_text(log.read_text()[:-20])
@@ -90,37 +76,27 @@ def test_a_log_line_cut_short_is_written_again(train, at_step, tmp_path: Path) -
     _assert_same_run(tmp_path / "whole", tmp_path / "cut")
 
 
-def test_a_closed_terminal_ends_it_as_a_word_to_end_does(train, at_step, tmp_path: Path) -> None:
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # these tests may run under nohup
+@pytest.mark.parametrize(("nohup", "steps"), [(False, 5), (True, 9)])
+def test_a_closed_terminal_ends_a_run_unless_it_is_under_nohup(train, tmp_path: Path, nohup: bool, steps: int) -> None:
+    stopping = at_step if nohup else stopped_at
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if nohup else signal.SIG_DFL)
     try:
-        at_step(5, lambda: signal.raise_signal(signal.SIGHUP))
-        with pytest.raises(KeyboardInterrupt):
+        with stopping(5, lambda: signal.raise_signal(signal.SIGHUP)):
             train(out=tmp_path / "run")
     finally:
         signal.signal(signal.SIGHUP, before)
-    assert len(_log(tmp_path / "run")) == 5
+    assert len(_log(tmp_path / "run")) == steps
 
 
-def test_under_nohup_a_closed_terminal_ends_nothing(train, at_step, tmp_path: Path) -> None:
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        at_step(5, lambda: signal.raise_signal(signal.SIGHUP))
-        train(out=tmp_path / "run")
-    finally:
-        signal.signal(signal.SIGHUP, before)
-    assert len(_log(tmp_path / "run")) > 5
-
-
-def test_ctrl_c_keeps_the_step_that_it_met(train, at_step, tmp_path: Path) -> None:
-    at_step(5, interrupt)
+def test_ctrl_c_keeps_the_step_that_it_met(train, tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt):
+    with stopped_at(5, interrupt):
         train(out=tmp_path / "run")
     assert signal.getsignal(signal.SIGINT) is before
     assert len(_log(tmp_path / "run")) == 5
     steps: list[int] = []
-    at_step(6, lambda: steps.extend(entry["step"] for entry in _log(tmp_path / "run")))
-    train(out=tmp_path / "run", resume=True)
+    with at_step(6, lambda: steps.extend(entry["step"] for entry in _log(tmp_path / "run"))):
+        train(out=tmp_path / "run", resume=True)
     assert steps == [1, 2, 3, 4, 5, 6]
 
 
@@ -175,9 +151,8 @@ def test_values_that_the_last_step_breaks_are_named(train, tmp_path: Path, out: 
 
 
 @pytest.mark.parametrize("part", ["position", "optimizer", "scaler", "recipe", "rng.cpu", "method.ctx"])
-def test_a_checkpoint_that_is_damaged_is_refused(train, at_step, tmp_path: Path, part: str) -> None:
-    at_step(5, interrupt)
-    with pytest.raises(KeyboardInterrupt):
+def test_a_checkpoint_that_is_damaged_is_refused(train, tmp_path: Path, part: str) -> None:
+    with stopped_at(5, interrupt):
         train(out=tmp_path / "run")
     path = tmp_path / "run/checkpoint.safetensors"
     tensors, metadata = tensor_file.read(path), tensor_file.describe(path).metadata
@@ -191,9 +166,8 @@ def test_a_checkpoint_that_is_damaged_is_refused(train, at_step, tmp_path: Path,
     assert "\n" not in str(caught.value)
 
 
-def test_a_flipped_bit_of_a_checkpoint_is_found(train, at_step, tmp_path: Path) -> None:
-    at_step(5, interrupt)
-    with pytest.raises(KeyboardInterrupt):
+def test_a_flipped_bit_of_a_checkpoint_is_found(train, tmp_path: Path) -> None:
+    with stopped_at(5, interrupt):
         train(out=tmp_path / "run")
     path = tmp_path / "run/checkpoint.safetensors"
     content = bytearray(path.read_bytes())
@@ -204,9 +178,8 @@ def test_a_flipped_bit_of_a_checkpoint_is_found(train, at_step, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("value", [-5, True, "much", [1]])
-def test_parts_of_no_size_are_refused(train, at_step, tmp_path: Path, value: Any) -> None:
-    at_step(5, interrupt)
-    with pytest.raises(KeyboardInterrupt):
+def test_parts_of_no_size_are_refused(train, tmp_path: Path, value: Any) -> None:
+    with stopped_at(5, interrupt):
         train(out=tmp_path / "run")
     path = tmp_path / "run/environment.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"text_memory": value}))
@@ -217,7 +190,7 @@ def test_parts_of_no_size_are_refused(train, at_step, tmp_path: Path, value: Any
 
 
 def test_a_run_goes_on_in_the_parts_that_it_began_with(
-    train, make_model, at_step, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    train, make_model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Parts of the classes draw their own dropout: another machine's free memory must not cut others."""
     settings: dict[str, Any] = {"checkpoint_minutes": 0}
@@ -225,8 +198,7 @@ def test_a_run_goes_on_in_the_parts_that_it_began_with(
     monkeypatch.setattr("adapt.models.text_side.free_bytes", lambda device: free[0])
     method = ("lora", {"dropout": 0.5, "towers": ["text"], "projections": "v"})
     train(make_model(method[0], **method[1]), out=tmp_path / "whole", **settings)
-    at_step(5, kill)
-    with pytest.raises(Killed):
+    with stopped_at(5):
         train(make_model(method[0], **method[1]), out=tmp_path / "cut", **settings)
     free[0] = 2**34
     model = make_model(method[0], **method[1])

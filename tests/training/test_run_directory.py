@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from filelock import FileLock
+from stopping import at_step, stopped_at
 
 import adapt
 from adapt import AdaptError
@@ -18,14 +19,6 @@ from adapt.data import open_image
 from adapt.formats import tensor_file
 from adapt.formats.header import read_header
 from adapt.training.run import Run
-
-
-class Killed(BaseException):
-    pass
-
-
-def _kill() -> None:
-    raise Killed
 
 
 @pytest.fixture
@@ -138,23 +131,35 @@ def test_the_adapter_of_a_run_is_the_trained_model(train, make_model, tiny_split
     assert loaded.metadata["metrics"]["adapted"]["accuracy"] == result.accuracy
 
 
-def _start(train, at_step, out: Path) -> None:
-    """A run that was killed at step 5."""
-    at_step(5, _kill)
-    with pytest.raises(Killed):
-        train(out=out)
+def _truncate(checkpoint: Path) -> None:
+    content = checkpoint.read_bytes()
+    checkpoint.write_bytes(content[: len(content) // 2])
 
 
-_REFUSALS: dict[str, tuple[dict[str, object], str]] = {
-    "exists": ({}, r"already holds a run: choose another --out \(out=\), or go on with it by --resume \(resume=True\)"),
-    "another recipe": ({"resume": True, "lr": 0.5}, r"was started with another recipe \(.*recipe\.yaml\)"),
+def _of_another_recipe(checkpoint: Path) -> None:
+    metadata = tensor_file.describe(checkpoint).metadata
+    tensor_file.write(tensor_file.read(checkpoint), checkpoint, metadata | {"recipe": "0" * 16})
+
+
+_REFUSALS: dict[str, tuple[Callable[[Path], None] | None, dict[str, object], str]] = {
+    "exists": (
+        None,
+        {},
+        r"already holds a run: choose another --out \(out=\), or go on with it by --resume \(resume=True\)",
+    ),
+    "another recipe": (None, {"resume": True, "lr": 0.5}, r"was started with another recipe \(.*recipe\.yaml\)"),
+    "a truncated checkpoint": (_truncate, {"resume": True}, "is truncated or damaged"),
+    "a checkpoint of another recipe": (_of_another_recipe, {"resume": True}, "is of another recipe"),
 }
 
 
 @pytest.mark.parametrize("case", _REFUSALS)
-def test_an_interrupted_run_is_not_lost_by(train, at_step, out: Path, case: str) -> None:
-    options, message = _REFUSALS[case]
-    _start(train, at_step, out)
+def test_an_interrupted_run_is_not_lost_by(train, out: Path, case: str) -> None:
+    damage, options, message = _REFUSALS[case]
+    with stopped_at(5):
+        train(out=out)
+    if damage is not None:
+        damage(out / "checkpoint.safetensors")
     before = _contents(out)
     with pytest.raises(AdaptError, match=message):
         train(out=out, **options)
@@ -199,46 +204,20 @@ def test_a_file_is_no_run_directory(train, out: Path) -> None:
     assert out.read_text() == "precious"
 
 
-def _truncate(checkpoint: Path) -> None:
-    content = checkpoint.read_bytes()
-    checkpoint.write_bytes(content[: len(content) // 2])
-
-
-def _of_another_recipe(checkpoint: Path) -> None:
-    metadata = tensor_file.describe(checkpoint).metadata
-    tensor_file.write(tensor_file.read(checkpoint), checkpoint, metadata | {"recipe": "0" * 16})
-
-
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [(_truncate, "is truncated or damaged"), (_of_another_recipe, "is of another recipe")],
-)
-def test_a_checkpoint_that_does_not_fit_is_refused(
-    train, at_step, out: Path, damage: Callable[[Path], None], message: str
-) -> None:
-    _start(train, at_step, out)
-    checkpoint = out / "checkpoint.safetensors"
-    damage(checkpoint)
-    before = _contents(out)
-    with pytest.raises(AdaptError, match=message):
-        train(out=out, resume=True)
-    assert _contents(out) == before
-
-
 def test_a_run_refused_before_training_leaves_its_directory_free(train, out: Path) -> None:
     with pytest.raises(AdaptError, match="fp16 needs a CUDA device"):
         train(out=out, precision="fp16")
     assert train(out=out, epochs=1).adapter == out / "adapter.safetensors"
 
 
-def test_a_full_disk_keeps_the_last_checkpoint(train, at_step, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_keeps_the_last_checkpoint(train, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    with monkeypatch.context() as patch:
-        at_step(5, lambda: patch.setattr("safetensors.torch.save_file", full))
-        with pytest.raises(AdaptError, match="No space left on device"):
-            train(out=out)
+    breaks = at_step(5, lambda: monkeypatch.setattr("safetensors.torch.save_file", full))
+    with breaks, pytest.raises(AdaptError, match="No space left on device"):
+        train(out=out)
+    monkeypatch.undo()
     assert list(out.glob(".*.tmp")) == []
     assert train(out=out, resume=True).metrics["steps"] == 9
 
@@ -246,8 +225,9 @@ def test_a_full_disk_keeps_the_last_checkpoint(train, at_step, out: Path, monkey
 @pytest.mark.parametrize(
     ("file", "damage"), [("log.jsonl", b"[]"), ("log.jsonl", b'{"epoch": 1'), ("log.jsonl", b"\xff")]
 )
-def test_a_log_that_was_changed_is_refused_by_name(train, at_step, out: Path, file: str, damage: bytes) -> None:
-    _start(train, at_step, out)
+def test_a_log_that_was_changed_is_refused_by_name(train, out: Path, file: str, damage: bytes) -> None:
+    with stopped_at(5):
+        train(out=out)
     lines = (out / file).read_bytes().splitlines()
     (out / file).write_bytes(b"\n".join([damage, *lines[1:]]) + b"\n")
     with pytest.raises(AdaptError, match=rf"{file} is damaged .*: train again in another --out"):

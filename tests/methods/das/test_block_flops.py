@@ -8,6 +8,7 @@ import pytest
 import tiny_backbones
 import tiny_fusion
 import tiny_llms
+from selection import by_turns
 
 import adapt
 from adapt import methods
@@ -22,7 +23,7 @@ _CASES: dict[str, tuple[Any, tuple[str, ...]]] = {
 }
 
 
-@pytest.mark.parametrize("case", _CASES)
+@by_turns("case", _CASES)
 def test_what_skipped_blocks_save_adds_up(case: str, training_of) -> None:
     make, towers = _CASES[case]
     parts = [methods.DAS(skip=1, towers=towers), methods.LoRA(towers=towers, projections="q")]

@@ -11,6 +11,7 @@ import pytest
 import tiny_backbones
 import torch
 from checks import perturb, scaled
+from selection import by_turns
 from torch import Tensor
 
 import adapt
@@ -45,7 +46,7 @@ def test_gates_change_as_published(lr: float, variant: str) -> None:
     assert second == pytest.approx(1 + lr * half_gap * 0.196612)
 
 
-@pytest.mark.parametrize("backbone", tiny_backbones.WITH_VISION_BLOCKS, indirect=True)
+@by_turns("backbone", tiny_backbones.WITH_VISION_BLOCKS, indirect=True)
 @pytest.mark.parametrize("fast", [None, False])
 def test_a_skipped_block_is_never_called(backbone: Backbone, fast: bool | None, images: Tensor) -> None:
     model = das(backbone, "vision.1", "text.0", towers=("text", "vision"), fast=fast)

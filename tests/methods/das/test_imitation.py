@@ -8,6 +8,8 @@ import pytest
 import tiny_backbones
 import tiny_fusion
 import torch
+from selection import by_turns
+from stopping import stopped_at
 
 from adapt import AdaptError, methods, wrap
 from adapt.methods import das
@@ -36,7 +38,7 @@ def _bypass(model) -> torch.nn.Module:
     return model.method.vision["1"]["bypass"]
 
 
-@pytest.mark.parametrize("composed", [False, True])
+@by_turns("composed", [False, True])
 def test_a_skipped_block_is_missed_less(make_model, training_of, images, composed: bool) -> None:
     config = {**SKIPPING, "imitate": 30}
     model = make_model("compose", **_composed(imitate=30)) if composed else make_model("das", **config)
@@ -130,18 +132,14 @@ def test_a_search_and_the_training_after_it_start_so(make_model, tiny_split, tra
     assert imitating[1] < 0.8 * plain[1]
 
 
-@pytest.mark.parametrize("step", [1, 5], ids=["without a checkpoint", "with a checkpoint"])
+@by_turns("step", [1, 5], ids=["without a checkpoint", "with a checkpoint"])
 def test_a_resumed_run_ends_as_one_that_was_not_stopped(
-    make_model, tiny_split, train, at_step, tmp_path, monkeypatch, step: int
+    make_model, tiny_split, train, tmp_path, monkeypatch, step: int
 ) -> None:
-    def stop() -> None:
-        raise RuntimeError("killed")
-
     options = {"val_set": tiny_split.val}
     whole, stopped, resumed = (make_model("das", **SEARCH, imitate=2) for _ in range(3))
     train(whole, out=tmp_path / "whole", **options)
-    at_step(step, stop)
-    with pytest.raises(RuntimeError, match="killed"):
+    with stopped_at(step):
         train(stopped, out=tmp_path / "run", **options)
     if (tmp_path / "run/checkpoint.safetensors").exists():
         monkeypatch.setattr(das, "imitate", None)  # it is not done again

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from stopping import stopped_at
 
 import adapt
 from adapt import AdaptedModel, AdaptError, methods, wrap
@@ -19,6 +20,7 @@ from adapt.methods import das as module
 from adapt.methods.das.search import number_of_subsets, updated_gates
 from adapt.training.run import Run
 
+pytestmark = pytest.mark.by_turns("new")
 SEARCH: dict[str, Any] = {"skip": 1, "search_epochs": 3, "warmup_epochs": 1, "turn": 2, "draws": 2}
 
 
@@ -32,12 +34,20 @@ def new(request: pytest.FixtureRequest, make_model) -> Callable[[], AdaptedModel
     return lambda: make_model(name, **config)
 
 
+@pytest.fixture(scope="module")
+def found() -> dict[str, tuple[Any, Path]]:
+    """What `searched` has made, by the method's name."""
+    return {}
+
+
 @pytest.fixture
-def searched(train, new, tiny_split: Split, tmp_path: Path) -> tuple[Any, Path]:
-    """Such a model trained with three batches an epoch, and its run directory."""
+def searched(found: dict[str, tuple[Any, Path]], train, new, tiny_split: Split, tmp_path: Path) -> tuple[Any, Path]:
+    """Such a model trained with three batches an epoch, and its run directory; not to be changed."""
     model = new()
-    train(model, val_set=tiny_split.val, out=tmp_path / "run")
-    return model, tmp_path / "run"
+    if model.method.name not in found:
+        train(model, val_set=tiny_split.val, out=tmp_path / "run")
+        found[model.method.name] = model, tmp_path / "run"
+    return found[model.method.name]
 
 
 def test_gates_are_updated_in_turn_after_the_warm_up(searched: tuple[Any, Path]) -> None:
@@ -83,16 +93,11 @@ def test_the_adapter_needs_no_search(searched: tuple[Any, Path], images: torch.T
 
 
 def test_a_killed_training_goes_on_with_the_same_blocks(
-    searched: tuple[Any, Path], train, new, tiny_split: Split, at_step, tmp_path: Path, monkeypatch: Any
+    searched: tuple[Any, Path], train, new, tiny_split: Split, tmp_path: Path, monkeypatch: Any
 ) -> None:
     model, _ = searched
     again, out = new(), tmp_path / "killed"
-
-    def stop() -> None:
-        raise RuntimeError("killed")
-
-    at_step(5, stop)
-    with pytest.raises(RuntimeError, match="killed"):
+    with stopped_at(5):
         train(again, val_set=tiny_split.val, out=out)
     monkeypatch.setattr(module, "Search", None)  # it is not done again
     resumed = new()
@@ -211,12 +216,8 @@ def test_more_draws_than_subsets_are_refused(train, make_model, tiny_split: Spli
         train(make_model("das", **SEARCH | {"draws": 4}), val_set=tiny_split.val)
 
 
-def test_a_search_that_was_changed_is_refused_by_name(train, new, tiny_split: Split, at_step, tmp_path: Path) -> None:
-    def stop() -> None:
-        raise RuntimeError
-
-    at_step(1, stop)
-    with pytest.raises(RuntimeError):
+def test_a_search_that_was_changed_is_refused_by_name(train, new, tiny_split: Split, tmp_path: Path) -> None:
+    with stopped_at(1):
         train(new(), val_set=tiny_split.val, out=tmp_path / "run")
     (tmp_path / "run" / "search.json").write_text('{"chosen": [3]}')
     with pytest.raises(AdaptError, match=r"search\.json holds no search: chosen\.0"):

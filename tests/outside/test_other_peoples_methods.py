@@ -6,14 +6,17 @@ The method is the example of docs/write_a_method.md.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pages
 import pytest
 import torch
+import yaml
 from click.testing import CliRunner
+from stopping import assert_goes_on_exactly
 
 import adapt
 from adapt import AdaptError, methods, plugins
@@ -23,24 +26,15 @@ from adapt.methods.base import Method, Training
 from adapt.protocols.protocol import base_to_new
 from adapt.protocols.run_protocol import run_protocol
 from adapt.recipe import build_recipe
-from adapt.training.run import Run
+
+from .conftest import Install
 
 SOURCE = str(next(iter(pages.document(pages.ROOT / "docs" / "write_a_method.md").examples())).parsed)
 
 
 @pytest.fixture
-def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A package as pip leaves it, outside this repository."""
-    site = tmp_path / "site"
-    (site / "their_package").mkdir(parents=True)
-    (site / "their_package" / "__init__.py").write_text(SOURCE)
-    about = site / "their_package-1.0.dist-info"
-    about.mkdir()
-    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: their-package\nVersion: 1.0\n")
-    (about / "entry_points.txt").write_text("[adapt.methods]\nshift = their_package:Shift\n")
-    monkeypatch.syspath_prepend(str(site))
-    yield
-    sys.modules.pop("their_package", None)
+def package(install: Install) -> None:
+    install("their_package", SOURCE, "[adapt.methods]\nshift = their_package:Shift\n")
 
 
 @pytest.fixture(autouse=True)
@@ -69,42 +63,31 @@ def test_an_installed_method_trains_resumes_saves_and_loads(
 
 
 def test_a_stopped_training_of_an_installed_method_goes_on(
-    package: None, open_clip: adapt.Backbone, tiny_split: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    package: None, open_clip: adapt.Backbone, tiny_split: Split, tmp_path: Path
 ) -> None:
     settings = {"epochs": 3, "batch_size": 4, "lr": 0.01, "augment": "none", "workers": 0, "progress": False}
 
-    def trained(out: Path, **options: Any) -> adapt.AdaptedModel:
-        model = adapt.wrap(open_clip, methods.find("shift")(), tiny_split.class_names)
-        adapt.fit(model, tiny_split.train, out=out, **settings | options)
-        return model
+    def new() -> adapt.AdaptedModel:
+        return adapt.wrap(open_clip, methods.find("shift")(), tiny_split.class_names)
 
-    whole = trained(tmp_path / "whole")
-    log = Run.log
+    assert_goes_on_exactly(new, partial(adapt.fit, train_set=tiny_split.train, **settings), tmp_path / "run", step=5)
 
-    def stop(self: Run, entry: dict[str, Any]) -> None:
-        log(self, entry)
-        if entry["step"] == 5:
-            raise InterruptedError
 
-    with monkeypatch.context() as patched:
-        patched.setattr(Run, "log", stop)
-        with pytest.raises(InterruptedError):
-            trained(tmp_path / "run")
-    resumed = trained(tmp_path / "run", resume=True)
-    assert torch.equal(resumed.method.shift, whole.method.shift)
+def recipe_on(backbone: Path, data: Path, **steps: Any) -> dict[str, Any]:
+    return {
+        "method": {"name": "shift"},
+        "backbone": str(backbone),
+        "data": {"source": str(data), "shots": 2},
+        "train": {"batch_size": 3, "augment": "none", "workers": 0, **steps},
+        "cache": False,
+    }
 
 
 def test_an_installed_method_runs_base_to_new(
     package: None, model_folder: Path, five_classes: Path, tmp_path: Path
 ) -> None:
-    raw = {
-        "method": {"name": "shift"},
-        "backbone": str(model_folder),
-        "data": {"source": str(five_classes), "shots": 2},
-        "train": {"epochs": 2, "batch_size": 3, "lr": 0.1, "augment": "none", "workers": 0},
-        "cache": False,
-    }
-    found = run_protocol(base_to_new(build_recipe(raw, "theirs"), (1, 2)), tmp_path / "b2n")
+    recipe = build_recipe(recipe_on(model_folder, five_classes, epochs=2, lr=0.1), "theirs")
+    found = run_protocol(base_to_new(recipe, (1, 2)), tmp_path / "b2n")
     (summary,) = found["summary"]
     assert summary["runs"] == 2
     assert set(summary["mean"]) == {"base", "new", "harmonic"}
@@ -180,22 +163,9 @@ def test_a_class_that_is_no_whole_method_is_refused(change: dict[str, Any]) -> N
 
 def test_workers_know_the_methods_of_files(tmp_path: Path, model_folder: Path, five_classes: Path) -> None:
     (tmp_path / "shift_of_mine.py").write_text(SOURCE)
-    recipe = f"""method: {{name: shift}}
-backbone: {model_folder}
-data: {{source: {five_classes}, shots: 2}}
-train: {{epochs: 1, batch_size: 3, augment: none, workers: 0}}
-cache: false
-"""
-    (tmp_path / "mine.yaml").write_text(recipe)
-    words = [
-        "--plugin",
-        tmp_path / "shift_of_mine.py",
-        "base-to-new",
-        tmp_path / "mine.yaml",
-        "--out",
-        tmp_path / "b2n",
-    ]
-    done = CliRunner().invoke(main, [*map(str, words), "--seeds", "1,2", "--jobs", "2"])
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(recipe_on(model_folder, five_classes, epochs=1)))
+    words = ["--plugin", tmp_path / "shift_of_mine.py", "base-to-new", tmp_path / "mine.yaml"]
+    done = CliRunner().invoke(main, [*map(str, words), "--out", str(tmp_path / "b2n"), "--seeds", "1,2", "--jobs", "2"])
     assert done.exit_code == 0, done.output
     assert len(list((tmp_path / "b2n").glob("*/metrics.json"))) == 2
 
