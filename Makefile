@@ -78,6 +78,7 @@ docs: $(VENV)/installed-docs
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell *.md adapt benchmarks checkpoints docs recipes
 	$(BIN)/mypy
 
 $(VENV)/installed: pyproject.toml

@@ -1,4 +1,4 @@
-"""The site of `make docs`. It builds offline."""
+"""Configure the site of `make docs`, which builds offline."""
 
 import sys
 from pathlib import Path
@@ -7,8 +7,12 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 project = html_title = "adapt"
 html_theme = "furo"
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx_click", "settings_table"]
+html_show_copyright = False  # the licence is on the first page
+html_css_files = ["adapt.css"]
+html_static_path = ["static"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx_click", "sphinx_design", "settings_table"]
 default_role = "code"  # docstrings write `name`
+highlight_language = "text"  # indented blocks hold commands and their output
 smartquotes = False  # or else --option becomes a dash
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
@@ -19,5 +23,6 @@ autodoc_mock_imports = [
     "starlette",
     "threadpoolctl",
 ]  # of an extra that the site does not need
+myst_enable_extensions = ["colon_fence"]  # cards inside a grid
 myst_heading_anchors = 3
 nitpick_ignore_regex = [("py:.*", ".*")]  # types of torch and of private modules are named in signatures, and not here

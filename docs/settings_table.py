@@ -1,4 +1,4 @@
-"""The directives `settings`, a table of what a method or a section of a recipe may be given, and `every-method`."""
+"""Directives for the settings of a method or of a section of a recipe, and for all methods."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from adapt import methods
 
 
 class Settings(SphinxDirective):
-    """`settings NAME`, of a method by its name, or of a pydantic model by its dotted path."""
+    """The directive `settings NAME`: a table of the settings of a method, or of a pydantic model by its dotted path."""
 
     required_arguments = 1
 
@@ -26,11 +26,11 @@ class Settings(SphinxDirective):
         if not fields:
             return self.parse_text_to_nodes("It has no settings.")
         rows = [f"| `{key}` | {_kind(field)} | {_default(field)} | {_cell(field)} |" for key, field in fields.items()]
-        return self.parse_text_to_nodes("\n".join(["| key | form | default | |", "|---|---|---|---|", *rows]))
+        return self.parse_text_to_nodes("\n".join(["| key | type | default | meaning |", "|---|---|---|---|", *rows]))
 
 
 class EveryMethod(SphinxDirective):
-    """A section for each method: what its class says of itself, and its settings."""
+    """The directive `every-method`: a section for each method, with the docstring of its class and its settings."""
 
     def run(self) -> list[nodes.Node]:
         return self.parse_text_to_nodes("\n".join(map(_section, methods.names())), allow_section_headings=True)
@@ -70,7 +70,7 @@ def _default(field: FieldInfo) -> str:
 
 
 def _cell(field: FieldInfo) -> str:
-    """Its docstring on one line."""
+    """Return the docstring of a setting on one line."""
     return " ".join((field.description or "").split()).replace("|", "\\|")
 
 
