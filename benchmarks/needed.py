@@ -84,6 +84,6 @@ def check(name: str, traced: int, needed: int) -> None:
     """Raise RuntimeError if a step takes more products than it needs: replaying them would give no limit."""
     if traced > needed:
         raise RuntimeError(
-            f"{name}: {traced / 1e9:.3f} G operations were traced, and {needed / 1e9:.3f} G are needed by formula: look "
-            "for the new product, and whether the step can do without it"
+            f"{name}: {traced / 1e9:.3f} G operations were traced, and {needed / 1e9:.3f} G are needed by formula: "
+            "look for the new product, and whether the step can do without it"
         )

@@ -30,14 +30,19 @@ class RecordedFingerprint(TypedDict):
 
 
 class Reading(TypedDict):
-    """How inputs are prepared: what adapt needs to know of it; a backbone may have recorded more."""
+    """How inputs are prepared, in the order of the file; a backbone may have recorded more."""
 
     __pydantic_config__ = _STRICT | ConfigDict(extra="allow")  # type: ignore[misc]
 
     size: Annotated[int, Field(ge=1)]
+    mean: NotRequired[object]
+    std: NotRequired[object]
+    interpolation: NotRequired[object]
+    resize: NotRequired[object]
+    edge: NotRequired[object]
+    turned: bool
     prompt: NotRequired[str | None]
     patch_block: NotRequired[int | None]
-    turned: bool
 
 
 class RecordedAnswers(TypedDict):

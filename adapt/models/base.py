@@ -33,7 +33,7 @@ from adapt.prompts import several
 if TYPE_CHECKING:
     from adapt.edits import Edit
 
-B = TypeVar("B", bound=Backbone)
+B = TypeVar("B", bound=Backbone, covariant=True)
 M = TypeVar("M", bound="Adapted[Any]")
 P = ParamSpec("P")
 Computed = TypeVar("Computed")

@@ -177,7 +177,7 @@ def test_what_cannot_be_cut_is_refused(tiny: Backbone, tmp_path: Path) -> None:
             compact.export(adapt.wrap(tiny, method, NAMES), tmp_path / "light")
     model = light(tiny, "vision.0")
     tiny.quantization = "nf4"
-    with pytest.raises(AdaptError, match="is quantised: give it without quantize"):
+    with pytest.raises(AdaptError, match="is quantised: load it without quantize"):
         compact.export(model, tmp_path / "light")
     assert not (tmp_path / "light").exists()
 
@@ -219,8 +219,14 @@ def test_another_backbone_is_found_out(tiny: Backbone, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda folder: _change(folder, logit_scale=None), "damaged: logit_scale is missing. Export it again"),
-        (lambda folder: _change(folder, surprise=torch.ones(1)), "damaged: surprise is unknown. Export it again"),
+        (
+            lambda folder: _change(folder, logit_scale=None),
+            r"damaged \(logit_scale is missing\): export the folder again",
+        ),
+        (
+            lambda folder: _change(folder, surprise=torch.ones(1)),
+            r"damaged \(surprise is unknown\): export the folder again",
+        ),
         (lambda folder: _change(folder, logit_scale=torch.ones(2)), r"logit_scale has shape \(2,\), not \(\)"),
         (lambda folder: _rewrite(folder, format=2), "has compact format 2, this adapt reads 1: upgrade adapt"),
         (lambda folder: (folder / "compact.json").write_text("{"), r"compact\.json is damaged"),

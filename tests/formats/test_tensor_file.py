@@ -147,7 +147,7 @@ def test_files_of_others_have_no_checksum(tmp_path: Path) -> None:
         ('{"x": {"dtype": "F32", "shape": 1, "data_offsets": [0, 4]}}', "no readable header"),
         ('{"x": {"dtype": "F32"}}', "no readable header"),
         ('{"__metadata__": 1}', "no readable header"),
-        ("x", "is truncated or no safetensors file"),
+        ("x", "is truncated or not a safetensors file"),
     ],
 )  # fmt: skip
 def test_headers_that_make_no_sense(header: str, message: str, tmp_path: Path) -> None:
