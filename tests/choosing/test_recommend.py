@@ -68,7 +68,7 @@ def test_the_chosen_one_is_trained_and_measured(tmp_path: Path) -> None:
     page = (out / "report.html").read_text()
     assert f"Recommended: {found['chosen']}" in page
     assert f"<td>{100 * accuracies[0]:.1f}</td><td>{100 * found['methods'][0]['error']:.1f}</td>" in page
-    assert "Images of the classes that are taken for one another most" in page
+    assert "Images of the most often confused classes" in page
 
 
 def timeless(row: dict[str, Any]) -> dict[str, Any]:
