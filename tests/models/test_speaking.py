@@ -108,7 +108,7 @@ def test_an_adapter_belongs_to_its_language_model(method: str, tmp_path: Path) -
         adapt.load(
             path, VisionLLM(tiny_backbones.backbone("open_clip"), tiny_llms.KINDS["llama"](), tiny_llms.tokenizer())
         )
-    with pytest.raises(AdaptError, match="answers questions about images and takes no class names"):
+    with pytest.raises(AdaptError, match="answers questions about images: leave the class names out"):
         adapt.load(path, tiny_llms.vision_llm("llama"), class_names=["cat", "dog"])
 
 
