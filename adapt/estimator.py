@@ -114,14 +114,12 @@ class Classifier(ClassifierMixin, BaseEstimator):
 
     def _names(self, classes: np.ndarray) -> tuple[str, ...]:
         """Return the labels' names for prompts. Raises AdaptError if `class_names` leaves one out."""
-        given = self.class_names
-        if given is None:
-            given = {label: str(label) for label in classes.tolist()}
-        known = given if isinstance(given, Mapping) else dict(enumerate(given))
-        for label in classes.tolist():
-            if label not in known:
-                raise AdaptError(f"class_names has no name for the label {brief(label)}: give one for each in y")
-        return tuple(known[label] for label in classes.tolist())
+        labels = classes.tolist()
+        given = {label: str(label) for label in labels} if self.class_names is None else self.class_names
+        names = given if isinstance(given, Mapping) else dict(enumerate(given))
+        if unnamed := [label for label in labels if label not in names]:
+            raise AdaptError(f"class_names has no name for the label {brief(unnamed[0])}: give one for each in y")
+        return tuple(names[label] for label in labels)
 
     def _recipe(self) -> Recipe:
         """Return the recipe with the changes of this estimator."""

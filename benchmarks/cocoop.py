@@ -11,7 +11,7 @@ CLASSES = 100
 
 
 def rows(progress: Callable[[str], None]) -> Iterator[Row]:
-    """At 100 classes, with the image through the vision tower on both sides."""
+    """Time a step at 100 classes, with the image through the vision tower on both sides."""
     progress("plain text path")
     plain = in_fresh_process(2, training_step, "cocoop", {}, CLASSES, 1, False)
     progress("fast text path")

@@ -133,7 +133,7 @@ def _accuracy(draws: Sequence[Draw], name: str) -> float:
 
 @dataclass(frozen=True)
 class Behind:
-    """How far the chosen method is behind the best of scikit-learn's over the draws, with paired standard errors."""
+    """The distance of the chosen method behind the best of scikit-learn's, with paired standard errors."""
 
     points: float
     of_images: float

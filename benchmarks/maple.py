@@ -11,7 +11,7 @@ BATCH = 4
 
 
 def rows(progress: Callable[[str], None]) -> Iterator[Row]:
-    """At 100 and 1,000 classes; both sides process the classes in parts if memory is short."""
+    """Time a step at 100 and 1,000 classes; both sides process the classes in parts if memory is short."""
     for classes, repeats in ((100, 2), (1000, 0)):  # a step that takes minutes is timed cold, on both sides
         progress(f"plain text path, {classes} classes")
         plain = in_fresh_process(repeats, training_step, "maple", {}, classes, BATCH, False)

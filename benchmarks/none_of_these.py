@@ -47,7 +47,7 @@ class Way:
 
 @dataclass(frozen=True)
 class Detection:
-    """How one model separates the known from the never-seen images of a test."""
+    """The separation of known from never-seen images by one model."""
 
     auroc: float
     refused: float

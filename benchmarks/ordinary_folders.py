@@ -56,10 +56,10 @@ def _emoji() -> Iterator[Labelled]:
 
 def _skewed() -> Iterator[Labelled]:
     """Draw twelve of the groups, with eighteen training images down to two."""
-    kept = dict(zip(_SKEWED, (18, 16, 14, 12, 10, 9, 8, 7, 5, 4, 3, 2)))
-    seen: dict[str, int] = dict.fromkeys(kept, 0)
+    sizes = dict(zip(_SKEWED, (18, 16, 14, 12, 10, 9, 8, 7, 5, 4, 3, 2)))
+    seen: dict[str, int] = dict.fromkeys(sizes, 0)
     for part, label, picture in _emoji():
-        if label in kept and (part == "test" or seen[label] < kept[label]):
+        if label in sizes and (part == "test" or seen[label] < sizes[label]):
             seen[label] += part == "train"
             yield part, label, picture
 

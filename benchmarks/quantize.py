@@ -16,7 +16,7 @@ from benchmarks.measure import Row
 
 
 def rows(progress: Callable[[str], None]) -> Iterator[Row]:
-    """For each kind and model: the share of the weights' bytes, and the lowest cosine of the bundled images' features.
+    """Report for each kind and model the share of the weights' bytes, and the lowest cosine of image features.
 
     ViT-B/16 has random weights here.
     """

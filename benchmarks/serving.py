@@ -71,9 +71,9 @@ def _alone(model: adapt.AdaptedModel, port: int, images: list[bytes]) -> Row:
         if number >= 0:
             own.append(between - started)
             served.append(time.perf_counter() - between)
-    alone, through = (1000 * statistics.median(each) for each in (own, served))
-    text = f"predict {alone:.1f} ms, served {through:.1f} ms: {through / alone:.2f} x"
-    return {"case": "one client, median", "predict_ms": alone, "served_ms": through, "text": text}
+    direct, served_ms = (1000 * statistics.median(each) for each in (own, served))
+    text = f"predict {direct:.1f} ms, served {served_ms:.1f} ms: {served_ms / direct:.2f} x"
+    return {"case": "one client, median", "predict_ms": direct, "served_ms": served_ms, "text": text}
 
 
 def _many(process: psutil.Process, port: int, images: list[bytes], expected: list[Prediction]) -> Row:

@@ -1,4 +1,4 @@
-"""Where left and right get lost: how well ridge regression reads the sides of two drawings from frozen features."""
+"""Loss of left and right: how well ridge regression reads the sides of two drawings from frozen features."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def rows(progress: Callable[[str], None]) -> Iterator[Row]:
         train, test = (_scenes(part, count, seed) for part, count in (("train", TRAIN), ("test", TEST)))
         seen, unseen = (_of_images(model, each) for each in (train, test))
         read = {name: (seen[name], unseen[name]) for name in seen} | {"captions": _of_captions(model, seed)}
-        for name, (known, asked) in read.items():
-            things_right, sides_right = _sides_right(known, asked)
+        for name, (known, queries) in read.items():
+            things_right, sides_right = _sides_right(known, queries)
             things[name].append(things_right)
             sides[name].append(sides_right)
         for block in range(len(model.backbone.tower("vision").blocks)):
-            known, asked = (_patches(model, block, each[:FEW]) for each in (train, test))
-            right = _scores(known, asked[0]).argmax(-1) == asked[1]
+            known, queries = (_patches(model, block, each[:FEW]) for each in (train, test))
+            right = _scores(known, queries[0]).argmax(-1) == queries[1]
             patches[f"patches before block {block}"].append(right[:, 0].double())
     for name in things:
         figures = f"left thing {per_cent(things[name])}", f"order {per_cent(sides[name])}"
@@ -83,8 +83,8 @@ def _of_captions(model: AdaptedModel, seed: int) -> tuple[Pairs, Pairs]:
     listed: tuple[list[tuple[str, str]], list[tuple[str, str]]] = [], []
     for one, other in combinations([concept.name for concept in questions.concepts().values()], 2):
         listed[stream.random() < HELD_OUT].extend([(one, other), (other, one)])
-    known, asked = (_of_texts(model, each) for each in listed)
-    return known, asked
+    known, queries = (_of_texts(model, each) for each in listed)
+    return known, queries
 
 
 def _of_texts(model: AdaptedModel, listed: Sequence[tuple[str, str]]) -> Pairs:
@@ -109,20 +109,20 @@ def _patches_of(tokens: Tensor) -> Tensor:
     return F.layer_norm(tokens[:, 1:], tokens.shape[-1:])
 
 
-def _scores(known: Pairs, asked: Tensor) -> Tensor:
-    """Return the scores `(n, labels, classes)` of a regression fitted on `known` for `asked`."""
+def _scores(known: Pairs, queries: Tensor) -> Tensor:
+    """Return the scores `(n, labels, classes)` of a regression fitted on `known` for `queries`."""
     mean, spread = known[0].mean(0), known[0].std(0) + 1e-6
-    inputs, asked = ((each - mean) / spread for each in (known[0], asked))
+    inputs, queries = ((each - mean) / spread for each in (known[0], queries))
     targets = F.one_hot(known[1]).float()
     usual = targets.mean(0)
     penalised = inputs.T @ inputs + PENALTY * torch.eye(inputs.shape[1])
     weights = torch.linalg.solve(penalised, inputs.T @ (targets - usual).flatten(1))
-    return (asked @ weights).unflatten(1, usual.shape) + usual
+    return (queries @ weights).unflatten(1, usual.shape) + usual
 
 
-def _sides_right(known: Pairs, asked: Pairs) -> tuple[Tensor, Tensor]:
+def _sides_right(known: Pairs, queries: Pairs) -> tuple[Tensor, Tensor]:
     """Return whether the left thing is recognised, and whether the right order scores higher than the reverse."""
-    scores, (left, right) = _scores(known, asked[0]), asked[1].T
+    scores, (left, right) = _scores(known, queries[0]), queries[1].T
     row = torch.arange(len(scores))
     order = scores[row, 0, left] + scores[row, 1, right] > scores[row, 0, right] + scores[row, 1, left]
     return (scores[:, 0].argmax(-1) == left).double(), order.double()

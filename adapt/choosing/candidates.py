@@ -20,7 +20,7 @@ VIEWS = 10  # of each image, encoded once, where a recipe would encode a fresh o
 
 
 class Cost(IntEnum):
-    """What training a method costs, the cheapest first."""
+    """The cost of training a method, the cheapest first."""
 
     NO_STEP = 0
     STEPS_ON_FEATURES = 1

@@ -34,7 +34,7 @@ FORMAT = 1
 
 
 class _Record(BaseModel):
-    """How the backbone was cut."""
+    """A record of how the backbone was cut."""
 
     model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False)
 
@@ -59,11 +59,11 @@ def export(model: Adapted[Backbone], folder: str | Path) -> Path:
         )
     if backbone.quantization is not None:
         raise AdaptError(f"{backbone.describe()} is quantised: load it without quantize to export an adapter with it")
-    kept, cut = _taken_apart(backbone, skipped)
-    floats = [x for x in kept.values() if x.is_floating_point()]
+    tensors, cut = _taken_apart(backbone, skipped)
+    floats = [x for x in tensors.values() if x.is_floating_point()]
     halves = all(x.dtype == torch.float32 and torch.equal(x.half().float(), x) for x in floats)
     if halves:
-        kept = {name: x.half() if x.is_floating_point() else x for name, x in kept.items()}
+        tensors = {name: x.half() if x.is_floating_point() else x for name, x in tensors.items()}
     embed_dim = getattr(backbone, "embed_dim", None)
     record = _Record(format=FORMAT, skipped=tuple(skipped), cut=cut, halves=halves, embed_dim=embed_dim)
     with new_folder(folder) as new:
@@ -71,7 +71,7 @@ def export(model: Adapted[Backbone], folder: str | Path) -> Path:
         for written in new.glob("*.safetensors*"):
             written.unlink()
         with replacing(new / TENSORS) as temporary:
-            tensor_file.write(kept, temporary, {})
+            tensor_file.write(tensors, temporary, {})
         model.save(new / NAME)
         write_text(new / COMPACT, plain.dump(record.model_dump(mode="json"), indent=2) + "\n")
     return Path(folder)
@@ -101,13 +101,13 @@ def backbone_of(folder: Path) -> tuple[Backbone, frozenset[str]]:
     Raises AdaptError if the folder is not a compact one, or damaged.
     """
     record = _record(folder)
-    name, kept = read_header(folder / NAME).backbone, tensor_file.read(folder / TENSORS)
-    with at_most(sum(x.numel() for x in kept.values())):  # tensors without memory count too
+    name, tensors = read_header(folder / NAME).backbone, tensor_file.read(folder / TENSORS)
+    with at_most(sum(x.numel() for x in tensors.values())):  # tensors without memory count too
         backbone = hollow(folder, name)
     try:
         if record.halves:
-            kept = {name: x.float() if x.is_floating_point() else x for name, x in kept.items()}
-        _fill(backbone, kept, record.cut)
+            tensors = {name: x.float() if x.is_floating_point() else x for name, x in tensors.items()}
+        _fill(backbone, tensors, record.cut)
         of_full_model = fingerprint.of_model(backbone.model)
     except (KeyError, ValueError) as error:
         raise AdaptError(f"{folder} is damaged ({error}): export the folder again") from error

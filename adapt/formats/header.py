@@ -30,7 +30,7 @@ class RecordedFingerprint(TypedDict):
 
 
 class Reading(TypedDict):
-    """How inputs are prepared, in the order of the file; a backbone may have recorded more."""
+    """The preparation of inputs, in the order of the file; a backbone may have recorded more."""
 
     __pydantic_config__ = _STRICT | ConfigDict(extra="allow")  # type: ignore[misc]
 
@@ -57,7 +57,7 @@ class RecordedAnswers(TypedDict):
 
 
 class Header(BaseModel):
-    """What an adapter file records beside its tensors."""
+    """The metadata of an adapter file."""
 
     model_config = _STRICT
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class WithPeft(NamedTuple):
-    """What plain peft needs to classify as the adapter does."""
+    """The values that plain peft needs to classify as the adapter does."""
 
     base: str | None  # the name by which transformers loads the CLIP; None if that is not enough
     template: str
@@ -37,6 +37,7 @@ def model_card(
     """
     from huggingface_hub import ModelCard
 
+    shots = within(header.recipe, "data", "shots", kind=int)
     if license is not None and not license.replace("-", "").replace(".", "").isalnum():
         raise AdaptError(f"license is {license!r}; expected an identifier of the hub, such as apache-2.0 or other")
     card = ModelCard.from_template(
@@ -52,7 +53,7 @@ def model_card(
         class_names=list(header.class_names),
         question=family != "dual encoder",
         data=_data(header),
-        amount=_amount(header),
+        amount="all images" if shots is None else f"{shots} images a class",
         seed=header.seed,
         scores=_scores(header),
         peft=peft,
@@ -89,11 +90,6 @@ def _task(header: Header, family: str) -> str:
 def _title(header: Header) -> str:
     data = _data(header)
     return f"{header.method} of {_backbone(header)}" + (f" for {data}" if data else "")
-
-
-def _amount(header: Header) -> str:
-    shots = within(header.recipe, "data", "shots", kind=int)
-    return "all images" if shots is None else f"{shots} images a class"
 
 
 def _scores(header: Header) -> dict[str, float]:

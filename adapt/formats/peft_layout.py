@@ -33,7 +33,7 @@ OURS = "adapt"  # the key of our note in the header of the tensors
 
 
 class Note(BaseModel):
-    """What our models have and peft's layout cannot express."""
+    """The properties of our models that peft's layout cannot express."""
 
     logit_scale: float | None
     template: str

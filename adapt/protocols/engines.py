@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Engine:
-    """Where runs are computed: `at_once` of them in parallel, here or on Ray (at `address`, or a local cluster)."""
+    """The place where runs are computed: `at_once` in parallel, here or on Ray (at `address`, or a local cluster)."""
 
     name: Literal["local", "ray"] = "local"
     at_once: int = 1

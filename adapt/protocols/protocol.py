@@ -164,7 +164,7 @@ def sweep(recipe: Recipe, settings: Mapping[str, Sequence[object]], seeds: Seque
 
 
 def with_settings(recipe: Recipe, settings: Mapping[str, object]) -> Recipe:
-    """`recipe` with other values of keys such as train.lr, checked again."""
+    """Return `recipe` with other values of keys such as train.lr, validated."""
     raw = recipe.model_dump(mode="json", exclude_unset=True)
     for key, value in settings.items():
         set_key(raw, (key, value))
@@ -173,7 +173,7 @@ def with_settings(recipe: Recipe, settings: Mapping[str, object]) -> Recipe:
 
 
 def harmonic(base: float, new: float) -> float:
-    """Of two accuracies; 0 where either is."""
+    """Return the harmonic mean of two accuracies; 0 if either is 0."""
     return 2 * base * new / (base + new) if base and new else 0.0
 
 

@@ -45,7 +45,7 @@ class RecommendationPage:
     """The comparison of methods before a run: the content of recommendation.json, a figure, and lists of images."""
 
     name: str
-    found: dict[str, Any]
+    content: dict[str, Any]
     picture: str
     galleries: list[Gallery]
 
@@ -102,6 +102,6 @@ def _recommendations(runs: Sequence[Path]) -> Iterator[RecommendationPage]:
     for run in runs:
         path = run / "recommendation.json"
         if path.is_file():
-            found = stored.read(path, stored.Recommended, "recommendation")
-            picture = svg(compared_methods(found["methods"], found["alike"])) if found["methods"] else ""
-            yield RecommendationPage(name_of(run), found, picture, list(galleries(run)))
+            content = stored.read(path, stored.Recommended, "recommendation")
+            picture = svg(compared_methods(content["methods"], content["alike"])) if content["methods"] else ""
+            yield RecommendationPage(name_of(run), content, picture, list(galleries(run)))

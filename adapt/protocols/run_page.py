@@ -46,10 +46,7 @@ class RunPage:
     """The content for one run directory; figures are SVG, or empty if there is nothing to draw."""
 
     name: str
-    metrics: dict[str, Any]
-    adapted: float | None
-    zero_shot: float | None
-    gain: float | None
+    result: PlainRun
     command: str
     made_with: str
     curves: str
@@ -72,10 +69,7 @@ def run_page(run: PlainRun) -> RunPage:
     by_class: dict[str, float] = metrics.get("adapted", {}).get("by_class", {})
     return RunPage(
         name=name_of(run.path),
-        metrics=metrics,
-        adapted=run.adapted,
-        zero_shot=run.zero_shot,
-        gain=run.gain,
+        result=run,
         command=shlex.join(["adapt", "train", str(run.path / "recipe.yaml"), f"--out={run.path}-again"]),
         made_with=_made_with(run.path, metrics.get("device")),
         curves=_curves(run),

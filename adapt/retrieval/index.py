@@ -33,7 +33,7 @@ _WHAT = tensor_file.What("index", "make it again with `adapt index`")
 
 
 class IndexHeader(BaseModel):
-    """How the features of the file were encoded."""
+    """The metadata of an index: how its features were encoded."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -90,18 +90,14 @@ class Index:
                 f"{model.backbone.describe()} differs from it, or prepares inputs differently{projected}: load that "
                 "one, or make the index again with `adapt index`"
             )
-        adapter, under = identity_of(model), f"with {model.method.name}"
-        if adapter == self.header.adapter:
-            return
-        if not self.header.adapter:
+        adapter = identity_of(model)
+        if adapter != self.header.adapter:
+            made = ("with another" if adapter else "with an") if self.header.adapter else "without an"
+            query = f"with {model.method.name}" if adapter else "without one"
             raise AdaptError(
-                f"the index was made without an adapter, but the query is encoded {under}: leave the adapter out, or "
-                "make the index with it"
+                f"the index was made {made} adapter, but the query is encoded {query}: give the adapter of the index "
+                "(if any), or make the index again with `adapt index`"
             )
-        made, query = ("another", under) if adapter else ("an", "without one")
-        raise AdaptError(
-            f"the index was made with {made} adapter, but the query is encoded {query}: give the adapter of the index"
-        )
 
     def _lies_in(self, space: Space) -> bool:
         return (self.header.fingerprint, self.header.reading) == (space.fingerprint, space.reading)

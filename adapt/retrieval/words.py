@@ -56,14 +56,10 @@ def frequent(words: Sequence[str], least: int) -> list[str]:
     return [word for word in words if counts[word] >= needed]
 
 
+@lru_cache(maxsize=65536)
 def _singular(word: str) -> str:
     if not word.endswith("s") or word.endswith(_NO_PLURALS):
         return word
-    return _one(word)
-
-
-@lru_cache(maxsize=65536)
-def _one(word: str) -> str:
     return _inflection().singular_noun(word) or word
 
 
