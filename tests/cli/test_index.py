@@ -64,7 +64,7 @@ def test_under_an_adapter(run, refused, captions: Path, model_folder: Path, tmp_
     adapt.wrap(adapt.load_backbone(str(model_folder)), adapt.methods.LoRA(), ()).save(adapter)
     run("index", tmp_path / "captions.txt", "--adapter", adapter, "--out", out)
     assert run("search", out, "the sky", "--adapter", adapter).exit_code == 0
-    refused(run("search", out, "the sky"), "the index was made under an adapter")
+    refused(run("search", out, "the sky"), "the index was made with an adapter")
     refused(run("search", captions, "the sky", "--adapter", adapter), "the index was made without an adapter")
 
 

@@ -287,8 +287,8 @@ def test_a_loaded_model_serves_by_the_path_that_is_asked_for(fast: bool, saved: 
 @pytest.mark.parametrize(
     ("trained", "given", "message"),
     [
-        ("nf4", None, "was trained on a backbone of nf4, this one has no quantisation: results differ a little"),
-        (None, "int8", "was trained on a backbone of no quantisation, this one has int8"),
+        ("nf4", None, "was trained on a backbone with nf4, this one has no quantisation: results differ a little"),
+        (None, "int8", "was trained on a backbone with no quantisation, this one has int8"),
         (None, None, ""),
         ("nf4", "nf4", ""),
     ],
@@ -385,7 +385,7 @@ def test_a_model_without_zero_shot_answers_blends_with_none(tmp_path: Path) -> N
     backbone = tiny_llms.vision_llm("llama")
     path = adapt.wrap(backbone, LoRA(rank=2, towers=("decoder",))).save(tmp_path / "a.safetensors")
     rewrite(path, _say("answers", {"blend": 0.5, "template": ["a {}"], "temperature": 1.0}))
-    refused(path, backbone, "blends its answers with zero-shot ones, and .* gives none")
+    refused(path, backbone, "blends its predictions with zero-shot ones, but .* has none")
 
 
 def test_equal_models_are_equal_files(model: AdaptedModel, tmp_path: Path) -> None:

@@ -167,7 +167,7 @@ def test_the_folder_is_no_backbone(tiny: Backbone, images: Tensor, tmp_path: Pat
     other = adapt.wrap(loaded.backbone, LoRA(), NAMES)
     with pytest.raises(AdaptError, match=r"the block vision\.0 was cut out of this compact model"):
         other(images)
-    with pytest.raises(AdaptError, match="loaded from a compact folder already: copy that folder"):
+    with pytest.raises(AdaptError, match="loaded from a compact folder: copy that folder"):
         compact.export(loaded, tmp_path / "again")
 
 

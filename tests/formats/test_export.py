@@ -161,7 +161,7 @@ def test_no_page_is_made_of_a_model_with_its_data_beside(
     open_clip: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(page, "read_runtime", lambda folder: page.Runtime(b"", b"", "1"))
-    with pytest.raises(AdaptError, match=r"the model takes \d+ MB in a page, and browsers read at most 512 MB: "):
+    with pytest.raises(AdaptError, match=r"the model takes \d+ MB in a page; browsers read at most 512 MB: "):
         export(model_of(open_clip), tmp_path / "out", "html", runtime=tmp_path)
     assert list(tmp_path.iterdir()) == []
 
@@ -203,7 +203,7 @@ class ByValue(Refused):
     ("method", "reason"),
     [
         (Views, "it predicts from 4 random views of an image"),
-        (AtTestTime, "it takes steps of its own at test time"),
+        (AtTestTime, "it takes steps at test time"),
         (ByValue, "torch cannot trace it"),
     ],
 )

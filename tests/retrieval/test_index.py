@@ -121,7 +121,7 @@ def _damaged(index: Index, path: Path, **changes: Any) -> Path:
         ({"more": torch.zeros(1)}, "expected the tensors features and entries"),
         ({"features": torch.ones(4, 64)}, "do not have unit length"),
         ({"features": torch.full((4, 64), float("nan"))}, "do not have unit length"),
-        ({"features": torch.zeros(4, 64, dtype=torch.float16)}, "of another type or shape"),
+        ({"features": torch.zeros(4, 64, dtype=torch.float16)}, "have another type or shape"),
         ({"features": F.normalize(torch.ones(3, 64), dim=-1)}, "3 features for 4 entries"),
         ({"entries": torch.zeros(5, dtype=torch.uint8)}, "the entries .* cannot be read"),
         ({"header": {"index_format": "2"}}, "is not an index: index_format is '2'"),
