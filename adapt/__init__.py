@@ -1,7 +1,7 @@
 """adapt: parameter-efficient adaptation of frozen vision-language models from a few labelled images.
 
-What there is stands in `__init__.pyi`, for editors and type checkers too, and is imported when it is first used:
-`adapt --help` answers at once, though torch takes seconds.
+The public names are listed in `__init__.pyi`, for editors and type checkers too, and are imported on first use, so that
+`adapt --help` responds at once although torch takes seconds.
 """
 
 import lazy_loader

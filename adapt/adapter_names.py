@@ -1,4 +1,4 @@
-"""What adapters are called by their paths: a run's folder, a file without its suffix, a repository of the hub."""
+"""Names of adapters by their paths: a run's folder, a file without its suffix, or a repository of the hub."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ _SUFFIX = ".safetensors"
 
 
 def name_of_adapter(path: Path) -> str:
-    """The name of the run, or of the file without its suffix."""
+    """Return the name of the run, or of the file without its suffix."""
     return _parts(path)[-1]
 
 
 def distinct_names(paths: Sequence[Path]) -> list[str]:
-    """A name for each of several adapters, with as many of its folders before it as tell it from the others."""
+    """Return a name for each adapter, with as many parent folders as it takes to distinguish them."""
     of_each = [_parts(path) for path in paths]
     lengths = [1] * len(paths)
     while True:
@@ -25,13 +25,13 @@ def distinct_names(paths: Sequence[Path]) -> list[str]:
         count = Counter(names)
         longer = [count[name] > 1 and length < len(parts) for name, parts, length in zip(names, of_each, lengths)]
         if not any(longer):
-            # a folder and the file in it are one adapter, and have one name
+            # a folder and the file in it are one adapter and have the same name
             return [hub.spelled(path) if count[name] > 1 else name for name, path in zip(names, paths)]
         lengths = [length + more for length, more in zip(lengths, longer)]
 
 
 def _parts(path: Path) -> tuple[str, ...]:
-    """The folders of an adapter, and its name behind them."""
+    """Return the folders of an adapter, followed by its name."""
     if hub.is_name(path):
         return tuple(hub.spelled(path).removeprefix(hub.SCHEME).split("/"))
     path = path.resolve()

@@ -1,8 +1,8 @@
-"""Which device: what `auto` means, what there is, and what differs from one kind to the next.
+"""Devices: the meaning of `auto`, what is available, and the differences between kinds.
 
-`auto` is the accelerator of this process (CUDA, ROCm, XPU or MPS, whichever torch finds), and the CPU where there is
-none. Of several accelerators a process has one: the first, that of its number among jobs (`take`), or that of its
-number among the processes of one training, as `accelerate launch` and torchrun leave it in `LOCAL_RANK`.
+`auto` is the accelerator of this process (CUDA, ROCm, XPU or MPS, whichever torch finds), or the CPU if there is none.
+A process uses one accelerator: the first, the one with its number among jobs (`take`), or the one with its number among
+the processes of a training, which `accelerate launch` and torchrun set in `LOCAL_RANK`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ AUTO = "auto"
 
 
 def chosen(device: str | torch.device = AUTO) -> torch.device:
-    """The device that is meant. AdaptError for one that cannot be used here."""
+    """Return the device that is meant. Raises AdaptError if it cannot be used here."""
     import torch
 
     if "LOCAL_RANK" in os.environ:
@@ -34,36 +34,36 @@ def chosen(device: str | torch.device = AUTO) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise AdaptError(
-            f"device {str(device)!r} cannot be used here: {reason}. Take auto, which is {described(chosen())} here"
+            f"device {str(device)!r} cannot be used here: {reason}; use auto, which is {described(chosen())} here"
         ) from None
     return torch.device(device)
 
 
 def is_launched() -> bool:
-    """Whether this process is one of several that train together, as `accelerate launch` and torchrun start them."""
+    """Whether this process is one of several that train together, as started by `accelerate launch` or torchrun."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def accelerator() -> torch.device | None:
-    """The one of this process."""
+    """Return the accelerator of this process; None if there is none."""
     import torch
 
     if not torch.accelerator.is_available():
         return None
     kind = torch.accelerator.current_accelerator()
-    assert kind is not None  # as there is one
+    assert kind is not None  # because one is available
     return torch.device(kind.type, torch.accelerator.current_device_index())
 
 
 def count() -> int:
-    """How many accelerators there are."""
+    """Return the number of accelerators."""
     import torch
 
     return torch.accelerator.device_count() if torch.accelerator.is_available() else 0
 
 
 def take(number: int) -> None:
-    """Makes the accelerator of that number this process's own; where there are fewer they are taken in turn."""
+    """Use the accelerator `number` in this process, modulo the number of accelerators."""
     import torch
 
     if there := count():
@@ -71,7 +71,7 @@ def take(number: int) -> None:
 
 
 def described(device: torch.device) -> str:
-    """`cpu`, or `cuda:0 (NVIDIA H100 80GB HBM3)`."""
+    """Return `cpu`, or `cuda:0 (NVIDIA H100 80GB HBM3)`."""
     import torch
 
     name = getattr(torch.get_device_module(device), "get_device_name", None)
@@ -79,7 +79,7 @@ def described(device: torch.device) -> str:
 
 
 def prefers_bf16(device: torch.device) -> bool:
-    """Whether it computes in bf16 by hardware of its own, several times as fast as in fp32."""
+    """Whether the device has hardware for bf16, which is several times as fast as fp32."""
     import torch
 
     if device.type == "cuda":
@@ -88,17 +88,17 @@ def prefers_bf16(device: torch.device) -> bool:
 
 
 def moved(tensor: Tensor, device: torch.device) -> Tensor:
-    """`tensor` on `device`; to CUDA from pinned memory while the CPU goes on."""
+    """Return `tensor` on `device`; copies from pinned memory to CUDA are asynchronous."""
     return tensor.to(device, non_blocking=device.type == "cuda")
 
 
 def doubled(tensor: Tensor) -> Tensor:
-    """`tensor` in double precision: where it is, or on the CPU for devices that have none, such as MPS."""
+    """Return `tensor` in double precision, on the CPU if its device (such as MPS) does not have it."""
     return (tensor if tensor.device.type in ("cpu", "cuda", "xpu") else tensor.cpu()).double()
 
 
 def rng_states(device: torch.device) -> dict[str, Tensor]:
-    """Of the generators that a computation on `device` draws from, by the kinds of devices."""
+    """Return the states of the random generators that `device` uses, by kind of device."""
     import torch
 
     states = {"cpu": torch.get_rng_state()}
@@ -108,7 +108,7 @@ def rng_states(device: torch.device) -> dict[str, Tensor]:
 
 
 def set_rng_states(states: dict[str, Tensor], device: torch.device) -> None:
-    """Puts them back, as far as they are of this kind of device."""
+    """Restore the states of the generators that belong to this kind of device."""
     import torch
 
     torch.set_rng_state(states["cpu"])
@@ -117,12 +117,12 @@ def set_rng_states(states: dict[str, Tensor], device: torch.device) -> None:
 
 
 def _numbered(device: torch.device) -> tuple[torch.device, ...]:
-    return () if device.type == "mps" else (device,)  # of which there is one
+    return () if device.type == "mps" else (device,)  # MPS has a single device
 
 
 @contextmanager
 def keeping_rng(device: torch.device, seed: int | None = None) -> Iterator[None]:
-    """What is drawn inside for a computation on `device`, from `seed` on where one is given, moves no generator."""
+    """Restore the random generators of `device` afterwards; inside they start from `seed`, if one is given."""
     import torch
 
     states = rng_states(device)
@@ -136,7 +136,7 @@ def keeping_rng(device: torch.device, seed: int | None = None) -> Iterator[None]
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Inside, torch and the solvers of scikit-learn compute on one processor."""
+    """Run torch and the solvers of scikit-learn on one thread inside."""
     import torch
     from threadpoolctl import threadpool_limits
 

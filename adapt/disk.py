@@ -1,4 +1,4 @@
-"""Opening what is a file and nothing else, and writing files so that nothing that existed is lost."""
+"""Open regular files only, and write files so that existing ones are never damaged."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from adapt.cells import guarded
 from adapt.errors import AdaptError
@@ -21,7 +21,7 @@ _KINDS = ((stat.S_ISFIFO, "named pipe"), (stat.S_ISSOCK, "socket"), (stat.S_ISCH
 
 
 def check_regular(path: str | os.PathLike[str]) -> None:
-    """Raises OSError where there is no file at `path`, or what is none: a pipe or a device may block, or never end."""
+    """Raise OSError unless `path` is a regular file: a pipe or a device may block, or never end."""
     mode = os.stat(path).st_mode
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
@@ -31,16 +31,16 @@ def check_regular(path: str | os.PathLike[str]) -> None:
 
 
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
-    """The file at `path`, open for reading. Raises OSError as `check_regular` does, with nothing opened."""
+    """Open the file at `path` for reading. Raises OSError as `check_regular` does, before opening anything."""
     check_regular(path)
     return open(path, "rb")
 
 
 def read_bounded(file: BinaryIO, most: int) -> bytes:
-    """The rest of `file`. Raises OSError where it is more than `most` bytes, without reading them all."""
+    """Read the rest of `file`. Raises OSError if it has more than `most` bytes, without reading them all."""
     parts: list[bytes] = []
     left = most
-    # in small parts, because unpacking may make each thousands of times as large
+    # in small parts, because decompression may make each thousands of times as large
     while part := file.read(_PART):
         left -= len(part)
         if left < 0:
@@ -50,14 +50,14 @@ def read_bounded(file: BinaryIO, most: int) -> bytes:
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
-    """AdaptError where no file can be written at `path`: found before what is to be in it takes its time."""
+    """Raise AdaptError if no file can be written at `path`, before its content is computed."""
     if os.path.isdir(path):
         raise AdaptError(f"cannot write {path}: it is a folder; name a file")
     _check_above(Path(path))
 
 
 def check_free(path: str | os.PathLike[str], what: str = "folder") -> None:
-    """The same where a new folder, or a new `what`, is to be made at `path`."""
+    """Raise AdaptError if no new folder (or other `what`) can be made at `path`."""
     if os.path.lexists(path):
         raise AdaptError(f"{path} exists already; name a new {what}")
     _check_above(Path(path))
@@ -66,16 +66,16 @@ def check_free(path: str | os.PathLike[str], what: str = "folder") -> None:
 def _check_above(path: Path) -> None:
     above = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
     if not above.is_dir():
-        raise AdaptError(f"cannot write {path}: {above} is no folder; choose another place")
+        raise AdaptError(f"cannot write {path}: {above} is not a folder; choose another place")
     if not os.access(above, os.W_OK | os.X_OK):
-        raise AdaptError(f"cannot write {path}: nothing may be written to {above}; choose another place")
+        raise AdaptError(f"cannot write {path}: there is no permission to write to {above}; choose another place")
 
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yields a temporary path in the same folder; it takes the place of `path`, whole, when the body has succeeded.
+    """Yield a temporary path in the same folder, and move it to `path` atomically when the body has succeeded.
 
-    Raises AdaptError where the disk does not take it; `path` is then as it was, and no part of the new file is left.
+    Raises AdaptError if the disk does not take it; `path` is then unchanged, and no part of the new file is left.
     """
     path = Path(path)
     temporary: Path | None = None
@@ -91,12 +91,12 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.replace(temporary, path)
     except OSError as error:
         raise AdaptError(
-            f"cannot write {path}: {error.strerror or error}; what was there before is untouched. "
-            "Free space or choose another place"
+            f"cannot write {path}: {error.strerror or error}; an existing file is unchanged; free "
+            "space or choose another place"
         ) from error
     finally:
         if temporary is not None:
-            with suppress(OSError):  # what failed before says more
+            with suppress(OSError):  # the first error says more
                 temporary.unlink()
 
 
@@ -108,31 +108,31 @@ def _umask() -> int:
 
 @contextmanager
 def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yields a temporary folder beside `path`; it becomes `path`, whole, when the body has succeeded.
+    """Yield a temporary folder beside `path`, and rename it to `path` when the body has succeeded.
 
-    Raises AdaptError where `path` exists, or the disk does not take it: nothing new is left then.
+    Raises AdaptError if `path` exists, or the disk does not take it; nothing new is left then.
     """
     check_free(path)
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as temporary:
-            whole = Path(temporary) / path.name
-            whole.mkdir()
-            yield whole
-            whole.rename(path)
+            new = Path(temporary) / path.name
+            new.mkdir()
+            yield new
+            new.rename(path)
     except OSError as error:
         raise AdaptError(f"cannot write {path}: {error.strerror or error}; choose another place") from error
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Replaces `path` by `text`."""
+    """Replace the content of `path` by `text`."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
 
 
-def write_csv(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Writes rows with the same keys, in that order, as `write_text` does; texts as `adapt.cells` says."""
+def write_csv(path: str | Path, rows: Sequence[Mapping[str, object]]) -> None:
+    """Write rows with the same keys in the same order, as `write_text` does; `adapt.cells` guards texts."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()

@@ -1,7 +1,7 @@
-"""The vocabulary of changes that a method asks of a tower, as data. Only the engine applies them.
+"""The changes that a method can make to a tower, as data. Only the engine applies them.
 
-Modules act on each token by itself, `(..., d)`: the fast paths hand over those tokens alone that count, and rows of
-several classes at once.
+Modules act on each token independently, `(..., d)`: the fast paths pass only the tokens that matter, and rows of
+several classes together.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from torch import Tensor, nn
 class Tokens:
     """`k` learned tokens of a tower.
 
-    Without `block` they enter where the tower's own tokens do: in text they take the places that the prompts keep for
-    them, before positions are added; in vision they are appended to the patches, after positions and before the
-    pre-norm; in a decoder they take the place of the prompt's image. With `block` they overwrite, at the input of that
-    block, what the entered ones have become.
+    Without `block` they enter with the tower's own tokens: in text they take the places that prompts reserve for them,
+    before positions are added; in vision they are appended to the patches, after positions and before the pre-norm; in
+    a decoder they replace the image of the prompt. With `block` they overwrite the outputs of earlier learned tokens at
+    the input of that block.
 
-    `values` broadcast to `(b, n, k, d)` over images and classes: `(k, d)` shared by all, `(n, k, d)` for each class its
-    own, `(b, 1, k, d)` for each image its own (text and decoder), `(b, n, k, d)` for each class of each image (text).
+    `values` broadcast to `(b, n, k, d)` over images and classes: `(k, d)` is shared, `(n, k, d)` differs by class,
+    `(b, 1, k, d)` by image (text and decoder), `(b, n, k, d)` by image and class (text).
     """
 
     values: Tensor
@@ -44,11 +44,11 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Replace:
-    """`module` computes a part of one block in place of the frozen one.
+    """A `module` in place of a frozen part of one block.
 
-    The part is a projection `(..., in) -> (..., out)`: q, k, v, out, fc1, fc2, or of a decoder gate, up, down; or a
-    norm `(..., d) -> (..., d)`: norm1, norm2. Without `block` it is the tower's own: pre_norm, final_norm, or
-    projection, which makes features `(n, e)` of what the tower is read at `(n, d)`.
+    The part is a projection `(..., in) -> (..., out)`: q, k, v, out, fc1, fc2, or in a decoder gate, up, down; or a
+    norm `(..., d) -> (..., d)`: norm1, norm2. Without `block` it is a part of the tower: pre_norm, final_norm, or
+    projection, which maps pooled outputs `(n, d)` to features `(n, e)`.
     """
 
     block: int | None
@@ -61,11 +61,11 @@ AttentionWeights = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Attention:
-    """Another way from scores to weights in the self-attention of one block that carries learned tokens.
+    """A replacement of the softmax in the self-attention of one block that has learned tokens.
 
-    `weights(scores, learned_queries, learned_keys)`: scaled scores `(..., q, k)`, minus infinity where the query may
-    not look, and which of the queries `(..., q)` and keys `(..., k)` are learned tokens, to weights `(..., q, k)`.
-    With `names_seen`, learned tokens of a causal tower also look at the class name that follows them.
+    `weights(scores, learned_queries, learned_keys)` maps scaled scores `(..., q, k)`, which are minus infinity where
+    attention is masked, and masks of the learned tokens among queries `(..., q)` and keys `(..., k)` to weights
+    `(..., q, k)`. With `names_seen`, learned tokens of a causal tower also attend to the class name that follows them.
     """
 
     block: int
@@ -75,12 +75,11 @@ class Attention:
 
 @dataclass(frozen=True)
 class Parallel:
-    """`module` runs beside one site of a block, or the whole block.
+    """A `module` parallel to one site of a block, or to the block.
 
-    Its output `(..., d)` of the residual stream `(..., d)` that the site, or the block, reads is added to the site's,
-    after its layer scale or, in a post-norm block, its norm, or to the block's.
-
-    `normed`: it reads the stream as the norm of that site, or the first one of the block, leaves it in this call.
+    It maps the residual stream `(..., d)` at the input of the site, or of the block, to an output that is added to that
+    of the site (after its layer scale or, in a post-norm block, its norm) or of the block. With `normed` its input is
+    the output of the site's norm, or of the block's first norm.
     """
 
     block: int
@@ -91,7 +90,7 @@ class Parallel:
 
 @dataclass(frozen=True)
 class Bypass:
-    """`module` computes one block in place of the frozen one, which is not executed: `(..., d) -> (..., d)`."""
+    """A `module`, `(..., d) -> (..., d)`, in place of one frozen block, which is not executed."""
 
     block: int
     module: nn.Module
@@ -99,14 +98,14 @@ class Bypass:
 
 @dataclass(frozen=True)
 class LowRank:
-    """`scale * x @ down @ up.T` joins what one linear map of a decoder block makes of `x`, for each image by its own
-    factors: `down` `(b, in, r)`, `up` `(b or 1, out, r)`.
+    """A low-rank update of one linear map of a decoder block, with factors for each image.
 
-    Rows that belong to one image stand together: of `n` rows, row `i` is of image `i // (n // b)`.
+    It adds `scale * x @ down @ up.T` to the output for `x`; `down` is `(b, in, r)`, `up` `(b or 1, out, r)`. Rows of
+    one image are adjacent: of `n` rows, row `i` belongs to image `i // (n // b)`.
     """
 
     block: int
-    site: str  # a projection, or mlp for the whole of it
+    site: str  # a projection, or mlp
     down: Tensor
     up: Tensor
     scale: float

@@ -1,4 +1,4 @@
-"""The one exception that stands for a user's mistake."""
+"""The exception for users' mistakes, and hints for its messages."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ class AdaptError(Exception):
 
 
 def missing(what: str, library: str, extra: str) -> AdaptError:
-    """What is wrong where `what` is asked for, and `library` is not installed, which the extra of that name brings."""
+    """Return the error that `what` needs `library`, which the extra named `extra` installs."""
     return AdaptError(f'{what} needs {library}: pip install "adapt-vlm[{extra}]"')
 
 
-_LISTED = 12  # so many choices are all shown; of more, the nearest few
+_LISTED = 12  # choices that are all listed; of more, only the nearest few
 
 
 def nearest(word: str, choices: Iterable[str], listed_by: str = "") -> str:
-    """A hint for an unknown `word`: the closest valid choice if one is near, and all choices where they are few.
+    """Return a hint for an unknown `word`: the closest valid choice if one is near, and all choices if they are few.
 
-    `listed_by`, such as "`adapt recipes`", lists the choices: it is named where they are many and none is near.
+    `listed_by`, such as "`adapt recipes`", is named as what lists the choices if they are many and none is near.
     """
     known = sorted(choices)
     close = difflib.get_close_matches(word, known, n=1)

@@ -1,4 +1,4 @@
-"""`Classifier`: a recipe's training behind the interface of scikit-learn."""
+"""`Classifier`: training by a recipe, with the interface of scikit-learn."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any, Self
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils import Tags
 
 from adapt.backbones.base import Backbone
 from adapt.backbones.load import load_backbone
@@ -27,29 +28,29 @@ from adapt.recipe import Recipe, read_recipe
 from adapt.shown import brief
 from adapt.training.run_recipe import build, learn, with_validation
 
-_DATA = "the images of fit"  # what a recipe names as its data; no set is called so
+_DATA = "the images of fit"  # the name of the data in the recipe; no data set is called so
 
 
 @lru_cache(maxsize=1)
 def _loaded(name: str, device: str, quantize: str | None) -> Backbone:
-    """Kept as it was loaded: each fit copies it, because who holds a fitted model may move it, or change its type."""
+    """Load a backbone once; each fit copies it, because the user may move a fitted model or change its type."""
     return load_backbone(name, device, quantize)
 
 
 class Classifier(ClassifierMixin, BaseEstimator):
-    """A method on a frozen backbone as an estimator of scikit-learn, which trains as `adapt train` does.
+    """A method on a frozen backbone as a scikit-learn estimator, which trains as `adapt train` does.
 
-    `method` is the name of a method, a recipe, or a recipe's file; `backbone` the name of one or one that is loaded, by
-    default the recipe's. `class_names` says which words stand for a label in prompts, such as `{0: "tabby cat"}`, or a
-    list for labels from 0 on; by default the label itself. `overrides` changes keys of the recipe, such as
+    `method` is the name of a method or recipe, or a recipe file; `backbone` a name or a loaded backbone, by default the
+    recipe's. `class_names` maps labels to words for prompts, such as `{0: "tabby cat"}`, or is a list for labels
+    from 0 on; by default the label itself is used. `overrides` changes keys of the recipe, such as
     `{"train.lr": 0.01}`, also in a grid search. `random_state` is the seed, by default the recipe's.
 
     `X` is a list or array of images as `predict` takes them (paths, PIL images, arrays, ...), `y` their labels of any
-    type. All images serve unless `overrides` has `data.shots`; a method without steps chooses its settings on them by
-    cross-validation, and one with steps that has something to choose gets a fifth of each class's for it.
+    type. All images are used unless `overrides` has `data.shots`. A method without steps chooses its settings by
+    cross-validation; one with steps chooses, if it has to, on a fifth of the images of each class.
 
-    Fitted, it has `classes_` `(n_classes,)`, sorted, `model_`, which also saves an adapter, and `metrics_`. Raises
-    AdaptError for an unreadable image, and as the recipe's training does; ValueError for labels that are none.
+    After fitting there are `classes_` `(n_classes,)`, sorted, `model_`, which can save an adapter, and `metrics_`.
+    Raises AdaptError for an unreadable image, and as the recipe's training does; ValueError for invalid labels.
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
         backbone: str | Backbone | None = None,
         *,
         class_names: Mapping[Any, str] | Sequence[str] | None = None,
-        overrides: Mapping[str, Any] | None = None,
+        overrides: Mapping[str, object] | None = None,
         device: str = AUTO,
         random_state: int | None = None,
     ) -> None:
@@ -70,7 +71,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
         self.random_state = random_state
 
     def fit(self, X: Any, y: Any) -> Self:
-        """Trains on images `X` with the labels `y`, each of as many."""
+        """Train on images `X` with their labels `y`."""
         from sklearn.utils.multiclass import check_classification_targets
         from sklearn.utils.validation import check_consistent_length, column_or_1d
 
@@ -93,36 +94,35 @@ class Classifier(ClassifierMixin, BaseEstimator):
             model = build(recipe, names, backbone)
             self.metrics_ = learn(recipe, model, split, None, progress=False).metrics
         self.classes_ = classes
-        self.model_: Any = model
+        self.model_ = model
         return self
 
-    def predict(self, X: Any) -> Any:
-        """The most probable label of each image `(n,)`."""
-        chosen = self.predict_proba(X).argmax(axis=1)
-        return self.classes_[chosen]
+    def predict(self, X: Any) -> np.ndarray:
+        """Return the most probable label of each image `(n,)`."""
+        labels: np.ndarray = self.classes_[self.predict_proba(X).argmax(axis=1)]
+        return labels
 
-    def predict_proba(self, X: Any) -> Any:
-        """The probabilities of the labels `(n, n_classes)`, in the order of `classes_`."""
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """Return the probabilities of the labels `(n, n_classes)`, in the order of `classes_`."""
         from sklearn.utils.validation import check_is_fitted
 
         check_is_fitted(self)
-        images = list(X) if hasattr(X, "ndim") else X  # whose first axis counts images, as in `fit`
-        return self.model_.probabilities(images).numpy()
+        images = list(X) if hasattr(X, "ndim") else X  # the first axis of an array counts images, as in `fit`
+        probabilities: np.ndarray = self.model_.probabilities(images).numpy()
+        return probabilities
 
-    def _names(self, classes: Any) -> tuple[str, ...]:
-        """What labels are called in prompts. AdaptError where `class_names` leaves one out."""
-        given = self.class_names
-        if given is None:
-            given = {label: str(label) for label in classes.tolist()}
-        known = given if isinstance(given, Mapping) else dict(enumerate(given))
-        for label in classes.tolist():
-            if label not in known:
-                raise AdaptError(f"class_names has no name for the label {brief(label)}: give one for each in y")
-        return tuple(known[label] for label in classes.tolist())
+    def _names(self, classes: np.ndarray) -> tuple[str, ...]:
+        """Return the labels' names for prompts. Raises AdaptError if `class_names` leaves one out."""
+        labels = classes.tolist()
+        given = {label: str(label) for label in labels} if self.class_names is None else self.class_names
+        names = given if isinstance(given, Mapping) else dict(enumerate(given))
+        if unnamed := [label for label in labels if label not in names]:
+            raise AdaptError(f"class_names has no name for the label {brief(unnamed[0])}: give one for each in y")
+        return tuple(names[label] for label in labels)
 
     def _recipe(self) -> Recipe:
-        """The recipe with what this estimator changes of it."""
-        changes: dict[str, Any] = {"data.shots": None, "device": self.device}
+        """Return the recipe with the changes of this estimator."""
+        changes: dict[str, object] = {"data.shots": None, "device": self.device}
         if self.backbone is not None:
             named = self.backbone.name if isinstance(self.backbone, Backbone) else self.backbone
             changes |= {} if named is None else {"backbone": named}
@@ -133,7 +133,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
         method = recipe.new_method()
         return read_recipe(self.method, list((encoded_once(recipe, method) | changes).items()), _DATA)
 
-    def __sklearn_tags__(self) -> Any:
+    def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
         tags.input_tags.two_d_array, tags.input_tags.three_d_array, tags.input_tags.string = False, True, True
         tags.no_validation = True
@@ -142,7 +142,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
 
 @contextmanager
 def _items(images: Any, labels: list[int], names: tuple[str, ...], turned: bool) -> Iterator[tuple[Item, ...]]:
-    """Images with their labels as items of a data set; what is no file is one, pixel for pixel, while this lasts."""
+    """Yield images with their labels as items of a data set; those without a file are written to one, losslessly."""
     with TemporaryDirectory(prefix="adapt-") as folder:
         yield tuple(
             Item.of(path=_path(image, Path(folder, f"{number}.ppm"), turned), label=names[label], turned=turned)
@@ -151,7 +151,7 @@ def _items(images: Any, labels: list[int], names: tuple[str, ...], turned: bool)
 
 
 def _path(image: Any, file: Path, turned: bool) -> str:
-    """The path of a picture, which is written to `file` where it has none."""
+    """Return the path of a picture, which is written to `file` if it has none."""
     if isinstance(image, str | os.PathLike):
         return str(os.fspath(image))
     open_image(image, turned=turned).save(file)

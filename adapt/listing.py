@@ -1,4 +1,4 @@
-"""Classes that are found by listing: in files of a package, by entry points of others, or because they registered."""
+"""Discovery of classes by name: in the files of a package, by entry points, or by registration."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, Generic, TypeVar
+from types import ModuleType
+from typing import Generic, TypeVar
 
 from adapt.errors import AdaptError, nearest
 
@@ -16,9 +17,9 @@ T = TypeVar("T")
 
 
 class Listing(Generic[T]):
-    """Classes made from `base`, each by its `name`: `coop.py` in the package `package` holds the one called `coop`.
+    """Subclasses of `base` by `name`: `coop.py` in the package `package` defines the one called `coop`.
 
-    Others are found by an entry point in the group `group`, whose name is theirs, or are told of by `register`.
+    Others come from entry points in the group `group`, which have their names, or from `register`.
     """
 
     def __init__(
@@ -39,11 +40,11 @@ class Listing(Generic[T]):
         self._registered: dict[str, type[T]] = {}
 
     def names(self) -> list[str]:
-        """The names of all: those of the files of the package, of installed packages, and registered ones."""
+        """Return all names: of the package's files, of installed packages, and of registered classes."""
         return sorted({*self.files(), *self._entry_points(), *self._registered})
 
     def find(self, name: str) -> type[T]:
-        """The class called `name`. AdaptError with the nearest names, or where a package cannot be loaded."""
+        """Return the class called `name`. Raises AdaptError with the nearest names, or if it cannot be loaded."""
         if name in self.files():
             module = importlib.import_module(f"{self._package}.{name}")
             return next(cls for cls in self.classes_of(module) if cls.name == name)  # type: ignore[attr-defined]
@@ -54,9 +55,9 @@ class Listing(Generic[T]):
         raise AdaptError(f"unknown {self._what} {name!r}; {nearest(name, self.names(), self._listed_by)}{self._advice}")
 
     def register(self, cls: type[T]) -> type[T]:
-        """Makes a class known by its name in this process.
+        """Register a class under its name in this process.
 
-        AdaptError where it is not made from the base, has no name, or another one has its name.
+        Raises AdaptError if it is not a subclass of the base, has no name, or its name is taken.
         """
         name = self._checked(cls)
         taken = name in self.files() or name in self._entry_points()
@@ -67,7 +68,7 @@ class Listing(Generic[T]):
 
     @contextmanager
     def known(self, cls: type[T]) -> Iterator[None]:
-        """Inside, a class is known by its name, if it was not before."""
+        """Register a class inside, if its name is unknown."""
         before = dict(self._registered)
         if not ((name := self._checked(cls)) in self.files() or name in self._entry_points()):
             self.register(cls)
@@ -77,14 +78,14 @@ class Listing(Generic[T]):
             self._registered.clear()
             self._registered.update(before)
 
-    def classes_of(self, module: Any) -> list[type[T]]:
-        """The classes that `module` itself defines and names: others are what those are made from."""
+    def classes_of(self, module: ModuleType) -> list[type[T]]:
+        """Return the classes that `module` itself defines with a name, without imported ones and base classes."""
         base = self._base()
         own = [value for value in vars(module).values() if isinstance(value, type) and issubclass(value, base)]
         return [cls for cls in own if cls.__module__ == module.__name__ and "name" in vars(cls)]
 
     def files(self) -> list[str]:
-        """The names of the package's own."""
+        """Return the names of the package's own files."""
         return [module.name for module in pkgutil.iter_modules(self._path) if module.name not in self._others]
 
     def _entry_points(self) -> dict[str, EntryPoint]:
@@ -100,29 +101,27 @@ class Listing(Generic[T]):
     def _loaded(self, point: EntryPoint) -> type[T]:
         try:
             cls = point.load()
-        except (Exception, SystemExit) as error:  # whatever a stranger's module raises
+        except (Exception, SystemExit) as error:  # a foreign module may raise anything
             raise AdaptError(
                 f"the {self._what} {point.name!r} of {point.value} cannot be imported: {type(error).__name__}: {error}"
             ) from error
         if (name := self._checked(cls)) != point.name:
             raise AdaptError(
-                f"the {self._what} of {point.value} is called {name!r}, and its entry point {point.name!r}"
+                f"the {self._what} of {point.value} is called {name!r}, but its entry point {point.name!r}"
             )
-        found: type[T] = cls
-        return found
+        loaded: type[T] = cls
+        return loaded
 
-    def _checked(self, cls: Any) -> str:
-        """The name of a class. AdaptError where it is none of these, or its name could not stand in a file."""
+    def _checked(self, cls: type) -> str:
+        """Return the name of a class. Raises AdaptError if it is no subclass of the base, or the name is invalid."""
         base = self._base()
         if not (isinstance(cls, type) and issubclass(cls, base)):
-            raise AdaptError(
-                f"{cls!r} is no {self._what}: expected a class made from {base.__module__}.{base.__name__}"
-            )
+            raise AdaptError(f"{cls!r} is not a {self._what}; expected a subclass of {base.__module__}.{base.__name__}")
         name = getattr(cls, "name", None)
         if not (isinstance(name, str) and re.fullmatch(r"[a-z][a-z0-9_]{0,63}", name)):
             raise AdaptError(
-                f"{cls.__name__} is called {name!r}: give the class a `name` of small letters, digits and _, by which "
-                "recipes and adapters call it"
+                f"{cls.__name__} is called {name!r}; expected lower-case letters, digits and _: give the class such a "
+                "`name`, which recipes and adapters use"
             )
         self._check(cls)
         return name

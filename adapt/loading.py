@@ -1,4 +1,4 @@
-"""`adapt.load`: the one place that knows formats, backbones and how a model is put together."""
+"""`adapt.load`: load adapted models of any format."""
 
 from __future__ import annotations
 
@@ -81,19 +81,18 @@ def load(
     fast: bool | None = None,
     device: str | torch.device = AUTO,
 ) -> Model:
-    """The adapted model that was saved at `path`, in evaluation mode.
+    """Load the adapted model that was saved at `path`, in evaluation mode.
 
-    The backbone is built by its recorded name unless given, on the accelerator of this process where there is one, or
-    on another `device`; a given one stays where it is. `class_names` classifies among other classes. A folder with an
-    `adapter.safetensors`, such as a run's, stands for that, `hf://user/name` or `hf://user/name@revision` for one on
-    the hub; a folder in peft's layout is a LoRA, and a compact folder (see `adapt.formats.compact`) brings its own
-    backbone.
+    Unless a backbone is given, it is loaded by its recorded name, onto this process's accelerator if there is one, or
+    onto another `device`; a given one is not moved. `class_names` replaces the classes. `path` may be a folder with an
+    `adapter.safetensors`, such as a run's, an adapter on the hub (`hf://user/name` or `hf://user/name@revision`), a
+    folder in peft's layout, which holds a LoRA, or a compact folder with its own backbone (`adapt.formats.compact`).
 
-    Raises AdaptError where file and backbone do not fit each other, as `read_header` and `read_tensors` do, and where
-    the hub has no such adapter or cannot be reached.
+    Raises AdaptError if file and backbone do not fit each other, as `read_header` and `read_tensors` do, and if the hub
+    has no such adapter or cannot be reached.
     """
     if not (backbone is None or isinstance(backbone, Backbone)):
-        raise AdaptError(f"backbone is {brief(backbone)}; expected one, such as adapt.load_backbone(NAME) gives")
+        raise AdaptError(f"backbone is {brief(backbone)}; expected one, such as adapt.load_backbone(NAME)")
     path = located(path)
     if not path.is_dir():
         return _of_file(path, backbone, class_names, fast, device)
@@ -101,11 +100,11 @@ def load(
         return peft_import.load(path, backbone, class_names, fast=fast, device=device)
     file = _in_compact(path)
     if backbone is not None:
-        raise AdaptError(f"{path} is a folder, and an adapter in a folder has its backbone there: leave backbone out")
+        raise AdaptError(f"{path} is a compact folder, which has its own backbone: leave backbone out")
     backbone, skipped = compact.backbone_of(path)
     model = _of_file(file, backbone.to(chosen(device)), class_names, fast, device)
     if skipped_blocks(model.method) != skipped:
-        raise AdaptError(f"{path} was cut for another adapter than the one in it: export it again")
+        raise AdaptError(f"{path} was cut for another adapter than the one that it holds: export it again")
     return model
 
 
@@ -117,9 +116,9 @@ def load_many(
     fast: bool | None = None,
     device: str | torch.device = AUTO,
 ) -> list[Model]:
-    """The models that were saved at `paths`, as `load` gives them; those that name one backbone share it."""
+    """Load the models that were saved at `paths` as `load` does; models with the same backbone share it."""
     if isinstance(paths, str | Path):
-        raise AdaptError(f"load_many got {str(paths)!r}; expected a list of paths: for a single one, call load")
+        raise AdaptError(f"load_many got {str(paths)!r}; expected a list of paths: for a single path call load")
     shared: dict[str, Backbone] = {}
     models = []
     for place in map(located, paths):
@@ -131,17 +130,18 @@ def load_many(
 
 
 def backbone_key(path: str | Path) -> str | None:
-    """What stands for the backbone that an adapter names and how it is used; None for a folder that brings its own."""
+    """Return a key for the backbone that an adapter names and its preprocessing; None for a folder with its own."""
     place = located(path)
     described = None if place.is_dir() else read_header(place)
     if described is None or described.backbone is None:
         return None
-    read = {key: value for key, value in described.preprocess.items() if key != "turned"}  # two may differ in it
+    read = dict(described.preprocess)
+    del read["turned"]  # adapters that share a backbone may differ in this
     return plain.dump([described.backbone, described.quantization, read])
 
 
 def class_names_of(path: str | Path) -> Sequence[str]:
-    """The class names that an adapter records, of whatever layout, before anything of it is built."""
+    """Return the class names that an adapter of any layout records, without building it."""
     place = located(path)
     if (place / peft_layout.CONFIG).is_file():
         return peft_import.class_names_of(place)
@@ -149,23 +149,22 @@ def class_names_of(path: str | Path) -> Sequence[str]:
 
 
 def located(path: str | Path) -> Path:
-    """Where the adapter is that `path` stands for: the file in a folder such as a run's, what the hub's name fetched.
+    """Return the adapter's file in a folder such as a run's, or what a name on the hub fetches.
 
-    A folder that brings its own backbone, or in peft's layout, is given as it is. Raises AdaptError as
-    `publishing.fetch` does.
+    A compact folder, or one in peft's layout, is returned unchanged. Raises AdaptError as `publishing.fetch` does.
     """
     if hub.is_name(path):
         return publishing.fetch(path)
     path = Path(path)
-    whole = any((path / name).is_file() for name in (compact.TENSORS, peft_layout.CONFIG))
-    holds = (path / "recipe.yaml").is_file() or (not whole and (path / NAME).is_file())
-    return path / NAME if holds else path
+    own_layout = any((path / name).is_file() for name in (compact.TENSORS, peft_layout.CONFIG))
+    is_run = (path / "recipe.yaml").is_file()
+    return path / NAME if is_run or (not own_layout and (path / NAME).is_file()) else path
 
 
 def _in_compact(folder: Path) -> Path:
-    """The adapter's file in a compact folder. Raises AdaptError for a folder that holds no adapter."""
+    """Return the adapter's file in a compact folder. Raises AdaptError for a folder that holds no adapter."""
     if not (folder / compact.TENSORS).is_file():
-        raise AdaptError(f"there is no adapter in the folder {folder}: expected {NAME}, as in that of a run")
+        raise AdaptError(f"there is no adapter in the folder {folder}: expected {NAME}, as in a run directory")
     return folder / NAME
 
 
@@ -190,12 +189,12 @@ def _of_file(
         model.answers = Answers(**described.answers | {"template": tuple(described.answers["template"])})
         if model.answers.blend < 1 and not isinstance(model, AdaptedModel):
             raise AdaptError(
-                f"{path} blends its answers with zero-shot ones, and {backbone.describe()} gives none: train again"
+                f"{path} blends its predictions with zero-shot ones, but {backbone.describe()} has none: train again"
             )
     model.metadata = {key: getattr(described, key) for key in ("recipe", "seed", "metrics")}
     if class_names is not None and tuple(class_names) != described.class_names:
         if not isinstance(model, AdaptedModel):
-            raise AdaptError(f"{path} answers questions about images and takes no class names")
+            raise AdaptError(f"{path} answers questions about images: leave the class names out")
         try:
             model = model.with_classes(class_names)
         except AdaptError as error:
@@ -204,13 +203,13 @@ def _of_file(
 
 
 def method_of(described: Header, path: Path) -> Method:
-    """The method that the header names, not yet built."""
+    """Return the method that the header names, not yet built."""
     try:
         kind = methods.find(described.method)
         method = kind(**described.config)
         if checks := trait(method, ChecksAdapter):
             checks.check_settings()
-    except (TypeError, KeyError) as error:  # of settings that the method's own signature refuses
+    except (TypeError, KeyError) as error:  # the method's own signature refuses the settings
         raise AdaptError(f"{path}: {described.method} does not take such settings ({error})") from error
     except AdaptError as error:
         raise AdaptError(f"{path}: {error}") from error

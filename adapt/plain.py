@@ -1,50 +1,52 @@
-"""Plain data that came out of a file: JSON that is read and written strictly, and bounds on what it may hold."""
+"""Plain data: JSON that is parsed and written strictly, with limits on its content."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from adapt.errors import AdaptError
 
-DEPTH = 32  # of lists and objects inside one another
-TEXT = 1000  # characters of one setting; tokenizers take quadratic time for a word
-NAMES = 25_000  # of classes; ImageNet-21k has 21,841, and a small text tower encodes about a thousand a second
+T = TypeVar("T")
+
+DEPTH = 32  # of nested lists and objects
+TEXT = 1000  # characters of a setting; tokenizers take quadratic time for a long word
+NAMES = 25_000  # class names; ImageNet-21k has 21,841, and a small text tower encodes about a thousand per second
 _LARGEST = 2**63
 
 
 def parse(text: str | bytes, most: int | None = None) -> Any:
-    """What JSON says. ValueError where it is no JSON, has NaN, Infinity or a key twice, or is more than `check` allows.
+    """Parse JSON; texts may have any length.
 
-    A text may be of any length.
+    Raises ValueError for invalid JSON, NaN, Infinity, a duplicate key, or data that `check` refuses.
     """
     try:
         value = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite)
         check(value, longest=None, most=most)
     except RecursionError:
-        raise ValueError("it is nested too deep") from None
+        raise ValueError("it is nested too deeply") from None
     return value
 
 
-def dump(value: Any, indent: int | None = None) -> str:
-    """JSON that every reader takes. AdaptError where a number in it is not finite."""
+def dump(value: object, indent: int | None = None) -> str:
+    """Return `value` as strict JSON. Raises AdaptError if a number in it is not finite."""
     try:
         return json.dumps(value, indent=indent, allow_nan=False, separators=None if indent else (",", ":"))
     except ValueError as error:
         raise AdaptError(f"a result is not finite, and JSON has no name for that ({error})") from error
 
 
-def within(value: Any, *keys: str, kind: type) -> Any:
-    """What stands under `keys` in plain data that anybody may have written, or None where nothing of `kind` does."""
+def within(value: object, *keys: str, kind: type[T]) -> T | None:
+    """Return the value under nested `keys` in untrusted plain data, or None if it is not of type `kind`."""
     for key in keys:
         value = value.get(key) if isinstance(value, dict) else None
     return value if isinstance(value, kind) else None
 
 
-def leaves(values: Mapping[str, Any], joint: str = ".") -> Iterator[tuple[str, Any]]:
-    """What stands inside objects inside objects, under their keys joined, such as `train.lr`."""
+def leaves(values: Mapping[str, object], joint: str = ".") -> Iterator[tuple[str, object]]:
+    """Yield the values in nested objects, with their keys joined, such as `train.lr`."""
     for key, value in values.items():
         if isinstance(value, Mapping):
             yield from ((f"{key}{joint}{inner}", leaf) for inner, leaf in leaves(value, joint))
@@ -52,14 +54,14 @@ def leaves(values: Mapping[str, Any], joint: str = ".") -> Iterator[tuple[str, A
             yield key, value
 
 
-def check(value: Any, longest: int | None = TEXT, most: int | None = None, depth: int = DEPTH) -> None:
-    """ValueError for lists and objects nested too deep, or of more than `most` values, and for what is too long.
+def check(value: object, longest: int | None = TEXT, most: int | None = None, depth: int = DEPTH) -> None:
+    """Raise ValueError for data that is nested too deeply, or has more than `most` values in a list or object.
 
-    That is a whole number beyond 64 bits, and a text over `longest`.
+    Texts over `longest` characters and integers beyond 64 bits are refused too.
     """
     if isinstance(value, dict | list | tuple):
         if depth == 0:
-            raise ValueError("it is nested too deep")
+            raise ValueError("it is nested too deeply")
         if most is not None and len(value) > most:
             raise ValueError(f"a list or an object of {len(value):,} values; expected at most {most:,}")
         inside = [*value, *value.values()] if isinstance(value, dict) else value
@@ -71,19 +73,19 @@ def check(value: Any, longest: int | None = TEXT, most: int | None = None, depth
         raise ValueError(f"a text of {len(value):,} characters; expected at most {longest:,}")
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a key stands twice in it")
-    return found
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        raise ValueError("a key appears twice in it")
+    return values
 
 
 def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no number")
+    raise ValueError(f"{name} is not a number in JSON")
 
 
 def _finite(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
-        raise ValueError(f"{text[:20]} is beyond the largest number")
+        raise ValueError(f"{text[:20]} is too large for a number")
     return value

@@ -1,6 +1,6 @@
-"""Methods in Python files of one's own.
+"""Methods in the user's own Python files.
 
-A file is run because somebody asks for it, by `adapt --plugin FILE`: never by a recipe or an adapter.
+A file is run only by `adapt --plugin FILE`, never by a recipe or an adapter.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ _loaded: dict[Path, None] = {}
 
 
 def loaded() -> tuple[Path, ...]:
-    """The files that this process has run, for others that work for it."""
+    """Return the files that this process has run, for its worker processes."""
     return tuple(_loaded)
 
 
 def load(paths: Iterable[Path]) -> None:
-    """Runs these Python files, each once, and registers their methods. AdaptError where one defines none.
+    """Run these Python files, each once, and register their methods. Raises AdaptError if one defines none.
 
-    A file may import those beside it, by names that no library has.
+    A file may import others in its folder, by names that no library has.
     """
     for path in paths:
         if path.resolve() not in _loaded:
@@ -37,7 +37,7 @@ def _load(path: Path) -> None:
     name = f"adapt_plugin_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path) if path.suffix == ".py" else None
     if spec is None or spec.loader is None or not path.is_file():
-        raise AdaptError(f"--plugin {path} is no Python file with methods, such as mine.py")
+        raise AdaptError(f"--plugin is {path}; expected a Python file with methods, such as mine.py")
     if (beside := str(path.resolve().parent)) not in sys.path:
         sys.path.append(beside)  # for what the file imports now, and later
     module = sys.modules[name] = importlib.util.module_from_spec(spec)  # so that its classes can be pickled
@@ -45,8 +45,8 @@ def _load(path: Path) -> None:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         raise AdaptError(f"--plugin {path} cannot be run: {type(error).__name__}: {error}") from error
-    found = classes_of(module)
-    if not found:
-        raise AdaptError(f"--plugin {path} defines no method: a class made from adapt.methods.base.Method")
-    for cls in found:
+    classes = classes_of(module)
+    if not classes:
+        raise AdaptError(f"--plugin {path} defines no method; expected a subclass of adapt.methods.base.Method")
+    for cls in classes:
         register(cls)

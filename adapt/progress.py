@@ -1,4 +1,4 @@
-"""What a person sees while training runs: a bar on a terminal, a line now and then elsewhere."""
+"""Progress of long work: a bar on a terminal, an occasional line elsewhere."""
 
 from __future__ import annotations
 
@@ -7,49 +7,51 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Protocol
 
-Progress = Callable[[int, int], None]  # told of how many are done, and of how many
+Progress = Callable[[int, int], None]  # called with the number done and the total
 logger = logging.getLogger("adapt")
 _SECONDS_BETWEEN_LINES = 10.0
 
 
 class Reporter(Protocol):
-    """Told of every step of something that takes a while."""
+    """A callback for every step of a training."""
 
     def __call__(self, entry: dict[str, Any]) -> None: ...
 
 
 def _describe(entry: dict[str, Any]) -> str:
-    """`loss 0.42  accuracy 87.5 %  310 images/s`, the accuracy where there is one."""
+    """Return `loss 0.42  accuracy 87.5 %  310 images/s`, with the accuracy if there is one."""
     accuracy = f"accuracy {100 * entry['accuracy']:.1f} %  " if "accuracy" in entry else ""
     return f"loss {entry['loss']:.3f}  {accuracy}{entry['images_per_second']:.0f} images/s"
 
 
 @contextmanager
 def training_bar(total: int, done: int, show: bool, title: str = "training") -> Iterator[Reporter]:
-    """A reporter of training steps, `done` of `total` behind it."""
+    """Yield a reporter of training steps, of which `done` of `total` are finished."""
     if not show:
         yield lambda entry: None
     elif sys.stderr.isatty():
-        with _bar(title, total, done) as advance:
-            yield lambda entry: advance(1, _describe(entry))
+        with _bar(title, total, done) as update:
+            yield lambda entry: update(advance=1, description=_describe(entry))
     else:
         yield _lines(title, total, done)
 
 
 @contextmanager
-def counting_bar(title: str, show: bool) -> Iterator[Any]:
-    """A `progress(done, total)` callback for work that counts itself, such as filling the feature cache."""
+def counting_bar(title: str, show: bool) -> Iterator[Progress | None]:
+    """Yield a callback for work that counts itself, such as filling the feature cache; None if nothing is shown."""
     if not (show and sys.stderr.isatty()):
         yield None
         return
-    with _bar(title, 1, 0) as advance:
-        yield lambda done, total: advance(done, "", total=total)
+    with _bar(title, 1, 0) as update:
+        yield lambda done, total: update(completed=done, total=total)
 
 
 @contextmanager
-def _bar(title: str, total: int, done: int) -> Iterator[Any]:
+def _bar(title: str, total: int, done: int) -> Iterator[Callable[..., None]]:
+    """Yield rich's `update` of a progress bar."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -61,15 +63,7 @@ def _bar(title: str, total: int, done: int) -> Iterator[Any]:
         TextColumn("{task.description}"),
     )
     with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task("", total=total, completed=done)
-
-        def advance(amount: int, text: str, total: int | None = None) -> None:
-            if total is None:
-                progress.update(task, advance=amount, description=text)
-            else:
-                progress.update(task, completed=amount, total=total, description=text)
-
-        yield advance
+        yield partial(progress.update, progress.add_task("", total=total, completed=done))
 
 
 def _lines(title: str, total: int, done: int) -> Reporter:
@@ -88,7 +82,7 @@ def _lines(title: str, total: int, done: int) -> Reporter:
 
 
 def readable_time(seconds: float) -> str:
-    """`40 s`, `12 min`, or `2 h 5 min`."""
+    """Return a duration such as `40 s`, `12 min` or `2 h 5 min`."""
     if seconds < 90:
         return f"{max(1, round(seconds))} s"
     hours, minutes = divmod(round(seconds / 60), 60)

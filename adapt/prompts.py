@@ -1,4 +1,4 @@
-"""Prompts as data: the ids of one text, some of which are places for learned tokens."""
+"""Prompts as data: the ids of one text, some of which are placeholders for learned tokens."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from adapt.backbones.base import Backbone
 from adapt.backbones.tokenizer import TextTokenizer
 from adapt.errors import AdaptError
 
-PLACEHOLDER = "X"  # CoOp's; its embedding is overwritten, its id only keeps the place
+PLACEHOLDER = "X"  # as in CoOp; its embedding is overwritten
 
 
 @dataclass(frozen=True)
 class Prompt:
     """One tokenised text, from the start token to the end token, unpadded.
 
-    `slots[i]` is the index of the learned token that stands at position `i`, or None where the text itself does.
-    `name` are the positions of the class name, where the prompt says which they are.
+    `slots[i]` is the index of the learned token at position `i`, or None for a token of the text. `name` are the
+    positions of the class name, if they are known.
     """
 
     ids: tuple[int, ...]
@@ -36,7 +36,7 @@ class Prompt:
 
 
 def check_class_names(class_names: Sequence[str]) -> tuple[str, ...]:
-    """At least one name, none empty, none twice."""
+    """Return the names as a tuple. Raises AdaptError unless there is at least one, and none is empty or repeated."""
     names = tuple(class_names)
     if isinstance(class_names, str) or not names:
         raise AdaptError(f"class_names is {class_names!r}; expected a list of at least one name")
@@ -44,50 +44,50 @@ def check_class_names(class_names: Sequence[str]) -> tuple[str, ...]:
         raise AdaptError(f"there are {len(names):,} class names; expected at most {plain.NAMES:,}")
     for name in names:
         if not isinstance(name, str):
-            raise AdaptError(f"class name {name!r} is no text; every class needs a name to read")
+            raise AdaptError(f"class name {name!r} is not a text; every class needs a readable name")
         if not name.strip():
-            raise AdaptError(f"class name {name!r} is empty; every class needs a name to read")
+            raise AdaptError(f"class name {name!r} is empty; every class needs a readable name")
         if len(name) > plain.TEXT:
             raise AdaptError(
                 f"class name {name[:40]!r}... has {len(name):,} characters; expected at most {plain.TEXT:,}"
             )
     most_common, count = Counter(names).most_common(1)[0]
     if count > 1:
-        raise AdaptError(f"class name {most_common!r} appears {count} times; names tell classes apart")
+        raise AdaptError(f"class name {most_common!r} appears {count} times; expected a different name for each class")
     return names
 
 
 def readable(class_name: str) -> str:
-    """A class name as it stands in a prompt: underscores read as spaces (CoOp)."""
+    """Return a class name for a prompt, with spaces in place of underscores (CoOp)."""
     return class_name.replace("_", " ")
 
 
 def from_template(tokenizer: TextTokenizer, template: str, class_name: str) -> Prompt:
-    """The prompt of a hand-written template with `{}` for the class name."""
+    """Return the prompt of a hand-written template with `{}` for the class name."""
     return of_text(tokenizer, template.replace("{}", readable(class_name)))
 
 
 def of_text(tokenizer: TextTokenizer, text: str) -> Prompt:
-    """The prompt of a text as it is."""
+    """Return the prompt of a text without learned tokens."""
     ids = tokenizer.row(text)
     return Prompt(tuple(ids), (None,) * len(ids))
 
 
 def from_templates(tokenizer: TextTokenizer, templates: str | Sequence[str], class_name: str) -> list[Prompt]:
-    """The prompts of one template, or of several."""
+    """Return the prompts of one template, or of several."""
     return [from_template(tokenizer, each, class_name) for each in several(templates)]
 
 
 def several(templates: str | Sequence[str]) -> Sequence[str]:
-    """One template as a list of one."""
+    """Return a single template as a list."""
     return [templates] if isinstance(templates, str) else templates
 
 
 def with_context(tokenizer: TextTokenizer, words: str, n_ctx: int, class_name: str) -> Prompt:
-    """The context, the class name and a full stop; the first `n_ctx` tokens of the context are learned.
+    """Return the prompt of the context, the class name and a full stop; the first `n_ctx` context tokens are learned.
 
-    The context are `words`, whose tokens after the learned ones stay as text (MaPLe), or `n_ctx` placeholders.
-    Raises AdaptError where the tokenizer reads the words otherwise than one after the other.
+    The context is `words`, whose other tokens remain text (MaPLe), or `n_ctx` placeholders. Raises AdaptError if the
+    tokenizer does not encode the words independently.
     """
     name = readable(class_name)
     context = readable(words) or " ".join([PLACEHOLDER] * n_ctx)
@@ -102,9 +102,9 @@ def with_context(tokenizer: TextTokenizer, words: str, n_ctx: int, class_name: s
     return Prompt(tuple(ids), tuple(slots), range(name_at, name_at + len(tokenizer.pieces(name))))
 
 
-@lru_cache(maxsize=16)  # the same for each of many classes
+@lru_cache(maxsize=16)  # the same for all classes
 def _in_front(tokenizer: TextTokenizer, context: str) -> tuple[int, tuple[int, ...]]:
-    """How many special tokens stand in front of a text, and the pieces of `context`."""
+    """Return how many special tokens precede a text, and the pieces of `context`."""
     start = tokenizer.row(PLACEHOLDER).index(tokenizer.pieces(PLACEHOLDER)[0])
     return start, tuple(tokenizer.pieces(context))
 
@@ -112,28 +112,28 @@ def _in_front(tokenizer: TextTokenizer, context: str) -> tuple[int, tuple[int, .
 def of_classes(
     tokenizer: TextTokenizer, class_names: Sequence[str], prompts: Callable[[str], list[Prompt]]
 ) -> list[list[Prompt]]:
-    """The prompts of each class.
+    """Return the prompts of each class.
 
-    Raises AdaptError naming a class whose prompt is too long, or two classes that the text tower could not tell apart:
-    it may read capitals, underscores, punctuation or letters that it does not know all alike.
+    Raises AdaptError naming a class whose prompt is too long, or two classes with the same tokens: a tokenizer may
+    ignore case, underscores, punctuation or unknown letters.
     """
-    found: dict[tuple[Prompt, ...], str] = {}
+    names: dict[tuple[Prompt, ...], str] = {}
     for name in class_names:
         own = tuple(prompts(name))
         longest = max(own, key=lambda prompt: len(prompt.ids))
         shorten = "the class name or learn fewer context tokens"
         check_length(tokenizer, longest, f"the prompt of class {name!r}", shorten)
-        if own in found:
+        if own in names:
             raise AdaptError(
-                f"class names {found[own]!r} and {name!r} read the same to the text tower: give the classes names that "
-                "it reads differently (a file of names: data.names in a recipe), or put their images into one class"
+                f"class names {names[own]!r} and {name!r} have the same tokens: give the classes names with different "
+                "ones (a file of names: data.names in a recipe), or put their images into one class"
             )
-        found[own] = name
-    return [list(own) for own in found]
+        names[own] = name
+    return [list(own) for own in names]
 
 
 def check_length(tokenizer: TextTokenizer, prompt: Prompt, what: str, shorten: str) -> None:
-    """AdaptError, saying `what` is too long and what to `shorten`, where the text tower does not read all of it."""
+    """Raise AdaptError, saying `what` is too long and what to `shorten`, if the text tower cannot read all of it."""
     if len(prompt.ids) > tokenizer.context_length:
         raise AdaptError(
             f"{what} has {len(prompt.ids)} tokens but the text tower reads {tokenizer.context_length}: shorten "
@@ -142,9 +142,9 @@ def check_length(tokenizer: TextTokenizer, prompt: Prompt, what: str, shorten: s
 
 
 def context_length(n_ctx: int | None, words: str, tokenizer: TextTokenizer) -> int | None:
-    """How many tokens are learned where all the words are: `n_ctx`, or as many as `words` have, or None.
+    """Return how many tokens are learned: `n_ctx`, or the number of tokens in `words`, or None.
 
-    Raises AdaptError where the two disagree.
+    Raises AdaptError if the two disagree.
     """
     count = len(tokenizer.pieces(readable(words)))
     if words and n_ctx not in (None, count):
@@ -156,9 +156,9 @@ def context_length(n_ctx: int | None, words: str, tokenizer: TextTokenizer) -> i
 
 
 def initial_context(backbone: Backbone, words: str, n_ctx: int) -> Tensor:
-    """Learned tokens to start from `(n_ctx, d)`, in fp32: the first tokens of `words`, or N(0, 0.02) without words.
+    """Return the initial learned tokens `(n_ctx, d)` in fp32: the first tokens of `words`, or N(0, 0.02) without words.
 
-    Raises AdaptError where there are fewer words than tokens.
+    Raises AdaptError if there are fewer words than tokens.
     """
     tower = backbone.tower("text")
     if not words:
@@ -175,15 +175,14 @@ def initial_context(backbone: Backbone, words: str, n_ctx: int) -> Tensor:
 
 
 def published_words(n_ctx: int) -> str:
-    """The words of published MaPLe, IVLP and VPT checkpoints, which drop them where more than four tokens learn."""
+    """Return the words of published MaPLe, IVLP and VPT checkpoints, which have none for more than four tokens."""
     return "a photo of a" if n_ctx <= 4 else ""
 
 
 def shared_prefix(prompts: Sequence[Prompt], per_class: bool) -> int:
-    """How many leading positions all prompts share, leaving at least the end token of each to itself.
+    """Return how many leading positions all prompts share, without the end token.
 
-    With `per_class`, what stands in the place of a learned token differs from class to class though its slot does not,
-    so the first one ends the prefix.
+    With `per_class` the learned tokens differ between classes, so the first one ends the prefix.
     """
     length = 0
     for column in zip(*(zip(prompt.ids, prompt.slots) for prompt in prompts)):

@@ -1,7 +1,7 @@
-"""Soups: several adapters of a common start as one, which costs at prediction what one costs.
+"""Soups: several adapters with a common start combined into one, at the prediction cost of one.
 
 Wortsman et al., Model soups: averaging weights of multiple fine-tuned models improves accuracy without increasing
-inference time, ICML 2022. What is mixed, and how, is the method's own: see `Method.mixed`.
+inference time, ICML 2022. `Method.mixed` decides what is mixed, and how.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from adapt.models.base import Adapted
 from adapt.models.wrap import Model
 from adapt.shown import brief
 
-Tried = Callable[[str, float, bool], None]  # an adapter, the accuracy (or mAP) with it, whether it was taken
+Tried = Callable[[str, float, bool], None]  # an adapter, the accuracy (or mAP) with it, whether it was kept
 
 
 class _Member(NamedTuple):
-    """What goes into the pot."""
+    """A model with its name in messages."""
 
     name: str
     model: Model
@@ -50,27 +50,28 @@ def soup(
     backbone: Backbone | None = None,
     tried: Tried | None = None,
 ) -> Model:
-    """One adapted model in place of several, which differ in nothing but what they learned.
+    """Combine several adapted models that differ only in what they learned into one.
 
-    `adapters` are paths, names on the hub, or models. `weights` are one each: by default a mean, and 1 each for the two
-    ties, which take a mean themselves. Of LoRA the changes of weights are mixed, never the factors by themselves:
-    `linear` is exact, and its rank the sum of theirs; `magnitude_prune`, `ties`, `dare_linear` and `dare_ties` are
-    peft's, with a `density`, the share of entries that is kept. Their results, and any of a given `rank`, are the
-    nearest of that rank, by default the adapters' own. Of other methods there is `linear` only, with weights that sum
-    to 1.
+    `adapters` are paths, names on the hub, or models. `weights` has one weight for each: by default the mean, or 1 each
+    for the two ties methods, which average themselves. For LoRA the weight updates are mixed, not the factors: `linear`
+    is exact, with the sum of the ranks; `magnitude_prune`, `ties`, `dare_linear` and `dare_ties` are peft's, with a
+    `density`, the share of entries to keep. Their results, and any with a given `rank`, are the nearest updates of that
+    rank, by default that of the adapters. Other methods have only `linear`, with weights that sum to 1.
 
-    With `validation` images the soup is greedy: from the best adapter on, in their order, each is taken that does not
-    make the mean worse on them. `tried` is then called for each.
+    With `validation` images the soup is greedy: starting from the best adapter, each one is kept, in order of accuracy,
+    unless it makes the mean worse on these images. `tried` is called for each.
 
-    Of images of several classes the bias of the logits is the mean of theirs, by the sizes of the weights.
+    If images may have several classes, the bias of the logits is the weighted mean of theirs.
 
-    Raises AdaptError where the adapters differ in method, settings, backbone, classes or answers, by name, and where
-    their method has no such mixture.
+    Raises AdaptError, by name, if the adapters differ in method, settings, backbone, classes or answers, and if their
+    method has no such mixture.
     """
     members = _loaded(adapters, backbone)
     if validation is not None:
         if weights is not None or combination != "linear" or density is not None:
-            raise AdaptError("a greedy soup is the mean of those that it takes: leave weights and combination out")
+            raise AdaptError(
+                "a greedy soup is the mean of the adapters that it keeps: leave weights and combination out"
+            )
         return _greedy(members, validation, rank, tried or (lambda name, accuracy, taken: None))
     if weights is not None and len(weights) != len(members):
         raise AdaptError(f"there are {len(weights)} weights for {len(members)} adapters; expected one each")
@@ -79,7 +80,7 @@ def soup(
 
 
 def _loaded(adapters: Sequence[str | Path | Model], backbone: Backbone | None) -> list[_Member]:
-    """The models, those of files on one backbone where they name one. AdaptError where they do not go together."""
+    """Load the models, on a shared backbone if they name the same. Raises AdaptError if they cannot be combined."""
     if isinstance(adapters, str | Path) or not adapters:
         raise AdaptError(f"soup got {brief(adapters)}; expected a list of adapters, at least one")
     loaded = iter(load_many([each for each in adapters if not isinstance(each, Adapted)], backbone))
@@ -95,10 +96,10 @@ def _loaded(adapters: Sequence[str | Path | Model], backbone: Backbone | None) -
 
 
 def _check_alike(one: Header, one_name: str, other: Header, other_name: str) -> None:
-    """AdaptError, by name, for what a soup cannot have two of."""
+    """Raise AdaptError if two adapters differ in more than what they learned."""
     for what in ("method", "config", "fingerprint", "preprocess", "class_names", "answers"):
         a, b = getattr(one, what), getattr(other, what)
-        if what == "answers" and a and b and {"logit_bias"} <= a.keys() & b.keys():  # of which there is a mean
+        if what == "answers" and a and b and {"logit_bias"} <= a.keys() & b.keys():  # the soup takes their mean
             b = b | {"logit_bias": a["logit_bias"]}
         if a == b:
             continue
@@ -108,8 +109,8 @@ def _check_alike(one: Header, one_name: str, other: Header, other_name: str) -> 
         if what == "fingerprint":
             what, a, b = "backbone", one.backbone, other.backbone
         raise AdaptError(
-            f"{one_name} and {other_name} differ in {what}, {brief(a)} and {brief(b)}: a soup is of adapters that "
-            "differ in nothing but what they learned"
+            f"{one_name} and {other_name} differ in {what}, {brief(a)} and {brief(b)}: a soup needs adapters that "
+            "differ only in what they learned"
         )
 
 
@@ -128,7 +129,7 @@ def _mixed(members: Sequence[_Member], mixture: Mixture) -> Model:
 
 
 def _mean_bias(models: Sequence[Model], mixture: Mixture) -> float | None:
-    """That of images of several classes: whatever the weights sum to, it stays between the models' own."""
+    """Return the weighted mean of the logit biases; it lies between them, whatever the weights sum to."""
     biases = [bias for model in models if (bias := model.answers.logit_bias) is not None]
     sizes = [abs(weight) for weight in mixture.weights]
     return fmean(biases, sizes if any(sizes) else None) if biases else None  # all of them have one, or none has
@@ -139,19 +140,19 @@ def _mean(members: Sequence[_Member], rank: int | None) -> Model:
 
 
 def _greedy(members: Sequence[_Member], validation: Sequence[Item], rank: int | None, tried: Tried) -> Model:
-    """Wortsman et al.'s second recipe."""
+    """Make a greedy soup, the second recipe of Wortsman et al."""
     figures = [evaluate(member.model, validation).figures() for member in members]
     figure, _ = main_figure(figures[0])
-    alone = [each[figure] for each in figures]
-    order = sorted(range(len(members)), key=lambda index: -alone[index])  # the first of equals comes first
-    taken, best = [members[order[0]]], alone[order[0]]
-    tried(taken[0].name, best, True)
+    scores = [each[figure] for each in figures]
+    order = sorted(range(len(members)), key=lambda index: -scores[index])  # stable
+    used, best = [members[order[0]]], scores[order[0]]
+    tried(used[0].name, best, True)
     for index in order[1:]:
         member = members[index]
-        found = evaluate(_mean([*taken, member], rank), validation).figures()[figure]
-        if found >= best:
-            taken, best = [*taken, member], found
-        tried(member.name, found, taken[-1] is member)
-    mean = _mean(taken, rank)
+        score = evaluate(_mean([*used, member], rank), validation).figures()[figure]
+        if score >= best:
+            used, best = [*used, member], score
+        tried(member.name, score, used[-1] is member)
+    mean = _mean(used, rank)
     mean.metadata["metrics"] = {"val": {figure: best, "images": len(validation)}}
     return mean

@@ -1,47 +1,53 @@
-"""One-line explanations of what pydantic refuses."""
+"""One-line explanations of pydantic's validation errors."""
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import get_args, get_type_hints
 
 from pydantic import BaseModel, ValidationError
+from typing_extensions import is_typeddict
 
 from adapt.errors import nearest
 from adapt.shown import brief
 
 
 def explain(model: type[BaseModel], error: ValidationError, where: str, listed_by: str = "") -> str:
-    """The first problem: the path of the key, its value, what was expected, and the nearest valid key.
+    """Return the first problem: the path of the key, its value, what was expected, and the nearest valid key.
 
-    `listed_by` is named as what lists the keys, where none is near.
+    `listed_by` is named as what lists the keys, if none is near.
     """
     problem = error.errors()[0]
     path, owner = _locate(model, problem["loc"])
     key = ".".join(path) or "its settings"
     if problem["type"] == "extra_forbidden":
-        return f"{where}: unknown key {key!r}; {nearest(path[-1], owner.model_fields, listed_by)}"
+        return f"{where}: unknown key {key!r}; {nearest(path[-1], _keys(owner), listed_by)}"
     if problem["type"] == "missing" and isinstance(problem["loc"][-1], int):  # of a fixed number of values
         count = 1 + max(int(each["loc"][-1]) for each in error.errors() if each["loc"][:-1] == problem["loc"][:-1])
-        about = owner.model_fields[path[-1]].description if path[-1] in owner.model_fields else None
-        told = f" ({about})" if about else ""
-        return f"{where}: {key} is {brief(problem['input'])}: expected {count} values{told}"
+        field = owner.model_fields.get(path[-1]) if issubclass(owner, BaseModel) else None
+        about = f" ({field.description})" if field and field.description else ""
+        return f"{where}: {key} is {brief(problem['input'])}: expected {count} values{about}"
     if problem["type"] == "missing":
         return f"{where}: the key {key!r} is missing"
-    message = problem["msg"].removeprefix("Value error, ")
     value = problem["input"]
-    found = "" if isinstance(value, dict | BaseModel) else f" is {brief(value)}"
-    return f"{where}: {key}{found}: {message}"
+    given = "" if isinstance(value, dict | BaseModel) else f" is {brief(value)}"
+    return f"{where}: {key}{given}: {problem['msg'].removeprefix('Value error, ')}"
 
 
-def _locate(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[list[str], type[BaseModel]]:
-    """The keys down to a value, without the positions and types inside it, and the model that owns the last key."""
+def _locate(model: type, location: tuple[int | str, ...]) -> tuple[list[str], type]:
+    """Return the keys down to a value, without the positions and types inside it, and the owner of the last key."""
     path: list[str] = []
     for part in map(str, location):
         path.append(part)
-        annotation: Any = model.model_fields[part].annotation if part in model.model_fields else None
-        choices = [annotation, *get_args(annotation)]
-        inner = [choice for choice in choices if isinstance(choice, type) and issubclass(choice, BaseModel)]
+        annotation = _keys(model).get(part)
+        inner = [choice for choice in (annotation, *get_args(annotation)) if _keys(choice)]
         if not inner or len(path) == len(location):
             break
         model = inner[0]
     return path, model
+
+
+def _keys(kind: object) -> dict[str, object]:
+    """Return the keys of a pydantic model or a TypedDict with their types; of anything else none."""
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return {name: field.annotation for name, field in kind.model_fields.items()}
+    return get_type_hints(kind) if is_typeddict(kind) else {}

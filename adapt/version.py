@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
 
-NOT_INSTALLED = "0+unknown"  # of a copy that is imported from where it lies: a version by PEP 440
+NOT_INSTALLED = "0+unknown"  # for an uninstalled copy; valid by PEP 440
 
 try:
     __version__ = version("adapt-vlm")

@@ -1,11 +1,10 @@
-"""`python -m benchmarks NAME`: measures what the docs quote."""
+"""`python -m benchmarks NAME`: run the measurements that the docs quote."""
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -15,6 +14,7 @@ from adapt.cli.quiet import quiet_libraries
 from adapt.disk import write_text
 from adapt.engine.memory import readable_bytes
 from adapt.errors import nearest
+from benchmarks.measure import Row
 
 _NOT_MEASUREMENTS = {"__main__", "drawings", "measure", "ordinary_folders", "products", "step"}
 
@@ -23,11 +23,11 @@ _NOT_MEASUREMENTS = {"__main__", "drawings", "measure", "ordinary_folders", "pro
 @click.argument("name", required=False)
 @click.option("--out", type=click.Path(path_type=Path), help="Also write the rows to this JSON file.")
 def main(name: str | None, out: Path | None) -> None:
-    """Measure NAME; without it, list what can be measured.
+    """Measure NAME, or list what can be measured.
 
-    Two ways to do the same are timed side by side, in fresh processes with two threads, at random weights of real
-    shapes. What takes minutes is timed over a few steps and scaled; such figures are marked by ~. Accuracies are of
-    the bundled backbone on the bundled drawings.
+    Two ways to do the same are timed side by side, in fresh processes with two threads, with random weights of real
+    shapes. What takes minutes is timed over a few steps and scaled; such figures are marked by ~. Accuracies are those
+    of the bundled backbone on the bundled drawings.
     """
     names = [each.name for each in pkgutil.iter_modules(benchmarks.__path__) if each.name not in _NOT_MEASUREMENTS]
     if name is None:
@@ -47,7 +47,7 @@ def main(name: str | None, out: Path | None) -> None:
         write_text(out, plain.dump({"bench": name, "rows": rows}, indent=2) + "\n")
 
 
-def _line(row: dict[str, Any]) -> str:
+def _line(row: Row) -> str:
     case = row.get("case") or f"{row['classes']:>6} classes"
     if "text" in row:
         return f"{case}: {row['text']}"

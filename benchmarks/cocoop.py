@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from benchmarks.measure import in_fresh_process
-from benchmarks.step import row, training_step
-from benchmarks.text import Row
+from benchmarks.measure import Row, compared, in_fresh_process
+from benchmarks.step import training_step
 
-CLASSES, BATCH = 100, 1
+CLASSES = 100
 
 
 def rows(progress: Callable[[str], None]) -> Iterator[Row]:
-    """At 100 classes, with the image through the vision tower on either side."""
+    """Time a step at 100 classes, with the image through the vision tower on both sides."""
     progress("plain text path")
-    plain = in_fresh_process(training_step, "cocoop", {}, CLASSES, BATCH, False, repeats=2)
+    plain = in_fresh_process(2, training_step, "cocoop", {}, CLASSES, 1, False)
     progress("fast text path")
-    yield row(CLASSES, plain, in_fresh_process(training_step, "cocoop", {}, CLASSES, BATCH, True, repeats=5))
+    fast = in_fresh_process(5, training_step, "cocoop", {}, CLASSES, 1, True)
+    yield {"classes": CLASSES, "steps": 1} | compared(plain, fast)

@@ -1,59 +1,66 @@
-"""Accuracies on the bundled drawings, and differences of two that answer the same images."""
+"""Accuracies on the bundled drawings, and differences of two models on the same images."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from statistics import mean, pstdev
-from typing import Any
 
 import torch
 from torch import Tensor
 
 import adapt
+from adapt import AdaptedModel
 from adapt.backbones.base import DualEncoder
 from adapt.data import Item, Split
 from adapt.evaluation.evaluate import evaluate
 from adapt.evaluation.noise import standard_error
 from adapt.recipe import Recipe
-from adapt.training.run_recipe import build
+from adapt.training.run_recipe import build, learn
+from benchmarks.measure import Row
 
 SEEN, UNSEEN = "emoji", "emoji@fluent-3d"  # styles that the bundled backbone knows, and one that it does not
-NORMAL = 1.96  # standard errors that 95 of 100 intervals reach to
+NORMAL = 1.96  # standard errors in half a 95 % interval
 
 
 @cache
 def drawings(spec: str) -> Split:
-    """The bundled set of this name."""
+    """Return the bundled data set of this name."""
     return adapt.data.load(spec)
 
 
 @cache
 def backbone() -> DualEncoder:
-    """The bundled CLIP."""
+    """Return the bundled CLIP."""
     return adapt.load_backbone("mini-clip")
 
 
-def built(recipe: Recipe, class_names: tuple[str, ...]) -> adapt.AdaptedModel:
-    """The recipe's method on the bundled CLIP, not yet trained."""
-    model = build(recipe, class_names, backbone())
-    assert isinstance(model, adapt.AdaptedModel)
-    return model
+def trained(recipe: Recipe, split: Split) -> AdaptedModel:
+    """Return the recipe's method on the bundled CLIP, trained on `split`."""
+    model = build(recipe, split.class_names, backbone())
+    assert isinstance(model, AdaptedModel)
+    learn(recipe, model, split, None, progress=False)
+    return model.eval()
 
 
-def right(model: Any, items: Sequence[Item]) -> Tensor:
-    """Which of the images `(n,)` a model takes for what they are, as 0 or 1."""
+def right(model: AdaptedModel, items: Sequence[Item]) -> Tensor:
+    """Return which images `(n,)` a model classifies correctly, as 0 or 1."""
     return torch.tensor(evaluate(model, items).right, dtype=torch.double)
 
 
 def per_cent(rights: Sequence[Tensor]) -> str:
-    """Accuracy over seeds: the mean, and with several their standard deviation."""
+    """Return the accuracy over seeds: the mean, and for several seeds their standard deviation."""
     values = [100 * float(each.mean()) for each in rights]
     return f"{mean(values):.1f}" + (f" ± {pstdev(values):.1f}" if len(values) > 1 else "")
 
 
 def paired(ours: Sequence[Tensor], other: Sequence[Tensor], items: Sequence[Item]) -> str:
-    """The difference of two, over the same images, with half a 95 % interval: one concept's drawings go together."""
+    """Return the mean difference on the same images with half a 95 % interval; drawings are grouped by concept."""
     apart = torch.stack(list(ours)).mean(0) - torch.stack(list(other)).mean(0)
     error = standard_error(apart, [item.group for item in items])
     return f"{100 * float(apart.mean()):+.1f} ± {100 * NORMAL * error:.1f}"
+
+
+def row_of(case: str, cells: Mapping[str, str]) -> Row:
+    """Return a row with these cells, printed side by side."""
+    return {"case": case, **cells, "text": " | ".join(cells.values())}

@@ -1,4 +1,4 @@
-"""What `adapt recommend` takes on ordinary folders, against scikit-learn's classifiers on the same features."""
+"""The choice of `adapt recommend` on ordinary folders, against scikit-learn's classifiers on the same features."""
 
 from __future__ import annotations
 
@@ -12,14 +12,12 @@ from itertools import product
 from pathlib import Path
 from statistics import mean
 from tempfile import gettempdir
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 import adapt
-from adapt import AdaptedModel
 from adapt.choosing.recommend import recommend
 from adapt.data import Split
 from adapt.evaluation.noise import standard_error
@@ -27,49 +25,46 @@ from adapt.features import item_features
 from adapt.methods import GDA, ZeroShot
 from adapt.methods.gda import ALPHAS
 from adapt.recipe import read_recipe
-from adapt.training.run_recipe import build, learn
-from benchmarks.drawings import backbone
+from benchmarks.drawings import backbone, trained
 from benchmarks.drawings import right as right_of
+from benchmarks.measure import Row
 from benchmarks.ordinary_folders import SETS, write
-from benchmarks.text import Row
 
 SHOTS: tuple[int | None, ...] = (2, 4, 8, 16, None)
 SEEDS = (1, 2, 3)
 FOLDER = Path(gettempdir()) / "adapt-first-hour"
+Cell = tuple[str, int | None]  # a data set and a number of shots
 PLAIN = ("logistic regression", "LDA", "5 neighbours")
 
 
 @dataclass(frozen=True)
 class Draw:
-    """One draw of the shots: which test images are right with each classifier, what was taken and expected."""
+    """One draw of the shots: which test images each classifier gets right, what was chosen, and its estimate."""
 
-    right: dict[str, Tensor]  # 1 where an image is right, else 0
+    right: dict[str, Tensor]  # 1 if an image is classified correctly, else 0
     classes: int
     chosen: str
     estimate: float
     error: float
     gda_behind: float
-    """How far GDA at the alpha it chose is behind its best alpha on the test images."""
+    """How far GDA at its chosen alpha is behind its best alpha on the test images."""
 
 
 def rows(progress: Callable[[str], None]) -> Iterator[Row]:
-    """A row for each data set and number of shots, then the bars."""
+    """Yield a row for each data set and number of shots, then the summary."""
     for name in SETS:
         progress(f"drawing {name}")
         write(name, FOLDER)
     cells = list(product(SETS, SHOTS))
     with ProcessPoolExecutor(os.cpu_count(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
         draws = pool.map(_draws, *zip(*cells, strict=True))
-        found = dict(zip(cells, _told(draws, cells, progress), strict=True))
-    for (name, shots), own in found.items():
+        results: dict[Cell, list[Draw]] = {}
+        for number, (cell, own) in enumerate(zip(cells, draws, strict=True), 1):
+            progress(f"{number} of {len(cells)}: {cell[0]}, {cell[1] or 'all'} shots: {_line(own)}")
+            results[cell] = own
+    for (name, shots), own in results.items():
         yield {"case": f"{name}, {shots or 'all'} shots", "text": _line(own)}
-    yield from _bars(found)
-
-
-def _told(draws: Iterator[Any], cells: list[Any], progress: Callable[[str], None]) -> Iterator[Any]:
-    for number, (cell, own) in enumerate(zip(cells, draws, strict=True), 1):
-        progress(f"{number} of {len(cells)}: {cell[0]}, {cell[1] or 'all'} shots: {_line(own)}")
-        yield own
+    yield from _summary(results)
 
 
 def _draws(name: str, shots: int | None) -> list[Draw]:
@@ -82,41 +77,34 @@ def _draw(name: str, shots: int | None, seed: int) -> Draw:
     split = split if shots is None else split.few_shot(shots, seed)
     zero_shot = adapt.wrap(backbone(), ZeroShot(), split.class_names).eval()
     train, test = (item_features(zero_shot, items, workers=0) for items in (split.train, split.test))
-    truth = split.task.numbers(split.test, split.class_names)
+    labels, truth = (split.task.numbers(items, split.class_names) for items in (split.train, split.test))
     taken = recommend(folder, shots=shots, seed=seed, backbone="mini-clip", progress=False)
-    model = _trained(taken.command, split)
     assert taken.estimate is not None
     assert taken.result is not None
+    model = _trained(taken.command, split)
     right = {"taken": right_of(model, split.test), "zero-shot": right_of(zero_shot, split.test)}
     assert float(right["taken"].mean()) == taken.result.accuracy  # the command trains the same again
-    answers = _plain(
-        train.double().numpy(), split.task.numbers(split.train, split.class_names).numpy(), test.double().numpy()
-    )
-    right |= {each: (torch.from_numpy(predicted) == truth).double() for each, predicted in answers.items()}
+    predictions = _plain(train.double().numpy(), labels.numpy(), test.double().numpy())
+    right |= {each: (torch.from_numpy(predicted) == truth).double() for each, predicted in predictions.items()}
     return Draw(right, len(split.class_names), taken.chosen, *taken.estimate, _gda_behind(split, test, truth))
 
 
-def _trained(command: str, split: Split) -> AdaptedModel:
-    """The model that the command trains."""
+def _trained(command: str, split: Split) -> adapt.AdaptedModel:
+    """Return the model that the command trains."""
     _, _, name, *options = shlex.split(command)
     sets = [option.removeprefix("--set=") for option in options if option.startswith("--set=")]
     [data] = [option.removeprefix("--data=") for option in options if option.startswith("--data=")]
-    recipe = read_recipe(name, sets, data)
-    model = build(recipe, split.class_names, backbone())
-    assert isinstance(model, AdaptedModel)
-    learn(recipe, model, split, None, progress=False)
-    return model.eval()
+    return trained(read_recipe(name, sets, data), split)
 
 
-def _plain(features: Any, labels: Any, test: Any) -> dict[str, Any]:
-    """What scikit-learn's classifiers answer `(n,)`, as one would write them down: fifteen lines."""
+def _plain(features: np.ndarray, labels: np.ndarray, test: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the predictions `(n,)` of scikit-learn's classifiers in fifteen ordinary lines."""
     from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
     from sklearn.linear_model import LogisticRegression, LogisticRegressionCV
     from sklearn.neighbors import KNeighborsClassifier
 
-    smallest = int(np.bincount(labels).min())
-    regression: Any = LogisticRegression(max_iter=5000)
-    if smallest > 1:
+    regression = LogisticRegression(max_iter=5000)
+    if (smallest := int(np.bincount(labels).min())) > 1:
         regression = LogisticRegressionCV(Cs=np.logspace(-3, 3, 7), cv=min(5, smallest), max_iter=5000)
     models = {
         "logistic regression": regression,
@@ -145,7 +133,7 @@ def _accuracy(draws: Sequence[Draw], name: str) -> float:
 
 @dataclass(frozen=True)
 class Behind:
-    """How far what was taken is behind the best of scikit-learn's, over the draws, and the paired standard errors."""
+    """The distance of the chosen method behind the best of scikit-learn's, with paired standard errors."""
 
     points: float
     of_images: float
@@ -153,12 +141,12 @@ class Behind:
 
     @property
     def errors(self) -> float:
-        """In standard errors of the test images, as if there were no other draws than these."""
+        """In standard errors over the test images, for these draws only."""
         return self.points / self.of_images if self.of_images else 0.0
 
     @property
     def all_errors(self) -> float:
-        """In standard errors that know that other draws of the shots would have given other differences."""
+        """In standard errors over the test images and over draws of the shots."""
         both = (self.of_images**2 + self.of_draws**2) ** 0.5
         return self.points / both if both else 0.0
 
@@ -181,26 +169,26 @@ def _line(draws: Sequence[Draw]) -> str:
     return f"{figures}; {distance}; {chosen}; expected {expected}"
 
 
-def _bars(found: dict[Any, list[Draw]]) -> Iterator[Row]:
-    behind = {cell: _behind(draws) for cell, draws in found.items()}
+def _summary(results: dict[Cell, list[Draw]]) -> Iterator[Row]:
+    behind = {cell: _behind(draws) for cell, draws in results.items()}
     within = sum(each.errors <= 1 for each in behind.values())
-    yield _bar("within one paired standard error of the best of scikit-learn's", f"{within} of {len(behind)} cells")
+    yield _row("within one paired standard error of the best of scikit-learn's", f"{within} of {len(behind)} cells")
     worst = max(behind, key=lambda cell: behind[cell].errors)
-    yield _bar("furthest behind", f"{behind[worst].errors:.1f} standard errors ({worst[0]}, {worst[1] or 'all'} shots)")
-    yield _bar("... of the draws too", f"{max(each.all_errors for each in behind.values()):.1f} standard errors")
-    yield _bar("mean over all cells", _means(found.values()))
-    strong = [draws for draws in found.values() if _is_strong(draws)]
+    yield _row("furthest behind", f"{behind[worst].errors:.1f} standard errors ({worst[0]}, {worst[1] or 'all'} shots)")
+    yield _row("... of the draws too", f"{max(each.all_errors for each in behind.values()):.1f} standard errors")
+    yield _row("mean over all cells", _means(results.values()))
+    strong = [draws for draws in results.values() if _is_strong(draws)]
     if strong:
-        yield _bar(f"mean over the {len(strong)} cells whose zero-shot is at least twice chance", _means(strong))
-    draws = [draw for each in found.values() for draw in each]
+        yield _row(f"mean over the {len(strong)} cells whose zero-shot is at least twice chance", _means(strong))
+    draws = [draw for each in results.values() for draw in each]
     own, both = (sum(_is_met(draw, tested) for draw in draws) for tested in (False, True))
-    yield _bar("test accuracy within two standard errors of the estimate", f"{own} of {len(draws)}")
-    yield _bar("... of the difference, as test images are few too", f"{both} of {len(draws)}")
-    yield _bar("gda behind its best alpha on the test", f"{100 * mean(draw.gda_behind for draw in draws):.2f} points")
+    yield _row("test accuracy within two standard errors of the estimate", f"{own} of {len(draws)}")
+    yield _row("... of the difference, as test images are few too", f"{both} of {len(draws)}")
+    yield _row("gda behind its best alpha on the test", f"{100 * mean(draw.gda_behind for draw in draws):.2f} points")
 
 
 def _is_met(draw: Draw, tested: bool) -> bool:
-    """Whether the test accuracy is as expected; with the error of the test images too where `tested`."""
+    """Whether the test accuracy is as estimated; with `tested`, the error over the test images is allowed for too."""
     accuracy, images = _accuracy([draw], "taken"), len(draw.right["taken"])
     of_test = accuracy * (1 - accuracy) / images if tested else 0.0
     return bool(abs(draw.estimate - accuracy) <= 2 * (draw.error**2 + of_test) ** 0.5)
@@ -216,5 +204,5 @@ def _means(cells: Collection[Sequence[Draw]]) -> str:
     )
 
 
-def _bar(case: str, text: str) -> Row:
+def _row(case: str, text: str) -> Row:
     return {"case": case, "text": text}

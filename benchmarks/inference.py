@@ -4,27 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
 
-from benchmarks.measure import THREADS, by_turns
-from benchmarks.text import Row, clip
+import torch
 
-CASES: dict[str, tuple[str, dict[str, Any]]] = {
+import adapt
+from adapt import methods
+from benchmarks.measure import THREADS, Row, by_turns
+from benchmarks.text import clip
+
+CASES: dict[str, tuple[str, dict[str, object]]] = {
     "CoOp": ("coop", {}),
     "LoRA": ("lora", {}),
     "MaPLe": ("maple", {}),
     "DAS, two of twelve blocks skipped": ("das", {"skipped": ["vision.3", "vision.7"]}),
 }
-ROUNDS = {1: 40, 32: 5}  # by the images of a batch
+ROUNDS = {1: 40, 32: 5}  # by the number of images in a batch
 
 
 def rows(progress: Callable[[str], None]) -> Iterator[Row]:
-    """All of them by turns, for batches of one image and of 32."""
-    import torch
-
-    import adapt
-    from adapt import methods
-
+    """Time all of them by turns, for batches of one image and of 32."""
     torch.set_num_threads(THREADS)
     torch.manual_seed(0)
     backbone = clip()
@@ -35,9 +33,8 @@ def rows(progress: Callable[[str], None]) -> Iterator[Row]:
         progress(f"{rounds} rounds of {batch} images")
         images = torch.randn(batch, 3, 224, 224)
         encoders = [backbone.encode_image, *(model.image_features for model in models)]
-        calls = [partial(encode, images) for encode in encoders]
         with torch.inference_mode():
-            bare, *adapted = by_turns(calls, rounds, warming=2)
+            bare, *adapted = by_turns([partial(encode, images) for encode in encoders], rounds, warming=2)
         for case, taken in zip(CASES, adapted, strict=True):
             yield {
                 "case": f"{case}, {batch} image{'s' * (batch > 1)}",

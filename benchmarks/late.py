@@ -1,23 +1,22 @@
-"""A step of LoRA in the last three vision blocks: from what the first of them reads, and from the images."""
+"""A step of LoRA in the last three vision blocks: from the input of the first of them, and from the images."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from benchmarks.measure import THREADS, by_turns
-from benchmarks.text import Row, class_names, clip
+import torch
+
+import adapt
+from adapt.methods.base import total
+from benchmarks.measure import THREADS, Row, by_turns
+from benchmarks.text import class_names, clip
 
 CLASSES, BATCH, ROUNDS = 100, 8, 15
 FIRST, LAST = 9, 12
 
 
 def rows(progress: Callable[[str], None]) -> Iterator[Row]:
-    """The same model on the same images, by turns; decoding is left out on both sides."""
-    import torch
-
-    import adapt
-    from adapt.methods.base import total
-
+    """Time the same model on the same images, by turns and without decoding."""
     torch.set_num_threads(THREADS)
     torch.manual_seed(0)
     method = adapt.methods.LoRA(towers=["vision"], blocks=(FIRST, LAST))
@@ -32,11 +31,11 @@ def rows(progress: Callable[[str], None]) -> Iterator[Row]:
         optimizer.step()
 
     progress(f"{ROUNDS} rounds of {BATCH} images")
-    whole, late = by_turns([lambda: step(images), lambda: step(known)], ROUNDS, warming=2)
+    from_images, late = by_turns([lambda: step(images), lambda: step(known)], ROUNDS, warming=2)
     yield {
         "case": f"LoRA in blocks {FIRST} to {LAST - 1}, {BATCH} images",
-        "plain_seconds": whole,
+        "plain_seconds": from_images,
         "fast_seconds": late,
-        "ratio": whole / late,
-        "text": f"{whole:.3f} s -> {late:.3f} s, {whole / late:.2f} x",
+        "ratio": from_images / late,
+        "text": f"{from_images:.3f} s -> {late:.3f} s, {from_images / late:.2f} x",
     }

@@ -1,21 +1,26 @@
 """A training step with images through the vision tower: by the fast path, the plain one, and its products alone.
 
-The products are those that a formula asks for: a step that takes more is an error. Those of attention count at the rate
-of the linear maps. By themselves they would write out the scores, which the fused kernel never does: the limit would
-read too high.
+The matrix products are those that a formula asks for: a step that takes more is an error. The products of attention
+count at the rate of the linear maps. Computed separately they would write out the scores, which the fused kernel never
+does, and the limit would read too high.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
-from benchmarks.measure import THREADS, by_turns
-from benchmarks.text import Row, class_names, clip
+import torch
+
+import adapt
+from benchmarks import needed
+from benchmarks.measure import THREADS, Row, by_turns
+from benchmarks.products import products_of
+from benchmarks.step import training_step
+from benchmarks.text import class_names, clip
 
 CLASSES, ROUNDS = 100, 9
 # method, its settings, images a step
-CASES: dict[str, tuple[str, dict[str, Any], int]] = {
+CASES: dict[str, tuple[str, dict[str, object], int]] = {
     "LoRA": ("lora", {}, 8),
     "MaPLe": ("maple", {}, 4),
     "IVLP": ("ivlp", {}, 4),
@@ -26,26 +31,20 @@ CASES: dict[str, tuple[str, dict[str, Any], int]] = {
 
 
 def rows(progress: Callable[[str], None]) -> Iterator[Row]:
-    """All three by turns in this process.
+    """Time all three by turns in this process.
 
-    The plain side is open_clip's own forward of the images; the text side is the fast path's on both.
+    The plain side is open_clip's own forward of the images; the text side takes the fast path on both.
     """
-    import torch
-
-    import adapt
-    from benchmarks import needed
-    from benchmarks.products import products_of
-    from benchmarks.step import training_step
-
     torch.set_num_threads(THREADS)
     backbone, names = clip(), class_names(CLASSES)
     for case, (method, config, batch) in CASES.items():
         progress(f"{case}, {batch} images, {CLASSES} classes")
         torch.manual_seed(0)
-        fast, plain = (training_step(method, config, CLASSES, batch, None, path=path) for path in ("fast", "plain"))
+        fast = training_step(method, config, CLASSES, batch, None, path="fast")
+        plain = training_step(method, config, CLASSES, batch, None, path="plain")
         products = products_of(fast)
-        asking = adapt.wrap(backbone, adapt.methods.find(method)(**config), names).method
-        prompts = [asking.prompts(backbone.tokenizer, name)[0] for name in names]
+        prompting = adapt.wrap(backbone, adapt.methods.find(method)(**config), names).method
+        prompts = [prompting.prompts(backbone.tokenizer, name)[0] for name in names]
         needed.check(case, products.flops, needed.step(method, prompts, batch))
         taken, before, maps = by_turns([fast, plain, products.of_maps], ROUNDS, warming=2)
         limit = maps * products.flops / products.flops_of_maps

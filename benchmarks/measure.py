@@ -8,11 +8,15 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec
+
+import torch
 
 THREADS = 2
+P = ParamSpec("P")
+Row = dict[str, Any]  # a measurement as JSON: its case, its numbers, and `text` to print in their place
 
 
 @dataclass(frozen=True)
@@ -22,62 +26,67 @@ class Measured:
     seconds: float
     peak_bytes: int
 
+    def times(self, factor: float) -> Measured:
+        """Return the same for `factor` such steps."""
+        return replace(self, seconds=factor * self.seconds)
 
-def in_fresh_process(build: Callable[..., Callable[[], Any]], *arguments: Any, repeats: int = 3) -> Measured:
-    """Measures the step that `build(*arguments)` returns, after one step that warms up, in a spawned process.
+
+def compared(plain: Measured, fast: Measured, *, scaled: bool = False) -> Row:
+    """Return the figures of two ways to do the same; `scaled` if a few steps were timed for many."""
+    return {
+        "plain_seconds": plain.seconds,
+        "plain_scaled": scaled,
+        "fast_seconds": fast.seconds,
+        "ratio": plain.seconds / fast.seconds,
+        "fast_peak_bytes": fast.peak_bytes,
+        "plain_peak_bytes": plain.peak_bytes,
+    }
+
+
+def in_fresh_process(
+    repeats: int, build: Callable[P, Callable[[], object]], *args: P.args, **kwargs: P.kwargs
+) -> Measured:
+    """Measure the step that `build(*args, **kwargs)` returns, after one step to warm up, in a spawned process.
 
     With no repetitions the first step itself is timed, for steps so long that warming up does not matter.
     """
     context = multiprocessing.get_context("spawn")
     with context.Pool(1) as pool:
-        return pool.apply(_measure, (build, arguments, repeats))
+        return pool.apply(_measure, (repeats, build, *args), kwargs)
 
 
-def _measure(build: Callable[..., Callable[[], Any]], arguments: tuple[Any, ...], repeats: int) -> Measured:
-    import torch
-
+def _measure(repeats: int, build: Callable[P, Callable[[], object]], *args: P.args, **kwargs: P.kwargs) -> Measured:
     torch.set_num_threads(THREADS)
     torch.manual_seed(0)
-    step = build(*arguments)
+    step = build(*args, **kwargs)
     gc.collect()
-    before = _reset_peak()
+    Path("/proc/self/clear_refs").write_text("5")  # start a new peak
+    before = _status("VmRSS")
+    warming = _seconds(step)
+    peak = _status("VmHWM") - before
+    return Measured(min((_seconds(step) for _ in range(repeats)), default=warming), peak)
+
+
+def _seconds(step: Callable[[], object]) -> float:
     started = time.perf_counter()
     step()
-    warming = time.perf_counter() - started
-    peak = _peak() - before
-    seconds = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        step()
-        seconds.append(time.perf_counter() - started)
-    return Measured(min(seconds, default=warming), peak)
+    return time.perf_counter() - started
 
 
-def by_turns(steps: Sequence[Callable[[], Any]], rounds: int, warming: int = 5) -> list[float]:
-    """The median seconds of each step, over rounds in which they take turns, in another order each."""
-    taken: list[list[float]] = [[] for _ in steps]
+def by_turns(steps: Sequence[Callable[[], object]], rounds: int, warming: int = 5) -> list[float]:
+    """Return the median seconds of each step, over rounds in which they take turns, in a new order each time."""
+    seconds: list[list[float]] = [[] for _ in steps]
     draw = random.Random(0)
-    for number in range(-warming, rounds):  # the first ones warm up
+    for number in range(-warming, rounds):  # the first rounds warm up
         for index in draw.sample(range(len(steps)), len(steps)):
-            started = time.perf_counter()
-            steps[index]()
+            taken = _seconds(steps[index])
             if number >= 0:
-                taken[index].append(time.perf_counter() - started)
-    return [statistics.median(each) for each in taken]
-
-
-def _reset_peak() -> int:
-    """Starts a new peak where the system can; returns the resident bytes now."""
-    Path("/proc/self/clear_refs").write_text("5")
-    return _status("VmRSS")
-
-
-def _peak() -> int:
-    return _status("VmHWM")
+                seconds[index].append(taken)
+    return [statistics.median(each) for each in seconds]
 
 
 def _status(field: str) -> int:
-    """A field of Linux's process status, in bytes."""
+    """Return a field of Linux's process status, in bytes."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{field}:"):
             return int(line.split()[1]) * 1024

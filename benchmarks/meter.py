@@ -1,52 +1,51 @@
-"""Operations that DAS saves at METER's shape, by formula, its fusion blocks by torch's counter too."""
+"""Operations that DAS saves at METER's shape, by formula; for its fusion blocks by torch's counter too."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from benchmarks.text import Row
+import torch
+from transformers import BridgeTowerTextConfig
+from transformers.models.bridgetower.modeling_bridgetower import BridgeTowerBertCrossLayer
 
-# 384 px in patches of 16 with a class token, 40 words; width, hidden size of the adapters of one block (3 of 96)
+from adapt.evaluation.flops import flops
+from benchmarks.measure import Row
+
+# 384 px in patches of 16 with a class token, 40 words; width, hidden size of one block's adapters (3 of 96)
 IMAGE, TEXT, WIDTH, HIDDEN = 577, 40, 768, 288
 BLOCKS = 6  # of each stream
-VISION_BLOCKS, TEXT_BLOCKS = 11, 12  # of CLIP's ViT without its last, and of RoBERTa
+VISION_BLOCKS, TEXT_BLOCKS = 11, 12  # CLIP's ViT without its last block, and RoBERTa
 
 
 def fusion_block(own: int, other: int) -> int:
-    """Operations of a cross-modal block over `own` tokens that read `other` ones: self- and cross-attention, MLP."""
+    """Return the operations of a cross-modal block over `own` tokens that attend to `other` tokens."""
     linears = 14 * own * WIDTH**2 + 2 * other * WIDTH**2
     return 2 * (linears + 2 * own**2 * WIDTH + 2 * own * other * WIDTH)
 
 
 def meter() -> int:
-    """Operations of METER for one image and text."""
-    alone = [(VISION_BLOCKS, IMAGE), (TEXT_BLOCKS, TEXT)]
-    encoders = sum(blocks * (12 * n * WIDTH**2 + 2 * n**2 * WIDTH) for blocks, n in alone)
+    """Return METER's operations for one image and text."""
+    streams = [(VISION_BLOCKS, IMAGE), (TEXT_BLOCKS, TEXT)]
+    encoders = sum(blocks * (12 * n * WIDTH**2 + 2 * n**2 * WIDTH) for blocks, n in streams)
     patches = (IMAGE - 1) * WIDTH * 16 * 16 * 3
-    joined = (IMAGE + TEXT) * WIDTH**2  # into the fusion's space
+    joined = (IMAGE + TEXT) * WIDTH**2  # into the fusion space
     fusion = BLOCKS * (fusion_block(IMAGE, TEXT) + fusion_block(TEXT, IMAGE))
     return 2 * (encoders + patches + joined) + fusion
 
 
 def adapters() -> int:
-    """Operations of the adapters of all fusion blocks, kept or skipped."""
+    """Return the operations of the adapters of all fusion blocks, kept or skipped."""
     return 2 * BLOCKS * (IMAGE + TEXT) * 2 * WIDTH * HIDDEN
 
 
 def saved(image: int, text: int) -> float:
-    """The share of METER's operations that skipping so many blocks of each stream saves, all adapters paid."""
+    """Return the share of METER's operations saved by skipping blocks of each stream, net of all adapters."""
     skipped = image * fusion_block(IMAGE, TEXT) + text * fusion_block(TEXT, IMAGE)
     return (skipped - adapters()) / meter()
 
 
 def counted(own: int, other: int) -> int:
-    """`fusion_block` by torch's counter, over BridgeTower's block, which is METER's."""
-    import torch
-    from transformers import BridgeTowerTextConfig
-    from transformers.models.bridgetower.modeling_bridgetower import BridgeTowerBertCrossLayer
-
-    from adapt.evaluation.flops import flops
-
+    """Return `fusion_block` by torch's counter, over BridgeTower's block, which is METER's."""
     config = BridgeTowerTextConfig(hidden_size=WIDTH, num_attention_heads=12, intermediate_size=4 * WIDTH)
     config._attn_implementation = "eager"
     with torch.device("meta"):
@@ -56,7 +55,7 @@ def counted(own: int, other: int) -> int:
 
 
 def rows(progress: Callable[[str], None]) -> Iterator[Row]:
-    """One row for each number of image and text blocks of the four that are skipped."""
+    """Skip four fusion blocks, divided between image and text in five ways."""
     progress("counting the fusion blocks")
     over = {
         stream: fusion_block(*tokens) / counted(*tokens)

@@ -1,8 +1,8 @@
-"""Data sets as a new user brings them, drawn by seed: folders of photographs are imitated by what the project bundles.
+"""Image folders like those of a new user, made from the bundled drawings or drawn by seed.
 
-Each is a function of a seed that gives a `Drawn`: pictures of training classes and of test images, which are written as
-PNG files into `train/CLASS/` and `test/CLASS/`. Words help with some of them (`emoji`, `kinds`), and say nothing of
-others (`heaps`, `tilts`).
+Each data set is a function that yields pictures of the training and test parts, which are written as PNG files into
+`train/CLASS/` and `test/CLASS/`. Class names help with some of them (`emoji`, `kinds`) and not with others (`heaps`,
+`tilts`).
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-import adapt
 from adapt.data import Item, open_image
+from benchmarks.drawings import SEEN, drawings
 
-SIDE = 64  # pixels of a drawn picture
-TRAIN, TEST = 40, 400  # training images of a class, and test images in all
+SIDE = 64  # pixels
+TRAIN, TEST = 40, 400  # training images of each class, and test images in total
 Labelled = tuple[str, str, Image.Image]  # part, class, picture
-_SKEWED = (  # the groups with most concepts come first
+_SKEWED = (  # the groups with the most concepts first
     "sky and weather", "animal mammal", "transport ground", "clothing", "food prepared", "sport", "place building",
     "tool", "person role", "office", "household", "food fruit",
 )  # fmt: skip
@@ -49,45 +49,41 @@ def write(name: str, folder: Path) -> Path:
 
 
 def _emoji() -> Iterator[Labelled]:
-    """Groups of concepts, one drawing of each concept in training; the test drawings are of other concepts."""
+    """Draw groups of concepts, one drawing of each concept in training; the test drawings show other concepts."""
     for part, items in _parts().items():
         yield from ((part, item.answer, open_image(item)) for item in items)
 
 
 def _skewed() -> Iterator[Labelled]:
-    """Twelve of the groups, of which one has eighteen training images and others ever fewer, down to two."""
-    kept = dict(zip(_SKEWED, (18, 16, 14, 12, 10, 9, 8, 7, 5, 4, 3, 2)))
-    seen: dict[str, int] = dict.fromkeys(kept, 0)
+    """Draw twelve of the groups, with eighteen training images down to two."""
+    sizes = dict(zip(_SKEWED, (18, 16, 14, 12, 10, 9, 8, 7, 5, 4, 3, 2)))
+    seen: dict[str, int] = dict.fromkeys(sizes, 0)
     for part, label, picture in _emoji():
-        if label in kept and (part == "test" or seen[label] < kept[label]):
+        if label in sizes and (part == "test" or seen[label] < sizes[label]):
             seen[label] += part == "train"
             yield part, label, picture
 
 
 def _kinds() -> Iterator[Labelled]:
-    """Seven kinds of things with plain names."""
+    """Draw seven kinds of things with plain names."""
     yield from ((part, _KINDS[group], picture) for part, group, picture in _emoji() if group in _KINDS)
 
 
 def _sketches() -> Iterator[Labelled]:
-    """The same as grey outlines."""
+    """Draw the same as grey outlines."""
     stream = random.Random(5)
     for part, kind, picture in _kinds():
-        outline = (
-            picture.convert("L").filter(ImageFilter.CONTOUR).filter(ImageFilter.GaussianBlur(stream.uniform(0, 1)))
-        )
-        yield part, kind, outline.convert("RGB")
+        outline = picture.convert("L").filter(ImageFilter.CONTOUR)
+        yield part, kind, outline.filter(ImageFilter.GaussianBlur(stream.uniform(0, 1))).convert("RGB")
 
 
 def _heaps() -> Iterator[Labelled]:
-    """One to five small drawings of one thing, and how many there are."""
-    split, names = _bundled("emoji"), ("one", "two", "three", "four", "five")
+    """Draw one to five small drawings of one thing, labelled by their number."""
+    names = ("one", "two", "three", "four", "five")
 
     def draw(name: str, stream: random.Random) -> Image.Image:
-        picture, thing = (
-            Image.new("RGB", (SIDE, SIDE), "white"),
-            open_image(stream.choice(split.train)).resize((20, 20)),
-        )
+        picture = Image.new("RGB", (SIDE, SIDE), "white")
+        thing = open_image(stream.choice(drawings(SEEN).train)).resize((20, 20))
         for place in stream.sample(range(9), names.index(name) + 1):
             picture.paste(thing, (2 + 21 * (place % 3) + stream.randint(-1, 1), 2 + 21 * (place // 3)))
         return picture
@@ -96,7 +92,7 @@ def _heaps() -> Iterator[Labelled]:
 
 
 def _letters() -> Iterator[Labelled]:
-    """Ten letters, turned, of any size and colour, on noise."""
+    """Draw ten letters, rotated, of any size and colour, on noise."""
     from PIL import ImageFont
 
     def draw(name: str, stream: random.Random) -> Image.Image:
@@ -112,7 +108,7 @@ def _letters() -> Iterator[Labelled]:
 
 
 def _digits() -> Iterator[Labelled]:
-    """Handwritten digits of 8 x 8 pixels, scikit-learn's."""
+    """Take scikit-learn's handwritten digits of 8 x 8 pixels."""
     from sklearn.datasets import load_digits
 
     bundle = load_digits()
@@ -124,16 +120,12 @@ def _digits() -> Iterator[Labelled]:
         number[label] += 1
         part = "train" if number[label] <= TRAIN else "test"
         if number[label] <= TRAIN + TEST // 10:
-            grey = (255 - bundle.images[place] * 255 / 16).astype(np.uint8)
-            yield (
-                part,
-                names[label],
-                Image.fromarray(grey).convert("RGB").resize((SIDE, SIDE), Image.Resampling.BICUBIC),
-            )
+            grey = Image.fromarray((255 - bundle.images[place] * 255 / 16).astype(np.uint8))
+            yield part, names[label], grey.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BICUBIC)
 
 
 def _shapes() -> Iterator[Labelled]:
-    """Eight plain shapes of any colour, size and place, on noise."""
+    """Draw eight plain shapes of any colour, size and position, on noise."""
     corners = {"triangle": 3, "square": 4, "pentagon": 5, "hexagon": 6}
 
     def draw(name: str, stream: random.Random) -> Image.Image:
@@ -160,7 +152,7 @@ def _shapes() -> Iterator[Labelled]:
 
 
 def _textures() -> Iterator[Labelled]:
-    """Ten textures in any two colours."""
+    """Draw ten textures in any two colours."""
     u, v = np.meshgrid(np.arange(SIDE), np.arange(SIDE))
 
     def draw(name: str, stream: random.Random) -> Image.Image:
@@ -189,16 +181,13 @@ def _textures() -> Iterator[Labelled]:
 
 
 def _tilts() -> Iterator[Labelled]:
-    """Nine classes of nearly the same: a bar on noise, tilted by 0, 6, … 48 degrees."""
+    """Draw nine classes that are nearly alike: a bar on noise, tilted by 0, 6, … 48 degrees."""
 
     def draw(name: str, stream: random.Random) -> Image.Image:
         angle = math.radians(int(name.split()[-1]) + stream.uniform(-2, 2))
         picture, (x, y) = _noise(stream), (SIDE / 2 + stream.uniform(-4, 4), SIDE / 2 + stream.uniform(-4, 4))
         reach = stream.uniform(18, 26)
-        ends = (
-            (x - reach * math.cos(angle), y - reach * math.sin(angle)),
-            (x + reach * math.cos(angle), y + reach * math.sin(angle)),
-        )
+        ends = [(x + side * reach * math.cos(angle), y + side * reach * math.sin(angle)) for side in (-1, 1)]
         ImageDraw.Draw(picture).line(ends, _colour(stream), stream.randint(4, 8))
         return picture
 
@@ -212,18 +201,13 @@ SETS: dict[str, Callable[[], Iterator[Labelled]]] = {
 
 
 @cache
-def _bundled(name: str) -> adapt.data.Split:
-    return adapt.data.load(name)
-
-
-@cache
 def _parts() -> dict[str, list[Item]]:
-    """The training images of the groups, one drawing a concept, and all of the test images."""
-    split = _bundled("emoji")
-    drawings: dict[str, list[Item]] = {}
+    """Return the training images of the groups, one drawing of each concept, and all of the test images."""
+    split = drawings(SEEN)
+    by_concept: dict[str, list[Item]] = {}
     for item in split.train + split.val:
-        drawings.setdefault(item.group, []).append(item)
-    one_each = [random.Random(concept).choice(own) for concept, own in drawings.items()]
+        by_concept.setdefault(item.group, []).append(item)
+    one_each = [random.Random(concept).choice(own) for concept, own in by_concept.items()]
     return {"train": one_each, "test": list(split.test)}
 
 

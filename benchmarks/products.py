@@ -1,4 +1,4 @@
-"""The matrix products of a step, by themselves: what it cannot do without."""
+"""The matrix products of a step on their own: the least that it has to compute."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
 aten = torch.ops.aten
@@ -15,17 +16,19 @@ Pair = tuple[Tensor, Tensor]
 
 
 class Products(TorchDispatchMode):
-    """Notes the products of what is computed inside: of linear maps, their gradients, and inside attention.
+    """A record of the products computed inside it: of linear maps, their gradients, and inside attention.
 
-    Called, it computes them on noise of the same shapes and layouts, each into memory that is there already.
+    Calling it repeats them on noise of the same shapes and layouts, each into memory that is already allocated.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.pairs: list[Pair] = []
-        self._noise: dict[Any, Tensor] = {}
+        self._noise: dict[object, Tensor] = {}
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, func: OpOverload, types: object, args: tuple[Any, ...] = (), kwargs: dict[str, object] | None = None
+    ) -> object:
         for left, right in _products(func.overloadpacket, args):
             self.pairs.append((self._like(left), self._like(right)))
         return func(*args, **(kwargs or {}))
@@ -36,7 +39,7 @@ class Products(TorchDispatchMode):
 
     @property
     def flops_of_maps(self) -> int:
-        """Those of linear maps: products of two matrices, none of a batch of them."""
+        """The operations of linear maps: products of two matrices, not of batches of them."""
         return sum(map(_operations, self._maps))
 
     @property
@@ -47,7 +50,7 @@ class Products(TorchDispatchMode):
         self._compute(self.pairs)
 
     def of_maps(self) -> None:
-        """Computes those of linear maps alone."""
+        """Compute the products of linear maps only."""
         self._compute(self._maps)
 
     @torch.no_grad()
@@ -71,7 +74,7 @@ def _operations(pair: Pair) -> int:
     return 2 * math.prod(pair[0].shape) * pair[1].shape[-1]
 
 
-def _products(operation: Any, args: tuple[Any, ...]) -> Iterator[Pair]:
+def _products(operation: object, args: tuple[Any, ...]) -> Iterator[Pair]:
     if operation in (aten.mm, aten.bmm):
         yield args[0], args[1]
     elif operation in (aten.addmm, aten.baddbmm):
@@ -82,7 +85,7 @@ def _products(operation: Any, args: tuple[Any, ...]) -> Iterator[Pair]:
     elif operation is aten._scaled_dot_product_flash_attention_for_cpu:
         yield from _attention(*args[:3])
     elif operation is aten._scaled_dot_product_flash_attention_for_cpu_backward:
-        yield from [*_attention(*args[1:4])] * 2  # of the weights and values, and of the queries and keys
+        yield from [*_attention(*args[1:4])] * 2  # for the weights and values, and for the queries and keys
 
 
 def _attention(q: Tensor, k: Tensor, v: Tensor) -> Iterator[Pair]:
@@ -91,8 +94,8 @@ def _attention(q: Tensor, k: Tensor, v: Tensor) -> Iterator[Pair]:
     yield q.new_empty(len(q), q.shape[1], k.shape[1]), v
 
 
-def products_of(step: Callable[[], Any]) -> Products:
-    """The products of `step()`, of a second one: what the first remembers for the later ones is not theirs."""
+def products_of(step: Callable[[], object]) -> Products:
+    """Return the products of a second `step()`: the first may compute what is then cached."""
     step()
     with Products() as products:
         step()

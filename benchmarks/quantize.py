@@ -3,32 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
-from benchmarks.text import Row
+import torch
+from torch import Tensor
 
-SHAPE, BACKBONE, DATA = "open_clip:ViT-B-16", "mini-clip", "emoji"
+import adapt
+from adapt.backbones.base import DualEncoder
+from adapt.backbones.quantize import KINDS, quantize, weight_bytes
+from adapt.features import item_features
+from benchmarks.drawings import SEEN, drawings
+from benchmarks.measure import Row
 
 
 def rows(progress: Callable[[str], None]) -> Iterator[Row]:
-    """For each kind and model: the share of the weights' bytes, and the lowest cosine of the bundled images' features.
+    """Report for each kind and model the share of the weights' bytes, and the lowest cosine of image features.
 
     ViT-B/16 has random weights here.
     """
-    import torch
-
-    import adapt
-    from adapt.backbones.quantize import KINDS, quantize, weight_bytes
-
-    for spec in (SHAPE, BACKBONE):
+    for spec in ("open_clip:ViT-B-16", "mini-clip"):
         progress(f"{spec} in full precision")
-        torch.manual_seed(0)
-        whole = adapt.load_backbone(spec, "cpu")
-        before, expected = weight_bytes(whole.model), _features(whole)
+        full = _loaded(spec)
+        before, expected = weight_bytes(full.model), _features(full)
         for kind in KINDS:
             progress(f"{spec} in {kind}")
-            torch.manual_seed(0)
-            backbone = quantize(adapt.load_backbone(spec, "cpu"), kind)
+            backbone = _loaded(spec)
+            quantize(backbone, kind)
             share = weight_bytes(backbone.model) / before
             lowest = float((_features(backbone) * expected).sum(-1).min())
             yield {
@@ -41,11 +40,14 @@ def rows(progress: Callable[[str], None]) -> Iterator[Row]:
             }
 
 
-def _features(backbone: Any) -> Any:
-    """Unit-length features of the bundled test images."""
-    import adapt
-    from adapt.features import item_features
+def _loaded(spec: str) -> DualEncoder:
+    torch.manual_seed(0)
+    backbone = adapt.load_backbone(spec, "cpu")
+    assert isinstance(backbone, DualEncoder)
+    return backbone
 
-    split = adapt.data.load(DATA)
-    model = adapt.wrap(backbone, adapt.methods.ZeroShot(), split.class_names).eval()
-    return item_features(model, split.test, workers=0, cache=False)
+
+def _features(backbone: DualEncoder) -> Tensor:
+    """Return the unit-length features of the bundled test images."""
+    model = adapt.wrap(backbone, adapt.methods.ZeroShot(), drawings(SEEN).class_names).eval()
+    return item_features(model, drawings(SEEN).test, workers=0, cache=False)

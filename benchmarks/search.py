@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 
 from adapt.retrieval.index import Index, IndexHeader
-from benchmarks.text import Row
+from benchmarks.measure import Row
 
 ENTRIES, SIZE, QUERIES = 100_000, 512, 50
 
 
 def rows(progress: Callable[[str], None]) -> Iterator[Row]:
-    """The median of many queries, one after the other, and whether the answers are those of a full sort."""
+    """Report the median over many queries, one after the other, and whether the results match a full sort."""
     torch.set_num_threads(1)
     features = F.normalize(torch.randn(ENTRIES, SIZE), dim=-1)
     header = IndexHeader(kind="texts", backbone="", fingerprint="", reading="")

@@ -1,4 +1,4 @@
-"""`adapt serve` on the quickstart's kind of adapter: how much slower than the model itself, and 10,000 requests."""
+"""`adapt serve` with an adapter like the quickstart's: its overhead over the model itself, and 10,000 requests."""
 
 from __future__ import annotations
 
@@ -19,10 +19,14 @@ from typing import Any
 
 import psutil
 
-from benchmarks.text import Row
+import adapt
+from adapt.data.decoding.content import read_bytes
+from adapt.models.prediction import Prediction
+from benchmarks.drawings import SEEN, backbone, drawings
+from benchmarks.measure import Row
 
 REQUESTS, CLIENTS, ALONE, IMAGES = 10_000, 8, 300, 64
-CLOSE = 1e-4  # of probabilities, in passes of other sizes
+CLOSE = 1e-4  # tolerance of probabilities, which differ a little between batch sizes
 
 
 class Client:
@@ -42,15 +46,11 @@ class Client:
 
 
 def rows(progress: Callable[[str], None]) -> Iterator[Row]:
-    """A server of its own process; the model itself is timed in turn with it."""
-    import adapt
-    from adapt.data.decoding.content import read_bytes
-
-    split = adapt.data.load("emoji")
-    backbone = adapt.load_backbone("mini-clip", "cpu")
+    """Time a server in its own process and the model itself by turns."""
     words = "a photo of a thing that is one of many kinds, which is called a"
-    model = adapt.wrap(backbone, adapt.methods.CoOp(ctx_init=words), split.class_names).eval()
-    images = [read_bytes(item.path) for item in split.test[:IMAGES]]
+    method = adapt.methods.CoOp(ctx_init=words)
+    model = adapt.wrap(backbone().to("cpu"), method, drawings(SEEN).class_names).eval()
+    images = [read_bytes(item.path) for item in drawings(SEEN).test[:IMAGES]]
     expected = model.predict(images)
     with tempfile.TemporaryDirectory() as folder:
         paths = [model.save(Path(folder) / f"{name}.safetensors") for name in ("one", "other")]
@@ -61,7 +61,7 @@ def rows(progress: Callable[[str], None]) -> Iterator[Row]:
             yield _many(process, port, images, expected)
 
 
-def _alone(model: Any, port: int, images: list[bytes]) -> Row:
+def _alone(model: adapt.AdaptedModel, port: int, images: list[bytes]) -> Row:
     client, own, served = Client(port), [], []
     for number in range(-20, ALONE):
         image, started = images[number % IMAGES], time.perf_counter()
@@ -71,13 +71,13 @@ def _alone(model: Any, port: int, images: list[bytes]) -> Row:
         if number >= 0:
             own.append(between - started)
             served.append(time.perf_counter() - between)
-    alone, through = (1000 * statistics.median(each) for each in (own, served))
-    text = f"predict {alone:.1f} ms, served {through:.1f} ms: {through / alone:.2f} x"
-    return {"case": "one client, median", "predict_ms": alone, "served_ms": through, "text": text}
+    direct, served_ms = (1000 * statistics.median(each) for each in (own, served))
+    text = f"predict {direct:.1f} ms, served {served_ms:.1f} ms: {served_ms / direct:.2f} x"
+    return {"case": "one client, median", "predict_ms": direct, "served_ms": served_ms, "text": text}
 
 
-def _many(process: psutil.Process, port: int, images: list[bytes], expected: list[Any]) -> Row:
-    """Clients at once, while adapters are loaded, switched and unloaded without a pause."""
+def _many(process: psutil.Process, port: int, images: list[bytes], expected: list[Prediction]) -> Row:
+    """Send requests from several clients while adapters are loaded, switched and unloaded without a pause."""
     memory, seconds, wrong, done = [], list[float](), [0], threading.Event()
     each = REQUESTS // CLIENTS
 
@@ -88,8 +88,8 @@ def _many(process: psutil.Process, port: int, images: list[bytes], expected: lis
             status, body = client.predict(images[request % IMAGES])
             seconds.append(time.perf_counter() - started)
             right = expected[request % IMAGES]
-            found = body["results"][0]["answers"][0] if status == 200 else None
-            if not found or found["label"] != right.label or abs(found["probability"] - right.probability) > CLOSE:
+            answer = body["results"][0]["answers"][0] if status == 200 else None
+            if not answer or answer["label"] != right.label or abs(answer["probability"] - right.probability) > CLOSE:
                 wrong[0] += 1
             if len(seconds) in (REQUESTS // 5, REQUESTS):
                 memory.append(process.memory_info().rss)
@@ -117,15 +117,15 @@ def _many(process: psutil.Process, port: int, images: list[bytes], expected: lis
 
 
 def _switching(port: int, done: threading.Event) -> int:
-    """Loads the other adapter, makes it the default, and goes back; returns how often."""
+    """Load the other adapter, make it the default, and go back, again and again; return how often."""
     client, count = Client(port), 0
     while not done.is_set():
         steps = [("POST", "/adapters", {"path": "other.safetensors"}), ("PUT", "/adapters/default", {"name": "other"})]
         steps += [("PUT", "/adapters/default", {"name": "one"}), ("DELETE", "/adapters/other", {})]
         for method, path, body in steps:
-            status, told = client.ask(method, path, json.dumps(body).encode())
+            status, answer = client.ask(method, path, json.dumps(body).encode())
             if status >= 300:
-                raise RuntimeError(f"{method} {path}: {status} {told}")
+                raise RuntimeError(f"{method} {path}: {status} {answer}")
             done.wait(0.2)
         count += 1
     return count
@@ -133,7 +133,7 @@ def _switching(port: int, done: threading.Event) -> int:
 
 @contextmanager
 def _serving(adapter: Path, folder: str) -> Iterator[tuple[psutil.Process, int]]:
-    """A server's process and port; how long its threads spin is its own to say."""
+    """Yield a server's process and port; it decides itself how long its threads spin."""
     command = [sys.executable, "-m", "adapt", "serve", str(adapter), "--folder", folder, "--port", "0"]
     own = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=own) as process:

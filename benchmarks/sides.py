@@ -1,4 +1,4 @@
-"""Where left and right get lost: how well ridge regression reads the sides of two drawings off the frozen towers."""
+"""Loss of left and right: how well ridge regression reads the sides of two drawings from frozen features."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from adapt.data.emoji import questions
 from adapt.data.emoji.scenes import Scene, scenes
 from adapt.methods import ZeroShot
 from benchmarks.drawings import backbone, per_cent
-from benchmarks.text import Row
+from benchmarks.measure import Row
 
 SEEDS = (1, 2, 3)
-TRAIN, TEST = 1500, 400  # scenes of two drawings; those of the test are of drawings that no other scene has
-HELD_OUT = 0.2  # of the pairs of things, whose captions are read in the test alone
-FEW = 60  # scenes whose patches are read one by one
-PENALTY = 10.0  # of regression on standardised inputs
-Pairs = tuple[Tensor, Tensor]  # what is read (n, d), and the numbers of the left and of the right thing (n, 2)
+TRAIN, TEST = 1500, 400  # scenes of two drawings; the test scenes have drawings that no other scene has
+HELD_OUT = 0.2  # share of the pairs of things whose captions are only in the test
+FEW = 60  # scenes whose patches are classified one by one
+PENALTY = 10.0  # of the regression on standardised inputs
+Pairs = tuple[Tensor, Tensor]  # inputs (n, d), and the numbers of the left and of the right thing (n, 2)
 
 
 def rows(progress: Callable[[str], None]) -> Iterator[Row]:
-    """How often the left thing is known, of 51, and which of the two is on the left; and the side of a patch."""
+    """Report how often the left one of 51 things is recognised, the order of two things, and the side of a patch."""
     model = adapt.wrap(backbone(), ZeroShot(), ()).eval()
     things, sides, patches = (defaultdict[str, list[Tensor]](list) for _ in range(3))
     for seed in SEEDS:
@@ -37,18 +37,19 @@ def rows(progress: Callable[[str], None]) -> Iterator[Row]:
         train, test = (_scenes(part, count, seed) for part, count in (("train", TRAIN), ("test", TEST)))
         seen, unseen = (_of_images(model, each) for each in (train, test))
         read = {name: (seen[name], unseen[name]) for name in seen} | {"captions": _of_captions(model, seed)}
-        for name, (known, asked) in read.items():
-            things_right, sides_right = _told(known, asked)
+        for name, (known, queries) in read.items():
+            things_right, sides_right = _sides_right(known, queries)
             things[name].append(things_right)
             sides[name].append(sides_right)
         for block in range(len(model.backbone.tower("vision").blocks)):
-            few = (_patches(model, block, each[:FEW]) for each in (train, test))
-            patches[f"patches before block {block}"].append(_right(*few))
+            known, queries = (_patches(model, block, each[:FEW]) for each in (train, test))
+            right = _scores(known, queries[0]).argmax(-1) == queries[1]
+            patches[f"patches before block {block}"].append(right[:, 0].double())
     for name in things:
         figures = f"left thing {per_cent(things[name])}", f"order {per_cent(sides[name])}"
         yield {"case": name, "text": " | ".join(figures)}
-    for name, found in patches.items():
-        yield {"case": name, "text": f"side {per_cent(found)}"}
+    for name, rights in patches.items():
+        yield {"case": name, "text": f"side {per_cent(rights)}"}
 
 
 def _scenes(part: str, count: int, seed: int) -> list[Scene]:
@@ -78,13 +79,13 @@ def _of_images(model: AdaptedModel, drawn: Sequence[Scene]) -> dict[str, Pairs]:
 
 
 def _of_captions(model: AdaptedModel, seed: int) -> tuple[Pairs, Pairs]:
-    """Captions to learn from, and those of other pairs of things."""
+    """Return captions to learn from, and captions of other pairs of things."""
     stream = Random(seed)
     listed: tuple[list[tuple[str, str]], list[tuple[str, str]]] = [], []
     for one, other in combinations([concept.name for concept in questions.concepts().values()], 2):
         listed[stream.random() < HELD_OUT].extend([(one, other), (other, one)])
-    known, asked = (_of_texts(model, each) for each in listed)
-    return known, asked
+    known, queries = (_of_texts(model, each) for each in listed)
+    return known, queries
 
 
 def _of_texts(model: AdaptedModel, listed: Sequence[tuple[str, str]]) -> Pairs:
@@ -95,38 +96,34 @@ def _of_texts(model: AdaptedModel, listed: Sequence[tuple[str, str]]) -> Pairs:
 
 @torch.no_grad()
 def _patches(model: AdaptedModel, block: int, drawn: Sequence[Scene]) -> Pairs:
-    """Each patch before a block, and whether it is of the right half."""
+    """Return each patch before a block, and whether it lies in the right half."""
     transform, name = model.transform(), f"vision.{block}"
     images = torch.stack([transform(scene.draw()) for scene in drawn])
-    read = _patches_of(model.frozen_blocks(images, [name])[name][0])
-    side = round(read.shape[1] ** 0.5)
-    of_right = (torch.arange(side * side) % side >= side // 2).long().repeat(len(read))
-    return read.flatten(0, 1), of_right[:, None]
+    patches = _patches_of(model.frozen_blocks(images, [name])[name][0])
+    side = round(patches.shape[1] ** 0.5)
+    of_right = (torch.arange(side * side) % side >= side // 2).long().repeat(len(patches))
+    return patches.flatten(0, 1), of_right[:, None]
 
 
 def _patches_of(tokens: Tensor) -> Tensor:
-    """Tokens `(b, l, d)` without the class token, as a norm would leave them."""
+    """Return tokens `(b, l, d)` without the class token, normalised."""
     return F.layer_norm(tokens[:, 1:], tokens.shape[-1:])
 
 
-def _scores(known: Pairs, asked: Tensor) -> Tensor:
-    """What regression on `known` says of `asked`: scores `(n, labels, classes)`."""
+def _scores(known: Pairs, queries: Tensor) -> Tensor:
+    """Return the scores `(n, labels, classes)` of a regression fitted on `known` for `queries`."""
     mean, spread = known[0].mean(0), known[0].std(0) + 1e-6
-    inputs, asked = ((each - mean) / spread for each in (known[0], asked))
+    inputs, queries = ((each - mean) / spread for each in (known[0], queries))
     targets = F.one_hot(known[1]).float()
     usual = targets.mean(0)
     penalised = inputs.T @ inputs + PENALTY * torch.eye(inputs.shape[1])
     weights = torch.linalg.solve(penalised, inputs.T @ (targets - usual).flatten(1))
-    return (asked @ weights).unflatten(1, usual.shape) + usual
+    return (queries @ weights).unflatten(1, usual.shape) + usual
 
 
-def _right(known: Pairs, asked: Pairs) -> Tensor:
-    return (_scores(known, asked[0]).argmax(-1) == asked[1])[:, 0].double()
-
-
-def _told(known: Pairs, asked: Pairs) -> tuple[Tensor, Tensor]:
-    """Whether the left thing is known of all, and whether the two in their order score higher than turned round."""
-    scores, (left, right) = _scores(known, asked[0]), asked[1].T
+def _sides_right(known: Pairs, queries: Pairs) -> tuple[Tensor, Tensor]:
+    """Return whether the left thing is recognised, and whether the right order scores higher than the reverse."""
+    scores, (left, right) = _scores(known, queries[0]), queries[1].T
     row = torch.arange(len(scores))
     order = scores[row, 0, left] + scores[row, 1, right] > scores[row, 0, right] + scores[row, 1, left]
     return (scores[:, 0].argmax(-1) == left).double(), order.double()

@@ -12,26 +12,26 @@ import adapt
 from adapt import AdaptedModel
 from adapt.methods import ZeroShot
 from adapt.recipe import read_recipe
-from adapt.training.run_recipe import learn, read_data
-from benchmarks.drawings import SEEN, UNSEEN, backbone, built, drawings, paired, per_cent, right
-from benchmarks.text import Row
+from adapt.training.run_recipe import read_data
+from benchmarks.drawings import SEEN, UNSEEN, backbone, drawings, paired, per_cent, right, row_of, trained
+from benchmarks.measure import Row
 
 SEEDS = (1, 2, 3)
 NOISE = (0.0, 0.04, 0.08, 0.12, 0.2, 0.3)
 
 
 def rows(progress: Callable[[str], None]) -> Iterator[Row]:
-    """Accuracy in the seen styles and in the unseen one; under noise with the difference to none."""
+    """Report accuracy in the seen styles and in the unseen one; with noise also the difference to no noise."""
     noiseless: list[AdaptedModel] = []
     for case, models in _cases(progress):
         noiseless = noiseless or (models if case == "noise 0.0" else [])
-        row: Row = {"case": case}
+        cells = {}
         for spec in (SEEN, UNSEEN):
             items = drawings(spec).test
-            found, without = ([right(model, items) for model in listed] for listed in (models, noiseless))
-            gain = f" ({paired(found, without, items)})" if without and models is not noiseless else ""
-            row[spec] = per_cent(found) + gain
-        yield row | {"text": f"{row[SEEN]} | {row[UNSEEN]}"}
+            ours, without = ([right(model, items) for model in listed] for listed in (models, noiseless))
+            gain = f" ({paired(ours, without, items)})" if without and models is not noiseless else ""
+            cells[spec] = per_cent(ours) + gain
+        yield row_of(case, cells)
 
 
 def _cases(progress: Callable[[str], None]) -> Iterator[tuple[str, list[AdaptedModel]]]:
@@ -43,23 +43,14 @@ def _cases(progress: Callable[[str], None]) -> Iterator[tuple[str, list[AdaptedM
     yield "mean of the texts, untrained", [untrained]
     for noise in NOISE:
         progress(f"noise {noise}")
-        yield f"noise {noise}", [_trained(noise, seed) for seed in SEEDS]
-
-
-def _trained(noise: float, seed: int) -> AdaptedModel:
-    recipe = read_recipe("close", [("method.noise", noise), ("seed", seed)], "emoji-texts")
-    split = read_data(recipe)
-    model = built(recipe, split.class_names)
-    learn(recipe, model, split, None, progress=False)
-    return model
+        recipes = [read_recipe("close", [("method.noise", noise), ("seed", seed)], "emoji-texts") for seed in SEEDS]
+        yield f"noise {noise}", [trained(recipe, read_data(recipe)) for recipe in recipes]
 
 
 def _mean_names(model: AdaptedModel) -> Tensor:
-    """The mean feature of the texts of each group `(n, e)`, of unit length."""
+    """Return the mean feature of the texts of each group `(n, e)`, normalised to unit length."""
     items = drawings("emoji-texts").train
-    features, labels = (
-        model.text_features([item.text for item in items]),
-        items[0].task.numbers(items, model.class_names),
-    )
+    features = model.text_features([item.text for item in items])
+    labels = items[0].task.numbers(items, model.class_names)
     means = [features[labels == label].mean(0) for label in range(len(model.class_names))]
     return F.normalize(torch.stack(means), dim=-1)

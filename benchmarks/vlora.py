@@ -5,21 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
-from benchmarks.measure import in_fresh_process
-from benchmarks.text import Row
+import torch
+from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
+
+import adapt
+from adapt.backbones.hf import vision_tower
+from adapt.backbones.preprocess import Preprocess
+from adapt.backbones.vision_llm import Vision, VisionLLM
+from adapt.evaluation.flops import flops
+from adapt.recipe import read_recipe
+from benchmarks.measure import Row, compared, in_fresh_process
 
 BACKBONE: Final = "mini-clip+mini-lm"
 QUESTION, NEW_TOKENS = "what is on the left?", 4
 TEXT, PATCHES = 32, 576  # tokens
 
 
-def answering(method: str) -> Callable[[], Any]:
-    """One image and question to a few tokens of an answer, by the shipped recipe's method before any training."""
-    import torch
-
-    import adapt
-    from adapt.recipe import read_recipe
-
+def answering(method: str) -> Callable[[], object]:
+    """Return a step from one image and question to a few tokens, by the shipped recipe's method before training."""
     settings = read_recipe(method).method_config
     model = adapt.wrap(adapt.load_backbone(BACKBONE, "cpu"), adapt.methods.find(method)(**settings)).eval()
     image = torch.randn(1, 3, *[model.backbone.preprocess.size] * 2)
@@ -27,12 +30,7 @@ def answering(method: str) -> Callable[[], Any]:
 
 
 def large(method: str) -> int:
-    """Operations of one question of 32 tokens at Vicuna-7B's and CLIP ViT-L/14-336's sizes, without its tower."""
-    import torch
-
-    import adapt
-    from adapt.evaluation.flops import flops
-
+    """Return the operations of a question of 32 tokens at Vicuna-7B's and CLIP ViT-L/14-336's sizes, without towers."""
     backbone = large_backbone()
     model = adapt.wrap(backbone, adapt.methods.find(method)()).eval().requires_grad_(False)
     image = torch.zeros(1, 3, *[backbone.preprocess.size] * 2, device="meta")
@@ -40,18 +38,10 @@ def large(method: str) -> int:
     return flops(lambda: model(image, [question])) - flops(lambda: backbone.patches(image))
 
 
-def large_backbone() -> Any:
-    """Vicuna-7B's shape behind CLIP ViT-L/14-336's, without values: nothing is allocated."""
-    import torch
-    from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
-
-    from adapt.backbones.hf import vision_tower
-    from adapt.backbones.preprocess import Preprocess
-    from adapt.backbones.vision_llm import Vision, VisionLLM
-
-    eager: Any = {"attn_implementation": "eager"}  # which the counter sees
+def large_backbone() -> VisionLLM:
+    """Return a backbone of Vicuna-7B's shape behind CLIP ViT-L/14-336's, without allocating anything."""
     with torch.device("meta"):
-        llm = LlamaForCausalLM(LlamaConfig(**eager)).eval()
+        llm = LlamaForCausalLM(LlamaConfig(attn_implementation="eager")).eval()  # the counter sees eager attention
         config = CLIPVisionConfig(
             hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16,
             image_size=336, patch_size=14,
@@ -62,7 +52,7 @@ def large_backbone() -> Any:
 
 
 class _OneToken:
-    """A tokenizer of words that are all the same token."""
+    """A tokenizer that gives every word the same token."""
 
     eos_token_id = pad_token_id = 0
     bos_token = None
@@ -72,7 +62,7 @@ class _OneToken:
 
 
 def by_formula(method: str) -> int:
-    """The same by counting products: 32 blocks of width 4096 with an MLP of 11008, and the head over 32,000 words."""
+    """Return the same by formula: 32 blocks of width 4096 with an MLP of 11008, and a head over 32,000 words."""
     width, hidden, blocks, words, rank = 4096, 11008, 32, 32_000, 64
     tokens = TEXT + (PATCHES if method == "projector" else 0)
     block = 4 * tokens * width**2 + 3 * tokens * width * hidden + 2 * tokens**2 * width
@@ -88,7 +78,7 @@ def by_formula(method: str) -> int:
 
 
 def rows(progress: Callable[[str], None]) -> Iterator[Row]:
-    """Operations at 7B by torch's counter and by formula; seconds for an answer of the bundled language model."""
+    """Report operations at 7B by torch's counter and by formula; seconds for an answer of the bundled model."""
     counted, computed = {}, {}
     for method in ("projector", "vlora"):
         progress(f"counting {method} at 7B")
@@ -107,14 +97,6 @@ def rows(progress: Callable[[str], None]) -> Iterator[Row]:
     measured = {}
     for method in ("projector", "vlora"):
         progress(f"answering by {method}")
-        measured[method] = in_fresh_process(answering, method, repeats=20)
-    plain, fast = measured["projector"], measured["vlora"]
-    yield {
-        "case": f"{BACKBONE}, an answer of {NEW_TOKENS} tokens",
-        "plain_seconds": plain.seconds,
-        "plain_scaled": False,
-        "fast_seconds": fast.seconds,
-        "ratio": plain.seconds / fast.seconds,
-        "plain_peak_bytes": plain.peak_bytes,
-        "fast_peak_bytes": fast.peak_bytes,
-    }
+        measured[method] = in_fresh_process(20, answering, method)
+    case = f"{BACKBONE}, an answer of {NEW_TOKENS} tokens"
+    yield {"case": case} | compared(measured["projector"], measured["vlora"])

@@ -1,4 +1,4 @@
-"""Drawings of the unseen style named by words of captions, against the word that names most of them."""
+"""Drawings of the unseen style named by words from captions, against the word that names most of them."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from adapt.retrieval.vocabulary_free import VocabularyFree
 from adapt.retrieval.words import plain_words
 from benchmarks.descriptions import TEMPLATES
 from benchmarks.drawings import backbone, drawings
-from benchmarks.text import Row
+from benchmarks.measure import Row
 
 
 def rows(progress: Callable[[str], None]) -> Iterator[Row]:
-    """How many drawings are called by a word of their own name, in per cent."""
+    """Report how many drawings are named by a word of their own name, in per cent."""
     items = drawings("emoji-concepts").test
     model = adapt.wrap(backbone(), ZeroShot(), ("object",)).eval()
     features = item_features(model, items, workers=2)
@@ -28,16 +28,14 @@ def rows(progress: Callable[[str], None]) -> Iterator[Row]:
     word, count = Counter(word for name in names for word in name).most_common(1)[0]
     yield _row(f"always {word!r}", count, items)
     concepts = [name for half in concept_names() for name in half]
-    for kind, captions in (
-        ("names", concepts),
-        ("names in four templates", [each.replace("{}", name) for name in concepts for each in TEMPLATES]),
-    ):
+    prompts = [each.replace("{}", name) for name in concepts for each in TEMPLATES]
+    for kind, captions in (("names", concepts), ("names in four templates", prompts)):
         progress(kind)
         index = index_texts(model, captions)
         for least in (2, 1):
-            found = VocabularyFree(backbone(), index, least=least).named(features)
-            said = [each.words[int(torch.argmax(each.logits))] for each in found]
-            right = sum(word in name for word, name in zip(said, names, strict=True))
+            named = VocabularyFree(backbone(), index, least=least).named(features)
+            words = [each.words[int(torch.argmax(each.logits))] for each in named]
+            right = sum(word in name for word, name in zip(words, names, strict=True))
             yield _row(f"{len(captions):,} captions, {kind}, words seen {least} times", right, items)
 
 

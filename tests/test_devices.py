@@ -44,7 +44,7 @@ def test_a_process_has_one_of_several(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, 0)
-    with pytest.raises(AdaptError, match=r"device 'gpu' cannot be used here: .*\. Take auto, which is cpu here"):
+    with pytest.raises(AdaptError, match=r"device 'gpu' cannot be used here: .*; use auto, which is cpu here"):
         adapt.load_backbone("mini-clip", "gpu")
     with pytest.raises(AdaptError, match=r"device 'cuda:99' cannot be used here: Torch not compiled with CUDA"):
         adapt.load_backbone("mini-clip", device="cuda:99")

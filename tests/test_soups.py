@@ -198,7 +198,7 @@ def test_what_cannot_go_into_one_pot(open_clip: Backbone, hf_clip: Backbone) -> 
     (elsewhere,) = members(hf_clip, methods.LoRA, 1)
     renamed = coop.with_classes(["sky"])
     for other, words in (
-        (longer, "model 1 and model 2 differ in n_ctx, 2 and 3: a soup is of adapters that differ in nothing but"),
+        (longer, "model 1 and model 2 differ in n_ctx, 2 and 3: a soup needs adapters that differ only in what"),
         (lora, "differ in method, 'coop' and 'lora'"),
         (renamed, r"differ in class_names, \('goldfish', 'red_panda', 'sea cucumber'\) and \('sky',\)"),
         (coop.blended(0.5), "differ in answers, None and"),
@@ -244,7 +244,7 @@ def test_the_bias_of_several_classes_is_a_mean(
         ({"combination": "tise"}, "unknown combination 'tise'; did you mean 'ties'"),
         ({"rank": 0}, "rank is 0; expected 1 or more"),
         ({"rank": 2}, "coop has no rank"),
-        ({"validation": [], "weights": [0.5, 0.5]}, "a greedy soup is the mean of those that it takes"),
+        ({"validation": [], "weights": [0.5, 0.5]}, "a greedy soup is the mean of the adapters that it keeps"),
         ({"validation": []}, "there are no images: this part of the data is empty"),
     ],
 )

@@ -1,1 +1,1 @@
-"""Which method for these images, and how good it will be: many methods by cross-validation, one of them trained."""
+"""Choose a method for a set of images: compare many by cross-validation, and train the best choice."""

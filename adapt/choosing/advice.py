@@ -1,4 +1,4 @@
-"""What is wrong with the images, and of which there should be more: by the features that are there anyway."""
+"""Advice on the images of a data set, from features that are already computed: what is wrong, and what is missing."""
 
 from __future__ import annotations
 
@@ -7,103 +7,108 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from adapt.choosing.compare import Compared
-from adapt.choosing.duplicates import near_duplicates
+from adapt.choosing.duplicates import ListedImage, near_duplicates
 from adapt.data.item import Item
 from adapt.data.split import Split
 from adapt.disk import write_csv
+from adapt.shown import first_of
 
-SHARPNESS = 2.0  # of the vote on labels, over the standard deviation of cosines
-SUSPICIOUS = 0.1  # votes for an image's own label, of those for the likeliest, below which it is listed
-WITNESSES = 3  # other images of a class, with fewer of which no label of its is doubted
-PAIRS = 5  # of classes that are taken for one another
-AT_ONCE = 1024  # rows of similarities
+SHARPNESS = 2.0  # of the vote on labels, over the standard deviation of the cosines
+SUSPICIOUS = 0.1  # votes for an image's own label over votes for the likeliest one, below which it is listed
+WITNESSES = 3  # other images that a class needs before the labels of its images are doubted
+PAIRS = 5  # pairs of classes that are listed as confused
+AT_ONCE = 1024  # rows of similarities computed at once
 
 
 @dataclass(frozen=True)
 class Advice:
-    """Rows for four lists, the worst first: each names files, and what is the matter with them.
+    """Four lists of images, the worst first.
 
-    `few` has images of classes with fewer than half as many as is usual, or with one group alone; `confused` images
-    that were taken for another class, of the pairs of classes where that happens most; `suspects` training images that
-    look like another class; `duplicates` test and validation images that are training images too, or nearly.
+    `few` has the images of classes with fewer than half the usual number of images, or with only one group; `confused`
+    images that were mistaken for another class, of the most often confused pairs of classes; `suspects` training images
+    that look like another class; `duplicates` test and validation images that almost duplicate a training image.
     """
 
-    few: list[dict[str, Any]]
-    confused: list[dict[str, Any]]
-    suspects: list[dict[str, Any]]
-    duplicates: list[dict[str, Any]]
+    few: list[ListedImage]
+    confused: list[ListedImage]
+    suspects: list[ListedImage]
+    duplicates: list[ListedImage]
 
     def write(self, folder: Path) -> None:
-        """A CSV for each list that has something."""
+        """Write a CSV file for each list that is not empty."""
         for name, rows in vars(self).items():
             if rows:
                 write_csv(folder / f"{name}.csv", rows)
 
     def lines(self) -> list[str]:
-        """What a person reads, a line for each list that has something."""
-        found = []
+        """Return a sentence for each list that is not empty."""
+        lines = []
         if self.few:
             classes = list(dict.fromkeys(row["class"] for row in self.few))
-            found.append(f"more images would help {_listed(classes)} most: few.csv")
+            lines.append(f"More training images would help most in these classes: {first_of(classes)} (few.csv)")
         if self.confused:
-            pairs = dict.fromkeys(" and ".join(sorted((row["class"], row["predicted"]))) for row in self.confused)
-            found.append(f"taken for one another: {_listed(list(pairs), '; ')}: confused.csv")
+            pairs = dict.fromkeys(
+                " and ".join(sorted((str(row["class"]), str(row["predicted"])))) for row in self.confused
+            )
+            lines.append(f"Most often confused: {first_of(list(pairs), between='; ')} (confused.csv)")
         if self.suspects:
-            found.append(
-                f"{len(self.suspects)} training image(s) look like another class: check labels by suspects.csv"
+            lines.append(
+                f"Check the labels: {len(self.suspects)} training image(s) look like another class (suspects.csv)"
             )
         if self.duplicates:
-            found.append(f"{len(self.duplicates)} test or validation image(s) nearly in training too: duplicates.csv")
-        return found
+            lines.append(
+                f"{len(self.duplicates)} test or validation image(s) almost duplicate a training image (duplicates.csv)"
+            )
+        return lines
 
 
-def advise(split: Split, features: dict[str, Tensor], held: Sequence[Item], winner: Compared | None) -> Advice:
-    """Advice on the images of `split`, by unit-length `features` `(n, e)` of its parts by name.
+def advise(split: Split, features: dict[str, Tensor], held_out: Sequence[Item], winner: Compared | None) -> Advice:
+    """Return advice on the images of `split`, from unit-length `features` `(n, e)` of its parts by name.
 
-    `held` are the images that `winner` was tried on; both are without content where nothing could be.
+    `held_out` are the images that `winner` was evaluated on; empty and None if nothing could be compared.
     """
     return Advice(
         few=_few(split.train),
-        confused=_confused(split.class_names, held, winner) if winner else [],
+        confused=_confused(split.class_names, held_out, winner) if winner else [],
         suspects=_suspects(split, features["train"]),
         duplicates=near_duplicates(split, features),
     )
 
 
-def _few(items: Sequence[Item]) -> list[dict[str, Any]]:
+def _few(items: Sequence[Item]) -> list[ListedImage]:
     count = Counter(item.answer for item in items)
     groups = Counter(name for name, _ in {(item.answer, item.kept_with) for item in items})
     enough = median(count.values()) / 2
-    rows: list[dict[str, Any]] = [
+    return [
         {"path": item.path, "class": name, "images": count[name], "groups": groups[name]}
-        for item in items
+        for item in sorted(items, key=lambda item: count[item.answer])
         if count[name := item.answer] < enough or groups[name] == 1
     ]
-    return sorted(rows, key=lambda row: row["images"])
 
 
-def _confused(names: Sequence[str], held: Sequence[Item], winner: Compared) -> list[dict[str, Any]]:
-    taken = [names[label] for label in winner.probabilities.argmax(-1).tolist()]
-    sure = winner.probabilities.amax(-1).tolist()
-    wrong: list[dict[str, Any]] = [
-        {"path": item.path, "class": item.answer, "predicted": answer, "confidence": round(confidence, 4)}
-        for item, answer, confidence in zip(held, taken, sure, strict=True)
-        if item.answer != answer
+def _confused(names: Sequence[str], held_out: Sequence[Item], winner: Compared) -> list[ListedImage]:
+    confidences, labels = winner.probabilities.max(-1)
+    predictions = [names[label] for label in labels.tolist()]
+    pairs = [frozenset((item.answer, predicted)) for item, predicted in zip(held_out, predictions, strict=True)]
+    count = dict(Counter(pair for pair in pairs if len(pair) == 2).most_common(PAIRS))
+    wrong: list[tuple[int, ListedImage]] = [
+        (
+            count[pair],
+            {"path": item.path, "class": item.answer, "predicted": predicted, "confidence": round(confidence, 4)},
+        )
+        for pair, item, predicted, confidence in zip(pairs, held_out, predictions, confidences.tolist())
+        if count.get(pair, 0) > 1
     ]
-    pairs = Counter(frozenset((row["class"], row["predicted"])) for row in wrong)
-    most = {pair: number for pair, number in pairs.most_common(PAIRS) if number > 1}
-    kept = [row for row in wrong if frozenset((row["class"], row["predicted"])) in most]
-    return sorted(kept, key=lambda row: (-most[frozenset((row["class"], row["predicted"]))], -row["confidence"]))
+    return [row for _, row in sorted(wrong, key=lambda each: (-each[0], -float(each[1]["confidence"])))]
 
 
-def _suspects(split: Split, features: Tensor) -> list[dict[str, Any]]:
-    """Training images that resemble another class much more than their own, whose label few others are witnesses of."""
+def _suspects(split: Split, features: Tensor) -> list[ListedImage]:
+    """Return training images that resemble another class much more than their own, if that has enough other images."""
     labels = split.task.numbers(split.train, split.class_names)
     votes = _votes(features, labels, len(split.class_names))
     most, likeliest = votes.max(-1)
@@ -123,32 +128,28 @@ def _suspects(split: Split, features: Tensor) -> list[dict[str, Any]]:
 
 
 def _votes(features: Tensor, labels: Tensor, classes: int) -> Tensor:
-    """How much each image resembles each class `(n, classes)`, by the mean over all its other images.
+    """Return how much each image resembles each class `(n, classes)`: the mean vote of the class's other images.
 
-    An image at cosine c counts exp(s c); s is larger where cosines differ little.
+    An image at cosine c votes with weight exp(s c); s is larger where cosines differ little.
     """
     members = torch.nn.functional.one_hot(labels, classes).float()
     sharpness = SHARPNESS / _spread(features)
-    found = []
+    votes = []
     for start in range(0, len(features), AT_ONCE):
         part = features[start : start + AT_ONCE]
         similar = (sharpness * (part @ features.T - 1)).exp()
         rows = torch.arange(len(part))
-        similar[rows, rows + start] = 0  # no image is its own witness
+        similar[rows, rows + start] = 0  # no image votes for itself
         others = members.sum(0) - members[start : start + AT_ONCE]
-        found.append(similar @ members / others.clamp_min(1))
-    return torch.cat(found)
+        votes.append(similar @ members / others.clamp_min(1))
+    return torch.cat(votes)
 
 
 def _spread(features: Tensor) -> float:
-    """The standard deviation of the cosines of all pairs of unit-length features `(n, e)`."""
+    """Return the standard deviation of the cosines of all pairs of unit-length features `(n, e)`."""
     features, pairs = features.double(), len(features) * (len(features) - 1)
     if not pairs:
         return 1.0
     mean = float(features.sum(0).square().sum() - len(features)) / pairs
     square = float((features.T @ features).square().sum() - len(features)) / pairs
     return max(square - mean**2, 1e-6) ** 0.5
-
-
-def _listed(names: Sequence[str], between: str = ", ") -> str:
-    return between.join(names[:PAIRS]) + (f"{between}and {len(names) - PAIRS} more" if len(names) > PAIRS else "")

@@ -1,14 +1,11 @@
-"""Images of one part of a data set that are in another too, resized, recompressed or mirrored.
+"""Near duplicates across the parts of a data set: images that were resized, recompressed or mirrored.
 
-Features say which images could be the same, and small pictures of those which are: features alone take two drawings of
-one object for the same.
+Features pick the candidates, and thumbnails decide: features alone take two drawings of one object for the same image.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
 
 import torch
 from PIL import Image
@@ -16,30 +13,29 @@ from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
 from adapt.data.decoding.images import open_image
-from adapt.data.item import Item
 from adapt.data.split import Split
 
-NEAREST = 3  # training images that are looked at for each other one
-SIDE = 12  # of the pictures that are compared
-ALIKE = 0.98  # their correlation from which on two images count as one
-KEPT = 4096  # small pictures in memory
+NEAREST = 3  # training images that each other image is compared with
+SIDE = 12  # pixels of a thumbnail
+ALIKE = 0.98  # correlation above which two images count as one
+KEPT = 4096  # thumbnails in memory
+
+ListedImage = dict[str, str | float]  # a row of a list: the image's path and class, and why it is listed
 
 
-def near_duplicates(split: Split, features: dict[str, Tensor]) -> list[dict[str, Any]]:
-    """A row for each test and validation image that is nearly a training image, the most alike first.
+def near_duplicates(split: Split, features: dict[str, Tensor]) -> list[ListedImage]:
+    """Return a row for each test or validation image that almost duplicates a training image, the most alike first.
 
-    `features` are unit-length ones `(n, e)` of the parts by name.
+    `features` are the unit-length features `(n, e)` of the parts by name.
     """
     thumbnail = lru_cache(KEPT)(_thumbnail)
-    rows = []
-    for part in ("val", "test"):
-        items: Sequence[Item] = getattr(split, part)
+    rows: list[ListedImage] = []
+    for part, items in (("val", split.val), ("test", split.test)):
         for item, feature in zip(items, features.get(part, ())):
             near = (features["train"] @ feature).topk(min(NEAREST, len(split.train))).indices.tolist()
             own = thumbnail(item.path, item.turned)
-            others = [(place, split.train[place]) for place in near]
-            alike = [(_correlation(own, thumbnail(other.path, other.turned)), place) for place, other in others]
-            correlation, place = max(alike)
+            others = [(place, thumbnail(split.train[place].path, split.train[place].turned)) for place in near]
+            correlation, place = max((_correlation(own, other), place) for place, other in others)
             if correlation > ALIKE:
                 other = split.train[place]
                 rows.append(
@@ -52,11 +48,11 @@ def near_duplicates(split: Split, features: dict[str, Tensor]) -> list[dict[str,
                         "correlation": round(correlation, 4),
                     }
                 )
-    return sorted(rows, key=lambda row: -row["correlation"])
+    return sorted(rows, key=lambda row: -float(row["correlation"]))
 
 
 def _thumbnail(path: str, turned: bool) -> Tensor:
-    """A picture of a few pixels `(3, s, s)` without its mean, of length one."""
+    """Return a thumbnail `(3, s, s)` with mean 0 and norm 1."""
     small = open_image(path, turned=turned).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
     pixels = pil_to_tensor(small).float()
     pixels = pixels - pixels.mean()
@@ -64,5 +60,5 @@ def _thumbnail(path: str, turned: bool) -> Tensor:
 
 
 def _correlation(one: Tensor, other: Tensor) -> float:
-    """Of two small pictures, or of one and the other's mirror image."""
+    """Return the correlation of two thumbnails, or of one and the other mirrored, whichever is larger."""
     return max(float((one * other).sum()), float((one * other.flip(-1)).sum()))

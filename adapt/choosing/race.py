@@ -1,4 +1,4 @@
-"""Methods compared one after the other, as long as they keep up with the best so far and there is time."""
+"""A comparison of candidates one after the other, in which those that fall behind are dropped."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from adapt.errors import AdaptError
 from adapt.progress import readable_time
 
 logger = logging.getLogger("adapt")
-BASELINE = "zero_shot"  # which is always measured: it says whether class names help
-KEPT_UP = 1, 4  # methods with steps that keep up, of how many: what the time left counts on before any has run
+BASELINE = "zero_shot"  # always measured in full: it shows whether class names help
+KEPT_UP = 1, 4  # prior for the time left: of methods with steps, one in four keeps up
 
 
 def race(
     comparison: Comparison, listed: Sequence[Candidate], budget: float | None, progress: bool
 ) -> tuple[list[Compared], dict[str, str]]:
-    """All candidates that kept up, and by name why the others were given up or could not be trained.
+    """Return all candidates that kept up, and by name why the others were dropped or could not be trained.
 
-    Those that are not always compared run only while `budget`, in seconds, leaves time for them. AdaptError where no
-    candidate could be trained.
+    Candidates that are not always compared run only while `budget`, in seconds, leaves time for them. Raises AdaptError
+    if no candidate could be trained.
     """
     runners = _Race(comparison, listed, budget)
     for number, candidate in enumerate(listed, 1):
         runners.run(candidate)
         if progress:
-            logger.info("  %2d of %d  %s", number, len(listed), runners.said(candidate.name, listed[number:]))
+            logger.info("  %2d of %d  %s", number, len(listed), runners.result(candidate.name, listed[number:]))
     if listed and not runners.compared:
         name, reason = next(iter(runners.left_out.items()))
         raise AdaptError(f"no method could be compared; {name}: {reason}")
@@ -44,24 +44,25 @@ class _Race:
     def __init__(self, comparison: Comparison, listed: Sequence[Candidate], budget: float | None) -> None:
         self.compared, self.left_out = list[Compared](), dict[str, str]()
         self._comparison, self._budget, self._started = comparison, budget, time.monotonic()
-        self._seconds: dict[str, float] = {}  # of one training on one part, judged by a few of its steps
-        self._ran: list[tuple[Candidate, float]] = []  # each that had its turn, and the seconds that it took
+        self._folds = comparison.trainings - 1
+        self._seconds: dict[str, float] = {}  # estimated for one training on one fold
+        self._ran: list[tuple[Candidate, float]] = []  # candidates that had their turn, and the seconds it took
         for candidate in listed:
             if candidate.cost is not Cost.NO_STEP and (candidate.always or budget is None):
-                with suppress(AdaptError, torch.OutOfMemoryError):  # which its turn will tell
+                with suppress(AdaptError, torch.OutOfMemoryError):  # reported when its turn comes
                     self._seconds[candidate.name] = comparison.estimate(candidate)
 
     def run(self, candidate: Candidate) -> None:
         """Compare the candidate, or note why not."""
         started = time.monotonic()
         try:
-            tried = self._within_budget(candidate) or self._tried(candidate)
+            outcome = self._over_budget(candidate) or self._tried(candidate)
         except (AdaptError, torch.OutOfMemoryError, torch.linalg.LinAlgError) as error:
-            tried = str(error)
-        if isinstance(tried, str):
-            self.left_out[candidate.name] = tried
+            outcome = str(error)
+        if isinstance(outcome, str):
+            self.left_out[candidate.name] = outcome
         else:
-            self.compared.append(tried)
+            self.compared.append(outcome)
         self._ran.append((candidate, time.monotonic() - started))
 
     def _tried(self, candidate: Candidate) -> Compared | str:
@@ -69,47 +70,41 @@ class _Race:
             return self._comparison.run(candidate)
         return self._comparison.raced(candidate, max(self.compared, key=lambda each: each.accuracy))
 
-    def _within_budget(self, candidate: Candidate) -> str | None:
-        """Why there is no time for the candidate; None where there is."""
+    def _over_budget(self, candidate: Candidate) -> str:
+        """Say why there is no time for the candidate; "" if there is."""
         if self._budget is None or candidate.always:
-            return None
+            return ""
         left = self._budget - (time.monotonic() - self._started)
         each = self._seconds[candidate.name] = self._comparison.estimate(candidate) if left > 0 else 0.0
         needed = self._comparison.trainings * each
         if needed < left:
-            return None
-        more = f"would take about {readable_time(needed)} more" if needed else "not begun"
+            return ""
+        more = f"it would take about {readable_time(needed)} more" if needed else "there was no time to begin"
         return f"{more}, and the budget is {readable_time(self._budget)}"
 
-    def said(self, name: str, others: Sequence[Candidate]) -> str:
-        """The figures of the method tried last, or why it has none, and the time left for the others."""
-        left = f"(about {readable_time(self._left(others))} left)" if others else ""
+    def result(self, name: str, others: Sequence[Candidate]) -> str:
+        """Return the figures of the last candidate, or why it has none, and the time left for the others."""
+        left = f"  (about {readable_time(self._left(others))} left)" if others else ""
         if name in self.left_out:
-            return f"{name:22} given up: {self.left_out[name]}  {left}"
+            return f"{name:22} left out: {self.left_out[name]}{left}"
         last = self.compared[-1]
-        return f"{name:22} {100 * last.accuracy:5.1f} ± {100 * last.error:.1f} %  {left}"
+        return f"{name:22} {100 * last.accuracy:5.1f} ± {100 * last.error:.1f} %{left}"
 
     def _left(self, others: Sequence[Candidate]) -> float:
-        """Seconds that the others take, if as many of those with steps keep up as until now."""
+        """Return the seconds that the others take, if those with steps keep up as often as until now."""
         plain = [seconds for candidate, seconds in self._ran if candidate.cost is Cost.NO_STEP]
         each_plain = sum(plain) / max(1, len(plain))
         stepped = [candidate.name for candidate, _ in self._ran if candidate.cost is not Cost.NO_STEP]
         kept_up = sum(each.candidate.name in stepped for each in self.compared)
         likely = (KEPT_UP[0] + kept_up) / (KEPT_UP[1] + len(stepped))
-        overhead = min(plain, default=0.0) / self._parts  # of any training, steps apart
+        overhead = min(plain, default=0.0) / self._folds  # of any training, apart from its steps
+        trainings = {
+            Cost.STEPS_ON_FEATURES: 1 + likely * (self._folds - 1),
+            Cost.STEPS_THROUGH_TOWERS: 1 / PILOT + likely * self._folds,
+        }
         return sum(
             each_plain
             if each.cost is Cost.NO_STEP
-            else self._trainings(each, likely) * (overhead + self._seconds.get(each.name, 0.0))
+            else trainings[each.cost] * (overhead + self._seconds.get(each.name, 0.0))
             for each in others
         )
-
-    @property
-    def _parts(self) -> int:
-        return self._comparison.trainings - 1
-
-    def _trainings(self, candidate: Candidate, likely: float) -> float:
-        """How many trainings a candidate with steps takes, if it keeps up on the first part with this probability."""
-        if candidate.cost is Cost.STEPS_THROUGH_TOWERS:
-            return 1 / PILOT + likely * self._parts
-        return 1 + likely * (self._parts - 1)

@@ -1,13 +1,11 @@
-"""Which method for these images, and how good will it be?"""
+"""`recommend`: which method to use for a set of images, and how accurate it will be."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -21,6 +19,7 @@ from adapt.choosing.recommendation import Recommendation, rows_of
 from adapt.data.folds import usual_count
 from adapt.data.split import Split
 from adapt.devices import AUTO
+from adapt.disk import check_free
 from adapt.errors import AdaptError
 from adapt.features import item_features
 from adapt.methods.zero_shot import ZeroShot
@@ -33,10 +32,8 @@ from adapt.tracking import Track, trackers
 from adapt.training.processes import check_alone
 from adapt.training.run_recipe import decodable, listed_data, run_recipe
 
-logger = logging.getLogger("adapt")
-
-# what is trained where nothing can be compared: words weigh most, and the one image of each class adds to them
-UNCOMPARED: tuple[str, dict[str, Any]] = ("nearest_mean", {"method.words": 3.0})
+# trained if nothing can be compared: class names weigh most, and the one image of each class adds to them
+UNCOMPARED: tuple[str, dict[str, object]] = ("nearest_mean", {"method.words": 3.0})
 
 
 def recommend(
@@ -56,25 +53,26 @@ def recommend(
     progress: bool = True,
     track: Track = (),
 ) -> Recommendation:
-    """Compares methods on the training images of `data`, and trains the one to take on all of them.
+    """Compare methods on the training images of `data`, and train the chosen one on all of them.
 
-    By cross-validation over `folds` stratified parts, by default as many as a class has images and at most five, whole
-    groups at once where the data names groups; test images choose nothing. Zero-shot, methods without steps, those with
-    steps on cached features, and CoOp; with `every` also those whose steps pass through a tower, and with a `budget` in
-    seconds as many of them as it leaves time for. A method is given up where it does not keep up with the best so far
-    on the first part (see `Comparison.raced`).
-    `shots` images a class, all of them by default; `overrides` such as `data.broken=skip` are of all recipes. `out`, a
-    new folder, becomes the run directory of the chosen one, with recommendation.json, methods.csv, report.html, and a
-    list of files for each piece of advice; what was compared stays there, whatever becomes of the training. `track` is
-    told of that training, as in `fit`.
+    Methods are compared by cross-validation over `folds` stratified folds, by default as many as a class has images
+    and at most five; if the data names groups, a group is never split. Test images play no part in the choice. Compared
+    are zero-shot, methods without steps, those with steps on cached features, and CoOp; with `every` also those whose
+    steps pass through a tower, and with a `budget` in seconds as many of them as there is time for. A method is dropped
+    if it falls behind the best so far on the first fold (see `Comparison.raced`).
 
-    Raises AdaptError for data without training images, of one class or with questions, fewer than two folds, an `out`
-    that exists or lies inside the data, and where no method can be trained.
+    `shots` images a class are used, all of them by default; `overrides` such as `data.broken=skip` apply to all
+    recipes. `out`, a new folder, becomes the run directory of the chosen method, with recommendation.json, methods.csv,
+    report.html, and a list of files for each piece of advice; the comparison stays there even if the training fails.
+    `track` follows that training, as in `fit`.
+
+    Raises AdaptError for data without training images, with one class or with questions, fewer than two folds, an `out`
+    that exists or lies inside the data, and if no method can be trained.
     """
-    told = trackers(track, out)
+    tracked_by = trackers(track, out)
     given = {"data.root": root, "data.names": names, "backbone": backbone, "seed": seed, "device": device}
-    changes = dict(map(pair, overrides)) | {key: value for key, value in given.items() if value is not None}
-    changes["data.shots"] = shots
+    changes: dict[str, object] = dict(map(pair, overrides))
+    changes |= {key: value for key, value in given.items() if value is not None} | {"data.shots": shots}
     base = read_recipe("zero_shot", list(changes.items()), data)
     changes |= {"backbone": base.backbone, "data.sampling": base.data.sampling}
     with _reserved(out, data) as folder:
@@ -87,39 +85,31 @@ def recommend(
         with loaded.unchanging():
             features = _features(split, loaded, progress)
             compared, left_out = race(comparison, listed, budget, progress)
-        chosen, found = _decided(split, base, comparison, compared, left_out, features)
+        chosen, alike = take(compared) if compared else (None, [])
+        recommendation = Recommendation(
+            chosen=chosen.candidate.name if chosen else UNCOMPARED[0],
+            rows=rows_of(compared),
+            alike=[each.candidate.name for each in alike],
+            left_out=left_out,
+            notes=_notes(split, comparison, compared),
+            advice=advise(split, features, comparison.items, chosen),
+            about=_about(split, base, comparison),
+        )
         if folder is not None:
-            found.write(folder)
-        settings = changes | ({} if chosen else UNCOMPARED[1])
-        recipe = chosen.candidate.final if chosen else read_recipe(UNCOMPARED[0], list(settings.items()), data)
-        result = run_recipe(recipe, folder, progress=progress, split=split, backbone=loaded, track=told)
-        found = replace(found, result=result)
+            recommendation.write(folder)
+        uncompared = list((changes | UNCOMPARED[1]).items())
+        recipe = chosen.candidate.final if chosen else read_recipe(UNCOMPARED[0], uncompared, data)
+        result = run_recipe(recipe, folder, progress=progress, split=split, backbone=loaded, track=tracked_by)
+        recommendation = replace(recommendation, result=result)
         if folder is not None:
-            found.write(folder)
-            found.report(folder)
-    return found
-
-
-def _decided(
-    split: Split, recipe: Recipe, comparison: Comparison, compared: list[Compared], left_out: dict[str, str],
-    features: dict[str, Tensor],
-) -> tuple[Compared | None, Recommendation]:  # fmt: skip
-    """The method to take, if any could be compared, and the recommendation before it is trained."""
-    chosen, alike = take(compared) if compared else (None, [])
-    return chosen, Recommendation(
-        chosen=chosen.candidate.name if chosen else UNCOMPARED[0],
-        rows=rows_of(compared),
-        alike=[each.candidate.name for each in alike],
-        left_out=left_out,
-        notes=_notes(split, comparison, compared),
-        advice=advise(split, features, comparison.items, chosen),
-        about=_about(split, recipe, comparison),
-    )
+            recommendation.write(folder)
+            recommendation.report(folder)
+    return recommendation
 
 
 @contextmanager
 def _reserved(out: str | Path | None, data: str) -> Iterator[Path | None]:
-    """A new folder, which goes again where nothing was written to it."""
+    """Make a new folder, and remove it again if nothing was written to it."""
     check_alone()
     if out is None:
         yield None
@@ -129,39 +119,41 @@ def _reserved(out: str | Path | None, data: str) -> Iterator[Path | None]:
         raise AdaptError(
             f"{out} lies inside the data {data}, where it would be taken for a class: choose another --out"
         )
+    check_free(out)
     try:
         out.mkdir(parents=True)
-    except FileExistsError:
-        raise AdaptError(f"{out} exists already; name a new folder") from None
     except OSError as error:
         raise AdaptError(f"cannot make {out}: {error.strerror or error}; choose another place") from error
     try:
         yield out
     finally:
-        with suppress(OSError):  # there is something in it
+        with suppress(OSError):  # not empty
             out.rmdir()
 
 
 def _check_comparable(split: Split) -> None:
-    """AdaptError for data on which methods are not compared."""
+    """Raise AdaptError for data on which methods cannot be compared."""
     if not split.train[0].paths:
-        raise AdaptError("methods are compared on images, and texts are in their place: train `close` on these")
+        raise AdaptError(f"{split.name} has texts in place of images; methods are compared on images: train `close`")
     if split.task.comparable:
         raise AdaptError(f"{split.name}: {split.task.comparable}")
     if len(split.class_names) < 2:
         split.check_classes()
-        raise AdaptError(f"{split.name} has one class, {split.class_names[0]!r}: there is nothing to tell apart")
+        raise AdaptError(f"{split.name} has one class, {split.class_names[0]!r}; expected at least two to tell apart")
 
 
 def _dual_encoder(backbone: Backbone) -> DualEncoder:
-    """AdaptError for a backbone on which methods are not compared."""
-    if not isinstance(backbone, DualEncoder):
-        raise AdaptError("what is compared tells classes apart by a CLIP or SigLIP: give images without questions")
-    return backbone
+    """Return `backbone` itself. Raises AdaptError for one on which methods cannot be compared."""
+    if isinstance(backbone, DualEncoder):
+        return backbone
+    raise AdaptError(
+        f"{backbone.describe()} is a {backbone.family}; methods are compared on a CLIP or SigLIP: give images without "
+        "questions"
+    )
 
 
-def _about(split: Split, recipe: Recipe, comparison: Comparison) -> dict[str, Any]:
-    """On what the figures are."""
+def _about(split: Split, recipe: Recipe, comparison: Comparison) -> dict[str, object]:
+    """Return what the figures were measured on."""
     return {
         "data": recipe.data.source,
         "backbone": recipe.backbone,
@@ -176,7 +168,7 @@ def _about(split: Split, recipe: Recipe, comparison: Comparison) -> dict[str, An
 
 
 def _features(split: Split, backbone: DualEncoder, progress: bool) -> dict[str, Tensor]:
-    """Unit-length features `(n, e)` of all images by part: what comes after finds them in the cache."""
+    """Return the unit-length features `(n, e)` of all images by part, and leave them in the cache for later."""
     model = wrap(backbone.turning(split.turned), ZeroShot(), split.class_names)
     with counting_bar("encoding", progress) as bar:
         parts = {"train": split.train, "val": split.val, "test": split.test}
@@ -184,26 +176,27 @@ def _features(split: Split, backbone: DualEncoder, progress: bool) -> dict[str, 
 
 
 def _notes(split: Split, comparison: Comparison, compared: Sequence[Compared]) -> list[str]:
-    """Remarks on the figures: whether class names help, and which classes could not be tried."""
+    """Return remarks on the figures: whether class names help, and which classes could not be held out."""
     if not comparison.items:
         return [
-            "Every class has only one training image (or one group of images), so none can be held back: which method "
-            "is best here, and how good it is, cannot be known. Two training images of each class are the least that "
-            f"says something, and eight say much more. {UNCOMPARED[0]} is taken, beside the class names"
+            "Every class has only one training image (or one group of images), so none can be held out: which method "
+            "is best here, and how accurate it is, cannot be known. Comparing methods takes at least two training "
+            f"images a class, and works much better with eight. {UNCOMPARED[0]} with class names is used instead"
         ]
     untried = sorted({item.stratum for item in split.train} - {item.stratum for item in comparison.items})
-    notes = [_of_words(each) for each in compared if each.candidate.name == BASELINE]
+    notes = [_on_class_names(each) for each in compared if each.candidate.name == BASELINE]
     if untried:
         notes.append(
-            f"No image of {first_of(untried, 3)} was tried: every model needs the only one, or the only group, there is"
+            f"The estimates leave out {first_of(untried, 3)}: with only one training image (or one group of images) "
+            "in a class, none can be held out"
         )
     return notes
 
 
-def _of_words(zero_shot: Compared) -> str:
-    """Whether the class names say anything to the backbone."""
+def _on_class_names(zero_shot: Compared) -> str:
+    """Say whether the class names mean anything to the backbone."""
     chance = 1 / zero_shot.probabilities.shape[1]
-    figures = f"zero-shot is right for {100 * zero_shot.accuracy:.1f} %, guessing for {100 * chance:.1f} %"
-    if zero_shot.accuracy - chance < chance * (1 - chance):  # of many classes twice guessing, of two 75 %
-        return f"Class names say little to this backbone ({figures}): what is learned from the images has to decide"
-    return f"Class names help here ({figures}): a method that keeps them should win"
+    figures = f"zero-shot accuracy {100 * zero_shot.accuracy:.1f} %, chance {100 * chance:.1f} %"
+    if zero_shot.accuracy - chance < chance * (1 - chance):  # for many classes twice chance, for two 75 %
+        return f"Class names help little with this backbone ({figures}): the training images have to decide"
+    return f"Class names help here ({figures}): a method that uses them should win"

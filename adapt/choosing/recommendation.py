@@ -1,4 +1,4 @@
-"""What `adapt recommend` found, as people read it and as files."""
+"""The result of `adapt recommend`, as text and as files."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from adapt import plain
 from adapt.choosing.advice import Advice
@@ -19,37 +19,53 @@ from adapt.training.result import Result
 logger = logging.getLogger("adapt")
 
 
+class MethodRow(TypedDict):
+    """The figures of one method, and the command that trains it.
+
+    `accuracy` in [0, 1] by cross-validation with its standard `error`; how far it is `behind` the best, with the
+    standard error of that difference.
+    """
+
+    method: str
+    accuracy: float
+    error: float
+    behind: float
+    behind_error: float
+    seconds: float
+    adapter_bytes: int
+    command: str
+
+
 @dataclass(frozen=True)
 class Recommendation:
-    """What was compared, what is recommended and trained, and what would help most.
+    """A comparison of methods, the one that was chosen and trained, and advice on the images.
 
-    `rows` are the methods, the best first: accuracy and its standard error in [0, 1] by cross-validation, how far it is
-    `behind` the best with the standard error of that, seconds of a training, bytes of an adapter, and the command that
-    trains it. `alike` are those that are as good as the best within the noise. `about` says on what data. `result` is
-    of the chosen one, trained on all images and measured on the test part, if there is one; None until it is trained.
+    `rows` are the methods, the best first, and `alike` those that are as good as the best within the noise. `about`
+    says what they were compared on. `result` is the training of the chosen method on all images, measured on the test
+    images if there are any; None until it is trained.
     """
 
     chosen: str
-    rows: list[dict[str, Any]]
+    rows: list[MethodRow]
     alike: list[str]
     left_out: dict[str, str]
     notes: list[str]
     advice: Advice
-    about: dict[str, Any]
+    about: dict[str, object]
     result: Result | None = None
 
     @property
     def command(self) -> str:
-        """The command that trains the chosen method again; "" where nothing was compared."""
-        return next((str(row["command"]) for row in self.rows if row["method"] == self.chosen), "")
+        """The command that trains the chosen method again; "" if nothing was compared."""
+        return next((row["command"] for row in self.rows if row["method"] == self.chosen), "")
 
     @property
     def estimate(self) -> tuple[float, float] | None:
-        """The chosen method's accuracy by cross-validation and its standard error; None where nothing was compared."""
+        """The chosen method's accuracy by cross-validation and its standard error; None if nothing was compared."""
         return next(((row["accuracy"], row["error"]) for row in self.rows if row["method"] == self.chosen), None)
 
-    def as_json(self) -> dict[str, Any]:
-        """All of it that is plain data."""
+    def as_json(self) -> dict[str, object]:
+        """Return everything that is plain data."""
         return {
             **self.about,
             "chosen": self.chosen,
@@ -62,17 +78,68 @@ class Recommendation:
         }
 
     def __str__(self) -> str:
-        return "\n".join(_lines(self))
+        lines = [f"{note}." for note in self.notes]
+        if self.rows:
+            lines += [*self._table(), "", *self._choice()]
+        if self.result is not None and "adapted" in self.result.metrics:
+            images = self.result.metrics["adapted"]["images"]
+            lines.append(
+                f"Accuracy on the {images} test images, which played no part in the choice: "
+                f"{100 * self.result.accuracy:.1f} %."
+            )
+        lines += [f"{line}." for line in self.advice.lines()]
+        if self.command:
+            lines.append(f"To train it again: {self.command}")
+        return "\n".join(lines)
+
+    def _table(self) -> list[str]:
+        """Return a line for each method, and one for all that have no figures."""
+        width = max(len(row["method"]) for row in self.rows)
+        lines = [f"{'':{width}}  accuracy, %    seconds  adapter"]
+        for row in self.rows:
+            mark = "  ← chosen" if row["method"] == self.chosen else ""
+            lines.append(
+                f"{row['method']:{width}}  {100 * row['accuracy']:5.1f} ± {100 * row['error']:3.1f}   "
+                f"{row['seconds']:9.2f}  {row['adapter_bytes'] / 1024:.1f} KB{mark}"
+            )
+        reasons = set(self.left_out.values())
+        if reasons:
+            reason = f": {reasons.pop()}" if len(reasons) == 1 else " (reasons: left_out in recommendation.json)"
+            lines.append(f"left out: {', '.join(self.left_out)}{reason}")
+        return lines
+
+    def _choice(self) -> list[str]:
+        """Return why the method was chosen, and what accuracy to expect."""
+        assert self.estimate is not None
+        best = self.rows[0]["method"]
+        alike = [name for name in self.alike if name not in (self.chosen, best)]
+        if len(self.rows) == 1:
+            why = "it is the only method that could be compared."
+        elif len(self.alike) == 1:
+            why = "it is more than two standard errors better than every other method."
+        elif best == self.chosen:
+            why = "it is the most accurate."
+        else:
+            why = f"{best} is more accurate, but by no more than two standard errors."
+        if alike:
+            why += f" No more than two standard errors behind the best: {', '.join(alike)}."
+        accuracy, error = self.estimate
+        where = "" if self.about["tried_classes"] == self.about["classes"] else " of the classes that were compared"
+        return [
+            f"{self.chosen} was chosen: {why}",
+            f"Expect {100 * accuracy:.1f} ± {100 * error:.1f} % accuracy on new images{where}: the cross-validated "
+            "accuracy, plus or minus one standard error.",
+        ]
 
     def write(self, out: Path) -> None:
-        """recommendation.json, methods.csv and the lists of the advice, into the folder `out`."""
+        """Write recommendation.json, methods.csv and the lists of the advice into the folder `out`."""
         write_text(out / "recommendation.json", plain.dump(self.as_json(), indent=2) + "\n")
         if self.rows:
             write_csv(out / "methods.csv", self.rows)
         self.advice.write(out)
 
     def report(self, out: Path) -> None:
-        """report.html, on the run in the folder `out` too."""
+        """Write report.html about the comparison and the run in the folder `out`, if matplotlib is installed."""
         if find_spec("matplotlib") is None:
             logger.warning("report.html is left out: %s", missing("it", "matplotlib", "plot"))
             return
@@ -81,14 +148,12 @@ class Recommendation:
         write_text(out / "report.html", report([out]))
 
 
-def rows_of(compared: Sequence[Compared]) -> list[dict[str, Any]]:
-    """A row for each method that was compared, the best first."""
-    if not compared:
-        return []
-    best = max(compared, key=lambda each: each.accuracy)
-    rows = []
-    for each in sorted(compared, key=lambda each: -each.accuracy):
-        behind, behind_error = each.behind(best)
+def rows_of(compared: Sequence[Compared]) -> list[MethodRow]:
+    """Return a row for each method that was compared, the best first."""
+    rows: list[MethodRow] = []
+    ranked = sorted(compared, key=lambda each: -each.accuracy)
+    for each in ranked:
+        behind, behind_error = each.behind(ranked[0])
         rows.append(
             {
                 "method": each.candidate.name,
@@ -102,56 +167,3 @@ def rows_of(compared: Sequence[Compared]) -> list[dict[str, Any]]:
             }
         )
     return rows
-
-
-def _lines(found: Recommendation) -> list[str]:
-    lines = [f"{note}." for note in found.notes]
-    if found.rows:
-        width = max(len(row["method"]) for row in found.rows)
-        lines.append(f"{'':{width}}  accuracy, %    seconds  adapter")
-        for row in found.rows:
-            mark = "  ← taken" if row["method"] == found.chosen else ""
-            lines.append(
-                f"{row['method']:{width}}  {100 * row['accuracy']:5.1f} ± {100 * row['error']:3.1f}   "
-                f"{row['seconds']:9.2f}  {row['adapter_bytes'] / 1024:.1f} KB{mark}"
-            )
-        lines += _left_out(found.left_out)
-        lines += ["", *_choice(found)]
-    if found.result is not None and "adapted" in found.result.metrics:
-        images = found.result.metrics["adapted"]["images"]
-        lines.append(
-            f"On the {images} test images, which chose nothing, it is right for {100 * found.result.accuracy:.1f} %."
-        )
-    lines += found.advice.lines()
-    if found.command:
-        lines.append(f"To train it again: {found.command}")
-    return lines
-
-
-def _left_out(reasons: dict[str, str]) -> list[str]:
-    """One line for all that have no figures; recommendation.json has the reason of each."""
-    if not reasons:
-        return []
-    if len(set(reasons.values())) == 1:
-        return [f"given up: {', '.join(reasons)}: {next(iter(reasons.values()))}"]
-    return [f"given up: {', '.join(reasons)} (`left_out` in recommendation.json says why)"]
-
-
-def _choice(found: Recommendation) -> list[str]:
-    """Which method is taken, why, and what to expect of it."""
-    assert found.estimate is not None
-    accuracy, error = found.estimate
-    of = "" if found.about["tried_classes"] == found.about["classes"] else " of the classes that were tried"
-    expected = (
-        f"Expect {100 * accuracy:.1f} ± {100 * error:.1f} % of new images{of} to be right: the share of the training "
-        "images that were right while they were held back, and one standard error."
-    )
-    best, others = found.rows[0]["method"], [name for name in found.alike if name != found.chosen]
-    if len(found.rows) == 1:
-        return [f"{found.chosen} is the only method that could be compared.", expected]
-    if not others:
-        return [f"{found.chosen} is taken: it is better than all others by more than two standard errors.", expected]
-    alike = f"As good within two standard errors: {', '.join(others)}."
-    if best == found.chosen:
-        return [f"{found.chosen} is taken: none is more accurate. {alike}", expected]
-    return [f"{found.chosen} is taken: {best} is more accurate here, but not beyond the noise. {alike}", expected]

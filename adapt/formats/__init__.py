@@ -1,1 +1,1 @@
-"""The adapter file, compact folders, published checkpoints, merged models, peft's layout, repositories of the hub."""
+"""Formats: the adapter file, compact folders, published checkpoints, merged models, peft's layout, hub repositories."""

@@ -1,4 +1,4 @@
-"""The adapter file: one safetensors file with the method's tensors and, in its header, all that loading must check."""
+"""The adapter file: a safetensors file of the method's tensors, with all that loading must check in its header."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from math import isclose
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from adapt import plain
 from adapt.errors import AdaptError
 from adapt.formats import header, tensor_file
-from adapt.formats.header import Header
+from adapt.formats.header import Header, Reading
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from adapt.backbones.base import Backbone
     from adapt.models.base import Adapted
 
-# those whose arithmetic a result depends on, decoding and resizing of images included
+# the libraries that a result depends on, including those that decode and resize images
 _LIBRARIES = (
     "torch", "torchvision", "pillow", "open_clip_torch", "transformers", "peft", "timm", "safetensors", "bitsandbytes",
 )  # fmt: skip
@@ -30,9 +30,9 @@ NAME = "adapter.safetensors"  # in the folder of a run, and in a repository of t
 
 
 def save(model: Adapted, path: str | Path) -> Path:
-    """Writes `model`'s adapter to `path`, atomically.
+    """Write `model`'s adapter to `path`, atomically.
 
-    Raises AdaptError for values that are not finite, and for a method that its settings would not build as it is now.
+    Raises AdaptError for values that are not finite, and for a method that could not be rebuilt from its settings.
     """
     from adapt.disk import replacing
     from adapt.formats.loadable import check_loadable
@@ -47,7 +47,7 @@ def save(model: Adapted, path: str | Path) -> Path:
 
 
 def header_of(model: Adapted) -> Header:
-    """What the file of `model` says of itself."""
+    """Return the header of the file of `model`."""
     from adapt.models.answers import PLAIN
 
     backbone = model.backbone
@@ -67,13 +67,13 @@ def header_of(model: Adapted) -> Header:
 
 
 def _scale_of(model: Adapted) -> float | None:
-    """What cosines are multiplied by; None where answers are no cosines."""
+    """Return the scale of the cosines; None for a model whose logits are not cosines."""
     scale: float | None = model.method.logit_scale or getattr(model.backbone, "logit_scale", None)
     return scale
 
 
 def check_scale(described: Header, model: Adapted, path: str | Path) -> None:
-    """Raises AdaptError where the header has another scale of logits than `model`, which computes with its own."""
+    """Raise AdaptError if the header records another scale of logits than `model` has."""
     own, recorded = _scale_of(model), described.logit_scale
     if recorded is not None and (own is None or not isclose(recorded, own, rel_tol=1e-3)):
         raise AdaptError(
@@ -83,39 +83,39 @@ def check_scale(described: Header, model: Adapted, path: str | Path) -> None:
 
 
 def versions() -> dict[str, str]:
-    """The versions of adapt and of the libraries whose arithmetic it uses, as far as they are installed."""
+    """Return the versions of adapt and of the libraries that results depend on, if they are installed."""
     import adapt
 
-    found = {"adapt": adapt.__version__}
+    installed = {"adapt": adapt.__version__}
     for name in _LIBRARIES:
         with suppress(PackageNotFoundError):  # bitsandbytes is an extra
-            found[name] = version(name)
-    return found
+            installed[name] = version(name)
+    return installed
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of an adapter. Raises AdaptError where the file is damaged, or a value is not finite."""
+    """Read the tensors of an adapter. Raises AdaptError if the file is damaged, or a value is not finite."""
     tensors = tensor_file.read(Path(path))
     tensor_file.check_finite(tensors, str(path))
     return tensors
 
 
 def check_backbone(described: Header, backbone: Backbone, path: str | Path) -> None:
-    """Raises AdaptError unless `backbone` is the model that the adapter was trained on."""
+    """Raise AdaptError unless `backbone` is the model that the adapter was trained on."""
     from adapt.backbones.fingerprint import Fingerprint
 
     known = described.fingerprint  # a newer adapt may have written more
-    recorded = Fingerprint(known["structure"], tuple(known["values"]), known["configuration"])
+    recorded = Fingerprint(known["structure"], known["values"], known["configuration"])
     if difference := recorded.difference(backbone.fingerprint):
         raise AdaptError(
             f"{path} was trained on {described.backbone or 'another backbone'} ({recorded.short()}), not on "
-            f"{backbone.describe()} ({backbone.fingerprint.short()}): {difference}. Give the one it was trained on"
+            f"{backbone.describe()} ({backbone.fingerprint.short()}): {difference}: give the one it was trained on"
         )
     check_reading(described.preprocess, backbone, path)
 
 
-def check_reading(recorded: dict[str, Any], backbone: Backbone, path: str | Path) -> None:
-    """Raises AdaptError unless `backbone` prepares inputs as it was recorded, turned upright or not."""
+def check_reading(recorded: Reading, backbone: Backbone, path: str | Path) -> None:
+    """Raise AdaptError unless `backbone` prepares inputs as recorded, apart from turning photographs upright."""
     own = plain.parse(plain.dump(backbone.turning(recorded["turned"]).reading()))
     if recorded != own:
         raise AdaptError(

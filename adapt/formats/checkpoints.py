@@ -1,4 +1,4 @@
-"""Imports published checkpoints. The only place where pickles are read: weights only, by a narrow allow-list."""
+"""Import published checkpoints. Only here are pickles read: weights only, by a narrow allow-list."""
 
 from __future__ import annotations
 
@@ -17,18 +17,19 @@ from adapt.errors import AdaptError
 from adapt.formats import tensor_file
 from adapt.formats.rebuild import build_for
 from adapt.methods.base.traits import ReadsPublished, unpublished
+from adapt.models.wrap import Model
 
 
 class _Inert:
-    """Stands for the training objects inside Dassl's checkpoints: their state is taken in and never used."""
+    """A stand-in for the training objects in Dassl's checkpoints, whose state is read and never used."""
 
 
-def _plain_dict(*factory: Any) -> dict[Any, Any]:
-    """Stands for `collections.defaultdict`, which torch's reader does not fill."""
+def _plain_dict(*factory: object) -> dict[object, object]:
+    """Return a dictionary in place of a `collections.defaultdict`, which torch's reader does not fill."""
     return {}
 
 
-# what Dassl pickles beside tensors: an optimiser, schedulers, counters. Each is replaced by something inert
+# what Dassl pickles beside tensors: an optimiser, schedulers, counters; each has an inert replacement
 _ALLOWED = {
     "collections.defaultdict": _plain_dict,
     "dassl.optim.lr_scheduler.ConstantWarmupScheduler": _Inert,
@@ -38,7 +39,7 @@ _ALLOWED = {
 
 
 def read_dassl(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a pickle: those under `state_dict` (Dassl's `model.pth.tar-50`), or all (`mm_projector.bin`).
+    """Read the tensors of a pickle: those in `state_dict` (Dassl's `model.pth.tar-50`), or all (`mm_projector.bin`).
 
     Raises AdaptError for a missing file, one that names anything outside the allow-list, or one without tensors.
     """
@@ -47,22 +48,24 @@ def read_dassl(path: str | Path) -> dict[str, Tensor]:
         raise AdaptError(f"there is no checkpoint at {path}")
     _refuse_packed(path)
     try:
-        allowed: list[Any] = [(replacement, name) for name, replacement in _ALLOWED.items()]
-        with torch.serialization.safe_globals([*allowed, dict]):
+        allowed = [*((replacement, name) for name, replacement in _ALLOWED.items()), dict]
+        with torch.serialization.safe_globals(allowed):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise AdaptError(
-            f"{path} is refused: {_reason(error)} Only tensors and Dassl's own records are read"
+            f"{path} is refused: {_reason(error)}; only tensors and Dassl's own records are read"
         ) from error
     state = content.get("state_dict", content) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise AdaptError(f"{path} is no published checkpoint: it has no tensors under 'state_dict', nor tensors alone")
+        raise AdaptError(
+            f"{path} is not a published checkpoint: it has no tensors under 'state_dict', nor only tensors"
+        )
     _check_stored(state, path)
     return state
 
 
 def _refuse_packed(path: Path) -> None:
-    """AdaptError for a zip whose members are larger than itself: torch writes them as they are, and reads any."""
+    """Raise AdaptError for a compressed zip: torch writes its members uncompressed, but would read any."""
     if not zipfile.is_zipfile(path):
         return
     try:
@@ -71,15 +74,15 @@ def _refuse_packed(path: Path) -> None:
     except (zipfile.BadZipFile, OSError, ValueError) as error:
         raise AdaptError(f"{path} is a damaged zip file ({error}); fetch it again") from error
     if size > path.stat().st_size:
-        raise AdaptError(f"{path} is refused: unpacked it is {size:,} bytes. Published checkpoints are not packed")
+        raise AdaptError(f"{path} is refused: unpacked it is {size:,} bytes; published checkpoints are not compressed")
 
 
 def _check_stored(state: dict[str, Tensor], path: Path) -> None:
-    """AdaptError for tensors that are more than the file holds, as expanded ones are, or no plain ones."""
+    """Raise AdaptError for tensors that are larger than the file, as expanded ones are, or not plain tensors."""
     held = path.stat().st_size
     for name, tensor in state.items():
         if not isinstance(name, str) or tensor.layout is not torch.strided or tensor.device.type != "cpu":
-            raise AdaptError(f"tensor {name!r} of {path} is no plain tensor of numbers: it cannot be imported")
+            raise AdaptError(f"tensor {name!r} of {path} is not a plain tensor of numbers and cannot be imported")
         if tensor.numel() * tensor.element_size() > held:
             raise AdaptError(
                 f"tensor {name!r} of {path} has shape {tuple(tensor.shape)}, more than the file's {held:,} bytes hold"
@@ -89,14 +92,14 @@ def _check_stored(state: dict[str, Tensor], path: Path) -> None:
         raise AdaptError(f"{path} is refused: its tensors are {total:,} bytes, and the file is {held:,}")
 
 
-# a sentence of torch's reader; what stands around it is advice to run the file's code
+# the reason in a message of torch's reader; the rest is advice to run the file's code
 _REASON = re.compile(r"((?:Unsupported|Trying to load) .*?)(?:\. |\.?$)", re.MULTILINE)
 
 
 def _reason(error: Exception) -> str:
-    """The reader's own reason, without torch's advice to run the file's code."""
-    found = _REASON.search(str(error))
-    return f"{found[1]}." if found else f"it cannot be read as a checkpoint ({type(error).__name__})."
+    """Return the reader's own reason, without torch's advice to run the file's code."""
+    reason = _REASON.search(str(error))
+    return reason[1] if reason else f"it cannot be read as a checkpoint ({type(error).__name__})"
 
 
 def import_published(
@@ -105,23 +108,22 @@ def import_published(
     backbone: Backbone,
     class_names: Sequence[str] = (),
     settings: Mapping[str, Any] | None = None,
-) -> Any:
-    """A published checkpoint of `method` as an adapted model. What it holds of CLIP and of token buffers is left out.
+) -> Model:
+    """Return a published checkpoint of `method` as an adapted model, without its copies of CLIP and token buffers.
 
-    `settings` are those that the file does not tell, such as CoOp's `class_position`. A vision LLM has no class names.
-    Raises AdaptError as `read_dassl` does, and where the tensors do not fit the method, the backbone or the classes.
+    `settings` are those that the file does not record, such as CoOp's `class_position`. A vision LLM has no class
+    names. Raises AdaptError as `read_dassl` does, and if the tensors do not fit method, backbone or classes.
     """
-    cls = methods.find(method)
+    cls, given = methods.find(method), dict(settings or {})
     if not issubclass(cls, ReadsPublished):
         raise unpublished(cls)
     state = tensor_file.read(Path(path)) if Path(path).suffix == ".safetensors" else read_dassl(path)
     try:
-        tensors, told = cls.published(state, dict(settings or {}))
+        tensors, recorded = cls.published(state, given)
     except KeyError as error:
         listed = ", ".join(sorted(state)[:5]) or "nothing"
-        raise AdaptError(f"{path} is no {method} checkpoint: it has no tensor {error}, but {listed}") from None
+        raise AdaptError(f"{path} is not a checkpoint of {method}: it has no tensor {error}, but {listed}") from None
     except (IndexError, TypeError, ValueError, RuntimeError) as error:
-        raise AdaptError(f"{path} is no {method} checkpoint: its tensors are of other shapes ({error})") from error
-    new = cls(**told | dict(settings or {}))
+        raise AdaptError(f"{path} is not a checkpoint of {method}: its tensors have other shapes ({error})") from error
     floats = {name: tensor.float() for name, tensor in tensors.items()}
-    return build_for(new, backbone, class_names, floats, str(path)).eval()
+    return build_for(cls(**recorded | given), backbone, class_names, floats, str(path)).eval()

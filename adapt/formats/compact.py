@@ -1,14 +1,14 @@
-"""Compact folders: an adapter with its backbone, out of which the blocks that it skips were cut.
+"""Compact folders: an adapter with its backbone, without the blocks that the adapter skips.
 
-The folder holds the library's configuration of the whole model, every tensor but those of the skipped blocks, the
-adapter as it was, and what a fingerprint reads of the missing tensors. Loading builds the model without memory for
-its tensors, cuts the blocks out and only then moves it to a device.
+The folder holds the library's configuration of the full model, all tensors outside the skipped blocks, the unchanged
+adapter, and the entries of the missing tensors that a fingerprint samples. Loading builds the model without allocating
+its tensors, removes the blocks, and only then moves it to a device.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -35,53 +35,54 @@ FORMAT = 1
 
 
 class _Record(BaseModel):
-    """What the folder says of how it was cut."""
+    """A record of how the backbone was cut."""
 
     model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False)
 
     format: int
     skipped: tuple[str, ...]
     cut: dict[str, float]
-    """Of each tensor that was cut out, the entry that a fingerprint reads."""
+    """For each tensor that was cut out, the entry that a fingerprint samples."""
     halves: bool
     embed_dim: int | None
 
 
 def export(model: Adapted, folder: str | Path) -> Path:
-    """Writes `model` to `folder`, which must not exist; it loads as `adapt.load(folder)`.
+    """Write `model` to the new `folder`, which `adapt.load(folder)` reads.
 
-    Raises AdaptError where no block is skipped, the backbone is quantised or compact, or its format is not known.
+    Raises AdaptError if no block is skipped, the backbone is quantised or compact, or its format is not known.
     """
     backbone, skipped = model.backbone, sorted(skipped_blocks(model.method))
     if not skipped:
         raise AdaptError(
             f"this {model.method.name} skips no block, so nothing can be cut out of its backbone: keep the adapter as "
-            "it is; das adapters skip blocks"
+            "it is (das adapters skip blocks)"
         )
     if backbone.quantization is not None:
-        raise AdaptError(f"{backbone.describe()} is quantised: give it without quantize to export an adapter with it")
-    kept, cut = _taken_apart(backbone, skipped)
-    halves = _exact_in_half(kept.values())
+        raise AdaptError(f"{backbone.describe()} is quantised: load it without quantize to export an adapter with it")
+    tensors, cut = _taken_apart(backbone, skipped)
+    floats = [x for x in tensors.values() if x.is_floating_point()]
+    halves = all(x.dtype == torch.float32 and torch.equal(x.half().float(), x) for x in floats)
     if halves:
-        kept = {name: x.half() if x.is_floating_point() else x for name, x in kept.items()}
+        tensors = {name: x.half() if x.is_floating_point() else x for name, x in tensors.items()}
     embed_dim = getattr(backbone, "embed_dim", None)
     record = _Record(format=FORMAT, skipped=tuple(skipped), cut=cut, halves=halves, embed_dim=embed_dim)
-    with new_folder(folder) as whole:
-        backbone.export(whole, _outline(backbone.model))
-        for written in whole.glob("*.safetensors*"):
+    with new_folder(folder) as new:
+        backbone.export(new, _outline(backbone.model))
+        for written in new.glob("*.safetensors*"):
             written.unlink()
-        with replacing(whole / TENSORS) as temporary:
-            tensor_file.write(kept, temporary, {})
-        model.save(whole / NAME)
-        write_text(whole / COMPACT, plain.dump(record.model_dump(mode="json"), indent=2) + "\n")
+        with replacing(new / TENSORS) as temporary:
+            tensor_file.write(tensors, temporary, {})
+        model.save(new / NAME)
+        write_text(new / COMPACT, plain.dump(record.model_dump(mode="json"), indent=2) + "\n")
     return Path(folder)
 
 
 def _taken_apart(backbone: Backbone, skipped: Sequence[str]) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """The tensors of all but the skipped blocks, and of each parameter of those the entry that a fingerprint reads."""
+    """Return the tensors outside the skipped blocks, and the sampled entry of each parameter inside them."""
     paths = block_paths(backbone, skipped).values()
     if any(isinstance(backbone.model.get_submodule(path), Absent) for path in paths):
-        raise AdaptError("this model was loaded from a compact folder already: copy that folder")
+        raise AdaptError("this model was loaded from a compact folder: copy that folder")
     inside = tuple(f"{path}." for path in paths)
     parameters = dict(backbone.model.named_parameters())
     cut = {name: float(fingerprint.sampled(name, x)) for name, x in parameters.items() if name.startswith(inside)}
@@ -89,45 +90,39 @@ def _taken_apart(backbone: Backbone, skipped: Sequence[str]) -> tuple[dict[str, 
     return {name: x.detach().cpu().contiguous() for name, x in tensors.items() if name not in cut}, cut
 
 
-def _exact_in_half(tensors: Iterable[Tensor]) -> bool:
-    """Whether half precision loses nothing of float32 values, as where they were published so."""
-    floats = [x for x in tensors if x.is_floating_point()]
-    return all(x.dtype == torch.float32 and torch.equal(x.half().float(), x) for x in floats)
-
-
 def _outline(model: nn.Module) -> nn.Module:
-    """A copy of `model` with one value in each tensor: what the library writes beside the tensors is the same."""
+    """Return a copy of `model` with one value in each tensor, whose configuration the library writes unchanged."""
     ones = {id(parameter): nn.Parameter(parameter.detach().new_ones(1)) for parameter in model.parameters()}
     return copy.deepcopy(model, ones | {id(buffer): buffer.new_ones(1) for buffer in model.buffers()})
 
 
 def backbone_of(folder: Path) -> tuple[Backbone, frozenset[str]]:
-    """The backbone of a compact folder, on the CPU, and the names of the blocks that were cut out of it.
+    """Return the backbone of a compact folder, on the CPU, and the names of the blocks that were cut out of it.
 
-    Raises AdaptError where the folder is none, or damaged.
+    Raises AdaptError if the folder is not a compact one, or damaged.
     """
     record = _record(folder)
-    name, kept = read_header(folder / NAME).backbone, tensor_file.read(folder / TENSORS)
-    with at_most(sum(x.numel() for x in kept.values())):  # also of tensors without memory, in number
+    name, tensors = read_header(folder / NAME).backbone, tensor_file.read(folder / TENSORS)
+    with at_most(sum(x.numel() for x in tensors.values())):  # tensors without memory count too
         backbone = hollow(folder, name)
     try:
         if record.halves:
-            kept = {name: x.float() if x.is_floating_point() else x for name, x in kept.items()}
-        _fill(backbone, kept, record.cut)
-        whole = fingerprint.of_model(backbone.model)
+            tensors = {name: x.float() if x.is_floating_point() else x for name, x in tensors.items()}
+        _fill(backbone, tensors, record.cut)
+        of_full_model = fingerprint.of_model(backbone.model)
     except (KeyError, ValueError) as error:
-        raise AdaptError(f"{folder} is damaged: {error}. Export it again") from error
+        raise AdaptError(f"{folder} is damaged ({error}): export the folder again") from error
     cut_out(backbone, record.skipped)
-    backbone.fingerprint = whole
+    backbone.fingerprint = of_full_model
     if record.embed_dim is not None:
-        vars(backbone)["embed_dim"] = record.embed_dim  # reading it takes a pass through all blocks
+        vars(backbone)["embed_dim"] = record.embed_dim  # measuring it takes a pass through all blocks
     return backbone, frozenset(record.skipped)
 
 
 def _record(folder: Path) -> _Record:
     path = folder / COMPACT
     if not path.is_file():
-        raise AdaptError(f"{folder} is damaged: {COMPACT} is missing. Export the folder again")
+        raise AdaptError(f"{folder} is damaged ({COMPACT} is missing): export the folder again")
     try:
         record = _Record.model_validate_json(plain.dump(plain.parse(path.read_bytes())))
     except ValidationError as error:
@@ -140,9 +135,9 @@ def _record(folder: Path) -> _Record:
 
 
 def _fill(backbone: Backbone, tensors: dict[str, Tensor], cut: dict[str, float]) -> None:
-    """Gives a hollow model its tensors, and those of the cut blocks one value each that takes no memory.
+    """Give a hollow model its tensors; those of the cut blocks repeat their sampled entry, which takes no memory.
 
-    The fingerprint then reads what it read of the whole model.
+    The fingerprint is then the same as that of the full model.
     """
     known = dict(backbone.model.named_parameters()) | dict(backbone.model.named_buffers())
     if wrong := known.keys() ^ (tensors.keys() | cut.keys()):

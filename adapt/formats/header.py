@@ -1,11 +1,12 @@
-"""What an adapter file says of itself: its metadata, checked as a recipe is."""
+"""The header of an adapter file: its metadata, validated as a recipe is."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal, NotRequired
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
+from typing_extensions import TypedDict  # pydantic reads typing's own from Python 3.12 on
 
 from adapt import plain
 from adapt.errors import AdaptError
@@ -14,121 +15,109 @@ from adapt.methods.zero_shot import check_templates
 from adapt.shown import brief
 from adapt.validation import explain
 
-FORMAT = (2, 0)  # another major is refused, a newer minor only adds keys
+FORMAT = (2, 0)  # another major version is refused, a newer minor one only adds keys
 _STRICT = ConfigDict(frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
-class _Fingerprint(BaseModel):
-    model_config = _STRICT
+class RecordedFingerprint(TypedDict):
+    """The fingerprint of a backbone; a newer adapt may have recorded more."""
+
+    __pydantic_config__ = _STRICT | ConfigDict(extra="allow")  # type: ignore[misc]
 
     structure: str
     values: tuple[float, ...]
-    configuration: dict[str, Any]
+    configuration: dict[str, object]
 
 
-class _Reading(BaseModel):
-    model_config = _STRICT
+class Reading(TypedDict):
+    """The preparation of inputs, in the order of the file; a backbone may have recorded more."""
 
-    size: int = Field(ge=1)
-    prompt: str | None = None
-    patch_block: int | None = None
+    __pydantic_config__ = _STRICT | ConfigDict(extra="allow")  # type: ignore[misc]
+
+    size: Annotated[int, Field(ge=1)]
+    mean: NotRequired[object]
+    std: NotRequired[object]
+    interpolation: NotRequired[object]
+    resize: NotRequired[object]
+    edge: NotRequired[object]
     turned: bool
+    prompt: NotRequired[str | None]
+    patch_block: NotRequired[int | None]
 
 
-class _Answers(BaseModel):
-    model_config = _STRICT | ConfigDict(extra="forbid")
+class RecordedAnswers(TypedDict):
+    """The settings of `adapt.models.answers.Answers`."""
 
-    blend: float = Field(ge=0, le=1)
+    __pydantic_config__ = _STRICT | ConfigDict(extra="forbid")  # type: ignore[misc]
+
+    blend: Annotated[float, Field(ge=0, le=1)]
     template: tuple[str, ...]
-    temperature: float = Field(gt=0)
-    logit_bias: float | None = None
-
-    @model_validator(mode="after")
-    def _answerable(self) -> _Answers:
-        if self.blend < 1:
-            check_templates(self.template)
-        return self
+    temperature: Annotated[float, Field(gt=0)]
+    logit_bias: NotRequired[float | None]
 
 
 class Header(BaseModel):
-    """What an adapter file says of itself."""
+    """The metadata of an adapter file."""
 
     model_config = _STRICT
 
     format: tuple[int, int]
     method: str
-    config: dict[str, Any]
+    config: dict[str, object]
     class_names: tuple[Annotated[str, Field(min_length=1, max_length=plain.TEXT)], ...]
-    fingerprint: dict[str, Any]
-    preprocess: dict[str, Any]
+    fingerprint: RecordedFingerprint
+    preprocess: Reading
     logit_scale: float | None = None
-    """Of a dual encoder."""
+    """The scale of a dual encoder's cosines."""
     backbone: str | None = None
-    """One that the user held has no name."""
+    """The backbone's name; a model that the user built has none."""
     quantization: Literal["nf4", "int8"] | None = None
-    """Of the backbone while it was trained."""
+    """The backbone's quantisation during training."""
     versions: dict[str, str]
-    answers: dict[str, Any] | None = None
-    """What becomes of the method's logits: see `adapt.models.answers`."""
-    recipe: dict[str, Any] | None = None
+    answers: RecordedAnswers | None = None
+    """How the method's logits become predictions: see `adapt.models.answers`."""
+    recipe: dict[str, object] | None = None
     seed: int | None = None
-    metrics: dict[str, Any] | None = None
-
-    @field_validator("fingerprint")
-    @classmethod
-    def _whole(cls, value: dict[str, Any]) -> dict[str, Any]:
-        return _checked(_Fingerprint, value)
+    metrics: dict[str, object] | None = None
 
     @field_validator("answers")
     @classmethod
-    def _answering(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
-        return None if value is None else _checked(_Answers, value)
-
-    @field_validator("preprocess")
-    @classmethod
-    def _readable(cls, value: dict[str, Any]) -> dict[str, Any]:
-        return checked_reading(value)
+    def _check_templates(cls, answers: RecordedAnswers | None) -> RecordedAnswers | None:
+        if answers is not None and answers["blend"] < 1:
+            check_templates(answers["template"])
+        return answers
 
     def metadata(self) -> dict[str, str]:
-        """As the file keeps it: JSON under each key that has a value."""
+        """Return the metadata of the file: JSON under each key that has a value."""
         return {key: plain.dump(value) for key, value in self.model_dump().items() if value is not None}
 
 
-def checked_reading(value: dict[str, Any]) -> dict[str, Any]:
-    """How inputs are prepared, as it is recorded. ValueError where that is not what a backbone can read."""
-    return _checked(_Reading, value)
+def checked_reading(value: object) -> Reading:
+    """Return `value` if it records how inputs are prepared. Raises ValueError otherwise."""
+    return TypeAdapter(Reading).validate_python(value)
 
 
-def _checked(model: type[BaseModel], value: dict[str, Any]) -> dict[str, Any]:
-    """`value` as it is, where the keys of `model` in it are what they should be; others are of newer backbones."""
-    try:
-        model.model_validate_json(plain.dump(value))
-    except ValidationError as error:
-        raise ValueError(explain(model, error, "it is incomplete")) from None
-    return value
-
-
-def make(**values: Any) -> Header:
-    """The header of a model. Raises AdaptError for what could not be read again."""
+def make(**values: object) -> Header:
+    """Return the header of a model. Raises AdaptError for values that could not be read again."""
     try:
         plain.check(values, longest=None, most=plain.NAMES)
-        return Header(format=FORMAT, **values)
+        return Header.model_validate({"format": FORMAT} | values)
     except ValidationError as error:
         raise AdaptError(explain(Header, error, "this model cannot be saved")) from None
     except ValueError as error:
-        raise AdaptError(f"this model cannot be saved: what its header would hold is too much ({error})") from error
+        raise AdaptError(f"this model cannot be saved: its header would be too large ({error})") from error
 
 
 def read_header(path: str | Path) -> Header:
-    """The header of the adapter at `path`, without its tensors.
+    """Read the header of the adapter at `path`, without its tensors.
 
-    Raises AdaptError for a file that is missing, truncated, damaged, no adapter, or of another format.
+    Raises AdaptError for a file that is missing, truncated, damaged, not an adapter, or of another format.
     """
     path = Path(path)
     described = tensor_file.describe(path)
     metadata = described.metadata
     if "format" not in metadata or "method" not in metadata:
-        raise AdaptError(f"{path} is a safetensors file but no adapter: its header names no method")
+        raise AdaptError(f"{path} is a safetensors file but not an adapter: its header names no method")
     try:
         values = {key: plain.parse(value, most=plain.NAMES) for key, value in metadata.items()}
         major, minor = _version(values["format"])
@@ -149,7 +138,7 @@ def read_header(path: str | Path) -> Header:
         raise AdaptError(f"{path} has a damaged header ({error}); fetch or train the adapter again") from error
 
 
-def _version(value: Any) -> tuple[int, int]:
+def _version(value: object) -> tuple[int, int]:
     if not isinstance(value, list) or len(value) != 2 or not all(type(each) is int and each >= 0 for each in value):
         raise ValueError(f"format is {brief(value)}; expected two numbers such as {list(FORMAT)}")
     return value[0], value[1]

@@ -1,4 +1,4 @@
-"""Tensors and the method that they are of: whether one that is built anew takes them, and how it does."""
+"""Loading tensors into a method: building it, and checking that they fit."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ if TYPE_CHECKING:
 
 
 def check_loadable(model: Adapted, tensors: dict[str, Tensor]) -> None:
-    """Raises AdaptError unless `tensors` fit a method that is built from the settings of the model's, as they are."""
+    """Raise AdaptError unless `tensors` fit a new method that is built from the settings of the model's method."""
     kind, config = type(model.method), model.method.config.model_dump(mode="json")
     try:
-        anew = kind(**config)
-        if checks := trait(anew, ChecksAdapter):
+        method = kind(**config)
+        if checks := trait(method, ChecksAdapter):
             checks.check_settings()
-        build_within(anew, model.backbone, model.class_names, tensors, "this model")
+        build_within(method, model.backbone, model.class_names, tensors, "this model")
     except AdaptError as error:
         raise AdaptError(
-            f"{kind.name} could not be loaded again from its settings: {error}. Allocate every tensor in build, by "
-            "sizes in the settings; those that the data decides, prepare writes there (see Write a method)"
+            f"{kind.name} could not be loaded again from its settings: {error}: allocate every tensor in build, with "
+            "sizes from the settings; let prepare write the sizes that depend on data there (see Write a method)"
         ) from error
 
 
 def build_within(
     method: Method, backbone: Backbone, class_names: Sequence[str], tensors: dict[str, Tensor], source: str
 ) -> tuple[str, ...]:
-    """Builds `method` as `build` does, in little more memory than `tensors` take, and checks that they fit it."""
-    with keeping_rng(backbone.device):  # building draws initial values that the tensors replace
+    """Build `method` as `build` does, in little more memory than `tensors` take, and check that they fit it."""
+    with keeping_rng(backbone.device):  # building draws initial values, which the tensors replace
         try:
             with at_most(sum(tensor.numel() for tensor in tensors.values())):
                 names = build(backbone, method, class_names)
@@ -50,18 +50,18 @@ def build_within(
 
 
 def load_tensors(method: Method, tensors: dict[str, Tensor], source: str) -> None:
-    """Copies `tensors` into `method`. AdaptError for those that do not fit it: none is copied then."""
+    """Copy `tensors` into `method`. Raises AdaptError, with nothing copied, if any does not fit it."""
     check_fit(method, tensors, source)
     expected = method.state_dict()
     cast = {name: tensor.to(expected[name].dtype) for name, tensor in tensors.items()}
-    check_finite(cast, source)  # a number may be beyond the largest of the method's own type
+    check_finite(cast, source)  # a number may be too large for the method's own type
     if checks := trait(method, ChecksAdapter):
         checks.check_tensors(cast, source)
     method.load_state_dict(cast)
 
 
 def check_fit(method: Method, tensors: dict[str, Tensor], source: str) -> None:
-    """AdaptError for tensors that are missing or unknown, of another shape, or of another kind of numbers."""
+    """Raise AdaptError for tensors that are missing or unknown, or of another shape or kind of numbers."""
     expected = method.state_dict()
     missing, unknown = expected.keys() - tensors.keys(), tensors.keys() - expected.keys()
     if missing or unknown:

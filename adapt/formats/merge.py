@@ -1,4 +1,4 @@
-"""Folds a LoRA adapter into a copy of its backbone: a standalone checkpoint in the backbone's own format."""
+"""Merge a LoRA adapter into a copy of its backbone: a standalone checkpoint in the backbone's own format."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ from adapt.models.classifier import AdaptedModel
 
 
 def merged_model(model: AdaptedModel) -> nn.Module:
-    """A copy of the backbone's model with the adapter in its weights, and a temperature of the answers in its scale.
+    """Return a copy of the backbone's model with the adapter in its weights, and the temperature in its scale.
 
-    Raises AdaptError unless the method is LoRA, and for answers that are blended with zero-shot ones.
+    Raises AdaptError unless the method is LoRA, and for predictions that are blended with zero-shot ones.
     """
     if not isinstance(model.method, LoRA):
         raise AdaptError(
-            f"{model.method.name} cannot be merged: only lora, by itself, is nothing but a change of weights"
+            f"{model.method.name} cannot be merged: only lora, without other methods, is a pure change of weights"
         )
     backbone = model.backbone
     if backbone.family != "dual encoder":
         raise AdaptError(f"only a CLIP or SigLIP can be merged, and {backbone.describe()} is a {backbone.family}")
     if model.answers.blend < 1:
         raise AdaptError(
-            f"{1 - model.answers.blend:.0%} of this adapter's answers are zero-shot, which weights cannot say: load it "
-            "with adapt, or train it without blend"
+            f"{1 - model.answers.blend:.0%} of this adapter's predictions are zero-shot, which weights cannot express: "
+            "load it with adapt, or train it without blend"
         )
     if model.answers.several:
         raise AdaptError(
-            "this adapter may find several classes in an image, which weights cannot say: load it with adapt"
+            "this adapter may predict several classes for an image, which weights cannot express: load it with adapt"
         )
     with alone(backbone.model):
         copied = copy.deepcopy(backbone.model)
     modules = dict(copied.named_modules())
     names = {id(module): name for name, module in backbone.model.named_modules()}
     with torch.no_grad():
-        if model.method.logit_scale is not None:  # or else the merged model's probabilities would differ
+        if model.method.logit_scale is not None:  # otherwise probabilities would differ
             modules[""].logit_scale.fill_(math.log(model.method.logit_scale))
         modules[""].logit_scale.sub_(math.log(model.answers.temperature))
         if getattr(modules[""], "logit_bias", None) is not None:
@@ -53,14 +53,14 @@ def merged_model(model: AdaptedModel) -> nn.Module:
             merged = (target if projection.rows is None else target[projection.rows]).copy_(weight)
             if not merged.isfinite().all():
                 raise AdaptError(
-                    f"merged weights of {letter} of block {block} of the {tower} tower are not finite: the adapter's "
-                    f"values are beyond what {merged.dtype} holds. Train again at a lower rate, or keep it beside them"
+                    f"merged weights of {letter} in block {block} of the {tower} tower are not finite: the adapter's "
+                    f"values are too large for {merged.dtype}: train again at a lower learning rate, or do not merge"
                 )
     return copied
 
 
 def merge(model: AdaptedModel, folder: str | Path) -> Path:
-    """Writes the merged checkpoint to `folder`, which must not exist; it loads as `adapt.load_backbone(folder)`."""
-    with new_folder(folder) as whole:
-        model.backbone.export(whole, merged_model(model))
+    """Write the merged checkpoint to the new `folder`, which `adapt.load_backbone(folder)` reads."""
+    with new_folder(folder) as new:
+        model.backbone.export(new, merged_model(model))
     return Path(folder)

@@ -1,4 +1,4 @@
-"""The model card that goes with an adapter: README.md, written from what the adapter's header records of its run."""
+"""The model card of an adapter: README.md, written from the run that the adapter's header records."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from adapt import methods
 from adapt.backbones.sources import hub_names, is_portable
@@ -15,26 +15,29 @@ from adapt.formats.header import Header
 from adapt.plain import within
 from adapt.shown import shown
 
+if TYPE_CHECKING:
+    from huggingface_hub import ModelCardData
+
 
 class WithPeft(NamedTuple):
-    """What plain peft needs to know to classify as the adapter does."""
+    """The values that plain peft needs to classify as the adapter does."""
 
-    base: str | None  # what transformers loads a CLIP by; None where there is more to it
+    base: str | None  # the name by which transformers loads the CLIP; None if that is not enough
     template: str
-    scale: float | None  # of a CLIP's cosines
+    scale: float | None  # of the cosines
 
 
 def model_card(
     header: Header, family: str, *, address: str, place: str, peft: WithPeft | None = None, license: str | None = None
 ) -> str:
-    """The text of the card, of an adapter of a backbone of this family.
+    """Return the text of the card for an adapter of a backbone of this family.
 
-    `address` is what `adapt.load` takes, `place` what huggingface_hub and peft take.
-
-    Raises AdaptError for a licence that is no identifier, such as apache-2.0.
+    `address` is the adapter's name for `adapt.load`, `place` its name for huggingface_hub and peft. Raises AdaptError
+    for a licence that is not an identifier such as apache-2.0.
     """
     from huggingface_hub import ModelCard
 
+    shots = within(header.recipe, "data", "shots", kind=int)
     if license is not None and not license.replace("-", "").replace(".", "").isalnum():
         raise AdaptError(f"license is {license!r}; expected an identifier of the hub, such as apache-2.0 or other")
     card = ModelCard.from_template(
@@ -50,7 +53,7 @@ def model_card(
         class_names=list(header.class_names),
         question=family != "dual encoder",
         data=_data(header),
-        amount=_amount(header),
+        amount="all images" if shots is None else f"{shots} images a class",
         seed=header.seed,
         scores=_scores(header),
         peft=peft,
@@ -58,8 +61,8 @@ def model_card(
     return str(card.content)
 
 
-def _metadata(header: Header, family: str, license: str | None, *, of_peft: bool) -> Any:
-    """What the hub reads of a card."""
+def _metadata(header: Header, family: str, license: str | None, *, of_peft: bool) -> ModelCardData:
+    """Return the metadata that the hub reads."""
     from huggingface_hub import EvalResult, ModelCardData
 
     task, data, base, measured = _task(header, family), _data(header), hub_names(header.backbone), None
@@ -78,7 +81,7 @@ def _metadata(header: Header, family: str, license: str | None, *, of_peft: bool
 
 
 def _task(header: Header, family: str) -> str:
-    """The hub's word for what the model does."""
+    """Return the hub's name for what the model does."""
     if family == "dual encoder":
         return "zero-shot-image-classification" if header.class_names else "image-feature-extraction"
     return "visual-question-answering" if header.class_names else "image-text-to-text"
@@ -89,18 +92,13 @@ def _title(header: Header) -> str:
     return f"{header.method} of {_backbone(header)}" + (f" for {data}" if data else "")
 
 
-def _amount(header: Header) -> str:
-    shots = within(header.recipe, "data", "shots", kind=int)
-    return "all images" if shots is None else f"{shots} images a class"
-
-
 def _scores(header: Header) -> dict[str, float]:
-    found = {key: within(header.metrics, key, "accuracy", kind=float) for key in ("zero_shot", "adapted")}
-    return {key.replace("_", "-"): value for key, value in found.items() if value is not None}
+    accuracies = {key: within(header.metrics, key, "accuracy", kind=float) for key in ("zero_shot", "adapted")}
+    return {key.replace("_", "-"): value for key, value in accuracies.items() if value is not None}
 
 
 def _backbone(header: Header) -> str:
-    """Its name as others may know it; of a folder the last part, as where it lies is nobody's business."""
+    """Return the backbone's public name; for a folder only its last part, because the path is private."""
     name = header.backbone
     if name is None:
         return "a model without a name"
@@ -108,6 +106,6 @@ def _backbone(header: Header) -> str:
 
 
 def _data(header: Header) -> str | None:
-    """The name of the data set, or of its folder."""
+    """Return the name of the data set, or of its folder."""
     source = within(header.recipe, "data", "source", kind=str)
     return None if source is None else shown(Path(source).name)

@@ -1,38 +1,38 @@
-"""A LoRA adapter out of peft's layout, written by `peft_layout` or by peft itself."""
+"""Load a LoRA adapter in peft's layout, written by `peft_layout` or by peft itself."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor
 
 from adapt import plain
 from adapt.backbones.base import Backbone
-from adapt.backbones.quantize import KINDS
 from adapt.devices import AUTO
 from adapt.errors import AdaptError
 from adapt.formats import tensor_file
 from adapt.formats.adapter import check_reading, read_tensors
-from adapt.formats.header import checked_reading
-from adapt.formats.peft_layout import CONFIG, NOTED, OURS, PREFIX, TENSORS, module_names
+from adapt.formats.peft_layout import CONFIG, OURS, PREFIX, TENSORS, Note, module_names
 from adapt.formats.rebuild import build_for, named_backbone, note_quantization
 from adapt.methods.lora import LoRA, Place
 from adapt.models.wrap import Model
 from adapt.shown import brief
-
-if TYPE_CHECKING:
-    import torch
+from adapt.validation import explain
 
 _READ = {"peft_type", "r", "lora_alpha", "lora_dropout", "use_rslora", "base_model_name_or_path", "auto_mapping"}
-# what says where the tensors sit, which their names say too, or how training began
+# settings that repeat what the names of the tensors say, or that only concern the start of training
 _INERT = {
     "task_type", "peft_version", "revision", "inference_mode", "target_modules", "exclude_modules",
     "layers_to_transform", "layers_pattern", "megatron_core", "qalora_group_size", "runtime_config", "eva_config",
     "ensure_weight_tying", "init_lora_weights",
 }  # fmt: skip
 _FROM_THE_WEIGHTS_AS_THEY_ARE = (True, False, None, "gaussian", "orthogonal", "eva")
-# one tower alone, whose modules some releases of transformers name without it
+# models of a single tower, which some releases of transformers leave out of their module names
 _TOWERS = {
     "CLIPTextModel": "text_model.",
     "CLIPVisionModel": "vision_model.",
@@ -49,42 +49,38 @@ def load(
     fast: bool | None = None,
     device: str | torch.device = AUTO,
 ) -> Model:
-    """The model of a LoRA adapter in peft's layout.
+    """Return the model of a LoRA adapter in peft's layout.
 
-    What `peft_layout` wrote tells backbone and class names; of peft's own folders the backbone is the one that they
-    name, and class names are given. Their logits have the backbone's own scale, and the template is LoRA's default.
+    `peft_layout` records backbone and class names; a folder that peft itself wrote names the backbone, and class names
+    are given. Its logits have the backbone's own scale, and the template is LoRA's default.
 
-    Raises AdaptError for another peft method, or modules that are no projections of the backbone's towers.
+    Raises AdaptError for another peft method, or modules that are not projections of the backbone's towers.
     """
     folder = Path(folder)
-    config, recorded = _read_config(folder), _recorded(folder / TENSORS)
-    class_names = _classes(recorded) if class_names is None else class_names
+    config, note = _read_config(folder), _read_note(folder / TENSORS)
+    class_names = note.class_names if class_names is None and note else class_names
     if class_names is None:
         raise AdaptError(f"{folder} is in peft's layout and records no class names: give them (--classes)")
     if backbone is None:
-        backbone = _named_backbone(config, recorded, folder, device)
-    reading = recorded.get("preprocess")
-    backbone = backbone.turning(reading is not None and reading["turned"])
-    if reading is not None:
-        note_quantization(recorded["quantization"], backbone, folder)
-        check_reading(reading, backbone, folder)
+        backbone = _named_backbone(config, note, folder, device)
+    backbone = backbone.turning(note is not None and note.preprocess["turned"])
+    if note is not None:
+        note_quantization(note.quantization, backbone, folder)
+        check_reading(note.preprocess, backbone, folder)
     tensors, adapted = _placed(read_tensors(folder / TENSORS), config, backbone, folder)
-    kept = {key: recorded[key] for key in ("logit_scale", "template") if key in recorded}
-    method = LoRA(**_settings(config, adapted, backbone), **kept)
+    settings = note.model_dump(include={"logit_scale", "template"}) if note else {"logit_scale": None}
+    method = LoRA(**_settings(config, adapted, backbone), **settings)
     return build_for(method, backbone, class_names, tensors, str(folder), fast).eval()
 
 
 def class_names_of(folder: Path) -> list[str]:
-    """The class names that a folder in peft's layout records; none where peft itself wrote it."""
-    return _classes(_recorded(folder / TENSORS)) or []
-
-
-def _classes(recorded: dict[str, Any]) -> list[str] | None:
-    return plain.within(recorded, "class_names", kind=list)
+    """Return the class names that a folder in peft's layout records; none if peft itself wrote it."""
+    note = _read_note(folder / TENSORS)
+    return note.class_names if note else []
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    """peft's settings. AdaptError where there are none, or where they are not those of a plain LoRA."""
+    """Read peft's settings. Raises AdaptError if there are none, or if they are not those of a plain LoRA."""
     path = folder / CONFIG
     if not path.is_file():
         raise AdaptError(f"{folder} is not in peft's layout: it has no {CONFIG}")
@@ -92,15 +88,15 @@ def _read_config(folder: Path) -> dict[str, Any]:
         config = plain.parse(path.read_bytes())
         if config.get("peft_type") != "LORA":
             raise AdaptError(f"{folder} holds peft's {config.get('peft_type')}; only plain LoRA can be imported")
-        found: dict[str, Any] = config | {"r": int(config["r"]), "lora_alpha": float(config["lora_alpha"])}
+        config |= {"r": int(config["r"]), "lora_alpha": float(config["lora_alpha"])}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise AdaptError(f"{path} is damaged ({error!r}): expected peft's settings of a LoRA") from error
-    _check_plain(found, folder)
-    return found
+    _check_plain(config, folder)
+    return dict(config)
 
 
 def _check_plain(config: dict[str, Any], folder: Path) -> None:
-    """AdaptError for a setting that changes what the tensors mean, as any may that is not known here."""
+    """Raise AdaptError for a setting that changes the meaning of the tensors, as any unknown one may."""
     for key in sorted(config.keys() - _READ - _INERT):
         if config[key] and config[key] != "none":
             raise AdaptError(
@@ -109,46 +105,40 @@ def _check_plain(config: dict[str, Any], folder: Path) -> None:
     start = config.get("init_lora_weights")
     if start not in _FROM_THE_WEIGHTS_AS_THEY_ARE:
         raise AdaptError(
-            f"{folder} began from weights that init_lora_weights = {brief(start)} had changed: save it by peft with "
+            f"{folder} began from weights that init_lora_weights = {brief(start)} had changed: save it with peft's "
             "path_initial_model_for_weight_conversion, which makes it a plain LoRA"
         )
 
 
-def _recorded(path: Path) -> dict[str, Any]:
-    """What `peft_layout` noted beside the tensors: scale, template, class names, the backbone and how it was used.
-
-    Of peft's own folders nothing but that their logits have the backbone's scale.
-    """
+def _read_note(path: Path) -> Note | None:
+    """Return what `peft_layout` noted beside the tensors; None if peft itself wrote them."""
     if not path.is_file() and (path.parent / "adapter_model.bin").is_file():
         raise AdaptError(f"{path.parent} holds a pickle, adapter_model.bin, which is not read: save it again with peft")
     noted = tensor_file.describe(path).metadata.get(OURS)
     if noted is None:
-        return {"logit_scale": None}
+        return None
     try:
-        found = plain.parse(noted)
-        if found["quantization"] not in (None, *KINDS):
-            raise ValueError(f"quantization is {brief(found['quantization'])}")
-        checked_reading(found["preprocess"])
-        return {key: found[key] for key in NOTED}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise AdaptError(f"{path} is damaged ({error!r}): its header's {OURS} holds no settings") from error
+        return Note.model_validate_json(plain.dump(plain.parse(noted)))
+    except ValidationError as error:
+        reason = explain(Note, error, "it is incomplete")
+    except ValueError as error:
+        reason = str(error)
+    raise AdaptError(f"{path} is damaged ({reason}): its header's {OURS} holds no settings")
 
 
-def _named_backbone(
-    config: dict[str, Any], recorded: dict[str, Any], folder: Path, device: str | torch.device
-) -> Backbone:
+def _named_backbone(config: dict[str, Any], note: Note | None, folder: Path, device: str | torch.device) -> Backbone:
     base = config.get("base_model_name_or_path")
-    name = recorded.get("backbone") or (f"hf:{base}" if base else None)
+    name = (note and note.backbone) or (f"hf:{base}" if base else None)
     if not isinstance(name, str) or config.get("revision") not in (None, "main"):
         named = "no backbone" if not isinstance(name, str) else f"revision {config['revision']!r} of {name}"
         raise AdaptError(f"{folder} names {named}: give the backbone (--backbone)")
-    return named_backbone(name, device, recorded.get("quantization"), recorded.get("preprocess", {}))
+    return named_backbone(name, device, note.quantization if note else None, note.preprocess if note else {})
 
 
 def _placed(
-    tensors: dict[str, Any], config: dict[str, Any], backbone: Backbone, folder: Path
-) -> tuple[dict[str, Any], list[Place]]:
-    """The tensors under the method's names, and the projections that they adapt."""
+    tensors: dict[str, Tensor], config: dict[str, Any], backbone: Backbone, folder: Path
+) -> tuple[dict[str, Tensor], list[Place]]:
+    """Return the tensors under the method's names, and the projections that they adapt."""
     sites = {name: site for site, name in module_names(backbone).items()}
     tower = _TOWERS.get(plain.within(config, "auto_mapping", "base_model_class", kind=str) or "", "")
     placed, adapted = {}, set()
@@ -156,7 +146,7 @@ def _placed(
         name, _, factor = key.removeprefix(PREFIX).removesuffix(".weight").rpartition(".")
         site = sites.get(name) or sites.get(f"{tower}{name}")
         if site is None:
-            raise AdaptError(f"{folder} adapts {name!r}, which is no projection of {backbone.describe()}")
+            raise AdaptError(f"{folder} adapts {name!r}, which is not a projection of {backbone.describe()}")
         placed[".".join(map(str, (*site, factor, "weight")))] = tensor
         adapted.add(site)
     if not adapted:
@@ -164,8 +154,8 @@ def _placed(
     return placed, [site for site in sites.values() if site in adapted]
 
 
-def _settings(config: dict[str, Any], sites: list[Place], backbone: Backbone) -> dict[str, Any]:
-    """The method's settings; its scaling is alpha / sqrt(rank), peft's plain one alpha / rank."""
+def _settings(config: dict[str, Any], sites: list[Place], backbone: Backbone) -> dict[str, object]:
+    """Return the method's settings; it scales by alpha / sqrt(rank), and peft by default by alpha / rank."""
     rank, alpha = config["r"], config["lora_alpha"]
     return {
         "rank": rank,
@@ -178,7 +168,7 @@ def _settings(config: dict[str, Any], sites: list[Place], backbone: Backbone) ->
 
 
 def _blocks(sites: list[Place], backbone: Backbone) -> tuple[int, int] | None:
-    """The range of blocks; None where every tower is adapted whole, whatever its depth."""
+    """Return the range of blocks; None if all blocks of every tower are adapted."""
     adapted = {name: {block for tower, block, _ in sites if tower == name} for name in {site[0] for site in sites}}
     if all(len(blocks) == len(backbone.tower(name).blocks) for name, blocks in adapted.items()):
         return None

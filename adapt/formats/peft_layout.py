@@ -1,20 +1,23 @@
 """LoRA in peft's own layout: a folder with adapter_config.json and adapter_model.safetensors.
 
-On a transformers model `AutoPeftModel.from_pretrained(FOLDER)` loads it with its backbone, and `PeftModel` on an
-open_clip model after `adapt.split_attention(model)`. See `adapt.formats.peft_import` for the way back.
+For a transformers model, `AutoPeftModel.from_pretrained(FOLDER)` loads it with its backbone; for an open_clip model,
+`PeftModel` does after `adapt.split_attention(model)`. `adapt.formats.peft_import` reads the layout.
 """
 
 from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel, Field
 
 from adapt import plain
 from adapt.backbones.base import Backbone, DualEncoder
 from adapt.disk import replacing, write_text
 from adapt.errors import AdaptError
 from adapt.formats import adapter, tensor_file
+from adapt.formats.header import Reading, checked_reading
 from adapt.formats.model_card import WithPeft, model_card
 from adapt.methods.lora import LoRA, Place
 from adapt.models.answers import PLAIN
@@ -26,39 +29,41 @@ logger = logging.getLogger("adapt")
 
 CONFIG, TENSORS = FILES = ("adapter_config.json", "adapter_model.safetensors")
 PREFIX = "base_model.model."
-OURS = "adapt"  # the key of our own in the header of the tensors
-NOTED = ("logit_scale", "template", "class_names", "backbone", "quantization", "preprocess")  # what it holds
+OURS = "adapt"  # the key of our note in the header of the tensors
+
+
+class Note(BaseModel):
+    """The properties of our models that peft's layout cannot express."""
+
+    logit_scale: float | None
+    template: str
+    class_names: list[str]
+    backbone: str | None
+    quantization: str | None = Field(pattern="^(nf4|int8)$")
+    preprocess: Reading
 
 
 def export(model: Adapted, folder: str | Path) -> Path:
-    """Writes the LoRA adapter of `model` to `folder`, with a model card. AdaptError for another method or tuner."""
-    method, folder = model.method, Path(folder)
-    if not is_plain(method):
-        raise AdaptError(
-            f"only plain LoRA has peft's layout; this adapter is {method.name} {method.config.model_dump()}"
-        )
+    """Write the LoRA adapter of `model` to `folder`, with a model card. Raises AdaptError for another method."""
+    folder = Path(folder)
+    write(model, folder)
     if model.answers != PLAIN:
         logger.warning(
-            "peft's layout holds what the towers learned: temperature, blend and bias of answers stay behind"
+            "peft's layout holds only what the towers learned: temperature, blend and bias of predictions are left out"
         )
-    write(model, folder)
     header, family = adapter.header_of(model), model.backbone.family
     card = model_card(header, family, address=str(folder), place=str(folder), peft=_with_peft(model))
     write_text(folder / "README.md", card)
     return folder
 
 
-def is_plain(method: Any) -> bool:
-    """Whether a method is nothing but what peft's LoraConfig says."""
-    return isinstance(method, LoRA) and method.config.plain
-
-
 def carried(model: Adapted) -> WithPeft | None:
-    """What plain peft needs to answer as `model` does with nothing of adapt's; None where it cannot."""
-    if not is_plain(model.method) or model.answers != PLAIN:
+    """Return what plain peft needs to predict as `model` does, without adapt; None if it cannot."""
+    method = model.method
+    if not (isinstance(method, LoRA) and method.config.plain and model.answers == PLAIN):
         return None
-    found = _with_peft(model)
-    return found if found.base is not None else None
+    needed = _with_peft(model)
+    return needed if needed.base is not None else None
 
 
 def _with_peft(model: Adapted) -> WithPeft:
@@ -69,18 +74,30 @@ def _with_peft(model: Adapted) -> WithPeft:
 
 
 def write(model: Adapted, folder: Path) -> None:
-    """Writes the two files of peft's layout to `folder`."""
-    method: Any = model.method
+    """Write the two files of peft's layout to `folder`. Raises AdaptError for another method than plain LoRA."""
+    method = model.method
+    if not (isinstance(method, LoRA) and method.config.plain):
+        raise AdaptError(
+            f"only plain LoRA has peft's layout; this adapter is {method.name} {method.config.model_dump()}"
+        )
     names = module_names(model.backbone)
+    note = Note(
+        logit_scale=method.config.logit_scale,
+        template=method.config.template,
+        class_names=list(model.class_names),
+        backbone=model.backbone.name,
+        quantization=model.backbone.quantization,
+        preprocess=checked_reading(model.backbone.reading()),
+    )
     tensors = {}
     for site in method.sites:
         for letter, factor in zip("AB", method.pair(*site)):
             tensors[f"{PREFIX}{names[site]}.lora_{letter}.weight"] = factor.detach().cpu().contiguous()
     with replacing(folder / TENSORS) as temporary:
-        tensor_file.write(tensors, temporary, {"format": "pt", OURS: plain.dump(_beside(model))})
+        tensor_file.write(tensors, temporary, {"format": "pt", OURS: plain.dump(note.model_dump())})
     config = {
         "peft_type": "LORA",
-        "task_type": None,  # with one, AutoPeftModel refuses the folder, and takes the class from auto_mapping without
+        "task_type": None,  # with one AutoPeftModel refuses the folder; without, it takes the class from auto_mapping
         "auto_mapping": _auto_mapping(model),
         "base_model_name_or_path": _base(model.backbone),
         "target_modules": [names[site] for site in method.sites],
@@ -95,7 +112,7 @@ def write(model: Adapted, folder: Path) -> None:
 
 
 def _auto_mapping(model: Adapted) -> dict[str, str] | None:
-    """Where `AutoPeftModel` finds the backbone's class; None for one that is not transformers' own."""
+    """Return where `AutoPeftModel` finds the backbone's class; None if that is not transformers' own."""
     kind = type(model.backbone.model)
     if not kind.__module__.startswith("transformers.") or model.backbone.name is None:
         return None
@@ -103,31 +120,18 @@ def _auto_mapping(model: Adapted) -> dict[str, str] | None:
 
 
 def _base(backbone: Backbone) -> str | None:
-    """What the backbone's library loads it by: a name on the hub, or a folder wherever the reader stands."""
+    """Return the name by which the backbone's library loads it: on the hub, or the absolute path of a folder."""
     name = None if backbone.name is None else backbone.name.removeprefix("hf:")
     return str(Path(name).resolve()) if name is not None and Path(name).is_dir() else name
 
 
-def _beside(model: Adapted) -> dict[str, Any]:
-    """What the model has and peft's layout has no word for."""
-    config = model.method.config
-    return {
-        "logit_scale": config.logit_scale,
-        "template": config.template,
-        "class_names": list(model.class_names),
-        "backbone": model.backbone.name,
-        "quantization": model.backbone.quantization,
-        "preprocess": model.backbone.reading(),
-    }
-
-
 def module_names(backbone: Backbone) -> dict[Place, str]:
-    """The dotted name of every projection's linear, fused attention taken as split (`adapt.split_attention`)."""
+    """Return the dotted name of every projection's linear, with fused attention split (`adapt.split_attention`)."""
     names = {id(module): name for name, module in backbone.model.named_modules()}
-    found = {}
+    by_site = {}
     for tower in backbone.towers.values():
         for index, block in enumerate(tower.blocks):
             for letter, projection in block.projections.items():
                 name = names[id(projection.module)]
-                found[(tower.name, index, letter)] = name if projection.rows is None else f"{name}.{letter}_proj"
-    return found
+                by_site[(tower.name, index, letter)] = name if projection.rows is None else f"{name}.{letter}_proj"
+    return by_site

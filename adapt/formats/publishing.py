@@ -1,4 +1,4 @@
-"""An adapter in a repository of the hub: adapter.safetensors, its model card and, where it has one, peft's layout."""
+"""Adapters in repositories of the hub: adapter.safetensors, a model card and, if possible, peft's layout."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 logger = logging.getLogger("adapt")
 
 CARD = "README.md"
-FETCHED = (adapter.NAME, *peft_layout.FILES, CARD)  # all that is ever fetched of a repository
+FETCHED = (adapter.NAME, *peft_layout.FILES, CARD)  # the only files that are ever fetched
 
 
 def fetch(name: str | Path) -> Path:
-    """What `hf://user/name` or `hf://user/name@revision` stands for, in the hub's cache.
+    """Fetch `hf://user/name` or `hf://user/name@revision` into the hub's cache.
 
-    It is the file of an adapter, or else a folder in peft's layout. Raises AdaptError as `hub.snapshot` does, and for a
-    repository that holds neither.
+    Returns the file of an adapter, or else a folder in peft's layout. Raises AdaptError as `hub.snapshot` does, and for
+    a repository that holds neither.
     """
     folder = hub.snapshot(name, FETCHED)
     if (folder / adapter.NAME).is_file():
@@ -51,16 +51,16 @@ def push(
     license: str | None = None,
     message: str | None = None,
 ) -> str:
-    """Publishes `model` as `user/name` and returns the repository's address; see `Adapted.push_to_hub`.
+    """Publish `model` as `user/name`, and return the repository's address; see `Adapted.push_to_hub`.
 
-    `file` is the adapter where it is on disk already: it is published bit for bit.
+    `file` is the adapter's file if it is on disk already; it is published unchanged.
     """
     repository, revision = hub.parse(name)
     if revision is not None:
-        raise AdaptError(f"{name} names a revision, and an adapter is pushed to the newest: give {repository}")
+        raise AdaptError(f"{name} names a revision, but an adapter is pushed to the newest one: give {repository}")
     if not is_portable(model.backbone.name):
         logger.warning(
-            "the backbone of this adapter is %s, which others do not have: they have to give one to load it",
+            "the backbone of this adapter is %s, which others do not have: they need their own copy to load it",
             model.backbone.name or "a model without a name",
         )
     with TemporaryDirectory() as temporary:
@@ -77,7 +77,7 @@ def push(
 
 
 def write_folder(model: Adapted, folder: Path, repository: str, file: Path | None, license: str | None) -> None:
-    """Writes to `folder` what a repository of the hub holds."""
+    """Write the files of a repository of the hub to `folder`."""
     if file is None:
         model.save(folder / adapter.NAME)
     else:

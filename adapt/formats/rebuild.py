@@ -1,11 +1,10 @@
-"""A model around tensors that came out of a file, on the backbone that the file names."""
+"""Rebuild a model from the tensors of a file, on the backbone that the file names."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,20 +19,20 @@ logger = logging.getLogger("adapt")
 
 
 def named_backbone(
-    name: str, device: str | torch.device, quantization: str | None, reading: dict[str, Any]
+    name: str, device: str | torch.device, quantization: str | None, reading: Mapping[str, object]
 ) -> Backbone:
-    """The backbone that a file names, in as many bits as there, and reading inputs as there."""
+    """Load the backbone that a file names, with the quantisation and the preparation of inputs that it records."""
     backbone: Backbone = load_backbone(name, device, quantization)
-    backbone.read_as(reading)
+    backbone.read_as(dict(reading))
     return backbone
 
 
 def note_quantization(recorded: str | None, backbone: Backbone, path: Path) -> None:
-    """A word where the backbone is in other bits than the file's."""
+    """Warn if the backbone has another quantisation than the file records."""
     if backbone.quantization != recorded:
         trained, given = (each or "no quantisation" for each in (recorded, backbone.quantization))
         logger.warning(
-            "%s was trained on a backbone of %s, this one has %s: results differ a little", path, trained, given
+            "%s was trained on a backbone with %s, this one has %s: results differ a little", path, trained, given
         )
 
 
@@ -45,11 +44,11 @@ def build_for(
     source: str,
     fast: bool | None = None,
 ) -> Model:
-    """The model of `method` with the tensors of the file `source`.
+    """Build the model of `method` with the tensors of the file `source`.
 
-    Raises AdaptError where they do not fit each other, and before anything larger than the tensors is built.
+    Raises AdaptError if they do not fit each other, before anything larger than the tensors is built.
     """
     names = build_within(method, backbone, class_names, tensors, source)
-    built = assemble(backbone, method, names, fast)
+    model = assemble(backbone, method, names, fast)
     load_tensors(method, tensors, source)
-    return built
+    return model

@@ -1,7 +1,7 @@
-"""Safetensors files that are checked: one header that can be trusted, and a checksum over all that the file says.
+"""Checked safetensors files: a header that can be trusted, and a checksum over the content.
 
-The checksum covers metadata, names, types, shapes and bytes in an order of their own, so that it stays the same however
-a writer lays the tensors out. SHA-256 takes 0.6 ms a MiB where the processor has instructions for it.
+The checksum covers metadata, names, types, shapes and bytes in sorted order, so that it does not depend on how a writer
+lays the tensors out. SHA-256 takes 0.6 ms for each MiB if the processor has instructions for it.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 CHECKSUM = "checksum"  # its key in the metadata
-_MAX_HEADER = 16 * 2**20  # bytes; parsing takes some thirty times as much memory
-_MAX_VALUES = 250_000  # that it lists: ten descriptors of each class of ImageNet-21k, and more take seconds to check
+_MAX_HEADER = 16 * 2**20  # bytes; parsing takes about thirty times as much memory
+_MAX_VALUES = 250_000  # ten descriptors for each class of ImageNet-21k; more would take seconds to check
 _TYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL")
 
 
 class What(NamedTuple):
-    """What a file is called in messages, and what to do where it is damaged."""
+    """The name of a kind of file in messages, and what to do about a damaged one."""
 
     name: str
     advice: str
@@ -38,16 +38,16 @@ ADAPTER = What("adapter", "fetch or train the adapter again")
 
 @dataclass(frozen=True)
 class Described:
-    """What a file says before any tensor is read."""
+    """The metadata of a file, and the checksum that it records."""
 
     metadata: dict[str, str]
     checksum: str | None
 
 
 def write(tensors: dict[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
-    """Writes a safetensors file: equal contents are equal bytes.
+    """Write a safetensors file; equal contents give equal bytes.
 
-    Raises OSError where the disk does not take it, as Python's own writers do, and AdaptError for a header that `read`
+    Raises OSError if the disk does not take it, as Python's own writers do, and AdaptError for a header that `read`
     would refuse.
     """
     from safetensors import SafetensorError
@@ -61,20 +61,20 @@ def write(tensors: dict[str, Tensor], path: Path, metadata: Mapping[str, str]) -
 
 
 def _sort_metadata(path: Path) -> None:
-    """Puts the metadata into the order of their keys: safetensors writes them in one that it draws."""
+    """Sort the metadata by key: safetensors writes them in random order."""
     with path.open("r+b") as file:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))
         header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
         text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
-        for size, most, of in ((length, _MAX_HEADER, "bytes"), (text.count(b","), _MAX_VALUES, "values")):
-            _check_size(size, most, of, "what is to be saved", ": leave out classes, descriptors or other texts")
+        for size, most, unit in ((length, _MAX_HEADER, "bytes"), (text.count(b","), _MAX_VALUES, "values")):
+            _check_size(size, most, unit, "the new file", ": leave out classes, descriptors or other texts")
         file.seek(8)
         file.write(text.ljust(length))
 
 
 def checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
-    """`sha256:` and 64 hex digits."""
+    """Return `sha256:` and 64 hex digits."""
     import torch
 
     kinds = [(name, str(tensor.dtype), tuple(tensor.shape)) for name, tensor in sorted(tensors.items())]
@@ -85,9 +85,9 @@ def checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
 
 
 def describe(path: Path, what: What = ADAPTER) -> Described:
-    """The header of the file at `path`. AdaptError where it is missing, truncated, or its header makes no sense.
+    """Read the header of the file at `path`. Raises AdaptError if it is missing, truncated, or has an invalid header.
 
-    safetensors itself accepts a key that stands twice, and types that little can be computed with.
+    safetensors itself accepts duplicate keys, and types that torch hardly supports.
     """
     try:
         header = plain.parse(_header_text(path, what))
@@ -96,10 +96,10 @@ def describe(path: Path, what: What = ADAPTER) -> Described:
             raise ValueError("its metadata are not all text")
         for name, entry in header.items():
             _check_tensor(name, entry)
-        signed = metadata.pop(CHECKSUM, None)
+        recorded = metadata.pop(CHECKSUM, None)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise AdaptError(f"{path} has no readable header ({shown(error)}); {what.advice}") from error
-    return Described(metadata, signed)
+    return Described(metadata, recorded)
 
 
 def _header_text(path: Path, what: What) -> bytes:
@@ -109,7 +109,7 @@ def _header_text(path: Path, what: What) -> bytes:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             if not 2 <= length <= path.stat().st_size - 8:
-                raise AdaptError(f"{path} is truncated or no safetensors file; {what.advice}")
+                raise AdaptError(f"{path} is truncated or not a safetensors file; {what.advice}")
             _check_size(length, _MAX_HEADER, "bytes", path)
             text = file.read(length)
     except OSError as error:
@@ -118,13 +118,13 @@ def _header_text(path: Path, what: What) -> bytes:
     return text
 
 
-def _check_size(size: int, most: int, of: str, source: object, advice: str = "") -> None:
+def _check_size(size: int, most: int, unit: str, source: object, advice: str = "") -> None:
     if size > most:
-        raise AdaptError(f"{source} has a header of {size:,} {of}; expected at most {most:,}{advice}")
+        raise AdaptError(f"{source} has a header of {size:,} {unit}; expected at most {most:,}{advice}")
 
 
 def _check_tensor(name: str, entry: dict[str, Any]) -> None:
-    """ValueError for a type or a shape that no tensor here has."""
+    """Raise ValueError for a type or a shape that no tensor here has."""
     shape = tuple(entry["shape"])
     if entry["dtype"] not in _TYPES:
         raise ValueError(f"tensor {name!r} is of type {entry['dtype']!r}; expected one of {', '.join(_TYPES)}")
@@ -133,7 +133,7 @@ def _check_tensor(name: str, entry: dict[str, Any]) -> None:
 
 
 def read(path: Path, what: What = ADAPTER) -> dict[str, Tensor]:
-    """The tensors of the file at `path`. AdaptError where it is damaged, or not what its checksum says."""
+    """Read the tensors of the file at `path`. Raises AdaptError if it is damaged, or does not match its checksum."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -148,8 +148,9 @@ def read(path: Path, what: What = ADAPTER) -> dict[str, Tensor]:
 
 
 def check_finite(tensors: dict[str, Tensor], source: str) -> None:
+    """Raise AdaptError for a tensor with values that are not finite."""
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
             raise AdaptError(
-                f"tensor {name!r} of {source} has values that are not finite; train again, at a lower rate"
+                f"tensor {name!r} of {source} has values that are not finite: train again at a lower learning rate"
             )

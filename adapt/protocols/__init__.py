@@ -1,1 +1,1 @@
-"""The evaluations of the papers: many runs, one table."""
+"""The papers' evaluation protocols: many runs, one table."""

@@ -1,4 +1,4 @@
-"""How many of each class's images were taken for what, as a table of a page."""
+"""The confusion matrix of a report."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-MOST_CLASSES = 30  # of a table that can still be read
+MOST_CLASSES = 30  # a larger table is hard to read
 
 
 @dataclass(frozen=True)
 class ConfusionCell:
-    """How many images of one class were taken for another, and their share of the class's images."""
+    """The number of images of one class that were classified as another, and their share of the class."""
 
     images: int
     share: float
@@ -20,10 +20,10 @@ class ConfusionCell:
 
 @dataclass(frozen=True)
 class Confusions:
-    """The classes that are shown, a row of cells for each, and a caption that says which they are.
+    """The classes that are shown, a row of cells for each, and a caption.
 
-    `elsewhere` counts for each row the images that were taken for classes that are not shown; it is empty where all
-    are.
+    `elsewhere` counts for each row the images that were classified as a class that is not shown; it is empty if all
+    classes are shown.
     """
 
     classes: list[str]
@@ -33,17 +33,17 @@ class Confusions:
 
 
 def confusions(rows: Sequence[dict[str, str]]) -> Confusions:
-    """The confusions in the rows of predictions.csv; of many classes those that are most often confused."""
+    """Return the confusions in the rows of predictions.csv; of many classes the most often confused ones."""
     counts = Counter((row["class"], row["predicted"]) for row in rows)
     of_class = Counter(row["class"] for row in rows)
     every = sorted({name for pair in counts for name in pair})
     classes, caption = every, f"all {len(every)} classes"
     if len(every) > MOST_CLASSES:
         classes = _most_confused(counts)
-        caption = f"the {len(classes)} of {len(every)} classes that are most often taken for one another"
+        caption = f"the {len(classes)} of {len(every)} classes that are most often confused"
         if not classes:
             classes = every[:MOST_CLASSES]
-            caption = f"{len(classes)} of {len(every)} classes, none of which is taken for another"
+            caption = f"{len(classes)} of {len(every)} classes, without any confusion"
     cells = [
         [
             ConfusionCell(counts[actual, name], counts[actual, name] / max(1, of_class[actual]), actual == name)
@@ -56,7 +56,7 @@ def confusions(rows: Sequence[dict[str, str]]) -> Confusions:
 
 
 def _most_confused(counts: Counter[tuple[str, str]]) -> list[str]:
-    """As many classes as fit, from the pairs that are confused most often on."""
+    """Return as many classes as fit, starting from the most often confused pairs."""
     pairs: Counter[tuple[str, str]] = Counter()
     for (actual, predicted), count in counts.items():
         if actual != predicted:

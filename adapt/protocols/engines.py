@@ -1,7 +1,7 @@
-"""Independent runs one after the other, in several processes, or on Ray: the same results from each.
+"""Engines that compute independent runs: one after the other, in several processes, or on Ray, with equal results.
 
-Results depend on the number of threads in the last bits, so it is the same for all engines: what torch takes by itself
-(the cores, or OMP_NUM_THREADS) over the runs at once. Runs at once take the machine's accelerators in turn.
+The last bits of results depend on the number of threads, so all engines use the same number: torch's default (the
+cores, or OMP_NUM_THREADS) divided by the number of parallel runs. Parallel runs share the machine's accelerators.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
 from adapt import devices, plugins
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Engine:
-    """Where runs are computed; `at_once` of them on a machine, on the Ray cluster at `address` or a local one."""
+    """The place where runs are computed: `at_once` in parallel, here or on Ray (at `address`, or a local cluster)."""
 
     name: Literal["local", "ray"] = "local"
     at_once: int = 1
@@ -39,11 +40,11 @@ class Engine:
         return max(1, torch.get_num_threads() // self.at_once)
 
     def share(self, accelerators: int) -> float:
-        """Of an accelerator, what each run asks for on a machine with as many; 0 where there is none."""
+        """Return the fraction of an accelerator that each run gets on a machine with `accelerators` of them."""
         return 1 / -(-self.at_once // accelerators) if accelerators else 0
 
     def rows(self, runs: Sequence[PlannedRun], out: Path, track: Track = ()) -> Iterator[Row]:
-        """Each run's row, in the runs' order, when it and those before it are done."""
+        """Yield each run's row, in the order of the runs."""
         if self.name == "ray":
             return self._on_ray(runs, out, track)
         if self.at_once == 1:
@@ -65,7 +66,7 @@ class Engine:
                     future.cancel()
 
     def _on_ray(self, runs: Sequence[PlannedRun], out: Path, track: Track) -> Iterator[Row]:
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # or it reports every cluster to its makers
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # by default Ray reports every cluster to its makers
         try:
             import ray
         except ImportError:
@@ -86,8 +87,8 @@ class Engine:
             if started:
                 ray.shutdown()
 
-    def _start(self, ray: Any) -> None:
-        """A cluster here that holds the runs at once, or the one at `address`, which must have a node for one."""
+    def _start(self, ray: ModuleType) -> None:
+        """Start a local cluster for all parallel runs, or join the one at `address`, if a run fits on a node of it."""
         quiet = {"log_to_driver": False, "include_dashboard": False}
         if self.address is None:
             ray.init(num_cpus=self.threads * self.at_once, **quiet)
@@ -100,23 +101,23 @@ class Engine:
         if largest < self.threads:
             ray.shutdown()
             raise AdaptError(
-                f"a run takes {self.threads} threads and the largest node at {self.address} has {largest:.0f} CPUs: "
+                f"a run takes {self.threads} threads, but the largest node at {self.address} has {largest:.0f} CPUs: "
                 "raise --jobs, or set OMP_NUM_THREADS"
             )
 
 
-def _accelerators(ray: Any) -> int:
-    """How many the best machine of the cluster has, as far as Ray counts them: it calls all of them GPU."""
+def _accelerators(ray: ModuleType) -> int:
+    """Return the largest number of accelerators on a node; Ray calls all of them GPU."""
     return max((int(node["Resources"].get("GPU", 0)) for node in ray.nodes() if node["Alive"]), default=0)
 
 
 def _begin(numbers: SimpleQueue[int]) -> None:
-    """Of a process: each has a number, and so an accelerator."""
+    """Give a new process its number, and so its accelerator."""
     devices.take(numbers.get())
 
 
 def _measure(run: PlannedRun, out: Path, threads: int, track: Track, files: Sequence[Path] = ()) -> Row:
-    """`files` are those of a user's own methods, which another process has not run."""
+    """Compute a run in this process, which first loads `files`, the user's plug-ins."""
     import torch
 
     plugins.load(files)

@@ -1,4 +1,4 @@
-"""The images that a run's lists name, as small pictures with their files' names and classes."""
+"""Thumbnails of the images in a run's lists, with file names and classes."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ _Row = dict[str, str]
 
 @dataclass(frozen=True)
 class Picture:
-    """One image as JPEG in base64, or None where it is gone, its path and file name, and what is said of it."""
+    """One image as JPEG in base64 (None if it is gone), its path and file name, and its caption."""
 
     path: str
     name: str
-    said: str
+    caption: str
     image: str | None
 
 
 @dataclass(frozen=True)
 class Gallery:
-    """One list: what it is, its file, how many lines it has, and the first ones as one picture each, or two beside."""
+    """One list: its title, file and number of lines, and the first of them as one picture each, or a pair."""
 
     title: str
     file: str
@@ -47,18 +47,18 @@ class Gallery:
 
 @dataclass(frozen=True)
 class _List:
-    """A list that a run may have: its file, its columns, and what a line says of one or two images."""
+    """A list that a run may have: its file, its columns, and the images of a line."""
 
     file: str
     title: str
     columns: tuple[str, ...]
-    images: Callable[[_Row], list[tuple[str, str]]]  # the path of each, and what is said of it
+    images: Callable[[_Row], list[tuple[str, str]]]  # the path and caption of each
 
 
 _LISTS = (
     _List(
         "contradictions.csv",
-        "Nearly the same image, and another class",
+        "Near duplicates with different classes",
         ("path", "class", "other_path", "other_class"),
         lambda row: [(row["path"], row["class"]), (row["other_path"], row["other_class"])],
     ),
@@ -70,7 +70,7 @@ _LISTS = (
     ),
     _List(
         "duplicates.csv",
-        "Test and validation images that are nearly in training too",
+        "Test and validation images that almost duplicate a training image",
         ("path", "part", "class", "train_path", "train_class"),
         lambda row: [
             (row["path"], f"{row['part']}: {row['class']}"),
@@ -79,34 +79,34 @@ _LISTS = (
     ),
     _List(
         "confused.csv",
-        "Images of the classes that are taken for one another most",
+        "Images of the most often confused classes",
         ("path", "class", "predicted"),
-        lambda row: [(row["path"], f"{row['class']}, taken for {row['predicted']}")],
+        lambda row: [(row["path"], f"{row['class']}, classified as {row['predicted']}")],
     ),
 )
 
 
 def learned_turned(run: Path) -> bool:
-    """Whether the run's adapter learned from photographs that are turned upright."""
+    """Whether the run's adapter was trained on photographs turned upright."""
     adapter = run / NAME
     return adapter.is_file() and bool(read_header(adapter).preprocess["turned"])
 
 
 def galleries(run: Path) -> Iterator[Gallery]:
-    """The lists of a run directory that have something. AdaptError where a file is none of them."""
+    """Yield the lists of a run directory that are not empty. Raises AdaptError if a file is damaged."""
     turned = learned_turned(run)
     for each in _LISTS:
         rows = read_rows(run / each.file, each.columns, "list of images")
         if rows:
-            kept = rows[: MOST_PICTURES // len(each.images(rows[0]))]
-            entries = [[_picture(path, said, turned) for path, said in each.images(row)] for row in kept]
+            first = rows[: MOST_PICTURES // len(each.images(rows[0]))]
+            entries = [[_picture(*image, turned) for image in each.images(row)] for row in first]
             yield Gallery(each.title, each.file, len(rows), entries)
 
 
 def read_rows(file: Path, columns: Collection[str], what: str) -> list[_Row]:
-    """The rows of a CSV that a run left, cells as they were before `guarded`; none where there is no such file.
+    """Read a CSV of a run, with its cells as before `guarded`; return no rows if there is no such file.
 
-    AdaptError, saying that it holds no `what`, where it lacks one of `columns`.
+    Raises AdaptError, saying that it holds no `what`, if it is damaged or lacks one of `columns`.
     """
     if not file.is_file():
         return []
@@ -121,12 +121,12 @@ def read_rows(file: Path, columns: Collection[str], what: str) -> list[_Row]:
     return rows
 
 
-def _picture(path: str, said: str, turned: bool) -> Picture:
-    return Picture(path, shown(Path(path).name), said, thumbnail(path, turned))
+def _picture(path: str, caption: str, turned: bool) -> Picture:
+    return Picture(path, shown(Path(path).name), caption, thumbnail(path, turned))
 
 
 def small_image(path: str, turned: bool) -> Image.Image | None:
-    """The image in the size of a thumbnail, `turned` upright by EXIF or not; None where it is gone."""
+    """Open the image in the size of a thumbnail, `turned` upright by EXIF or not; return None if it is gone."""
     from adapt.data.decoding.images import open_image
 
     try:
@@ -138,7 +138,7 @@ def small_image(path: str, turned: bool) -> Image.Image | None:
 
 
 def thumbnail(path: str, turned: bool) -> str | None:
-    """A thumbnail as JPEG in base64, as `small_image` has it."""
+    """Return `small_image` as JPEG in base64."""
     image = small_image(path, turned)
     if image is None:
         return None

@@ -1,4 +1,4 @@
-"""The papers' own figures: papers.toml, looked up by protocol, data set and backbone."""
+"""The papers' published figures, in papers.toml, by protocol, data set and backbone."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ import tomllib
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from adapt.data.readers import published as data_sets
 
+if TYPE_CHECKING:
+    from adapt.protocols.run_protocol import Results
+
 TABLE = Path(__file__).with_name("papers.toml")
 FEW_SHOT, ZERO_SHOT = "few_shot", "zero_shot"
-_BACKBONE, _SEEDS = "ViT-B/16", [1, 2, 3]  # of rows that name none
+_BACKBONE, _SEEDS = "ViT-B/16", [1, 2, 3]  # the defaults of rows
 _EIGHTY = "eighty"
 
 PaperRow = dict[str, Any]
@@ -20,29 +23,29 @@ PaperRow = dict[str, Any]
 
 @cache
 def rows() -> tuple[PaperRow, ...]:
-    """All rows: protocol, data, method, backbone, seeds, from, and values by column, as text."""
+    """Return all rows: protocol, data, method, backbone, seeds, from, and values by column, as text."""
     return tuple({"backbone": _BACKBONE, "seeds": _SEEDS} | row for row in _table()["row"])
 
 
 def backbones() -> dict[str, list[str]]:
-    """What the weights of each published backbone are called here."""
-    found: dict[str, list[str]] = _table()["backbones"]
-    return found
+    """Return our names of the weights of each published backbone."""
+    names: dict[str, list[str]] = _table()["backbones"]
+    return names
 
 
 def published_backbone(spec: str) -> str | None:
-    """What the papers call the backbone that is `spec` here; None for another one."""
+    """Return the papers' name of the backbone `spec`; None if it is not published."""
     return next((name for name, specs in backbones().items() if spec in specs), None)
 
 
-def figures_for(results: dict[str, Any], columns: Sequence[str]) -> list[list[str]]:
-    """Title and cells of the published rows beside a protocol's results; none where its data are not of the papers.
+def figures_for(results: Results, columns: Sequence[str]) -> list[list[str]]:
+    """Return title and cells of the published rows that belong beside a protocol's results, if there are any.
 
-    They are of the results' backbone, or of ViT-B/16 where that has none. Zero-shot is the same at all shots.
+    They are for the results' backbone, or for ViT-B/16 if that is not published. Zero-shot is the same at all shots.
     """
     recipe, protocol = results["recipe"], results["protocol"]
     name, backbone = data_set(recipe["data"]["source"]), published_backbone(recipe["backbone"]) or _BACKBONE
-    found = []
+    table = []
     for row in rows():
         if (row["data"], row["backbone"]) != (name, backbone):
             continue
@@ -52,19 +55,19 @@ def figures_for(results: dict[str, Any], columns: Sequence[str]) -> list[list[st
         elif row["protocol"] != protocol:
             continue
         title = f"{row['method']}, published [{row['from']}] ({backbone})"
-        found.append([title, *(values.get(column, "") for column in columns)])
-    return found
+        table.append([title, *(values.get(column, "") for column in columns)])
+    return table
 
 
 def zero_shot_of(data: str, backbone: str | None) -> list[PaperRow]:
-    """The rows of zero-shot accuracy on the data set `data`, each with its `templates`."""
+    """Return the rows of zero-shot accuracy on the data set `data`, each with its `templates`."""
     own = [data_sets.sets()[data].template]
-    found = _confirmed(ZERO_SHOT, data, backbone)
-    return [row | {"templates": _templates(row.get("templates", own))} for row in found]
+    confirmed = _confirmed(ZERO_SHOT, data, backbone)
+    return [row | {"templates": _templates(row.get("templates", own))} for row in confirmed]
 
 
 def few_shot_of(recipe: str, shots: int, data: str, backbone: str | None) -> list[PaperRow]:
-    """The rows of what the shipped recipe called `recipe` gives from `shots` images a class; none read off a plot."""
+    """Return the rows for the shipped recipe `recipe` at `shots` images a class, without those read off a plot."""
     ours = _table()["recipes"]
     return [
         row
@@ -74,7 +77,7 @@ def few_shot_of(recipe: str, shots: int, data: str, backbone: str | None) -> lis
 
 
 def data_set(source: str) -> str | None:
-    """The name here of a published data set, given by name or as its split file (`split_zhou_EuroSAT.json`)."""
+    """Return our name of a published data set, given by name or as its split file (`split_zhou_EuroSAT.json`)."""
     stem = Path(source).name.removesuffix(".gz").removesuffix(".json")
     is_split_file = source.endswith((".json", ".json.gz")) and stem.startswith("split_zhou_")
     entry = data_sets.find(stem.removeprefix("split_zhou_") if is_split_file else source)
@@ -87,7 +90,7 @@ def _table() -> dict[str, Any]:
 
 
 def _confirmed(protocol: str, data: str, backbone: str | None) -> list[PaperRow]:
-    """Rows that somebody has read; not those that were only recalled."""
+    """Return the rows whose source was read, without those that were only recalled."""
     wanted = (protocol, data, backbone)
     return [row for row in rows() if (row["protocol"], row["data"], row["backbone"]) == wanted and row["from"] != "R"]
 

@@ -1,4 +1,4 @@
-"""Runs that no protocol made, side by side: those that differ by their seed alone are one row."""
+"""Runs outside protocols, side by side: those that differ only by seed share a row."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class PlainRun:
     """A finished run: its folder, its recipe as plain data, and its metrics."""
 
     path: Path
-    recipe: dict[str, Any]
+    recipe: dict[str, object]
     metrics: dict[str, Any]
 
     @property
@@ -32,27 +32,27 @@ class PlainRun:
 
     @property
     def figure(self) -> str:
-        """What it is compared by."""
+        """The name of the figure that it is compared by."""
         return main_figure(self.metrics.get("adapted", {}))[0]
 
     @property
     def adapted(self) -> float | None:
-        """That figure on test images, in [0, 1]; None where there were none."""
+        """That figure on the test images, in [0, 1]; None if there were none."""
         return self.metrics["adapted"][self.figure] if "adapted" in self.metrics else None
 
     @property
     def zero_shot(self) -> float | None:
-        """The same of zero-shot classification."""
+        """The same for zero-shot classification."""
         return self.metrics["zero_shot"][self.figure] if "zero_shot" in self.metrics else None
 
     @property
     def gain(self) -> float | None:
-        """How far the one is above the other."""
+        """The difference of the two."""
         return None if self.adapted is None or self.zero_shot is None else self.adapted - self.zero_shot
 
     @property
-    def settings(self) -> dict[str, Any]:
-        """All keys of the recipe with their values, but for the seed."""
+    def settings(self) -> dict[str, object]:
+        """All keys of the recipe with their values, except for the seed."""
         return {key: value for key, value in plain.leaves(self.recipe) if key != "seed"}
 
 
@@ -62,13 +62,13 @@ def is_run(path: Path) -> bool:
 
 
 def read_run(path: Path) -> PlainRun:
-    """The finished run in a folder. AdaptError where it is damaged."""
+    """Read the finished run in a folder. Raises AdaptError if it is damaged."""
     metrics = stored.read(path / "metrics.json", stored.Metrics, "metrics of a finished run")
     return PlainRun(path, read_file(path / "recipe.yaml", str(path / "recipe.yaml")).settings, metrics)
 
 
 def pooled(runs: Sequence[PlainRun]) -> list[list[PlainRun]]:
-    """Runs in groups that differ by their seed alone, in the order of the first of each."""
+    """Group runs that differ only by seed, in the order of the first of each group."""
     groups: list[list[PlainRun]] = []
     for run in runs:
         own = next((group for group in groups if group[0].settings == run.settings), None)
@@ -80,13 +80,13 @@ def pooled(runs: Sequence[PlainRun]) -> list[list[PlainRun]]:
 
 
 def plain_table(runs: Sequence[PlainRun]) -> Cells:
-    """A header, and a row for each group of runs; figures that a run has not, for want of test images, are left out."""
+    """Return a header, and a row for each group of runs; figures are empty for runs without test images."""
     groups = pooled(runs)
     return [HEADER, *map(_row, names(groups), groups)]
 
 
 def nearest_the_mean(group: Sequence[PlainRun]) -> PlainRun:
-    """The run whose figure is the nearest to the mean of all; the first where none was measured."""
+    """Return the run whose figure is nearest to the mean; the first one if none was measured."""
     measured = [run for run in group if run.adapted is not None]
     if not measured:
         return group[0]
@@ -95,13 +95,13 @@ def nearest_the_mean(group: Sequence[PlainRun]) -> PlainRun:
 
 
 def mean_gain(group: Sequence[PlainRun]) -> float | None:
-    """By how much the runs are above zero-shot classification in the mean; None where that was not measured."""
+    """Return the mean gain over zero-shot classification; None if that was not measured."""
     gains = [run.gain for run in group if run.gain is not None]
     return statistics.mean(gains) if gains else None
 
 
 def names(groups: Sequence[Sequence[PlainRun]]) -> list[str]:
-    """The methods' names, with what is set differently where several groups have the same one."""
+    """Return the methods' names, with the settings that differ if several groups have the same method."""
     methods = [group[0].metrics["method"] for group in groups]
     return [
         _name(group[0], [other[0] for other, name in zip(groups, methods) if name == method])
@@ -111,14 +111,14 @@ def names(groups: Sequence[Sequence[PlainRun]]) -> list[str]:
 
 def _name(run: PlainRun, same: Sequence[PlainRun]) -> str:
     own = run.settings
-    elsewhere = ("data.source", "data.shots", "backbone")  # which have columns, or a page, of their own
+    elsewhere = ("data.source", "data.shots", "backbone")  # shown in other columns, or on another page
     differing = [
         key
         for key in dict.fromkeys(key for other in same for key in other.settings)
         if any(other.settings.get(key) != own.get(key) for other in same) and key not in elsewhere
     ]
-    said = ", ".join(f"{key.removeprefix('method.')}={shown(str(own[key]))}" for key in differing if key in own)
-    return f"{run.metrics['method']} ({said})" if said else str(run.metrics["method"])
+    settings = ", ".join(f"{key.removeprefix('method.')}={shown(str(own[key]))}" for key in differing if key in own)
+    return f"{run.metrics['method']} ({settings})" if settings else str(run.metrics["method"])
 
 
 def _row(name: str, group: Sequence[PlainRun]) -> list[str]:
@@ -145,7 +145,7 @@ def _row(name: str, group: Sequence[PlainRun]) -> list[str]:
 
 
 def percent(values: Sequence[float], sign: bool = False) -> str:
-    """Their mean in per cent, with the standard deviation where there are several."""
+    """Return the mean in per cent, with the standard deviation if there are several values."""
     if not values:
         return ""
     mean = f"{100 * statistics.mean(values):{'+' if sign else ''}.1f}"

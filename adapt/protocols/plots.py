@@ -1,28 +1,32 @@
-"""The pictures of a report: curves with bands, base against new, how sure against how right."""
+"""The figures of a report: few-shot curves, base against new classes, calibration, coverage, explanations."""
 
 from __future__ import annotations
 
 import io
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from adapt.protocols.tables import Results, figure_of
+from adapt.protocols.run_protocol import Results
+from adapt.protocols.tables import figure_of
 
-COLOURS = 10  # that lines and dots take in turn
-APART = 4  # points of the images that are answered, between two thresholds that are named
-LEAST_SHARE = 0.03  # of the images that is answered, from which on the accuracy is drawn
-DESCRIPTORS = 5  # of a class that are shown, the best
-_INK = {True: "#1f77b4", False: "#d62728"}  # of right answers, of wrong ones
-_plain_text = rc_context({"text.parse_math": False})  # names of classes and recipes may have dollars
+if TYPE_CHECKING:
+    from PIL import Image
+
+COLOURS = 10  # in the cycle of lines and dots
+APART = 4  # percentage points of coverage between two labelled thresholds
+LEAST_SHARE = 0.03  # of the images classified, below which the accuracy is not drawn
+DESCRIPTORS = 5  # shown for each class, the best
+_INK = {True: "#1f77b4", False: "#d62728"}  # right and wrong predictions
+_plain_text = rc_context({"text.parse_math": False})  # names of classes and recipes may contain dollar signs
 
 
 @_plain_text
 def few_shot_curves(results: Sequence[tuple[str, Results]]) -> Figure:
-    """Mean accuracy, or mAP, by shots, a band of one standard deviation, the frozen model dashed."""
+    """Draw mean accuracy, or mAP, by shots, with a band of one standard deviation; the frozen model is dashed."""
     figure = Figure(figsize=(6.4, 4), layout="constrained")
     axes = figure.subplots()
     for title, each in results:
@@ -37,7 +41,7 @@ def few_shot_curves(results: Sequence[tuple[str, Results]]) -> Figure:
     every = sorted({group["shots"] for _, each in results for group in each["summary"]})
     axes.set_xscale("log", base=2)
     axes.set_xticks(every, [str(count) for count in every])
-    axes.set_xlabel("training images a class")
+    axes.set_xlabel("training images for each class")
     axes.set_ylabel(f"test {figure_of(results[0][1]) or 'accuracy'}, %")
     axes.legend()
     return figure
@@ -45,7 +49,7 @@ def few_shot_curves(results: Sequence[tuple[str, Results]]) -> Figure:
 
 @_plain_text
 def base_against_new(results: Sequence[tuple[str, Results]]) -> Figure:
-    """A small dot for each seed, a large one for the mean; dashed where the frozen model stands."""
+    """Draw a small dot for each seed and a large one for the mean; dashed lines mark the frozen model."""
     figure = Figure(figsize=(6.6, 4.2), layout="constrained")
     axes = figure.subplots()
     frozen = results[0][1]["summary"][0]["zero_shot"]
@@ -65,51 +69,52 @@ def base_against_new(results: Sequence[tuple[str, Results]]) -> Figure:
 
 @_plain_text
 def reliability_diagram(bins: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
-    """Accuracy by confidence, a line for each of `bins` by name; dots are as large as their bins have images."""
+    """Draw accuracy by confidence, one line for each of `bins` by name; the area of a dot shows its bin's images."""
     figure = Figure(figsize=(4.6, 4.2), layout="constrained")
     axes = figure.subplots()
-    axes.plot([0, 100], [0, 100], color="gray", ls="--", lw=1, label="as sure as right")
-    most = max(each["images"] for found in bins.values() for each in found)
-    for name, found in bins.items():
-        sure, right = ([100 * each[kind] for each in found] for kind in ("confidence", "accuracy"))
-        (line,) = axes.plot(sure, right, lw=1, label=name)
-        axes.scatter(sure, right, s=[12 + 120 * each["images"] / most for each in found], color=line.get_color())
+    axes.plot([0, 100], [0, 100], color="gray", ls="--", lw=1, label="perfect calibration")
+    most = max(each["images"] for curve in bins.values() for each in curve)
+    for name, curve in bins.items():
+        confidence, accuracy = ([100 * each[kind] for each in curve] for kind in ("confidence", "accuracy"))
+        (line,) = axes.plot(confidence, accuracy, lw=1, label=name)
+        sizes = [12 + 120 * each["images"] / most for each in curve]
+        axes.scatter(confidence, accuracy, s=sizes, color=line.get_color())
     axes.set_xlim(0, 102)
     axes.set_ylim(0, 102)
     axes.set_xlabel("confidence, %")
-    axes.set_ylabel("of these right, %")
+    axes.set_ylabel("accuracy, %")
     axes.legend(fontsize="small", loc="upper left")
     return figure
 
 
 @_plain_text
 def coverage_curve(points: Sequence[tuple[float, float]], rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Accuracy by the share of the images that is answered, with a dot and its threshold for each of `rows`.
+    """Draw accuracy by the share of images that are classified, with a labelled dot for each of `rows`.
 
-    Where hardly any image is answered, the accuracy is one of chance, and not drawn.
+    If hardly any image is classified, the accuracy is not reliable, and not drawn.
     """
     points = [point for point in points if point[0] >= LEAST_SHARE]
     figure = Figure(figsize=(4.6, 4.2), layout="constrained")
     axes = figure.subplots()
     (line,) = axes.plot([100 * share for share, _ in points], [100 * right for _, right in points], lw=1.2)
-    named = math.inf
+    labelled = math.inf
     for row in sorted(rows, key=lambda row: -row["share"]):
         if row["share"] >= LEAST_SHARE:
             at = (100 * row["share"], 100 * row["accuracy"])
             axes.scatter(*at, s=18, color=line.get_color(), zorder=3)
-            if at[0] < named - APART:
+            if at[0] < labelled - APART:
                 axes.annotate(f"{row['threshold']:g}", at, (3, 5), textcoords="offset points", fontsize="small")
-                named = at[0]
+                labelled = at[0]
     axes.set_xlim(0, 108)
     axes.set_ylim(min(100 * right for _, right in points) - 5, 104)
-    axes.set_xlabel("images that are answered, %")
-    axes.set_ylabel("of these right, %")
+    axes.set_xlabel("images classified, %")
+    axes.set_ylabel("accuracy, %")
     return figure
 
 
 @_plain_text
 def compared_methods(rows: Sequence[Mapping[str, Any]], alike: Sequence[str]) -> Figure:
-    """Accuracies by cross-validation with a standard error to either side; dark those that are `alike` the best."""
+    """Draw accuracies by cross-validation with one standard error; methods `alike` the best are dark."""
     figure = Figure(figsize=(6.4, 1 + 0.28 * len(rows)), layout="constrained")
     axes = figure.subplots()
     for place, row in enumerate(reversed(rows)):
@@ -122,10 +127,10 @@ def compared_methods(rows: Sequence[Mapping[str, Any]], alike: Sequence[str]) ->
 
 
 @_plain_text
-def descriptor_bars(examples: Sequence[Mapping[str, Any]], images: Sequence[Any]) -> Figure:
-    """For each image what it was taken for, right or wrong, and its likeness to that class's best descriptors.
+def descriptor_bars(examples: Sequence[Mapping[str, Any]], images: Sequence[Image.Image | None]) -> Figure:
+    """Draw each image with its predicted class, right or wrong, and its cosines with that class's best descriptors.
 
-    `examples` are those of explanations.json; an image may be None, where it is gone.
+    `examples` are from explanations.json; an image that is gone is None.
     """
     figure = Figure(figsize=(7.4, 1.75 * len(examples)), layout="constrained")
     rows = figure.subplots(len(examples), 2, width_ratios=[1, 3], squeeze=False)
@@ -139,7 +144,7 @@ def descriptor_bars(examples: Sequence[Mapping[str, Any]], images: Sequence[Any]
         right = chosen["name"] == example["actual"]
         bars.barh([each["text"] for each in best], [each["cosine"] for each in best], color=_INK[right])
         bars.set_title(
-            f"{chosen['name']}" + ("" if right else f", in fact {example['actual']}"), fontsize=9, loc="left"
+            f"{chosen['name']}" + ("" if right else f", actually {example['actual']}"), fontsize=9, loc="left"
         )
         bars.tick_params(labelsize=7)
         bars.set_xlim(right=1.05 * most)
@@ -148,7 +153,7 @@ def descriptor_bars(examples: Sequence[Mapping[str, Any]], images: Sequence[Any]
 
 
 def svg(figure: Figure) -> str:
-    """The figure as an element that stands in a page; text stays text."""
+    """Return the figure as an SVG element for a page; text stays text."""
     text = io.StringIO()
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "adapt", "font.family": "sans-serif"}):
         figure.savefig(text, format="svg", metadata={"Date": None})

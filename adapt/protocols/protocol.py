@@ -1,4 +1,4 @@
-"""The papers' protocols: which runs each of them makes of one recipe, and what its table says of them."""
+"""The papers' protocols: the runs that each makes of a recipe, and the figures of its table."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
 
 from adapt.errors import AdaptError
 from adapt.protocols.runs import PlannedRun, Target
@@ -31,13 +30,13 @@ PAPERS_TARGETS = {
     "domain_generalisation": ("imagenet_v2", "imagenet_sketch", "imagenet_a", "imagenet_r"),
 }
 
-_UNSAFE = re.compile(r"[^\w.=+-]+")  # in the name of a run's folder
+_UNSAFE = re.compile(r"[^\w.=+-]+")  # in the name of a folder
 _TAKEN = {"run", "shots", "seed", "train_set", "source", "average"}
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """`figures` are the accuracies of a run; `derive` adds what follows from them, of one run or of their means."""
+    """The runs of a protocol. `figures` name the accuracies of a run; `derive` computes others from these."""
 
     name: str
     recipe: Recipe
@@ -47,7 +46,7 @@ class Protocol:
 
 
 def few_shot(recipe: Recipe, shots: Sequence[int], seeds: Sequence[int]) -> Protocol:
-    """Trains on 1, 2, 4, ... images of each class: a curve (CoOp, section 4.1)."""
+    """Train on 1, 2, 4, ... images of each class: a few-shot curve (CoOp, section 4.1)."""
     _check_numbers("shots", shots, 1)
     return Protocol(
         "few_shot",
@@ -62,9 +61,9 @@ def few_shot(recipe: Recipe, shots: Sequence[int], seeds: Sequence[int]) -> Prot
 
 
 def base_to_new(recipe: Recipe, seeds: Sequence[int]) -> Protocol:
-    """Trains on the first half of the classes, measures both halves, each among its own names (CoCoOp, section 4.1).
+    """Train on the first half of the classes, and test on each half among its own names (CoCoOp, section 4.1).
 
-    The harmonic mean is that of the accuracies averaged over the seeds, as in the papers' tables.
+    The harmonic mean is computed from the mean accuracies over the seeds, as in the papers' tables.
     """
     new = Target("new", recipe.data.model_copy(update={"classes": "new"}))
     on_base = changed(recipe, data={"classes": "base"})
@@ -75,10 +74,10 @@ def base_to_new(recipe: Recipe, seeds: Sequence[int]) -> Protocol:
 
 
 def transfer(name: str, recipe: Recipe, targets: Sequence[Target], seeds: Sequence[int]) -> Protocol:
-    """Trains on one data set and measures it and others: cross-dataset transfer, or domain generalisation."""
+    """Train on one data set, and test on it and others: cross-dataset transfer, or domain generalisation."""
     names = tuple(target.name for target in targets)
     if not names or len(set(names)) < len(names):
-        raise AdaptError(f"{name} needs targets of different names, and has {list(names)}: give some by --to")
+        raise AdaptError(f"{name} has the targets {list(names)}; expected different names: give them by --to")
     for taken in _TAKEN.intersection(names):
         raise AdaptError(f"a target cannot be called {taken!r}, which is a column of the results: rename its folder")
     runs = tuple(PlannedRun(f"seed-{one.seed}", one, "source", tuple(targets)) for one in _seeded(recipe, seeds))
@@ -90,13 +89,13 @@ def transfer(name: str, recipe: Recipe, targets: Sequence[Target], seeds: Sequen
 
 
 def leave_one_out(recipe: Recipe, domains: Sequence[str], seeds: Sequence[int]) -> Protocol:
-    """Trains on all domains but one, and measures that one: each in its turn (DomainBed).
+    """Train on all domains but one and test on that one, for each domain in turn (DomainBed).
 
-    Shots are drawn from the domains that are left.
+    Shots are drawn from the training domains.
     """
     if len(domains) < 2 or len(set(domains)) < len(domains):
         raise AdaptError(
-            f"leave one out needs two or more different domains, and {recipe.data.source} has {list(domains)}: name "
+            f"leave one out needs two or more different domains, but {recipe.data.source} has {list(domains)}: name "
             "them in a column domain of a .csv, or by folders, as domains:FOLDER"
         )
     runs = tuple(
@@ -106,20 +105,20 @@ def leave_one_out(recipe: Recipe, domains: Sequence[str], seeds: Sequence[int]) 
     )
     if "average" in domains or len({run.name for run in runs}) < len(runs):
         raise AdaptError(
-            f"the domains {list(domains)} have names that folders or columns of the results cannot tell apart: rename "
-            "them (average is a column)"
+            f"the domains {list(domains)} have names that clash as folders or columns of the results: rename them "
+            "(average is a column)"
         )
     return Protocol("leave_one_out", recipe, runs, ("test",))
 
 
 def phases(recipe: Recipe, sections: Sequence[DataSection], seeds: Sequence[int]) -> Protocol:
-    """Trains on one part of the data after the other, each time from where the last one ended (continual learning).
+    """Train on one part of the data after the other, each time from the previous adapter (continual learning).
 
-    `2 after 3` is the accuracy on the second part once the third was learned, each part among its own names. `kept` is
-    what is left at the end of the accuracies that the parts but the last had when they were learned, in the mean.
+    `2 after 3` is the accuracy on part 2 after training on part 3, each part among its own names. `kept` is the mean
+    share of its accuracy that each part but the last keeps until the end.
     """
     if len(sections) < 2:
-        raise AdaptError("phases are two or more: give more data, or cut the classes into parts")
+        raise AdaptError(f"there are {len(sections)} phases; expected two or more: give more data, or cut the classes")
     count = len(sections)
     runs: list[PlannedRun] = []
     for one in _seeded(recipe, seeds):
@@ -146,10 +145,10 @@ def _figure(part: int, phase: int) -> str:
     return f"{part} after {phase}"
 
 
-def sweep(recipe: Recipe, settings: Mapping[str, Sequence[Any]], seeds: Sequence[int]) -> Protocol:
-    """One recipe with every combination of `settings`, values by key such as train.lr, over seeds.
+def sweep(recipe: Recipe, settings: Mapping[str, Sequence[object]], seeds: Sequence[int]) -> Protocol:
+    """Train a recipe with every combination of `settings`, values by key such as train.lr, over seeds.
 
-    Choose by the validation images: the best of many on the test images is better than it will be on others.
+    Choose by the validation images: the best of many on the test images is an optimistic estimate.
     """
     runs = []
     for values in product(*settings.values()):
@@ -160,12 +159,12 @@ def sweep(recipe: Recipe, settings: Mapping[str, Sequence[Any]], seeds: Sequence
             name = "-".join([*(_UNSAFE.sub("_", part) for part in setting.split(", ") if part), f"seed-{one.seed}"])
             runs.append(PlannedRun(name, one, setting=setting))
     if len({run.name for run in runs}) < len(runs):
-        raise AdaptError(f"a value of the sweep stands twice: {', '.join(settings)} each need different ones")
+        raise AdaptError(f"a value of the sweep appears twice: give different ones for {', '.join(settings)}")
     return Protocol("sweep", recipe, tuple(runs), ("test",))
 
 
-def with_settings(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
-    """`recipe` with other values of keys such as train.lr, checked again."""
+def with_settings(recipe: Recipe, settings: Mapping[str, object]) -> Recipe:
+    """Return `recipe` with other values of keys such as train.lr, validated."""
     raw = recipe.model_dump(mode="json", exclude_unset=True)
     for key, value in settings.items():
         set_key(raw, (key, value))
@@ -174,7 +173,7 @@ def with_settings(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
 
 
 def harmonic(base: float, new: float) -> float:
-    """Of two accuracies; 0 where either is."""
+    """Return the harmonic mean of two accuracies; 0 if either is 0."""
     return 2 * base * new / (base + new) if base and new else 0.0
 
 
@@ -183,8 +182,8 @@ def _seeded(recipe: Recipe, seeds: Sequence[int]) -> list[Recipe]:
     return [changed(recipe, seed=seed) for seed in seeds]
 
 
-def changed(recipe: Recipe, data: dict[str, Any] | None = None, **keys: Any) -> Recipe:
-    """`recipe` with other keys, checked again."""
+def changed(recipe: Recipe, data: dict[str, object] | None = None, **keys: object) -> Recipe:
+    """Return `recipe` with other keys, validated."""
     raw = recipe.model_dump(mode="json") | keys
     raw["data"] |= data or {}
     return build_recipe(raw, "the protocol's recipe")

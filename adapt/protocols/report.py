@@ -1,4 +1,4 @@
-"""One self-contained HTML page of runs and protocols: tables, pictures, and the errors worth looking at."""
+"""A self-contained HTML page of runs and protocols: tables, figures, and the most confident errors."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ from adapt import __version__
 from adapt.evaluation import stored
 from adapt.protocols.gallery import Gallery, galleries
 from adapt.protocols.plain_runs import is_run, mean_gain, names, nearest_the_mean, plain_table, pooled, read_run
-from adapt.protocols.run_page import TOLD, RunPage, name_of, run_page
-from adapt.protocols.tables import Cells, Results, read_results, table, titles
+from adapt.protocols.plots import base_against_new, compared_methods, few_shot_curves, svg
+from adapt.protocols.run_page import THRESHOLD, RunPage, name_of, run_page
+from adapt.protocols.run_protocol import Results
+from adapt.protocols.tables import Cells, read_results, table, titles
 
 
 @dataclass(frozen=True)
 class ProtocolPage:
-    """One protocol on one data set: a table of all results, and a picture where the protocol has one."""
+    """One protocol on one data set: a table of all results, and a figure if the protocol has one."""
 
     name: str
     data: str
@@ -30,7 +32,7 @@ class ProtocolPage:
 
 @dataclass(frozen=True)
 class GroupPage:
-    """Runs that differ by their seed alone; `nearest` is the place of the one that stands for them."""
+    """Runs that differ only by seed; `nearest` is the index of the run nearest to the mean."""
 
     name: str
     runs: list[RunPage]
@@ -40,16 +42,16 @@ class GroupPage:
 
 @dataclass(frozen=True)
 class RecommendationPage:
-    """What was compared before a run: its rows, a picture of them, what was noted, and the images it is about."""
+    """The comparison of methods before a run: the content of recommendation.json, a figure, and lists of images."""
 
     name: str
-    found: dict[str, Any]
+    content: dict[str, Any]
     picture: str
     galleries: list[Gallery]
 
 
 def report(paths: Sequence[Path]) -> str:
-    """The page for run directories, and for folders that protocols wrote, with the runs inside.
+    """Return the page for run directories, and for folders that protocols wrote, with the runs inside.
 
     Raises AdaptError for a path that is neither.
     """
@@ -69,6 +71,7 @@ def report(paths: Sequence[Path]) -> str:
         for name, group in zip(names(groups), groups, strict=True)
     ]
     shown_protocols, cells = list(_protocol_pages(protocols)), plain_table(runs)
+    gains = [-1.0 if page.gain is None else page.gain for page in pages]  # what was not measured comes last
     template = Environment(loader=PackageLoader("adapt.protocols", "."), autoescape=True).get_template("report.html")
     return template.render(
         protocols=shown_protocols,
@@ -77,23 +80,17 @@ def report(paths: Sequence[Path]) -> str:
         several_seeds=any(
             "±" in cell for each in [cells, *(page.cells for page in shown_protocols)] for row in each for cell in row
         ),
-        told=TOLD,
+        threshold=THRESHOLD,
         groups=pages,
-        opened=max(range(len(pages)), key=lambda place: _gain(pages[place]), default=None),
+        opened=max(range(len(pages)), key=lambda place: gains[place], default=None),
         version=__version__,
     )
 
 
-def _gain(group: GroupPage) -> float:
-    return -1.0 if group.gain is None else group.gain  # what was not measured comes last
-
-
-def _protocol_pages(found: Sequence[Results]) -> Iterator[ProtocolPage]:
-    from adapt.protocols.plots import base_against_new, few_shot_curves, svg
-
+def _protocol_pages(protocols: Sequence[Results]) -> Iterator[ProtocolPage]:
     draw = {"few_shot": few_shot_curves, "base_to_new": base_against_new}
     groups: dict[tuple[str, str], list[Results]] = defaultdict(list)
-    for results in found:
+    for results in protocols:
         recipe = results["recipe"]
         groups[results["protocol"], f"{recipe['data']['source']}, {recipe['backbone']}"].append(results)
     for (protocol, subject), members in groups.items():
@@ -102,11 +99,9 @@ def _protocol_pages(found: Sequence[Results]) -> Iterator[ProtocolPage]:
 
 
 def _recommendations(runs: Sequence[Path]) -> Iterator[RecommendationPage]:
-    from adapt.protocols.plots import compared_methods, svg
-
     for run in runs:
         path = run / "recommendation.json"
         if path.is_file():
-            found = stored.read(path, stored.Recommended, "recommendation")
-            picture = svg(compared_methods(found["methods"], found["alike"])) if found["methods"] else ""
-            yield RecommendationPage(name_of(run), found, picture, list(galleries(run)))
+            content = stored.read(path, stored.Recommended, "recommendation")
+            picture = svg(compared_methods(content["methods"], content["alike"])) if content["methods"] else ""
+            yield RecommendationPage(name_of(run), content, picture, list(galleries(run)))

@@ -1,8 +1,8 @@
-"""Accuracies on a published data set beside the published ones, and what is otherwise here than it was there.
+"""Accuracies on a published data set beside the published ones, and the conditions that differ.
 
-A figure hangs on more than its method: on how images are resized, on templates and class names, on which images are
-tested. Each of these that is known of the published figures is compared too, so that whoever does not find a figure
-again sees where to look.
+A figure depends on more than its method: on how images are resized, on templates and class names, on the test images.
+The conditions that are known for the published figures are compared too, so that a figure that is not reproduced can be
+explained.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from adapt.backbones.base import Backbone, DualEncoder
 from adapt.backbones.preprocess import Preprocess
@@ -29,9 +29,9 @@ from adapt.recipe import Recipe
 from adapt.shown import first_of
 from adapt.training.run import environment
 
-# points. The official logs of RN50 on ImageNet and its variants, two codes' of half precision, are 0.01 to 0.09 apart.
+# points; the official logs of two half-precision codes for RN50 on ImageNet and its variants are 0.01 to 0.09 apart
 ZERO_SHOT_TOLERANCE = 0.2
-# of a mean over seeds; the published random states are not ours, and CoOp's own log has a deviation of 0.15
+# for a mean over seeds; our random states differ from the published ones, and CoOp's log has a deviation of 0.15
 TRAINED_TOLERANCE = 1.0
 
 Verdict = Literal["reproduced", "not reproduced", "no official figure"]
@@ -39,9 +39,9 @@ Verdict = Literal["reproduced", "not reproduced", "no official figure"]
 
 @dataclass(frozen=True)
 class FigurePair:
-    """An accuracy beside a published one, in per cent. `origin` is F or S, as in papers.toml.
+    """An accuracy beside a published one, in per cent.
 
-    `templates` are of zero-shot; a recipe has its own.
+    `origin` is F or S, as in papers.toml; `templates` are given for zero-shot only.
     """
 
     method: str
@@ -54,7 +54,7 @@ class FigurePair:
 
     @property
     def apart(self) -> float:
-        """In points, to the two decimals that are published."""
+        """The difference in points, rounded to the two decimals that are published."""
         return round(self.here - self.published, 2)
 
     @property
@@ -64,7 +64,7 @@ class FigurePair:
 
 @dataclass(frozen=True)
 class Condition:
-    """Something that figures hang on, as it was where they were made and as it is here."""
+    """Something that figures depend on, as published and as it is here."""
 
     what: str
     published: str
@@ -77,7 +77,7 @@ class Condition:
 
 @dataclass(frozen=True)
 class Reproduction:
-    """What was measured, what was compared, and with what; `measured` are our accuracies in per cent by method."""
+    """The result of a reproduction; `measured` are our accuracies in per cent by method."""
 
     data: str
     backbone: str
@@ -85,22 +85,22 @@ class Reproduction:
     measured: dict[str, float]
     compared: tuple[FigurePair, ...]
     conditions: tuple[Condition, ...]
-    departures: str = ""  # of the recipe, from its paper
+    departures: str = ""  # of the recipe from its paper
     class_names: tuple[str, ...] = ()
     fingerprint: str = ""  # of the weights
-    lists: dict[str, str] = field(default_factory=dict)  # SHA-256 of the files that say which image is of which class
-    environment: dict[str, Any] = field(default_factory=environment)
+    lists: dict[str, str] = field(default_factory=dict)  # SHA-256 of the files that list images and classes
+    environment: dict[str, object] = field(default_factory=environment)
 
     @property
     def verdict(self) -> Verdict:
-        """By figures whose primary source was read alone."""
+        """The verdict, by figures whose primary source was read only."""
         decisive = [each.reproduced for each in self.compared if each.origin == "F"]
         if not decisive:
             return "no official figure"
         return "reproduced" if all(decisive) else "not reproduced"
 
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
+    def to_dict(self) -> dict[str, object]:
+        """Return it as plain data."""
         compared = [asdict(each) | {"apart": each.apart, "reproduced": each.reproduced} for each in self.compared]
         conditions = [asdict(each) | {"same": each.same} for each in self.conditions]
         return {"verdict": self.verdict} | asdict(self) | {"compared": compared, "conditions": conditions}
@@ -108,7 +108,7 @@ class Reproduction:
 
 @dataclass(frozen=True)
 class RecipeRuns:
-    """A recipe to train beside zero-shot. `name` is a shipped one's, `changed` the keys that were set by hand."""
+    """A shipped recipe to train beside zero-shot; `changed` are the keys that were set by hand."""
 
     recipe: Recipe
     name: str
@@ -134,21 +134,24 @@ def reproduce(
     cache: bool = True,
     progress: Callable[[str], None] | None = None,
 ) -> Reproduction:
-    """Measures zero-shot accuracy on the test images of `data`, and what `runs` give, beside the published ones.
+    """Measure zero-shot accuracy on the test images of `data`, and that of `runs`, beside the published ones.
 
-    `called` is what the papers call the backbone, None where they have none such. Raises AdaptError for a backbone
-    that is no dual encoder, where there are no test images, and as `run_protocol` does.
+    `called` is the papers' name of the backbone, or None. Raises AdaptError for a backbone that is not a dual encoder,
+    if there are no test images, and as `run_protocol` does.
     """
     if not isinstance(backbone, DualEncoder):
-        raise AdaptError(f"{backbone.describe()} is a {backbone.family}; published figures are of dual encoders")
+        raise AdaptError(
+            f"{backbone.describe()} is a {backbone.family}; published figures exist for dual encoders only"
+        )
     if not split.test:
         raise AdaptError(f"{data.name} has no test images here: `adapt data check` says what its lists should hold")
     if runs is not None:
-        check(runs.protocol.runs)  # what can be refused is, before anything is measured
+        check(runs.protocol.runs)  # before anything is measured
     measured, compared = _zero_shot(backbone, split, papers.zero_shot_of(data.name, called), cache)
     conditions = [*_of_backbone(backbone, called), *_of_data(split, data)]
     if runs is not None:
-        title, accuracy = _trained(runs, progress)
+        (summary,) = run_protocol(runs.protocol, runs.out, progress=progress)["summary"]
+        title, accuracy = f"{runs.name}, shots: {runs.shots}", 100 * summary["mean"]["test"]
         measured[title] = accuracy
         rows = papers.few_shot_of(runs.name, runs.shots, data.name, called)
         compared += [_beside(row, title, accuracy, str(runs.shots), TRAINED_TOLERANCE) for row in rows]
@@ -171,7 +174,7 @@ def reproduce(
 def _zero_shot(
     backbone: DualEncoder, split: Split, rows: Sequence[papers.PaperRow], cache: bool
 ) -> tuple[dict[str, float], list[FigurePair]]:
-    """Each set of templates that a row has is measured once; the data set's own where there is no row."""
+    """Measure each set of templates in `rows` once, or the data set's own template if there are no rows."""
     titles = {row["templates"]: row["method"] for row in rows} or {(split.template,): "CLIP zero-shot"}
     accuracy = {}
     for templates in titles:
@@ -181,29 +184,23 @@ def _zero_shot(
     return {title: accuracy[templates] for templates, title in titles.items()}, compared
 
 
-def _trained(runs: RecipeRuns, progress: Callable[[str], None] | None) -> tuple[str, float]:
-    """The mean over the seeds, and what it is called."""
-    (summary,) = run_protocol(runs.protocol, runs.out, progress=progress)["summary"]
-    return f"{runs.name}, shots: {runs.shots}", 100 * summary["mean"]["test"]
-
-
 def _beside(row: papers.PaperRow, title: str, here: float, column: str, tolerance: float) -> FigurePair:
     published, source, templates = float(row["values"][column]), row.get("source", ""), row.get("templates", ())
     return FigurePair(title, here, published, tolerance, row["from"], source, templates)
 
 
 def _of_backbone(backbone: Backbone, called: str | None) -> list[Condition]:
-    """The weights, and how they read an image; all published figures here are of CLIP's own way."""
+    """Compare the weights and the preprocessing; all published figures here use CLIP's own."""
     from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 
     here, known = backbone.describe(), papers.backbones().get(called or "", [])
     weights = [Condition("backbone", here if here in known else " or ".join(known), here)] if known else []
-    clips = _reading(Preprocess(224, OPENAI_DATASET_MEAN, OPENAI_DATASET_STD))
-    return [*weights, *(Condition(what, clips[what], way) for what, way in _reading(backbone.preprocess).items())]
+    clips = _described(Preprocess(224, OPENAI_DATASET_MEAN, OPENAI_DATASET_STD))
+    return [*weights, *(Condition(what, clips[what], ours) for what, ours in _described(backbone.preprocess).items())]
 
 
-def _reading(preprocess: Preprocess) -> dict[str, str]:
-    """In words; statistics to the decimals in which libraries agree."""
+def _described(preprocess: Preprocess) -> dict[str, str]:
+    """Describe the preprocessing in words; statistics to the decimals on which libraries agree."""
     edge = preprocess.edge or preprocess.size
     return {
         "image size": str(preprocess.size),

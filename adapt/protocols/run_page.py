@@ -1,4 +1,4 @@
-"""What a report says of one run: its curves, where it errs, how sure it is, and what it was made with."""
+"""The section of a report on one run: its curves, errors, calibration, and how it was made."""
 
 from __future__ import annotations
 
@@ -17,15 +17,17 @@ from adapt.evaluation.scores import Scores, calibration_error, reliability
 from adapt.protocols.confusions import Confusions, confusions
 from adapt.protocols.gallery import learned_turned, read_rows, small_image, thumbnail
 from adapt.protocols.plain_runs import PlainRun
+from adapt.protocols.plots import coverage_curve, descriptor_bars, reliability_diagram, svg
 from adapt.shown import shown
+from adapt.training.result import Result, read_history
 
 WORST_ERRORS, WORST_CLASSES = 12, 10
-TOLD = 0.6  # the threshold that a sentence tells of
+THRESHOLD = 0.6  # the one that the text mentions
 
 
 @dataclass(frozen=True)
 class Error:
-    """A wrong prediction, the image as JPEG in base64 or None where it is gone."""
+    """A wrong prediction, with the image as JPEG in base64, or None if it is gone."""
 
     actual: str
     predicted: str
@@ -35,19 +37,16 @@ class Error:
 
     @property
     def name(self) -> str:
-        """The name of its file."""
+        """The name of the image's file."""
         return shown(Path(self.path).name)
 
 
 @dataclass(frozen=True)
 class RunPage:
-    """What the page says of one run directory; pictures are SVG, empty where there is nothing to draw."""
+    """The content for one run directory; figures are SVG, or empty if there is nothing to draw."""
 
     name: str
-    metrics: dict[str, Any]
-    adapted: float | None
-    zero_shot: float | None
-    gain: float | None
+    result: PlainRun
     command: str
     made_with: str
     curves: str
@@ -62,21 +61,18 @@ class RunPage:
 
 
 def run_page(run: PlainRun) -> RunPage:
-    """The page's part on a finished run. AdaptError where its files are damaged."""
+    """Return the section on a finished run. Raises AdaptError if its files are damaged."""
     rows, metrics = _predictions(run.path), run.metrics
     adapted: dict[str, Any] = metrics.get("adapted", {})
     by_class: dict[str, float] = adapted.get("by_class", {})
     class_figure = adapted.get("class_figure", Scores.class_figure)
-    # neither texts nor sets of classes are confused with one another
+    # a confusion matrix needs one class for each image
     of_one_class = bool(rows and by_class) and class_figure == Scores.class_figure
     of_probabilities = of_one_class and "calibration_error" in adapted
     thresholds, coverage = _coverage(rows) if of_probabilities else ([], "")
     return RunPage(
         name=name_of(run.path),
-        metrics=metrics,
-        adapted=run.adapted,
-        zero_shot=run.zero_shot,
-        gain=run.gain,
+        result=run,
         command=shlex.join(["adapt", "train", str(run.path / "recipe.yaml"), f"--out={run.path}-again"]),
         made_with=_made_with(run.path, metrics.get("device")),
         curves=_curves(run),
@@ -92,15 +88,12 @@ def run_page(run: PlainRun) -> RunPage:
 
 
 def name_of(path: Path) -> str:
-    """The run's folder with the one that it is in, however it was named."""
-    whole = Path(os.path.abspath(path))
-    return shown(f"{whole.parent.name}/{whole.name}".lstrip("/"))
+    """Return the run's folder with its parent folder, even for a relative path."""
+    absolute = Path(os.path.abspath(path))
+    return shown(f"{absolute.parent.name}/{absolute.name}".lstrip("/"))
 
 
 def _curves(run: PlainRun) -> str:
-    from adapt.protocols.plots import svg
-    from adapt.training.result import Result, read_history
-
     log = run.path / "log.jsonl"
     if not log.is_file():
         return ""
@@ -109,45 +102,39 @@ def _curves(run: PlainRun) -> str:
 
 
 def _made_with(run: Path, device: str | None) -> str:
-    """The machine and the libraries, on a line."""
+    """Return the machine and the libraries on one line."""
     path = run / "environment.json"
     if not path.is_file():
         return ""
     try:
-        found = plain.parse(path.read_bytes())
-        versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
-        threads = f"{found['threads']} thread{'s' * (found['threads'] != 1)} of a CPU"
+        environment = plain.parse(path.read_bytes())
+        versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items())
+        threads = f"{environment['threads']} CPU thread{'s' * (environment['threads'] != 1)}"
         processor = threads if device in (None, "cpu") else device
-        return shown(f"{processor}; Python {found['python']}, {versions}; {found['platform']}")
+        return shown(f"{processor}; Python {environment['python']}, {versions}; {environment['platform']}")
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise AdaptError(f"{path} holds no environment of a run: {error!r}") from error
 
 
-def _sureness(rows: Sequence[dict[str, str]]) -> tuple[list[float], list[bool]]:
-    """The confidence of each answer, and whether it is right."""
+def _confidences(rows: Sequence[dict[str, str]]) -> tuple[list[float], list[bool]]:
+    """Return the confidence of each prediction, and whether it is right."""
     return [float(row["confidence"]) for row in rows], [row["class"] == row["predicted"] for row in rows]
 
 
 def _coverage(rows: Sequence[dict[str, str]]) -> tuple[list[dict[str, Any]], str]:
-    """What thresholds leave unanswered and get right: as rows and as a picture."""
-    from adapt.protocols.plots import coverage_curve, svg
-
-    confidence, right = _sureness(rows)
+    """Return coverage and accuracy by threshold, as rows and as a figure."""
+    confidence, right = _confidences(rows)
     thresholds = by_threshold(confidence, right)
     return thresholds, svg(coverage_curve(coverage_and_accuracy(confidence, right), thresholds))
 
 
 def _reliability(rows: Sequence[dict[str, str]], metrics: dict[str, Any]) -> str:
-    from adapt.protocols.plots import reliability_diagram, svg
-
-    after = reliability(*_sureness(rows))
+    after = reliability(*_confidences(rows))
     calibration = metrics.get("calibration", {})
-    bins = (
-        {f"as trained, error {100 * calibration['error_before']:.1f} %": calibration["before"]}
-        if ("before" in calibration)
-        else {}
-    )
-    name = "calibrated" if bins else "as trained"
+    bins, name = {}, "as trained"
+    if "before" in calibration:
+        bins[f"{name}, error {100 * calibration['error_before']:.1f} %"] = calibration["before"]
+        name = "calibrated"
     bins[f"{name}, error {100 * calibration_error(after):.1f} %"] = after
     return svg(reliability_diagram(bins))
 
@@ -165,9 +152,7 @@ def _predictions(run: Path) -> list[dict[str, str]]:
 
 
 def _explained(run: Path) -> str:
-    """Examples with the descriptors that decided, where the run's method has some."""
-    from adapt.protocols.plots import descriptor_bars, svg
-
+    """Draw predictions with the descriptors that explain them, if the run's method has some."""
     path = run / "explanations.json"
     if not path.is_file():
         return ""
@@ -177,7 +162,7 @@ def _explained(run: Path) -> str:
 
 
 def _worst_errors(rows: Sequence[dict[str, str]], turned: bool) -> list[Error]:
-    """The wrong predictions of which the model was most sure."""
+    """Return the most confident wrong predictions."""
     wrong = [row for row in rows if row["class"] != row["predicted"]]
     wrong.sort(key=lambda row: -float(row["confidence"]))
     return [

@@ -1,12 +1,12 @@
-"""Runs a protocol and writes what it found: one JSON and one CSV beside the run directories."""
+"""Run a protocol and write its results: one JSON and one CSV file beside the run directories."""
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from adapt import plain
 from adapt.disk import write_csv, write_text
@@ -19,7 +19,35 @@ from adapt.training.processes import check_alone
 from adapt.training.run import environment
 
 LOCAL = Engine()
-SHORT = 5.0  # seconds that need no word
+SHORT = 5.0  # seconds for which no time left is shown
+
+
+class _Tried(TypedDict):
+    setting: NotRequired[str]
+    val: NotRequired[float | None]
+
+
+class Summary(_Tried):
+    """Means and standard deviations over the seeds, in [0, 1], beside the figures of the frozen model.
+
+    There is one for each number of shots, each `setting` of a sweep, or each domain that is left out.
+    """
+
+    shots: int | None
+    runs: int
+    mean: Figures
+    std: Figures
+    zero_shot: Figures
+
+
+class Results(TypedDict):
+    """The content of a protocol's JSON file."""
+
+    protocol: str
+    recipe: dict[str, Any]
+    environment: dict[str, object]
+    runs: list[Row]
+    summary: list[Summary]
 
 
 def run_protocol(
@@ -28,11 +56,11 @@ def run_protocol(
     engine: Engine = LOCAL,
     progress: Callable[[str], None] | None = None,
     track: Track = (),
-) -> dict[str, Any]:
-    """Makes the runs of `protocol` in `out` and returns what its JSON file holds.
+) -> Results:
+    """Make the runs of `protocol` in `out`, write its files, and return its results.
 
-    Runs that are there are not repeated, an interrupted one goes on. `track` is told of each, as in `fit`. Raises
-    AdaptError for what can be refused before anything is trained, and where a folder holds a run of another recipe.
+    Finished runs are not repeated, and an interrupted one is continued. `track` follows each, as in `fit`. Raises
+    AdaptError before anything is trained if a run would fail, and if a folder holds a run of another recipe.
     """
     check_alone()
     trackers(track, out)
@@ -46,7 +74,7 @@ def run_protocol(
             left = (time.monotonic() - started) / len(rows) * (len(protocol.runs) - len(rows))
             more = f"  (about {readable_time(left)} left)" if left > SHORT else ""
             progress(f"{len(rows)} of {len(protocol.runs)}  {row['run']}: {shown}{more}")
-    results = {
+    results: Results = {
         "protocol": protocol.name,
         "recipe": protocol.recipe.model_dump(mode="json"),
         "environment": environment() | {"threads": engine.threads},
@@ -58,37 +86,29 @@ def run_protocol(
     return results
 
 
-def summaries(protocol: Protocol, rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Means and standard deviations over the seeds, in [0, 1], the frozen model's beside.
-
-    Of each number of shots, of each setting of a sweep, or of each domain that is left out.
-    """
+def summaries(protocol: Protocol, rows: Sequence[Row]) -> list[Summary]:
+    """Return a summary of each group of rows that differ only by seed."""
     groups: dict[tuple[int | None, str | None], list[Row]] = {}
     for row in rows:
         groups.setdefault((row["shots"], row.get("setting")), []).append(row)
-    found = []
-    for (shots, setting), group in groups.items():
-        tried = {} if setting is None else {"setting": setting, "val": mean_of(row["val"] for row in group)}
-        found.append({"shots": shots, **tried, "runs": len(group), **_summary(protocol, group)})
-    return found
+    return [_summary(protocol, *key, group) for key, group in groups.items()]
 
 
-def mean_of(values: Iterable[float | None]) -> float | None:
-    """Of those that are known; None where none is."""
-    known = [value for value in values if value is not None]
-    return statistics.mean(known) if known else None
-
-
-def _summary(protocol: Protocol, rows: Sequence[Row]) -> dict[str, Figures]:
-    zero_shot = [{name: row[f"zero_shot_{name}"] for name in protocol.figures} for row in rows]
+def _summary(protocol: Protocol, shots: int | None, setting: str | None, rows: Sequence[Row]) -> Summary:
+    validated = [row["val"] for row in rows if row.get("val") is not None]
+    val = statistics.mean(validated) if validated else None
+    tried: _Tried = {} if setting is None else {"setting": setting, "val": val}
     adapted = [{name: row[name] for name in protocol.figures} for row in rows]
     each = [figures | protocol.derive(figures) for figures in adapted]
     return {
+        "shots": shots,
+        **tried,
+        "runs": len(rows),
         "mean": _mean(protocol, adapted),
         "std": {
             name: statistics.stdev(figures[name] for figures in each) if len(each) > 1 else 0.0 for name in each[0]
         },
-        "zero_shot": _mean(protocol, zero_shot),
+        "zero_shot": _mean(protocol, [{name: row[f"zero_shot_{name}"] for name in protocol.figures} for row in rows]),
     }
 
 

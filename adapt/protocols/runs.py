@@ -1,7 +1,6 @@
-"""One run of a protocol: a recipe trained in a directory of its own, and what its adapter says of other data.
+"""One run of a protocol: a recipe trained in its own directory, and its adapter tested on other data.
 
-What is there is not done again: a finished run is read, an interrupted one goes on, and a target that was measured is
-not measured twice.
+Nothing is computed twice: a finished run is read, an interrupted one is continued, and the figures of targets are kept.
 """
 
 from __future__ import annotations
@@ -31,12 +30,12 @@ from adapt.tracking import Track
 from adapt.training.run_recipe import run_recipe
 from adapt.training.start import check_can_start
 
-Row = dict[str, Any]
+Row = dict[str, Any]  # run, shots, seed, train_set and, in [0, 1], figures by name
 
 
 @dataclass(frozen=True)
 class Target:
-    """Test images, other than the recipe's own, that a trained adapter classifies among their own class names."""
+    """Other test images than the recipe's, which a trained adapter classifies among their own class names."""
 
     name: str
     data: DataSection
@@ -44,10 +43,10 @@ class Target:
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """`recipe` in the folder `name`; `own` is what the accuracy on its own test images is called.
+    """A `recipe` to train in the folder `name`; `own` names the accuracy on its own test images.
 
-    `setting` is what it is tried with, in a sweep, or the domain that it leaves out. What was learned `after` another
-    run goes on from that one's adapter, and has its figures too.
+    `setting` is its setting in a sweep, or the domain that it leaves out. A run `after` another one continues from that
+    one's adapter, and includes its figures.
     """
 
     name: str
@@ -59,14 +58,14 @@ class PlannedRun:
 
 
 def check(runs: Sequence[PlannedRun]) -> None:
-    """Raises AdaptError for what would only be found out after training: missing test images, tensors of one class."""
+    """Raise AdaptError for what would otherwise fail after training, such as missing test images."""
     measured: dict[str, DataSection] = {}
     for run in _with_those_before(runs):
         recipe = run.recipe
         method = recipe.new_method()
         if run.targets and method.per_class:
             raise AdaptError(
-                f"{recipe.method['name']} learns tensors for each of its classes and cannot serve new ones"
+                f"{recipe.method['name']} learns tensors for each of its classes and cannot classify new ones"
             )
         if run.after is not None:
             check_can_start(method, recipe.train is not None, run.after.name)
@@ -74,8 +73,7 @@ def check(runs: Sequence[PlannedRun]) -> None:
             theirs, own = _images(target.data).task, _images(recipe.data).task
             if theirs is not own:
                 raise AdaptError(
-                    f"{target.name!r} has {theirs.title}, and {recipe.data.source!r} {own.title}: measure on data of "
-                    "one task"
+                    f"{target.name!r} has {theirs.title}, and {recipe.data.source!r} {own.title}: give data of one task"
                 )
         measured |= {run.own: recipe.data} | {target.name: target.data for target in run.targets}
     for name, data in measured.items():  # the runs of a protocol share them
@@ -92,20 +90,20 @@ def _with_those_before(runs: Iterable[PlannedRun]) -> Iterator[PlannedRun]:
 
 
 def measure(run: PlannedRun, out: Path, track: Track = ()) -> Row:
-    """Accuracies in [0, 1] under `run.own` and the targets' names, `zero_shot_` before those of the frozen model.
+    """Return accuracies in [0, 1] under `run.own` and the targets' names; `zero_shot_` marks those of the frozen model.
 
-    Where images may have several classes they are mean average precisions, and `figure` says so. Raises AdaptError
-    where the folder holds a run of another recipe.
+    If images may have several classes they are mean average precisions, and `figure` says so. Raises AdaptError if the
+    folder holds a run of another recipe.
     """
     before: Row = {}
     if run.after is not None:
         before = measure(run.after, out, track)
         start = str(out / run.after.name / "adapter.safetensors")
         run = replace(run, recipe=run.recipe.model_copy(update={"start": start}))
-    return before | _measured_alone(run, out, track)
+    return before | _measure_one(run, out, track)
 
 
-def _measured_alone(run: PlannedRun, out: Path, track: Track) -> Row:
+def _measure_one(run: PlannedRun, out: Path, track: Track) -> Row:
     folder = out / run.name
     started = folder / "recipe.yaml"
     recipe = _recipe_in(started) if started.is_file() else run.recipe
@@ -122,13 +120,13 @@ def _measured_alone(run: PlannedRun, out: Path, track: Track) -> Row:
     if run.setting is not None:
         row |= {"setting": run.setting, "val": metrics.get("val", {}).get(figure)}
     row |= {run.own: metrics["adapted"][figure], f"zero_shot_{run.own}": metrics["zero_shot"][figure]}
-    for name, found in _on_targets(run, folder).items():
-        row |= {name: found["adapted"], f"zero_shot_{name}": found["zero_shot"]}
+    for name, figures in _on_targets(run, folder).items():
+        row |= {name: figures["adapted"], f"zero_shot_{name}": figures["zero_shot"]}
     return row | {"train_set": metrics["train_set"]}
 
 
 def _recipe_in(file: Path) -> Recipe | None:
-    """The recipe in a file; None where there is none that this adapt can read."""
+    """Read the recipe in a file; return None if this version of adapt cannot."""
     try:
         return build_recipe(read_file(file, str(file)).settings, str(file))
     except AdaptError:
@@ -136,32 +134,26 @@ def _recipe_in(file: Path) -> Recipe | None:
 
 
 def _comparable(recipe: Recipe) -> Recipe:
-    """The recipe without the path of what it goes on from, which is of the folder beside, however that is called.
-
-    And without the device: where a run is computed is no part of what it is.
-    """
+    """Return the recipe without `start`, a path that may be written differently, and without the device."""
     return recipe.model_copy(update={"start": None, "device": AUTO})
 
 
 def _on_targets(run: PlannedRun, folder: Path) -> dict[str, dict[str, Any]]:
-    """Accuracies by target, those that are missing measured and kept in the run's targets.json."""
+    """Return accuracies by target; measure those that are missing, and keep them in the run's targets.json."""
     file = folder / "targets.json"
     known = stored.read(file, stored.TargetFigures, "figures of targets") if file.exists() else {}
     model: AdaptedModel | None = None
     for target in run.targets:
         split = _images(target.data)
-        asked = {"data": target.data.model_dump(mode="json"), "test_set": items_id(split.test)}
-        if known.get(target.name, {}) | asked != known.get(target.name):
-            model = model or _classifier(folder / "adapter.safetensors", run.recipe.device)
-            known[target.name] = asked | _measured(model, split, target.data, run.recipe)
+        identity = {"data": target.data.model_dump(mode="json"), "test_set": items_id(split.test)}
+        if known.get(target.name, {}) | identity != known.get(target.name):
+            if model is None:
+                loaded = load(folder / "adapter.safetensors", device=run.recipe.device)
+                assert isinstance(loaded, AdaptedModel)  # other kinds have no targets
+                model = loaded
+            known[target.name] = identity | _measured(model, split, target.data, run.recipe)
             write_text(file, plain.dump(known, indent=2) + "\n")
     return {target.name: known[target.name] for target in run.targets}
-
-
-def _classifier(adapter: Path, device: str) -> AdaptedModel:
-    model = load(adapter, device=device)
-    assert isinstance(model, AdaptedModel)  # other kinds have no targets
-    return model
 
 
 def _measured(model: AdaptedModel, split: Split, data: DataSection, recipe: Recipe) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Results of protocols as tables: our mean and standard deviation by method, the published figures beside them."""
+"""Tables of protocols' results: our mean and standard deviation by method, beside the published figures."""
 
 from __future__ import annotations
 
@@ -7,24 +7,25 @@ import io
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 from adapt.cells import guarded
 from adapt.errors import AdaptError
 from adapt.evaluation import stored
 from adapt.protocols.papers import figures_for
+from adapt.protocols.protocol import Figures
+from adapt.protocols.run_protocol import Results
 
 PROTOCOLS = ("few_shot", "base_to_new", "cross_dataset", "domain_generalisation", "leave_one_out", "phases", "sweep")
-Results = dict[str, Any]  # what run_protocol returns and writes
 Cells = list[list[str]]
 
 
 def table(results: Sequence[Results], published: bool = True) -> Cells:
-    """A header, a zero-shot row, one row for each of `results`, and the published rows where there are some.
+    """Return a header, a zero-shot row, one row for each of `results`, and the published rows if there are any.
 
-    Percentages, whose corner names them where they are no accuracies; few-shot curves have a column for each number of
-    shots, what was left out one for each domain, sweeps a row for each setting, other protocols a column for each
-    figure. Raises AdaptError for results of different protocols or data.
+    Cells are percentages; the corner names the figure if it is not the accuracy. Few-shot curves have a column for each
+    number of shots, leave-one-out one for each domain, and other protocols one for each figure; sweeps have a row for
+    each setting. Raises AdaptError for results of different protocols or data.
     """
     first = results[0]
     for each in results:
@@ -46,7 +47,7 @@ def table(results: Sequence[Results], published: bool = True) -> Cells:
 
 
 def _settings_tried(results: Sequence[Results]) -> Cells:
-    """A row for each setting of sweeps: the accuracy by which to choose first, then that on the test images."""
+    """Return a row for each setting of sweeps: the validation accuracy, by which to choose, then the test accuracy."""
     rows = [[figure_of(results[0]), "validation", "test"]]
     rows.append(["zero-shot", "", _cell(results[0]["summary"][0]["zero_shot"], "test")])
     for title, each in zip(titles(results), results):
@@ -59,18 +60,20 @@ def _settings_tried(results: Sequence[Results]) -> Cells:
 
 
 def as_text(cells: Cells) -> str:
-    """Aligned columns for a terminal."""
+    """Align the columns for a terminal."""
     widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
     lines = ("  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in cells)
     return "\n".join(line.rstrip() for line in lines)
 
 
 def as_markdown(cells: Cells) -> str:
+    """Return a Markdown table."""
     lines = [f"| {' | '.join(row)} |" for row in cells]
     return "\n".join([lines[0], "| --- " * len(cells[0]) + "|", *lines[1:]])
 
 
 def as_csv(cells: Cells) -> str:
+    """Return CSV lines that a spreadsheet does not take for formulas."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(map(guarded, row) for row in cells)
     return text.getvalue().rstrip("\n")
@@ -85,12 +88,12 @@ def _subject(results: Results) -> str:
 
 
 def figure_of(results: Results) -> str:
-    """What the percentages are, where they are not the accuracy."""
+    """Return the name of the figure if it is not the accuracy."""
     return str(results["runs"][0].get("figure", "")) if results["runs"] else ""
 
 
 def titles(results: Sequence[Results]) -> list[str]:
-    """The methods' names, with their settings where another result has the same name."""
+    """Return the methods' names, with their settings if another result has the same name."""
     methods = [dict(each["recipe"]["method"]) for each in results]
     names = [str(method.pop("name")) for method in methods]
     return [
@@ -102,7 +105,7 @@ def titles(results: Sequence[Results]) -> list[str]:
 
 
 def read_results(path: Path) -> list[Results]:
-    """The results in a file, or in a folder that a protocol wrote. Raises AdaptError where there are none."""
+    """Read the results in a file, or in a folder that a protocol wrote. Raises AdaptError if there are none."""
     if not path.exists():
         raise AdaptError(f"{path} does not exist; expected results of a protocol, such as base_to_new.json, or a run")
     inside = [path / f"{name}.json" for name in PROTOCOLS]
@@ -113,24 +116,23 @@ def read_results(path: Path) -> list[Results]:
 
 
 def _columns(results: Sequence[Results]) -> list[str]:
-    """In the order of the first result that has each."""
+    """Return all columns, in the order of the results that have them."""
     return list(dict.fromkeys(column for each in results for column in _of(each, "mean")))
 
 
-def _of(results: Results, kind: str) -> dict[str, float]:
-    """Means, spreads or the frozen model's figures by column."""
+def _of(results: Results, kind: Literal["mean", "std", "zero_shot"]) -> Figures:
+    """Return means, standard deviations or the frozen model's figures by column."""
     if results["protocol"] == "few_shot":
         return {str(group["shots"]): group[kind]["test"] for group in results["summary"]}
     if results["protocol"] == "leave_one_out":
-        by_domain = {group["setting"]: group[kind]["test"] for group in results["summary"]}
+        by_domain = {str(group["setting"]): group[kind]["test"] for group in results["summary"]}
         average = _spread_of_averages(results) if kind == "std" else statistics.mean(by_domain.values())
         return by_domain | {"average": average}
-    figures: dict[str, float] = results["summary"][0][kind]
-    return figures
+    return results["summary"][0][kind]
 
 
 def _spread_of_averages(results: Results) -> float:
-    """The standard deviation over the seeds of the mean over the domains."""
+    """Return the standard deviation over the seeds of the mean over the domains."""
     by_seed: dict[int, list[float]] = {}
     for row in results["runs"]:
         by_seed.setdefault(row["seed"], []).append(row["test"])
@@ -138,7 +140,7 @@ def _spread_of_averages(results: Results) -> float:
     return statistics.stdev(averages) if len(averages) > 1 else 0.0
 
 
-def _cell(values: dict[str, float], column: str, spread: dict[str, float] | None = None) -> str:
+def _cell(values: Figures, column: str, spread: Figures | None = None) -> str:
     if column not in values:
         return ""
     mean = f"{100 * values[column]:.1f}"

@@ -1,4 +1,4 @@
-"""The recipe: a YAML file that one command runs. Plain data; nothing in it is ever imported or executed."""
+"""The recipe: a YAML file that one command runs. It is plain data; nothing in it is imported or executed."""
 
 from __future__ import annotations
 
@@ -23,30 +23,30 @@ if TYPE_CHECKING:
 
 
 class DataSection(BaseModel):
-    """Which images."""
+    """The data: which images, and how they are drawn."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
     source: str
-    """A bundled or published set, an image folder, a .csv or a split .json; see `adapt.data.load`."""
+    """A bundled or published data set, an image folder, a .csv or a split .json; see `adapt.data.load`."""
     root: str | None = None
-    """The folder that holds the published sets' folders, or that paths inside a .csv or .json start from."""
+    """The folder that holds the folders of published data sets, or to which paths in a .csv or .json are relative."""
     names: str | None = None
-    """A file with readable names for the classes: a .csv (class,name) or a .json object."""
+    """A file with readable names of the classes: a .csv (class,name) or a .json object."""
     shots: int | None = Field(default=16, ge=1)
-    """Training images a class; null takes all."""
+    """Training images for each class; null takes all."""
     sampling: Literal["coop", "clip-lora"] = "coop"
-    """Whose code's picks the shots are."""
+    """Which reference code's sampling of shots is followed."""
     classes: str = Field(default="all", pattern=r"^(all|base|new|[1-9]\d*/[1-9]\d*)$")
-    """All classes; one half of them, base or new, as the base-to-new protocol cuts them; or a part such as 2/3."""
+    """All classes; base or new, the halves of the base-to-new protocol; or a part such as 2/3."""
     leave_out: str | None = None
-    """A domain of the data: its images are tested, and none of them is learned from."""
+    """A domain whose images are only tested, never trained on."""
     exif: Literal["turned", "stored"] | None = None
-    """Photographs turned upright by their EXIF orientation, or as they are stored; left out: your own are turned."""
+    """Turn photographs upright by their EXIF orientation, or take them as stored; by default your own are turned."""
     broken: Literal["refuse", "skip"] = "refuse"
-    """What happens where images do not decode; the check comes before training."""
+    """Refuse or skip images that do not decode; they are checked before training."""
     template: str = "a photo of a {}."
-    """Of the zero-shot baseline that every run reports."""
+    """The prompt template of the zero-shot baseline that every run reports."""
 
     @field_validator("template")
     @classmethod
@@ -56,7 +56,7 @@ class DataSection(BaseModel):
         return check_template(value)
 
     def load(self) -> Split:
-        """The data set, before shots are picked and classes are cut."""
+        """Load the data set, before shots are drawn and classes are divided."""
         from adapt.data.readers import load
 
         split = load(self.source, self.root, self.names)
@@ -65,35 +65,35 @@ class DataSection(BaseModel):
 
 
 class Recipe(BaseModel):
-    """All of a run: what is adapted, by what, on which images, how."""
+    """Everything that defines a run: the backbone, the method, the data and the training."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
     method: dict[str, Any]
-    """`name` and the method's own settings."""
+    """The method's `name` and its own settings."""
     backbone: str = "mini-clip"
     data: DataSection
     start: str | None = None
-    """An adapter, or a run directory, that training goes on from; left out, it starts anew."""
+    """An adapter or run directory to continue training from; by default training starts afresh."""
     train: TrainSettings | None = None
-    """Left out for methods that nothing trains by steps."""
+    """How to train; left out for methods that take no training steps."""
     blend: float | None = Field(default=None, ge=0, le=1)
-    """Share of the adapted model in the answers, the rest being zero-shot (WiSE-FT)."""
+    """Weight of the adapted model in the predictions, the rest being zero-shot (WiSE-FT)."""
     calibrate: bool = False
-    """Divide logits by a temperature chosen on validation images, so that answers are as sure as they are right."""
+    """Calibrate: divide logits by a temperature chosen on validation images, so that confidence matches accuracy."""
     seed: int = Field(default=1, ge=0, lt=2**63)
     device: str = AUTO
-    """auto, the accelerator where there is one; or cpu, cuda, cuda:1, xpu, mps."""
+    """auto, which takes the accelerator if there is one; or cpu, cuda, cuda:1, xpu, mps."""
     quantize: Literal["nf4", "int8"] | None = None
-    """Keep the linears of the backbone's blocks in 4 or 8 bits."""
+    """Quantise the linear layers of the backbone's blocks to 4 or 8 bits."""
     fast: bool | None = None
-    """The fast exact text path: null where it applies, true or refuse, false never."""
+    """The fast exact text path: null uses it where it applies, true refuses to run without it, false never uses it."""
     cache: bool = True
-    """Keep features of an unedited vision tower on disk."""
+    """Cache the features of an unedited vision tower on disk."""
     checkpointing: bool = False
     """Recompute the blocks of edited towers in the backward pass, to save memory."""
     text_memory_gib: float | None = Field(default=None, gt=0)
-    """Bound on the text side's activations; left out: half of what is free."""
+    """Limit on the memory of the text side's activations; by default half of what is free."""
 
     @field_validator("method")
     @classmethod
@@ -119,48 +119,48 @@ class Recipe(BaseModel):
 def read_recipe(
     recipe: str | Path, overrides: Iterable[Override] = (), data: str | None = None, protocol: str | None = None
 ) -> Recipe:
-    """`recipe`, a file or the name of a shipped one, on the data set `data`.
+    """Read `recipe`, a file or the name of a shipped one, for the data set `data`.
 
-    `overrides` are of the form `data.shots=4` or `("data.shots", 4)`; `data.source=NAME` means the same as `data`.
-    Where `recipe` is a method's name alone, `protocol` (such as `base_to_new`) says which of its recipes is meant.
+    `overrides` have the form `data.shots=4` or `("data.shots", 4)`; `data.source=NAME` means the same as `data`. If
+    `recipe` is only the name of a method, `protocol` (such as `base_to_new`) says which of its recipes is meant.
 
-    Raises AdaptError where there is no such recipe (with the nearest names), for broken YAML, an unknown key (with the
-    nearest valid one), a bad value, and where nothing says on what data.
+    Raises AdaptError if there is no such recipe (with the nearest names), for broken YAML, an unknown key (with the
+    nearest valid one), a bad value, and if no data is given.
     """
-    found = find_recipe(str(recipe), protocol)
-    file = read_file(found.path, found.name)
+    located = find_recipe(str(recipe), protocol)
+    file = read_file(located.path, located.name)
     overrides = tuple(overrides)
     changed = source_of({}, overrides)
     if None not in (data, changed) and data != changed:
-        raise AdaptError(f"data.source={brief(changed)} is set, and the data is to be {data!r} too: give one of them")
+        raise AdaptError(
+            f"data.source is {brief(changed)} and the data is {data!r}; expected one of them: leave one out"
+        )
     if data == "":
-        raise AdaptError("the data is '', which names none: give a data set, a folder or a .csv")
+        raise AdaptError("the data is ''; expected the name of a data set, a folder or a .csv")
     source = file.source(overrides) if data is None else data
     if source is None:
         raise file.needs_data()
     if not isinstance(source, str):
-        return build_recipe(file.settings | {"data": {"source": source}}, found.name)  # which says what is wrong
+        return build_recipe(file.settings | {"data": {"source": source}}, located.name)  # raises
     raw = file.on_data(source)
     for override in overrides:
         set_key(raw, override)
     one_length(raw, overrides)
     add_the_sets_own(raw, source)
-    return build_recipe(raw, found.name)
+    return build_recipe(raw, located.name)
 
 
-def build_recipe(raw: dict[str, Any], where: str) -> Recipe:
-    """Checks plain data as a recipe, the method's own settings included."""
+def build_recipe(raw: dict[str, object], where: str) -> Recipe:
+    """Check plain data as a recipe, including the method's own settings. Raises AdaptError, naming `where`."""
     from adapt import methods
 
     try:
-        recipe = Recipe(**raw)
+        recipe = Recipe.model_validate(raw)
     except ValidationError as error:
         raise AdaptError(explain(Recipe, error, where, "`adapt recipes --schema`")) from None
-    except TypeError as error:
-        raise AdaptError(f"{where}: a key is no text ({error}): write it in quotes, or take it out") from None
     method = methods.find(recipe.method["name"])
     try:
-        method.Config(**recipe.method_config)
+        method.Config.model_validate(recipe.method_config)
     except ValidationError as error:
         raise AdaptError(explain(method.Config, error, f"{where}: method", f"`adapt methods {method.name}`")) from None
     return recipe

@@ -1,4 +1,4 @@
-"""The JSON Schema of a recipe's file, for editors: keys and values of each section, and of each method its own."""
+"""The JSON Schema of a recipe file, for editors: the keys and values of each section and of each method."""
 
 from __future__ import annotations
 
@@ -6,60 +6,56 @@ from functools import reduce
 from operator import or_
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, create_model
+from pydantic import Field, create_model
 
 from adapt import methods
 from adapt.methods.base.config import METHOD_SETTINGS
 from adapt.recipe import Recipe
 
 
-def recipe_schema() -> dict[str, Any]:
-    """The schema, of draft 2020-12, for recipes of all known methods, those of other packages and of plug-ins too.
+def recipe_schema() -> dict[str, object]:
+    """Return the schema (draft 2020-12) for recipes of all known methods, also those of other packages and plug-ins.
 
-    It knows keys, kinds of values and their bounds. What two keys must be together is told where a recipe is read.
+    It covers keys, types of values and their bounds. Constraints between keys are checked when a recipe is read.
     """
     schema = create_model("Recipe", __base__=_File, method=(_any_method(), ...)).model_json_schema()
     keys, parts = schema["properties"], schema["$defs"]
     parts["Method"], keys["method"] = keys["method"], {"$ref": "#/$defs/Method"}
-    del parts["DataSection"]["required"]  # a command's --data may say on what
+    del parts["DataSection"]["required"]  # --data may give the data
     of_recipes = {key: value for key, value in keys.items() if key not in _File.__annotations__}
     keys["on"]["additionalProperties"] = {
         "type": "object",
-        "properties": of_recipes | {"method": {"type": "object"}},  # which method that is, stands elsewhere
+        "properties": of_recipes | {"method": {"type": "object"}},  # the method's name is given elsewhere
         "additionalProperties": False,
     }
     dialect = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
-    return dialect | _referring(schema) | {"required": ["method"]}
+    return {**dialect, **_referring(schema), "required": ["method"]}
 
 
 class _File(Recipe):
-    """What a file has beside a recipe's own keys; see `adapt.recipe.file`."""
+    """A recipe with the additional keys of a file; see `adapt.recipe.file`."""
 
-    on: dict[str, dict[str, Any]] | None = None
-    """What is set otherwise, by data set; `own` is for all data that is not known by name."""
+    on: dict[str, dict[str, object]] | None = None
+    """Changes by data set; `own` applies to all data that is not known by name."""
     expected: dict[str, str] | None = None
     """The papers' figures by data set, for people."""
-    variants: dict[str, dict[str, Any]] | None = None
-    """Settings such as `method.train: true`, by a name of their own, for `adapt recommend`."""
+    variants: dict[str, dict[str, object]] | None = None
+    """Other settings such as `method.train: true` that `adapt recommend` compares, by name."""
     compared: bool = False
-    """Whether `adapt recommend` compares it by default though its steps pass through a tower."""
+    """Whether `adapt recommend` compares the method by default although its steps pass through a tower."""
     preferred: str | None = None
-    """The variant that `adapt recommend` takes where no other method is better beyond the noise."""
+    """The variant that `adapt recommend` chooses if no other method is better beyond the noise."""
 
 
 def _any_method() -> Any:
-    """One of all methods' settings, told by `name`."""
-    each = [_named(name, methods.find(name).Config) for name in methods.names()]
+    """Return the union of all methods' settings, discriminated by `name`."""
+    configs = {name: methods.find(name).Config for name in methods.names()}
+    each = [create_model(name, __base__=config, name=(Literal[name], ...)) for name, config in configs.items()]
     return Annotated[reduce(or_, each), Field(discriminator="name")]
 
 
-def _named(name: str, config: type[BaseModel]) -> type[BaseModel]:
-    only: Any = Literal[name]
-    return create_model(name, __base__=config, name=(only, ...))
-
-
 def _referring(node: Any) -> Any:
-    """`node` with the settings of any method where another one's settings hold such, as those of compose do."""
+    """Replace nested method settings, such as those of compose, by a reference to any method's settings."""
     if node == METHOD_SETTINGS:
         return {"$ref": "#/$defs/Method"}
     if isinstance(node, dict):

@@ -10,21 +10,21 @@ from adapt.methods import names as method_names
 from adapt.shown import brief
 
 FEW_SHOT = "few_shot"
-_LONGEST = 1024  # of what a file can be called
-# recipes of a method that a protocol takes, the first that there is
+_LONGEST = 1024  # characters of a file name
+# the recipes that a protocol can use, the first that exists
 _TAKES = {"domain_generalisation": ("domain_generalisation", "cross_dataset")}
 
 
 @dataclass(frozen=True)
 class Located:
-    """A recipe's file, and what errors call it."""
+    """A recipe file, and its name in errors."""
 
     path: Path
     name: str
 
 
 def shipped() -> dict[str, Path]:
-    """The recipes that come with adapt by name, such as `coop/few_shot`: found by listing the folder."""
+    """Return the recipes that come with adapt by name, such as `coop/few_shot`."""
     package = Path(__file__).resolve().parents[1]
     for folder in (package / "_recipes", package.parent / "recipes"):
         if folder.is_dir():
@@ -35,30 +35,27 @@ def shipped() -> dict[str, Path]:
 
 
 def find_recipe(name: str, protocol: str | None = None) -> Located:
-    """The recipe called `name`: a file, a shipped recipe, or a method, of which `protocol` says the recipe.
+    """Return the recipe called `name`: a file, a shipped recipe, or a method.
 
-    A method alone stands for its recipe of the protocol, or else its few-shot one, or else its only one. Raises
-    AdaptError where there is none, with the nearest names.
+    A method's name stands for its recipe for `protocol`, or else its few-shot one, or else its only one. Raises
+    AdaptError if there is none, with the nearest names.
     """
     if len(name) < _LONGEST and Path(name).is_file():
         return Located(Path(name), name)
     recipes = shipped()
     key = name.removeprefix("recipes/").removesuffix(".yaml")
+    key = recipe_of(key, protocol) or key
     if key in recipes:
         return Located(recipes[key], key)
-    if of_method(key):
-        chosen = recipe_of(key, protocol)
-        if chosen is None:
-            raise AdaptError(f"{key} has several recipes: choose {' or '.join(of_method(key))}")
-        return Located(recipes[chosen], chosen)
-    method, _, protocol_or_data = key.partition("/")
-    if of_method(method):
-        has = ", ".join(of_method(method))
-        raise AdaptError(f"{method} has no recipe {protocol_or_data!r}: it has {has}; data sets are chosen by --data")
+    method, _, rest = key.partition("/")
+    if own := of_method(method):
+        if not rest:
+            raise AdaptError(f"{key} has several recipes: choose {' or '.join(own)}")
+        raise AdaptError(f"{method} has no recipe {rest!r}: it has {', '.join(own)}; data sets are chosen by --data")
     if key in method_names():
         raise AdaptError(
-            f"the method {key} has no recipe: write one, a .yaml file with `method: {{name: {key}}}`, and a section "
-            "train where it takes steps"
+            f"the method {key} has no recipe: write a .yaml file with `method: {{name: {key}}}`, and a section train "
+            "if it takes training steps"
         )
     methods = {each.partition("/")[0] for each in recipes}
     raise AdaptError(
@@ -68,12 +65,12 @@ def find_recipe(name: str, protocol: str | None = None) -> Located:
 
 
 def of_method(method: str) -> list[str]:
-    """The shipped recipes of `method`."""
+    """Return the names of the shipped recipes of `method`."""
     return [name for name in shipped() if name.startswith(f"{method}/")]
 
 
 def recipe_of(method: str, protocol: str | None = None) -> str | None:
-    """The recipe that the name of `method` alone stands for; None where it has several and none of them is it."""
+    """Return the recipe that the name of `method` stands for; None if it has none, or no obvious one."""
     recipes = of_method(method)
     wanted = (*(_TAKES.get(protocol, (protocol,)) if protocol else ()), FEW_SHOT)
     named = [f"{method}/{each}" for each in wanted if f"{method}/{each}" in recipes]
@@ -81,6 +78,6 @@ def recipe_of(method: str, protocol: str | None = None) -> str | None:
 
 
 def short(name: str, protocol: str | None = None) -> str:
-    """The shortest word by which `find_recipe` finds the shipped recipe `name`."""
+    """Return the shortest name by which `find_recipe` finds the shipped recipe `name`."""
     method = name.partition("/")[0]
     return method if recipe_of(method, protocol) == name else name

@@ -1,1 +1,1 @@
-"""Features of many texts or images in one file, exact search in them, and names that nobody listed."""
+"""Retrieval: an index of texts or images, exact search in it, and vocabulary-free classification."""

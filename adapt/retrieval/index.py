@@ -1,15 +1,15 @@
-"""An index: unit-length features of texts, images or pairs, and what they are of, in one checked file; exact search.
+"""An index: unit-length features of texts, images or pairs with their names, in one checked file; exact search.
 
-The file is a `.safetensors` with `features` `(n, e)` in fp32 and `entries`, what they are called as JSON in UTF-8. Its
-metadata say with which backbone, and under which adapter, they were encoded: another one is refused.
+The file is a `.safetensors` with `features` `(n, e)` in fp32 and `entries`, their names as JSON in UTF-8. Its metadata
+record the backbone and the adapter that encoded them; others are refused.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -25,33 +25,33 @@ from adapt.methods.base.space import Space, space_of
 from adapt.methods.base.traits import owns_prompts
 from adapt.models.base import evaluating, pixel_batches
 from adapt.models.classifier import AdaptedModel
+from adapt.progress import Progress
 from adapt.validation import explain
 
 Kind = Literal["texts", "images", "pairs"]
 TEXTS_AT_ONCE, IMAGES_AT_ONCE = 512, 64
-_WHAT = tensor_file.What("index", "make it again by `adapt index`")
+_WHAT = tensor_file.What("index", "make it again with `adapt index`")
 
 
 class IndexHeader(BaseModel):
-    """What the file says of its features."""
+    """The metadata of an index: how its features were encoded."""
 
     model_config = ConfigDict(extra="forbid")
 
     index_format: Literal["1"] = "1"
     kind: Kind
     backbone: str
-    """Its name; "" where it has none."""
+    """Its name; "" if it has none."""
     fingerprint: str
     reading: str
-    """How inputs are prepared for it, as JSON."""
+    """The preparation of inputs, as JSON."""
     adapter: str = ""
-    """The checksum of the adapter under which they were encoded; "" for the backbone by itself."""
+    """The checksum of the adapter; "" for the backbone without one."""
 
 
 @dataclass(frozen=True)
 class Index:
-    """`features` `(n, e)` of unit length, on the CPU, of as many `entries`: texts, paths of images, or what pairs of
-    both are of, by their entities or else paths."""
+    """Unit-length `features` `(n, e)` on the CPU, and their `entries`: texts, image paths, or the entities of pairs."""
 
     header: IndexHeader
     entries: tuple[str, ...]
@@ -61,23 +61,23 @@ class Index:
         return len(self.entries)
 
     def nearest(self, queries: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """The cosines `(b, k)` of unit-length `queries` `(b, e)` with the nearest entries, and their places `(b, k)`.
+        """Return the cosines `(b, k)` of unit-length `queries` `(b, e)` with the nearest entries, and their places.
 
-        Of all entries, exactly; the nearest first, and k is `count` or as many as there are.
+        The search is exact, the nearest entry comes first, and k is `count` or the number of entries.
         """
         return (queries.to(self.features) @ self.features.T).topk(min(count, len(self)), dim=-1)
 
     def check(self, model: AdaptedModel) -> None:
-        """AdaptError unless the features are by `model`'s backbone, and under its adapter, and as wide as its own.
+        """Raise AdaptError unless `model` encodes in the same way: by its backbone and adapter, and in the same width.
 
-        Or by the backbone alone that the adapter stands for.
+        An index by a backbone without an adapter also fits an adapter that projects into that backbone's space.
         """
         self._check_origin(model)
         width = (space_of(model.method) or Space.of(model.backbone)).size
         if self.features.shape[-1] != width:
             raise AdaptError(
-                f"the index holds features of {self.features.shape[-1]:,} values, and those of "
-                f"{model.backbone.describe()} have {width:,}: it was made by hand; make it again by `adapt index`"
+                f"the index holds features of {self.features.shape[-1]:,} values, but those of "
+                f"{model.backbone.describe()} have {width:,}: {_WHAT.advice}"
             )
 
     def _check_origin(self, model: AdaptedModel) -> None:
@@ -85,30 +85,26 @@ class Index:
         if old is not None and self._lies_in(old) and not self.header.adapter:
             return
         if not self._lies_in(Space.of(model.backbone)):
-            stands_for = "" if old is None else f", nor is {old.backbone or 'the one'} that its adapter stands for"
+            projected = "" if old is None else f", as does {old.backbone or 'the one'} that its adapter projects into"
             raise AdaptError(
-                f"the index holds features by {self.header.backbone or 'another backbone'}, and "
-                f"{model.backbone.describe()} is not the same, or prepares its inputs otherwise{stands_for}: load that "
-                "one, or make the index again by `adapt index`"
+                f"the index holds features by {self.header.backbone or 'another backbone'}, but "
+                f"{model.backbone.describe()} differs from it, or prepares inputs differently{projected}: load that "
+                "one, or make the index again with `adapt index`"
             )
-        adapter, under = identity_of(model), f"under {model.method.name}"
-        if adapter == self.header.adapter:
-            return
-        if not self.header.adapter:
+        adapter = identity_of(model)
+        if adapter != self.header.adapter:
+            made = ("with another" if adapter else "with an") if self.header.adapter else "without an"
+            query = f"with {model.method.name}" if adapter else "without one"
             raise AdaptError(
-                f"the index was made by the backbone alone, and the question comes {under}: leave the adapter out, or "
-                "make the index under it"
+                f"the index was made {made} adapter, but the query is encoded {query}: give the adapter of the index "
+                "(if any), or make the index again with `adapt index`"
             )
-        made, asked = ("another", under) if adapter else ("an", "by the backbone alone")
-        raise AdaptError(
-            f"the index was made under {made} adapter, and the question comes {asked}: give the one of the index"
-        )
 
     def _lies_in(self, space: Space) -> bool:
         return (self.header.fingerprint, self.header.reading) == (space.fingerprint, space.reading)
 
     def save(self, path: str | Path) -> Path:
-        """Writes the file, atomically."""
+        """Write the file, atomically."""
         text = torch.frombuffer(bytearray(plain.dump(list(self.entries)).encode()), dtype=torch.uint8)
         with replacing(path) as temporary:
             tensor_file.write({"features": self.features, "entries": text}, temporary, self.header.model_dump())
@@ -116,18 +112,18 @@ class Index:
 
 
 def load_index(path: str | Path) -> Index:
-    """The index at `path`. AdaptError, naming what is wrong, for a file that is none, or is damaged."""
+    """Read the index at `path`. Raises AdaptError if the file is not an index, or is damaged."""
     path = Path(path)
     described, tensors = tensor_file.describe(path, _WHAT), tensor_file.read(path, _WHAT)
     try:
         header = IndexHeader.model_validate(described.metadata)
     except ValidationError as error:
-        raise AdaptError(explain(IndexHeader, error, f"{path} is no index")) from None
+        raise AdaptError(explain(IndexHeader, error, f"{path} is not an index")) from None
     features, text = tensors.pop("features", None), tensors.pop("entries", None)
     if features is None or text is None or tensors:
-        raise AdaptError(f"{path} is no index: expected the tensors features and entries; {_WHAT.advice}")
+        raise AdaptError(f"{path} is not an index: expected the tensors features and entries; {_WHAT.advice}")
     if features.ndim != 2 or features.dtype != torch.float32 or text.ndim != 1 or text.dtype != torch.uint8:
-        raise AdaptError(f"{path} is no index: its tensors are of another type or shape; {_WHAT.advice}")
+        raise AdaptError(f"{path} is not an index: its tensors have another type or shape; {_WHAT.advice}")
     try:
         entries = plain.parse(text.numpy().tobytes())
         if not (isinstance(entries, list) and all(isinstance(each, str) for each in entries)):
@@ -135,16 +131,16 @@ def load_index(path: str | Path) -> Index:
     except ValueError as error:
         raise AdaptError(f"the entries of {path} cannot be read: {error}; {_WHAT.advice}") from None
     if len(entries) != len(features) or not entries:
-        raise AdaptError(f"{path} has {len(features):,} features of {len(entries):,} entries; {_WHAT.advice}")
-    if not torch.allclose(features.norm(dim=-1), torch.ones(len(features)), atol=1e-3):  # also of what is not finite
-        raise AdaptError(f"the features of {path} are not of unit length; {_WHAT.advice}")
+        raise AdaptError(f"{path} has {len(features):,} features for {len(entries):,} entries; {_WHAT.advice}")
+    if not torch.allclose(features.norm(dim=-1), torch.ones(len(features)), atol=1e-3):  # false for NaN
+        raise AdaptError(f"the features of {path} do not have unit length; {_WHAT.advice}")
     return Index(header, tuple(entries), features)
 
 
-def index_texts(model: AdaptedModel, texts: Sequence[str], progress: Callable[[int, int], None] | None = None) -> Index:
-    """An index of `texts`, as `model` encodes them.
+def index_texts(model: AdaptedModel, texts: Sequence[str], progress: Progress | None = None) -> Index:
+    """Make an index of `texts`, encoded by `model`.
 
-    AdaptError for no text, an empty one, or one that is longer than the text tower reads.
+    Raises AdaptError if there is no text, or one that is empty or longer than the text tower reads.
     """
     _check(texts, "text")
     _check_prompts(model)
@@ -153,27 +149,23 @@ def index_texts(model: AdaptedModel, texts: Sequence[str], progress: Callable[[i
     return _index("texts", model, texts, encoded, progress)
 
 
-def index_images(
-    model: AdaptedModel, paths: Sequence[str], progress: Callable[[int, int], None] | None = None
-) -> Index:
-    """An index of the images at `paths`, as `model` encodes them. AdaptError for none, or one that does not decode."""
+def index_images(model: AdaptedModel, paths: Sequence[str], progress: Progress | None = None) -> Index:
+    """Make an index of the images at `paths`. Raises AdaptError if there is none, or one does not decode."""
     _check(paths, "image")
     return _index("images", model, paths, _of_images(model, paths), progress)
 
 
-def index_pairs(
-    model: AdaptedModel, items: Sequence[Item], progress: Callable[[int, int], None] | None = None
-) -> Index:
-    """An index of pairs, each image with its text one entry, as `model` encodes and pools them (`Method.pool`).
+def index_pairs(model: AdaptedModel, items: Sequence[Item], progress: Progress | None = None) -> Index:
+    """Make an index of pairs, one entry for each image with its text, encoded and pooled by `model` (`Method.pool`).
 
-    They are called by their entities, or else paths. AdaptError for none, or what is no pair, and as for images and
-    texts.
+    Entries are named by entity, or else by path. Raises AdaptError if there is none, or an item is not a pair, and as
+    for images and texts.
     """
     entries = [item.unit or item.path for item in items]
     _check(entries, "pair")
     _check_prompts(model)
     if other := next((item for item in items if not (item.paths and item.text)), None):
-        raise AdaptError(f"{other.name!r} is no image with its text: give a .csv with path,text, perhaps with entity")
+        raise AdaptError(f"{other.name!r} is not an image with a text: give a .csv with path,text and perhaps entity")
 
     def encoded() -> Iterator[Tensor]:
         start = 0
@@ -193,7 +185,7 @@ def _of_images(model: AdaptedModel, paths: Sequence[str]) -> Iterator[Tensor]:
 
 
 def identity_of(model: AdaptedModel) -> str:
-    """What stands for the adapter under which `model` encodes; "" where it changes no tower."""
+    """Return the identity of the adapter that `model` encodes with; "" if it changes no tower."""
     method = model.method
     if not method.touches:
         return ""
@@ -204,25 +196,25 @@ def identity_of(model: AdaptedModel) -> str:
 def _check_prompts(model: AdaptedModel) -> None:
     if owns_prompts(model.method):
         raise AdaptError(
-            f"{model.method.name} learned words of prompts, which other texts do not have: make the index by the "
-            "backbone alone, or under an adapter that changes the towers, such as lora"
+            f"{model.method.name} learned words of prompts, which other texts do not have: make the index without an "
+            "adapter, or with one that changes the towers, such as lora"
         )
 
 
 def _check(entries: Sequence[str], what: str) -> None:
     if not entries:
-        raise AdaptError(f"there is no {what} to make an index of")
+        raise AdaptError(f"there is no {what} to index")
     for number, entry in enumerate(entries, 1):
         if not entry.strip():
-            raise AdaptError(f"{what} {number} of the index is empty: take it out")
+            raise AdaptError(f"{what} {number} of the index is empty: remove it")
 
 
 def _index(
     kind: Kind,
     model: AdaptedModel,
     entries: Sequence[str],
-    encoded: Any,
-    progress: Callable[[int, int], None] | None,
+    encoded: Iterable[Tensor],
+    progress: Progress | None,
 ) -> Index:
     features: list[Tensor] = []
     done = 0

@@ -1,10 +1,10 @@
-"""Names that nobody listed: words out of the captions nearest to an image, scored against both.
+"""Vocabulary-free classification: words from the captions nearest to an image, scored against both.
 
 Paper: Conti et al., Vocabulary-free Image Classification, NeurIPS 2023 (CaSED).
 Reference: vic `e31087f`, `src/models/cased.py`, `components/retrieval.py`.
 Deviations:
-* The captions are those of the user's own index, and so may be few; search in them is exact, as faiss's flat one is.
-* Candidates come in alphabetical order; the reference's order is that of a Python set. See `words` for the tagger.
+* The captions come from the user's own index, and may be few; the search is exact, like faiss's flat index.
+* Candidates are in alphabetical order, in the reference in that of a Python set. See `words` for the tagger.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from adapt.models.wrap import wrap
 from adapt.retrieval.index import Index
 from adapt.retrieval.words import Tag, candidates
 
-ALIKE = 0.94  # cosine of captions above which they say the same
+ALIKE = 0.94  # cosine above which captions count as the same
 
 
 @dataclass(frozen=True)
 class Named:
-    """The candidates for one image with their logits `(w,)`, and the captions that they came from."""
+    """The candidate names of one image with their logits `(w,)`, and the captions that they came from."""
 
     words: tuple[str, ...]
     logits: Tensor
@@ -39,11 +39,11 @@ class Named:
 
 
 class VocabularyFree:
-    """Names images by words of an index of captions; nothing trains.
+    """A classifier that names images by words from an index of captions, without training.
 
-    `captions` are fetched for an image, `alpha` is the share of the image itself in a word's score beside theirs,
-    `least` how often a word must stand in them, and `template` the text of a word. Raises AdaptError for an index that
-    is not of texts, or of another backbone, and for a share outside [0, 1].
+    For each image `captions` captions are retrieved. `alpha` is the weight of the image in a word's score, the rest
+    being that of the captions; `least` is how often a word must occur in them, and `template` the text for a word.
+    Raises AdaptError for an index that is not of texts, or of another backbone, and for a weight outside [0, 1].
     """
 
     def __init__(
@@ -59,19 +59,17 @@ class VocabularyFree:
     ) -> None:
         if index.header.kind != "texts":
             raise AdaptError(
-                "names come out of captions, and the index is of images: make one of texts by `adapt index`"
+                f"the index holds {index.header.kind}; names come from captions: index texts with `adapt index`"
             )
         if captions < 1 or "{}" not in template:
             raise AdaptError(
-                f"captions is {captions} and template {template!r}; expected 1 or more, and {{}} where the word goes"
+                f"captions is {captions} and template {template!r}; expected 1 or more, and {{}} for the word"
             )
         if not 0 <= alpha <= 1:
-            raise AdaptError(f"alpha is {alpha}; expected the image's share in a score, from 0 to 1")
+            raise AdaptError(f"alpha is {alpha}; expected the weight of the image, from 0 to 1")
         if index.header.adapter:
-            raise AdaptError(
-                "names are scored by the backbone alone, and the index was made under an adapter: make one without"
-            )
-        # for its features alone; no adapter says otherwise, and photographs are turned upright
+            raise AdaptError("the index was made with an adapter, but names are scored without one: make one without")
+        # only for its features, of photographs turned upright
         self.model = wrap(backbone.turning(True), ZeroShot(), ("object",))
         index.check(self.model)
         self.index, self.alpha, self.captions, self.least = index, alpha, captions, least
@@ -79,34 +77,34 @@ class VocabularyFree:
         self._known: dict[str, Tensor] = {}  # features of words
 
     def predict(self, images: Any, top_k: int = 5, batch_size: int = 64) -> list[Prediction]:
-        """The most probable names of images, as a model's `predict` takes them."""
+        """Return the most probable names of images, which are given as to a model's `predict`."""
         return list(self.predict_stream(images, top_k, batch_size))
 
     def predict_stream(self, images: Any, top_k: int = 5, batch_size: int = 64) -> Iterator[Prediction]:
-        """As `predict`, one prediction at a time, holding one batch of images."""
+        """Yield the predictions of `predict` one by one, with one batch of images in memory."""
         wanted = Wanted(top_k)
         for pixels in self.model.pixels_of(images, batch_size):
             with evaluating(self.model), torch.no_grad():
                 features = self.model.image_features(pixels)
-            for found in self.named(features):
-                yield next(predictions(found.logits[None], found.words, wanted))
+            for names in self.named(features):
+                yield next(predictions(names.logits[None], names.words, wanted))
 
     def named(self, features: Tensor) -> list[Named]:
-        """What images with unit-length `features` `(b, e)` may be called."""
+        """Return candidate names of images with unit-length `features` `(b, e)`."""
         _, places = self.index.nearest(features.float().cpu(), self.captions)
         return [self._named(image, row) for image, row in zip(features.float().cpu(), places, strict=True)]
 
     def _named(self, image: Tensor, places: Tensor) -> Named:
-        kept = places[different(self.index.features[places])]
-        captions = tuple(self.index.entries[place] for place in kept)
+        distinct = places[different(self.index.features[places])]
+        captions = tuple(self.index.entries[place] for place in distinct)
         words = candidates([each.replace("_", " ") for each in captions], self.least, self.tag)
-        of_words, of_captions = self._features(words), F.normalize(self.index.features[kept].mean(0), dim=-1)
+        of_words, of_captions = self._features(words), F.normalize(self.index.features[distinct].mean(0), dim=-1)
         scale = self.model.backbone.logit_scale
         shares = [(scale * of_words @ each).softmax(-1) for each in (image, of_captions)]
         return Named(tuple(words), (self.alpha * shares[0] + (1 - self.alpha) * shares[1]).log(), captions)
 
     def _features(self, words: list[str]) -> Tensor:
-        """Unit-length features of words `(w, e)`."""
+        """Return the unit-length features of words `(w, e)`."""
         missing = [word for word in words if word not in self._known]
         if missing:
             encoded = self.model.text_features([self.template.replace("{}", word) for word in missing])
@@ -115,9 +113,9 @@ class VocabularyFree:
 
 
 def different(features: Tensor) -> list[int]:
-    """The places of captions `(k, e)`, the best ranked first, of which none says what one before it says.
+    """Return the places of captions with `features` `(k, e)`, ranked, that do not repeat an earlier one.
 
-    Captions that are alike, also by way of others between them, are one.
+    Captions that are alike, directly or through others, form a group, of which the first is kept.
     """
     near = features @ features.T > ALIKE
     group = list(range(len(features)))
@@ -126,4 +124,4 @@ def different(features: Tensor) -> list[int]:
             if near[one, other] and group[one] != group[other]:
                 joined, gone = sorted((group[one], group[other]))
                 group = [joined if each == gone else each for each in group]
-    return sorted(set(group))  # a group is called by its first
+    return sorted(set(group))  # a group has the number of its first caption

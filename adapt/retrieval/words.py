@@ -1,7 +1,7 @@
-"""Single words out of captions: candidates for names, by the rules of CaSED (Conti et al., NeurIPS 2023).
+"""Candidate names from the words of captions, by the rules of CaSED (Conti et al., NeurIPS 2023).
 
 Reference: vic `e31087f`, `src/data/components/transforms.py`. Deviation: parts of speech come from TextBlob's tagger,
-which needs no download, in place of flair's; another one may be given.
+which needs no download, not from flair's; another tagger may be given.
 """
 
 from __future__ import annotations
@@ -14,36 +14,35 @@ from typing import Any
 
 from adapt.errors import missing
 
-Tag = Callable[[list[str]], list[str]]  # words in a row to their parts of speech, in the tags of the Penn Treebank
+Tag = Callable[[list[str]], list[str]]  # words of a text to their Penn Treebank tags
 
 NAMING = frozenset(("NN", "NNS", "NNP", "NNPS", "JJ", "JJR", "JJS", "VBG", "VBN"))  # nouns, adjectives, participles
 SHORTEST = 3  # letters of a word
-NOTHING = "object"  # the candidate where no word is left
+NOTHING = "object"  # the candidate if no word is left
 _OF_PICTURES = (
     "image", "photo", "picture", "thumbnail", "logo", "symbol", "clipart", "portrait", "painting", "illustration",
     "icon", "profile",
 )  # fmt: skip
-_TAKING_WORDS = "Taking words out of captions"
+_TAKING_WORDS = "Extracting words from captions"
 _NO_PLURALS = ("ss", "us", "is", "ies", "oes")
 
 
 def candidates(captions: Sequence[str], least: int = 2, tag: Tag | None = None) -> list[str]:
-    """The different words, sorted, that may name what `captions` are of: seen in them `least` times.
+    """Return the words, sorted, that may name the subject of `captions`: nouns and the like that occur `least` times.
 
-    Where no word is, those that are seen most often. AdaptError where the libraries for it are not installed.
+    If no word does, the most frequent ones are used. Raises AdaptError if the libraries for it are not installed.
     """
     words = frequent(plain_words(" ".join(captions)), least)
-    parts = (tag or _tagged)(words) if words else []
-    kept = {word for word, part in zip(words, parts, strict=True) if part in NAMING}
-    return sorted(kept) or [NOTHING]
+    tags = (tag or _tagged)(words) if words else []
+    return sorted({word for word, own in zip(words, tags, strict=True) if own in NAMING}) or [NOTHING]
 
 
 def plain_words(text: str) -> list[str]:
-    """The words of a text: small letters only, singular, without those that say it is a picture."""
+    """Return the words of a text in lower case and singular, without words for pictures."""
     text = re.sub(r"<.*?>", "", text)
     text = re.sub(r"http\S+", "", text)
     text = re.sub(r"[^\w\s\-.'&]", "", text)
-    text = re.sub(r"\.\w+", "", text)  # endings of files
+    text = re.sub(r"\.\w+", "", text)  # file extensions
     text = re.sub(r"[_-]", " ", text)
     text = " ".join(word for word in text.split() if len(word) >= SHORTEST)
     words = [_singular(word) for word in re.sub(r"[^a-zA-Z\s]", "", text).lower().split()]
@@ -51,20 +50,16 @@ def plain_words(text: str) -> list[str]:
 
 
 def frequent(words: Sequence[str], least: int) -> list[str]:
-    """Those of `words` that stand in it `least` times, or as often as the most frequent one does."""
+    """Return those of `words` that occur `least` times, or as often as the most frequent one."""
     counts = Counter(words)
     needed = min(least, max(counts.values(), default=least))
     return [word for word in words if counts[word] >= needed]
 
 
+@lru_cache(maxsize=65536)
 def _singular(word: str) -> str:
     if not word.endswith("s") or word.endswith(_NO_PLURALS):
         return word
-    return _one(word)
-
-
-@lru_cache(maxsize=65536)
-def _one(word: str) -> str:
     return _inflection().singular_noun(word) or word
 
 

@@ -1,4 +1,4 @@
-"""Where else a run's numbers go: TensorBoard, Weights & Biases, MLflow, or a `Tracker` of the user's own."""
+"""Trackers of a run: TensorBoard, Weights & Biases, MLflow, or the user's own `Tracker`."""
 
 from __future__ import annotations
 
@@ -10,38 +10,36 @@ from adapt.tracking.tracker import TrackedRun, Tracker
 
 __all__ = ["SHIPPED", "Track", "TrackedRun", "Tracker", "trackers"]
 
-Track = str | Tracker | Sequence[str | Tracker]  # what a user gives: names of SHIPPED, or trackers
+Track = str | Tracker | Sequence[str | Tracker]  # names in SHIPPED, or trackers
 
 SHIPPED = {"tensorboard": "TensorBoard", "wandb": "WeightsAndBiases", "mlflow": "MLflow"}  # name -> class
 
 
 def trackers(track: Track, out: object) -> list[Tracker]:
-    """The trackers that `track` names or is, of a run in the directory `out`, or None. Nothing is started.
+    """Return the trackers in `track` for a run in the directory `out`, or None. Nothing is started.
 
-    Raises AdaptError for an unknown name, what is no tracker, one that stands twice, and where an extra, or a directory
-    that one needs, is missing.
+    Raises AdaptError for an unknown name, an object that is not a tracker, a duplicate, and if an extra, or a directory
+    that a tracker needs, is missing.
     """
     given = track if isinstance(track, Sequence) and not isinstance(track, str) else [track]
-    found = [_shipped(each) if isinstance(each, str) else _checked(each) for each in given]
-    names = [each.name for each in found]
-    for name in names:
-        if names.count(name) > 1:
-            raise AdaptError(f"{name} is to track a run twice: give it once, or two trackers a name each")
-    for each in found:
+    chosen = [_made(each) for each in given]
+    names = [each.name for each in chosen]
+    for each in chosen:
+        if names.count(each.name) > 1:
+            raise AdaptError(f"{each.name} would track a run twice: give it once, or give two trackers different names")
         if each.needs_folder and out is None:
-            raise AdaptError(f"{each.name} writes into the run's directory, and there is none: give out (--out)")
-    return found
+            raise AdaptError(f"{each.name} writes into the run's directory, but there is none: give out (--out)")
+    return chosen
 
 
-def _shipped(name: str) -> Tracker:
-    if name not in SHIPPED:
-        raise AdaptError(f"there is no tracker {name!r}; {nearest(name, SHIPPED)}. One of your own is an object")
-    tracker: Tracker = getattr(import_module(f"adapt.tracking.{name}"), SHIPPED[name])()
-    return tracker
-
-
-def _checked(tracker: object) -> Tracker:
+def _made(tracker: object) -> Tracker:
+    if isinstance(tracker, str):
+        if tracker not in SHIPPED:
+            raise AdaptError(
+                f"there is no tracker {tracker!r}; {nearest(tracker, SHIPPED)}; give your own as an object"
+            )
+        tracker = getattr(import_module(f"adapt.tracking.{tracker}"), SHIPPED[tracker])()
     if not isinstance(tracker, Tracker):
         name = getattr(tracker, "__name__", type(tracker).__name__)
-        raise AdaptError(f"{name} is no tracker: derive it from adapt.Tracker, and give an object")
+        raise AdaptError(f"{name} is not a tracker: give an object of a class derived from adapt.Tracker")
     return tracker

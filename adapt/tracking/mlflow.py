@@ -1,4 +1,4 @@
-"""MLflow, in the store that the user has configured, or MLflow's own default, a file."""
+"""MLflow, in the configured store, by default a file."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from typing import Any
 from filelock import FileLock
 
 from adapt.errors import missing
-from adapt.tracking.tracker import TrackedRun, Tracker, final_numbers, flat_settings, step_numbers
+from adapt.tracking.tracker import StepEntry, TrackedRun, Tracker, final_numbers, flat_settings, step_numbers
 
-_TAG = "adapt.run"  # by which a run that goes on is found again
-_LONGEST, _LONGEST_KEY = 500, 250  # characters of a setting and of its key, as the oldest servers take them
+_TAG = "adapt.run"  # by which a continued run is found
+_LONGEST, _LONGEST_KEY = 500, 250  # characters of a setting and of its key, the limits of the oldest servers
 _REFUSED = re.compile(r"[^\w\-./: ]")  # in a key, which may be the name of a class
-_AT_ONCE = {"metrics": 1000, "params": 100}  # of one request
+_AT_ONCE = {"metrics": 1000, "params": 100}  # in one request
 
 
 class MLflow(Tracker):
-    """Makes a run in the experiment that MLFLOW_EXPERIMENT_NAME names, by default `adapt`.
+    """A tracker that makes a run in the experiment named by MLFLOW_EXPERIMENT_NAME, by default `adapt`.
 
-    It goes to MLFLOW_TRACKING_URI, or where `mlflow.set_tracking_uri` says; by default to mlflow.db in the working
-    directory, which `mlflow ui` shows. AdaptError without the extra `mlflow`.
+    The store is MLFLOW_TRACKING_URI, or that of `mlflow.set_tracking_uri`; by default mlflow.db in the working
+    directory, which `mlflow ui` shows. Raises AdaptError without the extra `mlflow`.
     """
 
     def __init__(self) -> None:
-        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # or it reports its use to its makers
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # by default MLflow reports its use
         os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
         try:
             import mlflow
@@ -54,34 +54,33 @@ class MLflow(Tracker):
             self._library.entities.Param(_REFUSED.sub("_", key)[:_LONGEST_KEY], str(value)[:_LONGEST])
             for key, value in flat_settings(run.settings).items()
         ]
-        for begin in range(0, len(settings), _AT_ONCE["params"]):
-            self._client.log_batch(self._run, params=settings[begin : begin + _AT_ONCE["params"]])
+        self._send("params", settings)
 
-    def steps(self, entries: Sequence[Mapping[str, Any]]) -> None:
+    def steps(self, entries: Sequence[StepEntry]) -> None:
         self._log([(entry["step"], step_numbers(entry)) for entry in entries])
         self._step = entries[-1]["step"]
 
-    def finished(self, metrics: Mapping[str, Any]) -> None:
+    def finished(self, metrics: Mapping[str, object]) -> None:
         self._log([(self._step, final_numbers(metrics))])
         self._client.set_terminated(self._run, "FINISHED")
 
     def stopped(self, error: BaseException) -> None:
         self._client.set_terminated(self._run, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
 
-    def _alone(self) -> AbstractContextManager[Any]:
-        """Keeps runs that start at once apart while the first makes the tables of a file, which they would all make."""
+    def _alone(self) -> AbstractContextManager[object]:
+        """Lock a database file, so that of several runs that start together only one makes its tables."""
         kind, _, path = self._library.get_tracking_uri().partition("?")[0].partition(":///")
         return FileLock(f"{path}.lock") if kind == "sqlite" else nullcontext()
 
     def _experiment(self, name: str) -> str:
-        """Its id; it is made where there is none."""
-        found = self._client.get_experiment_by_name(name)
-        if found is None:
+        """Return the id of an experiment, which is created if necessary."""
+        experiment = self._client.get_experiment_by_name(name)
+        if experiment is None:
             try:
                 return str(self._client.create_experiment(name))
-            except self._library.MlflowException:  # on a server, by a run that started at once
-                found = self._client.get_experiment_by_name(name)
-        return str(found.experiment_id)
+            except self._library.MlflowException:  # created on a server meanwhile by another run
+                experiment = self._client.get_experiment_by_name(name)
+        return str(experiment.experiment_id)
 
     def _log(self, steps: Sequence[tuple[int, Mapping[str, float]]]) -> None:
         now = round(1000 * time.time())
@@ -90,5 +89,8 @@ class MLflow(Tracker):
             for step, numbers in steps
             for name, value in numbers.items()
         ]
-        for begin in range(0, len(metrics), _AT_ONCE["metrics"]):
-            self._client.log_batch(self._run, metrics[begin : begin + _AT_ONCE["metrics"]])
+        self._send("metrics", metrics)
+
+    def _send(self, kind: str, entities: Sequence[object]) -> None:
+        for begin in range(0, len(entities), _AT_ONCE[kind]):
+            self._client.log_batch(self._run, **{kind: entities[begin : begin + _AT_ONCE[kind]]})

@@ -9,13 +9,13 @@ from typing import Any
 import yaml
 
 from adapt.errors import missing
-from adapt.tracking.tracker import TrackedRun, Tracker, final_numbers, flat_settings, step_numbers
+from adapt.tracking.tracker import StepEntry, TrackedRun, Tracker, final_numbers, flat_settings, step_numbers
 
 
 class TensorBoard(Tracker):
-    """Writes event files to `folder`, by default to the run's directory: `tensorboard --logdir runs` shows all runs.
+    """A tracker that writes event files to `folder`, by default the run's directory.
 
-    AdaptError without the extra `tensorboard`.
+    `tensorboard --logdir runs` shows all runs. Raises AdaptError without the extra `tensorboard`.
     """
 
     def __init__(self, folder: str | Path | None = None) -> None:
@@ -26,24 +26,24 @@ class TensorBoard(Tracker):
         self._make, self._folder = SummaryWriter, folder
         self.needs_folder = folder is None
         self._writer: Any = None
-        self._settings: dict[str, Any] = {}
+        self._settings: dict[str, str | int | float | bool] = {}
         self._step = 0
 
     def started(self, run: TrackedRun) -> None:
         folder = run.folder if self._folder is None else self._folder
-        # what is behind the last step that counts is of a try that was stopped in between, and is not shown
+        # later steps belong to an attempt that was interrupted, and are not shown
         self._writer = self._make(str(folder), purge_step=run.step + 1)
         self._settings, self._step = flat_settings(run.settings), run.step
         if not run.resumed:
             self._writer.add_text("settings", f"```yaml\n{yaml.safe_dump(dict(run.settings), sort_keys=False)}```", 0)
 
-    def steps(self, entries: Sequence[Mapping[str, Any]]) -> None:
+    def steps(self, entries: Sequence[StepEntry]) -> None:
         for entry in entries:
             self._step = entry["step"]
             self._add(step_numbers(entry))
         self._writer.flush()
 
-    def finished(self, metrics: Mapping[str, Any]) -> None:
+    def finished(self, metrics: Mapping[str, object]) -> None:
         from torch.utils.tensorboard.summary import hparams
 
         figures = final_numbers(metrics)
@@ -56,5 +56,5 @@ class TensorBoard(Tracker):
         self._writer.close()
 
     def _add(self, numbers: Mapping[str, float]) -> None:
-        for name, value in numbers.items():  # in single precision: TensorBoard's readers of scalars find no others
+        for name, value in numbers.items():  # in single precision, the only one that TensorBoard reads
             self._writer.add_scalar(name, value, self._step)

@@ -1,4 +1,4 @@
-"""What a tracker is told of a run."""
+"""The interface of a tracker."""
 
 from __future__ import annotations
 
@@ -9,31 +9,33 @@ from typing import Any
 
 from adapt import plain
 
+StepEntry = Mapping[str, Any]  # a line of log.jsonl
+
 
 @dataclass(frozen=True)
 class TrackedRun:
-    """The run that a tracker is to be told of."""
+    """The run that a tracker follows."""
 
     id: str
-    """Letters and digits that no other run has; a run that goes on after a stop keeps them."""
+    """Letters and digits that no other run has, kept when a run is resumed."""
     name: str
-    """The last two parts of its directory's path, such as `runs/first`; without a directory the method's name."""
-    settings: Mapping[str, Any]
-    """Its recipe, as in recipe.yaml."""
+    """The last two parts of its directory's path, such as `runs/first`, or the method's name without a directory."""
+    settings: Mapping[str, object]
+    """The recipe, as in recipe.yaml."""
     folder: Path | None
-    """Its directory."""
+    """The run's directory."""
     resumed: bool
-    """Whether this tracker knows it already."""
+    """Whether this tracker has followed the run before."""
     step: int
-    """The last step that this tracker was told of; 0 of a new run."""
+    """The last step that this tracker received; 0 for a new run."""
 
 
 class Tracker:
-    """Told of a run as it goes: derive from it, and override what you need.
+    """The base class of trackers, whose methods are called during a run: override those that you need.
 
-    Steps are told once the run's checkpoint holds them: at the end of each epoch, and within one every
-    `checkpoint_minutes`. So a run that is killed and resumed tells each step once, in their order. A tracker that
-    raises is left out from then on, with a warning, and the run goes on.
+    Steps are reported when a checkpoint contains them: at the end of each epoch, and within one every
+    `checkpoint_minutes`. So a run that is killed and resumed reports each step once, in order. A tracker that raises an
+    exception is dropped with a warning, and the run continues.
     """
 
     needs_folder: bool = False
@@ -41,41 +43,41 @@ class Tracker:
 
     @property
     def name(self) -> str:
-        """By which a resumed run knows its trackers again."""
+        """The name by which a resumed run recognises the tracker."""
         return type(self).__name__
 
     def started(self, run: TrackedRun) -> None:
-        """Training is about to begin, or to go on."""
+        """Called before training begins or resumes."""
 
-    def steps(self, entries: Sequence[Mapping[str, Any]]) -> None:
-        """More steps are done: their lines of log.jsonl."""
+    def steps(self, entries: Sequence[StepEntry]) -> None:
+        """Called with the lines of log.jsonl of further steps."""
 
-    def finished(self, metrics: Mapping[str, Any]) -> None:
-        """The run is complete, with what metrics.json holds."""
+    def finished(self, metrics: Mapping[str, object]) -> None:
+        """Called with the content of metrics.json when the run is complete."""
 
     def stopped(self, error: BaseException) -> None:
-        """The run failed, or was interrupted by KeyboardInterrupt; it may go on later."""
+        """Called when the run has failed or was interrupted (KeyboardInterrupt); it may be resumed later."""
 
 
-def step_numbers(entry: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of a step's entry but its count, such as `train/loss` and, of a term, `train/terms/kl`."""
+def step_numbers(entry: StepEntry) -> dict[str, float]:
+    """Return the numbers of a step except its count, such as `train/loss`, or `train/terms/kl` for a term."""
     return {f"train/{name}": value for name, value in _numbers(entry) if name != "step"}
 
 
-def final_numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of metrics.json, such as `adapted/accuracy`, but what grows with the classes."""
+def final_numbers(metrics: Mapping[str, object]) -> dict[str, float]:
+    """Return the numbers of metrics.json, such as `adapted/accuracy`, without those by class."""
     return {name: value for name, value in _numbers(metrics) if "by_class" not in name.split("/")}
 
 
-def flat_settings(settings: Mapping[str, Any]) -> dict[str, str | int | float | bool]:
-    """The settings by key, such as `train.lr`; what is neither a number nor a text as a text."""
+def flat_settings(settings: Mapping[str, object]) -> dict[str, str | int | float | bool]:
+    """Return the settings by key, such as `train.lr`; values other than numbers and texts become texts."""
     return {
         key: value if isinstance(value, str | int | float | bool) else str(value)
         for key, value in plain.leaves(settings)
     }
 
 
-def _numbers(values: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+def _numbers(values: Mapping[str, object]) -> Iterator[tuple[str, float]]:
     for name, value in plain.leaves(values, "/"):
         if isinstance(value, int | float) and not isinstance(value, bool):
             yield name, value

@@ -1,4 +1,4 @@
-"""Weights & Biases, offline unless the user is logged in there."""
+"""Weights & Biases, offline unless the user is logged in."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from adapt.errors import missing
-from adapt.tracking.tracker import TrackedRun, Tracker, final_numbers, step_numbers
+from adapt.tracking.tracker import StepEntry, TrackedRun, Tracker, final_numbers, step_numbers
 
 logger = logging.getLogger("adapt")
 
 
 class WeightsAndBiases(Tracker):
-    """Makes a run in the project that WANDB_PROJECT names, by default `adapt`; other settings are W&B's own too.
+    """A tracker that makes a run in the project WANDB_PROJECT, by default `adapt`; W&B's other variables apply too.
 
-    Without `wandb login` or WANDB_API_KEY, and with WANDB_MODE=offline, all stays in the folder wandb of the run's
-    directory, which `wandb sync` sends later. AdaptError without the extra `wandb`.
+    Without `wandb login` or WANDB_API_KEY, and with WANDB_MODE=offline, everything stays in the folder wandb of the
+    run's directory, which `wandb sync` uploads later. Raises AdaptError without the extra `wandb`.
     """
 
     def __init__(self) -> None:
-        # or it reports its own errors to its makers, offline too
+        # by default W&B reports its own errors, even offline
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         try:
             import wandb
@@ -32,7 +32,7 @@ class WeightsAndBiases(Tracker):
 
     def started(self, run: TrackedRun) -> None:
         wandb = self._library
-        # a run of the user's own that is open, or a mode that is set, says where to; login only looks, and asks nobody
+        # an open run or a set mode decides; login only checks, without asking
         chosen = "WANDB_MODE" in os.environ or wandb.run is not None
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "adapt"),
@@ -48,11 +48,11 @@ class WeightsAndBiases(Tracker):
         if not self._run.offline:
             logger.info("tracked at %s", self._run.url)
 
-    def steps(self, entries: Sequence[Mapping[str, Any]]) -> None:
+    def steps(self, entries: Sequence[StepEntry]) -> None:
         for entry in entries:
             self._run.log(step_numbers(entry), step=entry["step"])
 
-    def finished(self, metrics: Mapping[str, Any]) -> None:
+    def finished(self, metrics: Mapping[str, object]) -> None:
         self._run.summary.update(final_numbers(metrics))
         self._run.finish()
 

@@ -119,5 +119,5 @@ def test_classes_short_of_images(emoji: Split, features: dict[str, Tensor]) -> N
     doubted = {row["class"] for row in advice.suspects}
     assert emoji.class_names[0] not in doubted  # of too few witnesses
     assert WITNESSES == 3
-    [line] = [line for line in advice.lines() if line.startswith("more images would help")]
+    [line] = [line for line in advice.lines() if line.startswith("More training images would help")]
     assert emoji.class_names[0] in line

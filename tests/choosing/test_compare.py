@@ -156,9 +156,9 @@ def test_a_method_with_steps_has_to_keep_up_from_the_first_part(few: Split, monk
     given_up = comparison.raced(listed["coop"], perfect)
     assert trained == [("coop", True)]
     assert isinstance(given_up, str)
-    assert given_up.endswith("points behind gda on the first part, after 3 of 30 epochs")
+    assert given_up.endswith("points behind gda on the first fold after 3 of 30 epochs")
     trained.clear()
-    assert str(comparison.raced(listed["clap"], perfect)).endswith("points behind gda on the first part")
+    assert str(comparison.raced(listed["clap"], perfect)).endswith("points behind gda on the first fold")
     assert trained == [("clap", False)]
     trained.clear()
     hopeless = replace(best, right=torch.zeros_like(best.right))

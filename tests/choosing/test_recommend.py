@@ -46,8 +46,8 @@ def test_the_chosen_one_is_trained_and_measured(tmp_path: Path) -> None:
     found = json.loads((out / "recommendation.json").read_text())
     assert {row["method"] for row in found["methods"]} == {"gda", "zero_shot"}
     assert found["left_out"].keys() == {"task_res"}
-    assert found["left_out"]["task_res"].endswith("points behind gda on the first part")
-    assert f"given up: task_res: {found['left_out']['task_res']}" in result.stdout
+    assert found["left_out"]["task_res"].endswith("points behind gda on the first fold")
+    assert f"left out: task_res: {found['left_out']['task_res']}" in result.stdout
     accuracies = [row["accuracy"] for row in found["methods"]]
     assert accuracies == sorted(accuracies, reverse=True)
     assert found["methods"][0]["behind"] == 0
@@ -55,8 +55,8 @@ def test_the_chosen_one_is_trained_and_measured(tmp_path: Path) -> None:
     assert found["chosen"] == metrics["method"] == "gda"
     assert found["test"]["accuracy"] == metrics["adapted"]["accuracy"] > metrics["zero_shot"]["accuracy"]
     right = f"{100 * metrics['adapted']['accuracy']:.1f} %"
-    assert f"On the 694 test images, which chose nothing, it is right for {right}." in result.stdout
-    assert "Class names help here (zero-shot is right for 37.5 %, guessing for 4.2 %)" in result.stdout
+    assert f"Accuracy on the 694 test images, which played no part in the choice: {right}." in result.stdout
+    assert "Class names help here (zero-shot accuracy 37.5 %, chance 4.2 %)" in result.stdout
     [command] = [line for line in result.stdout.splitlines() if line.startswith("To train it again: adapt train gda ")]
     again = CliRunner().invoke(main, shlex.split(command)[5:], catch_exceptions=False)
     assert f"adapted    {right.removesuffix(' %'):>5} %" in again.stdout
@@ -69,7 +69,7 @@ def test_the_chosen_one_is_trained_and_measured(tmp_path: Path) -> None:
     page = (out / "report.html").read_text()
     assert f"Recommended: {found['chosen']}" in page
     assert f"<td>{100 * accuracies[0]:.1f}</td><td>{100 * found['methods'][0]['error']:.1f}</td>" in page
-    assert "Images of the classes that are taken for one another most" in page
+    assert "Images of the most often confused classes" in page
 
 
 def timeless(row: dict[str, Any]) -> dict[str, Any]:
@@ -121,8 +121,8 @@ def test_a_budget_leaves_out_what_does_not_fit(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(module.Comparison, "estimate", lambda self, each: 1e6 if each.name == "lora" else 0.0)
     found = adapt.recommend("emoji", shots=2, budget=600.0, progress=False)
     assert [row["method"] for row in found.rows if row["method"] == "lora"] == []
-    assert found.left_out == {"lora": "would take about 833 h 20 min more, and the budget is 10 min"}
-    assert "given up: lora: would take about 833 h 20 min more" in str(found)
+    assert found.left_out == {"lora": "it would take about 833 h 20 min more, and the budget is 10 min"}
+    assert "left out: lora: it would take about 833 h 20 min more" in str(found)
 
 
 def test_a_method_that_cannot_be_trained_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,7 +136,7 @@ def test_a_method_that_cannot_be_trained_is_named(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(module.Comparison, "run", fails)
     found = adapt.recommend("emoji", shots=2, progress=False)
     assert found.left_out == {"gda": "gda needs more"}
-    assert "given up: gda: gda needs more" in str(found)
+    assert "left out: gda: gda needs more" in str(found)
 
 
 def test_images_in_a_folder(tmp_path: Path) -> None:
@@ -150,12 +150,12 @@ def test_images_in_a_folder(tmp_path: Path) -> None:
             Image.new("RGB", (40, 40), tuple(colour)).save(path)
     result = run(tmp_path / "photos", "--backbone", "mini-clip", "--out", tmp_path / "out", "--quiet")
     assert result.exit_code == 0, result.output
-    assert "No image of blue was tried: every model needs" in result.stdout
-    assert "more images would help blue most" in result.stdout
+    assert "The estimates leave out blue: with only one training image" in result.stdout
+    assert "More training images would help most in these classes: blue (few.csv)." in result.stdout
     assert "test images" not in result.stdout
     [row] = csv.DictReader((tmp_path / "out/few.csv").open())
     assert (row["class"], row["images"], row["path"]) == ("blue", "1", str(tmp_path / "photos/train/blue/0.png"))
-    assert "of the classes that were tried" in result.stdout
+    assert "of the classes that were compared" in result.stdout
     found = json.loads((tmp_path / "out/recommendation.json").read_text())
     assert (found["classes"], found["tried_classes"], found["train_images"], found["tried_images"]) == (3, 2, 13, 12)
 
@@ -251,4 +251,4 @@ def test_an_undivided_folder_learns_from_all_but_its_test_images(tmp_path: Path,
 def test_whether_class_names_help(right: int, classes: int, help_: bool) -> None:
     values, groups = torch.arange(100) < right, tuple(map(str, range(100)))
     tried = Compared(None, torch.zeros(100, classes), values, groups, 1.0, 1, 0.0)  # type: ignore[arg-type]
-    assert module._of_words(tried).startswith("Class names help here" if help_ else "Class names say little")
+    assert module._on_class_names(tried).startswith("Class names help here" if help_ else "Class names help little")

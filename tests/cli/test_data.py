@@ -273,4 +273,4 @@ def test_match_writes_pairs_that_can_be_learned_from(
         assert item.text in texts[Path(item.path).parent.name]
     del texts["sky"]
     (tmp_path / "texts.json").write_text(json.dumps(texts))
-    refused(run(*words), "there is no text of the class 'sky'")
+    refused(run(*words), "there is no text for the class 'sky'")

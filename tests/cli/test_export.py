@@ -79,7 +79,7 @@ def test_refusals_of_models_by_themselves(run, refused, adapter: Path, model_fol
         run("export", adapter, "--compact", "--int8", "--out", out),
         "--int8, --runtime, --classes and --data are of --to",
     )
-    refused(run("export", adapter, "--to", "torch", "--int8", "--out", out), "int8 is of onnx")
+    refused(run("export", adapter, "--to", "torch", "--int8", "--out", out), "int8 applies to onnx")
     cocoop = adapt.wrap(adapt.load_backbone(str(model_folder)), adapt.methods.CoCoOp(), ("goldfish", "sky"))
     cocoop.save(tmp_path / "cocoop.safetensors")
     refused(run("export", tmp_path / "cocoop.safetensors", "--to", "onnx", "--out", out), "this cocoop cannot be")

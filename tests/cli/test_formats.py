@@ -161,7 +161,7 @@ def test_a_published_maple_checkpoint(run, names: Path, photos: Path, tmp_path: 
     ("options", "words"),
     [
         (["--method", "cocoop"], "lacks meta_net.linear1.bias"),
-        (["--method", "maple"], "is no maple checkpoint"),
+        (["--method", "maple"], "is not a checkpoint of maple"),
         (["--method", "copo"], "unknown method 'copo'; did you mean 'coop'?"),
         (["--method", "lora"], "there are no published lora checkpoints"),
         (["--set", "class_position=back"], "class_position is 'back'"),

@@ -64,8 +64,8 @@ def test_under_an_adapter(run, refused, captions: Path, model_folder: Path, tmp_
     adapt.wrap(adapt.load_backbone(str(model_folder)), adapt.methods.LoRA(), ()).save(adapter)
     run("index", tmp_path / "captions.txt", "--adapter", adapter, "--out", out)
     assert run("search", out, "the sky", "--adapter", adapter).exit_code == 0
-    refused(run("search", out, "the sky"), "the index was made under an adapter")
-    refused(run("search", captions, "the sky", "--adapter", adapter), "the index was made by the backbone alone")
+    refused(run("search", out, "the sky"), "the index was made with an adapter")
+    refused(run("search", captions, "the sky", "--adapter", adapter), "the index was made without an adapter")
 
 
 def test_an_old_index_is_searched_by_a_new_backbone(
@@ -91,7 +91,7 @@ def test_an_old_index_is_searched_by_a_new_backbone(
         assert [each["cosine"] for each in found] == pytest.approx([each["cosine"] for each in expected], abs=1e-5)
     refused(run(*asked, "--slerp", 0.5), "only one is asked: give an --adapter of xbt")
     run("index", words, "--backbone", "mini-clip", "--out", other)
-    refused(run("search", other, "a dog", "--adapter", adapter), "the index was made by the backbone alone")
+    refused(run("search", other, "a dog", "--adapter", adapter), "the index was made without an adapter")
 
 
 def test_images_are_named_by_words_of_captions(run, refused, captions: Path, photos: Path) -> None:

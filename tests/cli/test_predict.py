@@ -176,8 +176,8 @@ def _edit(adapter: Path, tmp_path: Path, how: str) -> Path:
     ("how", "words"),
     [
         ("truncated", "is truncated or damaged"),
-        ("no adapter", "is truncated or no safetensors file"),
-        ("empty", "is truncated or no safetensors file"),
+        ("no adapter", "is truncated or not a safetensors file"),
+        ("empty", "is truncated or not a safetensors file"),
         ("missing", "there is no adapter at"),
     ],
 )

@@ -223,7 +223,7 @@ def test_transfer_measures_what_to_names(run, of_five: Path, others: Path, tmp_p
         ([], "say on which data to measure, such as --to emoji@fluent-3d or --to FOLDER"),
         (["--root", "nowhere"], "imagenetv2"),
         (["--data", "eurosat", "--root", "nowhere", "--to", "{others}/sketches"], "nowhere/eurosat"),
-        (["--to", "{others}/sketches", "--to", "{others}/sketches/"], "needs targets of different names"),
+        (["--to", "{others}/sketches", "--to", "{others}/sketches/"], "; expected different names"),
         (["--to", "{others}/sketches", "--set", "method.class_specific=true"], "coop learns tensors for each of its"),
         (
             ["--to", "{others}/sketches", "--address", "10.0.0.1:6379"],

@@ -86,7 +86,7 @@ def test_questions_and_classes_are_not_mixed(
     speaks, image = speaking / "adapter.safetensors", photos / "test/sky/0.png"
     refused(run("predict", speaks, image), "answers questions: give --question")
     refused(run("predict", adapter, image, "--question", QUESTION), "classifies images: leave --question out")
-    refused(run("predict", speaks, image, "--question", QUESTION, "--classes", "a,b"), "takes no class names")
+    refused(run("predict", speaks, image, "--question", QUESTION, "--classes", "a,b"), "leave the class names out")
     refused(run("chat", adapter, image), "of a dual encoder, which does not speak")
     refused(
         run("eval", speaks, "--data", photos),

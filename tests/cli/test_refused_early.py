@@ -34,7 +34,7 @@ def test_a_place_that_cannot_be_used(
         "show": ("data", "show", photos, "--out", out),
         "report": ("report", trained("coop"), "--out", out),
     }
-    refused(run(*arguments[command]), f"cannot write {out}: {taken} is no folder; choose another place")
+    refused(run(*arguments[command]), f"cannot write {out}: {taken} is not a folder; choose another place")
     assert taken.read_text() == "mine"
 
 

@@ -163,7 +163,7 @@ def test_options_and_keys_that_agree(run, recipe: Path, photos: Path) -> None:
 
 
 def test_how_without_on_what(run, refused) -> None:
-    words = "the recipe coop/few_shot says how, and not on what: add --data with a folder of images, a .csv, or one of"
+    words = "the recipe coop/few_shot names no data: add --data with a folder of images, a .csv, or one of"
     refused(run("train", "coop"), words, " emoji, imagenet, caltech101, ", "for example --data emoji")
 
 

@@ -20,9 +20,9 @@ from adapt.formats.export import forms, tracing
 from adapt.methods.base import Method
 
 REFUSED = {
-    "cocoop": "this cocoop cannot be exported: the features of its classes depend on the image",
-    "ctp_tft": "this ctp_tft cannot be exported: the features of its classes depend on the image",
-    "tda": "this tda cannot be exported: its answer to an image depends on the images before it",
+    "cocoop": "this cocoop cannot be exported: its class features depend on the image",
+    "ctp_tft": "this ctp_tft cannot be exported: its class features depend on the image",
+    "tda": "this tda cannot be exported: its predictions depend on earlier images",
 }
 EXPORTED = tuple(name for name in cases.ALL if name not in REFUSED)
 

@@ -156,7 +156,7 @@ def test_a_key_that_stands_twice(key: str, saved: Path, open_clip: Backbone) -> 
     header = json.loads(content[8 : 8 + length])
     text = (json.dumps(header)[:-1] + f', "{key}": {json.dumps(header[key])}}}').encode()
     saved.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :])
-    refused(saved, open_clip, "a key stands twice")
+    refused(saved, open_clip, "a key appears twice")
 
 
 def _put(name: str, tensor: torch.Tensor) -> Callable[[dict[str, Any], dict[str, str]], None]:
@@ -245,7 +245,7 @@ def test_a_full_disk_loses_nothing(model: AdaptedModel, saved: Path, monkeypatch
 
     monkeypatch.setattr(safetensors.torch, "save_file", full)
     perturb(model)
-    with pytest.raises(AdaptError, match="No space left on device; what was there before is untouched"):
+    with pytest.raises(AdaptError, match="No space left on device; an existing file is unchanged"):
         model.save(saved)
     assert saved.read_bytes() == before
     assert list(saved.parent.iterdir()) == [saved]
@@ -256,7 +256,7 @@ def test_a_write_that_the_system_cuts_off_loses_nothing(model: AdaptedModel, sav
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1024, limits[1]))  # as a full disk, in safetensors' own writer
     try:
-        with pytest.raises(AdaptError, match=r"cannot write .* before is untouched"):
+        with pytest.raises(AdaptError, match=r"cannot write .* existing file is unchanged"):
             model.save(saved)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -273,7 +273,7 @@ def test_a_run_directory_stands_for_its_adapter(model: AdaptedModel, tmp_path: P
 def test_a_folder_has_its_own_backbone(open_clip: Backbone, tmp_path: Path) -> None:
     refused(tmp_path, open_clip, "there is no adapter in the folder")
     (tmp_path / compact.TENSORS).touch()
-    refused(tmp_path, open_clip, "an adapter in a folder has its backbone there: leave backbone out")
+    refused(tmp_path, open_clip, "a compact folder, which has its own backbone: leave backbone out")
     refused(tmp_path, None, r"damaged: compact\.json is missing")
 
 
@@ -287,8 +287,8 @@ def test_a_loaded_model_serves_by_the_path_that_is_asked_for(fast: bool, saved: 
 @pytest.mark.parametrize(
     ("trained", "given", "message"),
     [
-        ("nf4", None, "was trained on a backbone of nf4, this one has no quantisation: results differ a little"),
-        (None, "int8", "was trained on a backbone of no quantisation, this one has int8"),
+        ("nf4", None, "was trained on a backbone with nf4, this one has no quantisation: results differ a little"),
+        (None, "int8", "was trained on a backbone with no quantisation, this one has int8"),
         (None, None, ""),
         ("nf4", "nf4", ""),
     ],
@@ -367,7 +367,7 @@ def test_what_does_not_fit_is_refused_before_the_model_is_put_together(
 def test_an_adapter_that_answers_questions_takes_no_class_names(tmp_path: Path) -> None:
     backbone = tiny_llms.vision_llm("llama")
     path = adapt.wrap(backbone, LoRA(rank=2, towers=("decoder",))).save(tmp_path / "a.safetensors")
-    refused(path, backbone, "answers questions about images and takes no class names", class_names=["toy"])
+    refused(path, backbone, "answers questions about images: leave the class names out", class_names=["toy"])
 
 
 def test_parts_without_a_name_are_refused(saved: Path, open_clip: Backbone) -> None:
@@ -385,7 +385,7 @@ def test_a_model_without_zero_shot_answers_blends_with_none(tmp_path: Path) -> N
     backbone = tiny_llms.vision_llm("llama")
     path = adapt.wrap(backbone, LoRA(rank=2, towers=("decoder",))).save(tmp_path / "a.safetensors")
     rewrite(path, _say("answers", {"blend": 0.5, "template": ["a {}"], "temperature": 1.0}))
-    refused(path, backbone, "blends its answers with zero-shot ones, and .* gives none")
+    refused(path, backbone, "blends its predictions with zero-shot ones, but .* has none")
 
 
 def test_equal_models_are_equal_files(model: AdaptedModel, tmp_path: Path) -> None:

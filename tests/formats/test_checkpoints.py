@@ -149,7 +149,7 @@ def test_the_refusal_gives_the_reason_and_not_torchs_advice(tmp_path: Path) -> N
         read_dassl(tmp_path / "options.pt")
     assert str(caught.value) == (
         f"{tmp_path}/options.pt is refused: Unsupported global: GLOBAL argparse.Namespace was not an allowed global by "
-        "default. Only tensors and Dassl's own records are read"
+        "default; only tensors and Dassl's own records are read"
     )
     torch.jit.save(torch.jit.script(torch.nn.Linear(1, 1)), tmp_path / "script.pt")
     with pytest.warns(match="TorchScript"), pytest.raises(AdaptError, match=r"is refused: it cannot be read"):
@@ -191,9 +191,9 @@ def test_bytes_that_are_no_checkpoint(tmp_path: Path) -> None:
     ("saved", "method", "message"),
     [
         ("coop", "cocoop", r"lacks meta_net.linear1.bias, .*: it does not fit its method cocoop"),
-        ("coop", "ivlp", r"is no ivlp checkpoint: it has no tensor '?prompt_learner.ctx or image_encoder.VPT"),
-        ("maple", "coop", r"is no coop checkpoint: it has no tensor 'ctx', but image_encoder.conv1.weight, "),
-        ("maple", "cocoop", r"is no cocoop checkpoint: it has no tensor 'ctx', but image_encoder.conv1.weight, "),
+        ("coop", "ivlp", r"is not a checkpoint of ivlp: it has no tensor '?prompt_learner.ctx or image_encoder.VPT"),
+        ("maple", "coop", r"is not a checkpoint of coop: it has no tensor 'ctx', but image_encoder.conv1.weight, "),
+        ("maple", "cocoop", r"is not a checkpoint of cocoop: it has no tensor 'ctx', but image_encoder.conv1.weight, "),
         ("ivlp", "maple", r"lacks proj.bias, proj.weight: it does not fit its method maple"),
         ("cocoop", "maple", r"has no tensor .prompt_learner.ctx.*, but ctx, meta_net"),
         ("cocoop", "coop", "meta_net.linear1"),
@@ -280,9 +280,9 @@ def test_a_packed_member_is_refused_before_it_is_unpacked(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("tensor", "message"),
     [
-        (torch.tensor(1.0), "its tensors are of other shapes"),
-        (torch.zeros(2, 2).to_sparse(), "'ctx' of .* is no plain tensor of numbers"),
-        (torch.zeros(2, 128, device="meta"), "'ctx' of .* is no plain tensor of numbers"),
+        (torch.tensor(1.0), "its tensors have other shapes"),
+        (torch.zeros(2, 2).to_sparse(), "'ctx' of .* is not a plain tensor of numbers"),
+        (torch.zeros(2, 128, device="meta"), "'ctx' of .* is not a plain tensor of numbers"),
         (torch.full((2, 128), float("nan")), "'ctx' of .* not finite"),
     ],
 )  # fmt: skip

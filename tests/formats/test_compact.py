@@ -162,13 +162,13 @@ def test_the_folder_is_no_backbone(tiny: Backbone, images: Tensor, tmp_path: Pat
     for spec in (str(folder), f"hf:{folder}"):
         with pytest.raises(AdaptError, match=r"no backbone by itself: .* were cut out.*adapt\.load"):
             adapt.load_backbone(spec)
-    with pytest.raises(AdaptError, match="has its backbone there: leave backbone out"):
+    with pytest.raises(AdaptError, match="is a compact folder, which has its own backbone: leave backbone out"):
         adapt.load(folder, tiny)
     loaded = adapt.load(folder)
     other = adapt.wrap(loaded.backbone, LoRA(), NAMES)
     with pytest.raises(AdaptError, match=r"the block vision\.0 was cut out of this compact model"):
         other(images)
-    with pytest.raises(AdaptError, match="loaded from a compact folder already: copy that folder"):
+    with pytest.raises(AdaptError, match="loaded from a compact folder: copy that folder"):
         compact.export(loaded, tmp_path / "again")
 
 
@@ -178,7 +178,7 @@ def test_what_cannot_be_cut_is_refused(tiny: Backbone, tmp_path: Path) -> None:
             compact.export(adapt.wrap(tiny, method, NAMES), tmp_path / "light")
     model = light(tiny, "vision.0")
     tiny.quantization = "nf4"
-    with pytest.raises(AdaptError, match="is quantised: give it without quantize"):
+    with pytest.raises(AdaptError, match="is quantised: load it without quantize"):
         compact.export(model, tmp_path / "light")
     assert not (tmp_path / "light").exists()
 
@@ -220,8 +220,14 @@ def test_another_backbone_is_found_out(tiny: Backbone, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda folder: _change(folder, logit_scale=None), "damaged: logit_scale is missing. Export it again"),
-        (lambda folder: _change(folder, surprise=torch.ones(1)), "damaged: surprise is unknown. Export it again"),
+        (
+            lambda folder: _change(folder, logit_scale=None),
+            r"damaged \(logit_scale is missing\): export the folder again",
+        ),
+        (
+            lambda folder: _change(folder, surprise=torch.ones(1)),
+            r"damaged \(surprise is unknown\): export the folder again",
+        ),
         (lambda folder: _change(folder, logit_scale=torch.ones(2)), r"logit_scale has shape \(2,\), not \(\)"),
         (lambda folder: _rewrite(folder, format=2), "has compact format 2, this adapt reads 1: upgrade adapt"),
         (lambda folder: (folder / "compact.json").write_text("{"), r"compact\.json is damaged"),
@@ -241,7 +247,7 @@ def test_a_damaged_folder(tiny: Backbone, tmp_path: Path, damage: Any, message: 
 def test_another_adapter_is_refused(tiny: Backbone, tmp_path: Path) -> None:
     folder = compact.export(light(tiny, "vision.0"), tmp_path / "light")
     light(tiny, "vision.1").save(folder / adapter.NAME)
-    with pytest.raises(AdaptError, match="was cut for another adapter than the one in it"):
+    with pytest.raises(AdaptError, match="was cut for another adapter than the one that it holds"):
         adapt.load(folder)
 
 

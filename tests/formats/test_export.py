@@ -172,7 +172,7 @@ def test_no_page_is_made_of_a_model_with_its_data_beside(
     open_clip: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(page, "read_runtime", lambda folder: page.Runtime(b"", b"", "1"))
-    with pytest.raises(AdaptError, match=r"the model takes \d+ MB in a page, and browsers read at most 512 MB: "):
+    with pytest.raises(AdaptError, match=r"the model takes \d+ MB in a page; browsers read at most 512 MB: "):
         export(model_of(open_clip), tmp_path / "out", "html", runtime=tmp_path)
     assert list(tmp_path.iterdir()) == []
 
@@ -214,8 +214,8 @@ class ByValue(Refused):
 @pytest.mark.parametrize(
     ("method", "reason"),
     [
-        (Views, "it decides on 4 random views of an image"),
-        (AtTestTime, "it takes steps of its own at test time"),
+        (Views, "it predicts from 4 random views of an image"),
+        (AtTestTime, "it takes steps at test time"),
         (ByValue, "torch cannot trace it"),
     ],
 )
@@ -247,9 +247,9 @@ def test_settings_are_checked_before_anything_is_written(
     monkeypatch.setattr(tracing, "traced", None)  # so that an attempt would fail otherwise
     with pytest.raises(AdaptError, match="there is no export to 'onxn'; did you mean 'onnx'"):
         export(model, tmp_path / "out", "onxn")
-    with pytest.raises(AdaptError, match="int8 is of onnx and html, not of torch"):
+    with pytest.raises(AdaptError, match="int8 applies to onnx and html, not to torch"):
         export(model, tmp_path / "out", "torch", int8=True)
-    with pytest.raises(AdaptError, match="the data has the class 'goldfish', which this coop does not tell"):
+    with pytest.raises(AdaptError, match="the data has the class 'goldfish', which this coop does not know"):
         export(model_of(open_clip).with_classes(["cup"]), tmp_path / "out", data=tiny_split.test)
     with pytest.raises(AdaptError, match="exists already"):
         export(model, tmp_path, "torch")
@@ -267,7 +267,7 @@ def test_a_graph_that_differs_is_not_written(
     open_clip: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(forms, "write_torch", lambda *_: lambda images: torch.ones(len(images), 3))
-    with pytest.raises(AdaptError, match=r"differ from the adapter's by .* more than 0\.0001: nothing was written"):
+    with pytest.raises(AdaptError, match=r"differ from the adapter's by .* at most 0\.0001: nothing was written"):
         export(model_of(open_clip), tmp_path / "out", "torch")
     assert list(tmp_path.iterdir()) == []
 
@@ -275,7 +275,7 @@ def test_a_graph_that_differs_is_not_written(
 def test_a_transform_of_ones_own_is_refused(open_clip: Backbone, tmp_path: Path) -> None:
     usual = open_clip.transform(train=False)
     open_clip._eval_transform = lambda picture: usual(picture.rotate(90))
-    with pytest.raises(AdaptError, match="reads images by a transform of its own, which no record can say"):
+    with pytest.raises(AdaptError, match="prepares images by a custom transform, which a record cannot describe"):
         export(model_of(open_clip), tmp_path / "out")
 
 

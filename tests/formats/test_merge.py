@@ -70,7 +70,7 @@ def test_a_temperature_goes_into_the_scale_and_a_blend_is_refused(backbone: Back
     merged.model = merged_model(model)
     cosines = model.image_features(images) @ model.class_features().T
     assert scaled(merged.logit_scale * cosines + merged.logit_bias, model(images)) < 1e-5
-    with pytest.raises(AdaptError, match=r"25% of this adapter's answers are zero-shot"):
+    with pytest.raises(AdaptError, match=r"25% of this adapter's predictions are zero-shot"):
         merged_model(model.blended(0.75))
 
 

@@ -157,14 +157,14 @@ def _rows(tab: Any, tables: int) -> list[list[str]]:
 def test_a_page_needs_its_runtime(open_clip: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = adapt.wrap(open_clip, CoOp(n_ctx=2), NAMES)
     monkeypatch.setattr(tracing, "traced", None)
-    with pytest.raises(AdaptError, match=r"a page needs what runs it\. `npm pack onnxruntime-web` fetches"):
+    with pytest.raises(AdaptError, match=r"a page needs a runtime: `npm pack onnxruntime-web` downloads"):
         export(model, tmp_path / "out", "html")
-    with pytest.raises(AdaptError, match=r"is no onnxruntime-web \(.*package\.json"):
+    with pytest.raises(AdaptError, match=r"is not an onnxruntime-web package \(.*package\.json"):
         export(model, tmp_path / "out", "html", runtime=tmp_path)
     (tmp_path / "package.json").write_text('{"name": "left-pad", "version": "1.0.0"}')
     with pytest.raises(AdaptError, match="it is the package left-pad"):
         export(model, tmp_path / "out", "html", runtime=tmp_path)
-    with pytest.raises(AdaptError, match="a runtime is of html, not of onnx"):
+    with pytest.raises(AdaptError, match="a runtime applies to html, not to onnx"):
         export(model, tmp_path / "out", "onnx", runtime=tmp_path)
     assert not (tmp_path / "out").exists()
 
@@ -172,5 +172,5 @@ def test_a_page_needs_its_runtime(open_clip: Backbone, tmp_path: Path, monkeypat
 def test_a_model_that_no_browser_takes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "model.onnx").write_bytes(b"model")
     monkeypatch.setattr(page, "_LONGEST", 10)
-    with pytest.raises(AdaptError, match="the model takes 0 MB in a page, and browsers read at most 0 MB: add --int8"):
+    with pytest.raises(AdaptError, match="the model takes 0 MB in a page; browsers read at most 0 MB: add --int8"):
         page.write(tmp_path, {"versions": {}}, page.Runtime(b"", b"", "1"))

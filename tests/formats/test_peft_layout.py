@@ -109,7 +109,7 @@ def test_another_peft_method_is_refused(change: dict[str, Any], open_clip: Backb
 
 def test_modules_of_another_model_are_named(open_clip: Backbone, tmp_path: Path) -> None:
     folder = peft_layout.export(lora(tiny_backbones.backbone("hf_clip")), tmp_path / "peft")
-    with pytest.raises(AdaptError, match=r"adapts 'text_model.encoder.*, which is no projection of CLIP"):
+    with pytest.raises(AdaptError, match=r"adapts 'text_model.encoder.*, which is not a projection of CLIP"):
         peft_import.load(folder, open_clip, NAMES)
 
 
@@ -311,7 +311,7 @@ def test_quantisation_comes_back(model_folder: Path, tmp_path: Path, caplog: pyt
     assert not caplog.records
     adapt.load(folder, adapt.load_backbone(str(model_folder)))
     (record,) = caplog.records
-    assert "was trained on a backbone of int8, this one has no quantisation" in record.getMessage()
+    assert "was trained on a backbone with int8, this one has no quantisation" in record.getMessage()
 
 
 def test_how_a_decoder_is_asked_comes_back(tmp_path: Path) -> None:

@@ -105,7 +105,7 @@ def test_a_private_repository_needs_a_token(hub: StandIn, model: AdaptedModel, m
     monkeypatch.setenv("HF_TOKEN", "hf_of_another")
     with pytest.raises(AdaptError, match=r"no repository user/coop, or it is private: .* \(`hf auth login`, or the"):
         adapt.load("hf://user/coop")
-    with pytest.raises(AdaptError, match=r"hf://user/coop is refused by the hub: .*Give a token that may write there"):
+    with pytest.raises(AdaptError, match=r"hf://user/coop is refused by the hub: .*give a token with write access"):
         model.push_to_hub("user/coop")
     with pytest.raises(AdaptError, match="is refused by the hub"):
         model.push_to_hub("another/coop", token=hub_stand_in.TOKEN)
@@ -113,13 +113,13 @@ def test_a_private_repository_needs_a_token(hub: StandIn, model: AdaptedModel, m
     monkeypatch.delenv("HF_TOKEN")
     with pytest.raises(AdaptError, match="no repository user/coop, or it is private"):
         adapt.load("hf://user/coop")
-    with pytest.raises(AdaptError, match="Give a token that may write there"):
+    with pytest.raises(AdaptError, match="give a token with write access"):
         model.push_to_hub("user/new")
 
 
 def test_refusals_of_the_hub(hub: StandIn, model: AdaptedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     model.push_to_hub("user/coop")
-    with pytest.raises(AdaptError, match="user/coop has no revision 'v2': give a branch, a tag or a commit"):
+    with pytest.raises(AdaptError, match="user/coop has no revision 'v2': give one of its branches"):
         adapt.load("hf://user/coop@v2")
     hub.repositories["user/empty"] = Repository()
     with pytest.raises(
@@ -131,7 +131,7 @@ def test_refusals_of_the_hub(hub: StandIn, model: AdaptedModel, monkeypatch: pyt
         model.push_to_hub("user/coop", license="mine")
     hub.repositories["user/coop"].gated = True
     monkeypatch.delenv("HF_TOKEN")
-    with pytest.raises(AdaptError, match="hf://user/coop is gated: ask for access on its page"):
+    with pytest.raises(AdaptError, match="hf://user/coop is gated: request access on its page"):
         adapt.load("hf://user/coop")
 
 

@@ -93,7 +93,7 @@ def test_unknown_names_are_checked_as_class_names_are(open_clip: Backbone, tiny_
         (["toy", "toy"], "'toy' appears 2 times"),
         (["toy", " "], "is empty"),
         (["toy", "very " * 99], "tokens but the text tower reads 77"),
-        (["toy", "Toy"], "read the same to the text tower"),
+        (["toy", "Toy"], "have the same tokens"),
         ([names[0], "toy"], f"the unknown name '{names[0]}' is that of a class with images"),
     ):
         with pytest.raises(AdaptError, match=expected):

@@ -149,5 +149,5 @@ def test_an_adapter_of_ours_is_no_published_checkpoint(tmp_path: Path) -> None:
     model = _shared()
     file = tmp_path / "vlora.safetensors"
     save_file(model.method.state_dict(), file)
-    with pytest.raises(AdaptError, match=r"is no vlora checkpoint: it has no tensor 'Bs', but Bs\.m"):
+    with pytest.raises(AdaptError, match=r"is not a checkpoint of vlora: it has no tensor 'Bs', but Bs\.m"):
         import_published(file, "vlora", model.backbone)

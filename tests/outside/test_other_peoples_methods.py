@@ -108,7 +108,7 @@ def test_a_file_of_ones_own_by_the_command_line(tmp_path: Path) -> None:
     assert listed.exit_code == 0
     assert "Where the shift starts" in listed.output
     (tmp_path / "none.py").write_text("x = 1\n")
-    for file, message in (("none.py", "defines no method"), ("missing.py", "is no Python file with methods")):
+    for file, message in (("none.py", "defines no method"), ("missing.py", "expected a Python file with methods")):
         refused = CliRunner().invoke(main, ["--plugin", str(tmp_path / file), "methods"])
         assert refused.exit_code == 2
         assert message in refused.output
@@ -131,7 +131,7 @@ def test_what_is_registered_is_found_and_names_are_unique() -> None:
     for cls in (Other, Taken):
         with pytest.raises(AdaptError, match=f"already: give {cls.__name__} another name"):
             methods.register(cls)
-    with pytest.raises(AdaptError, match="is no method"):
+    with pytest.raises(AdaptError, match="is not a method"):
         methods.register(dict)  # type: ignore[type-var]
 
 

@@ -40,7 +40,7 @@ def test_of_many_classes_the_most_confused_pairs_are_shown(count: int) -> None:
     found = confusions(rows(*right(count), *neighbours, *first))
     last = (count - 2) // 2 * 2
     assert found.classes == [f"c{place:03}" for place in range(last - MOST_CLASSES + 2, last + 2)]
-    assert found.caption == f"the 30 of {count} classes that are most often taken for one another"
+    assert found.caption == f"the 30 of {count} classes that are most often confused"
     assert found.rows[0][1] == ConfusionCell(last - 28, (last - 28) / (last - 28 + 3), False)
     assert found.elsewhere == [1, 0] * 15
 
@@ -49,4 +49,4 @@ def test_of_many_classes_the_most_confused_pairs_are_shown(count: int) -> None:
 def test_few_confusions_among_many_classes(wrong: Sequence[tuple[str, str, int]], classes: list[str] | None) -> None:
     found = confusions(rows(*right(100), *wrong))
     assert found.classes == (classes or [f"c{number:03}" for number in range(30)])
-    assert ("none of which is taken for another" in found.caption) is (not wrong)
+    assert ("without any confusion" in found.caption) is (not wrong)

@@ -258,7 +258,7 @@ def test_targets_cannot_be_called_as_other_columns_are(recipe: Recipe, targets: 
 def test_targets_need_names_of_their_own(recipe: Recipe, targets: dict[str, Target], names: tuple[str, ...]) -> None:
     given = [replace(targets["drawings"], name=name) for name in names]
     with pytest.raises(
-        AdaptError, match=rf"cross_dataset needs targets of different names, and has \[{', '.join(map(repr, names))}\]"
+        AdaptError, match=rf"cross_dataset has the targets \[{', '.join(map(repr, names))}\]; expected different names"
     ):
         protocols.transfer("cross_dataset", recipe, given, SEEDS)
 
@@ -270,7 +270,7 @@ def test_tensors_of_single_classes_are_refused_before_anything_is_trained(
     raw: dict[str, Any], targets: dict[str, Target], trained: list[int], tmp_path: Path, method: dict[str, Any]
 ) -> None:
     given = raw | {"method": method, "train": raw["train"] if method["name"] == "coop" else None}
-    message = f"{method['name']} learns tensors for each of its classes and cannot serve new ones"
+    message = f"{method['name']} learns tensors for each of its classes and cannot classify new ones"
     with pytest.raises(AdaptError, match=message):
         transfer(build_recipe(given, "given"), list(targets.values()), tmp_path / "none")
     assert trained == []

@@ -100,7 +100,7 @@ def test_one_domain_is_too_few(recipe: Recipe) -> None:
 
 @pytest.mark.parametrize("names", [("a b", "a_b"), ("average", "art")])
 def test_domains_that_results_cannot_tell_apart(recipe: Recipe, names: tuple[str, ...]) -> None:
-    with pytest.raises(AdaptError, match="names that folders or columns of the results cannot tell apart"):
+    with pytest.raises(AdaptError, match="names that clash as folders or columns of the results"):
         protocols.leave_one_out(recipe, names, (1,))
 
 

@@ -84,5 +84,5 @@ def test_a_method_that_cannot_go_on_is_refused_before_the_first_phase(
 
 
 def test_one_phase_is_none(recipe: Recipe) -> None:
-    with pytest.raises(AdaptError, match="phases are two or more"):
+    with pytest.raises(AdaptError, match="phases; expected two or more"):
         protocols.phases(recipe, [recipe.data], (1,))

@@ -74,7 +74,7 @@ def test_table_shows_runs_and_refuses_a_mixture(runs: dict[str, Path], tmp_path:
         (["--seeds", "1,2"], "make many runs in folders of --out: give --out"),
         (["--sweep", "train.lr", "--out", "OUT"], "is not of the form KEY=VALUES"),
         (["--sweep", "method.alhpa=1,2", "--out", "OUT"], "alhpa"),
-        (["--sweep", "method.alpha=1,1", "--out", "OUT"], "a value of the sweep stands twice"),
+        (["--sweep", "method.alpha=1,1", "--out", "OUT"], "a value of the sweep appears twice"),
         (["--seeds", "1,x", "--out", "OUT"], "--seeds is '1,x'; expected numbers such as 1,2,3"),
     ],
 )

@@ -217,7 +217,7 @@ def test_tensors_of_single_classes_are_refused_before_anything_is_trained(
 ) -> None:
     settings = {} if method["name"] == "linear_probe" else {"train": raw["train"]}
     given = {key: value for key, value in raw.items() if key != "train"} | settings | {"method": method}
-    message = f"{method['name']} learns tensors for each of its classes and cannot serve new ones"
+    message = f"{method['name']} learns tensors for each of its classes and cannot classify new ones"
     with pytest.raises(AdaptError, match=message):
         base_to_new(build_recipe(given, "given"), SEEDS, tmp_path / "none")
     assert trained == []

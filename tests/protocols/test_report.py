@@ -156,7 +156,7 @@ def test_curves_counts_and_what_it_was_made_with(found: Path) -> None:
     assert "training images, while it learns them" in html
     rows = list(csv.DictReader((run / "predictions.csv").open()))
     pairs = Counter((row["class"], row["predicted"]) for row in rows)
-    [table] = [table for table in Page(html).tables if table[0][0] == "class ↓ taken for →"]
+    [table] = [table for table in Page(html).tables if table[0][0] == "class ↓ predicted →"]
     assert len(table) == len(table[0]) == 1 + 5
     written = {(row[0], name): int(cell) for row in table[1:] for name, cell in zip(table[0][1:], row[1:]) if cell}
     assert written == pairs
@@ -171,15 +171,15 @@ def test_what_a_threshold_leaves_unanswered_and_gets_right(found: Path, tmp_path
     lines = [f"/{place}.png,a,{said},{sure}" for place, (said, sure) in enumerate(answers)]
     (tmp_path / "predictions.csv").write_text("\n".join(["path,class,predicted,confidence", *lines]))
     html = " ".join(report([tmp_path]).split())
-    assert "At 0.6 you answer 57 % of the images and are right in 75 % of those." in html
+    assert "At 0.6, 57 % of the images are classified, with 75 % accuracy." in html
     [table] = [table for table in Page(html).tables if table[0][0] == "threshold"]
     assert table[1] == ["0, all", "100.0", "7", "57.1"]
     assert ["0.6", "57.1", "4", "75.0"] in table
     assert table[-2:] == [["0.95", "14.3", "1", "100.0"], ["0.99", "0.0", "0", "–"]]
-    assert "images that are answered, %" in html
+    assert "images classified, %" in html
     del metrics["adapted"]["calibration_error"]  # cosines are no probabilities
     (tmp_path / "metrics.json").write_text(json.dumps(metrics))
-    assert "you answer" not in report([tmp_path])
+    assert "are classified, with" not in report([tmp_path])
 
 
 def test_a_page_says_once_what_its_spread_is(found: Path) -> None:
@@ -319,7 +319,7 @@ def test_what_decided_is_drawn(described: Path) -> None:
     assert right == sorted(right, reverse=True)  # the right ones first
     assert right.count(False) <= 3
     html = report([described])
-    assert "What decided" in html
+    assert "Explanations of the most confident" in html
     assert html.count("&lt;b&gt;phrase&lt;/b&gt;") == len(examples)
     assert "<b>phrase" not in html
 

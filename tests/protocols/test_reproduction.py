@@ -63,7 +63,7 @@ def test_what_is_compared_by_default(open_clip: Backbone, tiny_split: Split, dat
 
 
 def test_only_dual_encoders_have_figures(tiny_split: Split, data, tmp_path: Path) -> None:
-    with pytest.raises(AdaptError, match="is a fusion encoder; published figures are of dual encoders"):
+    with pytest.raises(AdaptError, match="is a fusion encoder; published figures exist for dual encoders only"):
         reproduce(tiny_fusion.vilt(), tiny_split, data, str(tmp_path), None)
 
 

@@ -92,5 +92,5 @@ def test_thousands_of_keys_are_refused_in_a_word(tmp_path: Path, section: str) -
 
 def test_a_key_that_stands_twice_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("method: {name: coop, n_ctx: 4, n_ctx: 5}\ndata: {source: emoji}\n")
-    with pytest.raises(AdaptError, match="the key 'n_ctx' stands twice"):
+    with pytest.raises(AdaptError, match="the key 'n_ctx' appears twice"):
         read_recipe(tmp_path / "a.yaml")

@@ -123,8 +123,8 @@ def test_bad_recipes(change: dict[Any, Any], message: str) -> None:
     [
         ("a: [", "is not valid YAML"),
         ("method: !!python/object/apply:os.mkdir [MARK]", "is not valid YAML: could not determine a constructor"),
-        ("- a list", "is no recipe: expected keys"),
-        ("", "is no recipe: expected keys"),
+        ("- a list", "is not a recipe: expected keys"),
+        ("", "is not a recipe: expected keys"),
         (b"\xff\xfe\x00", "is not valid YAML"),
     ],
 )
@@ -158,7 +158,7 @@ _LAUGHS = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" f
         ("method: " + "[" * 40 + "]" * 40, "it is nested too deep"),
         ("seed: " + "9" * 5000, "is not valid YAML: Exceeds the limit"),
         ("seed: 2020-13-45", "is not valid YAML: month must be in"),
-        ("# " + "x" * 2**20, "is larger than 1,048,576 bytes and no recipe"),
+        ("# " + "x" * 2**20, "is larger than 1,048,576 bytes, the most that a recipe may have"),
         (yaml.safe_dump(_RAW | {"seed": 2**70}), "a whole number of 71 bits; expected at most 64"),
         (yaml.safe_dump(_RAW | {"method": {"name": "zero_shot", "template": []}}), "give at least one template"),
         (yaml.safe_dump(_RAW | {"method": {"name": "coop", "ctx_init": "x" * 2000}}), "a text of 2,000 characters"),

@@ -63,7 +63,7 @@ def test_it_predicts_as_a_model_does(open_clip: Backbone, index: Index) -> None:
 
 def test_what_it_cannot_use_is_refused(open_clip: Backbone, hf_siglip: Backbone, index: Index, tiny_split: Any) -> None:
     model = adapt.wrap(open_clip, methods.ZeroShot(), ("object",))
-    with pytest.raises(AdaptError, match="the index is of images"):
+    with pytest.raises(AdaptError, match="the index holds images"):
         VocabularyFree(open_clip, index_images(model, [tiny_split.test[0].path]))
     with pytest.raises(AdaptError, match="is not the same"):
         VocabularyFree(hf_siglip, index)

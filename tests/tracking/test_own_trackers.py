@@ -121,8 +121,8 @@ def test_a_tracker_that_fails_does_not_lose_the_run(
     ("track", "message"),
     [
         ("tensorbord", "there is no tracker 'tensorbord'; did you mean 'tensorboard'"),
-        ([Notes], "Notes is no tracker: derive it from adapt.Tracker, and give an object"),
-        ([Notes(), Notes()], "Notes is to track a run twice"),
+        ([Notes], "Notes is not a tracker: give an object of a class derived from adapt.Tracker"),
+        ([Notes(), Notes()], "Notes would track a run twice"),
     ],
 )
 def test_what_is_no_tracker_is_refused(train, tmp_path: Path, track: Any, message: str) -> None:

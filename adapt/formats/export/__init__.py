@@ -1,4 +1,4 @@
-"""A dual encoder's adapter as a model by itself: the image tower with the method folded in, and its classes."""
+"""Export a dual encoder with its adapter as one model: from images to logits of fixed classes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
     from adapt.data import Item
-    from adapt.formats.export.forms import Runs
+    from adapt.formats.export.forms import Run
     from adapt.models.base import Adapted
 
 FORMS = {"onnx": forms.ONNX, "torch": forms.TORCH, "openvino": forms.OPENVINO, "html": page.PAGE}
@@ -32,57 +32,58 @@ def export(
     data: Sequence[Item] = (),
     runtime: str | Path | None = None,
 ) -> Path:
-    """Writes `model` to the new `folder` as a graph from images `(b, 3, h, w)` to logits `(b, n)`, for any b.
+    """Write `model` to the new `folder` as a graph from images `(b, 3, h, w)` to logits `(b, n)`, for any b.
 
-    `to` is `onnx` (model.onnx), `torch` (model.pt2, by torch.export), `openvino` (model.xml) or `html`: one page that
-    classifies pictures in a browser, offline, by the npm package onnxruntime-web, which lies unpacked in the folder
-    `runtime`. `int8` quantises the weights of ONNX and of the page. Beside it, export.json has the names of the
-    classes, the preprocessing and, of labelled images `data`, the accuracy of what was written.
+    `to` is `onnx` (model.onnx), `torch` (model.pt2, by torch.export), `openvino` (model.xml) or `html`: a page that
+    classifies pictures offline in a browser, with the npm package onnxruntime-web, unpacked in the folder `runtime`.
+    `int8` quantises the weights of ONNX and of the page. export.json has the class names, the preprocessing and, if
+    labelled images `data` are given, the accuracy of the exported model.
 
-    Raises AdaptError, before anything is written, for a method whose logits no one graph gives (prompts for each image,
-    several views, a memory, steps at test time), a missing library, classes that the model does not have, and where
-    the graph's logits differ from the model's by more than 1e-4 of the largest (without `int8`).
+    Raises AdaptError, before anything is written, for a method whose logits no single graph gives (prompts for each
+    image, several views, a memory, steps at test time), a missing library, classes that the model does not have, and
+    if the graph's logits differ from the model's by more than 1e-4 of the largest (without `int8`).
     """
     _check(to, int8, runtime)
     classifier = tracing.exportable(model)
     if to == "html" and model.answers.several:
         raise AdaptError(
-            "a page shows one class an image, and this adapter finds several: take onnx, torch or openvino"
+            "a page shows one class for each image, but this adapter predicts several: use onnx, torch or openvino"
         )
     record.check_names(classifier, data)
-    told = record.described(classifier, to, FORMS[to], int8)
-    with warnings.catch_warnings(), new_folder(folder) as whole:
-        warnings.simplefilter("ignore", FutureWarning)  # torch's, of its own parts
-        runs = _written(tracing.traced(classifier), whole, to, int8)
-        told["difference"] = record.difference(classifier, runs)
-        if told["difference"] > TOLERANCE and not int8:
+    described = record.described(classifier, to, FORMS[to], int8)
+    with warnings.catch_warnings(), new_folder(folder) as new:
+        warnings.simplefilter("ignore", FutureWarning)  # torch warns about its own code
+        run = _write(tracing.traced(classifier), new, to, int8)
+        difference = record.difference(classifier, run)
+        if difference > TOLERANCE and not int8:
             raise AdaptError(
-                f"the exported model's logits differ from the adapter's by {told['difference']:.1e} of the largest, "
-                f"more than {TOLERANCE:g}: nothing was written. Take another form, or report this {model.method.name}"
+                f"the exported model's logits differ from the adapter's by {difference:.1e} of the largest; expected "
+                f"at most {TOLERANCE:g}: nothing was written; use another format, or report this {model.method.name}"
             )
+        described["difference"] = difference
         if data:
-            told["measured"] = record.accuracy(classifier, runs, data)
+            described["measured"] = record.accuracy(classifier, run, data)
         if runtime is not None:
-            page.write(whole, told, page.read_runtime(runtime))
-        write_text(whole / RECORD, plain.dump(told, indent=2) + "\n")
+            page.write(new, described, page.read_runtime(runtime))
+        write_text(new / RECORD, plain.dump(described, indent=2) + "\n")
     return Path(folder)
 
 
 def _check(to: str, int8: bool, runtime: str | Path | None) -> None:
-    """AdaptError for settings that do not go together, and what is missing for them."""
+    """Raise AdaptError for settings that do not go together, or if something is missing for them."""
     if to not in FORMS:
         raise AdaptError(f"there is no export to {to!r}; {nearest(to, FORMS)}")
     if int8 and to not in ("onnx", "html"):
-        raise AdaptError(f"int8 is of onnx and html, not of {to}: leave it out")
+        raise AdaptError(f"int8 applies to onnx and html, not to {to}: leave it out")
     if runtime is not None and to != "html":
-        raise AdaptError(f"a runtime is of html, not of {to}: leave it out")
+        raise AdaptError(f"a runtime applies to html, not to {to}: leave it out")
     forms.check_libraries(to)
     if to == "html":
         page.read_runtime(runtime)
 
 
-def _written(program: ExportedProgram, folder: Path, to: str, int8: bool) -> Runs:
-    """The file of this form, and what runs it; for a page the graph that it is to hold."""
+def _write(program: ExportedProgram, folder: Path, to: str, int8: bool) -> Run:
+    """Write the file, for a page the graph that it will contain, and return the function that runs it."""
     if to == "torch":
         return forms.write_torch(program, folder)
     if to == "openvino":

@@ -1,4 +1,4 @@
-"""What stands beside an exported model: how to read an image for it, what its logits mean, and how well it does."""
+"""The record of an exported model: how to prepare images for it, what its logits mean, and its accuracy."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from adapt.backbones.base import Backbone
 from adapt.data import Item
 from adapt.errors import AdaptError
 from adapt.formats.adapter import versions
-from adapt.formats.export.forms import INPUT, OUTPUT, Runs
+from adapt.formats.export.forms import INPUT, OUTPUT, Run
 from adapt.models.base import evaluating
 from adapt.models.classifier import AdaptedModel
 from adapt.shown import brief
 
 RECORD, FORMAT = "export.json", 1
-TOLERANCE = 1e-4  # between logits, in units of the largest, or of 1
+TOLERANCE = 1e-4  # of logits, relative to the largest, or to 1
 _BATCHES = (1, 2, 5)
 _AT_ONCE = 64
 
 
 def described(model: AdaptedModel, to: str, file: str, int8: bool) -> dict[str, Any]:
-    """What the record says before anything is measured. AdaptError where the preprocessing has no words."""
+    """Return the record before anything is measured. Raises AdaptError for preprocessing that it cannot describe."""
     size = model.backbone.preprocess.size
     return {
         "format": FORMAT,
@@ -44,48 +44,48 @@ def described(model: AdaptedModel, to: str, file: str, int8: bool) -> dict[str, 
     }
 
 
-def _preprocess(backbone: Backbone) -> dict[str, Any]:
+def _preprocess(backbone: Backbone) -> dict[str, object]:
     size, noise = backbone.preprocess.size, torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (2 * size + 1, 3 * size + 1, 3), dtype=torch.uint8, generator=noise)
     picture = Image.fromarray(pixels.numpy())
-    own, said = backbone.transform(train=False)(picture), backbone.preprocess.evaluation()(picture)
-    if own.shape != said.shape or not torch.allclose(own, said, atol=1e-6):
+    own, described = backbone.transform(train=False)(picture), backbone.preprocess.evaluation()(picture)
+    if own.shape != described.shape or not torch.allclose(own, described, atol=1e-6):
         raise AdaptError(
-            f"{backbone.describe()} reads images by a transform of its own, which no record can say: build the "
+            f"{backbone.describe()} prepares images by a custom transform, which a record cannot describe: build the "
             "backbone without it, or with a Resize, a CenterCrop and a Normalize"
         )
     return asdict(backbone.preprocess)
 
 
-def difference(model: AdaptedModel, runs: Runs) -> float:
-    """The largest difference from the model's own logits over batches of several sizes, in units of `TOLERANCE`'s."""
+def difference(model: AdaptedModel, run: Run) -> float:
+    """Return the largest relative difference from the model's own logits, over batches of several sizes."""
     size = model.backbone.preprocess.size
     images = torch.randn(max(_BATCHES), 3, size, size, generator=torch.Generator().manual_seed(1))
     own = _logits(model, images)
     with torch.no_grad():
-        apart = max(float((runs(images[:count]) - own[:count]).abs().max()) for count in _BATCHES)
+        apart = max(float((run(images[:count]) - own[:count]).abs().max()) for count in _BATCHES)
     return apart / max(1.0, float(own.abs().max()))
 
 
 def check_names(model: AdaptedModel, data: Sequence[Item]) -> None:
-    """AdaptError for an image of a class that the model does not have, or of several."""
+    """Raise AdaptError for an image of several classes, or of a class that the model does not have."""
     if many := next((item for item in data if len(item.class_names) != 1), None):
         raise AdaptError(
-            f"an export is measured on images of one class each, and {many.name!r} has {len(many.class_names)}: leave "
+            f"{many.name!r} has {len(many.class_names)} classes; an export is measured on images of one class: leave "
             "the data out"
         )
     if unknown := {item.answer for item in data} - set(model.class_names):
         raise AdaptError(
-            f"the data has the class {brief(min(unknown))}, which this {model.method.name} does not tell: give data of "
-            "its own classes, or an adapter of these"
+            f"the data has the class {brief(min(unknown))}, which this {model.method.name} does not know: give data of "
+            "its own classes, or an adapter for these"
         )
 
 
-def accuracy(model: AdaptedModel, runs: Runs, data: Sequence[Item]) -> dict[str, float]:
-    """How many of these images the export tells right, how many the model does, and of how many both say the same."""
+def accuracy(model: AdaptedModel, run: Run, data: Sequence[Item]) -> dict[str, float]:
+    """Return the accuracy of the export, that of the model, and the share of images on which they agree."""
     exported, own = [], []
     for pixels in model.pixels_of(data, _AT_ONCE):
-        exported += runs(pixels).argmax(-1).tolist()
+        exported += run(pixels).argmax(-1).tolist()
         own += _logits(model, pixels).argmax(-1).tolist()
     actual = [model.class_names.index(item.answer) for item in data]
     return {
