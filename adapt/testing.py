@@ -35,14 +35,17 @@ STEPS = {"epochs": 2, "batch_size": 4, "warmup_epochs": 0, "augment": "none", "w
 CLASSES, IMAGES = 3, 4  # of a check
 
 
-def check_method(method: type[Method], backbone: Backbone | None = None, **settings: Any) -> list[str]:
-    """Runs all checks on `method` with `settings`, by default its `example`; their names.
+def check_method(
+    method: type[Method], backbone: Backbone | None = None, data_set: data.Split | None = None, **settings: Any
+) -> list[str]:
+    """Run all checks on `method` with `settings`, by default its `example`, and return their names.
 
-    `backbone` is by default the bundled one of the first family that the method serves. The method need not be known by
-    its name. Raises AssertionError with the name of the check and what did not hold, whatever was raised.
+    `backbone` is by default the bundled one of the first kind that the method serves, and `data_set` a few bundled
+    items of the first task that it learns. The method need not be known by its name. Raises AssertionError with the
+    name of the check and what did not hold, whatever was raised.
     """
     chosen = settings or method.example
-    case = Case(method, chosen, backbone or load_backbone(BACKBONES[method.serves[0]], "cpu"))
+    case = Case(method, chosen, backbone or load_backbone(BACKBONES[method.serves[0]], "cpu"), data_set)
     with methods.known(method):
         return _passed(CHECKS, case, method.name)
 
@@ -65,10 +68,13 @@ class Case:
     method: type[Method]
     settings: dict[str, Any]
     backbone: Backbone
+    data_set: data.Split | None = None
 
     @cached_property
     def split(self) -> data.Split:
-        """A few bundled items of three classes, or questions about some, of the first task that the method learns."""
+        """The given data set, or a few bundled items of three classes, or questions, of a task that it learns."""
+        if self.data_set is not None:
+            return self.data_set
         family, every = self.backbone.family, map(tasks.named, tasks.names())
         task = next(
             each for each in every if family in each.backbones and each.example and each.learned_by(self.method)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -119,3 +120,19 @@ def test_what_does_not_hold_is_named(
     with pytest.raises(AssertionError, match=rf"^{method.name}, ({check})"):
         check_method(method, adapt.load_backbone("mini-clip") if method is Writes else backbones["dual encoder"])
     assert method.name not in methods.names()
+
+
+class Watching(methods.CoOp):
+    name = "watching"
+    seen: ClassVar[set[str]] = set()
+
+    def loss(self, step: ImageStep) -> Any:
+        self.seen.update(name for item in step.items for name in item.class_names)
+        return super().loss(step)
+
+
+def test_data_of_ones_own_is_taken(backbones: dict[str, adapt.Backbone]) -> None:
+    own = adapt.data.load("emoji").few_shot(2, seed=1).only("3/40")
+    own = dataclasses.replace(own, test=own.test[:6])
+    check_method(Watching, backbones["dual encoder"], own, n_ctx=2)
+    assert Watching.seen == set(own.class_names)

@@ -14,7 +14,7 @@ from adapt.methods.base.space import Projects
 from adapt.methods.base.traits import DrawsMaps, Stream, has_trait
 from adapt.recipe import Recipe, read_recipe
 from adapt.recipe.file import pair, read_file
-from adapt.recipe.shipped import find_recipe, of_method, shipped, short
+from adapt.recipe.shipped import find_recipe, known_recipes, of_method, short
 
 _OTHER = ("base_to_new", "cross_dataset", "domain_generalisation", "texts", "pairs")  # recipes that are not few-shot
 _DEFAULTS = (("device", "auto"), ("data.sampling", "coop"))  # settings that a command can leave out
@@ -59,7 +59,7 @@ def candidates(source: str, changes: dict[str, object], every: bool) -> list[Can
     several views of an image or from earlier images, that learn from texts alone or from numbers, or that localise
     anomalies.
     """
-    known = {name.partition("/")[0] for name in shipped()} & set(methods.names())
+    known = {name.partition("/")[0] for name in known_recipes()} & set(methods.names())
     names = [name for method in sorted(known) for name in of_method(method) if name.partition("/")[2] not in _OTHER]
     listed = [each for name in names for each in _of_recipe(short(name), source, changes, every)]
     return sorted(listed, key=lambda each: (each.cost, not each.always, not each.preferred))

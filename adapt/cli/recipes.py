@@ -41,10 +41,10 @@ def recipes(name: str | None, data: str | None, schema: bool, as_json: bool) -> 
         _show_schema(name, data)
         return
     from adapt.recipe.file import read_file
-    from adapt.recipe.shipped import find_recipe, of_method, recipe_of, shipped
+    from adapt.recipe.shipped import find_recipe, known_recipes, of_method, recipe_of
 
     if name is None or (of_method(name) and recipe_of(name) is None):
-        _list(shipped() if name is None else of_method(name), as_json)
+        _list(known_recipes() if name is None else of_method(name), as_json)
         return
     found = find_recipe(name)
     file = read_file(found.path, found.name)
@@ -62,9 +62,9 @@ def _show_schema(name: str | None, data: str | None) -> None:
 
 def _list(names: Iterable[str], as_json: bool) -> None:
     from adapt.recipe.file import read_file
-    from adapt.recipe.shipped import shipped
+    from adapt.recipe.shipped import known_recipes
 
-    titles = {name: read_file(shipped()[name], name).title for name in names}
+    titles = {name: read_file(known_recipes()[name], name).title for name in names}
     if as_json:
         click.echo(plain.dump([{"name": name, "title": title} for name, title in titles.items()]))
     else:

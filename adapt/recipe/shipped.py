@@ -1,8 +1,14 @@
-"""Shipped recipes by name: `METHOD/PROTOCOL`, or the method's name alone."""
+"""Recipes by name: `METHOD/PROTOCOL`, or the method's name alone.
+
+Other packages add theirs by an entry point in the group `adapt.recipes`: the package that holds `METHOD/NAME.yaml`.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import entry_points
 from pathlib import Path
 
 from adapt.errors import AdaptError, nearest
@@ -28,21 +34,42 @@ def shipped() -> dict[str, Path]:
     package = Path(__file__).resolve().parents[1]
     for folder in (package / "_recipes", package.parent / "recipes"):
         if folder.is_dir():
-            return {
-                path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.yaml"))
-            }
+            return _recipes_in(folder)
     return {}
 
 
+@cache
+def known_recipes() -> dict[str, Path]:
+    """Return the recipes of adapt and of installed packages by name.
+
+    Raises AdaptError if two packages have a recipe of one name, or if a package that an entry point names is not there.
+    """
+    known = shipped()
+    for point in entry_points(group="adapt.recipes"):
+        spec = importlib.util.find_spec(point.value)
+        folders = [] if spec is None else spec.submodule_search_locations or []
+        if not folders:
+            raise AdaptError(f"the entry point adapt.recipes:{point.name} names {point.value}, which is not a package")
+        for name, path in _recipes_in(Path(next(iter(folders)))).items():
+            if name in known:
+                raise AdaptError(f"two packages have a recipe called {name!r}, {known[name]} and {path}: keep one")
+            known[name] = path
+    return known
+
+
+def _recipes_in(folder: Path) -> dict[str, Path]:
+    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.yaml"))}
+
+
 def find_recipe(name: str, protocol: str | None = None) -> Located:
-    """Return the recipe called `name`: a file, a shipped recipe, or a method.
+    """Return the recipe called `name`: a file, a recipe of adapt or of an installed package, or a method.
 
     A method's name stands for its recipe for `protocol`, or else its few-shot one, or else its only one. Raises
     AdaptError if there is none, with the nearest names.
     """
     if len(name) < _LONGEST and Path(name).is_file():
         return Located(Path(name), name)
-    recipes = shipped()
+    recipes = known_recipes()
     key = name.removeprefix("recipes/").removesuffix(".yaml")
     key = recipe_of(key, protocol) or key
     if key in recipes:
@@ -59,14 +86,14 @@ def find_recipe(name: str, protocol: str | None = None) -> Located:
         )
     methods = {each.partition("/")[0] for each in recipes}
     raise AdaptError(
-        f"there is no recipe file {brief(name)} and no shipped recipe of that name; "
+        f"there is no recipe file {brief(name)} and no recipe of that name; "
         f"{nearest(key, {*recipes, *methods}, '`adapt recipes`')}"
     )
 
 
 def of_method(method: str) -> list[str]:
-    """Return the names of the shipped recipes of `method`."""
-    return [name for name in shipped() if name.startswith(f"{method}/")]
+    """Return the names of the recipes of `method`."""
+    return [name for name in known_recipes() if name.startswith(f"{method}/")]
 
 
 def recipe_of(method: str, protocol: str | None = None) -> str | None:

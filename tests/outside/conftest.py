@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from adapt import tasks
+from adapt.recipe.shipped import known_recipes
 
 Install = Callable[[str, str, str], None]  # a package's name, its source, and what its entry points say
 
@@ -26,10 +27,15 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
         (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
         (about / "entry_points.txt").write_text(points)
         known.append(name)
-        tasks.reading.cache_clear()
+        _forget()
 
     monkeypatch.syspath_prepend(str(site))
     yield package
     for name in known:
         sys.modules.pop(name, None)
+    _forget()
+
+
+def _forget() -> None:
     tasks.reading.cache_clear()
+    known_recipes.cache_clear()

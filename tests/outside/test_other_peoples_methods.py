@@ -5,6 +5,7 @@ The method is the example of docs/write_a_method.md.
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -25,7 +26,8 @@ from adapt.data import Split
 from adapt.methods.base import Method, Training
 from adapt.protocols.protocol import base_to_new
 from adapt.protocols.run_protocol import run_protocol
-from adapt.recipe import build_recipe
+from adapt.recipe import build_recipe, read_recipe
+from adapt.recipe.shipped import known_recipes
 
 from .conftest import Install
 
@@ -35,6 +37,21 @@ SOURCE = str(next(iter(pages.document(pages.ROOT / "docs" / "write_a_method.md")
 @pytest.fixture
 def package(install: Install) -> None:
     install("their_package", SOURCE, "[adapt.methods]\nshift = their_package:Shift\n")
+
+
+def test_a_package_ships_recipes(package: None, install: Install, tmp_path: Path) -> None:
+    install("their_recipes", "", "[adapt.recipes]\ntheirs = their_recipes\n")
+    folder = tmp_path / "site/their_recipes/shift"
+    folder.mkdir()
+    (folder / "few_shot.yaml").write_text("method: {name: shift, start: 0.2}\ntrain: {epochs: 1}\n")
+    recipe = read_recipe("shift", data="emoji")
+    assert (recipe.method, recipe.train.epochs) == ({"name": "shift", "start": 0.2}, 1)
+    assert "shift/few_shot" in CliRunner().invoke(main, ["recipes"]).output
+    install("more_recipes", "", "[adapt.recipes]\nmore = more_recipes\n")
+    shutil.copytree(folder, tmp_path / "site/more_recipes/shift")
+    known_recipes.cache_clear()
+    with pytest.raises(AdaptError, match=r"two packages have a recipe called 'shift/few_shot'"):
+        read_recipe("shift", data="emoji")
 
 
 @pytest.fixture(autouse=True)
