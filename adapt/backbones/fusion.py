@@ -86,6 +86,7 @@ def build_vilt(
     answering = isinstance(model, ViltForQuestionAnswering)
     vilt = model.vilt if isinstance(model, ViltForQuestionAnswering) else model
     config = cast("transformers.PreTrainedConfig", model.config)
+    labels = cast("dict[int, str]", config.id2label) if answering else {}
     blocks = tuple(map(_vilt_block, vilt.encoder.layer))
     return FusionEncoder(
         model=model,
@@ -96,7 +97,7 @@ def build_vilt(
         features=config.hidden_size,
         longest=min(_LONGEST, config.max_position_embeddings),
         classifier=model.classifier if isinstance(model, ViltForQuestionAnswering) else None,
-        answers=tuple(config.id2label[i] for i in range(config.num_labels)) if answering else (),
+        answers=tuple(labels[i] for i in range(len(labels))),
         name=name,
         export=partial(export_folder, processor),
     )

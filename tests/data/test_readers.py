@@ -150,7 +150,7 @@ def test_paths_of_a_csv_start_from_root(tmp_path: Path) -> None:
         ("", "list.csv' lists no images"),
         ("path,label\n", "lists no images"),
         ("path,lable\n", "unknown column 'lable'; did you mean 'label'?"),
-        ("file,label\na.png,a\n", "unknown column 'file'; did you mean 'path'? Rename it."),
+        ("file,label\na.png,a\n", "unknown column 'file'; did you mean 'path'? Rename it"),
         ("Image_Path,label\na.png,a\n", "unknown column 'Image_Path'; did you mean 'path'?"),
         ("path,class\na.png,a\n", "unknown column 'class'; did you mean 'label'?"),
         ("path,label,weight\na.png,a,3\n", "unknown column 'weight'; none of the 17 valid names is near it: docs/own"),
