@@ -94,7 +94,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
             model = build(recipe, names, backbone)
             self.metrics_ = learn(recipe, model, split, None, progress=False).metrics
         self.classes_ = classes
-        self.model_ = model
+        self.model_: Any = model
         return self
 
     def predict(self, X: Any) -> np.ndarray:

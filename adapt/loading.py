@@ -186,7 +186,7 @@ def _of_file(
     model: Model = build_for(method, backbone, described.class_names, tensors, str(path), fast)
     check_scale(described, model, path)
     if described.answers is not None:
-        model.answers = Answers(**described.answers | {"template": tuple(described.answers["template"])})
+        model.answers = Answers(**described.answers)
         if model.answers.blend < 1 and not isinstance(model, AdaptedModel):
             raise AdaptError(
                 f"{path} blends its predictions with zero-shot ones, but {backbone.describe()} has none: train again"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from torch import Tensor
 
@@ -32,7 +33,7 @@ def rows(progress: Callable[[str], None]) -> Iterator[Row]:
         yield row_of(case, cells)
 
 
-def _right(settings: dict[str, object], spec: str) -> Tensor:
+def _right(settings: dict[str, Any], spec: str) -> Tensor:
     kind = Descriptions if "descriptors" in settings else ZeroShot
     split = drawings(spec)
     return right(adapt.wrap(backbone(), kind(**settings), split.class_names), split.test)

@@ -40,8 +40,9 @@ def large(method: str) -> int:
 
 def large_backbone() -> VisionLLM:
     """Return a backbone of Vicuna-7B's shape behind CLIP ViT-L/14-336's, without allocating anything."""
+    eager: Any = {"attn_implementation": "eager"}  # which the counter sees
     with torch.device("meta"):
-        llm = LlamaForCausalLM(LlamaConfig(attn_implementation="eager")).eval()  # the counter sees eager attention
+        llm = LlamaForCausalLM(LlamaConfig(**eager)).eval()
         config = CLIPVisionConfig(
             hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16,
             image_size=336, patch_size=14,

@@ -218,7 +218,7 @@ def _trained(
     model = build(recipe, split.class_names, backbone)
     assert isinstance(model, AdaptedModel)  # candidates are for dual encoders
     untested = replace(with_validation(split, recipe), test=())
-    return model, learn(recipe, model, untested, None, progress=False, **changes or {})
+    return model, learn(recipe, model, untested, None, progress=False, track=(), **changes or {})
 
 
 def take(compared: Sequence[Compared]) -> tuple[Compared, list[Compared]]:

@@ -48,7 +48,7 @@ def read_dassl(path: str | Path) -> dict[str, Tensor]:
         raise AdaptError(f"there is no checkpoint at {path}")
     _refuse_packed(path)
     try:
-        allowed = [*((replacement, name) for name, replacement in _ALLOWED.items()), dict]
+        allowed: list[Any] = [*((replacement, name) for name, replacement in _ALLOWED.items()), dict]
         with torch.serialization.safe_globals(allowed):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal, NotRequired
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, with_config
 from typing_extensions import TypedDict  # pydantic reads typing's own from Python 3.12 on
 
 from adapt import plain
@@ -19,20 +19,18 @@ FORMAT = (2, 0)  # another major version is refused, a newer minor one only adds
 _STRICT = ConfigDict(frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
+@with_config(_STRICT | ConfigDict(extra="allow"))
 class RecordedFingerprint(TypedDict):
     """The fingerprint of a backbone; a newer adapt may have recorded more."""
-
-    __pydantic_config__ = _STRICT | ConfigDict(extra="allow")  # type: ignore[misc]
 
     structure: str
     values: tuple[float, ...]
     configuration: dict[str, object]
 
 
+@with_config(_STRICT | ConfigDict(extra="allow"))
 class Reading(TypedDict):
     """The preparation of inputs, in the order of the file; a backbone may have recorded more."""
-
-    __pydantic_config__ = _STRICT | ConfigDict(extra="allow")  # type: ignore[misc]
 
     size: Annotated[int, Field(ge=1)]
     mean: NotRequired[object]
@@ -45,10 +43,9 @@ class Reading(TypedDict):
     patch_block: NotRequired[int | None]
 
 
+@with_config(_STRICT | ConfigDict(extra="forbid"))
 class RecordedAnswers(TypedDict):
     """The settings of `adapt.models.answers.Answers`."""
-
-    __pydantic_config__ = _STRICT | ConfigDict(extra="forbid")  # type: ignore[misc]
 
     blend: Annotated[float, Field(ge=0, le=1)]
     template: tuple[str, ...]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from adapt.protocols.run_protocol import Results
+from adapt.protocols.run_protocol import Results, Summary
 from adapt.protocols.tables import figure_of
 
 if TYPE_CHECKING:
@@ -30,21 +30,25 @@ def few_shot_curves(results: Sequence[tuple[str, Results]]) -> Figure:
     figure = Figure(figsize=(6.4, 4), layout="constrained")
     axes = figure.subplots()
     for title, each in results:
-        groups = sorted(each["summary"], key=lambda group: group["shots"])
-        shots = [group["shots"] for group in groups]
+        groups = sorted(each["summary"], key=_shots)
+        shots = [_shots(group) for group in groups]
         mean, spread = ([100 * group[kind]["test"] for group in groups] for kind in ("mean", "std"))
         (line,) = axes.plot(shots, mean, marker="o", label=title)
         low, high = ([m + sign * s for m, s in zip(mean, spread)] for sign in (-1, 1))
         axes.fill_between(shots, low, high, color=line.get_color(), alpha=0.15)
     frozen = 100 * results[0][1]["summary"][0]["zero_shot"]["test"]
     axes.axhline(frozen, color="gray", ls="--", label="zero-shot")
-    every = sorted({group["shots"] for _, each in results for group in each["summary"]})
+    every = sorted({_shots(group) for _, each in results for group in each["summary"]})
     axes.set_xscale("log", base=2)
     axes.set_xticks(every, [str(count) for count in every])
     axes.set_xlabel("training images for each class")
     axes.set_ylabel(f"test {figure_of(results[0][1]) or 'accuracy'}, %")
     axes.legend()
     return figure
+
+
+def _shots(group: Summary) -> int:
+    return group["shots"] or 0  # always a number in few-shot results
 
 
 @_plain_text

@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from adapt.backbones.base import Backbone, DualEncoder
 from adapt.backbones.preprocess import Preprocess
@@ -89,7 +89,7 @@ class Reproduction:
     class_names: tuple[str, ...] = ()
     fingerprint: str = ""  # of the weights
     lists: dict[str, str] = field(default_factory=dict)  # SHA-256 of the files that list images and classes
-    environment: dict[str, object] = field(default_factory=environment)
+    environment: dict[str, Any] = field(default_factory=environment)
 
     @property
     def verdict(self) -> Verdict:

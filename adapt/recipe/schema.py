@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import reduce
 from operator import or_
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import Field, create_model
 
@@ -50,7 +50,10 @@ class _File(Recipe):
 def _any_method() -> Any:
     """Return the union of all methods' settings, discriminated by `name`."""
     configs = {name: methods.find(name).Config for name in methods.names()}
-    each = [create_model(name, __base__=config, name=(Literal[name], ...)) for name, config in configs.items()]
+    each = [
+        create_model(name, __base__=config, name=(cast("type[str]", Literal[name]), ...))
+        for name, config in configs.items()
+    ]
     return Annotated[reduce(or_, each), Field(discriminator="name")]
 
 

@@ -58,14 +58,14 @@ def test_each_list_has_its_pictures(run: Path, split: Split, tmp_path: Path) -> 
     write_csv(run / "contradictions.csv", [against])
     found = list(galleries(run))
     assert [each.file for each in found] == ["contradictions.csv", "suspects.csv", "duplicates.csv", "confused.csv"]
-    said = [[(picture.name, picture.said) for picture in entry] for each in found for entry in each.entries]
+    said = [[(picture.name, picture.caption) for picture in entry] for each in found for entry in each.entries]
     name, second = Path(one).name, Path(other).name
     assert said == [
         [(name, "cat"), (second, "dog")],
         [(name, "labelled cat, looks like <b>dog</b>")],
         [("gone.png", "labelled cat, looks like <b>dog</b>")],
         [(second, "test: cat"), (name, "train: dog")],
-        [(name, "=cat, taken for fox")],
+        [(name, "=cat, classified as fox")],
     ]
     html, before = report([run]), report([_without_lists(run, tmp_path)])
     assert html.count("data:image/jpeg;base64,") == before.count("data:image/jpeg;base64,") + 6

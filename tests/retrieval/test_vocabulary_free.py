@@ -65,7 +65,7 @@ def test_what_it_cannot_use_is_refused(open_clip: Backbone, hf_siglip: Backbone,
     model = adapt.wrap(open_clip, methods.ZeroShot(), ("object",))
     with pytest.raises(AdaptError, match="the index holds images"):
         VocabularyFree(open_clip, index_images(model, [tiny_split.test[0].path]))
-    with pytest.raises(AdaptError, match="is not the same"):
+    with pytest.raises(AdaptError, match="differs from it"):
         VocabularyFree(hf_siglip, index)
     with pytest.raises(AdaptError, match=r"alpha is 1\.5"):
         VocabularyFree(open_clip, index, alpha=1.5)
@@ -84,7 +84,7 @@ def test_a_missing_library_is_named(library: str, monkeypatch: pytest.MonkeyPatc
         return known(name, *arguments, **options)
 
     words._inflection.cache_clear()
-    words._one.cache_clear()
+    words._singular.cache_clear()
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(AdaptError, match=rf'the library {library}: pip install "adapt-vlm\[words\]"$'):
         candidates(CAPTIONS)

@@ -27,11 +27,10 @@ Stored = str | tuple["Stored", ...] | float | None  # the name of a buffer, seve
 def exportable(model: Adapted) -> AdaptedModel:
     """Return `model` itself. Raises AdaptError, with the reason, if no single graph gives its logits."""
     backbone = model.backbone
-    if not isinstance(model, AdaptedModel):
-        reason = f"{backbone.describe()} is a {backbone.family}, and only a dual encoder classifies by images alone"
-    else:
+    reason: str | None = f"{backbone.describe()} is a {backbone.family}, and only a dual encoder classifies images"
+    if isinstance(model, AdaptedModel):
         reason = _reason_against(model)
-        if not reason:
+        if reason is None:
             return model
     raise AdaptError(f"this {model.method.name} cannot be exported: {reason}")
 
