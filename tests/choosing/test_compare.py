@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
+from selection import by_turns
 
 import adapt
 from adapt.choosing import compare as module
@@ -73,7 +74,7 @@ def test_the_command_trains_what_was_compared(name: str, monkeypatch: pytest.Mon
     assert found == [candidate.final]
 
 
-@pytest.mark.parametrize("root", ["/data/my photos #2", "123", "/d/a: b", "null", "true", "plain/path", "it's"])
+@by_turns("root", ["/data/my photos #2", "123", "/d/a: b", "null", "true", "plain/path", "it's"], take=2)
 def test_the_command_keeps_odd_paths(root: str) -> None:
     [gda] = [each for each in candidates("emoji", CHANGES | {"data.root": root}, False) if each.name == "gda"]
     words = [word.removeprefix("--set=") for word in shlex.split(gda.command) if word.startswith("--set=data.root")]
@@ -141,6 +142,7 @@ def test_of_those_alike_the_preferred_one_is_taken_or_the_cheapest() -> None:
     assert take([best, _compared("behind", [1] * 65 + [0] * 35)])[0] is best
 
 
+@pytest.mark.full
 def test_a_method_with_steps_has_to_keep_up_from_the_first_part(few: Split, monkeypatch: pytest.MonkeyPatch) -> None:
     listed, backbone = _listed(every=True), adapt.load_backbone("mini-clip")
     comparison = Comparison(few, backbone, 3, seed=1)

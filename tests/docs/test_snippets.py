@@ -8,13 +8,14 @@ from unittest import SkipTest
 import pages
 import pytest
 import yaml
+from selection import by_turns
 
 from adapt.recipe import build_recipe
 
 WITH_SNIPPETS = [page for page in pages.PAGES if "```python" in page.read_text(encoding="utf-8")]
 
 
-@pytest.mark.parametrize("page", WITH_SNIPPETS, ids=pages.name)
+@by_turns("page", WITH_SNIPPETS, take=6, ids=pages.name)
 def test_the_snippets_of_a_page_run(page: Path, desk: Path) -> None:
     run, left_out = 0, []
     for example in pages.document(page).examples():

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 import pytest
 from faults import nonsense
+from selection import by_turns
 
 ADAPTERS = 10  # of each of the 50 that are made otherwise
 INDEXES, RECIPES = 100, 100
@@ -20,7 +21,7 @@ def _refused_or_answered(cases: Iterable[nonsense.Case]) -> None:
     assert bad == [], f"{len(bad)} of {len(found)}, such as\n{bad[0]}\n{bad[0].outcome.message}"
 
 
-@pytest.mark.parametrize(("name", "kind"), [nonsense.ADAPTERS[0], nonsense.ADAPTERS[8], nonsense.ADAPTERS[-5]])
+@by_turns(("name", "kind"), [nonsense.ADAPTERS[0], nonsense.ADAPTERS[8], nonsense.ADAPTERS[-5]])
 def test_a_few_adapters_that_make_no_sense(name: str, kind: str) -> None:
     _refused_or_answered(nonsense.adapters(name, kind, range(1000, 1003)))
 
