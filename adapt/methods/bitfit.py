@@ -17,13 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adapt.backbones.base import Backbone
-from adapt.backbones.tokenizer import TextTokenizer
 from adapt.backbones.tower import Block, Projection, Tower
 from adapt.edits import Edit, Replace
 from adapt.methods.base import Context, Method, Step
 from adapt.methods.base.traits import InsideBlocks
 from adapt.methods.ln_tuning import NORMS, TOWERS, LNTuningConfig, held, hold, layer_norm
-from adapt.prompts import Prompt, from_templates
 
 LINEARS = {"out": ("attn", "out_proj"), "fc1": ("mlp", "c_fc"), "fc2": ("mlp", "c_proj")}
 OUTER = {"text": {"final_norm": "ln_final"}, "vision": {"pre_norm": "ln_pre", "final_norm": "ln_post"}}
@@ -57,9 +55,6 @@ class BitFit(Method[Step], InsideBlocks):
         for letter, (module, linear) in _linears(block):
             within.setdefault(module, {})[linear] = _Bias(block.projections[letter])
         return {**norms, **{module: nn.ModuleDict(own) for module, own in within.items()}}
-
-    def prompts(self, tokenizer: TextTokenizer, class_name: str) -> list[Prompt]:
-        return from_templates(tokenizer, self.config.template, class_name)
 
     def edits(self, tower: Tower, context: Context) -> list[Edit]:
         edits: list[Edit] = []

@@ -14,10 +14,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from adapt.backbones.base import DualEncoder
-from adapt.backbones.tokenizer import TextTokenizer
 from adapt.methods.base import ImageStep, Method, MethodConfig
 from adapt.methods.zero_shot import Templates
-from adapt.prompts import Prompt, from_templates
 
 
 class CLIPAdapterConfig(MethodConfig):
@@ -41,9 +39,6 @@ class CLIPAdapter(Method[ImageStep]):
         hidden = max(1, size // self.config.reduction)
         layers = nn.Linear(size, hidden, bias=False), nn.ReLU(), nn.Linear(hidden, size, bias=False), nn.ReLU()
         self.fc = nn.Sequential(*layers).to(backbone.device)
-
-    def prompts(self, tokenizer: TextTokenizer, class_name: str) -> list[Prompt]:
-        return from_templates(tokenizer, self.config.template, class_name)
 
     def logits(self, step: ImageStep) -> Tensor:
         features = step.features.to(next(self.fc.parameters()).dtype)

@@ -16,14 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adapt.backbones.base import Backbone
-from adapt.backbones.tokenizer import TextTokenizer
 from adapt.backbones.tower import Tower
 from adapt.edits import Edit, Replace
 from adapt.errors import AdaptError
 from adapt.methods.base import Context, Method, MethodConfig, Step
 from adapt.methods.base.traits import InsideBlocks
 from adapt.methods.zero_shot import Templates
-from adapt.prompts import Prompt, from_templates
 
 TOWERS = ("text", "vision")
 NORMS = {"norm1": "ln_1", "norm2": "ln_2"}  # by the names of CLIP's own state
@@ -58,9 +56,6 @@ class LNTuning(Method[Step], InsideBlocks):
                 },
             )
         self.to(backbone.device)
-
-    def prompts(self, tokenizer: TextTokenizer, class_name: str) -> list[Prompt]:
-        return from_templates(tokenizer, self.config.template, class_name)
 
     def edits(self, tower: Tower, context: Context) -> list[Edit]:
         return [

@@ -21,12 +21,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from adapt.backbones.base import DualEncoder
-from adapt.backbones.tokenizer import TextTokenizer
 from adapt.errors import AdaptError
 from adapt.methods.base import ImageStep, Method, MethodConfig, Terms, Training
 from adapt.methods.base.traits import Grades
 from adapt.methods.zero_shot import Template
-from adapt.prompts import Prompt, from_template
 
 
 class UniQAConfig(MethodConfig):
@@ -55,9 +53,6 @@ class UniQA(Method[ImageStep], Grades):
         layers = nn.Linear(size, hidden, bias=False), nn.ReLU(), nn.Linear(hidden, size, bias=False), nn.ReLU()
         self.adapter = nn.ModuleDict({"fc": nn.Sequential(*layers)}).to(backbone.device)
         self.score_level = nn.Parameter(_levels(range(len(class_names))).to(backbone.device))
-
-    def prompts(self, tokenizer: TextTokenizer, class_name: str) -> list[Prompt]:
-        return [from_template(tokenizer, self.config.template, class_name)]
 
     def prepare(self, training: Training) -> None:
         """Words are ordered by the targets of their images."""
