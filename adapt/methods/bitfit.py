@@ -39,17 +39,12 @@ class BitFit(Method[Step], InsideBlocks):
     def build(self, backbone: Backbone, class_names: Sequence[str]) -> None:
         for name in TOWERS:
             tower = backbone.tower(name)
-            blocks = {
-                str(index): self._of_block(block)
-                for index, block in enumerate(tower.blocks)
-                if f"{name}.{index}" not in self.absent
-            }
-            hold(self, name, blocks)
+            hold(self, name, {index: self._biases(block) for index, block in self.present(tower)})
             for part, called in _outer(tower):
                 self._owner(tower).add_module(called, _Bias(layer_norm(tower.parts[part], self)))
         self.to(backbone.device)
 
-    def _of_block(self, block: Block) -> dict[str, nn.Module]:
+    def _biases(self, block: Block) -> dict[str, nn.Module]:
         norms = {called: _Bias(layer_norm(getattr(block, part), self)) for part, called in NORMS.items()}
         within: dict[str, dict[str, nn.Module]] = {}
         for letter, (module, linear) in _linears(block):

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adapt.backbones.base import Backbone
-from adapt.backbones.tower import Tower
+from adapt.backbones.tower import Block, Tower
 from adapt.edits import Edit, Replace
 from adapt.errors import AdaptError
 from adapt.methods.base import Context, Method, MethodConfig, Step
@@ -43,19 +43,12 @@ class LNTuning(Method[Step], InsideBlocks):
 
     def build(self, backbone: Backbone, class_names: Sequence[str]) -> None:
         for name in TOWERS:
-            tower = backbone.tower(name)
-            hold(
-                self,
-                name,
-                {
-                    str(index): {
-                        called: TunedNorm(layer_norm(getattr(block, part), self)) for part, called in NORMS.items()
-                    }
-                    for index, block in enumerate(tower.blocks)
-                    if f"{name}.{index}" not in self.absent
-                },
-            )
+            blocks = self.present(backbone.tower(name))
+            hold(self, name, {index: self._norms(block) for index, block in blocks})
         self.to(backbone.device)
+
+    def _norms(self, block: Block) -> dict[str, nn.Module]:
+        return {called: TunedNorm(layer_norm(getattr(block, part), self)) for part, called in NORMS.items()}
 
     def edits(self, tower: Tower, context: Context) -> list[Edit]:
         return [
@@ -65,9 +58,9 @@ class LNTuning(Method[Step], InsideBlocks):
         ]
 
 
-def hold(method: Method, tower: str, blocks: dict[str, dict[str, nn.Module]]) -> None:
+def hold(method: Method, tower: str, blocks: dict[int, dict[str, nn.Module]]) -> None:
     """Keeps modules of a tower's blocks in `method`, under the names of CLIP's own state."""
-    each = {index: nn.ModuleDict(own) for index, own in blocks.items()}
+    each = {str(index): nn.ModuleDict(own) for index, own in blocks.items()}
     transformer = nn.ModuleDict({"resblocks": nn.ModuleDict(each)})
     if tower == "text":
         method.transformer = transformer

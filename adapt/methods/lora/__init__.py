@@ -186,14 +186,14 @@ class LoRA(Method[StepT], InsideBlocks, Mixes):
                     f"lora: blocks {first} to {stop} of the {name} tower, which has {len(tower.blocks)}; "
                     "give the first and the one after the last"
                 )
-            for index in range(first, stop):
-                if f"{name}.{index}" in self.absent:
+            for index, block in self.present(tower):
+                if not first <= index < stop:
                     continue
                 for letter in self.config.projections:
                     if letter not in tower.projections:
                         has = ", ".join(tower.projections)
                         raise AdaptError(f"lora: the {name} tower has no projection {letter}; it has {has}")
-                    yield (name, index, letter), tower.blocks[index].projections[letter]
+                    yield (name, index, letter), block.projections[letter]
 
     def _layers(self) -> Iterator[tuple[Place, Any]]:
         """peft's layers with what this module holds now: its parameters, and the backbone's present weights."""
