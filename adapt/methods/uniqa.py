@@ -24,6 +24,7 @@ from adapt.backbones.base import DualEncoder
 from adapt.errors import AdaptError
 from adapt.methods.base import ImageStep, Method, MethodConfig, Terms, Training
 from adapt.methods.base.traits import Grades
+from adapt.methods.clip_adapter import bottleneck
 from adapt.methods.zero_shot import Template
 
 
@@ -48,10 +49,8 @@ class UniQA(Method[ImageStep], Grades):
     begins_anew = True
 
     def build(self, backbone: DualEncoder, class_names: Sequence[str]) -> None:  # type: ignore[override]
-        size = backbone.embed_dim
-        hidden = max(1, size // self.config.reduction)
-        layers = nn.Linear(size, hidden, bias=False), nn.ReLU(), nn.Linear(hidden, size, bias=False), nn.ReLU()
-        self.adapter = nn.ModuleDict({"fc": nn.Sequential(*layers)}).to(backbone.device)
+        network = bottleneck(backbone.embed_dim, self.config.reduction)
+        self.adapter = nn.ModuleDict({"fc": network}).to(backbone.device)
         self.score_level = nn.Parameter(_levels(range(len(class_names))).to(backbone.device))
 
     def prepare(self, training: Training) -> None:
