@@ -17,13 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adapt.backbones.base import Backbone
-from adapt.backbones.tokenizer import TextTokenizer
 from adapt.backbones.tower import Block, Projection, Tower
 from adapt.edits import Edit, Replace
 from adapt.methods.base import Context, Method, Step
 from adapt.methods.base.traits import InsideBlocks
 from adapt.methods.ln_tuning import NORMS, TOWERS, LNTuningConfig, held, hold, layer_norm
-from adapt.prompts import Prompt, from_templates
 
 LINEARS = {"out": ("attn", "out_proj"), "fc1": ("mlp", "c_fc"), "fc2": ("mlp", "c_proj")}
 OUTER = {"text": {"final_norm": "ln_final"}, "vision": {"pre_norm": "ln_pre", "final_norm": "ln_post"}}
@@ -41,25 +39,17 @@ class BitFit(Method[Step], InsideBlocks):
     def build(self, backbone: Backbone, class_names: Sequence[str]) -> None:
         for name in TOWERS:
             tower = backbone.tower(name)
-            blocks = {
-                str(index): self._of_block(block)
-                for index, block in enumerate(tower.blocks)
-                if f"{name}.{index}" not in self.absent
-            }
-            hold(self, name, blocks)
+            hold(self, name, {index: self._biases(block) for index, block in self.present(tower)})
             for part, called in _outer(tower):
                 self._owner(tower).add_module(called, _Bias(layer_norm(tower.parts[part], self)))
         self.to(backbone.device)
 
-    def _of_block(self, block: Block) -> dict[str, nn.Module]:
+    def _biases(self, block: Block) -> dict[str, nn.Module]:
         norms = {called: _Bias(layer_norm(getattr(block, part), self)) for part, called in NORMS.items()}
         within: dict[str, dict[str, nn.Module]] = {}
         for letter, (module, linear) in _linears(block):
             within.setdefault(module, {})[linear] = _Bias(block.projections[letter])
         return {**norms, **{module: nn.ModuleDict(own) for module, own in within.items()}}
-
-    def prompts(self, tokenizer: TextTokenizer, class_name: str) -> list[Prompt]:
-        return from_templates(tokenizer, self.config.template, class_name)
 
     def edits(self, tower: Tower, context: Context) -> list[Edit]:
         edits: list[Edit] = []

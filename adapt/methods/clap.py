@@ -20,9 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adapt.backbones.base import DualEncoder
+from adapt.backbones.tokenizer import TextTokenizer
 from adapt.methods.base import Encoded, ImageStep, Method, MethodConfig, Terms, Training
 from adapt.methods.zero_shot import Templates
-from adapt.prompts import several
+from adapt.prompts import Prompt, several
 
 
 class CLAPConfig(MethodConfig):
@@ -60,6 +61,9 @@ class CLAP(Method[ImageStep]):
             rows = features.flatten(0, -2).to(base.device)
             labels = labels.repeat_interleave(max(views, 1)).to(base.device)
             self._multipliers = self.sureness(ImageStep(training.classifier, Encoded(rows)), labels)
+
+    def prompts(self, tokenizer: TextTokenizer, class_name: str) -> list[Prompt]:
+        return []  # the template is read by the frozen model alone
 
     def sureness(self, step: ImageStep, labels: Tensor) -> Tensor:
         """For each class `(n,)` the mean zero-shot probability of its own images, of which there must be some."""

@@ -14,10 +14,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from adapt.backbones.base import DualEncoder
-from adapt.backbones.tokenizer import TextTokenizer
 from adapt.methods.base import ImageStep, Method, MethodConfig
 from adapt.methods.zero_shot import Templates
-from adapt.prompts import Prompt, from_templates
 
 
 class CLIPAdapterConfig(MethodConfig):
@@ -37,15 +35,15 @@ class CLIPAdapter(Method[ImageStep]):
     Config = CLIPAdapterConfig
 
     def build(self, backbone: DualEncoder, class_names: Sequence[str]) -> None:  # type: ignore[override]
-        size = backbone.embed_dim
-        hidden = max(1, size // self.config.reduction)
-        layers = nn.Linear(size, hidden, bias=False), nn.ReLU(), nn.Linear(hidden, size, bias=False), nn.ReLU()
-        self.fc = nn.Sequential(*layers).to(backbone.device)
-
-    def prompts(self, tokenizer: TextTokenizer, class_name: str) -> list[Prompt]:
-        return from_templates(tokenizer, self.config.template, class_name)
+        self.fc = bottleneck(backbone.embed_dim, self.config.reduction).to(backbone.device)
 
     def logits(self, step: ImageStep) -> Tensor:
         features = step.features.to(next(self.fc.parameters()).dtype)
         mixed = self.config.ratio * self.fc(features) + (1 - self.config.ratio) * features
         return step.cosine_logits(step.class_features, F.normalize(mixed, dim=-1))
+
+
+def bottleneck(size: int, reduction: int) -> nn.Sequential:
+    """Return the network without biases `(..., size) -> (..., size)`, whose hidden layer is `reduction` times smaller."""
+    hidden = max(1, size // reduction)
+    return nn.Sequential(nn.Linear(size, hidden, bias=False), nn.ReLU(), nn.Linear(hidden, size, bias=False), nn.ReLU())

@@ -21,12 +21,10 @@ from pydantic import Field
 from torch import Tensor
 
 from adapt.backbones.base import DualEncoder
-from adapt.backbones.tokenizer import TextTokenizer
 from adapt.devices import doubled
 from adapt.errors import AdaptError
 from adapt.methods.base import Choice, Grid, ImageStep, Method, MethodConfig, Training
 from adapt.methods.zero_shot import Templates
-from adapt.prompts import Prompt, from_templates
 
 ALPHAS = tuple(10.0**k for k in range(-4, 4))
 USUAL = 10.0
@@ -80,9 +78,6 @@ class GDA(Method[ImageStep], Grid):
         self.register_buffer("bias", torch.zeros(len(class_names), device=backbone.device))
         if self.config.new_classes:
             self.register_buffer("features", torch.zeros(self.config.rows or 0, size, device=backbone.device))
-
-    def prompts(self, tokenizer: TextTokenizer, class_name: str) -> list[Prompt]:
-        return from_templates(tokenizer, self.config.template, class_name)
 
     def prepare(self, training: Training) -> None:
         views, device = self.config.views, self.weight.device

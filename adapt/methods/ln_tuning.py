@@ -16,14 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adapt.backbones.base import Backbone
-from adapt.backbones.tokenizer import TextTokenizer
-from adapt.backbones.tower import Tower
+from adapt.backbones.tower import Block, Tower
 from adapt.edits import Edit, Replace
 from adapt.errors import AdaptError
 from adapt.methods.base import Context, Method, MethodConfig, Step
 from adapt.methods.base.traits import InsideBlocks
 from adapt.methods.zero_shot import Templates
-from adapt.prompts import Prompt, from_templates
 
 TOWERS = ("text", "vision")
 NORMS = {"norm1": "ln_1", "norm2": "ln_2"}  # by the names of CLIP's own state
@@ -45,22 +43,12 @@ class LNTuning(Method[Step], InsideBlocks):
 
     def build(self, backbone: Backbone, class_names: Sequence[str]) -> None:
         for name in TOWERS:
-            tower = backbone.tower(name)
-            hold(
-                self,
-                name,
-                {
-                    str(index): {
-                        called: TunedNorm(layer_norm(getattr(block, part), self)) for part, called in NORMS.items()
-                    }
-                    for index, block in enumerate(tower.blocks)
-                    if f"{name}.{index}" not in self.absent
-                },
-            )
+            blocks = self.present(backbone.tower(name))
+            hold(self, name, {index: self._norms(block) for index, block in blocks})
         self.to(backbone.device)
 
-    def prompts(self, tokenizer: TextTokenizer, class_name: str) -> list[Prompt]:
-        return from_templates(tokenizer, self.config.template, class_name)
+    def _norms(self, block: Block) -> dict[str, nn.Module]:
+        return {called: TunedNorm(layer_norm(getattr(block, part), self)) for part, called in NORMS.items()}
 
     def edits(self, tower: Tower, context: Context) -> list[Edit]:
         return [
@@ -70,9 +58,9 @@ class LNTuning(Method[Step], InsideBlocks):
         ]
 
 
-def hold(method: Method, tower: str, blocks: dict[str, dict[str, nn.Module]]) -> None:
+def hold(method: Method, tower: str, blocks: dict[int, dict[str, nn.Module]]) -> None:
     """Keeps modules of a tower's blocks in `method`, under the names of CLIP's own state."""
-    each = {index: nn.ModuleDict(own) for index, own in blocks.items()}
+    each = {str(index): nn.ModuleDict(own) for index, own in blocks.items()}
     transformer = nn.ModuleDict({"resblocks": nn.ModuleDict(each)})
     if tower == "text":
         method.transformer = transformer

@@ -19,11 +19,9 @@ from pydantic import Field
 from torch import Tensor
 
 from adapt.backbones.base import DualEncoder
-from adapt.backbones.tokenizer import TextTokenizer
 from adapt.devices import doubled
 from adapt.methods.base import Encoded, ImageStep, Method, MethodConfig, Training
 from adapt.methods.zero_shot import Templates
-from adapt.prompts import Prompt, from_templates
 
 TEXT = 250.0  # times the mean cosine of images with their own class, where the multipliers start
 EVERY = 10  # epochs between two steps of the multipliers
@@ -59,9 +57,6 @@ class LPPlusPlus(Method[ImageStep]):
         self.register_buffer("weight", torch.zeros(classes, size, device=device))
         self.register_buffer("bias", torch.empty(classes).uniform_(-(size**-0.5), size**-0.5).to(device))
         self.register_buffer("alpha", torch.zeros(1, classes, device=device))
-
-    def prompts(self, tokenizer: TextTokenizer, class_name: str) -> list[Prompt]:
-        return from_templates(tokenizer, self.config.template, class_name)
 
     def logits(self, step: ImageStep) -> Tensor:
         features, texts = step.features.to(self.weight.dtype), step.class_features.to(self.weight.dtype)

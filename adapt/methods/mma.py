@@ -15,13 +15,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from adapt.backbones.base import Backbone
-from adapt.backbones.tokenizer import TextTokenizer
 from adapt.backbones.tower import Tower
 from adapt.edits import Edit, Parallel
 from adapt.errors import AdaptError
 from adapt.methods.base import Context, ImageStep, Method, MethodConfig
 from adapt.methods.zero_shot import Template
-from adapt.prompts import Prompt, from_template
 
 _TOWERS = {"text": "text_adapter", "vision": "visual_adapter"}  # as the reference calls them
 
@@ -60,9 +58,6 @@ class MMA(Method[ImageStep]):
             nn.init.kaiming_normal_(linear.weight, a=0, mode="fan_out")
             nn.init.zeros_(linear.bias)
         self.to(backbone.device)
-
-    def prompts(self, tokenizer: TextTokenizer, class_name: str) -> list[Prompt]:
-        return [from_template(tokenizer, self.config.template, class_name)]
 
     def edits(self, tower: Tower, context: Context) -> list[Edit]:
         ends: nn.ModuleDict = getattr(self, _TOWERS[tower.name])

@@ -19,13 +19,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from adapt.backbones.base import DualEncoder
-from adapt.backbones.tokenizer import TextTokenizer
 from adapt.backbones.tower import Tower
 from adapt.edits import Edit, Replace
 from adapt.errors import AdaptError
 from adapt.methods.base import Context, ImageStep, Method, MethodConfig, Training
 from adapt.methods.zero_shot import Templates
-from adapt.prompts import Prompt, from_templates
 
 SCALE = 100.0
 
@@ -60,9 +58,6 @@ class ProLIP(Method[ImageStep]):
         if projection is None:
             raise AdaptError(f"prolip trains the vision tower's last projection, and {backbone.describe()} has none")
         self.register_buffer("proj", projection.weight.T.float().clone())
-
-    def prompts(self, tokenizer: TextTokenizer, class_name: str) -> list[Prompt]:
-        return from_templates(tokenizer, self.config.template, class_name)
 
     def edits(self, tower: Tower, context: Context) -> list[Edit]:
         return [Replace(None, "projection", _Projected(self.proj))]

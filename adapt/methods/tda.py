@@ -20,12 +20,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from adapt.backbones.tokenizer import TextTokenizer
 from adapt.methods.base import ImageStep, Method, MethodConfig
 from adapt.methods.base.traits import Stream
 from adapt.methods.tpt import surest
 from adapt.methods.zero_shot import Templates
-from adapt.prompts import Prompt, from_templates
 
 
 class TDAConfig(MethodConfig):
@@ -80,9 +78,6 @@ class TDA(Method[ImageStep], Stream):
     @property
     def views(self) -> int:
         return int(self.config.views)
-
-    def prompts(self, tokenizer: TextTokenizer, class_name: str) -> list[Prompt]:
-        return from_templates(tokenizer, self.config.template, class_name)
 
     def memory(self) -> Memory:
         return Memory()

@@ -22,12 +22,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from adapt.backbones.base import DualEncoder
-from adapt.backbones.tokenizer import TextTokenizer
 from adapt.methods.base import Choice, Encoded, Grid, ImageStep, Method, MethodConfig, Training, Trial
 from adapt.methods.base.kept_labels import check_labels_of
 from adapt.methods.base.traits import ChecksAdapter
 from adapt.methods.zero_shot import Templates
-from adapt.prompts import Prompt, from_templates
 
 LEAST = 0.1  # where the search of alpha and beta begins
 KEPT = 2**28  # similarities that the search holds at once; of more they are computed again for each beta
@@ -85,9 +83,6 @@ class TipAdapter(Method[ImageStep], Grid, ChecksAdapter):
 
     def check_tensors(self, tensors: Mapping[str, Tensor], source: str) -> None:
         check_labels_of(tensors["labels"], self._classes, source)
-
-    def prompts(self, tokenizer: TextTokenizer, class_name: str) -> list[Prompt]:
-        return from_templates(tokenizer, self.config.template, class_name)
 
     def prepare(self, training: Training) -> None:
         features = training.features("train", views=self.config.views, unit=False)

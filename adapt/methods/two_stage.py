@@ -20,14 +20,12 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from adapt.backbones.base import DualEncoder
-from adapt.backbones.tokenizer import TextTokenizer
 from adapt.backbones.tower import Tower
 from adapt.edits import Edit
 from adapt.methods.base import Context, ImageStep, Method, Training
 from adapt.methods.base.traits import InsideBlocks
 from adapt.methods.bitfit import BitFit
 from adapt.methods.ln_tuning import LNTuning, LNTuningConfig
-from adapt.prompts import Prompt, from_templates
 
 STAGES: dict[str, type[LNTuning | BitFit]] = {"norms": LNTuning, "biases": BitFit}
 
@@ -60,9 +58,6 @@ class TwoStage(Method[ImageStep], InsideBlocks):
         self.tuned.build(backbone, class_names)
         classifier = torch.zeros(len(class_names), backbone.embed_dim, device=backbone.device)
         self.classifier = nn.Parameter(classifier)
-
-    def prompts(self, tokenizer: TextTokenizer, class_name: str) -> list[Prompt]:
-        return from_templates(tokenizer, self.config.template, class_name)
 
     def edits(self, tower: Tower, context: Context) -> list[Edit]:
         return self.tuned.edits(tower, context)

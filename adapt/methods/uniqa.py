@@ -21,12 +21,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from adapt.backbones.base import DualEncoder
-from adapt.backbones.tokenizer import TextTokenizer
 from adapt.errors import AdaptError
 from adapt.methods.base import ImageStep, Method, MethodConfig, Terms, Training
 from adapt.methods.base.traits import Grades
+from adapt.methods.clip_adapter import bottleneck
 from adapt.methods.zero_shot import Template
-from adapt.prompts import Prompt, from_template
 
 
 class UniQAConfig(MethodConfig):
@@ -50,14 +49,9 @@ class UniQA(Method[ImageStep], Grades):
     begins_anew = True
 
     def build(self, backbone: DualEncoder, class_names: Sequence[str]) -> None:  # type: ignore[override]
-        size = backbone.embed_dim
-        hidden = max(1, size // self.config.reduction)
-        layers = nn.Linear(size, hidden, bias=False), nn.ReLU(), nn.Linear(hidden, size, bias=False), nn.ReLU()
-        self.adapter = nn.ModuleDict({"fc": nn.Sequential(*layers)}).to(backbone.device)
+        network = bottleneck(backbone.embed_dim, self.config.reduction)
+        self.adapter = nn.ModuleDict({"fc": network}).to(backbone.device)
         self.score_level = nn.Parameter(_levels(range(len(class_names))).to(backbone.device))
-
-    def prompts(self, tokenizer: TextTokenizer, class_name: str) -> list[Prompt]:
-        return [from_template(tokenizer, self.config.template, class_name)]
 
     def prepare(self, training: Training) -> None:
         """Words are ordered by the targets of their images."""

@@ -26,12 +26,10 @@ from torch import Tensor, nn
 
 from adapt.backbones.base import DualEncoder
 from adapt.backbones.preprocess import Preprocess
-from adapt.backbones.tokenizer import TextTokenizer
 from adapt.errors import AdaptError, nearest
 from adapt.methods.base import ImageStep, Method, MethodConfig, Terms, Training
 from adapt.methods.base.traits import EncodesImages
 from adapt.methods.zero_shot import Template
-from adapt.prompts import Prompt, from_templates
 from adapt.shown import one_line
 
 
@@ -75,9 +73,6 @@ class VL2V(Method[ImageStep], EncodesImages):
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()
         return self
-
-    def prompts(self, tokenizer: TextTokenizer, class_name: str) -> list[Prompt]:
-        return from_templates(tokenizer, self.config.template, class_name)
 
     def image_features(self, images: Tensor) -> Tensor:
         features: Tensor = self.proj_lyr(self.student(self._pixels(images.to(self.proj_lyr.weight.dtype))))

@@ -20,14 +20,13 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from adapt.backbones.base import DualEncoder
-from adapt.backbones.tokenizer import TextTokenizer
 from adapt.errors import AdaptError
 from adapt.methods.base import ImageStep, Method, MethodConfig, Space, Training, contrast
 from adapt.methods.base.space import Projects
 from adapt.methods.base.traits import Reports
 from adapt.methods.close import noisy
 from adapt.methods.zero_shot import Templates
-from adapt.prompts import Prompt, from_templates, readable, several
+from adapt.prompts import readable, several
 
 
 class XBTConfig(MethodConfig):
@@ -74,9 +73,6 @@ class XBT(Method[ImageStep], Projects, Reports):
     def space(self) -> Space | None:
         found: Space | None = self.config.space
         return found
-
-    def prompts(self, tokenizer: TextTokenizer, class_name: str) -> list[Prompt]:
-        return from_templates(tokenizer, self.config.template, class_name)
 
     def project(self, features: Tensor) -> Tensor:
         features = F.normalize(features.to(self.weight.dtype), dim=-1)

@@ -11,9 +11,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator
 
-from adapt.backbones.tokenizer import TextTokenizer
 from adapt.methods.base import ImageStep, Method, MethodConfig
-from adapt.prompts import Prompt, from_templates
 
 
 def check_template(template: str) -> str:
@@ -52,6 +50,3 @@ class ZeroShot(Method[ImageStep]):
 
     def __init__(self, template: str | tuple[str, ...] = "a photo of a {}.", **config: Any) -> None:
         super().__init__(template=template, **config)
-
-    def prompts(self, tokenizer: TextTokenizer, class_name: str) -> list[Prompt]:
-        return from_templates(tokenizer, self.config.template, class_name)

@@ -19,7 +19,7 @@ from adapt.methods.base.context import Context
 from adapt.methods.base.step import Step, Terms
 from adapt.methods.base.terms import total
 from adapt.methods.base.training import Training
-from adapt.prompts import Prompt
+from adapt.prompts import Prompt, from_templates
 from adapt.validation import explain
 
 KINDS: tuple[str, ...] = ("dual encoder", "fusion encoder", "vision LLM")  # of backbones
@@ -115,8 +115,12 @@ class Method(nn.Module, Generic[StepT]):
         """Allocate the parameters; sizes come from the backbone's towers. Called by `wrap`, and to start anew."""
 
     def prompts(self, tokenizer: TextTokenizer, class_name: str) -> list[Prompt]:
-        """Return the prompts of a class, whose features are averaged; none where logits need no class features."""
-        return []
+        """Return the prompts of a class, whose features are averaged; none where logits need no class features.
+
+        By default they are the templates in the setting `template`; a method without this setting has no prompts.
+        """
+        templates = getattr(self.config, "template", ())
+        return from_templates(tokenizer, templates, class_name)
 
     def edits(self, tower: Tower, context: Context) -> list[Edit]:
         """Return the changes of `tower` in this call."""

@@ -13,7 +13,7 @@ from adapt.backbones.tokenizer import TextTokenizer
 from adapt.methods.base import Choice, Grid, ImageStep, Method, MethodConfig, Training
 from adapt.methods.base.step import Encoded
 from adapt.methods.zero_shot import Templates
-from adapt.prompts import Prompt, from_templates
+from adapt.prompts import Prompt
 
 WORDS = (0.0, *(10.0 ** (k / 2) for k in range(-4, 5)))  # 0, and 0.01 to 100
 ABOVE = 2.0  # standard errors above guessing, from which on class names say something
@@ -41,7 +41,7 @@ class PlainClassifier(Method[ImageStep], Grid):
         return {"words": Choice(WORDS, usual=1.0 if _names_help(training) else 0.0)}
 
     def prompts(self, tokenizer: TextTokenizer, class_name: str) -> list[Prompt]:
-        return [] if self.config.words == 0 else from_templates(tokenizer, self.config.template, class_name)
+        return [] if self.config.words == 0 else super().prompts(tokenizer, class_name)
 
     def scores(self, features: Tensor) -> Tensor:
         """The classifier's own logits `(b, n_classes)` of unit-length features `(b, e)`."""

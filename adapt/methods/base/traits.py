@@ -7,7 +7,7 @@ of a composition. Two parts with one trait are refused, unless `Compose` has the
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
@@ -16,6 +16,7 @@ from torch import Tensor
 from adapt.errors import AdaptError, nearest
 
 if TYPE_CHECKING:
+    from adapt.backbones.tower import Block, Tower
     from adapt.methods.base.method import Method
     from adapt.methods.base.step import ImageStep
 
@@ -164,6 +165,12 @@ class InsideBlocks(Trait):
     of_each_part = True
     absent: frozenset[str] = frozenset()
     """The blocks that another part of a composition skips, such as vision.3: nothing is kept for their inside."""
+
+    def present(self, tower: Tower) -> Iterator[tuple[int, Block]]:
+        """Yield the index and the block for each block of `tower` that is not absent."""
+        for index, block in enumerate(tower.blocks):
+            if f"{tower.name}.{index}" not in self.absent:
+                yield index, block
 
 
 class ChoosesOnValidation(Trait):

@@ -29,7 +29,6 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from adapt.backbones.base import Backbone
-from adapt.backbones.tokenizer import TextTokenizer
 from adapt.backbones.tower import Tower, TowerName
 from adapt.edits import Bypass, Edit, Parallel
 from adapt.errors import AdaptError
@@ -38,7 +37,6 @@ from adapt.methods.base.traits import ChoosesOnValidation, Reports, SkipsBlocks
 from adapt.methods.das.imitation import imitate
 from adapt.methods.das.search import Found, Search, plot_search
 from adapt.methods.zero_shot import Template
-from adapt.prompts import Prompt, from_template
 
 DEFAULT_SKIP = 2
 SiteName = Literal["attn", "cross", "mlp"]
@@ -264,9 +262,6 @@ class DAS(Method[Step], SkipsBlocks, ChoosesOnValidation, Reports):
             }
             getattr(self, tower)[index] = nn.ModuleDict(adapters)
         self.to(self._device)
-
-    def prompts(self, tokenizer: TextTokenizer, class_name: str) -> list[Prompt]:
-        return [from_template(tokenizer, self.config.template, class_name)]
 
     def edits(self, tower: Tower, context: Context) -> list[Edit]:
         edits: list[Edit] = []

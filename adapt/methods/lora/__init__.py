@@ -24,7 +24,6 @@ from torch import Tensor, nn
 
 from adapt.backbones.base import Backbone
 from adapt.backbones.stand_in import StandIn
-from adapt.backbones.tokenizer import TextTokenizer
 from adapt.backbones.tower import Projection, Tower, TowerName
 from adapt.edits import Edit, Replace
 from adapt.errors import AdaptError
@@ -34,7 +33,6 @@ from adapt.methods.base.mixture import Mixes
 from adapt.methods.base.traits import InsideBlocks
 from adapt.methods.lora import mixing, peft_layers
 from adapt.methods.zero_shot import Template
-from adapt.prompts import Prompt, from_template
 
 PROJECTIONS = ("q", "k", "v", "out", "fc1", "fc2")
 Place = tuple[str, int, str]  # tower, block, projection
@@ -188,14 +186,14 @@ class LoRA(Method[StepT], InsideBlocks, Mixes):
                     f"lora: blocks {first} to {stop} of the {name} tower, which has {len(tower.blocks)}; "
                     "give the first and the one after the last"
                 )
-            for index in range(first, stop):
-                if f"{name}.{index}" in self.absent:
+            for index, block in self.present(tower):
+                if not first <= index < stop:
                     continue
                 for letter in self.config.projections:
                     if letter not in tower.projections:
                         has = ", ".join(tower.projections)
                         raise AdaptError(f"lora: the {name} tower has no projection {letter}; it has {has}")
-                    yield (name, index, letter), tower.blocks[index].projections[letter]
+                    yield (name, index, letter), block.projections[letter]
 
     def _layers(self) -> Iterator[tuple[Place, Any]]:
         """peft's layers with what this module holds now: its parameters, and the backbone's present weights."""
@@ -245,9 +243,6 @@ class LoRA(Method[StepT], InsideBlocks, Mixes):
             for letter, factor in zip("AB", pair, strict=True)
         }
         return config.model_dump(mode="json") | {"rank": rank, "alpha": alpha}, tensors
-
-    def prompts(self, tokenizer: TextTokenizer, class_name: str) -> list[Prompt]:
-        return [from_template(tokenizer, self.config.template, class_name)]
 
     def edits(self, tower: Tower, context: Context) -> list[Edit]:
         edits: list[Edit] = []
