@@ -40,7 +40,7 @@ def chosen(device: str | torch.device = AUTO) -> torch.device:
 
 
 def is_launched() -> bool:
-    """Whether this process is one of several that train together, as started by `accelerate launch` or torchrun."""
+    """Return whether this process is one of several that train together (`accelerate launch` or torchrun)."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
@@ -79,7 +79,7 @@ def described(device: torch.device) -> str:
 
 
 def prefers_bf16(device: torch.device) -> bool:
-    """Whether the device has hardware for bf16, which is several times as fast as fp32."""
+    """Return whether the device has hardware for bf16, which is several times as fast as fp32."""
     import torch
 
     if device.type == "cuda":

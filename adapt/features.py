@@ -1,4 +1,4 @@
-"""Features of a data set's images, from the cache on disk or computed, or of the texts in their place."""
+"""Features of a data set, from the cache on disk or computed: of images, or of texts in their place."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ from adapt.models.classifier import AdaptedModel
 from adapt.progress import Progress
 
 logger = logging.getLogger("adapt")
-VIEWS_AT_ONCE = 64  # pictures that are encoded together where each image has several
+VIEWS_AT_ONCE = 64  # views that are encoded together, over all images of a batch
 
 
 def keeps_features(model: Adapted, cache: bool) -> TypeGuard[AdaptedModel]:
-    """Whether the cache may serve: classes by features of a vision tower that nothing edits, and no need of images."""
+    """Return whether features can replace images: the vision tower is unedited, and the method reads no images."""
     if not (cache and isinstance(model, AdaptedModel)):
         return False
-    own_space = has_trait(model.method, Projects)  # the cache's features are the backbone's own
+    own_space = has_trait(model.method, Projects)  # the cache holds features in the backbone's space
     return not ("vision" in model.method.touches or own_space or "images" in model.method.reads)
 
 
 def of_texts(items: Sequence[Item]) -> bool:
-    """Whether texts stand in the place of images; a part of a data set has one of both."""
+    """Return whether items are texts in the place of images; a part of a data set has only one of the two."""
     return bool(items) and not items[0].paths
 
 
@@ -53,17 +53,17 @@ def item_features(
     projected: bool = True,
     progress: Progress | None = None,
 ) -> Tensor:
-    """Features, of `unit` length or as the tower gives them, `(n, e)`, or `(n, views, e)`.
+    """Return features `(n, e)`, or `(n, views, e)`, of `unit` length or as the tower gives them.
 
-    Not `projected` they are those of the backbone before its last projection `(..., d)`, whatever the method edits. Of
-    texts in the place of images they are the text tower's, which have neither views nor such a projection.
+    Unless `projected`, they are the backbone's features before its last projection `(..., d)`, whatever the method
+    edits. Texts in the place of images have features of the text tower, without views or such a projection.
 
-    By the cache on disk, unless it is switched off or the transform has no key. Views need the cache. Raises AdaptError
-    where the method edits the vision tower: its features are not the backbone's, which the cache holds.
+    They come from the cache on disk, unless it is off or the transform has no key; views need the cache. Raises
+    AdaptError if the method edits the vision tower, because the cache holds the backbone's own features.
     """
     if of_texts(items):
-        of_images = "random views" if views else "" if projected else "features before the last projection"
-        return _text_features(model, items, unit, of_images)
+        unavailable = "random views" if views else "" if projected else "features before the last projection"
+        return _text_features(model, items, unit, unavailable)
     backbone = model.backbone
     if projected:
         _check_unedited(model)
@@ -78,31 +78,23 @@ def item_features(
         with torch.no_grad():
             decoded = loader(items, transform, 64, train=False, workers=workers)
             return torch.cat([encode(images).cpu() for images, _ in decoded])
-    read = f"{seed if views else 0}" + ("" if unit else "/raw") + ("" if projected else "/not projected")
-    key = _key(backbone, [transform], read)
-    return FeatureCache().features(
-        items,
-        transform,
-        encode,
-        key,
-        views=views,
-        workers=workers,
-        progress=progress,
-    )
+    output = f"{seed if views else 0}" + ("" if unit else "/raw") + ("" if projected else "/not projected")
+    key = _key(backbone, [transform], output)
+    return FeatureCache().features(items, transform, encode, key, views=views, workers=workers, progress=progress)
 
 
-def _text_features(model: AdaptedModel, items: Sequence[Item], unit: bool, of_images: str) -> Tensor:
-    """Those of the texts. AdaptError where `of_images` says what was asked for that texts do not have."""
-    if of_images:
+def _text_features(model: AdaptedModel, items: Sequence[Item], unit: bool, unavailable: str) -> Tensor:
+    """Return the features of texts. Raises AdaptError if `unavailable` names what only images have."""
+    if unavailable:
         raise AdaptError(
-            f"{model.method.name} takes {of_images} of images, and the data has texts in their place: set method.views "
-            "or train.views to none, where it has such"
+            f"{model.method.name} takes {unavailable} of images, and the data has texts in their place: set "
+            "method.views or train.views to none if one is set, or take another method"
         )
     return model.text_features([item.text for item in items], unit).float().cpu()
 
 
 def view_features(model: AdaptedModel, items: Sequence[Item], *, workers: int, progress: Progress | None) -> Tensor:
-    """Unit-length features `(n, v, e)` of what the method decides on: each image itself, then its views."""
+    """Return unit-length features `(n, v, e)` for prediction: of each image itself, then of its views."""
     _check_unedited(model)
     backbone, transform = model.backbone, model.transform()
     views = 1 + model.method.views
@@ -123,23 +115,21 @@ def view_features(model: AdaptedModel, items: Sequence[Item], *, workers: int, p
 def block_inputs(
     model: AdaptedModel, items: Sequence[Item], block: int, *, workers: int, progress: Progress | None
 ) -> Tensor | None:
-    """What that block of the vision tower reads `(n, l, d)` of each image, by the cache on disk.
+    """Return the inputs `(n, l, d)` of `block` of the vision tower for each image, from the cache on disk.
 
-    None, and a word about it, where that is more than the cache may hold, or than half of what is free in memory.
+    None, with a warning, if they are larger than the cache may be, or than half of the free memory.
     """
     backbone, transform = model.backbone, model.backbone.transform(train=False)
     width = backbone.tower("vision").width
     pixels = torch.zeros(1, 3, *[backbone.preprocess.size] * 2, device=backbone.device)
     cache, needed = FeatureCache(), len(items) * model.block_inputs(pixels, block).tokens.nbytes
     limits = {"the cache may hold": cache.max_bytes, "half of the free memory is": free_bytes(torch.device("cpu")) // 2}
-    what = f"inputs of block {block} of {len(items):,} images take {readable_bytes(needed)}"
-    for limit, size in limits.items():
-        if needed > size:
-            logger.warning(
-                "%s, and %s %s: the blocks before it are computed in every step", what, limit, readable_bytes(size)
-            )
+    size = f"the inputs of block {block} for {len(items):,} images take {readable_bytes(needed)}"
+    for name, limit in limits.items():
+        if needed > limit:
+            logger.warning("%s, and %s %s: every step computes the blocks before it", size, name, readable_bytes(limit))
             return None
-    logger.info("%s of the cache, so that no step computes the blocks before it", what)
+    logger.info("%s of the cache, so that no step computes the blocks before it", size)
 
     def encode(images: Tensor) -> Tensor:
         with _in_its_own_precision(model):
@@ -149,33 +139,32 @@ def block_inputs(
     return cache.features(items, transform, encode, key, workers=workers, progress=progress).unflatten(-1, (-1, width))
 
 
-def _key(backbone: DualEncoder, transforms: Sequence[Transform], read: str) -> str | None:
-    """All that features of an image depend on, `read` being what is read of it; None where a transform is not known."""
-    keys = [transform_key(each) for each in transforms]
-    known = [key for key in keys if key is not None]
-    if len(known) < len(keys):
+def _key(backbone: DualEncoder, transforms: Sequence[Transform], output: str) -> str | None:
+    """Return the key of all that an image's features, or other `output`, depend on; None for an unknown transform."""
+    keys = [key for each in transforms if (key := transform_key(each)) is not None]
+    if len(keys) < len(transforms):
         _note_unknown()
         return None
-    return "/".join((backbone.content(), *known, read))
+    return "/".join((backbone.content(), *keys, output))
 
 
 @functools.cache
 def _note_unknown() -> None:
-    """Once for a process."""
+    """Warn, once in a process, that features are not cached."""
     logger.warning(
-        "images are read by code that is neither torchvision's nor open_clip's: their features are not kept on disk, "
-        "and are computed each time"
+        "images are transformed by code that is neither torchvision's nor open_clip's, so their features are not "
+        "cached on disk but computed each time"
     )
 
 
 def _in_its_own_precision(model: AdaptedModel) -> torch.autocast:
-    """Whatever autocast the caller is in: what is kept serves others, who are in none."""
+    """Return a context without autocast: cached features must not depend on the caller's precision."""
     return torch.autocast(model.backbone.device.type, enabled=False)
 
 
 def _check_unedited(model: AdaptedModel) -> None:
     if "vision" in model.method.touches:
         raise AdaptError(
-            f"{model.method.name} edits the vision tower: features for it would not be the backbone's own. Read them "
-            "off a step, as step.features or step.frozen_features"
+            f"{model.method.name} edits the vision tower, so its features are not the backbone's own: read them from a "
+            "step, as step.features or step.frozen_features"
         )

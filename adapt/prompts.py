@@ -149,7 +149,7 @@ def context_length(n_ctx: int | None, words: str, tokenizer: TextTokenizer) -> i
     count = len(tokenizer.pieces(readable(words)))
     if words and n_ctx not in (None, count):
         raise AdaptError(
-            f"ctx_init {words!r} has {count} tokens but n_ctx is {n_ctx}; leave n_ctx out, give as many words, "
+            f"ctx_init {words!r} has {count} tokens but n_ctx is {n_ctx}: leave n_ctx out, give as many words, "
             'or leave ctx_init empty ("") for a random start'
         )
     return n_ctx or count or None
@@ -166,7 +166,7 @@ def initial_context(backbone: Backbone, words: str, n_ctx: int) -> Tensor:
     pieces = backbone.tokenizer.pieces(readable(words))
     if len(pieces) < n_ctx:
         raise AdaptError(
-            f"ctx_init {words!r} has {len(pieces)} tokens but n_ctx is {n_ctx}; give more words, or leave ctx_init "
+            f"ctx_init {words!r} has {len(pieces)} tokens but n_ctx is {n_ctx}: give more words, or leave ctx_init "
             'empty ("") for a random start'
         )
     embedding = tower.text.embedding  # type: ignore[union-attr]

@@ -1,16 +1,16 @@
-"""The contract of a method, for methods of other people too: `check_method(Mine)` raises where it does not hold."""
+"""The contract of methods and backbones: `check_method(Mine)` raises if your method does not keep it."""
 
 from __future__ import annotations
 
 import copy
 import tempfile
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,26 +23,30 @@ from adapt.data.item import Item
 from adapt.errors import AdaptError
 from adapt.evaluation.evaluate import evaluate
 from adapt.loading import load
-from adapt.methods.base import Method, Step, total
+from adapt.methods.base import Method, Step, Terms, total
 from adapt.methods.base.traits import Stream, has_trait
 from adapt.models.base import Adapted
 from adapt.models.classifier import AdaptedModel
 from adapt.models.wrap import wrap
 from adapt.training.fit import fit
+from adapt.training.result import Result
+
+Subject = TypeVar("Subject")
+Answers = tuple[tuple[str, ...], Tensor]  # predictions, and their confidence (n,)
 
 BACKBONES = {"dual encoder": "mini-clip", "fusion encoder": "mini-vilt", "vision LLM": "mini-clip+mini-lm"}
 STEPS = {"epochs": 2, "batch_size": 4, "warmup_epochs": 0, "augment": "none", "workers": 0}
-CLASSES, IMAGES = 3, 4  # of a check
+CLASSES, IMAGES = 3, 4  # number of classes in a check, and of images of each
 
 
 def check_method(
     method: type[Method], backbone: Backbone | None = None, data_set: data.Split | None = None, **settings: Any
 ) -> list[str]:
-    """Run all checks on `method` with `settings`, by default its `example`, and return their names.
+    """Run all checks on `method` with `settings`, by default its `example`, and return the names of the checks.
 
     `backbone` is by default the bundled one of the first kind that the method serves, and `data_set` a few bundled
-    items of the first task that it learns. The method need not be known by its name. Raises AssertionError with the
-    name of the check and what did not hold, whatever was raised.
+    items of the first task that it learns. The method need not be registered. Raises AssertionError, naming the check
+    and what failed, for any error in a check.
     """
     chosen = settings or method.example
     case = Case(method, chosen, backbone or load_backbone(BACKBONES[method.serves[0]], "cpu"), data_set)
@@ -50,11 +54,11 @@ def check_method(
         return _passed(CHECKS, case, method.name)
 
 
-def _passed(checks: Sequence[Callable[[Any], None]], tried: Any, name: str) -> list[str]:
-    """Runs checks on what is called `name`; their names. AssertionError, with the check's, where one does not hold."""
+def _passed(checks: Sequence[Callable[[Subject], None]], subject: Subject, name: str) -> list[str]:
+    """Run checks on `subject`, called `name`, and return their names. Raises AssertionError if one fails."""
     for check in checks:
         try:
-            check(tried)
+            check(subject)
         except Exception as error:
             what = str(error) if isinstance(error, AssertionError) else f"{type(error).__name__}: {error}"
             raise AssertionError(f"{name}, {check.__name__.replace('_', ' ')}: {what}") from error
@@ -63,7 +67,7 @@ def _passed(checks: Sequence[Callable[[Any], None]], tried: Any, name: str) -> l
 
 @dataclass
 class Case:
-    """A method, and what it is tried on."""
+    """A method with the settings, data and backbone that it is checked with."""
 
     method: type[Method]
     settings: dict[str, Any]
@@ -75,15 +79,15 @@ class Case:
         """The given data set, or a few bundled items of three classes, or questions, of a task that it learns."""
         if self.data_set is not None:
             return self.data_set
-        family, every = self.backbone.family, map(tasks.named, tasks.names())
+        family, every_task = self.backbone.family, map(tasks.named, tasks.names())
         task = next(
-            each for each in every if family in each.backbones and each.example and each.learned_by(self.method)
+            each for each in every_task if family in each.backbones and each.example and each.learned_by(self.method)
         )
-        whole = data.load(task.example)
+        bundled = data.load(task.example)
         if family != "dual encoder":
-            train, val, test = (part[:IMAGES] for part in (whole.train, whole.val, whole.test))
-            return data.Split("questions", whole.class_names, train, val, test)
-        few, names = whole.few_shot(IMAGES, seed=1), whole.class_names[:CLASSES]
+            train, val, test = (part[:IMAGES] for part in (bundled.train, bundled.val, bundled.test))
+            return data.Split("questions", bundled.class_names, train, val, test)
+        few, names = bundled.few_shot(IMAGES, seed=1), bundled.class_names[:CLASSES]
         train, val, test = (
             tuple(item for item in part if set(item.class_names) <= set(names))
             for part in (few.train, few.val, few.test)
@@ -91,7 +95,7 @@ class Case:
         return data.Split("few", names, train, val, test[:6])
 
     def new(self, **options: Any) -> Adapted:
-        """A model, always with the same initial values."""
+        """Return a new model, always with the same initial values."""
         with torch.random.fork_rng():
             torch.manual_seed(0)
             model: Adapted = wrap(self.backbone, self.method(**self.settings), self.split.class_names, **options)
@@ -103,12 +107,12 @@ class Case:
         self.train(model)
         return model.eval()
 
-    def train(self, model: Adapted, **options: Any) -> Any:
+    def train(self, model: Adapted, **options: Any) -> Result:
         steps: dict[str, Any] = STEPS if model.method.takes_steps else {}
         return fit(model, self.split.train, val_set=self.split.val, progress=False, cache=False, **steps, **options)
 
-    def answers(self, model: Adapted, items: Sequence[Item] | None = None) -> tuple[tuple[str, ...], Tensor]:
-        """What a model says of the test images, and how sure it is of each `(n,)`."""
+    def answers(self, model: Adapted, items: Sequence[Item] | None = None) -> Answers:
+        """Return a model's predictions for `items`, by default the test images, and their confidence `(n,)`."""
         scores = evaluate(model, items or self.split.test, workers=0, cache=False)
         return scores.predicted, torch.tensor(scores.confidence)
 
@@ -118,7 +122,7 @@ def bad_settings_are_refused(case: Case) -> None:
         case.method(**case.settings, no_such_setting=1)
     except AdaptError:
         return
-    raise AssertionError("a setting that does not exist was taken without a word: build on MethodConfig")
+    raise AssertionError("a setting that does not exist was accepted: derive the configuration from MethodConfig")
 
 
 def only_its_own_tensors_train(case: Case) -> None:
@@ -126,9 +130,9 @@ def only_its_own_tensors_train(case: Case) -> None:
     frozen = {id(parameter) for parameter in case.backbone.model.parameters()}
     own = dict(model.method.named_parameters())
     shared = [name for name, parameter in own.items() if id(parameter) in frozen]
-    assert not shared, f"{shared[0]} is a parameter of the backbone: keep no module of it in the method"
+    assert not shared, f"{shared[0]} is a parameter of the backbone: keep no module of the backbone in the method"
     still = [name for name, parameter in own.items() if not parameter.requires_grad]
-    assert not still, f"{still[0]} does not train: register what is only saved as a buffer"
+    assert not still, f"{still[0]} does not train: register it as a buffer if it is only saved"
 
 
 def the_backbone_stays_as_it_is(case: Case) -> None:
@@ -138,7 +142,9 @@ def the_backbone_stays_as_it_is(case: Case) -> None:
     case.train(case.new(), test_set=case.split.test)
     changed = [name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])]
     assert not changed, f"training changed {changed[0]} of the backbone"
-    assert flags == [(p.requires_grad, p.grad) for p in model.parameters()], "training left flags or gradients on it"
+    assert flags == [(p.requires_grad, p.grad) for p in model.parameters()], (
+        "training left flags or gradients on the backbone"
+    )
 
 
 def every_parameter_learns(case: Case) -> None:
@@ -159,14 +165,14 @@ def deciding_changes_nothing(case: Case) -> None:
     before = {name: tensor.clone() for name, tensor in case.trained.method.state_dict().items()}
     case.answers(case.trained)
     for name, tensor in case.trained.method.state_dict().items():
-        assert torch.equal(tensor, before[name]), f"answering changed {name}: threads would see one another's changes"
+        assert torch.equal(tensor, before[name]), f"answering changed {name}: threads would see each other's changes"
 
 
 def a_model_can_be_built_anew(case: Case) -> None:
     model = case.new()
     names = list(model.method.state_dict())
     model.start_anew()
-    assert list(model.method.state_dict()) == names, "a second `build` leaves other tensors than the first"
+    assert list(model.method.state_dict()) == names, "a second `build` gives other tensors than the first"
 
 
 def both_paths_agree(case: Case) -> None:
@@ -177,7 +183,9 @@ def both_paths_agree(case: Case) -> None:
     for model in (fast, case.new(fast=False)):
         model.method.load_state_dict(case.new().method.state_dict())
         losses.append(total(model.eval().losses(_step(case, model))[0]))
-    assert torch.allclose(losses[0], losses[1], rtol=1e-4, atol=1e-4), f"losses {losses[0]:.6f} and {losses[1]:.6f}"
+    assert torch.allclose(losses[0], losses[1], rtol=1e-4, atol=1e-4), (
+        f"the losses of the fast and the plain path are {losses[0]:.6f} and {losses[1]:.6f}"
+    )
 
 
 def _step(case: Case, model: Adapted) -> Step:
@@ -194,31 +202,31 @@ def a_loaded_adapter_answers_alike(case: Case) -> None:
 
 
 def a_stopped_training_goes_on_exactly(case: Case) -> None:
-    whole, stopped = case.new(), case.new()
-    if not whole.method.takes_steps:
+    uninterrupted, stopped = case.new(), case.new()
+    if not uninterrupted.method.takes_steps:
         return
-    steps = _counted(whole, None)
-    case.train(whole)
+    losses = _counted(uninterrupted, None)
+    case.train(uninterrupted)
     with tempfile.TemporaryDirectory() as folder:
-        _counted(stopped, len(steps))  # the last of all stages: one epoch is in the checkpoint
+        _counted(stopped, len(losses))  # at the last step of the last stage: one epoch is in the checkpoint
         with suppress(InterruptedError):
             case.train(stopped, out=Path(folder) / "run")
         resumed = case.new()
         case.train(resumed, out=Path(folder) / "run", resume=True)
-    expected = whole.method.state_dict()
+    expected = uninterrupted.method.state_dict()
     for name, tensor in resumed.method.state_dict().items():
-        assert torch.equal(tensor, expected[name]), f"{name} is another after a training that was resumed"
+        assert torch.equal(tensor, expected[name]), f"{name} differs after a training that was resumed"
 
 
 def _counted(model: Adapted, stop: int | None) -> list[int]:
-    """A list that grows with every loss of `model`; InterruptedError in place of that number `stop`."""
+    """Return a list that grows with every loss of `model`, which raises InterruptedError in place of loss `stop`."""
     losses, taken = model.losses, list[int]()
 
-    def counting(*given: Any) -> Any:
+    def counting(step: Step, weights: Mapping[str, float] | None = None) -> tuple[Terms, Tensor]:
         taken.append(1)
         if len(taken) == stop:
             raise InterruptedError
-        return losses(*given)
+        return losses(step, weights)
 
     model.losses = counting  # type: ignore[method-assign, assignment]
     return taken
@@ -231,21 +239,20 @@ def other_class_names_are_served_or_refused(case: Case) -> None:
     try:
         other = case.trained.with_classes(names)
     except AdaptError:
-        assert case.trained.method.per_class, "other class names were refused, though per_class is not set"
+        assert case.trained.method.per_class, "other class names were refused, but per_class is not set"
         return
-    assert not case.trained.method.per_class, "per_class is set, and other class names were served"
+    assert not case.trained.method.per_class, "per_class is set, but other class names were served"
     pixels = case.trained.transform()(data.open_image(case.split.test[0]))
     shape = tuple(other(pixels[None]).shape)
     assert shape == (1, len(names)), f"logits of one image and four classes are {shape}"
 
 
 def answers_do_not_depend_on_the_batch(case: Case) -> None:
-    if has_trait(case.trained.method, Stream):  # but on the images before
+    if has_trait(case.trained.method, Stream):  # its answers depend on earlier images
         return
-    predicted, sure = case.answers(case.trained)
-    alone = [case.answers(case.trained, [item]) for item in case.split.test]
-    found = tuple(names[0] for names, _ in alone), torch.cat([each for _, each in alone])
-    _assert_equal((predicted, sure), found, "an image by itself", 1e-3)
+    one_by_one = [case.answers(case.trained, [item]) for item in case.split.test]
+    joined = tuple(names[0] for names, _ in one_by_one), torch.cat([confidence for _, confidence in one_by_one])
+    _assert_equal(case.answers(case.trained), joined, "an image by itself", 1e-3)
 
 
 def copies_are_whole(case: Case) -> None:
@@ -253,33 +260,27 @@ def copies_are_whole(case: Case) -> None:
     with torch.no_grad():
         for parameter in copied.method.parameters():
             parameter.fill_(float("nan"))
-    again = copy.deepcopy(case.trained)
-    _assert_equal(case.answers(case.trained), case.answers(again), "a copy")
+    second = copy.deepcopy(case.trained)
+    _assert_equal(case.answers(case.trained), case.answers(second), "a copy")
 
 
 def threads_are_answered_alike(case: Case) -> None:
     expected = case.answers(case.trained)
-    found: list[Any] = [None] * 3
-
-    def ask(place: int) -> None:
-        found[place] = case.answers(case.trained)
-
-    threads = [threading.Thread(target=ask, args=(place,)) for place in range(len(found))]
+    answers: list[Answers] = []
+    threads = [threading.Thread(target=lambda: answers.append(case.answers(case.trained))) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    for each in found:
-        assert each is not None, "a thread got no answer"
+    assert len(answers) == len(threads), "a thread got no answer"
+    for each in answers:
         _assert_equal(expected, each, "a thread", 1e-4)
 
 
-def _assert_equal(
-    expected: tuple[Sequence[str], Tensor], found: tuple[Sequence[str], Tensor], what: str, tolerance: float = 1e-5
-) -> None:
-    apart = float((expected[1] - found[1]).abs().max())
-    assert apart <= tolerance, f"{what} is sure by another {apart:.2g}"
-    assert tuple(expected[0]) == tuple(found[0]), f"{what} gives other answers"
+def _assert_equal(expected: Answers, actual: Answers, what: str, tolerance: float = 1e-5) -> None:
+    difference = float((expected[1] - actual[1]).abs().max())
+    assert difference <= tolerance, f"the confidence of {what} differs by {difference:.2g}"
+    assert expected[0] == actual[0], f"{what} gives other answers"
 
 
 CHECKS: tuple[Callable[[Case], None], ...] = (
@@ -300,9 +301,9 @@ CHECKS: tuple[Callable[[Case], None], ...] = (
 
 
 def check_backbone(backbone: Backbone) -> list[str]:
-    """Runs all checks on a dual encoder of one's own; their names.
+    """Run all checks on a dual encoder of your own, and return the names of the checks.
 
-    Raises AssertionError with the name of the check and what did not hold, whatever was raised.
+    Raises AssertionError, naming the check and what failed, for any error in a check.
     """
     return _passed(BACKBONE_CHECKS, backbone, backbone.describe())
 
@@ -310,9 +311,9 @@ def check_backbone(backbone: Backbone) -> list[str]:
 def towers_are_parts_of_the_model(backbone: Backbone) -> None:
     for tower in backbone.towers.values():
         check_parts(tower, backbone.model)
-        widths = {tuple(each.shape) for block in tower.blocks for each in (block.projections["q"],)}
-        assert widths == {(tower.width, tower.width)}, (
-            f"q of the {tower.name} tower is {widths}, its width {tower.width}"
+        shapes = {tuple(block.projections["q"].shape) for block in tower.blocks}
+        assert shapes == {(tower.width, tower.width)}, (
+            f"q of the {tower.name} tower has the shapes {shapes}, but the tower has the width {tower.width}"
         )
 
 
@@ -322,10 +323,10 @@ def paths_agree_and_nothing_stays_changed(backbone: Backbone) -> None:
         for letter in tower.projections:
             edited = methods.find("lora")(projections=[letter], towers=[tower.name], dropout=0.0)
             own = _features(backbone, edited)[tower.name == "vision"]
-            apart = float((own - before[tower.name == "vision"]).abs().max())
-            assert apart > 1e-4, f"a change of {letter} in the {tower.name} tower changes no feature"
+            change = float((own - before[tower.name == "vision"]).abs().max())
+            assert change > 1e-4, f"an edit of {letter} in the {tower.name} tower changes no feature"
     after = _features(backbone, methods.find("zero_shot")())
-    assert all(map(torch.equal, before, after)), "edits left something changed behind"
+    assert all(map(torch.equal, before, after)), "edits left the backbone changed"
 
 
 BACKBONE_CHECKS: tuple[Callable[[Backbone], None], ...] = (
@@ -336,9 +337,9 @@ BACKBONE_CHECKS: tuple[Callable[[Backbone], None], ...] = (
 
 @torch.no_grad()
 def _features(backbone: Backbone, method: Method) -> tuple[Tensor, Tensor]:
-    """Features of two classes and of two images under a method with random values, by both paths."""
+    """Return features of two classes and two images under a method with random values, after comparing both paths."""
     assert isinstance(backbone, DualEncoder), (
-        f"{backbone.describe()} is a {backbone.family}: checks are of dual encoders"
+        f"{backbone.describe()} is a {backbone.family}; only dual encoders can be checked"
     )
     size = backbone.preprocess.size
     images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
@@ -350,6 +351,6 @@ def _features(backbone: Backbone, method: Method) -> tuple[Tensor, Tensor]:
         (model.class_features(), plain.class_features()),
         (model.image_features(images), plain.image_features(images)),
     ):
-        apart = float((one - other).abs().max())
-        assert apart < 1e-4, f"features by the fast path differ from the model's own by {apart:.2g}"
+        difference = float((one - other).abs().max())
+        assert difference < 1e-4, f"features of the fast path differ from those of the plain path by {difference:.2g}"
     return plain.class_features(), plain.image_features(images)

@@ -110,9 +110,9 @@ class Raises(methods.CoOp):
         (Raises, "the backbone stays as it is: KeyError: 'something'"),
         (Writes, "the backbone stays as it is: training changed"),
         (Draws, "both paths agree|a loaded adapter answers alike|a stopped training|answers do not depend"),
-        (Forgets, "a loaded adapter answers alike: a loaded adapter is sure by another"),
+        (Forgets, "a loaded adapter answers alike: the confidence of a loaded adapter differs by"),
         (Holds, r"only its own tensors train: borrowed\.\w+ is a parameter of the backbone"),
-        (Remembers, "answers do not depend on the batch: an image by itself is sure by another"),
+        (Remembers, "answers do not depend on the batch: the confidence of an image by itself differs by"),
     ],
 )
 def test_what_does_not_hold_is_named(

@@ -1,1 +1,1 @@
-"""Measures an adapted model on labelled images."""
+"""Evaluation of an adapted model on labelled images."""

@@ -1,4 +1,4 @@
-"""The temperature with which a model is as sure as it is right (Guo et al., ICML 2017)."""
+"""Temperature scaling, which matches confidence to accuracy (Guo et al., ICML 2017)."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from adapt.data.item import Item
 from adapt.evaluation.inference import Inference
 from adapt.models.base import Adapted
 
-BOUNDS = (0.05, 20.0)  # where answers that are all right, or no better than a guess, would go beyond all
+BOUNDS = (0.05, 20.0)  # answers that are all right, or no better than chance, have no finite optimum
 
 
 def temperature(model: Adapted, items: Sequence[Item], *, workers: int = 2, cache: bool = True) -> float:
-    """The temperature of the model's answers that makes the labels of `items` likeliest; an earlier one is undone.
+    """Return the temperature that makes the labels of `items` most likely, without an earlier temperature.
 
-    AdaptError as `evaluate`, and where answers are free text.
+    Raises AdaptError as `evaluate` does, and if answers are free text.
     """
     task = tasks.of(items)
     task.check_model(model, items)
@@ -28,7 +28,7 @@ def temperature(model: Adapted, items: Sequence[Item], *, workers: int = 2, cach
 
 
 def likeliest(answers: Tensor, labels: Tensor) -> float:
-    """The temperature, within bounds, that makes the cross-entropy of logits `(n, classes)` the smallest."""
+    """Return the temperature within `BOUNDS` that minimises the cross-entropy of logits `(n, classes)`."""
     with torch.inference_mode(False), torch.enable_grad():
         answers, log_inverse = answers.clone(), torch.zeros((), dtype=torch.double, requires_grad=True)
         optimizer = torch.optim.LBFGS([log_inverse], max_iter=100, line_search_fn="strong_wolfe")

@@ -1,21 +1,20 @@
-"""Answers where the model is sure enough, `none` elsewhere: how many there are, and how many of them are right."""
+"""Coverage and accuracy if a model answers only above a confidence threshold."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 THRESHOLDS = (0.0, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 
 
 def by_threshold(
     confidence: Sequence[float], right: Sequence[bool], thresholds: Sequence[float] = THRESHOLDS
-) -> list[dict[str, Any]]:
-    """For each threshold how many images are `answered`, their share of all, and the `accuracy` on them.
+) -> list[dict[str, float | None]]:
+    """Return, for each threshold, how many images are `answered`, their share of all, and the `accuracy` on them.
 
-    An image is answered where its confidence reaches the threshold. The accuracy is None where none is.
+    An image is answered if its confidence reaches the threshold. The accuracy is None if no image is answered.
     """
-    rows = []
+    rows: list[dict[str, float | None]] = []
     for threshold in thresholds:
         hits = [hit for sure, hit in zip(confidence, right, strict=True) if sure >= threshold]
         rows.append(
@@ -30,9 +29,9 @@ def by_threshold(
 
 
 def coverage_and_accuracy(confidence: Sequence[float], right: Sequence[bool]) -> list[tuple[float, float]]:
-    """The share of the images that is answered and the accuracy on it, at every threshold that makes a difference.
+    """Return the share of images that is answered and the accuracy on them, at every distinct threshold.
 
-    The highest threshold comes first; images of one confidence are answered together.
+    The highest threshold comes first; images of equal confidence are answered together.
     """
     ranked = sorted(zip(confidence, right, strict=True), key=lambda pair: -pair[0])
     points, hits = list[tuple[float, float]](), 0

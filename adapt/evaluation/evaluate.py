@@ -1,4 +1,4 @@
-"""Measures a model on a list of items, in its last state, as published."""
+"""Evaluation of a model on a list of items, in its final state, as published."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def evaluate(
     cache: bool = True,
     progress: Progress | None = None,
 ) -> Scores:
-    """Scores of `model` on `items`, by the task of their labels.
+    """Return the scores of `model` on `items`, by the task of their labels.
 
-    Features of an unedited vision tower come from the cache. Where the method remembers a stream of images, they are
-    one, in their order.
+    Features of an unedited vision tower come from the cache. For a method that remembers a stream of images, the items
+    are one stream, in their order.
 
-    Raises AdaptError where there are no items, where labels do not belong to the model's classes, where the model
-    answers another task, or where a file cannot be decoded.
+    Raises AdaptError if there are no items, if the model does not have their labels, if it answers another task, or if
+    a file cannot be decoded.
     """
     task = tasks.of(items)
     task.check_model(model, items)

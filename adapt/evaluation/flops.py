@@ -1,11 +1,10 @@
-"""Floating point operations of a forward pass, by torch's counter."""
+"""Floating point operations of a forward pass, counted by torch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from copy import copy
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,13 +14,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from adapt.models.base import Adapted
 from adapt.models.classifier import AdaptedModel
 
-QUESTION = "what is in the picture?"  # of a few words, where the model answers questions
+QUESTION = "what is in the picture?"  # a short one, for models that answer questions
 
 
-def flops(compute: Callable[[], Any]) -> int:
-    """Operations of `compute()`, a multiply-add counted as two; norms and activations are not counted.
+def flops(compute: Callable[[], object]) -> int:
+    """Return the operations of `compute()`. A multiply-add counts as two; norms and activations do not count.
 
-    On the CPU the counter takes fused attention for nothing, so attention is computed by plain products meanwhile.
+    The counter does not see fused attention on the CPU, so attention is computed by matrix products meanwhile.
     """
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), _unfused(), FlopCounterMode(display=False) as counter:
         compute()
@@ -29,9 +28,9 @@ def flops(compute: Callable[[], Any]) -> int:
 
 
 def image_flops(model: AdaptedModel) -> int:
-    """Operations of the vision tower for one image by the library's own forward, as papers count them.
+    """Return the operations of the vision tower for one image, by the library's own forward, as papers count them.
 
-    The fast path takes fewer: of the last block, those of one token.
+    The fast path takes fewer: in the last block it computes one token only.
     """
     image, plain = _image(model), copy(model)
     plain.vision_path = "plain"
@@ -39,14 +38,14 @@ def image_flops(model: AdaptedModel) -> int:
 
 
 def text_flops(model: AdaptedModel) -> float:
-    """Operations of the text tower for one class: the mean over the model's classes, by the path that serves them."""
-    fresh = model.with_classes(model.class_names)  # one that has no features yet
+    """Return the operations of the text tower for one class, as the mean over the model's classes, on its own path."""
+    fresh = model.with_classes(model.class_names)  # without cached class features
     features = torch.zeros(1, model.backbone.embed_dim, device=model.backbone.device, dtype=model.backbone.dtype)
     return flops(lambda: fresh.class_features(features)) / len(model.class_names)
 
 
 def tower_flops(model: Adapted, towers: Collection[str]) -> float:
-    """Operations of these towers for one image and one class; of the whole model where it answers a question."""
+    """Return the operations of `towers` for one image and one class, or of a full model that answers a question."""
     if isinstance(model, AdaptedModel):
         counted: dict[str, Callable[[AdaptedModel], float]] = {"vision": image_flops, "text": text_flops}
         return sum(counted[tower](model) for tower in towers)

@@ -1,4 +1,4 @@
-"""How a model answers a list of items: by features from the cache, or by images that are decoded batch by batch."""
+"""Inference on a list of items: from cached features, or from images that are decoded batch by batch."""
 
 from __future__ import annotations
 
@@ -20,49 +20,49 @@ from adapt.models.prediction import decided, finite
 from adapt.progress import Progress
 
 Answer = TypeVar("Answer")
-Decision = tuple[list[str], list[float]]  # what is said of each item of a batch, and how surely
+Decision = tuple[list[str], list[float]]  # the answer to each item of a batch, and its confidence
 
 BATCH_SIZE = 100
-FEATURES = 1024  # cached features classified at once
-FEATURES_PER_IMAGE = 32  # the same where every image has class features of its own
+FEATURES = 1024  # cached features that are classified at once
+FEATURES_PER_IMAGE = 32  # the same if every image has its own class features
 
 
 @dataclass(frozen=True)
 class Inference:
-    """The way to answers: processes that decode images, whether the cache of features serves, and who is told."""
+    """Inference settings: the processes that decode images, the use of the feature cache, and a progress callback."""
 
     workers: int = 2
     cache: bool = True
     progress: Progress | None = None
 
     def logits(self, model: Adapted, items: Sequence[Item]) -> Iterator[Tensor]:
-        """The logits `(b, n)` with which `model` answers, in batches; the items are one stream, in their order."""
+        """Return the logits `(b, n)` of `model` in batches; the items are one stream, in their order."""
         model = model.stream()
         if keeps_features(model, self.cache or of_texts(items)):
             return self._from_features(model, items)
         return self.of_batches(model, items, model.answered)
 
     def all_logits(self, model: Adapted, items: Sequence[Item]) -> Tensor:
-        """The logits `(n, c)` of all items, on the CPU. AdaptError where some are not finite."""
+        """Return the logits `(n, c)` of all items, on the CPU. Raises AdaptError if some are not finite."""
         return finite(torch.cat([batch.cpu() for batch in self.logits(model, items)]))
 
     def decisions(self, model: Adapted, items: Sequence[Item]) -> Iterator[Decision]:
-        """The most probable class of each item, and its probability, in batches."""
+        """Return the most probable class of each item and its probability, in batches."""
         return self.decided(model, self.logits(model, items))
 
     def decided(self, model: Adapted, logits: Iterable[Tensor]) -> Iterator[Decision]:
-        """The most probable class by the logits of each batch, and its probability."""
+        """Return the most probable class of each row of logits and its probability, in batches."""
         return (decided(batch, model.class_names) for batch in logits)
 
     def of_batches(self, model: Adapted, items: Sequence[Item], answer: Callable[[Any], Answer]) -> Iterator[Answer]:
-        """What `answer` makes of the step of each batch of decoded images, in evaluation mode and without gradient."""
+        """Yield `answer(step)` for each batch of decoded images, in evaluation mode and without gradients."""
         for step in self.steps(model, items):
-            with evaluating(model), torch.no_grad():  # for a batch at a time, so that other threads come in between
+            with evaluating(model), torch.no_grad():  # batch by batch, so that other threads get their turn
                 answered = answer(step)
             yield answered
 
     def steps(self, model: Adapted, items: Sequence[Item]) -> Iterator[Step]:
-        """The items in batches, decoded, as a method sees them."""
+        """Yield the items in decoded batches, as steps that a method sees."""
         task, done = tasks.of(items), 0
         size = max(1, BATCH_SIZE // (1 + model.method.views))
         for inputs, batch in loader(items, model.transform(), size, train=False, workers=self.workers):
@@ -84,10 +84,10 @@ class Inference:
             yield answered
 
     def _from_views(self, model: AdaptedModel, items: Sequence[Item]) -> Iterator[Tensor]:
-        """Some images at a time: each has many features."""
+        """Yield logits from the features of views, a part of the images at a time: each image has many features."""
         for start in range(0, len(items), FEATURES):
-            some = items[start : start + FEATURES]
-            features = view_features(model, some, workers=self.workers, progress=self.progress)
+            some_items = items[start : start + FEATURES]
+            features = view_features(model, some_items, workers=self.workers, progress=self.progress)
             for part in features.to(model.backbone.device).split(FEATURES_PER_IMAGE):
                 with evaluating(model), torch.no_grad():
                     answered = model.logits(part[:, 0], part[:, 1:])

@@ -1,4 +1,4 @@
-"""Where images are said to be abnormal beside where they are: areas under curves, of images, pixels and regions."""
+"""Scores of anomaly localisation: areas under curves, by image, by pixel and by region."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from adapt.models.classifier import AdaptedModel
 from adapt.models.prediction import decided
 
 TITLES = {"image_auroc": "AUROC of images", "pixel_auroc": "of pixels", "pro": "overlap of regions (PRO)"}
-MOST_FALSE = 0.3  # the share of intact pixels up to which PRO is integrated, as published
+MOST_FALSE = 0.3  # false positive rate of pixels up to which PRO is integrated, as published
 
 
 @dataclass(frozen=True)
 class MapScores(Scores):
-    """Scores of the images' classes, with the areas that maps of where they are abnormal come to."""
+    """Scores of the images' classes, with the areas under curves of their anomaly maps."""
 
     areas: tuple[tuple[str, float], ...] = ()
 
     @classmethod
     def of(cls, scores: Scores, abnormal: Tensor, maps: Tensor, masks: Tensor) -> MapScores:
-        """Of how abnormal each image is `(n,)` and each of its pixels `(n, h, w)`, with masks `(n, h, w)`."""
-        spoilt = masks.flatten(1).any(-1)
+        """Return `scores` with areas, from anomaly scores of images `(n,)` and pixels, and masks `(n, h, w)`."""
+        anomalous = masks.flatten(1).any(-1)
         areas = {
-            "image_auroc": auroc(abnormal, spoilt),
+            "image_auroc": auroc(abnormal, anomalous),
             "pixel_auroc": auroc(maps.flatten(), masks.flatten()),
             "pro": region_overlap(maps, masks),
         }
-        known = tuple((name, area) for name, area in areas.items() if area is not None)
-        return cls(**vars(scores), areas=known)
+        defined = tuple((name, area) for name, area in areas.items() if area is not None)
+        return cls(**vars(scores), areas=defined)
 
     def figures(self) -> dict[str, Any]:
         return super().figures() | dict(self.areas)
@@ -51,7 +51,7 @@ class MapScores(Scores):
 
 
 def map_scores(model: AdaptedModel, items: Sequence[Item], inference: Inference) -> MapScores:
-    """Scores of items that have masks, with the areas of the maps that `model` draws of them."""
+    """Return the scores of items that have masks, with the areas of the anomaly maps of `model`."""
     normal = normal_label(model.method, model.class_names)
     batches = list(inference.of_batches(model, items, lambda step: model.logits_and_maps(step.inputs)))
     abnormal = 1 - torch.cat([logits for logits, _ in batches]).float().softmax(-1)[:, normal].cpu()
@@ -63,9 +63,9 @@ def map_scores(model: AdaptedModel, items: Sequence[Item], inference: Inference)
 
 
 def auroc(scores: Tensor, positive: Tensor) -> float | None:
-    """The area under the ROC curve of scores `(n,)`, in [0, 1]: how often a positive one is above a negative one.
+    """Return the area under the ROC curve of scores `(n,)`: how often a positive score is above a negative one.
 
-    None where all are positive, or none is.
+    None if all are positive, or none is.
     """
     from sklearn.metrics import roc_auc_score
 
@@ -74,30 +74,30 @@ def auroc(scores: Tensor, positive: Tensor) -> float | None:
 
 
 def region_overlap(maps: Tensor, masks: Tensor, most_false: float = MOST_FALSE) -> float | None:
-    """The per-region overlap (PRO; Bergmann et al., CVPR 2020) of maps `(n, h, w)` with masks `(n, h, w)`, in [0, 1].
+    """Return the per-region overlap (PRO; Bergmann et al., CVPR 2020) of maps and masks `(n, h, w)`, in [0, 1].
 
-    At each threshold the mean, over regions of masks, of the share of a region that is found, integrated over the share
-    of intact pixels that are taken for abnormal, up to `most_false`. Every value of the maps is a threshold. None where
-    there is no region, or no intact pixel.
+    At each threshold, the overlap is the share of a region that is detected, as the mean over all regions of the masks.
+    It is integrated over the false positive rate of pixels, up to `most_false`, and divided by that. Every value of the
+    maps is a threshold. None if there is no region, or no normal pixel.
     """
     regions = _regions(masks)
     sizes = regions[masks].bincount()[1:]
-    intact = int((~masks).sum())
-    if not len(sizes) or not intact:
+    normal = int((~masks).sum())
+    if not len(sizes) or not normal:
         return None
     order = maps.flatten().argsort(descending=True)
     values, region = maps.flatten()[order], regions.flatten()[order]
     share = torch.cat([torch.zeros(1).double(), 1 / (len(sizes) * sizes.double())])[region]
-    last = torch.cat([values[1:] != values[:-1], torch.tensor([True])])  # of those of one value, which come together
-    found = torch.cat([torch.zeros(1).double(), share.cumsum(0)[last]])
-    false = torch.cat([torch.zeros(1).double(), (region == 0).cumsum(0)[last].double() / intact])
+    last = torch.cat([values[1:] != values[:-1], torch.tensor([True])])  # of the pixels with the same value
+    overlap = torch.cat([torch.zeros(1).double(), share.cumsum(0)[last]])
+    false = torch.cat([torch.zeros(1).double(), (region == 0).cumsum(0)[last].double() / normal])
     inside = false <= most_false
-    false, found = _cut(false, found, int(inside.sum()), most_false)
-    return float(torch.trapezoid(found, false)) / most_false
+    false, overlap = _cut(false, overlap, int(inside.sum()), most_false)
+    return float(torch.trapezoid(overlap, false)) / most_false
 
 
 def _cut(x: Tensor, y: Tensor, inside: int, limit: float) -> tuple[Tensor, Tensor]:
-    """The first points of a curve, and where it meets `limit` on the way to the next one."""
+    """Return the first `inside` points of a curve, and the point interpolated at `x = limit`."""
     if inside == len(x):
         return x, y
     share = (limit - x[inside - 1]) / (x[inside] - x[inside - 1])
@@ -106,13 +106,13 @@ def _cut(x: Tensor, y: Tensor, inside: int, limit: float) -> tuple[Tensor, Tenso
 
 
 def _regions(masks: Tensor) -> Tensor:
-    """Masks `(n, h, w)` with a number from 1 on for each connected region of an image, corners included."""
+    """Return masks `(n, h, w)` with a number, from 1 on, for each connected region; corners connect."""
     from scipy.ndimage import label
 
-    found, count = [], 0
+    regions, count = [], 0
     for mask in masks:
-        numbered, more = label(mask.numpy(), structure=torch.ones(3, 3).numpy())
+        numbered, regions_here = label(mask.numpy(), structure=torch.ones(3, 3).numpy())
         own = torch.from_numpy(numbered).long()
-        found.append(torch.where(mask, own + count, 0))
-        count += more
-    return torch.stack(found)
+        regions.append(torch.where(mask, own + count, 0))
+        count += regions_here
+    return torch.stack(regions)

@@ -1,4 +1,4 @@
-"""Images that may have several classes, or none: how well each class ranks the images, and what is said of each."""
+"""Multi-label scores, of images with any number of classes: average precision of the ranking, and F1 of decisions."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from adapt.evaluation.scores import Scores
 from adapt.models.prediction import HALF, NONE, finite
 from adapt.tasks import SEPARATOR
 
-_STEPS = 60  # of a bisection, which leave nothing of fp64
+_STEPS = 60  # of a bisection, enough for fp64
 
 
 @dataclass(frozen=True)
 class MultiLabelScores(Scores):
-    """Each image's classes and those said of it, as one text; `confidence` is the probability of the likeliest class.
+    """Multi-label scores: `actual` and `predicted` join the classes of an image to one text.
 
-    `average_precision` are those of the classes that some image has, `f1` of all decisions at a probability of one
-    half, and `class_f1` the mean of the classes'.
+    `confidence` is the probability of the most probable class. `average_precision` is by class, for the classes that
+    some image has; `f1` is over all decisions at a probability of one half, and `class_f1` its mean over classes.
     """
 
     main: ClassVar[str] = "mean_average_precision"
@@ -39,34 +39,34 @@ class MultiLabelScores(Scores):
     def of(
         cls, items: Sequence[Item], probabilities: Tensor, truth: Tensor, class_names: Sequence[str]
     ) -> MultiLabelScores:
-        """Scores of `items` with these probabilities `(n, c)`; `truth` `(n, c)` says which classes each has."""
+        """Return the scores of `items` from probabilities `(n, c)`; `truth` `(n, c)` says which classes each has."""
         from sklearn.metrics import average_precision_score, f1_score
 
-        said = probabilities >= HALF
+        decided = probabilities >= HALF
         best = probabilities.max(-1)
         first = truth.gather(1, best.indices[:, None])[:, 0]
-        # one by one: scikit-learn reads a table of one class as of two, and warns of a class that no image has
-        seen = truth.any(0).nonzero()[:, 0].tolist()
-        class_f1 = [float(f1_score(truth[:, label].numpy(), said[:, label].numpy())) for label in seen]
+        # class by class: scikit-learn reads a single column as two classes, and warns of a class that no image has
+        present = truth.any(0).nonzero()[:, 0].tolist()
+        class_f1 = [float(f1_score(truth[:, label].numpy(), decided[:, label].numpy())) for label in present]
         return cls(
             paths=tuple(item.name for item in items),
             actual=tuple(_joined(row, class_names) for row in truth),
-            predicted=tuple(_joined(row, class_names) for row in said),
+            predicted=tuple(_joined(row, class_names) for row in decided),
             confidence=tuple(best.values.tolist()),
-            hits=tuple(torch.where(truth.any(-1), first, ~said.any(-1)).tolist()),
+            hits=tuple(torch.where(truth.any(-1), first, ~decided.any(-1)).tolist()),
             average_precision={
                 class_names[label]: float(
                     average_precision_score(truth[:, label].numpy(), probabilities[:, label].numpy())
                 )
-                for label in seen
+                for label in present
             },
-            f1=float(f1_score(truth.flatten().numpy(), said.flatten().numpy(), zero_division=0.0)),
+            f1=float(f1_score(truth.flatten().numpy(), decided.flatten().numpy(), zero_division=0.0)),
             class_f1=sum(class_f1) / max(1, len(class_f1)),
         )
 
     @property
     def right(self) -> tuple[bool, ...]:
-        """Whether the likeliest class is one of the image's; of an image without classes, whether none is said."""
+        """Whether the most probable class is one of the image's, or none is predicted for an image without classes."""
         return self.hits
 
     @property
@@ -84,7 +84,7 @@ class MultiLabelScores(Scores):
             "main_title": self.main_title,
             "accuracy": self.accuracy,
             "images": self.images,
-            "mean_class_accuracy": self.accuracy,  # an image is of no one class
+            "mean_class_accuracy": self.accuracy,  # an image has no single class
             "calibration_error": self.calibration_error,
             "mean_average_precision": self.mean_average_precision,
             "f1": self.f1,
@@ -100,7 +100,7 @@ class MultiLabelScores(Scores):
 
 
 def prior_bias(logits: Tensor, labels: Tensor) -> float:
-    """What is to be added to logits `(n, c)` so that the mean of their sigmoids is the share of right `labels`."""
+    """Return the bias on logits `(n, c)` with which the mean of their sigmoids is the share of positive `labels`."""
     logits, share = finite(logits).double(), labels.double().mean()
     share = share.clamp(1 / (2 * labels.numel()), 1 - 1 / (2 * labels.numel()))
     odds = float(share.logit())
@@ -115,9 +115,10 @@ def prior_bias(logits: Tensor, labels: Tensor) -> float:
 
 
 def prior_biases(logits: Tensor, labels: Tensor, own: float, scales: Sequence[float] = (1.0,)) -> list[float]:
-    """What is to be added to as many times the logits `(n, c)`, whose own bias is `own`, to give several classes.
+    """Return, for each scale of the logits `(n, c)`, the bias with which they fit multi-label data.
 
-    As many probabilities as items have classes add up then.
+    `own` is the bias that the logits have already, which is not scaled. With the new bias the probabilities add up to
+    the number of positive labels.
     """
     return [prior_bias((logits - own) * scale + own, labels) for scale in scales]
 

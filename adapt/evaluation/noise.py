@@ -1,4 +1,4 @@
-"""How far an accuracy, or a difference of two, may be off by the choice of the images."""
+"""The standard error of an accuracy, or of a difference of two, by the choice of images."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from torch import Tensor
 
 
 def standard_error(values: Tensor, groups: Sequence[str]) -> float:
-    """That of the mean of `values` `(n,)`, of which those of one group are not independent of one another.
+    """Return the standard error of the mean of `values` `(n,)`, where values of one group are not independent.
 
-    The cluster-robust one, with the factor for few groups; 0 for a single group, of which nothing can be said.
+    It is cluster-robust, with the correction for few groups; 0 for a single group, where it is unknown.
     """
     numbers = {name: number for number, name in enumerate(dict.fromkeys(groups))}
     if len(numbers) < 2:
         return 0.0
-    of = torch.tensor([numbers[name] for name in groups])
-    apart = (values.double() - values.double().mean()).clone()
-    sums = torch.zeros(len(numbers), dtype=torch.double).index_add(0, of, apart)
+    group = torch.tensor([numbers[name] for name in groups])
+    deviations = values.double() - values.double().mean()
+    sums = torch.zeros(len(numbers), dtype=torch.double).index_add(0, group, deviations)
     factor = len(numbers) / (len(numbers) - 1)
     return float((factor * sums.square().sum()).sqrt() / len(values))

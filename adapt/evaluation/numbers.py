@@ -1,4 +1,4 @@
-"""Numbers beside what they should be: how well they are ordered, and how far off they are."""
+"""Scores of regression: correlation of predicted numbers with their targets, and their error."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ TITLES = {"spearman": "Spearman", "pearson": "Pearson", "mean_absolute_error": "
 
 @dataclass(frozen=True)
 class GradedScores(Scores):
-    """Scores of the images' words, with the `targets` and what was said in their place, in the images' order."""
+    """Scores of the images' words, with the `targets` and the predicted numbers `said`, in the images' order."""
 
     targets: tuple[float, ...] = ()
     said: tuple[float, ...] = ()
 
     @classmethod
     def of(cls, scores: Scores, targets: Tensor, said: Sequence[Tensor]) -> GradedScores:
-        """`scores` of items with these targets `(n,)`, and batches of the numbers that were said of them."""
+        """Return `scores` with targets `(n,)` and batches of predicted numbers."""
         return cls(
             **vars(scores), targets=tuple(targets.tolist()), said=tuple(x for batch in said for x in batch.tolist())
         )
@@ -31,7 +31,7 @@ class GradedScores(Scores):
         from scipy.stats import pearsonr, spearmanr
         from sklearn.metrics import mean_absolute_error
 
-        # of numbers that are all the same scipy says nan and warns; they are ordered no better than by chance
+        # equal numbers have no correlation: scipy returns nan and warns, but they are no better than chance
         varies = len(set(self.said)) > 1 and len(set(self.targets)) > 1
         return super().figures() | {
             "pearson": float(pearsonr(self.said, self.targets).statistic) if varies else 0.0,

@@ -1,4 +1,4 @@
-"""Retrieval among pairs of images and texts: how often what belongs together is found, both ways."""
+"""Cross-modal retrieval and record linkage among pairs of images and texts: recall both ways, and nearest pairs."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _TEXTS_AT_ONCE, _PAIRS_AT_ONCE = 512, 1024
 
 @dataclass(frozen=True)
 class RetrievalScores(Scores):
-    """Each image with the text that is nearest to it: right where that is one of its own, which is `actual` then.
+    """Retrieval scores: each image with its nearest text, which is right if it is one of the image's own.
 
-    `recall` are shares by `image_to_text` and `text_to_image`, at 1, 5 and 10: of the images that have one of their
-    texts among so many nearest ones, and of the texts that have their image.
+    `recall` is by direction, `image_to_text` and `text_to_image`, at 1, 5 and 10: the share of images with one of their
+    texts among that many nearest ones, and the share of texts with their image.
     """
 
     has_probabilities: ClassVar[bool] = False
@@ -48,7 +48,7 @@ class RetrievalScores(Scores):
         return {
             "accuracy": self.accuracy,
             "images": self.images,
-            "mean_class_accuracy": self.accuracy,  # each image is what it is told apart from
+            "mean_class_accuracy": self.accuracy,  # every image is a class of its own
             "calibration_error": self.calibration_error,
             "recall": self.recall,
         }
@@ -56,10 +56,10 @@ class RetrievalScores(Scores):
 
 @dataclass(frozen=True)
 class LinkedScores(Scores):
-    """Of pairs of which some are of one entity: each that has another with the entity of the nearest other pair.
+    """Record linkage scores: each pair whose entity has several, with the entity of its nearest other pair.
 
-    An image and its text are one feature (`Method.pool`); `confidence` is the cosine, and 0 for a negative one: no
-    probability, which could be calibrated.
+    An image and its text are one feature (`Method.pool`); `confidence` is the cosine, or 0 if it is negative. It is no
+    probability, so it cannot be calibrated.
     """
 
     has_probabilities: ClassVar[bool] = False
@@ -94,9 +94,9 @@ def _recalled(recall: dict[str, dict[str, float]] | None) -> dict[str, str]:
 
 
 def retrieve(model: AdaptedModel, items: Sequence[Item], inference: Inference) -> RetrievalScores | LinkedScores:
-    """Ranks all texts of `items` for each of their images, and all images for each text, exactly.
+    """Rank all texts of `items` for each image, and all images for each text, exactly, and return the scores.
 
-    Where some of them are of one entity, each pair's nearest other one is looked for too.
+    If pairs share an entity, the nearest other pair of each is searched too.
     """
     images = {item.path: item for item in items}
     texts = list(dict.fromkeys(item.text for item in items))
@@ -129,11 +129,11 @@ def retrieve(model: AdaptedModel, items: Sequence[Item], inference: Inference) -
 
 
 def linked(items: Sequence[Item], features: Tensor, recalled: dict[str, dict[str, float]]) -> LinkedScores:
-    """Scores of the pairs `items` that are not alone of their entity, by unit-length features `(n, e)` of all."""
+    """Return the scores of the pairs whose entity has several, from unit-length features `(n, e)` of all `items`."""
     sizes = _sizes_of_entities(items)
-    asked = [number for number, item in enumerate(items) if sizes[item.unit] > 1]
+    queries = [number for number, item in enumerate(items) if sizes[item.unit] > 1]
     cosines, nearest = list[float](), list[int]()
-    for rows in torch.tensor(asked).split(_PAIRS_AT_ONCE):
+    for rows in torch.tensor(queries).split(_PAIRS_AT_ONCE):
         others = features[rows] @ features.T
         others[torch.arange(len(rows)), rows] = -torch.inf
         best = others.max(-1)
@@ -141,8 +141,8 @@ def linked(items: Sequence[Item], features: Tensor, recalled: dict[str, dict[str
         nearest += best.indices.tolist()
     entity = [item.unit or item.name for item in items]
     return LinkedScores(
-        paths=tuple(items[number].name for number in asked),
-        actual=tuple(entity[number] for number in asked),
+        paths=tuple(items[number].name for number in queries),
+        actual=tuple(entity[number] for number in queries),
         predicted=tuple(entity[number] for number in nearest),
         confidence=tuple(cosines),
         recall=recalled,
@@ -150,7 +150,7 @@ def linked(items: Sequence[Item], features: Tensor, recalled: dict[str, dict[str
 
 
 def recall(logits: Tensor, belongs: Tensor) -> dict[str, float]:
-    """The share of rows that have one of what belongs to them `(n, m)` among the 1, 5 and 10 of the largest logits."""
+    """Return the share of rows with a match in `belongs` `(n, m)` among their 1, 5 and 10 largest logits."""
     ranked = belongs.gather(1, logits.topk(min(max(AT), logits.shape[1]), dim=-1).indices)
     return {str(count): float(ranked[:, :count].any(-1).double().mean()) for count in AT}
 
@@ -162,5 +162,5 @@ def _of_texts(model: AdaptedModel, texts: Sequence[str]) -> Tensor:
 
 
 def _sizes_of_entities(items: Sequence[Item]) -> Counter[str]:
-    """How many of the items are of each entity that is named."""
+    """Return the number of items of each named entity."""
     return Counter(item.unit for item in items if item.unit)

@@ -1,4 +1,4 @@
-"""What a classifier did on a list of images, and the figures that follow from it."""
+"""Predictions of a classifier on a list of images, and the figures computed from them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CALIBRATION_BINS = 15
 
 @dataclass(frozen=True)
 class Scores:
-    """The images' paths and classes, the class predicted for each, and its probability, in the images' order."""
+    """The path, class, predicted class and its probability of each image, in the images' order."""
 
     paths: tuple[str, ...]
     actual: tuple[str, ...]
@@ -27,11 +27,11 @@ class Scores:
     main: ClassVar[str] = "accuracy"
     """The figure by which models are compared, a share."""
     main_title: ClassVar[str] = "accuracy"
-    """What tables call it."""
+    """The title of the main figure in tables."""
     class_figure: ClassVar[str] = "recall"
-    """What `by_class` has of each class."""
+    """The name of the figure in `by_class`."""
     has_probabilities: ClassVar[bool] = True
-    """Whether `confidence` are probabilities of answers, which a threshold may leave out."""
+    """Whether `confidence` is the probability of an answer, to which a threshold can apply."""
 
     @property
     def images(self) -> int:
@@ -43,12 +43,12 @@ class Scores:
 
     @property
     def accuracy(self) -> float:
-        """Correct over all, in [0, 1], as published: not the mean over classes."""
+        """The share of correct predictions, in [0, 1], as published: not the mean over classes."""
         return sum(self.right) / self.images
 
     @property
     def by_class(self) -> dict[str, float]:
-        """Recall of each class that has images, the share of them that is told right, in [0, 1]."""
+        """The recall of each class that has images, in [0, 1]."""
         right: dict[str, list[bool]] = defaultdict(list)
         for name, hit in zip(self.actual, self.right):
             right[name].append(hit)
@@ -60,7 +60,7 @@ class Scores:
         return calibration_error(self.reliability())
 
     def reliability(self) -> list[dict[str, float]]:
-        """For each bin of confidence that has images their number, mean confidence and accuracy."""
+        """Return the number of images, mean confidence and accuracy of each bin of confidence that has images."""
         return reliability(self.confidence, self.right)
 
     def figures(self) -> dict[str, Any]:
@@ -87,7 +87,7 @@ class Scores:
         yield f"{100 * self.accuracy:.1f} % of {of}, balanced {100 * balanced:.1f} %"
 
     def rows(self) -> list[dict[str, Any]]:
-        """One row an image, as in a run's predictions.csv."""
+        """Return one row for each image, as in a run's predictions.csv."""
         columns: Sequence[tuple[Any, ...]] = (self.paths, self.actual, self.predicted, self.confidence)
         return [
             {"path": path, "class": actual, "predicted": predicted, "confidence": round(confidence, 6)}
@@ -97,7 +97,7 @@ class Scores:
 
 @dataclass(frozen=True)
 class QuestionScores(Scores):
-    """Scores of answers, with the question that each answers."""
+    """Scores of answers to questions, with the questions."""
 
     questions: tuple[str, ...] = ()
 
@@ -110,7 +110,7 @@ def scored(
     decisions: Iterable[tuple[list[str], list[float]]],
     actual: Sequence[str] | None = None,
 ) -> Scores:
-    """Scores by what was said of each batch, and how surely; `actual` are by default the items' own answers."""
+    """Return the scores of `decisions`, answers and confidences by batch; `actual` is by default the items' answers."""
     batches = list(decisions)
     return Scores(
         paths=tuple(item.name for item in items),
@@ -121,17 +121,17 @@ def scored(
 
 
 def main_figure(figures: Mapping[str, Any]) -> tuple[str, str]:
-    """Return the name of the figure by which models are compared, and what tables call it."""
+    """Return the name of the figure by which models are compared, and its title in tables."""
     return figures.get("main", Scores.main), figures.get("main_title", Scores.main_title)
 
 
 def told(shares: Mapping[str, float]) -> str:
-    """Return recall at several counts, as a person reads it."""
+    """Return a text with recall at several counts."""
     return ", ".join(f"{100 * share:.1f} % at {count}" for count, share in shares.items())
 
 
 def reliability(confidence: Sequence[float], right: Sequence[bool]) -> list[dict[str, float]]:
-    """For each of 15 bins of confidence that has images their number, mean confidence and accuracy."""
+    """Return the number of images, mean confidence and accuracy of each of 15 bins of confidence that has images."""
     bins: dict[int, list[tuple[float, bool]]] = defaultdict(list)
     for sure, hit in zip(confidence, right, strict=True):
         bins[min(int(sure * CALIBRATION_BINS), CALIBRATION_BINS - 1)].append((sure, hit))
@@ -146,6 +146,6 @@ def reliability(confidence: Sequence[float], right: Sequence[bool]) -> list[dict
 
 
 def calibration_error(bins: Sequence[dict[str, float]]) -> float:
-    """The mean distance of confidence and accuracy over the images of all bins."""
+    """Return the mean distance between confidence and accuracy, weighted by the images of each bin."""
     gaps = (each["images"] * abs(each["confidence"] - each["accuracy"]) for each in bins)
     return sum(gaps) / sum(each["images"] for each in bins)

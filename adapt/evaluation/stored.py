@@ -1,4 +1,4 @@
-"""What runs and protocols left behind as JSON, checked where it is read again: anybody may have changed it since."""
+"""JSON files of runs and protocols, checked when they are read: anybody may have changed them."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ class _Stored(BaseModel):
 class _Scores(_Stored):
     accuracy: float = _SHARE
     mean_class_accuracy: float = _SHARE
-    calibration_error: float = Field(default=0.0, ge=0, le=1)  # a file of cosines has none
+    calibration_error: float = Field(default=0.0, ge=0, le=1)  # scores by cosines have none
     images: int = Field(ge=1)
     by_class: dict[str, float] = {}
 
 
 class Metrics(_Stored):
-    """metrics.json of a finished run; one without test images has no scores."""
+    """The content of a finished run's metrics.json; a run without test images has no scores."""
 
     method: str
     seed: int
@@ -39,21 +39,21 @@ class Metrics(_Stored):
 
 
 class Measured(Metrics):
-    """The same of a run that has scores."""
+    """The content of metrics.json of a run with scores."""
 
     adapted: _Scores
     zero_shot: _Scores
 
 
 class _Target(_Stored):
-    data: dict[str, Any]
+    data: dict[str, object]
     test_set: str
     adapted: float = _SHARE
     zero_shot: float = _SHARE
 
 
 class Tracking(_Stored):
-    """tracking.json of a run: its name among the trackers', and the last step that each was told of."""
+    """The content of a run's tracking.json: its id, and the last step that each tracker was sent."""
 
     id: str = Field(pattern="^[0-9a-f]{12}$")
     told: dict[str, NonNegativeInt]
@@ -88,7 +88,7 @@ class _Summary(_Stored):
 
 
 class ProtocolResults(_Stored):
-    """What a protocol found."""
+    """The results of a protocol."""
 
     protocol: str
     recipe: _Recipe
@@ -100,9 +100,9 @@ class ProtocolResults(_Stored):
         figures = [each for group in self.summary for each in (group.mean, group.std, group.zero_shot)]
         by_group = ("few_shot", "leave_one_out")
         if self.protocol in by_group and not all("test" in each for each in figures):
-            raise ValueError("each number of shots, or domain, has figures called test")
+            raise ValueError("every number of shots, or domain, needs figures called test")
         if self.protocol in ("leave_one_out", "sweep") and any(group.setting is None for group in self.summary):
-            raise ValueError("each group of runs has a setting")
+            raise ValueError("every group of runs needs a setting")
         return self
 
 
@@ -116,7 +116,7 @@ class _Compared(_Stored):
 
 
 class Recommended(_Stored):
-    """What `adapt recommend` found."""
+    """The results of `adapt recommend`."""
 
     data: str
     backbone: str
@@ -152,15 +152,15 @@ Explained = list[_Explained]  # explanations.json of a run
 TargetFigures = dict[str, _Target]  # targets.json of a run
 
 
-def read(path: Path, kind: Any, what: str) -> Any:
-    """The plain data of the file at `path`, which are of `kind`. AdaptError, saying `what` it should hold, if not."""
+def read(path: Path, kind: object, what: str) -> Any:
+    """Return the plain data of the file at `path`. Raises AdaptError, naming `what`, if they are not of `kind`."""
     try:
-        found = plain.parse(path.read_bytes())
-        TypeAdapter(kind).validate_python(found)
+        content = plain.parse(path.read_bytes())
+        TypeAdapter(kind).validate_python(content)
     except ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(map(str, problem["loc"])) or "it"
         raise AdaptError(f"{path} holds no {what}: {shown(where)}: {problem['msg']}") from None
     except (OSError, ValueError) as error:
         raise AdaptError(f"{path} holds no {what}: {error}") from error
-    return found
+    return content

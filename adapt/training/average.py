@@ -1,7 +1,7 @@
-"""Averages of the trained tensors over a training, which take their place at its end.
+"""Averages of the trained tensors over a training, which replace them at its end.
 
-Sources: PromptSRC `bb95c77` (Gaussian weights of epochs); Izmailov et al., UAI 2018 (stochastic weight averaging, SWA);
-Polyak and Juditsky, 1992, with exponential weights (EMA).
+Sources: PromptSRC `bb95c77` (Gaussian weights over epochs); Izmailov et al., UAI 2018 (stochastic weight averaging,
+SWA); Polyak and Juditsky, 1992, with exponential weights (EMA).
 """
 
 from __future__ import annotations
@@ -20,41 +20,43 @@ if TYPE_CHECKING:
 
 
 class RunningAverage:
-    """The average of a module's parameters so far: by epochs, each with its weight, or after every step."""
+    """The running average of a module's parameters: a weighted sum over epochs, or a moving average over steps."""
 
     def __init__(self, module: nn.Module, settings: Average, epochs: int) -> None:
         self._parameters = dict(module.named_parameters())
         self._weights = epoch_weights(settings, epochs)
         self._decay = settings.ema.decay if settings.ema else None
-        self.values: dict[str, Tensor] = {  # a moving average starts where the training does
+        self.values: dict[str, Tensor] = {  # a moving average starts from the initial parameters
             name: torch.zeros_like(each) if self._decay is None else each.detach().clone()
             for name, each in self._parameters.items()
         }
 
     @torch.no_grad()
     def step_done(self) -> None:
+        """Add the parameters after a step to a moving average."""
         if self._decay is not None:
             for name, parameter in self._parameters.items():
                 self.values[name].lerp_(parameter, 1 - self._decay)
 
     @torch.no_grad()
     def epoch_done(self, epoch: int) -> None:
-        """Counts in the tensors at the end of `epoch`, the first being 0."""
+        """Add the parameters at the end of `epoch`, counted from 0, to a weighted sum."""
         if self._decay is None:
             for name, parameter in self._parameters.items():
                 self.values[name] += self._weights[epoch] * parameter
 
     @torch.no_grad()
     def settle(self) -> None:
-        """The parameters are their average from now on."""
+        """Replace the parameters by their average."""
         for name, parameter in self._parameters.items():
             parameter.copy_(self.values[name])
 
 
 def epoch_weights(settings: Average, epochs: int) -> Sequence[float]:
-    """The weights of all epochs, which sum to 1; none where steps are averaged.
+    """Return the weights of all epochs, which sum to 1; empty if steps are averaged.
 
-    Raises AdaptError where none of them has any. Gaussian: `exp(-(t - mean)^2 / (2 std^2))` of epoch t, counted from 1.
+    Gaussian: epoch t, counted from 1, has the weight `exp(-(t - mean)^2 / (2 std^2))`. Raises AdaptError if every
+    weight is zero.
     """
     if settings.gaussian is not None:
         mean, std = settings.gaussian.mean, settings.gaussian.std
@@ -65,7 +67,7 @@ def epoch_weights(settings: Average, epochs: int) -> Sequence[float]:
         return ()
     if not sum(weights):
         raise AdaptError(
-            f"train.average gives none of the {epochs} epochs a weight: its epochs are counted from 1, so set mean, or "
-            "start, within them"
+            f"train.average gives none of the {epochs} epochs a weight; its epochs are counted from 1: set its mean "
+            f"or start to a number from 1 to {epochs}"
         )
     return [weight / sum(weights) for weight in weights]

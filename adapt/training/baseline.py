@@ -1,4 +1,4 @@
-"""What a training is compared with: the backbone by itself."""
+"""The baseline of a training: the unadapted backbone."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ logger = logging.getLogger("adapt")
 
 
 def check_learned(method: Method, task: Task, name: str) -> None:
-    """AdaptError where the method cannot learn the task of the data called `name`, with the methods that can."""
+    """Raise AdaptError, naming the methods that can, if `method` cannot learn the task of the data called `name`."""
     if task.learned_by(method):
         return
-    known = [methods.find(each) for each in methods.names()]
-    able = ", ".join(each.name for each in known if task.learned_by(each) and task.backbones & set(each.serves))
-    learns = [tasks.named(each) for each in sorted(method.tasks)]
-    columns = " or ".join(", ".join(sorted(each.needs)) for each in learns if each.needs)
+    every_method = [methods.find(each) for each in methods.names()]
+    able = ", ".join(each.name for each in every_method if task.learned_by(each) and task.backbones & set(each.serves))
+    learned = [tasks.named(each) for each in sorted(method.tasks)]
+    columns = " or ".join(", ".join(sorted(each.needs)) for each in learned if each.needs)
     raise AdaptError(
-        f"{name} holds {task.items_are}, and {method.name} learns {', '.join(each.name for each in learns)}: give a "
+        f"{name} holds {task.items_are}, and {method.name} learns {', '.join(each.name for each in learned)}: give a "
         f"list with the columns {columns}, or take one of {able}"
     )
 
 
 def baseline_of(model: Adapted, template: str) -> Model:
-    """The backbone by itself: by hand-written prompts, by its own head, or as a language model that sees no image."""
+    """Return the unadapted backbone: with hand-written prompts, its own head, or as a language model without images."""
     options: dict[str, Any] = {}
     if isinstance(model, AdaptedModel):
         options = {"fast": model.fast, "text_memory": model.text_memory}
@@ -46,14 +46,14 @@ def baseline_of(model: Adapted, template: str) -> Model:
 
 
 def zero_shot(training: Fitting, baseline: Model, test_set: Sequence[Item], template: str) -> dict[str, Any]:
-    """Its figures on the test images."""
+    """Return the baseline's figures on the test images."""
     with counting_bar(training.model.baseline, training.progress) as bar:
         scores = evaluate(baseline, test_set, workers=training.workers, cache=training.cache, progress=bar)
     return scores.figures() | ({"template": template} if isinstance(baseline, AdaptedModel) else {})
 
 
 def note_harm(metrics: dict[str, Any], history: list[dict[str, Any]]) -> None:
-    """Says where training made the backbone worse, and what to try."""
+    """Warn if training made the backbone worse, and say what to try."""
     figure, title = main_figure(metrics["adapted"])
     before, after = metrics.get("zero_shot", {}).get(figure, 0.0), metrics["adapted"][figure]
     if after >= before:
@@ -64,7 +64,7 @@ def note_harm(metrics: dict[str, Any], history: list[dict[str, Any]]) -> None:
         advice = "Try other settings of the method, or more shots"
     elif fitted > 0.6:
         advice = f"It fits its training images, {100 * fitted:.1f} % right at the end: try fewer epochs, a lower "
-        advice += "train.lr or more shots"
+        advice += "train.lr, or more shots"
     else:
         advice = f"It does not fit its training images yet, {100 * fitted:.1f} % right at the end: try more epochs or "
         advice += "another train.lr"

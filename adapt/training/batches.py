@@ -1,4 +1,4 @@
-"""Where a training step's inputs come from: decoded images, or features that were computed once."""
+"""Inputs of training steps: decoded images, or features that were computed once."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from adapt.training.settings import TrainSettings
 
 
 class Batches(Protocol):
-    """One epoch of inputs and their items, from any step of it.
+    """The batches of a training: inputs and their items, from any step of any epoch.
 
-    Where it is `divided` the inputs are one process's share of the images; the items are those of the whole batch.
+    If `divided`, the inputs are this process's share of the images; the items are always those of the full batch.
     """
 
     divided: bool
@@ -36,11 +36,11 @@ class Batches(Protocol):
     def __len__(self) -> int: ...
 
     def epoch(self, epoch: int, step: int) -> Iterator[tuple[Any, list[Item]]]:
-        """Yields inputs and items of the steps from `step` on."""
+        """Yield the inputs and items of each batch of an epoch, from batch `step` on."""
 
 
 class ImageBatches:
-    """Freshly decoded, freshly augmented images `(b, 3, h, w)`."""
+    """Images `(b, 3, h, w)`, decoded and augmented anew in every epoch."""
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class ImageBatches:
         self._items = items
         self.divided = processes.count > 1
         transform = model.backbone.transform(train=settings.augment == "published")
-        entities, together = [item.kept_with for item in items], 1
+        entities, together = [item.kept_with for item in items], 1  # items of an entity in one batch
         groups = trait(model.method, GroupsEntities)
         if groups and tasks.of(items).keeps_entities_together and any(item.unit for item in items):
             together = groups.together
@@ -66,12 +66,12 @@ class ImageBatches:
 
     def epoch(self, epoch: int, step: int) -> Iterator[tuple[Any, list[Item]]]:
         self._epochs.epoch, self._epochs.step = epoch, step
-        for (inputs, _), draws in zip(self._decoded, self._epochs.whole()):
+        for (inputs, _), draws in zip(self._decoded, self._epochs.full()):
             yield inputs, [self._items[draw.position] for draw in draws]
 
 
 class Shares(Epochs):
-    """One process's share of each batch of a training; `whole()` are the batches."""
+    """The shares that one process has of a training's batches; `full()` yields the full batches."""
 
     def __init__(
         self,
@@ -94,15 +94,18 @@ class Shares(Epochs):
         )
         self._processes = processes
 
-    def whole(self) -> Iterator[list[Draw]]:
+    def full(self) -> Iterator[list[Draw]]:
         return super().__iter__()
 
     def __iter__(self) -> Iterator[list[Draw]]:
-        return map(self._processes.share, self.whole())
+        return map(self._processes.share, self.full())
 
 
 class KnownBatches:
-    """What was computed once of `views` fixed views of each image `(n, views, ...)`: `inputs` makes a batch of it."""
+    """Batches of tensors that were computed once, `(n, views, ...)` for fixed views of each image.
+
+    `inputs` turns the rows of a batch into its inputs.
+    """
 
     def __init__(
         self,
@@ -123,13 +126,13 @@ class KnownBatches:
     def epoch(self, epoch: int, step: int) -> Iterator[tuple[Any, list[Item]]]:
         self._epochs.epoch, self._epochs.step = epoch, step
         views = self._known.shape[1]
-        for own, draws in zip(self._epochs, self._epochs.whole()):
+        for own, draws in zip(self._epochs, self._epochs.full()):
             positions, view = ([draw.position for draw in own], [draw.seed % views for draw in own])
             yield self._inputs(self._known[positions, view]), [self._items[draw.position] for draw in draws]
 
 
 class FeatureBatches(KnownBatches):
-    """Features `(b, e)` of a vision tower that nothing edits."""
+    """Batches of features `(b, e)` of an unedited vision tower."""
 
     def __init__(self, features: Tensor, items: Sequence[Item], settings: TrainSettings, seed: int) -> None:
         features = features if features.ndim == 3 else features[:, None]  # (n, views, e)
@@ -137,7 +140,7 @@ class FeatureBatches(KnownBatches):
 
 
 class BlockBatches(KnownBatches):
-    """What the first edited block of a vision tower reads `(b, l, d)`."""
+    """Batches of inputs `(b, l, d)` of the first edited block of a vision tower."""
 
     def __init__(
         self,
@@ -161,23 +164,25 @@ def training_batches(
     progress: Progress | None,
     processes: Processes = ALONE,
 ) -> Batches:
-    """Features where no edit, question, fresh augmentation or switch stands against them.
+    """Return the batches that need the least computation in each step.
 
-    Where edits begin at a later block, what that reads, if there is room; images otherwise.
+    Features, if the vision tower is unedited, the task learns from them, images are not augmented anew and the cache
+    is on; the inputs of the first edited block, if it is a later one and they fit; images otherwise. Raises AdaptError
+    for `views` where features do not serve.
     """
     if settings.views is not None and not keeps_features(model, cache):
         raise AdaptError(
-            "train.views are encoded once, by a vision tower that nothing edits and with the cache on: "
-            f"{model.method.name} with these settings needs fresh images, so leave views out"
+            "train.views need the feature cache and an unedited vision tower, and "
+            f"{model.method.name} with these settings encodes images in every step: leave views out"
         )
     if of_texts(items):
-        assert isinstance(model, AdaptedModel)  # as fit has it
-        known = item_features(model, items, workers=0, views=settings.views or 0)
-        return FeatureBatches(known, items, settings, seed)
+        assert isinstance(model, AdaptedModel)  # fit has checked
+        features = item_features(model, items, workers=0, views=settings.views or 0)
+        return FeatureBatches(features, items, settings, seed)
     task = tasks.of(items)
     if not task.learns_from_features:
         if settings.views is not None:
-            raise AdaptError(f"train.views are of images alone, and the data are {task.items_are}: leave it out")
+            raise AdaptError(f"train.views need images, and the data holds {task.items_are}: leave views out")
         return ImageBatches(model, items, settings, seed, processes)
     if keeps_features(model, cache) and (settings.augment == "none" or settings.views is not None):
         views = settings.views or 0

@@ -24,7 +24,7 @@ from adapt.shown import shown
 
 
 class Position(BaseModel):
-    """How far training is. `batch` counts the current epoch's batches that are done, `step` all steps."""
+    """The progress of a training: `batch` counts finished batches of the current epoch, `step` all finished steps."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
@@ -36,9 +36,9 @@ class Position(BaseModel):
 
 @dataclass(frozen=True)
 class Trained:
-    """What a checkpoint keeps, and restores in place; `beside` are tensors by name that no adapter has.
+    """The state that a checkpoint keeps and restores in place.
 
-    The random state is that of computations on `device`.
+    `beside` holds tensors that training needs and the adapter does not; the random state is that of `device`.
     """
 
     method: Method
@@ -49,7 +49,7 @@ class Trained:
 
 
 def save(path: Path, trained: Trained, position: Position, recipe: str) -> None:
-    """Replaces the checkpoint at `path`, atomically. `recipe` identifies what was being trained."""
+    """Replace the checkpoint at `path` atomically. `recipe` identifies what is being trained."""
     optimizer, scaler = trained.optimizer, trained.scaler
     tensors = {f"method.{name}": tensor for name, tensor in trained.method.state_dict().items()}
     tensors |= {f"beside.{name}": tensor for name, tensor in trained.beside.items()}
@@ -70,17 +70,17 @@ def save(path: Path, trained: Trained, position: Position, recipe: str) -> None:
 
 
 def load(path: Path, trained: Trained, recipe: str) -> Position:
-    """Restores what trains and the random state; returns where training stood.
+    """Restore the trained tensors and the random state, and return how far training was.
 
-    Raises AdaptError where the checkpoint is missing, damaged, or of another recipe.
+    Raises AdaptError if the checkpoint is missing, damaged, or of another recipe.
     """
     if not path.is_file():
-        raise AdaptError(f"there is no checkpoint at {path}: nothing to resume. Leave out --resume to start a new run")
+        raise AdaptError(f"there is no checkpoint at {path} to resume from: leave out --resume to start a new run")
     metadata = tensor_file.describe(path).metadata
     tensors = tensor_file.read(path)
     check_finite({name: x for name, x in tensors.items() if not name.startswith("beside.")}, str(path))
     if metadata.get("recipe") != recipe:
-        raise AdaptError(f"{path} is of another recipe or other images: resume with its own, or choose a new --out")
+        raise AdaptError(f"{path} is of another recipe or of other images: resume with its own, or choose a new --out")
     load_tensors(trained.method, _under("method.", tensors), str(path))
     optimizer = trained.optimizer
     try:
@@ -93,12 +93,12 @@ def load(path: Path, trained: Trained, recipe: str) -> Position:
         return Position.model_validate(plain.parse(metadata["position"]))
     except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         raise AdaptError(
-            f"{path} is damaged ({shown(error)}): it cannot be resumed, so start again in a new --out"
+            f"{path} is damaged ({shown(error)}) and cannot be resumed: start again in a new --out"
         ) from error
 
 
 def _optimizer_state(optimizer: Optimizer, named: dict[str, Any]) -> dict[int, dict[str, Any]]:
-    """By parameter what the optimiser keeps of it. ValueError for what is of no parameter, or not of its shape."""
+    """Return the optimiser's state by parameter. Raises ValueError if an entry fits no parameter, or not its shape."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Any]] = {}
     for name, value in named.items():
@@ -112,15 +112,15 @@ def _optimizer_state(optimizer: Optimizer, named: dict[str, Any]) -> dict[int, d
 
 @torch.no_grad()
 def _fill(tensors: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
-    """ValueError where the names, or a shape, are others."""
+    """Copy `values` into `tensors`. Raises ValueError if the names or shapes differ."""
     if tensors.keys() != values.keys() or any(tensors[name].shape != value.shape for name, value in values.items()):
-        raise ValueError("what only training needs is of another method")
+        raise ValueError("the state that only training needs is of another method")
     for name, value in values.items():
         tensors[name].copy_(value)
 
 
 def finite(method: Method) -> bool:
-    """Whether every trained value is a number."""
+    """Return whether every trained value is finite."""
     return all(bool(parameter.isfinite().all()) for parameter in method.trains())
 
 

@@ -1,10 +1,10 @@
-"""Settings that a recipe leaves to the data: chosen on validation images, or by cross-validation where there are none.
+"""The choice of settings that a recipe leaves to the data, on validation images or by cross-validation.
 
-With validation images the rule is that of the published codes: the combination of values that tells most of them right,
-the first of equals. Without, each training image is held back once, by stratified folds that keep groups whole. On few
-images the most right answers are mostly luck, so the rule is another: of the combinations that are no more than two
-standard errors behind the likeliest, the one nearest to the usual values. How likely a combination finds the right
-classes is measured at its own best temperature, so that none wins by being more or less sure of itself. The method then
+With validation images the rule is that of the published code: the combination of values with the highest accuracy, and
+the first one in a tie. Without them each training image is held out once, by stratified folds that keep groups
+together. On few images the highest accuracy is mostly luck, so the rule differs: of the combinations whose
+log-likelihood is within two standard errors of the best, the one nearest to the usual values. The log-likelihood of a
+combination is measured at its own best temperature, so that none wins by being more or less confident. The method then
 learns from all training images.
 """
 
@@ -24,19 +24,19 @@ from adapt.methods.base.grid import configure
 from adapt.training.fitting import Fitting
 
 logger = logging.getLogger("adapt")
-MOST_VALUES = 20  # of one setting in cross-validation: every so many of a longer list
-WITHIN = 2.0  # standard errors behind the likeliest
+MOST_VALUES = 20  # of one setting in cross-validation; a longer list is thinned evenly
+WITHIN = 2.0  # standard errors below the best log-likelihood
 TEMPERATURES = 10 ** torch.arange(-2, 3.01, 0.25)
-AT_ONCE = 2**24  # numbers
+AT_ONCE = 2**24  # logits that are held at once, over all temperatures
 
 _Combination = tuple[Any, ...]  # a value of each setting, in the order of the grid
 
 
 def choose(training: Fitting, learned: bool = False) -> None:
-    """Set what the method's grid leaves to the data, and note what was chosen, over what, and how right it was.
+    """Choose the settings in the method's grid, and note the values, the alternatives and the accuracy.
 
-    On validation images the method may have `learned` from the training images already. Where no image can be held
-    back, as with one image a class, the usual values are taken.
+    `learned` says that the method has already learned from the training images. If no image can be held out, as with
+    one image a class, the usual values are taken.
     """
     method = training.model.method
     grid, before = trait(method, Grid), method.config
@@ -54,11 +54,11 @@ def _choose(training: Fitting, grid: Grid, choices: Mapping[str, Choice], learne
     if training.items("val"):
         how = f"on {len(training.items('val'))} validation images"
         values, accuracy = _by_validation(training, grid, choices, learned)
-    elif tried := _by_folds(training, grid, thinned := {name: _thinned(choice) for name, choice in choices.items()}):
-        choices, (values, accuracy, images) = thinned, tried
+    elif outcome := _by_folds(training, grid, thinned := {name: _thinned(choice) for name, choice in choices.items()}):
+        choices, (values, accuracy, images) = thinned, outcome
         how = f"by cross-validation over {images} training images"
     else:
-        how, accuracy = "as usual, since too few images are there to choose on", None
+        how, accuracy = "by default, because there are too few images to choose on", None
         values = tuple(choice.usual for choice in choices.values())
     _settle(training, choices, dict(zip(choices, values, strict=True)), how, accuracy)
 
@@ -70,24 +70,26 @@ def _by_validation(
     weights = _weights(grid, labels)
     for settings, logits in grid.trials(training, choices, learned):
         right[_values(settings, choices)] = float(((logits.argmax(-1).cpu() == labels) * weights).mean())
-    best = max(right, key=right.__getitem__)  # the first of equals
+    best = max(right, key=right.__getitem__)  # the first one in a tie
     return best, right[best]
 
 
 def _by_folds(training: Fitting, grid: Grid, choices: Mapping[str, Choice]) -> tuple[_Combination, float, int] | None:
-    """The choice, how right it was, and on how many images.
+    """Return the chosen values, their accuracy, and the number of images that were held out.
 
-    None where no image can be held back, or where what is left of the images is too little for the method.
+    None if no image can be held out, or if the method cannot learn from the images of a fold.
     """
     folds = training.folds()
     try:
-        return _tried_on(grid, folds, choices) if folds else None
+        return _cross_validated(grid, folds, choices) if folds else None
     except AdaptError as error:
-        logger.info("%s cannot be tried on a part of these images: %s", training.model.method.name, error)
+        logger.info("%s cannot be cross-validated on these images: %s", training.model.method.name, error)
         return None
 
 
-def _tried_on(grid: Grid, folds: Sequence[Fitting], choices: Mapping[str, Choice]) -> tuple[_Combination, float, int]:
+def _cross_validated(
+    grid: Grid, folds: Sequence[Fitting], choices: Mapping[str, Choice]
+) -> tuple[_Combination, float, int]:
     likely: dict[_Combination, list[Tensor]] = {}
     right: dict[_Combination, list[Tensor]] = {}
     for fold in folds:
@@ -104,7 +106,7 @@ def _tried_on(grid: Grid, folds: Sequence[Fitting], choices: Mapping[str, Choice
 
 
 def _weights(grid: Grid, labels: Tensor) -> Tensor:
-    """How much each image counts `(n,)`, one on average: the same, or one over its class's number of images."""
+    """Return the weight of each image `(n,)`, 1 on average: equal, or inverse to the number of images of its class."""
     if not grid.balanced:
         return torch.ones(len(labels), dtype=torch.double)
     weights = 1 / labels.bincount().double()[labels]
@@ -112,11 +114,11 @@ def _weights(grid: Grid, labels: Tensor) -> Tensor:
 
 
 def _log_probabilities(logits: Tensor, labels: Tensor) -> Tensor:
-    """The logarithm of the right class's probability of each image, at each temperature: `(temperatures, n)`."""
+    """Return the log-probability of each image's class at each temperature, `(temperatures, n)`."""
     rows = max(1, AT_ONCE // (len(TEMPERATURES) * logits.shape[1]))
     parts = []
-    for some, right in zip(logits.split(rows), labels.split(rows), strict=True):
-        sharpened = some / TEMPERATURES[:, None, None]  # (temperatures, n, classes)
+    for part, right in zip(logits.split(rows), labels.split(rows), strict=True):
+        sharpened = part / TEMPERATURES[:, None, None]  # (temperatures, n, classes)
         own = sharpened[:, torch.arange(len(right)), right]
         parts.append(own - sharpened.logsumexp(-1))
     return torch.cat(parts, 1)
@@ -125,12 +127,12 @@ def _log_probabilities(logits: Tensor, labels: Tensor) -> Tensor:
 def _nearest_to_usual(
     likely: Mapping[_Combination, Tensor], choices: Mapping[str, Choice], groups: Sequence[str]
 ) -> _Combination:
-    """The combination that is the fewest steps from the usual one, of those that nothing is surely better than."""
+    """Return the combination nearest to the usual one, among those within the noise of the best."""
     at_best = {values: each[each.mean(1).argmax()].double() for values, each in likely.items()}
     best = max(at_best, key=lambda values: float(at_best[values].mean()))
     behind = {values: at_best[best] - own for values, own in at_best.items()}
-    alike = [
-        values for values, apart in behind.items() if float(apart.mean()) <= WITHIN * standard_error(apart, groups)
+    within_noise = [
+        values for values, gap in behind.items() if float(gap.mean()) <= WITHIN * standard_error(gap, groups)
     ]
     usual = [_place(choice, choice.usual) for choice in choices.values()]
 
@@ -138,17 +140,17 @@ def _nearest_to_usual(
         own = [_place(choice, value) for choice, value in zip(choices.values(), values, strict=True)]
         return sum(abs(one - other) for one, other in zip(own, usual, strict=True))
 
-    return min(alike, key=lambda values: (steps(values), float(behind[values].mean())))
+    return min(within_noise, key=lambda values: (steps(values), float(behind[values].mean())))
 
 
 def _place(choice: Choice, value: float) -> int:
-    """Where `value`, or what is nearest to it, stands among the choice's values."""
+    """Return the index of the choice's value that is nearest to `value`."""
     return min(range(len(choice.values)), key=lambda place: abs(choice.values[place] - value))
 
 
 def _thinned(choice: Choice) -> Choice:
     step = -(-len(choice.values) // MOST_VALUES)
-    return choice._replace(values=choice.values[::-step][::-1])  # the last one stays
+    return choice._replace(values=choice.values[::-step][::-1])  # keeps the last one
 
 
 def _values(settings: Mapping[str, Any], choices: Mapping[str, Choice]) -> _Combination:
@@ -158,7 +160,7 @@ def _values(settings: Mapping[str, Any], choices: Mapping[str, Choice]) -> _Comb
 def _settle(
     training: Fitting, choices: Mapping[str, Choice], settings: dict[str, Any], how: str, accuracy: float | None
 ) -> None:
-    """Put what was chosen into the method's settings, note it for metrics.json, and say it."""
+    """Set the chosen values in the method, note them for metrics.json, and log them."""
     method = training.model.method
     configure(method, settings)
     among = {name: list(choice.values) for name, choice in choices.items()}
@@ -172,6 +174,7 @@ def _settle(
         at_end = settings[name] in (choice.values[0], choice.values[-1]) and settings[name]
         if at_end and choice.open_ended and accuracy is not None:
             logger.info(
-                "%s: %s was tried from %.4g to %.4g, and the choice lies at the end: set method.%s to try others",
+                "%s: %s was tried from %.4g to %.4g, and the chosen value is at an end of that range: set method.%s to "
+                "try values beyond it",
                 method.name, name, choice.values[0], choice.values[-1], name,
             )  # fmt: skip

@@ -1,4 +1,4 @@
-"""`fit(model, train_set, test_set)`: trains a wrapped model, measures it, and leaves an adapter."""
+"""`fit(model, train_set, test_set)`: train a wrapped model, measure it, and save its adapter."""
 
 from __future__ import annotations
 
@@ -65,28 +65,29 @@ def fit(
     track: Track = (),
     **settings: Any,
 ) -> Result:
-    """Trains `model` in place on labelled images and compares it with zero-shot classification on `test_set`.
+    """Train `model` in place on labelled images, and compare it with its baseline (zero-shot) on `test_set`.
 
-    `settings` are those of `TrainSettings` (epochs or iterations, lr, batch_size, ...); methods that a solver fits, or
-    that nothing trains, take none. Blocks to skip, and settings that are left to the data, are chosen on `val_set`;
-    without one such settings are chosen by cross-validation, and stay as they were chosen in a later `fit`. `out` is a
-    run directory to make (or to go on with, by `resume`): it gets the adapter, metrics, log and checkpoints. `recipe`
-    is what the adapter records as its origin. Of the answers `blend` is the share of the adapted model, the rest being
-    zero-shot by `template` (WiSE-FT), and `calibrate` divides their logits by a temperature, chosen on `val_set`;
-    without one a method that takes no steps chooses it by cross-validation. Photographs are turned upright by EXIF
-    where the items say so, as those that `adapt.data.load` reads in folders of one's own do; the adapter records it.
-    `track` names trackers that are told of the run too (tensorboard, wandb, mlflow), or holds some of the user's own.
+    `settings` are those of `TrainSettings` (epochs or iterations, lr, batch_size, ...); a method without gradient steps
+    takes none. Settings that are left to the data, such as the blocks to skip, are chosen on `val_set`; without one all
+    but the blocks are chosen by cross-validation, and a later `fit` keeps the chosen values.
 
-    Under `accelerate launch` or torchrun its processes train together, each with a share of every batch's images: the
-    main one measures and writes, and the others' results have neither scores nor an adapter.
+    `out` is a new run directory, or an existing one to continue with `resume`: it holds the adapter, metrics, log and
+    checkpoints. The adapter records `recipe` as its origin. `blend` is the share of the adapted model in the answers;
+    the rest is zero-shot with `template` (WiSE-FT). `calibrate` divides the logits by a temperature that is chosen on
+    `val_set`; without one, a method without gradient steps chooses it by cross-validation. Photographs are turned
+    upright by EXIF if their items say so, as those from `adapt.data.load` on your own folders do; the adapter records
+    this. `track` names trackers that follow the run (tensorboard, wandb, mlflow), or holds trackers of your own.
 
-    Raises AdaptError for bad settings, a tracker whose extra is missing, labels that are not the model's, images that
-    cannot be decoded, a step that does not fit into memory, or a loss that is not finite; KeyboardInterrupt when the
-    user stops it.
+    Under `accelerate launch` or torchrun the processes train together, each on its share of every batch's images. The
+    main process measures and writes; the results of the others have neither scores nor an adapter.
+
+    Raises AdaptError for wrong settings, a tracker whose extra is missing, labels that the model does not have, images
+    that cannot be decoded, a step that does not fit into memory, or a loss that is not finite, and KeyboardInterrupt if
+    the user stops the training.
     """
     if not 0 <= seed < 2**63:
         raise AdaptError(f"seed is {seed}; expected a whole number from 0 to 2^63 - 1")
-    found = trackers(track, out)
+    tracking = trackers(track, out)
     model.turn(are_turned(chain(train_set, val_set, test_set)))
     chosen = check_training(model, train_set, test_set, val_set=val_set, cache=cache, calibrate=calibrate, **settings)
     if blend is not None:
@@ -101,9 +102,9 @@ def fit(
         if isinstance(model, AdaptedModel):
             memory = model.text_memory if run is None else run.text_memory(model.text_memory)
             model.text_memory = processes.agreed(memory)
-        with Journal(found if processes.main else (), run, model.method.name, origin) as journal:
-            told = progress and processes.main
-            training = Fitting(model, train_set, val_set, chosen, seed, run, cache, told, processes)
+        with Journal(tracking if processes.main else (), run, model.method.name, origin) as journal:
+            visible = progress and processes.main
+            training = Fitting(model, train_set, val_set, chosen, seed, run, cache, visible, processes)
             return _fit(training, journal, test_set, template, recipe, calibrate)
 
 
@@ -117,9 +118,9 @@ def check_training(
     calibrate: bool,
     **settings: Any,
 ) -> TrainSettings | None:
-    """The checked settings of `fit`, with the precision that auto is here; None for a method that takes no steps.
+    """Return the checked settings of `fit`, with `auto` precision resolved; None for a method without gradient steps.
 
-    Raises AdaptError for all that `fit` refuses, before an image is opened.
+    Raises AdaptError for everything that `fit` can refuse before an image is opened.
     """
     chosen = _settings(model, settings, cache)
     _check_parts(model, train_set, val_set, test_set)
@@ -129,7 +130,7 @@ def check_training(
 
 
 def _check_parts(model: Adapted, train_set: Sequence[Item], val_set: Sequence[Item], test_set: Sequence[Item]) -> None:
-    """Refuses what these images make impossible, before any of them is encoded."""
+    """Raise AdaptError if the method cannot learn from, or be measured on, these items."""
     task = tasks.of(train_set)
     check_learned(model.method, task, "the training data")
     for part in filter(None, (train_set, val_set, test_set)):
@@ -139,7 +140,7 @@ def _check_parts(model: Adapted, train_set: Sequence[Item], val_set: Sequence[It
     if of_texts(train_set) and task.classes_are and not keeps_features(model, cache=True):
         raise AdaptError(
             f"the data has texts in the place of training images, and {model.method.name} on "
-            f"{model.backbone.describe()} learns from images: take a method that leaves the vision tower alone, such "
+            f"{model.backbone.describe()} learns from images: take a method that does not edit the vision tower, such "
             "as close"
         )
     method, needed = model.method, chosen_setting(model.method)
@@ -152,16 +153,16 @@ def _check_parts(model: Adapted, train_set: Sequence[Item], val_set: Sequence[It
     learnt = {name for item in train_set for name in item.class_names}
     unlearnt = [name for name in model.class_names if name not in learnt]
     if method.needs_every_class and unlearnt:
-        raise AdaptError(f"{method.name} needs an image of every class; there is none of {unlearnt[0]!r}")
+        raise AdaptError(f"{method.name} needs an image of every class; there is none of {unlearnt[0]!r}: add one")
 
 
 def _directory(
     out: str | Path | Run | None, origin: dict[str, Any], resume: bool, writes: bool
 ) -> AbstractContextManager[Run | None]:
-    """A run directory to enter; one that the caller has entered, or none, is passed through."""
+    """Return a context manager of the run directory `out`; a run that the caller has entered stays open afterwards."""
     if out is None and resume:
         raise AdaptError(
-            "resume goes on with the run in a directory, and none is given: name it by out, or leave resume out"
+            "resume continues the run in a directory, and none is given: name it with out, or leave resume out"
         )
     if out is None or isinstance(out, Run):
         return nullcontext(out)
@@ -181,7 +182,7 @@ def _fit(
     metrics["device"] = described(model.backbone.device)
     if training.processes.count > 1:
         metrics["processes"] = training.processes.count
-    model.answers = replace(model.answers, logit_bias=None)  # that of images of several classes is theirs
+    model.answers = replace(model.answers, logit_bias=None)  # only multi-label data has one, which its task fits
     if model.has_baseline:
         baseline = baseline_of(model, template)
         tasks.of(training.train_set).fit_answers(training, baseline)
@@ -193,7 +194,7 @@ def _fit(
     metrics["train_images"] = len(training.train_set)
     metrics["train_set"] = items_id(training.train_set)
     model.eval()
-    if not training.processes.main:  # which measures and writes
+    if not training.processes.main:  # the main process measures and writes
         return Result(metrics, journal.history, None)
     if model.answers.blend < 1:
         metrics["blend"] = model.answers.blend
@@ -213,7 +214,7 @@ def _fit(
     if run is not None:
         adapter = model.save(run.adapter)
         write_csv(run.picks, [_pick(item) for item in training.train_set])
-        if scores is not None:  # what grows with images and classes stays out of the adapter's header
+        if scores is not None:  # details grow with images and classes: not for the adapter's header
             write_csv(run.predictions, scores.rows())
             keep_examples(model, scores, run.explanations)
             metrics["adapted"] = scores.figures() | scores.details()
@@ -229,12 +230,12 @@ def _scores(training: Fitting, items: Sequence[Item], title: str) -> Scores:
 
 
 def _pick(item: Item) -> dict[str, str]:
-    """A row of the list of training items: one file, its label, and what else is known."""
+    """Return the row of an item in train_images.csv: its file, label and text."""
     return {"path": item.path, "class": item.answer} | item.label.columns | ({"text": item.text} if item.text else {})
 
 
 def _settings(model: Adapted, settings: dict[str, Any], cache: bool) -> TrainSettings | None:
-    """The checked settings, with the precision that auto is here; None for a method that takes no gradient steps."""
+    """Return the checked settings, with `auto` precision resolved; None for a method without gradient steps."""
     if not model.method.takes_steps:
         if settings:
             raise AdaptError(f"{model.method.name} is not trained by steps: leave out {', '.join(sorted(settings))}")
@@ -251,31 +252,31 @@ def _settings(model: Adapted, settings: dict[str, Any], cache: bool) -> TrainSet
 
 
 def _check_vision(model: Adapted, settings: TrainSettings) -> None:
-    """AdaptError for settings about an edited vision tower where there is none."""
+    """Raise AdaptError for the term `distill` if no edited vision tower is there to distil into."""
     edited = isinstance(model, AdaptedModel) and "vision" in model.method.touches
     if settings.terms.get("distill") and not edited:
         raise AdaptError(
             f"train.terms has distill: {settings.terms['distill']:g}, and {model.method.name} on "
-            f"{model.backbone.describe()} changes no image features that could be held to the backbone's own: leave it "
-            "out"
+            f"{model.backbone.describe()} changes no image features that distill could keep near the backbone's own: "
+            "leave it out"
         )
 
 
 def _check_weights(model: Adapted, settings: TrainSettings) -> None:
-    """AdaptError where classes are to count differently, and there are none, or the method's loss does not ask."""
+    """Raise AdaptError for class weights if there are no classes, or if the method's loss does not use them."""
     if settings.class_weights == "equal":
         return
     if not isinstance(model, AdaptedModel) or not model.class_names:
-        raise AdaptError("train.class_weights are of classes, and the data has none: leave them out")
+        raise AdaptError("train.class_weights needs classes, and the data has none: leave it out")
     if not model.method.weighs_classes:
         raise AdaptError(
-            f"train.class_weights count in a cross-entropy, and the loss of {model.method.name} has none of them: "
-            "leave them out"
+            f"train.class_weights needs a cross-entropy over classes, which the loss of {model.method.name} does not "
+            "have: leave it out"
         )
 
 
 def _train(training: Fitting, journal: Journal, calibrate: bool) -> dict[str, Any]:
-    """What training adds to the metrics."""
+    """Train the method, and return the figures of the training for the metrics."""
     method = training.model.method
     if training.chosen is None:
         started = time.monotonic()
@@ -289,16 +290,17 @@ def _train(training: Fitting, journal: Journal, calibrate: bool) -> dict[str, An
     if not training.val_set:
         choose(training)
     figures = _steps(training, journal)
-    if training.val_set:  # as published: by what was trained
+    if training.val_set:  # after training, as published
         choose(training, learned=True)
     method.finish(training)
     return training.noted | figures
 
 
 def _steps(training: Fitting, journal: Journal) -> dict[str, Any]:
+    """Take all gradient steps, and return their figures for the metrics."""
     model, settings = training.model, training.settings
     needed = check_memory(model, training.batches, settings, training.processes.count)
-    if settings.average is not None:  # before a search takes its time
+    if settings.average is not None:  # fail before a search takes its time
         epoch_weights(settings.average, Length.of(settings, len(training.batches)).epochs)
     with keeping_rng(model.backbone.device, training.seed):
         training.weigh_classes()
@@ -314,17 +316,18 @@ def _steps(training: Fitting, journal: Journal) -> dict[str, Any]:
         with training_bar(trainer.plan.steps, trainer.position.step, training.progress) as report:
             time_left = LengthOfTime(model, training.batches, settings, trainer.plan.steps, trainer.position.step)
 
-            def told(entry: dict[str, Any]) -> None:
+            def step_done(entry: dict[str, Any]) -> None:
                 journal.step(entry)
                 report(entry)
-                time_left.told()
+                time_left.step_done()
 
-            position = trainer.train(told, model.method.epoch_done)
+            position = trainer.train(step_done, model.method.epoch_done)
     training.seconds = position.seconds
     return {
         "seconds": round(position.seconds, 3),
         "steps": position.step,
-        "final_loss": journal.history[-1]["loss"] if journal.history else None,  # of a process that only helped to end
+        # None in a process beside the main one that had no step left after a resume
+        "final_loss": journal.history[-1]["loss"] if journal.history else None,
         "precision": settings.precision,
         "text_path": model.text_path,
         "vision_path": model.vision_path,

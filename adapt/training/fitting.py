@@ -1,4 +1,4 @@
-"""One training as a method's `prepare` and `finish` see it, and as the trainer carries it along."""
+"""One training: the implementation of the protocol `Training`, with what the trainer needs beside it."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ from adapt.training.run import Run
 from adapt.training.settings import TrainSettings
 from adapt.validation import explain
 
-FOLDS = 5  # by which settings are chosen
+FOLDS = 5  # of the cross-validation that chooses settings
 _OF_BATCHES = {"batch_size", "drop_last", "augment", "views", "workers"}
 Kept = TypeVar("Kept", bound=BaseModel)
 
 
 @dataclass
 class Fitting:
-    """A model, the images it learns from, and how; `chosen` is None for a method that takes no steps."""
+    """A model, the items it learns from, and the settings; `chosen` is None for a method without gradient steps."""
 
     model: Adapted
     train_set: Sequence[Item]
@@ -57,9 +57,9 @@ class Fitting:
     processes: Processes = ALONE
     seconds: float = 0.0
     noted: dict[str, Any] = field(default_factory=dict)
-    held_back_answers: tuple[Tensor, Tensor] | None = None  # logits (n, classes) and labels, where no images validate
+    held_back_answers: tuple[Tensor, Tensor] | None = None  # logits (n, classes) and labels, by cross-validation
     _kept: dict[str, BaseModel] = field(default_factory=dict)
-    _alone: dict[str | None, Fitting] = field(default_factory=dict)
+    _baselines: dict[str | None, Fitting] = field(default_factory=dict)
     _features: dict[tuple[Part, int, bool, bool], Tensor] = field(default_factory=dict)
 
     @property
@@ -73,19 +73,19 @@ class Fitting:
 
     @property
     def settings(self) -> TrainSettings:
-        """AdaptError for a method that takes no steps."""
+        """The settings of the steps. Raises AdaptError for a method without gradient steps."""
         if self.chosen is None:
-            raise AdaptError(f"{self.model.method.name} is not trained by steps: it has no settings of a training")
+            raise AdaptError(f"{self.model.method.name} is not trained by steps: it has no training settings")
         return self.chosen
 
     @property
     def workers(self) -> int:
-        """Processes that decode images."""
+        """The number of processes that decode images."""
         return self.chosen.workers if self.chosen else 2
 
     @cached_property
     def batches(self) -> Batches:
-        """Of the training images, as the trainer and a search go through them."""
+        """The batches of training items, for the trainer and for a search."""
         with counting_bar("encoding", self.progress) as bar:
             return self._batches(self.settings, bar)
 
@@ -93,7 +93,7 @@ class Fitting:
         return training_batches(self.model, self.train_set, settings, self.seed, self.cache, bar, self.processes)
 
     def weigh_classes(self) -> None:
-        """Gives the model the weights of classes that the settings ask for."""
+        """Set the model's class weights as the settings say."""
         self.model.class_weights = None
         if self.settings.class_weights == "equal":
             return
@@ -101,11 +101,11 @@ class Fitting:
         self.model.class_weights = weights.clamp_min(1e-6).to(self.model.backbone.device)
 
     def inference(self, progress: Progress | None = None) -> Inference:
-        """The way to a model's answers in this training."""
+        """Return inference with this training's workers and cache."""
         return Inference(self.workers, self.cache, progress)
 
     def renew_batches(self) -> None:
-        """Once the method is prepared: where it now edits blocks before those that batches begin at, they are anew."""
+        """Make batches of block inputs anew if the method, once prepared, edits an earlier block."""
         begin = self.batches.block if isinstance(self.batches, BlockBatches) else 0
         if begin and isinstance(self.model, AdaptedModel) and self.model.unedited_blocks < begin:
             del self.batches
@@ -125,26 +125,25 @@ class Fitting:
         items = self.items(part)
         values = tasks.of(items).values(items)
         if values is None:
-            raise AdaptError(f"{self.model.method.name} learns from numbers that images have, and the data has none")
+            raise AdaptError(f"{self.model.method.name} learns from a number for each image, and the data has none")
         return values
 
     def features(self, part: Part, *, views: int = 0, unit: bool = True, projected: bool = True) -> Tensor:
-        asked = part, views, unit, projected
-        if asked not in self._features:  # read off the disk once, however many folds ask
-            self._features[asked] = self._read_features(part, views, unit, projected)
-        return self._features[asked]
+        key = part, views, unit, projected
+        if key not in self._features:  # read from disk once for all folds
+            self._features[key] = self._read_features(part, views, unit, projected)
+        return self._features[key]
 
     def _read_features(self, part: Part, views: int, unit: bool, projected: bool) -> Tensor:
         if views and not self.cache:
             raise AdaptError(
-                f"{self.model.method.name} encodes {views} views of each image once, in the cache: switch it on"
+                f"{self.model.method.name} keeps {views} views of each image in the cache, which is off: switch it on"
             )
-        items, cache = self.items(part), self.cache
         return item_features(
             self.classifier,
-            items,
+            self.items(part),
             workers=self.workers,
-            cache=cache,
+            cache=self.cache,
             views=views,
             seed=self.seed,
             unit=unit,
@@ -152,26 +151,28 @@ class Fitting:
         )
 
     def folds(self) -> list[Fold]:
-        """The training images cut into five parts, each held back once while the others are learned from.
+        """Return five folds of the training images, each of which holds out one part and learns from the others.
 
-        Stratified by class, groups whole. An image that every model must learn from, such as the only one of its
-        class, is never held back; where that holds for all of them, there are no folds.
+        Folds are stratified by class and keep groups together. An image that every model must learn from, such as the
+        only one of its class, is never held out; if this is so for all images, there are no folds.
         """
         part_of = folds(self.train_set, FOLDS, self.seed)
-        return [Fold.of(self, kept, held) for kept, held in kept_and_held(part_of, FOLDS)]
+        return [Fold.of(self, learned, held_out) for learned, held_out in kept_and_held(part_of, FOLDS)]
 
     def alone(self, backbone: str | None = None) -> Fitting:
-        if backbone not in self._alone:  # which takes long to load
-            self._alone[backbone] = self._under(backbone)
-        return self._alone[backbone]
+        if backbone not in self._baselines:  # a backbone takes long to load
+            self._baselines[backbone] = self._under(backbone)
+        return self._baselines[backbone]
 
     def _under(self, backbone: str | None) -> Fitting:
         own = self.model.backbone
         other = own if backbone is None else load_backbone(backbone, str(own.device)).turning(own.preprocess.turned)
         if not isinstance(other, DualEncoder):
-            raise AdaptError(f"{other.describe()} has no features of texts and images to compare: name a CLIP")
+            raise AdaptError(
+                f"{other.describe()} has no features of texts and images to compare: name a dual encoder, such as CLIP"
+            )
         model = wrap(other, ZeroShot()).eval()
-        return replace(self, model=model, chosen=None, run=None, noted={}, _alone={}, _features={})
+        return replace(self, model=model, chosen=None, run=None, noted={}, _baselines={}, _features={})
 
     def held_back(self) -> Iterator[Step]:
         unchanged = self.settings.model_copy(update={"augment": "none", "views": None})
@@ -199,20 +200,23 @@ class Fitting:
         trainer = Trainer(self.model, batches, settings, None, parameters, loss, processes=self.processes)
         with training_bar(trainer.plan.steps, 0, self.progress, title) as report:
 
-            def told(entry: dict[str, Any]) -> None:
+            def step_done(entry: dict[str, Any]) -> None:
                 after(entry)
                 report(entry)
 
-            return trainer.train(told).seconds
+            return trainer.train(step_done).seconds
 
     def _stage(self, changed: dict[str, Any]) -> TrainSettings:
-        """The training's settings with those of a stage, which has no average. AdaptError for wrong ones."""
-        known = self.settings.model_dump(exclude_unset=True) | {"average": None}
+        """Return the settings of a stage: the training's own, without an average, and with `changed` ones.
+
+        Raises AdaptError for wrong settings.
+        """
+        own = self.settings.model_dump(exclude_unset=True) | {"average": None}
         lengths = ("epochs", "iterations", "iterations_per_shot")
         if changed.keys() & set(lengths):
-            known |= dict.fromkeys(lengths)
+            own |= dict.fromkeys(lengths)
         try:
-            return TrainSettings(**known | changed)
+            return TrainSettings(**own | changed)
         except ValidationError as error:
             raise AdaptError(explain(TrainSettings, error, f"a stage of {self.model.method.name}")) from None
 
@@ -246,7 +250,7 @@ class Fitting:
         path = None if self.run is None or not self.run.resume else self.run.kept(name)
         if name not in self._kept and path is not None and path.is_file():
             self._kept[name] = kind.model_validate(stored.read(path, kind, name))
-        return self._kept.get(name)  # type: ignore[return-value]  # as it was kept
+        return self._kept.get(name)  # type: ignore[return-value]  # of the kind that was kept
 
     def note(self, **figures: Any) -> None:
         self.noted |= figures
@@ -254,19 +258,19 @@ class Fitting:
 
 @dataclass
 class Fold(Fitting):
-    """A training that learns from some of another's training images, and validates on the rest of them."""
+    """A fold of a training: it learns from some of the training images, and validates on others."""
 
     whole: Fitting | None = None
     places: dict[Part, list[int]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, whole: Fitting, kept: list[int], held: list[int]) -> Fold:
-        """The fold that learns from the training images of `whole` at the places `kept`, and validates on `held`."""
-        places: dict[Part, list[int]] = {"train": kept, "val": held}
-        items = {part: [whole.train_set[place] for place in chosen] for part, chosen in places.items()}
-        own = {"train_set": items["train"], "val_set": items["val"], "run": None, "progress": False}
+    def of(cls, whole: Fitting, learned: list[int], held_out: list[int]) -> Fold:
+        """Return the fold of `whole` that learns from its images at `learned` and validates on those at `held_out`."""
+        places: dict[Part, list[int]] = {"train": learned, "val": held_out}
+        items = {part: [whole.train_set[place] for place in own] for part, own in places.items()}
+        changed = {"train_set": items["train"], "val_set": items["val"], "run": None, "progress": False}
         inherited = {name: getattr(whole, name) for name in ("model", "chosen", "seed", "cache", "processes")}
-        return cls(**inherited | own, whole=whole, places=places)
+        return cls(**inherited | changed, whole=whole, places=places)
 
     def features(self, part: Part, *, views: int = 0, unit: bool = True, projected: bool = True) -> Tensor:
         assert self.whole is not None

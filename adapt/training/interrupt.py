@@ -1,4 +1,4 @@
-"""Ctrl-C ends training between two steps, where the state is whole."""
+"""Ctrl-C and signals to end: training stops between two steps, where its state is consistent."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ from types import FrameType
 
 
 class Interrupt:
-    """Set once the user asks to stop."""
+    """A flag that is set when the user asks to stop."""
 
     requested = False
 
     def request(self, signum: int, frame: FrameType | None) -> None:
+        """Set the flag; a second request stops at once."""
         if self.requested:
-            raise KeyboardInterrupt  # asked twice: at once
+            raise KeyboardInterrupt
         self.requested = True
 
 
 def ending() -> tuple[signal.Signals, ...]:
-    """Return the signals that ask a process to end: a closed terminal's too, unless it is ignored, as under nohup."""
+    """Return the signals that ask a process to end, with that of a closed terminal unless nohup has it ignored."""
     hangup = getattr(signal, "SIGHUP", None)  # Windows has none
     heard = hangup is not None and signal.getsignal(hangup) != signal.SIG_IGN
     return (signal.SIGINT, signal.SIGTERM, *([hangup] if heard and hangup is not None else []))
@@ -29,7 +30,7 @@ def ending() -> tuple[signal.Signals, ...]:
 
 @contextmanager
 def graceful() -> Iterator[Interrupt]:
-    """Inside, the signals of `ending` only set a flag. In a thread other than the main one, they stay as they are."""
+    """Make the signals of `ending` only set a flag inside. Outside the main thread, handlers stay unchanged."""
     interrupt = Interrupt()
     if threading.current_thread() is not threading.main_thread():
         yield interrupt

@@ -1,4 +1,4 @@
-"""What is said of a run's steps: a line of its log.jsonl each, and from there, once they are safe, to its trackers."""
+"""The journal of a run: each step is a line of log.jsonl, and reaches the trackers once a checkpoint has it."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ logger = logging.getLogger("adapt")
 
 
 class Journal:
-    """Of one run, with a directory or without; inside it as a context manager, trackers know of the run.
+    """The journal of one run, with or without a directory. As a context manager it starts and stops the trackers.
 
-    Of a tracker that fails the rest is told by a warning, and nothing more is told to it.
+    A tracker that fails is dropped with a warning, and the run continues.
     """
 
     def __init__(self, trackers: Sequence[Tracker], run: Run | None, method: str, settings: Mapping[str, Any]) -> None:
         self.history: list[dict[str, Any]] = []
         self._trackers, self._run, self._settings = list(trackers), run, settings
         self._name = method if run is None else "/".join(run.path.resolve().parts[-2:])
-        self._told: dict[str, int] = {}  # tracker -> the last step that it was told of
+        self._told: dict[str, int] = {}  # by tracker: the last step that it was sent
         self._id = secrets.token_hex(6)
 
     def __enter__(self) -> Self:
         if self._run is not None and self._run.resume and self._run.tracking.exists():
-            known = stored.read(self._run.tracking, stored.Tracking, "trackers of a run")
-            self._id, self._told = known["id"], known["told"]
+            previous = stored.read(self._run.tracking, stored.Tracking, "trackers of a run")
+            self._id, self._told = previous["id"], previous["told"]
         self._tell(lambda tracker: tracker.started(self._described(tracker)))
         for tracker in self._trackers:
             self._told.setdefault(tracker.name, 0)
@@ -50,19 +50,19 @@ class Journal:
             self._tell(lambda tracker: tracker.stopped(error))
 
     def go_on(self, step: int) -> None:
-        """What was logged behind `step`, where the run was stopped, is left out; what comes before is its history."""
+        """Drop what was logged after `step`, where a resumed run goes on; entries before it are its history."""
         if self._run is not None and self._run.resume and self._run.writes:
             self._run.cut_log(step)
             self.history = self._run.history() if step else []
 
     def step(self, entry: dict[str, Any]) -> None:
-        """One more step is done."""
+        """Record a finished step."""
         self.history.append(entry)
         if self._run is not None:
             self._run.log(entry)
 
     def saved(self) -> None:
-        """All steps up to here are safe: a run that goes on does so behind them."""
+        """Send the steps so far to the trackers: the checkpoint has them, so that none is repeated after a resume."""
         self._tell(self._catch_up)
         self._note()
 
@@ -80,17 +80,18 @@ class Journal:
             tracker.steps(new)
             self._told[tracker.name] = new[-1]["step"]
 
-    def _tell(self, what: Callable[[Tracker], None]) -> None:
+    def _tell(self, send: Callable[[Tracker], None]) -> None:
+        """Call `send` on every tracker, and drop those that fail."""
         for tracker in list(self._trackers):
             try:
-                what(tracker)
+                send(tracker)
             except AdaptError:
                 raise
-            except Exception as error:  # noqa: BLE001 - a stranger's code, for which no run is to be lost
-                logger.warning("%s failed, and is told no more of this run: %s", tracker.name, shown(repr(error)))
+            except Exception as error:  # noqa: BLE001 - third-party code must not cost the run
+                logger.warning("%s failed and no longer follows this run: %s", tracker.name, shown(repr(error)))
                 self._trackers.remove(tracker)
 
     def _note(self) -> None:
-        """Keeps what a run that goes on has to know."""
+        """Write tracking.json, which a resumed run reads."""
         if self._told and self._run is not None and self._run.writes:
             write_text(self._run.tracking, plain.dump({"id": self._id, "told": self._told}) + "\n")

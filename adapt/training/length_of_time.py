@@ -1,4 +1,4 @@
-"""How long all training will take, once a few steps have."""
+"""An estimate of how long training will take, after a few steps."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from adapt.training.batches import Batches, FeatureBatches
 from adapt.training.settings import TrainSettings
 
 logger = logging.getLogger("adapt")
-LONG = 600.0  # seconds of a training that are worth a word
-_WARM, _TIMED = 2, 3  # steps
+LONG = 600.0  # seconds of training that deserve a warning
+_WARM, _TIMED = 2, 3  # number of slow first steps, and of the steps that are timed after them
 
 
 class LengthOfTime:
-    """Says after a few steps how long training will take here, where that is long, and what would make it shorter."""
+    """A timer that warns after a few steps if training will take long, with advice on how to shorten it."""
 
     def __init__(self, model: Adapted, batches: Batches, settings: TrainSettings, steps: int, done: int) -> None:
         self._left, self._advice = steps - done, _shorter(model, batches, settings)
         self._started, self._seen = time.monotonic(), 0
 
-    def told(self) -> None:
-        """Of a step; the first ones are slower, and do not count."""
+    def step_done(self) -> None:
+        """Count a step, and warn once enough of them are timed; the first ones are slower and do not count."""
         self._seen += 1
         if self._seen == _WARM:
             self._started = time.monotonic()
@@ -34,7 +34,7 @@ class LengthOfTime:
         seconds = each * (self._left - self._seen)
         if seconds > LONG:
             logger.warning(
-                "%s steps are left, of %.2g s each here: about %s. For less: %s",
+                "%s steps are left at %.2g s each, about %s in all: to shorten this, try %s",
                 f"{self._left - self._seen:,}", each, readable_time(seconds), self._advice,
             )  # fmt: skip
 
@@ -45,5 +45,5 @@ def _shorter(model: Adapted, batches: Batches, settings: TrainSettings) -> str:
     if isinstance(batches, FeatureBatches):
         return advice[0]
     if keeps_features(model, cache=True) and settings.views is None:
-        advice.append("--set train.views=10, which encodes ten views of each image once")
+        advice.append("--set train.views=10 (encodes ten views of each image once)")
     return ", ".join([*advice, "fewer --shots, or a smaller --backbone"])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -19,7 +18,7 @@ from adapt import tasks
 from adapt.data.item import Item
 from adapt.devices import AUTO, prefers_bf16
 from adapt.errors import AdaptError
-from adapt.methods.base import Terms, checked, total
+from adapt.methods.base import Step, Terms, checked, total
 from adapt.models.base import Adapted
 from adapt.training import checkpoint
 from adapt.training.average import RunningAverage
@@ -32,30 +31,31 @@ from adapt.training.schedules import learning_rate
 from adapt.training.settings import TrainSettings
 
 Report = Callable[[dict[str, Any]], None]
-Loss = Callable[[Any], Terms]  # of a step
-_ADVICE = "Lower the learning rate, or train in fp32"
+Loss = Callable[[Step], Terms]
+_ADVICE = "lower the learning rate, or train in fp32"
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
 class Length:
-    """How long training takes: optimiser steps in all, and the epochs that they fill."""
+    """The length of a training: its optimiser steps, and the epochs that they fill."""
 
     steps: int
     epochs: int
 
     @classmethod
     def of(cls, settings: TrainSettings, batches: int) -> Length:
+        """Return the length of a training with `batches` batches in an epoch."""
         an_epoch = -(-batches // settings.accumulate)
         steps = settings.iterations or an_epoch * settings.epochs  # type: ignore[operator]
         return cls(steps, -(-steps // an_epoch))
 
 
 class Trainer:
-    """One training: a model, its optimiser, and where they stand.
+    """A trainer of one model: its optimiser, its position, and the loop.
 
-    It trains `parameters`, by default all of the method's, on `loss`, by default the model's; `saved` is called when
-    all steps up to here are in the run's checkpoint, or would be if there were a run.
+    It trains `parameters`, by default all of the method's, on `loss`, by default the model's. It calls `saved` when all
+    steps so far are in the run's checkpoint, or would be if there were a run.
     """
 
     def __init__(
@@ -80,18 +80,19 @@ class Trainer:
         self.resumed = run is not None and run.goes_on
         if run is not None and run.goes_on:
             self.position = checkpoint.load(run.checkpoint, self._trained(), run.identity)
-            processes.any(False)  # all have read it before the main one goes on
+            processes.any(False)  # wait until all have read it, before the main process replaces it
 
     def train(self, report: Report, epoch_done: Callable[[int, int], None] = lambda epoch, epochs: None) -> Position:
-        """Trains to the end of the plan; `report` is told of every step, `epoch_done` of every epoch, and of how many.
+        """Train to the end, and return the final position.
 
-        Raises AdaptError when a loss, or what the last step left, is not finite, and KeyboardInterrupt when the user
-        stops it. With a run directory, the last good state is in its checkpoint then.
+        `report` is called with the entry of every step, `epoch_done` with every epoch and the number of epochs. Raises
+        AdaptError if a loss, or a value after the last step, is not finite, and KeyboardInterrupt if the user stops the
+        training; the checkpoint of a run directory then holds the last good state.
         """
         self.model.train()
         saved = time.monotonic()
         with graceful() as interrupt:
-            while self.position.epoch < self.plan.epochs:  # the last one may lack its end only
+            while self.position.epoch < self.plan.epochs:  # a resumed last epoch may have no steps left
                 for entry in self._epoch():
                     report(entry)
                     if self.processes.any(interrupt.requested):
@@ -107,14 +108,14 @@ class Trainer:
                 self._keep()
         if not checkpoint.finite(self.model.method):
             raise AdaptError(
-                f"step {self.position.step}, the last, left values that are not finite{self._kept()}. {_ADVICE}"
+                f"the last step, {self.position.step}, left values that are not finite{self._last_good()}: {_ADVICE}"
             )
         if self.average is not None:
             self.average.settle()
         return self.position
 
     def _epoch(self) -> Iterator[dict[str, Any]]:
-        """The rest of the current epoch, an entry for each optimiser step."""
+        """Take the remaining steps of the current epoch, and yield an entry for each."""
         position, accumulate = self.position, self.settings.accumulate
         remaining = self.batches.epoch(position.epoch, position.batch)
         started = time.monotonic()
@@ -126,14 +127,13 @@ class Trainer:
             position.step += 1
             position.seconds += elapsed
             images = sum(len(items) for _, items in group)
-            right = {} if accuracy is None else {"accuracy": accuracy}
-            apart = {"terms": terms} if len(terms) > 1 else {}
-            yield (
-                {"step": position.step, "epoch": position.epoch, "loss": sum(terms.values())}
-                | right
-                | {"lr": rate, "images_per_second": round(images / elapsed, 1)}
-                | apart
-            )
+            entry: dict[str, Any] = {"step": position.step, "epoch": position.epoch, "loss": sum(terms.values())}
+            if accuracy is not None:
+                entry["accuracy"] = accuracy
+            entry |= {"lr": rate, "images_per_second": round(images / elapsed, 1)}
+            if len(terms) > 1:
+                entry["terms"] = terms
+            yield entry
             started = time.monotonic()
 
     def _set_rate(self) -> float:
@@ -142,16 +142,16 @@ class Trainer:
             group["lr"] = rate
         return rate
 
-    def _losses(self, step: Any) -> tuple[Terms, Tensor | None]:
-        """A batch's loss by its terms, and which answers `(b,)` are right, where some were given."""
+    def _losses(self, step: Step) -> tuple[Terms, Tensor | None]:
+        """Return the terms of a batch's loss, and which answers `(b,)` are right, if the loss is the model's."""
         name = self.model.method.name
         if self.loss is not None:
             return followed(checked(self.loss(step), name), name), None
         terms, right = self.model.losses(step, self.settings.terms)
         return followed(terms, name), right
 
-    def _step(self, group: list[tuple[Any, list[Item]]]) -> tuple[dict[str, float], float | None]:
-        """One optimiser step over the accumulated batches; their mean loss, by its terms, and their accuracy."""
+    def _step(self, group: list[tuple[object, list[Item]]]) -> tuple[dict[str, float], float | None]:
+        """Take one optimiser step over accumulated batches; return the terms of their mean loss, and their accuracy."""
         device = self.model.backbone.device
         self.optimizer.zero_grad(set_to_none=True)
         means, correct = Counter[str](), list[Tensor]()
@@ -175,7 +175,7 @@ class Trainer:
         return dict(means), float(torch.cat(correct).cpu().double().mean()) if correct else None
 
     def _keep(self) -> None:
-        """Renews the checkpoint, unless the last step broke the values."""
+        """Replace the checkpoint, unless the trained values are no longer finite."""
         if not checkpoint.finite(self.model.method):
             return
         if self.run is not None and self.run.writes:
@@ -189,45 +189,52 @@ class Trainer:
         return checkpoint.Trained(method, self.optimizer, self.scaler, beside, self.model.backbone.device)
 
     def _not_finite(self, terms: dict[str, float]) -> AdaptError:
-        """The step did not happen yet: unless the one before broke the values, the state is good and kept."""
+        """Return the error for a loss that is not finite.
+
+        The optimiser has not stepped on it, so the state is saved first, if it is finite.
+        """
         self._keep()
         loss = sum(terms.values())
-        apart = f" ({', '.join(f'{name} {term}' for name, term in terms.items())})" * (len(terms) > 1)
-        return AdaptError(f"the loss is {loss}{apart} at step {self.position.step + 1}{self._kept()}. {_ADVICE}")
+        by_term = f" ({', '.join(f'{name} {term}' for name, term in terms.items())})" * (len(terms) > 1)
+        step = self.position.step + 1
+        return AdaptError(f"the loss is {loss}{by_term} at step {step}{self._last_good()}: {_ADVICE}")
 
-    def _kept(self) -> str:
+    def _last_good(self) -> str:
         there = self.run is not None and self.run.checkpoint.exists()
         return f"; the last good state is in {self.run.checkpoint}" if there else ""  # type: ignore[union-attr]
 
 
 def followed(terms: Terms, method: str) -> Terms:
-    """The terms of a method's loss. AdaptError where none of them depends on anything that is trained."""
+    """Return the terms of a method's loss. Raises AdaptError if none of them depends on a trained parameter."""
     if not any(term.requires_grad for term in terms.values()):
-        raise AdaptError(f"{method}: no term of its loss ({', '.join(terms)}) depends on what is trained")
+        raise AdaptError(f"{method}: no term of its loss ({', '.join(terms)}) depends on a trained parameter")
     return terms
 
 
-def precision_on(device: torch.device, asked: str, through_towers: bool) -> str:
-    """What `auto` is: bf16 where it pays, in steps that pass through a tower, on a device that has it in hardware."""
-    if asked != AUTO:
-        return asked
+def precision_on(device: torch.device, precision: str, through_towers: bool) -> str:
+    """Return the precision that is meant: `auto` is bf16 for steps through a tower on a device with bf16 hardware."""
+    if precision != AUTO:
+        return precision
     return "bf16" if through_towers and prefers_bf16(device) else "fp32"
 
 
-def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
-    """Mixed precision for the forward pass, or nothing for fp32."""
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Return the autocast of the forward pass, which does nothing for fp32."""
     return torch.autocast(device.type, _DTYPES.get(precision), enabled=precision in _DTYPES)
 
 
 def make_optimizer(
     model: Adapted, settings: TrainSettings, parameters: Iterable[nn.Parameter] | None = None
 ) -> Optimizer:
-    """The optimiser over `parameters`, by default all that the method trains. Raises AdaptError for fp16 off CUDA."""
+    """Return the optimiser of `parameters`, by default all that the method trains.
+
+    Raises AdaptError for fp16 on a device other than CUDA, or if there are no parameters.
+    """
     if settings.precision == "fp16" and model.backbone.device.type != "cuda":
-        raise AdaptError("precision fp16 needs a CUDA device and a loss scaler; use bf16 or fp32 on the CPU")
+        raise AdaptError("precision fp16 needs a CUDA device: use bf16 or fp32")
     parameters = list(model.method.trains() if parameters is None else parameters)
     if not parameters:
-        raise AdaptError(f"{model.method.name} is to take steps, and has no parameter that could learn")
+        raise AdaptError(f"{model.method.name} is trained by steps, but has no parameter to train")
     if settings.optimizer != "sgd":
         kind = {"adam": Adam, "adamw": AdamW}[settings.optimizer]
         return kind(parameters, lr=settings.lr, eps=settings.eps, weight_decay=settings.weight_decay)

@@ -1,8 +1,8 @@
-"""One training by several processes, each of which encodes its share of every batch's images.
+"""Training by several processes, each of which encodes its share of every batch's images.
 
-Features are gathered, so that each process sees the whole batch and its loss is that of one process alone, whatever it
-compares: classes, texts, or the images of a batch with each other. What no image changes, such as the features of the
-classes, each process computes for itself. Accelerate sets the processes up, under its own `launch`, torchrun or
+The features are gathered, so that each process computes the loss of the full batch, whatever the loss compares:
+classes, texts, or the images of a batch with each other. Each process computes for itself what does not depend on
+images, such as the features of the classes. Accelerate sets the processes up, under its own `launch`, torchrun or
 `adapt train --processes`.
 """
 
@@ -27,13 +27,13 @@ from adapt.models.base import Adapted
 from adapt.models.classifier import AdaptedModel
 from adapt.training.settings import TrainSettings
 
-PATIENCE = timedelta(days=7)  # with a main process that evaluates: those that fail are ended by what launched them
+PATIENCE = timedelta(days=7)  # while the main process evaluates; the launcher ends processes if one fails
 Each = TypeVar("Each")
 
 
 @dataclass(frozen=True)
 class Processes:
-    """This process's `number` among the `count` of a training; the first is the main one, which writes files."""
+    """This process's `number` among the `count` processes of a training; number 0 is the main one and writes files."""
 
     count: int = 1
     number: int = 0
@@ -44,15 +44,15 @@ class Processes:
         return self.number == 0
 
     def share(self, draws: Sequence[Each]) -> list[Each]:
-        """This process's part of a batch: as many for each, some again where they do not divide."""
+        """Return this process's share of a batch: of equal size for each, with repeats if the batch does not divide."""
         each = -(-len(draws) // self.count)
         return list(islice(cycle(draws), self.number * each, (self.number + 1) * each))
 
     def whole(self, own: Tensor, size: int) -> Tensor:
-        """The rows `(size, ...)` of a batch, of which each process has its share `(ceil(size / count), ...)`.
+        """Return the rows `(size, ...)` of a full batch from each process's share `(ceil(size / count), ...)`.
 
-        The gradient goes to a process's own rows, in such a measure that the mean over processes (`average`) is that of
-        the whole batch: all compute the same loss.
+        All processes compute the same loss. Its gradient reaches a process's own rows only, scaled so that the mean
+        over processes (`average`) is the gradient of the full batch.
         """
         if self.count == 1:
             return own
@@ -64,7 +64,7 @@ class Processes:
         return torch.cat([*rows[: self.number], own, *rows[self.number + 1 :]])[:size]
 
     def average(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Puts the mean over the processes in the place of each one's gradients."""
+        """Replace the gradients of `parameters` by their mean over the processes."""
         gradients = [each.grad for each in parameters if each.grad is not None]
         if self.count == 1 or not gradients:
             return
@@ -74,16 +74,16 @@ class Processes:
         for gradient, values in zip(gradients, mean.split([each.numel() for each in gradients]), strict=True):
             gradient.copy_(values.view_as(gradient))
 
-    def any(self, asked: bool) -> bool:
-        """Whether one of the processes is asked to stop."""
+    def any(self, own: bool) -> bool:
+        """Return whether the flag `own` is set in any process."""
         if self.count == 1:
-            return asked
+            return own
         from accelerate.utils import reduce
 
-        return bool(reduce(torch.tensor([float(asked)], device=self.device), "sum") > 0)
+        return bool(reduce(torch.tensor([float(own)], device=self.device), "sum") > 0)
 
     def agreed(self, value: Each) -> Each:
-        """The main process's."""
+        """Return the main process's `value`."""
         if self.count == 1:
             return value
         from accelerate.utils import broadcast_object_list
@@ -91,14 +91,14 @@ class Processes:
         return broadcast_object_list([value])[0]
 
     def begin_alike(self, method: Method) -> None:
-        """Gives each the main process's tensors. AdaptError where a method prepared something else here."""
+        """Copy the main process's tensors to all. Raises AdaptError if the processes chose different settings."""
         if self.count == 1:
             return
         from accelerate.utils import broadcast
 
         config = plain.dump(method.config.model_dump(mode="json"))
         if self.agreed(config) != config:
-            raise AdaptError(f"{method.name} chose differently in two of {self.count} processes: train with one")
+            raise AdaptError(f"{method.name} chose different settings in its {self.count} processes: train with one")
         for tensor in (*method.state_dict().values(), *method.training_state().values()):
             tensor.copy_(broadcast(tensor.to(self.device)))
 
@@ -107,13 +107,15 @@ ALONE = Processes()
 
 
 def check_alone() -> None:
-    """AdaptError in one of several processes that train together: many runs, or what compares some, would meet."""
+    """Raise AdaptError in one of several processes that train together: they would write the same runs."""
     if is_launched():
-        raise AdaptError("several processes were launched, which train one run together: many runs take --jobs instead")
+        raise AdaptError(
+            "several processes were launched, which can only train one run together: use --jobs for many runs"
+        )
 
 
 def processes_on(device: torch.device) -> Processes:
-    """Those that train together with this one, a model on `device`."""
+    """Return the processes that train together with this one, whose model is on `device`."""
     if not is_launched():
         return ALONE
     from accelerate import PartialState
@@ -125,7 +127,7 @@ def processes_on(device: torch.device) -> Processes:
 def check_divides(
     processes: Processes, model: Adapted, items: Sequence[Item], settings: TrainSettings | None, cache: bool
 ) -> None:
-    """AdaptError where several processes would gain nothing, or where shares of a batch do not add up to it."""
+    """Raise AdaptError if several processes save no time, or if their shares do not add up to the batch."""
     method = model.method
     if processes.count == 1:
         return
@@ -134,18 +136,18 @@ def check_divides(
     elif not isinstance(model, AdaptedModel):
         reason = "answers questions, whose batches are not divided"
     elif of_texts(items):
-        reason = "learns from texts, and images are divided"
+        reason = "learns from texts, and only images are divided"
     elif keeps_features(model, cache) and (settings.augment == "none" or settings.views is not None):
-        reason = "has the features of all images in the cache, and no image is encoded in its steps"
+        reason = "reads features from the cache, and encodes no image in its steps"
     elif "vision" in method.touches and type(method).backward is not Method.backward:
-        reason = "changes gradients in a way of its own, which shares of a batch do not add up to"
+        reason = "changes gradients by a rule that needs the full batch"
     else:
         return
-    raise AdaptError(f"{processes.count} processes gain nothing: {method.name} {reason}. Train with one")
+    raise AdaptError(f"{processes.count} processes gain nothing: {method.name} {reason}; train with one")
 
 
 def _times(x: Tensor, factor: int) -> Tensor:
-    """`x` as it is; its gradient times a factor."""
+    """Return `x`, with its gradient multiplied by `factor`."""
     same = x.view_as(x)
     same.register_hook(lambda gradient: factor * gradient)
     return same

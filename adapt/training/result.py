@@ -1,4 +1,4 @@
-"""What `fit` returns."""
+"""The result of `fit`."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from adapt.errors import AdaptError, missing
 from adapt.evaluation.scores import main_figure
 from adapt.methods.base.traits import Reports
 
-# what is measured of the machine while it runs, and differs between two equal runs
+# measurements of the machine, which differ between two equal runs
 _OF_THE_MACHINE = ("seconds", "share_of_training", "estimated_bytes")
 
 
 @dataclass(frozen=True)
 class Result:
-    """`metrics` as in metrics.json; `history` has an entry for every optimiser step."""
+    """The result of a training: `metrics` as in metrics.json, and an entry of `history` for every optimiser step."""
 
     metrics: dict[str, Any]
     history: list[dict[str, Any]]
@@ -26,11 +26,12 @@ class Result:
 
     @property
     def accuracy(self) -> float:
-        """On the test images, in [0, 1]."""
+        """The accuracy on the test images, in [0, 1]."""
         return float(self.metrics["adapted"]["accuracy"])
 
     @property
     def zero_shot_accuracy(self) -> float:
+        """The accuracy of the baseline on the test images, in [0, 1]."""
         return float(self.metrics["zero_shot"]["accuracy"])
 
     def __str__(self) -> str:
@@ -65,13 +66,13 @@ class Result:
 
     @property
     def terms(self) -> tuple[str, ...]:
-        """What the loss is the sum of, where that is more than one term."""
+        """The names of the loss's terms, if it has more than one."""
         return tuple(self.history[0].get("terms", ())) if self.history else ()
 
     def plot(self, path: str | Path | None = None) -> Any:
-        """Loss, by its terms, and accuracies by epoch: on training images while they are learnt, and on test images.
+        """Return a figure of the loss, by its terms, and of the accuracies, by epoch.
 
-        Written to `path` if given. AdaptError where matplotlib is not installed (the extra `plot`).
+        The figure is written to `path` if given. Raises AdaptError if matplotlib is not installed (the extra `plot`).
         """
         try:
             from matplotlib.figure import Figure
@@ -88,7 +89,7 @@ class Result:
             loss_axes.legend(fontsize="small")
         loss_axes.set_ylabel("loss on training images")
         learnt = [100 * entry["accuracy"] for entry in self.history]
-        self._draw(accuracy_axes, learnt, "training images, while it learns them", thin=True)
+        self._draw(accuracy_axes, learnt, "training images, during training", thin=True)
         accuracy_axes.set_ylabel("accuracy, %")
         if "adapted" in self.metrics:
             accuracy = 100 * self.accuracy
@@ -103,19 +104,19 @@ class Result:
         return figure
 
     def _title(self) -> str:
-        """What came of it."""
+        """Return the title of the plot: method, backbone and accuracy."""
         method = f"{self.metrics['method']} on {self.metrics['backbone']}"
         if "adapted" not in self.metrics:
             return method
-        found = f"{100 * self.accuracy:.1f} % of test images right"
+        outcome = f"{100 * self.accuracy:.1f} % of test images right"
         if "zero_shot" in self.metrics:
             gain = 100 * (self.accuracy - self.zero_shot_accuracy)
             way = "above" if gain >= 0 else "below"
-            found += f", {abs(gain):.1f} points {way} {self.metrics.get('baseline', 'zero-shot')}"
-        return f"{method}: {found}"
+            outcome += f", {abs(gain):.1f} points {way} {self.metrics.get('baseline', 'zero-shot')}"
+        return f"{method}: {outcome}"
 
     def _draw(self, axes: Any, values: list[float], label: str, thin: bool = False) -> None:
-        """The means of `values`, one for each step, over the epochs."""
+        """Draw the mean over each epoch of `values`, which has one value for each step."""
         by_epoch: dict[int, list[float]] = {}
         for entry, value in zip(self.history, values, strict=True):
             by_epoch.setdefault(entry["epoch"], []).append(value)
@@ -127,17 +128,17 @@ class Result:
 
 
 def read_history(log: Path) -> list[dict[str, Any]]:
-    """The entries of a run's log.jsonl. AdaptError where it is damaged."""
+    """Return the entries of a run's log.jsonl. Raises AdaptError if it is damaged."""
     try:
         entries = [plain.parse(line) for line in log.read_bytes().splitlines()]
         if not all(isinstance(each, dict) and {"epoch", "loss", "accuracy"} <= each.keys() for each in entries):
-            raise ValueError("a line is no step of a training")
+            raise ValueError("a line is not a training step")
     except (OSError, ValueError) as error:
         raise AdaptError(f"{log} is damaged ({error}): train again in another --out") from error
     return entries
 
 
 def reproducible(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `metrics`, and those inside them, without times and memory: two equal runs write the same adapter."""
+    """Return `metrics`, at any depth without times and memory, so that two equal runs write the same adapter."""
     kept = {key: value for key, value in metrics.items() if key not in _OF_THE_MACHINE}
     return {key: reproducible(value) if isinstance(value, Mapping) else value for key, value in kept.items()}

@@ -1,4 +1,4 @@
-"""A run directory: locked while in use, never overwritten, and all that a run leaves behind."""
+"""Run directories: the files of a run, locked while in use and never overwritten."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _OF_THE_START = ("environment.json", "tracking.json")  # written before anything
 
 
 class Run:
-    """Holds the lock of `path` as a context manager.
+    """A run directory at `path`, locked inside the context manager.
 
-    Of several processes that train one model one `writes` it, and holds its lock; the others read.
+    Of several processes that train one model, only the main one `writes` and holds the lock; the others read.
 
-    Raises AdaptError where another process uses the directory, where it holds a run that is not to be resumed, or where
-    there is none to resume or it is of another recipe.
+    Raises AdaptError if another process uses the directory, if it holds a run and `resume` is not set, or if there is
+    no run to resume or it is of another recipe.
     """
 
     def __init__(self, path: str | Path, recipe: str, resume: bool, writes: bool = True) -> None:
@@ -36,14 +36,14 @@ class Run:
         self.recipe = recipe
         self.resume = resume
         self.writes = writes
-        self.images = ""  # the training images, once they are known
+        self.images = ""  # the id of the training images, once they are known
         self._lock = FileLock(self.path / ".lock")
 
     def __enter__(self) -> Self:
         if not self.writes:
             return self
         if self.path.exists() and not self.path.is_dir():
-            raise AdaptError(f"{self.path} is a file; a run needs a directory of its own")
+            raise AdaptError(f"{self.path} is a file: a run needs a directory of its own")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(timeout=0)
@@ -65,11 +65,11 @@ class Run:
         if not self.writes:
             return
         if isinstance(value, Exception) and not self.resume and not self._begun():
-            # refused, or failed, before there is anything to go on from: the next try may use the directory
+            # it failed before there was anything to resume: leave the directory to the next attempt
             for name in ("recipe.yaml", *_OF_THE_START):
                 (self.path / name).unlink(missing_ok=True)
             self._lock.release()
-            with suppress(OSError):  # a folder with more in it stays
+            with suppress(OSError):  # a folder with other files stays
                 (self.path / ".lock").unlink(missing_ok=True)
                 self.path.rmdir()
         self._lock.release()
@@ -100,72 +100,77 @@ class Run:
 
     @property
     def goes_on(self) -> bool:
-        """Whether it has a checkpoint to go on from."""
+        """Whether the run resumes from a checkpoint."""
         return self.resume and self.checkpoint.is_file()
 
     def kept(self, name: str) -> Path:
-        """Where a method keeps what took it long to find out. AdaptError for the name of another file of a run."""
+        """Return the file for what a method keeps. Raises AdaptError if `name` is one of the run's own files."""
         if name in ("metrics", "environment", "targets", "explanations", "tracking"):
-            raise AdaptError(f"{name}.json is a run's own: keep what a method found by another name")
+            raise AdaptError(f"{name}.json is one of the run's own files: keep the method's result under another name")
         return self.path / f"{name}.json"
 
     @property
     def identity(self) -> str:
-        """What a checkpoint must belong to: this recipe, on these images."""
+        """The hash of the recipe and the training images, which a checkpoint must have."""
         return hashlib.sha256(f"{_of_any_device(self.recipe)}\n{self.images}".encode()).hexdigest()[:16]
 
     def _begun(self) -> bool:
+        """Return whether there is something to resume."""
         kept = {path.name for path in self.path.glob("*.json")} - {*_OF_THE_START}
         return bool(kept) or self.checkpoint.exists() or (self.path / "log.jsonl").exists()
 
     def _check(self) -> None:
+        """Write the recipe of a new run, or check that the run can be resumed."""
         recipe = self.path / "recipe.yaml"
         if not self.resume:
             if recipe.exists() or self.checkpoint.exists():
                 raise AdaptError(
-                    f"{self.path} already holds a run: choose another --out (out=), or go on with it by --resume "
+                    f"{self.path} already holds a run: choose another --out (out=), or continue it with --resume "
                     "(resume=True)"
                 )
             write_text(recipe, self.recipe)
             write_text(self.path / "environment.json", plain.dump(environment(), indent=2) + "\n")
         elif not recipe.is_file():
-            raise AdaptError(f"{self.path} holds no run to resume; leave out --resume to start one")
+            raise AdaptError(f"{self.path} holds no run to resume: leave out --resume to start one")
         elif (self.path / "metrics.json").exists():
-            raise AdaptError(f"the run in {self.path} is complete: nothing to resume. To train again, change --out")
+            raise AdaptError(
+                f"the run in {self.path} is complete, with nothing to resume: to train again, choose another --out"
+            )
         elif _of_any_device(recipe.read_text(encoding="utf-8", errors="replace")) != _of_any_device(self.recipe):
             raise AdaptError(
                 f"{self.path} was started with another recipe ({recipe}): resume with that one, or choose another --out"
             )
 
     def _clean(self) -> None:
-        """Deletes what a killed run left half written."""
+        """Delete the temporary files of a killed run."""
         for path in self.path.glob(".*.tmp"):
             path.unlink(missing_ok=True)
 
     def text_memory(self, own: int) -> int:
-        """The bytes within which this run cuts the text side into parts: `own`, or those that it began with.
+        """Return the memory budget of the text side in bytes: `own` for a new run, or the one that the run began with.
 
-        Other parts would draw other dropout, so a run that goes on elsewhere keeps to them.
+        The budget decides how classes are split into parts, and so what dropout draws: a run resumed on another machine
+        keeps it.
         """
         if not self.writes:
             return own
         path = self.path / "environment.json"
         try:
-            # missing where a run was stopped before it had begun
-            known = plain.parse(path.read_bytes()) if path.exists() else environment()
-            if not isinstance(known, dict):
-                raise ValueError("it holds no keys")
-            kept: int | None = known.get("text_memory")  # None of a new run
-            if kept is not None and (type(kept) is not int or kept < 0):
-                raise ValueError(f"text_memory is {brief(kept)}; expected a number of bytes")
+            # the file is missing if a run was stopped before it began
+            recorded = plain.parse(path.read_bytes()) if path.exists() else environment()
+            if not isinstance(recorded, dict):
+                raise ValueError("it is not a JSON object")
+            budget: int | None = recorded.get("text_memory")  # None for a new run
+            if budget is not None and (type(budget) is not int or budget < 0):
+                raise ValueError(f"text_memory is {brief(budget)}; expected a number of bytes")
         except (OSError, ValueError) as error:
             raise AdaptError(f"{path} is damaged ({error}): start a new run in another --out") from error
-        if kept is None:
-            write_text(path, plain.dump(known | {"text_memory": own}, indent=2) + "\n")
-        return own if kept is None else kept
+        if budget is None:
+            write_text(path, plain.dump(recorded | {"text_memory": own}, indent=2) + "\n")
+        return own if budget is None else budget
 
     def log(self, entry: dict[str, Any]) -> None:
-        """Appends one line to log.jsonl."""
+        """Append an entry to log.jsonl."""
         if not self.writes:
             return
         log = self.path / "log.jsonl"
@@ -173,33 +178,35 @@ class Run:
             with log.open("a") as file:
                 file.write(plain.dump(entry) + "\n")
         except OSError as error:
-            raise AdaptError(f"cannot write {log}: {error.strerror or error}; then go on by --resume") from error
+            raise AdaptError(
+                f"cannot write {log}: {error.strerror or error}; once that is solved, continue with --resume"
+            ) from error
 
     def history(self) -> list[dict[str, Any]]:
-        """The entries of log.jsonl. AdaptError where it is damaged."""
+        """Return the entries of log.jsonl. Raises AdaptError if it is damaged."""
         return read_history(self.path / "log.jsonl")
 
     def cut_log(self, step: int) -> None:
-        """Drops what a killed run logged after the checkpoint at `step`, so that no step appears twice."""
+        """Drop what a killed run logged after the checkpoint at `step`, so that no step appears twice."""
         log = self.path / "log.jsonl"
         if self.writes and log.is_file():
-            # one a step; the last may be cut short
+            # one line a step; the last may be cut short
             lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[:step]
             write_text(log, "".join(f"{line}\n" for line in lines))
 
     def finish(self, metrics: dict[str, Any]) -> None:
-        """Writes metrics.json; the checkpoint has served."""
+        """Write metrics.json, and delete the checkpoint."""
         write_text(self.path / "metrics.json", plain.dump(metrics, indent=2) + "\n")
         self.checkpoint.unlink(missing_ok=True)
 
 
 def _of_any_device(recipe: str) -> str:
-    """A recipe without the line of its device: a run may go on elsewhere."""
+    """Return a recipe without the line of its device: a run may be resumed on another one."""
     return "".join(line for line in recipe.splitlines(keepends=True) if not line.startswith("device: "))
 
 
 def environment() -> dict[str, Any]:
-    """What a result may depend on beside the recipe."""
+    """Return what a result may depend on beside the recipe: hardware, threads and versions."""
     import torch
 
     own = accelerator()

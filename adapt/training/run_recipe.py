@@ -36,7 +36,7 @@ logger = logging.getLogger("adapt")
 
 
 def read_data(recipe: Recipe, progress: bool = False) -> Split:
-    """The recipe's data, sampled to its shots, with images that all decode.
+    """Return the recipe's data, sampled to its shots and checked to decode.
 
     Raises AdaptError as `listed_data` and `decodable` do.
     """
@@ -44,15 +44,17 @@ def read_data(recipe: Recipe, progress: bool = False) -> Split:
 
 
 def listed_data(recipe: Recipe) -> Split:
-    """The recipe's data, sampled to its shots; no image is opened.
+    """Return the recipe's data, sampled to its shots, without opening an image.
 
-    Raises AdaptError where there is nothing to train on, and for data that the method cannot learn from.
+    Raises AdaptError if there are no training images, or if the method cannot learn from the data.
     """
     split = recipe.data.load()
     note_passed_over(recipe.data.source, split)
     if not split.train:
         raise AdaptError(f"{recipe.data.source} has no training images")
-    if split.ratios is not None:  # it came without parts: what was cut off for validation is learned from
+    if (
+        split.ratios is not None
+    ):  # the data came without parts: train on the images that were cut off for validation too
         split = replace(split, train=split.train + split.val, val=())
     split = with_validation(split, recipe)
     check_learned(recipe.new_method(), split.task, shown(split.name))
@@ -61,54 +63,54 @@ def listed_data(recipe: Recipe) -> Split:
         _note_short(split, recipe.data.shots)
     elif recipe.data.shots is not None:
         logger.warning(
-            "data.shots is %d, and %s have no classes: all %d of them serve (--shots all says so)",
+            "data.shots is %d, and %s have no classes to sample from: all %d of them are used, as with --shots all",
             recipe.data.shots, split.task.items_are, len(split.train),
         )  # fmt: skip
     return split.only(recipe.data.classes)
 
 
 def decodable(split: Split, recipe: Recipe, progress: bool) -> Split:
-    """What decodes of `split`. Raises AdaptError for broken images unless the recipe skips them."""
+    """Return `split` without broken images. Raises AdaptError for these unless the recipe skips them."""
     with counting_bar("checking", progress) as bar:
         return without_broken(split, recipe.data.broken, bar)
 
 
 def with_validation(split: Split, recipe: Recipe) -> Split:
-    """`split` itself, or with validation images taken from the training ones where the recipe cannot do without."""
+    """Return `split`, with validation images taken from the training images if the recipe needs some."""
     method = recipe.new_method()
     chosen = [setting] if (setting := chosen_setting(method)) else []
     chosen += ["the temperature"] * (recipe.calibrate and not calibrates_by_folds(method))
-    if split.val or not chosen or recipe.data.sampling == "clip-lora":  # whose picks have some
+    if split.val or not chosen or recipe.data.sampling == "clip-lora":  # which samples validation images itself
         return split
     carved = split.with_validation(recipe.seed)
     if carved.val:
         logger.warning(
-            "%s has no validation images, on which %s chooses %s: %d of its %d training images, by the seed, serve as "
-            "such",
+            "%s has no validation images, on which %s chooses %s: %d of its %d training images, drawn by the seed, are "
+            "used instead",
             shown(split.name), method.name, " and ".join(chosen), len(carved.val), len(split.train),
         )  # fmt: skip
     return carved
 
 
 def _note_short(split: Split, shots: int) -> None:
-    """Says where classes have fewer images than were asked for."""
+    """Warn if classes have fewer training images than `shots`."""
     counts = Counter(item.stratum for item in split.train)
     short = [name for name in split.class_names if counts[name] < shots]
     if short:
         listed = ", ".join(f"{name!r} {counts[name]}" for name in short[:3]) + ", ..." * (len(short) > 3)
         classes = "1 class has" if len(short) == 1 else f"{len(short)} classes have"
-        logger.warning("%s fewer than %d training images (%s): all of theirs are used", classes, shots, listed)
+        logger.warning("%s fewer than %d training images (%s): all of them are used", classes, shots, listed)
 
 
 def images_a_class(split: Split) -> int:
-    """The number of training images of the class in the middle, by which lengths of training go."""
+    """Return the median number of training images a class, which the length of training may depend on."""
     of_classes = bool(split.class_names)
     counts = Counter(name for item in split.train for name in (item.class_names if of_classes else (item.kept_with,)))
     return round(median(counts.values()))
 
 
 def build(recipe: Recipe, class_names: tuple[str, ...], backbone: Backbone | None = None) -> Adapted:
-    """The recipe's method on its backbone, or on one that is there already, initialised by its seed."""
+    """Return the recipe's method on `backbone`, by default the recipe's own, initialised by its seed."""
     if backbone is None:
         backbone = load_backbone(recipe.backbone, recipe.device, recipe.quantize)
     method = recipe.new_method()
@@ -136,12 +138,12 @@ def run_recipe(
     backbone: Backbone | None = None,
     track: Track = (),
 ) -> Result:
-    """Trains what `recipe` says; with `out`, leaves a run directory. All that can be refused is refused first.
+    """Train by `recipe`, with a run directory at `out` if one is given. Everything is checked before training.
 
-    On the recipe's data and backbone, or on a `split`, sampled and checked, and a `backbone` that are there already.
-    `track` names trackers, or holds some of the user's own, as in `fit`.
+    `split` (sampled and checked) and `backbone` are by default the recipe's own. `track` names trackers, or holds
+    trackers of your own, as in `fit`.
     """
-    found = trackers(track, out)
+    tracking = trackers(track, out)
     main = processes_on(chosen(recipe.device)).main
     with Run(out, recipe.to_yaml(), resume, main) if out is not None else nullcontext() as run:
         listed = listed_data(recipe) if split is None else with_validation(split, recipe)
@@ -154,11 +156,11 @@ def run_recipe(
             **settings_of(recipe, listed),
         )  # fmt: skip
         split = decodable(listed, recipe, progress) if split is None else listed
-        return learn(recipe, model, split, run, progress, found)
+        return learn(recipe, model, split, run, progress, tracking)
 
 
 def settings_of(recipe: Recipe, split: Split) -> dict[str, Any]:
-    """The settings of `fit` for training by the recipe on these images: those that are set, with a plain length."""
+    """Return the settings of `fit` by which the recipe trains on `split`: those that are set, with a plain length."""
     if recipe.train is None:
         return {}
     plain = recipe.train.at(recipe.data.shots or images_a_class(split))
@@ -166,7 +168,7 @@ def settings_of(recipe: Recipe, split: Split) -> dict[str, Any]:
 
 
 def _note_length(recipe: Recipe, split: Split) -> None:
-    """Say where a table of epochs has no entry for as many images a class as there are."""
+    """Log the number of epochs if the recipe's table has no entry for this number of images a class."""
     table, images = recipe.train and recipe.train.epochs, recipe.data.shots or images_a_class(split)
     if isinstance(table, dict) and images not in table:
         epochs = settings_of(recipe, split)["epochs"]
@@ -182,7 +184,7 @@ def learn(
     track: Track = (),
     **changes: Any,
 ) -> Result:
-    """`fit` by the recipe's settings, with `changes` of those of the training; null leaves a setting out."""
+    """Call `fit` with the recipe's settings and `changes` to those of the training; None leaves a setting out."""
     settings = settings_of(recipe, split) | changes
     _note_length(recipe, split)
     return fit(

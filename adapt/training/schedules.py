@@ -1,4 +1,4 @@
-"""Learning rates in closed form, as published."""
+"""Learning rate schedules in closed form, as published."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from adapt.training.settings import TrainSettings
 
 
 def cosine_epoch(epoch: int, epochs: int, lr: float, warmup_epochs: int, warmup_lr: float) -> float:
-    """Dassl's constant warm-up before a cosine (CoOp and its descendants).
+    """Return Dassl's rate: a constant warm-up, then a cosine (CoOp and its descendants).
 
-    The cosine starts after the warm-up but keeps the period of all epochs, so it does not reach zero.
+    The cosine starts after the warm-up but has the period of all epochs, so it does not reach zero.
     """
     if epoch < warmup_epochs:
         return warmup_lr
@@ -18,19 +18,19 @@ def cosine_epoch(epoch: int, epochs: int, lr: float, warmup_epochs: int, warmup_
 
 
 def cosine_iteration(step: int, steps: int, lr: float, min_lr: float) -> float:
-    """CLIP-LoRA's cosine over all iterations, down to `min_lr`."""
+    """Return CLIP-LoRA's rate: a cosine over all iterations, down to `min_lr`."""
     return min_lr + 0.5 * (lr - min_lr) * (1 + math.cos(math.pi * step / steps))
 
 
 def linear_iteration(step: int, steps: int, lr: float, min_lr: float) -> float:
-    """A straight line over all iterations, down to `min_lr` (DAS)."""
+    """Return the rate of a linear decay over all iterations, down to `min_lr` (DAS)."""
     return lr + (min_lr - lr) * step / steps
 
 
 def learning_rate(settings: TrainSettings, epoch: int, epochs: int, step: int, steps: int) -> float:
-    """The rate of optimiser step `step` of `steps`, in epoch `epoch` of `epochs`, all counted from 0.
+    """Return the learning rate at `step` of `steps`, in `epoch` of `epochs`, both counted from 0.
 
-    After a warm-up by steps, as in transformers' trainer (VLoRA, DAS), the schedule covers the remaining ones.
+    After a warm-up by steps, as in transformers' trainer (VLoRA, DAS), the schedule covers the remaining steps.
     """
     if settings.schedule == "cosine_epoch":
         return cosine_epoch(epoch, epochs, settings.lr, settings.warmup_epochs, settings.warmup_lr)

@@ -1,9 +1,9 @@
-"""How to train, as data: the `train` section of a recipe and the keyword arguments of `fit`."""
+"""Training settings: the `train` section of a recipe, and the keyword arguments of `fit`."""
 
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -16,26 +16,26 @@ class _Settings(BaseModel):
 
 
 class Gaussian(_Settings):
-    """Weights of epochs by a bell around the epoch `mean`, the first being 1 (PromptSRC)."""
+    """Gaussian weights over epochs, counted from 1, around the epoch `mean` (PromptSRC)."""
 
     mean: float
     std: float = Field(gt=0)
 
 
 class EMA(_Settings):
-    """A moving average over steps that keeps the share `decay` at each, and starts from where training does."""
+    """An exponential moving average over steps with this `decay`, which starts from the initial values."""
 
     decay: float = Field(gt=0, lt=1)
 
 
 class SWA(_Settings):
-    """The mean of the epochs from `start` on, the first being 1."""
+    """The mean over epochs from `start` on, counted from 1."""
 
     start: int = Field(default=1, ge=1)
 
 
 class Average(_Settings):
-    """One of three averages, such as `{gaussian: {mean: 15, std: 1}}`."""
+    """An average of the trained tensors, of exactly one kind, such as `{gaussian: {mean: 15, std: 1}}`."""
 
     gaussian: Gaussian | None = None
     ema: EMA | None = None
@@ -52,50 +52,52 @@ class TrainSettings(_Settings):
     """Optimiser, schedule and loop. The defaults are CoOp's (Dassl's), except for the number of epochs."""
 
     epochs: int | dict[int, int] | None = None
-    """Passes over the training images, or passes for each number of shots. Give one of the three."""
+    """Passes over the training images, or a table of passes by number of shots. Give one of epochs, iterations and
+    iterations_per_shot."""
     iterations: int | None = Field(default=None, ge=1)
-    """Optimiser steps in all; the last epoch is cut short."""
+    """Total number of optimiser steps; the last epoch may be cut short."""
     iterations_per_shot: int | None = Field(default=None, ge=1)
-    """Optimiser steps for each shot (CLIP-LoRA)."""
+    """Optimiser steps for each shot of a class (CLIP-LoRA)."""
     batch_size: int = Field(default=32, ge=1)
     accumulate: int = Field(default=1, ge=1)
     """Batches whose gradients are averaged into one step."""
     drop_last: bool = True
-    """Leave out a last short batch (only where there is a full one)."""
+    """Leave out a short last batch, unless it is the only one."""
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
     lr: float = Field(default=0.002, gt=0)
     momentum: float = Field(default=0.9, ge=0, lt=1)
     eps: float = Field(default=1e-8, gt=0)
-    """Of adam and adamw."""
+    """The epsilon of adam and adamw."""
     weight_decay: float = Field(default=5e-4, ge=0)
     schedule: Literal["cosine_epoch", "cosine_iteration", "linear_iteration", "constant"] = "cosine_epoch"
     warmup: float = Field(default=0.0, ge=0, lt=1)
-    """Share of all steps in which the rate first rises from zero; cosine_epoch has warmup_epochs in its place."""
+    """Share of all steps in which the rate rises from zero; cosine_epoch uses warmup_epochs instead."""
     warmup_epochs: int = Field(default=1, ge=0)
     warmup_lr: float = Field(default=1e-5, ge=0)
     min_lr: float = Field(default=0.0, ge=0)
     class_weights: Literal["equal", "balanced"] = "equal"
-    """How much an image counts in the cross-entropy: the same, or one over how many training images its class has."""
+    """Weight of an image in the cross-entropy: equal, or inverse to the number of training images of its class."""
     terms: dict[str, float] = Field(default_factory=dict)
-    """More terms of the loss with their weights, which a search's rewards have too. distill: one minus the cosine of
-    image features with those of the backbone alone."""
+    """Additional terms of the loss with their weights, also in the rewards of a search. distill: one minus the cosine
+    between image features and those of the unadapted backbone."""
     average: Average | None = None
-    """What takes the place of the trained tensors at the end: an average of theirs over the training."""
+    """An average of the trained tensors over the training, which replaces them at its end."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Autocast of the forward pass; the trained tensors stay fp32. auto: bf16 where steps pass through a tower on a GPU
-    that has it in hardware, fp32 elsewhere. fp16 needs CUDA and brings a loss scaler."""
+    """Precision of the forward pass; the trained tensors stay fp32. auto: bf16 if steps pass through a tower on a GPU
+    with bf16 hardware, fp32 otherwise. fp16 needs CUDA, and uses a loss scaler."""
     augment: Literal["published", "none"] = "published"
-    """Random resized crop and flip, or the backbone's own evaluation transform."""
+    """published: random resized crop and flip. none: the backbone's evaluation transform."""
     views: int | None = Field(default=None, ge=1)
-    """Encode this many seeded augmented views of each image once, in place of a fresh one each time (a departure)."""
+    """Encode this many augmented views of each image once, drawn by the seed, in place of a new view in every epoch (a
+    departure from the published training)."""
     workers: int = Field(default=2, ge=0)
     checkpoint_minutes: float = Field(default=1.0, ge=0)
-    """How often a run directory's checkpoint is renewed within an epoch; it is at every epoch's end."""
+    """Minutes between checkpoints within an epoch; there is always one at its end."""
 
     @field_validator("terms", mode="before", json_schema_input_type=dict[str, float] | None)
     @classmethod
-    def _none(cls, terms: Any) -> Any:
-        """Null is no term, which a recipe needs to take away what it has otherwise."""
+    def _none(cls, terms: object) -> object:
+        """Return no terms for null, by which an override removes a recipe's terms."""
         return {} if terms is None else terms
 
     @field_validator("terms")
@@ -105,7 +107,7 @@ class TrainSettings(_Settings):
 
         for name, weight in terms.items():
             if name not in TERMS:
-                raise ValueError(f"there is no term {name!r}; {nearest(name, TERMS)}")
+                raise ValueError(f"unknown term {name!r}; {nearest(name, TERMS)}")
             if weight <= 0:
                 raise ValueError(f"the weight of {name} is {weight}; expected a positive number")
         return terms
@@ -115,33 +117,38 @@ class TrainSettings(_Settings):
         lengths = {name: getattr(self, name) for name in ("epochs", "iterations", "iterations_per_shot")}
         given = {name: length for name, length in lengths.items() if length is not None}
         if len(given) != 1:
-            several = " and ".join(f"{name} {length}" for name, length in given.items())
-            found = f"; {several} are given: leave one out, or set it to null" if given else ""
-            raise ValueError(f"give one of epochs, iterations and iterations_per_shot{found}")
+            listed = " and ".join(f"{name} {length}" for name, length in given.items())
+            conflict = f"; {listed} are given: leave one out, or set it to null" if given else ""
+            raise ValueError(f"give one of epochs, iterations and iterations_per_shot{conflict}")
         if isinstance(self.epochs, dict) and (not self.epochs or min(self.epochs) < 1):
-            raise ValueError(f"epochs are given for {first_of(sorted(self.epochs))} shots; expected numbers from 1 on")
+            raise ValueError(
+                f"epochs are given for {first_of(sorted(self.epochs))} shots; expected numbers of at least 1"
+            )
         for epochs in self.epochs.values() if isinstance(self.epochs, dict) else [self.epochs]:
             if epochs is not None and epochs < 1:
-                raise ValueError(f"{epochs} epochs; at least 1 is needed")
+                raise ValueError(f"epochs is {epochs}; expected at least 1")
         if self.average and self.average.swa and isinstance(self.epochs, int) and self.average.swa.start > self.epochs:
-            raise ValueError(f"swa starts at epoch {self.average.swa.start}, and there are {self.epochs} epochs")
+            start = self.average.swa.start
+            raise ValueError(f"swa starts at epoch {start}; expected at most {self.epochs}, the number of epochs")
         if self.views is not None and self.augment == "none":
-            raise ValueError("views are of augmented images: set augment to published, or leave views out")
+            raise ValueError("views need augmented images: set augment to published, or leave views out")
         if self.schedule == "cosine_epoch":
             if self.epochs is None:
                 raise ValueError(
-                    "the cosine_epoch schedule counts epochs, and iterations are given: give epochs, or set schedule "
+                    "the schedule cosine_epoch needs epochs, and iterations are given: give epochs, or set schedule "
                     "to cosine_iteration"
                 )
             if self.warmup:
-                raise ValueError("warmup is a share of steps: with cosine_epoch give warmup_epochs")
+                raise ValueError(
+                    "warmup is a share of steps, and cosine_epoch counts epochs: give warmup_epochs instead"
+                )
         return self
 
     def at(self, shots: int | None) -> TrainSettings:
-        """These settings with a plain length of training for so many training images a class.
+        """Return the settings with a plain length of training for `shots` training images a class.
 
-        A table of epochs that has no entry for them gives that of the nearest number, by ratio. AdaptError where the
-        length depends on the number and it is not known.
+        If a table of epochs has no entry for `shots`, the nearest entry by ratio counts. Raises AdaptError if the
+        length depends on `shots` and that is None.
         """
         if self.iterations_per_shot is None and not isinstance(self.epochs, dict):
             return self

@@ -1,6 +1,6 @@
-"""Whether a training step fits into memory, before anything runs.
+"""An estimate of the memory of a training step, before training starts.
 
-What a step keeps for its backward pass is read off two images, and the classes, with whatever the method does to them.
+What a step keeps for its backward pass is measured on two images and on the classes, under the method's edits.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,16 +23,15 @@ from adapt.training.batches import Batches, BlockBatches, FeatureBatches
 from adapt.training.loop import autocast
 from adapt.training.settings import TrainSettings
 
-_IMAGES = 2  # that it is read off: norms over a batch need two
-_HELD = 1.25  # bytes that the allocator holds on to, for each that is kept; measured
+_IMAGES = 2  # images to measure on: norms over a batch need two
+_HELD = 1.25  # bytes that the allocator reserves for each byte that is kept, as measured
 
 
 def check_memory(model: Adapted, batches: Batches, settings: TrainSettings, processes: int = 1) -> int:
-    """About how many bytes a step over images takes beside the model; 0 where features of them are known.
+    """Return about how many bytes a step over images takes beside the model; 0 if it starts from features.
 
-    Each of several `processes` has its share of the images.
-
-    Raises AdaptError, with what would fit, where they exceed what is free.
+    Each of `processes` has its share of the images. Raises AdaptError, naming a batch size that fits, if the step needs
+    more than the free memory.
     """
     if isinstance(batches, FeatureBatches) or not isinstance(model, AdaptedModel):
         return 0
@@ -46,35 +44,35 @@ def check_memory(model: Adapted, batches: Batches, settings: TrainSettings, proc
         if fitting:
             advice = f"set train.batch_size to {fitting} and train.accumulate to {-(-size // fitting)}"
         else:
-            advice = "not even one image fits: free some, take a smaller backbone"
-        also = "" if model.checkpointing or "vision" not in model.method.touches else ", or set checkpointing: true"
+            advice = "not even one image fits, so free some memory, take a smaller backbone"
+        more = "" if model.checkpointing or "vision" not in model.method.touches else ", or set checkpointing: true"
         raise AdaptError(
             f"a step over {size} images needs about {readable_bytes(needed)} and {readable_bytes(free)} "
-            f"are free: {advice}{also}"
+            f"are free: {advice}{more}"
         )
     return needed
 
 
 @dataclass(frozen=True)
 class StepBytes:
-    """About how many bytes a step takes.
+    """The approximate memory of a step, in bytes.
 
-    Where classes are encoded in parts, a part's own bytes keep to the model's `text_memory` and are not counted.
+    If classes are encoded in parts, a part's own bytes stay within the model's `text_memory` and are not counted.
     """
 
-    classes: int  # what the features of the classes keep
-    kept: int  # what those of an image keep
-    working: int  # what a block works with at once for an image, and the image itself
-    by_image: bool = False  # whether each image has classes of its own
+    classes: int  # kept for the backward pass of the class features
+    kept: int  # kept for the backward pass of an image's features
+    working: int  # working memory of one block for an image, and the image itself
+    by_image: bool = False  # whether each image has its own class features
 
     def of(self, images: int) -> int:
-        """Of a step over that many images."""
+        """Return the bytes of a step over this number of images."""
         classes = self.classes * (images if self.by_image else 1)
         return classes + images * int(_HELD * self.kept + self.working)
 
 
 def step_bytes(model: AdaptedModel, block: int | None = None) -> StepBytes:
-    """Of steps that begin at `block` of the vision tower."""
+    """Return the memory of steps that begin at `block` of the vision tower, or with images."""
     return StepBytes(_of_classes(model), *_of_an_image(model, block), by_image=model.method.per_image)
 
 
@@ -98,8 +96,8 @@ def _of_an_image(model: AdaptedModel, block: int | None) -> tuple[int, int]:
     tower = backbone.tower("vision")
     inner = max(projection.shape[0] for projection in tower.blocks[-1].projections.values())
     working += 4 * _tokens(model, images) * (8 * tower.width + 2 * inner)
-    entered: Any = images if block is None else model.block_inputs(images, block)
-    return kept_bytes(model, lambda: model.image_features(entered)) // _IMAGES, working
+    inputs = images if block is None else model.block_inputs(images, block)
+    return kept_bytes(model, lambda: model.image_features(inputs)) // _IMAGES, working
 
 
 def _no_images(backbone: DualEncoder) -> Tensor:
@@ -107,10 +105,10 @@ def _no_images(backbone: DualEncoder) -> Tensor:
     return torch.zeros(_IMAGES, 3, size, size, device=backbone.device, dtype=backbone.dtype)
 
 
-def kept_bytes(model: AdaptedModel, compute: Callable[[], Any]) -> int:
-    """What `compute()`, in training mode, keeps for its backward pass beside the tensors of the model itself."""
-    held = (*model.backbone.model.parameters(), *model.backbone.model.buffers(), *model.method.state_dict().values())
-    own = {tensor.untyped_storage().data_ptr() for tensor in held}
+def kept_bytes(model: AdaptedModel, compute: Callable[[], object]) -> int:
+    """Return the bytes that `compute()`, in training mode, keeps for its backward pass beside the model's tensors."""
+    tensors = (*model.backbone.model.parameters(), *model.backbone.model.buffers(), *model.method.state_dict().values())
+    own = {tensor.untyped_storage().data_ptr() for tensor in tensors}
     kept: dict[int, Tensor] = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -126,7 +124,7 @@ def kept_bytes(model: AdaptedModel, compute: Callable[[], Any]) -> int:
 
 @contextmanager
 def _left_as_it_was(model: AdaptedModel) -> Iterator[None]:
-    """Afterwards each module is in its mode again, and buffers have their values, such as those of a batch norm."""
+    """Restore the modes of modules and the values of buffers, such as those of a batch norm, afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     try:
@@ -140,9 +138,9 @@ def _left_as_it_was(model: AdaptedModel) -> Iterator[None]:
 
 
 def _tokens(model: AdaptedModel, images: Tensor) -> int:
-    """How many tokens an image has in the vision tower: read off one pass."""
+    """Return how many tokens an image has in the vision tower, from one pass."""
     backbone = model.backbone
     with watched(backbone.model, backbone.towers, ["vision.0"]) as seen, torch.inference_mode():
         backbone.encode_image(images)
-    entered, _ = seen["vision.0"]
-    return entered.shape[1]
+    tokens, _ = seen["vision.0"]
+    return tokens.shape[1]

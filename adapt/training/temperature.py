@@ -1,4 +1,4 @@
-"""The temperature of a model's answers: on validation images, or by cross-validation where there are none."""
+"""The choice of a temperature, on validation images or by cross-validation."""
 
 from __future__ import annotations
 
@@ -22,34 +22,36 @@ from adapt.models.base import Adapted
 from adapt.training.fitting import FOLDS, Fitting
 
 logger = logging.getLogger("adapt")
-FEW = 50  # images, on which a temperature is a guess
+FEW = 50  # images; on fewer, a temperature is uncertain
 
 
 def calibrates_by_folds(method: Method) -> bool:
-    """Whether the method is quick enough to learn from each fold, and answers by the features of single images."""
+    """Return whether the method is quick enough for cross-validation, and answers from features of single images."""
     return not (method.takes_steps or method.touches or method.views or trait(method, Stream))
 
 
 def check_calibration(model: Adapted, train_set: Sequence[Item], val_set: Sequence[Item]) -> None:
-    """AdaptError where a temperature makes no sense, or where no images are there to choose it on."""
+    """Raise AdaptError if a temperature makes no sense for the data, or if there are no images to choose it on."""
     task = tasks.of(train_set)
     if not task.calibrated:
-        raise AdaptError(f"calibrate is of one class an image, and the data has {task.title}: leave it out")
+        raise AdaptError(f"calibrate needs data with one class per image, and the data has {task.title}: leave it out")
     if not model.class_names:
-        raise AdaptError(f"{model.backbone.describe()} tells no classes apart here: leave calibrate out")
+        raise AdaptError(f"calibrate needs classes, and {model.backbone.describe()} has none here: leave it out")
     if not (val_set or calibrates_by_folds(model.method)):
-        raise AdaptError("calibrate chooses a temperature on validation images, and there are none: give some")
+        raise AdaptError(
+            "calibrate chooses a temperature on validation images, and there are none: give some, or leave it out"
+        )
     if not val_set and all(fold is None for fold in folds(train_set, FOLDS, 0)):
-        raise AdaptError("calibrate needs two images of some class, to hold one back: give more, or leave it out")
+        raise AdaptError("calibrate needs two images of some class, to hold one out: give more, or leave it out")
 
 
 def answers_by_folds(training: Fitting) -> tuple[Tensor, Tensor]:
-    """Logits `(n, classes)` of training images by models that had not seen them, and their labels.
+    """Return logits `(n, classes)` of the training images by cross-validation, and their labels.
 
-    The method is left as the last fold made it: it has yet to learn from all images.
+    Afterwards the method is as the last fold left it: it still has to learn from all images.
     """
     model, logits, labels = training.classifier, list[Tensor](), list[Tensor]()
-    answers = replace(model.answers, temperature=1.0)  # an earlier one is undone
+    answers = replace(model.answers, temperature=1.0)  # without an earlier temperature
     for fold in training.folds():
         model.method.prepare(fold)
         with torch.no_grad():
@@ -59,9 +61,9 @@ def answers_by_folds(training: Fitting) -> tuple[Tensor, Tensor]:
 
 
 def calibrated(training: Fitting, before: Scores | None) -> dict[str, Any]:
-    """Set the model's temperature, and return what metrics.json says of it.
+    """Set the model's temperature, and return its figures for metrics.json.
 
-    `before` are the scores on the test images without one.
+    `before` are the scores on the test images without a temperature.
     """
     model = training.model
     if training.held_back_answers is not None:
@@ -72,8 +74,8 @@ def calibrated(training: Fitting, before: Scores | None) -> dict[str, Any]:
         chosen, images = temperature(model, items, workers=training.workers, cache=training.cache), len(items)
     if images < FEW or chosen in BOUNDS:
         logger.warning(
-            "the temperature, %.3g, was chosen on %d images: on so few, or at a bound, probabilities may still be too "
-            "high or too low. Compare the errors before and after, and give more images",
+            "the temperature, %.3g, was chosen on %d images: with so few, or at a bound, probabilities may still be "
+            "too high or too low; compare the errors before and after, and give more images",
             chosen, images,
         )  # fmt: skip
     model.answers = replace(model.answers, temperature=chosen)

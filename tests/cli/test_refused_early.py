@@ -52,8 +52,8 @@ def test_a_run_directory_that_cannot_be_made(run, refused, recipe: Path, taken: 
     ("start", "method", "words"),
     [
         ("nowhere", "coop", "nowhere"),
-        ("adapter", "lora", "is an adapter of coop, and training is of lora"),
-        ("adapter", "coop", "was trained with n_ctx 2, and this training has 3"),
+        ("adapter", "lora", "is an adapter of coop, but the method to train is lora"),
+        ("adapter", "coop", "was trained with n_ctx 2, but this training has 3"),
     ],
 )
 def test_an_adapter_that_training_cannot_start_from(
@@ -67,8 +67,8 @@ def test_an_adapter_that_training_cannot_start_from(
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        (("train.views=3",), "views are of augmented images"),
-        (("train.terms={distill: 1}",), "changes no image features that could be held to the backbone's own"),
+        (("train.views=3",), "views need augmented images"),
+        (("train.terms={distill: 1}",), "changes no image features that distill could keep near the backbone's own"),
         (("blend=0.5", "calibrate=true", "method={name: linear_probe}"), "linear_probe is not trained by steps"),
     ],
 )

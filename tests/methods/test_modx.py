@@ -75,10 +75,10 @@ def test_training_starts_from_an_adapter_of_a_kin_method(tmp_path: Path, images:
 @pytest.mark.parametrize(
     ("name", "config", "message"),
     [
-        ("modx", {"rank": 2}, "was trained with rank 4, and this training has 2: set method.rank to what it was"),
-        ("modx", {"alpha": 8.0}, "was trained with alpha 1.0, and this training has 8.0"),
-        ("coop", {}, "is an adapter of modx, and training is of coop"),
-        ("clap", {}, "clap gives what it trains first values of its own, so that nothing of .* would be left"),
+        ("modx", {"rank": 2}, "was trained with rank 4, but this training has 2: set method.rank to 4"),
+        ("modx", {"alpha": 8.0}, "was trained with alpha 1.0, but this training has 8.0"),
+        ("coop", {}, "is an adapter of modx, but the method to train is coop"),
+        ("clap", {}, "clap sets the initial values of its tensors itself, so nothing of .* would remain"),
         ("zero_shot", {}, "zero_shot is not trained by steps, and cannot start from"),
     ],
 )

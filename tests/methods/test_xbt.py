@@ -167,7 +167,9 @@ def test_too_few_texts_and_wrong_backbones_are_refused(model_folder: Path) -> No
         fit(new(model_folder), texts_alone([*TEXTS, "very " * 99]), progress=False)
     with pytest.raises(AdaptError, match="unknown backbone 'nothing'"):
         trained("nothing")
-    with pytest.raises(AdaptError, match="mini-vilt has no features of texts and images to compare: name a CLIP"):
+    with pytest.raises(
+        AdaptError, match="mini-vilt has no features of texts and images to compare: name a dual encoder"
+    ):
         trained("mini-vilt")
     space = {"backbone": "", "fingerprint": "0", "reading": "{}", "size": 32}
     with pytest.raises(AdaptError, match=r"method\.space is not that of .*tiny"):

@@ -153,7 +153,7 @@ def test_curves_counts_and_what_it_was_made_with(found: Path) -> None:
     html = report([run])
     metrics, environment = read(run / "metrics.json"), read(run / "environment.json")
     assert f"{100 * metrics['adapted']['accuracy']:.1f} % of test images right" in html
-    assert "training images, while it learns them" in html
+    assert "training images, during training" in html
     rows = list(csv.DictReader((run / "predictions.csv").open()))
     pairs = Counter((row["class"], row["predicted"]) for row in rows)
     [table] = [table for table in Page(html).tables if table[0][0] == "class ↓ predicted →"]

@@ -325,7 +325,7 @@ def test_two_official_codes_agree_within_what_is_allowed() -> None:
         ({"summary": []}, "summary"),
         (
             {"summary": [{"shots": 1, "mean": {}, "std": {}, "zero_shot": {}}]},
-            "each number of shots, or domain, has figures called test",
+            "every number of shots, or domain, needs figures called test",
         ),
         ({"recipe": {"method": {}, "backbone": "x", "data": {"source": "x"}}}, "recipe.method.name"),
         ({"runs": [{}]}, "runs.0.run"),

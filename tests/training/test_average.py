@@ -78,7 +78,7 @@ def test_a_checkpoint_of_a_training_without_an_average_is_not_taken_for_one(make
         make_model(n_ctx=4).method, _no_optimizer(), None, {"average.ctx": torch.zeros(4, 128)}, torch.device("cpu")
     )
     recipe = checkpoint.tensor_file.describe(tmp_path / "run/checkpoint.safetensors").metadata["recipe"]
-    with pytest.raises(AdaptError, match="what only training needs is of another method"):
+    with pytest.raises(AdaptError, match="the state that only training needs is of another method"):
         checkpoint.load(tmp_path / "run/checkpoint.safetensors", trained, recipe)
 
 

@@ -56,7 +56,7 @@ def test_more_than_the_cache_may_hold_is_not_kept(make_model, tiny_split, monkey
     bytes_of_one = 17 * 192 * 4
     monkeypatch.setenv("ADAPT_CACHE_GIB", str((len(tiny_split.train) - 1) * bytes_of_one / 2**30))
     assert isinstance(batches(model, tiny_split), ImageBatches)
-    assert f"inputs of block 2 of {len(tiny_split.train)} images take" in caplog.text
+    assert f"the inputs of block 2 for {len(tiny_split.train)} images take" in caplog.text
     assert "the cache may hold" in caplog.text
 
 

@@ -92,7 +92,7 @@ def test_one_image_a_class_takes_the_usual_values(probe: Any, tiny_split: Any) -
     model = probe("linear_probe", words=None)
     chosen = fit(model, one_each, progress=False).metrics["chosen"]
     assert chosen["settings"] == {"strength": 10.0, "words": 0.0}
-    assert (chosen["how"], chosen["accuracy"]) == ("as usual, since too few images are there to choose on", None)
+    assert (chosen["how"], chosen["accuracy"]) == ("by default, because there are too few images to choose on", None)
 
 
 def _likely(**means: float) -> dict[tuple[float], Tensor]:
@@ -164,7 +164,8 @@ def test_the_end_of_the_range_is_said(
     images = len(tiny_split.val)
     assert caplog.messages == [
         f"gda: alpha 10, chosen on {images} validation images (100.0 % right)",
-        "gda: alpha was tried from 1 to 10, and the choice lies at the end: set method.alpha to try others",
+        "gda: alpha was tried from 1 to 10, and the chosen value is at an end of that range: set method.alpha to "
+        "try values beyond it",
     ]
 
 
@@ -231,7 +232,7 @@ def test_nothing_is_said_of_an_end_where_nothing_was_tried(caplog: Any, probe: A
     with caplog.at_level("INFO", "adapt"):
         fit(probe("knn"), one_each, progress=False)
     assert [line for line in caplog.messages if "chosen" in line or " end" in line] == [
-        "knn: neighbours 1, chosen as usual, since too few images are there to choose on"
+        "knn: neighbours 1, chosen by default, because there are too few images to choose on"
     ]
 
 

@@ -44,7 +44,7 @@ def test_a_rare_class_counts_as_much_as_a_frequent_one(open_clip: Backbone, tiny
 
 def test_data_without_classes_has_no_weights(open_clip: Backbone) -> None:
     pairs = load("emoji-captions").train[:8]
-    with pytest.raises(AdaptError, match=r"train\.class_weights are of classes"):
+    with pytest.raises(AdaptError, match=r"train\.class_weights needs classes"):
         adapt.fit(adapt.wrap(open_clip, methods.LoRA(), ()), pairs, **STEPS, class_weights="balanced")
 
 

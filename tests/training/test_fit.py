@@ -139,7 +139,7 @@ def test_what_the_images_make_impossible_is_refused_before_any_is_encoded(make_m
         fit(model, tiny_split.train, tiny_split.test, progress=False, epochs=1)
     with pytest.raises(AdaptError, match="needs an image of every class; there is none of 'goldfish'"):
         fit(model, tiny_split.train[4:], tiny_split.test, val_set=tiny_split.val, progress=False)
-    with pytest.raises(AdaptError, match="resume goes on with the run in a directory, and none is given"):
+    with pytest.raises(AdaptError, match="resume continues the run in a directory, and none is given"):
         fit(make_model(), tiny_split.train, resume=True, epochs=1)
 
 

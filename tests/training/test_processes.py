@@ -84,14 +84,14 @@ def test_a_stop_of_either_is_one_of_both_and_the_run_goes_on(by_two: tuple[Path,
 
 def test_what_gains_nothing_is_refused(by_two: tuple[Path, list[list[str]]]) -> None:
     for lines in by_two[1]:
-        assert lines[1:] == ["2 processes gain nothing: gda takes no steps, and one process solves it. Train with one"]
+        assert lines[1:] == ["2 processes gain nothing: gda takes no steps, and one process solves it; train with one"]
 
 
 @pytest.mark.parametrize(
     ("method", "changes", "reason"),
     [
-        ("coop", {"augment": "none"}, "coop has the features of all images in the cache, and no image is encoded in"),
-        ("coop", {"views": 3}, "coop has the features of all images in the cache"),
+        ("coop", {"augment": "none"}, "coop reads features from the cache, and encodes no image in"),
+        ("coop", {"views": 3}, "coop reads features from the cache"),
         ("zero_shot", None, "zero_shot takes no steps, and one process solves it"),
     ],
 )
@@ -99,7 +99,7 @@ def test_what_cannot_be_divided(
     method: str, changes: dict[str, Any] | None, reason: str, make_model: MakeModel, tiny_split: Split
 ) -> None:
     settings = None if changes is None else TrainSettings(epochs=1, **changes)
-    with pytest.raises(AdaptError, match=f"2 processes gain nothing: {reason}.* Train with one"):
+    with pytest.raises(AdaptError, match=f"2 processes gain nothing: {reason}.*; train with one"):
         check_divides(TWO, make_model(method), tiny_split.train, settings, True)
 
 
@@ -115,7 +115,7 @@ def test_methods_whose_shares_do_not_add_up(
     model = make_model("ln_tuning")
     if changed == "backward":
         monkeypatch.setattr(type(model.method), "backward", lambda self, terms: None)
-        with pytest.raises(AdaptError, match="ln_tuning changes gradients in a way of its own"):
+        with pytest.raises(AdaptError, match="ln_tuning changes gradients by a rule that needs the full batch"):
             check_divides(TWO, model, tiny_split.train, TrainSettings(epochs=1), True)
         return
     step = model.step(images, torch.zeros(6))

@@ -145,7 +145,7 @@ _REFUSALS: dict[str, tuple[Callable[[Path], None] | None, dict[str, object], str
     "exists": (
         None,
         {},
-        r"already holds a run: choose another --out \(out=\), or go on with it by --resume \(resume=True\)",
+        r"already holds a run: choose another --out \(out=\), or continue it with --resume \(resume=True\)",
     ),
     "another recipe": (None, {"resume": True, "lr": 0.5}, r"was started with another recipe \(.*recipe\.yaml\)"),
     "a truncated checkpoint": (_truncate, {"resume": True}, "is truncated or damaged"),
@@ -166,7 +166,9 @@ def test_an_interrupted_run_is_not_lost_by(train, out: Path, case: str) -> None:
     assert _contents(out) == before
 
 
-@pytest.mark.parametrize(("resume", "message"), [(False, "already holds a run"), (True, "is complete: nothing to")])
+@pytest.mark.parametrize(
+    ("resume", "message"), [(False, "already holds a run"), (True, "is complete, with nothing to")]
+)
 def test_a_complete_run_is_neither_overwritten_nor_resumed(train, out: Path, resume: bool, message: str) -> None:
     train(out=out, epochs=1)
     before = _contents(out)
@@ -192,14 +194,14 @@ def test_the_lock_is_free_again_after_a_refusal(train, out: Path) -> None:
 
 
 def test_nothing_to_resume(train, out: Path) -> None:
-    with pytest.raises(AdaptError, match="holds no run to resume; leave out --resume"):
+    with pytest.raises(AdaptError, match="holds no run to resume: leave out --resume"):
         train(out=out, resume=True)
 
 
 def test_a_file_is_no_run_directory(train, out: Path) -> None:
     out.parent.mkdir()
     out.write_text("precious")
-    with pytest.raises(AdaptError, match="is a file; a run needs a directory"):
+    with pytest.raises(AdaptError, match="is a file: a run needs a directory"):
         train(out=out)
     assert out.read_text() == "precious"
 

@@ -45,7 +45,7 @@ def test_length_at_a_number_of_shots(settings: dict[str, Any], shots: int | None
 
 
 def test_a_table_of_epochs_is_by_numbers_of_images() -> None:
-    with pytest.raises(ValueError, match=r"epochs are given for 0 shots; expected numbers from 1 on"):
+    with pytest.raises(ValueError, match=r"epochs are given for 0 shots; expected numbers of at least 1"):
         TrainSettings(epochs={0: 50})
 
 
@@ -72,9 +72,12 @@ def test_no_length_for_these_shots(settings: dict[str, Any], shots: int | None, 
         ({"epochs": 1, "iterations": 1}, "give one of epochs, iterations and iterations_per_shot"),
         ({"epochs": 0}, "0 epochs; at least 1"),
         ({"epochs": {4: 0}}, "0 epochs; at least 1"),
-        ({"iterations": 5}, "cosine_epoch schedule counts epochs, and iterations are given"),
-        ({"epochs": 1, "views": 2, "augment": "none"}, "views are of augmented images"),
-        ({"epochs": 1, "warmup": 0.1}, "warmup is a share of steps: with cosine_epoch give warmup_epochs"),
+        ({"iterations": 5}, "schedule cosine_epoch needs epochs, and iterations are given"),
+        ({"epochs": 1, "views": 2, "augment": "none"}, "views need augmented images"),
+        (
+            {"epochs": 1, "warmup": 0.1},
+            "warmup is a share of steps, and cosine_epoch counts epochs: give warmup_epochs",
+        ),
         ({"epochs": 1, "warmup": 1, "schedule": "constant"}, "less than 1"),
         ({"epochs": 1, "lr": 0}, "greater than 0"),
         ({"epochs": 1, "lr": float("nan")}, "finite|greater than 0"),

@@ -149,7 +149,7 @@ def test_both_kinds_are_told_apart(open_clip: Backbone, several: Split, tiny_spl
     adapt.fit(model, several.train, **OF_ALL | {"epochs": 1})
     with pytest.raises(AdaptError, match="learned to find several classes in an image, and the data has one"):
         evaluate(model, tiny_split.test)
-    with pytest.raises(AdaptError, match="calibrate is of one class an image"):
+    with pytest.raises(AdaptError, match="calibrate needs data with one class per image"):
         adapt.fit(model, several.train, val_set=several.val, calibrate=True, **OF_ALL)
     adapt.fit(model, tiny_split.train, **OF_ALL | {"epochs": 1})  # and learns anew from one class each
     assert model.answers.logit_bias is None
