@@ -122,4 +122,4 @@ def test_the_backbone_is_said_first_and_what_a_bundled_one_does_not_know(run, fi
     assert run("zeroshot", "--data", "emoji@noto").stderr.splitlines()[0] == "backbone   mini-clip"
     said = run("zeroshot", "--data", five_classes, "--backbone", "mini-clip").stderr.splitlines()
     assert said[0] == "backbone   mini-clip"
-    assert said[1].strip().startswith("mini-clip knows drawings of emoji, and not photographs")
+    assert said[1].strip().startswith("mini-clip was trained on drawings of emoji, not on photographs")

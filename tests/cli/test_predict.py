@@ -146,7 +146,7 @@ def test_a_folder_with_a_pipe_and_a_loop(run, adapter: Path, photos: Path, tmp_p
     ("content", "words"),
     [
         (b"caf\xe9\n", "cannot be read: 'utf-8' codec"),
-        (b"cat\ndog\x1b[2J\n", "has 'dog\\x1b[2J', with a control character"),
+        (b"cat\ndog\x1b[2J\n", "'dog\\x1b[2J' contains a control character"),
     ],
 )
 def test_files_of_classes_that_are_refused(
