@@ -47,12 +47,12 @@ class _Shots(click.ParamType):
         return "NUMBER|all"
 
 
-_SOURCES = "a bundled or published set, an image folder, a .csv or a split .json"
+SOURCES = "a bundled or published set, an image folder, a .csv or a split .json"
 _ROOT = "Folder that holds the published sets, or that paths inside a .csv or .json start from."
 
 # options of commands that measure or show data
 
-data = click.option("--data", required=True, help=f"Data to measure on: {_SOURCES}.")
+data = click.option("--data", required=True, help=f"Data to measure on: {SOURCES}.")
 root = click.option("--root", help=_ROOT)
 names = click.option("--names", help="File with readable class names: .csv (class,name) or .json.")
 classes = click.option("--classes", help="Other class names: a comma-separated list, or a text file with one per line.")
@@ -115,7 +115,7 @@ def together(*options: Callable[[Command], Command]) -> Callable[[Command], Comm
 
 # options of commands that take a recipe; whatever is left out is as the recipe has it
 
-recipe_data = click.option("--data", help=f"Data to train on: {_SOURCES}.")
+recipe_data = click.option("--data", help=f"Data to train on: {SOURCES}.")
 recipe_root = click.option("--root", help=f"{_ROOT}  [default for published sets: data]")
 shots = click.option("--shots", type=_Shots(), help="Training images per class, or all.  [default: the recipe's]")
 seed = click.option(
