@@ -8,12 +8,12 @@ from adapt.shown import shown
 
 
 @click.command()
-@click.option("--clear", is_flag=True, help="Delete all cached features; they are computed again when needed.")
+@click.option("--clear", is_flag=True, help="Delete all cached features, which are computed again when needed.")
 def cache(clear: bool) -> None:
-    """Show how much disk the cached image features take, or clear them.
+    """Show how much disk space the cached image features take, or clear them.
 
-    They lie in $ADAPT_CACHE (by default ~/.cache/adapt/features) and take at most $ADAPT_CACHE_GIB (by default 4):
-    above that, what was not used for longest goes.
+    They are kept in $ADAPT_CACHE (default: ~/.cache/adapt/features) and take at most $ADAPT_CACHE_GIB GiB (default: 4):
+    beyond that, the least recently used ones are deleted.
     """
     from adapt.cli.quiet import quiet_libraries
 

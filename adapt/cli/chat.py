@@ -15,9 +15,18 @@ from adapt.shown import shown
 @click.command()
 @click.argument("adapter", type=click.Path(path_type=Path))
 @click.argument("image", type=click.Path(path_type=Path))
-@click.option("--question", "questions", multiple=True, help="Ask this and stop. May be repeated.")
-@click.option("--max-tokens", type=click.IntRange(min=1), default=64, show_default=True, help="Of an answer.")
-@click.option("--beams", type=click.IntRange(min=1), default=1, show_default=True, help="Of the search for an answer.")
+@click.option(
+    "--question",
+    "questions",
+    multiple=True,
+    help="Question to ask before exiting (repeatable).  [default: ask for questions]",
+)
+@click.option(
+    "--max-tokens", type=click.IntRange(min=1), default=64, show_default=True, help="Most tokens in an answer."
+)
+@click.option(
+    "--beams", type=click.IntRange(min=1), default=1, show_default=True, help="Beams of the beam search for an answer."
+)
 @common.of_adapter
 @common.device
 def chat(
@@ -29,9 +38,9 @@ def chat(
     backbone: str | None,
     device: str,
 ) -> None:
-    """Ask the vision LLM of ADAPTER questions about IMAGE, one a line; an empty line ends it.
+    """Ask the vision LLM of ADAPTER questions about IMAGE, one per line; an empty line ends the chat.
 
-    Each question stands for itself: earlier ones are not remembered.
+    Each question is answered on its own: earlier ones are not remembered.
 
     \b
     Examples:
@@ -48,18 +57,20 @@ def chat(
         check_image(image)  # before the model is loaded, which takes time
         model = load(adapter, common.given_backbone(backbone, device), device=device)
         if not isinstance(model, SpeakingModel):
-            raise AdaptError(f"{adapter} is of a {model.backbone.family}, which does not speak: use `adapt predict`")
+            raise AdaptError(
+                f"{adapter} is for a {model.backbone.family}, which does not answer in words: use `adapt predict`"
+            )
         picture = open_image(image, turned=model.backbone.preprocess.turned)
         settings = {"max_new_tokens": max_tokens, "num_beams": beams}
         for question in questions:
             click.echo(f"{question}  {_lines(model.answer(picture, question, **settings).text)}")
         if not questions:
-            click.echo(f"Ask about {image}; an empty line ends it.", err=True)
+            click.echo(f"Ask about {image}; an empty line ends the chat.", err=True)
             _converse(lambda question: model.answer(picture, question, **settings).text)
 
 
 def _converse(answer: Callable[[str], str]) -> None:
-    """Answers what the user types; a question that cannot be asked does not end it."""
+    """Answer what the user types, up to an empty line. A question that cannot be answered does not end the chat."""
     for question in iter(_typed, ""):
         try:
             click.echo(_lines(answer(question)))
@@ -68,12 +79,12 @@ def _converse(answer: Callable[[str], str]) -> None:
 
 
 def _lines(answer: str) -> str:
-    """An answer in its own lines, of which none steers a terminal."""
+    """Return an answer with its line breaks, but without control characters that steer a terminal."""
     return "\n".join(map(shown, answer.split("\n")))
 
 
 def _typed() -> str:
-    """The next question that the user types, empty at the end of the input."""
+    """Return the next question that the user types; "" at the end of the input."""
     try:
         return str(click.prompt("", prompt_suffix="> ", default="", show_default=False, err=True)).strip()
     except click.Abort:

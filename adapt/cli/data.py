@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @click.group()
 def data() -> None:
-    """List the data sets of the papers, check data before training on it, and look at it.
+    """List the papers' data sets, check data before training on it, and view it.
 
     \b
     Examples:
@@ -37,7 +37,7 @@ def data() -> None:
 
 @data.command("list")
 def list_sets() -> None:
-    """List the data that is known by name: the papers' data sets, and where their files go."""
+    """List the data sets known by name, and where the files of the papers' data sets go."""
     from adapt.data.emoji import bundled
     from adapt.data.readers import published, torchvision_sets
 
@@ -46,13 +46,13 @@ def list_sets() -> None:
         sizes = " ".join(f"{size:{width},}" for size, width in zip(each.sizes, (9, 6, 6), strict=True))
         files = ", ".join([*(f"{folder}/" for folder in each.images), *each.lists])
         click.echo(f"{name:16} {each.classes:7,} {sizes}  {each.folder}/: {files}")
-    click.echo("\nWhat to fetch and from where: adapt data check NAME ROOT")
+    click.echo("\nWhat to download and from where: adapt data check NAME ROOT")
     click.echo(f"Bundled: {', '.join(bundled.names())}")
     click.echo(f"Others:  torchvision:NAME ({', '.join(torchvision_sets.names())}),")
     click.echo("         hf:NAME_OR_FOLDER, an image folder, a .csv, a split .json")
 
 
-# the root is also taken after the source
+# the root may also follow the source
 _source = common.together(
     click.argument("source"), click.argument("folder", required=False, metavar="[ROOT]"), common.root
 )
@@ -60,19 +60,22 @@ _source = common.together(
 
 @data.command()
 @_source
-@click.option("--out", type=click.Path(path_type=Path), help="A new folder for the lists, a CSV each.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="New folder for lists of the files concerned, a CSV per finding."
+)
 def check(source: str, folder: str | None, root: str | None, out: Path | None) -> None:
-    """Check SOURCE: what is missing, cannot be read, is passed over, contradicts itself, or is unusual.
+    """Check SOURCE for files and labels that would stop training, and for anything unusual.
 
-    SOURCE is a name of `adapt data list`, an image folder, a .csv or a split .json. ROOT is the folder that holds the
-    published data sets' own folders, or that the paths inside a .csv or .json start from.
+    SOURCE is a name from `adapt data list`, an image folder, a .csv or a split .json. ROOT is the folder that holds the
+    published sets, or that paths inside a .csv or .json start from. Every check runs; nothing is downloaded.
 
-    Nothing is downloaded. Every check runs. Problems stop training: they are printed one a line, and the exit code is 2
-    then. They are images that are missing, empty, truncated, or need a library (HEIC), masks and regions that do not
-    fit, classes without a training image, and counts that are not the published ones. Notes stop nothing: files that
-    look like pictures and are not in the data, one picture with two labels, copies in val and test of training images
-    or within a part, classes with a single image, photographs that EXIF turns, misnamed files, 16 bits, CMYK,
-    animations, and more than 24 megapixels. All of them are in the lists of --out.
+    Problems stop training. They are printed one per line, and the exit code is then 2: images that are missing, empty,
+    truncated, or need a library (HEIC), masks and regions that do not fit, classes without a training image, and
+    counts that differ from the published ones.
+
+    Notes stop nothing: picture files that are not in the data, one picture with two labels, copies of training images
+    in val or test, copies within a part, classes with a single image, photographs that EXIF turns, misnamed files,
+    16-bit, CMYK and animated images, and images of more than 24 megapixels. --out lists every file concerned.
     """
     from adapt.data import checks, looking
     from adapt.data.check import check_root
@@ -85,42 +88,42 @@ def check(source: str, folder: str | None, root: str | None, out: Path | None) -
     entry = published.find(source)
     split, inconsistent = looking.read_leniently(source, _root(folder, root))
     sizes = ", ".join(_size(part, getattr(split, part)) for part in common.PARTS)
-    what = f"{len(split.class_names):,} classes; images" if split.class_names else split.kind
-    click.echo(f"{shown(split.name)}: {what}: {sizes}")
+    contents = f"{len(split.class_names):,} classes; images" if split.class_names else split.kind
+    click.echo(f"{shown(split.name)}: {contents}: {sizes}")
     check_root(split)
     with counting_bar("checking", True) as bar:
         looked = looking.look(source, split, inconsistent, bar)
-    found = [*_wrong_counts(entry, split), *checks.found_in(looked)]
-    _tell(looked, found)
+    findings = [*_wrong_counts(entry, split), *checks.found_in(looked)]
+    _print_findings(looked, findings)
     if out is not None:
-        _write_lists(out, found)
-    if problems := sum(len(each.rows) for each in found if each.stops):
-        said = f"{problems:,} problem{'s' * (problems > 1)} in {shown(split.name)}. {entry.advice if entry else ''}"
-        click.echo(said.rstrip(), err=True)
+        _write_lists(out, findings)
+    if problems := sum(len(finding.rows) for finding in findings if finding.stops):
+        summary = f"{problems:,} problem{'s' * (problems > 1)} in {shown(split.name)}. {entry.advice if entry else ''}"
+        click.echo(summary.rstrip(), err=True)
         sys.exit(2)
 
 
-def _tell(looked: Looked, found: Sequence[Finding]) -> None:
-    """Problems, or that there are none, and then the notes."""
-    for finding in found:
+def _print_findings(looked: Looked, findings: Sequence[Finding]) -> None:
+    """Print the problems, or that there are none, and then the notes."""
+    for finding in findings:
         if finding.stops:
             click.echo(shown(finding.line))
-    if not any(finding.stops for finding in found):
-        images, beside = len(looked.of_parts), len(looked.passed_over)
-        files = "1 file beside them is" if beside == 1 else f"{beside:,} files beside them are"
+    if not any(finding.stops for finding in findings):
+        images, others = len(looked.of_parts), len(looked.passed_over)
+        files = "1 other file is" if others == 1 else f"{others:,} other files are"
         click.echo(
-            f"All {images:,} images of the data can be used; {files} not." if beside else "All images can be used."
+            f"All {images:,} images of the data can be used; {files} left out." if others else "All images can be used."
         )
-    for finding in found:
+    for finding in findings:
         if not finding.stops:
             click.echo(f"Note: {shown(finding.line)}")
 
 
-def _write_lists(out: Path, found: Sequence[Finding]) -> None:
+def _write_lists(out: Path, findings: Sequence[Finding]) -> None:
     from adapt.data.checks import lists_of
     from adapt.disk import new_folder, write_csv
 
-    lists = lists_of(found)
+    lists = lists_of(findings)
     with new_folder(out) as folder:
         for name, rows in lists.items():
             write_csv(folder / f"{name}.csv", rows)
@@ -141,27 +144,27 @@ def _root(folder: str | None, root: str | None) -> str | None:
 def _wrong_counts(entry: Published | None, split: Split) -> list[Finding]:
     from adapt.data.checks import Finding
 
-    found = {part: len(getattr(split, part)) for part in common.PARTS}
-    published = dict(zip(common.PARTS, entry.sizes, strict=True)) if entry else found
+    counts = {part: len(getattr(split, part)) for part in common.PARTS}
+    published = dict(zip(common.PARTS, entry.sizes, strict=True)) if entry else counts
     return [
         Finding(
             "counts",
-            f"{part}: {found[part]:,} images; {published[part]:,} are published",
-            [{"part": part, "images": found[part], "published": published[part]}],
+            f"{part}: {counts[part]:,} images; {published[part]:,} are published",
+            [{"part": part, "images": counts[part], "published": published[part]}],
             stops=True,
         )
         for part in common.PARTS
-        if found[part] != published[part]
+        if counts[part] != published[part]
     ]
 
 
 @data.command()
 @_source
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="The PNG to write.")
-@click.option("--part", type=click.Choice(common.PARTS), help="Which images.  [default: train, or else test]")
-@click.option("--images", type=click.IntRange(min=1), default=6, show_default=True, help="Images of each class.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="PNG file to write.")
+@click.option("--part", type=click.Choice(common.PARTS), help="Part to draw.  [default: train, or else test]")
+@click.option("--images", type=click.IntRange(min=1), default=6, show_default=True, help="Images per class.")
 @common.names
-@click.option("--font", help="A TrueType file, for names in letters that DejaVu Sans has not.")
+@click.option("--font", help="TrueType file, for class names in letters that DejaVu Sans lacks.")
 def show(
     source: str,
     folder: str | None,
@@ -172,7 +175,7 @@ def show(
     names: str | None,
     font: str | None,
 ) -> None:
-    """Draw a few images of each class of SOURCE, with the class names, to a PNG.
+    """Draw a few images of each class of SOURCE, with the class names, in one PNG.
 
     SOURCE and ROOT are as for `adapt data check`. An image that cannot be decoded is crossed out.
     """
@@ -195,20 +198,20 @@ def show(
 @data.command()
 @_source
 @click.option(
-    "--texts", required=True, help="Texts by class: a .json {class: [text, ...]} or a .csv (class,descriptor)."
+    "--texts", required=True, help="Texts of each class: a .json {class: [text, ...]} or a .csv (class,descriptor)."
 )
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="The CSV of pairs to write.")
-@click.option("--part", type=click.Choice(common.PARTS), default="train", show_default=True, help="Which images.")
-@click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, help="Texts for each image.")
-@click.option("--backbone", required=True, help="Which one compares them; see `adapt backbones`.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="CSV file to write.")
+@click.option("--part", type=click.Choice(common.PARTS), default="train", show_default=True, help="Part to match.")
+@click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, help="Texts per image.")
+@click.option("--backbone", required=True, help="Backbone that compares images with texts (see `adapt backbones`).")
 @common.device
 def match(
     source: str, folder: str | None, root: str | None, texts: str, out: Path, part: str, top: int, backbone: str,
     device: str,
 ) -> None:  # fmt: skip
-    """Write pairs: each image of SOURCE with the texts of its class that are nearest to it.
+    """Pair each image of SOURCE with the texts of its class that are nearest to it.
 
-    The CSV has a line for each pair, with the columns path and text; paths are below the data's own root.
+    The CSV has a line per pair, with the columns path and text; paths are relative to the root of the data.
     """
     from adapt.cli.quiet import quiet_libraries
     from adapt.data.readers import load
@@ -217,13 +220,13 @@ def match(
     from adapt.progress import counting_bar
 
     check_writable(out)
-    split, known = load(source, _root(folder, root)), read_descriptors(texts)
+    split, descriptors = load(source, _root(folder, root)), read_descriptors(texts)
     split.check_classes()
     if not Path(split.root).is_dir():
-        raise AdaptError(f"the images of {shown(split.name)} are no files in a folder, which a CSV could name")
+        raise AdaptError(f"the images of {shown(split.name)} are not files in a folder, so a CSV cannot name them")
     items = [item for item in getattr(split, part) if item.path]
     if not items:
-        raise AdaptError(f"{shown(split.name)} has no image in its part {part}")
+        raise AdaptError(f"{shown(split.name)} has no images in its {part} part")
     with quiet_libraries():
         from adapt.backbones.load import load_backbone
         from adapt.methods.zero_shot import ZeroShot
@@ -234,11 +237,11 @@ def match(
         model = wrap(load_backbone(backbone, device).turning(split.turned), ZeroShot(), split.class_names)
         assert isinstance(model, AdaptedModel)  # zero-shot serves dual encoders only
         with counting_bar("encoding", True) as bar:
-            found = matched(model, items, known, top, progress=bar)
+            nearest = matched(model, items, descriptors, top, progress=bar)
     rows = [
         {"path": item.path.removeprefix(split.root).lstrip("/"), "text": text}
-        for item, own in zip(items, found, strict=True)
-        for text in own
+        for item, texts_of_item in zip(items, nearest, strict=True)
+        for text in texts_of_item
     ]
     write_csv(out, rows)
     click.echo(f"{out}  {len(rows):,} pairs of {len(items):,} images; their root is {split.root}")

@@ -21,17 +21,17 @@ _FORMS = ("onnx", "torch", "openvino", "html")
 
 @click.command()
 @click.argument("adapter", type=click.Path(path_type=Path))
-@click.option("--to", type=click.Choice(_FORMS), help="As a model by itself, from images to logits, in this form.")
-@click.option("--compact", is_flag=True, help="With its backbone, out of which the blocks that it skips are cut.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="The new folder.")
+@click.option("--to", type=click.Choice(_FORMS), help="Export a standalone model, from images to logits, in this form.")
+@click.option("--compact", is_flag=True, help="Export with the backbone, without the blocks that the adapter skips.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="New folder to write.")
 @click.option("--int8", is_flag=True, help="Quantise the weights of matrix products to 8 bits.")
 @click.option(
     "--runtime",
     type=click.Path(path_type=Path),
-    help="Of --to html: the unpacked npm package onnxruntime-web, which goes into the page and runs the model there.",
+    help="Unpacked npm package onnxruntime-web, which --to html builds into the page.",
 )
 @common.classes
-@click.option("--data", help="Labelled images on which the accuracy of --to is measured, as of `adapt eval`.")
+@click.option("--data", help=f"Data to measure the accuracy of --to on: {common.SOURCES}.")
 @common.root
 @common.names
 @common.part
@@ -50,13 +50,13 @@ def export(
     part: str,
     backbone: str | None,
 ) -> None:
-    """Write ADAPTER with all that it needs to a new folder, for places where adapt, or Python, is not.
+    """Export ADAPTER with all that it needs to a new folder, to use without adapt, or without Python.
 
     With --to, the image tower with the method folded in becomes a model from images to logits, for any number of
-    images; export.json beside it has the class names, the preprocessing, and with --data the accuracy. Methods whose
-    answer is no function of one image alone are refused. An html is one page that classifies pictures offline.
+    images. Beside it, export.json has the class names, the preprocessing and, with --data, the accuracy. A method is
+    refused if its answer for an image depends on other images. html is one page that classifies pictures offline.
 
-    With --compact, the folder is what predict, eval and inspect take for an adapter; a DAS adapter's is smaller than
+    With --compact, predict, eval and inspect take the folder as an adapter. The folder of a DAS adapter is smaller than
     its backbone, on disk and in memory.
 
     \b
@@ -67,9 +67,9 @@ def export(
       adapt export runs/das-emoji/adapter.safetensors --compact --out light
     """
     if compact == (to is not None):
-        raise AdaptError(f"give one of --compact and --to {'|'.join(_FORMS)}, the forms of export")
+        raise AdaptError(f"give either --compact or --to {'|'.join(_FORMS)}")
     if compact and (int8 or runtime or classes or data):
-        raise AdaptError("--int8, --runtime, --classes and --data are of --to: leave them out, or --compact")
+        raise AdaptError("--int8, --runtime, --classes and --data go with --to: leave them out, or leave --compact out")
     from adapt.cli.quiet import quiet_libraries
 
     check_free(out)
@@ -85,20 +85,20 @@ def export(
         from adapt.formats.export import export as write
 
         write(model, out, to, int8=int8, data=items, runtime=runtime)
-    _tell(out)
+    _print_record(out)
 
 
-def _tell(out: Path) -> None:
-    """The folder, its size, and what its record says was measured."""
+def _print_record(out: Path) -> None:
+    """Print the folder, its size, and the measurements in its record."""
     from adapt import plain
     from adapt.formats.export import RECORD
 
-    told = plain.parse((out / RECORD).read_bytes())
-    click.echo(f"written to {out}: {_megabytes(out):.1f} MB, logits within {told['difference']:.1e} of the adapter's")
-    if found := told.get("measured"):
+    record = plain.parse((out / RECORD).read_bytes())
+    click.echo(f"written to {out}: {_megabytes(out):.1f} MB, logits within {record['difference']:.1e} of the adapter's")
+    if measured := record.get("measured"):
         click.echo(
-            f"{100 * found['accuracy']:.1f} % of {found['images']} images, the adapter itself "
-            f"{100 * found['adapter_accuracy']:.1f} %; the same label for {100 * found['same_labels']:.1f} %"
+            f"{100 * measured['accuracy']:.1f} % of {measured['images']} images, the adapter itself "
+            f"{100 * measured['adapter_accuracy']:.1f} %; the same label for {100 * measured['same_labels']:.1f} %"
         )
 
 
@@ -112,8 +112,8 @@ def _compact(model: Adapted, out: Path) -> None:
     from adapt.methods.base.traits import skipped_blocks
 
     write(model, out)
-    whole, paths = model.backbone.model, block_paths(model.backbone, skipped_blocks(model.method)).values()
-    count, cut = _parameters(whole), sum(_parameters(whole.get_submodule(path)) for path in paths)
+    backbone, paths = model.backbone.model, block_paths(model.backbone, skipped_blocks(model.method)).values()
+    count, cut = _parameters(backbone), sum(_parameters(backbone.get_submodule(path)) for path in paths)
     click.echo(f"written to {out}: {_megabytes(out):.1f} MB, {count - cut:,} of the backbone's {count:,} parameters")
 
 

@@ -16,8 +16,6 @@ from adapt.plain import within
 from adapt.shown import shown
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from adapt.formats.header import Header
     from adapt.models.classifier import AdaptedModel
     from adapt.models.wrap import Model
@@ -25,13 +23,13 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("adapter", type=click.Path(path_type=Path))
-@click.option("--backbone", help="The backbone whose words are searched, where the adapter does not name it.")
+@click.option("--backbone", help="Backbone whose words are searched, if the adapter does not name it.")
 @click.option(
-    "--words", type=click.IntRange(min=0), default=3, show_default=True, help="Nearest words of each learned token."
+    "--words", type=click.IntRange(min=0), default=3, show_default=True, help="Nearest words to show per learned token."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the whole header as JSON.")
 def inspect(adapter: Path, backbone: str | None, words: int, as_json: bool) -> None:
-    """Show what ADAPTER holds: method, backbone, classes, sizes, origin, and the words nearest to learned tokens."""
+    """Show what ADAPTER holds: method, backbone, classes, sizes, origin, and words nearest to its learned tokens."""
     from adapt import plain
     from adapt.cli.quiet import quiet_libraries
     from adapt.formats.adapter import read_tensors
@@ -66,7 +64,7 @@ def _lines(header: Header) -> Iterator[tuple[str, str]]:
     yield "method", f"{header.method} {_settings(header.config)}"
     quantized = f", {header.quantization}" if header.quantization else ""
     turned = ", photographs turned upright" if header.preprocess["turned"] else ""
-    yield "backbone", f"{header.backbone or 'without a name'} ({header.preprocess['size']} px{turned}{quantized})"
+    yield "backbone", f"{header.backbone or 'unnamed'} ({header.preprocess['size']} px{turned}{quantized})"
     if header.logit_scale is not None:
         yield "logits", f"cosine x {header.logit_scale:.1f}"
     if header.class_names:
@@ -76,10 +74,9 @@ def _lines(header: Header) -> Iterator[tuple[str, str]]:
     if data:
         shots = "all images" if data.get("shots") is None else f"{data['shots']} shots"
         yield "trained on", f"{data.get('source')}, {shots}, {data.get('classes', 'all')} classes"
-    found = {key: within(header.metrics, key, "accuracy", kind=float) for key in ("zero_shot", "adapted")}
-    scores = {key: value for key, value in found.items() if value is not None}
-    if scores:
-        listed = ", ".join(f"{key} {100 * value:.1f} %" for key, value in scores.items())
+    scores = {key: within(header.metrics, key, "accuracy", kind=float) for key in ("zero_shot", "adapted")}
+    listed = ", ".join(f"{key} {100 * value:.1f} %" for key, value in scores.items() if value is not None)
+    if listed:
         yield "accuracy", f"{listed} (seed {header.seed})"
     yield "versions", ", ".join(f"{key} {value}" for key, value in header.versions.items())
 
@@ -95,7 +92,7 @@ def _load(adapter: Path, backbone: str | None) -> Any:
 
 
 def _show_words(model: AdaptedModel, count: int) -> None:
-    """Nearest by Euclidean distance to the token embeddings, as CoOp's authors read them."""
+    """Print the words nearest to each learned token, by Euclidean distance to the token embeddings as in CoOp."""
     embedding = model.backbone.tower("text").text.embedding.weight.detach()  # type: ignore[union-attr]
     from adapt.methods.base.traits import LearnedTokens, trait
 
@@ -103,14 +100,10 @@ def _show_words(model: AdaptedModel, count: int) -> None:
     assert learns is not None
     for name, tokens in learns.learned_tokens.items():
         click.echo(f"nearest words of {shown(name)} (distance)")
-        for index, row in enumerate(_flat(tokens)):
+        for index, row in enumerate(tokens.detach().flatten(0, -2)):
             distances, ids = (embedding - row).norm(dim=-1).topk(count, largest=False)
-            found = (f"{model.backbone.tokenizer.token(int(i))} ({d:.2f})" for d, i in zip(distances.tolist(), ids))
-            click.echo(f"  {index:3}  {shown(', '.join(found))}")
-
-
-def _flat(tokens: Tensor) -> Tensor:
-    return tokens.detach().flatten(0, -2)
+            words = (f"{model.backbone.tokenizer.token(int(i))} ({d:.2f})" for d, i in zip(distances.tolist(), ids))
+            click.echo(f"  {index:3}  {shown(', '.join(words))}")
 
 
 @click.command()
@@ -118,9 +111,9 @@ def _flat(tokens: Tensor) -> Tensor:
 @click.argument("folder", type=click.Path(path_type=Path))
 @common.of_adapter
 def merge(adapter: Path, folder: Path, backbone: str | None) -> None:
-    """Fold a LoRA ADAPTER into a copy of its backbone and write that to the new FOLDER, in the backbone's own format.
+    """Fold a LoRA ADAPTER into a copy of its backbone, and write that to the new FOLDER in the backbone's own format.
 
-    The result needs neither adapt nor peft; with adapt it is used as `--backbone FOLDER`.
+    The result needs neither adapt nor peft. To use it with adapt, give `--backbone FOLDER`.
     """
     from adapt.cli.quiet import quiet_libraries
 
@@ -134,19 +127,26 @@ def merge(adapter: Path, folder: Path, backbone: str | None) -> None:
 @click.command()
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("target", type=click.Path(path_type=Path))
-@click.option("--to", "target_form", type=click.Choice(["adapter", "peft"]), default="adapter", show_default=True)
-@click.option("--backbone", help="The backbone that SOURCE was trained on; published files do not name it.")
+@click.option(
+    "--to",
+    "target_form",
+    type=click.Choice(["adapter", "peft"]),
+    default="adapter",
+    show_default=True,
+    help="Format of TARGET.",
+)
+@click.option("--backbone", help="Backbone that SOURCE was trained on, which published files do not name.")
 @click.option(
     "--classes",
-    help="The class names in the order of training: separated by commas, or a text file with one a line.",
+    help="Class names in the order of training: a comma-separated list, or a text file with one per line.",
 )
-@click.option("--method", help="The method of a published checkpoint. [default: coop]")
+@click.option("--method", help="Method of a published checkpoint.  [default: coop]")
 @click.option(
     "--set",
     "settings",
     multiple=True,
     metavar="KEY=VALUE",
-    help="A setting of the method that the file does not tell, such as class_position=middle. May be repeated.",
+    help="Setting of the method that SOURCE does not hold, such as class_position=middle (repeatable).",
 )
 def convert(
     source: Path,
@@ -157,17 +157,21 @@ def convert(
     method: str | None,
     settings: tuple[str, ...],
 ) -> None:
-    """Convert SOURCE to TARGET.
+    """Import SOURCE as the adapter TARGET, or export an adapter to peft's layout.
 
     \b
     SOURCE is one of
-      a published checkpoint of CoOp, or with --method of CoCoOp, MaPLe or IVLP and VPT
-      (model.pth.tar-50): needs --backbone and --classes
-      with --method vlora or projector, a mm_projector.bin or a .safetensors of LLaVA's: needs --backbone VISION+LLM
-      a folder in peft's LoRA layout: needs --classes, and --backbone where it names none; one of adapt's, neither
-      an adapter of adapt: with --to peft, TARGET becomes a folder in peft's layout
+      a published checkpoint (model.pth.tar-50) of CoOp or, with --method, of CoCoOp, MaPLe, IVLP or VPT:
+        needs --backbone and --classes
+      a mm_projector.bin or a .safetensors of LLaVA's, with --method vlora or projector:
+        needs --backbone VISION+LLM
+      a folder in peft's LoRA layout:
+        needs --classes, and --backbone if it names none; neither if adapt wrote it
+      an adapter of adapt, with --to peft:
+        TARGET becomes a folder in peft's layout
 
-    Pickles are read here only, weights only, and refused where they name anything but tensors and Dassl's records.
+    Only this command reads pickles. It loads weights only, and refuses a pickle that names anything but tensors and
+    Dassl's records.
     """
     from adapt.cli.quiet import quiet_libraries
 
@@ -186,7 +190,7 @@ def convert(
             click.echo(f"written to {export(_load(source, backbone), target)}")
             return
         if target_form == "peft":
-            raise AdaptError(f"--to peft exports an adapter of adapt; {source} is none")
+            raise AdaptError(f"--to peft exports an adapter of adapt, and {source} is not one")
         click.echo(f"written to {_imported(source, backbone, classes, method, settings).save(target)}")
 
 
@@ -195,13 +199,12 @@ def _imported(
 ) -> Model:
     from adapt import methods
     from adapt.backbones.load import load_backbone
-    from adapt.formats import checkpoints as convert
-    from adapt.formats import peft_import
+    from adapt.formats import checkpoints, peft_import
     from adapt.recipe.file import set_key
 
     if source.is_dir():
         if method or settings:
-            raise AdaptError(f"{source} is in peft's layout, which tells its settings: leave out --method and --set")
+            raise AdaptError(f"{source} is in peft's layout, which holds its settings: leave --method and --set out")
         given_names = common.class_names(classes)
         return peft_import.load(source, common.given_backbone(backbone, "cpu"), given_names, device="cpu")
     speaks = method is not None and methods.find(method).serves == ("vision LLM",)
@@ -211,7 +214,7 @@ def _imported(
     given: dict[str, Any] = {}
     for setting in settings:
         set_key(given, setting)
-    return convert.import_published(source, method or "coop", load_backbone(backbone, "cpu"), names, given)
+    return checkpoints.import_published(source, method or "coop", load_backbone(backbone, "cpu"), names, given)
 
 
 COMMANDS = {"inspect": inspect, "merge": merge, "convert": convert}

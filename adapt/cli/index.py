@@ -23,19 +23,23 @@ if TYPE_CHECKING:
     _Encode = Callable[[AdaptedModel, str, Path | None], Index]
 
 _adapter = click.option(
-    "--adapter", type=click.Path(path_type=Path), help="Encode under this adapter.  [default: the backbone by itself]"
+    "--adapter", type=click.Path(path_type=Path), help="Adapter to encode with.  [default: the backbone by itself]"
 )
 _root = click.option(
-    "--root", type=click.Path(path_type=Path), help="Where the images of a .csv of pairs are.  [default: beside it]"
+    "--root",
+    type=click.Path(path_type=Path),
+    help="Folder of the images in a .csv of pairs.  [default: the .csv's own]",
 )
 
 
 @click.command()
 @click.argument("source", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="The .safetensors file to write.")
-@click.option("--backbone", help="See `adapt backbones`.  [default: the adapter's, or the recipes']")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help=".safetensors file to write.")
 @click.option(
-    "--pairs", "of_pairs", is_flag=True, help="SOURCE is a .csv with path,text[,entity]: each line is one entry."
+    "--backbone", help="Backbone to encode with (see `adapt backbones`).  [default: the adapter's, or the recipes']"
+)
+@click.option(
+    "--pairs", "of_pairs", is_flag=True, help="Read SOURCE as a .csv with path,text[,entity], an entry per line."
 )
 @_root
 @_adapter
@@ -43,9 +47,9 @@ _root = click.option(
 def index(
     source: Path, out: Path, backbone: str | None, of_pairs: bool, root: Path | None, adapter: Path | None, device: str
 ) -> None:  # fmt: skip
-    """Make an index of SOURCE, a list of texts or a folder of images, to search in and to take names from.
+    """Build an index of SOURCE, a list of texts or a folder of images, for search and for naming images.
 
-    SOURCE is a .txt with a text a line, a .csv with a column text, or a folder, searched at any depth.
+    SOURCE is a .txt with a text per line, a .csv with a column text, or a folder, searched at any depth.
 
     \b
     Examples:
@@ -59,7 +63,7 @@ def index(
 
     check_writable(out)
     if root is not None and not of_pairs:
-        raise AdaptError("--root is where the images of --pairs are: leave it out, or give --pairs")
+        raise AdaptError("--root is the folder of the images of --pairs: leave it out, or give --pairs")
     if adapter is None:
         backbone = backbone or common.default_backbone(str(source))
         common.say_backbone(backbone, str(source))
@@ -70,27 +74,26 @@ def index(
         from adapt.retrieval.index import index_images, index_pairs, index_texts
 
         model = _model(backbone, adapter, device)
-        make: Any = {"texts": index_texts, "images": index_images, "pairs": index_pairs}[kind]
+        build: Any = {"texts": index_texts, "images": index_images, "pairs": index_pairs}[kind]
         with counting_bar("encoding", True) as bar:
-            made = make(model, entries, bar)
+            built = build(model, entries, bar)
     if of_pairs:
-        made = replace(made, entries=tuple(item.unit or path for item, path in pairs))
-    made.save(out)
-    click.echo(f"{out}  {len(made):,} {made.header.kind}, {out.stat().st_size / 1024:,.1f} KB")
+        built = replace(built, entries=tuple(item.unit or path for item, path in pairs))
+    built.save(out)
+    click.echo(f"{out}  {len(built):,} {built.header.kind}, {out.stat().st_size / 1024:,.1f} KB")
 
 
 @click.command()
 @click.argument("index", type=click.Path(path_type=Path))
 @click.argument("queries", nargs=-1, required=True)
-@click.option("--top-k", type=click.IntRange(min=1), default=5, show_default=True, help="Entries to show for a query.")
-@click.option("--backbone", help="The backbone, where the index does not name it.")
+@click.option("--top-k", type=click.IntRange(min=1), default=5, show_default=True, help="Entries to show per query.")
+@click.option("--backbone", help="Backbone, if the index does not name it.")
 @_adapter
 @click.option(
     "--slerp",
     "share",
     type=click.FloatRange(0, 1),
-    help="With an adapter of xbt: also ask the index's own backbone, and go this share of the way from its query to "
-    "the adapter's.",
+    help="With an adapter of xbt: how far to move from the query of the index's own backbone to the adapter's.",
 )
 @_root
 @common.device
@@ -99,11 +102,12 @@ def search(
     index: Path, queries: tuple[str, ...], top_k: int, backbone: str | None, adapter: Path | None, share: float | None,
     root: Path | None, device: str, as_json: bool,
 ) -> None:  # fmt: skip
-    """Find what is nearest to QUERIES, texts or image files, among all entries of INDEX, exactly.
+    """Find the entries of INDEX that are nearest to QUERIES, which are texts or image files. The search is exact.
 
-    In an index of pairs a query may be a .csv with path,text too, each line of which is asked, by its path.
+    In an index of pairs, a query may also be a .csv with path,text. Each of its lines is then a query, named by its
+    path.
 
-    With an adapter of xbt that stands for the backbone of INDEX, queries are encoded by a newer one.
+    With an adapter of xbt for the backbone of INDEX, a newer backbone encodes the queries.
 
     \b
     Examples:
@@ -115,64 +119,64 @@ def search(
 
     of_pairs = any(map(_lists_pairs, queries))
     if root is not None and not of_pairs:
-        raise AdaptError("--root is where the images of a .csv of pairs are, and no query is one: leave it out")
+        raise AdaptError("--root is the folder of the images in a .csv of pairs, and no query is a .csv: leave it out")
     with quiet_libraries():
         from adapt.retrieval.index import load_index
 
-        found = load_index(index)
-        model = _model(backbone or (None if adapter else found.header.backbone), adapter, device)
-        found.check(model)
-        if of_pairs and found.header.kind != "pairs":
+        stored = load_index(index)
+        model = _model(backbone or (None if adapter else stored.header.backbone), adapter, device)
+        stored.check(model)
+        if of_pairs and stored.header.kind != "pairs":
             raise AdaptError(
-                f"{index} is an index of {found.header.kind}: pairs of a .csv ask one of `adapt index --pairs`"
+                f"{index} is an index of {stored.header.kind}: a .csv of pairs needs one made by `adapt index --pairs`"
             )
-        encoded = _encoded if share is None else _between(found, model, share, device)
+        encode = _encoded if share is None else _between(stored, model, share, device)
         for query in queries:
-            asked = encoded(model, query, root)
-            for name, *nearest in zip(asked.entries, *found.nearest(asked.features, top_k), strict=True):
+            encoded = encode(model, query, root)
+            for name, *nearest in zip(encoded.entries, *stored.nearest(encoded.features, top_k), strict=True):
                 cosines, places = (each.tolist() for each in nearest)
-                _show(name, list(zip([found.entries[place] for place in places], cosines, strict=True)), as_json)
+                _show(name, list(zip([stored.entries[place] for place in places], cosines, strict=True)), as_json)
 
 
 def _entries(source: Path) -> tuple[list[str], str]:
-    """What to make an index of, and its kind."""
+    """Return the entries to index, and their kind: "texts" or "images"."""
     from adapt.data.readers.lines import read_lines
     from adapt.data.readers.texts_file import read_texts
 
     if source.is_dir():
-        found = images_in(str(source))
-        if not found:
+        images = images_in(str(source))
+        if not images:
             raise AdaptError(f"the folder {source} holds no image ({', '.join(IMAGE_SUFFIXES)})")
-        return found, "images"
+        return images, "images"
     if source.suffix not in (".csv", ".txt"):
         raise AdaptError(f"{source} is neither a folder of images nor a .txt or .csv file of texts")
     return (read_texts(source) if source.suffix == ".csv" else read_lines(source)), "texts"
 
 
 def _model(backbone: str | None, adapter: Path | None, device: str) -> AdaptedModel:
-    """What encodes: an adapter's model, or a backbone by itself."""
+    """Return the model that encodes: an adapter's, or a backbone by itself."""
     from adapt.loading import load
     from adapt.methods.zero_shot import ZeroShot
     from adapt.models.wrap import wrap
 
     if not (backbone or adapter):
-        raise AdaptError("nothing says what encodes: give --backbone, such as mini-clip, or --adapter")
+        raise AdaptError("no backbone to encode with is named: give --backbone, such as mini-clip, or --adapter")
     loaded: Any = common.given_backbone(backbone, device)
     of = loaded if adapter is None else (model := load(adapter, loaded, device=device)).backbone
     if of.family != "dual encoder":
-        raise AdaptError(f"{of.describe()} has no features of texts and images to compare: take a CLIP")
-    # no adapter says otherwise: photographs are turned upright
-    found: AdaptedModel = (wrap(loaded.turning(True), ZeroShot(), ("object",)) if adapter is None else model).eval()
-    return found
+        raise AdaptError(f"{of.describe()} has no features of texts and images to compare: use a CLIP")
+    # without an adapter that says otherwise, photographs are turned upright
+    encoder: AdaptedModel = (wrap(loaded.turning(True), ZeroShot(), ("object",)) if adapter is None else model).eval()
+    return encoder
 
 
 def _encoded(model: AdaptedModel, query: str, root: Path | None) -> Index:
-    """What is asked: a text, an image file, or each pair of a .csv, called by its path."""
+    """Encode a query: a text, an image file, or each pair of a .csv, named by its path."""
     from adapt.data.readers.csv_file import read_pairs
     from adapt.retrieval.index import index_images, index_pairs, index_texts
 
     if not query.strip():
-        raise AdaptError("a query is empty: give a text, or an image file")
+        raise AdaptError("a query is empty: give a text or an image file")
     if _lists_pairs(query):
         pairs = read_pairs(query, root)
         return replace(index_pairs(model, [item for item, _ in pairs]), entries=tuple(path for _, path in pairs))
@@ -185,12 +189,12 @@ def _lists_pairs(query: str) -> bool:
 
 
 def _between(index: Index, model: AdaptedModel, share: float, device: str) -> _Encode:
-    """What encodes a query by the index's own backbone too. AdaptError where the adapter does not stand for that."""
+    """Return an encoder that also uses the index's own backbone. Raises AdaptError if the adapter is not for it."""
     from adapt.methods.base.space import space_of
     from adapt.retrieval.slerp import slerp
 
     if space_of(model.method) is None:
-        raise AdaptError("--slerp is between two backbones, and only one is asked: give an --adapter of xbt")
+        raise AdaptError("--slerp needs the queries of two backbones, and there is one: give an --adapter of xbt")
     old = _model(index.header.backbone, None, device)
     index.check(old)
 
@@ -201,13 +205,13 @@ def _between(index: Index, model: AdaptedModel, share: float, device: str) -> _E
     return between
 
 
-def _show(query: str, found: Sequence[tuple[str, float]], as_json: bool) -> None:
+def _show(query: str, nearest: Sequence[tuple[str, float]], as_json: bool) -> None:
     if as_json:
-        entries = [{"entry": entry, "cosine": cosine} for entry, cosine in found]
+        entries = [{"entry": entry, "cosine": cosine} for entry, cosine in nearest]
         click.echo(plain.dump({"query": query, "found": entries}))
         return
     click.echo(shown(query))
-    for entry, cosine in found:
+    for entry, cosine in nearest:
         click.echo(f"  {cosine:6.3f}  {shown(entry)}")
 
 

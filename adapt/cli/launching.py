@@ -1,4 +1,4 @@
-"""Processes that train one run together, as `accelerate launch` and torchrun start them too."""
+"""Start the processes that train one run together, in the way of `accelerate launch` and torchrun."""
 
 from __future__ import annotations
 
@@ -18,42 +18,44 @@ from adapt.errors import AdaptError
 from adapt.training.interrupt import ending
 
 STOPPED = 130  # the exit status after Ctrl-C
-GRACE = 10.0  # seconds in which the others end by themselves once one has failed
+GRACE = 10.0  # seconds for the others to end by themselves once one has failed
 
 
 def is_main() -> bool:
-    """Whether it is the one that says and writes what comes of it, or the only one."""
+    """Return whether this process is the main one, which prints and writes the results, or the only one."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def launched(count: int, device: str) -> int:
-    """Runs the command that this process was given in `count` processes; their exit status, 0 where none failed.
+    """Run this process's own command in `count` processes, and return their exit status: 0 if none failed.
 
-    The main one says what comes of it; what the others say of an error comes after it. Ctrl-C reaches each of them.
-    Raises AdaptError where they would share an accelerator.
+    The main one prints the results; the errors of the others are printed after it has ended. Ctrl-C reaches all of
+    them. Raises AdaptError if they would share an accelerator.
     """
-    there = devices.count()
+    available = devices.count()
     if ":" in device:
         raise AdaptError(
-            f"--device {device} is one, and --processes {count} take one each: give its kind alone, or auto"
+            f"--device {device} is one device, and --processes {count} need one each: give its kind only, or auto"
         )
-    if device != "cpu" and 0 < there < count:
-        raise AdaptError(f"--processes {count} take an accelerator each, and there are {there}: give as many at most")
-    words = [sys.executable, "-m", "adapt", *sys.argv[1:]]
+    if device != "cpu" and 0 < available < count:
+        raise AdaptError(
+            f"--processes {count} need an accelerator each, and there are {available}: give at most {available}"
+        )
+    command = [sys.executable, "-m", "adapt", *sys.argv[1:]]
     with TemporaryFile() as errors:
-        each = [
+        processes = [
             subprocess.Popen(
-                words,
+                command,
                 env=os.environ | {"RANK": str(rank), "LOCAL_RANK": str(rank)} | place,
                 stdout=subprocess.DEVNULL if rank else None,
                 stderr=errors if rank else None,
-                start_new_session=True,  # so that Ctrl-C comes from here alone
+                start_new_session=True,  # so that Ctrl-C reaches it only through this process
             )
             for place in [_meeting_place(count)]
             for rank in range(count)
         ]
-        status = _ended(each)
-        if status not in (0, STOPPED) and each[0].returncode != status:
+        status = _ended(processes)
+        if status not in (0, STOPPED) and processes[0].returncode != status:
             errors.seek(0)
             click.echo(errors.read().decode(errors="replace").rstrip(), err=True)
     return status
@@ -69,29 +71,29 @@ def _meeting_place(count: int) -> dict[str, str]:
     }  # fmt: skip
 
 
-def _ended(each: list[subprocess.Popen[bytes]]) -> int:
-    """The first exit status that is not 0, once all have ended: where one failed, the others are made to."""
+def _ended(processes: list[subprocess.Popen[bytes]]) -> int:
+    """Wait for all processes, and return the first exit status that is not 0. Once one fails, the others are ended."""
 
     def pass_on(number: int, frame: FrameType | None) -> None:
-        for process in each:
+        for process in processes:
             process.send_signal(number)
 
     before = {number: signal.signal(number, pass_on) for number in ending()}
     status, until = 0, float("inf")
     try:
-        while any(process.poll() is None for process in each):
-            status = status or _failed(each)
+        while any(process.poll() is None for process in processes):
+            status = status or _failed(processes)
             if status not in (0, STOPPED):
                 until = min(until, time.monotonic() + GRACE)
-            if time.monotonic() > until:  # they may wait for the one that failed, deaf to other signals
-                for process in each:
+            if time.monotonic() > until:  # they may wait for the failed one, and ignore other signals
+                for process in processes:
                     process.kill()
             time.sleep(0.05)
-        return status or _failed(each)
+        return status or _failed(processes)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def _failed(each: list[subprocess.Popen[bytes]]) -> int:
-    return next((status for process in each if (status := process.poll())), 0)
+def _failed(processes: list[subprocess.Popen[bytes]]) -> int:
+    return next((status for process in processes if (status := process.poll())), 0)

@@ -10,7 +10,7 @@ from adapt.errors import AdaptError
 @click.command()
 @click.argument("name", required=False)
 def methods(name: str | None) -> None:
-    """List the methods, or the settings of the method NAME with their defaults."""
+    """List the methods, or show the settings of the method NAME with their defaults."""
     from adapt import methods as package
 
     if name is None:
@@ -26,7 +26,7 @@ def methods(name: str | None) -> None:
 
 
 def _title(name: str) -> str:
-    """What a method is; one whose package cannot be imported does not end the list."""
+    """Return the title of a method, or the error if its package cannot be imported, so that the list goes on."""
     from adapt import methods as package
 
     try:
@@ -37,7 +37,7 @@ def _title(name: str) -> str:
 
 @click.command()
 def backbones() -> None:
-    """List the forms of backbone names that recipes, commands and `adapt.load_backbone` take."""
+    """List the ways to name a backbone in recipes, commands and `adapt.load_backbone`."""
     from adapt.backbones.families import forms
 
     for form, text in forms().items():

@@ -1,4 +1,4 @@
-"""What commands that make many runs have in common: where they go, and what is printed."""
+"""The options and the runner that commands which make many runs share."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ track = click.option(
     "--track",
     multiple=True,
     type=click.Choice(list(SHIPPED)),
-    help="Tell TensorBoard, Weights & Biases or MLflow of each run too. May be repeated.",
+    help="Also log each run to TensorBoard, Weights & Biases or MLflow (repeatable).",
 )
 engines = common.together(
     click.option(
@@ -26,22 +26,26 @@ engines = common.together(
         type=click.IntRange(min=1),
         default=1,
         show_default=True,
-        help="Runs at once on a machine, which take its GPUs in turn.",
+        help="Number of runs at a time on a machine, which take its GPUs in turn.",
     ),
     click.option(
-        "--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True, help="Where runs go."
+        "--engine",
+        type=click.Choice(["local", "ray"]),
+        default="local",
+        show_default=True,
+        help="Engine of the runs: processes of this machine, or Ray.",
     ),
-    click.option("--address", help="Of a Ray cluster; without it Ray starts one here."),
+    click.option("--address", help="Address of a Ray cluster.  [default: Ray starts one here]"),
     track,
 )
 
 
 def run(protocol: Protocol, out: Path, jobs: int, engine: Any, address: str | None, track: tuple[str, ...]) -> None:
-    """Makes the runs of `protocol` in `out`, says what each gave, and prints the table."""
+    """Make the runs of `protocol` in `out`, report each one, and print the table."""
     from adapt.cli.quiet import quiet_libraries
 
     if address is not None and engine != "ray":
-        raise AdaptError("--address is of a Ray cluster: add --engine ray")
+        raise AdaptError("--address names a Ray cluster: add --engine ray")
     with quiet_libraries():
         from adapt.protocols.engines import Engine
         from adapt.protocols.run_protocol import run_protocol
@@ -51,6 +55,6 @@ def run(protocol: Protocol, out: Path, jobs: int, engine: Any, address: str | No
             where = Engine(engine, jobs, address)
             results = run_protocol(protocol, out, where, lambda line: click.echo(f"  {line}", err=True), track)
         except KeyboardInterrupt:
-            click.echo("stopped; go on with the same command", err=True)
+            click.echo("stopped; continue with the same command", err=True)
             raise SystemExit(130) from None
     click.echo(as_text(table([results])))

@@ -23,16 +23,16 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("adapter", type=click.Path(path_type=Path))
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="The folder of the pictures, a new one.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="New folder for the heat maps.")
 @common.of_adapter
 @common.device
 @common.as_json
 def maps(adapter: Path, images: tuple[Path, ...], out: Path, backbone: str | None, device: str, as_json: bool) -> None:
-    """Draw where IMAGES (files, or folders searched at any depth) look abnormal to ADAPTER.
+    """Draw heat maps of where IMAGES (files, or folders searched at any depth) look abnormal to ADAPTER.
 
-    Of every image a PNG is written, of the part that the backbone reads, and a line printed: how abnormal its worst
-    pixel looks, and how probable the class of the whole image is. Colours are on one scale for all of the images: half
-    of their pixels have none. An image that cannot be read is reported and left out; the exit code is 2 then.
+    For each image, a PNG of the part that the backbone reads is written, and a line is printed: how abnormal its worst
+    pixel looks, and the class of the image with its probability. All images share one colour scale, on which half of
+    their pixels have no colour. An image that cannot be read is reported and left out, and the exit code is then 2.
 
     \b
     Examples:
@@ -51,36 +51,35 @@ def maps(adapter: Path, images: tuple[Path, ...], out: Path, backbone: str | Non
 
         model = load(adapter, common.given_backbone(backbone, device), device=device)
         if not isinstance(model, AdaptedModel):
-            raise AdaptError(f"{adapter} answers questions, and draws no maps: take an adapter of anovl")
+            raise AdaptError(f"{adapter} answers questions and draws no maps: use an adapter of anovl")
         normal_label(model.method, model.class_names)  # before any image is read
         readable: list[ImageFile] = []
         turned = model.backbone.preprocess.turned
-        found = list(model.predict_maps(readable_images(files, readable, {turned})))
-        _draw(model, found, readable, out, as_json)
+        predicted = list(model.predict_maps(readable_images(files, readable, {turned})))
+        _draw(model, predicted, readable, out, as_json)
     exit_where_unread(files, readable)
 
 
 def _draw(
-    model: AdaptedModel, found: list[tuple[Prediction, Tensor]], files: list[ImageFile], out: Path, as_json: bool
+    model: AdaptedModel, predicted: list[tuple[Prediction, Tensor]], files: list[ImageFile], out: Path, as_json: bool
 ) -> None:
-    """Writes the pictures of maps, and says of each image what there is to say."""
+    """Write the heat map of each image, and print a line for it."""
     from adapt import plain
     from adapt.data.decoding.images import open_image
     from adapt.models.heat import extremes_of, heat
 
-    extremes = extremes_of([own for _, own in found])
+    extremes = extremes_of([abnormality for _, abnormality in predicted])
     out.mkdir(parents=True)
-    for number, ((said, own), file) in enumerate(zip(found, files, strict=True)):
+    for number, ((prediction, abnormality), file) in enumerate(zip(predicted, files, strict=True)):
         drawn = out / f"{number:05}_{file.path.stem}.png"
         picture = open_image(file.path, turned=model.backbone.preprocess.turned)
-        heat(picture, own, extremes, model.backbone.preprocess).save(drawn)
-        worst = float(own.max())
+        heat(picture, abnormality, extremes, model.backbone.preprocess).save(drawn)
+        worst = float(abnormality.max())
         if as_json:
-            click.echo(plain.dump({"image": file.called, "map": str(drawn), "abnormal": worst, **said.plain()}))
+            click.echo(plain.dump({"image": file.called, "map": str(drawn), "abnormal": worst, **prediction.plain()}))
         else:
-            click.echo(
-                f"{shown(file.called)}  {worst:.4f}  {shown(said.class_name)} {100 * said.probability:.1f} %  {drawn}"
-            )
+            answer = f"{shown(prediction.class_name)} {100 * prediction.probability:.1f} %"
+            click.echo(f"{shown(file.called)}  {worst:.4f}  {answer}  {drawn}")
 
 
 COMMANDS = {"maps": maps}

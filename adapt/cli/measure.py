@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -24,12 +24,10 @@ if TYPE_CHECKING:
 @common.root
 @common.names
 @common.measured
-@click.option(
-    "--data-classes", is_flag=True, help="Classify among the data's class names, where they are not the adapter's."
-)
+@click.option("--data-classes", is_flag=True, help="Classify among the data's class names, not the adapter's.")
 @click.option(
     "--blend",
-    help="Shares of the adapter in the answers, the rest being zero-shot (WiSE-FT): a line for each, as in 0,0.5,1.",
+    help="Shares of the adapter against zero-shot (WiSE-FT), such as 0,0.5,1, each measured by itself.",
 )
 @common.of_adapter
 @common.device
@@ -73,7 +71,7 @@ def evaluate_adapter(
         model = load(adapter, given, split.class_names if data_classes else None, device=device)
         if model.class_names and set(split.class_names) != set(model.class_names):
             raise AdaptError(_other_classes(data, split.class_names, adapter, model.class_names))
-        blended = [model.blended(share, split.template) for share in shares]  # all are checked before one is measured
+        blended = [model.blended(share, split.template) for share in shares]  # all are checked before any is measured
         for share, each in zip(shares, blended, strict=True):
             if not as_json:
                 click.echo(f"blend {share:g}: ", nl=False)
@@ -89,12 +87,12 @@ def evaluate_adapter(
 @common.root
 @common.names
 @common.measured
-@click.option("--backbone", help="See `adapt backbones`.  [default: the recipes', for this data]")
+@click.option("--backbone", help="Backbone to measure (see `adapt backbones`).  [default: the recipes' for this data]")
 @click.option(
     "--template",
     "templates",
     multiple=True,
-    help="With {} for the class name; several are averaged. [default: a photo of a {}.]",
+    help="Prompt with {} for the class name; repeated ones are averaged.  [default: a photo of a {}.]",
 )
 @common.device
 @common.cache
@@ -131,8 +129,8 @@ def zeroshot(
         from adapt.methods.zero_shot import ZeroShot
         from adapt.models.wrap import wrap
 
-        read = load_backbone(backbone, device).turning(split.turned)
-        model = wrap(read, ZeroShot(templates or split.template), split.class_names)
+        turning = load_backbone(backbone, device).turning(split.turned)
+        model = wrap(turning, ZeroShot(templates or split.template), split.class_names)
         split.task.fit_baseline(model, split.train or _measured(split, part), Inference(cache=cache))
         _print(model, split, part, as_json, cache)
     if not as_json:
@@ -140,47 +138,49 @@ def zeroshot(
 
 
 def _other_classes(data: str, own: Sequence[str], adapter: Path, learned: Sequence[str]) -> str:
-    """How the classes of data differ from those that an adapter learned, and what to do."""
+    """Return the message for data whose classes differ from those that an adapter learned."""
     unknown, lacking = ([name for name in one if name not in other] for one, other in ((own, learned), (learned, own)))
-    said = [f"{data} has other classes than {adapter}"]
-    said += [f"the adapter does not know {first_of(list(map(repr, unknown)), 3)}"] if unknown else []
-    said += [f"the data has no {first_of(list(map(repr, lacking)), 3)}"] if lacking else []
-    return "; ".join(said) + ". Rename them, or add --data-classes to classify among the data's own names"
+    differences = [f"{data} has other classes than {adapter}"]
+    differences += [f"the adapter does not know {first_of(list(map(repr, unknown)), 3)}"] if unknown else []
+    differences += [f"the data has no {first_of(list(map(repr, lacking)), 3)}"] if lacking else []
+    return "; ".join(differences) + ": rename them, or add --data-classes to classify among the data's own names"
 
 
 def _measured(split: Split, part: str) -> tuple[Item, ...]:
-    """Items to measure of a part; of all parts the images, without texts that only training is for."""
-    items: tuple[Item, ...] = tuple(split.items()) if part == common.ALL else getattr(split, part)
-    return tuple(item for item in items if item.paths) if part == common.ALL else items
+    """Return the items to measure: of one part all, of all parts those with images, as texts are only for training."""
+    if part == common.ALL:
+        return tuple(item for item in split.items() if item.paths)
+    items: tuple[Item, ...] = getattr(split, part)
+    return items
 
 
 def _sizes(split: Split) -> dict[str, int]:
-    """Number of images of each part."""
+    """Return the number of images in each part."""
     return {part: sum(1 for item in getattr(split, part) if item.paths) for part in common.PARTS}
 
 
 def _tell_parts(split: Split, part: str) -> None:
-    """Tell which images were measured, where the data has others, and how it was divided, where it had no parts."""
-    sizes, what = _sizes(split), split.task.noun
+    """Print which images were measured, if not all, and how the data was divided, if it came without parts."""
+    sizes, noun = _sizes(split), split.task.noun
     every = sum(sizes.values())
     others = ", ".join(f"{name} {size:,}" for name, size in sizes.items() if size and name != part)
     if part == common.ALL:
-        click.echo(f"measured: all {every:,} {what} of the data ({others})")
+        click.echo(f"measured: all {every:,} {noun} of the data ({others})")
         return
     if 0 < sizes[part] < every:
-        click.echo(f"measured: {sizes[part]:,} {part} {what} of {every:,} ({others}; --part all measures all)")
+        click.echo(f"measured: {sizes[part]:,} {part} {noun} of {every:,} ({others}; --part all measures all)")
     if split.ratios is not None:
         train, val, test = (f"{100 * share:g} %" for share in split.ratios)
         click.echo(
-            f"{shown(split.name)} came without parts, and was divided by ratios: of each class {train} are for "
-            f"training, {val} for validation and {test} for the test, drawn by a fixed seed"
+            f"{shown(split.name)} came without parts and was divided by ratios: of each class, {train} are for "
+            f"training, {val} for validation and {test} for testing, drawn with a fixed seed"
         )
 
 
 def _print(
-    model: Adapted, split: Split, part: str, as_json: bool, cache: bool, asked: dict[str, Any] | None = None
+    model: Adapted, split: Split, part: str, as_json: bool, cache: bool, settings: dict[str, float] | None = None
 ) -> None:
-    """Measures `model`; `asked` is what was asked of it besides, and stands in each line of JSON."""
+    """Measure `model` and print its scores; a line of JSON has the `settings` of the measurement too."""
     from adapt.evaluation.evaluate import evaluate
 
     items = _measured(split, part)
@@ -194,16 +194,16 @@ def _print(
             "part": part,
             "parts": _sizes(split),
             **blend,
-            **(asked or {}),
+            **(settings or {}),
             **scores.figures(),
             **scores.details(),
         }
         click.echo(plain.dump({"method": model.method.name, "backbone": model.backbone.name, **figures}))
     else:
         of_part = "" if part == common.ALL else f"{part} "
-        of = f"{scores.images} {of_part}{split.task.noun} of {split.name}"
-        of += f" ({len(split.class_names)} {split.task.classes_are})" if split.class_names else ""
-        for line in scores.lines(of):
+        measured = f"{scores.images} {of_part}{split.task.noun} of {split.name}"
+        measured += f" ({len(split.class_names)} {split.task.classes_are})" if split.class_names else ""
+        for line in scores.lines(measured):
             click.echo(line)
 
 

@@ -1,4 +1,4 @@
-"""Pictures need matplotlib, which is an extra."""
+"""A check for matplotlib, an optional dependency that plots need."""
 
 from __future__ import annotations
 
@@ -8,6 +8,6 @@ from adapt.errors import missing
 
 
 def check_matplotlib(what: str) -> None:
-    """AdaptError, before any work, where `what` cannot be drawn."""
+    """Raise AdaptError, before any work is done, if `what` cannot be drawn."""
     if find_spec("matplotlib") is None:
         raise missing(what, "matplotlib", "plot")

@@ -24,13 +24,13 @@ if TYPE_CHECKING:
     from adapt.models.explanation import Explanation
     from adapt.models.prediction import Prediction
 
-ONE_CLASS, FEW_CLASSES = 1, 5  # that are shown of an image: in a table, and to people or programs
-# images, which are turned upright by EXIF or not as the models ask for, to what is said of each
+ONE_CLASS, FEW_CLASSES = 1, 5  # shown per image by default: in a CSV, and in text or JSON
+# a function from images, opened upright by EXIF or as stored as the models need them, to the answers for each
 Says = Callable[[Callable[[set[bool]], Iterable[Any]]], Iterator[Any]]
 
 
 class ImageFile(NamedTuple):
-    """An image to look at, and what it is called in the output: in a CSV as there, or else its path as it was given."""
+    """An image file, and its name in the output: as in the .csv that lists it, or else its path as given."""
 
     path: Path
     called: str
@@ -42,33 +42,31 @@ class ImageFile(NamedTuple):
 @click.option(
     "--top-k",
     type=click.IntRange(min=1),
-    help="Classes to show for an image, the likeliest first.  [default: 5; with --csv 1]",
+    help="Classes to show per image, the most probable first.  [default: 5; with --csv 1]",
 )
 @click.option(
     "--threshold",
     type=click.FloatRange(0, 1),
-    help="Call an image none where no class is as probable. Where it may have several classes, those that are as "
-    "probable are said.  [default for these: 0.5]",
+    help="Answer none if no class reaches this probability; a multi-label adapter names all that do.  "
+    "[default for multi-label: 0.5]",
 )
 @common.classes
-@click.option("--question", help="What is asked about the images, of an adapter that answers questions.")
-@click.option("--explain", is_flag=True, help="Say which descriptors of a class decided, of an adapter that has some.")
+@click.option("--question", help="Question about each image, for an adapter that answers questions.")
+@click.option("--explain", is_flag=True, help="Show which descriptors of a class decided, for an adapter with some.")
 @click.option(
     "--vocabulary-free",
     type=click.Path(path_type=Path),
     metavar="INDEX",
-    help="Without an adapter: name images by words of the captions in an index (see `adapt index`).",
+    help="Name images without an adapter, by words from the captions of an index (see `adapt index`).",
 )
 @common.of_adapter
 @common.device
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
 @click.option(
     "--csv",
     "as_csv",
     is_flag=True,
-    help="A row for each image: columns image, class, probability; with --threshold also answer, with --top-k 2 "
-    "class_2 and probability_2, and so on. An adapter that learned numbers adds number, one of several classes an "
-    "image classes, separated by bars. What a spreadsheet takes for a formula stands after a '.",
+    help="Print a CSV row per image, with the columns described above.",
 )
 def predict(
     adapter: Path,
@@ -84,13 +82,19 @@ def predict(
     as_json: bool,
     as_csv: bool,
 ) -> None:
-    """Classify IMAGES (files, folders searched at any depth, or a .csv with a column path) with ADAPTER, or answer a
-    question about each. Regions are "IMAGE#xywh=X,Y,WIDTH,HEIGHT", or columns x0,y0,x1,y1 of the .csv, in pixels.
+    """Classify IMAGES with ADAPTER, or answer a question about each.
 
-    An adapter is a file, the folder of a run, or a name on the hub such as hf://user/name. Several stand side by side,
-    a column each, and what they share is computed once. Results are printed as they come. In folders, symbolic links
-    are followed, and an image counts once. An image that cannot be read is reported and left out; the exit code is 2
-    then.
+    An adapter is a file, the folder of a run, or a name on the hub such as hf://user/name. The answers of several
+    adapters are shown side by side, and what the adapters share is computed once.
+
+    Images are files, folders (searched at any depth), or a .csv with a column path. A region is written
+    "IMAGE#xywh=X,Y,WIDTH,HEIGHT", or as columns x0,y0,x1,y1 of the .csv, in pixels. In folders, symbolic links are
+    followed, and an image counts once. Results are printed as they come. An image that cannot be read is reported and
+    left out, and the exit code is then 2.
+
+    With --csv, the columns are image, class and probability. --threshold adds answer; --top-k 2 adds class_2 and
+    probability_2, and so on. A regression adapter adds number. A multi-label adapter adds classes, separated by bars.
+    A cell that a spreadsheet would take for a formula begins with a '.
 
     \b
     Examples:
@@ -106,7 +110,7 @@ def predict(
     from adapt.cli.quiet import quiet_libraries
 
     if as_json and as_csv:
-        raise AdaptError("--json and --csv are two layouts of one output: give one of them")
+        raise AdaptError("--json and --csv are two formats of one output: give only one of them")
     if vocabulary_free is not None and (classes or question or explain or threshold is not None):
         raise AdaptError(
             "--vocabulary-free takes names from captions: leave --classes, --question, --explain and --threshold out"
@@ -121,37 +125,37 @@ def predict(
         adapters = _adapters(adapter, images)
         _check_explained(explain, threshold, as_csv, adapters)
         files = list(image_files(images[len(adapters) - 1 :]))
-        asked = {"top_k": top_k, "threshold": threshold}
-        answers = _by_adapters(adapters, common.class_names(classes), question, backbone, device, asked, explain)
+        settings = {"top_k": top_k, "threshold": threshold}
+        answers = _by_adapters(adapters, common.class_names(classes), question, backbone, device, settings, explain)
     write = Columns(adapters, threshold is not None, top_k) if as_csv else writer(adapters, as_json, explain)
     with quiet_libraries():
-        for number, found in enumerate(answers(partial(readable_images, files, readable))):
-            write(readable[number].called, found)
+        for number, answer in enumerate(answers(partial(readable_images, files, readable))):
+            write(readable[number].called, answer)
     if isinstance(write, Columns):
-        write.begin()  # where no image could be read
+        write.begin()  # if no image could be read
     exit_where_unread(files, readable)
 
 
 def _check_explained(explain: bool, threshold: float | None, as_csv: bool, adapters: Sequence[Path]) -> None:
-    """AdaptError for what does not go with reasons."""
+    """Raise AdaptError if --explain is combined with something it does not work with."""
     if explain and threshold is not None:
-        raise AdaptError("--explain is of the likeliest classes, whatever their probability: leave --threshold out")
+        raise AdaptError("--explain shows the most probable classes, whatever their probability: leave --threshold out")
     if explain and (as_csv or len(adapters) > 1):
-        raise AdaptError("--explain is of one adapter, in lines or --json: leave --csv and the other adapters out")
+        raise AdaptError("--explain takes one adapter and prints text or --json: leave --csv and other adapters out")
 
 
 def _adapters(first: Path, images: Sequence[Path]) -> list[Path]:
-    """The adapters among what is given, of which the last is an image. AdaptError where they do not go together."""
+    """Return the adapters before the images. Raises AdaptError if there is no image, or if one adapter comes twice."""
     if not images:
-        raise AdaptError(f"there is no image behind {first}: expected an adapter, then images or folders of them")
+        raise AdaptError(f"there is no image after {first}: expected an adapter, then images or folders of them")
     adapters = [first, *takewhile(_is_adapter, images[:-1])]
     if len(set(adapters)) < len(adapters):
-        raise AdaptError(f"{', '.join(map(str, adapters))}: one adapter is given twice; give each of them once")
+        raise AdaptError(f"an adapter is given twice in {', '.join(map(str, adapters))}: give each of them once")
     return adapters
 
 
 def _by_captions(index: Path, backbone: str | None, device: str, top_k: int, threshold: float | None) -> Says:
-    """Answers in words of an index of captions."""
+    """Return a function that names images by words from an index of captions."""
 
     def answers(images: Callable[[set[bool]], Iterable[Any]]) -> Iterator[Any]:
         from adapt.backbones.load import load_backbone
@@ -163,8 +167,8 @@ def _by_captions(index: Path, backbone: str | None, device: str, top_k: int, thr
         name = backbone or captions.header.backbone
         if not name:
             raise AdaptError(f"{index} does not name its backbone: give --backbone")
-        found: Any = load_backbone(name, device)
-        named = VocabularyFree(found, captions).predict_stream(images({True}), top_k)
+        loaded: Any = load_backbone(name, device)
+        named = VocabularyFree(loaded, captions).predict_stream(images({True}), top_k)
         return ((judged(each, threshold),) for each in named)
 
     return answers
@@ -176,10 +180,10 @@ def _by_adapters(
     question: str | None,
     backbone: str | None,
     device: str,
-    asked: dict[str, Any],
+    settings: dict[str, Any],
     explain: bool,
 ) -> Says:
-    """Answers of each adapter, or of one of them with its reasons."""
+    """Return a function that answers for images by each adapter, or by one adapter with its reasons."""
 
     def answers(images: Callable[[set[bool]], Iterable[Any]]) -> Iterator[Any]:
         from adapt.loading import load_many
@@ -187,8 +191,8 @@ def _by_adapters(
         models = load_many(adapters, common.given_backbone(backbone, device), names, device=device)
         opened = images({model.backbone.preprocess.turned for model in models})
         if explain:
-            return _explanations(adapters[0], models[0], opened, asked["top_k"], asked["threshold"])
-        return _predictions(adapters, models, opened, question, asked)
+            return _explanations(adapters[0], models[0], opened, settings["top_k"], settings["threshold"])
+        return _predictions(adapters, models, opened, question, settings)
 
     return answers
 
@@ -198,26 +202,26 @@ def _predictions(
     models: Sequence[Any],
     images: Iterable[Any],
     question: str | None,
-    asked: dict[str, Any],
+    settings: dict[str, Any],
 ) -> Iterator[tuple[Prediction, ...]]:
-    """What each model says of each image."""
+    """Yield the predictions of all models for each image."""
     if len(models) == 1:
-        asked = asked | _asked(adapters[0], models[0], question)
-        return ((prediction,) for prediction in models[0].predict_stream(images, **asked))
+        settings = settings | _question_of(adapters[0], models[0], question)
+        return ((prediction,) for prediction in models[0].predict_stream(images, **settings))
     answering = [adapter for adapter, model in zip(adapters, models, strict=True) if not _classifies(model)]
     if answering or question is not None:
         named = f"; {first_of(answering)} answers questions" if answering else ""
-        raise AdaptError(f"several adapters stand side by side where they classify{named}: ask one at a time")
+        raise AdaptError(f"only adapters that classify are shown side by side{named}: give one at a time")
     from adapt.models.many import predict_many_stream
 
-    return predict_many_stream(models, images, **asked)
+    return predict_many_stream(models, images, **settings)
 
 
 def _explanations(
     adapter: Path, model: Any, images: Iterable[Any], top_k: int, threshold: float | None
 ) -> Iterator[Explanation]:
     if not _classifies(model):
-        raise AdaptError(f"{adapter} answers questions, and has no descriptors of classes: leave --explain out")
+        raise AdaptError(f"{adapter} answers questions and has no descriptors of classes: leave --explain out")
     from adapt.models.explanation import explained
     from adapt.models.prediction import Wanted
 
@@ -228,7 +232,8 @@ def _classifies(model: Any) -> bool:
     return bool(model.backbone.family == "dual encoder")
 
 
-def _asked(adapter: Path, model: Any, question: str | None) -> dict[str, str]:
+def _question_of(adapter: Path, model: Any, question: str | None) -> dict[str, str]:
+    """Return the question as a keyword. Raises AdaptError if the model needs one and there is none, or the reverse."""
     answers = not _classifies(model)
     if answers != (question is not None):
         need = "answers questions: give --question" if answers else "classifies images: leave --question out"
@@ -237,36 +242,34 @@ def _asked(adapter: Path, model: Any, question: str | None) -> dict[str, str]:
 
 
 def _is_adapter(path: Path) -> bool:
-    """Whether `path` is an adapter, the folder of a run, of an exported model or of peft's, or a name on the hub."""
+    """Return whether `path` is an adapter, a name on the hub, or a folder of a run, an exported model or peft."""
     inside = ("adapter.safetensors", "adapter_config.json")
     return hub.is_name(path) or path.suffix == ".safetensors" or any((path / name).is_file() for name in inside)
 
 
 def image_files(images: Sequence[Path]) -> Iterator[ImageFile]:
-    """Files as they are, and the images in folders. AdaptError for what is neither, and for a folder without any."""
+    """Yield files, and the images in folders. Raises AdaptError for an adapter, or a folder without images."""
     for path in images:
         if _is_adapter(path) and not (path.is_dir() and images_in(str(path))):
-            raise AdaptError(
-                f"{path} is an adapter, where an image is expected: adapters come first, images behind them"
-            )
+            raise AdaptError(f"{path} is an adapter, and an image is expected here: adapters come first, then images")
         if not (path.suffix or path.exists()):
-            raise AdaptError(f"there is nothing at {path}, neither an adapter nor an image")
+            raise AdaptError(f"there is nothing at {path}: expected an adapter or an image")
         if path.suffix.lower() == ".csv":
             yield from (ImageFile(Path(listed), called) for listed, called in read_paths(path))
         elif path.is_dir():
-            found = images_in(str(path))
-            if not found:
+            paths = images_in(str(path))
+            if not paths:
                 raise AdaptError(f"the folder {path} holds no image ({', '.join(IMAGE_SUFFIXES)})")
-            note_files(str(path), besides(path, found))
-            yield from (ImageFile(Path(each), each) for each in found)
+            note_files(str(path), besides(path, paths))
+            yield from (ImageFile(Path(each), each) for each in paths)
         else:
             yield ImageFile(path, str(path))
 
 
 def readable_images(files: list[ImageFile], read: list[ImageFile], turnings: set[bool]) -> Iterator[Any]:
-    """Images decoded, upright by EXIF or as stored; their paths where `turnings` has both, for each model to do so.
+    """Yield images decoded, upright by EXIF or as stored; if `turnings` has both, yield paths for each model to decode.
 
-    `read` gets the file of each, and what cannot be read is reported.
+    The file of each image is appended to `read`. A file that cannot be read is reported.
     """
     from adapt.data.decoding.images import open_image
 
@@ -281,7 +284,7 @@ def readable_images(files: list[ImageFile], read: list[ImageFile], turnings: set
 
 
 def exit_where_unread(files: Sequence[ImageFile], read: Sequence[ImageFile]) -> None:
-    """Says how many files could not be read, if some, and ends the command with 2 then."""
+    """Exit with status 2 if any file could not be read, and report how many."""
     if len(read) < len(files):
         click.echo(f"{len(files) - len(read)} of {len(files)} images could not be read", err=True)
         sys.exit(2)

@@ -154,7 +154,7 @@ def _stopped(
     changes += [f"--track={each}" for each in track] + [f"--processes={processes}"] * (processes > 1)
     files = [f"--plugin={path}" for path in plugins.loaded()]
     again = shlex.join(["adapt", *files, "train", recipe, *changes, f"--out={out}"])
-    return f"stopped; go on with: {again} --resume"
+    return f"stopped; continue with: {again} --resume"
 
 
 def _of_many(out: Path | None, resume: bool, plot: bool, processes: int, options: common.Options) -> Path:

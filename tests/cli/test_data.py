@@ -134,7 +134,7 @@ def test_check_tells_all_and_writes_it_to_lists(run, refused, tmp_path: Path) ->
     assert result.stderr == "2 problems in pets.\n"
     lines = result.stdout.splitlines()
     assert lines[0] == "pets: 2 classes; images: train 16, val 0, test 3"
-    assert [line.partition(":")[0].partition(" '")[0] for line in lines[1:-1]] == ["Image"] * 2 + ["Note"] * 10
+    assert [line.partition(":")[0].partition(" '")[0] for line in lines[1:-1]] == ["image"] * 2 + ["Note"] * 10
     assert lines[-1] == (
         f"{tmp_path}/lists  unreadable.csv (2), skipped.csv (4), contradictions.csv (2), copies.csv (1), "
         "duplicates.csv (1), turned.csv (2), unusual.csv (4), misnamed.csv (1)"
@@ -153,11 +153,11 @@ def test_check_never_says_all_of_some(run, tmp_path: Path) -> None:
         (folder / "train/cat" / name).unlink()
     result = run("data", "check", folder)
     assert (result.exit_code, result.stderr) == (0, "")
-    assert result.stdout.splitlines()[1] == "All 17 images of the data can be used; 4 files beside them are not."
+    assert result.stdout.splitlines()[1] == "All 17 images of the data can be used; 4 other files are left out."
     for name in ("loose.png", "train/cat/photo.txt", "train/cat/raw.CR2"):
         (folder / name).unlink()
     assert run("data", "check", folder).stdout.splitlines()[1] == (
-        "All 17 images of the data can be used; 1 file beside them is not."
+        "All 17 images of the data can be used; 1 other file is left out."
     )
     (folder / "train/dog/nameless").unlink()
     assert run("data", "check", folder).stdout.splitlines()[1] == "All images can be used."

@@ -35,7 +35,7 @@ def test_a_compact_folder_stands_for_its_adapter(run, model_folder: Path, photos
 
 
 def test_export_refusals(run, refused, adapter: Path, tmp_path: Path) -> None:
-    refused(run("export", adapter, "--out", tmp_path / "light"), "give one of --compact and --to")
+    refused(run("export", adapter, "--out", tmp_path / "light"), "give either --compact or --to")
     refused(run("export", adapter, "--compact", "--out", tmp_path / "light"), "this coop skips no block")
     refused(run("predict", tmp_path, "photo.png"), "there is no adapter in the folder", "expected adapter.safetensors")
     assert not (tmp_path / "light").exists()
@@ -74,10 +74,10 @@ def test_other_class_names(run, adapter: Path, tmp_path: Path, names: str, monke
 
 def test_refusals_of_models_by_themselves(run, refused, adapter: Path, model_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    refused(run("export", adapter, "--to", "onnx", "--compact", "--out", out), "give one of --compact and --to")
+    refused(run("export", adapter, "--to", "onnx", "--compact", "--out", out), "give either --compact or --to")
     refused(
         run("export", adapter, "--compact", "--int8", "--out", out),
-        "--int8, --runtime, --classes and --data are of --to",
+        "--int8, --runtime, --classes and --data go with --to",
     )
     refused(run("export", adapter, "--to", "torch", "--int8", "--out", out), "int8 applies to onnx")
     cocoop = adapt.wrap(adapt.load_backbone(str(model_folder)), adapt.methods.CoCoOp(), ("goldfish", "sky"))

@@ -41,7 +41,7 @@ def test_another_projects_package_in_the_way_is_named(tmp_path: Path) -> None:
     code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from adapt.cli import main; main(['methods'])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (result.returncode, result.stdout) == (2, "")
-    assert result.stderr.startswith("Error: another project's files are where those of adapt-vlm were")
+    assert result.stderr.startswith("Error: another project has overwritten the files of adapt-vlm")
     assert "pip uninstall adapt" in result.stderr
     assert result.stderr.count("\n") == 1
 
@@ -86,7 +86,7 @@ def test_no_room_for_what_is_said() -> None:
             [sys.executable, "-m", "adapt", "methods"], stdout=full, stderr=subprocess.PIPE, text=True
         )
     assert result.returncode == 2
-    assert result.stderr == "Error: what should be written does not fit: there is no room left where it goes\n"
+    assert result.stderr == "Error: the disk that is written to is full: free some space, or write elsewhere\n"
 
 
 @pytest.mark.parametrize(

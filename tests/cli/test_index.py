@@ -89,7 +89,7 @@ def test_an_old_index_is_searched_by_a_new_backbone(
         found = json.loads(run(*asked, "--adapter", adapter, "--slerp", share).stdout)["found"]
         assert [each["entry"] for each in found] == [each["entry"] for each in expected]
         assert [each["cosine"] for each in found] == pytest.approx([each["cosine"] for each in expected], abs=1e-5)
-    refused(run(*asked, "--slerp", 0.5), "only one is asked: give an --adapter of xbt")
+    refused(run(*asked, "--slerp", 0.5), "and there is one: give an --adapter of xbt")
     run("index", words, "--backbone", "mini-clip", "--out", other)
     refused(run("search", other, "a dog", "--adapter", adapter), "the index was made without an adapter")
 
@@ -106,4 +106,4 @@ def test_images_are_named_by_words_of_captions(run, refused, captions: Path, pho
     one = run("predict", "--vocabulary-free", captions, paths[0], "--top-k", 1)
     assert one.stdout.splitlines()[1].endswith(f"%  {expected[0].class_name}")
     refused(run("predict", "--vocabulary-free", captions, paths[0], "--classes", "a,b"), "takes names from captions")
-    refused(run("predict", captions), "there is no image behind")
+    refused(run("predict", captions), "there is no image after")

@@ -76,7 +76,9 @@ def test_processes_that_would_share_an_accelerator_are_refused(
     programs: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pretend(monkeypatch, 2)
-    with pytest.raises(AdaptError, match="--processes 3 take an accelerator each, and there are 2: give as many at"):
+    with pytest.raises(AdaptError, match="--processes 3 need an accelerator each, and there are 2: give at most 2"):
         launching.launched(3, "auto")
-    with pytest.raises(AdaptError, match="--device cuda:1 is one, and --processes 2 take one each: give its kind"):
+    with pytest.raises(
+        AdaptError, match="--device cuda:1 is one device, and --processes 2 need one each: give its kind"
+    ):
         launching.launched(2, "cuda:1")

@@ -43,8 +43,8 @@ def test_as_text(run, adapter: Path, photos: Path) -> None:
 def test_all_parts_of_a_folder_that_has_none(run, adapter: Path, photos: Path, model_folder: Path) -> None:
     folder = photos / "train"  # class folders with two images each
     divided = (
-        "train came without parts, and was divided by ratios: of each class 60 % are for training, 10 % for validation "
-        "and 30 % for the test, drawn by a fixed seed"
+        "train came without parts and was divided by ratios: of each class, 60 % are for training, 10 % for validation "
+        "and 30 % for testing, drawn with a fixed seed"
     )
     for command in (("eval", adapter), ("zeroshot", "--backbone", model_folder)):
         test = run(*command, "--data", folder)
@@ -122,4 +122,4 @@ def test_the_backbone_is_said_first_and_what_a_bundled_one_does_not_know(run, fi
     assert run("zeroshot", "--data", "emoji@noto").stderr.splitlines()[0] == "backbone   mini-clip"
     said = run("zeroshot", "--data", five_classes, "--backbone", "mini-clip").stderr.splitlines()
     assert said[0] == "backbone   mini-clip"
-    assert said[1].strip().startswith("mini-clip knows drawings of emoji, and not photographs")
+    assert said[1].strip().startswith("mini-clip was trained on drawings of emoji, not on photographs")

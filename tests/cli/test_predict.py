@@ -73,7 +73,7 @@ def test_csv_with_more_classes_has_them_on_the_same_row(run, adapter: Path, phot
 
 
 def test_two_layouts_of_one_output(run, refused, adapter: Path, photos: Path) -> None:
-    refused(run("predict", adapter, photos, "--json", "--csv"), "--json and --csv are two layouts of one output")
+    refused(run("predict", adapter, photos, "--json", "--csv"), "--json and --csv are two formats of one output")
 
 
 @pytest.mark.parametrize("as_file", [True, False])
@@ -146,7 +146,7 @@ def test_a_folder_with_a_pipe_and_a_loop(run, adapter: Path, photos: Path, tmp_p
     ("content", "words"),
     [
         (b"caf\xe9\n", "cannot be read: 'utf-8' codec"),
-        (b"cat\ndog\x1b[2J\n", "has 'dog\\x1b[2J', with a control character"),
+        (b"cat\ndog\x1b[2J\n", "'dog\\x1b[2J' contains a control character"),
     ],
 )
 def test_files_of_classes_that_are_refused(
@@ -273,7 +273,7 @@ def test_the_number_of_a_method_of_numbers_stands_in_each_layout(
 
 
 def test_adapters_without_images(run, refused, adapter: Path) -> None:
-    refused(run("predict", adapter, adapter), "is an adapter, where an image is expected: adapters come first")
+    refused(run("predict", adapter, adapter), "is an adapter, and an image is expected here: adapters come first")
 
 
 def test_a_folder_of_images_in_which_an_adapter_lies(run, adapter: Path, photos: Path, tmp_path: Path) -> None:
@@ -286,12 +286,12 @@ def test_a_folder_of_images_in_which_an_adapter_lies(run, adapter: Path, photos:
 
 
 def test_an_adapter_given_twice(run, refused, adapter: Path, photos: Path) -> None:
-    refused(run("predict", adapter, adapter, photos), "one adapter is given twice")
+    refused(run("predict", adapter, adapter, photos), "an adapter is given twice")
 
 
 def test_what_is_neither_adapter_nor_image(run, refused, adapter: Path, photos: Path) -> None:
-    refused(run("predict", adapter, "nope", photos), "there is nothing at nope, neither an adapter nor an image")
-    refused(run("predict", adapter, photos, adapter), "adapters come first, images behind them")
+    refused(run("predict", adapter, "nope", photos), "there is nothing at nope: expected an adapter or an image")
+    refused(run("predict", adapter, photos, adapter), "adapters come first, then images")
 
 
 @pytest.fixture(scope="session")
@@ -322,8 +322,11 @@ def test_explain_says_which_descriptors_decided(run, described: Path, photos: Pa
 
 def test_explain_is_refused_where_nothing_could_be_said(run, refused, adapter, described: Path, photos: Path) -> None:
     refused(run("predict", adapter, photos, "--explain"), "coop does not decide by descriptors of a class")
-    refused(run("predict", described, photos, "--explain", "--csv"), "--explain is of one adapter, in lines or --json")
-    refused(run("predict", described, adapter, photos, "--explain"), "--explain is of one adapter")
+    refused(
+        run("predict", described, photos, "--explain", "--csv"),
+        "--explain takes one adapter and prints text or --json",
+    )
+    refused(run("predict", described, adapter, photos, "--explain"), "--explain takes one adapter")
 
 
 def test_nothing_in_a_csv_steers_a_terminal(run, adapter: Path, photos: Path, tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def test_the_same_command_goes_on(run, of_five: Path, tmp_path: Path) -> None:
         stopped = run("base-to-new", of_five, "--out", out, "--seeds", "3,7", "--set", "train.epochs=3")
     assert stopped.exit_code == 130
     assert stopped.stdout == ""
-    assert "stopped; go on with the same command" in stopped.stderr
+    assert "stopped; continue with the same command" in stopped.stderr
     assert run("base-to-new", of_five, "--out", out, "--seeds", "3,7", "--set", "train.epochs=3").exit_code == 0
     for seed in (3, 7):
         log_lines = (out / f"seed-{seed}/log.jsonl").read_text().splitlines()
@@ -227,7 +227,7 @@ def test_transfer_measures_what_to_names(run, of_five: Path, others: Path, tmp_p
         (["--to", "{others}/sketches", "--set", "method.class_specific=true"], "coop learns tensors for each of its"),
         (
             ["--to", "{others}/sketches", "--address", "10.0.0.1:6379"],
-            "--address is of a Ray cluster: add --engine ray",
+            "--address names a Ray cluster: add --engine ray",
         ),
     ],
 )

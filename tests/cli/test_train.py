@@ -55,7 +55,7 @@ def test_ctrl_c_stops_the_real_command_and_it_can_go_on(real, run, recipe: Path,
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 130
-    assert errors.splitlines()[-1].startswith("stopped; go on with: adapt train ")
+    assert errors.splitlines()[-1].startswith("stopped; continue with: adapt train ")
     assert "Traceback" not in errors
     assert (out / "checkpoint.safetensors").is_file()
     assert len(_log(out)) >= 3
@@ -66,7 +66,7 @@ def test_the_command_to_go_on_with_works(run, recipe: Path, tmp_path: Path) -> N
     with at_step(2, interrupt):
         stopped = run("train", recipe, "--out", tmp_path / "my run", *options)
     assert stopped.exit_code == 130
-    _, *arguments = shlex.split(stopped.stderr.partition("go on with: ")[2])
+    _, *arguments = shlex.split(stopped.stderr.partition("continue with: ")[2])
     assert run(*arguments).exit_code == 0
     losses = {("train/loss", step): stored_numbers.single(loss) for step, loss in map(_loss, _log(tmp_path / "my run"))}
     assert [step for _, step in losses] == [1, 2, 3, 4]
@@ -141,7 +141,7 @@ def test_options_are_keys_of_the_recipe(run, recipe: Path, photos: Path, model_f
     ("options", "words"),
     [
         (["--data", "emoji", "--set", "data.source=photos"], "--data emoji and --set data.source=photos disagree"),
-        (["--shots", "4", "--set", "data.shots=8"], "--shots 4 and --set data.shots=8 disagree: give one of them"),
+        (["--shots", "4", "--set", "data.shots=8"], "--shots 4 and --set data.shots=8 disagree: give only one of them"),
         (["--shots", "all", "--set", "data.shots=8"], "--shots all and --set data.shots=8 disagree"),
         (["--seed", "4", "--set", "seed=5"], "--seed 4 and --set seed=5 disagree"),
         (["--root", "a", "--set", "data={source: x, root: b}"], "--root a and --set data.root=b disagree"),
