@@ -232,7 +232,7 @@ def test_another_backbone_is_found_out(tiny: Backbone, tmp_path: Path) -> None:
         (lambda folder: _rewrite(folder, format=2), "has compact format 2, this adapt reads 1: upgrade adapt"),
         (lambda folder: (folder / "compact.json").write_text("{"), r"compact\.json is damaged"),
         (lambda folder: (folder / "compact.json").write_text("{}"), r"compact\.json is damaged"),
-        (lambda folder: (folder / "compact.json").unlink(), r"damaged: compact\.json is missing"),
+        (lambda folder: (folder / "compact.json").unlink(), r"damaged \(compact\.json is missing\): export"),
         (lambda folder: (folder / adapter.NAME).unlink(), "there is no adapter at"),
         (lambda folder: (folder / compact.TENSORS).write_bytes(b"x"), "is truncated"),
     ],

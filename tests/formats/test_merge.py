@@ -102,6 +102,6 @@ def test_weights_that_are_not_finite_are_refused(open_clip: Backbone, tmp_path: 
     with torch.no_grad():
         for parameter in model.method.parameters():
             parameter.fill_(3e38)
-    with pytest.raises(AdaptError, match=r"merged weights of q of block 0 of the text tower are not finite: .*float32"):
+    with pytest.raises(AdaptError, match=r"merged weights of q in block 0 of the text tower are not finite: .*float32"):
         merge(model, tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
