@@ -44,6 +44,6 @@ class CLIPAdapter(Method[ImageStep]):
 
 
 def bottleneck(size: int, reduction: int) -> nn.Sequential:
-    """Return the network without biases `(..., size) -> (..., size)`, whose hidden layer is `reduction` times smaller."""
+    """Return a network `(..., size) -> (..., size)` without biases, its hidden layer `reduction` times narrower."""
     hidden = max(1, size // reduction)
     return nn.Sequential(nn.Linear(size, hidden, bias=False), nn.ReLU(), nn.Linear(hidden, size, bias=False), nn.ReLU())
