@@ -28,7 +28,7 @@ class CLIPAdapterConfig(MethodConfig):
 
 
 class CLIPAdapter(Method[ImageStep]):
-    """`CLIPAdapter(ratio, reduction)` trains `fc.0.weight` `(h, e)` and `fc.2.weight` `(e, h)`, h being e / reduction."""
+    """`CLIPAdapter(ratio, reduction)` trains `fc.0.weight` `(h, e)` and `fc.2.weight` `(e, h)`: h is e / reduction."""
 
     name = "clip_adapter"
     title = "CLIP-Adapter (Gao et al., IJCV 2024)"
