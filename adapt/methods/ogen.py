@@ -165,7 +165,7 @@ class OGEN(CoOp):
         return terms
 
     def _sampled(self, labels: Tensor) -> Tensor:
-        """Sample features `(b, k, e)` around the means of the classes near those of the batch, with one draw for all."""
+        """Sample features `(b, k, e)` around the means of classes near those of the batch, with one draw for all."""
         near = self._near[labels]
         return self._mean[near] + torch.rand(1, self._mean.shape[-1]).to(self._mean) * self._spread[near]
 
