@@ -88,7 +88,7 @@ class AnoVL(Method[ImageStep], DrawsMaps, AveragesPrompts):
     def build(self, backbone: DualEncoder, class_names: Sequence[str]) -> None:  # type: ignore[override]
         for name in self.config.states if self.config.states != _STATES else ():
             if name not in class_names:
-                raise AdaptError(f"anovl: states has {name!r}, which is not a class; {nearest(name, class_names)}")
+                raise AdaptError(f"anovl: states has {name!r}, which is no class; {nearest(name, class_names)}")
 
     def _states(self, class_name: str) -> tuple[str, ...]:
         """Return the phrases of a class; one without phrases in the settings is described by its own name."""

@@ -75,7 +75,7 @@ class DetPro(CoOp, LearnsOverlaps):
         background = self.config.background
         if background is not None and background not in class_names:
             raise AdaptError(
-                f"detpro: background is {background!r}, which is not a class; {nearest(background, class_names)}"
+                f"detpro: background is {background!r}, which is no class; {nearest(background, class_names)}"
             )
         if background is not None and len(class_names) < 3:
             raise AdaptError(f"detpro: classes are {class_names}; expected two or more beside {background!r}")

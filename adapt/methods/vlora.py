@@ -200,8 +200,8 @@ class VLoRA(Method[Step], ReadsPublished):
         widths = [_widths(tower, tower.blocks[index], self.config.letters) for index in self.updated]
         if any(each != widths[0] for each in widths):
             raise AdaptError(
-                "vlora: the decoder's blocks have projections of different widths; expected the same widths in each"
-                " updated block"
+                "vlora: the decoder's blocks have projections of different widths; expected the same in each "
+                "updated block"
             )
         self._ins = {letter: shape[0] for letter, shape in widths[0].items()}
         patches, width = backbone.patch_shape()

@@ -109,9 +109,9 @@ class XBT(Method[ImageStep], Projects, Reports):
         fewest = self.config.fewest or space.size
         if texts < fewest:
             raise AdaptError(
-                f"xbt: the data has {texts:,} different texts; expected at least {fewest:,}, as a feature of "
-                f"{self.config.old} has {space.size:,} values: add any captions or class names, better five times as "
-                "many, or lower method.fewest"
+                f"xbt: the data has {texts:,} different texts, and a feature of {self.config.old} has {space.size:,} "
+                f"values: give at least {fewest:,} captions or class names of any kind, better five times as many, or "
+                "lower method.fewest"
             )
 
     def _learn(self, rows: Tensor, targets: Tensor, scale: float) -> None:

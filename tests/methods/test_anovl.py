@@ -246,7 +246,7 @@ def test_which_method_is_best_for_classes_is_not_asked_of_maps() -> None:
 
 
 def test_what_is_said_of_no_class_is_refused_and_adapters_of_other_names_load(tmp_path: Path) -> None:
-    with pytest.raises(AdaptError, match="states has 'god', which is not a class; did you mean 'good'"):
+    with pytest.raises(AdaptError, match="states has 'god', which is no class; did you mean 'good'"):
         adapt.wrap(tiny_backbones.backbone("open_clip"), methods.AnoVL(states={"god": ["clean {}"]}), ("good", "bad"))
     model = adapt.wrap(tiny_backbones.backbone("open_clip"), methods.AnoVL(normal="good"), ("good", "bad"))
     path = model.save(tmp_path / "adapter.safetensors")

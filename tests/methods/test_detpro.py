@@ -53,7 +53,7 @@ def test_without_a_background_it_is_coops_answers(open_clip: Backbone, images: T
 
 
 def test_a_background_that_is_no_class_is_named(open_clip: Backbone) -> None:
-    with pytest.raises(AdaptError, match=r"background is 'nine', which is not a class; did you mean 'none'"):
+    with pytest.raises(AdaptError, match=r"background is 'nine', which is no class; did you mean 'none'"):
         adapt.wrap(open_clip, methods.DetPro(background="nine"), NAMES)
 
 
