@@ -258,7 +258,7 @@ def test_what_no_step_trained_has_no_mean(open_clip: Backbone) -> None:
     both[1].method.weight.add_(1.0)
     with pytest.raises(AdaptError, match="gda: the adapters differ in weight, computed from training images"):
         adapt.soup(both)
-    with pytest.raises(AdaptError, match="only plain LoRA is a change of weights to mix"):
+    with pytest.raises(AdaptError, match="expected plain LoRA, whose weight changes mix"):
         adapt.soup(members(open_clip, methods.LoRA, options={"use_dora": True}))
     for nothing in ([], "runs/first"):
         with pytest.raises(AdaptError, match="expected a list of adapters, at least one"):

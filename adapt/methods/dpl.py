@@ -67,7 +67,7 @@ class DPLConfig(IVLPConfig):
     @model_validator(mode="after")
     def _consistent(self) -> DPLConfig:
         if (self.mix == "constant") != (self.share is not None):
-            raise ValueError("share is the constant for mix: constant; expected both or neither")
+            raise ValueError("share is the constant of mix: constant; give both or neither")
         return self
 
     @property
