@@ -243,7 +243,7 @@ def test_the_bias_of_several_classes_is_a_mean(
         ({"combination": "ties", "density": 1.5}, "density is 1.5; expected the share of entries"),
         ({"combination": "tise"}, "unknown combination 'tise'; did you mean 'ties'"),
         ({"rank": 0}, "rank is 0; expected 1 or more"),
-        ({"rank": 2}, "coop has no rank"),
+        ({"rank": 2}, "coop adapters have no rank"),
         ({"validation": [], "weights": [0.5, 0.5]}, "a greedy soup is the mean of the adapters that it keeps"),
         ({"validation": []}, "there are no images: this part of the data is empty"),
     ],
@@ -256,9 +256,9 @@ def test_settings_that_make_no_soup(settings: dict[str, Any], words: str, open_c
 def test_what_no_step_trained_has_no_mean(open_clip: Backbone) -> None:
     both = members(open_clip, methods.GDA)
     both[1].method.weight.add_(1.0)
-    with pytest.raises(AdaptError, match="gda keeps weight, which its images gave and no step trained"):
+    with pytest.raises(AdaptError, match="gda: the adapters differ in weight, computed from training images"):
         adapt.soup(both)
-    with pytest.raises(AdaptError, match="only plain LoRA is a change of weights to mix"):
+    with pytest.raises(AdaptError, match="expected plain LoRA, whose weight changes mix"):
         adapt.soup(members(open_clip, methods.LoRA, options={"use_dora": True}))
     for nothing in ([], "runs/first"):
         with pytest.raises(AdaptError, match="expected a list of adapters, at least one"):

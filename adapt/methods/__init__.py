@@ -1,8 +1,7 @@
-"""One paper, one file. A method is found by its file: `coop.py` holds the method called `coop`.
+"""Methods, one file for each paper: `coop.py` holds the method called `coop`.
 
-Methods of other people are found by an entry point in the group `adapt.methods` of an installed package, whose name is
-the method's, or are told of by `register`. `adapt.methods.CoOp` and the like are imported when first used, so that
-listing names costs nothing.
+Installed packages provide methods by entry points in the group `adapt.methods`, named after the method; `register` adds
+one in this process. `adapt.methods.CoOp` and the like are imported on first use, so listing names costs nothing.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from adapt.errors import AdaptError
 from adapt.listing import Listing
 
-if TYPE_CHECKING:  # for editors and type checkers, who see no file being listed
+if TYPE_CHECKING:  # editors and type checkers do not see methods found by their files
     from adapt.methods.anovl import AnoVL as AnoVL
     from adapt.methods.base import Method
     from adapt.methods.bitfit import BitFit as BitFit
@@ -67,19 +66,19 @@ M = TypeVar("M", bound="type[Method]")
 
 
 def names() -> list[str]:
-    """The names of all methods: those of the files in this package, of installed packages, and registered ones."""
+    """Return the names of all methods, from this package, installed packages, and `register`."""
     return _listing.names()
 
 
 def find(name: str) -> type[Method]:
-    """The method class called `name`. Raises AdaptError with the nearest names, or where a package cannot be loaded."""
+    """Return the method class called `name`. Raises AdaptError for an unknown name or a package that fails to load."""
     return _listing.find(name)
 
 
 def register(cls: M) -> M:
-    """Makes a method of one's own known by its name in this process; also as a decorator.
+    """Register a method under its name in this process; also as a decorator.
 
-    Raises AdaptError where it is no method, has no name, or another method has its name.
+    Raises AdaptError if `cls` is not a method, has no name, or has the name of another method.
     """
     _listing.register(cls)
     return cls
@@ -87,13 +86,13 @@ def register(cls: M) -> M:
 
 @contextmanager
 def known(cls: type[Method]) -> Iterator[None]:
-    """Inside, a method of one's own is known by its name, if it was not before."""
+    """Register a method, unless it is already known, for the duration of a `with` block."""
     with _listing.known(cls):
         yield
 
 
 def classes_of(module: Any) -> list[type[Method]]:
-    """The method classes that `module` itself defines and names: others are what those are made from."""
+    """Return the method classes that `module` itself defines with a name, without their unnamed bases."""
     return _listing.classes_of(module)
 
 
@@ -108,21 +107,19 @@ def _check(cls: type[Method]) -> None:
 
     if not (isinstance(cls.Config, type) and issubclass(cls.Config, MethodConfig)):
         raise AdaptError(
-            f"{cls.name}: Config is {cls.Config!r}; expected a class made from adapt.methods.base.MethodConfig"
+            f"{cls.name}: Config is {cls.Config!r}; expected a subclass of adapt.methods.base.MethodConfig"
         )
     if not set(cls.serves) or set(cls.serves) - set(KINDS):
         raise AdaptError(f"{cls.name}: serves is {cls.serves!r}; expected some of {', '.join(KINDS)}")
 
 
-_ADVICE = (
-    ". One of your own is known by `adapt --plugin FILE`, `adapt.methods.register`, or once its package is installed"
-)
+_ADVICE = ". For a method of your own, use `adapt --plugin FILE` or `adapt.methods.register`, or install its package"
 _listing: Listing[Method] = Listing(
     __name__, __path__, "adapt.methods", _base, "method", frozenset({"base"}), "`adapt methods`", _ADVICE, _check
 )
 
 
-if not TYPE_CHECKING:  # or else a misspelt name would be none to them
+if not TYPE_CHECKING:  # type checkers would otherwise accept a misspelt name
 
     def __getattr__(attribute: str) -> type[Method]:
         if not attribute.startswith("_"):

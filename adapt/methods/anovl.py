@@ -1,13 +1,14 @@
-"""AnoVL: where an image looks damaged, by texts of what is intact and what is not; nothing is learned beforehand.
+"""AnoVL: zero-shot anomaly localisation, by texts that describe normal and abnormal states.
 
 Paper: Deng et al., AnoVL: Adapting Vision-Language Models for Unified Zero-shot Anomaly Localization, arXiv 2308.15939.
 Reference: AnoVL `3a70bfd`, `open_clip/transformer.py`, `model.py`, `prompt_ensemble.py`, `vl_test.py`.
 Deviations:
-* An image's own score is that of one view; the reference's script for MVTec AD means over 22 of them. It is scaled by
-  the backbone's scale, which ranks alike; maps are not, as there.
-* At test time every image has a fresh optimiser, and draws the same first weights and noise; there moments carry over
-  from image to image. The adapter is the one of MVTec AD; VisA's, a single linear map, and its tiles are left out.
-* Any number of classes, each with its states; one is normal, and what is not normal is abnormal.
+* An image's own score comes from one view; the reference's script for MVTec AD averages 22 views. The score is scaled
+  by the backbone's scale, which keeps the ranking; maps are not scaled, as in the reference.
+* At test time every image gets a fresh optimiser and the same initial weights and noise; in the reference, moments
+  carry over from image to image. The adapter is the one for MVTec AD; VisA's single linear map and its tiles are left
+  out.
+* There may be any number of classes, each with its states; one is normal and all others are abnormal.
 """
 
 from __future__ import annotations
@@ -48,31 +49,31 @@ def _placed(states: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
 
 def _odd(count: int) -> int:
     if count % 2 == 0:
-        raise ValueError("an odd number is expected, so that a patch is in the middle of what it is averaged with")
+        raise ValueError("an odd number is expected, so that each patch is at the centre of its window")
     return count
 
 
 class AnoVLConfig(MethodConfig):
     object: str = Field(default="object", min_length=1)
-    """What is to be seen, such as screw."""
+    """The inspected object, such as screw."""
     texture: bool = False
-    """Whether that is a texture, such as leather, which has other words for its pictures."""
+    """Whether the object is a texture, such as leather, which gets other words for its pictures."""
     normal: str = "normal"
-    """The class of what is intact."""
+    """The class of normal images."""
     states: Annotated[dict[str, tuple[str, ...]], AfterValidator(_placed)] = _STATES
-    """What is said of the object in each class, {} being the object; of another class its name, as in "rusty {}"."""
+    """Phrases for the object, {}, in each class; another class is described by its own name, as in "rusty {}"."""
     smoothing: Annotated[int, AfterValidator(_odd)] = Field(default=3, ge=1)
-    """Maps are averaged over as many rows and columns of patches, an odd number; 1 leaves them as they are."""
+    """Maps are averaged over windows of this many rows and columns of patches, an odd number; 1 does not average."""
     steps: int = Field(default=0, ge=0)
-    """Steps at test time, on each image alone; 5 in the reference."""
+    """Steps at test time on each image separately; 5 in the reference."""
     lr: float = Field(default=0.001, gt=0)
-    """Of AdamW, whose weight decay is 0.01."""
+    """The learning rate of AdamW, whose weight decay is 0.01."""
     noise: float = Field(default=0.055, ge=0)
-    """The standard deviation of what makes features of patches look damaged in a step."""
+    """The standard deviation of the noise that makes patch features look abnormal in a step."""
 
 
 class AnoVL(Method[ImageStep], DrawsMaps, AveragesPrompts):
-    """`AnoVL(object)` has no tensors. With `steps` an adapter is trained for each image, and thrown away."""
+    """`AnoVL(object)` has no tensors. With `steps`, an adapter is trained for each image and then discarded."""
 
     name = "anovl"
     title = "AnoVL (Deng et al., 2023)"
@@ -90,7 +91,7 @@ class AnoVL(Method[ImageStep], DrawsMaps, AveragesPrompts):
                 raise AdaptError(f"anovl: states has {name!r}, which is no class; {nearest(name, class_names)}")
 
     def _states(self, class_name: str) -> tuple[str, ...]:
-        """What is said of the object: a name that nothing is known of is itself a word for its state."""
+        """Return the phrases of a class; one without phrases in the settings is described by its own name."""
         states: dict[str, tuple[str, ...]] = self.config.states
         return states.get(class_name) or (f"{readable(class_name)} {{}}",)
 
@@ -100,7 +101,7 @@ class AnoVL(Method[ImageStep], DrawsMaps, AveragesPrompts):
         return [of_text(tokenizer, picture.replace("{}", state)) for state in states for picture in pictures]
 
     def logits(self, step: ImageStep) -> Tensor:
-        # nothing edits the vision tower, and the pass that gives features of patches gives these too
+        # nothing edits the vision tower, and the pass for patch features also gives these
         return step.cosine_logits(_unit(step.class_features), step.frozen_features)
 
     def anomalies(self, step: ImageStep) -> Tensor:
@@ -115,11 +116,11 @@ class AnoVL(Method[ImageStep], DrawsMaps, AveragesPrompts):
         smooth = F.avg_pool2d(padded, self.config.smoothing, stride=1)
         return F.interpolate(smooth, step.images.shape[-2:], mode="bilinear", align_corners=True)[:, 0]
 
-    @torch.compiler.disable  # steps of an optimiser are not to be traced
+    @torch.compiler.disable  # steps of an optimiser cannot be traced
     def _adapted(self, patches: Tensor, classes: Tensor, texts: Tensor, normal: int) -> Tensor:
-        """Features `(rows, columns, e)` of one image's patches under an adapter that has learned from them.
+        """Return features `(rows, columns, e)` of an image's patches under an adapter trained on them.
 
-        They are to be sure, and normal, and abnormal under noise.
+        The adapter learns to make their classes certain: normal without noise, and abnormal under noise.
         """
         with torch.inference_mode(False), torch.enable_grad():  # an inference tensor cannot enter a graph
             patches, classes, texts = (each.detach().float().clone() for each in (patches, classes, texts))
@@ -136,7 +137,7 @@ class AnoVL(Method[ImageStep], DrawsMaps, AveragesPrompts):
 
 
 class PatchAdapter(torch.nn.Module):
-    """Adds to features `(..., e)` a mixture of the texts' `(m, e)`, by what `ad` makes of them."""
+    """A residual adapter: adds to features `(..., e)` a mixture of text features `(m, e)`, with weights from `ad`."""
 
     def __init__(self, texts: Tensor, draws: Generator) -> None:
         super().__init__()
@@ -144,7 +145,7 @@ class PatchAdapter(torch.nn.Module):
         count, size = texts.shape
         self.ad = torch.nn.Linear(size, count, device=texts.device)
         with torch.no_grad():
-            for parameter in self.ad.parameters():  # as torch draws them, and the same ones every time
+            for parameter in self.ad.parameters():  # torch's distribution, with the same draws for every image
                 parameter.copy_((2 * torch.rand(parameter.shape, generator=draws) - 1) / size**0.5)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -153,7 +154,7 @@ class PatchAdapter(torch.nn.Module):
 
 
 def adaptation_loss(patches: Tensor, noisy: Tensor, classes: Tensor, normal: int) -> Tensor:
-    """The entropy of adapted patches `(..., e)`, and half of what speaks against the right states of both."""
+    """Return the entropy of adapted patches `(..., e)` plus half of the loss against the wrong states of both."""
     log_p = _log_p(patches, classes)
     entropy = -(log_p.exp() * log_p).sum(-1).mean()
     against = -torch.log1p(-_log_p(noisy, classes)[..., normal].exp()) - log_p[..., normal]
@@ -161,7 +162,7 @@ def adaptation_loss(patches: Tensor, noisy: Tensor, classes: Tensor, normal: int
 
 
 def _log_p(patches: Tensor, classes: Tensor) -> Tensor:
-    """Of each class `(..., n)` for features of patches `(..., e)`; cosines are not scaled, as published."""
+    """Return log-probabilities `(..., n)` of the classes for patches `(..., e)`, by cosines unscaled, as published."""
     return (F.normalize(patches, dim=-1) @ classes.to(patches.dtype).T).log_softmax(-1)
 
 
@@ -170,13 +171,13 @@ def _unit(features: Tensor) -> Tensor:
 
 
 def _pictures(kinds: Sequence[str]) -> list[str]:
-    """The 22 ways to speak of a picture of each of these kinds, {} being what is on it."""
-    found = []
+    """Return 22 phrases for a picture of each of these kinds, with {} for its content."""
+    phrases = []
     for kind in kinds:
         article = "an" if kind[0] in "aeiou" else "a"
-        found += [f"a {look}{kind} of {which} {{}}" for look in _LOOKS for which in ("the", "a")]
+        phrases += [f"a {look}{kind} of {which} {{}}" for look in _LOOKS for which in ("the", "a")]
         for which in ("a", "the"):
             plain = f"{article} {kind} of {which}"
-            found += [f"{plain} {{}}", f"{plain} small {{}}", f"{plain} large {{}}"]
-            found += [f"{plain} {{}} for visual inspection", f"{plain} {{}} for anomaly detection"]
-    return found
+            phrases += [f"{plain} {{}}", f"{plain} small {{}}", f"{plain} large {{}}"]
+            phrases += [f"{plain} {{}} for visual inspection", f"{plain} {{}} for anomaly detection"]
+    return phrases

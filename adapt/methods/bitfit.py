@@ -1,10 +1,10 @@
-"""The biases of both towers, and nothing else.
+"""BitFit: the biases of both towers, and nothing else.
 
 Papers: Ben Zaken et al., BitFit: Simple Parameter-efficient Fine-tuning for Transformer-based Masked Language-models,
-ACL 2022; as the first stage of Farina et al., CVPR 2025.
+ACL 2022; also the first stage of Farina et al., CVPR 2025.
 Reference: rethinking_fewshot_vlms `64ac143`, `fs/utils/model_utils.py`.
-Deviations: as in that reference, and not in the paper, the biases of q, k and v stay as they are; biases are fp32
-whatever the backbone's precision.
+Deviations: the biases of q, k and v stay frozen, as in this reference and unlike the paper; biases are fp32 whatever
+the backbone's precision.
 """
 
 from __future__ import annotations
@@ -66,17 +66,17 @@ class BitFit(Method[Step], InsideBlocks):
         return edits
 
     def _owner(self, tower: Tower) -> nn.Module:
-        """What keeps the biases outside the blocks of a tower."""
+        """Return the module that holds the biases outside the blocks of a tower."""
         return self if tower.name == "text" else self.get_submodule("visual")
 
 
 def _linears(block: Block) -> list[tuple[str, tuple[str, str]]]:
-    """Those of `LINEARS` that a block has."""
+    """Return the entries of `LINEARS` that a block has."""
     return [(letter, names) for letter, names in LINEARS.items() if letter in block.projections]
 
 
 def _outer(tower: Tower) -> list[tuple[str, str]]:
-    """The norms outside the blocks that a tower has."""
+    """Return the norms outside the blocks of a tower."""
     return [
         (part, called)
         for part, called in OUTER[tower.name].items()
@@ -85,7 +85,7 @@ def _outer(tower: Tower) -> list[tuple[str, str]]:
 
 
 class _Bias(nn.Module):
-    """A bias that starts as that of a frozen norm or projection."""
+    """A bias that starts with the value of a frozen norm's or projection's bias."""
 
     def __init__(self, frozen: nn.LayerNorm | Projection) -> None:
         super().__init__()
@@ -99,7 +99,7 @@ class _Norm(nn.Module):
 
     def __init__(self, norm: nn.LayerNorm, own: Any) -> None:
         super().__init__()
-        self._frozen, self.own = (norm,), own  # in a tuple: it is no module of this one
+        self._frozen, self.own = (norm,), own  # in a tuple, so that it is not a submodule
 
     def forward(self, x: Tensor) -> Tensor:
         (norm,), bias = self._frozen, self.own.bias

@@ -1,13 +1,14 @@
-"""A linear probe that starts from the class features of hand-written prompts, and is held to them class by class.
+"""CLAP: a linear probe that starts from the class features of hand-written prompts, with a penalty for leaving them.
 
 Paper: Silva-Rodriguez et al., A Closer Look at the Few-Shot Adaptation of Large Vision-Language Models, CVPR 2024
 (CLAP, and without the constraint ZS-LP).
 Reference: CLAP `dbdf409`, `trainers/adapters.py`.
 Deviations:
-* Underscores of class names read as spaces, as everywhere here.
-* An epoch takes one of its views of each image; the reference's has as many steps, over rows drawn from all views.
-* Of the reference's constraints this is the published one, `l2`. Those that change their weights from epoch to epoch
-  (`l2_adaptative`), weigh all classes alike (`l2_constant`, `l2_corrected`, `balanced`) or take cosines are not built.
+* Underscores of class names read as spaces, as in every method.
+* An epoch takes one view of each image; the reference's epoch has as many steps, over rows drawn from all views.
+* Only the published constraint, `l2`, is implemented. The reference also has constraints that change their weights
+  between epochs (`l2_adaptative`), weight all classes equally (`l2_constant`, `l2_corrected`, `balanced`), or use
+  cosines.
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ from adapt.prompts import Prompt, several
 
 class CLAPConfig(MethodConfig):
     constraint: Literal["l2", "none"] = "l2"
-    """What holds the weights of a class to the text's: the squared distance, the more the better zero-shot is at the
-    class; or nothing (ZS-LP)."""
+    """The penalty on a class's weights: `l2`, their squared distance from the text feature, larger for a class that
+    zero-shot recognises better; or `none` (ZS-LP)."""
     template: Templates = "a photo of a {}."
-    """One template, or several whose features are averaged as the text tower gives them."""
+    """One template, or several whose features are averaged before normalisation."""
 
 
 class CLAP(Method[ImageStep]):
@@ -51,7 +52,7 @@ class CLAP(Method[ImageStep]):
         self.register_buffer("_multipliers", torch.zeros(classes, device=device), persistent=False)
 
     def prepare(self, training: Training) -> None:
-        """Starts from the text, and measures how sure of each class it is on the training images."""
+        """Start from the text, and measure the text's mean probability of each class on the training images."""
         base = training.classifier.frozen_class_features(several(self.config.template), "raw")
         with torch.no_grad():
             self.prototypes.copy_(base)
@@ -66,7 +67,7 @@ class CLAP(Method[ImageStep]):
         return []  # the template is read by the frozen model alone
 
     def sureness(self, step: ImageStep, labels: Tensor) -> Tensor:
-        """For each class `(n,)` the mean zero-shot probability of its own images, of which there must be some."""
+        """Return for each class `(n,)` the mean zero-shot probability of its own images; each class needs one."""
         base = step.frozen_class_features(several(self.config.template), "raw")
         own = step.cosine_logits(F.normalize(base, dim=-1)).softmax(-1).gather(1, labels[:, None])[:, 0]
         sums = own.new_zeros(len(base)).index_add(0, labels, own)

@@ -1,8 +1,8 @@
-"""A small network on top of the image features, mixed with them.
+"""CLIP-Adapter: a small network on top of the image features, whose output is mixed with them.
 
 Paper: Gao et al., CLIP-Adapter: Better Vision-Language Models with Feature Adapters, IJCV 2024.
 Reference: CLIP-Adapter `08d07f8`, `clip_adapter.py` (its visual adapter; the paper's text adapter is not in it).
-Deviations: the network reads features of unit length, which gives the same logits, as it has no biases.
+Deviations: the network reads features of unit length, which gives the same logits because it has no biases.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from adapt.methods.zero_shot import Templates
 
 class CLIPAdapterConfig(MethodConfig):
     ratio: float = Field(default=0.2, gt=0, le=1)
-    """The network's share of the features."""
+    """The network's share in the mixed features."""
     reduction: int = Field(default=4, ge=1)
-    """The features' size over that of the layer between."""
+    """The ratio of the features' size to that of the hidden layer."""
     template: Templates = "a photo of a {}."
     """One template, or several whose features are averaged."""
 
 
 class CLIPAdapter(Method[ImageStep]):
-    """`CLIPAdapter(ratio, reduction)` trains `fc.0.weight` `(e / reduction, e)` and `fc.2.weight`, back again."""
+    """`CLIPAdapter(ratio, reduction)` trains `fc.0.weight` `(h, e)` and `fc.2.weight` `(e, h)`: h is e / reduction."""
 
     name = "clip_adapter"
     title = "CLIP-Adapter (Gao et al., IJCV 2024)"
@@ -44,6 +44,6 @@ class CLIPAdapter(Method[ImageStep]):
 
 
 def bottleneck(size: int, reduction: int) -> nn.Sequential:
-    """Return the network without biases `(..., size) -> (..., size)`, whose hidden layer is `reduction` times smaller."""
+    """Return a network `(..., size) -> (..., size)` without biases, its hidden layer `reduction` times narrower."""
     hidden = max(1, size // reduction)
     return nn.Sequential(nn.Linear(size, hidden, bias=False), nn.ReLU(), nn.Linear(hidden, size, bias=False), nn.ReLU())

@@ -1,15 +1,15 @@
-"""Learning from texts alone: a classifier of text features, under noise that lets it take those of images for them.
+"""CLOSE: a classifier learned from texts alone, under noise that lets it transfer to image features.
 
 Paper: Gu, Clark and Kembhavi, I Can't Believe There's No Images! Learning Visual Tasks Using only Language Supervision,
 ICCV 2023 (CLOSE).
 Reference: close `80f8db0`, `close/model/clip_t5_model.py`, `close/model/language_adapters.py`.
 Deviations:
-* The map of the noisy feature, `lin`, gives the logits of classes; the reference's gives four tokens to a T5, which
-  learns with it. What goes in is the same.
-* Of its variants on the text side (mean shift, ridge regression, covariance) there is none, nor the mean of several
-  captions of an image, nor words or constant tokens beside the feature (`context`), which only a T5 reads.
+* The linear map of the noisy feature, `lin`, gives class logits; the reference's map gives four tokens to a T5 that
+  trains with it. Their input is the same.
+* The reference's variants on the text side (mean shift, ridge regression, covariance) are not implemented, nor the mean
+  of several captions of an image, nor words or constant tokens beside the feature (`context`), which only a T5 reads.
 
-Trained on images it is a linear classifier under noise, as any other.
+Trained on images, it is an ordinary linear classifier under noise.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from adapt.methods.base import ImageStep, Method, MethodConfig
 
 class CloseConfig(MethodConfig):
     noise: float = Field(default=0.08, ge=0)
-    """Standard deviation of what is added to each value of a unit-length feature, in training. The reference's are 0.04
-    to 0.12 of 768 values; with fewer it takes more, in inverse proportion to the square root, for as much in all."""
+    """Standard deviation of the noise on each value of a unit-length feature, in training. The reference uses 0.04 to
+    0.12 for 768 values. For the same total noise, scale it inversely with the square root of the number of values."""
 
 
 class Close(Method[ImageStep]):
@@ -51,5 +51,5 @@ class Close(Method[ImageStep]):
 
 
 def noisy(features: Tensor, scale: float) -> Tensor:
-    """Unit-length features `(b, e)` with Gaussian noise of that scale, at unit length again."""
+    """Add Gaussian noise of this scale to unit-length features `(b, e)`, and normalise them again."""
     return F.normalize(features + scale * torch.randn_like(features), dim=-1)

@@ -1,11 +1,11 @@
-"""Conditional context optimisation: every image shifts the learned words.
+"""CoCoOp: conditional context optimisation, in which every image shifts the learned context.
 
 Paper: Zhou et al., Conditional Prompt Learning for Vision-Language Models, CVPR 2022 (CoCoOp).
 Reference: CoOp `ff61507`, `trainers/cocoop.py`.
 Deviations:
-* `ctx_init` is counted in tokens, not in words; equal for the published "a photo of a".
+* `ctx_init` is counted in tokens, not words, which is the same for the published "a photo of a".
 * Context and meta-network are fp32 whatever the backbone's precision (the reference trains them in fp16 by default).
-* The images of a batch go through the text tower together on the fast path (the reference takes one after the other).
+* The images of a batch go through the text tower together on the fast path (in the reference, one after another).
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from adapt.methods.base.traits import LearnedTokens, ReadsPublished
 from adapt.prompts import Prompt, context_length, initial_context, with_context
 
 DEFAULT_N_CTX = 4
-REDUCTION = 16  # the meta-network's hidden layer is the width of what it reads over this
+REDUCTION = 16  # the ratio of the meta-network's input width to its hidden width
 
 
 class CoCoOpConfig(MethodConfig):
     n_ctx: int | None = Field(default=None, ge=1)
-    """Learned tokens: as many as `ctx_init` has, or 4."""
+    """The number of learned tokens; by default that of `ctx_init`, or 4."""
     ctx_init: str = "a photo of a"
     """Words whose embeddings the context starts from; empty draws it from N(0, 0.02)."""
 
@@ -53,7 +53,7 @@ class CoCoOp(Method[ImageStep], LearnedTokens, ReadsPublished):
 
     @classmethod
     def published(cls, state: dict[str, Tensor], given: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        # all words are learned, so that none is left to read
+        # every context token is learned, so no words are needed
         return learned(state), {"n_ctx": len(state["ctx"]), "ctx_init": ""}
 
     def build(self, backbone: DualEncoder, class_names: Sequence[str]) -> None:  # type: ignore[override]
@@ -69,7 +69,7 @@ class CoCoOp(Method[ImageStep], LearnedTokens, ReadsPublished):
         self.meta_net = nn.Sequential(OrderedDict(layers)).to(backbone.device)
 
     def _seen(self, backbone: DualEncoder) -> int:
-        """The width of what the meta-network reads."""
+        """Return the input width of the meta-network."""
         return backbone.embed_dim
 
     def prompts(self, tokenizer: TextTokenizer, class_name: str) -> list[Prompt]:

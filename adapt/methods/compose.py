@@ -1,16 +1,16 @@
-"""Several methods on one backbone, in one adapter: skipped blocks and low-rank updates, light adapters and prompts.
+"""Several methods on one backbone in one adapter, such as skipped blocks with LoRA, or light adapters with prompts.
 
-Paper: none; each part is its own (see its file).
+Paper: none; each part has its own (see its file).
 Reference: none.
-Deviations: none from the parts', but where two meet:
+Deviations: none beyond those of the parts, except where two parts meet:
 
-* A block that one part skips has no inside: what the others ask inside it is left out, and what they would keep for it
-  is dropped once the blocks are chosen. Everywhere else two edits of one place are refused.
-* At most one part has learned tokens in the prompts, and its prompts are taken; the templates of the others are not
-  read then. Without such a part, all must read the same text.
-* After a search of blocks all parts start anew, not only the part that searched.
-* Losses add up, term by term, over one cross-entropy; one part at most has logits of its own. Methods with gradients or
-  answers of their own (ProGrad, TPT) stand alone.
+* If one part skips a block, the other parts' edits inside it are left out, and their tensors for it are dropped once
+  the blocks are chosen. Everywhere else, two edits of one place are refused.
+* At most one part has learned tokens in the prompts. Its prompts are used, and the templates of the other parts are not
+  read. Without such a part, all parts must have the same prompts.
+* After a search for blocks, all parts start afresh, not only the one that searched.
+* Losses add up, term by term, with one cross-entropy. At most one part has logits of its own. Methods with their own
+  gradients or answers (ProGrad, TPT) cannot be parts.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ class Compose(Method[Any], LearnedTokens, SkipsBlocks, ChoosesOnValidation, Mixe
 
     @classmethod
     def lines(cls, metrics: Mapping[str, Any]) -> Iterable[str]:
-        """What its parts say, whichever they are: each has its own figures."""
+        """Return the lines of every method that reports figures; only parts of this composition have some."""
         return chain.from_iterable(method.lines(metrics) for method in cls._reporting())
 
     @classmethod
@@ -123,7 +123,7 @@ class Compose(Method[Any], LearnedTokens, SkipsBlocks, ChoosesOnValidation, Mixe
 
     @classmethod
     def mixed(cls, members: Sequence[Any], mixture: Mixture) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """Each part by its own way."""
+        """Mix each part in its own way."""
         described: list[dict[str, Any]] = []
         tensors: dict[str, Tensor] = {}
         for name, part in members[0].parts.items():
@@ -182,11 +182,11 @@ class Compose(Method[Any], LearnedTokens, SkipsBlocks, ChoosesOnValidation, Mixe
             part.check_tensors(_under(name, tensors), source)
 
     def _describe(self) -> None:
-        """The settings say what the parts' own do, which a training may have completed."""
+        """Copy the parts' settings, which training may have completed, into the settings of the composition."""
         self.config = ComposeConfig(methods=tuple(map(_described, self.parts.values())))
 
     def prepare(self, training: Training) -> None:
-        """A part that searches comes first: after it all start anew."""
+        """Prepare the parts; one that searches comes first, because all parts start afresh after it."""
         for part in sorted(self.parts.values(), key=lambda part: chosen_setting(part) is None):
             part.prepare(training)
         self._describe()
@@ -210,12 +210,14 @@ class Compose(Method[Any], LearnedTokens, SkipsBlocks, ChoosesOnValidation, Mixe
         return super().logits(step) if owner is None else owner.logits(step)
 
     def loss(self, step: Any) -> Terms:
-        """The cross-entropy, once, and the other terms of all parts, each behind its part's name."""
+        """Return one cross-entropy, and the other terms of all parts, prefixed with the names of their parts."""
         terms = super().loss(step)
         for name, part in self.parts.items():
             own = part.loss(step)
             if not torch.equal(own.pop("cross_entropy", terms["cross_entropy"]), terms["cross_entropy"]):
-                raise AdaptError(f"compose: {name} has a cross-entropy of its own, and there is one of all parts")
+                raise AdaptError(
+                    f"compose: {name} has a cross-entropy of its own, and all parts must share one: leave it out"
+                )
             terms |= {f"{name}.{key}": term for key, term in own.items()}
         return terms
 
@@ -225,25 +227,25 @@ class Compose(Method[Any], LearnedTokens, SkipsBlocks, ChoosesOnValidation, Mixe
         for one, other in combinations(prompts, 2):
             if [prompt.ids for prompt in prompts[one]] != [prompt.ids for prompt in prompts[other]]:
                 raise AdaptError(
-                    f"compose: {one} and {other} read {class_name!r} in different texts: give both the same template"
+                    f"compose: {one} and {other} have different prompts for {class_name!r}: give both the same template"
                 )
         return next(iter(prompts.values()))
 
     def edits(self, tower: Tower, context: Context) -> list[Edit]:
-        asked: list[Edit] = []
+        edits: list[Edit] = []
         for part in self.parts.values():
-            asked += part.edits(tower, context) if tower.name in part.touches else []
-        bypassed = {edit.block for edit in asked if isinstance(edit, Bypass)}
-        return [edit for edit in asked if edit.block not in bypassed or isinstance(edit, Bypass | Tokens)]
+            edits += part.edits(tower, context) if tower.name in part.touches else []
+        bypassed = {edit.block for edit in edits if isinstance(edit, Bypass)}
+        return [edit for edit in edits if edit.block not in bypassed or isinstance(edit, Bypass | Tokens)]
 
 
 def _made(described: dict[str, Any]) -> Method:
     settings = dict(described)
     name = settings.pop("name", None)
     if not isinstance(name, str):
-        raise AdaptError(f"a part is {described!r}: give its name, as in {{name: lora, rank: 2}}")
-    if name == Compose.name:  # before its own parts are made, and theirs: each level takes several times as long
-        raise AdaptError(f"{name} cannot be a part: expected methods that change a tower, each named by itself")
+        raise AdaptError(f"a part is {described!r}; expected its name and settings, as in {{name: lora, rank: 2}}")
+    if name == Compose.name:  # checked first: each nested level would multiply the time to create parts
+        raise AdaptError(f"{name} cannot be a part: expected methods that change a tower, each listed by itself")
     return find(name)(**settings)
 
 
@@ -252,7 +254,7 @@ def _described(part: Method) -> dict[str, Any]:
 
 
 def _named(parts: Sequence[Method]) -> dict[str, Method]:
-    """The parts by their methods' names, from the second of one method on numbered."""
+    """Return the parts by the names of their methods, numbered from the second part of one method."""
     named: dict[str, Method] = {}
     for part in parts:
         before = sum(other.name == part.name for other in named.values())
@@ -265,7 +267,7 @@ def _under(name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _traits(part: Method) -> set[type]:
-    """Return the traits of a part of which a composition has room for one."""
+    """Return the traits of a part that only one part of a composition may have."""
     kinds = {kind for kind in type(part).__mro__ if issubclass(kind, Trait) and not issubclass(kind, Method)}
     return {kind for kind in kinds if not (kind.of_each_part or issubclass(Compose, kind))}
 
@@ -275,12 +277,11 @@ def _overrides(part: Method, member: str) -> bool:
 
 
 def _check(parts: dict[str, Method]) -> None:
-    """AdaptError, by name, for a part that cannot be one, or two that do not go together."""
+    """Raise AdaptError, naming the methods, if one cannot be a part or two cannot be combined."""
     for name, part in parts.items():
-        own = ("infer", "backward")
-        alone = isinstance(part, StandsAlone) or part.views or any(_overrides(part, member) for member in own)
-        if isinstance(part, Compose) or not part.touches or alone:
-            raise AdaptError(f"{name} cannot be a part: expected methods that change a tower, each named by itself")
+        overrides = any(_overrides(part, member) for member in ("infer", "backward"))
+        if isinstance(part, Compose | StandsAlone) or not part.touches or part.views or overrides:
+            raise AdaptError(f"{name} cannot be a part: expected methods that change a tower, each listed by itself")
     for one, other in combinations(parts, 2):
         a, b = parts[one], parts[other]
         if owns_prompts(a) and owns_prompts(b):

@@ -1,9 +1,9 @@
-"""Context optimisation: the words around the class name are learned.
+"""CoOp: context optimisation, which learns the words around the class name.
 
 Paper: Zhou et al., Learning to Prompt for Vision-Language Models, IJCV 2022.
 Reference: CoOp `ff61507`, `trainers/coop.py`.
 Deviations:
-* `ctx_init` is counted in tokens, not in words, so that a word of several tokens keeps them all; equal for the
+* `ctx_init` is counted in tokens, not words, so that a word of several tokens keeps them all; it is the same for the
   published "a photo of a".
 * Class-specific context with `ctx_init` is refused; the reference silently makes the context unified.
 * Context vectors are fp32 whatever the backbone's precision (the reference trains them in fp16 by default).
@@ -32,13 +32,13 @@ DEFAULT_N_CTX = 16
 
 class CoOpConfig(MethodConfig):
     n_ctx: int | None = Field(default=None, ge=1)
-    """Learned tokens; 16, or as many as `ctx_init` has."""
+    """The number of learned tokens; by default that of `ctx_init`, or 16."""
     ctx_init: str = ""
     """Words whose embeddings the context starts from; empty draws it from N(0, 0.02)."""
     class_specific: bool = False
-    """A context of its own for every class."""
+    """Whether each class has its own context."""
     class_position: Literal["end", "middle", "front"] = "end"
-    """Where the class name stands among the learned tokens."""
+    """The position of the class name among the learned tokens."""
 
     @model_validator(mode="after")
     def _consistent(self) -> CoOpConfig:
@@ -81,7 +81,7 @@ class CoOp(Method[ImageStep], LearnedTokens, ReadsPublished):
     def prompts(self, tokenizer: TextTokenizer, class_name: str) -> list[Prompt]:
         n_ctx = self.ctx.shape[-2]
         prompt = with_context(tokenizer, self.config.ctx_init, n_ctx, class_name)
-        # the published order of the parts: the name moves into or before the context, "." and end stay last
+        # as published: the name moves into or before the context, "." and the end token stay last
         name = prompt.name
         to = name.start - n_ctx + {"end": n_ctx, "middle": n_ctx // 2, "front": 0}[self.config.class_position]
         order = [*range(to), *name, *range(to, name.start), *range(name.stop, len(prompt.ids))]

@@ -1,19 +1,19 @@
-"""Mutual learning of prompts and image features: both read, for each class, what of the image belongs to it.
+"""CTP and TFT: prompts and image features learn from each other, by the parts of the image that belong to each class.
 
 Paper: Long et al., Task-Oriented Multi-Modal Mutual Learning for Vision-Language Models, ICCV 2023 (CTP and TFT).
-Reference: none. Code is not public, and only the abstract was at hand: this is our reading of it, and nothing here is
-"CTP + TFT as in the paper". What the abstract says, and what we chose:
+Reference: none. The code is not public, and only the abstract was available. This is our reading of it, and nothing
+here is "CTP + TFT as in the paper". The claims of the abstract, and our choices:
 
-* CoCoOp shifts the context of all classes by the same image-conditioned vector, which weakens what tells them apart.
+* CoCoOp shifts the context of all classes by the same image-conditioned vector, which weakens their differences.
   Class-aware text prompts (CTP) are enriched with label-related image information: each class, by its features in a
-  hand-written template, attends to the image's tokens, and a meta-network makes of what it read the shift of its own
-  context. The tokens are those of the vision tower's last block; both sides of the attention, which has one head,
-  are brought to zero mean and unit variance, and what was read to unit length, as CoCoOp's features have.
+  hand-written template, attends to the image's tokens, and a meta-network maps the result to a shift of its own
+  context. The tokens are the output of the vision tower's last block. The attention has one head; both its inputs are
+  brought to zero mean and unit variance, and its output to unit length, as CoCoOp's features.
 * Text-guided feature tuning (TFT) makes the image branch attend to class-related representation: each class, by the
-  features of its prompt, attends to the same tokens, and what it read, mapped to the features' width, is added to the
+  features of its prompt, attends to the same tokens, and the result, mapped to the features' width, is added to the
   image's features. So an image has features for each class, and a class's logit depends on no other class.
-* Their contrast is the cross-entropy over the classes.
-* The last map of either way starts at zero: at first the method is CoOp. The context starts as CoCoOp's does.
+* The loss is the cross-entropy over the classes.
+* The last map of each part starts at zero, so the method starts as CoOp. The context starts as CoCoOp's does.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ from adapt.methods.zero_shot import Template
 
 class CTPTFTConfig(CoCoOpConfig):
     attention_width: int = Field(default=64, ge=1)
-    """Of the queries and keys by which classes read the image."""
+    """The width of the queries and keys with which classes read the image."""
     template: Template = "a photo of a {}."
-    """By which classes read the image for their prompts; with {} for the class name."""
+    """The template with which classes read the image for their prompts; with {} for the class name."""
 
 
 class CTPTFT(CoCoOp):
@@ -51,12 +51,12 @@ class CTPTFT(CoCoOp):
 
     @classmethod
     def published(cls, state: dict[str, Tensor], given: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        raise unpublished(cls)  # CoCoOp's files are not ours
+        raise unpublished(cls)  # CoCoOp's checkpoints do not fit
 
     def build(self, backbone: DualEncoder, class_names: Sequence[str]) -> None:  # type: ignore[override]
         super().build(backbone, class_names)
         features, seen = backbone.embed_dim, self._seen(backbone)
-        self.read, self.guided = (Reading(features, seen, self.config.attention_width) for _ in range(2))
+        self.read, self.guided = (ClassAttention(features, seen, self.config.attention_width) for _ in range(2))
         self.tuning = nn.Linear(seen, features, bias=False)
         for last in (*self.meta_net[-1].parameters(), self.tuning.weight):
             nn.init.zeros_(last)
@@ -79,13 +79,13 @@ class CTPTFT(CoCoOp):
         return logits
 
 
-class Reading(nn.Module):
-    """What of images' tokens `(b, l, d)` belongs to each class `([b,] n, e)`, by attention: unit `(b, n, d)`."""
+class ClassAttention(nn.Module):
+    """An attention from each class `([b,] n, e)` to images' tokens `(b, l, d)`: unit-length `(b, n, d)`."""
 
-    def __init__(self, asking: int, seen: int, width: int) -> None:
+    def __init__(self, class_width: int, token_width: int, width: int) -> None:
         super().__init__()
-        self.query = nn.Linear(asking, width, bias=False)
-        self.key = nn.Linear(seen, width, bias=False)
+        self.query = nn.Linear(class_width, width, bias=False)
+        self.key = nn.Linear(token_width, width, bias=False)
 
     def forward(self, classes: Tensor, tokens: Tensor) -> Tensor:
         classes, tokens = (F.layer_norm(each, each.shape[-1:]) for each in (classes, tokens))

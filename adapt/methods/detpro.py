@@ -1,16 +1,16 @@
-"""Prompts that learn what is none of the classes: an image of nothing known is to look as much like each of them.
+"""DetPro: prompts for open-vocabulary recognition with a background, which must be equally unlike every class.
 
 Paper: Du et al., Learning to Prompt for Open-Vocabulary Object Detection with Vision-Language Model, CVPR 2022.
 Reference: detpro `9a14699`, `prompt/trainer.py`, `prompt/run.py`, its published mode ("soft").
 Deviations:
-* The reference trains on features of proposed regions; here an image, or a region cut out of one, is an item as any
-  other, and the background is the class whose name is `background`.
-* The contexts of the grades of overlap learn side by side, where the reference has a run for each: every one of them
-  from the regions of its grade in a batch and from all of its background.
-* What is none of the classes is answered by a threshold on the largest probability, our own: chosen on the validation
-  images, or on the training images without such, where as large a share of both kinds is answered rightly.
-* CoOp's: `ctx_init` is counted in tokens.
-* Other modes of the background, a prompt of its own (`learn`) and a margin (`hinge`), are not built.
+* The reference trains on features of proposed regions. Here the items are images, or regions cut out of images, and
+  the background is the class named by `background`.
+* The contexts of the overlap grades train together, each on the regions of its grade in a batch and on all background
+  in it; the reference has a run for each grade.
+* Background is recognised by a threshold on the largest probability, which is ours. It is chosen on the validation
+  images, or else on the training images, for the best mean accuracy on known classes and background.
+* As in CoOp here, `ctx_init` is counted in tokens.
+* Other modes of the background, a prompt of its own (`learn`) and a margin (`hinge`), are not implemented.
 """
 
 from __future__ import annotations
@@ -39,26 +39,26 @@ from adapt.prompts import Prompt, initial_context
 
 class DetProConfig(CoOpConfig):
     n_ctx: int | None = Field(default=8, ge=1)
-    """Learned tokens."""
+    """The number of learned tokens."""
     background: str | None = None
-    """The class of the data that holds what is none of the others; without one images are weighted by class alone."""
+    """The background class, which holds images of no other class. Without one, images are only weighted by class."""
     grades: tuple[float, ...] = ()
-    """The least overlaps of its grades, each of which gets a context of its own; published: 0.5, 0.6, 0.7, 0.8, 0.9."""
+    """The lower bounds of overlap grades, each with a context of its own; published: 0.5, 0.6, 0.7, 0.8, 0.9."""
 
     @model_validator(mode="after")
     def _graded(self) -> DetProConfig:
         ends = (*self.grades, 1.0)
         if len(ends) == 2 or any(not 0 <= low < high for low, high in pairwise(ends)):
-            raise ValueError(f"grades are {list(self.grades)}; expected two or more, from 0 to under 1, in this order")
+            raise ValueError(f"grades are {list(self.grades)}; expected two or more, increasing, from 0 to under 1")
         if self.grades and self.class_specific:
-            raise ValueError("grades have a context each for all classes: leave class_specific out")
+            raise ValueError("each grade has one context for all classes: leave class_specific out")
         return self
 
 
 class DetPro(CoOp, LearnsOverlaps):
-    """`DetPro(background="none")` trains `ctx` `(n_ctx, d)`, and keeps a `threshold` `()` for what is no class.
+    """`DetPro(background="none")` trains `ctx` `(n_ctx, d)`, and keeps a `threshold` `()` for the background.
 
-    With `grades` `ctx` is `(grades, n_ctx, d)`, and the features of a class are the mean over them.
+    With `grades`, `ctx` is `(grades, n_ctx, d)`, and the features of a class are the mean over them.
     """
 
     name = "detpro"
@@ -66,17 +66,19 @@ class DetPro(CoOp, LearnsOverlaps):
     Config = DetProConfig
     example: ClassVar[dict[str, Any]] = {"n_ctx": 4}
     logit_scale = 100.0
-    weighs_classes = False  # but by itself, as published
+    weighs_classes = False  # it has its own class weights, as published
     threshold: Tensor
     _weights: Tensor
 
     def build(self, backbone: DualEncoder, class_names: Sequence[str]) -> None:  # type: ignore[override]
         super().build(backbone, class_names)
-        none = self.config.background
-        if none is not None and none not in class_names:
-            raise AdaptError(f"detpro: background is {none!r}, which is no class; {nearest(none, class_names)}")
-        if none is not None and len(class_names) < 3:
-            raise AdaptError(f"detpro tells two classes apart, or more, from {none!r}, and there are {class_names}")
+        background = self.config.background
+        if background is not None and background not in class_names:
+            raise AdaptError(
+                f"detpro: background is {background!r}, which is no class; {nearest(background, class_names)}"
+            )
+        if background is not None and len(class_names) < 3:
+            raise AdaptError(f"detpro: classes are {class_names}; expected two or more beside {background!r}")
         grades = len(self.config.grades)
         if grades:
             starts = [initial_context(backbone, self.config.ctx_init, len(self.ctx)) for _ in range(grades)]
@@ -90,7 +92,7 @@ class DetPro(CoOp, LearnsOverlaps):
         return bool(self.config.grades)
 
     def prompts(self, tokenizer: TextTokenizer, class_name: str) -> list[Prompt]:
-        """One, or one for each grade, with the learned tokens of its own."""
+        """Return one prompt, or one for each grade, with its own learned tokens."""
         [prompt] = super().prompts(tokenizer, class_name)
         n_ctx = self.ctx.shape[-2]
         starts = range(0, n_ctx * max(1, len(self.config.grades)), n_ctx)
@@ -109,26 +111,26 @@ class DetPro(CoOp, LearnsOverlaps):
         for (low, high), count in zip(pairwise((*self.config.grades, 1.0)), counts[:, self._known(names)]):
             if not count.any():
                 raise AdaptError(
-                    f"detpro: no training region of a class has an overlap from {low:g} to {high:g}, which is one of "
-                    f"method.grades, {list(self.config.grades)}: give such regions, or leave the grade out"
+                    f"detpro: no training region of a class has an overlap from {low:g} to {high:g}, a grade of "
+                    f"method.grades, {list(self.config.grades)}: add such regions, or leave the grade out"
                 )
         self.set_counts(counts, names)
 
     def _overlaps(self, training: Training) -> Tensor:
-        """The overlaps of the training regions `(n,)`. AdaptError for a region of a class that is in no grade."""
+        """Return the overlaps of the training regions `(n,)`. Raises AdaptError for a class's region in no grade."""
         overlaps = training.values("train").float()
         for item, overlap in zip(training.items("train"), overlaps.tolist(), strict=True):
             if item.answer != self.config.background and overlap < self.config.grades[0]:
                 raise AdaptError(
-                    f"detpro: {item.name!r} is of {item.answer!r} with an overlap of {overlap:g}, and the least of "
-                    f"method.grades is {self.config.grades[0]:g}: call it background, or leave it out"
+                    f"detpro: {item.name!r} of class {item.answer!r} has an overlap of {overlap:g}; expected at least "
+                    f"{self.config.grades[0]:g}, the first of method.grades: label it as background, or leave it out"
                 )
         return overlaps
 
     def set_counts(self, images: Tensor, class_names: Sequence[str]) -> None:
-        """Weighs the classes by how many training images each has: one over that as a share of an even part.
+        """Set the class weights from numbers of training images `(n,)` or `(grades, n)`.
 
-        `images` are `(n,)`, or `(grades, n)`.
+        A class's weight is an even share of the images over its own share.
         """
         known = self._known(class_names)
         shares = 2 * images / images.sum(-1, keepdim=True)
@@ -139,7 +141,7 @@ class DetPro(CoOp, LearnsOverlaps):
         return {"weights": self._weights}
 
     def finish(self, training: Training) -> None:
-        """Chooses the threshold where both kinds of images are there to choose it on."""
+        """Choose the threshold, if there are images of both known classes and background."""
         model = training.classifier
         part: Part = "val" if training.items("val") else "train"
         unknown = ~torch.isin(training.labels(part), torch.tensor(self._known(model.class_names)))
@@ -159,12 +161,12 @@ class DetPro(CoOp, LearnsOverlaps):
         if self.config.background not in names:
             return known
         place = names.index(self.config.background)
-        # the largest where no probability among the known classes is as large as the threshold
+        # the largest logit if no probability among the known classes reaches the threshold
         none = known.logsumexp(-1, keepdim=True) + self.threshold.log()
         return torch.cat([known[:, :place], none, known[:, place:]], dim=-1)
 
     def surest(self, step: ImageStep) -> Tensor:
-        """The largest probability of each image `(b,)` among the known classes alone: low for what is none of them."""
+        """Return the largest probability among the known classes for each image `(b,)`, which is low for background."""
         return self._of_known(step).softmax(-1).max(-1).values
 
     def loss(self, step: ImageStep) -> Terms:
@@ -178,27 +180,30 @@ class DetPro(CoOp, LearnsOverlaps):
         for features, own, each in zip(self._of_grades(step), learning, self._weights, strict=True):
             apart, weights = step.cosine_logits(features[known]).float().log_softmax(-1), each[labels] * own
             of_known = -apart.gather(1, target.clamp_min(0)[:, None])[:, 0]
-            mean = weights / weights.sum().clamp_min(1e-12)  # of a batch without regions of the grade nothing
+            mean = weights / weights.sum().clamp_min(1e-12)  # zero for a batch without regions of the grade
             losses = losses + torch.where(target < 0, -apart.mean(-1), of_known) * mean
         return {"known": losses[target >= 0].sum(), "background": losses[target < 0].sum()}
 
     def _learning(self, labels: Tensor, overlaps: Tensor | None, class_names: Sequence[str]) -> Tensor:
-        """Which images `(b,)` each grade learns from, bool `(grades, b)`: its own, and all of the background."""
+        """Return which images each grade learns from, bool `(grades, b)`: its own and all background."""
         if not self.config.grades:
             return torch.ones(1, len(labels), dtype=torch.bool, device=labels.device)
         if overlaps is None:
-            raise AdaptError("detpro with grades learns from overlaps, and the batch has none beside its labels")
+            raise AdaptError(
+                "detpro: grades learn from overlaps, and the batch has none: give regions with overlaps, or leave "
+                "method.grades out"
+            )
         grade = torch.bucketize(overlaps, overlaps.new_tensor(self.config.grades), right=True) - 1
         of_background = ~torch.isin(labels, torch.tensor(self._known(class_names), device=labels.device))
         return (grade == torch.arange(len(self.config.grades), device=grade.device)[:, None]) | of_background
 
     def _of_grades(self, step: ImageStep) -> Tensor:
-        """Unit-length features of the classes by the context of each grade `(grades, n, e)`."""
+        """Return unit-length features of the classes under the context of each grade `(grades, n, e)`."""
         return torch.stack(step.prompt_features, dim=1) if self.config.grades else step.class_features[None]
 
     def _of_known(self, step: ImageStep) -> Tensor:
-        """Logits among the known classes `(b, c)`."""
-        # of grades not step.class_features: a step of training would encode their prompts a second time
+        """Return logits among the known classes `(b, c)`."""
+        # with grades, step.class_features would encode the prompts a second time in a training step
         features = F.normalize(self._of_grades(step).mean(0), dim=-1) if self.config.grades else step.class_features
         return step.cosine_logits(features[self._known(step.model.class_names)])
 

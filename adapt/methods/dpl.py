@@ -1,4 +1,4 @@
-"""Decoupled prompt learning: the attention over prompts and instance tokens, taken apart into four weighted parts.
+"""Decoupled prompt learning: attention over prompts and instance tokens, split into four weighted parts.
 
 Paper: Xu et al., Decoupled Prompt Learning for Vision-Language Models, arXiv 2308.10061, 2023. Not to be confused with
 Domain Prompt Learning (DPLCLIP) or Differentiable Prompt Learning (arXiv 2501.00457), which share the initials.
@@ -7,19 +7,19 @@ here is "DPL as in the paper".
 
 For a query q, attention over the prompts P and the instance tokens X is exactly
 `(1 - mix) Attn(q; X) + mix Attn(q; P)` with `mix = Z_P / (Z_P + Z_X)`, where `Z_S` is the sum of `exp(q k / sqrt(d))`
-over the keys of S that q may see. Queries of X and of P give four sub-processes: X to X, X to P, P to X, P to P. What
-we chose:
+over the keys of S that q may see. Queries of X and of P give four sub-processes: X to X, X to P, P to X, P to P. Our
+choices:
 
 * Each part has a strength. `mix` is the softmax's own, a constant, or learned: the softmax's own odds `Z_P / Z_X` times
-  a factor for each block, which starts at one. All strengths at one with the softmax's own mix are ordinary attention,
-  and the method is IVLP.
-* Language-conditioned textual prompting (`reads_names`): in a causal text tower prompts also look at the class name
-  that follows them, while the name's own way through X to X stays as it was trained.
-* Prompts are those of IVLP; the attention is changed in every block of a tower that has prompts. An overwritten prompt
-  forgets what it read, so names are read in the blocks from the last overwritten one on.
+  a factor for each block, which starts at one. With the softmax's own mix and all strengths at one, the attention is
+  ordinary and the method is IVLP.
+* Language-conditioned textual prompting (`reads_names`): in a causal text tower prompts also attend to the class
+  name that follows them, while the name's own X to X path stays as trained.
+* Prompts are IVLP's. The attention changes in every block of a tower with prompts. An overwritten prompt loses what it
+  read, so names are read from the last overwritten block on.
 * Defaults were chosen on the bundled images' base-to-new protocol (16 shots, three seeds, harmonic means): prompts that
-  read names and read everything twice as strongly, at half the depth, gave 44.6 where ordinary attention gave 43.7. A
-  constant share gave 42.0, learned odds 43.5; one standard deviation is about one point, so this is a choice, not a
+  read names, and read instance tokens twice as strongly, at half the depth, gave 44.6; ordinary attention gave 43.7,
+  a constant share 42.0, learned odds 43.5. One standard deviation is about one point, so this is a choice, not a
   finding. The card of the bundled backbone has the table.
 """
 
@@ -46,23 +46,23 @@ Strengths = tuple[float, float, float, float]
 
 class DPLConfig(IVLPConfig):
     depth_text: int | None = Field(default=9, ge=1)
-    """Blocks of the text tower with learned tokens of their own; in those after them prompts go on reading."""
+    """Number of text blocks with learned tokens of their own; in later blocks, prompts continue to read."""
     depth_vision: int | None = Field(default=9, ge=1)
-    """Blocks of the vision tower with learned tokens of their own; in those after them prompts go on reading."""
+    """Number of vision blocks with learned tokens of their own; in later blocks, prompts continue to read."""
     mix: Literal["softmax", "constant", "learned"] = "softmax"
-    """How much of the attention goes to the prompts: what the softmax gives them, a constant, or learned by block."""
+    """The prompts' share of the attention: the softmax's, a constant, or learned for each block."""
     share: float | None = Field(default=None, gt=0, lt=1)
     """The constant share of the prompts, for `mix: constant`."""
     x_to_x: float = Field(default=1.0, ge=0)
-    """Strength of what instance tokens read of one another."""
+    """Strength with which instance tokens read one another."""
     x_to_p: float = Field(default=1.0, ge=0)
-    """Strength of what instance tokens read of the prompts."""
+    """Strength with which instance tokens read the prompts."""
     p_to_x: float = Field(default=2.0, ge=0)
-    """Strength of what prompts read of the instance tokens."""
+    """Strength with which prompts read the instance tokens."""
     p_to_p: float = Field(default=1.0, ge=0)
-    """Strength of what prompts read of one another."""
+    """Strength with which prompts read one another."""
     reads_names: bool = True
-    """Whether text prompts also read the class name that follows them; where text is not causal they always do."""
+    """Whether text prompts also read the class name after them; in a text tower that is not causal, they always do."""
 
     @model_validator(mode="after")
     def _consistent(self) -> DPLConfig:
@@ -76,7 +76,7 @@ class DPLConfig(IVLPConfig):
 
     @property
     def ordinary(self) -> bool:
-        """Whether the attention is as it was."""
+        """Whether the attention is unchanged."""
         return self.mix == "softmax" and self.strengths == (1, 1, 1, 1) and not self.reads_names
 
 
@@ -91,7 +91,7 @@ class DPL(IVLP):
 
     @classmethod
     def published(cls, state: dict[str, Tensor], given: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        raise unpublished(cls)  # IVLP's files are not ours
+        raise unpublished(cls)  # IVLP's checkpoints do not fit
 
     def build(self, backbone: Backbone, class_names: Sequence[str]) -> None:
         super().build(backbone, class_names)
@@ -121,11 +121,11 @@ def decoupled(
     log_odds: Tensor | None = None,
     strengths: Strengths = (1.0, 1.0, 1.0, 1.0),
 ) -> Tensor:
-    """Attention weights `(..., q, k)` of scores, minus infinity where a query may not look.
+    """Return attention weights `(..., q, k)` of scores, which are minus infinity where a query is masked.
 
-    `prompt_queries` `(..., q)` and `prompt_keys` `(..., k)` tell prompts from instance tokens. `share` is what the
-    prompts get, None for what the softmax gives them; a query that sees no prompt gives them nothing. `log_odds` are
-    added to those of the softmax. `strengths` are those of X to X, X to P, P to X and P to P.
+    `prompt_queries` `(..., q)` and `prompt_keys` `(..., k)` mark prompts. `share` is the prompts' share of the
+    attention, None for the softmax's own; it is 0 for a query that sees no prompt. `log_odds` are added to the
+    softmax's. `strengths` are for X to X, X to P, P to X and P to P.
     """
     queries, keys = prompt_queries[..., :, None], prompt_keys[..., None, :]
     if log_odds is not None:
@@ -144,7 +144,7 @@ def decoupled(
 
 
 def _check_readers(config: DPLConfig, tower: str, blocks: int) -> None:
-    """Refuses what could change nothing: a prompt that is overwritten forgets what it read in the block before."""
+    """Raise AdaptError for settings without effect: an overwritten prompt loses what it read in the block before."""
     depth = config.depth_text if tower == "text" else config.depth_vision
     reading = config.p_to_x != 1 or config.p_to_p != 1 or (config.reads_names and tower == "text")
     if depth == blocks and reading:
@@ -157,8 +157,10 @@ def _check_readers(config: DPLConfig, tower: str, blocks: int) -> None:
 def _check(tower: Tower, backbone: Backbone) -> None:
     where = f"the {tower.name} tower of {backbone.describe()}"
     if any(not block.plain_attention for block in tower.blocks):
-        raise AdaptError(f"dpl: {where} norms or gates inside its attention, which decoupled attention leaves out")
+        raise AdaptError(
+            f"dpl: {where} has norms or gates inside its attention, which decoupled attention does not support"
+        )
     if not tower.form.plain_mask:
         raise AdaptError(
-            f"dpl: {where} masks padding or a class token of its own, which decoupled attention leaves out"
+            f"dpl: {where} masks padding or its own class token, which decoupled attention does not support"
         )

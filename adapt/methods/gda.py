@@ -1,15 +1,15 @@
-"""Gaussian discriminant analysis of image features beside the zero-shot logits: a closed form, no step.
+"""GDA: Gaussian discriminant analysis of image features, added to the zero-shot logits, in closed form without steps.
 
 Paper: Wang et al., A Hard-to-Beat Baseline for Training-free CLIP-based Adaptation, ICLR 2024.
 Reference: ICLR24 `560fe21`, `main_few_shots.py`, `main_base2new.py`, `utils.py`.
 Deviations:
-* alpha is chosen on the validation images of the few-shot sample; the reference takes the whole validation split, and
+* alpha is chosen on the validation images of the few-shot sample; the reference uses the full validation split, and
   on ImageNet the test images. Without validation images it is chosen by cross-validation.
-* alpha may be 1,000 too; the reference ends at 100.
-* Covariances are inverted in fp64, by Cholesky where they are shrunk; the reference inverts by singular values in fp32.
-* The views are the papers' random crops of scale 0.08 to 1 here, of scale 0.5 to 1 there.
-* Where images have no spread about their class's mean, as one image without views has not, it is refused; the
-  reference's answers are those of zero-shot then.
+* alpha may also be 1,000; the reference stops at 100.
+* Covariances are inverted in fp64, by Cholesky if they are shrunk; the reference inverts by singular values in fp32.
+* The views are the paper's random crops of scale 0.08 to 1; the reference's have scale 0.5 to 1.
+* Images without spread about the mean of their class, such as one image without views, are refused; the reference then
+  answers as zero-shot does.
 """
 
 from __future__ import annotations
@@ -28,30 +28,29 @@ from adapt.methods.zero_shot import Templates
 
 ALPHAS = tuple(10.0**k for k in range(-4, 4))
 USUAL = 10.0
-TEXT_COPIES = 16  # of a new class's text feature beside its neighbours
+TEXT_COPIES = 16  # weight of a new class's text feature, in neighbours
 
 
 class GDAConfig(MethodConfig):
     views: int = Field(default=10, ge=0)
-    """Random views of each training image, all of which count; 0 takes the image as it is."""
+    """Random views of each training image, all used; 0 uses the image as it is."""
     alpha: float | None = Field(default=None, ge=0)
-    """Weight of the Gaussian classifier beside the zero-shot logits; null leaves it to the data, from 0.0001 to
-    1,000."""
+    """Weight of the Gaussian classifier beside the zero-shot logits; null lets the data choose (0.0001 to 1,000)."""
     shrink: bool = True
-    """Whether one covariance of all is shrunk towards a multiple of the identity; else the mean of the classes' own is
-    taken as it is, as published for base to new."""
+    """Whether the shared covariance is shrunk towards a multiple of the identity; otherwise the mean of the classes'
+    covariances is used as it is, as published for base-to-new."""
     new_classes: bool = False
-    """Whether other class names are served: the training features are kept in the adapter then."""
+    """Whether the adapter serves other class names, for which it holds the training features."""
     neighbours: int = Field(default=64, ge=1)
-    """Training features around the text of a new class that it is made of."""
+    """The number of training features nearest to a new class's text that model the class."""
     template: Templates = "a photo of a {}."
     """One template, or several whose features are averaged."""
     rows: int | None = Field(default=None, ge=1)
-    """How many features the adapter keeps; a trained one has it."""
+    """The number of features in the adapter; training sets it."""
 
 
 class GDA(Method[ImageStep], Grid):
-    """`GDA(views, alpha)` keeps `weight` `(n_classes, e)` and `bias` `(n_classes,)`, and for new classes `features`."""
+    """`GDA(views, alpha)` holds `weight` `(n_classes, e)` and `bias` `(n_classes,)`, and for new classes `features`."""
 
     name = "gda"
     title = "GDA (Wang et al., ICLR 2024)"
@@ -89,7 +88,7 @@ class GDA(Method[ImageStep], Grid):
             self.config = self.config.model_copy(update={"rows": len(rows)})
 
     def fit(self, features: Tensor, labels: Tensor) -> None:
-        """The Gaussian classifier of unit-length features `(n, e)` with labels `(n,)`."""
+        """Fit the Gaussian classifier to unit-length features `(n, e)` with labels `(n,)`."""
         classes, features = len(self.weight), doubled(features)
         labels = labels.to(features.device)
         counts = labels.bincount(minlength=classes)[:, None]
@@ -97,7 +96,7 @@ class GDA(Method[ImageStep], Grid):
         centred = features - means[labels]
         if not centred.any():
             raise AdaptError(
-                "gda needs images that differ within a class, and each class has one feature: set method.views, or "
+                "gda: all images of a class have the same feature; expected images that differ: set method.views, or "
                 "give more shots"
             )
         if self.config.shrink:
@@ -110,21 +109,21 @@ class GDA(Method[ImageStep], Grid):
 
     def logits(self, step: ImageStep) -> Tensor:
         alpha = USUAL if self.config.alpha is None else self.config.alpha
-        return step.cosine_logits(step.class_features) + alpha * self._said(step)
+        return step.cosine_logits(step.class_features) + alpha * self._gaussian_logits(step)
 
-    def _said(self, step: ImageStep) -> Tensor:
-        """What the Gaussian classifier says of images `(b, n)`."""
+    def _gaussian_logits(self, step: ImageStep) -> Tensor:
+        """Return the logits `(b, n)` of the Gaussian classifier."""
         weight, bias = self.weight, self.bias
         if step.model.class_names != self._names:
             weight, bias = self.of_texts(step.class_features)
         return step.features.to(weight.dtype) @ weight.T + bias
 
     def of_texts(self, texts: Tensor) -> tuple[Tensor, Tensor]:
-        """The classifier of new classes, by their unit-length text features `(n, e)`: weight `(n, e)`, bias `(n,)`."""
+        """Return weight `(n, e)` and bias `(n,)` for new classes with unit-length text features `(n, e)`."""
         k = self.config.neighbours
         if len(self.features) < k:
             raise AdaptError(
-                f"gda makes a new class of its {k} nearest training features, and there are {len(self.features)}: set "
+                f"gda models a new class by its {k} nearest training features, and there are {len(self.features)}: set "
                 "method.neighbours lower, or method.views higher"
             )
         texts, features = doubled(texts), doubled(self.features)
@@ -138,7 +137,7 @@ class GDA(Method[ImageStep], Grid):
 
 
 def shrunk_precision(covariance: Tensor, count: int) -> Tensor:
-    """`e ((n - 1) S + tr(S) I)^-1` of a covariance `(e, e)` of n rows: an empirical Bayes estimate of its inverse."""
+    """Return `e ((n - 1) S + tr(S) I)^-1`, an empirical Bayes estimate of the inverse of a covariance S of n rows."""
     size = len(covariance)
     identity = torch.eye(size, dtype=covariance.dtype, device=covariance.device)
     shrunk = (count - 1) * covariance + covariance.trace() * identity
@@ -146,6 +145,6 @@ def shrunk_precision(covariance: Tensor, count: int) -> Tensor:
 
 
 def classifier(means: Tensor, precision: Tensor) -> tuple[Tensor, Tensor]:
-    """Weight `(n, e)` and bias `(n,)` of classes that are as likely, with means `(n, e)` and one precision `(e, e)`."""
+    """Return weight `(n, e)` and bias `(n,)` for equally likely classes with these means and one precision `(e, e)`."""
     weight = means @ precision
     return weight, -torch.tensor(float(len(means))).log() - (weight * means).sum(-1) / 2

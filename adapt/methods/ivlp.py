@@ -1,15 +1,16 @@
-"""Independent prompts in the blocks of either tower: deep visual prompts (VPT), deep language prompts, or both (IVLP).
+"""IVLP: independent prompts in the blocks of both towers, or deep visual prompts (VPT) or deep language prompts alone.
 
 Papers: Jia et al., Visual Prompt Tuning, ECCV 2022 (VPT); Rasheed et al., Fine-tuned CLIP Models are Efficient Video
 Learners, CVPR 2023 (IVLP); both as baselines of Khattak et al., MaPLe, CVPR 2023.
 Reference: MaPLe `69bce21`, `trainers/ivlp.py`, `trainers/vpt.py`, `clip/model.py`.
 Deviations:
-* Parameters are called `text.I` and `vision.I` by the block that they enter; the reference keeps the first ones in its
-  prompt learner and vision tower and the deeper ones inside the blocks. Published checkpoints are renamed on import.
+* Parameters are called `text.I` and `vision.I` after the block that they enter; in the reference the first ones belong
+  to the prompt learner and the vision tower, and deeper ones to the blocks. Published checkpoints are renamed on
+  import.
 * More learned tokens than `ctx_init` has are refused; the reference starts them at random and drops the words.
 * Prompts are fp32 whatever the backbone's precision.
 
-VPT is `n_ctx_text=0`, deep language prompts are `n_ctx_vision=0`; the text of VPT is `ctx_init` and the class name.
+`n_ctx_text=0` is VPT, whose text is `ctx_init` and the class name; `n_ctx_vision=0` is deep language prompts.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from adapt.methods.base.prompt_learner import LEARNER, learned
 from adapt.methods.base.traits import LearnedTokens, ReadsPublished
 from adapt.prompts import Prompt, initial_context, published_words, with_context
 
-# where published checkpoints, which hold all of CLIP, keep the prompts
+# the names of prompts in published checkpoints, which hold all of CLIP
 _TOWERS = {"text": "text", "image": "vision"}
 _FIRST_VISION = "image_encoder.VPT"
 _DEEPER = re.compile(r"(text|image)_encoder\.transformer\.resblocks\.(\d+)\.VPT_shallow")
@@ -40,20 +41,20 @@ _DEEPER = re.compile(r"(text|image)_encoder\.transformer\.resblocks\.(\d+)\.VPT_
 
 class IVLPConfig(MethodConfig):
     n_ctx_text: int = Field(default=2, ge=0)
-    """Learned tokens of the text tower; 0 leaves it alone (VPT)."""
+    """The number of learned tokens in the text tower; 0 leaves the tower unchanged (VPT)."""
     n_ctx_vision: int = Field(default=2, ge=0)
-    """Learned tokens of the vision tower; 0 leaves it alone."""
+    """The number of learned tokens in the vision tower; 0 leaves the tower unchanged."""
     depth_text: int | None = Field(default=12, ge=1)
-    """Blocks of the text tower with learned tokens of their own, from the first; null: the published share of all."""
+    """Number of text blocks, from the first, with learned tokens of their own; null: the published share of all."""
     depth_vision: int | None = Field(default=12, ge=1)
-    """The same of the vision tower."""
+    """The same for the vision tower."""
     ctx_init: str = "a photo of a"
-    """The words before the class name; the first learned tokens start from them. Empty draws them from N(0, 0.02)."""
+    """The words before the class name, from which the first learned tokens start; empty draws these from N(0, 0.02)."""
 
     @model_validator(mode="after")
     def _something_learns(self) -> IVLPConfig:
         if self.n_ctx_text + self.n_ctx_vision == 0:
-            raise ValueError("n_ctx_text and n_ctx_vision are both 0, so nothing would learn")
+            raise ValueError("n_ctx_text and n_ctx_vision are both 0; expected one above 0, or nothing would learn")
         return self
 
 
@@ -63,7 +64,7 @@ class IVLP(Method[ImageStep], LearnedTokens, ReadsPublished):
     name = "ivlp"
     title = "VPT, deep language prompts and IVLP (Jia et al., ECCV 2022; Khattak et al., CVPR 2023)"
     Config = IVLPConfig
-    published_share = 1.0  # of the blocks that have tokens, where no depth is given
+    published_share = 1.0  # of the blocks get tokens if no depth is given
     example = {"n_ctx_vision": 3, "depth_text": 2, "depth_vision": 2}
 
     @property
@@ -105,9 +106,9 @@ class IVLP(Method[ImageStep], LearnedTokens, ReadsPublished):
             first = torch.empty(config.n_ctx_vision, backbone.tower("vision").width).normal_(std=0.02)
             self.vision = self._prompts(backbone.tower("vision"), first, config.depth_vision).to(backbone.device)
 
-    def _prompts(self, tower: Tower, first: Tensor, asked: int | None) -> nn.ParameterList:
-        """`first` for the entrance of a tower, and N(0, 0.02) for each deeper block."""
-        depth = depth_in((tower,), asked, self.published_share, self.name, f"depth_{tower.name}")
+    def _prompts(self, tower: Tower, first: Tensor, depth: int | None) -> nn.ParameterList:
+        """Return `first` for the input of a tower, and draws from N(0, 0.02) for each deeper block."""
+        depth = depth_in((tower,), depth, self.published_share, self.name, f"depth_{tower.name}")
         self.config = self.config.model_copy(update={f"depth_{tower.name}": depth})
         return nn.ParameterList([first, *(torch.empty_like(first).normal_(std=0.02) for _ in range(depth - 1))])
 

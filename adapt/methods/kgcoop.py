@@ -1,11 +1,11 @@
-"""Knowledge-guided context optimisation: learned words whose class features are held to those of hand-written prompts.
+"""KgCoOp: knowledge-guided context optimisation, which keeps class features near those of hand-written prompts.
 
 Paper: Yao et al., Visual-Language Prompt Tuning with Knowledge-guided Context Optimization, CVPR 2023 (KgCoOp).
 Reference: KgCoOp `c43ccc3`, `KgCoOp/trainers/kgcoop.py`.
 Deviations:
-* CoOp's: `ctx_init` is counted in tokens, and the context is fp32 whatever the backbone's precision.
-* The hand-written prompts are read by the backbone itself; the reference loads a second CLIP for them, in fp16.
-* The reference also builds and saves a bias and a network that nothing uses; of its checkpoints `ctx` is imported.
+* As in CoOp here, `ctx_init` is counted in tokens, and the context is fp32 whatever the backbone's precision.
+* The backbone itself reads the hand-written prompts; the reference loads a second CLIP for them, in fp16.
+* The reference also builds and saves an unused bias and network; only `ctx` is imported from its checkpoints.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class KgCoOpConfig(CoOpConfig):
     ctx_init: str = "a photo of a"
     """Words whose embeddings the context starts from; empty draws it from N(0, 0.02)."""
     weight: float = Field(default=8.0, ge=0)
-    """Of the distance to the hand-written prompts' class features: one minus the mean cosine over the classes."""
+    """Weight of the distance to the hand-written prompts' class features: one minus the mean cosine over classes."""
     template: Template = "a photo of a {}."
     """The hand-written prompt, with {} for the class name."""
 

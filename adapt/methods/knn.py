@@ -1,9 +1,9 @@
-"""The nearest neighbours: an image is of the class that most of the training images nearest to it have.
+"""Nearest neighbours: an image gets the majority class of the training images nearest to it.
 
 Paper: Cover and Hart, Nearest Neighbor Pattern Classification, IEEE Transactions on Information Theory 1967.
-Reference: scikit-learn's `KNeighborsClassifier` (uniform weights), with which it agrees but for ties.
-Deviations: of classes with as many votes the one of the nearer images wins, where scikit-learn takes the first; beside
-zero-shot logits where `words` asks for them, which is ours.
+Reference: scikit-learn's `KNeighborsClassifier` (uniform weights), with which it agrees except in ties.
+Deviations: the class of the nearer images wins a tie; in scikit-learn the first class does. `words` adds zero-shot
+logits, which is ours.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from adapt.methods.base.plain_classifier import PlainClassifier, PlainClassifier
 from adapt.methods.base.traits import ChecksAdapter
 
 NEIGHBOURS = Choice((1, 3, 5, 9, 17), usual=1, open_ended=False)
-BESIDE = 0.05  # votes that every class has beforehand, so that the logarithm of none is finite
-TIE = 1e-3  # of a vote, times the cosine: which decides ties alone
+BESIDE = 0.05  # votes added for every class, so that the logarithm of no vote is finite
+TIE = 1e-3  # of a vote, times the cosine, is added: it decides only ties
 
 
 class KNNConfig(PlainClassifierConfig):
     neighbours: int | None = Field(default=None, ge=1)
-    """How many training images vote; null leaves it to the data, from 1 to 17."""
+    """The number of training images that vote; null lets the data choose, from 1 to 17."""
     rows: int | None = Field(default=None, ge=1)
-    """How many training images the adapter holds; a trained one has it."""
+    """The number of training images in the adapter; training sets it."""
 
 
 class KNN(PlainClassifier, ChecksAdapter):
-    """Keeps the training images' unit-length `features` `(n, e)` and their `labels` `(n,)`."""
+    """`KNN(neighbours)` holds the training images' unit-length `features` `(n, e)` and their `labels` `(n,)`."""
 
     name = "knn"
     title = "Nearest neighbours (Cover and Hart, 1967)"
@@ -64,7 +64,7 @@ class KNN(PlainClassifier, ChecksAdapter):
         self.config = self.config.model_copy(update={"rows": len(features)})
 
     def scores(self, features: Tensor) -> Tensor:
-        """Logarithms of the classes' shares of the votes `(b, n_classes)`."""
+        """Return the logarithms of the classes' shares of the votes `(b, n_classes)`."""
         count = min(self.config.neighbours or 1, len(self.features))
         near = (features.to(self.features.dtype) @ self.features.T).topk(count)
         votes = self.features.new_full((len(features), self._classes), BESIDE)

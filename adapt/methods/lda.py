@@ -3,12 +3,12 @@
 Paper: Ledoit and Wolf, A well-conditioned estimator for large-dimensional covariance matrices, JMVA 2004 (the
 covariance); the classifier is a textbook's (Hastie et al., The Elements of Statistical Learning, section 4.3).
 Reference: scikit-learn's `ledoit_wolf`.
-Deviations: scikit-learn's own `LinearDiscriminantAnalysis(shrinkage="auto")` shrinks the covariance of each class by
-itself and averages; with two or three images a class nothing is left of it. Here the images' deviations from their
-class means are one sample, whose covariance is shrunk once. `ridge` adds a multiple of the identity that fades as
-images come: 1 is what GDA adds (Wang et al., ICLR 2024) to a covariance that is not shrunk, 0 adds none. With one image
-a class there is no deviation, and the class means decide by themselves, as in `nearest_mean`. Beside zero-shot logits
-where `words` asks for them, which is ours.
+Deviations: scikit-learn's own `LinearDiscriminantAnalysis(shrinkage="auto")` shrinks the covariance of each class
+separately and averages, which leaves almost nothing with two or three images a class. Here the deviations of all images
+from their class means are one sample, whose covariance is shrunk once. `ridge` adds a multiple of the identity that
+fades with more images: 1 is what GDA (Wang et al., ICLR 2024) adds to a covariance that is not shrunk, and 0 adds none.
+With one image a class there are no deviations, and only the class means decide, as in `nearest_mean`. `words` adds
+zero-shot logits, which is ours.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ RIDGES = Choice((0.0, 0.2, 1.0), usual=0.2)
 
 class LDAConfig(PlainClassifierConfig):
     ridge: float | None = Field(default=0.0, ge=0)
-    """How often the total variance over the number of images is added to every variance; 0 is Ledoit and Wolf's
-    covariance, null leaves it to the data."""
+    """The multiple of total variance / number of images that is added to every variance; 0 is Ledoit and Wolf's
+    covariance, null lets the data choose."""
 
 
 class LDA(LinearClassifier):
-    """The classes as Gaussians of one covariance: `weight` `(n_classes, e)` and `bias` `(n_classes,)`."""
+    """`LDA(ridge)` holds `weight` `(n_classes, e)` and `bias` `(n_classes,)` of Gaussians with one covariance."""
 
     name = "lda"
     title = "Linear discriminant analysis, shrunk (Ledoit and Wolf, JMVA 2004)"
@@ -43,10 +43,10 @@ class LDA(LinearClassifier):
         from sklearn.covariance import ledoit_wolf
 
         means = class_means(features, labels, len(self.bias))
-        apart = features - means[labels]
-        if not apart.any():
+        deviations = features - means[labels]
+        if not deviations.any():
             return self.scale * means, torch.zeros(len(means))
-        covariance = torch.from_numpy(ledoit_wolf(apart.numpy(), assume_centered=True)[0])
+        covariance = torch.from_numpy(ledoit_wolf(deviations.numpy(), assume_centered=True)[0])
         covariance *= len(features) / max(1, len(features) - len(means))  # without bias
         covariance += self.config.ridge * covariance.trace() / len(features) * torch.eye(len(covariance))
         weight = torch.linalg.solve(covariance, means.T).T

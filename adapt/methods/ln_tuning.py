@@ -1,9 +1,10 @@
-"""The layer norms inside the blocks of both towers.
+"""LayerNorm tuning: the layer norms inside the blocks of both towers.
 
-Paper: Farina et al., Rethinking Few-Shot Adaptation of Vision-Language Models in Two Stages, CVPR 2025, whose first
-stage this is by itself.
+Paper: Farina et al., Rethinking Few-Shot Adaptation of Vision-Language Models in Two Stages, CVPR 2025; its
+first stage alone.
 Reference: rethinking_fewshot_vlms `64ac143`, `fs/ln_only.py`, `fs/utils/model_utils.py`.
-Deviations: norms are fp32 whatever the backbone's precision. As there the norms outside the blocks stay as they are.
+Deviations: norms are fp32 whatever the backbone's precision. As in the reference, norms outside the blocks stay
+frozen.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from adapt.methods.base.traits import InsideBlocks
 from adapt.methods.zero_shot import Templates
 
 TOWERS = ("text", "vision")
-NORMS = {"norm1": "ln_1", "norm2": "ln_2"}  # by the names of CLIP's own state
+NORMS = {"norm1": "ln_1", "norm2": "ln_2"}  # the names in CLIP's own state
 
 
 class LNTuningConfig(MethodConfig):
@@ -33,7 +34,7 @@ class LNTuningConfig(MethodConfig):
 
 
 class LNTuning(Method[Step], InsideBlocks):
-    """`LNTuning()` trains weight and bias of `transformer.resblocks.I.ln_1`, `ln_2`, and the same under `visual`."""
+    """`LNTuning()` trains weight and bias of `transformer.resblocks.I.ln_1` and `ln_2`, and the same under `visual`."""
 
     name = "ln_tuning"
     title = "LayerNorm tuning (the first stage of Farina et al., CVPR 2025)"
@@ -59,9 +60,9 @@ class LNTuning(Method[Step], InsideBlocks):
 
 
 def hold(method: Method, tower: str, blocks: dict[int, dict[str, nn.Module]]) -> None:
-    """Keeps modules of a tower's blocks in `method`, under the names of CLIP's own state."""
-    each = {str(index): nn.ModuleDict(own) for index, own in blocks.items()}
-    transformer = nn.ModuleDict({"resblocks": nn.ModuleDict(each)})
+    """Store modules for the blocks of a tower in `method`, under the names of CLIP's own state."""
+    modules = {str(index): nn.ModuleDict(own) for index, own in blocks.items()}
+    transformer = nn.ModuleDict({"resblocks": nn.ModuleDict(modules)})
     if tower == "text":
         method.transformer = transformer
     else:
@@ -69,22 +70,23 @@ def hold(method: Method, tower: str, blocks: dict[int, dict[str, nn.Module]]) ->
 
 
 def held(method: Method, tower: str) -> Iterator[tuple[str, nn.ModuleDict]]:
-    """The modules of each block of a tower that `hold` keeps, by the block's number."""
+    """Return the modules that `hold` stored for each block of a tower, by the block's number."""
     blocks: Any = method.get_submodule("transformer.resblocks" if tower == "text" else "visual.transformer.resblocks")
     return iter(blocks.items())
 
 
-def layer_norm(module: Any, method: Method) -> nn.LayerNorm:
-    """`module` itself. AdaptError where it is another kind of norm."""
+def layer_norm(module: object, method: Method) -> nn.LayerNorm:
+    """Return `module` itself. Raises AdaptError if it is another kind of norm."""
     if not isinstance(module, nn.LayerNorm):
         raise AdaptError(
-            f"{method.name} tunes layer norms, and this backbone has {type(module).__name__} in its blocks"
+            f"{method.name} tunes layer norms, and the blocks of this backbone have {type(module).__name__}: use "
+            "another method, such as lora"
         )
     return module
 
 
 class TunedNorm(nn.Module):
-    """A layer norm with a weight and a bias of its own, which start as those of the frozen one."""
+    """A layer norm whose own weight and bias start from those of the frozen norm."""
 
     def __init__(self, norm: nn.LayerNorm) -> None:
         super().__init__()

@@ -1,12 +1,12 @@
-"""A linear probe beside text: class weights, and for each class how much its text counts, at rates in closed form.
+"""LP++: a linear probe blended with text, with class weights and a text multiplier per class, at closed-form rates.
 
 Paper: Huang et al., LP++: A Surprisingly Strong Linear Probe for Few-Shot CLIP, CVPR 2024.
 Reference: FewShot-CLIP-Strong-Baseline `f81054f`, `methods/linear_probe_p2.py`, `methods/utils.py`.
 Deviations:
-* As there, and not as in the paper: weights move at every epoch, the texts' multipliers at every tenth, and by the sum
-  of all their gradients so far.
-* The epoch is chosen on the validation images of the few-shot sample; without such the last one is taken.
-* Classes may have different numbers of images: a class's start is the sum of its own features.
+* As in the reference and unlike the paper, weights change every epoch, and text multipliers every tenth epoch, by the
+  sum of all their gradients so far.
+* The epoch is chosen on the validation images of the few-shot sample; without them, the last epoch is used.
+* Classes may have different numbers of images: a class's weights start as the sum of its own features.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from adapt.devices import doubled
 from adapt.methods.base import Encoded, ImageStep, Method, MethodConfig, Training
 from adapt.methods.zero_shot import Templates
 
-TEXT = 250.0  # times the mean cosine of images with their own class, where the multipliers start
-EVERY = 10  # epochs between two steps of the multipliers
+TEXT = 250.0  # times the mean cosine of images with their own class: the initial multipliers
+EVERY = 10  # epochs between two updates of the multipliers
 MOMENTUM = 0.9
 
 
 class LPPlusPlusConfig(MethodConfig):
     views: int = Field(default=1, ge=0)
-    """Random views of each training image, all of which count; 0 takes the image as it is."""
+    """Random views of each training image, all used; 0 uses the image as it is."""
     epochs: int = Field(default=300, ge=1)
-    """Steps over all images at once."""
+    """The number of steps, each over all images."""
     template: Templates = "a photo of a {}."
     """One template, or several whose features are averaged."""
 
 
 class LPPlusPlus(Method[ImageStep]):
-    """`LPPlusPlus(views, epochs)` keeps `weight` `(n, e)`, `bias` `(n,)` and `alpha` `(1, n)` of n classes."""
+    """`LPPlusPlus(views, epochs)` holds `weight` `(n, e)`, `bias` `(n,)` and `alpha` `(1, n)` for n classes."""
 
     name = "lp_plus_plus"
     title = "LP++ (Huang et al., CVPR 2024)"
@@ -60,10 +60,10 @@ class LPPlusPlus(Method[ImageStep]):
 
     def logits(self, step: ImageStep) -> Tensor:
         features, texts = step.features.to(self.weight.dtype), step.class_features.to(self.weight.dtype)
-        return self._said(features, features @ texts.T)
+        return self._blended(features, features @ texts.T)
 
-    def _said(self, features: Tensor, cosines: Tensor) -> Tensor:
-        """Logits `(b, n)` of features `(b, e)` and their cosines with the texts `(b, n)`."""
+    def _blended(self, features: Tensor, cosines: Tensor) -> Tensor:
+        """Return logits `(b, n)` from features `(b, e)` and their cosines with the texts `(b, n)`."""
         return features @ self.weight.T + self.bias + self.alpha * cosines
 
     def prepare(self, training: Training) -> None:
@@ -77,7 +77,7 @@ class LPPlusPlus(Method[ImageStep]):
             training.note(solver=self._fit(training, rows, labels, texts, val))
 
     def start(self, features: Tensor, labels: Tensor, cosines: Tensor) -> None:
-        """Weights and multipliers to begin with."""
+        """Set the initial weights and multipliers."""
         classes = len(self.weight)
         self.weight = torch.zeros_like(self.weight).index_add(0, labels, features)
         own = cosines.gather(1, labels[:, None])[:, 0]
@@ -87,7 +87,7 @@ class LPPlusPlus(Method[ImageStep]):
     def _fit(
         self, training: Training, features: Tensor, labels: Tensor, texts: Tensor, val: tuple[Tensor, Tensor] | None
     ) -> dict[str, float]:
-        """Takes all steps; with validation images, the state of the last of the epochs that tell most of them right."""
+        """Take all steps; with validation images, restore the last of the epochs with the best accuracy."""
         best: tuple[float, int, dict[str, Tensor]] = (-1.0, self.config.epochs, {})
         for epoch in self.steps(features, labels, features @ texts.T):
             if val is None:
@@ -102,24 +102,24 @@ class LPPlusPlus(Method[ImageStep]):
         return {"epoch": best[1], "val_accuracy": best[0]}
 
     def steps(self, features: Tensor, labels: Tensor, cosines: Tensor) -> Iterator[int]:
-        """Takes a step, and gives its number from 1 on, until all epochs are over."""
+        """Take the steps of all epochs, and yield the number of each, from 1."""
         lr_weight, lr_alpha = rates(features, cosines)
         target = F.one_hot(labels, len(self.weight)).to(features.dtype)
-        moved = [torch.zeros_like(self.weight), torch.zeros_like(self.bias)]
-        summed = torch.zeros_like(self.alpha)
+        momenta = [torch.zeros_like(self.weight), torch.zeros_like(self.bias)]
+        alpha_gradient = torch.zeros_like(self.alpha)
         for epoch in range(1, self.config.epochs + 1):
-            wrong = (self._said(features, cosines).softmax(-1) - target) / len(labels)
+            wrong = (self._blended(features, cosines).softmax(-1) - target) / len(labels)
             gradients = wrong.T @ features, wrong.sum(0)
-            summed += (wrong * cosines).sum(0)
-            moved = [MOMENTUM * before + gradient for before, gradient in zip(moved, gradients)]
-            self.weight, self.bias = self.weight - lr_weight * moved[0], self.bias - lr_weight * moved[1]
+            alpha_gradient += (wrong * cosines).sum(0)
+            momenta = [MOMENTUM * before + gradient for before, gradient in zip(momenta, gradients)]
+            self.weight, self.bias = self.weight - lr_weight * momenta[0], self.bias - lr_weight * momenta[1]
             if epoch % EVERY == 0:
-                self.alpha = self.alpha - lr_alpha * summed
+                self.alpha = self.alpha - lr_alpha * alpha_gradient
             yield epoch
 
 
 def rates(features: Tensor, cosines: Tensor) -> tuple[float, float]:
-    """The rates of the weights and of the multipliers, by bounds of the loss's curvature along each."""
+    """Return the learning rates of weights and of multipliers, from bounds on the loss's curvature."""
     count = len(features)
     largest = torch.linalg.eigvalsh(doubled(features).T @ doubled(features))[-1]
     return float(4 * count / largest), float(count / (4 * cosines.square().sum(0).max()))

@@ -1,4 +1,4 @@
-"""Multi-modal prompt learning: deep text prompts, and vision prompts that are projections of them.
+"""MaPLe: multi-modal prompt learning, with deep text prompts and vision prompts projected from them.
 
 Paper: Khattak et al., MaPLe: Multi-modal Prompt Learning, CVPR 2023.
 Reference: MaPLe `69bce21`, `trainers/maple.py`, `clip/model.py`.
@@ -6,8 +6,8 @@ Deviations:
 * More learned tokens than `ctx_init` has are refused; the reference starts them at random and drops the words, which
   is `ctx_init=""` here.
 * All parameters are fp32 whatever the backbone's precision; the reference keeps the first prompts and their projection
-  in fp16. Widths are the towers' own (the reference writes 512 and 768).
-* One depth serves both towers, as published; it is refused where either tower has fewer blocks.
+  in fp16. Widths are those of the towers (512 and 768 in the reference).
+* Both towers have one depth, as published; it is refused if either tower has fewer blocks.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ PUBLISHED_SHARE = 0.75  # of the blocks: 9 of 12
 
 class MaPLeConfig(MethodConfig):
     n_ctx: int = Field(default=2, ge=1)
-    """Learned tokens of each tower."""
+    """The number of learned tokens in each tower."""
     depth: int | None = Field(default=9, ge=1)
-    """Blocks with learned tokens of their own, from the first; null: three quarters of all, as published."""
+    """Number of blocks, from the first, with learned tokens of their own; null: three quarters of all, as published."""
     ctx_init: str = "a photo of a"
-    """The words before the class name; the first learned tokens start from them. Empty draws them from N(0, 0.02)."""
+    """The words before the class name, from which the first learned tokens start; empty draws these from N(0, 0.02)."""
 
 
 class MaPLe(Method[ImageStep], LearnedTokens, ReadsPublished):

@@ -1,4 +1,4 @@
-"""Multi-modal adapters: beside the upper blocks of both towers, with a layer that the towers share.
+"""MMA: multi-modal adapters beside the upper blocks of both towers, with a layer that the towers share.
 
 Paper: Yang et al., MMA: Multi-Modal Adapter for Vision-Language Models, CVPR 2024.
 Reference: VLM-MultiModalAdapter `c3d0bc2`, `trainers/mmadapter.py`, `clip/model.py`, `clip/gsl.py`.
@@ -21,18 +21,18 @@ from adapt.errors import AdaptError
 from adapt.methods.base import Context, ImageStep, Method, MethodConfig
 from adapt.methods.zero_shot import Template
 
-_TOWERS = {"text": "text_adapter", "vision": "visual_adapter"}  # as the reference calls them
+_TOWERS = {"text": "text_adapter", "vision": "visual_adapter"}  # the names in the reference
 
 
 class MMAConfig(MethodConfig):
     blocks: tuple[int, int] | None = None
-    """The first and the last block with an adapter, counted from 1; the last two thirds where left out."""
+    """The first and the last block with an adapter, counted from 1; by default the last two thirds."""
     dim: int = Field(default=32, ge=1)
-    """Width of the adapters, and of the layer that the towers share."""
+    """The width of the adapters and of the shared layer."""
     scale: float = Field(default=0.001, gt=0)
-    """Of what an adapter adds. Its own tensors learn as if this were 1, and so does nothing before it."""
+    """The scale of an adapter's output. The adapter's own tensors, and only they, learn as if it were 1."""
     template: Template = "a photo of a {}."
-    """With {} for the class name."""
+    """The prompt, with {} for the class name."""
 
 
 class MMA(Method[ImageStep]):
@@ -48,7 +48,9 @@ class MMA(Method[ImageStep]):
         depth = min(len(backbone.tower(name).blocks) for name in _TOWERS)
         first, last = self.config.blocks or (depth - 2 * depth // 3 + 1, depth)
         if not 1 <= first <= last <= depth:
-            raise AdaptError(f"mma: blocks are {first} to {last}, and both towers have blocks 1 to {depth}")
+            raise AdaptError(
+                f"mma: blocks are {first} to {last}; expected a range within 1 to {depth}, which both towers have"
+            )
         numbers, dim = [str(number) for number in range(first, last + 1)], self.config.dim
         for name, called in _TOWERS.items():
             width = backbone.tower(name).width
@@ -81,20 +83,20 @@ def _ends(width: int, dim: int) -> nn.ModuleDict:
 
 
 class _Adapter(nn.Module):
-    """`scale * up(shared(down(x)))`, whose own tensors get the gradients of scale 1."""
+    """The adapter `scale * up(shared(down(x)))`, whose own tensors get the gradients of scale 1."""
 
     def __init__(self, down: nn.Module, shared: nn.Module, up: nn.Module, scale: float) -> None:
         super().__init__()
         self.down, self.shared, self.up, self.scale = down, shared, up, scale
 
     def forward(self, x: Tensor) -> Tensor:
-        read = _GradientTimes.apply(x.to(next(self.parameters()).dtype), self.scale)
-        said = self.up(self.shared(self.down(read)))
-        return (self.scale * _GradientTimes.apply(said, 1 / self.scale)).to(x.dtype)
+        scaled = _GradientTimes.apply(x.to(next(self.parameters()).dtype), self.scale)
+        change = self.up(self.shared(self.down(scaled)))
+        return (self.scale * _GradientTimes.apply(change, 1 / self.scale)).to(x.dtype)
 
 
 class _GradientTimes(torch.autograd.Function):
-    """`x` as it is; its gradient times a factor."""
+    """The identity, which multiplies the gradient by a factor."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:

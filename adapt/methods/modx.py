@@ -1,15 +1,15 @@
-"""LoRA that goes on from an earlier adapter and keeps how its images and texts compared: new data, old knowledge.
+"""Mod-X: continual learning by LoRA, which preserves the old model's similarities of images and texts on new data.
 
 Paper: Ni et al., Continual Vision-Language Representation Learning with Off-Diagonal Information, ICML 2023 (Mod-X).
 Reference: Mod-X `a6a2f6c`, `ModX_Training/continue_train_model.py`.
 Deviations:
-* LoRA learns, and an earlier adapter (the recipe's `start`) is the old model; the reference trains all of CLIP, and
-  keeps all of the old one. Without an earlier adapter the old model is the backbone.
+* Only LoRA trains, and the old model is an earlier adapter (the recipe's `start`), or else the backbone; the reference
+  trains all of CLIP, and keeps a full copy as the old model.
 * The scale of the logits is constant.
-* Of classes, our reading: rows are images and columns the classes' texts, in one direction.
+* For classes, our reading: rows are images and columns are the texts of classes, in one direction.
 
-As in the reference, whole rows are compared, the diagonal included, whatever the title says, and a sum over the rows is
-weighted: the weight does not carry over to another batch size.
+Despite the title, and as in the reference, complete rows are compared, the diagonal included. The loss is a weighted
+sum over rows, so a weight does not carry over to another batch size.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from adapt.methods.base import PairStep, Terms, Training
+from adapt.methods.base import ImageStep, PairStep, Terms, Training
 from adapt.methods.base.traits import StandsAlone
 from adapt.methods.lora import LoRA, PlainLoRAConfig
 
 
 class ModXConfig(PlainLoRAConfig):
     keep: float = Field(default=20.0, ge=0)
-    """Weight of what keeps the rows that the old model gets right (alpha)."""
+    """Weight of the loss that preserves the rows that the old model gets right (alpha)."""
 
 
 class ModX(LoRA[PairStep], StandsAlone):
-    """`ModX(keep)` trains what `LoRA` does, held to what it was before the first step."""
+    """`ModX(keep)` trains what `LoRA` does, held to its state before the first step."""
 
     name = "modx"
     title = "Mod-X (Ni et al., ICML 2023)"
     serves = ("dual encoder",)  # type: ignore[assignment]
     Config = ModXConfig
     example = {}
-    _old: tuple[ModX, ...] = ()  # what it was before the first step; in a tuple, for a child would be saved
+    _old: tuple[ModX, ...] = ()  # its state before the first step; in a tuple, because a submodule would be saved
 
     def prepare(self, training: Training) -> None:
         old = type(self)(**self.config.model_dump())
@@ -52,28 +52,28 @@ class ModX(LoRA[PairStep], StandsAlone):
 
     def loss(self, step: Any) -> Terms:
         terms = super().loss(step)
-        if not self._old:  # outside of a training there is nothing to keep
+        if not self._old:  # outside training there is no old model
             return terms
         with torch.no_grad():
             old = cosines(step.under(self._old[0]))
         new = cosines(step)
         if isinstance(step, PairStep):
             right = torch.arange(len(new), device=new.device)
-            apart = (row_divergence(new, old, right) + row_divergence(new.T, old.T, right)) / 2
+            divergence = (row_divergence(new, old, right) + row_divergence(new.T, old.T, right)) / 2
         else:
-            apart = row_divergence(new, old, step.labels)
-        return terms | {"kept": self.config.keep * apart}
+            divergence = row_divergence(new, old, step.labels)
+        return terms | {"kept": self.config.keep * divergence}
 
 
-def cosines(step: Any) -> Tensor:
-    """Those of a batch's images `(b, n)` with its texts, or with the classes."""
+def cosines(step: ImageStep) -> Tensor:
+    """Return the cosines `(b, n)` of a batch's images with its texts, or with the classes."""
     texts = step.text_features if isinstance(step, PairStep) else step.class_features
     return step.features.float() @ texts.float().T
 
 
 def row_divergence(new: Tensor, old: Tensor, right: Tensor) -> Tensor:
-    """KL of the new rows' softmax from the old, summed over the rows `(b, n)` whose largest old cosine is `right`."""
+    """Return the KL divergence of new rows `(b, n)` from old, summed over rows whose largest old cosine is `right`."""
     known = old.argmax(-1) == right
     log_old, log_new = old.log_softmax(-1), new.log_softmax(-1)
-    apart = (log_old.exp() * (log_old - log_new)).sum(-1)
-    return (apart * known).sum()
+    divergence = (log_old.exp() * (log_old - log_new)).sum(-1)
+    return (divergence * known).sum()

@@ -1,9 +1,9 @@
-"""The nearest class mean: an image is of the class whose training images' mean feature points most nearly its way.
+"""Nearest class mean: an image gets the class whose mean training feature has the largest cosine with it.
 
 Paper: Snell et al., Prototypical Networks for Few-shot Learning, NeurIPS 2017 (prototypes, there of a trained network).
 Reference: none; a textbook's classifier.
-Deviations: cosines in place of Euclidean distances, at the backbone's own scale; beside zero-shot logits where `words`
-asks for them, which is ours.
+Deviations: cosines, at the backbone's own scale, replace Euclidean distances; `words` adds zero-shot logits, which is
+ours.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from adapt.methods.base.plain_classifier import LinearClassifier, class_means
 
 
 class NearestMean(LinearClassifier):
-    """Scaled unit-length class means as `weight` `(n_classes, e)`; its `bias` `(n_classes,)` is zero."""
+    """`NearestMean()` holds scaled unit-length class means, `weight` `(n_classes, e)`, with a `bias` of zero."""
 
     name = "nearest_mean"
     title = "Nearest class mean (Snell et al., NeurIPS 2017)"

@@ -1,17 +1,17 @@
-"""Prompts that also learn from features of classes never seen: a generator makes them of names and of neighbours.
+"""OGEN: prompts that also learn from generated features of unseen classes, made from names and neighbouring classes.
 
 Paper: Zang et al., Overcoming the Pitfalls of Vision-Language Model Finetuning for OOD Generalization, ICLR 2024.
 Reference: ml-ogen `ccfa0df`, `trainers/ogen.py`, its training step on CoOp's prompts.
 Deviations:
-* Mean and spread of each class's features are those of the training images, without augmentation; the reference reads
-  them from files that it does not have. The mean is taken as it is, not at unit length.
-* The names of unknown classes are `unknown_names`; the reference takes the data set's other half. Whoever gives it the
-  names that are tested later must compare it with methods that know them too.
-* CoOp's: `ctx_init` is counted in tokens, and the context is fp32.
-* `teacher` is our reading of the paper's self-distillation, which the released code does not have: towards the answers
-  of the mean of the contexts of the last epochs, 2 to 9 of them, by the paper's rule. Off unless it is asked for.
+* The mean and standard deviation of each class's features come from the training images, without augmentation; the
+  reference reads them from files that it does not include. The mean is not normalised.
+* The unknown classes are named by `unknown_names`; the reference uses the other half of the data set. If they are the
+  names tested later, compare only with methods that know these names too.
+* As in CoOp here, `ctx_init` is counted in tokens, and the context is fp32.
+* `teacher` is our reading of the paper's self-distillation, which the released code lacks. It pulls answers towards
+  those of the mean context of the last 2 to 9 epochs, by the paper's rule, and is off by default.
 
-The generator trains with the context, is kept in checkpoints, and is in no adapter.
+The generator trains with the context. Checkpoints hold it; adapters do not.
 """
 
 from __future__ import annotations
@@ -33,34 +33,34 @@ from adapt.methods.coop import CoOp, CoOpConfig
 from adapt.prompts import Prompt, check_class_names, of_classes
 
 OF_KNOWN, OF_NEW, OF_IMAGES = 0.25, 0.5, 0.25  # weights of the cross-entropies
-FEWEST, MOST = 2, 9  # epochs whose contexts the teacher is the mean of
+FEWEST, MOST = 2, 9  # epochs in the mean context of the teacher
 
 
 class OGENConfig(CoOpConfig):
     ctx_init: str = "a photo of a"
     """Words whose embeddings the context starts from; empty draws it from N(0, 0.02)."""
     unknown_names: tuple[str, ...] = ()
-    """Names of classes without an image, of which features are made; without any the generator only fits known ones."""
+    """Names of classes without images, whose features are generated; without names, only known classes are fitted."""
     neighbours: int = Field(default=3, ge=1)
-    """Known classes, the nearest, of which a class's features are made; fewer where there are not so many names."""
+    """The number of nearest known classes from which features are generated, at most the number of names."""
     heads: int = Field(default=4, ge=1)
-    """Of the generator's attention."""
+    """The number of heads of the generator's attention."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
-    """On its attention weights."""
+    """Dropout on its attention weights."""
     alone: float = Field(default=0.2, ge=0, lt=1)
-    """Share of the epochs, the first ones, in which only the generator learns."""
+    """The share of epochs, from the first, in which only the generator learns."""
     teacher: float = Field(default=0.0, ge=0)
-    """Weight of the distance to the answers of the contexts of the last epochs: our reading of the paper's."""
+    """Weight of the distance to the answers of the mean context of the last epochs, our reading of the paper."""
 
     @model_validator(mode="after")
     def _shared(self) -> OGENConfig:
         if self.class_specific and self.unknown_names:
-            raise ValueError("a context of its own for every class leaves unknown names without: leave one of both out")
+            raise ValueError("class_specific contexts leave none for unknown_names: leave one of the two settings out")
         return self
 
 
 class OGEN(CoOp):
-    """`OGEN(unknown_names)` trains `ctx` `(n_ctx, d)`, as CoOp does, and beside it a generator that is not saved."""
+    """`OGEN(unknown_names)` trains `ctx` `(n_ctx, d)`, as CoOp does, and a generator that adapters do not hold."""
 
     name = "ogen"
     title = "OGEN (Zang et al., ICLR 2024)"
@@ -75,30 +75,34 @@ class OGEN(CoOp):
     def build(self, backbone: DualEncoder, class_names: Sequence[str]) -> None:  # type: ignore[override]
         super().build(backbone, class_names)
         if len(class_names) < 2:
-            raise AdaptError(f"ogen makes features of a class by those near it: {class_names[0]!r} is the only one")
+            raise AdaptError(
+                f"ogen: the only class is {class_names[0]!r}; expected two or more, as features come from near classes"
+            )
         size, device = backbone.embed_dim, backbone.device
         if size % self.config.heads:
-            raise AdaptError(f"ogen: features of {size} values do not divide by {self.config.heads} heads")
-        self._unknown = self._of_unknown(backbone, class_names)
-        # in a list, so that its tensors are neither parameters of the method nor in its state; `_apply` moves them
+            raise AdaptError(
+                f"ogen: heads is {self.config.heads}; expected a divisor of the {size} values of a feature"
+            )
+        self._unknown = self._unknown_prompts(backbone, class_names)
+        # in a list, so that its tensors are neither parameters nor state of the method; `_apply` moves them
         self._generator = [Generator(size, self.config.heads, self.config.dropout).to(device)]
         self._k = min(self.config.neighbours, len(class_names) - 1, len(self._unknown) or len(class_names))
-        kept = {"_mean": torch.zeros(len(class_names), size), "_spread": torch.zeros(len(class_names), size)}
-        kept["_near"] = torch.zeros(len(class_names), self._k, dtype=torch.long)
-        kept["_past"] = torch.zeros(MOST, *self.ctx.shape)  # the contexts of the last epochs, newest first
-        for name, values in kept.items():
+        buffers = {"_mean": torch.zeros(len(class_names), size), "_spread": torch.zeros(len(class_names), size)}
+        buffers["_near"] = torch.zeros(len(class_names), self._k, dtype=torch.long)
+        buffers["_past"] = torch.zeros(MOST, *self.ctx.shape)  # the contexts of the last epochs, newest first
+        for name, values in buffers.items():
             self.register_buffer(name, values.to(device), persistent=False)
-        self._done, self._epochs = torch.zeros((), dtype=torch.long), 1  # epochs, and of how many
+        self._done, self._epochs = torch.zeros((), dtype=torch.long), 1  # epochs done, and all
 
-    def _of_unknown(self, backbone: DualEncoder, class_names: Sequence[str]) -> list[Prompt]:
-        """The prompts of the unknown names. AdaptError where one is no class's name, or is that of a known one."""
+    def _unknown_prompts(self, backbone: DualEncoder, class_names: Sequence[str]) -> list[Prompt]:
+        """Return the prompts of the unknown names. Raises AdaptError for an invalid name, or that of a known class."""
         if not self.config.unknown_names:
             return []
         names = check_class_names(self.config.unknown_names)
         if known := set(names) & set(class_names):
-            raise AdaptError(f"ogen: the unknown name {min(known)!r} is that of a class with images: take it out")
-        found = of_classes(backbone.tokenizer, names, lambda name: self.prompts(backbone.tokenizer, name))
-        return [prompt for own in found for prompt in own]
+            raise AdaptError(f"ogen: unknown_names has {min(known)!r}, which is a class with images: remove it")
+        prompts = of_classes(backbone.tokenizer, names, lambda name: self.prompts(backbone.tokenizer, name))
+        return [prompt for own in prompts for prompt in own]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> OGEN:
         self.generator._apply(fn, recurse)
@@ -117,7 +121,9 @@ class OGEN(CoOp):
 
     def prepare(self, training: Training) -> None:
         if training.settings.epochs is None:
-            raise AdaptError("ogen counts epochs, in the first of which only its generator learns: give train.epochs")
+            raise AdaptError(
+                "train.epochs is missing: ogen needs it, because only its generator learns in the first epochs"
+            )
         self._epochs = training.settings.epochs
         features, labels = training.features("train").to(self._mean), training.labels("train")
         groups = [features[labels.to(features.device) == label] for label in range(len(self._mean))]
@@ -125,10 +131,10 @@ class OGEN(CoOp):
         self.set_statistics(torch.stack([own.mean(0) for own in groups]), spread)
 
     def set_statistics(self, mean: Tensor, spread: Tensor) -> None:
-        """The mean and the standard deviation of each class's features `(n, e)`, and which classes are near each."""
-        likeness = (mean @ mean.T).fill_diagonal_(-torch.inf)
+        """Set the mean and standard deviation of each class's features `(n, e)`, and the nearest classes of each."""
+        similarity = (mean @ mean.T).fill_diagonal_(-torch.inf)
         self._mean, self._spread = mean, spread
-        self._near = likeness.topk(self._k).indices
+        self._near = similarity.topk(self._k).indices
 
     def epoch_done(self, epoch: int, epochs: int) -> None:
         self._done.fill_(epoch + 1)
@@ -141,13 +147,13 @@ class OGEN(CoOp):
         assert labels is not None
         self.generator.train(self.training)
         own, near = known[labels].detach()[:, None], known[self._near[labels]].detach()  # (b, 1, e), (b, k, e)
-        images, target = step.features[:, None], self._drawn(labels)
+        images, target = step.features[:, None], self._sampled(labels)
         of_unknown = self.generator(own, near, target)
         of_known = self.generator(near, own, images)
         terms = {"unknown": size * F.mse_loss(of_unknown, step.features)}
         if int(self._done) < int(self.config.alone * self._epochs):
             return terms | {"known": size * F.mse_loss(of_known, target.flatten(0, 1))}
-        terms["known"] = size * F.mse_loss(of_known, self._drawn(labels).flatten(0, 1))
+        terms["known"] = size * F.mse_loss(of_known, self._sampled(labels).flatten(0, 1))
         terms["image_class"] = OF_IMAGES * step.cross_entropy
         logits = step.cosine_logits(known, of_unknown), step.cosine_logits(known, of_known)
         terms["unknown_class"] = OF_KNOWN * F.cross_entropy(logits[0].float(), labels)
@@ -155,23 +161,23 @@ class OGEN(CoOp):
         if self._unknown:
             terms["new_class"] = OF_NEW / self._k * self._of_new(step, own, images)
         if self.config.teacher:
-            terms["teacher"] = self.config.teacher * self._apart(step)
+            terms["teacher"] = self.config.teacher * self._teacher_loss(step)
         return terms
 
-    def _drawn(self, labels: Tensor) -> Tensor:
-        """Features near the means of the classes near those of the batch `(b, k, e)`: one draw for all."""
+    def _sampled(self, labels: Tensor) -> Tensor:
+        """Sample features `(b, k, e)` around the means of classes near those of the batch, with one draw for all."""
         near = self._near[labels]
         return self._mean[near] + torch.rand(1, self._mean.shape[-1]).to(self._mean) * self._spread[near]
 
     def _of_new(self, step: ImageStep, own: Tensor, images: Tensor) -> Tensor:
-        """The cross-entropy, among the unknown names, of features made for those nearest to each image's class."""
+        """Return the cross-entropy of features generated for the unknown names nearest to each image's class."""
         new = step.encode(self._unknown)
         chosen = (own[:, 0] @ new.T).topk(self._k).indices
-        made = self.generator(new[chosen], own, images)
-        return F.cross_entropy(step.cosine_logits(new, made).float(), chosen.flatten())
+        generated = self.generator(new[chosen], own, images)
+        return F.cross_entropy(step.cosine_logits(new, generated).float(), chosen.flatten())
 
-    def _apart(self, step: ImageStep) -> Tensor:
-        """The mean squared distance of the answers to those of the contexts of the last epochs."""
+    def _teacher_loss(self, step: ImageStep) -> Tensor:
+        """Return the mean squared distance of the answers to those of the mean context of the last epochs."""
         done = int(self._done)
         if not done:
             return 0 * step.logits.sum()
@@ -185,9 +191,9 @@ class OGEN(CoOp):
 
 
 class Generator(nn.Module):
-    """Features of a class out of its text feature, and the text and image features of others: an attention, and a map.
+    """A generator of class features by attention and an MLP, from text features and from other classes' image features.
 
-    Queries `(b, q, e)`, keys and values `(b, k, e)`, to unit-length features `(b q, e)`.
+    It maps queries `(b, q, e)`, keys and values `(b, k, e)` to unit-length features `(b q, e)`.
     """
 
     def __init__(self, size: int, heads: int, dropout: float) -> None:

@@ -1,11 +1,11 @@
-"""Prompt-aligned gradients: learned words take no step that goes against what the frozen model knows.
+"""ProGrad: prompt-aligned gradients, in which no step of the context opposes the knowledge of the frozen model.
 
 Paper: Zhu et al., Prompt-aligned Gradient for Prompt Tuning, ICCV 2023 (ProGrad).
 Reference: Prompt-align `1b76203`, `ProGrad.public/trainers/prograd.py`.
 Deviations:
-* CoOp's: `ctx_init` is counted in tokens, and the context is fp32 whatever the backbone's precision.
-* `ctx_init` gives all learned tokens; the reference puts the words into the last of 16 and zeros into the others.
-* Where the frozen model's gradient is zero, it stands against nothing; the reference divides by its length.
+* As in CoOp here, `ctx_init` is counted in tokens, and the context is fp32 whatever the backbone's precision.
+* `ctx_init` initialises all learned tokens; the reference puts the words into the last of 16, and zeros the others.
+* If the frozen model's gradient is zero, no gradient opposes it; the reference divides by its length.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from adapt.methods.zero_shot import Template
 
 class ProGradConfig(CoOpConfig):
     strength: float = Field(default=1.0, ge=0)
-    """The share that is taken off of what a gradient has against the frozen model's (lambda)."""
+    """The removed share of a gradient's component against the frozen model's gradient (lambda)."""
     temperature: float = Field(default=1.0, gt=0)
+    """The temperature of the frozen model's probabilities."""
     template: Template = "a photo of a {}."
     """The hand-written prompt of the frozen model, with {} for the class name."""
 
@@ -35,7 +36,7 @@ class ProGrad(CoOp):
     Config = ProGradConfig
 
     def loss(self, step: ImageStep) -> Terms:
-        """The cross-entropy, and that with the frozen model's probabilities, whose gradient is only looked at."""
+        """Return the cross-entropy, and that with the frozen model's probabilities, which only aligns gradients."""
         t = self.config.temperature
         known = step.cosine_logits(step.frozen_class_features([self.config.template]), step.frozen_features)
         apart = -((known.float() / t).softmax(-1) * (step.logits.float() / t).log_softmax(-1)).sum(-1)
@@ -52,7 +53,7 @@ class ProGrad(CoOp):
 
 
 def aligned(own: Tensor, general: Tensor, strength: float) -> Tensor:
-    """`own` without its part against `general`, where it has one: `a - lambda (a . u) u` of the unit vector u."""
+    """Return `own` without its component against `general`, if any: `a - lambda (a . u) u` with unit vector u."""
     unit = general / general.norm().clamp_min(torch.finfo(general.dtype).tiny)
     against = (own * unit).sum().clamp_max(0)
     return own - strength * against * unit

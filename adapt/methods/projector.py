@@ -1,11 +1,11 @@
-"""Patch features become tokens of the language model, by a linear map or a small MLP: the usual visual tokens.
+"""Projector: a linear map or small MLP from patch features to visual tokens of the language model.
 
 Papers: Merullo et al., Linearly Mapping from Image to Text Space, ICLR 2023 (LiMBeR); Liu et al., Improved Baselines
 with Visual Instruction Tuning, CVPR 2024 (LLaVA-1.5).
-Reference: LLaVA as transformers has it (`LlavaMultiModalProjector`); these are its parameter names.
+Reference: LLaVA as implemented in transformers (`LlavaMultiModalProjector`), whose parameter names are used here.
 Deviations:
-* The language model stays frozen; LLaVA trains it, too, in its second stage (see `compose` and `lora` for that).
-* LiMBeR's map of CLIP is a convolution over its grid; here each patch is a token.
+* The language model stays frozen; LLaVA also trains it in its second stage (see `compose` and `lora` for that).
+* LiMBeR's map of CLIP is a convolution over the grid of patches; here each patch is a token.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class ProjectorConfig(MethodConfig):
 
 
 class Projector(Method[Step], ReadsPublished):
-    """`Projector(kind)`: a visual token `(d,)` of the language model for each patch of the image."""
+    """`Projector(kind)` maps each patch of an image to a visual token `(d,)` of the language model."""
 
     name = "projector"
     title = "Projector (LiMBeR, ICLR 2023; LLaVA-1.5, CVPR 2024)"
@@ -38,7 +38,7 @@ class Projector(Method[Step], ReadsPublished):
 
     @classmethod
     def published(cls, state: dict[str, Tensor], given: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """From a checkpoint of transformers' LLaVA, or LLaVA's own `mm_projector.bin`."""
+        """Read a checkpoint of transformers' LLaVA, or LLaVA's own `mm_projector.bin`."""
         own = {key.rpartition("projector.")[2]: value for key, value in state.items() if "projector." in key}
         renamed = {key.replace("0.", "linear_1.").replace("2.", "linear_2."): value for key, value in own.items()}
         tensors = own if "linear_1.weight" in own else renamed

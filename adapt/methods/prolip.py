@@ -1,11 +1,11 @@
-"""The vision tower's last projection, fine-tuned on what it reads, and held to what it was.
+"""ProLIP: the vision tower's last projection, fine-tuned with a penalty on the distance from its frozen weights.
 
 Paper: Fahes et al., CLIP's Visual Embedding Projector is a Few-shot Cornucopia, 2024 (ProLIP).
 Reference: ProLIP `b43e795`, `methods/ProLIP.py`.
 Deviations:
-* Twenty views of each image are encoded once; the reference keeps three hundred, one for each epoch.
-* Without a rate and a weight chosen on validation images: those that the reference takes for base to new.
-* The scale is 100, as written out there; ResNets, whose projection is another, are refused.
+* Twenty views of each image are encoded once; the reference encodes three hundred, one for each epoch.
+* The learning rate and the weight are not chosen on validation images; they are the reference's for base-to-new.
+* The scale is 100, as in the reference; ResNets, which have another kind of projection, are refused.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ SCALE = 100.0
 
 class ProLIPConfig(MethodConfig):
     views: int = Field(default=20, ge=0)
-    """Random views of each training image, one for each epoch in turn; 0 takes the image as it is."""
+    """Random views of each training image, used in turn, one an epoch; 0 uses the image as it is."""
     epochs: int = Field(default=300, ge=1)
-    """Steps over all images at once."""
+    """The number of steps, each over all images."""
     lr: float = Field(default=1e-5, gt=0)
-    """Of Adam with eps 1e-4; it falls to zero by a cosine."""
+    """The learning rate of Adam with eps 1e-4; it decays to zero by a cosine."""
     weight: float | None = Field(default=None, ge=0)
-    """Of the squared distance to the frozen projection, summed over its entries; one over the shots where left out."""
+    """Weight of the squared distance to the frozen projection, summed over entries; by default one over the shots."""
     template: Templates = "a photo of a {}."
     """One template, or several whose features are averaged."""
 
 
 class ProLIP(Method[ImageStep]):
-    """`ProLIP(views, epochs, lr, weight)` keeps `proj` `(d, e)`, which stands in place of the frozen projection."""
+    """`ProLIP(views, epochs, lr, weight)` holds `proj` `(d, e)`, which replaces the frozen projection."""
 
     name = "prolip"
     title = "ProLIP (Fahes et al., 2024)"
@@ -56,7 +56,10 @@ class ProLIP(Method[ImageStep]):
     def build(self, backbone: DualEncoder, class_names: Sequence[str]) -> None:  # type: ignore[override]
         projection = backbone.tower("vision").projection
         if projection is None:
-            raise AdaptError(f"prolip trains the vision tower's last projection, and {backbone.describe()} has none")
+            raise AdaptError(
+                f"prolip trains the vision tower's last projection, and {backbone.describe()} has none: use another "
+                "backbone, or another method"
+            )
         self.register_buffer("proj", projection.weight.T.float().clone())
 
     def edits(self, tower: Tower, context: Context) -> list[Edit]:
@@ -73,7 +76,7 @@ class ProLIP(Method[ImageStep]):
         training.note(solver={"first_loss": losses[0], "last_loss": losses[-1]})
 
     def steps(self, rows: Tensor, labels: Tensor, texts: Tensor) -> Iterator[float]:
-        """Takes all steps on views of what the projection reads `(v, n, d)`, and gives each one's cross-entropy."""
+        """Take all steps on views of the projection's input `(v, n, d)`, and yield the cross-entropy of each."""
         start, trained = self.proj.clone(), nn.Parameter(self.proj.clone())
         weight = self.config.weight
         if weight is None:
@@ -82,23 +85,23 @@ class ProLIP(Method[ImageStep]):
         with torch.inference_mode(False), torch.enable_grad():
             for epoch in range(self.config.epochs):
                 optimizer.param_groups[0]["lr"] = cosine(epoch, self.config.epochs) * self.config.lr
-                seen = rows[(epoch + 1) % len(rows)]
-                logits = SCALE * F.normalize(seen.to(trained.dtype) @ trained, dim=-1) @ texts.to(trained.dtype).T
+                view = rows[(epoch + 1) % len(rows)]
+                logits = SCALE * F.normalize(view.to(trained.dtype) @ trained, dim=-1) @ texts.to(trained.dtype).T
                 loss = F.cross_entropy(logits, labels)
-                whole = loss + weight * (trained - start).square().sum()
-                (trained.grad,) = torch.autograd.grad(whole, [trained])
+                penalised = loss + weight * (trained - start).square().sum()
+                (trained.grad,) = torch.autograd.grad(penalised, [trained])
                 optimizer.step()
                 self.proj = trained.detach().clone()
                 yield float(loss.detach())
 
 
 def cosine(epoch: int, epochs: int) -> float:
-    """From 1 at the first epoch, which is 0, down to 0 after the last."""
+    """Return a cosine decay from 1 at epoch 0 to 0 after the last epoch."""
     return (1 + math.cos(math.pi * epoch / epochs)) / 2
 
 
 class _Projected(nn.Module):
-    """`x @ proj`: `(n, d) -> (n, e)`."""
+    """The projection `x @ proj`: `(n, d) -> (n, e)`."""
 
     def __init__(self, proj: Tensor) -> None:
         super().__init__()

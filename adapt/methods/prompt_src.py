@@ -1,10 +1,10 @@
-"""Self-regulating prompts: deep prompts in both towers, held to the frozen model in features and answers.
+"""PromptSRC: self-regulating deep prompts in both towers, kept near the frozen model in features and answers.
 
 Paper: Khattak et al., Self-regulating Prompts: Foundational Model Adaptation without Forgetting, ICCV 2023 (PromptSRC).
 Reference: PromptSRC `bb95c77`, `trainers/promptsrc.py`.
 Deviations:
-* IVLP's.
-* The Gaussian average over epochs is the training's, `train.average: {gaussian: {mean: 15, std: 1}}`: recipes set it.
+* Those of IVLP.
+* The Gaussian average over epochs is set by recipes: `train.average: {gaussian: {mean: 15, std: 1}}`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from adapt.methods.ivlp import IVLP, IVLPConfig
 from adapt.methods.zero_shot import Templates
 from adapt.prompts import several
 
-TEMPLATES = (  # of the reference: those that the frozen model reads
+TEMPLATES = (  # the reference's prompts for the frozen model
     "a photo of a {}.",
     "a bad photo of a {}.",
     "a photo of many {}.",
@@ -88,11 +88,11 @@ class PromptSRCConfig(IVLPConfig):
     depth_text: int | None = Field(default=9, ge=1)
     depth_vision: int | None = Field(default=9, ge=1)
     text_weight: float = Field(default=25.0, ge=0)
-    """Of the mean distance of class features to the frozen ones, entry by entry."""
+    """Weight of the mean absolute difference of class features from the frozen ones."""
     image_weight: float = Field(default=10.0, ge=0)
-    """The same of image features."""
+    """The same weight for image features."""
     templates: Templates = TEMPLATES
-    """The hand-written prompts of the frozen model, averaged before they get unit length."""
+    """The hand-written prompts of the frozen model, averaged before normalisation."""
 
 
 class PromptSRC(IVLP):
@@ -116,6 +116,6 @@ class PromptSRC(IVLP):
 
 
 def divergence(logits: Tensor, known: Tensor) -> Tensor:
-    """The Kullback-Leibler divergence of answers `(b, n)` from known ones, a mean over images and classes."""
+    """Return the KL divergence of logits `(b, n)` from `known` ones, averaged over images and classes."""
     log_p, log_q = logits.float().log_softmax(-1), known.float().log_softmax(-1)
     return F.kl_div(log_p, log_q, reduction="none", log_target=True).mean()

@@ -1,16 +1,18 @@
-"""LoRA on pairs of images and captions, with wrong twins of each caption: a word replaced by another of its kind.
+"""SVLC: LoRA on pairs of images and captions, with hard negatives that replace a word of a caption by another.
 
 Paper: Doveh et al., Teaching Structured Vision and Language Concepts to Vision and Language Models, CVPR 2023 (SVLC).
 Reference: TSVLC `90b18e7`, `training/loss.py`, `training/negs_and_pos.py`, `open_clip/model.py`.
 Deviations:
-* Words are replaced by whole words, and only there; the reference finds kinds of words by parts of words ("red" in
-  "covered"), and replaces every part of a word.
-* The lists of words are our own. Twins by a language model are left out; the texts in other words are the user's.
-* Each caption has one wrong twin at most; several (`num_negs`), and divergences for the texts in other words (`kl_pos`,
-  `common_batch_pos`), are not built.
-* LoRA is CLIP-LoRA's (see `lora`): q, k, v, out and both layers of the MLP each have their own factors, those of the
-  output start at zero, the scale is alpha / sqrt(rank), and the patches' projection has none.
-* Draws are torch's, from the run's seed; the reference's depend on the hash seed of Python.
+* Only complete words are replaced; the reference finds kinds of words by parts of words ("red" in "covered"), and
+  replaces every part of a word.
+* The lists of words are our own. Negatives by a language model are left out, and paraphrases come from the user.
+* Each caption has at most one negative; several (`num_negs`), and divergences for paraphrases (`kl_pos`,
+  `common_batch_pos`), are not implemented.
+* LoRA is CLIP-LoRA's (see `lora`): q, k, v, out and both layers of the MLP have factors of their own, output factors
+  start at zero, the scale is alpha / sqrt(rank), and the patch projection has no LoRA.
+* Random draws are torch's, from the run's seed; the reference's depend on Python's hash seed.
+
+A negative is called a twin here, in the settings and in the loss.
 """
 
 from __future__ import annotations
@@ -40,24 +42,24 @@ WORDS: dict[str, tuple[str, ...]] = {
     "material": ("wooden", "metal", "plastic", "glass", "stone", "leather", "paper", "cotton", "brick"),
     "state": ("open", "closed", "full", "empty", "wet", "dry", "old", "new", "broken", "clean", "dirty", "hot", "cold"),
     "action": ("standing", "sitting", "walking", "running", "eating", "sleeping", "holding", "looking", "flying"),
-}  # words of a kind, each of which makes a caption wrong in the place of another
+}  # words by kind: in a caption, each makes another word of its kind wrong
 
 
 class SVLCConfig(PlainLoRAConfig):
     projections: tuple[Any, ...] = ("q", "k", "v", "out", "fc1", "fc2")
     """Names, or a string of the letters q k v o."""
     words: dict[str, tuple[str, ...]] = Field(default=WORDS)
-    """Words by their kind; one of a caption is replaced by another of its kind."""
+    """Words by kind; a word of a caption is replaced by another of its kind."""
     negative_weight: float = Field(default=1.0, ge=0)
-    """Of telling a caption from its wrong twin."""
+    """Weight of the loss between a caption and its negative."""
     twins_for_all: bool = True
-    """Whether each wrong twin is also wrong for every image of the batch (`no_neg_in_contrastive` turned round)."""
+    """Whether each negative is also wrong for every image of the batch (the opposite of `no_neg_in_contrastive`)."""
     symmetric: bool = False
-    """Whether texts in other words are also to find their images and captions, and not only to be found by them."""
+    """Whether paraphrases also retrieve their images and captions, beside being retrieved by them."""
 
     @field_validator("words")
     @classmethod
-    def _several(cls, words: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+    def _two_or_more(cls, words: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
         words = {kind: tuple(word.lower() for word in listed) for kind, listed in words.items()}
         for kind, listed in words.items():
             if len(set(listed)) < 2 or not all(re.fullmatch(r"\w+", word) for word in listed):
@@ -66,7 +68,7 @@ class SVLCConfig(PlainLoRAConfig):
 
 
 class SVLC(LoRA[PairStep]):
-    """`SVLC(words)` trains what `LoRA` does, on pairs of images and texts; on classes it is `LoRA`."""
+    """`SVLC(words)` trains what `LoRA` does, on pairs of images and texts; for classes it is `LoRA`."""
 
     name = "svlc"
     title = "SVLC (Doveh et al., CVPR 2023)"
@@ -78,10 +80,10 @@ class SVLC(LoRA[PairStep]):
     def prepare(self, training: Training) -> None:
         super().prepare(training)
         texts = [item.text for item in training.items("train") if item.paths and item.text]
-        if texts and not any(map(self._found, texts)):
+        if texts and not any(map(self._listed_words, texts)):
             logger.warning(
-                "svlc: none of the %s training captions, such as %s, has a word of method.words: there are no wrong "
-                "twins to learn from, and what is learned is lora's. Give method.words that the captions have",
+                "svlc: none of the %s training captions, such as %s, has a word of method.words, so there are no "
+                "negatives to learn from, and svlc learns as lora does: set method.words to words of the captions",
                 f"{len(texts):,}", brief(texts[0]),
             )  # fmt: skip
 
@@ -92,26 +94,26 @@ class SVLC(LoRA[PairStep]):
         right = [other or text for other, text in zip(step.rephrased, step.texts)] if any(step.rephrased) else []
         every = step.model.encode_texts([*step.texts, *twins.values(), *right])
         texts, wrong, rephrased = every.split([len(step.texts), len(twins), len(right)])
-        step.text_features = texts  # from here on known
+        step.text_features = texts  # stored for later use
         logits, others = step.without_same(step.cosine_logits(texts)), step.cosine_logits(wrong)
         terms = {"cross_entropy": contrast(logits, others if self.config.twins_for_all else None)}
         if twins:
-            apart = wrong_twins(logits.diagonal()[list(twins)], others[list(twins)].diagonal())
-            terms["twins"] = self.config.negative_weight * apart
+            twins_loss = wrong_twins(logits.diagonal()[list(twins)], others[list(twins)].diagonal())
+            terms["twins"] = self.config.negative_weight * twins_loss
         if right:
             of_images, of_texts = (step.cosine_logits(rephrased, features) for features in (step.features, texts))
-            seen = step.without_same(of_images), step.without_same(of_texts)
-            terms["rephrased"] = in_other_words(*seen, symmetric=self.config.symmetric)
+            masked = step.without_same(of_images), step.without_same(of_texts)
+            terms["rephrased"] = in_other_words(*masked, symmetric=self.config.symmetric)
         return terms
 
     def twin(self, text: str) -> str | None:
-        """The caption with one word of one kind, drawn at random, replaced by another; None where it has none."""
-        found = self._found(text)
-        if not found:
+        """Return the caption with one listed word, drawn at random, replaced by another of its kind, or None."""
+        matches = self._listed_words(text)
+        if not matches:
             return None
-        kinds = list(dict.fromkeys(kind for kind, _ in found))
+        kinds = list(dict.fromkeys(kind for kind, _ in matches))
         kind = kinds[_drawn(len(kinds))]
-        places = [match for other, match in found if other == kind]
+        places = [match for other, match in matches if other == kind]
         match = places[_drawn(len(places))]
         present = {each.group().lower() for each in places}
         others = [word for word in self.config.words[kind] if word not in present] or [
@@ -119,21 +121,21 @@ class SVLC(LoRA[PairStep]):
         ]
         return text[: match.start()] + others[_drawn(len(others))] + text[match.end() :]
 
-    def _found(self, text: str) -> list[tuple[str, re.Match[str]]]:
-        """The words of the lists in a caption, each with its kind."""
+    def _listed_words(self, text: str) -> list[tuple[str, re.Match[str]]]:
+        """Return the listed words in a caption, each with its kind."""
         return [(kind, match) for kind, listed in self.config.words.items() for match in _words(listed, text)]
 
 
 def wrong_twins(right: Tensor, wrong: Tensor) -> Tensor:
-    """The mean cross-entropy of texts, with logits `(m,)`, against their wrong twins `(m,)` or `(m, k)`."""
+    """Return the mean cross-entropy of texts with logits `(m,)` against their negatives `(m,)` or `(m, k)`."""
     logits = torch.cat([right[:, None], wrong.reshape(len(right), -1)], dim=-1)
     return -logits.float().log_softmax(-1)[:, 0].mean()
 
 
 def in_other_words(of_images: Tensor, of_texts: Tensor, symmetric: bool = False) -> Tensor:
-    """The mean cross-entropy of images, and of texts, by the texts rephrased; the diagonals of `(b, b)` are right.
+    """Return the mean cross-entropy of images, and of texts, by paraphrases; the diagonals of `(b, b)` are right.
 
-    `symmetric`: also of the texts rephrased by images, and by texts.
+    `symmetric` adds that of paraphrases by images, and by texts.
     """
     if symmetric:
         return (contrast(of_images) + contrast(of_texts)) / 2

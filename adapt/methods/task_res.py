@@ -1,11 +1,11 @@
-"""Task residuals: what a task adds to the class features of hand-written prompts, one vector for each class.
+"""TaskRes: task residuals, one learned vector per class, added to the class features of hand-written prompts.
 
 Paper: Yu et al., Task Residual for Tuning Vision-Language Models, CVPR 2023 (TaskRes).
 Reference: TaskRes `5195359`, `trainers/taskres.py`.
 Deviations:
-* Underscores of class names read as spaces, as everywhere here.
-* The enhanced base, a text projection trained beforehand whose training was never published, is left out.
-* The class features of the templates are computed anew where they are needed, and not saved.
+* Underscores of class names read as spaces, as in every method.
+* The enhanced base, a text projection whose earlier training was never published, is left out.
+* The class features of the templates are computed when needed, and not saved.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from adapt.prompts import Prompt, several
 
 class TaskResConfig(MethodConfig):
     alpha: float = Field(default=0.5, gt=0)
-    """Weight of the residuals beside class features of the length that the text tower gives them."""
+    """Weight of the residuals added to class features, which keep the length that the text tower gives them."""
     template: Templates = "a photo of a {}."
-    """One template, or several whose features are averaged before they get unit length."""
+    """One template, or several whose features are averaged before normalisation."""
 
 
 class TaskRes(Method[ImageStep]):

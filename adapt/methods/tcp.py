@@ -1,4 +1,4 @@
-"""Class-aware prompts: what the frozen model knows of a class becomes tokens inside the text tower.
+"""TCP: class-aware prompts, which turn the frozen model's class features into tokens inside the text tower.
 
 Paper: Yao et al., TCP: Textual-based Class-aware Prompt Tuning for Visual-Language Model, CVPR 2024.
 Reference: TCP `bd97bec`, `trainers/tcp.py`, `trainers/clip_text/model.py`.
@@ -30,22 +30,22 @@ from adapt.prompts import Prompt, initial_context, with_context
 
 def _behind(text: str) -> str:
     if not text.startswith("{}"):
-        raise ValueError("it starts with {}, the class name: learned tokens stand before it")
+        raise ValueError("it must start with {}, the class name: learned tokens stand before it")
     return text
 
 
 class TCPConfig(MethodConfig):
     n_ctx: int = Field(default=4, ge=1)
-    """Learned tokens before the class name, from N(0, 0.02)."""
+    """The number of learned tokens before the class name, which start from N(0, 0.02)."""
     block: int | None = Field(default=8, ge=1)
-    """The block of the text tower, counted from 0, at whose input class-aware tokens take their places; null: two
-    thirds up, as published."""
+    """The text block, counted from 0, at whose input class-aware tokens replace the learned ones; null: two thirds
+    up, as published."""
     reduction: int = Field(default=4, ge=1)
-    """The features' size over that of the layer between."""
+    """The ratio of the features' size to that of the hidden layer."""
     weight: float = Field(default=8.0, ge=0)
-    """Of the distance to the hand-written prompts' class features: one minus the mean cosine over the classes."""
+    """Weight of the distance to the hand-written prompts' class features: one minus the mean cosine over classes."""
     prompt: Annotated[str, AfterValidator(_behind)] = "{}."
-    """The class name, and what follows it in the learned prompt."""
+    """The class name and the text after it in the learned prompt."""
     template: Template = "a photo of a {}."
     """The hand-written prompt, with {} for the class name."""
 
@@ -76,8 +76,8 @@ class TCP(Method[ImageStep], LearnedTokens):
         ).to(backbone.device)
 
     def prompts(self, tokenizer: TextTokenizer, class_name: str) -> list[Prompt]:
-        whole = self.config.prompt.replace("{}", class_name).removesuffix(".")
-        return [with_context(tokenizer, "", self.config.n_ctx, whole)]
+        words = self.config.prompt.replace("{}", class_name).removesuffix(".")
+        return [with_context(tokenizer, "", self.config.n_ctx, words)]
 
     def edits(self, tower: Tower, context: Context) -> list[Edit]:
         known = context.class_features([self.config.template]).to(self.ctx.dtype)

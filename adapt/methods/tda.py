@@ -1,13 +1,13 @@
-"""A stream of images that remembers: the surest images so far are a look-up table beside the zero-shot logits.
+"""TDA: test-time adaptation by a cache of the most certain images of a stream, added to the zero-shot logits.
 
 Paper: Karmanov et al., Efficient Test-Time Adaptation of Vision-Language Models, CVPR 2024 (TDA).
 Reference: TDA `e697fb0`, `tda_runner.py`, `utils.py`.
 Deviations:
-* Weights and sharpnesses are the reference's for ImageNet; for other data sets it has others, tuned on test images.
-* Views, where there are some, are random crops and flips; the reference mixes changes of colour and shape into them.
+* Weights and sharpnesses are the reference's for ImageNet; its others were tuned on the test images of each data set.
+* Optional views are random crops and flips; the reference also changes colours and shapes.
 
-Nothing trains, and an adapter holds no tensor. A prediction costs a zero-shot one and a few products. A call of the
-model on a batch, of `predict` or of `evaluate`, is a stream by itself; `model.stream()` goes on over calls.
+Nothing trains, and an adapter holds no tensors. A prediction costs a zero-shot prediction and a few products. Each call
+of the model on a batch, of `predict` or of `evaluate` is a stream of its own; `model.stream()` spans several calls.
 """
 
 from __future__ import annotations
@@ -28,30 +28,32 @@ from adapt.methods.zero_shot import Templates
 
 class TDAConfig(MethodConfig):
     shots: int = Field(default=3, ge=1)
-    """Images that are remembered for each class they were taken for, the surest so far."""
+    """The number of most certain images in the cache for each predicted class."""
     alpha: float = Field(default=2.0, ge=0)
-    """Weight of what they say."""
+    """Weight of the cache's logits."""
     beta: float = Field(default=5.0, gt=0)
-    """Sharpness of the similarity to them."""
+    """Sharpness of the similarity to cached images."""
     negative_shots: int = Field(default=2, ge=1)
-    """Images, neither sure nor unsure, that are remembered for what they are not."""
+    """The number of moderately certain images in the negative cache for each predicted class."""
     negative_alpha: float = Field(default=0.117, ge=0)
+    """Weight of the negative cache's logits."""
     negative_beta: float = Field(default=1.0, gt=0)
+    """Sharpness of the similarity to images in the negative cache."""
     unsure: tuple[float, float] = (0.2, 0.5)
-    """Between which entropies such an image is: in nats, over the binary logarithm of the number of classes."""
+    """The range of entropies of such images, in nats over the binary logarithm of the number of classes."""
     improbable: tuple[float, float] = (0.03, 1.0)
-    """Between which probabilities it speaks against a class."""
+    """The range of probabilities of a class for which such an image is evidence against it."""
     views: int = Field(default=0, ge=0)
-    """Random views of an image beside the image itself."""
+    """The number of random views of an image beside the image itself."""
     kept: float = Field(default=0.1, gt=0, le=1)
-    """The share of the views, those of the surest answers, whose mean stands for the image."""
+    """The share of views, those with the most certain answers, whose mean represents the image."""
     template: Templates = "a photo of a {}."
     """One template, or several whose features are averaged."""
 
 
 @dataclass(frozen=True)
 class Remembered:
-    """An image: its features `(e,)`, what it was taken for `(n,)`, and the entropy of that."""
+    """A cached image: its features `(e,)`, its logits and probabilities `(n,)`, and their entropy."""
 
     features: Tensor
     logits: Tensor
@@ -61,14 +63,14 @@ class Remembered:
 
 @dataclass
 class Memory:
-    """The images of a stream that are remembered, by the class that each was taken for."""
+    """The caches of a stream, with images by their predicted class."""
 
     sure: dict[int, list[Remembered]] = field(default_factory=dict)
     unsure: dict[int, list[Remembered]] = field(default_factory=dict)
 
 
 class TDA(Method[ImageStep], Stream):
-    """`TDA(shots, alpha, beta)` has no tensor: what it knows is in the memory of a stream."""
+    """`TDA(shots, alpha, beta)` has no tensors: its knowledge is the memory of a stream."""
 
     name = "tda"
     title = "TDA (Karmanov et al., CVPR 2024)"
@@ -84,58 +86,58 @@ class TDA(Method[ImageStep], Stream):
 
     def infer(self, step: ImageStep) -> Tensor:
         with torch.no_grad():
-            return torch.stack([self._answer(seen, step.memory) for seen in self._seen(step)])
+            return torch.stack([self._answer(image, step.memory) for image in self._images(step)])
 
-    def _seen(self, step: ImageStep) -> Sequence[Remembered]:
+    def _images(self, step: ImageStep) -> Sequence[Remembered]:
         if not self.views:
-            features, logits = whole(step.features), whole(step.cosine_logits(step.class_features))
+            features, logits = at_least_fp32(step.features), at_least_fp32(step.cosine_logits(step.class_features))
             probabilities = logits.softmax(-1)
         else:
-            views = [self._surest(step, each) for each in whole(step.view_features)]
+            views = [self._surest(step, each) for each in at_least_fp32(step.view_features)]
             features, logits, probabilities = (torch.stack(each) for each in zip(*views))
         entropies = -(probabilities * probabilities.clamp_min(1e-45).log()).sum(-1)
         return [Remembered(*each) for each in zip(features, logits, probabilities, entropies.tolist())]
 
     def _surest(self, step: ImageStep, views: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Means over the surest views `(v, e)` of one image: features, logits and probabilities."""
+        """Return means over the most certain views `(v, e)` of an image: features, logits and probabilities."""
         logits = step.cosine_logits(step.class_features, views)
-        kept = surest(logits, self.config.kept)
-        return views[kept].mean(0), logits[kept].mean(0), logits[kept].softmax(-1).mean(0)
+        best = surest(logits, self.config.kept)
+        return views[best].mean(0), logits[best].mean(0), logits[best].softmax(-1).mean(0)
 
     def _answer(self, image: Remembered, memory: Memory) -> Tensor:
-        """Logits `(n,)` of an image, which is remembered before."""
+        """Return logits `(n,)` of an image, after caching it."""
         config, classes = self.config, len(image.logits)
-        taken_for = int(image.logits.argmax())
-        remember(memory.sure.setdefault(taken_for, []), image, config.shots)
+        predicted = int(image.logits.argmax())
+        remember(memory.sure.setdefault(predicted, []), image, config.shots)
         least, most = config.unsure
         if classes > 1 and least < image.entropy / math.log2(classes) < most:
-            remember(memory.unsure.setdefault(taken_for, []), image, config.negative_shots)
+            remember(memory.unsure.setdefault(predicted, []), image, config.negative_shots)
         logits = image.logits.clone()
-        for label, kept in memory.sure.items():
-            logits[label] += config.alpha * similarity(image, kept, config.beta).sum()
-        for kept in memory.unsure.values():
+        for label, cached in memory.sure.items():
+            logits[label] += config.alpha * similarity(image, cached, config.beta).sum()
+        for cached in memory.unsure.values():
             least, most = config.improbable
-            against = torch.stack([(each.probabilities > least) & (each.probabilities < most) for each in kept])
-            logits -= config.negative_alpha * similarity(image, kept, config.negative_beta) @ against.to(logits.dtype)
+            against = torch.stack([(each.probabilities > least) & (each.probabilities < most) for each in cached])
+            logits -= config.negative_alpha * similarity(image, cached, config.negative_beta) @ against.to(logits.dtype)
         return logits
 
 
-def whole(x: Tensor) -> Tensor:
-    """`x` in fp32, or more."""
+def at_least_fp32(x: Tensor) -> Tensor:
+    """Return `x` in at least fp32."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def remember(kept: list[Remembered], image: Remembered, most: int) -> None:
-    """Adds an image to those of its class: where there are `most`, in place of the least sure if it is surer."""
-    if len(kept) == most:
-        if image.entropy >= kept[-1].entropy:
+def remember(cached: list[Remembered], image: Remembered, most: int) -> None:
+    """Add an image to those of its class; if there are `most`, it replaces the least certain, unless less certain."""
+    if len(cached) == most:
+        if image.entropy >= cached[-1].entropy:
             return
-        kept.pop()
-    kept.append(image)
-    kept.sort(key=lambda each: each.entropy)  # of equals the older one comes first
+        cached.pop()
+    cached.append(image)
+    cached.sort(key=lambda each: each.entropy)  # the older of two equals comes first
 
 
-def similarity(image: Remembered, kept: Sequence[Remembered], beta: float) -> Tensor:
-    """Of an image to each of those that are kept `(k,)`: 1 where the features are the same."""
-    cosines = torch.stack([each.features for each in kept]) @ image.features
+def similarity(image: Remembered, cached: Sequence[Remembered], beta: float) -> Tensor:
+    """Return the similarity of an image to each cached one `(k,)`: 1 for equal features."""
+    cosines = torch.stack([each.features for each in cached]) @ image.features
     return (beta * (cosines - 1)).exp()

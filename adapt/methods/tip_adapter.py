@@ -1,15 +1,15 @@
-"""The training images as a look-up table: what their labels say of a similar image joins the zero-shot logits.
+"""Tip-Adapter: a look-up table of the training images, whose labels add to the logits of similar images.
 
 Paper: Zhang et al., Tip-Adapter: Training-free Adaption of CLIP for Few-shot Classification, ECCV 2022 (Tip-Adapter,
 and with trained keys Tip-Adapter-F).
 Reference: Tip-Adapter `d0e2d6f`, `main.py`, `utils.py`.
 Deviations:
-* alpha and beta are chosen on the validation images of the few-shot sample; the reference takes the whole validation
-  split, and on ImageNet the test images. Without validation images they are chosen by cross-validation, and before keys
+* alpha and beta are chosen on the validation images of the few-shot sample; the reference uses the full validation
+  split, and on ImageNet the test images. Without validation images they are chosen by cross-validation, before keys
   are trained.
-* The trained keys are those after the last step; the reference keeps those of the best epoch on the test images.
-* The views of a key are the papers' random crops of scale 0.08 to 1 here, of scale 0.5 to 1 there.
-* Keys and labels are kept in place of one-hot values, in fp32.
+* Trained keys are those after the last step; the reference keeps those of the best epoch on the test images.
+* The views of a key are the paper's random crops of scale 0.08 to 1; the reference's have scale 0.5 to 1.
+* The adapter holds keys in fp32, and labels instead of one-hot values.
 """
 
 from __future__ import annotations
@@ -27,32 +27,32 @@ from adapt.methods.base.kept_labels import check_labels_of
 from adapt.methods.base.traits import ChecksAdapter
 from adapt.methods.zero_shot import Templates
 
-LEAST = 0.1  # where the search of alpha and beta begins
-KEPT = 2**28  # similarities that the search holds at once; of more they are computed again for each beta
-AT_ONCE = 2**24  # similarities that it works on at once
+LEAST = 0.1  # the first alpha and beta of the search
+KEPT = 2**28  # the most similarities that the search stores; beyond it, they are recomputed for each beta
+AT_ONCE = 2**24  # similarities per chunk of the search
 
 
 class TipAdapterConfig(MethodConfig):
     train: bool = False
-    """Whether the keys are trained after they were taken from the images (Tip-Adapter-F)."""
+    """Whether the keys, once computed from the images, are also trained (Tip-Adapter-F)."""
     views: int = Field(default=10, ge=0)
-    """Random views of an image whose features are averaged into its key; 0 takes the image as it is."""
+    """Random views of an image whose features are averaged into its key; 0 uses the image as it is."""
     alpha: float = Field(default=1.0, ge=0)
-    """Weight of what the table says; where it is searched, the start of the training."""
+    """Weight of the table's logits; if alpha is searched, only the initial weight of training."""
     beta: float = Field(default=1.0, gt=0)
     """Sharpness of the similarity."""
     search_alpha: float | None = Field(default=3.0, gt=LEAST)
-    """The largest alpha that is tried, in steps of a 20th; null keeps alpha and beta."""
+    """The upper end of the search for alpha, in 20 steps; null keeps alpha and beta."""
     search_beta: float = Field(default=7.0, gt=LEAST)
-    """The largest beta that is tried, in steps of a 200th."""
+    """The upper end of the search for beta, in 200 steps."""
     template: Templates = "a photo of a {}."
     """One template, or several whose features are averaged."""
     keys: int | None = Field(default=None, ge=1)
-    """How many images the table holds; a trained adapter has it."""
+    """The number of images in the table; training sets it."""
 
 
 class TipAdapter(Method[ImageStep], Grid, ChecksAdapter):
-    """`TipAdapter(train, views, alpha, beta)` keeps `keys` `(n, e)` and `labels` `(n,)`; `train` trains the keys."""
+    """`TipAdapter(train, views, alpha, beta)` holds `keys` `(n, e)` and `labels` `(n,)`; `train` trains the keys."""
 
     name = "tip_adapter"
     title = "Tip-Adapter and Tip-Adapter-F (Zhang et al., ECCV 2022)"
@@ -109,24 +109,24 @@ class TipAdapter(Method[ImageStep], Grid, ChecksAdapter):
             zero_shot = step.cosine_logits(step.class_features)
             table = _Table(self.keys, self.labels, self._classes, features)
             for beta in choices["beta"].values:
-                said = table.said(beta)
+                votes = table.votes(beta)
                 for alpha in choices["alpha"].values:
-                    yield {"beta": beta, "alpha": alpha}, torch.add(zero_shot, said, alpha=alpha)
+                    yield {"beta": beta, "alpha": alpha}, torch.add(zero_shot, votes, alpha=alpha)
 
     def logits(self, step: ImageStep) -> Tensor:
-        said = self._said(step.features.to(self.keys.dtype), self.config.beta)
-        return step.cosine_logits(step.class_features) + self.config.alpha * said
+        votes = self._votes(step.features.to(self.keys.dtype), self.config.beta)
+        return step.cosine_logits(step.class_features) + self.config.alpha * votes
 
-    def _said(self, features: Tensor, beta: float) -> Tensor:
-        """What the table says of unit-length features `(b, e)`: `(b, n_classes)`."""
+    def _votes(self, features: Tensor, beta: float) -> Tensor:
+        """Return the table's logits `(b, n_classes)` of unit-length features `(b, e)`."""
         similar = (beta * (features @ self.keys.T - 1)).exp()
         return similar.new_zeros(similar.shape[0], self._classes).index_add(1, self.labels, similar)
 
 
 class _Table:
-    """What keys `(n, e)` with their labels say of unit-length features `(b, e)`, at one sharpness after the other.
+    """A table of keys `(n, e)` with labels, for unit-length features `(b, e)` at several sharpnesses.
 
-    Keys are sorted by class, and classes by how many keys they have, so that a sum over classes is one over an axis.
+    Keys are sorted by class, and classes by their number of keys, so that a sum within classes is a sum over an axis.
     """
 
     def __init__(self, keys: Tensor, labels: Tensor, classes: int, features: Tensor) -> None:
@@ -136,16 +136,16 @@ class _Table:
         self._keys = keys[self._place[labels].argsort(stable=True)]
         self._groups = [(int(count), int((counts == count).sum())) for count in counts.unique()]  # keys, of how many
         self._images = features.split(max(1, AT_ONCE // max(1, len(keys))))
-        kept = len(features) * len(keys) <= KEPT
-        self._nearness = [self._of(some) for some in self._images] if kept else None
+        fits = len(features) * len(keys) <= KEPT
+        self._nearness = [self._nearness_of(images) for images in self._images] if fits else None
 
-    def _of(self, features: Tensor) -> Tensor:
-        """How near the keys are, as cosines less one `(n, b)`."""
+    def _nearness_of(self, features: Tensor) -> Tensor:
+        """Return the cosines of keys and features, minus one: `(n, b)`."""
         return self._keys @ features.T - 1
 
-    def said(self, beta: float) -> Tensor:
-        """The sum of each class's similarities `(b, n_classes)`."""
-        parts = map(self._of, self._images) if self._nearness is None else self._nearness
+    def votes(self, beta: float) -> Tensor:
+        """Return the sum of each class's similarities `(b, n_classes)`."""
+        parts = map(self._nearness_of, self._images) if self._nearness is None else self._nearness
         return torch.cat([self._by_class((beta * part).exp_()) for part in parts], dim=1).T.contiguous()
 
     def _by_class(self, similar: Tensor) -> Tensor:
@@ -158,5 +158,5 @@ class _Table:
 
 
 def steps_to(most: float, steps: int) -> list[float]:
-    """The reference's: `steps` values from 0.1 on, evenly, that end before `most`."""
+    """Return the reference's grid: `steps` evenly spaced values from 0.1 to just below `most`."""
     return [LEAST + i * (most - LEAST) / steps for i in range(steps)]

@@ -1,12 +1,12 @@
-"""Test-time prompt tuning: for each image alone, the words around the class names take a step to surer answers.
+"""TPT: test-time prompt tuning, which lowers the entropy of each image's answers by a step of the context.
 
 Paper: Shu et al., Test-Time Prompt Tuning for Zero-Shot Generalization in Vision-Language Models, NeurIPS 2022 (TPT).
 Reference: TPT `63ecbac`, `tpt_classification.py`, `clip/custom_clip.py`, `data/datautils.py`.
 Deviations:
-* Views are random crops and flips for every data set; the reference mixes several changes of colour and shape (AugMix)
-  into those of the fine-grained ones, which it tells by the length of their names.
-* fp32 throughout; the reference's autocast to fp16 may leave a step out.
-* The images of a batch are answered one by one, each from the same start, as there with a batch of one.
+* Views are random crops and flips for every data set; the reference adds changes of colour and shape (AugMix)
+  for fine-grained data sets, which it recognises by the length of their names.
+* fp32 throughout; the reference's autocast to fp16 may skip a step.
+* The images of a batch are answered one by one, each from the same start, as in the reference, whose batches have one.
 * `learn: true` first trains the start as CoOp does; the reference loads a CoOp checkpoint (see `adapt convert`).
 """
 
@@ -27,15 +27,15 @@ class TPTConfig(CoOpConfig):
     ctx_init: str = "a photo of a"
     """Words whose embeddings the context starts from; empty draws it from N(0, 0.02)."""
     learn: bool = False
-    """Whether the start is trained on labelled images, as CoOp's context."""
+    """Whether the initial context is first trained on labelled images, as CoOp's."""
     views: int = Field(default=63, ge=1)
-    """Random views of an image beside the image itself."""
+    """The number of random views of an image beside the image itself."""
     kept: float = Field(default=0.1, gt=0, le=1)
-    """The share of the views, those of the surest answers, that a step learns from; at least one."""
+    """The share of views, those with the most certain answers, that a step learns from; at least one view."""
     steps: int = Field(default=1, ge=1)
-    """Steps for each image, after which the context is the start again."""
+    """Steps for each image, after which the context is reset."""
     lr: float = Field(default=0.005, gt=0)
-    """Of AdamW, whose weight decay is 0.01."""
+    """The learning rate of AdamW, whose weight decay is 0.01."""
 
 
 class TPT(CoOp):
@@ -54,16 +54,16 @@ class TPT(CoOp):
     def views(self) -> int:
         return int(self.config.views)
 
-    @torch.compiler.disable  # steps of an optimiser are not to be traced
+    @torch.compiler.disable  # steps of an optimiser cannot be traced
     def infer(self, step: ImageStep) -> Tensor:
         with torch.inference_mode(False), torch.enable_grad():
             features = step.view_features.detach().clone()  # an inference tensor cannot enter a graph
             return torch.cat([self._answer(step, views) for views in features])
 
     def _answer(self, step: ImageStep, views: Tensor) -> Tensor:
-        """Logits `(1, n)` of the image whose views have these features `(v, e)`, itself first."""
-        own, sure = deepcopy(self).float(), None  # AdamW's eps is nothing in half precision
-        own.requires_grad_()  # whatever the owner has switched off
+        """Return logits `(1, n)` of an image, given the features `(v, e)` of its views, itself first."""
+        own, sure = deepcopy(self).float(), None  # AdamW's eps is 0 in half precision
+        own.requires_grad_()  # even if the original is frozen
         image = ImageStep(step.model, Encoded(views)).under(own)
         optimizer = AdamW(own.parameters(), lr=self.config.lr, weight_decay=0.01)
         for _ in range(self.config.steps):
@@ -75,14 +75,14 @@ class TPT(CoOp):
 
 
 def surest(logits: Tensor, share: float) -> Tensor:
-    """Which of the views' logits `(v, n)` have the lowest entropy: the positions of that share of them."""
+    """Return the positions of the `share` of views' logits `(v, n)` with the lowest entropy."""
     log_p = logits.float().log_softmax(-1)
     entropy = -(log_p.exp() * log_p).sum(-1)
     return entropy.argsort(stable=True)[: max(1, int(share * len(logits)))]
 
 
 def mean_entropy(logits: Tensor) -> Tensor:
-    """The entropy of the mean probabilities that views' logits `(v, n)` give."""
+    """Return the entropy of the mean probabilities of views with logits `(v, n)`."""
     log_p = logits.float().log_softmax(-1)
     log_mean = log_p.logsumexp(0) - torch.tensor(len(log_p), device=log_p.device).log()
     log_mean = log_mean.clamp_min(torch.finfo(log_mean.dtype).min)

@@ -1,18 +1,18 @@
-"""First the norms, or the biases, of both towers; then a classifier on what they have become.
+"""2SFS: first the norms, or the biases, of both towers, and then a classifier on the tuned features.
 
 Paper: Farina et al., Rethinking Few-Shot Adaptation of Vision-Language Models in Two Stages, CVPR 2025 (2SFS).
 Reference: rethinking_fewshot_vlms `64ac143`, `fs/twostage.py`, `fs/utils/model_utils.py`.
 Deviations:
-* The steps of the recipe are those of the second stage; `first` says how many the first one takes for each of them.
+* The recipe's steps are those of the second stage; `first` is the number of first-stage steps for each of them.
 * Tuned tensors are fp32 whatever the backbone's precision.
-* All blocks are tuned; a first one (`vision_start`, `text_start`), and LoRA as a first stage, are not built.
+* All blocks are tuned; a first block (`vision_start`, `text_start`), and LoRA as the first stage, are not implemented.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -32,15 +32,15 @@ STAGES: dict[str, type[LNTuning | BitFit]] = {"norms": LNTuning, "biases": BitFi
 
 class TwoStageConfig(LNTuningConfig):
     tune: Literal["norms", "biases"] = "norms"
-    """What the first stage tunes."""
+    """The tensors that the first stage tunes."""
     first: float = Field(default=1.5, gt=0)
-    """Steps of the first stage for one of the second: 60 % of all."""
+    """First-stage steps for each second-stage step; 1.5 is 60 % of all steps."""
 
 
 class TwoStage(Method[ImageStep], InsideBlocks):
-    """`TwoStage(tune, first)` trains `tuned`, a method of its own, then `classifier` `(n_classes, e)`.
+    """`TwoStage(tune, first)` trains `tuned`, a method in itself, then `classifier` `(n_classes, e)`.
 
-    Other class names than those it learned are read by the tuned text tower.
+    The tuned text tower classifies by class names that training did not have.
     """
 
     name = "two_stage"
@@ -76,7 +76,7 @@ class TwoStage(Method[ImageStep], InsideBlocks):
 
     @contextmanager
     def first_stage(self) -> Iterator[None]:
-        """Inside, answers are cosines with the text: there is no classifier yet."""
+        """Answer by cosines with the text, without the classifier, during a `with` block."""
         self._unclassified = True
         try:
             yield
@@ -84,11 +84,11 @@ class TwoStage(Method[ImageStep], InsideBlocks):
             self._unclassified = False
 
     def start(self, texts: Tensor) -> None:
-        """The classifier begins as the unit-length features `(n_classes, e)` of the tuned text tower."""
+        """Initialise the classifier with unit-length features `(n_classes, e)` of the tuned text tower."""
         with torch.no_grad():
             self.classifier.copy_(texts)
 
-    def _length(self, training: Training) -> dict[str, Any]:
+    def _length(self, training: Training) -> dict[str, int]:
         settings = training.settings
         unit = "iterations" if settings.iterations else "epochs"
         return {unit: max(1, round(self.config.first * getattr(settings, unit)))}
@@ -99,11 +99,9 @@ class TwoStage(Method[ImageStep], InsideBlocks):
         return step.cosine_logits(F.normalize(self._rows(step), dim=-1))
 
     def _rows(self, step: ImageStep) -> Tensor:
-        """The classifier of the classes `(n, e)` that are asked for."""
-        asked = step.model.class_names
-        if asked == self._names:
+        """Return the classifier rows `(n, e)` of the model's classes."""
+        names = step.model.class_names
+        if names == self._names:
             return self.classifier
-        known, texts = {name: row for row, name in enumerate(self._names)}, step.class_features
-        return torch.stack(
-            [self.classifier[known[name]] if name in known else text for name, text in zip(asked, texts.float())]
-        )
+        trained = dict(zip(self._names, self.classifier))
+        return torch.stack([trained.get(name, text) for name, text in zip(names, step.class_features.float())])

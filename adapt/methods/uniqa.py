@@ -1,14 +1,16 @@
-"""Numbers from words: an adapter beside the image features, and a number for each of the words that grade an image.
+"""UniQA: image quality assessment, by an adapter of the image features and a learned number for each quality word.
 
 Paper: Zhou et al., UniQA: Unified Vision-Language Pre-training for Image Quality and Aesthetic Assessment,
 arXiv 2406.01069, its adapter.
-Reference: UniQA `9641459`, `pyiqa/archs/uniqa_arch.py` (non-commercial: its formulas alone were read).
+Reference: UniQA `9641459`, `pyiqa/archs/uniqa_arch.py` (non-commercial: only its formulas were read).
 Deviations:
-* The words are the names of the classes, any number of them, from the lowest mean target on; the reference has five.
-* Targets of any range are brought to 0 to 1 by the extremes of the training images.
-* Features have unit length. The adapter has no biases, so that the scale of its input changes no cosine.
-* One group of words; variants with several, whose numbers are averaged (`PromptEs`, and AGIQA's two), are not built.
-* The backbone is any; the reference's was pre-trained on captions about quality first. Images are cropped as elsewhere.
+* The words are the class names, any number of them, ordered by mean target; the reference has five words.
+* Targets of any range are mapped to 0 to 1 by the extremes of the training images.
+* Features have unit length. The adapter has no biases, so the scale of its input changes no cosine.
+* There is one group of words; variants with several groups, whose numbers are averaged (`PromptEs`, and AGIQA's two),
+  are not implemented.
+* Any backbone serves; the reference's was first pre-trained on captions about quality. Images are cropped as in other
+  methods.
 """
 
 from __future__ import annotations
@@ -30,10 +32,11 @@ from adapt.methods.zero_shot import Template
 
 class UniQAConfig(MethodConfig):
     reduction: int = Field(default=2, ge=1)
-    """The features' size over that of the layer between."""
+    """The ratio of the features' size to that of the hidden layer."""
     template: Template = "{} image"
+    """The prompt, with {} for the quality word."""
     between: tuple[float, float] | None = None
-    """The targets that 0 and 1 stand for; left out: the least and the largest of the training images."""
+    """The targets that map to 0 and 1; by default the smallest and the largest of the training images."""
 
 
 class UniQA(Method[ImageStep], Grades):
@@ -54,15 +57,16 @@ class UniQA(Method[ImageStep], Grades):
         self.score_level = nn.Parameter(_levels(range(len(class_names))).to(backbone.device))
 
     def prepare(self, training: Training) -> None:
-        """Words are ordered by the targets of their images."""
+        """Order the words by the mean targets of their images, and find the range of targets."""
         targets: list[list[float]] = [[] for _ in self.score_level]
         for label, target in zip(training.labels("train").tolist(), training.values("train").tolist(), strict=True):
             targets[label].append(target)
-        every = [target for own in targets for target in own]
+        all_targets = [target for own in targets for target in own]
         if self.config.between is None:
-            if min(every) == max(every):
-                raise AdaptError(f"uniqa: all training images have the target {every[0]:g}; expected different ones")
-            self.config = self.config.model_copy(update={"between": (min(every), max(every))})
+            low, high = min(all_targets), max(all_targets)
+            if low == high:
+                raise AdaptError(f"uniqa: all training images have the target {low:g}; expected different targets")
+            self.config = self.config.model_copy(update={"between": (low, high)})
         if training.resumed:
             return
         means = [sum(own) / len(own) if own else float("inf") for own in targets]
@@ -84,11 +88,11 @@ class UniQA(Method[ImageStep], Grades):
 
     def loss(self, step: ImageStep) -> Terms:
         if step.values is None:
-            raise AdaptError("uniqa learns numbers, and the data has none: give a .csv with a column target")
+            raise AdaptError("uniqa learns numbers, and the data has none: give a .csv with a column `target`")
         low, high = self.config.between
         return {"squared_error": F.mse_loss(self._share(step.logits), (step.values - low) / (high - low))}
 
 
 def _levels(ranks: Sequence[int] | range) -> Tensor:
-    """What words of these ranks stand for: the highest for 1, and the lowest of n for 1 / n."""
+    """Return the numbers for words of these ranks: 1 / n for the lowest of n words, up to 1 for the highest."""
     return torch.tensor([(rank + 1) / len(ranks) for rank in ranks])

@@ -1,17 +1,17 @@
-"""A small image model of its own learns to see as a dual encoder does: align, distil, predict.
+"""VL2V-ADiP: a dual encoder is distilled into a separate image model (align, distil, predict).
 
 Paper: Addepalli et al., Leveraging Vision-Language Models for Improving Domain Generalization in Image Classification,
 CVPR 2024 (VL2V-ADiP).
 Reference: VL2V-ADiP `d442aae`, `domainbed/algorithms/distill_clip.py`, its stages 1 and 2.
 Deviations:
-* Student and teacher each get pixels normalised as they were trained; the reference gives both the same.
+* Student and teacher each get pixels normalised as in their training; in the reference both get the same pixels.
 * The loss is the reference's plus one, so that it is never negative.
-* Stage 2 goes on from the end of stage 1, which takes as many steps; the reference takes up the checkpoint that was
-  best on validation images. Averages of weights are `train.average`, and no part of it.
-* Its CutMix, which no published run has, is left out.
+* Stage 2 continues from the end of stage 1, which takes as many steps; the reference continues from the checkpoint that
+  was best on validation images. Weight averaging is set by `train.average`, and is not part of the method.
+* CutMix, which no published run uses, is left out.
 
-The adapter holds the whole student, and the backbone's text tower gives it the classes. VL2V-SD, the white box, is
-`vl2v_sd`.
+The adapter holds the complete student, and the backbone's text tower encodes the classes. VL2V-SD, the white-box
+variant, is `vl2v_sd`.
 """
 
 from __future__ import annotations
@@ -35,22 +35,23 @@ from adapt.shown import one_line
 
 class VL2VConfig(MethodConfig):
     student: str = "vit_small_patch16_224.augreg_in21k"
-    """A model of timm, by its name."""
+    """The name of a timm model."""
     pretrained: bool = True
-    """Whether training starts from timm's weights, which it may have to download, or from random ones."""
+    """Whether training starts from timm's weights, which may be downloaded, or from random weights."""
     image_share: float = Field(default=0.5, ge=0, le=1)
-    """Of the loss: what is drawn to the teacher's image feature, the rest being drawn to the class's text."""
+    """The share of the teacher's image features in the loss; the rest is that of the classes' text features."""
     template: Template | tuple[Template, ...] = "a photo of a {}"
+    """One template, or several whose features are averaged."""
 
 
 class VL2V(Method[ImageStep], EncodesImages):
-    """`VL2V(student)` trains `proj_lyr` `(e, d)`, then, with that fixed, `student`, whose features are `(b, d)`."""
+    """`VL2V(student)` trains `proj_lyr` `(e, d)`, and then `student`, with features `(b, d)`."""
 
     name = "vl2v"
     title = "VL2V-ADiP (Addepalli et al., CVPR 2024)"
     Config = VL2VConfig
     reads = frozenset({"images"})
-    touches = frozenset({"vision"})  # whose features are another model's
+    touches = frozenset({"vision"})  # features come from another model
     weighs_classes = False
     example = {"student": "test_vit", "pretrained": False}
 
@@ -62,14 +63,14 @@ class VL2V(Method[ImageStep], EncodesImages):
         if self.config.student.partition(".")[0] not in known:
             raise AdaptError(f"vl2v: timm has no model {self.config.student!r}; {nearest(self.config.student, known)}")
         student: Any = timm.create_model(self.config.student, num_classes=0)
-        seen = resolve_model_data_config(student)
-        self._pixels = _Pixels(backbone.preprocess, seen["input_size"][-1], seen["mean"], seen["std"])
+        data = resolve_model_data_config(student)
+        self._pixels = _Pixels(backbone.preprocess, data["input_size"][-1], data["mean"], data["std"])
         self.student = student.to(backbone.device)
         self.proj_lyr = nn.Linear(student.num_features, backbone.embed_dim).to(backbone.device)
 
     def train(self, mode: bool = True) -> VL2V:
         super().train(mode)
-        for module in self.modules():  # statistics of a few images would take the place of those it was trained with
+        for module in self.modules():  # statistics of a few images would replace those of its training
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()
         return self
@@ -79,7 +80,7 @@ class VL2V(Method[ImageStep], EncodesImages):
         return features
 
     def prepare(self, training: Training) -> None:
-        """Stage 1, alignment: the projection learns, and the student is what it was."""
+        """Run stage 1, alignment: the projection trains, and the student is frozen."""
         if training.resumed:
             return
         if self.config.pretrained and not training.started:
@@ -89,7 +90,7 @@ class VL2V(Method[ImageStep], EncodesImages):
         self.student.requires_grad_(True)
 
     def trains(self) -> Iterable[nn.Parameter]:
-        """Those of stage 2, distillation."""
+        """Return the parameters of stage 2, distillation."""
         return self.student.parameters()
 
     def loss(self, step: ImageStep) -> Terms:
@@ -97,7 +98,7 @@ class VL2V(Method[ImageStep], EncodesImages):
 
 
 def drawn_to(step: ImageStep, image_share: float) -> Terms:
-    """How far features are from the teacher's of their image, and of their class, as one minus the mean cosine."""
+    """Return one minus the mean cosine of features with the teacher's image features, and class features, weighted."""
     features = step.features.float()
     to_images = (features * step.frozen_features.float()).sum(-1)
     to_texts = (features * step.class_features.float()[step.labels]).sum(-1)
@@ -105,12 +106,12 @@ def drawn_to(step: ImageStep, image_share: float) -> Terms:
 
 
 class _Pixels:
-    """Pixels `(b, 3, h, w)` that a backbone reads, as a student of another size and normalisation reads them."""
+    """A map from a backbone's pixels `(b, 3, h, w)` to the size and normalisation of a student."""
 
-    def __init__(self, given: Preprocess, size: int, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(self, preprocess: Preprocess, size: int, mean: Sequence[float], std: Sequence[float]) -> None:
         self._size = size
-        scale = [was / wanted for was, wanted in zip(given.std, std, strict=True)]
-        shift = [(was - wanted) / by for was, wanted, by in zip(given.mean, mean, std, strict=True)]
+        scale = [old / new for old, new in zip(preprocess.std, std, strict=True)]
+        shift = [(old - new) / by for old, new, by in zip(preprocess.mean, mean, std, strict=True)]
         self._scale, self._shift = (torch.tensor(values)[:, None, None] for values in (scale, shift))
 
     def __call__(self, pixels: Tensor) -> Tensor:
@@ -120,14 +121,14 @@ class _Pixels:
 
 
 def _published_weights(student: str) -> dict[str, Tensor]:
-    """timm's for this model. AdaptError where they cannot be had."""
+    """Return timm's weights of a model. Raises AdaptError if they cannot be loaded."""
     import timm
 
     try:
         weights: dict[str, Tensor] = timm.create_model(student, num_classes=0, pretrained=True).state_dict()
     except (OSError, RuntimeError, ValueError) as error:
         raise AdaptError(
-            f"vl2v: timm's weights of {student} cannot be had: {one_line(error)}. Connect once to "
+            f"vl2v: timm's weights of {student} cannot be loaded ({one_line(error)}): connect to the network once to "
             "download them, or set method.pretrained to false"
         ) from error
     return weights

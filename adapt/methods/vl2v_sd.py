@@ -1,10 +1,10 @@
-"""Self-distillation: a vision tower learns classes by their texts, held to what it saw before; no cross-entropy.
+"""VL2V-SD: self-distillation of a vision tower from class texts and its own frozen features, without cross-entropy.
 
 Paper: Addepalli et al., Leveraging Vision-Language Models for Improving Domain Generalization in Image Classification,
-CVPR 2024 (VL2V-SD, the white box).
-Reference: VL2V-ADiP `d442aae`, `domainbed/algorithms/distill_clip.py`, its class of a student that is CLIP's own tower.
+CVPR 2024 (VL2V-SD, the white-box variant).
+Reference: VL2V-ADiP `d442aae`, `domainbed/algorithms/distill_clip.py`, its class for CLIP's own tower as student.
 Deviations:
-* LoRA in the vision tower learns; the reference trains the whole tower.
+* Only LoRA in the vision tower trains; the reference trains the complete tower.
 * The loss is the reference's plus one.
 """
 
@@ -23,7 +23,7 @@ class VL2VSDConfig(PlainLoRAConfig):
     towers: tuple[TowerName, ...] = ("vision",)
     template: Template = "a photo of a {}"
     image_share: float = Field(default=0.5, ge=0, le=1)
-    """Of the loss: what is drawn to the image's feature before training, the rest being drawn to the class's text."""
+    """The share of the frozen image features in the loss; the rest is that of the classes' text features."""
 
 
 class VL2VSD(LoRA[ImageStep]):

@@ -1,18 +1,18 @@
-"""An image becomes low-rank weights of the language model, in place of visual tokens.
+"""VLoRA: an image becomes low-rank weight updates of the language model, instead of visual tokens.
 
 Paper: Ma et al., Visual Perception by Large Language Model's Weights, NeurIPS 2024 (VLoRA).
 Reference: VLoRA `623aa52`, `llava/model/VLoRA/weights_generater.py`, `modeling_llama_vlora.py`.
 Deviations:
-* Projections need not be square: the factors of each have its own widths, so grouped-query attention fits. The factors
-  that do not depend on the image are `Bs.LETTER`, one tensor a letter; the reference stacks those of all letters in
-  `Bs`, which `adapt convert` takes apart.
-* The generators of all letters are computed together: `gen.NAME` is the reference's `gen.0.NAME`, `gen.1.NAME`, ...
-  stacked, which `adapt convert` does. One batched product serves all letters, and queries that have seen no image yet
-  attend to each other once for all images.
-* Factors are made for the widest input; narrower projections take the first rows, and the rest is unused.
-* The image's place in the prompt is left out; the reference keeps a token there and masks it.
-* The defaults are those of the reference's fine-tuning script. Its pre-training script has dim 1024, which does not
-  load into it.
+* Projections need not be square: the factors have the widths of each projection, so grouped-query attention fits. The
+  factors that do not depend on the image are `Bs.LETTER`, one tensor a letter; the reference stacks those of all
+  letters in `Bs`, which `adapt convert` splits.
+* The generators of all letters are computed together: `gen.NAME` stacks the reference's `gen.0.NAME`, `gen.1.NAME`,
+  ..., as `adapt convert` does. One batched product serves all letters, and the first self-attention of the queries,
+  before they read an image, is computed once for all images.
+* Factors are generated for the widest input; narrower projections use the first rows.
+* The image's place in the prompt is left out; the reference keeps a masked token there.
+* The defaults are those of the reference's fine-tuning script. Its pre-training script has dim 1024, whose checkpoints
+  the fine-tuning script cannot load.
 """
 
 from __future__ import annotations
@@ -33,27 +33,27 @@ from adapt.errors import AdaptError
 from adapt.methods.base import Context, Method, MethodConfig, Step
 from adapt.methods.base.traits import ReadsPublished
 
-STD = 0.02  # of the linear maps
+STD = 0.02  # of initial linear maps
 SITES = {"q": "q", "k": "k", "v": "v", "o": "out", "m": "mlp"}
 
 
 class VLoRAConfig(MethodConfig):
     dim: int = Field(default=512, ge=1)
-    """Width of the generator."""
+    """The width of the generator."""
     depth: int = Field(default=8, ge=1)
-    """Its decoder blocks."""
+    """The number of its decoder blocks."""
     rank: int = Field(default=64, ge=1)
-    """Of each update."""
+    """The rank of each update."""
     alpha: float | None = Field(default=None, gt=0)
-    """The update is scaled by alpha / rank; left out: the rank."""
+    """The numerator of the update's scale, alpha / rank; by default the rank."""
     letters: str = "qkvom"
-    """What is updated: the attention's projections q k v o, and m, the MLP as a whole."""
+    """The updated projections: q k v o of the attention, and m, the MLP as one map."""
     separate: bool = True
-    """A generator for each letter, not one for all."""
+    """Whether each letter has its own generator, instead of one for all."""
     heads: int = Field(default=16, ge=1)
-    """Of the generator's attention."""
+    """The number of heads of the generator's attention."""
     skip: int = Field(default=4, ge=1)
-    """Every how manieth decoder block is updated: with 4, blocks 3, 7, 11 and so on."""
+    """The spacing of updated decoder blocks: 4 updates blocks 3, 7, 11 and so on."""
 
     @field_validator("letters")
     @classmethod
@@ -76,7 +76,7 @@ class Linears(nn.Module):
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """`x` `(g, ..., in)`, `weight` `(g, out, in)`, `bias` `(g, out)` to `(g, ..., out)`."""
+    """Map `x` `(g, ..., in)` with `weight` `(g, out, in)` and `bias` `(g, out)` to `(g, ..., out)`."""
     mapped = torch.baddbmm(bias[:, None], x.flatten(1, -2), weight.transpose(1, 2))
     return mapped.unflatten(1, x.shape[1:-1])
 
@@ -95,15 +95,15 @@ class Norms(nn.Module):
 
 
 class Attentions(nn.Module):
-    """An attention for each of g generators: `x` `(g, 1 or b, n, d)` looks at `seen` `(g, b, p, d)`.
+    """An attention for each of g generators, from `x` `(g, 1 or b, n, d)` to `seen` `(g, b, p, d)`.
 
-    What it finds is `(g, b, n, d)`.
+    The result is `(g, b, n, d)`.
     """
 
     def __init__(self, generators: int, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        bound = (6 / (4 * width)) ** 0.5  # nn.MultiheadAttention's: q, k and v are one matrix
+        bound = (6 / (4 * width)) ** 0.5  # as in nn.MultiheadAttention, where q, k and v are one matrix
         self.in_proj_weight = nn.Parameter(torch.empty(generators, 3 * width, width).uniform_(-bound, bound))
         self.in_proj_bias = nn.Parameter(torch.zeros(generators, 3 * width))
         self.out_proj = Linears(generators, width, width)
@@ -121,7 +121,7 @@ class Attentions(nn.Module):
 
 
 class Decoders(nn.Module):
-    """One block of each generator, pre-norm: queries look at each other, then at an image's tokens."""
+    """A pre-norm block of each generator, in which queries attend to each other and then to an image's tokens."""
 
     def __init__(self, generators: int, width: int, heads: int) -> None:
         super().__init__()
@@ -131,7 +131,7 @@ class Decoders(nn.Module):
         self.norm1, self.norm2, self.norm3 = (Norms(generators, width) for _ in range(3))
 
     def forward(self, x: Tensor, tokens: Tensor) -> Tensor:
-        """`(g, 1 or b, n, d), (g, b, p, d) -> (g, b, n, d)`: what is the same for all images is computed once."""
+        """Map queries `(g, 1 or b, n, d)` and tokens `(g, b, p, d)` to `(g, b, n, d)`."""
         normed = self.norm1(x)
         x = x + self.self_attn(normed, normed)
         x = x + self.multihead_attn(self.norm2(x), tokens)
@@ -140,7 +140,7 @@ class Decoders(nn.Module):
 
 
 class Generators(nn.Module):
-    """In each of g generators n learned queries read the images' tokens: `(b, p, d) -> (g, b, n, out)`."""
+    """Generators, g in number, whose n learned queries read images' tokens: `(b, p, d) -> (g, b, n, out)`."""
 
     def __init__(self, generators: int, width: int, depth: int, heads: int, queries: int, out: int) -> None:
         super().__init__()
@@ -159,7 +159,7 @@ class Generators(nn.Module):
 
 
 class VLoRA(Method[Step], ReadsPublished):
-    """`VLoRA(dim, depth, rank, alpha, letters, separate, heads, skip)`."""
+    """`VLoRA(dim, depth, rank, letters, skip)` trains `visual_proj`, `pos_embed`, `gen.NAME` and `Bs.LETTER`."""
 
     name = "vlora"
     title = "VLoRA (Ma et al., NeurIPS 2024)"
@@ -170,14 +170,14 @@ class VLoRA(Method[Step], ReadsPublished):
 
     @classmethod
     def published(cls, state: dict[str, Tensor], given: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """From the reference's `mm_projector.bin`; give rank, heads, skip and letters where they are not the defaults.
+        """Read the reference's `mm_projector.bin`; give rank, heads, skip and letters if they are not the defaults.
 
-        With a generator for each letter its tensors are `gen.0.NAME`, `gen.1.NAME` and so on; with one for all
-        (`weights_sep=False`) `gen.NAME`.
+        Tensors of a generator for each letter are `gen.0.NAME`, `gen.1.NAME` and so on; those of one for all letters
+        (`weights_sep=False`) are `gen.NAME`.
         """
         own = {key.rpartition("mm_projector.")[2]: tensor for key, tensor in state.items()}
         rows = own["Bs"].shape[1]  # letters times blocks
-        numbers = sorted({int(found[1]) for found in map(re.compile(r"gen\.(\d+)\.").match, own) if found})
+        numbers = sorted({int(match[1]) for match in map(re.compile(r"gen\.(\d+)\.").match, own) if match})
         prefixes = [f"gen.{number}." for number in numbers] or ["gen."]
         names = [key.removeprefix(prefixes[0]) for key in own if key.startswith(prefixes[0])]
         stacked = {f"gen.{name}": _stacked(name, [own.pop(prefix + name) for prefix in prefixes]) for name in names}
@@ -199,7 +199,10 @@ class VLoRA(Method[Step], ReadsPublished):
             )
         widths = [_widths(tower, tower.blocks[index], self.config.letters) for index in self.updated]
         if any(each != widths[0] for each in widths):
-            raise AdaptError("vlora: the decoder's blocks have projections of different widths")
+            raise AdaptError(
+                "vlora: the decoder's blocks have projections of different widths; expected the same in each "
+                "updated block"
+            )
         self._ins = {letter: shape[0] for letter, shape in widths[0].items()}
         patches, width = backbone.patch_shape()
         self.visual_proj = nn.Linear(width, config.dim)
@@ -216,22 +219,22 @@ class VLoRA(Method[Step], ReadsPublished):
         self.to(backbone.device)
 
     def weights(self, features: Tensor) -> list[dict[str, tuple[Tensor, Tensor]]]:
-        """Patch features `(b, p, d)` to the factors of every updated decoder block, in the order of the blocks.
+        """Map patch features `(b, p, d)` to the factors of every updated decoder block, in order.
 
-        For each letter A `(b, in, rank)`, from the images, and B `(1, out, rank)`, the same for all.
+        For each letter they are A `(b, in, rank)`, from the images, and B `(1, out, rank)`, the same for all images.
         """
         tokens = self.visual_proj(features.to(self.pos_embed.dtype)) + self.pos_embed
-        made = self.gen(tokens)
+        generated = self.gen(tokens)
         letters = self.config.letters
         if not self.config.separate:
-            made = made[0].unflatten(1, (len(letters), -1)).transpose(0, 1)
-        found: list[dict[str, tuple[Tensor, Tensor]]] = [{} for _ in self.updated]
-        for letter, factors in zip(letters, made.unflatten(-1, (-1, self.config.rank))):
+            generated = generated[0].unflatten(1, (len(letters), -1)).transpose(0, 1)
+        weights: list[dict[str, tuple[Tensor, Tensor]]] = [{} for _ in self.updated]
+        for letter, factors in zip(letters, generated.unflatten(-1, (-1, self.config.rank))):
             a = factors[:, :, : self._ins[letter]].unbind(1)
             b = self.Bs[letter].unflatten(-1, (-1, self.config.rank)).unbind(1)
-            for block, pair in zip(found, zip(a, b)):
+            for block, pair in zip(weights, zip(a, b)):
                 block[letter] = pair
-        return found
+        return weights
 
     def edits(self, tower: Tower, context: Context) -> list[Edit]:
         scale = (self.config.alpha or self.config.rank) / self.config.rank
@@ -243,21 +246,22 @@ class VLoRA(Method[Step], ReadsPublished):
 
 
 def _published_letters(given: str | None, generators: int, rows: int) -> str:
-    """The letters of a published checkpoint, which holds `rows` of `Bs` and no names: those given, or all five.
+    """Return the letters of a published checkpoint, which has `rows` in `Bs` and no names: the given ones, or all.
 
-    `generators` is how many are numbered, 0 where one serves all letters. Raises AdaptError where they do not fit.
+    `generators` is the number of numbered generators, 0 if one serves all letters. Raises AdaptError if letters do
+    not fit.
     """
-    every = "".join(SITES)
-    letters = given or every
-    advice = "give those that it was trained with, in that order, as letters=qkv"
+    letters = given or "".join(SITES)
+    advice = "give the letters of its training, in their order, as in letters=qkv"
     if generators and len(letters) != generators:
         raise AdaptError(
-            f"the checkpoint has generators of {generators} letters and does not name them, letters are {letters!r}: "
-            + advice
+            f"letters are {letters!r}, and the checkpoint has generators for {generators} letters without their names: "
+            f"{advice}"
         )
     if rows % len(letters):
         raise AdaptError(
-            f"the checkpoint has {rows} factors, which are not of {len(letters)} letters {letters!r}: {advice}"
+            f"letters are {letters!r}, and the checkpoint has {rows} factors; expected a multiple of {len(letters)}: "
+            f"{advice}"
         )
     return letters
 
@@ -270,16 +274,16 @@ def _stacked(name: str, of_generators: list[Tensor]) -> Tensor:
 
 
 def _widths(tower: Tower, block: Block, letters: str) -> dict[str, tuple[int, int]]:
-    """Input and output width of what each letter stands for. AdaptError where the block has none of it."""
-    found = {}
+    """Return input and output width for each letter. Raises AdaptError if the block has no such projection."""
+    widths = {}
     for letter in letters:
         projection = block.projections.get(SITES[letter])
         if letter == "m" and block.mlp is not None:
-            found[letter] = (tower.width, tower.width)
+            widths[letter] = (tower.width, tower.width)
         elif projection is None:
             raise AdaptError(
                 f"vlora: the language model's blocks have no projection {letter!r}: leave it out of letters"
             )
         else:
-            found[letter] = projection.shape[::-1]
-    return found
+            widths[letter] = projection.shape[::-1]
+    return widths

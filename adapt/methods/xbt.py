@@ -1,11 +1,13 @@
-"""A projection of a new backbone's features into an old one's space, learned from texts: the old index stays valid.
+"""XBT: backward-compatible embeddings, by a projection into an old backbone's space learned from texts.
 
 Papers: Jang and Lim, Towards Cross-modal Backward-compatible Representation Learning for Vision-Language Models,
 ICCV 2025 (XBT), which has no code; the closed form is the orthogonal Procrustes map that a later paper on post-hoc
-alignment compares it with.
-Our reading: of XBT the abstract alone was at hand. A perceptron (`hidden`) beside the closed form stands for its first
-stage, which learns a projection from texts under noise; form, sizes, rates and loss are ours. Its second stage, which
-adapts the new model by images and texts, is left out, so that the new model stays as it is.
+alignment compares with it.
+Our reading: only the abstract of XBT was available. A perceptron (`hidden`) added to the closed form stands for its
+first stage, which learns a projection from texts under noise; form, sizes, rates and loss are ours. Its second stage,
+which adapts the new model with images and texts, is left out, so the new model stays frozen.
+
+The old index of image features stays valid for queries by the new backbone.
 """
 
 from __future__ import annotations
@@ -31,37 +33,39 @@ from adapt.prompts import readable, several
 
 class XBTConfig(MethodConfig):
     old: str = Field(min_length=1)
-    """The backbone that the indexes were made with, as `adapt backbones` names them."""
+    """The backbone of the old index, by a name that `adapt backbones` lists."""
     template: Templates = "{}"
-    """What texts are put into, one template or several: a list of class names may want "a photo of a {}."."""
+    """One template for texts, or several; for class names, "a photo of a {}." may be better."""
     fewest: int | None = Field(default=None, ge=1)
-    """Fewer texts than this are refused; null asks for as many as an old feature has values."""
+    """The least number of texts; null requires as many as an old feature has values."""
     hidden: int | None = Field(default=None, ge=1)
-    """Width of a perceptron that is trained beside the matrix, by the texts under noise; null keeps the closed form."""
+    """The width of a perceptron trained with the matrix on noisy text features; null keeps the closed form."""
     noise: float | None = Field(default=None, ge=0)
-    """Standard deviation of that noise; null takes 0.04 for 768 values, and for fewer as much in all (CLOSE)."""
+    """Standard deviation of the noise; null means 0.04 for 768 values, and the same total noise for fewer (CLOSE)."""
     epochs: int = Field(default=10, ge=1)
-    """Of the perceptron's training."""
+    """The epochs of the perceptron's training."""
     batch_size: int = Field(default=512, ge=2)
+    """The texts in a batch of that training."""
     lr: float = Field(default=1e-3, gt=0)
+    """The learning rate of that training."""
     space: Space | None = None
-    """The old backbone's, which training finds by loading it; a trained adapter has it, and does without."""
+    """The old backbone's space; training sets it, and a trained adapter does not need the old backbone."""
 
 
 class XBT(Method[ImageStep], Projects, Reports):
-    """`XBT(old)` keeps `weight` `(e, d)`, and with `hidden` trains `fc1` and `fc2` beside it."""
+    """`XBT(old)` holds `weight` `(e, d)`, and with `hidden` also trains `fc1` and `fc2`."""
 
     name = "xbt"
     title = "XBT, by Procrustes or by our reading of its abstract (Jang and Lim, ICCV 2025)"
     Config = XBTConfig
-    touches = frozenset({"text", "vision"})  # whose features lie elsewhere than the backbone's own
+    touches = frozenset({"text", "vision"})  # both towers' features change space
     tasks = frozenset({"classes", "pairs", "records", "images"})
     takes_steps = False
     example = {"old": "mini-clip", "fewest": 1}
 
     def build(self, backbone: DualEncoder, class_names: Sequence[str]) -> None:  # type: ignore[override]
         size, hidden, device = backbone.embed_dim, self.config.hidden, backbone.device
-        old_size = size if self.space is None else self.space.size  # until the old one is known, features stay
+        old_size = size if self.space is None else self.space.size  # the identity, until the old size is known
         self.weight = nn.Parameter(torch.eye(size, old_size, device=device))
         if hidden is not None:
             self.fc1 = nn.Linear(size, hidden, device=device)
@@ -71,22 +75,24 @@ class XBT(Method[ImageStep], Projects, Reports):
 
     @property
     def space(self) -> Space | None:
-        found: Space | None = self.config.space
-        return found
+        space: Space | None = self.config.space
+        return space
 
     def project(self, features: Tensor) -> Tensor:
         features = F.normalize(features.to(self.weight.dtype), dim=-1)
         projected = features @ self.weight
         if self.config.hidden is None:
             return projected
-        bent: Tensor = self.fc2(F.gelu(self.fc1(features)))
-        return projected + bent
+        correction: Tensor = self.fc2(F.gelu(self.fc1(features)))
+        return projected + correction
 
     def prepare(self, training: Training) -> None:
         old, texts = training.alone(self.config.old).classifier, texts_of(training.items("train"))
         space = Space.of(old.backbone)
         if self.space not in (None, space):
-            raise AdaptError(f"xbt: method.space is not that of {self.config.old}: leave it out, and it is found")
+            raise AdaptError(
+                f"xbt: method.space is not the space of {self.config.old}: leave it out, and training sets it"
+            )
         self._check_count(len(texts), space)
         self.config = self.config.model_copy(update={"space": space})
         self.build(training.classifier.backbone, training.model.class_names)
@@ -104,12 +110,12 @@ class XBT(Method[ImageStep], Projects, Reports):
         if texts < fewest:
             raise AdaptError(
                 f"xbt: the data has {texts:,} different texts, and a feature of {self.config.old} has {space.size:,} "
-                f"values: give at least {fewest:,} captions or class names, better five times as many (any will do), "
-                "or lower method.fewest"
+                f"values: give at least {fewest:,} captions or class names of any kind, better five times as many, or "
+                "lower method.fewest"
             )
 
     def _learn(self, rows: Tensor, targets: Tensor, scale: float) -> None:
-        """Trains all by texts of the new backbone `(n, e)`, under noise, and of the old one `(n, d)`."""
+        """Train all parameters on text features of the new backbone `(n, e)`, with noise, and of the old `(n, d)`."""
         config = self.config
         noise = 0.04 * sqrt(768 / rows.shape[-1]) if config.noise is None else config.noise
         optimizer = torch.optim.AdamW(self.parameters(), lr=config.lr)
@@ -117,8 +123,8 @@ class XBT(Method[ImageStep], Projects, Reports):
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         for _ in range(config.epochs):
             for chosen in torch.randperm(len(rows)).split(config.batch_size):
-                found = F.normalize(self.project(noisy(rows[chosen], noise)), dim=-1)
-                cosines = found @ targets[chosen].T
+                projected = F.normalize(self.project(noisy(rows[chosen], noise)), dim=-1)
+                cosines = projected @ targets[chosen].T
                 optimizer.zero_grad()
                 (1 - cosines.diagonal().mean() + contrast(scale * cosines)).backward()
                 optimizer.step()
@@ -126,25 +132,25 @@ class XBT(Method[ImageStep], Projects, Reports):
 
     @classmethod
     def lines(cls, metrics: Mapping[str, Any]) -> Iterable[str]:
-        """What became of recall at 1 in the old backbone's index, by direction."""
+        """Yield lines about recall at 1 in the old backbone's index, for each retrieval direction."""
         if "compatible" not in metrics:
             return
-        found = metrics["compatible"]
-        if found is None:
-            yield "compatible not known: no images are held out for validation, with texts or classes, to ask for"
+        measured = metrics["compatible"]
+        if measured is None:
+            yield "compatible unknown: the validation set has no images with texts or classes"
             return
         for way in ("text_to_image", "image_to_text"):
-            shares = {case: f"{100 * share:.1f} %" for case, share in found[way].items()}
-            better = "yes" if found[way]["new in old"] > found[way]["old in old"] else "no"
+            shares = {case: f"{100 * share:.1f} %" for case, share in measured[way].items()}
+            better = "yes" if measured[way]["new in old"] > measured[way]["old in old"] else "no"
             yield (
-                f"compatible {better:3} {way.replace('_', ' ')}: {shares['new in old']} found first by new queries in "
-                f"the old index, {shares['old in old']} by old ones, {shares['new in new']} in a new index"
+                f"compatible {better:3} {way.replace('_', ' ')}: recall at 1 of new queries in the old index "
+                f"{shares['new in old']}, of old queries {shares['old in old']}, in a new index {shares['new in new']}"
             )
-        yield f"           on {found['images']:,} held-out images"
+        yield f"           on {measured['images']:,} held-out images"
 
     @torch.no_grad()
     def finish(self, training: Training) -> None:
-        """Says whether new queries find more in an old index than old ones do, on pairs held out for validation."""
+        """Measure whether new queries retrieve better than old ones in an old index, on validation pairs."""
         training.note(compatible=self._compared(training) if any(item.path for item in training.items("val")) else None)
 
     def _compared(self, training: Training) -> dict[str, Any]:
@@ -154,11 +160,11 @@ class XBT(Method[ImageStep], Projects, Reports):
         for item, label in zip(training.items("val"), labels, strict=True):
             own[place[_words(item)]] |= labels == label
         by: dict[str, tuple[Tensor, Tensor]] = {}
-        for name, alone in (("old", training.alone(self.config.old)), ("new", training.alone())):
-            of_texts = alone.classifier.text_features([self._put(text) for text in place]).to(device).float()
-            by[name] = of_texts, alone.features("val").to(device)
-        asked = tuple(F.normalize(self.project(each), dim=-1) for each in by["new"])
-        cases = {"new in old": (asked, by["old"]), "old in old": (by["old"],) * 2, "new in new": (by["new"],) * 2}
+        for name, plain in (("old", training.alone(self.config.old)), ("new", training.alone())):
+            of_texts = plain.classifier.text_features([self._put(text) for text in place]).to(device).float()
+            by[name] = of_texts, plain.features("val").to(device)
+        projected = tuple(F.normalize(self.project(each), dim=-1) for each in by["new"])
+        cases = {"new in old": (projected, by["old"]), "old in old": (by["old"],) * 2, "new in new": (by["new"],) * 2}
         return {
             "images": len(labels),
             "text_to_image": {name: _first(query[0], held[1], own) for name, (query, held) in cases.items()},
@@ -170,7 +176,7 @@ class XBT(Method[ImageStep], Projects, Reports):
 
 
 def texts_of(items: Sequence[Any]) -> list[str]:
-    """The different texts of items, or the names of their classes."""
+    """Return the distinct texts of items, or the names of their classes."""
     return list(dict.fromkeys(map(_words, items)))
 
 
@@ -180,15 +186,15 @@ def _words(item: Any) -> str:
 
 
 def _first(queries: Tensor, gallery: Tensor, own: Tensor) -> float:
-    """The share of queries `(q, d)` whose nearest of the gallery `(g, d)` is one of their `own` `(q, g)`."""
+    """Return the share of queries `(q, d)` whose nearest of the gallery `(g, d)` is one of their `own` `(q, g)`."""
     nearest = (queries @ gallery.T).argmax(-1, keepdim=True).cpu()
     return float(own.gather(1, nearest).double().mean())
 
 
 def procrustes(rows: Tensor, targets: Tensor) -> Tensor:
-    """The matrix `(e, d)` that brings `rows` `(n, e)` nearest to `targets` `(n, d)` of all that only turn them.
+    """Return the orthogonal matrix `(e, d)` that brings `rows` `(n, e)` nearest to `targets` `(n, d)`.
 
-    Its columns are orthonormal, or its rows where a target has more values.
+    Its columns are orthonormal, or its rows if a target has more values.
     """
     left, _, right = torch.linalg.svd(rows.double().T @ targets.double(), full_matrices=False)
     return (left @ right).to(rows.dtype)

@@ -15,14 +15,14 @@ from adapt.methods.base import ImageStep, Method, MethodConfig
 
 
 def check_template(template: str) -> str:
-    """A template needs a place for the class name."""
+    """Return the template. Raises ValueError if it has no place for the class name."""
     if "{}" not in template:
         raise ValueError("a template must contain {} where the class name goes")
     return template
 
 
 def check_templates(value: str | tuple[str, ...]) -> str | tuple[str, ...]:
-    """One template, or several: each needs such a place, and there must be one."""
+    """Return one template or several. Raises ValueError if there is none, or one has no place for the class name."""
     if not value:
         raise ValueError("give at least one template")
     for template in [value] if isinstance(value, str) else value:

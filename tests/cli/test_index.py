@@ -79,7 +79,7 @@ def test_an_old_index_is_searched_by_a_new_backbone(
     old = json.loads(run(*asked).stdout)["found"]
     options = ("--backbone", "mini-clip", "--set", f"method.old={model_folder}", "--out", adapter)
     trained = run("train", "xbt", "--data", words, *options)
-    assert "compatible not known: no images are held out" in trained.stdout
+    assert "compatible unknown: the validation set has no images" in trained.stdout
     new = json.loads(run(*asked, "--adapter", adapter).stdout)["found"]
     model, index = adapt.load(adapter), load_index(captions)
     cosines, places = index.nearest(model.encode_texts(["a lime tree"]).detach(), 5)

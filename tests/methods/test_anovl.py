@@ -109,7 +109,7 @@ def test_a_tower_without_a_class_token_gives_no_maps(kind: str, images: Tensor) 
 
 def test_other_methods_draw_no_maps(images: Tensor) -> None:
     model = adapt.wrap(tiny_backbones.backbone("open_clip"), methods.ZeroShot(), STATES)
-    with pytest.raises(AdaptError, match="zero_shot says what an image is, not where"):
+    with pytest.raises(AdaptError, match="zero_shot classifies images and draws no anomaly maps"):
         model.anomaly_maps(list(images))
 
 

@@ -177,7 +177,7 @@ def test_the_part_with_learned_tokens_brings_the_prompts(open_clip: Backbone) ->
 
 
 def test_different_templates_are_refused(open_clip: Backbone) -> None:
-    with pytest.raises(AdaptError, match="das and lora read 'goldfish' in different texts: give both the same"):
+    with pytest.raises(AdaptError, match="das and lora have different prompts for 'goldfish': give both the same"):
         wrapped(open_clip, DAS(skipped=["vision.1"], template="art of the {}."), LoRA())
 
 
@@ -197,7 +197,7 @@ _DAS, _LORA = {"name": "das", "skip": 1}, {"name": "lora"}
         ([_DAS, {"name": "zero_shot"}], "zero_shot cannot be a part: expected methods that change a tower"),
         ([_DAS, {"name": "linear_probe"}], "linear_probe cannot be a part"),
         ([_DAS, {"name": "compose", "methods": [_DAS, _LORA]}], "compose cannot be a part"),
-        ([_DAS, {"rank": 2}], r"a part is \{'rank': 2\}: give its name"),
+        ([_DAS, {"rank": 2}], r"a part is \{'rank': 2\}; expected its name"),
         ([_DAS, {"name": "lore"}], "unknown method 'lore'; did you mean 'lora'"),
         ([_DAS, {"name": "lora", "rnk": 2}], "lora: unknown key 'rnk'; did you mean 'rank'"),
         ([_DAS, "lora"], "methods is 'lora': .*dictionary"),

@@ -70,7 +70,7 @@ def test_an_adapter_that_names_a_file_is_refused_and_the_file_is_not_read(
 def test_other_classes_need_descriptors_of_their_own(open_clip: Backbone) -> None:
     model = wrapped(open_clip)
     assert model.with_classes(["dog", "cat"]).class_names == ("dog", "cat")
-    with pytest.raises(AdaptError, match=r"no descriptor of the class 'cats'; did you mean 'cat'"):
+    with pytest.raises(AdaptError, match=r"class 'cats' has no descriptors; did you mean 'cat'"):
         model.with_classes(["dog", "cats"])
 
 
@@ -105,7 +105,7 @@ def test_a_method_without_descriptors_explains_nothing(open_clip: Backbone) -> N
 @pytest.mark.parametrize(
     ("descriptors", "expected"),
     [
-        ({}, "there is no descriptor"),
+        ({}, "there are no descriptors"),
         ({"cat": ["whiskers", " "]}, "a descriptor of 'cat' is empty"),
         ("phrases.txt", "neither a .csv nor a .json"),
         ("none.json", "cannot be read"),

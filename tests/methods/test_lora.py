@@ -119,7 +119,7 @@ def test_a_range_of_blocks(open_clip: Backbone) -> None:
 
 @pytest.mark.parametrize("blocks", [(0, 4), (2, 2), (-1, 2)])
 def test_a_range_outside_the_tower(blocks: tuple[int, int], open_clip: Backbone) -> None:
-    with pytest.raises(AdaptError, match="the text tower, which has 3"):
+    with pytest.raises(AdaptError, match="and the text tower has 3"):
         adapt.wrap(open_clip, LoRA(blocks=blocks), NAMES)
 
 
@@ -171,7 +171,7 @@ def test_options_that_the_tuner_does_not_have(open_clip: Backbone) -> None:
 
 
 def test_stopping_the_gradient_needs_the_plain_tuner() -> None:
-    with pytest.raises(AdaptError, match="input_gradient can be stopped for the plain lora tuner only"):
+    with pytest.raises(AdaptError, match="input_gradient is false; only the plain lora tuner can stop it"):
         LoRA(tuner="loha", input_gradient=False)
 
 

@@ -81,9 +81,9 @@ def test_a_resumed_training_keeps_its_generator(open_clip: Backbone, tiny_split:
 
 def test_it_counts_epochs_and_needs_two_classes(open_clip: Backbone, tiny_split: Split) -> None:
     model = wrapped(open_clip, tiny_split.class_names)
-    with pytest.raises(AdaptError, match="ogen counts epochs"):
+    with pytest.raises(AdaptError, match=r"train\.epochs is missing: ogen needs it"):
         adapt.fit(model, tiny_split.train, iterations=3, schedule="constant", augment="none", progress=False)
-    with pytest.raises(AdaptError, match="'cat' is the only one"):
+    with pytest.raises(AdaptError, match="the only class is 'cat'"):
         wrapped(open_clip, ("cat",))
 
 
@@ -94,11 +94,11 @@ def test_unknown_names_are_checked_as_class_names_are(open_clip: Backbone, tiny_
         (["toy", " "], "is empty"),
         (["toy", "very " * 99], "tokens but the text tower reads 77"),
         (["toy", "Toy"], "have the same tokens"),
-        ([names[0], "toy"], f"the unknown name '{names[0]}' is that of a class with images"),
+        ([names[0], "toy"], f"unknown_names has '{names[0]}', which is a class with images"),
     ):
         with pytest.raises(AdaptError, match=expected):
             adapt.wrap(open_clip, methods.OGEN(unknown_names=unknown), names)
-    with pytest.raises(AdaptError, match="leaves unknown names without"):
+    with pytest.raises(AdaptError, match="class_specific contexts leave none for unknown_names"):
         methods.OGEN(unknown_names=["toy"], class_specific=True, ctx_init="")
 
 

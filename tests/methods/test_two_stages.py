@@ -87,7 +87,9 @@ def test_known_names_are_the_classifiers_and_others_the_texts(images: torch.Tens
 
 
 def test_norms_of_another_kind_are_refused() -> None:
-    with pytest.raises(adapt.AdaptError, match="ln_tuning tunes layer norms, and this backbone has RMSNorm"):
+    with pytest.raises(
+        adapt.AdaptError, match="ln_tuning tunes layer norms, and the blocks of this backbone have RMSNorm"
+    ):
         layer_norm(torch.nn.RMSNorm(4), methods.LNTuning())
 
 

@@ -127,11 +127,17 @@ def test_letters_that_a_checkpoint_does_not_name(tmp_path: Path) -> None:
         torch.save(_as_published(method), tmp_path / "mm_projector.bin")
         return import_published(tmp_path / "mm_projector.bin", "vlora", seeing, settings=given | more)
 
-    with pytest.raises(AdaptError, match=r"generators of 3 letters and does not name them, letters are 'qkvom': give"):
+    with pytest.raises(
+        AdaptError,
+        match=r"letters are 'qkvom', and the checkpoint has generators for 3 letters without their names: give",
+    ):
         imported(True)
-    with pytest.raises(AdaptError, match=r"generators of 3 letters.* letters are 'qk': give those that it was"):
+    with pytest.raises(AdaptError, match=r"letters are 'qk', .* generators for 3 letters.*: give the letters of its"):
         imported(True, letters="qk")
-    with pytest.raises(AdaptError, match=r"has 6 factors, which are not of 5 letters 'qkvom': give those"):
+    with pytest.raises(
+        AdaptError,
+        match=r"letters are 'qkvom', and the checkpoint has 6 factors; expected a multiple of 5: give the letters",
+    ):
         imported(False)
     with pytest.raises(AdaptError, match=r"'gen\.queries' .* has shape \(1, 1, 6, 16\); vlora on .* \(1, 1, 4, 16\)"):
         imported(False, letters="qk")

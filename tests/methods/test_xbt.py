@@ -140,7 +140,7 @@ def test_whether_it_is_compatible_is_said(model_folder: Path, tiny_split: Split,
     assert found["image_to_text"]["new in old"] == share(images[0], texts[1])
     assert f"on {len(pairs)} held-out images" in str(result)
     assert "compatible" in str(result)
-    assert "compatible not known: " in str(fit(new(model_folder), texts_alone(TEXTS), progress=False))
+    assert "compatible unknown: " in str(fit(new(model_folder), texts_alone(TEXTS), progress=False))
 
 
 def test_class_names_serve_as_texts(model_folder: Path, tiny_split: Split) -> None:
@@ -172,7 +172,7 @@ def test_too_few_texts_and_wrong_backbones_are_refused(model_folder: Path) -> No
     ):
         trained("mini-vilt")
     space = {"backbone": "", "fingerprint": "0", "reading": "{}", "size": 32}
-    with pytest.raises(AdaptError, match=r"method\.space is not that of .*tiny"):
+    with pytest.raises(AdaptError, match=r"method\.space is not the space of .*tiny"):
         fit(new(model_folder, space=space), texts_alone(TEXTS), progress=False)
 
 

@@ -161,7 +161,7 @@ def test_lp_plus_plus(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = wrapped("lp_plus_plus", library, method)
     training: Any = Given(model, expected["images"][None], expected["labels"])
     method.bias = expected["param.bias"]
-    with watched(monkeypatch, method, "_said") as said, watched(monkeypatch, lp_plus_plus, "rates") as rates:
+    with watched(monkeypatch, method, "_blended") as said, watched(monkeypatch, lp_plus_plus, "rates") as rates:
         method.prepare(training)
     expected.scaled("features", rates[0][0][0])
     expected.scaled("clip_weights", model.class_features().T)

@@ -1,4 +1,4 @@
-"""What a method is made of: its interface, the batches that it sees, the training that it is given."""
+"""The interface of a method, the batches it sees, and the training it is given."""
 
 from adapt.methods.base.config import MethodConfig
 from adapt.methods.base.context import Context

@@ -1,4 +1,4 @@
-"""What a method may read while it says what it changes."""
+"""The features that a method may read while it decides its edits."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from adapt.errors import AdaptError
 
 
 class Context:
-    """What a method may read while one call of the adapted model runs: outputs of a tower, each computed once."""
+    """The outputs of towers that a method may read during one call of the adapted model, each computed once."""
 
     def __init__(
         self,
@@ -24,27 +24,27 @@ class Context:
         self._known: dict[tuple[str, str], Tensor] = {}
 
     def features(self, tower: str) -> Tensor:
-        """Unit-length features `(b, e)` of this call's inputs to `tower`."""
+        """Return unit-length features `(b, e)` of this call's inputs to `tower`."""
         return self._read("features", tower)
 
     def tokens(self, tower: str) -> Tensor:
-        """Features `(b, l, d)` of the patches of this call's images, as the backbone reads them off `tower`.
+        """Return features `(b, l, d)` of the patches of this call's images, as the backbone reads them off `tower`.
 
-        Of a dual encoder they are what the last block gives, for a class token too.
+        On a dual encoder they are the output of the last block, including that of a class token.
         """
         return self._read("tokens", tower)
 
     def class_features(self, templates: Sequence[str]) -> Tensor:
-        """Unit-length features `(n, e)` of this call's classes in hand-written templates, by the backbone alone."""
+        """Return unit-length features `(n, e)` of the classes in hand-written templates, by the backbone alone."""
         if self._class_features is None:
-            raise AdaptError("the method reads features of the classes, and this model has none: take a dual encoder")
+            raise AdaptError("the method reads class features, and this model has none: use a dual encoder")
         return self._class_features(templates)
 
     def _read(self, kind: str, tower: str) -> Tensor:
         key = (kind, tower)
         if key not in self._compute:
             raise AdaptError(
-                f"the method reads {kind} of the {tower} tower, and this call was given none: "
+                f"the method reads {kind} of the {tower} tower, and this call has none: "
                 "call model(images), or model.class_features(model.image_features(images))"
             )
         if key not in self._known:

@@ -1,4 +1,4 @@
-"""How many blocks of a tower a method changes, from the first."""
+"""The number of blocks, from the first, that a method changes in a tower."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from adapt.backbones.tower import Tower
 from adapt.errors import AdaptError
 
 
-def depth_in(towers: Sequence[Tower], asked: int | None, share: float, method: str, field: str) -> int:
-    """Return `asked`, or where it is None `share` of the smallest tower's blocks; raises as `check_depth`."""
-    depth = max(1, int(share * min(len(tower.blocks) for tower in towers))) if asked is None else asked
+def depth_in(towers: Sequence[Tower], depth: int | None, share: float, method: str, field: str) -> int:
+    """Return `depth`, by default a `share` of the blocks of the smallest tower. Raises as `check_depth` does."""
+    if depth is None:
+        depth = max(1, int(share * min(len(tower.blocks) for tower in towers)))
     for tower in towers:
         check_depth(tower, depth, method, field)
     return depth

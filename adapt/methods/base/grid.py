@@ -1,4 +1,4 @@
-"""Settings that are left to the data: the values to choose among, and what a method answers under each."""
+"""Settings chosen on the data: the values to try, and the logits of a method under each."""
 
 from __future__ import annotations
 
@@ -21,45 +21,45 @@ Trial = tuple[dict[str, Any], Tensor]  # settings, and the logits (n, classes) o
 
 
 class Choice(NamedTuple):
-    """The values to try of one setting, in order, and the one to take unless another is surely better."""
+    """The values to try for one setting, in order, and the one to keep unless another is clearly better."""
 
     values: Sequence[Any]
     usual: Any
     open_ended: bool = True
-    """Whether values beyond the first and the last would make sense too, and the setting may be given them."""
+    """Whether the setting also accepts values beyond the first and the last, and they would make sense."""
 
 
 def combinations(choices: Mapping[str, Choice]) -> Iterator[dict[str, Any]]:
-    """Every combination of values, the last setting changing first; one empty combination where there is no choice."""
+    """Yield every combination of values, the last setting changing fastest; without choices, one empty combination."""
     for values in product(*(choice.values for choice in choices.values())):
         yield dict(zip(choices, values, strict=True))
 
 
 def configure(method: Method, settings: Mapping[str, Any]) -> None:
-    """Put settings of the grid into the method's own."""
+    """Set `settings` of a grid in the method's config."""
     method.config = method.config.model_copy(update=dict(settings))
 
 
 class Grid(Trait):
-    """Leaves settings to the data: see `adapt.training.choice`."""
+    """The data chooses some settings: see `adapt.training.choice`."""
 
     at_answer: ClassVar[frozenset[str]] = frozenset()
-    """The settings that act on answers alone, so that one fit serves all their values."""
+    """The settings that change only the answers, so that one fit serves all their values."""
 
     @property
     def balanced(self) -> bool:
-        """Whether each class counts the same in the choice, however many images it has."""
+        """Whether each class has the same weight in the choice, whatever its number of images."""
         return False
 
     @abstractmethod
     def grid(self, training: Training) -> dict[str, Choice]:
-        """Return the settings that are left to the data, with the values to try."""
+        """Return the settings that the data chooses, with the values to try."""
 
     def trials(self, training: Training, choices: Mapping[str, Choice], learned: bool = False) -> Iterator[Trial]:
         """Yield the logits of the validation images under each combination of `choices`.
 
-        The method is fitted to the training images again for each, but not where settings act on answers alone
-        (`at_answer`), and never where it has `learned` already.
+        The method is fitted to the training images once for each combination of settings other than `at_answer`, and
+        never if it has `learned` already.
         """
         method: Method = training.model.method
         fits = {name: choice for name, choice in choices.items() if name not in self.at_answer}

@@ -1,4 +1,4 @@
-"""Labels of training images that an adapter keeps."""
+"""Labels of the training images in an adapter."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from adapt.errors import AdaptError
 
 
 def check_labels_of(labels: Tensor, classes: int, source: str) -> None:
-    """AdaptError where labels `(n,)` that `source` holds are not of as many `classes`."""
+    """Raise AdaptError if labels `(n,)` from `source` do not fit the number of `classes`."""
     if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
         raise AdaptError(
             f"labels of {source} are {int(labels.min())} to {int(labels.max())}, and there are {classes} classes: "
-            "fetch or train the adapter again"
+            "download or train the adapter again"
         )

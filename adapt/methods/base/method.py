@@ -28,36 +28,37 @@ StepT = TypeVar("StepT", bound=Step, contravariant=True, default=Any)
 
 
 class Method(nn.Module, Generic[StepT]):
-    """Base of all methods: what each of them has, and what training calls.
+    """The base of all methods, with the members that every method has and that training calls.
 
-    `Method(**config)` makes it, `wrap` builds it on a backbone. `Method[PairStep]` says which batches it reads. What
-    only some methods have is a trait beside `Method` in the class's line: see `adapt.methods.base.traits`.
+    `Method(**config)` creates a method and `wrap` builds it on a backbone. `Method[PairStep]` names the batches that it
+    reads. Members of only some methods are traits, listed beside `Method` in the class statement: see
+    `adapt.methods.base.traits`.
 
-    `named_parameters()` are exactly what trains and `state_dict()` exactly what an adapter holds, under the names of
-    the paper's reference implementation.
+    `named_parameters()` are exactly the tensors that train, and `state_dict()` exactly those that an adapter holds,
+    under the names of the paper's reference implementation.
     """
 
     name: ClassVar[str]
     title: ClassVar[str] = ""
-    """One line about the method, for lists; by default its name."""
+    """A line about the method, for lists; by default its name."""
     Config: ClassVar[type[MethodConfig]] = MethodConfig
     example: ClassVar[dict[str, Any]] = {}
-    """Small settings, with which the contract suite and `adapt.testing.check_method` run."""
+    """Small settings for the contract suite and `adapt.testing.check_method`."""
     serves: tuple[str, ...] = ("dual encoder",)
     """The kinds of backbones that the method adapts."""
     reads: frozenset[str] = frozenset()
-    """Inputs beyond features: `images`, so that the cache of features does not serve, and `tokens` of images."""
+    """Inputs beyond features: `images`, which rules out the feature cache, and `tokens` of images."""
     tasks: frozenset[str] = frozenset({"classes"})
     """The tasks for which the method has a loss or a preparation of its own."""
     learns_any_step: bool = True
-    """Whether the method also learns every other task that has steps of its kind, because labels act through
-    `step.task_loss()` alone. The default is True for a method without its own `loss`, `prepare` and `infer`."""
+    """Whether the method also learns every other task with the same kind of steps, because it uses labels only through
+    `step.task_loss()`. By default, true for a method without a `loss`, `prepare` or `infer` of its own."""
     weighs_classes: bool = True
-    """Whether the loss contains `step.task_loss()`, in which classes may count differently (`train.class_weights`)."""
+    """Whether the loss contains `step.task_loss()`, in which classes may have weights (`train.class_weights`)."""
     needs_every_class: bool = False
-    """Whether there must be a training image of every class."""
+    """Whether every class needs a training image."""
     begins_anew: bool = False
-    """Whether `prepare` sets the first values of what trains, so that training cannot continue an earlier adapter."""
+    """Whether `prepare` sets the initial values of what trains, so that training cannot continue an earlier adapter."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -68,8 +69,8 @@ class Method(nn.Module, Generic[StepT]):
                 getattr(cls, each) is getattr(Method, each) for each in ("prepare", "loss", "infer")
             )
         if cls.edits is not Method.edits and cls.touches is Method.touches:
-            which = 'say which towers it edits, such as touches = frozenset({"vision"})'
-            raise AdaptError(f"{cls.__name__} has edits and no touches, so that no tower would ask for them: {which}")
+            advice = 'name the towers it edits, such as touches = frozenset({"vision"})'
+            raise AdaptError(f"{cls.__name__} defines edits without touches, so no tower would ask for them: {advice}")
 
     def __init__(self, **config: Any) -> None:
         super().__init__()
@@ -86,94 +87,94 @@ class Method(nn.Module, Generic[StepT]):
 
     @property
     def per_class(self) -> bool:
-        """Whether some tensor belongs to one class, so that other class names cannot be served."""
+        """Whether some tensor belongs to one class, so that the method cannot serve other class names."""
         return False
 
     @property
     def per_image(self) -> bool:
-        """Whether class features depend on the image that is classified."""
+        """Whether class features depend on the classified image."""
         return False
 
     @property
     def logit_scale(self) -> float | None:
-        """A fixed scale of the logits; None takes the backbone's own."""
+        """A fixed scale of the logits; None means the backbone's own."""
         return None
 
     @property
     def views(self) -> int:
-        """How many random views of each image `infer` looks at, beside the image itself."""
+        """The number of random views of each image that `infer` reads beside the image itself."""
         return 0
 
     @property
     def parts(self) -> Mapping[str, Method]:
-        """The methods that this one consists of, by name: itself, unless it composes others."""
+        """The methods that make up this one, by name: itself, unless it composes others."""
         return {self.name: self}
 
-    # what changes inside the backbone
+    # changes inside the backbone
 
     def build(self, backbone: Backbone, class_names: Sequence[str]) -> None:
-        """Allocate the parameters; sizes come from the backbone's towers. Called by `wrap`, and to start anew."""
+        """Allocate the parameters, with sizes from the backbone's towers. Called by `wrap`, and for a fresh start."""
 
     def prompts(self, tokenizer: TextTokenizer, class_name: str) -> list[Prompt]:
-        """Return the prompts of a class, whose features are averaged; none where logits need no class features.
+        """Return the prompts of a class, whose features are averaged; none if logits need no class features.
 
-        By default they are the templates in the setting `template`; a method without this setting has no prompts.
+        By default they are the templates in the setting `template`, and none for a method without this setting.
         """
         templates = getattr(self.config, "template", ())
         return from_templates(tokenizer, templates, class_name)
 
     def edits(self, tower: Tower, context: Context) -> list[Edit]:
-        """Return the changes of `tower` in this call."""
+        """Return the edits of `tower` for this call."""
         return []
 
-    # how it is learned
+    # learning
 
     def logits(self, step: StepT) -> Tensor:
-        """Return the logits of a batch `(b, n)`; of a language model's answers `(b, l, v)`.
+        """Return the logits of a batch `(b, n)`, or those of a language model's answers `(b, l, v)`.
 
-        By default images are compared with class features by scaled cosines.
+        By default they are scaled cosines of images with class features.
         """
         logits: Tensor = step.model.own_logits(step)
         return logits
 
     def loss(self, step: StepT) -> Terms:
-        """Return the terms of a batch's loss by name. They add up, and the log keeps them apart."""
+        """Return the terms of a batch's loss by name. The loss is their sum; the log shows each."""
         return step.task_loss()
 
     @property
     def takes_steps(self) -> bool:
-        """Whether the method is trained by steps; by default where it has parameters."""
+        """Whether the method is trained by steps; by default, if it has parameters."""
         return any(True for _ in self.parameters())
 
     def trains(self) -> Iterable[nn.Parameter]:
-        """Return what the optimiser is given: the parameters, and modules that learn but are in no adapter."""
+        """Return the parameters for the optimiser, including those that learn but are in no adapter."""
         return self.parameters()
 
     def prepare(self, training: Training) -> None:
-        """Do what comes before the first step, or in place of all: closed forms, caches, statistics, a search.
+        """Do the work before the first step, or instead of steps: closed forms, caches, statistics, a search.
 
-        A resumed run calls it too: the values of what its steps train then come from the checkpoint
+        A resumed run calls it too. The values of what its steps train then come from the checkpoint
         (`training.resumed`).
         """
 
     def backward(self, terms: Terms) -> None:
-        """Leave the gradients of a batch's loss in the parameters. `terms` are scaled for accumulation, and fp16."""
+        """Store the gradients of a batch's loss in the parameters. `terms` are scaled for accumulation and fp16."""
         total(terms).backward()
 
     def epoch_done(self, epoch: int, epochs: int) -> None:
-        """Do what follows `epoch`, counted from 0, of `epochs`."""
+        """Do the work after `epoch`, counted from 0, of `epochs`."""
 
     def finish(self, training: Training) -> None:
-        """Do what comes after the last step, such as a choice on validation images."""
+        """Do the work after the last step, such as a choice on validation images."""
 
     def training_state(self) -> dict[str, Tensor]:
-        """Return tensors that only training needs, by name. They are kept in checkpoints, and not in adapters."""
+        """Return tensors that only training needs, by name. Checkpoints hold them; adapters do not."""
         return {}
 
     def infer(self, step: StepT) -> Tensor:
-        """Return the logits `(b, n)` of a batch at test time. Changes nothing: several threads may ask at once.
+        """Return the logits `(b, n)` of a batch at test time. Changes nothing, so several threads may call it at once.
 
-        What a stream's method remembers of the batch goes into `step.memory`.
+        A method for streams stores what it remembers of the batch in `step.memory`.
         """
         logits: Tensor = step.logits
         return logits

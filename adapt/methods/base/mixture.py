@@ -1,4 +1,4 @@
-"""How several adapters of a common start become one: weights, and peft's ways of mixing changes of weights."""
+"""Mixtures of adapters with a common start: weights, and peft's ways of combining weight changes."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ Combination = Literal["linear", "magnitude_prune", "ties", "dare_linear", "dare_
 
 @dataclass(frozen=True)
 class Mixture:
-    """`weights` of the members, one each, and how changes of weights are combined, by the names that peft has.
+    """The weight of each member, and the way that weight changes are combined, under peft's names.
 
-    `density` is the share of a change's entries that all but `linear` keep, `rank` that of a low-rank result, None for
-    what the combination gives, and `seed` of the entries that `dare_...` drops.
+    `density` is the share of a change's entries that every combination but `linear` keeps. `rank` is the rank of a
+    low-rank result; None keeps the rank that the combination gives. `seed` draws the entries that `dare_...` drops.
 
-    Raises AdaptError for a combination that there is none of, and a density or rank that does not go with it.
+    Raises AdaptError for an unknown combination, and for a density or rank that does not fit it.
     """
 
     weights: tuple[float, ...]
@@ -42,12 +42,12 @@ class Mixture:
                 f"unknown combination {self.combination!r}; {nearest(self.combination, get_args(Combination))}"
             )
         if not self.weights or not all(torch.isfinite(torch.tensor(self.weights))):
-            raise AdaptError(f"weights are {list(self.weights)}; expected a number for each adapter")
+            raise AdaptError(f"weights are {list(self.weights)}; expected one finite number for each adapter")
         if self.is_linear != (self.density is None):
             need = "has no density: leave it out" if self.is_linear else "needs a density, such as 0.2"
             raise AdaptError(f"{self.combination} {need}")
         if self.density is not None and not 0 < self.density <= 1:
-            raise AdaptError(f"density is {self.density}; expected the share of entries that are kept, over 0 to 1")
+            raise AdaptError(f"density is {self.density}; expected the share of entries to keep, over 0 and up to 1")
         if self.rank is not None and self.rank < 1:
             raise AdaptError(f"rank is {self.rank}; expected 1 or more")
 
@@ -56,11 +56,11 @@ class Mixture:
         return self.combination == "linear"
 
     def mean(self, tensors: Sequence[Tensor]) -> Tensor:
-        """The sum of the tensors by their weights."""
+        """Return the weighted sum of the tensors."""
         return reduce(torch.add, (weight * tensor for weight, tensor in zip(self.weights, tensors, strict=True)))
 
     def of_changes(self, changes: Sequence[Tensor]) -> Tensor:
-        """One change of a weight `(out, in)` in place of several; each call draws its own entries to drop."""
+        """Combine several changes of a weight `(out, in)` into one; each call draws its own entries to drop."""
         if self.is_linear:
             return self.mean(changes)
         from peft.utils import merge_utils
@@ -71,24 +71,24 @@ class Mixture:
 
 
 def default_weights(members: int, combination: str) -> tuple[float, ...]:
-    """A mean; 1 each where the combination takes a mean itself, of the entries that agree."""
+    """Return the weights of a mean, or 1 each for a combination that itself averages the entries that agree."""
     return (1.0 if "ties" in combination else 1 / members,) * members
 
 
 class Mixes(Trait):
-    """Several adapters of the method become one in another way than as the mean of their tensors."""
+    """Adapters of the method are mixed otherwise than as the mean of their tensors."""
 
     @classmethod
     @abstractmethod
     def mixed(cls, members: Sequence[Any], mixture: Mixture) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """Return settings and tensors of one method in place of several that have the same settings.
+        """Return the settings and tensors of one method mixed from members with the same settings.
 
         Raises AdaptError for a mixture that their tensors do not allow.
         """
 
 
 def mixed(members: Sequence[Method], mixture: Mixture) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Return settings and tensors of one method in place of several that have the same settings.
+    """Return the settings and tensors of one method mixed from members with the same settings.
 
     Raises AdaptError for a mixture that their tensors do not allow.
     """
@@ -99,19 +99,21 @@ def mixed(members: Sequence[Method], mixture: Mixture) -> tuple[dict[str, Any], 
 def mean_of(members: Sequence[Method], mixture: Mixture) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Return the settings of the members and the mean of their trained tensors.
 
-    Raises AdaptError if the mixture is no mean, or if tensors differ that no step trained.
+    Raises AdaptError if the mixture is not a mean, or if tensors that no step trained differ.
     """
     first = members[0]
     if not mixture.is_linear:
         raise AdaptError(
-            f"{mixture.combination} mixes changes from a common start, which a {first.name} adapter does not record: "
-            "take linear, or adapters of lora"
+            f"{mixture.combination} mixes changes from a common start, and a {first.name} adapter does not record its "
+            "start: use linear, or adapters of lora"
         )
     if mixture.rank is not None:
-        raise AdaptError(f"{first.name} has no rank: leave it out, which is of lora")
+        raise AdaptError(
+            f"rank is {mixture.rank}, but {first.name} adapters have no rank: leave it out (only lora has one)"
+        )
     if abs(sum(mixture.weights) - 1) > 1e-6:
         raise AdaptError(
-            f"the weights sum to {sum(mixture.weights):g}; expected 1, for a mean of {first.name}'s tensors"
+            f"the weights sum to {sum(mixture.weights):g}; expected a sum of 1, for a mean of {first.name}'s tensors"
         )
     states = [member.state_dict() for member in members]
     trained = {name for name, _ in first.named_parameters()}
@@ -119,7 +121,8 @@ def mean_of(members: Sequence[Method], mixture: Mixture) -> tuple[dict[str, Any]
     for name, tensor in states[0].items():
         if name not in trained and not all(tensor.equal(state[name]) for state in states):
             raise AdaptError(
-                f"{first.name} keeps {name}, which its images gave and no step trained: it differs, and has no mean"
+                f"{first.name}: the adapters differ in {name}, computed from training images, which has no mean: "
+                "mix adapters that agree in it"
             )
         tensors[name] = mixture.mean([state[name] for state in states]) if name in trained else tensor
     return first.config.model_dump(mode="json"), tensors

@@ -1,4 +1,4 @@
-"""A plain classifier of image features, fitted at once: what a practitioner tries first, perhaps beside zero-shot."""
+"""Plain classifiers of image features, fitted without steps, which a practitioner tries first."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from adapt.methods.zero_shot import Templates
 from adapt.prompts import Prompt
 
 WORDS = (0.0, *(10.0 ** (k / 2) for k in range(-4, 5)))  # 0, and 0.01 to 100
-ABOVE = 2.0  # standard errors above guessing, from which on class names say something
+ABOVE = 2.0  # standard errors above chance from which class names count as informative
 
 
 class PlainClassifierConfig(MethodConfig):
     words: float | None = Field(default=0.0, ge=0)
-    """Weight of the zero-shot logits beside the classifier's own; 0 leaves words out, null leaves it to the data."""
+    """Weight of the zero-shot logits beside the classifier's own; 0 leaves them out, null lets the data choose."""
     template: Templates = "a photo of a {}."
     """One template, or several whose features are averaged, for the zero-shot logits."""
 
@@ -44,7 +44,7 @@ class PlainClassifier(Method[ImageStep], Grid):
         return [] if self.config.words == 0 else super().prompts(tokenizer, class_name)
 
     def scores(self, features: Tensor) -> Tensor:
-        """The classifier's own logits `(b, n_classes)` of unit-length features `(b, e)`."""
+        """Return the classifier's own logits `(b, n_classes)` of unit-length features `(b, e)`."""
         raise NotImplementedError
 
     def logits(self, step: ImageStep) -> Tensor:
@@ -56,7 +56,7 @@ class LinearClassifier(PlainClassifier):
     """A plain classifier of one matrix: `solve` gives its `weight` `(n_classes, e)` and `bias` `(n_classes,)`."""
 
     scale: float
-    """What the backbone multiplies cosines by."""
+    """The backbone's factor of cosines."""
 
     def build(self, backbone: DualEncoder, class_names: Sequence[str]) -> None:  # type: ignore[override]
         self.weight = nn.Parameter(torch.zeros(len(class_names), backbone.embed_dim, device=backbone.device))
@@ -67,13 +67,13 @@ class LinearClassifier(PlainClassifier):
         self.set(*self.solve(training.features("train").double(), training.labels("train")))
 
     def set(self, weight: Tensor, bias: Tensor) -> None:
-        """Takes a weight `(n_classes, e)` and a bias `(n_classes,)`."""
+        """Set the weight `(n_classes, e)` and the bias `(n_classes,)`."""
         with torch.no_grad():
             self.weight.copy_(weight)
             self.bias.copy_(bias)
 
     def solve(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Weight `(n_classes, e)` and bias `(n_classes,)` for unit-length features `(n, e)` with labels `(n,)`."""
+        """Fit weight `(n_classes, e)` and bias `(n_classes,)` to unit-length features `(n, e)` with labels `(n,)`."""
         raise NotImplementedError
 
     def scores(self, features: Tensor) -> Tensor:
@@ -81,7 +81,7 @@ class LinearClassifier(PlainClassifier):
 
 
 def _names_help(training: Training) -> bool:
-    """Whether zero-shot, which has learned from none of them, is surely better than guessing on the training images."""
+    """Return whether zero-shot, which learned from no image, is clearly better than chance on the training images."""
     step = ImageStep(training.classifier, Encoded(training.features("train")))
     zero_shot, labels = step.cosine_logits(step.class_features), training.labels("train")
     chance = 1 / zero_shot.shape[1]
@@ -90,6 +90,6 @@ def _names_help(training: Training) -> bool:
 
 
 def class_means(features: Tensor, labels: Tensor, classes: int) -> Tensor:
-    """Mean feature `(n_classes, e)` of the images `(n, e)` of each class."""
+    """Return the mean feature of each class `(n_classes, e)`, from the features of its images `(n, e)`."""
     sums = features.new_zeros(classes, features.shape[1]).index_add(0, labels, features)
     return sums / labels.bincount(minlength=classes)[:, None]

@@ -1,4 +1,4 @@
-"""What published checkpoints keep, and where."""
+"""The tensors of published prompt learners."""
 
 from __future__ import annotations
 
@@ -8,6 +8,6 @@ LEARNER = "prompt_learner."  # where published checkpoints that hold all of CLIP
 
 
 def learned(state: dict[str, Tensor], prefix: str = "") -> dict[str, Tensor]:
-    """Return what a published prompt learner holds under `prefix`, without its buffers of frozen tokens."""
+    """Return the tensors of a published prompt learner under `prefix`, without its buffers of frozen tokens."""
     own = {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
     return {key: tensor for key, tensor in own.items() if key not in ("token_prefix", "token_suffix")}

@@ -1,4 +1,4 @@
-"""Where features lie: those of two backbones are compared in one space only."""
+"""Feature spaces: features of two backbones can be compared only within one space."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ if TYPE_CHECKING:
 
 
 class Space(BaseModel):
-    """That of a dual encoder, which another one with other weights, or which reads images otherwise, does not share."""
+    """The feature space of a dual encoder, which depends on its weights and on how it reads images."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     backbone: str
-    """Its name; "" where it has none."""
+    """The backbone's name, or "" if it has none."""
     fingerprint: str
     reading: str
-    """How inputs are prepared for it, as JSON."""
+    """The preprocessing of its inputs, as JSON."""
     size: int = Field(ge=1)
-    """Values of a feature."""
+    """The number of values in a feature."""
 
     @classmethod
     def of(cls, backbone: DualEncoder) -> Space:
-        """The space that `backbone` encodes into."""
+        """Return the space of the features of `backbone`."""
         return cls(
             backbone=backbone.name or "",
             fingerprint=backbone.fingerprint.short(),
@@ -41,19 +41,19 @@ class Space(BaseModel):
 
 
 class Projects(Trait):
-    """Features of both towers are projected before they are compared, perhaps into the space of another backbone."""
+    """Features of both towers are projected before comparison, perhaps into another backbone's space."""
 
     @property
     @abstractmethod
     def space(self) -> Space | None:
-        """The other backbone's space; None for one of the method's own."""
+        """The other backbone's space, or None for a space of the method's own."""
 
     @abstractmethod
     def project(self, features: Tensor) -> Tensor:
-        """Return features `(..., e)` of either tower as they are compared, `(..., d)`. They get unit length again."""
+        """Return projections `(..., d)` of features `(..., e)` of either tower. The caller normalises them again."""
 
 
 def space_of(method: Method) -> Space | None:
-    """Return the other backbone's space in which a method compares features; None where there is none."""
+    """Return the other backbone's space in which a method compares features, or None."""
     projects = trait(method, Projects)
     return None if projects is None else projects.space

@@ -1,4 +1,4 @@
-"""One batch as a method sees it while it learns or decides: lazily, and each thing is computed once."""
+"""A batch as a method sees it in training and at test time, computed lazily and only once."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Same = TypeVar("Same", bound="Step")
-Terms = dict[str, Tensor]  # the parts of a loss by name, which add up
+Terms = dict[str, Tensor]  # the terms of a loss by name, which add up
 
 
 class Encoded(NamedTuple):
-    """A batch whose image features `(b, e)` are known, of unit length: the images themselves are not there.
+    """A batch of unit-length image features `(b, e)`, without the images.
 
-    `views` `(b, v, e)` are those of several views of each image, where a method asks for some.
+    `views` `(b, v, e)` are features of several views of each image, for a method that reads views.
     """
 
     features: Tensor
@@ -36,9 +36,9 @@ class Encoded(NamedTuple):
 
 
 class BlockInputs(NamedTuple):
-    """A batch whose way through the first blocks is known: what `block` of the vision tower reads `(b, l, d)`.
+    """A batch of inputs `(b, l, d)` to `block` of the vision tower, without the images.
 
-    Nothing edits the blocks before it. The images themselves are not there.
+    No block before it is edited.
     """
 
     block: int
@@ -46,26 +46,26 @@ class BlockInputs(NamedTuple):
 
 
 class Step:
-    """One batch of items: their labels, as the task has them, and their logits `(b, n)` once they are asked for."""
+    """A batch of items: their labels in the task's form, and their logits `(b, n)`, computed on first use."""
 
     task: Task | None = None
-    """The task of the items; None of a step that was made by hand, whose loss is the step's own."""
+    """The task of the items; None for a step made by hand, whose loss is its own cross-entropy."""
     items: Sequence[Item] = ()
-    """The items of the whole batch, in the order of the labels."""
+    """The items of the complete batch, in the order of the labels."""
     whole: Callable[[Tensor], Tensor] | None = None
-    """Where the inputs are a share of the batch, one of several processes' own: from rows of the share to all."""
+    """A function from the rows of this process to those of all processes, if the batch is divided among several."""
 
     def __init__(self, model: ModelView, inputs: Any, labels: Tensor | None = None) -> None:
         self.model, self.inputs, self._labels = model, inputs, labels
 
     def of(self, task: Task, items: Sequence[Item]) -> Self:
-        """The same step, of these items and their task."""
+        """Set the items of the step and their task, and return the step."""
         self.task, self.items = task, items
         return self
 
     @cached_property
     def labels(self) -> Tensor | None:
-        """The labels of the items `(b,)` or `(b, n)`, as the task has them; None where nothing is known of them."""
+        """The labels of the items `(b,)` or `(b, n)`, in the task's form, or None if unknown."""
         labels = self._labels
         if labels is None and self.task is not None:
             labels = self.task.labels(self.items, self.model.class_names)
@@ -73,47 +73,47 @@ class Step:
 
     @cached_property
     def values(self) -> Tensor | None:
-        """A number that each item has beside its class `(b,)`, such as a grade; None where the task has none."""
+        """The number of each item `(b,)`, such as a quality score, or None if the task has no numbers."""
         values = None if self.task is None else self.task.values(self.items)
         return None if values is None else moved(values.float(), self.model.backbone.device)
 
     def task_loss(self) -> Terms:
-        """The loss of the task: what training makes smaller where the method adds nothing of its own."""
+        """Return the terms of the task's loss, which training minimises if the method adds no term."""
         terms: Terms = {"cross_entropy": self.cross_entropy} if self.task is None else self.task.loss(self)
         return terms
 
     @property
     def right(self) -> Tensor:
-        """Which items `(b,)` have the largest logit at their label."""
+        """Whether each item has its largest logit at its label `(b,)`."""
         assert self.labels is not None
         return self.logits.argmax(-1).eq(self.labels)
 
     @cached_property
     def logits(self) -> Tensor:
-        """What the method makes of this batch `(b, n)`."""
+        """The method's logits of this batch `(b, n)`."""
         logits: Tensor = self.model.method.logits(self)
         return logits
 
     @cached_property
     def cross_entropy(self) -> Tensor:
-        """The mean cross-entropy of the labels `(b,)`, or of shares of the classes `(b, n)`, in full precision."""
+        """The mean cross-entropy with labels `(b,)`, or shares of the classes `(b, n)`, in fp32."""
         assert self.labels is not None
         return F.cross_entropy(self.logits.float(), self.labels, self.model.class_weights)
 
     def again(self) -> Self:
-        """The same batch, for a method that has changed since: only what is frozen is kept."""
+        """Return the same batch for a method that has changed since, with only frozen results retained."""
         return self._alike(type(self)(self.model, self.inputs, self._labels))
 
     def _alike(self, other: Same) -> Same:
-        """`other`, which is of the same batch, with what is known of it."""
+        """Return `other`, a step of the same batch, with what this step already knows of the batch."""
         other.task, other.items, other.whole = self.task, self.items, self.whole
         return other
 
 
 class ImageStep(Step):
-    """A batch of images `(b, 3, h, w)`, or their features, to be told apart by the names of classes.
+    """A batch of images `(b, 3, h, w)`, or their features, to classify by class names.
 
-    Several views of each image `(b, v, 3, h, w)` are one batch too, the image itself being the first of them.
+    It may hold several views of each image `(b, v, 3, h, w)`, of which the first is the image itself.
     """
 
     model: DualEncoderView
@@ -124,10 +124,10 @@ class ImageStep(Step):
         super().__init__(model, inputs, labels)
         self._frozen: dict[str, Tensor] = {}
         self.of_classes: dict[Hashable, Any] = {}
-        """What no image changes, by name, once it was asked for; what is there beforehand is taken as it is."""
+        """Results that do not depend on images, by name, stored on first use or set beforehand."""
 
     def under(self, method: Method) -> ImageStep:
-        """The same batch under another method of the same kind, such as a copy that learns from it."""
+        """Return the same batch under another method of the same kind, such as a copy that learns from it."""
         return self._alike(ImageStep(self.model.under(method), self.inputs, self._labels))
 
     def _alike(self, other: Same) -> Same:
@@ -137,16 +137,16 @@ class ImageStep(Step):
 
     @cached_property
     def memory(self) -> Any:
-        """What the method remembers of the stream that the batch belongs to; a batch by itself is one of its own."""
+        """The method's memory of the stream of this batch; outside a stream, the batch is a stream of its own."""
         return self.model.stream().memory if self.model.memory is None else self.model.memory
 
     @cached_property
     def images(self) -> Tensor:
-        """`(b, 3, h, w)`. AdaptError where the batch has features of images only, or a share of the images."""
+        """The images `(b, 3, h, w)`. Raises AdaptError if the batch has only features, or a share of the images."""
         if self.whole is not None:
             raise AdaptError(
-                f"{self.model.method.name} reads the images of a batch themselves, of which each of several processes "
-                "has a share: train with one process"
+                f"{self.model.method.name} reads the images of a batch themselves, and each of several processes has "
+                "only a share of them: train with one process"
             )
         return self._images
 
@@ -154,8 +154,8 @@ class ImageStep(Step):
     def _images(self) -> Tensor:
         if not isinstance(self.inputs, Tensor):
             raise AdaptError(
-                f"{self.model.method.name} reads images, and this batch has what was made of them: give its class "
-                '`reads = frozenset({"images"})`, so that the cache does not stand for them'
+                f"{self.model.method.name} reads images, and this batch has only their features: give its class "
+                '`reads = frozenset({"images"})`, so that training does not use the feature cache'
             )
         images = moved(self.inputs, self.model.backbone.device)
         return images[:, 0] if images.ndim == 5 else images
@@ -164,7 +164,7 @@ class ImageStep(Step):
     def view_features(self) -> Tensor:
         """Unit-length features of the views of each image `(b, v, e)`, the image itself first.
 
-        AdaptError where there are none.
+        Raises AdaptError if the batch has no views.
         """
         if isinstance(self.inputs, Encoded) and self.inputs.views is not None:
             others = moved(self.inputs.views, self.model.backbone.device)
@@ -180,17 +180,17 @@ class ImageStep(Step):
     def _wrong_views(self, given: int) -> AdaptError:
         method = self.model.method
         return AdaptError(
-            f"{method.name} decides on {method.views + 1} views of an image, and was given {given}: call "
-            "model.predict, or give the model images (b, v, 3, h, w), each one itself first"
+            f"{method.name} reads {method.views + 1} views of each image, and the batch has {given}: call "
+            "model.predict, or pass images (b, v, 3, h, w) whose first view is the image itself"
         )
 
     def frozen_blocks(self, names: Sequence[str]) -> dict[str, tuple[Tensor, Tensor]]:
-        """What goes into blocks of the backbone, such as vision.3, by itself, and what comes out of them: `(b, l, d)`.
+        """Return the inputs and outputs `(b, l, d)` of blocks of the backbone alone, such as vision.3.
 
-        Without gradient.
+        They carry no gradient.
         """
-        found: dict[str, tuple[Tensor, Tensor]] = self.model.frozen_blocks(self._images, names)
-        return {name: (self._of_all(before), self._of_all(after)) for name, (before, after) in found.items()}
+        pairs = self.model.frozen_blocks(self._images, names)
+        return {name: (self._of_all(before), self._of_all(after)) for name, (before, after) in pairs.items()}
 
     @cached_property
     def features(self) -> Tensor:
@@ -199,7 +199,7 @@ class ImageStep(Step):
 
     @cached_property
     def _own_features(self) -> Tensor:
-        """Those of the share."""
+        """The features of this process's share of the images."""
         if isinstance(self.inputs, Encoded):
             return moved(self.inputs.features, self.model.backbone.device)
         features: Tensor = self.model.image_features(self._entering)
@@ -210,32 +210,32 @@ class ImageStep(Step):
 
     @property
     def _entering(self) -> Tensor | BlockInputs:
-        """What the vision tower is given."""
+        """The input of the vision tower."""
         return self.inputs if isinstance(self.inputs, BlockInputs) else self._images
 
     @cached_property
     def local_features(self) -> Tensor:
-        """Features `(b, rows, columns, e)` of the images' patches, as they are, by the backbone alone.
+        """Features `(b, rows, columns, e)` of the images' patches, not normalised, by the backbone alone.
 
-        See `adapt.engine.values`. Without gradient. What it takes gives `frozen_features` too.
+        They carry no gradient; see `adapt.engine.values`. The same pass gives `frozen_features`.
         """
         patches, self._frozen["features"] = self.model.local_features(self.images)
         return patches
 
     @cached_property
     def image_tokens(self) -> Tensor:
-        """What the vision tower's last block makes of the images `(b, l, d)`, by the backbone alone; no gradient."""
+        """The output of the vision tower's last block `(b, l, d)`, by the backbone alone, without gradient."""
         return self._of_all(self._own_tokens)
 
     @cached_property
     def _own_tokens(self) -> Tensor:
-        """Those of the share."""
+        """The tokens of this process's share of the images."""
         tokens: Tensor = self.model.image_tokens(self._images)
         return tokens
 
     @cached_property
     def class_features(self) -> Tensor:
-        """Unit-length features of the classes `(n, e)`, or `(b, n, e)` where they depend on the image."""
+        """Unit-length features of the classes `(n, e)`, or `(b, n, e)` if they depend on the image."""
         features: Tensor
         method = self.model.method
         if method.per_image:
@@ -247,14 +247,14 @@ class ImageStep(Step):
 
     @cached_property
     def prompt_features(self) -> tuple[Tensor, ...]:
-        """Unit-length features `(m, e)` of the m prompts of each class, which is not the same number for all."""
+        """Unit-length features `(m, e)` of the prompts of each class; m may differ between classes."""
         features: tuple[Tensor, ...] = self._once("prompt_features", self.model.prompt_features)
         return features
 
     def encode(self, prompts: Sequence[Prompt]) -> Tensor:
-        """Unit-length features `(m, e)` of other prompts than the classes', under the method's edits of the text tower.
+        """Return unit-length features `(m, e)` of prompts other than the classes', under the method's text edits.
 
-        Learned tokens that belong to a class, or to an image, have no place in them.
+        They cannot contain learned tokens that belong to a class or an image.
         """
         features: Tensor = self.model.encode(prompts)
         return features
@@ -262,7 +262,7 @@ class ImageStep(Step):
     @property
     def frozen_features(self) -> Tensor:
         """Unit-length features of the images `(b, e)` by the backbone alone, without gradient."""
-        if isinstance(self.inputs, Encoded):  # which nothing edits
+        if isinstance(self.inputs, Encoded):  # no edits act on them
             return self.features
         if "features" not in self._frozen:
             with torch.no_grad():
@@ -270,10 +270,10 @@ class ImageStep(Step):
         return self._frozen["features"]
 
     def frozen_class_features(self, templates: Sequence[str], average: Literal["unit", "raw"] = "unit") -> Tensor:
-        """Features of the classes `(n, e)` by the backbone alone, without gradient.
+        """Return features of the classes `(n, e)` by the backbone alone, without gradient.
 
-        Of unit length, and of several templates the mean of unit-length features; or, `raw`, the mean of what the
-        tower gives, as it is.
+        `unit`: the normalised mean of the unit-length features of the templates; `raw`: the mean of the tower's
+        outputs, not normalised.
         """
         key = tuple(templates), average
         features: Tensor = self._once(key, lambda: self.model.frozen_class_features(*key))
@@ -281,12 +281,12 @@ class ImageStep(Step):
 
     @property
     def scale(self) -> float:
-        """What cosines are multiplied by: the method's own scale, or the backbone's."""
+        """The factor of cosines: the method's own scale, or else the backbone's."""
         return float(self._once("scale", lambda: self.model.method.logit_scale or self.model.backbone.logit_scale))
 
     @property
     def bias(self) -> float:
-        """What is added to them: SigLIP's bias, or nothing."""
+        """The bias added to scaled cosines: SigLIP's, or 0."""
         return float(self._once("bias", lambda: self.model.backbone.logit_bias))
 
     def _once(self, name: Hashable, compute: Callable[[], T]) -> T:
@@ -296,13 +296,15 @@ class ImageStep(Step):
         return known
 
     def cosine_logits(self, class_features: Tensor, features: Tensor | None = None) -> Tensor:
-        """Logits `(b, n)`: the images' cosines with `class_features` `(n, e)` or, by image, `(b, n, e)`, scaled.
+        """Return logits `(b, n)`: scaled cosines with `class_features` `(n, e)` or, for each image, `(b, n, e)`.
 
-        `features` `(b, e)` of unit length are by default the images' own. The scale is the method's own or the
+        Unit-length `features` `(b, e)` are by default those of the images. The scale is the method's own, or else the
         backbone's; SigLIP's bias is added.
         """
         features = self.features if features is None else features
-        if torch.is_autocast_enabled(features.device.type):  # a hundredfold cosine would lose what tells classes apart
+        if torch.is_autocast_enabled(
+            features.device.type
+        ):  # in half precision, scaled cosines of similar classes would round to the same value
             with torch.autocast(features.device.type, enabled=False):
                 return self.cosine_logits(class_features.float(), features.float())
         class_features = class_features.to(features.dtype)
@@ -314,9 +316,8 @@ class ImageStep(Step):
 class PairStep(ImageStep):
     """A batch of images `(b, 3, h, w)` with a text for each, `[images, texts]`.
 
-    `labels` are the numbers of the images, or of the entities that they are of.
-
-    A third list has the texts in other words, "" where there are none.
+    `labels` number the images, or the entities that they belong to. An optional third list has a paraphrase of each
+    text, or "".
     """
 
     def __init__(self, model: DualEncoderView, inputs: Sequence[Any], labels: Tensor | None = None) -> None:
@@ -336,12 +337,12 @@ class PairStep(ImageStep):
 
     @cached_property
     def cross_entropy(self) -> Tensor:
-        """The contrast of the images with their texts, in both directions."""
+        """The contrastive loss of images and texts, in both directions."""
         return contrast(self.without_same(self.logits))
 
     @property
     def right(self) -> Tensor:
-        """Which images `(b,)` have their own text nearest, those that are not wrong left out."""
+        """Whether each image `(b,)` is nearest to its own text, leaving out other texts that are also right for it."""
         nearest = self.without_same(self.logits).argmax(-1)
         return nearest == torch.arange(len(nearest), device=nearest.device)
 
@@ -353,13 +354,13 @@ class PairStep(ImageStep):
 
     @property
     def pair_features(self) -> Tensor:
-        """Unit-length features of the pairs `(b, e)`, an image and its text being one."""
+        """Unit-length features of the pairs `(b, e)`, one for each image with its text."""
         features: Tensor = self.model.pair_features(self.features, self.text_features)
         return features
 
     @cached_property
     def same(self) -> Tensor:
-        """Which texts `(b, b)` are not wrong for an image though they are another's: alike, or of the same image or
+        """Whether another image's text is also right for an image `(b, b)`: an equal text, or the same image or
         entity."""
         assert self.labels is not None
         number = {text: place for place, text in enumerate(dict.fromkeys(self.texts))}
@@ -368,15 +369,15 @@ class PairStep(ImageStep):
         return alike.fill_diagonal_(False)
 
     def without_same(self, logits: Tensor) -> Tensor:
-        """Logits `(b, b)` of images by texts, in which those that are not wrong do not count."""
+        """Return logits `(b, b)` of images by texts, with minus infinity where another text is also right."""
         return logits.masked_fill(self.same, -torch.inf)
 
 
 def contrast(logits: Tensor, wrong: Tensor | None = None) -> Tensor:
-    """The mean cross-entropy over both directions of logits `(b, b)`, images by texts, whose diagonal is right.
+    """Return the contrastive loss: the mean cross-entropy of logits `(b, b)` over both directions.
 
-    `wrong` `(b, m)` are logits of more texts, wrong for every image.
+    The diagonal of images by texts is right. `wrong` `(b, m)` are logits of more texts, wrong for every image.
     """
     right = torch.arange(len(logits), device=logits.device)
-    of_images = logits if wrong is None else torch.cat([logits, wrong], dim=-1)
-    return (F.cross_entropy(of_images.float(), right) + F.cross_entropy(logits.T.float(), right)) / 2
+    with_wrong = logits if wrong is None else torch.cat([logits, wrong], dim=-1)
+    return (F.cross_entropy(with_wrong.float(), right) + F.cross_entropy(logits.T.float(), right)) / 2

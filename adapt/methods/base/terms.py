@@ -1,4 +1,4 @@
-"""The loss of a batch by its parts: what they add up to, and those that a recipe may add to any method's."""
+"""The terms of a loss: their sum, and the extra terms that a recipe may add to any method."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from adapt.shown import brief
 
 
 def total(terms: Terms) -> Tensor:
-    """The loss that its terms add up to."""
+    """Return the sum of the terms."""
     first, *others = terms.values()
     return sum(others, first)
 
 
-def checked(terms: Any, method: str) -> Terms:
-    """The terms of a method's loss. AdaptError, with its name, for what is none."""
-    expected = "expected the terms of a loss by their names, each a tensor with one number"
+def checked(terms: object, method: str) -> Terms:
+    """Return `terms` if they are the terms of a loss. Raises AdaptError, naming the method, if not."""
+    expected = "expected a dict of the terms by name, each a tensor with one number"
     if not isinstance(terms, dict) or not terms:
-        raise AdaptError(f"{method}: its loss gave {brief(terms)}; {expected}")
+        raise AdaptError(f"{method}: its loss returned {brief(terms)}; {expected}")
     for name, term in terms.items():
         if not (isinstance(name, str) and isinstance(term, Tensor) and term.numel() == 1):
             kind = f"of shape {tuple(term.shape)}" if isinstance(term, Tensor) else brief(term)
@@ -31,10 +31,9 @@ def checked(terms: Any, method: str) -> Terms:
 
 
 def distill(step: ImageStep) -> Tensor:
-    """The mean of one minus the cosine of image features with those of the backbone alone."""
+    """Return the mean cosine distance of image features from those of the backbone alone."""
     return 1 - (step.features.float() * step.frozen_features.float()).sum(-1).mean()
 
 
-TERMS: dict[str, Callable[[Any], Tensor]] = {
-    "distill": distill
-}  # those that a recipe may add to any method's loss, by `train.terms`
+# the terms that a recipe may add to the loss of any method, by `train.terms`
+TERMS: dict[str, Callable[[Any], Tensor]] = {"distill": distill}

@@ -1,4 +1,4 @@
-"""One training as a method sees it, before the first step and after the last."""
+"""The training of a method, as the method sees it before the first step and after the last."""
 
 from __future__ import annotations
 
@@ -19,51 +19,51 @@ Kept = TypeVar("Kept", bound=BaseModel)
 
 
 class Training(Protocol):
-    """What `prepare` and `finish` are given. Images for validation may be none."""
+    """The training that `prepare` and `finish` receive. There may be no validation images."""
 
     @property
     def model(self) -> ModelView:
-        """The backbone under the method."""
+        """The adapted model."""
 
     @property
     def classifier(self) -> DualEncoderView:
-        """The same, where the backbone is a dual encoder. AdaptError where it is another kind."""
+        """The model, on a dual encoder. Raises AdaptError if the backbone is of another kind."""
 
     seed: int
     seconds: float
-    """What training took: before the first step what `prepare` counts to it, after the last one all."""
+    """The time that training took: before the first step, the part that `prepare` adds; after the last, all of it."""
 
     @property
     def settings(self) -> Any:
-        """Those of the steps. AdaptError for a method that takes none."""
+        """The settings of the steps. Raises AdaptError for a method without steps."""
 
     def items(self, part: Part) -> Sequence[Item]:
-        """The images of a part."""
+        """Return the images of a part."""
 
     def labels(self, part: Part) -> Tensor:
-        """The numbers of the items' classes `(n,)`."""
+        """Return the class numbers of the items `(n,)`."""
 
     def shares(self, part: Part) -> Tensor:
-        """How much of each item belongs to each class `(n, c)`; rows add up to 1."""
+        """Return the share of each item that belongs to each class `(n, c)`; rows add up to 1."""
 
     def values(self, part: Part) -> Tensor:
-        """A number that each item has beside its class `(n,)`, such as a grade. AdaptError where the task has none."""
+        """Return each item's number `(n,)`, such as a quality score. Raises AdaptError if the task has no numbers."""
 
     def features(self, part: Part, *, views: int = 0, unit: bool = True, projected: bool = True) -> Tensor:
-        """Features of the images `(n, e)`, or of as many random views of each `(n, views, e)`, of `unit` length or not.
+        """Return features of the images `(n, e)`, or of random views of each `(n, views, e)`, of `unit` length or not.
 
-        From the cache, on the CPU, by a vision tower that nothing edits. Not `projected` they are what the tower's last
-        projection reads `(..., d)`, which such a method may replace.
+        They come from the cache, on the CPU, by a vision tower without edits. If not `projected`, they are the input
+        of the tower's last projection `(..., d)`, for a method that replaces it.
         """
 
     def alone(self, backbone: str | None = None) -> Training:
-        """The same images and texts under a backbone by itself: the model's, or the one that a name stands for.
+        """Return the same images and texts under a backbone without a method: the model's, or the one of a name.
 
-        AdaptError for a name of none, or of one that does not compare images with texts.
+        Raises AdaptError for an unknown name, and for a backbone that does not compare images with texts.
         """
 
     def held_back(self) -> Iterator[Step]:
-        """Batches of the validation images as the model sees them in a test, again and again."""
+        """Yield batches of the validation images without end, preprocessed as in a test."""
 
     def train(
         self,
@@ -74,34 +74,34 @@ class Training(Protocol):
         after: Callable[[dict[str, Any]], None] = lambda entry: None,
         **changed: Any,
     ) -> float:
-        """A stage of steps over the training images, `changed` being settings other than the training's own.
+        """Run a stage of steps over the training images and return its seconds; `changed` replaces settings for it.
 
-        Trains `parameters`, by default all, on `loss`, by default the method's; `after` is told of every step. With a
-        loss of one's own batches have images, not features. Returns the seconds that it took.
+        Trains `parameters`, by default all, on `loss`, by default the method's, and calls `after` with the log entry of
+        every step. With another `loss` than the method's, batches hold images, not features.
         """
 
     def loss(self, step: Step) -> Tensor:
-        """The loss of a batch as training has it: with the recipe's terms and precision."""
+        """Return the loss of a batch as in training, with the recipe's terms and precision."""
 
     def flops(self, towers: Collection[str]) -> float:
-        """Operations of these towers for one image and one class, or to answer a question, as the model is now."""
+        """Return the operations of these towers for one image and one class, or for one answer, as the model is now."""
 
     def restart(self) -> None:
-        """All that trains starts anew, by the seed, built as the settings of the method are now."""
+        """Build everything that trains afresh, from the seed, with the method's present settings."""
 
     @property
     def started(self) -> bool:
-        """Whether the tensors' values are those of an earlier adapter, which training goes on from."""
+        """Whether training continues from the tensors of an earlier adapter."""
 
     @property
     def resumed(self) -> bool:
-        """Whether the tensors' values will come from a checkpoint, once `prepare` has made their places."""
+        """Whether the tensors' values will come from a checkpoint, after `prepare` has allocated them."""
 
     def keep(self, name: str, data: BaseModel) -> None:
-        """Keeps what took long to find out, for a run that goes on: in a run directory as `name`.json."""
+        """Store a costly result for a resumed run, as `name`.json in the run directory."""
 
     def kept(self, name: str, kind: type[Kept]) -> Kept | None:
-        """What was kept, here or by the run that goes on. AdaptError where that is damaged."""
+        """Return the stored result of this run or of the run it resumes. Raises AdaptError if the file is damaged."""
 
     def note(self, **figures: Any) -> None:
-        """Figures of a method's own for metrics.json."""
+        """Add figures of the method to metrics.json."""

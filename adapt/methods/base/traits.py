@@ -1,7 +1,7 @@
-"""Traits: what only some methods have, each a class beside `Method` in the method's own line.
+"""Traits: abilities of only some methods, each a class beside `Method` in the class statement.
 
-`class AnoVL(Method, DrawsMaps)` draws maps; who needs maps asks `trait(method, DrawsMaps)`, which looks into the parts
-of a composition. Two parts with one trait are refused, unless `Compose` has the trait itself and combines them.
+`class AnoVL(Method, DrawsMaps)` draws maps. Code that needs maps calls `trait(method, DrawsMaps)`, which also looks
+into the parts of a composition. Two parts with one trait are refused, unless `Compose` has the trait and combines them.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ if TYPE_CHECKING:
     from adapt.methods.base.step import ImageStep
 
 
-class Trait(ABC):  # noqa: B024  # what is abstract is each trait's own
+class Trait(ABC):  # noqa: B024  # abstract members belong to each trait
     """The base of all traits."""
 
     of_each_part: ClassVar[bool] = False
-    """Whether any number of parts of a composition may have it, because only parts are asked for it."""
+    """Whether any number of parts of a composition may have it, because only the parts are asked for it."""
 
 
 T = TypeVar("T", bound=Trait)
 
 
 def trait(method: Method, kind: type[T]) -> T | None:
-    """Return the method, or the part of it, that has a trait; None where none has."""
+    """Return the method, or its part, that has a trait, or None."""
     carriers: Iterable[object] = (method, *method.parts.values())
     return next((part for part in carriers if isinstance(part, kind)), None)
 
@@ -43,45 +43,44 @@ def has_trait(method: Method | type[Method], kind: type[Trait]) -> bool:
 
 
 class LearnedTokens(Trait):
-    """Learned tokens have places in the prompts, so that a template would not do."""
+    """Prompts contain learned tokens, so a template cannot replace them."""
 
     @property
     def owns_prompts(self) -> bool:
-        """Whether this method's settings put tokens into the prompts."""
+        """Whether the method, with its settings, puts tokens into the prompts."""
         return True
 
     @property
     @abstractmethod
     def learned_tokens(self) -> dict[str, Tensor]:
-        """The learned text tokens `(..., d)` by parameter name, whose nearest words a person may read."""
+        """The learned text tokens `(..., d)` by parameter name, for a list of their nearest words."""
 
 
 class AveragesPrompts(Trait):
-    """The features of a class's prompts are averaged in another way than as the mean of unit-length ones, scaled back
-    to unit length."""
+    """The features of a class's prompts are averaged otherwise than as the normalised mean of unit-length ones."""
 
     prompt_average: ClassVar[Literal["mean", "raw"]]
-    """`mean`: the mean of unit-length features, as it is; `raw`: the mean of what the tower gives."""
+    """`mean`: the mean of unit-length features, not normalised; `raw`: the mean of the tower's outputs."""
 
 
 class Explains(Trait):
-    """Answers are explained by descriptors of the classes."""
+    """Descriptors of the classes explain the answers."""
 
     @abstractmethod
     def descriptors(self, class_name: str) -> Sequence[str]:
-        """Return what each prompt of a class says of it, in the prompts' order."""
+        """Return the descriptor in each prompt of a class, in the order of the prompts."""
 
 
 class Grades(Trait):
-    """Logits stand for a number, such as a grade of quality."""
+    """Logits stand for a number (regression), such as a quality score."""
 
     @abstractmethod
     def score(self, logits: Tensor) -> Tensor:
-        """Return the numbers `(b,)` that logits `(b, n)` stand for."""
+        """Return the numbers `(b,)` for logits `(b, n)`."""
 
 
 class DrawsMaps(Trait):
-    """Localises anomalies in images."""
+    """The method localises anomalies in images."""
 
     @property
     @abstractmethod
@@ -90,7 +89,7 @@ class DrawsMaps(Trait):
 
     @abstractmethod
     def anomalies(self, step: ImageStep) -> Tensor:
-        """Return how anomalous each pixel of a batch of images is, from 0 to 1: `(b, h, w)`."""
+        """Return the anomaly scores of the pixels of a batch of images, from 0 to 1: `(b, h, w)`."""
 
 
 class Stream(Trait):
@@ -108,63 +107,63 @@ class StandsAlone(Trait):
 
 
 class EncodesImages(StandsAlone):
-    """Images go through a model of the method's own in place of the vision tower."""
+    """A model of the method encodes images in place of the vision tower."""
 
     @abstractmethod
     def image_features(self, images: Tensor) -> Tensor:
-        """Return features `(b, e)` of images `(b, 3, h, w)`, of any length: the model gives them unit length."""
+        """Return features `(b, e)` of images `(b, 3, h, w)`, of any length: the model normalises them."""
 
 
 class PoolsPairs(Trait):
-    """An image and its text become one feature in another way than as their mean."""
+    """The feature of a pair is not the mean of those of its image and its text."""
 
     @abstractmethod
     def pool(self, features: Tensor, text_features: Tensor) -> Tensor:
-        """Return the features `(b, e)` of pairs, given unit-length ones of images and of texts `(b, e)`.
+        """Return features `(b, e)` of pairs, from unit-length features of their images and texts `(b, e)`.
 
-        They get unit length afterwards.
+        The caller normalises them.
         """
 
 
 class GroupsEntities(Trait):
-    """Records of one entity follow each other in training."""
+    """Records of one entity are adjacent in training (record linkage)."""
 
     @property
     @abstractmethod
     def together(self) -> int:
-        """How many records of one entity stand in a row."""
+        """The number of records of one entity in a row."""
 
 
 class LearnsOverlaps(Trait):
-    """May learn from how much a region overlaps with the box of its object."""
+    """The method can learn from the overlap of a region with the box of its object."""
 
     @property
     @abstractmethod
     def of_overlaps(self) -> bool:
-        """Whether it does with these settings."""
+        """Whether it learns from overlaps with its present settings."""
 
 
 class LearnsShares(Trait):
-    """`prepare` learns from `training.shares`: every task is learned whose items belong to classes by shares."""
+    """`prepare` learns from `training.shares`, and so every task whose items belong to classes by shares."""
 
     of_each_part = True
 
 
 class SkipsBlocks(Trait):
-    """Some blocks of the backbone are never executed."""
+    """The method never executes some blocks of the backbone."""
 
     @property
     @abstractmethod
     def skipped(self) -> frozenset[str]:
-        """The names of these blocks, such as vision.3."""
+        """The names of the skipped blocks, such as vision.3."""
 
 
 class InsideBlocks(Trait):
-    """Keeps tensors for the inside of blocks."""
+    """The method has tensors for the inside of blocks."""
 
     of_each_part = True
     absent: frozenset[str] = frozenset()
-    """The blocks that another part of a composition skips, such as vision.3: nothing is kept for their inside."""
+    """The blocks that another part of a composition skips, such as vision.3; they get no tensors."""
 
     def present(self, tower: Tower) -> Iterator[tuple[int, Block]]:
         """Yield the index and the block for each block of `tower` that is not absent."""
@@ -174,84 +173,85 @@ class InsideBlocks(Trait):
 
 
 class ChoosesOnValidation(Trait):
-    """Steps choose a setting on validation images."""
+    """Training chooses a setting on validation images."""
 
     @property
     @abstractmethod
     def chosen_on_validation(self) -> str | None:
-        """The name of the setting; None where it is given, so that nothing is chosen."""
+        """The name of the setting, or None if the user set it."""
 
 
 class ReadsPublished(Trait):
-    """Reads the checkpoints that the paper's authors published."""
+    """The method can read the checkpoints that the paper's authors published."""
 
     of_each_part = True
 
     @classmethod
     @abstractmethod
     def published(cls, state: dict[str, Tensor], given: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return this method's tensors in the state of a published checkpoint, and the settings that follow from them.
+        """Return this method's tensors from the state of a published checkpoint, and the settings that they imply.
 
-        `given` are settings that the caller knows, for what the tensors do not tell. Raises KeyError for a tensor that
-        is missing.
+        `given` are settings from the caller, which the tensors do not reveal. Raises KeyError for a missing tensor.
         """
 
 
 def unpublished(method: type[Method]) -> AdaptError:
-    """Return the refusal to read published checkpoints of a method."""
-    return AdaptError(f"there are no published {method.name} checkpoints that adapt knows how to read")
+    """Return the error for a method without readable published checkpoints."""
+    return AdaptError(f"adapt cannot read published {method.name} checkpoints: train an adapter instead")
 
 
 class ChecksAdapter(Trait):
-    """An adapter's file must satisfy more than names, shapes and types."""
+    """The method checks an adapter file beyond names, shapes and types."""
 
     def check_settings(self) -> None:
-        """Raise AdaptError if the settings of a file do not stand for themselves. Called before the method is built."""
+        """Raise AdaptError if the settings of a file depend on another file. Called before the method is built."""
 
     def check_tensors(self, tensors: Mapping[str, Tensor], source: str) -> None:
-        """Raise AdaptError if tensors of `source`, which fit in name, shape and type, hold what cannot be used."""
+        """Raise AdaptError if tensors from `source`, with the right names, shapes and types, hold unusable values."""
 
 
 class Reports(Trait):
-    """Training notes figures of the method's own, for people to read."""
+    """Training records figures of the method for people to read."""
 
     @classmethod
     def lines(cls, metrics: Mapping[str, Any]) -> Iterable[str]:
-        """Return the lines that say what training noted among all `metrics`."""
+        """Return lines of text about this method's figures among all `metrics`."""
         return ()
 
     @classmethod
     def draw(cls, run: Path) -> None:
-        """Draw the figures that a run's directory holds, into that directory."""
+        """Draw plots of the results in a run directory, into that directory."""
 
 
 def skipped_blocks(method: Method) -> frozenset[str]:
-    """Return the names of the blocks that a method never executes, such as vision.3."""
+    """Return the names of the blocks that a method skips, such as vision.3."""
     skips = trait(method, SkipsBlocks)
     return frozenset() if skips is None else skips.skipped
 
 
 def chosen_setting(method: Method) -> str | None:
-    """Return the setting that a method chooses on validation images; None where it chooses none."""
+    """Return the setting that a method chooses on validation images, or None."""
     chooses = trait(method, ChoosesOnValidation)
     return None if chooses is None else chooses.chosen_on_validation
 
 
 def owns_prompts(method: Method) -> bool:
-    """Return whether learned tokens have places in a method's prompts."""
+    """Return whether a method's prompts contain learned tokens."""
     learns = trait(method, LearnedTokens)
     return learns is not None and learns.owns_prompts
 
 
 def normal_label(method: Method, class_names: Sequence[str]) -> int:
-    """Return the number of the class without anomalies. Raises AdaptError where the method or the classes have none."""
+    """Return the number of the normal class. Raises AdaptError if the method or the classes have none."""
     maps = trait(method, DrawsMaps)
     if maps is None:
-        raise AdaptError(f"{method.name} says what an image is, not where: take a method of maps, as anovl")
+        raise AdaptError(
+            f"{method.name} classifies images and draws no anomaly maps: use a method that does, such as anovl"
+        )
     name = maps.normal_class
     if name not in class_names:
         raise AdaptError(
             f"{method.name}: no class is called {name!r}; {nearest(name, class_names)}. Set method.normal to the class "
-            "of what is as it should be, and method.states to what is said of each class"
+            "of normal images, and method.states to the descriptions of each class"
         )
     return class_names.index(name)

@@ -1,4 +1,4 @@
-"""A model as its method sees it: what a step may ask of the frozen backbone under the method."""
+"""The model as its method sees it: what a step may ask of the frozen backbone."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ class ModelView(Protocol):
     method: Method
     class_names: tuple[str, ...]
     class_weights: Tensor | None
-    """How much an image of each class counts in the cross-entropy `(n,)`."""
+    """The weight of each class in the cross-entropy `(n,)`."""
     memory: Any
-    """What the method remembers of a stream of images; None outside a stream."""
+    """The method's memory of a stream of images, or None outside a stream."""
 
     @property
     def backbone(self) -> Backbone: ...
 
     def own_logits(self, step: Any) -> Tensor:
-        """Return the logits `(b, n)` of a batch where the method has none of its own."""
+        """Return the default logits `(b, n)` of a batch, for a method that defines none."""
 
     def stream(self) -> Self:
         """Return the same model for one stream of images."""
@@ -54,10 +54,10 @@ class DualEncoderView(ModelView, Protocol):
         """Return features of patches `(b, rows, columns, e)` and of images `(b, e)` by the backbone alone."""
 
     def image_tokens(self, images: Tensor) -> Tensor:
-        """Return what the last block of the backbone alone makes of images: `(b, l, d)`."""
+        """Return the output of the backbone's last vision block for images, `(b, l, d)`, without edits."""
 
     def class_features(self, image_features: Tensor | None = None, image_tokens: Tensor | None = None) -> Tensor:
-        """Return features of the classes `(n, e)`, or `(b, n, e)` where they depend on the image."""
+        """Return features of the classes `(n, e)`, or `(b, n, e)` if they depend on the image."""
 
     def prompt_features(self) -> tuple[Tensor, ...]:
         """Return unit-length features `(m, e)` of the m prompts of each class."""
@@ -75,7 +75,7 @@ class DualEncoderView(ModelView, Protocol):
         """Return features `(m, e)` of texts by the backbone alone, or `edited` by the method; no gradient."""
 
     def pair_features(self, features: Tensor, text_features: Tensor) -> Tensor:
-        """Return unit-length features `(b, e)` of pairs, given those of their images and texts."""
+        """Return unit-length features `(b, e)` of pairs, from the features of their images and texts."""
 
     def under(self, method: Method) -> DualEncoderView:
         """Return the same backbone and texts under another method of the same kind."""

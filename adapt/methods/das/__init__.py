@@ -1,21 +1,20 @@
-"""Dynamic architecture skipping: a bandit finds the blocks that a task can do without, light adapters take their place.
+"""DAS: dynamic architecture skipping, where a bandit finds redundant blocks, and light adapters replace them.
 
 Paper: Wu et al., Parameter and Computation Efficient Transfer Learning for Vision-Language Pre-trained Models,
 NeurIPS 2023 (DAS).
 Reference: DAS `1d6a0d6`, `ViLT/vilt/modules/vilt_module_search.py`, `meter_module_search.py`.
 Deviations:
-* Besides ViLT's blocks and decoder layers, as in the reference, CLIP's towers for classification by names, and
-  BridgeTower's two cross-modal streams in place of METER's.
-* Only adapters and head train, at one rate; the reference also trains ViLT's pooler and token type embeddings, and its
-  head and METER's fusion adapters faster.
-* Decoder blocks have the adapters of ViLT's; the reference has others for LLaMA. The first block of each kind of
-  attention is never skipped, since the cache of keys and values is read there.
-* Adapters are allocated for the blocks that need them; the reference keeps both kinds for all.
-* Rewards come from batches that walk through the held-back images; the reference takes its loader's first batch again
-  and again.
+* Beside ViLT's blocks and decoder layers, as in the reference, it serves CLIP's towers for zero-shot classification,
+  and BridgeTower's two cross-modal streams in place of METER's.
+* Only adapters and head train, with one learning rate; the reference also trains ViLT's pooler and token type
+  embeddings, and has higher rates for the head and for METER's fusion adapters.
+* Decoder blocks have ViLT's adapters; the reference has others for LLaMA. The first block of each kind of attention is
+  never skipped, because the key-value cache is read there.
+* Only the adapters that a block needs are allocated; the reference keeps both kinds for all blocks.
+* Rewards come from successive batches of the validation images; the reference always uses its loader's first batch.
 * Warm-up and turn are counted in optimiser steps; the reference counts micro-batches.
-* METER's rule has no learning rate: `gate_lr=1`, which is also ViLT's.
-* No block's chance to be drawn falls below 1e-4, so that gates moved far still leave different subsets to compare.
+* METER's rule has no learning rate; `gate_lr=1` is equivalent, and is also ViLT's value.
+* The probability of drawing a block is at least 1e-4, so that extreme gates still allow different subsets.
 """
 
 from __future__ import annotations
@@ -44,56 +43,59 @@ SiteName = Literal["attn", "cross", "mlp"]
 
 class DASConfig(MethodConfig):
     skip: int | None = Field(default=None, ge=0)
-    """How many blocks to skip; a search chooses which. 2, unless keep_flops or skipped say otherwise."""
+    """The number of blocks to skip, chosen by a search; 2 unless keep_flops or skipped is set."""
     keep_flops: float | None = Field(default=None, gt=0, lt=1)
-    """In place of skip: the share of the towers' operations that may remain of those of all blocks with adapters."""
+    """In place of skip: the remaining share of the towers' operations, compared with all blocks and their adapters."""
     skipped: tuple[str, ...] | None = None
-    """The skipped blocks themselves, such as vision.3, in place of a search; a trained adapter has them."""
+    """The skipped blocks, such as vision.3, in place of a search; training sets them."""
     towers: tuple[TowerName, ...] = ("vision",)
-    """ViLT's tower is fusion, BridgeTower's are text_fusion and vision_fusion, a language model's is decoder."""
+    """The searched towers: fusion (ViLT), text_fusion and vision_fusion (BridgeTower), decoder (language models)."""
     reduction: int = Field(default=8, ge=1)
-    """The tower's width over the hidden size of an adapter beside a site; one in place of a block has that of all its
-    sites together."""
+    """The ratio of the tower's width to an adapter's hidden size; an adapter in place of a block has the sum of the
+    hidden sizes of its sites."""
     search_epochs: int = Field(default=3, ge=1)
+    """The epochs of the search."""
     warmup_epochs: int = Field(default=1, ge=0)
     """Epochs of the search before the gates first change."""
     turn: int = Field(default=10, ge=1)
-    """Steps of the search between two updates of the gates."""
+    """The number of search steps between two updates of the gates."""
     draws: int = Field(default=3, ge=2)
-    """Different subsets of blocks that are compared for one update."""
+    """The number of different subsets of blocks that an update compares."""
     gate_lr: float = Field(default=1.0, gt=0)
-    """How far one comparison moves the gates. Rewards are exp(-loss): a larger loss, as with distill, needs more."""
+    """The learning rate of the gates. Rewards are exp(-loss): larger losses, as with distill, need a larger rate."""
     imitate: int = Field(default=0, ge=0)
-    """Epochs in which adapters in place of vision blocks first learn to do what the blocks do, before a search and
-    again before the training: at the training's rate, in steps of at most four images."""
+    """Epochs in which adapters in place of vision blocks first learn to imitate the blocks, before a search and again
+    before training, at the training's learning rate and with at most four images a step."""
     template: Template = "a photo of a {}."
-    """With {} for the class name."""
+    """The prompt, with {} for the class name."""
 
     @model_validator(mode="after")
     def _consistent(self) -> DASConfig:
         if self.keep_flops is not None and (self.skip is not None or self.skipped is not None):
             raise ValueError("keep_flops chooses how many blocks are skipped: leave it out, or skip and skipped")
         if self.skipped is not None and not len(set(self.skipped)) == len(self.skipped) == self.count:
-            raise ValueError(f"skipped names {len(set(self.skipped))} blocks and skip is {self.count}")
+            raise ValueError(f"skipped names {len(set(self.skipped))} different blocks, and skip is {self.count}")
         if self.searches and self.warmup_epochs >= self.search_epochs:
-            raise ValueError("warmup_epochs leave no epoch of the search to change the gates in")
+            raise ValueError(
+                f"warmup_epochs is {self.warmup_epochs}; expected less than search_epochs, {self.search_epochs}"
+            )
         return self
 
     @property
     def count(self) -> int | None:
-        """How many blocks are skipped; None where a share of the operations decides."""
+        """The number of skipped blocks, or None if a share of the operations decides."""
         if self.keep_flops is not None or self.skip is not None:
             return self.skip
         return DEFAULT_SKIP if self.skipped is None else len(self.skipped)
 
     @property
     def searches(self) -> bool:
-        """Whether it is left to a search which blocks are skipped."""
+        """Whether a search chooses the skipped blocks."""
         return self.skipped is None and self.count != 0
 
 
 class Adapter(nn.Module):
-    """`up(relu(down(norm(x))))`, and with `residual` the input added: `(..., d) -> (..., d)`."""
+    """The adapter `up(relu(down(norm(x))))`, plus the input with `residual`: `(..., d) -> (..., d)`."""
 
     def __init__(self, width: int, hidden: int, residual: bool) -> None:
         super().__init__()
@@ -110,10 +112,10 @@ class Adapter(nn.Module):
 
 
 class DAS(Method[Step], SkipsBlocks, ChoosesOnValidation, Reports):
-    """`DAS(skip, towers)` trains `TOWER.BLOCK.SITE` beside kept blocks, `TOWER.BLOCK.bypass` in place of skipped ones.
+    """`DAS(skip, towers)` trains `TOWER.BLOCK.SITE` in remaining blocks, `TOWER.BLOCK.bypass` in place of skipped ones.
 
-    The sites are attn and mlp, and cross where a block attends to another stream. While it searches, every block has
-    all of them, and `select` says which are skipped now.
+    The sites are attn and mlp, and cross if a block attends to another stream. During a search, every block has all
+    adapters, and `select` sets which blocks are skipped.
     """
 
     name = "das"
@@ -122,8 +124,8 @@ class DAS(Method[Step], SkipsBlocks, ChoosesOnValidation, Reports):
     Config = DASConfig
     learns_any_step = True
     example = {"skipped": ["text.1"], "towers": ["text", "vision"]}
-    _widths: dict[str, int]  # of the block that each name stands for
-    _sites: dict[str, tuple[SiteName, ...]]  # of each block, those that cannot be skipped too
+    _widths: dict[str, int]  # of each block, by name
+    _sites: dict[str, tuple[SiteName, ...]]  # of each block, including those that cannot be skipped
 
     @property
     def touches(self) -> frozenset[str]:
@@ -138,7 +140,7 @@ class DAS(Method[Step], SkipsBlocks, ChoosesOnValidation, Reports):
 
     @classmethod
     def draw(cls, run: Path) -> None:
-        """The gates of a search, in search.png."""
+        """Draw the gates of a search into search.png."""
         if (run / "search.json").is_file():
             plot_search(Found.model_validate_json((run / "search.json").read_text()), run / "search.png")
 
@@ -152,14 +154,14 @@ class DAS(Method[Step], SkipsBlocks, ChoosesOnValidation, Reports):
 
     @property
     def blocks(self) -> tuple[str, ...]:
-        """The names of all blocks that might be skipped."""
+        """The names of all blocks that can be skipped."""
         return tuple(name for name in self._widths if name not in self._needed)
 
     @property
     def most(self) -> dict[str, int]:
-        """How many blocks of each tower may be skipped at once: one has to be left."""
-        own, every = (Counter(name.partition(".")[0] for name in names) for names in (self.blocks, self._widths))
-        return {tower: min(own[tower], count - 1) for tower, count in every.items()}
+        """The greatest number of blocks that can be skipped in each tower; at least one remains."""
+        skippable, every = (Counter(name.partition(".")[0] for name in names) for names in (self.blocks, self._widths))
+        return {tower: min(skippable[tower], count - 1) for tower, count in every.items()}
 
     def build(self, backbone: Backbone, class_names: Sequence[str]) -> None:
         towers = [backbone.tower(name) for name in self.config.towers]
@@ -170,9 +172,8 @@ class DAS(Method[Step], SkipsBlocks, ChoosesOnValidation, Reports):
         self._check()
         if self.config.imitate and (backbone.family != "dual encoder" or set(self.config.towers) != {"vision"}):
             raise AdaptError(
-                f"das: imitate is {self.config.imitate}, and on {backbone.describe()} it stands in place of blocks of "
-                f"{' and '.join(self.config.towers)}: those of a dual encoder's vision tower can be imitated, so leave "
-                "it out"
+                f"das: imitate is {self.config.imitate}, and {backbone.describe()} would imitate blocks of "
+                f"{' and '.join(self.config.towers)}; expected the vision tower of a dual encoder: leave it out"
             )
         self._device = backbone.device
         if self.config.searches:
@@ -185,11 +186,11 @@ class DAS(Method[Step], SkipsBlocks, ChoosesOnValidation, Reports):
         self.select(self.skipped)
 
     def _check(self) -> None:
-        """AdaptError where too many blocks are to be skipped, or one that does not exist or is needed."""
+        """Raise AdaptError if too many blocks would be skipped, or one that does not exist or cannot be skipped."""
         blocks, count, most = self.blocks, self.config.count or 0, sum(self.most.values())
         if count > most:
-            may = f", of which {most} may be skipped" if most < len(self._widths) - 1 else ""
-            raise AdaptError(f"das: skip is {count}, and there are {len(self._widths)} blocks{may}: keep some")
+            limit = f", of which {most} may be skipped" if most < len(self._widths) - 1 else ""
+            raise AdaptError(f"das: skip is {count}, and there are {len(self._widths)} blocks{limit}: keep some")
         skipped = self.config.skipped or ()
         for tower in self.config.towers:
             own = [name for name in self._widths if name.startswith(f"{tower}.")]
@@ -198,39 +199,39 @@ class DAS(Method[Step], SkipsBlocks, ChoosesOnValidation, Reports):
         for name in skipped:
             if name in self._needed:
                 raise AdaptError(
-                    f"das: skipped names {name!r}, and a decoder needs the first block of each kind of attention: "
-                    "while it generates, masks and positions are read from that block's cache"
+                    f"das: skipped names {name!r}, and a decoder needs the first block of each kind of attention, from "
+                    "whose cache it reads masks and positions while generating: take another block"
                 )
             if name not in blocks:
                 raise AdaptError(f"das: skipped names {name!r}; expected some of {', '.join(blocks)}")
 
     def select(self, names: Collection[str]) -> None:
-        """Skips these blocks from now on, and no others."""
+        """Skip these blocks, and no others, from now on."""
         self.selected = frozenset(names)
 
     def _settle(self, names: Collection[str]) -> None:
-        """The settings of a method that skips these blocks for good."""
+        """Set these blocks as skipped in the settings."""
         places = {name: place for place, name in enumerate(self.blocks)}
-        skipped = tuple(sorted(names, key=lambda name: places.get(name, -1)))  # unknown ones are refused by name later
+        skipped = tuple(sorted(names, key=lambda name: places.get(name, -1)))  # `_check` refuses unknown names later
         chosen = {"skipped": skipped, "skip": len(skipped), "keep_flops": None}
         self.config = self.config.model_copy(update=chosen)
 
     def prepare(self, training: Training) -> None:
-        """The search, where the blocks are not named, after which all starts anew; and the imitation of blocks."""
+        """Search for the blocks to skip, unless they are set, and start afresh; then imitate blocks."""
         if self.config.searches:
-            found = training.kept("search", Found) or self._search(training)
-            self._settle(found.chosen)
+            result = training.kept("search", Found) or self._search(training)
+            self._settle(result.chosen)
             training.restart()
         if not training.resumed:
             training.seconds += self._imitate(training)
 
     def _search(self, training: Training) -> Found:
         search = Search(self, training)
-        imitating = self._imitate(training)
-        found = search.run()
-        found.seconds = round(found.seconds + imitating, 3)
-        training.keep("search", found)
-        return found
+        imitation_seconds = self._imitate(training)
+        result = search.run()
+        result.seconds = round(result.seconds + imitation_seconds, 3)
+        training.keep("search", result)
+        return result
 
     def _imitate(self, training: Training) -> float:
         bypasses = {
@@ -243,22 +244,22 @@ class DAS(Method[Step], SkipsBlocks, ChoosesOnValidation, Reports):
         return imitate(bypasses, epochs, training) if epochs and bypasses else 0.0
 
     def finish(self, training: Training) -> None:
-        found = training.kept("search", Found)
-        if found is not None:
-            training.note(search=found.summary(training.seconds))
+        result = training.kept("search", Found)
+        if result is not None:
+            training.note(search=result.summary(training.seconds))
 
     def _allocate(self, kinds: Mapping[str, tuple[str, ...]]) -> None:
-        """Adapters of the given kinds for each block, as `TOWER.BLOCK.KIND`."""
+        """Create the adapters of the given kinds for each block, as `TOWER.BLOCK.KIND`."""
         for tower in self.config.towers:
             setattr(self, tower, nn.ModuleDict())
-        for name, wanted in kinds.items():
+        for name, block_kinds in kinds.items():
             tower, index = name.split(".")
             width = self._widths[name]
             hidden = max(1, width // self.config.reduction)
-            whole = len(self._sites[name]) * hidden
+            bypass_hidden = len(self._sites[name]) * hidden
             adapters = {
-                kind: Adapter(width, whole, True) if kind == "bypass" else Adapter(width, hidden, False)
-                for kind in wanted
+                kind: Adapter(width, bypass_hidden, True) if kind == "bypass" else Adapter(width, hidden, False)
+                for kind in block_kinds
             }
             getattr(self, tower)[index] = nn.ModuleDict(adapters)
         self.to(self._device)
@@ -275,7 +276,7 @@ class DAS(Method[Step], SkipsBlocks, ChoosesOnValidation, Reports):
 
 
 def _needed(tower: Tower) -> frozenset[str]:
-    """The blocks of a decoder that must stay: the first of each kind of attention."""
+    """Return the blocks of a decoder that cannot be skipped: the first of each kind of attention."""
     if tower.name != "decoder":
         return frozenset()
     kinds = tower.form.kinds or ("full",) * len(tower.blocks)

@@ -1,6 +1,6 @@
-"""Before a search, and before training, adapters in place of blocks learn to do what their blocks do.
+"""Imitation: adapters in place of blocks learn the outputs of their blocks, before a search and before training.
 
-Source: FitNets (Romero et al., ICLR 2015): a thinner network first learns from the hidden layers of the whole one. DAS
+Source: FitNets (Romero et al., ICLR 2015), in which a thin network first learns from hidden layers of the full one. DAS
 starts from random adapters.
 """
 
@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from adapt.methods.base import ImageStep, Terms, Training
 
-IMAGES = 4  # of one step: each has many tokens, and an adapter learns from every one of them
+IMAGES = 4  # in a step: few, because an adapter learns from every token of an image
 
 
 def imitate(bypasses: Mapping[str, nn.Module], epochs: int, training: Training) -> float:
-    """Trains what stands in place of blocks, such as vision.3, and nothing else; the seconds that took.
+    """Train only the adapters in place of blocks, such as vision.3, and return the seconds of this training.
 
-    Rate and schedule are those of the training, without warm-up epochs; a step takes at most four images.
+    Learning rate and schedule are the training's, without warm-up epochs; a step has at most four images.
     """
 
     def loss(step: ImageStep) -> Terms:
@@ -37,21 +37,21 @@ def imitate(bypasses: Mapping[str, nn.Module], epochs: int, training: Training) 
 
 
 def lacking_blocks(bypasses: Mapping[str, nn.Module], step: ImageStep) -> Tensor:
-    """What each bypass lacks to its block in the whole backbone, summed up.
+    """Return the sum of the relative errors of bypasses, compared with their blocks in the full backbone.
 
-    The token that the tower is read at is one of many, and the one that counts: it is also measured by itself.
+    The class token is one of many, and the one that counts if the tower is read there, so it also has its own term.
     """
     read_at_class = step.model.backbone.tower("vision").form.pooling == "class"
-    lacking = []
+    errors = []
     for name, (before, after) in step.frozen_blocks(list(bypasses)).items():
         before, after = before.float(), after.float()
-        made = bypasses[name](before).float()
-        lacking.append(_lacking(before, made, after))
+        imitated = bypasses[name](before).float()
+        errors.append(_relative_error(before, imitated, after))
         if read_at_class:
-            lacking.append(_lacking(before[:, 0], made[:, 0], after[:, 0]))
-    return torch.stack(lacking).sum()
+            errors.append(_relative_error(before[:, 0], imitated[:, 0], after[:, 0]))
+    return torch.stack(errors).sum()
 
 
-def _lacking(before: Tensor, made: Tensor, after: Tensor) -> Tensor:
-    """How far `made` of `before` is from `after`, all `(..., d)`: 0 where it is the same, 1 where nothing was done."""
-    return (made - after).square().sum() / (after - before).square().sum()
+def _relative_error(before: Tensor, imitated: Tensor, after: Tensor) -> Tensor:
+    """Return the squared error of `imitated` for `after`, over that of `before`, all `(..., d)`: 0 if exact."""
+    return (imitated - after).square().sum() / (after - before).square().sum()

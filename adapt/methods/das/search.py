@@ -1,4 +1,4 @@
-"""The search: random subsets of blocks are skipped while a whole model trains, a bandit learns which may be.
+"""The search for redundant blocks: a bandit learns from random subsets skipped while the full model trains.
 
 Source: DAS `1d6a0d6`, `ViLT/vilt/modules/vilt_module_search.py`.
 """
@@ -20,11 +20,11 @@ from torch import Tensor
 from adapt.errors import AdaptError
 from adapt.methods.base import Step, Training
 
-LEAST_CHANCE = 1e-4  # of a block in a draw: gates that have gone far down leave other subsets to compare with
+LEAST_CHANCE = 1e-4  # of drawing a block, so that very low gates still allow different subsets
 
 
 class Update(BaseModel):
-    """What one comparison of subsets, by their losses, made of the gates."""
+    """The gates after a comparison of subsets by their losses."""
 
     model_config = ConfigDict(allow_inf_nan=False)
 
@@ -35,7 +35,7 @@ class Update(BaseModel):
 
 
 class Found(BaseModel):
-    """What a search found: search.json of a run."""
+    """The result of a search, stored as search.json of a run."""
 
     model_config = ConfigDict(allow_inf_nan=False)
 
@@ -46,7 +46,7 @@ class Found(BaseModel):
     seconds: float
 
     def summary(self, training_seconds: float) -> dict[str, Any]:
-        """What metrics.json says of it."""
+        """Return the entry for metrics.json."""
         return {
             "chosen": self.chosen,
             "gates": dict(zip(self.blocks, self.trace[-1].gates)) if self.trace else {},
@@ -58,27 +58,27 @@ class Found(BaseModel):
 
 
 class Skipping(Protocol):
-    """A method of which any subset of `blocks` can be skipped."""
+    """A method that can skip any subset of `blocks`."""
 
     config: Any
 
     @property
     def blocks(self) -> tuple[str, ...]:
-        """The names of all blocks that might be skipped."""
+        """The names of all blocks that can be skipped."""
 
     @property
     def most(self) -> dict[str, int]:
-        """How many blocks of each tower may be skipped at once."""
+        """The greatest number of blocks that can be skipped in each tower."""
 
     def select(self, names: Collection[str]) -> None:
-        """Skips these blocks from now on, and no others."""
+        """Skip these blocks, and no others, from now on."""
 
 
 class Search:
-    """Gates, one for each block, and the trace of what changed them.
+    """A search, with a gate for each block and the trace of their updates.
 
-    Draws from torch's global random state. Raises AdaptError where the share of operations cannot be reached, or there
-    are too few subsets to compare.
+    Draws from torch's global random state. Raises AdaptError if the share of operations cannot be reached, or there are
+    too few subsets to compare.
     """
 
     def __init__(self, method: Skipping, training: Training) -> None:
@@ -99,7 +99,9 @@ class Search:
             self._check_goal()
         subsets = number_of_subsets(list(zip(self.towers, self.gains, strict=True)), self.goal, self.most)
         if subsets < self.config.draws:
-            raise AdaptError(f"das: {self.config.draws} draws of different subsets are asked for; there are {subsets}")
+            raise AdaptError(
+                f"das: draws is {self.config.draws}; expected at most {subsets}, the number of different subsets"
+            )
 
     def _check_goal(self) -> None:
         saved = 0.0
@@ -110,12 +112,12 @@ class Search:
             least = math.ceil(1000 * (1 - saved / self.operations)) / 1000
             skipped = " and ".join(f"{most} {tower} blocks" for tower, most in self.most.items())
             raise AdaptError(
-                f"das: keep_flops is {self.config.keep_flops}, and more remains with {skipped} skipped, which is the "
-                f"most: give at least {least}"
+                f"das: keep_flops is {self.config.keep_flops}, and more remains with {skipped} skipped, the largest "
+                f"number allowed: give at least {least}"
             )
 
     def run(self) -> Found:
-        """Trains for the search's epochs, updating the gates in turn, and chooses the blocks of the largest gates."""
+        """Train for the epochs of the search with updates of the gates, and choose the blocks with the largest gates."""
         self._select(self._draw())
         seconds = self.training.train("searching blocks", after=self._after, epochs=self.config.search_epochs)
         chosen = self._enough(self.gates.sort(descending=True, stable=True).indices.tolist())
@@ -124,11 +126,11 @@ class Search:
             kept_flops=round(1 - sum(self.saved[i] for i in chosen) / self.operations, 4),
             blocks=list(self.names),
             trace=self.trace,
-            seconds=round(seconds + self.updating, 3),  # as training counts them: without decoding
+            seconds=round(seconds + self.updating, 3),  # as in training, without decoding of images
         )
 
     def _after(self, entry: dict[str, Any]) -> None:
-        """Between two steps: a comparison when it is time for one, and another subset."""
+        """Compare subsets after a step if it is time, and select another subset."""
         self.since_update += 1
         if self.since_update >= self.config.turn and entry["epoch"] >= self.config.warmup_epochs:
             self.since_update = 0
@@ -136,12 +138,12 @@ class Search:
         self._select(self._draw())
 
     def _draw(self) -> tuple[int, ...]:
-        """A random subset of blocks, the likelier to hold a block the larger its gate."""
+        """Draw a random subset of blocks, more often with blocks of larger gates."""
         chances = self.gates.sigmoid().clamp_min(LEAST_CHANCE)
         return self._enough(torch.multinomial(chances, len(self.names)).tolist())
 
     def _enough(self, order: Sequence[int]) -> tuple[int, ...]:
-        """The first blocks of `order` that reach the goal together, leaving each tower what it has to keep."""
+        """Return the first blocks of `order` that together reach the goal, within the limit of each tower."""
         taken: list[int] = []
         left = dict(self.most)
         for block in order:
@@ -175,26 +177,26 @@ class Search:
 
 
 def block_flops(method: Skipping, training: Training) -> tuple[float, dict[str, float]]:
-    """Operations of the towers that are searched, all blocks executed, and how many skipping each block saves.
+    """Return the operations of the searched towers with all blocks, and those saved by skipping each block.
 
-    The method's selection of blocks is left empty.
+    Leaves the method's selection of blocks empty.
     """
     towers = {name: name.partition(".")[0] for name in method.blocks}
     method.select(())
-    whole = {tower: training.flops([tower]) for tower in dict.fromkeys(towers.values())}
-    together = training.flops(list(whole))
+    full = {tower: training.flops([tower]) for tower in dict.fromkeys(towers.values())}
+    together = training.flops(list(full))
     saved = {}
     for name, tower in towers.items():
         method.select([name])
-        saved[name] = whole[tower] - training.flops([tower])
+        saved[name] = full[tower] - training.flops([tower])
     method.select(())
     return together, saved
 
 
 def updated_gates(gates: Tensor, subsets: Sequence[Sequence[int]], losses: Sequence[float], lr: float) -> Tensor:
-    """`g_i + lr (R_k - mean R) p_i (1 - p_i)` for each subset k and block i in it, with R = exp(-loss), p = sigmoid(g).
+    """Return `g_i + lr (R_k - mean R) p_i (1 - p_i)` over subsets k and their blocks i, R = exp(-loss), p = sigmoid(g).
 
-    The probabilities are those of the gates `(blocks,)` before the update; a larger gate is a more redundant block.
+    Probabilities come from the gates `(blocks,)` before the update; a larger gate means a more redundant block.
     """
     rewards = torch.tensor(losses, dtype=gates.dtype).neg().exp()
     advantages = rewards - rewards.mean()
@@ -207,12 +209,12 @@ def updated_gates(gates: Tensor, subsets: Sequence[Sequence[int]], losses: Seque
 
 
 def number_of_subsets(blocks: Sequence[tuple[str, float]], goal: float, most: Mapping[str, int]) -> int:
-    """How many sets of blocks, each of a tower and with its gain, reach `goal` with the one that was taken last.
+    """Return the number of sets of blocks, each with its tower and gain, whose last block reaches `goal`.
 
-    And not without it; no more than `most` of each tower.
+    Without its largest gain, a set does not reach the goal. A set has at most `most` blocks of each tower.
     """
-    sizes = Counter(blocks)  # those of one tower mostly gain the same
-    found = 0
+    sizes = Counter(blocks)  # blocks of a tower mostly have the same gain
+    subsets = 0
     for counts in product(*(range(min(size, most[tower]) + 1) for (tower, _), size in sizes.items())):
         of_tower = Counter[str]()
         for (tower, _), taken in zip(sizes, counts):
@@ -220,12 +222,12 @@ def number_of_subsets(blocks: Sequence[tuple[str, float]], goal: float, most: Ma
         gained = sum(gain * taken for (_, gain), taken in zip(sizes, counts))
         largest = max((gain for (_, gain), taken in zip(sizes, counts) if taken), default=0.0)
         if gained - largest < goal <= gained and all(of_tower[tower] <= most[tower] for tower in of_tower):
-            found += math.prod(math.comb(size, taken) for size, taken in zip(sizes.values(), counts))
-    return found
+            subsets += math.prod(math.comb(size, taken) for size, taken in zip(sizes.values(), counts))
+    return subsets
 
 
 def plot_search(found: Found, path: Path) -> None:
-    """The gates over the search's steps, those of the chosen blocks thick. Needs matplotlib."""
+    """Plot the gates over the steps of the search, with thick lines for chosen blocks. Needs matplotlib."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")

@@ -1,17 +1,17 @@
-"""Low-rank adaptation of any tower, by peft's tuners.
+"""LoRA: low-rank adaptation of any tower, by peft's tuners.
 
 Paper: Zanella and Ben Ayed, Low-Rank Few-Shot Adaptation of Vision-Language Models, CVPR-W 2024 (CLIP-LoRA).
 Reference: CLIP-LoRA `358f0d7`, `loralib/`, `lora.py`.
 Deviations:
-* peft owns the arithmetic. Its scaling alpha/sqrt(r) is `use_rslora`; DoRA, LoHa and the other tuners of peft that
-  share no state between layers go by `tuner` and `options`.
-* With dropout off, the reference passes no gradient through the low-rank path to its input: it takes the merged
-  update off the weight, in place, between forward and backward. With dropout on (its setting) the gradient is whole.
-  `input_gradient` left out does the same; true or false decides for both.
-* Blocks are chosen by a range of indices in place of the reference's named positions.
+* peft does the arithmetic. The scaling alpha/sqrt(r) is its `use_rslora`; `tuner` and `options` select DoRA, LoHa and
+  peft's other tuners that share no state between layers.
+* Without dropout, the reference passes no gradient through the low-rank path to its input, because it removes the
+  merged update from the weight, in place, between forward and backward. With dropout (its setting) the gradient is
+  complete. `input_gradient` left out does the same; true or false applies to both cases.
+* Blocks are chosen by a range of indices instead of the reference's named positions.
 * Parameters are called `TOWER.BLOCK.PROJECTION.lora_A.weight`; the reference saves a nested list.
 
-peft works on stand-ins: linears that hold views of the frozen weights. The backbone itself is never handed to it.
+peft works on stand-ins, linear layers that hold views of the frozen weights, and never sees the backbone itself.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ from adapt.methods.zero_shot import Template
 
 PROJECTIONS = ("q", "k", "v", "out", "fc1", "fc2")
 Place = tuple[str, int, str]  # tower, block, projection
-# settings of peft's configs that are not the user's to set here, and what stands for them
+# settings of peft's configs that users cannot set here, with the reason or replacement
 _OWNED = {
-    "target_modules": "see projections, towers and blocks",
-    "modules_to_save": "adapters hold the tuner's tensors only",
+    "target_modules": "use projections, towers and blocks",
+    "modules_to_save": "adapters hold only the tuner's tensors",
     "bias": "biases stay frozen",
     "lora_bias": "biases stay frozen",
-    "lora_alpha": "see alpha",
-    "lora_dropout": "see dropout",
+    "lora_alpha": "use alpha",
+    "lora_dropout": "use dropout",
     "use_rslora": "the scaling is alpha / sqrt(rank)",
 }
 _PUBLISHED = {"rank": 2, "alpha": 1.0, "dropout": 0.25}  # CLIP-LoRA's
@@ -54,24 +54,25 @@ Letter = Literal["q", "k", "v", "out", "fc1", "fc2", "gate", "up", "down"]
 
 class LoRAConfig(MethodConfig):
     published: ClassVar[dict[str, Any]] = _PUBLISHED
-    """What the plain tuner has where it is left out."""
+    """The defaults of the plain tuner."""
     rank: int | None = Field(default=None, ge=1)
-    """Of each update: 2, or of another tuner peft's default."""
+    """The rank of each update; by default 2, or peft's default for another tuner."""
     alpha: float | None = Field(default=None, gt=0)
-    """The update is scaled by alpha / sqrt(rank), as published: 1, or of another tuner peft's default."""
+    """The numerator of the update's scale, alpha / sqrt(rank); by default 1, or peft's for another tuner."""
     dropout: float | None = Field(default=None, ge=0, lt=1)
-    """On the input of the low-rank path, while training: 0.25, or of another tuner peft's default."""
+    """Dropout on the input of the low-rank path in training; by default 0.25, or peft's for another tuner."""
     projections: tuple[Letter, ...] = ("q", "k", "v")
-    """Names, or a string of the letters q k v o."""
+    """The adapted projections: names, or a string of the letters q k v o."""
     towers: tuple[TowerName, ...] = ("text", "vision")
+    """The adapted towers."""
     blocks: tuple[int, int] | None = None
-    """First block and the one after the last; all where left out."""
+    """The first block and the one after the last; by default all blocks."""
     template: Template = "a photo of a {}."
-    """With {} for the class name."""
+    """The prompt, with {} for the class name."""
     logit_scale: float | None = Field(default=100.0, gt=0)
-    """Constant, as published; null takes the backbone's own."""
+    """A constant scale of the logits, as published; null means the backbone's own."""
     input_gradient: bool | None = None
-    """Whether the low-rank path passes gradient to its input; left out: while dropout is on, as in the reference."""
+    """Whether the low-rank path passes gradient to its input; by default only with dropout, as in the reference."""
     tuner: str = "lora"
     """The name of a peft tuner."""
     options: dict[str, Any] = Field(default_factory=dict)
@@ -96,32 +97,32 @@ class LoRAConfig(MethodConfig):
             raise ValueError(f"{key} is set by the method itself ({_OWNED[key]})")
         if value.get("init_lora_weights", True) not in (True, False, "gaussian", "orthogonal"):
             raise ValueError(
-                "such init_lora_weights change the frozen weights; take true, false, gaussian or orthogonal"
+                "such init_lora_weights change the frozen weights; expected true, false, gaussian or orthogonal"
             )
         return value
 
     @model_validator(mode="after")
     def _only_plain(self) -> LoRAConfig:
         if self.input_gradient is False and not self.plain:
-            raise ValueError("input_gradient can be stopped for the plain lora tuner only")
+            raise ValueError("input_gradient is false; only the plain lora tuner can stop it: leave it out")
         return self
 
     @property
     def plain(self) -> bool:
-        """Whether the update is a low-rank term beside the frozen projection, and nothing else."""
+        """Whether the update is only a low-rank term added to the frozen projection."""
         return self.tuner == "lora" and not self.options
 
 
 class PlainLoRAConfig(LoRAConfig):
-    """Of papers that say no more than "LoRA", and keep the scale that the backbone learned."""
+    """Settings for papers that say only "LoRA", and keep the backbone's learned scale."""
 
     published = {"rank": 4, "alpha": 1.0, "dropout": 0.0, "input_gradient": True}
     logit_scale: float | None = Field(default=None, gt=0)
-    """Constant; null takes the backbone's own."""
+    """A constant scale of the logits; null means the backbone's own."""
 
 
 class LoRA(Method[StepT], InsideBlocks, Mixes):
-    """`LoRA(rank, alpha, dropout, projections, towers, blocks)`; the defaults are CLIP-LoRA's."""
+    """`LoRA(rank, alpha, projections, towers, blocks)` trains `TOWER.BLOCK.PROJECTION.lora_A` and `lora_B`."""
 
     name = "lora"
     title = "CLIP-LoRA (Zanella and Ben Ayed, CVPR-W 2024) and peft's other tuners"
@@ -132,7 +133,9 @@ class LoRA(Method[StepT], InsideBlocks, Mixes):
     _sites_of: dict[Place, Projection]
     _shell: Any  # an nn.ModuleDict of peft's layers
     _in_training: bool
-    _ties: dict[Place, list[tuple[peft_layers.Held, peft_layers.Held]]]  # peft's layers' own, and ours
+    _ties: dict[
+        Place, list[tuple[peft_layers.Held, peft_layers.Held]]
+    ]  # parameters of peft's layers, and of this module
 
     @property
     def touches(self) -> frozenset[str]:
@@ -140,7 +143,7 @@ class LoRA(Method[StepT], InsideBlocks, Mixes):
 
     @property
     def training(self) -> bool:
-        """Its mode, which is always that of peft's layers: a block may be computed again in the backward pass."""
+        """The training mode, which peft's layers always share, as the backward pass may recompute a block."""
         return self._in_training
 
     @training.setter
@@ -154,27 +157,27 @@ class LoRA(Method[StepT], InsideBlocks, Mixes):
         return self.config.logit_scale
 
     def build(self, backbone: Backbone, class_names: Sequence[str]) -> None:
-        self._modules.clear()  # of an earlier build, perhaps inside blocks that are absent now
+        self._modules.clear()  # an earlier build may have tensors for blocks that are absent now
         sites = dict(self._sites(backbone))
-        # kept out of this module's children: a stand-in's frozen weight is not ours to train, save or move
+        # not as submodules: a stand-in's frozen weight must not be trained, saved or moved with this module
         object.__setattr__(self, "_sites_of", sites)
-        chosen = {name: getattr(self.config, name) for name in _PUBLISHED}
+        settings = {name: getattr(self.config, name) for name in _PUBLISHED}
         shell = peft_layers.inject(
             {_key(site): projection for site, projection in sites.items()},
             self.config.tuner,
-            chosen,
+            settings,
             self.config.options,
         )
         object.__setattr__(self, "_shell", shell.train(self.training))
         object.__setattr__(self, "_ties", {site: list(self._tied(site)) for site in sites})
 
     def _tied(self, site: Place) -> Iterator[tuple[peft_layers.Held, peft_layers.Held]]:
-        """Registers what peft's layer at `site` trains, and says where the layer keeps each parameter."""
+        """Register the parameters of peft's layer at `site` here, and yield their places in the layer and here."""
         tower, block, letter = site
         for name, held in peft_layers.parameters(self._shell[_key(site)]).items():
             parameter = held.module._parameters[held.name]
             assert parameter is not None
-            parameter.data = parameter.data.float()  # what trains is fp32, whatever the backbone is
+            parameter.data = parameter.data.float()  # fp32 whatever the backbone's precision
             yield held, peft_layers.register(self, (tower, str(block), letter, *name.split(".")), parameter)
 
     def _sites(self, backbone: Backbone) -> Iterator[tuple[Place, Projection]]:
@@ -183,8 +186,8 @@ class LoRA(Method[StepT], InsideBlocks, Mixes):
             first, stop = self.config.blocks or (0, len(tower.blocks))
             if not 0 <= first < stop <= len(tower.blocks):
                 raise AdaptError(
-                    f"lora: blocks {first} to {stop} of the {name} tower, which has {len(tower.blocks)}; "
-                    "give the first and the one after the last"
+                    f"lora: blocks are {first} to {stop}, and the {name} tower has {len(tower.blocks)}: give the first "
+                    "and the one after the last"
                 )
             for index, block in self.present(tower):
                 if not first <= index < stop:
@@ -192,11 +195,11 @@ class LoRA(Method[StepT], InsideBlocks, Mixes):
                 for letter in self.config.projections:
                     if letter not in tower.projections:
                         has = ", ".join(tower.projections)
-                        raise AdaptError(f"lora: the {name} tower has no projection {letter}; it has {has}")
+                        raise AdaptError(f"lora: projections has {letter}; expected some of {has} in the {name} tower")
                     yield (name, index, letter), block.projections[letter]
 
     def _layers(self) -> Iterator[tuple[Place, Any]]:
-        """peft's layers with what this module holds now: its parameters, and the backbone's present weights."""
+        """Yield peft's layers with this module's present parameters and the backbone's present weights."""
         for site in self._sites_of:
             layer = self._shell[_key(site)]
             for held, own in self._ties[site]:
@@ -209,11 +212,11 @@ class LoRA(Method[StepT], InsideBlocks, Mixes):
 
     @property
     def sites(self) -> tuple[Place, ...]:
-        """The adapted projections: tower, block, letter."""
+        """The adapted projections, each by tower, block and letter."""
         return tuple(self._sites_of)
 
     def pair(self, tower: str, block: int, projection: str) -> tuple[Tensor, Tensor]:
-        """The factors of one projection: A `(r, in)` and B `(out, r)`."""
+        """Return the factors of a projection: A `(r, in)` and B `(out, r)`."""
         site = (tower, block, "out" if projection == "o" else projection)
         if site not in self._sites_of:
             raise AdaptError(f"lora has no pair at {site}; adapted: {', '.join(map(_key, self._sites_of))}")
@@ -221,17 +224,17 @@ class LoRA(Method[StepT], InsideBlocks, Mixes):
         return layer.lora_A[peft_layers.NAME].weight, layer.lora_B[peft_layers.NAME].weight
 
     def merged(self) -> dict[Place, Tensor]:
-        """The weight `(out, in)` of every adapted projection with the adapter folded in; nothing here changes."""
+        """Return the weight `(out, in)` of every adapted projection with the adapter merged, changing nothing."""
         return {site: peft_layers.merged(layer) for site, layer in self._layers()}
 
     @classmethod
     def mixed(cls, members: Sequence[Method], mixture: Mixture) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """What is mixed are the changes of weights; see `adapt.methods.lora.mixing`."""
+        """Mix the weight changes of the members; see `adapt.methods.lora.mixing`."""
         adapters: list[Any] = list(members)
         sites, config = adapters[0].sites, adapters[0].config
         if not config.plain:
             raise AdaptError(
-                f"lora: only plain LoRA is a change of weights to mix, and this has tuner {config.tuner!r}"
+                f"lora: the adapters have tuner {config.tuner!r}; expected plain LoRA, whose weight changes mix"
             )
         scaling = config.alpha / config.rank**0.5
         factors = mixing.mixed([[each.pair(*site) for each in adapters] for site in sites], scaling, mixture)
@@ -246,13 +249,13 @@ class LoRA(Method[StepT], InsideBlocks, Mixes):
 
     def edits(self, tower: Tower, context: Context) -> list[Edit]:
         edits: list[Edit] = []
-        whole = self._whole_gradient()
+        passes_gradient = self._passes_gradient()
         for site, layer in self._layers():
             if site[0] == tower.name:
-                edits.append(Replace(site[1], site[2], layer if whole else _StopInputGradient(layer)))
+                edits.append(Replace(site[1], site[2], layer if passes_gradient else _StopInputGradient(layer)))
         return edits
 
-    def _whole_gradient(self) -> bool:
+    def _passes_gradient(self) -> bool:
         config = self.config
         if config.input_gradient is None:
             return not config.plain or (self.training and config.dropout > 0)
@@ -260,7 +263,7 @@ class LoRA(Method[StepT], InsideBlocks, Mixes):
 
 
 class _StopInputGradient(nn.Module):
-    """A tuner layer whose input receives gradient through the frozen projection only."""
+    """A tuner layer whose input receives gradient only through the frozen projection."""
 
     def __init__(self, layer: Any) -> None:
         super().__init__()

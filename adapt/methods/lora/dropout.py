@@ -1,6 +1,6 @@
-"""Dropout as torch's, in a tenth of the time on a CPU and with a quarter of the memory.
+"""Dropout as in torch, in a tenth of the time on a CPU and with a quarter of the memory.
 
-torch draws one float at a time there, and keeps the mask as floats.
+On a CPU, torch draws one float at a time and stores the mask as floats.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 
 class Dropout(nn.Dropout):
-    """`nn.Dropout(p)`, by other random numbers of the same generator."""
+    """`nn.Dropout(p)`, with other random numbers from the same generator."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.p == 0 or x.device.type != "cpu":
@@ -23,7 +23,7 @@ class Dropout(nn.Dropout):
 
 
 def kept(shape: torch.Size, p: float) -> Tensor:
-    """A mask of `shape`, each of which is true with a chance of 1 - p: to 32 bits, or exactly where 8 bits say it."""
+    """Return a mask of `shape`, true with probability 1 - p: exactly if 8 bits suffice for p, else to 32 bits."""
     dtype = torch.uint8 if (256 * p).is_integer() else torch.int32
     count, each = math.prod(shape), dtype.itemsize
     words = torch.empty(-(-count * each // 8), dtype=torch.int64).random_(-(2**63), None)

@@ -1,4 +1,4 @@
-"""Several LoRA adapters as one: what is mixed are the changes of weights B A, and never the factors by themselves."""
+"""Mixtures of LoRA adapters, which mix the weight changes B A, not the factors."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ Factors = tuple[Tensor, Tensor]  # A `(r, in)` and B `(out, r)`
 
 
 def mixed(places: Sequence[Sequence[Factors]], scaling: float, mixture: Mixture) -> list[Factors]:
-    """For each place of a backbone the factors of one adapter, at the scaling of the members.
+    """Return the factors of one adapter for each place of a backbone, at the scaling of the members.
 
-    A linear mixture is exact, its rank the sum of the members' (peft's `cat`); another one, or one of a given rank, is
-    the nearest of the rank that is asked for, or else of the members' own, by singular values (peft's `..._svd`).
+    A linear mixture is exact, and its rank is the sum of the members' ranks (peft's `cat`). Any other mixture, or one
+    of a given rank, is the nearest of that rank, or else of the members' rank, by singular values (peft's `..._svd`).
     """
     rank = sum(a.shape[0] for a, _ in places[0])
     if mixture.is_linear and (mixture.rank is None or mixture.rank >= rank):
@@ -29,21 +29,21 @@ def mixed(places: Sequence[Sequence[Factors]], scaling: float, mixture: Mixture)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(mixture.seed)
         changes = [mixture.of_changes([scaling * (b @ a) for a, b in members]) for members in places]
-    found = [_nearest(change / scaling, rank) for change in changes]
-    whole = sum(float(change.square().sum()) for change in changes)
-    kept = sum(float((scaling * (b @ a)).square().sum()) for a, b in found)
-    logger.info("rank %d holds %.1f %% of the mixed change (share of its squares)", rank, 100 * kept / (whole or 1.0))
-    return found
+    factors = [_nearest(change / scaling, rank) for change in changes]
+    exact = sum(float(change.square().sum()) for change in changes)
+    retained = sum(float((scaling * (b @ a)).square().sum()) for a, b in factors)
+    logger.info("rank %d retains %.1f %% of the mixed change (by squared norm)", rank, 100 * retained / (exact or 1.0))
+    return factors
 
 
 def _side_by_side(members: Sequence[Factors], mixture: Mixture) -> Factors:
-    """Factors whose product is the weighted sum of the members' products."""
+    """Return factors whose product is the weighted sum of the members' products."""
     weighted = [weight * b for weight, (_, b) in zip(mixture.weights, members, strict=True)]
     return torch.cat([a for a, _ in members]), torch.cat(weighted, dim=1)
 
 
 def _nearest(change: Tensor, rank: int) -> Factors:
-    """The factors of the nearest change of this rank; columns of zeros where the change has a lower one."""
+    """Return the factors of the nearest change of this rank, padded with zeros if the change has a lower rank."""
     u, values, v = torch.linalg.svd(change, full_matrices=False)
     short = max(0, rank - len(values))
     root = values[:rank].sqrt()
@@ -52,5 +52,5 @@ def _nearest(change: Tensor, rank: int) -> Factors:
 
 
 def scaled_alpha(alpha: float, rank: int, new_rank: int) -> float:
-    """The alpha with which alpha / sqrt(rank) stays what it is."""
+    """Return the alpha that preserves alpha / sqrt(rank) at a new rank."""
     return alpha * math.sqrt(new_rank / rank)

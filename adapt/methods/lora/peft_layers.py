@@ -13,8 +13,8 @@ from adapt.backbones.tower import Projection
 from adapt.errors import AdaptError, nearest
 from adapt.methods.lora.dropout import Dropout
 
-NAME = "adapt"  # of the adapter in each layer: the stand-ins belong to one method each, so one serves
-# what peft's configs call these settings, the first that one has; TUNER is its name
+NAME = "adapt"  # the adapter's name in each layer; one suffices, as each stand-in belongs to one method
+# names of these settings in peft's configs, the first that a config has; TUNER is the tuner's name
 _NAMES = {
     "rank": ("init_r", "r"),
     "alpha": ("TUNER_alpha", "lora_alpha", "alpha"),
@@ -25,26 +25,26 @@ _NAMES = {
 def inject(
     projections: Mapping[str, Projection], tuner: str, settings: Mapping[str, Any], options: Mapping[str, Any]
 ) -> nn.ModuleDict:
-    """A layer of peft's `tuner` for every projection.
+    """Return a layer of peft's `tuner` for every projection.
 
-    `settings` are rank, alpha and dropout, those that are not None; `options` are peft's own. Raises AdaptError where
-    peft has no such tuner, or that none of these, or its layers share state.
+    `settings` are rank, alpha and dropout, of which None is ignored; `options` are peft's own. Raises AdaptError for an
+    unknown tuner, for settings and options that it does not have, and for a tuner whose layers share state.
     """
     kinds = _known()
     if tuner not in kinds:
-        raise AdaptError(f"lora: peft has no tuner {tuner!r}; {nearest(tuner, kinds)}")
+        raise AdaptError(f"lora: tuner is {tuner!r}, which peft does not have; {nearest(tuner, kinds)}")
     plain = tuner == "lora" and not options
     shell = nn.ModuleDict({key: _stand_in(each, plain, tuner) for key, each in projections.items()})
-    chosen = {"target_modules": list(shell), **_named(settings, tuner, kinds[tuner], options), **options}
+    arguments = {"target_modules": list(shell), **_named(settings, tuner, kinds[tuner], options), **options}
     try:
-        config = kinds[tuner](**chosen)
+        config = kinds[tuner](**arguments)
     except (TypeError, ValueError) as error:
         raise AdaptError(f"lora: options {dict(options)} do not fit peft's {tuner}: {error}") from error
     import peft
 
     try:
         peft.inject_adapter_in_model(config, shell, NAME)
-    except ValueError as error:  # among others, peft itself refuses tuners whose layers share state
+    except ValueError as error:  # peft itself refuses some tuners whose layers share state
         raise AdaptError(f"lora: peft's {tuner} cannot be used here: {error}") from error
     _refuse_shared_state(shell, tuner)
     for module in list(shell.modules()):
@@ -61,7 +61,7 @@ def _known() -> dict[str, type[Any]]:
 
 
 def _named(settings: Mapping[str, Any], tuner: str, kind: type[Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that are given, as peft's config `kind` calls them."""
+    """Return the settings other than None, under the names of peft's config `kind`."""
     fields = {field.name for field in dataclasses.fields(kind)}
     named: dict[str, Any] = {"use_rslora": True} if tuner == "lora" else {}
     for ours, value in settings.items():
@@ -74,25 +74,25 @@ def _named(settings: Mapping[str, Any], tuner: str, kind: type[Any], options: Ma
         if name is None:
             raise AdaptError(f"lora: {ours} is {value}, and peft's {tuner} has no such setting: leave it out")
         if name in options:
-            raise AdaptError(f"lora: options set {name}; give {ours} in its place")
+            raise AdaptError(f"lora: options set {name}: set {ours} instead")
         named[name] = value
     return named
 
 
 def _stand_in(projection: Projection, plain: bool, tuner: str) -> StandIn:
-    """What peft takes for the frozen linear: tuners other than the plain one read its weight."""
+    """Return the frozen linear layer for peft; tuners other than the plain one read its weight."""
     if plain:
         return StandIn(projection)
     if not projection.is_view:
         raise AdaptError(
-            f"lora: {tuner} with options reads frozen weights, and these are quantised or interleaved: use the plain "
-            "tuner, lora without options"
+            f"lora: {tuner} with these options reads frozen weights, which are quantised or interleaved here: use the "
+            "tuner lora without options"
         )
     return ViewedWeight(projection)
 
 
 def _refuse_shared_state(shell: nn.ModuleDict, tuner: str) -> None:
-    """A tensor that several layers hold could not be saved, moved or compared layer by layer."""
+    """Raise AdaptError if layers share a tensor, which could not be saved, moved or compared layer by layer."""
     owners: dict[int, str] = {}
     for key, layer in shell.items():
         base = {id(tensor) for tensor in cast(Any, layer).get_base_layer().parameters()}
@@ -102,31 +102,31 @@ def _refuse_shared_state(shell: nn.ModuleDict, tuner: str) -> None:
 
 
 class Held(NamedTuple):
-    """Where a parameter is kept."""
+    """The place of a parameter: its module and its name there."""
 
     module: nn.Module
     name: str
 
 
 def parameters(layer: Any) -> dict[str, Held]:
-    """What peft lists as the layer's adapter parameters, by names such as `lora_A.weight`."""
-    found: dict[str, Held] = {}
+    """Return the places of the layer's adapter parameters in peft, by names such as `lora_A.weight`."""
+    places: dict[str, Held] = {}
     for attribute in layer.adapter_layer_names:
         holder: Any = getattr(layer, attribute, {})
         if NAME not in holder:
             continue
         if isinstance(holder[NAME], nn.Parameter):
-            found[attribute] = Held(holder, NAME)
+            places[attribute] = Held(holder, NAME)
             continue
         for path, module in holder[NAME].named_modules():
             for name in module._parameters:
                 if module._parameters[name] is not None:
-                    found[".".join(filter(None, (attribute, path, name)))] = Held(module, name)
-    return found
+                    places[".".join(filter(None, (attribute, path, name)))] = Held(module, name)
+    return places
 
 
 def register(root: nn.Module, path: Sequence[str], parameter: nn.Parameter) -> Held:
-    """Registers `parameter` below `root`, so that its name reads as a dotted path."""
+    """Register `parameter` below `root` under a dotted path, and return its place."""
     *modules, leaf = path
     owner = root
     for part in modules:
@@ -138,12 +138,12 @@ def register(root: nn.Module, path: Sequence[str], parameter: nn.Parameter) -> H
 
 
 def merged(layer: Any) -> Tensor:
-    """The weight `(out, in)` with what the layer adds. AdaptError where that cannot be one weight of the backbone's."""
+    """Return the weight `(out, in)` with the layer's update. Raises AdaptError if the weight cannot be changed."""
     base: StandIn = layer.get_base_layer()
     if base.projection.quantized:
         raise AdaptError("lora cannot be merged into quantised weights: load the backbone without quantize")
     if not base.projection.is_view:
-        raise AdaptError("lora cannot be merged into weights that are interleaved by heads: keep it beside them")
+        raise AdaptError("lora cannot be merged into weights interleaved by heads: keep it as an adapter")
     if not isinstance(base, ViewedWeight):
         update: Tensor = layer.get_delta_weight(NAME)
         return base.projection.weight + update.to(base.projection.weight.dtype)

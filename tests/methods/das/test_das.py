@@ -135,11 +135,11 @@ def test_what_does_not_fit_the_towers_is_refused(settings: dict[str, Any], messa
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"skip": 2, "skipped": ["vision.1"]}, "skipped names 1 blocks and skip is 2"),
+        ({"skip": 2, "skipped": ["vision.1"]}, "skipped names 1 different blocks, and skip is 2"),
         ({"skip": 1, "keep_flops": 0.9}, "keep_flops chooses how many blocks are skipped: leave it out, or skip"),
         ({"skipped": ["vision.1"], "keep_flops": 0.9}, "keep_flops chooses how many blocks are skipped: leave it out"),
         ({"keep_flops": 1.0}, r"keep_flops is 1\.0: .*less than 1"),
-        ({"search_epochs": 1}, "warmup_epochs leave no epoch of the search"),
+        ({"search_epochs": 1}, "warmup_epochs is 1; expected less than search_epochs, 1"),
     ],
 )
 def test_refused_settings(settings: dict[str, Any], message: str) -> None:

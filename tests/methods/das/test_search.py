@@ -179,7 +179,7 @@ def test_a_budget_below_the_last_block_is_refused(train, make_model, tiny_split:
     model = make_model("das", **SEARCH | {"skip": None, "keep_flops": 0.2})
     with pytest.raises(
         AdaptError,
-        match=r"is 0\.2, and more remains with 2 vision blocks skipped, which is the most: give at least (0\.\d+)",
+        match=r"is 0\.2, and more remains with 2 vision blocks skipped, the largest number allowed: give at least (0\.\d+)",
     ) as refusal:
         train(model, val_set=tiny_split.val)
     least = float(str(refusal.value).split()[-1])
@@ -212,7 +212,7 @@ def test_no_draw_leaves_a_tower_without_a_block(train, make_model, tiny_split: S
 
 
 def test_more_draws_than_subsets_are_refused(train, make_model, tiny_split: Split) -> None:
-    with pytest.raises(AdaptError, match="4 draws of different subsets are asked for; there are 3"):
+    with pytest.raises(AdaptError, match="draws is 4; expected at most 3, the number of different subsets"):
         train(make_model("das", **SEARCH | {"draws": 4}), val_set=tiny_split.val)
 
 
