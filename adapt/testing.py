@@ -39,7 +39,7 @@ STEPS = {"epochs": 2, "batch_size": 4, "warmup_epochs": 0, "augment": "none", "w
 CLASSES, IMAGES = 3, 4  # number of classes in a check, and of images of each
 
 
-def check_method(method: type[Method], backbone: Backbone | None = None, **settings: Any) -> list[str]:
+def check_method(method: type[Method], backbone: Backbone | None = None, **settings: object) -> list[str]:
     """Run all checks on `method` with `settings`, by default its `example`, and return the names of the checks.
 
     `backbone` is by default the bundled one of the first kind that the method serves. The method need not be

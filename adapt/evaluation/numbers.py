@@ -48,7 +48,7 @@ class GradedScores(Scores):
         yield from super().lines(of)
         yield self.summary()["numbers"]
 
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[dict[str, object]]:
         return [
             row | {"target": target, "said": round(said, 6)}
             for row, target, said in zip(super().rows(), self.targets, self.said, strict=True)

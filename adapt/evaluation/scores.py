@@ -72,7 +72,7 @@ class Scores:
             "calibration_error": self.calibration_error,
         }
 
-    def details(self) -> dict[str, Any]:
+    def details(self) -> dict[str, object]:
         """Return the details for metrics.json alone: a figure for each class, and what thresholds leave unanswered."""
         thresholds = {"by_threshold": by_threshold(self.confidence, self.right)} if self.has_probabilities else {}
         return {"by_class": self.by_class, "class_figure": self.class_figure, **thresholds}
@@ -86,12 +86,11 @@ class Scores:
         balanced = self.figures()["mean_class_accuracy"]
         yield f"{100 * self.accuracy:.1f} % of {of}, balanced {100 * balanced:.1f} %"
 
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[dict[str, object]]:
         """Return one row for each image, as in a run's predictions.csv."""
-        columns: Sequence[tuple[Any, ...]] = (self.paths, self.actual, self.predicted, self.confidence)
         return [
             {"path": path, "class": actual, "predicted": predicted, "confidence": round(confidence, 6)}
-            for path, actual, predicted, confidence in zip(*columns)
+            for path, actual, predicted, confidence in zip(self.paths, self.actual, self.predicted, self.confidence)
         ]
 
 
@@ -101,7 +100,7 @@ class QuestionScores(Scores):
 
     questions: tuple[str, ...] = ()
 
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[dict[str, object]]:
         return [row | {"question": question} for row, question in zip(super().rows(), self.questions, strict=True)]
 
 

@@ -39,13 +39,13 @@ def check_learned(method: Method, task: Task, name: str) -> None:
 
 def baseline_of(model: Adapted, template: str) -> Model:
     """Return the unadapted backbone: with hand-written prompts, its own head, or as a language model without images."""
-    options: dict[str, Any] = {}
+    method = ZeroShot(template)
     if isinstance(model, AdaptedModel):
-        options = {"fast": model.fast, "text_memory": model.text_memory}
-    return wrap(model.backbone, ZeroShot(template), model.class_names, **options)
+        return wrap(model.backbone, method, model.class_names, model.fast, text_memory=model.text_memory)
+    return wrap(model.backbone, method, model.class_names)
 
 
-def zero_shot(training: Fitting, baseline: Model, test_set: Sequence[Item], template: str) -> dict[str, Any]:
+def zero_shot(training: Fitting, baseline: Model, test_set: Sequence[Item], template: str) -> dict[str, object]:
     """Return the baseline's figures on the test images."""
     with counting_bar(training.model.baseline, training.progress) as bar:
         scores = evaluate(baseline, test_set, workers=training.workers, cache=training.cache, progress=bar)

@@ -57,13 +57,13 @@ def fit(
     seed: int = 1,
     out: str | Path | Run | None = None,
     resume: bool = False,
-    recipe: dict[str, Any] | None = None,
+    recipe: dict[str, object] | None = None,
     cache: bool = True,
     progress: bool = True,
     blend: float | None = None,
     calibrate: bool = False,
     track: Track = (),
-    **settings: Any,
+    **settings: object,
 ) -> Result:
     """Train `model` in place on labelled images, and compare it with its baseline (zero-shot) on `test_set`.
 
@@ -116,7 +116,7 @@ def check_training(
     val_set: Sequence[Item],
     cache: bool,
     calibrate: bool,
-    **settings: Any,
+    **settings: object,
 ) -> TrainSettings | None:
     """Return the checked settings of `fit`, with `auto` precision resolved; None for a method without gradient steps.
 
@@ -157,7 +157,7 @@ def _check_parts(model: Adapted, train_set: Sequence[Item], val_set: Sequence[It
 
 
 def _directory(
-    out: str | Path | Run | None, origin: dict[str, Any], resume: bool, writes: bool
+    out: str | Path | Run | None, origin: dict[str, object], resume: bool, writes: bool
 ) -> AbstractContextManager[Run | None]:
     """Return a context manager of the run directory `out`; a run that the caller has entered stays open afterwards."""
     if out is None and resume:
@@ -174,7 +174,7 @@ def _fit(
     journal: Journal,
     test_set: Sequence[Item],
     template: str,
-    recipe: dict[str, Any] | None,
+    recipe: dict[str, object] | None,
     calibrate: bool,
 ) -> Result:
     model, run, seed = training.model, training.run, training.seed
@@ -275,7 +275,7 @@ def _check_weights(model: Adapted, settings: TrainSettings) -> None:
         )
 
 
-def _train(training: Fitting, journal: Journal, calibrate: bool) -> dict[str, Any]:
+def _train(training: Fitting, journal: Journal, calibrate: bool) -> dict[str, object]:
     """Train the method, and return the figures of the training for the metrics."""
     method = training.model.method
     if training.chosen is None:
@@ -296,7 +296,7 @@ def _train(training: Fitting, journal: Journal, calibrate: bool) -> dict[str, An
     return training.noted | figures
 
 
-def _steps(training: Fitting, journal: Journal) -> dict[str, Any]:
+def _steps(training: Fitting, journal: Journal) -> dict[str, object]:
     """Take all gradient steps, and return their figures for the metrics."""
     model, settings = training.model, training.settings
     needed = check_memory(model, training.batches, settings, training.processes.count)
@@ -316,7 +316,7 @@ def _steps(training: Fitting, journal: Journal) -> dict[str, Any]:
         with training_bar(trainer.plan.steps, trainer.position.step, training.progress) as report:
             time_left = LengthOfTime(model, training.batches, settings, trainer.plan.steps, trainer.position.step)
 
-            def step_done(entry: dict[str, Any]) -> None:
+            def step_done(entry: dict[str, object]) -> None:
                 journal.step(entry)
                 report(entry)
                 time_left.step_done()

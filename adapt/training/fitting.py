@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from pydantic import BaseModel, ValidationError
@@ -56,7 +56,7 @@ class Fitting:
     progress: bool
     processes: Processes = ALONE
     seconds: float = 0.0
-    noted: dict[str, Any] = field(default_factory=dict)
+    noted: dict[str, object] = field(default_factory=dict)
     held_back_answers: tuple[Tensor, Tensor] | None = None  # logits (n, classes) and labels, by cross-validation
     _kept: dict[str, BaseModel] = field(default_factory=dict)
     _baselines: dict[str | None, Fitting] = field(default_factory=dict)
@@ -186,9 +186,9 @@ class Fitting:
         title: str,
         *,
         parameters: Iterable[nn.Parameter] | None = None,
-        loss: Callable[[Any], Terms] | None = None,
-        after: Callable[[dict[str, Any]], None] = lambda entry: None,
-        **changed: Any,
+        loss: Callable[[Step], Terms] | None = None,
+        after: Callable[[dict[str, object]], None] = lambda entry: None,
+        **changed: object,
     ) -> float:
         settings = self._stage(changed)
         if loss is not None:
@@ -200,13 +200,13 @@ class Fitting:
         trainer = Trainer(self.model, batches, settings, None, parameters, loss, processes=self.processes)
         with training_bar(trainer.plan.steps, 0, self.progress, title) as report:
 
-            def step_done(entry: dict[str, Any]) -> None:
+            def step_done(entry: dict[str, object]) -> None:
                 after(entry)
                 report(entry)
 
             return trainer.train(step_done).seconds
 
-    def _stage(self, changed: dict[str, Any]) -> TrainSettings:
+    def _stage(self, changed: dict[str, object]) -> TrainSettings:
         """Return the settings of a stage: the training's own, without an average, and with `changed` ones.
 
         Raises AdaptError for wrong settings.
@@ -252,7 +252,7 @@ class Fitting:
             self._kept[name] = kind.model_validate(stored.read(path, kind, name))
         return self._kept.get(name)  # type: ignore[return-value]  # of the kind that was kept
 
-    def note(self, **figures: Any) -> None:
+    def note(self, **figures: object) -> None:
         self.noted |= figures
 
 

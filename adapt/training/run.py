@@ -169,7 +169,7 @@ class Run:
             write_text(path, plain.dump(recorded | {"text_memory": own}, indent=2) + "\n")
         return own if budget is None else budget
 
-    def log(self, entry: dict[str, Any]) -> None:
+    def log(self, entry: dict[str, object]) -> None:
         """Append an entry to log.jsonl."""
         if not self.writes:
             return
@@ -194,7 +194,7 @@ class Run:
             lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[:step]
             write_text(log, "".join(f"{line}\n" for line in lines))
 
-    def finish(self, metrics: dict[str, Any]) -> None:
+    def finish(self, metrics: dict[str, object]) -> None:
         """Write metrics.json, and delete the checkpoint."""
         write_text(self.path / "metrics.json", plain.dump(metrics, indent=2) + "\n")
         self.checkpoint.unlink(missing_ok=True)
@@ -205,7 +205,7 @@ def _of_any_device(recipe: str) -> str:
     return "".join(line for line in recipe.splitlines(keepends=True) if not line.startswith("device: "))
 
 
-def environment() -> dict[str, Any]:
+def environment() -> dict[str, object]:
     """Return what a result may depend on beside the recipe: hardware, threads and versions."""
     import torch
 
