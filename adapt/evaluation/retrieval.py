@@ -55,28 +55,20 @@ class RetrievalScores(Scores):
 
 
 @dataclass(frozen=True)
-class LinkedScores(Scores):
-    """Record linkage scores: each pair whose entity has several, with the entity of its nearest other pair.
+class LinkedScores(RetrievalScores):
+    """Record linkage scores beside `recall`: each pair whose entity has several, with that of its nearest other pair.
 
     An image and its text are one feature (`Method.pool`); `confidence` is the cosine, or 0 if it is negative. It is no
     probability, so it cannot be calibrated.
     """
 
-    has_probabilities: ClassVar[bool] = False
-
-    recall: dict[str, dict[str, float]] | None = None
-
-    @property
-    def by_class(self) -> dict[str, float]:
-        return {}
-
     def summary(self) -> dict[str, str]:
         share = f"{100 * self.accuracy:.1f} % of {self.images:,} pairs are nearest to another of their entity"
-        return {"linked": share} | _recalled(self.recall)
+        return {"linked": share} | super().summary()
 
     def lines(self, of: str) -> Iterator[str]:
         yield self.summary()["linked"]
-        yield from (f"{way}: {shares}, {of}" for way, shares in _recalled(self.recall).items())
+        yield from super().lines(of)
 
     def figures(self) -> dict[str, Any]:
         return {
@@ -93,7 +85,7 @@ def _recalled(recall: dict[str, dict[str, float]] | None) -> dict[str, str]:
     return {way.replace("_", " "): told(shares) for way, shares in (recall or {}).items()}
 
 
-def retrieve(model: AdaptedModel, items: Sequence[Item], inference: Inference) -> RetrievalScores | LinkedScores:
+def retrieve(model: AdaptedModel, items: Sequence[Item], inference: Inference) -> RetrievalScores:
     """Rank all texts of `items` for each image, and all images for each text, exactly, and return the scores.
 
     If pairs share an entity, the nearest other pair of each is searched too.
