@@ -9,14 +9,12 @@ from typing import Any
 from adapt import methods, tasks
 from adapt.data.item import Item
 from adapt.errors import AdaptError
-from adapt.evaluation.evaluate import evaluate
 from adapt.evaluation.scores import main_figure
 from adapt.methods.base import Method
 from adapt.methods.zero_shot import ZeroShot
 from adapt.models.base import Adapted
 from adapt.models.classifier import AdaptedModel
 from adapt.models.wrap import Model, wrap
-from adapt.progress import counting_bar
 from adapt.tasks import Task
 from adapt.training.fitting import Fitting
 
@@ -47,9 +45,8 @@ def baseline_of(model: Adapted, template: str) -> Model:
 
 def zero_shot(training: Fitting, baseline: Model, test_set: Sequence[Item], template: str) -> dict[str, object]:
     """Return the baseline's figures on the test images."""
-    with counting_bar(training.model.baseline, training.progress) as bar:
-        scores = evaluate(baseline, test_set, workers=training.workers, cache=training.cache, progress=bar)
-    return scores.figures() | ({"template": template} if isinstance(baseline, AdaptedModel) else {})
+    figures = training.score(baseline, test_set, training.model.baseline).figures()
+    return figures | ({"template": template} if isinstance(baseline, AdaptedModel) else {})
 
 
 def note_harm(metrics: dict[str, Any], history: list[dict[str, Any]]) -> None:

@@ -20,14 +20,12 @@ from adapt.data.split import are_turned, items_id
 from adapt.devices import described, keeping_rng
 from adapt.disk import write_csv
 from adapt.errors import AdaptError
-from adapt.evaluation.evaluate import evaluate
 from adapt.evaluation.examples import keep_examples
-from adapt.evaluation.scores import Scores
 from adapt.features import keeps_features, of_texts
 from adapt.methods.base.traits import chosen_setting
 from adapt.models.base import Adapted
 from adapt.models.classifier import AdaptedModel
-from adapt.progress import counting_bar, training_bar
+from adapt.progress import training_bar
 from adapt.tracking import Track, trackers
 from adapt.training.average import epoch_weights
 from adapt.training.baseline import baseline_of, check_learned, note_harm, zero_shot
@@ -198,12 +196,12 @@ def _fit(
         return Result(metrics, journal.history, None)
     if model.answers.blend < 1:
         metrics["blend"] = model.answers.blend
-    scores = _scores(training, test_set, "evaluating") if test_set else None
+    scores = training.score(model, test_set, "evaluating") if test_set else None
     if calibrate:
         metrics["calibration"] = calibrated(training, scores)
-        scores = _scores(training, test_set, "evaluating") if test_set else None
+        scores = training.score(model, test_set, "evaluating") if test_set else None
     if training.val_set and tasks.of(training.val_set).validates(model):
-        metrics["val"] = _scores(training, training.val_set, "validating").figures()
+        metrics["val"] = training.score(model, training.val_set, "validating").figures()
     if scores is not None:
         metrics["adapted"] = scores.figures()
         note_harm(metrics, journal.history)
@@ -222,11 +220,6 @@ def _fit(
         run.finish(metrics)
     journal.finished(metrics)
     return Result(metrics, journal.history, adapter)
-
-
-def _scores(training: Fitting, items: Sequence[Item], title: str) -> Scores:
-    with counting_bar(title, training.progress) as bar:
-        return evaluate(training.model, items, workers=training.workers, cache=training.cache, progress=bar)
 
 
 def _pick(item: Item) -> dict[str, str]:

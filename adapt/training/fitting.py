@@ -20,8 +20,10 @@ from adapt.data.item import Item
 from adapt.disk import write_text
 from adapt.errors import AdaptError
 from adapt.evaluation import stored
+from adapt.evaluation.evaluate import evaluate
 from adapt.evaluation.flops import tower_flops
 from adapt.evaluation.inference import Inference
+from adapt.evaluation.scores import Scores
 from adapt.features import item_features
 from adapt.methods.base import Step, Terms, total
 from adapt.methods.base.training import Part
@@ -103,6 +105,11 @@ class Fitting:
     def inference(self, progress: Progress | None = None) -> Inference:
         """Return inference with this training's workers and cache."""
         return Inference(self.workers, self.cache, progress)
+
+    def score(self, model: Adapted, items: Sequence[Item], title: str) -> Scores:
+        """Return the scores of `model`, the training's own or its baseline, under a progress bar called `title`."""
+        with counting_bar(title, self.progress) as bar:
+            return evaluate(model, items, workers=self.workers, cache=self.cache, progress=bar)
 
     def renew_batches(self) -> None:
         """Make batches of block inputs anew if the method, once prepared, edits an earlier block."""
