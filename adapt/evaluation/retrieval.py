@@ -12,7 +12,7 @@ from torch import Tensor
 
 from adapt.data.item import Item
 from adapt.evaluation.inference import Inference
-from adapt.evaluation.scores import Scores, told
+from adapt.evaluation.scores import Scores
 from adapt.methods.base import Encoded, ImageStep
 from adapt.models.base import evaluating
 from adapt.models.classifier import AdaptedModel
@@ -48,7 +48,7 @@ class RetrievalScores(Scores):
         return {
             "accuracy": self.accuracy,
             "images": self.images,
-            "mean_class_accuracy": self.accuracy,  # every image is a class of its own
+            "mean_class_accuracy": self.accuracy,  # every image is its own class
             "calibration_error": self.calibration_error,
             "recall": self.recall,
         }
@@ -56,7 +56,7 @@ class RetrievalScores(Scores):
 
 @dataclass(frozen=True)
 class LinkedScores(RetrievalScores):
-    """Record linkage scores beside `recall`: each pair whose entity has several, with that of its nearest other pair.
+    """Record linkage scores besides recall: each pair whose entity has several, with that of its nearest other pair.
 
     An image and its text are one feature (`Method.pool`); `confidence` is the cosine, or 0 if it is negative. It is no
     probability, so it cannot be calibrated.
@@ -81,8 +81,11 @@ class LinkedScores(RetrievalScores):
 
 
 def _recalled(recall: dict[str, dict[str, float]] | None) -> dict[str, str]:
-    """Return recall as a person reads it, by direction."""
-    return {way.replace("_", " "): told(shares) for way, shares in (recall or {}).items()}
+    """Return a text with recall at 1, 5 and 10 for each direction."""
+    return {
+        way.replace("_", " "): ", ".join(f"{100 * share:.1f} % at {count}" for count, share in shares.items())
+        for way, shares in (recall or {}).items()
+    }
 
 
 def retrieve(model: AdaptedModel, items: Sequence[Item], inference: Inference) -> RetrievalScores:

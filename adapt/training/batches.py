@@ -40,7 +40,7 @@ class Batches(Protocol):
 
 
 class ImageBatches:
-    """Images `(b, 3, h, w)`, decoded and augmented anew in every epoch."""
+    """Batches of images `(b, 3, h, w)`, decoded and augmented anew in every epoch."""
 
     def __init__(
         self,

@@ -148,10 +148,10 @@ def _check_parts(model: Adapted, train_set: Sequence[Item], val_set: Sequence[It
             f"{method.name} chooses {needed} on validation images, and there are none: give some, or set "
             f"method.{needed}"
         )
-    learnt = {name for item in train_set for name in item.class_names}
-    unlearnt = [name for name in model.class_names if name not in learnt]
-    if method.needs_every_class and unlearnt:
-        raise AdaptError(f"{method.name} needs an image of every class; there is none of {unlearnt[0]!r}: add one")
+    with_images = {name for item in train_set for name in item.class_names}
+    missing = [name for name in model.class_names if name not in with_images]
+    if method.needs_every_class and missing:
+        raise AdaptError(f"{method.name} needs an image of every class; there is none of {missing[0]!r}: add one")
 
 
 def _directory(
@@ -319,7 +319,7 @@ def _steps(training: Fitting, journal: Journal) -> dict[str, object]:
     return {
         "seconds": round(position.seconds, 3),
         "steps": position.step,
-        # None in a process beside the main one that had no step left after a resume
+        # None in a process other than the main one, if no step was left after a resume
         "final_loss": journal.history[-1]["loss"] if journal.history else None,
         "precision": settings.precision,
         "text_path": model.text_path,

@@ -1,4 +1,4 @@
-"""One training: the implementation of the protocol `Training`, with what the trainer needs beside it."""
+"""One training: the implementation of the protocol `Training`, and what else the trainer needs."""
 
 from __future__ import annotations
 
@@ -267,18 +267,18 @@ class Fitting:
 class Fold(Fitting):
     """A fold of a training: it learns from some of the training images, and validates on others."""
 
-    whole: Fitting | None = None
+    training: Fitting | None = None
     places: dict[Part, list[int]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, whole: Fitting, learned: list[int], held_out: list[int]) -> Fold:
-        """Return the fold of `whole` that learns from its images at `learned` and validates on those at `held_out`."""
+    def of(cls, training: Fitting, learned: list[int], held_out: list[int]) -> Fold:
+        """Return the fold of `training` that learns from its images at `learned` and validates on those `held_out`."""
         places: dict[Part, list[int]] = {"train": learned, "val": held_out}
-        items = {part: [whole.train_set[place] for place in own] for part, own in places.items()}
+        items = {part: [training.train_set[place] for place in own] for part, own in places.items()}
         changed = {"train_set": items["train"], "val_set": items["val"], "run": None, "progress": False}
-        inherited = {name: getattr(whole, name) for name in ("model", "chosen", "seed", "cache", "processes")}
-        return cls(**inherited | changed, whole=whole, places=places)
+        inherited = {name: getattr(training, name) for name in ("model", "chosen", "seed", "cache", "processes")}
+        return cls(**inherited | changed, training=training, places=places)
 
     def features(self, part: Part, *, views: int = 0, unit: bool = True, projected: bool = True) -> Tensor:
-        assert self.whole is not None
-        return self.whole.features("train", views=views, unit=unit, projected=projected)[self.places[part]]
+        assert self.training is not None
+        return self.training.features("train", views=views, unit=unit, projected=projected)[self.places[part]]

@@ -183,9 +183,9 @@ class Trainer:
 
     def _trained(self) -> checkpoint.Trained:
         method, average = self.model.method, self.average.values if self.average else {}
-        beside = {f"average.{name}": value for name, value in average.items()}
-        beside |= {f"method.{name}": value for name, value in method.training_state().items()}
-        return checkpoint.Trained(method, self.optimizer, self.scaler, beside, self.model.backbone.device)
+        extra = {f"average.{name}": value for name, value in average.items()}
+        extra |= {f"method.{name}": value for name, value in method.training_state().items()}
+        return checkpoint.Trained(method, self.optimizer, self.scaler, extra, self.model.backbone.device)
 
     def _not_finite(self, terms: dict[str, float]) -> AdaptError:
         """Return the error for a loss that is not finite.

@@ -91,8 +91,8 @@ class Result:
         if self.terms:
             loss_axes.legend(fontsize="small")
         loss_axes.set_ylabel("loss on training images")
-        learnt = [100 * entry["accuracy"] for entry in self.history]
-        self._draw(accuracy_axes, learnt, "training images, during training", thin=True)
+        fitted = [100 * entry["accuracy"] for entry in self.history]
+        self._draw(accuracy_axes, fitted, "training images, during training", thin=True)
         accuracy_axes.set_ylabel("accuracy, %")
         if "adapted" in self.metrics:
             accuracy = 100 * self.accuracy
@@ -143,5 +143,5 @@ def read_history(log: Path) -> list[dict[str, Any]]:
 
 def reproducible(metrics: Mapping[str, object]) -> dict[str, object]:
     """Return `metrics`, at any depth without times and memory, so that two equal runs write the same adapter."""
-    kept = {key: value for key, value in metrics.items() if key not in _OF_THE_MACHINE}
-    return {key: reproducible(value) if isinstance(value, Mapping) else value for key, value in kept.items()}
+    stable = {key: value for key, value in metrics.items() if key not in _OF_THE_MACHINE}
+    return {key: reproducible(value) if isinstance(value, Mapping) else value for key, value in stable.items()}

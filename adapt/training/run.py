@@ -116,8 +116,8 @@ class Run:
 
     def _begun(self) -> bool:
         """Return whether there is something to resume."""
-        kept = {path.name for path in self.path.glob("*.json")} - {*_OF_THE_START}
-        return bool(kept) or self.checkpoint.exists() or (self.path / "log.jsonl").exists()
+        results = {path.name for path in self.path.glob("*.json")} - {*_OF_THE_START}
+        return bool(results) or self.checkpoint.exists() or (self.path / "log.jsonl").exists()
 
     def _check(self) -> None:
         """Write the recipe of a new run, or check that the run can be resumed."""
@@ -206,7 +206,7 @@ def _of_any_device(recipe: str) -> str:
 
 
 def environment() -> dict[str, object]:
-    """Return what a result may depend on beside the recipe: hardware, threads and versions."""
+    """Return what a result may depend on besides the recipe: hardware, threads and versions."""
     import torch
 
     own = accelerator()
