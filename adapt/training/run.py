@@ -205,7 +205,7 @@ def _of_any_device(recipe: str) -> str:
     return "".join(line for line in recipe.splitlines(keepends=True) if not line.startswith("device: "))
 
 
-def environment() -> dict[str, object]:
+def environment() -> dict[str, Any]:
     """Return what a result may depend on besides the recipe: hardware, threads and versions."""
     import torch
 
