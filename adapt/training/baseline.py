@@ -58,14 +58,14 @@ def note_harm(metrics: dict[str, Any], history: list[dict[str, Any]]) -> None:
     last = history[-len(history) // 10 :]  # the last tenth of the steps
     fitted = sum(entry["accuracy"] for entry in last) / len(last) if last else None
     if fitted is None:
-        advice = "Try other settings of the method, or more shots"
+        advice = "try other settings of the method or more shots"
     elif fitted > 0.6:
-        advice = f"It fits its training images, {100 * fitted:.1f} % right at the end: try fewer epochs, a lower "
-        advice += "train.lr, or more shots"
+        advice = f"it fits its training images ({100 * fitted:.1f} % right at the end), so try fewer epochs, a lower "
+        advice += "train.lr or more shots"
     else:
-        advice = f"It does not fit its training images yet, {100 * fitted:.1f} % right at the end: try more epochs or "
-        advice += "another train.lr"
+        advice = f"it does not fit its training images yet ({100 * fitted:.1f} % right at the end), so try more epochs "
+        advice += "or another train.lr"
     logger.warning(
-        "adapted %s, %.1f %%, is below the %.1f %% of %s. %s, and compare on validation images",
+        "adapted %s, %.1f %%, is below the %.1f %% of %s: %s, and compare on validation images",
         title, 100 * after, 100 * before, metrics["baseline"], advice,
     )  # fmt: skip

@@ -44,7 +44,7 @@ def check_memory(model: Adapted, batches: Batches, settings: TrainSettings, proc
         if fitting:
             advice = f"set train.batch_size to {fitting} and train.accumulate to {-(-size // fitting)}"
         else:
-            advice = "not even one image fits, so free some memory, take a smaller backbone"
+            advice = "not even one image fits, so free memory or take a smaller backbone"
         more = "" if model.checkpointing or "vision" not in model.method.touches else ", or set checkpointing: true"
         raise AdaptError(
             f"a step over {size} images needs about {readable_bytes(needed)} and {readable_bytes(free)} "
