@@ -136,26 +136,23 @@ class Fitting:
         return values
 
     def features(self, part: Part, *, views: int = 0, unit: bool = True, projected: bool = True) -> Tensor:
-        key = part, views, unit, projected
-        if key not in self._features:  # read from disk once for all folds
-            self._features[key] = self._read_features(part, views, unit, projected)
-        return self._features[key]
-
-    def _read_features(self, part: Part, views: int, unit: bool, projected: bool) -> Tensor:
         if views and not self.cache:
             raise AdaptError(
                 f"{self.model.method.name} keeps {views} views of each image in the cache, which is off: switch it on"
             )
-        return item_features(
-            self.classifier,
-            self.items(part),
-            workers=self.workers,
-            cache=self.cache,
-            views=views,
-            seed=self.seed,
-            unit=unit,
-            projected=projected,
-        )
+        key = part, views, unit, projected
+        if key not in self._features:  # read from disk once for all folds
+            self._features[key] = item_features(
+                self.classifier,
+                self.items(part),
+                workers=self.workers,
+                cache=self.cache,
+                views=views,
+                seed=self.seed,
+                unit=unit,
+                projected=projected,
+            )
+        return self._features[key]
 
     def folds(self) -> list[Fold]:
         """Return five folds of the training images, each of which holds out one part and learns from the others.
@@ -167,11 +164,8 @@ class Fitting:
         return [Fold.of(self, learned, held_out) for learned, held_out in kept_and_held(part_of, FOLDS)]
 
     def alone(self, backbone: str | None = None) -> Fitting:
-        if backbone not in self._baselines:  # a backbone takes long to load
-            self._baselines[backbone] = self._under(backbone)
-        return self._baselines[backbone]
-
-    def _under(self, backbone: str | None) -> Fitting:
+        if backbone in self._baselines:  # a backbone takes long to load
+            return self._baselines[backbone]
         own = self.model.backbone
         other = own if backbone is None else load_backbone(backbone, str(own.device)).turning(own.preprocess.turned)
         if not isinstance(other, DualEncoder):
@@ -179,7 +173,9 @@ class Fitting:
                 f"{other.describe()} has no features of texts and images to compare: name a dual encoder, such as CLIP"
             )
         model = wrap(other, ZeroShot()).eval()
-        return replace(self, model=model, chosen=None, run=None, noted={}, _baselines={}, _features={})
+        baseline = replace(self, model=model, chosen=None, run=None, noted={}, _baselines={}, _features={})
+        self._baselines[backbone] = baseline
+        return baseline
 
     def held_back(self) -> Iterator[Step]:
         unchanged = self.settings.model_copy(update={"augment": "none", "views": None})
