@@ -125,8 +125,8 @@ def of_classes(
         check_length(tokenizer, longest, f"the prompt of class {name!r}", shorten)
         if own in names:
             raise AdaptError(
-                f"class names {names[own]!r} and {name!r} have the same tokens: give the classes names with different "
-                "ones (a file of names: data.names in a recipe), or put their images into one class"
+                f"class names {names[own]!r} and {name!r} have the same tokens: give them names with different tokens "
+                "(a file of names: data.names in a recipe), or put their images into one class"
             )
         names[own] = name
     return [list(own) for own in names]

@@ -32,7 +32,7 @@ from adapt.training.fit import fit
 from adapt.training.result import Result
 
 Subject = TypeVar("Subject")
-Answers = tuple[tuple[str, ...], Tensor]  # predictions, and their confidence (n,)
+Predicted = tuple[tuple[str, ...], Tensor]  # predictions, and their confidence (n,)
 
 BACKBONES = {"dual encoder": "mini-clip", "fusion encoder": "mini-vilt", "vision LLM": "mini-clip+mini-lm"}
 STEPS = {"epochs": 2, "batch_size": 4, "warmup_epochs": 0, "augment": "none", "workers": 0}
@@ -40,7 +40,7 @@ CLASSES, IMAGES = 3, 4  # number of classes in a check, and of images of each
 
 
 def check_method(
-    method: type[Method], backbone: Backbone | None = None, data_set: data.Split | None = None, **settings: Any
+    method: type[Method], backbone: Backbone | None = None, data_set: data.Split | None = None, **settings: object
 ) -> list[str]:
     """Run all checks on `method` with `settings`, by default its `example`, and return the names of the checks.
 
@@ -111,7 +111,7 @@ class Case:
         steps: dict[str, Any] = STEPS if model.method.takes_steps else {}
         return fit(model, self.split.train, val_set=self.split.val, progress=False, cache=False, **steps, **options)
 
-    def answers(self, model: Adapted, items: Sequence[Item] | None = None) -> Answers:
+    def answers(self, model: Adapted, items: Sequence[Item] | None = None) -> Predicted:
         """Return a model's predictions for `items`, by default the test images, and their confidence `(n,)`."""
         scores = evaluate(model, items or self.split.test, workers=0, cache=False)
         return scores.predicted, torch.tensor(scores.confidence)
@@ -228,7 +228,7 @@ def _counted(model: Adapted, stop: int | None) -> list[int]:
             raise InterruptedError
         return losses(step, weights)
 
-    model.losses = counting  # type: ignore[method-assign, assignment]
+    model.losses = counting  # type: ignore[method-assign]
     return taken
 
 
@@ -266,7 +266,7 @@ def copies_are_whole(case: Case) -> None:
 
 def threads_are_answered_alike(case: Case) -> None:
     expected = case.answers(case.trained)
-    answers: list[Answers] = []
+    answers: list[Predicted] = []
     threads = [threading.Thread(target=lambda: answers.append(case.answers(case.trained))) for _ in range(3)]
     for thread in threads:
         thread.start()
@@ -277,7 +277,7 @@ def threads_are_answered_alike(case: Case) -> None:
         _assert_equal(expected, each, "a thread", 1e-4)
 
 
-def _assert_equal(expected: Answers, actual: Answers, what: str, tolerance: float = 1e-5) -> None:
+def _assert_equal(expected: Predicted, actual: Predicted, what: str, tolerance: float = 1e-5) -> None:
     difference = float((expected[1] - actual[1]).abs().max())
     assert difference <= tolerance, f"the confidence of {what} differs by {difference:.2g}"
     assert expected[0] == actual[0], f"{what} gives other answers"

@@ -11,7 +11,7 @@ from torch import Tensor
 def standard_error(values: Tensor, groups: Sequence[str]) -> float:
     """Return the standard error of the mean of `values` `(n,)`, where values of one group are not independent.
 
-    It is cluster-robust, with the correction for few groups; 0 for a single group, where it is unknown.
+    It is cluster-robust, with the correction for few groups; 0 for a single group, for which it is unknown.
     """
     numbers = {name: number for number, name in enumerate(dict.fromkeys(groups))}
     if len(numbers) < 2:

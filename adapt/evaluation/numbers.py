@@ -21,11 +21,10 @@ class GradedScores(Scores):
     said: tuple[float, ...] = ()
 
     @classmethod
-    def of(cls, scores: Scores, targets: Tensor, said: Sequence[Tensor]) -> GradedScores:
+    def of(cls, scores: Scores, targets: Tensor, predicted: Sequence[Tensor]) -> GradedScores:
         """Return `scores` with targets `(n,)` and batches of predicted numbers."""
-        return cls(
-            **vars(scores), targets=tuple(targets.tolist()), said=tuple(x for batch in said for x in batch.tolist())
-        )
+        numbers = tuple(number for batch in predicted for number in batch.tolist())
+        return cls(**vars(scores), targets=tuple(targets.tolist()), said=numbers)
 
     def figures(self) -> dict[str, Any]:
         from scipy.stats import pearsonr, spearmanr
@@ -48,7 +47,7 @@ class GradedScores(Scores):
         yield from super().lines(of)
         yield self.summary()["numbers"]
 
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[dict[str, object]]:
         return [
             row | {"target": target, "said": round(said, 6)}
             for row, target, said in zip(super().rows(), self.targets, self.said, strict=True)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from adapt.data.item import Item
 from adapt.evaluation.inference import Inference
-from adapt.evaluation.scores import Scores, told
+from adapt.evaluation.scores import Scores
 from adapt.methods.base import Encoded, ImageStep
 from adapt.models.base import evaluating
 from adapt.models.classifier import AdaptedModel
@@ -48,35 +48,27 @@ class RetrievalScores(Scores):
         return {
             "accuracy": self.accuracy,
             "images": self.images,
-            "mean_class_accuracy": self.accuracy,  # every image is a class of its own
+            "mean_class_accuracy": self.accuracy,  # every image is its own class
             "calibration_error": self.calibration_error,
             "recall": self.recall,
         }
 
 
 @dataclass(frozen=True)
-class LinkedScores(Scores):
-    """Record linkage scores: each pair whose entity has several, with the entity of its nearest other pair.
+class LinkedScores(RetrievalScores):
+    """Record linkage scores besides recall: each pair whose entity has several, with that of its nearest other pair.
 
     An image and its text are one feature (`Method.pool`); `confidence` is the cosine, or 0 if it is negative. It is no
     probability, so it cannot be calibrated.
     """
 
-    has_probabilities: ClassVar[bool] = False
-
-    recall: dict[str, dict[str, float]] | None = None
-
-    @property
-    def by_class(self) -> dict[str, float]:
-        return {}
-
     def summary(self) -> dict[str, str]:
         share = f"{100 * self.accuracy:.1f} % of {self.images:,} pairs are nearest to another of their entity"
-        return {"linked": share} | _recalled(self.recall)
+        return {"linked": share} | super().summary()
 
     def lines(self, of: str) -> Iterator[str]:
         yield self.summary()["linked"]
-        yield from (f"{way}: {shares}, {of}" for way, shares in _recalled(self.recall).items())
+        yield from super().lines(of)
 
     def figures(self) -> dict[str, Any]:
         return {
@@ -89,11 +81,14 @@ class LinkedScores(Scores):
 
 
 def _recalled(recall: dict[str, dict[str, float]] | None) -> dict[str, str]:
-    """Return recall as a person reads it, by direction."""
-    return {way.replace("_", " "): told(shares) for way, shares in (recall or {}).items()}
+    """Return a text with recall at 1, 5 and 10 for each direction."""
+    return {
+        way.replace("_", " "): ", ".join(f"{100 * share:.1f} % at {count}" for count, share in shares.items())
+        for way, shares in (recall or {}).items()
+    }
 
 
-def retrieve(model: AdaptedModel, items: Sequence[Item], inference: Inference) -> RetrievalScores | LinkedScores:
+def retrieve(model: AdaptedModel, items: Sequence[Item], inference: Inference) -> RetrievalScores:
     """Rank all texts of `items` for each image, and all images for each text, exactly, and return the scores.
 
     If pairs share an entity, the nearest other pair of each is searched too.

@@ -72,26 +72,25 @@ class Scores:
             "calibration_error": self.calibration_error,
         }
 
-    def details(self) -> dict[str, Any]:
-        """Return the details for metrics.json alone: a figure for each class, and what thresholds leave unanswered."""
+    def details(self) -> dict[str, object]:
+        """Return the details that only metrics.json has: a figure for each class, and coverage by threshold."""
         thresholds = {"by_threshold": by_threshold(self.confidence, self.right)} if self.has_probabilities else {}
         return {"by_class": self.by_class, "class_figure": self.class_figure, **thresholds}
 
     def summary(self) -> dict[str, str]:
-        """Return what a person reads beside the main figure, by a short heading."""
+        """Return a text for each figure besides the main one, by a short heading."""
         return {"balanced": f"{100 * self.figures()['mean_class_accuracy']:5.1f} %  (each class counted once)"}
 
     def lines(self, of: str) -> Iterator[str]:
-        """Yield the figures as a person reads them; `of` says how many items there are, and of what."""
+        """Yield the lines of a text summary; `of` says how many items there are, and of what kind."""
         balanced = self.figures()["mean_class_accuracy"]
         yield f"{100 * self.accuracy:.1f} % of {of}, balanced {100 * balanced:.1f} %"
 
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[dict[str, object]]:
         """Return one row for each image, as in a run's predictions.csv."""
-        columns: Sequence[tuple[Any, ...]] = (self.paths, self.actual, self.predicted, self.confidence)
         return [
             {"path": path, "class": actual, "predicted": predicted, "confidence": round(confidence, 6)}
-            for path, actual, predicted, confidence in zip(*columns)
+            for path, actual, predicted, confidence in zip(self.paths, self.actual, self.predicted, self.confidence)
         ]
 
 
@@ -101,7 +100,7 @@ class QuestionScores(Scores):
 
     questions: tuple[str, ...] = ()
 
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[dict[str, object]]:
         return [row | {"question": question} for row, question in zip(super().rows(), self.questions, strict=True)]
 
 
@@ -123,11 +122,6 @@ def scored(
 def main_figure(figures: Mapping[str, Any]) -> tuple[str, str]:
     """Return the name of the figure by which models are compared, and its title in tables."""
     return figures.get("main", Scores.main), figures.get("main_title", Scores.main_title)
-
-
-def told(shares: Mapping[str, float]) -> str:
-    """Return a text with recall at several counts."""
-    return ", ".join(f"{100 * share:.1f} % at {count}" for count, share in shares.items())
 
 
 def reliability(confidence: Sequence[float], right: Sequence[bool]) -> list[dict[str, float]]:

@@ -152,7 +152,7 @@ Explained = list[_Explained]  # explanations.json of a run
 TargetFigures = dict[str, _Target]  # targets.json of a run
 
 
-def read(path: Path, kind: object, what: str) -> Any:
+def read(path: Path, kind: Any, what: str) -> Any:
     """Return the plain data of the file at `path`. Raises AdaptError, naming `what`, if they are not of `kind`."""
     try:
         content = plain.parse(path.read_bytes())

@@ -9,14 +9,12 @@ from typing import Any
 from adapt import methods, tasks
 from adapt.data.item import Item
 from adapt.errors import AdaptError
-from adapt.evaluation.evaluate import evaluate
 from adapt.evaluation.scores import main_figure
 from adapt.methods.base import Method
 from adapt.methods.zero_shot import ZeroShot
 from adapt.models.base import Adapted
 from adapt.models.classifier import AdaptedModel
 from adapt.models.wrap import Model, wrap
-from adapt.progress import counting_bar
 from adapt.tasks import Task
 from adapt.training.fitting import Fitting
 
@@ -39,17 +37,16 @@ def check_learned(method: Method, task: Task, name: str) -> None:
 
 def baseline_of(model: Adapted, template: str) -> Model:
     """Return the unadapted backbone: with hand-written prompts, its own head, or as a language model without images."""
-    options: dict[str, Any] = {}
+    method = ZeroShot(template)
     if isinstance(model, AdaptedModel):
-        options = {"fast": model.fast, "text_memory": model.text_memory}
-    return wrap(model.backbone, ZeroShot(template), model.class_names, **options)
+        return wrap(model.backbone, method, model.class_names, model.fast, text_memory=model.text_memory)
+    return wrap(model.backbone, method, model.class_names)
 
 
-def zero_shot(training: Fitting, baseline: Model, test_set: Sequence[Item], template: str) -> dict[str, Any]:
+def zero_shot(training: Fitting, baseline: Model, test_set: Sequence[Item], template: str) -> dict[str, object]:
     """Return the baseline's figures on the test images."""
-    with counting_bar(training.model.baseline, training.progress) as bar:
-        scores = evaluate(baseline, test_set, workers=training.workers, cache=training.cache, progress=bar)
-    return scores.figures() | ({"template": template} if isinstance(baseline, AdaptedModel) else {})
+    figures = training.score(baseline, test_set, training.model.baseline).figures()
+    return figures | ({"template": template} if isinstance(baseline, AdaptedModel) else {})
 
 
 def note_harm(metrics: dict[str, Any], history: list[dict[str, Any]]) -> None:
@@ -61,14 +58,14 @@ def note_harm(metrics: dict[str, Any], history: list[dict[str, Any]]) -> None:
     last = history[-len(history) // 10 :]  # the last tenth of the steps
     fitted = sum(entry["accuracy"] for entry in last) / len(last) if last else None
     if fitted is None:
-        advice = "Try other settings of the method, or more shots"
+        advice = "try other settings of the method or more shots"
     elif fitted > 0.6:
-        advice = f"It fits its training images, {100 * fitted:.1f} % right at the end: try fewer epochs, a lower "
-        advice += "train.lr, or more shots"
+        advice = f"it fits its training images ({100 * fitted:.1f} % right at the end), so try fewer epochs, a lower "
+        advice += "train.lr or more shots"
     else:
-        advice = f"It does not fit its training images yet, {100 * fitted:.1f} % right at the end: try more epochs or "
-        advice += "another train.lr"
+        advice = f"it does not fit its training images yet ({100 * fitted:.1f} % right at the end), so try more epochs "
+        advice += "or another train.lr"
     logger.warning(
-        "adapted %s, %.1f %%, is below the %.1f %% of %s. %s, and compare on validation images",
+        "adapted %s, %.1f %%, is below the %.1f %% of %s: %s, and compare on validation images",
         title, 100 * after, 100 * before, metrics["baseline"], advice,
     )  # fmt: skip

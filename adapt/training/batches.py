@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
 from torch import Tensor
 
@@ -35,12 +35,12 @@ class Batches(Protocol):
 
     def __len__(self) -> int: ...
 
-    def epoch(self, epoch: int, step: int) -> Iterator[tuple[Any, list[Item]]]:
+    def epoch(self, epoch: int, step: int) -> Iterator[tuple[object, list[Item]]]:
         """Yield the inputs and items of each batch of an epoch, from batch `step` on."""
 
 
 class ImageBatches:
-    """Images `(b, 3, h, w)`, decoded and augmented anew in every epoch."""
+    """Batches of images `(b, 3, h, w)`, decoded and augmented anew in every epoch."""
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class ImageBatches:
     def __len__(self) -> int:
         return len(self._epochs)
 
-    def epoch(self, epoch: int, step: int) -> Iterator[tuple[Any, list[Item]]]:
+    def epoch(self, epoch: int, step: int) -> Iterator[tuple[object, list[Item]]]:
         self._epochs.epoch, self._epochs.step = epoch, step
         for (inputs, _), draws in zip(self._decoded, self._epochs.full()):
             yield inputs, [self._items[draw.position] for draw in draws]
@@ -113,7 +113,7 @@ class KnownBatches:
         items: Sequence[Item],
         settings: TrainSettings,
         seed: int,
-        inputs: Callable[[Tensor], Any],
+        inputs: Callable[[Tensor], object],
         processes: Processes = ALONE,
     ) -> None:
         self._known, self._items, self._inputs = known, items, inputs
@@ -123,7 +123,7 @@ class KnownBatches:
     def __len__(self) -> int:
         return len(self._epochs)
 
-    def epoch(self, epoch: int, step: int) -> Iterator[tuple[Any, list[Item]]]:
+    def epoch(self, epoch: int, step: int) -> Iterator[tuple[object, list[Item]]]:
         self._epochs.epoch, self._epochs.step = epoch, step
         views = self._known.shape[1]
         for own, draws in zip(self._epochs, self._epochs.full()):

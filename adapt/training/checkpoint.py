@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
+from torch.amp import GradScaler
 from torch.optim import Optimizer
 
 from adapt import plain
@@ -21,6 +22,8 @@ from adapt.formats.loadable import load_tensors
 from adapt.formats.tensor_file import check_finite
 from adapt.methods.base import Method
 from adapt.shown import shown
+
+T = TypeVar("T")
 
 
 class Position(BaseModel):
@@ -43,7 +46,7 @@ class Trained:
 
     method: Method
     optimizer: Optimizer
-    scaler: Any
+    scaler: GradScaler
     beside: Mapping[str, Tensor]
     device: torch.device
 
@@ -53,10 +56,13 @@ def save(path: Path, trained: Trained, position: Position, recipe: str) -> None:
     optimizer, scaler = trained.optimizer, trained.scaler
     tensors = {f"method.{name}": tensor for name, tensor in trained.method.state_dict().items()}
     tensors |= {f"beside.{name}": tensor for name, tensor in trained.beside.items()}
-    numbers: dict[str, Any] = {}
+    numbers: dict[str, object] = {}
     for index, state in optimizer.state_dict()["state"].items():
         for key, value in state.items():
-            (tensors if isinstance(value, Tensor) else numbers)[f"optimizer.{index}.{key}"] = value
+            if isinstance(value, Tensor):
+                tensors[f"optimizer.{index}.{key}"] = value
+            else:
+                numbers[f"optimizer.{index}.{key}"] = value
     tensors |= {f"rng.{name}": state for name, state in rng_states(trained.device).items()}
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     metadata = {
@@ -97,10 +103,10 @@ def load(path: Path, trained: Trained, recipe: str) -> Position:
         ) from error
 
 
-def _optimizer_state(optimizer: Optimizer, named: dict[str, Any]) -> dict[int, dict[str, Any]]:
+def _optimizer_state(optimizer: Optimizer, named: Mapping[str, object]) -> dict[int, dict[str, object]]:
     """Return the optimiser's state by parameter. Raises ValueError if an entry fits no parameter, or not its shape."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    state: dict[int, dict[str, Any]] = {}
+    state: dict[int, dict[str, object]] = {}
     for name, value in named.items():
         index, key = name.split(".", 1)
         shape = value.shape if isinstance(value, Tensor) else ()
@@ -124,5 +130,5 @@ def finite(method: Method) -> bool:
     return all(bool(parameter.isfinite().all()) for parameter in method.trains())
 
 
-def _under(prefix: str, named: dict[str, Any]) -> dict[str, Any]:
+def _under(prefix: str, named: Mapping[str, T]) -> dict[str, T]:
     return {name.removeprefix(prefix): value for name, value in named.items() if name.startswith(prefix)}

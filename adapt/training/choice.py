@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,7 +28,7 @@ WITHIN = 2.0  # standard errors below the best log-likelihood
 TEMPERATURES = 10 ** torch.arange(-2, 3.01, 0.25)
 AT_ONCE = 2**24  # logits that are held at once, over all temperatures
 
-_Combination = tuple[Any, ...]  # a value of each setting, in the order of the grid
+_Combination = tuple[float, ...]  # a value of each setting, in the order of the grid
 
 
 def choose(training: Fitting, learned: bool = False) -> None:
@@ -153,12 +152,12 @@ def _thinned(choice: Choice) -> Choice:
     return choice._replace(values=choice.values[::-step][::-1])  # keeps the last one
 
 
-def _values(settings: Mapping[str, Any], choices: Mapping[str, Choice]) -> _Combination:
+def _values(settings: Mapping[str, float], choices: Mapping[str, Choice]) -> _Combination:
     return tuple(settings[name] for name in choices)
 
 
 def _settle(
-    training: Fitting, choices: Mapping[str, Choice], settings: dict[str, Any], how: str, accuracy: float | None
+    training: Fitting, choices: Mapping[str, Choice], settings: dict[str, float], how: str, accuracy: float | None
 ) -> None:
     """Set the chosen values in the method, note them for metrics.json, and log them."""
     method = training.model.method

@@ -20,14 +20,12 @@ from adapt.data.split import are_turned, items_id
 from adapt.devices import described, keeping_rng
 from adapt.disk import write_csv
 from adapt.errors import AdaptError
-from adapt.evaluation.evaluate import evaluate
 from adapt.evaluation.examples import keep_examples
-from adapt.evaluation.scores import Scores
 from adapt.features import keeps_features, of_texts
 from adapt.methods.base.traits import chosen_setting
 from adapt.models.base import Adapted
 from adapt.models.classifier import AdaptedModel
-from adapt.progress import counting_bar, training_bar
+from adapt.progress import training_bar
 from adapt.tracking import Track, trackers
 from adapt.training.average import epoch_weights
 from adapt.training.baseline import baseline_of, check_learned, note_harm, zero_shot
@@ -57,13 +55,13 @@ def fit(
     seed: int = 1,
     out: str | Path | Run | None = None,
     resume: bool = False,
-    recipe: dict[str, Any] | None = None,
+    recipe: dict[str, object] | None = None,
     cache: bool = True,
     progress: bool = True,
     blend: float | None = None,
     calibrate: bool = False,
     track: Track = (),
-    **settings: Any,
+    **settings: object,
 ) -> Result:
     """Train `model` in place on labelled images, and compare it with its baseline (zero-shot) on `test_set`.
 
@@ -116,7 +114,7 @@ def check_training(
     val_set: Sequence[Item],
     cache: bool,
     calibrate: bool,
-    **settings: Any,
+    **settings: object,
 ) -> TrainSettings | None:
     """Return the checked settings of `fit`, with `auto` precision resolved; None for a method without gradient steps.
 
@@ -150,14 +148,14 @@ def _check_parts(model: Adapted, train_set: Sequence[Item], val_set: Sequence[It
             f"{method.name} chooses {needed} on validation images, and there are none: give some, or set "
             f"method.{needed}"
         )
-    learnt = {name for item in train_set for name in item.class_names}
-    unlearnt = [name for name in model.class_names if name not in learnt]
-    if method.needs_every_class and unlearnt:
-        raise AdaptError(f"{method.name} needs an image of every class; there is none of {unlearnt[0]!r}: add one")
+    with_images = {name for item in train_set for name in item.class_names}
+    missing = [name for name in model.class_names if name not in with_images]
+    if method.needs_every_class and missing:
+        raise AdaptError(f"{method.name} needs an image of every class; there is none of {missing[0]!r}: add one")
 
 
 def _directory(
-    out: str | Path | Run | None, origin: dict[str, Any], resume: bool, writes: bool
+    out: str | Path | Run | None, origin: dict[str, object], resume: bool, writes: bool
 ) -> AbstractContextManager[Run | None]:
     """Return a context manager of the run directory `out`; a run that the caller has entered stays open afterwards."""
     if out is None and resume:
@@ -174,7 +172,7 @@ def _fit(
     journal: Journal,
     test_set: Sequence[Item],
     template: str,
-    recipe: dict[str, Any] | None,
+    recipe: dict[str, object] | None,
     calibrate: bool,
 ) -> Result:
     model, run, seed = training.model, training.run, training.seed
@@ -198,12 +196,12 @@ def _fit(
         return Result(metrics, journal.history, None)
     if model.answers.blend < 1:
         metrics["blend"] = model.answers.blend
-    scores = _scores(training, test_set, "evaluating") if test_set else None
+    scores = training.score(model, test_set, "evaluating") if test_set else None
     if calibrate:
         metrics["calibration"] = calibrated(training, scores)
-        scores = _scores(training, test_set, "evaluating") if test_set else None
+        scores = training.score(model, test_set, "evaluating") if test_set else None
     if training.val_set and tasks.of(training.val_set).validates(model):
-        metrics["val"] = _scores(training, training.val_set, "validating").figures()
+        metrics["val"] = training.score(model, training.val_set, "validating").figures()
     if scores is not None:
         metrics["adapted"] = scores.figures()
         note_harm(metrics, journal.history)
@@ -222,11 +220,6 @@ def _fit(
         run.finish(metrics)
     journal.finished(metrics)
     return Result(metrics, journal.history, adapter)
-
-
-def _scores(training: Fitting, items: Sequence[Item], title: str) -> Scores:
-    with counting_bar(title, training.progress) as bar:
-        return evaluate(training.model, items, workers=training.workers, cache=training.cache, progress=bar)
 
 
 def _pick(item: Item) -> dict[str, str]:
@@ -275,7 +268,7 @@ def _check_weights(model: Adapted, settings: TrainSettings) -> None:
         )
 
 
-def _train(training: Fitting, journal: Journal, calibrate: bool) -> dict[str, Any]:
+def _train(training: Fitting, journal: Journal, calibrate: bool) -> dict[str, object]:
     """Train the method, and return the figures of the training for the metrics."""
     method = training.model.method
     if training.chosen is None:
@@ -296,7 +289,7 @@ def _train(training: Fitting, journal: Journal, calibrate: bool) -> dict[str, An
     return training.noted | figures
 
 
-def _steps(training: Fitting, journal: Journal) -> dict[str, Any]:
+def _steps(training: Fitting, journal: Journal) -> dict[str, object]:
     """Take all gradient steps, and return their figures for the metrics."""
     model, settings = training.model, training.settings
     needed = check_memory(model, training.batches, settings, training.processes.count)
@@ -316,7 +309,7 @@ def _steps(training: Fitting, journal: Journal) -> dict[str, Any]:
         with training_bar(trainer.plan.steps, trainer.position.step, training.progress) as report:
             time_left = LengthOfTime(model, training.batches, settings, trainer.plan.steps, trainer.position.step)
 
-            def step_done(entry: dict[str, Any]) -> None:
+            def step_done(entry: dict[str, object]) -> None:
                 journal.step(entry)
                 report(entry)
                 time_left.step_done()
@@ -326,7 +319,7 @@ def _steps(training: Fitting, journal: Journal) -> dict[str, Any]:
     return {
         "seconds": round(position.seconds, 3),
         "steps": position.step,
-        # None in a process beside the main one that had no step left after a resume
+        # None in a process other than the main one, if no step was left after a resume
         "final_loss": journal.history[-1]["loss"] if journal.history else None,
         "precision": settings.precision,
         "text_path": model.text_path,

@@ -1,4 +1,4 @@
-"""One training: the implementation of the protocol `Training`, with what the trainer needs beside it."""
+"""One training: the implementation of the protocol `Training`, and what else the trainer needs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from pydantic import BaseModel, ValidationError
@@ -20,8 +20,10 @@ from adapt.data.item import Item
 from adapt.disk import write_text
 from adapt.errors import AdaptError
 from adapt.evaluation import stored
+from adapt.evaluation.evaluate import evaluate
 from adapt.evaluation.flops import tower_flops
 from adapt.evaluation.inference import Inference
+from adapt.evaluation.scores import Scores
 from adapt.features import item_features
 from adapt.methods.base import Step, Terms, total
 from adapt.methods.base.training import Part
@@ -56,7 +58,7 @@ class Fitting:
     progress: bool
     processes: Processes = ALONE
     seconds: float = 0.0
-    noted: dict[str, Any] = field(default_factory=dict)
+    noted: dict[str, object] = field(default_factory=dict)
     held_back_answers: tuple[Tensor, Tensor] | None = None  # logits (n, classes) and labels, by cross-validation
     _kept: dict[str, BaseModel] = field(default_factory=dict)
     _baselines: dict[str | None, Fitting] = field(default_factory=dict)
@@ -104,6 +106,11 @@ class Fitting:
         """Return inference with this training's workers and cache."""
         return Inference(self.workers, self.cache, progress)
 
+    def score(self, model: Adapted, items: Sequence[Item], title: str) -> Scores:
+        """Return the scores of `model`, the training's own or its baseline, under a progress bar called `title`."""
+        with counting_bar(title, self.progress) as bar:
+            return evaluate(model, items, workers=self.workers, cache=self.cache, progress=bar)
+
     def renew_batches(self) -> None:
         """Make batches of block inputs anew if the method, once prepared, edits an earlier block."""
         begin = self.batches.block if isinstance(self.batches, BlockBatches) else 0
@@ -129,26 +136,23 @@ class Fitting:
         return values
 
     def features(self, part: Part, *, views: int = 0, unit: bool = True, projected: bool = True) -> Tensor:
-        key = part, views, unit, projected
-        if key not in self._features:  # read from disk once for all folds
-            self._features[key] = self._read_features(part, views, unit, projected)
-        return self._features[key]
-
-    def _read_features(self, part: Part, views: int, unit: bool, projected: bool) -> Tensor:
         if views and not self.cache:
             raise AdaptError(
                 f"{self.model.method.name} keeps {views} views of each image in the cache, which is off: switch it on"
             )
-        return item_features(
-            self.classifier,
-            self.items(part),
-            workers=self.workers,
-            cache=self.cache,
-            views=views,
-            seed=self.seed,
-            unit=unit,
-            projected=projected,
-        )
+        key = part, views, unit, projected
+        if key not in self._features:  # read from disk once for all folds
+            self._features[key] = item_features(
+                self.classifier,
+                self.items(part),
+                workers=self.workers,
+                cache=self.cache,
+                views=views,
+                seed=self.seed,
+                unit=unit,
+                projected=projected,
+            )
+        return self._features[key]
 
     def folds(self) -> list[Fold]:
         """Return five folds of the training images, each of which holds out one part and learns from the others.
@@ -160,11 +164,8 @@ class Fitting:
         return [Fold.of(self, learned, held_out) for learned, held_out in kept_and_held(part_of, FOLDS)]
 
     def alone(self, backbone: str | None = None) -> Fitting:
-        if backbone not in self._baselines:  # a backbone takes long to load
-            self._baselines[backbone] = self._under(backbone)
-        return self._baselines[backbone]
-
-    def _under(self, backbone: str | None) -> Fitting:
+        if backbone in self._baselines:  # a backbone takes long to load
+            return self._baselines[backbone]
         own = self.model.backbone
         other = own if backbone is None else load_backbone(backbone, str(own.device)).turning(own.preprocess.turned)
         if not isinstance(other, DualEncoder):
@@ -172,7 +173,9 @@ class Fitting:
                 f"{other.describe()} has no features of texts and images to compare: name a dual encoder, such as CLIP"
             )
         model = wrap(other, ZeroShot()).eval()
-        return replace(self, model=model, chosen=None, run=None, noted={}, _baselines={}, _features={})
+        baseline = replace(self, model=model, chosen=None, run=None, noted={}, _baselines={}, _features={})
+        self._baselines[backbone] = baseline
+        return baseline
 
     def held_back(self) -> Iterator[Step]:
         unchanged = self.settings.model_copy(update={"augment": "none", "views": None})
@@ -186,9 +189,9 @@ class Fitting:
         title: str,
         *,
         parameters: Iterable[nn.Parameter] | None = None,
-        loss: Callable[[Any], Terms] | None = None,
-        after: Callable[[dict[str, Any]], None] = lambda entry: None,
-        **changed: Any,
+        loss: Callable[[Step], Terms] | None = None,
+        after: Callable[[dict[str, object]], None] = lambda entry: None,
+        **changed: object,
     ) -> float:
         settings = self._stage(changed)
         if loss is not None:
@@ -200,13 +203,13 @@ class Fitting:
         trainer = Trainer(self.model, batches, settings, None, parameters, loss, processes=self.processes)
         with training_bar(trainer.plan.steps, 0, self.progress, title) as report:
 
-            def step_done(entry: dict[str, Any]) -> None:
+            def step_done(entry: dict[str, object]) -> None:
                 after(entry)
                 report(entry)
 
             return trainer.train(step_done).seconds
 
-    def _stage(self, changed: dict[str, Any]) -> TrainSettings:
+    def _stage(self, changed: dict[str, object]) -> TrainSettings:
         """Return the settings of a stage: the training's own, without an average, and with `changed` ones.
 
         Raises AdaptError for wrong settings.
@@ -252,7 +255,7 @@ class Fitting:
             self._kept[name] = kind.model_validate(stored.read(path, kind, name))
         return self._kept.get(name)  # type: ignore[return-value]  # of the kind that was kept
 
-    def note(self, **figures: Any) -> None:
+    def note(self, **figures: object) -> None:
         self.noted |= figures
 
 
@@ -260,18 +263,18 @@ class Fitting:
 class Fold(Fitting):
     """A fold of a training: it learns from some of the training images, and validates on others."""
 
-    whole: Fitting | None = None
+    training: Fitting | None = None
     places: dict[Part, list[int]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, whole: Fitting, learned: list[int], held_out: list[int]) -> Fold:
-        """Return the fold of `whole` that learns from its images at `learned` and validates on those at `held_out`."""
+    def of(cls, training: Fitting, learned: list[int], held_out: list[int]) -> Fold:
+        """Return the fold of `training` that learns from its images at `learned` and validates on those `held_out`."""
         places: dict[Part, list[int]] = {"train": learned, "val": held_out}
-        items = {part: [whole.train_set[place] for place in own] for part, own in places.items()}
+        items = {part: [training.train_set[place] for place in own] for part, own in places.items()}
         changed = {"train_set": items["train"], "val_set": items["val"], "run": None, "progress": False}
-        inherited = {name: getattr(whole, name) for name in ("model", "chosen", "seed", "cache", "processes")}
-        return cls(**inherited | changed, whole=whole, places=places)
+        inherited = {name: getattr(training, name) for name in ("model", "chosen", "seed", "cache", "processes")}
+        return cls(**inherited | changed, training=training, places=places)
 
     def features(self, part: Part, *, views: int = 0, unit: bool = True, projected: bool = True) -> Tensor:
-        assert self.whole is not None
-        return self.whole.features("train", views=views, unit=unit, projected=projected)[self.places[part]]
+        assert self.training is not None
+        return self.training.features("train", views=views, unit=unit, projected=projected)[self.places[part]]

@@ -26,7 +26,9 @@ class Journal:
     A tracker that fails is dropped with a warning, and the run continues.
     """
 
-    def __init__(self, trackers: Sequence[Tracker], run: Run | None, method: str, settings: Mapping[str, Any]) -> None:
+    def __init__(
+        self, trackers: Sequence[Tracker], run: Run | None, method: str, settings: Mapping[str, object]
+    ) -> None:
         self.history: list[dict[str, Any]] = []
         self._trackers, self._run, self._settings = list(trackers), run, settings
         self._name = method if run is None else "/".join(run.path.resolve().parts[-2:])
@@ -55,7 +57,7 @@ class Journal:
             self._run.cut_log(step)
             self.history = self._run.history() if step else []
 
-    def step(self, entry: dict[str, Any]) -> None:
+    def step(self, entry: dict[str, object]) -> None:
         """Record a finished step."""
         self.history.append(entry)
         if self._run is not None:
@@ -66,7 +68,7 @@ class Journal:
         self._tell(self._catch_up)
         self._note()
 
-    def finished(self, metrics: Mapping[str, Any]) -> None:
+    def finished(self, metrics: Mapping[str, object]) -> None:
         self._tell(lambda tracker: tracker.finished(metrics))
 
     def _described(self, tracker: Tracker) -> TrackedRun:

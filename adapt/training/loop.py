@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +29,7 @@ from adapt.training.run import Run
 from adapt.training.schedules import learning_rate
 from adapt.training.settings import TrainSettings
 
-Report = Callable[[dict[str, Any]], None]
+Report = Callable[[dict[str, object]], None]
 Loss = Callable[[Step], Terms]
 _ADVICE = "lower the learning rate, or train in fp32"
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -114,7 +113,7 @@ class Trainer:
             self.average.settle()
         return self.position
 
-    def _epoch(self) -> Iterator[dict[str, Any]]:
+    def _epoch(self) -> Iterator[dict[str, object]]:
         """Take the remaining steps of the current epoch, and yield an entry for each."""
         position, accumulate = self.position, self.settings.accumulate
         remaining = self.batches.epoch(position.epoch, position.batch)
@@ -127,7 +126,7 @@ class Trainer:
             position.step += 1
             position.seconds += elapsed
             images = sum(len(items) for _, items in group)
-            entry: dict[str, Any] = {"step": position.step, "epoch": position.epoch, "loss": sum(terms.values())}
+            entry: dict[str, object] = {"step": position.step, "epoch": position.epoch, "loss": sum(terms.values())}
             if accuracy is not None:
                 entry["accuracy"] = accuracy
             entry |= {"lr": rate, "images_per_second": round(images / elapsed, 1)}
@@ -184,9 +183,9 @@ class Trainer:
 
     def _trained(self) -> checkpoint.Trained:
         method, average = self.model.method, self.average.values if self.average else {}
-        beside = {f"average.{name}": value for name, value in average.items()}
-        beside |= {f"method.{name}": value for name, value in method.training_state().items()}
-        return checkpoint.Trained(method, self.optimizer, self.scaler, beside, self.model.backbone.device)
+        extra = {f"average.{name}": value for name, value in average.items()}
+        extra |= {f"method.{name}": value for name, value in method.training_state().items()}
+        return checkpoint.Trained(method, self.optimizer, self.scaler, extra, self.model.backbone.device)
 
     def _not_finite(self, terms: dict[str, float]) -> AdaptError:
         """Return the error for a loss that is not finite.

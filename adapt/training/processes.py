@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import cycle, islice
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -120,7 +120,7 @@ def processes_on(device: torch.device) -> Processes:
         return ALONE
     from accelerate import PartialState
 
-    state: Any = PartialState(cpu=device.type == "cpu", timeout=PATIENCE)
+    state = PartialState(cpu=device.type == "cpu", timeout=PATIENCE)
     return Processes(state.num_processes, state.process_index, device)
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from adapt import methods, plain
 from adapt.errors import AdaptError, missing
 from adapt.evaluation.scores import main_figure
 from adapt.methods.base.traits import Reports
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # measurements of the machine, which differ between two equal runs
 _OF_THE_MACHINE = ("seconds", "share_of_training", "estimated_bytes")
@@ -69,7 +72,7 @@ class Result:
         """The names of the loss's terms, if it has more than one."""
         return tuple(self.history[0].get("terms", ())) if self.history else ()
 
-    def plot(self, path: str | Path | None = None) -> Any:
+    def plot(self, path: str | Path | None = None) -> Figure:
         """Return a figure of the loss, by its terms, and of the accuracies, by epoch.
 
         The figure is written to `path` if given. Raises AdaptError if matplotlib is not installed (the extra `plot`).
@@ -88,8 +91,8 @@ class Result:
         if self.terms:
             loss_axes.legend(fontsize="small")
         loss_axes.set_ylabel("loss on training images")
-        learnt = [100 * entry["accuracy"] for entry in self.history]
-        self._draw(accuracy_axes, learnt, "training images, during training", thin=True)
+        fitted = [100 * entry["accuracy"] for entry in self.history]
+        self._draw(accuracy_axes, fitted, "training images, during training", thin=True)
         accuracy_axes.set_ylabel("accuracy, %")
         if "adapted" in self.metrics:
             accuracy = 100 * self.accuracy
@@ -138,7 +141,7 @@ def read_history(log: Path) -> list[dict[str, Any]]:
     return entries
 
 
-def reproducible(metrics: Mapping[str, Any]) -> dict[str, Any]:
+def reproducible(metrics: Mapping[str, object]) -> dict[str, object]:
     """Return `metrics`, at any depth without times and memory, so that two equal runs write the same adapter."""
-    kept = {key: value for key, value in metrics.items() if key not in _OF_THE_MACHINE}
-    return {key: reproducible(value) if isinstance(value, Mapping) else value for key, value in kept.items()}
+    stable = {key: value for key, value in metrics.items() if key not in _OF_THE_MACHINE}
+    return {key: reproducible(value) if isinstance(value, Mapping) else value for key, value in stable.items()}

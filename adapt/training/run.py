@@ -116,8 +116,8 @@ class Run:
 
     def _begun(self) -> bool:
         """Return whether there is something to resume."""
-        kept = {path.name for path in self.path.glob("*.json")} - {*_OF_THE_START}
-        return bool(kept) or self.checkpoint.exists() or (self.path / "log.jsonl").exists()
+        results = {path.name for path in self.path.glob("*.json")} - {*_OF_THE_START}
+        return bool(results) or self.checkpoint.exists() or (self.path / "log.jsonl").exists()
 
     def _check(self) -> None:
         """Write the recipe of a new run, or check that the run can be resumed."""
@@ -169,7 +169,7 @@ class Run:
             write_text(path, plain.dump(recorded | {"text_memory": own}, indent=2) + "\n")
         return own if budget is None else budget
 
-    def log(self, entry: dict[str, Any]) -> None:
+    def log(self, entry: dict[str, object]) -> None:
         """Append an entry to log.jsonl."""
         if not self.writes:
             return
@@ -194,7 +194,7 @@ class Run:
             lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[:step]
             write_text(log, "".join(f"{line}\n" for line in lines))
 
-    def finish(self, metrics: dict[str, Any]) -> None:
+    def finish(self, metrics: dict[str, object]) -> None:
         """Write metrics.json, and delete the checkpoint."""
         write_text(self.path / "metrics.json", plain.dump(metrics, indent=2) + "\n")
         self.checkpoint.unlink(missing_ok=True)
@@ -206,7 +206,7 @@ def _of_any_device(recipe: str) -> str:
 
 
 def environment() -> dict[str, Any]:
-    """Return what a result may depend on beside the recipe: hardware, threads and versions."""
+    """Return what a result may depend on besides the recipe: hardware, threads and versions."""
     import torch
 
     own = accelerator()

@@ -182,7 +182,7 @@ def learn(
     run: Run | None,
     progress: bool,
     track: Track = (),
-    **changes: Any,
+    **changes: object,
 ) -> Result:
     """Call `fit` with the recipe's settings and `changes` to those of the training; None leaves a setting out."""
     settings = settings_of(recipe, split) | changes

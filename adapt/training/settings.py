@@ -154,7 +154,7 @@ class TrainSettings(_Settings):
             return self
         if shots is None:
             raise AdaptError(
-                "the length of training depends on the number of images a class, which is not known here: give "
+                "the length of training depends on the number of images per class, which is not known here: give "
                 "train.epochs or train.iterations as a plain number"
             )
         if isinstance(self.epochs, dict):

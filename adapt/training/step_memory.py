@@ -28,7 +28,7 @@ _HELD = 1.25  # bytes that the allocator reserves for each byte that is kept, as
 
 
 def check_memory(model: Adapted, batches: Batches, settings: TrainSettings, processes: int = 1) -> int:
-    """Return about how many bytes a step over images takes beside the model; 0 if it starts from features.
+    """Return about how many bytes a step over images takes besides the model; 0 if it starts from features.
 
     Each of `processes` has its share of the images. Raises AdaptError, naming a batch size that fits, if the step needs
     more than the free memory.
@@ -44,7 +44,7 @@ def check_memory(model: Adapted, batches: Batches, settings: TrainSettings, proc
         if fitting:
             advice = f"set train.batch_size to {fitting} and train.accumulate to {-(-size // fitting)}"
         else:
-            advice = "not even one image fits, so free some memory, take a smaller backbone"
+            advice = "not even one image fits, so free memory or take a smaller backbone"
         more = "" if model.checkpointing or "vision" not in model.method.touches else ", or set checkpointing: true"
         raise AdaptError(
             f"a step over {size} images needs about {readable_bytes(needed)} and {readable_bytes(free)} "
@@ -106,20 +106,20 @@ def _no_images(backbone: DualEncoder) -> Tensor:
 
 
 def kept_bytes(model: AdaptedModel, compute: Callable[[], object]) -> int:
-    """Return the bytes that `compute()`, in training mode, keeps for its backward pass beside the model's tensors."""
+    """Return the bytes that `compute()`, in training mode, keeps for its backward pass besides the model's tensors."""
     tensors = (*model.backbone.model.parameters(), *model.backbone.model.buffers(), *model.method.state_dict().values())
     own = {tensor.untyped_storage().data_ptr() for tensor in tensors}
-    kept: dict[int, Tensor] = {}
+    saved: dict[int, Tensor] = {}
 
     def keep(tensor: Tensor) -> Tensor:
-        kept[tensor.untyped_storage().data_ptr()] = tensor
+        saved[tensor.untyped_storage().data_ptr()] = tensor
         return tensor
 
     with _left_as_it_was(model), keeping_rng(model.backbone.device):
         model.train()
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             compute()
-    return sum(tensor.untyped_storage().nbytes() for address, tensor in kept.items() if address not in own)
+    return sum(tensor.untyped_storage().nbytes() for address, tensor in saved.items() if address not in own)
 
 
 @contextmanager

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -60,7 +59,7 @@ def answers_by_folds(training: Fitting) -> tuple[Tensor, Tensor]:
     return torch.cat(logits), torch.cat(labels)
 
 
-def calibrated(training: Fitting, before: Scores | None) -> dict[str, Any]:
+def calibrated(training: Fitting, before: Scores | None) -> dict[str, object]:
     """Set the model's temperature, and return its figures for metrics.json.
 
     `before` are the scores on the test images without a temperature.
@@ -79,7 +78,7 @@ def calibrated(training: Fitting, before: Scores | None) -> dict[str, Any]:
             chosen, images,
         )  # fmt: skip
     model.answers = replace(model.answers, temperature=chosen)
-    figures: dict[str, Any] = {"temperature": chosen, "images": images}
+    figures: dict[str, object] = {"temperature": chosen, "images": images}
     if before is None:
         return figures
     return figures | {"error_before": before.calibration_error, "before": before.reliability()}

@@ -141,6 +141,6 @@ def test_what_other_peoples_code_reads_is_computed_each_time(
     assert not torch.allclose(read_by(127), first, atol=1e-3)
     assert not (tmp_path / "cache").exists()
     (record,) = caplog.records
-    assert "not kept on disk, and are computed each time" in record.getMessage()
+    assert "not cached on disk but computed each time" in record.getMessage()
     read_by(255, views=2)  # by the papers' augmentation, which is known
     assert len(list((tmp_path / "cache").iterdir())) == 1

@@ -166,7 +166,7 @@ def test_training_that_does_harm_is_said(make_model, tiny_split, caplog) -> None
     assert len(said[1]) == 1
     for part in (
         f"{100 * result.accuracy:.1f} %, is below the",
-        "zero-shot. It fits its training images, ",
+        "zero-shot: it fits its training images (",
         "train.lr",
     ):
         assert part in said[1][0]
