@@ -93,7 +93,7 @@ def index(
     "--slerp",
     "share",
     type=click.FloatRange(0, 1),
-    help="With an adapter of xbt: how far to move from the query of the index's own backbone to the adapter's.",
+    help="With an adapter of xbt: share of the way from the query of the index's own backbone to the adapter's.",
 )
 @_root
 @common.device

@@ -26,7 +26,7 @@ engines = common.together(
         type=click.IntRange(min=1),
         default=1,
         show_default=True,
-        help="Number of runs at a time on a machine, which take its GPUs in turn.",
+        help="Runs at a time on a machine, which take its GPUs in turn.",
     ),
     click.option(
         "--engine",

@@ -129,8 +129,8 @@ def leave_one_out(recipe: str, seeds: str, overrides: tuple[str, ...], domains: 
       adapt leave-one-out vl2v_sd --data emoji --out runs/styles
       adapt leave-one-out lora --data domains:PACS/ --out runs/pacs
 
-    Domains are named in a column domain of a .csv, or are the folders in FOLDER for domains:FOLDER, each with a folder
-    per class. OUT gets a run directory for each domain and seed, leave_one_out.json and leave_one_out.csv.
+    Domains are named in a column domain of a .csv. With domains:FOLDER, they are the folders in FOLDER, each with a
+    folder per class. OUT gets a run directory for each domain and seed, leave_one_out.json and leave_one_out.csv.
     """
     from adapt.protocols import protocol as protocols
 

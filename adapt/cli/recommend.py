@@ -56,7 +56,9 @@ class _Time(click.ParamType):
     is_flag=True,
     help="Also compare the slower methods, whose steps pass images or texts through a tower.",
 )
-@click.option("--budget", type=_Time(), help="Time for slower methods, as many as fit, such as 90s, 10m or 1h.")
+@click.option(
+    "--budget", type=_Time(), help="Time in which to compare as many slower methods as fit, such as 90s, 10m or 1h."
+)
 @track
 @click.option("--out", type=click.Path(path_type=Path), help="New folder for the run.  [default: runs/recommend-NAME]")
 @click.option("--quiet", is_flag=True, help="Hide progress.")
@@ -71,8 +73,8 @@ def recommend(data: str, out: Path | None, device: str | None, quiet: bool, **op
 
     DATA is a folder, a .csv or the name of a data set. Methods are compared by cross-validation over its training
     images; test images have no part in the choice. Among methods that are equally good within the noise, lda_words is
-    chosen if it is there, otherwise the one that is cheapest to train. The chosen method is trained on all training
-    images, and finally measured on the test images, if there are any.
+    chosen if it is one of them, otherwise the one that is cheapest to train. The chosen method is trained on all
+    training images, and finally measured on the test images, if there are any.
 
     \b
     OUT gets the run (adapter.safetensors, recipe.yaml, metrics.json, ...), recommendation.json, methods.csv,

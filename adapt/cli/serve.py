@@ -33,35 +33,35 @@ _SHORTEST = 16  # characters of a token, so that nobody guesses it
     type=click.IntRange(min=1),
     default=64,
     show_default=True,
-    help="Most adapters loaded at one time.",
+    help="Maximum number of adapters loaded at one time.",
 )
 @click.option(
     "--max-mib",
     type=click.FloatRange(min=0.001),
     default=20,
     show_default=True,
-    help="Most MiB in the body of a request.",
+    help="Maximum size of a request's body, in MiB.",
 )
 @click.option(
     "--max-images",
     type=click.IntRange(1, 1000),
     default=32,
     show_default=True,
-    help="Most images in a request, and in a pass.",
+    help="Maximum number of images in a request, and in a pass.",
 )
 @click.option(
     "--max-megapixels",
     type=click.FloatRange(min=0.001),
     default=64,
     show_default=True,
-    help="Most megapixels in a request, all images together.",
+    help="Maximum size of a request's images together, in megapixels.",
 )
 @click.option(
     "--max-requests",
     type=click.IntRange(min=1),
     default=64,
     show_default=True,
-    help="Most requests read and answered at one time.",
+    help="Maximum number of requests read and answered at one time.",
 )
 @click.option(
     "--timeout", type=click.FloatRange(min=0.001), default=30, show_default=True, help="Seconds until a request fails."
@@ -69,7 +69,7 @@ _SHORTEST = 16  # characters of a token, so that nobody guesses it
 @click.option(
     "--token-file",
     type=click.Path(path_type=Path),
-    help="File with a token that every request must send.  [default: no token]",
+    help="File with a token that requests must send.  [default: no token]",
 )
 @common.of_adapter
 @common.device

@@ -75,7 +75,7 @@ def train(
     quiet: bool,
     **options: Any,
 ) -> None:
-    """Train an adapter by RECIPE: a method, another name in `adapt recipes`, or a YAML file of your own.
+    """Train an adapter from RECIPE: a method, another name in `adapt recipes`, or a YAML file of your own.
 
     \b
     Examples:

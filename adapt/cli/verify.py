@@ -54,9 +54,9 @@ def verify(
       adapt verify open_clip:RN50-quickgelu/openai --data eurosat --root data
       adapt verify open_clip:RN50-quickgelu/openai --data caltech101 --root data --recipe coop --out runs/verify
 
-    It compares zero-shot accuracy and, with --recipe, the mean of the recipe's runs over the seeds. Beside the figures
-    it lists what differs from the published setting: weights, resizing, statistics, class names, numbers of images,
-    seeds, keys set by hand, and the recipe's own departures from its paper.
+    The command compares zero-shot accuracy and, with --recipe, the mean of the recipe's runs over the seeds. It also
+    lists what differs from the published setting: weights, resizing, statistics, class names, numbers of images, seeds,
+    keys set by hand, and the recipe's own departures from its paper.
 
     `reproduced` means within 0.2 points of a zero-shot figure, or 1 point of a trained one, that was read in an
     official file [F]. Figures of secondary sources [S] are shown but decide nothing. The exit code is 1 if a figure is
