@@ -32,7 +32,7 @@ class Connection(HttpToolsProtocol):
         self._ends: asyncio.TimerHandle | None = None
         self._gives_up: asyncio.TimerHandle | None = None  # closes on a client that does not read its answer
 
-    def connection_made(self, transport: Any) -> None:
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
         super().connection_made(transport)
         self._wait(self._head_seconds)
         if len(self.connections) > self._most:

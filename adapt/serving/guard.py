@@ -5,11 +5,11 @@ from __future__ import annotations
 import hmac
 from collections.abc import Collection
 from ipaddress import ip_address
-from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 _OPEN = ("/", "/healthz")  # need no token: the page asks for it, and monitors have none
 _SAFE = ("GET", "HEAD", "OPTIONS")
@@ -21,14 +21,14 @@ class Guard:
     In `hosts`, `*` stands for every name, and `localhost` for every address of the machine itself.
     """
 
-    def __init__(self, app: Any, hosts: Collection[str], token: str | None) -> None:
+    def __init__(self, app: ASGIApp, hosts: Collection[str], token: str | None) -> None:
         self.app, self.hosts, self.token = app, hosts, token
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         refusal = self._refusal(scope) if scope["type"] == "http" else None
         await (refusal or self.app)(scope, receive, send)
 
-    def _refusal(self, scope: Any) -> JSONResponse | None:
+    def _refusal(self, scope: Scope) -> JSONResponse | None:
         headers = Headers(scope=scope)
         host, origin = headers.get("host", ""), headers.get("origin")
         if not self._known(_name(host)):

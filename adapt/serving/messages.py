@@ -7,7 +7,7 @@ import binascii
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, TypeVar
 
 from fastapi import HTTPException, Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -17,6 +17,8 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 
 from adapt.models.prediction import Prediction, Wanted
 from adapt.validation import explain
+
+Checked = TypeVar("Checked", bound=BaseModel)
 
 TopK = Annotated[int, Field(ge=1, le=1000, description="Number of classes to return per image.")]
 Threshold = Annotated[float | None, Field(ge=0, le=1, description="Answer none if no class reaches this probability.")]
@@ -156,7 +158,8 @@ async def sent(request: Request, most: int) -> Sent:
 
 
 async def _uploaded(request: Request) -> Sent:
-    fields: dict[str, Any] = {}
+    fields: dict[str, str] = {}
+    adapters: list[str] = []
     files: list[tuple[str, bytes]] = []
     form = await _InMemory(request.headers, request.stream(), max_files=1000, max_fields=100).parse()
     try:
@@ -167,12 +170,12 @@ async def _uploaded(request: Request) -> Sent:
                 given = f"a file called {key!r}" if isinstance(value, UploadFile) else "images without a file"
                 raise HTTPException(422, f"the form has {given}; expected files called images, as in {_FORM}")
             elif key == "adapters":
-                fields.setdefault(key, []).append(value)
+                adapters.append(value)
             else:
                 fields[key] = value
     finally:
         await form.close()
-    return Sent(files, _checked(Asking, fields))
+    return Sent(files, _checked(Asking, {**fields, "adapters": adapters}))
 
 
 def answers(
@@ -196,19 +199,20 @@ class _InMemory(MultiPartParser):
     spool_max_size = sys.maxsize
 
 
-def _json(body: bytes, most: int) -> Any:
+def _json(body: bytes, most: int) -> object:
     """Parse JSON with at most `most` commas; with millions of values, parsing would block the server for seconds."""
     from pydantic_core import from_json
 
     if (parts := body.count(b",")) > most:
         raise HTTPException(422, f"the body has {parts:,} commas; expected images as base64 and little else")
     try:
-        return from_json(body, allow_inf_nan=False)
+        value: object = from_json(body, allow_inf_nan=False)
     except ValueError as error:
         raise HTTPException(422, f"the body is not valid JSON: {error}") from None
+    return value
 
 
-def _checked(kind: Any, values: Any) -> Any:
+def _checked(kind: type[Checked], values: object) -> Checked:
     try:
         return kind.model_validate(values)
     except ValidationError as error:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from typing import Any
 
 from fastapi import HTTPException
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _SMALL = 2**16  # maximum bytes of a body without images; one of that size is read to its end even if refused
 _LEFT = 499  # nginx's status for a client that did not wait, only for the metrics
@@ -39,10 +39,10 @@ class Around:
     has arrived closes the connection: reading the refused bodies of twenty clients kept the event loop from all others.
     """
 
-    def __init__(self, app: Any, most: int, metrics: Counted) -> None:
+    def __init__(self, app: ASGIApp, most: int, metrics: Counted) -> None:
         self.app, self.most, self.metrics = app, most, metrics
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -52,7 +52,7 @@ class Around:
         most = self.most if scope["path"] == "/predict" else min(self.most, _SMALL)
         left, coming = most, announced(scope, sys.maxsize) > _SMALL  # whether a large body is still arriving
 
-        async def receiving() -> Any:
+        async def receiving() -> Message:
             nonlocal left, coming
             message = await receive()
             left -= len(message.get("body", b""))
@@ -61,7 +61,7 @@ class Around:
                 raise _too_large(most)
             return message
 
-        async def sending(message: Any) -> None:
+        async def sending(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -93,7 +93,7 @@ def _too_large(most: int) -> HTTPException:
     return HTTPException(413, f"the request is larger than {most:,} bytes: send fewer or smaller images")
 
 
-def announced(scope: Any, otherwise: int) -> int:
+def announced(scope: Scope, otherwise: int) -> int:
     """Return the length of the body by the request's headers; `otherwise` if it comes in chunks."""
     headers = dict(scope["headers"])
     return otherwise if b"transfer-encoding" in headers else int(headers.get(b"content-length", 0))

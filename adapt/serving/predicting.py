@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from typing import TypeVar
 
 from fastapi import Request, Response
 from starlette.requests import ClientDisconnect
@@ -18,6 +18,8 @@ from adapt.serving.messages import Sent, answers, sent
 from adapt.serving.middleware import Counted, announced
 from adapt.serving.reading import ImageReaders, TooManyPixels, pixels_of
 from adapt.serving.room import Crowded, Room
+
+Seen = TypeVar("Seen")
 
 _AGAIN = {"Retry-After": "1"}
 
@@ -121,9 +123,8 @@ class Predictions:
     def _end(self) -> None:
         self._answering -= 1
 
-    async def _read(self, sizes: list[int], asked: Sent, look: Any) -> list[Any]:
-        parts = [partial(look, content, name) for name, content in asked.files]
-        return await asyncio.wrap_future(self.readers.ask(parts, sizes, lambda part: part()))
+    async def _read(self, sizes: list[int], asked: Sent, look: Callable[[bytes, str], Seen]) -> list[Seen]:
+        return await asyncio.wrap_future(self.readers.ask(asked.files, sizes, lambda file: look(file[1], file[0])))
 
 
 async def _left(request: Request, given: asyncio.Timeout) -> None:

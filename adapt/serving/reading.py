@@ -14,13 +14,17 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from io import BytesIO
-from typing import Any
+from typing import Any, TypeVar
 
 from adapt.data.decoding.decoded import processors
 from adapt.data.decoding.pictures import opened
 from adapt.errors import AdaptError
 from adapt.serving.threads import without_team
+
+Part = TypeVar("Part")
+Seen = TypeVar("Seen")
 
 _SCANS = 32  # maximum in a JPEG; usual are up to a dozen, and each goes over the whole picture
 _LARGE = 2**22  # pixels from which the memory of an image is given back to the system
@@ -33,12 +37,11 @@ class TooManyPixels(AdaptError):
 
 @dataclass(eq=False)
 class _Job:
-    """A request that is being read: the sizes and images that are left, and the results so far."""
+    """A request that is being read: the images that are left, as sizes and reads, and the results so far."""
 
-    left: deque[tuple[int, Any]]
-    look: Callable[[Any], Any]
-    done: Future[list[Any]] = field(default_factory=Future)
-    results: list[Any] = field(default_factory=list)
+    left: deque[tuple[int, Callable[[], object]]]
+    done: Future[Any] = field(default_factory=Future)
+    results: list[object] = field(default_factory=list)
 
 
 class ImageReaders:
@@ -57,9 +60,9 @@ class ImageReaders:
         """Return how many requests wait for a thread."""
         return len(self._jobs)
 
-    def ask(self, parts: Sequence[Any], sizes: Sequence[int], look: Callable[[Any], Any]) -> Future[list[Any]]:
+    def ask(self, parts: Sequence[Part], sizes: Sequence[int], look: Callable[[Part], Seen]) -> Future[list[Seen]]:
         """Return a future for the results of `look` on each part. If it is cancelled, the rest is not read."""
-        job = _Job(deque(zip(sizes, parts, strict=True)), look)
+        job = _Job(deque(zip(sizes, [partial(look, part) for part in parts], strict=True)))
         self._put(job)
         return job.done
 
@@ -82,16 +85,16 @@ class ImageReaders:
     def _run(self, most: float) -> None:
         without_team()
         while job := self._next(most):
-            size, part = job.left.popleft()
+            size, read = job.left.popleft()
             self._begun[threading.get_ident()] = time.monotonic()
             try:
-                job.results.append(job.look(part))
+                job.results.append(read())
             except Exception as error:  # noqa: BLE001  # an error in an image goes to its sender
                 if job.done.set_running_or_notify_cancel():
                     job.done.set_exception(error)
                 continue
             finally:
-                del part, self._begun[threading.get_ident()]
+                del read, self._begun[threading.get_ident()]
                 if size >= _LARGE:
                     _trim(0)
             if job.left:

@@ -11,6 +11,7 @@ from typing import Any
 
 import uvicorn
 from PIL import PngImagePlugin
+from starlette.types import ASGIApp
 
 from adapt.serving.connections import Connection
 from adapt.training.interrupt import ending
@@ -20,7 +21,7 @@ _CONNECTIONS, _OTHER_FILES = 1000, 64  # maximum number of connections; other fi
 _GRACE, _END = 5, 9  # seconds: for waiting requests, and until the process is ended
 
 
-def run(app: Any, listening: socket.socket, seconds: float) -> None:
+def run(app: ASGIApp, listening: socket.socket, seconds: float) -> None:
     """Serve `app` at a socket until a signal comes; the body of a request may take so many `seconds`."""
     PngImagePlugin.MAX_TEXT_MEMORY = 2**22  # bytes that a header may unpack to; the default is sixteen times as much
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]

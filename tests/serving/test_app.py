@@ -213,7 +213,7 @@ def test_without_a_folder_the_set_stays_as_it_is(folder: Path, open_clip: adapt.
         calls = [client.post("/adapters", json={"path": "tda.safetensors"}), client.delete("/adapters/lora")]
         calls.append(client.put("/adapters/default", json={"name": "lora"}))
         assert [each.status_code for each in calls] == [403] * 3
-        assert "start with --folder" in calls[0].json()["detail"]
+        assert "start it with --folder" in calls[0].json()["detail"]
         assert [each["name"] for each in client.get("/adapters").json()] == ["one", "lora"]
 
 
