@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal, Unpack
 
 import click
 
@@ -12,7 +12,19 @@ from adapt.cli.many_runs import engines, run
 from adapt.errors import AdaptError
 
 if TYPE_CHECKING:
+    from adapt.protocols.protocol import Protocol
     from adapt.protocols.runs import Target
+
+
+class _Options(common.Options):
+    """The options of a protocol: changes of the recipe, and where its runs go."""
+
+    out: Path
+    jobs: int
+    engine: Literal["local", "ray"]
+    address: str | None
+    track: tuple[str, ...]
+
 
 _common = common.together(
     click.argument("recipe"),
@@ -26,7 +38,6 @@ _common = common.together(
     engines,
 )
 _OWNED = {"seed": "give --seeds", "data.classes": "leave it out"}
-_OF_RUNS = ("out", "jobs", "engine", "address", "track")
 _to = click.option(
     "--to", "targets", multiple=True, metavar="DATA", help="Data to measure on (repeatable).  [default: the papers']"
 )
@@ -37,7 +48,7 @@ _to = click.option(
 @click.option(
     "--shots", default="1,2,4,8,16", show_default=True, help="Training images per class, runs for each number."
 )
-def few_shot(recipe: str, shots: str, seeds: str, overrides: tuple[str, ...], **options: Any) -> None:
+def few_shot(recipe: str, shots: str, seeds: str, overrides: tuple[str, ...], **options: Unpack[_Options]) -> None:
     """Train RECIPE on a growing number of images per class, over several seeds.
 
     \b
@@ -49,16 +60,15 @@ def few_shot(recipe: str, shots: str, seeds: str, overrides: tuple[str, ...], **
     """
     from adapt.protocols import protocol as protocols
 
-    where = _where(options)
     _check_owned(overrides, _OWNED | {"data.shots": "give --shots"})
     chosen = common.read(recipe, overrides, options, "few_shot")
-    run(protocols.few_shot(chosen, common.numbers("shots", shots), common.numbers("seeds", seeds)), **where)
+    _run(protocols.few_shot(chosen, common.numbers("shots", shots), common.numbers("seeds", seeds)), options)
 
 
 @click.command("base-to-new")
 @_common
 @common.shots
-def base_to_new(recipe: str, seeds: str, overrides: tuple[str, ...], **options: Any) -> None:
+def base_to_new(recipe: str, seeds: str, overrides: tuple[str, ...], **options: Unpack[_Options]) -> None:
     """Train RECIPE on the first half of the classes and measure it on both halves, over several seeds.
 
     \b
@@ -71,10 +81,9 @@ def base_to_new(recipe: str, seeds: str, overrides: tuple[str, ...], **options: 
     """
     from adapt.protocols import protocol as protocols
 
-    where = _where(options)
     _check_owned(overrides, _OWNED)
     chosen = common.read(recipe, overrides, options, "base_to_new")
-    run(protocols.base_to_new(chosen, common.numbers("seeds", seeds)), **where)
+    _run(protocols.base_to_new(chosen, common.numbers("seeds", seeds)), options)
 
 
 @click.command("cross-dataset")
@@ -82,7 +91,7 @@ def base_to_new(recipe: str, seeds: str, overrides: tuple[str, ...], **options: 
 @common.shots
 @_to
 def cross_dataset(
-    recipe: str, seeds: str, overrides: tuple[str, ...], targets: tuple[str, ...], **options: Any
+    recipe: str, seeds: str, overrides: tuple[str, ...], targets: tuple[str, ...], **options: Unpack[_Options]
 ) -> None:
     """Train RECIPE on one data set and measure it on others, with their own class names.
 
@@ -102,7 +111,7 @@ def cross_dataset(
 @common.shots
 @_to
 def domain_generalisation(
-    recipe: str, seeds: str, overrides: tuple[str, ...], targets: tuple[str, ...], **options: Any
+    recipe: str, seeds: str, overrides: tuple[str, ...], targets: tuple[str, ...], **options: Unpack[_Options]
 ) -> None:
     """Train RECIPE on one data set and measure it on other domains of its classes.
 
@@ -121,7 +130,9 @@ def domain_generalisation(
 @_common
 @common.shots
 @click.option("--domains", help="Domains to leave out in turn, separated by commas.  [default: all of the data]")
-def leave_one_out(recipe: str, seeds: str, overrides: tuple[str, ...], domains: str | None, **options: Any) -> None:
+def leave_one_out(
+    recipe: str, seeds: str, overrides: tuple[str, ...], domains: str | None, **options: Unpack[_Options]
+) -> None:
     """Train RECIPE on all domains of a data set but one and measure it on that one, for each domain in turn.
 
     \b
@@ -134,11 +145,10 @@ def leave_one_out(recipe: str, seeds: str, overrides: tuple[str, ...], domains: 
     """
     from adapt.protocols import protocol as protocols
 
-    where = _where(options)
     _check_owned(overrides, _OWNED | {"data.leave_out": "give --domains"})
     chosen = common.read(recipe, overrides, options, "leave_one_out")
-    there = chosen.data.load().domains if domains is None else [each.strip() for each in domains.split(",")]
-    run(protocols.leave_one_out(chosen, there, common.numbers("seeds", seeds)), **where)
+    left_out = chosen.data.load().domains if domains is None else [each.strip() for each in domains.split(",")]
+    _run(protocols.leave_one_out(chosen, left_out, common.numbers("seeds", seeds)), options)
 
 
 @click.command("phases")
@@ -147,7 +157,12 @@ def leave_one_out(recipe: str, seeds: str, overrides: tuple[str, ...], domains: 
 @click.option("--parts", type=click.IntRange(min=2), help="Number of phases to divide the classes into.  [default: 2]")
 @click.option("--then", "later", multiple=True, metavar="DATA", help="Data of the next phase (repeatable).")
 def phases(
-    recipe: str, seeds: str, overrides: tuple[str, ...], parts: int | None, later: tuple[str, ...], **options: Any
+    recipe: str,
+    seeds: str,
+    overrides: tuple[str, ...],
+    parts: int | None,
+    later: tuple[str, ...],
+    **options: Unpack[_Options],
 ) -> None:
     """Train RECIPE on one part of the data after another, and measure how much of the earlier parts it forgets.
 
@@ -162,7 +177,6 @@ def phases(
     """
     from adapt.protocols import protocol as protocols
 
-    where = _where(options)
     _check_owned(overrides, _OWNED | {"start": "leave it out"})
     if parts is not None and later:
         raise AdaptError(
@@ -175,21 +189,20 @@ def phases(
         root = chosen.data.root
         others = [{"source": each, "root": root if _needs_root(each) else None, "names": None} for each in later]
         sections = [chosen.data, *(chosen.data.model_copy(update=other) for other in others)]
-    run(protocols.phases(chosen, sections, common.numbers("seeds", seeds)), **where)
+    _run(protocols.phases(chosen, sections, common.numbers("seeds", seeds)), options)
 
 
 def _transfer(
-    name: str, recipe: str, overrides: tuple[str, ...], seeds: str, targets: tuple[str, ...], options: common.Options
+    name: str, recipe: str, overrides: tuple[str, ...], seeds: str, targets: tuple[str, ...], options: _Options
 ) -> None:
     from adapt.data.readers import published
     from adapt.protocols import protocol as protocols
 
-    where = _where(options)
     _check_owned(overrides, {"seed": _OWNED["seed"]})
-    root = options.pop("root")
-    chosen = common.read(recipe, overrides, options, name)
+    root = options["root"]
+    chosen = common.read(recipe, overrides, options | {"root": None}, name)
     if root is not None and _needs_root(chosen.data.source):  # the root may be meant only for the targets
-        chosen = common.read(recipe, overrides, options | {"root": root}, name)
+        chosen = common.read(recipe, overrides, options, name)
     if not (targets or root) and published.find(chosen.data.source) is None:
         raise AdaptError(
             f"without --to the targets are the papers', which do not belong to {chosen.data.source!r}: name the data "
@@ -197,15 +210,12 @@ def _transfer(
         )
     root = root or chosen.data.root
     names = targets or protocols.PAPERS_TARGETS[name]
-    run(
-        protocols.transfer(name, chosen, [_target(each, root) for each in names], common.numbers("seeds", seeds)),
-        **where,
-    )
+    data = [_target(each, root) for each in names]
+    _run(protocols.transfer(name, chosen, data, common.numbers("seeds", seeds)), options)
 
 
-def _where(options: common.Options) -> dict[str, Any]:
-    """Move the arguments of `run` out of `options`, where the changes of the recipe remain."""
-    return {name: options.pop(name) for name in _OF_RUNS}
+def _run(protocol: Protocol, options: _Options) -> None:
+    run(protocol, options["out"], options["jobs"], options["engine"], options["address"], options["track"])
 
 
 def _target(spec: str, root: str | None) -> Target:

@@ -19,7 +19,7 @@ _SECONDS = {"s": 1, "m": 60, "h": 3600}
 class _Time(click.ParamType):
     name = "time"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """Return the seconds in `90s`, `10m` or `1.5h`."""
         match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", str(value))
         if match is None or not float(match[1]):

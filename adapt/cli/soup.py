@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -11,6 +11,9 @@ from adapt.cli import options as common
 from adapt.devices import AUTO
 from adapt.disk import check_free
 from adapt.shown import shown
+
+if TYPE_CHECKING:
+    from adapt.methods.base.mixture import Combination
 
 _COMBINATIONS = ("linear", "magnitude_prune", "ties", "dare_linear", "dare_ties")
 
@@ -40,7 +43,7 @@ def soup(
     adapters: tuple[Path, ...],
     out: Path,
     weights: str | None,
-    combination: Any,
+    combination: Combination,
     density: float | None,
     rank: int | None,
     seed: int,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Unpack
 
 import click
 
@@ -73,7 +73,7 @@ def train(
     processes: int,
     plot: bool,
     quiet: bool,
-    **options: Any,
+    **options: Unpack[common.Options],
 ) -> None:
     """Train an adapter from RECIPE: a method, another name in `adapt recipes`, or a YAML file of your own.
 
@@ -180,12 +180,11 @@ def _plot(result: Result, out: Path) -> None:
         method.draw(out)
 
 
-def _values(sweep: str) -> tuple[str, list[Any]]:
+def _values(sweep: str) -> tuple[str, list[object]]:
     """Return the key and the values in KEY=VALUES."""
     from adapt.recipe.file import pair
 
     key, _, values = sweep.partition("=")
-    parsed: list[Any]
     key, parsed = pair(f"{key}=[{values}]")
     if not values or not parsed:
         raise AdaptError(f"--sweep {sweep!r} is not of the form KEY=VALUES, such as train.lr=0.002,0.02")

@@ -75,7 +75,7 @@ def verify(
         raise AdaptError(f"--as {called} is not a published backbone; {nearest(called, papers.backbones())}")
     split, runs = load(entry.name, root), None
     if recipe is not None:
-        given = {"data": entry.name, "root": root, "backbone": backbone, "device": device}
+        given: common.Options = {"data": entry.name, "root": root, "backbone": backbone, "device": device}
         runs = _runs(recipe, common.read(recipe, overrides, given, "few_shot"), shots, seeds, out, overrides)
     elif out is not None or overrides:
         raise AdaptError("--out and --set are for the runs of a recipe: add --recipe, or leave them out")
