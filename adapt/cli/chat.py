@@ -22,7 +22,11 @@ from adapt.shown import shown
     help="Question to ask before exiting (repeatable).  [default: ask for questions]",
 )
 @click.option(
-    "--max-tokens", type=click.IntRange(min=1), default=64, show_default=True, help="Most tokens in an answer."
+    "--max-tokens",
+    type=click.IntRange(min=1),
+    default=64,
+    show_default=True,
+    help="Maximum number of tokens in an answer.",
 )
 @click.option(
     "--beams", type=click.IntRange(min=1), default=1, show_default=True, help="Beams of the beam search for an answer."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -81,11 +81,11 @@ def _lines(header: Header) -> Iterator[tuple[str, str]]:
     yield "versions", ", ".join(f"{key} {value}" for key, value in header.versions.items())
 
 
-def _settings(config: dict[str, Any]) -> str:
+def _settings(config: dict[str, object]) -> str:
     return "(" + ", ".join(f"{key}={value!r}" for key, value in config.items() if value not in (None, "", {})) + ")"
 
 
-def _load(adapter: Path, backbone: str | None) -> Any:
+def _load(adapter: Path, backbone: str | None) -> Model:
     from adapt.loading import load
 
     return load(adapter, common.given_backbone(backbone, "cpu"), device="cpu")
@@ -211,7 +211,7 @@ def _imported(
     if backbone is None or (classes is None and not speaks):
         raise AdaptError(f"{source} names neither backbone nor classes: give --backbone and --classes FILE")
     names = common.class_names(classes) or []
-    given: dict[str, Any] = {}
+    given: dict[str, object] = {}
     for setting in settings:
         set_key(given, setting)
     return checkpoints.import_published(source, method or "coop", load_backbone(backbone, "cpu"), names, given)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -68,17 +68,17 @@ def index(
         backbone = backbone or common.default_backbone(str(source))
         common.say_backbone(backbone, str(source))
     pairs = read_pairs(source, root) if of_pairs else []
-    entries: Sequence[Any]
-    entries, kind = ([item for item, _ in pairs], "pairs") if of_pairs else _entries(source)
+    entries, of_images = ([], False) if of_pairs else _entries(source)
     with quiet_libraries():
         from adapt.retrieval.index import index_images, index_pairs, index_texts
 
         model = _model(backbone, adapter, device)
-        build: Any = {"texts": index_texts, "images": index_images, "pairs": index_pairs}[kind]
         with counting_bar("encoding", True) as bar:
-            built = build(model, entries, bar)
-    if of_pairs:
-        built = replace(built, entries=tuple(item.unit or path for item, path in pairs))
+            if of_pairs:
+                built = index_pairs(model, [item for item, _ in pairs], bar)
+                built = replace(built, entries=tuple(item.unit or path for item, path in pairs))
+            else:
+                built = (index_images if of_images else index_texts)(model, entries, bar)
     built.save(out)
     click.echo(f"{out}  {len(built):,} {built.header.kind}, {out.stat().st_size / 1024:,.1f} KB")
 
@@ -93,7 +93,7 @@ def index(
     "--slerp",
     "share",
     type=click.FloatRange(0, 1),
-    help="With an adapter of xbt: how far to move from the query of the index's own backbone to the adapter's.",
+    help="With an adapter of xbt: share of the way from the query of the index's own backbone to the adapter's.",
 )
 @_root
 @common.device
@@ -138,8 +138,8 @@ def search(
                 _show(name, list(zip([stored.entries[place] for place in places], cosines, strict=True)), as_json)
 
 
-def _entries(source: Path) -> tuple[list[str], str]:
-    """Return the entries to index, and their kind: "texts" or "images"."""
+def _entries(source: Path) -> tuple[list[str], bool]:
+    """Return the entries to index, and whether they are images rather than texts."""
     from adapt.data.readers.lines import read_lines
     from adapt.data.readers.texts_file import read_texts
 
@@ -147,27 +147,31 @@ def _entries(source: Path) -> tuple[list[str], str]:
         images = images_in(str(source))
         if not images:
             raise AdaptError(f"the folder {source} holds no image ({', '.join(IMAGE_SUFFIXES)})")
-        return images, "images"
+        return images, True
     if source.suffix not in (".csv", ".txt"):
         raise AdaptError(f"{source} is neither a folder of images nor a .txt or .csv file of texts")
-    return (read_texts(source) if source.suffix == ".csv" else read_lines(source)), "texts"
+    return (read_texts(source) if source.suffix == ".csv" else read_lines(source)), False
 
 
 def _model(backbone: str | None, adapter: Path | None, device: str) -> AdaptedModel:
     """Return the model that encodes: an adapter's, or a backbone by itself."""
+    from adapt.backbones.base import DualEncoder
     from adapt.loading import load
     from adapt.methods.zero_shot import ZeroShot
+    from adapt.models.classifier import AdaptedModel
     from adapt.models.wrap import wrap
 
-    if not (backbone or adapter):
+    loaded = common.given_backbone(backbone, device)
+    model = None if adapter is None else load(adapter, loaded, device=device)
+    of = loaded if model is None else model.backbone
+    if of is None:
         raise AdaptError("no backbone to encode with is named: give --backbone, such as mini-clip, or --adapter")
-    loaded: Any = common.given_backbone(backbone, device)
-    of = loaded if adapter is None else (model := load(adapter, loaded, device=device)).backbone
-    if of.family != "dual encoder":
+    if not isinstance(of, DualEncoder):
         raise AdaptError(f"{of.describe()} has no features of texts and images to compare: use a CLIP")
-    # without an adapter that says otherwise, photographs are turned upright
-    encoder: AdaptedModel = (wrap(loaded.turning(True), ZeroShot(), ("object",)) if adapter is None else model).eval()
-    return encoder
+    if model is None:  # and no adapter says otherwise: photographs are turned upright
+        model = wrap(of.turning(True), ZeroShot(), ("object",))
+    assert isinstance(model, AdaptedModel)  # as of every dual encoder
+    return model.eval()
 
 
 def _encoded(model: AdaptedModel, query: str, root: Path | None) -> Index:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -26,7 +26,7 @@ engines = common.together(
         type=click.IntRange(min=1),
         default=1,
         show_default=True,
-        help="Number of runs at a time on a machine, which take its GPUs in turn.",
+        help="Runs at a time on a machine, which take its GPUs in turn.",
     ),
     click.option(
         "--engine",
@@ -40,7 +40,14 @@ engines = common.together(
 )
 
 
-def run(protocol: Protocol, out: Path, jobs: int, engine: Any, address: str | None, track: tuple[str, ...]) -> None:
+def run(
+    protocol: Protocol,
+    out: Path,
+    jobs: int,
+    engine: Literal["local", "ray"],
+    address: str | None,
+    track: tuple[str, ...],
+) -> None:
     """Make the runs of `protocol` in `out`, report each one, and print the table."""
     from adapt.cli.quiet import quiet_libraries
 

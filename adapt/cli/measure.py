@@ -75,7 +75,7 @@ def evaluate_adapter(
         for share, each in zip(shares, blended, strict=True):
             if not as_json:
                 click.echo(f"blend {share:g}: ", nl=False)
-            _print(each, split, part, as_json, cache, {"blend": share})
+            _print(each, split, part, as_json, cache, blended=True)
         if not shares:
             _print(model, split, part, as_json, cache)
     if not as_json:
@@ -177,10 +177,8 @@ def _tell_parts(split: Split, part: str) -> None:
         )
 
 
-def _print(
-    model: Adapted, split: Split, part: str, as_json: bool, cache: bool, settings: dict[str, float] | None = None
-) -> None:
-    """Measure `model` and print its scores; a line of JSON has the `settings` of the measurement too."""
+def _print(model: Adapted, split: Split, part: str, as_json: bool, cache: bool, blended: bool = False) -> None:
+    """Measure `model` and print its scores; JSON has the blend with zero-shot if it was asked for or is not 1."""
     from adapt.evaluation.evaluate import evaluate
 
     items = _measured(split, part)
@@ -188,13 +186,12 @@ def _print(
     if as_json:
         from adapt import plain
 
-        blend = {} if model.answers.blend == 1 else {"blend": model.answers.blend}
+        blend = {"blend": model.answers.blend} if blended or model.answers.blend != 1 else {}
         figures = {
             "data": split.name,
             "part": part,
             "parts": _sizes(split),
             **blend,
-            **(settings or {}),
             **scores.figures(),
             **scores.details(),
         }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypedDict, TypeVar
 
 import click
 
@@ -13,11 +13,11 @@ from adapt.errors import AdaptError
 from adapt.shown import unseen
 
 if TYPE_CHECKING:
+    from adapt.backbones.base import Backbone
     from adapt.recipe import Recipe
     from adapt.recipe.file import Override
 
 Command = Callable[..., None]
-Options = dict[str, Any]
 Number = TypeVar("Number", int, float)
 
 PARTS = ("train", "val", "test")
@@ -33,15 +33,26 @@ _KEYS = {
 }
 
 
+class Options(TypedDict, total=False):
+    """The options of a command that takes a recipe; None if left out, so that the recipe decides."""
+
+    data: str | None
+    root: str | None
+    shots: int | str | None
+    seed: int | None
+    device: str | None
+    backbone: str | None
+
+
 class _Shots(click.ParamType):
     name = "number"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
         if value == ALL:
-            return value
-        if not str(value).isdecimal() or int(value) < 1:
+            return ALL
+        if not str(value).isdecimal() or int(str(value)) < 1:
             self.fail(f"{value!r} is neither a positive whole number nor {ALL}", param, ctx)
-        return int(value)
+        return int(str(value))
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
         return "NUMBER|all"
@@ -95,7 +106,7 @@ def say_backbone(name: str, source: str) -> None:
         )
 
 
-def given_backbone(spec: str | None, device: str) -> Any:
+def given_backbone(spec: str | None, device: str) -> Backbone | None:
     """Load the backbone that --backbone names; return None without it, so that the adapter decides."""
     from adapt.backbones.load import load_backbone
 
@@ -146,9 +157,8 @@ def read(recipe: str, overrides: tuple[str, ...], options: Options, protocol: st
     """Return the recipe of a command with its changes. Raises AdaptError if an option and a --set disagree on a key."""
     from adapt.recipe import read_recipe
 
-    given = dict(options)
-    data = given.pop("data", None)
-    changes: list[Override] = [*overrides, *_as_overrides(given, overrides)]
+    data = options.get("data")
+    changes: list[Override] = [*overrides, *_as_overrides(options, overrides)]
     if data is not None:
         _check_agreement("data", "data.source", data, overrides)
     return read_recipe(recipe, changes, data, protocol)
@@ -182,22 +192,24 @@ def as_words(options: Options) -> list[str]:
     return [f"--{name}={value}" for name, value in options.items() if value is not None]
 
 
-def _as_overrides(options: Options, overrides: tuple[str, ...]) -> list[tuple[str, Any]]:
+def _as_overrides(options: Options, overrides: tuple[str, ...]) -> list[tuple[str, object]]:
     changes = []
-    for name, value in options.items():
+    for name, key in _KEYS.items():
+        value = options.get(name)
         if value is not None:
             value = None if value == ALL and name == "shots" else value
-            _check_agreement(name, _KEYS[name], value, overrides)
-            changes.append((_KEYS[name], value))
+            _check_agreement(name, key, value, overrides)
+            changes.append((key, value))
     return changes
 
 
-def _check_agreement(name: str, key: str, value: Any, overrides: tuple[str, ...]) -> None:
+def _check_agreement(name: str, key: str, value: object, overrides: tuple[str, ...]) -> None:
     from adapt.recipe.file import set_key
 
-    raw: Any = {}
+    settings: dict[str, object] = {}
     for override in overrides:
-        set_key(raw, override)
+        set_key(settings, override)
+    raw: object = settings
     for part in key.split("."):
         if not isinstance(raw, dict) or part not in raw:
             return

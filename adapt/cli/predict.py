@@ -21,12 +21,17 @@ from adapt.errors import AdaptError
 from adapt.shown import first_of, shown
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from adapt.models.explanation import Explanation
     from adapt.models.prediction import Prediction
+    from adapt.models.wrap import Model
+
+    Pictures = Iterable[Image.Image | Path]
+    # a function from images, opened upright by EXIF or as stored as the models need them, to the answers for each
+    Says = Callable[[Callable[[set[bool]], Pictures]], Iterator[Any]]
 
 ONE_CLASS, FEW_CLASSES = 1, 5  # shown per image by default: in a CSV, and in text or JSON
-# a function from images, opened upright by EXIF or as stored as the models need them, to the answers for each
-Says = Callable[[Callable[[set[bool]], Iterable[Any]]], Iterator[Any]]
 
 
 class ImageFile(NamedTuple):
@@ -119,14 +124,14 @@ def predict(
     readable: list[ImageFile] = []
     if vocabulary_free is not None:
         files = list(image_files((adapter, *images)))
-        answers = _by_captions(vocabulary_free, backbone, device, top_k, threshold)
+        answers = _by_captions(vocabulary_free, backbone, device, top_k)
         adapters: list[Path] = []
     else:
         adapters = _adapters(adapter, images)
         _check_explained(explain, threshold, as_csv, adapters)
         files = list(image_files(images[len(adapters) - 1 :]))
-        settings = {"top_k": top_k, "threshold": threshold}
-        answers = _by_adapters(adapters, common.class_names(classes), question, backbone, device, settings, explain)
+        answering = partial(_explanations, top_k) if explain else partial(_predictions, top_k, threshold, question)
+        answers = _by_adapters(adapters, common.class_names(classes), backbone, device, answering)
     write = Columns(adapters, threshold is not None, top_k) if as_csv else writer(adapters, as_json, explain)
     with quiet_libraries():
         for number, answer in enumerate(answers(partial(readable_images, files, readable))):
@@ -154,12 +159,11 @@ def _adapters(first: Path, images: Sequence[Path]) -> list[Path]:
     return adapters
 
 
-def _by_captions(index: Path, backbone: str | None, device: str, top_k: int, threshold: float | None) -> Says:
+def _by_captions(index: Path, backbone: str | None, device: str, top_k: int) -> Says:
     """Return a function that names images by words from an index of captions."""
 
-    def answers(images: Callable[[set[bool]], Iterable[Any]]) -> Iterator[Any]:
+    def answers(images: Callable[[set[bool]], Pictures]) -> Iterator[tuple[Prediction]]:
         from adapt.backbones.load import load_backbone
-        from adapt.models.prediction import judged
         from adapt.retrieval.index import load_index
         from adapt.retrieval.vocabulary_free import VocabularyFree
 
@@ -167,9 +171,8 @@ def _by_captions(index: Path, backbone: str | None, device: str, top_k: int, thr
         name = backbone or captions.header.backbone
         if not name:
             raise AdaptError(f"{index} does not name its backbone: give --backbone")
-        loaded: Any = load_backbone(name, device)
-        named = VocabularyFree(loaded, captions).predict_stream(images({True}), top_k)
-        return ((judged(each, threshold),) for each in named)
+        namer = VocabularyFree(load_backbone(name, device), captions)  # type: ignore[arg-type]  # it refuses others
+        return ((prediction,) for prediction in namer.predict_stream(images({True}), top_k))
 
     return answers
 
@@ -177,68 +180,66 @@ def _by_captions(index: Path, backbone: str | None, device: str, top_k: int, thr
 def _by_adapters(
     adapters: Sequence[Path],
     names: list[str] | None,
-    question: str | None,
     backbone: str | None,
     device: str,
-    settings: dict[str, Any],
-    explain: bool,
+    answering: Callable[[Sequence[Path], Sequence[Model], Pictures], Iterator[Any]],
 ) -> Says:
-    """Return a function that answers for images by each adapter, or by one adapter with its reasons."""
+    """Return a function that loads the adapters and gives their answers for images, as `answering` makes them."""
 
-    def answers(images: Callable[[set[bool]], Iterable[Any]]) -> Iterator[Any]:
+    def answers(images: Callable[[set[bool]], Pictures]) -> Iterator[Any]:
         from adapt.loading import load_many
 
         models = load_many(adapters, common.given_backbone(backbone, device), names, device=device)
-        opened = images({model.backbone.preprocess.turned for model in models})
-        if explain:
-            return _explanations(adapters[0], models[0], opened, settings["top_k"], settings["threshold"])
-        return _predictions(adapters, models, opened, question, settings)
+        return answering(adapters, models, images({model.backbone.preprocess.turned for model in models}))
 
     return answers
 
 
 def _predictions(
-    adapters: Sequence[Path],
-    models: Sequence[Any],
-    images: Iterable[Any],
+    top_k: int,
+    threshold: float | None,
     question: str | None,
-    settings: dict[str, Any],
+    adapters: Sequence[Path],
+    models: Sequence[Model],
+    images: Pictures,
 ) -> Iterator[tuple[Prediction, ...]]:
     """Yield the predictions of all models for each image."""
     if len(models) == 1:
-        settings = settings | _question_of(adapters[0], models[0], question)
-        return ((prediction,) for prediction in models[0].predict_stream(images, **settings))
+        _check_question(adapters[0], models[0], question)
+        predictions = models[0].predict_stream(images, top_k, question=question, threshold=threshold)
+        return ((prediction,) for prediction in predictions)
     answering = [adapter for adapter, model in zip(adapters, models, strict=True) if not _classifies(model)]
     if answering or question is not None:
         named = f"; {first_of(answering)} answers questions" if answering else ""
         raise AdaptError(f"only adapters that classify are shown side by side{named}: give one at a time")
     from adapt.models.many import predict_many_stream
 
-    return predict_many_stream(models, images, **settings)
+    return predict_many_stream(models, images, top_k, threshold=threshold)
 
 
 def _explanations(
-    adapter: Path, model: Any, images: Iterable[Any], top_k: int, threshold: float | None
+    top_k: int, adapters: Sequence[Path], models: Sequence[Model], images: Pictures
 ) -> Iterator[Explanation]:
-    if not _classifies(model):
-        raise AdaptError(f"{adapter} answers questions and has no descriptors of classes: leave --explain out")
+    from adapt.models.classifier import AdaptedModel
     from adapt.models.explanation import explained
     from adapt.models.prediction import Wanted
 
-    return explained(model, images, Wanted(top_k, threshold), batch_size=64)
+    [adapter], [model] = adapters, models
+    if not isinstance(model, AdaptedModel):
+        raise AdaptError(f"{adapter} answers questions and has no descriptors of classes: leave --explain out")
+    return explained(model, images, Wanted(top_k), batch_size=64)
 
 
-def _classifies(model: Any) -> bool:
-    return bool(model.backbone.family == "dual encoder")
+def _classifies(model: Model) -> bool:
+    return model.backbone.family == "dual encoder"
 
 
-def _question_of(adapter: Path, model: Any, question: str | None) -> dict[str, str]:
-    """Return the question as a keyword. Raises AdaptError if the model needs one and there is none, or the reverse."""
+def _check_question(adapter: Path, model: Model, question: str | None) -> None:
+    """Raise AdaptError if the model answers questions and there is none, or it does not and there is one."""
     answers = not _classifies(model)
     if answers != (question is not None):
         need = "answers questions: give --question" if answers else "classifies images: leave --question out"
         raise AdaptError(f"{adapter} {need}")
-    return {} if question is None else {"question": question}
 
 
 def _is_adapter(path: Path) -> bool:
@@ -266,7 +267,7 @@ def image_files(images: Sequence[Path]) -> Iterator[ImageFile]:
             yield ImageFile(path, str(path))
 
 
-def readable_images(files: list[ImageFile], read: list[ImageFile], turnings: set[bool]) -> Iterator[Any]:
+def readable_images(files: list[ImageFile], read: list[ImageFile], turnings: set[bool]) -> Iterator[Image.Image | Path]:
     """Yield images decoded, upright by EXIF or as stored; if `turnings` has both, yield paths for each model to decode.
 
     The file of each image is appended to `read`. A file that cannot be read is reported.

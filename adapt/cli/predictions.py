@@ -76,18 +76,18 @@ class Columns:
         return [*ranked[:2], *number, *answer, *ranked[2:]]
 
 
-def _print_csv(rows: Iterable[Sequence[Any]]) -> None:
+def _print_csv(rows: Iterable[Sequence[str]]) -> None:
     """Print rows in UTF-8, guarded as in files, without control characters. Other bytes of paths stay as they are."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([_cell(cell) for cell in row] for row in rows)
     click.echo(text.getvalue().encode(errors="surrogateescape"), nl=False)
 
 
-def _cell(value: Any) -> Any:
+def _cell(text: str) -> str:
     """Escape a text as `shown` does, but keep bytes of a path that are not UTF-8, so that a shell can use the path."""
-    if not isinstance(value, str) or not unseen(value):
-        return guarded(value)
-    return guarded("".join(letter if "\udc80" <= letter <= "\udcff" else shown(letter) for letter in value))
+    if not unseen(text):
+        return guarded(text)
+    return guarded("".join(letter if "\udc80" <= letter <= "\udcff" else shown(letter) for letter in text))
 
 
 def _json(image: str, predictions: Sequence[Prediction]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal, Unpack
 
 import click
 
@@ -12,53 +12,63 @@ from adapt.cli.many_runs import engines, run
 from adapt.errors import AdaptError
 
 if TYPE_CHECKING:
+    from adapt.protocols.protocol import Protocol
     from adapt.protocols.runs import Target
+
+
+class _Options(common.Options):
+    """The options of a protocol: changes of the recipe, and where its runs go."""
+
+    out: Path
+    jobs: int
+    engine: Literal["local", "ray"]
+    address: str | None
+    track: tuple[str, ...]
+
 
 _common = common.together(
     click.argument("recipe"),
-    click.option(
-        "--out", type=click.Path(path_type=Path), required=True, help="A folder for the runs and the figures."
-    ),
+    click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the runs and the results."),
     common.recipe_data,
     common.recipe_root,
     common.recipe_device,
     common.recipe_backbone,
-    click.option("--seeds", default="1,2,3", show_default=True, help="One run for each."),
+    click.option("--seeds", default="1,2,3", show_default=True, help="Seeds, a run for each."),
     common.overrides,
     engines,
 )
 _OWNED = {"seed": "give --seeds", "data.classes": "leave it out"}
-_OF_RUNS = ("out", "jobs", "engine", "address", "track")
 _to = click.option(
-    "--to", "targets", multiple=True, metavar="DATA", help="Data to measure on. May be repeated. [default: the papers']"
+    "--to", "targets", multiple=True, metavar="DATA", help="Data to measure on (repeatable).  [default: the papers']"
 )
 
 
 @click.command("few-shot")
 @_common
-@click.option("--shots", default="1,2,4,8,16", show_default=True, help="Training images a class.")
-def few_shot(recipe: str, shots: str, seeds: str, overrides: tuple[str, ...], **options: Any) -> None:
-    """Train RECIPE on few and more images of each class, over several seeds.
+@click.option(
+    "--shots", default="1,2,4,8,16", show_default=True, help="Training images per class, runs for each number."
+)
+def few_shot(recipe: str, shots: str, seeds: str, overrides: tuple[str, ...], **options: Unpack[_Options]) -> None:
+    """Train RECIPE on a growing number of images per class, over several seeds.
 
     \b
     Example:
       adapt few-shot coop --data emoji --out runs/coop-curve
 
-    OUT gets a run directory for each number of shots and seed, few_shot.json and few_shot.csv. Runs that are there are
-    not repeated, and an interrupted one goes on: give the same command again.
+    OUT gets a run directory for each number of shots and seed, few_shot.json and few_shot.csv. After an
+    interruption, give the same command again: finished runs are not repeated, and an interrupted one continues.
     """
     from adapt.protocols import protocol as protocols
 
-    where = _where(options)
     _check_owned(overrides, _OWNED | {"data.shots": "give --shots"})
     chosen = common.read(recipe, overrides, options, "few_shot")
-    run(protocols.few_shot(chosen, common.numbers("shots", shots), common.numbers("seeds", seeds)), **where)
+    _run(protocols.few_shot(chosen, common.numbers("shots", shots), common.numbers("seeds", seeds)), options)
 
 
 @click.command("base-to-new")
 @_common
 @common.shots
-def base_to_new(recipe: str, seeds: str, overrides: tuple[str, ...], **options: Any) -> None:
+def base_to_new(recipe: str, seeds: str, overrides: tuple[str, ...], **options: Unpack[_Options]) -> None:
     """Train RECIPE on the first half of the classes and measure it on both halves, over several seeds.
 
     \b
@@ -66,15 +76,14 @@ def base_to_new(recipe: str, seeds: str, overrides: tuple[str, ...], **options: 
       adapt base-to-new maple --data emoji --out runs/maple-b2n
       adapt base-to-new maple --data eurosat --root data --out runs/eurosat-b2n
 
-    OUT gets a run directory for each seed, base_to_new.json and base_to_new.csv. Runs that are there are not repeated,
-    and an interrupted one goes on: give the same command again.
+    OUT gets a run directory for each seed, base_to_new.json and base_to_new.csv. After an interruption, give the same
+    command again: finished runs are not repeated, and an interrupted one continues.
     """
     from adapt.protocols import protocol as protocols
 
-    where = _where(options)
     _check_owned(overrides, _OWNED)
     chosen = common.read(recipe, overrides, options, "base_to_new")
-    run(protocols.base_to_new(chosen, common.numbers("seeds", seeds)), **where)
+    _run(protocols.base_to_new(chosen, common.numbers("seeds", seeds)), options)
 
 
 @click.command("cross-dataset")
@@ -82,16 +91,16 @@ def base_to_new(recipe: str, seeds: str, overrides: tuple[str, ...], **options: 
 @common.shots
 @_to
 def cross_dataset(
-    recipe: str, seeds: str, overrides: tuple[str, ...], targets: tuple[str, ...], **options: Any
+    recipe: str, seeds: str, overrides: tuple[str, ...], targets: tuple[str, ...], **options: Unpack[_Options]
 ) -> None:
-    """Train RECIPE on one data set and measure it on others, among their own class names.
+    """Train RECIPE on one data set and measure it on others, with their own class names.
 
     \b
     Examples:
       adapt cross-dataset maple --root data --out runs/maple-transfer
       adapt cross-dataset coop --data photos/ --to drawings --to sketches --out runs/mine
 
-    Without --to they are the ten other data sets of the papers, under --root. OUT gets a run directory for each seed,
+    Without --to, these are the ten other data sets of the papers, under --root. OUT gets a run directory for each seed,
     cross_dataset.json and cross_dataset.csv.
     """
     _transfer("cross_dataset", recipe, overrides, seeds, targets, options)
@@ -102,7 +111,7 @@ def cross_dataset(
 @common.shots
 @_to
 def domain_generalisation(
-    recipe: str, seeds: str, overrides: tuple[str, ...], targets: tuple[str, ...], **options: Any
+    recipe: str, seeds: str, overrides: tuple[str, ...], targets: tuple[str, ...], **options: Unpack[_Options]
 ) -> None:
     """Train RECIPE on one data set and measure it on other domains of its classes.
 
@@ -111,7 +120,7 @@ def domain_generalisation(
       adapt domain-generalisation maple --root data --out runs/maple-domains
       adapt domain-generalisation coop --data emoji --to emoji@fluent-3d --out runs/emoji-domains
 
-    Without --to they are ImageNetV2, -Sketch, -A and -R, under --root. OUT gets a run directory for each seed,
+    Without --to, these are ImageNetV2, -Sketch, -A and -R, under --root. OUT gets a run directory for each seed,
     domain_generalisation.json and domain_generalisation.csv.
     """
     _transfer("domain_generalisation", recipe, overrides, seeds, targets, options)
@@ -120,52 +129,59 @@ def domain_generalisation(
 @click.command("leave-one-out")
 @_common
 @common.shots
-@click.option("--domains", help="The domains that take turns, by commas. [default: all of the data]")
-def leave_one_out(recipe: str, seeds: str, overrides: tuple[str, ...], domains: str | None, **options: Any) -> None:
-    """Train RECIPE on all domains of one data set but one and measure it on that one, each in its turn.
+@click.option("--domains", help="Domains to leave out in turn, separated by commas.  [default: all of the data]")
+def leave_one_out(
+    recipe: str, seeds: str, overrides: tuple[str, ...], domains: str | None, **options: Unpack[_Options]
+) -> None:
+    """Train RECIPE on all domains of a data set but one and measure it on that one, for each domain in turn.
 
     \b
     Examples:
       adapt leave-one-out vl2v_sd --data emoji --out runs/styles
       adapt leave-one-out lora --data domains:PACS/ --out runs/pacs
 
-    Domains are named in a column domain of a .csv, or are the folders of domains:FOLDER, which hold those of the
-    classes. OUT gets a run directory for each domain and seed, leave_one_out.json and leave_one_out.csv.
+    Domains are named in a column domain of a .csv. With domains:FOLDER, they are the folders in FOLDER, each with a
+    folder per class. OUT gets a run directory for each domain and seed, leave_one_out.json and leave_one_out.csv.
     """
     from adapt.protocols import protocol as protocols
 
-    where = _where(options)
     _check_owned(overrides, _OWNED | {"data.leave_out": "give --domains"})
     chosen = common.read(recipe, overrides, options, "leave_one_out")
-    there = chosen.data.load().domains if domains is None else [each.strip() for each in domains.split(",")]
-    run(protocols.leave_one_out(chosen, there, common.numbers("seeds", seeds)), **where)
+    left_out = chosen.data.load().domains if domains is None else [each.strip() for each in domains.split(",")]
+    _run(protocols.leave_one_out(chosen, left_out, common.numbers("seeds", seeds)), options)
 
 
 @click.command("phases")
 @_common
 @common.shots
-@click.option("--parts", type=click.IntRange(min=2), help="Cut the classes into so many phases.  [default: 2]")
-@click.option("--then", "later", multiple=True, metavar="DATA", help="Data of the next phase. May be repeated.")
+@click.option("--parts", type=click.IntRange(min=2), help="Number of phases to divide the classes into.  [default: 2]")
+@click.option("--then", "later", multiple=True, metavar="DATA", help="Data of the next phase (repeatable).")
 def phases(
-    recipe: str, seeds: str, overrides: tuple[str, ...], parts: int | None, later: tuple[str, ...], **options: Any
+    recipe: str,
+    seeds: str,
+    overrides: tuple[str, ...],
+    parts: int | None,
+    later: tuple[str, ...],
+    **options: Unpack[_Options],
 ) -> None:
-    """Train RECIPE on one part of the data after the other, and measure what it still knows of those before.
+    """Train RECIPE on one part of the data after another, and measure how much of the earlier parts it forgets.
 
     \b
     Examples:
       adapt phases modx --data emoji --parts 3 --out runs/phases
       adapt phases modx --data 2024.csv --then 2025.csv --then 2026.csv --out runs/years
 
-    Each phase goes on from the adapter of the last one. The figure "1 after 2" is the accuracy on the first part, among
-    its own names, once the second was learned. OUT gets a run directory for each phase and seed, phases.json and
-    phases.csv.
+    Each phase continues from the adapter of the one before. The figure "1 after 2" is the accuracy on the first part,
+    among its own class names, after learning the second. OUT gets a run directory for each phase and seed, phases.json
+    and phases.csv.
     """
     from adapt.protocols import protocol as protocols
 
-    where = _where(options)
     _check_owned(overrides, _OWNED | {"start": "leave it out"})
     if parts is not None and later:
-        raise AdaptError("--parts cuts the classes of one data set, and --then gives others: give one of them")
+        raise AdaptError(
+            "--parts divides the classes of one data set, and --then adds other data: give only one of them"
+        )
     chosen = common.read(recipe, overrides, options, "phases")
     count = parts or 2
     sections = [chosen.data.model_copy(update={"classes": f"{part}/{count}"}) for part in range(1, count + 1)]
@@ -173,41 +189,37 @@ def phases(
         root = chosen.data.root
         others = [{"source": each, "root": root if _needs_root(each) else None, "names": None} for each in later]
         sections = [chosen.data, *(chosen.data.model_copy(update=other) for other in others)]
-    run(protocols.phases(chosen, sections, common.numbers("seeds", seeds)), **where)
+    _run(protocols.phases(chosen, sections, common.numbers("seeds", seeds)), options)
 
 
 def _transfer(
-    name: str, recipe: str, overrides: tuple[str, ...], seeds: str, targets: tuple[str, ...], options: common.Options
+    name: str, recipe: str, overrides: tuple[str, ...], seeds: str, targets: tuple[str, ...], options: _Options
 ) -> None:
     from adapt.data.readers import published
     from adapt.protocols import protocol as protocols
 
-    where = _where(options)
     _check_owned(overrides, {"seed": _OWNED["seed"]})
-    root = options.pop("root")
-    chosen = common.read(recipe, overrides, options, name)
-    if root is not None and _needs_root(chosen.data.source):  # it may be for the targets alone
-        chosen = common.read(recipe, overrides, options | {"root": root}, name)
+    root = options["root"]
+    chosen = common.read(recipe, overrides, options | {"root": None}, name)
+    if root is not None and _needs_root(chosen.data.source):  # the root may be meant only for the targets
+        chosen = common.read(recipe, overrides, options, name)
     if not (targets or root) and published.find(chosen.data.source) is None:
         raise AdaptError(
-            f"without --to the targets are the papers', which are not domains or kin of {chosen.data.source!r}: say on "
-            "which data to measure, such as --to emoji@fluent-3d or --to FOLDER"
+            f"without --to the targets are the papers', which do not belong to {chosen.data.source!r}: name the data "
+            "to measure on, such as --to emoji@fluent-3d or --to FOLDER"
         )
     root = root or chosen.data.root
     names = targets or protocols.PAPERS_TARGETS[name]
-    run(
-        protocols.transfer(name, chosen, [_target(each, root) for each in names], common.numbers("seeds", seeds)),
-        **where,
-    )
+    data = [_target(each, root) for each in names]
+    _run(protocols.transfer(name, chosen, data, common.numbers("seeds", seeds)), options)
 
 
-def _where(options: common.Options) -> dict[str, Any]:
-    """What `run` takes, moved out of `options`: the rest changes the recipe."""
-    return {name: options.pop(name) for name in _OF_RUNS}
+def _run(protocol: Protocol, options: _Options) -> None:
+    run(protocol, options["out"], options["jobs"], options["engine"], options["address"], options["track"])
 
 
 def _target(spec: str, root: str | None) -> Target:
-    """Data called by the end of its path; `root` is for what has its images elsewhere."""
+    """Return data to measure on, named by the end of its path; `root` is for data with its images elsewhere."""
     from adapt.protocols.papers import data_set
     from adapt.protocols.runs import Target
     from adapt.recipe import DataSection
@@ -218,14 +230,14 @@ def _target(spec: str, root: str | None) -> Target:
 
 
 def _needs_root(spec: str) -> bool:
-    """Whether the data `spec` has its images elsewhere."""
+    """Return whether the data `spec` has its images elsewhere."""
     from adapt.protocols.papers import data_set
 
     return data_set(spec) == spec or spec.startswith("torchvision:") or spec.endswith((".csv", ".json", ".json.gz"))
 
 
 def _check_owned(overrides: tuple[str, ...], options: dict[str, str]) -> None:
-    """AdaptError for a key that the protocol itself sets, with the option that says it."""
+    """Raise AdaptError, naming the option to use, if --set changes a key that the protocol itself sets."""
     for override in overrides:
         key = override.partition("=")[0]
         if key in options:
@@ -234,28 +246,36 @@ def _check_owned(overrides: tuple[str, ...], options: dict[str, str]) -> None:
 
 @click.command("table")
 @click.argument("results", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--format", "form", type=click.Choice(["text", "markdown", "csv"]), default="text", show_default=True)
-@click.option("--published/--no-published", default=True, show_default=True, help="Show the papers' figures too.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["text", "markdown", "csv"]),
+    default="text",
+    show_default=True,
+    help="Format of the table.",
+)
+@click.option("--published/--no-published", default=True, show_default=True, help="Show the papers' figures as well.")
 def table(results: tuple[Path, ...], form: str, published: bool) -> None:
-    """Show RESULTS side by side: JSON files of one protocol, or the folders that hold them; or any run directories.
+    """Show RESULTS side by side: JSON files of one protocol, the folders that hold them, or any run directories.
 
     \b
     Examples:
       adapt table runs/coop-b2n runs/maple-b2n --format markdown
       adapt table runs/first runs/second
 
-    Of run directories those that differ by their seed alone are one row.
+    Run directories that differ only in their seed share a row.
 
-    Published figures carry where they come from: F an official file, A the abstract, S a secondary source, R recalled.
+    A letter gives the source of a published figure: F an official file, A the abstract, S a secondary source, R
+    recalled.
     """
     from adapt.protocols import plain_runs, tables
 
     runs = [path for path in results if plain_runs.is_run(path)]
     if runs and len(runs) < len(results):
         other = next(path for path in results if path not in runs)
-        tables.read_results(other)  # or there is nothing to be told apart
+        tables.read_results(other)  # raises if it is no result at all
         raise AdaptError(
-            f"{runs[0]} is a run and {other} what a protocol found: show either, or write a report of both"
+            f"{runs[0]} is a run, and {other} the result of a protocol: give only one kind, or use `adapt report`"
         )
     if runs:
         cells = plain_runs.plain_table([plain_runs.read_run(path) for path in runs])
@@ -266,15 +286,18 @@ def table(results: tuple[Path, ...], form: str, published: bool) -> None:
 
 @click.command("report")
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), default=Path("report.html"), show_default=True)
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("report.html"), show_default=True, help="HTML file to write."
+)
 def report(runs: tuple[Path, ...], out: Path) -> None:
-    """Write one HTML page about RUNS: run directories, or folders that protocols wrote.
+    """Write an HTML report on RUNS, which are run directories or folders that protocols wrote.
 
     \b
     Example:
       adapt report runs/coop-b2n runs/maple-b2n --out report.html
 
-    The page needs nothing beside it: tables, curves, confusions, and the errors that the models were surest of.
+    The page needs no other file. It has tables, curves, confusion matrices, and the errors that the models were most
+    confident of.
     """
     from adapt.cli.plotting import check_matplotlib
 

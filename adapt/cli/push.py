@@ -13,17 +13,19 @@ from adapt.errors import AdaptError
 @click.command()
 @click.argument("adapter", type=click.Path(path_type=Path))
 @click.argument("repository", metavar="USER/NAME")
-@click.option("--private/--public", default=None, help="Of a new repository.  [default: the account's setting]")
-@click.option("--license", help="The licence that the model card names, such as apache-2.0.  [default: none]")
-@click.option("--message", help="Of the commit.")
+@click.option(
+    "--private/--public", default=None, help="Visibility of a new repository.  [default: the account's setting]"
+)
+@click.option("--license", help="Licence for the model card, such as apache-2.0.  [default: none]")
+@click.option("--message", help="Commit message.  [default: METHOD adapter]")
 @common.of_adapter
 def push(
     adapter: Path, repository: str, private: bool | None, license: str | None, message: str | None, backbone: str | None
 ) -> None:
-    """Publish ADAPTER on the Hugging Face hub as USER/NAME, with a model card that is written from its run.
+    """Publish ADAPTER on the Hugging Face hub as USER/NAME, with a model card written from its run.
 
-    The file goes there bit for bit; plain LoRA on a transformers model also in peft's layout. A repository that is
-    there already gets a commit, and its earlier adapters load as hf://USER/NAME@COMMIT. The token is that of
+    The file is uploaded bit for bit; plain LoRA on a transformers model is uploaded in peft's layout too. An existing
+    repository gets a commit, and its earlier adapters load as hf://USER/NAME@COMMIT. The token is that of
     `hf auth login`, or of the variable HF_TOKEN.
 
     \b

@@ -1,4 +1,4 @@
-"""No third-party chatter on a clean run: our own messages are the ones that a user can act on."""
+"""Silence for third-party libraries: only our own messages are ones that a user can act on."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Libraries' warnings and progress bars are off; those of adapt stay."""
+    """Turn off the warnings and progress bars of libraries, but not those of adapt."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     with warnings.catch_warnings():
@@ -20,6 +20,6 @@ def quiet_libraries() -> Iterator[None]:
         from transformers.utils import logging
 
         logging.set_verbosity_error()
-        standard.getLogger("bitsandbytes").setLevel(standard.ERROR)  # it misses a kernel that is optional
+        standard.getLogger("bitsandbytes").setLevel(standard.ERROR)  # it warns that an optional kernel is missing
         logging.disable_progress_bar()
         yield

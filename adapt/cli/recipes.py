@@ -18,17 +18,17 @@ if TYPE_CHECKING:
     from adapt.recipe.file import RecipeFile
     from adapt.recipe.shipped import Located
 
-# recipes that a command of their own takes; `adapt train` takes all
+# protocols whose recipes have a command of their own; `adapt train` takes all recipes
 _PROTOCOLS = ("base_to_new", "cross_dataset", "domain_generalisation")
 
 
 @click.command()
 @click.argument("name", required=False)
-@click.option("--data", help="Show all settings on this data set, and the papers' figures for it.")
-@click.option("--schema", is_flag=True, help="Write the JSON Schema of recipes, by which editors check and complete.")
+@click.option("--data", help="Data set for which to show all settings and the papers' figures.")
+@click.option("--schema", is_flag=True, help="Print the JSON Schema of recipes, for checks and completion in editors.")
 @common.as_json
 def recipes(name: str | None, data: str | None, schema: bool, as_json: bool) -> None:
-    """List the recipes, or show the recipe NAME: what it is, its settings, and the command that takes it.
+    """List the recipes, or show the recipe NAME: its description, its settings, and the command that runs it.
 
     \b
     Examples:
@@ -46,15 +46,15 @@ def recipes(name: str | None, data: str | None, schema: bool, as_json: bool) -> 
     if name is None or (of_method(name) and recipe_of(name) is None):
         _list(known_recipes() if name is None else of_method(name), as_json)
         return
-    found = find_recipe(name)
-    file = read_file(found.path, found.name)
-    described = _described(found, file, data)
+    located = find_recipe(name)
+    file = read_file(located.path, located.name)
+    described = _described(located, file, data)
     click.echo(plain.dump(described) if as_json else _as_text(described, data))
 
 
 def _show_schema(name: str | None, data: str | None) -> None:
     if name is not None or data is not None:
-        raise AdaptError("--schema is of all recipes: leave NAME and --data out")
+        raise AdaptError("--schema is for all recipes: leave NAME and --data out")
     from adapt.recipe.schema import recipe_schema
 
     click.echo(plain.dump(recipe_schema(), indent=2))
@@ -69,29 +69,29 @@ def _list(names: Iterable[str], as_json: bool) -> None:
         click.echo(plain.dump([{"name": name, "title": title} for name, title in titles.items()]))
     else:
         click.echo("\n".join(f"{name:21} {title}" for name, title in titles.items()))
-        click.echo("\nOne of them: adapt recipes NAME --data DATA")
+        click.echo("\nTo show one: adapt recipes NAME --data DATA")
 
 
-def _described(found: Located, file: RecipeFile, data: str | None) -> dict[str, Any]:
-    """What there is to say of a recipe; with `data` as it is there, otherwise as the file has it."""
+def _described(located: Located, file: RecipeFile, data: str | None) -> dict[str, Any]:
+    """Return what to show of a recipe: its settings are those for `data`, or without it those in the file."""
     from adapt.recipe import read_recipe
     from adapt.recipe.shipped import of_method
 
-    described: dict[str, Any] = {"name": found.name, "title": file.title, "comment": file.comment}
-    described["command"] = _command(found, file, data)
-    described["others"] = [name for name in of_method(found.name.partition("/")[0]) if name != found.name]
+    described: dict[str, Any] = {"name": located.name, "title": file.title, "comment": file.comment}
+    described["command"] = _command(located, file, data)
+    described["others"] = [name for name in of_method(located.name.partition("/")[0]) if name != located.name]
     if data is None:
         return described | {"settings": file.settings, "on": file.on, "expected": file.expected}
-    resolved = read_recipe(found.path, data=data).model_dump(mode="json")
+    resolved = read_recipe(located.path, data=data).model_dump(mode="json")
     return described | {"settings": resolved, "on": {}, "expected": file.expected_on(data)}
 
 
-def _command(found: Located, file: RecipeFile, data: str | None) -> str:
-    """The command that takes the recipe; its own data are not repeated."""
+def _command(located: Located, file: RecipeFile, data: str | None) -> str:
+    """Return the command that runs the recipe, with --data only if the recipe does not name its data."""
     from adapt.recipe.shipped import short
 
-    protocol = found.path.stem if found.path.stem in _PROTOCOLS else None
-    recipe = short(found.name, protocol)
+    protocol = located.path.stem if located.path.stem in _PROTOCOLS else None
+    recipe = short(located.name, protocol)
     on = [] if data is None and file.source() else ["--data", data or "DATA"]
     verb = protocol.replace("_", "-") if protocol else "train"
     return shlex.join(["adapt", verb, recipe, *on, "--out", f"runs/{Path(recipe).stem}"])
@@ -110,7 +110,7 @@ def _as_text(described: dict[str, Any], data: str | None) -> str:
         lines += [f"Figures to expect, by --data: {', '.join(expected)}", ""]
     lines.append(f"Command: {described['command']}")
     if described["others"]:
-        lines.append(f"Others of this method: {', '.join(described['others'])}")
+        lines.append(f"Other recipes of this method: {', '.join(described['others'])}")
     return "\n".join(shown(line) for line in "\n".join(lines).splitlines())
 
 

@@ -19,12 +19,12 @@ _SECONDS = {"s": 1, "m": 60, "h": 3600}
 class _Time(click.ParamType):
     name = "time"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Seconds of `90s`, `10m` or `1.5h`."""
-        found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", str(value))
-        if found is None or not float(found[1]):
-            self.fail(f"{value!r} is no time such as 90s, 10m or 1h", param, ctx)
-        return float(found[1]) * _SECONDS[found[2]]
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the seconds in `90s`, `10m` or `1.5h`."""
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", str(value))
+        if match is None or not float(match[1]):
+            self.fail(f"{value!r} is not a time such as 90s, 10m or 1h", param, ctx)
+        return float(match[1]) * _SECONDS[match[2]]
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
         return "TIME"
@@ -35,22 +35,35 @@ class _Time(click.ParamType):
 @common.together(
     common.recipe_root,
     common.names,
-    click.option("--shots", type=click.IntRange(min=1), help="Training images a class.  [default: all]"),
-    click.option("--seed", type=click.IntRange(min=0), default=1, show_default=True, help="Of picks, folds, training."),
+    click.option("--shots", type=click.IntRange(min=1), help="Training images per class.  [default: all]"),
+    click.option(
+        "--seed",
+        type=click.IntRange(min=0),
+        default=1,
+        show_default=True,
+        help="Seed for picking shots, for the folds and for training.",
+    ),
     common.recipe_device,
     common.recipe_backbone,
     common.overrides,
 )
 @click.option(
-    "--folds", type=click.IntRange(min=2), help="Parts of the training images.  [default: shots of a class, at most 5]"
+    "--folds", type=click.IntRange(min=2), help="Folds of the cross-validation.  [default: shots per class, at most 5]"
 )
-@click.option("--all", "every", is_flag=True, help="Also compare the methods whose steps pass through a tower.")
-@click.option("--budget", type=_Time(), help="Also as many of those as fit into this time, such as 90s, 10m or 1h.")
+@click.option(
+    "--all",
+    "every",
+    is_flag=True,
+    help="Also compare the slower methods, whose steps pass images or texts through a tower.",
+)
+@click.option(
+    "--budget", type=_Time(), help="Time in which to compare as many slower methods as fit, such as 90s, 10m or 1h."
+)
 @track
-@click.option("--out", type=click.Path(path_type=Path), help="A new folder.  [default: runs/recommend-NAME]")
-@click.option("--quiet", is_flag=True, help="No progress.")
+@click.option("--out", type=click.Path(path_type=Path), help="New folder for the run.  [default: runs/recommend-NAME]")
+@click.option("--quiet", is_flag=True, help="Hide progress.")
 def recommend(data: str, out: Path | None, device: str | None, quiet: bool, **options: Any) -> None:
-    """Say which method is best for DATA, and how good it will be; and train it.
+    """Compare methods on DATA, estimate how good the best one will be, and train it.
 
     \b
     Examples:
@@ -58,14 +71,14 @@ def recommend(data: str, out: Path | None, device: str | None, quiet: bool, **op
       adapt recommend emoji --shots 16
       adapt recommend eurosat --root data --shots 16 --budget 30m
 
-    Methods are compared by cross-validation over the training images of DATA, a folder, a .csv or a data set's name;
-    test images choose nothing. Of methods that are equally good within the noise it takes lda_words, or else the one
-    that is cheapest to train. The choice is trained on all training images, and at last measured on the test images,
-    if there are any.
+    DATA is a folder, a .csv or the name of a data set. Methods are compared by cross-validation over its training
+    images; test images have no part in the choice. Among methods that are equally good within the noise, lda_words is
+    chosen if it is one of them, otherwise the one that is cheapest to train. The chosen method is trained on all
+    training images, and finally measured on the test images, if there are any.
 
     \b
     OUT gets the run (adapter.safetensors, recipe.yaml, metrics.json, ...), recommendation.json, methods.csv,
-    report.html, and lists of files that would help most: few.csv, confused.csv, suspects.csv, duplicates.csv.
+    report.html, and lists of files to look at: few.csv, confused.csv, suspects.csv, duplicates.csv.
     """
     from adapt.cli.quiet import quiet_libraries
 
@@ -73,29 +86,29 @@ def recommend(data: str, out: Path | None, device: str | None, quiet: bool, **op
         raise AdaptError(f"{out} exists already; name a new folder")
     if not quiet:
         common.say_backbone(options["backbone"] or common.default_backbone(data), data)
-        click.echo("Reading the images, and comparing methods on those for training ...", err=True)
+        click.echo("Reading the images, and comparing methods on the training images ...", err=True)
     out = out or _free(Path("runs") / f"recommend-{_plain(data)}")
     with quiet_libraries():
         from adapt.choosing.recommend import recommend as run
 
         try:
-            found = run(data, out=out, device=device or AUTO, progress=not quiet, **options)
+            recommendation = run(data, out=out, device=device or AUTO, progress=not quiet, **options)
         except KeyboardInterrupt:
-            kept = f"; what was compared is in {out}" if (out / "recommendation.json").is_file() else ""
-            click.echo(f"stopped{kept}", err=True)
+            saved = f"; what was compared is in {out}" if (out / "recommendation.json").is_file() else ""
+            click.echo(f"stopped{saved}", err=True)
             raise SystemExit(130) from None
-    click.echo(f"{found}\n\nadapter    {out / 'adapter.safetensors'}")
+    click.echo(f"{recommendation}\n\nadapter    {out / 'adapter.safetensors'}")
     if (out / "report.html").is_file():
         click.echo(f"report     {out / 'report.html'}")
 
 
 def _plain(data: str) -> str:
-    """A name for a folder, of the last part of `data`."""
+    """Return a name for a folder, made from the last part of `data`."""
     return re.sub(r"[^\w.@-]+", "-", Path(data).resolve().stem if Path(data).exists() else data).strip("-.") or "data"
 
 
 def _free(path: Path) -> Path:
-    """`path`, or the first of path-2, path-3, ... that is not there."""
+    """Return `path`, or the first of path-2, path-3, ... that does not exist."""
     number, free = 1, path
     while free.exists():
         number += 1

@@ -12,42 +12,56 @@ from adapt.cli import options as common
 from adapt.errors import AdaptError, missing
 
 _LIBRARIES = ("fastapi", "uvicorn", "httptools", "prometheus_client", "python_multipart", "threadpoolctl")
-_SHORTEST = 16  # characters of a token: none is guessed
+_SHORTEST = 16  # characters of a token, so that nobody guesses it
 
 
 @click.command()
 @click.argument("adapters", nargs=-1, required=True, metavar="ADAPTER...")
 @click.option(
-    "--host", default="127.0.0.1", show_default=True, help="The address to listen at, such as ::1; 0.0.0.0 is all."
+    "--host", default="127.0.0.1", show_default=True, help="Address to listen at, such as ::1, or 0.0.0.0 for all."
 )
 @click.option(
-    "--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="The port; 0 takes any that is free."
+    "--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="Port, or 0 for any free one."
 )
 @click.option(
     "--folder",
     type=click.Path(path_type=Path),
-    help="Let clients load adapters of this folder, unload them, and switch the default.  [default: they cannot]",
+    help="Folder whose adapters clients may load, unload, and make the default.  [default: none]",
 )
 @click.option(
     "--max-adapters",
     type=click.IntRange(min=1),
     default=64,
     show_default=True,
-    help="Loaded at one time; clients can add none beyond.",
+    help="Maximum number of adapters loaded at one time.",
 )
-@click.option("--max-mib", type=click.FloatRange(min=0.001), default=20, show_default=True, help="Of a request's body.")
 @click.option(
-    "--max-images", type=click.IntRange(1, 1000), default=32, show_default=True, help="Of a request, and of a pass."
+    "--max-mib",
+    type=click.FloatRange(min=0.001),
+    default=20,
+    show_default=True,
+    help="Maximum size of a request's body, in MiB.",
+)
+@click.option(
+    "--max-images",
+    type=click.IntRange(1, 1000),
+    default=32,
+    show_default=True,
+    help="Maximum number of images in a request, and in a pass.",
 )
 @click.option(
     "--max-megapixels",
     type=click.FloatRange(min=0.001),
     default=64,
     show_default=True,
-    help="Of a request's images together.",
+    help="Maximum size of a request's images together, in megapixels.",
 )
 @click.option(
-    "--max-requests", type=click.IntRange(min=1), default=64, show_default=True, help="Read and answered at one time."
+    "--max-requests",
+    type=click.IntRange(min=1),
+    default=64,
+    show_default=True,
+    help="Maximum number of requests read and answered at one time.",
 )
 @click.option(
     "--timeout", type=click.FloatRange(min=0.001), default=30, show_default=True, help="Seconds until a request fails."
@@ -55,7 +69,7 @@ _SHORTEST = 16  # characters of a token: none is guessed
 @click.option(
     "--token-file",
     type=click.Path(path_type=Path),
-    help="Answer only who sends the token in this file.  [default: whoever asks]",
+    help="File with a token that requests must send.  [default: no token]",
 )
 @common.of_adapter
 @common.device
@@ -74,10 +88,10 @@ def serve(
     backbone: str | None,
     device: str,
 ) -> None:
-    """Answer over HTTP with each ADAPTER (a file, a run, or NAME=PATH), the first where a request names none.
+    """Serve each ADAPTER (a file, a run, or NAME=PATH) over HTTP. The first answers requests that name none.
 
-    A page to drop pictures on is at /, the interface at /openapi.json, metrics at /metrics. Whoever reaches the port
-    may ask, and with --folder also change what is served, unless there is a --token-file.
+    A page to drop pictures on is at /, the API schema at /openapi.json, and metrics at /metrics. Without --token-file,
+    anyone who reaches the port may send requests and, with --folder, change what is served.
 
     \b
     Examples:
@@ -111,21 +125,21 @@ def serve(
 
 
 def _listening(host: str, port: int) -> socket.socket:
-    """A socket at that address. AdaptError where there is none to be had, before a model is loaded."""
+    """Open a socket at that address, before a model is loaded. Raises AdaptError if that fails."""
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
         raise AdaptError(
-            f"cannot listen at {host}:{port}: {error.strerror or error}. Choose another --port or --host"
+            f"cannot listen at {host}:{port} ({error.strerror or error}): choose another --port or --host"
         ) from error
 
 
 def _token(path: Path) -> str:
-    """The one line of that file. AdaptError where it cannot be read, or is none that a header could hold."""
+    """Return the token in that file. Raises AdaptError if it cannot be read, or does not fit in a header."""
     try:
         token = path.read_text(encoding="ascii").strip()
     except (OSError, ValueError) as error:
-        raise AdaptError(f"--token-file {path} cannot be read: {error}. Give a file with one line of ASCII") from error
+        raise AdaptError(f"--token-file {path} cannot be read ({error}): give a file with one line of ASCII") from error
     if len(token) < _SHORTEST or not token.isprintable() or " " in token:
         raise AdaptError(
             f"--token-file {path} holds {len(token)} characters; expected one line of at least {_SHORTEST}, without "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,33 +12,38 @@ from adapt.devices import AUTO
 from adapt.disk import check_free
 from adapt.shown import shown
 
+if TYPE_CHECKING:
+    from adapt.methods.base.mixture import Combination
+
 _COMBINATIONS = ("linear", "magnitude_prune", "ties", "dare_linear", "dare_ties")
 
 
 @click.command()
 @click.argument("adapters", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="The new .safetensors file.")
-@click.option("--weights", help="One for each adapter, separated by commas.  [default: a mean]")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="New .safetensors file to write.")
+@click.option("--weights", help="Weights of the adapters, separated by commas.  [default: a mean]")
 @click.option(
     "--combination",
     type=click.Choice(_COMBINATIONS),
     default="linear",
     show_default=True,
-    help="peft's names; all but linear are of LoRA, and need --density.",
+    help="How to combine, as peft names it; all but linear are for LoRA, and need --density.",
 )
-@click.option("--density", type=float, help="The share of a change's entries that is kept, such as 0.2.")
+@click.option("--density", type=float, help="Share of the entries of a change to keep, such as 0.2.")
 @click.option(
-    "--rank", type=click.IntRange(min=1), help="Of a LoRA soup.  [default: of linear the sum, else the adapters' own]"
+    "--rank",
+    type=click.IntRange(min=1),
+    help="Rank of a LoRA soup.  [default: for linear the sum, else the adapters' own]",
 )
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of what dare drops.")
-@click.option("--greedy", "data", metavar="DATA", help="Take those that help on this data's validation images.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed for what dare drops.")
+@click.option("--greedy", "data", metavar="DATA", help="Take only adapters that help on this data's validation images.")
 @common.root
 @common.of_adapter
 def soup(
     adapters: tuple[Path, ...],
     out: Path,
     weights: str | None,
-    combination: Any,
+    combination: Combination,
     density: float | None,
     rank: int | None,
     seed: int,
@@ -46,9 +51,9 @@ def soup(
     root: str | None,
     backbone: str | None,
 ) -> None:
-    """Mix ADAPTERS, which differ in nothing but what they learned, into one that costs what one of them costs.
+    """Combine ADAPTERS, which may differ only in what they learned, into one that costs as much to run as one of them.
 
-    Of LoRA the changes of weights are mixed, of other methods the mean of what was trained.
+    For LoRA, the changes of the weights are combined; for other methods, the trained parameters are averaged.
 
     \b
     Examples:
@@ -75,6 +80,7 @@ def soup(
 
 
 def _print(name: str, accuracy: float, taken: bool) -> None:
+    """Print whether an adapter was taken, and the accuracy with it."""
     click.echo(f"{'taken' if taken else 'left':6} {100 * accuracy:5.1f} %  {shown(name)}")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Unpack
 
 import click
 
@@ -36,20 +36,17 @@ _changes = common.together(
 @click.option(
     "--keep-flops",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    help="Skip blocks until at most this share of operations is left, where the method can. "
-    "Short for --set method.keep_flops=SHARE.",
+    help="Skip blocks until at most this share of operations is left (short for --set method.keep_flops=SHARE).",
 )
-@click.option("--out", type=click.Path(path_type=Path), help="The run's directory; must not hold a run yet.")
-@click.option(
-    "--resume", is_flag=True, help="Go on with the interrupted run in --out, exactly as if it had not stopped."
-)
-@click.option("--seeds", help="Several seeds, such as 1,2,3: a run for each, in folders of --out.")
+@click.option("--out", type=click.Path(path_type=Path), help="Directory for the run, which must not hold one yet.")
+@click.option("--resume", is_flag=True, help="Continue the interrupted run in --out, exactly as if it had not stopped.")
+@click.option("--seeds", help="Seeds, such as 1,2,3: a run for each, in folders of --out.")
 @click.option(
     "--sweep",
     "sweeps",
     multiple=True,
     metavar="KEY=VALUES",
-    help="Several values of a key, such as train.lr=0.002,0.02: a run for each, in folders of --out. May be repeated.",
+    help="Values of a key, such as train.lr=0.002,0.02: a run for each, in folders of --out (repeatable).",
 )
 @engines
 @click.option(
@@ -57,10 +54,10 @@ _changes = common.together(
     type=click.IntRange(min=1),
     default=1,
     show_default=True,
-    help="Processes that train one run together, each on a GPU of its own and with its share of every batch's images.",
+    help="Processes that train one run together, each on its own GPU with its share of every batch.",
 )
 @click.option("--plot", is_flag=True, help="Also draw the curves to OUT/curves.png, and a search to OUT/search.png.")
-@click.option("--quiet", is_flag=True, help="No progress.")
+@click.option("--quiet", is_flag=True, help="Hide progress.")
 def train(
     recipe: str,
     overrides: tuple[str, ...],
@@ -76,9 +73,9 @@ def train(
     processes: int,
     plot: bool,
     quiet: bool,
-    **options: Any,
+    **options: Unpack[common.Options],
 ) -> None:
-    """Train an adapter as RECIPE says: a method, another name that `adapt recipes` lists, or a YAML file of yours.
+    """Train an adapter from RECIPE: a method, another name in `adapt recipes`, or a YAML file of your own.
 
     \b
     Examples:
@@ -90,7 +87,7 @@ def train(
 
     \b
     OUT gets adapter.safetensors (a few kilobytes), metrics.json, log.jsonl (every step),
-    recipe.yaml (resolved) and environment.json. Without --out only the figures are printed.
+    recipe.yaml (resolved) and environment.json. Without --out, the results are only printed.
     """
     from adapt.cli.plotting import check_matplotlib
     from adapt.cli.quiet import quiet_libraries
@@ -106,7 +103,7 @@ def train(
         run(_many(chosen, seeds, sweeps), _of_many(out, resume, plot, processes, options), jobs, engine, address, track)
         return
     if engine != "local" or address is not None:
-        raise AdaptError("--engine and --address say where several runs go: give --seeds or --sweep, or leave them out")
+        raise AdaptError("--engine and --address are for several runs: give --seeds or --sweep, or leave them out")
     if processes > 1 and not is_launched():
         raise SystemExit(launching.launched(processes, chosen.device))
     _begin(chosen, quiet)
@@ -129,7 +126,7 @@ def _begin(recipe: Recipe, quiet: bool) -> None:
 
 
 def _say(result: Result, plots: Path | None) -> None:
-    """What came of a run, and its curves in the folder `plots`."""
+    """Print the result of a run, and draw its curves in the folder `plots`."""
     click.echo(str(result))
     if plots is not None:
         _plot(result, plots)
@@ -145,7 +142,7 @@ def _stopped(
     track: tuple[str, ...],
     options: common.Options,
 ) -> str:
-    """What is said of a run that was stopped."""
+    """Return the message for a run that was stopped, with the command that continues it."""
     from adapt import plugins
 
     if out is None:
@@ -161,7 +158,7 @@ def _of_many(out: Path | None, resume: bool, plot: bool, processes: int, options
     if out is None or resume or plot or processes > 1 or options["seed"] is not None:
         raise AdaptError(
             "--seeds and --sweep make many runs in folders of --out: give --out, and leave out --resume (the same "
-            "command goes on), --plot (see `adapt report`), --processes (see --jobs) and --seed"
+            "command continues), --plot (see `adapt report`), --processes (see --jobs) and --seed"
         )
     return out
 
@@ -183,24 +180,25 @@ def _plot(result: Result, out: Path) -> None:
         method.draw(out)
 
 
-def _values(sweep: str) -> tuple[str, list[Any]]:
-    """The key and the values of KEY=VALUES."""
+def _values(sweep: str) -> tuple[str, list[object]]:
+    """Return the key and the values in KEY=VALUES."""
     from adapt.recipe.file import pair
 
     key, _, values = sweep.partition("=")
-    found: list[Any]
-    key, found = pair(f"{key}=[{values}]")
-    if not values or not found:
+    key, parsed = pair(f"{key}=[{values}]")
+    if not values or not parsed:
         raise AdaptError(f"--sweep {sweep!r} is not of the form KEY=VALUES, such as train.lr=0.002,0.02")
-    return key, found
+    return key, parsed
 
 
 def _keeping(share: float, recipe: Recipe, overrides: tuple[str, ...]) -> tuple[str, ...]:
-    """The overrides with those that --keep-flops stands for. AdaptError where it is no setting, or another is given."""
+    """Return the overrides with those of --keep-flops. Raises AdaptError if it does not apply, or contradicts one."""
     from adapt import methods
 
     if "keep_flops" not in methods.find(recipe.method["name"]).Config.model_fields:
-        raise AdaptError(f"--keep-flops is a setting that this recipe's method, {recipe.method['name']}, does not have")
+        raise AdaptError(
+            f"--keep-flops does not apply: this recipe's method, {recipe.method['name']}, has no such setting"
+        )
     for each in overrides:
         if each.startswith(("method.skip=", "method.skipped=")):
             raise AdaptError(f"--keep-flops chooses how many blocks are skipped: leave it out, or --set {each}")

@@ -20,15 +20,15 @@ _DIFFERENT = 1  # the exit code where a figure is not reproduced
 
 @click.command()
 @click.argument("backbone")
-@click.option("--data", required=True, metavar="NAME", help="A published set; see `adapt data list`.")
-@click.option("--root", required=True, help="The folder of the published sets' folders.")
+@click.option("--data", required=True, metavar="NAME", help="Published data set (see `adapt data list`).")
+@click.option("--root", required=True, help="Folder that holds the published sets.")
 @click.option(
-    "--as", "called", metavar="NAME", help="What papers call BACKBONE, such as ViT-B/16.  [default: by its name]"
+    "--as", "called", metavar="NAME", help="The papers' name for BACKBONE, such as ViT-B/16.  [default: by its name]"
 )
-@click.option("--recipe", help="Train this few-shot recipe too, such as coop.")
-@click.option("--shots", type=click.IntRange(min=1), default=16, show_default=True, help="Training images a class.")
-@click.option("--seeds", default="1,2,3", show_default=True, help="One run for each; the mean is compared.")
-@click.option("--out", type=click.Path(path_type=Path), help="A folder for the recipe's runs.")
+@click.option("--recipe", help="Few-shot recipe to train and compare too, such as coop.")
+@click.option("--shots", type=click.IntRange(min=1), default=16, show_default=True, help="Training images per class.")
+@click.option("--seeds", default="1,2,3", show_default=True, help="Seeds, a run for each; the mean is compared.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for the recipe's runs.")
 @common.overrides
 @common.device
 @common.cache
@@ -47,18 +47,20 @@ def verify(
     cache: bool,
     as_json: bool,
 ) -> None:
-    """Compare what BACKBONE gives on a published data set with the published accuracy, and say what differs.
+    """Compare the accuracy of BACKBONE on a published data set with the published one, and list what differs.
 
     \b
     Examples:
       adapt verify open_clip:RN50-quickgelu/openai --data eurosat --root data
       adapt verify open_clip:RN50-quickgelu/openai --data caltech101 --root data --recipe coop --out runs/verify
 
-    Zero-shot accuracy, and with --recipe the mean of its runs over the seeds. Beside the figures stand what is
-    otherwise here: weights, resizing, statistics, class names, numbers of images, seeds, keys set by hand, and the
-    recipe's own departures from its paper. `reproduced` means within 0.2 points of zero-shot figures and 1 point of
-    trained ones that were read in an official file [F]; those of secondary sources [S] are shown, and decide nothing.
-    The exit code is 1 where a figure is not reproduced. A recipe's runs are kept in OUT, and not repeated.
+    The command compares zero-shot accuracy and, with --recipe, the mean of the recipe's runs over the seeds. It also
+    lists what differs from the published setting: weights, resizing, statistics, class names, numbers of images, seeds,
+    keys set by hand, and the recipe's own departures from its paper.
+
+    `reproduced` means within 0.2 points of a zero-shot figure, or 1 point of a trained one, that was read in an
+    official file [F]. Figures of secondary sources [S] are shown but decide nothing. The exit code is 1 if a figure is
+    not reproduced. A recipe's runs are kept in OUT and not repeated.
     """
     from adapt import plain
     from adapt.cli.quiet import quiet_libraries
@@ -68,23 +70,23 @@ def verify(
 
     entry = published.find(data)
     if entry is None:
-        raise AdaptError(f"--data {data} is no published set; {nearest(data, published.sets(), bundled.LISTED_BY)}")
+        raise AdaptError(f"--data {data} is not a published set; {nearest(data, published.sets(), bundled.LISTED_BY)}")
     if called is not None and called not in papers.backbones():
-        raise AdaptError(f"--as {called} is no published backbone; {nearest(called, papers.backbones())}")
+        raise AdaptError(f"--as {called} is not a published backbone; {nearest(called, papers.backbones())}")
     split, runs = load(entry.name, root), None
     if recipe is not None:
-        given = {"data": entry.name, "root": root, "backbone": backbone, "device": device}
+        given: common.Options = {"data": entry.name, "root": root, "backbone": backbone, "device": device}
         runs = _runs(recipe, common.read(recipe, overrides, given, "few_shot"), shots, seeds, out, overrides)
     elif out is not None or overrides:
-        raise AdaptError("--out and --set are of a recipe's runs: add --recipe, or leave them out")
+        raise AdaptError("--out and --set are for the runs of a recipe: add --recipe, or leave them out")
     with quiet_libraries():
         from adapt.backbones.load import load_backbone
         from adapt.protocols.reproduction import reproduce
 
         loaded, name = load_backbone(backbone, device), called or papers.published_backbone(backbone)
-        found = reproduce(loaded, split, entry, root, name, runs, cache=cache, progress=_say)
-    click.echo(plain.dump(found.to_dict(), indent=2) if as_json else _as_text(found))
-    if found.verdict == "not reproduced":
+        reproduction = reproduce(loaded, split, entry, root, name, runs, cache=cache, progress=_say)
+    click.echo(plain.dump(reproduction.to_dict(), indent=2) if as_json else _as_text(reproduction))
+    if reproduction.verdict == "not reproduced":
         sys.exit(_DIFFERENT)
 
 
@@ -100,44 +102,50 @@ def _runs(
     from adapt.recipe.shipped import find_recipe
 
     if out is None:
-        raise AdaptError(f"--recipe {name} is trained for each seed: say where, by --out")
+        raise AdaptError(f"--recipe {name} is trained for each seed: give a folder for the runs with --out")
     located = find_recipe(name, "few_shot")
     departures = read_file(located.path, located.name).under("Departures")
     return RecipeRuns(recipe, located.name, shots, tuple(common.numbers("seeds", seeds)), out, departures, overrides)
 
 
-def _as_text(found: Reproduction) -> str:
-    """What was measured, what is published, what differs, and the verdict last."""
+def _as_text(reproduction: Reproduction) -> str:
+    """Return the measured and published figures, what differs, and the verdict last."""
     from adapt.protocols.papers import backbones
 
-    lines = [f"{found.data}, {found.backbone}, accuracy in %", _table(found)]
-    for each in found.compared:
+    lines = [f"{reproduction.data}, {reproduction.backbone}, accuracy in %", _table(reproduction)]
+    for each in reproduction.compared:
         templates = f", with {_templates(each.templates)}" if each.templates else ""
         lines.append(f"{each.method}: {each.source or 'a secondary source'}{templates}")
-    if found.published_backbone is None:
-        lines.append(f"there are no figures of this backbone; --as compares with one of {', '.join(backbones())}")
+    if reproduction.published_backbone is None:
+        lines.append(
+            f"there are no published figures for this backbone; --as compares with one of {', '.join(backbones())}"
+        )
     lines += [
-        f"differs: {each.what} {each.here}; published {each.published}" for each in found.conditions if not each.same
+        f"differs: {each.what} {each.here}; published {each.published}"
+        for each in reproduction.conditions
+        if not each.same
     ]
-    lines.append(f"the same: {', '.join(each.what for each in found.conditions if each.same)}")
-    if found.departures:
-        lines.append(f"departures of the recipe: {found.departures}")
-    lines.append(f"read: weights, fingerprint {found.fingerprint}")
-    lines += [f"read: {name}, SHA-256 {digest[:16]}" for name, digest in found.lists.items()]
-    versions = ", ".join(f"{name} {version}" for name, version in found.environment["versions"].items())
-    lines.append(f"with: {versions}; {found.environment['precision']} on {found.environment['device']}")
-    return "\n".join([*lines, found.verdict])
+    lines.append(f"the same: {', '.join(each.what for each in reproduction.conditions if each.same)}")
+    if reproduction.departures:
+        lines.append(f"departures of the recipe: {reproduction.departures}")
+    lines.append(f"read: weights, fingerprint {reproduction.fingerprint}")
+    lines += [f"read: {name}, SHA-256 {digest[:16]}" for name, digest in reproduction.lists.items()]
+    versions = ", ".join(f"{name} {version}" for name, version in reproduction.environment["versions"].items())
+    lines.append(f"with: {versions}; {reproduction.environment['precision']} on {reproduction.environment['device']}")
+    return "\n".join([*lines, reproduction.verdict])
 
 
-def _table(found: Reproduction) -> str:
+def _table(reproduction: Reproduction) -> str:
     from adapt.protocols.tables import as_text
 
     cells = [["", "here", "published", "apart", "allowed", ""]]
-    for each in found.compared:
+    for each in reproduction.compared:
         figures = (f"{each.here:.2f}", f"{each.published:.2f}", f"{each.apart:+.2f}", f"{each.tolerance:g}")
         cells.append([f"{each.method} [{each.origin}]", *figures, "within" if each.reproduced else "outside"])
-    beside = {each.method for each in found.compared}
-    cells += [[title, f"{value:.2f}", *[""] * 4] for title, value in found.measured.items() if title not in beside]
+    beside = {each.method for each in reproduction.compared}
+    cells += [
+        [title, f"{value:.2f}", *[""] * 4] for title, value in reproduction.measured.items() if title not in beside
+    ]
     return as_text(cells)
 
 

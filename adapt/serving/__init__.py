@@ -1,1 +1,1 @@
-"""Adapters behind HTTP: who is served, what is computed together, and the interface."""
+"""Adapters behind HTTP: the adapters that are served, the batches of requests, and the HTTP interface."""

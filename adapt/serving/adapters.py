@@ -1,4 +1,4 @@
-"""The adapters that are served: a set that changes as a whole, while requests go on with the one they began with."""
+"""The adapters that are served: each change makes a new set, and a request keeps the set that it began with."""
 
 from __future__ import annotations
 
@@ -24,52 +24,52 @@ from adapt.models.many import SideBySide
 from adapt.serving.threads import apart
 from adapt.shown import brief, unseen
 
-_MOST_CLASSES = 5_000  # of an adapter that a request loads: their texts are encoded while others wait for answers
-_READY = 64  # choices of adapters that are kept ready; whoever asks chooses
+_MOST_CLASSES = 5_000  # in an adapter loaded by a request: other requests wait while the class texts are encoded
+_READY = 64  # combinations of adapters that are cached; clients choose them, so the number is bounded
 
 
 class NoSuchAdapter(AdaptError):
-    """A name that no served adapter has."""
+    """An error for a name that no served adapter has."""
 
 
 class NotAllowed(AdaptError):
-    """A change that the server was not started for."""
+    """An error for a change that the server was not started for."""
 
 
 class TooManyAdapters(AdaptError):
-    """One more than the server was started for."""
+    """An error for one adapter more than the server was started for."""
 
 
 @dataclass(frozen=True)
 class Served:
-    """The adapters at one moment, by name, one of them the default. Answers of some of them together are kept ready."""
+    """The adapters at one moment by name, one of them the default. Combinations of adapters are cached."""
 
     models: dict[str, AdaptedModel]
     default: str
     _together: dict[tuple[str, ...], SideBySide] = field(default_factory=dict)
 
     def together(self, names: Sequence[str]) -> SideBySide:
-        """Those adapters side by side. One that remembers what it was asked begins anew for each request."""
+        """Return the named adapters side by side. One that adapts to the images it sees starts anew each time."""
         key = tuple(names)
         for name in key:
             if name not in self.models:
-                raise NoSuchAdapter(f"no adapter {brief(name)} is loaded; {nearest(name, self.models)}")
+                raise NoSuchAdapter(f"there is no adapter {brief(name)}; {nearest(name, self.models)}")
         if len(set(key)) < len(key):
-            raise AdaptError(f"{', '.join(key)}: one adapter is named twice; name each of them once")
-        known = self._together.get(key)
-        if known is None:
-            known = SideBySide([self.models[name] for name in key])
-            if not known.remembers and len(self._together) < _READY:
-                known = self._together.setdefault(key, known)
-        return known
+            raise AdaptError(f"an adapter is named twice in {', '.join(key)}: name each of them once")
+        together = self._together.get(key)
+        if together is None:
+            together = SideBySide([self.models[name] for name in key])
+            if not together.remembers and len(self._together) < _READY:
+                together = self._together.setdefault(key, together)
+        return together
 
 
 class ServedAdapters:
-    """Loads, unloads and switches adapters while they are asked.
+    """A set of adapters that can be loaded, unloaded and switched while requests are answered.
 
-    `given` are paths, or `NAME=PATH`, of which the first is the default. Of `folder`, where there is one, adapters may
-    be loaded later, up to `most` in all; without one the set stays as it is. Those that name one backbone share it.
-    Raises AdaptError for an adapter that cannot be loaded or does not classify, and for two of one name.
+    `given` are paths, or `NAME=PATH`; the first is the default. With a `folder`, adapters in it may be loaded later, up
+    to `most` in all; without one, the set stays as it is. Adapters that name the same backbone share it. Raises
+    AdaptError for an adapter that cannot be loaded or does not classify, and for two of the same name.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class ServedAdapters:
     ) -> None:
         self.folder = None if folder is None else folder.resolve()
         if self.folder is not None and not self.folder.is_dir():
-            raise AdaptError(f"--folder {folder} is no folder: give one that holds adapters, or leave it out")
+            raise AdaptError(f"--folder {folder} is not a folder: give one that holds adapters, or leave it out")
         self._backbone, self._device, self._most = backbone, device, most
         self._shared: WeakValueDictionary[str, Backbone] = WeakValueDictionary()
         self._changing = threading.Lock()
@@ -96,33 +96,35 @@ class ServedAdapters:
         self.now = Served(models, next(iter(models)))
 
     def load(self, path: str, name: str | None = None) -> str:
-        """Adds the adapter at `path`, relative to the folder, by `name` or its own; returns the name.
+        """Load the adapter at `path` in the folder as `name`, by default its own name, and return the name.
 
-        Raises NotAllowed without a folder, for a path that leads out of it, and for a backbone that would have to be
-        fetched, or very many classes; TooManyAdapters where no more may be loaded.
+        Raises NotAllowed without a folder, for a path that leads out of it, for a backbone that would have to be
+        downloaded, and for very many classes; TooManyAdapters if no more may be loaded.
         """
-        found = self._within(path)
-        name = _checked(name_of_adapter(found) if name is None else name)
+        place = self._within(path)
+        name = _checked(name_of_adapter(place) if name is None else name)
         with self._changing:
             _check_free(name, self.now.models)
             if len(self.now.models) >= self._most:
-                raise TooManyAdapters(f"{self._most} adapters may be loaded, and are: unload one of them first")
-            self._check_nothing_is_fetched(found)
-            _check_classes(found)
-            self.now = Served(self.now.models | {name: apart(self._loaded, found)}, self.now.default)
+                raise TooManyAdapters(
+                    f"{self._most} adapters are loaded, which is the maximum: unload one of them first"
+                )
+            self._check_nothing_is_fetched(place)
+            _check_classes(place)
+            self.now = Served(self.now.models | {name: apart(self._loaded, place)}, self.now.default)
         return name
 
     def unload(self, name: str) -> None:
-        """Takes one out; requests that have begun are still answered. Raises AdaptError for the default one."""
+        """Unload an adapter; requests that have begun are still answered. Raises AdaptError for the default adapter."""
         self._writable()
         with self._changing:
             self.now.together([name])
             if name == self.now.default:
-                raise AdaptError(f"{name} is the default: make another one the default first")
+                raise AdaptError(f"{name} is the default adapter: make another one the default first")
             self.now = Served({key: model for key, model in self.now.models.items() if key != name}, self.now.default)
 
     def switch(self, name: str) -> None:
-        """Makes one the default, which answers where a request names none."""
+        """Make an adapter the default, which answers requests that name none."""
         self._writable()
         with self._changing:
             self.now.together([name])
@@ -130,62 +132,64 @@ class ServedAdapters:
 
     def _writable(self) -> Path:
         if self.folder is None:
-            raise NotAllowed("the adapters stay as they were given: start with --folder FOLDER to change them")
+            raise NotAllowed("this server does not change its adapters: start it with --folder FOLDER to allow that")
         return self.folder
 
     def _within(self, path: str) -> Path:
-        """The file or folder at `path` of the folder, links followed."""
+        """Return the file or folder at `path` in the server's folder, with links resolved."""
         folder = self._writable()
         try:
-            found = (folder / path).resolve()
-            exists = found.exists()
-        except (OSError, ValueError):  # what no file can be called
-            found, exists = folder, False
-        if not found.is_relative_to(folder):
-            raise NotAllowed(f"{brief(path)} is not under the folder that adapters may be loaded from")
+            place = (folder / path).resolve()
+            exists = place.exists()
+        except (OSError, ValueError):  # not a valid file name
+            place, exists = folder, False
+        if not place.is_relative_to(folder):
+            raise NotAllowed(f"{brief(path)} is not in the folder that adapters may be loaded from")
         if not exists:
             raise NoSuchAdapter(f"there is no adapter {brief(path)} in the folder that adapters may be loaded from")
-        return found
+        return place
 
     def _check_nothing_is_fetched(self, path: Path) -> None:
-        """NotAllowed where the adapter's backbone is neither loaded nor on this machine: who asks is not who serves."""
+        """Raise NotAllowed if the backbone is neither loaded nor on this machine: clients must not cause downloads."""
         place = located(path)
         if self._backbone is not None or backbone_key(place) in self._shared:
             return
         if place.is_dir():
-            told = "names a backbone in peft's way" if (place / peft_layout.CONFIG).is_file() else None
+            needed = (
+                "the backbone that its peft configuration names" if (place / peft_layout.CONFIG).is_file() else None
+            )
         else:
             name = read_header(place).backbone
-            told = None if name is None or is_here(name) else f"is of the backbone {brief(name)}"
-        if told is not None:
+            needed = None if name is None or is_here(name) else f"the backbone {brief(name)}"
+        if needed is not None:
             raise NotAllowed(
-                f"{brief(path.name)} {told}, which is not loaded, and a request fetches none: start the server with an "
-                "adapter of it, or with --backbone"
+                f"{brief(path.name)} needs {needed}, which is not loaded, and a request downloads none: start the "
+                "server with an adapter of that backbone, or with --backbone"
             )
 
     def _loaded(self, path: Path) -> AdaptedModel:
         key = None if self._backbone is not None else backbone_key(path)
         model = load(path, self._backbone or self._shared.get(key or ""), device=self._device)
         if not isinstance(model, AdaptedModel) or not model.class_names:
-            raise AdaptError(f"{path} does not classify images by names of classes: adapters that do are served")
+            raise AdaptError(f"{path} does not classify images by class names: only adapters that do can be served")
         if key is not None:
             self._shared.setdefault(key, model.backbone)
-        model.predict(Image.new("RGB", (64, 64)))  # the texts of the classes are encoded now, not in the first request
+        model.predict(Image.new("RGB", (64, 64)))  # encodes the class texts now, not in the first request
         return model
 
 
 def _check_classes(path: Path) -> None:
-    """NotAllowed for an adapter of so many classes that their texts would hold up everybody's answers."""
+    """Raise NotAllowed for an adapter with so many classes that encoding their texts would delay every answer."""
     count = len(class_names_of(path))
     if count > _MOST_CLASSES:
         raise NotAllowed(
-            f"{brief(path.name)} has {count:,} classes, and a request loads adapters of at most {_MOST_CLASSES:,}: "
+            f"{brief(path.name)} has {count:,} classes, and requests may load adapters with at most {_MOST_CLASSES:,}: "
             "start the server with it"
         )
 
 
 def _named(given: str) -> tuple[str, Path]:
-    """The name and the path in `NAME=PATH`, or in a path, whose folders may be called such as `train.lr=0.01`."""
+    """Return the name and path in `NAME=PATH` or a plain path, which may have folders such as `train.lr=0.01`."""
     name, mark, path = given.partition("=")
     if not (mark and name) or "/" in name or os.path.exists(given):
         name, path = name_of_adapter(Path(given)), given
@@ -194,7 +198,7 @@ def _named(given: str) -> tuple[str, Path]:
 
 def _checked(name: str) -> str:
     if not name.strip() or "/" in name or unseen(name):
-        raise AdaptError(f"an adapter cannot be called {brief(name)}: give it a name without / as NAME=PATH")
+        raise AdaptError(f"an adapter cannot be called {brief(name)}: give a name without / as NAME=PATH")
     return name
 
 

@@ -34,7 +34,7 @@ from adapt.serving.middleware import Around, Counted
 from adapt.serving.predicting import Limits, Predictions
 from adapt.serving.reading import TooManyPixels
 
-_STATUS = {NoSuchAdapter: 404, NotAllowed: 403, TooManyAdapters: 409, TooManyPixels: 413}  # of other mistakes: 422
+_STATUS = {NoSuchAdapter: 404, NotAllowed: 403, TooManyAdapters: 409, TooManyPixels: 413}  # other mistakes: 422
 _PROBLEMS: dict[int | str, Any] = {
     status: {"model": Problem} for status in (400, 401, 403, 404, 409, 413, 415, 422, 500, 503, 504)
 }
@@ -46,11 +46,11 @@ def create_app(
     hosts: Collection[str] = ("*",),
     token: str | None = None,
 ) -> FastAPI:
-    """The application over `adapters`; `hosts` are the names by which it may be asked, among which `localhost` stands
-    for every address of the machine itself. With a `token`, only who sends it is answered.
+    """Return the application that serves `adapters`.
 
-    Closing it answers what waits for the model, for two seconds at most. Nothing that it serves, its page included,
-    calls another server.
+    `hosts` are the host names that requests may use; `localhost` stands for every address of the machine itself. With
+    a `token`, every request must send it. When the application closes, requests that wait for the model are answered,
+    for at most two seconds. Nothing that it serves, its page included, contacts another server.
     """
     limits, metrics = limits or Limits(), Counted()
     predictions = Predictions(adapters, limits, metrics)
@@ -72,7 +72,7 @@ def create_app(
 
 
 def _add_problems(app: FastAPI) -> None:
-    """Every refusal is one line under `detail`."""
+    """Answer every error with one line under `detail`."""
 
     @app.exception_handler(AdaptError)
     async def mistake(request: Request, error: AdaptError) -> Response:
@@ -83,9 +83,9 @@ def _add_problems(app: FastAPI) -> None:
         first = error.errors()[0]
         return JSONResponse({"detail": f"{'.'.join(map(str, first['loc']))}: {first['msg']}"}, 422)
 
-    @app.exception_handler(Exception)  # which goes on to the log
+    @app.exception_handler(Exception)  # the error is logged as well
     async def failure(request: Request, error: Exception) -> Response:
-        return JSONResponse({"detail": "the server failed at this request: its log says at what"}, 500)
+        return JSONResponse({"detail": "the server failed to answer this request: its log has the error"}, 500)
 
 
 def _add_predict(app: FastAPI, predictions: Predictions) -> None:
@@ -93,12 +93,12 @@ def _add_predict(app: FastAPI, predictions: Predictions) -> None:
 
     @app.post("/predict", **described, openapi_extra={"requestBody": _body(predictions.limits)})
     async def predict(request: Request) -> Response:
-        """Classify images, sent as files or as base64 in JSON, by one adapter or several side by side."""
+        """Classify images, sent as files or as base64 in JSON, with one adapter or several side by side."""
         return await predictions.answer(request)
 
 
 def _body(limits: Limits) -> dict[str, Any]:
-    """The two forms of a request's body, for OpenAPI: the endpoint reads either by its content type."""
+    """Return the two forms of a request's body for OpenAPI; the content type decides which one is read."""
     fields = Asking.model_json_schema()["properties"]
     images = {
         "type": "array",
@@ -130,18 +130,18 @@ def _add_adapters(app: FastAPI, adapters: ServedAdapters) -> None:
 
     @app.get("/adapters", responses={400: {"model": Problem}})
     def list_adapters() -> list[AdapterCard]:
-        """The adapters that are loaded."""
+        """List the adapters that are loaded."""
         return cards()
 
     @app.post("/adapters", status_code=201, responses=_PROBLEMS)
     def load_adapter(wanted: LoadAdapter) -> list[AdapterCard]:
-        """Load an adapter of the server's folder, while others are asked."""
+        """Load an adapter from the server's folder, while the others keep answering."""
         adapters.load(wanted.path, wanted.name)
         return cards()
 
     @app.put("/adapters/default", responses=_PROBLEMS)
     def switch_default(wanted: AdapterName) -> list[AdapterCard]:
-        """Make an adapter the one that answers where none is named."""
+        """Make an adapter the default, which answers requests that name none."""
         adapters.switch(wanted.name)
         return cards()
 
@@ -155,7 +155,7 @@ def _add_adapters(app: FastAPI, adapters: ServedAdapters) -> None:
 def _add_watching(app: FastAPI, predictions: Predictions) -> None:
     @app.get("/healthz", responses={400: {"model": Problem}, 503: {"model": Health}})
     async def health(response: Response) -> Health:
-        """Whether the server answers: 503 while an image, or a pass of the model, takes longer than a request may."""
+        """Return the server's state, with status 503 while an image or a pass takes longer than a request may."""
         stuck, adapters = predictions.stuck, len(predictions.adapters.now.models)
         response.status_code = 503 if stuck else 200
         return Health(status="stuck" if stuck else "ok", adapters=adapters, waiting=predictions.waiting)

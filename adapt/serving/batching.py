@@ -1,8 +1,7 @@
-"""Micro-batches: images that wait while others are computed are computed together next.
+"""Micro-batches: images that arrive while the model is busy are computed together in its next pass.
 
-Nothing waits for company: an image that finds the model idle is computed at once, so that one client is answered as
-fast as the model is, and under load a pass takes as many images as there are. Requests of fewer images go before those
-of more.
+No image waits for a batch to fill: if the model is idle, it is computed at once. So a single client is answered as fast
+as the model can, and under load a pass takes all images that wait. Requests with fewer images go first.
 """
 
 from __future__ import annotations
@@ -19,12 +18,12 @@ from torch import Tensor
 from adapt.models.many import SideBySide
 from adapt.models.prediction import Prediction, Wanted
 
-Answered = list[tuple[Prediction, ...]]  # by image, of each adapter
+Answered = list[tuple[Prediction, ...]]  # for each image, the prediction of each adapter
 
 
 @dataclass(eq=False)
 class Asked:
-    """Images of one request, as the adapters read them, and where their answers go."""
+    """The images of one request, prepared for the adapters, and the future for their answers."""
 
     together: SideBySide
     wanted: Wanted
@@ -32,19 +31,19 @@ class Asked:
     answer: Future[Answered] = field(default_factory=Future)
 
     def goes_with(self, other: Asked) -> bool:
-        """Whether one pass answers both. Adapters that remember are asked by each request anew: never together."""
+        """Return whether one pass can answer both. Adapters that adapt to images are made per request, so never can."""
         return self.together is other.together and self.wanted == other.wanted
 
 
 class Batcher:
-    """One thread that answers, by at most `most` images in a pass; `passed` is told of their number."""
+    """A thread that computes answers, at most `most` images in a pass; `passed` is called with their number."""
 
     def __init__(self, most: int, passed: Callable[[int], None] = lambda images: None) -> None:
         self._most, self._passed = most, passed
         self._queue: deque[Asked] = deque()
         self._changed = threading.Condition()
         self._closed = False
-        self._begun: float | None = None  # when, of the pass that is under way
+        self._begun: float | None = None  # when the current pass began
         self._thread = threading.Thread(target=self._run, name="adapt-batcher", daemon=True)
         self._thread.start()
 
@@ -52,7 +51,7 @@ class Batcher:
         return len(self._queue)
 
     def ask(self, asked: Asked) -> Future[Answered]:
-        """Queues a request, whose `answer` it gives back. Raises RuntimeError once it is closed."""
+        """Queue a request and return its `answer`. Raises RuntimeError once the batcher is closed."""
         with self._changed:
             if self._closed:
                 raise RuntimeError("the batcher is closed")
@@ -61,12 +60,12 @@ class Batcher:
         return asked.answer
 
     def longest(self) -> float:
-        """For how many seconds the pass that is under way has lasted."""
+        """Return for how many seconds the current pass has lasted."""
         begun = self._begun
         return 0.0 if begun is None else time.monotonic() - begun
 
     def close(self, seconds: float | None = None) -> None:
-        """Answers what waits, and ends; it is not waited for beyond `seconds`."""
+        """Answer the waiting requests, then end the thread; wait for that at most `seconds`."""
         with self._changed:
             self._closed = True
             self._changed.notify()
@@ -78,8 +77,8 @@ class Batcher:
             self._begun = time.monotonic()
             try:
                 self._passed(len(pixels))
-                found = list(batch[0].together.predictions(pixels, batch[0].wanted))
-            except Exception as error:  # noqa: BLE001  # of a model: it is those who asked that are told
+                answers = list(batch[0].together.predictions(pixels, batch[0].wanted))
+            except Exception as error:  # noqa: BLE001  # an error of the model goes to the clients
                 for asked in batch:
                     asked.answer.set_exception(error)
                 continue
@@ -87,11 +86,11 @@ class Batcher:
                 self._begun = None
             start = 0
             for asked in batch:
-                asked.answer.set_result(found[start : start + len(asked.pixels)])
+                asked.answer.set_result(answers[start : start + len(asked.pixels)])
                 start += len(asked.pixels)
 
     def _next(self) -> list[Asked]:
-        """Requests for one pass, those of the fewest images first; none once it is closed and nobody waits."""
+        """Return the requests for one pass, those with the fewest images first; none once closed and nothing waits."""
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._queue or self._closed)

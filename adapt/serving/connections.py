@@ -1,7 +1,7 @@
-"""Connections under time limits, so that who sends slowly, or too much, or nothing, keeps nobody out.
+"""Connections with time limits, so that a client that sends slowly, too much or nothing does not block others.
 
-uvicorn's own protocol waits for ever for the rest of a request, and takes connections until there are no more file
-descriptors.
+uvicorn's own protocol waits forever for the rest of a request, and accepts connections until there are no file
+descriptors left.
 """
 
 from __future__ import annotations
@@ -14,31 +14,31 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-_OVERHEAD = 2**18  # bytes of a request that are not its body
+_OVERHEAD = 2**18  # maximum bytes of a request beside its body
 _ORDER = itertools.count()
 
 
 class Connection(HttpToolsProtocol):
-    """uvicorn's connection, which waits for headers and for a body so many seconds each, and for a reader of answers.
+    """A connection of uvicorn with time limits: `head_seconds` for headers, `seconds` for a body or reading an answer.
 
-    Where there are more than `most`, the one that has been without a whole request for the longest is closed.
+    If there are more than `most` connections, the one that has been without a complete request the longest is closed.
     """
 
     def __init__(self, *args: Any, head_seconds: float, seconds: float, most: int, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._head_seconds, self._seconds, self._most = head_seconds, seconds, most
         self._overhead = 0
-        self._since: int | None = None  # in which order it has no whole request to answer; none while it has
+        self._since: int | None = None  # order of starting to wait for a complete request; None while there is one
         self._ends: asyncio.TimerHandle | None = None
-        self._gives_up: asyncio.TimerHandle | None = None  # on who does not read what it asked for
+        self._gives_up: asyncio.TimerHandle | None = None  # closes on a client that does not read its answer
 
-    def connection_made(self, transport: Any) -> None:
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
         super().connection_made(transport)
         self._wait(self._head_seconds)
         if len(self.connections) > self._most:
             idle = {each._since: each for each in self.connections if isinstance(each, Connection)}
-            oldest = idle[min(since for since in idle if since is not None)]  # itself, where no other is idle
-            self.connections.discard(oldest)  # it is told that it is lost only later
+            oldest = idle[min(since for since in idle if since is not None)]  # this one, if no other is idle
+            self.connections.discard(oldest)  # connection_lost would do so only later
             oldest.transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -50,7 +50,7 @@ class Connection(HttpToolsProtocol):
         self._overhead += len(data)
         super().data_received(data)
         if self._overhead > _OVERHEAD and not self.transport.is_closing():
-            self._refuse(431, f"the request has more than {_OVERHEAD:,} bytes beside its body")
+            self._refuse(431, f"the request has more than {_OVERHEAD:,} bytes beside its body: send shorter headers")
 
     def on_headers_complete(self) -> None:
         super().on_headers_complete()
@@ -64,7 +64,7 @@ class Connection(HttpToolsProtocol):
         super().on_message_complete()
         self._overhead = 0
         self._stop()
-        if self.cycle.response_complete:  # answered before it was there
+        if self.cycle.response_complete:  # answered before the body was complete
             self._wait(self._head_seconds)
 
     def on_response_complete(self) -> None:
@@ -87,7 +87,7 @@ class Connection(HttpToolsProtocol):
         self._stop()
         self._since = next(_ORDER)
         self._ends = self.loop.call_later(
-            seconds, self._refuse, 408, f"no whole request came within {seconds:g} seconds"
+            seconds, self._refuse, 408, f"no complete request arrived within {seconds:g} seconds"
         )
 
     def _stop(self) -> None:
@@ -100,7 +100,7 @@ class Connection(HttpToolsProtocol):
             self._gives_up.cancel()
 
     def _refuse(self, status: int, detail: str) -> None:
-        """Ends the connection, and says why where no answer has begun."""
+        """Close the connection; if no answer has begun, send the reason first."""
         if self._overhead and (self.cycle is None or not self.cycle.response_started):
             body = json.dumps({"detail": detail}).encode()
             head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nContent-Length: {len(body)}\r\n"

@@ -1,43 +1,45 @@
-"""Who may ask: by the server's own name, with its token where it has one, and no page of another server."""
+"""Protection against foreign requests: checks of the host name, the token, and the page that a request comes from."""
 
 from __future__ import annotations
 
 import hmac
 from collections.abc import Collection
 from ipaddress import ip_address
-from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-_OPEN = ("/", "/healthz")  # the page asks for the token itself, and what watches has none
+_OPEN = ("/", "/healthz")  # need no token: the page asks for it, and monitors have none
 _SAFE = ("GET", "HEAD", "OPTIONS")
 
 
 class Guard:
-    """ASGI middleware: 400 for another name of the host, 401 without the token, 403 for what another page sends.
+    """ASGI middleware that answers 400 to another host name, 401 without the token, 403 to pages of other servers.
 
-    Among `hosts`, `*` stands for every name, and `localhost` for every address by which a machine calls itself.
+    In `hosts`, `*` stands for every name, and `localhost` for every address of the machine itself.
     """
 
-    def __init__(self, app: Any, hosts: Collection[str], token: str | None) -> None:
+    def __init__(self, app: ASGIApp, hosts: Collection[str], token: str | None) -> None:
         self.app, self.hosts, self.token = app, hosts, token
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         refusal = self._refusal(scope) if scope["type"] == "http" else None
         await (refusal or self.app)(scope, receive, send)
 
-    def _refusal(self, scope: Any) -> JSONResponse | None:
+    def _refusal(self, scope: Scope) -> JSONResponse | None:
         headers = Headers(scope=scope)
         host, origin = headers.get("host", ""), headers.get("origin")
         if not self._known(_name(host)):
-            return JSONResponse({"detail": f"the server is not called {host[:100]!r}: ask it by its own name"}, 400)
+            return JSONResponse({"detail": f"the server is not called {host[:100]!r}: use its own name"}, 400)
         if self.token is not None and scope["path"] not in _OPEN and not self._knows(headers.get("authorization", "")):
-            detail = "the token is missing or another one: send it as the header Authorization: Bearer TOKEN"
+            detail = "the token is missing or wrong: send the header Authorization: Bearer TOKEN"
             return JSONResponse({"detail": detail}, 401, {"WWW-Authenticate": "Bearer"})
         if scope["method"] not in _SAFE and origin is not None and _place(origin) != host.lower():
-            detail = f"a page of {origin[:100]!r} may not ask {host[:100]!r}: only the server's own page may"
+            detail = (
+                f"a page of {origin[:100]!r} may not send requests to {host[:100]!r}: only the server's own page may"
+            )
             return JSONResponse({"detail": detail}, 403)
         return None
 
@@ -51,7 +53,7 @@ class Guard:
 
 
 def is_loopback(name: str) -> bool:
-    """Whether a host of that name or address is this machine, to itself alone."""
+    """Return whether a host name or address is a loopback one, which only this machine can reach."""
     try:
         return ip_address(name).is_loopback
     except ValueError:
@@ -59,7 +61,7 @@ def is_loopback(name: str) -> bool:
 
 
 def _name(host: str) -> str:
-    """Of `NAME:PORT` the name, an IPv6 address without its brackets; "" for what is none."""
+    """Return the name in `NAME:PORT`, an IPv6 address without its brackets; "" if there is none."""
     try:
         return urlsplit(f"//{host}").hostname or ""
     except ValueError:

@@ -1,4 +1,4 @@
-"""What is sent to the server and what it answers: the schemas, and a request's images out of its body."""
+"""The schemas of requests and answers, and the reading of a request's body."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import binascii
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, TypeVar
 
 from fastapi import HTTPException, Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -18,9 +18,11 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from adapt.models.prediction import Prediction, Wanted
 from adapt.validation import explain
 
-TopK = Annotated[int, Field(ge=1, le=1000, description="Classes to give for an image.")]
-Threshold = Annotated[float | None, Field(ge=0, le=1, description="Call an image none below this probability.")]
-Names = Annotated[list[str], Field(max_length=64, description="Adapters to ask; by default the default one.")]
+Checked = TypeVar("Checked", bound=BaseModel)
+
+TopK = Annotated[int, Field(ge=1, le=1000, description="Number of classes to return per image.")]
+Threshold = Annotated[float | None, Field(ge=0, le=1, description="Answer none if no class reaches this probability.")]
+Names = Annotated[list[str], Field(max_length=64, description="Adapters to use; without any, the default one.")]
 
 
 class _Message(BaseModel):
@@ -28,7 +30,7 @@ class _Message(BaseModel):
 
 
 class Asking(_Message):
-    """How images are asked about."""
+    """Settings of a request: the adapters to use, and how much to return."""
 
     adapters: Names = []
     top_k: TopK = 5
@@ -36,7 +38,7 @@ class Asking(_Message):
 
 
 class ImagesInJson(Asking):
-    """Images as base64, with how they are asked about."""
+    """A request with images as base64."""
 
     images: list[str] = Field(min_length=1, description="Image files as base64.")
 
@@ -49,42 +51,42 @@ class LoadAdapter(_Message):
 
 
 class AdapterName(_Message):
-    """One of the adapters."""
+    """The name of a loaded adapter."""
 
     name: str
 
 
 class ClassProbability(BaseModel):
-    """A class and how probable it is."""
+    """A class and its probability."""
 
     class_name: str = Field(alias="class")
     probability: float
 
 
 class AdapterAnswer(BaseModel):
-    """What one adapter says of an image; `class` is none below the threshold, with no label.
+    """The answer of one adapter for an image. Below the threshold, `class` is none and there is no label.
 
-    `classes` are all above it, where the adapter finds several in an image.
+    A multi-label adapter gives all `classes` that reach the threshold.
     """
 
     adapter: str
     class_name: str = Field(alias="class")
     label: int | None
     probability: float
-    number: float | None = None  # such as a grade, where the adapter learned such
+    number: float | None = None  # such as a grade, from a regression adapter
     classes: list[str] | None = None
     top: list[ClassProbability]
 
 
 class ImageAnswers(BaseModel):
-    """What the adapters say of one image."""
+    """The answers of all adapters for one image."""
 
     image: str
     answers: list[AdapterAnswer]
 
 
 class ImagesAnswered(BaseModel):
-    """Of each image, in the order in which they were sent."""
+    """The results for all images, in the order in which they were sent."""
 
     results: list[ImageAnswers]
 
@@ -103,7 +105,7 @@ _FORM = "curl -F images=@photo.png"
 
 
 class Health(BaseModel):
-    """Whether the server is `ok` or `stuck`, and how many requests wait."""
+    """The server's state, `ok` or `stuck`, and the number of requests that wait."""
 
     status: str
     adapters: int
@@ -111,14 +113,14 @@ class Health(BaseModel):
 
 
 class Problem(BaseModel):
-    """What is wrong, in one line."""
+    """An error, in one line."""
 
     detail: str
 
 
 @dataclass(frozen=True)
 class Sent:
-    """A request's images as the bytes of files, by name, and how they are asked about."""
+    """The images of a request as named files, and its settings."""
 
     files: list[tuple[str, bytes]]
     asking: Asking
@@ -129,32 +131,35 @@ class Sent:
 
 
 async def sent(request: Request, most: int) -> Sent:
-    """What is in the body of a request, JSON or an upload, of at most so many images.
+    """Read the body of a request, JSON or an upload, with at most `most` images.
 
-    Raises HTTPException 400 for a form that cannot be read, 415 for another type of content, 422 for what does not fit
-    the schema or stands in the address.
+    Raises HTTPException 400 for a form that cannot be read, 415 for another content type, 422 for anything that does
+    not fit the schema, and for parameters in the address.
     """
     for name in request.query_params:
-        raise HTTPException(422, f"the address has {name!r}: send it in the form, or in the JSON, beside the images")
+        raise HTTPException(
+            422, f"the address has the parameter {name!r}: send it in the form or the JSON, beside the images"
+        )
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "application/json":
         body = _checked(ImagesInJson, _json(await request.body(), 1000 + most))
         files = [(f"image {number}", _decoded(text, number)) for number, text in enumerate(body.images, 1)]
-        found = Sent(files, Asking(**body.model_dump(exclude={"images"})))
+        upload = Sent(files, Asking(**body.model_dump(exclude={"images"})))
     elif kind == "multipart/form-data":
         try:
-            found = await _uploaded(request)
-        except (MultiPartException, FormParserError) as error:  # the latter where Starlette is older than 1.8
+            upload = await _uploaded(request)
+        except (MultiPartException, FormParserError) as error:  # the latter if Starlette is older than 1.8
             raise HTTPException(400, f"the form cannot be read: {error}") from None
     else:
         raise HTTPException(415, f"the content type is {kind!r}; expected application/json or multipart/form-data")
-    if not 1 <= len(found.files) <= most:
-        raise HTTPException(422, f"{len(found.files)} images were sent; expected 1 to {most}")
-    return found
+    if not 1 <= len(upload.files) <= most:
+        raise HTTPException(422, f"{len(upload.files)} images were sent; expected 1 to {most}")
+    return upload
 
 
 async def _uploaded(request: Request) -> Sent:
-    fields: dict[str, Any] = {}
+    fields: dict[str, str] = {}
+    adapters: list[str] = []
     files: list[tuple[str, bytes]] = []
     form = await _InMemory(request.headers, request.stream(), max_files=1000, max_fields=100).parse()
     try:
@@ -165,46 +170,49 @@ async def _uploaded(request: Request) -> Sent:
                 given = f"a file called {key!r}" if isinstance(value, UploadFile) else "images without a file"
                 raise HTTPException(422, f"the form has {given}; expected files called images, as in {_FORM}")
             elif key == "adapters":
-                fields.setdefault(key, []).append(value)
+                adapters.append(value)
             else:
                 fields[key] = value
     finally:
         await form.close()
-    return Sent(files, _checked(Asking, fields))
+    return Sent(files, _checked(Asking, {**fields, "adapters": adapters}))
 
 
-def answers(files: Sequence[tuple[str, bytes]], adapters: Sequence[str], found: Sequence[Sequence[Prediction]]) -> Any:
-    """The answers as plain data."""
+def answers(
+    files: Sequence[tuple[str, bytes]], adapters: Sequence[str], predictions: Sequence[Sequence[Prediction]]
+) -> dict[str, object]:
+    """Return predictions, for each file a row of one per adapter, as plain data for JSON."""
     return {
         "results": [
             {
                 "image": name,
                 "answers": [{"adapter": adapter, **each.plain()} for adapter, each in zip(adapters, row, strict=True)],
             }
-            for (name, _), row in zip(files, found, strict=True)
+            for (name, _), row in zip(files, predictions, strict=True)
         ]
     }
 
 
 class _InMemory(MultiPartParser):
-    """Writes no file: a body is small enough, and what is on disk would take file descriptors."""
+    """A parser that writes no file: a body is small enough for memory, and files would take file descriptors."""
 
     spool_max_size = sys.maxsize
 
 
-def _json(body: bytes, most: int) -> Any:
-    """The value of a JSON text of at most so many parts: of millions, the server would do nothing else for seconds."""
+def _json(body: bytes, most: int) -> object:
+    """Parse JSON with at most `most` commas; with millions of values, parsing would block the server for seconds."""
     from pydantic_core import from_json
 
     if (parts := body.count(b",")) > most:
         raise HTTPException(422, f"the body has {parts:,} commas; expected images as base64 and little else")
     try:
-        return from_json(body, allow_inf_nan=False)
+        value: object = from_json(body, allow_inf_nan=False)
     except ValueError as error:
-        raise HTTPException(422, f"the body is no JSON: {error}") from None
+        raise HTTPException(422, f"the body is not valid JSON: {error}") from None
+    return value
 
 
-def _checked(kind: Any, values: Any) -> Any:
+def _checked(kind: type[Checked], values: object) -> Checked:
     try:
         return kind.model_validate(values)
     except ValidationError as error:
@@ -215,4 +223,4 @@ def _decoded(text: str, number: int) -> bytes:
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise HTTPException(422, f"image {number} is no base64: {error}") from None
+        raise HTTPException(422, f"image {number} is not valid base64: {error}") from None

@@ -1,26 +1,25 @@
-"""What stands around every request: a limit on its body, what is counted of it, and headers for browsers."""
+"""Middleware around every request: a limit on its body, metrics, and security headers for browsers."""
 
 from __future__ import annotations
 
 import asyncio
 import sys
 import time
-from typing import Any
 
 from fastapi import HTTPException
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-_SMALL = 2**16  # bytes of a body that holds no images, and that is read to its end although it was refused
-_LEFT = 499  # nginx's status for a client that did not wait, for the metrics alone
-# an image may be shown that the page itself made; all else is the server's own
+_SMALL = 2**16  # maximum bytes of a body without images; one of that size is read to its end even if refused
+_LEFT = 499  # nginx's status for a client that did not wait, only for the metrics
 _HEADERS = [(b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer")]
-_LAST = (b"connection", b"close")  # uvicorn reads no more then
+_LAST = (b"connection", b"close")  # makes uvicorn stop reading
 
 
 class Counted:
-    """What Prometheus is told, by a registry of this server's own."""
+    """The metrics for Prometheus, in a registry of this server's own."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -34,26 +33,26 @@ class Counted:
 
 
 class Around:
-    """ASGI middleware: 413 for a body of more than `most` bytes; `HEAD`; and the metrics.
+    """ASGI middleware that answers 413 to a body of more than `most` bytes, supports `HEAD`, and keeps the metrics.
 
-    `most` are those of `/predict`; nothing else is asked with more than 64 KiB. An answer before a large body has come
-    ends the connection: twenty clients whose bodies were read for nothing kept the event loop from everybody else.
+    `most` applies to `/predict`; the limit of all other paths is 64 KiB. An answer that is given before a large body
+    has arrived closes the connection: reading the refused bodies of twenty clients kept the event loop from all others.
     """
 
-    def __init__(self, app: Any, most: int, metrics: Counted) -> None:
+    def __init__(self, app: ASGIApp, most: int, metrics: Counted) -> None:
         self.app, self.most, self.metrics = app, most, metrics
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         started, status = time.perf_counter(), 0
-        bare = scope["method"] == "HEAD"  # answered as GET is, but for the body
+        bare = scope["method"] == "HEAD"  # answered like GET, but without the body
         scope = scope | {"method": "GET"} if bare else scope
         most = self.most if scope["path"] == "/predict" else min(self.most, _SMALL)
-        left, coming = most, announced(scope, sys.maxsize) > _SMALL  # a large body, of which there is more
+        left, coming = most, announced(scope, sys.maxsize) > _SMALL  # whether a large body is still arriving
 
-        async def receiving() -> Any:
+        async def receiving() -> Message:
             nonlocal left, coming
             message = await receive()
             left -= len(message.get("body", b""))
@@ -62,7 +61,7 @@ class Around:
                 raise _too_large(most)
             return message
 
-        async def sending(message: Any) -> None:
+        async def sending(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -77,13 +76,15 @@ class Around:
                 await JSONResponse({"detail": refusal.detail}, refusal.status_code)(scope, receive, sending)
             else:
                 await self.app(scope, receiving, sending)
-        except ClientDisconnect:  # while its body was read, or its images: nobody is there to be told
+        except ClientDisconnect:  # the client left while its body or images were read
             status = _LEFT
-        except asyncio.CancelledError:  # the server ends, and has waited for as long as it could
+        except asyncio.CancelledError:  # the server is ending, and has waited as long as it could
             if not status:
-                await JSONResponse({"detail": "the server is ending"}, 503)(scope, receive, sending)
+                await JSONResponse({"detail": "the server is shutting down"}, 503)(scope, receive, sending)
         finally:
-            path = getattr(scope.get("route"), "path", "other")  # not as it was sent: that may be anything
+            path = getattr(
+                scope.get("route"), "path", "other"
+            )  # the route, because the path that was sent may be anything
             self.metrics.requests.labels(path, status or 500).inc()
             self.metrics.seconds.labels(path).observe(time.perf_counter() - started)
 
@@ -92,7 +93,7 @@ def _too_large(most: int) -> HTTPException:
     return HTTPException(413, f"the request is larger than {most:,} bytes: send fewer or smaller images")
 
 
-def announced(scope: Any, otherwise: int) -> int:
-    """The length that a request says its body has; `otherwise` for one that comes in chunks."""
+def announced(scope: Scope, otherwise: int) -> int:
+    """Return the length of the body by the request's headers; `otherwise` if it comes in chunks."""
     headers = dict(scope["headers"])
     return otherwise if b"transfer-encoding" in headers else int(headers.get(b"content-length", 0))

@@ -1,12 +1,12 @@
-"""A request's way from its body to its answers, and what keeps many of them from holding up one another."""
+"""The way of a request from its body to its answers, with limits so that requests do not hold each other up."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from typing import TypeVar
 
 from fastapi import Request, Response
 from starlette.requests import ClientDisconnect
@@ -19,28 +19,30 @@ from adapt.serving.middleware import Counted, announced
 from adapt.serving.reading import ImageReaders, TooManyPixels, pixels_of
 from adapt.serving.room import Crowded, Room
 
+Seen = TypeVar("Seen")
+
 _AGAIN = {"Retry-After": "1"}
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one request may ask for, and all of them together."""
+    """Limits on one request, and on all of them together."""
 
     body_bytes: int = 20 * 2**20
     images: int = 32
-    """Of a request, and of a pass."""
+    """Images in a request, and in a pass."""
     pixels: int = 64_000_000
-    """Of a request, all its images together, by their headers."""
+    """Pixels in all images of a request together, by their headers."""
     in_all: int = 8
-    """As many times the bytes and pixels of one request may be in flight."""
+    """The bytes and pixels of all requests in flight, as a multiple of the limits of one."""
     requests: int = 64
-    """That are answered at one time."""
+    """Requests that are answered at one time."""
     seconds: float = 30.0
-    """Until there must be an answer."""
+    """Seconds until a request fails."""
 
 
 class Predictions:
-    """Answers requests to predict, a few at a time."""
+    """The answering of requests to `/predict`, a limited number at a time."""
 
     def __init__(self, adapters: ServedAdapters, limits: Limits, metrics: Counted) -> None:
         self.adapters, self.limits, self.metrics = adapters, limits, metrics
@@ -53,23 +55,23 @@ class Predictions:
 
     @property
     def waiting(self) -> int:
-        """How many requests wait for a thread that reads images, or for a pass."""
+        """The number of requests that wait for a thread that reads images, or for a pass."""
         return len(self.readers) + len(self.batcher)
 
     @property
     def stuck(self) -> bool:
-        """Whether one image, or one pass, has taken longer than a whole request may: nobody waits for it any longer."""
+        """Whether one image or one pass has taken longer than a whole request may, so that nobody waits for it."""
         return max(self.readers.longest(), self.batcher.longest()) > self.limits.seconds
 
     def close(self, seconds: float) -> None:
-        """Reads no more; what waits for the model is answered, within so many seconds."""
+        """Stop reading images; requests that wait for the model are answered, for at most so many seconds."""
         self.readers.close()
         self.batcher.close(seconds)
 
     async def answer(self, request: Request) -> Response:
-        """The answer to a request, or why there is none: 503 while there is no room, 504 where it took too long.
+        """Return the answer to a request, or an error: 503 if the server is full, 504 if it took too long.
 
-        Raises AdaptError for what the request says wrongly, and ClientDisconnect where nobody waits for it any longer.
+        Raises AdaptError for a mistake in the request, and ClientDisconnect if the client has left.
         """
         seconds = self.limits.seconds
         try:
@@ -77,7 +79,7 @@ class Predictions:
                 asked = await sent(request, self.limits.images)
                 leaving = asyncio.create_task(_left(request, given))
                 try:
-                    return JSONResponse(await self._found(asked))
+                    return JSONResponse(await self._predicted(asked))
                 finally:
                     leaving.cancel()
         except Crowded as error:
@@ -88,11 +90,11 @@ class Predictions:
             return JSONResponse({"detail": f"there was no answer within {seconds:g} seconds"}, 504)
 
     def _size(self, request: Request) -> int:
-        """How many bytes a request will have; the most where it does not say, or says more, which is refused later."""
+        """Return the size of a body in bytes by its header, at most the limit: a larger one is refused later."""
         return min(announced(request.scope, self.limits.body_bytes), self.limits.body_bytes)
 
-    async def _found(self, asked: Sent) -> Any:
-        """Frees what it waits for once it is cancelled: an image that is being read is the last one."""
+    async def _predicted(self, asked: Sent) -> dict[str, object]:
+        """Return the predictions for a request. Once cancelled, it reads no image after the present one."""
         now = self.adapters.now
         names = asked.asking.adapters or [now.default]
         together = now.together(names)
@@ -101,7 +103,7 @@ class Predictions:
             sizes = await self._read([len(content) for _, content in asked.files], asked, pixels_of)
             if sum(sizes) > self.limits.pixels:
                 raise TooManyPixels(
-                    f"the images have {sum(sizes):,} pixels; at most {self.limits.pixels:,} are decoded of a request: "
+                    f"the images have {sum(sizes):,} pixels, and a request may have at most {self.limits.pixels:,}: "
                     "send fewer or smaller ones"
                 )
             await held.enter_async_context(self._pixels.hold(sum(sizes)))
@@ -112,22 +114,21 @@ class Predictions:
         return answers(asked.files, names, rows)
 
     def _begin(self, held: AsyncExitStack) -> None:
-        """One more is answered, for as long as `held`. Raises Crowded for one too many."""
+        """Count a request as being answered until `held` ends. Raises Crowded if there are too many."""
         if self._answering >= self.limits.requests:
-            raise Crowded(f"{self.limits.requests} requests are being answered already: come again in a second")
+            raise Crowded(f"{self.limits.requests} requests are being answered already: try again in a second")
         self._answering += 1
         held.callback(self._end)
 
     def _end(self) -> None:
         self._answering -= 1
 
-    async def _read(self, sizes: list[int], asked: Sent, look: Any) -> list[Any]:
-        parts = [partial(look, content, name) for name, content in asked.files]
-        return await asyncio.wrap_future(self.readers.ask(parts, sizes, lambda part: part()))
+    async def _read(self, sizes: list[int], asked: Sent, look: Callable[[bytes, str], Seen]) -> list[Seen]:
+        return await asyncio.wrap_future(self.readers.ask(asked.files, sizes, lambda file: look(file[1], file[0])))
 
 
 async def _left(request: Request, given: asyncio.Timeout) -> None:
-    """Ends the time that is given once the client has gone."""
+    """End the request's time once the client has left."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
     given.reschedule(0)

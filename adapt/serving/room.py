@@ -1,4 +1,4 @@
-"""How much is taken in at one time. Where it gets too much, who asks for most gives way to who asks for less."""
+"""A limit on what is held at one time. When it is reached, the largest request gives way to a smaller one."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from adapt.errors import AdaptError
 
 
 class Crowded(AdaptError):
-    """There is no room for a request now: it may come again."""
+    """An error for a request that there is no room for now, and that may be sent again."""
 
 
 class Room:
-    """Room for `most` of something, such as bytes, for the requests of one event loop."""
+    """Room for `most` of something, such as bytes, shared by the requests of one event loop."""
 
     def __init__(self, most: int, of: str) -> None:
         self._most, self._of = most, of
@@ -22,13 +22,13 @@ class Room:
 
     @asynccontextmanager
     async def hold(self, size: int) -> AsyncIterator[None]:
-        """Keeps room for `size` inside. Raises Crowded where only smaller ones are in, and in who must give way."""
+        """Hold room for `size`. Raises Crowded if only smaller holders are in, and in a holder that must give way."""
         while sum(self._held.values()) + size > self._most:
             largest = max(self._held, key=self._held.__getitem__, default=None)
             if largest is None or self._held[largest] <= size:
                 raise self._crowded(size)
             del self._held[largest]
-            largest.reschedule(0)  # a time that is past
+            largest.reschedule(0)  # in the past: it times out now
         try:
             async with asyncio.timeout(None) as given:
                 self._held[given] = size
@@ -43,6 +43,6 @@ class Room:
 
     def _crowded(self, size: int) -> Crowded:
         return Crowded(
-            f"the request has {size:,} {self._of}, and with what is being answered that is more than {self._most:,}: "
-            "come again in a second, or ask about fewer or smaller images"
+            f"the request has {size:,} {self._of}, and with those being answered that is more than {self._most:,}: "
+            "try again in a second, or send fewer or smaller images"
         )

@@ -1,4 +1,4 @@
-"""The server's process: uvicorn with connections under time limits, and an end that comes whatever is going on."""
+"""The server's process: uvicorn with time limits on connections, which ends in time whatever it is doing."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ from typing import Any
 
 import uvicorn
 from PIL import PngImagePlugin
+from starlette.types import ASGIApp
 
 from adapt.serving.connections import Connection
 from adapt.training.interrupt import ending
 
 _HEAD_SECONDS = 10.0
-_CONNECTIONS, _OTHER_FILES = 1000, 64  # at most; and what a server has open beside them
-_GRACE, _END = 5, 9  # seconds: for those who wait, and until the process has ended
+_CONNECTIONS, _OTHER_FILES = 1000, 64  # maximum number of connections; other files that a server has open
+_GRACE, _END = 5, 9  # seconds: for waiting requests, and until the process is ended
 
 
-def run(app: Any, listening: socket.socket, seconds: float) -> None:
-    """Serves `app` at that socket until a signal comes; a request's body may take so many `seconds`."""
-    PngImagePlugin.MAX_TEXT_MEMORY = 2**22  # what a header may unpack to; by default sixteen times as much
+def run(app: ASGIApp, listening: socket.socket, seconds: float) -> None:
+    """Serve `app` at a socket until a signal comes; the body of a request may take so many `seconds`."""
+    PngImagePlugin.MAX_TEXT_MEMORY = 2**22  # bytes that a header may unpack to; the default is sixteen times as much
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     most = max(1, min(_CONNECTIONS, files - _OTHER_FILES)) if files != resource.RLIM_INFINITY else _CONNECTIONS
     connection: Any = functools.partial(Connection, head_seconds=_HEAD_SECONDS, seconds=seconds, most=most)
@@ -35,12 +36,12 @@ def run(app: Any, listening: socket.socket, seconds: float) -> None:
         server_header=False,
         timeout_graceful_shutdown=_GRACE,
     )
-    for number in set(ending()) - {signal.SIGINT, signal.SIGTERM}:  # which uvicorn hears itself
+    for number in set(ending()) - {signal.SIGINT, signal.SIGTERM}:  # uvicorn handles these itself
         signal.signal(number, lambda *_: signal.raise_signal(signal.SIGTERM))
     _Server(config).run(sockets=[listening])
 
 
 class _Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        signal.alarm(_END)  # the system ends the process then, even where no line of Python is reached
+        signal.alarm(_END)  # the system then ends the process, even if no Python code runs
         super().handle_exit(sig, frame)

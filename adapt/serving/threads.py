@@ -1,8 +1,8 @@
-"""Which threads compute: the batcher's alone has others to help it, so that these stay awake through a pass.
+"""Threads without an OpenMP team: only the batcher's thread has one, so that the team stays awake through a pass.
 
 OpenMP (GNU's, which torch brings) gives a team of threads to each thread that computes. Between two operations of a
-pass they spin, for GOMP_SPINCOUNT turns; where there are more of them than processors only for a hundred, and what
-sleeps is woken by each operation anew. A pass of one small image took a fifth longer so.
+pass, a team spins for GOMP_SPINCOUNT turns. With more threads than processors, it spins for only a hundred turns, and
+then every operation has to wake it. That made a pass of one small image a fifth slower.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ T = TypeVar("T")
 
 
 def without_team() -> None:
-    """From now on, what this thread computes it computes by itself."""
-    torch.get_num_threads()  # torch sets a thread's number when it is first asked: before this, and not over it
-    threadpool_limits(1, user_api="openmp")  # torch's own call would set it for threads that start later, too
+    """Make the present thread compute by itself from now on, without a team."""
+    torch.get_num_threads()  # torch sets a thread's number when first asked: do that before, not after
+    threadpool_limits(1, user_api="openmp")  # torch's own call would also set it for threads that start later
 
 
 def apart(compute: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """What `compute` gives, or raises, in a thread that ends with it, and its team with it."""
-    given: Future[T] = Future()
+    """Return the result of `compute`, run in a thread of its own, with which its team of threads ends."""
+    outcome: Future[T] = Future()
 
-    def told() -> None:
+    def run() -> None:
         try:
-            given.set_result(compute(*args, **kwargs))
-        except BaseException as error:  # noqa: BLE001  # it is raised where it is waited for
-            given.set_exception(error)
+            outcome.set_result(compute(*args, **kwargs))
+        except BaseException as error:  # noqa: BLE001  # it is raised by the caller below
+            outcome.set_exception(error)
 
-    thread = threading.Thread(target=told, name="adapt-apart", daemon=True)  # Ctrl-C does not wait for it
+    thread = threading.Thread(target=run, name="adapt-apart", daemon=True)  # Ctrl-C does not wait for it
     thread.start()
-    result = given.result()
+    result = outcome.result()
     thread.join()
     return result

@@ -1,7 +1,7 @@
-"""One task, one file: `classes.py` holds the task called `classes`.
+"""The tasks, each in a file of its own name: `classes.py` holds the task called `classes`.
 
-Tasks of other people are found by an entry point in the group `adapt.tasks` of an installed package, whose name is the
-task's, or are told of by `register`.
+A task of another package is found by an entry point with the task's name in the group `adapt.tasks`, or is added with
+`register`.
 """
 
 from __future__ import annotations
@@ -32,64 +32,64 @@ __all__ = [
     "register",
 ]
 
-# columns that say where an item is, not what it is
+# columns that say where an item comes from, not what it is
 PLACES = frozenset({"path", "text", "split", "domain", "group", "x0", "y0", "x1", "y1"})
 
 _listing: Listing[Task] = Listing(__name__, __path__, "adapt.tasks", lambda: Task, "task", frozenset({"base"}))
 
 
 def names() -> list[str]:
-    """The names of all tasks."""
+    """Return the names of all tasks."""
     return _listing.names()
 
 
 def named(name: str) -> Task:
-    """The task called `name`. AdaptError, with the nearest names, where there is none."""
+    """Return the task called `name`. Raises AdaptError, with the nearest names, if there is none."""
     return _listing.find(name).label_type.task
 
 
 def register(task: type[Task]) -> type[Task]:
-    """Makes a task of one's own known in this process; also as a decorator."""
+    """Register a task in this process and return it; also usable as a decorator."""
     reading.cache_clear()
     return _listing.register(task)
 
 
 def of(items: Sequence[Item]) -> Task:
-    """The task of some items, which is that of the first."""
+    """Return the task of items, which is the task of the first one."""
     if not items:
         raise AdaptError("there are no images: this part of the data is empty")
     return items[0].task
 
 
 def without_classes(method: Method) -> bool:
-    """Whether the method learns some task that has no classes, so that it needs no names of classes."""
+    """Return whether the method learns any task without classes, so that it needs no class names."""
     return any(task.learned_by(method) for task in map(named, names()) if not task.classes_are)
 
 
 @cache
 def reading(columns: frozenset[str]) -> Task:
-    """The task whose labels a list with these columns holds. AdaptError, naming them, where none or two claim it."""
+    """Return the task whose labels a list with these columns holds. Raises AdaptError if none or several fit."""
     own = columns - PLACES
     claims = [task for task in map(named, names()) if _claims(task, columns, own)]
     most = max((len(task.needs) for task in claims), default=0)
-    found = [task for task in claims if len(task.needs) == most]
-    if len(found) == 1:
-        return found[0]
+    fitting = [task for task in claims if len(task.needs) == most]
+    if len(fitting) == 1:
+        return fitting[0]
     listed = ", ".join(sorted(columns))
-    if found:
-        both = " and ".join(task.name for task in found)
-        raise AdaptError(f"the columns {listed} are those of the tasks {both}: uninstall the package of one")
-    raise AdaptError(f"no task reads the columns {listed} together. Expected {_expected()}")
+    if fitting:
+        tasks = " and ".join(task.name for task in fitting)
+        raise AdaptError(f"the columns {listed} fit the tasks {tasks}: uninstall the package of one")
+    raise AdaptError(f"no task reads the columns {listed} together: expected {_expected()}")
 
 
 def known_columns() -> list[str]:
-    """The columns that some task, or every list, may have; a name may end in `*`."""
+    """Return the columns that a list of any task may have; a name may end in `*`."""
     own = {column for task in map(named, names()) for column in task.needs | task.may_have}
     return sorted(own | PLACES)
 
 
 def unknown_columns(columns: Sequence[str]) -> list[str]:
-    """Those of the columns that no list may have, whatever its task."""
+    """Return the columns that no list may have, whatever its task."""
     known = known_columns()
     return [column for column in columns if not any(_is(column, each) for each in known)]
 
@@ -97,9 +97,9 @@ def unknown_columns(columns: Sequence[str]) -> list[str]:
 def _expected() -> str:
     forms = []
     for task in map(named, names()):
-        beside = f" (perhaps with {', '.join(sorted(task.may_have))})" if task.may_have else ""
-        forms.append(f"{', '.join(sorted(task.needs)) or 'nothing more'}{beside} for {task.title}")
-    return "path, or text in its place, and " + "; ".join(forms)
+        optional = f" (optionally {', '.join(sorted(task.may_have))})" if task.may_have else ""
+        forms.append(f"{', '.join(sorted(task.needs)) or 'nothing more'}{optional} for {task.title}")
+    return "path, or text instead, and " + "; ".join(forms)
 
 
 def _claims(task: Task, columns: frozenset[str], own: frozenset[str]) -> bool:

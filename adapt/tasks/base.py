@@ -1,8 +1,8 @@
-"""What a task is: the kind of label that items have, and how it is read, learned, answered and scored.
+"""The base of tasks: the kind of label that items have, and how it is read, learned, answered and scored.
 
-A task is a file in this package, or in a package of somebody else's with an entry point in the group `adapt.tasks`.
-Nothing outside knows a task by its name: data, training, evaluation and commands ask the task of the items at hand.
-This module does not import torch, which takes seconds: reading data needs none.
+A task is a file in this package, or in another package with an entry point in the group `adapt.tasks`. Nothing outside
+knows a task by its name: data, training, evaluation and commands use the task of the items at hand. This module does
+not import torch, which takes seconds and is not needed to read data.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
     from adapt.models.wrap import Model
     from adapt.training.fitting import Fitting
 
-SEPARATOR = "|"  # of the names of several classes, where they are written as one text
+SEPARATOR = "|"  # between the names of several classes in one text
 
 
 @dataclass(frozen=True)
 class Label:
-    """What is known of one item beside its files. A task derives its own, a small frozen dataclass."""
+    """The base of labels: what is known about an item besides its files. Each task derives a small frozen dataclass."""
 
     task: ClassVar[Task]
 
@@ -42,35 +42,35 @@ class Label:
 
     @property
     def stratum(self) -> str:
-        """What shots, folds and parts are drawn by."""
+        """The stratum by which shots, folds and parts are balanced."""
         return SEPARATOR.join(self.class_names)
 
     @property
     def unit(self) -> str:
-        """The entity that the item is of; all items of one stay together."""
+        """The entity that the item shows, if any; all items of an entity stay together."""
         return ""
 
     @property
     def files(self) -> tuple[str, ...]:
-        """Files beside the item's own, such as a mask."""
+        """Files besides the item's own, such as a mask."""
         return ()
 
     @property
     def words(self) -> str:
-        """How a person reads it."""
+        """The label in words, for people."""
         return SEPARATOR.join(self.class_names)
 
     @property
     def columns(self) -> dict[str, str]:
-        """What lists of items say beside the answer, by column."""
+        """The values besides the answer in lists of items, by column."""
         return {}
 
     def renamed(self, names: Mapping[str, str]) -> Self:
-        """The same with other names for its classes."""
+        """Return the same label with other names for its classes."""
         return self
 
     def identity(self, root: str) -> Any:
-        """What fingerprints depend on beside the classes' numbers, as JSON has it; files are told below `root`."""
+        """Return what fingerprints depend on besides class numbers, as plain data; paths are relative to `root`."""
         return asdict(self)
 
 
@@ -88,51 +88,51 @@ class NamedLabel(Label):
         return replace(self, name=names[self.name])
 
     def identity(self, root: str) -> Any:
-        return super().identity(root) | {"name": None}  # a number stands for it, whatever the class is called
+        return super().identity(root) | {"name": None}  # the class's number identifies it, whatever its name
 
 
 class Task:
-    """The base of all tasks: by default items have classes, which logits tell apart."""
+    """The base of all tasks. By default, items have classes, and logits tell them apart."""
 
     name: ClassVar[str]
     title: ClassVar[str]
-    """One line about it, for lists."""
+    """A description in one line, for lists."""
     label_type: ClassVar[type[Label]]
-    """Labels of the task."""
+    """The type of the task's labels."""
     backbones: ClassVar[frozenset[str]] = frozenset({"dual encoder"})
-    """The kinds of backbones that answer it."""
+    """The kinds of backbones that can answer it."""
     needs: ClassVar[frozenset[str]] = frozenset()
-    """The columns that a list of items must have for it; a name may end in `*`, for any number of columns."""
+    """The columns that a list of its items must have; a name may end in `*`, for any number of columns."""
     may_have: ClassVar[frozenset[str]] = frozenset()
-    """More columns that it reads."""
+    """Optional columns that it reads."""
     images: ClassVar[tuple[str, ...]] = ("path",)
     """The columns of an item's images."""
     files: ClassVar[frozenset[str]] = frozenset()
-    """The columns of files beside the images, such as a mask."""
+    """The columns of files besides the images, such as a mask."""
     noun: ClassVar[str] = "images"
-    """What is counted."""
+    """The noun for its items in counts."""
     items_are: ClassVar[str] = "images"
-    """What its items are called."""
+    """The description of its items in messages."""
     classes_are: ClassVar[str] = "classes"
-    """What its classes are called; "" for a task without classes."""
+    """The noun for its classes; "" for a task without classes."""
     learns_unseen: ClassVar[bool] = False
-    """Whether a class may be without a training image."""
+    """Whether a class may have no training image."""
     stays_whole: ClassVar[bool] = False
-    """Whether all items of one image belong into one part of the data."""
+    """Whether all items of one image must be in the same part of the data."""
     once_an_image: ClassVar[bool] = True
-    """Whether an image is listed once: twice, with another label, is a mistake."""
+    """Whether an image may be listed only once, so that a second label for it is a mistake."""
     divisible: ClassVar[bool] = True
     """Whether a data set can be restricted to some of its classes."""
     calibrated: ClassVar[bool] = True
-    """Whether a temperature makes probabilities of its classes honest."""
+    """Whether a temperature can calibrate the probabilities of its classes."""
     example: ClassVar[str] = ""
-    """Bundled data of the task, with which the contract suite and `adapt.testing` run; "" for none."""
+    """The bundled data on which the contract suite and `adapt.testing` run; "" for none."""
     comparable: ClassVar[str] = ""
-    """Why methods are not compared on it by `recommend`; "" where they are."""
+    """The reason why `recommend` does not compare methods on it; "" if it does."""
     keeps_entities_together: ClassVar[bool] = False
-    """Whether items of one entity follow each other in training, as many as the method asks for."""
+    """Whether items of one entity follow each other in training, in the number that the method asks for."""
     learns_from_features: ClassVar[bool] = True
-    """Whether a step may be given features that were computed once, in place of images."""
+    """Whether a step may take cached features instead of images."""
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -142,52 +142,52 @@ class Task:
     # reading
 
     def read(self, cells: Mapping[str, Any], where: str) -> Label:
-        """The label that a row says, by column. AdaptError, beginning with `where`, for a value that makes none."""
+        """Return the label in a row's cells. Raises AdaptError, beginning with `where`, for an invalid value."""
         raise NotImplementedError
 
     def completed(self, labels: Sequence[Any]) -> Sequence[Label]:
-        """The labels of a whole data set, once all are read, where one depends on the others."""
+        """Return the labels of a data set, completed if one depends on the others."""
         return labels
 
     def class_names(self, labels: Iterable[Label]) -> tuple[str, ...]:
-        """The names of the classes of a data set that does not list them: sorted."""
+        """Return the sorted class names of a data set that does not list them."""
         return tuple(sorted({name for label in labels for name in label.class_names}))
 
     # a data set
 
     def check(self, split: Split) -> None:
-        """AdaptError where labels do not go together."""
+        """Raise AdaptError if the labels of a data set contradict each other."""
 
     def validates(self, model: Adapted) -> bool:
-        """Whether validation items are scored beside the test's."""
+        """Return whether validation items are scored besides test items."""
         return True
 
     def check_learnt(self, method: Method, items: Sequence[Item]) -> None:
-        """AdaptError where `method` cannot learn from these training items."""
+        """Raise AdaptError if `method` cannot learn from these training items."""
 
     def check_answers(self, model: Adapted) -> None:
-        """AdaptError where a model was trained to answer in another way than the task asks for."""
+        """Raise AdaptError if a model was trained to give another kind of answer than this task needs."""
         if model.answers.several:
             raise AdaptError(
-                f"this {model.method.name} learned to find several classes in an image, and the data has {self.title}: "
+                f"this {model.method.name} was trained for several classes per image, and the data has {self.title}: "
                 "give a .csv with a column labels"
             )
 
     def check_tested(self, model: Adapted, items: Sequence[Item]) -> None:
-        """AdaptError where a model cannot be scored on these items, before any is decoded."""
+        """Raise AdaptError, before any image is decoded, if a model cannot be scored on these items."""
 
     def check_model(self, model: Adapted, items: Sequence[Item]) -> None:
-        """AdaptError where a model answers another task than that of the items, or does not know their classes."""
+        """Raise AdaptError if a model cannot answer this task, or does not know the classes of the items."""
         kind = model.backbone.family
         if kind not in self.backbones:
             raise AdaptError(
-                f"the data are {self.items_are}, and {model.backbone.describe()} is a {kind}: take a "
-                f"{' or a '.join(sorted(self.backbones))}, or data that a {kind} answers"
+                f"the data are {self.items_are}, and {model.backbone.describe()} is a {kind}: use a "
+                f"{' or a '.join(sorted(self.backbones))}, or data for a {kind}"
             )
         if self.classes_are and not model.class_names and kind == "dual encoder":
             raise AdaptError(
-                f"the model tells no classes apart, and the data has some ({items[0].answer!r}): give it their names, "
-                "as class_names or by --data-classes"
+                f"the model has no classes, and the data has some ({items[0].answer!r}): give it their names, as "
+                "class_names or with --data-classes"
             )
         known = set(model.class_names)
         for item in items if known else ():
@@ -200,7 +200,7 @@ class Task:
     # learning
 
     def learned_by(self, method: Method | type[Method]) -> bool:
-        """Whether a method can learn it; or those of a class, as far as the class tells."""
+        """Return whether a method can learn this task; for a class of methods, whether some of them can."""
         from adapt.methods.base.traits import LearnedTokens, LearnsShares, has_trait, owns_prompts
 
         if self.name in method.tasks:
@@ -211,78 +211,78 @@ class Task:
         return method.learns_any_step and _edits(method) and not owns
 
     def numbers(self, items: Sequence[Item], class_names: Sequence[str]) -> Tensor:
-        """The number of each item's class `(n,)`, by the order of the names."""
+        """Return the number of each item's class `(n,)`, its place among `class_names`."""
         import torch
 
         place = {name: number for number, name in enumerate(class_names)}
         return torch.tensor([place[item.label.class_names[0]] for item in items], dtype=torch.long)
 
     def shares(self, items: Sequence[Item], class_names: Sequence[str]) -> Tensor:
-        """How much of each item belongs to each class `(n, c)`; rows add up to 1."""
+        """Return the share of each class in each item `(n, c)`; rows sum to 1."""
         import torch
         import torch.nn.functional as F
 
         return F.one_hot(self.numbers(items, class_names), len(class_names)).to(torch.float64)
 
     def values(self, items: Sequence[Item]) -> Tensor | None:
-        """A number that each item has beside its class `(n,)`, such as a grade; None where the task has none."""
+        """Return the number of each item besides its class `(n,)`, such as a grade; None if there are none."""
         return None
 
     def labels(self, items: Sequence[Item], class_names: Sequence[str]) -> Tensor:
-        """What a step holds of its items, `(b,)` or `(b, c)`: by default the numbers of their classes."""
+        """Return the labels of a step's items, `(b,)` or `(b, c)`: by default the numbers of their classes."""
         return self.numbers(items, class_names)
 
     def step(self, model: Adapted, items: Sequence[Item], inputs: Any) -> Step:
-        """A batch of these items as a method sees it; `inputs` are their images, or what was computed of them."""
+        """Return the step of a batch for a method; `inputs` are the items' images, or cached features."""
         return model.step(inputs).of(self, items)
 
     def loss(self, step: Any) -> Terms:
-        """What training makes smaller where the method has no loss of its own."""
+        """Return the loss terms for a method that has no loss of its own."""
         return {"cross_entropy": step.cross_entropy}
 
     def right(self, step: Any) -> Tensor:
-        """Which answers to a batch `(b,)` are right."""
+        """Return which answers to a batch are right `(b,)`."""
         right: Tensor = step.right
         return right
 
     def class_weights(self, items: Sequence[Item], class_names: Sequence[str]) -> Tensor:
-        """How much an image of each class counts `(c,)`, so that all classes count the same."""
+        """Return the weight of an image of each class `(c,)`, with which all classes weigh the same."""
         counts = self.numbers(items, class_names).bincount(minlength=len(class_names)).clamp_min(1)
         return 1 / counts
 
     def fit_answers(self, training: Fitting, baseline: Model) -> None:
-        """Sets what the answers of a model and of its baseline need beside logits, by the training items."""
+        """Fit, on the training items, what the answers of a model and its baseline need besides logits."""
 
     def fit_baseline(self, baseline: Adapted, items: Sequence[Item], inference: Inference) -> None:
-        """Sets the same for a baseline that nothing is compared with, by these items."""
+        """Fit the same on these items for a baseline alone."""
 
     # scoring
 
     def score(self, model: Adapted, items: Sequence[Item], inference: Inference) -> Scores:
-        """How well `model` answers these items."""
+        """Return the scores of `model` on these items."""
         raise NotImplementedError
 
 
 def _edits(method: Method | type[Method]) -> bool:
-    """Whether it changes a tower: what depends on class features alone learns nothing without classes."""
+    """Return whether the method changes a tower. One that changes only class features needs classes to learn."""
     from adapt.methods.base import Method as Base
 
     return method.edits is not Base.edits if isinstance(method, type) else bool(method.touches)
 
 
 def filled(cells: Mapping[str, Any], column: str, where: str) -> str:
-    """The text in a column. AdaptError, beginning with `where`, where it is empty."""
+    """Return the text in a column. Raises AdaptError, beginning with `where`, if it is empty."""
     if not cells[column]:
-        raise AdaptError(f"{where}: the {column} is empty.")
+        raise AdaptError(f"{where}: the {column} is empty: fill it in")
     return str(cells[column])
 
 
 def number(cell: Any, where: str, column: str) -> float:
-    """The number in a cell. AdaptError, beginning with `where`, for what is none."""
+    """Return the number in a cell. Raises AdaptError, beginning with `where`, for anything else."""
     try:
         value = float(cell)
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise AdaptError(f"{where}: the {column} is {cell!r}; expected a number.")
+        raise AdaptError(f"{where}: the {column} is {cell!r}; expected a number")
     return value

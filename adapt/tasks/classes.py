@@ -1,4 +1,4 @@
-"""One class an image, told apart by its name: classification."""
+"""Classification: one class per image."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Class(NamedLabel):
-    """The name of a class. The `overlap` of a region with its object's box is intersection over union, 0 to 1."""
+    """The name of a class, and the `overlap` (IoU, 0 to 1) of a region with its object's box, if it is one."""
 
     overlap: float | None = None
 
 
 class Classes(Task):
-    """Images, or texts in their place, of one class each."""
+    """Images, or texts in their place, with one class each."""
 
     name = "classes"
-    title = "one class an image"
+    title = "one class per image"
     example = "emoji"
     items_are = "images with one class each"
     label_type = Class
@@ -41,7 +41,7 @@ class Classes(Task):
     def read(self, cells: Mapping[str, Any], where: str) -> Class:
         overlap = number(cells["overlap"], where, "overlap") if "overlap" in cells else None
         if overlap is not None and not 0 <= overlap <= 1:
-            raise AdaptError(f"{where}: the overlap is {overlap:g}; expected a number from 0 to 1.")
+            raise AdaptError(f"{where}: the overlap is {overlap:g}; expected a number from 0 to 1")
         return Class(filled(cells, "label", where), overlap)
 
     def check(self, split: Split) -> None:
@@ -51,8 +51,8 @@ class Classes(Task):
                 known.setdefault(item.label.overlap is not None, item)
         if len(known) == 2:
             raise AdaptError(
-                f"Data {split.name!r}: {known[True].name!r} has an overlap and {known[False].name!r} has none. "
-                "Give every item a number, or none."
+                f"data {split.name!r}: {known[True].name!r} has an overlap and {known[False].name!r} has none: give "
+                "every item a number, or none"
             )
 
     def check_learnt(self, method: Method, items: Sequence[Item]) -> None:
@@ -61,8 +61,8 @@ class Classes(Task):
         learns = trait(method, LearnsOverlaps)
         if learns and learns.of_overlaps and self.values(items) is None:
             raise AdaptError(
-                f"{method.name} with grades learns from how much regions overlap with their object's box, and the data "
-                "does not say it: give a .csv with a column overlap, or leave method.grades out"
+                f"{method.name} with grades learns from the overlap of regions with their object's box, which the data "
+                "does not have: give a .csv with a column overlap, or leave method.grades out"
             )
 
     def learned_by(self, method: Method | type[Method]) -> bool:

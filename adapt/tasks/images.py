@@ -1,4 +1,4 @@
-"""Images, or texts in their place, without any label."""
+"""Unlabelled images, or texts in their place."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Unlabelled(Label):
-    """Nothing is known of the item."""
+    """The empty label of an item about which nothing is known."""
 
 
 class Images(Task):
-    """Images, or texts alone such as captions, of which nothing more is known."""
+    """Images, or texts without images such as captions, that have no label."""
 
     name = "images"
     title = "no label"
@@ -41,12 +41,12 @@ class Images(Task):
         super().check_model(model, items)
         if model.class_names or not self.learned_by(model.method):
             raise AdaptError(
-                f"the data are {self.items_are}, and {model.method.name} tells {len(model.class_names)} classes apart: "
-                "give labels, or take a method that needs none, without class names"
+                f"the data are {self.items_are}, and {model.method.name} has {len(model.class_names)} classes: give "
+                "labels, or use a method that needs none, without class names"
             )
 
     def numbers(self, items: Sequence[Item], class_names: Sequence[str]) -> Tensor:
-        """A number for each item `(n,)`: all are different."""
+        """Return a different number for each item `(n,)`."""
         import torch
 
         return torch.arange(len(items))

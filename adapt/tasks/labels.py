@@ -1,4 +1,4 @@
-"""Several classes an image, or none: multi-label classification."""
+"""Multi-label classification: several classes per image, or none."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Several(Label):
-    """The names of all classes, in the order of the alphabet, and the `rarest` of them, by which shots are drawn."""
+    """The names of an image's classes, sorted, and the `rarest` of them, by which shots are drawn."""
 
     names: tuple[str, ...]
     rarest: str = ""
@@ -38,24 +38,24 @@ class Several(Label):
         return self.rarest
 
     def identity(self, root: str) -> Any:
-        return None  # numbers stand for the classes
+        return None  # class numbers identify it
 
     def renamed(self, names: Mapping[str, str]) -> Several:
         return Several(tuple(sorted(names[name] for name in self.names)), names.get(self.rarest, ""))
 
 
 class Labels(Task):
-    """Images of several classes each, or of none."""
+    """Images with several classes each, or none."""
 
     name = "labels"
-    title = "several classes an image, or none"
+    title = "several classes per image, or none"
     example = "emoji-labels"
     items_are = "images with several classes each, or none"
     label_type = Several
     needs = frozenset({"labels"})
     divisible = False
     calibrated = False
-    comparable = "images have several classes, and what is compared gives each image one"
+    comparable = "images have several classes, and the methods compared give each image one"
 
     def read(self, cells: Mapping[str, Any], where: str) -> Several:
         cell = cells["labels"]
@@ -63,16 +63,16 @@ class Labels(Task):
         if isinstance(cell, str):
             names = tuple(name.strip() for name in cell.split(SEPARATOR)) if cell else ()
         if "" in names or len(set(names)) < len(names):
-            raise AdaptError(f"{where}: the labels are {cell!r}; expected different names, as in cat{SEPARATOR}dog.")
+            raise AdaptError(f"{where}: the labels are {cell!r}; expected different names, as in cat{SEPARATOR}dog")
         return Several(tuple(sorted(names)), "" if isinstance(cell, str) or not names else names[0])
 
     def completed(self, labels: Sequence[Several]) -> Sequence[Several]:
-        """The same with the rarest class of each image, so that every part has some of every class.
+        """Return the same labels with the rarest class of each image, so that every part has some of every class.
 
-        Names that come as a tuple and not as a text are taken by their first one.
+        Names that come as a tuple rather than a text are drawn by their first name.
         """
         if not any(label.names for label in labels):
-            raise AdaptError("all cells of the column 'labels' are empty. Give some image a class.")
+            raise AdaptError("all cells of the column 'labels' are empty: give some image a class")
         _check_separator({name for label in labels for name in label.names})
         images = Counter(name for label in labels for name in label.names)
         rank = {name: (count, name) for name, count in images.items()}
@@ -82,17 +82,17 @@ class Labels(Task):
         return self.name in method.tasks or method.learns_any_step
 
     def labels(self, items: Sequence[Item], class_names: Sequence[str]) -> Tensor:
-        """Whether each item has each class: bool `(n, c)`."""
+        """Return whether each item has each class, bool `(n, c)`."""
         import torch
 
         place = {name: number for number, name in enumerate(class_names)}
-        seen = torch.zeros(len(items), len(class_names), dtype=torch.bool)
-        for row, item in zip(seen, items, strict=True):
+        labels = torch.zeros(len(items), len(class_names), dtype=torch.bool)
+        for row, item in zip(labels, items, strict=True):
             row[[place[name] for name in item.class_names]] = True
-        return seen
+        return labels
 
     def loss(self, step: Any) -> Terms:
-        """The cross-entropy of each class being there or not, over all of them."""
+        """Return the binary cross-entropy over all classes."""
         import torch.nn.functional as F
 
         logits, model = step.logits.float() + (step.model.answers.logit_bias or 0.0), step.model
@@ -100,25 +100,25 @@ class Labels(Task):
         return {"cross_entropy": loss}
 
     def right(self, step: Any) -> Tensor:
-        """Whether the likeliest class is one of the image's; of an image without classes, whether none is said."""
+        """Return whether the top class is one of the image's; for an image without any, whether the answer is none."""
         import torch
 
         best = step.logits.max(-1)
-        said = best.values + (step.model.answers.logit_bias or 0.0) >= 0
-        return torch.where(step.labels.any(-1), step.labels.gather(1, best.indices[:, None])[:, 0], ~said)
+        answered = best.values + (step.model.answers.logit_bias or 0.0) >= 0
+        return torch.where(step.labels.any(-1), step.labels.gather(1, best.indices[:, None])[:, 0], ~answered)
 
     def class_weights(self, items: Sequence[Item], class_names: Sequence[str]) -> Tensor:
-        """How much an image that has a class counts: together as much as those that do not have it."""
+        """Return the weight of an image with each class `(c,)`: those with it weigh as much as those without."""
         counts = self.labels(items, class_names).sum(0).clamp_min(1)
         return (len(items) - counts) / counts
 
     def fit_answers(self, training: Fitting, baseline: Model) -> None:
-        """Sets the bias with which both models answer each class by itself.
+        """Fit the bias with which both models answer each class by itself.
 
-        It follows from the baseline's logits of the training images, at the baseline's scale and at the method's: a run
-        that goes on, and whatever the method begins with, has the same.
+        It depends only on the baseline's logits of the training images, at the baseline's scale and at the method's, so
+        that a resumed run has the same bias, whatever the method starts from.
         """
-        own: float = baseline.backbone.logit_scale  # type: ignore[union-attr]  # a dual encoder, as the task asks for
+        own: float = baseline.backbone.logit_scale  # type: ignore[union-attr]  # a dual encoder, which the task requires
         scale = (training.model.method.logit_scale or own) / own
         biases = self._biases(baseline, training.train_set, training.inference(), (1.0, scale))
         for model, bias in zip((baseline, training.model), training.processes.agreed(biases), strict=True):
@@ -131,7 +131,7 @@ class Labels(Task):
     def _biases(
         self, baseline: Any, items: Sequence[Item], inference: Inference, scales: Sequence[float]
     ) -> list[float]:
-        """What is to be added to the baseline's logits, scaled, so that classes are as frequent as among the items."""
+        """Return, for each scale, the bias on the baseline's logits that makes classes as frequent as in the items."""
         from adapt.evaluation.multi_label import prior_biases
 
         truth = self.labels(items, baseline.class_names)
@@ -140,8 +140,8 @@ class Labels(Task):
     def check_answers(self, model: Adapted) -> None:
         if not model.answers.several:
             raise AdaptError(
-                f"the data has images of several classes, and this {model.method.name} gives each one: train it on "
-                "such data"
+                f"the data has several classes per image, and this {model.method.name} gives each image one: train it "
+                "on such data"
             )
 
     def score(self, model: Adapted, items: Sequence[Item], inference: Inference) -> Scores:
@@ -158,7 +158,7 @@ def _drawn_by(label: Several, rank: Mapping[str, tuple[int, str]]) -> Several:
 
 
 def _check_separator(names: set[str]) -> None:
-    """AdaptError for a name that another separator makes several others of: it was to be them."""
+    """Raise AdaptError for a name that consists of other names with another separator."""
     for other in ";,":
         parts_of = {name: {part.strip() for part in name.split(other)} for name in sorted(names)}
         count = Counter(part for own in parts_of.values() for part in own)
@@ -166,6 +166,5 @@ def _check_separator(names: set[str]) -> None:
             if len(own) > 1 and all(count[part] > 1 for part in own):
                 raise AdaptError(
                     f"the column 'labels' has {name!r}, and other cells have each of its parts: separate names by "
-                    f"{SEPARATOR!r}, as in {SEPARATOR.join(sorted(own))}. A class that is called so has to be called "
-                    "otherwise."
+                    f"{SEPARATOR!r}, as in {SEPARATOR.join(sorted(own))}, or rename the class if that is its name"
                 )

@@ -1,4 +1,4 @@
-"""Images, some with a defect, and masks that say where: anomaly localisation."""
+"""Anomaly localisation: images, some with a defect, and masks of the defects."""
 
 from __future__ import annotations
 
@@ -19,10 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Defect(NamedLabel):
-    """A class, and the path of a picture of the image's size that is bright where the image is not as it should be.
-
-    "" where none of the image is.
-    """
+    """A class, and the path of a mask: a picture of the image's size that is bright at defects; "" if it has none."""
 
     mask: str = ""
 
@@ -38,13 +35,13 @@ class Maps(Task):
     """Images with masks of their defects."""
 
     name = "maps"
-    title = "one class an image, and masks of what is abnormal"
+    title = "one class per image, and masks of what is abnormal"
     example = "emoji-defects"
     items_are = "images with one class each, and masks of defects"
     label_type = Defect
     needs = frozenset({"label", "mask"})
     files = frozenset({"mask"})
-    learns_unseen = True  # defects come unforeseen
+    learns_unseen = True  # a defect may be of a kind never seen in training
 
     def read(self, cells: Mapping[str, Any], where: str) -> Defect:
         return Defect(filled(cells, "label", where), cells["mask"])
@@ -70,7 +67,7 @@ class Maps(Task):
         return map_scores(model, items, inference)
 
     def _drawn(self, model: Adapted, items: Sequence[Item]) -> bool:
-        """Whether the model says where images are abnormal, and the items know it."""
+        """Return whether the model localises anomalies, and any of the items has a mask."""
         from adapt.methods.base.traits import DrawsMaps, has_trait
 
         return has_trait(model.method, DrawsMaps) and any(item.label.files for item in items)

@@ -1,4 +1,4 @@
-"""Images with a text each, without classes: cross-modal retrieval."""
+"""Cross-modal retrieval: images with a text each, without classes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Pair(Label):
-    """The text of a pair in other words, "" where there are none. The text itself is the item's."""
+    """A paraphrase of a pair's text, "" if there is none. The text itself is in the item."""
 
     rephrased: str = ""
 
@@ -39,7 +39,7 @@ class Pairs(Task):
     items_are = "pairs of images and texts"
     classes_are = ""
     stays_whole = True
-    comparable = "what is compared tells classes apart, and pairs have none"
+    comparable = "the methods compared need classes, and pairs have none"
     learns_from_features = False
 
     def read(self, cells: Mapping[str, Any], where: str) -> Label:
@@ -51,15 +51,16 @@ class Pairs(Task):
         super().check_model(model, items)
         if model.class_names or not self.learned_by(model.method):
             raise AdaptError(
-                f"the data are pairs of images and texts, which have no classes: take a method that learns from such, "
-                f"as lora, without class names; this is {model.method.name} with {len(model.class_names)} classes"
+                f"the data are pairs of images and texts, which have no classes, and this is {model.method.name} with "
+                f"{len(model.class_names)} classes: use a method that learns from pairs, as lora does, without class "
+                "names"
             )
 
     def learned_by(self, method: Method | type[Method]) -> bool:
         return self.name in method.tasks
 
     def numbers(self, items: Sequence[Item], class_names: Sequence[str]) -> Tensor:
-        """The same number for all items of one image, or of one entity `(n,)`."""
+        """Return the number of each item's image or entity `(n,)`."""
         import torch
 
         place: dict[str, int] = {}

@@ -1,4 +1,4 @@
-"""Questions about images, with an answer each: visual question inference."""
+"""Visual question answering: questions about images, with an answer each."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class QuestionLabel(NamedLabel):
-    """The answer to a question; where answers come out of a list, they are the classes."""
+    """A question and its answer. If answers come from a list, they are the classes."""
 
     question: str
 
@@ -38,9 +38,9 @@ class Questions(Task):
     noun = "questions"
     items_are = "questions about images"
     classes_are = "answers"
-    learns_unseen = True  # who answers in words may say what nobody told it
+    learns_unseen = True  # a model that answers in words may give an answer never seen in training
     once_an_image = False
-    comparable = "what is compared tells classes apart by a CLIP or SigLIP: give images without questions"
+    comparable = "the methods compared classify with a CLIP or SigLIP: give images without questions"
 
     def read(self, cells: Mapping[str, Any], where: str) -> QuestionLabel:
         return QuestionLabel(filled(cells, "label", where), filled(cells, "question", where))
@@ -52,13 +52,13 @@ class Questions(Task):
         return bool(self.backbones & set(method.serves))
 
     def step(self, model: Any, items: Sequence[Any], inputs: Any) -> Step:
-        asked = [item.label.question for item in items], [item.label.name for item in items]
-        step: Step = model.step([inputs, *asked]).of(self, items)
+        questions, answers = [item.label.question for item in items], [item.label.name for item in items]
+        step: Step = model.step([inputs, questions, answers]).of(self, items)
         return step
 
     def score(self, model: Adapted, items: Sequence[Any], inference: Inference) -> Scores:
         from adapt.evaluation.scores import QuestionScores, scored
 
-        asked = tuple(item.label.question for item in items)
+        questions = tuple(item.label.question for item in items)
         decisions = inference.of_batches(model, items, model.decide)
-        return QuestionScores(**vars(scored(items, decisions)), questions=asked)
+        return QuestionScores(**vars(scored(items, decisions)), questions=questions)

@@ -1,4 +1,4 @@
-"""Pairs of which several are of one entity, such as one product: record linkage."""
+"""Record linkage (entity resolution): pairs, several of which show one entity, such as a product."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from adapt.tasks.pairs import Pair, Pairs
 
 @dataclass(frozen=True)
 class Record(Pair):
-    """The entity that a pair is of; a pair without one is by itself."""
+    """A pair with the entity that it shows; a pair without one belongs to no other."""
 
     entity: str = ""
 
@@ -22,12 +22,12 @@ class Record(Pair):
 
 
 class Records(Pairs):
-    """Pairs of images and texts, those of one entity belonging together."""
+    """Pairs of images and texts, several of which may show one entity."""
 
     name = "records"
-    title = "pairs of images and texts, several of one entity"
+    title = "pairs of images and texts, several per entity"
     example = "emoji-records"
-    items_are = "pairs of images and texts, several of one entity"
+    items_are = "pairs of images and texts, several per entity"
     label_type = Record
     needs = frozenset({"path", "text", "entity"})
     keeps_entities_together = True

@@ -1,4 +1,4 @@
-"""A number an image, such as a grade, which words stand for: regression."""
+"""Regression: a number per image, such as a quality grade, with a word that stands for it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ GRADES = ("bad", "poor", "fair", "good", "perfect")  # UniQA's (arXiv 2406.01069
 
 @dataclass(frozen=True)
 class Graded(NamedLabel):
-    """A number, and the word that stands for it; "" before the words of a data set are known."""
+    """A number, and the word that stands for it, which is "" until the words of the data set are known."""
 
     value: float
 
@@ -35,19 +35,19 @@ class Targets(Task):
     """Images with a number each."""
 
     name = "targets"
-    title = "a number an image"
+    title = "a number per image"
     example = "emoji-counts"
     items_are = "images with a number each"
     label_type = Graded
     needs = frozenset({"target"})
     may_have = frozenset({"label"})
-    learns_unseen = True  # a grade may be said that no training image has
+    learns_unseen = True  # an answer may be a grade that no training image has
 
     def read(self, cells: Mapping[str, Any], where: str) -> Graded:
         return Graded(cells.get("label", ""), number(cells["target"], where, "target"))
 
     def completed(self, labels: Sequence[Graded]) -> Sequence[Graded]:
-        """The same with a word each: where some have none, one of five, for equal parts of the range of the numbers."""
+        """Return the labels with a word each. If any has none, all get one of five, for equal parts of the range."""
         if all(label.name for label in labels):
             return labels
         values = [label.value for label in labels]

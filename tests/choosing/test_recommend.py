@@ -210,8 +210,8 @@ def test_what_cannot_be_compared(tmp_path: Path) -> None:
         (["emoji-questions"], "give images without questions"),
         (["emoji", "--backbone", "tiny:no"], "tiny"),
         (["emoji", "--out", "OUT"], "exists already; name a new folder"),
-        (["emoji", "--budget", "10x"], "is no time such as 90s, 10m or 1h"),
-        (["emoji", "--budget", "0m"], "is no time such as 90s, 10m or 1h"),
+        (["emoji", "--budget", "10x"], "is not a time such as 90s, 10m or 1h"),
+        (["emoji", "--budget", "0m"], "is not a time such as 90s, 10m or 1h"),
         (["nothing-here"], "nothing-here"),
     ],
 )

@@ -220,7 +220,7 @@ def test_transfer_measures_what_to_names(run, of_five: Path, others: Path, tmp_p
     ("options", "words"),
     [
         (["--to", "nowhere"], "data 'nowhere' is not known to any reader"),
-        ([], "say on which data to measure, such as --to emoji@fluent-3d or --to FOLDER"),
+        ([], "name the data to measure on, such as --to emoji@fluent-3d or --to FOLDER"),
         (["--root", "nowhere"], "imagenetv2"),
         (["--data", "eurosat", "--root", "nowhere", "--to", "{others}/sketches"], "nowhere/eurosat"),
         (["--to", "{others}/sketches", "--to", "{others}/sketches/"], "; expected different names"),
@@ -307,4 +307,4 @@ def test_beside_a_run_what_is_missing_is_named_first(run, refused, halves: Path,
     empty.mkdir()
     refused(run("table", finished, missing), f"{missing} does not exist; expected results of a protocol")
     refused(run("table", empty, finished), f"{empty} holds no results of a protocol, such as base_to_new.json, and no")
-    refused(run("table", finished, halves), f"{finished} is a run and {halves} what a protocol found")
+    refused(run("table", finished, halves), f"{finished} is a run, and {halves} the result of a protocol")

@@ -15,7 +15,7 @@ def test_the_list(run) -> None:
     lines = run("recipes").stdout.splitlines()
     assert [line.split()[0] for line in lines[:-2]] == list(shipped())
     assert all(len(line.split()) > 3 for line in lines[:-2])
-    assert lines[-1] == "One of them: adapt recipes NAME --data DATA"
+    assert lines[-1] == "To show one: adapt recipes NAME --data DATA"
     entries = json.loads(run("recipes", "--json").stdout)
     assert {each["name"]: each["title"] for each in entries} == {
         name: read_file(path, name).title for name, path in shipped().items()
@@ -29,7 +29,7 @@ def test_one_with_what_differs_by_data(run) -> None:
     assert "On imagenet, in place of these:\n  train:\n    epochs: 50\n" in text
     assert "On data of your own, in place of these:\n" in text
     assert "Command: adapt train coop --data DATA --out runs/coop\n" in text
-    assert text.endswith("Others of this method: coop/base_to_new\n")
+    assert text.endswith("Other recipes of this method: coop/base_to_new\n")
 
 
 def test_one_on_a_data_set(run) -> None:

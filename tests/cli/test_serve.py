@@ -40,7 +40,7 @@ def test_without_its_libraries_it_names_the_extra(
 def test_a_port_that_is_taken(run: Callable[..., Any], refused: Callable[..., None], adapter: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        refused(run("serve", str(adapter), "--port", str(port)), f"cannot listen at 127.0.0.1:{port}: ")
+        refused(run("serve", str(adapter), "--port", str(port)), f"cannot listen at 127.0.0.1:{port} (")
 
 
 def test_what_cannot_be_served(run: Callable[..., Any], refused: Callable[..., None], adapter: Path) -> None:
@@ -48,7 +48,7 @@ def test_what_cannot_be_served(run: Callable[..., Any], refused: Callable[..., N
     for arguments, words in (
         ([str(other)], "b.safetensors"),
         ([str(adapter), str(adapter)], "two adapters are called a: give one of them another name, as NAME=PATH"),
-        ([str(adapter), "--folder", str(other)], "is no folder"),
+        ([str(adapter), "--folder", str(other)], "is not a folder"),
     ):
         refused(run("serve", *arguments, "--port", "0"), words)
 
@@ -81,8 +81,8 @@ def test_a_server_answers_until_it_is_told_to_end(adapter: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (None, "cannot be read: "),
-        (b"\xff" * 32, "cannot be read: "),
+        (None, "cannot be read ("),
+        (b"\xff" * 32, "cannot be read ("),
         (b"short", "holds 5 characters; expected one line of at least 16"),
         (b"two words of a token", "expected one line of at least 16, without spaces"),
         (b"two-lines-of-a-token\nanother", "expected one line of at least 16, without spaces"),

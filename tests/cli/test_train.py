@@ -169,9 +169,7 @@ def test_how_without_on_what(run, refused) -> None:
 
 def test_a_single_run_goes_nowhere_else(run, refused, recipe: Path) -> None:
     for options in (["--engine", "ray"], ["--address", "10.0.0.1:6379"]):
-        refused(
-            run("train", recipe, *options), "--engine and --address say where several runs go: give --seeds or --sweep"
-        )
+        refused(run("train", recipe, *options), "--engine and --address are for several runs: give --seeds or --sweep")
 
 
 @pytest.mark.parametrize("flag", ["--resume", "--plot"])

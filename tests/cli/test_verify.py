@@ -164,7 +164,7 @@ def test_a_backbone_that_nobody_published(run, publish: Publish, root: Path, mod
     result = run("verify", model_folder, "--data", "eurosat", "--root", root)
     assert result.exit_code == 0
     assert f"{measured:.2f}" in result.stdout
-    assert "there are no figures of this backbone; --as compares with one of RN50" in result.stdout
+    assert "there are no published figures for this backbone; --as compares with one of RN50" in result.stdout
     assert result.stdout.endswith("\nno official figure\n")
 
 
@@ -194,11 +194,11 @@ def test_a_recipe_beside_its_figure(run, verified, publish: Publish, tmp_path: P
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--data", "eurosatt"], "--data eurosatt is no published set; did you mean 'eurosat'?"),
-        (["--as", "RN5"], "--as RN5 is no published backbone; did you mean 'RN50'?"),
-        (["--recipe", "coop"], "--recipe coop is trained for each seed: say where, by --out"),
-        (["--out", "runs"], "--out and --set are of a recipe's runs: add --recipe"),
-        (["--set", "train.lr=1"], "--out and --set are of a recipe's runs: add --recipe"),
+        (["--data", "eurosatt"], "--data eurosatt is not a published set; did you mean 'eurosat'?"),
+        (["--as", "RN5"], "--as RN5 is not a published backbone; did you mean 'RN50'?"),
+        (["--recipe", "coop"], "--recipe coop is trained for each seed: give a folder for the runs with --out"),
+        (["--out", "runs"], "--out and --set are for the runs of a recipe: add --recipe"),
+        (["--set", "train.lr=1"], "--out and --set are for the runs of a recipe: add --recipe"),
         (["--recipe", "cop", "--out", "runs"], "no shipped recipe of that name"),
         (["--recipe", "coop", "--seeds", "x", "--out", "runs"], "--seeds is 'x'"),
         (["--root", "nowhere"], "'eurosat': there is no folder"),

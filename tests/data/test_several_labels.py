@@ -114,7 +114,7 @@ ITEM = Item.of(path="a.jpg", labels=("a", "b"))
     [
         (
             (Item.of(path="b.jpg", label="b"), ITEM),
-            "'a.jpg' is labelled for the task labels (several classes an image, or none), and 'b.jpg' for classes",
+            "'a.jpg' is labelled for the task labels (several classes per image, or none), and 'b.jpg' for classes",
         ),
         ((Item.of(path="a.jpg", labels="a|c"),), "'a.jpg' is of the class 'a|c', which is none of its 2 classes"),
         ((replace(ITEM, text="hm"),), "a.jpg' has a text beside"),

@@ -229,4 +229,6 @@ def test_slow_headers_and_bodies_come_to_an_end(adapter: Path) -> None:
             silent.settimeout(30)
             answer = silent.recv(10_000)
         assert answer.startswith(b"HTTP/1.1 408 ")
-        assert json.loads(answer.partition(b"\r\n\r\n")[2]) == {"detail": "no whole request came within 10 seconds"}
+        assert json.loads(answer.partition(b"\r\n\r\n")[2]) == {
+            "detail": "no complete request arrived within 10 seconds"
+        }

@@ -165,5 +165,5 @@ def test_two_tasks_that_claim_the_same_columns_are_named(install: Install, tmp_p
         source = SOFT_LABELS.replace('name = "soft_labels"', f'name = "{name}"')
         install(f"package_{name}", source, f"[adapt.tasks]\n{name} = package_{name}:SoftLabels\n")
     (tmp_path / "a.csv").write_text("path,p_a,p_b\na.png,0.5,0.5\n")
-    with pytest.raises(AdaptError, match=r"the columns p_a, p_b, path are those of the tasks one and other"):
+    with pytest.raises(AdaptError, match=r"the columns p_a, p_b, path fit the tasks one and other"):
         data.load(tmp_path / "a.csv")

@@ -65,7 +65,7 @@ def test_table_shows_runs_and_refuses_a_mixture(runs: dict[str, Path], tmp_path:
     assert run("table", out).stdout == swept.stdout
     mixed = run("table", out, runs["one"])
     assert mixed.exit_code == 2
-    assert "is a run and" in mixed.stderr
+    assert "is a run, and" in mixed.stderr
 
 
 @pytest.mark.parametrize(

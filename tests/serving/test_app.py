@@ -130,15 +130,15 @@ def test_adapters_are_listed_loaded_switched_and_unloaded(serve: Serve, served: 
 @pytest.mark.parametrize(
     ("method", "path", "body", "status", "words"),
     [
-        ("POST", "/adapters", {"path": "../outside.safetensors"}, 403, "is not under the folder"),
-        ("POST", "/adapters", {"path": "/etc/passwd"}, 403, "is not under the folder"),
+        ("POST", "/adapters", {"path": "../outside.safetensors"}, 403, "is not in the folder"),
+        ("POST", "/adapters", {"path": "/etc/passwd"}, 403, "is not in the folder"),
         ("POST", "/adapters", {"path": "none.safetensors"}, 404, "there is no adapter 'none.safetensors'"),
         ("POST", "/adapters", {"path": "coop.safetensors"}, 422, "two adapters are called coop"),
         ("POST", "/adapters", {"path": "tda.safetensors", "name": "a/b"}, 422, "cannot be called 'a/b'"),
         ("POST", "/adapters", {"path": "."}, 422, "there is no adapter in the folder"),
         ("POST", "/adapters", {"name": "a"}, 422, "body.path: Field required"),
         ("PUT", "/adapters/default", {"name": "copo"}, 404, "did you mean 'coop'"),
-        ("DELETE", "/adapters/copo", None, 404, "no adapter 'copo' is loaded"),
+        ("DELETE", "/adapters/copo", None, 404, "there is no adapter 'copo'"),
         ("DELETE", "/adapters/coop", None, 422, "coop is the default"),
     ],
 )
@@ -178,7 +178,7 @@ def test_a_backbone_is_not_fetched_for_a_request(
             for name in ("same.safetensors", "bundled.safetensors", "other.safetensors", "long.safetensors", "peft")
         }
     assert [each.status_code for each in answers.values()] == [201, 201, 403, 403, 403]
-    assert "'other.safetensors' is of the backbone 'hf:org/two', which is not" in answers["other.safetensors"].text
+    assert "'other.safetensors' needs the backbone 'hf:org/two', which is not" in answers["other.safetensors"].text
     assert asked == ["hf:org/one", "mini-clip"]
 
 
@@ -188,7 +188,7 @@ def test_no_more_adapters_than_the_server_was_started_for(folder: Path, open_cli
         paths = ("lora.safetensors", "zero_shot.safetensors")
         added, refused = (client.post("/adapters", json={"path": path}) for path in paths)
         assert (added.status_code, refused.status_code) == (201, 409)
-        assert refused.json()["detail"] == "2 adapters may be loaded, and are: unload one of them first"
+        assert refused.json()["detail"] == "2 adapters are loaded, which is the maximum: unload one of them first"
         client.delete("/adapters/lora")
         assert client.post("/adapters", json={"path": paths[1]}).status_code == 201
 
@@ -213,7 +213,7 @@ def test_without_a_folder_the_set_stays_as_it_is(folder: Path, open_clip: adapt.
         calls = [client.post("/adapters", json={"path": "tda.safetensors"}), client.delete("/adapters/lora")]
         calls.append(client.put("/adapters/default", json={"name": "lora"}))
         assert [each.status_code for each in calls] == [403] * 3
-        assert "start with --folder" in calls[0].json()["detail"]
+        assert "start it with --folder" in calls[0].json()["detail"]
         assert [each["name"] for each in client.get("/adapters").json()] == ["one", "lora"]
 
 
@@ -230,13 +230,13 @@ def test_a_form_of_another_page_changes_nothing(serve: Serve) -> None:
     ("body", "status", "words"),
     [
         ({"json": {"images": []}}, 422, "images"),
-        ({"json": {"images": ["?"]}}, 422, "image 1 is no base64"),
+        ({"json": {"images": ["?"]}}, 422, "image 1 is not valid base64"),
         ({"json": {"images": [base64.b64encode(b"no picture").decode()]}}, 422, "image 'image 1' cannot be decoded"),
         ({"json": {"images": [""], "top_k": 0}}, 422, "top_k is 0"),
         ({"json": {"images": [""], "image": 1}}, 422, "unknown key 'image'; did you mean 'images'"),
         ({"json": {"images": [""], "adapters": ["copo"]}}, 404, "did you mean 'coop'"),
         ({"json": {"images": [""], "adapters": ["coop", "coop"]}}, 422, "named twice"),
-        ({"content": b"{", "headers": {"content-type": "application/json"}}, 422, "the body is no JSON"),
+        ({"content": b"{", "headers": {"content-type": "application/json"}}, 422, "the body is not valid JSON"),
         ({"content": b"x", "headers": {"content-type": "image/png"}}, 415, "expected application/json or multipart"),
         ({"content": b"x", "headers": {"content-type": "multipart/form-data"}}, 400, "boundary"),
         ({"content": b"--b\r\nbad[head: x\r\n\r\nx\r\n--b--\r\n", "headers": FORM}, 400, ""),
@@ -296,7 +296,7 @@ def test_a_client_that_leaves_while_it_sends_is_no_failure(serve: Serve, images:
 
 def test_an_address_says_nothing_of_images(serve: Serve, images: list[bytes]) -> None:
     answer = serve().post("/predict?top_k=1", files={"images": images[0]})
-    assert (answer.status_code, answer.json()["detail"][:31]) == (422, "the address has 'top_k': send i")
+    assert (answer.status_code, answer.json()["detail"][:45]) == (422, "the address has the parameter 'top_k': send i")
 
 
 def test_a_model_that_takes_too_long(serve: Serve, images: list[bytes], monkeypatch: pytest.MonkeyPatch) -> None:

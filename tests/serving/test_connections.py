@@ -82,10 +82,10 @@ def refused(client: socket.socket) -> tuple[bytes, str]:
 
 def test_headers_and_bodies_that_do_not_come(serve: Callable[..., Connect]) -> None:
     connect = serve(head_seconds=0.2)
-    assert refused(connect(HEAD)) == (b"408", "no whole request came within 0.2 seconds")
+    assert refused(connect(HEAD)) == (b"408", "no complete request arrived within 0.2 seconds")
     assert everything(connect()) == b""  # nothing was begun
     connect = serve(seconds=0.3)
-    assert refused(connect(HEAD + b"\r\n12345")) == (b"408", "no whole request came within 0.3 seconds")
+    assert refused(connect(HEAD + b"\r\n12345")) == (b"408", "no complete request arrived within 0.3 seconds")
     early = everything(connect(HEAD.replace(b"/a", b"/early") + b"\r\n12345"))
     assert early.startswith(b"HTTP/1.1 200")
     assert early.endswith(b"\r\n\r\n0")
@@ -110,7 +110,10 @@ def test_whole_requests_are_answered_whatever_they_are_cut_into(serve: Callable[
 def test_headers_without_an_end_and_what_is_no_http(serve: Callable[..., Connect]) -> None:
     connect = serve()
     many = b"X: ".ljust(2**18 + 1 - len(HEAD), b"a")  # one byte too many, so that all of it is read
-    assert refused(connect(HEAD + many)) == (b"431", "the request has more than 262,144 bytes beside its body")
+    assert refused(connect(HEAD + many)) == (
+        b"431",
+        "the request has more than 262,144 bytes beside its body: send shorter headers",
+    )
     assert refused(connect(b"no http\r\n\r\n")) == (b"400", "Invalid HTTP request received.")
     big = HEAD.replace(b": 10", b": 900000") + b"\r\n" + b"x" * 900_000
     client = connect(big)

@@ -31,7 +31,7 @@ def test_pixels_are_refused_before_any_is_decoded(
     refused = upload(client, images[:3])
     assert (refused.status_code, held.names) == (413, ["0.png", "1.png"])
     assert refused.json()["detail"] == (
-        "the images have 1,728 pixels; at most 1,152 are decoded of a request: send fewer or smaller ones"
+        "the images have 1,728 pixels, and a request may have at most 1,152: send fewer or smaller ones"
     )
 
 
@@ -48,7 +48,7 @@ def test_of_all_requests_together_the_largest_gives_way(
         small = pool.submit(upload, client, images[:1])
         answer = large.result()
         assert (answer.status_code, answer.headers.get("retry-after")) == (503, "1"), answer.text
-        assert f" {of}, and with what is being answered that is more than " in answer.json()["detail"]
+        assert f" {of}, and with those being answered that is more than " in answer.json()["detail"]
         held.go.set()
         assert small.result().status_code == 200
 
@@ -67,7 +67,7 @@ def test_a_request_loads_no_adapter_whose_classes_would_hold_others_up(
     for name in names:
         refused = client.post("/adapters", json={"path": name, "name": "again"})
         assert refused.status_code == 403
-        assert f"'{name}' has 3 classes, and a request loads adapters of at most 2: start" in refused.text
+        assert f"'{name}' has 3 classes, and requests may load adapters with at most 2: start" in refused.text
 
 
 def test_what_a_client_that_left_asked_for_ends_at_the_next_image(
@@ -179,7 +179,7 @@ def test_every_refusal_is_json(serve: Serve, images: list[bytes], monkeypatch: p
         assert (answer.status_code, list(answer.json())) == (status, ["detail"])
     monkeypatch.setattr(SideBySide, "predictions", lambda *asked: 1 / 0)
     failed = upload(client, images[:1])
-    said = {"detail": "the server failed at this request: its log says at what"}
+    said = {"detail": "the server failed to answer this request: its log has the error"}
     assert (failed.status_code, failed.json()) == (500, said)
 
 
@@ -221,4 +221,4 @@ def test_what_cannot_be_finished_before_the_end_is_told_so(
 
     asyncio.run(main())
     held.go.set()
-    assert (sent[0]["status"], sent[1]["body"]) == (503, b'{"detail":"the server is ending"}')
+    assert (sent[0]["status"], sent[1]["body"]) == (503, b'{"detail":"the server is shutting down"}')

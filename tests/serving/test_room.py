@@ -24,7 +24,7 @@ def test_the_largest_gives_way_to_a_smaller_one_and_no_equal_one_comes_in() -> N
         tasks = [asyncio.create_task(held(room, size, ended)) for size in (60, 30)]
         await asyncio.sleep(0)
         with pytest.raises(
-            Crowded, match="the request has 61 bytes, and with what is being answered that is more than 100"
+            Crowded, match="the request has 61 bytes, and with those being answered that is more than 100"
         ):
             async with room.hold(61):
                 pass
