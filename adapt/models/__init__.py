@@ -1,1 +1,1 @@
-"""A backbone under a method, as one module: one kind for each family of backbones."""
+"""Adapted models: a backbone with a method as one module, one kind for each family of backbones."""

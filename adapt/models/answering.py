@@ -1,4 +1,4 @@
-"""A fusion encoder under a method: answers a question about an image, out of a list of answers."""
+"""A fusion encoder with a method, which answers questions about images from a list of answers."""
 
 from __future__ import annotations
 
@@ -14,11 +14,14 @@ from adapt.models.building import add_head
 from adapt.models.prediction import Prediction, Wanted, predictions
 
 if TYPE_CHECKING:
-    from adapt.backbones.fusion import FusionEncoder  # noqa: F401 (what the class is of)
+    from adapt.backbones.fusion import FusionEncoder  # noqa: F401 (named in the class statement)
 
 
 class AnsweringModel(Adapted["FusionEncoder"]):
-    """`model(images, questions)` gives logits over the answers. Its trained head belongs to the method."""
+    """A visual question answering model: `model(images, questions)` gives logits over the answers.
+
+    Its trained head belongs to the method.
+    """
 
     baseline = "own head"
 
@@ -32,12 +35,12 @@ class AnsweringModel(Adapted["FusionEncoder"]):
 
     @in_one_mode
     def forward(self, images: Tensor, questions: Sequence[str]) -> Tensor:
-        """Images `(b, 3, h, w)` with a question each to logits `(b, answers)`."""
+        """Return logits `(b, answers)` for images `(b, 3, h, w)` with a question each."""
         asking.check(images, questions)
         return self.answers.of(Step(self, (images, questions)))
 
     def own_logits(self, step: Step) -> Tensor:
-        """Of the trained head."""
+        """Return the logits of the trained head."""
         images, questions, *_ = step.inputs
         edits = {name: self._edits(name, Context()) for name in sorted(self.method.touches)}
         images = images.to(self.backbone.device)

@@ -1,4 +1,4 @@
-"""What becomes of a method's logits before they are an answer: a share of the frozen model's, a temperature, a bias."""
+"""Settings that turn a method's logits into answers: a blend with zero-shot logits, a temperature, and a bias."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from adapt.errors import AdaptError
 
 @dataclass(frozen=True)
 class Answers:
-    """How a model answers: `blend` of the method's logits and the rest of zero-shot ones, over `temperature`.
+    """The answers of a model: a `blend` of the method's logits with zero-shot logits, divided by `temperature`.
 
-    For class weights on frozen features a blend of logits is one of weights (Wortsman et al., Robust Fine-tuning of
-    Zero-shot Models, CVPR 2022: WiSE-FT); where a method edits a tower it is our reading of it, and takes a second pass
-    of the frozen tower. Both are at the method's scale. The temperature changes how sure answers are, and none of them
-    (Guo et al., ICML 2017).
+    For class weights on frozen features, a blend of logits is a blend of weights (Wortsman et al., Robust Fine-tuning
+    of Zero-shot Models, CVPR 2022: WiSE-FT). For a method that edits a tower it is our reading of WiSE-FT, and needs a
+    second pass through the frozen tower. Both logits have the method's scale. The temperature calibrates
+    probabilities without changing the predicted class (Guo et al., ICML 2017).
 
     Raises AdaptError for a blend outside [0, 1], a temperature that is not positive, or a bias that is not finite.
     """
 
     blend: float = 1.0
     template: tuple[str, ...] = ()
-    """Of the zero-shot classifier."""
+    """The templates of the zero-shot classifier."""
     temperature: float = 1.0
     logit_bias: float | None = None
-    """What is added to the logits where an image may have several classes, or none: the sigmoid of each is its class's
-    probability then. None where an image has one class, by the softmax of all."""
+    """The bias of the logits in multi-label classification, where the sigmoid of each logit is the probability of its
+    class. None in single-label classification, by softmax."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.blend <= 1:
@@ -37,7 +37,7 @@ class Answers:
         if not 0 < self.temperature < float("inf"):
             raise AdaptError(f"temperature is {self.temperature}; expected a positive number")
         if self.logit_bias is not None and not isfinite(self.logit_bias):
-            raise AdaptError(f"logit_bias is {self.logit_bias}; expected a number")
+            raise AdaptError(f"logit_bias is {self.logit_bias}; expected a finite number")
 
     @property
     def several(self) -> bool:
@@ -45,11 +45,11 @@ class Answers:
         return self.logit_bias is not None
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """What logits `(b, n)` of this kind make each class."""
+        """Return the probabilities of the classes `(b, n)` for logits `(b, n)`."""
         return logits.sigmoid() if self.several else logits.softmax(-1)
 
     def of(self, step: Any) -> Tensor:
-        """The logits `(b, n)` with which a model answers a batch."""
+        """Return the logits `(b, n)` with which the model answers a batch."""
         logits: Tensor = step.model.method.infer(step)
         if self.blend < 1:
             classes = step.frozen_class_features(self.template)

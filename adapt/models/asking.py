@@ -1,36 +1,37 @@
-"""One question, and in training one answer, for each image."""
+"""Checks that each image has a question, and in training an answer."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from adapt.errors import AdaptError
 
 if TYPE_CHECKING:
+    from adapt.models.base import Adapted
     from adapt.models.prediction import Wanted
 
 
 def check(images: Tensor, texts: Sequence[str], kind: str = "question") -> None:
-    """AdaptError unless there is one text of this kind, in a list, for each image `(b, 3, h, w)`."""
+    """Raise AdaptError unless there is a list with one text of this kind for each image `(b, 3, h, w)`."""
     if not isinstance(images, Tensor) or images.ndim != 4:
         given = f"of shape {tuple(images.shape)}" if isinstance(images, Tensor) else repr(images)
         raise AdaptError(f"images are {given}; expected (b, 3, h, w), one image for each {kind}")
     if isinstance(texts, str) or len(texts) != len(images):
         given = "one string" if isinstance(texts, str) else f"{len(texts)} {kind}s"
-        raise AdaptError(f"{given} about {len(images)} images: give a list of one {kind} for each image")
+        raise AdaptError(f"{given} about {len(images)} images: give a list with one {kind} for each image")
 
 
 def of_each(images: Tensor, question: str | None) -> list[str]:
-    """The same question about each image. AdaptError where there is none."""
+    """Return the question once for each image. Raises AdaptError if there is none."""
     if question is None:
-        raise AdaptError("this model answers questions about images: give one")
+        raise AdaptError("this model answers questions about images, and there is no question: give one")
     return [question] * len(images)
 
 
-def check_featureless(model: Any, wanted: Wanted) -> None:
-    """AdaptError where features are asked of a model that answers questions."""
+def check_featureless(model: Adapted, wanted: Wanted) -> None:
+    """Raise AdaptError if features are wanted from a model that answers questions."""
     if wanted.features:
-        raise AdaptError(f"{model.backbone.describe()} answers by no features of an image: leave features out")
+        raise AdaptError(f"{model.backbone.describe()} has no image features to return: leave features out")

@@ -1,4 +1,4 @@
-"""What all adapted models are: a frozen backbone under a method, as one module."""
+"""The base of adapted models: a frozen backbone with a method, as one module."""
 
 from __future__ import annotations
 
@@ -42,30 +42,30 @@ Computed = TypeVar("Computed")
 
 
 def in_one_mode(call: Callable[Concatenate[M, P], Computed]) -> Callable[Concatenate[M, P], Computed]:
-    """A method of an adapted model during which no other thread changes what is in training mode and what is not."""
+    """Decorate a method of an adapted model, so that no other thread changes training modes during its calls."""
 
     @wraps(call)
-    def whole(model: M, *args: P.args, **kwargs: P.kwargs) -> Computed:
+    def locked(model: M, *args: P.args, **kwargs: P.kwargs) -> Computed:
         with keeping_modes(model.backbone.model):
             return call(model, *args, **kwargs)
 
-    return whole
+    return locked
 
 
 class Adapted(nn.Module, Generic[B]):
-    """A frozen backbone under a method. Its parameters and its `state_dict()` are the method's.
+    """A frozen backbone with a method. Its parameters and its `state_dict()` are those of the method.
 
-    Edits act inside the calls of this object only: several adapted models may share one backbone.
+    Edits act only during calls of this object, so several adapted models can share one backbone.
     """
 
-    baseline = "zero-shot"  # what the backbone does by itself is called so
+    baseline = "zero-shot"  # the name of the backbone's result without the method
     method: Method
-    class_names: tuple[str, ...]  # what it tells apart; empty where answers are free text
-    started = False  # whether its method's tensors are an earlier adapter's, which training goes on from
-    memory: Any = None  # what the method remembers of the images of a stream
-    class_weights: Tensor | None = None  # how much an image of each class counts in the cross-entropy
-    answers: Answers = PLAIN  # what becomes of the method's logits
-    vision_path: Literal["fast", "plain"] = "plain"  # which one images take through the vision tower
+    class_names: tuple[str, ...]  # empty if answers are free text
+    started = False  # whether training continues from the tensors of an earlier adapter
+    memory: Any = None  # the method's memory of a stream of images
+    class_weights: Tensor | None = None  # the weight of each class in the cross-entropy
+    answers: Answers = PLAIN  # the settings that turn logits into answers
+    vision_path: Literal["fast", "plain"] = "plain"  # the path of images through the vision tower
 
     def __init__(self, backbone: B, method: Method, class_names: Sequence[str], *, checkpointing: bool = False) -> None:
         super().__init__()
@@ -73,53 +73,53 @@ class Adapted(nn.Module, Generic[B]):
         self.method = method
         self.class_names = tuple(class_names)
         self.checkpointing = checkpointing
-        self.metadata: dict[str, Any] = {}  # what an adapter file records beside the method: recipe, metrics, ...
+        self.metadata: dict[str, Any] = {}  # other entries of the adapter file: recipe, metrics, ...
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        # one that was unwrapped has no turns to wait for
+        # an unwrapped model has no turns to wait for
         return copied_alone(self, self.method if self._backbone is None else self._backbone.model, memo)
 
-    if TYPE_CHECKING:  # torch says of every call that it gives anything
+    if TYPE_CHECKING:  # torch declares that a call returns Any
 
         def __call__(self, *inputs: Any, **named: Any) -> Tensor: ...
 
     @property
     def backbone(self) -> B:
         if self._backbone is None:
-            raise AdaptError("this model was unwrapped: wrap the backbone again")
+            raise AdaptError("this model was unwrapped and has no backbone: wrap the backbone again")
         return self._backbone
 
     @property
     def text_path(self) -> str:
-        """Which text path serves it: `fast`, `plain`, or `none` for a model without class prompts."""
+        """The path of texts: `fast`, `plain`, or `none` for a model without class prompts."""
         return "none"
 
     @property
     def has_baseline(self) -> bool:
-        """Whether the backbone can do the task by itself."""
+        """Whether the backbone can do the task without the method."""
         return True
 
     def unwrap(self) -> B:
-        """The backbone as it was before `wrap`; this model computes no more."""
+        """Return the backbone as it was before `wrap`; this model cannot be used afterwards."""
         backbone, self._backbone = self.backbone, None
         return backbone
 
     def turn(self, turned: bool) -> None:
-        """Pictures are `turned` upright by their EXIF orientation from now on, or taken as stored: as it is to learn.
+        """Set whether pictures are `turned` upright by their EXIF orientation, or read as stored.
 
-        The backbone that was wrapped stays as it is.
+        Training sets it to the orientation that it learns from. The backbone given to `wrap` does not change.
         """
         self._backbone = self.backbone.turning(turned)
 
     def transform(self) -> Transform:
-        """How images are read for an answer: with views `(1 + v, 3, h, w)` where the method looks at some."""
+        """Return the transform of images at test time; for a method that reads views, it gives `(1 + v, 3, h, w)`."""
         plain, views = self.backbone.transform(train=False), self.method.views
         return Views(plain, self.backbone.transform(train=True), views) if views else plain
 
     def stream(self) -> Self:
-        """The same model for one stream of images, which its method may remember; by itself it keeps nothing.
+        """Return the same model for a stream of images, which its method may remember.
 
-        `evaluate` and each call of `predict` make one of their own. One stream is of one thread at a time.
+        `evaluate` and each call of `predict` create a stream of their own. One thread at a time may use a stream.
         """
         streams = trait(self.method, Stream)
         if streams is None:
@@ -129,18 +129,18 @@ class Adapted(nn.Module, Generic[B]):
         return other
 
     def step(self, inputs: Any, labels: Tensor | None = None) -> Step:
-        """A batch of images, or of what was computed of them, as the method sees it."""
+        """Return a batch of images, or of results computed from them, as the method sees it."""
         return Step(self, inputs, labels)
 
     @in_one_mode
     def answered(self, step: Any) -> Tensor:
-        """The logits `(b, n)` with which the model answers a batch."""
+        """Return the logits `(b, n)` with which the model answers a batch."""
         return self.answers.of(step)
 
     def losses(self, step: Step, weights: Mapping[str, float] | None = None) -> tuple[Terms, Tensor]:
-        """The parts of a batch's mean loss, with `weights` of terms that any method may have; which answers are right.
+        """Return the terms of a batch's mean loss, and which of its answers are right, `(b,)`.
 
-        The latter is `(b,)`.
+        `weights` add terms that any method may have.
         """
         with keeping_modes(self.backbone.model):
             terms = dict(checked(self.method.loss(step), self.method.name))
@@ -149,27 +149,30 @@ class Adapted(nn.Module, Generic[B]):
             return terms, step.right if step.task is None else step.task.right(step)
 
     def own_logits(self, step: Any) -> Tensor:
-        """What a batch is taken for where the method does not say otherwise."""
+        """Return the default logits of a batch, for a method without its own."""
         raise NotImplementedError
 
     def decide(self, step: Any) -> tuple[list[str], list[float]]:
-        """What the model says of each of a batch, and how sure it is, in [0, 1]."""
+        """Return the model's answer to each item of a batch, and its confidence in [0, 1]."""
         return decided(self.answered(step), self.class_names)
 
     def blended(self, share: float, template: str | Sequence[str] = "a photo of a {}.") -> Self:
-        """The same model, its tensors shared, whose answers are `share` its own and for the rest zero-shot ones.
+        """Return the same model, with shared tensors, whose logits blend its own with zero-shot logits (WiSE-FT).
 
-        0 is zero-shot classification by `template`, 1 the adapted model alone (WiSE-FT; see `adapt.models.answers`).
-        Raises AdaptError for a share outside [0, 1], and where there is no zero-shot classifier to blend with.
+        A `share` of 1 is the adapted model alone, 0 zero-shot classification by `template`; see
+        `adapt.models.answers`. Raises AdaptError for a share outside [0, 1], and for a backbone without zero-shot
+        classification.
         """
         if not isinstance(self.backbone, DualEncoder):
-            raise AdaptError(f"{self.backbone.describe()} has no zero-shot classifier by names to blend with")
+            raise AdaptError(
+                f"{self.backbone.describe()} has no zero-shot classifier to blend with: use a dual encoder"
+            )
         other = copy(self)
         other.answers = replace(self.answers, blend=share, template=tuple(several(template)))
         return other
 
     def _predictions(self, pixels: Any, wanted: Wanted) -> Iterator[Prediction]:
-        """What the model says of images `(b, 3, h, w)`, a question about each of them if it answers questions."""
+        """Yield predictions of images `(b, 3, h, w)`, or answers to the wanted question about each."""
         raise NotImplementedError
 
     def predict(
@@ -183,15 +186,15 @@ class Adapted(nn.Module, Generic[B]):
         features: bool = False,
         urls: bool = False,
     ) -> list[Prediction]:
-        """Classes of images, or answers to `question` about each.
+        """Return the classes of images, or answers to `question` about each.
 
         `images` is a path, the bytes of a file, a PIL image, an array `(h, w, c)` or a tensor `(c, h, w)` of uint8 or
-        of floats from 0 to 1, a list or iterator of such, or an array of them along its first axis; with `urls` also
-        http and https addresses, which are fetched. An answer of less than the probability `threshold` is `none`. With
-        `features` each prediction has those of its image. May be called from several threads at once.
+        of floats from 0 to 1, a list or iterator of these, or an array of images along its first axis; with `urls` also
+        http and https addresses, which are fetched. An answer with a probability below `threshold` is `none`. With
+        `features` each prediction has the features of its image. Several threads may call it at once.
 
-        Raises AdaptError naming an unreadable file, for what is no image (see `adapt.data.open_image`), a threshold
-        outside [0, 1], and features of a model that does not classify by them.
+        Raises AdaptError for an unreadable file, which it names, for anything that is not an image (see
+        `adapt.data.open_image`), a threshold outside [0, 1], and `features` of a model that has none.
         """
         return list(
             self.predict_stream(
@@ -210,43 +213,46 @@ class Adapted(nn.Module, Generic[B]):
         features: bool = False,
         urls: bool = False,
     ) -> Iterator[Prediction]:
-        """As `predict`, one prediction at a time, holding one batch of images."""
+        """Yield the predictions of `predict` one at a time, with one batch of images in memory."""
         wanted = Wanted(top_k, threshold, features, question)
-        for found in self._of_batches(images, batch_size, urls, lambda model, x: list(model._predictions(x, wanted))):
-            yield from found
+        for batch in self._of_batches(images, batch_size, urls, lambda model, x: list(model._predictions(x, wanted))):
+            yield from batch
 
     def _of_batches(
         self, images: Any, batch_size: int, urls: bool, compute: Callable[[Self, Tensor], Computed]
     ) -> Iterator[Computed]:
-        """What is computed of each batch of pixels by this model in evaluation mode, all of them as one stream."""
+        """Yield the results of `compute` for each batch of pixels, in evaluation mode and as one stream."""
         model = self if self.memory is not None else self.stream()
         for pixels in self.pixels_of(images, max(1, batch_size // (1 + self.method.views)), urls=urls):
-            with evaluating(model), torch.no_grad():  # not around the yield: what the caller does meanwhile is its own
-                found = compute(model, pixels)
-            yield found
+            with evaluating(model), torch.no_grad():  # not around the yield, so that the caller's code is unaffected
+                result = compute(model, pixels)
+            yield result
 
     def pixels_of(self, images: Any, batch_size: int, *, urls: bool = False) -> Iterator[Tensor]:
-        """Images, as `predict` takes them, as the model reads them, `(b, 3, h, w)` or with views `(b, v, 3, h, w)`."""
+        """Yield batches of the model's inputs for images of `predict`: `(b, 3, h, w)`, or views `(b, v, 3, h, w)`."""
         yield from pixel_batches(images, self.transform(), batch_size, self.backbone.device, urls=urls)
 
     def start_anew(self) -> None:
-        """All that trains is built once more, as the method's settings are now."""
+        """Build everything that trains again, with the method's present settings."""
         with outside_inference_mode(), alone(self.backbone.model), frozen(self.backbone.model):
             self.method.build(self.backbone, self.class_names)
 
     def cut_skipped(self) -> None:
-        """Frees the blocks that the method skips: the backbone itself changes, and serves this model only from then on.
+        """Free the blocks that the method skips. The backbone itself changes, and can only serve this model afterwards.
 
-        Raises AdaptError for a method that skips none.
+        Raises AdaptError for a method that skips no block.
         """
         if not (skipped := skipped_blocks(self.method)):
-            raise AdaptError(f"this {self.method.name} skips no block that could be freed")
+            raise AdaptError(f"this {self.method.name} skips no block, so none can be freed: use a method such as das")
         backbone: Any = self.backbone
-        _ = backbone.fingerprint, getattr(backbone, "embed_dim", None)  # both are of the whole model: kept from now on
+        _ = (
+            backbone.fingerprint,
+            getattr(backbone, "embed_dim", None),
+        )  # cached now, because both describe the full model
         cut_out(backbone, skipped)
 
     def save(self, path: str | Path) -> Path:
-        """Writes the adapter file; see `adapt.formats.adapter`."""
+        """Write the adapter file and return its path; see `adapt.formats.adapter`."""
         from adapt.formats import adapter
 
         return adapter.save(self, path)
@@ -260,30 +266,30 @@ class Adapted(nn.Module, Generic[B]):
         license: str | None = None,
         message: str | None = None,
     ) -> str:
-        """Publishes the adapter on the Hugging Face hub as `user/name`, with a model card; returns its address.
+        """Publish the adapter on the Hugging Face hub as `user/name`, with a model card, and return its address.
 
-        It loads as `adapt.load("hf://user/name")`. Plain LoRA on a transformers model goes there in peft's layout too.
-        `private` is of a new repository, `license` an identifier such as apache-2.0 for the card, `message` the
-        commit's, and `token` the one of `hf auth login`, or of HF_TOKEN, where left out.
+        It loads with `adapt.load("hf://user/name")`. Plain LoRA on a transformers model also goes there in peft's
+        layout. `private` applies to a new repository, `license` is an identifier for the card such as apache-2.0,
+        `message` is the commit message, and `token` is by default that of `hf auth login` or HF_TOKEN.
 
-        Raises AdaptError where the hub refuses it, or cannot be reached.
+        Raises AdaptError if the hub refuses the upload or cannot be reached.
         """
         from adapt.formats import publishing
 
         return publishing.push(self, repository, private=private, token=token, license=license, message=message)
 
-    @torch.compiler.disable  # objects made anew for every call: nothing that tracing could keep
+    @torch.compiler.disable  # creates new objects in every call, which tracing cannot reuse
     def _edits(self, tower: str, context: Context) -> list[Edit]:
-        """What the method asks of `tower` in this call."""
+        """Return the method's edits of `tower` for this call."""
         touched = tower in self.method.touches
         return self.method.edits(self.backbone.tower(tower), context) if touched else []
 
     def _through(
         self, edits: Mapping[str, Sequence[Edit]], compute: Callable[[], Computed], merge: bool = False
     ) -> Computed:
-        """What `compute()` gives through the frozen backbone with these edits of its towers."""
+        """Return the result of `compute()` on the frozen backbone with these edits of its towers."""
         backbone = self.backbone
-        changes = [(backbone.tower(name), asked) for name, asked in edits.items() if asked]
+        changes = [(backbone.tower(name), own) for name, own in edits.items() if own]
         if not changes:
             with frozen(backbone.model):
                 return compute()
@@ -291,7 +297,7 @@ class Adapted(nn.Module, Generic[B]):
         return run(backbone.model, changes, compute, checkpointing=checkpointing, merge=merge)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """`.to()` and its kin move the backbone too, though it is no child of this module."""
+        """Apply `fn` to the backbone too, although it is not a submodule, so that `.to()` and the like move it."""
         with outside_inference_mode():
             super()._apply(fn, recurse)
             if self._backbone is not None:
@@ -302,23 +308,23 @@ class Adapted(nn.Module, Generic[B]):
 def pixel_batches(
     images: Any, transform: Transform, size: int, device: torch.device, *, urls: bool = False
 ) -> Iterator[Tensor]:
-    """Images, as `predict` takes them, read by `transform`: up to `size` of them at a time, on `device`."""
+    """Yield batches of up to `size` images of `predict`, read by `transform`, on `device`."""
     for pictures in picture_batches(images, size, turned=turns(transform), urls=urls):
         yield torch.stack([transform(picture) for picture in pictures]).to(device)
 
 
 @contextmanager
 def evaluating(model: Adapted) -> Iterator[None]:
-    """Inside, `model` is in evaluation mode; afterwards each of its modules is in the mode that it was in.
+    """Put `model` in evaluation mode during a `with` block, and restore the mode of each module afterwards.
 
-    Other threads' calls on the backbone run in the modes that their callers left: before this, or after it.
+    Other threads' calls on the backbone run before or after the block, in the modes that their callers set.
     """
     frozen_model = model.backbone.model
     with keeping_modes(frozen_model):
         if not any(module.training for module in model.modules()):
             yield
             return
-    with changing_modes(frozen_model), alone(frozen_model):  # nor are blocks computed again in another mode
+    with changing_modes(frozen_model), alone(frozen_model):  # and no block is recomputed in another mode
         training = [module for module in model.modules() if module.training]
         model.eval()
         try:

@@ -1,9 +1,9 @@
-"""A method built on a backbone: all that trains is allocated, and the backbone can carry what it asks for."""
+"""Building a method on a backbone: its tensors are allocated, and its edits are checked against the towers."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def build(backbone: Backbone, method: Method, class_names: Sequence[str]) -> tuple[str, ...]:
-    """Allocates the parameters of `method`, and returns the names of its classes. Raises AdaptError as `wrap` does."""
+    """Allocate the parameters of `method`, and return the names of its classes. Raises AdaptError as `wrap` does."""
     if method.built:
         raise AdaptError(
             f"this {method.name} already belongs to a model: make a new one, or use model.with_classes(...)"
@@ -31,12 +31,16 @@ def build(backbone: Backbone, method: Method, class_names: Sequence[str]) -> tup
     _check_kind(method, backbone)
     if backbone.family == "vision LLM" and (method.views or type(method).infer is not Method.infer):
         raise AdaptError(
-            f"{method.name} decides at test time in a way of its own, and a vision LLM answers in words: take a "
-            "backbone that classifies"
+            f"{method.name} has its own inference at test time, and a vision LLM answers in words: use a backbone "
+            "that classifies"
         )
-    without = backbone.family == "dual encoder" and not class_names and tasks.without_classes(method)
-    names = () if backbone.family == "vision LLM" or without else check_class_names(class_names)
-    with outside_inference_mode(), alone(backbone.model), frozen(backbone.model):  # frozen: no batch statistics move
+    without_classes = backbone.family == "dual encoder" and not class_names and tasks.without_classes(method)
+    names = () if backbone.family == "vision LLM" or without_classes else check_class_names(class_names)
+    with (
+        outside_inference_mode(),
+        alone(backbone.model),
+        frozen(backbone.model),
+    ):  # frozen, so that no batch statistics change
         method.build(backbone, names)
         _check_edits(backbone, method, len(names))
         if backbone.family == "fusion encoder":
@@ -55,10 +59,10 @@ def _check_kind(method: Method, backbone: Backbone) -> None:
 
 
 def add_head(backbone: FusionEncoder, method: Method, answers: Sequence[str]) -> None:
-    """Gives `method` the head that it trains. AdaptError where it would answer by a head that nothing has trained."""
+    """Give `method` the head that it trains. Raises AdaptError if it would answer with an untrained head."""
     if not method.touches and not backbone.knows(answers):
         raise AdaptError(
-            f"{method.name} trains nothing, and {backbone.describe()} has no head for these answers: take a method "
+            f"{method.name} trains nothing, and {backbone.describe()} has no head for these answers: use a method "
             "that adapts a tower"
         )
     method.classifier = backbone.new_classifier(answers)
@@ -66,9 +70,9 @@ def add_head(backbone: FusionEncoder, method: Method, answers: Sequence[str]) ->
 
 @torch.no_grad()
 def _check_edits(backbone: Backbone, method: Method, classes: int) -> None:
-    """AdaptError where a tower cannot carry what `method` asks of it, or two edits want one place."""
-    features: dict[str, Any] = {}
-    tokens: dict[str, Any] = {}
+    """Raise AdaptError if a tower does not support the edits of `method`, or two edits are for one place."""
+    features: dict[str, Callable[[], Tensor]] = {}
+    tokens: dict[str, Callable[[], Tensor]] = {}
     class_features = None
     if isinstance(backbone, DualEncoder):
         features["vision"] = lambda: torch.zeros(1, backbone.embed_dim, device=backbone.device)

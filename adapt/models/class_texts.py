@@ -1,4 +1,4 @@
-"""Texts of classes as features: encoded by the path that serves the tower, and only where something has changed."""
+"""Features of class prompts, encoded by the fast or plain text path, and only after a change."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PromptAverage = Literal["unit", "mean", "raw", "each"]
 
 @dataclass(frozen=True)
 class _Known:
-    """Features of the classes, and what they were computed from."""
+    """Features of the classes, and the inputs of their computation."""
 
     precision: tuple[Any, ...]
     weights: Weights
@@ -33,12 +33,12 @@ class _Known:
 
 
 class ClassTexts:
-    """The prompts of each class, any number of each. `budget` are the bytes that encoding them may take.
+    """The prompts of each class, any number for each. `budget` is the bytes that encoding them may use.
 
-    `fast`: None takes the fast exact path where it applies, True refuses where it does not, False takes the library's
-    own forward. Of several prompts of a class, the features of `unit` length are averaged and get unit length again;
-    or their `mean` is taken as it is, or that of what the tower gives (`raw`); or `each` stays by itself, one prompt
-    after the other, at unit length. They take the path of others that they are `like`, where some are given.
+    `fast`: None uses the fast exact path if it applies, True raises AdaptError if it does not, False uses the library's
+    own forward. `average` combines the features of a class's prompts: `unit` normalises the mean of unit-length
+    features, `mean` does not, `raw` averages the tower's outputs, and `each` keeps the unit-length features of all
+    prompts, one after another. With `like`, the path is that of these other texts.
     """
 
     def __init__(
@@ -75,11 +75,11 @@ class ClassTexts:
 
     @property
     def path(self) -> str:
-        """Which path serves them: `fast` or `plain`; the latter while hooks are on a module of the text tower."""
+        """The path of these texts: `fast`, or `plain`, which also serves while a module of the text tower has hooks."""
         return "plain" if self._serving(self._hooked()) is self._plain else "fast"
 
     def encode(self, edits: Sequence[Edit], budget: int) -> Tensor:
-        """Features `([b,] n, e)`, averaged over the prompts of each class, or `([b,] m, e)` of each of m prompts."""
+        """Return features `([b,] n, e)` averaged over the prompts of each class, or `([b,] m, e)` of all m prompts."""
         return self._encoded(edits, budget, self._hooked())
 
     def _encoded(self, edits: Sequence[Edit], budget: int, hooked: bool) -> Tensor:
@@ -93,16 +93,16 @@ class ClassTexts:
         return means if self._average == "mean" else F.normalize(means, dim=-1)
 
     def _means(self, features: Tensor) -> Tensor:
-        """The mean over the prompts of each class: `([b,] m, e)` to `([b,] n, e)`."""
+        """Return means over the prompts of each class: `([b,] m, e)` to `([b,] n, e)`."""
         if len(set(self.counts)) == 1:
             return features.unflatten(-2, (-1, self.counts[0])).mean(-2)
         return torch.stack([own.mean(-2) for own in features.split(self.counts, dim=-2)], dim=-2)
 
-    @torch.compiler.disable  # it looks at what tracing takes for constant
+    @torch.compiler.disable  # it reads values that tracing would treat as constant
     def remembered(self, edits: Sequence[Edit], budget: int) -> Tensor:
-        """The same without gradients, computed anew only where something changed that they depend on.
+        """Return the features of `encode` without gradient, recomputed only if something they depend on has changed.
 
-        Each time where hooks are on the tower, which may see, or change, what is computed.
+        They are always recomputed while the tower has hooks, which may observe or change the computation.
         """
         hooked = self._hooked()  # a walk through the tower
         if hooked:
@@ -117,11 +117,11 @@ class ClassTexts:
         return known.features.clone()
 
     def forget(self) -> None:
-        """Drops what is remembered, which holds on to the weights that it depends on."""
+        """Drop the remembered features, which hold references to the weights that they depend on."""
         self._known = None
 
     def _serving(self, hooked: bool) -> text.FastText | text.PlainText:
-        """Return the path for now; it is decided while no hooks are there, which would see what is compared."""
+        """Return the present path. The choice waits until there are no hooks, which would observe its comparison."""
         if hooked:
             return self._plain
         if not self._decided:
@@ -133,14 +133,14 @@ class ClassTexts:
         return hooked(structure(self._backbone, "text"))
 
     def _precision(self) -> tuple[Any, ...]:
-        """What decides on the bits beside weights and edits: where the model is, its precision and autocast's."""
+        """Return what else the values depend on: the model's device and precision, and that of autocast."""
         device = self._backbone.device
         lower = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
         return device, self._backbone.dtype, lower
 
 
 def _reason_against(backbone: DualEncoder, prompts: Sequence[Prompt], fast: bool | None) -> str | None:
-    """Why the fast path does not serve, or None where it does."""
+    """Return why the fast path cannot be used, or None if it can."""
     reason = "the fast path is switched off" if fast is False else text.reason_against(backbone.towers.get("text"))
     if reason is None and hooked(structure(backbone, "text")):
         reason = HOOKED

@@ -1,4 +1,4 @@
-"""A dual encoder under a method: classifies images by names, or by a trained head."""
+"""A dual encoder with a method, which classifies images by class names or by a trained head."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from adapt.prompts import check_class_names
 
 
 class AdaptedModel(TextSide):
-    """Classifies images by names, or by a trained head."""
+    """A classifier of images by class names, or by a trained head."""
 
     def __init__(
         self,
@@ -44,12 +44,12 @@ class AdaptedModel(TextSide):
 
     @in_one_mode
     def forward(self, images: Tensor | BlockInputs) -> Tensor:
-        """Images `(b, 3, h, w)`, or views of each `(b, v, 3, h, w)`, to logits `(b, n_classes)`."""
+        """Return logits `(b, n_classes)` for images `(b, 3, h, w)`, or for views of each `(b, v, 3, h, w)`."""
         return self.answers.of(ImageStep(self, images))
 
     @in_one_mode
     def logits(self, image_features: Tensor, views: Tensor | None = None) -> Tensor:
-        """Unit-length image features `(b, e)`, and those of views of each `(b, v, e)`, to logits `(b, n_classes)`."""
+        """Return logits `(b, n_classes)` for unit-length features of images `(b, e)`, and of views `(b, v, e)`."""
         return self.answers.of(ImageStep(self, Encoded(image_features, views)))
 
     def own_logits(self, step: ImageStep) -> Tensor:
@@ -60,7 +60,7 @@ class AdaptedModel(TextSide):
 
     @in_one_mode
     def image_features(self, images: Tensor | BlockInputs, unit: bool = True) -> Tensor:
-        """Images `(b, 3, h, w)` to features `(b, e)`, of `unit` length or as the tower gives them."""
+        """Return features `(b, e)` of images `(b, 3, h, w)`, of `unit` length or as the tower outputs them."""
         encoder = trait(self.method, EncodesImages)
         if encoder is None or isinstance(images, BlockInputs):
             features = self._image_features(images, self._edits("vision", Context()))
@@ -71,69 +71,66 @@ class AdaptedModel(TextSide):
         return F.normalize(features, dim=-1) if unit else features
 
     def pair_features(self, features: Tensor, text_features: Tensor) -> Tensor:
-        """Unit-length features of pairs `(b, e)`, of those of their images and of their texts `(b, e)`."""
+        """Return unit-length features of pairs `(b, e)`, from those of their images and texts `(b, e)`."""
         text_features = text_features.to(features)
         pools = trait(self.method, PoolsPairs)
         pooled = (features + text_features) / 2 if pools is None else pools.pool(features, text_features)
         return F.normalize(pooled, dim=-1)
 
     def read_features(self, images: Tensor, unit: bool = True) -> Tensor:
-        """What the backbone's last projection of the vision tower reads `(b, d)`, by the backbone alone.
+        """Return the input `(b, d)` of the vision tower's last projection, by the backbone alone.
 
-        AdaptError where the tower has no such projection.
+        Raises AdaptError if the tower has no such projection.
         """
         features = self._image_features(images, [Replace(None, "projection", nn.Identity())])
         return F.normalize(features, dim=-1) if unit else features
 
     def backbone_features(self, images: Tensor | BlockInputs) -> Tensor:
-        """Unit-length features by the backbone without the method."""
+        """Return unit-length features `(b, e)` by the backbone alone."""
         return F.normalize(self._image_features(images, []), dim=-1)
 
     def frozen_blocks(self, images: Tensor, names: Sequence[str]) -> dict[str, tuple[Tensor, Tensor]]:
-        """What goes into blocks of the vision tower by itself, such as vision.3, and what comes out: `(b, l, d)`."""
+        """Return the inputs and outputs `(b, l, d)` of vision blocks, such as vision.3, by the backbone alone."""
         backbone = self.backbone
-        with watched(backbone.model, backbone.towers, names) as seen, torch.no_grad():
+        with watched(backbone.model, backbone.towers, names) as pairs, torch.no_grad():
             self.backbone_features(images)
-        return seen
+        return pairs
 
     @torch.no_grad()
     def local_features(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Features `(b, rows, columns, e)` of the patches of images, and unit-length `(b, e)` of these, by one pass.
+        """Return features of patches `(b, rows, columns, e)` and unit-length ones of images `(b, e)`, in one pass.
 
-        By the backbone alone: see `adapt.engine.values`. The patches' are as the tower gives them.
-
-        AdaptError where the backbone gives none.
+        They come from the backbone alone: see `adapt.engine.values`. Those of patches are not normalised. Raises
+        AdaptError if the backbone has no features of patches.
         """
-        patches, whole = values.local_features(self.backbone, images)
-        return patches, F.normalize(whole, dim=-1)
+        patches, features = values.local_features(self.backbone, images)
+        return patches, F.normalize(features, dim=-1)
 
     def image_tokens(self, images: Tensor) -> Tensor:
-        """What the last block of the vision tower by itself makes of images: `(b, l, d)`, a class token included."""
+        """Return the output `(b, l, d)` of the last vision block for images, class token included, without edits."""
         last = f"vision.{len(self.backbone.tower('vision').blocks) - 1}"
         return self.frozen_blocks(images, [last])[last][1]
 
     @property
     def unedited_blocks(self) -> int:
-        """How many blocks of the vision tower, from the first, compute what they do in the backbone by itself.
+        """The number of vision blocks, from the first, that the method does not change.
 
-        0 where only the library's own forward computes them.
+        0 if only the library's own forward serves the tower.
         """
         if not self._fast_on_images:
             return 0
         return vision.first_edited(self.backbone.tower("vision"), self._edits("vision", Context()))
 
     def block_inputs(self, images: Tensor | BlockInputs, block: int) -> BlockInputs:
-        """What that block of the vision tower reads of images `(b, 3, h, w)`, or of an earlier one's inputs.
+        """Return the inputs of a vision block for images `(b, 3, h, w)`, or for an earlier block's inputs.
 
-        By the backbone alone. AdaptError where the fast path does not serve.
+        They come from the backbone alone. Raises AdaptError if the fast path cannot be used.
         """
         self._check_begun()
         if isinstance(images, BlockInputs):
             return BlockInputs(block, vision.block_inputs(self.backbone, block, images.tokens, images.block))
-        return BlockInputs(
-            block,
-            vision.block_inputs(self.backbone, block, moved(images, self.backbone.device).to(self.backbone.dtype)),
-        )
+        pixels = moved(images, self.backbone.device).to(self.backbone.dtype)
+        return BlockInputs(block, vision.block_inputs(self.backbone, block, pixels))
 
     @property
     def _fast_on_images(self) -> bool:
@@ -142,7 +139,9 @@ class AdaptedModel(TextSide):
     def _check_begun(self) -> None:
         if not self._fast_on_images:
             reason = vision.reason_against(self.backbone) or "the fast path is switched off"
-            raise AdaptError(f"a tower is entered at a later block by the fast path only: {reason}. Give it the images")
+            raise AdaptError(
+                f"block inputs need the fast path of the vision tower: {reason}. Give the model the images"
+            )
 
     def _image_features(self, images: Tensor | BlockInputs, edits: Sequence[Edit]) -> Tensor:
         backbone, checkpointing = self.backbone, self.checkpointing and bool(edits)
@@ -156,13 +155,16 @@ class AdaptedModel(TextSide):
         return self._through({"vision": edits}, lambda: backbone.encode_image(images))
 
     def under(self, method: Method) -> AdaptedModel:
-        """The same backbone and texts under another method of this kind: one that learns from a batch, say."""
+        """Return the same backbone and texts under another method of this kind, such as one learning from a batch."""
         other = copy(self)
         other._modules = self._modules | {"method": method}
         return other
 
     def with_classes(self, class_names: Sequence[str]) -> AdaptedModel:
-        """The same method, its tensors shared, for other class names. Refused where a tensor belongs to one class."""
+        """Return a model with the same method, its tensors shared, for other class names.
+
+        Raises AdaptError if a tensor belongs to one class.
+        """
         names = check_class_names(class_names)
         if self.method.per_class and names != self.class_names:
             raise AdaptError(
@@ -176,38 +178,38 @@ class AdaptedModel(TextSide):
         return other
 
     def probabilities(self, images: Any, batch_size: int = 64, *, urls: bool = False) -> Tensor:
-        """Of every class for images, as `predict` takes them: `(n, n_classes)` on the CPU, in the order of the classes.
+        """Return the probabilities of all classes for images of `predict`: `(n, n_classes)` on the CPU, in class order.
 
         Raises AdaptError as `predict` does.
         """
         self._check_classes()
-        found = self._of_batches(images, batch_size, urls, lambda model, pixels: finite(model(pixels)).float().cpu())
-        return self.answers.probabilities(torch.cat([torch.empty(0, len(self.class_names)), *found]))
+        logits = self._of_batches(images, batch_size, urls, lambda model, pixels: finite(model(pixels)).float().cpu())
+        return self.answers.probabilities(torch.cat([torch.empty(0, len(self.class_names)), *logits]))
 
     def anomaly_maps(self, images: Any, batch_size: int = 64, *, urls: bool = False) -> Tensor:
-        """How unlike the normal state each pixel of images looks, from 0 to 1: `(n, h, w)` on the CPU.
+        """Return the anomaly scores of all pixels, from 0 to 1: `(n, h, w)` on the CPU, for images of `predict`.
 
-        Of images as `predict` takes them, at the size, and of the part, that the backbone reads. Raises AdaptError as
-        `predict` does, for a method that draws no maps, and for a backbone that gives no features of patches.
+        Maps have the size of the backbone's input, and cover the part of an image that it reads. Raises AdaptError as
+        `predict` does, for a method that draws no maps, and for a backbone without features of patches.
         """
         normal_label(self.method, self.class_names)  # before any work
-        found = list(
+        maps = list(
             self._of_batches(images, batch_size, urls, lambda model, pixels: model._maps(ImageStep(model, pixels)))
         )
-        return torch.cat(found) if found else torch.empty(0, 1, 1)
+        return torch.cat(maps) if maps else torch.empty(0, 1, 1)
 
     def predict_maps(
         self, images: Any, batch_size: int = 64, *, urls: bool = False
     ) -> Iterator[tuple[Prediction, Tensor]]:
-        """As `predict_stream`, each image with its map `(h, w)` as `anomaly_maps` has it, by one look at the image."""
+        """Yield the predictions of `predict_stream`, each with its map `(h, w)` of `anomaly_maps`, in one pass."""
         for logits, maps in self._of_batches(images, batch_size, urls, lambda model, x: model.logits_and_maps(x)):
-            said = predictions(logits, self.class_names, Wanted(), self.answers, numbers=self.grades(logits))
-            yield from zip(said, maps, strict=True)
+            batch = predictions(logits, self.class_names, Wanted(), self.answers, numbers=self.grades(logits))
+            yield from zip(batch, maps, strict=True)
 
     def logits_and_maps(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits `(b, n_classes)` of images `(b, 3, h, w)`; how abnormal each pixel looks `(b, h, w)`, on the CPU."""
+        """Return logits `(b, n_classes)` of images `(b, 3, h, w)`, and anomaly maps `(b, h, w)` on the CPU."""
         step = ImageStep(self, pixels)
-        maps = self._maps(step)  # first: the pass that gives features of patches gives those of images too
+        maps = self._maps(step)  # first, because the pass for features of patches also gives those of images
         return self.answers.of(step), maps
 
     def _maps(self, step: ImageStep) -> Tensor:
@@ -216,20 +218,22 @@ class AdaptedModel(TextSide):
         return draws.anomalies(step).float().cpu()
 
     def grades(self, logits: Tensor) -> Tensor | None:
-        """Return the numbers `(b,)` that logits stand for; None where the method gives none."""
+        """Return the numbers `(b,)` that logits stand for, or None for a method without numbers."""
         grading = trait(self.method, Grades)
         return None if grading is None else grading.score(logits)
 
     def explain(self, images: Any, top_k: int = 2, batch_size: int = 64) -> list[Explanation]:
-        """What images, as `predict` takes them, are taken for, and how well each matches the classes' descriptors.
+        """Return predictions of images of `predict`, with the cosines of each to the descriptors of its classes.
 
-        Of the `top_k` most probable classes. Raises AdaptError where the method does not decide by descriptors.
+        The classes are the `top_k` most probable. Raises AdaptError if the method does not decide by descriptors.
         """
         return list(explained(self, images, Wanted(top_k), batch_size))
 
     def _predictions(self, pixels: Tensor | BlockInputs, wanted: Wanted) -> Iterator[Prediction]:
         if wanted.question is not None:
-            raise AdaptError(f"{self.backbone.describe()} classifies images and answers no question: leave it out")
+            raise AdaptError(
+                f"{self.backbone.describe()} classifies images and cannot answer a question: leave question out"
+            )
         self._check_classes()
         logits, features = (self(pixels), None) if not wanted.features else self._with_features(pixels)
         return predictions(logits, self.class_names, wanted, self.answers, features, self.grades(logits))
@@ -241,13 +245,13 @@ class AdaptedModel(TextSide):
     def _check_classes(self) -> None:
         if not self.class_names:
             raise AdaptError(
-                f"this {self.method.name} learned from pairs and has no class names: give some, by --classes, or to "
-                "adapt.load as class_names"
+                f"this {self.method.name} learned from pairs and has no class names: give them with --classes, or with "
+                "class_names of adapt.load"
             )
 
 
 def _against_fast_vision(backbone: DualEncoder, fast: bool | None) -> str | None:
-    """Why the library's own forward encodes images, None where the fast path does."""
+    """Return why the fast path cannot encode images, or None if it can."""
     reason = "the fast path is switched off" if fast is False else vision.reason_against(backbone)
     if fast is True and reason is not None and "vision" in backbone.towers:
         raise AdaptError(f"fast=True, but the vision tower of {backbone.describe()} cannot take it: {reason}")

@@ -1,4 +1,4 @@
-"""Why a model took an image for what it did: the descriptors of a class, by how well the image matches each."""
+"""Explanations of predictions, by the cosines of an image to the descriptors of its classes."""
 
 from __future__ import annotations
 
@@ -21,41 +21,41 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Reasons:
-    """A class's descriptors with their cosines to the image, the best first, and the mean of these."""
+    """The descriptors of a class with their cosines to an image, best first, and the mean cosine."""
 
     class_name: str
     mean: float
     descriptors: tuple[tuple[str, float], ...]
 
-    def plain(self) -> dict[str, Any]:
-        """For JSON, without the class."""
+    def plain(self) -> dict[str, object]:
+        """Return the reasons for JSON, without the class name."""
         return {"mean": self.mean, "descriptors": [{"text": text, "cosine": value} for text, value in self.descriptors]}
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """What an image was taken for, and the reasons for each of the classes in `prediction.top`."""
+    """The prediction of an image, and the reasons for each class in `prediction.top`."""
 
     prediction: Prediction
     reasons: tuple[Reasons, ...]
 
 
 def explained(model: AdaptedModel, images: Any, wanted: Wanted, batch_size: int) -> Iterator[Explanation]:
-    """Explanations of images, as `predict` takes them. AdaptError where the method does not decide by descriptors."""
+    """Yield explanations of images of `predict`. Raises AdaptError if the method does not decide by descriptors."""
     check_descriptors(model)
     for pixels in model.pixels_of(images, batch_size):
         with evaluating(model), torch.no_grad():
-            found = list(_of_batch(model, pixels, wanted))
-        yield from found
+            batch = list(_of_batch(model, pixels, wanted))
+        yield from batch
 
 
 def check_descriptors(model: AdaptedModel) -> Explains:
-    """Return what explains the model's answers. Raises AdaptError where its prompts do not describe its classes."""
+    """Return the method's part that explains answers. Raises AdaptError if its prompts do not describe classes."""
     explains = trait(model.method, Explains)
     if explains is None or not model.class_names:
         raise AdaptError(
-            f"{model.method.name} does not decide by descriptors of a class, which could explain its answers: take the "
-            "method descriptions"
+            f"{model.method.name} does not decide by descriptors of classes, so it cannot explain its answers: use "
+            "the method descriptions"
         )
     return explains
 
@@ -71,6 +71,6 @@ def _of_batch(model: AdaptedModel, pixels: Tensor, wanted: Wanted) -> Iterator[E
 
 
 def _reasons(explains: Explains, class_name: str, cosines: Sequence[float]) -> Reasons:
-    told = zip(explains.descriptors(class_name), cosines, strict=True)
-    best_first = tuple(sorted(told, key=lambda each: -each[1]))
+    described = zip(explains.descriptors(class_name), cosines, strict=True)
+    best_first = tuple(sorted(described, key=lambda each: -each[1]))
     return Reasons(class_name, sum(cosines) / len(cosines), best_first)

@@ -1,4 +1,4 @@
-"""Answering in words: rows of tokens for a language model, the loss on answers only."""
+"""Rows of tokens for a language model that answers questions, and the loss on answers."""
 
 from __future__ import annotations
 
@@ -14,34 +14,34 @@ from torch import Tensor
 from adapt.backbones.vision_llm import IMAGE, VisionLLM
 from adapt.errors import AdaptError
 
-_NO_TARGET = -100  # what cross_entropy leaves out
-_VISUAL = -1  # stands for a visual token until its values are put in
+_NO_TARGET = -100  # the label that cross_entropy ignores
+_VISUAL = -1  # the placeholder of a visual token
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Prompts, with answers in training, as padded rows `(b, l)`."""
+    """Prompts, in training with answers, as padded rows `(b, l)`."""
 
     ids: Tensor
     mask: Tensor  # True where there is a token
-    targets: Tensor  # the token itself where it is of an answer
+    targets: Tensor  # the tokens of answers, and elsewhere the ignored label
 
     @property
     def visual(self) -> Tensor:
-        """Where the visual tokens go `(b, l)`."""
+        """The positions of visual tokens `(b, l)`."""
         return self.ids == _VISUAL
 
     @property
     def positions(self) -> Tensor:
-        """Counted from the first token of each row, whatever side is padded."""
+        """The positions counted from the first token of each row, whichever side is padded."""
         return (self.mask.cumsum(-1) - 1).clamp(min=0)
 
 
 def rows(backbone: VisionLLM, questions: Sequence[str], answers: Sequence[str] | None, visual: int, left: bool) -> Rows:
-    """The prompts of `questions` with `visual` tokens at their image's place, and `answers` behind them.
+    """Return rows of `questions` with `visual` tokens for their image, followed by `answers`.
 
-    Padded on the `left` or on the right. Raises AdaptError for a question with several images, an empty answer, or a
-    row that is longer than the language model takes.
+    They are padded on the `left` or on the right. Raises AdaptError for a question with several images, an empty
+    answer, or a row longer than the language model reads.
     """
     tokens = [
         _row(backbone, question, answer, visual)
@@ -50,7 +50,7 @@ def rows(backbone: VisionLLM, questions: Sequence[str], answers: Sequence[str] |
     length = max(len(ids) for ids, _ in tokens)
     if length > backbone.longest:
         raise AdaptError(
-            f"a question takes {length} tokens, {visual} of them for its image, and the language model at most "
+            f"a question takes {length} tokens, {visual} of them for its image, and the language model reads at most "
             f"{backbone.longest}: shorten it, or use a method without visual tokens"
         )
     table = torch.full((3, len(tokens), length), 0)
@@ -65,39 +65,39 @@ def rows(backbone: VisionLLM, questions: Sequence[str], answers: Sequence[str] |
 
 
 def _row(backbone: VisionLLM, question: str, answer: str | None, visual: int) -> tuple[list[int], int]:
-    """A row's tokens, and how many of them, at its end, are of the answer."""
+    """Return the tokens of a row, and the number of those at its end that belong to the answer."""
     tokenizer = backbone.tokenizer
-    given = question.count(IMAGE)
-    if given > 1:
-        raise AdaptError(f"{question!r} has {given} places for an image, and a question is about one")
-    prompt = backbone.prompt.replace(IMAGE, "") if given else backbone.prompt
+    places = question.count(IMAGE)
+    if places > 1:
+        raise AdaptError(f"{question!r} has {places} places for an image; expected one")
+    prompt = backbone.prompt.replace(IMAGE, "") if places else backbone.prompt
     before, after = prompt.replace("{}", question).split(IMAGE)
-    started = bool(tokenizer.bos_token) and before.startswith(tokenizer.bos_token)  # as chat templates write it
+    started = bool(tokenizer.bos_token) and before.startswith(tokenizer.bos_token)  # as in chat templates
     start = tokenizer(before, add_special_tokens=not started)["input_ids"] + [_VISUAL] * visual
     ids = tokenizer(after, add_special_tokens=False)["input_ids"]
     if answer is None:
         return start + ids, 0
     if not answer.strip():
         raise AdaptError(f"the answer to {question!r} is empty; expected words")
-    whole = tokenizer(after + " " * (not after[-1:].isspace()) + answer, add_special_tokens=False)["input_ids"]
-    common = next((i for i, (a, b) in enumerate(zip(ids, whole)) if a != b), min(len(ids), len(whole)))
-    return [*start, *whole, tokenizer.eos_token_id], len(whole) - common + 1
+    answered = tokenizer(after + " " * (not after[-1:].isspace()) + answer, add_special_tokens=False)["input_ids"]
+    common = next((i for i, (a, b) in enumerate(zip(ids, answered)) if a != b), min(len(ids), len(answered)))
+    return [*start, *answered, tokenizer.eos_token_id], len(answered) - common + 1
 
 
 def ends(backbone: VisionLLM) -> list[int]:
-    """The tokens that end an answer: the one that training puts there, and the language model's own."""
+    """Return the tokens that end an answer: the one that training appends, and the language model's own."""
     own = backbone.llm.generation_config.eos_token_id
     known = {backbone.tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])}
     return sorted(known - {None})
 
 
 def padding(tokenizer: Any) -> int:
-    """The token that fills rows: any, since it is masked."""
+    """Return a token to pad rows; any would serve, because it is masked."""
     return int(tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id)
 
 
 def loss(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean cross-entropy of answer tokens by logits `(b, l, v)`, and which answers `(b,)` are right as a whole."""
+    """Return the mean cross-entropy of answer tokens for logits `(b, l, v)`, and which answers `(b,)` are right."""
     logits, targets = logits[:, :-1].float(), targets[:, 1:]
     value = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=_NO_TARGET)
     return value, ((logits.argmax(-1) == targets) | (targets == _NO_TARGET)).all(-1)

@@ -1,4 +1,4 @@
-"""Maps as pictures: the image as the backbone reads it, and over it, in warm colours, what looks abnormal."""
+"""Anomaly maps as pictures: warm colours over the image as the backbone reads it."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from torch import Tensor
 from adapt.backbones.preprocess import Preprocess
 
 _WARM, _HOT = "#ff7a1a", "#d0002f"
-_MOST = 0.8  # of the image that a colour hides
+_MOST = 0.8  # the opacity of the strongest colour
 
 
 def extremes_of(maps: Sequence[Tensor]) -> tuple[float, float]:
-    """Between which values maps have colours, on one scale: half of all pixels are below, and none is above."""
+    """Return the range of the colour scale of maps: the median of all pixels, and the largest."""
     if not maps:
         return 0.0, 1.0
-    every = torch.cat([each.flatten() for each in maps])
-    return float(every.median()), float(every.max())
+    pixels = torch.cat([each.flatten() for each in maps])
+    return float(pixels.median()), float(pixels.max())
 
 
 def heat(picture: Image.Image, anomalies: Tensor, extremes: tuple[float, float], preprocess: Preprocess) -> Image.Image:
-    """An image under its map `(h, w)`: clear up to the lower of `extremes`, and darkest red from the upper one on."""
+    """Return an image under its map `(h, w)`, clear up to the lower of `extremes`, darkest red from the upper."""
     low, high = extremes
     levels = ((anomalies - low) / max(high - low, 1e-12)).clamp(0, 1) * 255
     grey = Image.fromarray(levels.round().byte().numpy())
     colours = ImageOps.colorize(grey, _WARM, _HOT)
-    read = preprocess.placing()(picture).resize(colours.size)
-    return Image.composite(colours, read, grey.point(lambda level: round(_MOST * level)))
+    cropped = preprocess.placing()(picture).resize(colours.size)
+    return Image.composite(colours, cropped, grey.point(lambda level: round(_MOST * level)))

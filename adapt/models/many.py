@@ -1,4 +1,4 @@
-"""Many adapted models over the same images: what their backbone does for all of them is computed once."""
+"""Several adapted models on the same images, with the work of a common backbone done once."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ def predict_many(
     features: bool = False,
     urls: bool = False,
 ) -> list[tuple[Prediction, ...]]:
-    """What each of `models` says of each image, as `AdaptedModel.predict` takes them: a tuple an image.
+    """Return a tuple for each image with the prediction of each model; `images` as in `AdaptedModel.predict`.
 
-    Models that share a backbone (see `adapt.load_many`) read an image once. Those that leave the vision tower alone
-    share its features, and those that edit later blocks the blocks before. Raises AdaptError as `predict` does, and for
-    a model that does not classify.
+    Models that share a backbone (see `adapt.load_many`) read an image once. Those that do not edit the vision tower
+    share its features, and those that edit later blocks share the blocks before. Raises AdaptError as `predict` does,
+    and for a model that does not classify.
     """
     return list(
         predict_many_stream(models, images, top_k, batch_size, threshold=threshold, features=features, urls=urls)
@@ -52,7 +52,7 @@ def predict_many_stream(
     features: bool = False,
     urls: bool = False,
 ) -> Iterator[tuple[Prediction, ...]]:
-    """As `predict_many`, one image at a time, holding one batch of images."""
+    """Yield the predictions of `predict_many` one image at a time, with one batch of images in memory."""
     wanted, together = Wanted(top_k, threshold, features), SideBySide(models)
     pixels = (together.pixels(image, urls=urls) for image in each_of(images))
     for batch in in_batches(pixels, max(1, batch_size // (1 + together.views))):
@@ -60,80 +60,82 @@ def predict_many_stream(
 
 
 class SideBySide:
-    """Models that are asked about the same images, all of them as one stream.
+    """Models for the same images, which are all one stream.
 
-    Raises AdaptError for no model, and for one that does not classify.
+    Raises AdaptError if there is no model, or one does not classify.
     """
 
     def __init__(self, models: Sequence[Model]) -> None:
         self._models = [model if model.memory is not None else model.stream() for model in _classifiers(models)]
         groups: dict[tuple[Any, ...], dict[int, AdaptedModel]] = {}
-        for index, model in enumerate(self._models):  # by backbone, and by how images are read
+        for index, model in enumerate(self._models):  # by backbone and preprocessing
             groups.setdefault((*model.backbone.sees, model.method.views), {})[index] = model
         self._groups = list(groups.values())
         self._transforms = [next(iter(group.values())).transform() for group in self._groups]
 
     @property
     def views(self) -> int:
-        """The most views of an image that one of the models looks at, beside the image itself."""
+        """The largest number of views that a model reads beside the image itself."""
         return max(model.method.views for model in self._models)
 
     @property
     def remembers(self) -> bool:
-        """Whether an answer depends on the images before it."""
+        """Whether an answer depends on earlier images."""
         return any(model.memory is not None for model in self._models)
 
     @property
     def turnings(self) -> set[bool]:
-        """Whether images are turned upright by EXIF; both where the models differ in it."""
+        """Whether images are turned upright by EXIF; both values if the models differ."""
         return set(map(turns, self._transforms))
 
     def pixels(self, image: Any, *, urls: bool = False, name: str = "in memory") -> tuple[Tensor, ...]:
-        """An image, as `open_image` takes it, as the models read it: `(3, h, w)`, or `(1 + v, 3, h, w)`, for each group
-        that reads it alike.
-        """
+        """Return an image of `open_image` as each group of models reads it: `(3, h, w)`, or `(1 + v, 3, h, w)`."""
         opened = {turned: open_image(image, turned=turned, urls=urls, name=name) for turned in self.turnings}
         return tuple(transform(opened[turns(transform)]) for transform in self._transforms)
 
     def predictions(self, pixels: Sequence[tuple[Tensor, ...]], wanted: Wanted) -> Iterator[tuple[Prediction, ...]]:
-        """What each model says of each image of one batch, given its `pixels`."""
-        found: dict[int, list[Prediction]] = {}
+        """Return the predictions of each model for each image of a batch, given its `pixels`."""
+        by_model: dict[int, list[Prediction]] = {}
         for group, own in zip(self._groups, zip(*pixels, strict=True), strict=True):
-            found |= _predicted(group, torch.stack(own), wanted)
-        return zip(*(found[index] for index in range(len(self._models))), strict=True)
+            by_model |= _predicted(group, torch.stack(own), wanted)
+        return zip(*(by_model[index] for index in range(len(self._models))), strict=True)
 
 
 def _classifiers(models: Sequence[Model]) -> list[AdaptedModel]:
-    """The models as they are. AdaptError, by name, for what is none that classifies."""
+    """Return the models. Raises AdaptError, naming the object, for anything but models that classify."""
     if isinstance(models, AdaptedModel):
-        raise AdaptError("predict_many got one model; expected a list of them, or call its predict")
+        raise AdaptError(
+            "predict_many got one model; expected a list of models: give a list, or call the predict of the model"
+        )
     if not models:
-        raise AdaptError("there is no model to ask: give at least one, such as adapt.load_many([ADAPTER])")
-    asked: list[AdaptedModel] = []
+        raise AdaptError("predict_many got no model: give at least one, such as adapt.load_many([ADAPTER])")
+    classifiers: list[AdaptedModel] = []
     for model in models:
         if not isinstance(model, Adapted):
             raise AdaptError(f"predict_many got {brief(model)}; expected models, as adapt.load_many(PATHS) gives them")
         if not isinstance(model, AdaptedModel):
             raise AdaptError(
-                f"the {model.method.name} on {model.backbone.describe()} answers questions: ask it by itself, by "
-                "predict(images, question=...)"
+                f"the {model.method.name} on {model.backbone.describe()} answers questions; expected models that "
+                "classify: call its predict(images, question=...)"
             )
-        asked.append(model)
-    return asked
+        classifiers.append(model)
+    return classifiers
 
 
 def _predicted(models: dict[int, AdaptedModel], pixels: Tensor, wanted: Wanted) -> dict[int, list[Prediction]]:
-    """The predictions of models that share a backbone, and how they see images."""
+    """Return the predictions of models that share a backbone and preprocessing."""
     pixels = pixels.to(next(iter(models.values())).backbone.device)
     with ExitStack() as stack, torch.no_grad():
-        for model in sorted(models.values(), key=_keeps_modes):  # none changes once one is kept
+        for model in sorted(models.values(), key=_keeps_modes):  # first those whose modes change
             stack.enter_context(evaluating(model))
         return {index: list(models[index]._predictions(inputs, wanted)) for index, inputs in _entering(models, pixels)}
 
 
 def _entering(models: dict[int, AdaptedModel], pixels: Tensor) -> Iterator[tuple[int, Any]]:
-    """What each model is given: the images, or how far the frozen blocks that it shares have got with them."""
-    begins = {index: _begins(model) if len(models) > 1 else 0 for index, model in models.items()}  # one shares nothing
+    """Yield the input of each model: the images, or their inputs to its first edited block."""
+    begins = {
+        index: _begins(model) if len(models) > 1 else 0 for index, model in models.items()
+    }  # one model shares nothing
     inputs: Any = pixels
     for index in sorted(begins, key=lambda index: begins[index]):
         if begins[index]:
@@ -142,10 +144,10 @@ def _entering(models: dict[int, AdaptedModel], pixels: Tensor) -> Iterator[tuple
 
 
 def _keeps_modes(model: AdaptedModel) -> bool:
-    """Whether all of it is in evaluation mode."""
+    """Return whether all modules are in evaluation mode."""
     return not any(module.training for module in model.modules())
 
 
 def _begins(model: AdaptedModel) -> int:
-    """The first block of the vision tower that a model needs by itself; 0 where it needs the images."""
+    """Return the first vision block that the model cannot share with others; 0 if it needs the images."""
     return 0 if model.method.views or "images" in model.method.reads else model.unedited_blocks

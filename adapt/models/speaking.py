@@ -1,4 +1,4 @@
-"""A vision LLM under a method: answers questions about images in words."""
+"""A vision LLM with a method, which answers questions about images in words."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from adapt.models.prediction import NOT_FINITE, Prediction, Wanted, judged
 
 @dataclass(frozen=True)
 class Answer:
-    """What was said, and the geometric mean of its tokens' probabilities."""
+    """An answer in words, and the geometric mean of its tokens' probabilities."""
 
     text: str
     probability: float
@@ -32,20 +32,20 @@ class Answer:
 
 
 def _of_each(edit: Tokens, images: int) -> Tensor:
-    """The learned tokens of each image `(b, k, d)`, those that all share too."""
+    """Return the learned tokens of each image `(b, k, d)`, including those that all images share."""
     return edit.values.expand(images, 1, *edit.values.shape[-2:])[:, 0]
 
 
 class AnswerStep(Step):
-    """A batch of images, a question and an answer each."""
+    """A batch of images with a question and an answer each."""
 
     model: SpeakingModel
 
     @cached_property
     def read(self) -> tuple[Tensor, Tensor]:
-        """The language model's logits `(b, l, v)`, and the tokens of the answers among them `(b, l)`."""
-        found: tuple[Tensor, Tensor] = self.model._read(*self.inputs)
-        return found
+        """The language model's logits `(b, l, v)`, and the tokens of the answers as targets `(b, l)`."""
+        read: tuple[Tensor, Tensor] = self.model._read(*self.inputs)
+        return read
 
     @cached_property
     def cross_entropy(self) -> Tensor:
@@ -54,29 +54,29 @@ class AnswerStep(Step):
 
     @property
     def right(self) -> Tensor:
-        """Which answers `(b,)` would be said word for word."""
+        """Whether the model predicts every token of each answer `(b,)`."""
         return generation.loss(self.logits, self.read[1])[1]
 
 
 class SpeakingModel(Adapted[VisionLLM]):
-    """`model.answer(image, question)` in words; `model(images, questions)` gives the language model's logits."""
+    """A vision LLM that answers by `model.answer(image, question)`; `model(images, questions)` gives logits."""
 
     baseline = "no image"
 
     def forward(self, images: Tensor, questions: Sequence[str], answers: Sequence[str] | None = None) -> Tensor:
-        """Images `(b, 3, h, w)` with a question each, answers behind them if given, to logits `(b, l, vocabulary)`.
+        """Return logits `(b, l, vocabulary)` for images `(b, 3, h, w)` with a question each, and answers if given.
 
         Rows are padded on the right.
         """
         return self._read(images, questions, answers)[0]
 
     def loss(self, images: Tensor, questions: Sequence[str], answers: Sequence[str]) -> Tensor:
-        """The mean cross-entropy of the answers' tokens, their ends included."""
+        """Return the mean cross-entropy of the answers' tokens, including end tokens."""
         return generation.loss(*self._read(images, questions, answers))[0]
 
     @in_one_mode
     def _read(self, images: Tensor, questions: Sequence[str], answers: Sequence[str] | None) -> tuple[Tensor, Tensor]:
-        rows, values, edits = self._asked(images, questions, answers, left=False)
+        rows, values, edits = self._inputs(images, questions, answers, left=False)
 
         def read() -> Any:
             return self.backbone.llm(
@@ -88,24 +88,26 @@ class SpeakingModel(Adapted[VisionLLM]):
 
         return self._through({"decoder": edits}, read).logits, rows.targets
 
-    def _asked(
+    def _inputs(
         self, images: Tensor, questions: Sequence[str], answers: Sequence[str] | None, left: bool
     ) -> tuple[generation.Rows, Tensor | None, list[Edit]]:
-        """The rows to read, what stands for each image in them `(b, k, d)` if anything, and the decoder's edits."""
+        """Return the rows, the visual tokens of each image in them `(b, k, d)` if any, and the decoder's edits."""
         asking.check(images, questions)
         if answers is not None:
             asking.check(images, answers, "answer")
         context = Context(tokens={"vision": lambda: self._patches(images)})
         edits = self._edits("decoder", context)
-        asked = plan(self.backbone.tower("decoder"), edits)
-        if asked.overwriting or asked.attention:
-            raise AdaptError("learned tokens cannot be changed inside the blocks of a decoder")
-        values = None if asked.entering is None else _of_each(asked.entering, len(images))
+        planned = plan(self.backbone.tower("decoder"), edits)
+        if planned.overwriting or planned.attention:
+            raise AdaptError(
+                "a decoder cannot change learned tokens inside its blocks: use a method that adds them at its input"
+            )
+        values = None if planned.entering is None else _of_each(planned.entering, len(images))
         rows = generation.rows(self.backbone, questions, answers, 0 if values is None else values.shape[1], left)
         return rows, values, [edit for edit in edits if not isinstance(edit, Tokens)]
 
     def _embedded(self, rows: generation.Rows, values: Tensor | None) -> Tensor:
-        """What the decoder reads `(b, l, d)`."""
+        """Return the input embeddings of the decoder `(b, l, d)`."""
         embedded: Tensor = self.backbone.llm.get_input_embeddings()(rows.ids.clamp(min=0))
         return (
             embedded if values is None else embedded.masked_scatter(rows.visual[..., None], values.to(embedded.dtype))
@@ -113,7 +115,7 @@ class SpeakingModel(Adapted[VisionLLM]):
 
     def _patches(self, images: Tensor) -> Tensor:
         backbone, edits = self.backbone, self._edits("vision", Context())
-        with alone(backbone.model):  # as reading a block's output needs it
+        with alone(backbone.model):  # reading a block's output needs the backbone alone
             return self._through({"vision": edits}, lambda: backbone.patches(images.to(backbone.device)))
 
     def step(self, inputs: Any, labels: Tensor | None = None) -> AnswerStep:
@@ -137,16 +139,16 @@ class SpeakingModel(Adapted[VisionLLM]):
         merge: bool | None = None,
         **options: Any,
     ) -> list[Answer]:
-        """Answers to a question about each of the images `(b, 3, h, w)`, by transformers' `generate`.
+        """Return answers to a question about each of the images `(b, 3, h, w)`, by transformers' `generate`.
 
-        `merge` folds low-rank updates into copies of the weights, which one image's tokens then share; by default where
-        there is one image. `options` are `generate`'s own, such as `num_beams`.
+        `merge` merges low-rank updates into copies of the weights, used for all tokens of an image; by default, if
+        there is one image. `options` are options of `generate`, such as `num_beams`.
         """
         backbone = self.backbone
         merge = len(images) == 1 if merge is None else merge
         settings: dict[str, Any] = {"do_sample": False, "eos_token_id": generation.ends(backbone)} | options
         with evaluating(self):
-            rows, values, edits = self._asked(images, questions, None, left=True)
+            rows, values, edits = self._inputs(images, questions, None, left=True)
 
             def speak() -> Any:
                 return backbone.llm.generate(
@@ -163,29 +165,29 @@ class SpeakingModel(Adapted[VisionLLM]):
         return self._answers(output, settings["eos_token_id"])
 
     def _answers(self, output: Any, ends: int | Sequence[int]) -> list[Answer]:
-        """What was said up to the first of the tokens `ends`, after which a row is padding."""
+        """Return the answers up to the first of the tokens `ends`, after which a row is padding."""
         llm, tokenizer = self.backbone.llm, self.backbone.tokenizer
         beams = getattr(output, "beam_indices", None)
         scores = llm.compute_transition_scores(output.sequences, output.scores, beams, normalize_logits=True)
-        said = output.sequences[:, -scores.shape[1] :]
-        last = torch.isin(said, torch.tensor(ends, device=said.device)).long()
+        generated = output.sequences[:, -scores.shape[1] :]
+        last = torch.isin(generated, torch.tensor(ends, device=generated.device)).long()
         ended = last.cumsum(-1) - last > 0
         lengths = (~ended).sum(-1)
         if scores[~ended].isnan().any():
             raise AdaptError(NOT_FINITE)
         means = scores.float().masked_fill(ended | ~scores.isfinite(), 0).sum(-1) / lengths
-        texts = tokenizer.batch_decode(said, skip_special_tokens=True)
+        texts = tokenizer.batch_decode(generated, skip_special_tokens=True)
         return [Answer(text.strip(), p, n) for text, p, n in zip(texts, means.exp().tolist(), lengths.tolist())]
 
     def _predictions(self, pixels: Tensor, wanted: Wanted) -> Iterator[Prediction]:
-        """One answer each, whatever number of them is wanted."""
+        """Yield one answer for each image, whatever `top_k` is wanted."""
         asking.check_featureless(self, wanted)
         for answer in self.generate(pixels, asking.of_each(pixels, wanted.question)):
             only = Prediction(answer.text, answer.probability, ((answer.text, answer.probability),))
             yield judged(only, wanted.threshold)
 
     def answer(self, image: Any, question: str, **options: Any) -> Answer:
-        """The answer to a question about one image, as `adapt.data.open_image` takes it. Options are `generate`'s."""
+        """Return the answer to a question about an image of `adapt.data.open_image`, with options of `generate`."""
         picture = open_image(image, turned=self.backbone.preprocess.turned)
         pixels = self.backbone.transform(train=False)(picture)[None]
         return self.generate(pixels, [question], **options)[0]

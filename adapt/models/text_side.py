@@ -1,4 +1,4 @@
-"""The text side of a dual encoder under a method: classes, and other texts, as features."""
+"""The text side of a dual encoder with a method: features of classes and of other texts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from adapt.shown import brief
 
 
 class TextSide(Adapted[DualEncoder]):
-    """What is computed of texts, each once where nothing changes that it depends on."""
+    """The features of texts, each computed once until something that they depend on changes."""
 
     def __init__(
         self,
@@ -35,13 +35,13 @@ class TextSide(Adapted[DualEncoder]):
     ) -> None:
         super().__init__(backbone, method, class_names, checkpointing=checkpointing)
         self.fast = fast
-        # read once: parts that changed from step to step would draw other dropout, and a resumed run would differ
+        # read once: chunks that changed from step to step would draw other dropout, and a resumed run would differ
         self.text_memory = text_memory or free_bytes(backbone.device) // 2
         averages = trait(method, AveragesPrompts)
         average = "unit" if averages is None else averages.prompt_average
         self._texts = self._class_texts(self._own_prompts, checkpointing, average)
         self._each_text: ClassTexts | None = None
-        self._others: tuple[tuple[Prompt, ...], ClassTexts] | None = None  # the last prompts of no class
+        self._others: tuple[tuple[Prompt, ...], ClassTexts] | None = None  # the last prompts without a class
         self._frozen_texts: dict[tuple[tuple[str, ...], PromptAverage], ClassTexts] = {}
 
     def _own_prompts(self, class_name: str) -> list[Prompt]:
@@ -53,42 +53,41 @@ class TextSide(Adapted[DualEncoder]):
         checkpointing: bool = False,
         average: PromptAverage = "unit",
     ) -> ClassTexts | None:
-        """The texts of the classes, None where there are none."""
+        """Return the texts of the classes, or None without prompts."""
         if not (self.class_names and prompts(self.class_names[0])):
             return None
-        found = of_classes(self.backbone.tokenizer, self.class_names, prompts)
-        return ClassTexts(self.backbone, found, self.fast, checkpointing, average)
+        by_class = of_classes(self.backbone.tokenizer, self.class_names, prompts)
+        return ClassTexts(self.backbone, by_class, self.fast, checkpointing, average)
 
     @in_one_mode
     def class_features(self, image_features: Tensor | None = None, image_tokens: Tensor | None = None) -> Tensor:
-        """Features of the classes `(n_classes, e)`, differentiable in the method's parameters.
+        """Return features of the classes `(n_classes, e)`, differentiable in the method's parameters.
 
-        Of unit length, unless the method has the trait `AveragesPrompts`.
+        They have unit length, unless the method has the trait `AveragesPrompts`.
 
-        A method whose prompts depend on the image needs unit-length `image_features` `(b, e)`, or `image_tokens`
-        `(b, l, d)` too, and gives `(b, n_classes, e)`. For others, while gradients are off, they are computed once,
-        until something changes that they depend on: what the method asks of the text tower, the backbone's weights, or
-        the precision.
+        A method whose prompts depend on the image needs unit-length `image_features` `(b, e)`, or also `image_tokens`
+        `(b, l, d)`, and gets `(b, n_classes, e)`. For other methods, without gradients, features are stored until one
+        of their inputs changes: the method's edits of the text tower, the backbone's weights, or the precision.
         """
         return self._encoded(self._own_texts, image_features, image_tokens)
 
     @in_one_mode
     def prompt_features(self) -> tuple[Tensor, ...]:
-        """Unit-length features `(m, e)` of the m prompts of each class, which is not the same number for all."""
+        """Return unit-length features `(m, e)` of the prompts of each class; m may differ between classes."""
         texts = self._each_text = self._each_text or self._class_texts(self._own_prompts, self.checkpointing, "each")
         if texts is None:
             raise self._no_prompts()
         return self._encoded(texts).split(texts.counts)
 
     def _encoded(self, texts: ClassTexts, features: Tensor | None = None, tokens: Tensor | None = None) -> Tensor:
-        """Texts under the method's edits, which may read images: anew, or as they are known where nothing changed."""
+        """Return features of texts under the method's edits, which may read images, or stored ones if still valid."""
         edits = self._edits("text", Context(_read(features), _read(tokens), self.frozen_class_features))
         if edits and (torch.is_grad_enabled() or self.method.training or self.method.per_image):
             return self._projected(texts.encode(edits, self.text_memory))
         return self._projected(texts.remembered(edits, self.text_memory))
 
     def _projected(self, features: Tensor, unit: bool = True) -> Tensor:
-        """Features of texts as the method has them compared, of `unit` length again."""
+        """Return the method's projections of text features, of `unit` length again."""
         projects = trait(self.method, Projects)
         if projects is None:
             return features
@@ -96,9 +95,9 @@ class TextSide(Adapted[DualEncoder]):
         return F.normalize(projected, dim=-1) if unit and projected is not features else projected
 
     def frozen_class_features(self, templates: Sequence[str], average: PromptAverage = "unit") -> Tensor:
-        """Features of the classes `(n_classes, e)` by the backbone alone, in hand-written templates.
+        """Return features of the classes `(n_classes, e)` by the backbone alone, in hand-written templates.
 
-        Of unit length, and the mean of unit-length ones; or the mean of what the tower gives (`raw`).
+        `unit`: the normalised mean of unit-length features of the templates; `raw`: the mean of the tower's outputs.
         """
         tokenizer, key = self.backbone.tokenizer, (tuple(templates), average)
         if key not in self._frozen_texts:
@@ -111,16 +110,16 @@ class TextSide(Adapted[DualEncoder]):
 
     @in_one_mode
     def encode(self, prompts: Sequence[Prompt]) -> Tensor:
-        """Unit-length features `(m, e)` of prompts other than the classes', under the method's edits."""
-        key, known = tuple(prompts), self._others  # another thread may put its own in their place
+        """Return unit-length features `(m, e)` of prompts other than the classes', under the method's edits."""
+        key, known = tuple(prompts), self._others  # read once, as another thread may replace it
         if known is None or known[0] != key:
-            alone = [[prompt] for prompt in prompts]
+            singles = [[prompt] for prompt in prompts]
             like = self._texts if known is None else known[1]
-            known = self._others = key, ClassTexts(self.backbone, alone, self.fast, self.checkpointing, like=like)
+            known = self._others = key, ClassTexts(self.backbone, singles, self.fast, self.checkpointing, like=like)
         return self._encoded(known[1])
 
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
-        """Unit-length features `(m, e)` of texts, under the method's edits. AdaptError, by name, for one too long."""
+        """Return unit-length features `(m, e)` of texts under the method's edits. Raises AdaptError for a long text."""
         return self.encode([self._prompt(text) for text in texts])
 
     def _prompt(self, text: str) -> Prompt:
@@ -130,13 +129,13 @@ class TextSide(Adapted[DualEncoder]):
 
     @in_one_mode
     def text_features(self, texts: Sequence[str], unit: bool = True, edited: bool = False) -> Tensor:
-        """Texts to features `(m, e)`, of `unit` length or as the tower gives them; no gradient.
+        """Return features `(m, e)` of texts, of `unit` length or as the tower outputs them, without gradient.
 
-        By the backbone alone, or as it is `edited` by a method whose learned tokens belong to no class or image.
-        AdaptError, naming the text, for one that is longer than the text tower reads.
+        They come from the backbone alone, or `edited` by a method whose learned tokens belong to no class or image.
+        Raises AdaptError, naming the text, if one is longer than the text tower reads.
         """
-        alone = [[self._prompt(text)] for text in texts]
-        encoder = ClassTexts(self.backbone, alone, self.fast, average="each" if unit else "raw")
+        singles = [[self._prompt(text)] for text in texts]
+        encoder = ClassTexts(self.backbone, singles, self.fast, average="each" if unit else "raw")
         with torch.no_grad():
             features = encoder.encode(self._edits("text", Context()) if edited else [], self.text_memory)
             return self._projected(features, unit) if edited else features
@@ -148,7 +147,7 @@ class TextSide(Adapted[DualEncoder]):
         return self._texts
 
     def _no_prompts(self) -> AdaptError:
-        return AdaptError(f"{self.method.name} has no prompts, and so no class features")
+        return AdaptError(f"{self.method.name} has no prompts, and therefore no class features")
 
     @property
     def text_path(self) -> str:
@@ -168,5 +167,5 @@ class TextSide(Adapted[DualEncoder]):
 
 
 def _read(of_images: Tensor | None) -> dict[str, Callable[[], Tensor]]:
-    """What a method may read of images, by tower."""
+    """Return results of images that a method may read, by tower."""
     return {} if of_images is None else {"vision": lambda: of_images}

@@ -1,4 +1,4 @@
-"""`wrap(backbone, method, class_names)`: a frozen backbone and a method, as one module."""
+"""The function `wrap(backbone, method, class_names)`, which joins a frozen backbone and a method in one module."""
 
 from __future__ import annotations
 
@@ -76,16 +76,16 @@ def wrap(
     checkpointing: bool = False,
     text_memory: int | None = None,
 ) -> Model:
-    """Builds `method` on `backbone`: an `AdaptedModel`, `AnsweringModel` or `SpeakingModel` by the backbone's family.
+    """Build `method` on `backbone`: an `AdaptedModel`, `AnsweringModel` or `SpeakingModel`, by the backbone's family.
 
-    `class_names` are the classes, a fusion encoder's answers, and nothing for pairs of images and texts, or for a
-    vision LLM, which answers in words of its own. `fast`: None takes the fast exact text path where it applies, True
-    refuses where it does not, False takes the library's own forward. `checkpointing` recomputes the blocks of edited
-    towers in the backward pass. `text_memory` bounds the text side's activations in bytes (default: half of what is
-    free).
+    `class_names` are the classes, or a fusion encoder's answers; leave them out for pairs of images and texts, and for
+    a vision LLM, which answers in its own words. `fast`: None uses the fast exact text path if it applies, True raises
+    AdaptError if it does not, False uses the library's own forward. `checkpointing` recomputes the blocks of edited
+    towers in the backward pass. `text_memory` bounds the text side's activations in bytes (default: half of the free
+    memory).
 
-    Raises AdaptError for what is no backbone, a method that is already built, bad class names, or a backbone that the
-    method does not fit, or whose settings ask for more memory than there is.
+    Raises AdaptError for an object that is not a backbone, a method that is already built, bad class names, a backbone
+    that the method does not fit, and settings that need more memory than there is.
     """
     _check_parts(backbone, method)
     with within_memory(backbone.device, method.name):
@@ -102,7 +102,7 @@ def assemble(
     checkpointing: bool = False,
     text_memory: int | None = None,
 ) -> Model:
-    """The model of a method that was built on `backbone`, by the backbone's family."""
+    """Return the model of a method built on `backbone`, by the backbone's family."""
     with outside_inference_mode():
         if isinstance(backbone, DualEncoder):
             return AdaptedModel(backbone, method, names, fast, checkpointing=checkpointing, text_memory=text_memory)
@@ -110,8 +110,8 @@ def assemble(
         return kind(backbone, method, names, checkpointing=checkpointing)
 
 
-def _check_parts(backbone: Any, method: Any) -> None:
-    """Raises AdaptError, with what to call, for a model of a library, a name, or a class in place of its object."""
+def _check_parts(backbone: object, method: object) -> None:
+    """Raise AdaptError, with what to call, for a library's model, a name, or a class instead of an object."""
     if not isinstance(backbone, Backbone):
         given = f"the name {backbone!r}" if isinstance(backbone, str) else f"a {type(backbone).__name__}"
         raise AdaptError(

@@ -71,5 +71,5 @@ def test_a_share_is_from_0_to_1(share: float) -> None:
 
 def test_a_backbone_without_names_has_nothing_to_blend_with() -> None:
     model = adapt.wrap(adapt.load_backbone("mini-vilt"), methods.DAS(skip=1, towers=["fusion"]), ("yes", "no"))
-    with pytest.raises(AdaptError, match="has no zero-shot classifier by names to blend with"):
+    with pytest.raises(AdaptError, match="has no zero-shot classifier to blend with"):
         model.blended(0.5)

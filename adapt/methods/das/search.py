@@ -117,7 +117,7 @@ class Search:
             )
 
     def run(self) -> Found:
-        """Train for the epochs of the search with updates of the gates, and choose the blocks with the largest gates."""
+        """Train for the epochs of the search, updating the gates, and choose the blocks with the largest gates."""
         self._select(self._draw())
         seconds = self.training.train("searching blocks", after=self._after, epochs=self.config.search_epochs)
         chosen = self._enough(self.gates.sort(descending=True, stable=True).indices.tolist())
