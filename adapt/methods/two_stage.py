@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -88,7 +88,7 @@ class TwoStage(Method[ImageStep], InsideBlocks):
         with torch.no_grad():
             self.classifier.copy_(texts)
 
-    def _length(self, training: Training) -> dict[str, int]:
+    def _length(self, training: Training) -> dict[str, Any]:
         settings = training.settings
         unit = "iterations" if settings.iterations else "epochs"
         return {unit: max(1, round(self.config.first * getattr(settings, unit)))}
