@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, NotRequired
+from typing import Annotated, Any, Literal, NotRequired
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, with_config
 from typing_extensions import TypedDict  # pydantic reads typing's own from Python 3.12 on
@@ -25,7 +25,7 @@ class RecordedFingerprint(TypedDict):
 
     structure: str
     values: tuple[float, ...]
-    configuration: dict[str, object]
+    configuration: dict[str, Any]
 
 
 @with_config(_STRICT | ConfigDict(extra="allow"))
