@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator
@@ -10,6 +11,9 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+
+from adapt.data import Item
+from adapt.methods.base import Method
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = {
@@ -139,3 +143,25 @@ def test_tasks_are_asked_and_not_known(module: str) -> None:
         if isinstance(node, ast.Compare) and "task.name" in ast.unparse(node):
             constants = {each.value for each in ast.walk(node) if isinstance(each, ast.Constant)}
             assert not constants & names, f"line {node.lineno} compares a task by its name"
+
+
+def short_docstrings() -> Iterator[tuple[str, str]]:
+    """Yield the place and text of each docstring of one or two lines."""
+    for module in FILES:
+        for node in ast.walk(tree(module)):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                text = ast.get_docstring(node)
+                if text and len(text.splitlines()) <= 2:
+                    yield f"{module}.{getattr(node, 'name', '')}", text
+
+
+def test_docstrings_begin_with_what_they_are_about() -> None:
+    """No first word stands for something that only the code around it tells."""
+    vague = tuple(f"{word} " for word in ("What", "Those", "That", "It", "Of", "As many", "Which"))
+    assert len([place for place, text in short_docstrings() if text.startswith(vague)]) < 10
+
+
+def test_what_every_method_and_every_item_has_stays_small() -> None:
+    declared = set(vars(Method)) | set(Method.__annotations__) | {"config", "built"}
+    assert len({name for name in declared if not name.startswith("_")}) <= 32
+    assert len(dataclasses.fields(Item)) <= 6
