@@ -132,7 +132,7 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 
 def write_csv(path: str | Path, rows: Sequence[Mapping[str, object]]) -> None:
-    """Write rows with the same keys in the same order, as `write_text` does; `adapt.cells` guards texts."""
+    """Write rows, which have the same keys, to a CSV atomically. Texts that look like formulas are escaped."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()

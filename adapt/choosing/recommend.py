@@ -56,9 +56,9 @@ def recommend(
     """Compare methods on the training images of `data`, and train the chosen one on all of them.
 
     Methods are compared by cross-validation over `folds` stratified folds, by default as many as a class has images
-    and at most five; if the data names groups, a group is never split. Test images play no part in the choice. Compared
-    are zero-shot, methods without steps, those with steps on cached features, and CoOp; with `every` also those whose
-    steps pass through a tower, and with a `budget` in seconds as many of them as there is time for. A method is dropped
+    and at most five; if the data names groups, a group is never split. Test images play no part in the choice. The
+    candidates are zero-shot, methods without steps, methods with steps on cached features, and CoOp. `every` adds the
+    methods whose steps pass through a tower; a `budget` in seconds adds as many of them as there is time for. A method is dropped
     if it falls behind the best so far on the first fold (see `Comparison.raced`).
 
     `shots` images a class are used, all of them by default; `overrides` such as `data.broken=skip` apply to all

@@ -96,7 +96,7 @@ class _Commands(click.Group):
 
 
 def _lacking(error: Exception) -> str | None:
-    """Return what the machine lacks, or None for another error. Libraries tell it only by their words."""
+    """Return the resource that ran out, or None for another error; only the text of a library's error tells."""
     message = str(error).lower()
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return "the disk that is written to is full: free some space, or write elsewhere"

@@ -51,7 +51,7 @@ def _new_size(func: OpOverload, args: Sequence[object], kwargs: Mapping[str, obj
 
 
 def at_most(numbers: int) -> TorchDispatchMode:
-    """Return a context in which new tensors hold little more than the `numbers` of a file's tensors.
+    """Return a context in which new tensors may have only a few more elements than `numbers`, those of a file.
 
     Raises AdaptError inside before more memory is taken.
     """

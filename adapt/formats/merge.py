@@ -30,12 +30,13 @@ def merged_model(model: AdaptedModel) -> nn.Module:
         raise AdaptError(f"only a CLIP or SigLIP can be merged, and {backbone.describe()} is a {backbone.family}")
     if model.answers.blend < 1:
         raise AdaptError(
-            f"{1 - model.answers.blend:.0%} of this adapter's predictions are zero-shot, which weights cannot express: "
+            f"{1 - model.answers.blend:.0%} of this adapter's predictions are zero-shot, which merged weights cannot include: "
             "load it with adapt, or train it without blend"
         )
     if model.answers.several:
         raise AdaptError(
-            "this adapter may predict several classes for an image, which weights cannot express: load it with adapt"
+            "this adapter may predict several classes for an image, which the backbone's own format cannot record: "
+            "load it with adapt instead of merging it"
         )
     with alone(backbone.model):
         copied = copy.deepcopy(backbone.model)

@@ -155,7 +155,7 @@ def _placed(
 
 
 def _settings(config: dict[str, Any], sites: list[Place], backbone: Backbone) -> dict[str, object]:
-    """Return the method's settings; it scales by alpha / sqrt(rank), and peft by default by alpha / rank."""
+    """Return the LoRA settings of a peft adapter. Ours scales by alpha / sqrt(rank), peft's usually by alpha / rank."""
     rank, alpha = config["r"], config["lora_alpha"]
     return {
         "rank": rank,

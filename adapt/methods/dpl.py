@@ -121,11 +121,12 @@ def decoupled(
     log_odds: Tensor | None = None,
     strengths: Strengths = (1.0, 1.0, 1.0, 1.0),
 ) -> Tensor:
-    """Return attention weights `(..., q, k)` of scores, which are minus infinity where a query is masked.
+    """Return attention weights `(..., q, k)` for scores `(..., q, k)`, which are minus infinity where masked.
 
     `prompt_queries` `(..., q)` and `prompt_keys` `(..., k)` mark prompts. `share` is the prompts' share of the
     attention, None for the softmax's own; it is 0 for a query that sees no prompt. `log_odds` are added to the
-    softmax's. `strengths` are for X to X, X to P, P to X and P to P.
+    softmax's. `strengths` weigh attention from original tokens to
+    original ones, from original tokens to prompts, from prompts to original tokens, and from prompts to prompts.
     """
     queries, keys = prompt_queries[..., :, None], prompt_keys[..., None, :]
     if log_odds is not None:

@@ -158,7 +158,7 @@ def _drawn_by(label: Several, rank: Mapping[str, tuple[int, str]]) -> Several:
 
 
 def _check_separator(names: set[str]) -> None:
-    """Raise AdaptError for a name that consists of other names with another separator."""
+    """Raise AdaptError for a cell that seems to list several classes with another separator, such as a comma."""
     for other in ";,":
         parts_of = {name: {part.strip() for part in name.split(other)} for name in sorted(names)}
         count = Counter(part for own in parts_of.values() for part in own)

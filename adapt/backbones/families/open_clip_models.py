@@ -141,7 +141,7 @@ def _pretrained(spec: str, name: str) -> Backbone:
 def _parts(
     architecture: str, pretrained: str, text: _TextConfig, silence: str | None
 ) -> tuple[CLIP | CustomTextCLIP, SimpleTokenizer | HFTokenizer, Transform]:
-    """Return model, tokenizer and evaluation transform; `silence` says that the hub does not answer."""
+    """Return model, tokenizer and evaluation transform. `silence` is the error message if the hub does not answer."""
     import open_clip
 
     from adapt.backbones.foreign_code import needs_code, no_questions

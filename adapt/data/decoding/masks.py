@@ -44,7 +44,7 @@ def _size(path: str, turned: bool) -> tuple[int, int]:
 
 
 def mask_of(item: Item, place: Callable[[Image], Image], size: tuple[int, int], turned: bool = False) -> Tensor:
-    """Return which pixels of an image are defective `(h, w)`, of `size` after `place` has moved them there.
+    """Return which pixels of an image are defective `(h, w)`, resized and cropped by `place` as the image is.
 
     Without a mask, none are. It is `turned` upright as its image is. Bright is above half of the brightest pixel, so
     that masks of 0 and 1 count too. Raises AdaptError, naming the file, if it cannot be decoded.

@@ -103,7 +103,7 @@ def concepts() -> dict[str, Concept]:
 
 @cache
 def answers() -> tuple[str, ...]:
-    """Return all answers, which are the class names: names, then groups, colours and numbers."""
+    """Return every possible answer, which serve as classes: names of drawings, groups, colours and numbers."""
     known = list(concepts().values())
     listed = [*(each.name for each in known), *(each.group for each in known), *(each.colour for each in known)]
     return tuple(dict.fromkeys(answer for answer in (*listed, *NUMBERS) if answer))

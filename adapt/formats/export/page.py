@@ -39,7 +39,7 @@ class Runtime:
 def read_runtime(folder: str | Path | None) -> Runtime:
     """Read the runtime from an unpacked npm package onnxruntime-web. Raises AdaptError, with advice, if it is none."""
     if folder is None:
-        raise AdaptError(f"a page needs a runtime: {HINT}")
+        raise AdaptError(f"an HTML page needs ONNX Runtime for browsers, and --runtime is missing: {HINT}")
     folder = Path(folder)
     try:
         described = json.loads((folder / "package.json").read_text(encoding="utf-8"))

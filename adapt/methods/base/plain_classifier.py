@@ -27,7 +27,7 @@ class PlainClassifierConfig(MethodConfig):
 
 
 class PlainClassifier(Method[ImageStep], Grid):
-    """A classifier that answers by its own `scores`, beside zero-shot logits weighted by `words`."""
+    """A classifier whose logits are its own `scores` plus `words` times the zero-shot logits."""
 
     Config = PlainClassifierConfig
     needs_every_class = True
