@@ -80,7 +80,7 @@ def test_rare_classes_are_in_every_part(write: Write) -> None:
         (("a.jpg,cat,1",), "path,labels,target", "no task reads the columns labels, path, target together"),
         (("a.jpg,cat,hm",), "path,labels,text", "line 2: expected a path or a text, one of both and not the other"),
         (("a.jpg,cat", "a.jpg,dog"), "path,labels", "is of two classes, 'cat' and 'dog'"),
-        (("a.jpg,cat", "a.jpg,dog"), "path,label", "A column 'labels' in place of 'label' may have several"),
+        (("a.jpg,cat", "a.jpg,dog"), "path,label", "a column 'labels' in place of 'label' may have several"),
         (("cat",), "labels", "line 2: the path is empty"),
     ],
 )
@@ -139,7 +139,7 @@ def test_names_may_be_others(write: Write) -> None:
 
 
 def test_classes_cannot_be_cut_into_parts(write: Write) -> None:
-    with pytest.raises(AdaptError, match=r"has several classes an image, .* no part of the classes \(base\) is whole"):
+    with pytest.raises(AdaptError, match=r"has several classes per image, .* no part of the classes \(base\) is whole"):
         read_csv(write("f.jpg,bird,train", *LINES)).only("base")
 
 
