@@ -59,7 +59,7 @@ class Labels(Task):
 
     def read(self, cells: Mapping[str, Cell], where: str) -> Several:
         cell = cells["labels"]
-        names = tuple(cell)  # type: ignore[arg-type]  # names, as a text or one by one, but no number
+        names: tuple[str, ...] = tuple(cell)  # type: ignore[arg-type]  # a text or names one by one, but no number
         if isinstance(cell, str):
             names = tuple(name.strip() for name in cell.split(SEPARATOR)) if cell else ()
         if "" in names or len(set(names)) < len(names):
