@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from adapt.models.prediction import Prediction
     from adapt.models.wrap import Model
 
-    Pictures = Iterable[Image.Image | Path]
+    OpenedImages = Iterable[Image.Image | Path]
     # a function from images, opened upright by EXIF or as stored as the models need them, to the answers for each
-    Says = Callable[[Callable[[set[bool]], Pictures]], Iterator[Any]]
+    Says = Callable[[Callable[[set[bool]], OpenedImages]], Iterator[Any]]
 
 ONE_CLASS, FEW_CLASSES = 1, 5  # shown per image by default: in a CSV, and in text or JSON
 
@@ -162,7 +162,7 @@ def _adapters(first: Path, images: Sequence[Path]) -> list[Path]:
 def _by_captions(index: Path, backbone: str | None, device: str, top_k: int) -> Says:
     """Return a function that names images by words from an index of captions."""
 
-    def answers(images: Callable[[set[bool]], Pictures]) -> Iterator[tuple[Prediction]]:
+    def answers(images: Callable[[set[bool]], OpenedImages]) -> Iterator[tuple[Prediction]]:
         from adapt.backbones.load import load_backbone
         from adapt.retrieval.index import load_index
         from adapt.retrieval.vocabulary_free import VocabularyFree
@@ -182,11 +182,11 @@ def _by_adapters(
     names: list[str] | None,
     backbone: str | None,
     device: str,
-    answering: Callable[[Sequence[Path], Sequence[Model], Pictures], Iterator[Any]],
+    answering: Callable[[Sequence[Path], Sequence[Model], OpenedImages], Iterator[Any]],
 ) -> Says:
     """Return a function that loads the adapters and gives their answers for images, as `answering` makes them."""
 
-    def answers(images: Callable[[set[bool]], Pictures]) -> Iterator[Any]:
+    def answers(images: Callable[[set[bool]], OpenedImages]) -> Iterator[Any]:
         from adapt.loading import load_many
 
         models = load_many(adapters, common.given_backbone(backbone, device), names, device=device)
@@ -201,7 +201,7 @@ def _predictions(
     question: str | None,
     adapters: Sequence[Path],
     models: Sequence[Model],
-    images: Pictures,
+    images: OpenedImages,
 ) -> Iterator[tuple[Prediction, ...]]:
     """Yield the predictions of all models for each image."""
     if len(models) == 1:
@@ -218,7 +218,7 @@ def _predictions(
 
 
 def _explanations(
-    top_k: int, adapters: Sequence[Path], models: Sequence[Model], images: Pictures
+    top_k: int, adapters: Sequence[Path], models: Sequence[Model], images: OpenedImages
 ) -> Iterator[Explanation]:
     from adapt.models.classifier import AdaptedModel
     from adapt.models.explanation import explained

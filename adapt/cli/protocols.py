@@ -46,9 +46,13 @@ _to = click.option(
 @click.command("few-shot")
 @_common
 @click.option(
-    "--shots", default="1,2,4,8,16", show_default=True, help="Training images per class, runs for each number."
+    "--shots",
+    "counts",
+    default="1,2,4,8,16",
+    show_default=True,
+    help="Training images per class, runs for each number.",
 )
-def few_shot(recipe: str, shots: str, seeds: str, overrides: tuple[str, ...], **options: Unpack[_Options]) -> None:
+def few_shot(recipe: str, counts: str, seeds: str, overrides: tuple[str, ...], **options: Unpack[_Options]) -> None:
     """Train RECIPE on a growing number of images per class, over several seeds.
 
     \b
@@ -62,7 +66,7 @@ def few_shot(recipe: str, shots: str, seeds: str, overrides: tuple[str, ...], **
 
     _check_owned(overrides, _OWNED | {"data.shots": "give --shots"})
     chosen = common.read(recipe, overrides, options, "few_shot")
-    _run(protocols.few_shot(chosen, common.numbers("shots", shots), common.numbers("seeds", seeds)), options)
+    _run(protocols.few_shot(chosen, common.numbers("shots", counts), common.numbers("seeds", seeds)), options)
 
 
 @click.command("base-to-new")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, cast
 
 from adapt.errors import AdaptError
 
@@ -26,7 +26,10 @@ if TYPE_CHECKING:
     from adapt.models.wrap import Model
     from adapt.training.fitting import Fitting
 
+L = TypeVar("L", bound="Label")
+
 SEPARATOR = "|"  # between the names of several classes in one text
+Cell = str | float | Sequence[str]  # of a row in a list; names of classes may come as a sequence
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ class Label:
         """Return the same label with other names for its classes."""
         return self
 
-    def identity(self, root: str) -> Any:
+    def identity(self, root: str) -> dict[str, object] | None:
         """Return what fingerprints depend on besides class numbers, as plain data; paths are relative to `root`."""
         return asdict(self)
 
@@ -87,8 +90,8 @@ class NamedLabel(Label):
     def renamed(self, names: Mapping[str, str]) -> Self:
         return replace(self, name=names[self.name])
 
-    def identity(self, root: str) -> Any:
-        return super().identity(root) | {"name": None}  # the class's number identifies it, whatever its name
+    def identity(self, root: str) -> dict[str, object]:
+        return asdict(self) | {"name": None}  # the class's number identifies it, whatever its name
 
 
 class Task:
@@ -141,7 +144,7 @@ class Task:
 
     # reading
 
-    def read(self, cells: Mapping[str, Any], where: str) -> Label:
+    def read(self, cells: Mapping[str, Cell], where: str) -> Label:
         """Return the label in a row's cells. Raises AdaptError, beginning with `where`, for an invalid value."""
         raise NotImplementedError
 
@@ -236,14 +239,13 @@ class Task:
         """Return the step of a batch for a method; `inputs` are the items' images, or cached features."""
         return model.step(inputs).of(self, items)
 
-    def loss(self, step: Any) -> Terms:
+    def loss(self, step: Step) -> Terms:
         """Return the loss terms for a method that has no loss of its own."""
         return {"cross_entropy": step.cross_entropy}
 
-    def right(self, step: Any) -> Tensor:
+    def right(self, step: Step) -> Tensor:
         """Return which answers to a batch are right `(b,)`."""
-        right: Tensor = step.right
-        return right
+        return step.right
 
     def class_weights(self, items: Sequence[Item], class_names: Sequence[str]) -> Tensor:
         """Return the weight of an image of each class `(c,)`, with which all classes weigh the same."""
@@ -270,17 +272,27 @@ def _edits(method: Method | type[Method]) -> bool:
     return method.edits is not Base.edits if isinstance(method, type) else bool(method.touches)
 
 
-def filled(cells: Mapping[str, Any], column: str, where: str) -> str:
+def labels_of(items: Sequence[Item], kind: type[L]) -> list[L]:
+    """Return the labels of items, all of which belong to the task with this kind of label."""
+    return [cast("L", item.label) for item in items]
+
+
+def optional(cells: Mapping[str, Cell], column: str) -> str:
+    """Return the text in a column; "" if the column is empty or missing."""
+    return str(cells.get(column) or "")
+
+
+def filled(cells: Mapping[str, Cell], column: str, where: str) -> str:
     """Return the text in a column. Raises AdaptError, beginning with `where`, if it is empty."""
     if not cells[column]:
         raise AdaptError(f"{where}: the {column} is empty: fill it in")
     return str(cells[column])
 
 
-def number(cell: Any, where: str, column: str) -> float:
+def number(cell: Cell, where: str, column: str) -> float:
     """Return the number in a cell. Raises AdaptError, beginning with `where`, for anything else."""
     try:
-        value = float(cell)
+        value = float(cell)  # type: ignore[arg-type]  # a sequence is no number either
     except ValueError:
         value = math.nan
     if not math.isfinite(value):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from adapt.errors import AdaptError
-from adapt.tasks.base import NamedLabel, Task, filled, number
+from adapt.tasks.base import Cell, NamedLabel, Task, filled, labels_of, number
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,7 +38,7 @@ class Classes(Task):
     needs = frozenset({"label"})
     may_have = frozenset({"overlap"})
 
-    def read(self, cells: Mapping[str, Any], where: str) -> Class:
+    def read(self, cells: Mapping[str, Cell], where: str) -> Class:
         overlap = number(cells["overlap"], where, "overlap") if "overlap" in cells else None
         if overlap is not None and not 0 <= overlap <= 1:
             raise AdaptError(f"{where}: the overlap is {overlap:g}; expected a number from 0 to 1")
@@ -68,10 +68,10 @@ class Classes(Task):
     def learned_by(self, method: Method | type[Method]) -> bool:
         return self.name in method.tasks
 
-    def values(self, items: Sequence[Any]) -> Tensor | None:
+    def values(self, items: Sequence[Item]) -> Tensor | None:
         import torch
 
-        overlaps = [item.label.overlap for item in items]
+        overlaps = [label.overlap for label in labels_of(items, Class)]
         return None if overlaps[0] is None else torch.tensor(overlaps, dtype=torch.float64)
 
     def score(self, model: Adapted, items: Sequence[Item], inference: Inference) -> Scores:

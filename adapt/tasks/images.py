@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from adapt.errors import AdaptError
-from adapt.tasks.base import Label, Task
+from adapt.tasks.base import Cell, Label, Task
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,7 +34,7 @@ class Images(Task):
     classes_are = ""
     comparable = "there are no labels to compare methods by"
 
-    def read(self, cells: Mapping[str, Any], where: str) -> Unlabelled:
+    def read(self, cells: Mapping[str, Cell], where: str) -> Unlabelled:
         return Unlabelled()
 
     def check_model(self, model: Adapted, items: Sequence[Item]) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from adapt.errors import AdaptError
-from adapt.tasks.base import SEPARATOR, Label, Task
+from adapt.tasks.base import SEPARATOR, Cell, Label, Task
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,7 +37,7 @@ class Several(Label):
     def stratum(self) -> str:
         return self.rarest
 
-    def identity(self, root: str) -> Any:
+    def identity(self, root: str) -> None:
         return None  # class numbers identify it
 
     def renamed(self, names: Mapping[str, str]) -> Several:
@@ -57,9 +57,9 @@ class Labels(Task):
     calibrated = False
     comparable = "images have several classes, and the methods compared give each image one"
 
-    def read(self, cells: Mapping[str, Any], where: str) -> Several:
+    def read(self, cells: Mapping[str, Cell], where: str) -> Several:
         cell = cells["labels"]
-        names = tuple(cell)
+        names: tuple[str, ...] = tuple(cell)  # type: ignore[arg-type]  # a text or names one by one, but no number
         if isinstance(cell, str):
             names = tuple(name.strip() for name in cell.split(SEPARATOR)) if cell else ()
         if "" in names or len(set(names)) < len(names):
@@ -129,13 +129,14 @@ class Labels(Task):
         baseline.answers = replace(baseline.answers, logit_bias=bias)
 
     def _biases(
-        self, baseline: Any, items: Sequence[Item], inference: Inference, scales: Sequence[float]
+        self, baseline: Adapted, items: Sequence[Item], inference: Inference, scales: Sequence[float]
     ) -> list[float]:
         """Return, for each scale, the bias on the baseline's logits that makes classes as frequent as in the items."""
         from adapt.evaluation.multi_label import prior_biases
 
         truth = self.labels(items, baseline.class_names)
-        return prior_biases(inference.all_logits(baseline, items), truth, baseline.backbone.logit_bias, scales)
+        own: float = baseline.backbone.logit_bias  # type: ignore[attr-defined]  # a dual encoder, as above
+        return prior_biases(inference.all_logits(baseline, items), truth, own, scales)
 
     def check_answers(self, model: Adapted) -> None:
         if not model.answers.several:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from adapt.tasks.base import NamedLabel, Task, filled
+from adapt.tasks.base import Cell, NamedLabel, Task, filled, optional
 
 if TYPE_CHECKING:
     from adapt.data.item import Item
@@ -27,7 +27,7 @@ class Defect(NamedLabel):
     def files(self) -> tuple[str, ...]:
         return (self.mask,) if self.mask else ()
 
-    def identity(self, root: str) -> Any:
+    def identity(self, root: str) -> dict[str, object]:
         return super().identity(root) | {"mask": self.mask.removeprefix(root).replace(os.sep, "/").lstrip("/")}
 
 
@@ -43,8 +43,8 @@ class Maps(Task):
     files = frozenset({"mask"})
     learns_unseen = True  # a defect may be of a kind never seen in training
 
-    def read(self, cells: Mapping[str, Any], where: str) -> Defect:
-        return Defect(filled(cells, "label", where), cells["mask"])
+    def read(self, cells: Mapping[str, Cell], where: str) -> Defect:
+        return Defect(filled(cells, "label", where), optional(cells, "mask"))
 
     def learned_by(self, method: Method | type[Method]) -> bool:
         return bool({self.name, "classes"} & method.tasks)
@@ -57,13 +57,15 @@ class Maps(Task):
             normal_label(model.method, model.class_names)
             check_masks(items, model.backbone.preprocess.turned)
 
-    def score(self, model: Any, items: Sequence[Item], inference: Inference) -> Scores:
+    def score(self, model: Adapted, items: Sequence[Item], inference: Inference) -> Scores:
         from adapt.evaluation.maps import map_scores
         from adapt.evaluation.scores import scored
+        from adapt.models.classifier import AdaptedModel
 
         if not self._drawn(model, items):
             return scored(items, inference.decisions(model, items))
         self.check_tested(model, items)
+        assert isinstance(model, AdaptedModel)  # as of every method that draws maps
         return map_scores(model, items, inference)
 
     def _drawn(self, model: Adapted, items: Sequence[Item]) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from adapt.errors import AdaptError
-from adapt.tasks.base import Label, Task, filled
+from adapt.tasks.base import Cell, Label, Task, filled, labels_of, optional
 from adapt.tasks.images import Unlabelled
 
 if TYPE_CHECKING:
@@ -42,10 +42,10 @@ class Pairs(Task):
     comparable = "the methods compared need classes, and pairs have none"
     learns_from_features = False
 
-    def read(self, cells: Mapping[str, Any], where: str) -> Label:
+    def read(self, cells: Mapping[str, Cell], where: str) -> Label:
         filled(cells, "text", where)
         # a line without an image is a text to learn from
-        return Pair(cells.get("rephrased", "")) if cells["path"] else Unlabelled()
+        return Pair(optional(cells, "rephrased")) if cells["path"] else Unlabelled()
 
     def check_model(self, model: Adapted, items: Sequence[Item]) -> None:
         super().check_model(model, items)
@@ -66,13 +66,13 @@ class Pairs(Task):
         place: dict[str, int] = {}
         return torch.tensor([place.setdefault(item.unit or item.path, len(place)) for item in items])
 
-    def step(self, model: Any, items: Sequence[Any], inputs: Any) -> Step:
-        from adapt.methods.base import PairStep
+    def step(self, model: Adapted, items: Sequence[Item], inputs: Any) -> Step:
+        texts, rephrased = [item.text for item in items], [label.rephrased for label in labels_of(items, Pair)]
+        return model.step([inputs, texts, rephrased]).of(self, items)
 
-        texts = [item.text for item in items], [item.label.rephrased for item in items]
-        return PairStep(model, [inputs, *texts]).of(self, items)
-
-    def score(self, model: Any, items: Sequence[Item], inference: Inference) -> Scores:
+    def score(self, model: Adapted, items: Sequence[Item], inference: Inference) -> Scores:
         from adapt.evaluation.retrieval import retrieve
+        from adapt.models.classifier import AdaptedModel
 
+        assert isinstance(model, AdaptedModel)  # as of every backbone that the task allows
         return retrieve(model, items, inference)

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from adapt.tasks.base import NamedLabel, Task, filled
+from adapt.tasks.base import Cell, NamedLabel, Task, filled, labels_of
 
 if TYPE_CHECKING:
+    from adapt.data.item import Item
     from adapt.evaluation.inference import Inference
     from adapt.evaluation.scores import Scores
     from adapt.methods.base import Method, Step
@@ -42,7 +43,7 @@ class Questions(Task):
     once_an_image = False
     comparable = "the methods compared classify with a CLIP or SigLIP: give images without questions"
 
-    def read(self, cells: Mapping[str, Any], where: str) -> QuestionLabel:
+    def read(self, cells: Mapping[str, Cell], where: str) -> QuestionLabel:
         return QuestionLabel(filled(cells, "label", where), filled(cells, "question", where))
 
     def validates(self, model: Adapted) -> bool:
@@ -51,14 +52,14 @@ class Questions(Task):
     def learned_by(self, method: Method | type[Method]) -> bool:
         return bool(self.backbones & set(method.serves))
 
-    def step(self, model: Any, items: Sequence[Any], inputs: Any) -> Step:
-        questions, answers = [item.label.question for item in items], [item.label.name for item in items]
-        step: Step = model.step([inputs, questions, answers]).of(self, items)
-        return step
+    def step(self, model: Adapted, items: Sequence[Item], inputs: Any) -> Step:
+        labels = labels_of(items, QuestionLabel)
+        questions, answers = [label.question for label in labels], [label.name for label in labels]
+        return model.step([inputs, questions, answers]).of(self, items)
 
-    def score(self, model: Adapted, items: Sequence[Any], inference: Inference) -> Scores:
+    def score(self, model: Adapted, items: Sequence[Item], inference: Inference) -> Scores:
         from adapt.evaluation.scores import QuestionScores, scored
 
-        questions = tuple(item.label.question for item in items)
+        questions = tuple(label.question for label in labels_of(items, QuestionLabel))
         decisions = inference.of_batches(model, items, model.decide)
         return QuestionScores(**vars(scored(items, decisions)), questions=questions)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from adapt.tasks.base import Label
+from adapt.tasks.base import Cell, Label, optional
 from adapt.tasks.pairs import Pair, Pairs
 
 
@@ -32,6 +31,6 @@ class Records(Pairs):
     needs = frozenset({"path", "text", "entity"})
     keeps_entities_together = True
 
-    def read(self, cells: Mapping[str, Any], where: str) -> Label:
+    def read(self, cells: Mapping[str, Cell], where: str) -> Label:
         pair = super().read(cells, where)
-        return Record(pair.rephrased, cells["entity"]) if isinstance(pair, Pair) else pair
+        return Record(pair.rephrased, optional(cells, "entity")) if isinstance(pair, Pair) else pair

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from adapt.tasks.base import NamedLabel, Task, number
+from adapt.tasks.base import Cell, NamedLabel, Task, labels_of, number, optional
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,8 +43,8 @@ class Targets(Task):
     may_have = frozenset({"label"})
     learns_unseen = True  # an answer may be a grade that no training image has
 
-    def read(self, cells: Mapping[str, Any], where: str) -> Graded:
-        return Graded(cells.get("label", ""), number(cells["target"], where, "target"))
+    def read(self, cells: Mapping[str, Cell], where: str) -> Graded:
+        return Graded(optional(cells, "label"), number(cells["target"], where, "target"))
 
     def completed(self, labels: Sequence[Graded]) -> Sequence[Graded]:
         """Return the labels with a word each. If any has none, all get one of five, for equal parts of the range."""
@@ -62,10 +62,10 @@ class Targets(Task):
     def learned_by(self, method: Method | type[Method]) -> bool:
         return bool({self.name, "classes"} & method.tasks)
 
-    def values(self, items: Sequence[Any]) -> Tensor:
+    def values(self, items: Sequence[Item]) -> Tensor:
         import torch
 
-        return torch.tensor([item.label.value for item in items], dtype=torch.float64)
+        return torch.tensor([label.value for label in labels_of(items, Graded)], dtype=torch.float64)
 
     def score(self, model: Adapted, items: Sequence[Item], inference: Inference) -> Scores:
         from adapt.evaluation.numbers import GradedScores

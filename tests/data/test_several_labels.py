@@ -139,7 +139,7 @@ def test_names_may_be_others(write: Write) -> None:
 
 
 def test_classes_cannot_be_cut_into_parts(write: Write) -> None:
-    with pytest.raises(AdaptError, match=r"has several classes an image, .* no part of the classes \(base\) is whole"):
+    with pytest.raises(AdaptError, match=r"has several classes per image, .* no part of the classes \(base\) is whole"):
         read_csv(write("f.jpg,bird,train", *LINES)).only("base")
 
 
