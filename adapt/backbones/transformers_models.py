@@ -61,7 +61,8 @@ def load(source: str, name: str | None, tensors: bool = True) -> Backbone:
             raise AdaptError(f"{source} is a language model: join it to a vision tower, as in mini-clip+{source}")
         if config.model_type not in _CLASSES:
             raise AdaptError(
-                f"{source} is a {config.model_type} model, which adapt cannot load; {nearest(config.model_type, _CLASSES)}"
+                f"{source} is a {config.model_type} model, which adapt cannot load; "
+                f"{nearest(config.model_type, _CLASSES)}"
             )
         known = _CLASSES[config.model_type]
         kind = getattr(transformers, next((each for each in known if each in (config.architectures or ())), known[-1]))

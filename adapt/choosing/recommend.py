@@ -58,8 +58,8 @@ def recommend(
     Methods are compared by cross-validation over `folds` stratified folds, by default as many as a class has images
     and at most five; if the data names groups, a group is never split. Test images play no part in the choice. The
     candidates are zero-shot, methods without steps, methods with steps on cached features, and CoOp. `every` adds the
-    methods whose steps pass through a tower; a `budget` in seconds adds as many of them as there is time for. A method is dropped
-    if it falls behind the best so far on the first fold (see `Comparison.raced`).
+    methods whose steps pass through a tower; a `budget` in seconds adds as many of them as there is time for. A method
+    is dropped if it falls behind the best so far on the first fold (see `Comparison.raced`).
 
     `shots` images a class are used, all of them by default; `overrides` such as `data.broken=skip` apply to all
     recipes. `out`, a new folder, becomes the run directory of the chosen method, with recommendation.json, methods.csv,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -85,7 +85,7 @@ def _settings(config: dict[str, object]) -> str:
     return "(" + ", ".join(f"{key}={value!r}" for key, value in config.items() if value not in (None, "", {})) + ")"
 
 
-def _load(adapter: Path, backbone: str | None) -> Model:
+def _load(adapter: Path, backbone: str | None) -> Any:
     from adapt.loading import load
 
     return load(adapter, common.given_backbone(backbone, "cpu"), device="cpu")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, Literal, Unpack
 
 import click
 
@@ -67,7 +67,7 @@ def train(
     seeds: str | None,
     sweeps: tuple[str, ...],
     jobs: int,
-    engine: str,
+    engine: Literal["local", "ray"],
     address: str | None,
     track: tuple[str, ...],
     processes: int,

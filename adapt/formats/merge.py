@@ -30,8 +30,8 @@ def merged_model(model: AdaptedModel) -> nn.Module:
         raise AdaptError(f"only a CLIP or SigLIP can be merged, and {backbone.describe()} is a {backbone.family}")
     if model.answers.blend < 1:
         raise AdaptError(
-            f"{1 - model.answers.blend:.0%} of this adapter's predictions are zero-shot, which merged weights cannot include: "
-            "load it with adapt, or train it without blend"
+            f"{1 - model.answers.blend:.0%} of this adapter's predictions are zero-shot, which merged weights cannot "
+            "include: load it with adapt, or train it without blend"
         )
     if model.answers.several:
         raise AdaptError(

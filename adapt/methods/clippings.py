@@ -63,8 +63,8 @@ class CLIPPINGS(LoRA[PairStep], PoolsPairs, GroupsEntities):
         self._links = bool(sizes)
         if self._links and max(sizes.values()) == 1:
             raise AdaptError(
-                f"clippings learns from pairs of the same entity, and each of the {len(sizes):,} entities of the training "
-                "data has one pair only: give at least one entity two lines or more"
+                f"clippings learns from pairs of the same entity, and each of the {len(sizes):,} entities of the "
+                "training data has one pair only: give at least one entity two lines or more"
             )
 
     def loss(self, step: Any) -> Terms:

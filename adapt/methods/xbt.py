@@ -91,7 +91,8 @@ class XBT(Method[ImageStep], Projects, Reports):
         space = Space.of(old.backbone)
         if self.space not in (None, space):
             raise AdaptError(
-                f"xbt: method.space describes another backbone than {self.config.old}: leave it out, and training sets it"
+                f"xbt: method.space describes another backbone than {self.config.old}: leave it out, and training "
+                "sets it"
             )
         self._check_count(len(texts), space)
         self.config = self.config.model_copy(update={"space": space})

@@ -172,7 +172,7 @@ def test_too_few_texts_and_wrong_backbones_are_refused(model_folder: Path) -> No
     ):
         trained("mini-vilt")
     space = {"backbone": "", "fingerprint": "0", "reading": "{}", "size": 32}
-    with pytest.raises(AdaptError, match=r"method\.space is not the space of .*tiny"):
+    with pytest.raises(AdaptError, match=r"method\.space describes another backbone than .*tiny"):
         fit(new(model_folder, space=space), texts_alone(TEXTS), progress=False)
 
 
