@@ -80,7 +80,7 @@ class Mixes(Trait):
 
     @classmethod
     @abstractmethod
-    def mixed(cls, members: Sequence[Any], mixture: Mixture) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    def mixed(cls, members: Sequence[Method], mixture: Mixture) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Return the settings and tensors of one method mixed from members with the same settings.
 
         Raises AdaptError for a mixture that their tensors do not allow.
