@@ -237,7 +237,7 @@ def test_the_bias_of_several_classes_is_a_mean(
         ({"weights": [1.0]}, "there are 1 weights for 2 adapters"),
         ({"weights": [1.0, 1.0]}, "the weights sum to 2; expected 1, for a mean of coop's tensors"),
         ({"weights": [float("nan"), 1.0]}, "expected a number for each adapter"),
-        ({"combination": "ties", "density": 0.2}, "ties mixes changes from a common start, which a coop adapter does"),
+        ({"combination": "ties", "density": 0.2}, "ties mixes changes from a common start, and a coop adapter does"),
         ({"combination": "ties"}, "ties needs a density, such as 0.2"),
         ({"density": 0.2}, "linear has no density: leave it out"),
         ({"combination": "ties", "density": 1.5}, "density is 1.5; expected the share of entries"),

@@ -9,7 +9,8 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from types import ModuleType
+from typing import TYPE_CHECKING, TypeVar
 
 from adapt.errors import AdaptError
 from adapt.listing import Listing
@@ -91,7 +92,7 @@ def known(cls: type[Method]) -> Iterator[None]:
         yield
 
 
-def classes_of(module: Any) -> list[type[Method]]:
+def classes_of(module: ModuleType) -> list[type[Method]]:
     """Return the method classes that `module` itself defines with a name, without their unnamed bases."""
     return _listing.classes_of(module)
 

@@ -15,7 +15,7 @@ Deviations:
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from pydantic import Field
@@ -46,7 +46,7 @@ class CLIPPINGS(LoRA[PairStep], PoolsPairs, GroupsEntities):
     serves = ("dual encoder",)  # type: ignore[assignment]
     Config = CLIPPINGSConfig
     learns_any_step = True
-    example: ClassVar[dict[str, Any]] = {"projections": "qkvo"}
+    example = {"projections": "qkvo"}
     _links = True  # whether some training pairs share an entity
 
     @property

@@ -30,7 +30,7 @@ from adapt.backbones.tower import Tower
 from adapt.edits import Bypass, Edit, Tokens
 from adapt.errors import AdaptError
 from adapt.methods import find, names
-from adapt.methods.base import KINDS, Context, Method, MethodConfig, Mixture, Terms, Training
+from adapt.methods.base import KINDS, Context, Method, MethodConfig, Mixture, Step, Terms, Training
 from adapt.methods.base.config import MethodSettings
 from adapt.methods.base.mixture import Mixes, mixed
 from adapt.methods.base.traits import (
@@ -67,7 +67,7 @@ class ComposeConfig(MethodConfig):
         return value
 
 
-class Compose(Method[Any], LearnedTokens, SkipsBlocks, ChoosesOnValidation, Mixes, ChecksAdapter, Reports):
+class Compose(Method[Step], LearnedTokens, SkipsBlocks, ChoosesOnValidation, Mixes, ChecksAdapter, Reports):
     """`Compose([DAS(skip=2), LoRA(rank=2)])` trains what its parts do, as `das.…` and `lora.…` (a second `lora2.…`)."""
 
     name = "compose"
@@ -76,7 +76,7 @@ class Compose(Method[Any], LearnedTokens, SkipsBlocks, ChoosesOnValidation, Mixe
     Config = ComposeConfig
     example = {"methods": [{"name": "das", "skipped": ["vision.1"]}, {"name": "lora", "dropout": 0.0}]}
 
-    def __init__(self, methods: Sequence[Method | dict[str, Any]] = (), **config: Any) -> None:
+    def __init__(self, methods: Sequence[Method | dict[str, object]] = (), **config: Any) -> None:
         described = [_described(each) if isinstance(each, Method) else each for each in methods]
         super().__init__(methods=described, **config)
         self._parts = _named([each if isinstance(each, Method) else _made(each) for each in methods])
@@ -122,7 +122,7 @@ class Compose(Method[Any], LearnedTokens, SkipsBlocks, ChoosesOnValidation, Mixe
         return [method for method in others if issubclass(method, Reports)]
 
     @classmethod
-    def mixed(cls, members: Sequence[Any], mixture: Mixture) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    def mixed(cls, members: Sequence[Method], mixture: Mixture) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Mix each part in its own way."""
         described: list[dict[str, Any]] = []
         tensors: dict[str, Tensor] = {}
@@ -205,11 +205,11 @@ class Compose(Method[Any], LearnedTokens, SkipsBlocks, ChoosesOnValidation, Mixe
             f"{name}.{key}": value for name, part in self.parts.items() for key, value in part.training_state().items()
         }
 
-    def logits(self, step: Any) -> Tensor:
+    def logits(self, step: Step) -> Tensor:
         owner = next((part for part in self.parts.values() if _overrides(part, "logits")), None)
         return super().logits(step) if owner is None else owner.logits(step)
 
-    def loss(self, step: Any) -> Terms:
+    def loss(self, step: Step) -> Terms:
         """Return one cross-entropy, and the other terms of all parts, prefixed with the names of their parts."""
         terms = super().loss(step)
         for name, part in self.parts.items():
@@ -239,17 +239,17 @@ class Compose(Method[Any], LearnedTokens, SkipsBlocks, ChoosesOnValidation, Mixe
         return [edit for edit in edits if edit.block not in bypassed or isinstance(edit, Bypass | Tokens)]
 
 
-def _made(described: dict[str, Any]) -> Method:
+def _made(described: dict[str, object]) -> Method:
     settings = dict(described)
     name = settings.pop("name", None)
     if not isinstance(name, str):
         raise AdaptError(f"a part is {described!r}; expected its name and settings, as in {{name: lora, rank: 2}}")
     if name == Compose.name:  # checked first: each nested level would multiply the time to create parts
-        raise AdaptError(f"{name} cannot be a part: expected methods that change a tower, each listed by itself")
+        raise AdaptError(f"{name} cannot be a part: expected methods that change a tower, each listed separately")
     return find(name)(**settings)
 
 
-def _described(part: Method) -> dict[str, Any]:
+def _described(part: Method) -> dict[str, object]:
     return {"name": part.name, **part.config.model_dump(mode="json")}
 
 
@@ -281,7 +281,7 @@ def _check(parts: dict[str, Method]) -> None:
     for name, part in parts.items():
         overrides = any(_overrides(part, member) for member in ("infer", "backward"))
         if isinstance(part, Compose | StandsAlone) or not part.touches or part.views or overrides:
-            raise AdaptError(f"{name} cannot be a part: expected methods that change a tower, each listed by itself")
+            raise AdaptError(f"{name} cannot be a part: expected methods that change a tower, each listed separately")
     for one, other in combinations(parts, 2):
         a, b = parts[one], parts[other]
         if owns_prompts(a) and owns_prompts(b):

@@ -116,7 +116,7 @@ def _read(source: str) -> Table:
     try:
         return read_descriptors(source)
     except AdaptError as error:
-        raise AdaptError(f"{error} The file is set by method.descriptors.") from error
+        raise AdaptError(f"{error} (the file is set by method.descriptors)") from error
 
 
 def sentence(descriptor: str) -> str:

@@ -18,7 +18,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
-from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -64,7 +63,7 @@ class DetPro(CoOp, LearnsOverlaps):
     name = "detpro"
     title = "DetPro (Du et al., CVPR 2022)"
     Config = DetProConfig
-    example: ClassVar[dict[str, Any]] = {"n_ctx": 4}
+    example = {"n_ctx": 4}
     logit_scale = 100.0
     weighs_classes = False  # it has its own class weights, as published
     threshold: Tensor

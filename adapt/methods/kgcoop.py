@@ -10,7 +10,7 @@ Deviations:
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 from pydantic import Field
 from torch import Tensor
@@ -37,7 +37,7 @@ class KgCoOp(CoOp):
     title = "KgCoOp (Yao et al., CVPR 2023)"
     Config = KgCoOpConfig
     learns_any_step = True
-    example: ClassVar[dict[str, Any]] = {}
+    example = {}
 
     @classmethod
     def published(cls, state: dict[str, Tensor], given: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -19,7 +19,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -65,7 +64,7 @@ class OGEN(CoOp):
     name = "ogen"
     title = "OGEN (Zang et al., ICLR 2024)"
     Config = OGENConfig
-    example: ClassVar[dict[str, Any]] = {"unknown_names": ("apple pie", "toy"), "neighbours": 2, "dropout": 0.0}
+    example = {"unknown_names": ("apple pie", "toy"), "neighbours": 2, "dropout": 0.0}
     needs_every_class = True
     _mean: Tensor
     _spread: Tensor

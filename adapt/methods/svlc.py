@@ -20,7 +20,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -75,7 +75,7 @@ class SVLC(LoRA[PairStep]):
     serves = ("dual encoder",)  # type: ignore[assignment]
     Config = SVLCConfig
     learns_any_step = True
-    example: ClassVar[dict[str, Any]] = {"projections": "qkvo"}
+    example = {"projections": "qkvo"}
 
     def prepare(self, training: Training) -> None:
         super().prepare(training)

@@ -22,6 +22,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from adapt.backbones.base import DualEncoder
+from adapt.data.item import Item
 from adapt.errors import AdaptError
 from adapt.methods.base import ImageStep, Method, MethodConfig, Space, Training, contrast
 from adapt.methods.base.space import Projects
@@ -154,7 +155,7 @@ class XBT(Method[ImageStep], Projects, Reports):
         """Measure whether new queries retrieve better than old ones in an old index, on validation pairs."""
         training.note(compatible=self._compared(training) if any(item.path for item in training.items("val")) else None)
 
-    def _compared(self, training: Training) -> dict[str, Any]:
+    def _compared(self, training: Training) -> dict[str, object]:
         labels, device = training.labels("val"), self.weight.device
         place = {text: number for number, text in enumerate(texts_of(training.items("val")))}
         own = torch.zeros(len(place), len(labels), dtype=torch.bool)
@@ -176,14 +177,13 @@ class XBT(Method[ImageStep], Projects, Reports):
         return several(self.config.template)[0].replace("{}", text)
 
 
-def texts_of(items: Sequence[Any]) -> list[str]:
+def texts_of(items: Sequence[Item]) -> list[str]:
     """Return the distinct texts of items, or the names of their classes."""
     return list(dict.fromkeys(map(_words, items)))
 
 
-def _words(item: Any) -> str:
-    words: str = item.text or readable(item.answer)
-    return words
+def _words(item: Item) -> str:
+    return item.text or readable(item.answer)
 
 
 def _first(queries: Tensor, gallery: Tensor, own: Tensor) -> float:

@@ -75,7 +75,7 @@ class Adapted(nn.Module, Generic[B]):
         self.checkpointing = checkpointing
         self.metadata: dict[str, Any] = {}  # other entries of the adapter file: recipe, metrics, ...
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+    def __deepcopy__(self, memo: dict[int, object]) -> Self:
         # an unwrapped model has no turns to wait for
         return copied_alone(self, self.method if self._backbone is None else self._backbone.model, memo)
 
@@ -133,7 +133,7 @@ class Adapted(nn.Module, Generic[B]):
         return Step(self, inputs, labels)
 
     @in_one_mode
-    def answered(self, step: Any) -> Tensor:
+    def answered(self, step: Step) -> Tensor:
         """Return the logits `(b, n)` with which the model answers a batch."""
         return self.answers.of(step)
 
@@ -152,7 +152,7 @@ class Adapted(nn.Module, Generic[B]):
         """Return the default logits of a batch, for a method without its own."""
         raise NotImplementedError
 
-    def decide(self, step: Any) -> tuple[list[str], list[float]]:
+    def decide(self, step: Step) -> tuple[list[str], list[float]]:
         """Return the model's answer to each item of a batch, and its confidence in [0, 1]."""
         return decided(self.answered(step), self.class_names)
 
@@ -171,13 +171,13 @@ class Adapted(nn.Module, Generic[B]):
         other.answers = replace(self.answers, blend=share, template=tuple(several(template)))
         return other
 
-    def _predictions(self, pixels: Any, wanted: Wanted) -> Iterator[Prediction]:
+    def _predictions(self, pixels: Tensor, wanted: Wanted) -> Iterator[Prediction]:
         """Yield predictions of images `(b, 3, h, w)`, or answers to the wanted question about each."""
         raise NotImplementedError
 
     def predict(
         self,
-        images: Any,
+        images: object,
         top_k: int = 5,
         batch_size: int = 64,
         *,
@@ -204,7 +204,7 @@ class Adapted(nn.Module, Generic[B]):
 
     def predict_stream(
         self,
-        images: Any,
+        images: object,
         top_k: int = 5,
         batch_size: int = 64,
         *,
@@ -219,7 +219,7 @@ class Adapted(nn.Module, Generic[B]):
             yield from batch
 
     def _of_batches(
-        self, images: Any, batch_size: int, urls: bool, compute: Callable[[Self, Tensor], Computed]
+        self, images: object, batch_size: int, urls: bool, compute: Callable[[Self, Tensor], Computed]
     ) -> Iterator[Computed]:
         """Yield the results of `compute` for each batch of pixels, in evaluation mode and as one stream."""
         model = self if self.memory is not None else self.stream()
@@ -228,7 +228,7 @@ class Adapted(nn.Module, Generic[B]):
                 result = compute(model, pixels)
             yield result
 
-    def pixels_of(self, images: Any, batch_size: int, *, urls: bool = False) -> Iterator[Tensor]:
+    def pixels_of(self, images: object, batch_size: int, *, urls: bool = False) -> Iterator[Tensor]:
         """Yield batches of the model's inputs for images of `predict`: `(b, 3, h, w)`, or views `(b, v, 3, h, w)`."""
         yield from pixel_batches(images, self.transform(), batch_size, self.backbone.device, urls=urls)
 
@@ -306,7 +306,7 @@ class Adapted(nn.Module, Generic[B]):
 
 
 def pixel_batches(
-    images: Any, transform: Transform, size: int, device: torch.device, *, urls: bool = False
+    images: object, transform: Transform, size: int, device: torch.device, *, urls: bool = False
 ) -> Iterator[Tensor]:
     """Yield batches of up to `size` images of `predict`, read by `transform`, on `device`."""
     for pictures in picture_batches(images, size, turned=turns(transform), urls=urls):

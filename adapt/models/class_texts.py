@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +26,7 @@ PromptAverage = Literal["unit", "mean", "raw", "each"]
 class _Known:
     """Features of the classes, and the inputs of their computation."""
 
-    precision: tuple[Any, ...]
+    precision: tuple[object, ...]
     weights: Weights
     edits: Values
     features: Tensor
@@ -132,7 +132,7 @@ class ClassTexts:
     def _hooked(self) -> bool:
         return hooked(structure(self._backbone, "text"))
 
-    def _precision(self) -> tuple[Any, ...]:
+    def _precision(self) -> tuple[object, ...]:
         """Return what else the values depend on: the model's device and precision, and that of autocast."""
         device = self._backbone.device
         lower = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None

@@ -177,7 +177,7 @@ class AdaptedModel(TextSide):
         other.training, other.metadata, other.answers = self.training, dict(self.metadata), self.answers
         return other
 
-    def probabilities(self, images: Any, batch_size: int = 64, *, urls: bool = False) -> Tensor:
+    def probabilities(self, images: object, batch_size: int = 64, *, urls: bool = False) -> Tensor:
         """Return the probabilities of all classes for images of `predict`: `(n, n_classes)` on the CPU, in class order.
 
         Raises AdaptError as `predict` does.
@@ -186,7 +186,7 @@ class AdaptedModel(TextSide):
         logits = self._of_batches(images, batch_size, urls, lambda model, pixels: finite(model(pixels)).float().cpu())
         return self.answers.probabilities(torch.cat([torch.empty(0, len(self.class_names)), *logits]))
 
-    def anomaly_maps(self, images: Any, batch_size: int = 64, *, urls: bool = False) -> Tensor:
+    def anomaly_maps(self, images: object, batch_size: int = 64, *, urls: bool = False) -> Tensor:
         """Return the anomaly scores of all pixels, from 0 to 1: `(n, h, w)` on the CPU, for images of `predict`.
 
         Maps have the size of the backbone's input, and cover the part of an image that it reads. Raises AdaptError as
@@ -199,7 +199,7 @@ class AdaptedModel(TextSide):
         return torch.cat(maps) if maps else torch.empty(0, 1, 1)
 
     def predict_maps(
-        self, images: Any, batch_size: int = 64, *, urls: bool = False
+        self, images: object, batch_size: int = 64, *, urls: bool = False
     ) -> Iterator[tuple[Prediction, Tensor]]:
         """Yield the predictions of `predict_stream`, each with its map `(h, w)` of `anomaly_maps`, in one pass."""
         for logits, maps in self._of_batches(images, batch_size, urls, lambda model, x: model.logits_and_maps(x)):
@@ -222,7 +222,7 @@ class AdaptedModel(TextSide):
         grading = trait(self.method, Grades)
         return None if grading is None else grading.score(logits)
 
-    def explain(self, images: Any, top_k: int = 2, batch_size: int = 64) -> list[Explanation]:
+    def explain(self, images: object, top_k: int = 2, batch_size: int = 64) -> list[Explanation]:
         """Return predictions of images of `predict`, with the cosines of each to the descriptors of its classes.
 
         The classes are the `top_k` most probable. Raises AdaptError if the method does not decide by descriptors.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -40,7 +40,7 @@ class Explanation:
     reasons: tuple[Reasons, ...]
 
 
-def explained(model: AdaptedModel, images: Any, wanted: Wanted, batch_size: int) -> Iterator[Explanation]:
+def explained(model: AdaptedModel, images: object, wanted: Wanted, batch_size: int) -> Iterator[Explanation]:
     """Yield explanations of images of `predict`. Raises AdaptError if the method does not decide by descriptors."""
     check_descriptors(model)
     for pixels in model.pixels_of(images, batch_size):

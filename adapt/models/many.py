@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch import Tensor
 from adapt.data.decoding.images import each_of, in_batches, open_image
 from adapt.data.decoding.orientation import turns
 from adapt.errors import AdaptError
+from adapt.methods.base import BlockInputs
 from adapt.models.base import Adapted, evaluating
 from adapt.models.classifier import AdaptedModel
 from adapt.models.prediction import Prediction, Wanted
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 def predict_many(
     models: Sequence[Model],
-    images: Any,
+    images: object,
     top_k: int = 5,
     batch_size: int = 64,
     *,
@@ -44,7 +45,7 @@ def predict_many(
 
 def predict_many_stream(
     models: Sequence[Model],
-    images: Any,
+    images: object,
     top_k: int = 5,
     batch_size: int = 64,
     *,
@@ -67,7 +68,7 @@ class SideBySide:
 
     def __init__(self, models: Sequence[Model]) -> None:
         self._models = [model if model.memory is not None else model.stream() for model in _classifiers(models)]
-        groups: dict[tuple[Any, ...], dict[int, AdaptedModel]] = {}
+        groups: dict[tuple[object, ...], dict[int, AdaptedModel]] = {}
         for index, model in enumerate(self._models):  # by backbone and preprocessing
             groups.setdefault((*model.backbone.sees, model.method.views), {})[index] = model
         self._groups = list(groups.values())
@@ -88,7 +89,7 @@ class SideBySide:
         """Whether images are turned upright by EXIF; both values if the models differ."""
         return set(map(turns, self._transforms))
 
-    def pixels(self, image: Any, *, urls: bool = False, name: str = "in memory") -> tuple[Tensor, ...]:
+    def pixels(self, image: object, *, urls: bool = False, name: str = "in memory") -> tuple[Tensor, ...]:
         """Return an image of `open_image` as each group of models reads it: `(3, h, w)`, or `(1 + v, 3, h, w)`."""
         opened = {turned: open_image(image, turned=turned, urls=urls, name=name) for turned in self.turnings}
         return tuple(transform(opened[turns(transform)]) for transform in self._transforms)
@@ -131,12 +132,12 @@ def _predicted(models: dict[int, AdaptedModel], pixels: Tensor, wanted: Wanted) 
         return {index: list(models[index]._predictions(inputs, wanted)) for index, inputs in _entering(models, pixels)}
 
 
-def _entering(models: dict[int, AdaptedModel], pixels: Tensor) -> Iterator[tuple[int, Any]]:
+def _entering(models: dict[int, AdaptedModel], pixels: Tensor) -> Iterator[tuple[int, Tensor | BlockInputs]]:
     """Yield the input of each model: the images, or their inputs to its first edited block."""
     begins = {
         index: _begins(model) if len(models) > 1 else 0 for index, model in models.items()
     }  # one model shares nothing
-    inputs: Any = pixels
+    inputs: Tensor | BlockInputs = pixels
     for index in sorted(begins, key=lambda index: begins[index]):
         if begins[index]:
             inputs = models[index].block_inputs(inputs, begins[index])

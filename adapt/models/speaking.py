@@ -124,7 +124,7 @@ class SpeakingModel(Adapted[VisionLLM]):
     def own_logits(self, step: AnswerStep) -> Tensor:
         return step.read[0]
 
-    def decide(self, step: Any) -> tuple[list[str], list[float]]:
+    def decide(self, step: Step) -> tuple[list[str], list[float]]:
         images, questions, _ = step.inputs
         answers = self.generate(images, questions)
         return [answer.text for answer in answers], [answer.probability for answer in answers]
@@ -186,7 +186,7 @@ class SpeakingModel(Adapted[VisionLLM]):
             only = Prediction(answer.text, answer.probability, ((answer.text, answer.probability),))
             yield judged(only, wanted.threshold)
 
-    def answer(self, image: Any, question: str, **options: Any) -> Answer:
+    def answer(self, image: object, question: str, **options: Any) -> Answer:
         """Return the answer to a question about an image of `adapt.data.open_image`, with options of `generate`."""
         picture = open_image(image, turned=self.backbone.preprocess.turned)
         pixels = self.backbone.transform(train=False)(picture)[None]

@@ -19,6 +19,6 @@ class MethodConfig(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _bounded(cls, value: Any) -> Any:
+    def _bounded(cls, value: object) -> object:
         plain.check(value)
         return value

@@ -29,13 +29,13 @@ class Choice(NamedTuple):
     """Whether the setting also accepts values beyond the first and the last, and they would make sense."""
 
 
-def combinations(choices: Mapping[str, Choice]) -> Iterator[dict[str, Any]]:
+def combinations(choices: Mapping[str, Choice]) -> Iterator[dict[str, object]]:
     """Yield every combination of values, the last setting changing fastest; without choices, one empty combination."""
     for values in product(*(choice.values for choice in choices.values())):
         yield dict(zip(choices, values, strict=True))
 
 
-def configure(method: Method, settings: Mapping[str, Any]) -> None:
+def configure(method: Method, settings: Mapping[str, object]) -> None:
     """Set `settings` of a grid in the method's config."""
     method.config = method.config.model_copy(update=dict(settings))
 

@@ -60,7 +60,7 @@ class Method(nn.Module, Generic[StepT]):
     begins_anew: bool = False
     """Whether `prepare` sets the initial values of what trains, so that training cannot continue an earlier adapter."""
 
-    def __init_subclass__(cls, **options: Any) -> None:
+    def __init_subclass__(cls, **options: object) -> None:
         super().__init_subclass__(**options)
         if "name" in vars(cls) and "title" not in vars(cls):
             cls.title = cls.name

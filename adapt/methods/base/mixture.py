@@ -80,7 +80,7 @@ class Mixes(Trait):
 
     @classmethod
     @abstractmethod
-    def mixed(cls, members: Sequence[Any], mixture: Mixture) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    def mixed(cls, members: Sequence[Method], mixture: Mixture) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Return the settings and tensors of one method mixed from members with the same settings.
 
         Raises AdaptError for a mixture that their tensors do not allow.
@@ -113,7 +113,7 @@ def mean_of(members: Sequence[Method], mixture: Mixture) -> tuple[dict[str, Any]
         )
     if abs(sum(mixture.weights) - 1) > 1e-6:
         raise AdaptError(
-            f"the weights sum to {sum(mixture.weights):g}; expected a sum of 1, for a mean of {first.name}'s tensors"
+            f"the weights sum to {sum(mixture.weights):g}; expected 1, for a mean of {first.name}'s tensors"
         )
     states = [member.state_dict() for member in members]
     trained = {name for name, _ in first.named_parameters()}

@@ -103,5 +103,5 @@ class Training(Protocol):
     def kept(self, name: str, kind: type[Kept]) -> Kept | None:
         """Return the stored result of this run or of the run it resumes. Raises AdaptError if the file is damaged."""
 
-    def note(self, **figures: Any) -> None:
+    def note(self, **figures: object) -> None:
         """Add figures of the method to metrics.json."""

@@ -45,7 +45,7 @@ class Found(BaseModel):
     trace: list[Update]
     seconds: float
 
-    def summary(self, training_seconds: float) -> dict[str, Any]:
+    def summary(self, training_seconds: float) -> dict[str, object]:
         """Return the entry for metrics.json."""
         return {
             "chosen": self.chosen,
@@ -226,16 +226,16 @@ def number_of_subsets(blocks: Sequence[tuple[str, float]], goal: float, most: Ma
     return subsets
 
 
-def plot_search(found: Found, path: Path) -> None:
+def plot_search(result: Found, path: Path) -> None:
     """Plot the gates over the steps of the search, with thick lines for chosen blocks. Needs matplotlib."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
     axes = figure.subplots()
-    steps = [update.step for update in found.trace]
-    for index, name in enumerate(found.blocks):
-        chosen = name in found.chosen
-        gates = [update.gates[index] for update in found.trace]
+    steps = [update.step for update in result.trace]
+    for index, name in enumerate(result.blocks):
+        chosen = name in result.chosen
+        gates = [update.gates[index] for update in result.trace]
         axes.plot(steps, gates, lw=2.5 if chosen else 1, label=f"{name}, skipped" if chosen else name)
     axes.set_xlabel("step of the search")
     axes.set_ylabel("gate: larger is more redundant")

@@ -80,19 +80,19 @@ class LoRAConfig(MethodConfig):
 
     @model_validator(mode="before")
     @classmethod
-    def _as_published(cls, values: Any) -> Any:
+    def _as_published(cls, values: object) -> object:
         if not isinstance(values, dict) or values.get("tuner", "lora") != "lora":
             return values
         return values | {key: value for key, value in cls.published.items() if values.get(key) is None}
 
     @field_validator("projections", mode="before", json_schema_input_type=tuple[Letter, ...] | str)
     @classmethod
-    def _letters(cls, value: Any) -> Any:
+    def _letters(cls, value: object) -> object:
         return tuple("out" if letter == "o" else letter for letter in value) if isinstance(value, str) else value
 
     @field_validator("options")
     @classmethod
-    def _ours(cls, value: dict[str, Any]) -> dict[str, Any]:
+    def _ours(cls, value: dict[str, object]) -> dict[str, object]:
         for key in value.keys() & _OWNED:
             raise ValueError(f"{key} is set by the method itself ({_OWNED[key]})")
         if value.get("init_lora_weights", True) not in (True, False, "gaussian", "orthogonal"):
@@ -129,7 +129,7 @@ class LoRA(Method[StepT], InsideBlocks, Mixes):
     serves = ("dual encoder", "fusion encoder", "vision LLM")
     Config = LoRAConfig
     tasks = frozenset({"classes", "pairs", "records"})
-    example = {"dropout": 0.0}
+    example: ClassVar[dict[str, Any]] = {"dropout": 0.0}
     _sites_of: dict[Place, Projection]
     _shell: Any  # an nn.ModuleDict of peft's layers
     _in_training: bool
