@@ -134,7 +134,7 @@ def test_check_tells_all_and_writes_it_to_lists(run, refused, tmp_path: Path) ->
     assert result.stderr == "2 problems in pets.\n"
     lines = result.stdout.splitlines()
     assert lines[0] == "pets: 2 classes; images: train 16, val 0, test 3"
-    assert [line.partition(":")[0].partition(" '")[0] for line in lines[1:-1]] == ["Image"] * 2 + ["Note"] * 10
+    assert [line.partition(":")[0].partition(" '")[0] for line in lines[1:-1]] == ["image"] * 2 + ["Note"] * 10
     assert lines[-1] == (
         f"{tmp_path}/lists  unreadable.csv (2), skipped.csv (4), contradictions.csv (2), copies.csv (1), "
         "duplicates.csv (1), turned.csv (2), unusual.csv (4), misnamed.csv (1)"

@@ -97,8 +97,8 @@ def test_unreadable_images_are_reported_and_the_others_classified(
     assert result.exit_code == 2
     assert [json.loads(line)["image"] for line in result.stdout.splitlines()] == [str(path) for path in good]
     first, second, summary = result.stderr.splitlines()
-    assert first.startswith(f"Error: Image '{broken}' cannot be decoded")
-    assert second.startswith(f"Error: Image '{missing}' does not exist")
+    assert first.startswith(f"Error: image '{broken}' cannot be decoded")
+    assert second.startswith(f"Error: image '{missing}' does not exist")
     assert summary == "2 of 4 images could not be read"
 
 
