@@ -127,7 +127,7 @@ def test_other_answers_get_a_new_head(answers: tuple[str, ...]) -> None:
 def test_one_question_for_each_image(kind: str, pictures: Tensor) -> None:
     model = lora(kind, answers=("red", "green", "two", "three"))
     assert model(pictures, QUESTIONS).shape == (3, 4)
-    with pytest.raises(AdaptError, match="2 questions about 3 images: give a list of one question for each image"):
+    with pytest.raises(AdaptError, match="2 questions about 3 images: give a list with one question for each image"):
         model(pictures, QUESTIONS[:2])
     with pytest.raises(AdaptError, match="one string about 3 images: give a list"):
         model(pictures, "what is it ?")
