@@ -321,7 +321,7 @@ def test_explain_says_which_descriptors_decided(run, described: Path, photos: Pa
 
 
 def test_explain_is_refused_where_nothing_could_be_said(run, refused, adapter, described: Path, photos: Path) -> None:
-    refused(run("predict", adapter, photos, "--explain"), "coop does not decide by descriptors of a class")
+    refused(run("predict", adapter, photos, "--explain"), "coop does not decide by descriptors of classes")
     refused(
         run("predict", described, photos, "--explain", "--csv"),
         "--explain takes one adapter and prints text or --json",

@@ -95,11 +95,7 @@ def test_event_files_need_a_directory(run, refused, recipe: Path) -> None:
         ("train.lr=fast", ["train.lr is 'fast'"]),
         ("seed", ["override 'seed' is not of the form key=value"]),
         ("backbone=mini-clap", ["unknown backbone 'mini-clap'", "did you mean 'mini-clip'?"]),
-<<<<<<< HEAD
         ("backbone=open_clip:ViT-B-61", ["open_clip has no architecture 'ViT-B-61'; did you mean 'ViT-B-16'"]),
-=======
-        ("backbone=open_clip:ViT-B-61", ["open_clip has no architecture 'ViT-B-61'; did you mean 'ViT-B-16"]),
->>>>>>> room-backbones
         ("backbone=open_clip:ViT-B-16/openia", ["no weights 'openia'", "did you mean 'openai'?"]),
         ("data.source=nowhere", ["data 'nowhere' is not known to any reader"]),
         ("train.precision=fp16", ["fp16 needs a CUDA device"]),
