@@ -163,7 +163,7 @@ def test_a_published_maple_checkpoint(run, names: Path, photos: Path, tmp_path: 
         (["--method", "cocoop"], "lacks meta_net.linear1.bias"),
         (["--method", "maple"], "is not a checkpoint of maple"),
         (["--method", "copo"], "unknown method 'copo'; did you mean 'coop'?"),
-        (["--method", "lora"], "there are no published lora checkpoints"),
+        (["--method", "lora"], "adapt cannot read published lora checkpoints"),
         (["--set", "class_position=back"], "class_position is 'back'"),
         (["--set", "position=end"], "coop: unknown key 'position'; did you mean 'class_position'?"),
         (["--set", "class_position"], "override 'class_position' is not of the form key=value"),
