@@ -193,7 +193,7 @@ def test_a_prediction_before_the_backward_pass_leaves_its_dropout(
 
 
 def test_blocks_are_two_numbers_and_the_message_says_which() -> None:
-    told = r"blocks is \[5\]: expected 2 values \(First block and the one after the last; all where left out\.\)"
+    told = r"blocks is \[5\]: expected 2 values \(The first block and the one after the last; by default all blocks\.\)"
     with pytest.raises(AdaptError, match=told):
         LoRA(blocks=[5])
     with pytest.raises(AdaptError, match=r"blocks is \[\]: expected 2 values"):

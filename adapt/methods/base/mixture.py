@@ -42,7 +42,7 @@ class Mixture:
                 f"unknown combination {self.combination!r}; {nearest(self.combination, get_args(Combination))}"
             )
         if not self.weights or not all(torch.isfinite(torch.tensor(self.weights))):
-            raise AdaptError(f"weights are {list(self.weights)}; expected one finite number for each adapter")
+            raise AdaptError(f"weights are {list(self.weights)}; expected a number for each adapter")
         if self.is_linear != (self.density is None):
             need = "has no density: leave it out" if self.is_linear else "needs a density, such as 0.2"
             raise AdaptError(f"{self.combination} {need}")
