@@ -101,7 +101,7 @@ def test_tensors_of_classes_start_for_the_same_classes_alone(tmp_path: Path) -> 
     backbone = tiny_backbones.backbone("open_clip")
     adapt.wrap(backbone, methods.TaskRes(), NAMES).save(tmp_path / "old.safetensors")
     start_from(adapt.wrap(backbone, methods.TaskRes(), NAMES), tmp_path / "old.safetensors")
-    with pytest.raises(AdaptError, match="tensors of task_res for each of 3 classes"):
+    with pytest.raises(AdaptError, match="tensors of task_res for each of its 3 classes"):
         start_from(adapt.wrap(backbone, methods.TaskRes(), ("a", "b", "c")), tmp_path / "old.safetensors")
 
 
