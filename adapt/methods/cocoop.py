@@ -11,8 +11,7 @@ Deviations:
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -23,7 +22,7 @@ from adapt.backbones.tower import Tower
 from adapt.edits import Edit, Tokens
 from adapt.methods.base import Context, ImageStep, Method, MethodConfig
 from adapt.methods.base.prompt_learner import learned
-from adapt.methods.base.traits import LearnedTokens, ReadsPublished
+from adapt.methods.base.traits import Imported, LearnedTokens, ReadsPublished
 from adapt.prompts import Prompt, context_length, initial_context, with_context
 
 DEFAULT_N_CTX = 4
@@ -52,7 +51,7 @@ class CoCoOp(Method[ImageStep], LearnedTokens, ReadsPublished):
         return {"ctx": self.ctx}
 
     @classmethod
-    def published(cls, state: dict[str, Tensor], given: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def published(cls, state: dict[str, Tensor], given: Mapping[str, object]) -> Imported:
         # every context token is learned, so no words are needed
         return learned(state), {"n_ctx": len(state["ctx"]), "ctx_init": ""}
 

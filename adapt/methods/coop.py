@@ -11,7 +11,7 @@ Deviations:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -24,7 +24,7 @@ from adapt.backbones.tower import Tower
 from adapt.edits import Edit, Tokens
 from adapt.methods.base import Context, ImageStep, Method, MethodConfig
 from adapt.methods.base.prompt_learner import learned
-from adapt.methods.base.traits import LearnedTokens, ReadsPublished
+from adapt.methods.base.traits import Imported, LearnedTokens, ReadsPublished
 from adapt.prompts import Prompt, context_length, initial_context, with_context
 
 DEFAULT_N_CTX = 16
@@ -65,7 +65,7 @@ class CoOp(Method[ImageStep], LearnedTokens, ReadsPublished):
         return {"ctx": self.ctx}
 
     @classmethod
-    def published(cls, state: dict[str, Tensor], given: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def published(cls, state: dict[str, Tensor], given: Mapping[str, object]) -> Imported:
         ctx = state["ctx"]
         return learned(state), {"n_ctx": ctx.shape[-2], "ctx_init": "", "class_specific": ctx.ndim == 3}
 

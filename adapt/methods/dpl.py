@@ -25,9 +25,9 @@ choices:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -38,7 +38,7 @@ from adapt.backbones.tower import Tower
 from adapt.edits import Attention, Edit
 from adapt.errors import AdaptError
 from adapt.methods.base import Context
-from adapt.methods.base.traits import unpublished
+from adapt.methods.base.traits import Imported, unpublished
 from adapt.methods.ivlp import IVLP, IVLPConfig
 
 Strengths = tuple[float, float, float, float]
@@ -90,7 +90,7 @@ class DPL(IVLP):
     example = {"depth_text": 1, "depth_vision": 1, "mix": "learned", "p_to_x": 2.0, "reads_names": True}
 
     @classmethod
-    def published(cls, state: dict[str, Tensor], given: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def published(cls, state: dict[str, Tensor], given: Mapping[str, object]) -> Imported:
         raise unpublished(cls)  # IVLP's checkpoints do not fit
 
     def build(self, backbone: Backbone, class_names: Sequence[str]) -> None:

@@ -16,7 +16,7 @@ Deviations:
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -30,7 +30,7 @@ from adapt.edits import Edit, Tokens
 from adapt.methods.base import Context, ImageStep, Method, MethodConfig
 from adapt.methods.base.depth import depth_in
 from adapt.methods.base.prompt_learner import LEARNER, learned
-from adapt.methods.base.traits import LearnedTokens, ReadsPublished
+from adapt.methods.base.traits import Imported, LearnedTokens, ReadsPublished
 from adapt.prompts import Prompt, initial_context, published_words, with_context
 
 # the names of prompts in published checkpoints, which hold all of CLIP
@@ -81,7 +81,7 @@ class IVLP(Method[ImageStep], LearnedTokens, ReadsPublished):
         return {"text.0": self.text[0]} if "text" in self.touches else {}
 
     @classmethod
-    def published(cls, state: dict[str, Tensor], given: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def published(cls, state: dict[str, Tensor], given: Mapping[str, object]) -> Imported:
         tensors = {"text.0" if key == "ctx" else key: x for key, x in learned(state, LEARNER).items()}
         for key, x in state.items():
             if key == _FIRST_VISION:

@@ -10,13 +10,14 @@ Deviations:
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
 
 from pydantic import Field
 from torch import Tensor
 
 from adapt.methods.base import ImageStep, Terms
 from adapt.methods.base.prompt_learner import learned
+from adapt.methods.base.traits import Imported
 from adapt.methods.coop import CoOp, CoOpConfig
 from adapt.methods.zero_shot import Template
 
@@ -40,7 +41,7 @@ class KgCoOp(CoOp):
     example = {}
 
     @classmethod
-    def published(cls, state: dict[str, Tensor], given: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def published(cls, state: dict[str, Tensor], given: Mapping[str, object]) -> Imported:
         ctx = learned(state)["ctx"]
         return {"ctx": ctx}, {"n_ctx": ctx.shape[-2], "ctx_init": "", "class_specific": False}
 

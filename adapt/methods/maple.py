@@ -13,8 +13,7 @@ Deviations:
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import torch
 from pydantic import Field
@@ -27,7 +26,7 @@ from adapt.edits import Edit, Tokens
 from adapt.methods.base import Context, ImageStep, Method, MethodConfig
 from adapt.methods.base.depth import depth_in
 from adapt.methods.base.prompt_learner import LEARNER, learned
-from adapt.methods.base.traits import LearnedTokens, ReadsPublished
+from adapt.methods.base.traits import Imported, LearnedTokens, ReadsPublished
 from adapt.prompts import Prompt, initial_context, published_words, with_context
 
 PUBLISHED_SHARE = 0.75  # of the blocks: 9 of 12
@@ -56,7 +55,7 @@ class MaPLe(Method[ImageStep], LearnedTokens, ReadsPublished):
         return {"ctx": self.ctx}
 
     @classmethod
-    def published(cls, state: dict[str, Tensor], given: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def published(cls, state: dict[str, Tensor], given: Mapping[str, object]) -> Imported:
         n_ctx = len(state[f"{LEARNER}ctx"])
         tensors = learned(state, LEARNER)
         deeper = sum(key.startswith("compound_prompts_text.") for key in tensors)

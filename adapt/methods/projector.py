@@ -10,8 +10,8 @@ Deviations:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Literal
 
 from torch import Tensor, nn
 
@@ -19,7 +19,7 @@ from adapt.backbones.tower import Tower
 from adapt.backbones.vision_llm import VisionLLM
 from adapt.edits import Edit, Tokens
 from adapt.methods.base import Context, Method, MethodConfig, Step
-from adapt.methods.base.traits import ReadsPublished
+from adapt.methods.base.traits import Imported, ReadsPublished
 
 
 class ProjectorConfig(MethodConfig):
@@ -37,7 +37,7 @@ class Projector(Method[Step], ReadsPublished):
     touches = frozenset({"decoder"})
 
     @classmethod
-    def published(cls, state: dict[str, Tensor], given: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def published(cls, state: dict[str, Tensor], given: Mapping[str, object]) -> Imported:
         """Read a checkpoint of transformers' LLaVA, or LLaVA's own `mm_projector.bin`."""
         own = {key.rpartition("projector.")[2]: value for key, value in state.items() if "projector." in key}
         renamed = {key.replace("0.", "linear_1.").replace("2.", "linear_2."): value for key, value in own.items()}

@@ -18,8 +18,7 @@ Deviations:
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +30,7 @@ from adapt.backbones.vision_llm import VisionLLM
 from adapt.edits import Edit, LowRank
 from adapt.errors import AdaptError
 from adapt.methods.base import Context, Method, MethodConfig, Step
-from adapt.methods.base.traits import ReadsPublished
+from adapt.methods.base.traits import Imported, ReadsPublished
 
 STD = 0.02  # of initial linear maps
 SITES = {"q": "q", "k": "k", "v": "v", "o": "out", "m": "mlp"}
@@ -169,7 +168,7 @@ class VLoRA(Method[Step], ReadsPublished):
     touches = frozenset({"decoder"})
 
     @classmethod
-    def published(cls, state: dict[str, Tensor], given: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def published(cls, state: dict[str, Tensor], given: Mapping[str, object]) -> Imported:
         """Read the reference's `mm_projector.bin`; give rank, heads, skip and letters if they are not the defaults.
 
         Tensors of a generator for each letter are `gen.0.NAME`, `gen.1.NAME` and so on; those of one for all letters
@@ -181,7 +180,7 @@ class VLoRA(Method[Step], ReadsPublished):
         prefixes = [f"gen.{number}." for number in numbers] or ["gen."]
         names = [key.removeprefix(prefixes[0]) for key in own if key.startswith(prefixes[0])]
         stacked = {f"gen.{name}": _stacked(name, [own.pop(prefix + name) for prefix in prefixes]) for name in names}
-        letters = _published_letters(given.get("letters"), len(numbers), rows)
+        letters = _published_letters(str(given.get("letters") or ""), len(numbers), rows)
         own |= {f"Bs.{letter}": part for letter, part in zip(letters, own.pop("Bs").chunk(len(letters), dim=1))}
         dim = own["visual_proj.weight"].shape[0]
         depth = len({name.split(".")[1] for name in names if name.startswith("decoders.")})
@@ -245,7 +244,7 @@ class VLoRA(Method[Step], ReadsPublished):
         ]
 
 
-def _published_letters(given: str | None, generators: int, rows: int) -> str:
+def _published_letters(given: str, generators: int, rows: int) -> str:
     """Return the letters of a published checkpoint, which has `rows` in `Bs` and no names: the given ones, or all.
 
     `generators` is the number of numbered generators, 0 if one serves all letters. Raises AdaptError if letters do

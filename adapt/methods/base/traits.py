@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from adapt.methods.base.step import ImageStep
 
 
+Imported = tuple[dict[str, Tensor], dict[str, object]]  # tensors of a published checkpoint, and settings
+
+
 class Trait(ABC):  # noqa: B024  # abstract members belong to each trait
     """The base of all traits."""
 
@@ -188,7 +191,7 @@ class ReadsPublished(Trait):
 
     @classmethod
     @abstractmethod
-    def published(cls, state: dict[str, Tensor], given: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def published(cls, state: dict[str, Tensor], given: Mapping[str, object]) -> Imported:
         """Return this method's tensors from the state of a published checkpoint, and the settings that they imply.
 
         `given` are settings from the caller, which the tensors do not reveal. Raises KeyError for a missing tensor.
