@@ -89,7 +89,7 @@ def without_broken(split: Split, broken: Broken, progress: Progress | None = Non
     image left; and if none of the images exists.
     """
     if broken not in get_args(Broken):
-        raise AdaptError(f"broken is {broken!r}; {nearest(broken, get_args(Broken))}")
+        raise AdaptError(f"the setting broken is {broken!r}; {nearest(broken, get_args(Broken))}")
     check_root(split)
     items = list(split.items())
     problems = broken_images(items, progress)

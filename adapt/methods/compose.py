@@ -287,7 +287,9 @@ def _check(parts: dict[str, Method]) -> None:
         if owns_prompts(a) and owns_prompts(b):
             raise AdaptError(f"{one} and {other} both learn tokens of the prompts: take one of them")
         if _overrides(a, "logits") and _overrides(b, "logits"):
-            raise AdaptError(f"{one} and {other} both have logits of their own: take one of them")
+            raise AdaptError(
+                f"{one} and {other} both compute their own logits and cannot be combined: use only one of them"
+            )
         if (key := chosen_setting(a)) and key == chosen_setting(b):
             raise AdaptError(f"{one} and {other} both choose {key} on validation images: give it to one of them")
         if a.logit_scale and b.logit_scale and a.logit_scale != b.logit_scale:

@@ -63,7 +63,7 @@ class VocabularyFree:
             )
         if captions < 1 or "{}" not in template:
             raise AdaptError(
-                f"captions is {captions} and template {template!r}; expected 1 or more, and {{}} for the word"
+                f"captions is {captions}, expected 1 or more; or template is {template!r}, expected a text with {{}}"
             )
         if not 0 <= alpha <= 1:
             raise AdaptError(f"alpha is {alpha}; expected the weight of the image, from 0 to 1")

@@ -28,7 +28,9 @@ def trackers(track: Track, out: object) -> list[Tracker]:
         if names.count(each.name) > 1:
             raise AdaptError(f"{each.name} would track a run twice: give it once, or give two trackers different names")
         if each.needs_folder and out is None:
-            raise AdaptError(f"{each.name} writes into the run's directory, but there is none: give out (--out)")
+            raise AdaptError(
+                f"{each.name} writes into the run's directory, but there is none: name one by --out, or `out` in Python"
+            )
     return chosen
 
 

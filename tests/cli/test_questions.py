@@ -87,7 +87,7 @@ def test_questions_and_classes_are_not_mixed(
     refused(run("predict", speaks, image), "answers questions: give --question")
     refused(run("predict", adapter, image, "--question", QUESTION), "classifies images: leave --question out")
     refused(run("predict", speaks, image, "--question", QUESTION, "--classes", "a,b"), "leave the class names out")
-    refused(run("chat", adapter, image), "of a dual encoder, which does not speak")
+    refused(run("chat", adapter, image), "is for a dual encoder, which does not answer in words")
     refused(
         run("eval", speaks, "--data", photos),
         "the data are images with one class each, and mini-clip+mini-lm is a vision LLM: take a dual encoder, or data",

@@ -160,7 +160,7 @@ def test_what_was_loaded_can_do_what_others_can(tiny: Backbone, images: Tensor, 
 def test_the_folder_is_no_backbone(tiny: Backbone, images: Tensor, tmp_path: Path) -> None:
     folder = compact.export(light(tiny, "vision.0"), tmp_path / "light")
     for spec in (str(folder), f"hf:{folder}"):
-        with pytest.raises(AdaptError, match=r"no backbone by itself: .* were cut out.*adapt\.load"):
+        with pytest.raises(AdaptError, match=r"not a complete backbone: .* were cut out.*adapt\.load"):
             adapt.load_backbone(spec)
     with pytest.raises(AdaptError, match="is a compact folder, which has its own backbone: leave backbone out"):
         adapt.load(folder, tiny)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
     from adapt.data import Item
-    from adapt.formats.export.forms import Run
+    from adapt.formats.export.forms import ImagesToLogits
     from adapt.models.base import Adapted
 
 FORMS = {"onnx": forms.ONNX, "torch": forms.TORCH, "openvino": forms.OPENVINO, "html": page.PAGE}
@@ -82,7 +82,7 @@ def _check(to: str, int8: bool, runtime: str | Path | None) -> None:
         page.read_runtime(runtime)
 
 
-def _write(program: ExportedProgram, folder: Path, to: str, int8: bool) -> Run:
+def _write(program: ExportedProgram, folder: Path, to: str, int8: bool) -> ImagesToLogits:
     """Write the file, for a page the graph that it will contain, and return the function that runs it."""
     if to == "torch":
         return forms.write_torch(program, folder)

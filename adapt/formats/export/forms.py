@@ -13,7 +13,7 @@ from torch.export import ExportedProgram
 
 from adapt.errors import AdaptError, missing
 
-Run = Callable[[Tensor], Tensor]  # images (b, 3, h, w) to logits (b, n)
+ImagesToLogits = Callable[[Tensor], Tensor]  # images (b, 3, h, w) to logits (b, n)
 
 TORCH, ONNX, OPENVINO = "model.pt2", "model.onnx", "model.xml"
 DATA = f"{ONNX}.data"  # the weights of a graph from 1.5 GiB on, by torch's rule and onnxruntime's name
@@ -30,14 +30,14 @@ def check_libraries(form: str) -> None:
         raise missing(f"--to {form}", " and ".join(absent), "openvino" if form == "openvino" else "export")
 
 
-def write_torch(program: ExportedProgram, folder: Path) -> Run:
+def write_torch(program: ExportedProgram, folder: Path) -> ImagesToLogits:
     """Write `model.pt2` for `torch.export.load`, and return the function that runs it."""
     torch.export.save(program, folder / TORCH)
     written = torch.export.load(folder / TORCH).module()
     return lambda images: written(images)
 
 
-def write_onnx(program: ExportedProgram, folder: Path, int8: bool = False) -> Run:
+def write_onnx(program: ExportedProgram, folder: Path, int8: bool = False) -> ImagesToLogits:
     """Write `model.onnx`, with the weights of a large graph in `model.onnx.data`; return the function that runs it.
 
     `int8` quantises it dynamically. Raises AdaptError for an operation that ONNX does not have.
@@ -56,7 +56,7 @@ def write_onnx(program: ExportedProgram, folder: Path, int8: bool = False) -> Ru
     return lambda images: torch.from_numpy(session.run([OUTPUT], {INPUT: images.numpy()})[0])
 
 
-def write_openvino(program: ExportedProgram, folder: Path) -> Run:
+def write_openvino(program: ExportedProgram, folder: Path) -> ImagesToLogits:
     """Write `model.xml` and `model.bin`, and return the function that runs them."""
     import openvino
 

@@ -14,7 +14,7 @@ from adapt.backbones.base import Backbone
 from adapt.data import Item
 from adapt.errors import AdaptError
 from adapt.formats.adapter import versions
-from adapt.formats.export.forms import INPUT, OUTPUT, Run
+from adapt.formats.export.forms import INPUT, OUTPUT, ImagesToLogits
 from adapt.models.base import evaluating
 from adapt.models.classifier import AdaptedModel
 from adapt.shown import brief
@@ -57,7 +57,7 @@ def _preprocess(backbone: Backbone) -> dict[str, object]:
     return asdict(backbone.preprocess)
 
 
-def difference(model: AdaptedModel, run: Run) -> float:
+def difference(model: AdaptedModel, run: ImagesToLogits) -> float:
     """Return the largest relative difference from the model's own logits, over batches of several sizes."""
     size = model.backbone.preprocess.size
     images = torch.randn(max(_BATCHES), 3, size, size, generator=torch.Generator().manual_seed(1))
@@ -81,7 +81,7 @@ def check_names(model: AdaptedModel, data: Sequence[Item]) -> None:
         )
 
 
-def accuracy(model: AdaptedModel, run: Run, data: Sequence[Item]) -> dict[str, float]:
+def accuracy(model: AdaptedModel, run: ImagesToLogits, data: Sequence[Item]) -> dict[str, float]:
     """Return the accuracy of the export, that of the model, and the share of images on which they agree."""
     exported, own = [], []
     for pixels in model.pixels_of(data, _AT_ONCE):
