@@ -199,7 +199,7 @@ def test_a_recipe_beside_its_figure(run, verified, publish: Publish, tmp_path: P
         (["--recipe", "coop"], "--recipe coop is trained for each seed: give a folder for the runs with --out"),
         (["--out", "runs"], "--out and --set are for the runs of a recipe: add --recipe"),
         (["--set", "train.lr=1"], "--out and --set are for the runs of a recipe: add --recipe"),
-        (["--recipe", "cop", "--out", "runs"], "no shipped recipe of that name"),
+        (["--recipe", "cop", "--out", "runs"], "no recipe of that name"),
         (["--recipe", "coop", "--seeds", "x", "--out", "runs"], "--seeds is 'x'"),
         (["--root", "nowhere"], "'eurosat': there is no folder"),
     ],

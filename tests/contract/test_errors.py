@@ -13,7 +13,7 @@ from selection import by_turns
 from torch import Tensor, nn
 
 from adapt import AdaptedModel, Backbone
-from adapt.methods.base import Method
+from adapt.methods.base.traits import EncodesImages, has_trait, skipped_blocks
 
 OPTIONS: tuple[dict[str, Any], ...] = ({}, {"checkpointing": True}, {"fast": False, "checkpointing": True})
 
@@ -23,9 +23,9 @@ def inside(model: AdaptedModel, backbone: Backbone) -> Iterator[tuple[str, nn.Mo
     for name, tower in backbone.towers.items():
         if name == "text" and model.text_path == "none":
             continue
-        if name == "vision" and type(model.method).image_features is not Method.image_features:
+        if name == "vision" and has_trait(model.method, EncodesImages):
             continue  # another model sees the images
-        called = [i for i in range(len(tower.blocks)) if f"{name}.{i}" not in model.method.skipped]
+        called = [i for i in range(len(tower.blocks)) if f"{name}.{i}" not in skipped_blocks(model.method)]
         for index in sorted({called[0], called[-1]}):
             path = model.text_path if name == "text" else model.vision_path
             yield f"{name}.{index}", tower.blocks[index].scale1 if path == "fast" else tower.blocks[index].act
@@ -68,5 +68,5 @@ def test_an_error_inside_a_block_that_is_computed_again(
         assert_untouched(backbone.model, before)
     assert relative(gradient(model, images, labels), expected) < 1e-6
     edited = model.method.touches & backbone.towers.keys()
-    assert {name.partition(".")[0] for name in failed} >= edited - ({"text"} if model.method.skipped else set())
+    assert {name.partition(".")[0] for name in failed} >= edited - ({"text"} if skipped_blocks(model.method) else set())
     assert failed

@@ -17,7 +17,7 @@ from torch import Tensor
 import adapt
 from adapt import AdaptedModel, AdaptError, Backbone
 from adapt.formats.export import forms, tracing
-from adapt.methods.base import Method
+from adapt.methods.base.traits import EncodesImages, has_trait
 
 REFUSED = {
     "cocoop": "this cocoop cannot be exported: its class features depend on the image",
@@ -36,7 +36,7 @@ def check_forms(model: AdaptedModel, images: Tensor, folder: Path) -> None:
         tensor is state[name] or torch.equal(tensor, state[name]) for name, tensor in model.method.state_dict().items()
     )
     read = [name for name in program.state_dict if name.startswith("backbone.")]
-    assert read or type(model.method).image_features is not Method.image_features  # whose tower is its own
+    assert read or has_trait(model.method, EncodesImages)  # whose tower is its own
     assert [name for name in read if "text" in name or "token_embedding" in name] == []
     forms.write_torch(program, folder)
     forms.write_onnx(program, folder)

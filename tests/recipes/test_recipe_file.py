@@ -158,7 +158,7 @@ def test_recipes_by_name(
     [
         ("compose", "compose has several recipes: choose compose/das_lora or compose/vlora_lora"),
         ("dpl/eurosat", "dpl has no recipe 'eurosat': it has dpl/few_shot; data sets are chosen by --data"),
-        ("mapel", "no recipe file 'mapel' and no shipped recipe of that name; did you mean 'maple'"),
+        ("mapel", "no recipe file 'mapel' and no recipe of that name; did you mean 'maple'"),
         ("none.yaml", "no recipe file 'none.yaml'"),
     ],
 )
