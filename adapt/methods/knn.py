@@ -67,6 +67,6 @@ class KNN(PlainClassifier, ChecksAdapter):
         """Return the logarithms of the classes' shares of the votes `(b, n_classes)`."""
         count = min(self.config.neighbours or 1, len(self.features))
         near = (features.to(self.features.dtype) @ self.features.T).topk(count)
-        votes = self.features.new_full((len(features), self._classes), BESIDE)
+        votes = self.features.new_full((features.shape[0], self._classes), BESIDE)
         votes = votes.scatter_add(1, self.labels[near.indices], 1 + TIE * near.values)
         return (votes / votes.sum(-1, keepdim=True)).log()

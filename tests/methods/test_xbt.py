@@ -100,7 +100,7 @@ def test_an_old_index_is_searched_without_the_old_backbone(
     with pytest.raises(AdaptError, match="made without an adapter"):
         index_texts(adapt.wrap(model.backbone, methods.ZeroShot(), ("object",)), TEXTS).check(loaded)
     index_texts(loaded, TEXTS).check(loaded)  # one of its own
-    with pytest.raises(AdaptError, match="made under an adapter"):
+    with pytest.raises(AdaptError, match="made with an adapter"):
         index_texts(loaded, TEXTS).check(adapt.wrap(model.backbone, methods.ZeroShot(), ("object",)))
 
 

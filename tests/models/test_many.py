@@ -118,7 +118,7 @@ def test_a_model_half_in_training_mode_is_asked_too(open_clip: Backbone, photos:
 
 
 def test_no_model_is_refused(photos: list[Path]) -> None:
-    with pytest.raises(AdaptError, match="no model to ask"):
+    with pytest.raises(AdaptError, match="predict_many got no model"):
         adapt.predict_many([], photos)
 
 

@@ -37,7 +37,7 @@ def model(open_clip: Backbone) -> AdaptedModel:
         ([], "expected a list of at least one name"),
         ("dog", "expected a list of at least one name"),
         (["dog", " "], "class name ' ' is empty"),
-        (["dog", 1], "class name 1 is no text"),
+        (["dog", 1], "class name 1 is not a text"),
         (["dog", "cat", "dog"], "class name 'dog' appears"),
     ],
 )
@@ -221,7 +221,7 @@ def test_names_that_read_the_same(method: str, pair: tuple[str, str], open_clip:
 
 
 def test_names_that_a_tokenizer_of_its_own_reads_the_same(hf_siglip: Backbone) -> None:
-    with pytest.raises(AdaptError, match=r"'md-80' and 'md80' read the same"):
+    with pytest.raises(AdaptError, match=r"'md-80' and 'md80' have the same tokens"):
         adapt.wrap(hf_siglip, ZeroShot(), ["md-80", "md80"])
     assert adapt.wrap(hf_siglip, ZeroShot(), ["md 80", "md80"]).class_names == ("md 80", "md80")
 

@@ -52,11 +52,11 @@ def pictures(images: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("questions", "answers", "message"),
     [
-        (QUESTIONS[:2], None, "2 questions about 3 images: give a list of one question for each image"),
-        ("what is it ?", None, "one string about 3 images: give a list of one question for each image"),
-        (QUESTIONS, ANSWERS[:2], "2 answers about 3 images: give a list of one answer for each image"),
+        (QUESTIONS[:2], None, "2 questions about 3 images: give a list with one question for each image"),
+        ("what is it ?", None, "one string about 3 images: give a list with one question for each image"),
+        (QUESTIONS, ANSWERS[:2], "2 answers about 3 images: give a list with one answer for each image"),
         (QUESTIONS, [*ANSWERS, "red"], "4 answers about 3 images"),
-        (QUESTIONS, "cat", "one string about 3 images: give a list of one answer for each image"),
+        (QUESTIONS, "cat", "one string about 3 images: give a list with one answer for each image"),
         (["what", "a <image> or <image> ?", "how"], None, "'a <image> or <image> .' has 2 places for an image"),
         (QUESTIONS, ["a cat", " ", "two"], r"the answer to 'how many dog \?' is empty; expected words"),
         (["what", "how", "a " * 60], None, "a question takes 65 tokens, 0 of them for its image, and .* at most 64"),
