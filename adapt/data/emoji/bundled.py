@@ -48,25 +48,28 @@ _AT_STYLES: dict[str, Callable[[str], Split]] = {
 
 
 def is_bundled(spec: str) -> bool:
-    """Return whether `spec` names a bundled set, with a style that exists or not."""
+    """Return whether `spec` names a bundled data set; a style after `@` need not exist."""
     return spec in (_CONCEPTS, _TEXTS, _RECORDS) or spec.partition("@")[0] in (_GROUPS, *_AT_STYLES)
 
 
 def names() -> list[str]:
-    """Return all the names that `read_bundled` takes."""
+    """Return all names of bundled data sets, including those with a style (`emoji@STYLE`)."""
     at_style = [f"{name}@{style}" for name in (_GROUPS, *_AT_STYLES) for style in index()["styles"]]
     return [_GROUPS, _CONCEPTS, _TEXTS, _RECORDS, *_AT_STYLES, *at_style]
 
 
 def concept_names() -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the concepts that the bundled backbone was trained on, and the held-out ones, each sorted."""
+    """Return the names of the concepts that the bundled backbone was trained on, and of the held-out ones.
+
+    Each of the two tuples is sorted.
+    """
     held_out = {entry["concept"]: bool(entry["held_out"]) for entry in index()["items"]}
     base, new = (tuple(sorted(name for name, held in held_out.items() if held is flag)) for flag in (False, True))
     return base, new
 
 
 def read_bundled(spec: str) -> Split:
-    """Return the bundled set `spec`; the domain of each item is its style, its group the concept, if it has one.
+    """Return the bundled data set called `spec`; an item's domain is its drawing style, its group the concept, if any.
 
     Raises AdaptError for an unknown style.
     """
@@ -96,7 +99,7 @@ def _groups(spec: str, wanted: Callable[[DrawnItem], bool]) -> Split:
 
 
 def _texts(images: tuple[Item, ...]) -> tuple[Item, ...]:
-    """Return the names of the drawn concepts, each in all templates."""
+    """Return text items for the concepts in `images`: the name of each concept in every prompt template."""
     named = dict.fromkeys((item.label, item.group) for item in images)
     return tuple(
         Item((), label, group=concept, text=template.replace("{}", concept))
