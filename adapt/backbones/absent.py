@@ -14,7 +14,7 @@ from adapt.errors import AdaptError
 
 
 class Absent(nn.Module):
-    """A stand-in for the block `name`, which was cut out. Raises AdaptError if it is called and no edit bypasses it."""
+    """A placeholder for a block that was cut out; calling it raises AdaptError, unless an edit bypasses the block."""
 
     precision: Tensor
 

@@ -1,4 +1,4 @@
-"""Loading a backbone from a name or a folder."""
+"""Loading a backbone (a frozen CLIP or similar model) from a name or a folder."""
 
 from __future__ import annotations
 

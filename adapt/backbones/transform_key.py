@@ -18,7 +18,7 @@ _LIBRARIES = ("torch", "torchvision", "pillow", "open_clip_torch")
 
 
 class _Unknown(Exception):
-    """A transform contains code that cannot be identified, such as a function of the user's own."""
+    """The error for a transform with code that cannot be identified, such as a user's own function."""
 
 
 def transform_key(transform: object) -> str | None:

@@ -48,9 +48,9 @@ class Split:
     def few_shot(self, shots: int, seed: int, sampling: Sampling = "coop") -> Split:
         """Return `shots` training and min(shots, 4) validation images of each class, with all test images.
 
-        An image of several classes counts only for one of them, so some classes get more images, or fewer. The images
-        and their order are the same as in the published code: CoOp's, or with `sampling="clip-lora"` CLIP-LoRA's (see
-        `adapt.data.few_shot`). The global random state is not touched.
+        An image of several classes counts only for one of them, usually the rarest, so some classes get more images, or
+        fewer. The images and their order are the same as in the published code: CoOp's, or with `sampling="clip-lora"`
+        CLIP-LoRA's (see `adapt.data.few_shot`). The global random state is not touched.
 
         Raises AdaptError if there is nothing to sample.
         """

@@ -1,1 +1,1 @@
-"""Runs a frozen model with edits (learned tokens, replaced modules, low-rank updates); no other code applies edits."""
+"""Frozen models run under edits (learned tokens, replaced modules, low-rank updates); no other code applies edits."""

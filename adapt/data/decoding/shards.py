@@ -100,7 +100,7 @@ def sizes(directory: Path) -> Iterator[tuple[Path, int]]:
 
 
 class _DamagedError(Exception):
-    """A shard whose content does not match its name."""
+    """The error for a shard whose content does not match its name, which is a checksum."""
 
 
 def _read_shard(path: Path, wanted: Set[bytes]) -> dict[bytes, Tensor]:

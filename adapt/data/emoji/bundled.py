@@ -1,19 +1,20 @@
-"""The bundled sets: emoji in several drawing styles, one zip beside this file, decoded as needed.
+"""The names of the bundled data sets of emoji, and their readers; drawings are in one zip beside this file.
+
+Names marked with (@) also exist in a single drawing style, as `NAME@STYLE`.
 
 `emoji`           classes are groups of concepts ("animal mammal"), drawn in the styles that the bundled backbone knows
-`emoji@STYLE`     the same classes and concepts, all three parts in one style; `emoji@fluent-3d` is the unseen one
-`emoji-concepts`  classes are the concepts ("dog face"); the seen styles are a class's shots, the unseen style its test
-                  set. The concepts that the backbone knows come first; the held-out ones, never seen in any style, come
-                  after them: `concept_names()` gives both lists, for a base/new cut by name.
-`emoji-texts`     the classes of `emoji`, and no image to learn from: the names of the training concepts in a few
-                  templates stand in their place; validation and test images are those of `emoji`
-`emoji-counts`    scenes of one to four copies of a drawing, and how many they are, also `emoji-counts@STYLE`
-`emoji-defects`   drawings, half of those to be tested with a scratch or a stain, and where it is; also
-                  `emoji-defects@STYLE`
-`emoji-labels`    scenes of one to four different things, and all their names, also `emoji-labels@STYLE`
-`emoji-captions`  pairs: scenes of emoji with a sentence each, also `emoji-captions@STYLE`
-`emoji-records`   pairs: drawings, each with its concept's name misread, to be linked by concept
-`emoji-questions` questions about scenes of emoji, also `emoji-questions@STYLE`: see `adapt.data.emoji.questions`
+`emoji@STYLE`     the same classes and concepts, with train, val and test in one style; `fluent-3d` is the unseen style
+`emoji-concepts`  classes are the concepts ("dog face"). Training images are in the seen styles, test images in the
+                  unseen style. The concepts that the backbone knows come first, then the held-out concepts, which it
+                  has seen in no style; `concept_names()` gives both lists, for a base/new split by name
+`emoji-texts`     the classes of `emoji`, with texts in place of training images: the names of the training concepts in
+                  a few prompt templates. Validation and test images are those of `emoji`
+`emoji-counts`    (@) scenes of one to four copies of a drawing, labelled with their number
+`emoji-defects`   (@) drawings with masks; half of the validation and test images have a scratch or a stain
+`emoji-labels`    (@) scenes of one to four different things, labelled with all their names
+`emoji-captions`  (@) pairs of a scene and a caption
+`emoji-records`   pairs of a drawing and its concept's name with misread letters, to be linked by concept
+`emoji-questions` (@) questions about scenes, see `adapt.data.emoji.questions`
 """
 
 from __future__ import annotations

@@ -151,7 +151,7 @@ def _turns(members: Sequence[T], stream: Random) -> Iterator[T]:
 
 @lru_cache(maxsize=512)
 def _cut_out(path: str) -> tuple[Image.Image, Image.Image]:
-    """Return a drawing, and a mask in mode L that is white on the paper around it and on its outermost pixels."""
+    """Return a drawing, and a mask in mode L of its background: the white paper around it, and its outermost pixels."""
     with open_file(path) as file:
         drawing = decoded(file, path)
     framed = ImageOps.expand(drawing, 1, _WHITE)

@@ -38,7 +38,7 @@ class Published:
 
     @property
     def advice(self) -> str:
-        """A sentence on what to fetch, and where its official source is described."""
+        """A sentence on which files to fetch for this data set, and where its official source is described."""
         return f"Fetch {self.fetch}, as {self.source} says"
 
 
