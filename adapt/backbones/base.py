@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def outside_inference_mode() -> Iterator[None]:
-    """Leave `torch.inference_mode()` inside, so that tensors made there can take part in training."""
+    """Leave `torch.inference_mode()` in the `with` block, so that tensors made in it can be trained."""
     if not torch.is_inference_mode_enabled():
         yield  # leaving a mode that is not on would switch gradients on
         return
@@ -146,7 +146,7 @@ class Backbone:
 
     @contextmanager
     def unchanging(self) -> Iterator[None]:
-        """Hash the model's weights once and reuse the hash inside; the caller promises not to change them."""
+        """Hash the model's weights only once in the `with` block; the caller promises not to change them in it."""
         self._known_content.append(fingerprint.content(self.model))
         try:
             yield

@@ -40,7 +40,7 @@ class StandIn(nn.Linear):
 
     @contextmanager
     def giving(self, output: Tensor) -> Iterator[None]:
-        """Make this linear return `output`, computed earlier, instead of computing it; only inside, in this thread."""
+        """Make this linear return `output`, computed earlier, in the `with` block; other threads still compute it."""
         token = _GIVEN.set({**_GIVEN.get(), id(self): output})
         try:
             yield

@@ -21,7 +21,7 @@ _collected: ContextVar[list[str] | None] = ContextVar("_collected", default=None
 
 @contextmanager
 def collecting() -> Iterator[list[str]]:
-    """Collect the problems of inconsistent data in a list, instead of raising AdaptError, inside the context."""
+    """Collect the problems of inconsistent data in a list in the `with` block, instead of raising AdaptError."""
     problems: list[str] = []
     before = _collected.set(problems)
     try:

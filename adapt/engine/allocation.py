@@ -53,7 +53,7 @@ def _new_size(func: OpOverload, args: Sequence[object], kwargs: Mapping[str, obj
 def at_most(numbers: int) -> TorchDispatchMode:
     """Return a context that limits new tensors to a few times `numbers`, the number of elements in a file.
 
-    Raises AdaptError inside, before more memory is allocated.
+    Raises AdaptError in the `with` block, before more memory is allocated.
     """
     return _Bounded(
         _TIMES * numbers + _BESIDE,
@@ -65,7 +65,8 @@ def at_most(numbers: int) -> TorchDispatchMode:
 def within_memory(device: torch.device, what: str) -> TorchDispatchMode:
     """Return a context that limits new tensors to the free memory of `device`.
 
-    Raises AdaptError inside, before more memory is allocated; `what` names the object being built in the message.
+    Raises AdaptError in the `with` block, before more memory is allocated; the message calls the object being built
+    `what`.
     """
     free = free_bytes(device)
     return _Bounded(

@@ -247,7 +247,7 @@ def _weighted(
     *args: object,
     **inputs: Tensor,
 ) -> BlockOutput:
-    """Compute self-attention with an edit's weights, in place of the library's; any mask it passes is ignored."""
+    """Compute self-attention with an edit's weights; the library's mask is ignored, as `weights` applies the mask."""
     x = next(inputs[name] for name in ("hidden_states", "query", "x") if name in inputs) if x is None else x
     x = x if block.batch_first else x.transpose(0, 1)
     out = weighted_attention(linears, x, heads, weights)

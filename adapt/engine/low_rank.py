@@ -55,7 +55,7 @@ def _merged(linear: nn.Linear, block: Block, updates: dict[str, LowRank]) -> Cal
 
 
 def _plus(weight: Tensor, update: LowRank) -> Tensor:
-    """Return `weight` with the low-rank update of a single image added, `weight + scale * up @ down.T`, computed in fp32."""
+    """Return `weight` plus the low-rank update of a single image, `scale * up @ down.T`, computed in fp32."""
     up, down = update.up[0].float(), update.down[0].float()
     return torch.addmm(weight.float(), up, down.T, alpha=update.scale).to(weight.dtype)
 

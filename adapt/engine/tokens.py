@@ -20,7 +20,7 @@ Change = Callable[[Tensor], Tensor]  # (b, l, d) -> (b, l', d)
 
 @contextmanager
 def entered(tower: Tower, planned: Plan, prompts: Sequence[Prompt]) -> Iterator[None]:
-    """Run the library's forward of `tower` inside with the learned tokens in `planned`."""
+    """Insert the learned tokens in `planned` whenever the library's forward of `tower` runs in the `with` block."""
     with ExitStack() as stack:
         for edit in (planned.entering, *planned.overwriting.values()):
             if edit is not None:

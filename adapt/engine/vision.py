@@ -62,7 +62,7 @@ def _found_against(backbone: DualEncoder, modules: Structure) -> str | None:
 
 @torch.no_grad()
 def _agrees(backbone: DualEncoder, tower: Tower) -> bool:
-    """Return whether fast and plain path give the same features for two images of noise."""
+    """Return whether the fast path and the library's own forward give the same features for two images of noise."""
     size = getattr(getattr(backbone.model, "visual", None), "image_size", backbone.preprocess.size)
     height, width = size if isinstance(size, list | tuple) else (size, size)
     noise = torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(0))
@@ -78,7 +78,7 @@ def _agrees(backbone: DualEncoder, tower: Tower) -> bool:
 
 
 def encode(backbone: DualEncoder, images: Tensor, edits: Sequence[Edit], checkpointing: bool = False) -> Tensor:
-    """Return features `(b, e)`, before normalisation, of images `(b, 3, h, w)`, with `edits` applied to the vision tower."""
+    """Return features `(b, e)`, before normalisation, of images `(b, 3, h, w)`, with edits of the vision tower applied."""
     tower = backbone.tower("vision")
     planned = plan(tower, edits)
     with frozen(backbone.model):

@@ -109,7 +109,7 @@ class FeatureCache:
 
     @contextmanager
     def _tolerant(self) -> Iterator[None]:
-        """Log a warning, once for each cache directory, instead of raising AdaptError if the disk fails inside."""
+        """Log a warning, once for each cache directory, if the disk fails in the `with` block; do not raise."""
         try:
             yield
         except AdaptError as error:

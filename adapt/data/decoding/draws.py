@@ -41,9 +41,9 @@ if hasattr(os, "register_at_fork"):
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed torch's CPU generator and Python's `random` inside, then restore their states.
+    """Seed torch's CPU generator and Python's `random` for the `with` block, then restore their states.
 
-    Only one thread runs inside at a time.
+    Only one thread at a time can be in the block.
     """
     with _turn, torch.random.fork_rng(devices=[]):
         state = random.getstate()

@@ -92,7 +92,7 @@ def read_bytes(path: str | os.PathLike[str], more: Mapping[str, MemberReader] | 
 
 @contextmanager
 def _named(path: str) -> Iterator[None]:
-    """Turn errors of the file system and of archives inside into an AdaptError that names the image file."""
+    """Turn errors of the file system and of archives in the `with` block into an AdaptError that names the file."""
     try:
         yield
     except FileNotFoundError:

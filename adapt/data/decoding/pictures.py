@@ -76,7 +76,7 @@ def decoded(file: BinaryIO, name: str, turned: bool = False) -> Image.Image:
 
 @contextmanager
 def opened(file: BinaryIO, name: str) -> Iterator[Image.Image]:
-    """Open the image in `file` without decoding it, and turn Pillow's errors inside into an AdaptError with `name`."""
+    """Open the image in `file` without decoding it; Pillow's errors in the `with` block become an AdaptError."""
     with naming(repr(name)):
         picture = _opened(file)
         check_size(picture)
@@ -139,7 +139,7 @@ def check_size(picture: Image.Image) -> None:
 
 @contextmanager
 def naming(name: str) -> Iterator[None]:
-    """Turn Pillow's errors inside into an AdaptError that names the image."""
+    """Turn Pillow's errors in the `with` block into an AdaptError that names the image."""
     try:
         yield
     except _BROKEN as error:

@@ -39,7 +39,7 @@ def read_text(path: str | os.PathLike[str]) -> str:
 
 @contextmanager
 def readable(where: str) -> Iterator[None]:
-    """Turn errors of reading and parsing a list inside into an AdaptError that calls the file `where`."""
+    """Turn errors of reading and parsing a list in the `with` block into an AdaptError that calls the file `where`."""
     try:
         yield
     except (*UNREADABLE, RecursionError, csv.Error) as error:  # RecursionError: JSON with thousands of brackets
