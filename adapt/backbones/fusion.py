@@ -46,7 +46,7 @@ class FusionEncoder(Backbone):
         self.classifier, self.answers = classifier, answers  # the model's own, if it was trained to answer
 
     def tokenize(self, questions: Sequence[str]) -> dict[str, Tensor]:
-        """Return `input_ids` and `attention_mask` `(b, l)` of questions. Raises AdaptError if one is too long."""
+        """Return `input_ids` and `attention_mask` `(b, l)` of questions. Raises AdaptError if any is too long."""
         tokens = self.tokenizer(list(questions), padding=True, return_tensors="pt")
         if tokens["input_ids"].shape[1] > self._longest:
             longest = questions[int(tokens["attention_mask"].sum(-1).argmax())]
@@ -62,7 +62,7 @@ class FusionEncoder(Backbone):
         return set(answers) <= set(self.answers)
 
     def new_classifier(self, answers: Sequence[str]) -> nn.Sequential:
-        """Return a trainable classifier `(b, d) -> (b, answers)` with the layers of ViLT's.
+        """Return a trainable classifier `(b, d) -> (b, answers)` with the layers of ViLT's classifier.
 
         It is copied from the model's own classifier if that has all the answers; otherwise it starts from random
         weights.
@@ -161,7 +161,7 @@ def _vilt_block(layer: nn.Module) -> Block:
 
 
 def _cross_block(layer: nn.Module) -> Block:
-    """Return a BridgeTower layer as a post-norm block: each site's output is the residual stream after it."""
+    """Return a BridgeTower layer as a post-norm block: each branch's output is the residual stream after it."""
     part = layer.get_submodule
     attention, cross = part("attention"), part("crossattention")
     norm1, norm2, act = map(

@@ -59,7 +59,7 @@ class ViewedWeight(StandIn):
     """A stand-in with the real weight, for tools that read it: a view, or a copy if the weight is quantised."""
 
     def place(self) -> None:
-        """Set the weight to a view of the backbone's weight, again if that was moved or replaced."""
+        """Set the weight to a view of the backbone's weight; again, if the backbone's was moved or replaced."""
         weight, bias = self.projection.weight, self.projection.bias
         if self.weight is None or self.weight.data_ptr() != weight.data_ptr():
             self.weight = nn.Parameter(weight, requires_grad=False)

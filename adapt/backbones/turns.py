@@ -91,7 +91,7 @@ def alone(model: nn.Module) -> AbstractContextManager[None]:
 
 
 def copied_alone(owner: T, model: nn.Module, memo: dict[int, object]) -> T:
-    """Return a deep copy of `owner`, made while no other thread uses or edits its `model`."""
+    """Return a deep copy of `owner`, made while no other thread runs or edits its `model`."""
     copied = memo[id(owner)] = object.__new__(type(owner))
     with alone(model):
         vars(copied).update(copy.deepcopy(vars(owner), memo))

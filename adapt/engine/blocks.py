@@ -89,7 +89,7 @@ def _read(block: Block, replaced: Mapping[str, nn.Module], normed: Tensor, rows:
 
 
 def _stand_in(module: nn.Module, projection: Projection) -> StandIn | None:
-    """Return the `StandIn` linear inside `module`, an edit, that computes the frozen projection; None if there is none."""
+    """Return the `StandIn` linear for the frozen projection inside `module`, an edit; None if there is none."""
     own = projection.module, projection.rows
     stand_ins = (part for part in module.modules() if type(part) is StandIn)
     return next((part for part in stand_ins if (part.projection.module, part.projection.rows) == own), None)

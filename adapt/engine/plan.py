@@ -53,9 +53,9 @@ class Plan:
 def plan(tower: Tower | None, edits: Sequence[Edit]) -> Plan:
     """Return the edits of `tower`, sorted by where they act; `tower` may be None (unknown blocks) only without edits.
 
-    Raises AdaptError, naming it, for a block, projection or site that the tower does not have, and for an edit that
-    this kind of tower does not support. Also raises it for two edits that claim one place, and for tokens that
-    overwrite others where none have entered.
+    Raises AdaptError, naming it, for a block, projection or site (a branch of a block: attn, mlp) that the tower does
+    not have, and for an edit that this kind of tower does not support. Also raises AdaptError for two edits that claim
+    one place, and for tokens that overwrite others where none have entered.
     """
     sorted_out = Plan()
     for edit in edits:
@@ -89,7 +89,7 @@ def plan(tower: Tower | None, edits: Sequence[Edit]) -> Plan:
 
 
 def _place(tower: Tower, edit: Edit) -> str:
-    """Return in words where `edit` acts. Raises AdaptError if the tower has no such place or cannot take the edit."""
+    """Return in words which block or module `edit` acts on. Raises AdaptError if `tower` cannot take the edit."""
     kind, where = type(edit).__name__, f"the {tower.name} tower"
     if isinstance(edit, Tokens | Attention) and tower.name not in _TAKES_TOKENS:
         raise AdaptError(f"learned tokens cannot enter {where}; those that take some: {', '.join(_TAKES_TOKENS)}")

@@ -42,7 +42,7 @@ def reason_against(tower: Tower | None) -> str | None:
 
 @torch.no_grad()
 def agrees(backbone: DualEncoder, prompts: Sequence[Prompt]) -> bool:
-    """Return whether the fast path and the library's forward give equal features for the shortest and longest prompt."""
+    """Return whether the fast path and the library's forward give equal features for shortest and longest prompt."""
     pair = sorted(prompts, key=lambda prompt: len(prompt.ids))
     pair = [pair[0], pair[-1]] if len(pair) > 1 else pair
     budget, absent = free_bytes(backbone.device), bypassing_absent(backbone.tower("text"))

@@ -78,7 +78,7 @@ def _agrees(backbone: DualEncoder, tower: Tower) -> bool:
 
 
 def encode(backbone: DualEncoder, images: Tensor, edits: Sequence[Edit], checkpointing: bool = False) -> Tensor:
-    """Return features `(b, e)`, before normalisation, of images `(b, 3, h, w)`, with edits of the vision tower applied."""
+    """Return features `(b, e)`, before normalisation, of images `(b, 3, h, w)` by a vision tower with `edits`."""
     tower = backbone.tower("vision")
     planned = plan(tower, edits)
     with frozen(backbone.model):

@@ -15,7 +15,7 @@ Seen = dict[str, tuple[Tensor, Tensor]]
 
 @contextmanager
 def watched(model: nn.Module, towers: Mapping[str, Tower], names: Collection[str]) -> Iterator[Seen]:
-    """Yield a dict that records each named block's (such as vision.3) last input and output `(b, l, d)`.
+    """Yield a dict that gets the last input and output `(b, l, d)` of each block in `names`, such as vision.3.
 
     No other thread's call runs on `model`, which the towers belong to, meanwhile.
     """
